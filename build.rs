@@ -1,0 +1,42 @@
+//! Compiles the Cap'n Proto schemas and records what the binaries were built from.
+
+use std::{env, io, path::Path, process::Command};
+
+const SCHEMAS: [&str; 9] =
+    ["proxy", "common", "init", "mining", "rpc", "chain", "node", "tracing", "handler"];
+
+fn main() {
+    if let Err(error) = Command::new("capnp").arg("--version").output() {
+        if error.kind() == io::ErrorKind::NotFound {
+            println!("cargo::error=the Cap'n Proto compiler `capnp` is missing: install it (Debian: apt-get install capnproto; Nix: capnproto)");
+        } else {
+            println!("cargo::error=the Cap'n Proto compiler `capnp` does not run: {error}");
+        }
+        return;
+    }
+    let mut compiler = capnpc::CompilerCommand::new();
+    compiler.src_prefix("schema").default_parent_module(vec!["schema".into()]);
+    for schema in SCHEMAS {
+        compiler.file(format!("schema/{schema}.capnp"));
+    }
+    if let Err(error) = compiler.run() {
+        println!("cargo::error=cannot compile schema/: {error}");
+    }
+
+    let revision = output("git", &["rev-parse", "--short=12", "HEAD"]);
+    let rustc = output(&env::var("RUSTC").unwrap_or("rustc".into()), &["--version"]);
+    println!("cargo::rustc-env=BUILD_REVISION={}", revision.as_deref().unwrap_or("unknown"));
+    println!("cargo::rustc-env=BUILD_RUSTC={}", rustc.as_deref().unwrap_or("unknown"));
+    println!("cargo::rerun-if-changed=schema");
+    for file in [".git/HEAD", ".git/refs/heads"] {
+        if Path::new(file).exists() {
+            println!("cargo::rerun-if-changed={file}");
+        }
+    }
+}
+
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_string())
+}

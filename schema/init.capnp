@@ -1,0 +1,21 @@
+# What a node's bootstrap capability offers.
+#
+# Ordinal 2 is makeMining on Core 30 and a stub that fails on later nodes. Ordinal 4 is makeRpc on Core 32 and
+# makeChain on the pr/ipc branches: its result is left untyped here and told apart by asking it.
+@0xf2c5cfa319406aa6;
+
+using Proxy = import "proxy.capnp";
+using Mining = import "mining.capnp".Mining;
+using Node = import "node.capnp".Node;
+using Tracing = import "tracing.capnp".Tracing;
+
+interface Init {
+    construct @0 (threadMap :Proxy.ThreadMap) -> (threadMap :Proxy.ThreadMap);
+    unusedMakeEcho @1 ();
+    makeMiningCore30 @2 (context :Proxy.Context) -> (result :Mining);
+    makeMining @3 (context :Proxy.Context) -> (result :Mining);
+    makeRpcOrChain @4 (context :Proxy.Context) -> (result :AnyPointer);
+    makeNode @5 (context :Proxy.Context) -> (result :Node);
+    unusedMakeWalletLoader @6 ();
+    makeTracing @7 (context :Proxy.Context) -> (result :Tracing);
+}

@@ -1,0 +1,242 @@
+//! Prometheus exporter for a Bitcoin node over its IPC socket: arguments, wiring, exit code.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
+use bitcoind_exporter::http::{self, Address, Listener, Pages};
+use bitcoind_exporter::ipc::source::{CHAINS, Source, default_socket};
+use bitcoind_exporter::logging::{self, Log};
+use bitcoind_exporter::metrics::{Format, Metrics};
+use bitcoind_exporter::systemd;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
+
+/// Prometheus metrics of a running Bitcoin node, over its IPC socket, without hurting it.
+///
+/// The node must be a bitcoin-node (Bitcoin Core 30 or later) started with -ipcbind=unix. What can be seen depends on
+/// the interfaces that it offers; --check tells. Without a socket path, an inherited connection or --datadir, the
+/// socket of a mainnet node in ~/.bitcoin is used.
+#[derive(Parser, Debug)]
+#[command(version = VERSION, after_help = "Every option with a value can also be set by the environment variable named \
+behind it.\n\nExample: bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9332 /var/lib/bitcoind/node.sock\nThen:    curl \
+http://127.0.0.1:9332/metrics")]
+struct Arguments {
+    /// The node's IPC socket
+    #[arg(env = "BITCOIND_IPC_EXPORTER_SOCKET_PATH")]
+    socket_path: Option<PathBuf>,
+
+    /// Where to serve metrics: HOST:PORT, [IPv6]:PORT or unix:/path. A socket that systemd passes comes first
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9332", env = "BITCOIND_IPC_EXPORTER_METRICS_ADDR")]
+    metrics_addr: Address,
+
+    /// An inherited file descriptor that is connected to the node (also -ipcfd N, as Bitcoin Core spells it)
+    #[arg(long, value_name = "N", env = "BITCOIN_IPC_FD")]
+    ipc_fd: Option<RawFd>,
+
+    /// The node's data directory, when no socket path is given
+    #[arg(long, value_name = "DIR", env = "BITCOIND_IPC_EXPORTER_DATADIR")]
+    datadir: Option<PathBuf>,
+
+    /// The node's chain, when no socket path is given
+    #[arg(long, default_value = "main", env = "BITCOIND_IPC_EXPORTER_CHAIN", value_parser = CHAINS.map(|(name, _)| name))]
+    chain: String,
+
+    /// Time between polls; a new tip triggers one at once
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = positive, env = "BITCOIND_IPC_EXPORTER_POLL_INTERVAL")]
+    poll_interval: Duration,
+
+    /// Time that the node has to answer a call
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = positive, env = "BITCOIND_IPC_EXPORTER_CALL_TIMEOUT")]
+    call_timeout: Duration,
+
+    /// Trace the UTXO cache, where the node can. It makes the node connect blocks more slowly: auto does it out of
+    /// initial block download and gives it up for good when it exceeds its budget; on does without a budget
+    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
+    utxo_trace: UtxoTrace,
+
+    /// How long the node may wait for the UTXO cache trace in one block
+    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = positive, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
+    utxo_trace_budget: Duration,
+
+    /// End (exit 0) when the node shuts down, instead of waiting for the next one. Default when the connection was
+    /// inherited and no socket path is given
+    #[arg(long, env = "BITCOIND_IPC_EXPORTER_EXIT_WITH_NODE")]
+    exit_with_node: bool,
+
+    /// Connect, poll once, print the metrics, exit
+    #[arg(long, conflicts_with = "check")]
+    once: bool,
+
+    /// Connect, say which node this is, what it offers and which metrics follow, exit
+    #[arg(long)]
+    check: bool,
+
+    /// Log a line for each event and each poll; RUST_LOG overrides
+    #[arg(long, env = "BITCOIND_IPC_EXPORTER_DEBUG")]
+    debug: bool,
+
+    /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
+    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_LOG")]
+    log: Log,
+
+    /// Print METRICS.md, exit
+    #[arg(long, hide = true)]
+    print_metrics_reference: bool,
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than zero".into()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write it like 15s, 500ms or 1m")),
+    }
+}
+
+/// Bitcoin Core gives its children `-ipcfd N`, which clap would read as five short options.
+fn spelled_for_clap(argument: OsString) -> OsString {
+    match argument.to_str() {
+        Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => text.replacen("-ipcfd", "--ipc-fd", 1).into(),
+        _ => argument,
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse_from(std::env::args_os().map(spelled_for_clap));
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not have started, or may go where nobody looks.
+            eprintln!("bitcoind-ipc-exporter: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let metrics = Metrics::new();
+    if arguments.print_metrics_reference {
+        print!("{}", metrics.reference());
+        return Ok(());
+    }
+    // Before anything else opens descriptors.
+    let mut inherited = systemd::Inherited::take()?;
+    let mut source = source(&arguments, &mut inherited)?;
+    logging::start(arguments.log, arguments.debug)?;
+    let config = Config {
+        poll_interval: arguments.poll_interval,
+        call_timeout: arguments.call_timeout,
+        utxo_trace: arguments.utxo_trace,
+        utxo_trace_budget: arguments.utxo_trace_budget,
+        exit_with_node: arguments.exit_with_node,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    if arguments.once {
+        local.block_on(&runtime, collect::once(&mut source, &config, &metrics))?;
+        print!("{}", metrics.render(Format::Text));
+        return Ok(());
+    }
+    if arguments.check {
+        let interfaces = local.block_on(&runtime, collect::check(&mut source, &config, &metrics))?;
+        print!("{}", collect::describe(&interfaces, &metrics, source.describe()));
+        return Ok(());
+    }
+
+    let listener = match inherited.http() {
+        Some(fd) => Listener::inherited(fd)?,
+        None => Listener::bind(&arguments.metrics_addr)?,
+    };
+    let listener = Arc::new(listener);
+    let (state, status) = watch::channel(State::Away("connecting".into()));
+    let status = Arc::new(Status { metrics: metrics.clone(), state: status });
+    info!("serving metrics on {}/metrics", listener.describe());
+    serve(listener.clone(), status)?;
+    systemd::notify(sd_notify::NotifyState::Ready);
+
+    let (request, shutdown) = Shutdown::new();
+    let collector = Collector::new(config, metrics, state, shutdown);
+    local.block_on(&runtime, async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                _ = terminate.recv() => info!("SIGTERM: ending"),
+                _ = interrupt.recv() => info!("SIGINT: ending"),
+            }
+            systemd::notify(sd_notify::NotifyState::Stopping);
+            request.send_replace(true);
+        });
+        collector.run(source).await
+    })
+}
+
+/// The connection: an argument or the environment, then systemd's named descriptor, then a path.
+fn source(arguments: &Arguments, inherited: &mut systemd::Inherited) -> Result<Source> {
+    let fd = match arguments.ipc_fd {
+        Some(fd) => Some(systemd::take_over(fd).context("--ipc-fd or BITCOIN_IPC_FD")?),
+        None => inherited.ipc(),
+    };
+    let path = match (&arguments.socket_path, &arguments.datadir) {
+        (Some(path), _) => Some(path.clone()),
+        (None, Some(datadir)) => Some(default_socket(datadir, &arguments.chain)),
+        (None, None) if fd.is_some() => None,
+        (None, None) => match std::env::home_dir() {
+            Some(home) => Some(default_socket(&home.join(".bitcoin"), &arguments.chain)),
+            None => bail!("no socket path given and no home directory to look for one; name the node's IPC socket"),
+        },
+    };
+    Source::new(fd, path)
+}
+
+/// Serves on a thread of its own, with the process's life: it must not outlive either of them.
+fn serve(listener: Arc<Listener>, status: Arc<Status>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("http".into()).spawn(move || {
+        let Err(error) = runtime.block_on(http::serve(&listener, status));
+        eprintln!("bitcoind-ipc-exporter: serving metrics failed: {error:#}");
+        std::process::exit(1);
+    })?;
+    Ok(())
+}
+
+struct Status {
+    metrics: Arc<Metrics>,
+    state: watch::Receiver<State>,
+}
+
+impl Pages for Status {
+    fn metrics(&self, format: Format) -> String {
+        self.metrics.render(format)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match &*self.state.borrow() {
+            State::Polled { .. } => Ok(()),
+            State::Away(why) | State::Connected(why) => Err(why.clone()),
+        }
+    }
+
+    fn index(&self) -> String {
+        let (node, interfaces) = match &*self.state.borrow() {
+            State::Polled { interfaces, node } => {
+                (node.clone().unwrap_or("connected; it does not tell its name".into()), interfaces.join(", "))
+            }
+            State::Away(why) | State::Connected(why) => (why.clone(), "unknown".into()),
+        };
+        http::page(
+            "bitcoind-ipc-exporter",
+            &[("Version", VERSION), ("Node", &node), ("Interfaces", &interfaces)],
+        )
+    }
+}

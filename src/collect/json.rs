@@ -1,0 +1,52 @@
+//! Reading the node's JSON: a field that is missing, null, of another type or out of range is absent, never a panic.
+
+use serde_json::Value;
+
+/// A number as a gauge takes it.
+pub fn number(value: &Value, field: &str) -> Option<f64> {
+    value.get(field)?.as_f64().filter(|number| number.is_finite())
+}
+
+/// A count.
+pub fn count(value: &Value, field: &str) -> Option<u64> {
+    value.get(field)?.as_u64()
+}
+
+/// 0 or 1.
+pub fn flag(value: &Value, field: &str) -> Option<u8> {
+    value.get(field)?.as_bool().map(u8::from)
+}
+
+/// Satoshis, of an amount in BTC.
+pub fn satoshis(value: &Value, field: &str) -> Option<f64> {
+    number(value, field).map(|btc| (btc * 1e8).round())
+}
+
+/// sat/vB, of a feerate in BTC/kvB.
+pub fn sat_per_vbyte(value: &Value, field: &str) -> Option<f64> {
+    satoshis(value, field).map(|per_kvb| per_kvb / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn amounts_are_exact_to_the_satoshi() {
+        let value = json!({"total_fee": 0.29999999, "mempoolminfee": 0.00001234});
+        assert_eq!(satoshis(&value, "total_fee"), Some(29_999_999.0));
+        assert_eq!(sat_per_vbyte(&value, "mempoolminfee"), Some(1.234));
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_absent() {
+        let value = json!({"null": null, "text": "7", "list": [7], "negative": -7, "huge": 1e300, "bool": true});
+        for field in ["null", "text", "list", "missing", "bool"] {
+            assert_eq!((number(&value, field), count(&value, field)), (None, None), "{field}");
+        }
+        assert_eq!((count(&value, "negative"), count(&value, "huge")), (None, None));
+        assert_eq!(number(&json!("no object"), "size"), None);
+        assert_eq!((flag(&value, "bool"), flag(&value, "text")), (Some(1), None));
+    }
+}

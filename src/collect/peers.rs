@@ -1,0 +1,196 @@
+//! Each peer's statistics, counted over the present peers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::json::{flag, number};
+use crate::ipc::PeerStats;
+use crate::metrics::{MESSAGE_TYPES, Network};
+
+/// A peer's clock is off when it differs by more.
+const CLOCK_OFF_SECONDS: u64 = 10;
+/// A ping is overdue when it has been unanswered for longer.
+const PING_OVERDUE: Duration = Duration::from_secs(5);
+/// 1 sat/vB in BTC/kvB; peers that filter at less take cheaper transactions.
+const ONE_SAT_PER_VBYTE: f64 = 0.00001;
+
+/// What is remembered of the peers between polls: how much traffic of each was counted already.
+#[derive(Default)]
+pub struct Peers {
+    counted: HashMap<(i64, &'static str, &'static str), u64>,
+}
+
+impl Peers {
+    /// Shows the present peers.
+    pub fn show(&mut self, peers: &[PeerStats], network: &Network) {
+        let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
+        let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
+        let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
+        for peer in peers {
+            *by_kind.entry([peer.network, peer.connection_type, peer.transport]).or_default() += 1.0;
+            let version = match peer.version {
+                version @ 70001..=70099 => version.to_string(),
+                _ => "other".to_string(),
+            };
+            *by_version.entry(version).or_default() += 1.0;
+        }
+        network.peers_by.replace(by_kind);
+        network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
+        network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
+        network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
+        network.high_bandwidth.set(["to"], how_many(&|peer| peer.high_bandwidth_to));
+        network.high_bandwidth.set(["from"], how_many(&|peer| peer.high_bandwidth_from));
+        network.addr_relay.set(Some(how_many(&|peer| peer.addr_relay)));
+        network.clock_off.set(Some(how_many(&|peer| peer.time_offset.unsigned_abs() > CLOCK_OFF_SECONDS)));
+        network.ping_overdue.set(Some(how_many(&|peer| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE))));
+        network.with_blocks_in_flight.set(Some(how_many(&|peer| peer.blocks_in_flight > 0)));
+        network.blocks_in_flight.set(Some(peers.iter().map(|peer| peer.blocks_in_flight as f64).sum::<f64>()));
+        let tells_filter = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
+        network.low_fee_relay.set(tells_filter.then(|| {
+            how_many(&|peer| peer.min_fee_filter.is_some_and(|filter| filter < ONE_SAT_PER_VBYTE))
+        }));
+        self.count_traffic(peers, network);
+    }
+
+    /// Shows nothing: the node did not tell.
+    pub fn hide(network: &Network) {
+        network.peers_by.clear();
+        network.by_version.clear();
+        network.ping.clear();
+        network.min_ping.clear();
+        network.high_bandwidth.clear();
+        for gauge in [
+            &network.addr_relay,
+            &network.clock_off,
+            &network.ping_overdue,
+            &network.with_blocks_in_flight,
+            &network.blocks_in_flight,
+            &network.low_fee_relay,
+        ] {
+            gauge.set(None::<f64>);
+        }
+    }
+
+    /// Adds what each peer's totals have grown by since the last poll. A peer's number is never used again, and one
+    /// that is gone is forgotten: what it had moved stays counted.
+    fn count_traffic(&mut self, peers: &[PeerStats], network: &Network) {
+        let mut present = HashMap::new();
+        for peer in peers {
+            for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
+                for (kind, total) in totals {
+                    // An array's own strings, so that nothing a peer chose becomes a label.
+                    let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
+                    *present.entry((peer.id, direction, *kind)).or_insert(0) += total;
+                }
+            }
+        }
+        for (key @ (_, direction, kind), total) in &present {
+            let counted = self.counted.get(key).copied().unwrap_or(0);
+            network.message_bytes.inc_by([direction, kind], total.saturating_sub(counted));
+        }
+        self.counted = present;
+    }
+}
+
+/// The smallest value that so many percent of the present ones do not exceed; nothing without values.
+fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1], f64)> {
+    let mut values: Vec<_> = values.collect();
+    values.sort();
+    let at = |percent: usize| values.get((values.len() * percent).div_ceil(100).max(1) - 1);
+    [("50", 50), ("90", 90), ("100", 100)]
+        .into_iter()
+        .filter_map(|(label, percent)| Some(([label], at(percent)?.as_secs_f64())))
+        .collect()
+}
+
+/// The peers of a getpeerinfo answer; `None` if it is no such thing.
+pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
+    use crate::ipc::{CONNECTION_TYPES, NETWORKS, TRANSPORTS};
+    let known = |names: &[&'static str], name: &Value| {
+        names.iter().copied().find(|known| Some(*known) == name.as_str()).unwrap_or("other")
+    };
+    let seconds = |peer: &Value, field| number(peer, field).and_then(|value| Duration::try_from_secs_f64(value).ok());
+    let is = |peer: &Value, field| flag(peer, field) == Some(1);
+    let by_type = |totals: &Value| {
+        let totals = totals.as_object().into_iter().flatten();
+        totals.filter_map(|(kind, total)| Some((kind.clone(), total.as_u64()?))).collect()
+    };
+    let peers = peers.as_array()?.iter().map(|peer| PeerStats {
+        id: peer["id"].as_i64().unwrap_or(-1),
+        network: known(&NETWORKS, &peer["network"]),
+        connection_type: known(&CONNECTION_TYPES, &peer["connection_type"]),
+        transport: known(&TRANSPORTS, &peer["transport_protocol_type"]),
+        version: peer["version"].as_i64().unwrap_or(0),
+        ping: seconds(peer, "pingtime"),
+        min_ping: seconds(peer, "minping"),
+        ping_wait: seconds(peer, "pingwait"),
+        high_bandwidth_to: is(peer, "bip152_hb_to"),
+        high_bandwidth_from: is(peer, "bip152_hb_from"),
+        addr_relay: is(peer, "addr_relay_enabled"),
+        time_offset: peer["timeoffset"].as_i64().unwrap_or(0),
+        blocks_in_flight: peer["inflight"].as_array().map_or(0, Vec::len),
+        min_fee_filter: number(peer, "minfeefilter"),
+        sent: by_type(&peer["bytessent_per_msg"]),
+        received: by_type(&peer["bytesrecv_per_msg"]),
+    });
+    Some(peers.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Format, Metrics};
+    use serde_json::json;
+
+    #[test]
+    fn a_peer_that_leaves_takes_no_traffic_back_and_unknown_types_are_other() {
+        let metrics = Metrics::new();
+        let mut peers = Peers::default();
+        let peer = |id, tx, odd| PeerStats {
+            id,
+            received: vec![("tx".into(), tx), ("*other*".into(), odd), ("evil\"} 1".into(), odd)],
+            ..PeerStats::default()
+        };
+        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], &metrics.network);
+        peers.show(&[peer(2, 70, 3)], &metrics.network);
+        peers.show(&[peer(2, 60, 3)], &metrics.network); // nonsense of the node's: nothing is taken back
+        let text = metrics.render(Format::Text);
+        assert!(text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"), "{text}");
+        assert!(text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"other\"} 8\n"), "{text}");
+        assert!(!text.contains("evil"));
+    }
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let values = |n: u64| percentiles((1..=n).map(Duration::from_secs));
+        assert_eq!(values(0), []);
+        assert_eq!(values(1), [(["50"], 1.0), (["90"], 1.0), (["100"], 1.0)]);
+        assert_eq!(values(10), [(["50"], 5.0), (["90"], 9.0), (["100"], 10.0)]);
+    }
+
+    #[test]
+    fn getpeerinfo_is_read_with_fields_missing_or_of_other_types() {
+        let peers = from_json(&json!([
+            {"id": 3, "network": "onion", "connection_type": "manual", "transport_protocol_type": "v2", "version": 70016,
+             "pingtime": 0.25, "minping": 0.125, "bip152_hb_to": true, "inflight": [1, 2], "minfeefilter": 0.000001,
+             "timeoffset": -11, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
+            {"id": null, "network": 7, "pingtime": -1, "inflight": {}, "bytessent_per_msg": []},
+            17
+        ]))
+        .unwrap();
+        assert_eq!((peers[0].network, peers[0].connection_type, peers[0].transport), ("onion", "manual", "v2"));
+        assert_eq!((peers[0].ping, peers[0].blocks_in_flight), (Some(Duration::from_millis(250)), 2));
+        assert_eq!(peers[0].sent, [("ping".to_string(), 32)]);
+        assert_eq!((peers[1].network, peers[1].ping, peers[1].blocks_in_flight), ("other", None, 0));
+        assert_eq!(peers.len(), 3);
+        assert_eq!(from_json(&json!({"no": "list"})), None);
+        let metrics = Metrics::new();
+        Peers::default().show(&peers, &metrics.network);
+        let text = metrics.render(Format::Text);
+        for line in ["bitcoin_peers_clock_off 1", "bitcoin_peers_low_fee_relay 1", "bitcoin_blocks_in_flight 2"] {
+            assert!(text.contains(&format!("\n{line}\n")), "{line} in {text}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! One connection: from the handshake to its end.
+
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
+
+use super::poll::{Polled, Poller};
+use super::tip::{TipEnd, TipWatch};
+use super::utxo_trace::Trace;
+use super::{Collector, Config, Shutdown, State, subscribe};
+use crate::ipc::source::NodeProcess;
+use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Subscription, Thread};
+use crate::metrics::Metrics;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// We were told to end.
+    ShutdownRequested,
+    /// The node said that it is going down.
+    NodeShutDown,
+    /// The connection broke.
+    Lost(String),
+    /// The node does not answer.
+    Hung(String),
+    /// The peer is no node that we can use.
+    Useless(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::ShutdownRequested => f.write_str("told to end"),
+            End::NodeShutDown => f.write_str("the node is shutting down"),
+            End::Lost(why) | End::Hung(why) | End::Useless(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<CallError> for End {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::TimedOut(_) => End::Hung(error.to_string()),
+            _ => End::Lost(error.to_string()),
+        }
+    }
+}
+
+/// Polls that a node may miss before a connection without subscriptions is given up.
+const MISSED_POLLS: u32 = 3;
+/// A node without JSON-RPC does not say whether it has loaded its chain, and aborts when it is asked about one that
+/// it has not created yet; it creates it in its first seconds. Younger ones are left alone.
+const GROWN_UP: Duration = Duration::from_secs(10);
+
+/// A connection with a node that is ready to be asked.
+pub struct Session {
+    connection: Connection,
+    polling: Rc<Thread>,
+    waiting: Thread,
+    subscribing: Thread,
+    /// What the node offers.
+    pub interfaces: Rc<Interfaces>,
+}
+
+impl Session {
+    /// Shakes hands, finds out what the node offers, and waits until it has loaded its chain.
+    pub async fn open(
+        stream: UnixStream,
+        node: &NodeProcess,
+        config: &Config,
+        shutdown: &Shutdown,
+    ) -> Result<Self, End> {
+        let connection = tokio::select! {
+            connection = Connection::new(stream, config.call_timeout) => connection.map_err(|error| {
+                End::Useless(format!("no Bitcoin node answers there: {error}; is it the socket of bitcoin-node -ipcbind?"))
+            })?,
+            () = shutdown.requested() => return Err(End::ShutdownRequested),
+        };
+        let prepared = tokio::select! {
+            prepared = Self::prepare(&connection, node) => prepared,
+            reason = connection.closed() => Err(End::Lost(reason.to_string())),
+            () = shutdown.requested() => Err(End::ShutdownRequested),
+        };
+        let (polling, waiting, subscribing, interfaces) = prepared?;
+        Ok(Session {
+            connection,
+            polling: Rc::new(polling),
+            waiting,
+            subscribing,
+            interfaces: Rc::new(interfaces),
+        })
+    }
+
+    async fn prepare(
+        connection: &Connection,
+        node: &NodeProcess,
+    ) -> Result<(Thread, Thread, Thread, Interfaces), End> {
+        // A thread per kind of work, so that none waits for another.
+        let polling = connection.thread("exporter-poll").await?;
+        let waiting = connection.thread("exporter-wait").await?;
+        let subscribing = connection.thread("exporter-subscribe").await?;
+        let mut interfaces = connection.discover(&polling).await?;
+        if interfaces.shutting_down {
+            return Err(End::NodeShutDown);
+        }
+        match &interfaces.json_rpc {
+            Some(json_rpc) => wait_for_warmup(json_rpc, &polling).await?,
+            None => tokio::time::sleep(GROWN_UP.saturating_sub(node.age().unwrap_or_default())).await,
+        }
+        // Answered when the chain state is loaded: no deadline.
+        interfaces.mining = connection.mining(&waiting.patient(Duration::from_secs(365 * 86_400))).await?;
+        if interfaces.mining.is_none() && interfaces.json_rpc.is_none() && interfaces.chain.is_none() {
+            return Err(End::Useless("the node offers none of the interfaces Mining, Rpc, Chain and Node".into()));
+        }
+        let names = interfaces.names();
+        let missing = ["mining", "rpc", "chain", "node", "tracing"].into_iter().filter(|name| !names.contains(name));
+        let missing: Vec<_> = missing.collect();
+        info!(offered = names.join(","), not_offered = missing.join(","), "the node's interfaces");
+        Ok((polling, waiting, subscribing, interfaces))
+    }
+
+    /// A poller of this connection.
+    pub fn poller(&self, metrics: Arc<Metrics>) -> Poller {
+        Poller::new(self.interfaces.clone(), self.polling.clone(), metrics)
+    }
+
+    /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
+    pub async fn run(self, collector: &mut Collector) -> End {
+        let new_tip = Rc::new(Notify::new());
+        let stopping = Rc::new(Notify::new());
+        let (polls_sender, mut polls) = mpsc::unbounded_channel();
+        let mut polling = tokio::task::spawn_local(keep_polling(
+            self.poller(collector.metrics.clone()),
+            collector.config.poll_interval,
+            new_tip.clone(),
+            stopping.clone(),
+            polls_sender,
+        ));
+
+        let mut tip = TipWatch::start(&self, &collector.metrics, new_tip);
+        let mut chain = None;
+        let mut trace = Trace::new(&collector.config, self.can_trace(), collector.trace_given_up);
+        let mut missed = 0;
+
+        let end = 'session: {
+            if let Some(offered) = &self.interfaces.chain {
+                if tip.is_none() {
+                    warn!("not subscribing: without Mining the node cannot tell us when it shuts down");
+                } else {
+                    let sink = subscribe::sink(collector.metrics.clone(), collector.blocks.clone());
+                    let patient = self.subscribing.patient(Duration::from_secs(365 * 86_400));
+                    match offered.subscribe(&patient, sink).await {
+                        Ok(subscription) => {
+                            subscribe::start(&collector.metrics);
+                            chain = Some(subscription);
+                        }
+                        Err(error @ CallError::Disconnected(_)) => break 'session error.into(),
+                        Err(error) => warn!("cannot subscribe to the chain's notifications: {error}"),
+                    }
+                }
+            }
+            loop {
+                tokio::select! {
+                    reason = self.connection.closed() => break End::Lost(reason.to_string()),
+                    () = collector.shutdown.requested() => break End::ShutdownRequested,
+                    end = TipWatch::ended(&mut tip) => match end {
+                        TipEnd::NodeShutsDown => break End::NodeShutDown,
+                        TipEnd::Failed(error @ CallError::Disconnected(_)) => break error.into(),
+                        // A node that hangs is the polls' business; keep the long poll, it is our only warning.
+                        TipEnd::Failed(error) => {
+                            warn!("waiting for a new tip failed: {error}");
+                            tip = TipWatch::restart(&self, &collector.metrics, tip);
+                        }
+                    },
+                    () = trace.over_budget() => {
+                        collector.trace_given_up = true;
+                        self.end_subscription("the UTXO cache trace", trace.give_up(&collector.metrics)).await;
+                    }
+                    Some(polled) = polls.recv() => match polled {
+                        Ok(polled) => {
+                            missed = 0;
+                            self.show_polled(collector, &polled, &trace);
+                            if let Some(subscription) = trace.end_in_ibd(&polled, &collector.metrics) {
+                                self.end_subscription("the UTXO cache trace", Some(subscription)).await;
+                            }
+                            if trace.is_due(&polled)
+                                && let Some(tracing) = &self.interfaces.tracing
+                            {
+                                trace.start(tracing, &self.subscribing, &collector.metrics).await;
+                            }
+                            trace.show(&collector.metrics);
+                        }
+                        Err(why) => {
+                            missed += 1;
+                            collector.metrics.node_is_away();
+                            collector.state.send_replace(State::Connected(format!("the last poll failed: {why}")));
+                            if missed == 1 {
+                                warn!("a poll failed: {why}");
+                            }
+                            if missed >= MISSED_POLLS && chain.is_none() && !trace.is_active() {
+                                break End::Hung(format!("it missed {missed} polls, at last: {why}"));
+                            }
+                        }
+                    },
+                }
+            }
+        };
+        debug!("the session ends: {end}");
+        collector.metrics.node_is_away();
+        if !matches!(end, End::Lost(_)) {
+            self.end_subscription("the UTXO cache trace", trace.take()).await;
+            self.end_subscription("the chain's notifications", chain).await;
+        }
+        if self.interfaces.calls_back() && !matches!(end, End::Lost(_)) {
+            // Close between calls, not during one: the branches with callbacks are the least tested.
+            stopping.notify_one();
+            let _ = tokio::time::timeout(collector.config.call_timeout, &mut polling).await;
+            TipWatch::finish(tip).await;
+        } else {
+            TipWatch::abort(tip);
+        }
+        polling.abort();
+        end
+    }
+
+    fn can_trace(&self) -> bool {
+        self.interfaces.tracing.is_some() && self.interfaces.mining.is_some()
+    }
+
+    /// The thread of the long poll.
+    pub fn waiting(&self) -> &Thread {
+        &self.waiting
+    }
+
+    /// Waits for the node as long as it takes: leaving would harm it.
+    async fn end_subscription(&self, what: &str, subscription: Option<Subscription>) {
+        let Some(subscription) = subscription else { return };
+        let impatient = |error: &CallError| {
+            warn!("{what}: the node has not acknowledged the end of the subscription ({error}); closing now would make it abort, so we wait");
+        };
+        tokio::select! {
+            ended = subscription.end(&self.subscribing, impatient) => match ended {
+                Ok(()) => debug!("unsubscribed from {what}"),
+                Err(error) => warn!("unsubscribing from {what}: {error}"),
+            },
+            reason = self.connection.closed() => warn!("unsubscribing from {what}: {reason}"),
+        }
+    }
+
+    fn show_polled(&self, collector: &Collector, polled: &Polled, trace: &Trace) {
+        let metrics = &collector.metrics;
+        metrics.exporter.up.set(1);
+        let interfaces = self.interfaces.names();
+        interfaces.iter().for_each(|interface| metrics.exporter.interface.set([interface], 1.0));
+        trace.show(metrics);
+        collector.state.send_if_modified(|state| {
+            let new = State::Polled { interfaces, node: polled.subversion.clone() };
+            let changed = *state != new;
+            *state = new;
+            changed
+        });
+    }
+}
+
+/// Core's warmup: it answers JSON-RPC with an error, and its other interfaces must not be asked.
+async fn wait_for_warmup(json_rpc: &JsonRpc, on: &Thread) -> Result<(), CallError> {
+    const AGAIN: Duration = Duration::from_millis(250);
+    let mut said = false;
+    loop {
+        match json_rpc.call(on, "uptime", serde_json::json!([])).await {
+            Err(error) if error.is_warmup() => {
+                if !said {
+                    info!("the node is starting: {error}");
+                    said = true;
+                }
+            }
+            Err(error @ (CallError::Disconnected(_) | CallError::TimedOut(_))) => return Err(error),
+            _ => return Ok(()),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Polls at once, then each interval and at each new tip.
+async fn keep_polling(
+    mut poller: Poller,
+    interval: Duration,
+    new_tip: Rc<Notify>,
+    stopping: Rc<Notify>,
+    polls: mpsc::UnboundedSender<Result<Polled, String>>,
+) {
+    /// Between the starts of two polls, however fast tips come: a syncing node connects hundreds of blocks a second.
+    const AT_LEAST: Duration = Duration::from_secs(1);
+    loop {
+        let started = tokio::time::Instant::now();
+        if polls.send(poller.poll().await).is_err() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(started + interval) => {}
+            () = new_tip.notified() => tokio::time::sleep_until(started + AT_LEAST.min(interval)).await,
+            () = stopping.notified() => return,
+        }
+    }
+}
+
+/// A task that is ended with its owner.
+pub(super) struct Task<T>(pub(super) JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

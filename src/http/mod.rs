@@ -1,0 +1,298 @@
+//! The metrics endpoint.
+//!
+//! It has a thread of its own: neither a slow or hostile scraper nor rendering a large page can delay an answer to
+//! the node.
+
+use std::convert::Infallible;
+use std::net::TcpListener as StdTcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
+
+use crate::metrics::Format;
+
+/// Connections at once; Prometheus uses one, and each costs a descriptor. Further ones wait in the backlog.
+const CONNECTIONS: usize = 512;
+/// A request's line and headers; Prometheus sends about 300 bytes.
+const HEADER_BYTES: usize = 16 * 1024;
+/// To send a request's headers, the first byte included; so an idle kept-alive connection ends after it.
+const HEADER_TIME: Duration = Duration::from_secs(75);
+/// To take a piece of the answer.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Address {
+    /// `HOST:PORT`, `[IPv6]:PORT`
+    Tcp(String),
+    /// `unix:/path`
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() { Err("unix: needs a path".into()) } else { Ok(Address::Unix(path.into())) };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT or unix:/path")?;
+        if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+            return Err("an IPv6 address needs brackets: [::1]:9332".into());
+        }
+        port.parse::<u16>().map_err(|_| format!("{port:?} is not a port"))?;
+        Ok(Address::Tcp(text.into()))
+    }
+}
+
+/// A socket that listens.
+pub enum Listener {
+    /// TCP.
+    Tcp(StdTcpListener),
+    /// A Unix socket, removed again at the end if we made it.
+    Unix(StdUnixListener, Option<PathBuf>),
+}
+
+impl Listener {
+    /// Binds; an address in use is an error that says so, a socket file that nobody listens on any more is replaced.
+    pub fn bind(address: &Address) -> Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let listener = StdTcpListener::bind(address).with_context(|| {
+                    format!("cannot listen on {address} (choose another with --metrics-addr HOST:PORT)")
+                })?;
+                Ok(Listener::Tcp(listener))
+            }
+            Address::Unix(path) => {
+                let stale = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket())
+                    && std::os::unix::net::UnixStream::connect(path)
+                        .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+                if stale {
+                    std::fs::remove_file(path)?;
+                }
+                let listener = StdUnixListener::bind(path)
+                    .with_context(|| format!("cannot listen on {} (choose another with --metrics-addr)", path.display()))?;
+                Ok(Listener::Unix(listener, Some(path.clone())))
+            }
+        }
+    }
+
+    /// A socket that the service manager listens on for us.
+    pub fn inherited(fd: OwnedFd) -> Result<Self> {
+        if !getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false) {
+            bail!("the inherited HTTP file descriptor is not a listening socket");
+        }
+        let name: SockaddrStorage = getsockname(std::os::fd::AsRawFd::as_raw_fd(&fd))?;
+        Ok(match name.family() {
+            Some(AddressFamily::Unix) => Listener::Unix(fd.into(), None),
+            _ => Listener::Tcp(fd.into()),
+        })
+    }
+
+    /// As a user would type it.
+    pub fn describe(&self) -> String {
+        match self {
+            Listener::Tcp(listener) => {
+                listener.local_addr().map_or("an unknown address".into(), |address| format!("http://{address}"))
+            }
+            Listener::Unix(listener, _) => {
+                let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
+                format!("unix:{}", path.unwrap_or_default().display())
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Listener::Unix(_, Some(path)) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// What the endpoint shows.
+pub trait Pages: Send + Sync + 'static {
+    /// `/metrics`
+    fn metrics(&self, format: Format) -> String;
+    /// `/readyz`: 200, or 503 with what is missing.
+    fn ready(&self) -> Result<(), String>;
+    /// `/`: HTML.
+    fn index(&self) -> String;
+}
+
+/// Serves until the process ends.
+pub async fn serve(listener: &Listener, pages: Arc<impl Pages>) -> Result<Infallible> {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    match listener {
+        Listener::Tcp(listener) => {
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener.try_clone()?)?;
+            loop {
+                accept(listener.accept().await, &slots, &pages).await;
+            }
+        }
+        Listener::Unix(listener, _) => {
+            listener.set_nonblocking(true)?;
+            let listener = UnixListener::from_std(listener.try_clone()?)?;
+            loop {
+                accept(listener.accept().await, &slots, &pages).await;
+            }
+        }
+    }
+}
+
+async fn accept<S, A>(accepted: std::io::Result<(S, A)>, slots: &Arc<Semaphore>, pages: &Arc<impl Pages>)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let stream = match accepted {
+        Ok((stream, _)) => stream,
+        Err(error) => {
+            // Out of descriptors, most likely: waiting is better than spinning.
+            tracing::warn!("cannot accept a connection: {error}");
+            return tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let slot = slots.clone().acquire_owned().await.expect("never closed");
+    let pages = pages.clone();
+    tokio::spawn(async move {
+        let mut stream = Box::pin(TimeoutStream::new(stream));
+        stream.as_mut().set_write_timeout_pinned(Some(WRITE_TIME));
+        let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &*pages))));
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIME)
+            .max_buf_size(HEADER_BYTES)
+            .serve_connection(TokioIo::new(stream), answer)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!("a scraper's connection ended: {error}");
+        }
+        drop(slot);
+    });
+}
+
+fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Bytes>> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let respond = |status: StatusCode, kind: &str, body: String| {
+        Response::builder()
+            .status(status)
+            .header(CONTENT_TYPE, kind)
+            .header(CACHE_CONTROL, "no-store")
+            .body(Full::from(body))
+            .expect("these headers are valid")
+    };
+    let path = request.uri().path();
+    if !["/", "/metrics", "/livez", "/readyz"].contains(&path) {
+        return respond(StatusCode::NOT_FOUND, TEXT, "not found; try /metrics\n".into());
+    }
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".into());
+        response.headers_mut().insert(ALLOW, "GET, HEAD".parse().expect("valid"));
+        return response;
+    }
+    match path {
+        "/metrics" => {
+            let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+            let format = negotiate(accept);
+            respond(StatusCode::OK, format.content_type(), pages.metrics(format))
+        }
+        "/livez" => respond(StatusCode::OK, TEXT, "ok\n".into()),
+        "/readyz" => match pages.ready() {
+            Ok(()) => respond(StatusCode::OK, TEXT, "ok\n".into()),
+            Err(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+        },
+        _ => respond(StatusCode::OK, "text/html; charset=utf-8", pages.index()),
+    }
+}
+
+/// A small page: facts, and links to the other pages. Everything is escaped: a node chooses its own name.
+pub fn page(title: &str, facts: &[(&str, &str)]) -> String {
+    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let row = |(name, fact): &(&str, &str)| format!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), escape(fact));
+    let rows: String = facts.iter().map(row).collect();
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n\
+         <style>:root {{ color-scheme: light dark }} body {{ font: 16px sans-serif; margin: 2em }} \
+         th {{ text-align: left; padding-right: 1em; vertical-align: top }}</style>\n\
+         <h1>{title}</h1>\n<table>\n{rows}</table>\n<p><a href=\"metrics\">Metrics</a> · \
+         <a href=\"livez\">Alive</a> · <a href=\"readyz\">Ready</a></p>\n</html>\n"
+    )
+}
+
+/// The format with the higher quality in Accept, OpenMetrics 1.0 only where it is named; text when in doubt.
+fn negotiate<'a>(accept: impl Iterator<Item = &'a str>) -> Format {
+    let (mut open_metrics, mut text) = (0.0_f64, 0.0_f64);
+    for range in accept.flat_map(|value| value.split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let (mut quality, mut version) = (1.0_f64, None);
+        for parameter in parts {
+            match parameter.split_once('=') {
+                Some(("q", value)) => quality = value.parse().unwrap_or(0.0),
+                Some(("version", value)) => version = Some(value),
+                _ => {}
+            }
+        }
+        match (kind, version) {
+            ("application/openmetrics-text", None | Some("1.0.0")) => open_metrics = quality.max(open_metrics),
+            ("text/plain", None | Some("0.0.4")) | ("text/*" | "*/*", _) => text = quality.max(text),
+            _ => {}
+        }
+    }
+    if open_metrics > 0.0 && open_metrics >= text { Format::OpenMetrics } else { Format::Text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scraper_gets_the_format_it_prefers() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,\
+                          application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, format) in [
+            (prometheus, Format::OpenMetrics),
+            ("application/openmetrics-text; version=1.0.0", Format::OpenMetrics),
+            ("application/openmetrics-text;version=0.0.1,text/plain;q=0.5", Format::Text),
+            ("text/plain;version=0.0.4;q=0.9,application/openmetrics-text;q=0.1", Format::Text),
+            ("application/openmetrics-text;q=0", Format::Text),
+            ("*/*", Format::Text),
+            ("text/html,;;q=,=;q=x", Format::Text),
+            ("", Format::Text),
+        ] {
+            assert_eq!(negotiate([accept].into_iter()), format, "{accept}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_as_users_write_them() {
+        assert_eq!("127.0.0.1:9332".parse(), Ok(Address::Tcp("127.0.0.1:9332".into())));
+        assert_eq!("[::1]:9332".parse(), Ok(Address::Tcp("[::1]:9332".into())));
+        assert_eq!("localhost:0".parse(), Ok(Address::Tcp("localhost:0".into())));
+        assert_eq!("unix:/run/x".parse(), Ok(Address::Unix("/run/x".into())));
+        for wrong in ["9332", "::1:9332", "localhost:http", "unix:", "localhost:99999"] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What can go wrong with a call.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A call to the node that did not give what was asked for.
+#[derive(Debug)]
+pub enum CallError {
+    /// No answer within the deadline.
+    TimedOut(Duration),
+    /// The node does not have this method or interface.
+    Unimplemented(String),
+    /// The node has it and could not do it.
+    Failed(String),
+    /// The connection is gone.
+    Disconnected(String),
+    /// The node's JSON-RPC answered with an error object.
+    JsonRpc {
+        /// Core's number for it, -28 while it starts.
+        code: i64,
+        /// The node's words.
+        message: String,
+    },
+    /// The answer is not what the schema or the documentation promises.
+    Malformed(String),
+}
+
+impl CallError {
+    /// The node is still loading its block index and chain state.
+    pub fn is_warmup(&self) -> bool {
+        /// `RPC_IN_WARMUP` in Core's rpc/protocol.h.
+        const RPC_IN_WARMUP: i64 = -28;
+        matches!(self, CallError::JsonRpc { code: RPC_IN_WARMUP, .. })
+    }
+}
+
+impl From<capnp::Error> for CallError {
+    fn from(error: capnp::Error) -> Self {
+        use capnp::ErrorKind::*;
+        let text = match error.extra.strip_prefix("remote exception: ") {
+            Some(remote) => remote.to_string(),
+            None => error.to_string(),
+        };
+        match error.kind {
+            Unimplemented => CallError::Unimplemented(text),
+            Failed | Overloaded => CallError::Failed(text),
+            Disconnected => CallError::Disconnected(text),
+            _ => CallError::Malformed(text),
+        }
+    }
+}
+
+impl From<std::str::Utf8Error> for CallError {
+    fn from(error: std::str::Utf8Error) -> Self {
+        CallError::Malformed(error.to_string())
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CallError::TimedOut(after) => write!(f, "no answer within {}", humantime::format_duration(*after)),
+            CallError::Unimplemented(text) => write!(f, "not implemented by the node ({text})"),
+            CallError::Failed(text) => write!(f, "the node failed: {text}"),
+            CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
+            CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
+            CallError::Malformed(text) => write!(f, "the node's answer makes no sense: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}

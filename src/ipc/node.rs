@@ -1,0 +1,159 @@
+//! Node: state of the mempool and the network, and statistics of each peer.
+
+use std::time::Duration;
+
+use super::{CallError, Thread, call};
+use crate::schema::node_capnp::{node, node_stats};
+
+/// One peer's statistics, whichever call they came from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PeerStats {
+    /// The node's number for the peer; never used again by the same process.
+    pub id: i64,
+    /// `ipv4`, `onion` and so on, as getpeerinfo names them.
+    pub network: &'static str,
+    /// `inbound`, `outbound-full-relay` and so on, as getpeerinfo names them.
+    pub connection_type: &'static str,
+    /// `v1`, `v2` or `detecting`.
+    pub transport: &'static str,
+    /// Protocol version; 0 before the peer said one.
+    pub version: i64,
+    /// The last ping's round trip.
+    pub ping: Option<Duration>,
+    /// The shortest round trip.
+    pub min_ping: Option<Duration>,
+    /// How long a ping has been unanswered.
+    pub ping_wait: Option<Duration>,
+    /// We chose the peer for high-bandwidth compact blocks.
+    pub high_bandwidth_to: bool,
+    /// The peer chose us for high-bandwidth compact blocks.
+    pub high_bandwidth_from: bool,
+    /// The peer takes part in address relay.
+    pub addr_relay: bool,
+    /// The peer's clock against ours, in seconds.
+    pub time_offset: i64,
+    /// Blocks that we are downloading from the peer.
+    pub blocks_in_flight: usize,
+    /// The feerate below which the peer wants no transactions, BTC/kvB, if the call tells.
+    pub min_fee_filter: Option<f64>,
+    /// Bytes sent to the peer, by message type.
+    pub sent: Vec<(String, u64)>,
+    /// Bytes received from the peer, by message type.
+    pub received: Vec<(String, u64)>,
+}
+
+/// Names of Core's `Network`, in its order; as getpeerinfo gives them.
+pub const NETWORKS: [&str; 7] = ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal"];
+/// Names of Core's `ConnectionType`, in its order; as getpeerinfo gives them.
+pub const CONNECTION_TYPES: [&str; 7] =
+    ["inbound", "outbound-full-relay", "manual", "feeler", "block-relay-only", "addr-fetch", "private-broadcast"];
+/// Names of Core's `TransportProtocolType`, in its order; as getpeerinfo gives them.
+pub const TRANSPORTS: [&str; 3] = ["detecting", "v1", "v2"];
+
+fn name(names: &[&'static str], index: i32) -> &'static str {
+    usize::try_from(index).ok().and_then(|index| names.get(index)).unwrap_or(&"other")
+}
+
+impl PeerStats {
+    fn read(stats: node_stats::Reader) -> Result<Self, CallError> {
+        let by_type = |list: capnp::struct_list::Reader<
+            crate::schema::common_capnp::pair_u_int64::Owned<capnp::text::Owned>,
+        >|
+         -> Result<Vec<(String, u64)>, CallError> {
+            list.iter().map(|pair| Ok((pair.get_key()?.to_string()?, pair.get_value()))).collect()
+        };
+        let mut peer = PeerStats {
+            id: stats.get_nodeid(),
+            network: name(&NETWORKS, stats.get_network()),
+            connection_type: name(&CONNECTION_TYPES, stats.get_conn_type()),
+            transport: name(&TRANSPORTS, stats.get_transport_type().into()),
+            version: stats.get_version().into(),
+            ping: microseconds(stats.get_ping_time()),
+            min_ping: microseconds(stats.get_min_ping_time()),
+            high_bandwidth_to: stats.get_bip152_highbandwidth_to(),
+            high_bandwidth_from: stats.get_bip152_highbandwidth_from(),
+            sent: by_type(stats.get_send_bytes_per_msg_type()?)?,
+            received: by_type(stats.get_recv_bytes_per_msg_type()?)?,
+            ..PeerStats::default()
+        };
+        if stats.has_state_stats() {
+            let state = stats.get_state_stats()?;
+            peer.ping_wait = microseconds(state.get_ping_wait());
+            peer.addr_relay = state.get_address_relay_enabled();
+            peer.time_offset = state.get_time_offset();
+            peer.blocks_in_flight = state.get_height_in_flight()?.len() as usize;
+        }
+        Ok(peer)
+    }
+}
+
+/// The node says 0 or its largest value when it has not measured yet.
+fn microseconds(value: i64) -> Option<Duration> {
+    (value != i64::MAX).then(|| u64::try_from(value).ok().filter(|&value| value > 0).map(Duration::from_micros))?
+}
+
+/// Which peers [`Node::peers`] counts, as Core's `ConnectionDirection`.
+#[derive(Clone, Copy)]
+pub enum Direction {
+    /// Connections that peers opened.
+    In = 1,
+    /// Connections that we opened.
+    Out = 2,
+    /// All.
+    Both = 3,
+}
+
+/// The Node interface.
+pub struct Node(node::Client);
+
+/// A method that takes only the context and has one plain result.
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident = $request:ident -> $type:ty;)*) => {
+        $($(#[$doc])* pub async fn $name(&self, on: &Thread) -> Result<$type, CallError> {
+            Ok(call!(self.0, $request, on)?.get()?.get_result())
+        })*
+    };
+}
+
+impl Node {
+    pub(super) fn new(client: node::Client) -> Self {
+        Node(client)
+    }
+
+    plain! {
+        /// Bytes received from peers since the node started.
+        total_bytes_received = get_total_bytes_recv_request -> i64;
+        /// Bytes sent to peers since the node started.
+        total_bytes_sent = get_total_bytes_sent_request -> i64;
+        /// Transactions in the mempool.
+        mempool_size = get_mempool_size_request -> u64;
+        /// Bytes of memory that the mempool uses.
+        mempool_usage = get_mempool_dynamic_usage_request -> u64;
+        /// Bytes of memory that the mempool may use.
+        mempool_max_usage = get_mempool_max_usage_request -> u64;
+        /// Time in the tip's header, Unix seconds.
+        last_block_time = get_last_block_time_request -> i64;
+        /// 0 to 1.
+        verification_progress = get_verification_progress_request -> f64;
+        /// Whether the node is in initial block download.
+        is_initial_block_download = is_initial_block_download_request -> bool;
+    }
+
+    /// Connected peers.
+    pub async fn peers(&self, on: &Thread, direction: Direction) -> Result<u64, CallError> {
+        Ok(call!(self.0, get_node_count_request, on, |params| params.set_flags(direction as i32))?.get()?.get_result())
+    }
+
+    /// Height of the best known header.
+    pub async fn header_height(&self, on: &Thread) -> Result<Option<i32>, CallError> {
+        let answer = call!(self.0, get_header_tip_request, on)?;
+        let answer = answer.get()?;
+        Ok(answer.get_result().then(|| answer.get_height()))
+    }
+
+    /// Each peer's statistics.
+    pub async fn peer_stats(&self, on: &Thread) -> Result<Vec<PeerStats>, CallError> {
+        let answer = call!(self.0, get_nodes_stats_request, on)?;
+        answer.get()?.get_stats()?.iter().map(PeerStats::read).collect()
+    }
+}

@@ -1,0 +1,166 @@
+//! Where the connection to a node comes from.
+
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
+use nix::unistd::{Pid, Uid, User};
+use procfs::process::{Process, Stat};
+use procfs::{Current, Uptime};
+use tokio::net::UnixStream;
+
+/// The chains that Bitcoin Core knows, with the folder of each below the data directory.
+pub const CHAINS: [(&str, &str); 5] =
+    [("main", ""), ("test", "testnet3"), ("testnet4", "testnet4"), ("signet", "signet"), ("regtest", "regtest")];
+
+/// Where `bitcoin-node -ipcbind=unix` puts its socket.
+pub fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
+    let folder = CHAINS.iter().find(|(name, _)| *name == chain).map_or(chain, |(_, folder)| folder);
+    datadir.join(folder).join("node.sock")
+}
+
+/// A connection that was handed to us, a path to connect to, or both: the first once, then the path.
+pub struct Source {
+    inherited: Option<StdUnixStream>,
+    path: Option<PathBuf>,
+    what: String,
+}
+
+impl Source {
+    /// The inherited descriptor must be a connected stream socket.
+    pub fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
+        let what = match (&inherited, &path) {
+            (Some(_), _) => "the inherited connection".to_string(),
+            (None, Some(path)) => path.display().to_string(),
+            (None, None) => bail!("neither a connection nor a socket path"),
+        };
+        let inherited = inherited.map(checked).transpose()?;
+        Ok(Source { inherited, path, what })
+    }
+
+    /// Whether [`open`](Self::open) can succeed again after the present connection ends.
+    pub fn can_reopen(&self) -> bool {
+        self.path.is_some()
+    }
+
+    /// For messages.
+    pub fn describe(&self) -> &str {
+        &self.what
+    }
+
+    /// The inherited connection if it was not used yet, else a new connection to the path.
+    pub async fn open(&mut self) -> Result<UnixStream> {
+        if let Some(stream) = self.inherited.take() {
+            return Ok(UnixStream::from_std(stream)?);
+        }
+        let path = self.path.as_ref().context("the inherited connection has ended and no socket path was given")?;
+        self.what = path.display().to_string();
+        UnixStream::connect(path).await.map_err(|error| explain(path, error))
+    }
+}
+
+fn checked(fd: OwnedFd) -> Result<StdUnixStream> {
+    let wants = "it must be a connected stream socket";
+    let kind = getsockopt(&fd, sockopt::SockType)
+        .map_err(|_| anyhow!("the inherited file descriptor is not a socket; {wants}"))?;
+    if kind != SockType::Stream {
+        bail!("the inherited socket is not a stream socket ({kind:?}); {wants}");
+    }
+    getpeername::<SockaddrStorage>(std::os::fd::AsRawFd::as_raw_fd(&fd))
+        .map_err(|_| anyhow!("the inherited socket is not connected; {wants}"))?;
+    let stream = StdUnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+/// What failed, and what to do about it.
+fn explain(path: &Path, error: std::io::Error) -> anyhow::Error {
+    let at = path.display();
+    let metadata = path.metadata();
+    if metadata.as_ref().is_ok_and(|metadata| !metadata.file_type().is_socket()) {
+        return anyhow!("cannot connect to {at}: it is not a socket; name the one that bitcoin-node -ipcbind=unix makes");
+    }
+    match error.kind() {
+        ErrorKind::NotFound => {
+            anyhow!("cannot connect to {at}: there is no such socket; start the node with -ipcbind=unix, or name its socket")
+        }
+        ErrorKind::ConnectionRefused => {
+            anyhow!("cannot connect to {at}: nobody listens on it; its node has ended or is just starting")
+        }
+        ErrorKind::PermissionDenied => {
+            let owner = metadata.ok().and_then(|metadata| {
+                User::from_uid(Uid::from_raw(metadata.uid())).ok().flatten().map(|user| user.name)
+            });
+            let owner = owner.map_or("another user".to_string(), |name| format!("user {name}"));
+            anyhow!(
+                "cannot connect to {at}: permission denied (the socket belongs to {owner}; run as that user or let \
+                 systemd open it with OpenFile={at}:ipc)"
+            )
+        }
+        _ => anyhow!("cannot connect to {at}: {error}"),
+    }
+}
+
+/// The node's process, as far as the system tells: nothing if the node is in another PID namespace.
+pub struct NodeProcess {
+    pid: Option<Pid>,
+    started: Option<u64>,
+}
+
+impl NodeProcess {
+    /// The process that listens on the other end.
+    pub fn of(stream: &UnixStream) -> Self {
+        let pid = getsockopt(stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid()).filter(|&pid| pid > 0);
+        NodeProcess { started: pid.and_then(|pid| stat(pid).ok()).map(|stat| stat.starttime), pid: pid.map(Pid::from_raw) }
+    }
+
+    /// How long it has been running.
+    pub fn age(&self) -> Option<Duration> {
+        let started = self.started? as f64 / procfs::ticks_per_second() as f64;
+        Some(Duration::from_secs_f64((Uptime::current().ok()?.uptime - started).max(0.0)))
+    }
+
+    /// Whether it is gone; `None` if that cannot be told.
+    pub fn has_ended(&self) -> Option<bool> {
+        let pid = self.pid?;
+        if kill(pid, None) == Err(Errno::ESRCH) {
+            return Some(true);
+        }
+        // A zombie, or another process that got its number. Where /proc does not tell, kill's word holds.
+        Some(stat(pid.as_raw()).is_ok_and(|stat| stat.state == 'Z' || self.started.is_some_and(|started| started != stat.starttime)))
+    }
+}
+
+fn stat(pid: i32) -> procfs::ProcResult<Stat> {
+    Process::new(pid)?.stat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_chain_has_its_folder() {
+        let datadir = Path::new("/d");
+        assert_eq!(default_socket(datadir, "main"), Path::new("/d/node.sock"));
+        assert_eq!(default_socket(datadir, "test"), Path::new("/d/testnet3/node.sock"));
+        assert_eq!(default_socket(datadir, "regtest"), Path::new("/d/regtest/node.sock"));
+    }
+
+    #[test]
+    fn an_inherited_descriptor_is_checked_for_what_it_is() {
+        let message = |fd: OwnedFd| Source::new(Some(fd), None).err().unwrap().to_string();
+        assert!(message(std::fs::File::open("/dev/null").unwrap().into()).contains("not a socket"));
+        assert!(message(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()).contains("not a stream socket"));
+        assert!(message(std::net::TcpListener::bind("127.0.0.1:0").unwrap().into()).contains("not connected"));
+        let (ours, _theirs) = StdUnixStream::pair().unwrap();
+        assert!(Source::new(Some(ours.into()), None).is_ok());
+    }
+}

@@ -1,0 +1,35 @@
+//! Prometheus exporters for a running Bitcoin node.
+//!
+//! Data flows one way: [`ipc`] → [`collect`] → [`metrics`] → [`http`].
+//!
+//! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
+//!   interface. It does not know what a metric is.
+//! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
+//! - [`metrics`] is the registry and its families. It does not know where a number came from.
+//! - [`http`] renders a registry to scrapers. It does not know about nodes.
+//! - [`systemd`] takes over inherited file descriptors and tells the service manager that we are ready.
+//! - [`logging`] writes to stderr or the journal.
+//!
+//! Two threads: the main thread runs everything that touches the node, HTTP has a thread of its own, so that no
+//! scraper can delay an answer to the node. Between them are only atomics and one watch channel.
+
+pub mod collect;
+pub mod http;
+pub mod ipc;
+pub mod logging;
+pub mod metrics;
+pub mod systemd;
+
+/// Code generated from `schema/`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod schema {
+    macro_rules! generated {
+        ($($module:ident),*) => {
+            $(pub mod $module { include!(concat!(env!("OUT_DIR"), "/", stringify!($module), ".rs")); })*
+        };
+    }
+    generated!(
+        proxy_capnp, common_capnp, init_capnp, mining_capnp, rpc_capnp, chain_capnp, node_capnp, tracing_capnp,
+        handler_capnp
+    );
+}

@@ -1,0 +1,51 @@
+//! Logging to stderr or to the journal.
+
+use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// Where log lines go and how they look.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Log {
+    /// The journal when stderr is connected to it, else text.
+    Auto,
+    /// Lines on stderr.
+    Text,
+    /// JSON objects on stderr, one a line.
+    Json,
+    /// Structured entries in the systemd journal.
+    Journal,
+}
+
+/// Starts logging. `RUST_LOG` overrides `debug`.
+pub fn start(log: Log, debug: bool) -> Result<()> {
+    let default = if debug { "info,bitcoind_exporter=debug" } else { "info" };
+    let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(directives) => EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?,
+        Err(_) => EnvFilter::new(default),
+    };
+    let stderr = || {
+        tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_target(false)
+            .with_ansi(std::io::stderr().is_terminal())
+    };
+    let layer = match log {
+        Log::Json => stderr().json().boxed(),
+        Log::Journal => tracing_journald::layer().context("cannot reach the systemd journal; use --log text")?.boxed(),
+        Log::Auto if stderr_is_the_journal() => tracing_journald::layer()?.boxed(),
+        Log::Auto | Log::Text => stderr().boxed(),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    Ok(())
+}
+
+/// systemd sets JOURNAL_STREAM to the device and inode of the stream that it connected to the journal.
+fn stderr_is_the_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+}

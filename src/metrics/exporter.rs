@@ -1,0 +1,111 @@
+//! The exporter itself and its connection to the node.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+
+use super::{By, Declare, Value};
+
+/// A gauge of ours that always has a value.
+pub struct OwnGauge(By<0, Value>);
+
+impl OwnGauge {
+    /// Shows this value.
+    pub fn set(&self, value: u32) {
+        self.0.set([], value.into());
+    }
+}
+
+/// Ourselves. Units are in the names; see `METRICS.md`.
+#[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
+pub struct Exporter {
+    pub up: OwnGauge,
+    pub interface: By<1, Value>,
+    pub utxo_trace: By<1, Value>,
+    pub connects: By<0, Counter>,
+    pub disconnects: By<1, Counter>,
+    pub poll_duration: Histogram,
+    pub poll_failures: By<1, Counter>,
+    pub last_poll: By<0, Value>,
+    pub callbacks: By<1, Counter>,
+    pub callback_duration: Histogram,
+    pub events_dropped: By<1, Counter>,
+}
+
+impl Exporter {
+    pub(super) fn declare(d: &mut Declare) -> Self {
+        let own = "the exporter";
+        let exporter = Exporter {
+            up: OwnGauge(d.own_gauge_by(
+                "bitcoin_up",
+                [],
+                "1 while the connection to the node works and the last poll succeeded, else 0",
+                own,
+            )),
+            interface: d.gauge_by(
+                "bitcoin_exporter_interface",
+                ["interface"],
+                "1 for each IPC interface that the node offers",
+                own,
+            ),
+            utxo_trace: d.gauge_by(
+                "bitcoin_exporter_utxo_trace",
+                ["state"],
+                "1 for the state of the UTXO cache trace: active, off, ibd (waits for its end), over_budget (given up)",
+                own,
+            ),
+            connects: d.counter_by("bitcoin_exporter_connects_total", [], "Connections to the node", own),
+            disconnects: d.counter_by(
+                "bitcoin_exporter_disconnects_total",
+                ["reason"],
+                "Ended connections to the node, by reason",
+                own,
+            ),
+            poll_duration: d.histogram(
+                "bitcoin_exporter_poll_duration_seconds",
+                "Time that a poll of the node took",
+                own,
+                &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
+            ),
+            poll_failures: d.counter_by(
+                "bitcoin_exporter_poll_failures_total",
+                ["call"],
+                "Calls to the node that failed, by call",
+                own,
+            ),
+            last_poll: d.own_gauge_by(
+                "bitcoin_exporter_last_poll_timestamp_seconds",
+                [],
+                "End of the last successful poll, Unix seconds",
+                own,
+            ),
+            callbacks: d.counter_by(
+                "bitcoin_exporter_callbacks_total",
+                ["callback"],
+                "Notifications that the node sent us",
+                own,
+            ),
+            callback_duration: d.histogram(
+                "bitcoin_exporter_callback_duration_seconds",
+                "Time that we kept the node waiting for the answer to a notification",
+                own,
+                &[2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1, 1.0],
+            ),
+            events_dropped: d.counter_by(
+                "bitcoin_exporter_events_dropped_total",
+                ["event"],
+                "Events that were answered but not counted, because counting fell behind",
+                own,
+            ),
+        };
+        let info = d.own_gauge_by(
+            "bitcoind_ipc_exporter_build_info",
+            ["version", "revision", "rustc"],
+            "1, with what this binary was built from as labels",
+            own,
+        );
+        info.set([env!("CARGO_PKG_VERSION"), env!("BUILD_REVISION"), env!("BUILD_RUSTC")], 1.0);
+        exporter.up.set(0);
+        exporter.connects.inc_by([], 0);
+        exporter
+    }
+}

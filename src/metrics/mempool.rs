@@ -1,0 +1,87 @@
+//! The mempool and what fees it asks.
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::{By, Declare, EventCounter, NodeGauge, Value};
+
+/// Why a transaction left the mempool, in the order of Core's `MemPoolRemovalReason`; an unknown one counts as `other`.
+pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block", "conflict", "replaced"];
+
+/// The mempool. Units are in the names; see `METRICS.md` for each metric's source.
+#[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
+pub struct Mempool {
+    pub size: NodeGauge,
+    pub usage: NodeGauge,
+    pub max_usage: NodeGauge,
+    pub vbytes: NodeGauge,
+    pub fees: NodeGauge,
+    pub min_feerate: NodeGauge,
+    pub unbroadcast: NodeGauge,
+    pub fee_estimate: By<1, Value>,
+    pub added: EventCounter,
+    removed: By<1, Counter>,
+}
+
+impl Mempool {
+    pub(super) fn declare(d: &mut Declare) -> Self {
+        const INFO: &str = "JSON-RPC getmempoolinfo";
+        Mempool {
+            size: d.gauge(
+                "bitcoin_mempool_size",
+                "Transactions in the mempool",
+                "Node.getMempoolSize; getmempoolinfo `size`",
+            ),
+            usage: d.gauge(
+                "bitcoin_mempool_bytes",
+                "Memory that the mempool uses",
+                "Node.getMempoolDynamicUsage; getmempoolinfo `usage`",
+            ),
+            max_usage: d.gauge(
+                "bitcoin_mempool_max_bytes",
+                "Memory that the mempool may use",
+                "Node.getMempoolMaxUsage; getmempoolinfo `maxmempool`",
+            ),
+            vbytes: d.gauge("bitcoin_mempool_vbytes", "Virtual size of the mempool's transactions", "JSON-RPC getmempoolinfo `bytes`"),
+            fees: d.gauge("bitcoin_mempool_fees_satoshis", "Fees of the mempool's transactions", INFO),
+            min_feerate: d.gauge(
+                "bitcoin_mempool_min_feerate_sat_per_vbyte",
+                "Feerate below which the mempool takes no transaction",
+                INFO,
+            ),
+            unbroadcast: d.gauge(
+                "bitcoin_mempool_unbroadcast",
+                "Transactions of this node's own that no peer has asked for yet",
+                INFO,
+            ),
+            fee_estimate: d.gauge_by(
+                "bitcoin_fee_estimate_sat_per_vbyte",
+                ["blocks"],
+                "Estimated feerate to be confirmed within so many blocks; absent without an estimate",
+                "JSON-RPC estimatesmartfee, once per tip",
+            ),
+            added: d.events(
+                "bitcoin_mempool_tx_added_total",
+                "Transactions added to the mempool",
+                "ChainNotifications.transactionAddedToMempool",
+            ),
+            removed: d.counter_by(
+                "bitcoin_mempool_tx_removed_total",
+                ["reason"],
+                "Transactions removed from the mempool, by reason",
+                "ChainNotifications.transactionRemovedFromMempool",
+            ),
+        }
+    }
+
+    /// From here on additions and removals are seen.
+    pub fn start(&self) {
+        self.added.start();
+        REMOVAL_REASONS.iter().for_each(|reason| self.removed.inc_by([reason], 0));
+    }
+
+    /// One removal, with Core's number for the reason.
+    pub fn removed(&self, reason: i32) {
+        let reason = usize::try_from(reason).ok().and_then(|reason| REMOVAL_REASONS.get(reason));
+        self.removed.inc_by([reason.unwrap_or(&"other")], 1);
+    }
+}

@@ -1,0 +1,120 @@
+//! Peers and traffic.
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::{By, Declare, NodeCounter, NodeGauge, Value};
+
+/// The message types that become label values; the rest are `other`, whatever a peer calls them.
+pub const MESSAGE_TYPES: [&str; 36] = [
+    "addr", "addrv2", "block", "blocktxn", "cfcheckpt", "cfheaders", "cfilter", "cmpctblock", "feature",
+    "feefilter", "filteradd", "filterclear", "filterload", "getaddr", "getblocks", "getblocktxn",
+    "getcfcheckpt", "getcfheaders", "getcfilters", "getdata", "getheaders", "headers", "inv", "mempool",
+    "merkleblock", "notfound", "ping", "pong", "sendaddrv2", "sendcmpct", "sendheaders", "sendtxrcncl", "tx",
+    "verack", "version", "wtxidrelay",
+];
+
+/// The network. Units are in the names; see `METRICS.md` for each metric's source.
+#[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
+pub struct Network {
+    pub peers: NodeGauge,
+    pub bytes_received: NodeCounter,
+    pub bytes_sent: NodeCounter,
+    pub connections: By<1, Value>,
+    pub peers_by: By<3, Value>,
+    pub ping: By<1, Value>,
+    pub min_ping: By<1, Value>,
+    pub high_bandwidth: By<1, Value>,
+    pub addr_relay: NodeGauge,
+    pub clock_off: NodeGauge,
+    pub ping_overdue: NodeGauge,
+    pub with_blocks_in_flight: NodeGauge,
+    pub blocks_in_flight: NodeGauge,
+    pub by_version: By<1, Value>,
+    pub low_fee_relay: NodeGauge,
+    pub message_bytes: By<2, Counter>,
+    pub banned: NodeGauge,
+}
+
+impl Network {
+    pub(super) fn declare(d: &mut Declare) -> Self {
+        const PEERS: &str = "Node.getNodesStats; getpeerinfo";
+        Network {
+            peers: d.gauge("bitcoin_peers", "Connected peers", "Node.getNodeCount; getnetworkinfo `connections`"),
+            bytes_received: d.node_counter(
+                "bitcoin_bytes_recv_total",
+                "Bytes that the node received from peers since it started",
+                "Node.getTotalBytesRecv; getnettotals",
+            ),
+            bytes_sent: d.node_counter(
+                "bitcoin_bytes_sent_total",
+                "Bytes that the node sent to peers since it started",
+                "Node.getTotalBytesSent; getnettotals",
+            ),
+            connections: d.gauge_by(
+                "bitcoin_connections",
+                ["direction"],
+                "Connected peers by who opened the connection: in or out",
+                "Node.getNodeCount; getnetworkinfo",
+            ),
+            peers_by: d.gauge_by(
+                "bitcoin_peers_by",
+                ["network", "connection_type", "transport"],
+                "Connected peers by network, type of connection and transport protocol",
+                PEERS,
+            ),
+            ping: d.gauge_by(
+                "bitcoin_peer_ping_seconds",
+                ["percentile"],
+                "Last ping time over the present peers, at percentiles 50, 90 and 100",
+                PEERS,
+            ),
+            min_ping: d.gauge_by(
+                "bitcoin_peer_min_ping_seconds",
+                ["percentile"],
+                "Each peer's shortest ping time over the present peers, at percentiles 50, 90 and 100",
+                PEERS,
+            ),
+            high_bandwidth: d.gauge_by(
+                "bitcoin_peers_high_bandwidth",
+                ["direction"],
+                "BIP152 high-bandwidth peers: `to` peers that we chose, `from` peers that chose us",
+                PEERS,
+            ),
+            addr_relay: d.gauge("bitcoin_peers_addr_relay", "Peers that take part in address relay", PEERS),
+            clock_off: d.gauge(
+                "bitcoin_peers_clock_off",
+                "Peers whose clock differs from ours by more than 10 seconds",
+                PEERS,
+            ),
+            ping_overdue: d.gauge(
+                "bitcoin_peers_ping_overdue",
+                "Peers that have not answered a ping for more than 5 seconds",
+                PEERS,
+            ),
+            with_blocks_in_flight: d.gauge(
+                "bitcoin_peers_with_blocks_in_flight",
+                "Peers that we are downloading blocks from",
+                PEERS,
+            ),
+            blocks_in_flight: d.gauge("bitcoin_blocks_in_flight", "Blocks that are being downloaded", PEERS),
+            by_version: d.gauge_by(
+                "bitcoin_peers_by_version",
+                ["version"],
+                "Peers by protocol version; versions outside 70001 to 70099 are `other`",
+                PEERS,
+            ),
+            low_fee_relay: d.gauge(
+                "bitcoin_peers_low_fee_relay",
+                "Peers that take transactions below 1 sat/vB",
+                "getpeerinfo `minfeefilter` (Node.getNodesStats has no such field)",
+            ),
+            message_bytes: d.counter_by(
+                "bitcoin_p2p_message_bytes_total",
+                ["direction", "type"],
+                "Bytes of messages with the peers seen at polls, by type; a peer that leaves takes nothing back",
+                PEERS,
+            ),
+            banned: d.gauge("bitcoin_banned", "Banned addresses and subnets", "JSON-RPC listbanned"),
+        }
+    }
+}

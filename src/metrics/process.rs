@@ -1,0 +1,52 @@
+//! The `process_*` metrics that Prometheus client libraries share, from `/proc/self`.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use procfs::process::{Process, Stat};
+use procfs::{WithCurrentSystemInfo, boot_time_secs};
+
+use super::Declare;
+
+const CPU: (&str, &str) = ("process_cpu_seconds_total", "CPU time of the exporter, user and system");
+const RESIDENT: (&str, &str) = ("process_resident_memory_bytes", "Resident memory of the exporter");
+const OPEN_FDS: (&str, &str) = ("process_open_fds", "Open file descriptors of the exporter");
+const START: (&str, &str) = ("process_start_time_seconds", "Start of the exporter, Unix seconds");
+
+pub(super) fn declare(d: &mut Declare) {
+    for (kind, (name, help)) in [("counter", CPU), ("gauge", RESIDENT), ("gauge", OPEN_FDS), ("gauge", START)] {
+        d.row(name, kind, &[], help, "/proc/self");
+    }
+    d.registry.register_collector(Box::new(ProcSelf));
+}
+
+#[derive(Debug)]
+struct ProcSelf;
+
+impl Collector for ProcSelf {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        // Without /proc (a hidepid mount, say) there is nothing to show.
+        let Ok(process) = Process::myself() else { return Ok(()) };
+        let mut show = |(name, help): (&str, &str), metric: &dyn EncodeMetric| {
+            let stem = name.strip_suffix("_total").unwrap_or(name);
+            metric.encode(encoder.encode_descriptor(stem, &format!("{help}."), None, metric.metric_type())?)
+        };
+        if let Ok(stat) = process.stat() {
+            show(CPU, &ConstCounter::new(cpu_seconds(&stat)))?;
+            show(RESIDENT, &ConstGauge::new(stat.rss_bytes().get() as i64))?;
+            if let Ok(boot) = boot_time_secs() {
+                let start = boot as f64 + stat.starttime as f64 / procfs::ticks_per_second() as f64;
+                show(START, &ConstGauge::new(start))?;
+            }
+        }
+        if let Ok(fds) = process.fd_count() {
+            show(OPEN_FDS, &ConstGauge::new(fds as i64))?;
+        }
+        Ok(())
+    }
+}
+
+fn cpu_seconds(stat: &Stat) -> f64 {
+    (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
+}
