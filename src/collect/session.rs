@@ -114,7 +114,7 @@ impl Session {
             None => tokio::time::sleep(GROWN_UP.saturating_sub(node.age().unwrap_or_default())).await,
         }
         // Answered when the chain state is loaded: no deadline.
-        interfaces.mining = connection.mining(&waiting.patient(Duration::from_secs(365 * 86_400))).await?;
+        interfaces.mining = connection.mining(&waiting.without_deadline()).await?;
         if interfaces.mining.is_none() && interfaces.json_rpc.is_none() && interfaces.chain.is_none() {
             return Err(End::Useless("the node offers none of the interfaces Mining, Rpc, Chain and Node".into()));
         }
@@ -133,15 +133,13 @@ impl Session {
     /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
     pub async fn run(self, collector: &mut Collector) -> End {
         let new_tip = Rc::new(Notify::new());
-        let stopping = Rc::new(Notify::new());
         let (polls_sender, mut polls) = mpsc::unbounded_channel();
-        let mut polling = tokio::task::spawn_local(keep_polling(
+        let polling = Task(tokio::task::spawn_local(keep_polling(
             self.poller(collector.metrics.clone()),
             collector.config.poll_interval,
             new_tip.clone(),
-            stopping.clone(),
             polls_sender,
-        ));
+        )));
 
         let mut tip = TipWatch::start(&self, &collector.metrics, new_tip);
         let mut chain = None;
@@ -153,8 +151,8 @@ impl Session {
                 if tip.is_none() {
                     warn!("not subscribing: without Mining the node cannot tell us when it shuts down");
                 } else {
-                    let sink = subscribe::sink(collector.metrics.clone(), collector.blocks.clone());
-                    let patient = self.subscribing.patient(Duration::from_secs(365 * 86_400));
+                    let sink = subscribe::sink(collector.metrics.clone(), collector.blocks.clone(), trace.next_block());
+                    let patient = self.subscribing.without_deadline();
                     match offered.subscribe(&patient, sink).await {
                         Ok(subscription) => {
                             subscribe::start(&collector.metrics);
@@ -213,20 +211,29 @@ impl Session {
         };
         debug!("the session ends: {end}");
         collector.metrics.node_is_away();
+        drop((polling, tip));
         if !matches!(end, End::Lost(_)) {
             self.end_subscription("the UTXO cache trace", trace.take()).await;
             self.end_subscription("the chain's notifications", chain).await;
+            if self.interfaces.calls_back() {
+                self.until_answered(collector.config.call_timeout).await;
+            }
         }
-        if self.interfaces.calls_back() && !matches!(end, End::Lost(_)) {
-            // Close between calls, not during one: the branches with callbacks are the least tested.
-            stopping.notify_one();
-            let _ = tokio::time::timeout(collector.config.call_timeout, &mut polling).await;
-            TipWatch::finish(tip).await;
-        } else {
-            TipWatch::abort(tip);
-        }
-        polling.abort();
         end
+    }
+
+    /// Waits until the node has answered what it was asked, as long as it takes.
+    async fn until_answered(&self, say_so_after: Duration) {
+        let answered = async {
+            if tokio::time::timeout(say_so_after, self.connection.answered()).await.is_err() {
+                warn!("the node has not answered all calls; closing now would make it abort, so we wait");
+                self.connection.answered().await;
+            }
+        };
+        tokio::select! {
+            () = answered => {}
+            reason = self.connection.closed() => debug!("{reason}"),
+        }
     }
 
     fn can_trace(&self) -> bool {
@@ -292,7 +299,6 @@ async fn keep_polling(
     mut poller: Poller,
     interval: Duration,
     new_tip: Rc<Notify>,
-    stopping: Rc<Notify>,
     polls: mpsc::UnboundedSender<Result<Polled, String>>,
 ) {
     /// Between the starts of two polls, however fast tips come: a syncing node connects hundreds of blocks a second.
@@ -305,7 +311,6 @@ async fn keep_polling(
         tokio::select! {
             () = tokio::time::sleep_until(started + interval) => {}
             () = new_tip.notified() => tokio::time::sleep_until(started + AT_LEAST.min(interval)).await,
-            () = stopping.notified() => return,
         }
     }
 }

@@ -29,8 +29,8 @@ pub fn start(metrics: &Metrics) {
     metrics.mempool.start();
 }
 
-/// Counts each notification; what takes long is left to `blocks`.
-pub fn sink(metrics: Arc<Metrics>, blocks: block::Counter) -> impl Fn(ChainEvent) + 'static {
+/// Counts each notification; what takes long is left to `blocks`. `next_block` is told of each block.
+pub fn sink(metrics: Arc<Metrics>, blocks: block::Counter, next_block: impl Fn() + 'static) -> impl Fn(ChainEvent) {
     move |event| {
         let started = Instant::now();
         let chain = &metrics.chain;
@@ -45,6 +45,7 @@ pub fn sink(metrics: Arc<Metrics>, blocks: block::Counter) -> impl Fn(ChainEvent
             }
             ChainEvent::BlockConnected { height, historical, data } => {
                 chain.blocks_connected.inc();
+                next_block();
                 if !historical {
                     chain.block_height.set(Some(height));
                 }

@@ -31,7 +31,6 @@ pub enum TipEnd {
 /// Follows the tip in a task of its own.
 pub struct TipWatch {
     task: Task<TipEnd>,
-    stopping: Rc<Cell<bool>>,
     known: Rc<Cell<Option<BlockRef>>>,
     new_tip: Rc<Notify>,
 }
@@ -54,17 +53,15 @@ impl TipWatch {
         known: Rc<Cell<Option<BlockRef>>>,
     ) -> Option<Self> {
         session.interfaces.mining.as_ref()?;
-        let stopping = Rc::new(Cell::new(false));
         let follow = Follow {
             interfaces: session.interfaces.clone(),
             thread: session.waiting().patient(LONG_POLL),
             metrics: metrics.clone(),
             new_tip: new_tip.clone(),
             known: known.clone(),
-            stopping: stopping.clone(),
         };
         let task = Task(tokio::task::spawn_local(follow.run()));
-        Some(TipWatch { task, stopping, known, new_tip })
+        Some(TipWatch { task, known, new_tip })
     }
 
     /// Resolves when there is no more news; never without a watch.
@@ -77,21 +74,6 @@ impl TipWatch {
             None => std::future::pending().await,
         }
     }
-
-    /// Ends after the long poll that is under way.
-    pub async fn finish(watch: Option<Self>) {
-        if let Some(mut watch) = watch
-            && !watch.task.0.is_finished()
-        {
-            watch.stopping.set(true);
-            let _ = (&mut watch.task.0).await;
-        }
-    }
-
-    /// Ends at once.
-    pub fn abort(watch: Option<Self>) {
-        drop(watch);
-    }
 }
 
 struct Follow {
@@ -100,7 +82,6 @@ struct Follow {
     metrics: Arc<Metrics>,
     new_tip: Rc<Notify>,
     known: Rc<Cell<Option<BlockRef>>>,
-    stopping: Rc<Cell<bool>>,
 }
 
 impl Follow {
@@ -115,7 +96,7 @@ impl Follow {
         }
         // Not a block: the first call returns the present tip at once.
         const NONE: Hash = Hash([0; 32]);
-        while !self.stopping.get() {
+        loop {
             let current = self.known.get().map_or(NONE, |tip| tip.hash);
             match mining.wait_tip_changed(&self.thread, current, LONG_POLL).await {
                 Ok(None) => return TipEnd::NodeShutsDown,
@@ -131,8 +112,6 @@ impl Follow {
                 Err(error) => return TipEnd::Failed(error),
             }
         }
-        // Told to stop: whoever told us does not listen any more.
-        std::future::pending().await
     }
 
     /// Counts a change of the tip, where no notifications do.

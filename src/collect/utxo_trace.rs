@@ -47,6 +47,14 @@ impl Waited {
     }
 }
 
+impl Trace {
+    /// To be called when a block is connected: the time that it took counts no more.
+    pub fn next_block(&self) -> impl Fn() + 'static {
+        let waited = self.waited.clone();
+        move || waited.total.set(Duration::ZERO)
+    }
+}
+
 /// The trace of one connection.
 pub struct Trace {
     wanted: bool,
@@ -85,7 +93,7 @@ impl Trace {
             let (waited, metrics) = (self.waited.clone(), metrics.clone());
             move |event| count(event, &waited, &metrics)
         };
-        match tracing.subscribe(&on.patient(Duration::from_secs(365 * 86_400)), sink).await {
+        match tracing.subscribe(&on.without_deadline(), sink).await {
             Ok(subscription) => {
                 info!("the UTXO cache trace is on");
                 metrics.utxo_cache.start();

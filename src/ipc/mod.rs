@@ -17,6 +17,7 @@ use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+use tokio_util::task::TaskTracker;
 
 use crate::schema::init_capnp::init;
 use crate::schema::proxy_capnp::{thread, thread_map};
@@ -47,19 +48,33 @@ pub(crate) use call;
 pub struct Thread {
     client: thread::Client,
     deadline: Duration,
+    under_way: TaskTracker,
 }
 
 impl Thread {
-    pub(crate) async fn within<T>(&self, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
-        match tokio::time::timeout(self.deadline, answer).await {
-            Ok(answer) => Ok(answer?),
+    /// Waits for the answer until the deadline. A call that is given up, by the deadline or because its caller is
+    /// gone, goes on in the node; [`Connection::answered`] waits for it.
+    pub(crate) async fn within<T: 'static>(&self, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
+        let call = self.under_way.spawn_local(answer);
+        match tokio::time::timeout(self.deadline, call).await {
+            Ok(Ok(answer)) => Ok(answer?),
+            Ok(Err(ended)) => Err(CallError::Disconnected(ended.to_string())),
             Err(_) => Err(CallError::TimedOut(self.deadline)),
         }
     }
 
     /// The same thread with more time for each call.
     pub fn patient(&self, extra: Duration) -> Thread {
-        Thread { client: self.client.clone(), deadline: self.deadline + extra }
+        Thread {
+            client: self.client.clone(),
+            deadline: self.deadline.saturating_add(extra),
+            under_way: self.under_way.clone(),
+        }
+    }
+
+    /// The same thread for calls that may take any time.
+    pub fn without_deadline(&self) -> Thread {
+        self.patient(Duration::MAX)
     }
 }
 
@@ -107,6 +122,7 @@ pub struct Connection {
     init: init::Client,
     threads: thread_map::Client,
     deadline: Duration,
+    under_way: TaskTracker,
     closed: watch::Receiver<Option<Rc<str>>>,
     driver: tokio::task::AbortHandle,
 }
@@ -137,6 +153,7 @@ impl Connection {
             threads: capnp_rpc::new_client(OurThreads),
             init,
             deadline,
+            under_way: TaskTracker::new(),
             closed,
             driver,
         };
@@ -156,7 +173,11 @@ impl Connection {
         let answer = tokio::time::timeout(self.deadline, request.send().promise)
             .await
             .map_err(|_| CallError::TimedOut(self.deadline))??;
-        Ok(Thread { client: answer.get()?.get_result()?, deadline: self.deadline })
+        Ok(Thread {
+            client: answer.get()?.get_result()?,
+            deadline: self.deadline,
+            under_way: self.under_way.clone(),
+        })
     }
 
     /// Finds out which interfaces the node offers, all but Mining, with calls that do no harm at any time: a node
@@ -205,6 +226,13 @@ impl Connection {
             Some(answer) => Ok(answer.get()?.get_result().ok().map(Mining::new)),
             None => Ok(None),
         }
+    }
+
+    /// Resolves when the node has answered every call. A node with callbacks aborts when a connection is closed during
+    /// one.
+    pub async fn answered(&self) {
+        self.under_way.close();
+        self.under_way.wait().await;
     }
 
     /// Resolves with the reason when the connection is gone.
