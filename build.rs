@@ -8,7 +8,9 @@ const SCHEMAS: [&str; 9] =
 fn main() {
     if let Err(error) = Command::new("capnp").arg("--version").output() {
         if error.kind() == io::ErrorKind::NotFound {
-            println!("cargo::error=the Cap'n Proto compiler `capnp` is missing: install it (Debian: apt-get install capnproto; Nix: capnproto)");
+            println!(
+                "cargo::error=the Cap'n Proto compiler `capnp` is missing: install it (Debian: apt-get install capnproto; Nix: capnproto)"
+            );
         } else {
             println!("cargo::error=the Cap'n Proto compiler `capnp` does not run: {error}");
         }

@@ -29,7 +29,14 @@ pub mod schema {
         };
     }
     generated!(
-        proxy_capnp, common_capnp, init_capnp, mining_capnp, rpc_capnp, chain_capnp, node_capnp, tracing_capnp,
+        proxy_capnp,
+        common_capnp,
+        init_capnp,
+        mining_capnp,
+        rpc_capnp,
+        chain_capnp,
+        node_capnp,
+        tracing_capnp,
         handler_capnp
     );
 }

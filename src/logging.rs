@@ -25,7 +25,9 @@ pub enum Log {
 pub fn start(log: Log, debug: bool) -> Result<()> {
     let default = if debug { "info,bitcoind_exporter=debug" } else { "info" };
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
-        Ok(directives) => EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?,
+        Ok(directives) => {
+            EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?
+        }
         Err(_) => EnvFilter::new(default),
     };
     let stderr = || {
@@ -36,7 +38,9 @@ pub fn start(log: Log, debug: bool) -> Result<()> {
     };
     let layer = match log {
         Log::Json => stderr().json().boxed(),
-        Log::Journal => tracing_journald::layer().context("cannot reach the systemd journal; use --log text")?.boxed(),
+        Log::Journal => {
+            tracing_journald::layer().context("cannot reach the systemd journal; use --log text")?.boxed()
+        }
         Log::Auto if stderr_is_the_journal() => tracing_journald::layer()?.boxed(),
         Log::Auto | Log::Text => stderr().boxed(),
     };
@@ -47,5 +51,6 @@ pub fn start(log: Log, debug: bool) -> Result<()> {
 /// systemd sets JOURNAL_STREAM to the device and inode of the stream that it connected to the journal.
 fn stderr_is_the_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
-    std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+    std::fs::metadata("/proc/self/fd/2")
+        .is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
 }

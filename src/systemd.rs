@@ -46,7 +46,9 @@ pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
     static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
     let mut taken = TAKEN.lock().expect("nobody panics holding it");
     if fd <= 2 {
-        bail!("file descriptor {fd} is not an inherited connection (0, 1 and 2 are standard input, output and error)");
+        bail!(
+            "file descriptor {fd} is not an inherited connection (0, 1 and 2 are standard input, output and error)"
+        );
     }
     if taken.contains(&fd) {
         bail!("file descriptor {fd} is named twice");

@@ -37,7 +37,12 @@ struct Arguments {
     socket_path: Option<PathBuf>,
 
     /// Where to serve metrics: HOST:PORT, [IPv6]:PORT or unix:/path. A socket that systemd passes comes first
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9332", env = "BITCOIND_IPC_EXPORTER_METRICS_ADDR")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9332",
+        env = "BITCOIND_IPC_EXPORTER_METRICS_ADDR"
+    )]
     metrics_addr: Address,
 
     /// An inherited file descriptor that is connected to the node (also -ipcfd N, as Bitcoin Core spells it)
@@ -106,7 +111,9 @@ fn positive(text: &str) -> Result<Duration, String> {
 /// Bitcoin Core gives its children `-ipcfd N`, which clap would read as five short options.
 fn spelled_for_clap(argument: OsString) -> OsString {
     match argument.to_str() {
-        Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => text.replacen("-ipcfd", "--ipc-fd", 1).into(),
+        Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => {
+            text.replacen("-ipcfd", "--ipc-fd", 1).into()
+        }
         _ => argument,
     }
 }
@@ -166,7 +173,7 @@ fn run(arguments: Arguments) -> Result<()> {
 
     let (request, shutdown) = Shutdown::new();
     let collector = Collector::new(config, metrics, state, shutdown);
-    local.block_on(&runtime, async {
+    let ended = local.block_on(&runtime, async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::task::spawn_local(async move {
@@ -178,7 +185,9 @@ fn run(arguments: Arguments) -> Result<()> {
             request.send_replace(true);
         });
         collector.run(source).await
-    })
+    });
+    listener.remove_file();
+    ended
 }
 
 /// The connection: an argument or the environment, then systemd's named descriptor, then a path.
@@ -193,7 +202,9 @@ fn source(arguments: &Arguments, inherited: &mut systemd::Inherited) -> Result<S
         (None, None) if fd.is_some() => None,
         (None, None) => match std::env::home_dir() {
             Some(home) => Some(default_socket(&home.join(".bitcoin"), &arguments.chain)),
-            None => bail!("no socket path given and no home directory to look for one; name the node's IPC socket"),
+            None => bail!(
+                "no socket path given and no home directory to look for one; name the node's IPC socket"
+            ),
         },
     };
     Source::new(fd, path)

@@ -119,8 +119,14 @@ mod tests {
     fn the_genesis_block_is_counted_to_the_satoshi() {
         let genesis = genesis_block(Network::Bitcoin);
         let contents = Contents::of(&serialize(&genesis)).unwrap();
-        let expected =
-            Contents { transactions: 1, inputs: 0, outputs: 1, output_value: 5_000_000_000, weight: 1140, bytes: 285 };
+        let expected = Contents {
+            transactions: 1,
+            inputs: 0,
+            outputs: 1,
+            output_value: 5_000_000_000,
+            weight: 1140,
+            bytes: 285,
+        };
         assert_eq!(contents, expected);
         assert_eq!(genesis.weight().to_wu(), 1140);
     }

@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_is_absent() {
-        let value = json!({"null": null, "text": "7", "list": [7], "negative": -7, "huge": 1e300, "bool": true});
+        let value =
+            json!({"null": null, "text": "7", "list": [7], "negative": -7, "huge": 1e300, "bool": true});
         for field in ["null", "text", "list", "missing", "bool"] {
             assert_eq!((number(&value, field), count(&value, field)), (None, None), "{field}");
         }

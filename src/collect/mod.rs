@@ -99,7 +99,12 @@ pub struct Collector {
 
 impl Collector {
     /// `state` is told about every change.
-    pub fn new(config: Config, metrics: Arc<Metrics>, state: watch::Sender<State>, shutdown: Shutdown) -> Self {
+    pub fn new(
+        config: Config,
+        metrics: Arc<Metrics>,
+        state: watch::Sender<State>,
+        shutdown: Shutdown,
+    ) -> Self {
         let blocks = block::Counter::start(metrics.clone());
         Collector { config, metrics, state, shutdown, blocks, trace_given_up: false }
     }
@@ -213,7 +218,9 @@ impl Collector {
 pub async fn once(source: &mut Source, config: &Config, metrics: &Arc<Metrics>) -> Result<()> {
     let session = open_once(source, config).await?;
     metrics.exporter.connects.inc_by([], 1);
-    session.poller(metrics.clone()).poll().await.map(|_| ()).map_err(|why| anyhow!("the poll failed: {why}"))
+    session.poller(metrics.clone()).poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
+    session.show(metrics);
+    Ok(())
 }
 
 /// Connects once and describes the node, for `--check`.
@@ -234,11 +241,20 @@ pub fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str) ->
         .filter_map(|line| line.split(['{', ' ']).next())
         .filter(|name| *name != "bitcoin_up")
         .collect();
-    let mut described = format!("connection: {connection}\nnode: {}\n", info.unwrap_or("it does not tell its name"));
+    let mut described =
+        format!("connection: {connection}\nnode: {}\n", info.unwrap_or("it does not tell its name"));
     for (interface, offered, follows) in [
         ("mining", interfaces.mining.is_some(), "tip changes, the node's shutdown"),
-        ("rpc", names.contains(&"rpc"), "JSON-RPC over IPC: chain, mempool, network, fees; blocks connected from tip changes"),
-        ("chain", interfaces.chain.is_some(), "notifications: blocks, mempool, flushes, counted as they happen"),
+        (
+            "rpc",
+            names.contains(&"rpc"),
+            "JSON-RPC over IPC: chain, mempool, network, fees; blocks connected from tip changes",
+        ),
+        (
+            "chain",
+            interfaces.chain.is_some(),
+            "notifications: blocks, mempool, flushes, counted as they happen",
+        ),
         ("node", interfaces.node.is_some(), "state of the node and its peers; JSON-RPC over IPC"),
         ("tracing", interfaces.tracing.is_some(), "the UTXO cache trace (see --utxo-trace)"),
     ] {
@@ -254,7 +270,10 @@ async fn open_once(source: &mut Source, config: &Config) -> Result<Session> {
     let stream = source.open().await?;
     let (_keep, shutdown) = Shutdown::new();
     let node = NodeProcess::of(&stream);
-    Session::open(stream, &node, config, &shutdown).await.map_err(|end| anyhow!("{end}")).context(source.describe().to_string())
+    Session::open(stream, &node, config, &shutdown)
+        .await
+        .map_err(|end| anyhow!("{end}"))
+        .context(source.describe().to_string())
 }
 
 /// Between connections that were accepted and then failed: doubling, with jitter so that many exporters do not come

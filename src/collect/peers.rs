@@ -44,13 +44,19 @@ impl Peers {
         network.high_bandwidth.set(["from"], how_many(&|peer| peer.high_bandwidth_from));
         network.addr_relay.set(Some(how_many(&|peer| peer.addr_relay)));
         network.clock_off.set(Some(how_many(&|peer| peer.time_offset.unsigned_abs() > CLOCK_OFF_SECONDS)));
-        network.ping_overdue.set(Some(how_many(&|peer| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE))));
+        network
+            .ping_overdue
+            .set(Some(how_many(&|peer| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE))));
         network.with_blocks_in_flight.set(Some(how_many(&|peer| peer.blocks_in_flight > 0)));
-        network.blocks_in_flight.set(Some(peers.iter().map(|peer| peer.blocks_in_flight as f64).sum::<f64>()));
+        network
+            .blocks_in_flight
+            .set(Some(peers.iter().map(|peer| peer.blocks_in_flight as f64).sum::<f64>()));
         let tells_filter = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
-        network.low_fee_relay.set(tells_filter.then(|| {
-            how_many(&|peer| peer.min_fee_filter.is_some_and(|filter| filter < ONE_SAT_PER_VBYTE))
-        }));
+        network.low_fee_relay.set(
+            tells_filter.then(|| {
+                how_many(&|peer| peer.min_fee_filter.is_some_and(|filter| filter < ONE_SAT_PER_VBYTE))
+            }),
+        );
         self.count_traffic(peers, network);
     }
 
@@ -111,7 +117,8 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     let known = |names: &[&'static str], name: &Value| {
         names.iter().copied().find(|known| Some(*known) == name.as_str()).unwrap_or("other")
     };
-    let seconds = |peer: &Value, field| number(peer, field).and_then(|value| Duration::try_from_secs_f64(value).ok());
+    let seconds =
+        |peer: &Value, field| number(peer, field).and_then(|value| Duration::try_from_secs_f64(value).ok());
     let is = |peer: &Value, field| flag(peer, field) == Some(1);
     let by_type = |totals: &Value| {
         let totals = totals.as_object().into_iter().flatten();
@@ -157,8 +164,14 @@ mod tests {
         peers.show(&[peer(2, 70, 3)], &metrics.network);
         peers.show(&[peer(2, 60, 3)], &metrics.network); // nonsense of the node's: nothing is taken back
         let text = metrics.render(Format::Text);
-        assert!(text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"), "{text}");
-        assert!(text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"other\"} 8\n"), "{text}");
+        assert!(
+            text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"other\"} 8\n"),
+            "{text}"
+        );
         assert!(!text.contains("evil"));
     }
 
@@ -180,7 +193,10 @@ mod tests {
             17
         ]))
         .unwrap();
-        assert_eq!((peers[0].network, peers[0].connection_type, peers[0].transport), ("onion", "manual", "v2"));
+        assert_eq!(
+            (peers[0].network, peers[0].connection_type, peers[0].transport),
+            ("onion", "manual", "v2")
+        );
         assert_eq!((peers[0].ping, peers[0].blocks_in_flight), (Some(Duration::from_millis(250)), 2));
         assert_eq!(peers[0].sent, [("ping".to_string(), 32)]);
         assert_eq!((peers[1].network, peers[1].ping, peers[1].blocks_in_flight), ("other", None, 0));
@@ -189,7 +205,9 @@ mod tests {
         let metrics = Metrics::new();
         Peers::default().show(&peers, &metrics.network);
         let text = metrics.render(Format::Text);
-        for line in ["bitcoin_peers_clock_off 1", "bitcoin_peers_low_fee_relay 1", "bitcoin_blocks_in_flight 2"] {
+        for line in
+            ["bitcoin_peers_clock_off 1", "bitcoin_peers_low_fee_relay 1", "bitcoin_blocks_in_flight 2"]
+        {
             assert!(text.contains(&format!("\n{line}\n")), "{line} in {text}");
         }
     }

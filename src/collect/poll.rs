@@ -172,9 +172,12 @@ impl Poller {
 
     async fn network(&mut self, chain_info: &Value, polled: &mut Polled) {
         let info = self.rpc("getnetworkinfo", json!([])).await.unwrap_or_default();
-        let mut connections = [number(&info, "connections"), number(&info, "connections_in"), number(&info, "connections_out")];
+        let mut connections =
+            [number(&info, "connections"), number(&info, "connections_in"), number(&info, "connections_out")];
         let [all, inbound, outbound] = &mut connections;
-        for (shown, direction) in [(all, Direction::Both), (inbound, Direction::In), (outbound, Direction::Out)] {
+        for (shown, direction) in
+            [(all, Direction::Both), (inbound, Direction::In), (outbound, Direction::Out)]
+        {
             *shown = ask!(self, node.peers(direction)).map(|peers| peers as f64).or(*shown);
         }
         let (mut received, mut sent) = (
@@ -204,8 +207,7 @@ impl Poller {
             None => Peers::hide(network),
         }
 
-        let text = |value: &Value| value.as_str().map(str::to_string);
-        polled.subversion = text(&info["subversion"]);
+        polled.subversion = info["subversion"].as_str().map(str::to_string);
         let chain = &self.metrics.chain;
         chain.warnings.set(info["warnings"].as_array().map(|warnings| warnings.len() as f64));
         let labels = (
@@ -231,7 +233,9 @@ impl Poller {
         let chain = &self.metrics.chain;
         chain.uptime.set(uptime.as_f64());
         let locked = ["used", "free", "locked"].into_iter();
-        chain.memory_locked.replace(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
+        chain
+            .memory_locked
+            .replace(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
         self.metrics.network.banned.set(banned.as_array().map(|banned| banned.len() as f64));
     }
 

@@ -116,10 +116,13 @@ impl Session {
         // Answered when the chain state is loaded: no deadline.
         interfaces.mining = connection.mining(&waiting.without_deadline()).await?;
         if interfaces.mining.is_none() && interfaces.json_rpc.is_none() && interfaces.chain.is_none() {
-            return Err(End::Useless("the node offers none of the interfaces Mining, Rpc, Chain and Node".into()));
+            return Err(End::Useless(
+                "the node offers none of the interfaces Mining, Rpc, Chain and Node".into(),
+            ));
         }
         let names = interfaces.names();
-        let missing = ["mining", "rpc", "chain", "node", "tracing"].into_iter().filter(|name| !names.contains(name));
+        let missing =
+            ["mining", "rpc", "chain", "node", "tracing"].into_iter().filter(|name| !names.contains(name));
         let missing: Vec<_> = missing.collect();
         info!(offered = names.join(","), not_offered = missing.join(","), "the node's interfaces");
         Ok((polling, waiting, subscribing, interfaces))
@@ -151,7 +154,11 @@ impl Session {
                 if tip.is_none() {
                     warn!("not subscribing: without Mining the node cannot tell us when it shuts down");
                 } else {
-                    let sink = subscribe::sink(collector.metrics.clone(), collector.blocks.clone(), trace.next_block());
+                    let sink = subscribe::sink(
+                        collector.metrics.clone(),
+                        collector.blocks.clone(),
+                        trace.next_block(),
+                    );
                     let patient = self.subscribing.without_deadline();
                     match offered.subscribe(&patient, sink).await {
                         Ok(subscription) => {
@@ -249,7 +256,9 @@ impl Session {
     async fn end_subscription(&self, what: &str, subscription: Option<Subscription>) {
         let Some(subscription) = subscription else { return };
         let impatient = |error: &CallError| {
-            warn!("{what}: the node has not acknowledged the end of the subscription ({error}); closing now would make it abort, so we wait");
+            warn!(
+                "{what}: the node has not acknowledged the end of the subscription ({error}); closing now would make it abort, so we wait"
+            );
         };
         tokio::select! {
             ended = subscription.end(&self.subscribing, impatient) => match ended {
@@ -260,12 +269,19 @@ impl Session {
         }
     }
 
-    fn show_polled(&self, collector: &Collector, polled: &Polled, trace: &Trace) {
-        let metrics = &collector.metrics;
+    /// A poll succeeded: the node is up, with these interfaces.
+    pub fn show(&self, metrics: &Metrics) {
         metrics.exporter.up.set(1);
+        metrics
+            .exporter
+            .interface
+            .replace(self.interfaces.names().iter().map(|interface| ([*interface], 1.0)));
+    }
+
+    fn show_polled(&self, collector: &Collector, polled: &Polled, trace: &Trace) {
+        self.show(&collector.metrics);
+        trace.show(&collector.metrics);
         let interfaces = self.interfaces.names();
-        interfaces.iter().for_each(|interface| metrics.exporter.interface.set([interface], 1.0));
-        trace.show(metrics);
         collector.state.send_if_modified(|state| {
             let new = State::Polled { interfaces, node: polled.subversion.clone() };
             let changed = *state != new;

@@ -30,7 +30,11 @@ pub fn start(metrics: &Metrics) {
 }
 
 /// Counts each notification; what takes long is left to `blocks`. `next_block` is told of each block.
-pub fn sink(metrics: Arc<Metrics>, blocks: block::Counter, next_block: impl Fn() + 'static) -> impl Fn(ChainEvent) {
+pub fn sink(
+    metrics: Arc<Metrics>,
+    blocks: block::Counter,
+    next_block: impl Fn() + 'static,
+) -> impl Fn(ChainEvent) {
     move |event| {
         let started = Instant::now();
         let chain = &metrics.chain;

@@ -197,7 +197,9 @@ async fn ancestor(
         let by_height = json_rpc.call(on, "getblockhash", json!([height])).await?;
         let tip = Header::read(json_rpc.call(on, "getblockheader", json!([hash])).await?)?;
         // Still active after we asked by height: then what we got is its ancestor.
-        if tip.active && let Some(ancestor) = by_height.as_str() {
+        if tip.active
+            && let Some(ancestor) = by_height.as_str()
+        {
             return Ok(ancestor.to_string());
         }
     }

@@ -28,6 +28,8 @@ struct Waited {
     last: Cell<Option<Instant>>,
     total: Cell<Duration>,
     exceeded: Notify,
+    /// False once the trace is on its way out: what still arrives is answered and not counted.
+    counting: Cell<bool>,
 }
 
 impl Waited {
@@ -72,6 +74,7 @@ impl Trace {
             last: Cell::default(),
             total: Cell::default(),
             exceeded: Notify::new(),
+            counting: Cell::new(false),
         };
         let wanted = config.utxo_trace != UtxoTrace::Off;
         Trace { wanted, given_up, offered, waited: Rc::new(waited), subscription: None }
@@ -93,13 +96,16 @@ impl Trace {
             let (waited, metrics) = (self.waited.clone(), metrics.clone());
             move |event| count(event, &waited, &metrics)
         };
+        // The first events may arrive before the answer.
+        metrics.utxo_cache.start();
+        self.waited.counting.set(true);
         match tracing.subscribe(&on.without_deadline(), sink).await {
             Ok(subscription) => {
                 info!("the UTXO cache trace is on");
-                metrics.utxo_cache.start();
                 self.subscription = Some(subscription);
             }
             Err(error) => {
+                metrics.utxo_cache.stop();
                 warn!("cannot subscribe to the UTXO cache trace: {error}");
                 self.wanted = false;
             }
@@ -123,6 +129,7 @@ impl Trace {
             humantime::format_duration(budget)
         );
         self.given_up = true;
+        self.waited.counting.set(false);
         metrics.utxo_cache.stop();
         self.show(metrics);
         self.take()
@@ -134,6 +141,7 @@ impl Trace {
             return None;
         }
         info!("initial block download: the UTXO cache trace is off until its end");
+        self.waited.counting.set(false);
         metrics.utxo_cache.stop();
         self.take()
     }
@@ -160,6 +168,9 @@ impl Trace {
 
 fn count(event: CoinEvent, waited: &Waited, metrics: &Metrics) {
     let started = Instant::now();
+    if !waited.counting.get() {
+        return;
+    }
     waited.call(started);
     let cache = &metrics.utxo_cache;
     let callback = match event {
@@ -186,7 +197,13 @@ mod tests {
     use super::*;
 
     fn waited(budget: Duration) -> Waited {
-        Waited { budget: Some(budget), last: Cell::default(), total: Cell::default(), exceeded: Notify::new() }
+        Waited {
+            budget: Some(budget),
+            last: Cell::default(),
+            total: Cell::default(),
+            exceeded: Notify::new(),
+            counting: Cell::new(true),
+        }
     }
 
     #[test]

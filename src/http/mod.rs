@@ -51,7 +51,11 @@ impl FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() { Err("unix: needs a path".into()) } else { Ok(Address::Unix(path.into())) };
+            return if path.is_empty() {
+                Err("unix: needs a path".into())
+            } else {
+                Ok(Address::Unix(path.into()))
+            };
         }
         let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT or unix:/path")?;
         if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
@@ -66,7 +70,7 @@ impl FromStr for Address {
 pub enum Listener {
     /// TCP.
     Tcp(StdTcpListener),
-    /// A Unix socket, removed again at the end if we made it.
+    /// A Unix socket, with its path if we made it.
     Unix(StdUnixListener, Option<PathBuf>),
 }
 
@@ -87,8 +91,9 @@ impl Listener {
                 if stale {
                     std::fs::remove_file(path)?;
                 }
-                let listener = StdUnixListener::bind(path)
-                    .with_context(|| format!("cannot listen on {} (choose another with --metrics-addr)", path.display()))?;
+                let listener = StdUnixListener::bind(path).with_context(|| {
+                    format!("cannot listen on {} (choose another with --metrics-addr)", path.display())
+                })?;
                 Ok(Listener::Unix(listener, Some(path.clone())))
             }
         }
@@ -106,24 +111,24 @@ impl Listener {
         })
     }
 
+    /// Removes the socket file, if we made one.
+    pub fn remove_file(&self) {
+        if let Listener::Unix(_, Some(path)) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     /// As a user would type it.
     pub fn describe(&self) -> String {
         match self {
-            Listener::Tcp(listener) => {
-                listener.local_addr().map_or("an unknown address".into(), |address| format!("http://{address}"))
-            }
+            Listener::Tcp(listener) => listener
+                .local_addr()
+                .map_or("an unknown address".into(), |address| format!("http://{address}")),
             Listener::Unix(listener, _) => {
-                let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
+                let path =
+                    listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
                 format!("unix:{}", path.unwrap_or_default().display())
             }
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Listener::Unix(_, Some(path)) = self {
-            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -227,7 +232,9 @@ fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Byte
 /// A small page: facts, and links to the other pages. Everything is escaped: a node chooses its own name.
 pub fn page(title: &str, facts: &[(&str, &str)]) -> String {
     let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let row = |(name, fact): &(&str, &str)| format!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), escape(fact));
+    let row = |(name, fact): &(&str, &str)| {
+        format!("<tr><th>{}</th><td>{}</td></tr>\n", escape(name), escape(fact))
+    };
     let rows: String = facts.iter().map(row).collect();
     let title = escape(title);
     format!(
@@ -255,7 +262,9 @@ fn negotiate<'a>(accept: impl Iterator<Item = &'a str>) -> Format {
             }
         }
         match (kind, version) {
-            ("application/openmetrics-text", None | Some("1.0.0")) => open_metrics = quality.max(open_metrics),
+            ("application/openmetrics-text", None | Some("1.0.0")) => {
+                open_metrics = quality.max(open_metrics)
+            }
             ("text/plain", None | Some("0.0.4")) | ("text/*" | "*/*", _) => text = quality.max(text),
             _ => {}
         }

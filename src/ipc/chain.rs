@@ -83,7 +83,8 @@ impl Chain {
         let (lifetime, end) = Lifetime::new();
         let callback: chain_notifications::Client =
             capnp_rpc::new_client(Notifications { sink, _lifetime: lifetime });
-        let answer = call!(self.0, handle_notifications_request, on, |params| params.set_notifications(callback))?;
+        let answer =
+            call!(self.0, handle_notifications_request, on, |params| params.set_notifications(callback))?;
         Ok(Subscription::new(answer.get()?.get_result()?, end))
     }
 }

@@ -59,7 +59,9 @@ impl From<std::str::Utf8Error> for CallError {
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CallError::TimedOut(after) => write!(f, "no answer within {}", humantime::format_duration(*after)),
+            CallError::TimedOut(after) => {
+                write!(f, "no answer within {}", humantime::format_duration(*after))
+            }
             CallError::Unimplemented(text) => write!(f, "not implemented by the node ({text})"),
             CallError::Failed(text) => write!(f, "the node failed: {text}"),
             CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),

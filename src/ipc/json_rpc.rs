@@ -31,7 +31,7 @@ impl JsonRpc {
             JsonRpc::Rpc(client) => {
                 let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
                 let answer = call!(client, execute_rpc_request, on, |params| {
-                    params.set_request(&request.to_string());
+                    params.set_request(request.to_string());
                     params.set_uri("/");
                     params.set_user(env!("CARGO_PKG_NAME"))
                 })?;
@@ -44,7 +44,7 @@ impl JsonRpc {
             JsonRpc::Node(client) => {
                 let answer = call!(client, execute_rpc_request, on, |parameters| {
                     parameters.set_command(method);
-                    parameters.set_params(&params.to_string());
+                    parameters.set_params(params.to_string());
                     parameters.set_uri("/")
                 })?;
                 let answer = answer.get()?;

@@ -185,7 +185,8 @@ impl Connection {
     pub async fn discover(&self, on: &Thread) -> Result<Interfaces, CallError> {
         let mut offered = Interfaces::default();
         if let Some(answer) = optional(call!(self.init, make_rpc_or_chain_request, on))?
-            && let Ok(capability) = answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
+            && let Ok(capability) =
+                answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
         {
             // One capability, two candidates: each refuses what it does not implement.
             let rpc = JsonRpc::Rpc(FromClientHook::new(capability.hook.add_ref()));

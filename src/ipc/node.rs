@@ -43,10 +43,18 @@ pub struct PeerStats {
 }
 
 /// Names of Core's `Network`, in its order; as getpeerinfo gives them.
-pub const NETWORKS: [&str; 7] = ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal"];
+pub const NETWORKS: [&str; 7] =
+    ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal"];
 /// Names of Core's `ConnectionType`, in its order; as getpeerinfo gives them.
-pub const CONNECTION_TYPES: [&str; 7] =
-    ["inbound", "outbound-full-relay", "manual", "feeler", "block-relay-only", "addr-fetch", "private-broadcast"];
+pub const CONNECTION_TYPES: [&str; 7] = [
+    "inbound",
+    "outbound-full-relay",
+    "manual",
+    "feeler",
+    "block-relay-only",
+    "addr-fetch",
+    "private-broadcast",
+];
 /// Names of Core's `TransportProtocolType`, in its order; as getpeerinfo gives them.
 pub const TRANSPORTS: [&str; 3] = ["detecting", "v1", "v2"];
 
@@ -89,7 +97,8 @@ impl PeerStats {
 
 /// The node says 0 or its largest value when it has not measured yet.
 fn microseconds(value: i64) -> Option<Duration> {
-    (value != i64::MAX).then(|| u64::try_from(value).ok().filter(|&value| value > 0).map(Duration::from_micros))?
+    (value != i64::MAX)
+        .then(|| u64::try_from(value).ok().filter(|&value| value > 0).map(Duration::from_micros))?
 }
 
 /// Which peers [`Node::peers`] counts, as Core's `ConnectionDirection`.
@@ -141,7 +150,9 @@ impl Node {
 
     /// Connected peers.
     pub async fn peers(&self, on: &Thread, direction: Direction) -> Result<u64, CallError> {
-        Ok(call!(self.0, get_node_count_request, on, |params| params.set_flags(direction as i32))?.get()?.get_result())
+        Ok(call!(self.0, get_node_count_request, on, |params| params.set_flags(direction as i32))?
+            .get()?
+            .get_result())
     }
 
     /// Height of the best known header.

@@ -17,8 +17,13 @@ use procfs::{Current, Uptime};
 use tokio::net::UnixStream;
 
 /// The chains that Bitcoin Core knows, with the folder of each below the data directory.
-pub const CHAINS: [(&str, &str); 5] =
-    [("main", ""), ("test", "testnet3"), ("testnet4", "testnet4"), ("signet", "signet"), ("regtest", "regtest")];
+pub const CHAINS: [(&str, &str); 5] = [
+    ("main", ""),
+    ("test", "testnet3"),
+    ("testnet4", "testnet4"),
+    ("signet", "signet"),
+    ("regtest", "regtest"),
+];
 
 /// Where `bitcoin-node -ipcbind=unix` puts its socket.
 pub fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
@@ -60,7 +65,8 @@ impl Source {
         if let Some(stream) = self.inherited.take() {
             return Ok(UnixStream::from_std(stream)?);
         }
-        let path = self.path.as_ref().context("the inherited connection has ended and no socket path was given")?;
+        let path =
+            self.path.as_ref().context("the inherited connection has ended and no socket path was given")?;
         self.what = path.display().to_string();
         UnixStream::connect(path).await.map_err(|error| explain(path, error))
     }
@@ -85,11 +91,15 @@ fn explain(path: &Path, error: std::io::Error) -> anyhow::Error {
     let at = path.display();
     let metadata = path.metadata();
     if metadata.as_ref().is_ok_and(|metadata| !metadata.file_type().is_socket()) {
-        return anyhow!("cannot connect to {at}: it is not a socket; name the one that bitcoin-node -ipcbind=unix makes");
+        return anyhow!(
+            "cannot connect to {at}: it is not a socket; name the one that bitcoin-node -ipcbind=unix makes"
+        );
     }
     match error.kind() {
         ErrorKind::NotFound => {
-            anyhow!("cannot connect to {at}: there is no such socket; start the node with -ipcbind=unix, or name its socket")
+            anyhow!(
+                "cannot connect to {at}: there is no such socket; start the node with -ipcbind=unix, or name its socket"
+            )
         }
         ErrorKind::ConnectionRefused => {
             anyhow!("cannot connect to {at}: nobody listens on it; its node has ended or is just starting")
@@ -117,8 +127,12 @@ pub struct NodeProcess {
 impl NodeProcess {
     /// The process that listens on the other end.
     pub fn of(stream: &UnixStream) -> Self {
-        let pid = getsockopt(stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid()).filter(|&pid| pid > 0);
-        NodeProcess { started: pid.and_then(|pid| stat(pid).ok()).map(|stat| stat.starttime), pid: pid.map(Pid::from_raw) }
+        let pid =
+            getsockopt(stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid()).filter(|&pid| pid > 0);
+        NodeProcess {
+            started: pid.and_then(|pid| stat(pid).ok()).map(|stat| stat.starttime),
+            pid: pid.map(Pid::from_raw),
+        }
     }
 
     /// How long it has been running.
@@ -134,7 +148,9 @@ impl NodeProcess {
             return Some(true);
         }
         // A zombie, or another process that got its number. Where /proc does not tell, kill's word holds.
-        Some(stat(pid.as_raw()).is_ok_and(|stat| stat.state == 'Z' || self.started.is_some_and(|started| started != stat.starttime)))
+        Some(stat(pid.as_raw()).is_ok_and(|stat| {
+            stat.state == 'Z' || self.started.is_some_and(|started| started != stat.starttime)
+        }))
     }
 }
 
@@ -158,8 +174,12 @@ mod tests {
     fn an_inherited_descriptor_is_checked_for_what_it_is() {
         let message = |fd: OwnedFd| Source::new(Some(fd), None).err().unwrap().to_string();
         assert!(message(std::fs::File::open("/dev/null").unwrap().into()).contains("not a socket"));
-        assert!(message(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()).contains("not a stream socket"));
-        assert!(message(std::net::TcpListener::bind("127.0.0.1:0").unwrap().into()).contains("not connected"));
+        assert!(
+            message(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()).contains("not a stream socket")
+        );
+        assert!(
+            message(std::net::TcpListener::bind("127.0.0.1:0").unwrap().into()).contains("not connected")
+        );
         let (ours, _theirs) = StdUnixStream::pair().unwrap();
         assert!(Source::new(Some(ours.into()), None).is_ok());
     }

@@ -41,7 +41,11 @@ impl Mempool {
                 "Memory that the mempool may use",
                 "Node.getMempoolMaxUsage; getmempoolinfo `maxmempool`",
             ),
-            vbytes: d.gauge("bitcoin_mempool_vbytes", "Virtual size of the mempool's transactions", "JSON-RPC getmempoolinfo `bytes`"),
+            vbytes: d.gauge(
+                "bitcoin_mempool_vbytes",
+                "Virtual size of the mempool's transactions",
+                "JSON-RPC getmempoolinfo `bytes`",
+            ),
             fees: d.gauge("bitcoin_mempool_fees_satoshis", "Fees of the mempool's transactions", INFO),
             min_feerate: d.gauge(
                 "bitcoin_mempool_min_feerate_sat_per_vbyte",

@@ -16,8 +16,8 @@ mod text;
 mod utxo_cache;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -60,16 +60,7 @@ impl Metrics {
         let exporter = Exporter::declare(&mut declare);
         process::declare(&mut declare);
         let Declare { registry, read_from_node, rows } = declare;
-        Arc::new(Metrics {
-            registry,
-            read_from_node,
-            rows,
-            chain,
-            mempool,
-            network,
-            utxo_cache,
-            exporter,
-        })
+        Arc::new(Metrics { registry, read_from_node, rows, chain, mempool, network, utxo_cache, exporter })
     }
 
     /// Removes everything that was read from the node: it is away, and a stale number is worse than none.
@@ -212,10 +203,10 @@ impl<const N: usize> By<N, Counter> {
 pub struct NodeGauge(By<0, Value>);
 
 impl NodeGauge {
-    /// Shows this value; `None`, the node did not give one, removes it.
+    /// Shows this value; `None`, the node did not give one, removes it, and so does what is no number.
     pub fn set(&self, value: Option<impl Into<f64>>) {
-        match value {
-            Some(value) => self.0.set([], value.into()),
+        match value.map(Into::into).filter(|value: &f64| value.is_finite()) {
+            Some(value) => self.0.set([], value),
             None => self.0.clear(),
         }
     }

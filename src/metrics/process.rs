@@ -1,11 +1,11 @@
 //! The `process_*` metrics that Prometheus client libraries share, from `/proc/self`.
 
+use procfs::process::{Process, Stat};
+use procfs::{WithCurrentSystemInfo, boot_time_secs};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use procfs::process::{Process, Stat};
-use procfs::{WithCurrentSystemInfo, boot_time_secs};
 
 use super::Declare;
 
@@ -15,7 +15,8 @@ const OPEN_FDS: (&str, &str) = ("process_open_fds", "Open file descriptors of th
 const START: (&str, &str) = ("process_start_time_seconds", "Start of the exporter, Unix seconds");
 
 pub(super) fn declare(d: &mut Declare) {
-    for (kind, (name, help)) in [("counter", CPU), ("gauge", RESIDENT), ("gauge", OPEN_FDS), ("gauge", START)] {
+    for (kind, (name, help)) in [("counter", CPU), ("gauge", RESIDENT), ("gauge", OPEN_FDS), ("gauge", START)]
+    {
         d.row(name, kind, &[], help, "/proc/self");
     }
     d.registry.register_collector(Box::new(ProcSelf));

@@ -9,7 +9,13 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn new(name: &str, kind: &'static str, labels: &[&'static str], help: &str, source: &str) -> Self {
+    pub(super) fn new(
+        name: &str,
+        kind: &'static str,
+        labels: &[&'static str],
+        help: &str,
+        source: &str,
+    ) -> Self {
         Row { name: name.into(), kind, labels: labels.to_vec(), help: help.into(), source: source.into() }
     }
 }

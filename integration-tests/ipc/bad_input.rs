@@ -1,0 +1,107 @@
+//! Bad input ends with one sentence that says what failed and what to do.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use crate::exporter::{Exporter, command};
+use crate::{TempDir, eventually};
+
+/// What it says when it ends; that it ends unsuccessfully is asserted.
+fn refusal(arguments: &[&str]) -> String {
+    let output = command().args(arguments).output().unwrap();
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[test]
+fn a_wrong_socket_is_explained() {
+    let dir = TempDir::new();
+    let path = |name: &str| dir.0.join(name).display().to_string();
+    assert!(refusal(&["--once", &path("none")]).contains("start the node with -ipcbind=unix"));
+    std::fs::write(path("file"), "").unwrap();
+    assert!(refusal(&["--check", &path("file")]).contains("it is not a socket"));
+    drop(UnixListener::bind(path("dead")).unwrap());
+    assert!(refusal(&["--once", &path("dead")]).contains("nobody listens on it"));
+    assert!(
+        refusal(&["--once", "--datadir", &path("data"), "--chain", "signet"])
+            .contains("data/signet/node.sock")
+    );
+}
+
+#[test]
+fn a_wrong_descriptor_is_explained() {
+    assert!(refusal(&["--ipc-fd", "77"]).contains("file descriptor 77 is not open"));
+    assert!(refusal(&["-ipcfd", "2"]).contains("is not an inherited connection"));
+    assert!(refusal(&["--ipc-fd", "many"]).contains("invalid value"));
+    let file = std::fs::File::open("/dev/null").unwrap();
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    assert!(
+        refusal(&["--ipc-fd", &file.as_raw_fd().to_string()])
+            .contains("not a socket; it must be a connected stream socket")
+    );
+}
+
+#[test]
+fn wrong_options_are_explained() {
+    assert!(refusal(&["--metrics-addr", "9332"]).contains("expected HOST:PORT or unix:/path"));
+    assert!(refusal(&["--poll-interval", "0s"]).contains("must be more than zero"));
+    assert!(refusal(&["--poll-interval", "15"]).contains("write it like 15s"));
+    assert!(refusal(&["--chain", "moon"]).contains("regtest"));
+    assert!(refusal(&["--utxo-trace", "maybe"]).contains("auto, on, off"));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = refusal(&["--metrics-addr", &address, "/nonexistent/node.sock"]);
+    assert!(said.contains(&format!("cannot listen on {address}")) && said.contains("in use"), "{said}");
+}
+
+/// A peer that is no node: says `greeting`, then hangs up or stays.
+fn peer(greeting: &'static [u8], stays: bool) -> (TempDir, std::path::PathBuf) {
+    let dir = TempDir::new();
+    let path = dir.0.join("node.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for stream in listener.incoming().take(20).flatten() {
+            let mut stream: UnixStream = stream;
+            let _ = stream.write_all(greeting);
+            if stays {
+                kept.push(stream);
+            } else {
+                let _ = stream.read(&mut [0; 4096]);
+            }
+        }
+    });
+    (dir, path)
+}
+
+#[test]
+fn a_peer_that_is_no_node_is_refused_and_tried_again() {
+    for greeting in [
+        &b""[..],
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x00\x00\x00\x00\x01\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x00\x00\x00\x00\x00\x00\x00\x00",
+    ] {
+        let (_dir, path) = peer(greeting, false);
+        let said = refusal(&["--once", path.to_str().unwrap()]);
+        assert!(said.contains("no Bitcoin node answers there"), "{greeting:?}: {said}");
+        let exporter = Exporter::start(&path, &[]);
+        eventually("it is tried again", || {
+            exporter.value("bitcoin_exporter_connects_total").filter(|&n| n >= 2.0)
+        });
+        assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
+    }
+}
+
+#[test]
+fn a_peer_that_never_answers_is_given_up_at_the_deadline() {
+    let (_dir, path) = peer(b"", true);
+    let said = refusal(&["--once", "--call-timeout", "200ms", path.to_str().unwrap()]);
+    assert!(said.contains("no answer within 200ms"), "{said}");
+}

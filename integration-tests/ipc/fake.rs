@@ -1,0 +1,472 @@
+//! A node that offers any subset of interfaces and calls back on demand.
+//!
+//! It behaves like the real one where that matters: after `disconnect` it destroys the callback some milliseconds
+//! later and then releases it, and where the real node would have aborted it says so.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use bitcoind_exporter::schema::chain_capnp::{chain, chain_notifications};
+use bitcoind_exporter::schema::handler_capnp::handler;
+use bitcoind_exporter::schema::init_capnp::init;
+use bitcoind_exporter::schema::mining_capnp::mining;
+use bitcoind_exporter::schema::node_capnp::node;
+use bitcoind_exporter::schema::proxy_capnp::{thread, thread_map};
+use bitcoind_exporter::schema::rpc_capnp::rpc;
+use bitcoind_exporter::schema::tracing_capnp::{tracing, utxo_cache_trace};
+use capnp::Error;
+use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc as async_mpsc, watch};
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+use crate::TempDir;
+
+/// What the fake node offers and says.
+#[derive(Clone, Copy, Default)]
+pub struct Offers {
+    pub mining: bool,
+    /// Mining under the ordinal that Core 30 has it.
+    pub core30: bool,
+    pub rpc: bool,
+    pub chain: bool,
+    pub node: bool,
+    pub tracing: bool,
+    pub ibd: bool,
+    /// Negative and huge values.
+    pub absurd: bool,
+}
+
+/// A callback to make.
+#[derive(Clone)]
+pub enum Event {
+    Added,
+    Removed(i32),
+    Connected { height: i32, data: Vec<u8> },
+    Disconnected(i32),
+    Tip,
+    Flushed,
+    Add(i64),
+    Spend(i64),
+    Uncache(i64),
+}
+
+enum Command {
+    Fire(Vec<Event>, mpsc::Sender<usize>),
+    SetIbd(bool),
+    ShutDown,
+}
+
+pub struct FakeNode {
+    dir: TempDir,
+    commands: async_mpsc::UnboundedSender<Command>,
+    would_have_aborted: Arc<AtomicU32>,
+    unsubscribed: Arc<AtomicU32>,
+}
+
+impl FakeNode {
+    pub fn start(offers: Offers) -> Self {
+        let dir = TempDir::new();
+        let (commands, receiver) = async_mpsc::unbounded_channel();
+        let (would_have_aborted, unsubscribed): (Arc<AtomicU32>, Arc<AtomicU32>) = Default::default();
+        let listener = std::os::unix::net::UnixListener::bind(dir.0.join("node.sock")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (aborts, ends) = (would_have_aborted.clone(), unsubscribed.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let local = tokio::task::LocalSet::new();
+            let state = Rc::new(State {
+                offers,
+                ibd: Cell::new(offers.ibd),
+                shutting_down: watch::channel(false).0,
+                callbacks: RefCell::default(),
+                unsubscribed: ends,
+            });
+            local.block_on(&runtime, run(state, listener, receiver, aborts));
+        });
+        FakeNode { dir, commands, would_have_aborted, unsubscribed }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        Path::new(&self.dir.0).join("node.sock")
+    }
+
+    /// Makes the calls one after the other, each after the answer to the last; returns how many subscribers answered.
+    pub fn fire(&self, events: Vec<Event>) -> usize {
+        let (sender, answers) = mpsc::channel();
+        assert!(self.commands.send(Command::Fire(events, sender)).is_ok(), "the fake node runs");
+        answers.recv_timeout(Duration::from_secs(30)).expect("the callbacks are answered")
+    }
+
+    pub fn set_ibd(&self, ibd: bool) {
+        assert!(self.commands.send(Command::SetIbd(ibd)).is_ok(), "the fake node runs");
+    }
+
+    pub fn shut_down(&self) {
+        assert!(self.commands.send(Command::ShutDown).is_ok(), "the fake node runs");
+    }
+
+    /// How often a connection was closed while the node held a callback of it.
+    pub fn would_have_aborted(&self) -> u32 {
+        self.would_have_aborted.load(Relaxed)
+    }
+
+    /// Subscriptions that were ended completely.
+    pub fn unsubscribed(&self) -> u32 {
+        self.unsubscribed.load(Relaxed)
+    }
+}
+
+#[derive(Clone)]
+enum Callback {
+    Chain(chain_notifications::Client),
+    Trace(utxo_cache_trace::Client),
+}
+
+/// A callback until the node has released it.
+type Held = Rc<RefCell<Option<Callback>>>;
+
+struct State {
+    offers: Offers,
+    ibd: Cell<bool>,
+    shutting_down: watch::Sender<bool>,
+    /// By connection.
+    callbacks: RefCell<Vec<(usize, Held)>>,
+    unsubscribed: Arc<AtomicU32>,
+}
+
+async fn run(
+    state: Rc<State>,
+    listener: std::os::unix::net::UnixListener,
+    mut commands: async_mpsc::UnboundedReceiver<Command>,
+    would_have_aborted: Arc<AtomicU32>,
+) {
+    let listener = UnixListener::from_std(listener).unwrap();
+    let mut next = 0;
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (read, write) = accepted.unwrap().0.into_split();
+                let network = twoparty::VatNetwork::new(read.compat(), write.compat_write(), Side::Server, Default::default());
+                let connection = next;
+                next += 1;
+                let init: init::Client = new_client(Init { state: state.clone(), connection });
+                let (state, would_have_aborted) = (state.clone(), would_have_aborted.clone());
+                tokio::task::spawn_local(async move {
+                    let _ = RpcSystem::new(Box::new(network), Some(init.client)).await;
+                    let mut callbacks = state.callbacks.borrow_mut();
+                    if callbacks.iter().any(|(of, callback)| *of == connection && callback.borrow().is_some()) {
+                        would_have_aborted.fetch_add(1, Relaxed);
+                    }
+                    callbacks.retain(|(of, _)| *of != connection);
+                });
+            }
+            command = commands.recv() => match command {
+                Some(Command::Fire(events, answered)) => {
+                    let state = state.clone();
+                    tokio::task::spawn_local(async move {
+                        let mut answers = 0;
+                        for event in events {
+                            answers += fire(&state, event).await;
+                        }
+                        let _ = answered.send(answers);
+                    });
+                }
+                Some(Command::SetIbd(ibd)) => state.ibd.set(ibd),
+                Some(Command::ShutDown) => { state.shutting_down.send_replace(true); }
+                None => return,
+            }
+        }
+    }
+}
+
+async fn fire(state: &State, event: Event) -> usize {
+    let callbacks: Vec<_> =
+        state.callbacks.borrow().iter().filter_map(|(_, it)| it.borrow().clone()).collect();
+    let mut answers = 0;
+    for callback in callbacks {
+        macro_rules! call {
+            ($client:ident.$request:ident $(, |$params:ident| $set:expr)?) => {{
+                let mut request = $client.$request();
+                $({ #[allow(unused_mut)] let mut $params = request.get(); $set; })?
+                let _ = &mut request;
+                answers += usize::from(request.send().promise.await.is_ok());
+            }};
+        }
+        match (&callback, &event) {
+            (Callback::Chain(client), Event::Added) => call!(client.transaction_added_to_mempool_request),
+            (Callback::Chain(client), Event::Removed(reason)) => {
+                call!(client.transaction_removed_from_mempool_request, |params| params.set_reason(*reason))
+            }
+            (Callback::Chain(client), Event::Connected { height, data }) => {
+                call!(client.block_connected_request, |params| {
+                    params.reborrow().init_role().set_validated(true);
+                    let mut block = params.init_block();
+                    block.set_height(*height);
+                    block.set_data(data)
+                })
+            }
+            (Callback::Chain(client), Event::Disconnected(height)) => {
+                call!(client.block_disconnected_request, |params| params.init_block().set_height(*height))
+            }
+            (Callback::Chain(client), Event::Tip) => call!(client.updated_block_tip_request),
+            (Callback::Chain(client), Event::Flushed) => call!(client.chain_state_flushed_request),
+            (Callback::Trace(client), Event::Add(value)) => {
+                call!(client.add_request, |params| params.init_utxo_info().set_value(*value))
+            }
+            (Callback::Trace(client), Event::Spend(value)) => {
+                call!(client.spend_request, |params| params.init_utxo_info().set_value(*value))
+            }
+            (Callback::Trace(client), Event::Uncache(value)) => {
+                call!(client.uncache_request, |params| params.init_utxo_info().set_value(*value))
+            }
+            _ => {}
+        }
+    }
+    answers
+}
+
+/// Declares a method of a fake interface.
+macro_rules! method {
+    ($module:ident::$name:ident($params:ident: $Params:ident, $results:ident: $Results:ident), |$this:ident| $body:block) => {
+        async fn $name(self: Rc<Self>, $params: $module::$Params, #[allow(unused_mut)] mut $results: $module::$Results) -> Result<(), Error> {
+            #[allow(unused_variables)]
+            let $this = self;
+            $body
+            #[allow(unreachable_code)]
+            Ok(())
+        }
+    };
+}
+
+fn refused<T>(offered: bool, what: T) -> Result<T, Error> {
+    if offered { Ok(what) } else { Err(Error::unimplemented("Method not implemented".into())) }
+}
+
+struct Init {
+    state: Rc<State>,
+    connection: usize,
+}
+
+impl Init {
+    fn fake(&self) -> Fake {
+        Fake { state: self.state.clone(), connection: self.connection }
+    }
+}
+
+impl init::Server for Init {
+    method!(init::construct(_params: ConstructParams, results: ConstructResults), |this| {
+        results.get().set_thread_map(new_client(Threads));
+    });
+    method!(init::make_mining_core30(_params: MakeMiningCore30Params, results: MakeMiningCore30Results), |this| {
+        if !this.state.offers.core30 {
+            return Err(Error::failed("no longer supported".into()));
+        }
+        results.get().set_result(new_client(this.fake()));
+    });
+    method!(init::make_mining(_params: MakeMiningParams, results: MakeMiningResults), |this| {
+        refused(this.state.offers.mining, ())?;
+        results.get().set_result(new_client(this.fake()));
+    });
+    method!(init::make_rpc_or_chain(_params: MakeRpcOrChainParams, results: MakeRpcOrChainResults), |this| {
+        refused(this.state.offers.rpc || this.state.offers.chain, ())?;
+        let mut result = results.get().init_result();
+        if this.state.offers.rpc {
+            let rpc: rpc::Client = new_client(this.fake());
+            result.set_as_capability(rpc.client.hook);
+        } else {
+            let chain: chain::Client = new_client(this.fake());
+            result.set_as_capability(chain.client.hook);
+        }
+    });
+    method!(init::make_node(_params: MakeNodeParams, results: MakeNodeResults), |this| {
+        refused(this.state.offers.node, ())?;
+        results.get().set_result(new_client(this.fake()));
+    });
+    method!(init::make_tracing(_params: MakeTracingParams, results: MakeTracingResults), |this| {
+        refused(this.state.offers.tracing, ())?;
+        results.get().set_result(new_client(this.fake()));
+    });
+}
+
+struct Threads;
+
+impl thread_map::Server for Threads {
+    method!(thread_map::make_thread(_params: MakeThreadParams, results: MakeThreadResults), |this| {
+        results.get().set_result(new_client(Thread));
+    });
+}
+
+struct Thread;
+
+impl thread::Server for Thread {}
+
+/// Every interface in one.
+struct Fake {
+    state: Rc<State>,
+    connection: usize,
+}
+
+impl Fake {
+    fn subscribe(&self, callback: Callback) -> handler::Client {
+        let callback = Rc::new(RefCell::new(Some(callback)));
+        self.state.callbacks.borrow_mut().push((self.connection, callback.clone()));
+        new_client(Handler { callback, unsubscribed: self.state.unsubscribed.clone() })
+    }
+
+    fn execute(&self, method: &str) -> serde_json::Value {
+        use serde_json::json;
+        match method {
+            "uptime" => json!({"result": 7}),
+            "getblockchaininfo" if self.state.offers.rpc => json!({"result": {
+                "blocks": 42, "headers": null, "difficulty": "high", "initialblockdownload": self.state.ibd.get(),
+                "verificationprogress": "0.5", "size_on_disk": -5, "chain": ["regtest"]
+            }}),
+            "getmempoolinfo" => json!({"result": {"size": 3, "total_fee": null}}),
+            _ => json!({"error": {"code": -32601, "message": "Method not found"}}),
+        }
+    }
+}
+
+impl mining::Server for Fake {
+    method!(mining::is_initial_block_download(_params: IsInitialBlockDownloadParams, results: IsInitialBlockDownloadResults), |this| {
+        results.get().set_result(this.state.ibd.get());
+    });
+    method!(mining::get_tip(_params: GetTipParams, results: GetTipResults), |this| {
+        let mut results = results.get();
+        results.set_has_result(true);
+        let mut tip = results.init_result();
+        tip.set_hash(&[7; 32]);
+        tip.set_height(42);
+    });
+    method!(mining::wait_tip_changed(params: WaitTipChangedParams, results: WaitTipChangedResults), |this| {
+        let params = params.get()?;
+        let timeout = Duration::from_secs_f64(params.get_timeout() / 1000.0);
+        let mut shutting_down = this.state.shutting_down.subscribe();
+        if params.get_current_tip()? == [7; 32] && tokio::time::timeout(timeout, shutting_down.wait_for(|&it| it)).await.is_ok() {
+            return Ok(());
+        }
+        let mut tip = results.get().init_result();
+        tip.set_hash(&[7; 32]);
+        tip.set_height(42);
+    });
+}
+
+impl rpc::Server for Fake {
+    method!(rpc::execute_rpc(params: ExecuteRpcParams, results: ExecuteRpcResults), |this| {
+        let request: serde_json::Value = serde_json::from_str(params.get()?.get_request()?.to_str()?).unwrap();
+        assert_eq!(request["jsonrpc"], "2.0");
+        results.get().set_result(this.execute(request["method"].as_str().unwrap()).to_string());
+    });
+}
+
+impl chain::Server for Fake {
+    method!(chain::get_height(_params: GetHeightParams, results: GetHeightResults), |this| {
+        results.get().set_has_result(true);
+        results.get().set_result(if this.state.offers.absurd { i32::MIN } else { 42 });
+    });
+    method!(chain::is_initial_block_download(_params: IsInitialBlockDownloadParams, results: IsInitialBlockDownloadResults), |this| {
+        results.get().set_result(this.state.ibd.get());
+    });
+    method!(chain::have_pruned(_params: HavePrunedParams, results: HavePrunedResults), |this| {
+        results.get().set_result(true);
+    });
+    method!(chain::get_prune_height(_params: GetPruneHeightParams, results: GetPruneHeightResults), |this| {
+        results.get().set_has_result(true);
+        results.get().set_result(9);
+    });
+    method!(chain::shutdown_requested(_params: ShutdownRequestedParams, results: ShutdownRequestedResults), |this| {
+        results.get().set_result(*this.state.shutting_down.borrow());
+    });
+    method!(chain::handle_notifications(params: HandleNotificationsParams, results: HandleNotificationsResults), |this| {
+        let callback = params.get()?.get_notifications()?;
+        results.get().set_result(this.subscribe(Callback::Chain(callback)));
+    });
+}
+
+impl node::Server for Fake {
+    method!(node::get_node_count(params: GetNodeCountParams, results: GetNodeCountResults), |this| {
+        let flags = params.get()?.get_flags() as u64;
+        results.get().set_result(if this.state.offers.absurd { u64::MAX } else { flags });
+    });
+    method!(node::get_nodes_stats(_params: GetNodesStatsParams, results: GetNodesStatsResults), |this| {
+        results.get().set_result(true);
+        let mut peer = results.get().init_stats(1).get(0);
+        let absurd = this.state.offers.absurd;
+        peer.set_nodeid(3);
+        peer.set_version(if absurd { i32::MIN } else { 70016 });
+        peer.set_network(if absurd { i32::MAX } else { 3 });
+        peer.set_conn_type(if absurd { -1 } else { 4 });
+        peer.set_transport_type(if absurd { u8::MAX } else { 2 });
+        peer.set_ping_time(if absurd { i64::MIN } else { 250_000 });
+        peer.set_min_ping_time(i64::MAX);
+        let mut received = peer.reborrow().init_recv_bytes_per_msg_type(1).get(0);
+        received.set_key("block").unwrap();
+        received.set_value(if absurd { u64::MAX } else { 1000 });
+        let mut state = peer.init_state_stats();
+        state.set_time_offset(if absurd { i64::MIN } else { 11 });
+        state.set_ping_wait(if absurd { i64::MIN } else { 6_000_000 });
+        state.init_height_in_flight(2);
+    });
+    method!(node::get_total_bytes_recv(_params: GetTotalBytesRecvParams, results: GetTotalBytesRecvResults), |this| {
+        results.get().set_result(if this.state.offers.absurd { -1 } else { 1234 });
+    });
+    method!(node::get_total_bytes_sent(_params: GetTotalBytesSentParams, results: GetTotalBytesSentResults), |this| {
+        results.get().set_result(if this.state.offers.absurd { i64::MAX } else { 5678 });
+    });
+    method!(node::get_mempool_size(_params: GetMempoolSizeParams, results: GetMempoolSizeResults), |this| {
+        results.get().set_result(if this.state.offers.absurd { u64::MAX } else { 17 });
+    });
+    method!(node::get_header_tip(_params: GetHeaderTipParams, results: GetHeaderTipResults), |this| {
+        results.get().set_result(true);
+        results.get().set_height(44);
+    });
+    method!(node::get_verification_progress(_params: GetVerificationProgressParams, results: GetVerificationProgressResults), |this| {
+        results.get().set_result(if this.state.offers.absurd { f64::NAN } else { 0.5 });
+    });
+    method!(node::is_initial_block_download(_params: IsInitialBlockDownloadParams, results: IsInitialBlockDownloadResults), |this| {
+        results.get().set_result(this.state.ibd.get());
+    });
+    method!(node::execute_rpc(params: ExecuteRpcParams, results: ExecuteRpcResults), |this| {
+        let answer = this.execute(params.get()?.get_command()?.to_str()?);
+        match answer.get("error") {
+            Some(error) => results.get().set_rpc_error(error.to_string()),
+            None => results.get().set_result(answer["result"].to_string()),
+        }
+    });
+}
+
+impl tracing::Server for Fake {
+    method!(tracing::trace_utxo_cache(params: TraceUtxoCacheParams, results: TraceUtxoCacheResults), |this| {
+        let callback = params.get()?.get_callback()?;
+        results.get().set_result(this.subscribe(Callback::Trace(callback)));
+    });
+}
+
+struct Handler {
+    callback: Held,
+    unsubscribed: Arc<AtomicU32>,
+}
+
+impl handler::Server for Handler {
+    method!(handler::disconnect(_params: DisconnectParams, _results: DisconnectResults), |this| {
+        let (callback, unsubscribed) = (this.callback.clone(), this.unsubscribed.clone());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            let held = callback.borrow().clone();
+            let destroyed = match held {
+                Some(Callback::Chain(client)) => client.destroy_request().send().promise.await.is_ok(),
+                Some(Callback::Trace(client)) => client.destroy_request().send().promise.await.is_ok(),
+                None => false,
+            };
+            if destroyed {
+                *callback.borrow_mut() = None;
+                unsubscribed.fetch_add(1, Relaxed);
+            }
+        });
+    });
+}

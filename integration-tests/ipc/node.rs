@@ -1,0 +1,177 @@
+//! A real bitcoin-node on regtest.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use bitcoin::absolute::LockTime;
+use bitcoin::consensus::encode::serialize_hex;
+use bitcoin::script::ScriptBuf;
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Txid, Witness};
+use serde_json::Value;
+
+use crate::{TempDir, eventually};
+
+/// The node that `integration-tests/bitcoin-node` yields.
+pub fn bitcoin_node() -> PathBuf {
+    std::env::var_os("BITCOIN_NODE").expect("BITCOIN_NODE is not set: use integration-tests/run").into()
+}
+
+fn bitcoin_cli() -> PathBuf {
+    let node = bitcoin_node();
+    let beside = node.with_file_name("bitcoin-cli");
+    if beside.exists() { beside } else { node.parent().unwrap().with_file_name("bin").join("bitcoin-cli") }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub struct Node {
+    dir: TempDir,
+    rpc_port: u16,
+    pub p2p_port: u16,
+    arguments: Vec<String>,
+    child: Child,
+}
+
+impl Node {
+    pub fn start(arguments: &[&str]) -> Self {
+        let dir = TempDir::new();
+        let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_string()).collect();
+        let (rpc_port, p2p_port) = (free_port(), free_port());
+        let child = Self::launch(&dir.0, rpc_port, p2p_port, &arguments);
+        let mut node = Node { dir, rpc_port, p2p_port, arguments, child };
+        node.until_it_answers();
+        node
+    }
+
+    fn launch(dir: &Path, rpc_port: u16, p2p_port: u16, arguments: &[String]) -> Child {
+        let stderr = std::fs::File::options().append(true).create(true).open(dir.join("stderr")).unwrap();
+        Command::new(bitcoin_node())
+            .args([
+                "-regtest",
+                "-ipcbind=unix",
+                "-server",
+                "-listenonion=0",
+                "-printtoconsole=0",
+                "-acceptnonstdtxn=1",
+            ])
+            .args([format!("-datadir={}", dir.display()), format!("-rpcport={rpc_port}")])
+            .args([format!("-bind=127.0.0.1:{p2p_port}"), "-fixedseeds=0".into(), "-dnsseed=0".into()])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("bitcoin-node starts")
+    }
+
+    fn until_it_answers(&mut self) {
+        eventually("the node answers", || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "bitcoin-node ended: {}", self.stderr());
+            self.try_cli(&["getblockcount"]).ok()
+        });
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir.0
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.0.join("regtest/node.sock")
+    }
+
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.dir.0.join("stderr")).unwrap()
+    }
+
+    fn try_cli(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = Command::new(bitcoin_cli())
+            .args([
+                "-regtest",
+                &format!("-datadir={}", self.dir.0.display()),
+                &format!("-rpcport={}", self.rpc_port),
+            ])
+            .args(["-rpcclienttimeout=30"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_string()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        self.try_cli(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+    }
+
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.cli(arguments)).expect("JSON")
+    }
+
+    /// Mines blocks whose outputs anyone can spend; returns their hashes.
+    pub fn mine(&self, blocks: u32) -> Vec<String> {
+        let hashes = self.json(&["generatetodescriptor", &blocks.to_string(), "raw(51)"]);
+        hashes.as_array().unwrap().iter().map(|hash| hash.as_str().unwrap().to_string()).collect()
+    }
+
+    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
+    pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
+        let block = self.json(&["getblock", block]);
+        let coinbase: Txid = block["tx"][0].as_str().unwrap().parse().unwrap();
+        let value =
+            Amount::from_btc(self.json(&["gettxout", &coinbase.to_string(), "0"])["value"].as_f64().unwrap());
+        let anyone = || ScriptBuf::from_hex("51").unwrap();
+        // Two outputs: with one the transaction would be too small to be relayed.
+        let value = value.unwrap();
+        let half = (value - Amount::from_sat(fee)) / 2;
+        let transaction = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![TxIn {
+                previous_output: OutPoint::new(coinbase, 0),
+                script_sig: ScriptBuf::new(),
+                sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+                witness: Witness::new(),
+            }],
+            output: vec![
+                TxOut { value: half, script_pubkey: anyone() },
+                TxOut { value: half, script_pubkey: anyone() },
+            ],
+        };
+        self.cli(&["sendrawtransaction", &serialize_hex(&transaction), "0"]);
+        ((value - half * 2).to_sat(), transaction.vsize() as u64)
+    }
+
+    /// `bitcoin-cli stop`, and the exit status.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.cli(&["stop"]);
+        self.ended()
+    }
+
+    pub fn ended(&mut self) -> ExitStatus {
+        eventually("the node ends", || self.child.try_wait().unwrap())
+    }
+
+    /// Kills the node if it runs, and starts it again on the same data.
+    pub fn restart(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.child = Self::launch(&self.dir.0, self.rpc_port, self.p2p_port, &self.arguments);
+        self.until_it_answers();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,259 @@
+//! Beside a fake node: callbacks, and every kind of node.
+
+use std::time::Duration;
+
+use bitcoin::consensus::serialize;
+use bitcoin::{Amount, Network, ScriptBuf, TxOut, blockdata::constants::genesis_block};
+
+use crate::eventually;
+use crate::exporter::{Exporter, command};
+use crate::fake::{Event, FakeNode, Offers};
+
+/// A node of the tracing branch.
+const TRACING: Offers = Offers {
+    mining: true,
+    core30: false,
+    rpc: false,
+    chain: true,
+    node: true,
+    tracing: true,
+    ibd: false,
+    absurd: false,
+};
+
+fn subscribed(node: &FakeNode, arguments: &[&str]) -> Exporter {
+    let exporter = Exporter::start(&node.socket(), arguments).ready();
+    exporter.wait_for("bitcoin_mempool_tx_added_total", 0.0);
+    exporter
+}
+
+#[test]
+fn every_callback_counts_what_it_must() {
+    let node = FakeNode::start(TRACING);
+    let mut exporter = subscribed(&node, &["--utxo-trace", "on"]);
+    exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"active\"}", 1.0);
+    let block = serialize(&genesis_block(Network::Bitcoin));
+    let mut events = vec![Event::Added; 5];
+    events.extend([0, 1, 2, 3, 4, 5, 5, 6, -1, i32::MAX].map(Event::Removed));
+    events.extend((100..103).map(|height| Event::Connected { height, data: block.clone() }));
+    events.push(Event::Connected { height: 103, data: Vec::new() });
+    events.extend([Event::Disconnected(103), Event::Tip, Event::Tip, Event::Flushed]);
+    events.extend([
+        Event::Add(1),
+        Event::Add(2_100_000_000_000_000),
+        Event::Spend(7),
+        Event::Uncache(0),
+        Event::Uncache(-5),
+    ]);
+    let count = events.len();
+    assert_eq!(node.fire(events), count);
+    for (sample, expected) in [
+        ("bitcoin_mempool_tx_added_total", 5.0),
+        ("bitcoin_mempool_tx_removed_total{reason=\"expiry\"}", 1.0),
+        ("bitcoin_mempool_tx_removed_total{reason=\"replaced\"}", 2.0),
+        ("bitcoin_mempool_tx_removed_total{reason=\"other\"}", 3.0),
+        ("bitcoin_blocks_connected_total", 4.0),
+        ("bitcoin_blocks_disconnected_total", 1.0),
+        ("bitcoin_block_height", 103.0),
+        ("bitcoin_tip_updates_total", 2.0),
+        ("bitcoin_chain_state_flushes_total", 1.0),
+        ("bitcoin_connected_transactions_total", 3.0),
+        ("bitcoin_connected_inputs_total", 0.0),
+        ("bitcoin_connected_outputs_total", 3.0),
+        ("bitcoin_connected_output_value_satoshis_total", 15_000_000_000.0),
+        ("bitcoin_connected_weight_total", 3.0 * 1140.0),
+        ("bitcoin_connected_bytes_total", 3.0 * 285.0),
+        ("bitcoin_utxo_cache_add_total", 2.0),
+        ("bitcoin_utxo_cache_add_value_total", 2_100_000_000_000_001.0),
+        ("bitcoin_utxo_cache_spend_total", 1.0),
+        ("bitcoin_utxo_cache_spend_value_total", 7.0),
+        ("bitcoin_utxo_cache_uncache_total", 2.0),
+        ("bitcoin_utxo_cache_uncache_value_total", 0.0),
+        ("bitcoin_exporter_callbacks_total{callback=\"blockConnected\"}", 4.0),
+        ("bitcoin_exporter_callbacks_total{callback=\"utxoCacheAdd\"}", 2.0),
+        ("bitcoin_exporter_callback_duration_seconds_count", count as f64),
+    ] {
+        exporter.wait_for(sample, expected);
+    }
+    assert!(exporter.terminate().success());
+    eventually("both subscriptions ended", || (node.unsubscribed() == 2).then_some(()));
+    assert_eq!(node.would_have_aborted(), 0);
+}
+
+#[test]
+fn a_block_of_four_megabytes_is_counted() {
+    let node = FakeNode::start(TRACING);
+    let exporter = subscribed(&node, &[]);
+    let mut block = genesis_block(Network::Bitcoin);
+    let filler =
+        TxOut { value: Amount::from_sat(3), script_pubkey: ScriptBuf::from_bytes(vec![0x6a; 9_990]) };
+    block.txdata[0].output.extend(vec![filler; 399]);
+    let data = serialize(&block);
+    assert!((3_900_000..4_000_000).contains(&data.len()), "{}", data.len());
+    assert_eq!(node.fire(vec![Event::Connected { height: 1, data: data.clone() }]), 1);
+    exporter.wait_for("bitcoin_connected_bytes_total", data.len() as f64);
+    exporter.wait_for("bitcoin_connected_weight_total", block.weight().to_wu() as f64);
+    exporter.wait_for("bitcoin_connected_outputs_total", 400.0);
+    exporter.wait_for("bitcoin_connected_output_value_satoshis_total", 5_000_000_000.0 + 3.0 * 399.0);
+}
+
+#[test]
+fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
+    let none = Offers { ibd: true, ..Offers::default() };
+    for (offers, present, absent) in [
+        (
+            Offers { core30: true, ..none },
+            "bitcoin_chain_height 42|bitcoin_ibd 1|bitcoin_tip_updates_total 0",
+            "bitcoin_mempool|bitcoin_blocks_connected",
+        ),
+        (
+            Offers { mining: true, ..none },
+            "bitcoin_chain_height 42|bitcoin_ibd 1",
+            "bitcoin_mempool|bitcoin_peers",
+        ),
+        (
+            Offers { rpc: true, ..none },
+            "bitcoin_chain_height 42|bitcoin_mempool_size 3|bitcoin_ibd 1",
+            "bitcoin_header_height|bitcoin_difficulty|bitcoin_verification_progress|bitcoin_mempool_fees|bitcoin_peers|bitcoin_tip_updates",
+        ),
+        (
+            Offers { mining: true, rpc: true, ..none },
+            "bitcoin_chain_height 42|bitcoin_blocks_connected_total 0",
+            "bitcoin_mempool_tx_added",
+        ),
+        (
+            Offers { chain: true, ..none },
+            "bitcoin_chain_height 42|bitcoin_ibd 1|bitcoin_pruned 1|bitcoin_prune_height 10",
+            "bitcoin_mempool",
+        ),
+        (
+            Offers { mining: true, chain: true, ..none },
+            "bitcoin_chain_height 42|bitcoin_mempool_tx_added_total 0",
+            "bitcoin_peers|bitcoin_utxo",
+        ),
+        (
+            Offers { mining: true, node: true, ..none },
+            "bitcoin_header_height 44|bitcoin_peers 3|bitcoin_connections{direction=\"out\"} 2|bitcoin_mempool_size 17",
+            "bitcoin_mempool_tx_added|bitcoin_mempool_bytes",
+        ),
+        (
+            Offers { ibd: true, ..TRACING },
+            "bitcoin_exporter_utxo_trace{state=\"ibd\"} 1|bitcoin_mempool_tx_added_total 0",
+            "bitcoin_utxo_cache",
+        ),
+        (
+            TRACING,
+            "bitcoin_exporter_utxo_trace{state=\"active\"} 1|bitcoin_utxo_cache_add_total 0|bitcoin_peer_ping_seconds{percentile=\"50\"} 0.25\
+            |bitcoin_peers_by{network=\"onion\",connection_type=\"block-relay-only\",transport=\"v2\"} 1|bitcoin_blocks_in_flight 2\
+            |bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"block\"} 1000|bitcoin_peers_clock_off 1|bitcoin_peers_ping_overdue 1",
+            "bitcoin_peer_min_ping|bitcoin_peers_low_fee_relay",
+        ),
+    ] {
+        let node = FakeNode::start(offers);
+        // Without JSON-RPC a node that may be young is left alone for a while: this test process may be.
+        let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
+        for line in present.split('|').map(str::trim) {
+            eventually(line, || exporter.metrics().lines().any(|present| present == line).then_some(()));
+        }
+        let text = exporter.metrics();
+        for name in absent.split('|') {
+            assert!(!text.lines().any(|line| line.starts_with(name)), "{name} in {text}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_offers_nothing_is_refused() {
+    let node = FakeNode::start(Offers::default());
+    let output = command().args(["--check"]).arg(node.socket()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("offers none of the interfaces"), "{said}");
+}
+
+#[test]
+fn absurd_values_are_shown_or_absent_and_never_wrap() {
+    let node = FakeNode::start(Offers { absurd: true, ..TRACING });
+    let exporter = subscribed(&node, &[]);
+    for (sample, expected) in [
+        ("bitcoin_chain_height", Some(f64::from(i32::MIN))),
+        ("bitcoin_mempool_size", Some(u64::MAX as f64)),
+        ("bitcoin_bytes_recv_total", None),
+        ("bitcoin_bytes_sent_total", Some(i64::MAX as f64)),
+        ("bitcoin_peers_by{network=\"other\",connection_type=\"other\",transport=\"other\"}", Some(1.0)),
+        ("bitcoin_peers_by_version{version=\"other\"}", Some(1.0)),
+        ("bitcoin_peer_ping_seconds{percentile=\"50\"}", None),
+        ("bitcoin_peers_clock_off", Some(1.0)),
+        ("bitcoin_peers_ping_overdue", Some(0.0)),
+    ] {
+        assert_eq!(exporter.value(sample), expected, "{sample}");
+    }
+    assert_eq!(exporter.value("bitcoin_verification_progress"), None);
+}
+
+#[test]
+fn one_failing_call_costs_only_its_own_metrics() {
+    let node = FakeNode::start(TRACING);
+    let exporter = subscribed(&node, &[]);
+    assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
+    assert!(exporter.value("bitcoin_exporter_poll_failures_total{call=\"uptime\"}").is_none());
+    for call in ["listbanned", "getnetworkinfo", "node.mempool_usage"] {
+        let failures = exporter.value(&format!("bitcoin_exporter_poll_failures_total{{call=\"{call}\"}}"));
+        assert!(failures >= Some(1.0), "{call}: {failures:?}");
+    }
+}
+
+#[test]
+fn the_trace_waits_for_the_end_of_initial_block_download_and_ends_with_a_fall_back_into_it() {
+    let node = FakeNode::start(Offers { ibd: true, ..TRACING });
+    let exporter = subscribed(&node, &["--poll-interval", "50ms"]);
+    exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"ibd\"}", 1.0);
+    assert_eq!(node.fire(vec![Event::Add(1)]), 0);
+    node.set_ibd(false);
+    exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"active\"}", 1.0);
+    assert_eq!(node.fire(vec![Event::Add(1)]), 1);
+    exporter.wait_for("bitcoin_utxo_cache_add_total", 1.0);
+    node.set_ibd(true);
+    exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"ibd\"}", 1.0);
+    eventually("the trace was unsubscribed", || (node.unsubscribed() == 1).then_some(()));
+    assert_eq!((node.fire(vec![Event::Add(1)]), node.would_have_aborted()), (0, 0));
+}
+
+#[test]
+fn the_trace_is_given_up_over_its_budget_and_stays_so() {
+    let node = FakeNode::start(TRACING);
+    let exporter = subscribed(&node, &["--utxo-trace-budget", "1ms", "--poll-interval", "50ms"]);
+    exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"active\"}", 1.0);
+    node.fire(vec![Event::Add(1); 2000]);
+    exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"over_budget\"}", 1.0);
+    eventually("the trace was unsubscribed", || (node.unsubscribed() == 1).then_some(()));
+    assert_eq!(exporter.value("bitcoin_utxo_cache_add_total"), None);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(node.fire(vec![Event::Add(1), Event::Added]), 1, "only the chain's notifications are left");
+    assert_eq!(exporter.log().matches("is given up").count(), 1);
+    assert_eq!(node.would_have_aborted(), 0);
+}
+
+#[test]
+fn a_shutdown_of_the_node_ends_the_subscriptions_first() {
+    let node = FakeNode::start(TRACING);
+    let mut exporter = subscribed(&node, &["--exit-with-node"]);
+    exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"active\"}", 1.0);
+    node.shut_down();
+    assert!(exporter.ended().success());
+    eventually("both subscriptions ended", || (node.unsubscribed() == 2).then_some(()));
+    assert_eq!(node.would_have_aborted(), 0);
+}
+
+#[test]
+fn sigterm_during_callbacks_never_leaves_a_callback_behind() {
+    let node = FakeNode::start(TRACING);
+    for _ in 0..10 {
+        let mut exporter = subscribed(&node, &["--utxo-trace", "on"]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| node.fire(vec![Event::Added; 3000]));
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(exporter.terminate().success());
+        });
+    }
+    assert_eq!(node.would_have_aborted(), 0);
+}

@@ -1,0 +1,391 @@
+//! Beside a real node with the Mining and Rpc interfaces.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::exporter::{Exporter, command};
+use crate::node::Node;
+use crate::{TempDir, eventually};
+
+#[test]
+fn gauges_agree_with_bitcoin_cli() {
+    let node = Node::start(&[]);
+    node.mine(103);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let chain = node.json(&["getblockchaininfo"]);
+    let mempool = node.json(&["getmempoolinfo"]);
+    let network = node.json(&["getnetworkinfo"]);
+    for (sample, expected) in [
+        ("bitcoin_up", 1.0),
+        ("bitcoin_chain_height", chain["blocks"].as_f64().unwrap()),
+        ("bitcoin_header_height", chain["headers"].as_f64().unwrap()),
+        ("bitcoin_ibd", 0.0),
+        ("bitcoin_verification_progress", chain["verificationprogress"].as_f64().unwrap()),
+        ("bitcoin_tip_timestamp_seconds", chain["time"].as_f64().unwrap()),
+        ("bitcoin_difficulty", chain["difficulty"].as_f64().unwrap()),
+        ("bitcoin_chain_size_bytes", chain["size_on_disk"].as_f64().unwrap()),
+        ("bitcoin_pruned", 0.0),
+        ("bitcoin_chain_tips{status=\"active\"}", 1.0),
+        ("bitcoin_mempool_size", 0.0),
+        ("bitcoin_mempool_bytes", mempool["usage"].as_f64().unwrap()),
+        ("bitcoin_mempool_max_bytes", mempool["maxmempool"].as_f64().unwrap()),
+        ("bitcoin_peers", network["connections"].as_f64().unwrap()),
+        ("bitcoin_connections{direction=\"in\"}", 0.0),
+        ("bitcoin_banned", 0.0),
+        ("bitcoin_warnings", network["warnings"].as_array().unwrap().len() as f64),
+        ("bitcoin_last_block_transactions", 1.0),
+        ("bitcoin_exporter_interface{interface=\"mining\"}", 1.0),
+        ("bitcoin_exporter_interface{interface=\"rpc\"}", 1.0),
+    ] {
+        assert_eq!(exporter.value(sample), Some(expected), "{sample}");
+    }
+    assert_eq!(chain["blocks"], 103);
+    let absent = [
+        "bitcoin_mempool_tx_added_total",
+        "bitcoin_chain_state_flushes_total",
+        "bitcoin_utxo_cache_add_total",
+        "bitcoin_prune_height",
+        "bitcoin_fee_estimate_sat_per_vbyte",
+        "bitcoin_block_height",
+    ];
+    let names: BTreeSet<_> =
+        exporter.metrics().lines().map(|line| line.split(['{', ' ']).next().unwrap().to_string()).collect();
+    for name in absent {
+        assert!(!names.contains(name), "{name}, which this node cannot give, is there");
+    }
+}
+
+#[test]
+fn blocks_and_reorgs_are_counted_exactly() {
+    let node = Node::start(&[]);
+    node.mine(10);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1h"]).ready();
+    let expect = |connected: f64, disconnected: f64, height: f64| {
+        exporter.wait_for("bitcoin_blocks_disconnected_total", disconnected);
+        exporter.wait_for("bitcoin_blocks_connected_total", connected);
+        exporter.wait_for("bitcoin_chain_height", height);
+    };
+    expect(0.0, 0.0, 10.0);
+    node.mine(1);
+    expect(1.0, 0.0, 11.0);
+    node.mine(40);
+    expect(41.0, 0.0, 51.0);
+    node.cli(&["invalidateblock", node.cli(&["getbestblockhash"]).as_str()]);
+    expect(41.0, 1.0, 50.0);
+    node.cli(&["reconsiderblock", node.cli(&["getblockhash", "50"]).as_str()]); // and what was built on it
+    expect(42.0, 1.0, 51.0);
+    node.mine(1);
+    expect(43.0, 1.0, 52.0);
+
+    // Two branches of three blocks: preciousblock switches from one to the other at once.
+    let old_tip = node.cli(&["getbestblockhash"]);
+    let fork = node.cli(&["getblockhash", "50"]);
+    node.cli(&["invalidateblock", &fork]);
+    expect(43.0, 4.0, 49.0);
+    node.cli(&["generatetodescriptor", "3", "raw(52)"]); // other outputs, or they would be the same blocks
+    expect(46.0, 4.0, 52.0);
+    node.cli(&["reconsiderblock", &fork]);
+    node.cli(&["preciousblock", &old_tip]);
+    expect(49.0, 7.0, 52.0);
+    exporter.wait_for("bitcoin_block_height", 52.0);
+    let tips = exporter.value("bitcoin_chain_tips{status=\"valid-fork\"}");
+    assert_eq!(tips, node.json(&["getchaintips"]).as_array().map(|tips| tips.len() as f64 - 1.0));
+}
+
+#[test]
+fn transactions_in_the_mempool_show_with_their_fees() {
+    let node = Node::start(&[]);
+    let blocks = node.mine(105);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
+    let sent: Vec<_> = (0..4).map(|i| node.spend_coinbase_of(&blocks[i], 10_000 + 7 * i as u64)).collect();
+    exporter.wait_for("bitcoin_mempool_size", 4.0);
+    exporter.wait_for("bitcoin_mempool_fees_satoshis", sent.iter().map(|(fee, _)| fee).sum::<u64>() as f64);
+    exporter.wait_for("bitcoin_mempool_vbytes", sent.iter().map(|(_, size)| size).sum::<u64>() as f64);
+    exporter.wait_for("bitcoin_mempool_unbroadcast", 4.0);
+    let info = node.json(&["getmempoolinfo"]);
+    exporter.wait_for("bitcoin_mempool_bytes", info["usage"].as_f64().unwrap());
+    let min = (info["mempoolminfee"].as_f64().unwrap() * 1e8).round() / 1000.0;
+    exporter.wait_for("bitcoin_mempool_min_feerate_sat_per_vbyte", min);
+    node.mine(1);
+    exporter.wait_for("bitcoin_mempool_size", 0.0);
+    exporter.wait_for("bitcoin_last_block_transactions", 5.0);
+    exporter
+        .wait_for("bitcoin_last_block_fees_satoshis", sent.iter().map(|(fee, _)| fee).sum::<u64>() as f64);
+    exporter.wait_for("bitcoin_last_block_inputs", 4.0);
+}
+
+#[test]
+fn two_connected_nodes_show_peers_and_bytes_by_direction() {
+    let listening = Node::start(&[]);
+    let connecting = Node::start(&[&format!("-connect=127.0.0.1:{}", listening.p2p_port)]);
+    let inbound = Exporter::start(&listening.socket(), &["--poll-interval", "100ms"]);
+    let outbound = Exporter::start(&connecting.socket(), &["--poll-interval", "100ms"]);
+    for (exporter, direction, other, kind) in
+        [(&inbound, "in", "out", "inbound"), (&outbound, "out", "in", "manual")]
+    {
+        exporter.wait_for(&format!("bitcoin_connections{{direction=\"{direction}\"}}"), 1.0);
+        exporter.wait_for(&format!("bitcoin_connections{{direction=\"{other}\"}}"), 0.0);
+        exporter.wait_for("bitcoin_peers", 1.0);
+        let by = format!(
+            "bitcoin_peers_by{{network=\"not_publicly_routable\",connection_type=\"{kind}\",transport=\"v2\"}}"
+        );
+        exporter.wait_for(&by, 1.0);
+    }
+    // Blocks go from one to the other: what one sends the other receives.
+    let sample = |exporter: &Exporter, direction: &str, kind: &str| {
+        exporter
+            .value(&format!("bitcoin_p2p_message_bytes_total{{direction=\"{direction}\",type=\"{kind}\"}}"))
+    };
+    listening.mine(3);
+    outbound.wait_for("bitcoin_chain_height", 3.0);
+    let moved = |exporter: &Exporter, direction| {
+        ["block", "cmpctblock", "headers"]
+            .iter()
+            .filter_map(|kind| sample(exporter, direction, kind))
+            .sum::<f64>()
+    };
+    eventually("both count the same bytes", || {
+        let (sent, received) = (moved(&inbound, "out"), moved(&outbound, "in"));
+        (sent > 0.0 && sent == received).then_some(())
+    });
+    eventually("totals are getnettotals'", || {
+        let received = outbound.value("bitcoin_bytes_recv_total");
+        (received == connecting.json(&["getnettotals"])["totalbytesrecv"].as_f64()).then_some(())
+    });
+    assert!(outbound.value("bitcoin_peer_min_ping_seconds{percentile=\"50\"}").is_some());
+}
+
+#[test]
+fn a_connection_inherited_from_the_parent_is_used_and_ends_with_the_node() {
+    let mut node = Node::start(&[]);
+    for spelling in [["--ipc-fd"], ["-ipcfd"]] {
+        let stream = UnixStream::connect(node.socket()).unwrap();
+        fcntl(&stream, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let mut exporter =
+            Exporter::spawn(command().args(spelling).arg(stream.as_raw_fd().to_string())).ready();
+        drop(stream);
+        assert_eq!(exporter.value("bitcoin_chain_height"), Some(0.0));
+        assert!(exporter.terminate().success());
+    }
+    let stream = UnixStream::connect(node.socket()).unwrap();
+    fcntl(&stream, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let mut exporter =
+        Exporter::spawn(command().env("BITCOIN_IPC_FD", stream.as_raw_fd().to_string())).ready();
+    drop(stream);
+    assert!(node.stop().success());
+    assert!(exporter.ended().success(), "the node shut down in order: {}", exporter.log());
+
+    node.restart();
+    let stream = UnixStream::connect(node.socket()).unwrap();
+    fcntl(&stream, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let mut exporter = Exporter::spawn(command().args(["--ipc-fd", &stream.as_raw_fd().to_string()])).ready();
+    drop(stream);
+    kill(Pid::from_raw(node.pid() as i32), Signal::SIGKILL).unwrap();
+    assert_eq!(exporter.ended().code(), Some(1), "the node was killed: {}", exporter.log());
+}
+
+#[test]
+fn an_exporter_that_the_node_launched_ends_with_it() {
+    let dir = TempDir::new();
+    let (socket, http, log) = (dir.0.join("node.sock"), dir.0.join("http.sock"), dir.0.join("log"));
+    let notify = format!(
+        "-startupnotify={} --exit-with-node --metrics-addr unix:{} {} 2>{}",
+        env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"),
+        http.display(),
+        socket.display(),
+        log.display()
+    );
+    let mut node = Node::start(&[&format!("-ipcbind=unix:{}", socket.display()), &notify]);
+    let metrics = || {
+        use std::io::Read;
+        let mut stream = UnixStream::connect(&http).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    };
+    eventually("the launched exporter polled", || metrics()?.contains("\nbitcoin_up 1\n").then_some(()));
+    assert!(node.stop().success());
+    eventually("the exporter ended", || (!http.exists()).then_some(()));
+    assert!(std::fs::read_to_string(&log).unwrap().contains("the node shut down; so do we"));
+}
+
+#[test]
+fn the_node_stops_promptly_while_the_exporter_is_attached() {
+    let mut node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
+    assert!(node.stop().success());
+    assert_eq!(node.stderr(), "");
+    exporter.wait_for("bitcoin_up", 0.0);
+    assert_eq!(exporter.value("bitcoin_chain_height"), None);
+    exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"shutdown\"}", 1.0);
+}
+
+#[test]
+fn node_restart_keeps_event_counters() {
+    let mut node = Node::start(&[]);
+    let mut exporter = Exporter::start(&node.socket(), &[]).ready();
+    node.mine(3);
+    exporter.wait_for("bitcoin_blocks_connected_total", 3.0);
+    node.restart();
+    exporter.wait_for("bitcoin_exporter_connects_total", 2.0);
+    exporter.wait_for("bitcoin_up", 1.0);
+    node.mine(2);
+    exporter.wait_for("bitcoin_blocks_connected_total", 5.0);
+    assert!(node.stop().success());
+    exporter.wait_for("bitcoin_up", 0.0);
+    node.restart();
+    exporter.wait_for("bitcoin_up", 1.0);
+    assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(3.0));
+    assert!(exporter.terminate().success());
+}
+
+#[test]
+fn an_exporter_started_before_the_node_connects_when_it_comes_up() {
+    let dir = TempDir::new();
+    let socket = dir.0.join("node.sock");
+    let exporter = Exporter::start(&socket, &[]);
+    assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
+    let (status, why) = exporter.get("/readyz");
+    assert!(status == 503 && why.contains("there is no such socket"), "{why}");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(exporter.log().matches("no such socket").count(), 1, "one line per change of state");
+    let _node = Node::start(&[&format!("-ipcbind=unix:{}", socket.display())]);
+    exporter.wait_for("bitcoin_up", 1.0);
+}
+
+#[test]
+fn once_and_check_say_what_the_node_gives() {
+    let node = Node::start(&[]);
+    let run = |arguments: &[&str]| {
+        let datadir = node.dir().display().to_string();
+        let output =
+            command().args(arguments).args(["--datadir", &datadir, "--chain", "regtest"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(run(&["--once"]).contains("\nbitcoin_chain_height 0\n"));
+    assert!(run(&["--once"]).contains("\nbitcoin_up 1\n"));
+    let check = run(&["--check"]);
+    assert!(check.contains("/Satoshi:") && check.contains("interface mining  yes"), "{check}");
+    assert!(check.contains("interface rpc     yes") && check.contains("interface chain   no"), "{check}");
+    assert!(check.contains("  bitcoin_chain_height\n"), "{check}");
+}
+
+#[test]
+fn promtool_finds_nothing_in_the_metrics() {
+    let node = Node::start(&[]);
+    node.mine(3);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    node.mine(1);
+    exporter.wait_for("bitcoin_blocks_connected_total", 1.0);
+    let promtool = std::env::var_os("PROMTOOL").expect("PROMTOOL is not set: use integration-tests/run");
+    let mut check = Command::new(&promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(exporter.metrics().as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+/// promtool reads only the older format; that the other one is right too, a real Prometheus says.
+#[test]
+fn prometheus_scrapes_open_metrics() {
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let accept = "Accept: application/openmetrics-text;version=1.0.0\r\n";
+    let (status, head, body) =
+        exporter.request(&format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}Connection: close\r\n\r\n"));
+    assert!(status == 200 && head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(body.ends_with("# EOF\n"));
+
+    let promtool = std::path::PathBuf::from(std::env::var_os("PROMTOOL").expect("use integration-tests/run"));
+    let dir = TempDir::new();
+    let config = format!(
+        "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: node, static_configs: [{{targets: ['{}']}}]}}]\n",
+        exporter.address()
+    );
+    std::fs::write(dir.0.join("prometheus.yml"), config).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut prometheus = Command::new(promtool.with_file_name("prometheus"))
+        .current_dir(&dir.0)
+        .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"])
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("prometheus starts");
+    let query = |query: &str| -> Option<serde_json::Value> {
+        use std::io::Read;
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+        write!(stream, "GET /api/v1/{query} HTTP/1.0\r\nHost: x\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+    };
+    let result = std::panic::catch_unwind(|| {
+        eventually("a series is stored", || {
+            let answer = query("query?query=bitcoin_up")?;
+            (answer["data"]["result"][0]["value"][1] == "1").then_some(())
+        });
+        let targets = query("targets").unwrap();
+        let target = &targets["data"]["activeTargets"][0];
+        assert_eq!(
+            (target["health"].as_str(), target["lastError"].as_str()),
+            (Some("up"), Some("")),
+            "{target}"
+        );
+        let metadata = query("targets/metadata?metric=bitcoin_blocks_connected").unwrap();
+        assert_eq!(metadata["data"][0]["type"], "counter", "OpenMetrics was negotiated: {metadata}");
+    });
+    let _ = prometheus.kill();
+    let _ = prometheus.wait();
+    assert!(result.is_ok());
+}
+
+#[test]
+fn the_endpoint_answers_each_path_and_method_as_it_should() {
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let ask = |method: &str, path: &str| {
+        exporter.request(&format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    };
+    assert_eq!(ask("GET", "/livez").0, 200);
+    assert_eq!(ask("GET", "/nothing").0, 404);
+    let (status, head, _) = ask("POST", "/metrics");
+    assert!(status == 405 && head.contains("allow: get, head"), "{head}");
+    let (status, head, body) = ask("HEAD", "/metrics");
+    assert!(status == 200 && body.is_empty() && head.contains("content-length: "), "{head}");
+    let (status, _, page) = ask("GET", "/");
+    assert!(status == 200 && page.contains("/Satoshi:") && page.contains("mining, rpc"), "{page}");
+    let long = "x".repeat(100_000);
+    assert_eq!(ask("GET", &format!("/metrics?{long}")).0, 431);
+}
+
+#[test]
+fn signals_end_the_exporter_in_order_and_soon() {
+    let node = Node::start(&[]);
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut exporter = Exporter::start(&node.socket(), &[]).ready();
+        let asked = Instant::now();
+        exporter.signal(signal);
+        assert!(exporter.ended().success());
+        // Two seconds are promised; the rest is for a machine that is busy with other tests.
+        assert!(asked.elapsed() < Duration::from_secs(10), "{signal} took {:?}", asked.elapsed());
+    }
+    node.cli(&["getblockcount"]);
+}
