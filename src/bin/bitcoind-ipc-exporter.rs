@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
 use bitcoind_exporter::http::{self, Address, Listener, Pages};
+use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::ipc::source::{CHAINS, Source, default_socket};
 use bitcoind_exporter::logging::{self, Log};
 use bitcoind_exporter::metrics::{Format, Metrics};
@@ -119,8 +120,21 @@ fn spelled_for_clap(argument: OsString) -> OsString {
 }
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == guard::ARGUMENT) {
+        return report(guard());
+    }
     let arguments = Arguments::parse_from(std::env::args_os().map(spelled_for_clap));
-    match run(arguments) {
+    report(run(arguments))
+}
+
+/// The guard's process: nothing but the guard.
+fn guard() -> Result<()> {
+    let events = std::env::args().nth(2).and_then(|fd| fd.parse().ok()).context("a guard is started by the exporter")?;
+    guard::main(systemd::take_over(events)?)
+}
+
+fn report(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Logging may not have started, or may go where nobody looks.

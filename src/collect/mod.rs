@@ -120,7 +120,7 @@ impl Collector {
             };
             let connected = Instant::now();
             let node = NodeProcess::of(&stream);
-            let end = match Session::open(stream, &node, &self.config, &self.shutdown).await {
+            let end = match self.open(stream, &node, &mut source).await {
                 Ok(session) => session.run(&mut self).await,
                 Err(end) => end,
             };
@@ -192,6 +192,18 @@ impl Collector {
         }
     }
 
+    /// Opens a session behind a guard, because no node has told yet whether it calls back. One that does not is
+    /// connected to again without: it needs none. (An inherited connection keeps its guard, being the only one.)
+    async fn open(&self, stream: UnixStream, node: &NodeProcess, source: &mut Source) -> Result<Session, End> {
+        let session = Session::open(stream, true, node, &self.config, &self.shutdown).await?;
+        if !session.needs_no_guard() || !source.can_reopen() {
+            return Ok(session);
+        }
+        session.close(&self.config).await;
+        let stream = source.open().await.map_err(|error| End::Lost(format!("{error:#}")))?;
+        Session::open(stream, false, node, &self.config, &self.shutdown).await
+    }
+
     /// A node that is shutting down still accepts connections, and aborts when one asks it for what it has taken
     /// apart already. So its end is awaited before the next connection.
     async fn until_it_ended(&self, node: &NodeProcess) {
@@ -216,18 +228,13 @@ impl Collector {
 
 /// Connects once and polls once, for `--once`.
 pub async fn once(source: &mut Source, config: &Config, metrics: &Arc<Metrics>) -> Result<()> {
-    let session = open_once(source, config).await?;
     metrics.exporter.connects.inc_by([], 1);
-    session.poller(metrics.clone()).poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
-    session.show(metrics);
-    Ok(())
+    poll_once(source, config, metrics).await.map(|_| ())
 }
 
 /// Connects once and describes the node, for `--check`.
 pub async fn check(source: &mut Source, config: &Config, metrics: &Arc<Metrics>) -> Result<Rc<Interfaces>> {
-    let session = open_once(source, config).await?;
-    session.poller(metrics.clone()).poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
-    Ok(session.interfaces.clone())
+    poll_once(source, config, metrics).await
 }
 
 /// What `--check` prints: the node, what it offers, and which metrics follow from it.
@@ -266,14 +273,20 @@ pub fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str) ->
     described
 }
 
-async fn open_once(source: &mut Source, config: &Config) -> Result<Session> {
+async fn poll_once(source: &mut Source, config: &Config, metrics: &Arc<Metrics>) -> Result<Rc<Interfaces>> {
     let stream = source.open().await?;
     let (_keep, shutdown) = Shutdown::new();
     let node = NodeProcess::of(&stream);
-    Session::open(stream, &node, config, &shutdown)
+    let session = Session::open(stream, true, &node, config, &shutdown)
         .await
         .map_err(|end| anyhow!("{end}"))
-        .context(source.describe().to_string())
+        .context(source.describe().to_string())?;
+    let polled = session.poller(metrics.clone()).poll().await;
+    session.show(metrics);
+    let interfaces = session.interfaces.clone();
+    session.close(config).await;
+    polled.map_err(|why| anyhow!("the poll failed: {why}"))?;
+    Ok(interfaces)
 }
 
 /// Between connections that were accepted and then failed: doubling, with jitter so that many exporters do not come

@@ -12,10 +12,11 @@ use tracing::{debug, info, warn};
 
 use super::poll::{Polled, Poller};
 use super::tip::{TipEnd, TipWatch};
-use super::utxo_trace::Trace;
-use super::{Collector, Config, Shutdown, State, subscribe};
+use super::utxo_trace::{Coins, Trace};
+use super::{Collector, Config, Shutdown, State, block, subscribe};
+use crate::ipc::guard::{Event, Guard, Notice};
 use crate::ipc::source::NodeProcess;
-use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Subscription, Thread};
+use crate::ipc::{CallError, ChainEvent, Connection, Interfaces, JsonRpc, Subscription, Thread};
 use crate::metrics::Metrics;
 
 /// How a connection ended.
@@ -61,6 +62,8 @@ const GROWN_UP: Duration = Duration::from_secs(10);
 /// A connection with a node that is ready to be asked.
 pub struct Session {
     connection: Connection,
+    /// Between us and a node with callbacks.
+    guard: Option<Guard>,
     polling: Rc<Thread>,
     waiting: Thread,
     subscribing: Thread,
@@ -69,13 +72,22 @@ pub struct Session {
 }
 
 impl Session {
-    /// Shakes hands, finds out what the node offers, and waits until it has loaded its chain.
+    /// Shakes hands, finds out what the node offers, and waits until it has loaded its chain. With a guard nothing that
+    /// happens to us from here on harms the node.
     pub async fn open(
         stream: UnixStream,
+        guarded: bool,
         node: &NodeProcess,
         config: &Config,
         shutdown: &Shutdown,
     ) -> Result<Self, End> {
+        let (stream, guard) = match guarded {
+            true => {
+                let (stream, guard) = Guard::place(stream).map_err(|error| End::Lost(format!("{error:#}")))?;
+                (stream, Some(guard))
+            }
+            false => (stream, None),
+        };
         let connection = tokio::select! {
             connection = Connection::new(stream, config.call_timeout) => connection.map_err(|error| {
                 End::Useless(format!("no Bitcoin node answers there: {error}; is it the socket of bitcoin-node -ipcbind?"))
@@ -90,11 +102,26 @@ impl Session {
         let (polling, waiting, subscribing, interfaces) = prepared?;
         Ok(Session {
             connection,
+            guard,
             polling: Rc::new(polling),
             waiting,
             subscribing,
             interfaces: Rc::new(interfaces),
         })
+    }
+
+    /// Whether the guard has nothing to do: the node never calls back.
+    pub fn needs_no_guard(&self) -> bool {
+        self.guard.is_some() && !self.interfaces.calls_back()
+    }
+
+    /// Closes the connection before anything was started on it.
+    pub async fn close(self, config: &Config) {
+        self.until_answered(config.call_timeout).await;
+        drop(self.connection);
+        if let Some(guard) = self.guard {
+            guard.leave().await;
+        }
     }
 
     async fn prepare(
@@ -134,7 +161,7 @@ impl Session {
     }
 
     /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
-    pub async fn run(self, collector: &mut Collector) -> End {
+    pub async fn run(mut self, collector: &mut Collector) -> End {
         let new_tip = Rc::new(Notify::new());
         let (polls_sender, mut polls) = mpsc::unbounded_channel();
         let polling = Task(tokio::task::spawn_local(keep_polling(
@@ -148,19 +175,16 @@ impl Session {
         let mut chain = None;
         let mut trace = Trace::new(&collector.config, self.can_trace(), collector.trace_given_up);
         let mut missed = 0;
+        if let Some(guard) = &mut self.guard {
+            guard.read(count_notices(collector.metrics.clone(), collector.blocks.clone(), trace.coins(&collector.metrics)));
+        }
 
         let end = 'session: {
-            if let Some(offered) = &self.interfaces.chain {
+            if let (Some(offered), Some(_)) = (&self.interfaces.chain, &self.guard) {
                 if tip.is_none() {
                     warn!("not subscribing: without Mining the node cannot tell us when it shuts down");
                 } else {
-                    let sink = subscribe::sink(
-                        collector.metrics.clone(),
-                        collector.blocks.clone(),
-                        trace.next_block(),
-                    );
-                    let patient = self.subscribing.without_deadline();
-                    match offered.subscribe(&patient, sink).await {
+                    match offered.subscribe(&self.subscribing.without_deadline()).await {
                         Ok(subscription) => {
                             subscribe::start(&collector.metrics);
                             chain = Some(subscription);
@@ -226,6 +250,10 @@ impl Session {
                 self.until_answered(collector.config.call_timeout).await;
             }
         }
+        drop(self.connection);
+        if let Some(guard) = self.guard {
+            guard.leave().await;
+        }
         end
     }
 
@@ -244,7 +272,7 @@ impl Session {
     }
 
     fn can_trace(&self) -> bool {
-        self.interfaces.tracing.is_some() && self.interfaces.mining.is_some()
+        self.interfaces.tracing.is_some() && self.interfaces.mining.is_some() && self.guard.is_some()
     }
 
     /// The thread of the long poll.
@@ -307,6 +335,27 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, on: &Thread) -> Result<(), CallErro
             _ => return Ok(()),
         }
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Counts what the guard hands on.
+fn count_notices(metrics: Arc<Metrics>, blocks: block::Counter, coins: Coins) -> impl FnMut(Notice) {
+    move |Notice { event, at, kept }| {
+        let callback = match event {
+            Event::Chain(event) => {
+                if matches!(event, ChainEvent::BlockConnected { .. }) {
+                    coins.next_block();
+                }
+                subscribe::count(event, &metrics, &blocks)
+            }
+            Event::Coin(event) => coins.count(event, at),
+            Event::Dropped(events) => {
+                warn!(events, "the exporter was too slow: callbacks were answered and not counted");
+                return metrics.exporter.events_dropped.inc_by(["callback"], events);
+            }
+        };
+        metrics.exporter.callbacks.inc_by([callback], 1);
+        metrics.exporter.callback_duration.observe(kept.as_secs_f64());
     }
 }
 

@@ -1,8 +1,5 @@
 //! The chain's notifications, counted.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use tracing::debug;
 
 use super::block;
@@ -29,50 +26,43 @@ pub fn start(metrics: &Metrics) {
     metrics.mempool.start();
 }
 
-/// Counts each notification; what takes long is left to `blocks`. `next_block` is told of each block.
-pub fn sink(
-    metrics: Arc<Metrics>,
-    blocks: block::Counter,
-    next_block: impl Fn() + 'static,
-) -> impl Fn(ChainEvent) {
-    move |event| {
-        let started = Instant::now();
-        let chain = &metrics.chain;
-        let callback = match event {
-            ChainEvent::AddedToMempool => {
-                metrics.mempool.added.inc();
-                "transactionAddedToMempool"
+/// Counts a notification; what takes long is left to `blocks`. Returns its name.
+pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &'static str {
+    let chain = &metrics.chain;
+    match event {
+        ChainEvent::AddedToMempool => {
+            metrics.mempool.added.inc();
+            "transactionAddedToMempool"
+        }
+        ChainEvent::RemovedFromMempool(reason) => {
+            metrics.mempool.removed(reason);
+            "transactionRemovedFromMempool"
+        }
+        ChainEvent::BlockConnected { height, historical, data } => {
+            chain.blocks_connected.inc();
+            if !historical {
+                chain.block_height.set(Some(height));
             }
-            ChainEvent::RemovedFromMempool(reason) => {
-                metrics.mempool.removed(reason);
-                "transactionRemovedFromMempool"
+            debug!(height, historical, bytes = data.as_ref().map(Vec::len), "block connected");
+            match data {
+                Some(data) => blocks.count(data),
+                None => metrics.exporter.events_dropped.inc_by(["block_contents"], 1),
             }
-            ChainEvent::BlockConnected { height, historical, data } => {
-                chain.blocks_connected.inc();
-                next_block();
-                if !historical {
-                    chain.block_height.set(Some(height));
-                }
-                debug!(height, historical, bytes = data.len(), "block connected");
-                blocks.count(data);
-                "blockConnected"
-            }
-            ChainEvent::BlockDisconnected { height } => {
-                chain.blocks_disconnected.inc();
-                debug!(height, "block disconnected");
-                "blockDisconnected"
-            }
-            ChainEvent::UpdatedTip => {
-                chain.tip_updates.inc();
-                "updatedBlockTip"
-            }
-            ChainEvent::Flushed => {
-                chain.flushes.inc();
-                debug!("chain state flushed");
-                "chainStateFlushed"
-            }
-        };
-        metrics.exporter.callbacks.inc_by([callback], 1);
-        metrics.exporter.callback_duration.observe(started.elapsed().as_secs_f64());
+            "blockConnected"
+        }
+        ChainEvent::BlockDisconnected { height } => {
+            chain.blocks_disconnected.inc();
+            debug!(height, "block disconnected");
+            "blockDisconnected"
+        }
+        ChainEvent::UpdatedTip => {
+            chain.tip_updates.inc();
+            "updatedBlockTip"
+        }
+        ChainEvent::Flushed => {
+            chain.flushes.inc();
+            debug!("chain state flushed");
+            "chainStateFlushed"
+        }
     }
 }

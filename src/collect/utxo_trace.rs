@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
@@ -25,7 +25,7 @@ const LONGEST_ROUND_TRIP: Duration = Duration::from_micros(500);
 /// How long the node has waited for us in the present block.
 struct Waited {
     budget: Option<Duration>,
-    last: Cell<Option<Instant>>,
+    last: Cell<Option<Duration>>,
     total: Cell<Duration>,
     exceeded: Notify,
     /// False once the trace is on its way out: what still arrives is answered and not counted.
@@ -34,8 +34,8 @@ struct Waited {
 
 impl Waited {
     /// A call arrives.
-    fn call(&self, now: Instant) {
-        let gap = self.last.replace(Some(now)).map(|last| now - last);
+    fn call(&self, now: Duration) {
+        let gap = self.last.replace(Some(now)).map(|last| now.saturating_sub(last));
         match gap {
             Some(gap) if gap <= NEXT_BLOCK => {
                 let total = self.total.get() + gap.min(LONGEST_ROUND_TRIP);
@@ -46,14 +46,6 @@ impl Waited {
             }
             _ => self.total.set(Duration::ZERO),
         }
-    }
-}
-
-impl Trace {
-    /// To be called when a block is connected: the time that it took counts no more.
-    pub fn next_block(&self) -> impl Fn() + 'static {
-        let waited = self.waited.clone();
-        move || waited.total.set(Duration::ZERO)
     }
 }
 
@@ -80,6 +72,11 @@ impl Trace {
         Trace { wanted, given_up, offered, waited: Rc::new(waited), subscription: None }
     }
 
+    /// Counts its events.
+    pub fn coins(&self, metrics: &Arc<Metrics>) -> Coins {
+        Coins { waited: self.waited.clone(), metrics: metrics.clone() }
+    }
+
     /// Whether the node has it.
     pub fn is_active(&self) -> bool {
         self.subscription.is_some()
@@ -92,14 +89,10 @@ impl Trace {
 
     /// Subscribes. Gives the call all the time it needs: without its answer there would be no way to unsubscribe.
     pub async fn start(&mut self, tracing: &Tracing, on: &Thread, metrics: &Arc<Metrics>) {
-        let sink = {
-            let (waited, metrics) = (self.waited.clone(), metrics.clone());
-            move |event| count(event, &waited, &metrics)
-        };
         // The first events may arrive before the answer.
         metrics.utxo_cache.start();
         self.waited.counting.set(true);
-        match tracing.subscribe(&on.without_deadline(), sink).await {
+        match tracing.subscribe(&on.without_deadline()).await {
             Ok(subscription) => {
                 info!("the UTXO cache trace is on");
                 self.subscription = Some(subscription);
@@ -166,30 +159,32 @@ impl Trace {
     }
 }
 
-fn count(event: CoinEvent, waited: &Waited, metrics: &Metrics) {
-    let started = Instant::now();
-    if !waited.counting.get() {
-        return;
+/// Counts what the guard tells.
+pub struct Coins {
+    waited: Rc<Waited>,
+    metrics: Arc<Metrics>,
+}
+
+impl Coins {
+    /// A block is connected: what it took counts no more against the budget.
+    pub fn next_block(&self) {
+        self.waited.total.set(Duration::ZERO);
     }
-    waited.call(started);
-    let cache = &metrics.utxo_cache;
-    let callback = match event {
-        CoinEvent::Added(value) => {
-            cache.added.inc(value);
-            "utxoCacheAdd"
+
+    /// Counts a coin that came at a time of the system's monotonic clock. Returns the callback's name.
+    pub fn count(&self, event: CoinEvent, at: Duration) -> &'static str {
+        let (coins, value, callback) = match event {
+            CoinEvent::Added(value) => (&self.metrics.utxo_cache.added, value, "utxoCacheAdd"),
+            CoinEvent::Spent(value) => (&self.metrics.utxo_cache.spent, value, "utxoCacheSpend"),
+            CoinEvent::Uncached(value) => (&self.metrics.utxo_cache.uncached, value, "utxoCacheUncache"),
+        };
+        if self.waited.counting.get() {
+            self.waited.call(at);
+            coins.inc(value);
+            debug!(?event);
         }
-        CoinEvent::Spent(value) => {
-            cache.spent.inc(value);
-            "utxoCacheSpend"
-        }
-        CoinEvent::Uncached(value) => {
-            cache.uncached.inc(value);
-            "utxoCacheUncache"
-        }
-    };
-    debug!(?event);
-    metrics.exporter.callbacks.inc_by([callback], 1);
-    metrics.exporter.callback_duration.observe(started.elapsed().as_secs_f64());
+        callback
+    }
 }
 
 #[cfg(test)]
@@ -209,7 +204,7 @@ mod tests {
     #[test]
     fn waiting_adds_up_within_a_block_and_starts_anew_with_the_next() {
         let waited = waited(Duration::from_millis(50));
-        let mut now = Instant::now();
+        let mut now = Duration::from_secs(1000);
         for _ in 0..=1000 {
             waited.call(now);
             now += Duration::from_micros(40);

@@ -11,15 +11,15 @@ use tokio::sync::oneshot;
 use super::{CallError, Thread};
 use crate::schema::handler_capnp::handler;
 
-/// Lives in a callback object; dropped with it, when the node has released it.
-pub(super) struct Lifetime {
+/// A callback object; dropped when the node has released it.
+pub(super) struct Callback {
     _released: oneshot::Sender<()>,
 }
 
-impl Lifetime {
+impl Callback {
     pub(super) fn new() -> (Self, oneshot::Receiver<()>) {
         let (sender, receiver) = oneshot::channel();
-        (Lifetime { _released: sender }, receiver)
+        (Callback { _released: sender }, receiver)
     }
 }
 

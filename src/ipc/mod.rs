@@ -2,6 +2,7 @@
 
 mod chain;
 mod error;
+pub mod guard;
 mod handler;
 mod json_rpc;
 mod mining;

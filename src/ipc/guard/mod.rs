@@ -1,0 +1,97 @@
+//! The guard: a small process of the same binary that faces a node with callbacks.
+//!
+//! Such a node aborts when a client with live subscriptions, or one in the middle of a call, is gone; and it waits for
+//! a client that hangs. So the exporter, which can be killed, stopped or out of memory, is never that client. The guard
+//! sits on the node's socket, answers each callback itself the moment it arrives, hands it on as an event over a
+//! bounded queue, and passes the exporter's own calls through. When the exporter goes away for whatever reason, it
+//! unsubscribes, waits for the answers of calls under way, and closes.
+
+mod event;
+mod frame;
+mod relay;
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+pub use event::{Event, Notice};
+pub use relay::main;
+
+/// The first argument of a guard; the second is the descriptor that events go to.
+pub const ARGUMENT: &str = "--guard";
+
+/// A guard that was placed on a connection.
+pub struct Guard {
+    child: Child,
+    /// The notices, until [`read`](Self::read) takes them.
+    events: Option<UnixStream>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Guard {
+    /// Hands the connection to a guard; returns what to speak to instead.
+    pub fn place(node: UnixStream) -> Result<(UnixStream, Self)> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        let (events, events_theirs) = StdUnixStream::pair()?;
+        let node: OwnedFd = node.into_std()?.into();
+        // The one descriptor that has no standard place; the child inherits it, and nothing else is started meanwhile.
+        fcntl(&events_theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("bitcoind-ipc-guard")
+            .args([ARGUMENT, &events_theirs.as_raw_fd().to_string()])
+            .env_clear()
+            .stdin(Stdio::from(node))
+            .stdout(Stdio::from(OwnedFd::from(theirs)))
+            .process_group(0) // a terminal's Ctrl-C is for the exporter, which then takes leave in order
+            .spawn()
+            .context("cannot start the guard process from /proc/self/exe")?;
+        drop(events_theirs);
+        ours.set_nonblocking(true)?;
+        events.set_nonblocking(true)?;
+        let guard = Guard { child, events: Some(UnixStream::from_std(events)?), reader: None };
+        Ok((UnixStream::from_std(ours)?, guard))
+    }
+
+    /// Gives each notice to `sink`, from here to the end of the connection.
+    pub fn read(&mut self, mut sink: impl FnMut(Notice) + 'static) {
+        let Some(mut events) = self.events.take() else { return };
+        self.reader = Some(tokio::task::spawn_local(async move {
+            let mut buffer = Vec::with_capacity(64 * 1024);
+            // The guard is us: what it writes is well-formed, and what does not decode ends the reading.
+            while events.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
+                let mut decoded = 0;
+                while let Some((notice, length)) = Notice::decode(&buffer[decoded..]) {
+                    decoded += length;
+                    sink(notice);
+                }
+                buffer.drain(..decoded);
+            }
+        }));
+    }
+
+    /// After the connection was closed: takes the last notices and waits for the guard, which may still be taking
+    /// leave of the node.
+    pub async fn leave(mut self) {
+        const AT_MOST: Duration = Duration::from_secs(2);
+        const AGAIN: Duration = Duration::from_millis(5);
+        let left = async {
+            if let Some(reader) = self.reader.take() {
+                let _ = reader.await;
+            }
+            while matches!(self.child.try_wait(), Ok(None)) {
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        if tokio::time::timeout(AT_MOST, left).await.is_err() {
+            tracing::warn!("the guard is still taking leave of the node; it ends by itself");
+        }
+    }
+}

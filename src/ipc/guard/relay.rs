@@ -1,0 +1,490 @@
+//! The guard's own loop: node, exporter, and the rules for taking leave.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use capnp::capability::FromClientHook;
+use capnp::message::ReaderOptions;
+use capnp::serialize::{read_message_from_flat_slice_no_alloc, write_message_to_words};
+use capnp::traits::{HasTypeId, ImbueMut};
+use capnp_rpc::rpc_capnp::{call, cap_descriptor, message, message_target, payload, return_};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::time::{ClockId, clock_gettime};
+
+use super::event::{Event, Notice};
+use super::frame::{Frames, LARGEST, Outgoing};
+use crate::ipc::{ChainEvent, CoinEvent};
+use crate::schema::chain_capnp::{chain, chain_notifications};
+use crate::schema::handler_capnp::handler;
+use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
+
+/// Events that may wait for the exporter, in bytes: half a million small ones.
+const EVENTS: usize = 16 << 20;
+/// Beyond this a block is announced without its contents, so that it can still be counted.
+const CONTENTS: usize = 8 << 20;
+/// Events are collected for so long before they are handed on: a write for each would slow the next answer.
+const COLLECT: Duration = Duration::from_millis(1);
+/// Between attempts to unsubscribe on a thread that is busy.
+const RETRY: Duration = Duration::from_millis(2);
+/// Our own questions, far from the exporter's, which count from zero.
+const OUR_QUESTIONS: u32 = 0x7000_0000;
+
+/// The ordinals of the methods that make and end a subscription.
+const HANDLE_NOTIFICATIONS: (u64, u16) = (chain::Client::TYPE_ID, 39);
+const TRACE_UTXO_CACHE: (u64, u16) = (tracing::Client::TYPE_ID, 0);
+const DISCONNECT: (u64, u16) = (handler::Client::TYPE_ID, 1);
+
+/// Runs a guard: the node on descriptor 0, the exporter on 1, events to `events`. Returns when it has taken leave.
+pub fn main(events: OwnedFd) -> anyhow::Result<()> {
+    // Whoever wants us gone tells the exporter; we end after it.
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
+        .into_iter()
+        .collect::<SigSet>()
+        .thread_block()?;
+    // Lowering it needs a privilege; without it the exporter has raised its own instead.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    let node = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let exporter = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
+    // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.
+    let events = UnixStream::from(events);
+    for socket in [&node, &exporter, &events] {
+        socket.set_nonblocking(true)?;
+    }
+    let mut relay = Relay::new(node, exporter, events);
+    let ended = relay.run();
+    relay.close();
+    Ok(ended?)
+}
+
+/// A callback object of the exporter's that the node may call.
+struct Subscription {
+    /// The exporter's number for it, and how often the node holds it.
+    callback: u32,
+    held: u32,
+    /// The node's numbers for the handler and for the thread that runs calls on it.
+    handler: u32,
+    thread: u32,
+    disconnected: bool,
+}
+
+/// A subscribing call that the node has not answered.
+struct Subscribing {
+    callback: u32,
+    thread: u32,
+    /// The node let go of the callback before it answered: it refused.
+    released: u32,
+}
+
+struct Relay {
+    node: UnixStream,
+    exporter: UnixStream,
+    events: UnixStream,
+    from_node: Frames,
+    from_exporter: Frames,
+    to_node: Outgoing,
+    to_exporter: Outgoing,
+    to_events: Outgoing,
+    events_blocked: bool,
+    dropped: u64,
+    answer: Answer,
+    /// The node's questions that we answered, until it finishes them.
+    answered: HashSet<u32>,
+    /// Questions, the exporter's and ours, that the node has not answered.
+    asked: HashSet<u32>,
+    subscribing: HashMap<u32, Subscribing>,
+    disconnecting: HashMap<u32, u32>,
+    subscriptions: Vec<Subscription>,
+    /// The exporter is gone.
+    leaving: bool,
+    next_question: u32,
+}
+
+/// Why the relay ends.
+enum Ended {
+    Node,
+    TookLeave,
+}
+
+impl Relay {
+    fn new(node: UnixStream, exporter: UnixStream, events: UnixStream) -> Self {
+        Relay {
+            node,
+            exporter,
+            events,
+            from_node: Frames::new(),
+            from_exporter: Frames::new(),
+            to_node: Outgoing::default(),
+            to_exporter: Outgoing::default(),
+            to_events: Outgoing::default(),
+            events_blocked: false,
+            dropped: 0,
+            answer: Answer::new(),
+            answered: HashSet::new(),
+            asked: HashSet::new(),
+            subscribing: HashMap::new(),
+            disconnecting: HashMap::new(),
+            subscriptions: Vec::new(),
+            leaving: false,
+            next_question: OUR_QUESTIONS,
+        }
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            if self.leaving && self.take_leave()? {
+                return Ok(());
+            }
+            let (node, exporter) = self.wait()?;
+            if !node.is_empty()
+                && let Some(Ended::Node) = self.node_speaks(node)?
+            {
+                return Ok(());
+            }
+            if !exporter.is_empty() && !self.leaving && self.exporter_speaks(exporter).is_err() {
+                self.leaving = true;
+            }
+            if node.is_empty() && !self.to_events.is_empty() && !self.events_blocked {
+                self.flush_events();
+            }
+        }
+    }
+
+    /// Waits for either side; with events to hand on, only for a moment.
+    fn wait(&mut self) -> io::Result<(PollFlags, PollFlags)> {
+        let interest = |pending: &Outgoing| match pending.is_empty() {
+            true => PollFlags::POLLIN,
+            false => PollFlags::POLLIN | PollFlags::POLLOUT,
+        };
+        let mut sockets = Vec::with_capacity(3);
+        sockets.push(PollFd::new(self.node.as_fd(), interest(&self.to_node)));
+        if !self.leaving {
+            sockets.push(PollFd::new(self.exporter.as_fd(), interest(&self.to_exporter)));
+            if self.events_blocked {
+                sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
+            }
+        }
+        let at_most = match (self.leaving, !self.to_events.is_empty() && !self.events_blocked) {
+            (true, _) => Some(RETRY),
+            (false, true) => Some(COLLECT),
+            (false, false) => None,
+        };
+        let timeout = at_most.map_or(PollTimeout::NONE, |time| PollTimeout::try_from(time).expect("short"));
+        match poll(&mut sockets, timeout) {
+            Err(nix::errno::Errno::EINTR) => return Ok((PollFlags::empty(), PollFlags::empty())),
+            result => result?,
+        };
+        let ready = |at: usize| sockets.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+        let (node, exporter, events) = (ready(0), ready(1), ready(2));
+        if !events.is_empty() {
+            self.events_blocked = false;
+        }
+        Ok((node, exporter))
+    }
+
+    fn node_speaks(&mut self, ready: PollFlags) -> io::Result<Option<Ended>> {
+        let at = now();
+        if ready.contains(PollFlags::POLLOUT) {
+            self.to_node.flush(&self.node)?;
+        }
+        if !ready.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            return Ok(None);
+        }
+        let mut frames = std::mem::replace(&mut self.from_node, Frames::empty());
+        let open = frames.fill(&self.node)?;
+        while let Some(frame) = frames.next()? {
+            self.from_node(frame, at)?;
+        }
+        self.from_node = frames;
+        Ok((!open).then_some(Ended::Node))
+    }
+
+    /// One message of the node's: a callback is answered, anything else passed on.
+    fn from_node(&mut self, frame: &[u8], at: Duration) -> io::Result<()> {
+        let message = read(frame)?;
+        match message.get_root::<message::Reader>().and_then(|root| Ok(root.which()?)).map_err(wrong)? {
+            message::Call(call) => {
+                let call = call.map_err(wrong)?;
+                let interface = call.get_interface_id();
+                if [chain_notifications::Client::TYPE_ID, utxo_cache_trace::Client::TYPE_ID].contains(&interface) {
+                    let question = call.get_question_id();
+                    self.to_node.send(&self.node, self.answer.to(question))?;
+                    let kept = now() - at;
+                    self.answered.insert(question);
+                    self.hand_on(call, at, kept);
+                    return Ok(());
+                }
+            }
+            message::Finish(finish) => {
+                if self.answered.remove(&finish.map_err(wrong)?.get_question_id()) {
+                    return Ok(());
+                }
+            }
+            message::Return(answer) => self.node_answered(answer.map_err(wrong)?).map_err(wrong)?,
+            message::Release(release) => {
+                let release = release.map_err(wrong)?;
+                self.released(release.get_id(), release.get_reference_count());
+            }
+            _ => {}
+        }
+        if !self.leaving {
+            if self.to_exporter.len() > LARGEST || self.to_exporter.send(&self.exporter, frame).is_err() {
+                self.leaving = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn node_answered(&mut self, answer: return_::Reader) -> capnp::Result<()> {
+        let question = answer.get_answer_id();
+        self.asked.remove(&question);
+        let subscribing = self.subscribing.remove(&question);
+        let disconnecting = self.disconnecting.remove(&question);
+        let return_::Results(results) = answer.which()? else { return Ok(()) };
+        if let Some(callback) = disconnecting {
+            self.subscriptions.iter_mut().filter(|it| it.callback == callback).for_each(|it| it.disconnected = true);
+        }
+        if let Some(Subscribing { callback, thread, released }) = subscribing
+            && let Some(handler) = capabilities(results?)?.hosted.first()
+        {
+            let held = 1u32.saturating_sub(released);
+            self.subscriptions.push(Subscription { callback, held, handler: *handler, thread, disconnected: false });
+        }
+        Ok(())
+    }
+
+    fn released(&mut self, export: u32, count: u32) {
+        self.subscribing.values_mut().filter(|it| it.callback == export).for_each(|it| it.released += count);
+        self.subscriptions.iter_mut().filter(|it| it.callback == export).for_each(|it| it.held = it.held.saturating_sub(count));
+        self.subscriptions.retain(|it| it.held > 0);
+    }
+
+    fn exporter_speaks(&mut self, ready: PollFlags) -> io::Result<()> {
+        if ready.contains(PollFlags::POLLOUT) {
+            self.to_exporter.flush(&self.exporter)?;
+        }
+        if !ready.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            return Ok(());
+        }
+        let mut frames = std::mem::replace(&mut self.from_exporter, Frames::empty());
+        let open = frames.fill(&self.exporter)?;
+        while let Some(frame) = frames.next()? {
+            self.from_exporter(frame)?;
+            // An error here would be the node's, and the node is looked at next.
+            let _ = self.to_node.send(&self.node, frame);
+        }
+        self.from_exporter = frames;
+        if open { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// Remembers what of a message of the exporter's has to be ended when it is gone.
+    fn from_exporter(&mut self, frame: &[u8]) -> io::Result<()> {
+        let message = read(frame)?;
+        match message.get_root::<message::Reader>().and_then(|root| Ok(root.which()?)).map_err(wrong)? {
+            message::Bootstrap(bootstrap) => {
+                self.asked.insert(bootstrap.map_err(wrong)?.get_question_id());
+            }
+            message::Call(call) => self.exporter_calls(call.map_err(wrong)?).map_err(wrong)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn exporter_calls(&mut self, call: call::Reader) -> capnp::Result<()> {
+        let question = call.get_question_id();
+        self.asked.insert(question);
+        let method = (call.get_interface_id(), call.get_method_id());
+        if [HANDLE_NOTIFICATIONS, TRACE_UTXO_CACHE].contains(&method) {
+            let capabilities = capabilities(call.get_params()?)?;
+            if let (Some(&callback), Some(&thread)) = (capabilities.hosted.first(), capabilities.imported.first()) {
+                self.subscribing.insert(question, Subscribing { callback, thread, released: 0 });
+            }
+        } else if method == DISCONNECT
+            && let message_target::ImportedCap(handler) = call.get_target()?.which()?
+            && let Some(subscription) = self.subscriptions.iter().find(|it| it.handler == handler)
+        {
+            self.disconnecting.insert(question, subscription.callback);
+        }
+        Ok(())
+    }
+
+    /// The exporter is gone: ends one thing after the other; `true` when nothing is left to end.
+    fn take_leave(&mut self) -> io::Result<bool> {
+        if self.disconnecting.is_empty()
+            && let Some(subscription) = self.subscriptions.iter().find(|it| !it.disconnected)
+        {
+            let question = self.next_question;
+            self.next_question += 1;
+            let call = disconnect_call(question, subscription.handler, subscription.thread);
+            self.disconnecting.insert(question, subscription.callback);
+            self.asked.insert(question);
+            self.to_node.send(&self.node, &call)?;
+        }
+        Ok(self.subscriptions.is_empty() && self.subscribing.is_empty() && self.asked.is_empty() && self.to_node.is_empty())
+    }
+
+    /// Tells the exporter of a callback that was answered.
+    fn hand_on(&mut self, call: call::Reader, at: Duration, kept: Duration) {
+        if self.leaving {
+            return;
+        }
+        let queued = self.to_events.len();
+        match event(call, queued < CONTENTS) {
+            Ok(None) => {}
+            Ok(Some(event)) if queued < EVENTS => {
+                if self.dropped > 0 {
+                    let event = Event::Dropped(std::mem::take(&mut self.dropped));
+                    self.to_events.queue(|queue| Notice { event, at, kept: Duration::ZERO }.encode(queue));
+                }
+                self.to_events.queue(|queue| Notice { event, at, kept }.encode(queue));
+            }
+            _ => self.dropped += 1,
+        }
+        if self.to_events.len() > super::frame::KEPT && !self.events_blocked {
+            self.flush_events();
+        }
+    }
+
+    fn flush_events(&mut self) {
+        // Without a reader there is nothing to hand on; the exporter's other socket says that it is gone.
+        if self.to_events.flush(&self.events).is_err() {
+            self.to_events = Outgoing::default();
+        }
+        self.events_blocked = !self.to_events.is_empty();
+    }
+
+    /// Hands on the last events, and closes.
+    fn close(&mut self) {
+        let _ = self.node.shutdown(std::net::Shutdown::Both);
+        let _ = self.events.set_nonblocking(false);
+        let _ = self.events.set_write_timeout(Some(Duration::from_secs(1)));
+        let _ = self.to_events.flush(&self.events);
+        let _ = self.exporter.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// What the exporter is told of a callback; nothing of `destroy`.
+fn event(call: call::Reader, with_contents: bool) -> capnp::Result<Option<Event>> {
+    let content = call.get_params()?.get_content();
+    let chain = call.get_interface_id() == chain_notifications::Client::TYPE_ID;
+    Ok(Some(match (chain, call.get_method_id()) {
+        (true, 1) => Event::Chain(ChainEvent::AddedToMempool),
+        (true, 2) => {
+            let params: chain_notifications::transaction_removed_from_mempool_params::Reader = content.get_as()?;
+            Event::Chain(ChainEvent::RemovedFromMempool(params.get_reason()))
+        }
+        (true, 3) => {
+            let params: chain_notifications::block_connected_params::Reader = content.get_as()?;
+            let block = params.get_block()?;
+            Event::Chain(ChainEvent::BlockConnected {
+                height: block.get_height(),
+                historical: params.get_role()?.get_historical(),
+                data: if with_contents { Some(block.get_data()?.to_vec()) } else { None },
+            })
+        }
+        (true, 4) => {
+            let params: chain_notifications::block_disconnected_params::Reader = content.get_as()?;
+            Event::Chain(ChainEvent::BlockDisconnected { height: params.get_block()?.get_height() })
+        }
+        (true, 5) => Event::Chain(ChainEvent::UpdatedTip),
+        (true, 6) => Event::Chain(ChainEvent::Flushed),
+        (false, method @ 1..=3) => {
+            // add, spend and uncache have the same parameters.
+            let params: utxo_cache_trace::add_params::Reader = content.get_as()?;
+            let value = params.get_utxo_info()?.get_value();
+            Event::Coin(match method {
+                1 => CoinEvent::Added(value),
+                2 => CoinEvent::Spent(value),
+                _ => CoinEvent::Uncached(value),
+            })
+        }
+        _ => return Ok(None),
+    }))
+}
+
+/// The capabilities of a message: those that its sender hosts, and those that its receiver does.
+#[derive(Default)]
+struct Capabilities {
+    hosted: Vec<u32>,
+    imported: Vec<u32>,
+}
+
+fn capabilities(payload: payload::Reader) -> capnp::Result<Capabilities> {
+    let mut capabilities = Capabilities::default();
+    for descriptor in payload.get_cap_table()? {
+        match descriptor.which()? {
+            cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id) => capabilities.hosted.push(id),
+            cap_descriptor::ReceiverHosted(id) => capabilities.imported.push(id),
+            _ => {}
+        }
+    }
+    Ok(capabilities)
+}
+
+/// `Handler.disconnect` on a thread of the node's.
+fn disconnect_call(question: u32, handler: u32, thread: u32) -> Vec<u8> {
+    let mut message = capnp::message::Builder::new_default();
+    let mut call = message.init_root::<message::Builder>().init_call();
+    call.set_question_id(question);
+    call.set_interface_id(DISCONNECT.0);
+    call.set_method_id(DISCONNECT.1);
+    call.reborrow().init_target().set_imported_cap(handler);
+    let mut params = call.init_params();
+    params.reborrow().init_cap_table(1).get(0).set_receiver_hosted(thread);
+    // A capability is written as its place in the table; what it is, the table says.
+    let place = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
+    let mut table = Vec::new();
+    let mut content = params.get_content();
+    content.imbue_mut(&mut table);
+    let disconnect = content.init_as::<handler::disconnect_params::Builder>();
+    disconnect.init_context().set_thread(FromClientHook::new(place.hook));
+    write_message_to_words(&message)
+}
+
+/// An empty answer: callbacks return nothing. Built once; only the question's number differs.
+struct Answer {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Answer {
+    fn new() -> Self {
+        let build = |question| {
+            let mut message = capnp::message::Builder::new_default();
+            let mut answer = message.init_root::<message::Builder>().init_return();
+            answer.set_answer_id(question);
+            // The node may let go of what it passed along.
+            answer.set_release_param_caps(true);
+            answer.init_results();
+            write_message_to_words(&message)
+        };
+        let (bytes, other) = (build(0), build(u32::MAX));
+        let differing: Vec<_> = (0..bytes.len()).filter(|&at| bytes[at] != other[at]).collect();
+        assert!(differing.len() == 4 && differing[3] == differing[0] + 3, "the number is four bytes in a row");
+        Answer { bytes, at: differing[0] }
+    }
+
+    fn to(&mut self, question: u32) -> &[u8] {
+        self.bytes[self.at..self.at + 4].copy_from_slice(&question.to_le_bytes());
+        &self.bytes
+    }
+}
+
+type Message<'a> = capnp::message::Reader<capnp::serialize::NoAllocSliceSegments<'a>>;
+
+fn read(mut frame: &[u8]) -> io::Result<Message<'_>> {
+    let mut options = ReaderOptions::new();
+    options.traversal_limit_in_words(Some(2 * LARGEST / 8));
+    read_message_from_flat_slice_no_alloc(&mut frame, options).map_err(wrong)
+}
+
+fn wrong(error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
