@@ -84,9 +84,10 @@ impl FakeNode {
                 ibd: Cell::new(offers.ibd),
                 shutting_down: watch::channel(false).0,
                 callbacks: RefCell::default(),
+                would_have_aborted: aborts,
                 unsubscribed: ends,
             });
-            local.block_on(&runtime, run(state, listener, receiver, aborts));
+            local.block_on(&runtime, run(state, listener, receiver));
         });
         FakeNode { dir, commands, would_have_aborted, unsubscribed }
     }
@@ -136,6 +137,7 @@ struct State {
     shutting_down: watch::Sender<bool>,
     /// By connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
+    would_have_aborted: Arc<AtomicU32>,
     unsubscribed: Arc<AtomicU32>,
 }
 
@@ -143,7 +145,6 @@ async fn run(
     state: Rc<State>,
     listener: std::os::unix::net::UnixListener,
     mut commands: async_mpsc::UnboundedReceiver<Command>,
-    would_have_aborted: Arc<AtomicU32>,
 ) {
     let listener = UnixListener::from_std(listener).unwrap();
     let mut next = 0;
@@ -155,12 +156,12 @@ async fn run(
                 let connection = next;
                 next += 1;
                 let init: init::Client = new_client(Init { state: state.clone(), connection });
-                let (state, would_have_aborted) = (state.clone(), would_have_aborted.clone());
+                let state = state.clone();
                 tokio::task::spawn_local(async move {
                     let _ = RpcSystem::new(Box::new(network), Some(init.client)).await;
                     let mut callbacks = state.callbacks.borrow_mut();
                     if callbacks.iter().any(|(of, callback)| *of == connection && callback.borrow().is_some()) {
-                        would_have_aborted.fetch_add(1, Relaxed);
+                        state.would_have_aborted.fetch_add(1, Relaxed);
                     }
                     callbacks.retain(|(of, _)| *of != connection);
                 });
@@ -332,6 +333,21 @@ impl Fake {
     }
 }
 
+/// A call that the node is busy with. The real node, where it offers callbacks, aborts when its client is gone before
+/// the answer.
+struct InCall {
+    state: Rc<State>,
+    answered: bool,
+}
+
+impl Drop for InCall {
+    fn drop(&mut self) {
+        if !self.answered && (self.state.offers.chain || self.state.offers.tracing) {
+            self.state.would_have_aborted.fetch_add(1, Relaxed);
+        }
+    }
+}
+
 impl mining::Server for Fake {
     method!(mining::is_initial_block_download(_params: IsInitialBlockDownloadParams, results: IsInitialBlockDownloadResults), |this| {
         results.get().set_result(this.state.ibd.get());
@@ -345,11 +361,19 @@ impl mining::Server for Fake {
     });
     method!(mining::wait_tip_changed(params: WaitTipChangedParams, results: WaitTipChangedResults), |this| {
         let params = params.get()?;
-        let timeout = Duration::from_secs_f64(params.get_timeout() / 1000.0);
+        let mut milliseconds = params.get_timeout();
+        if this.state.offers.core30 {
+            milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits()); // no default in its schema
+        }
+        let timeout = Duration::from_secs_f64(milliseconds / 1000.0);
+        assert!((100..10_000).contains(&timeout.as_millis()), "a long poll of {timeout:?}");
+        let mut call = InCall { state: this.state.clone(), answered: false };
         let mut shutting_down = this.state.shutting_down.subscribe();
         if params.get_current_tip()? == [7; 32] && tokio::time::timeout(timeout, shutting_down.wait_for(|&it| it)).await.is_ok() {
+            call.answered = true;
             return Ok(());
         }
+        call.answered = true;
         let mut tip = results.get().init_result();
         tip.set_hash(&[7; 32]);
         tip.set_height(42);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bitcoin::consensus::serialize;
 use bitcoin::{Amount, Network, ScriptBuf, TxOut, blockdata::constants::genesis_block};
+use nix::sys::signal::Signal;
 
 use crate::eventually;
 use crate::exporter::{Exporter, command};
@@ -256,4 +257,50 @@ fn sigterm_during_callbacks_never_leaves_a_callback_behind() {
         });
     }
     assert_eq!(node.would_have_aborted(), 0);
+}
+
+/// At random moments of its life, its start and its end included. The seed is fixed: the moments are not the same on
+/// every machine, but their spread is.
+#[test]
+fn sudden_death_of_the_exporter_never_harms_the_node() {
+    let node = FakeNode::start(TRACING);
+    let mut random = 0x5eed_u64;
+    let mut next = |below: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                node.fire(vec![Event::Added, Event::Add(1), Event::Tip]);
+            }
+        });
+        for _ in 0..100 {
+            let exporter = Exporter::start(&node.socket(), &["--utxo-trace", "on", "--poll-interval", "5ms"]);
+            let signals = [Signal::SIGKILL, Signal::SIGSEGV, Signal::SIGABRT, Signal::SIGKILL];
+            std::thread::sleep(Duration::from_micros(next(120_000)));
+            exporter.signal(signals[next(4) as usize]);
+        }
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    eventually("the node is unsubscribed", || {
+        (node.fire(vec![Event::Added, Event::Add(1)]) == 0).then_some(())
+    });
+    assert!(node.unsubscribed() > 50, "most lived long enough to subscribe: {}", node.unsubscribed());
+    assert_eq!(node.would_have_aborted(), 0);
+}
+
+#[test]
+fn an_exporter_that_is_stopped_does_not_keep_the_node_waiting() {
+    let node = FakeNode::start(TRACING);
+    let exporter = subscribed(&node, &[]);
+    exporter.signal(Signal::SIGSTOP);
+    let events = 10_000;
+    // Each waits for the answer to the last: an exporter that answered itself would never let this end.
+    assert_eq!(node.fire(vec![Event::Added; events]), events);
+    exporter.signal(Signal::SIGCONT);
+    exporter.wait_for("bitcoin_mempool_tx_added_total", events as f64);
+    assert_eq!(exporter.value("bitcoin_exporter_events_dropped_total{event=\"callback\"}"), None);
+    assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
 }

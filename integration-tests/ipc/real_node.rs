@@ -96,8 +96,8 @@ fn blocks_and_reorgs_are_counted_exactly() {
     node.cli(&["preciousblock", &old_tip]);
     expect(49.0, 7.0, 52.0);
     exporter.wait_for("bitcoin_block_height", 52.0);
-    let tips = exporter.value("bitcoin_chain_tips{status=\"valid-fork\"}");
-    assert_eq!(tips, node.json(&["getchaintips"]).as_array().map(|tips| tips.len() as f64 - 1.0));
+    let tips = node.json(&["getchaintips"]).as_array().unwrap().len();
+    exporter.wait_for("bitcoin_chain_tips{status=\"valid-fork\"}", tips as f64 - 1.0);
 }
 
 #[test]
@@ -388,4 +388,16 @@ fn signals_end_the_exporter_in_order_and_soon() {
         assert!(asked.elapsed() < Duration::from_secs(10), "{signal} took {:?}", asked.elapsed());
     }
     node.cli(&["getblockcount"]);
+}
+
+#[test]
+fn an_idle_exporter_is_idle() {
+    let node = Node::start(&[]);
+    node.mine(1);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let cpu = || exporter.value("process_cpu_seconds_total").unwrap();
+    let before = cpu();
+    std::thread::sleep(Duration::from_secs(3));
+    // A long poll that the node does not wait for costs more than this.
+    assert!(cpu() - before < 0.2, "{} s of CPU in 3 s", cpu() - before);
 }

@@ -129,7 +129,10 @@ fn main() -> ExitCode {
 
 /// The guard's process: nothing but the guard.
 fn guard() -> Result<()> {
-    let events = std::env::args().nth(2).and_then(|fd| fd.parse().ok()).context("a guard is started by the exporter")?;
+    let events = std::env::args()
+        .nth(2)
+        .and_then(|fd| fd.parse().ok())
+        .context("a guard is started by the exporter")?;
     guard::main(systemd::take_over(events)?)
 }
 

@@ -194,7 +194,12 @@ impl Collector {
 
     /// Opens a session behind a guard, because no node has told yet whether it calls back. One that does not is
     /// connected to again without: it needs none. (An inherited connection keeps its guard, being the only one.)
-    async fn open(&self, stream: UnixStream, node: &NodeProcess, source: &mut Source) -> Result<Session, End> {
+    async fn open(
+        &self,
+        stream: UnixStream,
+        node: &NodeProcess,
+        source: &mut Source,
+    ) -> Result<Session, End> {
         let session = Session::open(stream, true, node, &self.config, &self.shutdown).await?;
         if !session.needs_no_guard() || !source.can_reopen() {
             return Ok(session);

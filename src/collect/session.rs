@@ -83,31 +83,48 @@ impl Session {
     ) -> Result<Self, End> {
         let (stream, guard) = match guarded {
             true => {
-                let (stream, guard) = Guard::place(stream).map_err(|error| End::Lost(format!("{error:#}")))?;
+                let (stream, guard) =
+                    Guard::place(stream).map_err(|error| End::Lost(format!("{error:#}")))?;
                 (stream, Some(guard))
             }
             false => (stream, None),
         };
+        match Self::shake_hands(stream, node, config, shutdown).await {
+            Ok((connection, polling, waiting, subscribing, interfaces)) => Ok(Session {
+                connection,
+                guard,
+                polling: Rc::new(polling),
+                waiting,
+                subscribing,
+                interfaces: Rc::new(interfaces),
+            }),
+            Err(end) => {
+                if let Some(guard) = guard {
+                    guard.leave().await;
+                }
+                Err(end)
+            }
+        }
+    }
+
+    async fn shake_hands(
+        stream: UnixStream,
+        node: &NodeProcess,
+        config: &Config,
+        shutdown: &Shutdown,
+    ) -> Result<(Connection, Thread, Thread, Thread, Interfaces), End> {
         let connection = tokio::select! {
             connection = Connection::new(stream, config.call_timeout) => connection.map_err(|error| {
                 End::Useless(format!("no Bitcoin node answers there: {error}; is it the socket of bitcoin-node -ipcbind?"))
             })?,
             () = shutdown.requested() => return Err(End::ShutdownRequested),
         };
-        let prepared = tokio::select! {
-            prepared = Self::prepare(&connection, node) => prepared,
-            reason = connection.closed() => Err(End::Lost(reason.to_string())),
-            () = shutdown.requested() => Err(End::ShutdownRequested),
+        let (polling, waiting, subscribing, interfaces) = tokio::select! {
+            prepared = Self::prepare(&connection, node) => prepared?,
+            reason = connection.closed() => return Err(End::Lost(reason.to_string())),
+            () = shutdown.requested() => return Err(End::ShutdownRequested),
         };
-        let (polling, waiting, subscribing, interfaces) = prepared?;
-        Ok(Session {
-            connection,
-            guard,
-            polling: Rc::new(polling),
-            waiting,
-            subscribing,
-            interfaces: Rc::new(interfaces),
-        })
+        Ok((connection, polling, waiting, subscribing, interfaces))
     }
 
     /// Whether the guard has nothing to do: the node never calls back.
@@ -176,7 +193,11 @@ impl Session {
         let mut trace = Trace::new(&collector.config, self.can_trace(), collector.trace_given_up);
         let mut missed = 0;
         if let Some(guard) = &mut self.guard {
-            guard.read(count_notices(collector.metrics.clone(), collector.blocks.clone(), trace.coins(&collector.metrics)));
+            guard.read(count_notices(
+                collector.metrics.clone(),
+                collector.blocks.clone(),
+                trace.coins(&collector.metrics),
+            ));
         }
 
         let end = 'session: {

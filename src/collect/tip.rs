@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -18,6 +18,9 @@ use crate::metrics::Metrics;
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
 /// two of them within the time that a service manager gives us.
 const LONG_POLL: Duration = Duration::from_secs(1);
+
+/// By how much a long poll may end too early before we make it up.
+const TOLERATED: Duration = Duration::from_millis(100);
 
 /// Why there is no more news of the tip.
 #[derive(Debug)]
@@ -98,9 +101,14 @@ impl Follow {
         const NONE: Hash = Hash([0; 32]);
         loop {
             let current = self.known.get().map_or(NONE, |tip| tip.hash);
+            let asked = Instant::now();
             match mining.wait_tip_changed(&self.thread, current, LONG_POLL).await {
                 Ok(None) => return TipEnd::NodeShutsDown,
-                Ok(Some(tip)) if tip.hash == current => {}
+                // The timeout has passed. Should a node not wait, we do.
+                Ok(Some(tip)) if tip.hash == current => {
+                    let early = LONG_POLL.saturating_sub(asked.elapsed());
+                    tokio::time::sleep(early.saturating_sub(TOLERATED)).await;
+                }
                 Ok(Some(tip)) => {
                     let old = self.known.replace(Some(tip));
                     self.new_tip.notify_one();

@@ -76,7 +76,8 @@ impl Chain {
     pub async fn subscribe(&self, on: &Thread) -> Result<Subscription, CallError> {
         let (callback, released) = Callback::new();
         let callback: chain_notifications::Client = capnp_rpc::new_client(callback);
-        let answer = call!(self.0, handle_notifications_request, on, |params| params.set_notifications(callback))?;
+        let answer =
+            call!(self.0, handle_notifications_request, on, |params| params.set_notifications(callback))?;
         Ok(Subscription::new(answer.get()?.get_result()?, released))
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{CallError, Thread, call};
 use crate::schema::common_capnp::block_ref;
-use crate::schema::mining_capnp::mining;
+use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 
 /// A block's hash, in the order of the wire; displayed reversed, as users know it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,23 +41,27 @@ impl BlockRef {
 }
 
 /// The Mining interface.
-pub struct Mining(mining::Client);
+pub struct Mining {
+    client: mining::Client,
+    /// Core 30's schema has no default value for the timeout, and a default changes how values are encoded.
+    timeout_has_default: bool,
+}
 
 impl Mining {
-    pub(super) fn new(client: mining::Client) -> Self {
-        Mining(client)
+    pub(super) fn new(client: mining::Client, timeout_has_default: bool) -> Self {
+        Mining { client, timeout_has_default }
     }
 
     /// The tip; `None` before the genesis block is connected.
     pub async fn tip(&self, on: &Thread) -> Result<Option<BlockRef>, CallError> {
-        let answer = call!(self.0, get_tip_request, on)?;
+        let answer = call!(self.client, get_tip_request, on)?;
         let answer = answer.get()?;
         answer.get_has_result().then(|| BlockRef::read(answer.get_result()?)).transpose()
     }
 
     /// Whether the node is in initial block download.
     pub async fn is_initial_block_download(&self, on: &Thread) -> Result<bool, CallError> {
-        Ok(call!(self.0, is_initial_block_download_request, on)?.get()?.get_result())
+        Ok(call!(self.client, is_initial_block_download_request, on)?.get()?.get_result())
     }
 
     /// Waits until the tip is another than `current`, at most `timeout`, and returns the tip. `None` is the node's
@@ -68,9 +72,14 @@ impl Mining {
         current: Hash,
         timeout: Duration,
     ) -> Result<Option<BlockRef>, CallError> {
-        let answer = call!(self.0, wait_tip_changed_request, on, |params| {
+        let mut milliseconds = timeout.as_secs_f64() * 1000.0;
+        if !self.timeout_has_default {
+            // Undo the exclusive or with the default that our schema brings about.
+            milliseconds = f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits());
+        }
+        let answer = call!(self.client, wait_tip_changed_request, on, |params| {
             params.set_current_tip(&current.0);
-            params.set_timeout(timeout.as_secs_f64() * 1000.0)
+            params.set_timeout(milliseconds)
         })?;
         let answer = answer.get()?;
         answer.has_result().then(|| BlockRef::read(answer.get_result()?)).transpose()

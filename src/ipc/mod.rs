@@ -222,10 +222,10 @@ impl Connection {
     /// their chain state is loaded, which may take long.
     pub async fn mining(&self, on: &Thread) -> Result<Option<Mining>, CallError> {
         if let Some(answer) = optional(call!(self.init, make_mining_request, on))? {
-            return Ok(answer.get()?.get_result().ok().map(Mining::new));
+            return Ok(answer.get()?.get_result().ok().map(|client| Mining::new(client, true)));
         }
         match optional(call!(self.init, make_mining_core30_request, on))? {
-            Some(answer) => Ok(answer.get()?.get_result().ok().map(Mining::new)),
+            Some(answer) => Ok(answer.get()?.get_result().ok().map(|client| Mining::new(client, false))),
             None => Ok(None),
         }
     }

@@ -40,7 +40,9 @@ impl Frames {
                 self.end += read;
                 Ok(true)
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(true),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Ok(true)
+            }
             Err(error) => Err(error),
         }
     }
@@ -80,7 +82,8 @@ impl Frames {
 
 /// The length of the message that starts here, once its segment table is there.
 fn length(bytes: &[u8]) -> io::Result<Option<usize>> {
-    let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().expect("four bytes")) as usize);
+    let number =
+        |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().expect("four bytes")) as usize);
     let wrong = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     let Some(segments) = number(0).map(|last| last + 1) else { return Ok(None) };
     if segments > MOST_SEGMENTS {

@@ -92,6 +92,7 @@ impl Guard {
         };
         if tokio::time::timeout(AT_MOST, left).await.is_err() {
             tracing::warn!("the guard is still taking leave of the node; it ends by itself");
+            let _ = std::thread::Builder::new().spawn(move || self.child.wait());
         }
     }
 }

@@ -30,6 +30,8 @@ const CONTENTS: usize = 8 << 20;
 const COLLECT: Duration = Duration::from_millis(1);
 /// Between attempts to unsubscribe on a thread that is busy.
 const RETRY: Duration = Duration::from_millis(2);
+/// For the answers of a peer that has not shown to be a node with callbacks. Such a node is waited for without end.
+const UNKNOWN: Duration = Duration::from_secs(1);
 /// Our own questions, far from the exporter's, which count from zero.
 const OUR_QUESTIONS: u32 = 0x7000_0000;
 
@@ -98,15 +100,14 @@ struct Relay {
     subscribing: HashMap<u32, Subscribing>,
     disconnecting: HashMap<u32, u32>,
     subscriptions: Vec<Subscription>,
-    /// The exporter is gone.
+    /// Calls of Chain or Tracing that the node has not answered, and whether it ever answered one: then it is a node
+    /// that aborts when it is left during a call.
+    telling: HashSet<u32>,
+    calls_back: bool,
+    /// The exporter is gone, since when.
     leaving: bool,
+    left_at: Option<Duration>,
     next_question: u32,
-}
-
-/// Why the relay ends.
-enum Ended {
-    Node,
-    TookLeave,
 }
 
 impl Relay {
@@ -128,7 +129,10 @@ impl Relay {
             subscribing: HashMap::new(),
             disconnecting: HashMap::new(),
             subscriptions: Vec::new(),
+            telling: HashSet::new(),
+            calls_back: false,
             leaving: false,
+            left_at: None,
             next_question: OUR_QUESTIONS,
         }
     }
@@ -139,9 +143,7 @@ impl Relay {
                 return Ok(());
             }
             let (node, exporter) = self.wait()?;
-            if !node.is_empty()
-                && let Some(Ended::Node) = self.node_speaks(node)?
-            {
+            if !node.is_empty() && !self.node_speaks(node)? {
                 return Ok(());
             }
             if !exporter.is_empty() && !self.leaving && self.exporter_speaks(exporter).is_err() {
@@ -185,31 +187,34 @@ impl Relay {
         Ok((node, exporter))
     }
 
-    fn node_speaks(&mut self, ready: PollFlags) -> io::Result<Option<Ended>> {
+    /// `false` when the node is gone.
+    fn node_speaks(&mut self, ready: PollFlags) -> io::Result<bool> {
         let at = now();
         if ready.contains(PollFlags::POLLOUT) {
             self.to_node.flush(&self.node)?;
         }
         if !ready.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-            return Ok(None);
+            return Ok(true);
         }
         let mut frames = std::mem::replace(&mut self.from_node, Frames::empty());
         let open = frames.fill(&self.node)?;
         while let Some(frame) = frames.next()? {
-            self.from_node(frame, at)?;
+            self.node_sent(frame, at)?;
         }
         self.from_node = frames;
-        Ok((!open).then_some(Ended::Node))
+        Ok(open)
     }
 
     /// One message of the node's: a callback is answered, anything else passed on.
-    fn from_node(&mut self, frame: &[u8], at: Duration) -> io::Result<()> {
+    fn node_sent(&mut self, frame: &[u8], at: Duration) -> io::Result<()> {
         let message = read(frame)?;
         match message.get_root::<message::Reader>().and_then(|root| Ok(root.which()?)).map_err(wrong)? {
             message::Call(call) => {
                 let call = call.map_err(wrong)?;
                 let interface = call.get_interface_id();
-                if [chain_notifications::Client::TYPE_ID, utxo_cache_trace::Client::TYPE_ID].contains(&interface) {
+                if [chain_notifications::Client::TYPE_ID, utxo_cache_trace::Client::TYPE_ID]
+                    .contains(&interface)
+                {
                     let question = call.get_question_id();
                     self.to_node.send(&self.node, self.answer.to(question))?;
                     let kept = now() - at;
@@ -219,7 +224,8 @@ impl Relay {
                 }
             }
             message::Finish(finish) => {
-                if self.answered.remove(&finish.map_err(wrong)?.get_question_id()) {
+                let ours = self.answered.remove(&finish.map_err(wrong)?.get_question_id());
+                if ours {
                     return Ok(());
                 }
             }
@@ -231,9 +237,8 @@ impl Relay {
             _ => {}
         }
         if !self.leaving {
-            if self.to_exporter.len() > LARGEST || self.to_exporter.send(&self.exporter, frame).is_err() {
-                self.leaving = true;
-            }
+            let stuck = self.to_exporter.len() > LARGEST;
+            self.leaving = stuck || self.to_exporter.send(&self.exporter, frame).is_err();
         }
         Ok(())
     }
@@ -243,22 +248,36 @@ impl Relay {
         self.asked.remove(&question);
         let subscribing = self.subscribing.remove(&question);
         let disconnecting = self.disconnecting.remove(&question);
+        let telling = self.telling.remove(&question);
         let return_::Results(results) = answer.which()? else { return Ok(()) };
+        self.calls_back |= telling;
         if let Some(callback) = disconnecting {
-            self.subscriptions.iter_mut().filter(|it| it.callback == callback).for_each(|it| it.disconnected = true);
+            self.subscriptions
+                .iter_mut()
+                .filter(|it| it.callback == callback)
+                .for_each(|it| it.disconnected = true);
         }
         if let Some(Subscribing { callback, thread, released }) = subscribing
             && let Some(handler) = capabilities(results?)?.hosted.first()
         {
             let held = 1u32.saturating_sub(released);
-            self.subscriptions.push(Subscription { callback, held, handler: *handler, thread, disconnected: false });
+            self.subscriptions.push(Subscription {
+                callback,
+                held,
+                handler: *handler,
+                thread,
+                disconnected: false,
+            });
         }
         Ok(())
     }
 
     fn released(&mut self, export: u32, count: u32) {
         self.subscribing.values_mut().filter(|it| it.callback == export).for_each(|it| it.released += count);
-        self.subscriptions.iter_mut().filter(|it| it.callback == export).for_each(|it| it.held = it.held.saturating_sub(count));
+        self.subscriptions
+            .iter_mut()
+            .filter(|it| it.callback == export)
+            .for_each(|it| it.held = it.held.saturating_sub(count));
         self.subscriptions.retain(|it| it.held > 0);
     }
 
@@ -272,7 +291,7 @@ impl Relay {
         let mut frames = std::mem::replace(&mut self.from_exporter, Frames::empty());
         let open = frames.fill(&self.exporter)?;
         while let Some(frame) = frames.next()? {
-            self.from_exporter(frame)?;
+            self.exporter_sent(frame)?;
             // An error here would be the node's, and the node is looked at next.
             let _ = self.to_node.send(&self.node, frame);
         }
@@ -281,7 +300,7 @@ impl Relay {
     }
 
     /// Remembers what of a message of the exporter's has to be ended when it is gone.
-    fn from_exporter(&mut self, frame: &[u8]) -> io::Result<()> {
+    fn exporter_sent(&mut self, frame: &[u8]) -> io::Result<()> {
         let message = read(frame)?;
         match message.get_root::<message::Reader>().and_then(|root| Ok(root.which()?)).map_err(wrong)? {
             message::Bootstrap(bootstrap) => {
@@ -297,9 +316,14 @@ impl Relay {
         let question = call.get_question_id();
         self.asked.insert(question);
         let method = (call.get_interface_id(), call.get_method_id());
+        if [HANDLE_NOTIFICATIONS.0, TRACE_UTXO_CACHE.0].contains(&method.0) {
+            self.telling.insert(question);
+        }
         if [HANDLE_NOTIFICATIONS, TRACE_UTXO_CACHE].contains(&method) {
             let capabilities = capabilities(call.get_params()?)?;
-            if let (Some(&callback), Some(&thread)) = (capabilities.hosted.first(), capabilities.imported.first()) {
+            if let (Some(&callback), Some(&thread)) =
+                (capabilities.hosted.first(), capabilities.imported.first())
+            {
                 self.subscribing.insert(question, Subscribing { callback, thread, released: 0 });
             }
         } else if method == DISCONNECT
@@ -323,7 +347,10 @@ impl Relay {
             self.asked.insert(question);
             self.to_node.send(&self.node, &call)?;
         }
-        Ok(self.subscriptions.is_empty() && self.subscribing.is_empty() && self.asked.is_empty() && self.to_node.is_empty())
+        let left_at = *self.left_at.get_or_insert_with(now);
+        let patient = self.calls_back || now() - left_at < UNKNOWN;
+        let answered = self.asked.is_empty() && self.to_node.is_empty();
+        Ok(self.subscriptions.is_empty() && self.subscribing.is_empty() && (answered || !patient))
     }
 
     /// Tells the exporter of a callback that was answered.
@@ -373,7 +400,8 @@ fn event(call: call::Reader, with_contents: bool) -> capnp::Result<Option<Event>
     Ok(Some(match (chain, call.get_method_id()) {
         (true, 1) => Event::Chain(ChainEvent::AddedToMempool),
         (true, 2) => {
-            let params: chain_notifications::transaction_removed_from_mempool_params::Reader = content.get_as()?;
+            let params: chain_notifications::transaction_removed_from_mempool_params::Reader =
+                content.get_as()?;
             Event::Chain(ChainEvent::RemovedFromMempool(params.get_reason()))
         }
         (true, 3) => {
@@ -416,7 +444,9 @@ fn capabilities(payload: payload::Reader) -> capnp::Result<Capabilities> {
     let mut capabilities = Capabilities::default();
     for descriptor in payload.get_cap_table()? {
         match descriptor.which()? {
-            cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id) => capabilities.hosted.push(id),
+            cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id) => {
+                capabilities.hosted.push(id)
+            }
             cap_descriptor::ReceiverHosted(id) => capabilities.imported.push(id),
             _ => {}
         }
@@ -463,7 +493,10 @@ impl Answer {
         };
         let (bytes, other) = (build(0), build(u32::MAX));
         let differing: Vec<_> = (0..bytes.len()).filter(|&at| bytes[at] != other[at]).collect();
-        assert!(differing.len() == 4 && differing[3] == differing[0] + 3, "the number is four bytes in a row");
+        assert!(
+            differing.len() == 4 && differing[3] == differing[0] + 3,
+            "the number is four bytes in a row"
+        );
         Answer { bytes, at: differing[0] }
     }
 
