@@ -70,3 +70,38 @@ pub fn notify(state: sd_notify::NotifyState) {
         tracing::warn!("cannot notify the service manager: {error}");
     }
 }
+
+/// Shows that a thread's loop turns over.
+#[derive(Clone, Default)]
+pub struct Pulse(std::sync::Arc<std::sync::atomic::AtomicU64>);
+
+impl Pulse {
+    /// How often each pulse beats.
+    const INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+
+    /// Beats as long as the runtime that polls this turns over.
+    pub async fn beat(self) {
+        loop {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tokio::time::sleep(Self::INTERVAL).await;
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// Sends WATCHDOG=1 at twice the rate that the service manager wants, if it wants any, as long as this runtime and the
+/// other thread's turn over.
+pub async fn watchdog(other: Pulse) {
+    let Some(within) = sd_notify::watchdog_enabled() else { return };
+    let mut seen = 0;
+    loop {
+        tokio::time::sleep((within / 2).max(2 * Pulse::INTERVAL)).await;
+        if seen != other.count() {
+            seen = other.count();
+            notify(sd_notify::NotifyState::Watchdog);
+        }
+    }
+}

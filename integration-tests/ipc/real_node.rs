@@ -401,3 +401,53 @@ fn an_idle_exporter_is_idle() {
     // A long poll that the node does not wait for costs more than this.
     assert!(cpu() - before < 0.2, "{} s of CPU in 3 s", cpu() - before);
 }
+
+#[test]
+fn systemd_passes_the_connection_and_the_listening_socket() {
+    let node = Node::start(&[]);
+    let connection = UnixStream::connect(node.socket()).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    fcntl(&connection, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let (ipc, web) = (connection.as_raw_fd(), listener.as_raw_fd());
+    let redirect = format!("20<&{ipc} 21<&{web} 3<&20 4<&21 20<&- 21<&-");
+    let script = format!("LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=ipc:web exec \"$0\" {redirect}");
+    let mut exporter = Command::new("bash")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")])
+        .spawn()
+        .unwrap();
+    drop((connection, listener));
+    let scraped = || {
+        use std::io::Read;
+        let mut stream = std::net::TcpStream::connect(address).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.contains("\nbitcoin_up 1\n").then_some(())
+    };
+    eventually("it serves on the passed socket what the passed connection gives", scraped);
+    kill(Pid::from_raw(exporter.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(eventually("it ends", || exporter.try_wait().unwrap()).success());
+}
+
+#[test]
+fn silent_connections_keep_no_scraper_out() {
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let before = exporter.value("process_open_fds").unwrap();
+    let mut silent: Vec<_> =
+        (0..1000).map(|_| std::net::TcpStream::connect(exporter.address()).expect("it accepts")).collect();
+    for (i, stream) in silent.iter_mut().enumerate() {
+        // Some say nothing, some begin a request, some speak TLS, some never read the answer.
+        let said: &[u8] =
+            [&b""[..], b"GET /met", b"\x16\x03\x01\x02\x00", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"]
+                [i % 4];
+        stream.write_all(said).unwrap();
+    }
+    assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
+    drop(silent);
+    eventually("the descriptors are free again", || {
+        (exporter.value("process_open_fds")? <= before).then_some(())
+    });
+}

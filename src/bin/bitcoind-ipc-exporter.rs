@@ -185,7 +185,8 @@ fn run(arguments: Arguments) -> Result<()> {
     let (state, status) = watch::channel(State::Away("connecting".into()));
     let status = Arc::new(Status { metrics: metrics.clone(), state: status });
     info!("serving metrics on {}/metrics", listener.describe());
-    serve(listener.clone(), status)?;
+    let pulse = systemd::Pulse::default();
+    serve(listener.clone(), status, pulse.clone())?;
     systemd::notify(sd_notify::NotifyState::Ready);
 
     let (request, shutdown) = Shutdown::new();
@@ -193,6 +194,7 @@ fn run(arguments: Arguments) -> Result<()> {
     let ended = local.block_on(&runtime, async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::task::spawn_local(systemd::watchdog(pulse));
         tokio::task::spawn_local(async move {
             tokio::select! {
                 _ = terminate.recv() => info!("SIGTERM: ending"),
@@ -228,9 +230,10 @@ fn source(arguments: &Arguments, inherited: &mut systemd::Inherited) -> Result<S
 }
 
 /// Serves on a thread of its own, with the process's life: it must not outlive either of them.
-fn serve(listener: Arc<Listener>, status: Arc<Status>) -> Result<()> {
+fn serve(listener: Arc<Listener>, status: Arc<Status>, pulse: systemd::Pulse) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("http".into()).spawn(move || {
+        runtime.spawn(pulse.beat());
         let Err(error) = runtime.block_on(http::serve(&listener, status));
         eprintln!("bitcoind-ipc-exporter: serving metrics failed: {error:#}");
         std::process::exit(1);

@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -29,8 +30,11 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::metrics::Format;
 
-/// Connections at once; Prometheus uses one, and each costs a descriptor. Further ones wait in the backlog.
-const CONNECTIONS: usize = 512;
+/// Connections at once, as far as the limit of open files allows. Prometheus uses one; the room is for those who open
+/// connections and say nothing, so that they keep nobody out. Further ones wait in the backlog.
+const CONNECTIONS: u64 = 4096;
+/// Open files that are not scrapers' connections.
+const OTHER_FILES: u64 = 64;
 /// A request's line and headers; Prometheus sends about 300 bytes.
 const HEADER_BYTES: usize = 16 * 1024;
 /// To send a request's headers, the first byte included; so an idle kept-alive connection ends after it.
@@ -145,7 +149,7 @@ pub trait Pages: Send + Sync + 'static {
 
 /// Serves until the process ends.
 pub async fn serve(listener: &Listener, pages: Arc<impl Pages>) -> Result<Infallible> {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(connections() as usize));
     match listener {
         Listener::Tcp(listener) => {
             listener.set_nonblocking(true)?;
@@ -162,6 +166,15 @@ pub async fn serve(listener: &Listener, pages: Arc<impl Pages>) -> Result<Infall
             }
         }
     }
+}
+
+/// Raises the limit of open files as far as it may be, and fits the connections into it.
+fn connections() -> u64 {
+    let wanted = CONNECTIONS + OTHER_FILES;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let limit = soft.max(wanted.min(hard));
+    let limit = setrlimit(Resource::RLIMIT_NOFILE, limit, hard).map_or(soft, |()| limit);
+    limit.saturating_sub(OTHER_FILES).clamp(1, CONNECTIONS)
 }
 
 async fn accept<S, A>(accepted: std::io::Result<(S, A)>, slots: &Arc<Semaphore>, pages: &Arc<impl Pages>)

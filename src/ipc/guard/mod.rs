@@ -54,6 +54,8 @@ impl Guard {
             .spawn()
             .context("cannot start the guard process from /proc/self/exe")?;
         drop(events_theirs);
+        // When memory runs out, rather we than the guard.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "500");
         ours.set_nonblocking(true)?;
         events.set_nonblocking(true)?;
         let guard = Guard { child, events: Some(UnixStream::from_std(events)?), reader: None };

@@ -47,8 +47,10 @@ pub fn main(events: OwnedFd) -> anyhow::Result<()> {
         .into_iter()
         .collect::<SigSet>()
         .thread_block()?;
-    // Lowering it needs a privilege; without it the exporter has raised its own instead.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    // When memory runs out, anything but us. That needs a privilege; without it, back to what the service was given,
+    // which is below the exporter's own.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000")
+        .or_else(|_| std::fs::write("/proc/self/oom_score_adj", "0"));
     let node = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.
