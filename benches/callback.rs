@@ -4,7 +4,7 @@
 //!     cargo bench --bench callback
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::message;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
+/// The first argument of the process at the other end of the bare ping-pong.
+const ECHO: &str = "--echo";
 const ROUNDS: usize = 20;
 const CALLS: usize = 5_000;
 
@@ -55,7 +57,24 @@ fn ask(socket: &mut UnixStream, request: &[u8], answer: &mut [u8], after: &[u8])
     took
 }
 
+/// The other end of the bare ping-pong, on descriptor 0.
+fn echo(sizes: impl Iterator<Item = String>) {
+    let sizes: Vec<usize> = sizes.map(|size| size.parse().unwrap()).collect();
+    let mut socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    let (mut request, answer, mut after) = (vec![0; sizes[0]], vec![0; sizes[1]], vec![0; sizes[2]]);
+    while socket.read_exact(&mut request).is_ok() {
+        socket.write_all(&answer).unwrap();
+        if socket.read_exact(&mut after).is_err() {
+            return;
+        }
+    }
+}
+
 fn main() {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(ECHO) {
+        return echo(arguments);
+    }
     let (request, after) = (callback(), finish());
 
     let (mut node, guarded) = UnixStream::pair().unwrap();
@@ -78,17 +97,14 @@ fn main() {
     let mut answer = vec![0; length];
 
     // The same sizes, read and answered by a process that does nothing else.
-    let (mut bare, mut echo) = UnixStream::pair().unwrap();
-    let (request_length, after_length) = (request.len(), after.len());
-    std::thread::spawn(move || {
-        let (mut request, answer, mut after) = (vec![0; request_length], vec![0; length], vec![0; after_length]);
-        while echo.read_exact(&mut request).is_ok() {
-            echo.write_all(&answer).unwrap();
-            if echo.read_exact(&mut after).is_err() {
-                return;
-            }
-        }
-    });
+    let (mut bare, theirs) = UnixStream::pair().unwrap();
+    let sizes = [request.len(), length, after.len()].map(|size| size.to_string());
+    let mut echo = Command::new(std::env::current_exe().unwrap())
+        .arg(ECHO)
+        .args(sizes)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .expect("this program starts again");
 
     let (mut ours, mut baseline) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -96,7 +112,11 @@ fn main() {
         baseline.extend((0..CALLS).map(|_| ask(&mut bare, &request, &mut answer, &after)));
     }
     let (ours, baseline) = (median(ours), median(baseline));
-    println!("bare ping-pong {baseline:?}, guard {ours:?}, ratio {:.2}", ours.as_secs_f64() / baseline.as_secs_f64());
-    drop((node, exporter));
+    println!(
+        "bare ping-pong {baseline:?}, guard {ours:?}, ratio {:.2}",
+        ours.as_secs_f64() / baseline.as_secs_f64()
+    );
+    drop((node, exporter, bare));
     guard.wait().unwrap();
+    echo.wait().unwrap();
 }
