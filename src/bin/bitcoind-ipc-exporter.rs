@@ -129,11 +129,11 @@ fn main() -> ExitCode {
 
 /// The guard's process: nothing but the guard.
 fn guard() -> Result<()> {
-    let events = std::env::args()
-        .nth(2)
-        .and_then(|fd| fd.parse().ok())
-        .context("a guard is started by the exporter")?;
-    guard::main(systemd::take_over(events)?)
+    let mut arguments = std::env::args().skip(2);
+    let events =
+        arguments.next().and_then(|fd| fd.parse().ok()).context("a guard is started by the exporter")?;
+    let budget = arguments.next().map(|budget| budget.parse()).transpose()?.map(Duration::from_micros);
+    guard::main(systemd::take_over(events)?, budget)
 }
 
 fn report(result: Result<()>) -> ExitCode {

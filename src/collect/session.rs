@@ -13,10 +13,10 @@ use tracing::{debug, info, warn};
 use super::poll::{Polled, Poller};
 use super::tip::{TipEnd, TipWatch};
 use super::utxo_trace::{Coins, Trace};
-use super::{Collector, Config, Shutdown, State, block, subscribe};
+use super::{Collector, Config, Shutdown, State, UtxoTrace, block, subscribe};
 use crate::ipc::guard::{Event, Guard, Notice};
 use crate::ipc::source::NodeProcess;
-use crate::ipc::{CallError, ChainEvent, Connection, Interfaces, JsonRpc, Subscription, Thread};
+use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Subscription, Thread};
 use crate::metrics::Metrics;
 
 /// How a connection ended.
@@ -83,8 +83,9 @@ impl Session {
     ) -> Result<Self, End> {
         let (stream, guard) = match guarded {
             true => {
+                let budget = (config.utxo_trace == UtxoTrace::Auto).then_some(config.utxo_trace_budget);
                 let (stream, guard) =
-                    Guard::place(stream).map_err(|error| End::Lost(format!("{error:#}")))?;
+                    Guard::place(stream, budget).map_err(|error| End::Lost(format!("{error:#}")))?;
                 (stream, Some(guard))
             }
             false => (stream, None),
@@ -361,15 +362,11 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, on: &Thread) -> Result<(), CallErro
 
 /// Counts what the guard hands on.
 fn count_notices(metrics: Arc<Metrics>, blocks: block::Counter, coins: Coins) -> impl FnMut(Notice) {
-    move |Notice { event, at, kept }| {
+    move |Notice { event, kept, .. }| {
         let callback = match event {
-            Event::Chain(event) => {
-                if matches!(event, ChainEvent::BlockConnected { .. }) {
-                    coins.next_block();
-                }
-                subscribe::count(event, &metrics, &blocks)
-            }
-            Event::Coin(event) => coins.count(event, at),
+            Event::Chain(event) => subscribe::count(event, &metrics, &blocks),
+            Event::Coin(event) => coins.count(event),
+            Event::OverBudget => return coins.over_budget(),
             Event::Dropped(events) => {
                 warn!(events, "the exporter was too slow: callbacks were answered and not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);

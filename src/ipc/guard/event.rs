@@ -13,6 +13,8 @@ pub enum Event {
     Coin(CoinEvent),
     /// So many callbacks were answered and not handed on: the exporter was too slow.
     Dropped(u64),
+    /// The UTXO cache trace kept the node waiting too long; the guard has begun to unsubscribe from it.
+    OverBudget,
 }
 
 /// An event, and what the node saw of it.
@@ -54,6 +56,7 @@ impl Notice {
             Event::Coin(CoinEvent::Spent(value)) => (7, *value),
             Event::Coin(CoinEvent::Uncached(value)) => (8, *value),
             Event::Dropped(count) => (9, *count as i64),
+            Event::OverBudget => (10, 0),
         };
         queue.extend([kind, flag, 0, 0]);
         queue.extend((data.len() as u32).to_le_bytes());
@@ -84,7 +87,8 @@ impl Notice {
             6 => Event::Coin(CoinEvent::Added(value)),
             7 => Event::Coin(CoinEvent::Spent(value)),
             8 => Event::Coin(CoinEvent::Uncached(value)),
-            _ => Event::Dropped(value as u64),
+            9 => Event::Dropped(value as u64),
+            _ => Event::OverBudget,
         };
         let (at, kept) = (Duration::from_nanos(word(16)), Duration::from_nanos(word(24)));
         Some((Notice { event, at, kept }, length))
@@ -110,6 +114,7 @@ mod tests {
             Event::Coin(CoinEvent::Spent(7)),
             Event::Coin(CoinEvent::Uncached(i64::MAX)),
             Event::Dropped(u64::MAX),
+            Event::OverBudget,
         ];
         let (at, kept) = (Duration::from_secs(86_400), Duration::from_nanos(5));
         for event in events {

@@ -6,6 +6,7 @@
 //! bounded queue, and passes the exporter's own calls through. When the exporter goes away for whatever reason, it
 //! unsubscribes, waits for the answers of calls under way, and closes.
 
+mod budget;
 mod event;
 mod frame;
 mod relay;
@@ -25,7 +26,8 @@ use tokio::task::JoinHandle;
 pub use event::{Event, Notice};
 pub use relay::main;
 
-/// The first argument of a guard; the second is the descriptor that events go to.
+/// The first argument of a guard. The second is the descriptor that events go to, the third the budget of the UTXO cache
+/// trace in microseconds, if there is one.
 pub const ARGUMENT: &str = "--guard";
 
 /// A guard that was placed on a connection.
@@ -37,8 +39,9 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Hands the connection to a guard; returns what to speak to instead.
-    pub fn place(node: UnixStream) -> Result<(UnixStream, Self)> {
+    /// Hands the connection to a guard; returns what to speak to instead. `trace_budget` is how long the node may wait for
+    /// the UTXO cache trace in one block.
+    pub fn place(node: UnixStream, trace_budget: Option<Duration>) -> Result<(UnixStream, Self)> {
         let (ours, theirs) = StdUnixStream::pair()?;
         let (events, events_theirs) = StdUnixStream::pair()?;
         let node: OwnedFd = node.into_std()?.into();
@@ -47,6 +50,7 @@ impl Guard {
         let child = Command::new("/proc/self/exe")
             .arg0("bitcoind-ipc-guard")
             .args([ARGUMENT, &events_theirs.as_raw_fd().to_string()])
+            .args(trace_budget.map(|budget| budget.as_micros().to_string()))
             .env_clear()
             .stdin(Stdio::from(node))
             .stdout(Stdio::from(OwnedFd::from(theirs)))

@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};
 
+use super::budget::Budget;
 use super::event::{Event, Notice};
 use super::frame::{Frames, LARGEST, Outgoing};
 use crate::ipc::{ChainEvent, CoinEvent};
@@ -41,7 +42,7 @@ const TRACE_UTXO_CACHE: (u64, u16) = (tracing::Client::TYPE_ID, 0);
 const DISCONNECT: (u64, u16) = (handler::Client::TYPE_ID, 1);
 
 /// Runs a guard: the node on descriptor 0, the exporter on 1, events to `events`. Returns when it has taken leave.
-pub fn main(events: OwnedFd) -> anyhow::Result<()> {
+pub fn main(events: OwnedFd, trace_budget: Option<Duration>) -> anyhow::Result<()> {
     // Whoever wants us gone tells the exporter; we end after it.
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
         .into_iter()
@@ -58,7 +59,7 @@ pub fn main(events: OwnedFd) -> anyhow::Result<()> {
     for socket in [&node, &exporter, &events] {
         socket.set_nonblocking(true)?;
     }
-    let mut relay = Relay::new(node, exporter, events);
+    let mut relay = Relay::new(node, exporter, events, Budget::new(trace_budget));
     let ended = relay.run();
     relay.close();
     Ok(ended?)
@@ -72,6 +73,7 @@ struct Subscription {
     /// The node's numbers for the handler and for the thread that runs calls on it.
     handler: u32,
     thread: u32,
+    traces: bool,
     disconnected: bool,
 }
 
@@ -79,6 +81,7 @@ struct Subscription {
 struct Subscribing {
     callback: u32,
     thread: u32,
+    traces: bool,
     /// The node let go of the callback before it answered: it refused.
     released: u32,
 }
@@ -102,6 +105,9 @@ struct Relay {
     subscribing: HashMap<u32, Subscribing>,
     disconnecting: HashMap<u32, u32>,
     subscriptions: Vec<Subscription>,
+    /// Of the UTXO cache trace, and whether the exporter was told that it is exceeded.
+    budget: Budget,
+    over_budget: bool,
     /// Calls of Chain or Tracing that the node has not answered, and whether it ever answered one: then it is a node
     /// that aborts when it is left during a call.
     telling: HashSet<u32>,
@@ -113,7 +119,7 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(node: UnixStream, exporter: UnixStream, events: UnixStream) -> Self {
+    fn new(node: UnixStream, exporter: UnixStream, events: UnixStream, budget: Budget) -> Self {
         Relay {
             node,
             exporter,
@@ -131,6 +137,8 @@ impl Relay {
             subscribing: HashMap::new(),
             disconnecting: HashMap::new(),
             subscriptions: Vec::new(),
+            budget,
+            over_budget: false,
             telling: HashSet::new(),
             calls_back: false,
             leaving: false,
@@ -222,7 +230,7 @@ impl Relay {
                     let kept = now() - at;
                     self.answered.insert(question);
                     self.hand_on(call, at, kept);
-                    return Ok(());
+                    return self.watch_budget(interface, call.get_method_id(), at);
                 }
             }
             message::Finish(finish) => {
@@ -231,7 +239,13 @@ impl Relay {
                     return Ok(());
                 }
             }
-            message::Return(answer) => self.node_answered(answer.map_err(wrong)?).map_err(wrong)?,
+            message::Return(answer) => {
+                let answer = answer.map_err(wrong)?;
+                self.node_answered(answer).map_err(wrong)?;
+                if answer.get_answer_id() >= OUR_QUESTIONS {
+                    return Ok(());
+                }
+            }
             message::Release(release) => {
                 let release = release.map_err(wrong)?;
                 self.released(release.get_id(), release.get_reference_count());
@@ -259,7 +273,7 @@ impl Relay {
                 .filter(|it| it.callback == callback)
                 .for_each(|it| it.disconnected = true);
         }
-        if let Some(Subscribing { callback, thread, released }) = subscribing
+        if let Some(Subscribing { callback, thread, traces, released }) = subscribing
             && let Some(handler) = capabilities(results?)?.hosted.first()
         {
             let held = 1u32.saturating_sub(released);
@@ -268,6 +282,7 @@ impl Relay {
                 held,
                 handler: *handler,
                 thread,
+                traces,
                 disconnected: false,
             });
         }
@@ -326,7 +341,8 @@ impl Relay {
             if let (Some(&callback), Some(&thread)) =
                 (capabilities.hosted.first(), capabilities.imported.first())
             {
-                self.subscribing.insert(question, Subscribing { callback, thread, released: 0 });
+                let traces = method == TRACE_UTXO_CACHE;
+                self.subscribing.insert(question, Subscribing { callback, thread, traces, released: 0 });
             }
         } else if method == DISCONNECT
             && let message_target::ImportedCap(handler) = call.get_target()?.which()?
@@ -337,10 +353,29 @@ impl Relay {
         Ok(())
     }
 
-    /// The exporter is gone: ends one thing after the other; `true` when nothing is left to end.
-    fn take_leave(&mut self) -> io::Result<bool> {
+    /// Gives the trace up when the node waits too long for it. Not left to the exporter, which may hang.
+    fn watch_budget(&mut self, interface: u64, method: u16, at: Duration) -> io::Result<()> {
+        /// `blockConnected`
+        const CONNECTED: (u64, u16) = (chain_notifications::Client::TYPE_ID, 3);
+        if (interface, method) == CONNECTED {
+            self.budget.next_block();
+        }
+        if interface != utxo_cache_trace::Client::TYPE_ID || !(self.budget.call(at) || self.over_budget) {
+            return Ok(());
+        }
+        if !self.over_budget {
+            self.over_budget = true;
+            self.to_events
+                .queue(|queue| Notice { event: Event::OverBudget, at, kept: Duration::ZERO }.encode(queue));
+        }
+        // Again at the next call, should the thread be busy now.
+        self.disconnect(|subscription| subscription.traces)
+    }
+
+    /// Disconnects a subscription, unless one is being disconnected already.
+    fn disconnect(&mut self, which: impl Fn(&Subscription) -> bool) -> io::Result<()> {
         if self.disconnecting.is_empty()
-            && let Some(subscription) = self.subscriptions.iter().find(|it| !it.disconnected)
+            && let Some(subscription) = self.subscriptions.iter().find(|it| !it.disconnected && which(it))
         {
             let question = self.next_question;
             self.next_question += 1;
@@ -349,6 +384,12 @@ impl Relay {
             self.asked.insert(question);
             self.to_node.send(&self.node, &call)?;
         }
+        Ok(())
+    }
+
+    /// The exporter is gone: ends one thing after the other; `true` when nothing is left to end.
+    fn take_leave(&mut self) -> io::Result<bool> {
+        self.disconnect(|_| true)?;
         let left_at = *self.left_at.get_or_insert_with(now);
         let patient = self.calls_back || now() - left_at < UNKNOWN;
         let answered = self.asked.is_empty() && self.to_node.is_empty();
