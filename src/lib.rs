@@ -3,7 +3,7 @@
 //! Data flows one way: [`ipc`] → [`collect`] → [`metrics`] → [`http`].
 //!
 //! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
-//!   interface. It does not know what a metric is.
+//!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
 //! - [`http`] renders a registry to scrapers. It does not know about nodes.
