@@ -37,7 +37,7 @@ struct Arguments {
     #[arg(env = "BITCOIND_IPC_EXPORTER_SOCKET_PATH")]
     socket_path: Option<PathBuf>,
 
-    /// Where to serve metrics: HOST:PORT, [IPv6]:PORT or unix:/path. A socket that systemd passes comes first
+    /// Where to serve metrics: HOST:PORT (IPv6 in brackets) or unix:/path. A socket that systemd passes comes first
     #[arg(
         long,
         value_name = "ADDRESS",
