@@ -56,9 +56,9 @@ mod tests {
         assert_eq!(budget.waited, Duration::from_millis(40) + LONGEST_ROUND_TRIP);
         budget.call(now + NEXT_BLOCK * 2);
         assert_eq!(budget.waited, Duration::ZERO);
-        let calls = (0..2000).map(|i| budget.call(now + NEXT_BLOCK * 3 + Duration::from_micros(40) * i));
+        let calls = (0..2000).map(|i| budget.call(now + NEXT_BLOCK * 4 + Duration::from_micros(40) * i));
         assert_eq!(calls.filter(|&over| over).count(), 2000 - 1251);
         budget.next_block();
-        assert!(!budget.call(now + NEXT_BLOCK * 3 + Duration::from_millis(80)));
+        assert!(!budget.call(now + NEXT_BLOCK * 4 + Duration::from_millis(80)));
     }
 }
