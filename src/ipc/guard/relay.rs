@@ -27,8 +27,13 @@ use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 const EVENTS: usize = 16 << 20;
 /// Beyond this a block is announced without its contents, so that it can still be counted.
 const CONTENTS: usize = 8 << 20;
+/// Of so many questions at once the node's word that they are finished is kept from the exporter, which would ignore it.
+const SPARED: usize = 1024;
 /// Events are collected for so long before they are handed on: a write for each would slow the next answer.
 const COLLECT: Duration = Duration::from_millis(1);
+/// Callbacks that follow each other closer than this are a burst: a block's coins, or transactions sent over RPC. The next
+/// is then looked for so long before going to sleep, because waking up takes longer than answering.
+const BURST: Duration = Duration::from_micros(300);
 /// Between attempts to unsubscribe on a thread that is busy.
 const RETRY: Duration = Duration::from_millis(2);
 /// For the answers of a peer that has not shown to be a node with callbacks. Such a node is waited for without end.
@@ -98,8 +103,11 @@ struct Relay {
     events_blocked: bool,
     dropped: u64,
     answer: Answer,
-    /// The node's questions that we answered, until it finishes them.
+    /// The node's questions that we answered, and that it may still finish.
     answered: HashSet<u32>,
+    /// When the last callback arrived, and whether closely after the one before.
+    called: Duration,
+    burst: bool,
     /// Questions, the exporter's and ours, that the node has not answered.
     asked: HashSet<u32>,
     subscribing: HashMap<u32, Subscribing>,
@@ -133,6 +141,8 @@ impl Relay {
             dropped: 0,
             answer: Answer::new(),
             answered: HashSet::new(),
+            called: Duration::ZERO,
+            burst: false,
             asked: HashSet::new(),
             subscribing: HashMap::new(),
             disconnecting: HashMap::new(),
@@ -156,6 +166,9 @@ impl Relay {
             if !node.is_empty() && !self.node_speaks(node)? {
                 return Ok(());
             }
+            if !self.linger()? {
+                return Ok(());
+            }
             if !exporter.is_empty() && !self.leaving && self.exporter_speaks(exporter).is_err() {
                 self.leaving = true;
             }
@@ -163,6 +176,19 @@ impl Relay {
                 self.flush_events();
             }
         }
+    }
+
+    /// In a burst of callbacks, answers them for as long as events may be collected; `false` when the node is gone. Gives
+    /// way to whatever else wants the processor.
+    fn linger(&mut self) -> io::Result<bool> {
+        let at_most = now() + COLLECT;
+        while self.burst && now() < at_most.min(self.called + BURST) {
+            if !self.node_speaks(PollFlags::POLLIN)? {
+                return Ok(false);
+            }
+            std::thread::yield_now();
+        }
+        Ok(true)
     }
 
     /// Waits for either side; with events to hand on, only for a moment.
@@ -221,17 +247,22 @@ impl Relay {
         match message.get_root::<message::Reader>().and_then(|root| Ok(root.which()?)).map_err(wrong)? {
             message::Call(call) => {
                 let call = call.map_err(wrong)?;
-                let interface = call.get_interface_id();
+                let (interface, question) = (call.get_interface_id(), call.get_question_id());
                 if [chain_notifications::Client::TYPE_ID, utxo_cache_trace::Client::TYPE_ID]
                     .contains(&interface)
                 {
-                    let question = call.get_question_id();
                     self.to_node.send(&self.node, self.answer.to(question))?;
                     let kept = now() - at;
-                    self.answered.insert(question);
+                    if self.answered.len() < SPARED {
+                        self.answered.insert(question);
+                    }
+                    self.burst = at - self.called < BURST;
+                    self.called = at;
                     self.hand_on(call, at, kept);
                     return self.watch_budget(interface, call.get_method_id(), at);
                 }
+                // A number that is used again was finished without a word.
+                self.answered.remove(&question);
             }
             message::Finish(finish) => {
                 let ours = self.answered.remove(&finish.map_err(wrong)?.get_question_id());
@@ -531,6 +562,8 @@ impl Answer {
             answer.set_answer_id(question);
             // The node may let go of what it passed along.
             answer.set_release_param_caps(true);
+            // Nor need it say that it has the answer. One built with a Cap'n Proto before 1.1 does all the same.
+            answer.set_no_finish_needed(true);
             answer.init_results();
             write_message_to_words(&message)
         };
