@@ -2,8 +2,10 @@
 
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -21,8 +23,19 @@ pub enum Log {
     Journal,
 }
 
-/// Starts logging. `RUST_LOG` overrides `debug`.
-pub fn start(log: Log, debug: bool) -> Result<()> {
+/// Lines that may wait to be written. More come only from debug logging or when nobody reads stderr, and are dropped.
+const WAITING: usize = 10_000;
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// How many lines of stderr were dropped.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+}
+
+/// Starts logging. `RUST_LOG` overrides `debug`. Lines for stderr are written by a thread of their own; dropping what is
+/// returned writes the last of them.
+pub fn start(log: Log, debug: bool) -> Result<WorkerGuard> {
     let default = if debug { "info,bitcoind_exporter=debug" } else { "info" };
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(directives) => {
@@ -30,9 +43,15 @@ pub fn start(log: Log, debug: bool) -> Result<()> {
         }
         Err(_) => EnvFilter::new(default),
     };
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(WAITING)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    DROPPED.get_or_init(|| writer.error_counter());
     let stderr = || {
         tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
+            .with_writer(writer)
             .with_target(false)
             .with_ansi(std::io::stderr().is_terminal())
     };
@@ -45,7 +64,7 @@ pub fn start(log: Log, debug: bool) -> Result<()> {
         Log::Auto | Log::Text => stderr().boxed(),
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
-    Ok(())
+    Ok(guard)
 }
 
 /// systemd sets JOURNAL_STREAM to the device and inode of the stream that it connected to the journal.

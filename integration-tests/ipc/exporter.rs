@@ -33,15 +33,23 @@ impl Exporter {
 
     /// With any arguments; waits until it says where it serves.
     pub fn spawn(command: &mut Command) -> Self {
+        Self::spawn_and_read(command, usize::MAX)
+    }
+
+    /// Reads only so much of its log, and leaves the rest in the pipe.
+    pub fn spawn_and_read(command: &mut Command, at_most: usize) -> Self {
         let command = command.args(["--metrics-addr", "127.0.0.1:0"]).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the exporter starts");
         let log = Arc::new(Mutex::new(String::new()));
         let (mut stderr, lines) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(1..) = stderr.read(&mut buffer).inspect(|&n| {
-                lines.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
-            }) {}
+            while lines.lock().unwrap().len() < at_most
+                && let Ok(read @ 1..) = stderr.read(&mut buffer)
+            {
+                lines.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..read]));
+            }
+            std::mem::forget(stderr); // open, and full
         });
         let address = eventually("the exporter says where it serves", || {
             let log = log.lock().unwrap();

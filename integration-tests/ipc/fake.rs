@@ -58,6 +58,7 @@ pub enum Event {
 enum Command {
     Fire(Vec<Event>, mpsc::Sender<usize>),
     SetIbd(bool),
+    Hang(bool),
     ShutDown,
 }
 
@@ -82,6 +83,7 @@ impl FakeNode {
             let state = Rc::new(State {
                 offers,
                 ibd: Cell::new(offers.ibd),
+                hangs: watch::channel(false).0,
                 shutting_down: watch::channel(false).0,
                 callbacks: RefCell::default(),
                 would_have_aborted: aborts,
@@ -105,6 +107,11 @@ impl FakeNode {
 
     pub fn set_ibd(&self, ibd: bool) {
         assert!(self.commands.send(Command::SetIbd(ibd)).is_ok(), "the fake node runs");
+    }
+
+    /// Leaves questions for its height unanswered until it is told otherwise.
+    pub fn hang(&self, hangs: bool) {
+        assert!(self.commands.send(Command::Hang(hangs)).is_ok(), "the fake node runs");
     }
 
     pub fn shut_down(&self) {
@@ -134,6 +141,7 @@ type Held = Rc<RefCell<Option<Callback>>>;
 struct State {
     offers: Offers,
     ibd: Cell<bool>,
+    hangs: watch::Sender<bool>,
     shutting_down: watch::Sender<bool>,
     /// By connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
@@ -178,6 +186,7 @@ async fn run(
                     });
                 }
                 Some(Command::SetIbd(ibd)) => state.ibd.set(ibd),
+                Some(Command::Hang(hangs)) => { state.hangs.send_replace(hangs); }
                 Some(Command::ShutDown) => { state.shutting_down.send_replace(true); }
                 None => return,
             }
@@ -390,6 +399,9 @@ impl rpc::Server for Fake {
 
 impl chain::Server for Fake {
     method!(chain::get_height(_params: GetHeightParams, results: GetHeightResults), |this| {
+        let mut call = InCall { state: this.state.clone(), answered: false };
+        let _ = this.state.hangs.subscribe().wait_for(|&hangs| !hangs).await;
+        call.answered = true;
         results.get().set_has_result(true);
         results.get().set_result(if this.state.offers.absurd { i32::MIN } else { 42 });
     });

@@ -4,6 +4,7 @@
 mod bad_input;
 mod exporter;
 mod fake;
+mod hostile;
 mod node;
 mod notifications;
 mod real_node;

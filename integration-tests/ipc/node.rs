@@ -8,6 +8,8 @@ use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::script::ScriptBuf;
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Txid, Witness};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::{TempDir, eventually};
@@ -162,6 +164,10 @@ impl Node {
         let _ = self.child.wait();
         self.child = Self::launch(&self.dir.0, self.rpc_port, self.p2p_port, &self.arguments);
         self.until_it_answers();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the node runs");
     }
 
     pub fn pid(&self) -> u32 {

@@ -318,3 +318,18 @@ fn the_trace_of_an_exporter_that_is_stopped_is_given_up_all_the_same() {
     exporter.wait_for("bitcoin_mempool_tx_added_total", 1.0);
     assert_eq!(node.would_have_aborted(), 0);
 }
+
+#[test]
+fn a_log_that_nobody_reads_is_dropped_and_counted_and_slows_nothing() {
+    let node = FakeNode::start(TRACING);
+    let mut command = command();
+    command.arg(node.socket()).args(["--debug", "--log", "text", "--utxo-trace", "on"]);
+    let exporter = Exporter::spawn_and_read(&mut command, 1000).ready();
+    exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"active\"}", 1.0);
+    let events = 30_000;
+    assert_eq!(node.fire(vec![Event::Add(1); events]), events);
+    exporter.wait_for("bitcoin_utxo_cache_add_total", events as f64);
+    let dropped = exporter.value("bitcoin_exporter_log_lines_dropped_total").unwrap();
+    assert!((1.0..=events as f64).contains(&dropped), "{dropped}");
+    assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
+}

@@ -156,7 +156,7 @@ fn run(arguments: Arguments) -> Result<()> {
     // Before anything else opens descriptors.
     let mut inherited = systemd::Inherited::take()?;
     let mut source = source(&arguments, &mut inherited)?;
-    logging::start(arguments.log, arguments.debug)?;
+    let _written_at_the_end = logging::start(arguments.log, arguments.debug)?;
     let config = Config {
         poll_interval: arguments.poll_interval,
         call_timeout: arguments.call_timeout,

@@ -22,7 +22,8 @@ use tracing::{info, warn};
 use crate::ipc::Interfaces;
 use crate::ipc::source::{NodeProcess, Source};
 use crate::metrics::{Format, Metrics};
-use session::{End, Session};
+
+pub use session::{End, Session};
 
 /// When to subscribe to the UTXO cache trace, which makes the node slower.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]

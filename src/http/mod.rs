@@ -192,20 +192,27 @@ where
     let slot = slots.clone().acquire_owned().await.expect("never closed");
     let pages = pages.clone();
     tokio::spawn(async move {
-        let mut stream = Box::pin(TimeoutStream::new(stream));
-        stream.as_mut().set_write_timeout_pinned(Some(WRITE_TIME));
-        let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &*pages))));
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIME)
-            .max_buf_size(HEADER_BYTES)
-            .serve_connection(TokioIo::new(stream), answer)
-            .await;
-        if let Err(error) = served {
+        if let Err(error) = serve_connection(stream, &*pages).await {
             tracing::debug!("a scraper's connection ended: {error}");
         }
         drop(slot);
     });
+}
+
+/// Answers one scraper until it is done, breaks the rules, or takes too long.
+pub async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite,
+    pages: &impl Pages,
+) -> Result<(), hyper::Error> {
+    let mut stream = Box::pin(TimeoutStream::new(stream));
+    stream.as_mut().set_write_timeout_pinned(Some(WRITE_TIME));
+    let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, pages))));
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), answer)
+        .await
 }
 
 fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Bytes>> {

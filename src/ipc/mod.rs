@@ -2,6 +2,7 @@
 
 mod chain;
 mod error;
+mod fair;
 pub mod guard;
 mod handler;
 mod json_rpc;
@@ -131,7 +132,7 @@ pub struct Connection {
 impl Connection {
     /// Bootstraps and constructs. Needs a [`tokio::task::LocalSet`]. Each call is given `deadline`.
     pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
-        let (read, write) = stream.into_split();
+        let (read, write) = fair::halves(stream);
         let network = twoparty::VatNetwork::new(
             read.compat(),
             write.compat_write(),

@@ -1,4 +1,4 @@
-//! The `process_*` metrics that Prometheus client libraries share, from `/proc/self`.
+//! The exporter's own process: the metrics that Prometheus client libraries share, from `/proc/self`, and its log.
 
 use procfs::process::{Process, Stat};
 use procfs::{WithCurrentSystemInfo, boot_time_secs};
@@ -8,17 +8,23 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::Declare;
+use crate::logging;
 
 const CPU: (&str, &str) = ("process_cpu_seconds_total", "CPU time of the exporter, user and system");
 const RESIDENT: (&str, &str) = ("process_resident_memory_bytes", "Resident memory of the exporter");
 const OPEN_FDS: (&str, &str) = ("process_open_fds", "Open file descriptors of the exporter");
 const START: (&str, &str) = ("process_start_time_seconds", "Start of the exporter, Unix seconds");
+const LOG_DROPPED: (&str, &str) = (
+    "bitcoin_exporter_log_lines_dropped_total",
+    "Log lines that were not written because stderr took them too slowly",
+);
 
 pub(super) fn declare(d: &mut Declare) {
     for (kind, (name, help)) in [("counter", CPU), ("gauge", RESIDENT), ("gauge", OPEN_FDS), ("gauge", START)]
     {
         d.row(name, kind, &[], help, "/proc/self");
     }
+    d.row(LOG_DROPPED.0, "counter", &[], LOG_DROPPED.1, "the exporter");
     d.registry.register_collector(Box::new(ProcSelf));
 }
 
@@ -27,12 +33,13 @@ struct ProcSelf;
 
 impl Collector for ProcSelf {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        // Without /proc (a hidepid mount, say) there is nothing to show.
-        let Ok(process) = Process::myself() else { return Ok(()) };
         let mut show = |(name, help): (&str, &str), metric: &dyn EncodeMetric| {
             let stem = name.strip_suffix("_total").unwrap_or(name);
             metric.encode(encoder.encode_descriptor(stem, &format!("{help}."), None, metric.metric_type())?)
         };
+        show(LOG_DROPPED, &ConstCounter::new(logging::dropped_lines()))?;
+        // Without /proc (a hidepid mount, say) there is nothing more to show.
+        let Ok(process) = Process::myself() else { return Ok(()) };
         if let Ok(stat) = process.stat() {
             show(CPU, &ConstCounter::new(cpu_seconds(&stat)))?;
             show(RESIDENT, &ConstGauge::new(stat.rss_bytes().get() as i64))?;

@@ -24,7 +24,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 pub use event::{Event, Notice};
-pub use relay::main;
+pub use relay::{main, relay};
 
 /// The first argument of a guard. The second is the descriptor that events go to, the third the budget of the UTXO cache
 /// trace in microseconds, if there is one.

@@ -27,6 +27,8 @@ use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 const EVENTS: usize = 16 << 20;
 /// Beyond this a block is announced without its contents, so that it can still be counted.
 const CONTENTS: usize = 8 << 20;
+/// So much is kept for a node that does not read, in bytes.
+const UNREAD: usize = 1 << 20;
 /// Of so many questions at once the node's word that they are finished is kept from the exporter, which would ignore it.
 const SPARED: usize = 1024;
 /// Events are collected for so long before they are handed on: a write for each would slow the next answer.
@@ -60,14 +62,24 @@ pub fn main(events: OwnedFd, trace_budget: Option<Duration>) -> anyhow::Result<(
     let node = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.
-    let events = UnixStream::from(events);
+    Ok(relay(node, exporter, events.into(), trace_budget)?)
+}
+
+/// Relays until the node is gone, or the exporter is and leave of the node was taken. An error says what was wrong with
+/// the node's messages.
+pub fn relay(
+    node: UnixStream,
+    exporter: UnixStream,
+    events: UnixStream,
+    trace_budget: Option<Duration>,
+) -> io::Result<()> {
     for socket in [&node, &exporter, &events] {
         socket.set_nonblocking(true)?;
     }
     let mut relay = Relay::new(node, exporter, events, Budget::new(trace_budget));
     let ended = relay.run();
     relay.close();
-    Ok(ended?)
+    ended
 }
 
 /// A callback object of the exporter's that the node may call.
@@ -193,9 +205,11 @@ impl Relay {
 
     /// Waits for either side; with events to hand on, only for a moment.
     fn wait(&mut self) -> io::Result<(PollFlags, PollFlags)> {
-        let interest = |pending: &Outgoing| match pending.is_empty() {
-            true => PollFlags::POLLIN,
-            false => PollFlags::POLLIN | PollFlags::POLLOUT,
+        let interest = |pending: &Outgoing| {
+            let mut interest = PollFlags::empty();
+            interest.set(PollFlags::POLLIN, self.node_reads());
+            interest.set(PollFlags::POLLOUT, !pending.is_empty());
+            interest
         };
         let mut sockets = Vec::with_capacity(3);
         sockets.push(PollFd::new(self.node.as_fd(), interest(&self.to_node)));
@@ -223,13 +237,18 @@ impl Relay {
         Ok((node, exporter))
     }
 
+    /// Whether the node takes what it is sent. If it does not, more is neither heard from it nor passed on to it.
+    fn node_reads(&self) -> bool {
+        self.to_node.len() < UNREAD
+    }
+
     /// `false` when the node is gone.
     fn node_speaks(&mut self, ready: PollFlags) -> io::Result<bool> {
         let at = now();
-        if ready.contains(PollFlags::POLLOUT) {
-            self.to_node.flush(&self.node)?;
-        }
-        if !ready.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+        self.to_node.flush(&self.node)?;
+        if !self.node_reads()
+            || !ready.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR)
+        {
             return Ok(true);
         }
         let mut frames = std::mem::replace(&mut self.from_node, Frames::empty());

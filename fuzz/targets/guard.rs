@@ -1,0 +1,62 @@
+//! The guard between a node and an exporter that both say anything. The input is pieces: who speaks, how much, what.
+#![no_main]
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use bitcoind_exporter::ipc::guard::{Notice, relay};
+use libfuzzer_sys::fuzz_target;
+
+nix::ioctl_read_bad!(unread_by_the_other, 0x5411 /* TIOCOUTQ */, nix::libc::c_int);
+
+/// Until the other end has read what was sent, or stopped reading.
+fn taken(socket: &UnixStream) {
+    let since = Instant::now();
+    let mut left = 1;
+    // SAFETY: writes an int to a valid int, on a descriptor that is open.
+    while left > 0 && unsafe { unread_by_the_other(socket.as_raw_fd(), &mut left) }.is_ok() {
+        if since.elapsed() > Duration::from_millis(2) {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let [(mut node, node_theirs), (mut exporter, exporter_theirs), (mut events, events_theirs)] =
+        [(); 3].map(|()| UnixStream::pair().unwrap());
+    for socket in [&node, &exporter] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let guard = std::thread::spawn(move || {
+        relay(node_theirs, exporter_theirs, events_theirs, Some(Duration::from_millis(50)))
+    });
+    let (mut rest, mut sink) = (data, [0; 4096]);
+    while let [head, low, high, tail @ ..] = rest {
+        let (now, later) = tail.split_at(usize::from(u16::from_le_bytes([*low, *high])).min(tail.len()));
+        rest = later;
+        let socket = if head & 1 == 0 { &mut node } else { &mut exporter };
+        let _ = socket.write_all(now);
+        taken(socket);
+        for socket in [&mut node, &mut exporter] {
+            while socket.read(&mut sink).is_ok_and(|read| read > 0) {}
+        }
+    }
+    // The exporter goes first when the input ends with an odd byte: then leave is taken, for a moment.
+    if data.last().is_some_and(|last| last & 1 == 1) {
+        let _ = exporter.shutdown(Shutdown::Both);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop((node, exporter));
+    let _ = guard.join().expect("the guard does not panic");
+    let mut notices = Vec::new();
+    events.read_to_end(&mut notices).unwrap();
+    let mut rest = &notices[..];
+    while let Some((_, length)) = Notice::decode(rest) {
+        rest = &rest[length..];
+    }
+    assert!(rest.is_empty(), "only whole notices");
+});

@@ -1,0 +1,57 @@
+//! Anything at all speaks to the metrics endpoint.
+#![no_main]
+
+use std::time::Duration;
+
+use bitcoind_exporter::http::{Pages, serve_connection};
+use bitcoind_exporter::metrics::Format;
+use libfuzzer_sys::fuzz_target;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+struct Fixed;
+
+impl Pages for Fixed {
+    fn metrics(&self, _: Format) -> String {
+        "bitcoin_up 1\n".repeat(100)
+    }
+    fn ready(&self) -> Result<(), String> {
+        Err("not ready".into())
+    }
+    fn index(&self) -> String {
+        "index".into()
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let (mut read, mut write) = tokio::io::split(theirs);
+        // A first byte with its lowest bit set: a client that does not read while it writes. With the next: one that
+        // leaves the connection open.
+        let (first, requests) = data.split_first().map_or((0, data), |(first, rest)| (*first, rest));
+        let reader = async {
+            if first & 1 == 1 {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            }
+            let mut answers = Vec::new();
+            read.read_to_end(&mut answers).await.unwrap();
+            answers
+        };
+        let writer = async {
+            let _ = write.write_all(requests).await;
+            if first & 2 == 0 {
+                let _ = write.shutdown().await;
+            }
+        };
+        let served = async {
+            // On a paused clock this is the proof that no client keeps a connection for ever.
+            tokio::time::timeout(Duration::from_secs(3600), serve_connection(ours, &Fixed))
+                .await
+                .expect("ends")
+        };
+        let (_, (), answers) = tokio::join!(served, writer, reader);
+        assert!(answers.is_empty() || answers.starts_with(b"HTTP/1."), "only answers of ours");
+    });
+});

@@ -1,0 +1,77 @@
+//! Anything at all speaks to the exporter as its node: a whole session of it, polls and long polls and all.
+#![no_main]
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bitcoind_exporter::collect::{Collector, Config, End, Session, Shutdown, State, UtxoTrace};
+use bitcoind_exporter::ipc::source::NodeProcess;
+use bitcoind_exporter::metrics::{Format, Metrics};
+use libfuzzer_sys::fuzz_target;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
+
+/// The length of the message that `data` starts with, by its segment table; all of it if there is none.
+fn message(data: &[u8]) -> usize {
+    let number = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().unwrap()) as usize);
+    let length = || {
+        let segments = number(0)?.checked_add(1).filter(|&segments| segments <= 16)?;
+        let words = (1..=segments).map(|segment| number(4 * segment)).sum::<Option<usize>>()?;
+        Some((4 + 4 * segments).next_multiple_of(8) + words * 8)
+    };
+    length().unwrap_or(data.len()).min(data.len())
+}
+
+fuzz_target!(|data: &[u8]| {
+    // Time passes only when nobody has anything to do: no wait is a real one.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let config = Config {
+            poll_interval: Duration::from_millis(5),
+            call_timeout: Duration::from_secs(10),
+            utxo_trace: UtxoTrace::Auto,
+            utxo_trace_budget: Duration::from_millis(50),
+            exit_with_node: false,
+        };
+        let (_keep, shutdown) = Shutdown::new();
+        let state = watch::channel(State::Away(String::new())).0;
+        let node = NodeProcess::of(&ours);
+        let exporter = async {
+            match Session::open(ours, false, &node, &config, &shutdown).await {
+                Ok(session) => {
+                    let mut collector =
+                        Collector::new(config.clone(), METRICS.clone(), state, shutdown.clone());
+                    session.run(&mut collector).await
+                }
+                Err(end) => end,
+            }
+        };
+        // One message after the other, each when the exporter has nothing left to do for the last.
+        let peer = async {
+            let mut rest = data;
+            let mut sink = vec![0; 65_536];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(message(rest).max(1));
+                rest = later;
+                if theirs.write_all(now).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                while theirs.try_read(&mut sink).is_ok_and(|read| read > 0) {}
+            }
+            theirs.shutdown().await.ok();
+            while theirs.read(&mut sink).await.is_ok_and(|read| read > 0) {}
+        };
+        let (end, ()) = tokio::join!(exporter, peer);
+        assert!(!matches!(end, End::ShutdownRequested));
+        METRICS.node_is_away();
+    });
+    // Nothing that a peer says makes the page grow without end.
+    let page = METRICS.render(Format::OpenMetrics);
+    assert!(page.len() < 200_000 && page.ends_with("# EOF\n"));
+});

@@ -1,0 +1,153 @@
+//! Peers and scrapers that mean harm, and a node that hangs.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use capnp::serialize::write_message_to_words;
+use capnp_rpc::rpc_capnp::message;
+use nix::sys::signal::Signal;
+
+use crate::exporter::Exporter;
+use crate::fake::{Event, FakeNode, Offers};
+use crate::node::Node;
+use crate::{TempDir, eventually};
+
+/// Megabytes of a process's resident memory.
+fn resident(exporter: &Exporter) -> f64 {
+    exporter.value("process_resident_memory_bytes").unwrap() / 1e6
+}
+
+#[test]
+fn a_peer_that_asks_and_never_reads_costs_no_memory() {
+    let dir = TempDir::new();
+    let path = dir.0.join("node.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let exporter = Exporter::start(&path, &["--call-timeout", "1h"]);
+    let (mut peer, _) = listener.accept().unwrap();
+    peer.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    // Cap'n Proto's Bootstrap, each with a number of its own: a question that has to be answered.
+    let mut sent = 0;
+    let refused = (0u32..4_000_000).find_map(|question| {
+        let mut message = capnp::message::Builder::new_default();
+        message.init_root::<message::Builder>().init_bootstrap().set_question_id(question);
+        let message = write_message_to_words(&message);
+        match peer.write_all(&message) {
+            Ok(()) => {
+                sent += message.len();
+                None
+            }
+            Err(error) => Some(error.kind()),
+        }
+    });
+    // It is either not read from any more, or hung up on.
+    assert!(
+        matches!(
+            refused,
+            Some(
+                ErrorKind::WouldBlock
+                    | ErrorKind::TimedOut
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::ConnectionReset
+            )
+        ),
+        "{refused:?} after {sent} bytes"
+    );
+    assert!(resident(&exporter) < 100.0, "{} MB after {sent} bytes", resident(&exporter));
+    assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
+}
+
+#[test]
+fn hostile_requests_keep_no_scraper_out() {
+    let exporter = Exporter::start("/nonexistent/node.sock".as_ref(), &[]);
+    let before = exporter.value("process_open_fds").unwrap();
+    let connect = || {
+        let stream = TcpStream::connect(exporter.address()).expect("it accepts");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream
+    };
+    let still_serves = |during: &str| assert_eq!(exporter.value("bitcoin_up"), Some(0.0), "during {during}");
+
+    let mut endless = connect();
+    let refused = (0..100_000).any(|i| endless.write_all(format!("X-{i}: y\r\n").as_bytes()).is_err());
+    let mut answer = Vec::new();
+    let _ = endless.read_to_end(&mut answer);
+    assert!(refused || answer.starts_with(b"HTTP/1.1 4"), "endless headers end");
+    still_serves("endless headers");
+
+    // A thousand requests in one go, and nobody reads the answers until later.
+    let mut pipelined = connect();
+    let request = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+    pipelined.write_all(request.repeat(999).as_bytes()).unwrap();
+    still_serves("pipelined requests");
+    pipelined.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answers = String::new();
+    pipelined.read_to_string(&mut answers).unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1000);
+
+    let mut half_closed = connect();
+    half_closed.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    half_closed.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    half_closed.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+
+    let mut slow: Vec<_> = (0..50).map(|_| connect()).collect();
+    for byte in request.bytes().take(10) {
+        slow.iter_mut().for_each(|stream| stream.write_all(&[byte]).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        still_serves("a byte at a time");
+    }
+
+    let mut tls = connect();
+    tls.write_all(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = tls.read_to_end(&mut answer);
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"), "{answer:?}");
+
+    drop((endless, pipelined, half_closed, slow, tls));
+    eventually("the descriptors are free again", || {
+        (exporter.value("process_open_fds")? <= before).then_some(())
+    });
+}
+
+#[test]
+fn a_node_that_hangs_is_given_up_and_found_again() {
+    let node = Node::start(&[]);
+    let options = ["--call-timeout", "200ms", "--poll-interval", "100ms"];
+    let exporter = Exporter::start(&node.socket(), &options).ready();
+    node.signal(Signal::SIGSTOP);
+    exporter.wait_for("bitcoin_up", 0.0);
+    assert_eq!(exporter.value("bitcoin_chain_height"), None, "a stopped node's height is not known");
+    eventually("it is given up", || {
+        exporter.value("bitcoin_exporter_disconnects_total{reason=\"hung\"}").filter(|&hung| hung >= 1.0)
+    });
+    node.signal(Signal::SIGCONT);
+    exporter.wait_for("bitcoin_up", 1.0);
+    node.cli(&["stop"]);
+}
+
+#[test]
+fn a_node_with_subscriptions_that_hangs_is_kept() {
+    let node =
+        FakeNode::start(Offers { mining: true, rpc: false, chain: true, node: true, ..Offers::default() });
+    let options = ["--call-timeout", "100ms", "--poll-interval", "50ms"];
+    let exporter = Exporter::start(&node.socket(), &options).ready();
+    eventually("it is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
+    node.hang(true);
+    exporter.wait_for("bitcoin_up", 0.0);
+    let missed = |exporter: &Exporter| {
+        let failures = exporter.metrics();
+        let failures =
+            failures.lines().filter(|line| line.starts_with("bitcoin_exporter_poll_failures_total"));
+        failures.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+    };
+    eventually("many polls are missed", || (missed(&exporter) >= 6.0).then_some(()));
+    node.hang(false);
+    exporter.wait_for("bitcoin_up", 1.0);
+    assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(1.0));
+    assert_eq!(node.fire(vec![Event::Added]), 1, "it is still subscribed");
+    assert_eq!(node.would_have_aborted(), 0);
+}
