@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bitcoind_exporter::schema::chain_capnp::{chain, chain_notifications};
 use bitcoind_exporter::schema::handler_capnp::handler;
@@ -24,7 +24,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc as async_mpsc, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-use crate::TempDir;
+use crate::temp_dir::TempDir;
 
 /// What the fake node offers and says.
 #[derive(Clone, Copy, Default)]
@@ -55,8 +55,11 @@ pub enum Event {
     Uncache(i64),
 }
 
+/// From the calls to their answers; a call that failed is not among them.
+pub type Answers = Vec<Duration>;
+
 enum Command {
-    Fire(Vec<Event>, mpsc::Sender<usize>),
+    Fire(Vec<Event>, mpsc::Sender<Answers>),
     SetIbd(bool),
     Hang(bool),
     ShutDown,
@@ -100,9 +103,14 @@ impl FakeNode {
 
     /// Makes the calls one after the other, each after the answer to the last; returns how many subscribers answered.
     pub fn fire(&self, events: Vec<Event>) -> usize {
+        self.fire_and_time(events).len()
+    }
+
+    /// How long the node waited for each answer.
+    pub fn fire_and_time(&self, events: Vec<Event>) -> Answers {
         let (sender, answers) = mpsc::channel();
         assert!(self.commands.send(Command::Fire(events, sender)).is_ok(), "the fake node runs");
-        answers.recv_timeout(Duration::from_secs(30)).expect("the callbacks are answered")
+        answers.recv_timeout(Duration::from_secs(60)).expect("the callbacks are answered")
     }
 
     pub fn set_ibd(&self, ibd: bool) {
@@ -178,9 +186,9 @@ async fn run(
                 Some(Command::Fire(events, answered)) => {
                     let state = state.clone();
                     tokio::task::spawn_local(async move {
-                        let mut answers = 0;
+                        let mut answers = Answers::new();
                         for event in events {
-                            answers += fire(&state, event).await;
+                            fire(&state, event, &mut answers).await;
                         }
                         let _ = answered.send(answers);
                     });
@@ -194,17 +202,19 @@ async fn run(
     }
 }
 
-async fn fire(state: &State, event: Event) -> usize {
+async fn fire(state: &State, event: Event, answers: &mut Answers) {
     let callbacks: Vec<_> =
         state.callbacks.borrow().iter().filter_map(|(_, it)| it.borrow().clone()).collect();
-    let mut answers = 0;
     for callback in callbacks {
         macro_rules! call {
             ($client:ident.$request:ident $(, |$params:ident| $set:expr)?) => {{
                 let mut request = $client.$request();
                 $({ #[allow(unused_mut)] let mut $params = request.get(); $set; })?
                 let _ = &mut request;
-                answers += usize::from(request.send().promise.await.is_ok());
+                let asked = Instant::now();
+                if request.send().promise.await.is_ok() {
+                    answers.push(asked.elapsed());
+                }
             }};
         }
         match (&callback, &event) {
@@ -237,7 +247,6 @@ async fn fire(state: &State, event: Event) -> usize {
             _ => {}
         }
     }
-    answers
 }
 
 /// Declares a method of a fake interface.
