@@ -114,6 +114,14 @@ impl Exporter {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("the exporter runs");
     }
 
+    /// The process that faces the node, if there is one.
+    pub fn guard(&self) -> Option<Pid> {
+        let children = procfs::process::all_processes().unwrap().flatten();
+        let stats = children.filter_map(|process| process.stat().ok());
+        let ours = |stat: &procfs::process::Stat| stat.ppid == self.child.id() as i32 && stat.state != 'Z';
+        stats.into_iter().find(ours).map(|stat| Pid::from_raw(stat.pid))
+    }
+
     /// The exit status, when it ends by itself.
     pub fn ended(&mut self) -> ExitStatus {
         eventually("the exporter ends", || self.child.try_wait().unwrap())

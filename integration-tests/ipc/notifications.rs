@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bitcoin::consensus::serialize;
 use bitcoin::{Amount, Network, ScriptBuf, TxOut, blockdata::constants::genesis_block};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 
 use crate::eventually;
 use crate::exporter::{Exporter, command};
@@ -332,4 +332,20 @@ fn a_log_that_nobody_reads_is_dropped_and_counted_and_slows_nothing() {
     let dropped = exporter.value("bitcoin_exporter_log_lines_dropped_total").unwrap();
     assert!((1.0..=events as f64).contains(&dropped), "{dropped}");
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
+}
+
+#[test]
+fn another_guard_takes_leave_for_one_that_was_killed() {
+    let node = FakeNode::start(TRACING);
+    let exporter = subscribed(&node, &["--utxo-trace", "on"]);
+    for kills in 1..=3 {
+        eventually("it is subscribed to both", || {
+            (node.fire(vec![Event::Added, Event::Add(1)]) == 2).then_some(())
+        });
+        kill(exporter.guard().unwrap(), Signal::SIGKILL).unwrap();
+        eventually("the node is unsubscribed", || (node.unsubscribed() == 2 * kills).then_some(()));
+    }
+    exporter.wait_for("bitcoin_up", 1.0);
+    assert!(exporter.log().contains("the guard was killed by signal 9"), "{}", exporter.log());
+    assert_eq!(node.would_have_aborted(), 0);
 }

@@ -132,8 +132,9 @@ fn guard() -> Result<()> {
     let mut arguments = std::env::args().skip(2);
     let events =
         arguments.next().and_then(|fd| fd.parse().ok()).context("a guard is started by the exporter")?;
-    let budget = arguments.next().map(|budget| budget.parse()).transpose()?.map(Duration::from_micros);
-    guard::main(systemd::take_over(events)?, budget)
+    let budget = arguments.next().and_then(|budget| budget.parse().ok()).map(Duration::from_micros);
+    let held = arguments.map(|held| held.parse()).collect::<Result<Vec<_>>>()?;
+    guard::main(systemd::take_over(events)?, budget, &held)
 }
 
 fn report(result: Result<()>) -> ExitCode {

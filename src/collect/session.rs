@@ -371,6 +371,7 @@ fn count_notices(metrics: Arc<Metrics>, blocks: block::Counter, coins: Coins) ->
                 warn!(events, "the exporter was too slow: callbacks were answered and not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
             }
+            Event::Held(_) | Event::Released(_) => return, // the guard's placer keeps the books
         };
         metrics.exporter.callbacks.inc_by([callback], 1);
         metrics.exporter.callback_duration.observe(kept.as_secs_f64());

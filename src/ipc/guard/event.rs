@@ -1,6 +1,10 @@
 //! What the guard tells the exporter.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
+
+use anyhow::bail;
 
 use crate::ipc::{ChainEvent, CoinEvent};
 
@@ -15,6 +19,36 @@ pub enum Event {
     Dropped(u64),
     /// The UTXO cache trace kept the node waiting too long; the guard has begun to unsubscribe from it.
     OverBudget,
+    /// The node holds a callback from now on.
+    Held(Held),
+    /// The node has let go of the callback of this number.
+    Released(u32),
+}
+
+/// A callback that a node holds, by the numbers that it has on the connection: what is needed to end the subscription.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Held {
+    /// The exporter's number for the callback.
+    pub callback: u32,
+    /// The node's number for the handler of the subscription.
+    pub handler: u32,
+    /// The node's number for the thread that runs calls of the handler.
+    pub thread: u32,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{},{}", self.callback, self.handler, self.thread)
+    }
+}
+
+impl FromStr for Held {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let numbers = text.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
+        let [callback, handler, thread] = numbers[..] else { bail!("expected three numbers, not {text:?}") };
+        Ok(Held { callback, handler, thread })
+    }
 }
 
 /// An event, and what the node saw of it.
@@ -38,6 +72,7 @@ impl Notice {
     /// Appends the notice to a queue.
     pub fn encode(&self, queue: &mut Vec<u8>) {
         let (mut flag, mut data) = (0, &[][..]);
+        let numbers;
         let (kind, value) = match &self.event {
             Event::Chain(ChainEvent::AddedToMempool) => (0, 0),
             Event::Chain(ChainEvent::RemovedFromMempool(reason)) => (1, i64::from(*reason)),
@@ -57,6 +92,12 @@ impl Notice {
             Event::Coin(CoinEvent::Uncached(value)) => (8, *value),
             Event::Dropped(count) => (9, *count as i64),
             Event::OverBudget => (10, 0),
+            Event::Held(held) => {
+                numbers = [held.callback, held.handler, held.thread].map(u32::to_le_bytes);
+                data = numbers.as_flattened();
+                (11, 0)
+            }
+            Event::Released(callback) => (12, i64::from(*callback)),
         };
         queue.extend([kind, flag, 0, 0]);
         queue.extend((data.len() as u32).to_le_bytes());
@@ -88,7 +129,12 @@ impl Notice {
             7 => Event::Coin(CoinEvent::Spent(value)),
             8 => Event::Coin(CoinEvent::Uncached(value)),
             9 => Event::Dropped(value as u64),
-            _ => Event::OverBudget,
+            10 => Event::OverBudget,
+            11 => {
+                let number = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?));
+                Event::Held(Held { callback: number(0)?, handler: number(4)?, thread: number(8)? })
+            }
+            _ => Event::Released(value as u32),
         };
         let (at, kept) = (Duration::from_nanos(word(16)), Duration::from_nanos(word(24)));
         Some((Notice { event, at, kept }, length))
@@ -115,6 +161,8 @@ mod tests {
             Event::Coin(CoinEvent::Uncached(i64::MAX)),
             Event::Dropped(u64::MAX),
             Event::OverBudget,
+            Event::Held(Held { callback: 0, handler: u32::MAX, thread: 7 }),
+            Event::Released(u32::MAX),
         ];
         let (at, kept) = (Duration::from_secs(86_400), Duration::from_nanos(5));
         for event in events {

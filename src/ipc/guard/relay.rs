@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};
 
 use super::budget::Budget;
-use super::event::{Event, Notice};
+use super::event::{Event, Held, Notice};
 use super::frame::{Frames, LARGEST, Outgoing};
 use crate::ipc::{ChainEvent, CoinEvent};
 use crate::schema::chain_capnp::{chain, chain_notifications};
@@ -40,6 +40,8 @@ const BURST: Duration = Duration::from_micros(300);
 const RETRY: Duration = Duration::from_millis(2);
 /// For the answers of a peer that has not shown to be a node with callbacks. Such a node is waited for without end.
 const UNKNOWN: Duration = Duration::from_secs(1);
+/// Longer than a long poll.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Our own questions, far from the exporter's, which count from zero.
 const OUR_QUESTIONS: u32 = 0x7000_0000;
 
@@ -49,7 +51,8 @@ const TRACE_UTXO_CACHE: (u64, u16) = (tracing::Client::TYPE_ID, 0);
 const DISCONNECT: (u64, u16) = (handler::Client::TYPE_ID, 1);
 
 /// Runs a guard: the node on descriptor 0, the exporter on 1, events to `events`. Returns when it has taken leave.
-pub fn main(events: OwnedFd, trace_budget: Option<Duration>) -> anyhow::Result<()> {
+/// `held` is what a guard that was killed has left behind.
+pub fn main(events: OwnedFd, trace_budget: Option<Duration>, held: &[Held]) -> anyhow::Result<()> {
     // Whoever wants us gone tells the exporter; we end after it.
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
         .into_iter()
@@ -62,7 +65,7 @@ pub fn main(events: OwnedFd, trace_budget: Option<Duration>) -> anyhow::Result<(
     let node = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.
-    Ok(relay(node, exporter, events.into(), trace_budget)?)
+    Ok(relay(node, exporter, events.into(), trace_budget, held)?)
 }
 
 /// Relays until the node is gone, or the exporter is and leave of the node was taken. An error says what was wrong with
@@ -72,11 +75,15 @@ pub fn relay(
     exporter: UnixStream,
     events: UnixStream,
     trace_budget: Option<Duration>,
+    held: &[Held],
 ) -> io::Result<()> {
     for socket in [&node, &exporter, &events] {
         socket.set_nonblocking(true)?;
     }
     let mut relay = Relay::new(node, exporter, events, Budget::new(trace_budget));
+    if !held.is_empty() {
+        relay.inherit(held);
+    }
     let ended = relay.run();
     relay.close();
     ended
@@ -84,12 +91,9 @@ pub fn relay(
 
 /// A callback object of the exporter's that the node may call.
 struct Subscription {
-    /// The exporter's number for it, and how often the node holds it.
-    callback: u32,
-    held: u32,
-    /// The node's numbers for the handler and for the thread that runs calls on it.
-    handler: u32,
-    thread: u32,
+    /// What it is, and how often the node holds it.
+    held: Held,
+    times: u32,
     traces: bool,
     disconnected: bool,
 }
@@ -136,6 +140,9 @@ struct Relay {
     leaving: bool,
     left_at: Option<Duration>,
     next_question: u32,
+    /// When the node last said something, and how long it has to be silent before it is left.
+    heard: Duration,
+    silence: Duration,
 }
 
 impl Relay {
@@ -166,7 +173,19 @@ impl Relay {
             leaving: false,
             left_at: None,
             next_question: OUR_QUESTIONS,
+            heard: now(),
+            silence: Duration::ZERO,
         }
+    }
+
+    /// Takes the place of a guard that was killed. Which calls it had passed on is not known: what the node still has to
+    /// answer, long polls mostly, it has answered when it is silent for long.
+    fn inherit(&mut self, held: &[Held]) {
+        let inherited = |&held| Subscription { held, times: 1, traces: false, disconnected: false };
+        self.subscriptions.extend(held.iter().map(inherited));
+        self.calls_back = true;
+        self.silence = SILENCE;
+        self.next_question += 1 << 20;
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -254,6 +273,7 @@ impl Relay {
         let mut frames = std::mem::replace(&mut self.from_node, Frames::empty());
         let open = frames.fill(&self.node)?;
         while let Some(frame) = frames.next()? {
+            self.heard = at;
             self.node_sent(frame, at)?;
         }
         self.from_node = frames;
@@ -320,21 +340,16 @@ impl Relay {
         if let Some(callback) = disconnecting {
             self.subscriptions
                 .iter_mut()
-                .filter(|it| it.callback == callback)
+                .filter(|it| it.held.callback == callback)
                 .for_each(|it| it.disconnected = true);
         }
         if let Some(Subscribing { callback, thread, traces, released }) = subscribing
             && let Some(handler) = capabilities(results?)?.hosted.first()
         {
-            let held = 1u32.saturating_sub(released);
-            self.subscriptions.push(Subscription {
-                callback,
-                held,
-                handler: *handler,
-                thread,
-                traces,
-                disconnected: false,
-            });
+            let held = Held { callback, handler: *handler, thread };
+            let times = 1u32.saturating_sub(released);
+            self.subscriptions.push(Subscription { held, times, traces, disconnected: false });
+            self.tell(Event::Held(held));
         }
         Ok(())
     }
@@ -343,9 +358,22 @@ impl Relay {
         self.subscribing.values_mut().filter(|it| it.callback == export).for_each(|it| it.released += count);
         self.subscriptions
             .iter_mut()
-            .filter(|it| it.callback == export)
-            .for_each(|it| it.held = it.held.saturating_sub(count));
-        self.subscriptions.retain(|it| it.held > 0);
+            .filter(|it| it.held.callback == export)
+            .for_each(|it| it.times = it.times.saturating_sub(count));
+        let before = self.subscriptions.len();
+        self.subscriptions.retain(|it| it.times > 0);
+        if self.subscriptions.len() < before {
+            self.tell(Event::Released(export));
+        }
+    }
+
+    /// Tells the exporter what is no callback, at once.
+    fn tell(&mut self, event: Event) {
+        let notice = Notice { event, at: now(), kept: Duration::ZERO };
+        self.to_events.queue(|queue| notice.encode(queue));
+        if !self.events_blocked {
+            self.flush_events();
+        }
     }
 
     fn exporter_speaks(&mut self, ready: PollFlags) -> io::Result<()> {
@@ -396,9 +424,9 @@ impl Relay {
             }
         } else if method == DISCONNECT
             && let message_target::ImportedCap(handler) = call.get_target()?.which()?
-            && let Some(subscription) = self.subscriptions.iter().find(|it| it.handler == handler)
+            && let Some(subscription) = self.subscriptions.iter().find(|it| it.held.handler == handler)
         {
-            self.disconnecting.insert(question, subscription.callback);
+            self.disconnecting.insert(question, subscription.held.callback);
         }
         Ok(())
     }
@@ -415,8 +443,7 @@ impl Relay {
         }
         if !self.over_budget {
             self.over_budget = true;
-            self.to_events
-                .queue(|queue| Notice { event: Event::OverBudget, at, kept: Duration::ZERO }.encode(queue));
+            self.tell(Event::OverBudget);
         }
         // Again at the next call, should the thread be busy now.
         self.disconnect(|subscription| subscription.traces)
@@ -429,8 +456,8 @@ impl Relay {
         {
             let question = self.next_question;
             self.next_question += 1;
-            let call = disconnect_call(question, subscription.handler, subscription.thread);
-            self.disconnecting.insert(question, subscription.callback);
+            let call = disconnect_call(question, subscription.held);
+            self.disconnecting.insert(question, subscription.held.callback);
             self.asked.insert(question);
             self.to_node.send(&self.node, &call)?;
         }
@@ -442,7 +469,8 @@ impl Relay {
         self.disconnect(|_| true)?;
         let left_at = *self.left_at.get_or_insert_with(now);
         let patient = self.calls_back || now() - left_at < UNKNOWN;
-        let answered = self.asked.is_empty() && self.to_node.is_empty();
+        let silent = now() - self.heard >= self.silence;
+        let answered = self.asked.is_empty() && self.to_node.is_empty() && silent;
         Ok(self.subscriptions.is_empty() && self.subscribing.is_empty() && (answered || !patient))
     }
 
@@ -548,15 +576,15 @@ fn capabilities(payload: payload::Reader) -> capnp::Result<Capabilities> {
 }
 
 /// `Handler.disconnect` on a thread of the node's.
-fn disconnect_call(question: u32, handler: u32, thread: u32) -> Vec<u8> {
+fn disconnect_call(question: u32, held: Held) -> Vec<u8> {
     let mut message = capnp::message::Builder::new_default();
     let mut call = message.init_root::<message::Builder>().init_call();
     call.set_question_id(question);
     call.set_interface_id(DISCONNECT.0);
     call.set_method_id(DISCONNECT.1);
-    call.reborrow().init_target().set_imported_cap(handler);
+    call.reborrow().init_target().set_imported_cap(held.handler);
     let mut params = call.init_params();
-    params.reborrow().init_cap_table(1).get(0).set_receiver_hosted(thread);
+    params.reborrow().init_cap_table(1).get(0).set_receiver_hosted(held.thread);
     // A capability is written as its place in the table; what it is, the table says.
     let place = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     let mut table = Vec::new();
