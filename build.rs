@@ -1,4 +1,4 @@
-//! Compiles the Cap'n Proto schemas and records what the binaries were built from.
+//! Compiles the Cap'n Proto schemas and the BPF programs, and records what the binaries were built from.
 
 use std::{env, io, path::Path, process::Command};
 
@@ -6,6 +6,8 @@ const SCHEMAS: [&str; 9] =
     ["proxy", "common", "init", "mining", "rpc", "chain", "node", "tracing", "handler"];
 
 fn main() {
+    #[cfg(feature = "usdt")]
+    bpf::compile();
     if let Err(error) = Command::new("capnp").arg("--version").output() {
         if error.kind() == io::ErrorKind::NotFound {
             println!(
@@ -41,4 +43,39 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| text.trim().to_string())
+}
+
+#[cfg(feature = "usdt")]
+mod bpf {
+    use std::{env, path::Path, path::PathBuf};
+
+    use libbpf_cargo::SkeletonBuilder;
+
+    const SUBJECTS: [&str; 5] = ["fibre", "validation", "mempool", "net", "utxocache"];
+
+    /// A skeleton for each file of programs.
+    pub fn compile() {
+        println!("cargo::rerun-if-changed=src/usdt/bpf");
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+        for subject in SUBJECTS {
+            let skeleton = SkeletonBuilder::new()
+                .source(format!("src/usdt/bpf/{subject}.bpf.c"))
+                .clang_args(["-Wall", "-Wno-pass-failed"].map(String::from).into_iter().chain(headers()))
+                .build_and_generate(out.join(format!("{subject}.skel.rs")));
+            if let Err(error) = skeleton {
+                println!(
+                    "cargo::error=cannot compile src/usdt/bpf/{subject}.bpf.c: {error:#}. It needs clang and the kernel's \
+                     headers (Debian: apt-get install clang linux-libc-dev); without bitcoind-usdt-exporter: \
+                     --no-default-features"
+                );
+            }
+        }
+    }
+
+    /// Where Debian keeps the headers that differ by machine.
+    fn headers() -> Option<String> {
+        let machine = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+        let path = format!("/usr/include/{machine}-linux-gnu");
+        Path::new(&path).exists().then(|| format!("-I{path}"))
+    }
 }

@@ -1,10 +1,11 @@
 //! Prometheus exporters for a running Bitcoin node.
 //!
-//! Data flows one way: [`ipc`] → [`collect`] → [`metrics`] → [`http`].
+//! Data flows one way: [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
 //!
 //! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
 //!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
+//! - `usdt` counts what a node's tracepoints tell with BPF programs in the kernel, and reads the counts when it is scraped.
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
 //! - [`http`] renders a registry to scrapers. It does not know about nodes.
 //! - [`systemd`] takes over inherited file descriptors and tells the service manager that we are ready.
@@ -19,6 +20,27 @@ pub mod ipc;
 pub mod logging;
 pub mod metrics;
 pub mod systemd;
+#[cfg(feature = "usdt")]
+pub mod usdt;
+
+/// The text of `METRICS.md`.
+#[cfg(feature = "usdt")]
+pub fn metrics_reference() -> String {
+    metrics::markdown(&[
+        ("bitcoind-ipc-exporter", metrics::Metrics::new().rows()),
+        ("bitcoind-usdt-exporter", &metrics::reference(usdt::FAMILIES)),
+    ])
+}
+
+#[cfg(all(test, feature = "usdt"))]
+#[test]
+fn metrics_md_is_what_the_registries_say() {
+    let file = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/METRICS.md")).unwrap();
+    assert!(
+        file == metrics_reference(),
+        "METRICS.md is out of date: cargo run --bin bitcoind-usdt-exporter -- --print-metrics-reference > METRICS.md"
+    );
+}
 
 /// Code generated from `schema/`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]

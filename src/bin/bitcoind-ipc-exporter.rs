@@ -95,10 +95,6 @@ struct Arguments {
     /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_LOG")]
     log: Log,
-
-    /// Print METRICS.md, exit
-    #[arg(long, hide = true)]
-    print_metrics_reference: bool,
 }
 
 fn positive(text: &str) -> Result<Duration, String> {
@@ -150,10 +146,6 @@ fn report(result: Result<()>) -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<()> {
     let metrics = Metrics::new();
-    if arguments.print_metrics_reference {
-        print!("{}", metrics.reference());
-        return Ok(());
-    }
     // Before anything else opens descriptors.
     let mut inherited = systemd::Inherited::take()?;
     let mut source = source(&arguments, &mut inherited)?;
@@ -185,9 +177,8 @@ fn run(arguments: Arguments) -> Result<()> {
     let listener = Arc::new(listener);
     let (state, status) = watch::channel(State::Away("connecting".into()));
     let status = Arc::new(Status { metrics: metrics.clone(), state: status });
-    info!("serving metrics on {}/metrics", listener.describe());
     let pulse = systemd::Pulse::default();
-    serve(listener.clone(), status, pulse.clone())?;
+    http::serve_on_thread([listener.clone()], status, pulse.clone())?;
     systemd::notify(sd_notify::NotifyState::Ready);
 
     let (request, shutdown) = Shutdown::new();
@@ -228,18 +219,6 @@ fn source(arguments: &Arguments, inherited: &mut systemd::Inherited) -> Result<S
         },
     };
     Source::new(fd, path)
-}
-
-/// Serves on a thread of its own, with the process's life: it must not outlive either of them.
-fn serve(listener: Arc<Listener>, status: Arc<Status>, pulse: systemd::Pulse) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("http".into()).spawn(move || {
-        runtime.spawn(pulse.beat());
-        let Err(error) = runtime.block_on(http::serve(&listener, status));
-        eprintln!("bitcoind-ipc-exporter: serving metrics failed: {error:#}");
-        std::process::exit(1);
-    })?;
-    Ok(())
 }
 
 struct Status {

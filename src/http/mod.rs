@@ -27,8 +27,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutStream;
+use tracing::info;
 
 use crate::metrics::Format;
+use crate::systemd::Pulse;
 
 /// Connections at once, as far as the limit of open files allows. Prometheus uses one; the room is for those who open
 /// connections and say nothing, so that they keep nobody out. Further ones wait in the backlog.
@@ -147,6 +149,29 @@ pub trait Pages: Send + Sync + 'static {
     fn index(&self) -> String;
 }
 
+/// Serves on a thread of its own for the life of the process, which ends with an error when serving does.
+pub fn serve_on_thread(
+    listeners: impl IntoIterator<Item = Arc<Listener>>,
+    pages: Arc<impl Pages>,
+    pulse: Pulse,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listeners: Vec<_> = listeners.into_iter().collect();
+    std::thread::Builder::new().name("http".into()).spawn(move || {
+        for listener in listeners {
+            info!("serving metrics on {}/metrics", listener.describe());
+            let pages = pages.clone();
+            runtime.spawn(async move {
+                let Err(error) = serve(&listener, pages).await;
+                eprintln!("serving metrics failed: {error:#}");
+                std::process::exit(1);
+            });
+        }
+        runtime.block_on(pulse.beat());
+    })?;
+    Ok(())
+}
+
 /// Serves until the process ends.
 pub async fn serve(listener: &Listener, pages: Arc<impl Pages>) -> Result<Infallible> {
     let slots = Arc::new(Semaphore::new(connections() as usize));
@@ -226,7 +251,7 @@ fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Byte
             .expect("these headers are valid")
     };
     let path = request.uri().path();
-    if !["/", "/metrics", "/livez", "/readyz"].contains(&path) {
+    if !["/", "/metrics", "/livez", "/health", "/readyz", "/ready"].contains(&path) {
         return respond(StatusCode::NOT_FOUND, TEXT, "not found; try /metrics\n".into());
     }
     if ![Method::GET, Method::HEAD].contains(request.method()) {
@@ -240,8 +265,8 @@ fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Byte
             let format = negotiate(accept);
             respond(StatusCode::OK, format.content_type(), pages.metrics(format))
         }
-        "/livez" => respond(StatusCode::OK, TEXT, "ok\n".into()),
-        "/readyz" => match pages.ready() {
+        "/livez" | "/health" => respond(StatusCode::OK, TEXT, "ok\n".into()),
+        "/readyz" | "/ready" => match pages.ready() {
             Ok(()) => respond(StatusCode::OK, TEXT, "ok\n".into()),
             Err(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
         },

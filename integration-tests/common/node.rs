@@ -12,7 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{TempDir, eventually};
+use super::eventually;
+use super::temp_dir::TempDir;
 
 /// The node that `integration-tests/bitcoin-node` yields.
 pub fn bitcoin_node() -> PathBuf {
@@ -124,8 +125,9 @@ impl Node {
     pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
         let block = self.json(&["getblock", block]);
         let coinbase: Txid = block["tx"][0].as_str().unwrap().parse().unwrap();
-        let value =
-            Amount::from_btc(self.json(&["gettxout", &coinbase.to_string(), "0"])["value"].as_f64().unwrap());
+        let value = Amount::from_btc(
+            self.json(&["gettxout", &coinbase.to_string(), "0", "false"])["value"].as_f64().unwrap(),
+        );
         let anyone = || ScriptBuf::from_hex("51").unwrap();
         // Two outputs: with one the transaction would be too small to be relayed.
         let value = value.unwrap();

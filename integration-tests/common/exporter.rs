@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::eventually;
+use super::eventually;
 
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));

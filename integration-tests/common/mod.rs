@@ -1,0 +1,20 @@
+//! What the tests of both exporters use.
+#![allow(dead_code, reason = "each uses a part of it")]
+
+pub mod exporter;
+pub mod node;
+pub mod temp_dir;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `found` gives something; panics with `what` after a generous while.
+pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < end {
+        if let Some(found) = found() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("did not happen: {what}");
+}

@@ -1,0 +1,156 @@
+//! Every metric of FIBRE, from known values.
+
+use crate::{assert_samples, compile, fibre};
+
+const NAME_A: &str = "10.0.0.1:8334";
+
+pub fn every_fibre_metric_is_what_was_fired() {
+    let (_dir, mut fixture, exporter) = fibre(&["-DDETAIL"]);
+    fixture.fire(&format!("reconstructed {NAME_A} 5 7 2 1000")); // exactly at a bound
+    fixture.fire(&format!("reconstructed {NAME_A} 6000 7000 2 1001"));
+    fixture.fire("reconstructed b 1 1 1 20000000");
+    fixture.fire("send");
+    fixture.fire(&format!("winner 800000 FIBRE/UDP {NAME_A}"));
+    fixture.fire(&format!("winner 800001 BIP152/CMPCTBLOCK {NAME_A}"));
+    fixture.fire("winner 800002 CARRIER/PIGEON n/a");
+    fixture.fire("winner 800003 FIBRE/UDPX n/a");
+    fixture.fire("time 800000 1000000 a 26000000 b"); // UDP wins by 25 ms
+    fixture.fire("time 800001 30000000000 a 29000000000 b"); // compact wins by 1 s
+    fixture.fire("time 800002 -1 n/a 5000000 b");
+    fixture.fire("time 799999 5000001 a -1 n/a");
+    fixture.fire("detail 0 0 2500 2500 1");
+    fixture.fire("detail 3 1234 2497 2500 0");
+    assert_samples(
+        &exporter,
+        r#"
+        fibre_blocks_reconstructed_total 3
+        fibre_chunks_used_total 6006
+        fibre_chunks_received_total 7008
+        fibre_block_reconstruction_duration_seconds_sum 20.002001
+        fibre_block_reconstruction_duration_seconds_count 3
+        fibre_block_reconstruction_duration_seconds_bucket{le="0.001"} 1
+        fibre_block_reconstruction_duration_seconds_bucket{le="0.005"} 2
+        fibre_block_reconstruction_duration_seconds_bucket{le="10.0"} 2
+        fibre_block_reconstruction_duration_seconds_bucket{le="+Inf"} 3
+        fibre_block_chunks_used_sum 6006.0
+        fibre_block_chunks_used_bucket{le="1.0"} 1
+        fibre_block_chunks_used_bucket{le="2.0"} 1
+        fibre_block_chunks_used_bucket{le="5.0"} 2
+        fibre_block_chunks_used_bucket{le="5000.0"} 2
+        fibre_block_chunks_used_bucket{le="+Inf"} 3
+        fibre_blocks_sent_total 1
+        fibre_block_race_wins_total{mechanism="fibre_udp"} 1
+        fibre_block_race_wins_total{mechanism="bip152_cmpct"} 1
+        fibre_block_race_wins_total{mechanism="other"} 2
+        fibre_block_deliveries_total{mechanism="fibre_udp",peer="10.0.0.1:8334"} 1
+        fibre_block_deliveries_total{mechanism="bip152_cmpct",peer="10.0.0.1:8334"} 1
+        fibre_block_deliveries_total{mechanism="other",peer="n/a"} 2
+        fibre_block_race_latency_seconds_count{mechanism="fibre_udp"} 3
+        fibre_block_race_latency_seconds_sum{mechanism="fibre_udp"} 30.006000001
+        fibre_block_race_latency_seconds_bucket{le="0.001",mechanism="fibre_udp"} 1
+        fibre_block_race_latency_seconds_bucket{le="0.005",mechanism="fibre_udp"} 1
+        fibre_block_race_latency_seconds_bucket{le="0.01",mechanism="fibre_udp"} 2
+        fibre_block_race_latency_seconds_count{mechanism="bip152_cmpct"} 3
+        fibre_block_race_latency_seconds_sum{mechanism="bip152_cmpct"} 29.031
+        fibre_races_with_both_total 2
+        fibre_race_margin_seconds_sum{winner="fibre_udp"} 0.025
+        fibre_race_margin_seconds_bucket{le="0.01",winner="fibre_udp"} 0
+        fibre_race_margin_seconds_bucket{le="0.025",winner="fibre_udp"} 1
+        fibre_race_margin_seconds_sum{winner="bip152_cmpct"} 1.0
+        fibre_race_margin_seconds_bucket{le="0.5",winner="bip152_cmpct"} 0
+        fibre_race_margin_seconds_bucket{le="1.0",winner="bip152_cmpct"} 1
+        fibre_last_block_height 799999
+        fibre_block_missing_tx_count_sum 3.0
+        fibre_block_missing_tx_count_bucket{le="0.0"} 1
+        fibre_block_missing_tx_count_bucket{le="1.0"} 1
+        fibre_block_missing_tx_count_bucket{le="10.0"} 2
+        fibre_block_missing_tx_bytes_sum 1234.0
+        fibre_block_mempool_tx_count_sum 4997.0
+        fibre_block_all_tx_from_mempool_total 1
+        fibre_exporter_up 1
+        fibre_exporter_probes_attached 5
+        fibre_exporter_events_processed_total{event_type="block_reconstructed"} 3
+        fibre_exporter_events_processed_total{event_type="block_send_start"} 1
+        fibre_exporter_events_processed_total{event_type="block_race_winner"} 4
+        fibre_exporter_events_processed_total{event_type="block_race_time"} 4
+        fibre_exporter_events_processed_total{event_type="block_reconstruction_detail"} 2
+        fibre_exporter_errors_total{error_type="argument"} 0
+        fibre_exporter_errors_total{error_type="unreadable"} 0
+        fibre_exporter_errors_total{error_type="lost"} 0
+        "#,
+    );
+    let hash: String = (0..32u8).rev().map(|byte| format!("{byte:02x}")).collect();
+    for line in [
+        format!("block reconstructed from FIBRE/UDP block_hash=\"{hash}\" source=\"{NAME_A}\" chunks_used=5"),
+        format!(
+            "block race won block_height=800000 block_hash=\"{hash}\" mechanism=\"fibre_udp\" peer=\"{NAME_A}\""
+        ),
+        format!("block race block_height=800002 block_hash=\"{hash}\" udp_ns=-1"),
+    ] {
+        crate::common::eventually(&line, || exporter.log().contains(&line).then_some(()));
+    }
+}
+
+pub fn a_node_without_reconstruction_detail_has_no_metrics_of_it() {
+    let (_dir, mut fixture, exporter) = fibre(&[]);
+    fixture.fire("send");
+    assert_samples(
+        &exporter,
+        "fibre_blocks_sent_total 1\nfibre_exporter_probes_attached 4\nfibre_blocks_reconstructed_total 0",
+    );
+    let text = exporter.metrics();
+    for absent in
+        ["fibre_block_missing", "fibre_block_all_tx", "bitcoin_blocks_connected", "fibre_last_block_height"]
+    {
+        assert!(!text.contains(&format!("\n{absent}")), "{absent} in {text}");
+    }
+}
+
+pub fn a_million_events_from_four_threads_are_counted_exactly() {
+    let (_dir, mut fixture, exporter) = fibre(&[]);
+    fixture.fire("repeat 4 250000 send");
+    fixture.fire("repeat 4 25000 winner 7 FIBRE/UDP somebody");
+    fixture.fire("repeat 4 25000 reconstructed somebody 3 4 1 2000");
+    assert_samples(
+        &exporter,
+        r#"
+        fibre_blocks_sent_total 1000000
+        fibre_block_race_wins_total{mechanism="fibre_udp"} 100000
+        fibre_block_deliveries_total{mechanism="fibre_udp",peer="somebody"} 100000
+        fibre_blocks_reconstructed_total 100000
+        fibre_chunks_used_total 300000
+        fibre_chunks_received_total 400000
+        fibre_block_reconstruction_duration_seconds_sum 200.0
+        fibre_block_reconstruction_duration_seconds_bucket{le="0.005"} 100000
+        "#,
+    );
+}
+
+pub fn what_peers_choose_does_not_grow_the_page() {
+    let (_dir, mut fixture, exporter) = fibre(&[]);
+    for peer in 0..300 {
+        fixture.fire(&format!("winner 1 FIBRE/UDP peer-{peer}"));
+    }
+    fixture.fire(&format!("winner 1 BIP152/CMPCTBLOCK {}", "x".repeat(120)));
+    assert_samples(
+        &exporter,
+        "fibre_block_race_wins_total{mechanism=\"fibre_udp\"} 300\nfibre_block_deliveries_total{mechanism=\"fibre_udp\",peer=\"other\"} 44",
+    );
+    assert_eq!(exporter.metrics().matches("\nfibre_block_deliveries_total{").count(), 256 + 2);
+}
+
+pub fn a_binary_without_probes_is_refused_with_a_hint() {
+    let dir = crate::TempDir::new();
+    let fixture = crate::Fixture::start(&compile(&dir.0, &["-DNONE"]));
+    let pid = fixture.pid().to_string();
+    let output = crate::command()
+        .args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0", "--pid", &pid])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(
+        said.contains("ERROR: No USDT probes could be attached.") && said.contains("readelf -n"),
+        "{said}"
+    );
+}

@@ -1,0 +1,128 @@
+/* A process with the tracepoints of FIBRE. It fires what it is told on standard input, a line each:
+ *
+ *   [repeat THREADS TIMES] reconstructed SOURCE USED RECEIVED PEERS MICROSECONDS
+ *   [repeat THREADS TIMES] send
+ *   [repeat THREADS TIMES] winner HEIGHT MECHANISM PEER
+ *   [repeat THREADS TIMES] time HEIGHT UDP_NS UDP_PEER COMPACT_NS COMPACT_PEER
+ *   [repeat THREADS TIMES] detail MISSING BYTES MEMPOOL TOTAL ALL      (with -DDETAIL)
+ *
+ * and says `fired` after each. */
+#define _SDT_HAS_SEMAPHORES 1
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sdt.h>
+
+#define SEMAPHORE(name) \
+	__extension__ volatile unsigned short udp_##name##_semaphore __attribute__((unused, section(".probes")))
+
+#ifndef NONE
+SEMAPHORE(block_reconstructed);
+SEMAPHORE(block_send_start);
+SEMAPHORE(block_race_winner);
+SEMAPHORE(block_race_time);
+#ifdef DETAIL
+SEMAPHORE(block_reconstruction_detail);
+#endif
+#endif
+
+struct event {
+	unsigned char hash[32];
+	char what[32], texts[2][128];
+	int64_t numbers[5];
+	long times;
+};
+
+/* On the heap: operands that name a symbol are not understood by tracers. */
+static __attribute__((noinline)) void fire(const struct event *event)
+{
+	const unsigned char *hash = event->hash;
+	const char *what = event->what;
+	const int64_t *numbers = event->numbers;
+	const char (*texts)[128] = event->texts;
+
+
+#ifndef NONE
+	if (!strcmp(what, "reconstructed") && udp_block_reconstructed_semaphore)
+		STAP_PROBE6(udp, block_reconstructed, hash, texts[0], (uint32_t)numbers[0], (uint32_t)numbers[1],
+			    (uint64_t)numbers[2], numbers[3]);
+	if (!strcmp(what, "send") && udp_block_send_start_semaphore)
+		STAP_PROBE1(udp, block_send_start, hash);
+	if (!strcmp(what, "winner") && udp_block_race_winner_semaphore)
+		STAP_PROBE4(udp, block_race_winner, hash, (int32_t)numbers[0], texts[0], texts[1]);
+	if (!strcmp(what, "time") && udp_block_race_time_semaphore)
+		STAP_PROBE6(udp, block_race_time, hash, (int32_t)numbers[0], numbers[1], texts[0], numbers[2], texts[1]);
+#ifdef DETAIL
+	if (!strcmp(what, "detail") && udp_block_reconstruction_detail_semaphore)
+		STAP_PROBE7(udp, block_reconstruction_detail, hash, 0, (uint64_t)numbers[0], (uint64_t)numbers[1],
+			    (uint64_t)numbers[2], (uint64_t)numbers[3], (bool)numbers[4]);
+#endif
+#endif
+}
+
+static void *fire_all(void *event)
+{
+	for (long i = 0; i < ((struct event *)event)->times; i++)
+		fire(event);
+	return event;
+}
+
+static bool understood(const char *line, struct event *event)
+{
+	static const char *const formats[] = {
+		"%31s %127s %ld %ld %ld %ld",  /* reconstructed */
+		"%31s %ld %127s %127s",        /* winner */
+		"%31s %ld %ld %127s %ld %127s",/* time */
+		"%31s %ld %ld %ld %ld %ld",    /* detail, send */
+	};
+	int64_t *n = event->numbers;
+	char *what = event->what, (*texts)[128] = event->texts;
+
+	sscanf(line, "%31s", what);
+	if (!strcmp(what, "reconstructed"))
+		return sscanf(line, formats[0], what, texts[0], n, n + 1, n + 2, n + 3) == 6;
+	if (!strcmp(what, "winner"))
+		return sscanf(line, formats[1], what, n, texts[0], texts[1]) == 4;
+	if (!strcmp(what, "time"))
+		return sscanf(line, formats[2], what, n, n + 1, texts[0], n + 2, texts[1]) == 6;
+	if (!strcmp(what, "detail"))
+		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3, n + 4) == 6;
+	return !strcmp(what, "send");
+}
+
+int main(void)
+{
+	char line[512];
+	struct event *event = calloc(1, sizeof(*event));
+
+	if (!event)
+		return 1;
+	for (int i = 0; i < 32; i++)
+		event->hash[i] = i;
+	puts("ready");
+	fflush(stdout);
+	while (fgets(line, sizeof(line), stdin)) {
+		char *rest = line;
+		int threads = 1, length;
+		pthread_t started[64];
+
+		event->times = 1;
+		if (sscanf(line, "repeat %d %ld %n", &threads, &event->times, &length) == 2)
+			rest += length;
+		if (threads < 1 || threads > 64 || !understood(rest, event)) {
+			fprintf(stderr, "not understood: %s", line);
+			return 1;
+		}
+		for (int i = 0; i < threads; i++)
+			if (pthread_create(&started[i], NULL, fire_all, event))
+				return 1;
+		for (int i = 0; i < threads; i++)
+			pthread_join(started[i], NULL);
+		puts("fired");
+		fflush(stdout);
+	}
+	return 0;
+}

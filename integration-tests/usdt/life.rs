@@ -1,0 +1,108 @@
+//! The life of the node and of the exporter, and wrong input.
+
+use nix::unistd::Uid;
+
+use crate::common::eventually;
+use crate::common::exporter::Exporter;
+use crate::{Fixture, TempDir, assert_samples, command, compile, fibre};
+
+pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {
+    let (dir, mut fixture, exporter) = fibre(&[]);
+    fixture.fire("send");
+    drop(fixture);
+    eventually("it notices the end", || (exporter.get("/ready").0 == 503).then_some(()));
+    assert_samples(&exporter, "fibre_exporter_probes_attached 0\nfibre_blocks_sent_total 1");
+    // An upgrade: the same path, another file.
+    std::fs::remove_file(dir.0.join("fixture")).unwrap();
+    let mut fixture = Fixture::start(&compile(&dir.0, &[]));
+    eventually("it is attached again", || (exporter.get("/ready").0 == 200).then_some(()));
+    fixture.fire("send");
+    assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 2");
+}
+
+pub fn an_exporter_that_was_started_first_waits_for_the_node() {
+    let dir = TempDir::new();
+    let binary = compile(&dir.0, &[]);
+    let exporter = Exporter::spawn(command().arg("--bitcoind").arg(&binary).args([
+        "--node-name",
+        "relay",
+        "--health-port",
+        "0",
+    ]));
+    assert_eq!(exporter.get("/ready").0, 503);
+    assert_eq!(exporter.get("/health").0, 200);
+    let mut fixture = Fixture::start(&binary);
+    eventually("it is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+    fixture.fire("send");
+    assert_samples(&exporter, "fibre_blocks_sent_total 1");
+}
+
+pub fn an_exporter_that_is_killed_leaves_the_node_running_and_untraced() {
+    let (_dir, mut fixture, exporter) = fibre(&[]);
+    fixture.fire("send");
+    drop(exporter);
+    fixture.fire("repeat 4 1000 send");
+    let exporter = crate::exporter(fixture.pid(), &["--node-name", "relay"]);
+    fixture.fire("send");
+    assert_samples(&exporter, "fibre_blocks_sent_total 1");
+}
+
+pub fn two_exporters_on_one_node_count_each_for_itself() {
+    let (_dir, mut fixture, first) = fibre(&[]);
+    fixture.fire("send");
+    let second = crate::exporter(fixture.pid(), &["--node-name", "relay"]);
+    fixture.fire("send");
+    drop(second);
+    fixture.fire("send");
+    assert_samples(&first, "fibre_blocks_sent_total 3");
+}
+
+pub fn several_nodes_are_listed_and_none_is_guessed() {
+    let dir = TempDir::new();
+    let binary = compile(&dir.0, &[]);
+    let (first, second) = (Fixture::start(&binary), Fixture::start(&binary));
+    let said = refusal(&["--bitcoind", binary.to_str().unwrap()]);
+    assert!(said.contains("choose one with --pid"), "{said}");
+    for fixture in [first, second] {
+        assert!(said.contains(&format!("process {} ({})", fixture.pid(), binary.display())), "{said}");
+    }
+}
+
+fn refusal(arguments: &[&str]) -> String {
+    let output = command()
+        .args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+pub fn wrong_input_is_explained() {
+    assert!(refusal(&["--pid", "4194303"]).contains("there is no process 4194303"));
+    assert!(refusal(&["--pid", "0"]).contains("invalid value"));
+    assert!(refusal(&["--tracepoints", "fibre,wallet"]).contains("validation"));
+    assert!(refusal(&["--list-probes", "--bitcoind", "/dev/null"]).contains("is not a 64-bit ELF binary"));
+    assert!(refusal(&["--list-probes", "--bitcoind", "/nonexistent"]).contains("cannot read /nonexistent"));
+    assert!(refusal(&["--port", "1"]).contains("cannot be used with"));
+}
+
+pub fn without_privilege_it_says_which_are_missing() {
+    if !Uid::effective().is_root() {
+        return eprintln!("SKIPPED: only root can start a process without privilege");
+    }
+    let dir = TempDir::new();
+    let fixture = Fixture::start(&compile(&dir.0, &[]));
+    // The binary where nobody can read it.
+    let copy = dir.0.join("exporter");
+    std::fs::copy(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter"), &copy).unwrap();
+    let mut nobody = std::process::Command::new("setpriv");
+    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]).arg(&copy);
+    nobody.args(["--bitcoind", "/bin/sh", "--health-port", "0", "--metrics-addr", "127.0.0.1:0", "--pid"]);
+    let output = nobody.arg(fixture.pid().to_string()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains("CAP_PERFMON and CAP_BPF") && said.contains("setcap"), "{said}");
+}

@@ -1,0 +1,145 @@
+//! The USDT exporter as a user runs it: the binary, on the real kernel, beside a program with FIBRE's tracepoints and
+//! beside a real bitcoin-node with the standard ones.
+//!
+//! Needs root, or the capabilities that the exporter needs. A machine that cannot do BPF skips these tests and says so.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod fibre;
+mod life;
+mod standard;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+
+use bitcoind_exporter::usdt;
+use libtest_mimic::{Arguments, Trial};
+
+use common::exporter::Exporter;
+use common::temp_dir::TempDir;
+
+/// Why this machine cannot do BPF.
+fn cannot_bpf() -> Option<anyhow::Error> {
+    let loaded =
+        usdt::check_kernel().and_then(|()| usdt::Programs::load(&[usdt::Subject::Validation]).map(drop));
+    loaded.err()
+}
+
+fn main() -> ExitCode {
+    let cannot = cannot_bpf();
+    if let Some(why) = &cannot {
+        eprintln!(
+            "\nSKIPPED, and counted as ignored: all that needs BPF, because this machine cannot do it: {why:#}\n"
+        );
+    }
+    macro_rules! tests {
+        ($($module:ident::$test:ident),* $(,)?) => {
+            vec![$(Trial::test(concat!(stringify!($module), "::", stringify!($test)), || {
+                $module::$test();
+                Ok(())
+            })),*]
+        };
+    }
+    let with_bpf = tests![
+        fibre::every_fibre_metric_is_what_was_fired,
+        fibre::a_node_without_reconstruction_detail_has_no_metrics_of_it,
+        fibre::a_million_events_from_four_threads_are_counted_exactly,
+        fibre::what_peers_choose_does_not_grow_the_page,
+        fibre::a_binary_without_probes_is_refused_with_a_hint,
+        life::a_node_that_restarts_is_attached_again_and_the_counts_go_on,
+        life::an_exporter_that_was_started_first_waits_for_the_node,
+        life::an_exporter_that_is_killed_leaves_the_node_running_and_untraced,
+        life::two_exporters_on_one_node_count_each_for_itself,
+        life::without_privilege_it_says_which_are_missing,
+        standard::a_real_node_with_a_peer_is_counted_as_it_counts_itself,
+        standard::rejected_transactions_are_counted_by_reason,
+        standard::the_table_of_probes_says_what_the_binary_has,
+    ];
+    let without = tests![life::several_nodes_are_listed_and_none_is_guessed, life::wrong_input_is_explained];
+    let with_bpf = with_bpf.into_iter().map(|test| test.with_ignored_flag(cannot.is_some()));
+    libtest_mimic::run(&Arguments::from_args(), with_bpf.chain(without).collect()).exit_code()
+}
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+/// Beside this process, attached.
+fn exporter(pid: u32, arguments: &[&str]) -> Exporter {
+    let pid = pid.to_string();
+    Exporter::spawn(command().args(["--pid", &pid, "--health-port", "0"]).args(arguments)).ready()
+}
+
+/// `fixture.c`, compiled with these options.
+fn compile(dir: &Path, options: &[&str]) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/usdt/fixture.c");
+    let binary = dir.join(format!("fixture{}", options.concat()));
+    let status =
+        Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&binary).arg(source).args(options).status();
+    assert!(status.expect("a C compiler").success(), "the fixture compiles (Debian: systemtap-sdt-dev)");
+    binary
+}
+
+/// A running fixture; killed at the end of its test.
+struct Fixture {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Fixture {
+    fn start(binary: &Path) -> Self {
+        let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut fixture = Fixture { child, input, output };
+        fixture.says("ready");
+        fixture
+    }
+
+    fn says(&mut self, what: &str) {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), what);
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn fire(&mut self, event: &str) {
+        writeln!(self.input, "{event}").unwrap();
+        self.says("fired");
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A fixture with or without `udp:block_reconstruction_detail`, and an exporter beside it.
+fn fibre(options: &[&str]) -> (TempDir, Fixture, Exporter) {
+    let dir = TempDir::new();
+    let fixture = Fixture::start(&compile(&dir.0, options));
+    let exporter = exporter(fixture.pid(), &["--node-name", "relay"]);
+    (dir, fixture, exporter)
+}
+
+/// Checks samples, given without the `node` label: `name{a="b"} 1`.
+fn assert_samples(exporter: &Exporter, expected: &str) {
+    let text = exporter.metrics();
+    for line in expected.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let (sample, value) = line.rsplit_once(' ').unwrap();
+        let labelled = match sample.split_once('{') {
+            Some((name, labels)) => format!("{name}{{node=\"relay\",{labels}"),
+            None => format!("{sample}{{node=\"relay\"}}"),
+        };
+        let found = text.lines().find_map(|line| line.strip_prefix(&labelled)?.strip_prefix(' '));
+        assert_eq!(found, Some(value), "{labelled} in:\n{text}\nlog:\n{}", exporter.log());
+    }
+}

@@ -1,0 +1,138 @@
+//! The standard tracepoints, of a real bitcoin-node with a second one as its peer, against what the node itself says.
+
+use crate::common::eventually;
+use crate::common::exporter::Exporter;
+use crate::common::node::Node;
+
+/// The sum of all samples of a metric whose labels contain these.
+fn sum(exporter: &Exporter, metric: &str, labels: &str) -> f64 {
+    let text = exporter.metrics();
+    let samples =
+        text.lines().filter(|line| line.starts_with(&format!("{metric}{{")) && line.contains(labels));
+    samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}
+
+pub fn a_real_node_with_a_peer_is_counted_as_it_counts_itself() {
+    let mut node = Node::start(&[]);
+    let exporter = crate::exporter(node.pid(), &[]);
+    assert_eq!(sum(&exporter, "fibre_exporter_probes_attached", ""), 16.0);
+
+    let blocks = node.mine(103);
+    assert_eq!(sum(&exporter, "bitcoin_blocks_connected_total", ""), 103.0);
+    assert_eq!(sum(&exporter, "bitcoin_block_tx_count_sum", ""), 103.0);
+    assert_eq!(sum(&exporter, "bitcoin_block_connection_duration_seconds_count", ""), 103.0);
+
+    let (fee, size) = node.spend_coinbase_of(&blocks[0], 1000);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_tx_added_total", ""), 1.0);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_added_fees_satoshis_total", ""), fee as f64);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_added_vbytes_total", ""), size as f64);
+    node.spend_coinbase_of(&blocks[0], 100_000);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_tx_replaced_total", ""), 1.0);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_tx_removed_total", "reason=\"replaced\""), 1.0);
+    node.mine(1);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_tx_removed_total", "reason=\"block\""), 1.0);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_tx_removed_total", "reason=\"other\""), 0.0);
+
+    let peer = Node::start(&[]);
+    let of_peer = crate::exporter(peer.pid(), &["--tracepoints", "net"]);
+    node.cli(&["addnode", &format!("127.0.0.1:{}", peer.p2p_port), "onetry"]);
+    eventually("the nodes are connected and the peer has the blocks", || {
+        (peer.cli(&["getblockcount"]) == "104").then_some(())
+    });
+    for (exporter, node, direction) in [(&exporter, &node, "out"), (&of_peer, &peer, "in")] {
+        let label = format!("direction=\"{direction}\"");
+        let connections = &node.json(&["getnetworkinfo"])[format!("connections_{direction}")];
+        assert_eq!(sum(exporter, "bitcoin_connections_opened_total", &label), 1.0);
+        assert_eq!(Some(sum(exporter, "bitcoin_connections", &label)), connections.as_f64());
+    }
+    for _ in 0..5 {
+        node.mine(1);
+    }
+    eventually("the peer follows", || (peer.cli(&["getblockcount"]) == "109").then_some(()));
+    // By message type, what one sent the other has received, to the byte.
+    let of_type = |exporter: &Exporter, metric: &str, direction: &str, kind: &str| {
+        sum(exporter, metric, &format!("direction=\"{direction}\",type=\"{kind}\""))
+    };
+    for kind in ["version", "verack", "headers", "cmpctblock", "getheaders", "sendcmpct"] {
+        for metric in ["bitcoin_p2p_messages_total", "bitcoin_p2p_message_bytes_total"] {
+            eventually(&format!("{metric} of {kind} agree"), || {
+                let (sent, received) =
+                    (of_type(&exporter, metric, "out", kind), of_type(&of_peer, metric, "in", kind));
+                (sent == received && (sent > 0.0 || kind == "verack")).then_some(())
+            });
+        }
+    }
+    // And what the node says itself, which counts what frames a message besides: a header of 24 bytes in version 1 of the
+    // transport, at least 20 in version 2.
+    let peers = node.json(&["getpeerinfo"]);
+    for (kind, told) in peers[0]["bytessent_per_msg"].as_object().unwrap() {
+        let messages = of_type(&exporter, "bitcoin_p2p_messages_total", "out", kind);
+        let bytes = of_type(&exporter, "bitcoin_p2p_message_bytes_total", "out", kind);
+        let framing = told.as_f64().unwrap() - bytes;
+        assert!(
+            (20.0 * messages..=33.0 * messages).contains(&framing),
+            "{kind}: {framing} for {messages} messages"
+        );
+    }
+
+    drop(peer);
+    eventually("the connection is closed", || {
+        (sum(&exporter, "bitcoin_connections_closed_total", "") == 1.0).then_some(())
+    });
+    assert_eq!(sum(&exporter, "bitcoin_connections", "direction=\"out\""), 0.0);
+
+    let added = sum(&exporter, "bitcoin_utxo_cache_add_total", "");
+    assert!(added >= 109.0, "{added}");
+    assert!(node.stop().success());
+    eventually("the flush at the end is seen", || {
+        (sum(&exporter, "bitcoin_utxo_cache_flush_duration_seconds_count", "") >= 1.0).then_some(())
+    });
+    // A node that ends flushes more than once; the gauges are of the last one, the log has all.
+    assert!(exporter.metrics().contains("\nbitcoin_utxo_cache_flush_bytes{"));
+    let log = exporter.log();
+    let flushed = log.lines().filter(|line| line.contains("UTXO cache flushed"));
+    let coins =
+        flushed.filter_map(|line| line.split_once("coins=")?.1.split(' ').next()?.parse::<u32>().ok());
+    assert!(coins.max() >= Some(109), "{log}");
+    assert!(log.contains("block connected block_height=109 block_hash="), "{log}");
+    assert_eq!(sum(&exporter, "fibre_exporter_errors_total", ""), 0.0, "{}", exporter.metrics());
+}
+
+pub fn rejected_transactions_are_counted_by_reason() {
+    let node = Node::start(&[]);
+    let exporter = crate::exporter(node.pid(), &["--tracepoints", "mempool"]);
+    assert_eq!(sum(&exporter, "fibre_exporter_probes_attached", ""), 4.0);
+    let blocks = node.mine(1);
+    // Not mature yet: refused. bitcoin-cli's error is expected.
+    let refused =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| node.spend_coinbase_of(&blocks[0], 1000)));
+    assert!(refused.is_err());
+    assert_eq!(
+        sum(
+            &exporter,
+            "bitcoin_mempool_tx_rejected_total",
+            "reason=\"bad-txns-premature-spend-of-coinbase\""
+        ),
+        1.0
+    );
+    assert!(!exporter.metrics().contains("bitcoin_blocks_connected_total"), "only what was asked for");
+}
+
+pub fn the_table_of_probes_says_what_the_binary_has() {
+    let node = Node::start(&[]);
+    let output = crate::command()
+        .args(["--list-probes", "--pid", &node.pid().to_string()])
+        .stdout(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let line = |probe: &str| {
+        table.lines().find(|line| line.starts_with(probe)).unwrap_or_else(|| panic!("{probe} in {table}"))
+    };
+    let words = |line: &str| line.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+    assert_eq!(words(line("udp:block_race_winner"))[1..3], ["no", "no"]);
+    assert_eq!(words(line("validation:block_connected"))[1..3], ["yes", "yes"]);
+    assert!(line("mempool:added").ends_with(
+        "bitcoin_mempool_tx_added_total bitcoin_mempool_added_fees_satoshis_total bitcoin_mempool_added_vbytes_total"
+    ));
+}

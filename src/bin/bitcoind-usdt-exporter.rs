@@ -1,0 +1,274 @@
+//! Prometheus exporter for a Bitcoin node's tracepoints: arguments, wiring, exit code.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use bitcoind_exporter::http::{self, Address, Listener, Pages};
+use bitcoind_exporter::logging::{self, Log};
+use bitcoind_exporter::metrics::{Format, Snapshots};
+use bitcoind_exporter::systemd;
+use bitcoind_exporter::usdt::process::Node;
+use bitcoind_exporter::usdt::watch::{self, Target};
+use bitcoind_exporter::usdt::{self, FAMILIES, Programs, Subject, binary};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch as channel;
+use tracing::info;
+
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
+
+/// Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
+///
+/// The node must be built with tracepoints (-DWITH_USDT=ON). FIBRE's are traced where the node has them.
+#[derive(Parser, Debug)]
+#[command(version = VERSION, after_help = "Every option with a value can also be set by the environment variable named \
+behind it.\n\nExample: bitcoind-usdt-exporter --bitcoind /usr/bin/bitcoin-node --node-name mynode\nThen:    curl \
+http://127.0.0.1:9435/metrics")]
+struct Arguments {
+    /// The binary with the tracepoints; default: that of the process found
+    #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
+    bitcoind: Option<PathBuf>,
+
+    /// The node's process; default: the one that runs the binary
+    #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+
+    /// The label `node` of each metric
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        default_value = "localhost",
+        env = "BITCOIND_USDT_EXPORTER_NODE_NAME"
+    )]
+    node_name: String,
+
+    /// Serve metrics on this port of every address; anyone who reaches it can read them
+    #[arg(long, value_name = "N", env = "BITCOIND_USDT_EXPORTER_PORT", conflicts_with = "metrics_addr")]
+    port: Option<u16>,
+
+    /// Where to serve metrics: HOST:PORT (IPv6 in brackets) or unix:/path. A socket that systemd passes comes first
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9435",
+        env = "BITCOIND_USDT_EXPORTER_METRICS_ADDR"
+    )]
+    metrics_addr: Address,
+
+    /// Serve /health and /ready on this port besides, on the same host as the metrics; 0 for nowhere else
+    #[arg(long, value_name = "N", default_value_t = 9436, env = "BITCOIND_USDT_EXPORTER_HEALTH_PORT")]
+    health_port: u16,
+
+    /// Groups of tracepoints to trace; default: all that the binary has
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_enum,
+        env = "BITCOIND_USDT_EXPORTER_TRACEPOINTS"
+    )]
+    tracepoints: Vec<Subject>,
+
+    /// Show each tracepoint: whether the binary has it, its arguments as compiled, whether it can be attached, and the
+    /// metrics it feeds; exit
+    #[arg(long)]
+    list_probes: bool,
+
+    /// Attach, print the metrics, exit
+    #[arg(long, conflicts_with = "list_probes")]
+    once: bool,
+
+    /// Log more; RUST_LOG overrides
+    #[arg(long, env = "BITCOIND_USDT_EXPORTER_DEBUG")]
+    debug: bool,
+
+    /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
+    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_USDT_EXPORTER_LOG")]
+    log: Log,
+
+    /// Print METRICS.md, exit
+    #[arg(long, hide = true)]
+    print_metrics_reference: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ERROR: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    if arguments.print_metrics_reference {
+        print!("{}", bitcoind_exporter::metrics_reference());
+        return Ok(());
+    }
+    let mut inherited = systemd::Inherited::take()?;
+    let _written_at_the_end = logging::start(arguments.log, arguments.debug)?;
+    let subjects = match &arguments.tracepoints[..] {
+        [] => Subject::ALL.to_vec(),
+        chosen => chosen.to_vec(),
+    };
+    let target = Target { binary: arguments.bitcoind.clone(), pid: arguments.pid };
+    let node = target.find()?;
+    if arguments.list_probes {
+        return list(&subjects, &target, node);
+    }
+    usdt::check_kernel()?;
+    let mut programs = Programs::load(&subjects).context("cannot load the BPF programs")?;
+    let metrics = Snapshots::new(&[("node", &arguments.node_name)], FAMILIES, programs.totals()?);
+    if arguments.once {
+        watch::attach(
+            &mut programs,
+            &node.context("no node runs; start it, or name it with --bitcoind or --pid")?,
+        )?;
+        print!("{}", metrics.render(Format::Text));
+        return Ok(());
+    }
+
+    let address = match arguments.port {
+        Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
+        None => arguments.metrics_addr.clone(),
+    };
+    let listener = Arc::new(match inherited.http() {
+        Some(fd) => Listener::inherited(fd)?,
+        None => Listener::bind(&address)?,
+    });
+    let health_listener = match (&address, arguments.health_port) {
+        (Address::Tcp(address), port @ 1..) => {
+            let (host, _) = address.rsplit_once(':').expect("checked when it was read");
+            let listener = Listener::bind(&Address::Tcp(format!("{host}:{port}")));
+            Some(Arc::new(listener.context("choose another with --health-port")?))
+        }
+        _ => None,
+    };
+
+    println!("FIBRE USDT Metrics Exporter");
+    let shown = arguments.bitcoind.or(node.as_ref().map(|node| node.binary.clone()));
+    println!(
+        "  bitcoind: {}",
+        shown.map_or("waiting for one to run".into(), |path| path.display().to_string())
+    );
+    println!("  metrics: {}", listener.describe());
+    println!("  node: {}", arguments.node_name);
+    if let Some(node) = &node {
+        let attached = watch::attach(&mut programs, node)?;
+        let sites = binary::sites(&node.running_binary())
+            .or_else(|_| binary::sites(&node.binary))
+            .unwrap_or_default();
+        let has = |name: &str| sites.iter().any(|site| name == format!("{}:{}", site.provider, site.name));
+        for probe in &attached {
+            match &probe.result {
+                Ok(()) => println!("  ✓ Attached: {}", probe.name),
+                Err(error) if has(&probe.name) => println!("  ✗ Failed: {}: {error:#}", probe.name),
+                Err(_) => println!("  ✗ Not in the binary: {}", probe.name),
+            }
+        }
+        let good = attached.iter().filter(|probe| probe.result.is_ok()).count();
+        println!("\n  {good}/{} probes attached successfully", attached.len());
+    }
+    println!("\nPrometheus metrics available at {}/metrics", listener.describe());
+    let health_at = health_listener.as_ref().unwrap_or(&listener).describe();
+    println!("Health check available at {health_at}/health");
+    match &node {
+        Some(_) => println!("Waiting for FIBRE events..."),
+        None => println!("Waiting for the node..."),
+    }
+
+    let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
+    let status = Arc::new(Status { metrics, ready });
+    let pulse = systemd::Pulse::default();
+    http::serve_on_thread(
+        [Some(listener.clone()), health_listener].into_iter().flatten(),
+        status,
+        pulse.clone(),
+    )?;
+    systemd::notify(sd_notify::NotifyState::Ready);
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::task::spawn_local(systemd::watchdog(pulse));
+        tokio::select! {
+            ended = watch::follow(programs, target, node, health) => return ended,
+            _ = terminate.recv() => info!("SIGTERM: ending"),
+            _ = interrupt.recv() => info!("SIGINT: ending"),
+        }
+        systemd::notify(sd_notify::NotifyState::Stopping);
+        Ok(())
+    });
+    listener.remove_file();
+    ended
+}
+
+/// The table of `--list-probes`.
+fn list(subjects: &[Subject], target: &Target, node: Option<Node>) -> Result<()> {
+    let path = match (&node, &target.binary) {
+        (Some(node), _) => {
+            Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
+        }
+        (None, Some(path)) => path.clone(),
+        (None, None) => anyhow::bail!("no node runs; name the binary with --bitcoind"),
+    };
+    let sites = binary::sites(&path)?;
+    let attached = match &node {
+        Some(node) => Programs::load(subjects).map(|mut programs| programs.attach(node.pid, &path)),
+        None => Err(anyhow::anyhow!("the node does not run")),
+    };
+    if let Err(error) = &attached {
+        eprintln!("not attached: {error:#}");
+    }
+    println!("{:<36} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS");
+    for subject in subjects {
+        for tracepoint in subject.tracepoints() {
+            let name = format!("{}:{tracepoint}", subject.provider());
+            let site =
+                sites.iter().find(|site| site.provider == subject.provider() && site.name == **tracepoint);
+            let is_attached =
+                attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == name && it.result.is_ok()));
+            let feeds =
+                FAMILIES.iter().filter(|family| family.source.split(", ").any(|source| source == name));
+            let feeds: Vec<_> = feeds.map(|family| family.name).collect();
+            let yes = |is: bool| if is { "yes" } else { "no" };
+            println!(
+                "{name:<36} {:<10} {:<10} {:<72} {}",
+                yes(site.is_some()),
+                yes(is_attached),
+                site.map_or("", |site| &site.arguments),
+                feeds.join(" ")
+            );
+        }
+    }
+    Ok(())
+}
+
+struct Status {
+    metrics: Snapshots,
+    ready: channel::Receiver<Result<(), String>>,
+}
+
+impl Pages for Status {
+    fn metrics(&self, format: Format) -> String {
+        self.metrics.render(format)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.ready.borrow().clone()
+    }
+
+    fn index(&self) -> String {
+        let node = match self.ready() {
+            Ok(()) => "attached".to_string(),
+            Err(why) => why,
+        };
+        http::page("bitcoind-usdt-exporter", &[("Version", VERSION), ("Node", &node)])
+    }
+}

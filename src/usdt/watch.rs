@@ -1,0 +1,154 @@
+//! The life of the node: finding it, attaching, noticing its end, and again.
+
+use std::convert::Infallible;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::process::{Node, candidates};
+use super::programs::{Attached, Programs};
+use super::{binary, events};
+
+/// Which node to trace.
+#[derive(Clone, Debug, Default)]
+pub struct Target {
+    /// The binary with the tracepoints.
+    pub binary: Option<PathBuf>,
+    /// The process. When it ends, the next one of the same binary is traced.
+    pub pid: Option<i32>,
+}
+
+impl Target {
+    /// The node, if it runs. Several candidates are an error that lists them.
+    pub fn find(&self) -> Result<Option<Node>> {
+        if let Some(pid) = self.pid {
+            return match &self.binary {
+                Some(binary) if procfs::process::Process::new(pid).is_ok() => {
+                    Ok(Some(Node { pid, binary: binary.clone() }))
+                }
+                _ => Node::of(pid).map(Some),
+            };
+        }
+        let mut nodes = candidates(self.binary.as_deref())?;
+        if nodes.len() > 1 {
+            let listed: String = nodes.iter().map(|node| format!("\n  {node}")).collect();
+            bail!("several nodes run; choose one with --pid:{listed}");
+        }
+        Ok(nodes.pop())
+    }
+
+    /// Where a node that has ended will come from again.
+    fn next(&self, ended: &Node) -> Target {
+        Target { binary: self.binary.clone().or_else(|| Some(ended.binary.clone())), pid: None }
+    }
+}
+
+/// For health checks: attached to a node, or why not.
+pub type Health = watch::Sender<Result<(), String>>;
+
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Attaches to a node; no tracepoint at all is an error.
+pub fn attach(programs: &mut Programs, node: &Node) -> Result<Vec<Attached>> {
+    let binary =
+        Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone());
+    let attached = programs.attach(node.pid, &binary);
+    if let Some(Attached { name, result: Err(error) }) =
+        attached.first().filter(|_| attached.iter().all(|it| it.result.is_err()))
+    {
+        let has_any = binary::sites(&binary)?
+            .iter()
+            .any(|site| attached.iter().any(|it| it.name == format!("{}:{}", site.provider, site.name)));
+        if has_any {
+            bail!("No USDT probes could be attached. {name}: {error:#}");
+        }
+        bail!(
+            "No USDT probes could be attached. {} has none of those that are asked for; it must be built with USDT support \
+             (-DWITH_USDT=ON, or --enable-usdt). See: readelf -n {} | grep -A4 stapsdt",
+            node.binary.display(),
+            node.binary.display()
+        );
+    }
+    Ok(attached)
+}
+
+/// Logs events and follows the node for ever. `first` is attached already.
+pub async fn follow(
+    mut programs: Programs,
+    target: Target,
+    first: Option<Node>,
+    health: Health,
+) -> Result<()> {
+    let reader = events::reader(programs.events())?;
+    let log = async {
+        let Some(reader) = reader else { return std::future::pending::<std::io::Result<Infallible>>().await };
+        // SAFETY: the reader lives to the end of this block and keeps its descriptor open.
+        let epoll = unsafe { BorrowedFd::borrow_raw(reader.epoll_fd()) };
+        let events = watched(epoll.try_clone_to_owned()?)?;
+        loop {
+            let mut ready = events.readable().await?;
+            let _ = reader.consume();
+            ready.clear_ready();
+        }
+    };
+    let watch = async {
+        let (mut target, mut node) = (target, first);
+        loop {
+            let present = match node.take() {
+                Some(node) => node,
+                None => find_and_attach(&mut programs, &target, &health).await,
+            };
+            let _ = health.send_replace(Ok(()));
+            match watched(present.end()?) {
+                Ok(end) => drop(end.readable().await?),
+                Err(error) => warn!("cannot watch {present}: {error}"),
+            }
+            programs.detach();
+            info!("{present} has ended; its counts stay, waiting for the next one");
+            let _ = health.send_replace(Err(format!("{present} has ended")));
+            target = target.next(&present);
+        }
+    };
+    tokio::select! {
+        Err(error) = log => Err(error).context("cannot read events"),
+        ended = watch => ended,
+    }
+}
+
+/// Waits for the node and attaches. Says why it waits when the reason changes.
+async fn find_and_attach(programs: &mut Programs, target: &Target, health: &Health) -> Node {
+    let mut said = String::new();
+    loop {
+        let why = match target.find() {
+            Ok(Some(node)) => match attach(programs, &node) {
+                Ok(attached) => {
+                    let good = attached.iter().filter(|it| it.result.is_ok()).count();
+                    info!("attached {good} tracepoints of {node}");
+                    return node;
+                }
+                Err(error) => format!("{error:#}"),
+            },
+            Ok(None) => match &target.binary {
+                Some(binary) => format!("no process of {} runs", binary.display()),
+                None => "no node runs".to_string(),
+            },
+            Err(error) => format!("{error:#}"),
+        };
+        if why != said {
+            warn!("{why}; looking again until there is one");
+            let _ = health.send_replace(Err(why.clone()));
+            said = why;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn watched(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd always gives the same descriptor, and keeps it open.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
