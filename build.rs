@@ -51,20 +51,29 @@ mod bpf {
 
     use libbpf_cargo::SkeletonBuilder;
 
-    const SUBJECTS: [&str; 5] = ["fibre", "validation", "mempool", "net", "utxocache"];
+    const PROGRAMS: [&str; 6] = [
+        "src/usdt/bpf/fibre",
+        "src/usdt/bpf/validation",
+        "src/usdt/bpf/mempool",
+        "src/usdt/bpf/net",
+        "src/usdt/bpf/utxocache",
+        "benches/probe/empty",
+    ];
 
     /// A skeleton for each file of programs.
     pub fn compile() {
         println!("cargo::rerun-if-changed=src/usdt/bpf");
+        println!("cargo::rerun-if-changed=benches/probe/empty.bpf.c");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-        for subject in SUBJECTS {
+        for source in PROGRAMS {
+            let name = Path::new(source).file_name().expect("a file").display();
             let skeleton = SkeletonBuilder::new()
-                .source(format!("src/usdt/bpf/{subject}.bpf.c"))
+                .source(format!("{source}.bpf.c"))
                 .clang_args(["-Wall", "-Wno-pass-failed"].map(String::from).into_iter().chain(headers()))
-                .build_and_generate(out.join(format!("{subject}.skel.rs")));
+                .build_and_generate(out.join(format!("{name}.skel.rs")));
             if let Err(error) = skeleton {
                 println!(
-                    "cargo::error=cannot compile src/usdt/bpf/{subject}.bpf.c: {error:#}. It needs clang and the kernel's \
+                    "cargo::error=cannot compile {source}.bpf.c: {error:#}. It needs clang and the kernel's \
                      headers (Debian: apt-get install clang linux-libc-dev); without bitcoind-usdt-exporter: \
                      --no-default-features"
                 );

@@ -77,9 +77,9 @@ pub fn candidates(binary: Option<&Path>) -> Result<Vec<Node>> {
         Err(_) => {
             let name = process.stat().ok()?.comm;
             let path = path.clone()?;
-            // The kernel keeps fifteen bytes of a name; a thread of the node's may have renamed the process.
+            // The kernel keeps fifteen bytes of a name.
             let of_path = path.file_name()?.to_str()?.get(..15).unwrap_or(path.file_name()?.to_str()?);
-            (name == of_path || name == "b-main").then_some(path)
+            (name == of_path).then_some(path)
         }
     };
     let processes = all_processes().context("cannot list processes; is /proc mounted?")?.flatten();

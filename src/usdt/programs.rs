@@ -256,35 +256,30 @@ fn quiet_libbpf() {
     libbpf_rs::set_print(Some((PrintLevel::Info, keep)));
 }
 
-/// The capabilities that BPF and other users' processes need.
-const CAPABILITIES: [(&str, u32); 3] = [("CAP_PERFMON", 38), ("CAP_BPF", 39), ("CAP_SYS_PTRACE", 19)];
+/// The capabilities that BPF programs on tracepoints need.
+const CAPABILITIES: [(&str, u32); 2] = [("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
 /// An error with what to do about it.
 fn explain(error: anyhow::Error) -> anyhow::Error {
     let said = std::mem::take(&mut *SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-    let number = error.chain().find_map(|cause| cause.downcast_ref::<libbpf_rs::Error>()).map(|it| it.kind());
-    let what = match number {
-        Some(libbpf_rs::ErrorKind::PermissionDenied) => {
-            let status = procfs::process::Process::myself().and_then(|it| it.status());
-            let have = status.map_or(0, |status| status.capeff);
-            let missing: Vec<_> =
-                CAPABILITIES.iter().filter(|(_, bit)| have >> bit & 1 == 0).map(|(name, _)| *name).collect();
-            match missing[..] {
-                [] => anyhow!("the kernel does not permit it: {error}"),
-                _ => anyhow!(
-                    "not permitted: {} missing. Run as root; with systemd set AmbientCapabilities={}; or once: setcap {}=ep \
-                     on this binary ({error})",
-                    missing.join(" and "),
-                    CAPABILITIES.map(|(name, _)| name).join(" "),
-                    CAPABILITIES.map(|(name, _)| name.to_lowercase()).join(",")
-                ),
-            }
+    let kind = error.chain().find_map(|cause| cause.downcast_ref::<libbpf_rs::Error>()).map(|it| it.kind());
+    if kind == Some(libbpf_rs::ErrorKind::PermissionDenied) {
+        let status = procfs::process::Process::myself().and_then(|it| it.status());
+        let have = status.map_or(0, |status| status.capeff);
+        let missing = CAPABILITIES.iter().filter(|(_, bit)| have >> bit & 1 == 0).map(|(name, _)| *name);
+        let missing: Vec<_> = missing.collect();
+        if !missing.is_empty() {
+            return anyhow!(
+                "{} missing. Run as root; or with systemd set AmbientCapabilities={}; or once: setcap {}=ep on this binary",
+                missing.join(" and "),
+                CAPABILITIES.map(|(name, _)| name).join(" "),
+                CAPABILITIES.map(|(name, _)| name.to_lowercase()).join(",")
+            );
         }
-        _ => error,
-    };
+    }
     match said.is_empty() {
-        true => what,
-        false => what.context(said.join("; ")),
+        true => error,
+        false => error.context(said.join("; ")),
     }
 }
 

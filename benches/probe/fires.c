@@ -1,0 +1,64 @@
+/* Fires the two busiest tracepoints, with the arguments that a node gives them. Reads how many times from standard input,
+ * a line each: `add TIMES` or `inbound_message TIMES`; says how many nanoseconds one took. */
+#define _SDT_HAS_SEMAPHORES 1
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sdt.h>
+#include <time.h>
+
+#define SEMAPHORE(name) \
+	__extension__ volatile unsigned short name##_semaphore __attribute__((unused, section(".probes")))
+
+SEMAPHORE(utxocache_add);
+SEMAPHORE(net_inbound_message);
+
+struct coin {
+	unsigned char hash[32];
+	uint32_t index, height;
+	int64_t value;
+	char address[64], connection[32], type[16];
+};
+
+static __attribute__((noinline)) void add(const struct coin *coin)
+{
+	if (utxocache_add_semaphore)
+		STAP_PROBE5(utxocache, add, coin->hash, coin->index, coin->height, coin->value, (_Bool)0);
+}
+
+static __attribute__((noinline)) void inbound_message(const struct coin *coin)
+{
+	if (net_inbound_message_semaphore)
+		STAP_PROBE6(net, inbound_message, coin->value, coin->address, coin->connection, coin->type,
+			    (uint64_t)coin->index, coin->hash);
+}
+
+int main(void)
+{
+	struct coin *coin = calloc(1, sizeof(*coin));
+	char what[32];
+	long times;
+
+	if (!coin)
+		return 1;
+	coin->value = 5000;
+	coin->index = 61;
+	strcpy(coin->address, "127.0.0.1:8333");
+	strcpy(coin->connection, "outbound-full-relay");
+	strcpy(coin->type, "inv");
+	while (scanf("%31s %ld", what, &times) == 2) {
+		struct timespec from, to;
+
+		clock_gettime(CLOCK_MONOTONIC, &from);
+		for (long i = 0; i < times; i++)
+			if (!strcmp(what, "add"))
+				add(coin);
+			else
+				inbound_message(coin);
+		clock_gettime(CLOCK_MONOTONIC, &to);
+		printf("%.1f\n", ((to.tv_sec - from.tv_sec) * 1e9 + to.tv_nsec - from.tv_nsec) / times);
+		fflush(stdout);
+	}
+	return 0;
+}

@@ -1,0 +1,143 @@
+//! What one hit of a tracepoint costs the node: with nothing attached, with an empty BPF program, with ours, and with
+//! bpftrace where it is installed, its `count()` alone and the same work as ours; in one run, alternating. Prints medians, and what each adds against what
+//! the empty program adds. Needs root, clang and systemtap-sdt-dev.
+//!
+//!     cargo bench --bench probe
+
+use std::io::{BufRead, BufReader, Write};
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use bitcoind_exporter::usdt::{Programs, Subject};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    reason = "generated"
+)]
+mod empty {
+    include!(concat!(env!("OUT_DIR"), "/empty.skel.rs"));
+}
+
+const ROUNDS: usize = 15;
+const HITS: usize = 100_000;
+
+struct Fires {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Fires {
+    fn start(binary: &Path) -> Self {
+        let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Fires { child, input, output }
+    }
+
+    /// Nanoseconds for one.
+    fn fire(&mut self, tracepoint: &str, times: usize) -> f64 {
+        writeln!(self.input, "{tracepoint} {times}").unwrap();
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim().parse().unwrap()
+    }
+}
+
+/// Four ways to be traced, each with a process of its own.
+fn main() {
+    let dir = std::env::temp_dir().join(format!("bitcoind-exporter-bench-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    bench(&dir, "utxocache", "add", Subject::Utxocache, "@number = count(); @value = sum(arg3);");
+    let same = "@number[str(arg3)] = count(); @bytes[str(arg3)] = sum(arg4);";
+    bench(&dir, "net", "inbound_message", Subject::Net, same);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// A binary of its own for each: programs on one file would see the others' processes come and go.
+fn compile(dir: &Path, name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/probe/fires.c");
+    let binary = dir.join(name);
+    assert!(Command::new("cc").args(["-O2", "-o"]).arg(&binary).arg(source).status().unwrap().success());
+    binary
+}
+
+/// `same` is what ours does, for bpftrace.
+fn bench(dir: &Path, provider: &str, tracepoint: &str, subject: Subject, same: &str) {
+    let start = |name: &str| {
+        let binary = compile(dir, &format!("{name}-{tracepoint}"));
+        (Fires::start(&binary), binary)
+    };
+    let (mut bare, _) = start("bare");
+    let (mut empty, empty_binary) = start("empty");
+    let (mut ours, ours_binary) = start("ours");
+
+    let mut storage = MaybeUninit::uninit();
+    let mut skeleton = empty::EmptySkelBuilder::default().open(&mut storage).unwrap().load().unwrap();
+    let program = skeleton.object_mut().progs_mut().next().unwrap();
+    let _empty = program.attach_usdt(empty.child.id() as i32, &empty_binary, provider, tracepoint).unwrap();
+
+    let mut programs = Programs::load(&[subject]).unwrap();
+    let attached = programs.attach(ours.child.id() as i32, &ours_binary);
+    let name = format!("{provider}:{tracepoint}");
+    assert!(attached.iter().any(|it| it.name == name && it.result.is_ok()), "{name} is attached");
+
+    let mut count = bpftrace(start("count"), provider, tracepoint, "@hits = count();");
+    let mut the_same = bpftrace(start("same"), provider, tracepoint, same);
+
+    let mut times: [Vec<f64>; 5] = Default::default();
+    for _ in 0..ROUNDS {
+        let [count, the_same] = [&mut count, &mut the_same].map(|it| it.as_mut().map(|(fires, _)| fires));
+        let tracees = [Some(&mut bare), Some(&mut empty), Some(&mut ours), count, the_same];
+        for (fires, times) in tracees.into_iter().zip(&mut times) {
+            times.extend(fires.map(|fires| fires.fire(tracepoint, HITS)));
+        }
+    }
+    let medians = times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 2).copied()
+    });
+    let [Some(bare), Some(empty), ..] = medians else { unreachable!("measured") };
+    println!("{name}, nanoseconds for a hit:");
+    for (what, median) in
+        ["nothing", "empty program", "ours", "bpftrace count()", "bpftrace, as ours"].into_iter().zip(medians)
+    {
+        match median {
+            Some(median) => println!(
+                "  {what:<18} {median:8.0}   adds {:.2} times what the empty program adds",
+                (median - bare) / (empty - bare)
+            ),
+            None => println!("  {what:<18}        - (not installed)"),
+        }
+    }
+    for (_, mut bpftrace) in count.into_iter().chain(the_same) {
+        let _ = bpftrace.kill();
+        let _ = bpftrace.wait();
+    }
+}
+
+/// A process that bpftrace counts the hits of; ready when it has attached.
+fn bpftrace(
+    (fires, binary): (Fires, PathBuf),
+    provider: &str,
+    tracepoint: &str,
+    action: &str,
+) -> Option<(Fires, Child)> {
+    let program = format!(
+        "usdt:{}:{provider}:{tracepoint} {{ {action} }} BEGIN {{ printf(\"attached\\n\"); }}",
+        binary.display()
+    );
+    let pid = fires.child.id().to_string();
+    let mut child =
+        Command::new("bpftrace").args(["-p", &pid, "-e", &program]).stdout(Stdio::piped()).spawn().ok()?;
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("attached")))?.ok()?;
+    std::thread::spawn(move || lines.for_each(drop));
+    std::thread::sleep(Duration::from_secs(1));
+    Some((fires, child))
+}
