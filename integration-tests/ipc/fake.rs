@@ -334,7 +334,8 @@ impl Fake {
     fn subscribe(&self, callback: Callback) -> handler::Client {
         let callback = Rc::new(RefCell::new(Some(callback)));
         self.state.callbacks.borrow_mut().push((self.connection, callback.clone()));
-        new_client(Handler { callback, unsubscribed: self.state.unsubscribed.clone() })
+        let unsubscribed = self.state.unsubscribed.clone();
+        new_client(Handler { callback, ending: Cell::new(false), unsubscribed })
     }
 
     fn execute(&self, method: &str) -> serde_json::Value {
@@ -494,11 +495,15 @@ impl tracing::Server for Fake {
 
 struct Handler {
     callback: Held,
+    ending: Cell<bool>,
     unsubscribed: Arc<AtomicU32>,
 }
 
 impl handler::Server for Handler {
     method!(handler::disconnect(_params: DisconnectParams, _results: DisconnectResults), |this| {
+        if this.ending.replace(true) {
+            return Ok(()); // both the guard and the exporter may ask for it
+        }
         let (callback, unsubscribed) = (this.callback.clone(), this.unsubscribed.clone());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(Duration::from_millis(3)).await;
