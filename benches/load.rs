@@ -6,7 +6,7 @@
 #[path = "../integration-tests/ipc/fake.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod fake;
-#[path = "../integration-tests/common/temp_dir.rs"]
+#[path = "../integration-tests/harness/temp_dir.rs"]
 mod temp_dir;
 
 use std::io::{Read, Write};

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -58,13 +59,25 @@ pub fn start(log: Log, debug: bool) -> Result<WorkerGuard> {
     let layer = match log {
         Log::Json => stderr().json().boxed(),
         Log::Journal => {
-            tracing_journald::layer().context("cannot reach the systemd journal; use --log text")?.boxed()
+            journal().context("cannot reach the systemd journal; use --log text")?.boxed()
         }
-        Log::Auto if stderr_is_the_journal() => tracing_journald::layer()?.boxed(),
+        Log::Auto if stderr_is_the_journal() => journal()?.boxed(),
         Log::Auto | Log::Text => stderr().boxed(),
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
     Ok(guard)
+}
+
+/// Fields are found under their own names, `journalctl BLOCK_HEIGHT=800000`, and levels are those of syslog.
+fn journal() -> std::io::Result<tracing_journald::Layer> {
+    let priorities = PriorityMappings {
+        error: Priority::Error,
+        warn: Priority::Warning,
+        info: Priority::Informational,
+        debug: Priority::Debug,
+        trace: Priority::Debug,
+    };
+    Ok(tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(priorities))
 }
 
 /// systemd sets JOURNAL_STREAM to the device and inode of the stream that it connected to the journal.

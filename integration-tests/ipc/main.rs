@@ -2,12 +2,12 @@
 //! what the real one does not offer or will not do.
 
 mod bad_input;
-#[path = "../common/mod.rs"]
-mod common;
 mod fake;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod hostile;
 mod notifications;
 mod real_node;
 
-use common::temp_dir::TempDir;
-use common::{eventually, exporter, node, temp_dir};
+use harness::temp_dir::TempDir;
+use harness::{eventually, exporter, node, temp_dir};

@@ -87,7 +87,7 @@ pub fn every_fibre_metric_is_what_was_fired() {
         ),
         format!("block race block_height=800002 block_hash=\"{hash}\" udp_ns=-1"),
     ] {
-        crate::common::eventually(&line, || exporter.log().contains(&line).then_some(()));
+        crate::harness::eventually(&line, || exporter.log().contains(&line).then_some(()));
     }
 }
 

@@ -2,8 +2,8 @@
 
 use nix::unistd::Uid;
 
-use crate::common::eventually;
-use crate::common::exporter::Exporter;
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
 use crate::{Fixture, TempDir, assert_samples, command, compile, fibre};
 
 pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {

@@ -3,9 +3,9 @@
 //!
 //! Needs root, or the capabilities that the exporter needs. A machine that cannot do BPF skips these tests and says so.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod fibre;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod life;
 mod standard;
 
@@ -16,8 +16,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use bitcoind_exporter::usdt;
 use libtest_mimic::{Arguments, Trial};
 
-use common::exporter::Exporter;
-use common::temp_dir::TempDir;
+use harness::exporter::Exporter;
+use harness::temp_dir::TempDir;
 
 /// Why this machine cannot do BPF.
 fn cannot_bpf() -> Option<anyhow::Error> {

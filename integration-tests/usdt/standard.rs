@@ -1,8 +1,8 @@
 //! The standard tracepoints, of a real bitcoin-node with a second one as its peer, against what the node itself says.
 
-use crate::common::eventually;
-use crate::common::exporter::Exporter;
-use crate::common::node::Node;
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
+use crate::harness::node::Node;
 
 /// The sum of all samples of a metric whose labels contain these.
 fn sum(exporter: &Exporter, metric: &str, labels: &str) -> f64 {

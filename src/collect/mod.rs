@@ -141,19 +141,19 @@ impl Collector {
             let shut_down = matches!(end, End::NodeShutDown);
             match (shut_down, self.config.exit_with_node || !source.can_reopen()) {
                 (true, true) => {
-                    info!("{text}; so do we");
+                    info!(reason, "{text}; so do we");
                     return Ok(());
                 }
                 (false, _) if !source.can_reopen() => {
                     return Err(anyhow!("{text}")).context(source.describe().to_string());
                 }
                 (true, false) => {
-                    info!("{text}; waiting for the next one");
+                    info!(reason, "{text}; waiting for the next one");
                     self.until_it_ended(&node).await;
                 }
                 (false, _) => {
                     let wait = backoff.next();
-                    warn!("{text}; reconnecting in {:.1} s", wait.as_secs_f64());
+                    warn!(reason, "{text}; reconnecting in {:.1} s", wait.as_secs_f64());
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
                         () = self.shutdown.requested() => return Ok(()),

@@ -43,7 +43,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
             if !historical {
                 chain.block_height.set(Some(height));
             }
-            debug!(height, historical, bytes = data.as_ref().map(Vec::len), "block connected");
+            debug!(block_height = height, historical, bytes = data.as_ref().map(Vec::len), "block connected");
             match data {
                 Some(data) => blocks.count(data),
                 None => metrics.exporter.events_dropped.inc_by(["block_contents"], 1),
@@ -52,7 +52,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
         }
         ChainEvent::BlockDisconnected { height } => {
             chain.blocks_disconnected.inc();
-            debug!(height, "block disconnected");
+            debug!(block_height = height, "block disconnected");
             "blockDisconnected"
         }
         ChainEvent::UpdatedTip => {

@@ -113,7 +113,7 @@ impl Follow {
                     let old = self.known.replace(Some(tip));
                     self.new_tip.notify_one();
                     if let Some(old) = old {
-                        debug!(height = tip.height, hash = %tip.hash, "new tip");
+                        debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
                         self.changed(old, tip).await;
                     }
                 }

@@ -58,10 +58,11 @@ pub fn main(events: OwnedFd, trace_budget: Option<Duration>, held: &[Held]) -> a
         .into_iter()
         .collect::<SigSet>()
         .thread_block()?;
-    // When memory runs out, anything but us. That needs a privilege; without it, back to what the service was given,
-    // which is below the exporter's own.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000")
-        .or_else(|_| std::fs::write("/proc/self/oom_score_adj", "0"));
+    // When memory runs out, anything but us: the lowest score that we may have. Without a privilege that is what the
+    // service was given, which is below the exporter's own.
+    let _ = (-10..=0).find(|hundreds| {
+        std::fs::write("/proc/self/oom_score_adj", (hundreds * 100).to_string()).is_ok()
+    });
     let node = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.
