@@ -58,9 +58,7 @@ pub fn start(log: Log, debug: bool) -> Result<WorkerGuard> {
     };
     let layer = match log {
         Log::Json => stderr().json().boxed(),
-        Log::Journal => {
-            journal().context("cannot reach the systemd journal; use --log text")?.boxed()
-        }
+        Log::Journal => journal().context("cannot reach the systemd journal; use --log text")?.boxed(),
         Log::Auto if stderr_is_the_journal() => journal()?.boxed(),
         Log::Auto | Log::Text => stderr().boxed(),
     };

@@ -60,9 +60,8 @@ pub fn main(events: OwnedFd, trace_budget: Option<Duration>, held: &[Held]) -> a
         .thread_block()?;
     // When memory runs out, anything but us: the lowest score that we may have. Without a privilege that is what the
     // service was given, which is below the exporter's own.
-    let _ = (-10..=0).find(|hundreds| {
-        std::fs::write("/proc/self/oom_score_adj", (hundreds * 100).to_string()).is_ok()
-    });
+    let _ = (-10..=0)
+        .find(|hundreds| std::fs::write("/proc/self/oom_score_adj", (hundreds * 100).to_string()).is_ok());
     let node = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.

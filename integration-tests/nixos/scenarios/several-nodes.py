@@ -1,0 +1,44 @@
+# Two nodes, each with an exporter of the template unit; and an exporter for a systemd that has no OpenFile=.
+
+
+def scrape(port):
+    return f"curl -sf --max-time 20 http://127.0.0.1:{port}/metrics"
+
+
+start_all()
+with subtest("each node has its exporter"):
+    for instance, port, blocks in [("one", 9401, 4), ("two", 9402, 7)]:
+        rpc = port + 9000
+        machine.succeed(
+            f"echo PORT={rpc} > /etc/default/bitcoind-{instance}",
+            f"echo BITCOIND_IPC_EXPORTER_METRICS_ADDR=127.0.0.1:{port} > /etc/default/bitcoind-ipc-exporter-{instance}",
+            f"systemctl enable bitcoind-ipc-exporter@{instance}.service",
+            f"systemctl start bitcoind@{instance}.service",
+        )
+        machine.wait_until_succeeds(f"test -S /run/bitcoind-{instance}/node.sock")
+        machine.succeed(
+            f"DATADIR=/var/lib/bitcoind-{instance} RPCPORT={rpc} bitcoin-cli generatetodescriptor {blocks} 'raw(51)'",
+        )
+        machine.wait_until_succeeds(f"{scrape(port)} | grep -x 'bitcoin_chain_height {blocks}'")
+
+with subtest("they are hardened"):
+    exposure = machine.succeed("systemd-analyze security --no-pager bitcoind-ipc-exporter@one.service | tail -n 1")
+    assert float(exposure.split(": ")[1].split()[0]) <= 1.2, exposure
+
+with subtest("one node ends, the other's exporter stays"):
+    machine.succeed("systemctl stop bitcoind@one.service")
+    machine.wait_until_fails("systemctl is-active bitcoind-ipc-exporter@one.service")
+    machine.succeed(f"{scrape(9402)} | grep -x 'bitcoin_up 1'")
+
+with subtest("the drop-in for an older systemd uses the path and the node's user, and waits for the node"):
+    units = "/usr/lib/systemd/system"
+    machine.succeed(
+        "mkdir -p /etc/systemd/system/bitcoind-ipc-exporter.service.d",
+        f"cp {units}/bitcoind-ipc-exporter.service.d/socket-path.conf.example "
+        "/etc/systemd/system/bitcoind-ipc-exporter.service.d/socket-path.conf",
+        "systemctl daemon-reload",
+        "systemctl start bitcoind.service bitcoind-ipc-exporter.socket",
+    )
+    machine.wait_until_succeeds(f"{scrape(9332)} | grep -x 'bitcoin_up 1'")
+    pid = machine.succeed("systemctl show -P MainPID bitcoind-ipc-exporter").strip()
+    assert machine.succeed(f"stat -c %U /proc/{pid}").strip() == "bitcoin"

@@ -1,0 +1,89 @@
+# The IPC exporter as a service: the first scrape starts it, it has no other way to the node than what systemd hands it,
+# and it ends and comes back with the node.
+import json
+
+SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
+
+
+def mine(blocks):
+    machine.succeed(f"bitcoin-cli generatetodescriptor {blocks} 'raw(51)'")
+
+
+def main_pid():
+    return machine.succeed("systemctl show -P MainPID bitcoind-ipc-exporter").strip()
+
+
+start_all()
+machine.succeed("systemctl start bitcoind.service")
+machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
+mine(3)
+
+with subtest("the first scrape starts the service"):
+    machine.succeed("systemctl start bitcoind-ipc-exporter.socket")
+    machine.fail("systemctl is-active bitcoind-ipc-exporter.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_chain_height 3'")
+    machine.wait_for_unit("bitcoind-ipc-exporter.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+
+with subtest("its dynamic user has no other way to the socket"):
+    user = int(machine.succeed("stat -c %u /proc/" + main_pid()))
+    assert 61184 <= user <= 65519, f"not a dynamic user: {user}"
+    machine.fail("setpriv --reuid=65000 --regid=65000 --clear-groups "
+                 "bitcoind-ipc-exporter --check /run/bitcoind/node.sock")
+
+with subtest("it is hardened"):
+    units = {"bitcoind-ipc-exporter.service": 1.2, "bitcoind-usdt-exporter.service": 3.0}
+    for unit, limit in units.items():
+        table = json.loads(machine.succeed(f"systemd-analyze security --json=short --no-pager {unit}"))
+        exposure = machine.succeed(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+        value = float(exposure.split(": ")[1].split()[0])
+        print(unit, "exposure", value, "worst:", sorted(
+            [(row["exposure"], row["name"]) for row in table if row.get("exposure")], reverse=True)[:6])
+        assert value <= limit, exposure
+
+with subtest("an exporter that is killed is started again, and the node lives"):
+    machine.succeed("kill -9 " + main_pid())
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+    mine(1)
+    machine.succeed("systemctl is-active bitcoind.service")
+
+with subtest("a restart drops no connection attempt"):
+    machine.succeed("for i in $(seq 40); do curl -sf --max-time 20 -o /dev/null http://127.0.0.1:9332/livez || exit 1; "
+                    "sleep 0.05; done & scrapes=$!; for i in 1 2 3; do systemctl restart bitcoind-ipc-exporter.service; "
+                    "done; wait $scrapes")
+
+with subtest("the watchdog kills one that is stopped"):
+    stopped = main_pid()
+    machine.succeed("systemctl show -P WatchdogUSec bitcoind-ipc-exporter | grep -x 30s")
+    machine.succeed("mkdir -p /run/systemd/system/bitcoind-ipc-exporter.service.d",
+                    "printf '[Service]\\nWatchdogSec=3\\n' > /run/systemd/system/bitcoind-ipc-exporter.service.d/test.conf",
+                    "systemctl daemon-reload", "systemctl restart bitcoind-ipc-exporter.service")
+    stopped = main_pid()
+    machine.succeed(f"kill -STOP {stopped}")
+    machine.wait_until_succeeds(f"test $(systemctl show -P MainPID bitcoind-ipc-exporter) != {stopped}", 40)
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+    machine.succeed("systemctl is-active bitcoind.service")
+
+with subtest("the journal has its fields"):
+    entries = machine.succeed("journalctl -o json -u bitcoind-ipc-exporter.service OFFERED=mining,rpc").splitlines()
+    assert entries, "no entry by field"
+    entry = json.loads(entries[0])
+    assert entry["PRIORITY"] == "6" and entry["MESSAGE"] == "the node's interfaces", entry
+
+with subtest("a node that ends in order is no failure, and the next scrape finds the next node"):
+    machine.succeed("systemctl stop bitcoind.service")
+    machine.wait_until_fails("systemctl is-active bitcoind-ipc-exporter.service")
+    machine.fail("systemctl is-failed bitcoind-ipc-exporter.service")
+    machine.succeed("systemctl start bitcoind.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+
+with subtest("a node that is killed takes the exporter with it, and both come back"):
+    machine.succeed("systemctl kill -s KILL bitcoind.service")
+    machine.wait_until_fails("systemctl is-active bitcoind-ipc-exporter.service")
+    machine.succeed("systemctl reset-failed", "systemctl start bitcoind.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+
+with subtest("uninstalling leaves nothing"):
+    machine.succeed("systemctl stop bitcoind-ipc-exporter.socket bitcoind-ipc-exporter.service")
+    machine.wait_until_fails("pgrep -f bitcoind-ipc")
+    machine.fail("ls -d /var/lib/*ipc-exporter* /var/lib/private/*ipc-exporter* /run/*ipc-exporter*")
