@@ -14,15 +14,72 @@ fn main() -> ExitCode {
     if !can {
         eprintln!("\nSKIPPED, and counted as ignored: the systemd scenarios, which need root and TRIXIE\n");
     }
-    let scenarios = std::fs::read_dir(folder.join("scenarios")).expect("the scenarios are there");
-    let mut scenarios: Vec<_> = scenarios.map(|entry| entry.unwrap().path()).collect();
+    // Those in `debian` are about how a Debian package lays things out.
+    let entries =
+        ["scenarios", "debian"].map(|part| std::fs::read_dir(folder.join(part)).expect("scenarios"));
+    let mut scenarios: Vec<_> = entries.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
     scenarios.sort();
     let trials = scenarios.into_iter().map(|scenario| {
         let name = scenario.file_stem().unwrap().to_string_lossy().into_owned();
         let runner = folder.join("nspawn");
         Trial::test(name, move || run(&runner, &scenario)).with_ignored_flag(!can)
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), trials.chain(nix()).collect()).exit_code()
+}
+
+/// That the Nix files parse, and what the module makes of some configurations with the `lib` of nixpkgs that NIXPKGS_LIB
+/// names. Ignored where there is none.
+fn nix() -> [Trial; 2] {
+    let has_nix = Command::new("nix-instantiate").arg("--version").output().is_ok();
+    let lib = std::env::var("NIXPKGS_LIB");
+    let has_lib = lib.is_ok();
+    let parse = || {
+        for file in [
+            "flake.nix",
+            "module.nix",
+            "integration-tests/nixos/machine.nix",
+            "integration-tests/nixos/evaluate.nix",
+        ] {
+            nix_instantiate(&["--parse", file])?;
+        }
+        Ok(())
+    };
+    let evaluate = move || {
+        let expression =
+            format!("import ./integration-tests/nixos/evaluate.nix {{ lib = import {}; }}", lib?);
+        let made = nix_instantiate(&["--eval", "--strict", "--json", "-E", &expression])?;
+        let made: serde_json::Value = serde_json::from_str(&made)?;
+        let ipc = |case: &str| made[case]["services"]["bitcoind-ipc-exporter"].clone();
+        assert_eq!(ipc("default")["OpenFile"], "/run/bitcoind/node.sock:ipc:graceful");
+        assert_eq!(
+            (&ipc("default")["DynamicUser"], &ipc("default")["PrivateNetwork"]),
+            (&true.into(), &true.into())
+        );
+        assert_eq!(made["default"]["sockets"]["bitcoind-ipc-exporter"]["ListenStream"], "127.0.0.1:9332");
+        assert_eq!(ipc("as-before")["User"], "bitcoind-mainnet");
+        assert!(
+            ipc("as-before")["ExecStart"].as_str().unwrap().ends_with(" /var/lib/bitcoind-mainnet/node.sock")
+        );
+        assert_eq!(ipc("known-owner")["User"], "bitcoind-main");
+        assert_eq!(made["nobody"]["failed"].as_array().unwrap().len(), 1);
+        assert_eq!(made["default"]["failed"].as_array().unwrap().len(), 0);
+        let usdt = &made["usdt"]["services"]["bitcoind-usdt-exporter"];
+        assert!(usdt["ExecStart"].as_str().unwrap().ends_with(" --tracepoints fibre,net"), "{usdt}");
+        Ok(())
+    };
+    [
+        Trial::test("nix_files_parse", parse).with_ignored_flag(!has_nix),
+        Trial::test("nix_module_evaluates", evaluate).with_ignored_flag(!has_nix || !has_lib),
+    ]
+}
+
+fn nix_instantiate(arguments: &[&str]) -> Result<String, Failed> {
+    let output =
+        Command::new("nix-instantiate").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output()?;
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout)?),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
+    }
 }
 
 fn run(runner: &Path, scenario: &PathBuf) -> Result<(), Failed> {

@@ -1,13 +1,13 @@
 //! Prometheus exporter for a Bitcoin node over its IPC socket: arguments, wiring, exit code.
 
 use std::ffi::OsString;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
 use bitcoind_exporter::http::{self, Address, Listener, Pages};
 use bitcoind_exporter::ipc::guard;
@@ -97,6 +97,13 @@ struct Arguments {
     log: Log,
 }
 
+impl Arguments {
+    /// Whether they do not say where the node is.
+    fn names_no_node(&self) -> bool {
+        self.socket_path.is_none() && self.datadir.is_none()
+    }
+}
+
 fn positive(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than zero".into()),
@@ -148,7 +155,14 @@ fn run(arguments: Arguments) -> Result<()> {
     let metrics = Metrics::new();
     // Before anything else opens descriptors.
     let mut inherited = systemd::Inherited::take()?;
-    let mut source = source(&arguments, &mut inherited)?;
+    let listener = inherited.http().map(Listener::inherited).transpose()?;
+    let connection = match arguments.ipc_fd {
+        Some(fd) => Some(systemd::take_over(fd).context("--ipc-fd or BITCOIN_IPC_FD")?),
+        None => inherited.ipc(),
+    };
+    // systemd starts us for a scrape, and could not connect to the node. Only it can, at our next start.
+    let without_node = listener.is_some() && connection.is_none() && arguments.names_no_node();
+    let mut source = source(&arguments, connection)?;
     let _written_at_the_end = logging::start(arguments.log, arguments.debug)?;
     let config = Config {
         poll_interval: arguments.poll_interval,
@@ -170,11 +184,10 @@ fn run(arguments: Arguments) -> Result<()> {
         return Ok(());
     }
 
-    let listener = match inherited.http() {
-        Some(fd) => Listener::inherited(fd)?,
+    let listener = Arc::new(match listener {
+        Some(listener) => listener,
         None => Listener::bind(&arguments.metrics_addr)?,
-    };
-    let listener = Arc::new(listener);
+    });
     let (state, status) = watch::channel(State::Away("connecting".into()));
     let status = Arc::new(Status { metrics: metrics.clone(), state: status });
     let pulse = systemd::Pulse::default();
@@ -195,30 +208,31 @@ fn run(arguments: Arguments) -> Result<()> {
             systemd::notify(sd_notify::NotifyState::Stopping);
             request.send_replace(true);
         });
+        if without_node {
+            const SERVE: Duration = Duration::from_secs(5);
+            let why = "the node does not run: its socket could not be opened";
+            info!("{why}; ending after {} s, to be started again by the next scrape", SERVE.as_secs());
+            collector.wait_without_node(why, SERVE).await;
+            return Ok(());
+        }
         collector.run(source).await
     });
     listener.remove_file();
     ended
 }
 
-/// The connection: an argument or the environment, then systemd's named descriptor, then a path.
-fn source(arguments: &Arguments, inherited: &mut systemd::Inherited) -> Result<Source> {
-    let fd = match arguments.ipc_fd {
-        Some(fd) => Some(systemd::take_over(fd).context("--ipc-fd or BITCOIN_IPC_FD")?),
-        None => inherited.ipc(),
-    };
+/// The connection that was handed to us, an argument or systemd's named descriptor, then a path.
+fn source(arguments: &Arguments, connection: Option<OwnedFd>) -> Result<Source> {
     let path = match (&arguments.socket_path, &arguments.datadir) {
         (Some(path), _) => Some(path.clone()),
         (None, Some(datadir)) => Some(default_socket(datadir, &arguments.chain)),
-        (None, None) if fd.is_some() => None,
-        (None, None) => match std::env::home_dir() {
-            Some(home) => Some(default_socket(&home.join(".bitcoin"), &arguments.chain)),
-            None => bail!(
-                "no socket path given and no home directory to look for one; name the node's IPC socket"
-            ),
-        },
+        (None, None) if connection.is_some() => None,
+        (None, None) => {
+            let home = std::env::home_dir().unwrap_or("/".into());
+            Some(default_socket(&home.join(".bitcoin"), &arguments.chain))
+        }
     };
-    Source::new(fd, path)
+    Source::new(connection, path)
 }
 
 struct Status {

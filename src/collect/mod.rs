@@ -163,6 +163,15 @@ impl Collector {
         }
     }
 
+    /// Shows that there is no node, for so long or until shutdown is requested.
+    pub async fn wait_without_node(self, why: &str, time: Duration) {
+        self.state.send_replace(State::Away(why.to_string()));
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = self.shutdown.requested() => {}
+        }
+    }
+
     /// Connects and keeps trying; `None` when shutdown is requested. Says why it waits when the reason changes.
     ///
     /// Trying costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon.

@@ -11,7 +11,7 @@ def mine(blocks):
 start_all()
 with subtest("it waits for the node"):
     machine.succeed("systemctl start bitcoind-usdt-exporter.service")
-    machine.wait_until_succeeds("curl -s http://127.0.0.1:9436/ready | grep 'no process of /usr/bin/bitcoin-node runs'")
+    machine.wait_until_succeeds("curl -s http://127.0.0.1:9436/ready | grep 'no process of .*/bitcoin-node runs'")
     machine.succeed("systemctl start bitcoind.service")
     machine.wait_until_succeeds("curl -sf http://127.0.0.1:9436/ready")
 
@@ -41,4 +41,4 @@ with subtest("the node restarts, and the counts go on"):
     machine.succeed(f"{SCRAPE} | grep -x 'bitcoin_blocks_connected_total{{node=\"machine\"}} 4'")
 
 with subtest("its other name"):
-    machine.succeed("systemctl enable bitcoind-usdt-exporter.service", "systemctl is-active fibre-exporter.service")
+    machine.succeed("systemctl is-active fibre-exporter.service")

@@ -1,0 +1,140 @@
+{
+  description = "Prometheus exporters for a running Bitcoin node: over IPC, and from its tracepoints";
+
+  inputs = {
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-25.11";
+    # A node with Chain, Node and Tracing interfaces, for the tests and for those who want one.
+    bitcoin-node-src = {
+      url = "github:willcl-ark/bitcoin/pr/trace";
+      flake = false;
+    };
+  };
+
+  outputs =
+    {
+      self,
+      nixpkgs,
+      bitcoin-node-src,
+    }:
+    let
+      systems = [
+        "x86_64-linux"
+        "aarch64-linux"
+      ];
+      forAll = f: nixpkgs.lib.genAttrs systems (system: f nixpkgs.legacyPackages.${system});
+
+      exporters =
+        pkgs:
+        pkgs.rustPlatform.buildRustPackage {
+          pname = "bitcoind-exporter";
+          version = (nixpkgs.lib.importTOML ./Cargo.toml).package.version;
+          src = self;
+          cargoLock.lockFile = ./Cargo.lock;
+          nativeBuildInputs = with pkgs; [
+            capnproto
+            llvmPackages.clang-unwrapped
+            pkg-config
+          ];
+          buildInputs = with pkgs; [
+            elfutils
+            zlib
+          ];
+          # clang for BPF is used as it is: the wrapper's hardening flags are not for that target.
+          env.NIX_CFLAGS_COMPILE = "-I${pkgs.linuxHeaders}/include";
+          env.C_INCLUDE_PATH = "${pkgs.linuxHeaders}/include";
+          env.BUILD_REVISION = self.shortRev or "unknown";
+          # The others need a node, a kernel or containers; the VM tests have them.
+          cargoTestFlags = [ "--lib" ];
+          postInstall = ''
+            install -Dm644 -t $out/lib/systemd/system contrib/systemd/*.service contrib/systemd/*.socket
+          '';
+          meta = {
+            description = "Prometheus exporters for a running Bitcoin node";
+            license = nixpkgs.lib.licenses.mit;
+            mainProgram = "bitcoind-ipc-exporter";
+            platforms = systems;
+          };
+        };
+
+      bitcoin-node =
+        pkgs:
+        pkgs.stdenv.mkDerivation {
+          pname = "bitcoin-node";
+          version = "30.99";
+          src = bitcoin-node-src;
+          nativeBuildInputs = with pkgs; [
+            capnproto
+            cmake
+            pkg-config
+            python3
+          ];
+          buildInputs = with pkgs; [
+            boost
+            capnproto
+            libevent
+            libsystemtap
+            sqlite
+          ];
+          cmakeFlags = [
+            "-DENABLE_IPC=ON"
+            "-DWITH_USDT=ON"
+            "-DBUILD_TESTS=OFF"
+            "-DBUILD_BENCH=OFF"
+            "-DBUILD_GUI=OFF"
+          ];
+        };
+
+      # A VM test: a node, both exporters, and a scenario that runs on Debian as well.
+      scenario =
+        pkgs: name:
+        pkgs.testers.runNixOSTest {
+          inherit name;
+          nodes.machine = {
+            imports = [
+              self.nixosModules.default
+              ./integration-tests/nixos/machine.nix
+            ];
+            nixpkgs.overlays = [ self.overlays.default ];
+          };
+          testScript = builtins.readFile (./integration-tests/nixos/scenarios + "/${name}.py");
+          skipTypeCheck = true;
+        };
+    in
+    {
+      packages = forAll (pkgs: {
+        default = exporters pkgs;
+        bitcoin-node = bitcoin-node pkgs;
+      });
+
+      overlays.default = final: _: {
+        bitcoind-exporter = exporters final;
+        bitcoin-node = bitcoin-node final;
+      };
+
+      nixosModules.default = import ./module.nix;
+
+      devShells = forAll (pkgs: {
+        default = pkgs.mkShell {
+          inputsFrom = [ (exporters pkgs) ];
+          packages = with pkgs; [
+            cargo
+            clippy
+            rustfmt
+            prometheus
+          ];
+        };
+      });
+
+      checks = forAll (
+        pkgs:
+        nixpkgs.lib.genAttrs [
+          "ipc-regtest"
+          "monitoring-stack"
+          "socket-activation"
+          "usdt-regtest"
+        ] (scenario pkgs)
+      );
+
+      formatter = forAll (pkgs: pkgs.nixfmt-rfc-style);
+    };
+}

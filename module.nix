@@ -1,0 +1,261 @@
+# NixOS: services.bitcoind-ipc-exporter and services.bitcoind-usdt-exporter.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  ipc = config.services.bitcoind-ipc-exporter;
+  usdt = config.services.bitcoind-usdt-exporter;
+
+  # Of the node that this machine runs at the socket's path, if nixpkgs' module runs one.
+  nodes = lib.attrValues (config.services.bitcoind or { });
+  owners = lib.filter (node: node.enable && lib.hasPrefix "${node.dataDir}/" ipc.socketPath) nodes;
+  owner = if owners == [ ] then null else lib.head owners;
+
+  units = names: mkOption {
+    type = types.listOf types.str;
+    default = [ ];
+    description = "Units for `${names}=` of the service.";
+  };
+
+  common = name: {
+    enable = lib.mkEnableOption name;
+    package = mkOption {
+      type = types.package;
+      default = pkgs.bitcoind-exporter;
+      defaultText = lib.literalExpression "pkgs.bitcoind-exporter, of the flake's overlay";
+      description = "The package with the exporters.";
+    };
+    debug = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Log a line for each event and each poll.";
+    };
+    extraFlags = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      description = "Further command-line arguments.";
+    };
+    after = units "After";
+    bindsTo = units "BindsTo";
+  };
+
+  # As in contrib/systemd.
+  hardening = {
+    UMask = "0777";
+    NoNewPrivileges = true;
+    PrivateDevices = true;
+    DevicePolicy = "closed";
+    PrivateTmp = true;
+    PrivateIPC = true;
+    ProtectSystem = "strict";
+    ProtectHome = true;
+    ProtectClock = true;
+    ProtectControlGroups = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    LockPersonality = true;
+    MemoryDenyWriteExecute = true;
+    RemoveIPC = true;
+    RestrictNamespaces = true;
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    SystemCallArchitectures = "native";
+    SystemCallErrorNumber = "EPERM";
+    LimitNOFILE = 8192;
+    MemoryMax = "512M";
+    TasksMax = 64;
+    Type = "notify";
+    NotifyAccess = "main";
+    WatchdogSec = 30;
+    Restart = "on-failure";
+    RestartSec = 2;
+  };
+
+  command = binary: flags: lib.escapeShellArgs ([ binary ] ++ flags);
+in
+{
+  options.services.bitcoind-ipc-exporter = common "the Prometheus exporter of a Bitcoin node over IPC" // {
+    socketPath = mkOption {
+      type = types.str;
+      example = "/var/lib/bitcoind-mainnet/node.sock";
+      description = "The node's IPC socket.";
+    };
+    metricsAddr = mkOption {
+      type = types.str;
+      default = "127.0.0.1:9332";
+      description = "Where to serve metrics: HOST:PORT.";
+    };
+    openFile = mkOption {
+      type = types.bool;
+      default = ipc.user == null;
+      defaultText = lib.literalExpression "config.services.bitcoind-ipc-exporter.user == null";
+      description = ''
+        Let systemd connect to the node's socket, so that the exporter runs as a user of its own (DynamicUser) without
+        access to the node's files. It then ends with the node and is started again by the next scrape
+        ({option}`socketActivation`).
+      '';
+    };
+    socketActivation = mkOption {
+      type = types.bool;
+      default = ipc.openFile;
+      defaultText = lib.literalExpression "config.services.bitcoind-ipc-exporter.openFile";
+      description = "Let systemd listen at {option}`metricsAddr`: the first scrape starts the exporter, a restart drops no connection.";
+    };
+    user = mkOption {
+      type = types.nullOr types.str;
+      default = if owner == null then null else owner.user;
+      defaultText = lib.literalMD "the user of the node in `services.bitcoind` that has the socket, else `null`";
+      description = ''
+        The service's user. The socket belongs to the node's user and nobody else may connect, so this is the node's user,
+        or `null` for a user of its own with {option}`openFile`. It need not be root.
+      '';
+    };
+    group = mkOption {
+      type = types.nullOr types.str;
+      default = if owner == null then null else owner.group;
+      defaultText = lib.literalMD "the group of that node, else `null`";
+      description = "The service's group.";
+    };
+  };
+
+  options.services.bitcoind-usdt-exporter = common "the Prometheus exporter of a Bitcoin node's tracepoints" // {
+    bitcoind = mkOption {
+      type = types.str;
+      example = lib.literalExpression "lib.getExe' pkgs.bitcoin-node \"bitcoin-node\"";
+      description = "The binary with the tracepoints.";
+    };
+    nodeName = mkOption {
+      type = types.str;
+      default = config.networking.hostName;
+      defaultText = lib.literalExpression "config.networking.hostName";
+      description = "The label `node` of each metric.";
+    };
+    metricsAddr = mkOption {
+      type = types.str;
+      default = "127.0.0.1:9435";
+      description = "Where to serve metrics: HOST:PORT.";
+    };
+    healthPort = mkOption {
+      type = types.port;
+      default = 9436;
+      description = "Port of `/health` and `/ready`, on the host of {option}`metricsAddr`.";
+    };
+    tracepoints = mkOption {
+      type = types.listOf (types.enum [ "fibre" "validation" "net" "mempool" "utxocache" ]);
+      default = [ ];
+      description = "Groups of tracepoints to trace; none means all that the binary has.";
+    };
+  };
+
+  config = lib.mkMerge [
+    (lib.mkIf ipc.enable {
+      assertions = [
+        {
+          assertion = ipc.openFile || ipc.user != null;
+          message = "services.bitcoind-ipc-exporter: without openFile the exporter needs the user of the node's socket";
+        }
+      ];
+
+      systemd.sockets.bitcoind-ipc-exporter = lib.mkIf ipc.socketActivation {
+        description = "Metrics endpoint of bitcoind-ipc-exporter";
+        wantedBy = [ "sockets.target" ];
+        socketConfig = {
+          ListenStream = ipc.metricsAddr;
+          FileDescriptorName = "http";
+        };
+      };
+
+      systemd.services.bitcoind-ipc-exporter = {
+        description = "Prometheus exporter of a Bitcoin node over IPC";
+        inherit (ipc) after;
+        # A scrape must not start a node that was stopped.
+        bindsTo = lib.optionals (!ipc.socketActivation) ipc.bindsTo;
+        partOf = lib.optionals ipc.socketActivation ipc.bindsTo;
+        wantedBy = lib.optionals (!ipc.socketActivation) (
+          if ipc.bindsTo == [ ] then [ "multi-user.target" ] else ipc.bindsTo
+        );
+        startLimitIntervalSec = 60;
+        startLimitBurst = 20;
+        serviceConfig =
+          hardening
+          // {
+            ExecStart = command (lib.getExe' ipc.package "bitcoind-ipc-exporter") (
+              [ "--metrics-addr" ipc.metricsAddr ]
+              ++ lib.optional ipc.debug "--debug"
+              ++ lib.optional (!ipc.openFile) ipc.socketPath
+              ++ ipc.extraFlags
+            );
+            # Never the guard: it ends by itself after it has taken leave of the node.
+            KillMode = "process";
+            OOMPolicy = "continue";
+            OOMScoreAdjust = -900;
+            CapabilityBoundingSet = "";
+            ProtectKernelTunables = true;
+            ProtectProc = "invisible";
+            ProcSubset = "pid";
+            SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
+            RestrictAddressFamilies = [ "AF_UNIX" ] ++ lib.optionals (!ipc.socketActivation) [ "AF_INET" "AF_INET6" ];
+          }
+          // lib.optionalAttrs ipc.socketActivation {
+            PrivateNetwork = true;
+            IPAddressDeny = "any";
+          }
+          // lib.optionalAttrs ipc.openFile { OpenFile = "${ipc.socketPath}:ipc:graceful"; }
+          // (
+            if ipc.user == null then
+              {
+                DynamicUser = true;
+                PrivateUsers = true;
+              }
+            else
+              { User = ipc.user; } // lib.optionalAttrs (ipc.group != null) { Group = ipc.group; }
+          );
+      };
+    })
+
+    (lib.mkIf usdt.enable {
+      systemd.services.bitcoind-usdt-exporter = {
+        description = "Prometheus exporter of a Bitcoin node's tracepoints";
+        inherit (usdt) after bindsTo;
+        wantedBy = [ "multi-user.target" ];
+        aliases = [ "fibre-exporter.service" ];
+        startLimitIntervalSec = 60;
+        startLimitBurst = 20;
+        serviceConfig = hardening // {
+          ExecStart = command (lib.getExe' usdt.package "bitcoind-usdt-exporter") (
+            [
+              "--bitcoind"
+              usdt.bitcoind
+              "--node-name"
+              usdt.nodeName
+              "--metrics-addr"
+              usdt.metricsAddr
+              "--health-port"
+              (toString usdt.healthPort)
+            ]
+            ++ lib.optionals (usdt.tracepoints != [ ]) [
+              "--tracepoints"
+              (lib.concatStringsSep "," usdt.tracepoints)
+            ]
+            ++ lib.optional usdt.debug "--debug"
+            ++ usdt.extraFlags
+          );
+          # What it attached is in the log, too.
+          StandardOutput = "null";
+          StandardError = "journal";
+          DynamicUser = true;
+          AmbientCapabilities = [ "CAP_BPF" "CAP_PERFMON" ];
+          CapabilityBoundingSet = [ "CAP_BPF" "CAP_PERFMON" ];
+          LimitMEMLOCK = "infinity";
+          SystemCallFilter = [ "@system-service bpf perf_event_open" "~@resources" ];
+          RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+        };
+      };
+    })
+  ];
+}
