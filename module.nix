@@ -34,6 +34,11 @@ let
       default = false;
       description = "Log a line for each event and each poll.";
     };
+    webConfigFile = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      description = "TLS and basic authentication, in the format of Prometheus' exporter-toolkit. The service gets it as a credential; certificates it names need absolute paths that the service can read.";
+    };
     extraFlags = mkOption {
       type = types.listOf types.str;
       default = [ ];
@@ -76,7 +81,13 @@ let
     RestartSec = 2;
   };
 
-  command = binary: flags: lib.escapeShellArgs ([ binary ] ++ flags);
+  command = binary: flags: lib.concatStringsSep " " (map escape ([ binary ] ++ flags));
+  # systemd expands %d, the folder of credentials.
+  escape = flag: if flag == credential then flag else lib.escapeShellArg flag;
+  credential = "%d/web.yml";
+  web = exporter: lib.optionals (exporter.webConfigFile != null) [ "--web.config.file" credential ];
+  credentials =
+    exporter: lib.optionalAttrs (exporter.webConfigFile != null) { LoadCredential = "web.yml:${exporter.webConfigFile}"; };
 in
 {
   options.services.bitcoind-ipc-exporter = common "the Prometheus exporter of a Bitcoin node over IPC" // {
@@ -183,11 +194,13 @@ in
         startLimitBurst = 20;
         serviceConfig =
           hardening
+          // credentials ipc
           // {
             ExecStart = command (lib.getExe' ipc.package "bitcoind-ipc-exporter") (
               [ "--metrics-addr" ipc.metricsAddr ]
               ++ lib.optional ipc.debug "--debug"
               ++ lib.optional (!ipc.openFile) ipc.socketPath
+              ++ web ipc
               ++ ipc.extraFlags
             );
             # Never the guard: it ends by itself after it has taken leave of the node.
@@ -226,7 +239,7 @@ in
         aliases = [ "fibre-exporter.service" ];
         startLimitIntervalSec = 60;
         startLimitBurst = 20;
-        serviceConfig = hardening // {
+        serviceConfig = hardening // credentials usdt // {
           ExecStart = command (lib.getExe' usdt.package "bitcoind-usdt-exporter") (
             [
               "--bitcoind"
@@ -243,6 +256,7 @@ in
               (lib.concatStringsSep "," usdt.tracepoints)
             ]
             ++ lib.optional usdt.debug "--debug"
+            ++ web usdt
             ++ usdt.extraFlags
           );
           # What it attached is in the log, too.

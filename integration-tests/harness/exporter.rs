@@ -53,7 +53,8 @@ impl Exporter {
         });
         let address = eventually("the exporter says where it serves", || {
             let log = log.lock().unwrap();
-            let (_, rest) = log.split_once("serving metrics on http://")?;
+            let (_, rest) = log.split_once("serving metrics on http")?;
+            let (_, rest) = rest.split_once("://")?;
             Some(rest.split_once("/metrics")?.0.to_string())
         });
         Exporter { child, log, address }

@@ -8,6 +8,7 @@ mod harness;
 mod hostile;
 mod notifications;
 mod real_node;
+mod web_config;
 
 use harness::temp_dir::TempDir;
 use harness::{eventually, exporter, node, temp_dir};

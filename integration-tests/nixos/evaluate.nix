@@ -92,6 +92,7 @@ in
         "fibre"
         "net"
       ];
+      webConfigFile = "/run/secrets/web.yml";
     };
   };
 }

@@ -64,7 +64,9 @@ fn nix() -> [Trial; 2] {
         assert_eq!(made["nobody"]["failed"].as_array().unwrap().len(), 1);
         assert_eq!(made["default"]["failed"].as_array().unwrap().len(), 0);
         let usdt = &made["usdt"]["services"]["bitcoind-usdt-exporter"];
-        assert!(usdt["ExecStart"].as_str().unwrap().ends_with(" --tracepoints fibre,net"), "{usdt}");
+        let expected = " --tracepoints fibre,net --web.config.file %d/web.yml";
+        assert!(usdt["ExecStart"].as_str().unwrap().ends_with(expected), "{usdt}");
+        assert_eq!(usdt["LoadCredential"], "web.yml:/run/secrets/web.yml");
         Ok(())
     };
     [

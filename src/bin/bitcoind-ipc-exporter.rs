@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
-use bitcoind_exporter::http::{self, Address, Listener, Pages};
+use bitcoind_exporter::http::{self, Address, Listener, Pages, WebConfig};
 use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::ipc::source::{CHAINS, Source, default_socket};
 use bitcoind_exporter::logging::{self, Log};
@@ -45,6 +45,10 @@ struct Arguments {
         env = "BITCOIND_IPC_EXPORTER_METRICS_ADDR"
     )]
     metrics_addr: Address,
+
+    /// TLS and basic authentication for the endpoint, in the format that the Prometheus exporters share
+    #[arg(long = "web.config.file", value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_WEB_CONFIG_FILE")]
+    web_config_file: Option<PathBuf>,
 
     /// An inherited file descriptor that is connected to the node (also -ipcfd N, as Bitcoin Core spells it)
     #[arg(long, value_name = "N", env = "BITCOIN_IPC_FD")]
@@ -184,6 +188,7 @@ fn run(arguments: Arguments) -> Result<()> {
         return Ok(());
     }
 
+    let web_config = WebConfig::from_option(arguments.web_config_file.as_deref())?;
     let listener = Arc::new(match listener {
         Some(listener) => listener,
         None => Listener::bind(&arguments.metrics_addr)?,
@@ -191,7 +196,7 @@ fn run(arguments: Arguments) -> Result<()> {
     let (state, status) = watch::channel(State::Away("connecting".into()));
     let status = Arc::new(Status { metrics: metrics.clone(), state: status });
     let pulse = systemd::Pulse::default();
-    http::serve_on_thread([listener.clone()], status, pulse.clone())?;
+    http::serve_on_thread([listener.clone()], web_config, status, pulse.clone())?;
     systemd::notify(sd_notify::NotifyState::Ready);
 
     let (request, shutdown) = Shutdown::new();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use bitcoind_exporter::http::{self, Address, Listener, Pages};
+use bitcoind_exporter::http::{self, Address, Listener, Pages, WebConfig};
 use bitcoind_exporter::logging::{self, Log};
 use bitcoind_exporter::metrics::{Format, Snapshots};
 use bitcoind_exporter::systemd;
@@ -58,6 +58,10 @@ struct Arguments {
         env = "BITCOIND_USDT_EXPORTER_METRICS_ADDR"
     )]
     metrics_addr: Address,
+
+    /// TLS and basic authentication for the endpoint, in the format that the Prometheus exporters share
+    #[arg(long = "web.config.file", value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_WEB_CONFIG_FILE")]
+    web_config_file: Option<PathBuf>,
 
     /// Serve /health and /ready on this port besides, on the same host as the metrics; 0 for nowhere else
     #[arg(long, value_name = "N", default_value_t = 9436, env = "BITCOIND_USDT_EXPORTER_HEALTH_PORT")]
@@ -137,6 +141,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
         None => arguments.metrics_addr.clone(),
     };
+    let web_config = WebConfig::from_option(arguments.web_config_file.as_deref())?;
     let listener = Arc::new(match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&address)?,
@@ -187,6 +192,7 @@ fn run(arguments: Arguments) -> Result<()> {
     let pulse = systemd::Pulse::default();
     http::serve_on_thread(
         [Some(listener.clone()), health_listener].into_iter().flatten(),
+        web_config,
         status,
         pulse.clone(),
     )?;

@@ -3,6 +3,8 @@
 //! It has a thread of its own: neither a slow or hostile scraper nor rendering a large page can delay an answer to
 //! the node.
 
+mod web_config;
+
 use std::convert::Infallible;
 use std::net::TcpListener as StdTcpListener;
 use std::os::fd::OwnedFd;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -27,7 +29,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutStream;
-use tracing::info;
+use tokio_rustls::TlsAcceptor;
+use tracing::{info, warn};
+
+pub use web_config::WebConfig;
 
 use crate::metrics::Format;
 use crate::systemd::Pulse;
@@ -43,6 +48,8 @@ const HEADER_BYTES: usize = 16 * 1024;
 const HEADER_TIME: Duration = Duration::from_secs(75);
 /// To take a piece of the answer.
 const WRITE_TIME: Duration = Duration::from_secs(10);
+/// For a TLS handshake.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,6 +131,22 @@ impl Listener {
         }
     }
 
+    /// Whether only this machine can connect.
+    fn is_local(&self) -> bool {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().is_ok_and(|address| address.ip().is_loopback()),
+            Listener::Unix(..) => true,
+        }
+    }
+
+    /// With the scheme that the configuration asks for.
+    fn describe_with(&self, web_config: &WebConfig) -> String {
+        match web_config.tls() {
+            Some(_) => self.describe().replacen("http://", "https://", 1),
+            None => self.describe(),
+        }
+    }
+
     /// As a user would type it.
     pub fn describe(&self) -> String {
         match self {
@@ -152,17 +175,25 @@ pub trait Pages: Send + Sync + 'static {
 /// Serves on a thread of its own for the life of the process, which ends with an error when serving does.
 pub fn serve_on_thread(
     listeners: impl IntoIterator<Item = Arc<Listener>>,
+    web_config: WebConfig,
     pages: Arc<impl Pages>,
     pulse: Pulse,
 ) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listeners: Vec<_> = listeners.into_iter().collect();
+    let web_config = Arc::new(web_config);
     std::thread::Builder::new().name("http".into()).spawn(move || {
         for listener in listeners {
-            info!("serving metrics on {}/metrics", listener.describe());
-            let pages = pages.clone();
+            info!("serving metrics on {}/metrics", listener.describe_with(&web_config));
+            if !listener.is_local() && !web_config.protects() {
+                warn!(
+                    "whoever reaches {} can read the metrics; --web.config.file can ask for a password",
+                    listener.describe()
+                );
+            }
+            let (pages, web_config) = (pages.clone(), web_config.clone());
             runtime.spawn(async move {
-                let Err(error) = serve(&listener, pages).await;
+                let Err(error) = serve(&listener, web_config, pages).await;
                 eprintln!("serving metrics failed: {error:#}");
                 std::process::exit(1);
             });
@@ -173,21 +204,25 @@ pub fn serve_on_thread(
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: &Listener, pages: Arc<impl Pages>) -> Result<Infallible> {
+pub async fn serve(
+    listener: &Listener,
+    web_config: Arc<WebConfig>,
+    pages: Arc<impl Pages>,
+) -> Result<Infallible> {
     let slots = Arc::new(Semaphore::new(connections() as usize));
     match listener {
         Listener::Tcp(listener) => {
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener.try_clone()?)?;
             loop {
-                accept(listener.accept().await, &slots, &pages).await;
+                accept(listener.accept().await, &slots, &web_config, &pages).await;
             }
         }
         Listener::Unix(listener, _) => {
             listener.set_nonblocking(true)?;
             let listener = UnixListener::from_std(listener.try_clone()?)?;
             loop {
-                accept(listener.accept().await, &slots, &pages).await;
+                accept(listener.accept().await, &slots, &web_config, &pages).await;
             }
         }
     }
@@ -202,23 +237,38 @@ fn connections() -> u64 {
     limit.saturating_sub(OTHER_FILES).clamp(1, CONNECTIONS)
 }
 
-async fn accept<S, A>(accepted: std::io::Result<(S, A)>, slots: &Arc<Semaphore>, pages: &Arc<impl Pages>)
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
+async fn accept<S, A>(
+    accepted: std::io::Result<(S, A)>,
+    slots: &Arc<Semaphore>,
+    web_config: &Arc<WebConfig>,
+    pages: &Arc<impl Pages>,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let stream = match accepted {
         Ok((stream, _)) => stream,
         Err(error) => {
             // Out of descriptors, most likely: waiting is better than spinning.
-            tracing::warn!("cannot accept a connection: {error}");
+            warn!("cannot accept a connection: {error}");
             return tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
     let slot = slots.clone().acquire_owned().await.expect("never closed");
-    let pages = pages.clone();
+    let (web_config, pages) = (web_config.clone(), pages.clone());
     tokio::spawn(async move {
-        if let Err(error) = serve_connection(stream, &*pages).await {
-            tracing::debug!("a scraper's connection ended: {error}");
+        let served = match web_config.tls() {
+            None => serve_connection(stream, &web_config, &*pages).await,
+            Some(tls) => {
+                let handshake = TlsAcceptor::from(tls).accept(stream);
+                match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
+                    Ok(Ok(stream)) => serve_connection(stream, &web_config, &*pages).await,
+                    Ok(Err(error)) => Err(error.into()),
+                    Err(_) => Err(anyhow::anyhow!("no TLS handshake within {HANDSHAKE_TIME:?}")),
+                }
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!("a scraper's connection ended: {error:#}");
         }
         drop(slot);
     });
@@ -227,17 +277,34 @@ where
 /// Answers one scraper until it is done, breaks the rules, or takes too long.
 pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite,
+    web_config: &WebConfig,
     pages: &impl Pages,
-) -> Result<(), hyper::Error> {
+) -> Result<()> {
     let mut stream = Box::pin(TimeoutStream::new(stream));
     stream.as_mut().set_write_timeout_pinned(Some(WRITE_TIME));
-    let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, pages))));
+    let answer = service_fn(async |request: Request<Incoming>| {
+        let mut response = match web_config.permits(request.headers()).await {
+            true => answer(&request, pages),
+            false => unauthorized(),
+        };
+        response.headers_mut().extend(web_config.headers().clone());
+        Ok::<_, Infallible>(response)
+    });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), answer)
-        .await
+        .await?;
+    Ok(())
+}
+
+fn unauthorized() -> Response<Full<Bytes>> {
+    Response::builder()
+        .status(StatusCode::UNAUTHORIZED)
+        .header(WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
+        .body(Full::from("a user and a password are needed\n"))
+        .expect("these headers are valid")
 }
 
 fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Bytes>> {

@@ -1,0 +1,113 @@
+//! `--web.config.file`, with curl as the scraper.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::exporter::{Exporter, command};
+use crate::{TempDir, eventually};
+
+/// A certificate for localhost, and its key.
+fn certificate(dir: &Path) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    std::fs::write(dir.join("cert.pem"), made.cert.pem()).unwrap();
+    std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+}
+
+fn start(dir: &Path, config: &str) -> Exporter {
+    std::fs::write(dir.join("web.yml"), config).unwrap();
+    let mut command = command();
+    Exporter::spawn(command.arg("--web.config.file").arg(dir.join("web.yml")).arg(dir.join("none.sock")))
+}
+
+/// The status and the body, or curl's exit code.
+fn curl(exporter: &Exporter, dir: &Path, arguments: &[&str]) -> Result<(u16, String), i32> {
+    let port = exporter.address().rsplit(':').next().unwrap();
+    let scheme = if exporter.log().contains("https://") { "https" } else { "http" };
+    let output = Command::new("curl")
+        .args(["-s", "--max-time", "10", "-w", "\n%{http_code}", "--resolve"])
+        .arg(format!("localhost:{port}:127.0.0.1"))
+        .arg("--cacert")
+        .arg(dir.join("cert.pem"))
+        .args(arguments)
+        .arg(format!("{scheme}://localhost:{port}/metrics"))
+        .output()
+        .expect("curl");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let (body, status) = said.rsplit_once('\n').unwrap();
+    match output.status.code() {
+        Some(0) => Ok((status.parse().unwrap(), body.to_string())),
+        code => Err(code.unwrap()),
+    }
+}
+
+#[test]
+fn tls_is_served_and_renewed_certificates_are_used() {
+    let dir = TempDir::new();
+    certificate(&dir.0);
+    let config = "tls_server_config: {cert_file: cert.pem, key_file: key.pem, min_version: TLS12}\n\
+                  http_server_config: {headers: {X-Frame-Options: deny}}\n";
+    let exporter = start(&dir.0, config);
+    for version in ["--tlsv1.2", "--tlsv1.3"] {
+        let (status, body) = curl(&exporter, &dir.0, &[version, "-i"]).unwrap();
+        assert_eq!(status, 200);
+        assert!(body.contains("\nbitcoin_up 0\n") && body.contains("x-frame-options: deny"), "{body}");
+    }
+    assert!(curl(&exporter, &dir.0, &["--tls-max", "1.1"]).is_err());
+    // Plain text on the TLS port gets no answer, and keeps nobody else from one.
+    let plain = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exporter.get("/metrics")));
+    assert!(plain.is_err());
+
+    std::thread::sleep(std::time::Duration::from_millis(20)); // so that the files' times differ
+    certificate(&dir.0);
+    assert_eq!(curl(&exporter, &dir.0, &[]).map(|(status, _)| status), Ok(200), "the new one is used");
+    std::fs::write(dir.0.join("key.pem"), "no key").unwrap();
+    assert_eq!(curl(&exporter, &dir.0, &[]).map(|(status, _)| status), Ok(200), "the old one stays");
+    eventually("it says so", || exporter.log().contains("cannot be used, the old ones stay").then_some(()));
+}
+
+#[test]
+fn a_client_without_certificate_is_refused_where_one_is_required() {
+    let dir = TempDir::new();
+    certificate(&dir.0);
+    let config = "tls_server_config: {cert_file: cert.pem, key_file: key.pem, client_ca_file: cert.pem, \
+                  client_auth_type: RequireAndVerifyClientCert}";
+    let exporter = start(&dir.0, config);
+    assert!(curl(&exporter, &dir.0, &[]).is_err());
+    let (cert, key) = (dir.0.join("cert.pem"), dir.0.join("key.pem"));
+    let with = ["--cert", cert.to_str().unwrap(), "--key", key.to_str().unwrap()];
+    assert_eq!(curl(&exporter, &dir.0, &with).map(|(status, _)| status), Ok(200));
+}
+
+#[test]
+fn a_password_is_asked_for_and_guesses_keep_nobody_waiting() {
+    let dir = TempDir::new();
+    certificate(&dir.0); // curl wants the file it is given
+    let hash = bcrypt::hash("secret", 10).unwrap();
+    let exporter = start(&dir.0, &format!("basic_auth_users:\n  prom: {hash}\n"));
+    assert_eq!(curl(&exporter, &dir.0, &[]).map(|(status, _)| status), Ok(401));
+    assert_eq!(curl(&exporter, &dir.0, &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
+    let guessers: Vec<_> = (0..20)
+        .map(|i| {
+            let port = exporter.address().to_string();
+            let guess = format!("prom:guess-{i}");
+            Command::new("curl")
+                .args(["-s", "-o", "/dev/null", "-u", &guess, &format!("http://{port}/metrics")])
+                .spawn()
+        })
+        .collect();
+    // The right one is remembered, and does not wait behind twenty slow checks.
+    assert_eq!(curl(&exporter, &dir.0, &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
+    for guesser in guessers {
+        guesser.unwrap().wait().unwrap();
+    }
+}
+
+#[test]
+fn a_wrong_file_is_refused_at_the_start() {
+    let dir = TempDir::new();
+    let path = dir.0.join("web.yml");
+    std::fs::write(&path, "basic_auth_users:\n  prom: [\n").unwrap();
+    let output = command().arg("--web.config.file").arg(&path).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("web.yml") && said.contains("line "), "{said}");
+}
