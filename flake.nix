@@ -46,6 +46,10 @@
           # The others need a node, a kernel or containers; the VM tests have them.
           cargoTestFlags = [ "--lib" ];
           postInstall = ''
+            mkdir -p $out/share/man/man1
+            for exporter in ipc usdt; do
+              $out/bin/bitcoind-$exporter-exporter --generate man > $out/share/man/man1/bitcoind-$exporter-exporter.1
+            done
             install -Dm644 -t $out/lib/systemd/system contrib/systemd/*.service contrib/systemd/*.socket
           '';
           meta = {

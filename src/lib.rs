@@ -9,12 +9,14 @@
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
 //! - [`http`] renders a registry to scrapers. It does not know about nodes.
 //! - [`systemd`] takes over inherited file descriptors and tells the service manager that we are ready.
+//! - [`generate`] prints what packages ship beside the binaries.
 //! - [`logging`] writes to stderr or the journal.
 //!
 //! Two threads: the main thread runs everything that touches the node, HTTP has a thread of its own, so that no
 //! scraper can delay an answer to the node. Between them are only atomics and one watch channel.
 
 pub mod collect;
+pub mod generate;
 pub mod http;
 pub mod ipc;
 pub mod logging;

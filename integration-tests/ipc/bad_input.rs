@@ -105,3 +105,17 @@ fn a_peer_that_never_answers_is_given_up_at_the_deadline() {
     let said = refusal(&["--once", "--call-timeout", "200ms", path.to_str().unwrap()]);
     assert!(said.contains("no answer within 200ms"), "{said}");
 }
+
+#[test]
+fn it_brings_its_manual_page_and_completions() {
+    let generated = |what: &str| {
+        let output = command().args(["--generate", what]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let page = generated("man");
+    assert!(page.contains(".TH bitcoind-ipc-exporter 1") && page.contains("poll\\-interval"), "{page}");
+    for shell in ["bash", "fish", "zsh"] {
+        assert!(generated(shell).contains("bitcoind-ipc-exporter"), "{shell}");
+    }
+}

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
+use bitcoind_exporter::generate::{self, Generated};
 use bitcoind_exporter::http::{self, Address, Listener, Pages, WebConfig};
 use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::ipc::source::{CHAINS, Source, default_socket};
 use bitcoind_exporter::logging::{self, Log};
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::systemd;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::info;
@@ -29,7 +30,7 @@ const VERSION: &str =
 /// the interfaces that it offers; --check tells. Without a socket path, an inherited connection or --datadir, the
 /// socket of a mainnet node in ~/.bitcoin is used.
 #[derive(Parser, Debug)]
-#[command(version = VERSION, after_help = "Every option with a value can also be set by the environment variable named \
+#[command(name = "bitcoind-ipc-exporter", version = VERSION, after_help = "Every option with a value can also be set by the environment variable named \
 behind it.\n\nExample: bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9332 /var/lib/bitcoind/node.sock\nThen:    curl \
 http://127.0.0.1:9332/metrics")]
 struct Arguments {
@@ -96,6 +97,10 @@ struct Arguments {
     #[arg(long, env = "BITCOIND_IPC_EXPORTER_DEBUG")]
     debug: bool,
 
+    /// Print the manual page or a shell's completions, exit
+    #[arg(long, value_enum, value_name = "WHAT")]
+    generate: Option<Generated>,
+
     /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_LOG")]
     log: Log,
@@ -156,6 +161,9 @@ fn report(result: Result<()>) -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
+    if let Some(what) = arguments.generate {
+        return Ok(generate::print(what, Arguments::command())?);
+    }
     let metrics = Metrics::new();
     // Before anything else opens descriptors.
     let mut inherited = systemd::Inherited::take()?;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use bitcoind_exporter::generate::{self, Generated};
 use bitcoind_exporter::http::{self, Address, Listener, Pages, WebConfig};
 use bitcoind_exporter::logging::{self, Log};
 use bitcoind_exporter::metrics::{Format, Snapshots};
@@ -12,7 +13,7 @@ use bitcoind_exporter::systemd;
 use bitcoind_exporter::usdt::process::Node;
 use bitcoind_exporter::usdt::watch::{self, Target};
 use bitcoind_exporter::usdt::{self, FAMILIES, Programs, Subject, binary};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 use tracing::info;
@@ -24,7 +25,7 @@ const VERSION: &str =
 ///
 /// The node must be built with tracepoints (-DWITH_USDT=ON). FIBRE's are traced where the node has them.
 #[derive(Parser, Debug)]
-#[command(version = VERSION, after_help = "Every option with a value can also be set by the environment variable named \
+#[command(name = "bitcoind-usdt-exporter", version = VERSION, after_help = "Every option with a value can also be set by the environment variable named \
 behind it.\n\nExample: bitcoind-usdt-exporter --bitcoind /usr/bin/bitcoin-node --node-name mynode\nThen:    curl \
 http://127.0.0.1:9435/metrics")]
 struct Arguments {
@@ -90,6 +91,10 @@ struct Arguments {
     #[arg(long, env = "BITCOIND_USDT_EXPORTER_DEBUG")]
     debug: bool,
 
+    /// Print the manual page or a shell's completions, exit
+    #[arg(long, value_enum, value_name = "WHAT")]
+    generate: Option<Generated>,
+
     /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_USDT_EXPORTER_LOG")]
     log: Log,
@@ -110,6 +115,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
+    if let Some(what) = arguments.generate {
+        return Ok(generate::print(what, Arguments::command())?);
+    }
     if arguments.print_metrics_reference {
         print!("{}", bitcoind_exporter::metrics_reference());
         return Ok(());
