@@ -176,7 +176,7 @@ fn run(arguments: Arguments) -> Result<()> {
         let sites = binary::sites(&node.running_binary())
             .or_else(|_| binary::sites(&node.binary))
             .unwrap_or_default();
-        let has = |name: &str| sites.iter().any(|site| name == format!("{}:{}", site.provider, site.name));
+        let has = |name: &str| sites.iter().any(|site| name == site.probe());
         for probe in &attached {
             match &probe.result {
                 Ok(()) => println!("  ✓ Attached: {}", probe.name),
@@ -244,8 +244,7 @@ fn list(subjects: &[Subject], target: &Target, node: Option<Node>) -> Result<()>
     for subject in subjects {
         for tracepoint in subject.tracepoints() {
             let name = format!("{}:{tracepoint}", subject.provider());
-            let site =
-                sites.iter().find(|site| site.provider == subject.provider() && site.name == **tracepoint);
+            let site = sites.iter().find(|site| site.probe() == name);
             let is_attached =
                 attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == name && it.result.is_ok()));
             let feeds =

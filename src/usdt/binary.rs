@@ -19,6 +19,13 @@ pub struct Site {
     pub arguments: String,
 }
 
+impl Site {
+    /// `validation:block_connected`
+    pub fn probe(&self) -> String {
+        format!("{}:{}", self.provider, self.name)
+    }
+}
+
 /// What the notes of SystemTap's `sys/sdt.h` say.
 const STAPSDT: (&[u8], NoteType) = (b"stapsdt", NoteType(3));
 /// Before the strings: three addresses.

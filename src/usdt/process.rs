@@ -42,8 +42,8 @@ impl Node {
 
     /// Becomes readable when the process ends.
     pub fn end(&self) -> Result<OwnedFd> {
-        // SAFETY: takes a number and flags, and touches no memory of ours.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, libc::PIDFD_NONBLOCK) };
+        // SAFETY: takes two numbers, and touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
         let fd = Errno::result(fd).with_context(|| format!("cannot watch process {}", self.pid))?;
         // SAFETY: the system call has just made this descriptor, and nobody else has it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
@@ -75,11 +75,11 @@ pub fn candidates(binary: Option<&Path>) -> Result<Vec<Node>> {
             wanted.then_some(exe)
         }
         Err(_) => {
-            let name = process.stat().ok()?.comm;
+            let stat = process.stat().ok().filter(|stat| stat.state != 'Z')?;
             let path = path.clone()?;
-            // The kernel keeps fifteen bytes of a name.
-            let of_path = path.file_name()?.to_str()?.get(..15).unwrap_or(path.file_name()?.to_str()?);
-            (name == of_path).then_some(path)
+            // Of a name the kernel keeps fifteen bytes.
+            let name = path.file_name()?.to_str()?;
+            (stat.comm == name.get(..15).unwrap_or(name)).then_some(path)
         }
     };
     let processes = all_processes().context("cannot list processes; is /proc mounted?")?.flatten();

@@ -61,10 +61,7 @@ pub fn attach(programs: &mut Programs, node: &Node) -> Result<Vec<Attached>> {
     if let Some(Attached { name, result: Err(error) }) =
         attached.first().filter(|_| attached.iter().all(|it| it.result.is_err()))
     {
-        let has_any = binary::sites(&binary)?
-            .iter()
-            .any(|site| attached.iter().any(|it| it.name == format!("{}:{}", site.provider, site.name)));
-        if has_any {
+        if binary::sites(&binary)?.iter().any(|site| attached.iter().any(|it| it.name == site.probe())) {
             bail!("No USDT probes could be attached. {name}: {error:#}");
         }
         bail!(
