@@ -135,6 +135,7 @@
           "ipc-regtest"
           "monitoring-stack"
           "socket-activation"
+          "tls"
           "usdt-regtest"
         ] (scenario pkgs)
       );

@@ -11,7 +11,10 @@ in
   environment.systemPackages = [
     cli
     pkgs.bitcoind-exporter
+    pkgs.bitcoin-node
     pkgs.curl
+    pkgs.openssl
+    pkgs.prometheus
     pkgs.python3
     pkgs.util-linux
   ];
