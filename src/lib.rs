@@ -12,8 +12,9 @@
 //! - [`generate`] prints what packages ship beside the binaries.
 //! - [`logging`] writes to stderr or the journal.
 //!
-//! Two threads: the main thread runs everything that touches the node, HTTP has a thread of its own, so that no
-//! scraper can delay an answer to the node. Between them are only atomics and one watch channel.
+//! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
+//! answer to the node; between them are only atomics and one watch channel. Blocks are counted and log lines written by
+//! threads that only take from bounded queues.
 
 pub mod collect;
 pub mod generate;
