@@ -25,7 +25,7 @@ use tracing::warn;
 
 /// The file, as written.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "tls_server_config, http_server_config or basic_auth_users")]
 struct File {
     tls_server_config: Option<TlsServer>,
     http_server_config: Option<HttpServer>,
@@ -339,6 +339,7 @@ mod tests {
 
     #[test]
     fn a_wrong_file_is_refused_with_what_is_wrong() {
+        assert!(error("host").contains("expected tls_server_config, http_server_config or basic_auth_users"));
         assert!(error("basic_auth_user: {}").contains("unknown field `basic_auth_user`"));
         assert!(error("\n\nbasic_auth_users:\n  a: [").contains("line "));
         assert!(error("basic_auth_users: {prom: secret}").contains("prom: not a bcrypt hash"));
