@@ -39,6 +39,8 @@ pub struct Offers {
     pub ibd: bool,
     /// Negative and huge values.
     pub absurd: bool,
+    /// The long poll fails at once.
+    pub tip_fails: bool,
 }
 
 /// A callback to make.
@@ -65,21 +67,27 @@ enum Command {
     ShutDown,
 }
 
+#[derive(Default)]
+struct Counts {
+    would_have_aborted: AtomicU32,
+    unsubscribed: AtomicU32,
+    long_polls: AtomicU32,
+}
+
 pub struct FakeNode {
     dir: TempDir,
     commands: async_mpsc::UnboundedSender<Command>,
-    would_have_aborted: Arc<AtomicU32>,
-    unsubscribed: Arc<AtomicU32>,
+    counts: Arc<Counts>,
 }
 
 impl FakeNode {
     pub fn start(offers: Offers) -> Self {
         let dir = TempDir::new();
         let (commands, receiver) = async_mpsc::unbounded_channel();
-        let (would_have_aborted, unsubscribed): (Arc<AtomicU32>, Arc<AtomicU32>) = Default::default();
+        let counts = Arc::<Counts>::default();
         let listener = std::os::unix::net::UnixListener::bind(dir.0.join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let (aborts, ends) = (would_have_aborted.clone(), unsubscribed.clone());
+        let shared = counts.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let local = tokio::task::LocalSet::new();
@@ -89,12 +97,11 @@ impl FakeNode {
                 hangs: watch::channel(false).0,
                 shutting_down: watch::channel(false).0,
                 callbacks: RefCell::default(),
-                would_have_aborted: aborts,
-                unsubscribed: ends,
+                counts: shared,
             });
             local.block_on(&runtime, run(state, listener, receiver));
         });
-        FakeNode { dir, commands, would_have_aborted, unsubscribed }
+        FakeNode { dir, commands, counts }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -128,12 +135,17 @@ impl FakeNode {
 
     /// How often a connection was closed while the node held a callback of it.
     pub fn would_have_aborted(&self) -> u32 {
-        self.would_have_aborted.load(Relaxed)
+        self.counts.would_have_aborted.load(Relaxed)
+    }
+
+    /// How often it was asked to wait for a new tip.
+    pub fn long_polls(&self) -> u32 {
+        self.counts.long_polls.load(Relaxed)
     }
 
     /// Subscriptions that were ended completely.
     pub fn unsubscribed(&self) -> u32 {
-        self.unsubscribed.load(Relaxed)
+        self.counts.unsubscribed.load(Relaxed)
     }
 }
 
@@ -153,8 +165,7 @@ struct State {
     shutting_down: watch::Sender<bool>,
     /// By connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
-    would_have_aborted: Arc<AtomicU32>,
-    unsubscribed: Arc<AtomicU32>,
+    counts: Arc<Counts>,
 }
 
 async fn run(
@@ -177,7 +188,7 @@ async fn run(
                     let _ = RpcSystem::new(Box::new(network), Some(init.client)).await;
                     let mut callbacks = state.callbacks.borrow_mut();
                     if callbacks.iter().any(|(of, callback)| *of == connection && callback.borrow().is_some()) {
-                        state.would_have_aborted.fetch_add(1, Relaxed);
+                        state.counts.would_have_aborted.fetch_add(1, Relaxed);
                     }
                     callbacks.retain(|(of, _)| *of != connection);
                 });
@@ -334,8 +345,8 @@ impl Fake {
     fn subscribe(&self, callback: Callback) -> handler::Client {
         let callback = Rc::new(RefCell::new(Some(callback)));
         self.state.callbacks.borrow_mut().push((self.connection, callback.clone()));
-        let unsubscribed = self.state.unsubscribed.clone();
-        new_client(Handler { callback, ending: Cell::new(false), unsubscribed })
+        let counts = self.state.counts.clone();
+        new_client(Handler { callback, ending: Cell::new(false), counts })
     }
 
     fn execute(&self, method: &str) -> serde_json::Value {
@@ -362,7 +373,7 @@ struct InCall {
 impl Drop for InCall {
     fn drop(&mut self) {
         if !self.answered && (self.state.offers.chain || self.state.offers.tracing) {
-            self.state.would_have_aborted.fetch_add(1, Relaxed);
+            self.state.counts.would_have_aborted.fetch_add(1, Relaxed);
         }
     }
 }
@@ -379,6 +390,10 @@ impl mining::Server for Fake {
         tip.set_height(42);
     });
     method!(mining::wait_tip_changed(params: WaitTipChangedParams, results: WaitTipChangedResults), |this| {
+        this.state.counts.long_polls.fetch_add(1, Relaxed);
+        if this.state.offers.tip_fails {
+            return Err(Error::failed("no tip".into()));
+        }
         let params = params.get()?;
         let mut milliseconds = params.get_timeout();
         if this.state.offers.core30 {
@@ -496,7 +511,7 @@ impl tracing::Server for Fake {
 struct Handler {
     callback: Held,
     ending: Cell<bool>,
-    unsubscribed: Arc<AtomicU32>,
+    counts: Arc<Counts>,
 }
 
 impl handler::Server for Handler {
@@ -504,7 +519,7 @@ impl handler::Server for Handler {
         if this.ending.replace(true) {
             return Ok(()); // both the guard and the exporter may ask for it
         }
-        let (callback, unsubscribed) = (this.callback.clone(), this.unsubscribed.clone());
+        let (callback, counts) = (this.callback.clone(), this.counts.clone());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(Duration::from_millis(3)).await;
             let held = callback.borrow().clone();
@@ -515,7 +530,7 @@ impl handler::Server for Handler {
             };
             if destroyed {
                 *callback.borrow_mut() = None;
-                unsubscribed.fetch_add(1, Relaxed);
+                counts.unsubscribed.fetch_add(1, Relaxed);
             }
         });
     });

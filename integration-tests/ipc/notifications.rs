@@ -20,6 +20,7 @@ const TRACING: Offers = Offers {
     tracing: true,
     ibd: false,
     absurd: false,
+    tip_fails: false,
 };
 
 fn subscribed(node: &FakeNode, arguments: &[&str]) -> Exporter {
@@ -201,6 +202,18 @@ fn one_failing_call_costs_only_its_own_metrics() {
         let failures = exporter.value(&format!("bitcoin_exporter_poll_failures_total{{call=\"{call}\"}}"));
         assert!(failures >= Some(1.0), "{call}: {failures:?}");
     }
+}
+
+#[test]
+fn a_long_poll_that_fails_at_once_is_tried_again_in_peace() {
+    let node = FakeNode::start(Offers { tip_fails: true, ..TRACING });
+    let exporter = subscribed(&node, &[]);
+    eventually("it is tried again", || (node.long_polls() >= 3).then_some(()));
+    let before = node.long_polls();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(node.long_polls() - before <= 3, "one a second: {}", node.long_polls());
+    assert_eq!(exporter.log().matches("waiting for a new tip failed").count(), 1);
+    assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
 }
 
 #[test]

@@ -222,12 +222,7 @@ impl Session {
                     () = collector.shutdown.requested() => break End::ShutdownRequested,
                     end = TipWatch::ended(&mut tip) => match end {
                         TipEnd::NodeShutsDown => break End::NodeShutDown,
-                        TipEnd::Failed(error @ CallError::Disconnected(_)) => break error.into(),
-                        // A node that hangs is the polls' business; keep the long poll, it is our only warning.
-                        TipEnd::Failed(error) => {
-                            warn!("waiting for a new tip failed: {error}");
-                            tip = TipWatch::restart(&self, &collector.metrics, tip);
-                        }
+                        TipEnd::Lost(error) => break error.into(),
                     },
                     () = trace.over_budget() => {
                         collector.trace_given_up = true;

@@ -2,7 +2,6 @@
 //!
 //! It tells tip changes where there are no notifications, and it is the node's only word that it is shutting down.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,52 +26,32 @@ const TOLERATED: Duration = Duration::from_millis(100);
 pub enum TipEnd {
     /// The node said so.
     NodeShutsDown,
-    /// The long poll failed.
-    Failed(CallError),
+    /// The connection is gone.
+    Lost(CallError),
 }
 
 /// Follows the tip in a task of its own.
-pub struct TipWatch {
-    task: Task<TipEnd>,
-    known: Rc<Cell<Option<BlockRef>>>,
-    new_tip: Rc<Notify>,
-}
+pub struct TipWatch(Task<TipEnd>);
 
 impl TipWatch {
     /// `None` if the node does not offer Mining.
     pub fn start(session: &Session, metrics: &Arc<Metrics>, new_tip: Rc<Notify>) -> Option<Self> {
-        Self::spawn(session, metrics, new_tip, Rc::default())
-    }
-
-    /// After a failure: goes on from the tip that was known.
-    pub fn restart(session: &Session, metrics: &Arc<Metrics>, failed: Option<Self>) -> Option<Self> {
-        failed.and_then(|watch| Self::spawn(session, metrics, watch.new_tip.clone(), watch.known.clone()))
-    }
-
-    fn spawn(
-        session: &Session,
-        metrics: &Arc<Metrics>,
-        new_tip: Rc<Notify>,
-        known: Rc<Cell<Option<BlockRef>>>,
-    ) -> Option<Self> {
         session.interfaces.mining.as_ref()?;
         let follow = Follow {
             interfaces: session.interfaces.clone(),
             thread: session.waiting().patient(LONG_POLL),
             metrics: metrics.clone(),
-            new_tip: new_tip.clone(),
-            known: known.clone(),
+            new_tip,
         };
-        let task = Task(tokio::task::spawn_local(follow.run()));
-        Some(TipWatch { task, known, new_tip })
+        Some(TipWatch(Task(tokio::task::spawn_local(follow.run()))))
     }
 
     /// Resolves when there is no more news; never without a watch.
     pub async fn ended(watch: &mut Option<Self>) -> TipEnd {
         match watch {
-            Some(watch) => match (&mut watch.task.0).await {
+            Some(TipWatch(task)) => match (&mut task.0).await {
                 Ok(end) => end,
-                Err(error) => TipEnd::Failed(CallError::Failed(error.to_string())),
+                Err(error) => TipEnd::Lost(CallError::Disconnected(error.to_string())),
             },
             None => std::future::pending().await,
         }
@@ -84,7 +63,6 @@ struct Follow {
     thread: Thread,
     metrics: Arc<Metrics>,
     new_tip: Rc<Notify>,
-    known: Rc<Cell<Option<BlockRef>>>,
 }
 
 impl Follow {
@@ -99,10 +77,14 @@ impl Follow {
         }
         // Not a block: the first call returns the present tip at once.
         const NONE: Hash = Hash([0; 32]);
+        let mut known = None::<BlockRef>;
+        let mut failing = false;
         loop {
-            let current = self.known.get().map_or(NONE, |tip| tip.hash);
+            let current = known.map_or(NONE, |tip| tip.hash);
             let asked = Instant::now();
-            match mining.wait_tip_changed(&self.thread, current, LONG_POLL).await {
+            let answer = mining.wait_tip_changed(&self.thread, current, LONG_POLL).await;
+            let failed_before = std::mem::replace(&mut failing, answer.is_err());
+            match answer {
                 Ok(None) => return TipEnd::NodeShutsDown,
                 // The timeout has passed. Should a node not wait, we do.
                 Ok(Some(tip)) if tip.hash == current => {
@@ -110,14 +92,21 @@ impl Follow {
                     tokio::time::sleep(early.saturating_sub(TOLERATED)).await;
                 }
                 Ok(Some(tip)) => {
-                    let old = self.known.replace(Some(tip));
+                    let old = known.replace(tip);
                     self.new_tip.notify_one();
                     if let Some(old) = old {
                         debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
                         self.changed(old, tip).await;
                     }
                 }
-                Err(error) => return TipEnd::Failed(error),
+                Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
+                // A node that hangs is the polls' business; keep the long poll, it is our only warning.
+                Err(error) => {
+                    if !failed_before {
+                        warn!("waiting for a new tip failed: {error}; trying again until it works");
+                    }
+                    tokio::time::sleep(LONG_POLL).await;
+                }
             }
         }
     }

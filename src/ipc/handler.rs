@@ -38,8 +38,9 @@ impl Subscription {
     /// as long as it takes, with `impatient` called after each deadline that passed; only a lost connection is an
     /// error.
     pub async fn end(mut self, on: &Thread, mut impatient: impl FnMut(&CallError)) -> Result<(), CallError> {
-        /// Between attempts while the thread is busy with another call.
-        const RETRY: Duration = Duration::from_millis(2);
+        /// Between attempts while the thread is busy with another call, and while the node fails to.
+        const BUSY: Duration = Duration::from_millis(2);
+        const FAILING: Duration = Duration::from_secs(1);
         let mut request = self.handler.disconnect_request();
         loop {
             request.get().init_context().set_thread(on.client.clone());
@@ -50,13 +51,16 @@ impl Subscription {
                     Err(_) => impatient(&CallError::TimedOut(on.deadline)),
                 }
             };
-            match answer.map_err(CallError::from) {
+            let again = match answer.map_err(CallError::from) {
                 Ok(_) => break,
                 Err(error @ (CallError::Disconnected(_) | CallError::Unimplemented(_))) => return Err(error),
-                Err(CallError::Failed(why)) if why.contains("thread busy") => {}
-                Err(error) => impatient(&error),
-            }
-            tokio::time::sleep(RETRY).await;
+                Err(CallError::Failed(why)) if why.contains("thread busy") => BUSY,
+                Err(error) => {
+                    impatient(&error);
+                    FAILING
+                }
+            };
+            tokio::time::sleep(again).await;
             request = self.handler.disconnect_request();
         }
         while tokio::time::timeout(on.deadline, &mut self.released).await.is_err() {
