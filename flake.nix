@@ -133,6 +133,7 @@
         pkgs:
         nixpkgs.lib.genAttrs [
           "ipc-regtest"
+          "launched-by-node"
           "monitoring-stack"
           "socket-activation"
           "tls"

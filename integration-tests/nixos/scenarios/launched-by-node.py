@@ -1,0 +1,28 @@
+# The node launches the exporter (-startupnotify), in its own service; the exporter ends with it.
+
+SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9400/metrics"
+LAUNCH = "bitcoind-ipc-exporter --exit-with-node --metrics-addr 127.0.0.1:9400 /run/bitcoind/node.sock"
+
+start_all()
+# So that the directory is there, and the node's shell finds the exporter.
+machine.succeed("systemctl start bitcoind.service", "systemctl stop bitcoind.service")
+machine.succeed(f"echo startupnotify=$(command -v bitcoind-ipc-exporter) {LAUNCH.partition(' ')[2]} "
+                "> /var/lib/bitcoind/bitcoin.conf")
+
+with subtest("the node starts it"):
+    machine.succeed("systemctl start bitcoind.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+    machine.succeed("bitcoin-cli generatetodescriptor 2 'raw(51)'")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_chain_height 2'")
+
+with subtest("it ends with the node, in order"):
+    machine.succeed("bitcoin-cli stop")
+    machine.wait_until_fails("pgrep -f '[b]itcoind-ipc-exporter --exit'")
+    machine.wait_until_succeeds("systemctl show -P ActiveState bitcoind.service | grep -x inactive")
+    machine.succeed("systemctl show -P Result bitcoind.service | grep -x success")
+
+with subtest("so it does when the service is stopped, which ends all of its processes at once"):
+    machine.succeed("systemctl start bitcoind.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+    machine.succeed("systemctl stop bitcoind.service", "systemctl show -P Result bitcoind.service | grep -x success")
+    machine.fail("pgrep -f '[b]itcoind-ipc-exporter --exit'")
