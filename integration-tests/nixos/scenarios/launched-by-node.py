@@ -4,9 +4,10 @@ SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9400/metrics"
 LAUNCH = "bitcoind-ipc-exporter --exit-with-node --metrics-addr 127.0.0.1:9400 /run/bitcoind/node.sock"
 
 start_all()
-# So that the directory is there, and the node's shell finds the exporter.
-machine.succeed("systemctl start bitcoind.service", "systemctl stop bitcoind.service")
-machine.succeed(f"echo startupnotify=$(command -v bitcoind-ipc-exporter) {LAUNCH.partition(' ')[2]} "
+# The first start makes the directory that the configuration belongs in.
+machine.succeed("systemctl start bitcoind.service")
+machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
+machine.succeed("systemctl stop bitcoind.service", f"echo startupnotify=$(command -v bitcoind-ipc-exporter) {LAUNCH.partition(' ')[2]} "
                 "> /var/lib/bitcoind/bitcoin.conf")
 
 with subtest("the node starts it"):
