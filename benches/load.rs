@@ -3,7 +3,7 @@
 //!
 //!     cargo bench --bench load [-- CALLBACKS]
 
-#[path = "../integration-tests/ipc/fake.rs"]
+#[path = "../integration-tests/harness/fake.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod fake;
 #[path = "../integration-tests/harness/temp_dir.rs"]

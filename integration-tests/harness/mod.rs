@@ -2,7 +2,11 @@
 #![allow(dead_code, reason = "each uses a part of it")]
 
 pub mod exporter;
+pub mod fake;
+#[cfg(feature = "usdt")]
+pub mod fixture;
 pub mod node;
+pub mod prometheus;
 pub mod temp_dir;
 
 use std::time::{Duration, Instant};

@@ -90,7 +90,7 @@ impl Node {
         std::fs::read_to_string(self.dir.0.join("stderr")).unwrap()
     }
 
-    fn try_cli(&self, arguments: &[&str]) -> Result<String, String> {
+    pub fn try_cli(&self, arguments: &[&str]) -> Result<String, String> {
         let output = Command::new(bitcoin_cli())
             .args([
                 "-regtest",

@@ -2,7 +2,6 @@
 //! what the real one does not offer or will not do.
 
 mod bad_input;
-mod fake;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod hostile;
@@ -11,4 +10,4 @@ mod real_node;
 mod web_config;
 
 use harness::temp_dir::TempDir;
-use harness::{eventually, exporter, node, temp_dir};
+use harness::{eventually, exporter, fake, node};

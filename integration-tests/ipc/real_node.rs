@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::exporter::{Exporter, command};
+use crate::harness::prometheus::{Prometheus, promtool};
 use crate::node::Node;
 use crate::{TempDir, eventually};
 
@@ -287,7 +288,7 @@ fn promtool_finds_nothing_in_the_metrics() {
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     node.mine(1);
     exporter.wait_for("bitcoin_blocks_connected_total", 1.0);
-    let promtool = std::env::var_os("PROMTOOL").expect("PROMTOOL is not set: use integration-tests/run");
+    let promtool = promtool();
     let mut check = Command::new(&promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -313,48 +314,20 @@ fn prometheus_scrapes_open_metrics() {
     assert!(status == 200 && head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
     assert!(body.ends_with("# EOF\n"));
 
-    let promtool = std::path::PathBuf::from(std::env::var_os("PROMTOOL").expect("use integration-tests/run"));
-    let dir = TempDir::new();
     let config = format!(
         "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: node, static_configs: [{{targets: ['{}']}}]}}]\n",
         exporter.address()
     );
-    std::fs::write(dir.0.join("prometheus.yml"), config).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut prometheus = Command::new(promtool.with_file_name("prometheus"))
-        .current_dir(&dir.0)
-        .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"])
-        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("prometheus starts");
-    let query = |query: &str| -> Option<serde_json::Value> {
-        use std::io::Read;
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
-        write!(stream, "GET /api/v1/{query} HTTP/1.0\r\nHost: x\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
-    };
-    let result = std::panic::catch_unwind(|| {
-        eventually("a series is stored", || {
-            let answer = query("query?query=bitcoin_up")?;
-            (answer["data"]["result"][0]["value"][1] == "1").then_some(())
-        });
-        let targets = query("targets").unwrap();
-        let target = &targets["data"]["activeTargets"][0];
-        assert_eq!(
-            (target["health"].as_str(), target["lastError"].as_str()),
-            (Some("up"), Some("")),
-            "{target}"
-        );
-        let metadata = query("targets/metadata?metric=bitcoin_blocks_connected").unwrap();
-        assert_eq!(metadata["data"][0]["type"], "counter", "OpenMetrics was negotiated: {metadata}");
+    let prometheus = Prometheus::start(&config);
+    eventually("a series is stored", || {
+        let series = prometheus.query("bitcoin_up");
+        (series[0]["value"][1] == "1").then_some(())
     });
-    let _ = prometheus.kill();
-    let _ = prometheus.wait();
-    assert!(result.is_ok());
+    let targets = prometheus.api("targets").unwrap();
+    let target = &targets["activeTargets"][0];
+    assert_eq!((target["health"].as_str(), target["lastError"].as_str()), (Some("up"), Some("")), "{target}");
+    let metadata = prometheus.api("targets/metadata?metric=bitcoin_blocks_connected").unwrap();
+    assert_eq!(metadata[0]["type"], "counter", "OpenMetrics was negotiated: {metadata}");
 }
 
 #[test]

@@ -9,22 +9,13 @@ mod harness;
 mod life;
 mod standard;
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
-use bitcoind_exporter::usdt;
 use libtest_mimic::{Arguments, Trial};
 
 use harness::exporter::Exporter;
+use harness::fixture::{Fixture, cannot_bpf, command, compile, exporter};
 use harness::temp_dir::TempDir;
-
-/// Why this machine cannot do BPF.
-fn cannot_bpf() -> Option<anyhow::Error> {
-    let loaded =
-        usdt::check_kernel().and_then(|()| usdt::Programs::load(&[usdt::Subject::Validation]).map(drop));
-    loaded.err()
-}
 
 fn main() -> ExitCode {
     let cannot = cannot_bpf();
@@ -59,67 +50,6 @@ fn main() -> ExitCode {
     let without = tests![life::several_nodes_are_listed_and_none_is_guessed, life::wrong_input_is_explained];
     let with_bpf = with_bpf.into_iter().map(|test| test.with_ignored_flag(cannot.is_some()));
     libtest_mimic::run(&Arguments::from_args(), with_bpf.chain(without).collect()).exit_code()
-}
-
-fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).env_remove("RUST_LOG");
-    command
-}
-
-/// Beside this process, attached.
-fn exporter(pid: u32, arguments: &[&str]) -> Exporter {
-    let pid = pid.to_string();
-    Exporter::spawn(command().args(["--pid", &pid, "--health-port", "0"]).args(arguments)).ready()
-}
-
-/// `fixture.c`, compiled with these options.
-fn compile(dir: &Path, options: &[&str]) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/usdt/fixture.c");
-    let binary = dir.join(format!("fixture{}", options.concat()));
-    let status =
-        Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&binary).arg(source).args(options).status();
-    assert!(status.expect("a C compiler").success(), "the fixture compiles (Debian: systemtap-sdt-dev)");
-    binary
-}
-
-/// A running fixture; killed at the end of its test.
-struct Fixture {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Fixture {
-    fn start(binary: &Path) -> Self {
-        let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut fixture = Fixture { child, input, output };
-        fixture.says("ready");
-        fixture
-    }
-
-    fn says(&mut self, what: &str) {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), what);
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    fn fire(&mut self, event: &str) {
-        writeln!(self.input, "{event}").unwrap();
-        self.says("fired");
-    }
-}
-
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A fixture with or without `udp:block_reconstruction_detail`, and an exporter beside it.

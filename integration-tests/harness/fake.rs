@@ -24,7 +24,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc as async_mpsc, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-use crate::temp_dir::TempDir;
+use super::temp_dir::TempDir;
 
 /// What the fake node offers and says.
 #[derive(Clone, Copy, Default)]

@@ -1,0 +1,77 @@
+//! The USDT exporter, and a program with FIBRE's tracepoints beside it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use bitcoind_exporter::usdt;
+
+use super::exporter::Exporter;
+
+/// Why this machine cannot do BPF.
+pub fn cannot_bpf() -> Option<anyhow::Error> {
+    let loaded =
+        usdt::check_kernel().and_then(|()| usdt::Programs::load(&[usdt::Subject::Validation]).map(drop));
+    loaded.err()
+}
+
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+/// Beside this process, attached.
+pub fn exporter(pid: u32, arguments: &[&str]) -> Exporter {
+    let pid = pid.to_string();
+    Exporter::spawn(command().args(["--pid", &pid, "--health-port", "0"]).args(arguments)).ready()
+}
+
+/// `fixture.c`, compiled with these options.
+pub fn compile(dir: &Path, options: &[&str]) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/usdt/fixture.c");
+    let binary = dir.join(format!("fixture{}", options.concat()));
+    let status =
+        Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&binary).arg(source).args(options).status();
+    assert!(status.expect("a C compiler").success(), "the fixture compiles (Debian: systemtap-sdt-dev)");
+    binary
+}
+
+/// A running fixture; killed at the end of its test.
+pub struct Fixture {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Fixture {
+    pub fn start(binary: &Path) -> Self {
+        let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut fixture = Fixture { child, input, output };
+        fixture.says("ready");
+        fixture
+    }
+
+    fn says(&mut self, what: &str) {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), what);
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn fire(&mut self, event: &str) {
+        writeln!(self.input, "{event}").unwrap();
+        self.says("fired");
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,233 @@
+//! Every expression of every panel, rule and alert, evaluated.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bitcoin::Network;
+use bitcoin::blockdata::constants::genesis_block;
+use bitcoin::consensus::serialize;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
+use crate::harness::fake::{Event, FakeNode, Offers};
+use crate::harness::fixture::{Fixture, compile, exporter as usdt_exporter};
+use crate::harness::node::Node;
+use crate::harness::prometheus::Prometheus;
+use crate::harness::temp_dir::TempDir;
+use crate::{dashboards, panels, rules};
+
+/// What has no data here, and why.
+const WITHOUT: [(&str, &str); 2] = [
+    ("bitcoin_fee_estimate_sat_per_vbyte", "a node estimates from days of blocks with many transactions"),
+    ("bitcoin_exporter_log_lines_dropped", "only when stderr takes them too slowly"),
+];
+
+/// Everything that can be seen at once: two real nodes that relay to each other, with both exporters beside the first; a
+/// real one that ends; a fake one with the notifications that these do not offer, one that has shut down, and FIBRE's
+/// tracepoints.
+struct Stack {
+    nodes: [Node; 2],
+    /// Flushes when it ends.
+    ends: Node,
+    fake: FakeNode,
+    fixture: Fixture,
+    ipc: Vec<Exporter>,
+    usdt: Vec<Exporter>,
+    spendable: Vec<String>,
+    _dir: TempDir,
+}
+
+impl Stack {
+    fn start() -> Self {
+        let first = Node::start(&[]);
+        let peer = format!("-addnode=127.0.0.1:{}", first.p2p_port);
+        let second = Node::start(&[&peer, "-prune=1"]);
+        eventually("the nodes are connected", || (first.cli(&["getconnectioncount"]) == "1").then_some(()));
+        let spendable = first.mine(130)[..20].to_vec();
+        let everything =
+            Offers { mining: true, chain: true, node: true, tracing: true, ..Default::default() };
+        let (fake, gone) = (FakeNode::start(everything), FakeNode::start(everything));
+        let ipc = [first.socket(), second.socket(), fake.socket(), gone.socket()];
+        let ipc: Vec<_> =
+            ipc.iter().map(|socket| Exporter::start(socket, &["--poll-interval", "1s"]).ready()).collect();
+        gone.shut_down();
+        let ends = Node::start(&[]);
+        let dir = TempDir::new();
+        let fixture = Fixture::start(&compile(&dir.0, &["-DDETAIL"]));
+        let usdt = vec![
+            usdt_exporter(first.pid(), &["--node-name", "first"]),
+            usdt_exporter(fixture.pid(), &["--node-name", "relay"]),
+            usdt_exporter(ends.pid(), &["--node-name", "ends"]),
+        ];
+        Stack { nodes: [first, second], ends, fake, fixture, ipc, usdt, spendable, _dir: dir }
+    }
+
+    fn prometheus(&self) -> Prometheus {
+        let targets = |exporters: &[Exporter], names: &[&str]| -> String {
+            let target = |(exporter, name): (&Exporter, &&str)| {
+                format!("{{targets: ['{}'], labels: {{node: {name}}}}}", exporter.address())
+            };
+            exporters.iter().zip(names).map(target).collect::<Vec<_>>().join(", ")
+        };
+        let rules = crate::contrib().join("prometheus");
+        let [ipc, usdt] = [
+            targets(&self.ipc, &["first", "second", "fake", "gone"]),
+            targets(&self.usdt, &["first", "relay", "ends"]),
+        ];
+        Prometheus::start(&format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+             rule_files: ['{0}/rules/*.yml', '{0}/old-names/*.yml']\n\
+             scrape_configs:\n\
+             - {{job_name: bitcoind-ipc, static_configs: [{ipc}]}}\n\
+             - job_name: bitcoind-usdt\n  \
+               static_configs: [{usdt}]\n  \
+               metric_relabel_configs: [{{action: labeldrop, regex: exported_node}}]\n",
+            rules.display()
+        ))
+    }
+
+    /// Something of everything.
+    fn live(&mut self, round: u64) {
+        let [first, second] = &self.nodes;
+        // A transaction, another that replaces it, and one that nobody wants.
+        if let Some(block) = self.spendable.pop() {
+            first.spend_coinbase_of(&block, 5_000);
+            if round.is_multiple_of(2) {
+                first.spend_coinbase_of(&block, 50_000 + round);
+            }
+        }
+        first.try_cli(&["sendrawtransaction", "0200000000010000000000000000"]).unwrap_err();
+        let missing = "0200000001aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0000000000ffffffff\
+                       02e8030000000000001976a914000000000000000000000000000000000000000088ac\
+                       e8030000000000001976a914000000000000000000000000000000000000000088ac00000000";
+        first.try_cli(&["sendrawtransaction", missing]).unwrap_err();
+        if round.is_multiple_of(3) {
+            first.mine(1);
+        }
+        if round == 4 {
+            // A reorganization of one block, a connection that ends, and one in each direction.
+            let tip = first.cli(&["getbestblockhash"]);
+            first.cli(&["invalidateblock", &tip]);
+            first.mine(2);
+            let address = |node: &Node| format!("127.0.0.1:{}", node.p2p_port);
+            second.cli(&["disconnectnode", &address(first)]);
+            first.cli(&["addnode", &address(second), "onetry"]);
+            second.cli(&["addnode", &address(first), "onetry"]);
+            self.ends.stop();
+        }
+        let block = serialize(&genesis_block(Network::Bitcoin));
+        let height = i32::try_from(round).unwrap();
+        self.fake.fire(vec![
+            Event::Added,
+            Event::Removed(0),
+            Event::Connected { height, data: block },
+            Event::Disconnected(height),
+            Event::Tip,
+            Event::Flushed,
+            Event::Add(5),
+            Event::Spend(5),
+            Event::Uncache(5),
+        ]);
+        for line in [
+            "reconstructed 10.0.0.1:8334 500 700 2 12000".to_string(),
+            "send".into(),
+            format!("winner {round} FIBRE/UDP 10.0.0.1:8334"),
+            format!("winner {round} BIP152/CMPCTBLOCK 10.0.0.2:8333"),
+            format!("time {round} 1000000 a 26000000 b"),
+            format!("time {round} 26000000 a 1000000 b"),
+            "detail 3 1234 2497 2500 0".into(),
+            "detail 0 0 2500 2500 1".into(),
+        ] {
+            self.fixture.fire(&line);
+        }
+    }
+}
+
+/// `where` to `expression`.
+fn expressions() -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    for dashboard in dashboards() {
+        for panel in panels(&dashboard) {
+            for target in panel["targets"].as_array().unwrap() {
+                let [uid, reference] =
+                    [&dashboard["uid"], &target["refId"]].map(|text| text.as_str().unwrap());
+                let place = format!("{uid}/{}/{}/{reference}", panel["id"], panel["title"].as_str().unwrap());
+                let expression = target["expr"].as_str().unwrap().replace("$__rate_interval", "1m");
+                let expression = ["$job", "$instance", "$node"]
+                    .iter()
+                    .fold(expression, |expression, variable| expression.replace(variable, ".*"));
+                assert!(!expression.contains('$'), "{expression}");
+                all.insert(place, expression);
+            }
+        }
+    }
+    for file in
+        ["rules/recording.yml", "old-names/usdt-dash.yml", "old-names/bitcoin-prometheus-exporter.yml"]
+    {
+        all.extend(rules(file).into_iter().map(|(name, expression)| (format!("{file}/{name}"), expression)));
+    }
+    // An alert is silent when all is well; but each series that it watches is there.
+    for (alert, expression) in rules("rules/alerts.yml") {
+        for series in series(&expression) {
+            all.insert(format!("alert {alert}/{series}"), series);
+        }
+    }
+    all
+}
+
+/// The names of series in an expression.
+fn series(expression: &str) -> BTreeSet<String> {
+    let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+    let is_series = |word: &&str| {
+        ["bitcoin_", "fibre_", "instance:", "chain:"].iter().any(|start| word.starts_with(start))
+            || *word == "up"
+    };
+    words.filter(is_series).map(str::to_string).collect()
+}
+
+fn has_data(answer: &Value) -> bool {
+    let series = answer.as_array().unwrap();
+    series.iter().any(|series| series["value"][1].as_str().is_some_and(|value| value != "NaN"))
+}
+
+pub fn every_expression_returns_data() {
+    let mut stack = Stack::start();
+    let prometheus = stack.prometheus();
+    let scraped = format!("count(up == 1) == {}", stack.ipc.len() + stack.usdt.len());
+    eventually("all exporters are scraped", || has_data(&prometheus.query(&scraped)).then_some(()));
+    let mut missing = expressions();
+    let count = missing.len();
+    let end = Instant::now() + Duration::from_secs(120);
+    for round in 0.. {
+        stack.live(round);
+        if round == 2 {
+            // Events that are answered and cannot be counted.
+            stack.ipc[2].signal(Signal::SIGSTOP);
+            let block = vec![0; 3_900_000];
+            stack.fake.fire((0..40).map(|height| Event::Connected { height, data: block.clone() }).collect());
+            stack.ipc[2].signal(Signal::SIGCONT);
+        }
+        if round > 5 {
+            missing.retain(|_, expression| !has_data(&prometheus.query(expression)));
+            missing.retain(|_, expression| !WITHOUT.iter().any(|(series, _)| expression.contains(series)));
+        }
+        if missing.is_empty() || Instant::now() > end {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(700));
+    }
+    let list: String = missing.iter().map(|(place, expression)| format!("\n{place}: {expression}")).collect();
+    assert!(missing.is_empty(), "{} of {count} expressions return nothing:{list}", missing.len());
+    assert!(prometheus.log().is_empty(), "{}", prometheus.log());
+    the_exporters_agree(&prometheus);
+}
+
+/// Both exporters of the first node have counted the same, as one expression.
+fn the_exporters_agree(prometheus: &Prometheus) {
+    let of =
+        |job: &str| format!("sum by (node) (bitcoin_blocks_connected_total{{node=\"first\",job=\"{job}\"}})");
+    let agree = format!("{} == {} > 0", of("bitcoind-ipc"), of("bitcoind-usdt"));
+    eventually(&agree, || has_data(&prometheus.query(&agree)).then_some(()));
+}
