@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         trial("dashboards_are_complete", dashboards_are_complete),
         trial("promtool_accepts_rules_and_configurations", promtool_accepts_rules_and_configurations),
         trial("each_alert_has_its_tests_and_its_section", each_alert_has_its_tests_and_its_section),
+        trial("the_compose_stack_is_pinned_and_hardened", the_compose_stack_is_pinned_and_hardened),
         trial("every_expression_returns_data", expressions::every_expression_returns_data)
             .with_ignored_flag(cannot.is_some()),
     ];
@@ -152,5 +153,36 @@ fn each_alert_has_its_tests_and_its_section() {
     }
     for section in sections {
         assert!(alerts.contains(section), "docs/alerts.md speaks of {section}, which is no alert");
+    }
+}
+
+fn the_compose_stack_is_pinned_and_hardened() {
+    let folder = contrib().join("compose");
+    let compose = yaml(&folder.join("compose.yaml"));
+    let services = compose["services"].as_object().unwrap();
+    assert_eq!(services.keys().collect::<Vec<_>>(), ["alloy", "grafana", "loki", "prometheus"]);
+    for (name, service) in services {
+        let (image, tag) = service["image"].as_str().unwrap().rsplit_once(':').expect("a tag");
+        assert!(tag.split('.').count() == 3, "{image}: {tag} is not one version");
+        // `<<: *hardened`
+        let hardened = &service["<<"];
+        assert_eq!(hardened["read_only"], true, "{name}");
+        assert_eq!(hardened["security_opt"][0], "no-new-privileges:true", "{name}");
+        assert_eq!(hardened["cap_drop"][0], "ALL", "{name}");
+        assert!(service["healthcheck"]["test"].is_array(), "{name}");
+        // What it mounts of ours is there.
+        for volume in service["volumes"].as_array().unwrap() {
+            let source = volume.as_str().unwrap().split(':').next().unwrap();
+            assert!(!source.starts_with('.') || folder.join(source).exists(), "{name}: {source}");
+        }
+    }
+    for file in ["loki.yml", "grafana/datasources/datasources.yml", "grafana/dashboards/dashboards.yml"] {
+        assert!(yaml(&folder.join(file)).is_object(), "{file}");
+    }
+    let example = std::fs::read_to_string(folder.join(".env.example")).unwrap();
+    for variable in
+        ["GRAFANA_ADMIN_PASSWORD=\n", "GRAFANA_ADMIN_USER=admin\n", "BITCOIN_DATA_DIR=/home/node/.bitcoin\n"]
+    {
+        assert!(example.contains(variable), "{variable}");
     }
 }
