@@ -1,6 +1,7 @@
 //! What the tests of both exporters use.
 #![allow(dead_code, reason = "each uses a part of it")]
 
+pub mod browser;
 pub mod exporter;
 pub mod fake;
 #[cfg(feature = "usdt")]

@@ -6,6 +6,7 @@
 mod expressions;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod status_page;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,11 @@ fn main() -> ExitCode {
         trial("promtool_accepts_rules_and_configurations", promtool_accepts_rules_and_configurations),
         trial("each_alert_has_its_tests_and_its_section", each_alert_has_its_tests_and_its_section),
         trial("the_compose_stack_is_pinned_and_hardened", the_compose_stack_is_pinned_and_hardened),
+        trial(
+            "numbers_equal_the_metrics_and_follow_the_node",
+            status_page::numbers_equal_the_metrics_and_follow_the_node,
+        ),
+        trial("it_fits_a_phone_in_the_dark", status_page::it_fits_a_phone_in_the_dark),
         trial("every_expression_returns_data", expressions::every_expression_returns_data)
             .with_ignored_flag(cannot.is_some()),
     ];

@@ -10,13 +10,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
 use bitcoind_exporter::generate::{self, Generated};
-use bitcoind_exporter::http::{self, Address, Listener, Pages, WebConfig};
+use bitcoind_exporter::http::{self, Address, History, Listener, Pages, WebConfig};
 use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::ipc::source::{CHAINS, Source, default_socket};
 use bitcoind_exporter::logging::{self, Log};
-use bitcoind_exporter::metrics::{Format, Metrics};
+use bitcoind_exporter::metrics::{Block, Format, Metrics, now};
 use bitcoind_exporter::systemd;
 use clap::{CommandFactory, Parser};
+use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::info;
@@ -202,7 +203,7 @@ fn run(arguments: Arguments) -> Result<()> {
         None => Listener::bind(&arguments.metrics_addr)?,
     });
     let (state, status) = watch::channel(State::Away("connecting".into()));
-    let status = Arc::new(Status { metrics: metrics.clone(), state: status });
+    let status = Arc::new(Status { metrics: metrics.clone(), state: status, history: History::of(PLOTTED) });
     let pulse = systemd::Pulse::default();
     http::serve_on_thread([listener.clone()], web_config, status, pulse.clone())?;
     systemd::notify(sd_notify::NotifyState::Ready);
@@ -248,9 +249,21 @@ fn source(arguments: &Arguments, connection: Option<OwnedFd>) -> Result<Source> 
     Source::new(connection, path)
 }
 
+/// What the status page plots.
+const PLOTTED: &[&str] = &[
+    "bitcoin_chain_height",
+    "bitcoin_mempool_size",
+    "bitcoin_mempool_bytes",
+    "bitcoin_fee_estimate_sat_per_vbyte{blocks=\"1\"}",
+    "bitcoin_peers",
+    "bitcoin_bytes_recv_total",
+    "bitcoin_bytes_sent_total",
+];
+
 struct Status {
     metrics: Arc<Metrics>,
     state: watch::Receiver<State>,
+    history: History,
 }
 
 impl Pages for Status {
@@ -266,15 +279,34 @@ impl Pages for Status {
     }
 
     fn index(&self) -> String {
-        let (node, interfaces) = match &*self.state.borrow() {
-            State::Polled { interfaces, node } => {
-                (node.clone().unwrap_or("connected; it does not tell its name".into()), interfaces.join(", "))
-            }
-            State::Away(why) | State::Connected(why) => (why.clone(), "unknown".into()),
-        };
-        http::page(
-            "bitcoind-ipc-exporter",
-            &[("Version", VERSION), ("Node", &node), ("Interfaces", &interfaces)],
-        )
+        http::STATUS_PAGE.into()
     }
+
+    fn status(&self) -> Option<Value> {
+        let (ready, text, node) = match &*self.state.borrow() {
+            State::Polled { interfaces, node } => {
+                let node = node.clone().unwrap_or("it does not tell its name".into());
+                (true, String::new(), format!("{node} · {}", interfaces.join(", ")))
+            }
+            State::Away(why) | State::Connected(why) => (false, why.clone(), String::new()),
+        };
+        let blocks: Vec<_> = self.metrics.last_blocks.all().iter().map(describe).collect();
+        Some(json!({
+            "now": now(),
+            "version": format!("bitcoind-ipc-exporter {VERSION}"),
+            "state": {"ready": ready, "text": text},
+            "node": node,
+            "blocks": blocks,
+            "history": self.history.json(),
+        }))
+    }
+
+    fn keep(&self) {
+        self.history.keep(&self.metrics.render(Format::Text));
+    }
+}
+
+fn describe(block: &Block) -> Value {
+    let Block { hash, height, seen, transactions, bytes, fees } = block;
+    json!({"hash": hash, "height": height, "seen": seen, "transactions": transactions, "bytes": bytes, "fees": fees})
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use tracing::debug;
@@ -14,7 +14,7 @@ use tracing::debug;
 use super::json::{count, flag, number, sat_per_vbyte, satoshis};
 use super::peers::{self, Peers};
 use crate::ipc::{CallError, Direction, Interfaces, Thread};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, now};
 
 /// Confirmation targets of the fee estimates.
 const FEE_TARGETS: [(&str, u32); 5] = [("1", 1), ("3", 3), ("6", 6), ("12", 12), ("144", 144)];
@@ -90,8 +90,7 @@ impl Poller {
             self.seen_tip = None;
             return Err("the node did not tell its tip".into());
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        exporter.last_poll.set([], now.as_secs_f64().round());
+        exporter.last_poll.set([], now().round());
         Ok(polled)
     }
 
@@ -281,6 +280,11 @@ impl Poller {
             (&chain.last_block_outputs, "outs"),
         ] {
             gauge.set(number(&stats, field));
+        }
+        if let Some(tip) = tip {
+            let [transactions, bytes, fees] =
+                ["txs", "total_size", "totalfee"].map(|field| number(&stats, field));
+            self.metrics.last_blocks.describe(tip, transactions, bytes, fees);
         }
     }
 }

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::session::{Session, Task};
 use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Thread};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, now};
 
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
 /// two of them within the time that a service manager gives us.
@@ -93,6 +93,9 @@ impl Follow {
                 }
                 Ok(Some(tip)) => {
                     let old = known.replace(tip);
+                    // The first is the tip as we find it.
+                    let seen = old.map(|_| now());
+                    self.metrics.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
                     self.new_tip.notify_one();
                     if let Some(old) = old {
                         debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");

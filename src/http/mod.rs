@@ -3,6 +3,7 @@
 //! It has a thread of its own: neither a slow or hostile scraper nor rendering a large page can delay an answer to
 //! the node.
 
+mod history;
 mod web_config;
 
 use std::convert::Infallible;
@@ -18,13 +19,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -32,6 +36,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
+pub use history::History;
 pub use web_config::WebConfig;
 
 use crate::metrics::Format;
@@ -170,7 +175,16 @@ pub trait Pages: Send + Sync + 'static {
     fn ready(&self) -> Result<(), String>;
     /// `/`: HTML.
     fn index(&self) -> String;
+    /// `/status.json`, for [`STATUS_PAGE`].
+    fn status(&self) -> Option<Value> {
+        None
+    }
+    /// Called every so often, to keep what `status` tells of the past.
+    fn keep(&self) {}
 }
+
+/// A node at a glance: reads `metrics` and `status.json`, and nothing from elsewhere.
+pub const STATUS_PAGE: &str = include_str!("status.html");
 
 /// Serves on a thread of its own for the life of the process, which ends with an error when serving does.
 pub fn serve_on_thread(
@@ -198,6 +212,12 @@ pub fn serve_on_thread(
                 std::process::exit(1);
             });
         }
+        runtime.spawn(async move {
+            loop {
+                pages.keep();
+                tokio::time::sleep(history::EVERY).await;
+            }
+        });
         runtime.block_on(pulse.beat());
     })?;
     Ok(())
@@ -309,6 +329,8 @@ fn unauthorized() -> Response<Full<Bytes>> {
 
 fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
+    const ONLY_OURS: &str =
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'";
     let respond = |status: StatusCode, kind: &str, body: String| {
         Response::builder()
             .status(status)
@@ -318,13 +340,17 @@ fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Byte
             .expect("these headers are valid")
     };
     let path = request.uri().path();
-    if !["/", "/metrics", "/livez", "/health", "/readyz", "/ready"].contains(&path) {
+    let status = if path == "/status.json" { pages.status() } else { None };
+    if status.is_none() && !["/", "/metrics", "/livez", "/health", "/readyz", "/ready"].contains(&path) {
         return respond(StatusCode::NOT_FOUND, TEXT, "not found; try /metrics\n".into());
     }
     if ![Method::GET, Method::HEAD].contains(request.method()) {
         let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".into());
         response.headers_mut().insert(ALLOW, "GET, HEAD".parse().expect("valid"));
         return response;
+    }
+    if let Some(status) = status {
+        return respond(StatusCode::OK, "application/json", status.to_string());
     }
     match path {
         "/metrics" => {
@@ -337,7 +363,11 @@ fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Byte
             Ok(()) => respond(StatusCode::OK, TEXT, "ok\n".into()),
             Err(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
         },
-        _ => respond(StatusCode::OK, "text/html; charset=utf-8", pages.index()),
+        _ => {
+            let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", pages.index());
+            response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(ONLY_OURS));
+            response
+        }
     }
 }
 

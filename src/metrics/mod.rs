@@ -6,6 +6,7 @@
 //! Two kinds differ in what happens when the node goes away: what was *read from the node* (gauges, and counters that
 //! the node keeps) disappears, what *we counted* stays.
 
+mod blocks;
 mod chain;
 mod exporter;
 mod mempool;
@@ -19,6 +20,7 @@ mod utxo_cache;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -26,6 +28,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
+pub use blocks::{Block, Blocks};
 pub use chain::Chain;
 pub use exporter::Exporter;
 pub use mempool::{Mempool, REMOVAL_REASONS};
@@ -50,6 +53,8 @@ pub struct Metrics {
     pub utxo_cache: UtxoCache,
     /// The exporter itself and its connection to the node.
     pub exporter: Exporter,
+    /// The last blocks.
+    pub last_blocks: Blocks,
 }
 
 impl Metrics {
@@ -63,7 +68,17 @@ impl Metrics {
         let exporter = Exporter::declare(&mut declare);
         process::declare(&mut declare);
         let Declare { registry, read_from_node, rows } = declare;
-        Arc::new(Metrics { registry, read_from_node, rows, chain, mempool, network, utxo_cache, exporter })
+        Arc::new(Metrics {
+            registry,
+            read_from_node,
+            rows,
+            chain,
+            mempool,
+            network,
+            utxo_cache,
+            exporter,
+            last_blocks: Blocks::default(),
+        })
     }
 
     /// Removes everything that was read from the node: it is away, and a stale number is worse than none.
@@ -81,6 +96,11 @@ impl Metrics {
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
+}
+
+/// The present time, in Unix seconds.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// A gauge's value. Whole numbers are printed as such.

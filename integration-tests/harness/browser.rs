@@ -1,0 +1,113 @@
+//! A headless Chromium, driven over WebDriver.
+
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::eventually;
+use super::temp_dir::TempDir;
+
+/// One page in one browser; ended with its test.
+pub struct Browser {
+    driver: Child,
+    session: String,
+    _profile: TempDir,
+}
+
+impl Browser {
+    pub fn start(width: u32, height: u32, dark: bool) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let driver = Command::new("chromedriver")
+            .arg(format!("--port={port}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver (Debian: chromium-driver)");
+        let profile = TempDir::new();
+        let base = format!("http://127.0.0.1:{port}");
+        let mut browser = Browser { driver, session: base.clone(), _profile: profile };
+        eventually("chromedriver is ready", || {
+            (send("GET", &format!("{base}/status"), None).ok()?["ready"] == true).then_some(())
+        });
+        let mut arguments = vec![
+            "--headless".to_string(),
+            "--no-sandbox".into(),
+            "--disable-gpu".into(),
+            "--disable-quic".into(),
+            "--no-first-run".into(),
+            "--disable-background-networking".into(),
+            "--disable-component-update".into(),
+            "--disable-sync".into(),
+            format!("--window-size={width},{height}"),
+            format!("--user-data-dir={}", browser._profile.0.display()),
+        ];
+        arguments.extend(dark.then(|| "--force-dark-mode".to_string()));
+        let wanted = json!({"capabilities": {"alwaysMatch": {
+            "goog:chromeOptions": {"args": arguments},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }}});
+        let made = send("POST", &format!("{base}/session"), Some(wanted)).expect("Chromium starts");
+        browser.session = format!("{base}/session/{}", made["sessionId"].as_str().unwrap());
+        browser
+    }
+
+    fn ask(&self, path: &str, body: Value) -> Value {
+        send("POST", &format!("{}/{path}", self.session), Some(body))
+            .unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    pub fn open(&self, url: &str) {
+        self.ask("url", json!({"url": url}));
+    }
+
+    /// What this function's body returns.
+    pub fn run(&self, script: &str) -> Value {
+        self.ask("execute/sync", json!({"script": script, "args": []}))
+    }
+
+    /// Presses these keys, where the focus is.
+    pub fn press(&self, keys: &str) {
+        let actions: Vec<_> = keys
+            .chars()
+            .flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key.to_string()})))
+            .collect();
+        self.ask("actions", json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}));
+    }
+
+    /// What was written to the console since the last time.
+    pub fn console(&self) -> Vec<String> {
+        let lines = self.ask("se/log", json!({"type": "browser"}));
+        lines.as_array().unwrap().iter().map(|line| line["message"].to_string()).collect()
+    }
+
+    /// A PNG, in Base64.
+    pub fn screenshot(&self) -> String {
+        let picture = send("GET", &format!("{}/screenshot", self.session), None).unwrap();
+        picture.as_str().unwrap().to_string()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = send("DELETE", &self.session, None);
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
+
+/// The `value` of the answer.
+fn send(method: &str, url: &str, body: Option<Value>) -> Result<Value, String> {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--max-time", "60", "-X", method, url, "-H", "Content-Type: application/json"]);
+    if let Some(body) = body {
+        curl.arg("--data").arg(body.to_string());
+    }
+    let output = curl.output().expect("curl");
+    let answer: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    match answer["value"]["error"].as_str() {
+        Some(error) => Err(format!("{error}: {}", answer["value"]["message"])),
+        None => Ok(answer["value"].clone()),
+    }
+}

@@ -1,0 +1,116 @@
+//! The exporter's own page, in a browser.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::browser::Browser;
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
+use crate::harness::node::Node;
+
+/// Kept where SCREENSHOTS says, for those who want to look.
+fn keep(browser: &Browser, name: &str) {
+    if let Some(folder) = std::env::var_os("SCREENSHOTS") {
+        let file = std::path::Path::new(&folder).join(name);
+        let mut base64 = Command::new("base64")
+            .arg("-d")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::fs::File::create(file).unwrap())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut base64.stdin.take().unwrap(), browser.screenshot().as_bytes())
+            .unwrap();
+        base64.wait().unwrap();
+    }
+}
+
+fn open(exporter: &Exporter, width: u32, dark: bool) -> Browser {
+    let browser = Browser::start(width, 1400, dark);
+    browser.open(&format!("http://{}/", exporter.address()));
+    eventually("the page shows the node", || {
+        (browser.run("return $('state').textContent") == "up").then_some(())
+    });
+    browser
+}
+
+fn text(browser: &Browser, id: &str) -> String {
+    browser.run(&format!("return document.getElementById('{id}').innerText")).as_str().unwrap().to_string()
+}
+
+pub fn numbers_equal_the_metrics_and_follow_the_node() {
+    let mut node = Node::start(&[]);
+    node.mine(101);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1s"]).ready();
+    let browser = open(&exporter, 1280, false);
+    let shown = |sample: &str| -> Value {
+        browser.run(&format!(
+            "return document.querySelector('[data-sample=\"{sample}\"]').dataset.value ?? null"
+        ))
+    };
+    let samples = browser
+        .run("return [...document.querySelectorAll('[data-sample]')].map(tile => tile.dataset.sample)");
+    let mut compared = 0;
+    for sample in samples.as_array().unwrap().iter().map(|sample| sample.as_str().unwrap()) {
+        if sample.contains('"') {
+            // No fee estimate on a chain without fees.
+            assert_eq!(exporter.value(sample), None);
+        } else if sample == "bitcoin_node_uptime_seconds" {
+            assert!(shown(sample).as_str().is_some());
+        } else {
+            eventually(sample, || {
+                let value = exporter.value(sample)?;
+                (shown(sample).as_str()?.parse() == Ok(value)).then_some(())
+            });
+            compared += 1;
+        }
+    }
+    assert!(compared >= 6, "{compared}");
+
+    let hash = node.mine(1).remove(0);
+    eventually("the new block is shown", || {
+        let first =
+            browser.run("return [...document.querySelector('#blocks tr').cells].map(cell => cell.innerText)");
+        let title = browser.run("return document.querySelector('#blocks tr td[title]').title");
+        let described = first[3] == "1" && first[2].as_str()?.ends_with("ago");
+        (title == hash.as_str() && first[0] == "102" && shown("bitcoin_chain_height") == "102" && described)
+            .then_some(())
+    });
+    assert!(
+        text(&browser, "wrong").contains("Nothing.") || text(&browser, "wrong").contains("gives a warning")
+    );
+
+    // From the keyboard: to the first plot, back in time, and away.
+    eventually("the plot has points", || {
+        (browser.run("return plots[0].points.length > 1") == true).then_some(())
+    });
+    browser.run("plots[0].figure.focus()");
+    browser.press("\u{e012}"); // arrow left
+    assert!(browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
+    browser.press("\u{e00c}"); // escape
+    assert!(!browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
+    keep(&browser, "up.png");
+
+    node.stop();
+    eventually("the page says that the node is down", || {
+        (text(&browser, "state") == "down" && shown("bitcoin_chain_height").is_null()).then_some(())
+    });
+    assert!(text(&browser, "wrong").contains("node"), "{}", text(&browser, "wrong"));
+    keep(&browser, "down.png");
+    assert_eq!(browser.console(), Vec::<String>::new());
+    let page = exporter.get("/").1;
+    assert!(page.len() < 60_000, "{}", page.len());
+    let elsewhere: Vec<_> = page.split("://").skip(1).map(|rest| &rest[..20]).collect();
+    assert_eq!(elsewhere, ["www.w3.org/2000/svg\""], "only the name of SVG");
+}
+
+pub fn it_fits_a_phone_in_the_dark() {
+    let node = Node::start(&[]);
+    node.mine(3);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let browser = open(&exporter, 500, true);
+    assert_eq!(browser.run("return matchMedia('(prefers-color-scheme: dark)').matches"), true);
+    assert_eq!(browser.run("return document.documentElement.scrollWidth <= innerWidth"), true);
+    keep(&browser, "phone.png");
+    assert_eq!(browser.console(), Vec::<String>::new());
+}
