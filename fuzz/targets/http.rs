@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bitcoind_exporter::http::{Pages, WebConfig, serve_connection};
+use bitcoind_exporter::http::{Endpoint, Pages, WebConfig, serve_connection};
 use bitcoind_exporter::metrics::Format;
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -45,7 +45,7 @@ fuzz_target!(|data: &[u8]| {
                 let _ = write.shutdown().await;
             }
         };
-        let open = WebConfig::from_option(None).unwrap();
+        let open = Endpoint::all(WebConfig::default());
         let served = async {
             // On a paused clock this is the proof that no client keeps a connection for ever.
             tokio::time::timeout(Duration::from_secs(3600), serve_connection(ours, &open, &Fixed))

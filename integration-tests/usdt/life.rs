@@ -1,5 +1,7 @@
 //! The life of the node and of the exporter, and wrong input.
 
+use std::process::Command;
+
 use nix::unistd::Uid;
 
 use crate::harness::eventually;
@@ -55,6 +57,41 @@ pub fn two_exporters_on_one_node_count_each_for_itself() {
     drop(second);
     fixture.fire("send");
     assert_samples(&first, "fibre_blocks_sent_total 3");
+}
+
+pub fn the_old_options_ask_for_a_password_and_the_health_port_does_not() {
+    let dir = TempDir::new();
+    let fixture = Fixture::start(&compile(&dir.0, &[]));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| dir.0.join(name));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = command();
+    command.args(["--pid", &fixture.pid().to_string(), "--health-port", &health.to_string()]);
+    command.arg("--tls-cert").arg(&certificate).arg("--tls-key").arg(&key);
+    command.args(["--metrics-auth-username", "prometheus"]).env("FIBRE_METRICS_AUTH_PASSWORD", "secret");
+    let exporter = Exporter::spawn(&mut command);
+    let port = exporter.address().rsplit(':').next().unwrap();
+    let status = |arguments: &[&str], url: &str| {
+        let output = Command::new("curl")
+            .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "10", "--cacert"])
+            .arg(&certificate)
+            .args(["--resolve", &format!("localhost:{port}:127.0.0.1")])
+            .args(arguments)
+            .arg(url)
+            .output()
+            .expect("curl");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let metrics = format!("https://localhost:{port}/metrics");
+    assert_eq!(status(&["-u", "prometheus:secret"], &metrics), "200");
+    assert_eq!(status(&["-u", "prometheus:guess"], &metrics), "401");
+    assert_eq!(status(&[], &metrics), "401");
+    let health = |page: &str| status(&[], &format!("http://127.0.0.1:{health}/{page}"));
+    eventually("the health port answers", || (health("health") == "200").then_some(()));
+    eventually("it is attached", || (health("ready") == "200").then_some(()));
+    assert_eq!((health("metrics").as_str(), health("").as_str()), ("404", "404"));
 }
 
 pub fn several_nodes_are_listed_and_none_is_guessed() {

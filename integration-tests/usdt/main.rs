@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         life::an_exporter_that_was_started_first_waits_for_the_node,
         life::an_exporter_that_is_killed_leaves_the_node_running_and_untraced,
         life::two_exporters_on_one_node_count_each_for_itself,
+        life::the_old_options_ask_for_a_password_and_the_health_port_does_not,
         life::without_privilege_it_says_which_are_missing,
         standard::a_real_node_with_a_peer_is_counted_as_it_counts_itself,
         standard::rejected_transactions_are_counted_by_reason,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
 use bitcoind_exporter::generate::{self, Generated};
-use bitcoind_exporter::http::{self, Address, History, Listener, Pages, WebConfig};
+use bitcoind_exporter::http::{self, Address, Endpoint, History, Listener, Pages, WebConfig};
 use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::ipc::source::{CHAINS, Source, default_socket};
 use bitcoind_exporter::logging::{self, Log};
@@ -205,7 +205,7 @@ fn run(arguments: Arguments) -> Result<()> {
     let (state, status) = watch::channel(State::Away("connecting".into()));
     let status = Arc::new(Status { metrics: metrics.clone(), state: status, history: History::of(PLOTTED) });
     let pulse = systemd::Pulse::default();
-    http::serve_on_thread([listener.clone()], web_config, status, pulse.clone())?;
+    http::serve_on_thread([(listener.clone(), Endpoint::all(web_config))], status, pulse.clone())?;
     systemd::notify(sd_notify::NotifyState::Ready);
 
     let (request, shutdown) = Shutdown::new();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bitcoind_exporter::generate::{self, Generated};
-use bitcoind_exporter::http::{self, Address, Listener, Pages, WebConfig};
+use bitcoind_exporter::http::{self, Address, Endpoint, Listener, Pages, WebConfig};
 use bitcoind_exporter::logging::{self, Log};
 use bitcoind_exporter::metrics::{Format, Snapshots};
 use bitcoind_exporter::systemd;
@@ -64,7 +64,41 @@ struct Arguments {
     #[arg(long = "web.config.file", value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_WEB_CONFIG_FILE")]
     web_config_file: Option<PathBuf>,
 
-    /// Serve /health and /ready on this port besides, on the same host as the metrics; 0 for nowhere else
+    /// Ask for this user with --metrics-auth-password; as fibre_exporter.py has it, --web.config.file can do more
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "FIBRE_METRICS_AUTH_USERNAME",
+        requires = "metrics_auth_password",
+        conflicts_with = "web_config_file"
+    )]
+    metrics_auth_username: Option<String>,
+
+    /// Their password; better by the environment: other users see command lines
+    #[arg(
+        long,
+        value_name = "PASSWORD",
+        env = "FIBRE_METRICS_AUTH_PASSWORD",
+        hide_env_values = true,
+        requires = "metrics_auth_username"
+    )]
+    metrics_auth_password: Option<String>,
+
+    /// Serve HTTPS with this certificate, PEM; as fibre_exporter.py has it
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "FIBRE_TLS_CERT",
+        requires = "tls_key",
+        conflicts_with = "web_config_file"
+    )]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key, PEM
+    #[arg(long, value_name = "PATH", env = "FIBRE_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Serve /health and /ready on this port besides, without a password; on the same host as the metrics. 0: nowhere else
     #[arg(long, value_name = "N", default_value_t = 9436, env = "BITCOIND_USDT_EXPORTER_HEALTH_PORT")]
     health_port: u16,
 
@@ -102,6 +136,17 @@ struct Arguments {
     /// Print METRICS.md, exit
     #[arg(long, hide = true)]
     print_metrics_reference: bool,
+}
+
+impl Arguments {
+    fn web_config(&self) -> Result<WebConfig> {
+        let user = self.metrics_auth_username.as_deref().zip(self.metrics_auth_password.as_deref());
+        let certificate = self.tls_cert.as_deref().zip(self.tls_key.as_deref());
+        match (user, certificate) {
+            (None, None) => WebConfig::from_option(self.web_config_file.as_deref()),
+            _ => WebConfig::of(user, certificate).context("--tls-cert, --tls-key"),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -149,7 +194,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
         None => arguments.metrics_addr.clone(),
     };
-    let web_config = WebConfig::from_option(arguments.web_config_file.as_deref())?;
+    let web_config = arguments.web_config()?;
     let listener = Arc::new(match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&address)?,
@@ -199,8 +244,8 @@ fn run(arguments: Arguments) -> Result<()> {
     let status = Arc::new(Status { metrics, ready });
     let pulse = systemd::Pulse::default();
     http::serve_on_thread(
-        [Some(listener.clone()), health_listener].into_iter().flatten(),
-        web_config,
+        std::iter::once((listener.clone(), Endpoint::all(web_config)))
+            .chain(health_listener.map(|listener| (listener, Endpoint::health()))),
         status,
         pulse.clone(),
     )?;

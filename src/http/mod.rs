@@ -186,28 +186,49 @@ pub trait Pages: Send + Sync + 'static {
 /// A node at a glance: reads `metrics` and `status.json`, and nothing from elsewhere.
 pub const STATUS_PAGE: &str = include_str!("status.html");
 
+/// Who gets what from a listener.
+pub struct Endpoint {
+    web_config: WebConfig,
+    health_only: bool,
+}
+
+impl Endpoint {
+    /// Every page, for those whom the configuration permits.
+    pub fn all(web_config: WebConfig) -> Self {
+        Endpoint { web_config, health_only: false }
+    }
+
+    /// `/health` and `/ready`, for everyone.
+    pub fn health() -> Self {
+        Endpoint { web_config: WebConfig::default(), health_only: true }
+    }
+}
+
 /// Serves on a thread of its own for the life of the process, which ends with an error when serving does.
 pub fn serve_on_thread(
-    listeners: impl IntoIterator<Item = Arc<Listener>>,
-    web_config: WebConfig,
+    listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
     pulse: Pulse,
 ) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listeners: Vec<_> = listeners.into_iter().collect();
-    let web_config = Arc::new(web_config);
     std::thread::Builder::new().name("http".into()).spawn(move || {
-        for listener in listeners {
-            info!("serving metrics on {}/metrics", listener.describe_with(&web_config));
-            if !listener.is_local() && !web_config.protects() {
+        for (listener, endpoint) in listeners {
+            match endpoint.health_only {
+                true => info!("answering health checks on {}/health", listener.describe()),
+                false => {
+                    info!("serving metrics on {}/metrics", listener.describe_with(&endpoint.web_config))
+                }
+            }
+            if !listener.is_local() && !endpoint.web_config.protects() && !endpoint.health_only {
                 warn!(
                     "whoever reaches {} can read the metrics; --web.config.file can ask for a password",
                     listener.describe()
                 );
             }
-            let (pages, web_config) = (pages.clone(), web_config.clone());
+            let pages = pages.clone();
             runtime.spawn(async move {
-                let Err(error) = serve(&listener, web_config, pages).await;
+                let Err(error) = serve(&listener, Arc::new(endpoint), pages).await;
                 eprintln!("serving metrics failed: {error:#}");
                 std::process::exit(1);
             });
@@ -226,7 +247,7 @@ pub fn serve_on_thread(
 /// Serves until the process ends.
 pub async fn serve(
     listener: &Listener,
-    web_config: Arc<WebConfig>,
+    endpoint: Arc<Endpoint>,
     pages: Arc<impl Pages>,
 ) -> Result<Infallible> {
     let slots = Arc::new(Semaphore::new(connections() as usize));
@@ -235,14 +256,14 @@ pub async fn serve(
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener.try_clone()?)?;
             loop {
-                accept(listener.accept().await, &slots, &web_config, &pages).await;
+                accept(listener.accept().await, &slots, &endpoint, &pages).await;
             }
         }
         Listener::Unix(listener, _) => {
             listener.set_nonblocking(true)?;
             let listener = UnixListener::from_std(listener.try_clone()?)?;
             loop {
-                accept(listener.accept().await, &slots, &web_config, &pages).await;
+                accept(listener.accept().await, &slots, &endpoint, &pages).await;
             }
         }
     }
@@ -260,7 +281,7 @@ fn connections() -> u64 {
 async fn accept<S, A>(
     accepted: std::io::Result<(S, A)>,
     slots: &Arc<Semaphore>,
-    web_config: &Arc<WebConfig>,
+    endpoint: &Arc<Endpoint>,
     pages: &Arc<impl Pages>,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -274,14 +295,14 @@ async fn accept<S, A>(
         }
     };
     let slot = slots.clone().acquire_owned().await.expect("never closed");
-    let (web_config, pages) = (web_config.clone(), pages.clone());
+    let (endpoint, pages) = (endpoint.clone(), pages.clone());
     tokio::spawn(async move {
-        let served = match web_config.tls() {
-            None => serve_connection(stream, &web_config, &*pages).await,
+        let served = match endpoint.web_config.tls() {
+            None => serve_connection(stream, &endpoint, &*pages).await,
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls).accept(stream);
                 match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
-                    Ok(Ok(stream)) => serve_connection(stream, &web_config, &*pages).await,
+                    Ok(Ok(stream)) => serve_connection(stream, &endpoint, &*pages).await,
                     Ok(Err(error)) => Err(error.into()),
                     Err(_) => Err(anyhow::anyhow!("no TLS handshake within {HANDSHAKE_TIME:?}")),
                 }
@@ -297,14 +318,15 @@ async fn accept<S, A>(
 /// Answers one scraper until it is done, breaks the rules, or takes too long.
 pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite,
-    web_config: &WebConfig,
+    endpoint: &Endpoint,
     pages: &impl Pages,
 ) -> Result<()> {
+    let web_config = &endpoint.web_config;
     let mut stream = Box::pin(TimeoutStream::new(stream));
     stream.as_mut().set_write_timeout_pinned(Some(WRITE_TIME));
     let answer = service_fn(async |request: Request<Incoming>| {
         let mut response = match web_config.permits(request.headers()).await {
-            true => answer(&request, pages),
+            true => answer(&request, endpoint.health_only, pages),
             false => unauthorized(),
         };
         response.headers_mut().extend(web_config.headers().clone());
@@ -327,7 +349,7 @@ fn unauthorized() -> Response<Full<Bytes>> {
         .expect("these headers are valid")
 }
 
-fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, health_only: bool, pages: &impl Pages) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     const ONLY_OURS: &str =
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'";
@@ -340,8 +362,12 @@ fn answer(request: &Request<Incoming>, pages: &impl Pages) -> Response<Full<Byte
             .expect("these headers are valid")
     };
     let path = request.uri().path();
+    let is_health = ["/livez", "/health", "/readyz", "/ready"].contains(&path);
+    if health_only && !is_health {
+        return respond(StatusCode::NOT_FOUND, TEXT, "not found; only /health and /ready are here\n".into());
+    }
     let status = if path == "/status.json" { pages.status() } else { None };
-    if status.is_none() && !["/", "/metrics", "/livez", "/health", "/readyz", "/ready"].contains(&path) {
+    if status.is_none() && !is_health && !["/", "/metrics"].contains(&path) {
         return respond(StatusCode::NOT_FOUND, TEXT, "not found; try /metrics\n".into());
     }
     if ![Method::GET, Method::HEAD].contains(request.method()) {

@@ -33,7 +33,7 @@ struct File {
     basic_auth_users: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TlsServer {
     cert_file: PathBuf,
@@ -79,7 +79,8 @@ struct HttpServer {
     headers: BTreeMap<String, String>,
 }
 
-/// What the file asks for.
+/// What the file asks for; by default nothing, plain HTTP for everyone.
+#[derive(Default)]
 pub struct WebConfig {
     tls: Option<Tls>,
     users: BTreeMap<String, String>,
@@ -90,7 +91,22 @@ pub struct WebConfig {
 impl WebConfig {
     /// What the option asks for; without it, plain HTTP for everyone.
     pub fn from_option(path: Option<&Path>) -> Result<Self> {
-        path.map_or_else(|| Self::parse("", Path::new("")), Self::read)
+        path.map_or_else(|| Ok(Self::default()), Self::read)
+    }
+
+    /// One user with a password, and a certificate with its key; each may be left out.
+    pub fn of(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
+        let users = user.map(|(user, password)| {
+            Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, bcrypt::DEFAULT_COST)?))
+        });
+        let tls = certificate.map(|(certificate, key)| {
+            Tls::load(TlsServer { cert_file: certificate.into(), key_file: key.into(), ..Default::default() })
+        });
+        Ok(WebConfig {
+            tls: tls.transpose()?,
+            users: users.transpose()?.into_iter().collect(),
+            ..Default::default()
+        })
     }
 
     /// Reads the file. Errors name the line, or the file that the configuration names.
