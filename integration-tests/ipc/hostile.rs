@@ -5,7 +5,9 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use bitcoind_exporter::schema::proxy_capnp::thread_map;
 use capnp::serialize::write_message_to_words;
+use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::message;
 use nix::sys::signal::Signal;
 
@@ -56,6 +58,35 @@ fn a_peer_that_asks_and_never_reads_costs_no_memory() {
     );
     assert!(resident(&exporter) < 100.0, "{} MB after {sent} bytes", resident(&exporter));
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
+}
+
+#[test]
+fn a_peer_that_asks_without_end_is_hung_up_on() {
+    let dir = TempDir::new();
+    let path = dir.0.join("node.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let exporter = Exporter::start(&path, &["--call-timeout", "1h"]);
+    let (mut peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    // For one thread more, each with a long name, as fast as it answers. The first capability that the exporter gives away
+    // makes them.
+    let name = "x".repeat(8000);
+    let hung_up = (0u32..1_000_000).any(|question| {
+        let mut message = capnp::message::Builder::new_default();
+        let mut call = message.init_root::<message::Builder>().init_call();
+        call.set_question_id(question);
+        call.set_interface_id(thread_map::Client::TYPE_ID);
+        call.set_method_id(0);
+        call.reborrow().init_target().set_imported_cap(0);
+        let parameters = call.init_params().get_content();
+        parameters.init_as::<thread_map::make_thread_params::Builder>().set_name(&name);
+        let sent = peer.write_all(&write_message_to_words(&message));
+        !matches!(sent.and_then(|()| peer.read(&mut [0; 65536])), Ok(1..))
+    });
+    assert!(hung_up, "it does not take questions for ever");
+    assert!(resident(&exporter) < 400.0, "{} MB", resident(&exporter));
+    eventually("it says why", || exporter.log().contains("made us keep more than 256 MB").then_some(()));
+    eventually("it is counted", || exporter.value("bitcoin_exporter_disconnects_total{reason=\"refused\"}"));
 }
 
 #[test]

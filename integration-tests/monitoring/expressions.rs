@@ -20,7 +20,10 @@ use crate::{dashboards, panels, rules};
 
 /// What has no data here, and why.
 const WITHOUT: [(&str, &str); 2] = [
-    ("bitcoin_fee_estimate_sat_per_vbyte", "a node estimates from days of blocks with many transactions"),
+    (
+        "bitcoin_fee_estimate_sat_per_vbyte",
+        "a node estimates from dozens of blocks with transactions of some age",
+    ),
     ("bitcoin_exporter_log_lines_dropped", "only when stderr takes them too slowly"),
 ];
 

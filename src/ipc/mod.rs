@@ -32,6 +32,26 @@ pub use mining::{BlockRef, Hash, Mining};
 pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS};
 pub use trace::{CoinEvent, Tracing};
 
+/// By how much our memory may grow on one connection. What a peer asks is kept until it says that it needs the answer no
+/// longer; a node asks little. Blocks that wait to be counted take 64 MB at most, and scrapers that do not read some more.
+const MEMORY: u64 = 256 << 20;
+
+/// Resolves when our memory has grown by more than [`MEMORY`] since now.
+async fn too_much_memory() {
+    const EVERY: Duration = Duration::from_millis(500);
+    let resident =
+        || Some(procfs::process::Process::myself().ok()?.statm().ok()?.resident * procfs::page_size());
+    let before = resident();
+    while let (Some(before), Some(now)) = (before, resident())
+        && now.saturating_sub(before) < MEMORY
+    {
+        tokio::time::sleep(EVERY).await;
+    }
+    if before.is_none() {
+        std::future::pending().await // the system does not tell
+    }
+}
+
 /// Sends a request whose parameters have a `context`, on a node thread, within that thread's deadline.
 macro_rules! call {
     ($client:expr, $request:ident, $thread:expr $(, |$params:ident| $set:expr)?) => {{
@@ -143,9 +163,15 @@ impl Connection {
         let init: init::Client = system.bootstrap(rpc_twoparty_capnp::Side::Server);
         let (close, closed) = watch::channel(None);
         let driver = tokio::task::spawn_local(async move {
-            let reason = match system.await {
-                Ok(()) => "the node closed the connection".to_string(),
-                Err(error) => CallError::from(error).to_string(),
+            let reason = tokio::select! {
+                ended = system => match ended {
+                    Ok(()) => "the node closed the connection".to_string(),
+                    Err(error) => CallError::from(error).to_string(),
+                },
+                () = too_much_memory() => format!(
+                    "it made us keep more than {} MB: no node asks for so much",
+                    MEMORY >> 20
+                ),
             };
             close.send_replace(Some(reason.into()));
         })
@@ -161,9 +187,12 @@ impl Connection {
         };
         let mut construct = connection.init.construct_request();
         construct.get().set_thread_map(connection.threads.clone());
-        let answer = tokio::time::timeout(deadline, construct.send().promise)
-            .await
-            .map_err(|_| CallError::TimedOut(deadline))??;
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(deadline, construct.send().promise) => {
+                answer.map_err(|_| CallError::TimedOut(deadline))??
+            }
+            reason = connection.closed() => return Err(CallError::Disconnected(reason.to_string())),
+        };
         connection.threads = answer.get()?.get_thread_map()?;
         Ok(connection)
     }
