@@ -343,8 +343,14 @@ fn the_endpoint_answers_each_path_and_method_as_it_should() {
     assert!(status == 405 && head.contains("allow: get, head"), "{head}");
     let (status, head, body) = ask("HEAD", "/metrics");
     assert!(status == 200 && body.is_empty() && head.contains("content-length: "), "{head}");
-    let (status, _, page) = ask("GET", "/");
-    assert!(status == 200 && page.contains("/Satoshi:") && page.contains("mining, rpc"), "{page}");
+    let (status, head, page) = ask("GET", "/");
+    assert!(status == 200 && page.starts_with("<!doctype html>"), "{page}");
+    assert!(head.contains("content-security-policy: default-src 'none';"), "{head}");
+    let (status, _, page) = ask("GET", "/status.json");
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    assert!(status == 200 && page["state"]["ready"] == true, "{page}");
+    let node = page["node"].as_str().unwrap();
+    assert!(node.starts_with("/Satoshi:") && node.ends_with("mining, rpc"), "{node}");
     let long = "x".repeat(100_000);
     assert_eq!(ask("GET", &format!("/metrics?{long}")).0, 431);
 }
