@@ -38,17 +38,12 @@ const MEMORY: u64 = 256 << 20;
 
 /// Resolves when our memory has grown by more than [`MEMORY`] since now.
 async fn too_much_memory() {
-    const EVERY: Duration = Duration::from_millis(500);
+    const EVERY: Duration = Duration::from_millis(250);
     let resident =
         || Some(procfs::process::Process::myself().ok()?.statm().ok()?.resident * procfs::page_size());
-    let before = resident();
-    while let (Some(before), Some(now)) = (before, resident())
-        && now.saturating_sub(before) < MEMORY
-    {
+    let Some(before) = resident() else { return std::future::pending().await };
+    while resident().is_none_or(|now| now.saturating_sub(before) < MEMORY) {
         tokio::time::sleep(EVERY).await;
-    }
-    if before.is_none() {
-        std::future::pending().await // the system does not tell
     }
 }
 
