@@ -19,13 +19,10 @@ use crate::harness::temp_dir::TempDir;
 use crate::{dashboards, panels, rules};
 
 /// What has no data here, and why.
-const WITHOUT: [(&str, &str); 2] = [
-    (
-        "bitcoin_fee_estimate_sat_per_vbyte",
-        "a node estimates from dozens of blocks with transactions of some age",
-    ),
-    ("bitcoin_exporter_log_lines_dropped", "only when stderr takes them too slowly"),
-];
+const WITHOUT: [(&str, &str); 1] = [(
+    "bitcoin_fee_estimate_sat_per_vbyte",
+    "a node estimates from dozens of blocks with transactions of some age",
+)];
 
 /// Everything that can be seen at once: two real nodes that relay to each other, with both exporters beside the first; a
 /// real one that ends; a fake one with the notifications that these do not offer, one that has shut down, and FIBRE's
