@@ -14,7 +14,7 @@ use bitcoind_exporter::http::{self, Address, Endpoint, History, Listener, Pages,
 use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::ipc::source::{CHAINS, Source, default_socket};
 use bitcoind_exporter::logging::{self, Log};
-use bitcoind_exporter::metrics::{Block, Format, Metrics, now};
+use bitcoind_exporter::metrics::{Format, Metrics, now};
 use bitcoind_exporter::systemd;
 use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
@@ -290,13 +290,12 @@ impl Pages for Status {
             }
             State::Away(why) | State::Connected(why) => (false, why.clone(), String::new()),
         };
-        let blocks: Vec<_> = self.metrics.last_blocks.all().iter().map(describe).collect();
         Some(json!({
             "now": now(),
             "version": format!("bitcoind-ipc-exporter {VERSION}"),
             "state": {"ready": ready, "text": text},
             "node": node,
-            "blocks": blocks,
+            "blocks": self.metrics.last_blocks.all(),
             "history": self.history.json(),
         }))
     }
@@ -304,9 +303,4 @@ impl Pages for Status {
     fn keep(&self) {
         self.history.keep(&self.metrics.render(Format::Text));
     }
-}
-
-fn describe(block: &Block) -> Value {
-    let Block { hash, height, seen, transactions, bytes, fees } = block;
-    json!({"hash": hash, "height": height, "seen": seen, "transactions": transactions, "bytes": bytes, "fees": fees})
 }

@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
+use serde::Serialize;
+
 /// How many are kept.
 const KEPT: usize = 10;
 
 /// A block that was the tip.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Block {
     /// Its hash, as users know it.
     pub hash: String,
