@@ -46,9 +46,10 @@ fuzz_target!(|data: &[u8]| {
             }
         };
         let open = Endpoint::all(WebConfig::default());
+        let (_serving, ending) = tokio::sync::watch::channel(());
         let served = async {
             // On a paused clock this is the proof that no client keeps a connection for ever.
-            tokio::time::timeout(Duration::from_secs(3600), serve_connection(ours, &open, &Fixed))
+            tokio::time::timeout(Duration::from_secs(3600), serve_connection(ours, &open, &Fixed, ending))
                 .await
                 .expect("ends")
         };

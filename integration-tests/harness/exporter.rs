@@ -111,15 +111,19 @@ impl Exporter {
         assert!(found.is_ok(), "{sample} is {last:?}, expected {value}; log:\n{}", self.log());
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the exporter runs");
+        kill(self.pid(), signal).expect("the exporter runs");
     }
 
     /// The process that faces the node, if there is one.
     pub fn guard(&self) -> Option<Pid> {
         let children = procfs::process::all_processes().unwrap().flatten();
         let stats = children.filter_map(|process| process.stat().ok());
-        let ours = |stat: &procfs::process::Stat| stat.ppid == self.child.id() as i32 && stat.state != 'Z';
+        let ours = |stat: &procfs::process::Stat| stat.ppid == self.pid().as_raw() && stat.state != 'Z';
         stats.into_iter().find(ours).map(|stat| Pid::from_raw(stat.pid))
     }
 

@@ -182,3 +182,20 @@ fn a_node_with_subscriptions_that_hangs_is_kept() {
     assert_eq!(node.fire(vec![Event::Added]), 1, "it is still subscribed");
     assert_eq!(node.would_have_aborted(), 0);
 }
+
+#[test]
+fn who_asks_while_it_ends_is_answered_and_nobody_holds_it_up() {
+    let dir = TempDir::new();
+    let mut exporter = Exporter::start(&dir.0.join("node.sock"), &[]);
+    let mut slow = TcpStream::connect(exporter.address()).unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").unwrap();
+    let _silent = TcpStream::connect(exporter.address()).unwrap();
+    assert_eq!(exporter.get("/livez").0, 200); // both are accepted
+    exporter.signal(Signal::SIGTERM);
+    eventually("it accepts no more", || exporter.log().contains("SIGTERM").then_some(()));
+    slow.write_all(b"\r\n").unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).expect("an answer, and the connection's end");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\nbitcoin_up 0"), "{answer}");
+    assert!(exporter.ended().success());
+}

@@ -205,7 +205,8 @@ fn run(arguments: Arguments) -> Result<()> {
     let (state, status) = watch::channel(State::Away("connecting".into()));
     let status = Arc::new(Status { metrics: metrics.clone(), state: status, history: History::of(PLOTTED) });
     let pulse = systemd::Pulse::default();
-    http::serve_on_thread([(listener.clone(), Endpoint::all(web_config))], status, pulse.clone())?;
+    let serving =
+        http::serve_on_thread([(listener.clone(), Endpoint::all(web_config))], status, pulse.clone())?;
     systemd::notify(sd_notify::NotifyState::Ready);
 
     let (request, shutdown) = Shutdown::new();
@@ -231,6 +232,7 @@ fn run(arguments: Arguments) -> Result<()> {
         }
         collector.run(source).await
     });
+    serving.finish();
     listener.remove_file();
     ended
 }

@@ -243,7 +243,7 @@ fn run(arguments: Arguments) -> Result<()> {
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let status = Arc::new(Status { metrics, ready });
     let pulse = systemd::Pulse::default();
-    http::serve_on_thread(
+    let serving = http::serve_on_thread(
         std::iter::once((listener.clone(), Endpoint::all(web_config)))
             .chain(health_listener.map(|listener| (listener, Endpoint::health()))),
         status,
@@ -264,6 +264,7 @@ fn run(arguments: Arguments) -> Result<()> {
         systemd::notify(sd_notify::NotifyState::Stopping);
         Ok(())
     });
+    serving.finish();
     listener.remove_file();
     ended
 }

@@ -12,9 +12,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use http_body_util::Full;
@@ -31,7 +32,7 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
@@ -204,12 +205,30 @@ impl Endpoint {
     }
 }
 
-/// Serves on a thread of its own for the life of the process, which ends with an error when serving does.
+/// What is served, until it is finished or dropped.
+#[must_use = "dropping it ends the serving"]
+pub struct Serving(watch::Sender<()>);
+
+impl Serving {
+    /// Accepts no more connections, answers what was asked, and returns after half a second at the latest.
+    pub fn finish(self) {
+        const AT_MOST: Duration = Duration::from_millis(500);
+        const AGAIN: Duration = Duration::from_millis(2);
+        let since = Instant::now();
+        self.0.send_replace(());
+        while self.0.receiver_count() > 0 && since.elapsed() < AT_MOST {
+            std::thread::sleep(AGAIN);
+        }
+    }
+}
+
+/// Serves on a thread of its own; the process ends with an error when that fails.
 pub fn serve_on_thread(
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
     pulse: Pulse,
-) -> Result<()> {
+) -> Result<Serving> {
+    let (serving, ending) = watch::channel(());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listeners: Vec<_> = listeners.into_iter().collect();
     std::thread::Builder::new().name("http".into()).spawn(move || {
@@ -226,13 +245,15 @@ pub fn serve_on_thread(
                     listener.describe()
                 );
             }
-            let pages = pages.clone();
+            let (pages, ending) = (pages.clone(), ending.clone());
             runtime.spawn(async move {
-                let Err(error) = serve(&listener, Arc::new(endpoint), pages).await;
-                eprintln!("serving metrics failed: {error:#}");
-                std::process::exit(1);
+                if let Err(error) = serve(&listener, Arc::new(endpoint), pages, ending).await {
+                    eprintln!("serving metrics failed: {error:#}");
+                    std::process::exit(1);
+                }
             });
         }
+        drop(ending);
         runtime.spawn(async move {
             loop {
                 pages.keep();
@@ -241,29 +262,38 @@ pub fn serve_on_thread(
         });
         runtime.block_on(pulse.beat());
     })?;
-    Ok(())
+    Ok(Serving(serving))
 }
 
-/// Serves until the process ends.
+/// Serves until `ending` changes.
 pub async fn serve(
     listener: &Listener,
     endpoint: Arc<Endpoint>,
     pages: Arc<impl Pages>,
-) -> Result<Infallible> {
+    mut ending: watch::Receiver<()>,
+) -> Result<()> {
+    // What is accepted is answered.
+    let for_scrapers = ending.clone();
     let slots = Arc::new(Semaphore::new(connections() as usize));
     match listener {
         Listener::Tcp(listener) => {
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener.try_clone()?)?;
             loop {
-                accept(listener.accept().await, &slots, &endpoint, &pages).await;
+                tokio::select! {
+                    _ = ending.changed() => return Ok(()),
+                    accepted = listener.accept() => accept(accepted, &slots, &endpoint, &pages, &for_scrapers).await,
+                }
             }
         }
         Listener::Unix(listener, _) => {
             listener.set_nonblocking(true)?;
             let listener = UnixListener::from_std(listener.try_clone()?)?;
             loop {
-                accept(listener.accept().await, &slots, &endpoint, &pages).await;
+                tokio::select! {
+                    _ = ending.changed() => return Ok(()),
+                    accepted = listener.accept() => accept(accepted, &slots, &endpoint, &pages, &for_scrapers).await,
+                }
             }
         }
     }
@@ -283,6 +313,7 @@ async fn accept<S, A>(
     slots: &Arc<Semaphore>,
     endpoint: &Arc<Endpoint>,
     pages: &Arc<impl Pages>,
+    ending: &watch::Receiver<()>,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -295,14 +326,14 @@ async fn accept<S, A>(
         }
     };
     let slot = slots.clone().acquire_owned().await.expect("never closed");
-    let (endpoint, pages) = (endpoint.clone(), pages.clone());
+    let (endpoint, pages, ending) = (endpoint.clone(), pages.clone(), ending.clone());
     tokio::spawn(async move {
         let served = match endpoint.web_config.tls() {
-            None => serve_connection(stream, &endpoint, &*pages).await,
+            None => serve_connection(stream, &endpoint, &*pages, ending).await,
             Some(tls) => {
                 let handshake = TlsAcceptor::from(tls).accept(stream);
                 match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
-                    Ok(Ok(stream)) => serve_connection(stream, &endpoint, &*pages).await,
+                    Ok(Ok(stream)) => serve_connection(stream, &endpoint, &*pages, ending).await,
                     Ok(Err(error)) => Err(error.into()),
                     Err(_) => Err(anyhow::anyhow!("no TLS handshake within {HANDSHAKE_TIME:?}")),
                 }
@@ -315,11 +346,12 @@ async fn accept<S, A>(
     });
 }
 
-/// Answers one scraper until it is done, breaks the rules, or takes too long.
+/// Answers one scraper until it is done, breaks the rules, or takes too long. When `ending` changes it has one more answer.
 pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite,
     endpoint: &Endpoint,
     pages: &impl Pages,
+    mut ending: watch::Receiver<()>,
 ) -> Result<()> {
     let web_config = &endpoint.web_config;
     let mut stream = Box::pin(TimeoutStream::new(stream));
@@ -332,13 +364,17 @@ pub async fn serve_connection(
         response.headers_mut().extend(web_config.headers().clone());
         Ok::<_, Infallible>(response)
     });
-    http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), answer)
-        .await?;
-    Ok(())
+        .serve_connection(TokioIo::new(stream), answer);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        served = connection.as_mut() => return Ok(served?),
+        _ = ending.changed() => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
 }
 
 fn unauthorized() -> Response<Full<Bytes>> {
