@@ -211,7 +211,7 @@ in
             ProtectKernelTunables = true;
             ProtectProc = "invisible";
             ProcSubset = "pid";
-            SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
+            SystemCallFilter = [ "@system-service" "~@privileged @resources" "sched_setattr setpriority" ];
             RestrictAddressFamilies = [ "AF_UNIX" ] ++ lib.optionals (!ipc.socketActivation) [ "AF_INET" "AF_INET6" ];
           }
           // lib.optionalAttrs ipc.socketActivation {
@@ -266,7 +266,7 @@ in
           AmbientCapabilities = [ "CAP_BPF" "CAP_PERFMON" ];
           CapabilityBoundingSet = [ "CAP_BPF" "CAP_PERFMON" ];
           LimitMEMLOCK = "infinity";
-          SystemCallFilter = [ "@system-service bpf perf_event_open" "~@resources" ];
+          SystemCallFilter = [ "@system-service bpf perf_event_open" "~@resources" "setpriority" ];
           RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
         };
       };

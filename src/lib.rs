@@ -9,6 +9,7 @@
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
 //! - [`http`] renders a registry to scrapers. It does not know about nodes.
 //! - [`systemd`] takes over inherited file descriptors and tells the service manager that we are ready.
+//! - [`priority`] says which of our threads give way to others.
 //! - [`generate`] prints what packages ship beside the binaries.
 //! - [`logging`] writes to stderr or the journal.
 //!
@@ -22,6 +23,7 @@ pub mod http;
 pub mod ipc;
 pub mod logging;
 pub mod metrics;
+pub mod priority;
 pub mod systemd;
 #[cfg(feature = "usdt")]
 pub mod usdt;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bitcoin::consensus::serialize;
 use bitcoin::{Amount, Network, ScriptBuf, TxOut, blockdata::constants::genesis_block};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getpid};
 
 use crate::eventually;
 use crate::exporter::{Exporter, command};
@@ -361,4 +362,30 @@ fn another_guard_takes_leave_for_one_that_was_killed() {
     exporter.wait_for("bitcoin_up", 1.0);
     assert!(exporter.log().contains("the guard was killed by signal 9"), "{}", exporter.log());
     assert_eq!(node.would_have_aborted(), 0);
+}
+
+#[test]
+fn serving_gives_way_and_the_guard_answers_soon() {
+    let node = FakeNode::start(TRACING);
+    let exporter = subscribed(&node, &[]);
+    let process = |pid: Pid| procfs::process::Process::new(pid.as_raw()).unwrap();
+    let nice = |pid| {
+        let threads = process(pid).tasks().unwrap().flatten();
+        threads.map(|thread| thread.stat().unwrap()).map(|it| (it.comm, it.nice)).collect::<Vec<_>>()
+    };
+    let usual = process(getpid()).stat().unwrap().nice;
+    for (thread, nice) in nice(exporter.pid()) {
+        assert_eq!(nice, if thread == "http" { 10 } else { usual }, "{thread}");
+    }
+    let guard = exporter.guard().unwrap();
+    assert_eq!(nice(guard)[0].1, usual);
+    // Kernels before 6.12 take no wishes for slices.
+    let slice = |pid: Pid| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/sched")).ok()?;
+        text.lines().find(|line| line.starts_with("se.slice"))?.rsplit(' ').next()?.parse::<u64>().ok()
+    };
+    match procfs::KernelVersion::current().unwrap() >= procfs::KernelVersion::new(6, 12, 0) {
+        true => assert!(slice(guard).is_none_or(|it| it == 100_000), "{:?}", slice(guard)),
+        false => eprintln!("SKIPPED: this kernel gives everyone the same slices"),
+    }
 }

@@ -41,6 +41,7 @@ pub use history::History;
 pub use web_config::WebConfig;
 
 use crate::metrics::Format;
+use crate::priority;
 use crate::systemd::Pulse;
 
 /// Connections at once, as far as the limit of open files allows. Prometheus uses one; the room is for those who open
@@ -232,6 +233,7 @@ pub fn serve_on_thread(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listeners: Vec<_> = listeners.into_iter().collect();
     std::thread::Builder::new().name("http".into()).spawn(move || {
+        priority::give_way();
         for (listener, endpoint) in listeners {
             match endpoint.health_only {
                 true => info!("answering health checks on {}/health", listener.describe()),

@@ -19,6 +19,7 @@ use super::budget::Budget;
 use super::event::{Event, Held, Notice};
 use super::frame::{Frames, LARGEST, Outgoing};
 use crate::ipc::{ChainEvent, CoinEvent};
+use crate::priority;
 use crate::schema::chain_capnp::{chain, chain_notifications};
 use crate::schema::handler_capnp::handler;
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
@@ -62,6 +63,7 @@ pub fn main(events: OwnedFd, trace_budget: Option<Duration>, held: &[Held]) -> a
     // service was given, which is below the exporter's own.
     let _ = (-10..=0)
         .find(|hundreds| std::fs::write("/proc/self/oom_score_adj", (hundreds * 100).to_string()).is_ok());
+    priority::answer_soon();
     let node = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.
