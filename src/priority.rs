@@ -2,8 +2,6 @@
 //!
 //! Neither needs a privilege. Both are best effort: what the kernel or a filter of system calls refuses changes no answer.
 
-use std::mem::{offset_of, size_of};
-
 use nix::libc;
 
 /// The calling thread gives way to the others.
@@ -17,7 +15,7 @@ pub fn give_way() {
 /// up. Linux 6.12 or later.
 pub fn answer_soon() {
     const SLICE_NS: u64 = 100_000;
-    const SIZE: u32 = (offset_of!(libc::sched_attr, sched_period) + size_of::<u64>()) as u32;
+    const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
     // SAFETY: all of its fields are numbers.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes no more than `SIZE` bytes into `attributes`.

@@ -274,8 +274,6 @@ pub async fn serve(
     pages: Arc<impl Pages>,
     mut ending: watch::Receiver<()>,
 ) -> Result<()> {
-    // What is accepted is answered.
-    let for_scrapers = ending.clone();
     let slots = Arc::new(Semaphore::new(connections() as usize));
     match listener {
         Listener::Tcp(listener) => {
@@ -284,7 +282,7 @@ pub async fn serve(
             loop {
                 tokio::select! {
                     _ = ending.changed() => return Ok(()),
-                    accepted = listener.accept() => accept(accepted, &slots, &endpoint, &pages, &for_scrapers).await,
+                    accepted = listener.accept() => accept(accepted, &slots, &endpoint, &pages, &ending).await,
                 }
             }
         }
@@ -294,7 +292,7 @@ pub async fn serve(
             loop {
                 tokio::select! {
                     _ = ending.changed() => return Ok(()),
-                    accepted = listener.accept() => accept(accepted, &slots, &endpoint, &pages, &for_scrapers).await,
+                    accepted = listener.accept() => accept(accepted, &slots, &endpoint, &pages, &ending).await,
                 }
             }
         }
