@@ -310,12 +310,18 @@ fn an_exporter_that_is_stopped_does_not_keep_the_node_waiting() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &[]);
     exporter.signal(Signal::SIGSTOP);
-    let events = 10_000;
+    let (transactions, blocks) = (10_000, 100);
+    let data = serialize(&genesis_block(Network::Bitcoin));
+    let mut events = vec![Event::Added; transactions];
+    events.extend((0..blocks).map(|height| Event::Connected { height, data: data.clone() }));
     // Each waits for the answer to the last: an exporter that answered itself would never let this end.
-    assert_eq!(node.fire(vec![Event::Added; events]), events);
+    let count = events.len();
+    assert_eq!(node.fire(events), count);
     exporter.signal(Signal::SIGCONT);
-    exporter.wait_for("bitcoin_mempool_tx_added_total", events as f64);
-    assert_eq!(exporter.value("bitcoin_exporter_events_dropped_total{event=\"callback\"}"), None);
+    exporter.wait_for("bitcoin_mempool_tx_added_total", transactions as f64);
+    exporter.wait_for("bitcoin_blocks_connected_total", f64::from(blocks));
+    exporter.wait_for("bitcoin_connected_transactions_total", f64::from(blocks));
+    assert!(!exporter.metrics().contains("bitcoin_exporter_events_dropped_total{"));
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
 }
 

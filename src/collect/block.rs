@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Sender, channel};
 
 use bitcoin_slices::bsl::{Block, Transaction, TxOut};
 use bitcoin_slices::{Visit, Visitor};
@@ -10,8 +11,10 @@ use tracing::warn;
 
 use crate::metrics::Metrics;
 
-/// Blocks that may wait to be counted: at 4 MB each, the memory that a syncing node can make us use.
-const QUEUE: usize = 16;
+/// Blocks that may wait to be counted, in bytes: the memory that a syncing node can make us use.
+const QUEUE: usize = 64 << 20;
+/// What one takes besides its own bytes, at least.
+const OVERHEAD: usize = 64;
 
 /// What a block holds, by the field's usual counting: inputs without the coinbase's, outputs with.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -68,27 +71,38 @@ impl Contents {
 /// Hands blocks over to the counting thread.
 #[derive(Clone)]
 pub struct Counter {
-    queue: SyncSender<Vec<u8>>,
+    queue: Sender<Vec<u8>>,
+    /// Bytes that are waiting.
+    waiting: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
 }
 
 impl Counter {
     /// Starts the thread; it ends with the last handle.
     pub fn start(metrics: Arc<Metrics>) -> Self {
-        let (queue, blocks) = sync_channel::<Vec<u8>>(QUEUE);
-        let counted = metrics.clone();
+        let (queue, blocks) = channel::<Vec<u8>>();
+        let counter = Counter { queue, waiting: Arc::default(), metrics: metrics.clone() };
+        let waiting = counter.waiting.clone();
         std::thread::Builder::new()
             .name("count-blocks".into())
-            .spawn(move || blocks.iter().for_each(|block| add(&counted, &block)))
+            .spawn(move || {
+                for block in blocks {
+                    add(&metrics, &block);
+                    waiting.fetch_sub(block.len() + OVERHEAD, Relaxed);
+                }
+            })
             .expect("a thread can be started");
-        Counter { queue, metrics }
+        counter
     }
 
     /// Counts the block soon. Never waits: a block too many is dropped and counted as such.
     pub fn count(&self, block: Vec<u8>) {
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(block) {
-            self.metrics.exporter.events_dropped.inc_by(["block_contents"], 1);
+        let size = block.len() + OVERHEAD;
+        if self.waiting.load(Relaxed) + size > QUEUE {
+            return self.metrics.exporter.events_dropped.inc_by(["block_contents"], 1);
         }
+        self.waiting.fetch_add(size, Relaxed);
+        let _ = self.queue.send(block); // fails when the thread has panicked, which ends the process
     }
 }
 
