@@ -37,6 +37,10 @@ const COLLECT: Duration = Duration::from_millis(1);
 /// Callbacks that follow each other closer than this are a burst: a block's coins, or transactions sent over RPC. The next
 /// is then looked for so long before going to sleep, because waking up takes longer than answering.
 const BURST: Duration = Duration::from_micros(300);
+/// Whoever is given way to and runs for so long is neither the node nor the exporter taking events.
+const TAKEN: Duration = Duration::from_micros(80);
+/// Then the next callbacks are slept for, for so long: who wakes up comes before whoever runs, who gave way after them.
+const CROWDED: Duration = Duration::from_millis(1);
 /// Between attempts to unsubscribe on a thread that is busy.
 const RETRY: Duration = Duration::from_millis(2);
 /// For the answers of a peer that has not shown to be a node with callbacks. Such a node is waited for without end.
@@ -126,6 +130,8 @@ struct Relay {
     /// When the last callback arrived, and whether closely after the one before.
     called: Duration,
     burst: bool,
+    /// Until when others are taken to need the processor.
+    crowded_until: Duration,
     /// Questions, the exporter's and ours, that the node has not answered.
     asked: HashSet<u32>,
     subscribing: HashMap<u32, Subscribing>,
@@ -164,6 +170,7 @@ impl Relay {
             answered: HashSet::new(),
             called: Duration::ZERO,
             burst: false,
+            crowded_until: Duration::ZERO,
             asked: HashSet::new(),
             subscribing: HashMap::new(),
             disconnecting: HashMap::new(),
@@ -214,12 +221,18 @@ impl Relay {
     /// In a burst of callbacks, answers them for as long as events may be collected; `false` when the node is gone. Gives
     /// way to whatever else wants the processor.
     fn linger(&mut self) -> io::Result<bool> {
-        let at_most = now() + COLLECT;
-        while self.burst && now() < at_most.min(self.called + BURST) {
+        let mut at = now();
+        let at_most = at + COLLECT;
+        while self.burst && at >= self.crowded_until && at < at_most.min(self.called + BURST) {
             if !self.node_speaks(PollFlags::POLLIN)? {
                 return Ok(false);
             }
+            let gave_way = now();
             std::thread::yield_now();
+            at = now();
+            if at - gave_way > TAKEN {
+                self.crowded_until = at + CROWDED;
+            }
         }
         Ok(true)
     }
