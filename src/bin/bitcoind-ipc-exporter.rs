@@ -77,7 +77,7 @@ struct Arguments {
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
     utxo_trace: UtxoTrace,
 
-    /// How long the node may wait for the UTXO cache trace in one block
+    /// How long the node may wait for the UTXO cache trace in ten minutes, the time of a block
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = positive, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
     utxo_trace_budget: Duration,
 

@@ -45,7 +45,7 @@ pub struct Config {
     pub call_timeout: Duration,
     /// Whether to subscribe to the UTXO cache trace.
     pub utxo_trace: UtxoTrace,
-    /// How long the node may wait for the trace in one block.
+    /// How long the node may wait for the trace in ten minutes.
     pub utxo_trace_budget: Duration,
     /// End when the node shuts down, instead of waiting for the next one.
     pub exit_with_node: bool,

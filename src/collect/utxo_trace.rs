@@ -73,7 +73,7 @@ impl Trace {
         }
     }
 
-    /// Resolves when the node has waited too long in one block.
+    /// Resolves when the node has waited too long.
     pub async fn over_budget(&self) {
         match self.is_active() {
             true => self.exceeded.notified().await,
@@ -84,7 +84,7 @@ impl Trace {
     /// For good: returns the subscription to end.
     pub fn give_up(&mut self, metrics: &Metrics) -> Option<Subscription> {
         warn!(
-            "the UTXO cache trace kept the node waiting for more than {} in one block and is given up; \
+            "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is given up; \
              --utxo-trace on keeps it whatever it costs, --utxo-trace-budget allows more",
             humantime::format_duration(self.budget)
         );

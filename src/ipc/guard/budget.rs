@@ -5,36 +5,38 @@
 
 use std::time::Duration;
 
-/// Calls further apart than this belong to different blocks.
-const NEXT_BLOCK: Duration = Duration::from_millis(250);
+/// The time of a block. Blocks that follow each other more closely share one budget, so that a hundred in a minute do not
+/// keep the node waiting a hundred times.
+const PERIOD: Duration = Duration::from_secs(600);
+/// Nobody waited between calls that are further apart than this.
+const BURST: Duration = Duration::from_millis(250);
 /// A longer gap between two calls is the node's own work, script checks say, and no round trip.
 const LONGEST_ROUND_TRIP: Duration = Duration::from_micros(500);
 
-/// How long the node has waited in the present block, and may.
+/// How long the node has waited in the present period, and may.
 pub struct Budget {
     allowed: Option<Duration>,
-    last: Option<Duration>,
+    began: Duration,
+    last: Duration,
     waited: Duration,
 }
 
 impl Budget {
     /// `None` allows everything.
     pub fn new(allowed: Option<Duration>) -> Self {
-        Budget { allowed, last: None, waited: Duration::ZERO }
+        Budget { allowed, began: Duration::ZERO, last: Duration::ZERO, waited: Duration::ZERO }
     }
 
     /// A call arrives; `true` if the node has waited too long.
     pub fn call(&mut self, now: Duration) -> bool {
-        match self.last.replace(now).map(|last| now.saturating_sub(last)) {
-            Some(gap) if gap <= NEXT_BLOCK => self.waited += gap.min(LONGEST_ROUND_TRIP),
-            _ => self.waited = Duration::ZERO,
+        if now.saturating_sub(self.began) > PERIOD {
+            (self.began, self.waited) = (now, Duration::ZERO);
+        }
+        let gap = now.saturating_sub(std::mem::replace(&mut self.last, now));
+        if gap <= BURST {
+            self.waited += gap.min(LONGEST_ROUND_TRIP);
         }
         self.allowed.is_some_and(|allowed| self.waited > allowed)
-    }
-
-    /// A block is connected: what it took counts no more.
-    pub fn next_block(&mut self) {
-        self.waited = Duration::ZERO;
     }
 }
 
@@ -43,9 +45,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_adds_up_within_a_block_and_starts_anew_with_the_next() {
+    fn waiting_adds_up_over_blocks_and_starts_anew_with_the_next_period() {
         let mut budget = Budget::new(Some(Duration::from_millis(50)));
-        let mut now = Duration::from_secs(1000);
+        let start = Duration::from_secs(1000);
+        let mut now = start;
         for _ in 0..=1000 {
             assert!(!budget.call(now));
             now += Duration::from_micros(40);
@@ -54,11 +57,18 @@ mod tests {
         now += Duration::from_millis(100); // the node checks scripts
         budget.call(now);
         assert_eq!(budget.waited, Duration::from_millis(40) + LONGEST_ROUND_TRIP);
-        budget.call(now + NEXT_BLOCK * 2);
+        now += Duration::from_secs(60); // the next block
+        budget.call(now);
+        assert_eq!(budget.waited, Duration::from_millis(40) + LONGEST_ROUND_TRIP);
+        let calls = (1..=1000).map(|i| budget.call(now + Duration::from_micros(40) * i));
+        assert_eq!(calls.filter(|&over| over).count(), 1000 - 237); // 9.5 ms are left
+        assert!(!budget.call(start + PERIOD + Duration::from_micros(1)));
         assert_eq!(budget.waited, Duration::ZERO);
-        let calls = (0..2000).map(|i| budget.call(now + NEXT_BLOCK * 4 + Duration::from_micros(40) * i));
-        assert_eq!(calls.filter(|&over| over).count(), 2000 - 1251);
-        budget.next_block();
-        assert!(!budget.call(now + NEXT_BLOCK * 4 + Duration::from_millis(80)));
+    }
+
+    #[test]
+    fn without_a_budget_everything_is_allowed() {
+        let mut budget = Budget::new(None);
+        assert!(!(0..1_000_000).any(|i| budget.call(Duration::from_micros(400) * i)));
     }
 }

@@ -47,7 +47,7 @@ pub struct Guard {
 
 impl Guard {
     /// Hands the connection to a guard; returns what to speak to instead. `trace_budget` is how long the node may wait for
-    /// the UTXO cache trace in one block.
+    /// the UTXO cache trace in ten minutes.
     pub fn place(node: UnixStream, trace_budget: Option<Duration>) -> Result<(UnixStream, Self)> {
         let node: OwnedFd = node.into_std()?.into();
         let (child, ours, events) = start(&node, trace_budget, &[])?;

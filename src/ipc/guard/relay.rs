@@ -313,7 +313,7 @@ impl Relay {
                     self.burst = at - self.called < BURST;
                     self.called = at;
                     self.hand_on(call, at, kept);
-                    return self.watch_budget(interface, call.get_method_id(), at);
+                    return self.watch_budget(interface, at);
                 }
                 // A number that is used again was finished without a word.
                 self.answered.remove(&question);
@@ -447,12 +447,7 @@ impl Relay {
     }
 
     /// Gives the trace up when the node waits too long for it. Not left to the exporter, which may hang.
-    fn watch_budget(&mut self, interface: u64, method: u16, at: Duration) -> io::Result<()> {
-        /// `blockConnected`
-        const CONNECTED: (u64, u16) = (chain_notifications::Client::TYPE_ID, 3);
-        if (interface, method) == CONNECTED {
-            self.budget.next_block();
-        }
+    fn watch_budget(&mut self, interface: u64, at: Duration) -> io::Result<()> {
         if interface != utxo_cache_trace::Client::TYPE_ID || !(self.budget.call(at) || self.over_budget) {
             return Ok(());
         }
