@@ -247,11 +247,12 @@ impl Relay {
         };
         let mut sockets = Vec::with_capacity(3);
         sockets.push(PollFd::new(self.node.as_fd(), interest(&self.to_node)));
-        if !self.leaving {
+        let hears_exporter = self.hears_exporter();
+        if hears_exporter {
             sockets.push(PollFd::new(self.exporter.as_fd(), interest(&self.to_exporter)));
-            if self.events_blocked {
-                sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
-            }
+        }
+        if !self.leaving && self.events_blocked {
+            sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
         }
         let at_most = match (self.leaving, !self.to_events.is_empty() && !self.events_blocked) {
             (true, _) => Some(RETRY),
@@ -264,11 +265,18 @@ impl Relay {
             result => result?,
         };
         let ready = |at: usize| sockets.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
-        let (node, exporter, events) = (ready(0), ready(1), ready(2));
+        let exporter = if hears_exporter { ready(1) } else { PollFlags::empty() };
+        let (node, events) = (ready(0), ready(1 + usize::from(hears_exporter)));
         if !events.is_empty() {
             self.events_blocked = false;
         }
         Ok((node, exporter))
+    }
+
+    /// Not while the node answers our own `disconnect`: another one of the same handler, from the exporter, would run on the
+    /// same thread in the middle of the first, wait for a lock that this one holds, and hang the node.
+    fn hears_exporter(&self) -> bool {
+        !self.leaving && self.disconnecting.keys().all(|&question| question < OUR_QUESTIONS)
     }
 
     /// Whether the node takes what it is sent. If it does not, more is neither heard from it nor passed on to it.
