@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
         let state = watch::channel(State::Away(String::new())).0;
         let node = NodeProcess::of(&ours);
         let exporter = async {
-            match Session::open(ours, false, &node, &config, &shutdown).await {
+            match Session::open(ours, None, &node, &config, &shutdown).await {
                 Ok(session) => {
                     let mut collector =
                         Collector::new(config.clone(), METRICS.clone(), state, shutdown.clone());

@@ -121,10 +121,13 @@ impl Exporter {
 
     /// The process that faces the node, if there is one.
     pub fn guard(&self) -> Option<Pid> {
-        let children = procfs::process::all_processes().unwrap().flatten();
-        let stats = children.filter_map(|process| process.stat().ok());
-        let ours = |stat: &procfs::process::Stat| stat.ppid == self.pid().as_raw() && stat.state != 'Z';
-        stats.into_iter().find(ours).map(|stat| Pid::from_raw(stat.pid))
+        let ours = |process: &procfs::process::Process| {
+            let stat = process.stat().ok()?;
+            let replaces = process.cmdline().ok()?.iter().any(|argument| argument == "--replace");
+            (stat.ppid == self.pid().as_raw() && stat.state != 'Z' && !replaces).then_some(())
+        };
+        let mut processes = procfs::process::all_processes().unwrap().flatten();
+        processes.find(|process| ours(process).is_some()).map(|process| Pid::from_raw(process.pid))
     }
 
     /// The exit status, when it ends by itself.

@@ -1,13 +1,15 @@
 //! A node that offers any subset of interfaces and calls back on demand.
 //!
-//! It behaves like the real one where that matters: after `disconnect` it destroys the callback some milliseconds
-//! later and then releases it, and where the real node would have aborted it says so.
+//! It is as unforgiving as the real ones: where one of them would have aborted or hung, that is a fault, and a fault fails
+//! the test that started the node. A client may not leave with a live subscription or in the middle of a call, nor cancel
+//! one, nor abort, nor disconnect a handler twice. `disconnect` destroys the callback, before its answer or some
+//! milliseconds after it, and only then releases it.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bitcoind_exporter::schema::chain_capnp::{chain, chain_notifications};
@@ -41,6 +43,23 @@ pub struct Offers {
     pub absurd: bool,
     /// The long poll fails at once.
     pub tip_fails: bool,
+    /// The chain is not loaded yet, and to be asked about it is a fault.
+    pub loading: bool,
+}
+
+impl Offers {
+    pub const NOTHING: Offers = Offers {
+        mining: false,
+        core30: false,
+        rpc: false,
+        chain: false,
+        node: false,
+        tracing: false,
+        ibd: false,
+        absurd: false,
+        tip_fails: false,
+        loading: false,
+    };
 }
 
 /// A callback to make.
@@ -65,13 +84,32 @@ enum Command {
     SetIbd(bool),
     Hang(bool),
     ShutDown,
+    Load,
 }
 
 #[derive(Default)]
 struct Counts {
-    would_have_aborted: AtomicU32,
+    /// What would have killed or hung a real node.
+    faults: Mutex<Vec<String>>,
     unsubscribed: AtomicU32,
     long_polls: AtomicU32,
+    connections: AtomicU32,
+}
+
+impl Counts {
+    fn fault(&self, what: impl Into<String>) {
+        self.faults.lock().unwrap().push(what.into());
+    }
+}
+
+/// Runs a part of the node; a panic in it is a fault.
+fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
+    let counts = counts.clone();
+    tokio::task::spawn_local(async move {
+        if let Err(error) = tokio::task::spawn_local(part).await {
+            counts.fault(format!("the fake node itself: {error}"));
+        }
+    });
 }
 
 pub struct FakeNode {
@@ -88,19 +126,26 @@ impl FakeNode {
         let listener = std::os::unix::net::UnixListener::bind(dir.0.join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let local = tokio::task::LocalSet::new();
-            let state = Rc::new(State {
-                offers,
-                ibd: Cell::new(offers.ibd),
-                hangs: watch::channel(false).0,
-                shutting_down: watch::channel(false).0,
-                callbacks: RefCell::default(),
-                counts: shared,
-            });
-            local.block_on(&runtime, run(state, listener, receiver));
-        });
+        // Core 30 has this thread when it has loaded its chain, and no other way to tell.
+        let name = if offers.loading { "b-init" } else { "b-msghand" };
+        std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let local = tokio::task::LocalSet::new();
+                let state = Rc::new(State {
+                    offers,
+                    ibd: Cell::new(offers.ibd),
+                    loading: Cell::new(offers.loading),
+                    hangs: watch::channel(false).0,
+                    shutting_down: watch::channel(false).0,
+                    subscriptions: Cell::new(0),
+                    callbacks: RefCell::default(),
+                    counts: shared,
+                });
+                local.block_on(&runtime, run(state, listener, receiver));
+            })
+            .unwrap();
         FakeNode { dir, commands, counts }
     }
 
@@ -129,13 +174,23 @@ impl FakeNode {
         assert!(self.commands.send(Command::Hang(hangs)).is_ok(), "the fake node runs");
     }
 
+    /// The chain is loaded now.
+    pub fn load(&self) {
+        assert!(self.commands.send(Command::Load).is_ok(), "the fake node runs");
+    }
+
     pub fn shut_down(&self) {
         assert!(self.commands.send(Command::ShutDown).is_ok(), "the fake node runs");
     }
 
-    /// How often a connection was closed while the node held a callback of it.
-    pub fn would_have_aborted(&self) -> u32 {
-        self.counts.would_have_aborted.load(Relaxed)
+    /// What would have killed or hung a real node.
+    pub fn faults(&self) -> Vec<String> {
+        self.counts.faults.lock().unwrap().clone()
+    }
+
+    /// Present connections.
+    pub fn connections(&self) -> u32 {
+        self.counts.connections.load(Relaxed)
     }
 
     /// How often it was asked to wait for a new tip.
@@ -146,6 +201,16 @@ impl FakeNode {
     /// Subscriptions that were ended completely.
     pub fn unsubscribed(&self) -> u32 {
         self.counts.unsubscribed.load(Relaxed)
+    }
+}
+
+impl Drop for FakeNode {
+    fn drop(&mut self) {
+        let faults = self.faults();
+        assert!(
+            faults.is_empty() || std::thread::panicking(),
+            "a real node would not have survived: {faults:?}"
+        );
     }
 }
 
@@ -161,8 +226,11 @@ type Held = Rc<RefCell<Option<Callback>>>;
 struct State {
     offers: Offers,
     ibd: Cell<bool>,
+    loading: Cell<bool>,
     hangs: watch::Sender<bool>,
     shutting_down: watch::Sender<bool>,
+    /// How many there were.
+    subscriptions: Cell<u32>,
     /// By connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
     counts: Arc<Counts>,
@@ -184,19 +252,26 @@ async fn run(
                 next += 1;
                 let init: init::Client = new_client(Init { state: state.clone(), connection });
                 let state = state.clone();
-                tokio::task::spawn_local(async move {
-                    let _ = RpcSystem::new(Box::new(network), Some(init.client)).await;
+                state.counts.connections.fetch_add(1, Relaxed);
+                spawn(&state.counts.clone(), async move {
+                    match RpcSystem::new(Box::new(network), Some(init.client)).await {
+                        Err(error) if error.kind != capnp::ErrorKind::Disconnected => {
+                            state.counts.fault(format!("the connection was given up: {error}"));
+                        }
+                        _ => {}
+                    }
                     let mut callbacks = state.callbacks.borrow_mut();
                     if callbacks.iter().any(|(of, callback)| *of == connection && callback.borrow().is_some()) {
-                        state.counts.would_have_aborted.fetch_add(1, Relaxed);
+                        state.counts.fault("the connection was closed with a live subscription");
                     }
                     callbacks.retain(|(of, _)| *of != connection);
+                    state.counts.connections.fetch_sub(1, Relaxed);
                 });
             }
             command = commands.recv() => match command {
                 Some(Command::Fire(events, answered)) => {
                     let state = state.clone();
-                    tokio::task::spawn_local(async move {
+                    spawn(&state.counts.clone(), async move {
                         let mut answers = Answers::new();
                         for event in events {
                             fire(&state, event, &mut answers).await;
@@ -206,6 +281,10 @@ async fn run(
                 }
                 Some(Command::SetIbd(ibd)) => state.ibd.set(ibd),
                 Some(Command::Hang(hangs)) => { state.hangs.send_replace(hangs); }
+                Some(Command::Load) => {
+                    state.loading.set(false);
+                    nix::sys::prctl::set_name(c"b-msghand").unwrap();
+                }
                 Some(Command::ShutDown) => { state.shutting_down.send_replace(true); }
                 None => return,
             }
@@ -283,6 +362,12 @@ struct Init {
 }
 
 impl Init {
+    fn chain_is_loaded(&self) {
+        if self.state.loading.get() {
+            self.state.counts.fault("asked for its chain before it was loaded");
+        }
+    }
+
     fn fake(&self) -> Fake {
         Fake { state: self.state.clone(), connection: self.connection }
     }
@@ -296,10 +381,12 @@ impl init::Server for Init {
         if !this.state.offers.core30 {
             return Err(Error::failed("no longer supported".into()));
         }
+        this.chain_is_loaded();
         results.get().set_result(new_client(this.fake()));
     });
     method!(init::make_mining(_params: MakeMiningParams, results: MakeMiningResults), |this| {
         refused(this.state.offers.mining, ())?;
+        this.chain_is_loaded();
         results.get().set_result(new_client(this.fake()));
     });
     method!(init::make_rpc_or_chain(_params: MakeRpcOrChainParams, results: MakeRpcOrChainResults), |this| {
@@ -346,7 +433,8 @@ impl Fake {
         let callback = Rc::new(RefCell::new(Some(callback)));
         self.state.callbacks.borrow_mut().push((self.connection, callback.clone()));
         let counts = self.state.counts.clone();
-        new_client(Handler { callback, ending: Cell::new(false), counts })
+        let destroys_first = self.state.subscriptions.replace(self.state.subscriptions.get() + 1) % 2 == 0;
+        new_client(Handler { callback, disconnected: Cell::new(false), destroys_first, counts })
     }
 
     fn execute(&self, method: &str) -> serde_json::Value {
@@ -363,8 +451,8 @@ impl Fake {
     }
 }
 
-/// A call that the node is busy with. The real node, where it offers callbacks, aborts when its client is gone before
-/// the answer.
+/// A call that the node is busy with. A real node can abort when its client is gone before the answer, or when the client
+/// cancels the call.
 struct InCall {
     state: Rc<State>,
     answered: bool,
@@ -372,8 +460,8 @@ struct InCall {
 
 impl Drop for InCall {
     fn drop(&mut self) {
-        if !self.answered && (self.state.offers.chain || self.state.offers.tracing) {
-            self.state.counts.would_have_aborted.fetch_add(1, Relaxed);
+        if !self.answered {
+            self.state.counts.fault("a call was left or cancelled before its answer");
         }
     }
 }
@@ -510,28 +598,41 @@ impl tracing::Server for Fake {
 
 struct Handler {
     callback: Held,
-    ending: Cell<bool>,
+    disconnected: Cell<bool>,
+    /// Whether the callback is destroyed before `disconnect` is answered, or after.
+    destroys_first: bool,
     counts: Arc<Counts>,
 }
 
 impl handler::Server for Handler {
     method!(handler::disconnect(_params: DisconnectParams, _results: DisconnectResults), |this| {
-        if this.ending.replace(true) {
-            return Ok(()); // both the guard and the exporter may ask for it
+        if this.disconnected.replace(true) {
+            this.counts.fault("a handler was disconnected twice");
+            return std::future::pending().await;
         }
         let (callback, counts) = (this.callback.clone(), this.counts.clone());
-        tokio::task::spawn_local(async move {
+        let destroy = async move {
             tokio::time::sleep(Duration::from_millis(3)).await;
             let held = callback.borrow().clone();
-            let destroyed = match held {
+            match held {
                 Some(Callback::Chain(client)) => client.destroy_request().send().promise.await.is_ok(),
                 Some(Callback::Trace(client)) => client.destroy_request().send().promise.await.is_ok(),
                 None => false,
-            };
-            if destroyed {
-                *callback.borrow_mut() = None;
-                counts.unsubscribed.fetch_add(1, Relaxed);
             }
-        });
+        };
+        let callback = this.callback.clone();
+        let release = move |destroyed: bool| if destroyed {
+            *callback.borrow_mut() = None;
+            counts.unsubscribed.fetch_add(1, Relaxed);
+        };
+        if this.destroys_first {
+            let destroyed = destroy.await;
+            spawn(&this.counts, async move {
+                tokio::time::sleep(Duration::from_millis(3)).await;
+                release(destroyed);
+            });
+        } else {
+            spawn(&this.counts, async move { release(destroy.await) });
+        }
     });
 }

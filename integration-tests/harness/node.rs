@@ -168,6 +168,11 @@ impl Node {
         self.until_it_answers();
     }
 
+    /// The next start is without this argument of the first.
+    pub fn forget_argument(&mut self, number: usize) {
+        self.arguments.remove(number);
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("the node runs");
     }

@@ -134,20 +134,10 @@ fn spelled_for_clap(argument: OsString) -> OsString {
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == guard::ARGUMENT) {
-        return report(guard());
+        return report(guard::main(std::env::args_os().skip(2)));
     }
     let arguments = Arguments::parse_from(std::env::args_os().map(spelled_for_clap));
     report(run(arguments))
-}
-
-/// The guard's process: nothing but the guard.
-fn guard() -> Result<()> {
-    let mut arguments = std::env::args().skip(2);
-    let events =
-        arguments.next().and_then(|fd| fd.parse().ok()).context("a guard is started by the exporter")?;
-    let budget = arguments.next().and_then(|budget| budget.parse().ok()).map(Duration::from_micros);
-    let held = arguments.map(|held| held.parse()).collect::<Result<Vec<_>>>()?;
-    guard::main(systemd::take_over(events)?, budget, &held)
 }
 
 fn report(result: Result<()>) -> ExitCode {

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::ipc::Interfaces;
+use crate::ipc::guard::{self, Guard};
 use crate::ipc::source::{NodeProcess, Source};
 use crate::metrics::{Format, Metrics};
 
@@ -78,6 +79,11 @@ impl Shutdown {
         (sender, Shutdown(receiver))
     }
 
+    /// Whether the process should end.
+    pub fn is_requested(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Resolves when the process should end.
     pub async fn requested(&self) {
         let mut receiver = self.0.clone();
@@ -94,6 +100,7 @@ pub struct Collector {
     state: watch::Sender<State>,
     shutdown: Shutdown,
     blocks: block::Counter,
+    guards: guard::Places,
     /// The trace went over its budget once: it stays off for the life of the process.
     trace_given_up: bool,
 }
@@ -107,7 +114,8 @@ impl Collector {
         shutdown: Shutdown,
     ) -> Self {
         let blocks = block::Counter::start(metrics.clone());
-        Collector { config, metrics, state, shutdown, blocks, trace_given_up: false }
+        let guards = guard::Places::new();
+        Collector { config, metrics, state, shutdown, blocks, guards, trace_given_up: false }
     }
 
     /// Collects until shutdown is requested, or the node ends and there is nothing to reconnect to. Needs a
@@ -115,13 +123,17 @@ impl Collector {
     pub async fn run(mut self, mut source: Source) -> Result<()> {
         let mut backoff = Backoff::default();
         loop {
+            let place = tokio::select! {
+                place = self.guards.take() => place,
+                () = self.shutdown.requested() => return Ok(()),
+            };
             let stream = match self.connect(&mut source).await {
                 Some(stream) => stream,
                 None => return Ok(()),
             };
             let connected = Instant::now();
             let node = NodeProcess::of(&stream);
-            let end = match self.open(stream, &node, &mut source).await {
+            let end = match open(stream, place, &node, &self.config, &self.shutdown).await {
                 Ok(session) => session.run(&mut self).await,
                 Err(end) => end,
             };
@@ -202,23 +214,6 @@ impl Collector {
         }
     }
 
-    /// Opens a session behind a guard, because no node has told yet whether it calls back. One that does not is
-    /// connected to again without: it needs none. (An inherited connection keeps its guard, being the only one.)
-    async fn open(
-        &self,
-        stream: UnixStream,
-        node: &NodeProcess,
-        source: &mut Source,
-    ) -> Result<Session, End> {
-        let session = Session::open(stream, true, node, &self.config, &self.shutdown).await?;
-        if !session.needs_no_guard() || !source.can_reopen() {
-            return Ok(session);
-        }
-        session.close(&self.config).await;
-        let stream = source.open().await.map_err(|error| End::Lost(format!("{error:#}")))?;
-        Session::open(stream, false, node, &self.config, &self.shutdown).await
-    }
-
     /// A node that is shutting down still accepts connections, and aborts when one asks it for what it has taken
     /// apart already. So its end is awaited before the next connection.
     async fn until_it_ended(&self, node: &NodeProcess) {
@@ -239,6 +234,20 @@ impl Collector {
             () = self.shutdown.requested() => {}
         }
     }
+}
+
+/// Opens a session behind a guard: nothing that happens to us from here on harms the node.
+async fn open(
+    stream: UnixStream,
+    place: guard::Place,
+    node: &NodeProcess,
+    config: &Config,
+    shutdown: &Shutdown,
+) -> Result<Session, End> {
+    let budget = (config.utxo_trace == UtxoTrace::Auto).then_some(config.utxo_trace_budget);
+    let (stream, guard) =
+        Guard::place(place, stream, budget).map_err(|error| End::Lost(format!("{error:#}")))?;
+    Session::open(stream, Some(guard), node, config, shutdown).await
 }
 
 /// Connects once and polls once, for `--once`.
@@ -292,14 +301,14 @@ async fn poll_once(source: &mut Source, config: &Config, metrics: &Arc<Metrics>)
     let stream = source.open().await?;
     let (_keep, shutdown) = Shutdown::new();
     let node = NodeProcess::of(&stream);
-    let session = Session::open(stream, true, &node, config, &shutdown)
+    let session = open(stream, guard::Places::new().take().await, &node, config, &shutdown)
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;
     let polled = session.poller(metrics.clone()).poll().await;
     session.show(metrics);
     let interfaces = session.interfaces.clone();
-    session.close(config).await;
+    session.close().await;
     polled.map_err(|why| anyhow!("the poll failed: {why}"))?;
     Ok(interfaces)
 }

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::poll::{Polled, Poller};
 use super::tip::{TipEnd, TipWatch};
 use super::utxo_trace::{Coins, Trace};
-use super::{Collector, Config, Shutdown, State, UtxoTrace, block, subscribe};
+use super::{Collector, Config, Shutdown, State, block, subscribe};
 use crate::ipc::guard::{Event, Guard, Notice};
 use crate::ipc::source::NodeProcess;
 use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Subscription, Thread};
@@ -55,15 +55,14 @@ impl From<CallError> for End {
 
 /// Polls that a node may miss before a connection without subscriptions is given up.
 const MISSED_POLLS: u32 = 3;
-/// A node without JSON-RPC does not say whether it has loaded its chain, and aborts when it is asked about one that
-/// it has not created yet; it creates it in its first seconds. Younger ones are left alone.
-const GROWN_UP: Duration = Duration::from_secs(10);
+
+/// The guard of a connection. The fuzzer has none: its peer is no node.
+pub type MaybeGuard = Option<Guard>;
 
 /// A connection with a node that is ready to be asked.
 pub struct Session {
     connection: Connection,
-    /// Between us and a node with callbacks.
-    guard: Option<Guard>,
+    guard: MaybeGuard,
     polling: Rc<Thread>,
     waiting: Thread,
     subscribing: Thread,
@@ -72,24 +71,15 @@ pub struct Session {
 }
 
 impl Session {
-    /// Shakes hands, finds out what the node offers, and waits until it has loaded its chain. With a guard nothing that
-    /// happens to us from here on harms the node.
+    /// Shakes hands over a connection behind a guard, finds out what the node offers, and waits until it has loaded its
+    /// chain.
     pub async fn open(
         stream: UnixStream,
-        guarded: bool,
+        guard: MaybeGuard,
         node: &NodeProcess,
         config: &Config,
         shutdown: &Shutdown,
     ) -> Result<Self, End> {
-        let (stream, guard) = match guarded {
-            true => {
-                let budget = (config.utxo_trace == UtxoTrace::Auto).then_some(config.utxo_trace_budget);
-                let (stream, guard) =
-                    Guard::place(stream, budget).map_err(|error| End::Lost(format!("{error:#}")))?;
-                (stream, Some(guard))
-            }
-            false => (stream, None),
-        };
         match Self::shake_hands(stream, node, config, shutdown).await {
             Ok((connection, polling, waiting, subscribing, interfaces)) => Ok(Session {
                 connection,
@@ -99,12 +89,7 @@ impl Session {
                 subscribing,
                 interfaces: Rc::new(interfaces),
             }),
-            Err(end) => {
-                if let Some(guard) = guard {
-                    guard.leave().await;
-                }
-                Err(end)
-            }
+            Err(end) => Err(take_leave(guard, end).await),
         }
     }
 
@@ -128,18 +113,10 @@ impl Session {
         Ok((connection, polling, waiting, subscribing, interfaces))
     }
 
-    /// Whether the guard has nothing to do: the node never calls back.
-    pub fn needs_no_guard(&self) -> bool {
-        self.guard.is_some() && !self.interfaces.calls_back()
-    }
-
     /// Closes the connection before anything was started on it.
-    pub async fn close(self, config: &Config) {
-        self.until_answered(config.call_timeout).await;
+    pub async fn close(self) {
         drop(self.connection);
-        if let Some(guard) = self.guard {
-            guard.leave().await;
-        }
+        take_leave(self.guard, End::ShutdownRequested).await;
     }
 
     async fn prepare(
@@ -156,10 +133,14 @@ impl Session {
         }
         match &interfaces.json_rpc {
             Some(json_rpc) => wait_for_warmup(json_rpc, &polling).await?,
-            None => tokio::time::sleep(GROWN_UP.saturating_sub(node.age().unwrap_or_default())).await,
+            None => wait_for_message_handler(node).await,
         }
         // Answered when the chain state is loaded: no deadline.
         interfaces.mining = connection.mining(&waiting.without_deadline()).await?;
+        if interfaces.mining.is_none() && interfaces.json_rpc.is_none() && interfaces.chain.is_none() {
+            wait_for_evidence(node).await;
+            interfaces.mining = connection.mining_core30(&waiting).await?;
+        }
         if interfaces.mining.is_none() && interfaces.json_rpc.is_none() && interfaces.chain.is_none() {
             return Err(End::Useless(
                 "the node offers none of the interfaces Mining, Rpc, Chain and Node".into(),
@@ -226,14 +207,14 @@ impl Session {
                     },
                     () = trace.over_budget() => {
                         collector.trace_given_up = true;
-                        self.end_subscription("the UTXO cache trace", trace.give_up(&collector.metrics)).await;
+                        trace.give_up(&collector.metrics);
                     }
                     Some(polled) = polls.recv() => match polled {
                         Ok(polled) => {
                             missed = 0;
                             self.show_polled(collector, &polled, &trace);
                             if let Some(subscription) = trace.end_in_ibd(&polled, &collector.metrics) {
-                                self.end_subscription("the UTXO cache trace", Some(subscription)).await;
+                                self.end_subscription("the UTXO cache trace", subscription).await;
                             }
                             if trace.is_due(&polled)
                                 && let Some(tracing) = &self.interfaces.tracing
@@ -259,33 +240,9 @@ impl Session {
         };
         debug!("the session ends: {end}");
         collector.metrics.node_is_away();
-        drop((polling, tip));
-        if !matches!(end, End::Lost(_)) {
-            self.end_subscription("the UTXO cache trace", trace.take()).await;
-            self.end_subscription("the chain's notifications", chain).await;
-            if self.interfaces.calls_back() {
-                self.until_answered(collector.config.call_timeout).await;
-            }
-        }
+        drop((polling, tip, trace, chain));
         drop(self.connection);
-        if let Some(guard) = self.guard {
-            guard.leave().await;
-        }
-        end
-    }
-
-    /// Waits until the node has answered what it was asked, as long as it takes.
-    async fn until_answered(&self, say_so_after: Duration) {
-        let answered = async {
-            if tokio::time::timeout(say_so_after, self.connection.answered()).await.is_err() {
-                warn!("the node has not answered all calls; closing now would make it abort, so we wait");
-                self.connection.answered().await;
-            }
-        };
-        tokio::select! {
-            () = answered => {}
-            reason = self.connection.closed() => debug!("{reason}"),
-        }
+        take_leave(self.guard, end).await
     }
 
     fn can_trace(&self) -> bool {
@@ -297,16 +254,10 @@ impl Session {
         &self.waiting
     }
 
-    /// Waits for the node as long as it takes: leaving would harm it.
-    async fn end_subscription(&self, what: &str, subscription: Option<Subscription>) {
-        let Some(subscription) = subscription else { return };
-        let impatient = |error: &CallError| {
-            warn!(
-                "{what}: the node has not acknowledged the end of the subscription ({error}); closing now would make it abort, so we wait"
-            );
-        };
+    /// Ends a subscription while the session goes on.
+    async fn end_subscription(&self, what: &str, subscription: Subscription) {
         tokio::select! {
-            ended = subscription.end(&self.subscribing, impatient) => match ended {
+            ended = subscription.end(&self.subscribing) => match ended {
                 Ok(()) => debug!("unsubscribed from {what}"),
                 Err(error) => warn!("unsubscribing from {what}: {error}"),
             },
@@ -336,6 +287,50 @@ impl Session {
     }
 }
 
+/// Waits for the guard, which takes leave of the node; the node's word that it is shutting down is why it all ended.
+async fn take_leave(guard: MaybeGuard, end: End) -> End {
+    match guard {
+        Some(guard) => match guard.leave().await && !matches!(end, End::ShutdownRequested) {
+            true => End::NodeShutDown,
+            false => end,
+        },
+        None => end,
+    }
+}
+
+/// The thread that a node starts when it has loaded its chain.
+const MESSAGE_HANDLER: &str = "b-msghand";
+/// Between looks for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// A node without JSON-RPC does not say whether it has loaded its chain, and can abort when it is asked about one that it
+/// has not created yet. Where its threads can be seen, waits for one that it starts after that.
+async fn wait_for_message_handler(node: &NodeProcess) {
+    let mut said = false;
+    while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
+        if !said {
+            info!("the node is starting: it has no thread {MESSAGE_HANDLER} yet");
+            said = true;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The same for Core 30, whose Mining interface does not wait either: it is not asked before its thread was seen.
+async fn wait_for_evidence(node: &NodeProcess) {
+    if node.runs_thread(MESSAGE_HANDLER).is_none() {
+        warn!(
+            "this node (Bitcoin Core 30) cannot tell over IPC whether it has loaded its chain, and asking it too early \
+             makes it abort. Its thread {MESSAGE_HANDLER} would tell, but its process cannot be seen in /proc; not \
+             asking until it can. Run the exporter in the node's PID namespace (containers: --pid=host or \
+             --pid=container:NODE; systemd: no ProtectProc=)"
+        );
+    }
+    while node.runs_thread(MESSAGE_HANDLER) != Some(true) {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
 /// Core's warmup: it answers JSON-RPC with an error, and its other interfaces must not be asked.
 async fn wait_for_warmup(json_rpc: &JsonRpc, on: &Thread) -> Result<(), CallError> {
     const AGAIN: Duration = Duration::from_millis(250);
@@ -357,7 +352,7 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, on: &Thread) -> Result<(), CallErro
 
 /// Counts what the guard hands on.
 fn count_notices(metrics: Arc<Metrics>, blocks: block::Counter, coins: Coins) -> impl FnMut(Notice) {
-    move |Notice { event, kept, .. }| {
+    move |Notice { event, waited }| {
         let callback = match event {
             Event::Chain(event) => subscribe::count(event, &metrics, &blocks),
             Event::Coin(event) => coins.count(event),
@@ -366,10 +361,11 @@ fn count_notices(metrics: Arc<Metrics>, blocks: block::Counter, coins: Coins) ->
                 warn!(events, "the exporter was too slow: callbacks were answered and not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
             }
-            Event::Held(_) | Event::Released(_) => return, // the guard's placer keeps the books
+            // What the guard tells about the connection does not get here.
+            Event::Subscribed(_) | Event::Released(_) | Event::NodeShutsDown => return,
         };
         metrics.exporter.callbacks.inc_by([callback], 1);
-        metrics.exporter.callback_duration.observe(kept.as_secs_f64());
+        metrics.exporter.callback_duration.observe(waited.as_secs_f64());
     }
 }
 

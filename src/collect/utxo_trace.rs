@@ -81,8 +81,8 @@ impl Trace {
         }
     }
 
-    /// For good: returns the subscription to end.
-    pub fn give_up(&mut self, metrics: &Metrics) -> Option<Subscription> {
+    /// For good. The guard ends the subscription.
+    pub fn give_up(&mut self, metrics: &Metrics) {
         warn!(
             "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is given up; \
              --utxo-trace on keeps it whatever it costs, --utxo-trace-budget allows more",
@@ -91,8 +91,8 @@ impl Trace {
         self.given_up = true;
         self.counting.set(false);
         metrics.utxo_cache.stop();
+        self.subscription = None;
         self.show(metrics);
-        self.take()
     }
 
     /// The node fell back into initial block download: returns the subscription to end.
@@ -103,11 +103,6 @@ impl Trace {
         info!("initial block download: the UTXO cache trace is off until its end");
         self.counting.set(false);
         metrics.utxo_cache.stop();
-        self.take()
-    }
-
-    /// The subscription to end.
-    pub fn take(&mut self) -> Option<Subscription> {
         self.subscription.take()
     }
 

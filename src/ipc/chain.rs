@@ -1,11 +1,13 @@
 //! Chain: height, and the notifications of the validation queue.
 
+use serde::{Deserialize, Serialize};
+
 use super::handler::{Callback, Subscription};
 use super::{CallError, Thread, call};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
 /// A notification.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum ChainEvent {
     /// `transactionAddedToMempool`
     AddedToMempool,
@@ -18,6 +20,7 @@ pub enum ChainEvent {
         /// Connected to the background chainstate of an assumeutxo node, far below the tip.
         historical: bool,
         /// The whole block, empty if the node left it out; `None` if there was no room to hand it on.
+        #[serde(with = "serde_bytes")]
         data: Option<Vec<u8>>,
     },
     /// `blockDisconnected`

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{CallError, Thread};
+use super::{CallError, Thread, call};
 use crate::schema::handler_capnp::handler;
 
 /// A callback object; dropped when the node has released it.
@@ -34,38 +34,20 @@ impl Subscription {
         Subscription { handler, released }
     }
 
-    /// Ends the subscription: disconnects it and waits until the node has destroyed and released the callback. Waits
-    /// as long as it takes, with `impatient` called after each deadline that passed; only a lost connection is an
-    /// error.
-    pub async fn end(mut self, on: &Thread, mut impatient: impl FnMut(&CallError)) -> Result<(), CallError> {
-        /// Between attempts while the thread is busy with another call, and while the node fails to.
+    /// Ends the subscription while the connection goes on: disconnects it and waits until the node has destroyed and
+    /// released the callback, as long as it takes. (When the connection ends, the guard does so.)
+    pub async fn end(self, on: &Thread) -> Result<(), CallError> {
+        /// Between attempts while the thread is busy with another call.
         const BUSY: Duration = Duration::from_millis(2);
-        const FAILING: Duration = Duration::from_secs(1);
-        let mut request = self.handler.disconnect_request();
-        loop {
-            request.get().init_context().set_thread(on.client.clone());
-            let mut answer = std::pin::pin!(request.send().promise);
-            let answer = loop {
-                match tokio::time::timeout(on.deadline, &mut answer).await {
-                    Ok(answer) => break answer,
-                    Err(_) => impatient(&CallError::TimedOut(on.deadline)),
-                }
-            };
-            let again = match answer.map_err(CallError::from) {
-                Ok(_) => break,
-                Err(error @ (CallError::Disconnected(_) | CallError::Unimplemented(_))) => return Err(error),
-                Err(CallError::Failed(why)) if why.contains("thread busy") => BUSY,
-                Err(error) => {
-                    impatient(&error);
-                    FAILING
-                }
-            };
-            tokio::time::sleep(again).await;
-            request = self.handler.disconnect_request();
+        let on = on.without_deadline();
+        while let Err(error) = call!(self.handler, disconnect_request, on) {
+            match error {
+                CallError::Failed(why) if why.contains("thread busy") => tokio::time::sleep(BUSY).await,
+                error => return Err(error),
+            }
         }
-        while tokio::time::timeout(on.deadline, &mut self.released).await.is_err() {
-            impatient(&CallError::TimedOut(on.deadline));
-        }
+        // An error is the callback's end, too.
+        let _ = self.released.await;
         Ok(())
     }
 }

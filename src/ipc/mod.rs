@@ -2,7 +2,6 @@
 
 mod chain;
 mod error;
-mod fair;
 pub mod guard;
 mod handler;
 mod json_rpc;
@@ -19,7 +18,6 @@ use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
-use tokio_util::task::TaskTracker;
 
 use crate::schema::init_capnp::init;
 use crate::schema::proxy_capnp::{thread, thread_map};
@@ -31,21 +29,6 @@ pub use json_rpc::JsonRpc;
 pub use mining::{BlockRef, Hash, Mining};
 pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS};
 pub use trace::{CoinEvent, Tracing};
-
-/// By how much our memory may grow on one connection. What a peer asks is kept until it says that it needs the answer no
-/// longer; a node asks little. Blocks that wait to be counted take 64 MB at most, and scrapers that do not read some more.
-const MEMORY: u64 = 256 << 20;
-
-/// Resolves when our memory has grown by more than [`MEMORY`] since now.
-async fn too_much_memory() {
-    const EVERY: Duration = Duration::from_millis(250);
-    let resident =
-        || Some(procfs::process::Process::myself().ok()?.statm().ok()?.resident * procfs::page_size());
-    let Some(before) = resident() else { return std::future::pending().await };
-    while resident().is_none_or(|now| now.saturating_sub(before) < MEMORY) {
-        tokio::time::sleep(EVERY).await;
-    }
-}
 
 /// Sends a request whose parameters have a `context`, on a node thread, within that thread's deadline.
 macro_rules! call {
@@ -65,28 +48,20 @@ pub(crate) use call;
 pub struct Thread {
     client: thread::Client,
     deadline: Duration,
-    under_way: TaskTracker,
 }
 
 impl Thread {
-    /// Waits for the answer until the deadline. A call that is given up, by the deadline or because its caller is
-    /// gone, goes on in the node; [`Connection::answered`] waits for it.
-    pub(crate) async fn within<T: 'static>(&self, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
-        let call = self.under_way.spawn_local(answer);
-        match tokio::time::timeout(self.deadline, call).await {
-            Ok(Ok(answer)) => Ok(answer?),
-            Ok(Err(ended)) => Err(CallError::Disconnected(ended.to_string())),
+    /// Waits for the answer until the deadline. A call that is given up goes on in the node: the guard waits for it.
+    pub(crate) async fn within<T>(&self, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
+        match tokio::time::timeout(self.deadline, answer).await {
+            Ok(answer) => Ok(answer?),
             Err(_) => Err(CallError::TimedOut(self.deadline)),
         }
     }
 
     /// The same thread with more time for each call.
     pub fn patient(&self, extra: Duration) -> Thread {
-        Thread {
-            client: self.client.clone(),
-            deadline: self.deadline.saturating_add(extra),
-            under_way: self.under_way.clone(),
-        }
+        Thread { client: self.client.clone(), deadline: self.deadline.saturating_add(extra) }
     }
 
     /// The same thread for calls that may take any time.
@@ -127,11 +102,6 @@ impl Interfaces {
         .filter_map(|(name, offered)| offered.then_some(name))
         .collect()
     }
-
-    /// Whether the node has any callback to offer, so that closing the connection carelessly can harm it.
-    pub fn calls_back(&self) -> bool {
-        self.chain.is_some() || self.tracing.is_some()
-    }
 }
 
 /// A connection to a node after the handshake.
@@ -139,7 +109,6 @@ pub struct Connection {
     init: init::Client,
     threads: thread_map::Client,
     deadline: Duration,
-    under_way: TaskTracker,
     closed: watch::Receiver<Option<Rc<str>>>,
     driver: tokio::task::AbortHandle,
 }
@@ -147,7 +116,7 @@ pub struct Connection {
 impl Connection {
     /// Bootstraps and constructs. Needs a [`tokio::task::LocalSet`]. Each call is given `deadline`.
     pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
-        let (read, write) = fair::halves(stream);
+        let (read, write) = stream.into_split();
         let network = twoparty::VatNetwork::new(
             read.compat(),
             write.compat_write(),
@@ -158,28 +127,16 @@ impl Connection {
         let init: init::Client = system.bootstrap(rpc_twoparty_capnp::Side::Server);
         let (close, closed) = watch::channel(None);
         let driver = tokio::task::spawn_local(async move {
-            let reason = tokio::select! {
-                ended = system => match ended {
-                    Ok(()) => "the node closed the connection".to_string(),
-                    Err(error) => CallError::from(error).to_string(),
-                },
-                () = too_much_memory() => format!(
-                    "it made us keep more than {} MB: no node asks for so much",
-                    MEMORY >> 20
-                ),
+            let reason = match system.await {
+                Ok(()) => "the node closed the connection".to_string(),
+                Err(error) => CallError::from(error).to_string(),
             };
             close.send_replace(Some(reason.into()));
         })
         .abort_handle();
 
-        let mut connection = Connection {
-            threads: capnp_rpc::new_client(OurThreads),
-            init,
-            deadline,
-            under_way: TaskTracker::new(),
-            closed,
-            driver,
-        };
+        let mut connection =
+            Connection { threads: capnp_rpc::new_client(OurThreads), init, deadline, closed, driver };
         let mut construct = connection.init.construct_request();
         construct.get().set_thread_map(connection.threads.clone());
         let answer = tokio::select! {
@@ -199,11 +156,7 @@ impl Connection {
         let answer = tokio::time::timeout(self.deadline, request.send().promise)
             .await
             .map_err(|_| CallError::TimedOut(self.deadline))??;
-        Ok(Thread {
-            client: answer.get()?.get_result()?,
-            deadline: self.deadline,
-            under_way: self.under_way.clone(),
-        })
+        Ok(Thread { client: answer.get()?.get_result()?, deadline: self.deadline })
     }
 
     /// Finds out which interfaces the node offers, all but Mining, with calls that do no harm at any time: a node
@@ -243,23 +196,18 @@ impl Connection {
         Ok(offered)
     }
 
-    /// The Mining interface, under the ordinal of Core 31 and later, else that of Core 30. Nodes answer this when
-    /// their chain state is loaded, which may take long.
+    /// The Mining interface under the ordinal of Core 31 and later. These nodes answer when their chain state is loaded,
+    /// which may take long.
     pub async fn mining(&self, on: &Thread) -> Result<Option<Mining>, CallError> {
-        if let Some(answer) = optional(call!(self.init, make_mining_request, on))? {
-            return Ok(answer.get()?.get_result().ok().map(|client| Mining::new(client, true)));
-        }
-        match optional(call!(self.init, make_mining_core30_request, on))? {
-            Some(answer) => Ok(answer.get()?.get_result().ok().map(|client| Mining::new(client, false))),
-            None => Ok(None),
-        }
+        let answer = optional(call!(self.init, make_mining_request, on))?;
+        Ok(answer.and_then(|answer| Some(Mining::new(answer.get().ok()?.get_result().ok()?, true))))
     }
 
-    /// Resolves when the node has answered every call. A node with callbacks aborts when a connection is closed during
-    /// one.
-    pub async fn answered(&self) {
-        self.under_way.close();
-        self.under_way.wait().await;
+    /// The Mining interface under the ordinal of Core 30. That node answers at any time, and aborts when the interface is
+    /// used before its chain state is loaded.
+    pub async fn mining_core30(&self, on: &Thread) -> Result<Option<Mining>, CallError> {
+        let answer = optional(call!(self.init, make_mining_core30_request, on))?;
+        Ok(answer.and_then(|answer| Some(Mining::new(answer.get().ok()?.get_result().ok()?, false))))
     }
 
     /// Resolves with the reason when the connection is gone.
@@ -288,30 +236,7 @@ fn optional<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     }
 }
 
-/// The threads that a node may ask us for, to run its callbacks on. We have one, and they are all it.
+/// What the handshake gives the node to ask us for threads with. The guard answers for it.
 struct OurThreads;
 
-impl thread_map::Server for OurThreads {
-    async fn make_thread(
-        self: Rc<Self>,
-        params: thread_map::MakeThreadParams,
-        mut results: thread_map::MakeThreadResults,
-    ) -> Result<(), capnp::Error> {
-        let name = params.get()?.get_name()?.to_string()?;
-        results.get().set_result(capnp_rpc::new_client(OurThread(name)));
-        Ok(())
-    }
-}
-
-struct OurThread(String);
-
-impl thread::Server for OurThread {
-    async fn get_name(
-        self: Rc<Self>,
-        _: thread::GetNameParams,
-        mut results: thread::GetNameResults,
-    ) -> Result<(), capnp::Error> {
-        results.get().set_result(&self.0);
-        Ok(())
-    }
-}
+impl thread_map::Server for OurThreads {}

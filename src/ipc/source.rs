@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -13,7 +12,6 @@ use nix::sys::signal::kill;
 use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
 use nix::unistd::{Pid, Uid, User};
 use procfs::process::{Process, Stat};
-use procfs::{Current, Uptime};
 use tokio::net::UnixStream;
 
 /// The chains that Bitcoin Core knows, with the folder of each below the data directory.
@@ -135,10 +133,11 @@ impl NodeProcess {
         }
     }
 
-    /// How long it has been running.
-    pub fn age(&self) -> Option<Duration> {
-        let started = self.started? as f64 / procfs::ticks_per_second() as f64;
-        Some(Duration::from_secs_f64((Uptime::current().ok()?.uptime - started).max(0.0)))
+    /// Whether a thread of this name runs in it, by `/proc`; `None` if the process cannot be seen there.
+    pub fn runs_thread(&self, name: &str) -> Option<bool> {
+        let tasks = Process::new(self.pid?.as_raw()).and_then(|process| process.tasks()).ok()?;
+        let names = tasks.flatten().filter_map(|task| Some(task.stat().ok()?.comm));
+        Some(names.into_iter().any(|comm| comm == name))
     }
 
     /// Whether it is gone; `None` if that cannot be told.

@@ -1,11 +1,13 @@
 //! Tracing: the UTXO cache trace, one call per coin while the node holds its main lock.
 
+use serde::{Deserialize, Serialize};
+
 use super::handler::{Callback, Subscription};
 use super::{CallError, Thread, call};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
 /// What happened to a coin of how many satoshis.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CoinEvent {
     /// Added to a cache.
     Added(i64),

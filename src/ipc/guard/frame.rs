@@ -4,53 +4,58 @@ use std::io::{self, Read, Write};
 
 use capnp::Word;
 
-/// The largest message that is taken. A block is at most 4 MB; answers to polls are smaller.
-pub const LARGEST: usize = 64 << 20;
-/// As many segments as Cap'n Proto's own readers take.
-const MOST_SEGMENTS: usize = 512;
-/// Room that is kept between messages.
-pub const KEPT: usize = 64 << 10;
+use super::peer::Filled;
+
+/// Limit on a message of the node's. A block is at most 4 MB; answers to polls are smaller.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Limit on the segments of a message: that of Cap'n Proto's own readers.
+const MAX_SEGMENTS: usize = 512;
+/// Size of a buffer between messages.
+pub const BUFFER_BYTES: usize = 64 << 10;
 
 /// Reads whole messages.
+#[derive(Default)]
 pub struct Frames {
     /// Words, so that messages are aligned: each is a whole number of them.
     buffer: Vec<Word>,
-    /// Where what was not taken yet starts and ends, in bytes.
+    /// Where the bytes that were read and not taken yet start and end.
     start: usize,
     end: usize,
+    max_message_bytes: usize,
 }
 
 impl Frames {
-    pub fn new() -> Self {
-        Frames { buffer: Word::allocate_zeroed_vec(KEPT / 8), start: 0, end: 0 }
+    pub fn new(max_message_bytes: usize) -> Self {
+        let buffer = Word::allocate_zeroed_vec(BUFFER_BYTES / 8);
+        Frames { buffer, start: 0, end: 0, max_message_bytes }
     }
 
-    /// Without any memory, to stand in for one that is being read.
-    pub fn empty() -> Self {
-        Frames { buffer: Vec::new(), start: 0, end: 0 }
-    }
-
-    /// Reads what has arrived; `false` at the end of the stream.
-    pub fn fill(&mut self, mut from: impl Read) -> io::Result<bool> {
+    /// Reads what has arrived, once.
+    pub fn fill(&mut self, mut from: impl Read) -> io::Result<Filled> {
         self.make_room();
         let buffer = Word::words_to_bytes_mut(&mut self.buffer);
         match from.read(&mut buffer[self.end..]) {
-            Ok(0) => Ok(false),
+            Ok(0) => Ok(Filled::End),
             Ok(read) => {
                 self.end += read;
-                Ok(true)
+                Ok(Filled::Read)
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                Ok(true)
+                Ok(Filled::Nothing)
             }
             Err(error) => Err(error),
         }
     }
 
+    /// Whether a message larger than the buffer between messages has begun to arrive.
+    pub fn is_amid_large(&self) -> bool {
+        self.buffer.len() * 8 > BUFFER_BYTES && self.start < self.end
+    }
+
     /// The next whole message, with its segment table.
     pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
-        match length(bytes)? {
+        match length(bytes, self.max_message_bytes)? {
             Some(length) if length <= bytes.len() => {
                 let start = self.start;
                 self.start += length;
@@ -65,28 +70,29 @@ impl Frames {
     fn make_room(&mut self) {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
-        if self.start > 0 && (left == 0 || self.end == bytes.len()) {
+        let wanted = length(&bytes[self.start..self.end], self.max_message_bytes).ok().flatten();
+        let wanted = wanted.unwrap_or(0).max(BUFFER_BYTES);
+        if wanted > bytes.len() || (left == 0 && bytes.len() > BUFFER_BYTES) {
+            // Fresh memory of the system's is zero without being written to.
+            let mut resized = Word::allocate_zeroed_vec(wanted / 8);
+            Word::words_to_bytes_mut(&mut resized)[..left].copy_from_slice(&bytes[self.start..self.end]);
+            self.buffer = resized;
+        } else if self.start + wanted > bytes.len() || left == 0 {
             bytes.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, left);
+        } else {
+            return;
         }
-        let wanted = length(&bytes[self.start..self.end]).ok().flatten().unwrap_or(0).max(KEPT);
-        if self.start + wanted > bytes.len() {
-            bytes.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, left);
-            self.buffer.resize(wanted / 8, capnp::word(0, 0, 0, 0, 0, 0, 0, 0));
-        } else if left == 0 && bytes.len() > KEPT {
-            self.buffer = Word::allocate_zeroed_vec(KEPT / 8);
-        }
+        (self.start, self.end) = (0, left);
     }
 }
 
 /// The length of the message that starts here, once its segment table is there.
-fn length(bytes: &[u8]) -> io::Result<Option<usize>> {
+fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
     let number =
         |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().expect("four bytes")) as usize);
     let wrong = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     let Some(segments) = number(0).map(|last| last + 1) else { return Ok(None) };
-    if segments > MOST_SEGMENTS {
+    if segments > MAX_SEGMENTS {
         return wrong(format!("a message of {segments} segments"));
     }
     let mut length = (4 + 4 * segments).next_multiple_of(8);
@@ -94,7 +100,7 @@ fn length(bytes: &[u8]) -> io::Result<Option<usize>> {
         let Some(words) = number(4 * segment) else { return Ok(None) };
         length += words * 8;
     }
-    if length > LARGEST {
+    if length > max {
         return wrong(format!("a message of {length} bytes"));
     }
     Ok(Some(length))
@@ -143,7 +149,7 @@ impl Outgoing {
         }
         if self.is_empty() {
             self.bytes.clear();
-            self.bytes.shrink_to(KEPT);
+            self.bytes.shrink_to(BUFFER_BYTES);
             self.sent = 0;
         } else if self.sent > self.bytes.len() / 2 {
             self.bytes.drain(..self.sent);
@@ -176,11 +182,11 @@ mod tests {
         let messages: Vec<_> = [0, 1, 3, 20_000, 2, 600_000, 1].map(message).into();
         let stream = messages.concat();
         for cut in [1usize << 20, 4096, 65_536, 7777] {
-            let (mut frames, mut got) = (Frames::new(), Vec::new());
+            let (mut frames, mut got) = (Frames::new(MAX_MESSAGE_BYTES), Vec::new());
             for piece in stream.chunks(cut) {
                 let mut piece = piece;
                 while !piece.is_empty() {
-                    assert!(frames.fill(&mut piece).unwrap());
+                    assert_eq!(frames.fill(&mut piece).unwrap(), Filled::Read);
                     while let Some(frame) = frames.next().unwrap() {
                         got.push(frame.to_vec());
                     }
@@ -188,18 +194,18 @@ mod tests {
             }
             assert!(got == messages, "cut at {cut}");
             frames.make_room();
-            assert_eq!(frames.buffer.len() * 8, KEPT, "a large message leaves no memory behind");
+            assert_eq!(frames.buffer.len() * 8, BUFFER_BYTES, "a large message leaves no memory behind");
         }
     }
 
     #[test]
     fn a_segment_table_that_lies_is_refused_before_memory_is_taken() {
         for table in [&b"\xff\xff\xff\xff\x01\x00\x00\x00"[..], b"\x00\x00\x00\x00\xff\xff\xff\xff"] {
-            let mut frames = Frames::new();
+            let mut frames = Frames::new(MAX_MESSAGE_BYTES);
             frames.fill(&mut &table[..]).unwrap();
             assert!(frames.next().is_err());
             frames.make_room();
-            assert_eq!(frames.buffer.len() * 8, KEPT);
+            assert_eq!(frames.buffer.len() * 8, BUFFER_BYTES);
         }
     }
 }

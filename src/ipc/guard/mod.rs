@@ -1,37 +1,71 @@
-//! The guard: a small process of the same binary that faces a node with callbacks.
+//! The guard: a small process of the same binary between a node and the exporter, from the first byte to the last.
 //!
-//! Such a node aborts when a client with live subscriptions, or one in the middle of a call, is gone; and it waits for
-//! a client that hangs. So the exporter, which can be killed, stopped or out of memory, is never that client. The guard
-//! sits on the node's socket, answers each callback itself the moment it arrives, hands it on as an event over a
-//! bounded queue, and passes the exporter's own calls through. When the exporter goes away for whatever reason, it
-//! unsubscribes, waits for the answers of calls under way, and closes.
+//! A node can die of a client that leaves in the middle of a call or with live subscriptions, and it waits for a client
+//! that hangs. So the exporter, which can be killed, stopped or out of memory, is never that client. The guard sits on the
+//! node's socket, answers each callback the moment it arrives, hands it on as an event over a bounded queue, and passes
+//! the exporter's own calls through. When the exporter goes away for whatever reason, or the node shuts down, it
+//! unsubscribes, waits for the answers to calls under way, and closes.
+//!
+//! - [`ledger`] has the rules, without I/O; [`relay`] is the poll loop;
+//! - [`message`] is a message as what matters here; [`peer`] and [`frame`] are sockets and framing;
+//! - [`events`] is what the exporter is told; [`burst`] and [`budget`] keep the node's waiting short;
+//! - [`process`] is the guard as a process. This file has the exporter's side: placing a guard and seeing it out.
 
 mod budget;
-mod event;
+mod burst;
+mod events;
 mod frame;
+mod ledger;
+mod message;
+mod peer;
+mod process;
 mod relay;
 
-use std::cell::RefCell;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use anyhow::Result;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
-pub use event::{Event, Held, Notice};
-pub use relay::{main, relay};
+pub use events::{Event, Notice, SubscriptionIds};
+pub use process::{ARGUMENT, main};
+pub use relay::relay;
 
-/// The first argument of a guard. The second is the descriptor that events go to, the third the budget of the UTXO cache
-/// trace in microseconds or `-`, the others callbacks that an earlier guard has left behind.
-pub const ARGUMENT: &str = "--guard";
+/// Places for guards. A guard keeps its place until it has left its node, so that the connections to a node that does not
+/// answer are few.
+#[derive(Clone)]
+pub struct Places(Arc<Semaphore>);
+
+impl Places {
+    const COUNT: usize = 4;
+
+    /// All of them free.
+    #[allow(clippy::new_without_default, reason = "there is no default number of places")]
+    pub fn new() -> Self {
+        Places(Arc::new(Semaphore::new(Self::COUNT)))
+    }
+
+    /// Waits for a free place.
+    pub async fn take(&self) -> Place {
+        match self.0.clone().try_acquire_owned() {
+            Ok(permit) => return Place(permit),
+            Err(_) => warn!("{} guards wait for answers of the node; waiting for one of them", Self::COUNT),
+        }
+        Place(self.0.clone().acquire_owned().await.expect("never closed"))
+    }
+}
+
+/// A place for a guard.
+pub struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 /// A guard that was placed on a connection.
 pub struct Guard {
@@ -41,29 +75,45 @@ pub struct Guard {
     /// The notices, until [`read`](Self::read) takes them.
     events: Option<UnixStream>,
     reader: Option<JoinHandle<()>>,
+    told: Rc<Told>,
+    place: Place,
+}
+
+/// What the guard told about the connection.
+#[derive(Default)]
+struct Told {
     /// What the node holds at present.
-    held: Rc<RefCell<Vec<Held>>>,
+    subscriptions: RefCell<Vec<SubscriptionIds>>,
+    node_shuts_down: Cell<bool>,
 }
 
 impl Guard {
     /// Hands the connection to a guard; returns what to speak to instead. `trace_budget` is how long the node may wait for
     /// the UTXO cache trace in ten minutes.
-    pub fn place(node: UnixStream, trace_budget: Option<Duration>) -> Result<(UnixStream, Self)> {
+    pub fn place(
+        place: Place,
+        node: UnixStream,
+        trace_budget: Option<Duration>,
+    ) -> Result<(UnixStream, Self)> {
         let node: OwnedFd = node.into_std()?.into();
-        let (child, ours, events) = start(&node, trace_budget, &[])?;
-        // When memory runs out, rather we than the guard.
-        let _ = std::fs::write("/proc/self/oom_score_adj", "500");
-        ours.set_nonblocking(true)?;
-        events.set_nonblocking(true)?;
-        let events = Some(UnixStream::from_std(events)?);
-        let guard = Guard { child, node, events, reader: None, held: Rc::default() };
-        Ok((UnixStream::from_std(ours)?, guard))
+        let started = process::start(&node, trace_budget, None)?;
+        started.exporter.set_nonblocking(true)?;
+        started.events.set_nonblocking(true)?;
+        let events = Some(UnixStream::from_std(started.events)?);
+        let exporter = UnixStream::from_std(started.exporter)?;
+        let guard = Guard { child: started.child, node, events, reader: None, told: Rc::default(), place };
+        Ok((exporter, guard))
+    }
+
+    /// The guard's process ID.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// Gives each notice to `sink`, from here to the end of the connection.
     pub fn read(&mut self, mut sink: impl FnMut(Notice) + 'static) {
         let Some(mut events) = self.events.take() else { return };
-        let held = self.held.clone();
+        let told = self.told.clone();
         self.reader = Some(tokio::task::spawn_local(async move {
             let mut buffer = Vec::with_capacity(64 * 1024);
             // The guard is us: what it writes is well-formed, and what does not decode ends the reading.
@@ -72,8 +122,11 @@ impl Guard {
                 while let Some((notice, length)) = Notice::decode(&buffer[decoded..]) {
                     decoded += length;
                     match notice.event {
-                        Event::Held(it) => held.borrow_mut().push(it),
-                        Event::Released(callback) => held.borrow_mut().retain(|it| it.callback != callback),
+                        Event::Subscribed(ids) => told.subscriptions.borrow_mut().push(ids),
+                        Event::Released(callback) => {
+                            told.subscriptions.borrow_mut().retain(|it| it.callback != callback)
+                        }
+                        Event::NodeShutsDown => told.node_shuts_down.set(true),
                         _ => sink(notice),
                     }
                 }
@@ -82,75 +135,40 @@ impl Guard {
         }));
     }
 
-    /// After the connection was closed: takes the last notices and waits for the guard, which may still be taking
-    /// leave of the node. If it was killed, another takes leave in its place.
-    pub async fn leave(mut self) {
+    /// After the exporter's side of the connection was closed: takes the last notices and waits for the guard, which takes
+    /// leave of the node. If it was killed, another one does so in its place. A guard that still waits for the node after
+    /// two seconds is left alone. Returns whether the node is shutting down.
+    pub async fn leave(mut self) -> bool {
         const AT_MOST: Duration = Duration::from_secs(2);
+        self.read(|_| ());
+        let told = self.told.clone();
+        let seen_out = tokio::task::spawn_local(self.see_out());
+        if tokio::time::timeout(AT_MOST, seen_out).await.is_err() {
+            warn!("the node has not answered all calls; the guard waits for it, and ends by itself");
+        }
+        told.node_shuts_down.get()
+    }
+
+    async fn see_out(mut self) {
         if let Some(reader) = self.reader.take() {
-            let _ = tokio::time::timeout(AT_MOST, reader).await;
+            let _ = reader.await;
         }
-        let killed = wait(self.child, AT_MOST).await.and_then(|status| status.signal());
-        let Some(killed) = killed else { return };
-        let held = self.held.take();
-        error!(
-            "the guard was killed by signal {killed}: do not kill it, the node would abort; another takes leave of the node"
-        );
-        if held.is_empty() {
-            return;
-        }
-        // Our ends of its connections are closed at once: it takes leave.
-        match start(&self.node, None, &held).map(|(child, ..)| child) {
-            Ok(child) => {
-                wait(child, AT_MOST * 5).await;
-            }
-            Err(error) => {
-                error!("{error:#}; the connection stays open, because closing it would make the node abort");
-                std::mem::forget(self.node);
+        while let Some(signal) = self.child.wait().await.ok().and_then(|status| status.signal()) {
+            error!(
+                "the guard was killed by signal {signal}: do not kill it, the node can abort; another one takes leave of \
+                 the node"
+            );
+            // Our ends of its connections are closed at once.
+            match process::start(&self.node, None, Some(&self.told.subscriptions.borrow())) {
+                Ok(started) => self.child = started.child,
+                Err(error) => {
+                    error!(
+                        "{error:#}; the connection stays open, because closing it can make the node abort"
+                    );
+                    return std::mem::forget(self.node);
+                }
             }
         }
+        drop(self.place);
     }
-}
-
-/// A guard's process, and our ends of its two connections to us.
-fn start(
-    node: &OwnedFd,
-    trace_budget: Option<Duration>,
-    held: &[Held],
-) -> Result<(Child, StdUnixStream, StdUnixStream)> {
-    let (ours, theirs) = StdUnixStream::pair()?;
-    let (events, events_theirs) = StdUnixStream::pair()?;
-    // The one descriptor that has no standard place; the child inherits it, and nothing else is started meanwhile.
-    fcntl(&events_theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    let child = Command::new("/proc/self/exe")
-        .arg0("bitcoind-ipc-guard")
-        .args([ARGUMENT, &events_theirs.as_raw_fd().to_string()])
-        .arg(trace_budget.map_or("-".to_string(), |budget| budget.as_micros().to_string()))
-        .args(held.iter().map(Held::to_string))
-        .env_clear()
-        .stdin(Stdio::from(node.try_clone()?))
-        .stdout(Stdio::from(OwnedFd::from(theirs)))
-        .process_group(0) // a terminal's Ctrl-C is for the exporter, which then takes leave in order
-        .spawn()
-        .context("cannot start the guard process from /proc/self/exe")?;
-    Ok((child, ours, events))
-}
-
-/// How a guard ended; `None` if it did not within this time. Then a thread waits for it.
-async fn wait(mut child: Child, at_most: Duration) -> Option<ExitStatus> {
-    const AGAIN: Duration = Duration::from_millis(5);
-    let ended = async {
-        loop {
-            match child.try_wait() {
-                Ok(None) => tokio::time::sleep(AGAIN).await,
-                Ok(status) => return status,
-                Err(_) => return None,
-            }
-        }
-    };
-    let ended = tokio::time::timeout(at_most, ended).await;
-    if ended.is_err() {
-        warn!("the guard is still taking leave of the node; it ends by itself");
-        let _ = std::thread::Builder::new().spawn(move || child.wait());
-    }
-    ended.ok().flatten()
 }

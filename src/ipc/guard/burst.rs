@@ -1,0 +1,48 @@
+//! Callbacks in a burst: a block's coins, or transactions sent over RPC.
+
+use std::time::Duration;
+
+/// Callbacks that follow each other closer than this are a burst. The next is then looked for this long before the guard
+/// sleeps, because waking up takes longer than answering.
+const MAX_GAP: Duration = Duration::from_micros(300);
+/// Limit on looking for the next callback at a stretch: events are handed on after it.
+const MAX_STRETCH: Duration = Duration::from_millis(1);
+/// A yield longer than this means that an unrelated task had the CPU.
+const LONG_YIELD: Duration = Duration::from_micros(80);
+/// Then block in poll(2) this long instead of spinning: a woken task preempts, one that yielded queues.
+const CROWDED: Duration = Duration::from_millis(1);
+
+/// Whether to look for the next message instead of going to sleep.
+#[derive(Default)]
+pub struct Burst {
+    last_callback_at: Duration,
+    is_burst: bool,
+    /// An unrelated task needs the CPU until then.
+    crowded_until: Duration,
+}
+
+impl Burst {
+    /// A callback arrived.
+    pub fn callback(&mut self, now: Duration) {
+        self.is_burst = now.saturating_sub(self.last_callback_at) < MAX_GAP;
+        self.last_callback_at = now;
+    }
+
+    /// Part of a large message arrived: the rest is on its way.
+    pub fn part(&mut self, now: Duration) {
+        (self.is_burst, self.last_callback_at) = (true, now);
+    }
+
+    /// Until when to look for the next message; `None` if not at all.
+    pub fn spin_until(&self, since: Duration, now: Duration) -> Option<Duration> {
+        let until = (since + MAX_STRETCH).min(self.last_callback_at + MAX_GAP);
+        (self.is_burst && now >= self.crowded_until && now < until).then_some(until)
+    }
+
+    /// Another task ran from `from` to `to`, because the guard gave way.
+    pub fn gave_way(&mut self, from: Duration, to: Duration) {
+        if to.saturating_sub(from) > LONG_YIELD {
+            self.crowded_until = to + CROWDED;
+        }
+    }
+}

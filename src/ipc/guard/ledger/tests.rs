@@ -1,0 +1,609 @@
+//! A row per rule, and per fault that a real node has shown.
+
+use capnp::message::Builder;
+use capnp::serialize::write_message_to_words;
+use capnp::traits::HasTypeId;
+use capnp_rpc::rpc_capnp as rpc;
+
+use super::*;
+use crate::ipc::guard::message::Method;
+
+const THREAD_MAP: u32 = 1;
+const THREAD: u32 = 2;
+const MINING: u32 = 3;
+const CHAIN: u32 = 4;
+const HANDLER: u32 = 5;
+const TRACE_HANDLER: u32 = 6;
+const CALLBACK: u32 = 70;
+const TRACE_CALLBACK: u32 = 71;
+const OWN_THREAD: u32 = 8;
+const TIP: [u8; 32] = [9; 32];
+
+fn message(build: impl FnOnce(rpc::message::Builder)) -> Vec<u8> {
+    let mut message = Builder::new_default();
+    build(message.init_root());
+    write_message_to_words(&message)
+}
+
+fn bootstrap(question: u32) -> Vec<u8> {
+    message(|it| it.init_bootstrap().set_question_id(question))
+}
+
+fn call(
+    question: u32,
+    target: u32,
+    (interface, method): Method,
+    hosted: &[u32],
+    imported: &[u32],
+) -> Vec<u8> {
+    message(|it| {
+        let mut call = it.init_call();
+        call.set_question_id(question);
+        call.set_interface_id(interface);
+        call.set_method_id(method);
+        call.reborrow().init_target().set_imported_cap(target);
+        let mut table = call.init_params().init_cap_table((hosted.len() + imported.len()) as u32);
+        for (i, id) in hosted.iter().enumerate() {
+            table.reborrow().get(i as u32).set_sender_hosted(*id);
+        }
+        for (i, id) in imported.iter().enumerate() {
+            table.reborrow().get((hosted.len() + i) as u32).set_receiver_hosted(*id);
+        }
+    })
+}
+
+fn results(question: u32, hosted: &[u32]) -> Vec<u8> {
+    message(|it| {
+        let mut answer = it.init_return();
+        answer.set_answer_id(question);
+        let mut table = answer.init_results().init_cap_table(hosted.len() as u32);
+        for (i, id) in hosted.iter().enumerate() {
+            table.reborrow().get(i as u32).set_sender_hosted(*id);
+        }
+    })
+}
+
+fn tip_results(question: u32, tip: Option<[u8; 32]>) -> Vec<u8> {
+    message(|it| {
+        let mut answer = it.init_return();
+        answer.set_answer_id(question);
+        let content = answer.init_results().get_content();
+        let results = content.init_as::<mining::wait_tip_changed_results::Builder>();
+        if let Some(tip) = tip {
+            results.init_result().set_hash(&tip);
+        }
+    })
+}
+
+fn failure(question: u32, why: &str) -> Vec<u8> {
+    message(|it| {
+        let mut answer = it.init_return();
+        answer.set_answer_id(question);
+        answer.init_exception().set_reason(why);
+    })
+}
+
+fn finish(question: u32, releases: bool) -> Vec<u8> {
+    Own::Finish { question, releases }.encode()
+}
+
+fn release(export: u32, count: u32) -> Vec<u8> {
+    message(|it| {
+        let mut release = it.init_release();
+        release.set_id(export);
+        release.set_reference_count(count);
+    })
+}
+
+/// A ledger and its clock.
+struct Guard {
+    ledger: Ledger,
+    now: Duration,
+}
+
+impl Guard {
+    fn new() -> Self {
+        Guard { ledger: Ledger::new(Budget::new(None), Duration::from_secs(1)), now: Duration::from_secs(1) }
+    }
+
+    fn with_budget(budget: Duration) -> Self {
+        let mut guard = Guard::new();
+        guard.ledger = Ledger::new(Budget::new(Some(budget)), guard.now);
+        guard
+    }
+
+    fn passes(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    fn exporter(&mut self, frame: Vec<u8>) -> FromExporter {
+        let frame = message::open(&frame).unwrap();
+        self.ledger.on_exporter(&Message::of(&frame).unwrap(), self.now).unwrap()
+    }
+
+    fn node(&mut self, frame: Vec<u8>) -> FromNode {
+        let frame = message::open(&frame).unwrap();
+        self.ledger.on_node(&Message::of(&frame).unwrap(), self.now).unwrap()
+    }
+
+    fn calls(&mut self) -> Vec<Own> {
+        std::iter::from_fn(|| self.ledger.next_call(self.now)).take(10).collect()
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.ledger.next_event()).collect()
+    }
+
+    fn may_close(&self) -> bool {
+        self.ledger.may_close(self.now)
+    }
+
+    /// After a while in which nobody said anything.
+    fn may_close_soon(&mut self) -> bool {
+        assert!(!self.may_close(), "the node's thread may still be busy with the last call");
+        self.passes(SETTLE);
+        self.may_close()
+    }
+
+    /// Asks and is answered.
+    fn asks(&mut self, frame: Vec<u8>, answer: Vec<u8>) {
+        assert_eq!(self.exporter(frame), FromExporter::Forward);
+        assert_eq!(self.node(answer), FromNode::Forward);
+    }
+
+    /// The handshake of an exporter that has not asked for anything else.
+    fn connected() -> Self {
+        let mut guard = Guard::new();
+        guard.connect();
+        guard
+    }
+
+    fn connect(&mut self) {
+        self.asks(bootstrap(0), results(0, &[0]));
+        self.asks(call(1, 0, message::CONSTRUCT, &[50], &[]), results(1, &[THREAD_MAP]));
+        self.asks(call(2, THREAD_MAP, message::MAKE_THREAD, &[], &[]), results(2, &[THREAD]));
+        let make = |method| (crate::schema::init_capnp::init::Client::TYPE_ID, method);
+        self.asks(call(3, 0, make(3), &[], &[THREAD]), results(3, &[MINING]));
+        self.asks(call(4, 0, make(4), &[], &[THREAD]), results(4, &[CHAIN]));
+        (0..5).for_each(|question| assert_eq!(self.exporter(finish(question, false)), FromExporter::Forward));
+        assert_eq!(self.calls(), []);
+    }
+
+    /// With a long poll of the guard's own under way; returns its number.
+    fn watching() -> (Self, u32) {
+        let mut guard = Guard::connected();
+        let question = guard.watch();
+        (guard, question)
+    }
+
+    fn watch(&mut self) -> u32 {
+        self.asks(call(10, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(10, Some(TIP)));
+        let [Own::MakeThread { question, thread_map: THREAD_MAP }] = self.calls()[..] else { panic!() };
+        assert_eq!(self.node(results(question, &[OWN_THREAD])), FromNode::Keep);
+        let [finished, Own::WaitTipChanged { question: watch, mining: MINING, thread: OWN_THREAD, .. }] =
+            &self.calls()[..]
+        else {
+            panic!()
+        };
+        assert_eq!(*finished, Own::Finish { question, releases: false });
+        *watch
+    }
+
+    fn subscribed() -> Self {
+        let mut guard = Guard::connected();
+        guard.subscribe();
+        guard
+    }
+
+    fn subscribe(&mut self) {
+        let subscribes = call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]);
+        self.asks(subscribes, results(11, &[HANDLER]));
+        let ids = SubscriptionIds { callback: CALLBACK, handler: HANDLER, thread: THREAD };
+        assert_eq!(self.events(), [Event::Subscribed(ids)]);
+    }
+
+    fn subscribe_to_trace(&mut self) {
+        let subscribes = call(12, CHAIN, message::TRACE_UTXO_CACHE, &[TRACE_CALLBACK], &[THREAD]);
+        self.asks(subscribes, results(12, &[TRACE_HANDLER]));
+        self.events();
+    }
+
+    fn is_called_back(&mut self, method: Method) {
+        assert_eq!(self.node(call(1000, CALLBACK, method, &[], &[])), FromNode::AnswerCallback);
+    }
+
+    /// The guard's one call is a disconnect of this handler; returns its number.
+    fn disconnects(&mut self, expected: u32) -> u32 {
+        let [Own::Disconnect { question, handler, thread: THREAD }] = self.calls()[..] else {
+            panic!("no disconnect")
+        };
+        assert_eq!(handler, expected);
+        question
+    }
+}
+
+const DESTROY: Method = (crate::schema::chain_capnp::chain_notifications::Client::TYPE_ID, 0);
+
+#[test]
+fn nothing_is_closed_before_every_call_was_answered() {
+    let mut guard = Guard::connected();
+    assert_eq!(guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD])), FromExporter::Forward);
+    guard.ledger.leave(guard.now);
+    guard.passes(Duration::from_secs(3600));
+    assert!(!guard.may_close(), "a call is under way");
+    assert_eq!(guard.node(results(5, &[])), FromNode::Forward);
+    assert!(guard.may_close_soon());
+}
+
+#[test]
+fn a_peer_that_never_answered_anything_is_not_waited_for_without_end() {
+    let mut guard = Guard::new();
+    guard.exporter(bootstrap(0));
+    guard.ledger.leave(guard.now);
+    guard.passes(MAX_HANDSHAKE_WAIT - Duration::from_millis(1));
+    assert!(!guard.may_close());
+    guard.passes(Duration::from_millis(1));
+    assert!(guard.may_close());
+}
+
+#[test]
+fn a_connection_without_a_word_is_closed_at_once() {
+    let mut guard = Guard::new();
+    guard.ledger.leave(guard.now);
+    assert!(guard.may_close_soon());
+}
+
+#[test]
+fn an_exporter_that_lives_keeps_the_connection() {
+    let mut guard = Guard::subscribed();
+    guard.passes(Duration::from_secs(3600));
+    assert!(!guard.may_close() && guard.ledger.may_hear_exporter());
+    assert_eq!(guard.calls(), []);
+}
+
+#[test]
+fn leave_is_disconnect_then_destroy_then_release() {
+    let mut guard = Guard::subscribed();
+    guard.ledger.leave(guard.now);
+    let question = guard.disconnects(HANDLER);
+    assert_eq!(guard.calls(), [], "one at a time");
+    guard.is_called_back(DESTROY);
+    guard.passes(SETTLE);
+    assert!(!guard.may_close());
+    guard.node(results(question, &[]));
+    assert_eq!(guard.calls(), [Own::Finish { question, releases: false }]);
+    guard.passes(SETTLE);
+    assert!(!guard.may_close(), "the callback was not released");
+    guard.node(release(CALLBACK, 1));
+    assert_eq!(guard.events(), [Event::Released(CALLBACK)]);
+    assert!(guard.may_close_soon());
+}
+
+#[test]
+fn a_callback_released_before_the_disconnect_was_answered_is_over_only_with_the_answer() {
+    let mut guard = Guard::subscribed();
+    guard.ledger.leave(guard.now);
+    let question = guard.disconnects(HANDLER);
+    guard.node(release(CALLBACK, 1));
+    guard.passes(SETTLE);
+    assert!(!guard.may_close());
+    guard.node(results(question, &[]));
+    guard.calls();
+    assert!(guard.may_close_soon());
+}
+
+#[test]
+fn subscriptions_are_disconnected_one_after_the_other() {
+    let mut guard = Guard::subscribed();
+    guard.subscribe_to_trace();
+    guard.ledger.leave(guard.now);
+    let first = guard.disconnects(HANDLER);
+    guard.passes(Duration::from_secs(5));
+    assert_eq!(guard.calls(), [], "two disconnects at once on one thread are refused");
+    guard.node(results(first, &[]));
+    let second = guard.calls();
+    assert!(
+        matches!(second[..], [Own::Finish { .. }, Own::Disconnect { handler: TRACE_HANDLER, .. }]),
+        "{second:?}"
+    );
+}
+
+#[test]
+fn a_disconnect_on_a_busy_thread_is_tried_again_soon_and_one_that_fails_later() {
+    for (why, pause) in [("std::exception: thread busy", BUSY_RETRY_INTERVAL), ("other", RETRY_INTERVAL)] {
+        let mut guard = Guard::subscribed();
+        guard.ledger.leave(guard.now);
+        let question = guard.disconnects(HANDLER);
+        guard.node(failure(question, why));
+        assert_eq!(guard.calls(), [Own::Finish { question, releases: false }]);
+        guard.passes(pause - Duration::from_micros(1));
+        assert_eq!(guard.calls(), [], "{why}");
+        guard.passes(Duration::from_micros(1));
+        guard.disconnects(HANDLER);
+    }
+}
+
+#[test]
+fn a_subscription_that_was_not_answered_yet_is_ended_when_it_is() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
+    guard.ledger.leave(guard.now);
+    guard.passes(Duration::from_secs(60));
+    assert!(!guard.may_close());
+    guard.node(results(11, &[HANDLER]));
+    guard.disconnects(HANDLER);
+}
+
+#[test]
+fn a_subscription_that_was_refused_is_none() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
+    guard.node(release(CALLBACK, 1));
+    guard.node(failure(11, "no"));
+    guard.ledger.leave(guard.now);
+    assert_eq!(guard.calls(), []);
+    assert!(guard.may_close_soon());
+}
+
+#[test]
+fn the_exporter_is_not_heard_while_a_disconnect_of_the_guards_is_answered() {
+    let mut guard = Guard::with_budget(Duration::ZERO);
+    guard.connect();
+    guard.subscribe();
+    guard.subscribe_to_trace();
+    guard.passes(Duration::from_secs(1));
+    guard.is_called_back(message::COIN_ADDED);
+    guard.passes(Duration::from_micros(50));
+    guard.is_called_back(message::COIN_ADDED);
+    assert_eq!(guard.events(), [Event::OverBudget]);
+    let question = guard.disconnects(TRACE_HANDLER);
+    assert!(!guard.ledger.may_hear_exporter(), "a nested disconnect would hang the node");
+    guard.node(results(question, &[]));
+    assert!(guard.ledger.may_hear_exporter());
+    // The exporter's own disconnect, which was on its way.
+    assert_eq!(
+        guard.exporter(call(20, TRACE_HANDLER, message::DISCONNECT, &[], &[THREAD])),
+        FromExporter::Answer(20)
+    );
+    assert_eq!(guard.calls(), [Own::Finish { question, releases: false }], "the notifications stay");
+}
+
+#[test]
+fn the_exporters_own_disconnect_is_passed_on_once() {
+    let mut guard = Guard::subscribed();
+    let disconnect = |question| call(question, HANDLER, message::DISCONNECT, &[], &[THREAD]);
+    assert_eq!(guard.exporter(disconnect(20)), FromExporter::Forward);
+    assert_eq!(guard.exporter(disconnect(21)), FromExporter::Answer(21));
+    guard.ledger.leave(guard.now);
+    assert_eq!(guard.calls(), [], "it is under way");
+    guard.node(results(20, &[]));
+    assert_eq!(guard.calls(), [], "it is done");
+}
+
+#[test]
+fn no_call_is_cancelled() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD]));
+    assert_eq!(guard.exporter(finish(5, true)), FromExporter::Keep);
+    assert_eq!(guard.calls(), []);
+    assert_eq!(guard.node(results(5, &[9])), FromNode::Forward);
+    assert_eq!(guard.calls(), [Own::Finish { question: 5, releases: true }]);
+    assert_eq!(
+        guard.exporter(release(9, 1)),
+        FromExporter::Refuse("it releases what it does not have"),
+        "the capability went with the answer"
+    );
+}
+
+#[test]
+fn the_long_poll_tells_the_shutdown_whatever_the_exporter_does() {
+    let (mut guard, watch) = Guard::watching();
+    guard.subscribe();
+    guard.node(tip_results(watch, None));
+    assert_eq!(guard.events(), [Event::NodeShutsDown]);
+    assert!(guard.ledger.is_leaving() && !guard.ledger.may_hear_exporter());
+    let calls = guard.calls();
+    assert!(matches!(calls[..], [Own::Finish { .. }, Own::Disconnect { handler: HANDLER, .. }]), "{calls:?}");
+}
+
+#[test]
+fn the_exporters_long_poll_tells_the_shutdown_too() {
+    let mut guard = Guard::subscribed();
+    guard.exporter(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
+    assert_eq!(guard.node(tip_results(20, None)), FromNode::Forward);
+    assert_eq!(guard.events(), [Event::NodeShutsDown]);
+    guard.disconnects(HANDLER);
+}
+
+#[test]
+fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
+    let (mut guard, watch) = Guard::watching();
+    // Another tip than none: asked again soon, and with it.
+    guard.node(tip_results(watch, Some(TIP)));
+    assert_eq!(guard.calls(), [Own::Finish { question: watch, releases: false }]);
+    guard.passes(MIN_POLL_INTERVAL);
+    let [Own::WaitTipChanged { question, tip, .. }] = &guard.calls()[..] else { panic!() };
+    assert_eq!(tip, &TIP);
+    let question = *question;
+    // The same tip at once: the node did not wait, so the guard does.
+    guard.node(tip_results(question, Some(TIP)));
+    guard.calls();
+    guard.passes(LONG_POLL - Duration::from_millis(1));
+    assert_eq!(guard.calls(), []);
+    assert_eq!(guard.ledger.wait_at_most(guard.now), Some(Duration::from_millis(1)));
+    guard.passes(Duration::from_millis(1));
+    let [Own::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
+    // A failure.
+    guard.node(failure(question, "no"));
+    guard.calls();
+    guard.passes(RETRY_INTERVAL - Duration::from_millis(1));
+    assert_eq!(guard.calls(), []);
+    guard.passes(Duration::from_millis(1));
+    assert!(matches!(guard.calls()[..], [Own::WaitTipChanged { .. }]));
+}
+
+#[test]
+fn a_long_poll_under_way_is_waited_for_and_no_other_begun() {
+    let (mut guard, watch) = Guard::watching();
+    guard.ledger.leave(guard.now);
+    guard.passes(Duration::from_secs(1));
+    assert!(!guard.may_close());
+    guard.node(tip_results(watch, Some(TIP)));
+    assert_eq!(guard.calls(), [Own::Finish { question: watch, releases: false }]);
+    guard.passes(Duration::from_secs(1));
+    assert_eq!(guard.calls(), []);
+    assert!(guard.may_close());
+}
+
+#[test]
+fn a_node_that_was_not_asked_for_its_tip_is_not_watched() {
+    let mut guard = Guard::connected();
+    guard.passes(Duration::from_secs(60));
+    assert_eq!((guard.calls(), guard.ledger.wait_at_most(guard.now)), (vec![], None));
+}
+
+#[test]
+fn what_would_end_the_connection_is_refused() {
+    let abort = || message(|it| it.init_abort().set_reason("bye"));
+    let unknown = || message(|it| it.init_disembargo().init_context().set_sender_loopback(1));
+    let pipelined = |question| {
+        message(|it| {
+            let mut call = it.init_call();
+            call.set_question_id(20);
+            call.reborrow().init_target().init_promised_answer().set_question_id(question);
+            call.init_params();
+        })
+    };
+    for (what, frame, accepted) in [
+        ("an abort", abort(), false),
+        ("a kind of message that it has no use for", unknown(), false),
+        ("an answer", results(5, &[]), false),
+        ("an unknown capability", call(20, 99, (1, 1), &[], &[THREAD]), false),
+        ("an unknown thread", call(20, CHAIN, (1, 1), &[], &[99]), false),
+        ("a known one", call(20, CHAIN, (1, 1), &[], &[THREAD]), true),
+        ("an unknown question's answer", pipelined(77), false),
+        ("a finished question's answer", pipelined(0), false),
+        ("a guard's question's answer", pipelined(OWN_NUMBERS), false),
+        ("a question's number in use", bootstrap(30), false),
+        ("a guard's number", bootstrap(OWN_NUMBERS), false),
+        ("one that was finished", bootstrap(0), true),
+        ("a finish of nothing", finish(99, false), false),
+        ("a finish of a guard's", finish(OWN_NUMBERS, false), false),
+        ("a second finish", finish(1, false), false),
+        ("too many releases", release(CHAIN, 2), false),
+        ("a release of nothing", release(99, 1), false),
+        ("a release", release(CHAIN, 1), true),
+    ] {
+        let (mut guard, _) = Guard::watching();
+        guard.exporter(call(30, CHAIN, (1, 1), &[], &[THREAD]));
+        let verdict = guard.exporter(frame);
+        assert_eq!(matches!(verdict, FromExporter::Forward), accepted, "{what}: {verdict:?}");
+        assert_eq!(matches!(verdict, FromExporter::Refuse(_)), !accepted, "{what}: {verdict:?}");
+    }
+}
+
+#[test]
+fn a_finish_that_is_kept_may_not_come_twice() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD]));
+    guard.exporter(finish(5, false));
+    assert!(matches!(guard.exporter(finish(5, false)), FromExporter::Refuse(_)));
+}
+
+#[test]
+fn a_number_is_free_again_when_no_finish_is_needed() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD]));
+    guard.node(message(|it| {
+        let mut answer = it.init_return();
+        answer.set_answer_id(5);
+        answer.set_no_finish_needed(true);
+        answer.init_results();
+    }));
+    assert_eq!(guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD])), FromExporter::Forward);
+}
+
+#[test]
+fn what_the_guard_needs_is_not_released() {
+    let (mut guard, _) = Guard::watching();
+    guard.subscribe();
+    for needed in [THREAD_MAP, MINING, THREAD, HANDLER] {
+        assert_eq!(guard.exporter(release(needed, 1)), FromExporter::Keep, "{needed}");
+        assert!(matches!(guard.exporter(release(needed, 1)), FromExporter::Refuse(_)), "{needed}");
+    }
+    // With the answer, too.
+    guard.asks(call(20, CHAIN, (1, 1), &[], &[]), results(20, &[MINING]));
+    assert_eq!(guard.exporter(finish(20, true)), FromExporter::Keep);
+    assert_eq!(guard.calls(), [Own::Finish { question: 20, releases: false }]);
+    assert_eq!(guard.exporter(release(CHAIN, 1)), FromExporter::Forward);
+}
+
+#[test]
+fn the_node_is_answered_whether_the_exporter_lives_or_not() {
+    for lives in [true, false] {
+        let mut guard = Guard::subscribed();
+        if !lives {
+            guard.ledger.leave(guard.now);
+        }
+        guard.is_called_back(message::ADDED_TO_MEMPOOL);
+        guard.is_called_back(DESTROY);
+        let thread = guard.node(call(1001, 50, message::MAKE_THREAD, &[], &[]));
+        let FromNode::AnswerThread(1001, thread) = thread else { panic!("{thread:?}") };
+        assert!(thread >= OWN_NUMBERS, "not a number of the exporter's");
+        assert_eq!(guard.node(release(thread, 1)), FromNode::Keep);
+        assert_eq!(guard.node(call(1002, 50, (1, 1), &[], &[])), FromNode::AnswerUnimplemented(1002));
+        assert_eq!(guard.node(bootstrap(1003)), FromNode::AnswerUnimplemented(1003));
+        assert_eq!(guard.node(finish(1000, false)), FromNode::Keep);
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_is_kept() {
+    let mut guard = Guard::connected();
+    assert_eq!(guard.node(results(99, &[1])), FromNode::Keep);
+    guard.asks(call(5, CHAIN, (1, 1), &[], &[]), results(5, &[]));
+    assert_eq!(guard.node(results(5, &[])), FromNode::Keep, "a second one");
+}
+
+#[test]
+fn a_replacement_is_silent_until_the_node_is() {
+    let ids = SubscriptionIds { callback: CALLBACK, handler: HANDLER, thread: THREAD };
+    let now = Duration::from_secs(1);
+    let start = || {
+        let mut guard = Guard { ledger: Ledger::replacement(&[ids], now), now };
+        guard.ledger.leave(now);
+        guard
+    };
+    // The killed guard's disconnect goes on: it is not asked for again.
+    let mut guard = start();
+    guard.passes(QUIET - Duration::from_millis(1));
+    guard.is_called_back(DESTROY);
+    guard.passes(QUIET - Duration::from_millis(1));
+    assert_eq!(guard.calls(), []);
+    guard.node(release(CALLBACK, 1));
+    guard.passes(SILENCE - Duration::from_millis(1));
+    assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
+    guard.passes(Duration::from_millis(1));
+    assert!(guard.may_close());
+
+    // It had not begun.
+    let mut guard = start();
+    guard.passes(QUIET);
+    let question = guard.disconnects(HANDLER);
+    guard.passes(SILENCE);
+    assert!(!guard.may_close());
+    guard.node(results(question, &[]));
+    guard.calls();
+    guard.passes(SILENCE);
+    assert!(guard.may_close(), "whether the callback was released before, nobody has heard");
+
+    // A node that never is silent.
+    let mut guard = start();
+    let mut waited = Duration::ZERO;
+    while guard.calls().is_empty() {
+        guard.is_called_back(message::ADDED_TO_MEMPOOL);
+        guard.passes(Duration::from_millis(100));
+        waited += Duration::from_millis(100);
+    }
+    assert_eq!(waited, MAX_QUIET_WAIT);
+}

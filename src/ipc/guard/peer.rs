@@ -1,0 +1,75 @@
+//! A socket with the frames that arrive on it and the bytes that it did not take yet.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::poll::PollFlags;
+
+use super::frame::{Frames, Outgoing};
+
+/// The node or the exporter.
+pub struct Peer {
+    socket: UnixStream,
+    /// What it sent. Taken out while its frames are read.
+    pub incoming: Frames,
+    outgoing: Outgoing,
+}
+
+impl Peer {
+    pub fn new(socket: UnixStream, max_message_bytes: usize) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Peer { socket, incoming: Frames::new(max_message_bytes), outgoing: Outgoing::default() })
+    }
+
+    /// Sends at once what the socket takes and keeps the rest.
+    pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        self.outgoing.send(&self.socket, frame)
+    }
+
+    /// Sends what was kept.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.outgoing.flush(&self.socket)
+    }
+
+    /// Bytes that the socket did not take yet.
+    pub fn unsent(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Reads what has arrived into `incoming`, which was taken out of `self`.
+    pub fn fill(&self, incoming: &mut Frames) -> io::Result<Filled> {
+        incoming.fill(&self.socket)
+    }
+
+    /// What to poll for.
+    pub fn interest(&self, reads: bool) -> PollFlags {
+        let mut interest = PollFlags::empty();
+        interest.set(PollFlags::POLLIN, reads);
+        interest.set(PollFlags::POLLOUT, self.unsent() > 0);
+        interest
+    }
+
+    /// Ends the connection for both sides.
+    pub fn close(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl AsFd for Peer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// What reading from a socket gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Filled {
+    /// Some bytes.
+    Read,
+    /// Nothing at the moment.
+    Nothing,
+    /// The end: the other side has closed.
+    End,
+}
