@@ -8,6 +8,7 @@
 //! - `usdt` counts what a node's tracepoints tell with BPF programs in the kernel, and reads the counts when it is scraped.
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
 //! - [`http`] renders a registry to scrapers. It does not know about nodes.
+//! - [`init`] is PID 1 of a container, with the exporter as its child.
 //! - [`systemd`] takes over inherited file descriptors and tells the service manager that we are ready.
 //! - [`priority`] says which of our threads give way to others.
 //! - [`generate`] prints what packages ship beside the binaries.
@@ -20,6 +21,7 @@
 pub mod collect;
 pub mod generate;
 pub mod http;
+pub mod init;
 pub mod ipc;
 pub mod logging;
 pub mod metrics;

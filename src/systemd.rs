@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{getsockopt, sockopt};
+
+use crate::init::CHILD_OF_INIT;
 
 /// Descriptors that systemd passed, by their names in LISTEN_FDNAMES.
 #[derive(Default)]
@@ -14,6 +17,10 @@ impl Inherited {
     /// Takes over what LISTEN_FDS says; nothing if the variables are meant for another process.
     pub fn take() -> Result<Self> {
         let mut inherited = Inherited::default();
+        if std::env::var_os(CHILD_OF_INIT).is_some() && std::env::var("LISTEN_PID").as_deref() == Ok("1") {
+            // SAFETY: nothing else runs in this process yet that could read the environment.
+            unsafe { std::env::set_var("LISTEN_PID", std::process::id().to_string()) };
+        }
         for (fd, name) in sd_notify::listen_fds_with_names().context("cannot read LISTEN_FDS")? {
             let fd = take_over(fd).with_context(|| format!("LISTEN_FDS names descriptor {fd} ({name})"))?;
             inherited.0.entry(name).or_default().push(fd);
@@ -40,10 +47,25 @@ impl Inherited {
     }
 }
 
+/// The descriptors that were taken over.
+static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// Closes every inherited descriptor that was not taken over, but 0, 1 and 2. A node that launches us does not close its
+/// own: its listening sockets and its lock would stay in use when it is gone.
+pub fn close_inherited() {
+    let taken = TAKEN.lock().expect("nobody panics holding it");
+    let open: Vec<RawFd> = match std::fs::read_dir("/proc/self/fd") {
+        Ok(entries) => entries.flatten().filter_map(|it| it.file_name().to_str()?.parse().ok()).collect(),
+        Err(_) => (3..1024).collect(), // no /proc: what a process usually may have
+    };
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !taken.contains(fd)) {
+        // The directory that was just read is among them, and closed already.
+        let _ = nix::unistd::close(fd);
+    }
+}
+
 /// Takes over a descriptor that this process inherited, and makes it close-on-exec. Each may be taken over once.
 pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
-    use std::sync::Mutex;
-    static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
     let mut taken = TAKEN.lock().expect("nobody panics holding it");
     if fd <= 2 {
         bail!(

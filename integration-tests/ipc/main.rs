@@ -5,6 +5,7 @@ mod bad_input;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod hostile;
+mod leaving;
 mod notifications;
 mod real_node;
 mod web_config;

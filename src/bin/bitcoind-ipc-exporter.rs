@@ -11,12 +11,14 @@ use anyhow::{Context, Result};
 use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
 use bitcoind_exporter::generate::{self, Generated};
 use bitcoind_exporter::http::{self, Address, Endpoint, History, Listener, Pages, WebConfig};
+use bitcoind_exporter::init;
 use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::ipc::source::{CHAINS, Source, default_socket};
 use bitcoind_exporter::logging::{self, Log};
 use bitcoind_exporter::metrics::{Format, Metrics, now};
 use bitcoind_exporter::systemd;
 use clap::{CommandFactory, Parser};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -114,6 +116,9 @@ impl Arguments {
     }
 }
 
+/// How long an exporter that systemd starts for a scrape goes on without a node.
+const LINGER: Duration = Duration::from_secs(5);
+
 fn positive(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than zero".into()),
@@ -135,6 +140,12 @@ fn spelled_for_clap(argument: OsString) -> OsString {
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == guard::ARGUMENT) {
         return report(guard::main(std::env::args_os().skip(2)));
+    }
+    if init::is_needed() {
+        return init::run().unwrap_or_else(|error| report(Err(error)));
+    }
+    if let Err(error) = init::start_child() {
+        return report(Err(error));
     }
     let arguments = Arguments::parse_from(std::env::args_os().map(spelled_for_clap));
     report(run(arguments))
@@ -163,8 +174,10 @@ fn run(arguments: Arguments) -> Result<()> {
         Some(fd) => Some(systemd::take_over(fd).context("--ipc-fd or BITCOIN_IPC_FD")?),
         None => inherited.ipc(),
     };
+    systemd::close_inherited();
     // systemd starts us for a scrape, and could not connect to the node. Only it can, at our next start.
     let without_node = listener.is_some() && connection.is_none() && arguments.names_no_node();
+    let started_by_scrape = listener.is_some();
     let mut source = source(&arguments, connection)?;
     let _written_at_the_end = logging::start(arguments.log, arguments.debug)?;
     let config = Config {
@@ -200,27 +213,37 @@ fn run(arguments: Arguments) -> Result<()> {
     systemd::notify(sd_notify::NotifyState::Ready);
 
     let (request, shutdown) = Shutdown::new();
-    let collector = Collector::new(config, metrics, state, shutdown);
+    let collector = Collector::new(config, metrics, state, shutdown.clone());
     let ended = local.block_on(&runtime, async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::task::spawn_local(systemd::watchdog(pulse));
         tokio::task::spawn_local(async move {
-            tokio::select! {
-                _ = terminate.recv() => info!("SIGTERM: ending"),
-                _ = interrupt.recv() => info!("SIGINT: ending"),
-            }
+            let mut signaled = async || {
+                tokio::select! {
+                    _ = terminate.recv() => Signal::SIGTERM,
+                    _ = interrupt.recv() => Signal::SIGINT,
+                }
+            };
+            info!("{}: ending", signaled().await);
             systemd::notify(sd_notify::NotifyState::Stopping);
             request.send_replace(true);
+            // Whatever we wait for can be left to the guard.
+            let signal = signaled().await;
+            std::process::exit(128 + signal as i32);
         });
         if without_node {
-            const SERVE: Duration = Duration::from_secs(5);
             let why = "the node does not run: its socket could not be opened";
-            info!("{why}; ending after {} s, to be started again by the next scrape", SERVE.as_secs());
-            collector.wait_without_node(why, SERVE).await;
+            info!("{why}; ending after {} s, to be started again by the next scrape", LINGER.as_secs());
+            collector.wait_without_node(why, LINGER).await;
             return Ok(());
         }
-        collector.run(source).await
+        let ended = collector.run(source).await;
+        if started_by_scrape && !shutdown.is_requested() {
+            // A page that is open would start us again at once, and again, until systemd has enough of it.
+            let _ = tokio::time::timeout(LINGER, shutdown.requested()).await;
+        }
+        ended
     });
     serving.finish();
     listener.remove_file();

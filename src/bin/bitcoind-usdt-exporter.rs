@@ -168,6 +168,7 @@ fn run(arguments: Arguments) -> Result<()> {
         return Ok(());
     }
     let mut inherited = systemd::Inherited::take()?;
+    systemd::close_inherited();
     let _written_at_the_end = logging::start(arguments.log, arguments.debug)?;
     let subjects = match &arguments.tracepoints[..] {
         [] => Subject::ALL.to_vec(),

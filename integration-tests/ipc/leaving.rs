@@ -1,0 +1,280 @@
+//! No end of the exporter, and none of the node's, harms the node: the guard's promises, beside a real node and beside a
+//! fake one that offers what the real one does not.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use capnp::serialize::write_message_to_words;
+use capnp_rpc::rpc_capnp::message;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use procfs::process::{Process, all_processes};
+
+use crate::exporter::{Exporter, command};
+use crate::fake::{Event, FakeNode, Offers};
+use crate::node::Node;
+use crate::{TempDir, eventually};
+
+const TRACING: Offers = Offers { mining: true, chain: true, node: true, tracing: true, ..Offers::NOTHING };
+
+fn assert_stops_in_order(mut node: Node) {
+    assert!(node.stop().success(), "{}", node.stderr());
+    assert_eq!(node.stderr(), "");
+}
+
+/// The child of a process, by the name of its command.
+fn child(of: Pid, name: &str) -> Option<Pid> {
+    let stats = all_processes().unwrap().flatten().filter_map(|process| process.stat().ok());
+    let mut ours = stats.filter(|stat| stat.ppid == of.as_raw() && stat.comm == name && stat.state != 'Z');
+    ours.next().map(|stat| Pid::from_raw(stat.pid))
+}
+
+#[test]
+fn ends_in_the_middle_of_polls_harm_no_node() {
+    let node = Node::start(&[]);
+    node.mine(3);
+    for i in 0..30 {
+        let mut exporter = Exporter::start(&node.socket(), &["--poll-interval", "1ms"]);
+        // At its start, in its first polls, and later.
+        std::thread::sleep(Duration::from_millis(5 * (i % 10)));
+        exporter.signal(if i % 2 == 0 { Signal::SIGTERM } else { Signal::SIGKILL });
+        exporter.ended();
+    }
+    node.mine(1);
+    assert_stops_in_order(node);
+}
+
+#[test]
+fn a_node_stops_in_order_while_the_exporter_is_stopped() {
+    let node = Node::start(&[]);
+    let threads = || Process::new(node.pid() as i32).unwrap().tasks().unwrap().count();
+    let before = threads();
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
+    // Three of the exporter's, and the one on which the guard waits for the node's end.
+    eventually("the guard asks for the tip itself", || (threads() == before + 4).then_some(()));
+    exporter.signal(Signal::SIGSTOP);
+    assert_stops_in_order(node);
+    exporter.signal(Signal::SIGCONT);
+    exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"shutdown\"}", 1.0);
+}
+
+#[test]
+fn subscriptions_end_with_the_node_while_the_exporter_is_stopped() {
+    let node = FakeNode::start(TRACING);
+    let exporter = Exporter::start(&node.socket(), &["--utxo-trace", "on"]).ready();
+    eventually("it is subscribed to both", || {
+        (node.fire(vec![Event::Added, Event::Add(1)]) == 2).then_some(())
+    });
+    eventually("both poll for the tip", || (node.long_polls() >= 4).then_some(()));
+    exporter.signal(Signal::SIGSTOP);
+    node.shut_down();
+    eventually("both subscriptions ended", || (node.unsubscribed() == 2).then_some(()));
+    eventually("the connection is closed", || (node.connections() == 0).then_some(()));
+    exporter.signal(Signal::SIGCONT);
+    exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"shutdown\"}", 1.0);
+}
+
+#[test]
+fn a_guard_that_was_killed_is_replaced_without_subscriptions_too() {
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1ms"]).ready();
+    for kills in 1..=3 {
+        kill(exporter.guard().unwrap(), Signal::SIGKILL).unwrap();
+        eventually("another one took leave", || {
+            (exporter.log().matches("another one takes leave").count() == kills).then_some(())
+        });
+        exporter.wait_for("bitcoin_exporter_connects_total", 1.0 + kills as f64);
+        exporter.wait_for("bitcoin_up", 1.0);
+    }
+    assert_stops_in_order(node);
+}
+
+/// What a broken exporter could send instead of ending its connection.
+#[test]
+fn nothing_that_an_exporter_sends_ends_the_connection() {
+    let abort = {
+        let mut message = capnp::message::Builder::new_default();
+        message.init_root::<message::Builder>().init_abort().set_reason("bye");
+        write_message_to_words(&message)
+    };
+    let release = {
+        let mut message = capnp::message::Builder::new_default();
+        message.init_root::<message::Builder>().init_release().set_id(77);
+        write_message_to_words(&message)
+    };
+    for (what, bytes) in [
+        ("an abort", abort),
+        ("a release of what it does not have", release),
+        ("no frame", b"HTTP/1.1 200 OK\r\n\r\n".to_vec()),
+        ("a frame that is too large", b"\0\0\0\0\0\0\0\x01".to_vec()),
+        ("a frame of garbage", b"\0\0\0\0\x01\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff".to_vec()),
+    ] {
+        let node = FakeNode::start(TRACING);
+        let (mut exporter, theirs) = UnixStream::pair().unwrap();
+        let (events, events_theirs) = UnixStream::pair().unwrap();
+        let socket = UnixStream::connect(node.socket()).unwrap();
+        let guard = std::thread::spawn(move || {
+            bitcoind_exporter::ipc::guard::relay(socket, theirs, events_theirs, None, None)
+        });
+        let mut bootstrap = capnp::message::Builder::new_default();
+        bootstrap.init_root::<message::Builder>().init_bootstrap().set_question_id(0);
+        exporter.write_all(&write_message_to_words(&bootstrap)).unwrap();
+        assert!(exporter.read(&mut [0; 4096]).unwrap() > 0);
+        exporter.write_all(&bytes).unwrap();
+        guard.join().unwrap().unwrap_or_else(|error| panic!("{what}: {error}"));
+        eventually("the connection is closed", || (node.connections() == 0).then_some(()));
+        assert!(node.faults().is_empty(), "{what}: {:?}", node.faults());
+        drop((exporter, events));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_exporter_at_once() {
+    let node = FakeNode::start(TRACING);
+    let mut exporter =
+        Exporter::start(&node.socket(), &["--poll-interval", "50ms", "--call-timeout", "100ms"]).ready();
+    node.hang(true);
+    exporter.wait_for("bitcoin_up", 0.0);
+    exporter.signal(Signal::SIGTERM);
+    eventually("it ends", || exporter.log().contains("SIGTERM: ending").then_some(()));
+    exporter.signal(Signal::SIGINT);
+    assert_eq!(exporter.ended().code(), Some(128 + Signal::SIGINT as i32));
+    node.hang(false);
+    eventually("the guard has left", || (node.connections() == 0).then_some(()));
+}
+
+#[test]
+fn descriptors_of_whoever_starts_it_are_closed() {
+    let node = Node::start(&[]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let address = listener.local_addr().unwrap();
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let inode = std::fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+    for process in [exporter.pid(), exporter.guard().unwrap()] {
+        for fd in std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten() {
+            assert_ne!(std::fs::read_link(fd.path()).ok().as_ref(), Some(&inode), "{fd:?}");
+        }
+    }
+    drop(listener);
+    std::net::TcpListener::bind(address).expect("nobody listens there any more");
+}
+
+#[test]
+fn a_node_that_crashed_can_be_started_again_while_the_exporter_that_it_launched_lives() {
+    let dir = TempDir::new();
+    let (socket, log) = (dir.0.join("node.sock"), dir.0.join("log"));
+    let pid = dir.0.join("pid");
+    let notify = format!(
+        "-startupnotify=echo $$ >{}; exec {} --metrics-addr 127.0.0.1:0 {} 2>>{}",
+        pid.display(),
+        env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"),
+        socket.display(),
+        log.display()
+    );
+    let mut node = Node::start(&[&format!("-ipcbind=unix:{}", socket.display()), &notify]);
+    let connected = |times| {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        (text.matches("the node's interfaces").count() >= times).then_some(())
+    };
+    eventually("the launched exporter is connected", || connected(1));
+    let launched: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+    node.forget_argument(1); // the second start launches none
+    node.restart();
+    eventually("the first node's exporter is connected to the second", || connected(2));
+    kill(Pid::from_raw(launched), Signal::SIGTERM).unwrap();
+    eventually("it ends", || Process::new(launched).is_err().then_some(()));
+}
+
+/// An exporter that is PID 1 of a namespace; the process outside that the namespace ends with.
+struct Container(Child);
+
+impl Container {
+    fn start(node: &Node) -> Option<Self> {
+        let unshare = |arguments: &[&str]| {
+            let mut unshare = Command::new("unshare");
+            unshare.args(["--user", "--map-current-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+            unshare.args(arguments).stdin(Stdio::null());
+            unshare
+        };
+        if !unshare(&["true"]).output().is_ok_and(|output| output.status.success()) {
+            eprintln!("SKIPPED: this machine gives no user and PID namespaces");
+            return None;
+        }
+        let socket = node.socket().display().to_string();
+        let child = unshare(&[env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"), &socket])
+            .args(["--poll-interval", "1ms", "--metrics-addr", "127.0.0.1:0"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Some(Container(child))
+    }
+
+    fn init(&self) -> Pid {
+        let unshare = Pid::from_raw(self.0.id() as i32);
+        eventually("PID 1 runs", || child(unshare, "bitcoind-ipc-ex"))
+    }
+
+    fn exporter(&self) -> Pid {
+        let init = self.init();
+        eventually("it has started the exporter", || child(init, "bitcoind-ipc-ex"))
+    }
+}
+
+#[test]
+fn as_pid_1_of_a_container_it_leaves_the_node_in_order() {
+    let node = Node::start(&[]);
+    for (signal, to_init, code) in [(Signal::SIGTERM, true, 0), (Signal::SIGKILL, false, 128 + 9)] {
+        for _ in 0..3 {
+            let Some(mut container) = Container::start(&node) else { return };
+            let exporter = container.exporter();
+            eventually("it has a guard", || child(exporter, "bitcoind-guard"));
+            std::thread::sleep(Duration::from_millis(50)); // into the polls
+            kill(if to_init { container.init() } else { exporter }, signal).unwrap();
+            let ended = eventually("the container ends", || container.0.try_wait().unwrap());
+            assert_eq!(ended.code(), Some(code), "{signal}");
+        }
+    }
+    assert_stops_in_order(node);
+}
+
+/// Which threads a node has can only be told for a process as a whole, so this node has one of its own: this test, started
+/// again.
+#[test]
+fn core_30_is_not_asked_for_its_chain_before_it_has_loaded_it() {
+    const AS_NODE: &str = "TEST_IS_A_LOADING_NODE";
+    if std::env::var_os(AS_NODE).is_some() {
+        let node = FakeNode::start(Offers { core30: true, loading: true, ..Offers::NOTHING });
+        println!("socket: {}", node.socket().display());
+        let _ = std::io::stdin().read(&mut [0]);
+        node.load();
+        let _ = std::io::stdin().read(&mut [0]);
+        return;
+    }
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "leaving::core_30_is_not_asked_for_its_chain_before_it_has_loaded_it",
+            "--nocapture",
+        ])
+        .env(AS_NODE, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(process.stdout.take().unwrap()));
+    let socket = lines.find_map(|line| Some(line.unwrap().split_once("socket: ")?.1.to_string())).unwrap();
+    let exporter = Exporter::spawn(command().arg(&socket));
+    eventually("it waits", || exporter.log().contains("the node is starting").then_some(()));
+    std::thread::sleep(Duration::from_millis(600)); // some looks
+    assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
+    let mut stdin = process.stdin.take().unwrap();
+    stdin.write_all(b"x").unwrap();
+    exporter.wait_for("bitcoin_up", 1.0);
+    drop((exporter, stdin));
+    assert!(process.wait().unwrap().success(), "the fake node was asked too early");
+}
