@@ -206,10 +206,11 @@ in
             # Never the guard: it ends by itself after it has taken leave of the node.
             KillMode = "process";
             OOMPolicy = "continue";
+            ManagedOOMPreference = "omit";
             OOMScoreAdjust = -900;
             CapabilityBoundingSet = "";
             ProtectKernelTunables = true;
-            ProtectProc = "invisible";
+            # Other users' processes stay visible: that Bitcoin Core 30 has loaded its chain shows only there.
             ProcSubset = "pid";
             SystemCallFilter = [ "@system-service" "~@privileged @resources" "sched_setattr setpriority" ];
             RestrictAddressFamilies = [ "AF_UNIX" ] ++ lib.optionals (!ipc.socketActivation) [ "AF_INET" "AF_INET6" ];
