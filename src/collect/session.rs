@@ -174,6 +174,7 @@ impl Session {
         let mut chain = None;
         let mut trace = Trace::new(&collector.config, self.can_trace(), collector.trace_given_up);
         let mut missed = 0;
+        let mut run_delay = Duration::ZERO;
         if let Some(guard) = &mut self.guard {
             guard.read(count_notices(
                 collector.metrics.clone(),
@@ -213,6 +214,10 @@ impl Session {
                         Ok(polled) => {
                             missed = 0;
                             self.show_polled(collector, &polled, &trace);
+                            if let Some(total) = self.guard.as_ref().and_then(Guard::run_delay) {
+                                let before = std::mem::replace(&mut run_delay, total);
+                                collector.metrics.exporter.guard_run_delay.inc_by(total.saturating_sub(before));
+                            }
                             if let Some(subscription) = trace.end_in_ibd(&polled, &collector.metrics) {
                                 self.end_subscription("the UTXO cache trace", subscription).await;
                             }

@@ -3,7 +3,7 @@
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::{By, Declare, Value};
+use super::{By, Declare, SecondsCounter, Value};
 
 /// A gauge of ours that always has a value.
 pub struct OwnGauge(By<0, Value>);
@@ -28,6 +28,7 @@ pub struct Exporter {
     pub last_poll: By<0, Value>,
     pub callbacks: By<1, Counter>,
     pub callback_duration: Histogram,
+    pub guard_run_delay: SecondsCounter,
     pub events_dropped: By<1, Counter>,
 }
 
@@ -86,9 +87,15 @@ impl Exporter {
             ),
             callback_duration: d.histogram(
                 "bitcoin_exporter_callback_duration_seconds",
-                "Time that we kept the node waiting for the answer to a notification",
+                "Time from the moment the guard saw a notification to its answer; the time that the guard waited for a \
+                 CPU before is in bitcoin_exporter_guard_run_delay_seconds_total",
                 own,
                 &[2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1, 1.0],
+            ),
+            guard_run_delay: d.seconds(
+                "bitcoin_exporter_guard_run_delay_seconds_total",
+                "Time that the guard was ready to run and waited for a CPU, the node possibly with it",
+                "/proc/PID/schedstat of the guard",
             ),
             events_dropped: d.counter_by(
                 "bitcoin_exporter_events_dropped_total",

@@ -20,7 +20,7 @@ mod utxo_cache;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -225,6 +225,18 @@ impl<const N: usize> By<N, Counter> {
     }
 }
 
+/// A counter of seconds.
+pub struct SecondsCounter(By<0, Counter<f64, AtomicU64>>);
+
+impl SecondsCounter {
+    /// Adds a time; zero makes the sample appear.
+    pub fn inc_by(&self, time: Duration) {
+        self.0.samples.with(Labels::new(), |sample| {
+            sample.inc_by(time.as_secs_f64());
+        });
+    }
+}
+
 /// A gauge that was read from the node: absent until it is set, and while the node is away.
 pub struct NodeGauge(By<0, Value>);
 
@@ -337,6 +349,15 @@ impl Declare {
 
     fn events(&mut self, name: &'static str, help: &str, source: &str) -> EventCounter {
         EventCounter(self.counter_by(name, [], help, source))
+    }
+
+    fn seconds(&mut self, name: &'static str, help: &str, source: &str) -> SecondsCounter {
+        self.row(name, "counter", &[], help, source);
+        SecondsCounter(self.by(
+            name.strip_suffix("_total").expect("a counter's name ends in _total"),
+            [],
+            help,
+        ))
     }
 
     /// `name` is the full name, with `_total`.

@@ -105,9 +105,10 @@ impl Guard {
         Ok((exporter, guard))
     }
 
-    /// The guard's process ID.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.id()
+    /// How long the guard was ready to run and waited for a CPU, since it was started; `None` if the kernel does not tell.
+    pub fn run_delay(&self) -> Option<Duration> {
+        let statistics = std::fs::read_to_string(format!("/proc/{}/schedstat", self.child.id()?)).ok()?;
+        Some(Duration::from_nanos(statistics.split_whitespace().nth(1)?.parse().ok()?))
     }
 
     /// Gives each notice to `sink`, from here to the end of the connection.
