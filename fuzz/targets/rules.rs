@@ -1,0 +1,357 @@
+//! The guard between a strict node, which behaves, and an exporter that says anything. The input is what either says next.
+//!
+//! The node panics over what a real one would hang up on, abort or hang over: a broken protocol, a cancelled call, a second
+//! disconnect of a handler, an end while something is owed. Each of its calls must be answered exactly once.
+#![no_main]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use bitcoind_exporter::ipc::guard::relay;
+use bitcoind_exporter::schema::chain_capnp::{chain, chain_notifications};
+use bitcoind_exporter::schema::handler_capnp::handler;
+use bitcoind_exporter::schema::init_capnp::init;
+use bitcoind_exporter::schema::mining_capnp::mining;
+use bitcoind_exporter::schema::proxy_capnp::thread_map;
+use bitcoind_exporter::schema::tracing_capnp::{tracing, utxo_cache_trace};
+use capnp::message::{Builder, ReaderOptions};
+use capnp::serialize::{read_message_from_flat_slice, write_message_to_words};
+use capnp::traits::HasTypeId;
+use capnp_rpc::rpc_capnp::{cap_descriptor, message, message_target, return_};
+use libfuzzer_sys::fuzz_target;
+
+const METHODS: [(u64, u16); 8] = [
+    (init::Client::TYPE_ID, 0),
+    (thread_map::Client::TYPE_ID, 0),
+    (mining::Client::TYPE_ID, 3),
+    (chain::Client::TYPE_ID, 39),
+    (tracing::Client::TYPE_ID, 0),
+    (handler::Client::TYPE_ID, 1),
+    (init::Client::TYPE_ID, 3),
+    (chain::Client::TYPE_ID, 1),
+];
+const MAKE_THREAD: (u64, u16) = METHODS[1];
+const WAIT_TIP_CHANGED: (u64, u16) = METHODS[2];
+const DISCONNECT: (u64, u16) = METHODS[5];
+
+/// A call that the node was asked.
+struct Asked {
+    method: Option<(u64, u16)>,
+    target: u32,
+    callback: Option<u32>,
+    answered: bool,
+    results: Vec<u32>,
+}
+
+/// A node that knows the rules.
+struct Node {
+    socket: UnixStream,
+    buffer: Vec<u8>,
+    closed: bool,
+    questions: BTreeMap<u32, Asked>,
+    exports: BTreeMap<u32, u32>,
+    /// Handler to callback.
+    subscriptions: BTreeMap<u32, u32>,
+    disconnected: BTreeSet<u32>,
+    /// Calls of its own that were not answered.
+    waiting: BTreeSet<u32>,
+    next: u32,
+}
+
+fn build(fill: impl FnOnce(message::Builder)) -> Vec<u8> {
+    let mut message = Builder::new_default();
+    fill(message.init_root());
+    write_message_to_words(&message)
+}
+
+fn call(question: u32, target: u32, (interface, method): (u64, u16), caps: &[(bool, u32)]) -> Vec<u8> {
+    build(|it| {
+        let mut call = it.init_call();
+        call.set_question_id(question);
+        call.set_interface_id(interface);
+        call.set_method_id(method);
+        call.reborrow().init_target().set_imported_cap(target);
+        let mut table = call.init_params().init_cap_table(caps.len() as u32);
+        for (i, &(hosted, id)) in caps.iter().enumerate() {
+            let mut descriptor = table.reborrow().get(i as u32);
+            if hosted { descriptor.set_sender_hosted(id) } else { descriptor.set_receiver_hosted(id) }
+        }
+    })
+}
+
+impl Node {
+    fn send(&mut self, frame: &[u8]) {
+        let _ = self.socket.write_all(frame);
+    }
+
+    /// Takes in what the guard has said.
+    fn listen(&mut self) {
+        let mut chunk = [0; 65_536];
+        loop {
+            match self.socket.read(&mut chunk) {
+                Ok(0) => {
+                    self.closed = true;
+                    break;
+                }
+                Ok(read) => self.buffer.extend(&chunk[..read]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    self.closed = true;
+                    break;
+                }
+            }
+        }
+        loop {
+            let mut rest = &self.buffer[..];
+            let before = rest.len();
+            let Ok(frame) = read_message_from_flat_slice(&mut rest, ReaderOptions::new()) else { break };
+            let length = before - rest.len();
+            self.hear(frame.get_root().expect("the guard sends messages"));
+            self.buffer.drain(..length);
+        }
+    }
+
+    fn hear(&mut self, message: message::Reader) {
+        match message.which().expect("a known kind") {
+            message::Bootstrap(it) => self.ask(it.unwrap().get_question_id(), None, 0, None),
+            message::Call(it) => {
+                let it = it.unwrap();
+                let method = (it.get_interface_id(), it.get_method_id());
+                let target = match it.get_target().unwrap().which().unwrap() {
+                    message_target::ImportedCap(id) => {
+                        assert!(self.exports.contains_key(&id), "a call of nothing");
+                        id
+                    }
+                    message_target::PromisedAnswer(it) => {
+                        assert!(self.questions.contains_key(&it.unwrap().get_question_id()), "of no answer");
+                        u32::MAX
+                    }
+                };
+                let mut callback = None;
+                for descriptor in it.get_params().unwrap().get_cap_table().unwrap() {
+                    match descriptor.which().unwrap() {
+                        cap_descriptor::ReceiverHosted(id) => {
+                            assert!(self.exports.contains_key(&id), "a parameter that is nothing")
+                        }
+                        cap_descriptor::SenderHosted(id) => callback = callback.or(Some(id)),
+                        _ => {}
+                    }
+                }
+                if method == DISCONNECT && self.subscriptions.contains_key(&target) {
+                    assert!(self.disconnected.insert(target), "a second disconnect");
+                }
+                self.ask(it.get_question_id(), Some(method), target, callback);
+            }
+            message::Finish(it) => {
+                let it = it.unwrap();
+                let asked = self.questions.remove(&it.get_question_id()).expect("a finish of a question");
+                assert!(asked.answered, "a cancelled call");
+                if it.get_release_result_caps() {
+                    asked.results.iter().for_each(|&id| self.release(id, 1));
+                }
+            }
+            message::Release(it) => {
+                let it = it.unwrap();
+                self.release(it.get_id(), it.get_reference_count());
+            }
+            message::Return(it) => {
+                assert!(
+                    self.waiting.remove(&it.unwrap().get_answer_id()),
+                    "an answer to nothing, or a second one"
+                );
+            }
+            _ => panic!("a message that would end the connection"),
+        }
+    }
+
+    fn ask(&mut self, number: u32, method: Option<(u64, u16)>, target: u32, callback: Option<u32>) {
+        let asked = Asked { method, target, callback, answered: false, results: Vec::new() };
+        assert!(self.questions.insert(number, asked).is_none(), "a question's number in use");
+    }
+
+    fn release(&mut self, id: u32, count: u32) {
+        let Some(held) = self.exports.get_mut(&id) else {
+            return assert_eq!(count, 0, "a release of nothing");
+        };
+        assert!(*held >= count, "too many releases");
+        *held -= count;
+        if *held == 0 {
+            assert!(
+                !self.subscriptions.contains_key(&id),
+                "a handler released before its subscription is over"
+            );
+            self.exports.remove(&id);
+        }
+    }
+
+    /// Answers one of the questions that it was asked.
+    fn answer(&mut self, which: u8, how: u8) {
+        let open: Vec<u32> =
+            self.questions.iter().filter(|(_, it)| !it.answered).map(|(id, _)| *id).collect();
+        let Some(&number) = open.get(usize::from(which) % open.len().max(1)) else { return };
+        self.next += 1;
+        let new = self.next;
+        let asked = self.questions.get_mut(&number).unwrap();
+        asked.answered = true;
+        let fails = how % 5 == 4;
+        let gives = !fails && asked.method != Some(WAIT_TIP_CHANGED) && asked.method != Some(DISCONNECT);
+        if gives {
+            asked.results.push(new);
+        }
+        let (method, target, callback) = (asked.method, asked.target, asked.callback);
+        let subscribes = [Some(METHODS[3]), Some(METHODS[4])].contains(&method);
+        if gives {
+            self.exports.insert(new, 1);
+            if let (true, Some(callback)) = (subscribes, callback) {
+                self.subscriptions.insert(new, callback);
+            }
+        }
+        if fails && method == Some(DISCONNECT) {
+            self.disconnected.remove(&target); // it may be tried again
+        }
+        let frame = build(|it| {
+            let mut answer: return_::Builder = it.init_return();
+            answer.set_answer_id(number);
+            if fails {
+                answer.init_exception().set_reason("thread busy");
+                return;
+            }
+            let mut payload = answer.init_results();
+            if gives {
+                payload.reborrow().init_cap_table(1).get(0).set_sender_hosted(new);
+            }
+            if method == Some(WAIT_TIP_CHANGED) {
+                let results = payload.get_content().init_as::<mining::wait_tip_changed_results::Builder>();
+                if how % 5 != 3 {
+                    results.init_result().set_hash(&[how; 32]);
+                }
+            }
+        });
+        self.send(&frame);
+    }
+
+    /// Calls back, or asks for a thread.
+    fn call(&mut self, what: u8) {
+        self.next += 1;
+        let question = self.next;
+        let target = self.subscriptions.values().next().copied().unwrap_or(0);
+        let method = match what % 4 {
+            0 => (chain_notifications::Client::TYPE_ID, u16::from(what / 4) % 7),
+            1 => (utxo_cache_trace::Client::TYPE_ID, u16::from(what / 4) % 4),
+            2 => MAKE_THREAD,
+            _ => (7, 7),
+        };
+        self.waiting.insert(question);
+        self.send(&call(question, target, method, &[]));
+    }
+
+    /// Lets go of the callback of a subscription that was disconnected.
+    fn let_go(&mut self) {
+        let settled = |handler: &&u32| {
+            let ends = |it: &Asked| it.method == Some(DISCONNECT) && it.target == **handler && !it.answered;
+            !self.questions.values().any(ends)
+        };
+        let Some(&handler) = self.disconnected.iter().find(settled) else { return };
+        self.disconnected.remove(&handler);
+        let callback = self.subscriptions.remove(&handler).expect("disconnected");
+        self.send(&build(|it| {
+            let mut release = it.init_release();
+            release.set_id(callback);
+            release.set_reference_count(1);
+        }));
+    }
+
+    fn is_owed_nothing(&self) -> bool {
+        self.subscriptions.is_empty()
+            && self.questions.values().all(|it| it.answered)
+            && self.waiting.is_empty()
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let [(node, node_theirs), (mut exporter, exporter_theirs), (events, events_theirs)] =
+        [(); 3].map(|()| UnixStream::pair().unwrap());
+    for socket in [&node, &exporter] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let guard = std::thread::spawn(move || {
+        relay(node_theirs, exporter_theirs, events_theirs, Some(Duration::from_micros(1)), None)
+    });
+    let mut node = Node {
+        socket: node,
+        buffer: Vec::new(),
+        closed: false,
+        questions: BTreeMap::new(),
+        exports: BTreeMap::new(),
+        subscriptions: BTreeMap::new(),
+        disconnected: BTreeSet::new(),
+        waiting: BTreeSet::new(),
+        next: 0,
+    };
+    let mut sink = [0; 65_536];
+    let mut steps = data.chunks_exact(4).take(400);
+    for step in &mut steps {
+        let [what, a, b, c] = *step else { unreachable!() };
+        let (question, id) = (u32::from(a) % 16, u32::from(b) % 16);
+        let said = match what % 12 {
+            0 => Some(build(|it| it.init_bootstrap().set_question_id(question))),
+            1..=4 => {
+                let thread = u32::from(c) % 8 + 1;
+                let caps = [(true, u32::from(c) % 3), (false, thread)];
+                let caps = if c > 200 { &caps[..1] } else { &caps[..] };
+                Some(call(question, id, METHODS[usize::from(what / 12) % METHODS.len()], caps))
+            }
+            5 => Some(build(|it| {
+                let mut finish = it.init_finish();
+                finish.set_question_id(question);
+                finish.set_release_result_caps(c & 1 == 1);
+            })),
+            6 if c > 128 => Some(build(|it| {
+                let mut release = it.init_release();
+                release.set_id(id);
+                release.set_reference_count(u32::from(c) % 3);
+            })),
+            6 if c > 120 => Some(build(|it| it.init_abort().set_reason("bye"))),
+            6 if c > 112 => Some(step.to_vec()),
+            7 => {
+                node.call(a);
+                None
+            }
+            8 => {
+                node.let_go();
+                None
+            }
+            _ => {
+                node.answer(a, b);
+                None
+            }
+        };
+        if let Some(frame) = said {
+            let _ = exporter.write_all(&frame);
+        }
+        // The guard is another thread: give it the time to react to some of it.
+        if c & 3 == 0 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        node.listen();
+        while exporter.read(&mut sink).is_ok_and(|read| read > 0) {}
+        if node.closed {
+            break;
+        }
+    }
+    // The exporter dies, and the node answers what it is asked: the guard has to be done soon, and not before.
+    drop(exporter);
+    let since = Instant::now();
+    while !node.closed {
+        assert!(since.elapsed() < Duration::from_secs(20), "the guard never leaves");
+        node.answer(0, 0);
+        node.let_go();
+        std::thread::sleep(Duration::from_micros(200));
+        node.listen();
+    }
+    assert!(node.is_owed_nothing(), "the guard has left in the middle of something");
+    guard.join().expect("the guard does not panic").expect("the node behaved");
+    drop(events);
+});
