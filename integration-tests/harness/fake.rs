@@ -28,6 +28,13 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::temp_dir::TempDir;
 
+/// The block at the tip in the beginning.
+const FIRST_TIP: u8 = 7;
+
+fn height_of(block: u8) -> i32 {
+    35 + i32::from(block)
+}
+
 /// What the fake node offers and says.
 #[derive(Clone, Copy, Default)]
 pub struct Offers {
@@ -67,7 +74,15 @@ impl Offers {
 pub enum Event {
     Added,
     Removed(i32),
-    Connected { height: i32, data: Vec<u8> },
+    Connected {
+        height: i32,
+        data: Vec<u8>,
+    },
+    /// In the background chainstate of an assumeutxo node.
+    Historical {
+        height: i32,
+        data: Vec<u8>,
+    },
     Disconnected(i32),
     Tip,
     Flushed,
@@ -83,6 +98,8 @@ enum Command {
     Fire(Vec<Event>, mpsc::Sender<Answers>),
     SetIbd(bool),
     Hang(bool),
+    SetTip(u8),
+    FailHeaders(bool),
     ShutDown,
     Load,
 }
@@ -94,6 +111,7 @@ struct Counts {
     unsubscribed: AtomicU32,
     long_polls: AtomicU32,
     connections: AtomicU32,
+    waits_for_change_of: AtomicU32,
 }
 
 impl Counts {
@@ -139,6 +157,9 @@ impl FakeNode {
                     loading: Cell::new(offers.loading),
                     hangs: watch::channel(false).0,
                     shutting_down: watch::channel(false).0,
+                    tip: watch::channel(FIRST_TIP).0,
+                    headers_fail: Cell::new(false),
+                    started: Instant::now(),
                     subscriptions: Cell::new(0),
                     callbacks: RefCell::default(),
                     counts: shared,
@@ -177,6 +198,21 @@ impl FakeNode {
     /// The chain is loaded now.
     pub fn load(&self) {
         assert!(self.commands.send(Command::Load).is_ok(), "the fake node runs");
+    }
+
+    /// Block `n` of its chain, at height 35 + `n`, is the tip.
+    pub fn set_tip(&self, block: u8) {
+        assert!(self.commands.send(Command::SetTip(block)).is_ok(), "the fake node runs");
+    }
+
+    /// Questions for headers fail until it is told otherwise.
+    pub fn fail_headers(&self, fail: bool) {
+        assert!(self.commands.send(Command::FailHeaders(fail)).is_ok(), "the fake node runs");
+    }
+
+    /// The block that the last long poll took for the tip.
+    pub fn waits_for_change_of(&self) -> u32 {
+        self.counts.waits_for_change_of.load(Relaxed)
     }
 
     pub fn shut_down(&self) {
@@ -231,6 +267,9 @@ struct State {
     shutting_down: watch::Sender<bool>,
     /// How many there were.
     subscriptions: Cell<u32>,
+    tip: watch::Sender<u8>,
+    headers_fail: Cell<bool>,
+    started: Instant,
     /// By connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
     counts: Arc<Counts>,
@@ -285,6 +324,8 @@ async fn run(
                     state.loading.set(false);
                     nix::sys::prctl::set_name(c"b-msghand").unwrap();
                 }
+                Some(Command::SetTip(block)) => { state.tip.send_replace(block); }
+                Some(Command::FailHeaders(fail)) => state.headers_fail.set(fail),
                 Some(Command::ShutDown) => { state.shutting_down.send_replace(true); }
                 None => return,
             }
@@ -315,6 +356,14 @@ async fn fire(state: &State, event: Event, answers: &mut Answers) {
             (Callback::Chain(client), Event::Connected { height, data }) => {
                 call!(client.block_connected_request, |params| {
                     params.reborrow().init_role().set_validated(true);
+                    let mut block = params.init_block();
+                    block.set_height(*height);
+                    block.set_data(data)
+                })
+            }
+            (Callback::Chain(client), Event::Historical { height, data }) => {
+                call!(client.block_connected_request, |params| {
+                    params.reborrow().init_role().set_historical(true);
                     let mut block = params.init_block();
                     block.set_height(*height);
                     block.set_data(data)
@@ -437,14 +486,25 @@ impl Fake {
         new_client(Handler { callback, disconnected: Cell::new(false), destroys_first, counts })
     }
 
-    fn execute(&self, method: &str) -> serde_json::Value {
+    fn execute(&self, method: &str, params: &serde_json::Value) -> serde_json::Value {
         use serde_json::json;
+        let hash = |block: u8| format!("{block:02x}").repeat(32);
+        let tip = *self.state.tip.borrow();
         match method {
-            "uptime" => json!({"result": 7}),
+            "uptime" => json!({"result": self.state.started.elapsed().as_secs()}),
             "getblockchaininfo" if self.state.offers.rpc => json!({"result": {
                 "blocks": 42, "headers": null, "difficulty": "high", "initialblockdownload": self.state.ibd.get(),
                 "verificationprogress": "0.5", "size_on_disk": -5, "chain": ["regtest"]
             }}),
+            "getblockheader" if self.state.headers_fail.get() => {
+                json!({"error": {"code": -32603, "message": "Internal error"}})
+            }
+            "getblockheader" => match (0..=tip).find(|block| params[0] == hash(*block)) {
+                Some(block) => json!({"result": {
+                    "previousblockhash": hash(block.wrapping_sub(1)), "confirmations": tip - block + 1
+                }}),
+                None => json!({"error": {"code": -5, "message": "Block not found"}}),
+            },
             "getmempoolinfo" => json!({"result": {"size": 3, "total_fee": null}}),
             _ => json!({"error": {"code": -32601, "message": "Method not found"}}),
         }
@@ -474,8 +534,9 @@ impl mining::Server for Fake {
         let mut results = results.get();
         results.set_has_result(true);
         let mut tip = results.init_result();
-        tip.set_hash(&[7; 32]);
-        tip.set_height(42);
+        let block = *this.state.tip.borrow();
+        tip.set_hash(&[block; 32]);
+        tip.set_height(height_of(block));
     });
     method!(mining::wait_tip_changed(params: WaitTipChangedParams, results: WaitTipChangedResults), |this| {
         this.state.counts.long_polls.fetch_add(1, Relaxed);
@@ -491,14 +552,22 @@ impl mining::Server for Fake {
         assert!((100..10_000).contains(&timeout.as_millis()), "a long poll of {timeout:?}");
         let mut call = InCall { state: this.state.clone(), answered: false };
         let mut shutting_down = this.state.shutting_down.subscribe();
-        if params.get_current_tip()? == [7; 32] && tokio::time::timeout(timeout, shutting_down.wait_for(|&it| it)).await.is_ok() {
-            call.answered = true;
-            return Ok(());
+        let known: Vec<u8> = params.get_current_tip()?.to_vec();
+        this.state.counts.waits_for_change_of.store(known[0].into(), Relaxed);
+        let mut tip = this.state.tip.subscribe();
+        tokio::select! {
+            _ = tip.wait_for(|&tip| known != [tip; 32]) => {}
+            _ = shutting_down.wait_for(|&it| it) => {
+                call.answered = true;
+                return Ok(());
+            }
+            () = tokio::time::sleep(timeout) => {}
         }
         call.answered = true;
+        let block = *this.state.tip.borrow();
         let mut tip = results.get().init_result();
-        tip.set_hash(&[7; 32]);
-        tip.set_height(42);
+        tip.set_hash(&[block; 32]);
+        tip.set_height(height_of(block));
     });
 }
 
@@ -506,7 +575,7 @@ impl rpc::Server for Fake {
     method!(rpc::execute_rpc(params: ExecuteRpcParams, results: ExecuteRpcResults), |this| {
         let request: serde_json::Value = serde_json::from_str(params.get()?.get_request()?.to_str()?).unwrap();
         assert_eq!(request["jsonrpc"], "2.0");
-        results.get().set_result(this.execute(request["method"].as_str().unwrap()).to_string());
+        results.get().set_result(this.execute(request["method"].as_str().unwrap(), &request["params"]).to_string());
     });
 }
 
@@ -581,7 +650,8 @@ impl node::Server for Fake {
         results.get().set_result(this.state.ibd.get());
     });
     method!(node::execute_rpc(params: ExecuteRpcParams, results: ExecuteRpcResults), |this| {
-        let answer = this.execute(params.get()?.get_command()?.to_str()?);
+        let arguments = serde_json::from_str(params.get()?.get_params()?.to_str()?).unwrap();
+        let answer = this.execute(params.get()?.get_command()?.to_str()?, &arguments);
         match answer.get("error") {
             Some(error) => results.get().set_rpc_error(error.to_string()),
             None => results.get().set_result(answer["result"].to_string()),

@@ -8,6 +8,7 @@ pub mod fake;
 pub mod fixture;
 pub mod node;
 pub mod prometheus;
+pub mod proxy;
 pub mod temp_dir;
 
 use std::time::{Duration, Instant};

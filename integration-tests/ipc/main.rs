@@ -8,6 +8,7 @@ mod hostile;
 mod leaving;
 mod notifications;
 mod real_node;
+mod reconnect;
 mod web_config;
 
 use harness::temp_dir::TempDir;

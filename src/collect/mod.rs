@@ -2,6 +2,7 @@
 
 mod block;
 mod json;
+mod memory;
 mod peers;
 mod poll;
 mod session;
@@ -101,6 +102,7 @@ pub struct Collector {
     shutdown: Shutdown,
     blocks: block::Counter,
     guards: guard::Places,
+    memory: memory::SharedMemory,
     /// The trace went over its budget once: it stays off for the life of the process.
     trace_given_up: bool,
 }
@@ -114,8 +116,16 @@ impl Collector {
         shutdown: Shutdown,
     ) -> Self {
         let blocks = block::Counter::start(metrics.clone());
-        let guards = guard::Places::new();
-        Collector { config, metrics, state, shutdown, blocks, guards, trace_given_up: false }
+        Collector {
+            config,
+            metrics,
+            state,
+            shutdown,
+            blocks,
+            guards: guard::Places::new(),
+            memory: Default::default(),
+            trace_given_up: false,
+        }
     }
 
     /// Collects until shutdown is requested, or the node ends and there is nothing to reconnect to. Needs a
@@ -305,7 +315,7 @@ async fn poll_once(source: &mut Source, config: &Config, metrics: &Arc<Metrics>)
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;
-    let polled = session.poller(metrics.clone()).poll().await;
+    let polled = session.poller(metrics.clone(), Default::default()).poll().await;
     session.show(metrics);
     let interfaces = session.interfaces.clone();
     session.close().await;

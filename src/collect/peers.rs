@@ -1,7 +1,7 @@
 //! Each peer's statistics, counted over the present peers.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -16,13 +16,29 @@ const PING_OVERDUE: Duration = Duration::from_secs(5);
 /// 1 sat/vB in BTC/kvB; peers that filter at less take cheaper transactions.
 const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
-/// What is remembered of the peers between polls: how much traffic of each was counted already.
+/// What is remembered of the peers between polls, and from one connection to the next: how much traffic of each was counted already.
 #[derive(Default)]
 pub struct Peers {
     counted: HashMap<(i64, &'static str, &'static str), u64>,
+    /// The node's uptime in seconds, and when it was answered.
+    uptime: Option<(f64, Instant)>,
 }
 
 impl Peers {
+    /// The node's uptime in seconds, when it was asked for and when it was answered. One that has not grown with the time is another process's,
+    /// whose peers have moved nothing yet that was counted.
+    pub fn node_is_up_for(&mut self, uptime: f64, asked: Instant, answered: Instant) {
+        /// Uptimes are whole seconds.
+        const TOLERATED: f64 = 2.0;
+        let grown = |(last, answered): (f64, Instant)| {
+            uptime + TOLERATED >= last + asked.saturating_duration_since(answered).as_secs_f64()
+        };
+        if !self.uptime.is_none_or(grown) {
+            self.counted.clear();
+        }
+        self.uptime = Some((uptime, answered));
+    }
+
     /// Shows the present peers.
     pub fn show(&mut self, peers: &[PeerStats], network: &Network) {
         let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
@@ -173,6 +189,26 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("evil"));
+    }
+
+    #[test]
+    fn another_process_has_other_peers_with_the_same_numbers() {
+        let metrics = Metrics::new();
+        let mut peers = Peers::default();
+        let now = Instant::now();
+        let mut sees = |uptime, after: u64, total| {
+            let at = now + Duration::from_secs(after);
+            peers.node_is_up_for(uptime, at, at);
+            let peer = PeerStats { id: 0, sent: vec![("tx".into(), total)], ..PeerStats::default() };
+            peers.show(&[peer], &metrics.network);
+            let text = metrics.render(Format::Text);
+            let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
+            text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
+        };
+        assert_eq!(sees(100.0, 0, 1000), 1000);
+        assert_eq!(sees(160.0, 60, 1500), 1500);
+        assert_eq!(sees(159.0, 61, 1500), 1500, "whole seconds");
+        assert_eq!(sees(30.0, 120, 1700), 3200, "restarted");
     }
 
     #[test]

@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tracing::debug;
 
 use super::json::{count, flag, number, sat_per_vbyte, satoshis};
+use super::memory::SharedMemory;
 use super::peers::{self, Peers};
 use crate::ipc::{CallError, Direction, Interfaces, Thread};
 use crate::metrics::{Metrics, now};
@@ -47,22 +48,61 @@ pub struct Polled {
     pub subversion: Option<String>,
 }
 
+/// When the chain tips are asked for. The node walks its whole block index for them and holds its main lock meanwhile.
+#[derive(Default)]
+struct ChainTips {
+    /// The tip at which they were asked for.
+    at: Option<String>,
+    /// Not again before.
+    not_before: Option<Instant>,
+}
+
+impl ChainTips {
+    /// At least between two calls.
+    const INTERVAL: Duration = Duration::from_secs(60);
+    /// The interval is at least so many times as long as the call took.
+    const SHARE: u32 = 1000;
+
+    fn is_due(&self, tip: &str) -> bool {
+        self.at.as_deref() != Some(tip) && self.not_before.is_none_or(|due| due <= Instant::now())
+    }
+
+    fn asked(&mut self, tip: &str, took: Duration) {
+        self.at = Some(tip.to_string());
+        self.not_before = Some(Instant::now() + Self::INTERVAL.max(took.saturating_mul(Self::SHARE)));
+    }
+}
+
 /// Polls one connection.
 pub struct Poller {
     interfaces: Rc<Interfaces>,
     thread: Rc<Thread>,
     metrics: Arc<Metrics>,
-    peers: Peers,
+    memory: SharedMemory,
     /// The tip whose expensive facts are shown.
     seen_tip: Option<String>,
+    chain_tips: ChainTips,
     /// The node did not answer a call of this poll.
     hung: Option<String>,
 }
 
 impl Poller {
     /// Calls run on `thread`.
-    pub fn new(interfaces: Rc<Interfaces>, thread: Rc<Thread>, metrics: Arc<Metrics>) -> Self {
-        Poller { interfaces, thread, metrics, peers: Peers::default(), seen_tip: None, hung: None }
+    pub fn new(
+        interfaces: Rc<Interfaces>,
+        thread: Rc<Thread>,
+        metrics: Arc<Metrics>,
+        memory: SharedMemory,
+    ) -> Self {
+        Poller {
+            interfaces,
+            thread,
+            metrics,
+            memory,
+            seen_tip: None,
+            chain_tips: ChainTips::default(),
+            hung: None,
+        }
     }
 
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
@@ -73,25 +113,35 @@ impl Poller {
         let chain_info = self.rpc("getblockchaininfo", json!([])).await.unwrap_or_default();
         let knows_tip = self.chain(&chain_info, &mut polled).await;
         self.mempool().await;
+        if self.interfaces.json_rpc.is_some() {
+            self.uptime().await; // before the peers: it tells whether theirs are the same
+        }
         self.network(&chain_info, &mut polled).await;
         if self.interfaces.json_rpc.is_some() {
             self.node().await;
             self.once_per_tip(&chain_info, polled.ibd).await;
+            self.chain_tips(&chain_info, polled.ibd).await;
         }
         let took = started.elapsed();
         let exporter = &self.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());
         debug!(?took, ibd = polled.ibd, "polled");
         if let Some(why) = self.hung.take() {
-            self.seen_tip = None; // what was shown of it is cleared
+            self.forget_tip();
             return Err(why);
         }
         if !knows_tip {
-            self.seen_tip = None;
+            self.forget_tip();
             return Err("the node did not tell its tip".into());
         }
         exporter.last_poll.set([], now().round());
         Ok(polled)
+    }
+
+    /// What was shown of the tip is cleared.
+    fn forget_tip(&mut self) {
+        self.seen_tip = None;
+        self.chain_tips.at = None;
     }
 
     /// The answer, or `None` with the failure counted under the call's name.
@@ -202,7 +252,7 @@ impl Poller {
         network.bytes_received.set(received);
         network.bytes_sent.set(sent);
         match peers {
-            Some(peers) => self.peers.show(&peers, network),
+            Some(peers) => self.memory.borrow_mut().peers.show(&peers, network),
             None => Peers::hide(network),
         }
 
@@ -224,13 +274,20 @@ impl Poller {
         }
     }
 
+    async fn uptime(&mut self) {
+        let asked = Instant::now();
+        let uptime = self.rpc("uptime", json!([])).await.and_then(|uptime| uptime.as_f64());
+        self.metrics.chain.uptime.set(uptime);
+        if let Some(uptime) = uptime {
+            self.memory.borrow_mut().peers.node_is_up_for(uptime, asked, Instant::now());
+        }
+    }
+
     /// The node itself.
     async fn node(&mut self) {
-        let uptime = self.rpc("uptime", json!([])).await.unwrap_or_default();
         let memory = self.rpc("getmemoryinfo", json!([])).await.unwrap_or_default();
         let banned = self.rpc("listbanned", json!([])).await.unwrap_or_default();
         let chain = &self.metrics.chain;
-        chain.uptime.set(uptime.as_f64());
         let locked = ["used", "free", "locked"].into_iter();
         chain
             .memory_locked
@@ -255,22 +312,15 @@ impl Poller {
             let rate = self.rpc("getnetworkhashps", json!([blocks])).await.unwrap_or_default();
             hashrates.extend(rate.as_f64().map(|rate| ([label], rate)));
         }
-        // Both read much from disk or memory, and a syncing node has a new tip every moment.
-        let (mut stats, mut tips) = (Value::Null, Value::Null);
+        // It reads the block and its undo data, and a syncing node has a new tip every moment.
+        let mut stats = Value::Null;
         if let (Some(tip), Some(false)) = (tip, ibd) {
             let wanted = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
             stats = self.rpc("getblockstats", json!([tip, wanted])).await.unwrap_or_default();
-            tips = self.rpc("getchaintips", json!([])).await.unwrap_or_default();
-        }
-        let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
-        for status in tips.as_array().into_iter().flatten() {
-            let status = TIP_STATUSES.iter().find(|known| Some(**known) == status["status"].as_str());
-            *by_status.entry(status.unwrap_or(&"other")).or_default() += 1.0;
         }
         self.metrics.mempool.fee_estimate.replace(estimates);
         let chain = &self.metrics.chain;
         chain.hashrate.replace(hashrates);
-        chain.tips.replace(by_status.into_iter().map(|(status, tips)| ([status], tips)));
         for (gauge, field) in [
             (&chain.last_block_transactions, "txs"),
             (&chain.last_block_weight, "total_weight"),
@@ -286,5 +336,25 @@ impl Poller {
                 ["txs", "total_size", "totalfee"].map(|field| number(&stats, field));
             self.metrics.last_blocks.describe(tip, transactions, bytes, fees);
         }
+    }
+
+    /// The tips of the block tree: a while after each change of the tip.
+    async fn chain_tips(&mut self, chain_info: &Value, ibd: Option<bool>) {
+        let tip = match (chain_info["bestblockhash"].as_str(), ibd) {
+            (Some(tip), Some(false)) => tip,
+            _ => return self.metrics.chain.tips.clear(),
+        };
+        if !self.chain_tips.is_due(tip) {
+            return;
+        }
+        let asked = Instant::now();
+        let tips = self.rpc("getchaintips", json!([])).await.unwrap_or_default();
+        self.chain_tips.asked(tip, asked.elapsed());
+        let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
+        for status in tips.as_array().into_iter().flatten() {
+            let status = TIP_STATUSES.iter().find(|known| Some(**known) == status["status"].as_str());
+            *by_status.entry(status.unwrap_or(&"other")).or_default() += 1.0;
+        }
+        self.metrics.chain.tips.replace(by_status.into_iter().map(|(status, tips)| ([status], tips)));
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use super::memory::SharedMemory;
 use super::poll::{Polled, Poller};
 use super::tip::{TipEnd, TipWatch};
 use super::utxo_trace::{Coins, Trace};
@@ -155,8 +156,8 @@ impl Session {
     }
 
     /// A poller of this connection.
-    pub fn poller(&self, metrics: Arc<Metrics>) -> Poller {
-        Poller::new(self.interfaces.clone(), self.polling.clone(), metrics)
+    pub fn poller(&self, metrics: Arc<Metrics>, memory: SharedMemory) -> Poller {
+        Poller::new(self.interfaces.clone(), self.polling.clone(), metrics, memory)
     }
 
     /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
@@ -164,13 +165,13 @@ impl Session {
         let new_tip = Rc::new(Notify::new());
         let (polls_sender, mut polls) = mpsc::unbounded_channel();
         let polling = Task(tokio::task::spawn_local(keep_polling(
-            self.poller(collector.metrics.clone()),
+            self.poller(collector.metrics.clone(), collector.memory.clone()),
             collector.config.poll_interval,
             new_tip.clone(),
             polls_sender,
         )));
 
-        let mut tip = TipWatch::start(&self, &collector.metrics, new_tip);
+        let mut tip = TipWatch::start(&self, &collector.metrics, &collector.memory, new_tip);
         let mut chain = None;
         let mut trace = Trace::new(&collector.config, self.can_trace(), collector.trace_given_up);
         let mut missed = 0;
@@ -188,6 +189,7 @@ impl Session {
                 if tip.is_none() {
                     warn!("not subscribing: without Mining the node cannot tell us when it shuts down");
                 } else {
+                    TipWatch::caught_up(&mut tip).await;
                     match offered.subscribe(&self.subscribing.without_deadline()).await {
                         Ok(subscription) => {
                             subscribe::start(&collector.metrics);

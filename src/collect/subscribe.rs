@@ -12,6 +12,7 @@ pub fn start(metrics: &Metrics) {
     for counter in [
         &chain.blocks_connected,
         &chain.blocks_disconnected,
+        &chain.historical_blocks,
         &chain.tip_updates,
         &chain.flushes,
         &chain.connected_transactions,
@@ -39,11 +40,13 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
             "transactionRemovedFromMempool"
         }
         ChainEvent::BlockConnected { height, historical, data } => {
-            chain.blocks_connected.inc();
-            if !historical {
-                chain.block_height.set(Some(height));
-            }
             debug!(block_height = height, historical, bytes = data.as_ref().map(Vec::len), "block connected");
+            if historical {
+                chain.historical_blocks.inc();
+                return "blockConnected";
+            }
+            chain.blocks_connected.inc();
+            chain.block_height.set(height);
             match data {
                 Some(data) => blocks.count(data),
                 None => metrics.exporter.events_dropped.inc_by(["block_contents"], 1),

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tracing::{debug, warn};
 
+use super::memory::SharedMemory;
 use super::session::{Session, Task};
 use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Thread};
 use crate::metrics::{Metrics, now};
@@ -21,6 +22,10 @@ const LONG_POLL: Duration = Duration::from_secs(1);
 /// By how much a long poll may end too early before we make it up.
 const TOLERATED: Duration = Duration::from_millis(100);
 
+/// From asking for one tip to asking for the next: a node that reorganizes or catches up has thousands in a second, and each
+/// answer costs it time. A walk counts those between.
+const BETWEEN_TIPS: Duration = Duration::from_millis(50);
+
 /// Why there is no more news of the tip.
 #[derive(Debug)]
 pub enum TipEnd {
@@ -31,25 +36,46 @@ pub enum TipEnd {
 }
 
 /// Follows the tip in a task of its own.
-pub struct TipWatch(Task<TipEnd>);
+pub struct TipWatch {
+    task: Task<TipEnd>,
+    /// Ends when the first tip was taken into account, or could not be had.
+    caught_up: Option<oneshot::Receiver<()>>,
+}
 
 impl TipWatch {
     /// `None` if the node does not offer Mining.
-    pub fn start(session: &Session, metrics: &Arc<Metrics>, new_tip: Rc<Notify>) -> Option<Self> {
+    pub fn start(
+        session: &Session,
+        metrics: &Arc<Metrics>,
+        memory: &SharedMemory,
+        new_tip: Rc<Notify>,
+    ) -> Option<Self> {
         session.interfaces.mining.as_ref()?;
         let follow = Follow {
             interfaces: session.interfaces.clone(),
             thread: session.waiting().patient(LONG_POLL),
             metrics: metrics.clone(),
+            memory: memory.clone(),
             new_tip,
+            reconnected: Reconnected::Now,
+            walk_failed: false,
         };
-        Some(TipWatch(Task(tokio::task::spawn_local(follow.run()))))
+        let (first_done, caught_up) = oneshot::channel();
+        let task = Task(tokio::task::spawn_local(follow.run(first_done)));
+        Some(TipWatch { task, caught_up: Some(caught_up) })
+    }
+
+    /// Resolves when the blocks that came while there was no connection are counted: from then on notifications may count.
+    pub async fn caught_up(watch: &mut Option<Self>) {
+        if let Some(caught_up) = watch.as_mut().and_then(|watch| watch.caught_up.take()) {
+            let _ = caught_up.await; // fails when the watch has ended, which `ended` tells
+        }
     }
 
     /// Resolves when there is no more news; never without a watch.
     pub async fn ended(watch: &mut Option<Self>) -> TipEnd {
         match watch {
-            Some(TipWatch(task)) => match (&mut task.0).await {
+            Some(TipWatch { task, .. }) => match (&mut task.0).await {
                 Ok(end) => end,
                 Err(error) => TipEnd::Lost(CallError::Disconnected(error.to_string())),
             },
@@ -58,22 +84,43 @@ impl TipWatch {
     }
 }
 
+/// What the tip of an earlier connection means to this one.
+#[derive(Clone, Copy, PartialEq)]
+enum Reconnected {
+    /// The first tip of this connection was not told yet.
+    Now,
+    /// The node came back at a lower height: after a crash it goes back to its last flush and connects the same blocks
+    /// again, which is no reorganization. Until it is as high as before nothing is counted.
+    RolledBack,
+    /// The blocks that came between the connections are counted.
+    CaughtUp,
+}
+
 struct Follow {
     interfaces: Rc<Interfaces>,
     thread: Thread,
     metrics: Arc<Metrics>,
+    memory: SharedMemory,
     new_tip: Rc<Notify>,
+    reconnected: Reconnected,
+    /// The last walk failed, which was logged.
+    walk_failed: bool,
 }
 
 impl Follow {
-    async fn run(self) -> TipEnd {
-        let Some(mining) = &self.interfaces.mining else { return std::future::pending().await };
-        if self.interfaces.chain.is_none() {
+    async fn run(mut self, first_done: oneshot::Sender<()>) -> TipEnd {
+        let interfaces = self.interfaces.clone();
+        let Some(mining) = &interfaces.mining else { return std::future::pending().await };
+        let mut first_done = Some(first_done);
+        if interfaces.chain.is_none() {
             self.metrics.chain.tip_updates.start();
-            if self.interfaces.json_rpc.is_some() {
+            if interfaces.json_rpc.is_some() {
                 self.metrics.chain.blocks_connected.start();
                 self.metrics.chain.blocks_disconnected.start();
             }
+        }
+        if interfaces.json_rpc.is_some() {
+            self.metrics.chain.uncounted_tip_changes.start();
         }
         // Not a block: the first call returns the present tip at once.
         const NONE: Hash = Hash([0; 32]);
@@ -88,19 +135,26 @@ impl Follow {
                 Ok(None) => return TipEnd::NodeShutsDown,
                 // The timeout has passed. Should a node not wait, we do.
                 Ok(Some(tip)) if tip.hash == current => {
+                    if self.walk_failed {
+                        self.count_up_to(tip).await;
+                    }
                     let early = LONG_POLL.saturating_sub(asked.elapsed());
                     tokio::time::sleep(early.saturating_sub(TOLERATED)).await;
                 }
                 Ok(Some(tip)) => {
-                    let old = known.replace(tip);
-                    // The first is the tip as we find it.
-                    let seen = old.map(|_| now());
+                    // When the first tip of a connection became it is not known.
+                    let seen = known.replace(tip).map(|_| now());
                     self.metrics.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
                     self.new_tip.notify_one();
-                    if let Some(old) = old {
+                    let last = self.memory.borrow_mut().seen_tip.replace(tip);
+                    if last.is_some_and(|last| last.hash != tip.hash) {
                         debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
-                        self.changed(old, tip).await;
+                        if interfaces.chain.is_none() {
+                            self.metrics.chain.tip_updates.inc();
+                        }
                     }
+                    self.count_up_to(tip).await;
+                    tokio::time::sleep(BETWEEN_TIPS.saturating_sub(asked.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
                 // A node that hangs is the polls' business; keep the long poll, it is our only warning.
@@ -108,36 +162,91 @@ impl Follow {
                     if !failed_before {
                         warn!("waiting for a new tip failed: {error}; trying again until it works");
                     }
+                    first_done.take();
                     tokio::time::sleep(LONG_POLL).await;
                 }
+            }
+            first_done.take();
+        }
+    }
+
+    /// Counts the blocks between the tip up to which blocks are counted and this one. Notifications count them, where there
+    /// are any; then only those that came while there was no connection are left. A walk that fails is made again.
+    async fn count_up_to(&mut self, tip: BlockRef) {
+        let reconnected = std::mem::replace(&mut self.reconnected, Reconnected::CaughtUp);
+        let notified = self.interfaces.chain.is_some();
+        let counted = self.memory.borrow().counted_tip;
+        let Some(old) = counted.filter(|old| old.hash != tip.hash) else {
+            return self.advance(tip);
+        };
+        if notified && reconnected == Reconnected::CaughtUp {
+            return self.advance(tip);
+        }
+        let chain = &self.metrics.chain;
+        let Some(json_rpc) = &self.interfaces.json_rpc else {
+            if !notified {
+                chain.block_height.set(tip.height);
+            }
+            return self.advance(tip);
+        };
+        let walked = match reconnected {
+            Reconnected::Now if tip.height < old.height => {
+                rolled_back(json_rpc, &self.thread, old).await.map(|()| None)
+            }
+            Reconnected::RolledBack if tip.height < old.height => Ok(None),
+            _ => walk(json_rpc, &self.thread, old, tip).await.map(Some),
+        };
+        let failed_before = std::mem::replace(&mut self.walk_failed, false);
+        match walked {
+            Ok(Some(Walk { disconnected, connected })) => {
+                chain.blocks_disconnected.inc_by(disconnected);
+                chain.blocks_connected.inc_by(connected);
+                if connected > 0 {
+                    chain.block_height.set(tip.height);
+                }
+                self.advance(tip);
+            }
+            // Notifications count the blocks that are connected again.
+            Ok(None) if notified => self.advance(tip),
+            Ok(None) => self.reconnected = Reconnected::RolledBack,
+            Err(error) => {
+                self.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
+                let what = format!("cannot tell how many blocks lie between {} and {}", old.hash, tip.hash);
+                if notified || is_final(&error) {
+                    warn!("{what}, and does not count them: {error}");
+                    chain.uncounted_tip_changes.inc();
+                    return self.advance(tip);
+                }
+                if !failed_before {
+                    warn!("{what}: {error}; trying again until it works");
+                }
+                self.walk_failed = true;
+                self.reconnected = reconnected;
             }
         }
     }
 
-    /// Counts a change of the tip, where no notifications do.
-    async fn changed(&self, old: BlockRef, new: BlockRef) {
-        if self.interfaces.chain.is_some() {
-            return;
-        }
-        let chain = &self.metrics.chain;
-        chain.tip_updates.inc();
-        let Some(json_rpc) = &self.interfaces.json_rpc else {
-            return chain.block_height.set(Some(new.height));
-        };
-        match walk(json_rpc, &self.thread, old, new).await {
-            Ok(Walk { disconnected, connected }) => {
-                chain.blocks_disconnected.inc_by(disconnected);
-                chain.blocks_connected.inc_by(connected);
-                if connected > 0 {
-                    chain.block_height.set(Some(new.height));
-                }
-            }
-            Err(error) => {
-                warn!("cannot tell how many blocks lie between {} and {}: {error}", old.hash, new.hash);
-                self.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
-            }
-        }
+    /// The blocks up to this one are counted.
+    fn advance(&mut self, tip: BlockRef) {
+        self.walk_failed = false;
+        self.memory.borrow_mut().counted_tip = Some(tip);
     }
+}
+
+/// Whether asking again is of no use: the node does not know the block (it is on another chain, or its block index was
+/// built anew) or the method, or what it tells makes no sense.
+fn is_final(error: &CallError) -> bool {
+    const BLOCK_NOT_FOUND: i64 = -5;
+    const METHOD_NOT_FOUND: i64 = -32601;
+    matches!(
+        error,
+        CallError::JsonRpc { code: BLOCK_NOT_FOUND | METHOD_NOT_FOUND, .. } | CallError::Malformed(_)
+    )
+}
+
+/// An error if the node no longer knows the block at all.
+async fn rolled_back(json_rpc: &JsonRpc, on: &Thread, old: BlockRef) -> Result<(), CallError> {
+    json_rpc.call(on, "getblockheader", json!([old.hash.to_string()])).await.map(drop)
 }
 
 /// The way from one tip to another.

@@ -1,6 +1,6 @@
 //! The block chain.
 
-use super::{By, Declare, EventCounter, NodeGauge, Value};
+use super::{By, Declare, EventCounter, EventGauge, NodeGauge, Value};
 
 /// Tip, headers and blocks. Units are in the names; see `METRICS.md` for each metric's source.
 #[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
@@ -26,9 +26,11 @@ pub struct Chain {
     pub last_block_fees: NodeGauge,
     pub last_block_inputs: NodeGauge,
     pub last_block_outputs: NodeGauge,
-    pub block_height: NodeGauge,
+    pub block_height: EventGauge,
     pub blocks_connected: EventCounter,
     pub blocks_disconnected: EventCounter,
+    pub historical_blocks: EventCounter,
+    pub uncounted_tip_changes: EventCounter,
     pub tip_updates: EventCounter,
     pub flushes: EventCounter,
     pub connected_transactions: EventCounter,
@@ -89,7 +91,7 @@ impl Chain {
                 "bitcoin_chain_tips",
                 ["status"],
                 "Tips of the block tree by status",
-                "JSON-RPC getchaintips, once per tip, out of initial block download",
+                "JSON-RPC getchaintips, within minutes after a new tip, out of initial block download",
             ),
             hashrate: d.gauge_by(
                 "bitcoin_hashrate_estimate",
@@ -125,20 +127,30 @@ impl Chain {
             last_block_fees: d.gauge("bitcoin_last_block_fees_satoshis", "Fees of the tip", STATS),
             last_block_inputs: d.gauge("bitcoin_last_block_inputs", "Inputs of the tip, without coinbase", STATS),
             last_block_outputs: d.gauge("bitcoin_last_block_outputs", "Outputs of the tip, coinbase included", STATS),
-            block_height: d.gauge(
+            block_height: d.event_gauge(
                 "bitcoin_block_height",
-                "Height of the last block that was connected while we watched",
+                "Height of the last block that was counted as connected",
                 "ChainNotifications.blockConnected; else the tip changes that Mining.waitTipChanged tells",
             ),
             blocks_connected: d.events(
                 "bitcoin_blocks_connected_total",
-                "Blocks connected to the active chain",
+                "Blocks connected to the active chain; without the historical ones of an assumeutxo node",
                 "ChainNotifications.blockConnected; else derived from tip changes by walking headers (JSON-RPC)",
             ),
             blocks_disconnected: d.events(
                 "bitcoin_blocks_disconnected_total",
                 "Blocks disconnected from the active chain, by reorganizations",
                 "ChainNotifications.blockDisconnected; else derived from tip changes by walking headers (JSON-RPC)",
+            ),
+            historical_blocks: d.events(
+                "bitcoin_historical_blocks_connected_total",
+                "Blocks below an assumeutxo snapshot, connected in the background to validate it; no other metric counts them or what they hold",
+                "ChainNotifications.blockConnected with `role.historical`",
+            ),
+            uncounted_tip_changes: d.events(
+                "bitcoin_exporter_uncounted_tip_changes_total",
+                "Changes of the tip whose blocks could not be counted, because the node does not know the earlier tip: another chain, or a block index that was built anew",
+                "Mining.waitTipChanged; walking headers (JSON-RPC)",
             ),
             tip_updates: d.events(
                 "bitcoin_tip_updates_total",

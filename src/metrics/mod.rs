@@ -250,6 +250,16 @@ impl NodeGauge {
     }
 }
 
+/// A gauge of an event that we saw: absent until it is set; kept when the node goes away.
+pub struct EventGauge(NodeGauge);
+
+impl EventGauge {
+    /// Shows this value.
+    pub fn set(&self, value: impl Into<f64>) {
+        self.0.set(Some(value));
+    }
+}
+
 /// A counter that the node keeps and we only repeat: absent while the node is away, restarts with it.
 pub struct NodeCounter(By<0, Counter>);
 
@@ -315,6 +325,10 @@ impl Declare {
 
     fn gauge(&mut self, name: &'static str, help: &str, source: &str) -> NodeGauge {
         NodeGauge(self.gauge_by(name, [], help, source))
+    }
+
+    fn event_gauge(&mut self, name: &'static str, help: &str, source: &str) -> EventGauge {
+        EventGauge(NodeGauge(self.own_gauge_by(name, [], help, source)))
     }
 
     fn gauge_by<const N: usize>(

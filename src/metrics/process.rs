@@ -1,13 +1,15 @@
 //! The exporter's own process: the metrics that Prometheus client libraries share, from `/proc/self`, and its log.
 
+use std::sync::LazyLock;
+
+use procfs::WithCurrentSystemInfo;
 use procfs::process::{Process, Stat};
-use procfs::{WithCurrentSystemInfo, boot_time_secs};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::Declare;
+use super::{Declare, now};
 use crate::logging;
 
 const CPU: (&str, &str) = ("process_cpu_seconds_total", "CPU time of the exporter, user and system");
@@ -19,11 +21,16 @@ const LOG_DROPPED: (&str, &str) = (
     "Log lines that were not written because stderr took them too slowly",
 );
 
+/// When the metrics were declared, which a process does first. `/proc/stat` has the time of boot, from which the start
+/// of each process counts, but a service does not see it (`ProcSubset=pid`).
+static STARTED: LazyLock<f64> = LazyLock::new(now);
+
 pub(super) fn declare(d: &mut Declare) {
-    for (kind, (name, help)) in [("counter", CPU), ("gauge", RESIDENT), ("gauge", OPEN_FDS), ("gauge", START)]
-    {
+    LazyLock::force(&STARTED);
+    for (kind, (name, help)) in [("counter", CPU), ("gauge", RESIDENT), ("gauge", OPEN_FDS)] {
         d.row(name, kind, &[], help, "/proc/self");
     }
+    d.row(START.0, "gauge", &[], START.1, "the exporter");
     d.row(LOG_DROPPED.0, "counter", &[], LOG_DROPPED.1, "the exporter");
     d.registry.register_collector(Box::new(ProcSelf));
 }
@@ -38,15 +45,12 @@ impl Collector for ProcSelf {
             metric.encode(encoder.encode_descriptor(stem, &format!("{help}."), None, metric.metric_type())?)
         };
         show(LOG_DROPPED, &ConstCounter::new(logging::dropped_lines()))?;
+        show(START, &ConstGauge::new(*STARTED))?;
         // Without /proc (a hidepid mount, say) there is nothing more to show.
         let Ok(process) = Process::myself() else { return Ok(()) };
         if let Ok(stat) = process.stat() {
             show(CPU, &ConstCounter::new(cpu_seconds(&stat)))?;
             show(RESIDENT, &ConstGauge::new(stat.rss_bytes().get() as i64))?;
-            if let Ok(boot) = boot_time_secs() {
-                let start = boot as f64 + stat.starttime as f64 / procfs::ticks_per_second() as f64;
-                show(START, &ConstGauge::new(start))?;
-            }
         }
         if let Ok(fds) = process.fd_count() {
             show(OPEN_FDS, &ConstGauge::new(fds as i64))?;

@@ -25,6 +25,10 @@ with subtest("the first scrape starts the service"):
     machine.wait_for_unit("bitcoind-ipc-exporter.service")
     machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
 
+with subtest("its own process is known, though /proc is hidden from it"):
+    for sample in ["start_time_seconds", "cpu_seconds_total", "resident_memory_bytes", "open_fds"]:
+        machine.succeed(f"{SCRAPE} | grep '^process_{sample} '")
+
 with subtest("its dynamic user has no other way to the socket"):
     user = int(machine.succeed("stat -c %u /proc/" + main_pid()))
     assert 61184 <= user <= 65519, f"not a dynamic user: {user}"

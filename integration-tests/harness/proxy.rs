@@ -1,0 +1,86 @@
+//! A connection to a node that can be cut while the node runs on.
+
+use std::io::copy;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::temp_dir::TempDir;
+
+/// A socket that passes everything on to a node's.
+pub struct Proxy {
+    dir: TempDir,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The node's socket; `None` while connections wait.
+    node: Option<PathBuf>,
+    open: Vec<UnixStream>,
+    ended: bool,
+}
+
+impl Proxy {
+    pub fn start(node: &Path) -> Self {
+        let dir = TempDir::new();
+        let listener = UnixListener::bind(dir.0.join("node.sock")).unwrap();
+        let state = Arc::new(Mutex::new(State { node: Some(node.into()), ..State::default() }));
+        let shared = state.clone();
+        std::thread::spawn(move || listener.incoming().flatten().all(|stream| pass_on(stream, &shared)));
+        Proxy { dir, state }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.0.join("node.sock")
+    }
+
+    /// Cuts every connection; new ones wait for [`resume`](Self::resume).
+    pub fn cut(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.node = None;
+        for stream in state.open.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Passes new connections on to this node.
+    pub fn resume(&self, node: &Path) {
+        self.state.lock().unwrap().node = Some(node.into());
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.cut();
+        self.state.lock().unwrap().ended = true;
+        let _ = UnixStream::connect(self.socket()); // so that accept returns
+    }
+}
+
+/// False when the proxy has ended.
+fn pass_on(client: UnixStream, state: &Mutex<State>) -> bool {
+    let node = loop {
+        let mut state = state.lock().unwrap();
+        if state.ended {
+            return false;
+        }
+        if let Some(path) = &state.node {
+            let Ok(node) = UnixStream::connect(path) else { return true };
+            state.open.extend([client.try_clone().unwrap(), node.try_clone().unwrap()]);
+            break node;
+        }
+        drop(state);
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let ends = [(client.try_clone().unwrap(), node.try_clone().unwrap()), (node, client)];
+    for (mut from, mut to) in ends {
+        std::thread::spawn(move || {
+            let _ = copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+    }
+    true
+}
