@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bitcoind_exporter::http::{Endpoint, Pages, WebConfig, serve_connection};
+use bitcoind_exporter::http::{Connections, Endpoint, Pages, WebConfig, serve_connection};
 use bitcoind_exporter::metrics::Format;
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,9 +49,13 @@ fuzz_target!(|data: &[u8]| {
         let (_serving, ending) = tokio::sync::watch::channel(());
         let served = async {
             // On a paused clock this is the proof that no client keeps a connection for ever.
-            tokio::time::timeout(Duration::from_secs(3600), serve_connection(ours, &open, &Fixed, ending))
-                .await
-                .expect("ends")
+            let place = Connections::new(1).enter(None);
+            tokio::time::timeout(
+                Duration::from_secs(3600),
+                serve_connection(ours, &open, &Fixed, &place, ending),
+            )
+            .await
+            .expect("ends")
         };
         let (_, (), answers) = tokio::join!(served, writer, reader);
         assert!(answers.is_empty() || answers.starts_with(b"HTTP/1."), "only answers of ours");

@@ -2,6 +2,7 @@
 //! what the real one does not offer or will not do.
 
 mod bad_input;
+mod door;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod hostile;

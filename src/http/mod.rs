@@ -3,12 +3,15 @@
 //! It has a thread of its own: neither a slow or hostile scraper nor rendering a large page can delay an answer to
 //! the node.
 
+mod basic_auth;
+mod connections;
+mod deadline;
 mod history;
 mod web_config;
 
 use std::convert::Infallible;
-use std::net::TcpListener as StdTcpListener;
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, TcpListener as StdTcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
@@ -21,22 +24,27 @@ use anyhow::{Context, Result, bail};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue,
+    RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::{
+    AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, setsockopt, sockopt,
+};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
-use tokio_io_timeout::TimeoutStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
+use basic_auth::Verdict;
+pub use connections::{Connections, Place};
+use deadline::Deadline;
 pub use history::History;
 pub use web_config::WebConfig;
 
@@ -44,17 +52,22 @@ use crate::metrics::Format;
 use crate::priority;
 use crate::systemd::Pulse;
 
-/// Connections at once, as far as the limit of open files allows. Prometheus uses one; the room is for those who open
-/// connections and say nothing, so that they keep nobody out. Further ones wait in the backlog.
-const CONNECTIONS: u64 = 4096;
+/// Connections at once, as far as the limit of open files allows. Prometheus uses one. Each costs up to 80 kB, most of it
+/// an answer that is not read.
+const CONNECTIONS: u64 = 256;
 /// Open files that are not scrapers' connections.
 const OTHER_FILES: u64 = 64;
 /// A request's line and headers; Prometheus sends about 300 bytes.
 const HEADER_BYTES: usize = 16 * 1024;
 /// To send a request's headers, the first byte included; so an idle kept-alive connection ends after it.
 const HEADER_TIME: Duration = Duration::from_secs(75);
-/// To take a piece of the answer.
-const WRITE_TIME: Duration = Duration::from_secs(10);
+/// To take an answer. Prometheus gives up after 10 s.
+const ANSWER_TIME: Duration = Duration::from_secs(15);
+/// What the kernel may keep of what a scraper sends, and of what it does not read. Left alone it keeps megabytes, and
+/// whoever asks a hundred times and never reads has a hundred answers made.
+const SOCKET_BYTES: usize = 32 * 1024;
+/// Until those who are told to come again should do so.
+const RETRY_SECONDS: u32 = 10;
 /// For a TLS handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
@@ -274,7 +287,7 @@ pub async fn serve(
     pages: Arc<impl Pages>,
     mut ending: watch::Receiver<()>,
 ) -> Result<()> {
-    let slots = Arc::new(Semaphore::new(connections() as usize));
+    let connections = Connections::new(room());
     match listener {
         Listener::Tcp(listener) => {
             listener.set_nonblocking(true)?;
@@ -282,7 +295,10 @@ pub async fn serve(
             loop {
                 tokio::select! {
                     _ = ending.changed() => return Ok(()),
-                    accepted = listener.accept() => accept(accepted, &slots, &endpoint, &pages, &ending).await,
+                    accepted = listener.accept() => {
+                        let accepted = accepted.map(|(stream, address)| (stream, Some(address.ip())));
+                        accept(accepted, &connections, &endpoint, &pages, &ending).await;
+                    }
                 }
             }
         }
@@ -292,74 +308,88 @@ pub async fn serve(
             loop {
                 tokio::select! {
                     _ = ending.changed() => return Ok(()),
-                    accepted = listener.accept() => accept(accepted, &slots, &endpoint, &pages, &ending).await,
+                    accepted = listener.accept() => {
+                        let accepted = accepted.map(|(stream, _)| (stream, None));
+                        accept(accepted, &connections, &endpoint, &pages, &ending).await;
+                    }
                 }
             }
         }
     }
 }
 
-/// Raises the limit of open files as far as it may be, and fits the connections into it.
-fn connections() -> u64 {
-    let wanted = CONNECTIONS + OTHER_FILES;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    let limit = soft.max(wanted.min(hard));
-    let limit = setrlimit(Resource::RLIMIT_NOFILE, limit, hard).map_or(soft, |()| limit);
-    limit.saturating_sub(OTHER_FILES).clamp(1, CONNECTIONS)
+/// How many connections the limit of open files has room for.
+fn room() -> usize {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    limit.saturating_sub(OTHER_FILES).clamp(1, CONNECTIONS) as usize
 }
 
-async fn accept<S, A>(
-    accepted: std::io::Result<(S, A)>,
-    slots: &Arc<Semaphore>,
+async fn accept<S>(
+    accepted: std::io::Result<(S, Option<IpAddr>)>,
+    connections: &Arc<Connections>,
     endpoint: &Arc<Endpoint>,
     pages: &Arc<impl Pages>,
     ending: &watch::Receiver<()>,
 ) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static,
 {
-    let stream = match accepted {
-        Ok((stream, _)) => stream,
+    let (stream, from) = match accepted {
+        Ok(accepted) => accepted,
         Err(error) => {
             // Out of descriptors, most likely: waiting is better than spinning.
             warn!("cannot accept a connection: {error}");
             return tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let slot = slots.clone().acquire_owned().await.expect("never closed");
+    let _ = setsockopt(&stream, sockopt::SndBuf, &SOCKET_BYTES);
+    let _ = setsockopt(&stream, sockopt::RcvBuf, &SOCKET_BYTES);
+    let place = connections.enter(from);
     let (endpoint, pages, ending) = (endpoint.clone(), pages.clone(), ending.clone());
     tokio::spawn(async move {
-        let served = match endpoint.web_config.tls() {
-            None => serve_connection(stream, &endpoint, &*pages, ending).await,
-            Some(tls) => {
-                let handshake = TlsAcceptor::from(tls).accept(stream);
-                match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
-                    Ok(Ok(stream)) => serve_connection(stream, &endpoint, &*pages, ending).await,
-                    Ok(Err(error)) => Err(error.into()),
-                    Err(_) => Err(anyhow::anyhow!("no TLS handshake within {HANDSHAKE_TIME:?}")),
+        let serve = async {
+            match endpoint.web_config.tls() {
+                None => serve_connection(stream, &endpoint, &*pages, &place, ending).await,
+                Some(tls) => {
+                    let handshake = TlsAcceptor::from(tls).accept(stream);
+                    match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
+                        Ok(Ok(stream)) => serve_connection(stream, &endpoint, &*pages, &place, ending).await,
+                        Ok(Err(error)) => Err(error.into()),
+                        Err(_) => Err(anyhow::anyhow!("no TLS handshake within {HANDSHAKE_TIME:?}")),
+                    }
                 }
             }
+        };
+        let served = tokio::select! {
+            served = serve => served,
+            () = place.taken() => Err(anyhow::anyhow!("closed to make room for another")),
         };
         if let Err(error) = served {
             tracing::debug!("a scraper's connection ended: {error:#}");
         }
-        drop(slot);
     });
+    // So that one that had to make room is closed before the next is accepted.
+    tokio::task::yield_now().await;
 }
 
 /// Answers one scraper until it is done, breaks the rules, or takes too long. When `ending` changes it has one more answer.
 pub async fn serve_connection(
-    stream: impl AsyncRead + AsyncWrite,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     endpoint: &Endpoint,
     pages: &impl Pages,
+    place: &Place,
     mut ending: watch::Receiver<()>,
 ) -> Result<()> {
     let web_config = &endpoint.web_config;
-    let mut stream = Box::pin(TimeoutStream::new(stream));
-    stream.as_mut().set_write_timeout_pinned(Some(WRITE_TIME));
     let answer = service_fn(async |request: Request<Incoming>| {
-        let mut response = match web_config.permits(request.headers()).await {
-            true => answer(&request, endpoint.health_only, pages),
-            false => unauthorized(),
+        let mut response = match web_config.users().permit(request.headers(), place.from()).await {
+            Verdict::Permitted => {
+                if !web_config.users().is_empty() {
+                    place.set_known();
+                }
+                answer(&request, endpoint.health_only, pages)
+            }
+            Verdict::Refused => unauthorized(),
+            Verdict::Busy => busy(),
         };
         response.headers_mut().extend(web_config.headers().clone());
         Ok::<_, Infallible>(response)
@@ -368,13 +398,22 @@ pub async fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), answer);
+        .serve_connection(TokioIo::new(Deadline::new(stream, ANSWER_TIME)), answer);
     let mut connection = pin!(connection);
     tokio::select! {
         served = connection.as_mut() => return Ok(served?),
         _ = ending.changed() => connection.as_mut().graceful_shutdown(),
     }
     Ok(connection.await?)
+}
+
+fn busy() -> Response<Full<Bytes>> {
+    Response::builder()
+        .status(StatusCode::TOO_MANY_REQUESTS)
+        .header(RETRY_AFTER, RETRY_SECONDS)
+        .header(CONNECTION, "close")
+        .body(Full::from("too many passwords wait to be checked; try again\n"))
+        .expect("these headers are valid")
 }
 
 fn unauthorized() -> Response<Full<Bytes>> {

@@ -2,26 +2,23 @@
 //!
 //! <https://prometheus.io/docs/prometheus/latest/configuration/https/>
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow, bail};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use hyper::HeaderMap;
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use ring::hmac;
-use ring::rand::SystemRandom;
+use hyper::header::{HeaderName, HeaderValue};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 use tracing::warn;
+
+use super::basic_auth::Users;
 
 /// The file, as written.
 #[derive(Deserialize)]
@@ -83,9 +80,8 @@ struct HttpServer {
 #[derive(Default)]
 pub struct WebConfig {
     tls: Option<Tls>,
-    users: BTreeMap<String, String>,
+    users: Users,
     headers: HeaderMap,
-    checked: Checked,
 }
 
 impl WebConfig {
@@ -96,15 +92,17 @@ impl WebConfig {
 
     /// One user with a password, and a certificate with its key; each may be left out.
     pub fn of(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
+        /// bcrypt's default, 12, takes seconds on small machines. The hash never leaves this process.
+        const COST: u32 = 10;
         let users = user.map(|(user, password)| {
-            Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, bcrypt::DEFAULT_COST)?))
+            Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, COST)?))
         });
         let tls = certificate.map(|(certificate, key)| {
             Tls::load(TlsServer { cert_file: certificate.into(), key_file: key.into(), ..Default::default() })
         });
         Ok(WebConfig {
             tls: tls.transpose()?,
-            users: users.transpose()?.into_iter().collect(),
+            users: Users::new(users.transpose()?.into_iter().collect()),
             ..Default::default()
         })
     }
@@ -139,7 +137,7 @@ impl WebConfig {
             })?;
         }
         let tls = file.tls_server_config.map(|tls| Tls::load(tls.within(folder))).transpose()?;
-        Ok(WebConfig { tls, users: file.basic_auth_users, headers, checked: Checked::default() })
+        Ok(WebConfig { tls, users: Users::new(file.basic_auth_users), headers })
     }
 
     /// What TLS connections are accepted with, if they have to be.
@@ -158,22 +156,9 @@ impl WebConfig {
         &self.headers
     }
 
-    /// Whether this request comes from a user with their password.
-    pub(super) async fn permits(&self, headers: &HeaderMap) -> bool {
-        if self.users.is_empty() {
-            return true;
-        }
-        let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let encoded = given.and_then(|value| value.split_once(' '));
-        let encoded = encoded.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"));
-        let decoded = encoded.and_then(|(_, encoded)| BASE64_STANDARD.decode(encoded.trim()).ok());
-        let decoded = decoded.and_then(|decoded| String::from_utf8(decoded).ok());
-        match decoded.as_deref().and_then(|decoded| decoded.split_once(':')) {
-            Some((user, password)) => {
-                self.checked.check(user, password, self.users.get(user).map(String::as_str)).await
-            }
-            None => false,
-        }
+    /// Who is permitted.
+    pub(super) fn users(&self) -> &Users {
+        &self.users
     }
 }
 
@@ -292,59 +277,6 @@ impl Tls {
     }
 }
 
-/// Answers to passwords. bcrypt is slow on purpose: a scraper's password is checked once, and strangers wait in line
-/// without keeping anyone else waiting.
-///
-/// Names and passwords are remembered only as digests with a key of this process, so that neither memory nor the time of
-/// a lookup tells them.
-struct Checked {
-    key: hmac::Key,
-    known: Mutex<HashMap<Vec<u8>, bool>>,
-    one_at_a_time: Semaphore,
-}
-
-/// Answers that are remembered.
-const REMEMBERED: usize = 1000;
-/// For users that do not exist, so that the time does not tell them.
-static NOBODY: LazyLock<String> =
-    LazyLock::new(|| bcrypt::hash("", bcrypt::DEFAULT_COST).expect("these are good parameters"));
-
-impl Default for Checked {
-    fn default() -> Self {
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
-            .expect("the kernel's random numbers");
-        Checked { key, known: Mutex::default(), one_at_a_time: Semaphore::new(1) }
-    }
-}
-
-impl Checked {
-    async fn check(&self, user: &str, password: &str, hash: Option<&str>) -> bool {
-        // No user's name holds a colon.
-        let digest = hmac::sign(&self.key, format!("{user}:{password}").as_bytes()).as_ref().to_vec();
-        let remembered = || self.known.lock().expect("nobody panics holding it").get(&digest).copied();
-        if let Some(permitted) = remembered() {
-            return permitted;
-        }
-        let _turn = self.one_at_a_time.acquire().await.expect("never closed");
-        if let Some(permitted) = remembered() {
-            return permitted;
-        }
-        let (password, hash) = (password.to_string(), hash.map(str::to_string));
-        let verify = move || {
-            bcrypt::verify(password, hash.as_ref().unwrap_or(&NOBODY))
-                .is_ok_and(|same| same && hash.is_some())
-        };
-        let permitted = tokio::task::spawn_blocking(verify).await.unwrap_or(false);
-        let mut known = self.known.lock().expect("nobody panics holding it");
-        if known.len() >= REMEMBERED {
-            // Strangers' guesses go; who is permitted need not wait again.
-            known.retain(|_, permitted| *permitted);
-        }
-        known.insert(digest, permitted);
-        permitted
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,30 +304,5 @@ mod tests {
     fn an_empty_file_asks_for_nothing() {
         let config = WebConfig::parse("", Path::new("/")).unwrap();
         assert!(config.tls().is_none() && !config.protects());
-    }
-
-    #[tokio::test]
-    async fn only_a_user_with_their_password_is_permitted() {
-        let hash = bcrypt::hash("secret", 4).unwrap();
-        let config =
-            WebConfig::parse(&format!("basic_auth_users: {{prom: {hash}}}"), Path::new("/")).unwrap();
-        assert!(config.protects());
-        let asks = async |header: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(AUTHORIZATION, header.parse().unwrap());
-            config.permits(&headers).await
-        };
-        let basic = |text: &str| format!("Basic {}", BASE64_STANDARD.encode(text));
-        for _ in 0..2 {
-            assert!(asks(&basic("prom:secret")).await);
-            assert!(asks(&basic("prom:secret").replace("Basic", "basic")).await);
-            for wrong in ["prom:wrong", "prom:", "prom", ":secret", "other:secret", "prom:secret:"] {
-                assert!(!asks(&basic(wrong)).await, "{wrong}");
-            }
-            for wrong in ["", "Basic", "Basic !!!", "Bearer x"] {
-                assert!(!asks(wrong).await, "{wrong}");
-            }
-        }
-        assert!(!config.permits(&HeaderMap::new()).await);
     }
 }

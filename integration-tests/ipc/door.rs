@@ -1,0 +1,109 @@
+//! Strangers at the endpoint's door.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::exporter::{Exporter, command};
+use crate::fake::{FakeNode, Offers};
+use crate::{TempDir, eventually};
+
+/// A request with a user's password.
+fn request(user: &str, password: &str) -> String {
+    let credentials = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    format!(
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {credentials}\r\nConnection: close\r\n\r\n"
+    )
+}
+
+/// As many as wanted, as far as the limit of open files allows.
+fn connections(wanted: u64) -> u64 {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let limit = soft.max(hard.min(wanted + 200));
+    setrlimit(Resource::RLIMIT_NOFILE, limit, hard).unwrap();
+    wanted.min(limit - 200)
+}
+
+#[test]
+fn a_scraper_that_is_known_does_not_wait_behind_strangers() {
+    let dir = TempDir::new();
+    let hash = bcrypt::hash("secret", 12).unwrap();
+    std::fs::write(dir.0.join("web.yml"), format!("basic_auth_users:\n  prom: {hash}\n")).unwrap();
+    let mut command = command();
+    command.arg("--web.config.file").arg(dir.0.join("web.yml")).arg(dir.0.join("none.sock"));
+    let exporter = Exporter::spawn(&mut command);
+    let known = request("prom", "secret");
+    assert_eq!(exporter.request(&known).0, 200);
+    // More than an hour of checks, if each were made.
+    let strangers: Vec<_> = (0..connections(4400))
+        .map(|number| {
+            let mut stream = TcpStream::connect(exporter.address()).expect("it accepts");
+            stream.set_nonblocking(true).unwrap();
+            let _ = stream.write_all(request("prom", &format!("guess-{number}")).as_bytes());
+            stream
+        })
+        .collect();
+    assert_eq!(exporter.request(&known).0, 200);
+    let mut told_to_come_again = 0;
+    for mut stream in strangers {
+        stream.set_nonblocking(true).unwrap();
+        let mut answer = [0; 1024];
+        // Others were hung up on, or wait.
+        let read = stream.read(&mut answer).unwrap_or(0);
+        let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
+        if answer.starts_with("http/1.1 429") {
+            assert!(answer.contains("\r\nretry-after: 10\r\n"), "{answer}");
+            told_to_come_again += 1;
+        }
+        assert!(!answer.starts_with("http/1.1 200"), "{answer}");
+    }
+    assert!(told_to_come_again > 0);
+    assert_eq!(exporter.request(&known).0, 200);
+}
+
+#[test]
+fn scrapers_that_do_not_read_are_hung_up_on_and_cost_little() {
+    let node =
+        FakeNode::start(Offers { mining: true, chain: true, node: true, tracing: true, ..Offers::default() });
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let resident = || exporter.value("process_resident_memory_bytes").unwrap() / 1e6;
+    let files = || exporter.value("process_open_fds").unwrap();
+    let (resident_before, files_before) = (resident(), files());
+    let mut most: f64 = 0.0;
+    let scrapers: Vec<_> = (0..connections(4000))
+        .map(|number| {
+            let mut stream = TcpStream::connect(exporter.address()).expect("it accepts");
+            setsockopt(&stream, sockopt::RcvBuf, &2048).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(200).as_bytes());
+            if number % 200 == 0 {
+                most = most.max(resident());
+            }
+            stream
+        })
+        .collect();
+    most = most.max(resident());
+    println!("{} scrapers that do not read: {resident_before} MB before, {most} MB at most", scrapers.len());
+    assert!(most - resident_before < 20.0, "{resident_before} MB before, {most} MB at most");
+    eventually("they are hung up on", || (files() <= files_before).then_some(()));
+    drop(scrapers);
+}
+
+/// A page that is fetched again and again over one connection has time for each answer, not for all.
+#[test]
+fn a_scraper_that_keeps_its_connection_is_served() {
+    let exporter = Exporter::start("/nonexistent/node.sock".as_ref(), &[]);
+    let mut stream = TcpStream::connect(exporter.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    for _ in 0..100 {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = [0; 1024];
+        let read = stream.read(&mut answer).unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
+    }
+}

@@ -1,0 +1,127 @@
+//! Room for connections, which strangers cannot take from those that are known.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+
+/// A limited number of connections. A newcomer always gets in: where there is no room, another has to go.
+pub struct Connections {
+    most: usize,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    next: u64,
+    /// In the order of their coming.
+    by_age: BTreeMap<u64, Entry>,
+}
+
+struct Entry {
+    from: Option<IpAddr>,
+    /// It asked with a password that is right.
+    known: bool,
+    closing: Arc<Notify>,
+}
+
+impl Connections {
+    /// Room for so many.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Connections { most, open: Mutex::default() })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().expect("nobody panics holding it")
+    }
+
+    /// A connection from this address; `None` for a Unix socket.
+    pub fn enter(self: &Arc<Self>, from: Option<IpAddr>) -> Place {
+        let mut open = self.open();
+        if open.by_age.len() >= self.most
+            && let Some(entry) = open.victim().and_then(|id| open.by_age.remove(&id))
+        {
+            entry.closing.notify_one();
+        }
+        let id = open.next;
+        open.next += 1;
+        let closing = Arc::new(Notify::new());
+        open.by_age.insert(id, Entry { from, known: false, closing: closing.clone() });
+        Place { connections: self.clone(), id, from, closing }
+    }
+}
+
+impl Open {
+    /// Who has to go: the oldest of the address that has the most, strangers first. So one that opens many connections
+    /// closes its own.
+    fn victim(&self) -> Option<u64> {
+        let oldest = |known: bool| {
+            let candidates = || self.by_age.iter().filter(move |(_, entry)| entry.known == known);
+            let mut by_address: HashMap<_, usize> = HashMap::new();
+            candidates().for_each(|(_, entry)| *by_address.entry(entry.from).or_default() += 1);
+            let most = by_address.values().max()?;
+            candidates().find(|(_, entry)| by_address[&entry.from] == *most).map(|(&id, _)| id)
+        };
+        oldest(false).or_else(|| oldest(true))
+    }
+}
+
+/// One connection's room, until it is dropped.
+pub struct Place {
+    connections: Arc<Connections>,
+    id: u64,
+    from: Option<IpAddr>,
+    closing: Arc<Notify>,
+}
+
+impl Place {
+    /// The address that it comes from.
+    pub fn from(&self) -> Option<IpAddr> {
+        self.from
+    }
+
+    /// It is no stranger's.
+    pub fn set_known(&self) {
+        if let Some(entry) = self.connections.open().by_age.get_mut(&self.id) {
+            entry.known = true;
+        }
+    }
+
+    /// Resolves when a newcomer needs the room.
+    pub async fn taken(&self) {
+        self.closing.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.open().by_age.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[test]
+    fn whoever_opens_many_connections_closes_their_own() {
+        let address = |last| Some(IpAddr::from([192, 0, 2, last]));
+        let connections = Connections::new(4);
+        let stays = |place: &Place| place.taken().now_or_never().is_none();
+        let known = connections.enter(address(1));
+        known.set_known();
+        let slow = connections.enter(address(2));
+        let flood: Vec<_> = (0..100).map(|_| connections.enter(address(1))).collect();
+        assert!(stays(&known) && stays(&slow));
+        assert_eq!(flood.iter().filter(|place| stays(place)).count(), 2);
+        assert!(flood[98..].iter().all(stays), "the latest");
+        drop((flood, slow));
+        let others: Vec<_> = (2..6).map(|last| connections.enter(address(last))).collect();
+        assert!(stays(&known) && !stays(&others[0]), "the oldest stranger");
+        others.iter().for_each(Place::set_known);
+        let last = connections.enter(address(9));
+        assert!(!stays(&known) && stays(&last), "among those that are known the oldest");
+    }
+}

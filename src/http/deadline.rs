@@ -1,0 +1,123 @@
+//! Hanging up on a scraper that does not read.
+
+use std::future::Future;
+use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A stream on which an answer has to be taken in time, the whole of it: a reader that takes a byte now and then would keep
+/// the rest in memory.
+pub struct Deadline<S> {
+    stream: S,
+    /// From an answer's first byte to its last.
+    time: Duration,
+    /// By when the present answer has to be taken.
+    due: Option<Instant>,
+    /// Only while the stream takes no more.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: AsyncWrite + Unpin> Deadline<S> {
+    /// `time` is from an answer's first byte to its last.
+    pub fn new(stream: S, time: Duration) -> Self {
+        Deadline { stream, time, due: None, timer: None }
+    }
+
+    fn stream(&mut self) -> Pin<&mut S> {
+        Pin::new(&mut self.stream)
+    }
+
+    /// The result of writing, or an error if it has to wait and the time is over.
+    fn in_time<T>(&mut self, cx: &mut Context<'_>, result: Poll<Result<T>>) -> Poll<Result<T>> {
+        let due = *self.due.get_or_insert_with(|| Instant::now() + self.time);
+        if result.is_ready() {
+            return result;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        timer
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(Error::new(ErrorKind::TimedOut, "the answer was not read in time")))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Deadline<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, to)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Deadline<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let written = self.stream().poll_write(cx, bytes);
+        self.in_time(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        let written = self.stream().poll_write_vectored(cx, pieces);
+        self.in_time(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// hyper flushes after each answer.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let flushed = self.stream().poll_flush(cx);
+        if flushed.is_ready() {
+            (self.due, self.timer) = (None, None);
+            return flushed;
+        }
+        self.in_time(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let ended = self.stream().poll_shutdown(cx);
+        self.in_time(cx, ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn a_reader_that_takes_a_byte_now_and_then_is_hung_up_on() {
+        let (ours, mut theirs) = duplex(64);
+        let mut ours = Deadline::new(ours, Duration::from_millis(200));
+        let slow = tokio::spawn(async move {
+            while let Ok(1) = theirs.read(&mut [0]).await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let error = ours.write_all(&[7; 100_000]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        slow.abort();
+    }
+
+    #[tokio::test]
+    async fn each_answer_has_its_own_time() {
+        let (ours, mut theirs) = duplex(64);
+        let mut ours = Deadline::new(ours, Duration::from_secs(3600));
+        for _ in 0..2 {
+            let answer = async {
+                ours.write_all(&[7; 100]).await.unwrap();
+                assert!(ours.due.is_some() && ours.timer.is_some());
+                ours.flush().await.unwrap();
+                assert!(ours.due.is_none() && ours.timer.is_none());
+            };
+            let (_, read) = tokio::join!(answer, async { theirs.read_exact(&mut [0; 100]).await });
+            read.unwrap();
+        }
+    }
+}
