@@ -10,6 +10,7 @@ mod leaving;
 mod notifications;
 mod real_node;
 mod reconnect;
+mod reorgs;
 mod web_config;
 
 use harness::temp_dir::TempDir;
