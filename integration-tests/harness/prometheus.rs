@@ -1,85 +1,239 @@
-//! A real Prometheus, and promtool.
+//! A real Prometheus, promtool, Alertmanager, and VictoriaMetrics.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::eventually;
 use super::temp_dir::TempDir;
 
-/// The one that `integration-tests/promtool` yields.
-pub fn promtool() -> PathBuf {
-    std::env::var_os("PROMTOOL").expect("PROMTOOL is not set: use integration-tests/run").into()
+fn program(variable: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .unwrap_or_else(|| panic!("{variable} is not set: use integration-tests/run"))
+        .into()
 }
 
-/// A running Prometheus; ended with its test.
-pub struct Prometheus {
+/// The one that `integration-tests/promtool` yields.
+pub fn promtool() -> PathBuf {
+    program("PROMTOOL")
+}
+
+/// A server program on a free port, in a folder of its own; ended with its test.
+struct Server {
+    program: PathBuf,
+    arguments: Vec<String>,
+    /// Answers with 200 as soon as the program serves.
+    ready: &'static str,
     child: Child,
     port: u16,
     dir: TempDir,
 }
 
-impl Prometheus {
-    /// With this configuration; waits until it answers.
-    pub fn start(config: &str) -> Self {
+impl Server {
+    /// With `config` as the file `config.yml`; `{address}` in an argument is where it is to listen.
+    fn start(program: PathBuf, config: &str, arguments: &[&str], ready: &'static str) -> Self {
         let dir = TempDir::new();
-        std::fs::write(dir.0.join("prometheus.yml"), config).unwrap();
+        std::fs::write(dir.0.join("config.yml"), config).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new(promtool().with_file_name("prometheus"))
+        let address = format!("127.0.0.1:{port}");
+        let arguments: Vec<_> =
+            arguments.iter().map(|argument| argument.replace("{address}", &address)).collect();
+        let child = Self::launch(&program, &arguments, &dir);
+        let mut server = Server { program, arguments, ready, child, port, dir };
+        server.until_it_answers();
+        server
+    }
+
+    fn launch(program: &PathBuf, arguments: &[String], dir: &TempDir) -> Child {
+        Command::new(program)
             .current_dir(&dir.0)
-            .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--log.level=warn"])
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dir.0.join("log")).unwrap())
+            .stderr(std::fs::File::options().append(true).create(true).open(dir.0.join("log")).unwrap())
             .spawn()
-            .expect("prometheus starts");
-        let mut prometheus = Prometheus { child, port, dir };
-        eventually("prometheus answers", || {
-            let ended = prometheus.child.try_wait().unwrap();
-            assert!(ended.is_none(), "{}", prometheus.log());
-            prometheus.api("status/buildinfo").ok()
+            .unwrap_or_else(|error| panic!("{program:?}: {error}"))
+    }
+
+    fn until_it_answers(&mut self) {
+        eventually("the server answers", || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{:?}: {}", self.program, self.log());
+            let probe = Command::new("curl")
+                .args(["-sf", "--max-time", "20", "-o", "/dev/null"])
+                .arg(self.url(self.ready))
+                .status();
+            probe.expect("curl").success().then_some(())
         });
-        prometheus
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}/{path}", self.port)
     }
 
-    pub fn log(&self) -> String {
+    fn log(&self) -> String {
         std::fs::read_to_string(self.dir.0.join("log")).unwrap()
     }
 
-    /// The `data` of an answer of its API.
-    pub fn api(&self, path: &str) -> Result<Value, String> {
-        let url = format!("http://127.0.0.1:{}/api/v1/{path}", self.port);
-        self.get(&[&url])
+    /// What it answers to a request that curl makes with these arguments.
+    fn json(&self, path: &str, arguments: &[&str]) -> Result<Value, String> {
+        let output = Command::new("curl")
+            .args(["-sS", "--max-time", "20"])
+            .args(arguments)
+            .arg(self.url(path))
+            .output()
+            .expect("curl");
+        serde_json::from_slice(&output.stdout).map_err(|_| {
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+        })
     }
 
-    /// The present result of an expression.
-    pub fn query(&self, expression: &str) -> Value {
-        let url = format!("http://127.0.0.1:{}/api/v1/query", self.port);
-        let answer = self.get(&["--data-urlencode", &format!("query={expression}"), &url]);
-        answer.unwrap_or_else(|error| panic!("{expression}: {error}"))["result"].take()
-    }
-
-    fn get(&self, arguments: &[&str]) -> Result<Value, String> {
-        let output =
-            Command::new("curl").args(["-sS", "--max-time", "20"]).args(arguments).output().expect("curl");
-        let answer: Value = serde_json::from_slice(&output.stdout)
-            .map_err(|_| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    /// The `data` of an answer in the format of Prometheus' API.
+    fn api(&self, path: &str, arguments: &[&str]) -> Result<Value, String> {
+        let answer = self.json(path, arguments)?;
         match answer["status"].as_str() {
             Some("success") => Ok(answer["data"].clone()),
             _ => Err(answer["error"].to_string()),
         }
     }
+
+    fn query(&self, expression: &str) -> Value {
+        let answer = self.api("api/v1/query", &["--data-urlencode", &format!("query={expression}")]);
+        answer.unwrap_or_else(|error| panic!("{expression}: {error}"))["result"].take()
+    }
+
+    fn query_range(&self, expression: &str, seconds: u64, step: u64) -> Value {
+        let end = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let range = format!("start={}&end={end}&step={step}", end - seconds);
+        let answer = self.api(
+            "api/v1/query_range",
+            &["--data", &range, "--data-urlencode", &format!("query={expression}")],
+        );
+        answer.unwrap_or_else(|error| panic!("{expression}: {error}"))["result"].take()
+    }
+
+    /// Ends it in order.
+    fn stop(&mut self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("it runs");
+        self.child.wait().unwrap();
+    }
+
+    /// On the same data and port as before.
+    fn start_again(&mut self) {
+        self.child = Self::launch(&self.program, &self.arguments, &self.dir);
+        self.until_it_answers();
+    }
 }
 
-impl Drop for Prometheus {
+impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A running Prometheus.
+pub struct Prometheus(Server);
+
+impl Prometheus {
+    /// With this configuration; waits until it answers.
+    pub fn start(config: &str) -> Self {
+        let arguments = [
+            "--config.file=config.yml",
+            "--storage.tsdb.path=data",
+            "--log.level=warn",
+            "--web.listen-address={address}",
+        ];
+        let program = promtool().with_file_name("prometheus");
+        Prometheus(Server::start(program, config, &arguments, "api/v1/status/buildinfo"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        self.0.log()
+    }
+
+    /// The `data` of an answer of its API.
+    pub fn api(&self, path: &str) -> Result<Value, String> {
+        self.0.api(&format!("api/v1/{path}"), &[])
+    }
+
+    /// The present result of an expression.
+    pub fn query(&self, expression: &str) -> Value {
+        self.0.query(expression)
+    }
+
+    /// The results of an expression over the last seconds.
+    pub fn query_range(&self, expression: &str, seconds: u64, step: u64) -> Value {
+        self.0.query_range(expression, seconds, step)
+    }
+}
+
+/// A running Alertmanager.
+pub struct Alertmanager(Server);
+
+impl Alertmanager {
+    pub fn start(config: &str) -> Self {
+        let arguments = [
+            "--config.file=config.yml",
+            "--storage.path=data",
+            "--cluster.listen-address=",
+            "--web.listen-address={address}",
+        ];
+        Alertmanager(Server::start(program("ALERTMANAGER"), config, &arguments, "-/ready"))
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.0.port)
+    }
+
+    /// Sends alerts, as Prometheus does.
+    pub fn send(&self, alerts: &Value) {
+        let body = alerts.to_string();
+        let said =
+            self.0.json("api/v2/alerts", &["-H", "Content-Type: application/json", "--data", &body, "-f"]);
+        // It answers with nothing.
+        assert_eq!(said.unwrap_err(), "");
+    }
+
+    pub fn alerts(&self) -> Value {
+        self.0.json("api/v2/alerts", &[]).unwrap()
+    }
+}
+
+/// A running VictoriaMetrics.
+pub struct VictoriaMetrics(Server);
+
+impl VictoriaMetrics {
+    pub fn start() -> Self {
+        let arguments = ["-storageDataPath=data", "-httpListenAddr={address}", "-loggerLevel=WARN"];
+        VictoriaMetrics(Server::start(program("VICTORIA_METRICS"), "", &arguments, "health"))
+    }
+
+    /// Where Prometheus writes to.
+    pub fn remote_write_url(&self) -> String {
+        self.0.url("api/v1/write")
+    }
+
+    pub fn stop(&mut self) {
+        self.0.stop();
+    }
+
+    pub fn start_again(&mut self) {
+        self.0.start_again();
+    }
+
+    pub fn query(&self, expression: &str) -> Value {
+        self.0.query(expression)
+    }
+
+    pub fn try_query(&self, expression: &str) -> Result<Value, String> {
+        self.0.api("api/v1/query", &["--data-urlencode", &format!("query={expression}")])
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! What needs BPF, or the Python package that the dashboards are made with, is skipped where there is none, and it says so.
 
+mod alerting;
+mod compose;
 mod expressions;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -37,8 +39,27 @@ fn main() -> ExitCode {
             .with_ignored_flag(no_sdk),
         trial("dashboards_are_complete", dashboards_are_complete),
         trial("promtool_accepts_rules_and_configurations", promtool_accepts_rules_and_configurations),
-        trial("each_alert_has_its_tests_and_its_section", each_alert_has_its_tests_and_its_section),
-        trial("the_compose_stack_is_pinned_and_hardened", the_compose_stack_is_pinned_and_hardened),
+        trial("each_alert_has_its_tests_and_its_section", alerting::each_alert_has_its_tests_and_its_section),
+        trial(
+            "a_gap_between_blocks_is_an_alert_less_than_once_in_four_years",
+            alerting::a_gap_between_blocks_is_an_alert_less_than_once_in_four_years,
+        ),
+        trial("an_unchanged_win_rate_is_no_alert", alerting::an_unchanged_win_rate_is_no_alert),
+        trial(
+            "the_operator_is_told_that_a_node_is_down_and_that_it_is_up_again",
+            alerting::the_operator_is_told_that_a_node_is_down_and_that_it_is_up_again,
+        ),
+        trial(
+            "what_follows_from_a_node_that_is_down_is_kept_back",
+            alerting::what_follows_from_a_node_that_is_down_is_kept_back,
+        ),
+        trial("the_compose_stack_is_pinned_and_hardened", compose::it_is_pinned_and_hardened),
+        trial(
+            "alloy_may_keep_its_positions_and_read_what_belongs_to_others",
+            compose::alloy_may_keep_its_positions_and_read_what_belongs_to_others,
+        )
+        .with_ignored_flag(!nix::unistd::geteuid().is_root()),
+        trial("lines_of_the_journal_have_their_labels", compose::lines_of_the_journal_have_their_labels),
         trial(
             "numbers_equal_the_metrics_and_follow_the_node",
             status_page::numbers_equal_the_metrics_and_follow_the_node,
@@ -112,6 +133,9 @@ fn promtool_accepts_rules_and_configurations() {
     let files = |part: &str| -> Vec<PathBuf> {
         std::fs::read_dir(folder.join(part)).unwrap().map(|file| file.unwrap().path()).collect()
     };
+    // A target that does not exist is an alert without end: only the exporter that everybody has.
+    let targets = files("targets").into_iter().filter(|file| file.extension().unwrap() == "yml");
+    assert_eq!(targets.collect::<Vec<_>>(), [folder.join("targets/ipc.yml")]);
     for config in ["prometheus.yml", "remote-write.yml"] {
         succeeds(Command::new(promtool()).args(["check", "config"]).arg(folder.join(config)));
     }
@@ -135,60 +159,4 @@ fn rules(file: &str) -> Vec<(String, String)> {
             (name.to_string(), rule["expr"].as_str().unwrap().to_string())
         })
         .collect()
-}
-
-fn each_alert_has_its_tests_and_its_section() {
-    let text = std::fs::read_to_string(contrib().with_file_name("docs/alerts.md")).unwrap();
-    let sections: BTreeSet<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
-    let alerts: BTreeSet<_> = rules("rules/alerts.yml").into_iter().map(|(alert, _)| alert).collect();
-    let tests = yaml(&contrib().join("prometheus/tests/alerts.yml"));
-    let (mut fires, mut does_not) = (BTreeSet::new(), BTreeSet::new());
-    for test in
-        tests["tests"].as_array().unwrap().iter().flat_map(|test| test["alert_rule_test"].as_array().unwrap())
-    {
-        let alert = test["alertname"].as_str().unwrap();
-        match test["exp_alerts"].as_array().unwrap().is_empty() {
-            true => does_not.insert(alert),
-            false => fires.insert(alert),
-        };
-    }
-    for alert in &alerts {
-        assert!(sections.contains(alert.as_str()), "docs/alerts.md says nothing of {alert}");
-        assert!(fires.contains(alert.as_str()), "no test makes {alert} fire");
-        assert!(does_not.contains(alert.as_str()), "no test leaves {alert} silent");
-    }
-    for section in sections {
-        assert!(alerts.contains(section), "docs/alerts.md speaks of {section}, which is no alert");
-    }
-}
-
-fn the_compose_stack_is_pinned_and_hardened() {
-    let folder = contrib().join("compose");
-    let compose = yaml(&folder.join("compose.yaml"));
-    let services = compose["services"].as_object().unwrap();
-    assert_eq!(services.keys().collect::<Vec<_>>(), ["alloy", "grafana", "loki", "prometheus"]);
-    for (name, service) in services {
-        let (image, tag) = service["image"].as_str().unwrap().rsplit_once(':').expect("a tag");
-        assert!(tag.split('.').count() == 3, "{image}: {tag} is not one version");
-        // `<<: *hardened`
-        let hardened = &service["<<"];
-        assert_eq!(hardened["read_only"], true, "{name}");
-        assert_eq!(hardened["security_opt"][0], "no-new-privileges:true", "{name}");
-        assert_eq!(hardened["cap_drop"][0], "ALL", "{name}");
-        assert!(service["healthcheck"]["test"].is_array(), "{name}");
-        // What it mounts of ours is there.
-        for volume in service["volumes"].as_array().unwrap() {
-            let source = volume.as_str().unwrap().split(':').next().unwrap();
-            assert!(!source.starts_with('.') || folder.join(source).exists(), "{name}: {source}");
-        }
-    }
-    for file in ["loki.yml", "grafana/datasources/datasources.yml", "grafana/dashboards/dashboards.yml"] {
-        assert!(yaml(&folder.join(file)).is_object(), "{file}");
-    }
-    let example = std::fs::read_to_string(folder.join(".env.example")).unwrap();
-    for variable in
-        ["GRAFANA_ADMIN_PASSWORD=\n", "GRAFANA_ADMIN_USER=admin\n", "BITCOIN_DATA_DIR=/home/node/.bitcoin\n"]
-    {
-        assert!(example.contains(variable), "{variable}");
-    }
 }

@@ -1,0 +1,246 @@
+//! Alerts, from the node that goes down to the message that somebody gets.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+
+use serde_json::{Value, json};
+
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
+use crate::harness::node::Node;
+use crate::harness::prometheus::{Alertmanager, Prometheus, promtool};
+use crate::harness::temp_dir::TempDir;
+use crate::{contrib, succeeds, yaml};
+
+fn alerts() -> Vec<Value> {
+    let file = yaml(&contrib().join("prometheus/rules/alerts.yml"));
+    let groups = file["groups"].as_array().unwrap().iter();
+    groups.flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
+}
+
+pub fn each_alert_has_its_tests_and_its_section() {
+    let text = std::fs::read_to_string(contrib().with_file_name("docs/alerts.md")).unwrap();
+    let sections: Vec<_> = text.split("\n## ").skip(1).filter_map(|part| part.split_once('\n')).collect();
+    let tests = yaml(&contrib().join("prometheus/tests/alerts.yml"));
+    let (mut fires, mut does_not) = (BTreeSet::new(), BTreeSet::new());
+    let tests = tests["tests"].as_array().unwrap().iter();
+    for test in tests.filter_map(|test| test["alert_rule_test"].as_array()).flatten() {
+        let alert = test["alertname"].as_str().unwrap();
+        match test["exp_alerts"].as_array().unwrap().is_empty() {
+            true => does_not.insert(alert),
+            false => fires.insert(alert),
+        };
+    }
+    let alerts = alerts();
+    for rule in &alerts {
+        let alert = rule["alert"].as_str().unwrap();
+        let severity = rule["labels"]["severity"].as_str().unwrap();
+        let annotation = |name: &str| {
+            rule["annotations"][name].as_str().unwrap_or_else(|| panic!("{alert} has no {name}")).to_string()
+        };
+        let (_, section) =
+            sections.iter().find(|(name, _)| *name == alert).expect("a section in docs/alerts.md");
+        assert!(severity == "info" || section.contains("\nFalse alarms: "), "{alert}: how often?");
+        assert!(fires.contains(alert), "no test makes {alert} fire");
+        assert!(does_not.contains(alert), "no test leaves {alert} silent");
+        assert!(["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
+        assert_eq!(annotation("runbook_url"), format!("docs/alerts.md#{}", alert.to_lowercase()));
+        assert!(annotation("description").len() > 20, "{alert}");
+        // Where nothing is there to be named, nothing is.
+        let is_absence = rule["expr"].as_str().unwrap().starts_with("absent(");
+        assert_eq!(annotation("summary").starts_with("{{ $labels.node }}: "), !is_absence, "{alert}");
+    }
+    for (section, _) in &sections[1..] {
+        assert!(alerts.iter().any(|rule| rule["alert"] == **section), "{section} is no alert");
+    }
+}
+
+/// The times between blocks are exponentially distributed, with a mean of ten minutes.
+pub fn a_gap_between_blocks_is_an_alert_less_than_once_in_four_years() {
+    let minutes =
+        |rule: &Value| -> f64 { rule["for"].as_str().unwrap().strip_suffix('m').unwrap().parse().unwrap() };
+    let rules = alerts();
+    let rule = |name: &str| rules.iter().find(|rule| rule["alert"] == name).unwrap();
+    let (tip, height) = (rule("BitcoinTipStale"), rule("BitcoinNoNewBlock"));
+    let (_, seconds) = tip["expr"].as_str().unwrap().split_once("bitcoin_tip_timestamp_seconds > ").unwrap();
+    let seconds: f64 = seconds.split_once(')').unwrap().0.parse().unwrap();
+    let (_, hours) = height["expr"].as_str().unwrap().split_once("changes(bitcoin_chain_height[").unwrap();
+    let hours: f64 = hours.split_once("h]").unwrap().0.parse().unwrap();
+    for gap in [seconds / 60.0 + minutes(tip), hours * 60.0 + minutes(height)] {
+        let times_a_year = 365.25 * 144.0 * (-gap / 10.0).exp();
+        assert!(times_a_year < 0.25, "{gap} minutes: {times_a_year} times a year");
+    }
+}
+
+/// 30 days of races of 15 nodes with an unchanged win rate: no alert.
+pub fn an_unchanged_win_rate_is_no_alert() {
+    let mut state = 20_090_103_u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as f64 / (1_u64 << 31) as f64
+    };
+    let mut series = Vec::new();
+    for (node, rate) in [0.1, 0.3, 0.5, 0.8, 0.95].into_iter().cycle().take(15).enumerate() {
+        let (mut udp, mut compact) = (vec![0], vec![0]);
+        // A race about every ten minutes.
+        for _ in 0..30 * 144 {
+            let mut wins = [udp[udp.len() - 1], compact[compact.len() - 1]];
+            let mut minutes = -10.0 * (1.0 - random()).ln();
+            while minutes < 10.0 {
+                wins[usize::from(random() >= rate)] += 1;
+                minutes -= 10.0 * (1.0 - random()).ln();
+            }
+            udp.push(wins[0]);
+            compact.push(wins[1]);
+        }
+        for (mechanism, wins) in [("fibre_udp", udp), ("bip152_cmpct", compact)] {
+            let values: Vec<_> = wins.iter().map(u32::to_string).collect();
+            series.push(json!({
+                "series": format!("fibre_block_race_wins_total{{job=\"u\",instance=\"{node}\",mechanism=\"{mechanism}\"}}"),
+                "values": values.join(" "),
+            }));
+        }
+    }
+    let folder = contrib().join("prometheus/rules");
+    let fired = "count_over_time(ALERTS{alertname=\"FibreWinRateFalling\",alertstate=\"firing\"}[30d])";
+    let test = json!({
+        "rule_files": [folder.join("recording.yml"), folder.join("alerts.yml")],
+        "evaluation_interval": "10m",
+        "group_eval_order": ["bitcoin-fibre-records", "bitcoin-fibre"],
+        "tests": [{
+            "interval": "10m",
+            "input_series": series,
+            "promql_expr_test": [{"expr": fired, "eval_time": "30d", "exp_samples": []}],
+        }],
+    });
+    let dir = TempDir::new();
+    let file = dir.0.join("test.yml");
+    std::fs::write(&file, test.to_string()).unwrap();
+    succeeds(Command::new(promtool()).args(["test", "rules"]).arg(file));
+}
+
+/// The configuration of Alertmanager, without its waits, and with a webhook on loopback for the operator.
+fn alertmanager(webhook: &str) -> Alertmanager {
+    let mut config = yaml(&contrib().join("alertmanager/alertmanager.yml"));
+    config["route"]["group_wait"] = "1s".into();
+    config["route"]["group_interval"] = "1s".into();
+    let receivers = config["receivers"].as_array_mut().unwrap();
+    let operator = receivers.iter_mut().find(|receiver| receiver["name"] == "operator").unwrap();
+    operator["webhook_configs"] = json!([{"url": webhook}]);
+    Alertmanager::start(&config.to_string())
+}
+
+/// Takes messages of Alertmanager: their URL, and what they say.
+fn webhook() -> (String, Receiver<Value>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (send, messages) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream);
+            let (mut line, mut length) = (String::new(), 0);
+            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            reader.get_mut().write_all(answer).unwrap();
+            if send.send(serde_json::from_slice(&body).unwrap()).is_err() {
+                return;
+            }
+        }
+    });
+    (url, messages)
+}
+
+/// The next message about this alert.
+fn message(messages: &Receiver<Value>, alert: &str, status: &str) -> Value {
+    eventually(&format!("a message that {alert} is {status}"), || {
+        messages.try_iter().find_map(|message| {
+            let alerts = message["alerts"].as_array().unwrap();
+            let ours = |it: &&Value| it["labels"]["alertname"] == alert && it["status"] == status;
+            alerts.iter().find(ours).cloned()
+        })
+    })
+}
+
+pub fn the_operator_is_told_that_a_node_is_down_and_that_it_is_up_again() {
+    let mut node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1s"]).ready();
+    let (url, messages) = webhook();
+    let alertmanager = alertmanager(&url);
+    // Our rules, without their waits.
+    let dir = TempDir::new();
+    let mut alerts = yaml(&contrib().join("prometheus/rules/alerts.yml"));
+    for group in alerts["groups"].as_array_mut().unwrap() {
+        for rule in group["rules"].as_array_mut().unwrap() {
+            rule["for"] = "1s".into();
+        }
+    }
+    std::fs::write(dir.0.join("alerts.yml"), alerts.to_string()).unwrap();
+    let mut config = yaml(&contrib().join("prometheus/prometheus.yml"));
+    let address = &mut config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"][0];
+    assert_eq!(*address, "127.0.0.1:9093");
+    *address = alertmanager.address().into();
+    config["global"] = json!({"scrape_interval": "1s", "evaluation_interval": "1s"});
+    config["rule_files"] =
+        json!([dir.0.join("alerts.yml"), contrib().join("prometheus/rules/recording.yml")]);
+    config["scrape_configs"] = json!([{"job_name": "bitcoind-ipc", "static_configs": [
+        {"targets": [exporter.address()], "labels": {"node": "mynode"}},
+    ]}]);
+    let prometheus = Prometheus::start(&config.to_string());
+    eventually("the node is seen", || (prometheus.query("bitcoin_up")[0]["value"][1] == "1").then_some(()));
+
+    node.stop();
+    let fired = message(&messages, "BitcoinNodeDown", "firing");
+    assert_eq!(fired["annotations"]["summary"], "mynode: the node is down");
+    assert_eq!(fired["labels"]["severity"], "critical");
+    node.restart();
+    let resolved = message(&messages, "BitcoinNodeDown", "resolved");
+    assert_eq!(resolved["labels"]["node"], "mynode");
+}
+
+pub fn what_follows_from_a_node_that_is_down_is_kept_back() {
+    let (url, messages) = webhook();
+    let alertmanager = alertmanager(&url);
+    let alert = |name: &str, node: &str, severity: &str| json!({"labels": {"alertname": name, "node": node, "severity": severity}});
+    alertmanager.send(&json!([
+        alert("BitcoinNodeDown", "one", "critical"),
+        alert("BitcoinExporterDown", "one", "critical"),
+        alert("BitcoinProbesLost", "one", "warning"),
+        alert("FibreSilent", "one", "warning"),
+        alert("BitcoinProbesLost", "two", "warning"),
+        alert("BitcoinMempoolFull", "two", "info"),
+    ]));
+    let kept_back = || -> BTreeSet<(String, String)> {
+        let alerts = alertmanager.alerts();
+        let kept = alerts.as_array().unwrap().iter().filter(|alert| alert["status"]["state"] == "suppressed");
+        let text = |alert: &Value, label: &str| alert["labels"][label].as_str().unwrap().to_string();
+        kept.map(|alert| (text(alert, "alertname"), text(alert, "node"))).collect()
+    };
+    let expected = ["BitcoinProbesLost", "FibreSilent"].map(|name| (name.to_string(), "one".to_string()));
+    eventually("the rest of the node is kept back", || {
+        (kept_back() == expected.clone().into()).then_some(())
+    });
+    // Each node is a message of its own, of what is not kept back.
+    let mut told = BTreeSet::new();
+    eventually("both nodes are told of", || {
+        for message in messages.try_iter() {
+            let alerts = message["alerts"].as_array().unwrap();
+            let text = |alert: &Value, label: &str| alert["labels"][label].as_str().unwrap().to_string();
+            let nodes: BTreeSet<_> = alerts.iter().map(|alert| text(alert, "node")).collect();
+            assert_eq!(nodes.len(), 1, "{message}");
+            told.extend(alerts.iter().map(|alert| (text(alert, "node"), text(alert, "alertname"))));
+        }
+        (told.len() >= 3).then_some(())
+    });
+    let told: Vec<_> = told.iter().map(|(node, alert)| format!("{node} {alert}")).collect();
+    assert_eq!(told, ["one BitcoinExporterDown", "one BitcoinNodeDown", "two BitcoinProbesLost"]);
+}

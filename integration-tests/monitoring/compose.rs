@@ -1,0 +1,144 @@
+//! The compose stack. Its images cannot run here: what decides about them is tried with the same user, capabilities, folders
+//! and relabel rules.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::harness::eventually;
+use crate::harness::prometheus::Prometheus;
+use crate::harness::temp_dir::TempDir;
+use crate::{contrib, succeeds, yaml};
+
+fn services() -> Value {
+    yaml(&contrib().join("compose/compose.yaml"))["services"].take()
+}
+
+pub fn it_is_pinned_and_hardened() {
+    let folder = contrib().join("compose");
+    let compose = yaml(&folder.join("compose.yaml"));
+    let services = compose["services"].as_object().unwrap();
+    assert_eq!(
+        services.keys().collect::<Vec<_>>(),
+        ["alertmanager", "alloy", "grafana", "loki", "prometheus"]
+    );
+    for (name, service) in services {
+        let (image, tag) = service["image"].as_str().unwrap().rsplit_once(':').expect("a tag");
+        assert!(tag.split('.').count() == 3, "{image}: {tag} is not one version");
+        // `<<: *hardened`
+        let hardened = &service["<<"];
+        assert_eq!(hardened["read_only"], true, "{name}");
+        assert_eq!(hardened["security_opt"][0], "no-new-privileges:true", "{name}");
+        assert_eq!(hardened["cap_drop"][0], "ALL", "{name}");
+        assert!(service["healthcheck"]["test"].is_array(), "{name}");
+        for volume in service["volumes"].as_array().unwrap() {
+            match volume.as_str() {
+                // Docker makes a folder where such a source is missing: only for files of ours, which are there, and for
+                // volumes of its own.
+                Some(short) => {
+                    let source = short.split(':').next().unwrap();
+                    let is_ours = source.starts_with('.') && folder.join(source).exists();
+                    let is_volume = compose["volumes"].as_object().unwrap().contains_key(source);
+                    assert!(is_ours || is_volume, "{name}: {source}");
+                }
+                None => {
+                    assert_eq!(volume["bind"]["create_host_path"], false, "{name}: {volume}");
+                    assert_eq!(volume["read_only"], true, "{name}: {volume}");
+                }
+            }
+        }
+    }
+    for file in ["loki.yml", "grafana/datasources/datasources.yml", "grafana/dashboards/dashboards.yml"] {
+        assert!(yaml(&folder.join(file)).is_object(), "{file}");
+    }
+    let example = std::fs::read_to_string(folder.join(".env.example")).unwrap();
+    for variable in
+        ["GRAFANA_ADMIN_PASSWORD=\n", "GRAFANA_ADMIN_USER=admin\n", "BITCOIN_DATA_DIR=/home/node/.bitcoin\n"]
+    {
+        assert!(example.contains(variable), "{variable}");
+    }
+}
+
+/// Alloy's image gives the folder of its data to 473:473 with mode 770; a new volume takes that over.
+pub fn alloy_may_keep_its_positions_and_read_what_belongs_to_others() {
+    let alloy = services()["alloy"].take();
+    let (user, group) = alloy["user"].as_str().unwrap().split_once(':').expect("user:group");
+    let granted: String = alloy["cap_add"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|capability| format!(",+{}", capability.as_str().unwrap().to_lowercase()))
+        .collect();
+    let dir = TempDir::new();
+    std::fs::set_permissions(&dir.0, PermissionsExt::from_mode(0o755)).unwrap();
+    let make = |name: &str, owner: u32, mode: u32| {
+        let folder = dir.0.join(name);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(mode)).unwrap();
+        chown(&folder, Some(owner), Some(owner)).unwrap();
+        folder
+    };
+    let (data, node) = (make("alloy", 473, 0o770), make("node", 64321, 0o700));
+    let log = node.join("debug.log");
+    std::fs::write(&log, "").unwrap();
+    std::fs::set_permissions(&log, PermissionsExt::from_mode(0o600)).unwrap();
+    chown(&log, Some(64321), Some(64321)).unwrap();
+    let script = "mkdir -p \"$1\"/loki.source.journal.exporters && : > \"$1\"/loki.source.journal.exporters/positions.yml \
+                  && cat \"$2\" && ! cp /dev/null \"$2\"";
+    succeeds(
+        Command::new("setpriv")
+            .args([format!("--reuid={user}"), format!("--regid={group}")])
+            .args(["--clear-groups", "--no-new-privs", "--inh-caps=-all"])
+            .arg(format!("--bounding-set=-all{granted}"))
+            .args(["sh", "-c", script, "sh"])
+            .args([data, log]),
+    );
+}
+
+/// The relabel rules of a block of config.alloy, as Prometheus takes them: its own code is what Alloy runs.
+fn relabel_rules(block: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(contrib().join("compose/config.alloy")).unwrap();
+    let body = text.split_once(&format!("{block} {{\n")).expect("the block").1.split_once("\n}").unwrap().0;
+    let rules = body.split("rule {").skip(1).map(|rule| rule.split_once('}').unwrap().0);
+    rules
+        .map(|rule| {
+            let settings = rule.lines().filter_map(|line| line.split_once('='));
+            // What an attribute is set to is written as in JSON.
+            settings
+                .map(|(name, value)| (name.trim().to_string(), serde_json::from_str(value.trim()).unwrap()))
+                .collect::<serde_json::Map<String, Value>>()
+                .into()
+        })
+        .collect()
+}
+
+/// Alloy gives lines of the journal the component's name as `job`, whatever `labels` says; the rules come after that.
+pub fn lines_of_the_journal_have_their_labels() {
+    let line = |(place, unit): (usize, &str)| {
+        json!({"targets": [format!("127.0.0.1:{}", place + 1)], "labels": {
+            "__journal__systemd_unit": unit,
+            "__journal_priority_keyword": "info",
+            "job": "loki.source.journal.exporters",
+        }})
+    };
+    let units = ["bitcoind-ipc-exporter.service", "bitcoind-ipc-exporter@signet.service", "ssh.service"];
+    let config = json!({"scrape_configs": [{
+        "job_name": "journal",
+        "scrape_interval": "1h",
+        "static_configs": units.into_iter().enumerate().map(line).collect::<Vec<_>>(),
+        "relabel_configs": relabel_rules("loki.relabel \"journal\""),
+    }]});
+    let prometheus = Prometheus::start(&config.to_string());
+    let targets = eventually("the targets are there", || {
+        let targets = prometheus.api("targets?state=active").unwrap()["activeTargets"].take();
+        (!targets.as_array().unwrap().is_empty()).then_some(targets)
+    });
+    let mut labels: Vec<_> =
+        targets.as_array().unwrap().iter().map(|target| target["labels"].clone()).collect();
+    // What Prometheus adds.
+    labels.iter_mut().for_each(|labels| drop(labels.as_object_mut().unwrap().remove("instance")));
+    labels.sort_by_key(|labels| labels["unit"].to_string());
+    let expected = |unit: &str| json!({"job": "bitcoind-exporter", "level": "info", "unit": unit});
+    assert_eq!(labels, [expected(units[0]), expected(units[1])]);
+}
