@@ -27,7 +27,10 @@ fn main() {
         println!("cargo::error=cannot compile schema/: {error}");
     }
 
-    let revision = output("git", &["rev-parse", "--short=12", "HEAD"]);
+    // Where there is no git repository, who builds may know the revision.
+    println!("cargo::rerun-if-env-changed=BUILD_REVISION");
+    let revision = env::var("BUILD_REVISION").ok();
+    let revision = revision.or_else(|| output("git", &["rev-parse", "--short=12", "HEAD"]));
     let rustc = output(&env::var("RUSTC").unwrap_or("rustc".into()), &["--version"]);
     println!("cargo::rustc-env=BUILD_REVISION={}", revision.as_deref().unwrap_or("unknown"));
     println!("cargo::rustc-env=BUILD_RUSTC={}", rustc.as_deref().unwrap_or("unknown"));

@@ -2,8 +2,10 @@
   description = "Prometheus exporters for a running Bitcoin node: over IPC, and from its tracepoints";
 
   inputs = {
-    nixpkgs.url = "github:NixOS/nixpkgs/nixos-25.11";
-    # A node with Chain, Node and Tracing interfaces, for the tests and for those who want one.
+    # Its rustc has to be as new as Cargo.toml's rust-version.
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
+    # A node with Chain, Node and Tracing interfaces, for the tests and for those who want one; the exporters do not need it.
+    # Another one: nix build .#bitcoin-node --override-input bitcoin-node-src github:OWNER/bitcoin/BRANCH
     bitcoin-node-src = {
       url = "github:willcl-ark/bitcoin/pr/trace";
       flake = false;
@@ -50,7 +52,6 @@
             for exporter in ipc usdt; do
               $out/bin/bitcoind-$exporter-exporter --generate man > $out/share/man/man1/bitcoind-$exporter-exporter.1
             done
-            install -Dm644 -t $out/lib/systemd/system contrib/systemd/*.service contrib/systemd/*.socket
           '';
           meta = {
             description = "Prometheus exporters for a running Bitcoin node";
@@ -86,19 +87,23 @@
             "-DBUILD_BENCH=OFF"
             "-DBUILD_GUI=OFF"
           ];
+          # It is installed to libexec, for the wrapper `bitcoin`.
+          postInstall = ''
+            ln -s ../libexec/bitcoin-node $out/bin/bitcoin-node
+          '';
         };
 
-      # A VM test: a node, both exporters, and a scenario that runs on Debian as well.
+      # A VM test: a node, both exporters, and a scenario that runs on Debian as well. The test driver takes pkgs as they are:
+      # a machine of it cannot set nixpkgs.overlays.
       scenario =
         pkgs: name:
-        pkgs.testers.runNixOSTest {
+        (pkgs.extend self.overlays.default).testers.runNixOSTest {
           inherit name;
           nodes.machine = {
             imports = [
               self.nixosModules.default
               ./integration-tests/nixos/machine.nix
             ];
-            nixpkgs.overlays = [ self.overlays.default ];
           };
           testScript = builtins.readFile (./integration-tests/nixos/scenarios + "/${name}.py");
           skipTypeCheck = true;
@@ -120,6 +125,8 @@
       devShells = forAll (pkgs: {
         default = pkgs.mkShell {
           inputsFrom = [ (exporters pkgs) ];
+          # inputsFrom takes no variables over.
+          env.C_INCLUDE_PATH = "${pkgs.linuxHeaders}/include";
           packages = with pkgs; [
             cargo
             clippy
@@ -141,6 +148,6 @@
         ] (scenario pkgs)
       );
 
-      formatter = forAll (pkgs: pkgs.nixfmt-rfc-style);
+      formatter = forAll (pkgs: pkgs.nixfmt);
     };
 }

@@ -3,6 +3,7 @@
   config,
   lib,
   pkgs,
+  utils,
   ...
 }:
 let
@@ -81,11 +82,11 @@ let
     RestartSec = 2;
   };
 
-  command = binary: flags: lib.concatStringsSep " " (map escape ([ binary ] ++ flags));
   # systemd expands %d, the folder of credentials.
-  escape = flag: if flag == credential then flag else lib.escapeShellArg flag;
-  credential = "%d/web.yml";
-  web = exporter: lib.optionals (exporter.webConfigFile != null) [ "--web.config.file" credential ];
+  command =
+    exporter: binary: flags:
+    utils.escapeSystemdExecArgs ([ (lib.getExe' exporter.package binary) ] ++ flags ++ exporter.extraFlags)
+    + lib.optionalString (exporter.webConfigFile != null) " --web.config.file %d/web.yml";
   credentials =
     exporter: lib.optionalAttrs (exporter.webConfigFile != null) { LoadCredential = "web.yml:${exporter.webConfigFile}"; };
 in
@@ -196,12 +197,10 @@ in
           hardening
           // credentials ipc
           // {
-            ExecStart = command (lib.getExe' ipc.package "bitcoind-ipc-exporter") (
+            ExecStart = command ipc "bitcoind-ipc-exporter" (
               [ "--metrics-addr" ipc.metricsAddr ]
               ++ lib.optional ipc.debug "--debug"
               ++ lib.optional (!ipc.openFile) ipc.socketPath
-              ++ web ipc
-              ++ ipc.extraFlags
             );
             # Never the guard: it ends by itself after it has taken leave of the node.
             KillMode = "process";
@@ -241,7 +240,7 @@ in
         startLimitIntervalSec = 60;
         startLimitBurst = 20;
         serviceConfig = hardening // credentials usdt // {
-          ExecStart = command (lib.getExe' usdt.package "bitcoind-usdt-exporter") (
+          ExecStart = command usdt "bitcoind-usdt-exporter" (
             [
               "--bitcoind"
               usdt.bitcoind
@@ -257,8 +256,6 @@ in
               (lib.concatStringsSep "," usdt.tracepoints)
             ]
             ++ lib.optional usdt.debug "--debug"
-            ++ web usdt
-            ++ usdt.extraFlags
           );
           # What it attached is in the log, too.
           StandardOutput = "null";

@@ -1,47 +1,174 @@
-# What module.nix makes of a configuration, with no more of NixOS than nixpkgs' lib: the units' settings.
-{ lib }:
+# What module.nix makes of some configurations, and what flake.nix gives, with stand-ins for the packages and for NixOS' own
+# options. `lib` is nixpkgs' or ./lib.nix.
+{
+  lib ? import ./lib.nix,
+}:
 let
-  any = lib.mkOption {
-    type = lib.types.attrs;
-    default = { };
-  };
-  stubs.options = {
-    assertions = lib.mkOption {
-      type = lib.types.listOf lib.types.attrs;
-      default = [ ];
+  inherit (lib) mkOption types;
+  option = type: mkOption { inherit type; };
+  defaultsTo = default: type: mkOption { inherit default type; };
+  texts = defaultsTo [ ] (types.listOf types.str);
+  unit = {
+    options = {
+      description = defaultsTo "" types.str;
+      after = texts;
+      bindsTo = texts;
+      partOf = texts;
+      wantedBy = texts;
     };
-    networking.hostName = lib.mkOption { default = "machine"; };
-    services.bitcoind = any;
-    systemd.services = lib.mkOption { type = lib.types.attrsOf lib.types.attrs; };
-    systemd.sockets = lib.mkOption { type = lib.types.attrsOf lib.types.attrs; };
   };
-  package = {
+
+  # Of NixOS, what the module and the machine set.
+  nixos = {
+    options = {
+      assertions = defaultsTo [ ] (types.listOf types.raw);
+      environment.systemPackages = defaultsTo [ ] (types.listOf types.package);
+      networking.hostName = defaultsTo "machine" types.str;
+      services.bitcoind = defaultsTo { } (types.attrsOf types.raw);
+      services.prometheus = {
+        enable = lib.mkEnableOption "Prometheus";
+        listenAddress = option types.str;
+        globalConfig.scrape_interval = option types.str;
+        scrapeConfigs = defaultsTo [ ] (types.listOf types.raw);
+      };
+      systemd.services = defaultsTo { } (
+        types.attrsOf (
+          types.submodule {
+            imports = [ unit ];
+            options = {
+              aliases = texts;
+              serviceConfig = defaultsTo { } (types.attrsOf types.raw);
+              startLimitBurst = defaultsTo null (types.nullOr types.raw);
+              startLimitIntervalSec = defaultsTo null (types.nullOr types.raw);
+            };
+          }
+        )
+      );
+      systemd.sockets = defaultsTo { } (
+        types.attrsOf (
+          types.submodule {
+            imports = [ unit ];
+            options.socketConfig = defaultsTo { } (types.attrsOf types.raw);
+          }
+        )
+      );
+      users.groups = defaultsTo { } (types.attrsOf types.raw);
+      users.users = defaultsTo { } (types.attrsOf types.raw);
+    };
+  };
+  # As nixos/lib/utils.nix has it.
+  utils.escapeSystemdExecArgs =
+    arguments:
+    builtins.concatStringsSep " " (
+      map (argument: builtins.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON argument)) arguments
+    );
+  evalNixos =
+    modules:
+    (lib.evalModules {
+      modules = [ nixos ] ++ modules;
+      specialArgs = { inherit utils; };
+    }).config;
+  said = config: {
+    failed = map (it: it.message) (builtins.filter (it: !it.assertion) config.assertions);
+    services = builtins.mapAttrs (_: it: it.serviceConfig // { inherit (it) wantedBy bindsTo partOf; }) config.systemd.services;
+    sockets = builtins.mapAttrs (_: it: it.socketConfig) config.systemd.sockets;
+    packages = map (it: it.name) config.environment.systemPackages;
+  };
+
+  # nixpkgs: names of packages, which is what a package is made of here.
+  package = name: arguments: {
     type = "derivation";
-    name = "bitcoind-exporter";
-    outPath = "/nix/store/exporter";
+    inherit name arguments;
+    outPath = "/nix/store/${name}";
   };
+  makePkgs =
+    overlays:
+    let
+      names = [
+        "boost"
+        "capnproto"
+        "cargo"
+        "clippy"
+        "cmake"
+        "curl"
+        "elfutils"
+        "libevent"
+        "libsystemtap"
+        "linuxHeaders"
+        "nixfmt"
+        "openssl"
+        "pkg-config"
+        "prometheus"
+        "python3"
+        "rustfmt"
+        "sqlite"
+        "util-linux"
+        "zlib"
+      ];
+      base = lib.genAttrs names (name: package name { }) // {
+        inherit lib overlays;
+        llvmPackages.clang-unwrapped = package "clang-unwrapped" { };
+        mkShell = package "shell";
+        rustPlatform.buildRustPackage = arguments: package arguments.pname arguments;
+        stdenv.mkDerivation = arguments: package arguments.pname arguments;
+        writeShellScriptBin = name: text: package name { inherit text; };
+        extend = overlay: makePkgs (overlays ++ [ overlay ]);
+        testers.runNixOSTest = runNixOSTest final;
+      };
+      final = builtins.foldl' (pkgs: overlay: pkgs // overlay final pkgs) base overlays;
+    in
+    final;
+  # As nixos/lib/testing/nodes.nix and nixos/modules/misc/nixpkgs/read-only.nix do: pkgs are those of the test, and nixpkgs.* of
+  # a machine are read-only.
+  runNixOSTest =
+    pkgs: test:
+    let
+      readOnly =
+        { config, ... }:
+        {
+          options.nixpkgs.pkgs = option types.raw;
+          options.nixpkgs.overlays = option (
+            types.unique { message = "nixpkgs.overlays is set to read-only"; } types.raw
+          );
+          config._module.args.pkgs = builtins.seq config.nixpkgs.overlays config.nixpkgs.pkgs;
+          config.nixpkgs = {
+            inherit pkgs;
+            inherit (pkgs) overlays;
+          };
+        };
+    in
+    said (evalNixos [
+      readOnly
+      test.nodes.machine
+    ])
+    // {
+      inherit (test) name;
+      script = builtins.stringLength test.testScript;
+    };
+
+  pkgs = makePkgs [ flake.overlays.default ];
   evaluate =
     configuration:
-    let
-      inherit
-        (lib.evalModules {
-          modules = [
-            ../../module.nix
-            stubs
-            configuration
-            { _module.args.pkgs.bitcoind-exporter = package; }
-          ];
-        })
-        config
-        ;
-    in
-    {
-      failed = map (it: it.message) (lib.filter (it: !it.assertion) config.assertions);
-      services = lib.mapAttrs (
-        _: unit: unit.serviceConfig // { inherit (unit) wantedBy bindsTo; }
-      ) config.systemd.services;
-      sockets = lib.mapAttrs (_: unit: unit.socketConfig or null) config.systemd.sockets;
+    said (evalNixos [
+      ../../module.nix
+      configuration
+      { _module.args.pkgs = pkgs; }
+    ]);
+
+  flake = (import ../../flake.nix).outputs {
+    self = flake // {
+      outPath = "/source";
+      shortRev = "0123abc";
     };
+    nixpkgs = {
+      inherit lib;
+      legacyPackages.x86_64-linux = makePkgs [ ];
+      legacyPackages.aarch64-linux = makePkgs [ ];
+    };
+    # Nothing but the node itself may need it.
+    bitcoin-node-src = throw "bitcoin-node-src is fetched";
+  };
+  inherit (flake.packages.x86_64-linux) default bitcoin-node;
 in
 {
   # By default systemd connects, and the exporter has a user of its own.
@@ -56,7 +183,7 @@ in
   as-before = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
-      inherit package;
+      package = package "another-exporter" { };
       socketPath = "/var/lib/bitcoind-mainnet/node.sock";
       user = "bitcoind-mainnet";
       group = "bitcoind-mainnet";
@@ -92,7 +219,46 @@ in
         "fibre"
         "net"
       ];
+      nodeName = "50% of $HOME";
       webConfigFile = "/run/secrets/web.yml";
     };
+  };
+  # These have to fail.
+  errors =
+    builtins.mapAttrs (_: configuration: !(builtins.tryEval (builtins.deepSeq (evaluate configuration) null)).success)
+      {
+        unknown-option.services.bitcoind-ipc-exporter.socket = "/run/bitcoind/node.sock";
+        wrong-type.services.bitcoind-usdt-exporter = {
+          enable = true;
+          bitcoind = "/bitcoin-node";
+          healthPort = "9436";
+        };
+        no-value.services.bitcoind-ipc-exporter.enable = true;
+      };
+
+  flake = {
+    checks = flake.checks.x86_64-linux;
+    formatter = flake.formatter.x86_64-linux.name;
+    revision = default.arguments.env.BUILD_REVISION;
+    version = default.arguments.version;
+    exporters-post-install = default.arguments.postInstall;
+    node-post-install = bitcoin-node.arguments.postInstall;
+    build-headers = default.arguments.env.C_INCLUDE_PATH;
+    shell-headers = flake.devShells.x86_64-linux.default.arguments.env.C_INCLUDE_PATH;
+    # A machine with overlays of its own.
+    overlays-in-a-machine-fail =
+      !(builtins.tryEval (
+        builtins.deepSeq ((makePkgs [ ]).testers.runNixOSTest {
+          name = "";
+          testScript = "";
+          nodes.machine = {
+            imports = [
+              flake.nixosModules.default
+              ./machine.nix
+            ];
+            nixpkgs.overlays = [ flake.overlays.default ];
+          };
+        }) null
+      )).success;
   };
 }

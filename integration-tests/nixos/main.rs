@@ -4,6 +4,9 @@
 //! Needs root, and TRIXIE in the environment (`../trixie`), and DEB for the package's scenario
 //! (`../../contrib/debian/package`). Without, these tests are skipped, and it says so.
 
+#[path = "../harness/temp_dir.rs"]
+mod temp_dir;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -28,55 +31,191 @@ fn main() -> ExitCode {
         let can = can && (name != "package" || std::env::var_os("DEB").is_some());
         Trial::test(name, move || run(&runner, &scenario)).with_ignored_flag(!can)
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.chain(nix()).collect()).exit_code()
+    let revision =
+        Trial::test("a_build_has_the_revision_that_it_is_given", a_build_has_the_revision_that_it_is_given);
+    let trials = trials.chain(nix()).chain([revision]).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// That the Nix files parse, and what the module makes of some configurations with the `lib` of nixpkgs that NIXPKGS_LIB
-/// names. Ignored where there is none.
-fn nix() -> [Trial; 2] {
+/// What can be said of the Nix files without nixpkgs: `evaluate.nix` has stand-ins for its packages and its NixOS, and `lib.nix`
+/// for its lib. With NIXPKGS_LIB, a folder of nixpkgs' own lib, that one has to give the same.
+fn nix() -> Vec<Trial> {
     let has_nix = Command::new("nix-instantiate").arg("--version").output().is_ok();
-    let lib = std::env::var("NIXPKGS_LIB");
-    let has_lib = lib.is_ok();
-    let parse = || {
-        for file in [
-            "flake.nix",
-            "module.nix",
-            "integration-tests/nixos/machine.nix",
-            "integration-tests/nixos/evaluate.nix",
-        ] {
-            nix_instantiate(&["--parse", file])?;
-        }
-        Ok(())
+    if !has_nix {
+        eprintln!("\nSKIPPED, and counted as ignored: the Nix files, which need nix-instantiate\n");
+    }
+    let tests: [(&str, fn() -> Result<(), Failed>); 5] = [
+        ("nix_files_parse", nix_files_parse),
+        ("nix_module_evaluates", nix_module_evaluates),
+        ("nix_flake_evaluates", nix_flake_evaluates),
+        ("nix_packages_install_what_they_should", nix_packages_install_what_they_should),
+        ("nix_flake_is_locked", nix_flake_is_locked),
+    ];
+    tests.into_iter().map(|(name, test)| Trial::test(name, test).with_ignored_flag(!has_nix)).collect()
+}
+
+fn nix_files_parse() -> Result<(), Failed> {
+    let folder = "integration-tests/nixos";
+    let files = ["machine.nix", "evaluate.nix", "lib.nix"].map(|file| format!("{folder}/{file}"));
+    for file in files.iter().map(String::as_str).chain(["flake.nix", "module.nix"]) {
+        nix_instantiate(&["--parse", file])?;
+    }
+    Ok(())
+}
+
+fn evaluate() -> Result<serde_json::Value, Failed> {
+    let evaluate = |arguments: &str| {
+        let expression = format!("import ./integration-tests/nixos/evaluate.nix {arguments}");
+        nix_instantiate(&["--eval", "--strict", "--json", "-E", &expression])
     };
-    let evaluate = move || {
-        let expression =
-            format!("import ./integration-tests/nixos/evaluate.nix {{ lib = import {}; }}", lib?);
-        let made = nix_instantiate(&["--eval", "--strict", "--json", "-E", &expression])?;
-        let made: serde_json::Value = serde_json::from_str(&made)?;
-        let ipc = |case: &str| made[case]["services"]["bitcoind-ipc-exporter"].clone();
-        assert_eq!(ipc("default")["OpenFile"], "/run/bitcoind/node.sock:ipc:graceful");
+    let made = evaluate("{ }")?;
+    if let Ok(lib) = std::env::var("NIXPKGS_LIB") {
+        assert_eq!(made, evaluate(&format!("{{ lib = import {lib}; }}"))?, "nixpkgs' lib gives the second");
+    }
+    Ok(serde_json::from_str(&made)?)
+}
+
+fn nix_module_evaluates() -> Result<(), Failed> {
+    let made = evaluate()?;
+    let ipc = |case: &str| made[case]["services"]["bitcoind-ipc-exporter"].clone();
+    assert_eq!(ipc("default")["OpenFile"], "/run/bitcoind/node.sock:ipc:graceful");
+    assert_eq!(
+        (&ipc("default")["DynamicUser"], &ipc("default")["PrivateNetwork"]),
+        (&true.into(), &true.into())
+    );
+    assert_eq!(made["default"]["sockets"]["bitcoind-ipc-exporter"]["ListenStream"], "127.0.0.1:9332");
+    assert_eq!(ipc("as-before")["User"], "bitcoind-mainnet");
+    let command = ipc("as-before")["ExecStart"].clone();
+    let expected = "\"/nix/store/another-exporter/bin/bitcoind-ipc-exporter\" \"--metrics-addr\" \"127.0.0.1:9332\" \
+                    \"/var/lib/bitcoind-mainnet/node.sock\"";
+    assert_eq!(command, expected);
+    assert_eq!(ipc("known-owner")["User"], "bitcoind-main");
+    assert_eq!(made["nobody"]["failed"].as_array().unwrap().len(), 1);
+    assert_eq!(made["default"]["failed"].as_array().unwrap().len(), 0);
+    let usdt = &made["usdt"]["services"]["bitcoind-usdt-exporter"];
+    let command = usdt["ExecStart"].as_str().unwrap();
+    // systemd expands the last one, and nothing of what the configuration says.
+    assert!(command.contains(r#""--node-name" "50%% of $$HOME" "#), "{command}");
+    assert!(command.ends_with(r#""--tracepoints" "fibre,net" --web.config.file %d/web.yml"#), "{command}");
+    assert_eq!(usdt["LoadCredential"], "web.yml:/run/secrets/web.yml");
+    for (error, fails) in made["errors"].as_object().unwrap() {
+        assert_eq!(fails, true, "{error} is accepted");
+    }
+    Ok(())
+}
+
+fn nix_flake_evaluates() -> Result<(), Failed> {
+    let flake = evaluate()?["flake"].take();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/nixos/scenarios");
+    let mut scenarios: Vec<_> = std::fs::read_dir(folder)?.map(|file| file.unwrap().path()).collect();
+    scenarios.sort();
+    let checks = flake["checks"].as_object().unwrap();
+    assert_eq!(
+        checks.keys().map(String::as_str).collect::<Vec<_>>(),
+        scenarios.iter().map(|file| file.file_stem().unwrap().to_str().unwrap()).collect::<Vec<_>>()
+    );
+    for (name, check) in checks {
+        let services = check["services"].as_object().unwrap();
         assert_eq!(
-            (&ipc("default")["DynamicUser"], &ipc("default")["PrivateNetwork"]),
-            (&true.into(), &true.into())
+            services.keys().collect::<Vec<_>>(),
+            ["bitcoind", "bitcoind-ipc-exporter", "bitcoind-usdt-exporter", "prometheus"],
+            "{name}"
         );
-        assert_eq!(made["default"]["sockets"]["bitcoind-ipc-exporter"]["ListenStream"], "127.0.0.1:9332");
-        assert_eq!(ipc("as-before")["User"], "bitcoind-mainnet");
-        assert!(
-            ipc("as-before")["ExecStart"].as_str().unwrap().ends_with(" /var/lib/bitcoind-mainnet/node.sock")
-        );
-        assert_eq!(ipc("known-owner")["User"], "bitcoind-main");
-        assert_eq!(made["nobody"]["failed"].as_array().unwrap().len(), 1);
-        assert_eq!(made["default"]["failed"].as_array().unwrap().len(), 0);
-        let usdt = &made["usdt"]["services"]["bitcoind-usdt-exporter"];
-        let expected = " --tracepoints fibre,net --web.config.file %d/web.yml";
-        assert!(usdt["ExecStart"].as_str().unwrap().ends_with(expected), "{usdt}");
-        assert_eq!(usdt["LoadCredential"], "web.yml:/run/secrets/web.yml");
-        Ok(())
+        assert_eq!(check["failed"].as_array().unwrap().len(), 0, "{name}");
+        assert_eq!(services["prometheus"]["wantedBy"].as_array().unwrap().len(), 0, "{name}");
+    }
+    // The stand-in of the test driver has pkgs that are read-only.
+    assert_eq!(flake["overlays-in-a-machine-fail"], true);
+    assert_eq!(flake["revision"], "0123abc");
+    assert_eq!(flake["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(flake["formatter"], "nixfmt");
+    assert_eq!(flake["shell-headers"], flake["build-headers"]);
+    Ok(())
+}
+
+/// Runs what the packages run after the installation.
+fn nix_packages_install_what_they_should() -> Result<(), Failed> {
+    let flake = evaluate()?["flake"].take();
+    let out = temp_dir::TempDir::new();
+    let post_install = |name: &str| {
+        let script = flake[name].as_str().unwrap();
+        let done = Command::new("bash")
+            .args(["-euc", script])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("out", &out.0)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
     };
-    [
-        Trial::test("nix_files_parse", parse).with_ignored_flag(!has_nix),
-        Trial::test("nix_module_evaluates", evaluate).with_ignored_flag(!has_nix || !has_lib),
-    ]
+    let [bin, libexec] = ["bin", "libexec"].map(|folder| out.0.join(folder));
+    std::fs::create_dir(&bin)?;
+    std::fs::create_dir(&libexec)?;
+    let exporters = [
+        ("bitcoind-ipc-exporter", env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")),
+        ("bitcoind-usdt-exporter", env!("CARGO_BIN_EXE_bitcoind-usdt-exporter")),
+    ];
+    for (name, path) in exporters {
+        std::os::unix::fs::symlink(path, bin.join(name))?;
+    }
+    post_install("exporters-post-install");
+    for (name, _) in exporters {
+        let page = std::fs::read_to_string(out.0.join(format!("share/man/man1/{name}.1")))?;
+        assert!(page.contains(".TH"), "{name}: {page}");
+    }
+    // Units for another layout do not belong there.
+    assert!(!out.0.join("lib/systemd").exists());
+
+    std::fs::write(libexec.join("bitcoin-node"), "the node")?;
+    post_install("node-post-install");
+    assert_eq!(std::fs::read_to_string(bin.join("bitcoin-node"))?, "the node");
+    Ok(())
+}
+
+/// Nix itself finds every input in flake.lock: it needs no network, and changes nothing.
+fn nix_flake_is_locked() -> Result<(), Failed> {
+    let dir = temp_dir::TempDir::new();
+    let flake = dir.0.join("flake");
+    std::fs::create_dir(&flake)?;
+    for file in ["flake.nix", "flake.lock"] {
+        std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), flake.join(file))?;
+    }
+    let output = Command::new("nix")
+        .args(["--extra-experimental-features", "nix-command flakes", "--offline", "--store"])
+        .arg(dir.0.join("store"))
+        .args(["flake", "metadata", "--json", "--no-update-lock-file"])
+        .arg(format!("path:{}", flake.display()))
+        .env("XDG_CACHE_HOME", &dir.0)
+        .output()?;
+    // What it copied to its store is read-only.
+    Command::new("chmod").arg("-R").arg("u+w").arg(&dir.0).status()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
+    }
+}
+
+/// build.rs takes a revision from who builds without a git repository, as the flake does.
+fn a_build_has_the_revision_that_it_is_given() -> Result<(), Failed> {
+    // target/debug/build/bitcoind-exporter-…/out; the script itself is in another folder of that name.
+    let builds = Path::new(env!("OUT_DIR")).ancestors().nth(2).expect("the folder of all builds");
+    let scripts = std::fs::read_dir(builds)?.filter_map(|folder| {
+        let folder = folder.unwrap();
+        let is_ours = folder.file_name().to_string_lossy().starts_with("bitcoind-exporter-");
+        let script = folder.path().join("build-script-build");
+        Some((is_ours.then_some(script.metadata().ok()?.modified().ok()?)?, script))
+    });
+    let (_, script) = scripts.max().expect("a build script");
+    let dir = temp_dir::TempDir::new();
+    let output = Command::new(&script)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("OUT_DIR", &dir.0)
+        .env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR"))
+        .env("CARGO_CFG_TARGET_ARCH", std::env::consts::ARCH)
+        .env("BUILD_REVISION", "0123abc")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.lines().any(|line| line == "cargo::rustc-env=BUILD_REVISION=0123abc"), "{said}");
+    Ok(())
 }
 
 fn nix_instantiate(arguments: &[&str]) -> Result<String, Failed> {

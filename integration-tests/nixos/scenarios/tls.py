@@ -14,7 +14,7 @@ scrape_configs:
     scheme: https
     tls_config: {ca_file: FOLDER/ca.pem, server_name: localhost}
     basic_auth: {username: prometheus, password: secret}
-    static_configs: [{targets: ["127.0.0.1:9332"]}]
+    static_configs: [{targets: ["127.0.0.1:9333"]}]
 """
 
 
@@ -33,12 +33,12 @@ def put(name, text):
 
 
 def shown_serial():
-    return machine.succeed("openssl s_client -connect 127.0.0.1:9332 -servername localhost < /dev/null 2>/dev/null | "
+    return machine.succeed("openssl s_client -connect 127.0.0.1:9333 -servername localhost < /dev/null 2>/dev/null | "
                            "openssl x509 -noout -serial").strip()
 
 
-CURL = f"curl -s --max-time 20 --cacert {FOLDER}/ca.pem --resolve localhost:9332:127.0.0.1"
-METRICS = "https://localhost:9332/metrics"
+CURL = f"curl -s --max-time 20 --cacert {FOLDER}/ca.pem --resolve localhost:9333:127.0.0.1"
+METRICS = "https://localhost:9333/metrics"
 
 start_all()
 machine.succeed(
@@ -50,14 +50,15 @@ put("web.yml", WEB_CONFIG)
 put("prometheus.yml", PROMETHEUS.replace("FOLDER", FOLDER))
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
-machine.succeed("systemd-run --unit=exporter --uid=bitcoin bitcoind-ipc-exporter "
+# The service's socket has the usual port.
+machine.succeed("systemd-run --unit=exporter --uid=bitcoin bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9333 "
                 f"--web.config.file {FOLDER}/web.yml /run/bitcoind/node.sock")
 
 with subtest("only with the password, only over TLS"):
     machine.wait_until_succeeds(f"{CURL} -f -u prometheus:secret {METRICS} | grep -x 'bitcoin_up 1'")
     assert machine.succeed(f"{CURL} -o /dev/null -w '%{{http_code}}' {METRICS}") == "401"
     assert machine.succeed(f"{CURL} -o /dev/null -w '%{{http_code}}' -u prometheus:wrong {METRICS}") == "401"
-    machine.fail("curl -sf --max-time 20 http://127.0.0.1:9332/metrics")
+    machine.fail("curl -sf --max-time 20 http://127.0.0.1:9333/metrics")
 
 with subtest("a real Prometheus scrapes it"):
     machine.succeed("systemd-run --unit=scraper --property=StateDirectory=scraper prometheus "
