@@ -33,7 +33,9 @@ fn main() -> ExitCode {
     });
     let revision =
         Trial::test("a_build_has_the_revision_that_it_is_given", a_build_has_the_revision_that_it_is_given);
-    let trials = trials.chain(nix()).chain([revision]).collect();
+    let lintian = Trial::test("lintian_finds_nothing_in_the_package", lintian_finds_nothing_in_the_package)
+        .with_ignored_flag(std::env::var_os("DEB").is_none());
+    let trials = trials.chain(nix()).chain([revision, lintian]).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -191,6 +193,18 @@ fn nix_flake_is_locked() -> Result<(), Failed> {
     match output.status.success() {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
+    }
+}
+
+fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
+    let changelog = include_str!("../../contrib/debian/changelog");
+    let first = format!("bitcoind-exporter ({}-1) ", env!("CARGO_PKG_VERSION"));
+    assert!(changelog.starts_with(&first), "contrib/debian/changelog does not begin with {first}");
+    let output =
+        Command::new("lintian").args(["--fail-on", "error,warning"]).arg(std::env::var("DEB")?).output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stdout).into_owned().into()),
     }
 }
 

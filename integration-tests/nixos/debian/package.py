@@ -8,6 +8,10 @@ start_all()
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
 
+with subtest("it installs where systemd does not run, as in an image that is being made"):
+    machine.succeed(f"unshare --mount sh -ec 'mount -t tmpfs tmpfs /run/systemd; {INSTALL}'",
+                    "systemctl is-enabled bitcoind-ipc-exporter.socket", "dpkg -P bitcoind-exporter")
+
 with subtest("it installs, and listens"):
     machine.fail("curl -s http://127.0.0.1:9332/livez")
     machine.succeed(INSTALL, "systemctl is-active bitcoind-ipc-exporter.socket")
