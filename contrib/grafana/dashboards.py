@@ -2,7 +2,7 @@
 """Writes the dashboards. `dashboards.py [--check]` compares instead. Needs what requirements.txt names.
 
 A panel is a title, a unit, a description, and a legend for each expression; `{*}` is the choice of job, exporter and
-node, and `{*,x="y"}` narrows it.
+node, `{*,x="y"}` narrows it, and `{@}` is the choice of node alone, for series of the other exporter.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from panels import bars, build, graph, number, rows, text_of_label
+from panels import bars, build, columns, graph, logs, number, rows, text_of_label
 
 FOLDER = pathlib.Path(__file__).parent / "dashboards"
 UP = {0: ("down", "red"), 1: ("up", "green")}
@@ -19,346 +19,410 @@ YES = {0: ("no", "green"), 1: ("yes", "orange")}
 
 
 def rate(metric, labels="", by=""):
-    """Per second, for each exporter, and by labels."""
-    grouping = f"instance,{by}" if by else "instance"
-    return f"sum by ({grouping}) (rate({metric}{{*{labels}}}[$__rate_interval]))"
+    """Per second, for each node and exporter, and by labels."""
+    return f"sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (rate({metric}{{*{labels}}}[$__rate_interval]))"
 
 
-def top(expression):
-    return f"topk(10, {expression})"
+# Blocks come every ten minutes, so what comes with them is counted over an hour: a shorter window is mostly empty.
 
 
-def quantiles(metric, by=""):
-    """Of a histogram: the median and the tail."""
-    grouping = f"le,{by}" if by else "le"
-    legend = "{{%s}} " % by if by else ""
+def hourly(metric, by=""):
+    """Within an hour, for each node and exporter, and by labels."""
+    return f"sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (increase({metric}{{*}}[1h]))"
+
+
+def quantiles(metric, by="", window="1h"):
+    """Of a histogram: the median and the tail, for each node and exporter, and by a label."""
+    grouping = ",".join(["le", "node", "instance", by]).rstrip(",")
+    legend = "{{node}} {{%s}}" % by if by else "{{node}}"
     return {
-        f"{legend}p{quantile:.0%}".replace("%", ""):
-            f"histogram_quantile({quantile}, sum by ({grouping}) (rate({metric}_bucket{{*}}[$__rate_interval])))"
+        f"{legend} p{quantile:.0%}".replace("%", ""):
+            f"histogram_quantile({quantile}, sum by ({grouping}) (rate({metric}_bucket{{*}}[{window}])))"
         for quantile in [0.5, 0.9, 0.99]
     }
 
 
 def mean(metric):
-    return f"rate({metric}_sum{{*}}[$__rate_interval]) / rate({metric}_count{{*}}[$__rate_interval])"
+    """Of a histogram, over an hour."""
+    return f"increase({metric}_sum{{*}}[1h]) / increase({metric}_count{{*}}[1h])"
 
 
-EXPORTER = "{{instance}}"
+NAME = "{{node}}"
 
 NODE = {
     "At a glance": [
-        number("Node", "none", "1 while the connection to the node works and the last poll succeeded.",
-               {EXPORTER: "bitcoin_up{*}"}, words=UP),
-        number("Height", "none", "Height of the tip of the active chain.", {EXPORTER: "bitcoin_chain_height{*}"}),
-        number("Headers ahead", "none", "Headers that are known and whose blocks are not connected yet.",
-               {EXPORTER: "bitcoin_header_height{*} - bitcoin_chain_height{*}"}, steps=[(2, "orange"), (10, "red")]),
-        number("Tip age", "s", "Since the time in the tip's header, which its miner chose. Mainnet finds a block in 10 "
-               "minutes on average.", {EXPORTER: "time() - bitcoin_tip_timestamp_seconds{*}"},
+        number("Node", "none", "Whether the exporter's connection to the node works and its last poll succeeded; down as well "
+               "while the exporter itself cannot be scraped.", {NAME: "bitcoin_up{*} or up{*} == 0"}, words=UP),
+        number("Firing alerts", "none", "Alerts that fire, on the chosen nodes. What to do: docs/alerts.md.",
+               {"firing": 'count(ALERTS{alertstate="firing",node=~"$node"}) or vector(0)'}, steps=[(1, "orange")]),
+        number("Tip age", "s", "Time since the time in the tip's header, which its miner chose. Mainnet finds a block in 10 "
+               "minutes on average.", {NAME: "time() - bitcoin_tip_timestamp_seconds{*}"},
                steps=[(3600, "orange"), (7200, "red")]),
-        number("Peers", "none", "Connected peers.", {EXPORTER: "bitcoin_peers{*}"}),
-        number("Initial block download", "none", "Whether the node is still catching up with the chain.",
-               {EXPORTER: "bitcoin_ibd{*}"}, words=YES),
-        number("Mempool", "none", "Transactions in the mempool.", {EXPORTER: "bitcoin_mempool_size{*}"}),
+        number("Height", "none", "Height of the tip of the active chain.", {NAME: "bitcoin_chain_height{*}"}),
+        number("Outbound peers", "none", "Connections that the node opened. A node has 10 by default; with none it hears only "
+               "what inbound peers choose to tell.", {NAME: 'bitcoin_connections{*,direction="out"}'},
+               steps=[(None, "red"), (1, "orange"), (8, "green")]),
+        number("Headers ahead", "none", "Headers that are known and whose blocks are not connected yet.",
+               {NAME: "bitcoin_header_height{*} - bitcoin_chain_height{*}"}, steps=[(2, "orange"), (10, "red")]),
         number("Mempool full", "percentunit", "Memory of the mempool, as a share of what it may use.",
-               {EXPORTER: "bitcoin_mempool_bytes{*} / bitcoin_mempool_max_bytes{*}"},
+               {NAME: "bitcoin_mempool_bytes{*} / bitcoin_mempool_max_bytes{*}"},
                steps=[(0.8, "orange"), (0.98, "red")]),
+        number("Mempool", "short", "Transactions in the mempool.", {NAME: "bitcoin_mempool_size{*}"}),
+        number("Peers", "none", "Connected peers, inbound and outbound.", {NAME: "bitcoin_peers{*}"}),
+        number("Initial block download", "none", "Whether the node is still catching up with the chain.",
+               {NAME: "bitcoin_ibd{*}"}, words=YES),
         number("Sync", "percentunit", "Estimated share of the chain's transactions that are verified.",
-               {EXPORTER: "bitcoin_verification_progress{*}"}),
-        number("Uptime", "s", "Since the node started.", {EXPORTER: "bitcoin_node_uptime_seconds{*}"}),
+               {NAME: "bitcoin_verification_progress{*}"}),
         number("Warnings", "none", "Warnings that the node gives; `bitcoin-cli getnetworkinfo` has their text.",
-               {EXPORTER: "bitcoin_warnings{*}"}, steps=[(1, "orange")]),
-        text_of_label("Version", "What the node calls itself.", "subversion", "bitcoin_node_info{*}"),
+               {NAME: "bitcoin_warnings{*}"}, steps=[(1, "orange")]),
+        number("Uptime", "s", "Time since the node started.", {NAME: "bitcoin_node_uptime_seconds{*}"}),
+        text_of_label("Version", "What the node calls itself.", "subversion", "bitcoin_node_info{*}", span=20),
     ],
     "Chain": [
         graph("Height", "none", "Blocks of the active chain, and the best known header.",
-              {"{{instance}} blocks": "bitcoin_chain_height{*}", "{{instance}} headers": "bitcoin_header_height{*}"},
+              {"{{node}} blocks": "bitcoin_chain_height{*}", "{{node}} headers": "bitcoin_header_height{*}"},
               least=None),
         graph("Blocks", "none", "Blocks connected and disconnected within an hour. Disconnected blocks are a reorganization.",
-              {"{{instance}} connected": "increase(bitcoin_blocks_connected_total{*}[1h])",
-               "{{instance}} disconnected": "increase(bitcoin_blocks_disconnected_total{*}[1h])"}),
-        graph("Tip age", "s", "Since the time in the tip's header; it falls with each block.",
-              {EXPORTER: "time() - bitcoin_tip_timestamp_seconds{*}"}),
-        graph("Tip changes", "none", "Changes of the tip within an hour, and the height of the last block connected.",
-              {"{{instance}} changes": "increase(bitcoin_tip_updates_total{*}[1h])"}),
+              {"{{node}} connected": "increase(bitcoin_blocks_connected_total{*}[1h])",
+               "{{node}} disconnected": "increase(bitcoin_blocks_disconnected_total{*}[1h])"}),
+        graph("Tip age", "s", "Time since the time in the tip's header; it falls with each block.",
+              {NAME: "time() - bitcoin_tip_timestamp_seconds{*}"}),
+        graph("Tip changes", "none", "Changes of the tip within an hour.",
+              {"{{node}} changes": "increase(bitcoin_tip_updates_total{*}[1h])"}),
         graph("Last connected block", "none", "Height of the last block that was connected while we watched.",
-              {EXPORTER: "bitcoin_block_height{*}"}, least=None),
+              {NAME: "bitcoin_block_height{*}"}, least=None),
         graph("Chain tips", "none", "Tips of the block tree by status: forks that the node has seen.",
-              {"{{instance}} {{status}}": "bitcoin_chain_tips{*}"}),
+              {"{{node}} {{status}}": "bitcoin_chain_tips{*}"}),
         graph("Verification progress", "percentunit", "Estimated share of the chain's transactions that are verified.",
-              {EXPORTER: "bitcoin_verification_progress{*}"}),
-        graph("Difficulty", "sishort", "Proof-of-work difficulty of the tip.", {EXPORTER: "bitcoin_difficulty{*}"}),
+              {NAME: "bitcoin_verification_progress{*}"}),
+        graph("Difficulty", "sishort", "Proof-of-work difficulty of the tip.", {NAME: "bitcoin_difficulty{*}"}),
         graph("Hashrate", "Hs", "Estimated from the last blocks: 144 are a day, 2016 a difficulty period.",
-              {"{{instance}} {{blocks}} blocks": "bitcoin_hashrate_estimate{*}"}),
-        graph("Size on disk", "bytes", "Block and undo files.", {EXPORTER: "bitcoin_chain_size_bytes{*}"}),
+              {"{{node}} {{blocks}} blocks": "bitcoin_hashrate_estimate{*}"}),
+        graph("Size on disk", "bytes", "Block and undo files.", {NAME: "bitcoin_chain_size_bytes{*}"}),
         graph("Pruned to", "none", "First block that a pruning node stores whole; nodes that do not prune have none.",
-              {EXPORTER: "bitcoin_prune_height{*}"}, least=None),
-        graph("Pruning", "none", "1 on nodes that prune.", {EXPORTER: "bitcoin_pruned{*}"}),
+              {NAME: "bitcoin_prune_height{*}"}, least=None),
+        graph("Pruning", "none", "1 on nodes that prune.", {NAME: "bitcoin_pruned{*}"}),
     ],
     "Blocks": [
-        graph("Transactions per block", "none", "Of the tip, coinbase included.",
-              {EXPORTER: "bitcoin_last_block_transactions{*}"}),
-        graph("Weight and size of the tip", "none", "Weight units and bytes of the tip, without its coinbase.",
-              {"{{instance}} weight": "bitcoin_last_block_weight{*}",
-               "{{instance}} bytes": "bitcoin_last_block_size_bytes{*}"}),
-        graph("Fees of the tip", "suffix: sat", "Fees that the tip's transactions paid.",
-              {EXPORTER: "bitcoin_last_block_fees_satoshis{*}"}),
-        graph("Inputs and outputs of the tip", "none", "Inputs without, outputs with the coinbase.",
-              {"{{instance}} inputs": "bitcoin_last_block_inputs{*}",
-               "{{instance}} outputs": "bitcoin_last_block_outputs{*}"}),
-        graph("Connected per second", "cps", "Parts of the blocks that were connected, from the blocks themselves. Needs "
-              "the Chain interface.",
-              {"{{instance}} transactions": rate("bitcoin_connected_transactions_total"),
-               "{{instance}} inputs": rate("bitcoin_connected_inputs_total"),
-               "{{instance}} outputs": rate("bitcoin_connected_outputs_total")}),
-        graph("Connected bytes per second", "Bps", "Serialized size and weight of the blocks that were connected. Needs the "
-              "Chain interface.",
-              {"{{instance}} bytes": rate("bitcoin_connected_bytes_total"),
-               "{{instance}} weight": rate("bitcoin_connected_weight_total")}),
-        graph("Value connected per second", "suffix: sat/s", "Value of the outputs of connected blocks. Needs the Chain "
-              "interface.",
-              {EXPORTER: rate("bitcoin_connected_output_value_satoshis_total")}),
+        graph("Transactions of the tip", "none", "Transactions of the last block, coinbase included.",
+              {NAME: "bitcoin_last_block_transactions{*}"}),
+        graph("Weight and size of the tip", "short", "Weight units and bytes of the last block, without its coinbase.",
+              {"{{node}} weight": "bitcoin_last_block_weight{*}",
+               "{{node}} bytes": "bitcoin_last_block_size_bytes{*}"}),
+        graph("Fees of the tip", "si:sat", "Fees that the transactions of the last block paid.",
+              {NAME: "bitcoin_last_block_fees_satoshis{*}"}),
+        graph("Inputs and outputs of the tip", "none", "Inputs and outputs of the last block: inputs without, outputs with the coinbase.",
+              {"{{node}} inputs": "bitcoin_last_block_inputs{*}",
+               "{{node}} outputs": "bitcoin_last_block_outputs{*}"}),
+        graph("Connected in an hour", "short", "Transactions, inputs and outputs of the blocks that were connected within an "
+              "hour, from the blocks themselves. Needs the Chain interface.",
+              {"{{node}} transactions": hourly("bitcoin_connected_transactions_total"),
+               "{{node}} inputs": hourly("bitcoin_connected_inputs_total"),
+               "{{node}} outputs": hourly("bitcoin_connected_outputs_total")}),
+        graph("Size connected in an hour", "bytes", "Serialized size of the blocks that were connected within an hour. Needs the "
+              "Chain interface.", {NAME: hourly("bitcoin_connected_bytes_total")}),
+        graph("Weight connected in an hour", "si:WU", "Weight of the blocks that were connected within an hour; a block has at most "
+              "4 MWU. Needs the Chain interface.", {NAME: hourly("bitcoin_connected_weight_total")}),
+        graph("Value connected in an hour", "si:sat", "Value of the outputs of the blocks that were connected within an hour. "
+              "Needs the Chain interface.", {NAME: hourly("bitcoin_connected_output_value_satoshis_total")}),
     ],
     "Mempool": [
-        graph("Transactions", "none", "In the mempool.", {EXPORTER: "bitcoin_mempool_size{*}"}),
-        graph("Memory", "bytes", "What the mempool uses, and what it may use.",
-              {"{{instance}} used": "bitcoin_mempool_bytes{*}", "{{instance}} limit": "bitcoin_mempool_max_bytes{*}"}),
-        graph("Virtual size", "suffix: vB", "Of the mempool's transactions; a block takes a million.",
-              {EXPORTER: "bitcoin_mempool_vbytes{*}"}),
-        graph("Fees waiting", "suffix: sat", "Fees of the mempool's transactions.",
-              {EXPORTER: "bitcoin_mempool_fees_satoshis{*}"}),
+        graph("Transactions", "short", "Transactions in the mempool.", {NAME: "bitcoin_mempool_size{*}"}),
+        graph("Memory", "bytes", "Memory that the mempool uses, and that it may use (`-maxmempool`).",
+              {"{{node}} used": "bitcoin_mempool_bytes{*}", "{{node}} limit": "bitcoin_mempool_max_bytes{*}"}),
+        graph("Virtual size", "si:vB", "Virtual size of the mempool's transactions; a block takes 1 MvB.",
+              {NAME: "bitcoin_mempool_vbytes{*}"}),
+        graph("Fees waiting", "si:sat", "Fees of all of the mempool's transactions.",
+              {NAME: "bitcoin_mempool_fees_satoshis{*}"}),
         graph("In and out", "cps", "Transactions added to and removed from the mempool per second. Needs the Chain "
               "interface, or bitcoind-usdt-exporter.",
-              {"{{instance}} added": rate("bitcoin_mempool_tx_added_total"),
-               "{{instance}} {{reason}}": rate("bitcoin_mempool_tx_removed_total", by="reason")}),
+              {"{{node}} added": rate("bitcoin_mempool_tx_added_total"),
+               "{{node}} {{reason}}": rate("bitcoin_mempool_tx_removed_total", by="reason")}),
         graph("Not yet relayed", "none", "The node's own transactions that no peer has asked for yet.",
-              {EXPORTER: "bitcoin_mempool_unbroadcast{*}"}),
+              {NAME: "bitcoin_mempool_unbroadcast{*}"}),
     ],
     "Fees": [
-        graph("Fee estimates", "suffix: sat/vB", "To be confirmed within so many blocks; absent without an estimate.",
-              {"{{instance}} {{blocks}} blocks": "bitcoin_fee_estimate_sat_per_vbyte{*}"}),
+        graph("Fee estimates", "suffix: sat/vB", "Feerate to be confirmed within so many blocks, as the node estimates it; absent without an estimate.",
+              {"{{node}} {{blocks}} blocks": "bitcoin_fee_estimate_sat_per_vbyte{*}"}),
         graph("Minimum feerate", "suffix: sat/vB", "Below it the mempool takes no transaction; it rises when it is full.",
-              {EXPORTER: "bitcoin_mempool_min_feerate_sat_per_vbyte{*}"}),
+              {NAME: "bitcoin_mempool_min_feerate_sat_per_vbyte{*}"}),
     ],
     "Peers": [
-        graph("Connections", "none", "By who opened them.",
-              {"{{instance}} {{direction}}": "bitcoin_connections{*}", "{{instance}} all": "bitcoin_peers{*}"}),
+        graph("Connections", "none", "Connected peers by who opened the connection: in or out.",
+              {"{{node}} {{direction}}": "bitcoin_connections{*}", "{{node}} all": "bitcoin_peers{*}"}),
         graph("By network", "none", "Connected peers by network.",
-              {"{{instance}} {{network}}": "sum by (instance,network) (bitcoin_peers_by{*})"}, stacked=True),
+              {"{{node}} {{network}}": "sum by (node,instance,network) (bitcoin_peers_by{*})"}, stacked=True),
         graph("By type", "none", "Connected peers by type of connection.",
-              {"{{instance}} {{connection_type}}": "sum by (instance,connection_type) (bitcoin_peers_by{*})"},
+              {"{{node}} {{connection_type}}": "sum by (node,instance,connection_type) (bitcoin_peers_by{*})"},
               stacked=True),
         graph("By transport", "none", "Connected peers by transport protocol: v2 is encrypted.",
-              {"{{instance}} {{transport}}": "sum by (instance,transport) (bitcoin_peers_by{*})"}, stacked=True),
+              {"{{node}} {{transport}}": "sum by (node,instance,transport) (bitcoin_peers_by{*})"}, stacked=True),
         graph("Ping", "s", "Last ping time over the present peers: median, 90th percentile, slowest.",
-              {"{{instance}} p{{percentile}}": "bitcoin_peer_ping_seconds{*}"}),
-        graph("Shortest ping", "s", "Each peer's shortest ping time, over the present peers.",
-              {"{{instance}} p{{percentile}}": "bitcoin_peer_min_ping_seconds{*}"}),
+              {"{{node}} p{{percentile}}": "bitcoin_peer_ping_seconds{*}"}),
+        graph("Shortest ping", "s", "Each peer's shortest ping time, over the present peers: median, 90th percentile, slowest.",
+              {"{{node}} p{{percentile}}": "bitcoin_peer_min_ping_seconds{*}"}),
         graph("By protocol version", "none", "Connected peers by protocol version.",
-              {"{{instance}} {{version}}": "bitcoin_peers_by_version{*}"}, stacked=True),
-        graph("High-bandwidth peers", "none", "BIP152: `to` those that we chose, `from` those that chose us.",
-              {"{{instance}} {{direction}}": "bitcoin_peers_high_bandwidth{*}"}),
-        graph("Remarkable peers", "none", "Clock off by more than 10 seconds; ping unanswered for more than 5; taking "
-              "transactions below 1 sat/vB; taking part in address relay.",
-              {"{{instance}} clock off": "bitcoin_peers_clock_off{*}",
-               "{{instance}} ping overdue": "bitcoin_peers_ping_overdue{*}",
-               "{{instance}} low fees": "bitcoin_peers_low_fee_relay{*}",
-               "{{instance}} address relay": "bitcoin_peers_addr_relay{*}"}),
+              {"{{node}} {{version}}": "bitcoin_peers_by_version{*}"}, stacked=True),
+        graph("High-bandwidth peers", "none", "Peers in high-bandwidth mode (BIP152): `to` those that we chose, `from` those that chose us.",
+              {"{{node}} {{direction}}": "bitcoin_peers_high_bandwidth{*}"}),
+        graph("Remarkable peers", "none", "Peers whose clock is off by more than 10 seconds; whose ping is unanswered for more "
+              "than 5; who take transactions below 1 sat/vB; who take part in address relay.",
+              {"{{node}} clock off": "bitcoin_peers_clock_off{*}",
+               "{{node}} ping overdue": "bitcoin_peers_ping_overdue{*}",
+               "{{node}} low fees": "bitcoin_peers_low_fee_relay{*}",
+               "{{node}} address relay": "bitcoin_peers_addr_relay{*}"}),
         graph("Download", "none", "Blocks in flight, and the peers that send them.",
-              {"{{instance}} blocks": "bitcoin_blocks_in_flight{*}",
-               "{{instance}} peers": "bitcoin_peers_with_blocks_in_flight{*}"}),
-        graph("Banned", "none", "Addresses and subnets that are banned.", {EXPORTER: "bitcoin_banned{*}"}),
+              {"{{node}} blocks": "bitcoin_blocks_in_flight{*}",
+               "{{node}} peers": "bitcoin_peers_with_blocks_in_flight{*}"}),
+        graph("Banned", "none", "Addresses and subnets that are banned.", {NAME: "bitcoin_banned{*}"}),
     ],
     "Traffic": [
-        graph("Bandwidth", "Bps", "The node's own totals.",
-              {"{{instance}} received": rate("bitcoin_bytes_recv_total"),
-               "{{instance}} sent": rate("bitcoin_bytes_sent_total")}),
-        graph("Received by message", "Bps", "The ten largest types.",
-              {"{{instance}} {{type}}": top(rate("bitcoin_p2p_message_bytes_total", ',direction="in"', "type"))},
+        graph("Bandwidth", "Bps", "Bytes per second, from the node's own totals.",
+              {"{{node}} received": rate("bitcoin_bytes_recv_total"),
+               "{{node}} sent": rate("bitcoin_bytes_sent_total")}),
+        graph("Received by message", "Bps", "Bytes per second of messages with the present peers, by type.",
+              {"{{node}} {{type}}": rate("bitcoin_p2p_message_bytes_total", ',direction="in"', "type")},
               stacked=True),
-        graph("Sent by message", "Bps", "The ten largest types.",
-              {"{{instance}} {{type}}": top(rate("bitcoin_p2p_message_bytes_total", ',direction="out"', "type"))},
+        graph("Sent by message", "Bps", "Bytes per second of messages with the present peers, by type.",
+              {"{{node}} {{type}}": rate("bitcoin_p2p_message_bytes_total", ',direction="out"', "type")},
               stacked=True),
     ],
     "UTXO cache": [
-        graph("Coins", "cps", "Added to, spent from and dropped from a UTXO cache per second. Needs the Tracing interface "
+        graph("Coins", "cps", "Coins added to, spent from and dropped from a UTXO cache per second. Needs the Tracing interface "
               "and the end of initial block download.",
-              {"{{instance}} added": rate("bitcoin_utxo_cache_add_total"),
-               "{{instance}} spent": rate("bitcoin_utxo_cache_spend_total"),
-               "{{instance}} dropped": rate("bitcoin_utxo_cache_uncache_total")}),
-        graph("Value", "suffix: sat/s", "Value of those coins.",
-              {"{{instance}} added": rate("bitcoin_utxo_cache_add_value_total"),
-               "{{instance}} spent": rate("bitcoin_utxo_cache_spend_value_total"),
-               "{{instance}} dropped": rate("bitcoin_utxo_cache_uncache_value_total")}),
+              {"{{node}} added": rate("bitcoin_utxo_cache_add_total"),
+               "{{node}} spent": rate("bitcoin_utxo_cache_spend_total"),
+               "{{node}} dropped": rate("bitcoin_utxo_cache_uncache_total")}),
+        graph("Value", "si:sat/s", "Value of the coins added to, spent from and dropped from a UTXO cache per second.",
+              {"{{node}} added": rate("bitcoin_utxo_cache_add_value_total"),
+               "{{node}} spent": rate("bitcoin_utxo_cache_spend_value_total"),
+               "{{node}} dropped": rate("bitcoin_utxo_cache_uncache_value_total")}),
         graph("Flushes", "none", "Flushes of the chain state to disk within an hour. Needs the Chain interface.",
-              {EXPORTER: "increase(bitcoin_chain_state_flushes_total{*}[1h])"}),
+              {NAME: "increase(bitcoin_chain_state_flushes_total{*}[1h])"}),
         graph("UTXO trace", "none", "Which state the trace is in: active, off, ibd (it waits), over_budget (given up).",
-              {"{{instance}} {{state}}": "bitcoin_exporter_utxo_trace{*}"}),
+              {"{{node}} {{state}}": "bitcoin_exporter_utxo_trace{*}"}),
     ],
     "Exporter": [
-        graph("Connection", "none", "1 while the connection to the node works and the last poll succeeded; and since when "
-              "the last poll is over.", {EXPORTER: "bitcoin_up{*}"}, span=8),
-        graph("Since the last poll", "s", "End of the last successful poll; it grows while the node does not answer.",
-              {EXPORTER: "time() - bitcoin_exporter_last_poll_timestamp_seconds{*}"}, span=8),
-        graph("Connects and disconnects", "none", "Within an hour; why a connection ended: shutdown, lost, hung, refused.",
-              {"{{instance}} connects": "increase(bitcoin_exporter_connects_total{*}[1h])",
-               "{{instance}} {{reason}}": "increase(bitcoin_exporter_disconnects_total{*}[1h])"}, span=8),
-        graph("Poll time", "s", "Time that a poll of the node took.", quantiles("bitcoin_exporter_poll_duration_seconds")),
+        graph("Connection", "none", "1 while the connection to the node works and the last poll succeeded.", {NAME: "bitcoin_up{*}"}, span=8),
+        graph("Since the last poll", "s", "Time since the end of the last successful poll; it grows while the node does not answer.",
+              {NAME: "time() - bitcoin_exporter_last_poll_timestamp_seconds{*}"}, span=8),
+        graph("Connects and disconnects", "none", "Connections to the node that began and ended within an hour; why they ended: shutdown, lost, hung, refused.",
+              {"{{node}} connects": "increase(bitcoin_exporter_connects_total{*}[1h])",
+               "{{node}} {{reason}}": "increase(bitcoin_exporter_disconnects_total{*}[1h])"}, span=8),
+        graph("Poll time", "s", "Time that a poll of the node took.", quantiles("bitcoin_exporter_poll_duration_seconds", window="$__rate_interval")),
         graph("Failed calls", "none", "Calls to the node that failed within an hour, by call.",
-              {"{{instance}} {{call}}": "increase(bitcoin_exporter_poll_failures_total{*}[1h])"}),
+              {"{{node}} {{call}}": "increase(bitcoin_exporter_poll_failures_total{*}[1h])"}),
         graph("Notifications", "cps", "What the node told us per second, by callback.",
-              {"{{instance}} {{callback}}": rate("bitcoin_exporter_callbacks_total", by="callback")}),
+              {"{{node}} {{callback}}": rate("bitcoin_exporter_callbacks_total", by="callback")}),
         graph("Time the node waited", "s", "How long we kept the node waiting for the answer to a notification.",
-              quantiles("bitcoin_exporter_callback_duration_seconds")),
-        graph("Not counted", "none", "Within an hour: events that were answered but not counted, and log lines not written.",
-              {"{{instance}} {{event}}": "increase(bitcoin_exporter_events_dropped_total{*}[1h])",
-               "{{instance}} log lines": "increase(bitcoin_exporter_log_lines_dropped_total{*}[1h])"}),
-        graph("Exporter's processor time", "percentunit", "Of one processor.",
-              {EXPORTER: "rate(process_cpu_seconds_total{*}[$__rate_interval])"}),
-        graph("Exporter's memory", "bytes", "Resident memory.", {EXPORTER: "process_resident_memory_bytes{*}"}, span=8),
-        graph("Exporter's descriptors", "none", "Open files and sockets.", {EXPORTER: "process_open_fds{*}"}, span=8),
-        number("Exporter's uptime", "s", "Since the exporter started.", {EXPORTER: "time() - process_start_time_seconds{*}"},
+              quantiles("bitcoin_exporter_callback_duration_seconds", window="$__rate_interval")),
+        graph("Not counted", "none", "Events that were answered but not counted, and log lines that were not written, within an hour.",
+              {"{{node}} {{event}}": "increase(bitcoin_exporter_events_dropped_total{*}[1h])",
+               "{{node}} log lines": "increase(bitcoin_exporter_log_lines_dropped_total{*}[1h])"}),
+        graph("Exporter's processor time", "percentunit", "Processor time of the exporter, as a share of one processor.",
+              {NAME: "rate(process_cpu_seconds_total{*}[$__rate_interval])"}),
+        graph("Exporter's memory", "bytes", "Resident memory of the exporter.", {NAME: "process_resident_memory_bytes{*}"}, span=8),
+        graph("Exporter's descriptors", "none", "Open files and sockets of the exporter.", {NAME: "process_open_fds{*}"}, span=8),
+        number("Exporter's uptime", "s", "Time since the exporter started.", {NAME: "time() - process_start_time_seconds{*}"},
                span=8),
         graph("Locked memory of the node", "bytes", "The node's locked pool, for keys.",
-              {"{{instance}} {{state}}": "bitcoin_memory_locked_bytes{*}"}),
+              {"{{node}} {{state}}": "bitcoin_memory_locked_bytes{*}"}),
         rows("Interfaces", "none", "What each node offers over IPC.", "bitcoin_exporter_interface{*}",
-             ["instance", "interface"]),
-        rows("Builds", "none", "What runs where.", "bitcoind_ipc_exporter_build_info{*}",
-             ["instance", "version", "revision", "rustc"]),
+             ["node", "interface"]),
+        rows("Builds", "none", "Version, revision and compiler of each exporter.", "bitcoind_ipc_exporter_build_info{*}",
+             ["node", "instance", "version", "revision", "rustc"]),
+    ],
+    "Logs": [
+        logs("Log", "Lines of the node's debug.log and of the exporters' journal, from Loki.",
+             '{job=~"bitcoin-core|bitcoind-exporter",node=~"$node"}'),
+        logs("Warnings and errors", "Lines of the node and the exporters at the levels warning and error, from Loki.",
+             '{job=~"bitcoin-core|bitcoind-exporter",node=~"$node",level=~"warning|error"}'),
+    ],
+}
+
+# From the recording rules.
+FLEET = {
+    "At a glance": [
+        number("Nodes up", "none", "Nodes whose exporter has a working connection to them.",
+               {"up": "sum(instance:bitcoin_up:value{*})"}),
+        number("Nodes down", "none", "Nodes that are down, or whose exporter cannot be scraped.",
+               {"down": "count(instance:bitcoin_up:value{*} == 0) or vector(0)"}, steps=[(1, "red")]),
+        number("Firing alerts", "none", "Alerts that fire, on the chosen nodes. What to do: docs/alerts.md.",
+               {"firing": 'count(ALERTS{alertstate="firing",node=~"$node"}) or vector(0)'}, steps=[(1, "orange")]),
+        number("Most blocks behind", "none", "Blocks that the last of the chosen nodes is behind the best of its chain.",
+               {"behind": "max(instance:bitcoin_blocks_behind:value{*})"}, steps=[(1, "orange"), (3, "red")]),
+        number("Oldest tip", "s", "Greatest age of a tip of the chosen nodes.",
+               {"age": "max(instance:bitcoin_tip_age_seconds:value{*})"}, steps=[(3600, "orange"), (7200, "red")]),
+        number("Fewest outbound peers", "none", "Outbound peers of the node that has the fewest.",
+               {"peers": "min(instance:bitcoin_outbound_peers:value{*})"},
+               steps=[(None, "red"), (1, "orange"), (8, "green")]),
+    ],
+    "Nodes": [
+        columns("Nodes", "Each node: whether it is up, its height, how far it is behind the best of its chain, the age of its tip, "
+                "its outbound peers, and how full its mempool is.",
+                {"Up": ("instance:bitcoin_up:value{*}", "none", UP),
+                 "Height": ("instance:bitcoin_chain_height:value{*}", "none", None),
+                 "Behind": ("instance:bitcoin_blocks_behind:value{*}", "none", None),
+                 "Tip age": ("instance:bitcoin_tip_age_seconds:value{*}", "s", None),
+                 "Outbound": ("instance:bitcoin_outbound_peers:value{*}", "none", None),
+                 "Mempool": ("instance:bitcoin_mempool_used:ratio{*}", "percentunit", None)}, by="node"),
+        rows("Alerts", "none", "Alerts that fire, on the chosen nodes.", 'ALERTS{alertstate="firing",node=~"$node"}',
+             ["node", "severity", "alertname"], span=24, hidden=["alertstate", "instance", "Value"], sort="severity"),
+    ],
+    "Chains": [
+        graph("Nodes up", "none", "Nodes of each chain that are up, and those that were seen within a day.",
+              {"{{chain}} up": "chain:bitcoin_up:sum", "{{chain}} known": "chain:bitcoin_nodes:count"}),
+        graph("Best height", "none", "Greatest height of our nodes on each chain.",
+              {"{{chain}}": "chain:bitcoin_chain_height:max"}, least=None),
+    ],
+    "Compared": [
+        graph("Blocks behind", "none", "Blocks that each node is behind the best of its chain.",
+              {NAME: "instance:bitcoin_blocks_behind:value{*}"}),
+        graph("Tip age", "s", "Time since the time in the header of each node's tip.",
+              {NAME: "instance:bitcoin_tip_age_seconds:value{*}"}),
+        graph("Outbound peers", "none", "Connections that each node opened.",
+              {NAME: "instance:bitcoin_outbound_peers:value{*}"}),
+        graph("Mempool used", "percentunit", "Memory of each node's mempool, as a share of what it may use.",
+              {NAME: "instance:bitcoin_mempool_used:ratio{*}"}),
+        graph("Blocks disconnected", "none", "Blocks that each node disconnected within an hour: a reorganization.",
+              {NAME: "instance:bitcoin_blocks_disconnected:increase1h{*}"}),
+        graph("Mempool", "short", "Transactions in each node's mempool.", {NAME: "bitcoin_mempool_size{*}"}),
     ],
 }
 
 FIBRE = {
     "At a glance": [
-        number("Blocks reconstructed", "none", "From FIBRE/UDP chunks.", {EXPORTER: "fibre_blocks_reconstructed_total{*}"}),
-        number("Blocks sent", "none", "That the node began to send over FIBRE.", {EXPORTER: "fibre_blocks_sent_total{*}"}),
-        number("FIBRE win rate", "percentunit", "Share of the races that FIBRE/UDP won.",
-               {EXPORTER: 'sum by (instance) (fibre_block_race_wins_total{*,mechanism="fibre_udp"}) / '
-                          "sum by (instance) (fibre_block_race_wins_total{*})"}),
-        number("Last block", "none", "Height of the block that was raced last.", {EXPORTER: "fibre_last_block_height{*}"}),
-        number("UDP wins", "none", "Blocks that FIBRE/UDP delivered first.",
-               {EXPORTER: 'fibre_block_race_wins_total{*,mechanism="fibre_udp"}'}),
-        number("Compact block wins", "none", "Blocks that BIP152 compact blocks delivered first.",
-               {EXPORTER: 'fibre_block_race_wins_total{*,mechanism="bip152_cmpct"}'}),
+        number("Blocks reconstructed", "none", "Blocks reconstructed from FIBRE/UDP chunks in the chosen time.",
+               {NAME: "increase(fibre_blocks_reconstructed_total{*}[$__range])"}),
+        number("Blocks sent", "none", "Blocks that the node began to send over FIBRE in the chosen time.",
+               {NAME: "increase(fibre_blocks_sent_total{*}[$__range])"}),
+        number("FIBRE win rate", "percentunit", "Share of the races of the chosen time that FIBRE/UDP won.",
+               {NAME: 'sum by (node,instance) (increase(fibre_block_race_wins_total{*,mechanism="fibre_udp"}[$__range])) / '
+                      "sum by (node,instance) (increase(fibre_block_race_wins_total{*}[$__range]))"}),
+        number("Last block", "none", "Height of the block that was raced last.", {NAME: "fibre_last_block_height{*}"}),
+        number("UDP wins", "none", "Blocks of the chosen time that FIBRE/UDP delivered first.",
+               {NAME: 'increase(fibre_block_race_wins_total{*,mechanism="fibre_udp"}[$__range])'}),
+        number("Compact block wins", "none", "Blocks of the chosen time that BIP152 compact blocks delivered first.",
+               {NAME: 'increase(fibre_block_race_wins_total{*,mechanism="bip152_cmpct"}[$__range])'}),
     ],
     "Races": [
-        graph("Race wins over time", "none", "Races won within an hour, by mechanism.",
-              {"{{instance}} {{mechanism}}": "increase(fibre_block_race_wins_total{*}[1h])"}, stacked=True),
+        graph("Race wins over time", "none", "Races won within an hour, by the mechanism that won.",
+              {"{{node}} {{mechanism}}": hourly("fibre_block_race_wins_total", by="mechanism")}, stacked=True),
         graph("Wins by mechanism", "percentunit", "Share of the races that each mechanism won within an hour.",
-              {"{{instance}} {{mechanism}}": "increase(fibre_block_race_wins_total{*}[1h]) / on (job,instance,node) "
+              {"{{node}} {{mechanism}}": "increase(fibre_block_race_wins_total{*}[1h]) / on (job,instance,node) "
                "group_left () sum by (job,instance,node) (increase(fibre_block_race_wins_total{*}[1h]))"}),
         graph("Relay latency", "s", "Time until a mechanism had the block, of those that took part.",
               quantiles("fibre_block_race_latency_seconds", by="mechanism")),
-        graph("Winning margin", "s", "How far the winner was ahead, when both took part.",
+        graph("Winning margin", "s", "Time by which the winner was ahead, of the races that both mechanisms took part in.",
               quantiles("fibre_race_margin_seconds", by="winner")),
-        bars("Block race results", "none", "Blocks by the mechanism that delivered them first, and races of both.",
-             {"{{instance}} {{mechanism}}": "fibre_block_race_wins_total{*}",
-              "{{instance}} both took part": "fibre_races_with_both_total{*}"}),
-        rows("Delivery by peer", "none", "Blocks by the mechanism and the peer that delivered them first.",
-             "topk(50, sum by (instance,mechanism,peer) (fibre_block_deliveries_total{*}))",
-             ["instance", "peer", "mechanism"]),
+        bars("Block race results", "none", "Blocks of the chosen time by the mechanism that delivered them first, and races that both "
+             "took part in.",
+             {"{{node}} {{mechanism}}": "increase(fibre_block_race_wins_total{*}[$__range])",
+              "{{node}} both took part": "increase(fibre_races_with_both_total{*}[$__range])"}),
+        rows("Delivery by peer", "none", "Blocks of the chosen time by the mechanism and the peer that delivered them first: the 50 largest.",
+             "topk(50, sum by (node,mechanism,peer) (increase(fibre_block_deliveries_total{*}[$__range])))",
+             ["node", "peer", "mechanism"]),
     ],
     "Reconstruction": [
-        graph("Reconstruction time", "s", "From the first chunk to the block.",
+        graph("Reconstruction time", "s", "Time from the first chunk of a block to the whole block.",
               quantiles("fibre_block_reconstruction_duration_seconds")),
-        graph("Blocks", "none", "Reconstructed and sent within an hour.",
-              {"{{instance}} reconstructed": "increase(fibre_blocks_reconstructed_total{*}[1h])",
-               "{{instance}} sent": "increase(fibre_blocks_sent_total{*}[1h])"}),
-        graph("Chunk throughput", "cps", "Chunks per second of the blocks that were reconstructed.",
-              {"{{instance}} received": rate("fibre_chunks_received_total"),
-               "{{instance}} used": rate("fibre_chunks_used_total")}),
-        graph("Chunk efficiency", "percentunit", "Chunks that were needed, of those that were received.",
-              {EXPORTER: "rate(fibre_chunks_used_total{*}[$__rate_interval]) / "
-                         "rate(fibre_chunks_received_total{*}[$__rate_interval])"}),
+        graph("Blocks", "none", "Blocks reconstructed from FIBRE/UDP and sent over it within an hour.",
+              {"{{node}} reconstructed": "increase(fibre_blocks_reconstructed_total{*}[1h])",
+               "{{node}} sent": "increase(fibre_blocks_sent_total{*}[1h])"}),
+        graph("Chunks in an hour", "short", "Chunks of the blocks that were reconstructed within an hour.",
+              {"{{node}} received": hourly("fibre_chunks_received_total"),
+               "{{node}} used": hourly("fibre_chunks_used_total")}),
+        graph("Chunk efficiency", "percentunit", "Share of the received chunks that were needed, over an hour.",
+              {NAME: f"{hourly('fibre_chunks_used_total')} / {hourly('fibre_chunks_received_total')}"}),
         graph("Chunks per block", "none", "Chunks used to reconstruct one block.", quantiles("fibre_block_chunks_used")),
-        graph("Transactions from the mempool", "none", "Mean per reconstructed block. Needs "
+        graph("Transactions from the mempool", "none", "Mean number of transactions of a reconstructed block that were in the mempool and that were not. Needs "
               "`udp:block_reconstruction_detail` in the node.",
-              {"{{instance}} in the mempool": mean("fibre_block_mempool_tx_count"),
-               "{{instance}} missing": mean("fibre_block_missing_tx_count")}),
+              {"{{node}} in the mempool": mean("fibre_block_mempool_tx_count"),
+               "{{node}} missing": mean("fibre_block_missing_tx_count")}),
         graph("Missing bytes", "bytes", "Mean size of the transactions that were not in the mempool.",
-              {EXPORTER: mean("fibre_block_missing_tx_bytes")}),
+              {NAME: mean("fibre_block_missing_tx_bytes")}),
         graph("Nothing missing", "none", "Reconstructed blocks within an hour whose transactions were all in the mempool.",
-              {EXPORTER: "increase(fibre_block_all_tx_from_mempool_total{*}[1h])"}),
+              {NAME: "increase(fibre_block_all_tx_from_mempool_total{*}[1h])"}),
     ],
     "Exporter": [
-        number("Exporter", "none", "1 while the exporter runs.", {EXPORTER: "fibre_exporter_up{*}"}, words=UP),
+        number("Exporter", "none", "Whether Prometheus can scrape bitcoind-usdt-exporter.", {NAME: "up{*}"}, words=UP),
         number("Probes attached", "none", "Tracepoints that are attached; 0 while no node with tracepoints runs.",
-               {EXPORTER: "fibre_exporter_probes_attached{*}"}),
-        number("Uptime", "s", "Since the exporter started.", {EXPORTER: "time() - fibre_exporter_start_time_seconds{*}"}),
-        text_of_label("Version", "Of the exporter.", "version", "fibre_exporter_info{*}"),
-        graph("Events", "cps", "FIBRE events per second, by tracepoint.",
-              {"{{instance}} {{event_type}}": rate("fibre_exporter_events_processed_total", by="event_type")}, span=8),
+               {NAME: "fibre_exporter_probes_attached{*}"}),
+        number("Uptime", "s", "Time since bitcoind-usdt-exporter started.", {NAME: "time() - fibre_exporter_start_time_seconds{*}"}),
+        text_of_label("Version", "Version of bitcoind-usdt-exporter.", "version", "fibre_exporter_info{*}"),
+        graph("Events", "none", "FIBRE events within an hour, by tracepoint.",
+              {"{{node}} {{event_type}}": hourly("fibre_exporter_events_processed_total", by="event_type")}, span=8),
         graph("Errors", "none", "Events within an hour that were lost or not read whole.",
-              {"{{instance}} {{error_type}}": "increase(fibre_exporter_errors_total{*}[1h])"}, span=8),
+              {"{{node}} {{error_type}}": "increase(fibre_exporter_errors_total{*}[1h])"}, span=8),
     ],
 }
 
 INTERNALS = {
     "Network": [
-        graph("Messages by type", "cps", "The ten most frequent types, both directions.",
-              {"{{instance}} {{type}}": top(rate("bitcoin_p2p_messages_total", by="type"))}),
-        graph("Bandwidth", "Bps", "Bytes of the messages, by direction.",
-              {"{{instance}} {{direction}}": rate("bitcoin_p2p_message_bytes_total", by="direction")}),
+        graph("Messages by type", "cps", "Messages per second by type, both directions.",
+              {"{{node}} {{type}}": rate("bitcoin_p2p_messages_total", by="type")}),
+        graph("Bandwidth", "Bps", "Bytes per second of the messages, by direction.",
+              {"{{node}} {{direction}}": rate("bitcoin_p2p_message_bytes_total", by="direction")}),
         graph("Connections", "none", "Open connections by who opened them.",
-              {"{{instance}} {{direction}}": "bitcoin_connections{*}"}),
+              {"{{node}} {{direction}}": "bitcoin_connections{*}"}),
         graph("Opened", "none", "Connections opened within an hour, by network.",
-              {"{{instance}} {{network}}": "sum by (instance,network) (increase(bitcoin_connections_opened_total{*}[1h]))"}),
+              {"{{node}} {{network}}": "sum by (node,instance,network) (increase(bitcoin_connections_opened_total{*}[1h]))"}),
         graph("Closed", "none", "Connections closed within an hour, by network.",
-              {"{{instance}} {{network}}": "increase(bitcoin_connections_closed_total{*}[1h])"}),
-        graph("Evicted and misbehaving", "none", "Within an hour: connections closed to make room for others, and peers "
-              "that misbehaved.",
-              {"{{instance}} evicted": "increase(bitcoin_connections_evicted_total{*}[1h])",
-               "{{instance}} misbehaving": "increase(bitcoin_connections_misbehaving_total{*}[1h])"}),
+              {"{{node}} {{network}}": "increase(bitcoin_connections_closed_total{*}[1h])"}),
+        graph("Evicted and misbehaving", "none", "Connections closed to make room for others, and peers that misbehaved, within "
+              "an hour.",
+              {"{{node}} evicted": "increase(bitcoin_connections_evicted_total{*}[1h])",
+               "{{node}} misbehaving": "increase(bitcoin_connections_misbehaving_total{*}[1h])"}),
     ],
     "Blocks": [
         graph("Connection time", "s", "Time that connecting a block took.",
               quantiles("bitcoin_block_connection_duration_seconds")),
-        graph("Blocks connected", "none", "Within an hour.", {EXPORTER: "increase(bitcoin_blocks_connected_total{*}[1h])"}),
-        graph("Transactions per block", "none", "Mean over the blocks connected.",
-              {EXPORTER: mean("bitcoin_block_tx_count")}),
-        graph("Sigops per block", "none", "Mean cost of a block's signature operations.",
-              {EXPORTER: mean("bitcoin_block_sigops")}),
-        graph("Inputs per block", "none", "Mean over the blocks connected.", {EXPORTER: mean("bitcoin_block_inputs")}),
+        graph("Blocks connected", "none", "Blocks connected within an hour.", {NAME: "increase(bitcoin_blocks_connected_total{*}[1h])"}),
+        graph("Transactions per block", "none", "Mean number of transactions of the blocks connected within an hour.",
+              {NAME: mean("bitcoin_block_tx_count")}),
+        graph("Sigops per block", "none", "Mean cost of the signature operations of the blocks connected within an hour.",
+              {NAME: mean("bitcoin_block_sigops")}),
+        graph("Inputs per block", "none", "Mean number of inputs of the blocks connected within an hour.", {NAME: mean("bitcoin_block_inputs")}),
     ],
     "UTXO cache": [
         graph("Flush time", "s", "Time that writing the UTXO cache to disk took.",
-              {EXPORTER: "histogram_quantile(0.99, sum by (le,instance) "
-                         "(increase(bitcoin_utxo_cache_flush_duration_seconds_bucket{*}[1h])))"}),
-        graph("Coins at the last flush", "none", "In the UTXO cache.", {EXPORTER: "bitcoin_utxo_cache_flush_coins{*}"}),
-        graph("Memory at the last flush", "bytes", "Of the UTXO cache.", {EXPORTER: "bitcoin_utxo_cache_flush_bytes{*}"}),
-        graph("Coins", "cps", "Added to, spent from and dropped from a UTXO cache per second.",
-              {"{{instance}} added": rate("bitcoin_utxo_cache_add_total"),
-               "{{instance}} spent": rate("bitcoin_utxo_cache_spend_total"),
-               "{{instance}} dropped": rate("bitcoin_utxo_cache_uncache_total")}),
+              quantiles("bitcoin_utxo_cache_flush_duration_seconds")),
+        graph("Coins at the last flush", "none", "Coins in the UTXO cache when it was written to disk.", {NAME: "bitcoin_utxo_cache_flush_coins{*}"}),
+        graph("Memory at the last flush", "bytes", "Memory of the UTXO cache when it was written to disk.", {NAME: "bitcoin_utxo_cache_flush_bytes{*}"}),
+        graph("Coins", "cps", "Coins added to, spent from and dropped from a UTXO cache per second.",
+              {"{{node}} added": rate("bitcoin_utxo_cache_add_total"),
+               "{{node}} spent": rate("bitcoin_utxo_cache_spend_total"),
+               "{{node}} dropped": rate("bitcoin_utxo_cache_uncache_total")}),
     ],
     "Mempool": [
-        graph("Transactions", "cpm", "Added, removed, replaced and rejected in a minute.",
-              {"{{instance}} added": f"60 * {rate('bitcoin_mempool_tx_added_total')}",
-               "{{instance}} removed": f"60 * {rate('bitcoin_mempool_tx_removed_total')}",
-               "{{instance}} replaced": f"60 * {rate('bitcoin_mempool_tx_replaced_total')}",
-               "{{instance}} rejected": f"60 * {rate('bitcoin_mempool_tx_rejected_total')}"}),
-        graph("Mean feerate", "suffix: sat/vB", "Of the transactions that entered the mempool.",
-              {EXPORTER: f"{rate('bitcoin_mempool_added_fees_satoshis_total')} / {rate('bitcoin_mempool_added_vbytes_total')}"}),
+        graph("Transactions", "cpm", "Transactions added to the mempool, removed, replaced and rejected in a minute.",
+              {"{{node}} added": f"60 * {rate('bitcoin_mempool_tx_added_total')}",
+               "{{node}} removed": f"60 * {rate('bitcoin_mempool_tx_removed_total')}",
+               "{{node}} replaced": f"60 * {rate('bitcoin_mempool_tx_replaced_total')}",
+               "{{node}} rejected": f"60 * {rate('bitcoin_mempool_tx_rejected_total')}"}),
+        graph("Mean feerate", "suffix: sat/vB", "Mean feerate of the transactions that entered the mempool.",
+              {NAME: f"{rate('bitcoin_mempool_added_fees_satoshis_total')} / {rate('bitcoin_mempool_added_vbytes_total')}"}),
         graph("Why removed", "cpm", "Transactions removed in a minute, by reason.",
-              {"{{instance}} {{reason}}": f"60 * {rate('bitcoin_mempool_tx_removed_total', by='reason')}"}),
-        graph("Why rejected", "cpm", "Transactions rejected in a minute, the ten most frequent reasons.",
-              {"{{instance}} {{reason}}": top("60 * " + rate("bitcoin_mempool_tx_rejected_total", by="reason"))}),
+              {"{{node}} {{reason}}": f"60 * {rate('bitcoin_mempool_tx_removed_total', by='reason')}"}),
+        graph("Why rejected", "cpm", "Transactions rejected in a minute, by reason.",
+              {"{{node}} {{reason}}": "60 * " + rate("bitcoin_mempool_tx_rejected_total", by="reason")}),
     ],
     "From bitcoind-ipc-exporter": [
         graph("Sync progress", "percentunit", "Estimated share of the chain's transactions that are verified.",
-              {EXPORTER: "bitcoin_verification_progress{*}"}),
+              {NAME: "bitcoin_verification_progress{@}"}),
         graph("Height", "none", "Blocks of the active chain, and the best known header.",
-              {"{{instance}} blocks": "bitcoin_chain_height{*}", "{{instance}} headers": "bitcoin_header_height{*}"},
+              {"{{node}} blocks": "bitcoin_chain_height{@}", "{{node}} headers": "bitcoin_header_height{@}"},
               least=None),
-        graph("Difficulty", "sishort", "Proof-of-work difficulty of the tip.", {EXPORTER: "bitcoin_difficulty{*}"}),
-        graph("Size on disk", "bytes", "Block and undo files.", {EXPORTER: "bitcoin_chain_size_bytes{*}"}),
-        graph("Transactions in the mempool", "none", "At each poll.", {EXPORTER: "bitcoin_mempool_size{*}"}),
-        graph("Mempool's memory", "bytes", "What it uses, and what it may use.",
-              {"{{instance}} used": "bitcoin_mempool_bytes{*}", "{{instance}} limit": "bitcoin_mempool_max_bytes{*}"}),
+        graph("Difficulty", "sishort", "Proof-of-work difficulty of the tip.", {NAME: "bitcoin_difficulty{@}"}),
+        graph("Size on disk", "bytes", "Block and undo files.", {NAME: "bitcoin_chain_size_bytes{@}"}),
+        graph("Transactions in the mempool", "short", "Transactions in the mempool, at each poll.", {NAME: "bitcoin_mempool_size{@}"}),
+        graph("Mempool's memory", "bytes", "Memory that the mempool uses, and that it may use (`-maxmempool`).",
+              {"{{node}} used": "bitcoin_mempool_bytes{@}", "{{node}} limit": "bitcoin_mempool_max_bytes{@}"}),
         graph("Minimum feerate", "suffix: sat/vB", "Below it the mempool takes no transaction.",
-              {EXPORTER: "bitcoin_mempool_min_feerate_sat_per_vbyte{*}"}),
-        graph("Bandwidth, by the node's own totals", "Bps", "Since they restart with the node, as rates.",
-              {"{{instance}} received": rate("bitcoin_bytes_recv_total"),
-               "{{instance}} sent": rate("bitcoin_bytes_sent_total")}),
+              {NAME: "bitcoin_mempool_min_feerate_sat_per_vbyte{@}"}),
+        graph("Bandwidth, by the node's own totals", "Bps", "Bytes per second, from the node's own totals.",
+              {"{{node}} received": "rate(bitcoin_bytes_recv_total{@}[$__rate_interval])",
+               "{{node}} sent": "rate(bitcoin_bytes_sent_total{@}[$__rate_interval])"}),
     ],
     "The exporters agree": [
         graph("Blocks connected: IPC less USDT", "none", "Blocks that bitcoind-ipc-exporter counted within an hour, less "
@@ -366,19 +430,19 @@ INTERNALS = {
               "between two scrapes.",
               {"{{node}}": "sum by (node) (increase(bitcoin_blocks_connected_total{job=\"bitcoind-ipc\"}[1h])) - "
                "sum by (node) (increase(bitcoin_blocks_connected_total{job=\"bitcoind-usdt\"}[1h]))"}, least=None),
-        rows("Builds", "none", "What runs where.", "bitcoind_usdt_exporter_build_info{*}",
-             ["instance", "version", "revision", "rustc"]),
+        rows("Builds", "none", "Version, revision and compiler of each exporter.", "bitcoind_usdt_exporter_build_info{*}",
+             ["node", "instance", "version", "revision", "rustc"]),
     ],
 }
 
 DASHBOARDS = [
+    build("bitcoin-fleet", "Bitcoin fleet", "All nodes at once, from the recording rules.", '__name__="bitcoin_up"', FLEET),
     build("bitcoin-node", "Bitcoin node", "A Bitcoin node over IPC: chain, mempool, fees, peers, traffic, UTXO cache, and "
           "bitcoind-ipc-exporter itself.", '__name__="bitcoin_up"', NODE),
     build("bitcoin-fibre", "FIBRE", "Block relay: FIBRE/UDP against BIP152 compact blocks, from a node's tracepoints.",
           '__name__="fibre_exporter_up"', FIBRE),
     build("bitcoin-internals", "Node internals", "A Bitcoin node from its tracepoints: messages, connections, blocks, "
-          "UTXO cache, mempool; and what used to be polled over JSON-RPC.", '__name__=~"bitcoin_up|fibre_exporter_up"',
-          INTERNALS),
+          "UTXO cache, mempool; and what used to be polled over JSON-RPC.", '__name__="fibre_exporter_up"', INTERNALS),
 ]
 
 

@@ -2,20 +2,23 @@
 
 import itertools
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, logs as logs_panel, loki, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.models import common as common_model
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
-# `{*}` in an expression.
-SELECTOR = 'job=~"$job",instance=~"$instance",node=~"$node"'
+LOGS = model.DataSourceRef(type_val="loki", uid="${logs}")
+
+
+def _selected(expression):
+    """With the choice of job, exporter and node in place of `*`, of node alone in place of `@`."""
+    return expression.replace("{*", '{job=~"$job",instance=~"$instance",node=~"$node"').replace("{@", '{node=~"$node"')
 
 
 def _queries(panel, queries, instant):
     for reference, (legend, expression) in zip("ABCDEFGH", queries.items()):
-        query = (prometheus.Dataquery().expr(expression.replace("{*", "{" + SELECTOR)).legend_format(legend)
-                 .ref_id(reference))
+        query = prometheus.Dataquery().expr(_selected(expression)).legend_format(legend).ref_id(reference)
         panel.with_target((query.instant() if instant else query.range()).datasource(DATASOURCE))
     return panel
 
@@ -45,17 +48,22 @@ def graph(title, unit, description, queries, span=12, stacked=False, least=0):
 
 
 def number(title, unit, description, queries, span=4, steps=None, words=None):
-    """The present value. `steps` colours it from a value on, `words` says it otherwise: {1: ("up", "green")}."""
+    """The present value. `steps` colours it from a value on (green before the first, unless that is of None), `words` says it
+    otherwise: {1: ("up", "green")}."""
     panel = stat.Panel().graph_mode(common_model.BigValueGraphMode.NONE).reduce_options(
         common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
-    thresholds = [(None, "green" if steps else "text"), *(steps or [])]
+    base = [] if steps and steps[0][0] is None else [(None, "green" if steps else "text")]
+    thresholds = [*base, *(steps or [])]
     panel.thresholds(dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(
         [model.Threshold(value=value, color=colour) for value, colour in thresholds]))
     if words:
-        options = {str(value): model.ValueMappingResult(text=text, color=colour)
-                   for value, (text, colour) in words.items()}
-        panel.mappings([model.ValueMap(options=options)])
+        panel.mappings([_mapping(words)])
     return _finish(panel, title, unit, description, queries, True, span, 4)
+
+
+def _mapping(words):
+    return model.ValueMap(options={str(value): model.ValueMappingResult(text=text, color=colour)
+                                   for value, (text, colour) in words.items()})
 
 
 def text_of_label(title, description, label, expression, span=4):
@@ -74,22 +82,67 @@ def bars(title, unit, description, queries, span=12):
     return _finish(panel, title, unit, description, queries, True, span, 8)
 
 
-def rows(title, unit, description, expression, labels, span=12):
+def _table_query(expression, reference):
+    return (prometheus.Dataquery().expr(_selected(expression)).instant().ref_id(reference)
+            .format(PromQueryFormat.TABLE).datasource(DATASOURCE))
+
+
+def rows(title, unit, description, expression, labels, span=12, hidden=(), sort="Value"):
     """A table of the present values by labels, largest first."""
-    query = (prometheus.Dataquery().expr(expression.replace("{*", "{" + SELECTOR)).instant().ref_id("A")
-             .format(PromQueryFormat.TABLE).datasource(DATASOURCE))
-    hidden = {"Time": True, "__name__": True, "job": True}
+    excluded = {name: True for name in ["Time", "__name__", "job", *hidden]}
     panel = (
-        table.Panel().with_target(query)
+        table.Panel().with_target(_table_query(expression, "A"))
         .with_transformation(model.DataTransformerConfig(id_val="organize", options={
-            "excludeByName": hidden, "indexByName": {label: place for place, label in enumerate(labels)}}))
-        .sort_by([common.TableSortByFieldState().display_name("Value").desc(True)])
+            "excludeByName": excluded, "indexByName": {label: place for place, label in enumerate(labels)}}))
+        .sort_by([common.TableSortByFieldState().display_name(sort).desc(sort == "Value")])
     )
     return panel.title(title).description(description).unit(unit).datasource(DATASOURCE).span(span).height(8)
 
 
+def columns(title, description, columns, by):
+    """A table with a row for each value of a label, and a column for each {name: (expression, unit, words)}."""
+    panel = table.Panel()
+    names = {}
+    for reference, (name, (expression, unit, words)) in zip("ABCDEFGH", columns.items()):
+        panel.with_target(_table_query(f"max by ({by}) ({expression})", reference))
+        names[f"Value #{reference}"] = name
+        properties = [model.DynamicConfigValue(id_val="unit", value=unit)]
+        if words:
+            properties += [
+                model.DynamicConfigValue(id_val="mappings", value=[_mapping(words)]),
+                model.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"}),
+            ]
+        panel.override_by_name(name, properties)
+    (panel.with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
+     .with_transformation(model.DataTransformerConfig(id_val="organize", options={
+         "excludeByName": {"Time": True}, "renameByName": names,
+         "indexByName": {name: place for place, name in enumerate([by, *names])}}))
+     .sort_by([common.TableSortByFieldState().display_name(by)]))
+    return panel.title(title).description(description).unit("none").datasource(DATASOURCE).span(24).height(12)
+
+
+def logs(title, description, expression):
+    """Lines of Loki."""
+    query = loki.Dataquery().expr(expression).ref_id("A").datasource(LOGS)
+    panel = (logs_panel.Panel().with_target(query).show_time(True).wrap_log_message(True).enable_log_details(True)
+             .dedup_strategy(common_model.LogsDedupStrategy.NONE).sort_order(common_model.LogsSortOrder.DESCENDING))
+    return panel.title(title).description(description).unit("none").datasource(LOGS).span(24).height(10)
+
+
+def _place(panels, top):
+    """Side by side from the row `top` on, as wide and high as they are; returns the row below them."""
+    left = height = 0
+    for panel in panels:
+        position = panel.build().grid_pos
+        if left + position.w > 24:
+            left, top, height = 0, top + height, 0
+        position.x, position.y = left, top
+        left, height = left + position.w, max(height, position.h)
+    return top + height
+
+
 def build(uid, title, description, jobs, parts):
-    """A dashboard of {row: panels}. `jobs` selects a series of each exporter in question."""
+    """A dashboard of {row: panels}, all rows but the first two collapsed. `jobs` selects a series of each exporter in question."""
     board = (
         dashboard.Dashboard(title).uid(uid).description(description).tags(["bitcoin"]).refresh("30s")
         .time("now-6h", "now").timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR)
@@ -97,18 +150,34 @@ def build(uid, title, description, jobs, parts):
               .as_dropdown(True).include_vars(True).keep_time(True))
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
+    if "Logs" in parts:
+        board.with_variable(dashboard.DatasourceVariable("logs").label("Logs").type("loki"))
     chosen = []
     for name, label in [("job", "Job"), ("instance", "Exporter"), ("node", "Node")]:
         query = f"label_values({{{','.join([jobs, *chosen])}}}, {name})"
-        board.with_variable(
+        variable = (
             dashboard.QueryVariable(name).label(label).datasource(DATASOURCE)
             .query({"query": query, "refId": name}).refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
-            .sort(model.VariableSort.ALPHABETICAL_ASC).multi(True).include_all(True).all_value(".*")
+            .sort(model.VariableSort.ALPHABETICAL_ASC).multi(True).include_all(True)
             .current(model.VariableOption(selected=True, text="All", value="$__all")))
+        # Without a value of its own, All is the list of what the query gives. Not every target has a label `node`.
+        board.with_variable(variable.all_value(".*") if name == "node" else variable)
         chosen.append(f'{name}=~"${name}"')
     number_of = itertools.count(1)
-    for name, panels in parts.items():
-        board.with_row(dashboard.Row(name).id(next(number_of)))
+    top = 0
+    for place, (name, panels) in enumerate(parts.items()):
+        row = dashboard.Row(name).id(next(number_of)).grid_pos(model.GridPos(x=0, y=top, w=24, h=1))
         for panel in panels:
-            board.with_panel(panel.id(next(number_of)))
+            panel.id(next(number_of))
+        below = _place(panels, top + 1)
+        if place < 2:
+            board.with_row(row)
+            for panel in panels:
+                board.with_panel(panel)
+            top = below
+        else:
+            for panel in panels:
+                row.with_panel(panel)
+            board.with_row(row)
+            top += 1
     return board.build()

@@ -212,13 +212,19 @@ pub struct VictoriaMetrics(Server);
 
 impl VictoriaMetrics {
     pub fn start() -> Self {
-        let arguments = ["-storageDataPath=data", "-httpListenAddr={address}", "-loggerLevel=WARN"];
+        let arguments = [
+            "-storageDataPath=data",
+            "-httpListenAddr={address}",
+            "-loggerLevel=WARN",
+            // By default queries do not see the last 30 seconds.
+            "-search.latencyOffset=0s",
+            "-search.disableCache",
+        ];
         VictoriaMetrics(Server::start(program("VICTORIA_METRICS"), "", &arguments, "health"))
     }
 
-    /// Where Prometheus writes to.
-    pub fn remote_write_url(&self) -> String {
-        self.0.url("api/v1/write")
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.0.port)
     }
 
     pub fn stop(&mut self) {

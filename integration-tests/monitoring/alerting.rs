@@ -24,9 +24,10 @@ fn alerts() -> Vec<Value> {
 pub fn each_alert_has_its_tests_and_its_section() {
     let text = std::fs::read_to_string(contrib().with_file_name("docs/alerts.md")).unwrap();
     let sections: Vec<_> = text.split("\n## ").skip(1).filter_map(|part| part.split_once('\n')).collect();
-    let tests = yaml(&contrib().join("prometheus/tests/alerts.yml"));
+    let tests =
+        ["alerts.yml", "win-rate.yml"].map(|file| yaml(&contrib().join("prometheus/tests").join(file)));
     let (mut fires, mut does_not) = (BTreeSet::new(), BTreeSet::new());
-    let tests = tests["tests"].as_array().unwrap().iter();
+    let tests = tests.iter().flat_map(|file| file["tests"].as_array().unwrap());
     for test in tests.filter_map(|test| test["alert_rule_test"].as_array()).flatten() {
         let alert = test["alertname"].as_str().unwrap();
         match test["exp_alerts"].as_array().unwrap().is_empty() {

@@ -9,6 +9,7 @@ mod expressions;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod status_page;
+mod store;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use std::process::{Command, ExitCode};
 use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 
+use expressions::series;
 use harness::fixture::cannot_bpf;
 use harness::prometheus::promtool;
 
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
         trial("dashboards_are_up_to_date", move || dashboards_are_up_to_date(&sdk.unwrap()))
             .with_ignored_flag(no_sdk),
         trial("dashboards_are_complete", dashboards_are_complete),
+        trial("panels_do_not_overlap", panels_do_not_overlap),
+        trial("panels_of_logs_ask_for_labels_that_alloy_sets", panels_of_logs_ask_for_labels_that_alloy_sets),
         trial("promtool_accepts_rules_and_configurations", promtool_accepts_rules_and_configurations),
         trial("each_alert_has_its_tests_and_its_section", alerting::each_alert_has_its_tests_and_its_section),
         trial(
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         )
         .with_ignored_flag(!nix::unistd::geteuid().is_root()),
         trial("lines_of_the_journal_have_their_labels", compose::lines_of_the_journal_have_their_labels),
+        trial("a_store_that_was_away_misses_no_sample", store::a_store_that_was_away_misses_no_sample),
         trial(
             "numbers_equal_the_metrics_and_follow_the_node",
             status_page::numbers_equal_the_metrics_and_follow_the_node,
@@ -97,35 +102,115 @@ fn dashboards() -> Vec<Value> {
     files.map(|file| serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap()).collect()
 }
 
-/// The panels that show something.
+/// The panels that show something, those of collapsed rows included.
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
-    dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row")
+    let all = dashboard["panels"].as_array().unwrap().iter();
+    let all =
+        all.flat_map(|panel| std::iter::once(panel).chain(panel["panels"].as_array().into_iter().flatten()));
+    all.filter(|panel| panel["type"] != "row")
+}
+
+fn is_of_loki(panel: &Value) -> bool {
+    panel["datasource"]["type"] == "loki"
 }
 
 fn dashboards_are_complete() {
     let mut identities = BTreeSet::new();
     for dashboard in dashboards() {
-        assert!(identities.insert(dashboard["uid"].to_string()), "{} twice", dashboard["uid"]);
-        let variables: Vec<_> = dashboard["templating"]["list"].as_array().unwrap().iter().collect();
-        let names: Vec<_> = variables.iter().map(|variable| variable["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["datasource", "job", "instance", "node"]);
+        let uid = dashboard["uid"].as_str().unwrap();
+        assert!(identities.insert(uid.to_string()), "{uid} twice");
+        let variables = dashboard["templating"]["list"].as_array().unwrap();
+        let named = |name: &str| variables.iter().find(|variable| variable["name"] == name).unwrap();
+        // All jobs and exporters are those that the query finds, and not every process that Prometheus knows.
+        assert!(named("job")["allValue"].is_null() && named("instance")["allValue"].is_null(), "{uid}");
+        // A dashboard is of one exporter, because both count some things under one name.
+        let query = named("job")["query"]["query"].as_str().unwrap();
+        assert!(["bitcoin_up", "fibre_exporter_up"].iter().any(|up| query.contains(&format!("\"{up}\""))));
+
+        let rows = dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] == "row");
+        for (place, row) in rows.enumerate() {
+            assert_eq!(row["collapsed"], place >= 2, "{uid}: {}", row["title"]);
+        }
         let mut titles = BTreeSet::new();
         for panel in panels(&dashboard) {
             let title = panel["title"].as_str().unwrap();
             titles.insert(title);
+            let description = panel["description"].as_str().unwrap();
+            let vague = ["Of ", "In ", "Within ", "By ", "From ", "Since ", "That ", "To ", "Mean over"];
+            assert!(description.len() > 20, "{title}: no description");
+            assert!(!vague.iter().any(|start| description.starts_with(start)), "{title}: {description}");
+            let unit = panel["fieldConfig"]["defaults"]["unit"].as_str();
             assert!(
-                panel["description"].as_str().is_some_and(|text| text.len() > 10),
-                "{title}: no description"
+                unit.is_some_and(|unit| !unit.starts_with("suffix: sat") || unit == "suffix: sat/vB"),
+                "{title}"
             );
-            assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title}: no unit");
             let targets = panel["targets"].as_array().unwrap();
             let references: BTreeSet<_> =
                 targets.iter().map(|target| target["refId"].as_str().unwrap()).collect();
             assert!(!targets.is_empty() && references.len() == targets.len(), "{title}: {references:?}");
+            for target in targets {
+                let expression = target["expr"].as_str().unwrap();
+                let legend = target["legendFormat"].as_str().unwrap_or_default();
+                assert!(!legend.contains("instance"), "{title}: {legend}");
+                // Which are the largest changes from step to step.
+                assert!(target["range"] != true || !expression.contains("topk"), "{title}: {expression}");
+                if expression.contains("histogram_quantile") {
+                    assert!(expression.contains("(le,node,instance"), "{title}: {expression}");
+                }
+                // What comes with blocks is absent in most windows of some minutes.
+                let of_blocks = ["block", "race", "reconstruct", "chunks", "connected_", "flush"];
+                if series(expression).iter().any(|name| of_blocks.iter().any(|part| name.contains(part))) {
+                    assert!(!expression.contains("$__rate_interval"), "{title}: {expression}");
+                }
+            }
         }
-        assert!(titles.len() > 15, "{titles:?}");
+        assert!(titles.len() > 10, "{titles:?}");
     }
-    assert_eq!(identities.len(), 3);
+    assert_eq!(
+        identities.iter().map(String::as_str).collect::<Vec<_>>(),
+        ["bitcoin-fibre", "bitcoin-fleet", "bitcoin-internals", "bitcoin-node"]
+    );
+}
+
+/// No panel lies on another one.
+fn panels_do_not_overlap() {
+    for dashboard in dashboards() {
+        let mut groups = vec![dashboard["panels"].as_array().unwrap().clone()];
+        groups
+            .extend(groups[0].iter().filter_map(|row| row["panels"].as_array().cloned()).collect::<Vec<_>>());
+        for group in groups {
+            let mut taken = BTreeSet::new();
+            for panel in group {
+                let side = |name: &str| panel["gridPos"][name].as_u64().unwrap_or(0);
+                assert!(side("x") + side("w") <= 24, "{}", panel["title"]);
+                for cell in (side("y")..side("y") + side("h"))
+                    .flat_map(|y| (side("x")..side("x") + side("w")).map(move |x| (x, y)))
+                {
+                    assert!(taken.insert(cell), "{} lies on another panel", panel["title"]);
+                }
+            }
+        }
+    }
+}
+
+/// What the panels of logs ask for is what Alloy sends.
+fn panels_of_logs_ask_for_labels_that_alloy_sets() {
+    let alloy = std::fs::read_to_string(contrib().join("compose/config.alloy")).unwrap();
+    let boards = dashboards();
+    let logs: Vec<_> = boards.iter().flat_map(panels).filter(|panel| is_of_loki(panel)).collect();
+    assert!(!logs.is_empty());
+    for panel in logs {
+        let expression = panel["targets"][0]["expr"].as_str().unwrap();
+        let (_, jobs) = expression.split_once("job=~\"").unwrap();
+        for job in jobs.split('"').next().unwrap().split('|') {
+            assert!(alloy.contains(&format!("= \"{job}\"")), "Alloy has no job {job}");
+        }
+        let labels =
+            expression.trim_matches(['{', '}']).split("\",").map(|it| it.split(['=', '!']).next().unwrap());
+        for label in labels {
+            assert!(["job", "node", "unit", "level"].contains(&label), "{label} is no label of a stream");
+        }
+    }
 }
 
 fn promtool_accepts_rules_and_configurations() {
