@@ -16,6 +16,7 @@ use crate::harness::fixture::{Fixture, compile, exporter as usdt_exporter};
 use crate::harness::node::Node;
 use crate::harness::prometheus::{Prometheus, VictoriaMetrics};
 use crate::harness::temp_dir::TempDir;
+use crate::rendering;
 use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
@@ -245,6 +246,7 @@ pub fn every_expression_returns_data() {
     }
     assert!(prometheus.log().is_empty(), "{}", prometheus.log());
     the_exporters_agree(&prometheus);
+    rendering::draw(&prometheus);
 }
 
 /// Both exporters of the first node have counted the same, as one expression.

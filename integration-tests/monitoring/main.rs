@@ -8,6 +8,7 @@ mod compose;
 mod expressions;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod rendering;
 mod status_page;
 mod store;
 
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
         );
     }
     let no_sdk = sdk.is_none();
-    let trials = vec![
+    let mut trials = vec![
         trial("dashboards_are_up_to_date", move || dashboards_are_up_to_date(&sdk.unwrap()))
             .with_ignored_flag(no_sdk),
         trial("dashboards_are_complete", dashboards_are_complete),
@@ -73,6 +74,10 @@ fn main() -> ExitCode {
         trial("every_expression_returns_data", expressions::every_expression_returns_data)
             .with_ignored_flag(cannot.is_some()),
     ];
+    // docs/picture makes it.
+    if std::env::var_os("SCREENSHOTS").is_some() {
+        trials.push(trial("picture_of_the_page", status_page::picture_of_the_page));
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 

@@ -10,7 +10,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 
 /// Kept where SCREENSHOTS says, for those who want to look.
-fn keep(browser: &Browser, name: &str) {
+pub fn keep(browser: &Browser, name: &str) {
     if let Some(folder) = std::env::var_os("SCREENSHOTS") {
         let file = std::path::Path::new(&folder).join(name);
         let mut base64 = Command::new("base64")
@@ -113,4 +113,30 @@ pub fn it_fits_a_phone_in_the_dark() {
     assert_eq!(browser.run("return document.documentElement.scrollWidth <= innerWidth"), true);
     keep(&browser, "phone.png");
     assert_eq!(browser.console(), Vec::<String>::new());
+}
+
+/// For the README: a node with a peer, transactions and blocks, over some time.
+pub fn picture_of_the_page() {
+    let first = Node::start(&[]);
+    let second = Node::start(&[&format!("-addnode=127.0.0.1:{}", first.p2p_port)]);
+    let mut spendable = first.mine(130)[..25].to_vec();
+    let exporter = Exporter::start(&first.socket(), &["--poll-interval", "1s"]).ready();
+    let browser = Browser::start(1280, 1240, false);
+    browser.open(&format!("http://{}/", exporter.address()));
+    for round in 0..45 {
+        if round % 2 == 0
+            && let Some(block) = spendable.pop()
+        {
+            first.spend_coinbase_of(&block, 5_000 + 200 * round);
+        }
+        if round % 9 == 8 {
+            first.mine(1);
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+    eventually("the page shows the last block", || {
+        (browser.run("return document.querySelector('#blocks tr').cells[0].innerText") == "135").then_some(())
+    });
+    assert_eq!(second.cli(&["getblockcount"]), "135");
+    keep(&browser, "node.png");
 }

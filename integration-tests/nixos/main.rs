@@ -46,7 +46,8 @@ fn nix() -> Vec<Trial> {
     if !has_nix {
         eprintln!("\nSKIPPED, and counted as ignored: the Nix files, which need nix-instantiate\n");
     }
-    let tests: [(&str, fn() -> Result<(), Failed>); 5] = [
+    type Test = fn() -> Result<(), Failed>;
+    let tests: [(&str, Test); 5] = [
         ("nix_files_parse", nix_files_parse),
         ("nix_module_evaluates", nix_module_evaluates),
         ("nix_flake_evaluates", nix_flake_evaluates),
