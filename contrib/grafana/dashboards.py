@@ -27,8 +27,8 @@ def rate(metric, labels="", by=""):
 
 
 def hourly(metric, by=""):
-    """Within an hour, for each node and exporter, and by labels."""
-    return f"sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (increase({metric}{{*}}[1h]))"
+    """Within an hour, for each node and exporter, and by labels. Whole numbers: increase() extrapolates."""
+    return f"round(sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (increase({metric}{{*}}[1h])))"
 
 
 def quantiles(metric, by="", window="1h"):
@@ -83,12 +83,12 @@ NODE = {
               {"{{node}} blocks": "bitcoin_chain_height{*}", "{{node}} headers": "bitcoin_header_height{*}"},
               least=None),
         graph("Blocks", "none", "Blocks connected and disconnected within an hour. Disconnected blocks are a reorganization.",
-              {"{{node}} connected": "increase(bitcoin_blocks_connected_total{*}[1h])",
-               "{{node}} disconnected": "increase(bitcoin_blocks_disconnected_total{*}[1h])"}),
+              {"{{node}} connected": "round(increase(bitcoin_blocks_connected_total{*}[1h]))",
+               "{{node}} disconnected": "round(increase(bitcoin_blocks_disconnected_total{*}[1h]))"}),
         graph("Tip age", "s", "Time since the time in the tip's header; it falls with each block.",
               {NAME: "time() - bitcoin_tip_timestamp_seconds{*}"}),
         graph("Tip changes", "none", "Changes of the tip within an hour.",
-              {"{{node}} changes": "increase(bitcoin_tip_updates_total{*}[1h])"}),
+              {"{{node}} changes": "round(increase(bitcoin_tip_updates_total{*}[1h]))"}),
         graph("Last connected block", "none", "Height of the last block that was connected while we watched.",
               {NAME: "bitcoin_block_height{*}"}, least=None),
         graph("Chain tips", "none", "Tips of the block tree by status: forks that the node has seen.",
@@ -198,7 +198,7 @@ NODE = {
                "{{node}} spent": rate("bitcoin_utxo_cache_spend_value_total"),
                "{{node}} dropped": rate("bitcoin_utxo_cache_uncache_value_total")}),
         graph("Flushes", "none", "Flushes of the chain state to disk within an hour. Needs the Chain interface.",
-              {NAME: "increase(bitcoin_chain_state_flushes_total{*}[1h])"}),
+              {NAME: "round(increase(bitcoin_chain_state_flushes_total{*}[1h]))"}),
         graph("UTXO trace", "none", "Which state the trace is in: active, off, ibd (it waits), over_budget (given up).",
               {"{{node}} {{state}}": "bitcoin_exporter_utxo_trace{*}"}),
     ],
@@ -207,18 +207,18 @@ NODE = {
         graph("Since the last poll", "s", "Time since the end of the last successful poll; it grows while the node does not answer.",
               {NAME: "time() - bitcoin_exporter_last_poll_timestamp_seconds{*}"}, span=8),
         graph("Connects and disconnects", "none", "Connections to the node that began and ended within an hour; why they ended: shutdown, lost, hung, refused.",
-              {"{{node}} connects": "increase(bitcoin_exporter_connects_total{*}[1h])",
-               "{{node}} {{reason}}": "increase(bitcoin_exporter_disconnects_total{*}[1h])"}, span=8),
+              {"{{node}} connects": "round(increase(bitcoin_exporter_connects_total{*}[1h]))",
+               "{{node}} {{reason}}": "round(increase(bitcoin_exporter_disconnects_total{*}[1h]))"}, span=8),
         graph("Poll time", "s", "Time that a poll of the node took.", quantiles("bitcoin_exporter_poll_duration_seconds", window="$__rate_interval")),
         graph("Failed calls", "none", "Calls to the node that failed within an hour, by call.",
-              {"{{node}} {{call}}": "increase(bitcoin_exporter_poll_failures_total{*}[1h])"}),
+              {"{{node}} {{call}}": "round(increase(bitcoin_exporter_poll_failures_total{*}[1h]))"}),
         graph("Notifications", "cps", "What the node told us per second, by callback.",
               {"{{node}} {{callback}}": rate("bitcoin_exporter_callbacks_total", by="callback")}),
         graph("Time the node waited", "s", "How long we kept the node waiting for the answer to a notification.",
               quantiles("bitcoin_exporter_callback_duration_seconds", window="$__rate_interval")),
         graph("Not counted", "none", "Events that were answered but not counted, and log lines that were not written, within an hour.",
-              {"{{node}} {{event}}": "increase(bitcoin_exporter_events_dropped_total{*}[1h])",
-               "{{node}} log lines": "increase(bitcoin_exporter_log_lines_dropped_total{*}[1h])"}),
+              {"{{node}} {{event}}": "round(increase(bitcoin_exporter_events_dropped_total{*}[1h]))",
+               "{{node}} log lines": "round(increase(bitcoin_exporter_log_lines_dropped_total{*}[1h]))"}),
         graph("Exporter's processor time", "percentunit", "Processor time of the exporter, as a share of one processor.",
               {NAME: "rate(process_cpu_seconds_total{*}[$__rate_interval])"}),
         graph("Exporter's memory", "bytes", "Resident memory of the exporter.", {NAME: "process_resident_memory_bytes{*}"}, span=8),
@@ -293,17 +293,17 @@ FLEET = {
 FIBRE = {
     "At a glance": [
         number("Blocks reconstructed", "none", "Blocks reconstructed from FIBRE/UDP chunks in the chosen time.",
-               {NAME: "increase(fibre_blocks_reconstructed_total{*}[$__range])"}),
+               {NAME: "round(increase(fibre_blocks_reconstructed_total{*}[$__range]))"}),
         number("Blocks sent", "none", "Blocks that the node began to send over FIBRE in the chosen time.",
-               {NAME: "increase(fibre_blocks_sent_total{*}[$__range])"}),
+               {NAME: "round(increase(fibre_blocks_sent_total{*}[$__range]))"}),
         number("FIBRE win rate", "percentunit", "Share of the races of the chosen time that FIBRE/UDP won.",
                {NAME: 'sum by (node,instance) (increase(fibre_block_race_wins_total{*,mechanism="fibre_udp"}[$__range])) / '
                       "sum by (node,instance) (increase(fibre_block_race_wins_total{*}[$__range]))"}),
         number("Last block", "none", "Height of the block that was raced last.", {NAME: "fibre_last_block_height{*}"}),
         number("UDP wins", "none", "Blocks of the chosen time that FIBRE/UDP delivered first.",
-               {NAME: 'increase(fibre_block_race_wins_total{*,mechanism="fibre_udp"}[$__range])'}),
+               {NAME: 'round(increase(fibre_block_race_wins_total{*,mechanism="fibre_udp"}[$__range]))'}),
         number("Compact block wins", "none", "Blocks of the chosen time that BIP152 compact blocks delivered first.",
-               {NAME: 'increase(fibre_block_race_wins_total{*,mechanism="bip152_cmpct"}[$__range])'}),
+               {NAME: 'round(increase(fibre_block_race_wins_total{*,mechanism="bip152_cmpct"}[$__range]))'}),
     ],
     "Races": [
         graph("Race wins over time", "none", "Races won within an hour, by the mechanism that won.",
@@ -317,18 +317,18 @@ FIBRE = {
               quantiles("fibre_race_margin_seconds", by="winner")),
         bars("Block race results", "none", "Blocks of the chosen time by the mechanism that delivered them first, and races that both "
              "took part in.",
-             {"{{node}} {{mechanism}}": "increase(fibre_block_race_wins_total{*}[$__range])",
-              "{{node}} both took part": "increase(fibre_races_with_both_total{*}[$__range])"}),
+             {"{{node}} {{mechanism}}": "round(increase(fibre_block_race_wins_total{*}[$__range]))",
+              "{{node}} both took part": "round(increase(fibre_races_with_both_total{*}[$__range]))"}),
         rows("Delivery by peer", "none", "Blocks of the chosen time by the mechanism and the peer that delivered them first: the 50 largest.",
-             "topk(50, sum by (node,mechanism,peer) (increase(fibre_block_deliveries_total{*}[$__range])))",
+             "topk(50, round(sum by (node,mechanism,peer) (increase(fibre_block_deliveries_total{*}[$__range]))))",
              ["node", "peer", "mechanism"]),
     ],
     "Reconstruction": [
         graph("Reconstruction time", "s", "Time from the first chunk of a block to the whole block.",
               quantiles("fibre_block_reconstruction_duration_seconds")),
         graph("Blocks", "none", "Blocks reconstructed from FIBRE/UDP and sent over it within an hour.",
-              {"{{node}} reconstructed": "increase(fibre_blocks_reconstructed_total{*}[1h])",
-               "{{node}} sent": "increase(fibre_blocks_sent_total{*}[1h])"}),
+              {"{{node}} reconstructed": "round(increase(fibre_blocks_reconstructed_total{*}[1h]))",
+               "{{node}} sent": "round(increase(fibre_blocks_sent_total{*}[1h]))"}),
         graph("Chunks in an hour", "short", "Chunks of the blocks that were reconstructed within an hour.",
               {"{{node}} received": hourly("fibre_chunks_received_total"),
                "{{node}} used": hourly("fibre_chunks_used_total")}),
@@ -342,7 +342,7 @@ FIBRE = {
         graph("Missing bytes", "bytes", "Mean size of the transactions that were not in the mempool.",
               {NAME: mean("fibre_block_missing_tx_bytes")}),
         graph("Nothing missing", "none", "Reconstructed blocks within an hour whose transactions were all in the mempool.",
-              {NAME: "increase(fibre_block_all_tx_from_mempool_total{*}[1h])"}),
+              {NAME: "round(increase(fibre_block_all_tx_from_mempool_total{*}[1h]))"}),
     ],
     "Exporter": [
         number("Exporter", "none", "Whether Prometheus can scrape bitcoind-usdt-exporter.", {NAME: "up{*}"}, words=UP),
@@ -353,7 +353,7 @@ FIBRE = {
         graph("Events", "none", "FIBRE events within an hour, by tracepoint.",
               {"{{node}} {{event_type}}": hourly("fibre_exporter_events_processed_total", by="event_type")}, span=8),
         graph("Errors", "none", "Events within an hour that were lost or not read whole.",
-              {"{{node}} {{error_type}}": "increase(fibre_exporter_errors_total{*}[1h])"}, span=8),
+              {"{{node}} {{error_type}}": "round(increase(fibre_exporter_errors_total{*}[1h]))"}, span=8),
     ],
 }
 
@@ -366,18 +366,18 @@ INTERNALS = {
         graph("Connections", "none", "Open connections by who opened them.",
               {"{{node}} {{direction}}": "bitcoin_connections{*}"}),
         graph("Opened", "none", "Connections opened within an hour, by network.",
-              {"{{node}} {{network}}": "sum by (node,instance,network) (increase(bitcoin_connections_opened_total{*}[1h]))"}),
+              {"{{node}} {{network}}": "round(sum by (node,instance,network) (increase(bitcoin_connections_opened_total{*}[1h])))"}),
         graph("Closed", "none", "Connections closed within an hour, by network.",
-              {"{{node}} {{network}}": "increase(bitcoin_connections_closed_total{*}[1h])"}),
+              {"{{node}} {{network}}": "round(increase(bitcoin_connections_closed_total{*}[1h]))"}),
         graph("Evicted and misbehaving", "none", "Connections closed to make room for others, and peers that misbehaved, within "
               "an hour.",
-              {"{{node}} evicted": "increase(bitcoin_connections_evicted_total{*}[1h])",
-               "{{node}} misbehaving": "increase(bitcoin_connections_misbehaving_total{*}[1h])"}),
+              {"{{node}} evicted": "round(increase(bitcoin_connections_evicted_total{*}[1h]))",
+               "{{node}} misbehaving": "round(increase(bitcoin_connections_misbehaving_total{*}[1h]))"}),
     ],
     "Blocks": [
         graph("Connection time", "s", "Time that connecting a block took.",
               quantiles("bitcoin_block_connection_duration_seconds")),
-        graph("Blocks connected", "none", "Blocks connected within an hour.", {NAME: "increase(bitcoin_blocks_connected_total{*}[1h])"}),
+        graph("Blocks connected", "none", "Blocks connected within an hour.", {NAME: "round(increase(bitcoin_blocks_connected_total{*}[1h]))"}),
         graph("Transactions per block", "none", "Mean number of transactions of the blocks connected within an hour.",
               {NAME: mean("bitcoin_block_tx_count")}),
         graph("Sigops per block", "none", "Mean cost of the signature operations of the blocks connected within an hour.",
@@ -428,8 +428,8 @@ INTERNALS = {
         graph("Blocks connected: IPC less USDT", "none", "Blocks that bitcoind-ipc-exporter counted within an hour, less "
               "those of bitcoind-usdt-exporter on the same node (the same label `node`). Always 0, but for the moment "
               "between two scrapes.",
-              {"{{node}}": "sum by (node) (increase(bitcoin_blocks_connected_total{job=\"bitcoind-ipc\"}[1h])) - "
-               "sum by (node) (increase(bitcoin_blocks_connected_total{job=\"bitcoind-usdt\"}[1h]))"}, least=None),
+              {"{{node}}": "round(sum by (node) (increase(bitcoin_blocks_connected_total{job=\"bitcoind-ipc\"}[1h])) - "
+               "sum by (node) (increase(bitcoin_blocks_connected_total{job=\"bitcoind-usdt\"}[1h])))"}, least=None),
         rows("Builds", "none", "Version, revision and compiler of each exporter.", "bitcoind_usdt_exporter_build_info{*}",
              ["node", "instance", "version", "revision", "rustc"]),
     ],

@@ -67,8 +67,8 @@ def _mapping(words):
 
 
 def text_of_label(title, description, label, expression, span=4):
-    """A label's value as text."""
-    panel = number(title, "string", description, {"{{%s}}" % label: expression}, span)
+    """A label's value as text, for each node."""
+    panel = number(title, "string", description, {"{{node}}: {{%s}}" % label: expression}, span)
     return panel.text_mode(common_model.BigValueTextMode.NAME)
 
 

@@ -43,7 +43,10 @@ fn table(panel: &Value, prometheus: &Prometheus, job: &str) -> (Vec<String>, Vec
     let title = |name: String| {
         renamed.and_then(|names| names.get(&name)?.as_str()).map_or(name.clone(), str::to_string)
     };
-    let columns: Vec<_> = columns.into_iter().map(|(_, name)| title(name)).collect();
+    let mut columns: Vec<_> = columns.into_iter().map(|(_, name)| title(name)).collect();
+    if renamed.is_none() && organized["excludeByName"]["Value"] != true {
+        columns.push("Value".into());
+    }
     let mut rows: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for target in targets {
         let value = match renamed {
