@@ -142,6 +142,7 @@
           "ipc-regtest"
           "launched-by-node"
           "monitoring-stack"
+          "pid-1"
           "socket-activation"
           "tls"
           "usdt-regtest"

@@ -7,7 +7,7 @@ start_all()
 # The first start makes the directory that the configuration belongs in.
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
-machine.succeed("systemctl stop bitcoind.service", f"echo startupnotify=$(command -v bitcoind-ipc-exporter) {LAUNCH.partition(' ')[2]} "
+machine.succeed("systemctl stop bitcoind.service", f"echo startupnotify=exec $(command -v bitcoind-ipc-exporter) {LAUNCH.partition(' ')[2]} "
                 "> /var/lib/bitcoind/bitcoin.conf")
 
 with subtest("the node starts it"):

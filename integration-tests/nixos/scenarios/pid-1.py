@@ -1,0 +1,36 @@
+# The exporter as PID 1 of a namespace of its own, as in a container: however it ends, the node lives and stops in order.
+RUN = "unshare --pid --fork --kill-child --mount-proc bitcoind-ipc-exporter --poll-interval 5ms"
+SOCKET = "/run/bitcoind/node.sock"
+
+
+def start(name):
+    machine.succeed(f"systemd-run --unit={name} -p KillMode=process -p SuccessExitStatus=137 -p Type=exec "
+                    f"{RUN} --metrics-addr unix:/run/{name}.sock {SOCKET}")
+    machine.wait_until_succeeds(f"curl -sf --unix-socket /run/{name}.sock http://localhost/metrics | grep -x 'bitcoin_up 1'")
+    # unshare, PID 1 as a child of it, the exporter as a child of that, and its guard.
+    unshare = machine.succeed(f"systemctl show -P MainPID {name}").strip()
+    init = machine.succeed(f"pgrep -P {unshare}").strip()
+    exporter = machine.succeed(f"pgrep -P {init} -x bitcoind-ipc-ex").strip()
+    machine.succeed(f"pgrep -P {exporter} -x bitcoind-guard")
+    return init, exporter
+
+
+start_all()
+machine.succeed("systemctl start bitcoind.service")
+machine.wait_until_succeeds(f"test -S {SOCKET}")
+
+for round in range(3):
+    with subtest(f"SIGTERM of PID 1 ({round})"):
+        init, _ = start(f"term{round}")
+        machine.succeed(f"kill -TERM {init}")
+        machine.wait_until_succeeds(f"systemctl show -P ActiveState term{round} | grep -x inactive")
+    with subtest(f"SIGKILL of the exporter ({round})"):
+        _, exporter = start(f"kill{round}")
+        machine.succeed(f"kill -KILL {exporter}")
+        machine.wait_until_succeeds(f"systemctl show -P ActiveState kill{round} | grep -x inactive")
+    machine.succeed("bitcoin-cli generatetodescriptor 1 'raw(51)'")
+
+with subtest("the node stops in order"):
+    machine.succeed("bitcoin-cli stop")
+    machine.wait_until_succeeds("systemctl show -P ActiveState bitcoind.service | grep -x inactive")
+    machine.succeed("systemctl show -P Result bitcoind.service | grep -x success")
