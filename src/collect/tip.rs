@@ -256,24 +256,36 @@ struct Walk {
     connected: u64,
 }
 
+/// Further ahead than this, asking the active chain by height is cheaper than walking.
+const WALK: i32 = 16;
+
 /// Steps back from the old tip to the last block that the new one builds on. Headers never change, so the walk is
 /// exact even while the chain moves on.
 async fn walk(json_rpc: &JsonRpc, on: &Thread, old: BlockRef, new: BlockRef) -> Result<Walk, CallError> {
     let header = async |hash: &str| Header::read(json_rpc.call(on, "getblockheader", json!([hash])).await?);
+    // Where the new tip is far ahead, the node knows its ancestor: the active chain's block at that height. It is asked
+    // first: if the new tip is active after it was, then what it told is an ancestor.
+    let ahead = new.height.saturating_sub(old.height);
+    let at_old_height = match ahead > WALK {
+        true => json_rpc.call(on, "getblockhash", json!([old.height])).await?.as_str().map(str::to_string),
+        false => None,
+    };
+    let tip = header(&new.hash.to_string()).await?;
     // The usual step, one block on top of another, needs one call.
-    let new_hash = new.hash.to_string();
-    let tip = header(&new_hash).await?;
     if tip.previous == old.hash.to_string() {
         return Ok(Walk { disconnected: 0, connected: 1 });
     }
-    // The old chain back to the height of the new one and vice versa, then both together until they meet. Where the
-    // new tip is far ahead, the node knows the ancestor: its active chain's block at that height.
+    // The old chain back to the height of the new one and vice versa, then both together until they meet.
     let (mut ours, mut our_height) = (old.hash.to_string(), old.height);
-    let mut theirs = new_hash;
-    let mut their_height = new.height;
-    if their_height > our_height {
-        theirs = ancestor(json_rpc, on, &theirs, their_height, our_height).await?;
-        their_height = our_height;
+    let (mut theirs, mut their_height) = (new.hash.to_string(), new.height);
+    match at_old_height {
+        Some(ancestor) if tip.active => (theirs, their_height) = (ancestor, our_height),
+        _ if their_height > our_height => (theirs, their_height) = (tip.previous, their_height - 1),
+        _ => {}
+    }
+    while their_height > our_height {
+        theirs = header(&theirs).await?.previous;
+        their_height -= 1;
     }
     while our_height > their_height {
         ours = header(&ours).await?.previous;
@@ -289,33 +301,6 @@ async fn walk(json_rpc: &JsonRpc, on: &Thread, old: BlockRef, new: BlockRef) -> 
     }
     let distance = |from: i32| u64::try_from(from.saturating_sub(our_height)).unwrap_or(0);
     Ok(Walk { disconnected: distance(old.height), connected: distance(new.height) })
-}
-
-/// The ancestor of `hash` at `height`.
-async fn ancestor(
-    json_rpc: &JsonRpc,
-    on: &Thread,
-    hash: &str,
-    from: i32,
-    height: i32,
-) -> Result<String, CallError> {
-    /// Further back than this, asking the active chain by height is cheaper than walking.
-    const WALK: i32 = 16;
-    let mut hash = hash.to_string();
-    if from - height > WALK {
-        let by_height = json_rpc.call(on, "getblockhash", json!([height])).await?;
-        let tip = Header::read(json_rpc.call(on, "getblockheader", json!([hash])).await?)?;
-        // Still active after we asked by height: then what we got is its ancestor.
-        if tip.active
-            && let Some(ancestor) = by_height.as_str()
-        {
-            return Ok(ancestor.to_string());
-        }
-    }
-    for _ in height..from {
-        hash = Header::read(json_rpc.call(on, "getblockheader", json!([hash])).await?)?.previous;
-    }
-    Ok(hash)
 }
 
 struct Header {
