@@ -43,14 +43,18 @@ fn main() -> ExitCode {
         life::an_exporter_that_is_killed_leaves_the_node_running_and_untraced,
         life::two_exporters_on_one_node_count_each_for_itself,
         life::the_old_options_ask_for_a_password_and_the_health_port_does_not,
-        life::without_privilege_it_says_which_are_missing,
         standard::a_real_node_with_a_peer_is_counted_as_it_counts_itself,
         standard::rejected_transactions_are_counted_by_reason,
         standard::the_table_of_probes_says_what_the_binary_has,
     ];
     let without = tests![life::several_nodes_are_listed_and_none_is_guessed, life::wrong_input_is_explained];
+    // Only root can start a process without privileges.
+    let as_root = tests![life::without_privilege_it_says_which_are_missing];
+    let as_root = as_root
+        .into_iter()
+        .map(|test| test.with_ignored_flag(cannot.is_some() || !nix::unistd::Uid::effective().is_root()));
     let with_bpf = with_bpf.into_iter().map(|test| test.with_ignored_flag(cannot.is_some()));
-    libtest_mimic::run(&Arguments::from_args(), with_bpf.chain(without).collect()).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), with_bpf.chain(as_root).chain(without).collect()).exit_code()
 }
 
 /// A fixture with or without `udp:block_reconstruction_detail`, and an exporter beside it.
