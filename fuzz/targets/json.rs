@@ -97,7 +97,7 @@ fuzz_target!(|text: &str| {
         let (_keep, shutdown) = Shutdown::new();
         if let Ok(session) = Session::open(ours, false, &process, &config, &shutdown).await {
             assert_eq!(session.interfaces.names(), ["rpc"]);
-            let mut poller = session.poller(METRICS.clone());
+            let mut poller = session.poller(METRICS.clone(), Default::default());
             for _ in 0..2 {
                 let _ = poller.poll().await;
                 let page = METRICS.render(Format::OpenMetrics);

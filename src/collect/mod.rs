@@ -25,6 +25,7 @@ use crate::ipc::guard::{self, Guard};
 use crate::ipc::source::{NodeProcess, Source};
 use crate::metrics::{Format, Metrics};
 
+pub use memory::{Memory, SharedMemory};
 pub use session::{End, Session};
 
 /// When to subscribe to the UTXO cache trace, which makes the node slower.
