@@ -482,8 +482,13 @@ impl Fake {
         let callback = Rc::new(RefCell::new(Some(callback)));
         self.state.callbacks.borrow_mut().push((self.connection, callback.clone()));
         let counts = self.state.counts.clone();
-        let destroys_first = self.state.subscriptions.replace(self.state.subscriptions.get() + 1) % 2 == 0;
-        new_client(Handler { callback, disconnected: Cell::new(false), destroys_first, counts })
+        let subscriptions = self.state.subscriptions.replace(self.state.subscriptions.get() + 1);
+        new_client(Handler {
+            callback,
+            disconnected: Cell::new(false),
+            destroys_first: subscriptions.is_multiple_of(2),
+            counts,
+        })
     }
 
     fn execute(&self, method: &str, params: &serde_json::Value) -> serde_json::Value {

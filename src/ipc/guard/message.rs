@@ -279,7 +279,8 @@ fn init_call(
 ) -> rpc::call::Builder<'_> {
     let mut call = message.init_root::<rpc::message::Builder>().init_call();
     call.set_question_id(question);
-    (call.set_interface_id(method.0), call.set_method_id(method.1));
+    call.set_interface_id(method.0);
+    call.set_method_id(method.1);
     call.reborrow().init_target().set_imported_cap(target);
     call
 }
