@@ -224,6 +224,11 @@ impl FakeNode {
         self.counts.faults.lock().unwrap().clone()
     }
 
+    /// Forgets the faults so far: the connection was cut on purpose.
+    pub fn forgive(&self) {
+        self.counts.faults.lock().unwrap().clear();
+    }
+
     /// Present connections.
     pub fn connections(&self) -> u32 {
         self.counts.connections.load(Relaxed)

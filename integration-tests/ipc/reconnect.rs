@@ -146,7 +146,7 @@ fn a_failed_call_loses_no_block() {
 fn blocks_of_a_reconnect_are_counted_where_notifications_count_the_others() {
     let node = FakeNode::start(Offers { mining: true, chain: true, node: true, ..Offers::default() });
     let proxy = Proxy::start(&node.socket());
-    let exporter = Exporter::start(&proxy.socket(), &[]).ready();
+    let mut exporter = Exporter::start(&proxy.socket(), &[]).ready();
     eventually("it is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
     node.set_tip(8);
     node.fire(vec![Event::Connected { height: 43, data: Vec::new() }]);
@@ -154,6 +154,8 @@ fn blocks_of_a_reconnect_are_counted_where_notifications_count_the_others() {
     eventually("it waits for the next tip", || (node.waits_for_change_of() == 8).then_some(()));
     proxy.cut();
     exporter.wait_for("bitcoin_up", 0.0);
+    eventually("the node has noticed", || (node.connections() == 0).then_some(()));
+    node.forgive();
     node.set_tip(12);
     proxy.resume(&node.socket());
     exporter.wait_for("bitcoin_blocks_connected_total", 5.0);
@@ -162,6 +164,9 @@ fn blocks_of_a_reconnect_are_counted_where_notifications_count_the_others() {
     node.fire(vec![Event::Connected { height: 48, data: Vec::new() }]);
     exporter.wait_for("bitcoin_blocks_connected_total", 6.0);
     exporter.wait_for("bitcoin_block_height", 48.0);
+    // In order, before the proxy cuts it again.
+    assert!(exporter.terminate().success());
+    eventually("it has left the node", || (node.connections() == 0).then_some(()));
 }
 
 #[test]

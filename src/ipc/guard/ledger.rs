@@ -30,7 +30,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// A long poll that ends without a new tip before this was not waited for by the node: the guard waits in its place.
 const LONG_POLL: Duration = Duration::from_millis(900);
 /// Between two long polls, however fast tips come. Shorter than a shutdown of the node.
-const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// From the node's last message to the close: the thread that ran the last call is still putting its tools away.
 const SETTLE: Duration = Duration::from_millis(20);
 /// A guard that replaces a killed one says nothing before the node was silent for this long: the `destroy` of a
