@@ -95,7 +95,7 @@ fuzz_target!(|text: &str| {
             exit_with_node: false,
         };
         let (_keep, shutdown) = Shutdown::new();
-        if let Ok(session) = Session::open(ours, false, &process, &config, &shutdown).await {
+        if let Ok(session) = Session::open(ours, None, &process, &config, &shutdown).await {
             assert_eq!(session.interfaces.names(), ["rpc"]);
             let mut poller = session.poller(METRICS.clone(), Default::default());
             for _ in 0..2 {
@@ -108,7 +108,7 @@ fuzz_target!(|text: &str| {
                     assert!(!number.is_nan() && number.is_finite(), "{line}");
                 }
             }
-            session.close(&config).await;
+            session.close().await;
         }
         METRICS.node_is_away();
         server.abort();

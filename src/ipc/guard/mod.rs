@@ -6,10 +6,10 @@
 //! the exporter's own calls through. When the exporter goes away for whatever reason, or the node shuts down, it
 //! unsubscribes, waits for the answers to calls under way, and closes.
 //!
-//! - [`ledger`] has the rules, without I/O; [`relay`] is the poll loop;
-//! - [`message`] is a message as what matters here; [`peer`] and [`frame`] are sockets and framing;
-//! - [`events`] is what the exporter is told; [`burst`] and [`budget`] keep the node's waiting short;
-//! - [`process`] is the guard as a process. This file has the exporter's side: placing a guard and seeing it out.
+//! - `ledger` has the rules, without I/O; `relay` is the poll loop;
+//! - `message` is a message as what matters here; `peer` and `frame` are sockets and framing;
+//! - `events` is what the exporter is told; `burst` and `budget` keep the node's waiting short;
+//! - `process` is the guard as a process. This file has the exporter's side: placing a guard and seeing it out.
 
 mod budget;
 mod burst;
