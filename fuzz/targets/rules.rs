@@ -103,14 +103,15 @@ impl Node {
                 }
             }
         }
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut rest = &buffer[..];
         loop {
-            let mut rest = &self.buffer[..];
-            let before = rest.len();
-            let Ok(frame) = read_message_from_flat_slice(&mut rest, ReaderOptions::new()) else { break };
-            let length = before - rest.len();
+            let mut next = rest;
+            let Ok(frame) = read_message_from_flat_slice(&mut next, ReaderOptions::new()) else { break };
             self.hear(frame.get_root().expect("the guard sends messages"));
-            self.buffer.drain(..length);
+            rest = next;
         }
+        self.buffer = rest.to_vec();
     }
 
     fn hear(&mut self, message: message::Reader) {

@@ -33,10 +33,10 @@ impl Burst {
         (self.is_burst, self.last_callback_at) = (true, now);
     }
 
-    /// Until when to look for the next message; `None` if not at all.
-    pub fn spin_until(&self, since: Duration, now: Duration) -> Option<Duration> {
+    /// Whether to look for the next message. It has been looked for since `since`.
+    pub fn goes_on(&self, since: Duration, now: Duration) -> bool {
         let until = (since + MAX_STRETCH).min(self.last_callback_at + MAX_GAP);
-        (self.is_burst && now >= self.crowded_until && now < until).then_some(until)
+        self.is_burst && now >= self.crowded_until && now < until
     }
 
     /// Another task ran from `from` to `to`, because the guard gave way.

@@ -126,7 +126,7 @@ impl Relay {
     fn spin(&mut self) -> io::Result<Filled> {
         let since = now();
         let mut at = since;
-        while self.burst.spin_until(since, at).is_some() {
+        while self.burst.goes_on(since, at) {
             if self.node_speaks()? == Filled::End {
                 return Ok(Filled::End);
             }
