@@ -3,15 +3,22 @@ RUN = "unshare --pid --fork --kill-child --mount-proc bitcoind-ipc-exporter --po
 SOCKET = "/run/bitcoind/node.sock"
 
 
+def child(parent, command):
+    """The one child of a process, which runs this command."""
+    pid = machine.succeed(f"cat /proc/{parent}/task/{parent}/children").strip()
+    machine.succeed(f"grep -x {command} /proc/{pid}/comm")
+    return pid
+
+
 def start(name):
     machine.succeed(f"systemd-run --unit={name} -p KillMode=process -p SuccessExitStatus=137 -p Type=exec "
                     f"{RUN} --metrics-addr unix:/run/{name}.sock {SOCKET}")
     machine.wait_until_succeeds(f"curl -sf --unix-socket /run/{name}.sock http://localhost/metrics | grep -x 'bitcoin_up 1'")
     # unshare, PID 1 as a child of it, the exporter as a child of that, and its guard.
     unshare = machine.succeed(f"systemctl show -P MainPID {name}").strip()
-    init = machine.succeed(f"pgrep -P {unshare}").strip()
-    exporter = machine.succeed(f"pgrep -P {init} -x bitcoind-ipc-ex").strip()
-    machine.succeed(f"pgrep -P {exporter} -x bitcoind-guard")
+    init = child(unshare, "bitcoind-ipc-ex")
+    exporter = child(init, "bitcoind-ipc-ex")
+    child(exporter, "bitcoind-guard")
     return init, exporter
 
 
