@@ -339,18 +339,28 @@ impl Ledger {
         hosted.iter().for_each(|&id| *self.exports.entry(id).or_default() += 1);
     }
 
+    /// The node drops references to a callback. Should several subscriptions share one, those that are disconnected are
+    /// meant, then those that the node has not answered yet: it refuses them.
     fn on_release(&mut self, export: u32, count: u32) {
-        for question in self.questions.values_mut() {
-            if let Purpose::Subscribe { callback, released, .. } = &mut question.purpose
-                && *callback == export
-            {
-                *released = released.saturating_add(count);
+        let mut left = count;
+        for state in [SubscriptionState::Disconnected, SubscriptionState::Live] {
+            for it in &mut self.subscriptions {
+                if it.ids.callback == export && it.state == state {
+                    let dropped = it.references.min(left);
+                    (it.references, left) = (it.references - dropped, left - dropped);
+                }
+            }
+            if state == SubscriptionState::Disconnected {
+                for question in self.questions.values_mut() {
+                    if let Purpose::Subscribe { callback, released, .. } = &mut question.purpose
+                        && *callback == export
+                        && *released == 0
+                    {
+                        (*released, left) = (left.min(1), left.saturating_sub(1));
+                    }
+                }
             }
         }
-        self.subscriptions
-            .iter_mut()
-            .filter(|it| it.ids.callback == export)
-            .for_each(|it| it.references = it.references.saturating_sub(count));
         let before = self.subscriptions.len();
         self.subscriptions.retain(|it| it.references > 0);
         if self.subscriptions.len() < before {
