@@ -353,6 +353,12 @@ fuzz_target!(|data: &[u8]| {
         node.listen();
     }
     guard.join().expect("the guard does not panic").expect("the node behaved");
-    assert!(node.is_owed_nothing(), "the guard has left in the middle of something");
+    let unanswered: Vec<_> = node.questions.iter().filter(|(_, it)| !it.answered).map(|(id, _)| id).collect();
+    assert!(
+        node.is_owed_nothing(),
+        "the guard has left in the middle of something: subscriptions {:?}, questions {unanswered:?}, calls {:?}",
+        node.subscriptions,
+        node.waiting
+    );
     drop(events);
 });

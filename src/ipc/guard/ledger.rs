@@ -307,11 +307,14 @@ impl Ledger {
                 }
             }
             Purpose::Subscribe { callback, thread, traces, released } => {
-                if let Some(handler) = hosted {
+                // One that was released already is over.
+                if let Some(handler) = hosted
+                    && released == 0
+                {
                     let ids = SubscriptionIds { callback, handler, thread };
                     self.subscriptions.push(Subscription {
                         ids,
-                        references: 1u32.saturating_sub(released),
+                        references: 1,
                         traces,
                         state: SubscriptionState::Live,
                     });
@@ -339,33 +342,32 @@ impl Ledger {
         hosted.iter().for_each(|&id| *self.exports.entry(id).or_default() += 1);
     }
 
-    /// The node drops references to a callback. Should several subscriptions share one, those that are disconnected are
-    /// meant, then those that the node has not answered yet: it refuses them.
+    /// The node drops references to a callback.
     fn on_release(&mut self, export: u32, count: u32) {
-        let mut left = count;
-        for state in [SubscriptionState::Disconnected, SubscriptionState::Live] {
-            for it in &mut self.subscriptions {
-                if it.ids.callback == export && it.state == state {
-                    let dropped = it.references.min(left);
-                    (it.references, left) = (it.references - dropped, left - dropped);
-                }
-            }
-            if state == SubscriptionState::Disconnected {
-                for question in self.questions.values_mut() {
-                    if let Purpose::Subscribe { callback, released, .. } = &mut question.purpose
-                        && *callback == export
-                        && *released == 0
-                    {
-                        (*released, left) = (left.min(1), left.saturating_sub(1));
-                    }
-                }
+        for question in self.questions.values_mut() {
+            if let Purpose::Subscribe { callback, released, .. } = &mut question.purpose
+                && *callback == export
+            {
+                *released = released.saturating_add(count);
             }
         }
+        self.subscriptions
+            .iter_mut()
+            .filter(|it| it.ids.callback == export)
+            .for_each(|it| it.references = it.references.saturating_sub(count));
         let before = self.subscriptions.len();
         self.subscriptions.retain(|it| it.references > 0);
         if self.subscriptions.len() < before {
             self.events.push_back(Event::Released(export));
         }
+    }
+
+    /// Whether a subscription has this callback, or will have it when the node has answered.
+    fn is_subscribed(&self, callback: u32) -> bool {
+        let subscribing =
+            |it: &Question| matches!(it.purpose, Purpose::Subscribe { callback: its, .. } if its == callback);
+        self.subscriptions.iter().any(|it| it.ids.callback == callback)
+            || self.questions.values().any(subscribing)
     }
 
     /// Takes a message of the exporter's into account.
@@ -413,6 +415,10 @@ impl Ledger {
             (message::WAIT_TIP_CHANGED, Target::Answer(_)) => Purpose::WaitTipChanged(None),
             (method @ (message::HANDLE_NOTIFICATIONS | message::TRACE_UTXO_CACHE), _) => {
                 match (capabilities.hosted.first(), capabilities.imported.first()) {
+                    // Which of the two is over could not be told when the node releases one.
+                    (Some(&callback), _) if self.is_subscribed(callback) => {
+                        return Ok(FromExporter::Refuse("it subscribes a callback twice"));
+                    }
                     (Some(&callback), Some(&thread)) => {
                         let traces = method == message::TRACE_UTXO_CACHE;
                         Purpose::Subscribe { callback, thread, traces, released: 0 }

@@ -293,22 +293,13 @@ fn a_callback_released_before_the_disconnect_was_answered_is_over_only_with_the_
 }
 
 #[test]
-fn of_two_subscriptions_that_share_a_callback_the_disconnected_one_is_over_first() {
+fn a_callback_is_subscribed_once() {
+    let subscribes = |question| call(question, CHAIN, message::TRACE_UTXO_CACHE, &[CALLBACK], &[THREAD]);
     let mut guard = Guard::subscribed();
-    let subscribes = call(12, CHAIN, message::TRACE_UTXO_CACHE, &[CALLBACK], &[THREAD]);
-    guard.asks(subscribes, results(12, &[TRACE_HANDLER]));
-    guard.ledger.leave(guard.now);
-    let first = guard.disconnects(HANDLER);
-    guard.node(results(first, &[]));
-    guard.node(release(CALLBACK, 1));
-    guard.passes(SETTLE);
-    assert!(!guard.may_close(), "the other one is live");
-    let calls = guard.calls();
-    assert!(
-        matches!(calls[..], [Own::Finish { .. }, Own::Disconnect { handler: TRACE_HANDLER, .. }]),
-        "{calls:?}"
-    );
-    guard.node(release(CALLBACK, 1));
+    assert!(matches!(guard.exporter(subscribes(12)), FromExporter::Refuse(_)));
+    let mut guard = Guard::connected();
+    assert_eq!(guard.exporter(subscribes(12)), FromExporter::Forward);
+    assert!(matches!(guard.exporter(subscribes(13)), FromExporter::Refuse(_)), "not answered yet");
 }
 
 #[test]
