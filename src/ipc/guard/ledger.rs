@@ -423,8 +423,8 @@ impl Ledger {
                         let traces = method == message::TRACE_UTXO_CACHE;
                         Purpose::Subscribe { callback, thread, traces, released: 0 }
                     }
-                    // The node refuses it, too.
-                    _ => Purpose::Other,
+                    // How to end it could not be told.
+                    _ => return Ok(FromExporter::Refuse("it subscribes without a callback or a thread")),
                 }
             }
             (message::DISCONNECT, Target::Export(handler)) => {
