@@ -1,39 +1,75 @@
-//! How long a node waits for the answer to a callback: the guard against a bare socket ping-pong of the same sizes, in
-//! one run, alternating. Prints medians and their ratio.
+//! How long a node waits for the answer to a callback: the guard, a bare capnp-rpc subscriber, and a bare socket ping-pong
+//! of the same sizes, in one run, taking turns. Prints medians and ratios.
 //!
 //!     cargo bench --bench callback
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bitcoind_exporter::ipc::guard;
+use bitcoind_exporter::schema::chain_capnp::chain_notifications;
 use bitcoind_exporter::schema::tracing_capnp::utxo_cache_trace;
 use capnp::serialize::write_message_to_words;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::message;
+use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// The first argument of the process at the other end of the bare ping-pong.
+/// The first arguments of the processes at the other end.
 const ECHO: &str = "--echo";
+const SUBSCRIBER: &str = "--subscriber";
 const ROUNDS: usize = 20;
-const CALLS: usize = 5_000;
 
-/// `UtxoCacheTrace.add`, as the node sends it.
-fn callback() -> Vec<u8> {
+/// A callback as the node sends it, on the object of this number.
+struct Callback {
+    name: &'static str,
+    build: fn(u32) -> Vec<u8>,
+    calls: usize,
+}
+
+const CALLBACKS: [Callback; 3] = [
+    Callback { name: "UtxoCacheTrace.add", build: coin, calls: 2_000 },
+    Callback { name: "transactionAddedToMempool (300 bytes)", build: transaction, calls: 2_000 },
+    Callback { name: "blockConnected (4 MB)", build: block, calls: 20 },
+];
+
+fn call(target: u32, interface: u64, method: u16, fill: impl FnOnce(capnp::any_pointer::Builder)) -> Vec<u8> {
     let mut message = capnp::message::Builder::new_default();
     let mut call = message.init_root::<message::Builder>().init_call();
     call.set_question_id(7);
-    call.set_interface_id(utxo_cache_trace::Client::TYPE_ID);
-    call.set_method_id(1);
-    call.reborrow().init_target().set_imported_cap(3);
-    let params = call.init_params().get_content().init_as::<utxo_cache_trace::add_params::Builder>();
-    let mut coin = params.init_utxo_info();
-    coin.set_outpoint_hash(&[7; 32]);
-    coin.set_value(5_000_000_000);
+    call.set_interface_id(interface);
+    call.set_method_id(method);
+    call.reborrow().init_target().set_imported_cap(target);
+    fill(call.init_params().get_content());
     write_message_to_words(&message)
+}
+
+fn coin(target: u32) -> Vec<u8> {
+    call(target, utxo_cache_trace::Client::TYPE_ID, 1, |content| {
+        let mut coin = content.init_as::<utxo_cache_trace::add_params::Builder>().init_utxo_info();
+        coin.set_outpoint_hash(&[7; 32]);
+        coin.set_value(5_000_000_000);
+    })
+}
+
+fn transaction(target: u32) -> Vec<u8> {
+    call(target, chain_notifications::Client::TYPE_ID, 1, |content| {
+        content
+            .init_as::<chain_notifications::transaction_added_to_mempool_params::Builder>()
+            .set_tx(&[7; 300]);
+    })
+}
+
+fn block(target: u32) -> Vec<u8> {
+    call(target, chain_notifications::Client::TYPE_ID, 3, |content| {
+        let params = content.init_as::<chain_notifications::block_connected_params::Builder>();
+        params.init_block().set_data(&vec![7; 4_000_000]);
+    })
 }
 
 fn finish() -> Vec<u8> {
@@ -42,26 +78,72 @@ fn finish() -> Vec<u8> {
     write_message_to_words(&message)
 }
 
-/// Medians of the time from the last byte of the request to the last of the answer.
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
 
-fn ask(socket: &mut UnixStream, request: &[u8], answer: &mut [u8], after: &[u8]) -> Duration {
+/// From the first byte of the request to the last of the answer.
+fn ask(
+    socket: &mut UnixStream,
+    read: fn(&mut UnixStream, &mut Vec<u8>),
+    request: &[u8],
+    answer: &mut Vec<u8>,
+    after: &[u8],
+) -> Duration {
     let asked = Instant::now();
     socket.write_all(request).unwrap();
-    socket.read_exact(answer).unwrap();
+    read(socket, answer);
     let took = asked.elapsed();
     socket.write_all(after).unwrap();
     took
 }
 
+/// Reads the next message.
+fn read_frame(socket: &mut UnixStream, frame: &mut Vec<u8>) {
+    frame.resize(8, 0);
+    socket.read_exact(frame).unwrap();
+    let word =
+        |frame: &[u8], at: usize| u32::from_le_bytes(frame[at * 4..][..4].try_into().unwrap()) as usize;
+    let segments = word(frame, 0) + 1;
+    let header = (segments + 2) / 2 * 8;
+    frame.resize(header, 0);
+    socket.read_exact(&mut frame[8..]).unwrap();
+    let words: usize = (1..=segments).map(|segment| word(frame, segment)).sum();
+    frame.resize(header + words * 8, 0);
+    socket.read_exact(&mut frame[header..]).unwrap();
+}
+
+/// Reads messages until an answer.
+fn read_answer(socket: &mut UnixStream, frame: &mut Vec<u8>) {
+    loop {
+        read_frame(socket, frame);
+        let message = capnp::serialize::read_message(&frame[..], Default::default()).unwrap();
+        if matches!(message.get_root::<message::Reader>().unwrap().which(), Ok(message::Return(_))) {
+            return;
+        }
+    }
+}
+
+/// This program again, with its end of a connection as descriptor 0.
+fn start(arguments: &[String]) -> (UnixStream, Child) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(arguments)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .expect("this program starts again");
+    (ours, child)
+}
+
 /// The other end of the bare ping-pong, on descriptor 0.
-fn echo(sizes: impl Iterator<Item = String>) {
-    let sizes: Vec<usize> = sizes.map(|size| size.parse().unwrap()).collect();
+fn echo(mut sizes: impl Iterator<Item = String>) {
+    let mut size = || sizes.next().unwrap().parse::<usize>().unwrap();
     let mut socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
-    let (mut request, answer, mut after) = (vec![0; sizes[0]], vec![0; sizes[1]], vec![0; sizes[2]]);
+    let (mut request, mut answer, mut after) = (vec![0; size()], vec![0; size()], vec![0; size()]);
+    // The frame of an answer of one segment.
+    let words = (answer.len() / 8 - 1) as u32;
+    answer[4..8].copy_from_slice(&words.to_le_bytes());
     while socket.read_exact(&mut request).is_ok() {
         socket.write_all(&answer).unwrap();
         if socket.read_exact(&mut after).is_err() {
@@ -70,53 +152,119 @@ fn echo(sizes: impl Iterator<Item = String>) {
     }
 }
 
+/// What a client of the interface would write first.
+struct Subscriber;
+
+impl chain_notifications::Server for Subscriber {
+    async fn transaction_added_to_mempool(
+        self: Rc<Self>,
+        params: chain_notifications::TransactionAddedToMempoolParams,
+        _: chain_notifications::TransactionAddedToMempoolResults,
+    ) -> Result<(), capnp::Error> {
+        std::hint::black_box(params.get()?.get_tx()?.len());
+        Ok(())
+    }
+
+    async fn block_connected(
+        self: Rc<Self>,
+        params: chain_notifications::BlockConnectedParams,
+        _: chain_notifications::BlockConnectedResults,
+    ) -> Result<(), capnp::Error> {
+        std::hint::black_box(params.get()?.get_block()?.get_data()?.len());
+        Ok(())
+    }
+}
+
+impl utxo_cache_trace::Server for Subscriber {
+    async fn add(
+        self: Rc<Self>,
+        params: utxo_cache_trace::AddParams,
+        _: utxo_cache_trace::AddResults,
+    ) -> Result<(), capnp::Error> {
+        std::hint::black_box(params.get()?.get_utxo_info()?.get_value());
+        Ok(())
+    }
+}
+
+/// A capnp-rpc subscriber on descriptor 0, whose callback object is its bootstrap capability.
+fn subscriber(traces: bool) {
+    let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    socket.set_nonblocking(true).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let (read, write) = tokio::net::UnixStream::from_std(socket).unwrap().into_split();
+        let network =
+            twoparty::VatNetwork::new(read.compat(), write.compat_write(), Side::Server, Default::default());
+        let callback = match traces {
+            true => new_client::<utxo_cache_trace::Client, _>(Subscriber).client,
+            false => new_client::<chain_notifications::Client, _>(Subscriber).client,
+        };
+        let _ = RpcSystem::new(Box::new(network), Some(callback)).await;
+    });
+}
+
+/// The subscriber's callback object: its number on the connection.
+fn bootstrap(socket: &mut UnixStream) -> u32 {
+    let mut message = capnp::message::Builder::new_default();
+    message.init_root::<message::Builder>().init_bootstrap().set_question_id(0);
+    socket.write_all(&write_message_to_words(&message)).unwrap();
+    read_answer(socket, &mut Vec::new());
+    0 // the first that it gives away
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some(ECHO) {
-        return echo(arguments);
+    match arguments.next().as_deref() {
+        Some(ECHO) => return echo(arguments),
+        Some(SUBSCRIBER) => return subscriber(arguments.next().is_some()),
+        _ => {}
     }
-    let (request, after) = (callback(), finish());
+    CALLBACKS.iter().for_each(measure);
+}
 
+fn measure(callback: &Callback) {
     let (mut node, guarded) = UnixStream::pair().unwrap();
     let (exporter, exporter_theirs) = UnixStream::pair().unwrap();
     let (mut events, events_theirs) = UnixStream::pair().unwrap();
     fcntl(&events_theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let mut guard = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"))
-        .args([guard::ARGUMENT, &events_theirs.as_raw_fd().to_string()])
+        .args([guard::ARGUMENT, &events_theirs.as_raw_fd().to_string(), "-"])
         .stdin(Stdio::from(OwnedFd::from(guarded)))
         .stdout(Stdio::from(OwnedFd::from(exporter_theirs)))
         .spawn()
         .expect("the guard starts");
     drop(events_theirs);
     std::thread::spawn(move || while events.read(&mut [0; 65_536]).is_ok_and(|read| read > 0) {});
-    // The length of an answer, from the first.
-    node.write_all(&request).unwrap();
-    let mut answer = vec![0; 4096];
-    let length = node.read(&mut answer).unwrap();
-    node.write_all(&after).unwrap();
-    let mut answer = vec![0; length];
 
-    // The same sizes, read and answered by a process that does nothing else.
-    let (mut bare, theirs) = UnixStream::pair().unwrap();
-    let sizes = [request.len(), length, after.len()].map(|size| size.to_string());
-    let mut echo = Command::new(std::env::current_exe().unwrap())
-        .arg(ECHO)
-        .args(sizes)
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .spawn()
-        .expect("this program starts again");
+    let traces = callback.name.starts_with("Utxo").then(|| "traces".to_string());
+    let (mut bare, mut subscriber) =
+        start(&[SUBSCRIBER.to_string()].into_iter().chain(traces).collect::<Vec<_>>());
+    let target = bootstrap(&mut bare);
 
-    let (mut ours, mut baseline) = (Vec::new(), Vec::new());
+    let (request, after) = ((callback.build)(target), finish());
+    let mut answer = Vec::new();
+    ask(&mut node, read_answer, &request, &mut answer, &after);
+    let sizes = [request.len(), answer.len(), after.len()].map(|size| size.to_string());
+    let (mut ping, mut echo) = start(&[&[ECHO.to_string()], &sizes[..]].concat());
+
+    let mut times = [const { Vec::new() }; 3];
     for _ in 0..ROUNDS {
-        ours.extend((0..CALLS).map(|_| ask(&mut node, &request, &mut answer, &after)));
-        baseline.extend((0..CALLS).map(|_| ask(&mut bare, &request, &mut answer, &after)));
+        let ends: [(_, fn(&mut UnixStream, &mut Vec<u8>)); 3] =
+            [(&mut node, read_answer), (&mut bare, read_answer), (&mut ping, read_frame)];
+        for ((socket, read), times) in ends.into_iter().zip(&mut times) {
+            times.extend((0..callback.calls).map(|_| ask(socket, read, &request, &mut answer, &after)));
+        }
     }
-    let (ours, baseline) = (median(ours), median(baseline));
+    let [ours, bare_rpc, pong] = times.map(median);
+    let ratio = |to: Duration| ours.as_secs_f64() / to.as_secs_f64();
     println!(
-        "bare ping-pong {baseline:?}, guard {ours:?}, ratio {:.2}",
-        ours.as_secs_f64() / baseline.as_secs_f64()
+        "{}: guard {ours:?}, capnp-rpc {bare_rpc:?} (ratio {:.2}), bare ping-pong {pong:?} (ratio {:.2})",
+        callback.name,
+        ratio(bare_rpc),
+        ratio(pong)
     );
-    drop((node, exporter, bare));
-    guard.wait().unwrap();
-    echo.wait().unwrap();
+    drop((node, exporter, bare, ping));
+    for child in [&mut guard, &mut subscriber, &mut echo] {
+        child.wait().unwrap();
+    }
 }

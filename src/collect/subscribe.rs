@@ -40,7 +40,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
             "transactionRemovedFromMempool"
         }
         ChainEvent::BlockConnected { height, historical, data } => {
-            debug!(block_height = height, historical, bytes = data.as_ref().map(Vec::len), "block connected");
+            debug!(block_height = height, historical, bytes = data.map(<[u8]>::len), "block connected");
             if historical {
                 chain.historical_blocks.inc();
                 return "blockConnected";
@@ -48,7 +48,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
             chain.blocks_connected.inc();
             chain.block_height.set(height);
             match data {
-                Some(data) => blocks.count(data),
+                Some(data) => blocks.count(data.to_vec()),
                 None => metrics.exporter.events_dropped.inc_by(["block_contents"], 1),
             }
             "blockConnected"

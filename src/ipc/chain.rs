@@ -8,7 +8,7 @@ use crate::schema::chain_capnp::{chain, chain_notifications};
 
 /// A notification.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub enum ChainEvent {
+pub enum ChainEvent<'a> {
     /// `transactionAddedToMempool`
     AddedToMempool,
     /// `transactionRemovedFromMempool`, with Core's number for the reason.
@@ -20,8 +20,8 @@ pub enum ChainEvent {
         /// Connected to the background chainstate of an assumeutxo node, far below the tip.
         historical: bool,
         /// The whole block, empty if the node left it out; `None` if there was no room to hand it on.
-        #[serde(with = "serde_bytes")]
-        data: Option<Vec<u8>>,
+        #[serde(borrow, with = "serde_bytes")]
+        data: Option<&'a [u8]>,
     },
     /// `blockDisconnected`
     BlockDisconnected {

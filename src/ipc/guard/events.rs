@@ -23,9 +23,9 @@ const MAX_QUEUED_CONTENTS: usize = 8 << 20;
 
 /// What the exporter needs to know.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub enum Event {
+pub enum Event<'a> {
     /// A notification of the chain.
-    Chain(ChainEvent),
+    Chain(#[serde(borrow)] ChainEvent<'a>),
     /// An event of the UTXO cache trace.
     Coin(CoinEvent),
     /// This many callbacks were answered and not handed on: the exporter was too slow.
@@ -40,9 +40,9 @@ pub enum Event {
     Released(u32),
 }
 
-impl Event {
+impl<'a> Event<'a> {
     /// What the exporter is told of a callback; nothing of `destroy`. The contents of a block are left out on request.
-    pub(super) fn of_callback(call: &Call, with_contents: bool) -> capnp::Result<Option<Self>> {
+    pub(super) fn of_callback(call: &Call<'a>, with_contents: bool) -> capnp::Result<Option<Self>> {
         let parameters = call.parameters()?;
         // add, spend and uncache have the same parameters.
         let coin = || -> capnp::Result<i64> {
@@ -61,7 +61,7 @@ impl Event {
                 Event::Chain(ChainEvent::BlockConnected {
                     height: block.get_height(),
                     historical: parameters.get_role()?.get_historical(),
-                    data: if with_contents { Some(block.get_data()?.to_vec()) } else { None },
+                    data: if with_contents { Some(block.get_data()?) } else { None },
                 })
             }
             message::BLOCK_DISCONNECTED => {
@@ -107,9 +107,10 @@ impl FromStr for SubscriptionIds {
 
 /// An event, and how long the node waited.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct Notice {
+pub struct Notice<'a> {
     /// What happened.
-    pub event: Event,
+    #[serde(borrow)]
+    pub event: Event<'a>,
     /// From the moment that the guard saw the callback to the answer.
     pub waited: Duration,
 }
@@ -117,7 +118,7 @@ pub struct Notice {
 /// The length of a notice's length.
 const PREFIX: usize = size_of::<u32>();
 
-impl Notice {
+impl<'a> Notice<'a> {
     /// Appends the notice with its length to a queue.
     pub fn encode(&self, queue: &mut Vec<u8>) {
         let start = queue.len();
@@ -128,7 +129,7 @@ impl Notice {
     }
 
     /// The notice at the start of `bytes` and its length; `None` if it is not whole yet, or is none.
-    pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
+    pub fn decode(bytes: &'a [u8]) -> Option<(Self, usize)> {
         let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
         let notice = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
         Some((notice, PREFIX + length))
@@ -151,7 +152,11 @@ impl EventQueue {
 
     /// Queues a callback, or counts it as dropped when the queue is full. `event` is told whether there is room for the
     /// contents of a block, and gives nothing for a callback that is none of the exporter's business.
-    pub fn queue(&mut self, waited: Duration, event: impl FnOnce(bool) -> capnp::Result<Option<Event>>) {
+    pub fn queue<'a>(
+        &mut self,
+        waited: Duration,
+        event: impl FnOnce(bool) -> capnp::Result<Option<Event<'a>>>,
+    ) {
         let queued = self.unsent.len();
         match event(queued < MAX_QUEUED_CONTENTS) {
             Ok(None) => {}
@@ -195,16 +200,26 @@ impl EventQueue {
         self.blocked = false;
     }
 
-    /// Sends what the socket takes.
+    /// Sends what the socket takes in one piece. A block takes several, and the node's next callback goes first.
     pub fn flush(&mut self) {
-        if self.blocked {
+        if self.blocked || self.unsent.is_empty() {
             return;
         }
         // Without a reader there is nothing to hand on; the exporter's other socket tells that it is gone.
-        if self.unsent.flush(&self.socket).is_err() {
+        if self.unsent.flush_some(&self.socket).is_err() {
             self.unsent = Outgoing::default();
         }
         self.blocked = !self.unsent.is_empty();
+    }
+
+    /// Whether a block has left memory behind.
+    pub fn has_grown(&self) -> bool {
+        self.unsent.has_grown()
+    }
+
+    /// Gives the memory of a block back.
+    pub fn shrink(&mut self) {
+        self.unsent.shrink();
     }
 
     /// Sends the last events, within a second.
@@ -231,7 +246,7 @@ mod tests {
         let events = [
             Event::Chain(ChainEvent::AddedToMempool),
             Event::Chain(ChainEvent::RemovedFromMempool(i32::MIN)),
-            Event::Chain(block(Some(vec![1, 2, 3]))),
+            Event::Chain(block(Some(&[1, 2, 3]))),
             Event::Chain(block(None)),
             Event::Coin(CoinEvent::Uncached(i64::MAX)),
             Event::Dropped(u64::MAX),
@@ -254,8 +269,9 @@ mod tests {
     fn what_does_not_fit_is_counted() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut queue = EventQueue::new(ours).unwrap();
+        let block = vec![7; 1 << 20];
         let block = |room: bool| {
-            let data = room.then(|| vec![7; 1 << 20]);
+            let data = room.then_some(&block[..]);
             Ok(Some(Event::Chain(ChainEvent::BlockConnected { height: 1, historical: false, data })))
         };
         let coin = |_| Ok(Some(Event::Coin(CoinEvent::Added(1))));

@@ -49,7 +49,20 @@ impl Frames {
 
     /// Whether a message larger than the buffer between messages has begun to arrive.
     pub fn is_amid_large(&self) -> bool {
-        self.buffer.len() * 8 > BUFFER_BYTES && self.start < self.end
+        let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
+        matches!(length(bytes, self.max_message_bytes), Ok(Some(length)) if length > BUFFER_BYTES)
+    }
+
+    /// Whether a large message has left memory behind.
+    pub fn has_grown(&self) -> bool {
+        self.buffer.len() * 8 > BUFFER_BYTES
+    }
+
+    /// Gives the memory of a large message back.
+    pub fn shrink(&mut self) {
+        if self.has_grown() && self.start == self.end {
+            *self = Frames::new(self.max_message_bytes);
+        }
     }
 
     /// The next whole message, with its segment table.
@@ -65,14 +78,13 @@ impl Frames {
         }
     }
 
-    /// Moves what is left to the front, and grows to the size of the message that is arriving, never beyond; shrinks
-    /// again after a large one.
+    /// Moves what is left to the front, and grows to the size of the message that is arriving, never beyond.
     fn make_room(&mut self) {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
         let wanted = length(&bytes[self.start..self.end], self.max_message_bytes).ok().flatten();
         let wanted = wanted.unwrap_or(0).max(BUFFER_BYTES);
-        if wanted > bytes.len() || (left == 0 && bytes.len() > BUFFER_BYTES) {
+        if wanted > bytes.len() {
             // Fresh memory of the system's is zero without being written to.
             let mut resized = Word::allocate_zeroed_vec(wanted / 8);
             Word::words_to_bytes_mut(&mut resized)[..left].copy_from_slice(&bytes[self.start..self.end]);
@@ -141,21 +153,32 @@ impl Outgoing {
 
     /// Sends what the socket takes.
     pub fn flush(&mut self, mut to: impl Write) -> io::Result<()> {
-        while !self.is_empty() {
-            match written(to.write(&self.bytes[self.sent..]))? {
-                0 => break,
-                sent => self.sent += sent,
-            }
-        }
+        while !self.is_empty() && self.flush_some(&mut to)? > 0 {}
+        Ok(())
+    }
+
+    /// Sends what the socket takes in one piece; returns how many bytes.
+    pub fn flush_some(&mut self, mut to: impl Write) -> io::Result<usize> {
+        let sent = written(to.write(&self.bytes[self.sent..]))?;
+        self.sent += sent;
         if self.is_empty() {
             self.bytes.clear();
-            self.bytes.shrink_to(BUFFER_BYTES);
             self.sent = 0;
         } else if self.sent > self.bytes.len() / 2 {
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
-        Ok(())
+        Ok(sent)
+    }
+
+    /// Whether there is memory that is not in use.
+    pub fn has_grown(&self) -> bool {
+        self.bytes.capacity() > BUFFER_BYTES.max(2 * self.bytes.len())
+    }
+
+    /// Gives it back.
+    pub fn shrink(&mut self) {
+        self.bytes.shrink_to(BUFFER_BYTES);
     }
 }
 
@@ -193,8 +216,8 @@ mod tests {
                 }
             }
             assert!(got == messages, "cut at {cut}");
-            frames.make_room();
-            assert_eq!(frames.buffer.len() * 8, BUFFER_BYTES, "a large message leaves no memory behind");
+            frames.shrink();
+            assert!(!frames.has_grown(), "a large message leaves no memory behind");
         }
     }
 

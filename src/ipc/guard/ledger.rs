@@ -148,7 +148,7 @@ pub struct Ledger {
     subscriptions: Vec<Subscription>,
     /// `Finish` messages to send.
     finishes: VecDeque<Own>,
-    events: VecDeque<Event>,
+    events: VecDeque<Event<'static>>,
     budget: Budget,
     over_budget: bool,
     thread_map: Option<u32>,
@@ -530,7 +530,7 @@ impl Ledger {
     }
 
     /// What the exporter has to be told.
-    pub fn next_event(&mut self) -> Option<Event> {
+    pub fn next_event(&mut self) -> Option<Event<'static>> {
         self.events.pop_front()
     }
 

@@ -25,6 +25,8 @@ const MAX_QUESTION_BYTES: usize = 1 << 20;
 const MAX_UNSENT_BYTES: usize = 1 << 20;
 /// Events are collected this long before they are handed on: a write for each would slow the next answer.
 const COLLECT: Duration = Duration::from_millis(1);
+/// A block's memory is kept this long for the next one: taking new memory costs as much as reading the block.
+const KEEP_MEMORY: Duration = Duration::from_millis(200);
 
 /// Relays until the node is gone, or leave of it was taken. `replaces` are the subscriptions that a killed guard left
 /// behind; then there is nothing to relay. An error says what was wrong with the node's messages.
@@ -45,6 +47,7 @@ pub fn relay(
         },
         answer: EmptyAnswer::new(),
         burst: Burst::default(),
+        large_at: Duration::ZERO,
     };
     let ended = relay.run();
     relay.node.close();
@@ -60,6 +63,8 @@ struct Relay {
     ledger: Ledger,
     answer: EmptyAnswer,
     burst: Burst,
+    /// When a large message of the node's arrived last.
+    large_at: Duration,
 }
 
 impl Relay {
@@ -86,6 +91,10 @@ impl Relay {
             }
             if node.is_empty() {
                 self.events.flush();
+                if now().saturating_sub(self.large_at) >= KEEP_MEMORY {
+                    self.node.incoming.shrink();
+                    self.events.shrink();
+                }
             }
         }
     }
@@ -103,7 +112,9 @@ impl Relay {
             sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
         }
         let collect = self.events.is_waiting().then_some(COLLECT);
-        let at_most = [collect, self.ledger.wait_at_most(now())].into_iter().flatten().min();
+        let has_grown = self.node.incoming.has_grown() || self.events.has_grown();
+        let shrink = has_grown.then_some(KEEP_MEMORY);
+        let at_most = [collect, shrink, self.ledger.wait_at_most(now())].into_iter().flatten().min();
         // Rounded up, or the loop would spin until it is due.
         let timeout = at_most.map_or(PollTimeout::NONE, |it| {
             PollTimeout::try_from(it + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
@@ -151,6 +162,7 @@ impl Relay {
         }
         if filled == Filled::Read && incoming.is_amid_large() {
             self.burst.part(at);
+            self.large_at = at;
         }
         self.node.incoming = incoming;
         Ok(filled)

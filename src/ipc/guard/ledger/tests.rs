@@ -130,7 +130,7 @@ impl Guard {
         std::iter::from_fn(|| self.ledger.next_call(self.now)).take(10).collect()
     }
 
-    fn events(&mut self) -> Vec<Event> {
+    fn events(&mut self) -> Vec<Event<'static>> {
         std::iter::from_fn(|| self.ledger.next_event()).collect()
     }
 
