@@ -6,7 +6,7 @@
 //! - what the exporter sends is forwarded only if it is a well-formed part of the conversation; otherwise it is swallowed,
 //!   and leave is taken. A call is never cancelled: a `Finish` before the answer is kept until the answer;
 //! - what the node asks is answered by the guard, whether the exporter lives or not;
-//! - a long poll of the guard's own tells when the node is shutting down;
+//! - a long poll tells when the node is shutting down: the exporter's, and the guard's own where there is none;
 //! - to take leave is to disconnect each subscription, one after the other, wait until its callback was released, and wait
 //!   for the answer to each call.
 
@@ -31,6 +31,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const LONG_POLL: Duration = Duration::from_millis(900);
 /// Between two long polls, however fast tips come. Shorter than a shutdown of the node.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// From the end of the exporter's long poll to the guard's own, if the exporter does not ask again. Shorter than a
+/// shutdown of the node, too.
+const TAKE_OVER: Duration = Duration::from_millis(50);
 /// From the node's last message to the close: the thread that ran the last call is still putting its tools away.
 const SETTLE: Duration = Duration::from_millis(20);
 /// A guard that replaces a killed one says nothing before the node was silent for this long: the `destroy` of a
@@ -155,6 +158,7 @@ pub struct Ledger {
     watched: Option<Watched>,
     watch_thread: WatchThread,
     tip: Vec<u8>,
+    /// When the guard's own long poll is due; never while one is under way.
     watch_at: Duration,
     disconnect_at: Duration,
     /// Since when leave is taken.
@@ -304,6 +308,11 @@ impl Ledger {
                     }
                     None if own => self.watch_at = now + RETRY_INTERVAL,
                     None => {}
+                }
+                if self.is_watched() {
+                    self.watch_at = Duration::MAX;
+                } else if !own {
+                    self.watch_at = now + TAKE_OVER;
                 }
             }
             Purpose::Subscribe { callback, thread, traces, released } => {
@@ -455,7 +464,15 @@ impl Ledger {
         FromExporter::Forward
     }
 
+    /// Whether a long poll is under way, the exporter's or the guard's.
+    fn is_watched(&self) -> bool {
+        self.questions.values().any(|it| matches!(it.purpose, Purpose::WaitTipChanged(_)))
+    }
+
     fn insert(&mut self, number: u32, purpose: Purpose, now: Duration) {
+        if matches!(purpose, Purpose::WaitTipChanged(_)) {
+            self.watch_at = Duration::MAX;
+        }
         let question =
             Question { purpose, answered: false, results: Vec::new(), finished: None, asked_at: now };
         self.questions.insert(number, question);
@@ -571,8 +588,6 @@ impl Ledger {
             }
             WatchThread::Asked => None,
             WatchThread::Made(thread) => {
-                // Until it is answered.
-                self.watch_at = Duration::MAX;
                 let question = self.own_question(Purpose::WaitTipChanged(None), now);
                 Some(Own::WaitTipChanged { question, mining, thread, tip: self.tip.clone(), timeout })
             }
@@ -607,9 +622,10 @@ impl Ledger {
         let can_watch = match self.watch_thread {
             WatchThread::None => self.thread_map.is_some(),
             WatchThread::Asked => false,
-            WatchThread::Made(_) => self.watch_at < Duration::MAX,
+            WatchThread::Made(_) => true,
         };
-        let watch = self.watched.filter(|_| can_watch).map(|_| self.watch_at);
+        let watch =
+            self.watched.filter(|_| can_watch && self.watch_at < Duration::MAX).map(|_| self.watch_at);
         let traces = |it: &Subscription| it.traces && it.state == SubscriptionState::Live;
         let disconnects =
             self.over_budget && self.subscriptions.iter().any(traces) && !self.is_disconnecting(|_| true);

@@ -178,6 +178,7 @@ impl Guard {
 
     fn watch(&mut self) -> u32 {
         self.asks(call(10, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(10, Some(TIP)));
+        self.passes(TAKE_OVER);
         let [Own::MakeThread { question, thread_map: THREAD_MAP }] = self.calls()[..] else { panic!() };
         assert_eq!(self.node(results(question, &[OWN_THREAD])), FromNode::Keep);
         let [finished, Own::WaitTipChanged { question: watch, mining: MINING, thread: OWN_THREAD, .. }] =
@@ -449,6 +450,28 @@ fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
     guard.passes(RETRY_INTERVAL - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.passes(Duration::from_millis(1));
+    assert!(matches!(guard.calls()[..], [Own::WaitTipChanged { .. }]));
+}
+
+#[test]
+fn while_the_exporter_waits_for_a_tip_the_guard_does_not() {
+    let (mut guard, watch) = Guard::watching();
+    guard.exporter(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
+    guard.node(tip_results(watch, Some(TIP)));
+    guard.calls();
+    guard.passes(Duration::from_secs(3600));
+    assert_eq!((guard.calls(), guard.ledger.wait_at_most(guard.now)), (vec![], None));
+    // Answered, and asked again in time.
+    guard.node(tip_results(20, Some(TIP)));
+    guard.passes(TAKE_OVER - Duration::from_millis(1));
+    assert_eq!(guard.calls(), []);
+    guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
+    guard.passes(Duration::from_secs(3600));
+    assert_eq!(guard.calls(), []);
+    // Answered, whether the exporter hears of it or not.
+    guard.node(failure(21, "no"));
+    assert_eq!(guard.ledger.wait_at_most(guard.now), Some(TAKE_OVER));
+    guard.passes(TAKE_OVER);
     assert!(matches!(guard.calls()[..], [Own::WaitTipChanged { .. }]));
 }
 
