@@ -1,9 +1,8 @@
 //! Compiles the Cap'n Proto schemas and the BPF programs, and records what the binaries were built from.
 
-use std::{env, io, path::Path, process::Command};
-
-const SCHEMAS: [&str; 9] =
-    ["proxy", "common", "init", "mining", "rpc", "chain", "node", "tracing", "handler"];
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, io};
 
 fn main() {
     #[cfg(feature = "usdt")]
@@ -20,11 +19,20 @@ fn main() {
     }
     let mut compiler = capnpc::CompilerCommand::new();
     compiler.src_prefix("schema").default_parent_module(vec!["schema".into()]);
-    for schema in SCHEMAS {
-        compiler.file(format!("schema/{schema}.capnp"));
+    let mut modules = String::new();
+    for schema in schemas() {
+        compiler.file(&schema);
+        let module = format!("{}_capnp", schema.file_stem().expect("a file").display());
+        modules.push_str(&format!(
+            "pub mod {module} {{ include!(concat!(env!(\"OUT_DIR\"), \"/{module}.rs\")); }}\n"
+        ));
     }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     if let Err(error) = compiler.run() {
         println!("cargo::error=cannot compile schema/: {error}");
+    }
+    if let Err(error) = fs::write(out.join("schema.rs"), modules) {
+        println!("cargo::error=cannot write to {}: {error}", out.display());
     }
 
     // Where there is no git repository, who builds may know the revision.
@@ -40,6 +48,17 @@ fn main() {
             println!("cargo::rerun-if-changed={file}");
         }
     }
+}
+
+/// The files of schema/, in the order of their names.
+fn schemas() -> Vec<PathBuf> {
+    let files = fs::read_dir("schema").expect("the folder schema/ is readable").flatten();
+    let mut schemas: Vec<_> = files
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "capnp"))
+        .collect();
+    schemas.sort();
+    schemas
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::ipc::Connection;
+use bitcoind_exporter::ipc::{Connection, Interfaces};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -29,8 +29,9 @@ async fn measure(socket: &Path) {
     let node = getsockopt(&stream, sockopt::PeerCredentials).unwrap().pid();
     let connection = Connection::new(stream, Duration::from_secs(60)).await.unwrap();
     let thread = connection.thread("bench").await.unwrap();
-    let json_rpc = connection.discover(&thread).await.unwrap().json_rpc.expect("JSON-RPC");
-    let tip = json_rpc.call(&thread, "getbestblockhash", json!([])).await.unwrap();
+    let interfaces = Interfaces::discover(&connection, &thread).await.unwrap();
+    let json_rpc = interfaces.expect("a node that is not shutting down").json_rpc.expect("JSON-RPC");
+    let tip = json_rpc.call("getbestblockhash", json!([])).await.unwrap();
     let stats = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
     let calls: [(&str, Value); 16] = [
         ("uptime", json!([])),
@@ -56,10 +57,7 @@ async fn measure(socket: &Path) {
         let mut took = Vec::new();
         for _ in 0..CALLS {
             let asked = Instant::now();
-            json_rpc
-                .call(&thread, method, params.clone())
-                .await
-                .unwrap_or_else(|error| panic!("{method}: {error}"));
+            json_rpc.call(method, params.clone()).await.unwrap_or_else(|error| panic!("{method}: {error}"));
             took.push(asked.elapsed().as_secs_f64() * 1e3);
         }
         let cpu = (cpu(node) - before).as_secs_f64() * 1e3 / CALLS as f64;

@@ -49,23 +49,8 @@ fn metrics_md_is_what_the_registries_say() {
     );
 }
 
-/// Code generated from `schema/`.
+/// Code generated from `schema/`: a module for each file.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod schema {
-    macro_rules! generated {
-        ($($module:ident),*) => {
-            $(pub mod $module { include!(concat!(env!("OUT_DIR"), "/", stringify!($module), ".rs")); })*
-        };
-    }
-    generated!(
-        proxy_capnp,
-        common_capnp,
-        init_capnp,
-        mining_capnp,
-        rpc_capnp,
-        chain_capnp,
-        node_capnp,
-        tracing_capnp,
-        handler_capnp
-    );
+    include!(concat!(env!("OUT_DIR"), "/schema.rs"));
 }

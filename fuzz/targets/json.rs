@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bitcoind_exporter::collect::{Config, Session, Shutdown, UtxoTrace};
+use bitcoind_exporter::collect::{self, Config, Context, State, UtxoTrace};
 use bitcoind_exporter::ipc::source::NodeProcess;
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::schema::init_capnp::init;
@@ -17,7 +17,9 @@ use capnp::capability::FromClientHook;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
 use libfuzzer_sys::fuzz_target;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
 
@@ -94,10 +96,11 @@ fuzz_target!(|text: &str| {
             utxo_trace_budget: Duration::ZERO,
             exit_with_node: false,
         };
-        let (_keep, shutdown) = Shutdown::new();
-        if let Ok(session) = Session::open(ours, None, &process, &config, &shutdown).await {
+        let state = watch::channel(State::Disconnected(String::new())).0;
+        let context = Rc::new(Context::new(config, METRICS.clone(), state, CancellationToken::new()));
+        if let Ok(session) = collect::open(ours, None, &process, &context).await {
             assert_eq!(session.interfaces.names(), ["rpc"]);
-            let mut poller = session.poller(METRICS.clone(), Default::default());
+            let mut poller = session.poller();
             for _ in 0..2 {
                 let _ = poller.poll().await;
                 let page = METRICS.render(Format::OpenMetrics);

@@ -1,16 +1,18 @@
 //! Anything at all speaks to the exporter as its node: a whole session of it, polls and long polls and all.
 #![no_main]
 
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bitcoind_exporter::collect::{Collector, Config, End, Session, Shutdown, State, UtxoTrace};
+use bitcoind_exporter::collect::{self, Config, Context, End, State, UtxoTrace};
 use bitcoind_exporter::ipc::source::NodeProcess;
 use bitcoind_exporter::metrics::{Format, Metrics};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
 
@@ -38,16 +40,12 @@ fuzz_target!(|data: &[u8]| {
             utxo_trace_budget: Duration::from_millis(50),
             exit_with_node: false,
         };
-        let (_keep, shutdown) = Shutdown::new();
-        let state = watch::channel(State::Away(String::new())).0;
+        let state = watch::channel(State::Disconnected(String::new())).0;
+        let context = Rc::new(Context::new(config, METRICS.clone(), state, CancellationToken::new()));
         let node = NodeProcess::of(&ours);
         let exporter = async {
-            match Session::open(ours, None, &node, &config, &shutdown).await {
-                Ok(session) => {
-                    let mut collector =
-                        Collector::new(config.clone(), METRICS.clone(), state, shutdown.clone());
-                    session.run(&mut collector).await
-                }
+            match collect::open(ours, None, &node, &context).await {
+                Ok(session) => session.run().await,
                 Err(end) => end,
             }
         };

@@ -188,7 +188,7 @@ fn one_failing_call_costs_only_its_own_metrics() {
     let exporter = subscribed(&node, &[]);
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
     assert!(exporter.value("bitcoin_exporter_poll_failures_total{call=\"uptime\"}").is_none());
-    for call in ["listbanned", "getnetworkinfo", "node.mempool_usage"] {
+    for call in ["listbanned", "getnetworkinfo", "Node.getMempoolDynamicUsage"] {
         let failures = exporter.value(&format!("bitcoin_exporter_poll_failures_total{{call=\"{call}\"}}"));
         assert!(failures >= Some(1.0), "{call}: {failures:?}");
     }

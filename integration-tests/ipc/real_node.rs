@@ -213,7 +213,7 @@ fn an_exporter_that_the_node_launched_ends_with_it() {
     eventually("the launched exporter polled", || metrics()?.contains("\nbitcoin_up 1\n").then_some(()));
     assert!(node.stop().success());
     eventually("the exporter ended", || (!http.exists()).then_some(()));
-    assert!(std::fs::read_to_string(&log).unwrap().contains("the node shut down; so do we"));
+    assert!(std::fs::read_to_string(&log).unwrap().contains("the node shut down; exiting"));
 }
 
 #[test]

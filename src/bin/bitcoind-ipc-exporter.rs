@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bitcoind_exporter::collect::{self, Collector, Config, Shutdown, State, UtxoTrace};
+use bitcoind_exporter::collect::{self, Collector, Config, Context as CollectContext, State, UtxoTrace};
 use bitcoind_exporter::generate::{self, Generated};
 use bitcoind_exporter::http::{self, Address, Endpoint, History, Listener, Pages, WebConfig};
 use bitcoind_exporter::init;
@@ -22,6 +22,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 const VERSION: &str =
@@ -189,14 +190,16 @@ fn run(arguments: Arguments) -> Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
+    let (state, status) = watch::channel(State::Disconnected("connecting".into()));
+    let shutdown = CancellationToken::new();
+    let context = CollectContext::new(config, metrics.clone(), state, shutdown.clone());
     if arguments.once {
-        local.block_on(&runtime, collect::once(&mut source, &config, &metrics))?;
+        local.block_on(&runtime, collect::once(&mut source, context))?;
         print!("{}", metrics.render(Format::Text));
         return Ok(());
     }
     if arguments.check {
-        let interfaces = local.block_on(&runtime, collect::check(&mut source, &config, &metrics))?;
-        print!("{}", collect::describe(&interfaces, &metrics, source.describe()));
+        print!("{}", local.block_on(&runtime, collect::check(&mut source, context))?);
         return Ok(());
     }
 
@@ -205,15 +208,14 @@ fn run(arguments: Arguments) -> Result<()> {
         Some(listener) => listener,
         None => Listener::bind(&arguments.metrics_addr)?,
     });
-    let (state, status) = watch::channel(State::Away("connecting".into()));
     let status = Arc::new(Status { metrics: metrics.clone(), state: status, history: History::of(PLOTTED) });
     let pulse = systemd::Pulse::default();
     let serving =
         http::serve_on_thread([(listener.clone(), Endpoint::all(web_config))], status, pulse.clone())?;
     systemd::notify(sd_notify::NotifyState::Ready);
 
-    let (request, shutdown) = Shutdown::new();
-    let collector = Collector::new(config, metrics, state, shutdown.clone());
+    let collector = Collector::new(context);
+    let request = shutdown.clone();
     let ended = local.block_on(&runtime, async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -227,7 +229,7 @@ fn run(arguments: Arguments) -> Result<()> {
             };
             info!("{}: ending", signaled().await);
             systemd::notify(sd_notify::NotifyState::Stopping);
-            request.send_replace(true);
+            request.cancel();
             // Whatever we wait for can be left to the guard.
             let signal = signaled().await;
             std::process::exit(128 + signal as i32);
@@ -239,9 +241,9 @@ fn run(arguments: Arguments) -> Result<()> {
             return Ok(());
         }
         let ended = collector.run(source).await;
-        if started_by_scrape && !shutdown.is_requested() {
+        if started_by_scrape && !shutdown.is_cancelled() {
             // A page that is open would start us again at once, and again, until systemd has enough of it.
-            let _ = tokio::time::timeout(LINGER, shutdown.requested()).await;
+            let _ = tokio::time::timeout(LINGER, shutdown.cancelled()).await;
         }
         ended
     });
@@ -289,7 +291,7 @@ impl Pages for Status {
     fn ready(&self) -> Result<(), String> {
         match &*self.state.borrow() {
             State::Polled { .. } => Ok(()),
-            State::Away(why) | State::Connected(why) => Err(why.clone()),
+            State::Disconnected(why) | State::Connected(why) => Err(why.clone()),
         }
     }
 
@@ -303,7 +305,7 @@ impl Pages for Status {
                 let node = node.clone().unwrap_or("it does not tell its name".into());
                 (true, String::new(), format!("{node} · {}", interfaces.join(", ")))
             }
-            State::Away(why) | State::Connected(why) => (false, why.clone(), String::new()),
+            State::Disconnected(why) | State::Connected(why) => (false, why.clone(), String::new()),
         };
         Some(json!({
             "now": now(),

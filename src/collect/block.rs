@@ -114,13 +114,13 @@ fn add(metrics: &Metrics, block: &[u8]) {
         warn!(bytes = block.len(), "a block that the node sent cannot be parsed");
         return metrics.exporter.events_dropped.inc_by(["block_contents"], 1);
     };
-    let chain = &metrics.chain;
-    chain.connected_transactions.inc_by(contents.transactions);
-    chain.connected_inputs.inc_by(contents.inputs);
-    chain.connected_outputs.inc_by(contents.outputs);
-    chain.connected_output_value.inc_by(contents.output_value);
-    chain.connected_weight.inc_by(contents.weight);
-    chain.connected_bytes.inc_by(contents.bytes);
+    let blocks = &metrics.blocks;
+    blocks.connected_transactions.inc_by(contents.transactions);
+    blocks.connected_inputs.inc_by(contents.inputs);
+    blocks.connected_outputs.inc_by(contents.outputs);
+    blocks.connected_output_value.inc_by(contents.output_value);
+    blocks.connected_weight.inc_by(contents.weight);
+    blocks.connected_bytes.inc_by(contents.bytes);
 }
 
 #[cfg(test)]

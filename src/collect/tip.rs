@@ -3,17 +3,16 @@
 //! It tells tip changes where there are no notifications, and it is the node's only word that it is shutting down.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::memory::SharedMemory;
-use super::session::{Session, Task};
-use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Thread};
-use crate::metrics::{Metrics, now};
+use super::context::Context;
+use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Mining, Thread};
+use crate::metrics::now;
 
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
 /// two of them within the time that a service manager gives us.
@@ -37,7 +36,7 @@ pub enum TipEnd {
 
 /// Follows the tip in a task of its own.
 pub struct TipWatch {
-    task: Task<TipEnd>,
+    task: AbortOnDropHandle<TipEnd>,
     /// Ends when the first tip was taken into account, or could not be had.
     caught_up: Option<oneshot::Receiver<()>>,
 }
@@ -45,23 +44,23 @@ pub struct TipWatch {
 impl TipWatch {
     /// `None` if the node does not offer Mining.
     pub fn start(
-        session: &Session,
-        metrics: &Arc<Metrics>,
-        memory: &SharedMemory,
+        interfaces: &Rc<Interfaces>,
+        on: &Thread,
+        context: &Rc<Context>,
         new_tip: Rc<Notify>,
     ) -> Option<Self> {
-        session.interfaces.mining.as_ref()?;
+        let thread = on.patient(LONG_POLL);
         let follow = Follow {
-            interfaces: session.interfaces.clone(),
-            thread: session.waiting().patient(LONG_POLL),
-            metrics: metrics.clone(),
-            memory: memory.clone(),
+            interfaces: interfaces.clone(),
+            mining: interfaces.mining.as_ref()?.on(&thread),
+            json_rpc: interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.on(&thread)),
+            context: context.clone(),
             new_tip,
             reconnected: Reconnected::Now,
             walk_failed: false,
         };
         let (first_done, caught_up) = oneshot::channel();
-        let task = Task(tokio::task::spawn_local(follow.run(first_done)));
+        let task = AbortOnDropHandle::new(tokio::task::spawn_local(follow.run(first_done)));
         Some(TipWatch { task, caught_up: Some(caught_up) })
     }
 
@@ -75,7 +74,7 @@ impl TipWatch {
     /// Resolves when there is no more news; never without a watch.
     pub async fn ended(watch: &mut Option<Self>) -> TipEnd {
         match watch {
-            Some(TipWatch { task, .. }) => match (&mut task.0).await {
+            Some(TipWatch { task, .. }) => match task.await {
                 Ok(end) => end,
                 Err(error) => TipEnd::Lost(CallError::Disconnected(error.to_string())),
             },
@@ -98,9 +97,9 @@ enum Reconnected {
 
 struct Follow {
     interfaces: Rc<Interfaces>,
-    thread: Thread,
-    metrics: Arc<Metrics>,
-    memory: SharedMemory,
+    mining: Mining,
+    json_rpc: Option<JsonRpc>,
+    context: Rc<Context>,
     new_tip: Rc<Notify>,
     reconnected: Reconnected,
     /// The last walk failed, which was logged.
@@ -110,17 +109,16 @@ struct Follow {
 impl Follow {
     async fn run(mut self, first_done: oneshot::Sender<()>) -> TipEnd {
         let interfaces = self.interfaces.clone();
-        let Some(mining) = &interfaces.mining else { return std::future::pending().await };
         let mut first_done = Some(first_done);
         if interfaces.chain.is_none() {
-            self.metrics.chain.tip_updates.start();
-            if interfaces.json_rpc.is_some() {
-                self.metrics.chain.blocks_connected.start();
-                self.metrics.chain.blocks_disconnected.start();
+            self.context.metrics.blocks.tip_updates.start();
+            if self.json_rpc.is_some() {
+                self.context.metrics.blocks.connected.start();
+                self.context.metrics.blocks.disconnected.start();
             }
         }
-        if interfaces.json_rpc.is_some() {
-            self.metrics.chain.uncounted_tip_changes.start();
+        if self.json_rpc.is_some() {
+            self.context.metrics.blocks.uncounted_tip_changes.start();
         }
         // Not a block: the first call returns the present tip at once.
         const NONE: Hash = Hash([0; 32]);
@@ -129,7 +127,7 @@ impl Follow {
         loop {
             let current = known.map_or(NONE, |tip| tip.hash);
             let asked = Instant::now();
-            let answer = mining.wait_tip_changed(&self.thread, current, LONG_POLL).await;
+            let answer = self.mining.wait_tip_changed(current, LONG_POLL).await;
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
                 Ok(None) => return TipEnd::NodeShutsDown,
@@ -144,13 +142,13 @@ impl Follow {
                 Ok(Some(tip)) => {
                     // When the first tip of a connection became it is not known.
                     let seen = known.replace(tip).map(|_| now());
-                    self.metrics.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
+                    self.context.metrics.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
                     self.new_tip.notify_one();
-                    let last = self.memory.borrow_mut().seen_tip.replace(tip);
+                    let last = self.context.memory.borrow_mut().last_tip.replace(tip);
                     if last.is_some_and(|last| last.hash != tip.hash) {
                         debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
                         if interfaces.chain.is_none() {
-                            self.metrics.chain.tip_updates.inc();
+                            self.context.metrics.blocks.tip_updates.inc();
                         }
                     }
                     self.count_up_to(tip).await;
@@ -175,34 +173,32 @@ impl Follow {
     async fn count_up_to(&mut self, tip: BlockRef) {
         let reconnected = std::mem::replace(&mut self.reconnected, Reconnected::CaughtUp);
         let notified = self.interfaces.chain.is_some();
-        let counted = self.memory.borrow().counted_tip;
+        let counted = self.context.memory.borrow().counted_tip;
         let Some(old) = counted.filter(|old| old.hash != tip.hash) else {
             return self.advance(tip);
         };
         if notified && reconnected == Reconnected::CaughtUp {
             return self.advance(tip);
         }
-        let chain = &self.metrics.chain;
-        let Some(json_rpc) = &self.interfaces.json_rpc else {
+        let blocks = &self.context.metrics.blocks;
+        let Some(json_rpc) = &self.json_rpc else {
             if !notified {
-                chain.block_height.set(tip.height);
+                blocks.height.set(tip.height);
             }
             return self.advance(tip);
         };
         let walked = match reconnected {
-            Reconnected::Now if tip.height < old.height => {
-                rolled_back(json_rpc, &self.thread, old).await.map(|()| None)
-            }
+            Reconnected::Now if tip.height < old.height => rolled_back(json_rpc, old).await.map(|()| None),
             Reconnected::RolledBack if tip.height < old.height => Ok(None),
-            _ => walk(json_rpc, &self.thread, old, tip).await.map(Some),
+            _ => walk(json_rpc, old, tip).await.map(Some),
         };
         let failed_before = std::mem::replace(&mut self.walk_failed, false);
         match walked {
             Ok(Some(Walk { disconnected, connected })) => {
-                chain.blocks_disconnected.inc_by(disconnected);
-                chain.blocks_connected.inc_by(connected);
+                blocks.disconnected.inc_by(disconnected);
+                blocks.connected.inc_by(connected);
                 if connected > 0 {
-                    chain.block_height.set(tip.height);
+                    blocks.height.set(tip.height);
                 }
                 self.advance(tip);
             }
@@ -210,11 +206,11 @@ impl Follow {
             Ok(None) if notified => self.advance(tip),
             Ok(None) => self.reconnected = Reconnected::RolledBack,
             Err(error) => {
-                self.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
+                self.context.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
                 let what = format!("cannot tell how many blocks lie between {} and {}", old.hash, tip.hash);
                 if notified || is_final(&error) {
                     warn!("{what}, and does not count them: {error}");
-                    chain.uncounted_tip_changes.inc();
+                    blocks.uncounted_tip_changes.inc();
                     return self.advance(tip);
                 }
                 if !failed_before {
@@ -229,7 +225,7 @@ impl Follow {
     /// The blocks up to this one are counted.
     fn advance(&mut self, tip: BlockRef) {
         self.walk_failed = false;
-        self.memory.borrow_mut().counted_tip = Some(tip);
+        self.context.memory.borrow_mut().counted_tip = Some(tip);
     }
 }
 
@@ -245,8 +241,8 @@ fn is_final(error: &CallError) -> bool {
 }
 
 /// An error if the node no longer knows the block at all.
-async fn rolled_back(json_rpc: &JsonRpc, on: &Thread, old: BlockRef) -> Result<(), CallError> {
-    json_rpc.call(on, "getblockheader", json!([old.hash.to_string()])).await.map(drop)
+async fn rolled_back(json_rpc: &JsonRpc, old: BlockRef) -> Result<(), CallError> {
+    json_rpc.call("getblockheader", json!([old.hash.to_string()])).await.map(drop)
 }
 
 /// The way from one tip to another.
@@ -261,13 +257,13 @@ const WALK: i32 = 16;
 
 /// Steps back from the old tip to the last block that the new one builds on. Headers never change, so the walk is
 /// exact even while the chain moves on.
-async fn walk(json_rpc: &JsonRpc, on: &Thread, old: BlockRef, new: BlockRef) -> Result<Walk, CallError> {
-    let header = async |hash: &str| Header::read(json_rpc.call(on, "getblockheader", json!([hash])).await?);
+async fn walk(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<Walk, CallError> {
+    let header = async |hash: &str| Header::read(json_rpc.call("getblockheader", json!([hash])).await?);
     // Where the new tip is far ahead, the node knows its ancestor: the active chain's block at that height. It is asked
     // first: if the new tip is active after it was, then what it told is an ancestor.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = match ahead > WALK {
-        true => json_rpc.call(on, "getblockhash", json!([old.height])).await?.as_str().map(str::to_string),
+        true => json_rpc.call("getblockhash", json!([old.height])).await?.as_str().map(str::to_string),
         false => None,
     };
     let tip = header(&new.hash.to_string()).await?;

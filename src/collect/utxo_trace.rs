@@ -3,41 +3,47 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
+use super::context::{Context, UtxoTrace};
 use super::poll::Polled;
-use super::{Config, UtxoTrace};
-use crate::ipc::{CoinEvent, Subscription, Thread, Tracing};
+use crate::ipc::{CoinEvent, Subscription, Tracing};
 use crate::metrics::Metrics;
+
+/// Whether the trace of one connection is wanted, and had.
+enum State {
+    /// The node has no such interface.
+    NotOffered,
+    /// Not wanted, or refused by the node.
+    Off,
+    /// Due when the node is out of initial block download.
+    Waiting,
+    /// Subscribed.
+    Active(Subscription),
+    /// It cost the node more than the budget, on this connection or an earlier one.
+    GivenUp,
+}
 
 /// The trace of one connection.
 pub struct Trace {
-    wanted: bool,
-    given_up: bool,
-    offered: bool,
-    budget: Duration,
+    state: State,
     exceeded: Rc<Notify>,
     /// False once the trace is on its way out: what still arrives is not counted.
     counting: Rc<Cell<bool>>,
-    subscription: Option<Subscription>,
 }
 
 impl Trace {
-    /// `given_up` on an earlier connection.
-    pub fn new(config: &Config, offered: bool, given_up: bool) -> Self {
-        let wanted = config.utxo_trace != UtxoTrace::Off;
-        Trace {
-            wanted,
-            given_up,
-            offered,
-            budget: config.utxo_trace_budget,
-            exceeded: Rc::default(),
-            counting: Rc::default(),
-            subscription: None,
-        }
+    /// The trace of a node that offers it if `tracing` is there.
+    pub fn new(tracing: Option<&Tracing>, context: &Context) -> Self {
+        let state = match (tracing, context.config.utxo_trace) {
+            (None, _) => State::NotOffered,
+            (Some(_), UtxoTrace::Off) => State::Off,
+            (Some(_), _) if context.memory.borrow().trace_given_up => State::GivenUp,
+            (Some(_), _) => State::Waiting,
+        };
+        Trace { state, exceeded: Rc::default(), counting: Rc::default() }
     }
 
     /// Counts its events.
@@ -47,30 +53,30 @@ impl Trace {
 
     /// Whether the node has it.
     pub fn is_active(&self) -> bool {
-        self.subscription.is_some()
+        matches!(self.state, State::Active(_))
     }
 
     /// Whether to subscribe now.
     pub fn is_due(&self, polled: &Polled) -> bool {
-        self.offered && self.wanted && !self.given_up && !self.is_active() && polled.ibd == Some(false)
+        matches!(self.state, State::Waiting) && polled.ibd == Some(false)
     }
 
-    /// Subscribes. Gives the call all the time it needs: without its answer there would be no way to unsubscribe.
-    pub async fn start(&mut self, tracing: &Tracing, on: &Thread, metrics: &Arc<Metrics>) {
+    /// Subscribes.
+    pub async fn start(&mut self, tracing: &Tracing, metrics: &Metrics) {
         // The first events may arrive before the answer.
         metrics.utxo_cache.start();
         self.counting.set(true);
-        match tracing.subscribe(&on.without_deadline()).await {
+        self.state = match tracing.subscribe().await {
             Ok(subscription) => {
                 info!("the UTXO cache trace is on");
-                self.subscription = Some(subscription);
+                State::Active(subscription)
             }
             Err(error) => {
                 metrics.utxo_cache.stop();
                 warn!("cannot subscribe to the UTXO cache trace: {error}");
-                self.wanted = false;
+                State::Off
             }
-        }
+        };
     }
 
     /// Resolves when the node has waited too long.
@@ -81,18 +87,18 @@ impl Trace {
         }
     }
 
-    /// For good. The guard ends the subscription.
-    pub fn give_up(&mut self, metrics: &Metrics) {
+    /// The node has waited too long: gives the trace up for the life of the process. The guard ends the subscription.
+    pub fn give_up(&mut self, context: &Context) {
         warn!(
             "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is given up; \
              --utxo-trace on keeps it whatever it costs, --utxo-trace-budget allows more",
-            humantime::format_duration(self.budget)
+            humantime::format_duration(context.config.utxo_trace_budget)
         );
-        self.given_up = true;
+        context.memory.borrow_mut().trace_given_up = true;
         self.counting.set(false);
-        metrics.utxo_cache.stop();
-        self.subscription = None;
-        self.show(metrics);
+        context.metrics.utxo_cache.stop();
+        self.state = State::GivenUp;
+        self.show(&context.metrics);
     }
 
     /// The node fell back into initial block download: returns the subscription to end.
@@ -103,19 +109,20 @@ impl Trace {
         info!("initial block download: the UTXO cache trace is off until its end");
         self.counting.set(false);
         metrics.utxo_cache.stop();
-        self.subscription.take()
+        match std::mem::replace(&mut self.state, State::Waiting) {
+            State::Active(subscription) => Some(subscription),
+            _ => None,
+        }
     }
 
     /// Shows the state as a metric, where the node offers a trace.
     pub fn show(&self, metrics: &Metrics) {
-        if !self.offered {
-            return;
-        }
-        let state = match self {
-            Trace { given_up: true, .. } => "over_budget",
-            Trace { wanted: false, .. } => "off",
-            Trace { subscription: Some(_), .. } => "active",
-            _ => "ibd",
+        let state = match self.state {
+            State::NotOffered => return,
+            State::Off => "off",
+            State::Waiting => "ibd",
+            State::Active(_) => "active",
+            State::GivenUp => "over_budget",
         };
         metrics.exporter.utxo_trace.replace([([state], 1.0)]);
     }

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::connection::{OnThread, call};
+use super::error::if_offered;
 use super::handler::{Callback, Subscription};
-use super::{CallError, Thread, call};
+use super::{CallError, Thread};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
 /// A notification.
@@ -35,40 +37,41 @@ pub enum ChainEvent<'a> {
 }
 
 /// The Chain interface.
-pub struct Chain(chain::Client);
+pub struct Chain(pub(super) OnThread<chain::Client>);
 
 impl Chain {
-    pub(super) fn new(client: chain::Client) -> Self {
-        Chain(client)
+    /// The same interface; its calls run on another thread.
+    pub fn on(&self, thread: &Thread) -> Self {
+        Chain(self.0.on(thread))
     }
 
     /// Whether the node is shutting down; `None` if the capability is no Chain. Safe to ask from the node's first
     /// moment to its last.
-    pub(super) async fn shutdown_requested(&self, on: &Thread) -> Result<Option<bool>, CallError> {
-        let answer = super::optional(call!(self.0, shutdown_requested_request, on))?;
+    pub(super) async fn shutdown_requested(&self) -> Result<Option<bool>, CallError> {
+        let answer = if_offered(call!(self.0, shutdown_requested_request))?;
         Ok(answer.map(|answer| answer.get().map(|answer| answer.get_result())).transpose()?)
     }
 
     /// Height of the tip; `None` without one.
-    pub async fn height(&self, on: &Thread) -> Result<Option<i32>, CallError> {
-        let answer = call!(self.0, get_height_request, on)?;
+    pub async fn height(&self) -> Result<Option<i32>, CallError> {
+        let answer = call!(self.0, get_height_request)?;
         let answer = answer.get()?;
         Ok(answer.get_has_result().then(|| answer.get_result()))
     }
 
     /// Whether the node is in initial block download.
-    pub async fn is_initial_block_download(&self, on: &Thread) -> Result<bool, CallError> {
-        Ok(call!(self.0, is_initial_block_download_request, on)?.get()?.get_result())
+    pub async fn is_initial_block_download(&self) -> Result<bool, CallError> {
+        Ok(call!(self.0, is_initial_block_download_request)?.get()?.get_result())
     }
 
     /// Whether blocks were pruned.
-    pub async fn have_pruned(&self, on: &Thread) -> Result<bool, CallError> {
-        Ok(call!(self.0, have_pruned_request, on)?.get()?.get_result())
+    pub async fn have_pruned(&self) -> Result<bool, CallError> {
+        Ok(call!(self.0, have_pruned_request)?.get()?.get_result())
     }
 
     /// Height of the last pruned block.
-    pub async fn prune_height(&self, on: &Thread) -> Result<Option<i32>, CallError> {
-        let answer = call!(self.0, get_prune_height_request, on)?;
+    pub async fn prune_height(&self) -> Result<Option<i32>, CallError> {
+        let answer = call!(self.0, get_prune_height_request)?;
         let answer = answer.get()?;
         Ok(answer.get_has_result().then(|| answer.get_result()))
     }
@@ -76,12 +79,12 @@ impl Chain {
     /// Subscribes to the notifications, which the guard answers and hands on.
     ///
     /// From here on the connection must not be closed before [`Subscription::end`] returned.
-    pub async fn subscribe(&self, on: &Thread) -> Result<Subscription, CallError> {
+    pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = Callback::new();
         let callback: chain_notifications::Client = capnp_rpc::new_client(callback);
         let answer =
-            call!(self.0, handle_notifications_request, on, |params| params.set_notifications(callback))?;
-        Ok(Subscription::new(answer.get()?.get_result()?, released))
+            call!(self.0, handle_notifications_request, |params| params.set_notifications(callback))?;
+        Ok(self.0.subscription(answer.get()?.get_result()?, released))
     }
 }
 

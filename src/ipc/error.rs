@@ -72,3 +72,12 @@ impl fmt::Display for CallError {
 }
 
 impl std::error::Error for CallError {}
+
+/// 'Not offered' is normal: a method that the node does not have answers Unimplemented, one of its stubs Failed.
+pub(super) fn if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{CallError, Thread, call};
+use super::CallError;
+use super::connection::{OnThread, call};
 use crate::schema::handler_capnp::handler;
 
 /// A callback object; dropped when the node has released it.
@@ -25,22 +26,24 @@ impl Callback {
 
 /// A live subscription.
 pub struct Subscription {
-    handler: handler::Client,
+    handler: OnThread<handler::Client>,
     released: oneshot::Receiver<()>,
 }
 
-impl Subscription {
-    pub(super) fn new(handler: handler::Client, released: oneshot::Receiver<()>) -> Self {
-        Subscription { handler, released }
+impl<C> OnThread<C> {
+    /// The subscription that this capability gave; it is ended on the same thread.
+    pub fn subscription(&self, client: handler::Client, released: oneshot::Receiver<()>) -> Subscription {
+        Subscription { handler: OnThread { client, thread: self.thread.clone() }, released }
     }
+}
 
+impl Subscription {
     /// Ends the subscription while the connection goes on: disconnects it and waits until the node has destroyed and
     /// released the callback, as long as it takes. (When the connection ends, the guard does so.)
-    pub async fn end(self, on: &Thread) -> Result<(), CallError> {
+    pub async fn end(self) -> Result<(), CallError> {
         /// Between attempts while the thread is busy with another call.
         const BUSY: Duration = Duration::from_millis(2);
-        let on = on.without_deadline();
-        while let Err(error) = call!(self.handler, disconnect_request, on) {
+        while let Err(error) = call!(self.handler, disconnect_request) {
             match error {
                 CallError::Failed(why) if why.contains("thread busy") => tokio::time::sleep(BUSY).await,
                 error => return Err(error),

@@ -1,24 +1,37 @@
-//! JSON-RPC over IPC: no cookie, no port.
+//! JSON-RPC, through whichever transport the node has: over IPC it needs no cookie and no port.
 
 use serde_json::{Value, json};
 
-use super::{CallError, Thread, call};
+use super::connection::{OnThread, call};
+use super::{CallError, Thread};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
 
-/// How the node takes JSON-RPC.
+/// How a node takes JSON-RPC.
 #[derive(Clone)]
-pub enum JsonRpc {
+pub(super) enum Transport {
     /// `Rpc.executeRpc`: JSON-RPC 2.0 objects.
-    Rpc(rpc::Client),
+    Rpc(OnThread<rpc::Client>),
     /// `Node.executeRpc`: method and parameters apart.
-    Node(node::Client),
+    Node(OnThread<node::Client>),
 }
 
+/// JSON-RPC.
+#[derive(Clone)]
+pub struct JsonRpc(pub(super) Transport);
+
 impl JsonRpc {
+    /// The same transport; where its calls run on a thread of the node, on this one.
+    pub fn on(&self, thread: &Thread) -> Self {
+        JsonRpc(match &self.0 {
+            Transport::Rpc(capability) => Transport::Rpc(capability.on(thread)),
+            Transport::Node(capability) => Transport::Node(capability.on(thread)),
+        })
+    }
+
     /// Whether the capability really is what we take it for. `uptime` is safe to ask from the node's first moment.
-    pub(super) async fn is_offered(&self, on: &Thread) -> Result<bool, CallError> {
-        match self.call(on, "uptime", json!([])).await {
+    pub(super) async fn is_offered(&self) -> Result<bool, CallError> {
+        match self.call("uptime", json!([])).await {
             Ok(_) | Err(CallError::JsonRpc { .. }) => Ok(true),
             Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(false),
             Err(error) => Err(error),
@@ -26,11 +39,11 @@ impl JsonRpc {
     }
 
     /// One call; `params` is an array or an object.
-    pub async fn call(&self, on: &Thread, method: &str, params: Value) -> Result<Value, CallError> {
-        match self {
-            JsonRpc::Rpc(client) => {
+    pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        match &self.0 {
+            Transport::Rpc(capability) => {
                 let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-                let answer = call!(client, execute_rpc_request, on, |params| {
+                let answer = call!(capability, execute_rpc_request, |params| {
                     params.set_request(request.to_string());
                     params.set_uri("/");
                     params.set_user(env!("CARGO_PKG_NAME"))
@@ -41,8 +54,8 @@ impl JsonRpc {
                     None => Ok(answer["result"].take()),
                 }
             }
-            JsonRpc::Node(client) => {
-                let answer = call!(client, execute_rpc_request, on, |parameters| {
+            Transport::Node(capability) => {
+                let answer = call!(capability, execute_rpc_request, |parameters| {
                     parameters.set_command(method);
                     parameters.set_params(params.to_string());
                     parameters.set_uri("/")

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{CallError, Thread, call};
+use super::connection::{OnThread, call};
+use super::error::if_offered;
+use super::{CallError, Connection, Thread};
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 
@@ -40,44 +42,72 @@ impl BlockRef {
     }
 }
 
+/// Whose schema a node speaks. A default value in it changes how values are encoded.
+#[derive(Clone, Copy)]
+enum Schema {
+    /// Core 30's: the timeout of waitTipChanged has no default value.
+    Core30,
+    /// Core 31's and later: it has one.
+    Core31,
+}
+
 /// The Mining interface.
 pub struct Mining {
-    client: mining::Client,
-    /// Core 30's schema has no default value for the timeout, and a default changes how values are encoded.
-    timeout_has_default: bool,
+    capability: OnThread<mining::Client>,
+    schema: Schema,
 }
 
 impl Mining {
-    pub(super) fn new(client: mining::Client, timeout_has_default: bool) -> Self {
-        Mining { client, timeout_has_default }
+    /// Asks for the interface under the ordinal of Core 31 and later. These nodes answer when their chain state is loaded,
+    /// which may take long.
+    pub async fn discover(connection: &Connection, on: &Thread) -> Result<Option<Self>, CallError> {
+        let answer = if_offered(call!(connection.init(on), make_mining_request))?;
+        let client = answer.and_then(|answer| answer.get().ok()?.get_result().ok());
+        Ok(client.map(|client| Self::new(client, on, Schema::Core31)))
+    }
+
+    /// Asks for the interface under the ordinal of Core 30. That node answers at any time, and aborts when the interface is
+    /// used before its chain state is loaded.
+    pub async fn discover_core30(connection: &Connection, on: &Thread) -> Result<Option<Self>, CallError> {
+        let answer = if_offered(call!(connection.init(on), make_mining_core30_request))?;
+        let client = answer.and_then(|answer| answer.get().ok()?.get_result().ok());
+        Ok(client.map(|client| Self::new(client, on, Schema::Core30)))
+    }
+
+    fn new(client: mining::Client, on: &Thread, schema: Schema) -> Self {
+        Mining { capability: OnThread { client, thread: on.clone() }, schema }
+    }
+
+    /// The same interface; its calls run on another thread.
+    pub fn on(&self, thread: &Thread) -> Self {
+        Mining { capability: self.capability.on(thread), schema: self.schema }
     }
 
     /// The tip; `None` before the genesis block is connected.
-    pub async fn tip(&self, on: &Thread) -> Result<Option<BlockRef>, CallError> {
-        let answer = call!(self.client, get_tip_request, on)?;
+    pub async fn tip(&self) -> Result<Option<BlockRef>, CallError> {
+        let answer = call!(self.capability, get_tip_request)?;
         let answer = answer.get()?;
         answer.get_has_result().then(|| BlockRef::read(answer.get_result()?)).transpose()
     }
 
     /// Whether the node is in initial block download.
-    pub async fn is_initial_block_download(&self, on: &Thread) -> Result<bool, CallError> {
-        Ok(call!(self.client, is_initial_block_download_request, on)?.get()?.get_result())
+    pub async fn is_initial_block_download(&self) -> Result<bool, CallError> {
+        Ok(call!(self.capability, is_initial_block_download_request)?.get()?.get_result())
     }
 
     /// Waits until the tip is another than `current`, at most `timeout`, and returns the tip. `None` is the node's
     /// word that it is shutting down.
     pub async fn wait_tip_changed(
         &self,
-        on: &Thread,
         current: Hash,
         timeout: Duration,
     ) -> Result<Option<BlockRef>, CallError> {
         let mut milliseconds = timeout.as_secs_f64() * 1000.0;
-        if !self.timeout_has_default {
+        if let Schema::Core30 = self.schema {
             // Undo the exclusive or with the default that our schema brings about.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits());
         }
-        let answer = call!(self.client, wait_tip_changed_request, on, |params| {
+        let answer = call!(self.capability, wait_tip_changed_request, |params| {
             params.set_current_tip(&current.0);
             params.set_timeout(milliseconds)
         })?;

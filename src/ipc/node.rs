@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{CallError, Thread, call};
+use super::CallError;
+use super::connection::{OnThread, call};
 use crate::schema::node_capnp::{node, node_stats};
 
 /// One peer's statistics, whichever call they came from.
@@ -113,22 +114,18 @@ pub enum Direction {
 }
 
 /// The Node interface.
-pub struct Node(node::Client);
+pub struct Node(pub(super) OnThread<node::Client>);
 
 /// A method that takes only the context and has one plain result.
 macro_rules! plain {
     ($($(#[$doc:meta])* $name:ident = $request:ident -> $type:ty;)*) => {
-        $($(#[$doc])* pub async fn $name(&self, on: &Thread) -> Result<$type, CallError> {
-            Ok(call!(self.0, $request, on)?.get()?.get_result())
+        $($(#[$doc])* pub async fn $name(&self) -> Result<$type, CallError> {
+            Ok(call!(self.0, $request)?.get()?.get_result())
         })*
     };
 }
 
 impl Node {
-    pub(super) fn new(client: node::Client) -> Self {
-        Node(client)
-    }
-
     plain! {
         /// Bytes received from peers since the node started.
         total_bytes_received = get_total_bytes_recv_request -> i64;
@@ -149,22 +146,22 @@ impl Node {
     }
 
     /// Connected peers.
-    pub async fn peers(&self, on: &Thread, direction: Direction) -> Result<u64, CallError> {
-        Ok(call!(self.0, get_node_count_request, on, |params| params.set_flags(direction as i32))?
+    pub async fn peers(&self, direction: Direction) -> Result<u64, CallError> {
+        Ok(call!(self.0, get_node_count_request, |params| params.set_flags(direction as i32))?
             .get()?
             .get_result())
     }
 
     /// Height of the best known header.
-    pub async fn header_height(&self, on: &Thread) -> Result<Option<i32>, CallError> {
-        let answer = call!(self.0, get_header_tip_request, on)?;
+    pub async fn header_height(&self) -> Result<Option<i32>, CallError> {
+        let answer = call!(self.0, get_header_tip_request)?;
         let answer = answer.get()?;
         Ok(answer.get_result().then(|| answer.get_height()))
     }
 
     /// Each peer's statistics.
-    pub async fn peer_stats(&self, on: &Thread) -> Result<Vec<PeerStats>, CallError> {
-        let answer = call!(self.0, get_nodes_stats_request, on)?;
+    pub async fn peer_stats(&self) -> Result<Vec<PeerStats>, CallError> {
+        let answer = call!(self.0, get_nodes_stats_request)?;
         answer.get()?.get_stats()?.iter().map(PeerStats::read).collect()
     }
 }

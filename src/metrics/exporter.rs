@@ -3,45 +3,35 @@
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::{By, Declare, SecondsCounter, Value};
-
-/// A gauge of ours that always has a value.
-pub struct OwnGauge(By<0, Value>);
-
-impl OwnGauge {
-    /// Shows this value.
-    pub fn set(&self, value: u32) {
-        self.0.set([], value.into());
-    }
-}
+use super::declare::Declare;
+use super::families::{EventCounter, Labeled, OwnGauge, SecondsCounter};
+use super::samples::Value;
 
 /// Ourselves. Units are in the names; see `METRICS.md`.
 #[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
 pub struct Exporter {
     pub up: OwnGauge,
-    pub interface: By<1, Value>,
-    pub utxo_trace: By<1, Value>,
-    pub connects: By<0, Counter>,
-    pub disconnects: By<1, Counter>,
+    pub interface: Labeled<1, Value>,
+    pub utxo_trace: Labeled<1, Value>,
+    pub connects: EventCounter,
+    pub disconnects: Labeled<1, Counter>,
     pub poll_duration: Histogram,
-    pub poll_failures: By<1, Counter>,
-    pub last_poll: By<0, Value>,
-    pub callbacks: By<1, Counter>,
+    pub poll_failures: Labeled<1, Counter>,
+    pub last_poll: OwnGauge,
+    pub callbacks: Labeled<1, Counter>,
     pub callback_duration: Histogram,
     pub guard_run_delay: SecondsCounter,
-    pub events_dropped: By<1, Counter>,
+    pub events_dropped: Labeled<1, Counter>,
 }
 
 impl Exporter {
     pub(super) fn declare(d: &mut Declare) -> Self {
         let own = "the exporter";
         let exporter = Exporter {
-            up: OwnGauge(d.own_gauge_by(
-                "bitcoin_up",
-                [],
+            up: d.own_gauge("bitcoin_up",
                 "1 while the connection to the node works and the last poll succeeded, else 0",
                 own,
-            )),
+            ),
             interface: d.gauge_by(
                 "bitcoin_exporter_interface",
                 ["interface"],
@@ -54,7 +44,7 @@ impl Exporter {
                 "1 for the state of the UTXO cache trace: active, off, ibd (waits for its end), over_budget (given up)",
                 own,
             ),
-            connects: d.counter_by("bitcoin_exporter_connects_total", [], "Connections to the node", own),
+            connects: d.events("bitcoin_exporter_connects_total", "Connections to the node", own),
             disconnects: d.counter_by(
                 "bitcoin_exporter_disconnects_total",
                 ["reason"],
@@ -73,9 +63,7 @@ impl Exporter {
                 "Calls to the node that failed, by call",
                 own,
             ),
-            last_poll: d.own_gauge_by(
-                "bitcoin_exporter_last_poll_timestamp_seconds",
-                [],
+            last_poll: d.own_gauge("bitcoin_exporter_last_poll_timestamp_seconds",
                 "End of the last successful poll, Unix seconds",
                 own,
             ),
@@ -112,7 +100,7 @@ impl Exporter {
         );
         info.set([env!("CARGO_PKG_VERSION"), env!("BUILD_REVISION"), env!("BUILD_RUSTC")], 1.0);
         exporter.up.set(0);
-        exporter.connects.inc_by([], 0);
+        exporter.connects.start();
         exporter
     }
 }

@@ -2,7 +2,9 @@
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::{By, Declare, EventCounter, NodeGauge, Value};
+use super::declare::Declare;
+use super::families::{EventCounter, Labeled, NodeGauge};
+use super::samples::Value;
 
 /// Why a transaction left the mempool, in the order of Core's `MemPoolRemovalReason`; an unknown one counts as `other`.
 pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block", "conflict", "replaced"];
@@ -17,9 +19,9 @@ pub struct Mempool {
     pub fees: NodeGauge,
     pub min_feerate: NodeGauge,
     pub unbroadcast: NodeGauge,
-    pub fee_estimate: By<1, Value>,
+    pub fee_estimate: Labeled<1, Value>,
     pub added: EventCounter,
-    removed: By<1, Counter>,
+    removed: Labeled<1, Counter>,
 }
 
 impl Mempool {

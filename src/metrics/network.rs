@@ -2,7 +2,9 @@
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::{By, Declare, NodeCounter, NodeGauge, Value};
+use super::declare::Declare;
+use super::families::{Labeled, NodeCounter, NodeGauge};
+use super::samples::Value;
 
 /// The message types that become label values; the rest are `other`, whatever a peer calls them.
 pub const MESSAGE_TYPES: [&str; 36] = [
@@ -50,19 +52,19 @@ pub struct Network {
     pub peers: NodeGauge,
     pub bytes_received: NodeCounter,
     pub bytes_sent: NodeCounter,
-    pub connections: By<1, Value>,
-    pub peers_by: By<3, Value>,
-    pub ping: By<1, Value>,
-    pub min_ping: By<1, Value>,
-    pub high_bandwidth: By<1, Value>,
+    pub connections: Labeled<1, Value>,
+    pub peers_by: Labeled<3, Value>,
+    pub ping: Labeled<1, Value>,
+    pub min_ping: Labeled<1, Value>,
+    pub high_bandwidth: Labeled<1, Value>,
     pub addr_relay: NodeGauge,
     pub clock_off: NodeGauge,
     pub ping_overdue: NodeGauge,
     pub with_blocks_in_flight: NodeGauge,
     pub blocks_in_flight: NodeGauge,
-    pub by_version: By<1, Value>,
+    pub by_version: Labeled<1, Value>,
     pub low_fee_relay: NodeGauge,
-    pub message_bytes: By<2, Counter>,
+    pub message_bytes: Labeled<2, Counter>,
     pub banned: NodeGauge,
 }
 

@@ -9,7 +9,8 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{Declare, now};
+use super::declare::Declare;
+use super::now;
 use crate::logging;
 
 const CPU: (&str, &str) = ("process_cpu_seconds_total", "CPU time of the exporter, user and system");

@@ -9,8 +9,10 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::declare::Declare;
 use super::reference::Row;
-use super::{Declare, Format, Value, process, text};
+use super::samples::Value;
+use super::{Format, process, text};
 
 /// What a sample says.
 pub enum Reading {

@@ -1,6 +1,7 @@
 //! The UTXO cache trace.
 
-use super::{Declare, EventCounter};
+use super::declare::Declare;
+use super::families::EventCounter;
 
 /// One kind of UTXO cache event: how many, and of what value.
 pub struct Coins {

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::connection::{OnThread, call};
 use super::handler::{Callback, Subscription};
-use super::{CallError, Thread, call};
+use super::{CallError, Thread};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
 /// What happened to a coin of how many satoshis.
@@ -18,21 +19,22 @@ pub enum CoinEvent {
 }
 
 /// The Tracing interface.
-pub struct Tracing(tracing::Client);
+pub struct Tracing(pub(super) OnThread<tracing::Client>);
 
 impl Tracing {
-    pub(super) fn new(client: tracing::Client) -> Self {
-        Tracing(client)
+    /// The same interface; its calls run on another thread.
+    pub fn on(&self, thread: &Thread) -> Self {
+        Tracing(self.0.on(thread))
     }
 
     /// Subscribes to the trace, which the guard answers and hands on.
     ///
     /// From here on the connection must not be closed before [`Subscription::end`] returned.
-    pub async fn subscribe(&self, on: &Thread) -> Result<Subscription, CallError> {
+    pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = Callback::new();
         let callback: utxo_cache_trace::Client = capnp_rpc::new_client(callback);
-        let answer = call!(self.0, trace_utxo_cache_request, on, |params| params.set_callback(callback))?;
-        Ok(Subscription::new(answer.get()?.get_result()?, released))
+        let answer = call!(self.0, trace_utxo_cache_request, |params| params.set_callback(callback))?;
+        Ok(self.0.subscription(answer.get()?.get_result()?, released))
     }
 }
 

@@ -8,19 +8,19 @@ use crate::metrics::Metrics;
 
 /// From here on the notifications are seen.
 pub fn start(metrics: &Metrics) {
-    let chain = &metrics.chain;
+    let blocks = &metrics.blocks;
     for counter in [
-        &chain.blocks_connected,
-        &chain.blocks_disconnected,
-        &chain.historical_blocks,
-        &chain.tip_updates,
-        &chain.flushes,
-        &chain.connected_transactions,
-        &chain.connected_inputs,
-        &chain.connected_outputs,
-        &chain.connected_output_value,
-        &chain.connected_weight,
-        &chain.connected_bytes,
+        &blocks.connected,
+        &blocks.disconnected,
+        &blocks.historical,
+        &blocks.tip_updates,
+        &blocks.flushes,
+        &blocks.connected_transactions,
+        &blocks.connected_inputs,
+        &blocks.connected_outputs,
+        &blocks.connected_output_value,
+        &blocks.connected_weight,
+        &blocks.connected_bytes,
     ] {
         counter.start();
     }
@@ -29,7 +29,7 @@ pub fn start(metrics: &Metrics) {
 
 /// Counts a notification; what takes long is left to `blocks`. Returns its name.
 pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &'static str {
-    let chain = &metrics.chain;
+    let shown = &metrics.blocks;
     match event {
         ChainEvent::AddedToMempool => {
             metrics.mempool.added.inc();
@@ -42,11 +42,11 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
         ChainEvent::BlockConnected { height, historical, data } => {
             debug!(block_height = height, historical, bytes = data.map(<[u8]>::len), "block connected");
             if historical {
-                chain.historical_blocks.inc();
+                shown.historical.inc();
                 return "blockConnected";
             }
-            chain.blocks_connected.inc();
-            chain.block_height.set(height);
+            shown.connected.inc();
+            shown.height.set(height);
             match data {
                 Some(data) => blocks.count(data.to_vec()),
                 None => metrics.exporter.events_dropped.inc_by(["block_contents"], 1),
@@ -54,16 +54,16 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
             "blockConnected"
         }
         ChainEvent::BlockDisconnected { height } => {
-            chain.blocks_disconnected.inc();
+            shown.disconnected.inc();
             debug!(block_height = height, "block disconnected");
             "blockDisconnected"
         }
         ChainEvent::UpdatedTip => {
-            chain.tip_updates.inc();
+            shown.tip_updates.inc();
             "updatedBlockTip"
         }
         ChainEvent::Flushed => {
-            chain.flushes.inc();
+            shown.flushes.inc();
             debug!("chain state flushed");
             "chainStateFlushed"
         }

@@ -1,0 +1,60 @@
+//! `--once` and `--check`: one connection, one poll.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use anyhow::{Context as _, Result, anyhow};
+
+use super::context::Context;
+use super::handshake::open_guarded;
+use super::session::show_up;
+use crate::ipc::guard::Places;
+use crate::ipc::source::{NodeProcess, Source};
+use crate::ipc::{Interface, Interfaces};
+use crate::metrics::{Format, Metrics};
+
+/// Connects once and polls once. Returns what the node offers; the metrics have what it answered.
+pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
+    let context = Rc::new(context);
+    context.metrics.exporter.connects.inc();
+    let stream = source.open().await?;
+    let node = NodeProcess::of(&stream);
+    let session = open_guarded(stream, Places::new().take().await, &node, &context)
+        .await
+        .map_err(|end| anyhow!("{end}"))
+        .context(source.describe().to_string())?;
+    let polled = session.poller().poll().await;
+    let interfaces = session.interfaces.clone();
+    session.close().await;
+    polled.map_err(|why| anyhow!("the poll failed: {why}"))?;
+    show_up(&interfaces, &context.metrics);
+    Ok(interfaces)
+}
+
+/// Connects once and describes the node: what it is, what it offers, and which metrics follow from it.
+pub async fn check(source: &mut Source, context: Context) -> Result<String> {
+    let metrics = context.metrics.clone();
+    let interfaces = once(source, context).await?;
+    Ok(describe(&interfaces, &metrics, source.describe()))
+}
+
+fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str) -> String {
+    let text = metrics.render(Format::Text);
+    let info = text.lines().find_map(|line| line.strip_prefix("bitcoin_node_info{")?.strip_suffix("} 1"));
+    let polled: BTreeSet<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("bitcoin_") && !line.starts_with("bitcoin_exporter_"))
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .filter(|name| *name != "bitcoin_up")
+        .collect();
+    let mut described =
+        format!("connection: {connection}\nnode: {}\n", info.unwrap_or("it does not tell its name"));
+    for interface in Interface::ALL {
+        let offered = if interfaces.offers(interface) { "yes" } else { "no " };
+        let (name, gives) = (interface.name(), interface.gives());
+        described.push_str(&format!("interface {name:<8}{offered} {gives}\n"));
+    }
+    described.push_str("metrics from one poll:\n");
+    polled.iter().for_each(|name| described.push_str(&format!("  {name}\n")));
+    described
+}

@@ -1,0 +1,146 @@
+//! Connects, collects, and connects again.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::net::UnixStream;
+use tracing::{info, warn};
+
+use super::context::{Context, State};
+use super::handshake;
+use super::session::End;
+use crate::ipc::guard;
+use crate::ipc::source::{NodeProcess, Source};
+
+/// Connects, collects, reconnects.
+pub struct Collector {
+    context: Rc<Context>,
+    guards: guard::Places,
+}
+
+impl Collector {
+    /// Has not connected yet.
+    pub fn new(context: Context) -> Self {
+        Collector { context: Rc::new(context), guards: guard::Places::new() }
+    }
+
+    /// Collects until shutdown is requested, or the node ends and there is nothing to reconnect to. Needs a
+    /// [`tokio::task::LocalSet`].
+    pub async fn run(self, mut source: Source) -> Result<()> {
+        let shutdown = &self.context.shutdown;
+        let mut backoff = Backoff::default();
+        loop {
+            let Some(place) = shutdown.run_until_cancelled(self.guards.take()).await else { return Ok(()) };
+            let Some(stream) = shutdown.run_until_cancelled(self.connect(&mut source)).await else {
+                return Ok(());
+            };
+            let connected = Instant::now();
+            let node = NodeProcess::of(&stream);
+            let end = match handshake::open_guarded(stream, place, &node, &self.context).await {
+                Ok(session) => session.run().await,
+                Err(end) => end,
+            };
+            self.context.metrics.node_is_away();
+            let Some(reason) = end.reason() else { return Ok(()) };
+            self.context.metrics.exporter.disconnects.inc_by([reason], 1);
+            self.context.state.send_replace(State::Disconnected(end.to_string()));
+            if connected.elapsed() > Backoff::MAX {
+                backoff = Backoff::default();
+            }
+            if let End::NodeShutDown = end {
+                if self.context.config.exit_with_node || !source.can_reopen() {
+                    info!(reason, "{end}; exiting");
+                    return Ok(());
+                }
+                info!(reason, "{end}; waiting for the next one");
+                shutdown.run_until_cancelled(until_it_ended(&node)).await;
+            } else if source.can_reopen() {
+                let wait = backoff.next();
+                warn!(reason, "{end}; reconnecting in {:.1} s", wait.as_secs_f64());
+                shutdown.run_until_cancelled(tokio::time::sleep(wait)).await;
+            } else {
+                return Err(anyhow!("{end}")).context(source.describe().to_string());
+            }
+        }
+    }
+
+    /// Shows that there is no node, for so long or until shutdown is requested.
+    pub async fn wait_without_node(self, why: &str, time: Duration) {
+        self.context.state.send_replace(State::Disconnected(why.to_string()));
+        self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
+    }
+
+    /// Connects and keeps trying. Says why it waits when the reason changes.
+    ///
+    /// Trying costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon.
+    async fn connect(&self, source: &mut Source) -> UnixStream {
+        const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+        let mut said = String::new();
+        loop {
+            match source.open().await {
+                Ok(stream) => {
+                    info!("connected to {}", source.describe());
+                    self.context.metrics.exporter.connects.inc();
+                    let state = State::Connected("connected, not polled yet".into());
+                    self.context.state.send_replace(state);
+                    return stream;
+                }
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    if text != said {
+                        warn!("{text}; trying again until it works");
+                        self.context.state.send_replace(State::Disconnected(text.clone()));
+                        said = text;
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+}
+
+/// A node that is shutting down still accepts connections, and aborts when one asks it for what it has taken apart
+/// already. So its end is awaited before the next connection.
+async fn until_it_ended(node: &NodeProcess) {
+    const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+    /// When the system does not tell whether the process is gone.
+    const BLIND: Duration = Duration::from_secs(10);
+    while let Some(ended) = node.has_ended() {
+        if ended {
+            return;
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+    tokio::time::sleep(BLIND).await;
+}
+
+/// Between connections that were accepted and then failed: doubling, with jitter so that many exporters do not come
+/// back at once.
+#[derive(Default)]
+struct Backoff(u32);
+
+impl Backoff {
+    const MIN: Duration = Duration::from_secs(1);
+    const MAX: Duration = Duration::from_secs(30);
+
+    fn next(&mut self) -> Duration {
+        let full = (Self::MIN * 2u32.saturating_pow(self.0.min(5))).min(Self::MAX);
+        self.0 = self.0.saturating_add(1);
+        full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_grows_from_one_to_thirty_seconds() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..12).map(|_| backoff.next()).collect();
+        assert_eq!(waits[0], Backoff::MIN);
+        assert!(waits.iter().all(|wait| (Backoff::MIN..=Backoff::MAX).contains(wait)));
+        assert!(waits[8..].iter().all(|&wait| wait >= Backoff::MAX / 2));
+    }
+}

@@ -1,0 +1,126 @@
+//! The active chain: tip, headers, initial block download; tips of the block tree and the hashrate.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::Calls;
+use crate::collect::json::{flag, number};
+use crate::ipc::{Chain, Mining, Node};
+
+/// Spans of the hashrate estimates: a day, and the two weeks of a difficulty period.
+const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
+
+/// What getchaintips says of a tip.
+const TIP_STATUSES: [&str; 5] = ["active", "valid-fork", "valid-headers", "headers-only", "invalid"];
+
+/// What the other areas want to know of the tip.
+pub struct Tip {
+    pub height: Option<f64>,
+    /// Known only with JSON-RPC.
+    pub hash: Option<String>,
+    /// Whether the node is in initial block download.
+    pub ibd: Option<bool>,
+}
+
+pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
+    let interfaces = calls.interfaces.clone();
+    let (chain, node, mining) =
+        (interfaces.chain.as_ref(), interfaces.node.as_ref(), interfaces.mining.as_ref());
+    let field = |name| number(info, name);
+
+    let mut height = calls.ask("Chain.getHeight", chain.map(Chain::height)).await.flatten().map(f64::from);
+    height = height.or(field("blocks"));
+    if height.is_none() {
+        let tip = calls.ask("Mining.getTip", mining.map(Mining::tip)).await.flatten();
+        height = tip.map(|tip| tip.height.into());
+    }
+    let headers = calls.ask("Node.getHeaderTip", node.map(Node::header_height)).await.flatten();
+    let mut ibd = calls.ask("Node.isInitialBlockDownload", node.map(Node::is_initial_block_download)).await;
+    if ibd.is_none() {
+        ibd = calls.ask("Chain.isInitialBlockDownload", chain.map(Chain::is_initial_block_download)).await;
+    }
+    ibd = ibd.or(info["initialblockdownload"].as_bool());
+    if ibd.is_none() {
+        let asked = mining.map(Mining::is_initial_block_download);
+        ibd = calls.ask("Mining.isInitialBlockDownload", asked).await;
+    }
+    let progress = calls.ask("Node.getVerificationProgress", node.map(Node::verification_progress)).await;
+    let tip_time = calls.ask("Node.getLastBlockTime", node.map(Node::last_block_time)).await;
+    let (mut pruned, mut prune_height) = (flag(info, "pruned"), field("pruneheight"));
+    if info.is_null() {
+        pruned = calls.ask("Chain.havePruned", chain.map(Chain::have_pruned)).await.map(u8::from);
+        let last = calls.ask("Chain.getPruneHeight", chain.map(Chain::prune_height)).await.flatten();
+        prune_height = last.map(|last| f64::from(last) + 1.0);
+    }
+
+    let metrics = &calls.metrics().chain;
+    metrics.height.set(height);
+    metrics.header_height.set(headers.map(f64::from).or(field("headers")));
+    metrics.ibd.set(ibd.map(u8::from));
+    metrics.verification_progress.set(progress.or(field("verificationprogress")));
+    metrics.tip_timestamp.set(tip_time.map(|time| time as f64).or(field("time")));
+    metrics.difficulty.set(field("difficulty"));
+    metrics.size_on_disk.set(field("size_on_disk"));
+    metrics.pruned.set(pruned);
+    metrics.prune_height.set(prune_height);
+    Tip { height, hash: info["bestblockhash"].as_str().map(str::to_string), ibd }
+}
+
+/// Once per tip.
+pub async fn poll_hashrate(calls: &mut Calls) {
+    let mut rates = Vec::new();
+    for (label, blocks) in HASHRATE_SPANS {
+        let rate = calls.rpc("getnetworkhashps", json!([blocks])).await;
+        rates.extend(rate.as_f64().map(|rate| ([label], rate)));
+    }
+    calls.metrics().chain.hashrate.replace(rates);
+}
+
+/// When the chain tips are asked for. The node walks its whole block index for them and holds its main lock meanwhile.
+#[derive(Default)]
+pub struct TipsSchedule {
+    /// The tip at which they were asked for.
+    at: Option<String>,
+    /// Not again before.
+    not_before: Option<Instant>,
+}
+
+impl TipsSchedule {
+    /// At least between two calls.
+    const INTERVAL: Duration = Duration::from_secs(60);
+    /// The interval is at least so many times as long as the call took.
+    const SHARE: u32 = 1000;
+
+    /// What was shown at the tip is no longer shown.
+    pub fn forget_tip(&mut self) {
+        self.at = None;
+    }
+
+    fn is_due(&self, tip: &str) -> bool {
+        self.at.as_deref() != Some(tip) && self.not_before.is_none_or(|due| due <= Instant::now())
+    }
+
+    fn asked(&mut self, tip: &str, took: Duration) {
+        self.at = Some(tip.to_string());
+        self.not_before = Some(Instant::now() + Self::INTERVAL.max(took.saturating_mul(Self::SHARE)));
+    }
+}
+
+/// The tips of the block tree: a while after each change of the tip.
+pub async fn poll_tips(calls: &mut Calls, schedule: &mut TipsSchedule, tip: Option<&str>, ibd: Option<bool>) {
+    let (Some(tip), Some(false)) = (tip, ibd) else { return calls.metrics().chain.tips.clear() };
+    if !schedule.is_due(tip) {
+        return;
+    }
+    let asked = Instant::now();
+    let tips = calls.rpc("getchaintips", json!([])).await;
+    schedule.asked(tip, asked.elapsed());
+    let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
+    for tip in tips.as_array().into_iter().flatten() {
+        let status = TIP_STATUSES.iter().find(|known| Some(**known) == tip["status"].as_str());
+        *by_status.entry(status.unwrap_or(&"other")).or_default() += 1.0;
+    }
+    calls.metrics().chain.tips.replace(by_status.into_iter().map(|(status, tips)| ([status], tips)));
+}

@@ -1,0 +1,38 @@
+//! The mempool and fee estimates.
+
+use serde_json::json;
+
+use super::Calls;
+use crate::collect::json::{number, sat_per_vbyte, satoshis};
+use crate::ipc::Node;
+
+/// Confirmation targets of the fee estimates.
+const FEE_TARGETS: [(&str, u32); 5] = [("1", 1), ("3", 3), ("6", 6), ("12", 12), ("144", 144)];
+
+pub async fn poll(calls: &mut Calls) {
+    let interfaces = calls.interfaces.clone();
+    let node = interfaces.node.as_ref();
+    let info = calls.rpc("getmempoolinfo", json!([])).await;
+    let size = calls.ask("Node.getMempoolSize", node.map(Node::mempool_size)).await;
+    let usage = calls.ask("Node.getMempoolDynamicUsage", node.map(Node::mempool_usage)).await;
+    let max_usage = calls.ask("Node.getMempoolMaxUsage", node.map(Node::mempool_max_usage)).await;
+
+    let metrics = &calls.metrics().mempool;
+    metrics.size.set(size.map(|size| size as f64).or(number(&info, "size")));
+    metrics.usage.set(usage.map(|usage| usage as f64).or(number(&info, "usage")));
+    metrics.max_usage.set(max_usage.map(|usage| usage as f64).or(number(&info, "maxmempool")));
+    metrics.vbytes.set(number(&info, "bytes"));
+    metrics.fees.set(satoshis(&info, "total_fee"));
+    metrics.min_feerate.set(sat_per_vbyte(&info, "mempoolminfee"));
+    metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
+}
+
+/// Once per tip.
+pub async fn poll_fee_estimates(calls: &mut Calls) {
+    let mut estimates = Vec::new();
+    for (label, target) in FEE_TARGETS {
+        let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
+        estimates.extend(sat_per_vbyte(&estimate, "feerate").map(|rate| ([label], rate)));
+    }
+    calls.metrics().mempool.fee_estimate.replace(estimates);
+}

@@ -1,0 +1,152 @@
+//! A poll: what the node offers is asked for, and shown. An area per file, as in [`metrics`](crate::metrics).
+//!
+//! One failing call costs only its own metrics. A call without an answer ends the poll: the node hangs, and asking on
+//! would only add to its queue.
+
+mod blocks;
+mod chain;
+mod mempool;
+mod network;
+mod node;
+
+use std::fmt;
+use std::rc::Rc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tracing::debug;
+
+use super::context::Context;
+use crate::ipc::{CallError, Interfaces};
+use crate::metrics::{Metrics, now};
+
+/// What the rest of the collector wants to know of a poll.
+#[derive(Clone, Debug, Default)]
+pub struct Polled {
+    /// Whether the node is in initial block download.
+    pub ibd: Option<bool>,
+    /// `/Satoshi:31.99.0/`
+    pub subversion: Option<String>,
+}
+
+/// Why a poll failed.
+#[derive(Debug)]
+pub enum PollError {
+    /// This call had no answer.
+    NoAnswer(&'static str, CallError),
+    /// No call told the height of the tip.
+    NoTip,
+}
+
+impl fmt::Display for PollError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PollError::NoAnswer(call, error) => write!(f, "{call}: {error}"),
+            PollError::NoTip => f.write_str("the node did not tell its tip"),
+        }
+    }
+}
+
+/// Makes the calls of one poll.
+struct Calls {
+    interfaces: Rc<Interfaces>,
+    context: Rc<Context>,
+    /// The node did not answer a call of this poll.
+    failed: Option<PollError>,
+}
+
+impl Calls {
+    fn metrics(&self) -> &Metrics {
+        &self.context.metrics
+    }
+
+    /// Makes a call, which has this name in the schema, if the node offers its interface. `None` also when it fails, which
+    /// is counted under the name, and when an earlier call of this poll had no answer.
+    async fn ask<T>(
+        &mut self,
+        name: &'static str,
+        call: Option<impl Future<Output = Result<T, CallError>>>,
+    ) -> Option<T> {
+        if self.failed.is_some() {
+            return None;
+        }
+        match call?.await {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                debug!("{name}: {error}");
+                self.metrics().exporter.poll_failures.inc_by([name], 1);
+                if matches!(error, CallError::TimedOut(_) | CallError::Disconnected(_)) {
+                    self.failed = Some(PollError::NoAnswer(name, error));
+                }
+                None
+            }
+        }
+    }
+
+    /// Makes a JSON-RPC. Null where there is no answer: it has none of the fields that are looked for.
+    async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
+        let interfaces = self.interfaces.clone();
+        let call = interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
+        self.ask(method, call).await.unwrap_or_default()
+    }
+}
+
+/// Polls one connection.
+pub struct Poller {
+    interfaces: Rc<Interfaces>,
+    context: Rc<Context>,
+    /// The tip whose expensive facts are shown.
+    shown_tip: Option<String>,
+    chain_tips: chain::TipsSchedule,
+}
+
+impl Poller {
+    /// Nothing is shown yet.
+    pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
+        Poller { interfaces, context, shown_tip: None, chain_tips: chain::TipsSchedule::default() }
+    }
+
+    /// One poll. An error means that the node did not answer, or could not even tell its tip.
+    pub async fn poll(&mut self) -> Result<Polled, PollError> {
+        let started = Instant::now();
+        let mut calls =
+            Calls { interfaces: self.interfaces.clone(), context: self.context.clone(), failed: None };
+        let polled = self.poll_areas(&mut calls).await;
+        let took = started.elapsed();
+        let exporter = &self.context.metrics.exporter;
+        exporter.poll_duration.observe(took.as_secs_f64());
+        debug!(?took, "polled");
+        match calls.failed.map_or(polled, Err) {
+            Ok(polled) => {
+                exporter.last_poll.set(now().round());
+                Ok(polled)
+            }
+            Err(error) => {
+                // What was shown of the tip is cleared.
+                self.shown_tip = None;
+                self.chain_tips.forget_tip();
+                Err(error)
+            }
+        }
+    }
+
+    async fn poll_areas(&mut self, calls: &mut Calls) -> Result<Polled, PollError> {
+        let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
+        let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
+        mempool::poll(calls).await;
+        let network_info = calls.rpc("getnetworkinfo", json!([])).await;
+        node::poll(calls, &chain_info, &network_info).await;
+        network::poll(calls, &network_info).await;
+        if hash.is_none() || hash != self.shown_tip {
+            self.shown_tip = hash.clone();
+            mempool::poll_fee_estimates(calls).await;
+            chain::poll_hashrate(calls).await;
+            blocks::poll(calls, hash.as_deref(), ibd).await;
+        }
+        chain::poll_tips(calls, &mut self.chain_tips, hash.as_deref(), ibd).await;
+        if height.is_none() {
+            return Err(PollError::NoTip);
+        }
+        Ok(Polled { ibd, subversion: network_info["subversion"].as_str().map(str::to_string) })
+    }
+}

@@ -1,0 +1,49 @@
+//! Connections, traffic and peers.
+
+use serde_json::{Value, json};
+
+use super::Calls;
+use crate::collect::json::{count, number};
+use crate::collect::peers::{self, Peers};
+use crate::ipc::{Direction, Node};
+
+pub async fn poll(calls: &mut Calls, info: &Value) {
+    let interfaces = calls.interfaces.clone();
+    let node = interfaces.node.as_ref();
+    let mut connections = Vec::new();
+    for (direction, field) in [
+        (Direction::Both, "connections"),
+        (Direction::In, "connections_in"),
+        (Direction::Out, "connections_out"),
+    ] {
+        let peers = calls.ask("Node.getNodeCount", node.map(|node| node.peers(direction))).await;
+        connections.push(peers.map(|peers| peers as f64).or(number(info, field)));
+    }
+    let received = calls.ask("Node.getTotalBytesRecv", node.map(Node::total_bytes_received)).await;
+    let mut received = received.and_then(|total| u64::try_from(total).ok());
+    let sent = calls.ask("Node.getTotalBytesSent", node.map(Node::total_bytes_sent)).await;
+    let mut sent = sent.and_then(|total| u64::try_from(total).ok());
+    if received.is_none() || sent.is_none() {
+        let totals = calls.rpc("getnettotals", json!([])).await;
+        received = received.or(count(&totals, "totalbytesrecv"));
+        sent = sent.or(count(&totals, "totalbytessent"));
+    }
+    let mut peers = calls.ask("Node.getNodesStats", node.map(Node::peer_stats)).await;
+    if peers.is_none() {
+        peers = peers::from_json(&calls.rpc("getpeerinfo", json!([])).await);
+    }
+    let banned = calls.rpc("listbanned", json!([])).await;
+
+    let metrics = &calls.metrics().network;
+    metrics.peers.set(connections[0]);
+    let by_direction = [("in", connections[1]), ("out", connections[2])];
+    let known = by_direction.into_iter().filter_map(|(direction, peers)| Some(([direction], peers?)));
+    metrics.connections.replace(known);
+    metrics.bytes_received.set(received);
+    metrics.bytes_sent.set(sent);
+    match peers {
+        Some(peers) => calls.context.memory.borrow_mut().peers.show(&peers, metrics),
+        None => Peers::hide(metrics),
+    }
+    metrics.banned.set(banned.as_array().map(|banned| banned.len() as f64));
+}

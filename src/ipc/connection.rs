@@ -1,0 +1,144 @@
+//! A connection to a node: the handshake, the node's threads, and the deadline of each call.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use capnp::capability::Promise;
+use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::CallError;
+use crate::schema::init_capnp::init;
+use crate::schema::proxy_capnp::{thread, thread_map};
+
+/// A thread of the node that runs our calls, one at a time, and how long one may take.
+///
+/// Two calls at once on one thread wait for each other, or fail with `thread busy`: work that may wait needs a
+/// thread of its own.
+#[derive(Clone)]
+pub struct Thread {
+    pub(super) client: thread::Client,
+    deadline: Duration,
+}
+
+impl Thread {
+    /// Waits for the answer until the deadline. A call that is given up goes on in the node: the guard waits for it.
+    pub(super) async fn within<T>(&self, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
+        within(self.deadline, answer).await
+    }
+
+    /// The same thread with more time for each call.
+    pub fn patient(&self, extra: Duration) -> Thread {
+        Thread { client: self.client.clone(), deadline: self.deadline.saturating_add(extra) }
+    }
+
+    /// The same thread for calls that may take any time.
+    pub fn without_deadline(&self) -> Thread {
+        self.patient(Duration::MAX)
+    }
+}
+
+async fn within<T>(deadline: Duration, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(CallError::TimedOut(deadline)),
+    }
+}
+
+/// A capability of the node, and the thread that runs its calls.
+#[derive(Clone)]
+pub(super) struct OnThread<C> {
+    pub client: C,
+    pub thread: Thread,
+}
+
+impl<C: Clone> OnThread<C> {
+    /// The same capability; its calls run on another thread.
+    pub fn on(&self, thread: &Thread) -> Self {
+        OnThread { client: self.client.clone(), thread: thread.clone() }
+    }
+}
+
+/// Sends a request whose parameters have a `context`, to an [`OnThread`], within its thread's deadline.
+macro_rules! call {
+    ($capability:expr, $request:ident $(, |$params:ident| $set:expr)?) => {{
+        let mut request = $capability.client.$request();
+        request.get().init_context().set_thread($capability.thread.client.clone());
+        $({ let mut $params = request.get(); $set; })?
+        $capability.thread.within(request.send().promise).await
+    }};
+}
+pub(super) use call;
+
+/// A connection to a node after the handshake. Dropping it closes the socket, without a Cap'n Proto Abort message: the
+/// node would log it as an error.
+pub struct Connection {
+    init: init::Client,
+    threads: thread_map::Client,
+    deadline: Duration,
+    closed: watch::Receiver<Option<Rc<str>>>,
+    _driver: AbortOnDropHandle<()>,
+}
+
+impl Connection {
+    /// Bootstraps and constructs. Needs a [`tokio::task::LocalSet`]. Each call is given `deadline`.
+    pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
+        let (read, write) = stream.into_split();
+        let network = twoparty::VatNetwork::new(
+            read.compat(),
+            write.compat_write(),
+            rpc_twoparty_capnp::Side::Client,
+            Default::default(),
+        );
+        let mut system = RpcSystem::new(Box::new(network), None);
+        let init: init::Client = system.bootstrap(rpc_twoparty_capnp::Side::Server);
+        let (close, closed) = watch::channel(None);
+        let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
+            let reason = match system.await {
+                Ok(()) => "the node closed the connection".to_string(),
+                Err(error) => CallError::from(error).to_string(),
+            };
+            close.send_replace(Some(reason.into()));
+        }));
+        let threads = capnp_rpc::new_client(OurThreads);
+        let mut connection = Connection { init, threads, deadline, closed, _driver: driver };
+        let mut construct = connection.init.construct_request();
+        construct.get().set_thread_map(connection.threads.clone());
+        let answer = tokio::select! {
+            answer = within(deadline, construct.send().promise) => answer?,
+            reason = connection.closed() => return Err(CallError::Disconnected(reason.to_string())),
+        };
+        connection.threads = answer.get()?.get_thread_map()?;
+        Ok(connection)
+    }
+
+    /// A new thread on the node.
+    pub async fn thread(&self, name: &str) -> Result<Thread, CallError> {
+        let mut request = self.threads.make_thread_request();
+        request.get().set_name(name);
+        let answer = within(self.deadline, request.send().promise).await?;
+        Ok(Thread { client: answer.get()?.get_result()?, deadline: self.deadline })
+    }
+
+    /// What gives the interfaces.
+    pub(super) fn init(&self, on: &Thread) -> OnThread<init::Client> {
+        OnThread { client: self.init.clone(), thread: on.clone() }
+    }
+
+    /// Resolves with the reason when the connection is gone.
+    pub async fn closed(&self) -> Rc<str> {
+        let mut closed = self.closed.clone();
+        match closed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().expect("waited for"),
+            Err(_) => "closed".into(),
+        }
+    }
+}
+
+/// What the handshake gives the node to ask us for threads with. The guard answers for it.
+struct OurThreads;
+
+impl thread_map::Server for OurThreads {}

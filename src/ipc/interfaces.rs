@@ -1,0 +1,146 @@
+//! The interfaces that a node can offer: the one list of them, and finding out which ones a node has.
+
+use capnp::capability::FromClientHook;
+
+use super::connection::{OnThread, call};
+use super::error::if_offered;
+use super::json_rpc::Transport;
+use super::{CallError, Chain, Connection, JsonRpc, Mining, Node, Thread, Tracing};
+
+/// An interface of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// Tip and initial block download: every node, once its chain state is loaded.
+    Mining,
+    /// Every JSON-RPC: Bitcoin Core 32.
+    Rpc,
+    /// Chain notifications: development branches.
+    Chain,
+    /// Node state, per-peer statistics and every JSON-RPC: development branches.
+    Node,
+    /// UTXO cache trace: a development branch.
+    Tracing,
+}
+
+impl Interface {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Interface; 5] =
+        [Interface::Mining, Interface::Rpc, Interface::Chain, Interface::Node, Interface::Tracing];
+
+    /// As the `interface` label has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Interface::Mining => "mining",
+            Interface::Rpc => "rpc",
+            Interface::Chain => "chain",
+            Interface::Node => "node",
+            Interface::Tracing => "tracing",
+        }
+    }
+
+    /// What a node that offers it can be asked for.
+    pub fn gives(self) -> &'static str {
+        match self {
+            Interface::Mining => "tip changes, the node's shutdown",
+            Interface::Rpc => {
+                "JSON-RPC over IPC: chain, mempool, network, fees; blocks connected from tip changes"
+            }
+            Interface::Chain => "notifications: blocks, mempool, flushes, counted as they happen",
+            Interface::Node => "state of the node and its peers; JSON-RPC over IPC",
+            Interface::Tracing => "the UTXO cache trace (see --utxo-trace)",
+        }
+    }
+}
+
+/// What a node offers.
+#[derive(Default)]
+pub struct Interfaces {
+    /// [`Interface::Mining`]
+    pub mining: Option<Mining>,
+    /// [`Interface::Chain`]
+    pub chain: Option<Chain>,
+    /// [`Interface::Node`]
+    pub node: Option<Node>,
+    /// [`Interface::Tracing`]
+    pub tracing: Option<Tracing>,
+    /// Through [`Interface::Rpc`], else through [`Interface::Node`].
+    pub json_rpc: Option<JsonRpc>,
+}
+
+impl Interfaces {
+    /// Whether the node has this one.
+    pub fn offers(&self, interface: Interface) -> bool {
+        match interface {
+            Interface::Mining => self.mining.is_some(),
+            Interface::Rpc => matches!(self.json_rpc, Some(JsonRpc(Transport::Rpc(_)))),
+            Interface::Chain => self.chain.is_some(),
+            Interface::Node => self.node.is_some(),
+            Interface::Tracing => self.tracing.is_some(),
+        }
+    }
+
+    /// The names of those that the node has.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.all(|offered| offered)
+    }
+
+    /// The names of those that the node does not have.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.all(|offered| !offered)
+    }
+
+    fn all(&self, wanted: impl Fn(bool) -> bool) -> Vec<&'static str> {
+        let all = Interface::ALL.into_iter();
+        all.filter(|it| wanted(self.offers(*it))).map(Interface::name).collect()
+    }
+
+    /// Whether there is anything that tells the tip.
+    pub fn tell_the_tip(&self) -> bool {
+        self.mining.is_some() || self.json_rpc.is_some() || self.chain.is_some()
+    }
+
+    /// Finds out what the node offers, all but Mining, with calls that do no harm at any time: a node that has only just
+    /// started aborts when it is asked about a chain that it has not loaded. `None` if the node is shutting down: nothing
+    /// may be asked of it.
+    pub async fn discover(connection: &Connection, on: &Thread) -> Result<Option<Self>, CallError> {
+        let init = connection.init(on);
+        let mut offered = Interfaces::default();
+        if let Some(answer) = if_offered(call!(init, make_rpc_or_chain_request))?
+            && let Ok(capability) =
+                answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
+        {
+            // One capability, two candidates: each refuses what it does not implement.
+            let rpc = JsonRpc(Transport::Rpc(with_thread(&capability, on)));
+            if rpc.is_offered().await? {
+                offered.json_rpc = Some(rpc);
+            } else {
+                let chain = Chain(with_thread(&capability, on));
+                match chain.shutdown_requested().await? {
+                    Some(true) => return Ok(None),
+                    Some(false) => offered.chain = Some(chain),
+                    None => {}
+                }
+            }
+        }
+        if let Some(answer) = if_offered(call!(init, make_node_request))?
+            && let Ok(client) = answer.get()?.get_result()
+        {
+            let client = OnThread { client, thread: on.clone() };
+            let rpc = JsonRpc(Transport::Node(client.clone()));
+            if rpc.is_offered().await? {
+                offered.json_rpc.get_or_insert(rpc);
+                offered.node = Some(Node(client));
+            }
+        }
+        if let Some(answer) = if_offered(call!(init, make_tracing_request))?
+            && let Ok(client) = answer.get()?.get_result()
+        {
+            offered.tracing = Some(Tracing(OnThread { client, thread: on.clone() }));
+        }
+        Ok(Some(offered))
+    }
+}
+
+fn with_thread<C: FromClientHook>(capability: &capnp::capability::Client, on: &Thread) -> OnThread<C> {
+    OnThread { client: FromClientHook::new(capability.hook.add_ref()), thread: on.clone() }
+}

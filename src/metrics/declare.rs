@@ -1,0 +1,114 @@
+//! Declaring metrics: registers each, remembers what to clear when the node goes away, and what METRICS.md says.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeMetric;
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::families::{EventCounter, Labeled, NodeCounter, NodeGauge, OwnGauge, SecondsCounter};
+use super::reference::Row;
+use super::samples::{Samples, Value};
+
+/// Collects declarations: registers each, remembers what to clear and what METRICS.md says.
+#[derive(Default)]
+pub(super) struct Declare {
+    pub registry: Registry,
+    pub read_from_node: Vec<Box<dyn Fn() + Send + Sync>>,
+    pub rows: Vec<Row>,
+}
+
+impl Declare {
+    pub fn row(&mut self, name: &str, kind: &'static str, labels: &[&'static str], help: &str, source: &str) {
+        self.rows.push(Row::new(name, kind, labels, help, source));
+    }
+
+    fn by<const N: usize, M>(&mut self, name: &str, names: [&'static str; N], help: &str) -> Labeled<N, M>
+    where
+        M: EncodeMetric + TypedMetric + Debug + Send + Sync + 'static,
+    {
+        let samples = Samples(Arc::default());
+        self.registry.register(name, help, samples.clone());
+        Labeled { samples, names }
+    }
+
+    fn cleared_with_node<const N: usize, M: Send + Sync + 'static>(&mut self, by: &Labeled<N, M>) {
+        let samples = by.samples.clone();
+        self.read_from_node.push(Box::new(move || samples.write().clear()));
+    }
+
+    pub fn gauge(&mut self, name: &'static str, help: &str, source: &str) -> NodeGauge {
+        NodeGauge(self.gauge_by(name, [], help, source))
+    }
+
+    pub fn gauge_by<const N: usize>(
+        &mut self,
+        name: &'static str,
+        names: [&'static str; N],
+        help: &str,
+        source: &str,
+    ) -> Labeled<N, Value> {
+        let by = self.own_gauge_by(name, names, help, source);
+        self.cleared_with_node(&by);
+        by
+    }
+
+    /// A gauge of the exporter's own.
+    pub fn own_gauge(&mut self, name: &'static str, help: &str, source: &str) -> OwnGauge {
+        OwnGauge(self.own_gauge_by(name, [], help, source))
+    }
+
+    /// A gauge of the exporter's own, which stays when the node goes away.
+    pub fn own_gauge_by<const N: usize>(
+        &mut self,
+        name: &'static str,
+        names: [&'static str; N],
+        help: &str,
+        source: &str,
+    ) -> Labeled<N, Value> {
+        self.row(name, "gauge", &names, help, source);
+        self.by(name, names, help)
+    }
+
+    pub fn node_counter(&mut self, name: &'static str, help: &str, source: &str) -> NodeCounter {
+        let by = self.counter_by(name, [], help, source);
+        self.cleared_with_node(&by);
+        NodeCounter(by)
+    }
+
+    pub fn events(&mut self, name: &'static str, help: &str, source: &str) -> EventCounter {
+        EventCounter(self.counter_by(name, [], help, source))
+    }
+
+    pub fn seconds(&mut self, name: &'static str, help: &str, source: &str) -> SecondsCounter {
+        self.row(name, "counter", &[], help, source);
+        SecondsCounter(self.by(stem(name), [], help))
+    }
+
+    /// `name` is the full name, with `_total`.
+    pub fn counter_by<const N: usize>(
+        &mut self,
+        name: &'static str,
+        names: [&'static str; N],
+        help: &str,
+        source: &str,
+    ) -> Labeled<N, Counter> {
+        self.row(name, "counter", &names, help, source);
+        self.by(stem(name), names, help)
+    }
+
+    pub fn histogram(&mut self, name: &'static str, help: &str, source: &str, buckets: &[f64]) -> Histogram {
+        self.row(name, "histogram", &[], help, source);
+        let histogram = Histogram::new(buckets.iter().copied());
+        self.registry.register(name, help, histogram.clone());
+        histogram
+    }
+}
+
+/// A counter's name as prometheus-client wants it.
+fn stem(name: &str) -> &str {
+    name.strip_suffix("_total").expect("a counter's name ends in _total")
+}

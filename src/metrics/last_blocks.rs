@@ -1,0 +1,58 @@
+//! The last blocks, for the page that shows a node at a glance. No metrics: a label for each block would be endless.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
+
+use serde::Serialize;
+
+/// How many are kept.
+const KEPT: usize = 10;
+
+/// A block that was the tip.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Block {
+    /// Its hash, as users know it.
+    pub hash: String,
+    /// Its height.
+    pub height: i32,
+    /// When it became the tip, Unix seconds; unknown of the one that was when we came.
+    pub seen: Option<f64>,
+    /// Transactions, coinbase included.
+    pub transactions: Option<f64>,
+    /// Size of its transactions, without the coinbase.
+    pub bytes: Option<f64>,
+    /// Fees of its transactions, satoshis.
+    pub fees: Option<f64>,
+}
+
+/// The last tips, newest first.
+#[derive(Default)]
+pub struct LastBlocks(Mutex<VecDeque<Block>>);
+
+impl LastBlocks {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Block>> {
+        self.0.lock().expect("nobody panics holding it")
+    }
+
+    /// This block is the tip.
+    pub fn tip(&self, hash: String, height: i32, seen: Option<f64>) {
+        let mut kept = self.kept();
+        if kept.front().is_some_and(|tip| tip.hash == hash) {
+            return; // we connected again
+        }
+        kept.push_front(Block { hash, height, seen, ..Default::default() });
+        kept.truncate(KEPT);
+    }
+
+    /// What is in a block.
+    pub fn describe(&self, hash: &str, transactions: Option<f64>, bytes: Option<f64>, fees: Option<f64>) {
+        if let Some(block) = self.kept().iter_mut().find(|block| block.hash == hash) {
+            (block.transactions, block.bytes, block.fees) = (transactions, bytes, fees);
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Block> {
+        self.kept().iter().cloned().collect()
+    }
+}
