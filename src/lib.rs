@@ -18,6 +18,7 @@
 //! answer to the node; between them are only atomics and one watch channel. Blocks are counted and log lines written by
 //! threads that only take from bounded queues.
 
+pub mod cli;
 pub mod collect;
 pub mod generate;
 pub mod http;
@@ -26,6 +27,9 @@ pub mod ipc;
 pub mod logging;
 pub mod metrics;
 pub mod priority;
+pub mod service;
+pub mod status;
+mod sys;
 pub mod systemd;
 #[cfg(feature = "usdt")]
 pub mod usdt;

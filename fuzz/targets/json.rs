@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bitcoind_exporter::collect::{self, Config, Context, State, UtxoTrace};
+use bitcoind_exporter::collect::{self, Config, Context, UtxoTrace};
 use bitcoind_exporter::ipc::source::NodeProcess;
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::schema::init_capnp::init;
@@ -15,9 +15,9 @@ use bitcoind_exporter::schema::rpc_capnp::rpc;
 use capnp::Error;
 use capnp::capability::FromClientHook;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
+use bitcoind_exporter::status::Status;
 use libfuzzer_sys::fuzz_target;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::sync::CancellationToken;
 
@@ -96,8 +96,8 @@ fuzz_target!(|text: &str| {
             utxo_trace_budget: Duration::ZERO,
             exit_with_node: false,
         };
-        let state = watch::channel(State::Disconnected(String::new())).0;
-        let context = Rc::new(Context::new(config, METRICS.clone(), state, CancellationToken::new()));
+        let status = Arc::new(Status::new(METRICS.clone()));
+        let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
         if let Ok(session) = collect::open(ours, None, &process, &context).await {
             assert_eq!(session.interfaces.names(), ["rpc"]);
             let mut poller = session.poller();

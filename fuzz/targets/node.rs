@@ -5,13 +5,13 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bitcoind_exporter::collect::{self, Config, Context, End, State, UtxoTrace};
+use bitcoind_exporter::collect::{self, Config, Context, End, UtxoTrace};
 use bitcoind_exporter::ipc::source::NodeProcess;
 use bitcoind_exporter::metrics::{Format, Metrics};
+use bitcoind_exporter::status::Status;
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
@@ -40,8 +40,8 @@ fuzz_target!(|data: &[u8]| {
             utxo_trace_budget: Duration::from_millis(50),
             exit_with_node: false,
         };
-        let state = watch::channel(State::Disconnected(String::new())).0;
-        let context = Rc::new(Context::new(config, METRICS.clone(), state, CancellationToken::new()));
+        let status = Arc::new(Status::new(METRICS.clone()));
+        let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
         let node = NodeProcess::of(&ours);
         let exporter = async {
             match collect::open(ours, None, &node, &context).await {

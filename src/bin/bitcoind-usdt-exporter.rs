@@ -243,7 +243,7 @@ fn run(arguments: Arguments) -> Result<()> {
 
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let status = Arc::new(Status { metrics, ready });
-    let pulse = systemd::Pulse::default();
+    let pulse = systemd::Heartbeat::default();
     let serving = http::serve_on_thread(
         std::iter::once((listener.clone(), Endpoint::all(web_config)))
             .chain(health_listener.map(|listener| (listener, Endpoint::health()))),

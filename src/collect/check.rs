@@ -11,7 +11,7 @@ use super::session::show_up;
 use crate::ipc::guard::Places;
 use crate::ipc::source::{NodeProcess, Source};
 use crate::ipc::{Interface, Interfaces};
-use crate::metrics::{Format, Metrics};
+use crate::metrics::Metrics;
 
 /// Connects once and polls once. Returns what the node offers; the metrics have what it answered.
 pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
@@ -39,22 +39,25 @@ pub async fn check(source: &mut Source, context: Context) -> Result<String> {
 }
 
 fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str) -> String {
-    let text = metrics.render(Format::Text);
-    let info = text.lines().find_map(|line| line.strip_prefix("bitcoin_node_info{")?.strip_suffix("} 1"));
-    let polled: BTreeSet<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("bitcoin_") && !line.starts_with("bitcoin_exporter_"))
-        .filter_map(|line| line.split(['{', ' ']).next())
-        .filter(|name| *name != "bitcoin_up")
-        .collect();
-    let mut described =
-        format!("connection: {connection}\nnode: {}\n", info.unwrap_or("it does not tell its name"));
+    let info = metrics.node.node_info.labels_present().pop().map(|labels| {
+        let labels = labels.iter().map(|(name, value)| format!("{name}={value:?}"));
+        labels.collect::<Vec<_>>().join(",")
+    });
+    let info = info.unwrap_or("it does not tell its name".into());
+    let mut described = format!("connection: {connection}\nnode: {info}\n");
     for interface in Interface::ALL {
         let offered = if interfaces.offers(interface) { "yes" } else { "no " };
         let (name, gives) = (interface.name(), interface.gives());
         described.push_str(&format!("interface {name:<8}{offered} {gives}\n"));
     }
     described.push_str("metrics from one poll:\n");
-    polled.iter().for_each(|name| described.push_str(&format!("  {name}\n")));
+    let polled: BTreeSet<&str> = metrics
+        .present()
+        .filter(|name| name.starts_with("bitcoin_") && !name.starts_with("bitcoin_exporter_"))
+        .filter(|name| *name != "bitcoin_up")
+        .collect();
+    for name in polled {
+        described.push_str(&format!("  {name}\n"));
+    }
     described
 }

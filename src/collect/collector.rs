@@ -7,11 +7,12 @@ use anyhow::{Context as _, Result, anyhow};
 use tokio::net::UnixStream;
 use tracing::{info, warn};
 
-use super::context::{Context, State};
+use super::context::Context;
 use super::handshake;
 use super::session::End;
 use crate::ipc::guard;
 use crate::ipc::source::{NodeProcess, Source};
+use crate::status::State;
 
 /// Connects, collects, reconnects.
 pub struct Collector {
@@ -44,7 +45,7 @@ impl Collector {
             self.context.metrics.node_is_away();
             let Some(reason) = end.reason() else { return Ok(()) };
             self.context.metrics.exporter.disconnects.inc_by([reason], 1);
-            self.context.state.send_replace(State::Disconnected(end.to_string()));
+            self.context.status.set(State::Disconnected(end.to_string()));
             if connected.elapsed() > Backoff::MAX {
                 backoff = Backoff::default();
             }
@@ -67,7 +68,7 @@ impl Collector {
 
     /// Shows that there is no node, for so long or until shutdown is requested.
     pub async fn wait_without_node(self, why: &str, time: Duration) {
-        self.context.state.send_replace(State::Disconnected(why.to_string()));
+        self.context.status.set(State::Disconnected(why.to_string()));
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
@@ -83,14 +84,14 @@ impl Collector {
                     info!("connected to {}", source.describe());
                     self.context.metrics.exporter.connects.inc();
                     let state = State::Connected("connected, not polled yet".into());
-                    self.context.state.send_replace(state);
+                    self.context.status.set(state);
                     return stream;
                 }
                 Err(error) => {
                     let text = format!("{error:#}");
                     if text != said {
                         warn!("{text}; trying again until it works");
-                        self.context.state.send_replace(State::Disconnected(text.clone()));
+                        self.context.status.set(State::Disconnected(text.clone()));
                         said = text;
                     }
                 }

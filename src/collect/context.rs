@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::block;
 use super::memory::Memory;
 use crate::metrics::Metrics;
+use crate::status::Status;
 
 /// When to subscribe to the UTXO cache trace, which makes the node slower.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -37,30 +37,14 @@ pub struct Config {
     pub exit_with_node: bool,
 }
 
-/// The state of the connection, for pages and health checks.
-#[derive(Clone, Debug, PartialEq)]
-pub enum State {
-    /// Not connected, and why.
-    Disconnected(String),
-    /// Connected; the first poll has not succeeded yet, or the last one failed, and why.
-    Connected(String),
-    /// Connected and polled.
-    Polled {
-        /// What the node offers.
-        interfaces: Vec<&'static str>,
-        /// The node's own name, `/Satoshi:31.99.0/`, if it tells.
-        node: Option<String>,
-    },
-}
-
 /// What every connection of a collector works with.
 pub struct Context {
     /// What to do.
     pub config: Config,
     /// Where answers are shown.
     pub metrics: Arc<Metrics>,
-    /// Is told about every change.
-    pub state: watch::Sender<State>,
+    /// Is told about the connection and the last blocks.
+    pub status: Arc<Status>,
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,
     pub(super) memory: RefCell<Memory>,
@@ -68,14 +52,14 @@ pub struct Context {
 }
 
 impl Context {
-    /// Nothing is remembered yet. `state` is told about every change; `shutdown` is cancelled when the process should end.
+    /// Nothing is remembered yet.
     pub fn new(
         config: Config,
         metrics: Arc<Metrics>,
-        state: watch::Sender<State>,
+        status: Arc<Status>,
         shutdown: CancellationToken,
     ) -> Self {
         let blocks = block::Counter::start(metrics.clone());
-        Context { config, metrics, state, shutdown, memory: RefCell::default(), blocks }
+        Context { config, metrics, status, shutdown, memory: RefCell::default(), blocks }
     }
 }

@@ -4,7 +4,7 @@
 //!   `session` is the loop over such a connection.
 //! - `poll` asks for the node's state at intervals, an area per file as in [`metrics`](crate::metrics); `peers` and `json`
 //!   read its answers.
-//! - `tip` is the long poll that tells of new tips and of the node's shutdown.
+//! - `tip` is the long poll that tells of new tips and of the node's shutdown; `walk` counts the blocks between two tips.
 //! - `subscriptions` starts and ends subscriptions; `notifications`, `block` and `utxo_trace` count what they bring.
 //! - `context` is what every connection works with; `memory` is what is remembered from one to the next.
 //! - `check` is `--once` and `--check`.
@@ -23,10 +23,11 @@ mod session;
 mod subscriptions;
 mod tip;
 mod utxo_trace;
+mod walk;
 
 pub use check::{check, once};
 pub use collector::Collector;
-pub use context::{Config, Context, State, UtxoTrace};
+pub use context::{Config, Context, UtxoTrace};
 pub use handshake::open;
 pub use poll::{PollError, Poller};
 pub use session::{End, Session};

@@ -8,13 +8,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::context::{Context, State};
+use super::context::Context;
 use super::poll::{PollError, Polled, Poller};
 use super::subscriptions::{Subscriptions, count_notices};
 use super::tip::{TipEnd, TipWatch};
 use crate::ipc::guard::Guard;
 use crate::ipc::{CallError, Connection, Interfaces, Thread};
 use crate::metrics::Metrics;
+use crate::status::State;
 
 /// How a session ended.
 #[derive(Debug)]
@@ -162,7 +163,7 @@ impl Session {
                     Err(why) => {
                         missed += 1;
                         metrics.node_is_away();
-                        context.state.send_replace(State::Connected(format!("the last poll failed: {why}")));
+                        context.status.set(State::Connected(format!("the last poll failed: {why}")));
                         if missed == 1 {
                             warn!("a poll failed: {why}");
                         }
@@ -178,12 +179,8 @@ impl Session {
     /// A poll succeeded: the node is up, with these interfaces.
     fn show(&self, polled: &Polled) {
         show_up(&self.interfaces, &self.context.metrics);
-        let new = State::Polled { interfaces: self.interfaces.names(), node: polled.subversion.clone() };
-        self.context.state.send_if_modified(|state| {
-            let changed = *state != new;
-            *state = new;
-            changed
-        });
+        let node = polled.subversion.clone();
+        self.context.status.set(State::Polled { interfaces: self.interfaces.names(), node });
     }
 }
 

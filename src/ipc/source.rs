@@ -24,7 +24,7 @@ pub const CHAINS: [(&str, &str); 5] = [
 ];
 
 /// Where `bitcoin-node -ipcbind=unix` puts its socket.
-pub fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
+fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
     let folder = CHAINS.iter().find(|(name, _)| *name == chain).map_or(chain, |(_, folder)| folder);
     datadir.join(folder).join("node.sock")
 }
@@ -37,8 +37,28 @@ pub struct Source {
 }
 
 impl Source {
+    /// The connection that was inherited, then this path, or that of a node with this data directory. Where nothing is
+    /// said, a mainnet node with the usual one.
+    pub fn of(
+        inherited: Option<OwnedFd>,
+        socket_path: Option<PathBuf>,
+        datadir: Option<&Path>,
+        chain: &str,
+    ) -> Result<Self> {
+        let path = match (socket_path, datadir) {
+            (Some(path), _) => Some(path),
+            (None, Some(datadir)) => Some(default_socket(datadir, chain)),
+            (None, None) if inherited.is_some() => None,
+            (None, None) => {
+                let home = std::env::home_dir().unwrap_or("/".into());
+                Some(default_socket(&home.join(".bitcoin"), chain))
+            }
+        };
+        Self::new(inherited, path)
+    }
+
     /// The inherited descriptor must be a connected stream socket.
-    pub fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
+    fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
         let what = match (&inherited, &path) {
             (Some(_), _) => "the inherited connection".to_string(),
             (None, Some(path)) => path.display().to_string(),

@@ -18,6 +18,8 @@ use super::samples::{Samples, Value};
 pub(super) struct Declare {
     pub registry: Registry,
     pub read_from_node: Vec<Box<dyn Fn() + Send + Sync>>,
+    /// For each family its name, if it has samples.
+    pub present: Vec<Box<dyn Fn() -> Option<&'static str> + Send + Sync>>,
     pub rows: Vec<Row>,
 }
 
@@ -26,17 +28,25 @@ impl Declare {
         self.rows.push(Row::new(name, kind, labels, help, source));
     }
 
-    fn by<const N: usize, M>(&mut self, name: &str, names: [&'static str; N], help: &str) -> Labeled<N, M>
+    /// Registers a family. `name` is the full name.
+    fn family<const N: usize, M>(
+        &mut self,
+        name: &'static str,
+        names: [&'static str; N],
+        help: &str,
+    ) -> Labeled<N, M>
     where
         M: EncodeMetric + TypedMetric + Debug + Send + Sync + 'static,
     {
         let samples = Samples(Arc::default());
-        self.registry.register(name, help, samples.clone());
+        self.registry.register(registered(name), help, samples.clone());
+        let present = samples.clone();
+        self.present.push(Box::new(move || (!present.is_empty()).then_some(name)));
         Labeled { samples, names }
     }
 
-    fn cleared_with_node<const N: usize, M: Send + Sync + 'static>(&mut self, by: &Labeled<N, M>) {
-        let samples = by.samples.clone();
+    fn cleared_with_node<const N: usize, M: Send + Sync + 'static>(&mut self, family: &Labeled<N, M>) {
+        let samples = family.samples.clone();
         self.read_from_node.push(Box::new(move || samples.write().clear()));
     }
 
@@ -51,9 +61,9 @@ impl Declare {
         help: &str,
         source: &str,
     ) -> Labeled<N, Value> {
-        let by = self.own_gauge_by(name, names, help, source);
-        self.cleared_with_node(&by);
-        by
+        let family = self.own_gauge_by(name, names, help, source);
+        self.cleared_with_node(&family);
+        family
     }
 
     /// A gauge of the exporter's own.
@@ -70,13 +80,13 @@ impl Declare {
         source: &str,
     ) -> Labeled<N, Value> {
         self.row(name, "gauge", &names, help, source);
-        self.by(name, names, help)
+        self.family(name, names, help)
     }
 
     pub fn node_counter(&mut self, name: &'static str, help: &str, source: &str) -> NodeCounter {
-        let by = self.counter_by(name, [], help, source);
-        self.cleared_with_node(&by);
-        NodeCounter(by)
+        let family = self.counter_by(name, [], help, source);
+        self.cleared_with_node(&family);
+        NodeCounter(family)
     }
 
     pub fn events(&mut self, name: &'static str, help: &str, source: &str) -> EventCounter {
@@ -85,7 +95,7 @@ impl Declare {
 
     pub fn seconds(&mut self, name: &'static str, help: &str, source: &str) -> SecondsCounter {
         self.row(name, "counter", &[], help, source);
-        SecondsCounter(self.by(stem(name), [], help))
+        SecondsCounter(self.family(name, [], help))
     }
 
     /// `name` is the full name, with `_total`.
@@ -97,7 +107,7 @@ impl Declare {
         source: &str,
     ) -> Labeled<N, Counter> {
         self.row(name, "counter", &names, help, source);
-        self.by(stem(name), names, help)
+        self.family(name, names, help)
     }
 
     pub fn histogram(&mut self, name: &'static str, help: &str, source: &str, buckets: &[f64]) -> Histogram {
@@ -108,7 +118,7 @@ impl Declare {
     }
 }
 
-/// A counter's name as prometheus-client wants it.
-fn stem(name: &str) -> &str {
-    name.strip_suffix("_total").expect("a counter's name ends in _total")
+/// The name without the `_total` of a counter, which prometheus-client appends.
+fn registered(name: &str) -> &str {
+    name.strip_suffix("_total").unwrap_or(name)
 }

@@ -24,6 +24,14 @@ impl<const N: usize, M: Default> Labeled<N, M> {
 }
 
 impl<const N: usize> Labeled<N, Value> {
+    /// One sample's value.
+    pub fn get(&self, labels: [&str; N]) -> Option<f64> {
+        self.samples.read().get(&self.labels(labels)).map(Value::get)
+    }
+    /// The labels of each sample, name and value.
+    pub fn labels_present(&self) -> Vec<Vec<(&'static str, String)>> {
+        self.samples.read().keys().cloned().collect()
+    }
     /// Sets one sample and leaves the others.
     pub fn set(&self, labels: [&str; N], value: f64) {
         self.samples.with(self.labels(labels), |sample| sample.set(value));
@@ -60,6 +68,10 @@ impl SecondsCounter {
 pub struct NodeGauge(pub(super) Labeled<0, Value>);
 
 impl NodeGauge {
+    /// The value that is shown.
+    pub fn get(&self) -> Option<f64> {
+        self.0.get([])
+    }
     /// Shows this value; `None`, the node did not give one, removes it, and so does what is no number.
     pub fn set(&self, value: Option<impl Into<f64>>) {
         match value.map(Into::into).filter(|value: &f64| value.is_finite()) {
@@ -83,6 +95,10 @@ impl OwnGauge {
 pub struct NodeCounter(pub(super) Labeled<0, Counter>);
 
 impl NodeCounter {
+    /// The total that is shown.
+    pub fn get(&self) -> Option<f64> {
+        self.0.samples.read().values().next().map(|total| total.get() as f64)
+    }
     /// Shows this total; `None` removes it.
     pub fn set(&self, total: Option<u64>) {
         match total {

@@ -11,7 +11,6 @@ mod chain;
 mod declare;
 mod exporter;
 mod families;
-mod last_blocks;
 mod mempool;
 mod network;
 mod node;
@@ -32,7 +31,6 @@ use declare::Declare;
 pub use blocks::Blocks;
 pub use chain::Chain;
 pub use exporter::Exporter;
-pub use last_blocks::LastBlocks;
 pub use mempool::{Mempool, REMOVAL_REASONS};
 pub use network::{MESSAGE_TYPES, Network};
 pub use node::Node;
@@ -45,6 +43,7 @@ pub use utxo_cache::UtxoCache;
 pub struct Metrics {
     registry: Registry,
     read_from_node: Vec<Box<dyn Fn() + Send + Sync>>,
+    present: Vec<Box<dyn Fn() -> Option<&'static str> + Send + Sync>>,
     rows: Vec<Row>,
     /// The active chain.
     pub chain: Chain,
@@ -60,8 +59,6 @@ pub struct Metrics {
     pub utxo_cache: UtxoCache,
     /// The exporter itself and its connection to the node.
     pub exporter: Exporter,
-    /// The last blocks.
-    pub last_blocks: LastBlocks,
 }
 
 impl Metrics {
@@ -76,10 +73,11 @@ impl Metrics {
         let utxo_cache = UtxoCache::declare(&mut declare);
         let exporter = Exporter::declare(&mut declare);
         process::declare(&mut declare);
-        let Declare { registry, read_from_node, rows } = declare;
+        let Declare { registry, read_from_node, present, rows } = declare;
         Arc::new(Metrics {
             registry,
             read_from_node,
+            present,
             rows,
             chain,
             node,
@@ -88,7 +86,6 @@ impl Metrics {
             network,
             utxo_cache,
             exporter,
-            last_blocks: LastBlocks::default(),
         })
     }
 
@@ -101,6 +98,11 @@ impl Metrics {
     /// All samples as a scraper reads them.
     pub fn render(&self, format: Format) -> String {
         text::render(&self.registry, format)
+    }
+
+    /// The names of the families that have samples; without histograms and `process_*`.
+    pub fn present(&self) -> impl Iterator<Item = &'static str> {
+        self.present.iter().filter_map(|name| name())
     }
 
     /// Lines of `METRICS.md`.

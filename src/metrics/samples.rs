@@ -18,10 +18,13 @@ impl Value {
     pub(super) fn set(&self, value: f64) {
         self.0.store(value.to_bits(), Relaxed);
     }
+    pub(super) fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Relaxed))
+    }
     pub(super) fn show(&self, encoder: &mut MetricEncoder) -> Result<(), std::fmt::Error> {
         /// Below this every whole number is an exact f64.
         const EXACT: f64 = (1u64 << 53) as f64;
-        let value = f64::from_bits(self.0.load(Relaxed));
+        let value = self.get();
         if value.fract() == 0.0 && value.abs() < EXACT {
             encoder.encode_gauge(&(value as i64))
         } else {
@@ -57,7 +60,10 @@ impl<M> Clone for Samples<M> {
 }
 
 impl<M> Samples<M> {
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Labels, M>> {
+    pub fn is_empty(&self) -> bool {
+        self.read().is_empty()
+    }
+    pub fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Labels, M>> {
         self.0.read().expect("nobody panics holding it")
     }
     pub fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Labels, M>> {

@@ -21,7 +21,7 @@ pub async fn poll(calls: &mut Calls, tip: Option<&str>, ibd: Option<bool>) {
     metrics.last_inputs.set(field("ins"));
     metrics.last_outputs.set(field("outs"));
     if let Some(tip) = tip {
-        let blocks = &calls.metrics().last_blocks;
+        let blocks = &calls.context.status.last_blocks;
         blocks.describe(tip, field("txs"), field("total_size"), field("totalfee"));
     }
 }

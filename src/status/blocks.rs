@@ -1,4 +1,4 @@
-//! The last blocks, for the page that shows a node at a glance. No metrics: a label for each block would be endless.
+//! The last blocks. They are no metrics: a label for each block would be endless.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use serde::Serialize;
 
 /// How many are kept.
-const KEPT: usize = 10;
+const MAX_BLOCKS: usize = 10;
 
 /// A block that was the tip.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -41,7 +41,7 @@ impl LastBlocks {
             return; // we connected again
         }
         kept.push_front(Block { hash, height, seen, ..Default::default() });
-        kept.truncate(KEPT);
+        kept.truncate(MAX_BLOCKS);
     }
 
     /// What is in a block.

@@ -1,0 +1,96 @@
+//! The arguments that both binaries have, and how each names its environment variables.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Command, Parser};
+
+use crate::generate::{self, Generated};
+use crate::http::{Address, WebConfig};
+use crate::logging::{self, Log};
+
+/// The version, and what the binary was built from.
+pub const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
+
+/// What both binaries take. The names of environment variables lack the prefix that [`Program`] gives.
+#[derive(Args, Debug)]
+pub struct Shared {
+    /// Where to serve metrics: HOST:PORT (IPv6 in brackets) or unix:/path. A socket that systemd passes comes first
+    #[arg(long, value_name = "ADDRESS", env = "METRICS_ADDR")]
+    pub metrics_addr: Address,
+
+    /// TLS and basic authentication for the endpoint, in the format that the Prometheus exporters share
+    #[arg(long = "web.config.file", value_name = "PATH", env = "WEB_CONFIG_FILE")]
+    pub web_config_file: Option<PathBuf>,
+
+    /// Log more, an event a line; RUST_LOG overrides
+    #[arg(long, env = "DEBUG")]
+    pub debug: bool,
+
+    /// Print the manual page or a shell's completions, exit
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub generate: Option<Generated>,
+
+    /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
+    #[arg(long, value_enum, default_value = "auto", env = "LOG")]
+    pub log: Log,
+}
+
+impl Shared {
+    /// Starts logging; dropping what is returned writes the last lines.
+    pub fn start_logging(&self) -> Result<logging::WorkerGuard> {
+        logging::start(self.log, self.debug)
+    }
+
+    /// What `--web.config.file` asks for.
+    pub fn web_config(&self) -> Result<WebConfig> {
+        WebConfig::from_option(self.web_config_file.as_deref())
+    }
+}
+
+/// Reads a duration like `15s`; zero is refused.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than zero".into()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write it like 15s, 500ms or 1m")),
+    }
+}
+
+/// A binary's arguments, with [`Shared`] among them.
+pub trait Program: Parser {
+    /// What the names of environment variables start with.
+    const ENVIRONMENT: &'static str;
+    /// The default of `--metrics-addr`.
+    const METRICS_ADDR: &'static str;
+
+    /// Those of both binaries.
+    fn shared(&self) -> &Shared;
+
+    /// The command line, as documented.
+    fn full_command() -> Command {
+        let mut command = Self::command().version(VERSION);
+        for argument in Shared::augment_args(Command::new("shared")).get_arguments() {
+            if let Some(name) = argument.get_env().and_then(|name| name.to_str()) {
+                let name = format!("{}_{name}", Self::ENVIRONMENT);
+                command = command.mut_arg(argument.get_id(), |argument| argument.env(name));
+            }
+        }
+        command.mut_arg("metrics_addr", |argument| argument.required(false).default_value(Self::METRICS_ADDR))
+    }
+
+    /// Reads the arguments; `None` when all that was asked for was to [print](generate::print) something.
+    fn read(arguments: impl Iterator<Item = OsString>) -> Result<Option<Self>> {
+        let mut command = Self::full_command();
+        let matches = command.clone().get_matches_from(arguments);
+        let read = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command));
+        let read = read.unwrap_or_else(|error| error.exit());
+        match read.shared().generate {
+            Some(what) => generate::print(what, command).map(|()| None).map_err(Into::into),
+            None => Ok(Some(read)),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Where to listen, as users write it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Address {
+    /// `HOST:PORT`, `[IPv6]:PORT`
+    Tcp(String),
+    /// `unix:/path`
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() {
+                Err("unix: needs a path".into())
+            } else {
+                Ok(Address::Unix(path.into()))
+            };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT or unix:/path")?;
+        if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+            return Err("an IPv6 address needs brackets: [::1]:9332".into());
+        }
+        port.parse::<u16>().map_err(|_| format!("{port:?} is not a port"))?;
+        Ok(Address::Tcp(text.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_users_write_them() {
+        assert_eq!("127.0.0.1:9332".parse(), Ok(Address::Tcp("127.0.0.1:9332".into())));
+        assert_eq!("[::1]:9332".parse(), Ok(Address::Tcp("[::1]:9332".into())));
+        assert_eq!("localhost:0".parse(), Ok(Address::Tcp("localhost:0".into())));
+        assert_eq!("unix:/run/x".parse(), Ok(Address::Unix("/run/x".into())));
+        for wrong in ["9332", "::1:9332", "localhost:http", "unix:", "localhost:99999"] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+    }
+}

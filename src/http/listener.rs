@@ -1,0 +1,95 @@
+//! The socket that scrapers connect to.
+
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
+
+use super::{Address, WebConfig};
+
+/// A socket that listens.
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix socket, with its path if we made it.
+    Unix(UnixListener, Option<PathBuf>),
+}
+
+impl Listener {
+    /// Binds; an address in use is an error that says so, a socket file that nobody listens on any more is replaced.
+    pub fn bind(address: &Address) -> Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let listener = TcpListener::bind(address).with_context(|| {
+                    format!("cannot listen on {address} (choose another with --metrics-addr HOST:PORT)")
+                })?;
+                Ok(Listener::Tcp(listener))
+            }
+            Address::Unix(path) => {
+                let stale = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket())
+                    && UnixStream::connect(path)
+                        .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+                if stale {
+                    std::fs::remove_file(path)?;
+                }
+                let listener = UnixListener::bind(path).with_context(|| {
+                    format!("cannot listen on {} (choose another with --metrics-addr)", path.display())
+                })?;
+                Ok(Listener::Unix(listener, Some(path.clone())))
+            }
+        }
+    }
+
+    /// A socket that the service manager listens on for us.
+    pub fn inherited(fd: OwnedFd) -> Result<Self> {
+        if !getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false) {
+            bail!("the inherited HTTP file descriptor is not a listening socket");
+        }
+        let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+        Ok(match name.family() {
+            Some(AddressFamily::Unix) => Listener::Unix(fd.into(), None),
+            _ => Listener::Tcp(fd.into()),
+        })
+    }
+
+    /// Removes the socket file, if we made one.
+    pub fn remove_file(&self) {
+        if let Listener::Unix(_, Some(path)) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Whether only this machine can connect.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().is_ok_and(|address| address.ip().is_loopback()),
+            Listener::Unix(..) => true,
+        }
+    }
+
+    /// With the scheme that the configuration asks for.
+    pub(super) fn describe_with(&self, web_config: &WebConfig) -> String {
+        match web_config.tls() {
+            Some(_) => self.describe().replacen("http://", "https://", 1),
+            None => self.describe(),
+        }
+    }
+
+    /// As a user would type it.
+    pub fn describe(&self) -> String {
+        match self {
+            Listener::Tcp(listener) => listener
+                .local_addr()
+                .map_or("an unknown address".into(), |address| format!("http://{address}")),
+            Listener::Unix(listener, _) => {
+                let path =
+                    listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
+                format!("unix:{}", path.unwrap_or_default().display())
+            }
+        }
+    }
+}

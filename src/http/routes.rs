@@ -1,0 +1,140 @@
+//! What there is to ask for, and the answers.
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue,
+    RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::Value;
+
+use super::negotiate::negotiate;
+use crate::metrics::Format;
+
+/// What the endpoint shows.
+pub trait Pages: Send + Sync + 'static {
+    /// `/metrics`
+    fn metrics(&self, format: Format) -> String;
+    /// `/readyz`: 200, or 503 with what is missing.
+    fn ready(&self) -> Result<(), String>;
+    /// `/`: HTML.
+    fn index(&self) -> String;
+    /// `/status.json`: what the page at `/` reads, if it reads anything.
+    fn status(&self) -> Option<Value> {
+        None
+    }
+}
+
+/// Which paths are answered.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Access {
+    /// All.
+    Everything,
+    /// Those that tell whether the exporter runs, and whether it is ready.
+    Health,
+}
+
+/// What can be asked for.
+#[derive(Clone, Copy, PartialEq)]
+enum Route {
+    Index,
+    Metrics,
+    Status,
+    Live,
+    Ready,
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        match path {
+            "/" => Some(Route::Index),
+            "/metrics" => Some(Route::Metrics),
+            "/status.json" => Some(Route::Status),
+            "/livez" | "/health" => Some(Route::Live),
+            "/readyz" | "/ready" => Some(Route::Ready),
+            _ => None,
+        }
+    }
+
+    fn is_for(self, access: Access) -> bool {
+        access == Access::Everything || matches!(self, Route::Live | Route::Ready)
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+/// The page at `/` runs its own script, which reads nothing from elsewhere.
+const ONLY_OURS: &str =
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'";
+
+/// The answer to a request that is permitted.
+pub fn answer(request: &Request<Incoming>, access: Access, pages: &impl Pages) -> Response<Full<Bytes>> {
+    let Some(route) = Route::of(request.uri().path()).filter(|route| route.is_for(access)) else {
+        return not_found(access);
+    };
+    let status = if route == Route::Status { pages.status() } else { None };
+    if route == Route::Status && status.is_none() {
+        return not_found(access);
+    }
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".into());
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match route {
+        Route::Metrics => {
+            let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+            let format = negotiate(accept);
+            respond(StatusCode::OK, format.content_type(), pages.metrics(format))
+        }
+        Route::Status => respond(StatusCode::OK, "application/json", status.unwrap_or_default().to_string()),
+        Route::Live => respond(StatusCode::OK, TEXT, "ok\n".into()),
+        Route::Ready => match pages.ready() {
+            Ok(()) => respond(StatusCode::OK, TEXT, "ok\n".into()),
+            Err(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+        },
+        Route::Index => {
+            let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", pages.index());
+            response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(ONLY_OURS));
+            response
+        }
+    }
+}
+
+fn not_found(access: Access) -> Response<Full<Bytes>> {
+    let text = match access {
+        Access::Everything => "not found; try /metrics\n",
+        Access::Health => "not found; only /health and /ready are here\n",
+    };
+    respond(StatusCode::NOT_FOUND, TEXT, text.into())
+}
+
+fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>> {
+    Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, kind)
+        .header(CACHE_CONTROL, "no-store")
+        .body(Full::from(body))
+        .expect("these headers are valid")
+}
+
+/// Too many passwords wait to be checked.
+pub fn busy() -> Response<Full<Bytes>> {
+    /// Until those who are told to come again should do so.
+    const RETRY_SECONDS: u32 = 10;
+    Response::builder()
+        .status(StatusCode::TOO_MANY_REQUESTS)
+        .header(RETRY_AFTER, RETRY_SECONDS)
+        .header(CONNECTION, "close")
+        .body(Full::from("too many passwords wait to be checked; try again\n"))
+        .expect("these headers are valid")
+}
+
+/// No password, or a wrong one.
+pub fn unauthorized() -> Response<Full<Bytes>> {
+    Response::builder()
+        .status(StatusCode::UNAUTHORIZED)
+        .header(WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
+        .body(Full::from("a user and a password are needed\n"))
+        .expect("these headers are valid")
+}

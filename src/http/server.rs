@@ -1,0 +1,239 @@
+//! Accepting connections and answering on them, on a thread of its own.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use futures::future::join_all;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{debug, info, warn};
+
+use super::deadline::Deadline;
+use super::routes::{Access, answer, busy, unauthorized};
+use super::web_config::Verdict;
+use super::{Connections, Listener, Pages, Place, WebConfig};
+use crate::priority;
+use crate::systemd::Heartbeat;
+
+/// Connections at once, as far as the limit of open files allows. Prometheus uses one. Each costs up to 80 kB, most of it
+/// an answer that is not read.
+const MAX_CONNECTIONS: u64 = 256;
+/// Open files that are not scrapers' connections.
+const OTHER_FILES: u64 = 64;
+/// A request's line and headers; Prometheus sends about 300 bytes.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// To send a request's headers, the first byte included; so an idle kept-alive connection ends after it.
+const HEADER_TIME: Duration = Duration::from_secs(75);
+/// To take an answer. Prometheus gives up after 10 s.
+const ANSWER_TIME: Duration = Duration::from_secs(15);
+/// What the kernel may keep of what a scraper sends, and of what it does not read. Left alone it keeps megabytes, and
+/// whoever asks a hundred times and never reads has a hundred answers made.
+const SOCKET_BYTES: usize = 32 * 1024;
+/// For a TLS handshake.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// For the answers that are under way when the serving ends.
+const FINISH_TIME: Duration = Duration::from_millis(500);
+/// Between two attempts to accept a connection.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Who gets what from a listener.
+pub struct Endpoint {
+    web_config: WebConfig,
+    access: Access,
+}
+
+impl Endpoint {
+    /// Every page, for those whom the configuration permits.
+    pub fn all(web_config: WebConfig) -> Self {
+        Endpoint { web_config, access: Access::Everything }
+    }
+
+    /// `/health` and `/ready`, for everyone.
+    pub fn health() -> Self {
+        Endpoint { web_config: WebConfig::default(), access: Access::Health }
+    }
+
+    fn announce(&self, listener: &Listener) {
+        if self.access == Access::Health {
+            return info!("answering health checks on {}/health", listener.describe());
+        }
+        info!("serving metrics on {}/metrics", listener.describe_with(&self.web_config));
+        if !listener.is_local() && !self.web_config.protects() {
+            warn!(
+                "{} is reachable without authentication; set a password with --web.config.file",
+                listener.describe()
+            );
+        }
+    }
+}
+
+/// What is served, until it is finished or dropped.
+#[must_use = "dropping it ends the serving"]
+pub struct Serving {
+    end: DropGuard,
+    /// Disconnected when the thread has ended.
+    ended: mpsc::Receiver<Infallible>,
+}
+
+impl Serving {
+    /// Accepts no more connections, answers what was asked, and returns after half a second at the latest.
+    pub fn finish(self) {
+        drop(self.end);
+        let _ = self.ended.recv();
+    }
+}
+
+/// Serves on a thread of its own.
+pub fn serve_on_thread(
+    listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
+    pages: Arc<impl Pages>,
+    heartbeat: Heartbeat,
+) -> Result<Serving> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let end = CancellationToken::new();
+    let mut servers: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+    {
+        let _runtime = runtime.enter();
+        for (listener, endpoint) in listeners {
+            endpoint.announce(&listener);
+            let (endpoint, pages, end) = (Arc::new(endpoint), pages.clone(), end.clone());
+            match &*listener {
+                Listener::Tcp(listener) => {
+                    listener.set_nonblocking(true)?;
+                    let listener = TcpListener::from_std(listener.try_clone()?)?;
+                    servers.push(Box::pin(serve(listener, |from| Some(from.ip()), endpoint, pages, end)));
+                }
+                Listener::Unix(listener, _) => {
+                    listener.set_nonblocking(true)?;
+                    let listener = UnixListener::from_std(listener.try_clone()?)?;
+                    servers.push(Box::pin(serve(listener, |_| None, endpoint, pages, end)));
+                }
+            }
+        }
+    }
+    let (alive, ended) = mpsc::channel();
+    std::thread::Builder::new().name("http".into()).spawn(move || {
+        let _alive = alive;
+        priority::give_way();
+        runtime.block_on(async {
+            tokio::select! {
+                _ = join_all(servers) => {}
+                () = heartbeat.beat() => {}
+            }
+        });
+    })?;
+    Ok(Serving { end: end.drop_guard(), ended })
+}
+
+/// Accepts connections until `end`, then lets them finish.
+async fn serve<L>(
+    mut listener: L,
+    ip: fn(&L::Addr) -> Option<IpAddr>,
+    endpoint: Arc<Endpoint>,
+    pages: Arc<impl Pages>,
+    end: CancellationToken,
+) where
+    L: tokio_util::net::Listener,
+    L::Io: AsFd + Send + Unpin + 'static,
+{
+    let connections = Connections::new(room());
+    let graceful = GracefulShutdown::new();
+    while let Some(accepted) = end.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, from)) => {
+                let _ = setsockopt(&stream, sockopt::SndBuf, &SOCKET_BYTES);
+                let _ = setsockopt(&stream, sockopt::RcvBuf, &SOCKET_BYTES);
+                let (place, watcher) = (connections.enter(ip(&from)), graceful.watcher());
+                tokio::spawn(serve_stream(stream, endpoint.clone(), pages.clone(), place, watcher));
+                // So that one that had to make room is closed before the next is accepted.
+                tokio::task::yield_now().await;
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: waiting is better than spinning.
+                warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        }
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(FINISH_TIME, graceful.shutdown()).await;
+}
+
+/// How many connections the limit of open files has room for.
+fn room() -> usize {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    limit.saturating_sub(OTHER_FILES).clamp(1, MAX_CONNECTIONS) as usize
+}
+
+/// The life of a connection, TLS included.
+async fn serve_stream(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    endpoint: Arc<Endpoint>,
+    pages: Arc<impl Pages>,
+    place: Place,
+    watcher: Watcher,
+) {
+    let serve = async {
+        let Some(tls) = endpoint.web_config.tls() else {
+            return serve_connection(stream, &endpoint, &*pages, &place, watcher).await;
+        };
+        let handshake = TlsAcceptor::from(tls).accept(stream);
+        match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
+            Ok(stream) => serve_connection(stream?, &endpoint, &*pages, &place, watcher).await,
+            Err(_) => Err(anyhow!("no TLS handshake within {HANDSHAKE_TIME:?}")),
+        }
+    };
+    let served = tokio::select! {
+        served = serve => served,
+        () = place.taken() => Err(anyhow!("closed to make room for another")),
+    };
+    if let Err(error) = served {
+        debug!("a scraper's connection ended: {error:#}");
+    }
+}
+
+/// Answers one scraper until it is done, breaks the rules, or takes too long. At a graceful shutdown it has one more answer.
+pub async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    endpoint: &Endpoint,
+    pages: &impl Pages,
+    place: &Place,
+    watcher: Watcher,
+) -> Result<()> {
+    let web_config = &endpoint.web_config;
+    let answer = service_fn(async |request: Request<Incoming>| {
+        let mut response = match web_config.users().permit(request.headers(), place.from()).await {
+            Verdict::Permitted => {
+                if !web_config.users().is_empty() {
+                    place.set_known();
+                }
+                answer(&request, endpoint.access, pages)
+            }
+            Verdict::Refused => unauthorized(),
+            Verdict::Busy => busy(),
+        };
+        response.headers_mut().extend(web_config.headers().clone());
+        Ok::<_, Infallible>(response)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .serve_connection(TokioIo::new(Deadline::new(stream, ANSWER_TIME)), answer);
+    Ok(watcher.watch(connection).await?)
+}

@@ -1,0 +1,72 @@
+//! A process's life: it is ready, keeps its watchdog content, and ends in order at a signal.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use sd_notify::NotifyState;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::http::{self, Endpoint, Listener, Pages, Serving};
+use crate::systemd::{self, Heartbeat};
+
+/// A process that serves metrics.
+pub struct Service {
+    listeners: Vec<Arc<Listener>>,
+    serving: Serving,
+    heartbeat: Heartbeat,
+}
+
+impl Service {
+    /// Serves, and tells the service manager that it does.
+    pub fn start(listeners: Vec<(Listener, Endpoint)>, pages: Arc<impl Pages>) -> Result<Self> {
+        let listeners = listeners.into_iter().map(|(listener, endpoint)| (Arc::new(listener), endpoint));
+        let listeners: Vec<_> = listeners.collect();
+        let kept = listeners.iter().map(|(listener, _)| listener.clone()).collect();
+        let heartbeat = Heartbeat::default();
+        let serving = http::serve_on_thread(listeners, pages, heartbeat.clone())?;
+        systemd::notify(NotifyState::Ready);
+        Ok(Service { listeners: kept, serving, heartbeat })
+    }
+
+    /// Does the work on this thread until it is done. SIGTERM or SIGINT cancels `shutdown`, at which the work has to end in
+    /// order; a second one ends all at once.
+    pub fn run(
+        self,
+        runtime: &Runtime,
+        shutdown: &CancellationToken,
+        work: impl Future<Output = Result<()>>,
+    ) -> Result<ExitCode> {
+        let done = LocalSet::new().block_on(runtime, async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut signaled = async || {
+                tokio::select! {
+                    _ = terminate.recv() => Signal::SIGTERM,
+                    _ = interrupt.recv() => Signal::SIGINT,
+                }
+            };
+            tokio::task::spawn_local(systemd::watchdog(self.heartbeat));
+            let second_signal = async {
+                info!("{}: ending", signaled().await);
+                systemd::notify(NotifyState::Stopping);
+                shutdown.cancel();
+                signaled().await
+            };
+            tokio::select! {
+                done = work => done.map(|()| None),
+                signal = second_signal => Ok(Some(signal)),
+            }
+        });
+        if !matches!(done, Ok(Some(_))) {
+            self.serving.finish();
+        }
+        self.listeners.iter().for_each(|listener| listener.remove_file());
+        Ok(done?.map_or(ExitCode::SUCCESS, |signal| ExitCode::from(128 + signal as u8)))
+    }
+}

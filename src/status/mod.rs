@@ -1,0 +1,108 @@
+//! A node at a glance: the page at `/` of bitcoind-ipc-exporter, and what it reads.
+//!
+//! - `page.html` is the page. It reads `metrics` and `status.json`, and nothing from elsewhere.
+//! - `history` is the last hour of what it plots, `blocks` are the last blocks.
+
+mod blocks;
+mod history;
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use crate::cli::VERSION;
+use crate::http::Pages;
+use crate::metrics::{Format, Metrics, now};
+
+pub use blocks::LastBlocks;
+pub use history::History;
+
+/// The state of the connection to the node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// Not connected, and why.
+    Disconnected(String),
+    /// Connected; the first poll has not succeeded yet, or the last one failed, and why.
+    Connected(String),
+    /// Connected and polled.
+    Polled {
+        /// What the node offers.
+        interfaces: Vec<&'static str>,
+        /// The node's own name, `/Satoshi:31.99.0/`, if it tells.
+        node: Option<String>,
+    },
+}
+
+/// What the pages show.
+pub struct Status {
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    /// The last blocks.
+    pub last_blocks: LastBlocks,
+    /// The last hour.
+    pub history: History,
+}
+
+impl Status {
+    /// Not connected yet.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Status {
+            metrics,
+            state: Mutex::new(State::Disconnected("connecting".into())),
+            last_blocks: LastBlocks::default(),
+            history: History::default(),
+        }
+    }
+
+    /// What the state is from now on.
+    pub fn set(&self, state: State) {
+        *self.state.lock().expect("nobody panics holding it") = state;
+    }
+
+    fn state(&self) -> State {
+        self.state.lock().expect("nobody panics holding it").clone()
+    }
+
+    /// Keeps the history, for ever.
+    pub async fn keep_history(&self) {
+        loop {
+            self.history.keep(&self.metrics);
+            tokio::time::sleep(history::INTERVAL).await;
+        }
+    }
+}
+
+impl Pages for Status {
+    fn metrics(&self, format: Format) -> String {
+        self.metrics.render(format)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.state() {
+            State::Polled { .. } => Ok(()),
+            State::Disconnected(why) | State::Connected(why) => Err(why),
+        }
+    }
+
+    fn index(&self) -> String {
+        include_str!("page.html").into()
+    }
+
+    fn status(&self) -> Option<Value> {
+        let (ready, text, node) = match self.state() {
+            State::Polled { interfaces, node } => {
+                let node = node.unwrap_or("it does not tell its name".into());
+                (true, String::new(), format!("{node} · {}", interfaces.join(", ")))
+            }
+            State::Disconnected(why) | State::Connected(why) => (false, why, String::new()),
+        };
+        Some(json!({
+            "now": now(),
+            "version": format!("bitcoind-ipc-exporter {VERSION}"),
+            "state": {"ready": ready, "text": text},
+            "node": node,
+            "blocks": self.last_blocks.all(),
+            "history": self.history.json(),
+        }))
+    }
+}

@@ -1,0 +1,65 @@
+//! What needs `unsafe` in both exporters: system calls that no crate wraps, and what this process inherited.
+#![allow(unsafe_code, reason = "this is its place")]
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, MutexGuard};
+
+use anyhow::{Result, bail};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
+
+/// How readily the calling thread gives way to others: 0 as usual, 19 most.
+pub fn set_nice(nice: i32) {
+    // SAFETY: takes numbers only; 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+}
+
+/// How long the calling thread runs at a stretch, where it is scheduled as usual. Linux 6.12 or later.
+pub fn set_slice(nanoseconds: u64) {
+    const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
+    // SAFETY: all of its fields are numbers.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes no more than `SIZE` bytes into `attributes`.
+    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) };
+    if got == 0 && attributes.sched_policy == libc::SCHED_OTHER as u32 {
+        attributes.sched_runtime = nanoseconds;
+        // SAFETY: the kernel reads `attributes`, whose size it has written there.
+        unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    }
+}
+
+/// The descriptors that were taken over.
+static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// The descriptors that were taken over; none is while this is held.
+pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
+    TAKEN.lock().expect("nobody panics holding it")
+}
+
+/// Takes over a descriptor that this process inherited, and makes it close-on-exec. Each may be taken over once.
+pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
+    let mut taken = taken_over();
+    if fd <= 2 {
+        bail!(
+            "file descriptor {fd} is not an inherited connection (0, 1 and 2 are standard input, output and error)"
+        );
+    }
+    if taken.contains(&fd) {
+        bail!("file descriptor {fd} is named twice");
+    }
+    if std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
+        bail!("file descriptor {fd} is not open; whoever started us must pass it without close-on-exec");
+    }
+    taken.push(fd);
+    // SAFETY: the descriptor is open, and nothing else in this process owns it: it was inherited (we are called
+    // before anything else opens descriptors), and the list above hands each number out once.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(fd)
+}
+
+/// Makes descriptors that were passed to process 1 those of this process.
+pub fn claim_listen_fds() {
+    // SAFETY: nothing else runs in this process yet that could read the environment.
+    unsafe { std::env::set_var("LISTEN_PID", std::process::id().to_string()) };
+}
