@@ -7,6 +7,7 @@
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
 //! - `usdt` counts what a node's tracepoints tell with BPF programs in the kernel, and reads the counts when it is scraped.
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
+//! - [`node_process`] finds the process of a node, and notices its end.
 //! - [`http`] renders a registry to scrapers. It does not know about nodes.
 //! - [`init`] is PID 1 of a container, with the exporter as its child.
 //! - [`systemd`] takes over inherited file descriptors and tells the service manager that we are ready.
@@ -26,6 +27,7 @@ pub mod init;
 pub mod ipc;
 pub mod logging;
 pub mod metrics;
+pub mod node_process;
 pub mod priority;
 pub mod service;
 pub mod status;

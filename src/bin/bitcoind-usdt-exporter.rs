@@ -9,10 +9,10 @@ use bitcoind_exporter::generate::{self, Generated};
 use bitcoind_exporter::http::{self, Address, Endpoint, Listener, Pages, WebConfig};
 use bitcoind_exporter::logging::{self, Log};
 use bitcoind_exporter::metrics::{Format, Snapshots};
+use bitcoind_exporter::node_process::Node;
 use bitcoind_exporter::systemd;
-use bitcoind_exporter::usdt::process::Node;
 use bitcoind_exporter::usdt::watch::{self, Target};
-use bitcoind_exporter::usdt::{self, FAMILIES, Programs, Subject, binary};
+use bitcoind_exporter::usdt::{self, FAMILIES, Programs, Subject, probes};
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
@@ -219,8 +219,8 @@ fn run(arguments: Arguments) -> Result<()> {
     println!("  node: {}", arguments.node_name);
     if let Some(node) = &node {
         let attached = watch::attach(&mut programs, node)?;
-        let sites = binary::sites(&node.running_binary())
-            .or_else(|_| binary::sites(&node.binary))
+        let sites = probes::sites(&node.running_binary())
+            .or_else(|_| probes::sites(&node.binary))
             .unwrap_or_default();
         let has = |name: &str| sites.iter().any(|site| name == site.probe());
         for probe in &attached {
@@ -279,7 +279,7 @@ fn list(subjects: &[Subject], target: &Target, node: Option<Node>) -> Result<()>
         (None, Some(path)) => path.clone(),
         (None, None) => anyhow::bail!("no node runs; name the binary with --bitcoind"),
     };
-    let sites = binary::sites(&path)?;
+    let sites = probes::sites(&path)?;
     let attached = match &node {
         Some(node) => Programs::load(subjects).map(|mut programs| programs.attach(node.pid, &path)),
         None => Err(anyhow::anyhow!("the node does not run")),

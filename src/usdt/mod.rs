@@ -3,10 +3,10 @@
 //! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and add to maps; user space reads the maps when it
 //! is scraped, never for an event. Only what is rare and worth a log line also comes as an event.
 
-pub mod binary;
+pub mod probes;
+
 mod events;
 mod families;
-pub mod process;
 mod programs;
 mod totals;
 pub mod watch;

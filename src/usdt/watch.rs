@@ -10,9 +10,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::process::{Node, candidates};
 use super::programs::{Attached, Programs};
-use super::{binary, events};
+use super::{events, probes};
+use crate::node_process::{Node, candidates};
 
 /// Which node to trace.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +61,7 @@ pub fn attach(programs: &mut Programs, node: &Node) -> Result<Vec<Attached>> {
     if let Some(Attached { name, result: Err(error) }) =
         attached.first().filter(|_| attached.iter().all(|it| it.result.is_err()))
     {
-        if binary::sites(&binary)?.iter().any(|site| attached.iter().any(|it| it.name == site.probe())) {
+        if probes::sites(&binary)?.iter().any(|site| attached.iter().any(|it| it.name == site.probe())) {
             bail!("No USDT probes could be attached. {name}: {error:#}");
         }
         bail!(
