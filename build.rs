@@ -69,35 +69,30 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
 
 #[cfg(feature = "usdt")]
 mod bpf {
-    use std::{env, path::Path, path::PathBuf};
+    use std::{env, fs, path::Path, path::PathBuf};
 
     use libbpf_cargo::SkeletonBuilder;
 
-    const PROGRAMS: [&str; 6] = [
-        "src/usdt/bpf/fibre",
-        "src/usdt/bpf/validation",
-        "src/usdt/bpf/mempool",
-        "src/usdt/bpf/net",
-        "src/usdt/bpf/utxocache",
-        "benches/probe/empty",
-    ];
+    const PROGRAMS: &str = "src/usdt/bpf";
 
     /// A skeleton for each file of programs.
     pub fn compile() {
-        println!("cargo::rerun-if-changed=src/usdt/bpf");
-        println!("cargo::rerun-if-changed=benches/probe/empty.bpf.c");
+        println!("cargo::rerun-if-changed={PROGRAMS}");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-        for source in PROGRAMS {
-            let name = Path::new(source).file_name().expect("a file").display();
+        for file in fs::read_dir(PROGRAMS).expect("the programs' folder").flatten() {
+            let source = file.path();
+            let name = file.file_name();
+            let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".bpf.c")) else { continue };
             let skeleton = SkeletonBuilder::new()
-                .source(format!("{source}.bpf.c"))
+                .source(&source)
                 .clang_args(["-Wall", "-Wno-pass-failed"].map(String::from).into_iter().chain(headers()))
                 .build_and_generate(out.join(format!("{name}.skel.rs")));
             if let Err(error) = skeleton {
                 println!(
-                    "cargo::error=cannot compile {source}.bpf.c: {error:#}. It needs clang and the kernel's \
+                    "cargo::error=cannot compile {}: {error:#}. It needs clang and the kernel's \
                      headers (Debian: apt-get install clang linux-libc-dev); without bitcoind-usdt-exporter: \
-                     --no-default-features"
+                     --no-default-features",
+                    source.display()
                 );
             }
         }

@@ -41,7 +41,7 @@ pub mod usdt;
 pub fn metrics_reference() -> String {
     metrics::markdown(&[
         ("bitcoind-ipc-exporter", metrics::Metrics::new().rows()),
-        ("bitcoind-usdt-exporter", &metrics::reference(usdt::FAMILIES)),
+        ("bitcoind-usdt-exporter", &usdt::report::rows()),
     ])
 }
 

@@ -5,24 +5,13 @@
 //!     cargo bench --bench probe
 
 use std::io::{BufRead, BufReader, Write};
-use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use bitcoind_exporter::usdt::{Programs, Subject};
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    clippy::undocumented_unsafe_blocks,
-    reason = "generated"
-)]
-mod empty {
-    include!(concat!(env!("OUT_DIR"), "/empty.skel.rs"));
-}
+use libbpf_rs::libbpf_sys::API_HEADERS;
+use libbpf_rs::{Object, ObjectBuilder};
 
 const ROUNDS: usize = 15;
 const HITS: usize = 100_000;
@@ -67,6 +56,26 @@ fn compile(dir: &Path, name: &str) -> PathBuf {
     binary
 }
 
+/// `empty.bpf.c`, compiled with the headers of our libbpf and loaded.
+fn empty_program(dir: &Path) -> Object {
+    let headers = dir.join("include/bpf");
+    std::fs::create_dir_all(&headers).unwrap();
+    for (name, text) in API_HEADERS {
+        std::fs::write(headers.join(name), text).unwrap();
+    }
+    let mut clang = Command::new("clang");
+    clang.args(["-target", "bpf", "-g", "-O2"]);
+    clang.arg(format!("-D__TARGET_ARCH_{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "x86" }));
+    clang
+        .arg(format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH))
+        .arg("-I")
+        .arg(dir.join("include"));
+    let object = dir.join("empty.bpf.o");
+    clang.args(["-c", "benches/probe/empty.bpf.c", "-o"]).arg(&object);
+    assert!(clang.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+    ObjectBuilder::default().open_file(&object).unwrap().load().unwrap()
+}
+
 /// `same` is what ours does, for bpftrace.
 fn bench(dir: &Path, provider: &str, tracepoint: &str, subject: Subject, same: &str) {
     let start = |name: &str| {
@@ -77,9 +86,8 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, subject: Subject, same: &
     let (mut empty, empty_binary) = start("empty");
     let (mut ours, ours_binary) = start("ours");
 
-    let mut storage = MaybeUninit::uninit();
-    let mut skeleton = empty::EmptySkelBuilder::default().open(&mut storage).unwrap().load().unwrap();
-    let program = skeleton.object_mut().progs_mut().next().unwrap();
+    let object = empty_program(dir);
+    let program = object.progs_mut().next().unwrap();
     let _empty = program.attach_usdt(empty.child.id() as i32, &empty_binary, provider, tracepoint).unwrap();
 
     let mut programs = Programs::load(&[subject]).unwrap();

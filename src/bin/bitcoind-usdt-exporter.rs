@@ -9,10 +9,9 @@ use bitcoind_exporter::generate::{self, Generated};
 use bitcoind_exporter::http::{self, Address, Endpoint, Listener, Pages, WebConfig};
 use bitcoind_exporter::logging::{self, Log};
 use bitcoind_exporter::metrics::{Format, Snapshots};
-use bitcoind_exporter::node_process::Node;
 use bitcoind_exporter::systemd;
 use bitcoind_exporter::usdt::watch::{self, Target};
-use bitcoind_exporter::usdt::{self, FAMILIES, Programs, Subject, probes};
+use bitcoind_exporter::usdt::{self, Programs, Subject, probes, report};
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
@@ -177,11 +176,11 @@ fn run(arguments: Arguments) -> Result<()> {
     let target = Target { binary: arguments.bitcoind.clone(), pid: arguments.pid };
     let node = target.find()?;
     if arguments.list_probes {
-        return list(&subjects, &target, node);
+        return probes::print_table(&subjects, &target, node);
     }
     usdt::check_kernel()?;
     let mut programs = Programs::load(&subjects).context("cannot load the BPF programs")?;
-    let metrics = Snapshots::new(&[("node", &arguments.node_name)], FAMILIES, programs.totals()?);
+    let metrics = Snapshots::new(&[("node", &arguments.node_name)], programs.collectors()?);
     if arguments.once {
         watch::attach(
             &mut programs,
@@ -219,19 +218,7 @@ fn run(arguments: Arguments) -> Result<()> {
     println!("  node: {}", arguments.node_name);
     if let Some(node) = &node {
         let attached = watch::attach(&mut programs, node)?;
-        let sites = probes::sites(&node.running_binary())
-            .or_else(|_| probes::sites(&node.binary))
-            .unwrap_or_default();
-        let has = |name: &str| sites.iter().any(|site| name == site.probe());
-        for probe in &attached {
-            match &probe.result {
-                Ok(()) => println!("  ✓ Attached: {}", probe.name),
-                Err(error) if has(&probe.name) => println!("  ✗ Failed: {}: {error:#}", probe.name),
-                Err(_) => println!("  ✗ Not in the binary: {}", probe.name),
-            }
-        }
-        let good = attached.iter().filter(|probe| probe.result.is_ok()).count();
-        println!("\n  {good}/{} probes attached successfully", attached.len());
+        report::print_attached(node, &attached);
     }
     println!("\nPrometheus metrics available at {}/metrics", listener.describe());
     let health_at = health_listener.as_ref().unwrap_or(&listener).describe();
@@ -268,46 +255,6 @@ fn run(arguments: Arguments) -> Result<()> {
     serving.finish();
     listener.remove_file();
     ended
-}
-
-/// The table of `--list-probes`.
-fn list(subjects: &[Subject], target: &Target, node: Option<Node>) -> Result<()> {
-    let path = match (&node, &target.binary) {
-        (Some(node), _) => {
-            Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
-        }
-        (None, Some(path)) => path.clone(),
-        (None, None) => anyhow::bail!("no node runs; name the binary with --bitcoind"),
-    };
-    let sites = probes::sites(&path)?;
-    let attached = match &node {
-        Some(node) => Programs::load(subjects).map(|mut programs| programs.attach(node.pid, &path)),
-        None => Err(anyhow::anyhow!("the node does not run")),
-    };
-    if let Err(error) = &attached {
-        eprintln!("not attached: {error:#}");
-    }
-    println!("{:<36} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS");
-    for subject in subjects {
-        for tracepoint in subject.tracepoints() {
-            let name = format!("{}:{tracepoint}", subject.provider());
-            let site = sites.iter().find(|site| site.probe() == name);
-            let is_attached =
-                attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == name && it.result.is_ok()));
-            let feeds =
-                FAMILIES.iter().filter(|family| family.source.split(", ").any(|source| source == name));
-            let feeds: Vec<_> = feeds.map(|family| family.name).collect();
-            let yes = |is: bool| if is { "yes" } else { "no" };
-            println!(
-                "{name:<36} {:<10} {:<10} {:<72} {}",
-                yes(site.is_some()),
-                yes(is_attached),
-                site.map_or("", |site| &site.arguments),
-                feeds.join(" ")
-            );
-        }
-    }
-    Ok(())
 }
 
 struct Status {

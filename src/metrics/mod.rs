@@ -35,7 +35,7 @@ pub use mempool::{Mempool, REMOVAL_REASONS};
 pub use network::{MESSAGE_TYPES, Network};
 pub use node::Node;
 pub use reference::{Row, markdown};
-pub use snapshot::{Family, Kind, Reading, Sample, Snapshots, reference};
+pub use snapshot::{Family, Kind, Reading, Sample, Snapshots, collector, process_rows, reference};
 pub use text::Format;
 pub use utxo_cache::UtxoCache;
 

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -49,7 +48,7 @@ pub struct Family<S> {
     /// A sentence without its full stop; it says the unit where the name does not.
     pub help: &'static str,
     /// Where the number comes from.
-    pub source: &'static str,
+    pub sources: &'static [&'static str],
     /// Reads its samples from a snapshot.
     pub read: fn(&S) -> Vec<Sample>,
 }
@@ -60,15 +59,11 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Each sample also has these labels. `snapshot` is called once for each scrape.
-    pub fn new<S: 'static>(
-        labels: &[(&'static str, &str)],
-        families: &'static [Family<S>],
-        snapshot: impl Fn() -> S + Send + Sync + 'static,
-    ) -> Self {
+    /// Each sample also has these labels.
+    pub fn new(labels: &[(&'static str, &str)], collectors: Vec<Box<dyn Collector>>) -> Self {
         let labels = labels.iter().map(|(name, value)| (Cow::from(*name), Cow::from(value.to_string())));
         let mut declare = Declare { registry: Registry::with_labels(labels), ..Declare::default() };
-        declare.registry.register_collector(Box::new(Scrape { families, snapshot: Arc::new(snapshot) }));
+        collectors.into_iter().for_each(|collector| declare.registry.register_collector(collector));
         process::declare(&mut declare);
         Snapshots { registry: declare.registry }
     }
@@ -79,6 +74,14 @@ impl Snapshots {
     }
 }
 
+/// Reads these families from one snapshot for each scrape.
+pub fn collector<S: 'static>(
+    families: &'static [Family<S>],
+    snapshot: impl Fn() -> S + Send + Sync + 'static,
+) -> Box<dyn Collector> {
+    Box::new(Scrape { families, snapshot: Box::new(snapshot) })
+}
+
 /// Lines of `METRICS.md`.
 pub fn reference<S>(families: &[Family<S>]) -> Vec<Row> {
     let row = |family: &Family<S>| {
@@ -87,16 +90,21 @@ pub fn reference<S>(families: &[Family<S>]) -> Vec<Row> {
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
-        Row::new(family.name, kind, family.labels, family.help, family.source)
+        Row::new(family.name, kind, family.labels, family.help, &family.sources.join(", "))
     };
+    families.iter().map(row).collect()
+}
+
+/// Lines of `METRICS.md` for what every registry has besides.
+pub fn process_rows() -> Vec<Row> {
     let mut process = Declare::default();
     process::declare(&mut process);
-    families.iter().map(row).chain(process.rows).collect()
+    process.rows
 }
 
 struct Scrape<S: 'static> {
     families: &'static [Family<S>],
-    snapshot: Arc<dyn Fn() -> S + Send + Sync>,
+    snapshot: Box<dyn Fn() -> S + Send + Sync>,
 }
 
 impl<S> fmt::Debug for Scrape<S> {

@@ -2,32 +2,61 @@
 //!
 //! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and add to maps; user space reads the maps when it
 //! is scraped, never for an event. Only what is rare and worth a log line also comes as an event.
-
-pub mod probes;
+//!
+//! - A file for each subject, beside the BPF file of the same name: its tracepoints, metrics and log lines.
+//! - `subject` says what these files have to give; `maps` and `histogram` read what the programs counted.
+//! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed.
+//! - [`watch`] follows the node's process; `events` logs.
+//! - [`probes`] are a binary's tracepoints; [`report`] is what the exporter says of itself.
 
 mod events;
-mod families;
+mod fibre;
+mod histogram;
+mod maps;
+mod mempool;
+mod net;
+mod privileges;
+pub mod probes;
 mod programs;
-mod totals;
+pub mod report;
+mod subject;
+mod utxocache;
+mod validation;
 pub mod watch;
 
-pub use families::FAMILIES;
-pub use programs::{Programs, Subject, check_kernel};
-pub use totals::Totals;
+pub use privileges::check_kernel;
+pub use programs::{Attached, Programs};
 
-/// Code generated from `bpf/`.
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    clippy::undocumented_unsafe_blocks,
-    reason = "generated"
-)]
-mod skeletons {
-    macro_rules! generated {
-        ($($subject:ident),*) => {
-            $(pub mod $subject { include!(concat!(env!("OUT_DIR"), "/", stringify!($subject), ".skel.rs")); })*
-        };
-    }
-    generated!(fibre, validation, mempool, net, utxocache);
+macro_rules! subjects {
+    ($(#[doc = $what:literal] $Subject:ident: $tracepoints:ty,)*) => {
+        /// A group of tracepoints that is turned on and off as one.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+        pub enum Subject {
+            $(#[doc = $what] $Subject),*
+        }
+
+        impl Subject {
+            /// All of them, in the order of `METRICS.md`.
+            pub const ALL: &[Subject] = &[$(Subject::$Subject),*];
+
+            fn functions(self) -> programs::Functions {
+                match self {
+                    $(Subject::$Subject => programs::Functions::of::<$tracepoints>()),*
+                }
+            }
+        }
+    };
+}
+
+subjects! {
+    /// FIBRE block relay.
+    Fibre: fibre::Fibre,
+    /// Connected blocks.
+    Validation: validation::Validation,
+    /// Messages and connections.
+    Net: net::Net,
+    /// The mempool.
+    Mempool: mempool::Mempool,
+    /// The UTXO cache.
+    Utxocache: utxocache::Utxocache,
 }

@@ -3,10 +3,14 @@
 use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use object::elf::{FileHeader64, NoteType};
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadCache};
+
+use super::watch::Target;
+use super::{Programs, Subject};
+use crate::node_process::Node;
 
 /// A place in a binary where a tracepoint fires. One tracepoint may have several.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,4 +58,41 @@ fn read(data: &ReadCache<File>) -> object::Result<Vec<Site>> {
         }
     }
     Ok(sites)
+}
+
+/// The table of `--list-probes`.
+pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) -> Result<()> {
+    let path = match (&node, &target.binary) {
+        (Some(node), _) => {
+            Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
+        }
+        (None, Some(path)) => path.clone(),
+        (None, None) => bail!("no node runs; name the binary with --bitcoind"),
+    };
+    let sites = sites(&path)?;
+    let attached = match &node {
+        Some(node) => Programs::load(subjects).map(|mut programs| programs.attach(node.pid, &path)),
+        None => Err(anyhow!("the node does not run")),
+    };
+    if let Err(error) = &attached {
+        eprintln!("not attached: {error:#}");
+    }
+    println!("{:<36} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS");
+    for subject in subjects {
+        let functions = subject.functions();
+        for name in (functions.tracepoints)()? {
+            let site = sites.iter().find(|site| site.probe() == name);
+            let is_attached =
+                attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == name && it.result.is_ok()));
+            let yes = |is: bool| if is { "yes" } else { "no" };
+            println!(
+                "{name:<36} {:<10} {:<10} {:<72} {}",
+                yes(site.is_some()),
+                yes(is_attached),
+                site.map_or("", |site| &site.arguments),
+                (functions.feeds)(&name).join(" ")
+            );
+        }
+    }
+    Ok(())
 }

@@ -10,8 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::programs::{Attached, Programs};
-use super::{events, probes};
+use super::{Attached, Programs, events, probes};
 use crate::node_process::{Node, candidates};
 
 /// Which node to trace.
@@ -81,7 +80,7 @@ pub async fn follow(
     first: Option<Node>,
     health: Health,
 ) -> Result<()> {
-    let reader = events::reader(programs.events())?;
+    let reader = events::reader(&programs)?;
     let log = async {
         let Some(reader) = reader else { return std::future::pending::<std::io::Result<Infallible>>().await };
         // SAFETY: the reader lives to the end of this block and keeps its descriptor open.

@@ -9,7 +9,7 @@
 #include <bpf/bpf_tracing.h>
 #include <bpf/usdt.bpf.h>
 
-/* So many upper bounds of buckets; the bucket after them is for what is larger than all. */
+/* Upper bounds of a histogram's buckets. One more bucket counts what is larger than all of them. */
 #define BOUNDS 15
 #define HASH 32
 #define NAME 16
@@ -20,11 +20,38 @@ struct histogram {
 	__u64 buckets[BOUNDS + 1];
 };
 
+/* A map with a single value. */
+#define SINGLE_VALUE_MAP(name, map_type, value_type)   \
+	struct {                                       \
+		__uint(type, BPF_MAP_TYPE_##map_type); \
+		__uint(max_entries, 1);                \
+		__type(key, __u32);                    \
+		__type(value, value_type);             \
+	} name SEC(".maps")
+
+/* Names, to which user space gives numbers from 0 on. `size` is that of the map; a power of two. */
+#define NAMES_MAP(name, size, length)            \
+	struct {                                 \
+		__uint(type, BPF_MAP_TYPE_HASH); \
+		__uint(max_entries, size);       \
+		__type(key, char[length]);       \
+		__type(value, __u32);            \
+	} name SEC(".maps")
+
+/* For the log. Each file that has it declares its own `struct event`. */
+#define EVENTS_MAP                                                                                 \
+	const volatile struct event event_layout; /* puts the struct into the generated Rust code */ \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_RINGBUF);                                                \
+		__uint(max_entries, 256 * 1024);                                                   \
+	} events_map SEC(".maps")
+
 struct errors {
 	__u64 argument;   /* an argument could not be fetched */
 	__u64 unreadable; /* memory that an argument points to is not resident */
 	__u64 lost;       /* no room for a log event */
 };
+SINGLE_VALUE_MAP(errors_map, PERCPU_ARRAY, struct errors);
 
 /* A value that is absent until it is known. */
 struct gauge {
@@ -32,20 +59,25 @@ struct gauge {
 	__s64 value;
 };
 
-/* For the log. Unused fields are zero. */
-struct event {
-	__u32 kind;
-	__s32 height;
-	__u8 hash[HASH];
-	__s64 values[4];
-	char texts[2][TEXT];
-};
-
 /* Programs can be preempted by others on their processor, so even what is per processor is added to atomically. */
 static __always_inline void count_up(__u64 *to, __u64 amount)
 {
 	__sync_fetch_and_add(to, amount);
 }
+
+static __always_inline void *single_value(void *map)
+{
+	__u32 first = 0;
+
+	return bpf_map_lookup_elem(map, &first);
+}
+
+#define COUNT_ERROR(kind)                                            \
+	({                                                           \
+		struct errors *errors = single_value(&errors_map);   \
+		if (errors)                                          \
+			count_up(&errors->kind, 1);                  \
+	})
 
 static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __u64 value)
 {
@@ -65,78 +97,59 @@ static __always_inline void set(struct gauge *gauge, __s64 value)
 	gauge->known = 1;
 }
 
+/* The number of a name; the last one, `size` - 1, for a name that has none. */
+static __always_inline __u32 number_of(void *names, const void *name, __u32 size)
+{
+	__u32 *number = bpf_map_lookup_elem(names, name);
+
+	return (number ? *number : size - 1) % size;
+}
+
 /* An argument, counted from 1 as the documentation of the tracepoints does; 0 if it cannot be fetched. */
-static __always_inline long argument(struct pt_regs *ctx, struct errors *errors, int number)
+static __always_inline long argument(struct pt_regs *ctx, int number)
 {
 	long value = 0;
 
 	if (bpf_usdt_arg(ctx, number - 1, &value))
-		count_up(&errors->argument, 1);
+		COUNT_ERROR(argument);
 	return value;
 }
 
-static __always_inline void bytes(struct pt_regs *ctx, struct errors *errors, int number, void *to, __u32 size)
+/* Copies `size` bytes from where an argument points to. */
+static __always_inline void bytes(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
-	if (bpf_probe_read_user(to, size, (void *)argument(ctx, errors, number)))
-		count_up(&errors->unreadable, 1);
+	if (bpf_probe_read_user(to, size, (void *)argument(ctx, number)))
+		COUNT_ERROR(unreadable);
 }
 
-/* Of the string no more than fits. The rest of `to` has to be zero already. */
-static __always_inline void string(struct pt_regs *ctx, struct errors *errors, int number, char *to, __u32 size)
+/* Copies at most `size` bytes of a string; `to` must be zeroed. */
+static __always_inline void string(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
-	if (bpf_probe_read_user_str(to, size, (void *)argument(ctx, errors, number)) < 0)
-		count_up(&errors->unreadable, 1);
+	if (bpf_probe_read_user_str(to, size, (void *)argument(ctx, number)) < 0)
+		COUNT_ERROR(unreadable);
 }
 
-/* A program for a tracepoint, with `counts`, this processor's. */
+/* A program for a tracepoint, with `counts`, this processor's value of the file's `counts_map`. */
 #define TRACEPOINT(name)                                                                   \
 	static __always_inline void on_##name(struct pt_regs *ctx, struct counts *counts); \
 	SEC("usdt") int name(struct pt_regs *ctx)                                          \
 	{                                                                                  \
-		__u32 first = 0;                                                           \
-		struct counts *counts = bpf_map_lookup_elem(&counts_map, &first);          \
+		struct counts *counts = single_value(&counts_map);                         \
 		if (counts)                                                                \
 			on_##name(ctx, counts);                                            \
 		return 0;                                                                  \
 	}                                                                                  \
 	static __always_inline void on_##name(struct pt_regs *ctx, struct counts *counts)
 
-#define COUNTS_MAP                                       \
-	struct {                                         \
-		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
-		__uint(max_entries, 1);                  \
-		__type(key, __u32);                      \
-		__type(value, struct counts);            \
-	} counts_map SEC(".maps")
-
-#define GAUGES_MAP(number)                        \
-	struct {                                  \
-		__uint(type, BPF_MAP_TYPE_ARRAY); \
-		__uint(max_entries, number);      \
-		__type(key, __u32);               \
-		__type(value, struct gauge);      \
-	} gauges_map SEC(".maps")
-
-#define EVENTS_MAP                                  \
-	struct {                                    \
-		__uint(type, BPF_MAP_TYPE_RINGBUF); \
-		__uint(max_entries, 256 * 1024);    \
-	} events_map SEC(".maps")
-
 /* Room for an event in `events_map`, zeroed; NULL, counted, if there is none. */
-#define RESERVE(errors)                                                                              \
-	({                                                                                           \
-		struct event *event = bpf_ringbuf_reserve(&events_map, sizeof(struct event), 0);     \
-		if (event)                                                                           \
-			__builtin_memset(event, 0, sizeof(*event));                                  \
-		else                                                                                 \
-			count_up(&(errors)->lost, 1);                                                     \
-		event;                                                                               \
+#define RESERVE()                                                                                \
+	({                                                                                       \
+		struct event *event = bpf_ringbuf_reserve(&events_map, sizeof(struct event), 0); \
+		if (event)                                                                       \
+			__builtin_memset(event, 0, sizeof(*event));                              \
+		else                                                                             \
+			COUNT_ERROR(lost);                                                       \
+		event;                                                                           \
 	})
-
-static __always_inline struct gauge *gauge_at(void *map, __u32 index)
-{
-	return bpf_map_lookup_elem(map, &index);
-}
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -1,44 +1,38 @@
 /* FIBRE block relay: provider `udp`. */
 #include "common.h"
 
-/* SLOTS is a power of two, so that an index can be bounded. */
-enum mechanism { FIBRE_UDP, BIP152_CMPCT, OTHER, SLOTS = 4 };
-enum { MECHANISM = 24 };
-enum { HEIGHT, GAUGES };
-enum { RECONSTRUCTED, SENT, WINNER, RACE, DETAIL, KINDS };
+/* MECHANISMS is a power of two, so that an index can be bounded. */
+enum { MECHANISMS = 4, MECHANISM_NAME = 24 };
 
 struct counts {
-	struct errors errors;
-	__u64 events[KINDS];
+	__u64 reconstructed;
+	__u64 sent;
+	__u64 won;
+	__u64 raced;
+	__u64 detailed;
 	__u64 chunks_used;
 	__u64 chunks_received;
-	__u64 wins[SLOTS];
-	__u64 other_peers[SLOTS];
+	__u64 wins[MECHANISMS];
+	__u64 other_peers[MECHANISMS];
 	__u64 races_with_both;
 	__u64 all_from_mempool;
 	struct histogram duration_us;
 	struct histogram chunks;
-	struct histogram latency_ns[2];
-	struct histogram margin_ns[2];
+	struct histogram udp_latency_ns;
+	struct histogram compact_latency_ns;
+	struct histogram udp_margin_ns;
+	struct histogram compact_margin_ns;
 	struct histogram missing_txs;
 	struct histogram missing_bytes;
 	struct histogram mempool_txs;
 };
-COUNTS_MAP;
-GAUGES_MAP(GAUGES);
-EVENTS_MAP;
-
-/* The names of the mechanisms, filled by user space with their places. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, SLOTS);
-	__type(key, char[MECHANISM]);
-	__type(value, __u32);
-} mechanisms_map SEC(".maps");
+SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
+SINGLE_VALUE_MAP(last_height_map, ARRAY, struct gauge);
+NAMES_MAP(mechanisms_map, MECHANISMS, MECHANISM_NAME);
 
 struct delivery {
 	__u32 mechanism;
-	char peer[TEXT];
+	__u8 peer[TEXT];
 };
 
 /* Deliveries by peer. When it is full, further peers are `other`. */
@@ -49,6 +43,23 @@ struct {
 	__type(value, __u64);
 } deliveries_map SEC(".maps");
 
+/* Fields that a kind of event does not have are zero. */
+struct event {
+	enum kind { RECONSTRUCTED, WON, RACED } kind;
+	__s32 height;
+	__u8 hash[HASH];
+	__s64 chunks_used;
+	__s64 chunks_received;
+	__s64 peers;
+	__s64 duration_us;
+	__s64 udp_ns;
+	__s64 compact_ns;
+	__u32 mechanism;
+	__u8 peer[TEXT];
+	__u8 compact_peer[TEXT];
+};
+EVENTS_MAP;
+
 const volatile __u64 duration_us_bounds[BOUNDS];
 const volatile __u64 chunk_bounds[BOUNDS];
 const volatile __u64 latency_ns_bounds[BOUNDS];
@@ -58,7 +69,7 @@ const volatile __u64 byte_bounds[BOUNDS];
 
 static __always_inline void seen_height(__s32 height)
 {
-	struct gauge *gauge = gauge_at(&gauges_map, HEIGHT);
+	struct gauge *gauge = single_value(&last_height_map);
 
 	if (gauge)
 		set(gauge, height);
@@ -66,31 +77,31 @@ static __always_inline void seen_height(__s32 height)
 
 TRACEPOINT(block_reconstructed)
 {
-	__u64 used = argument(ctx, &counts->errors, 3), received = argument(ctx, &counts->errors, 4);
-	__u64 duration = argument(ctx, &counts->errors, 6);
+	__u64 used = argument(ctx, 3), received = argument(ctx, 4);
+	__u64 duration = argument(ctx, 6);
 	struct event *event;
 
-	count_up(&counts->events[RECONSTRUCTED], 1);
+	count_up(&counts->reconstructed, 1);
 	count_up(&counts->chunks_used, used);
 	count_up(&counts->chunks_received, received);
 	observe(&counts->chunks, chunk_bounds, used);
 	observe(&counts->duration_us, duration_us_bounds, duration);
-	event = RESERVE(&counts->errors);
+	event = RESERVE();
 	if (!event)
 		return;
 	event->kind = RECONSTRUCTED;
-	bytes(ctx, &counts->errors, 1, event->hash, HASH);
-	string(ctx, &counts->errors, 2, event->texts[0], TEXT);
-	event->values[0] = used;
-	event->values[1] = received;
-	event->values[2] = argument(ctx, &counts->errors, 5);
-	event->values[3] = duration;
+	bytes(ctx, 1, event->hash, HASH);
+	string(ctx, 2, event->peer, TEXT);
+	event->chunks_used = used;
+	event->chunks_received = received;
+	event->peers = argument(ctx, 5);
+	event->duration_us = duration;
 	bpf_ringbuf_submit(event, 0);
 }
 
 TRACEPOINT(block_send_start)
 {
-	count_up(&counts->events[SENT], 1);
+	count_up(&counts->sent, 1);
 }
 
 static __always_inline void deliver(struct counts *counts, const struct delivery *delivery)
@@ -104,74 +115,72 @@ static __always_inline void deliver(struct counts *counts, const struct delivery
 	if (deliveries)
 		count_up(deliveries, 1);
 	else
-		count_up(&counts->other_peers[delivery->mechanism % SLOTS], 1);
+		count_up(&counts->other_peers[delivery->mechanism % MECHANISMS], 1);
 }
 
 TRACEPOINT(block_race_winner)
 {
-	__s32 height = argument(ctx, &counts->errors, 2);
-	struct delivery delivery = { .mechanism = OTHER };
-	char mechanism[MECHANISM] = {};
-	__u32 *known;
+	__s32 height = argument(ctx, 2);
+	struct delivery delivery = {};
+	char mechanism[MECHANISM_NAME] = {};
 	struct event *event;
 
-	string(ctx, &counts->errors, 3, mechanism, sizeof(mechanism));
-	string(ctx, &counts->errors, 4, delivery.peer, TEXT);
-	known = bpf_map_lookup_elem(&mechanisms_map, mechanism);
-	delivery.mechanism = known ? *known % SLOTS : OTHER;
-	count_up(&counts->events[WINNER], 1);
-	count_up(&counts->wins[delivery.mechanism % SLOTS], 1);
+	string(ctx, 3, mechanism, sizeof(mechanism));
+	string(ctx, 4, delivery.peer, TEXT);
+	delivery.mechanism = number_of(&mechanisms_map, mechanism, MECHANISMS);
+	count_up(&counts->won, 1);
+	count_up(&counts->wins[delivery.mechanism % MECHANISMS], 1);
 	deliver(counts, &delivery);
 	seen_height(height);
-	event = RESERVE(&counts->errors);
+	event = RESERVE();
 	if (!event)
 		return;
-	event->kind = WINNER;
+	event->kind = WON;
 	event->height = height;
-	event->values[0] = delivery.mechanism;
-	bytes(ctx, &counts->errors, 1, event->hash, HASH);
-	__builtin_memcpy(event->texts[0], delivery.peer, TEXT);
+	event->mechanism = delivery.mechanism;
+	bytes(ctx, 1, event->hash, HASH);
+	__builtin_memcpy(event->peer, delivery.peer, TEXT);
 	bpf_ringbuf_submit(event, 0);
 }
 
 TRACEPOINT(block_race_time)
 {
-	__s32 height = argument(ctx, &counts->errors, 2);
-	__s64 udp = argument(ctx, &counts->errors, 3), compact = argument(ctx, &counts->errors, 5);
+	__s32 height = argument(ctx, 2);
+	__s64 udp = argument(ctx, 3), compact = argument(ctx, 5);
 	struct event *event;
 
-	count_up(&counts->events[RACE], 1);
+	count_up(&counts->raced, 1);
 	if (udp >= 0)
-		observe(&counts->latency_ns[FIBRE_UDP], latency_ns_bounds, udp);
+		observe(&counts->udp_latency_ns, latency_ns_bounds, udp);
 	if (compact >= 0)
-		observe(&counts->latency_ns[BIP152_CMPCT], latency_ns_bounds, compact);
+		observe(&counts->compact_latency_ns, latency_ns_bounds, compact);
 	if (udp >= 0 && compact >= 0) {
 		count_up(&counts->races_with_both, 1);
 		if (udp <= compact)
-			observe(&counts->margin_ns[FIBRE_UDP], margin_ns_bounds, compact - udp);
+			observe(&counts->udp_margin_ns, margin_ns_bounds, compact - udp);
 		else
-			observe(&counts->margin_ns[BIP152_CMPCT], margin_ns_bounds, udp - compact);
+			observe(&counts->compact_margin_ns, margin_ns_bounds, udp - compact);
 	}
 	seen_height(height);
-	event = RESERVE(&counts->errors);
+	event = RESERVE();
 	if (!event)
 		return;
-	event->kind = RACE;
+	event->kind = RACED;
 	event->height = height;
-	event->values[0] = udp;
-	event->values[1] = compact;
-	bytes(ctx, &counts->errors, 1, event->hash, HASH);
-	string(ctx, &counts->errors, 4, event->texts[0], TEXT);
-	string(ctx, &counts->errors, 6, event->texts[1], TEXT);
+	event->udp_ns = udp;
+	event->compact_ns = compact;
+	bytes(ctx, 1, event->hash, HASH);
+	string(ctx, 4, event->peer, TEXT);
+	string(ctx, 6, event->compact_peer, TEXT);
 	bpf_ringbuf_submit(event, 0);
 }
 
 TRACEPOINT(block_reconstruction_detail)
 {
-	count_up(&counts->events[DETAIL], 1);
-	observe(&counts->missing_txs, tx_bounds, argument(ctx, &counts->errors, 3));
-	observe(&counts->missing_bytes, byte_bounds, argument(ctx, &counts->errors, 4));
-	observe(&counts->mempool_txs, tx_bounds, argument(ctx, &counts->errors, 5));
-	if (argument(ctx, &counts->errors, 7) & 1)
+	count_up(&counts->detailed, 1);
+	observe(&counts->missing_txs, tx_bounds, argument(ctx, 3));
+	observe(&counts->missing_bytes, byte_bounds, argument(ctx, 4));
+	observe(&counts->mempool_txs, tx_bounds, argument(ctx, 5));
+	if (argument(ctx, 7) & 1)
 		count_up(&counts->all_from_mempool, 1);
 }

@@ -1,96 +1,97 @@
 /* Messages and connections: provider `net`. */
 #include "common.h"
 
-enum direction { IN, OUT, DIRECTIONS };
-/* Powers of two, so that an index can be masked. */
-enum { TYPES = 64, GROUP = 32, NETWORKS = 8 };
+/* Powers of two, so that an index can be bounded. */
+enum { TYPES = 64, NETWORKS = 8 };
 
 struct messages {
 	__u64 number;
 	__u64 bytes;
 };
 
+struct direction {
+	struct messages messages[TYPES];
+	__u64 opened[NETWORKS];
+};
+
 struct counts {
-	struct errors errors;
-	struct messages messages[DIRECTIONS][TYPES / GROUP][GROUP];
-	__u64 opened[DIRECTIONS][NETWORKS];
+	struct direction inbound;
+	struct direction outbound;
 	__u64 closed[NETWORKS];
 	__u64 evicted;
 	__u64 misbehaving;
 };
-COUNTS_MAP;
-GAUGES_MAP(DIRECTIONS); /* open connections */
+SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
+NAMES_MAP(types_map, TYPES, NAME); /* of messages */
 
-/* The message types that are told apart, filled by user space with their places. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, TYPES);
-	__type(key, char[NAME]);
-	__type(value, __u32);
-} types_map SEC(".maps");
+/* Open connections. */
+struct connections {
+	struct gauge inbound;
+	struct gauge outbound;
+};
+SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-static __always_inline void message(struct pt_regs *ctx, struct counts *counts, enum direction direction)
+static __always_inline void message(struct pt_regs *ctx, struct direction *direction)
 {
 	char type[NAME] = {};
-	__u32 *known, place = TYPES - 1;
 	struct messages *messages;
 
-	string(ctx, &counts->errors, 4, type, sizeof(type));
-	known = bpf_map_lookup_elem(&types_map, type);
-	if (known)
-		place = *known;
-	messages = &counts->messages[direction][place / GROUP % (TYPES / GROUP)][place % GROUP];
+	string(ctx, 4, type, sizeof(type));
+	messages = &direction->messages[number_of(&types_map, type, TYPES)];
 	count_up(&messages->number, 1);
-	count_up(&messages->bytes, argument(ctx, &counts->errors, 5));
+	count_up(&messages->bytes, argument(ctx, 5));
 }
 
 TRACEPOINT(inbound_message)
 {
-	message(ctx, counts, IN);
+	message(ctx, &counts->inbound);
 }
 
 TRACEPOINT(outbound_message)
 {
-	message(ctx, counts, OUT);
+	message(ctx, &counts->outbound);
 }
 
-static __always_inline __u32 network(struct pt_regs *ctx, struct counts *counts)
+/* The number of the connection's network; the last one for all that are not known. */
+static __always_inline __u32 network(struct pt_regs *ctx)
 {
-	__u32 network = argument(ctx, &counts->errors, 4);
+	__u32 network = argument(ctx, 4);
 
-	return network < NETWORKS ? network : NETWORKS - 1;
+	return (network < NETWORKS ? network : NETWORKS - 1) % NETWORKS;
 }
 
-static __always_inline void opened(struct pt_regs *ctx, struct counts *counts, enum direction direction)
-{
-	struct gauge *connections = gauge_at(&gauges_map, direction);
-
-	count_up(&counts->opened[direction][network(ctx, counts) & (NETWORKS - 1)], 1);
-	/* The node tells how many there are, this one among them. */
-	if (connections)
-		set(connections, argument(ctx, &counts->errors, 5));
-}
-
+/* The node tells how many are open, this one among them. */
 TRACEPOINT(inbound_connection)
 {
-	opened(ctx, counts, IN);
+	struct connections *connections = single_value(&connections_map);
+
+	count_up(&counts->inbound.opened[network(ctx)], 1);
+	if (connections)
+		set(&connections->inbound, argument(ctx, 5));
 }
 
 TRACEPOINT(outbound_connection)
 {
-	opened(ctx, counts, OUT);
+	struct connections *connections = single_value(&connections_map);
+
+	count_up(&counts->outbound.opened[network(ctx)], 1);
+	if (connections)
+		set(&connections->outbound, argument(ctx, 5));
 }
 
 TRACEPOINT(closed_connection)
 {
+	struct connections *connections = single_value(&connections_map);
 	char type[NAME] = {};
-	struct gauge *connections;
+	struct gauge *gauge;
 
-	count_up(&counts->closed[network(ctx, counts) & (NETWORKS - 1)], 1);
-	string(ctx, &counts->errors, 3, type, sizeof(type));
-	connections = gauge_at(&gauges_map, type[0] == 'i' && type[1] == 'n' ? IN : OUT);
-	if (connections && connections->known && connections->value > 0)
-		__sync_fetch_and_add(&connections->value, -1);
+	count_up(&counts->closed[network(ctx)], 1);
+	string(ctx, 3, type, sizeof(type));
+	if (!connections)
+		return;
+	gauge = type[0] == 'i' && type[1] == 'n' ? &connections->inbound : &connections->outbound;
+	if (gauge->known && gauge->value > 0)
+		__sync_fetch_and_add(&gauge->value, -1);
 }
 
 TRACEPOINT(evicted_inbound_connection)

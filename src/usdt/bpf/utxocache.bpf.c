@@ -1,65 +1,72 @@
 /* The UTXO cache: provider `utxocache`. The three for coins fire tens of thousands of times a block. */
 #include "common.h"
 
-enum { COINS, BYTES, GAUGES };
-enum { FLUSH };
-
 struct coins {
 	__u64 number;
 	__u64 value;
 };
 
 struct counts {
-	struct errors errors;
 	struct coins added;
 	struct coins spent;
 	struct coins uncached;
 	struct histogram flush_us;
 };
-COUNTS_MAP;
-GAUGES_MAP(GAUGES); /* of the last flush */
+SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
+
+struct last_flush {
+	struct gauge coins;
+	struct gauge bytes;
+};
+SINGLE_VALUE_MAP(last_flush_map, ARRAY, struct last_flush);
+
+struct event {
+	__s64 duration_us;
+	__s64 mode;
+	__s64 coins;
+	__s64 bytes;
+};
 EVENTS_MAP;
 
 const volatile __u64 flush_us_bounds[BOUNDS];
 
-static __always_inline void count(struct pt_regs *ctx, struct counts *counts, struct coins *coins)
+static __always_inline void count(struct pt_regs *ctx, struct coins *coins)
 {
 	count_up(&coins->number, 1);
-	count_up(&coins->value, argument(ctx, &counts->errors, 4));
+	count_up(&coins->value, argument(ctx, 4));
 }
 
 TRACEPOINT(add)
 {
-	count(ctx, counts, &counts->added);
+	count(ctx, &counts->added);
 }
 
 TRACEPOINT(spent)
 {
-	count(ctx, counts, &counts->spent);
+	count(ctx, &counts->spent);
 }
 
 TRACEPOINT(uncache)
 {
-	count(ctx, counts, &counts->uncached);
+	count(ctx, &counts->uncached);
 }
 
 TRACEPOINT(flush)
 {
-	struct gauge *coins = gauge_at(&gauges_map, COINS), *size = gauge_at(&gauges_map, BYTES);
-	__u64 duration = argument(ctx, &counts->errors, 1);
-	struct event *event = RESERVE(&counts->errors);
+	struct last_flush *last = single_value(&last_flush_map);
+	__u64 duration = argument(ctx, 1);
+	struct event *event = RESERVE();
 
 	observe(&counts->flush_us, flush_us_bounds, duration);
-	if (coins && size) {
-		set(coins, argument(ctx, &counts->errors, 3));
-		set(size, argument(ctx, &counts->errors, 4));
+	if (last) {
+		set(&last->coins, argument(ctx, 3));
+		set(&last->bytes, argument(ctx, 4));
 	}
 	if (!event)
 		return;
-	event->kind = FLUSH;
-	event->values[0] = duration;
-	event->values[1] = argument(ctx, &counts->errors, 2);
-	event->values[2] = argument(ctx, &counts->errors, 3);
-	event->values[3] = argument(ctx, &counts->errors, 4);
+	event->duration_us = duration;
+	event->mode = argument(ctx, 2);
+	event->coins = argument(ctx, 3);
+	event->bytes = argument(ctx, 4);
 	bpf_ringbuf_submit(event, 0);
 }

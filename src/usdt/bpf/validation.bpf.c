@@ -1,16 +1,22 @@
 /* Connected blocks: provider `validation`. */
 #include "common.h"
 
-enum { CONNECTED };
-
 struct counts {
-	struct errors errors;
 	struct histogram duration_ns;
 	struct histogram txs;
 	struct histogram inputs;
 	struct histogram sigops;
 };
-COUNTS_MAP;
+SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
+
+struct event {
+	__s32 height;
+	__u8 hash[HASH];
+	__s64 txs;
+	__s64 inputs;
+	__s64 sigops;
+	__s64 duration_ns;
+};
 EVENTS_MAP;
 
 const volatile __u64 duration_ns_bounds[BOUNDS];
@@ -20,9 +26,9 @@ const volatile __u64 sigop_bounds[BOUNDS];
 
 TRACEPOINT(block_connected)
 {
-	struct event *event = RESERVE(&counts->errors);
-	__s64 txs = argument(ctx, &counts->errors, 3), inputs = argument(ctx, &counts->errors, 4);
-	__s64 sigops = argument(ctx, &counts->errors, 5), duration = argument(ctx, &counts->errors, 6);
+	struct event *event = RESERVE();
+	__s64 txs = argument(ctx, 3), inputs = argument(ctx, 4);
+	__s64 sigops = argument(ctx, 5), duration = argument(ctx, 6);
 
 	observe(&counts->duration_ns, duration_ns_bounds, duration);
 	observe(&counts->txs, tx_bounds, txs);
@@ -30,12 +36,11 @@ TRACEPOINT(block_connected)
 	observe(&counts->sigops, sigop_bounds, sigops);
 	if (!event)
 		return;
-	event->kind = CONNECTED;
-	event->height = argument(ctx, &counts->errors, 2);
-	event->values[0] = txs;
-	event->values[1] = inputs;
-	event->values[2] = sigops;
-	event->values[3] = duration;
-	bytes(ctx, &counts->errors, 1, event->hash, HASH);
+	event->height = argument(ctx, 2);
+	event->txs = txs;
+	event->inputs = inputs;
+	event->sigops = sigops;
+	event->duration_ns = duration;
+	bytes(ctx, 1, event->hash, HASH);
 	bpf_ringbuf_submit(event, 0);
 }

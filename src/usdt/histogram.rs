@@ -1,0 +1,41 @@
+//! Histograms that the programs count.
+
+use crate::metrics::Reading;
+
+/// `BOUNDS` of `bpf/common.h`; the types of the generated code are checked against it.
+const BOUNDS: usize = 15;
+
+/// The buckets of a histogram.
+pub(super) struct Buckets {
+    /// How many of what the programs count make one of what the metric shows.
+    unit: f64,
+    /// Upper bounds, as the metric shows them.
+    bounds: &'static [f64],
+}
+
+impl Buckets {
+    pub const fn new(unit: f64, bounds: &'static [f64]) -> Self {
+        assert!(bounds.len() <= BOUNDS);
+        Buckets { unit, bounds }
+    }
+
+    /// Bounds as the programs compare with them. The first unused one takes all that is larger than the others.
+    pub fn for_programs(&self) -> [u64; BOUNDS] {
+        let mut scaled = [u64::MAX; BOUNDS];
+        for (scaled, bound) in scaled.iter_mut().zip(self.bounds) {
+            *scaled = (bound * self.unit).round() as u64;
+        }
+        scaled
+    }
+
+    /// What was counted.
+    pub fn reading(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> Reading {
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
+        Reading::Histogram(sum as f64 / self.unit, bounds.zip(buckets).collect())
+    }
+}
+
+pub(super) const TXS: Buckets = Buckets::new(
+    1.0,
+    &[0.0, 1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 7500.0, 10000.0],
+);

@@ -1,0 +1,36 @@
+//! Whether this process and this kernel can do what we need, and what to do if not.
+
+use anyhow::{Context, Result, anyhow};
+
+/// The capabilities that BPF programs on tracepoints need.
+const CAPABILITIES: [(&str, u32); 2] = [("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+
+/// Which capabilities are missing, and what to do about it; `None` if none is.
+pub(super) fn missing() -> Option<anyhow::Error> {
+    let status = procfs::process::Process::myself().and_then(|it| it.status());
+    let have = status.map_or(0, |status| status.capeff);
+    let missing: Vec<_> =
+        CAPABILITIES.iter().filter(|(_, bit)| have >> bit & 1 == 0).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    Some(anyhow!(
+        "{} missing. Run as root; or with systemd set AmbientCapabilities={}; or once: setcap {}=ep on this binary",
+        missing.join(" and "),
+        CAPABILITIES.map(|(name, _)| name).join(" "),
+        CAPABILITIES.map(|(name, _)| name.to_lowercase()).join(",")
+    ))
+}
+
+/// Whether this kernel can do what we need.
+pub fn check_kernel() -> Result<()> {
+    for (file, what) in [
+        ("/sys/bus/event_source/devices/uprobe/type", "uprobes (CONFIG_UPROBE_EVENTS)"),
+        ("/sys/kernel/btf/vmlinux", "type information (CONFIG_DEBUG_INFO_BTF)"),
+    ] {
+        std::fs::metadata(file).with_context(|| {
+            format!("this kernel has no {what}; Linux 5.8 or later with it is needed ({file})")
+        })?;
+    }
+    Ok(())
+}
