@@ -7,6 +7,7 @@ use prometheus_client::collector::Collector;
 
 use super::maps;
 use super::subject::{counts_by, one};
+use super::watch::Target;
 use super::{Attached, Subject, probes, validation};
 use crate::metrics::{self, Family, Kind, Reading, Row, Sample, now};
 use crate::node_process::Node;
@@ -84,6 +85,17 @@ pub fn rows() -> Vec<Row> {
     subjects.chain(metrics::reference(FAMILIES)).chain(metrics::process_rows()).collect()
 }
 
+/// Prints what is traced and where its metrics will be.
+pub fn print_start(target: &Target, node: Option<&Node>, metrics_at: &str, node_name: &str) {
+    println!("FIBRE USDT Metrics Exporter");
+    match target.binary.as_ref().or(node.map(|node| &node.binary)) {
+        Some(binary) => println!("  bitcoind: {}", binary.display()),
+        None => println!("  bitcoind: waiting for one to run"),
+    }
+    println!("  metrics: {metrics_at}");
+    println!("  node: {node_name}");
+}
+
 /// Prints what became of each tracepoint.
 pub fn print_attached(node: &Node, attached: &[Attached]) {
     let sites =
@@ -98,4 +110,14 @@ pub fn print_attached(node: &Node, attached: &[Attached]) {
     }
     let good = attached.iter().filter(|probe| probe.result.is_ok()).count();
     println!("\n  {good}/{} probes attached successfully", attached.len());
+}
+
+/// Prints where to look now.
+pub fn print_started(node: Option<&Node>, metrics_at: &str, health_at: &str) {
+    println!("\nPrometheus metrics available at {metrics_at}/metrics");
+    println!("Health check available at {health_at}/health");
+    match node {
+        Some(_) => println!("Waiting for FIBRE events..."),
+        None => println!("Waiting for the node..."),
+    }
 }
