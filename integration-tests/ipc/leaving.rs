@@ -54,9 +54,9 @@ fn a_node_stops_in_order_while_the_exporter_is_stopped() {
     let threads = || Process::new(node.pid() as i32).unwrap().tasks().unwrap().count();
     let before = threads();
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
+    exporter.signal(Signal::SIGSTOP);
     // Three of the exporter's, and the one on which the guard waits for the node's end.
     eventually("the guard asks for the tip itself", || (threads() == before + 4).then_some(()));
-    exporter.signal(Signal::SIGSTOP);
     assert_stops_in_order(node);
     exporter.signal(Signal::SIGCONT);
     exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"shutdown\"}", 1.0);
@@ -69,8 +69,9 @@ fn subscriptions_end_with_the_node_while_the_exporter_is_stopped() {
     eventually("it is subscribed to both", || {
         (node.fire(vec![Event::Added, Event::Add(1)]) == 2).then_some(())
     });
-    eventually("both poll for the tip", || (node.long_polls() >= 4).then_some(()));
     exporter.signal(Signal::SIGSTOP);
+    let polled = node.long_polls();
+    eventually("the guard polls for the tip", || (node.long_polls() >= polled + 2).then_some(()));
     node.shut_down();
     eventually("both subscriptions ended", || (node.unsubscribed() == 2).then_some(()));
     eventually("the connection is closed", || (node.connections() == 0).then_some(()));

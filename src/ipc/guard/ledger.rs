@@ -33,7 +33,7 @@ const LONG_POLL: Duration = Duration::from_millis(900);
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// From the end of the exporter's long poll to the guard's own, if the exporter does not ask again. Shorter than a
 /// shutdown of the node, too.
-const TAKE_OVER: Duration = Duration::from_millis(50);
+const TAKE_OVER: Duration = Duration::from_millis(10);
 /// From the node's last message to the close: the thread that ran the last call is still putting its tools away.
 const SETTLE: Duration = Duration::from_millis(20);
 /// A guard that replaces a killed one says nothing before the node was silent for this long: the `destroy` of a
@@ -157,6 +157,7 @@ pub struct Ledger {
     thread_map: Option<u32>,
     watched: Option<Watched>,
     watch_thread: WatchThread,
+    /// The last that a long poll told.
     tip: Vec<u8>,
     /// When the guard's own long poll is due; never while one is under way.
     watch_at: Duration,
@@ -185,7 +186,7 @@ impl Ledger {
             thread_map: None,
             watched: None,
             watch_thread: WatchThread::None,
-            tip: vec![0; 32], // not a block: the first call returns the present tip at once
+            tip: Vec::new(),
             watch_at: Duration::ZERO,
             disconnect_at: Duration::ZERO,
             leaving: None,
@@ -300,7 +301,7 @@ impl Ledger {
                     // No tip is the node's word that it is shutting down, and only that.
                     Some(None) => self.shut_down(now),
                     // A call that was answered: the node has loaded its chain, and this is how to ask it.
-                    Some(Some(_)) if !own => self.watched = watched,
+                    Some(Some(tip)) if !own => (self.watched, self.tip) = (watched, tip),
                     Some(Some(tip)) => {
                         let pause = if tip == self.tip { LONG_POLL } else { MIN_POLL_INTERVAL };
                         self.watch_at = asked_at + pause;

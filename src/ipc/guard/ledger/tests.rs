@@ -18,6 +18,7 @@ const CALLBACK: u32 = 70;
 const TRACE_CALLBACK: u32 = 71;
 const OWN_THREAD: u32 = 8;
 const TIP: [u8; 32] = [9; 32];
+const OTHER_TIP: [u8; 32] = [8; 32];
 
 fn message(build: impl FnOnce(rpc::message::Builder)) -> Vec<u8> {
     let mut message = Builder::new_default();
@@ -181,11 +182,12 @@ impl Guard {
         self.passes(TAKE_OVER);
         let [Own::MakeThread { question, thread_map: THREAD_MAP }] = self.calls()[..] else { panic!() };
         assert_eq!(self.node(results(question, &[OWN_THREAD])), FromNode::Keep);
-        let [finished, Own::WaitTipChanged { question: watch, mining: MINING, thread: OWN_THREAD, .. }] =
+        let [finished, Own::WaitTipChanged { question: watch, mining: MINING, thread: OWN_THREAD, tip, .. }] =
             &self.calls()[..]
         else {
             panic!()
         };
+        assert_eq!(tip, &TIP, "what the exporter was told");
         assert_eq!(*finished, Own::Finish { question, releases: false });
         *watch
     }
@@ -429,15 +431,15 @@ fn the_exporters_long_poll_tells_the_shutdown_too() {
 #[test]
 fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
     let (mut guard, watch) = Guard::watching();
-    // Another tip than none: asked again soon, and with it.
-    guard.node(tip_results(watch, Some(TIP)));
+    // Another tip: asked again soon, and with it.
+    guard.node(tip_results(watch, Some(OTHER_TIP)));
     assert_eq!(guard.calls(), [Own::Finish { question: watch, releases: false }]);
     guard.passes(MIN_POLL_INTERVAL);
     let [Own::WaitTipChanged { question, tip, .. }] = &guard.calls()[..] else { panic!() };
-    assert_eq!(tip, &TIP);
+    assert_eq!(tip, &OTHER_TIP);
     let question = *question;
     // The same tip at once: the node did not wait, so the guard does.
-    guard.node(tip_results(question, Some(TIP)));
+    guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
     guard.passes(LONG_POLL - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
