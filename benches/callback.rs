@@ -83,14 +83,11 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// Reads a message into a buffer.
+type Reads = fn(&mut UnixStream, &mut Vec<u8>);
+
 /// From the first byte of the request to the last of the answer.
-fn ask(
-    socket: &mut UnixStream,
-    read: fn(&mut UnixStream, &mut Vec<u8>),
-    request: &[u8],
-    answer: &mut Vec<u8>,
-    after: &[u8],
-) -> Duration {
+fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8>, after: &[u8]) -> Duration {
     let asked = Instant::now();
     socket.write_all(request).unwrap();
     read(socket, answer);
@@ -249,7 +246,7 @@ fn measure(callback: &Callback) {
 
     let mut times = [const { Vec::new() }; 3];
     for _ in 0..ROUNDS {
-        let ends: [(_, fn(&mut UnixStream, &mut Vec<u8>)); 3] =
+        let ends: [(_, Reads); 3] =
             [(&mut node, read_answer), (&mut bare, read_answer), (&mut ping, read_frame)];
         for ((socket, read), times) in ends.into_iter().zip(&mut times) {
             times.extend((0..callback.calls).map(|_| ask(socket, read, &request, &mut answer, &after)));

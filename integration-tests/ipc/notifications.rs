@@ -187,7 +187,7 @@ fn one_failing_call_costs_only_its_own_metrics() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &[]);
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
-    assert!(exporter.value("bitcoin_exporter_poll_failures_total{call=\"uptime\"}").is_none());
+    assert_eq!(exporter.value("bitcoin_exporter_poll_failures_total{call=\"uptime\"}"), Some(0.0));
     for call in ["listbanned", "getnetworkinfo", "Node.getMempoolDynamicUsage"] {
         let failures = exporter.value(&format!("bitcoin_exporter_poll_failures_total{{call=\"{call}\"}}"));
         assert!(failures >= Some(1.0), "{call}: {failures:?}");
@@ -327,7 +327,10 @@ fn an_exporter_that_is_stopped_does_not_keep_the_node_waiting() {
     exporter.wait_for("bitcoin_mempool_tx_added_total", transactions as f64);
     exporter.wait_for("bitcoin_blocks_connected_total", f64::from(blocks));
     exporter.wait_for("bitcoin_connected_transactions_total", f64::from(blocks));
-    assert!(!exporter.metrics().contains("bitcoin_exporter_events_dropped_total{"));
+    for event in ["callback", "block_contents"] {
+        let dropped = format!("bitcoin_exporter_events_dropped_total{{event=\"{event}\"}}");
+        assert_eq!(exporter.value(&dropped), Some(0.0));
+    }
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
 }
 

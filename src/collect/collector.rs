@@ -23,6 +23,9 @@ pub struct Collector {
 impl Collector {
     /// Has not connected yet.
     pub fn new(context: Context) -> Self {
+        for reason in End::REASONS {
+            context.metrics.exporter.disconnects.inc_by([reason], 0);
+        }
         Collector { context: Rc::new(context), guards: guard::Places::new() }
     }
 

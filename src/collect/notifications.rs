@@ -25,6 +25,9 @@ pub fn start(metrics: &Metrics) {
         counter.start();
     }
     metrics.mempool.start();
+    for event in ["callback", "block_contents"] {
+        metrics.exporter.events_dropped.inc_by([event], 0);
+    }
 }
 
 /// Counts a notification; what takes long is left to `blocks`. Returns its name.

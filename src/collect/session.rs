@@ -39,6 +39,9 @@ pub enum End {
 }
 
 impl End {
+    /// All that [`reason`](Self::reason) gives.
+    pub const REASONS: [&str; 4] = ["shutdown", "hung", "lost", "refused"];
+
     /// The `reason` label; `None` where the exporter itself was told to end.
     pub fn reason(&self) -> Option<&'static str> {
         match self {

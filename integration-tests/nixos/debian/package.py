@@ -39,7 +39,8 @@ with subtest("an upgrade restarts both, and listens all the while"):
 
 with subtest("what is removed runs no more, and the node lives"):
     machine.succeed("dpkg -r bitcoind-exporter")
-    machine.wait_until_fails("pgrep -f 'bitcoind-(ipc|usdt)-exporter'")
+    # Not of this grep itself.
+    machine.wait_until_fails("grep -qszE 'bitcoind-(ipc|usdt)[-]exporter' /proc/[0-9]*/cmdline")
     machine.fail("curl -s http://127.0.0.1:9332/livez")
     machine.succeed("systemctl is-active bitcoind.service", "bitcoin-cli generatetodescriptor 1 'raw(51)'")
 

@@ -92,5 +92,6 @@ with subtest("a node that is killed is seen as away, and found again"):
 
 with subtest("uninstalling leaves nothing"):
     machine.succeed("systemctl stop bitcoind-ipc-exporter.socket bitcoind-ipc-exporter.service")
-    machine.wait_until_fails("pgrep -f bitcoind-ipc")
+    # Not of this grep itself.
+    machine.wait_until_fails("grep -qsz -e 'bitcoind[-]ipc' /proc/[0-9]*/cmdline")
     machine.fail("ls -d /var/lib/*ipc-exporter* /var/lib/private/*ipc-exporter* /run/*ipc-exporter*")

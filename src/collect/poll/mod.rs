@@ -70,11 +70,16 @@ impl Calls {
         if self.failed.is_some() {
             return None;
         }
-        match call?.await {
-            Ok(answer) => Some(answer),
+        let answered = call?.await;
+        let failures = &self.context.metrics.exporter.poll_failures;
+        match answered {
+            Ok(answer) => {
+                failures.inc_by([name], 0);
+                Some(answer)
+            }
             Err(error) => {
                 debug!("{name}: {error}");
-                self.metrics().exporter.poll_failures.inc_by([name], 1);
+                failures.inc_by([name], 1);
                 if matches!(error, CallError::TimedOut(_) | CallError::Disconnected(_)) {
                     self.failed = Some(PollError::NoAnswer(name, error));
                 }
