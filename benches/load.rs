@@ -6,8 +6,6 @@
 #[path = "../integration-tests/harness/fake.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod fake;
-#[path = "../integration-tests/harness/temp_dir.rs"]
-mod temp_dir;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -34,6 +32,13 @@ fn used(exporter: i32) -> Vec<(u64, usize)> {
 fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
     waits.sort();
     waits[waits.len() * percent / 100]
+}
+
+/// The scrapers are in place of other machines: what they need is not taken from the node.
+#[allow(unsafe_code, reason = "no crate wraps it")]
+fn give_way() {
+    // SAFETY: takes numbers only; 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 
 fn main() {
@@ -76,9 +81,7 @@ fn main() {
         .map(|_| {
             let (address, gate, done) = (address.clone(), gate.clone(), done.clone());
             std::thread::spawn(move || {
-                // In place of other machines: what they need is not taken from the node.
-                // SAFETY: takes numbers only; 0 is the calling thread.
-                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+                give_way();
                 // As Prometheus does, over a connection that is kept.
                 let mut stream = BufReader::new(TcpStream::connect(&address).unwrap());
                 let (mut line, mut page) = (String::new(), Vec::new());

@@ -26,7 +26,7 @@ pub struct Shared {
     #[arg(long = "web.config.file", value_name = "PATH", env = "WEB_CONFIG_FILE")]
     pub web_config_file: Option<PathBuf>,
 
-    /// Log more, an event a line; RUST_LOG overrides
+    /// Log a line for each event; RUST_LOG overrides
     #[arg(long, env = "DEBUG")]
     pub debug: bool,
 
@@ -67,7 +67,7 @@ pub trait Program: Parser {
     /// The default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;
 
-    /// Those of both binaries.
+    /// The arguments that both binaries have.
     fn shared(&self) -> &Shared;
 
     /// The command line, as documented.

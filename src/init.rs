@@ -12,10 +12,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
-use crate::systemd;
-
-/// Set for the child: descriptors that the service manager passes to PID 1 are meant for it.
-pub const CHILD_OF_INIT: &str = "BITCOIND_EXPORTER_CHILD_OF_INIT";
+use crate::systemd::{self, CHILD_OF_INIT};
 
 /// Whether this process is an init.
 pub fn is_needed() -> bool {

@@ -7,17 +7,21 @@
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
 //! - `usdt` counts what a node's tracepoints tell with BPF programs in the kernel, and reads the counts when it is scraped.
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
-//! - [`node_process`] finds the process of a node, and notices its end.
-//! - [`http`] renders a registry to scrapers. It does not know about nodes.
-//! - [`init`] is PID 1 of a container, with the exporter as its child.
-//! - [`systemd`] takes over inherited file descriptors and tells the service manager that we are ready.
-//! - [`priority`] says which of our threads give way to others.
-//! - [`generate`] prints what packages ship beside the binaries.
+//! - [`status`] is the page that shows a node at a glance.
+//! - [`http`] serves a registry and pages to scrapers and browsers. It does not know about nodes.
+//!
+//! What both binaries do:
+//!
+//! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
+//! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
+//! - [`node_process`] is the node as a process.
 //! - [`logging`] writes to stderr or the journal.
+//! - [`init`] is PID 1 of a container, with the exporter as its child.
+//! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
-//! answer to the node; between them are only atomics and one watch channel. Blocks are counted and log lines written by
-//! threads that only take from bounded queues.
+//! answer to the node; between them are atomics, and locks that are held for a lookup. Blocks are counted and log lines
+//! written by threads that only take from bounded queues.
 
 pub mod cli;
 pub mod collect;
@@ -34,6 +38,7 @@ pub mod status;
 mod sys;
 pub mod systemd;
 #[cfg(feature = "usdt")]
+#[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]
 pub mod usdt;
 
 /// The text of `METRICS.md`.
@@ -56,7 +61,14 @@ fn metrics_md_is_what_the_registries_say() {
 }
 
 /// Code generated from `schema/`: a module for each file.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(
+    missing_docs,
+    unsafe_code,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod schema {
     include!(concat!(env!("OUT_DIR"), "/schema.rs"));
 }

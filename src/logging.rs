@@ -25,8 +25,8 @@ pub enum Log {
     Journal,
 }
 
-/// Lines that may wait to be written. More come only from debug logging or when nobody reads stderr, and are dropped.
-const WAITING: usize = 10_000;
+/// Limit on lines that wait to be written. More come only with debug logging or when stderr is not read, and are dropped.
+const MAX_WAITING_LINES: usize = 10_000;
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
@@ -47,7 +47,7 @@ pub fn start(log: Log, debug: bool) -> Result<WorkerGuard> {
     };
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
-        .buffered_lines_limit(WAITING)
+        .buffered_lines_limit(MAX_WAITING_LINES)
         .thread_name("log")
         .finish(std::io::stderr());
     DROPPED.get_or_init(|| writer.error_counter());

@@ -1,14 +1,17 @@
-//! Finding the node's process, and noticing its end.
+//! The node as a process: finding it, what it runs, noticing its end.
 
 use std::fmt;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
-use nix::libc;
+use nix::sys::socket::{getsockopt, sockopt};
 use procfs::process::{Process, all_processes};
+use tokio::net::UnixStream;
+
+use crate::sys;
 
 /// Names of binaries that hold a node.
 const BINARIES: [&str; 3] = ["bitcoin-node", "bitcoind", "bitcoin-qt"];
@@ -42,17 +45,42 @@ impl Node {
 
     /// Becomes readable when the process ends.
     pub fn end(&self) -> Result<OwnedFd> {
-        // SAFETY: takes two numbers, and touches no memory of ours.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
-        let fd = Errno::result(fd).with_context(|| format!("cannot watch process {}", self.pid))?;
-        // SAFETY: the system call has just made this descriptor, and nobody else has it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+        sys::pidfd_open(self.pid).with_context(|| format!("cannot watch process {}", self.pid))
     }
 }
 
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {} ({})", self.pid, self.binary.display())
+    }
+}
+
+/// The process at the other end of a socket, as far as the system tells: nothing if it is in another PID namespace.
+pub struct Peer {
+    pid: Option<i32>,
+    /// Becomes readable when the process ends.
+    end: Option<OwnedFd>,
+}
+
+impl Peer {
+    /// The process that listens on the other end.
+    pub fn of(stream: &UnixStream) -> Self {
+        let credentials = getsockopt(stream, sockopt::PeerCredentials).ok();
+        let pid = credentials.map(|peer| peer.pid()).filter(|&pid| pid > 0);
+        Peer { pid, end: pid.and_then(|pid| sys::pidfd_open(pid).ok()) }
+    }
+
+    /// Whether a thread of this name runs in it, by `/proc`; `None` if the process cannot be seen there.
+    pub fn runs_thread(&self, name: &str) -> Option<bool> {
+        let tasks = Process::new(self.pid?).and_then(|process| process.tasks()).ok()?;
+        let names = tasks.flatten().filter_map(|task| Some(task.stat().ok()?.comm));
+        Some(names.into_iter().any(|comm| comm == name))
+    }
+
+    /// Resolves when it has ended; an error if that cannot be told.
+    pub async fn ended(self) -> io::Result<()> {
+        let end = self.end.ok_or(io::ErrorKind::NotFound)?;
+        sys::watched(end)?.readable().await.map(drop)
     }
 }
 

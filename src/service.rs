@@ -1,4 +1,4 @@
-//! A process's life: it is ready, keeps its watchdog content, and ends in order at a signal.
+//! A process's life: ready, watchdog, signals, the orderly end.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,7 +24,10 @@ pub struct Service {
 
 impl Service {
     /// Serves, and tells the service manager that it does.
-    pub fn start(listeners: Vec<(Listener, Endpoint)>, pages: Arc<impl Pages>) -> Result<Self> {
+    pub fn start(
+        listeners: impl IntoIterator<Item = (Listener, Endpoint)>,
+        pages: Arc<impl Pages>,
+    ) -> Result<Self> {
         let listeners = listeners.into_iter().map(|(listener, endpoint)| (Arc::new(listener), endpoint));
         let listeners: Vec<_> = listeners.collect();
         let kept = listeners.iter().map(|(listener, _)| listener.clone()).collect();

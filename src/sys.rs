@@ -1,12 +1,15 @@
 //! What needs `unsafe` in both exporters: system calls that no crate wraps, and what this process inherited.
 #![allow(unsafe_code, reason = "this is its place")]
 
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
+use tokio::io::unix::AsyncFd;
 
 /// How readily the calling thread gives way to others: 0 as usual, 19 most.
 pub fn set_nice(nice: i32) {
@@ -26,6 +29,21 @@ pub fn set_slice(nanoseconds: u64) {
         // SAFETY: the kernel reads `attributes`, whose size it has written there.
         unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     }
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two numbers, and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the system call has just made this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A descriptor whose readiness can be awaited.
+pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd always gives the same descriptor, and keeps it open.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 /// The descriptors that were taken over.

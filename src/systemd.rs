@@ -9,9 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use crate::init::CHILD_OF_INIT;
 pub use crate::sys::take_over;
 use crate::sys::{claim_listen_fds, taken_over};
+
+/// Set for the child of an [init](crate::init): descriptors that the service manager passes to PID 1 are meant for it.
+pub const CHILD_OF_INIT: &str = "BITCOIND_EXPORTER_CHILD_OF_INIT";
 
 /// Descriptors that systemd passed, by their names in LISTEN_FDNAMES.
 #[derive(Default)]
@@ -71,7 +73,7 @@ pub fn notify(state: sd_notify::NotifyState) {
     }
 }
 
-/// Shows that a thread's loop turns over.
+/// Shows that a thread's event loop is not stuck.
 #[derive(Clone, Default)]
 pub struct Heartbeat(Arc<AtomicU64>);
 
@@ -79,7 +81,7 @@ impl Heartbeat {
     /// Between two beats.
     const INTERVAL: Duration = Duration::from_millis(500);
 
-    /// Beats as long as the runtime that polls this turns over.
+    /// Beats for ever, as long as the runtime that polls this is not stuck.
     pub async fn beat(self) {
         loop {
             self.0.fetch_add(1, Relaxed);
@@ -92,8 +94,8 @@ impl Heartbeat {
     }
 }
 
-/// Sends WATCHDOG=1 at twice the rate that the service manager wants, if it wants any, as long as this runtime and the
-/// other thread's turn over.
+/// Sends WATCHDOG=1 at twice the rate that the service manager wants, if it wants any, as long as neither this runtime nor
+/// the other thread's is stuck.
 pub async fn watchdog(other: Heartbeat) {
     let Some(within) = sd_notify::watchdog_enabled() else { return };
     let mut seen = 0;

@@ -7,15 +7,15 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bitcoind_exporter::collect::{self, Config, Context, UtxoTrace};
-use bitcoind_exporter::ipc::source::NodeProcess;
 use bitcoind_exporter::metrics::{Format, Metrics};
+use bitcoind_exporter::node_process::Peer;
 use bitcoind_exporter::schema::init_capnp::init;
 use bitcoind_exporter::schema::proxy_capnp::{thread, thread_map};
 use bitcoind_exporter::schema::rpc_capnp::rpc;
+use bitcoind_exporter::status::Status;
 use capnp::Error;
 use capnp::capability::FromClientHook;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
-use bitcoind_exporter::status::Status;
 use libfuzzer_sys::fuzz_target;
 use tokio::net::UnixStream;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
@@ -83,7 +83,7 @@ fuzz_target!(|text: &str| {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let process = NodeProcess::of(&ours);
+        let process = Peer::of(&ours);
         let (read, write) = theirs.into_split();
         let network =
             twoparty::VatNetwork::new(read.compat(), write.compat_write(), Side::Server, Default::default());

@@ -6,8 +6,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bitcoind_exporter::collect::{self, Config, Context, End, UtxoTrace};
-use bitcoind_exporter::ipc::source::NodeProcess;
 use bitcoind_exporter::metrics::{Format, Metrics};
+use bitcoind_exporter::node_process::Peer;
 use bitcoind_exporter::status::Status;
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
-        let node = NodeProcess::of(&ours);
+        let node = Peer::of(&ours);
         let exporter = async {
             match collect::open(ours, None, &node, &context).await {
                 Ok(session) => session.run().await,

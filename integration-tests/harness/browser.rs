@@ -3,15 +3,15 @@
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::eventually;
-use super::temp_dir::TempDir;
 
 /// One page in one browser; ended with its test.
 pub struct Browser {
     driver: Child,
     session: String,
-    _profile: TempDir,
+    profile: TempDir,
 }
 
 impl Browser {
@@ -24,9 +24,9 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("chromedriver (Debian: chromium-driver)");
-        let profile = TempDir::new();
+        let profile = TempDir::new().unwrap();
         let base = format!("http://127.0.0.1:{port}");
-        let mut browser = Browser { driver, session: base.clone(), _profile: profile };
+        let mut browser = Browser { driver, session: base.clone(), profile };
         eventually("chromedriver is ready", || {
             (send("GET", &format!("{base}/status"), None).ok()?["ready"] == true).then_some(())
         });
@@ -40,7 +40,7 @@ impl Browser {
             "--disable-component-update".into(),
             "--disable-sync".into(),
             format!("--window-size={width},{height}"),
-            format!("--user-data-dir={}", browser._profile.0.display()),
+            format!("--user-data-dir={}", browser.profile.path().display()),
         ];
         arguments.extend(dark.then(|| "--force-dark-mode".to_string()));
         let wanted = json!({"capabilities": {"alwaysMatch": {

@@ -6,7 +6,7 @@
 //! milliseconds after it, and only then releases it.
 
 use std::cell::{Cell, RefCell};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
@@ -22,11 +22,10 @@ use bitcoind_exporter::schema::rpc_capnp::rpc;
 use bitcoind_exporter::schema::tracing_capnp::{tracing, utxo_cache_trace};
 use capnp::Error;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
+use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc as async_mpsc, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
-
-use super::temp_dir::TempDir;
 
 /// The block at the tip in the beginning.
 const FIRST_TIP: u8 = 7;
@@ -138,10 +137,10 @@ pub struct FakeNode {
 
 impl FakeNode {
     pub fn start(offers: Offers) -> Self {
-        let dir = TempDir::new();
+        let dir = TempDir::new().unwrap();
         let (commands, receiver) = async_mpsc::unbounded_channel();
         let counts = Arc::<Counts>::default();
-        let listener = std::os::unix::net::UnixListener::bind(dir.0.join("node.sock")).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
         // Core 30 has this thread when it has loaded its chain, and no other way to tell.
@@ -171,7 +170,7 @@ impl FakeNode {
     }
 
     pub fn socket(&self) -> PathBuf {
-        Path::new(&self.dir.0).join("node.sock")
+        self.dir.path().join("node.sock")
     }
 
     /// Makes the calls one after the other, each after the answer to the last; returns how many subscribers answered.
@@ -345,7 +344,7 @@ async fn fire(state: &State, event: Event, answers: &mut Answers) {
         macro_rules! call {
             ($client:ident.$request:ident $(, |$params:ident| $set:expr)?) => {{
                 let mut request = $client.$request();
-                $({ #[allow(unused_mut)] let mut $params = request.get(); $set; })?
+                $({ #[allow(unused_mut, reason = "not in each use of the macro")] let mut $params = request.get(); $set; })?
                 let _ = &mut request;
                 let asked = Instant::now();
                 if request.send().promise.await.is_ok() {
@@ -396,11 +395,11 @@ async fn fire(state: &State, event: Event, answers: &mut Answers) {
 /// Declares a method of a fake interface.
 macro_rules! method {
     ($module:ident::$name:ident($params:ident: $Params:ident, $results:ident: $Results:ident), |$this:ident| $body:block) => {
-        async fn $name(self: Rc<Self>, $params: $module::$Params, #[allow(unused_mut)] mut $results: $module::$Results) -> Result<(), Error> {
-            #[allow(unused_variables)]
+        async fn $name(self: Rc<Self>, $params: $module::$Params, #[allow(unused_mut, reason = "not in each use of the macro")] mut $results: $module::$Results) -> Result<(), Error> {
+            #[allow(unused_variables, reason = "not in each use of the macro")]
             let $this = self;
             $body
-            #[allow(unreachable_code)]
+            #[allow(unreachable_code, reason = "not in each use of the macro")]
             Ok(())
         }
     };

@@ -9,7 +9,6 @@ pub mod fixture;
 pub mod node;
 pub mod prometheus;
 pub mod proxy;
-pub mod temp_dir;
 
 use std::time::{Duration, Instant};
 

@@ -11,9 +11,9 @@ use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Txid, Witnes
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::eventually;
-use super::temp_dir::TempDir;
 
 /// The node that `integration-tests/bitcoin-node` yields.
 pub fn bitcoin_node() -> PathBuf {
@@ -40,10 +40,10 @@ pub struct Node {
 
 impl Node {
     pub fn start(arguments: &[&str]) -> Self {
-        let dir = TempDir::new();
+        let dir = TempDir::new().unwrap();
         let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_string()).collect();
         let (rpc_port, p2p_port) = (free_port(), free_port());
-        let child = Self::launch(&dir.0, rpc_port, p2p_port, &arguments);
+        let child = Self::launch(dir.path(), rpc_port, p2p_port, &arguments);
         let mut node = Node { dir, rpc_port, p2p_port, arguments, child };
         node.until_it_answers();
         node
@@ -79,22 +79,22 @@ impl Node {
     }
 
     pub fn dir(&self) -> &Path {
-        &self.dir.0
+        self.dir.path()
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.0.join("regtest/node.sock")
+        self.dir.path().join("regtest/node.sock")
     }
 
     pub fn stderr(&self) -> String {
-        std::fs::read_to_string(self.dir.0.join("stderr")).unwrap()
+        std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
 
     pub fn try_cli(&self, arguments: &[&str]) -> Result<String, String> {
         let output = Command::new(bitcoin_cli())
             .args([
                 "-regtest",
-                &format!("-datadir={}", self.dir.0.display()),
+                &format!("-datadir={}", self.dir.path().display()),
                 &format!("-rpcport={}", self.rpc_port),
             ])
             .args(["-rpcclienttimeout=30"])
@@ -164,7 +164,7 @@ impl Node {
     pub fn restart(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        self.child = Self::launch(&self.dir.0, self.rpc_port, self.p2p_port, &self.arguments);
+        self.child = Self::launch(self.dir.path(), self.rpc_port, self.p2p_port, &self.arguments);
         self.until_it_answers();
     }
 

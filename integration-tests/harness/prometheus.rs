@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::eventually;
-use super::temp_dir::TempDir;
 
 fn program(variable: &str) -> PathBuf {
     std::env::var_os(variable)
@@ -35,8 +35,8 @@ struct Server {
 impl Server {
     /// With `config` as the file `config.yml`; `{address}` in an argument is where it is to listen.
     fn start(program: PathBuf, config: &str, arguments: &[&str], ready: &'static str) -> Self {
-        let dir = TempDir::new();
-        std::fs::write(dir.0.join("config.yml"), config).unwrap();
+        let dir = TempDir::new().unwrap();
+        std::fs::write(dir.path().join("config.yml"), config).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let arguments: Vec<_> =
@@ -49,11 +49,11 @@ impl Server {
 
     fn launch(program: &PathBuf, arguments: &[String], dir: &TempDir) -> Child {
         Command::new(program)
-            .current_dir(&dir.0)
+            .current_dir(dir.path())
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(std::fs::File::options().append(true).create(true).open(dir.0.join("log")).unwrap())
+            .stderr(std::fs::File::options().append(true).create(true).open(dir.path().join("log")).unwrap())
             .spawn()
             .unwrap_or_else(|error| panic!("{program:?}: {error}"))
     }
@@ -75,7 +75,7 @@ impl Server {
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.0.join("log")).unwrap()
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
     /// What it answers to a request that curl makes with these arguments.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::temp_dir::TempDir;
+use tempfile::TempDir;
 
 /// A socket that passes everything on to a node's.
 pub struct Proxy {
@@ -25,8 +25,8 @@ struct State {
 
 impl Proxy {
     pub fn start(node: &Path) -> Self {
-        let dir = TempDir::new();
-        let listener = UnixListener::bind(dir.0.join("node.sock")).unwrap();
+        let dir = TempDir::new().unwrap();
+        let listener = UnixListener::bind(dir.path().join("node.sock")).unwrap();
         let state = Arc::new(Mutex::new(State { node: Some(node.into()), ..State::default() }));
         let shared = state.clone();
         std::thread::spawn(move || listener.incoming().flatten().all(|stream| pass_on(stream, &shared)));
@@ -34,7 +34,7 @@ impl Proxy {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.0.join("node.sock")
+        self.dir.path().join("node.sock")
     }
 
     /// Cuts every connection; new ones wait for [`resume`](Self::resume).

@@ -5,9 +5,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use tempfile::TempDir;
 
+use crate::eventually;
 use crate::exporter::{Exporter, command};
-use crate::{TempDir, eventually};
 
 /// What it says when it ends; that it ends unsuccessfully is asserted.
 fn refusal(arguments: &[&str]) -> String {
@@ -20,8 +21,8 @@ fn refusal(arguments: &[&str]) -> String {
 
 #[test]
 fn a_wrong_socket_is_explained() {
-    let dir = TempDir::new();
-    let path = |name: &str| dir.0.join(name).display().to_string();
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
     assert!(refusal(&["--once", &path("none")]).contains("start the node with -ipcbind=unix"));
     std::fs::write(path("file"), "").unwrap();
     assert!(refusal(&["--check", &path("file")]).contains("it is not a socket"));
@@ -61,8 +62,8 @@ fn wrong_options_are_explained() {
 
 /// A peer that is no node: says `greeting`, then hangs up or stays.
 fn peer(greeting: &'static [u8], stays: bool) -> (TempDir, std::path::PathBuf) {
-    let dir = TempDir::new();
-    let path = dir.0.join("node.sock");
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("node.sock");
     let listener = UnixListener::bind(&path).unwrap();
     std::thread::spawn(move || {
         let mut kept = Vec::new();

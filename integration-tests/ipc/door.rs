@@ -8,10 +8,11 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
+use tempfile::TempDir;
 
+use crate::eventually;
 use crate::exporter::{Exporter, command};
 use crate::fake::{FakeNode, Offers};
-use crate::{TempDir, eventually};
 
 /// A request with a user's password.
 fn request(user: &str, password: &str) -> String {
@@ -31,11 +32,11 @@ fn connections(wanted: u64) -> u64 {
 
 #[test]
 fn a_scraper_that_is_known_does_not_wait_behind_strangers() {
-    let dir = TempDir::new();
+    let dir = TempDir::new().unwrap();
     let hash = bcrypt::hash("secret", 12).unwrap();
-    std::fs::write(dir.0.join("web.yml"), format!("basic_auth_users:\n  prom: {hash}\n")).unwrap();
+    std::fs::write(dir.path().join("web.yml"), format!("basic_auth_users:\n  prom: {hash}\n")).unwrap();
     let mut command = command();
-    command.arg("--web.config.file").arg(dir.0.join("web.yml")).arg(dir.0.join("none.sock"));
+    command.arg("--web.config.file").arg(dir.path().join("web.yml")).arg(dir.path().join("none.sock"));
     let exporter = Exporter::spawn(&mut command);
     let known = request("prom", "secret");
     assert_eq!(exporter.request(&known).0, 200);

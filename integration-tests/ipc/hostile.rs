@@ -10,11 +10,12 @@ use capnp::serialize::write_message_to_words;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::message;
 use nix::sys::signal::Signal;
+use tempfile::TempDir;
 
+use crate::eventually;
 use crate::exporter::Exporter;
 use crate::fake::{Event, FakeNode, Offers};
 use crate::node::Node;
-use crate::{TempDir, eventually};
 
 /// Megabytes of a process's resident memory.
 fn resident(exporter: &Exporter) -> f64 {
@@ -23,8 +24,8 @@ fn resident(exporter: &Exporter) -> f64 {
 
 #[test]
 fn a_peer_that_asks_and_never_reads_costs_no_memory() {
-    let dir = TempDir::new();
-    let path = dir.0.join("node.sock");
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("node.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let exporter = Exporter::start(&path, &["--call-timeout", "1h"]);
     let (mut peer, _) = listener.accept().unwrap();
@@ -62,8 +63,8 @@ fn a_peer_that_asks_and_never_reads_costs_no_memory() {
 
 #[test]
 fn a_peer_that_asks_without_end_costs_no_memory() {
-    let dir = TempDir::new();
-    let path = dir.0.join("node.sock");
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("node.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let exporter = Exporter::start(&path, &["--call-timeout", "1h"]);
     let (mut peer, _) = listener.accept().unwrap();
@@ -184,8 +185,8 @@ fn a_node_with_subscriptions_that_hangs_is_kept() {
 
 #[test]
 fn who_asks_while_it_ends_is_answered_and_nobody_holds_it_up() {
-    let dir = TempDir::new();
-    let mut exporter = Exporter::start(&dir.0.join("node.sock"), &[]);
+    let dir = TempDir::new().unwrap();
+    let mut exporter = Exporter::start(&dir.path().join("node.sock"), &[]);
     let mut slow = TcpStream::connect(exporter.address()).unwrap();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").unwrap();
     let _silent = TcpStream::connect(exporter.address()).unwrap();

@@ -13,11 +13,12 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::{Process, all_processes};
+use tempfile::TempDir;
 
+use crate::eventually;
 use crate::exporter::{Exporter, command};
 use crate::fake::{Event, FakeNode, Offers};
 use crate::node::Node;
-use crate::{TempDir, eventually};
 
 const TRACING: Offers = Offers { mining: true, chain: true, node: true, tracing: true, ..Offers::NOTHING };
 
@@ -167,9 +168,9 @@ fn descriptors_of_whoever_starts_it_are_closed() {
 
 #[test]
 fn a_node_that_crashed_can_be_started_again_while_the_exporter_that_it_launched_lives() {
-    let dir = TempDir::new();
-    let (socket, log) = (dir.0.join("node.sock"), dir.0.join("log"));
-    let pid = dir.0.join("pid");
+    let dir = TempDir::new().unwrap();
+    let (socket, log) = (dir.path().join("node.sock"), dir.path().join("log"));
+    let pid = dir.path().join("pid");
     let notify = format!(
         "-startupnotify=echo $$ >{}; exec {} --metrics-addr 127.0.0.1:0 {} 2>>{}",
         pid.display(),

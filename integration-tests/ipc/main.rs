@@ -13,5 +13,4 @@ mod reconnect;
 mod reorgs;
 mod web_config;
 
-use harness::temp_dir::TempDir;
 use harness::{eventually, exporter, fake, node};

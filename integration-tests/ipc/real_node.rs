@@ -9,11 +9,12 @@ use std::process::{Command, Stdio};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
+use crate::eventually;
 use crate::exporter::{Exporter, command};
 use crate::harness::prometheus::{Prometheus, promtool};
 use crate::node::Node;
-use crate::{TempDir, eventually};
 
 #[test]
 fn gauges_agree_with_bitcoin_cli() {
@@ -192,8 +193,9 @@ fn a_connection_inherited_from_the_parent_is_used_and_ends_with_the_node() {
 
 #[test]
 fn an_exporter_that_the_node_launched_ends_with_it() {
-    let dir = TempDir::new();
-    let (socket, http, log) = (dir.0.join("node.sock"), dir.0.join("http.sock"), dir.0.join("log"));
+    let dir = TempDir::new().unwrap();
+    let (socket, http, log) =
+        (dir.path().join("node.sock"), dir.path().join("http.sock"), dir.path().join("log"));
     let notify = format!(
         "-startupnotify={} --exit-with-node --metrics-addr unix:{} {} 2>{}",
         env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"),
@@ -248,8 +250,8 @@ fn node_restart_keeps_event_counters() {
 
 #[test]
 fn an_exporter_started_before_the_node_connects_when_it_comes_up() {
-    let dir = TempDir::new();
-    let socket = dir.0.join("node.sock");
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("node.sock");
     let exporter = Exporter::start(&socket, &[]);
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
     let (status, why) = exporter.get("/readyz");

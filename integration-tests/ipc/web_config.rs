@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
+use tempfile::TempDir;
+
+use crate::eventually;
 use crate::exporter::{Exporter, command};
-use crate::{TempDir, eventually};
 
 /// A certificate for localhost, and its key.
 fn certificate(dir: &Path) {
@@ -42,50 +44,50 @@ fn curl(exporter: &Exporter, dir: &Path, arguments: &[&str]) -> Result<(u16, Str
 
 #[test]
 fn tls_is_served_and_renewed_certificates_are_used() {
-    let dir = TempDir::new();
-    certificate(&dir.0);
+    let dir = TempDir::new().unwrap();
+    certificate(dir.path());
     let config = "tls_server_config: {cert_file: cert.pem, key_file: key.pem, min_version: TLS12}\n\
                   http_server_config: {headers: {X-Frame-Options: deny}}\n";
-    let exporter = start(&dir.0, config);
+    let exporter = start(dir.path(), config);
     for version in ["--tlsv1.2", "--tlsv1.3"] {
-        let (status, body) = curl(&exporter, &dir.0, &[version, "-i"]).unwrap();
+        let (status, body) = curl(&exporter, dir.path(), &[version, "-i"]).unwrap();
         assert_eq!(status, 200);
         assert!(body.contains("\nbitcoin_up 0\n") && body.contains("x-frame-options: deny"), "{body}");
     }
-    assert!(curl(&exporter, &dir.0, &["--tls-max", "1.1"]).is_err());
+    assert!(curl(&exporter, dir.path(), &["--tls-max", "1.1"]).is_err());
     // Plain text on the TLS port gets no answer, and keeps nobody else from one.
     let plain = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exporter.get("/metrics")));
     assert!(plain.is_err());
 
     std::thread::sleep(std::time::Duration::from_millis(20)); // so that the files' times differ
-    certificate(&dir.0);
-    assert_eq!(curl(&exporter, &dir.0, &[]).map(|(status, _)| status), Ok(200), "the new one is used");
-    std::fs::write(dir.0.join("key.pem"), "no key").unwrap();
-    assert_eq!(curl(&exporter, &dir.0, &[]).map(|(status, _)| status), Ok(200), "the old one stays");
+    certificate(dir.path());
+    assert_eq!(curl(&exporter, dir.path(), &[]).map(|(status, _)| status), Ok(200), "the new one is used");
+    std::fs::write(dir.path().join("key.pem"), "no key").unwrap();
+    assert_eq!(curl(&exporter, dir.path(), &[]).map(|(status, _)| status), Ok(200), "the old one stays");
     eventually("it says so", || exporter.log().contains("cannot be used, the old ones stay").then_some(()));
 }
 
 #[test]
 fn a_client_without_certificate_is_refused_where_one_is_required() {
-    let dir = TempDir::new();
-    certificate(&dir.0);
+    let dir = TempDir::new().unwrap();
+    certificate(dir.path());
     let config = "tls_server_config: {cert_file: cert.pem, key_file: key.pem, client_ca_file: cert.pem, \
                   client_auth_type: RequireAndVerifyClientCert}";
-    let exporter = start(&dir.0, config);
-    assert!(curl(&exporter, &dir.0, &[]).is_err());
-    let (cert, key) = (dir.0.join("cert.pem"), dir.0.join("key.pem"));
+    let exporter = start(dir.path(), config);
+    assert!(curl(&exporter, dir.path(), &[]).is_err());
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     let with = ["--cert", cert.to_str().unwrap(), "--key", key.to_str().unwrap()];
-    assert_eq!(curl(&exporter, &dir.0, &with).map(|(status, _)| status), Ok(200));
+    assert_eq!(curl(&exporter, dir.path(), &with).map(|(status, _)| status), Ok(200));
 }
 
 #[test]
 fn a_password_is_asked_for_and_guesses_keep_nobody_waiting() {
-    let dir = TempDir::new();
-    certificate(&dir.0); // curl wants the file it is given
+    let dir = TempDir::new().unwrap();
+    certificate(dir.path()); // curl wants the file it is given
     let hash = bcrypt::hash("secret", 13).unwrap(); // a check takes a second
-    let exporter = start(&dir.0, &format!("basic_auth_users:\n  prom: {hash}\n"));
-    assert_eq!(curl(&exporter, &dir.0, &[]).map(|(status, _)| status), Ok(401));
-    assert_eq!(curl(&exporter, &dir.0, &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
+    let exporter = start(dir.path(), &format!("basic_auth_users:\n  prom: {hash}\n"));
+    assert_eq!(curl(&exporter, dir.path(), &[]).map(|(status, _)| status), Ok(401));
+    assert_eq!(curl(&exporter, dir.path(), &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
     let guessers: Vec<_> = (0..20)
         .map(|i| {
             let port = exporter.address().to_string();
@@ -96,7 +98,7 @@ fn a_password_is_asked_for_and_guesses_keep_nobody_waiting() {
         })
         .collect();
     // The right one is remembered, and does not wait behind the checks of the wrong ones.
-    assert_eq!(curl(&exporter, &dir.0, &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
+    assert_eq!(curl(&exporter, dir.path(), &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
     let mut guessers: Vec<_> = guessers.into_iter().map(Result::unwrap).collect();
     let waiting =
         guessers.iter_mut().filter_map(|guesser| guesser.try_wait().unwrap().is_none().then_some(guesser));
@@ -106,8 +108,8 @@ fn a_password_is_asked_for_and_guesses_keep_nobody_waiting() {
 
 #[test]
 fn a_wrong_file_is_refused_at_the_start() {
-    let dir = TempDir::new();
-    let path = dir.0.join("web.yml");
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("web.yml");
     std::fs::write(&path, "basic_auth_users:\n  prom: [\n").unwrap();
     let output = command().arg("--web.config.file").arg(&path).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();

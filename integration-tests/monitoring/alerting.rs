@@ -7,12 +7,12 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::prometheus::{Alertmanager, Prometheus, promtool};
-use crate::harness::temp_dir::TempDir;
 use crate::{contrib, succeeds, yaml};
 
 fn alerts() -> Vec<Value> {
@@ -117,8 +117,8 @@ pub fn an_unchanged_win_rate_is_no_alert() {
             "promql_expr_test": [{"expr": fired, "eval_time": "30d", "exp_samples": []}],
         }],
     });
-    let dir = TempDir::new();
-    let file = dir.0.join("test.yml");
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("test.yml");
     std::fs::write(&file, test.to_string()).unwrap();
     succeeds(Command::new(promtool()).args(["test", "rules"]).arg(file));
 }
@@ -178,21 +178,21 @@ pub fn the_operator_is_told_that_a_node_is_down_and_that_it_is_up_again() {
     let (url, messages) = webhook();
     let alertmanager = alertmanager(&url);
     // Our rules, without their waits.
-    let dir = TempDir::new();
+    let dir = TempDir::new().unwrap();
     let mut alerts = yaml(&contrib().join("prometheus/rules/alerts.yml"));
     for group in alerts["groups"].as_array_mut().unwrap() {
         for rule in group["rules"].as_array_mut().unwrap() {
             rule["for"] = "1s".into();
         }
     }
-    std::fs::write(dir.0.join("alerts.yml"), alerts.to_string()).unwrap();
+    std::fs::write(dir.path().join("alerts.yml"), alerts.to_string()).unwrap();
     let mut config = yaml(&contrib().join("prometheus/prometheus.yml"));
     let address = &mut config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"][0];
     assert_eq!(*address, "127.0.0.1:9093");
     *address = alertmanager.address().into();
     config["global"] = json!({"scrape_interval": "1s", "evaluation_interval": "1s"});
     config["rule_files"] =
-        json!([dir.0.join("alerts.yml"), contrib().join("prometheus/rules/recording.yml")]);
+        json!([dir.path().join("alerts.yml"), contrib().join("prometheus/rules/recording.yml")]);
     config["scrape_configs"] = json!([{"job_name": "bitcoind-ipc", "static_configs": [
         {"targets": [exporter.address()], "labels": {"node": "mynode"}},
     ]}]);

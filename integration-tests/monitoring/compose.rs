@@ -5,10 +5,10 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::harness::eventually;
 use crate::harness::prometheus::Prometheus;
-use crate::harness::temp_dir::TempDir;
 use crate::{contrib, succeeds, yaml};
 
 fn services() -> Value {
@@ -70,10 +70,10 @@ pub fn alloy_may_keep_its_positions_and_read_what_belongs_to_others() {
         .iter()
         .map(|capability| format!(",+{}", capability.as_str().unwrap().to_lowercase()))
         .collect();
-    let dir = TempDir::new();
-    std::fs::set_permissions(&dir.0, PermissionsExt::from_mode(0o755)).unwrap();
+    let dir = TempDir::new().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let make = |name: &str, owner: u32, mode: u32| {
-        let folder = dir.0.join(name);
+        let folder = dir.path().join(name);
         std::fs::create_dir(&folder).unwrap();
         std::fs::set_permissions(&folder, PermissionsExt::from_mode(mode)).unwrap();
         chown(&folder, Some(owner), Some(owner)).unwrap();

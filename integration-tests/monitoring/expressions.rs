@@ -8,6 +8,7 @@ use bitcoin::blockdata::constants::genesis_block;
 use bitcoin::consensus::serialize;
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
@@ -15,7 +16,6 @@ use crate::harness::fake::{Event, FakeNode, Offers};
 use crate::harness::fixture::{Fixture, compile, exporter as usdt_exporter};
 use crate::harness::node::Node;
 use crate::harness::prometheus::{Prometheus, VictoriaMetrics};
-use crate::harness::temp_dir::TempDir;
 use crate::rendering;
 use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
@@ -61,8 +61,8 @@ impl Stack {
             ipc.iter().map(|socket| Exporter::start(socket, &["--poll-interval", "1s"]).ready()).collect();
         gone.shut_down();
         let ends = Node::start(&[]);
-        let dir = TempDir::new();
-        let fixture = Fixture::start(&compile(&dir.0, &["-DDETAIL"]));
+        let dir = TempDir::new().unwrap();
+        let fixture = Fixture::start(&compile(dir.path(), &["-DDETAIL"]));
         let usdt = vec![
             usdt_exporter(first.pid(), &["--node-name", "first"]),
             usdt_exporter(fixture.pid(), &["--node-name", "relay"]),

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::harness::browser::Browser;
 use crate::harness::prometheus::Prometheus;
-use crate::harness::temp_dir::TempDir;
 use crate::status_page::keep;
 use crate::{dashboards, is_of_loki};
 
@@ -140,7 +140,7 @@ fn groups(board: &Value, prometheus: &Prometheus) -> Vec<Value> {
 
 /// Draws every dashboard on a screen, with all rows open, and on a phone, as it opens.
 pub fn draw(prometheus: &Prometheus) {
-    let dir = TempDir::new();
+    let dir = TempDir::new().unwrap();
     for board in dashboards() {
         let uid = board["uid"].as_str().unwrap();
         let groups = groups(&board, prometheus);
@@ -148,7 +148,7 @@ pub fn draw(prometheus: &Prometheus) {
             let data = json!({"title": board["title"], "expanded": expanded, "groups": groups});
             let page = include_str!("rendering.html")
                 .replace("/*BOARD*/null", &data.to_string().replace("</", "<\\/"));
-            let file = dir.0.join(format!("{uid}-{width}.html"));
+            let file = dir.path().join(format!("{uid}-{width}.html"));
             std::fs::write(&file, page).unwrap();
             let browser = Browser::start(width, if expanded { 7000 } else { 9000 }, false);
             browser.open(&format!("file://{}", file.display()));

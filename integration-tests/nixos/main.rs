@@ -4,13 +4,11 @@
 //! Needs root, and TRIXIE in the environment (`../trixie`), and DEB for the package's scenario
 //! (`../../contrib/debian/package`). Without, these tests are skipped, and it says so.
 
-#[path = "../harness/temp_dir.rs"]
-mod temp_dir;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use tempfile::TempDir;
 
 fn main() -> ExitCode {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/nixos");
@@ -139,18 +137,18 @@ fn nix_flake_evaluates() -> Result<(), Failed> {
 /// Runs what the packages run after the installation.
 fn nix_packages_install_what_they_should() -> Result<(), Failed> {
     let flake = evaluate()?["flake"].take();
-    let out = temp_dir::TempDir::new();
+    let out = TempDir::new().unwrap();
     let post_install = |name: &str| {
         let script = flake[name].as_str().unwrap();
         let done = Command::new("bash")
             .args(["-euc", script])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .env("out", &out.0)
+            .env("out", out.path())
             .output()
             .unwrap();
         assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
     };
-    let [bin, libexec] = ["bin", "libexec"].map(|folder| out.0.join(folder));
+    let [bin, libexec] = ["bin", "libexec"].map(|folder| out.path().join(folder));
     std::fs::create_dir(&bin)?;
     std::fs::create_dir(&libexec)?;
     let exporters = [
@@ -162,11 +160,11 @@ fn nix_packages_install_what_they_should() -> Result<(), Failed> {
     }
     post_install("exporters-post-install");
     for (name, _) in exporters {
-        let page = std::fs::read_to_string(out.0.join(format!("share/man/man1/{name}.1")))?;
+        let page = std::fs::read_to_string(out.path().join(format!("share/man/man1/{name}.1")))?;
         assert!(page.contains(".TH"), "{name}: {page}");
     }
     // Units for another layout do not belong there.
-    assert!(!out.0.join("lib/systemd").exists());
+    assert!(!out.path().join("lib/systemd").exists());
 
     std::fs::write(libexec.join("bitcoin-node"), "the node")?;
     post_install("node-post-install");
@@ -176,21 +174,21 @@ fn nix_packages_install_what_they_should() -> Result<(), Failed> {
 
 /// Nix itself finds every input in flake.lock: it needs no network, and changes nothing.
 fn nix_flake_is_locked() -> Result<(), Failed> {
-    let dir = temp_dir::TempDir::new();
-    let flake = dir.0.join("flake");
+    let dir = TempDir::new().unwrap();
+    let flake = dir.path().join("flake");
     std::fs::create_dir(&flake)?;
     for file in ["flake.nix", "flake.lock"] {
         std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), flake.join(file))?;
     }
     let output = Command::new("nix")
         .args(["--extra-experimental-features", "nix-command flakes", "--offline", "--store"])
-        .arg(dir.0.join("store"))
+        .arg(dir.path().join("store"))
         .args(["flake", "metadata", "--json", "--no-update-lock-file"])
         .arg(format!("path:{}", flake.display()))
-        .env("XDG_CACHE_HOME", &dir.0)
+        .env("XDG_CACHE_HOME", dir.path())
         .output()?;
     // What it copied to its store is read-only.
-    Command::new("chmod").arg("-R").arg("u+w").arg(&dir.0).status()?;
+    Command::new("chmod").arg("-R").arg("u+w").arg(dir.path()).status()?;
     match output.status.success() {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
@@ -220,10 +218,10 @@ fn a_build_has_the_revision_that_it_is_given() -> Result<(), Failed> {
         Some((is_ours.then_some(script.metadata().ok()?.modified().ok()?)?, script))
     });
     let (_, script) = scripts.max().expect("a build script");
-    let dir = temp_dir::TempDir::new();
+    let dir = TempDir::new().unwrap();
     let output = Command::new(&script)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env("OUT_DIR", &dir.0)
+        .env("OUT_DIR", dir.path())
         .env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR"))
         .env("CARGO_CFG_TARGET_ARCH", std::env::consts::ARCH)
         .env("BUILD_REVISION", "0123abc")

@@ -1,5 +1,7 @@
 //! Every metric of FIBRE, from known values.
 
+use tempfile::TempDir;
+
 use crate::{assert_samples, compile, fibre};
 
 const NAME_A: &str = "10.0.0.1:8334";
@@ -140,8 +142,8 @@ pub fn what_peers_choose_does_not_grow_the_page() {
 }
 
 pub fn a_binary_without_probes_is_refused_with_a_hint() {
-    let dir = crate::TempDir::new();
-    let fixture = crate::Fixture::start(&compile(&dir.0, &["-DNONE"]));
+    let dir = TempDir::new().unwrap();
+    let fixture = crate::Fixture::start(&compile(dir.path(), &["-DNONE"]));
     let pid = fixture.pid().to_string();
     let output = crate::command()
         .args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0", "--pid", &pid])

@@ -1,10 +1,13 @@
 //! The life of the node and of the exporter, and wrong input.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+
+use tempfile::TempDir;
 
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
-use crate::{Fixture, TempDir, assert_samples, command, compile, fibre};
+use crate::{Fixture, assert_samples, command, compile, fibre};
 
 pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {
     let (dir, mut fixture, exporter) = fibre(&[]);
@@ -13,16 +16,16 @@ pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {
     eventually("it notices the end", || (exporter.get("/ready").0 == 503).then_some(()));
     assert_samples(&exporter, "fibre_exporter_probes_attached 0\nfibre_blocks_sent_total 1");
     // An upgrade: the same path, another file.
-    std::fs::remove_file(dir.0.join("fixture")).unwrap();
-    let mut fixture = Fixture::start(&compile(&dir.0, &[]));
+    std::fs::remove_file(dir.path().join("fixture")).unwrap();
+    let mut fixture = Fixture::start(&compile(dir.path(), &[]));
     eventually("it is attached again", || (exporter.get("/ready").0 == 200).then_some(()));
     fixture.fire("send");
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 2");
 }
 
 pub fn an_exporter_that_was_started_first_waits_for_the_node() {
-    let dir = TempDir::new();
-    let binary = compile(&dir.0, &[]);
+    let dir = TempDir::new().unwrap();
+    let binary = compile(dir.path(), &[]);
     let exporter = Exporter::spawn(command().arg("--bitcoind").arg(&binary).args([
         "--node-name",
         "relay",
@@ -58,10 +61,10 @@ pub fn two_exporters_on_one_node_count_each_for_itself() {
 }
 
 pub fn the_old_options_ask_for_a_password_and_the_health_port_does_not() {
-    let dir = TempDir::new();
-    let fixture = Fixture::start(&compile(&dir.0, &[]));
+    let dir = TempDir::new().unwrap();
+    let fixture = Fixture::start(&compile(dir.path(), &[]));
     let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
-    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| dir.0.join(name));
+    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| dir.path().join(name));
     std::fs::write(&certificate, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -93,8 +96,8 @@ pub fn the_old_options_ask_for_a_password_and_the_health_port_does_not() {
 }
 
 pub fn several_nodes_are_listed_and_none_is_guessed() {
-    let dir = TempDir::new();
-    let binary = compile(&dir.0, &[]);
+    let dir = TempDir::new().unwrap();
+    let binary = compile(dir.path(), &[]);
     let (first, second) = (Fixture::start(&binary), Fixture::start(&binary));
     let said = refusal(&["--bitcoind", binary.to_str().unwrap()]);
     assert!(said.contains("choose one with --pid"), "{said}");
@@ -125,10 +128,11 @@ pub fn wrong_input_is_explained() {
 }
 
 pub fn without_privilege_it_says_which_are_missing() {
-    let dir = TempDir::new();
-    let fixture = Fixture::start(&compile(&dir.0, &[]));
+    let dir = TempDir::new().unwrap();
+    let fixture = Fixture::start(&compile(dir.path(), &[]));
     // The binary where nobody can read it.
-    let copy = dir.0.join("exporter");
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = dir.path().join("exporter");
     std::fs::copy(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter"), &copy).unwrap();
     let mut nobody = std::process::Command::new("setpriv");
     nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]).arg(&copy);

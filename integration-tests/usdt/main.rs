@@ -12,10 +12,10 @@ mod standard;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
+use tempfile::TempDir;
 
 use harness::exporter::Exporter;
 use harness::fixture::{Fixture, cannot_bpf, command, compile, exporter};
-use harness::temp_dir::TempDir;
 
 fn main() -> ExitCode {
     let cannot = cannot_bpf();
@@ -59,8 +59,8 @@ fn main() -> ExitCode {
 
 /// A fixture with or without `udp:block_reconstruction_detail`, and an exporter beside it.
 fn fibre(options: &[&str]) -> (TempDir, Fixture, Exporter) {
-    let dir = TempDir::new();
-    let fixture = Fixture::start(&compile(&dir.0, options));
+    let dir = TempDir::new().unwrap();
+    let fixture = Fixture::start(&compile(dir.path(), options));
     let exporter = exporter(fixture.pid(), &["--node-name", "relay"]);
     (dir, fixture, exporter)
 }

@@ -11,9 +11,9 @@ use tracing::warn;
 
 use crate::metrics::Metrics;
 
-/// Blocks that may wait to be counted, in bytes: the memory that a syncing node can make us use.
-const QUEUE: usize = 64 << 20;
-/// What one takes besides its own bytes, at least.
+/// Limit on the bytes of blocks that wait to be counted: a syncing node sends them faster.
+const MAX_QUEUED_BYTES: usize = 64 << 20;
+/// Memory that a queued block takes besides its own bytes, at least.
 const OVERHEAD: usize = 64;
 
 /// What a block holds, by the field's usual counting: inputs without the coinbase's, outputs with.
@@ -98,7 +98,7 @@ impl Counter {
     /// Counts the block soon. Never waits: a block too many is dropped and counted as such.
     pub fn count(&self, block: Vec<u8>) {
         let size = block.len() + OVERHEAD;
-        if self.waiting.load(Relaxed) + size > QUEUE {
+        if self.waiting.load(Relaxed) + size > MAX_QUEUED_BYTES {
             return self.metrics.exporter.events_dropped.inc_by(["block_contents"], 1);
         }
         self.waiting.fetch_add(size, Relaxed);

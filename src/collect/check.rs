@@ -9,16 +9,17 @@ use super::context::Context;
 use super::handshake::open_guarded;
 use super::session::show_up;
 use crate::ipc::guard::Places;
-use crate::ipc::source::{NodeProcess, Source};
+use crate::ipc::source::Source;
 use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
+use crate::node_process::Peer;
 
 /// Connects once and polls once. Returns what the node offers; the metrics have what it answered.
 pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
     let stream = source.open().await?;
-    let node = NodeProcess::of(&stream);
+    let node = Peer::of(&stream);
     let session = open_guarded(stream, Places::new().take().await, &node, &context)
         .await
         .map_err(|end| anyhow!("{end}"))

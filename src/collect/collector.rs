@@ -11,7 +11,8 @@ use super::context::Context;
 use super::handshake;
 use super::session::End;
 use crate::ipc::guard;
-use crate::ipc::source::{NodeProcess, Source};
+use crate::ipc::source::Source;
+use crate::node_process::Peer;
 use crate::status::State;
 
 /// Connects, collects, reconnects.
@@ -40,7 +41,7 @@ impl Collector {
                 return Ok(());
             };
             let connected = Instant::now();
-            let node = NodeProcess::of(&stream);
+            let node = Peer::of(&stream);
             let end = match handshake::open_guarded(stream, place, &node, &self.context).await {
                 Ok(session) => session.run().await,
                 Err(end) => end,
@@ -58,7 +59,7 @@ impl Collector {
                     return Ok(());
                 }
                 info!(reason, "{end}; waiting for the next one");
-                shutdown.run_until_cancelled(until_it_ended(&node)).await;
+                shutdown.run_until_cancelled(until_it_ended(node)).await;
             } else if source.can_reopen() {
                 let wait = backoff.next();
                 warn!(reason, "{end}; reconnecting in {:.1} s", wait.as_secs_f64());
@@ -106,17 +107,12 @@ impl Collector {
 
 /// A node that is shutting down still accepts connections, and aborts when one asks it for what it has taken apart
 /// already. So its end is awaited before the next connection.
-async fn until_it_ended(node: &NodeProcess) {
-    const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+async fn until_it_ended(node: Peer) {
     /// When the system does not tell whether the process is gone.
     const BLIND: Duration = Duration::from_secs(10);
-    while let Some(ended) = node.has_ended() {
-        if ended {
-            return;
-        }
-        tokio::time::sleep(RETRY_INTERVAL).await;
+    if node.ended().await.is_err() {
+        tokio::time::sleep(BLIND).await;
     }
-    tokio::time::sleep(BLIND).await;
 }
 
 /// Between connections that were accepted and then failed: doubling, with jitter so that many exporters do not come

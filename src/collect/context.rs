@@ -22,7 +22,7 @@ pub enum UtxoTrace {
     Off,
 }
 
-/// What the collector was told to do.
+/// The collector's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Between the starts of two polls.
@@ -39,9 +39,9 @@ pub struct Config {
 
 /// What every connection of a collector works with.
 pub struct Context {
-    /// What to do.
+    /// Its settings.
     pub config: Config,
-    /// Where answers are shown.
+    /// Set from the node's answers.
     pub metrics: Arc<Metrics>,
     /// Is told about the connection and the last blocks.
     pub status: Arc<Status>,

@@ -10,14 +10,14 @@ use tracing::{info, warn};
 use super::context::{Context, UtxoTrace};
 use super::session::{End, Session, take_leave};
 use crate::ipc::guard::{Guard, Place};
-use crate::ipc::source::NodeProcess;
 use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Mining, Thread};
+use crate::node_process::Peer;
 
 /// Opens a session behind a guard: nothing that happens to us from here on harms the node.
 pub async fn open_guarded(
     stream: UnixStream,
     place: Place,
-    node: &NodeProcess,
+    node: &Peer,
     context: &Rc<Context>,
 ) -> Result<Session, End> {
     let budget = (context.config.utxo_trace == UtxoTrace::Auto).then_some(context.config.utxo_trace_budget);
@@ -30,7 +30,7 @@ pub async fn open_guarded(
 pub async fn open(
     stream: UnixStream,
     guard: Option<Guard>,
-    node: &NodeProcess,
+    node: &Peer,
     context: &Rc<Context>,
 ) -> Result<Session, End> {
     let prepared = context.shutdown.run_until_cancelled(shake_hands(stream, node, context));
@@ -55,7 +55,7 @@ struct Prepared {
     interfaces: Interfaces,
 }
 
-async fn shake_hands(stream: UnixStream, node: &NodeProcess, context: &Context) -> Result<Prepared, End> {
+async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Result<Prepared, End> {
     let connection = Connection::new(stream, context.config.call_timeout).await.map_err(End::NoNode)?;
     let prepared = tokio::select! {
         prepared = prepare(&connection, node) => prepared,
@@ -65,7 +65,7 @@ async fn shake_hands(stream: UnixStream, node: &NodeProcess, context: &Context) 
     Ok(Prepared { connection, waiting, subscribing, interfaces })
 }
 
-async fn prepare(connection: &Connection, node: &NodeProcess) -> Result<(Thread, Thread, Interfaces), End> {
+async fn prepare(connection: &Connection, node: &Peer) -> Result<(Thread, Thread, Interfaces), End> {
     // A thread per kind of work, so that none waits for another.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
@@ -102,7 +102,7 @@ const MESSAGE_HANDLER: &str = "b-msghand";
 
 /// A node without JSON-RPC does not say whether it has loaded its chain, and can abort when it is asked about one that it
 /// has not created yet. Where its threads can be seen, waits for one that it starts after that.
-async fn wait_for_message_handler(node: &NodeProcess) {
+async fn wait_for_message_handler(node: &Peer) {
     let mut said = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
         if !said {
@@ -114,7 +114,7 @@ async fn wait_for_message_handler(node: &NodeProcess) {
 }
 
 /// The same for Core 30, whose Mining interface does not wait either: it is not asked before its thread was seen.
-async fn wait_for_evidence(node: &NodeProcess) {
+async fn wait_for_evidence(node: &Peer) {
     if node.runs_thread(MESSAGE_HANDLER).is_none() {
         warn!(
             "this node (Bitcoin Core 30) cannot tell over IPC whether it has loaded its chain, and asking it too early \

@@ -76,7 +76,7 @@ impl Peers {
         self.count_traffic(peers, network);
     }
 
-    /// Shows nothing: the node did not tell.
+    /// Removes the samples: the node did not tell.
     pub fn hide(network: &Network) {
         network.peers_by.clear();
         network.by_version.clear();

@@ -18,12 +18,12 @@ use crate::metrics::now;
 /// two of them within the time that a service manager gives us.
 const LONG_POLL: Duration = Duration::from_secs(1);
 
-/// By how much a long poll may end too early before we make it up.
+/// By how much a long poll may end too early before the rest is slept.
 const TOLERATED: Duration = Duration::from_millis(100);
 
-/// From asking for one tip to asking for the next: a node that reorganizes or catches up has thousands in a second, and each
+/// Between the starts of two long polls: a node that reorganizes or catches up has thousands in a second, and each
 /// answer costs it time. A walk counts those between.
-const BETWEEN_TIPS: Duration = Duration::from_millis(50);
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why there is no more news of the tip.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Follow {
         if self.json_rpc.is_some() {
             self.context.metrics.blocks.uncounted_tip_changes.start();
         }
-        // Not a block: the first call returns the present tip at once.
+        // The hash of no block: the first call returns the present tip at once.
         const NONE: Hash = Hash([0; 32]);
         let mut known = None::<BlockRef>;
         let mut failing = false;
@@ -152,7 +152,7 @@ impl Follow {
                         }
                     }
                     self.count_up_to(tip).await;
-                    tokio::time::sleep(BETWEEN_TIPS.saturating_sub(asked.elapsed())).await;
+                    tokio::time::sleep(MIN_INTERVAL.saturating_sub(asked.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
                 // A node that hangs is the polls' business; keep the long poll, it is our only warning.

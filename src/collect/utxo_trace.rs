@@ -12,7 +12,7 @@ use super::poll::Polled;
 use crate::ipc::{CoinEvent, Subscription, Tracing};
 use crate::metrics::Metrics;
 
-/// Whether the trace of one connection is wanted, and had.
+/// The state of the trace on one connection.
 enum State {
     /// The node has no such interface.
     NotOffered,
@@ -30,7 +30,7 @@ enum State {
 pub struct Trace {
     state: State,
     exceeded: Rc<Notify>,
-    /// False once the trace is on its way out: what still arrives is not counted.
+    /// False once the trace is being ended: events that still arrive are not counted.
     counting: Rc<Cell<bool>>,
 }
 
@@ -51,7 +51,7 @@ impl Trace {
         Coins { exceeded: self.exceeded.clone(), counting: self.counting.clone(), metrics: metrics.clone() }
     }
 
-    /// Whether the node has it.
+    /// Whether it is subscribed to.
     pub fn is_active(&self) -> bool {
         matches!(self.state, State::Active(_))
     }

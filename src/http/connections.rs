@@ -1,4 +1,4 @@
-//! Room for connections, which strangers cannot take from those that are known.
+//! A limit on connections, under which clients without a password cannot push out those with one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -6,30 +6,30 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-/// A limited number of connections. A newcomer always gets in: where there is no room, another has to go.
+/// A limited number of connections. A new one is always accepted: at the limit another is closed for it.
 pub struct Connections {
-    most: usize,
+    limit: usize,
     open: Mutex<Open>,
 }
 
 #[derive(Default)]
 struct Open {
     next: u64,
-    /// In the order of their coming.
+    /// The oldest first.
     by_age: BTreeMap<u64, Entry>,
 }
 
 struct Entry {
     from: Option<IpAddr>,
-    /// It asked with a password that is right.
-    known: bool,
+    /// A request on it had a correct password.
+    authenticated: bool,
     closing: Arc<Notify>,
 }
 
 impl Connections {
-    /// Room for so many.
-    pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Connections { most, open: Mutex::default() })
+    /// Accepts at most this many at once.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Connections { limit, open: Mutex::default() })
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -39,7 +39,7 @@ impl Connections {
     /// A connection from this address; `None` for a Unix socket.
     pub fn enter(self: &Arc<Self>, from: Option<IpAddr>) -> Place {
         let mut open = self.open();
-        if open.by_age.len() >= self.most
+        if open.by_age.len() >= self.limit
             && let Some(entry) = open.victim().and_then(|id| open.by_age.remove(&id))
         {
             entry.closing.notify_one();
@@ -47,17 +47,18 @@ impl Connections {
         let id = open.next;
         open.next += 1;
         let closing = Arc::new(Notify::new());
-        open.by_age.insert(id, Entry { from, known: false, closing: closing.clone() });
+        open.by_age.insert(id, Entry { from, authenticated: false, closing: closing.clone() });
         Place { connections: self.clone(), id, from, closing }
     }
 }
 
 impl Open {
-    /// Who has to go: the oldest of the address that has the most, strangers first. So one that opens many connections
-    /// closes its own.
+    /// The connection to close: the oldest of the address that has the most, unauthenticated ones first. So a client that
+    /// opens many connections closes its own.
     fn victim(&self) -> Option<u64> {
-        let oldest = |known: bool| {
-            let candidates = || self.by_age.iter().filter(move |(_, entry)| entry.known == known);
+        let oldest = |authenticated: bool| {
+            let candidates =
+                || self.by_age.iter().filter(move |(_, entry)| entry.authenticated == authenticated);
             let mut by_address: HashMap<_, usize> = HashMap::new();
             candidates().for_each(|(_, entry)| *by_address.entry(entry.from).or_default() += 1);
             let most = by_address.values().max()?;
@@ -67,7 +68,7 @@ impl Open {
     }
 }
 
-/// One connection's room, until it is dropped.
+/// A connection's place under the limit, until it is dropped.
 pub struct Place {
     connections: Arc<Connections>,
     id: u64,
@@ -81,14 +82,14 @@ impl Place {
         self.from
     }
 
-    /// It is no stranger's.
-    pub fn set_known(&self) {
+    /// A request on it had a correct password.
+    pub fn set_authenticated(&self) {
         if let Some(entry) = self.connections.open().by_age.get_mut(&self.id) {
-            entry.known = true;
+            entry.authenticated = true;
         }
     }
 
-    /// Resolves when a newcomer needs the room.
+    /// Resolves when a new connection needs the place.
     pub async fn taken(&self) {
         self.closing.notified().await;
     }
@@ -111,7 +112,7 @@ mod tests {
         let connections = Connections::new(4);
         let stays = |place: &Place| place.taken().now_or_never().is_none();
         let known = connections.enter(address(1));
-        known.set_known();
+        known.set_authenticated();
         let slow = connections.enter(address(2));
         let flood: Vec<_> = (0..100).map(|_| connections.enter(address(1))).collect();
         assert!(stays(&known) && stays(&slow));
@@ -120,7 +121,7 @@ mod tests {
         drop((flood, slow));
         let others: Vec<_> = (2..6).map(|last| connections.enter(address(last))).collect();
         assert!(stays(&known) && !stays(&others[0]), "the oldest stranger");
-        others.iter().for_each(Place::set_known);
+        others.iter().for_each(Place::set_authenticated);
         let last = connections.enter(address(9));
         assert!(!stays(&known) && stays(&last), "among those that are known the oldest");
     }

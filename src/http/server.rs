@@ -41,8 +41,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 const HEADER_TIME: Duration = Duration::from_secs(75);
 /// To take an answer. Prometheus gives up after 10 s.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
-/// What the kernel may keep of what a scraper sends, and of what it does not read. Left alone it keeps megabytes, and
-/// whoever asks a hundred times and never reads has a hundred answers made.
+/// Socket buffers of a connection. By default the kernel buffers megabytes: a client that sends a hundred requests and
+/// reads nothing would have a hundred answers made.
 const SOCKET_BYTES: usize = 32 * 1024;
 /// For a TLS handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ const FINISH_TIME: Duration = Duration::from_millis(500);
 /// Between two attempts to accept a connection.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Who gets what from a listener.
+/// What a listener answers, and to whom.
 pub struct Endpoint {
     web_config: WebConfig,
     access: Access,
@@ -82,7 +82,7 @@ impl Endpoint {
     }
 }
 
-/// What is served, until it is finished or dropped.
+/// The running server, until it is finished or dropped.
 #[must_use = "dropping it ends the serving"]
 pub struct Serving {
     end: DropGuard,
@@ -220,7 +220,7 @@ pub async fn serve_connection(
         let mut response = match web_config.users().permit(request.headers(), place.from()).await {
             Verdict::Permitted => {
                 if !web_config.users().is_empty() {
-                    place.set_known();
+                    place.set_authenticated();
                 }
                 answer(&request, endpoint.access, pages)
             }

@@ -36,7 +36,7 @@ impl CallError {
 
 impl From<capnp::Error> for CallError {
     fn from(error: capnp::Error) -> Self {
-        use capnp::ErrorKind::*;
+        use capnp::ErrorKind::{Disconnected, Failed, Overloaded, Unimplemented};
         let text = match error.extra.strip_prefix("remote exception: ") {
             Some(remote) => remote.to_string(),
             None => error.to_string(),

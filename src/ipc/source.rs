@@ -7,11 +7,8 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::errno::Errno;
-use nix::sys::signal::kill;
 use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
-use nix::unistd::{Pid, Uid, User};
-use procfs::process::{Process, Stat};
+use nix::unistd::{Uid, User};
 use tokio::net::UnixStream;
 
 /// The chains that Bitcoin Core knows, with the folder of each below the data directory.
@@ -134,47 +131,6 @@ fn explain(path: &Path, error: std::io::Error) -> anyhow::Error {
         }
         _ => anyhow!("cannot connect to {at}: {error}"),
     }
-}
-
-/// The node's process, as far as the system tells: nothing if the node is in another PID namespace.
-pub struct NodeProcess {
-    pid: Option<Pid>,
-    started: Option<u64>,
-}
-
-impl NodeProcess {
-    /// The process that listens on the other end.
-    pub fn of(stream: &UnixStream) -> Self {
-        let pid =
-            getsockopt(stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid()).filter(|&pid| pid > 0);
-        NodeProcess {
-            started: pid.and_then(|pid| stat(pid).ok()).map(|stat| stat.starttime),
-            pid: pid.map(Pid::from_raw),
-        }
-    }
-
-    /// Whether a thread of this name runs in it, by `/proc`; `None` if the process cannot be seen there.
-    pub fn runs_thread(&self, name: &str) -> Option<bool> {
-        let tasks = Process::new(self.pid?.as_raw()).and_then(|process| process.tasks()).ok()?;
-        let names = tasks.flatten().filter_map(|task| Some(task.stat().ok()?.comm));
-        Some(names.into_iter().any(|comm| comm == name))
-    }
-
-    /// Whether it is gone; `None` if that cannot be told.
-    pub fn has_ended(&self) -> Option<bool> {
-        let pid = self.pid?;
-        if kill(pid, None) == Err(Errno::ESRCH) {
-            return Some(true);
-        }
-        // A zombie, or another process that got its number. Where /proc does not tell, kill's word holds.
-        Some(stat(pid.as_raw()).is_ok_and(|stat| {
-            stat.state == 'Z' || self.started.is_some_and(|started| started != stat.starttime)
-        }))
-    }
-}
-
-fn stat(pid: i32) -> procfs::ProcResult<Stat> {
-    Process::new(pid)?.stat()
 }
 
 #[cfg(test)]

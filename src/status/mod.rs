@@ -54,7 +54,7 @@ impl Status {
         }
     }
 
-    /// What the state is from now on.
+    /// Sets the state of the connection.
     pub fn set(&self, state: State) {
         *self.state.lock().expect("nobody panics holding it") = state;
     }

@@ -23,6 +23,7 @@ macro_rules! skeleton {
             missing_docs,
             clippy::all,
             clippy::pedantic,
+            clippy::allow_attributes_without_reason,
             clippy::undocumented_unsafe_blocks,
             reason = "generated"
         )]

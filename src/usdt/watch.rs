@@ -1,17 +1,17 @@
 //! The life of the node: finding it, attaching, noticing its end, and again.
 
 use std::convert::Infallible;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{Attached, Programs, events, probes};
 use crate::node_process::{Node, candidates};
+use crate::sys::watched;
 
 /// Which node to trace.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +50,7 @@ impl Target {
 /// For health checks: attached to a node, or why not.
 pub type Health = watch::Sender<Result<(), String>>;
 
-const AGAIN: Duration = Duration::from_millis(250);
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Attaches to a node; no tracepoint at all is an error.
 pub fn attach(programs: &mut Programs, node: &Node) -> Result<Vec<Attached>> {
@@ -140,11 +140,6 @@ async fn find_and_attach(programs: &mut Programs, target: &Target, health: &Heal
             let _ = health.send_replace(Err(why.clone()));
             said = why;
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
-}
-
-fn watched(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd always gives the same descriptor, and keeps it open.
-    Ok(unsafe { AsyncFd::register(fd) }?)
 }

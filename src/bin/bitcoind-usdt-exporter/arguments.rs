@@ -3,23 +3,22 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use bitcoind_exporter::generate::Generated;
+use bitcoind_exporter::cli::{Program, Shared};
 use bitcoind_exporter::http::{Address, WebConfig};
-use bitcoind_exporter::logging::Log;
 use bitcoind_exporter::usdt::Subject;
 use bitcoind_exporter::usdt::watch::Target;
 use clap::Parser;
-
-pub const VERSION: &str =
-    concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
 
 /// Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
 ///
 /// The node must be built with tracepoints (-DWITH_USDT=ON). FIBRE's are traced where the node has them.
 #[derive(Parser, Debug)]
-#[command(name = "bitcoind-usdt-exporter", version = VERSION, after_help = "Every option with a value can also be set by the environment variable named \
+#[command(
+    name = "bitcoind-usdt-exporter",
+    after_help = "Every option with a value can also be set by the environment variable named \
 behind it.\n\nExample: bitcoind-usdt-exporter --bitcoind /usr/bin/bitcoin-node --node-name mynode\nThen:    curl \
-http://127.0.0.1:9435/metrics")]
+http://127.0.0.1:9435/metrics"
+)]
 pub struct Arguments {
     /// The binary with the tracepoints; default: that of the process found
     #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
@@ -42,19 +41,6 @@ pub struct Arguments {
     /// Serve metrics on this port of every address; anyone who reaches it can read them
     #[arg(long, value_name = "N", env = "BITCOIND_USDT_EXPORTER_PORT", conflicts_with = "metrics_addr")]
     pub port: Option<u16>,
-
-    /// Where to serve metrics: HOST:PORT (IPv6 in brackets) or unix:/path. A socket that systemd passes comes first
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:9435",
-        env = "BITCOIND_USDT_EXPORTER_METRICS_ADDR"
-    )]
-    pub metrics_addr: Address,
-
-    /// TLS and basic authentication for the endpoint, in the format that the Prometheus exporters share
-    #[arg(long = "web.config.file", value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_WEB_CONFIG_FILE")]
-    pub web_config_file: Option<PathBuf>,
 
     /// Ask for this user with --metrics-auth-password; as fibre_exporter.py has it, --web.config.file can do more
     #[arg(
@@ -113,21 +99,21 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "list_probes")]
     pub once: bool,
 
-    /// Log more; RUST_LOG overrides
-    #[arg(long, env = "BITCOIND_USDT_EXPORTER_DEBUG")]
-    pub debug: bool,
-
-    /// Print the manual page or a shell's completions, exit
-    #[arg(long, value_enum, value_name = "WHAT")]
-    pub generate: Option<Generated>,
-
-    /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
-    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_USDT_EXPORTER_LOG")]
-    pub log: Log,
-
     /// Print METRICS.md, exit
     #[arg(long, hide = true)]
     pub print_metrics_reference: bool,
+
+    #[command(flatten)]
+    pub shared: Shared,
+}
+
+impl Program for Arguments {
+    const ENVIRONMENT: &'static str = "BITCOIND_USDT_EXPORTER";
+    const METRICS_ADDR: &'static str = "127.0.0.1:9435";
+
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
 }
 
 impl Arguments {
@@ -143,7 +129,7 @@ impl Arguments {
         let user = self.metrics_auth_username.as_deref().zip(self.metrics_auth_password.as_deref());
         let certificate = self.tls_cert.as_deref().zip(self.tls_key.as_deref());
         match (user, certificate) {
-            (None, None) => WebConfig::from_option(self.web_config_file.as_deref()),
+            (None, None) => self.shared.web_config(),
             _ => WebConfig::of(user, certificate).context("--tls-cert, --tls-key"),
         }
     }
@@ -152,7 +138,7 @@ impl Arguments {
     pub fn address(&self) -> Address {
         match self.port {
             Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
-            None => self.metrics_addr.clone(),
+            None => self.shared.metrics_addr.clone(),
         }
     }
 

@@ -6,42 +6,38 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use bitcoind_exporter::cli::{Program, VERSION};
 use bitcoind_exporter::http::{self, Endpoint, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Snapshots};
+use bitcoind_exporter::service::Service;
+use bitcoind_exporter::systemd;
 use bitcoind_exporter::usdt::{self, Programs, probes, report, watch};
-use bitcoind_exporter::{generate, logging, systemd};
-use clap::{CommandFactory, Parser};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
-use tracing::info;
+use tokio_util::sync::CancellationToken;
 
-use arguments::{Arguments, VERSION};
+use arguments::Arguments;
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ERROR: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run().unwrap_or_else(|error| {
+        eprintln!("ERROR: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-fn run(arguments: Arguments) -> Result<()> {
-    if let Some(what) = arguments.generate {
-        return Ok(generate::print(what, Arguments::command())?);
-    }
+fn run() -> Result<ExitCode> {
+    let Some(arguments) = Arguments::read(std::env::args_os())? else { return Ok(ExitCode::SUCCESS) };
     if arguments.print_metrics_reference {
         print!("{}", bitcoind_exporter::metrics_reference());
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let mut inherited = systemd::Inherited::take()?;
     systemd::close_inherited();
-    let _written_at_the_end = logging::start(arguments.log, arguments.debug)?;
+    let _written_at_the_end = arguments.shared.start_logging()?;
     let target = arguments.target();
     let node = target.find()?;
     if arguments.list_probes {
-        return probes::print_table(arguments.subjects(), &target, node);
+        probes::print_table(arguments.subjects(), &target, node)?;
+        return Ok(ExitCode::SUCCESS);
     }
     usdt::check_kernel()?;
     let mut programs = Programs::load(arguments.subjects()).context("cannot load the BPF programs")?;
@@ -50,18 +46,18 @@ fn run(arguments: Arguments) -> Result<()> {
         let node = node.context("no node runs; start it, or name it with --bitcoind or --pid")?;
         watch::attach(&mut programs, &node)?;
         print!("{}", metrics.render(Format::Text));
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
 
     let web_config = arguments.web_config()?;
-    let listener = Arc::new(match inherited.http() {
+    let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&arguments.address())?,
-    });
+    };
     let health_listener = arguments
         .health_address()
-        .map(|address| Listener::bind(&address).map(Arc::new).context("choose another with --health-port"));
-    let health_listener = health_listener.transpose()?;
+        .map(|address| Listener::bind(&address).context("choose another with --health-port"))
+        .transpose()?;
 
     report::print_start(&target, node.as_ref(), &listener.describe(), &arguments.node_name);
     if let Some(node) = &node {
@@ -71,31 +67,15 @@ fn run(arguments: Arguments) -> Result<()> {
     report::print_started(node.as_ref(), &listener.describe(), &health_at);
 
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
-    let pulse = systemd::Heartbeat::default();
-    let serving = http::serve_on_thread(
-        std::iter::once((listener.clone(), Endpoint::all(web_config)))
-            .chain(health_listener.map(|listener| (listener, Endpoint::health()))),
-        Arc::new(Status { metrics, ready }),
-        pulse.clone(),
-    )?;
-    systemd::notify(sd_notify::NotifyState::Ready);
-
+    let listeners = std::iter::once((listener, Endpoint::all(web_config)))
+        .chain(health_listener.map(|listener| (listener, Endpoint::health())));
+    let service = Service::start(listeners, Arc::new(Status { metrics, ready }))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = tokio::task::LocalSet::new().block_on(&runtime, async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::task::spawn_local(systemd::watchdog(pulse));
-        tokio::select! {
-            ended = watch::follow(programs, target, node, health) => return ended,
-            _ = terminate.recv() => info!("SIGTERM: ending"),
-            _ = interrupt.recv() => info!("SIGINT: ending"),
-        }
-        systemd::notify(sd_notify::NotifyState::Stopping);
-        Ok(())
-    });
-    serving.finish();
-    listener.remove_file();
-    ended
+    let shutdown = CancellationToken::new();
+    service.run(&runtime, &shutdown, async {
+        let followed = shutdown.run_until_cancelled(watch::follow(programs, target, node, health));
+        followed.await.unwrap_or(Ok(()))
+    })
 }
 
 struct Status {

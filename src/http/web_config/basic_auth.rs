@@ -1,7 +1,7 @@
 //! Users and their passwords.
 //!
-//! bcrypt is slow on purpose. A password is checked once and remembered, so that a scraper that is known waits for nothing.
-//! Others wait in a short queue, and are told to come again when it is full.
+//! bcrypt is slow on purpose. The result for a password is remembered, so that a scraper waits only the first time.
+//! Checks wait in a short queue, and requests are answered 429 when it is full.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 /// Passwords that may wait to be checked; with a check of a tenth of a second the last waits for some seconds.
 const WAITING: usize = 64;
-/// Of these, from one address: so that one stranger does not keep a scraper out that is not known yet.
+/// Of these, from one address, so that one client cannot fill the queue before a scraper's first request.
 const WAITING_OF_ADDRESS: usize = 4;
 /// Answers that are remembered.
 const REMEMBERED: usize = 1000;
@@ -48,7 +48,7 @@ impl Default for Users {
 }
 
 impl Users {
-    /// Everyone is permitted where there is nobody.
+    /// Without users everyone is permitted.
     pub fn new(hashes: BTreeMap<String, String>) -> Self {
         Users {
             hashes,
@@ -58,7 +58,7 @@ impl Users {
         }
     }
 
-    /// Whether there is nobody.
+    /// Whether there are no users.
     pub fn is_empty(&self) -> bool {
         self.hashes.is_empty()
     }
@@ -94,7 +94,7 @@ impl Users {
             None => (self.decoy(user), false),
         };
         let (password, hash, remembered) = (password.to_string(), hash.clone(), self.remembered.clone());
-        // It goes on when the one who asked hangs up, so the turn is its own.
+        // The check goes on when the client hangs up, so it owns its turn.
         let verify = move || {
             let _turn = turn;
             let verdict = match bcrypt::verify(password, &hash).is_ok_and(|same| same && exists) {
@@ -145,7 +145,7 @@ impl Remembered {
     fn set(&self, digest: Vec<u8>, verdict: Verdict) {
         let mut verdicts = self.verdicts.lock().expect("nobody panics holding it");
         if verdicts.len() >= REMEMBERED {
-            // Strangers' guesses go; who is permitted need not wait again.
+            // Only wrong passwords are forgotten: those that are permitted need not wait again.
             verdicts.retain(|_, verdict| *verdict == Verdict::Permitted);
         }
         if verdicts.len() < REMEMBERED {
@@ -154,11 +154,11 @@ impl Remembered {
     }
 }
 
-/// How many wait, by address.
+/// How many checks wait, by address.
 #[derive(Default)]
 struct Queue(Mutex<HashMap<Option<IpAddr>, usize>>);
 
-/// One who waits, until it is dropped.
+/// A place in the queue, until it is dropped.
 struct Waiting<'a> {
     queue: &'a Queue,
     from: Option<IpAddr>,

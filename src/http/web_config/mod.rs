@@ -106,7 +106,7 @@ impl WebConfig {
         self.tls.as_ref().map(Tls::current)
     }
 
-    /// Whether nobody but who is known gets an answer.
+    /// Whether a password or a certificate is needed for an answer.
     pub fn protects(&self) -> bool {
         !self.users.is_empty() || self.tls.as_ref().is_some_and(Tls::asks_for_certificate)
     }

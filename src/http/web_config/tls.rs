@@ -170,7 +170,7 @@ impl Tls {
         loaded.1.clone()
     }
 
-    /// Whether nobody connects without a certificate.
+    /// Whether clients need a certificate.
     pub fn asks_for_certificate(&self) -> bool {
         self.files.client_auth_type == ClientAuth::RequireAndVerifyClientCert
     }
