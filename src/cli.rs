@@ -1,6 +1,7 @@
 //! The arguments that both binaries have, and how each names its environment variables.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -82,15 +83,15 @@ pub trait Program: Parser {
         command.mut_arg("metrics_addr", |argument| argument.required(false).default_value(Self::METRICS_ADDR))
     }
 
-    /// Reads the arguments; `None` when all that was asked for was to [print](generate::print) something.
-    fn read(arguments: impl Iterator<Item = OsString>) -> Result<Option<Self>> {
+    /// Reads the arguments. The error is also a request for help or for the version.
+    fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::full_command();
-        let matches = command.clone().get_matches_from(arguments);
-        let read = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command));
-        let read = read.unwrap_or_else(|error| error.exit());
-        match read.shared().generate {
-            Some(what) => generate::print(what, command).map(|()| None).map_err(Into::into),
-            None => Ok(Some(read)),
-        }
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+
+    /// Prints what `--generate` asks for; `None` if it asks for nothing.
+    fn generate(&self) -> Option<io::Result<()>> {
+        Some(generate::print(self.shared().generate?, Self::full_command()))
     }
 }

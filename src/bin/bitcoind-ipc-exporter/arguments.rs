@@ -84,9 +84,9 @@ impl Program for Arguments {
 }
 
 impl Arguments {
-    /// Those of this process; `None` when all that was asked for was printed.
-    pub fn of_process() -> Result<Option<Self>> {
-        Self::read(std::env::args_os().map(spelled_for_clap))
+    /// Those of this process. Ends it where they are wrong, or ask for help.
+    pub fn of_process() -> Self {
+        Self::read(std::env::args_os().map(spelled_for_clap)).unwrap_or_else(|error| error.exit())
     }
 
     /// What the collector is to do.

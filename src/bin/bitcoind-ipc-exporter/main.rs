@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bitcoind_exporter::cli::Program;
 use bitcoind_exporter::collect::{self, Collector, Context};
 use bitcoind_exporter::http::{Endpoint, Listener};
 use bitcoind_exporter::ipc::guard;
@@ -40,7 +41,10 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode> {
     init::start_child()?;
-    let Some(arguments) = Arguments::of_process()? else { return Ok(ExitCode::SUCCESS) };
+    let arguments = Arguments::of_process();
+    if let Some(printed) = arguments.generate() {
+        return Ok(printed.map(|()| ExitCode::SUCCESS)?);
+    }
     // Before anything else opens descriptors.
     let mut inherited = systemd::Inherited::take()?;
     let listener = inherited.http().map(Listener::inherited).transpose()?;

@@ -25,7 +25,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode> {
-    let Some(arguments) = Arguments::read(std::env::args_os())? else { return Ok(ExitCode::SUCCESS) };
+    let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    if let Some(printed) = arguments.generate() {
+        return Ok(printed.map(|()| ExitCode::SUCCESS)?);
+    }
     if arguments.print_metrics_reference {
         print!("{}", bitcoind_exporter::metrics_reference());
         return Ok(ExitCode::SUCCESS);
