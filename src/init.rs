@@ -43,7 +43,7 @@ pub fn run() -> Result<ExitCode> {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) => match all.wait()? {
                 Signal::SIGCHLD => {}
-                // Gone already, perhaps: then there is nobody to tell.
+                // An error means that the child has ended already.
                 signal => drop(kill(child, signal)),
             },
             Ok(WaitStatus::Exited(pid, code)) if pid == child => {

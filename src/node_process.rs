@@ -77,7 +77,7 @@ impl Peer {
         Some(names.into_iter().any(|comm| comm == name))
     }
 
-    /// Resolves when it has ended; an error if that cannot be told.
+    /// Resolves when it has ended; an error if the system does not tell.
     pub async fn ended(self) -> io::Result<()> {
         let end = self.end.ok_or(io::ErrorKind::NotFound)?;
         sys::watched(end)?.readable().await.map(drop)
@@ -85,7 +85,7 @@ impl Peer {
 }
 
 /// All processes of this binary; without one, of all binaries that hold a node. Processes that we may not look into are
-/// told by their name alone.
+/// recognized by their name alone.
 pub fn candidates(binary: Option<&Path>) -> Result<Vec<Node>> {
     let file = binary.and_then(|path| path.metadata().ok()).map(|file| (file.dev(), file.ino()));
     let path = binary.map(|path| path.canonicalize().unwrap_or(path.into()));

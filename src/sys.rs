@@ -66,7 +66,9 @@ pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
         bail!("file descriptor {fd} is named twice");
     }
     if std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
-        bail!("file descriptor {fd} is not open; whoever started us must pass it without close-on-exec");
+        bail!(
+            "file descriptor {fd} is not open; the process that starts the exporter must pass it without close-on-exec"
+        );
     }
     taken.push(fd);
     // SAFETY: the descriptor is open, and nothing else in this process owns it: it was inherited (we are called

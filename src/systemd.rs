@@ -1,4 +1,4 @@
-//! File descriptors that we inherit, and what the service manager wants to hear.
+//! Inherited file descriptors, and notifications of the service manager.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};

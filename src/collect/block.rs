@@ -1,4 +1,4 @@
-//! Counting what a block holds, after the node got its answer and on a thread of its own.
+//! Counting the contents of blocks, on a thread of its own.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -70,7 +70,7 @@ impl Collector {
         }
     }
 
-    /// Shows that there is no node, for so long or until shutdown is requested.
+    /// Shows that there is no node, for this time or until shutdown is requested.
     pub async fn wait_without_node(self, why: &str, time: Duration) {
         self.context.status.set(State::Disconnected(why.to_string()));
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;

@@ -43,7 +43,7 @@ pub struct Context {
     pub config: Config,
     /// Set from the node's answers.
     pub metrics: Arc<Metrics>,
-    /// Is told about the connection and the last blocks.
+    /// The connection's state and the last blocks, for pages.
     pub status: Arc<Status>,
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,

@@ -9,7 +9,7 @@ use crate::ipc::BlockRef;
 pub struct Memory {
     /// Traffic by peer.
     pub peers: Peers,
-    /// The last tip that the node told.
+    /// The last tip that the node announced.
     pub last_tip: Option<BlockRef>,
     /// The tip up to which blocks are counted.
     pub counted_tip: Option<BlockRef>,

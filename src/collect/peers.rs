@@ -116,7 +116,8 @@ impl Peers {
     }
 }
 
-/// The smallest value that so many percent of the present ones do not exceed; nothing without values.
+/// The 50th, 90th and 100th percentile: the smallest value that this share of the values does not exceed. None without
+/// values.
 fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1], f64)> {
     let mut values: Vec<_> = values.collect();
     values.sort();
@@ -127,7 +128,7 @@ fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1]
         .collect()
 }
 
-/// The peers of a getpeerinfo answer; `None` if it is no such thing.
+/// The peers of a getpeerinfo answer; `None` if it is not a list.
 pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     use crate::ipc::{CONNECTION_TYPES, NETWORKS, TRANSPORTS};
     let known = |names: &[&'static str], name: &Value| {

@@ -20,7 +20,7 @@ use crate::status::State;
 /// How a session ended.
 #[derive(Debug)]
 pub enum End {
-    /// We were told to end.
+    /// Shutdown was requested.
     ShutdownRequested,
     /// The node said that it is going down.
     NodeShutDown,
@@ -28,7 +28,7 @@ pub enum End {
     Closed(Rc<str>),
     /// A call failed without which there is no going on.
     Failed(CallError),
-    /// The node missed so many polls one after the other, the last one for this reason.
+    /// The node missed this many polls in a row; why the last one failed.
     MissedPolls(u32, PollError),
     /// The guard could not be started.
     NoGuard(anyhow::Error),
@@ -42,7 +42,7 @@ impl End {
     /// All that [`reason`](Self::reason) gives.
     pub const REASONS: [&str; 4] = ["shutdown", "hung", "lost", "refused"];
 
-    /// The `reason` label; `None` where the exporter itself was told to end.
+    /// The `reason` label; `None` if shutdown was requested.
     pub fn reason(&self) -> Option<&'static str> {
         match self {
             End::ShutdownRequested => None,
@@ -57,7 +57,7 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::ShutdownRequested => f.write_str("told to end"),
+            End::ShutdownRequested => f.write_str("shutdown requested"),
             End::NodeShutDown => f.write_str("the node shut down"),
             End::Closed(why) => write!(f, "lost the node: {why}"),
             End::Failed(error @ CallError::TimedOut(_)) => write!(f, "gave the node up: {error}"),
@@ -193,7 +193,7 @@ pub(super) fn show_up(interfaces: &Interfaces, metrics: &Metrics) {
     metrics.exporter.interface.replace(interfaces.names().into_iter().map(|name| ([name], 1.0)));
 }
 
-/// Waits for the guard, which takes leave of the node; the node's word that it is shutting down is why it all ended.
+/// Waits for the guard, which takes leave of the node. A node that shuts down is why it all ended, whatever was noticed first.
 pub(super) async fn take_leave(guard: Option<Guard>, end: End) -> End {
     let Some(guard) = guard else { return end };
     match guard.leave().await && !matches!(end, End::ShutdownRequested) {

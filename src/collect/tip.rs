@@ -1,6 +1,6 @@
 //! The tip: a long poll on a thread of its own, always.
 //!
-//! It tells tip changes where there are no notifications, and it is the node's only word that it is shutting down.
+//! It reports tip changes where there are no notifications, and it is the only call that reports the node's shutdown.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ const TOLERATED: Duration = Duration::from_millis(100);
 /// answer costs it time. A walk counts those between.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Why there is no more news of the tip.
+/// Why the watch has ended.
 #[derive(Debug)]
 pub enum TipEnd {
     /// The node said so.
@@ -71,7 +71,7 @@ impl TipWatch {
         }
     }
 
-    /// Resolves when there is no more news; never without a watch.
+    /// Resolves when the watch has ended; never without a watch.
     pub async fn ended(watch: &mut Option<Self>) -> TipEnd {
         match watch {
             Some(TipWatch { task, .. }) => match task.await {
@@ -86,7 +86,7 @@ impl TipWatch {
 /// What the tip of an earlier connection means to this one.
 #[derive(Clone, Copy, PartialEq)]
 enum Reconnected {
-    /// The first tip of this connection was not told yet.
+    /// The first tip of this connection is not known yet.
     Now,
     /// The node came back at a lower height: after a crash it goes back to its last flush and connects the same blocks
     /// again, which is no reorganization. Until it is as high as before nothing is counted.
@@ -155,7 +155,7 @@ impl Follow {
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(asked.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
-                // A node that hangs is the polls' business; keep the long poll, it is our only warning.
+                // Polls detect a node that hangs. The long poll goes on: only it reports a shutdown.
                 Err(error) => {
                     if !failed_before {
                         warn!("waiting for a new tip failed: {error}; trying again until it works");

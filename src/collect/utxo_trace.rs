@@ -1,4 +1,4 @@
-//! The UTXO cache trace: when to have it. When it costs the node too much, the guard says.
+//! The UTXO cache trace: when to subscribe to it. The guard says when it costs the node too much.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -128,7 +128,7 @@ impl Trace {
     }
 }
 
-/// Counts what the guard tells.
+/// Counts the trace's events.
 pub struct Coins {
     exceeded: Rc<Notify>,
     counting: Rc<Cell<bool>>,

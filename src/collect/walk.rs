@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::ipc::{BlockRef, CallError, JsonRpc};
 
 /// Whether asking again is of no use: the node does not know the block (it is on another chain, or its block index was
-/// built anew) or the method, or what it tells makes no sense.
+/// built anew) or the method, or its answer is malformed.
 pub fn is_final(error: &CallError) -> bool {
     const BLOCK_NOT_FOUND: i64 = -5;
     const METHOD_NOT_FOUND: i64 = -32601;
@@ -35,7 +35,7 @@ const MAX_STEPS: i32 = 16;
 pub async fn walk(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<Walk, CallError> {
     let header = async |hash: &str| Header::read(json_rpc.call("getblockheader", json!([hash])).await?);
     // Where the new tip is far ahead, the node knows its ancestor: the active chain's block at that height. It is asked
-    // first: if the new tip is active after it was, then what it told is an ancestor.
+    // first: if the new tip is active after it was, then that block is an ancestor.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = match ahead > MAX_STEPS {
         true => json_rpc.call("getblockhash", json!([old.height])).await?.as_str().map(str::to_string),

@@ -20,7 +20,7 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Binds; an address in use is an error that says so, a socket file that nobody listens on any more is replaced.
+    /// Binds. An address in use is an error that says so; a socket file without a listener is replaced.
     pub fn bind(address: &Address) -> Result<Self> {
         match address {
             Address::Tcp(address) => {

@@ -31,7 +31,7 @@ pub trait Pages: Send + Sync + 'static {
 pub enum Access {
     /// All.
     Everything,
-    /// Those that tell whether the exporter runs, and whether it is ready.
+    /// Only `/livez` and `/readyz`, and their other names.
     Health,
 }
 
@@ -120,7 +120,7 @@ fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>
 
 /// Too many passwords wait to be checked.
 pub fn busy() -> Response<Full<Bytes>> {
-    /// Until those who are told to come again should do so.
+    /// Retry-After, in seconds.
     const RETRY_SECONDS: u32 = 10;
     Response::builder()
         .status(StatusCode::TOO_MANY_REQUESTS)

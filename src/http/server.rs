@@ -160,7 +160,7 @@ async fn serve<L>(
                 let _ = setsockopt(&stream, sockopt::RcvBuf, &SOCKET_BYTES);
                 let (place, watcher) = (connections.enter(ip(&from)), graceful.watcher());
                 tokio::spawn(serve_stream(stream, endpoint.clone(), pages.clone(), place, watcher));
-                // So that one that had to make room is closed before the next is accepted.
+                // Lets a connection that was closed for this one end before the next is accepted.
                 tokio::task::yield_now().await;
             }
             Err(error) => {

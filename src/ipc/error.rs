@@ -66,7 +66,7 @@ impl fmt::Display for CallError {
             CallError::Failed(text) => write!(f, "the node failed: {text}"),
             CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
             CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
-            CallError::Malformed(text) => write!(f, "the node's answer makes no sense: {text}"),
+            CallError::Malformed(text) => write!(f, "the node's answer is malformed: {text}"),
         }
     }
 }

@@ -95,8 +95,8 @@ impl Mining {
         Ok(call!(self.capability, is_initial_block_download_request)?.get()?.get_result())
     }
 
-    /// Waits until the tip is another than `current`, at most `timeout`, and returns the tip. `None` is the node's
-    /// word that it is shutting down.
+    /// Waits until the tip is not `current`, at most `timeout`, and returns the tip. `None` means that the node is
+    /// shutting down.
     pub async fn wait_tip_changed(
         &self,
         current: Hash,

@@ -113,7 +113,7 @@ impl NodeCounter {
 pub struct EventCounter(pub(super) Labeled<0, Counter>);
 
 impl EventCounter {
-    /// From here on events are seen.
+    /// Events are seen from now on: shows 0.
     pub fn start(&self) {
         self.inc_by(0);
     }
@@ -121,7 +121,7 @@ impl EventCounter {
     pub fn inc(&self) {
         self.inc_by(1);
     }
-    /// So many.
+    /// Adds `n` events.
     pub fn inc_by(&self, n: u64) {
         self.0.inc_by([], n);
     }

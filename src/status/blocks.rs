@@ -15,7 +15,7 @@ pub struct Block {
     pub hash: String,
     /// Its height.
     pub height: i32,
-    /// When it became the tip, Unix seconds; unknown of the one that was when we came.
+    /// When it became the tip, Unix seconds; unknown for the one that was the tip when the exporter connected.
     pub seen: Option<f64>,
     /// Transactions, coinbase included.
     pub transactions: Option<f64>,

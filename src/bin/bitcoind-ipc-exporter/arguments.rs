@@ -84,12 +84,12 @@ impl Program for Arguments {
 }
 
 impl Arguments {
-    /// Those of this process. Ends it where they are wrong, or ask for help.
+    /// Reads this process's arguments; exits if they are wrong or ask for help.
     pub fn of_process() -> Self {
         Self::read(std::env::args_os().map(spelled_for_clap)).unwrap_or_else(|error| error.exit())
     }
 
-    /// What the collector is to do.
+    /// The collector's settings.
     pub fn config(&self) -> Config {
         Config {
             poll_interval: self.poll_interval,
@@ -105,7 +105,7 @@ impl Arguments {
         Source::of(inherited, self.socket_path.clone(), self.datadir.as_deref(), &self.chain)
     }
 
-    /// Whether they do not say where the node is.
+    /// Whether no argument says where the node is.
     pub fn name_no_node(&self) -> bool {
         self.socket_path.is_none() && self.datadir.is_none()
     }

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         run()
     };
     result.unwrap_or_else(|error| {
-        // Logging may not have started, or may go where nobody looks.
+        // Logging may not have started, or may go elsewhere.
         eprintln!("bitcoind-ipc-exporter: {error:#}");
         ExitCode::FAILURE
     })

@@ -90,7 +90,7 @@ pub struct TipsSchedule {
 impl TipsSchedule {
     /// At least between two calls.
     const INTERVAL: Duration = Duration::from_secs(60);
-    /// The interval is at least so many times as long as the call took.
+    /// The interval is at least this many times the duration of the call.
     const SHARE: u32 = 1000;
 
     /// What was shown at the tip is no longer shown.

@@ -34,7 +34,7 @@ pub struct Polled {
 pub enum PollError {
     /// This call had no answer.
     NoAnswer(&'static str, CallError),
-    /// No call told the height of the tip.
+    /// No call gave the height of the tip.
     NoTip,
 }
 

@@ -33,7 +33,7 @@ pub enum Verdict {
     Busy,
 }
 
-/// Who may read, by name, with the bcrypt hashes of their passwords.
+/// The users, by name, with the bcrypt hashes of their passwords.
 pub struct Users {
     hashes: BTreeMap<String, String>,
     remembered: Arc<Remembered>,
@@ -193,7 +193,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The address, or of IPv6 the network: whoever has an address has 2^64 of them.
+/// The address, or for IPv6 its /64 network: one client usually has all of those addresses.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -252,7 +252,7 @@ mod tests {
         let users = Arc::new(users(&[("prom", "secret", 8)]));
         let address = |last: u8| Some(IpAddr::from([192, 0, 2, last]));
         assert_eq!(asks(&users, &basic("prom:secret"), address(1)).await, Verdict::Permitted);
-        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // nobody gets on
+        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // no check can begin
         let guess = |number: usize, from| {
             let users = users.clone();
             let header = basic(&format!("prom:{number}"));

@@ -116,7 +116,7 @@ impl WebConfig {
         &self.headers
     }
 
-    /// Who is permitted.
+    /// The users that are permitted.
     pub(super) fn users(&self) -> &Users {
         &self.users
     }
