@@ -135,14 +135,16 @@ impl Session {
             polls_sender,
         )));
         let mut tip = TipWatch::start(&self.interfaces, &self.waiting, &context, new_tip);
-        let mut subscriptions = Subscriptions::new(&self.interfaces, &self.subscribing, &context);
+        // Without a guard nobody would end a subscription: then nothing is subscribed to.
+        let offered = if self.guard.is_some() { self.interfaces.clone() } else { Rc::default() };
+        let mut subscriptions = Subscriptions::new(&offered, &self.subscribing, &context);
         let mut missed = 0;
         let mut run_delay = Duration::ZERO;
         if let Some(guard) = &mut self.guard {
             guard.read(count_notices(context.clone(), subscriptions.trace.coins(metrics)));
-            if let Err(error) = subscriptions.start_chain(&mut tip).await {
-                return error.into();
-            }
+        }
+        if let Err(error) = subscriptions.start_chain(&mut tip).await {
+            return error.into();
         }
         loop {
             tokio::select! {

@@ -94,7 +94,7 @@ impl Serving {
     /// Accepts no more connections, answers what was asked, and returns after half a second at the latest.
     pub fn finish(self) {
         drop(self.end);
-        let _ = self.ended.recv();
+        let _ = self.ended.recv_timeout(FINISH_TIME);
     }
 }
 
