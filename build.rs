@@ -98,10 +98,11 @@ mod bpf {
         }
     }
 
-    /// Where Debian keeps the headers that differ by machine.
+    /// Where Debian keeps the headers that differ by machine: those of this one, and those for cross-compiling.
     fn headers() -> Option<String> {
         let machine = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
-        let path = format!("/usr/include/{machine}-linux-gnu");
-        Path::new(&path).exists().then(|| format!("-I{path}"))
+        let paths =
+            [format!("/usr/include/{machine}-linux-gnu"), format!("/usr/{machine}-linux-gnu/include")];
+        paths.iter().find(|path| Path::new(path).exists()).map(|path| format!("-I{path}"))
     }
 }

@@ -5,6 +5,7 @@
  *   [repeat THREADS TIMES] winner HEIGHT MECHANISM PEER
  *   [repeat THREADS TIMES] time HEIGHT UDP_NS UDP_PEER COMPACT_NS COMPACT_PEER
  *   [repeat THREADS TIMES] detail MISSING BYTES MEMPOOL TOTAL ALL      (with -DDETAIL)
+ *   [repeat THREADS TIMES] standard NUMBER NUMBER NUMBER NUMBER NUMBER TEXT TEXT   (with -DSTANDARD)
  *
  * and says `fired` after each. */
 #define _SDT_HAS_SEMAPHORES 1
@@ -17,16 +18,60 @@
 #include <sys/sdt.h>
 
 #define SEMAPHORE(name) \
-	__extension__ volatile unsigned short udp_##name##_semaphore __attribute__((unused, section(".probes")))
+	__extension__ volatile unsigned short name##_semaphore __attribute__((unused, section(".probes")))
+/* As a node does: nothing before somebody has attached. */
+#define FIRE(arguments, provider, name, ...)   \
+	if (provider##_##name##_semaphore)     \
+		STAP_PROBE##arguments(provider, name, __VA_ARGS__)
 
 #ifndef NONE
-SEMAPHORE(block_reconstructed);
-SEMAPHORE(block_send_start);
-SEMAPHORE(block_race_winner);
-SEMAPHORE(block_race_time);
+SEMAPHORE(udp_block_reconstructed);
+SEMAPHORE(udp_block_send_start);
+SEMAPHORE(udp_block_race_winner);
+SEMAPHORE(udp_block_race_time);
 #ifdef DETAIL
-SEMAPHORE(block_reconstruction_detail);
+SEMAPHORE(udp_block_reconstruction_detail);
 #endif
+#endif
+
+#ifdef STANDARD
+SEMAPHORE(validation_block_connected);
+SEMAPHORE(utxocache_add);
+SEMAPHORE(utxocache_spent);
+SEMAPHORE(utxocache_uncache);
+SEMAPHORE(utxocache_flush);
+SEMAPHORE(mempool_added);
+SEMAPHORE(mempool_removed);
+SEMAPHORE(mempool_replaced);
+SEMAPHORE(mempool_rejected);
+SEMAPHORE(net_inbound_message);
+SEMAPHORE(net_outbound_message);
+SEMAPHORE(net_inbound_connection);
+SEMAPHORE(net_outbound_connection);
+SEMAPHORE(net_closed_connection);
+SEMAPHORE(net_evicted_inbound_connection);
+SEMAPHORE(net_misbehaving_connection);
+
+/* Each standard tracepoint once. */
+static __attribute__((noinline)) void fire_standard(const void *hash, const char (*texts)[128], const int64_t *n)
+{
+	FIRE(6, validation, block_connected, hash, (int32_t)n[0], (uint64_t)n[1], (int32_t)n[2], (uint64_t)n[3], n[4]);
+	FIRE(5, utxocache, add, hash, (uint32_t)n[0], (uint32_t)n[1], n[2], (bool)0);
+	FIRE(5, utxocache, spent, hash, (uint32_t)n[0], (uint32_t)n[1], n[2], (bool)0);
+	FIRE(5, utxocache, uncache, hash, (uint32_t)n[0], (uint32_t)n[1], n[2], (bool)0);
+	FIRE(5, utxocache, flush, n[4], (uint32_t)n[0], (uint64_t)n[1], (uint64_t)n[2], (bool)0);
+	FIRE(3, mempool, added, hash, (int32_t)n[0], n[1]);
+	FIRE(5, mempool, removed, hash, texts[0], (int32_t)n[0], n[1], (uint64_t)n[2]);
+	FIRE(3, mempool, replaced, hash, (int32_t)n[0], n[1]);
+	FIRE(2, mempool, rejected, hash, texts[1]);
+	FIRE(6, net, inbound_message, n[0], texts[1], texts[1], texts[0], (uint64_t)n[1], hash);
+	FIRE(6, net, outbound_message, n[0], texts[1], texts[1], texts[0], (uint64_t)n[1], hash);
+	FIRE(5, net, inbound_connection, n[0], texts[1], texts[1], (uint32_t)n[3], (uint64_t)n[1]);
+	FIRE(5, net, outbound_connection, n[0], texts[1], texts[1], (uint32_t)n[3], (uint64_t)n[1]);
+	FIRE(5, net, closed_connection, n[0], texts[1], texts[1], (uint32_t)n[3], (uint64_t)n[1]);
+	FIRE(5, net, evicted_inbound_connection, n[0], texts[1], texts[1], (uint32_t)n[3], (uint64_t)n[1]);
+	FIRE(2, net, misbehaving_connection, n[0], texts[1]);
+}
 #endif
 
 struct event {
@@ -36,7 +81,13 @@ struct event {
 	long times;
 };
 
-/* On the heap: operands that name a symbol are not understood by tracers. */
+#ifdef UNREADABLE
+int64_t sent; /* its operand names a symbol, which tracers do not understand */
+#define SENT sent
+#else
+#define SENT hash
+#endif
+
 static __attribute__((noinline)) void fire(const struct event *event)
 {
 	const unsigned char *hash = event->hash;
@@ -44,22 +95,25 @@ static __attribute__((noinline)) void fire(const struct event *event)
 	const int64_t *numbers = event->numbers;
 	const char (*texts)[128] = event->texts;
 
-
 #ifndef NONE
-	if (!strcmp(what, "reconstructed") && udp_block_reconstructed_semaphore)
-		STAP_PROBE6(udp, block_reconstructed, hash, texts[0], (uint32_t)numbers[0], (uint32_t)numbers[1],
-			    (uint64_t)numbers[2], numbers[3]);
-	if (!strcmp(what, "send") && udp_block_send_start_semaphore)
-		STAP_PROBE1(udp, block_send_start, hash);
-	if (!strcmp(what, "winner") && udp_block_race_winner_semaphore)
-		STAP_PROBE4(udp, block_race_winner, hash, (int32_t)numbers[0], texts[0], texts[1]);
-	if (!strcmp(what, "time") && udp_block_race_time_semaphore)
-		STAP_PROBE6(udp, block_race_time, hash, (int32_t)numbers[0], numbers[1], texts[0], numbers[2], texts[1]);
+	if (!strcmp(what, "reconstructed"))
+		FIRE(6, udp, block_reconstructed, hash, texts[0], (uint32_t)numbers[0], (uint32_t)numbers[1],
+		     (uint64_t)numbers[2], numbers[3]);
+	if (!strcmp(what, "send"))
+		FIRE(1, udp, block_send_start, SENT);
+	if (!strcmp(what, "winner"))
+		FIRE(4, udp, block_race_winner, hash, (int32_t)numbers[0], texts[0], texts[1]);
+	if (!strcmp(what, "time"))
+		FIRE(6, udp, block_race_time, hash, (int32_t)numbers[0], numbers[1], texts[0], numbers[2], texts[1]);
 #ifdef DETAIL
-	if (!strcmp(what, "detail") && udp_block_reconstruction_detail_semaphore)
-		STAP_PROBE7(udp, block_reconstruction_detail, hash, 0, (uint64_t)numbers[0], (uint64_t)numbers[1],
-			    (uint64_t)numbers[2], (uint64_t)numbers[3], (bool)numbers[4]);
+	if (!strcmp(what, "detail"))
+		FIRE(7, udp, block_reconstruction_detail, hash, 0, (uint64_t)numbers[0], (uint64_t)numbers[1],
+		     (uint64_t)numbers[2], (uint64_t)numbers[3], (bool)numbers[4]);
 #endif
+#endif
+#ifdef STANDARD
+	if (!strcmp(what, "standard"))
+		fire_standard(hash, texts, numbers);
 #endif
 }
 
@@ -77,6 +131,7 @@ static bool understood(const char *line, struct event *event)
 		"%31s %ld %127s %127s",        /* winner */
 		"%31s %ld %ld %127s %ld %127s",/* time */
 		"%31s %ld %ld %ld %ld %ld",    /* detail, send */
+		"%31s %ld %ld %ld %ld %ld %127s %127s", /* standard */
 	};
 	int64_t *n = event->numbers;
 	char *what = event->what, (*texts)[128] = event->texts;
@@ -90,6 +145,8 @@ static bool understood(const char *line, struct event *event)
 		return sscanf(line, formats[2], what, n, n + 1, texts[0], n + 2, texts[1]) == 6;
 	if (!strcmp(what, "detail"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3, n + 4) == 6;
+	if (!strcmp(what, "standard"))
+		return sscanf(line, formats[4], what, n, n + 1, n + 2, n + 3, n + 4, texts[0], texts[1]) == 8;
 	return !strcmp(what, "send");
 }
 

@@ -19,9 +19,10 @@ impl Buckets {
         Buckets { unit, bounds }
     }
 
-    /// Bounds as the programs compare with them. The first unused one takes all that is larger than the others.
+    /// Bounds as the programs compare with them. No value is larger than an unused one, so that the first of these takes all
+    /// that is larger than the others.
     pub fn for_programs(&self) -> [u64; BOUNDS] {
-        let mut scaled = [u64::MAX; BOUNDS];
+        let mut scaled = [i64::MAX as u64; BOUNDS];
         for (scaled, bound) in scaled.iter_mut().zip(self.bounds) {
             *scaled = (bound * self.unit).round() as u64;
         }

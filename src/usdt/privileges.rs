@@ -24,13 +24,9 @@ pub(super) fn missing() -> Option<anyhow::Error> {
 
 /// Whether this kernel can do what we need.
 pub fn check_kernel() -> Result<()> {
-    for (file, what) in [
-        ("/sys/bus/event_source/devices/uprobe/type", "uprobes (CONFIG_UPROBE_EVENTS)"),
-        ("/sys/kernel/btf/vmlinux", "type information (CONFIG_DEBUG_INFO_BTF)"),
-    ] {
-        std::fs::metadata(file).with_context(|| {
-            format!("this kernel has no {what}; Linux 5.8 or later with it is needed ({file})")
-        })?;
-    }
+    const UPROBES: &str = "/sys/bus/event_source/devices/uprobe/type";
+    std::fs::metadata(UPROBES).with_context(|| {
+        format!("this kernel has no uprobes (CONFIG_UPROBE_EVENTS); Linux 5.10 or later with them is needed ({UPROBES})")
+    })?;
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! The BPF programs: loading them, and attaching them to a node's tracepoints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapHandle, PrintLevel};
 use prometheus_client::collector::Collector;
@@ -31,9 +31,8 @@ impl Functions {
         Functions {
             load: load::<S>,
             tracepoints: || {
-                let object = open::<S>()?;
-                let programs = object.open_object().progs();
-                Ok(programs.map(|it| probe_name(S::PROVIDER, it.name().to_string_lossy())).collect())
+                let names = names(&open::<S>(|_| true)?);
+                Ok(names.into_iter().map(|name| probe_name(S::PROVIDER, name)).collect())
             },
             feeds: |tracepoint| {
                 let fed = S::FAMILIES.iter().filter(|family| family.sources.contains(&tracepoint));
@@ -80,6 +79,8 @@ pub(super) type LogEvent = fn(&[u8]);
 struct Loaded {
     provider: &'static str,
     skeleton: Box<dyn Skel<'static>>,
+    /// Programs that the kernel refused, and why.
+    refused: BTreeMap<String, String>,
     subject: Arc<dyn Erased>,
     log: LogEvent,
 }
@@ -120,7 +121,7 @@ impl Programs {
     /// Loads the programs of these subjects into the kernel.
     pub fn load(subjects: &[Subject]) -> Result<Self> {
         quiet_libbpf();
-        let loaded = subjects.iter().map(|subject| (subject.functions().load)().map_err(explain));
+        let loaded = subjects.iter().map(|subject| (subject.functions().load)());
         Ok(Programs {
             loaded: loaded.collect::<Result<_>>()?,
             links: Vec::new(),
@@ -131,13 +132,15 @@ impl Programs {
     /// Attaches to a process's tracepoints, in the order of the BPF files; `binary` is its file.
     pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<Attached> {
         let mut attached = Vec::new();
-        for Loaded { provider, skeleton, .. } in &mut self.loaded {
+        for Loaded { provider, skeleton, refused, .. } in &mut self.loaded {
             for program in skeleton.object_mut().progs_mut() {
                 let tracepoint = program.name().to_string_lossy();
-                let name = probe_name(provider, &tracepoint);
-                let result = program.attach_usdt(pid, binary, *provider, &*tracepoint);
-                let result = result.map(|link| self.links.push(link)).map_err(|error| explain(error.into()));
-                attached.push(Attached { name, result });
+                let result = match refused.get(&*tracepoint) {
+                    Some(why) => Err(anyhow!("{why}")),
+                    None => program.attach_usdt(pid, binary, *provider, &*tracepoint).map_err(explain),
+                };
+                let result = result.map(|link| self.links.push(link));
+                attached.push(Attached { name: probe_name(provider, &tracepoint), result });
             }
         }
         let names = attached.iter().filter(|it| it.result.is_ok()).map(|it| it.name.clone());
@@ -177,47 +180,109 @@ impl Programs {
     }
 }
 
+/// A program that the kernel refuses costs only itself.
 fn load<S: Tracepoints>() -> Result<Loaded> {
-    let mut programs = open::<S>()?;
-    S::configure(&mut programs);
-    let skeleton = programs.load()?;
+    let mut refused = BTreeMap::new();
+    let skeleton = match open::<S>(|_| true)?.load() {
+        Ok(skeleton) => skeleton,
+        Err(error) if is_forbidden(&error) => return Err(explain(error)),
+        Err(error) => {
+            // libbpf gives up at the first.
+            debug!("not all programs of {} can be loaded: {:#}", S::PROVIDER, explain(error));
+            for name in names(&open::<S>(|_| true)?) {
+                if let Err(error) = open::<S>(|it| it == name)?.load() {
+                    refused.insert(name, format!("{:#}", explain(error)));
+                }
+            }
+            open::<S>(|name| !refused.contains_key(name))?.load().map_err(explain)?
+        }
+    };
     let subject = Arc::new(S::new(&skeleton)?);
-    Ok(Loaded { provider: S::PROVIDER, skeleton: Box::new(skeleton), subject, log: S::log })
+    Ok(Loaded { provider: S::PROVIDER, skeleton: Box::new(skeleton), refused, subject, log: S::log })
 }
 
-/// The memory of a skeleton's object is never given back: it lives as long as the process.
-fn open<S: Tracepoints>() -> Result<Opened<S>> {
-    Ok(S::Builder::default().open(Box::leak(Box::new(MaybeUninit::uninit())))?)
+/// The programs of a subject, of which those that are `wanted` will be loaded. The memory of a skeleton's object is never
+/// given back: it lives as long as the process.
+fn open<S: Tracepoints>(wanted: impl Fn(&str) -> bool) -> Result<Opened<S>> {
+    let mut opened =
+        S::Builder::default().open(Box::leak(Box::new(MaybeUninit::uninit()))).map_err(explain)?;
+    S::configure(&mut opened);
+    for mut program in opened.open_object_mut().progs_mut() {
+        let is_wanted = wanted(&program.name().to_string_lossy());
+        program.set_autoload(is_wanted);
+    }
+    Ok(opened)
 }
 
-/// What libbpf said last, for the next error.
-static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+fn names<'a>(opened: &impl OpenSkel<'a>) -> Vec<String> {
+    opened.open_object().progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
+}
+
+/// What libbpf said since the last error.
+static SAID: Mutex<Said> = Mutex::new(Said { warnings: Vec::new(), verifier: None });
+
+struct Said {
+    warnings: Vec<String>,
+    verifier: Option<String>,
+}
 
 fn quiet_libbpf() {
     fn keep(level: PrintLevel, text: String) {
         debug!("{}", text.trim_end());
-        let text = text.lines().next().unwrap_or_default().to_string();
-        if matches!(level, PrintLevel::Warn) {
-            let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            if said.len() < 5 {
-                said.push(text);
-            }
+        if !matches!(level, PrintLevel::Warn) {
+            return;
+        }
+        let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if text.contains("-- BEGIN PROG LOAD LOG --") {
+            said.verifier = Some(last_lines(&text));
+        } else if said.warnings.len() < 5 {
+            said.warnings.push(text.lines().next().unwrap_or_default().to_string());
         }
     }
     libbpf_rs::set_print(Some((PrintLevel::Info, keep)));
 }
 
+/// The end of a verifier's log, where it says what it refuses.
+fn last_lines(log: &str) -> String {
+    const LINES: usize = 3;
+    let lines =
+        log.lines().filter(|line| !line.contains("PROG LOAD LOG --") && !line.starts_with("processed "));
+    let lines: Vec<_> = lines.map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(LINES)..].join(" | ")
+}
+
+/// Whether it failed for want of a privilege.
+fn is_forbidden(error: &libbpf_rs::Error) -> bool {
+    error.kind() == libbpf_rs::ErrorKind::PermissionDenied && privileges::missing().is_some()
+}
+
 /// An error with what to do about it.
-fn explain(error: anyhow::Error) -> anyhow::Error {
-    let said = std::mem::take(&mut *SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-    let kind = error.chain().find_map(|cause| cause.downcast_ref::<libbpf_rs::Error>()).map(|it| it.kind());
-    if kind == Some(libbpf_rs::ErrorKind::PermissionDenied)
+fn explain(error: libbpf_rs::Error) -> anyhow::Error {
+    let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (warnings, verifier) = (std::mem::take(&mut said.warnings), said.verifier.take());
+    if error.kind() == libbpf_rs::ErrorKind::PermissionDenied
         && let Some(missing) = privileges::missing()
     {
         return missing;
     }
-    match said.is_empty() {
-        true => error,
-        false => error.context(said.join("; ")),
+    match (verifier, &warnings[..]) {
+        (Some(lines), _) => anyhow!("this kernel's verifier refuses the program: {lines}"),
+        (None, []) => error.into(),
+        (None, warnings) => anyhow::Error::from(error).context(warnings.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn of_a_verifiers_log_the_end_is_shown() {
+        let log = "libbpf: prog 'flush': -- BEGIN PROG LOAD LOG --\n0: (bf) r6 = r1\n; event->mode = 1;\n\
+                   98: (7b) *(u64 *)(r8 +0) = r1\nR8 invalid mem access 'ringbuf_mem_or_null'\n\
+                   processed 98 insns (limit 1000000) max_states_per_insn 0\n-- END PROG LOAD LOG --\n";
+        assert_eq!(
+            super::last_lines(log),
+            "; event->mode = 1; | 98: (7b) *(u64 *)(r8 +0) = r1 | R8 invalid mem access 'ringbuf_mem_or_null'"
+        );
+        assert_eq!(super::last_lines(""), "");
     }
 }

@@ -50,6 +50,7 @@ impl Target {
 /// For health checks: attached to a node, or why not.
 pub type Health = watch::Sender<Result<(), String>>;
 
+/// How long to wait before the node is looked for again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Attaches to a node; no tracepoint at all is an error.

@@ -79,14 +79,15 @@ static __always_inline void *single_value(void *map)
 			count_up(&errors->kind, 1);                  \
 	})
 
+/* The bucket is the number of bounds that are smaller than the value. It is found without a branch: of branches for each
+ * bound there would be so many paths that the verifiers of old kernels do not come to an end. */
 static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __u64 value)
 {
-	__u32 bucket = BOUNDS;
+	__u32 bucket = 0;
 
 #pragma unroll
-	for (int i = BOUNDS - 1; i >= 0; i--)
-		if (value <= bounds[i])
-			bucket = i;
+	for (int i = 0; i < BOUNDS; i++)
+		bucket += (bounds[i] - value) >> 63;
 	count_up(&histogram->sum, value);
 	count_up(&histogram->buckets[bucket & BOUNDS], 1);
 }
@@ -141,7 +142,8 @@ static __always_inline void string(struct pt_regs *ctx, int number, void *to, __
 	}                                                                                  \
 	static __always_inline void on_##name(struct pt_regs *ctx, struct counts *counts)
 
-/* Room for an event in `events_map`, zeroed; NULL, counted, if there is none. */
+/* Room for an event in `events_map`, zeroed; NULL, counted, if there is none. Test it at once: before Linux 6.2 or so the
+ * verifier forgets, behind other code, that a reservation was NULL. */
 #define RESERVE()                                                                                \
 	({                                                                                       \
 		struct event *event = bpf_ringbuf_reserve(&events_map, sizeof(struct event), 0); \

@@ -55,13 +55,14 @@ TRACEPOINT(flush)
 {
 	struct last_flush *last = single_value(&last_flush_map);
 	__u64 duration = argument(ctx, 1);
-	struct event *event = RESERVE();
+	struct event *event;
 
 	observe(&counts->flush_us, flush_us_bounds, duration);
 	if (last) {
 		set(&last->coins, argument(ctx, 3));
 		set(&last->bytes, argument(ctx, 4));
 	}
+	event = RESERVE();
 	if (!event)
 		return;
 	event->duration_us = duration;

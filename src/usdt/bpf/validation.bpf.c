@@ -26,14 +26,15 @@ const volatile __u64 sigop_bounds[BOUNDS];
 
 TRACEPOINT(block_connected)
 {
-	struct event *event = RESERVE();
 	__s64 txs = argument(ctx, 3), inputs = argument(ctx, 4);
 	__s64 sigops = argument(ctx, 5), duration = argument(ctx, 6);
+	struct event *event;
 
 	observe(&counts->duration_ns, duration_ns_bounds, duration);
 	observe(&counts->txs, tx_bounds, txs);
 	observe(&counts->inputs, input_bounds, inputs);
 	observe(&counts->sigops, sigop_bounds, sigops);
+	event = RESERVE();
 	if (!event)
 		return;
 	event->height = argument(ctx, 2);

@@ -1,0 +1,173 @@
+//! Every BPF program on real kernels: loaded, attached to a program with all tracepoints, and counted, in Debian's kernels
+//! under QEMU.
+//!
+//! Needs $KERNELS, a folder that `integration-tests/kernels/fetch` makes, and for arm64 $EXPORTER_ARM64, the exporter that
+//! `integration-tests/kernels/cross-build` makes. What is not there is skipped, and says so.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use libtest_mimic::{Arguments, Trial};
+
+const COMMANDS: &str = "\
+reconstructed source 5 7 2 1000
+send
+winner 800000 FIBRE/UDP peer
+time 800000 1000000 a 26000000 b
+detail 3 1234 2497 2500 1
+standard 1 2 3 4 5000000 block text
+";
+
+/// What the exporter shows after these commands, of each tracepoint something that is not 0; the label `node` is left out.
+const SAMPLES: &str = r#"
+    fibre_exporter_probes_attached 21
+    fibre_exporter_errors_total{error_type="argument"} 0
+    fibre_exporter_errors_total{error_type="unreadable"} 0
+    fibre_exporter_errors_total{error_type="lost"} 0
+    fibre_block_reconstruction_duration_seconds_sum 0.001
+    fibre_block_reconstruction_duration_seconds_bucket{le="0.001"} 1
+    fibre_chunks_received_total 7
+    fibre_blocks_sent_total 1
+    fibre_block_deliveries_total{mechanism="fibre_udp",peer="peer"} 1
+    fibre_race_margin_seconds_sum{winner="fibre_udp"} 0.025
+    fibre_last_block_height 800000
+    fibre_block_missing_tx_bytes_sum 1234.0
+    bitcoin_block_inputs_sum 3.0
+    bitcoin_block_connection_duration_seconds_sum 0.005
+    bitcoin_block_connection_duration_seconds_bucket{le="0.0025"} 0
+    bitcoin_block_connection_duration_seconds_bucket{le="0.005"} 1
+    bitcoin_p2p_message_bytes_total{direction="in",type="block"} 2
+    bitcoin_p2p_message_bytes_total{direction="out",type="block"} 2
+    bitcoin_connections_opened_total{direction="in",network="i2p"} 1
+    bitcoin_connections_opened_total{direction="out",network="i2p"} 1
+    bitcoin_connections{direction="in"} 2
+    bitcoin_connections{direction="out"} 1
+    bitcoin_connections_closed_total{network="i2p"} 1
+    bitcoin_connections_evicted_total 1
+    bitcoin_connections_misbehaving_total 1
+    bitcoin_mempool_added_fees_satoshis_total 2
+    bitcoin_mempool_tx_removed_total{reason="block"} 1
+    bitcoin_mempool_tx_replaced_total 1
+    bitcoin_mempool_tx_rejected_total{reason="text"} 1
+    bitcoin_utxo_cache_add_value_total 3
+    bitcoin_utxo_cache_spend_value_total 3
+    bitcoin_utxo_cache_uncache_value_total 3
+    bitcoin_utxo_cache_flush_duration_seconds_sum 5.0
+    bitcoin_utxo_cache_flush_bytes 3
+"#;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Guests beside each other take longer, in sum, than one after the other.
+    arguments.test_threads = Some(1);
+    let test = |name: &str, kernel: &'static str, test: fn(&Kernel)| {
+        let kernel = Kernel::new(kernel);
+        let missing = kernel.missing();
+        if let Some(missing) = &missing {
+            eprintln!("SKIPPED, and counted as ignored: {name}: {missing}");
+        }
+        Trial::test(name, move || {
+            test(&kernel);
+            Ok(())
+        })
+        .with_ignored_flag(missing.is_some())
+    };
+    let tests = vec![
+        test("linux_5_10_counts_all", "bullseye-amd64", counts_all),
+        test("linux_6_1_counts_all", "bookworm-amd64", counts_all),
+        test("linux_6_12_counts_all", "trixie-amd64", counts_all),
+        test("linux_6_1_on_arm64_counts_all", "bookworm-arm64", counts_all),
+        test("linux_6_12_on_arm64_counts_all", "trixie-arm64", counts_all),
+        test("a_kernel_without_type_information_counts_all", "bookworm-amd64", without_type_information),
+        test("a_program_that_the_kernel_refuses_costs_only_itself", "trixie-amd64", refused),
+    ];
+    libtest_mimic::run(&arguments, tests).exit_code()
+}
+
+/// A kernel and what runs on it.
+struct Kernel {
+    folder: Option<PathBuf>,
+    exporter: Option<PathBuf>,
+    compiler: &'static str,
+}
+
+impl Kernel {
+    fn new(name: &str) -> Self {
+        let folder = std::env::var_os("KERNELS").map(|kernels| Path::new(&kernels).join(name));
+        if name.ends_with("-arm64") {
+            let exporter = std::env::var_os("EXPORTER_ARM64").map(PathBuf::from);
+            return Kernel { folder, exporter, compiler: "aarch64-linux-gnu-gcc" };
+        }
+        Kernel { folder, exporter: Some(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter").into()), compiler: "cc" }
+    }
+
+    fn missing(&self) -> Option<&'static str> {
+        match self {
+            Kernel { folder: None, .. } => Some("set KERNELS=$(integration-tests/kernels/fetch)"),
+            Kernel { exporter: None, .. } => {
+                Some("set EXPORTER_ARM64=$(integration-tests/kernels/cross-build)")
+            }
+            _ => None,
+        }
+    }
+
+    /// Boots it with these variables; what the exporter shows, and what it said.
+    fn boot(&self, variables: &[&str]) -> (String, String) {
+        let (Some(folder), Some(exporter)) = (&self.folder, &self.exporter) else { unreachable!("checked") };
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let program = dir.join(format!("tracepoints-{}", self.compiler));
+        let mut compiler = Command::new(self.compiler);
+        compiler.args(["-O2", "-pthread", "-DDETAIL", "-DSTANDARD", "-o"]).arg(&program);
+        // The header is the same for all machines.
+        compiler.args(["-idirafter", "/usr/include/x86_64-linux-gnu"]);
+        compiler.arg(root.join("integration-tests/usdt/fixture.c"));
+        assert!(compiler.status().expect(self.compiler).success());
+
+        let mut boot = Command::new(root.join("integration-tests/kernels/boot"));
+        boot.arg(folder).arg(exporter).arg(&program).args(variables);
+        let mut boot = boot.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        boot.stdin.take().unwrap().write_all(COMMANDS.as_bytes()).unwrap();
+        let output = boot.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        assert!(output.status.success(), "{said}");
+        let (metrics, log) = said.split_once("\nlog:\n").unwrap_or_else(|| panic!("{said}"));
+        (metrics.replace("node=\"localhost\",", "").replace("{node=\"localhost\"}", ""), log.to_string())
+    }
+}
+
+fn counts_all(kernel: &Kernel) {
+    check(kernel, &[]);
+}
+
+fn without_type_information(kernel: &Kernel) {
+    check(kernel, &["HIDE_BTF=1"]);
+}
+
+fn check(kernel: &Kernel, variables: &[&str]) {
+    let (metrics, log) = kernel.boot(variables);
+    for sample in SAMPLES.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        assert!(metrics.lines().any(|line| line == sample), "{sample} in:\n{metrics}\nlog:\n{log}");
+    }
+    for event in ["block connected", "UTXO cache flushed", "block race won", "block reconstructed"] {
+        assert!(log.contains(event), "{event} in:\n{log}");
+    }
+}
+
+/// Under lockdown a kernel refuses all programs that read an argument.
+fn refused(kernel: &Kernel) {
+    let (metrics, log) = kernel.boot(&["lockdown=confidentiality"]);
+    for sample in [
+        "fibre_exporter_probes_attached 4",
+        "fibre_blocks_sent_total 1",
+        "bitcoin_mempool_tx_replaced_total 1",
+        "bitcoin_connections_evicted_total 1",
+        "bitcoin_connections_misbehaving_total 1",
+    ] {
+        assert!(metrics.lines().any(|line| line == sample), "{sample} in:\n{metrics}\nlog:\n{log}");
+    }
+    assert!(!metrics.contains("bitcoin_blocks_connected_total"), "{metrics}");
+    let failed = log.lines().find(|line| line.contains("✗ Failed: validation:block_connected"));
+    assert!(failed.is_some_and(|line| line.contains("cannot use helper bpf_probe_read")), "{log}");
+}
