@@ -156,3 +156,28 @@ pub fn a_binary_without_probes_is_refused_with_a_hint() {
         "{said}"
     );
 }
+
+pub fn a_probe_with_an_argument_that_cannot_be_read_costs_only_itself() {
+    let (_dir, mut fixture, exporter) = fibre(&["-DUNREADABLE"]);
+    fixture.fire("send");
+    fixture.fire("winner 1 FIBRE/UDP somebody");
+    assert_samples(
+        &exporter,
+        "fibre_exporter_probes_attached 3\nfibre_block_race_wins_total{mechanism=\"fibre_udp\"} 1",
+    );
+    assert!(!exporter.metrics().contains("fibre_blocks_sent_total"));
+    let pid = fixture.pid().to_string();
+    let mut list = crate::command();
+    list.args(["--tracepoints", "fibre", "--list-probes", "--pid", &pid]);
+    let output = list.stdout(std::process::Stdio::piped()).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let mut lines = table.lines().skip_while(|line| !line.starts_with("udp:block_send_start"));
+    let sent: Vec<_> = lines.next().unwrap().split_whitespace().take(3).collect();
+    assert_eq!(sent, ["udp:block_send_start", "yes", "no"], "{table}");
+    let reason = lines.next().unwrap().trim();
+    assert!(
+        reason.contains("@sent(%rip) cannot be read") || reason.contains("sent] cannot be read"),
+        "{table}"
+    );
+    assert_eq!(table.matches("cannot be read").count(), 1, "{table}");
+}

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         fibre::a_node_without_reconstruction_detail_has_no_metrics_of_it,
         fibre::a_million_events_from_four_threads_are_counted_exactly,
         fibre::what_peers_choose_does_not_grow_the_page,
+        fibre::a_probe_with_an_argument_that_cannot_be_read_costs_only_itself,
         fibre::a_binary_without_probes_is_refused_with_a_hint,
         life::a_node_that_restarts_is_attached_again_and_the_counts_go_on,
         life::an_exporter_that_was_started_first_waits_for_the_node,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use object::elf::{FileHeader64, NoteType};
+use object::elf::{self, FileHeader64, Machine, NoteType};
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadCache};
 
@@ -21,12 +21,18 @@ pub struct Site {
     pub name: String,
     /// Its arguments as compiled, `-8@%rbx 4@24(%rcx)`.
     pub arguments: String,
+    machine: Machine,
 }
 
 impl Site {
     /// `validation:block_connected`
     pub fn probe(&self) -> String {
         format!("{}:{}", self.provider, self.name)
+    }
+
+    /// Arguments that libbpf cannot read, because of which it does not attach to the tracepoint.
+    pub fn unreadable(&self) -> Vec<&str> {
+        operands(&self.arguments).into_iter().filter(|operand| !is_readable(self.machine, operand)).collect()
     }
 }
 
@@ -44,6 +50,7 @@ pub fn sites(path: &Path) -> Result<Vec<Site>> {
 fn read(data: &ReadCache<File>) -> object::Result<Vec<Site>> {
     let header = FileHeader64::<Endianness>::parse(data)?;
     let endian = header.endian()?;
+    let machine = header.e_machine(endian);
     let mut sites = Vec::new();
     for section in header.sections(endian, data)?.iter() {
         let Some(mut notes) = section.notes(endian, data)? else { continue };
@@ -53,11 +60,73 @@ fn read(data: &ReadCache<File>) -> object::Result<Vec<Site>> {
             {
                 let mut strings = strings.split(|&byte| byte == 0).map(String::from_utf8_lossy);
                 let mut next = || strings.next().unwrap_or_default().into_owned();
-                sites.push(Site { provider: next(), name: next(), arguments: next() });
+                sites.push(Site { provider: next(), name: next(), arguments: next(), machine });
             }
         }
     }
     Ok(sites)
+}
+
+/// The arguments of a note, each `SIZE@PLACE`. A place in brackets may have spaces in it.
+fn operands(arguments: &str) -> Vec<&str> {
+    let mut in_brackets = false;
+    let operands = arguments.split(|character: char| {
+        match character {
+            '[' => in_brackets = true,
+            ']' => in_brackets = false,
+            _ => {}
+        }
+        character.is_whitespace() && !in_brackets
+    });
+    operands.filter(|operand| !operand.is_empty()).collect()
+}
+
+/// Whether libbpf reads this operand: `parse_usdt_arg` of its usdt.c.
+fn is_readable(machine: Machine, operand: &str) -> bool {
+    let Some((size, place)) = operand.split_once('@') else { return false };
+    let is_number = |text: &str| text.trim().parse::<i64>().is_ok();
+    let is_sized = matches!(size.parse::<i8>().map(i8::unsigned_abs), Ok(1 | 2 | 4 | 8));
+    is_sized
+        && match machine {
+            elf::EM_X86_64 => match (place.strip_prefix('$'), place.strip_suffix(')')) {
+                (Some(constant), _) => is_number(constant),
+                (None, None) => is_x86_register(place),
+                (None, Some(address)) => {
+                    let (offset, registers) = address.split_once('(').unwrap_or_default();
+                    let mut registers = registers.split(',');
+                    (offset.is_empty() || is_number(offset))
+                        && registers.next().is_some_and(is_x86_register)
+                        && registers.next().is_none_or(is_x86_register)
+                        && registers.next().is_none_or(|scale| matches!(scale, "1" | "2" | "4" | "8"))
+                }
+            },
+            elf::EM_AARCH64 => match place.strip_prefix('[').and_then(|address| address.strip_suffix(']')) {
+                Some(address) => match address.split_once(',') {
+                    Some((register, offset)) => is_arm_register(register) && is_number(offset),
+                    None => is_arm_register(address),
+                },
+                None => is_number(place) || is_arm_register(place),
+            },
+            _ => false,
+        }
+}
+
+fn is_x86_register(text: &str) -> bool {
+    const NAMES: [&str; 34] = [
+        "rip", "eip", "rax", "eax", "ax", "al", "rbx", "ebx", "bx", "bl", "rcx", "ecx", "cx", "cl", "rdx",
+        "edx", "dx", "dl", "rsi", "esi", "si", "sil", "rdi", "edi", "di", "dil", "rbp", "ebp", "bp", "bpl",
+        "rsp", "esp", "sp", "spl",
+    ];
+    let Some(name) = text.trim().strip_prefix('%') else { return false };
+    let numbered = name.strip_suffix(['b', 'w', 'd']).unwrap_or(name).strip_prefix('r');
+    NAMES.contains(&name)
+        || numbered.and_then(|number| number.parse().ok()).is_some_and(|it| (8..16).contains(&it))
+}
+
+fn is_arm_register(text: &str) -> bool {
+    let text = text.trim();
+    text == "sp"
+        || text.strip_prefix('x').and_then(|number| number.parse().ok()).is_some_and(|it: u8| it < 31)
 }
 
 /// The table of `--list-probes`.
@@ -81,18 +150,78 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
     for subject in subjects {
         let functions = subject.functions();
         for name in (functions.tracepoints)()? {
-            let site = sites.iter().find(|site| site.probe() == name);
+            let sites: Vec<_> = sites.iter().filter(|site| site.probe() == name).collect();
             let is_attached =
                 attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == name && it.result.is_ok()));
             let yes = |is: bool| if is { "yes" } else { "no" };
             println!(
                 "{name:<36} {:<10} {:<10} {:<72} {}",
-                yes(site.is_some()),
+                yes(!sites.is_empty()),
                 yes(is_attached),
-                site.map_or("", |site| &site.arguments),
+                sites.first().map_or("", |site| &site.arguments),
                 (functions.feeds)(&name).join(" ")
             );
+            for site in sites.iter().skip(1) {
+                println!("{:58} {}", "", site.arguments);
+            }
+            for operand in sites.iter().flat_map(|site| site.unreadable()) {
+                println!("{:58} {operand} cannot be read", "");
+            }
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unreadable(machine: Machine, arguments: &str) -> Vec<String> {
+        let site = Site {
+            provider: "udp".into(),
+            name: "block_send_start".into(),
+            arguments: arguments.into(),
+            machine,
+        };
+        site.unreadable().into_iter().map(String::from).collect()
+    }
+
+    const NONE: [&str; 0] = [];
+
+    #[test]
+    fn operands_of_x86_are_read_but_for_symbols_and_vectors() {
+        let read = "8@%rax -4@%r10d 2@%r15w 1@%sil 8@%r9 -8@$-1 4@$71 8@(%rsp) 8@-96(%rbp,%rax,8) 1@(%r9,%rcx) 4@24(%rcx)";
+        assert_eq!(operands(read).len(), 11);
+        assert_eq!(unreadable(elf::EM_X86_64, read), NONE);
+        let not_read = [
+            "8@%xmm0",
+            "8@$hash",
+            "8@hash(%rip)",
+            "1@%ah",
+            "8@%r16",
+            "16@%rax",
+            "8@(%rax,%rbx,3)",
+            "%rax",
+            "8@%xr8",
+        ];
+        assert_eq!(unreadable(elf::EM_X86_64, &not_read.join(" ")), not_read);
+        assert_eq!(unreadable(elf::EM_X86_64, "8@%rax 8@%xmm1 4@%edx"), ["8@%xmm1"]);
+    }
+
+    #[test]
+    fn operands_of_aarch64_are_read_but_for_symbols_and_vectors() {
+        let read = "8@x0 -4@x30 8@sp 8@[sp] -4@[sp, 96] 1@[x19,-8] 4@5 -8@-1";
+        assert_eq!(operands(read).len(), 8);
+        assert_eq!(unreadable(elf::EM_AARCH64, read), NONE);
+        let not_read = ["-8@v0", "8@[x0, #:lo12:.LANCHOR0]", "8@x31", "4@w1", "8@[x0, x1]", "3@x0", "8@.LC0"];
+        assert_eq!(unreadable(elf::EM_AARCH64, &not_read.join(" ")), not_read);
+        assert_eq!(unreadable(elf::EM_AARCH64, "8@x0 -8@v0 8@[sp, 16]"), ["-8@v0"]);
+    }
+
+    #[test]
+    fn what_is_known_of_one_machine_is_not_of_another() {
+        assert_eq!(unreadable(elf::EM_X86_64, "8@x0"), ["8@x0"]);
+        assert_eq!(unreadable(elf::EM_AARCH64, "8@%rax"), ["8@%rax"]);
+        assert_eq!(unreadable(elf::EM_RISCV, "8@a0"), ["8@a0"]);
+    }
 }
