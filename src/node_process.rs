@@ -77,6 +77,13 @@ impl Peer {
         Some(names.into_iter().any(|comm| comm == name))
     }
 
+    /// Whether the node takes itself apart, by the name that its main thread has from then on; `None` if the process cannot be
+    /// seen.
+    pub fn is_shutting_down(&self) -> Option<bool> {
+        let stat = Process::new(self.pid?).and_then(|process| process.stat()).ok()?;
+        Some(stat.comm == "b-shutoff")
+    }
+
     /// Resolves when it has ended; an error if the system does not tell.
     pub async fn ended(self) -> io::Result<()> {
         let end = self.end.ok_or(io::ErrorKind::NotFound)?;

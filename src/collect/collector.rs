@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::net::UnixStream;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::context::Context;
 use super::handshake;
@@ -35,6 +35,7 @@ impl Collector {
     pub async fn run(self, mut source: Source) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
+        let mut said = String::new();
         loop {
             let Some(place) = shutdown.run_until_cancelled(self.guards.take()).await else { return Ok(()) };
             let Some(stream) = shutdown.run_until_cancelled(self.connect(&mut source)).await else {
@@ -42,9 +43,14 @@ impl Collector {
             };
             let connected = Instant::now();
             let node = Peer::of(&stream);
-            let end = match handshake::open_guarded(stream, place, &node, &self.context).await {
-                Ok(session) => session.run().await,
-                Err(end) => end,
+            let end = if node.is_shutting_down() == Some(true) {
+                drop(stream);
+                End::NodeShutDown
+            } else {
+                match handshake::open_guarded(stream, place, &node, &self.context).await {
+                    Ok(session) => session.run().await,
+                    Err(end) => end,
+                }
             };
             self.context.metrics.node_is_away();
             let Some(reason) = end.reason() else { return Ok(()) };
@@ -52,6 +58,7 @@ impl Collector {
             self.context.status.set(State::Disconnected(end.to_string()));
             if connected.elapsed() > Backoff::MAX {
                 backoff = Backoff::default();
+                said.clear();
             }
             if let End::NodeShutDown = end {
                 if self.context.config.exit_with_node || !source.can_reopen() {
@@ -62,7 +69,13 @@ impl Collector {
                 shutdown.run_until_cancelled(until_it_ended(node)).await;
             } else if source.can_reopen() {
                 let wait = backoff.next();
-                warn!(reason, "{end}; reconnecting in {:.1} s", wait.as_secs_f64());
+                let text = end.to_string();
+                if text == said {
+                    debug!(reason, "{end}; reconnecting in {:.1} s", wait.as_secs_f64());
+                } else {
+                    warn!(reason, "{end}; reconnecting in {:.1} s", wait.as_secs_f64());
+                    said = text;
+                }
                 shutdown.run_until_cancelled(tokio::time::sleep(wait)).await;
             } else {
                 return Err(anyhow!("{end}")).context(source.describe().to_string());

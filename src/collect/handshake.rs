@@ -1,14 +1,15 @@
 //! From a connected socket to a node that can be asked.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::net::UnixStream;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::context::{Context, UtxoTrace};
 use super::session::{End, Session, take_leave};
+use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
 use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Mining, Thread};
 use crate::node_process::Peer;
@@ -60,9 +61,18 @@ async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Resu
     let prepared = tokio::select! {
         prepared = prepare(&connection, node) => prepared,
         reason = connection.closed() => Err(End::Closed(reason)),
+        () = shutdown_of(node) => Err(End::NodeShutDown),
     };
     let (waiting, subscribing, interfaces) = prepared?;
     Ok(Prepared { connection, waiting, subscribing, interfaces })
+}
+
+/// Resolves when the node shuts down. It looks like one that is starting, and does not exit before we have left.
+async fn shutdown_of(node: &Peer) {
+    const INTERVAL: Duration = Duration::from_millis(50);
+    while node.is_shutting_down() != Some(true) {
+        tokio::time::sleep(INTERVAL).await;
+    }
 }
 
 async fn prepare(connection: &Connection, node: &Peer) -> Result<(Thread, Thread, Interfaces), End> {
@@ -73,18 +83,31 @@ async fn prepare(connection: &Connection, node: &Peer) -> Result<(Thread, Thread
     let subscribing = connection.thread("exporter-subscribe").await?.without_deadline();
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(End::NodeShutDown)?;
     match &interfaces.json_rpc {
-        Some(json_rpc) => wait_for_warmup(json_rpc).await?,
+        Some(json_rpc) => wait_for_warmup(json_rpc, node).await?,
         None => wait_for_message_handler(node).await,
     }
     // Answered when the chain state is loaded: no deadline.
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
     interfaces.mining = mining.map(|mining| mining.on(&polling));
+    if interfaces.mining.is_none() && interfaces.json_rpc.is_some() {
+        // Each node has it until it shuts down, which its process shows a moment later.
+        match node.is_shutting_down() {
+            Some(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            None => return Err(End::NodeShutDown),
+        }
+    }
     if !interfaces.tell_the_tip() {
-        wait_for_evidence(node).await;
+        wait_for_evidence(node).await?;
         interfaces.mining = Mining::discover_core30(connection, &polling).await?;
     }
     if !interfaces.tell_the_tip() {
         return Err(End::NothingOffered);
+    }
+    // Nothing else is asked of a node that is going down: estimatesmartfee would never be answered.
+    if let Some(mining) = &interfaces.mining
+        && let Ok(None) = mining.on(&waiting.patient(LONG_POLL)).wait_tip_changed(NO_BLOCK, LONG_POLL).await
+    {
+        return Err(End::NodeShutDown);
     }
     info!(
         offered = interfaces.names().join(","),
@@ -114,22 +137,23 @@ async fn wait_for_message_handler(node: &Peer) {
 }
 
 /// The same for Core 30, whose Mining interface does not wait either: it is not asked before its thread was seen.
-async fn wait_for_evidence(node: &Peer) {
-    if node.runs_thread(MESSAGE_HANDLER).is_none() {
-        warn!(
-            "this node (Bitcoin Core 30) cannot tell over IPC whether it has loaded its chain, and asking it too early \
-             makes it abort. Its thread {MESSAGE_HANDLER} would tell, but its process cannot be seen in /proc; not \
-             asking until it can. Run the exporter in the node's PID namespace (containers: --pid=host or \
-             --pid=container:NODE; systemd: no ProtectProc=)"
-        );
-    }
-    while node.runs_thread(MESSAGE_HANDLER) != Some(true) {
-        tokio::time::sleep(RETRY_INTERVAL).await;
+async fn wait_for_evidence(node: &Peer) -> Result<(), End> {
+    loop {
+        match node.runs_thread(MESSAGE_HANDLER) {
+            Some(true) => return Ok(()),
+            Some(false) => tokio::time::sleep(RETRY_INTERVAL).await,
+            None => return Err(End::NoEvidence),
+        }
     }
 }
 
 /// Core's warmup: it answers JSON-RPC with an error, and its other interfaces must not be asked.
-async fn wait_for_warmup(json_rpc: &JsonRpc) -> Result<(), CallError> {
+///
+/// A node that is shutting down can answer the same. Where its process cannot be seen it is given up after a while, because
+/// it does not exit before we have left.
+async fn wait_for_warmup(json_rpc: &JsonRpc, node: &Peer) -> Result<(), End> {
+    const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
+    let since = Instant::now();
     let mut said = false;
     loop {
         match json_rpc.call("uptime", json!([])).await {
@@ -138,8 +162,11 @@ async fn wait_for_warmup(json_rpc: &JsonRpc) -> Result<(), CallError> {
                     info!("the node is starting: {error}");
                     said = true;
                 }
+                if node.is_shutting_down().is_none() && since.elapsed() > MAX_BLIND_WAIT {
+                    return Err(End::Loading(error));
+                }
             }
-            Err(error @ (CallError::Disconnected(_) | CallError::TimedOut(_))) => return Err(error),
+            Err(error @ (CallError::Disconnected(_) | CallError::TimedOut(_))) => return Err(error.into()),
             _ => return Ok(()),
         }
         tokio::time::sleep(RETRY_INTERVAL).await;

@@ -36,6 +36,10 @@ pub enum End {
     NoNode(CallError),
     /// The node offers nothing that tells its tip.
     NothingOffered,
+    /// The node is starting, and its process cannot be seen.
+    Loading(CallError),
+    /// A node of Core 30 whose process cannot be seen.
+    NoEvidence,
 }
 
 impl End {
@@ -49,7 +53,7 @@ impl End {
             End::NodeShutDown => Some("shutdown"),
             End::MissedPolls(..) | End::Failed(CallError::TimedOut(_)) => Some("hung"),
             End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
-            End::NoNode(_) | End::NothingOffered => Some("refused"),
+            End::NoNode(_) | End::NothingOffered | End::Loading(_) | End::NoEvidence => Some("refused"),
         }
     }
 }
@@ -73,6 +77,13 @@ impl fmt::Display for End {
             End::NothingOffered => {
                 f.write_str("the node offers none of the interfaces Mining, Rpc, Chain and Node")
             }
+            End::Loading(error) => write!(f, "the node is starting: {error}"),
+            End::NoEvidence => f.write_str(
+                "this node (Bitcoin Core 30) cannot tell over IPC whether it has loaded its chain, and asking it too early \
+                 makes it abort. Its thread b-msghand would tell, but its process cannot be seen in /proc; not asking \
+                 until it can. Run the exporter in the node's PID namespace (containers: --pid=host or \
+                 --pid=container:NODE; systemd: no ProtectProc=)",
+            ),
         }
     }
 }
@@ -167,6 +178,7 @@ impl Session {
                     }
                     Err(why) => {
                         missed += 1;
+                        self.guard.iter().for_each(Guard::wake);
                         metrics.node_is_away();
                         context.status.set(State::Connected(format!("the last poll failed: {why}")));
                         if missed == 1 {

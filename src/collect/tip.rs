@@ -16,7 +16,10 @@ use crate::metrics::now;
 
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
 /// two of them within the time that a service manager gives us.
-const LONG_POLL: Duration = Duration::from_secs(1);
+pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
+
+/// The hash of no block: a long poll with it returns the present tip at once.
+pub(super) const NO_BLOCK: Hash = Hash([0; 32]);
 
 /// By how much a long poll may end too early before the rest is slept.
 const TOLERATED: Duration = Duration::from_millis(100);
@@ -120,12 +123,10 @@ impl Follow {
         if self.json_rpc.is_some() {
             self.context.metrics.blocks.uncounted_tip_changes.start();
         }
-        // The hash of no block: the first call returns the present tip at once.
-        const NONE: Hash = Hash([0; 32]);
         let mut known = None::<BlockRef>;
         let mut failing = false;
         loop {
-            let current = known.map_or(NONE, |tip| tip.hash);
+            let current = known.map_or(NO_BLOCK, |tip| tip.hash);
             let asked = Instant::now();
             let answer = self.mining.wait_tip_changed(current, LONG_POLL).await;
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
