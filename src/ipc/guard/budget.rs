@@ -19,12 +19,20 @@ pub struct Budget {
     began: Duration,
     last: Duration,
     waited: Duration,
+    /// The guard's run delay when it was looked at last in this burst.
+    run_delay: Option<Duration>,
 }
 
 impl Budget {
     /// `None` allows everything.
     pub fn new(allowed: Option<Duration>) -> Self {
-        Budget { allowed, began: Duration::ZERO, last: Duration::ZERO, waited: Duration::ZERO }
+        Budget {
+            allowed,
+            began: Duration::ZERO,
+            last: Duration::ZERO,
+            waited: Duration::ZERO,
+            run_delay: None,
+        }
     }
 
     /// A call arrives; `true` if the node has waited too long.
@@ -35,8 +43,16 @@ impl Budget {
         let gap = now.saturating_sub(std::mem::replace(&mut self.last, now));
         if gap <= BURST {
             self.waited += gap.min(LONGEST_ROUND_TRIP);
+        } else {
+            self.run_delay = None;
         }
         self.allowed.is_some_and(|allowed| self.waited > allowed)
+    }
+
+    /// What waited for a CPU (a quota, other tasks) is not the node's work. `total` is since the guard was started.
+    pub fn run_delay(&mut self, total: Duration) {
+        let before = self.run_delay.replace(total).unwrap_or(total);
+        self.waited += total.saturating_sub(before);
     }
 }
 
@@ -64,6 +80,17 @@ mod tests {
         assert_eq!(calls.filter(|&over| over).count(), 1000 - 237); // 9.5 ms are left
         assert!(!budget.call(start + PERIOD + Duration::from_micros(1)));
         assert_eq!(budget.waited, Duration::ZERO);
+    }
+
+    #[test]
+    fn waiting_for_a_cpu_counts_within_a_burst() {
+        let mut budget = Budget::new(Some(Duration::from_millis(50)));
+        let now = Duration::from_secs(1000);
+        budget.call(now);
+        budget.run_delay(Duration::from_secs(7)); // earlier
+        assert!(!budget.call(now + Duration::from_micros(40)));
+        budget.run_delay(Duration::from_millis(7060));
+        assert!(budget.call(now + Duration::from_millis(61)));
     }
 
     #[test]

@@ -150,15 +150,17 @@ impl EventQueue {
         Ok(EventQueue { socket, unsent: Outgoing::default(), blocked: false, dropped: 0 })
     }
 
-    /// Queues a callback, or counts it as dropped when the queue is full. `event` is told whether there is room for the
-    /// contents of a block, and gives nothing for a callback that is none of the exporter's business.
+    /// Queues a callback of this size, or counts it as dropped when the queue is full. `event` is told whether there is room
+    /// for the contents of a block, and gives nothing for a callback that is none of the exporter's business.
     pub fn queue<'a>(
         &mut self,
         waited: Duration,
+        size: usize,
         event: impl FnOnce(bool) -> capnp::Result<Option<Event<'a>>>,
     ) {
         let queued = self.unsent.len();
-        match event(queued < MAX_QUEUED_CONTENTS) {
+        let has_room = queued < MAX_QUEUED_CONTENTS && self.unsent.reserve(size).is_ok();
+        match event(has_room) {
             Ok(None) => {}
             Ok(Some(event)) if queued < MAX_QUEUED_BYTES => {
                 if self.dropped > 0 {
@@ -275,9 +277,9 @@ mod tests {
             Ok(Some(Event::Chain(ChainEvent::BlockConnected { height: 1, historical: false, data })))
         };
         let coin = |_| Ok(Some(Event::Coin(CoinEvent::Added(1))));
-        (0..20).for_each(|_| queue.queue(Duration::ZERO, block));
+        (0..20).for_each(|_| queue.queue(Duration::ZERO, 1 << 20, block));
         let full = (MAX_QUEUED_BYTES - queue.unsent.len()) / 7 + 10_000;
-        (0..full).for_each(|_| queue.queue(Duration::ZERO, coin));
+        (0..full).for_each(|_| queue.queue(Duration::ZERO, 100, coin));
         assert!(queue.unsent.len() <= MAX_QUEUED_BYTES + 64);
         let dropped = queue.dropped;
         assert!(dropped > 0);
@@ -302,7 +304,7 @@ mod tests {
             queue.unblock();
             queue.flush();
         }
-        queue.queue(Duration::ZERO, coin);
+        queue.queue(Duration::ZERO, 100, coin);
         queue.finish();
         let (whole, announced, coins, told) = reader.join().unwrap();
         assert_eq!((whole + announced, coins + told, told), (20, full as u64 + 1, dropped));

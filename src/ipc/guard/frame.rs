@@ -32,7 +32,7 @@ impl Frames {
 
     /// Reads what has arrived, once.
     pub fn fill(&mut self, mut from: impl Read) -> io::Result<Filled> {
-        self.make_room();
+        self.make_room()?;
         let buffer = Word::words_to_bytes_mut(&mut self.buffer);
         match from.read(&mut buffer[self.end..]) {
             Ok(0) => Ok(Filled::End),
@@ -78,13 +78,16 @@ impl Frames {
         }
     }
 
-    /// Moves what is left to the front, and grows to the size of the message that is arriving, never beyond.
-    fn make_room(&mut self) {
+    /// Moves what is left to the front, and grows to the size of the message that is arriving, never beyond. An
+    /// error is a lack of memory.
+    fn make_room(&mut self) -> io::Result<()> {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
         let wanted = length(&bytes[self.start..self.end], self.max_message_bytes).ok().flatten();
         let wanted = wanted.unwrap_or(0).max(BUFFER_BYTES);
         if wanted > bytes.len() {
+            // Tried first, because a lack of memory must not end the guard.
+            Vec::<u8>::new().try_reserve_exact(wanted).map_err(|_| io::ErrorKind::OutOfMemory)?;
             // Fresh memory of the system's is zero without being written to.
             let mut resized = Word::allocate_zeroed_vec(wanted / 8);
             Word::words_to_bytes_mut(&mut resized)[..left].copy_from_slice(&bytes[self.start..self.end]);
@@ -92,9 +95,10 @@ impl Frames {
         } else if self.start + wanted > bytes.len() || left == 0 {
             bytes.copy_within(self.start..self.end, 0);
         } else {
-            return;
+            return Ok(());
         }
         (self.start, self.end) = (0, left);
+        Ok(())
     }
 }
 
@@ -138,12 +142,19 @@ impl Outgoing {
     pub fn send(&mut self, mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
         if self.is_empty() {
             let sent = written(to.write(bytes))?;
+            self.reserve(bytes.len() - sent)?;
             self.bytes.extend(&bytes[sent..]);
             Ok(())
         } else {
+            self.reserve(bytes.len())?;
             self.bytes.extend(bytes);
             self.flush(to)
         }
+    }
+
+    /// Makes room for more bytes, if there is memory.
+    pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
+        self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
     /// Appends with `write` and sends nothing yet.
@@ -227,7 +238,7 @@ mod tests {
             let mut frames = Frames::new(MAX_MESSAGE_BYTES);
             frames.fill(&mut &table[..]).unwrap();
             assert!(frames.next().is_err());
-            frames.make_room();
+            frames.make_room().unwrap();
             assert_eq!(frames.buffer.len() * 8, BUFFER_BYTES);
         }
     }

@@ -29,6 +29,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::Child;
@@ -85,6 +87,8 @@ struct Told {
     /// What the node holds at present.
     subscriptions: RefCell<Vec<SubscriptionIds>>,
     node_shuts_down: Cell<bool>,
+    /// The guard was killed, and there is no other yet.
+    is_unguarded: Cell<bool>,
 }
 
 impl Guard {
@@ -107,8 +111,17 @@ impl Guard {
 
     /// How long the guard was ready to run and waited for a CPU, since it was started; `None` if the kernel does not tell.
     pub fn run_delay(&self) -> Option<Duration> {
-        let statistics = std::fs::read_to_string(format!("/proc/{}/schedstat", self.child.id()?)).ok()?;
-        Some(Duration::from_nanos(statistics.split_whitespace().nth(1)?.parse().ok()?))
+        process::run_delay(&self.child.id()?.to_string())
+    }
+
+    /// Continues the guard if somebody has stopped it: the node waits for it.
+    pub fn wake(&self) {
+        let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
+        let stat = procfs::process::Process::new(pid).and_then(|process| process.stat());
+        if stat.is_ok_and(|stat| stat.state == 'T') {
+            error!("the guard was stopped by a signal: do not stop it, the node waits for it; continued");
+            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
+        }
     }
 
     /// Gives each notice to `sink`, from here to the end of the connection.
@@ -143,9 +156,12 @@ impl Guard {
         const AT_MOST: Duration = Duration::from_secs(2);
         self.read(|_| ());
         let told = self.told.clone();
-        let seen_out = tokio::task::spawn_local(self.see_out());
-        if tokio::time::timeout(AT_MOST, seen_out).await.is_err() {
-            warn!("the node has not answered all calls; the guard waits for it, and ends by itself");
+        let mut seen_out = tokio::task::spawn_local(self.see_out());
+        while tokio::time::timeout(AT_MOST, &mut seen_out).await.is_err() {
+            if !told.is_unguarded.get() {
+                warn!("the node has not answered all calls; the guard waits for it, and ends by itself");
+                break;
+            }
         }
         told.node_shuts_down.get()
     }
@@ -159,17 +175,29 @@ impl Guard {
                 "the guard was killed by signal {signal}: do not kill it, the node can abort; another one takes leave of \
                  the node"
             );
-            // Our ends of its connections are closed at once.
-            match process::start(&self.node, None, Some(&self.told.subscriptions.borrow())) {
-                Ok(started) => self.child = started.child,
-                Err(error) => {
-                    error!(
-                        "{error:#}; the connection stays open, because closing it can make the node abort"
-                    );
-                    return std::mem::forget(self.node);
-                }
-            }
+            self.told.is_unguarded.set(true);
+            self.child = self.replacement().await;
+            self.told.is_unguarded.set(false);
         }
         drop(self.place);
+    }
+
+    /// Another guard, to take leave of the node. It may take a while until there is the memory for it.
+    async fn replacement(&self) -> Child {
+        const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+        let mut said = false;
+        loop {
+            let subscriptions = self.told.subscriptions.borrow().clone();
+            match process::start(&self.node, None, Some(&subscriptions)) {
+                // Our ends of its connections are closed at once.
+                Ok(started) => return started.child,
+                Err(error) if !said => {
+                    error!("{error:#}; trying again until it works: without a guard the node can abort");
+                    said = true;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
     }
 }

@@ -51,6 +51,12 @@ impl Peer {
         interest
     }
 
+    /// Reads on without understanding, until the other side has closed.
+    pub fn drain(&self) {
+        let _ = self.socket.set_nonblocking(false);
+        let _ = io::copy(&mut &self.socket, &mut io::sink());
+    }
+
     /// Ends the connection for both sides.
     pub fn close(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);

@@ -17,6 +17,7 @@ use super::frame::MAX_MESSAGE_BYTES;
 use super::ledger::{FromExporter, FromNode, Ledger};
 use super::message::{self, EmptyAnswer, Message};
 use super::peer::{Filled, Peer};
+use super::process;
 
 /// Limit on a message of the exporter's, which asks short questions.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -27,6 +28,10 @@ const MAX_UNSENT_BYTES: usize = 1 << 20;
 const COLLECT: Duration = Duration::from_millis(1);
 /// A block's memory is kept this long for the next one: taking new memory costs as much as reading the block.
 const KEEP_MEMORY: Duration = Duration::from_millis(200);
+/// Between attempts to get memory for a message of the node's.
+const MEMORY_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Between looks at how long the guard waited for a CPU.
+const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Relays until the node is gone, or leave of it was taken. `replaces` are the subscriptions that a killed guard left
 /// behind; then there is nothing to relay. An error says what was wrong with the node's messages.
@@ -48,8 +53,14 @@ pub fn relay(
         answer: EmptyAnswer::new(),
         burst: Burst::default(),
         large_at: Duration::ZERO,
+        run_delay_at: Duration::ZERO,
     };
     let ended = relay.run();
+    if ended.is_err() && relay.ledger.is_node() {
+        // A node that is not understood may still have subscriptions: closing would be its end.
+        relay.exporter.close();
+        relay.node.drain();
+    }
     relay.node.close();
     relay.events.finish();
     relay.exporter.close();
@@ -65,6 +76,8 @@ struct Relay {
     burst: Burst,
     /// When a large message of the node's arrived last.
     large_at: Duration,
+    /// When it was looked at how long the guard waited for a CPU.
+    run_delay_at: Duration,
 }
 
 impl Relay {
@@ -156,7 +169,14 @@ impl Relay {
             return Ok(Filled::Nothing);
         }
         let mut incoming = std::mem::take(&mut self.node.incoming);
-        let filled = self.node.fill(&mut incoming)?;
+        let filled = match self.node.fill(&mut incoming) {
+            // The node waits, and lives.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                std::thread::sleep(MEMORY_RETRY_INTERVAL);
+                Filled::Nothing
+            }
+            filled => filled?,
+        };
         while let Some(frame) = incoming.next()? {
             self.node_sent(frame, at)?;
         }
@@ -173,11 +193,18 @@ impl Relay {
         let message = Message::of(&opened).map_err(malformed)?;
         match (self.ledger.on_node(&message, at).map_err(malformed)?, &message) {
             (FromNode::AnswerCallback, Message::Call(call)) => {
+                if message::is_of_trace(call.method)
+                    && at.saturating_sub(self.run_delay_at) >= RUN_DELAY_INTERVAL
+                {
+                    self.run_delay_at = at;
+                    process::run_delay("self").into_iter().for_each(|total| self.ledger.run_delay(total));
+                }
                 self.node.send(self.answer.to(call.question))?;
                 let waited = now().saturating_sub(at);
                 self.burst.callback(at);
                 if !self.ledger.is_leaving() {
-                    self.events.queue(waited, |with_contents| Event::of_callback(call, with_contents));
+                    self.events
+                        .queue(waited, frame.len(), |with_contents| Event::of_callback(call, with_contents));
                 }
             }
             (FromNode::AnswerThread(question, thread), _) => {

@@ -438,13 +438,19 @@ fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
     let [Own::WaitTipChanged { question, tip, .. }] = &guard.calls()[..] else { panic!() };
     assert_eq!(tip, &OTHER_TIP);
     let question = *question;
-    // The same tip at once: the node did not wait, so the guard does.
+    // The same tip at once, as while it reorganizes: not deaf for long, or a shutdown would be missed.
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
-    guard.passes(LONG_POLL - Duration::from_millis(1));
+    guard.passes(MIN_POLL_INTERVAL - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     assert_eq!(guard.ledger.wait_at_most(guard.now), Some(Duration::from_millis(1)));
     guard.passes(Duration::from_millis(1));
+    let [Own::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
+    // With a subscription less long.
+    guard.subscribe();
+    guard.node(tip_results(question, Some(OTHER_TIP)));
+    guard.calls();
+    guard.passes(MIN_SUBSCRIBED_POLL_INTERVAL);
     let [Own::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
     // A failure.
     guard.node(failure(question, "no"));
