@@ -1,5 +1,6 @@
 //! Cap'n Proto's stream framing: whole messages out of bytes that arrive in pieces, and back.
 
+use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
 
 use capnp::Word;
@@ -21,21 +22,32 @@ pub struct Frames {
     /// Where the bytes that were read and not taken yet start and end.
     start: usize,
     end: usize,
+    /// Bytes to come of a message that there was no memory for.
+    skipped: usize,
     max_message_bytes: usize,
 }
 
 impl Frames {
     pub fn new(max_message_bytes: usize) -> Self {
         let buffer = Word::allocate_zeroed_vec(BUFFER_BYTES / 8);
-        Frames { buffer, start: 0, end: 0, max_message_bytes }
+        Frames { buffer, max_message_bytes, ..Frames::default() }
     }
 
     /// Reads what has arrived, once.
     pub fn fill(&mut self, mut from: impl Read) -> io::Result<Filled> {
-        self.make_room()?;
+        if self.make_room().is_err() {
+            self.truncate();
+            return Ok(Filled::Read);
+        }
         let buffer = Word::words_to_bytes_mut(&mut self.buffer);
-        match from.read(&mut buffer[self.end..]) {
+        let skips = self.skipped > 0 && self.start == self.end;
+        let room = if skips { 0..self.skipped.min(buffer.len()) } else { self.end..buffer.len() };
+        match from.read(&mut buffer[room]) {
             Ok(0) => Ok(Filled::End),
+            Ok(read) if skips => {
+                self.skipped -= read;
+                Ok(Filled::Read)
+            }
             Ok(read) => {
                 self.end += read;
                 Ok(Filled::Read)
@@ -50,7 +62,8 @@ impl Frames {
     /// Whether a message larger than the buffer between messages has begun to arrive.
     pub fn is_amid_large(&self) -> bool {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
-        matches!(length(bytes, self.max_message_bytes), Ok(Some(length)) if length > BUFFER_BYTES)
+        self.skipped > 0
+            || matches!(length(bytes, self.max_message_bytes), Ok(Some(length)) if length > BUFFER_BYTES)
     }
 
     /// Whether a large message has left memory behind.
@@ -60,7 +73,7 @@ impl Frames {
 
     /// Gives the memory of a large message back.
     pub fn shrink(&mut self) {
-        if self.has_grown() && self.start == self.end {
+        if self.has_grown() && self.start == self.end && self.skipped == 0 {
             *self = Frames::new(self.max_message_bytes);
         }
     }
@@ -79,15 +92,18 @@ impl Frames {
     }
 
     /// Moves what is left to the front, and grows to the size of the message that is arriving, never beyond. An
-    /// error is a lack of memory.
-    fn make_room(&mut self) -> io::Result<()> {
+    /// error is a lack of memory for a message that fills the buffer.
+    fn make_room(&mut self) -> Result<(), TryReserveError> {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
         let wanted = length(&bytes[self.start..self.end], self.max_message_bytes).ok().flatten();
         let wanted = wanted.unwrap_or(0).max(BUFFER_BYTES);
-        if wanted > bytes.len() {
-            // Tried first, because a lack of memory must not end the guard.
-            Vec::<u8>::new().try_reserve_exact(wanted).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // Tried first, because a lack of memory must not end the guard.
+        let memory = || Vec::<u8>::new().try_reserve_exact(wanted);
+        if wanted > bytes.len() && left == bytes.len() {
+            memory()?;
+        }
+        if wanted > bytes.len() && memory().is_ok() {
             // Fresh memory of the system's is zero without being written to.
             let mut resized = Word::allocate_zeroed_vec(wanted / 8);
             Word::words_to_bytes_mut(&mut resized)[..left].copy_from_slice(&bytes[self.start..self.end]);
@@ -99,6 +115,24 @@ impl Frames {
         }
         (self.start, self.end) = (0, left);
         Ok(())
+    }
+
+    /// Makes a message of the bytes that have arrived of one that there is no memory for: its beginning, which is enough to
+    /// answer it. The rest is skipped.
+    fn truncate(&mut self) {
+        let bytes = &mut Word::words_to_bytes_mut(&mut self.buffer)[self.start..self.end];
+        let Ok(Some(whole)) = length(bytes, self.max_message_bytes) else { return };
+        let number =
+            |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
+        let segments = number(bytes, 0) as usize + 1;
+        let header = (4 + 4 * segments).next_multiple_of(8);
+        let mut room = ((bytes.len() - header) / 8) as u32;
+        for at in (1..=segments).map(|segment| 4 * segment) {
+            let kept = number(bytes, at).min(room);
+            bytes[at..at + 4].copy_from_slice(&kept.to_le_bytes());
+            room -= kept;
+        }
+        self.skipped = whole - bytes.len();
     }
 }
 
@@ -230,6 +264,32 @@ mod tests {
             frames.shrink();
             assert!(!frames.has_grown(), "a large message leaves no memory behind");
         }
+    }
+
+    #[test]
+    fn of_a_message_without_memory_the_beginning_is_taken_and_the_rest_skipped() {
+        let mut frames = Frames::new(usize::MAX);
+        let mut huge = vec![0xff, 1, 0, 0];
+        (0..MAX_SEGMENTS).for_each(|_| huge.extend(u32::MAX.to_le_bytes())); // 17 TB
+        huge.extend([7; BUFFER_BYTES]);
+        let mut piece = &huge[..];
+        let frame = loop {
+            assert_eq!(frames.fill(&mut piece).unwrap(), Filled::Read);
+            if let Some(frame) = frames.next().unwrap() {
+                break frame.to_vec();
+            }
+        };
+        assert_eq!(frame.len(), BUFFER_BYTES);
+        assert_eq!(length(&frame, usize::MAX).unwrap(), Some(BUFFER_BYTES));
+        assert!(frames.is_amid_large() && frames.skipped > 1 << 40);
+        let next = message(3);
+        frames.skipped = piece.len();
+        let rest = [piece, &next].concat();
+        let mut rest = &rest[..];
+        while !rest.is_empty() {
+            frames.fill(&mut rest).unwrap();
+        }
+        assert_eq!(frames.next().unwrap(), Some(&next[..]));
     }
 
     #[test]

@@ -28,8 +28,6 @@ const MAX_UNSENT_BYTES: usize = 1 << 20;
 const COLLECT: Duration = Duration::from_millis(1);
 /// A block's memory is kept this long for the next one: taking new memory costs as much as reading the block.
 const KEEP_MEMORY: Duration = Duration::from_millis(200);
-/// Between attempts to get memory for a message of the node's.
-const MEMORY_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Between looks at how long the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -169,14 +167,7 @@ impl Relay {
             return Ok(Filled::Nothing);
         }
         let mut incoming = std::mem::take(&mut self.node.incoming);
-        let filled = match self.node.fill(&mut incoming) {
-            // The node waits, and lives.
-            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
-                std::thread::sleep(MEMORY_RETRY_INTERVAL);
-                Filled::Nothing
-            }
-            filled => filled?,
-        };
+        let filled = self.node.fill(&mut incoming)?;
         while let Some(frame) = incoming.next()? {
             self.node_sent(frame, at)?;
         }
