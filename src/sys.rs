@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use tokio::io::unix::AsyncFd;
 
 /// How readily the calling thread gives way to others: 0 as usual, 19 most.
@@ -46,6 +47,12 @@ pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
+/// Lets this process wait for its children when it was started with SIGCHLD ignored.
+pub fn reset_sigchld() -> nix::Result<()> {
+    // SAFETY: the default disposition runs no code of ours.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map(drop)
+}
+
 /// The descriptors that were taken over.
 static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
@@ -78,7 +85,7 @@ pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Makes descriptors that were passed to process 1 those of this process.
+/// Makes descriptors that were passed to this process's parent its own.
 pub fn claim_listen_fds() {
     // SAFETY: nothing else runs in this process yet that could read the environment.
     unsafe { std::env::set_var("LISTEN_PID", std::process::id().to_string()) };

@@ -12,7 +12,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 pub use crate::sys::take_over;
 use crate::sys::{claim_listen_fds, taken_over};
 
-/// Set for the child of an [init](crate::init): descriptors that the service manager passes to PID 1 are meant for it.
+/// Set for the child of an [init](crate::init) to that one's process id: descriptors that the service manager passes to the
+/// parent are meant for the child.
 pub const CHILD_OF_INIT: &str = "BITCOIND_EXPORTER_CHILD_OF_INIT";
 
 /// Descriptors that systemd passed, by their names in LISTEN_FDNAMES.
@@ -23,7 +24,8 @@ impl Inherited {
     /// Takes over what LISTEN_FDS says; nothing if the variables are meant for another process.
     pub fn take() -> Result<Self> {
         let mut inherited = Inherited::default();
-        if std::env::var_os(CHILD_OF_INIT).is_some() && std::env::var("LISTEN_PID").as_deref() == Ok("1") {
+        let parent = std::env::var_os(CHILD_OF_INIT);
+        if parent.is_some() && parent == std::env::var_os("LISTEN_PID") {
             claim_listen_fds();
         }
         for (fd, name) in sd_notify::listen_fds_with_names().context("cannot read LISTEN_FDS")? {

@@ -27,10 +27,8 @@ const LINGER: Duration = Duration::from_secs(5);
 fn main() -> ExitCode {
     let result = if std::env::args_os().nth(1).is_some_and(|argument| argument == guard::ARGUMENT) {
         guard::main(std::env::args_os().skip(2)).map(|()| ExitCode::SUCCESS)
-    } else if init::is_needed() {
-        init::run()
     } else {
-        run()
+        init::is_needed().and_then(|needed| if needed { init::run() } else { run() })
     };
     result.unwrap_or_else(|error| {
         // Logging may not have started, or may go elsewhere.
