@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bitcoind_exporter::init::SUPERVISE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -14,7 +15,8 @@ use super::eventually;
 
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
-    command.stdin(Stdio::null()).env_remove("RUST_LOG");
+    // Where tests run in a container, too, the process that they start is the exporter.
+    command.stdin(Stdio::null()).env_remove("RUST_LOG").env(SUPERVISE, "0");
     command
 }
 

@@ -4,9 +4,11 @@
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use bitcoind_exporter::init::SUPERVISE;
 use capnp::serialize::write_message_to_words;
 use capnp_rpc::rpc_capnp::message;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -192,11 +194,110 @@ fn a_node_that_crashed_can_be_started_again_while_the_exporter_that_it_launched_
     eventually("it ends", || Process::new(launched).is_err().then_some(()));
 }
 
+/// An exporter that is supervised, as behind another process that is PID 1 of its container.
+struct Supervised {
+    supervisor: Exporter,
+    exporter: Pid,
+    guard: Pid,
+}
+
+impl Supervised {
+    /// Returns when it is subscribed to both the chain and the UTXO trace.
+    fn start(node: &FakeNode) -> Self {
+        let mut command = command();
+        command.arg(node.socket()).args(["--utxo-trace", "on", "--poll-interval", "1ms"]).env(SUPERVISE, "1");
+        let supervisor = Exporter::spawn(&mut command).ready();
+        eventually("it is subscribed to both", || {
+            (node.fire(vec![Event::Added, Event::Add(1)]) == 2).then_some(())
+        });
+        let exporter =
+            child(supervisor.pid(), "bitcoind-ipc-ex").expect("the exporter is a child of its supervisor");
+        let guard = child(exporter, "bitcoind-guard").expect("it has a guard");
+        Supervised { supervisor, exporter, guard }
+    }
+}
+
+fn is_gone(process: Pid) -> bool {
+    Process::new(process.as_raw()).and_then(|it| it.stat()).map_or(true, |stat| stat.state == 'Z')
+}
+
+#[test]
+fn a_supervisor_does_not_end_before_the_guard_of_a_killed_exporter() {
+    let node = FakeNode::start(TRACING);
+    let mut supervised = Supervised::start(&node);
+    node.hang(true);
+    kill(supervised.exporter, Signal::SIGKILL).unwrap();
+    eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
+    std::thread::sleep(Duration::from_millis(300)); // longer than a supervisor that does not wait would take
+    assert!(
+        !is_gone(supervised.supervisor.pid()),
+        "it has ended before the guard, which a container's end would kill"
+    );
+    assert!(!is_gone(supervised.guard));
+    node.hang(false);
+    assert_eq!(supervised.supervisor.ended().code(), Some(128 + Signal::SIGKILL as i32));
+    assert!(is_gone(supervised.guard));
+    assert_eq!(node.unsubscribed(), 2);
+    eventually("the connection is closed", || (node.connections() == 0).then_some(()));
+}
+
+#[test]
+fn a_supervisor_passes_sigterm_on() {
+    let node = FakeNode::start(TRACING);
+    let mut supervised = Supervised::start(&node);
+    // A real-time signal, as some runtimes stop a container by, does not end it.
+    let supervisor = supervised.supervisor.pid();
+    assert!(Command::new("sh").args(["-c", &format!("kill -37 {supervisor}")]).status().unwrap().success());
+    let pending = || Process::new(supervisor.as_raw()).and_then(|it| it.status()).map(|it| it.shdpnd);
+    eventually("it has taken the signal", || pending().map_or(true, |it| it == 0).then_some(()));
+    assert_eq!(supervised.supervisor.terminate().code(), Some(0), "{}", supervised.supervisor.log());
+    assert_eq!(supervised.supervisor.log().matches("SIGTERM: ending").count(), 1);
+    assert!(is_gone(supervised.exporter) && is_gone(supervised.guard));
+    assert_eq!(node.unsubscribed(), 2);
+    eventually("the connection is closed", || (node.connections() == 0).then_some(()));
+}
+
+#[test]
+fn an_exporter_ends_in_order_when_its_supervisor_is_killed() {
+    let node = FakeNode::start(TRACING);
+    let supervised = Supervised::start(&node);
+    supervised.supervisor.signal(Signal::SIGKILL);
+    eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
+    assert!(supervised.supervisor.log().contains("SIGTERM: ending"), "{}", supervised.supervisor.log());
+    eventually("the guard has ended", || is_gone(supervised.guard).then_some(()));
+    assert_eq!(node.unsubscribed(), 2);
+    eventually("the connection is closed", || (node.connections() == 0).then_some(()));
+}
+
+#[test]
+fn an_exporter_whose_supervisor_has_ended_already_does_not_start() {
+    let output = command().env("BITCOIND_EXPORTER_CHILD_OF_INIT", "1").arg("/nonexistent").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("the supervising process 1 has ended"), "{stderr}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn whether_to_supervise_is_1_or_0() {
+    let output = command().env(SUPERVISE, "maybe").arg("/nonexistent").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("BITCOIND_IPC_EXPORTER_SUPERVISE must be 1 or 0"), "{stderr}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
 /// An exporter that is PID 1 of a namespace; the process outside that the namespace ends with.
 struct Container(Child);
 
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Container {
-    fn start(node: &Node) -> Option<Self> {
+    /// `program` runs the exporter: nothing, or a command that executes its arguments.
+    fn start(socket: &Path, program: &[&str]) -> Option<Self> {
         let unshare = |arguments: &[&str]| {
             let mut unshare = Command::new("unshare");
             unshare.args(["--user", "--map-current-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
@@ -207,8 +308,9 @@ impl Container {
             eprintln!("SKIPPED: this machine gives no user and PID namespaces");
             return None;
         }
-        let socket = node.socket().display().to_string();
-        let child = unshare(&[env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"), &socket])
+        let child = unshare(program)
+            .arg(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"))
+            .arg(socket)
             .args(["--poll-interval", "1ms", "--metrics-addr", "127.0.0.1:0"])
             .stderr(Stdio::null())
             .spawn()
@@ -232,7 +334,7 @@ fn as_pid_1_of_a_container_it_leaves_the_node_in_order() {
     let node = Node::start(&[]);
     for (signal, to_init, code) in [(Signal::SIGTERM, true, 0), (Signal::SIGKILL, false, 128 + 9)] {
         for _ in 0..3 {
-            let Some(mut container) = Container::start(&node) else { return };
+            let Some(mut container) = Container::start(&node.socket(), &[]) else { return };
             let exporter = container.exporter();
             eventually("it has a guard", || child(exporter, "bitcoind-guard"));
             std::thread::sleep(Duration::from_millis(50)); // into the polls
@@ -242,6 +344,41 @@ fn as_pid_1_of_a_container_it_leaves_the_node_in_order() {
         }
     }
     assert_stops_in_order(node);
+}
+
+#[test]
+fn as_pid_1_of_a_container_it_ends_when_sigchld_was_ignored() {
+    let node = FakeNode::start(TRACING);
+    let ignored = ["env", "--ignore-signal=CHLD"];
+    let Some(mut container) = Container::start(&node.socket(), &ignored) else { return };
+    let exporter = container.exporter();
+    eventually("it has a guard", || child(exporter, "bitcoind-guard"));
+    kill(container.init(), Signal::SIGTERM).unwrap();
+    let ended = eventually("the container ends", || container.0.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(0));
+}
+
+/// As by `docker exec`.
+#[test]
+fn as_pid_1_of_a_container_it_waits_for_exporters_that_were_started_beside_it() {
+    let node = FakeNode::start(TRACING);
+    for supervise in ["0", "1"] {
+        let Some(mut container) = Container::start(&node.socket(), &[]) else { return };
+        container.exporter();
+        let init = container.init();
+        let mut beside = Command::new("nsenter");
+        beside.args(["--user", "--preserve-credentials", "--pid", "--mount", "--target", &init.to_string()]);
+        beside.arg(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")).arg(node.socket()).env(SUPERVISE, supervise);
+        let mut beside = Exporter::spawn(&mut beside).ready();
+        eventually("both are subscribed", || (node.fire(vec![Event::Added]) == 2).then_some(()));
+        kill(init, Signal::SIGTERM).unwrap();
+        let ended = eventually("the container ends", || container.0.try_wait().unwrap());
+        assert_eq!(ended.code(), Some(0));
+        assert_eq!(beside.ended().code(), Some(0), "{}", beside.log());
+        assert_eq!(beside.log().matches("SIGTERM: ending").count(), 1, "{}", beside.log());
+        eventually("the connections are closed", || (node.connections() == 0).then_some(()));
+        assert!(node.faults().is_empty(), "{:?}", node.faults());
+    }
 }
 
 /// Which threads a node has can only be told for a process as a whole, so this node has one of its own: this test, started
