@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, getppid};
 use procfs::process::{Process, all_processes};
@@ -85,7 +86,7 @@ pub fn run() -> Result<ExitCode> {
     // When memory runs out, rather the child than this process. Without the privilege it keeps its score, as the guard does.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     systemd::close_inherited();
-    let code = wait_for(child, &all)?;
+    let code = wait_for(child, &SignalFd::new(&all)?)?;
     let mut signaled = HashSet::new();
     loop {
         let others = is_pid_1() && end_others(&mut signaled);
@@ -98,17 +99,21 @@ pub fn run() -> Result<ExitCode> {
 }
 
 /// Passes signals on until the child has ended; returns its exit code.
-fn wait_for(child: Pid, signals: &SigSet) -> Result<i32> {
+fn wait_for(child: Pid, signals: &SignalFd) -> Result<i32> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG))? {
             WaitStatus::Exited(pid, code) if pid == child => return Ok(code),
             WaitStatus::Signaled(pid, signal, _) if pid == child => return Ok(128 + signal as i32),
-            WaitStatus::StillAlive => match signals.wait() {
-                // An error is a real-time signal, which has no name.
-                Ok(Signal::SIGCHLD) | Err(_) => {}
-                // An error means that the child has ended already.
-                Ok(signal) => drop(kill(child, signal)),
-            },
+            WaitStatus::StillAlive => {
+                // Real-time signals have no name and mean nothing to the child; an interrupted read is repeated.
+                if let Ok(Some(info)) = signals.read_signal()
+                    && let Ok(signal) = Signal::try_from(info.ssi_signo as i32)
+                    && signal != Signal::SIGCHLD
+                {
+                    // An error means that the child has ended already.
+                    let _ = kill(child, signal);
+                }
+            }
             _ => {}
         }
     }

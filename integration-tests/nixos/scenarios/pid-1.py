@@ -10,10 +10,14 @@ def child(parent, command):
     return pid
 
 
-def start(name):
+def run(name, command):
     machine.succeed(f"systemd-run --unit={name} -p KillMode=process -p SuccessExitStatus=137 -p Type=exec "
-                    f"{RUN} --metrics-addr unix:/run/{name}.sock {SOCKET}")
+                    f"{command} --metrics-addr unix:/run/{name}.sock {SOCKET}")
     machine.wait_until_succeeds(f"curl -sf --unix-socket /run/{name}.sock http://localhost/metrics | grep -x 'bitcoin_up 1'")
+
+
+def start(name):
+    run(name, RUN)
     # unshare, PID 1 as a child of it, the exporter as a child of that, and its guard.
     unshare = machine.succeed(f"systemctl show -P MainPID {name}").strip()
     init = child(unshare, "bitcoind-ipc-ex")
@@ -35,6 +39,12 @@ for round in range(3):
         _, exporter = start(f"kill{round}")
         machine.succeed(f"kill -KILL {exporter}")
         machine.wait_until_succeeds(f"systemctl show -P ActiveState kill{round} | grep -x inactive")
+    with subtest(f"SIGTERM of PID 1 with a second exporter in the namespace, as by docker exec ({round})"):
+        init, _ = start(f"first{round}")
+        run(f"second{round}", f"nsenter --target {init} --pid --mount bitcoind-ipc-exporter --poll-interval 5ms")
+        machine.succeed(f"kill -TERM {init}")
+        for name in ["first", "second"]:
+            machine.wait_until_succeeds(f"systemctl show -P ActiveState {name}{round} | grep -x inactive")
     machine.succeed("bitcoin-cli generatetodescriptor 1 'raw(51)'")
 
 with subtest("the node stops in order"):
