@@ -248,11 +248,13 @@ impl Node {
         self.send(&call(question, target, method, &[]));
     }
 
-    /// Lets go of the callback of a subscription that was disconnected.
+    /// Lets go of the callback of a subscription that was disconnected, and whose call was finished.
     fn let_go(&mut self) {
         let settled = |handler: &&u32| {
             let ends = |it: &Asked| it.method == Some(DISCONNECT) && it.target == **handler && !it.answered;
-            !self.questions.values().any(ends)
+            let callback = self.subscriptions[handler];
+            let subscribes = |it: &Asked| it.callback == Some(callback);
+            !self.questions.values().any(|it| ends(it) || subscribes(it))
         };
         let Some(&handler) = self.disconnected.iter().find(settled) else { return };
         self.disconnected.remove(&handler);

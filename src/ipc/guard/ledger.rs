@@ -535,7 +535,16 @@ impl Ledger {
 
     /// The exporter is gone, or is as good as gone.
     pub fn leave(&mut self, now: Duration) {
-        self.leaving.get_or_insert(now);
+        if self.leaving.is_some() {
+            return;
+        }
+        self.leaving = Some(now);
+        // The exporter finishes nothing any more, and until a subscription's call is finished the node holds its callback.
+        for question in self.questions.values_mut() {
+            question.finished.get_or_insert(false);
+        }
+        let answered = self.questions.extract_if(|_, it| it.answered);
+        self.finishes.extend(answered.map(|(question, _)| Own::Finish { question, releases: false }));
     }
 
     /// Whether leave is being taken.

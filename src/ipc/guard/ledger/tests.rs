@@ -146,10 +146,16 @@ impl Guard {
         self.may_close()
     }
 
-    /// Asks and is answered.
+    /// Asks, is answered, and finishes.
     fn asks(&mut self, frame: Vec<u8>, answer: Vec<u8>) {
+        let question = match Message::of(&message::open(&frame).unwrap()).unwrap() {
+            Message::Bootstrap { question } => question,
+            Message::Call(call) => call.question,
+            _ => panic!("no question"),
+        };
         assert_eq!(self.exporter(frame), FromExporter::Forward);
         assert_eq!(self.node(answer), FromNode::Forward);
+        assert_eq!(self.exporter(finish(question, false)), FromExporter::Forward);
     }
 
     /// The handshake of an exporter that has not asked for anything else.
@@ -166,7 +172,6 @@ impl Guard {
         let make = |method| (crate::schema::init_capnp::init::Client::TYPE_ID, method);
         self.asks(call(3, 0, make(3), &[], &[THREAD]), results(3, &[MINING]));
         self.asks(call(4, 0, make(4), &[], &[THREAD]), results(4, &[CHAIN]));
-        (0..5).for_each(|question| assert_eq!(self.exporter(finish(question, false)), FromExporter::Forward));
         assert_eq!(self.calls(), []);
     }
 
@@ -235,6 +240,7 @@ fn nothing_is_closed_before_every_call_was_answered() {
     guard.passes(Duration::from_secs(3600));
     assert!(!guard.may_close(), "a call is under way");
     assert_eq!(guard.node(results(5, &[])), FromNode::Forward);
+    assert_eq!(guard.calls(), [Own::Finish { question: 5, releases: false }]);
     assert!(guard.may_close_soon());
 }
 
@@ -254,6 +260,20 @@ fn a_connection_without_a_word_is_closed_at_once() {
     let mut guard = Guard::new();
     guard.ledger.leave(guard.now);
     assert!(guard.may_close_soon());
+}
+
+#[test]
+fn what_the_exporter_did_not_finish_is_finished() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
+    guard.node(results(11, &[HANDLER]));
+    assert_eq!(guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD])), FromExporter::Forward);
+    guard.ledger.leave(guard.now);
+    let finish = |question| Own::Finish { question, releases: false };
+    let [subscribed, Own::Disconnect { .. }] = &guard.calls()[..] else { panic!("not finished") };
+    assert_eq!(*subscribed, finish(11), "until then the node holds the callback");
+    guard.node(results(5, &[]));
+    assert_eq!(guard.calls(), [finish(5)]);
 }
 
 #[test]
@@ -344,7 +364,8 @@ fn a_subscription_that_was_not_answered_yet_is_ended_when_it_is() {
     guard.passes(Duration::from_secs(60));
     assert!(!guard.may_close());
     guard.node(results(11, &[HANDLER]));
-    guard.disconnects(HANDLER);
+    let calls = guard.calls();
+    assert!(matches!(calls[..], [Own::Finish { question: 11, .. }, Own::Disconnect { .. }]), "{calls:?}");
 }
 
 #[test]
@@ -354,7 +375,7 @@ fn a_subscription_that_was_refused_is_none() {
     guard.node(release(CALLBACK, 1));
     guard.node(failure(11, "no"));
     guard.ledger.leave(guard.now);
-    assert_eq!(guard.calls(), []);
+    assert_eq!(guard.calls(), [Own::Finish { question: 11, releases: false }]);
     assert!(guard.may_close_soon());
 }
 
@@ -390,7 +411,7 @@ fn the_exporters_own_disconnect_is_passed_on_once() {
     guard.ledger.leave(guard.now);
     assert_eq!(guard.calls(), [], "it is under way");
     guard.node(results(20, &[]));
-    assert_eq!(guard.calls(), [], "it is done");
+    assert_eq!(guard.calls(), [Own::Finish { question: 20, releases: false }], "it is done");
 }
 
 #[test]
@@ -425,7 +446,8 @@ fn the_exporters_long_poll_tells_the_shutdown_too() {
     guard.exporter(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     assert_eq!(guard.node(tip_results(20, None)), FromNode::Forward);
     assert_eq!(guard.events(), [Event::NodeShutsDown]);
-    guard.disconnects(HANDLER);
+    let calls = guard.calls();
+    assert!(matches!(calls[..], [Own::Finish { question: 20, .. }, Own::Disconnect { .. }]), "{calls:?}");
 }
 
 #[test]
@@ -573,7 +595,8 @@ fn what_the_guard_needs_is_not_released() {
         assert!(matches!(guard.exporter(release(needed, 1)), FromExporter::Refuse(_)), "{needed}");
     }
     // With the answer, too.
-    guard.asks(call(20, CHAIN, (1, 1), &[], &[]), results(20, &[MINING]));
+    guard.exporter(call(20, CHAIN, (1, 1), &[], &[]));
+    guard.node(results(20, &[MINING]));
     assert_eq!(guard.exporter(finish(20, true)), FromExporter::Keep);
     assert_eq!(guard.calls(), [Own::Finish { question: 20, releases: false }]);
     assert_eq!(guard.exporter(release(CHAIN, 1)), FromExporter::Forward);
