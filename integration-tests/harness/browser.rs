@@ -43,8 +43,14 @@ impl Browser {
             format!("--user-data-dir={}", browser.profile.path().display()),
         ];
         arguments.extend(dark.then(|| "--force-dark-mode".to_string()));
+        let mut options = json!({"args": arguments});
+        // No window is as narrow as a phone.
+        if width < 500 {
+            let phone = json!({"width": width, "height": height, "pixelRatio": 1.0, "touch": false});
+            options["mobileEmulation"] = json!({"deviceMetrics": phone});
+        }
         let wanted = json!({"capabilities": {"alwaysMatch": {
-            "goog:chromeOptions": {"args": arguments},
+            "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL"},
         }}});
         let made = send("POST", &format!("{base}/session"), Some(wanted)).expect("Chromium starts");

@@ -144,7 +144,7 @@ pub fn draw(prometheus: &Prometheus) {
     for board in dashboards() {
         let uid = board["uid"].as_str().unwrap();
         let groups = groups(&board, prometheus);
-        for (width, expanded) in [(1280, true), (500, false)] {
+        for (width, expanded) in [(1280, true), (420, false)] {
             let data = json!({"title": board["title"], "expanded": expanded, "groups": groups});
             let page = include_str!("rendering.html")
                 .replace("/*BOARD*/null", &data.to_string().replace("</", "<\\/"));

@@ -108,7 +108,7 @@ pub fn it_fits_a_phone_in_the_dark() {
     let node = Node::start(&[]);
     node.mine(3);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
-    let browser = open(&exporter, 500, true);
+    let browser = open(&exporter, 420, true);
     assert_eq!(browser.run("return matchMedia('(prefers-color-scheme: dark)').matches"), true);
     assert_eq!(browser.run("return document.documentElement.scrollWidth <= innerWidth"), true);
     keep(&browser, "phone.png");
