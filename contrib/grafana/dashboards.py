@@ -121,6 +121,10 @@ NODE = {
                "{{node}} outputs": hourly("bitcoin_connected_outputs_total")}),
         graph("Size connected in an hour", "bytes", "Serialized size of the blocks that were connected within an hour. Needs the "
               "Chain interface.", {NAME: hourly("bitcoin_connected_bytes_total")}),
+        graph("Historical blocks connected in an hour", "none", "Blocks that an assumeutxo node connected within an hour far below its "
+              "tip, to check its snapshot. Needs the Chain interface.", {NAME: hourly("bitcoin_historical_blocks_connected_total")}),
+        graph("Tip changes not counted", "none", "Tip changes within an hour whose blocks could not be counted: another chain, pruned "
+              "away, or a call that failed.", {NAME: "round(increase(bitcoin_exporter_uncounted_tip_changes_total{*}[1h]))"}),
         graph("Weight connected in an hour", "si:WU", "Weight of the blocks that were connected within an hour; a block has at most "
               "4 MWU. Needs the Chain interface.", {NAME: hourly("bitcoin_connected_weight_total")}),
         graph("Value connected in an hour", "si:sat", "Value of the outputs of the blocks that were connected within an hour. "
@@ -216,6 +220,9 @@ NODE = {
               {"{{node}} {{callback}}": rate("bitcoin_exporter_callbacks_total", by="callback")}),
         graph("Time the node waited", "s", "How long we kept the node waiting for the answer to a notification.",
               quantiles("bitcoin_exporter_callback_duration_seconds", window="$__rate_interval")),
+        graph("Guard's wait for a processor", "percentunit", "Share of time that the guard was ready to answer the node and waited for "
+              "a processor: a quota, or a busy machine.",
+              {NAME: "rate(bitcoin_exporter_guard_run_delay_seconds_total{*}[$__rate_interval])"}),
         graph("Not counted", "none", "Events that were answered but not counted, and log lines that were not written, within an hour.",
               {"{{node}} {{event}}": "round(increase(bitcoin_exporter_events_dropped_total{*}[1h]))",
                "{{node}} log lines": "round(increase(bitcoin_exporter_log_lines_dropped_total{*}[1h]))"}),
