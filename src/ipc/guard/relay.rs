@@ -97,7 +97,9 @@ impl Relay {
             if self.spin()? == Filled::End {
                 return Ok(());
             }
-            if !exporter.is_empty() && self.exporter_speaks().is_err() {
+            // What the node said may have been its shutdown.
+            let hears_exporter = !exporter.is_empty() && self.ledger.may_hear_exporter();
+            if hears_exporter && self.exporter_speaks().is_err() {
                 self.ledger.leave(now());
             }
             if node.is_empty() {
