@@ -574,12 +574,17 @@ impl Ledger {
         self.events.pop_front()
     }
 
+    /// A `Finish` that has to be sent before anything else.
+    pub fn next_finish(&mut self) -> Option<Own> {
+        self.finishes.pop_front()
+    }
+
     /// What has to be said to the node.
     pub fn next_call(&mut self, now: Duration) -> Option<Own> {
         if self.leaving.is_none() && self.finishes.is_empty() && now < self.watch_at && !self.over_budget {
             return None;
         }
-        self.finishes.pop_front().or_else(|| self.next_disconnect(now)).or_else(|| self.next_watch(now))
+        self.next_finish().or_else(|| self.next_disconnect(now)).or_else(|| self.next_watch(now))
     }
 
     fn next_disconnect(&mut self, now: Duration) -> Option<Own> {

@@ -232,8 +232,13 @@ impl Relay {
     fn exporter_sent(&mut self, frame: &[u8]) -> io::Result<()> {
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::of(&opened).map_err(malformed)?;
-        match self.ledger.on_exporter(&message, now()).map_err(malformed)? {
-            // An error here would be the node's, which is looked at next.
+        let verdict = self.ledger.on_exporter(&message, now()).map_err(malformed)?;
+        // An error of sending is the node's, which is looked at next. What is finished goes first: its number may be the
+        // message's.
+        while let Some(finish) = self.ledger.next_finish() {
+            let _ = self.node.send(&finish.encode());
+        }
+        match verdict {
             FromExporter::Forward => drop(self.node.send(frame)),
             FromExporter::Keep => {}
             FromExporter::Answer(question) => self.exporter.send(self.answer.to(question))?,

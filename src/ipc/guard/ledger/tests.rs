@@ -430,6 +430,18 @@ fn no_call_is_cancelled() {
 }
 
 #[test]
+fn a_number_is_finished_before_it_is_used_again() {
+    let mut guard = Guard::connected();
+    let asked = || call(5, CHAIN, (1, 1), &[], &[THREAD]);
+    guard.exporter(asked());
+    guard.exporter(finish(5, true));
+    guard.node(results(5, &[9]));
+    assert_eq!(guard.exporter(asked()), FromExporter::Forward);
+    assert_eq!(guard.ledger.next_finish(), Some(Own::Finish { question: 5, releases: true }));
+    assert_eq!(guard.ledger.next_finish(), None);
+}
+
+#[test]
 fn the_long_poll_tells_the_shutdown_whatever_the_exporter_does() {
     let (mut guard, watch) = Guard::watching();
     guard.subscribe();
