@@ -230,7 +230,9 @@ pub async fn serve_connection(
         response.headers_mut().extend(web_config.headers().clone());
         Ok::<_, Infallible>(response)
     });
+    // Who asks and then says that it has nothing more to ask still waits for its answer.
     let connection = http1::Builder::new()
+        .half_close(true)
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(MAX_HEADER_BYTES)
