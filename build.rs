@@ -85,7 +85,7 @@ mod bpf {
             let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".bpf.c")) else { continue };
             let skeleton = SkeletonBuilder::new()
                 .source(&source)
-                .clang_args(["-Wall", "-Wno-pass-failed"].map(String::from).into_iter().chain(headers()))
+                .clang_args(arguments())
                 .build_and_generate(out.join(format!("{name}.skel.rs")));
             if let Err(error) = skeleton {
                 println!(
@@ -96,6 +96,16 @@ mod bpf {
                 );
             }
         }
+    }
+
+    fn arguments() -> Vec<String> {
+        let mut arguments = vec!["-Wall".to_string(), "-Wno-pass-failed".into()];
+        // BTF has the names of the source files: the same wherever it is built.
+        if let Ok(here) = env::current_dir() {
+            arguments.push(format!("-ffile-prefix-map={}=.", here.display()));
+        }
+        arguments.extend(headers());
+        arguments
     }
 
     /// Where Debian keeps the headers that differ by machine: those of this one, and those for cross-compiling.

@@ -1,8 +1,8 @@
 //! Every BPF program on real kernels: loaded, attached to a program with all tracepoints, and counted, in Debian's kernels
 //! under QEMU.
 //!
-//! Needs $KERNELS, a folder that `integration-tests/kernels/fetch` makes, and for arm64 $EXPORTER_ARM64, the exporter that
-//! `integration-tests/kernels/cross-build` makes. What is not there is skipped, and says so.
+//! Needs $KERNELS, a folder that `integration-tests/kernels/fetch` makes, and for arm64 $DEB_ARM64, the package that
+//! `contrib/debian/package arm64` makes. What is not there is skipped, and says so.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ impl Kernel {
     fn new(name: &str) -> Self {
         let folder = std::env::var_os("KERNELS").map(|kernels| Path::new(&kernels).join(name));
         if name.ends_with("-arm64") {
-            let exporter = std::env::var_os("EXPORTER_ARM64").map(PathBuf::from);
+            let exporter = std::env::var_os("DEB_ARM64").map(|package| exporter_in(Path::new(&package)));
             return Kernel { folder, exporter, compiler: "aarch64-linux-gnu-gcc" };
         }
         Kernel { folder, exporter: Some(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter").into()), compiler: "cc" }
@@ -105,9 +105,7 @@ impl Kernel {
     fn missing(&self) -> Option<&'static str> {
         match self {
             Kernel { folder: None, .. } => Some("set KERNELS=$(integration-tests/kernels/fetch)"),
-            Kernel { exporter: None, .. } => {
-                Some("set EXPORTER_ARM64=$(integration-tests/kernels/cross-build)")
-            }
+            Kernel { exporter: None, .. } => Some("set DEB_ARM64=$(contrib/debian/package arm64)"),
             _ => None,
         }
     }
@@ -135,6 +133,14 @@ impl Kernel {
         let (metrics, log) = said.split_once("\nlog:\n").unwrap_or_else(|| panic!("{said}"));
         (metrics.replace("node=\"localhost\",", "").replace("{node=\"localhost\"}", ""), log.to_string())
     }
+}
+
+/// The exporter in a Debian package.
+fn exporter_in(package: &Path) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package-arm64");
+    let extracted = Command::new("dpkg-deb").arg("--extract").args([package, &folder]).status();
+    assert!(extracted.expect("dpkg-deb").success());
+    folder.join("usr/bin/bitcoind-usdt-exporter")
 }
 
 fn counts_all(kernel: &Kernel) {

@@ -199,8 +199,8 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
     let changelog = include_str!("../../contrib/debian/changelog");
     let first = format!("bitcoind-exporter ({}-1) ", env!("CARGO_PKG_VERSION"));
     assert!(changelog.starts_with(&first), "contrib/debian/changelog does not begin with {first}");
-    let output =
-        Command::new("lintian").args(["--fail-on", "error,warning"]).arg(std::env::var("DEB")?).output()?;
+    let packages = ["DEB", "DEB_ARM64"].into_iter().filter_map(std::env::var_os);
+    let output = Command::new("lintian").args(["--fail-on", "error,warning"]).args(packages).output()?;
     match output.status.success() {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&output.stdout).into_owned().into()),
