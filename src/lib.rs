@@ -4,6 +4,7 @@
 //!
 //! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
 //!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
+//! - [`http_rpc`] makes JSON-RPC calls over HTTP, for nodes whose IPC has none.
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
 //! - `usdt` counts what a node's tracepoints tell with BPF programs in the kernel, and reads the counts when it is scraped.
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod collect;
 pub mod generate;
 pub mod http;
+pub mod http_rpc;
 pub mod init;
 pub mod ipc;
 pub mod logging;

@@ -6,6 +6,7 @@ mod door;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod hostile;
+mod http_rpc;
 mod leaving;
 mod notifications;
 mod real_node;

@@ -9,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::context::Context;
+use super::http_rpc::Checker;
 use super::poll::{PollError, Polled, Poller};
 use super::subscriptions::{Subscriptions, count_notices};
 use super::tip::{TipEnd, TipWatch};
@@ -107,6 +108,8 @@ pub struct Session {
     pub(super) subscribing: Thread,
     /// What the node offers.
     pub interfaces: Rc<Interfaces>,
+    /// Where IPC has no JSON-RPC.
+    pub(super) http_rpc: Option<Checker>,
     pub(super) context: Rc<Context>,
 }
 
@@ -145,6 +148,10 @@ impl Session {
             new_tip.clone(),
             polls_sender,
         )));
+        let checker = self.http_rpc.take();
+        let _checking = checker.map(|checker| {
+            AbortOnDropHandle::new(tokio::task::spawn_local(checker.keep_checking(new_tip.clone())))
+        });
         let mut tip = TipWatch::start(&self.interfaces, &self.waiting, &context, new_tip);
         // Without a guard nobody would end a subscription: then nothing is subscribed to.
         let offered = if self.guard.is_some() { self.interfaces.clone() } else { Rc::default() };

@@ -61,6 +61,7 @@ impl TipWatch {
             new_tip,
             reconnected: Reconnected::Now,
             walk_failed: false,
+            counting: false,
         };
         let (first_done, caught_up) = oneshot::channel();
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(follow.run(first_done)));
@@ -105,8 +106,10 @@ struct Follow {
     context: Rc<Context>,
     new_tip: Rc<Notify>,
     reconnected: Reconnected,
-    /// The last walk failed, which was logged.
+    /// The last walk failed, or could not be made yet, which was logged.
     walk_failed: bool,
+    /// The counters of blocks are shown.
+    counting: bool,
 }
 
 impl Follow {
@@ -115,19 +118,13 @@ impl Follow {
         let mut first_done = Some(first_done);
         if interfaces.chain.is_none() {
             self.context.metrics.blocks.tip_updates.start();
-            if self.json_rpc.is_some() {
-                self.context.metrics.blocks.connected.start();
-                self.context.metrics.blocks.disconnected.start();
-            }
-        }
-        if self.json_rpc.is_some() {
-            self.context.metrics.blocks.uncounted_tip_changes.start();
         }
         let mut known = None::<BlockRef>;
         let mut failing = false;
         loop {
             let current = known.map_or(NO_BLOCK, |tip| tip.hash);
             let asked = Instant::now();
+            self.start_counting();
             let answer = self.mining.wait_tip_changed(current, LONG_POLL).await;
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
@@ -169,6 +166,20 @@ impl Follow {
         }
     }
 
+    /// With JSON-RPC blocks can be counted; over HTTP that may be some time after the start.
+    fn start_counting(&mut self) {
+        if self.counting || !self.json_rpc.as_ref().is_some_and(JsonRpc::is_available) {
+            return;
+        }
+        self.counting = true;
+        let blocks = &self.context.metrics.blocks;
+        if self.interfaces.chain.is_none() {
+            blocks.connected.start();
+            blocks.disconnected.start();
+        }
+        blocks.uncounted_tip_changes.start();
+    }
+
     /// Counts the blocks between the tip up to which blocks are counted and this one. Notifications count them, where there
     /// are any; then only those that came while there was no connection are left. A walk that fails is made again.
     async fn count_up_to(&mut self, tip: BlockRef) {
@@ -182,11 +193,17 @@ impl Follow {
             return self.advance(tip);
         }
         let blocks = &self.context.metrics.blocks;
-        let Some(json_rpc) = &self.json_rpc else {
+        let Some(json_rpc) = self.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available()) else {
             if !notified {
                 blocks.height.set(tip.height);
             }
-            return self.advance(tip);
+            if notified || self.json_rpc.is_none() {
+                return self.advance(tip);
+            }
+            // They are counted when JSON-RPC can be used.
+            self.walk_failed = true;
+            self.reconnected = reconnected;
+            return;
         };
         let walked = match reconnected {
             Reconnected::Now if tip.height < old.height => is_known(json_rpc, old).await.map(|()| None),

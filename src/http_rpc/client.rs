@@ -1,0 +1,283 @@
+//! Calls over HTTP: one connection that is kept, one request after the other.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, Notify};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use super::{Settings, Url};
+use crate::ipc::{CallError, json_rpc_result};
+
+/// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
+const MAX_BODY_BYTES: usize = 64 << 20;
+/// Limit on an answer's status line and headers; Core's are about 150 bytes.
+const MAX_HEADER_BYTES: usize = 16 << 10;
+
+/// A node's JSON-RPC over HTTP.
+#[derive(Clone)]
+pub struct HttpRpc(Rc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    deadline: Duration,
+    connection: Mutex<Option<Kept>>,
+    /// It answered, and it is the node that IPC leads to.
+    used: Cell<bool>,
+    /// A call failed in a way that says that the next one fails, too.
+    failed: Notify,
+    /// Why it is not used, as it was logged; empty while it is used.
+    said: RefCell<String>,
+    /// Methods that were refused, which was logged.
+    forbidden: RefCell<BTreeSet<String>>,
+}
+
+/// The connection, and what the node last let us in with.
+struct Kept {
+    sender: http1::SendRequest<Full<Bytes>>,
+    authorization: HeaderValue,
+    _driver: AbortOnDropHandle<()>,
+}
+
+/// A whole answer.
+struct Answer {
+    status: StatusCode,
+    content_type: Option<String>,
+    body: Bytes,
+}
+
+impl HttpRpc {
+    /// Connects at the first call. Each call is given `deadline`, all in all.
+    pub fn new(settings: Settings, deadline: Duration) -> Self {
+        if !settings.url.is_local() {
+            warn!(
+                "{} is on another machine: what is sent there, the password too, is not encrypted",
+                settings.url
+            );
+        }
+        HttpRpc(Rc::new(Inner {
+            settings,
+            deadline,
+            connection: Mutex::new(None),
+            used: Cell::new(false),
+            failed: Notify::new(),
+            said: RefCell::default(),
+            forbidden: RefCell::default(),
+        }))
+    }
+
+    /// Where it is, and how to be let in.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// Whether it can be asked: it answered, and it is the right node.
+    pub fn is_used(&self) -> bool {
+        self.0.used.get()
+    }
+
+    /// It answers, and it is the right node.
+    pub fn use_it(&self) {
+        if !self.0.used.replace(true) {
+            self.0.said.take();
+            let Settings { url, credentials, .. } = self.settings();
+            info!("JSON-RPC over HTTP is used: {url}, {}", credentials.describe());
+        }
+    }
+
+    /// It cannot be used until it was found usable again. Says why when that changes.
+    pub fn give_up(&self, why: &str) {
+        self.0.used.set(false);
+        if *self.0.said.borrow() != why {
+            let text = format!("JSON-RPC over HTTP is not used: {why}");
+            match self.settings().required || self.settings().credentials.read().is_ok() {
+                true => warn!("{text}; trying again until it works"),
+                false => info!("{text}"),
+            }
+            *self.0.said.borrow_mut() = why.to_string();
+        }
+    }
+
+    /// Why it is not used.
+    pub fn why_not(&self) -> String {
+        self.0.said.borrow().clone()
+    }
+
+    /// Another connection over IPC may be one to another node.
+    pub fn forget_node(&self) {
+        self.0.used.set(false);
+    }
+
+    /// Resolves when it is given up.
+    pub async fn given_up(&self) {
+        self.0.failed.notified().await;
+    }
+
+    /// A call, if it can be asked.
+    pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        if !self.is_used() {
+            return Err(CallError::Http(self.why_not()));
+        }
+        let answer = self.ask(method, params).await;
+        if let Err(error) = &answer
+            && self.is_used()
+            && (error.is_warmup() || matches!(error, CallError::Http(_)))
+        {
+            self.give_up(&error.to_string());
+            self.0.failed.notify_one();
+        }
+        answer
+    }
+
+    /// A call, whether or not it was found usable.
+    pub async fn ask(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let body = Bytes::from(request.to_string());
+        let answer = match tokio::time::timeout(self.0.deadline, self.authorized(body)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {}", humantime::format_duration(self.0.deadline))),
+        };
+        let answer = answer.map_err(|why| CallError::Http(format!("{}: {why}", self.settings().url)))?;
+        if answer.status == StatusCode::FORBIDDEN && self.0.forbidden.borrow_mut().insert(method.into()) {
+            warn!(
+                "the node refuses {method} over HTTP (403): its -rpcwhitelist or -rpcallowip does not permit it"
+            );
+        }
+        read(answer).map_err(|error| match error {
+            CallError::Http(why) => CallError::Http(format!("{}: {why}", self.settings().url)),
+            error => error,
+        })
+    }
+
+    /// The answer to a request with the credentials that were good last time, or with those that are there now.
+    async fn authorized(&self, body: Bytes) -> Result<Answer, String> {
+        let credentials = &self.settings().credentials;
+        // Taken out, so that a call that is given up closes it: its answer may still come.
+        let mut slot = self.0.connection.lock().await;
+        let kept = slot.take();
+        let first = match &kept {
+            Some(kept) => kept.authorization.clone(),
+            None => credentials.read()?,
+        };
+        let (mut kept, answer) = self.exchange(kept, &first, &body).await?;
+        if answer.status != StatusCode::UNAUTHORIZED {
+            *slot = Some(kept);
+            return Ok(answer);
+        }
+        let refused = || {
+            let (describe, advice) = (credentials.describe(), credentials.advice());
+            Err(format!("the node refuses {describe} (401); {advice}"))
+        };
+        let second = credentials.read()?;
+        if second == first {
+            return refused();
+        }
+        let answer;
+        (kept, answer) = self.exchange(Some(kept), &second, &body).await?;
+        if answer.status == StatusCode::UNAUTHORIZED {
+            return refused();
+        }
+        *slot = Some(kept);
+        Ok(answer)
+    }
+
+    /// Sends a request and reads its answer; on a new connection if the node has closed the one that was kept.
+    async fn exchange(
+        &self,
+        kept: Option<Kept>,
+        authorization: &HeaderValue,
+        body: &Bytes,
+    ) -> Result<(Kept, Answer), String> {
+        let url = &self.settings().url;
+        let request = || {
+            Request::post(&url.path)
+                .header(HOST, url.authority())
+                .header(AUTHORIZATION, authorization)
+                .header(CONTENT_TYPE, "application/json")
+                .body(Full::new(body.clone()))
+                .map_err(|error| error.to_string())
+        };
+        if let Some(mut kept) = kept
+            && kept.sender.ready().await.is_ok()
+            && let Ok(head) = kept.sender.send_request(request()?).await
+        {
+            kept.authorization = authorization.clone();
+            return Ok((kept, whole(head).await?));
+        }
+        let mut kept = connect(url, authorization).await?;
+        let head = kept.sender.send_request(request()?).await;
+        let head = head
+            .map_err(|error| format!("no HTTP answer ({error}); is it the port of the node's JSON-RPC?"))?;
+        Ok((kept, whole(head).await?))
+    }
+}
+
+async fn connect(url: &Url, authorization: &HeaderValue) -> Result<Kept, String> {
+    let stream =
+        TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                "nobody listens there; is the node's -server on, and is this its -rpcport? (--rpc-url)"
+                    .to_string()
+            }
+            _ => format!("cannot connect: {error}"),
+        })?;
+    let _ = stream.set_nodelay(true); // without it a call is only slower
+    let handshake =
+        http1::Builder::new().max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.map_err(|error| error.to_string())?;
+    let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async {
+        let _ = connection.await; // whoever waits for an answer is told
+    }));
+    Ok(Kept { sender, authorization: authorization.clone(), _driver: driver })
+}
+
+async fn whole(head: Response<Incoming>) -> Result<Answer, String> {
+    let (head, body) = head.into_parts();
+    let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| match error
+        .downcast_ref::<LengthLimitError>()
+    {
+        Some(_) => format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20),
+        None => format!("the answer ended too early ({error})"),
+    })?;
+    let content_type =
+        head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);
+    Ok(Answer { status: head.status, content_type, body: body.to_bytes() })
+}
+
+/// Before 2.0, errors of a call have status codes of their own, and bodies like all others.
+fn read(answer: Answer) -> Result<Value, CallError> {
+    let status = answer.status.as_u16();
+    if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+        return Err(CallError::Http(
+            "the node's work queue is full (503): other clients ask too much of it, or -rpcworkqueue is too small".into(),
+        ));
+    }
+    if answer.status == StatusCode::FORBIDDEN {
+        return Err(CallError::Failed("403, not permitted by -rpcwhitelist or -rpcallowip".into()));
+    }
+    if answer.status.is_redirection() {
+        return Err(CallError::Http(format!(
+            "it redirects elsewhere ({status}), which is not followed; name the node itself with --rpc-url"
+        )));
+    }
+    match serde_json::from_slice::<Value>(&answer.body) {
+        Ok(json) if json.get("result").is_some() || json.get("error").is_some() => json_rpc_result(json),
+        _ => {
+            let kind = answer.content_type.as_deref().unwrap_or("no content type");
+            Err(CallError::Http(format!(
+                "the answer is no JSON-RPC ({status}, {kind:.40}); is it a proxy or another server? (--rpc-url)"
+            )))
+        }
+    }
+}
