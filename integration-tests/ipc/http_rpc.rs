@@ -184,6 +184,23 @@ fn http_of_another_node_is_not_used() {
 }
 
 #[test]
+fn a_connection_that_the_node_closes_between_polls_is_opened_again() {
+    let node = Node::start(&["-rpcservertimeout=1"]);
+    node.mine(3);
+    let without = WithoutRpc::start(&node.socket());
+    let arguments = over_http(&node);
+    let exporter =
+        Exporter::start(&without.socket(), &[&borrowed(&arguments)[..], &["--poll-interval", "3s"]].concat())
+            .ready();
+    eventually("four polls", || {
+        (exporter.value("bitcoin_exporter_poll_duration_seconds_count")? >= 4.0).then_some(())
+    });
+    assert_eq!(exporter.value(USED), Some(1.0));
+    assert!(!exporter.log().contains("not used"), "{}", exporter.log());
+    assert_eq!(exporter.value("bitcoin_exporter_poll_failures_total{call=\"getblockchaininfo\"}"), Some(0.0));
+}
+
+#[test]
 fn a_restarted_node_has_another_cookie() {
     let mut node = Node::start(&[]);
     node.mine(3);
@@ -207,6 +224,8 @@ enum Mode {
     Status(&'static str),
     Html,
     Redirects,
+    /// Another step each time.
+    Starts,
     /// Sends a byte of its answer now and then.
     NeverEnds,
     TooLarge,
@@ -313,6 +332,15 @@ fn answer(
             Mode::Status(status) => send(status, "", "Work queue depth exceeded")?,
             Mode::Html => send("200 OK", "Content-Type: text/html\r\n", "<html>Sign in</html>")?,
             Mode::Redirects => send("302 Found", "Location: http://127.0.0.1:1/\r\n", "")?,
+            Mode::Starts => {
+                let message = format!("Verifying blocks… {}%", seen.lock().unwrap().len());
+                let error = json!({"code": -28, "message": message});
+                send(
+                    "500 Internal Server Error",
+                    "",
+                    &json!({"result": null, "error": error, "id": 1}).to_string(),
+                )?;
+            }
             Mode::TooLarge => {
                 write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").ok()?;
                 let zeros = vec![b' '; 1 << 20];
@@ -364,6 +392,11 @@ fn a_wrong_password_is_said_once() {
 #[test]
 fn the_html_of_a_proxy_is_said_once() {
     fault(Mode::Html, "the answer is no JSON-RPC (200, text/html)");
+}
+
+#[test]
+fn a_node_that_is_starting_is_said_once() {
+    fault(Mode::Starts, "the node is starting");
 }
 
 #[test]

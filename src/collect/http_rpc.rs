@@ -42,7 +42,7 @@ impl Checker {
                  and --rpc-cookie-file, or --chain",
                 self.http.settings().url
             )),
-            Err(error) => self.http.give_up(&error.to_string()),
+            Err(error) => self.http.failed(&error),
         }
     }
 

@@ -109,6 +109,15 @@ impl HttpRpc {
         }
     }
 
+    /// It cannot be used, because a call failed.
+    pub fn failed(&self, error: &CallError) {
+        match error.is_warmup() {
+            // Its message changes with each step.
+            true => self.give_up(&format!("{}: the node is starting", self.settings().url)),
+            false => self.give_up(&error.to_string()),
+        }
+    }
+
     /// Why it is not used.
     pub fn why_not(&self) -> String {
         self.0.said.borrow().clone()
@@ -134,7 +143,7 @@ impl HttpRpc {
             && self.is_used()
             && (error.is_warmup() || matches!(error, CallError::Http(_)))
         {
-            self.give_up(&error.to_string());
+            self.failed(error);
             self.0.failed.notify_one();
         }
         answer
