@@ -477,5 +477,77 @@ fn a_password_in_an_argument_is_refused() {
     let error = refused(&["--rpc-url", "http://user:secret@127.0.0.1:8332"]);
     assert!(error.contains("--rpc-password-file"), "{error}");
     assert!(refused(&["--rpc-user", "exporter"]).contains("needs --rpc-password-file"));
-    assert!(refused(&["--rpc-url", "https://127.0.0.1:8332"]).contains("https is not supported"));
+    assert!(
+        refused(&["--rpc-url", "http://127.0.0.1:8332", "--rpc-ca-file", "/x"])
+            .contains("without an https URL")
+    );
+}
+
+/// Accepts TLS, and passes on what it gets to this address.
+fn tls_in_front_of(target: String, config: rustls::ServerConfig) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, target) = (acceptor.clone(), target.clone());
+                tokio::spawn(async move {
+                    let mut stream = acceptor.accept(stream).await.ok()?;
+                    let mut node = tokio::net::TcpStream::connect(target).await.ok()?;
+                    tokio::io::copy_bidirectional(&mut stream, &mut node).await.ok()
+                });
+            }
+        });
+    });
+    port
+}
+
+#[test]
+fn https_is_used_if_its_authority_is_trusted() {
+    let node = Node::start(&[]);
+    node.mine(3);
+    let without = WithoutRpc::start(&node.socket());
+    let dir = TempDir::new().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    let [ours, another] = ["ours.pem", "another.pem"].map(|name| dir.path().join(name));
+    std::fs::write(&ours, made.cert.pem()).unwrap();
+    let other = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    std::fs::write(&another, other.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.unwrap().with_no_client_auth().with_single_cert(vec![made.cert.into()], key).unwrap();
+    let node_address = node.rpc_url().replace("http://", "");
+    let port = tls_in_front_of(node_address, config);
+    let cookie = node.dir().join("regtest/.cookie");
+    let check = |url: &str, authority: &std::path::Path| {
+        let output = command()
+            .arg(without.socket())
+            .args(["--check", "--rpc", "on", "--rpc-url", url])
+            .arg("--rpc-cookie-file")
+            .arg(&cookie)
+            .arg("--rpc-ca-file")
+            .arg(authority)
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    };
+    let url = format!("https://localhost:{port}");
+    let (good, said) = check(&url, &ours);
+    assert!(good && said.contains(&format!("JSON-RPC over HTTP: {url}")), "{said}");
+    assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+
+    let (good, said) = check(&url, &another);
+    assert!(!good && said.contains("TLS failed") && said.contains("--rpc-ca-file"), "{said}");
+    let (good, said) = check(&format!("https://127.0.0.1:{port}"), &ours);
+    assert!(!good && said.contains("TLS failed"), "the certificate is for localhost: {said}");
+    let (good, said) = check(&node.rpc_url().replace("http", "https"), &ours);
+    assert!(!good && said.contains("does it speak https?"), "{said}");
+    let (good, said) = check(&url, &dir.path().join("missing.pem"));
+    assert!(!good && said.contains("--rpc-ca-file: certificates of"), "{said}");
 }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -11,13 +12,18 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Notify};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::{Settings, Url};
+use super::Settings;
 use crate::ipc::{CallError, json_rpc_result};
 
 /// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
@@ -60,7 +66,7 @@ struct Answer {
 impl HttpRpc {
     /// Connects at the first call. Each call is given `deadline`, all in all.
     pub fn new(settings: Settings, deadline: Duration) -> Self {
-        if !settings.url.is_local() {
+        if !settings.url.tls && !settings.url.is_local() {
             warn!(
                 "{} is on another machine: what is sent there, the password too, is not encrypted",
                 settings.url
@@ -224,7 +230,7 @@ impl HttpRpc {
             kept.authorization = authorization.clone();
             return Ok((kept, whole(head).await?));
         }
-        let mut kept = connect(url, authorization).await?;
+        let mut kept = connect(self.settings(), authorization).await?;
         let head = kept.sender.send_request(request()?).await;
         let head = head
             .map_err(|error| format!("no HTTP answer ({error}); is it the port of the node's JSON-RPC?"))?;
@@ -232,7 +238,8 @@ impl HttpRpc {
     }
 }
 
-async fn connect(url: &Url, authorization: &HeaderValue) -> Result<Kept, String> {
+async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kept, String> {
+    let Settings { url, tls, .. } = settings;
     let stream =
         TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
             std::io::ErrorKind::ConnectionRefused => {
@@ -242,6 +249,10 @@ async fn connect(url: &Url, authorization: &HeaderValue) -> Result<Kept, String>
             _ => format!("cannot connect: {error}"),
         })?;
     let _ = stream.set_nodelay(true); // without it a call is only slower
+    let stream = match tls.as_ref().filter(|_| url.tls) {
+        Some(tls) => Either::Right(encrypted(stream, &url.host, tls.clone()).await?),
+        None => Either::Left(stream),
+    };
     let handshake =
         http1::Builder::new().max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|error| error.to_string())?;
@@ -249,6 +260,25 @@ async fn connect(url: &Url, authorization: &HeaderValue) -> Result<Kept, String>
         let _ = connection.await; // whoever waits for an answer is told
     }));
     Ok(Kept { sender, authorization: authorization.clone(), _driver: driver })
+}
+
+async fn encrypted(
+    stream: TcpStream,
+    host: &str,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, String> {
+    let name = ServerName::try_from(host.to_string()).map_err(|error| error.to_string())?;
+    TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
+        let error_of_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+        let advice = match error_of_tls {
+            Some(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => "; name the certificate of its authority with --rpc-ca-file",
+            Some(rustls::Error::InvalidMessage(_)) => "; does it speak https? (--rpc-url http://…)",
+            _ => "",
+        };
+        format!("TLS failed: {error}{advice}")
+    })
 }
 
 async fn whole(head: Response<Incoming>) -> Result<Answer, String> {

@@ -3,13 +3,19 @@
 //! - `url` is where the node's JSON-RPC listens.
 //! - [`credentials`] are the cookie, or a user with a password.
 //! - `client` makes the calls: one connection that is kept, one request after the other.
+//! - [`tls`] says which certificates are trusted behind https.
 //!
 //! It does not know what is asked, nor whether this is the node that IPC leads to: [`collect`](crate::collect) finds out
 //! before it uses it.
 
 mod client;
 pub mod credentials;
+pub mod tls;
 mod url;
+
+use std::sync::Arc;
+
+use rustls::ClientConfig;
 
 pub use client::HttpRpc;
 pub use credentials::{Credentials, Password};
@@ -20,6 +26,8 @@ pub use url::Url;
 pub struct Settings {
     /// Where it listens.
     pub url: Url,
+    /// For https.
+    pub tls: Option<Arc<ClientConfig>>,
     /// What it asks for.
     pub credentials: Credentials,
     /// The chain that was asked for, if one was.

@@ -1,4 +1,4 @@
-//! `http://HOST:PORT`.
+//! `http://HOST:PORT` or `https://HOST`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,6 +9,8 @@ use hyper::Uri;
 /// Where a node's JSON-RPC listens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
+    /// Behind https: Bitcoin Core has no TLS, but what stands in front of it may.
+    pub tls: bool,
     /// A name or an address, IPv6 without its brackets.
     pub host: String,
     /// Its port.
@@ -20,7 +22,7 @@ pub struct Url {
 impl Url {
     /// The port of this chain on this machine.
     pub fn of_port(port: u16) -> Self {
-        Url { host: "127.0.0.1".into(), port, path: "/".into() }
+        Url { tls: false, host: "127.0.0.1".into(), port, path: "/".into() }
     }
 
     /// As the `Host` header has it.
@@ -40,7 +42,8 @@ impl Url {
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = if self.path == "/" { "" } else { &self.path };
-        write!(f, "http://{}{path}", self.authority())
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{path}", self.authority())
     }
 }
 
@@ -49,18 +52,13 @@ impl FromStr for Url {
     fn from_str(text: &str) -> Result<Self, String> {
         let wanted = "write it like http://127.0.0.1:8332";
         let uri: Uri = text.parse().map_err(|error| format!("{error}; {wanted}"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err(
-                    "https is not supported: Bitcoin Core has no TLS; forward the port with ssh -L or \
-                            stunnel, and name the local end"
-                        .into(),
-                );
-            }
-            _ => return Err(format!("it is no http:// URL; {wanted}")),
-        }
-        let (Some(authority), Some(port)) = (uri.authority(), uri.port_u16()) else {
+        let tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(format!("it is no http:// or https:// URL; {wanted}")),
+        };
+        let port = uri.port_u16().or(tls.then_some(443));
+        let (Some(authority), Some(port)) = (uri.authority(), port) else {
             return Err(format!("it has no port; {wanted}"));
         };
         if authority.as_str().contains('@') {
@@ -77,7 +75,7 @@ impl FromStr for Url {
         if host.is_empty() {
             return Err(format!("it has no host; {wanted}"));
         }
-        Ok(Url { host, port, path: uri.path().into() })
+        Ok(Url { tls, host, port, path: uri.path().into() })
     }
 }
 
@@ -92,6 +90,9 @@ mod tests {
         let six: Url = "http://[::1]:18443/wallet/x".parse().unwrap();
         assert_eq!((six.host.as_str(), six.port, six.path.as_str()), ("::1", 18443, "/wallet/x"));
         assert_eq!(six.to_string(), "http://[::1]:18443/wallet/x");
+        let behind_tls: Url = "https://node.example/rpc".parse().unwrap();
+        assert!(behind_tls.tls && behind_tls.port == 443);
+        assert_eq!(behind_tls.to_string(), "https://node.example:443/rpc");
         assert!(six.is_local() && !Url { host: "node.example".into(), ..six }.is_local());
     }
 
@@ -100,10 +101,10 @@ mod tests {
         for (text, why) in [
             ("127.0.0.1:8332", "write it like"),
             ("http://127.0.0.1", "no port"),
-            ("https://127.0.0.1:8332", "https is not supported"),
             ("http://user:secret@127.0.0.1:8332", "--rpc-password-file"),
             ("http://127.0.0.1:8332/?x", "query"),
-            ("ftp://127.0.0.1:8332", "no http://"),
+            ("ftp://127.0.0.1:8332", "no http:// or https://"),
+            ("https://user:secret@node.example", "--rpc-password-file"),
             ("", "write it like"),
         ] {
             let error = text.parse::<Url>().unwrap_err();

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use bitcoind_exporter::cli::{self, Program, Shared};
 use bitcoind_exporter::collect::{Config, UtxoTrace};
 use bitcoind_exporter::http_rpc::credentials::PASSWORD_VARIABLE;
-use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url};
+use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url, tls};
 use bitcoind_exporter::ipc::source::{CHAINS, KnownChain, Source, default_datadir};
 use clap::Parser;
 
@@ -50,6 +50,10 @@ pub struct Arguments {
     /// Where the node's JSON-RPC listens [default: the chain's port on 127.0.0.1]
     #[arg(long, value_name = "URL", env = "BITCOIND_IPC_EXPORTER_RPC_URL")]
     pub rpc_url: Option<Url>,
+
+    /// The authorities that are trusted behind https, a PEM file [default: those of the system]
+    #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_RPC_CA_FILE", requires = "rpc_url")]
+    pub rpc_ca_file: Option<PathBuf>,
 
     /// The node's JSON-RPC cookie [default: .cookie in the folder of the chain below the data directory, or beside the
     /// socket]
@@ -173,8 +177,15 @@ impl Arguments {
                     .unwrap_or_else(|| chain_or_main.folder(&default_datadir()).join(".cookie")),
             }),
         };
+        let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
+        let tls = match url.tls {
+            true => Some(tls::trusting(self.rpc_ca_file.as_deref())?),
+            false if self.rpc_ca_file.is_some() => bail!("--rpc-ca-file is of no use without an https URL"),
+            false => None,
+        };
         Ok(Some(Settings {
-            url: self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port)),
+            url,
+            tls,
             credentials,
             chain: chain.map(|chain| chain.name.to_string()),
             required: self.rpc == Rpc::On,
