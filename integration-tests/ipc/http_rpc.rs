@@ -97,7 +97,7 @@ fn blocks_are_counted_over_http_and_the_source_is_shown() {
 }
 
 /// As Core's share/rpcauth/rpcauth.py makes it.
-fn rpcauth(user: &str, password: &str) -> String {
+pub fn rpcauth(user: &str, password: &str) -> String {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"salt");
     let digest = ring::hmac::sign(&key, password.as_bytes());
     let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -109,7 +109,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
     let dir = TempDir::new().unwrap();
     let password = dir.path().join("password");
     std::fs::write(&password, "secret word\n").unwrap();
-    let without_peers = METHODS.into_iter().filter(|method| *method != "getpeerinfo").collect::<Vec<_>>();
+    let without_peers = METHODS.iter().copied().filter(|method| *method != "getpeerinfo").collect::<Vec<_>>();
     let node = Node::start(&[
         &rpcauth("exporter", "secret word"),
         &rpcauth("less", "secret word"),

@@ -13,5 +13,6 @@ mod real_node;
 mod reconnect;
 mod reorgs;
 mod web_config;
+mod without_ipc;
 
 use harness::{eventually, exporter, fake, node};

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::context::Context;
+use super::door::{self, Door};
 use super::handshake::open_guarded;
+use super::http_session::HttpSession;
 use super::session::show_up;
 use crate::ipc::guard::Places;
 use crate::ipc::source::Source;
@@ -18,7 +20,15 @@ use crate::node_process::Peer;
 pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let stream = source.open().await?;
+    let stream = match door::open(source, &context).await? {
+        Door::Ipc(stream) => stream,
+        Door::Http(http, _) => {
+            let session = HttpSession::new(http, &context);
+            session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
+            show_up(&session.interfaces, &context.metrics);
+            return Ok(session.interfaces);
+        }
+    };
     let node = Peer::of(&stream);
     let session = open_guarded(stream, Places::new().take().await, &node, &context)
         .await
@@ -55,7 +65,11 @@ pub async fn check(source: &mut Source, context: Context) -> Result<String> {
         }
         false => format!("JSON-RPC over HTTP is not used: {}", http.why_not()),
     });
-    Ok(describe(&interfaces, &metrics, source.describe(), http.as_deref()))
+    let connection = match interfaces.names()[..] {
+        [only] if only == Interface::HttpRpc.name() => format!("none over IPC ({})", source.describe()),
+        _ => source.describe().to_string(),
+    };
+    Ok(describe(&interfaces, &metrics, &connection, http.as_deref()))
 }
 
 fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: Option<&str>) -> String {

@@ -27,10 +27,16 @@ pub struct Checker {
 impl Checker {
     /// Compares with what these interfaces tell. `on` runs nothing else.
     pub fn new(http: HttpRpc, interfaces: &Interfaces, on: &Thread) -> Self {
-        http.forget_node();
+        http.forget_node(false);
         let mining = interfaces.mining.as_ref().map(|mining| mining.on(on));
         let chain = interfaces.chain.as_ref().map(|chain| chain.on(on));
         Checker { http, mining, chain }
+    }
+
+    /// Of a node without IPC: there is nothing to compare with.
+    pub fn alone(http: HttpRpc) -> Self {
+        http.forget_node(true);
+        Checker { http, mining: None, chain: None }
     }
 
     /// Uses it if it answers and is the same node, else says why not.
@@ -38,9 +44,13 @@ impl Checker {
         match self.differs().await {
             Ok(None) => self.http.use_it(),
             Ok(Some(difference)) => self.http.give_up(&format!(
-                "{} is another node than the one behind the IPC socket: {difference}; name the right one with --rpc-url \
-                 and --rpc-cookie-file, or --chain",
-                self.http.settings().url
+                "{} is another node than {}: {difference}; name the right one with --rpc-url and --rpc-cookie-file, or \
+                 --chain",
+                self.http.settings().url,
+                match self.mining.is_some() || self.chain.is_some() {
+                    true => "the one behind the IPC socket",
+                    false => "was asked for",
+                },
             )),
             Err(error) => self.http.failed(&error),
         }

@@ -33,18 +33,23 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
-pub struct HttpRpc(Rc<Inner>);
-
-struct Inner {
-    settings: Settings,
+pub struct HttpRpc {
+    shared: Rc<Shared>,
+    connection: Rc<Mutex<Option<Kept>>>,
     deadline: Duration,
-    connection: Mutex<Option<Kept>>,
+}
+
+/// What the connections to one node have in common.
+struct Shared {
+    settings: Settings,
     /// It answered, and it is the node that IPC leads to.
     used: Cell<bool>,
     /// A call failed in a way that says that the next one fails, too.
     failed: Notify,
     /// Why it is not used, as it was logged; empty while it is used.
     said: RefCell<String>,
+    /// Whoever asks says what is wrong.
+    quiet: Cell<bool>,
     /// Methods that were refused, which was logged.
     forbidden: RefCell<BTreeSet<String>>,
 }
@@ -72,31 +77,40 @@ impl HttpRpc {
                 settings.url
             );
         }
-        HttpRpc(Rc::new(Inner {
+        let shared = Rc::new(Shared {
             settings,
-            deadline,
-            connection: Mutex::new(None),
             used: Cell::new(false),
             failed: Notify::new(),
             said: RefCell::default(),
+            quiet: Cell::new(false),
             forbidden: RefCell::default(),
-        }))
+        });
+        HttpRpc { shared, connection: Rc::default(), deadline }
+    }
+
+    /// For calls that the node answers only after a while: others do not wait for them.
+    pub fn on_connection_of_its_own(&self, longer: Duration) -> Self {
+        HttpRpc {
+            shared: self.shared.clone(),
+            connection: Rc::default(),
+            deadline: self.deadline.saturating_add(longer),
+        }
     }
 
     /// Where it is, and how to be let in.
     pub fn settings(&self) -> &Settings {
-        &self.0.settings
+        &self.shared.settings
     }
 
     /// Whether it can be asked: it answered, and it is the right node.
     pub fn is_used(&self) -> bool {
-        self.0.used.get()
+        self.shared.used.get()
     }
 
     /// It answers, and it is the right node.
     pub fn use_it(&self) {
-        if !self.0.used.replace(true) {
-            self.0.said.take();
+        if !self.shared.used.replace(true) {
+            self.shared.said.take();
             let Settings { url, credentials, .. } = self.settings();
             info!("JSON-RPC over HTTP is used: {url}, {}", credentials.describe());
         }
@@ -104,14 +118,15 @@ impl HttpRpc {
 
     /// It cannot be used until it was found usable again. Says why when that changes.
     pub fn give_up(&self, why: &str) {
-        self.0.used.set(false);
-        if *self.0.said.borrow() != why {
+        self.shared.used.set(false);
+        if *self.shared.said.borrow() != why {
             let text = format!("JSON-RPC over HTTP is not used: {why}");
             match self.settings().required || self.settings().credentials.read().is_ok() {
+                _ if self.shared.quiet.get() => {}
                 true => warn!("{text}; trying again until it works"),
                 false => info!("{text}"),
             }
-            *self.0.said.borrow_mut() = why.to_string();
+            *self.shared.said.borrow_mut() = why.to_string();
         }
     }
 
@@ -126,17 +141,20 @@ impl HttpRpc {
 
     /// Why it is not used.
     pub fn why_not(&self) -> String {
-        self.0.said.borrow().clone()
+        self.shared.said.borrow().clone()
     }
 
-    /// Another connection over IPC may be one to another node.
-    pub fn forget_node(&self) {
-        self.0.used.set(false);
+    /// It may be another node than before. Without IPC (`alone`) whoever asks says what is wrong.
+    pub fn forget_node(&self, alone: bool) {
+        self.shared.used.set(false);
+        self.shared.quiet.set(alone);
     }
 
-    /// Resolves when it is given up.
+    /// Resolves when it is not used any more.
     pub async fn given_up(&self) {
-        self.0.failed.notified().await;
+        while self.is_used() {
+            self.shared.failed.notified().await;
+        }
     }
 
     /// A call, if it can be asked.
@@ -150,7 +168,7 @@ impl HttpRpc {
             && (error.is_warmup() || matches!(error, CallError::Http(_)))
         {
             self.failed(error);
-            self.0.failed.notify_one();
+            self.shared.failed.notify_one();
         }
         answer
     }
@@ -159,12 +177,13 @@ impl HttpRpc {
     pub async fn ask(&self, method: &str, params: Value) -> Result<Value, CallError> {
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let body = Bytes::from(request.to_string());
-        let answer = match tokio::time::timeout(self.0.deadline, self.authorized(body)).await {
+        let answer = match tokio::time::timeout(self.deadline, self.authorized(body)).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {}", humantime::format_duration(self.0.deadline))),
+            Err(_) => Err(format!("no answer within {}", humantime::format_duration(self.deadline))),
         };
         let answer = answer.map_err(|why| CallError::Http(format!("{}: {why}", self.settings().url)))?;
-        if answer.status == StatusCode::FORBIDDEN && self.0.forbidden.borrow_mut().insert(method.into()) {
+        if answer.status == StatusCode::FORBIDDEN && self.shared.forbidden.borrow_mut().insert(method.into())
+        {
             warn!(
                 "the node refuses {method} over HTTP (403): its -rpcwhitelist or -rpcallowip does not permit it"
             );
@@ -179,7 +198,7 @@ impl HttpRpc {
     async fn authorized(&self, body: Bytes) -> Result<Answer, String> {
         let credentials = &self.settings().credentials;
         // Taken out, so that a call that is given up closes it: its answer may still come.
-        let mut slot = self.0.connection.lock().await;
+        let mut slot = self.connection.lock().await;
         let kept = slot.take();
         let first = match &kept {
             Some(kept) => kept.authorization.clone(),

@@ -1,4 +1,4 @@
-//! JSON-RPC over HTTP, for nodes whose IPC has none.
+//! JSON-RPC over HTTP, for nodes whose IPC has none, or that have no IPC.
 //!
 //! - `url` is where the node's JSON-RPC listens.
 //! - [`credentials`] are the cookie, or a user with a password.
@@ -34,4 +34,6 @@ pub struct Settings {
     pub chain: Option<String>,
     /// It was asked for: that it cannot be used is a warning, or with `--once` and `--check` an error.
     pub required: bool,
+    /// It is asked even when there is no connection over IPC.
+    pub alone: bool,
 }

@@ -11,8 +11,9 @@ use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
 
 /// Every method that is called. None of them changes anything; others are refused here.
-pub const METHODS: [&str; 14] = [
+pub const METHODS: &[&str] = &[
     "estimatesmartfee",
+    "getbestblockhash",
     "getblockchaininfo",
     "getblockhash",
     "getblockheader",
@@ -26,6 +27,7 @@ pub const METHODS: [&str; 14] = [
     "getpeerinfo",
     "listbanned",
     "uptime",
+    "waitfornewblock",
 ];
 
 /// The line of `bitcoin.conf` that permits this user what the exporter asks for, and no more.

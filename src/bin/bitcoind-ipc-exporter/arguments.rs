@@ -15,9 +15,9 @@ use clap::Parser;
 
 /// Prometheus metrics of a running Bitcoin node, over its IPC socket, without hurting it.
 ///
-/// The node must be a bitcoin-node (Bitcoin Core 30 or later) started with -ipcbind=unix. What can be seen depends on
-/// the interfaces that it offers; --check tells. Without a socket path, an inherited connection or --datadir, the
-/// socket of a mainnet node in ~/.bitcoin is used.
+/// The node is a bitcoin-node (Bitcoin Core 30 or later) started with -ipcbind=unix; any other is asked over HTTP (--rpc on).
+/// What can be seen depends on the interfaces that it offers; --check tells. Without a socket path, an inherited connection
+/// or --datadir, the socket of a mainnet node in ~/.bitcoin is used.
 #[derive(Parser, Debug)]
 #[command(
     name = "bitcoind-ipc-exporter",
@@ -43,7 +43,7 @@ pub struct Arguments {
     pub chain: Option<String>,
 
     /// JSON-RPC over HTTP: auto asks there for what the node does not tell over IPC, if there is a cookie or a password; on
-    /// warns when it cannot be used
+    /// warns when it cannot be used. With on or --rpc-url, and without a socket path, the node need not have IPC
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_RPC")]
     pub rpc: Rpc,
 
@@ -189,6 +189,7 @@ impl Arguments {
             credentials,
             chain: chain.map(|chain| chain.name.to_string()),
             required: self.rpc == Rpc::On,
+            alone: self.may_lack_ipc(),
         }))
     }
 
@@ -204,7 +205,13 @@ impl Arguments {
 
     /// Whether no argument says where the node is.
     pub fn name_no_node(&self) -> bool {
-        self.socket_path.is_none() && self.datadir.is_none()
+        self.socket_path.is_none() && self.datadir.is_none() && !self.may_lack_ipc()
+    }
+
+    /// Whether JSON-RPC over HTTP was asked for, and no connection over IPC.
+    fn may_lack_ipc(&self) -> bool {
+        let asked = self.rpc == Rpc::On || (self.rpc == Rpc::Auto && self.rpc_url.is_some());
+        asked && self.socket_path.is_none() && self.ipc_fd.is_none()
     }
 }
 
