@@ -95,6 +95,7 @@ fuzz_target!(|text: &str| {
             utxo_trace: UtxoTrace::Off,
             utxo_trace_budget: Duration::ZERO,
             exit_with_node: false,
+            http_rpc: None,
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));

@@ -9,6 +9,7 @@ pub mod fixture;
 pub mod node;
 pub mod prometheus;
 pub mod proxy;
+pub mod without_rpc;
 
 use std::time::{Duration, Instant};
 

@@ -86,6 +86,11 @@ impl Node {
         self.dir.path().join("regtest/node.sock")
     }
 
+    /// Where its JSON-RPC listens.
+    pub fn rpc_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.rpc_port)
+    }
+
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }

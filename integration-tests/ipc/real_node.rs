@@ -275,8 +275,8 @@ fn once_and_check_say_what_the_node_gives() {
     assert!(run(&["--once"]).contains("\nbitcoin_chain_height 0\n"));
     assert!(run(&["--once"]).contains("\nbitcoin_up 1\n"));
     let check = run(&["--check"]);
-    assert!(check.contains("/Satoshi:") && check.contains("interface mining  yes"), "{check}");
-    assert!(check.contains("interface rpc     yes") && check.contains("interface chain   no"), "{check}");
+    assert!(check.contains("/Satoshi:") && check.contains("interface mining   yes"), "{check}");
+    assert!(check.contains("interface rpc      yes") && check.contains("interface chain    no"), "{check}");
     assert!(check.contains("  bitcoin_chain_height\n"), "{check}");
 }
 

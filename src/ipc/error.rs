@@ -21,6 +21,8 @@ pub enum CallError {
         /// The node's words.
         message: String,
     },
+    /// JSON-RPC over HTTP cannot be used, and why. It says nothing of the connection over IPC.
+    Http(String),
     /// The answer is not what the schema or the documentation promises.
     Malformed(String),
 }
@@ -66,6 +68,7 @@ impl fmt::Display for CallError {
             CallError::Failed(text) => write!(f, "the node failed: {text}"),
             CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
             CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
+            CallError::Http(text) => f.write_str(text),
             CallError::Malformed(text) => write!(f, "the node's answer is malformed: {text}"),
         }
     }

@@ -1,11 +1,39 @@
 //! JSON-RPC, through whichever transport the node has: over IPC it needs no cookie and no port.
+//!
+//! Only methods that read are ever called: [`METHODS`] has them all.
 
 use serde_json::{Value, json};
 
 use super::connection::{OnThread, call};
 use super::{CallError, Thread};
+use crate::http_rpc::HttpRpc;
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
+
+/// Every method that is called. None of them changes anything; others are refused here.
+pub const METHODS: &[&str] = &[
+    "estimatesmartfee",
+    "getbestblockhash",
+    "getblockchaininfo",
+    "getblockhash",
+    "getblockheader",
+    "getblockstats",
+    "getchaintips",
+    "getmemoryinfo",
+    "getmempoolinfo",
+    "getnettotals",
+    "getnetworkhashps",
+    "getnetworkinfo",
+    "getpeerinfo",
+    "listbanned",
+    "uptime",
+    "waitfornewblock",
+];
+
+/// The line of `bitcoin.conf` that permits this user what the exporter asks for, and no more.
+pub fn whitelist_of(user: &str) -> String {
+    format!("rpcwhitelist={user}:{}", METHODS.join(","))
+}
 
 /// How a node takes JSON-RPC.
 #[derive(Clone)]
@@ -14,6 +42,8 @@ pub(super) enum Transport {
     Rpc(OnThread<rpc::Client>),
     /// `Node.executeRpc`: method and parameters apart.
     Node(OnThread<node::Client>),
+    /// JSON-RPC 2.0 objects in HTTP requests.
+    Http(HttpRpc),
 }
 
 /// JSON-RPC.
@@ -26,7 +56,21 @@ impl JsonRpc {
         JsonRpc(match &self.0 {
             Transport::Rpc(capability) => Transport::Rpc(capability.on(thread)),
             Transport::Node(capability) => Transport::Node(capability.on(thread)),
+            Transport::Http(http) => Transport::Http(http.clone()),
         })
+    }
+
+    /// JSON-RPC over HTTP, which need not be usable yet.
+    pub fn over_http(http: HttpRpc) -> Self {
+        JsonRpc(Transport::Http(http))
+    }
+
+    /// Whether a call can be made now; over IPC always.
+    pub fn is_available(&self) -> bool {
+        match &self.0 {
+            Transport::Rpc(_) | Transport::Node(_) => true,
+            Transport::Http(http) => http.is_used(),
+        }
     }
 
     /// Whether the capability really is what we take it for. `uptime` is safe to ask from the node's first moment.
@@ -40,7 +84,12 @@ impl JsonRpc {
 
     /// One call; `params` is an array or an object.
     pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        if !METHODS.contains(&method) {
+            debug_assert!(false, "{method} is not in METHODS");
+            return Err(CallError::Unimplemented(format!("{method} is not a method that is called")));
+        }
         match &self.0 {
+            Transport::Http(http) => http.call(method, params).await,
             Transport::Rpc(capability) => {
                 let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
                 let answer = call!(capability, execute_rpc_request, |params| {
@@ -48,11 +97,7 @@ impl JsonRpc {
                     params.set_uri("/");
                     params.set_user(env!("CARGO_PKG_NAME"))
                 })?;
-                let mut answer = parse(answer.get()?.get_result()?.to_str()?)?;
-                match answer.get("error").filter(|error| !error.is_null()) {
-                    Some(error) => Err(json_rpc_error(error)),
-                    None => Ok(answer["result"].take()),
-                }
+                json_rpc_result(parse(answer.get()?.get_result()?.to_str()?)?)
             }
             Transport::Node(capability) => {
                 let answer = call!(capability, execute_rpc_request, |parameters| {
@@ -73,6 +118,14 @@ impl JsonRpc {
     }
 }
 
+/// What a JSON-RPC answer holds.
+pub(crate) fn json_rpc_result(mut answer: Value) -> Result<Value, CallError> {
+    match answer.get("error").filter(|error| !error.is_null()) {
+        Some(error) => Err(json_rpc_error(error)),
+        None => Ok(answer["result"].take()),
+    }
+}
+
 fn parse(text: &str) -> Result<Value, CallError> {
     serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("no JSON: {error}")))
 }
@@ -82,4 +135,12 @@ fn json_rpc_error(error: &Value) -> CallError {
         code: error["code"].as_i64().unwrap_or(0),
         message: error["message"].as_str().unwrap_or("an error without a message").to_string(),
     }
+}
+
+#[cfg(test)]
+#[test]
+fn readme_has_the_whitelist() {
+    let readme = include_str!("../../README.md");
+    let line = whitelist_of("exporter");
+    assert!(readme.lines().any(|found| found.trim() == line), "README.md lacks this line: {line}");
 }

@@ -53,6 +53,8 @@ struct Calls {
     context: Rc<Context>,
     /// The node did not answer a call of this poll.
     failed: Option<PollError>,
+    /// JSON-RPC over HTTP could not be used for a call of this poll.
+    incomplete: bool,
 }
 
 impl Calls {
@@ -80,6 +82,7 @@ impl Calls {
             Err(error) => {
                 debug!("{name}: {error}");
                 failures.inc_by([name], 1);
+                self.incomplete |= matches!(error, CallError::Http(_));
                 if matches!(error, CallError::TimedOut(_) | CallError::Disconnected(_)) {
                     self.failed = Some(PollError::NoAnswer(name, error));
                 }
@@ -91,7 +94,8 @@ impl Calls {
     /// Makes a JSON-RPC. Null where there is no answer: it has none of the fields that are looked for.
     async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
         let interfaces = self.interfaces.clone();
-        let call = interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
+        let call = interfaces.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available());
+        let call = call.map(|json_rpc| json_rpc.call(method, params));
         self.ask(method, call).await.unwrap_or_default()
     }
 }
@@ -114,25 +118,27 @@ impl Poller {
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
     pub async fn poll(&mut self) -> Result<Polled, PollError> {
         let started = Instant::now();
-        let mut calls =
-            Calls { interfaces: self.interfaces.clone(), context: self.context.clone(), failed: None };
+        let mut calls = Calls {
+            interfaces: self.interfaces.clone(),
+            context: self.context.clone(),
+            failed: None,
+            incomplete: false,
+        };
         let polled = self.poll_areas(&mut calls).await;
         let took = started.elapsed();
         let exporter = &self.context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());
         debug!(?took, "polled");
-        match calls.failed.map_or(polled, Err) {
-            Ok(polled) => {
-                exporter.last_poll.set(now().round());
-                Ok(polled)
-            }
-            Err(error) => {
-                // What was shown of the tip is cleared.
-                self.shown_tip = None;
-                self.chain_tips.forget_tip();
-                Err(error)
-            }
+        let polled = calls.failed.map_or(polled, Err);
+        if polled.is_err() || calls.incomplete {
+            // What was shown of the tip is cleared, or was not complete.
+            self.shown_tip = None;
+            self.chain_tips.forget_tip();
         }
+        if polled.is_ok() {
+            exporter.last_poll.set(now().round());
+        }
+        polled
     }
 
     async fn poll_areas(&mut self, calls: &mut Calls) -> Result<Polled, PollError> {
