@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     let with_bpf = tests![
         fibre::every_fibre_metric_is_what_was_fired,
         fibre::a_node_without_reconstruction_detail_has_no_metrics_of_it,
+        fibre::the_newest_form_of_fibres_tracepoints_is_read,
         fibre::a_million_events_from_four_threads_are_counted_exactly,
         fibre::what_peers_choose_does_not_grow_the_page,
         fibre::a_probe_with_an_argument_that_cannot_be_read_costs_only_itself,

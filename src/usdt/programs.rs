@@ -17,6 +17,8 @@ use crate::metrics::{self, Row};
 
 /// What can be done with a subject whose type is not known.
 pub(super) struct Functions {
+    /// The provider of its tracepoints, `validation`.
+    pub provider: &'static str,
     load: fn() -> Result<Loaded>,
     /// Its tracepoints, `validation:block_connected`, in the order of the BPF file. Needs no privilege.
     pub tracepoints: fn() -> Result<Vec<String>>,
@@ -29,6 +31,7 @@ pub(super) struct Functions {
 impl Functions {
     pub fn of<S: Tracepoints>() -> Self {
         Functions {
+            provider: S::PROVIDER,
             load: load::<S>,
             tracepoints: || {
                 let names = names(&open::<S>(|_| true)?);
