@@ -1,5 +1,7 @@
 //! JSON-RPC, through whichever transport the node has: over IPC it needs no cookie and no port.
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::connection::{OnThread, call};
@@ -40,6 +42,16 @@ impl JsonRpc {
 
     /// One call; `params` is an array or an object.
     pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        self.call_as(method, params).await
+    }
+
+    /// One call whose result is read into a type of its own while it is parsed, without a tree of it in memory. No result
+    /// is the type's default.
+    pub async fn call_as<T: DeserializeOwned + Default>(
+        &self,
+        method: &str,
+        params: Value,
+    ) -> Result<T, CallError> {
         match &self.0 {
             Transport::Rpc(capability) => {
                 let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
@@ -48,10 +60,10 @@ impl JsonRpc {
                     params.set_uri("/");
                     params.set_user(env!("CARGO_PKG_NAME"))
                 })?;
-                let mut answer = parse(answer.get()?.get_result()?.to_str()?)?;
-                match answer.get("error").filter(|error| !error.is_null()) {
-                    Some(error) => Err(json_rpc_error(error)),
-                    None => Ok(answer["result"].take()),
+                let answer: Answer<T> = parse(answer.get()?.get_result()?.to_str()?)?;
+                match answer.error.filter(|error| !error.is_null()) {
+                    Some(error) => Err(json_rpc_error(&error)),
+                    None => Ok(answer.result.unwrap_or_default()),
                 }
             }
             Transport::Node(capability) => {
@@ -73,8 +85,16 @@ impl JsonRpc {
     }
 }
 
-fn parse(text: &str) -> Result<Value, CallError> {
-    serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("no JSON: {error}")))
+/// A JSON-RPC 2.0 answer.
+#[derive(Deserialize)]
+struct Answer<T> {
+    result: Option<T>,
+    error: Option<Value>,
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, CallError> {
+    serde_json::from_str(text)
+        .map_err(|error| CallError::Malformed(format!("not the JSON expected: {error}")))
 }
 
 fn json_rpc_error(error: &Value) -> CallError {
