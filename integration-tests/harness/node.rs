@@ -128,10 +128,19 @@ impl Node {
 
     /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
     pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
-        let block = self.json(&["getblock", block]);
-        let coinbase: Txid = block["tx"][0].as_str().unwrap().parse().unwrap();
+        let (_, fee, size) = self.spend(self.coinbase_of(block), fee);
+        (fee, size)
+    }
+
+    pub fn coinbase_of(&self, block: &str) -> Txid {
+        self.json(&["getblock", block])["tx"][0].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Sends a transaction that spends the first output of another; returns its id, its fee in satoshis and its size in
+    /// bytes.
+    pub fn spend(&self, previous: Txid, fee: u64) -> (Txid, u64, u64) {
         let value = Amount::from_btc(
-            self.json(&["gettxout", &coinbase.to_string(), "0", "false"])["value"].as_f64().unwrap(),
+            self.json(&["gettxout", &previous.to_string(), "0", "true"])["value"].as_f64().unwrap(),
         );
         let anyone = || ScriptBuf::from_hex("51").unwrap();
         // Two outputs: with one the transaction would be too small to be relayed.
@@ -141,7 +150,7 @@ impl Node {
             version: Version::TWO,
             lock_time: LockTime::ZERO,
             input: vec![TxIn {
-                previous_output: OutPoint::new(coinbase, 0),
+                previous_output: OutPoint::new(previous, 0),
                 script_sig: ScriptBuf::new(),
                 sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
                 witness: Witness::new(),
@@ -152,7 +161,7 @@ impl Node {
             ],
         };
         self.cli(&["sendrawtransaction", &serialize_hex(&transaction), "0"]);
-        ((value - half * 2).to_sat(), transaction.vsize() as u64)
+        (transaction.compute_txid(), (value - half * 2).to_sat(), transaction.vsize() as u64)
     }
 
     /// `bitcoin-cli stop`, and the exit status.

@@ -122,6 +122,38 @@ fn transactions_in_the_mempool_show_with_their_fees() {
 }
 
 #[test]
+fn the_mempool_shows_by_the_feerates_at_which_it_would_be_mined() {
+    let node = Node::start(&[]);
+    let blocks = node.mine(105);
+    // Each transaction has 71 vB: at 1, 10 and 100 sat/vB.
+    for (block, fee) in [(0, 72), (1, 720), (2, 7_200)] {
+        node.spend_coinbase_of(&blocks[block], fee);
+    }
+    // A child that pays for its parent, which would be in the band from 0.1: together they pay some 20 sat/vB.
+    let (parent, ..) = node.spend(node.coinbase_of(&blocks[3]), 10);
+    node.spend(parent, 2_901);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let info = node.json(&["getmempoolinfo"]);
+    let sum = |name: &str| {
+        let page = exporter.metrics();
+        let samples = page.lines().filter(|line| line.starts_with(name));
+        let values: Vec<f64> =
+            samples.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(values.len(), 19, "all bands are there: {page}");
+        values.iter().sum::<f64>()
+    };
+    assert_eq!(Some(sum("bitcoin_mempool_feerate_vbytes{")), info["bytes"].as_f64());
+    let fees = (info["total_fee"].as_f64().unwrap() * 1e8).round();
+    assert_eq!(sum("bitcoin_mempool_feerate_fees_satoshis{"), fees);
+    let in_band =
+        |from: &str| exporter.value(&format!("bitcoin_mempool_feerate_fees_satoshis{{from=\"{from}\"}}"));
+    for (from, fees) in [("0.1", 0.0), ("1", 72.0), ("8", 720.0), ("13", 2_911.0), ("89", 7_200.0)] {
+        assert_eq!(in_band(from), Some(fees), "from {from}");
+    }
+    assert!(!exporter.metrics().contains("bitcoin_mempool_depth_feerate"), "it is no block deep");
+}
+
+#[test]
 fn two_connected_nodes_show_peers_and_bytes_by_direction() {
     let listening = Node::start(&[]);
     let connecting = Node::start(&[&format!("-connect=127.0.0.1:{}", listening.p2p_port)]);

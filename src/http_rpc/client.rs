@@ -14,6 +14,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Notify};
@@ -24,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::Settings;
-use crate::ipc::{CallError, json_rpc_result};
+use crate::ipc::{CallError, JsonRpcAnswer};
 
 /// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
@@ -158,11 +159,15 @@ impl HttpRpc {
     }
 
     /// A call, if it can be asked.
-    pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+    pub async fn call<T: DeserializeOwned + Default>(
+        &self,
+        method: &str,
+        params: Value,
+    ) -> Result<T, CallError> {
         if !self.is_used() {
             return Err(CallError::Http(self.why_not()));
         }
-        let answer = self.ask(method, params).await;
+        let answer = self.ask_as(method, params).await;
         if let Err(error) = &answer
             && self.is_used()
             && (error.is_warmup() || matches!(error, CallError::Http(_)))
@@ -175,6 +180,14 @@ impl HttpRpc {
 
     /// A call, whether or not it was found usable.
     pub async fn ask(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        self.ask_as(method, params).await
+    }
+
+    async fn ask_as<T: DeserializeOwned + Default>(
+        &self,
+        method: &str,
+        params: Value,
+    ) -> Result<T, CallError> {
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let body = Bytes::from(request.to_string());
         let answer = match tokio::time::timeout(self.deadline, self.authorized(body)).await {
@@ -314,7 +327,7 @@ async fn whole(head: Response<Incoming>) -> Result<Answer, String> {
 }
 
 /// Before 2.0, errors of a call have status codes of their own, and bodies like all others.
-fn read(answer: Answer) -> Result<Value, CallError> {
+fn read<T: DeserializeOwned + Default>(answer: Answer) -> Result<T, CallError> {
     let status = answer.status.as_u16();
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {
         return Err(CallError::Http(
@@ -329,9 +342,9 @@ fn read(answer: Answer) -> Result<Value, CallError> {
             "it redirects elsewhere ({status}), which is not followed; name the node itself with --rpc-url"
         )));
     }
-    match serde_json::from_slice::<Value>(&answer.body) {
-        Ok(json) if json.get("result").is_some() || json.get("error").is_some() => json_rpc_result(json),
-        _ => {
+    match serde_json::from_slice::<JsonRpcAnswer>(&answer.body) {
+        Ok(answer) => answer.result(),
+        Err(_) => {
             let kind = answer.content_type.as_deref().unwrap_or("no content type");
             Err(CallError::Http(format!(
                 "the answer is no JSON-RPC ({status}, {kind:.40}); is it a proxy or another server? (--rpc-url)"

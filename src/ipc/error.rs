@@ -34,6 +34,13 @@ impl CallError {
         const RPC_IN_WARMUP: i64 = -28;
         matches!(self, CallError::JsonRpc { code: RPC_IN_WARMUP, .. })
     }
+
+    /// The node's JSON-RPC does not have this method.
+    pub fn is_unknown_method(&self) -> bool {
+        /// `RPC_METHOD_NOT_FOUND` in Core's rpc/protocol.h.
+        const RPC_METHOD_NOT_FOUND: i64 = -32601;
+        matches!(self, CallError::JsonRpc { code: RPC_METHOD_NOT_FOUND, .. })
+    }
 }
 
 impl From<capnp::Error> for CallError {

@@ -2,6 +2,9 @@
 //!
 //! Only methods that read are ever called: [`METHODS`] has them all.
 
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::connection::{OnThread, call};
@@ -20,6 +23,7 @@ pub const METHODS: &[&str] = &[
     "getblockstats",
     "getchaintips",
     "getmemoryinfo",
+    "getmempoolfeeratediagram",
     "getmempoolinfo",
     "getnettotals",
     "getnetworkhashps",
@@ -84,6 +88,16 @@ impl JsonRpc {
 
     /// One call; `params` is an array or an object.
     pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        self.call_as(method, params).await
+    }
+
+    /// One call whose result is read into a type of its own while it is parsed, without a tree of it in memory. No result
+    /// is the type's default.
+    pub async fn call_as<T: DeserializeOwned + Default>(
+        &self,
+        method: &str,
+        params: Value,
+    ) -> Result<T, CallError> {
         if !METHODS.contains(&method) {
             debug_assert!(false, "{method} is not in METHODS");
             return Err(CallError::Unimplemented(format!("{method} is not a method that is called")));
@@ -97,7 +111,7 @@ impl JsonRpc {
                     params.set_uri("/");
                     params.set_user(env!("CARGO_PKG_NAME"))
                 })?;
-                json_rpc_result(parse(answer.get()?.get_result()?.to_str()?)?)
+                parse::<Answer>(answer.get()?.get_result()?.to_str()?)?.result()
             }
             Transport::Node(capability) => {
                 let answer = call!(capability, execute_rpc_request, |parameters| {
@@ -118,16 +132,30 @@ impl JsonRpc {
     }
 }
 
-/// What a JSON-RPC answer holds.
-pub(crate) fn json_rpc_result(mut answer: Value) -> Result<Value, CallError> {
-    match answer.get("error").filter(|error| !error.is_null()) {
-        Some(error) => Err(json_rpc_error(error)),
-        None => Ok(answer["result"].take()),
+/// A JSON-RPC answer.
+#[derive(Deserialize)]
+pub(crate) struct Answer<'a> {
+    /// What has none is no answer.
+    #[serde(rename = "id")]
+    _id: IgnoredAny,
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    error: Option<Value>,
+}
+
+impl Answer<'_> {
+    /// What it holds. No result is the type's default.
+    pub(crate) fn result<T: DeserializeOwned + Default>(self) -> Result<T, CallError> {
+        match self.error.filter(|error| !error.is_null()) {
+            Some(error) => Err(json_rpc_error(&error)),
+            None => self.result.map_or_else(|| Ok(T::default()), |result| parse(result.get())),
+        }
     }
 }
 
-fn parse(text: &str) -> Result<Value, CallError> {
-    serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("no JSON: {error}")))
+fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
+    serde_json::from_str(text)
+        .map_err(|error| CallError::Malformed(format!("not the JSON expected: {error}")))
 }
 
 fn json_rpc_error(error: &Value) -> CallError {

@@ -24,7 +24,7 @@ pub use connection::{Connection, Thread};
 pub use error::CallError;
 pub use handler::Subscription;
 pub use interfaces::{Interface, Interfaces};
-pub(crate) use json_rpc::json_rpc_result;
+pub(crate) use json_rpc::Answer as JsonRpcAnswer;
 pub use json_rpc::{JsonRpc, METHODS, whitelist_of};
 pub use mining::{BlockRef, Hash, Mining};
 pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS};

@@ -5,14 +5,16 @@
 
 mod blocks;
 mod chain;
+mod diagram;
 mod mempool;
 mod network;
 mod node;
 
 use std::fmt;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tracing::debug;
 
@@ -98,6 +100,54 @@ impl Calls {
         let call = call.map(|json_rpc| json_rpc.call(method, params));
         self.ask(method, call).await.unwrap_or_default()
     }
+
+    /// Makes a JSON-RPC that not every node has: that it does not is no failure.
+    async fn rpc_if_known<T: DeserializeOwned + Default>(
+        &mut self,
+        method: &'static str,
+        params: Value,
+    ) -> Option<Known<T>> {
+        let interfaces = self.interfaces.clone();
+        let json_rpc = interfaces.json_rpc.as_ref()?;
+        let call = async {
+            match json_rpc.call_as(method, params).await {
+                Ok(answer) => Ok(Known::Answer(answer)),
+                Err(error) if error.is_unknown_method() => Ok(Known::Not),
+                Err(error) => Err(error),
+            }
+        };
+        self.ask(method, Some(call)).await
+    }
+}
+
+/// The answer to a call that not every node has.
+enum Known<T> {
+    Answer(T),
+    /// This node does not have it.
+    Not,
+}
+
+/// Keeps a call that holds one of the node's main locks rare.
+#[derive(Default)]
+struct CostlyCall {
+    /// Not again before.
+    not_before: Option<Instant>,
+}
+
+impl CostlyCall {
+    /// At least between two calls.
+    const INTERVAL: Duration = Duration::from_secs(60);
+    /// The interval is at least this many times the duration of the call.
+    const SHARE: u32 = 1000;
+
+    fn is_due(&self) -> bool {
+        self.not_before.is_none_or(|due| due <= Instant::now())
+    }
+
+    /// The call was made, and took this long.
+    fn took(&mut self, took: Duration) {
+        self.not_before = Some(Instant::now() + Self::INTERVAL.max(took.saturating_mul(Self::SHARE)));
+    }
 }
 
 /// Polls one connection.
@@ -107,12 +157,19 @@ pub struct Poller {
     /// The tip whose expensive facts are shown.
     shown_tip: Option<String>,
     chain_tips: chain::TipsSchedule,
+    feerates: mempool::FeeratesSchedule,
 }
 
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
-        Poller { interfaces, context, shown_tip: None, chain_tips: chain::TipsSchedule::default() }
+        Poller {
+            interfaces,
+            context,
+            shown_tip: None,
+            chain_tips: chain::TipsSchedule::default(),
+            feerates: mempool::FeeratesSchedule::default(),
+        }
     }
 
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
@@ -145,6 +202,7 @@ impl Poller {
         let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
         let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
         mempool::poll(calls).await;
+        mempool::poll_feerates(calls, &mut self.feerates, ibd).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
         node::poll(calls, &chain_info, &network_info).await;
         network::poll(calls, &network_info).await;
