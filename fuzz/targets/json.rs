@@ -76,8 +76,8 @@ impl rpc::Server for Node {
 }
 
 fuzz_target!(|text: &str| {
-    let mut answers = vec![r#"{"result":1}"#.to_string(); 2]; // for uptime, asked twice before the first poll
-    answers.extend(text.lines().map(|line| format!(r#"{{"result":{line}}}"#)));
+    let mut answers = vec![r#"{"id":1,"result":1}"#.to_string(); 2]; // for uptime, asked twice before the first poll
+    answers.extend(text.lines().map(|line| format!(r#"{{"id":1,"result":{line}}}"#)));
     let node = Node { answers: answers.into(), next: Rc::default() };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
