@@ -463,3 +463,44 @@ fn silent_connections_keep_no_scraper_out() {
         (exporter.value("process_open_fds")? <= before).then_some(())
     });
 }
+
+#[test]
+fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
+    let node =
+        Node::start(&["-txindex", "-coinstatsindex", "-blockfilterindex", "-testactivationheight=csv@2000"]);
+    for _ in 0..4 {
+        node.mine(500);
+    }
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "200ms"]).ready();
+    for index in ["txindex", "coinstatsindex", "basic block filter index"] {
+        exporter.wait_for(&format!("bitcoin_index_height{{index=\"{index}\"}}"), 2000.0);
+        exporter.wait_for(&format!("bitcoin_index_synced{{index=\"{index}\"}}"), 1.0);
+    }
+    let state = &node.json(&["getchainstates"])["chainstates"][0];
+    for cache in ["db", "tip"] {
+        assert_eq!(
+            exporter
+                .value(&format!("bitcoin_chainstate_cache_bytes{{chainstate=\"normal\",cache=\"{cache}\"}}")),
+            state[format!("coins_{cache}_cache_bytes")].as_f64()
+        );
+    }
+    exporter.wait_for("bitcoin_chainstate_height{chainstate=\"normal\"}", 2000.0);
+    assert_eq!(exporter.value("bitcoin_background_validation_progress"), None);
+    assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"csv\"}"), Some(1.0));
+    assert_eq!(exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"csv\"}"), None);
+
+    // Without the indexes, below the height of one soft fork and while another one is signalled for.
+    let node = Node::start(&["-testactivationheight=csv@2000", "-vbparams=testdummy:0:999999999999"]);
+    node.mine(200);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"csv\"}"), Some(0.0));
+    assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"testdummy\"}"), Some(0.0));
+    let deployments = node.json(&["getdeploymentinfo"]);
+    let signalling = deployments["deployments"]["testdummy"]["bip9"]["statistics"]["count"].as_f64().unwrap();
+    assert!(signalling > 0.0, "{deployments}");
+    assert_eq!(
+        exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"testdummy\"}"),
+        Some(signalling)
+    );
+    assert!(!exporter.metrics().contains("bitcoin_index_height{"));
+}

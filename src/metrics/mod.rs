@@ -8,6 +8,7 @@
 
 mod blocks;
 mod chain;
+mod chainstates;
 mod declare;
 mod exporter;
 mod families;
@@ -30,6 +31,7 @@ use declare::Declare;
 
 pub use blocks::Blocks;
 pub use chain::Chain;
+pub use chainstates::Chainstates;
 pub use exporter::Exporter;
 pub use mempool::{Mempool, REMOVAL_REASONS};
 pub use network::{MESSAGE_TYPES, Network};
@@ -47,6 +49,8 @@ pub struct Metrics {
     rows: Vec<Row>,
     /// The active chain.
     pub chain: Chain,
+    /// Chainstates, indexes and soft forks.
+    pub chainstates: Chainstates,
     /// The node itself.
     pub node: Node,
     /// Blocks connected and disconnected.
@@ -66,6 +70,7 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let mut declare = Declare::default();
         let chain = Chain::declare(&mut declare);
+        let chainstates = Chainstates::declare(&mut declare);
         let node = Node::declare(&mut declare);
         let blocks = Blocks::declare(&mut declare);
         let mempool = Mempool::declare(&mut declare);
@@ -80,6 +85,7 @@ impl Metrics {
             present,
             rows,
             chain,
+            chainstates,
             node,
             blocks,
             mempool,

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod chain;
+mod chainstates;
 mod diagram;
 mod mempool;
 mod network;
@@ -201,6 +202,7 @@ impl Poller {
     async fn poll_areas(&mut self, calls: &mut Calls) -> Result<Polled, PollError> {
         let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
         let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
+        chainstates::poll(calls, &chain_info).await;
         mempool::poll(calls).await;
         mempool::poll_feerates(calls, &mut self.feerates, ibd).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
@@ -210,6 +212,7 @@ impl Poller {
             self.shown_tip = hash.clone();
             mempool::poll_fee_estimates(calls).await;
             chain::poll_hashrate(calls).await;
+            chainstates::poll_deployments(calls).await;
             blocks::poll(calls, hash.as_deref(), ibd).await;
         }
         chain::poll_tips(calls, &mut self.chain_tips, hash.as_deref(), ibd).await;
