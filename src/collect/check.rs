@@ -30,7 +30,7 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
         }
     };
     let node = Peer::of(&stream);
-    let session = open_guarded(stream, Places::new().take().await, &node, &context)
+    let mut session = open_guarded(stream, Places::new().take().await, &node, &context)
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;

@@ -9,6 +9,9 @@ mod chainstates;
 mod mempool;
 mod network;
 mod node;
+mod process;
+
+pub use process::ThreadTimes;
 
 use std::fmt;
 use std::rc::Rc;
@@ -20,6 +23,7 @@ use tracing::debug;
 use super::context::Context;
 use crate::ipc::{CallError, Interfaces};
 use crate::metrics::{Metrics, now};
+use crate::node_process::Usage;
 
 /// What the rest of the collector wants to know of a poll.
 #[derive(Clone, Debug, Default)]
@@ -108,12 +112,25 @@ pub struct Poller {
     /// The tip whose expensive facts are shown.
     shown_tip: Option<String>,
     chain_tips: chain::TipsSchedule,
+    /// The node, if it can be seen.
+    process: Option<Usage>,
 }
 
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
-        Poller { interfaces, context, shown_tip: None, chain_tips: chain::TipsSchedule::default() }
+        Poller {
+            interfaces,
+            context,
+            shown_tip: None,
+            chain_tips: chain::TipsSchedule::default(),
+            process: None,
+        }
+    }
+
+    /// Shows what this process uses, too.
+    pub fn with_process(self, process: Option<Usage>) -> Self {
+        Poller { process, ..self }
     }
 
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
@@ -126,6 +143,9 @@ impl Poller {
             incomplete: false,
         };
         let polled = self.poll_areas(&mut calls).await;
+        let mut memory = self.context.memory.borrow_mut();
+        process::show(self.process.as_ref(), &mut memory, &self.context.metrics.node_process);
+        drop(memory);
         let took = started.elapsed();
         let exporter = &self.context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());
