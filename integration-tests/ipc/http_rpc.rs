@@ -92,8 +92,11 @@ fn blocks_are_counted_over_http_and_the_source_is_shown() {
     let (good, said, _) = check(&[]);
     assert!(good && said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
     assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    assert!(!said.contains("more: JSON-RPC") && !said.contains("more: bitcoin-node"), "{said}");
+    assert!(said.contains("\nmore: bitcoind-usdt-exporter counts each transaction"), "{said}");
     let (good, said, _) = check(&["--rpc", "off"]);
-    assert!(good && !said.contains("  bitcoin_difficulty\n"), "{said}");
+    assert!(good && said.contains("\nmore: JSON-RPC over HTTP tells"), "{said}");
+    assert!(!said.contains("  bitcoin_difficulty\n"), "{said}");
     let (good, _, error) = check(&["--rpc", "on", "--chain", "signet"]);
     assert!(!good && error.contains("its chain is \"regtest\", not \"signet\""), "{error}");
 }

@@ -111,6 +111,10 @@ fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
     assert!(good && said.contains("connection: none over IPC ("), "{said}");
     assert!(said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
     assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    assert!(
+        said.contains("\nmore: bitcoin-node with -ipcbind=unix") && !said.contains("(--rpc on)"),
+        "{said}"
+    );
     let (good, said) = run(&[&arguments[..], &["--once"]].concat());
     assert!(
         good && said.contains("\nbitcoin_chain_height 3\n") && said.contains("\nbitcoin_up 1\n"),
