@@ -62,7 +62,7 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
 fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
     let mut node = Node::start(&["-noipcbind"]);
     node.mine(3);
-    let exporter = beside(&node, &[]);
+    let exporter = beside(&node, &["--poll-interval", "500ms"]);
     exporter.wait_for(USED, 1.0);
     node.stop();
     node.forget_argument(0);

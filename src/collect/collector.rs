@@ -51,7 +51,7 @@ impl Collector {
                 }
                 Door::Http(http, _) => {
                     drop(place);
-                    (HttpSession::new(http, &self.context).run().await, None)
+                    (HttpSession::new(http, &self.context).run(&source).await, None)
                 }
             };
             self.context.metrics.node_is_away();
