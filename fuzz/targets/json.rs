@@ -99,7 +99,7 @@ fuzz_target!(|text: &str| {
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
-        if let Ok(session) = collect::open(ours, None, &process, &context).await {
+        if let Ok(mut session) = collect::open(ours, None, &process, &context).await {
             assert_eq!(session.interfaces.names(), ["rpc"]);
             let mut poller = session.poller();
             for _ in 0..2 {

@@ -36,7 +36,9 @@ fn polled(socket: &std::path::Path, arguments: &[String]) -> BTreeMap<String, St
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let of_node = text.lines().filter(|line| line.starts_with("bitcoin_"));
-    let of_node = of_node.filter(|line| !line.starts_with("bitcoin_exporter_"));
+    // What is between the exporter and the node is another process.
+    let others = ["bitcoin_exporter_", "bitcoin_node_process_"];
+    let of_node = of_node.filter(|line| !others.iter().any(|prefix| line.starts_with(prefix)));
     of_node
         .map(|line| line.rsplit_once(' ').unwrap())
         .map(|(name, value)| (name.into(), value.into()))
@@ -90,8 +92,11 @@ fn blocks_are_counted_over_http_and_the_source_is_shown() {
     let (good, said, _) = check(&[]);
     assert!(good && said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
     assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    assert!(!said.contains("more: JSON-RPC") && !said.contains("more: bitcoin-node"), "{said}");
+    assert!(said.contains("\nmore: bitcoind-usdt-exporter counts each transaction"), "{said}");
     let (good, said, _) = check(&["--rpc", "off"]);
-    assert!(good && !said.contains("  bitcoin_difficulty\n"), "{said}");
+    assert!(good && said.contains("\nmore: JSON-RPC over HTTP tells"), "{said}");
+    assert!(!said.contains("  bitcoin_difficulty\n"), "{said}");
     let (good, _, error) = check(&["--rpc", "on", "--chain", "signet"]);
     assert!(!good && error.contains("its chain is \"regtest\", not \"signet\""), "{error}");
 }

@@ -504,3 +504,87 @@ fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
     );
     assert!(!exporter.metrics().contains("bitcoin_index_height{"));
 }
+
+#[test]
+fn the_network_and_the_mempool_agree_with_bitcoin_cli() {
+    let node = Node::start(&[
+        "-onlynet=ipv4",
+        "-externalip=8.8.8.8",
+        "-minrelaytxfee=0.00000250",
+        "-incrementalrelayfee=0.00000125",
+    ]);
+    node.mine(3);
+    for address in ["1.2.3.4", "1.2.4.4"] {
+        node.cli(&["addpeeraddress", address, "8333", "true"]);
+    }
+    node.cli(&["addpeeraddress", "2a01:4f8::1", "8333"]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "200ms"]).ready();
+    let table = |network, table| {
+        exporter.value(&format!("bitcoin_addrman_addresses{{network=\"{network}\",table=\"{table}\"}}"))
+    };
+    let known = node.json(&["getaddrmaninfo"]);
+    for (network, kind) in [("ipv4", "new"), ("ipv4", "tried"), ("ipv6", "new"), ("onion", "tried")] {
+        assert_eq!(table(network, kind), known[network][kind].as_f64(), "{network} {kind}");
+    }
+    assert!(table("ipv4", "tried").unwrap() > 0.0, "{known}");
+    for (sample, value) in [
+        ("bitcoin_network_active", 1.0),
+        ("bitcoin_network_reachable{network=\"ipv4\"}", 1.0),
+        ("bitcoin_network_reachable{network=\"ipv6\"}", 0.0),
+        ("bitcoin_local_addresses", 1.0),
+        ("bitcoin_mempool_relay_min_feerate_sat_per_vbyte", 0.25),
+        ("bitcoin_mempool_incremental_feerate_sat_per_vbyte", 0.125),
+        ("bitcoin_mempool_loaded", 1.0),
+        ("bitcoin_mempool_optimal", 1.0),
+    ] {
+        exporter.wait_for(sample, value);
+    }
+    node.cli(&["setnetworkactive", "false"]);
+    exporter.wait_for("bitcoin_network_active", 0.0);
+}
+
+#[test]
+fn the_node_is_shown_as_a_process() {
+    let mut node = Node::start(&[]);
+    node.mine(100);
+    let process = || procfs::process::Process::new(node.pid() as i32).unwrap();
+    let cpu = || {
+        let stat = process().stat().unwrap();
+        (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
+    };
+    let before = (cpu(), process().stat().unwrap().minflt as f64);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "200ms"]).ready();
+    let shown_cpu = || {
+        let metrics = exporter.metrics();
+        let samples = metrics.lines().filter_map(|line| {
+            let (thread, value) =
+                line.strip_prefix("bitcoin_node_process_cpu_seconds_total{thread=\"")?.split_once("\"} ")?;
+            Some((thread.to_string(), value.parse::<f64>().unwrap()))
+        });
+        samples.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let shown = shown_cpu();
+    let faults = exporter.value("bitcoin_node_process_page_faults_total{kind=\"minor\"}").unwrap();
+    let after = (cpu(), process().stat().unwrap().minflt as f64);
+    let total: f64 = shown.values().sum();
+    // The kernel counts in hundredths.
+    assert!(before.0 - 0.02 <= total && total <= after.0 + 0.02, "{before:?} {shown:?} {after:?}");
+    assert!(before.1 <= faults && faults <= after.1, "{before:?} {faults} {after:?}");
+    assert!(shown["other"] > 0.0 && shown.len() == 7, "{shown:?}");
+    let resident = exporter.value("bitcoin_node_process_resident_memory_bytes").unwrap();
+    assert!((1e7..1e10).contains(&resident), "{resident}");
+    assert!(exporter.value("bitcoin_node_process_threads").unwrap() > 5.0);
+    assert!(exporter.value("bitcoin_node_process_open_fds").unwrap() > 5.0);
+    let written = exporter.value("bitcoin_node_process_io_bytes_total{direction=\"write\"}").unwrap();
+    assert!(written <= process().io().unwrap().write_bytes as f64);
+
+    // Requests over HTTP are the work of its threads for that.
+    let http = shown["http"];
+    eventually("the node works for HTTP", || {
+        (0..20).for_each(|_| drop(node.cli(&["getblockstats", "50"])));
+        (shown_cpu()["http"] > http).then_some(())
+    });
+    node.stop();
+    exporter.wait_for("bitcoin_up", 0.0);
+    assert!(!exporter.metrics().contains("\nbitcoin_node_process_"));
+}

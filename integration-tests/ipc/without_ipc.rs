@@ -62,7 +62,7 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
 fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
     let mut node = Node::start(&["-noipcbind"]);
     node.mine(3);
-    let exporter = beside(&node, &[]);
+    let exporter = beside(&node, &["--poll-interval", "500ms"]);
     exporter.wait_for(USED, 1.0);
     node.stop();
     node.forget_argument(0);
@@ -111,6 +111,10 @@ fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
     assert!(good && said.contains("connection: none over IPC ("), "{said}");
     assert!(said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
     assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    assert!(
+        said.contains("\nmore: bitcoin-node with -ipcbind=unix") && !said.contains("(--rpc on)"),
+        "{said}"
+    );
     let (good, said) = run(&[&arguments[..], &["--once"]].concat());
     assert!(
         good && said.contains("\nbitcoin_chain_height 3\n") && said.contains("\nbitcoin_up 1\n"),

@@ -12,7 +12,7 @@ use super::http_session::HttpSession;
 use super::session::show_up;
 use crate::ipc::guard::Places;
 use crate::ipc::source::Source;
-use crate::ipc::{Interface, Interfaces};
+use crate::ipc::{Interface, Interfaces, JsonRpc};
 use crate::metrics::Metrics;
 use crate::node_process::Peer;
 
@@ -30,7 +30,7 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
         }
     };
     let node = Peer::of(&stream);
-    let session = open_guarded(stream, Places::new().take().await, &node, &context)
+    let mut session = open_guarded(stream, Places::new().take().await, &node, &context)
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;
@@ -87,6 +87,9 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
         let (name, gives) = (interface.name(), interface.gives());
         described.push_str(&format!("interface {name:<9}{offered} {gives}\n"));
     }
+    for advice in what_gives_more(interfaces) {
+        described.push_str(&format!("more: {advice}\n"));
+    }
     described.push_str("metrics from one poll:\n");
     let polled: BTreeSet<&str> = metrics
         .present()
@@ -97,4 +100,25 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
         described.push_str(&format!("  {name}\n"));
     }
     described
+}
+
+/// What the user could do to see more of this node.
+fn what_gives_more(interfaces: &Interfaces) -> Vec<&'static str> {
+    let offers = |interface| interfaces.offers(interface);
+    let mut advice = Vec::new();
+    if !interfaces.json_rpc.as_ref().is_some_and(JsonRpc::is_available) {
+        advice.push("JSON-RPC over HTTP tells chain, mempool, fees, peers and traffic (--rpc on)");
+    }
+    if !offers(Interface::Mining) && offers(Interface::HttpRpc) {
+        advice.push(
+            "bitcoin-node with -ipcbind=unix (Bitcoin Core 30 or later: bitcoin -m node -ipcbind=unix) shows the node as a process, \
+             and its shutdown",
+        );
+    }
+    if !offers(Interface::Chain) {
+        advice.push(
+            "bitcoind-usdt-exporter counts each transaction that enters or leaves the mempool, if the node has tracepoints",
+        );
+    }
+    advice
 }

@@ -51,11 +51,7 @@ impl Collector {
                 }
                 Door::Http(http, _) => {
                     drop(place);
-                    let end = tokio::select! {
-                        end = HttpSession::new(http, &self.context).run() => end,
-                        () = until_it_listens(&mut source) => End::Closed("the node listens for IPC now".into()),
-                    };
-                    (end, None)
+                    (HttpSession::new(http, &self.context).run(&source).await, None)
                 }
             };
             self.context.metrics.node_is_away();
@@ -138,18 +134,6 @@ impl Collector {
                 }
             }
             tokio::time::sleep(if over_http { backoff.next() } else { RETRY_INTERVAL }).await;
-        }
-    }
-}
-
-/// Resolves when the node's socket can be connected to, which it could not at first: the node was started again, so soon that
-/// JSON-RPC over HTTP did not fail meanwhile.
-async fn until_it_listens(source: &mut Source) {
-    const INTERVAL: Duration = Duration::from_secs(5);
-    loop {
-        tokio::time::sleep(INTERVAL).await;
-        if source.can_reopen() && source.open().await.is_ok() {
-            return;
         }
     }
 }

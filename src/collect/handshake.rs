@@ -44,6 +44,7 @@ pub async fn open(
             subscribing,
             interfaces: Rc::new(interfaces),
             http_rpc,
+            process: node.process(),
             context: context.clone(),
         }),
         Err(end) => Err(take_leave(guard, end).await),

@@ -11,6 +11,7 @@ use super::poll::Poller;
 use super::session::{End, keep_polling, show, show_failed};
 use super::tip::{TipEnd, TipWatch};
 use crate::http_rpc::HttpRpc;
+use crate::ipc::source::Source;
 use crate::ipc::{Interfaces, JsonRpc};
 
 /// A node that answers over HTTP.
@@ -34,8 +35,10 @@ impl HttpSession {
         Poller::new(self.interfaces.clone(), self.context.clone())
     }
 
-    /// Polls and follows the tip until something ends it.
-    pub async fn run(self) -> End {
+    /// Polls and follows the tip until something ends it. A node that was restarted need not have been missed: that it has a socket
+    /// now shows in its file.
+    pub async fn run(self, source: &Source) -> End {
+        let socket = source.file();
         let new_tip = Rc::new(Notify::new());
         let (polls_sender, mut polls) = mpsc::unbounded_channel();
         let interval = self.context.config.poll_interval;
@@ -59,6 +62,9 @@ impl HttpSession {
                 Some(polled) = polls.recv() => {
                     let failed_before = std::mem::replace(&mut failing, polled.is_err());
                     match polled {
+                        Ok(_) if source.file().is_some_and(|file| socket != Some(file)) => {
+                            return End::Closed("it has a socket now".into());
+                        }
                         Ok(polled) => show(&polled, &self.interfaces, &self.context),
                         Err(why) => {
                             show_failed(&why, &self.context);

@@ -29,6 +29,11 @@ pub fn entries(value: &Value) -> Vec<(&str, &Value)> {
     entries.map(|(name, value)| (name.as_str(), value)).take(MAX_ENTRIES).collect()
 }
 
+/// How long a list is.
+pub fn length(value: &Value) -> Option<f64> {
+    value.as_array().map(|list| list.len() as f64)
+}
+
 /// Satoshis, of an amount in BTC.
 pub fn satoshis(value: &Value, field: &str) -> Option<f64> {
     number(value, field).map(|btc| (btc * 1e8).round())

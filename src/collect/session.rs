@@ -16,6 +16,7 @@ use super::tip::{TipEnd, TipWatch};
 use crate::ipc::guard::Guard;
 use crate::ipc::{CallError, Connection, Interfaces, Thread};
 use crate::metrics::Metrics;
+use crate::node_process::Usage;
 use crate::status::State;
 
 /// How a session ended.
@@ -110,13 +111,15 @@ pub struct Session {
     pub interfaces: Rc<Interfaces>,
     /// Where IPC has no JSON-RPC.
     pub(super) http_rpc: Option<Checker>,
+    /// The node, if it can be seen in `/proc`.
+    pub(super) process: Option<Usage>,
     pub(super) context: Rc<Context>,
 }
 
 impl Session {
     /// A poller of this connection.
-    pub fn poller(&self) -> Poller {
-        Poller::new(self.interfaces.clone(), self.context.clone())
+    pub fn poller(&mut self) -> Poller {
+        Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
     }
 
     /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.

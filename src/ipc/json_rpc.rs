@@ -16,6 +16,7 @@ use crate::schema::rpc_capnp::rpc;
 /// Every method that is called. None of them changes anything; others are refused here.
 pub const METHODS: &[&str] = &[
     "estimatesmartfee",
+    "getaddrmaninfo",
     "getbestblockhash",
     "getblockchaininfo",
     "getblockhash",

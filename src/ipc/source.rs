@@ -108,6 +108,12 @@ impl Source {
         &self.what
     }
 
+    /// The file at the path, if there is one: another node makes another.
+    pub fn file(&self) -> Option<(u64, i64, i64)> {
+        let file = self.path.as_ref()?.metadata().ok()?;
+        Some((file.ino(), file.ctime(), file.ctime_nsec()))
+    }
+
     /// The inherited connection if it was not used yet, else a new connection to the path.
     pub async fn open(&mut self) -> Result<UnixStream> {
         if let Some(stream) = self.inherited.take() {

@@ -18,6 +18,10 @@ pub struct Mempool {
     pub vbytes: NodeGauge,
     pub fees: NodeGauge,
     pub min_feerate: NodeGauge,
+    pub incremental_feerate: NodeGauge,
+    pub relay_min_feerate: NodeGauge,
+    pub loaded: NodeGauge,
+    pub optimal: NodeGauge,
     pub unbroadcast: NodeGauge,
     pub fee_estimate: Labeled<1, Value>,
     pub band_vbytes: Labeled<1, Value>,
@@ -58,6 +62,26 @@ impl Mempool {
                 "bitcoin_mempool_min_feerate_sat_per_vbyte",
                 "Feerate below which the mempool takes no transaction",
                 INFO,
+            ),
+            incremental_feerate: d.gauge(
+                "bitcoin_mempool_incremental_feerate_sat_per_vbyte",
+                "Feerate that a replacement has to pay on top, and by which the minimum rises when the mempool is full",
+                "JSON-RPC getmempoolinfo `incrementalrelayfee`",
+            ),
+            relay_min_feerate: d.gauge(
+                "bitcoin_mempool_relay_min_feerate_sat_per_vbyte",
+                "Feerate below which the node relays no transaction, however empty the mempool is",
+                "JSON-RPC getmempoolinfo `minrelaytxfee`",
+            ),
+            loaded: d.gauge(
+                "bitcoin_mempool_loaded",
+                "1 if the mempool of the last run was loaded, or could not be, else 0",
+                INFO,
+            ),
+            optimal: d.gauge(
+                "bitcoin_mempool_optimal",
+                "1 if the mempool's order by feerate is known to be the best, else 0",
+                "JSON-RPC getmempoolinfo (Bitcoin Core 31)",
             ),
             unbroadcast: d.gauge(
                 "bitcoin_mempool_unbroadcast",

@@ -15,6 +15,7 @@ mod families;
 mod mempool;
 mod network;
 mod node;
+mod node_process;
 mod process;
 mod reference;
 mod samples;
@@ -36,6 +37,7 @@ pub use exporter::Exporter;
 pub use mempool::{Mempool, REMOVAL_REASONS};
 pub use network::{MESSAGE_TYPES, Network};
 pub use node::Node;
+pub use node_process::NodeProcess;
 pub use reference::{Row, markdown};
 pub use snapshot::{Family, Kind, Reading, Sample, Snapshots, collector, process_rows, reference};
 pub use text::Format;
@@ -53,6 +55,8 @@ pub struct Metrics {
     pub chainstates: Chainstates,
     /// The node itself.
     pub node: Node,
+    /// The node as a process.
+    pub node_process: NodeProcess,
     /// Blocks connected and disconnected.
     pub blocks: Blocks,
     /// The mempool and fees.
@@ -72,6 +76,7 @@ impl Metrics {
         let chain = Chain::declare(&mut declare);
         let chainstates = Chainstates::declare(&mut declare);
         let node = Node::declare(&mut declare);
+        let node_process = NodeProcess::declare(&mut declare);
         let blocks = Blocks::declare(&mut declare);
         let mempool = Mempool::declare(&mut declare);
         let network = Network::declare(&mut declare);
@@ -87,6 +92,7 @@ impl Metrics {
             chain,
             chainstates,
             node,
+            node_process,
             blocks,
             mempool,
             network,

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::diagram::Feerates;
 use super::{Calls, CostlyCall, Known};
-use crate::collect::json::{number, sat_per_vbyte, satoshis};
+use crate::collect::json::{flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
 /// Confirmation targets of the fee estimates.
@@ -27,6 +27,10 @@ pub async fn poll(calls: &mut Calls) {
     metrics.vbytes.set(number(&info, "bytes"));
     metrics.fees.set(satoshis(&info, "total_fee"));
     metrics.min_feerate.set(sat_per_vbyte(&info, "mempoolminfee"));
+    metrics.incremental_feerate.set(sat_per_vbyte(&info, "incrementalrelayfee"));
+    metrics.relay_min_feerate.set(sat_per_vbyte(&info, "minrelaytxfee"));
+    metrics.loaded.set(flag(&info, "loaded"));
+    metrics.optimal.set(flag(&info, "optimal"));
     metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
 }
 

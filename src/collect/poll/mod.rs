@@ -10,6 +10,9 @@ mod diagram;
 mod mempool;
 mod network;
 mod node;
+mod process;
+
+pub use process::ThreadTimes;
 
 use std::fmt;
 use std::rc::Rc;
@@ -22,6 +25,7 @@ use tracing::debug;
 use super::context::Context;
 use crate::ipc::{CallError, Interfaces};
 use crate::metrics::{Metrics, now};
+use crate::node_process::Usage;
 
 /// What the rest of the collector wants to know of a poll.
 #[derive(Clone, Debug, Default)]
@@ -159,6 +163,8 @@ pub struct Poller {
     shown_tip: Option<String>,
     chain_tips: chain::TipsSchedule,
     feerates: mempool::FeeratesSchedule,
+    /// The node, if it can be seen.
+    process: Option<Usage>,
 }
 
 impl Poller {
@@ -170,7 +176,13 @@ impl Poller {
             shown_tip: None,
             chain_tips: chain::TipsSchedule::default(),
             feerates: mempool::FeeratesSchedule::default(),
+            process: None,
         }
+    }
+
+    /// Shows what this process uses, too.
+    pub fn with_process(self, process: Option<Usage>) -> Self {
+        Poller { process, ..self }
     }
 
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
@@ -183,6 +195,9 @@ impl Poller {
             incomplete: false,
         };
         let polled = self.poll_areas(&mut calls).await;
+        let mut memory = self.context.memory.borrow_mut();
+        process::show(self.process.as_ref(), &mut memory, &self.context.metrics.node_process);
+        drop(memory);
         let took = started.elapsed();
         let exporter = &self.context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());
