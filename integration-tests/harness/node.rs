@@ -121,8 +121,8 @@ impl Node {
         hashes.as_array().unwrap().iter().map(|hash| hash.as_str().unwrap().to_string()).collect()
     }
 
-    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
-    pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
+    /// A transaction that spends the coinbase of a block, not sent, and its real fee in satoshis.
+    fn spending(&self, block: &str, fee: u64) -> (Transaction, u64) {
         let block = self.json(&["getblock", block]);
         let coinbase: Txid = block["tx"][0].as_str().unwrap().parse().unwrap();
         let value = Amount::from_btc(
@@ -146,8 +146,19 @@ impl Node {
                 TxOut { value: half, script_pubkey: anyone() },
             ],
         };
+        (transaction, (value - half * 2).to_sat())
+    }
+
+    /// A transaction that spends the coinbase of a block; the node does not know it.
+    pub fn spending_coinbase_of(&self, block: &str, fee: u64) -> Transaction {
+        self.spending(block, fee).0
+    }
+
+    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
+    pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
+        let (transaction, fee) = self.spending(block, fee);
         self.cli(&["sendrawtransaction", &serialize_hex(&transaction), "0"]);
-        ((value - half * 2).to_sat(), transaction.vsize() as u64)
+        (fee, transaction.vsize() as u64)
     }
 
     /// `bitcoin-cli stop`, and the exit status.
