@@ -7,6 +7,7 @@ pub mod fake;
 #[cfg(feature = "usdt")]
 pub mod fixture;
 pub mod node;
+pub mod peer;
 pub mod prometheus;
 pub mod proxy;
 pub mod without_rpc;

@@ -126,19 +126,12 @@ impl Node {
         hashes.as_array().unwrap().iter().map(|hash| hash.as_str().unwrap().to_string()).collect()
     }
 
-    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
-    pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
-        let (_, fee, size) = self.spend(self.coinbase_of(block), fee);
-        (fee, size)
-    }
-
     pub fn coinbase_of(&self, block: &str) -> Txid {
         self.json(&["getblock", block])["tx"][0].as_str().unwrap().parse().unwrap()
     }
 
-    /// Sends a transaction that spends the first output of another; returns its id, its fee in satoshis and its size in
-    /// bytes.
-    pub fn spend(&self, previous: Txid, fee: u64) -> (Txid, u64, u64) {
+    /// A transaction that spends the first output of another, not sent, and its real fee in satoshis.
+    fn spending(&self, previous: Txid, fee: u64) -> (Transaction, u64) {
         let value = Amount::from_btc(
             self.json(&["gettxout", &previous.to_string(), "0", "true"])["value"].as_f64().unwrap(),
         );
@@ -160,8 +153,26 @@ impl Node {
                 TxOut { value: half, script_pubkey: anyone() },
             ],
         };
+        (transaction, (value - half * 2).to_sat())
+    }
+
+    /// A transaction that spends the coinbase of a block; the node does not know it.
+    pub fn spending_coinbase_of(&self, block: &str, fee: u64) -> Transaction {
+        self.spending(self.coinbase_of(block), fee).0
+    }
+
+    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
+    pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
+        let (_, fee, size) = self.spend(self.coinbase_of(block), fee);
+        (fee, size)
+    }
+
+    /// Sends a transaction that spends the first output of another; returns its id, its fee in satoshis and its size in
+    /// bytes.
+    pub fn spend(&self, previous: Txid, fee: u64) -> (Txid, u64, u64) {
+        let (transaction, fee) = self.spending(previous, fee);
         self.cli(&["sendrawtransaction", &serialize_hex(&transaction), "0"]);
-        (transaction.compute_txid(), (value - half * 2).to_sat(), transaction.vsize() as u64)
+        (transaction.compute_txid(), fee, transaction.vsize() as u64)
     }
 
     /// `bitcoin-cli stop`, and the exit status.

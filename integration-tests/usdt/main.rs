@@ -3,6 +3,7 @@
 //!
 //! Needs root, or the capabilities that the exporter needs. A machine that cannot do BPF skips these tests and says so.
 
+mod blocks;
 mod fibre;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -48,6 +49,11 @@ fn main() -> ExitCode {
         standard::a_real_node_with_a_peer_is_counted_as_it_counts_itself,
         standard::rejected_transactions_are_counted_by_reason,
         standard::the_table_of_probes_says_what_the_binary_has,
+        blocks::compact_blocks_are_counted_as_the_node_logs_them,
+        blocks::three_peers_that_announce_one_block_are_told_apart,
+        blocks::a_block_that_came_otherwise_is_no_compact_block,
+        blocks::a_sync_of_two_thousand_headers_announces_nothing,
+        blocks::a_peer_that_invents_blocks_displaces_nobody_elses,
     ];
     let without = tests![life::several_nodes_are_listed_and_none_is_guessed, life::wrong_input_is_explained];
     // Only root can start a process without privileges.

@@ -4,6 +4,7 @@ use anyhow::Result;
 use libbpf_rs::MapHandle;
 use tracing::info;
 
+use super::blocks::{Event, Hash, What};
 use super::histogram::{Buckets, TXS};
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families, gauge, one};
@@ -143,40 +144,15 @@ impl Tracepoints for Fibre {
         }
     }
 
-    fn log(event: &[u8]) {
-        let Some(event) = maps::decode::<event>(event) else { return };
-        let (block_hash, peer) = (block_hash(&event.hash), maps::text(&event.peer));
-        let block_height = (event.height_known != 0).then_some(event.height);
-        match event.kind {
-            kind::RECONSTRUCTED => info!(
-                block_height,
-                block_hash,
-                source = peer,
-                chunks_used = event.chunks_used,
-                chunks_received = event.chunks_received,
-                peers = event.peers,
-                duration_us = event.duration_us,
-                "block reconstructed from FIBRE/UDP"
-            ),
-            kind::WON => info!(
-                block_height,
-                block_hash,
-                mechanism = mechanism(event.mechanism),
-                peer,
-                "block race won"
-            ),
-            kind::RACED => info!(
-                block_height,
-                block_hash,
-                udp_ns = event.udp_ns,
-                udp_peer = peer,
-                compact_ns = event.compact_ns,
-                compact_peer = maps::text(&event.compact_peer),
-                "block race"
-            ),
-            _ => {}
-        }
-    }
+    const LOG: Option<fn(&[u8])> = Some(log);
+    const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
+        let event = maps::decode::<event>(event).filter(|event| event.kind == kind::RECONSTRUCTED);
+        queue.extend(event.map(|event| Event {
+            time_ns: event.time_ns,
+            hash: raw_hash(&event.hash),
+            what: What::Fibre,
+        }));
+    };
 
     fn events_processed(&self) -> Vec<(&'static str, u64)> {
         let counts = self.read().counts;
@@ -191,14 +167,47 @@ impl Tracepoints for Fibre {
     }
 }
 
-/// The hash of a block as people write it, from 64 hex digits and a NUL, or from 32 raw bytes.
-fn block_hash(bytes: &[u8; 65]) -> String {
-    match bytes {
-        [digits @ .., 0] if digits.iter().all(u8::is_ascii_hexdigit) => {
-            maps::text(digits).to_ascii_lowercase()
+fn log(event: &[u8]) {
+    let Some(event) = maps::decode::<event>(event) else { return };
+    let (block_hash, peer) = (maps::hash(&raw_hash(&event.hash)), maps::text(&event.peer));
+    let block_height = (event.height_known != 0).then_some(event.height);
+    match event.kind {
+        kind::RECONSTRUCTED => info!(
+            block_height,
+            block_hash,
+            source = peer,
+            chunks_used = event.chunks_used,
+            chunks_received = event.chunks_received,
+            peers = event.peers,
+            duration_us = event.duration_us,
+            "block reconstructed from FIBRE/UDP"
+        ),
+        kind::WON => {
+            info!(block_height, block_hash, mechanism = mechanism(event.mechanism), peer, "block race won")
         }
-        [raw @ .., _] => maps::hash(raw.first_chunk().expect("64 are more than 32")),
+        kind::RACED => info!(
+            block_height,
+            block_hash,
+            udp_ns = event.udp_ns,
+            udp_peer = peer,
+            compact_ns = event.compact_ns,
+            compact_peer = maps::text(&event.compact_peer),
+            "block race"
+        ),
+        _ => {}
     }
+}
+
+/// The hash of a block from 64 hex digits and a NUL, or from 32 raw bytes.
+fn raw_hash(bytes: &[u8; 65]) -> Hash {
+    let text = match bytes {
+        [digits @ .., 0] if digits.iter().all(u8::is_ascii_hexdigit) => std::str::from_utf8(digits).ok(),
+        _ => None,
+    };
+    let byte = |index: usize| u8::from_str_radix(text?.get(2 * (31 - index)..2 * (32 - index))?, 16).ok();
+    let read: Option<Vec<u8>> = (0..32).map(byte).collect();
+    let read = read.and_then(|read| Hash::try_from(read).ok());
+    read.unwrap_or_else(|| *bytes.first_chunk().expect("65 are more than 32"))
 }
 
 fn stages(counts: &counts) -> Vec<Sample> {
@@ -237,7 +246,11 @@ fn deliveries(totals: &Totals) -> Vec<Sample> {
 
 #[cfg(test)]
 mod tests {
-    use super::block_hash;
+    use super::{maps, raw_hash};
+
+    fn block_hash(bytes: &[u8; 65]) -> String {
+        maps::hash(&raw_hash(bytes))
+    }
 
     #[test]
     fn both_forms_of_a_hash_read_the_same() {

@@ -55,7 +55,8 @@ struct event {
 	enum kind { RECONSTRUCTED, WON, RACED } kind;
 	__s32 height;
 	__u32 height_known;
-	/* 32 bytes or hex digits: block_hash() of fibre.rs tells which. */
+	__u64 time_ns; /* monotonic */
+	/* 32 bytes or hex digits: raw_hash() of fibre.rs tells which. */
 	__u8 hash[HASH_TEXT];
 	__s64 chunks_used;
 	__s64 chunks_received;
@@ -120,6 +121,7 @@ TRACEPOINT(block_reconstructed)
 	if (!event)
 		return;
 	event->kind = RECONSTRUCTED;
+	event->time_ns = bpf_ktime_get_ns();
 	if (has_height)
 		block_height(event, height);
 	block_hash(ctx, event);
