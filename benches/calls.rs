@@ -33,9 +33,13 @@ async fn measure(socket: &Path) {
     let json_rpc = interfaces.expect("a node that is not shutting down").json_rpc.expect("JSON-RPC");
     let tip = json_rpc.call("getbestblockhash", json!([])).await.unwrap();
     let stats = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
-    let calls: [(&str, Value); 16] = [
+    let calls: [(&str, Value); 20] = [
         ("uptime", json!([])),
         ("getblockchaininfo", json!([])),
+        ("getchainstates", json!([])),
+        ("getindexinfo", json!([])),
+        ("getdeploymentinfo", json!([])),
+        ("getaddrmaninfo", json!([])),
         ("getmempoolinfo", json!([])),
         ("getnetworkinfo", json!([])),
         ("getnettotals", json!([])),

@@ -4,6 +4,7 @@
 //!
 //! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
 //!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
+//! - [`http_rpc`] makes JSON-RPC calls over HTTP, for nodes whose IPC has none.
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
 //! - `usdt` counts what a node's tracepoints tell with BPF programs in the kernel, and reads the counts when it is scraped.
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
@@ -15,6 +16,7 @@
 //! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
 //! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
 //! - [`node_process`] is the node as a process.
+//! - `tls` reads certificates.
 //! - [`logging`] writes to stderr or the journal.
 //! - [`init`] supervises the exporter in a container, as PID 1 or behind one.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
@@ -27,6 +29,7 @@ pub mod cli;
 pub mod collect;
 pub mod generate;
 pub mod http;
+pub mod http_rpc;
 pub mod init;
 pub mod ipc;
 pub mod logging;
@@ -37,6 +40,7 @@ pub mod service;
 pub mod status;
 mod sys;
 pub mod systemd;
+mod tls;
 #[cfg(feature = "usdt")]
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]
 pub mod usdt;

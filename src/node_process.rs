@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{getsockopt, sockopt};
-use procfs::process::{Process, all_processes};
+use procfs::process::{Io, Process, Stat, all_processes};
 use tokio::net::UnixStream;
 
 use crate::sys;
@@ -70,6 +70,13 @@ impl Peer {
         Peer { pid, end: pid.and_then(|pid| sys::pidfd_open(pid).ok()) }
     }
 
+    /// Its process, to look at what it uses; `None` if it cannot be seen in `/proc`.
+    pub fn process(&self) -> Option<Usage> {
+        let process = Process::new(self.pid?).ok()?;
+        let started = process.stat().ok()?.starttime;
+        Some(Usage { process, started })
+    }
+
     /// Whether a thread of this name runs in it, by `/proc`; `None` if the process cannot be seen there.
     pub fn runs_thread(&self, name: &str) -> Option<bool> {
         let tasks = Process::new(self.pid?).and_then(|process| process.tasks()).ok()?;
@@ -89,6 +96,60 @@ impl Peer {
         let end = self.end.ok_or(io::ErrorKind::NotFound)?;
         sys::watched(end)?.readable().await.map(drop)
     }
+}
+
+/// What a process uses.
+pub struct Usage {
+    process: Process,
+    /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
+    started: u64,
+}
+
+/// CPU time of a thread.
+pub struct ThreadTime {
+    /// Its id.
+    pub id: i32,
+    /// Its name, of which the kernel keeps fifteen bytes.
+    pub name: String,
+    /// User and system time.
+    pub seconds: f64,
+}
+
+impl Usage {
+    /// Which process this is, of all since boot.
+    pub fn id(&self) -> (i32, u64) {
+        (self.process.pid, self.started)
+    }
+
+    /// `None` when it has ended.
+    pub fn stat(&self) -> Option<Stat> {
+        self.process.stat().ok().filter(|stat| stat.starttime == self.started)
+    }
+
+    /// Of the threads that run.
+    pub fn threads(&self) -> Vec<ThreadTime> {
+        let tasks = self.process.tasks().into_iter().flatten().flatten();
+        let times = tasks.filter_map(|task| {
+            let stat = task.stat().ok()?;
+            Some(ThreadTime { id: task.tid, seconds: cpu_seconds(&stat), name: stat.comm })
+        });
+        times.collect()
+    }
+
+    /// Open descriptors; only its own user may see them.
+    pub fn open_fds(&self) -> Option<usize> {
+        self.process.fd_count().ok()
+    }
+
+    /// What it read from and wrote to disks; only its own user may see it.
+    pub fn io(&self) -> Option<Io> {
+        self.process.io().ok()
+    }
+}
+
+/// CPU time of a process or thread, user and system.
+pub fn cpu_seconds(stat: &Stat) -> f64 {
+    (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
 }
 
 /// All processes of this binary; without one, of all binaries that hold a node. Processes that we may not look into are

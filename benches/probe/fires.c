@@ -1,5 +1,5 @@
-/* Fires the two busiest tracepoints, with the arguments that a node gives them. Reads how many times from standard input,
- * a line each: `add TIMES` or `inbound_message TIMES`; says how many nanoseconds one took. */
+/* Fires the two busiest tracepoints, with the arguments that a node gives them. Reads what and how many times from standard
+ * input, a line each: `add TIMES` or a message's type, `inv TIMES`; says how many nanoseconds one took. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +18,8 @@ struct coin {
 	unsigned char hash[32];
 	uint32_t index, height;
 	int64_t value;
-	char address[64], connection[32], type[16];
+	char address[64], connection[32], type[32];
+	unsigned char message[16384];
 };
 
 static __attribute__((noinline)) void add(const struct coin *coin)
@@ -31,7 +32,7 @@ static __attribute__((noinline)) void inbound_message(const struct coin *coin)
 {
 	if (net_inbound_message_semaphore)
 		STAP_PROBE6(net, inbound_message, coin->value, coin->address, coin->connection, coin->type,
-			    (uint64_t)coin->index, coin->hash);
+			    (uint64_t)sizeof(coin->message), coin->message);
 }
 
 int main(void)
@@ -46,10 +47,15 @@ int main(void)
 	coin->index = 61;
 	strcpy(coin->address, "127.0.0.1:8333");
 	strcpy(coin->connection, "outbound-full-relay");
-	strcpy(coin->type, "inv");
 	while (scanf("%31s %ld", what, &times) == 2) {
 		struct timespec from, to;
 
+		strcpy(coin->type, what);
+		memset(coin->message, 0, sizeof(coin->message));
+		coin->message[0] = 1; /* an inventory of one transaction, one header */
+		coin->message[1] = !strcmp(what, "inv");
+		if (!strcmp(what, "cmpctblock")) /* 2500 short ids */
+			memcpy(coin->message + 88, "\xfd\xc4\x09", 3);
 		clock_gettime(CLOCK_MONOTONIC, &from);
 		for (long i = 0; i < times; i++)
 			if (!strcmp(what, "add"))

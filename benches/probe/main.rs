@@ -9,12 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use bitcoind_exporter::usdt::events::Events;
 use bitcoind_exporter::usdt::{Programs, Subject};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};
 
 const ROUNDS: usize = 15;
 const HITS: usize = 100_000;
+/// Of messages that are handed on to user space: fewer than make the program wake it up. Each round is read before the next.
+const HITS_OF_BLOCKS: usize = 300;
+const ROUNDS_OF_BLOCKS: usize = 300;
 
 struct Fires {
     child: Child,
@@ -30,21 +34,26 @@ impl Fires {
     }
 
     /// Nanoseconds for one.
-    fn fire(&mut self, tracepoint: &str, times: usize) -> f64 {
-        writeln!(self.input, "{tracepoint} {times}").unwrap();
+    fn fire(&mut self, what: &str, times: usize) -> f64 {
+        writeln!(self.input, "{what} {times}").unwrap();
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         line.trim().parse().unwrap()
     }
 }
 
-/// Four ways to be traced, each with a process of its own.
 fn main() {
     let dir = std::env::temp_dir().join(format!("bitcoind-exporter-bench-{}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();
-    bench(&dir, "utxocache", "add", Subject::Utxocache, "@number = count(); @value = sum(arg3);");
+    let same = "@number = count(); @value = sum(arg3);";
+    bench(&dir, "utxocache", "add", Subject::Utxocache, same, &[("add", ROUNDS, HITS)]);
     let same = "@number[str(arg3)] = count(); @bytes[str(arg3)] = sum(arg4);";
-    bench(&dir, "net", "inbound_message", Subject::Net, same);
+    let of_blocks = ["headers", "cmpctblock", "blocktxn", "block"];
+    let messages: Vec<_> = [("inv", ROUNDS, HITS), ("tx", ROUNDS, HITS)]
+        .into_iter()
+        .chain(of_blocks.map(|message| (message, ROUNDS_OF_BLOCKS, HITS_OF_BLOCKS)))
+        .collect();
+    bench(&dir, "net", "inbound_message", Subject::Net, same, &messages);
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
@@ -76,8 +85,16 @@ fn empty_program(dir: &Path) -> Object {
     ObjectBuilder::default().open_file(&object).unwrap().load().unwrap()
 }
 
-/// `same` is what ours does, for bpftrace.
-fn bench(dir: &Path, provider: &str, tracepoint: &str, subject: Subject, same: &str) {
+/// Four ways to be traced, each with a process of its own. `same` is what ours does, for bpftrace; `fired` is what is fired,
+/// how many rounds, and how often in each.
+fn bench(
+    dir: &Path,
+    provider: &str,
+    tracepoint: &str,
+    subject: Subject,
+    same: &str,
+    fired: &[(&str, usize, usize)],
+) {
     let start = |name: &str| {
         let binary = compile(dir, &format!("{name}-{tracepoint}"));
         (Fires::start(&binary), binary)
@@ -98,29 +115,36 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, subject: Subject, same: &
     let mut count = bpftrace(start("count"), provider, tracepoint, "@hits = count();");
     let mut the_same = bpftrace(start("same"), provider, tracepoint, same);
 
-    let mut times: [Vec<f64>; 5] = Default::default();
-    for _ in 0..ROUNDS {
-        let [count, the_same] = [&mut count, &mut the_same].map(|it| it.as_mut().map(|(fires, _)| fires));
-        let tracees = [Some(&mut bare), Some(&mut empty), Some(&mut ours), count, the_same];
-        for (fires, times) in tracees.into_iter().zip(&mut times) {
-            times.extend(fires.map(|fires| fires.fire(tracepoint, HITS)));
+    let events = Events::of(&programs).unwrap();
+    for (what, rounds, hits) in fired {
+        let mut times: [Vec<f64>; 5] = Default::default();
+        for _ in 0..*rounds {
+            let [count, the_same] = [&mut count, &mut the_same].map(|it| it.as_mut().map(|(fires, _)| fires));
+            let tracees = [Some(&mut bare), Some(&mut empty), Some(&mut ours), count, the_same];
+            for (fires, times) in tracees.into_iter().zip(&mut times) {
+                if let Some(events) = &events {
+                    events.consume().unwrap();
+                }
+                times.extend(fires.map(|fires| fires.fire(what, *hits)));
+            }
         }
-    }
-    let medians = times.map(|mut times| {
-        times.sort_by(f64::total_cmp);
-        times.get(times.len() / 2).copied()
-    });
-    let [Some(bare), Some(empty), ..] = medians else { unreachable!("measured") };
-    println!("{name}, nanoseconds for a hit:");
-    for (what, median) in
-        ["nothing", "empty program", "ours", "bpftrace count()", "bpftrace, as ours"].into_iter().zip(medians)
-    {
-        match median {
-            Some(median) => println!(
-                "  {what:<18} {median:8.0}   adds {:.2} times what the empty program adds",
-                (median - bare) / (empty - bare)
-            ),
-            None => println!("  {what:<18}        - (not installed)"),
+        let medians = times.map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).copied()
+        });
+        let [Some(bare), Some(empty), ..] = medians else { unreachable!("measured") };
+        println!("{name}, {what}, nanoseconds for a hit:");
+        for (what, median) in ["nothing", "empty program", "ours", "bpftrace count()", "bpftrace, as ours"]
+            .into_iter()
+            .zip(medians)
+        {
+            match median {
+                Some(median) => println!(
+                    "  {what:<18} {median:8.0}   adds {:.2} times what the empty program adds",
+                    (median - bare) / (empty - bare)
+                ),
+                None => println!("  {what:<18}        - (not installed)"),
+            }
         }
     }
     for (_, mut bpftrace) in count.into_iter().chain(the_same) {

@@ -76,8 +76,8 @@ impl rpc::Server for Node {
 }
 
 fuzz_target!(|text: &str| {
-    let mut answers = vec![r#"{"result":1}"#.to_string(); 2]; // for uptime, asked twice before the first poll
-    answers.extend(text.lines().map(|line| format!(r#"{{"result":{line}}}"#)));
+    let mut answers = vec![r#"{"id":1,"result":1}"#.to_string(); 2]; // for uptime, asked twice before the first poll
+    answers.extend(text.lines().map(|line| format!(r#"{{"id":1,"result":{line}}}"#)));
     let node = Node { answers: answers.into(), next: Rc::default() };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
@@ -95,10 +95,11 @@ fuzz_target!(|text: &str| {
             utxo_trace: UtxoTrace::Off,
             utxo_trace_budget: Duration::ZERO,
             exit_with_node: false,
+            http_rpc: None,
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
-        if let Ok(session) = collect::open(ours, None, &process, &context).await {
+        if let Ok(mut session) = collect::open(ours, None, &process, &context).await {
             assert_eq!(session.interfaces.names(), ["rpc"]);
             let mut poller = session.poller();
             for _ in 0..2 {

@@ -39,6 +39,7 @@ fuzz_target!(|data: &[u8]| {
             utxo_trace: UtxoTrace::Auto,
             utxo_trace_budget: Duration::from_millis(50),
             exit_with_node: false,
+            http_rpc: None,
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));

@@ -585,7 +585,9 @@ impl rpc::Server for Fake {
     method!(rpc::execute_rpc(params: ExecuteRpcParams, results: ExecuteRpcResults), |this| {
         let request: serde_json::Value = serde_json::from_str(params.get()?.get_request()?.to_str()?).unwrap();
         assert_eq!(request["jsonrpc"], "2.0");
-        results.get().set_result(this.execute(request["method"].as_str().unwrap(), &request["params"]).to_string());
+        let mut answer = this.execute(request["method"].as_str().unwrap(), &request["params"]);
+        answer["id"] = request["id"].clone();
+        results.get().set_result(answer.to_string());
     });
 }
 

@@ -7,8 +7,10 @@ pub mod fake;
 #[cfg(feature = "usdt")]
 pub mod fixture;
 pub mod node;
+pub mod peer;
 pub mod prometheus;
 pub mod proxy;
+pub mod without_rpc;
 
 use std::time::{Duration, Instant};
 

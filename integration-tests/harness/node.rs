@@ -86,6 +86,11 @@ impl Node {
         self.dir.path().join("regtest/node.sock")
     }
 
+    /// Where its JSON-RPC listens.
+    pub fn rpc_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.rpc_port)
+    }
+
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
@@ -121,12 +126,14 @@ impl Node {
         hashes.as_array().unwrap().iter().map(|hash| hash.as_str().unwrap().to_string()).collect()
     }
 
-    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
-    pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
-        let block = self.json(&["getblock", block]);
-        let coinbase: Txid = block["tx"][0].as_str().unwrap().parse().unwrap();
+    pub fn coinbase_of(&self, block: &str) -> Txid {
+        self.json(&["getblock", block])["tx"][0].as_str().unwrap().parse().unwrap()
+    }
+
+    /// A transaction that spends the first output of another, not sent, and its real fee in satoshis.
+    fn spending(&self, previous: Txid, fee: u64) -> (Transaction, u64) {
         let value = Amount::from_btc(
-            self.json(&["gettxout", &coinbase.to_string(), "0", "false"])["value"].as_f64().unwrap(),
+            self.json(&["gettxout", &previous.to_string(), "0", "true"])["value"].as_f64().unwrap(),
         );
         let anyone = || ScriptBuf::from_hex("51").unwrap();
         // Two outputs: with one the transaction would be too small to be relayed.
@@ -136,7 +143,7 @@ impl Node {
             version: Version::TWO,
             lock_time: LockTime::ZERO,
             input: vec![TxIn {
-                previous_output: OutPoint::new(coinbase, 0),
+                previous_output: OutPoint::new(previous, 0),
                 script_sig: ScriptBuf::new(),
                 sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
                 witness: Witness::new(),
@@ -146,8 +153,26 @@ impl Node {
                 TxOut { value: half, script_pubkey: anyone() },
             ],
         };
+        (transaction, (value - half * 2).to_sat())
+    }
+
+    /// A transaction that spends the coinbase of a block; the node does not know it.
+    pub fn spending_coinbase_of(&self, block: &str, fee: u64) -> Transaction {
+        self.spending(self.coinbase_of(block), fee).0
+    }
+
+    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
+    pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
+        let (_, fee, size) = self.spend(self.coinbase_of(block), fee);
+        (fee, size)
+    }
+
+    /// Sends a transaction that spends the first output of another; returns its id, its fee in satoshis and its size in
+    /// bytes.
+    pub fn spend(&self, previous: Txid, fee: u64) -> (Txid, u64, u64) {
+        let (transaction, fee) = self.spending(previous, fee);
         self.cli(&["sendrawtransaction", &serialize_hex(&transaction), "0"]);
-        ((value - half * 2).to_sat(), transaction.vsize() as u64)
+        (transaction.compute_txid(), fee, transaction.vsize() as u64)
     }
 
     /// `bitcoin-cli stop`, and the exit status.

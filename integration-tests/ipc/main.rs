@@ -6,11 +6,13 @@ mod door;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod hostile;
+mod http_rpc;
 mod leaving;
 mod notifications;
 mod real_node;
 mod reconnect;
 mod reorgs;
 mod web_config;
+mod without_ipc;
 
 use harness::{eventually, exporter, fake, node};

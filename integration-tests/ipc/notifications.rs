@@ -206,6 +206,10 @@ fn one_failing_call_costs_only_its_own_metrics() {
     for gone in ["bitcoin_banned", "bitcoin_warnings", "bitcoin_mempool_bytes"] {
         assert_eq!(exporter.value(gone), None, "{gone}");
     }
+    // A method that older nodes do not have is no failure.
+    let diagram = "bitcoin_exporter_poll_failures_total{call=\"getmempoolfeeratediagram\"}";
+    assert_eq!(exporter.value(diagram), Some(0.0));
+    assert!(!exporter.metrics().contains("bitcoin_mempool_feerate_"), "but its metrics are absent");
 }
 
 #[test]

@@ -122,6 +122,38 @@ fn transactions_in_the_mempool_show_with_their_fees() {
 }
 
 #[test]
+fn the_mempool_shows_by_the_feerates_at_which_it_would_be_mined() {
+    let node = Node::start(&[]);
+    let blocks = node.mine(105);
+    // Each transaction has 71 vB: at 1, 10 and 100 sat/vB.
+    for (block, fee) in [(0, 72), (1, 720), (2, 7_200)] {
+        node.spend_coinbase_of(&blocks[block], fee);
+    }
+    // A child that pays for its parent, which would be in the band from 0.1: together they pay some 20 sat/vB.
+    let (parent, ..) = node.spend(node.coinbase_of(&blocks[3]), 10);
+    node.spend(parent, 2_901);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let info = node.json(&["getmempoolinfo"]);
+    let sum = |name: &str| {
+        let page = exporter.metrics();
+        let samples = page.lines().filter(|line| line.starts_with(name));
+        let values: Vec<f64> =
+            samples.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(values.len(), 19, "all bands are there: {page}");
+        values.iter().sum::<f64>()
+    };
+    assert_eq!(Some(sum("bitcoin_mempool_feerate_vbytes{")), info["bytes"].as_f64());
+    let fees = (info["total_fee"].as_f64().unwrap() * 1e8).round();
+    assert_eq!(sum("bitcoin_mempool_feerate_fees_satoshis{"), fees);
+    let in_band =
+        |from: &str| exporter.value(&format!("bitcoin_mempool_feerate_fees_satoshis{{from=\"{from}\"}}"));
+    for (from, fees) in [("0.1", 0.0), ("1", 72.0), ("8", 720.0), ("13", 2_911.0), ("89", 7_200.0)] {
+        assert_eq!(in_band(from), Some(fees), "from {from}");
+    }
+    assert!(!exporter.metrics().contains("bitcoin_mempool_depth_feerate"), "it is no block deep");
+}
+
+#[test]
 fn two_connected_nodes_show_peers_and_bytes_by_direction() {
     let listening = Node::start(&[]);
     let connecting = Node::start(&[&format!("-connect=127.0.0.1:{}", listening.p2p_port)]);
@@ -275,8 +307,8 @@ fn once_and_check_say_what_the_node_gives() {
     assert!(run(&["--once"]).contains("\nbitcoin_chain_height 0\n"));
     assert!(run(&["--once"]).contains("\nbitcoin_up 1\n"));
     let check = run(&["--check"]);
-    assert!(check.contains("/Satoshi:") && check.contains("interface mining  yes"), "{check}");
-    assert!(check.contains("interface rpc     yes") && check.contains("interface chain   no"), "{check}");
+    assert!(check.contains("/Satoshi:") && check.contains("interface mining   yes"), "{check}");
+    assert!(check.contains("interface rpc      yes") && check.contains("interface chain    no"), "{check}");
     assert!(check.contains("  bitcoin_chain_height\n"), "{check}");
 }
 
@@ -430,4 +462,129 @@ fn silent_connections_keep_no_scraper_out() {
     eventually("the descriptors are free again", || {
         (exporter.value("process_open_fds")? <= before).then_some(())
     });
+}
+
+#[test]
+fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
+    let node =
+        Node::start(&["-txindex", "-coinstatsindex", "-blockfilterindex", "-testactivationheight=csv@2000"]);
+    for _ in 0..4 {
+        node.mine(500);
+    }
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "200ms"]).ready();
+    for index in ["txindex", "coinstatsindex", "basic block filter index"] {
+        exporter.wait_for(&format!("bitcoin_index_height{{index=\"{index}\"}}"), 2000.0);
+        exporter.wait_for(&format!("bitcoin_index_synced{{index=\"{index}\"}}"), 1.0);
+    }
+    let state = &node.json(&["getchainstates"])["chainstates"][0];
+    for cache in ["db", "tip"] {
+        assert_eq!(
+            exporter
+                .value(&format!("bitcoin_chainstate_cache_bytes{{chainstate=\"normal\",cache=\"{cache}\"}}")),
+            state[format!("coins_{cache}_cache_bytes")].as_f64()
+        );
+    }
+    exporter.wait_for("bitcoin_chainstate_height{chainstate=\"normal\"}", 2000.0);
+    assert_eq!(exporter.value("bitcoin_background_validation_progress"), None);
+    assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"csv\"}"), Some(1.0));
+    assert_eq!(exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"csv\"}"), None);
+
+    // Without the indexes, below the height of one soft fork and while another one is signalled for.
+    let node = Node::start(&["-testactivationheight=csv@2000", "-vbparams=testdummy:0:999999999999"]);
+    node.mine(200);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"csv\"}"), Some(0.0));
+    assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"testdummy\"}"), Some(0.0));
+    let deployments = node.json(&["getdeploymentinfo"]);
+    let signalling = deployments["deployments"]["testdummy"]["bip9"]["statistics"]["count"].as_f64().unwrap();
+    assert!(signalling > 0.0, "{deployments}");
+    assert_eq!(
+        exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"testdummy\"}"),
+        Some(signalling)
+    );
+    assert!(!exporter.metrics().contains("bitcoin_index_height{"));
+}
+
+#[test]
+fn the_network_and_the_mempool_agree_with_bitcoin_cli() {
+    let node = Node::start(&[
+        "-onlynet=ipv4",
+        "-externalip=8.8.8.8",
+        "-minrelaytxfee=0.00000250",
+        "-incrementalrelayfee=0.00000125",
+    ]);
+    node.mine(3);
+    for address in ["1.2.3.4", "1.2.4.4"] {
+        node.cli(&["addpeeraddress", address, "8333", "true"]);
+    }
+    node.cli(&["addpeeraddress", "2a01:4f8::1", "8333"]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "200ms"]).ready();
+    let table = |network, table| {
+        exporter.value(&format!("bitcoin_addrman_addresses{{network=\"{network}\",table=\"{table}\"}}"))
+    };
+    let known = node.json(&["getaddrmaninfo"]);
+    for (network, kind) in [("ipv4", "new"), ("ipv4", "tried"), ("ipv6", "new"), ("onion", "tried")] {
+        assert_eq!(table(network, kind), known[network][kind].as_f64(), "{network} {kind}");
+    }
+    assert!(table("ipv4", "tried").unwrap() > 0.0, "{known}");
+    for (sample, value) in [
+        ("bitcoin_network_active", 1.0),
+        ("bitcoin_network_reachable{network=\"ipv4\"}", 1.0),
+        ("bitcoin_network_reachable{network=\"ipv6\"}", 0.0),
+        ("bitcoin_local_addresses", 1.0),
+        ("bitcoin_mempool_relay_min_feerate_sat_per_vbyte", 0.25),
+        ("bitcoin_mempool_incremental_feerate_sat_per_vbyte", 0.125),
+        ("bitcoin_mempool_loaded", 1.0),
+        ("bitcoin_mempool_optimal", 1.0),
+    ] {
+        exporter.wait_for(sample, value);
+    }
+    node.cli(&["setnetworkactive", "false"]);
+    exporter.wait_for("bitcoin_network_active", 0.0);
+}
+
+#[test]
+fn the_node_is_shown_as_a_process() {
+    let mut node = Node::start(&[]);
+    node.mine(100);
+    let process = || procfs::process::Process::new(node.pid() as i32).unwrap();
+    let cpu = || {
+        let stat = process().stat().unwrap();
+        (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
+    };
+    let before = (cpu(), process().stat().unwrap().minflt as f64);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "200ms"]).ready();
+    let shown_cpu = || {
+        let metrics = exporter.metrics();
+        let samples = metrics.lines().filter_map(|line| {
+            let (thread, value) =
+                line.strip_prefix("bitcoin_node_process_cpu_seconds_total{thread=\"")?.split_once("\"} ")?;
+            Some((thread.to_string(), value.parse::<f64>().unwrap()))
+        });
+        samples.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let shown = shown_cpu();
+    let faults = exporter.value("bitcoin_node_process_page_faults_total{kind=\"minor\"}").unwrap();
+    let after = (cpu(), process().stat().unwrap().minflt as f64);
+    let total: f64 = shown.values().sum();
+    // The kernel counts in hundredths.
+    assert!(before.0 - 0.02 <= total && total <= after.0 + 0.02, "{before:?} {shown:?} {after:?}");
+    assert!(before.1 <= faults && faults <= after.1, "{before:?} {faults} {after:?}");
+    assert!(shown["other"] > 0.0 && shown.len() == 7, "{shown:?}");
+    let resident = exporter.value("bitcoin_node_process_resident_memory_bytes").unwrap();
+    assert!((1e7..1e10).contains(&resident), "{resident}");
+    assert!(exporter.value("bitcoin_node_process_threads").unwrap() > 5.0);
+    assert!(exporter.value("bitcoin_node_process_open_fds").unwrap() > 5.0);
+    let written = exporter.value("bitcoin_node_process_io_bytes_total{direction=\"write\"}").unwrap();
+    assert!(written <= process().io().unwrap().write_bytes as f64);
+
+    // Requests over HTTP are the work of its threads for that.
+    let http = shown["http"];
+    eventually("the node works for HTTP", || {
+        (0..20).for_each(|_| drop(node.cli(&["getblockstats", "50"])));
+        (shown_cpu()["http"] > http).then_some(())
+    });
+    node.stop();
+    exporter.wait_for("bitcoin_up", 0.0);
+    assert!(!exporter.metrics().contains("\nbitcoin_node_process_"));
 }

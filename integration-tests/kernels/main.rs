@@ -11,17 +11,18 @@ use std::process::{Command, ExitCode, Stdio};
 use libtest_mimic::{Arguments, Trial};
 
 const COMMANDS: &str = "\
-reconstructed source 5 7 2 1000
+reconstructed source 5 7 2 1000 799999
 send
 winner 800000 FIBRE/UDP peer
 time 800000 1000000 a 26000000 b
 detail 3 1234 2497 2500 1
+header_chunk 10 20 30 40
 standard 1 2 3 4 5000000 block text
 ";
 
 /// What the exporter shows after these commands, of each tracepoint something that is not 0; the label `node` is left out.
 const SAMPLES: &str = r#"
-    fibre_exporter_probes_attached 21
+    fibre_exporter_probes_attached 22
     fibre_exporter_errors_total{error_type="argument"} 0
     fibre_exporter_errors_total{error_type="unreadable"} 0
     fibre_exporter_errors_total{error_type="lost"} 0
@@ -33,6 +34,7 @@ const SAMPLES: &str = r#"
     fibre_race_margin_seconds_sum{winner="fibre_udp"} 0.025
     fibre_last_block_height 800000
     fibre_block_missing_tx_bytes_sum 1234.0
+    fibre_block_header_chunk_duration_seconds_count{stage="finish"} 1
     bitcoin_block_inputs_sum 3.0
     bitcoin_block_connection_duration_seconds_sum 0.005
     bitcoin_block_connection_duration_seconds_bucket{le="0.0025"} 0
@@ -117,7 +119,7 @@ impl Kernel {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let program = dir.join(format!("tracepoints-{}", self.compiler));
         let mut compiler = Command::new(self.compiler);
-        compiler.args(["-O2", "-pthread", "-DDETAIL", "-DSTANDARD", "-o"]).arg(&program);
+        compiler.args(["-O2", "-pthread", "-DDETAIL", "-DNEWEST", "-DSTANDARD", "-o"]).arg(&program);
         // The header is the same for all machines.
         compiler.args(["-idirafter", "/usr/include/x86_64-linux-gnu"]);
         compiler.arg(root.join("integration-tests/usdt/fixture.c"));

@@ -1,10 +1,11 @@
 //! The scenarios of the NixOS VM tests, run here in containers of Debian with a real systemd. Each is a file that uses
 //! only the vocabulary of the NixOS test driver; `nspawn` gives it that.
 //!
-//! Needs root, and TRIXIE in the environment (`../trixie`), and DEB for the package's scenario
+//! Needs root, and TRIXIE and BOOKWORM in the environment (`../debian-root`), and DEB for the package's scenarios
 //! (`../../contrib/debian/package`). Without, these tests are skipped, and it says so.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -12,28 +13,33 @@ use tempfile::TempDir;
 
 fn main() -> ExitCode {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/nixos");
-    let can = std::env::var_os("TRIXIE").is_some() && can_boot();
-    if !can {
+    let boots = can_boot();
+    // Those in the last two folders are about how a Debian package lays things out.
+    let folders = [("scenarios", "TRIXIE"), ("debian", "TRIXIE"), ("debian-12", "BOOKWORM")];
+    let mut trials = Vec::new();
+    for (part, root) in folders {
+        let root = std::env::var_os(root).filter(|_| boots);
+        for entry in std::fs::read_dir(folder.join(part)).expect("scenarios") {
+            let scenario = entry.unwrap().path();
+            let has_package = !std::fs::read_to_string(&scenario).unwrap().contains("machine.with_package()")
+                || std::env::var_os("DEB").is_some();
+            let can = has_package && root.is_some();
+            let (runner, root) = (folder.join("nspawn"), root.clone().unwrap_or_default());
+            let name = scenario.file_stem().unwrap().to_string_lossy().into_owned();
+            trials.push(Trial::test(name, move || run(&runner, &scenario, &root)).with_ignored_flag(!can));
+        }
+    }
+    if trials.iter().any(Trial::has_ignored_flag) {
         eprintln!(
-            "\nSKIPPED, and counted as ignored: the systemd scenarios, which need TRIXIE, root, and leave to mount\n"
+            "\nSKIPPED, and counted as ignored: systemd scenarios, which need TRIXIE, BOOKWORM, DEB, root, and leave to mount\n"
         );
     }
-    // Those in `debian` are about how a Debian package lays things out.
-    let entries =
-        ["scenarios", "debian"].map(|part| std::fs::read_dir(folder.join(part)).expect("scenarios"));
-    let mut scenarios: Vec<_> = entries.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
-    scenarios.sort();
-    let trials = scenarios.into_iter().map(|scenario| {
-        let name = scenario.file_stem().unwrap().to_string_lossy().into_owned();
-        let runner = folder.join("nspawn");
-        let can = can && (name != "package" || std::env::var_os("DEB").is_some());
-        Trial::test(name, move || run(&runner, &scenario)).with_ignored_flag(!can)
-    });
+    trials.sort_by(|one, other| one.name().cmp(other.name()));
     let revision =
         Trial::test("a_build_has_the_revision_that_it_is_given", a_build_has_the_revision_that_it_is_given);
     let lintian = Trial::test("lintian_finds_nothing_in_the_package", lintian_finds_nothing_in_the_package)
         .with_ignored_flag(std::env::var_os("DEB").is_none());
-    let trials = trials.chain(nix()).chain([revision, lintian]).collect();
+    let trials = trials.into_iter().chain(nix()).chain([revision, lintian]).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -251,11 +257,16 @@ fn can_boot() -> bool {
     Command::new("unshare").args(mounts).output().is_ok_and(|output| output.status.success())
 }
 
-fn run(runner: &Path, scenario: &PathBuf) -> Result<(), Failed> {
+fn run(runner: &Path, scenario: &Path, root: &OsStr) -> Result<(), Failed> {
     let exporters = Path::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")).parent().expect("a folder");
     // Nothing in a scenario waits longer than this in all.
-    let output =
-        Command::new("timeout").arg("600").arg(runner).arg(scenario).env("EXPORTERS", exporters).output()?;
+    let output = Command::new("timeout")
+        .arg("600")
+        .arg(runner)
+        .arg(scenario)
+        .env("EXPORTERS", exporters)
+        .env("ROOT", root)
+        .output()?;
     let said =
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
     match output.status.success() {

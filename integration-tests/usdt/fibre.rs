@@ -81,7 +81,7 @@ pub fn every_fibre_metric_is_what_was_fired() {
         fibre_exporter_errors_total{error_type="lost"} 0
         "#,
     );
-    let hash: String = (0..32u8).rev().map(|byte| format!("{byte:02x}")).collect();
+    let hash = fixture_hash();
     for line in [
         format!("block reconstructed from FIBRE/UDP block_hash=\"{hash}\" source=\"{NAME_A}\" chunks_used=5"),
         format!(
@@ -106,6 +106,50 @@ pub fn a_node_without_reconstruction_detail_has_no_metrics_of_it() {
     {
         assert!(!text.contains(&format!("\n{absent}")), "{absent} in {text}");
     }
+}
+
+pub fn the_newest_form_of_fibres_tracepoints_is_read() {
+    let (_dir, mut fixture, exporter) = fibre(&["-DDETAIL", "-DNEWEST"]);
+    fixture.fire("reconstructed a 5 7 2 1000 800003");
+    assert_samples(&exporter, "fibre_last_block_height 800003\nfibre_block_chunks_used_sum 5.0");
+    fixture.fire("header_chunk 10 30 2000 2000000"); // microseconds
+    fixture.fire("header_chunk 11 0 0 0");
+    assert_samples(
+        &exporter,
+        r#"
+        fibre_exporter_probes_attached 6
+        fibre_block_header_chunk_duration_seconds_bucket{le="0.00001",stage="queue"} 1
+        fibre_block_header_chunk_duration_seconds_bucket{le="0.000025",stage="queue"} 2
+        fibre_block_header_chunk_duration_seconds_sum{stage="queue"} 0.000021
+        fibre_block_header_chunk_duration_seconds_sum{stage="maps"} 0.00003
+        fibre_block_header_chunk_duration_seconds_sum{stage="chunks"} 0.002
+        fibre_block_header_chunk_duration_seconds_sum{stage="finish"} 2.0
+        fibre_block_header_chunk_duration_seconds_bucket{le="1.0",stage="finish"} 1
+        fibre_block_header_chunk_duration_seconds_count{stage="finish"} 2
+        fibre_exporter_events_processed_total{event_type="block_header_chunk"} 2
+        fibre_exporter_errors_total{error_type="argument"} 0
+        fibre_exporter_errors_total{error_type="unreadable"} 0
+        "#,
+    );
+    let line = format!(
+        "block reconstructed from FIBRE/UDP block_height=800003 block_hash=\"{}\" source=\"a\"",
+        fixture_hash()
+    );
+    crate::harness::eventually(&line, || exporter.log().contains(&line).then_some(()));
+
+    let mut list = crate::command();
+    list.args(["--tracepoints", "fibre,net", "--list-probes", "--pid", &fixture.pid().to_string()]);
+    let output = list.stdout(std::process::Stdio::piped()).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let not_read: Vec<_> = table.lines().filter(|line| line.ends_with(" not read")).collect();
+    assert_eq!(not_read.len(), 1, "{table}");
+    let words: Vec<_> = not_read[0].split_whitespace().take(3).collect();
+    assert_eq!(words, ["udp:block_coinbase", "yes", "no"], "{table}");
+}
+
+/// The hash that the fixture fires.
+fn fixture_hash() -> String {
+    (0..32u8).rev().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub fn a_million_events_from_four_threads_are_counted_exactly() {

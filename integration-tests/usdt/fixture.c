@@ -1,13 +1,14 @@
 /* A process with the tracepoints of FIBRE. It fires what it is told on standard input, a line each:
  *
- *   [repeat THREADS TIMES] reconstructed SOURCE USED RECEIVED PEERS MICROSECONDS
+ *   [repeat THREADS TIMES] reconstructed SOURCE USED RECEIVED PEERS MICROSECONDS [HEIGHT]
  *   [repeat THREADS TIMES] send
  *   [repeat THREADS TIMES] winner HEIGHT MECHANISM PEER
  *   [repeat THREADS TIMES] time HEIGHT UDP_NS UDP_PEER COMPACT_NS COMPACT_PEER
  *   [repeat THREADS TIMES] detail MISSING BYTES MEMPOOL TOTAL ALL      (with -DDETAIL)
+ *   [repeat THREADS TIMES] header_chunk QUEUE MAPS CHUNKS FINISH       (with -DNEWEST)
  *   [repeat THREADS TIMES] standard NUMBER NUMBER NUMBER NUMBER NUMBER TEXT TEXT   (with -DSTANDARD)
  *
- * and says `fired` after each. */
+ * and says `fired` after each. With -DNEWEST `reconstructed` has the hash as text, and the height. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <pthread.h>
 #include <stdbool.h>
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sdt.h>
 
 #define SEMAPHORE(name) \
@@ -31,6 +33,10 @@ SEMAPHORE(udp_block_race_winner);
 SEMAPHORE(udp_block_race_time);
 #ifdef DETAIL
 SEMAPHORE(udp_block_reconstruction_detail);
+#endif
+#ifdef NEWEST
+SEMAPHORE(udp_block_header_chunk);
+SEMAPHORE(udp_block_coinbase);
 #endif
 #endif
 
@@ -75,7 +81,8 @@ static __attribute__((noinline)) void fire_standard(const void *hash, const char
 #endif
 
 struct event {
-	unsigned char hash[32];
+	unsigned char *hash;
+	char hash_text[65];
 	char what[32], texts[2][128];
 	int64_t numbers[5];
 	long times;
@@ -97,8 +104,17 @@ static __attribute__((noinline)) void fire(const struct event *event)
 
 #ifndef NONE
 	if (!strcmp(what, "reconstructed"))
+#ifdef NEWEST
+		FIRE(7, udp, block_reconstructed, event->hash_text, texts[0], (uint32_t)numbers[0],
+		     (uint32_t)numbers[1], (uint64_t)numbers[2], numbers[3], (int32_t)numbers[4]);
+	if (!strcmp(what, "header_chunk")) {
+		FIRE(5, udp, block_header_chunk, *(uint64_t *)hash, numbers[0], numbers[1], numbers[2], numbers[3]);
+		FIRE(2, udp, block_coinbase, hash, (uint64_t)numbers[0]);
+	}
+#else
 		FIRE(6, udp, block_reconstructed, hash, texts[0], (uint32_t)numbers[0], (uint32_t)numbers[1],
 		     (uint64_t)numbers[2], numbers[3]);
+#endif
 	if (!strcmp(what, "send"))
 		FIRE(1, udp, block_send_start, SENT);
 	if (!strcmp(what, "winner"))
@@ -127,10 +143,10 @@ static void *fire_all(void *event)
 static bool understood(const char *line, struct event *event)
 {
 	static const char *const formats[] = {
-		"%31s %127s %ld %ld %ld %ld",  /* reconstructed */
+		"%31s %127s %ld %ld %ld %ld %ld",  /* reconstructed */
 		"%31s %ld %127s %127s",        /* winner */
 		"%31s %ld %ld %127s %ld %127s",/* time */
-		"%31s %ld %ld %ld %ld %ld",    /* detail, send */
+		"%31s %ld %ld %ld %ld %ld",    /* detail, header_chunk */
 		"%31s %ld %ld %ld %ld %ld %127s %127s", /* standard */
 	};
 	int64_t *n = event->numbers;
@@ -138,13 +154,15 @@ static bool understood(const char *line, struct event *event)
 
 	sscanf(line, "%31s", what);
 	if (!strcmp(what, "reconstructed"))
-		return sscanf(line, formats[0], what, texts[0], n, n + 1, n + 2, n + 3) == 6;
+		return sscanf(line, formats[0], what, texts[0], n, n + 1, n + 2, n + 3, n + 4) >= 6;
 	if (!strcmp(what, "winner"))
 		return sscanf(line, formats[1], what, n, texts[0], texts[1]) == 4;
 	if (!strcmp(what, "time"))
 		return sscanf(line, formats[2], what, n, n + 1, texts[0], n + 2, texts[1]) == 6;
 	if (!strcmp(what, "detail"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3, n + 4) == 6;
+	if (!strcmp(what, "header_chunk"))
+		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3) == 5;
 	if (!strcmp(what, "standard"))
 		return sscanf(line, formats[4], what, n, n + 1, n + 2, n + 3, n + 4, texts[0], texts[1]) == 8;
 	return !strcmp(what, "send");
@@ -155,10 +173,16 @@ int main(void)
 	char line[512];
 	struct event *event = calloc(1, sizeof(*event));
 
-	if (!event)
+	/* No memory behind the hash: nobody reads more than its 32 bytes. */
+	char *pages = mmap(NULL, 2 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (!event || pages == MAP_FAILED || munmap(pages + (1 << 16), 1 << 16))
 		return 1;
-	for (int i = 0; i < 32; i++)
+	event->hash = (unsigned char *)pages + (1 << 16) - 32;
+	for (int i = 0; i < 32; i++) {
 		event->hash[i] = i;
+		sprintf(event->hash_text + 2 * i, "%02x", 31 - i);
+	}
 	puts("ready");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {

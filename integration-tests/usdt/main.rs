@@ -3,6 +3,7 @@
 //!
 //! Needs root, or the capabilities that the exporter needs. A machine that cannot do BPF skips these tests and says so.
 
+mod blocks;
 mod fibre;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let with_bpf = tests![
         fibre::every_fibre_metric_is_what_was_fired,
         fibre::a_node_without_reconstruction_detail_has_no_metrics_of_it,
+        fibre::the_newest_form_of_fibres_tracepoints_is_read,
         fibre::a_million_events_from_four_threads_are_counted_exactly,
         fibre::what_peers_choose_does_not_grow_the_page,
         fibre::a_probe_with_an_argument_that_cannot_be_read_costs_only_itself,
@@ -47,6 +49,11 @@ fn main() -> ExitCode {
         standard::a_real_node_with_a_peer_is_counted_as_it_counts_itself,
         standard::rejected_transactions_are_counted_by_reason,
         standard::the_table_of_probes_says_what_the_binary_has,
+        blocks::compact_blocks_are_counted_as_the_node_logs_them,
+        blocks::three_peers_that_announce_one_block_are_told_apart,
+        blocks::a_block_that_came_otherwise_is_no_compact_block,
+        blocks::a_sync_of_two_thousand_headers_announces_nothing,
+        blocks::a_peer_that_invents_blocks_displaces_nobody_elses,
     ];
     let without = tests![life::several_nodes_are_listed_and_none_is_guessed, life::wrong_input_is_explained];
     // Only root can start a process without privileges.

@@ -5,7 +5,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 
 /// The sum of all samples of a metric whose labels contain these.
-fn sum(exporter: &Exporter, metric: &str, labels: &str) -> f64 {
+pub fn sum(exporter: &Exporter, metric: &str, labels: &str) -> f64 {
     let text = exporter.metrics();
     let samples =
         text.lines().filter(|line| line.starts_with(&format!("{metric}{{")) && line.contains(labels));
@@ -49,6 +49,9 @@ pub fn a_real_node_with_a_peer_is_counted_as_it_counts_itself() {
         node.mine(1);
     }
     eventually("the peer follows", || (peer.cli(&["getblockcount"]) == "109").then_some(()));
+    // Without connected blocks it is not known which announcements count.
+    assert!(exporter.metrics().contains("\nbitcoin_block_announcements_total{"));
+    assert!(!of_peer.metrics().contains("\nbitcoin_block_announcements_total{"));
     // By message type, what one sent the other has received, to the byte.
     let of_type = |exporter: &Exporter, metric: &str, direction: &str, kind: &str| {
         sum(exporter, metric, &format!("direction=\"{direction}\",type=\"{kind}\""))

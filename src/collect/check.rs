@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::context::Context;
+use super::door::{self, Door};
 use super::handshake::open_guarded;
+use super::http_session::HttpSession;
 use super::session::show_up;
 use crate::ipc::guard::Places;
 use crate::ipc::source::Source;
-use crate::ipc::{Interface, Interfaces};
+use crate::ipc::{Interface, Interfaces, JsonRpc};
 use crate::metrics::Metrics;
 use crate::node_process::Peer;
 
@@ -18,16 +20,36 @@ use crate::node_process::Peer;
 pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let stream = source.open().await?;
+    let stream = match door::open(source, &context).await? {
+        Door::Ipc(stream) => stream,
+        Door::Http(http, _) => {
+            let session = HttpSession::new(http, &context);
+            session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
+            show_up(&session.interfaces, &context.metrics);
+            return Ok(session.interfaces);
+        }
+    };
     let node = Peer::of(&stream);
-    let session = open_guarded(stream, Places::new().take().await, &node, &context)
+    let mut session = open_guarded(stream, Places::new().take().await, &node, &context)
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;
+    if let Some(checker) = &session.http_rpc
+        && !session.interfaces.offers(Interface::HttpRpc)
+    {
+        checker.check().await; // with all its time
+    }
     let polled = session.poller().poll().await;
     let interfaces = session.interfaces.clone();
     session.close().await;
     polled.map_err(|why| anyhow!("the poll failed: {why}"))?;
+    if let Some(http) = &context.http_rpc
+        && interfaces.uses_http()
+        && http.settings().required
+        && !http.is_used()
+    {
+        bail!("--rpc on: {}", http.why_not());
+    }
     show_up(&interfaces, &context.metrics);
     Ok(interfaces)
 }
@@ -35,21 +57,38 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
 /// Connects once and describes the node: what it is, what it offers, and which metrics follow from it.
 pub async fn check(source: &mut Source, context: Context) -> Result<String> {
     let metrics = context.metrics.clone();
+    let http = context.http_rpc.clone();
     let interfaces = once(source, context).await?;
-    Ok(describe(&interfaces, &metrics, source.describe()))
+    let http = http.filter(|_| interfaces.uses_http()).map(|http| match http.is_used() {
+        true => {
+            format!("JSON-RPC over HTTP: {}, {}", http.settings().url, http.settings().credentials.describe())
+        }
+        false => format!("JSON-RPC over HTTP is not used: {}", http.why_not()),
+    });
+    let connection = match interfaces.names()[..] {
+        [only] if only == Interface::HttpRpc.name() => format!("none over IPC ({})", source.describe()),
+        _ => source.describe().to_string(),
+    };
+    Ok(describe(&interfaces, &metrics, &connection, http.as_deref()))
 }
 
-fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str) -> String {
+fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: Option<&str>) -> String {
     let info = metrics.node.node_info.labels_present().pop().map(|labels| {
         let labels = labels.iter().map(|(name, value)| format!("{name}={value:?}"));
         labels.collect::<Vec<_>>().join(",")
     });
     let info = info.unwrap_or("it does not tell its name".into());
     let mut described = format!("connection: {connection}\nnode: {info}\n");
+    if let Some(http) = http {
+        described.push_str(&format!("{http}\n"));
+    }
     for interface in Interface::ALL {
         let offered = if interfaces.offers(interface) { "yes" } else { "no " };
         let (name, gives) = (interface.name(), interface.gives());
-        described.push_str(&format!("interface {name:<8}{offered} {gives}\n"));
+        described.push_str(&format!("interface {name:<9}{offered} {gives}\n"));
+    }
+    for advice in what_gives_more(interfaces) {
+        described.push_str(&format!("more: {advice}\n"));
     }
     described.push_str("metrics from one poll:\n");
     let polled: BTreeSet<&str> = metrics
@@ -61,4 +100,25 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str) -> Str
         described.push_str(&format!("  {name}\n"));
     }
     described
+}
+
+/// What the user could do to see more of this node.
+fn what_gives_more(interfaces: &Interfaces) -> Vec<&'static str> {
+    let offers = |interface| interfaces.offers(interface);
+    let mut advice = Vec::new();
+    if !interfaces.json_rpc.as_ref().is_some_and(JsonRpc::is_available) {
+        advice.push("JSON-RPC over HTTP tells chain, mempool, fees, peers and traffic (--rpc on)");
+    }
+    if !offers(Interface::Mining) && offers(Interface::HttpRpc) {
+        advice.push(
+            "bitcoin-node with -ipcbind=unix (Bitcoin Core 30 or later: bitcoin -m node -ipcbind=unix) shows the node as a process, \
+             and its shutdown",
+        );
+    }
+    if !offers(Interface::Chain) {
+        advice.push(
+            "bitcoind-usdt-exporter counts each transaction that enters or leaves the mempool, if the node has tracepoints",
+        );
+    }
+    advice
 }

@@ -8,7 +8,9 @@ use tokio::net::UnixStream;
 use tracing::{debug, info, warn};
 
 use super::context::Context;
+use super::door::{self, Door};
 use super::handshake;
+use super::http_session::HttpSession;
 use super::session::End;
 use crate::ipc::guard;
 use crate::ipc::source::Source;
@@ -38,18 +40,18 @@ impl Collector {
         let mut said = String::new();
         loop {
             let Some(place) = shutdown.run_until_cancelled(self.guards.take()).await else { return Ok(()) };
-            let Some(stream) = shutdown.run_until_cancelled(self.connect(&mut source)).await else {
+            let Some(door) = shutdown.run_until_cancelled(self.connect(&mut source)).await else {
                 return Ok(());
             };
             let connected = Instant::now();
-            let node = Peer::of(&stream);
-            let end = if node.is_shutting_down() == Some(true) {
-                drop(stream);
-                End::NodeShutDown
-            } else {
-                match handshake::open_guarded(stream, place, &node, &self.context).await {
-                    Ok(session) => session.run().await,
-                    Err(end) => end,
+            let (end, node) = match door {
+                Door::Ipc(stream) => {
+                    let node = Peer::of(&stream);
+                    (self.run_over_ipc(stream, place, &node).await, Some(node))
+                }
+                Door::Http(http, _) => {
+                    drop(place);
+                    (HttpSession::new(http, &self.context).run(&source).await, None)
                 }
             };
             self.context.metrics.node_is_away();
@@ -66,7 +68,9 @@ impl Collector {
                     return Ok(());
                 }
                 info!(reason, "{end}; waiting for the next one");
-                shutdown.run_until_cancelled(until_it_ended(node)).await;
+                if let Some(node) = node {
+                    shutdown.run_until_cancelled(until_it_ended(node)).await;
+                }
             } else if source.can_reopen() {
                 let wait = backoff.next();
                 let text = end.to_string();
@@ -89,20 +93,36 @@ impl Collector {
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
+    async fn run_over_ipc(&self, stream: UnixStream, place: guard::Place, node: &Peer) -> End {
+        if node.is_shutting_down() == Some(true) {
+            return End::NodeShutDown;
+        }
+        match handshake::open_guarded(stream, place, node, &self.context).await {
+            Ok(session) => session.run().await,
+            Err(end) => end,
+        }
+    }
+
     /// Connects and keeps trying. Says why it waits when the reason changes.
     ///
-    /// Trying costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon.
-    async fn connect(&self, source: &mut Source) -> UnixStream {
+    /// Trying a socket costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon. Over HTTP
+    /// a node may listen and refuse.
+    async fn connect(&self, source: &mut Source) -> Door {
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+        let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.settings().alone);
+        let mut backoff = Backoff::default();
         let mut said = String::new();
         loop {
-            match source.open().await {
-                Ok(stream) => {
-                    info!("connected to {}", source.describe());
+            match door::open(source, &self.context).await {
+                Ok(door) => {
+                    match &door {
+                        Door::Ipc(_) => info!("connected to {}", source.describe()),
+                        Door::Http(_, why) => info!("no IPC ({why}): the node is asked over HTTP alone"),
+                    }
                     self.context.metrics.exporter.connects.inc();
                     let state = State::Connected("connected, not polled yet".into());
                     self.context.status.set(state);
-                    return stream;
+                    return door;
                 }
                 Err(error) => {
                     let text = format!("{error:#}");
@@ -113,7 +133,7 @@ impl Collector {
                     }
                 }
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
+            tokio::time::sleep(if over_http { backoff.next() } else { RETRY_INTERVAL }).await;
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::block;
 use super::memory::Memory;
+use crate::http_rpc::{self, HttpRpc};
 use crate::metrics::Metrics;
 use crate::status::Status;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub utxo_trace_budget: Duration,
     /// End when the node shuts down, instead of waiting for the next one.
     pub exit_with_node: bool,
+    /// JSON-RPC over HTTP, where IPC has none.
+    pub http_rpc: Option<http_rpc::Settings>,
 }
 
 /// What every connection of a collector works with.
@@ -47,6 +50,7 @@ pub struct Context {
     pub status: Arc<Status>,
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,
+    pub(super) http_rpc: Option<HttpRpc>,
     pub(super) memory: RefCell<Memory>,
     pub(super) blocks: block::Counter,
 }
@@ -60,6 +64,7 @@ impl Context {
         shutdown: CancellationToken,
     ) -> Self {
         let blocks = block::Counter::start(metrics.clone());
-        Context { config, metrics, status, shutdown, memory: RefCell::default(), blocks }
+        let http_rpc = config.http_rpc.clone().map(|settings| HttpRpc::new(settings, config.call_timeout));
+        Context { config, http_rpc, metrics, status, shutdown, memory: RefCell::default(), blocks }
     }
 }

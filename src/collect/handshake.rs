@@ -8,6 +8,7 @@ use tokio::net::UnixStream;
 use tracing::info;
 
 use super::context::{Context, UtxoTrace};
+use super::http_rpc::Checker;
 use super::session::{End, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
@@ -36,12 +37,14 @@ pub async fn open(
 ) -> Result<Session, End> {
     let prepared = context.shutdown.run_until_cancelled(shake_hands(stream, node, context));
     match prepared.await.unwrap_or(Err(End::ShutdownRequested)) {
-        Ok(Prepared { connection, waiting, subscribing, interfaces }) => Ok(Session {
+        Ok(Prepared { connection, waiting, subscribing, interfaces, http_rpc }) => Ok(Session {
             connection,
             guard,
             waiting,
             subscribing,
             interfaces: Rc::new(interfaces),
+            http_rpc,
+            process: node.process(),
             context: context.clone(),
         }),
         Err(end) => Err(take_leave(guard, end).await),
@@ -54,6 +57,7 @@ struct Prepared {
     waiting: Thread,
     subscribing: Thread,
     interfaces: Interfaces,
+    http_rpc: Option<Checker>,
 }
 
 async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Result<Prepared, End> {
@@ -63,8 +67,30 @@ async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Resu
         reason = connection.closed() => Err(End::Closed(reason)),
         () = shutdown_of(node) => Err(End::NodeShutDown),
     };
-    let (waiting, subscribing, interfaces) = prepared?;
-    Ok(Prepared { connection, waiting, subscribing, interfaces })
+    let (waiting, subscribing, mut interfaces) = prepared?;
+    let checked = async {
+        tokio::select! {
+            checker = turn_to_http(&connection, &mut interfaces, context) => checker.map_err(End::from),
+            reason = connection.closed() => Err(End::Closed(reason)),
+            () = shutdown_of(node) => Err(End::NodeShutDown),
+        }
+    };
+    let http_rpc = checked.await?;
+    Ok(Prepared { connection, waiting, subscribing, interfaces, http_rpc })
+}
+
+/// Adds JSON-RPC over HTTP where IPC has none. The first poll uses it if it answers soon.
+async fn turn_to_http(
+    connection: &Connection,
+    interfaces: &mut Interfaces,
+    context: &Context,
+) -> Result<Option<Checker>, CallError> {
+    const FIRST_CHECK: Duration = Duration::from_secs(2);
+    let (None, Some(http)) = (&interfaces.json_rpc, &context.http_rpc) else { return Ok(None) };
+    let checker = Checker::new(http.clone(), interfaces, &connection.thread("exporter-http").await?);
+    interfaces.json_rpc = Some(JsonRpc::over_http(http.clone()));
+    let _ = tokio::time::timeout(FIRST_CHECK, checker.check()).await; // the session goes on checking
+    Ok(Some(checker))
 }
 
 /// Resolves when the node shuts down. It looks like one that is starting, and does not exit before we have left.

@@ -17,6 +17,23 @@ pub fn flag(value: &Value, field: &str) -> Option<u8> {
     value.get(field)?.as_bool().map(u8::from)
 }
 
+/// The entries of an object whose keys are names that become labels: few, short, of plain characters, whatever the node says.
+pub fn entries(value: &Value) -> Vec<(&str, &Value)> {
+    const MAX_ENTRIES: usize = 16;
+    const MAX_LENGTH: usize = 32;
+    let plain = |name: &str| {
+        let mut bytes = name.bytes();
+        name.len() <= MAX_LENGTH && bytes.all(|byte| byte.is_ascii_alphanumeric() || b" _-".contains(&byte))
+    };
+    let entries = value.as_object().into_iter().flatten().filter(|(name, _)| plain(name));
+    entries.map(|(name, value)| (name.as_str(), value)).take(MAX_ENTRIES).collect()
+}
+
+/// How long a list is.
+pub fn length(value: &Value) -> Option<f64> {
+    value.as_array().map(|list| list.len() as f64)
+}
+
 /// Satoshis, of an amount in BTC.
 pub fn satoshis(value: &Value, field: &str) -> Option<f64> {
     number(value, field).map(|btc| (btc * 1e8).round())
@@ -37,6 +54,15 @@ mod tests {
         let value = json!({"total_fee": 0.29999999, "mempoolminfee": 0.00001234});
         assert_eq!(satoshis(&value, "total_fee"), Some(29_999_999.0));
         assert_eq!(sat_per_vbyte(&value, "mempoolminfee"), Some(1.234));
+    }
+
+    #[test]
+    fn labels_from_the_node_are_few_and_plain() {
+        let value = json!({"basic block filter index": 1, "quoted\"": 2, "l".repeat(33): 3});
+        assert_eq!(entries(&value), [("basic block filter index", &json!(1))]);
+        let many: serde_json::Map<_, _> = (0..1000).map(|n| (format!("index{n}"), json!(n))).collect();
+        assert_eq!(entries(&Value::Object(many)).len(), 16);
+        assert!(entries(&json!([1])).is_empty());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! anything.
 
 use super::peers::Peers;
+use super::poll::ThreadTimes;
 use crate::ipc::BlockRef;
 
 /// What was counted already.
@@ -9,6 +10,8 @@ use crate::ipc::BlockRef;
 pub struct Memory {
     /// Traffic by peer.
     pub peers: Peers,
+    /// CPU time of the node's threads.
+    pub thread_times: ThreadTimes,
     /// The last tip that the node announced.
     pub last_tip: Option<BlockRef>,
     /// The tip up to which blocks are counted.

@@ -9,12 +9,14 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::context::Context;
+use super::http_rpc::Checker;
 use super::poll::{PollError, Polled, Poller};
 use super::subscriptions::{Subscriptions, count_notices};
 use super::tip::{TipEnd, TipWatch};
 use crate::ipc::guard::Guard;
 use crate::ipc::{CallError, Connection, Interfaces, Thread};
 use crate::metrics::Metrics;
+use crate::node_process::Usage;
 use crate::status::State;
 
 /// How a session ended.
@@ -107,13 +109,17 @@ pub struct Session {
     pub(super) subscribing: Thread,
     /// What the node offers.
     pub interfaces: Rc<Interfaces>,
+    /// Where IPC has no JSON-RPC.
+    pub(super) http_rpc: Option<Checker>,
+    /// The node, if it can be seen in `/proc`.
+    pub(super) process: Option<Usage>,
     pub(super) context: Rc<Context>,
 }
 
 impl Session {
     /// A poller of this connection.
-    pub fn poller(&self) -> Poller {
-        Poller::new(self.interfaces.clone(), self.context.clone())
+    pub fn poller(&mut self) -> Poller {
+        Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
     }
 
     /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
@@ -145,6 +151,10 @@ impl Session {
             new_tip.clone(),
             polls_sender,
         )));
+        let checker = self.http_rpc.take();
+        let _checking = checker.map(|checker| {
+            AbortOnDropHandle::new(tokio::task::spawn_local(checker.keep_checking(new_tip.clone())))
+        });
         let mut tip = TipWatch::start(&self.interfaces, &self.waiting, &context, new_tip);
         // Without a guard nobody would end a subscription: then nothing is subscribed to.
         let offered = if self.guard.is_some() { self.interfaces.clone() } else { Rc::default() };
@@ -169,7 +179,7 @@ impl Session {
                 Some(polled) = polls.recv() => match polled {
                     Ok(polled) => {
                         missed = 0;
-                        self.show(&polled);
+                        show(&polled, &self.interfaces, &context);
                         if let Some(total) = self.guard.as_ref().and_then(Guard::run_delay) {
                             let before = std::mem::replace(&mut run_delay, total);
                             metrics.exporter.guard_run_delay.inc_by(total.saturating_sub(before));
@@ -179,8 +189,7 @@ impl Session {
                     Err(why) => {
                         missed += 1;
                         self.guard.iter().for_each(Guard::wake);
-                        metrics.node_is_away();
-                        context.status.set(State::Connected(format!("the last poll failed: {why}")));
+                        show_failed(&why, &context);
                         if missed == 1 {
                             warn!("a poll failed: {why}");
                         }
@@ -192,13 +201,19 @@ impl Session {
             }
         }
     }
+}
 
-    /// A poll succeeded: the node is up, with these interfaces.
-    fn show(&self, polled: &Polled) {
-        show_up(&self.interfaces, &self.context.metrics);
-        let node = polled.subversion.clone();
-        self.context.status.set(State::Polled { interfaces: self.interfaces.names(), node });
-    }
+/// A poll succeeded.
+pub(super) fn show(polled: &Polled, interfaces: &Interfaces, context: &Context) {
+    show_up(interfaces, &context.metrics);
+    let node = polled.subversion.clone();
+    context.status.set(State::Polled { interfaces: interfaces.names(), node });
+}
+
+/// A poll failed.
+pub(super) fn show_failed(why: &PollError, context: &Context) {
+    context.metrics.node_is_away();
+    context.status.set(State::Connected(format!("the last poll failed: {why}")));
 }
 
 /// The node is up, with these interfaces.
@@ -217,7 +232,7 @@ pub(super) async fn take_leave(guard: Option<Guard>, end: End) -> End {
 }
 
 /// Polls at once, then each interval and at each new tip.
-async fn keep_polling(
+pub(super) async fn keep_polling(
     mut poller: Poller,
     interval: Duration,
     new_tip: Rc<Notify>,

@@ -1,6 +1,6 @@
 //! The tip: a long poll on a thread of its own, always.
 //!
-//! It reports tip changes where there are no notifications, and it is the only call that reports the node's shutdown.
+//! It reports tip changes where there are no notifications, and over IPC it is the only call that reports the node's shutdown.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::context::Context;
+use super::http_tip::HttpTip;
 use super::walk::{Walk, is_final, is_known, walk};
+use crate::http_rpc::HttpRpc;
 use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Mining, Thread};
 use crate::metrics::now;
 
@@ -53,18 +55,42 @@ impl TipWatch {
         new_tip: Rc<Notify>,
     ) -> Option<Self> {
         let thread = on.patient(LONG_POLL);
+        let tips = Tips::Mining(interfaces.mining.as_ref()?.on(&thread));
+        let json_rpc = interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.on(&thread));
+        Some(Self::follow(tips, json_rpc, interfaces, context, new_tip))
+    }
+
+    /// Of a node without IPC.
+    pub fn over_http(
+        http: &HttpRpc,
+        interfaces: &Rc<Interfaces>,
+        context: &Rc<Context>,
+        new_tip: Rc<Notify>,
+    ) -> Self {
+        let tips = Tips::Http(HttpTip::new(http));
+        Self::follow(tips, interfaces.json_rpc.clone(), interfaces, context, new_tip)
+    }
+
+    fn follow(
+        tips: Tips,
+        json_rpc: Option<JsonRpc>,
+        interfaces: &Rc<Interfaces>,
+        context: &Rc<Context>,
+        new_tip: Rc<Notify>,
+    ) -> Self {
         let follow = Follow {
             interfaces: interfaces.clone(),
-            mining: interfaces.mining.as_ref()?.on(&thread),
-            json_rpc: interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.on(&thread)),
+            tips,
+            json_rpc,
             context: context.clone(),
             new_tip,
             reconnected: Reconnected::Now,
             walk_failed: false,
+            counting: false,
         };
         let (first_done, caught_up) = oneshot::channel();
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(follow.run(first_done)));
-        Some(TipWatch { task, caught_up: Some(caught_up) })
+        TipWatch { task, caught_up: Some(caught_up) }
     }
 
     /// Resolves when the blocks that came while there was no connection are counted: from then on notifications may count.
@@ -98,15 +124,36 @@ enum Reconnected {
     CaughtUp,
 }
 
+/// What reports new tips.
+enum Tips {
+    Mining(Mining),
+    Http(HttpTip),
+}
+
+impl Tips {
+    /// Waits for a new tip for the time of a long poll, and returns the tip. `None` means that the node is shutting down.
+    async fn next(&mut self, known: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
+        match self {
+            Tips::Mining(mining) => {
+                let current = known.map_or(NO_BLOCK, |tip| tip.hash);
+                mining.wait_tip_changed(current, LONG_POLL).await
+            }
+            Tips::Http(http) => http.next(known).await.map(Some),
+        }
+    }
+}
+
 struct Follow {
     interfaces: Rc<Interfaces>,
-    mining: Mining,
+    tips: Tips,
     json_rpc: Option<JsonRpc>,
     context: Rc<Context>,
     new_tip: Rc<Notify>,
     reconnected: Reconnected,
-    /// The last walk failed, which was logged.
+    /// The last walk failed, or could not be made yet, which was logged.
     walk_failed: bool,
+    /// The counters of blocks are shown.
+    counting: bool,
 }
 
 impl Follow {
@@ -115,25 +162,18 @@ impl Follow {
         let mut first_done = Some(first_done);
         if interfaces.chain.is_none() {
             self.context.metrics.blocks.tip_updates.start();
-            if self.json_rpc.is_some() {
-                self.context.metrics.blocks.connected.start();
-                self.context.metrics.blocks.disconnected.start();
-            }
-        }
-        if self.json_rpc.is_some() {
-            self.context.metrics.blocks.uncounted_tip_changes.start();
         }
         let mut known = None::<BlockRef>;
         let mut failing = false;
         loop {
-            let current = known.map_or(NO_BLOCK, |tip| tip.hash);
             let asked = Instant::now();
-            let answer = self.mining.wait_tip_changed(current, LONG_POLL).await;
+            self.start_counting();
+            let answer = self.tips.next(known).await;
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
                 Ok(None) => return TipEnd::NodeShutsDown,
                 // The timeout has passed. Should a node not wait, we do.
-                Ok(Some(tip)) if tip.hash == current => {
+                Ok(Some(tip)) if known.is_some_and(|known| known.hash == tip.hash) => {
                     if self.walk_failed {
                         self.count_up_to(tip).await;
                     }
@@ -155,7 +195,7 @@ impl Follow {
                     self.count_up_to(tip).await;
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(asked.elapsed())).await;
                 }
-                Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
+                Err(error @ (CallError::Disconnected(_) | CallError::Http(_))) => return TipEnd::Lost(error),
                 // Polls detect a node that hangs. The long poll goes on: only it reports a shutdown.
                 Err(error) => {
                     if !failed_before {
@@ -167,6 +207,20 @@ impl Follow {
             }
             first_done.take();
         }
+    }
+
+    /// With JSON-RPC blocks can be counted; over HTTP that may be some time after the start.
+    fn start_counting(&mut self) {
+        if self.counting || !self.json_rpc.as_ref().is_some_and(JsonRpc::is_available) {
+            return;
+        }
+        self.counting = true;
+        let blocks = &self.context.metrics.blocks;
+        if self.interfaces.chain.is_none() {
+            blocks.connected.start();
+            blocks.disconnected.start();
+        }
+        blocks.uncounted_tip_changes.start();
     }
 
     /// Counts the blocks between the tip up to which blocks are counted and this one. Notifications count them, where there
@@ -182,11 +236,17 @@ impl Follow {
             return self.advance(tip);
         }
         let blocks = &self.context.metrics.blocks;
-        let Some(json_rpc) = &self.json_rpc else {
+        let Some(json_rpc) = self.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available()) else {
             if !notified {
                 blocks.height.set(tip.height);
             }
-            return self.advance(tip);
+            if notified || self.json_rpc.is_none() {
+                return self.advance(tip);
+            }
+            // They are counted when JSON-RPC can be used.
+            self.walk_failed = true;
+            self.reconnected = reconnected;
+            return;
         };
         let walked = match reconnected {
             Reconnected::Now if tip.height < old.height => is_known(json_rpc, old).await.map(|()| None),

@@ -21,6 +21,8 @@ pub enum CallError {
         /// The node's words.
         message: String,
     },
+    /// JSON-RPC over HTTP cannot be used, and why. It says nothing of the connection over IPC.
+    Http(String),
     /// The answer is not what the schema or the documentation promises.
     Malformed(String),
 }
@@ -31,6 +33,13 @@ impl CallError {
         /// `RPC_IN_WARMUP` in Core's rpc/protocol.h.
         const RPC_IN_WARMUP: i64 = -28;
         matches!(self, CallError::JsonRpc { code: RPC_IN_WARMUP, .. })
+    }
+
+    /// The node's JSON-RPC does not have this method.
+    pub fn is_unknown_method(&self) -> bool {
+        /// `RPC_METHOD_NOT_FOUND` in Core's rpc/protocol.h.
+        const RPC_METHOD_NOT_FOUND: i64 = -32601;
+        matches!(self, CallError::JsonRpc { code: RPC_METHOD_NOT_FOUND, .. })
     }
 }
 
@@ -66,6 +75,7 @@ impl fmt::Display for CallError {
             CallError::Failed(text) => write!(f, "the node failed: {text}"),
             CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
             CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
+            CallError::Http(text) => f.write_str(text),
             CallError::Malformed(text) => write!(f, "the node's answer is malformed: {text}"),
         }
     }

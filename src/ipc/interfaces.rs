@@ -20,12 +20,20 @@ pub enum Interface {
     Node,
     /// UTXO cache trace: a development branch.
     Tracing,
+    /// Every JSON-RPC over HTTP instead of IPC: each node with a port and a password for it.
+    HttpRpc,
 }
 
 impl Interface {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Interface; 5] =
-        [Interface::Mining, Interface::Rpc, Interface::Chain, Interface::Node, Interface::Tracing];
+    pub const ALL: [Interface; 6] = [
+        Interface::Mining,
+        Interface::Rpc,
+        Interface::Chain,
+        Interface::Node,
+        Interface::Tracing,
+        Interface::HttpRpc,
+    ];
 
     /// As the `interface` label has it.
     pub fn name(self) -> &'static str {
@@ -35,6 +43,7 @@ impl Interface {
             Interface::Chain => "chain",
             Interface::Node => "node",
             Interface::Tracing => "tracing",
+            Interface::HttpRpc => "http-rpc",
         }
     }
 
@@ -48,6 +57,7 @@ impl Interface {
             Interface::Chain => "notifications: blocks, mempool, flushes, counted as they happen",
             Interface::Node => "state of the node and its peers; JSON-RPC over IPC",
             Interface::Tracing => "the UTXO cache trace (see --utxo-trace)",
+            Interface::HttpRpc => "JSON-RPC over HTTP, where IPC has none (see --rpc)",
         }
     }
 }
@@ -63,7 +73,7 @@ pub struct Interfaces {
     pub node: Option<Node>,
     /// [`Interface::Tracing`]
     pub tracing: Option<Tracing>,
-    /// Through [`Interface::Rpc`], else through [`Interface::Node`].
+    /// Through [`Interface::Rpc`], else through [`Interface::Node`], else through [`Interface::HttpRpc`].
     pub json_rpc: Option<JsonRpc>,
 }
 
@@ -76,7 +86,15 @@ impl Interfaces {
             Interface::Chain => self.chain.is_some(),
             Interface::Node => self.node.is_some(),
             Interface::Tracing => self.tracing.is_some(),
+            Interface::HttpRpc => {
+                self.uses_http() && self.json_rpc.as_ref().is_some_and(JsonRpc::is_available)
+            }
         }
+    }
+
+    /// Whether JSON-RPC is asked for over HTTP, as soon as it can be.
+    pub fn uses_http(&self) -> bool {
+        matches!(self.json_rpc, Some(JsonRpc(Transport::Http(_))))
     }
 
     /// The names of those that the node has.
@@ -84,9 +102,9 @@ impl Interfaces {
         self.all(|offered| offered)
     }
 
-    /// The names of those that the node does not have.
+    /// The names of those that the node does not have over IPC.
     pub fn missing(&self) -> Vec<&'static str> {
-        self.all(|offered| !offered)
+        self.all(|offered| !offered).into_iter().filter(|name| *name != Interface::HttpRpc.name()).collect()
     }
 
     fn all(&self, wanted: impl Fn(bool) -> bool) -> Vec<&'static str> {

@@ -1,11 +1,47 @@
 //! JSON-RPC, through whichever transport the node has: over IPC it needs no cookie and no port.
+//!
+//! Only methods that read are ever called: [`METHODS`] has them all.
 
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::connection::{OnThread, call};
 use super::{CallError, Thread};
+use crate::http_rpc::HttpRpc;
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
+
+/// Every method that is called. None of them changes anything; others are refused here.
+pub const METHODS: &[&str] = &[
+    "estimatesmartfee",
+    "getaddrmaninfo",
+    "getbestblockhash",
+    "getblockchaininfo",
+    "getblockhash",
+    "getblockheader",
+    "getblockstats",
+    "getchainstates",
+    "getchaintips",
+    "getdeploymentinfo",
+    "getindexinfo",
+    "getmemoryinfo",
+    "getmempoolfeeratediagram",
+    "getmempoolinfo",
+    "getnettotals",
+    "getnetworkhashps",
+    "getnetworkinfo",
+    "getpeerinfo",
+    "listbanned",
+    "uptime",
+    "waitfornewblock",
+];
+
+/// The line of `bitcoin.conf` that permits this user what the exporter asks for, and no more.
+pub fn whitelist_of(user: &str) -> String {
+    format!("rpcwhitelist={user}:{}", METHODS.join(","))
+}
 
 /// How a node takes JSON-RPC.
 #[derive(Clone)]
@@ -14,6 +50,8 @@ pub(super) enum Transport {
     Rpc(OnThread<rpc::Client>),
     /// `Node.executeRpc`: method and parameters apart.
     Node(OnThread<node::Client>),
+    /// JSON-RPC 2.0 objects in HTTP requests.
+    Http(HttpRpc),
 }
 
 /// JSON-RPC.
@@ -26,7 +64,21 @@ impl JsonRpc {
         JsonRpc(match &self.0 {
             Transport::Rpc(capability) => Transport::Rpc(capability.on(thread)),
             Transport::Node(capability) => Transport::Node(capability.on(thread)),
+            Transport::Http(http) => Transport::Http(http.clone()),
         })
+    }
+
+    /// JSON-RPC over HTTP, which need not be usable yet.
+    pub fn over_http(http: HttpRpc) -> Self {
+        JsonRpc(Transport::Http(http))
+    }
+
+    /// Whether a call can be made now; over IPC always.
+    pub fn is_available(&self) -> bool {
+        match &self.0 {
+            Transport::Rpc(_) | Transport::Node(_) => true,
+            Transport::Http(http) => http.is_used(),
+        }
     }
 
     /// Whether the capability really is what we take it for. `uptime` is safe to ask from the node's first moment.
@@ -40,7 +92,22 @@ impl JsonRpc {
 
     /// One call; `params` is an array or an object.
     pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        self.call_as(method, params).await
+    }
+
+    /// One call whose result is read into a type of its own while it is parsed, without a tree of it in memory. No result
+    /// is the type's default.
+    pub async fn call_as<T: DeserializeOwned + Default>(
+        &self,
+        method: &str,
+        params: Value,
+    ) -> Result<T, CallError> {
+        if !METHODS.contains(&method) {
+            debug_assert!(false, "{method} is not in METHODS");
+            return Err(CallError::Unimplemented(format!("{method} is not a method that is called")));
+        }
         match &self.0 {
+            Transport::Http(http) => http.call(method, params).await,
             Transport::Rpc(capability) => {
                 let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
                 let answer = call!(capability, execute_rpc_request, |params| {
@@ -48,11 +115,7 @@ impl JsonRpc {
                     params.set_uri("/");
                     params.set_user(env!("CARGO_PKG_NAME"))
                 })?;
-                let mut answer = parse(answer.get()?.get_result()?.to_str()?)?;
-                match answer.get("error").filter(|error| !error.is_null()) {
-                    Some(error) => Err(json_rpc_error(error)),
-                    None => Ok(answer["result"].take()),
-                }
+                parse::<Answer>(answer.get()?.get_result()?.to_str()?)?.result()
             }
             Transport::Node(capability) => {
                 let answer = call!(capability, execute_rpc_request, |parameters| {
@@ -73,8 +136,30 @@ impl JsonRpc {
     }
 }
 
-fn parse(text: &str) -> Result<Value, CallError> {
-    serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("no JSON: {error}")))
+/// A JSON-RPC answer.
+#[derive(Deserialize)]
+pub(crate) struct Answer<'a> {
+    /// What has none is no answer.
+    #[serde(rename = "id")]
+    _id: IgnoredAny,
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    error: Option<Value>,
+}
+
+impl Answer<'_> {
+    /// What it holds. No result is the type's default.
+    pub(crate) fn result<T: DeserializeOwned + Default>(self) -> Result<T, CallError> {
+        match self.error.filter(|error| !error.is_null()) {
+            Some(error) => Err(json_rpc_error(&error)),
+            None => self.result.map_or_else(|| Ok(T::default()), |result| parse(result.get())),
+        }
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
+    serde_json::from_str(text)
+        .map_err(|error| CallError::Malformed(format!("not the JSON expected: {error}")))
 }
 
 fn json_rpc_error(error: &Value) -> CallError {
@@ -82,4 +167,12 @@ fn json_rpc_error(error: &Value) -> CallError {
         code: error["code"].as_i64().unwrap_or(0),
         message: error["message"].as_str().unwrap_or("an error without a message").to_string(),
     }
+}
+
+#[cfg(test)]
+#[test]
+fn readme_has_the_whitelist() {
+    let readme = include_str!("../../README.md");
+    let line = whitelist_of("exporter");
+    assert!(readme.lines().any(|found| found.trim() == line), "README.md lacks this line: {line}");
 }

@@ -1,6 +1,7 @@
 //! Mining: the one interface that every node has.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::connection::{OnThread, call};
@@ -16,6 +17,21 @@ pub struct Hash(pub [u8; 32]);
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().rev().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Hash {
+    type Err = CallError;
+    fn from_str(text: &str) -> Result<Self, CallError> {
+        let malformed = || CallError::Malformed(format!("no hash of a block: {text:.64}"));
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(malformed());
+        }
+        let mut hash = [0; 32];
+        for (byte, at) in hash.iter_mut().rev().zip((0..).step_by(2)) {
+            *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| malformed())?;
+        }
+        Ok(Hash(hash))
     }
 }
 
@@ -113,5 +129,20 @@ impl Mining {
         })?;
         let answer = answer.get()?;
         answer.has_result().then(|| BlockRef::read(answer.get_result()?)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_are_read_as_they_are_shown() {
+        let text = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f";
+        let hash: Hash = text.parse().unwrap();
+        assert_eq!((hash.0[0], hash.to_string().as_str()), (0x6f, text));
+        for wrong in ["", "00", &text[1..], &format!("{}x", &text[1..]), &"é".repeat(32)] {
+            assert!(wrong.parse::<Hash>().is_err(), "{wrong}");
+        }
     }
 }

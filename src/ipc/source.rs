@@ -11,19 +11,55 @@ use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, socko
 use nix::unistd::{Uid, User};
 use tokio::net::UnixStream;
 
-/// The chains that Bitcoin Core knows, with the folder of each below the data directory.
-pub const CHAINS: [(&str, &str); 5] = [
-    ("main", ""),
-    ("test", "testnet3"),
-    ("testnet4", "testnet4"),
-    ("signet", "signet"),
-    ("regtest", "regtest"),
+/// A chain that Bitcoin Core knows.
+pub struct KnownChain {
+    /// As `-chain` and getblockchaininfo name it.
+    pub name: &'static str,
+    /// Below the data directory.
+    folder: &'static str,
+    /// Of JSON-RPC over HTTP.
+    pub rpc_port: u16,
+}
+
+impl KnownChain {
+    const fn new(name: &'static str, folder: &'static str, rpc_port: u16) -> Self {
+        KnownChain { name, folder, rpc_port }
+    }
+
+    /// The chain of this name.
+    pub fn named(name: &str) -> &'static Self {
+        CHAINS.iter().find(|chain| chain.name == name).unwrap_or(&CHAINS[0])
+    }
+
+    /// The chain in whose folder below a data directory this file is; never mainnet, which has no folder of its own.
+    pub fn of_file(path: &Path) -> Option<&'static Self> {
+        let folder = path.parent()?.file_name()?;
+        CHAINS.iter().find(|chain| folder == chain.folder)
+    }
+
+    /// Where a node on this chain has its socket and its cookie.
+    pub fn folder(&self, datadir: &Path) -> PathBuf {
+        datadir.join(self.folder)
+    }
+}
+
+/// The chains that Bitcoin Core knows; mainnet is first.
+pub static CHAINS: [KnownChain; 5] = [
+    KnownChain::new("main", "", 8332),
+    KnownChain::new("test", "testnet3", 18332),
+    KnownChain::new("testnet4", "testnet4", 48332),
+    KnownChain::new("signet", "signet", 38332),
+    KnownChain::new("regtest", "regtest", 18443),
 ];
+
+/// Where a node keeps its data unless it is told otherwise.
+pub fn default_datadir() -> PathBuf {
+    std::env::home_dir().unwrap_or("/".into()).join(".bitcoin")
+}
 
 /// Where `bitcoin-node -ipcbind=unix` puts its socket.
 fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
-    let folder = CHAINS.iter().find(|(name, _)| *name == chain).map_or(chain, |(_, folder)| folder);
-    datadir.join(folder).join("node.sock")
+    KnownChain::named(chain).folder(datadir).join("node.sock")
 }
 
 /// A connection that was handed to us, a path to connect to, or both: the first once, then the path.
@@ -46,10 +82,7 @@ impl Source {
             (Some(path), _) => Some(path),
             (None, Some(datadir)) => Some(default_socket(datadir, chain)),
             (None, None) if inherited.is_some() => None,
-            (None, None) => {
-                let home = std::env::home_dir().unwrap_or("/".into());
-                Some(default_socket(&home.join(".bitcoin"), chain))
-            }
+            (None, None) => Some(default_socket(&default_datadir(), chain)),
         };
         Self::new(inherited, path)
     }
@@ -73,6 +106,12 @@ impl Source {
     /// For messages.
     pub fn describe(&self) -> &str {
         &self.what
+    }
+
+    /// The file at the path, if there is one: another node makes another.
+    pub fn file(&self) -> Option<(u64, i64, i64)> {
+        let file = self.path.as_ref()?.metadata().ok()?;
+        Some((file.ino(), file.ctime(), file.ctime_nsec()))
     }
 
     /// The inherited connection if it was not used yet, else a new connection to the path.
@@ -143,6 +182,12 @@ mod tests {
         assert_eq!(default_socket(datadir, "main"), Path::new("/d/node.sock"));
         assert_eq!(default_socket(datadir, "test"), Path::new("/d/testnet3/node.sock"));
         assert_eq!(default_socket(datadir, "regtest"), Path::new("/d/regtest/node.sock"));
+        let chain_of = |path: &str| KnownChain::of_file(Path::new(path)).map(|chain| chain.name);
+        assert_eq!(chain_of("/d/testnet3/node.sock"), Some("test"));
+        assert_eq!(
+            (chain_of("/d/node.sock"), chain_of("/node.sock"), chain_of("node.sock")),
+            (None, None, None)
+        );
     }
 
     #[test]

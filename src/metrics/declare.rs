@@ -9,7 +9,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::families::{EventCounter, Labeled, NodeCounter, NodeGauge, OwnGauge, SecondsCounter};
+use super::families::{
+    EventCounter, Labeled, NodeCounter, NodeCounters, NodeGauge, OwnGauge, SecondsCounter,
+};
 use super::reference::Row;
 use super::samples::{Samples, Value};
 
@@ -87,6 +89,19 @@ impl Declare {
         let family = self.counter_by(name, [], help, source);
         self.cleared_with_node(&family);
         NodeCounter(family)
+    }
+
+    pub fn node_counters(
+        &mut self,
+        name: &'static str,
+        label: &'static str,
+        help: &str,
+        source: &str,
+    ) -> NodeCounters {
+        self.row(name, "counter", &[label], help, source);
+        let family = self.family(name, [label], help);
+        self.cleared_with_node(&family);
+        NodeCounters(family)
     }
 
     pub fn events(&mut self, name: &'static str, help: &str, source: &str) -> EventCounter {

@@ -35,7 +35,7 @@ impl Exporter {
             interface: d.gauge_by(
                 "bitcoin_exporter_interface",
                 ["interface"],
-                "1 for each IPC interface that the node offers",
+                "1 for each IPC interface that the node offers, and for http-rpc while JSON-RPC over HTTP is used",
                 own,
             ),
             utxo_trace: d.gauge_by(

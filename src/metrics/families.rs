@@ -13,7 +13,7 @@ pub struct Labeled<const N: usize, M> {
     pub(super) names: [&'static str; N],
 }
 
-impl<const N: usize, M: Default> Labeled<N, M> {
+impl<const N: usize, M> Labeled<N, M> {
     fn labels(&self, values: [&str; N]) -> Labels {
         self.names.into_iter().zip(values.map(str::to_string)).collect()
     }
@@ -105,6 +105,21 @@ impl NodeCounter {
             Some(total) => self.0.samples.with(Labels::new(), |sample| sample.inner().store(total, Relaxed)),
             None => self.0.clear(),
         }
+    }
+}
+
+/// Counters that the node's system keeps and we only repeat: absent while the node is away.
+pub struct NodeCounters(pub(super) Labeled<1, Counter<f64, AtomicU64>>);
+
+impl NodeCounters {
+    /// Makes these the only totals.
+    pub fn replace<'a>(&self, totals: impl IntoIterator<Item = (&'a str, f64)>) {
+        let totals = totals.into_iter().map(|(label, total)| {
+            let counter = Counter::<f64, AtomicU64>::default();
+            counter.inc_by(total);
+            (self.0.labels([label]), counter)
+        });
+        *self.0.samples.write() = totals.collect();
     }
 }
 

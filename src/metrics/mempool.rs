@@ -18,8 +18,15 @@ pub struct Mempool {
     pub vbytes: NodeGauge,
     pub fees: NodeGauge,
     pub min_feerate: NodeGauge,
+    pub incremental_feerate: NodeGauge,
+    pub relay_min_feerate: NodeGauge,
+    pub loaded: NodeGauge,
+    pub optimal: NodeGauge,
     pub unbroadcast: NodeGauge,
     pub fee_estimate: Labeled<1, Value>,
+    pub band_vbytes: Labeled<1, Value>,
+    pub band_fees: Labeled<1, Value>,
+    pub depth_feerate: Labeled<1, Value>,
     pub added: EventCounter,
     removed: Labeled<1, Counter>,
 }
@@ -27,6 +34,8 @@ pub struct Mempool {
 impl Mempool {
     pub(super) fn declare(d: &mut Declare) -> Self {
         const INFO: &str = "JSON-RPC getmempoolinfo";
+        const DIAGRAM: &str = "JSON-RPC getmempoolfeeratediagram (Bitcoin Core 31 and later), at most once a minute, \
+                               out of initial block download";
         Mempool {
             size: d.gauge(
                 "bitcoin_mempool_size",
@@ -54,6 +63,26 @@ impl Mempool {
                 "Feerate below which the mempool takes no transaction",
                 INFO,
             ),
+            incremental_feerate: d.gauge(
+                "bitcoin_mempool_incremental_feerate_sat_per_vbyte",
+                "Feerate that a replacement has to pay on top, and by which the minimum rises when the mempool is full",
+                "JSON-RPC getmempoolinfo `incrementalrelayfee`",
+            ),
+            relay_min_feerate: d.gauge(
+                "bitcoin_mempool_relay_min_feerate_sat_per_vbyte",
+                "Feerate below which the node relays no transaction, however empty the mempool is",
+                "JSON-RPC getmempoolinfo `minrelaytxfee`",
+            ),
+            loaded: d.gauge(
+                "bitcoin_mempool_loaded",
+                "1 if the mempool of the last run was loaded, or could not be, else 0",
+                INFO,
+            ),
+            optimal: d.gauge(
+                "bitcoin_mempool_optimal",
+                "1 if the mempool's order by feerate is known to be the best, else 0",
+                "JSON-RPC getmempoolinfo (Bitcoin Core 31)",
+            ),
             unbroadcast: d.gauge(
                 "bitcoin_mempool_unbroadcast",
                 "Transactions of this node's own that no peer has asked for yet",
@@ -64,6 +93,26 @@ impl Mempool {
                 ["blocks"],
                 "Estimated feerate to be confirmed within so many blocks; absent without an estimate",
                 "JSON-RPC estimatesmartfee, once per tip",
+            ),
+            band_vbytes: d.gauge_by(
+                "bitcoin_mempool_feerate_vbytes",
+                ["from"],
+                "Virtual size of the mempool's transactions in a band of feerates, which begins at `from` sat/vB and ends \
+                 where the next one begins; a transaction has the feerate of the chunk that it would be mined with",
+                DIAGRAM,
+            ),
+            band_fees: d.gauge_by(
+                "bitcoin_mempool_feerate_fees_satoshis",
+                ["from"],
+                "Fees of the mempool's transactions in a band of feerates",
+                DIAGRAM,
+            ),
+            depth_feerate: d.gauge_by(
+                "bitcoin_mempool_depth_feerate_sat_per_vbyte",
+                ["blocks"],
+                "Feerate at the end of the best so many blocks' worth of the mempool, a block being 1,000,000 vB; absent \
+                 when the mempool has less",
+                DIAGRAM,
             ),
             added: d.events(
                 "bitcoin_mempool_tx_added_total",

@@ -8,12 +8,14 @@
 
 mod blocks;
 mod chain;
+mod chainstates;
 mod declare;
 mod exporter;
 mod families;
 mod mempool;
 mod network;
 mod node;
+mod node_process;
 mod process;
 mod reference;
 mod samples;
@@ -30,10 +32,12 @@ use declare::Declare;
 
 pub use blocks::Blocks;
 pub use chain::Chain;
+pub use chainstates::Chainstates;
 pub use exporter::Exporter;
 pub use mempool::{Mempool, REMOVAL_REASONS};
 pub use network::{MESSAGE_TYPES, Network};
 pub use node::Node;
+pub use node_process::NodeProcess;
 pub use reference::{Row, markdown};
 pub use snapshot::{Family, Kind, Reading, Sample, Snapshots, collector, process_rows, reference};
 pub use text::Format;
@@ -47,8 +51,12 @@ pub struct Metrics {
     rows: Vec<Row>,
     /// The active chain.
     pub chain: Chain,
+    /// Chainstates, indexes and soft forks.
+    pub chainstates: Chainstates,
     /// The node itself.
     pub node: Node,
+    /// The node as a process.
+    pub node_process: NodeProcess,
     /// Blocks connected and disconnected.
     pub blocks: Blocks,
     /// The mempool and fees.
@@ -66,7 +74,9 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let mut declare = Declare::default();
         let chain = Chain::declare(&mut declare);
+        let chainstates = Chainstates::declare(&mut declare);
         let node = Node::declare(&mut declare);
+        let node_process = NodeProcess::declare(&mut declare);
         let blocks = Blocks::declare(&mut declare);
         let mempool = Mempool::declare(&mut declare);
         let network = Network::declare(&mut declare);
@@ -80,7 +90,9 @@ impl Metrics {
             present,
             rows,
             chain,
+            chainstates,
             node,
+            node_process,
             blocks,
             mempool,
             network,

@@ -66,6 +66,10 @@ pub struct Network {
     pub low_fee_relay: NodeGauge,
     pub message_bytes: Labeled<2, Counter>,
     pub banned: NodeGauge,
+    pub active: NodeGauge,
+    pub reachable: Labeled<1, Value>,
+    pub local_addresses: NodeGauge,
+    pub addresses: Labeled<2, Value>,
 }
 
 impl Network {
@@ -148,6 +152,29 @@ impl Network {
                 PEERS,
             ),
             banned: d.gauge("bitcoin_banned", "Banned addresses and subnets", "JSON-RPC listbanned"),
+            active: d.gauge(
+                "bitcoin_network_active",
+                "1 if the node connects to peers at all, else 0 (setnetworkactive)",
+                "JSON-RPC getnetworkinfo `networkactive`",
+            ),
+            reachable: d.gauge_by(
+                "bitcoin_network_reachable",
+                ["network"],
+                "1 if the node opens connections to this network, else 0",
+                "JSON-RPC getnetworkinfo `networks`",
+            ),
+            local_addresses: d.gauge(
+                "bitcoin_local_addresses",
+                "Addresses of its own that the node announces to peers",
+                "JSON-RPC getnetworkinfo `localaddresses`",
+            ),
+            addresses: d.gauge_by(
+                "bitcoin_addrman_addresses",
+                ["network", "table"],
+                "Addresses of peers that the node knows: in the table `new` those that it heard of, in `tried` those that it was \
+                 connected to",
+                "JSON-RPC getaddrmaninfo",
+            ),
         }
     }
 }

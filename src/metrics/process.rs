@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use procfs::WithCurrentSystemInfo;
-use procfs::process::{Process, Stat};
+use procfs::process::Process;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use super::declare::Declare;
 use super::now;
 use crate::logging;
+use crate::node_process::cpu_seconds;
 
 const CPU: (&str, &str) = ("process_cpu_seconds_total", "CPU time of the exporter, user and system");
 const RESIDENT: (&str, &str) = ("process_resident_memory_bytes", "Resident memory of the exporter");
@@ -58,8 +59,4 @@ impl Collector for ProcSelf {
         }
         Ok(())
     }
-}
-
-fn cpu_seconds(stat: &Stat) -> f64 {
-    (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
 }

@@ -1,5 +1,7 @@
-//! The rare events, as log lines.
+//! The rare events: log lines, and what happens to blocks.
 
+use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -7,34 +9,79 @@ use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
 use tracing::info;
 
 use super::Programs;
+use super::blocks::Blocks;
 
-/// Events of one kind that are logged in one second; a syncing node connects hundreds of blocks.
+/// Log lines of one kind in one second; a syncing node connects hundreds of blocks.
 const LINES: u32 = 200;
 
-/// Reads events and logs them; `None` if no subject has events.
-pub(super) fn reader(programs: &Programs) -> Result<Option<RingBuffer<'static>>> {
-    let buffers = programs.events()?;
-    if buffers.is_empty() {
-        return Ok(None);
+/// Limits log lines.
+pub(super) struct LineLimit {
+    second: Instant,
+    lines: u32,
+}
+
+impl Default for LineLimit {
+    fn default() -> Self {
+        LineLimit { second: Instant::now(), lines: 0 }
     }
-    let mut builder = RingBufferBuilder::new();
-    for (buffer, log) in buffers {
-        // The ring buffer borrows it; both live as long as the process.
-        let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
-        let (mut second, mut lines) = (Instant::now(), 0);
-        builder.add(buffer, move |event| {
-            if second.elapsed() > Duration::from_secs(1) {
-                if lines > LINES {
-                    info!(events = lines - LINES, "more events came within a second than are shown");
+}
+
+impl LineLimit {
+    /// Writes this line if there is room for it.
+    pub fn line(&mut self, write: impl FnOnce()) {
+        if self.second.elapsed() > Duration::from_secs(1) {
+            if self.lines > LINES {
+                info!(events = self.lines - LINES, "more events came within a second than are shown");
+            }
+            *self = LineLimit::default();
+        }
+        self.lines += 1;
+        if self.lines <= LINES {
+            write();
+        }
+    }
+}
+
+/// The ring buffers of the programs.
+pub struct Events {
+    buffers: RingBuffer<'static>,
+    blocks: Arc<Blocks>,
+}
+
+impl Events {
+    /// Of these programs; `None` if none of them has events.
+    pub fn of(programs: &Programs) -> Result<Option<Self>> {
+        let blocks = programs.blocks();
+        let sources = programs.events()?;
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        let mut builder = RingBufferBuilder::new();
+        for source in sources {
+            // The ring buffer borrows it; both live as long as the process.
+            let buffer: &'static MapHandle = Box::leak(Box::new(source.buffer));
+            let mut limit = LineLimit::default();
+            let blocks = blocks.clone();
+            builder.add(buffer, move |event| {
+                blocks.add(|queue| (source.of_blocks)(event, queue));
+                if let Some(log) = source.log {
+                    limit.line(|| log(event));
                 }
-                (second, lines) = (Instant::now(), 0);
-            }
-            lines += 1;
-            if lines <= LINES {
-                log(event);
-            }
-            0
-        })?;
+                0
+            })?;
+        }
+        Ok(Some(Events { buffers: builder.build()?, blocks }))
     }
-    Ok(Some(builder.build()?))
+
+    /// Readable when there are events that must not wait.
+    pub fn epoll_fd(&self) -> RawFd {
+        self.buffers.epoll_fd()
+    }
+
+    /// Reads all that there is.
+    pub fn consume(&self) -> Result<()> {
+        let read = self.buffers.consume();
+        self.blocks.settle();
+        Ok(read?)
+    }
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use libbpf_rs::MapHandle;
 use tracing::info;
 
+use super::blocks::{Event, Hash, What};
 use super::histogram::{Buckets, TXS};
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families, gauge, one};
@@ -34,6 +35,11 @@ const BYTES: Buckets = Buckets::new(
         2_000_000.0,
         4_000_000.0,
     ],
+);
+
+const STAGE: Buckets = Buckets::new(
+    1e6,
+    &[0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0],
 );
 
 const FIBRE_UDP: &str = "fibre_udp";
@@ -88,8 +94,8 @@ impl Tracepoints for Fibre {
             [block_race_time], |t| both(&MARGIN, t.counts.udp_margin_ns, t.counts.compact_margin_ns);
         Counter "fibre_races_with_both_total" [] "Races in which both mechanisms took part",
             [block_race_time], |t| count(t.counts.races_with_both);
-        Gauge "fibre_last_block_height" [] "Height of the block that was raced last",
-            [block_race_winner, block_race_time], |t| gauge(t.last_height.known, t.last_height.value);
+        Gauge "fibre_last_block_height" [] "Height of the block that was raced or, where the node tells its height, reconstructed last",
+            [block_race_winner, block_race_time, block_reconstructed], |t| gauge(t.last_height.known, t.last_height.value);
         Histogram "fibre_block_missing_tx_count" [] "Transactions of a reconstructed block that were not in the mempool",
             [block_reconstruction_detail], |t| one(show(&TXS, t.counts.missing_txs));
         Histogram "fibre_block_missing_tx_bytes" [] "Bytes of the transactions that were not in the mempool",
@@ -98,6 +104,9 @@ impl Tracepoints for Fibre {
             [block_reconstruction_detail], |t| one(show(&TXS, t.counts.mempool_txs));
         Counter "fibre_block_all_tx_from_mempool_total" [] "Reconstructed blocks whose transactions were all in the mempool",
             [block_reconstruction_detail], |t| count(t.counts.all_from_mempool);
+        Histogram "fibre_block_header_chunk_duration_seconds" ["stage"]
+            "Time that the stages of reading a block's header chunk took: queue, maps, chunks, finish",
+            [block_header_chunk], |t| stages(&t.counts);
     }
 
     fn configure(programs: &mut Opened<Self>) {
@@ -108,6 +117,7 @@ impl Tracepoints for Fibre {
             constants.margin_ns_bounds = MARGIN.for_programs();
             constants.tx_bounds = TXS.for_programs();
             constants.byte_bounds = BYTES.for_programs();
+            constants.stage_us_bounds = STAGE.for_programs();
         }
     }
 
@@ -134,38 +144,15 @@ impl Tracepoints for Fibre {
         }
     }
 
-    fn log(event: &[u8]) {
-        let Some(event) = maps::decode::<event>(event) else { return };
-        let (block_hash, peer) = (maps::hash(&event.hash), maps::text(&event.peer));
-        match event.kind {
-            kind::RECONSTRUCTED => info!(
-                block_hash,
-                source = peer,
-                chunks_used = event.chunks_used,
-                chunks_received = event.chunks_received,
-                peers = event.peers,
-                duration_us = event.duration_us,
-                "block reconstructed from FIBRE/UDP"
-            ),
-            kind::WON => info!(
-                block_height = event.height,
-                block_hash,
-                mechanism = mechanism(event.mechanism),
-                peer,
-                "block race won"
-            ),
-            kind::RACED => info!(
-                block_height = event.height,
-                block_hash,
-                udp_ns = event.udp_ns,
-                udp_peer = peer,
-                compact_ns = event.compact_ns,
-                compact_peer = maps::text(&event.compact_peer),
-                "block race"
-            ),
-            _ => {}
-        }
-    }
+    const LOG: Option<fn(&[u8])> = Some(log);
+    const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
+        let event = maps::decode::<event>(event).filter(|event| event.kind == kind::RECONSTRUCTED);
+        queue.extend(event.map(|event| Event {
+            time_ns: event.time_ns,
+            hash: raw_hash(&event.hash),
+            what: What::Fibre,
+        }));
+    };
 
     fn events_processed(&self) -> Vec<(&'static str, u64)> {
         let counts = self.read().counts;
@@ -175,8 +162,62 @@ impl Tracepoints for Fibre {
             ("block_race_winner", counts.won),
             ("block_race_time", counts.raced),
             ("block_reconstruction_detail", counts.detailed),
+            ("block_header_chunk", counts.header_chunks),
         ]
     }
+}
+
+fn log(event: &[u8]) {
+    let Some(event) = maps::decode::<event>(event) else { return };
+    let (block_hash, peer) = (maps::hash(&raw_hash(&event.hash)), maps::text(&event.peer));
+    let block_height = (event.height_known != 0).then_some(event.height);
+    match event.kind {
+        kind::RECONSTRUCTED => info!(
+            block_height,
+            block_hash,
+            source = peer,
+            chunks_used = event.chunks_used,
+            chunks_received = event.chunks_received,
+            peers = event.peers,
+            duration_us = event.duration_us,
+            "block reconstructed from FIBRE/UDP"
+        ),
+        kind::WON => {
+            info!(block_height, block_hash, mechanism = mechanism(event.mechanism), peer, "block race won")
+        }
+        kind::RACED => info!(
+            block_height,
+            block_hash,
+            udp_ns = event.udp_ns,
+            udp_peer = peer,
+            compact_ns = event.compact_ns,
+            compact_peer = maps::text(&event.compact_peer),
+            "block race"
+        ),
+        _ => {}
+    }
+}
+
+/// The hash of a block from 64 hex digits and a NUL, or from 32 raw bytes.
+fn raw_hash(bytes: &[u8; 65]) -> Hash {
+    let text = match bytes {
+        [digits @ .., 0] if digits.iter().all(u8::is_ascii_hexdigit) => std::str::from_utf8(digits).ok(),
+        _ => None,
+    };
+    let byte = |index: usize| u8::from_str_radix(text?.get(2 * (31 - index)..2 * (32 - index))?, 16).ok();
+    let read: Option<Vec<u8>> = (0..32).map(byte).collect();
+    let read = read.and_then(|read| Hash::try_from(read).ok());
+    read.unwrap_or_else(|| *bytes.first_chunk().expect("65 are more than 32"))
+}
+
+fn stages(counts: &counts) -> Vec<Sample> {
+    let stages = [
+        ("queue", counts.header_queue_us),
+        ("maps", counts.header_maps_us),
+        ("chunks", counts.header_chunks_us),
+        ("finish", counts.header_finish_us),
+    ];
+    stages.map(|(stage, counted)| Sample(vec![stage.into()], show(&STAGE, counted))).into()
 }
 
 fn show(buckets: &Buckets, counted: histogram) -> Reading {
@@ -201,4 +242,33 @@ fn deliveries(totals: &Totals) -> Vec<Sample> {
     let others = others
         .map(|(mechanism, count)| Sample(vec![mechanism.into(), "other".into()], Reading::Count(count)));
     named.chain(others).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{maps, raw_hash};
+
+    fn block_hash(bytes: &[u8; 65]) -> String {
+        maps::hash(&raw_hash(bytes))
+    }
+
+    #[test]
+    fn both_forms_of_a_hash_read_the_same() {
+        let raw: [u8; 32] = std::array::from_fn(|index| 200 + index as u8);
+        let written: String = raw.iter().rev().map(|byte| format!("{byte:02x}")).collect();
+        let mut bytes = [0xff; 65];
+        bytes[..32].copy_from_slice(&raw);
+        assert_eq!(block_hash(&bytes), written);
+        bytes[32..].fill(0);
+        assert_eq!(block_hash(&bytes), written, "nothing could be read behind it");
+        for digits in [written.clone(), written.to_uppercase()] {
+            bytes[..64].copy_from_slice(digits.as_bytes());
+            bytes[64] = 0;
+            assert_eq!(block_hash(&bytes), written);
+        }
+        // Raw bytes that happen to be digits: the text would have to end behind the 64th.
+        bytes[64] = b'0';
+        let reversed: String = bytes[..32].iter().rev().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(block_hash(&bytes), reversed);
+    }
 }

@@ -36,6 +36,26 @@ impl Buckets {
     }
 }
 
+/// A histogram that is counted in user space.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Counted {
+    sum: u64,
+    buckets: [u64; BOUNDS + 1],
+}
+
+impl Counted {
+    /// `value` is in the unit that programs count in.
+    pub fn observe(&mut self, buckets: &Buckets, value: u64) {
+        let bucket = buckets.for_programs().iter().filter(|bound| **bound < value).count();
+        self.sum = self.sum.wrapping_add(value);
+        self.buckets[bucket] += 1;
+    }
+
+    pub fn reading(&self, buckets: &Buckets) -> Reading {
+        buckets.reading(self.sum, self.buckets)
+    }
+}
+
 pub(super) const TXS: Buckets = Buckets::new(
     1.0,
     &[0.0, 1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 7500.0, 10000.0],

@@ -3,12 +3,13 @@
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
+use super::blocks::{Announcement, Compact, Event, Hash, What};
 use super::maps::{self, skeleton};
-use super::subject::{Loaded, Tracepoints, count, counts_by, families};
+use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families};
 use crate::metrics::{MESSAGE_TYPES, Reading, Sample};
-use bpf::types::{connections, counts, direction, messages};
+use bpf::types::{connections, counts, direction, event, kind, messages};
 
-skeleton!("net", counts: [counts], plain: [connections]);
+skeleton!("net", counts: [counts], plain: [connections, event]);
 
 /// Core's `Network`, by number, and what is unknown.
 const NETWORKS: [&str; 8] =
@@ -45,6 +46,19 @@ impl Tracepoints for Net {
             [misbehaving_connection], |t| count(t.counts.misbehaving);
     }
 
+    const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
+        if let Some(event) = maps::decode::<event>(event) {
+            read_message(&event, queue);
+        }
+    };
+
+    fn configure(programs: &mut Opened<Self>) {
+        if let Some(constants) = &mut programs.maps.rodata_data {
+            constants.inbound_kinds = kinds(&INBOUND);
+            constants.outbound_kinds = kinds(&OUTBOUND);
+        }
+    }
+
     fn new(programs: &Loaded<Self>) -> Result<Self> {
         maps::number_names(&programs.maps.types_map, MESSAGE_TYPES)?;
         Ok(Net {
@@ -66,6 +80,122 @@ impl Tracepoints for Net {
     }
 }
 
+/// Messages that tell of a block.
+const INBOUND: [(&str, kind); 5] = [
+    ("block", kind::BLOCK),
+    ("blocktxn", kind::BLOCKTXN),
+    ("cmpctblock", kind::CMPCTBLOCK),
+    ("headers", kind::HEADERS),
+    ("inv", kind::INV),
+];
+const OUTBOUND: [(&str, kind); 2] = [("getblocktxn", kind::GETBLOCKTXN), ("getdata", kind::GETDATA)];
+
+/// By the numbers of message types.
+fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
+    let mut kinds = [0; 64];
+    for (number, name) in MESSAGE_TYPES.iter().enumerate() {
+        let found = messages.iter().find(|(message, _)| message == name);
+        kinds[number] = found.map_or(0, |(_, its)| its.0 as u8);
+    }
+    kinds
+}
+
+/// The bytes of a message, read from its beginning. A stranger has written them, and they may be cut off.
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*taken)
+    }
+
+    /// A number of Bitcoin's variable length.
+    fn compact_size(&mut self) -> Option<u64> {
+        Some(match self.take()? {
+            [0xfd] => u16::from_le_bytes(self.take()?).into(),
+            [0xfe] => u32::from_le_bytes(self.take()?).into(),
+            [0xff] => u64::from_le_bytes(self.take()?),
+            [number] => number.into(),
+        })
+    }
+
+    /// A block's header: its hash, and its time in Unix seconds.
+    fn header(&mut self) -> Option<(Hash, u32)> {
+        const TIME: usize = 4 + 32 + 32;
+        let header: [u8; 80] = self.take()?;
+        let time = header[TIME..].first_chunk().map(|time| u32::from_le_bytes(*time))?;
+        Some((sha256(&sha256(&header)), time))
+    }
+}
+
+fn sha256(bytes: &[u8]) -> Hash {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// What a message tells of blocks. What is cut off or not as it has to be tells nothing.
+fn read_message(event: &event, queue: &mut Vec<Event>) {
+    let (peer, time_ns) = (event.peer, event.time_ns);
+    let Some(copied) = event.bytes.get(..event.length as usize) else { return };
+    let mut bytes = Bytes(copied);
+    let happened = match event.kind {
+        kind::INV | kind::GETDATA => return read_inventory(event, bytes, queue),
+        kind::HEADERS => bytes
+            .header()
+            .map(|(hash, time)| (hash, What::Announced { peer, by: Announcement::Headers(time) })),
+        kind::CMPCTBLOCK => bytes.header().and_then(|(hash, header_time)| {
+            let _nonce: [u8; 8] = bytes.take()?;
+            let short_ids = bytes.compact_size().filter(|ids| *ids <= u16::MAX.into())?;
+            let before = 88 + compact_size_length(short_ids) + 6 * short_ids;
+            let prefilled = (before < event.size).then(|| Bytes(&event.prefilled).compact_size()).flatten();
+            Some((hash, What::Compact { peer, compact: Compact { header_time, short_ids, prefilled } }))
+        }),
+        kind::BLOCKTXN => bytes.take().and_then(|hash| {
+            let behind = 32 + compact_size_length(bytes.compact_size()?);
+            Some((hash, What::Answered { peer, bytes: event.size.saturating_sub(behind) }))
+        }),
+        kind::BLOCK => bytes.header().map(|(hash, _)| (hash, What::Whole { peer })),
+        kind::GETBLOCKTXN => bytes
+            .take()
+            .and_then(|hash| Some((hash, What::Asked { peer, transactions: bytes.compact_size()? }))),
+        _ => None,
+    };
+    queue.extend(happened.map(|(hash, what)| Event { time_ns, hash, what }));
+}
+
+fn compact_size_length(number: u64) -> u64 {
+    match number {
+        0..0xfd => 1,
+        0xfd..0x1_0000 => 3,
+        0x1_0000..0x1_0000_0000 => 5,
+        _ => 9,
+    }
+}
+
+/// An inv or a getdata; the first entries of it are read.
+fn read_inventory(event: &event, mut bytes: Bytes, queue: &mut Vec<Event>) {
+    const MSG_BLOCK: u32 = 2;
+    const MSG_CMPCT_BLOCK: u32 = 4;
+    const MSG_WITNESS_FLAG: u32 = 1 << 30;
+    let (peer, time_ns) = (event.peer, event.time_ns);
+    if bytes.compact_size().is_none() {
+        return;
+    }
+    while let Some(inventory) = bytes.take().map(u32::from_le_bytes) {
+        let Some(hash) = bytes.take() else { return };
+        let inventory = inventory & !MSG_WITNESS_FLAG;
+        if inventory != MSG_BLOCK && inventory != MSG_CMPCT_BLOCK {
+            continue;
+        }
+        let what = match event.kind {
+            kind::GETDATA => What::Fetched { peer, is_compact: inventory == MSG_CMPCT_BLOCK },
+            _ => What::Announced { peer, by: Announcement::Inv },
+        };
+        queue.push(Event { time_ns, hash, what });
+    }
+}
+
 fn by_direction(counts: &counts) -> [(&'static str, &direction); 2] {
     [("in", &counts.inbound), ("out", &counts.outbound)]
 }
@@ -80,8 +210,8 @@ fn by_type(counts: &counts, of: fn(&messages) -> u64) -> Vec<Sample> {
     let mut samples = Vec::new();
     for (direction, counts) in by_direction(counts) {
         let types = maps::by_name(MESSAGE_TYPES, &counts.messages);
-        for (kind, messages) in types.filter(|(_, messages)| messages.number > 0) {
-            samples.push(Sample(vec![direction.into(), kind.into()], Reading::Count(of(messages))));
+        for (name, messages) in types.filter(|(_, messages)| messages.number > 0) {
+            samples.push(Sample(vec![direction.into(), name.into()], Reading::Count(of(messages))));
         }
     }
     samples
@@ -103,4 +233,102 @@ fn opened(counts: &counts) -> Vec<Sample> {
         }
     }
     samples
+}
+
+#[cfg(test)]
+mod tests {
+    // `kind` itself cannot be imported: assert_eq! has a variable of that name.
+    use super::bpf::types::{self, event};
+    use super::{Announcement, Event, What, maps, read_message};
+
+    /// The message as the programs copy it.
+    fn read(kind: types::kind, message: &[u8], prefilled: [u8; 3]) -> Vec<Event> {
+        let mut event = event { kind, size: message.len() as u64, prefilled, ..event::default() };
+        let length = message.len().min(event.bytes.len());
+        event.bytes[..length].copy_from_slice(&message[..length]);
+        event.length = length as u32;
+        let mut queue = Vec::new();
+        read_message(&event, &mut queue);
+        queue
+    }
+
+    /// The block after the first one of the main chain.
+    fn header() -> [u8; 80] {
+        let header = "010000006fe28c0ab6f1b372c1a6a246ae63f74f931e8365e15a089c68d6190000000000982051fd1e4ba744bbbe680e1\
+                      fee14677ba1a3c3540bf7b1cdb606e857233e0e61bc6649ffff001d01e36299";
+        let byte = |index: usize| u8::from_str_radix(&header[2 * index..2 * index + 2], 16).unwrap();
+        std::array::from_fn(byte)
+    }
+
+    const HASH: &str = "00000000839a8e6886ab5951d76f411475428afc90947ee320161bbf18eb6048";
+
+    #[test]
+    fn a_headers_hash_and_time_are_read() {
+        let events = read(types::kind::HEADERS, &header(), [0; 3]);
+        let [Event { hash, what: What::Announced { by: Announcement::Headers(time), .. }, .. }] = events[..]
+        else {
+            panic!("{}", events.len())
+        };
+        assert_eq!((maps::hash(&hash).as_str(), time), (HASH, 1_231_469_665));
+    }
+
+    #[test]
+    fn of_a_compact_block_the_numbers_are_read_in_each_length() {
+        for (count, ids, tail, prefilled) in [
+            (&[5][..], 5, [1, 0, 0], Some(1)),
+            (&[0xfd, 0xc4, 0x09][..], 2500, [0xfd, 0x2c, 0x01], Some(300)),
+            (&[0][..], 0, [0, 0, 0], Some(0)),
+        ] {
+            let mut message = [&header()[..], &[0; 8], count].concat();
+            message.resize(message.len() + 6 * ids + 1, 0);
+            let events = read(types::kind::CMPCTBLOCK, &message, tail);
+            let [Event { what: What::Compact { compact, .. }, .. }] = events[..] else { panic!("{ids}") };
+            assert_eq!((compact.short_ids, compact.prefilled), (ids as u64, prefilled));
+        }
+        // It ends with the short ids, or claims more than a block can have.
+        let message = [&header()[..], &[0; 8], &[1], &[0; 6]].concat();
+        let events = read(types::kind::CMPCTBLOCK, &message, [9; 3]);
+        let [Event { what: What::Compact { compact, .. }, .. }] = events[..] else { panic!("one event") };
+        assert_eq!(compact.prefilled, None);
+        let message = [&header()[..], &[0; 8], &[0xff; 9]].concat();
+        assert!(read(types::kind::CMPCTBLOCK, &message, [0; 3]).is_empty());
+    }
+
+    #[test]
+    fn of_transactions_the_number_and_the_bytes_are_read() {
+        let message = [&[3; 32][..], &[0xfd, 0x00, 0x01], &[0; 1000]].concat();
+        let events = read(types::kind::BLOCKTXN, &message, [0; 3]);
+        assert!(matches!(events[..], [Event { what: What::Answered { bytes: 1000, .. }, .. }]));
+        let events = read(types::kind::GETBLOCKTXN, &message, [0; 3]);
+        assert!(matches!(events[..], [Event { what: What::Asked { transactions: 256, .. }, .. }]));
+    }
+
+    #[test]
+    fn blocks_are_found_among_the_first_things_of_an_inventory() {
+        let entry = |kind: u32, hash: u8| [&kind.to_le_bytes()[..], &[hash; 32]].concat();
+        let message = [vec![3], entry(2, 1), entry(1, 2), entry(4 | 1 << 30, 3)].concat();
+        let hashes: Vec<_> = read(types::kind::GETDATA, &message, [0; 3])
+            .iter()
+            .map(|event| (event.hash[0], matches!(event.what, What::Fetched { is_compact: true, .. })))
+            .collect();
+        assert_eq!(hashes, [(1, false), (3, true)]);
+    }
+
+    #[test]
+    fn what_is_cut_off_tells_nothing() {
+        let inventory = [&[1, 2, 0, 0, 0][..], &[9; 32]].concat();
+        for (kind, message) in [
+            (types::kind::HEADERS, &header()[..]),
+            (types::kind::BLOCK, &header()[..]),
+            (types::kind::CMPCTBLOCK, &[&header()[..], &[0; 9]].concat()),
+            (types::kind::BLOCKTXN, &[0; 33]),
+            (types::kind::GETBLOCKTXN, &[0; 33]),
+            (types::kind::INV, &inventory),
+        ] {
+            assert_eq!(read(kind, message, [0; 3]).len(), 1);
+            for length in 0..message.len() {
+                assert!(read(kind, &message[..length], [0; 3]).is_empty(), "{length}");
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The tracepoints that a binary has, from its ELF notes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -149,17 +150,18 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
     println!("{:<36} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS");
     for subject in subjects {
         let functions = subject.functions();
-        for name in (functions.tracepoints)()? {
-            let sites: Vec<_> = sites.iter().filter(|site| site.probe() == name).collect();
+        let known = (functions.tracepoints)()?;
+        for name in &known {
+            let sites: Vec<_> = sites.iter().filter(|site| site.probe() == *name).collect();
             let is_attached =
-                attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == name && it.result.is_ok()));
+                attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == *name && it.result.is_ok()));
             let yes = |is: bool| if is { "yes" } else { "no" };
             println!(
                 "{name:<36} {:<10} {:<10} {:<72} {}",
                 yes(!sites.is_empty()),
                 yes(is_attached),
                 sites.first().map_or("", |site| &site.arguments),
-                (functions.feeds)(&name).join(" ")
+                (functions.feeds)(name).join(" ")
             );
             for site in sites.iter().skip(1) {
                 println!("{:58} {}", "", site.arguments);
@@ -168,8 +170,20 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
                 println!("{:58} {operand} cannot be read", "");
             }
         }
+        for (name, site) in unknown(&sites, functions.provider, &known) {
+            println!("{name:<36} {:<10} {:<10} {:<72} not read", "yes", "no", site.arguments);
+        }
     }
     Ok(())
+}
+
+/// Tracepoints of a provider, beside those that are known; of each its first site.
+fn unknown<'a>(sites: &'a [Site], provider: &str, known: &[String]) -> BTreeMap<String, &'a Site> {
+    let mut unknown = BTreeMap::new();
+    for site in sites.iter().filter(|site| site.provider == provider && !known.contains(&site.probe())) {
+        unknown.entry(site.probe()).or_insert(site);
+    }
+    unknown
 }
 
 #[cfg(test)]

@@ -11,12 +11,16 @@ use libbpf_rs::{Link, MapCore, MapHandle, PrintLevel};
 use prometheus_client::collector::Collector;
 use tracing::debug;
 
+use super::blocks::{self, Blocks};
 use super::subject::{Opened, Traced, Tracepoints};
+use super::validation::Validation;
 use super::{Subject, privileges, report};
 use crate::metrics::{self, Row};
 
 /// What can be done with a subject whose type is not known.
 pub(super) struct Functions {
+    /// The provider of its tracepoints, `validation`.
+    pub provider: &'static str,
     load: fn() -> Result<Loaded>,
     /// Its tracepoints, `validation:block_connected`, in the order of the BPF file. Needs no privilege.
     pub tracepoints: fn() -> Result<Vec<String>>,
@@ -29,6 +33,7 @@ pub(super) struct Functions {
 impl Functions {
     pub fn of<S: Tracepoints>() -> Self {
         Functions {
+            provider: S::PROVIDER,
             load: load::<S>,
             tracepoints: || {
                 let names = names(&open::<S>(|_| true)?);
@@ -36,7 +41,7 @@ impl Functions {
             },
             feeds: |tracepoint| {
                 let fed = S::FAMILIES.iter().filter(|family| family.sources.contains(&tracepoint));
-                fed.map(|family| family.name).collect()
+                fed.map(|family| family.name).chain(blocks::fed_by(tracepoint)).collect()
             },
             rows: || metrics::reference(S::FAMILIES),
         }
@@ -72,8 +77,12 @@ impl<S: Tracepoints> Erased for S {
     }
 }
 
-/// Logs an event of a ring buffer.
-pub(super) type LogEvent = fn(&[u8]);
+/// A ring buffer and what becomes of its events: see [`Tracepoints`].
+pub(super) struct EventSource {
+    pub buffer: MapHandle,
+    pub log: Option<fn(&[u8])>,
+    pub of_blocks: fn(&[u8], &mut Vec<blocks::Event>),
+}
 
 /// The programs of one subject, loaded.
 struct Loaded {
@@ -82,7 +91,8 @@ struct Loaded {
     /// Programs that the kernel refused, and why.
     refused: BTreeMap<String, String>,
     subject: Arc<dyn Erased>,
-    log: LogEvent,
+    log: Option<fn(&[u8])>,
+    of_blocks: fn(&[u8], &mut Vec<blocks::Event>),
 }
 
 impl Loaded {
@@ -115,6 +125,7 @@ pub struct Programs {
     loaded: Vec<Loaded>,
     links: Vec<Link>,
     attachments: Arc<Mutex<Attachments>>,
+    blocks: Arc<Blocks>,
 }
 
 impl Programs {
@@ -126,6 +137,7 @@ impl Programs {
             loaded: loaded.collect::<Result<_>>()?,
             links: Vec::new(),
             attachments: Arc::default(),
+            blocks: Arc::default(),
         })
     }
 
@@ -155,12 +167,18 @@ impl Programs {
         self.links.clear();
         self.attachments.lock().expect("nobody panics holding it").now = 0;
         self.loaded.iter().for_each(|loaded| loaded.subject.node_ended());
+        self.blocks.node_ended();
     }
 
     /// Readers of all metrics.
     pub fn collectors(&self) -> Result<Vec<Box<dyn Collector>>> {
         let mut collectors: Vec<_> =
             self.loaded.iter().map(|it| it.subject.clone().collector(self.attachments.clone())).collect();
+        let (blocks, attachments) = (self.blocks.clone(), self.attachments.clone());
+        collectors.push(metrics::collector(blocks::families(), move || {
+            let has_attached = attachments.lock().expect("nobody panics holding it").ever.clone();
+            Traced { totals: blocks.totals(), has_attached }
+        }));
         let errors = self.loaded.iter().filter_map(|it| it.map("errors_map").transpose());
         let errors: Vec<_> = errors.collect::<Result<_>>()?;
         let attachments = self.attachments.clone();
@@ -173,10 +191,21 @@ impl Programs {
         Ok(collectors)
     }
 
-    /// The ring buffers of events, with what logs an event.
-    pub(super) fn events(&self) -> Result<Vec<(MapHandle, LogEvent)>> {
-        let events = self.loaded.iter().map(|it| Ok(it.map("events_map")?.map(|map| (map, it.log))));
-        events.filter_map(Result::transpose).collect()
+    /// The ring buffers of events. That of connected blocks is the first to be read: all that happened to these blocks
+    /// before is then in the other buffers, and is read in the same turn.
+    pub(super) fn events(&self) -> Result<Vec<EventSource>> {
+        let mut loaded: Vec<_> = self.loaded.iter().collect();
+        loaded.sort_by_key(|it| it.provider != Validation::PROVIDER);
+        let source = |it: &Loaded| {
+            let buffer = it.map("events_map")?;
+            Ok(buffer.map(|buffer| EventSource { buffer, log: it.log, of_blocks: it.of_blocks }))
+        };
+        loaded.into_iter().map(source).filter_map(Result::transpose).collect()
+    }
+
+    /// The blocks whose way to the node is followed.
+    pub(super) fn blocks(&self) -> Arc<Blocks> {
+        self.blocks.clone()
     }
 }
 
@@ -198,7 +227,14 @@ fn load<S: Tracepoints>() -> Result<Loaded> {
         }
     };
     let subject = Arc::new(S::new(&skeleton)?);
-    Ok(Loaded { provider: S::PROVIDER, skeleton: Box::new(skeleton), refused, subject, log: S::log })
+    Ok(Loaded {
+        provider: S::PROVIDER,
+        skeleton: Box::new(skeleton),
+        refused,
+        subject,
+        log: S::LOG,
+        of_blocks: S::OF_BLOCKS,
+    })
 }
 
 /// The programs of a subject, of which those that are `wanted` will be loaded. The memory of a skeleton's object is never

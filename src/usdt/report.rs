@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use super::maps;
 use super::subject::{counts_by, one};
 use super::watch::Target;
-use super::{Attached, Subject, probes, validation};
+use super::{Attached, Subject, blocks, probes, validation};
 use crate::metrics::{self, Family, Kind, Reading, Row, Sample, now};
 use crate::node_process::Node;
 
@@ -82,7 +82,11 @@ pub(super) fn errors(maps: &[MapHandle]) -> Vec<(&'static str, u64)> {
 /// Lines of `METRICS.md`.
 pub fn rows() -> Vec<Row> {
     let subjects = Subject::ALL.iter().flat_map(|subject| (subject.functions().rows)());
-    subjects.chain(metrics::reference(FAMILIES)).chain(metrics::process_rows()).collect()
+    subjects
+        .chain(blocks::rows())
+        .chain(metrics::reference(FAMILIES))
+        .chain(metrics::process_rows())
+        .collect()
 }
 
 /// Prints what is traced and where its metrics will be.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
+use super::blocks;
 use crate::metrics::{Family, Reading, Sample};
 
 /// The programs of a subject before they are loaded.
@@ -31,7 +32,9 @@ pub(super) trait Tracepoints: Sized + Send + Sync + 'static {
     /// Reads the counts.
     fn read(&self) -> Self::Totals;
     /// Logs what the programs put into `events_map`.
-    fn log(_event: &[u8]) {}
+    const LOG: Option<fn(&[u8])> = None;
+    /// Reads from the same what happened to a block.
+    const OF_BLOCKS: fn(&[u8], &mut Vec<blocks::Event>) = |_, _| {};
     /// How often each tracepoint fired, where `fibre_exporter_events_processed_total` has it.
     fn events_processed(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

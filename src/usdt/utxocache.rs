@@ -68,14 +68,16 @@ impl Tracepoints for Utxocache {
         }
     }
 
-    fn log(event: &[u8]) {
-        let Some(event) = maps::decode::<bpf::types::event>(event) else { return };
-        info!(
-            duration_us = event.duration_us,
-            mode = event.mode,
-            coins = event.coins,
-            bytes = event.bytes,
-            "UTXO cache flushed"
-        );
-    }
+    const LOG: Option<fn(&[u8])> = Some(log);
+}
+
+fn log(event: &[u8]) {
+    let Some(event) = maps::decode::<bpf::types::event>(event) else { return };
+    info!(
+        duration_us = event.duration_us,
+        mode = event.mode,
+        coins = event.coins,
+        bytes = event.bytes,
+        "UTXO cache flushed"
+    );
 }

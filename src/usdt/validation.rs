@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use libbpf_rs::MapHandle;
-use tracing::info;
 
+use super::blocks::{Connected, Event, What};
 use super::histogram::{Buckets, TXS};
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, families, one};
@@ -56,16 +56,18 @@ impl Tracepoints for Validation {
         maps::sum(&self.counts).unwrap_or_default()
     }
 
-    fn log(event: &[u8]) {
-        let Some(event) = maps::decode::<bpf::types::event>(event) else { return };
-        info!(
-            block_height = event.height,
-            block_hash = maps::hash(&event.hash),
-            transactions = event.txs,
-            inputs = event.inputs,
-            sigops = event.sigops,
-            duration_us = event.duration_ns / 1000,
-            "block connected"
-        );
-    }
+    const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
+        let event = maps::decode::<bpf::types::event>(event);
+        queue.extend(event.map(|event| Event {
+            time_ns: event.time_ns,
+            hash: event.hash,
+            what: What::Connected(Connected {
+                height: event.height,
+                transactions: event.txs,
+                inputs: event.inputs,
+                sigops: event.sigops,
+                duration_ns: event.duration_ns,
+            }),
+        }));
+    };
 }

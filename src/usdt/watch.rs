@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Attached, Programs, events, probes};
+use super::events::Events;
+use super::{Attached, Programs, probes};
 use crate::node_process::{Node, candidates};
 use crate::sys::watched;
 
@@ -81,7 +82,7 @@ pub async fn follow(
     first: Option<Node>,
     health: Health,
 ) -> Result<()> {
-    let reader = events::reader(&programs)?;
+    let reader = Events::of(&programs)?;
     let log = async {
         let Some(reader) = reader else { return std::future::pending::<std::io::Result<Infallible>>().await };
         // SAFETY: the reader lives to the end of this block and keeps its descriptor open.

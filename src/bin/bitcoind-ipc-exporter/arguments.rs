@@ -5,17 +5,19 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bitcoind_exporter::cli::{self, Program, Shared};
 use bitcoind_exporter::collect::{Config, UtxoTrace};
-use bitcoind_exporter::ipc::source::{CHAINS, Source};
+use bitcoind_exporter::http_rpc::credentials::PASSWORD_VARIABLE;
+use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url, tls};
+use bitcoind_exporter::ipc::source::{CHAINS, KnownChain, Source, default_datadir};
 use clap::Parser;
 
 /// Prometheus metrics of a running Bitcoin node, over its IPC socket, without hurting it.
 ///
-/// The node must be a bitcoin-node (Bitcoin Core 30 or later) started with -ipcbind=unix. What can be seen depends on
-/// the interfaces that it offers; --check tells. Without a socket path, an inherited connection or --datadir, the
-/// socket of a mainnet node in ~/.bitcoin is used.
+/// The node is a bitcoin-node (Bitcoin Core 30 or later) started with -ipcbind=unix; any other is asked over HTTP (--rpc on).
+/// What can be seen depends on the interfaces that it offers; --check tells. Without a socket path, an inherited connection
+/// or --datadir, the socket of a mainnet node in ~/.bitcoin is used.
 #[derive(Parser, Debug)]
 #[command(
     name = "bitcoind-ipc-exporter",
@@ -36,9 +38,41 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", env = "BITCOIND_IPC_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
 
-    /// The node's chain, when no socket path is given
-    #[arg(long, default_value = "main", env = "BITCOIND_IPC_EXPORTER_CHAIN", value_parser = CHAINS.map(|(name, _)| name))]
-    pub chain: String,
+    /// The node's chain [default: by the folder of the socket, else main]
+    #[arg(long, env = "BITCOIND_IPC_EXPORTER_CHAIN", value_parser = CHAINS.each_ref().map(|chain| chain.name))]
+    pub chain: Option<String>,
+
+    /// JSON-RPC over HTTP: auto asks there for what the node does not tell over IPC, if there is a cookie or a password; on
+    /// warns when it cannot be used. With on or --rpc-url, and without a socket path, the node need not have IPC
+    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_RPC")]
+    pub rpc: Rpc,
+
+    /// Where the node's JSON-RPC listens [default: the chain's port on 127.0.0.1]
+    #[arg(long, value_name = "URL", env = "BITCOIND_IPC_EXPORTER_RPC_URL")]
+    pub rpc_url: Option<Url>,
+
+    /// The authorities that are trusted behind https, a PEM file [default: those of the system]
+    #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_RPC_CA_FILE", requires = "rpc_url")]
+    pub rpc_ca_file: Option<PathBuf>,
+
+    /// The node's JSON-RPC cookie [default: .cookie in the folder of the chain below the data directory, or beside the
+    /// socket]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "BITCOIND_IPC_EXPORTER_RPC_COOKIE_FILE",
+        conflicts_with = "rpc_user"
+    )]
+    pub rpc_cookie_file: Option<PathBuf>,
+
+    /// A user of the node's JSON-RPC, instead of the cookie. Its password is in --rpc-password-file or in the environment
+    /// variable BITCOIND_IPC_EXPORTER_RPC_PASSWORD
+    #[arg(long, value_name = "NAME", env = "BITCOIND_IPC_EXPORTER_RPC_USER")]
+    pub rpc_user: Option<String>,
+
+    /// The file whose first line is that password
+    #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD_FILE", requires = "rpc_user")]
+    pub rpc_password_file: Option<PathBuf>,
 
     /// Time between polls; a new tip triggers one at once
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_POLL_INTERVAL")]
@@ -74,6 +108,17 @@ pub struct Arguments {
     pub shared: Shared,
 }
 
+/// When to ask for JSON-RPC over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+pub enum Rpc {
+    /// Where IPC has none and there is a cookie or a password.
+    Auto,
+    /// Where IPC has none.
+    On,
+    /// Never.
+    Off,
+}
+
 impl Program for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_IPC_EXPORTER";
     const METRICS_ADDR: &'static str = "127.0.0.1:9332";
@@ -90,24 +135,83 @@ impl Arguments {
     }
 
     /// The collector's settings.
-    pub fn config(&self) -> Config {
-        Config {
+    pub fn config(&self) -> Result<Config> {
+        Ok(Config {
             poll_interval: self.poll_interval,
             call_timeout: self.call_timeout,
             utxo_trace: self.utxo_trace,
             utxo_trace_budget: self.utxo_trace_budget,
             exit_with_node: self.exit_with_node,
+            http_rpc: self.http_rpc()?,
+        })
+    }
+
+    /// `--chain`, else the one in whose folder the socket is.
+    fn known_chain(&self) -> Option<&'static KnownChain> {
+        let by_folder = || self.socket_path.as_deref().and_then(KnownChain::of_file);
+        self.chain.as_deref().map(KnownChain::named).or_else(by_folder)
+    }
+
+    fn http_rpc(&self) -> Result<Option<Settings>> {
+        if self.rpc == Rpc::Off {
+            return Ok(None);
         }
+        let chain = self.known_chain();
+        let chain_or_main = chain.unwrap_or(&CHAINS[0]);
+        let beside_socket = || Some(self.socket_path.as_ref()?.with_file_name(".cookie"));
+        let credentials = match (&self.rpc_user, &self.rpc_password_file) {
+            (Some(name), _) if name.contains(':') => bail!("--rpc-user: a name cannot have a colon"),
+            (Some(name), Some(path)) => {
+                Credentials::User { name: name.clone(), password: Password::File(path.clone()) }
+            }
+            (Some(name), None) if std::env::var_os(PASSWORD_VARIABLE).is_some() => {
+                Credentials::User { name: name.clone(), password: Password::Environment }
+            }
+            (Some(_), None) => {
+                bail!("--rpc-user needs --rpc-password-file, or the password in {PASSWORD_VARIABLE}")
+            }
+            (None, _) => Credentials::Cookie(match (&self.rpc_cookie_file, &self.datadir) {
+                (Some(path), _) => path.clone(),
+                (None, Some(datadir)) => chain_or_main.folder(datadir).join(".cookie"),
+                (None, None) => beside_socket()
+                    .unwrap_or_else(|| chain_or_main.folder(&default_datadir()).join(".cookie")),
+            }),
+        };
+        let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
+        let tls = match url.tls {
+            true => Some(tls::trusting(self.rpc_ca_file.as_deref())?),
+            false if self.rpc_ca_file.is_some() => bail!("--rpc-ca-file is of no use without an https URL"),
+            false => None,
+        };
+        Ok(Some(Settings {
+            url,
+            tls,
+            credentials,
+            chain: chain.map(|chain| chain.name.to_string()),
+            required: self.rpc == Rpc::On,
+            alone: self.may_lack_ipc(),
+        }))
     }
 
     /// Where the node is: the connection that was inherited, then the path.
     pub fn source(&self, inherited: Option<OwnedFd>) -> Result<Source> {
-        Source::of(inherited, self.socket_path.clone(), self.datadir.as_deref(), &self.chain)
+        Source::of(
+            inherited,
+            self.socket_path.clone(),
+            self.datadir.as_deref(),
+            self.chain.as_deref().unwrap_or("main"),
+        )
     }
 
     /// Whether no argument says where the node is.
     pub fn name_no_node(&self) -> bool {
-        self.socket_path.is_none() && self.datadir.is_none()
+        self.socket_path.is_none() && self.datadir.is_none() && !self.may_lack_ipc()
+    }
+
+    /// Whether JSON-RPC over HTTP was asked for, and no connection over IPC.
+    fn may_lack_ipc(&self) -> bool {
+        let asked = self.rpc == Rpc::On || (self.rpc == Rpc::Auto && self.rpc_url.is_some());
+        asked && self.socket_path.is_none() && self.ipc_fd.is_none()
     }
 }
 

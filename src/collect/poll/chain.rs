@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::Calls;
+use super::{Calls, CostlyCall};
 use crate::collect::json::{flag, number};
 use crate::ipc::{Chain, Mining, Node};
 
@@ -83,28 +83,22 @@ pub async fn poll_hashrate(calls: &mut Calls) {
 pub struct TipsSchedule {
     /// The tip at which they were asked for.
     at: Option<String>,
-    /// Not again before.
-    not_before: Option<Instant>,
+    costly: CostlyCall,
 }
 
 impl TipsSchedule {
-    /// At least between two calls.
-    const INTERVAL: Duration = Duration::from_secs(60);
-    /// The interval is at least this many times the duration of the call.
-    const SHARE: u32 = 1000;
-
     /// What was shown at the tip is no longer shown.
     pub fn forget_tip(&mut self) {
         self.at = None;
     }
 
     fn is_due(&self, tip: &str) -> bool {
-        self.at.as_deref() != Some(tip) && self.not_before.is_none_or(|due| due <= Instant::now())
+        self.at.as_deref() != Some(tip) && self.costly.is_due()
     }
 
     fn asked(&mut self, tip: &str, took: Duration) {
         self.at = Some(tip.to_string());
-        self.not_before = Some(Instant::now() + Self::INTERVAL.max(took.saturating_mul(Self::SHARE)));
+        self.costly.took(took);
     }
 }
 

@@ -1,9 +1,12 @@
 //! The mempool and fee estimates.
 
+use std::time::Instant;
+
 use serde_json::json;
 
-use super::Calls;
-use crate::collect::json::{number, sat_per_vbyte, satoshis};
+use super::diagram::Feerates;
+use super::{Calls, CostlyCall, Known};
+use crate::collect::json::{flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
 /// Confirmation targets of the fee estimates.
@@ -24,6 +27,10 @@ pub async fn poll(calls: &mut Calls) {
     metrics.vbytes.set(number(&info, "bytes"));
     metrics.fees.set(satoshis(&info, "total_fee"));
     metrics.min_feerate.set(sat_per_vbyte(&info, "mempoolminfee"));
+    metrics.incremental_feerate.set(sat_per_vbyte(&info, "incrementalrelayfee"));
+    metrics.relay_min_feerate.set(sat_per_vbyte(&info, "minrelaytxfee"));
+    metrics.loaded.set(flag(&info, "loaded"));
+    metrics.optimal.set(flag(&info, "optimal"));
     metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
 }
 
@@ -35,4 +42,44 @@ pub async fn poll_fee_estimates(calls: &mut Calls) {
         estimates.extend(sat_per_vbyte(&estimate, "feerate").map(|rate| ([label], rate)));
     }
     calls.metrics().mempool.fee_estimate.replace(estimates);
+}
+
+/// When the feerate diagram is asked for. The node holds its mempool's lock meanwhile.
+#[derive(Default)]
+pub struct FeeratesSchedule {
+    costly: CostlyCall,
+    /// The node does not have the call.
+    unknown: bool,
+}
+
+/// The mempool by feerate, at most once a minute.
+pub async fn poll_feerates(calls: &mut Calls, schedule: &mut FeeratesSchedule, ibd: Option<bool>) {
+    let feerates = match ibd {
+        Some(false) if schedule.unknown || !schedule.costly.is_due() => return,
+        Some(false) => {
+            let asked = Instant::now();
+            let known = calls.rpc_if_known::<Option<Feerates>>("getmempoolfeeratediagram", json!([])).await;
+            schedule.costly.took(asked.elapsed());
+            schedule.unknown = matches!(known, Some(Known::Not));
+            match known {
+                Some(Known::Answer(feerates)) => feerates,
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    let metrics = &calls.metrics().mempool;
+    match feerates {
+        Some(feerates) => {
+            let bands = || feerates.bands();
+            metrics.band_vbytes.replace(bands().map(|(from, vbytes, _)| ([from], vbytes)));
+            metrics.band_fees.replace(bands().map(|(from, _, satoshis)| ([from], satoshis)));
+            metrics.depth_feerate.replace(feerates.depths().map(|(blocks, feerate)| ([blocks], feerate)));
+        }
+        None => {
+            metrics.band_vbytes.clear();
+            metrics.band_fees.clear();
+            metrics.depth_feerate.clear();
+        }
+    }
 }

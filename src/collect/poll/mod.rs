@@ -5,20 +5,27 @@
 
 mod blocks;
 mod chain;
+mod chainstates;
+mod diagram;
 mod mempool;
 mod network;
 mod node;
+mod process;
+
+pub use process::ThreadTimes;
 
 use std::fmt;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tracing::debug;
 
 use super::context::Context;
 use crate::ipc::{CallError, Interfaces};
 use crate::metrics::{Metrics, now};
+use crate::node_process::Usage;
 
 /// What the rest of the collector wants to know of a poll.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +60,8 @@ struct Calls {
     context: Rc<Context>,
     /// The node did not answer a call of this poll.
     failed: Option<PollError>,
+    /// JSON-RPC over HTTP could not be used for a call of this poll.
+    incomplete: bool,
 }
 
 impl Calls {
@@ -80,6 +89,7 @@ impl Calls {
             Err(error) => {
                 debug!("{name}: {error}");
                 failures.inc_by([name], 1);
+                self.incomplete |= matches!(error, CallError::Http(_));
                 if matches!(error, CallError::TimedOut(_) | CallError::Disconnected(_)) {
                     self.failed = Some(PollError::NoAnswer(name, error));
                 }
@@ -91,8 +101,57 @@ impl Calls {
     /// Makes a JSON-RPC. Null where there is no answer: it has none of the fields that are looked for.
     async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
         let interfaces = self.interfaces.clone();
-        let call = interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
+        let call = interfaces.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available());
+        let call = call.map(|json_rpc| json_rpc.call(method, params));
         self.ask(method, call).await.unwrap_or_default()
+    }
+
+    /// Makes a JSON-RPC that not every node has: that it does not is no failure.
+    async fn rpc_if_known<T: DeserializeOwned + Default>(
+        &mut self,
+        method: &'static str,
+        params: Value,
+    ) -> Option<Known<T>> {
+        let interfaces = self.interfaces.clone();
+        let json_rpc = interfaces.json_rpc.as_ref()?;
+        let call = async {
+            match json_rpc.call_as(method, params).await {
+                Ok(answer) => Ok(Known::Answer(answer)),
+                Err(error) if error.is_unknown_method() => Ok(Known::Not),
+                Err(error) => Err(error),
+            }
+        };
+        self.ask(method, Some(call)).await
+    }
+}
+
+/// The answer to a call that not every node has.
+enum Known<T> {
+    Answer(T),
+    /// This node does not have it.
+    Not,
+}
+
+/// Keeps a call that holds one of the node's main locks rare.
+#[derive(Default)]
+struct CostlyCall {
+    /// Not again before.
+    not_before: Option<Instant>,
+}
+
+impl CostlyCall {
+    /// At least between two calls.
+    const INTERVAL: Duration = Duration::from_secs(60);
+    /// The interval is at least this many times the duration of the call.
+    const SHARE: u32 = 1000;
+
+    fn is_due(&self) -> bool {
+        self.not_before.is_none_or(|due| due <= Instant::now())
+    }
+
+    /// The call was made, and took this long.
+    fn took(&mut self, took: Duration) {
+        self.not_before = Some(Instant::now() + Self::INTERVAL.max(took.saturating_mul(Self::SHARE)));
     }
 }
 
@@ -103,42 +162,64 @@ pub struct Poller {
     /// The tip whose expensive facts are shown.
     shown_tip: Option<String>,
     chain_tips: chain::TipsSchedule,
+    feerates: mempool::FeeratesSchedule,
+    /// The node, if it can be seen.
+    process: Option<Usage>,
 }
 
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
-        Poller { interfaces, context, shown_tip: None, chain_tips: chain::TipsSchedule::default() }
+        Poller {
+            interfaces,
+            context,
+            shown_tip: None,
+            chain_tips: chain::TipsSchedule::default(),
+            feerates: mempool::FeeratesSchedule::default(),
+            process: None,
+        }
+    }
+
+    /// Shows what this process uses, too.
+    pub fn with_process(self, process: Option<Usage>) -> Self {
+        Poller { process, ..self }
     }
 
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
     pub async fn poll(&mut self) -> Result<Polled, PollError> {
         let started = Instant::now();
-        let mut calls =
-            Calls { interfaces: self.interfaces.clone(), context: self.context.clone(), failed: None };
+        let mut calls = Calls {
+            interfaces: self.interfaces.clone(),
+            context: self.context.clone(),
+            failed: None,
+            incomplete: false,
+        };
         let polled = self.poll_areas(&mut calls).await;
+        let mut memory = self.context.memory.borrow_mut();
+        process::show(self.process.as_ref(), &mut memory, &self.context.metrics.node_process);
+        drop(memory);
         let took = started.elapsed();
         let exporter = &self.context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());
         debug!(?took, "polled");
-        match calls.failed.map_or(polled, Err) {
-            Ok(polled) => {
-                exporter.last_poll.set(now().round());
-                Ok(polled)
-            }
-            Err(error) => {
-                // What was shown of the tip is cleared.
-                self.shown_tip = None;
-                self.chain_tips.forget_tip();
-                Err(error)
-            }
+        let polled = calls.failed.map_or(polled, Err);
+        if polled.is_err() || calls.incomplete {
+            // What was shown of the tip is cleared, or was not complete.
+            self.shown_tip = None;
+            self.chain_tips.forget_tip();
         }
+        if polled.is_ok() {
+            exporter.last_poll.set(now().round());
+        }
+        polled
     }
 
     async fn poll_areas(&mut self, calls: &mut Calls) -> Result<Polled, PollError> {
         let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
         let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
+        chainstates::poll(calls, &chain_info).await;
         mempool::poll(calls).await;
+        mempool::poll_feerates(calls, &mut self.feerates, ibd).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
         node::poll(calls, &chain_info, &network_info).await;
         network::poll(calls, &network_info).await;
@@ -146,6 +227,7 @@ impl Poller {
             self.shown_tip = hash.clone();
             mempool::poll_fee_estimates(calls).await;
             chain::poll_hashrate(calls).await;
+            chainstates::poll_deployments(calls).await;
             blocks::poll(calls, hash.as_deref(), ibd).await;
         }
         chain::poll_tips(calls, &mut self.chain_tips, hash.as_deref(), ibd).await;

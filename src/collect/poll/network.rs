@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::Calls;
-use crate::collect::json::{count, number};
+use crate::collect::json::{count, flag, length, number};
 use crate::collect::peers::{self, Peers};
-use crate::ipc::{Direction, Node};
+use crate::ipc::{Direction, NETWORKS, Node};
 
 pub async fn poll(calls: &mut Calls, info: &Value) {
     let interfaces = calls.interfaces.clone();
@@ -32,6 +32,7 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     if peers.is_none() {
         peers = peers::from_json(&calls.rpc("getpeerinfo", json!([])).await);
     }
+    let addresses = calls.rpc("getaddrmaninfo", json!([])).await;
     let banned = calls.rpc("listbanned", json!([])).await;
 
     let metrics = &calls.metrics().network;
@@ -45,5 +46,15 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
         Some(peers) => calls.context.memory.borrow_mut().peers.show(&peers, metrics),
         None => Peers::hide(metrics),
     }
-    metrics.banned.set(banned.as_array().map(|banned| banned.len() as f64));
+    metrics.banned.set(length(&banned));
+    metrics.active.set(flag(info, "networkactive"));
+    let reachable = info["networks"].as_array().into_iter().flatten().filter_map(|network| {
+        let name = NETWORKS.iter().find(|known| network["name"] == **known)?;
+        Some(([*name], flag(network, "reachable")?.into()))
+    });
+    metrics.reachable.replace(reachable);
+    metrics.local_addresses.set(length(&info["localaddresses"]));
+    let tables = NETWORKS.iter().flat_map(|network| ["new", "tried"].map(|table| [*network, table]));
+    let known = tables.filter_map(|labels| Some((labels, number(&addresses[labels[0]], labels[1])?)));
+    metrics.addresses.replace(known);
 }

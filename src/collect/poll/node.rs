@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::Calls;
-use crate::collect::json::number;
+use crate::collect::json::{length, number};
 
 /// Has to come before the peers: the uptime tells whether theirs are the same.
 pub async fn poll(calls: &mut Calls, chain_info: &Value, network_info: &Value) {
@@ -22,7 +22,7 @@ pub async fn poll(calls: &mut Calls, chain_info: &Value, network_info: &Value) {
     metrics
         .memory_locked
         .replace(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
-    metrics.warnings.set(network_info["warnings"].as_array().map(|warnings| warnings.len() as f64));
+    metrics.warnings.set(length(&network_info["warnings"]));
     let labels = (
         number(network_info, "version"),
         network_info["subversion"].as_str(),

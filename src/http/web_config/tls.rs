@@ -6,12 +6,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use rustls::crypto::ring::default_provider;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use serde::Deserialize;
 use tracing::warn;
+
+use crate::tls::{authorities, certificates};
 
 /// As written in the file.
 #[derive(Clone, Default, Deserialize)]
@@ -77,16 +79,7 @@ impl TlsServer {
     }
 
     fn config(&self) -> Result<ServerConfig> {
-        let read = |path: &Path| -> Result<Vec<CertificateDer<'static>>> {
-            let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-            let certificates: Vec<_> =
-                certificates.with_context(|| format!("certificates of {}", path.display()))?;
-            if certificates.is_empty() {
-                bail!("{} holds no certificate", path.display());
-            }
-            Ok(certificates)
-        };
-        let certificates = read(&self.cert_file)?;
+        let certificates = certificates(&self.cert_file)?;
         let key = PrivateKeyDer::from_pem_file(&self.key_file)
             .with_context(|| format!("private key of {}", self.key_file.display()))?;
         let mut provider = default_provider();
@@ -121,11 +114,8 @@ impl TlsServer {
             }
             (_, None) => bail!("tls_server_config: client_auth_type needs client_ca_file"),
             (auth, Some(path)) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in read(path)? {
-                    roots.add(certificate).with_context(|| path.display().to_string())?;
-                }
-                let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+                let roots = Arc::new(authorities(path)?);
+                let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
                 match auth {
                     ClientAuth::VerifyClientCertIfGiven => builder.allow_unauthenticated().build()?,
                     _ => builder.build()?,

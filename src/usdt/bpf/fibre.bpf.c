@@ -3,6 +3,8 @@
 
 /* MECHANISMS is a power of two, so that an index can be bounded. */
 enum { MECHANISMS = 4, MECHANISM_NAME = 24 };
+/* A hash of 64 hex digits and a NUL. */
+enum { HASH_TEXT = 65 };
 
 struct counts {
 	__u64 reconstructed;
@@ -10,6 +12,7 @@ struct counts {
 	__u64 won;
 	__u64 raced;
 	__u64 detailed;
+	__u64 header_chunks;
 	__u64 chunks_used;
 	__u64 chunks_received;
 	__u64 wins[MECHANISMS];
@@ -25,6 +28,10 @@ struct counts {
 	struct histogram missing_txs;
 	struct histogram missing_bytes;
 	struct histogram mempool_txs;
+	struct histogram header_queue_us;
+	struct histogram header_maps_us;
+	struct histogram header_chunks_us;
+	struct histogram header_finish_us;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 SINGLE_VALUE_MAP(last_height_map, ARRAY, struct gauge);
@@ -47,7 +54,10 @@ struct {
 struct event {
 	enum kind { RECONSTRUCTED, WON, RACED } kind;
 	__s32 height;
-	__u8 hash[HASH];
+	__u32 height_known;
+	__u64 time_ns; /* monotonic */
+	/* 32 bytes or hex digits: raw_hash() of fibre.rs tells which. */
+	__u8 hash[HASH_TEXT];
 	__s64 chunks_used;
 	__s64 chunks_received;
 	__s64 peers;
@@ -66,6 +76,7 @@ const volatile __u64 latency_ns_bounds[BOUNDS];
 const volatile __u64 margin_ns_bounds[BOUNDS];
 const volatile __u64 tx_bounds[BOUNDS];
 const volatile __u64 byte_bounds[BOUNDS];
+const volatile __u64 stage_us_bounds[BOUNDS];
 
 static __always_inline void seen_height(__s32 height)
 {
@@ -75,10 +86,28 @@ static __always_inline void seen_height(__s32 height)
 		set(gauge, height);
 }
 
+/* Some builds pass the 32 bytes of a block's hash, others its hex digits. Behind 32 bytes there may be no memory. */
+static __always_inline void block_hash(struct pt_regs *ctx, struct event *event)
+{
+	const void *hash = (const void *)argument(ctx, 1);
+
+	if (bpf_probe_read_user(event->hash, HASH_TEXT, hash) && bpf_probe_read_user(event->hash, HASH, hash))
+		COUNT_ERROR(unreadable);
+}
+
+static __always_inline void block_height(struct event *event, __s32 height)
+{
+	event->height = height;
+	event->height_known = 1;
+}
+
 TRACEPOINT(block_reconstructed)
 {
 	__u64 used = argument(ctx, 3), received = argument(ctx, 4);
 	__u64 duration = argument(ctx, 6);
+	/* Newer builds only. */
+	bool has_height = bpf_usdt_arg_cnt(ctx) >= 7;
+	__s32 height = has_height ? argument(ctx, 7) : 0;
 	struct event *event;
 
 	count_up(&counts->reconstructed, 1);
@@ -86,11 +115,16 @@ TRACEPOINT(block_reconstructed)
 	count_up(&counts->chunks_received, received);
 	observe(&counts->chunks, chunk_bounds, used);
 	observe(&counts->duration_us, duration_us_bounds, duration);
+	if (has_height)
+		seen_height(height);
 	event = RESERVE();
 	if (!event)
 		return;
 	event->kind = RECONSTRUCTED;
-	bytes(ctx, 1, event->hash, HASH);
+	event->time_ns = bpf_ktime_get_ns();
+	if (has_height)
+		block_height(event, height);
+	block_hash(ctx, event);
 	string(ctx, 2, event->peer, TEXT);
 	event->chunks_used = used;
 	event->chunks_received = received;
@@ -136,9 +170,9 @@ TRACEPOINT(block_race_winner)
 	if (!event)
 		return;
 	event->kind = WON;
-	event->height = height;
+	block_height(event, height);
 	event->mechanism = delivery.mechanism;
-	bytes(ctx, 1, event->hash, HASH);
+	block_hash(ctx, event);
 	__builtin_memcpy(event->peer, delivery.peer, TEXT);
 	bpf_ringbuf_submit(event, 0);
 }
@@ -166,10 +200,10 @@ TRACEPOINT(block_race_time)
 	if (!event)
 		return;
 	event->kind = RACED;
-	event->height = height;
+	block_height(event, height);
 	event->udp_ns = udp;
 	event->compact_ns = compact;
-	bytes(ctx, 1, event->hash, HASH);
+	block_hash(ctx, event);
 	string(ctx, 4, event->peer, TEXT);
 	string(ctx, 6, event->compact_peer, TEXT);
 	bpf_ringbuf_submit(event, 0);
@@ -183,4 +217,13 @@ TRACEPOINT(block_reconstruction_detail)
 	observe(&counts->mempool_txs, tx_bounds, argument(ctx, 5));
 	if (argument(ctx, 7) & 1)
 		count_up(&counts->all_from_mempool, 1);
+}
+
+TRACEPOINT(block_header_chunk)
+{
+	count_up(&counts->header_chunks, 1);
+	observe(&counts->header_queue_us, stage_us_bounds, argument(ctx, 2));
+	observe(&counts->header_maps_us, stage_us_bounds, argument(ctx, 3));
+	observe(&counts->header_chunks_us, stage_us_bounds, argument(ctx, 4));
+	observe(&counts->header_finish_us, stage_us_bounds, argument(ctx, 5));
 }

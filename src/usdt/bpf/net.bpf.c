@@ -3,6 +3,12 @@
 
 /* Powers of two, so that an index can be bounded. */
 enum { TYPES = 64, NETWORKS = 8 };
+/* How much of a message is copied. A node announces up to 8 blocks with their headers; more headers are a sync's. */
+enum { COPIED = 112, HEADER = 80, ANNOUNCED_HEADERS = 8, COUNT = 3 };
+/* Types of inventory; one bit asks for witnesses. */
+enum { MSG_BLOCK = 2, MSG_CMPCT_BLOCK = 4, MSG_WITNESS_FLAG = 1 << 30 };
+/* The ring buffer is read when a block was connected, or when it has this many bytes. */
+enum { WAKEUP_BYTES = 64 * 1024 };
 
 struct messages {
 	__u64 number;
@@ -31,25 +37,125 @@ struct connections {
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-static __always_inline void message(struct pt_regs *ctx, struct direction *direction)
+/* A message that tells of a block, or one header of it. */
+struct event {
+	enum kind { UNRELATED, INV, HEADERS, CMPCTBLOCK, BLOCKTXN, BLOCK, GETBLOCKTXN, GETDATA } kind;
+	__u32 length; /* of `bytes` that were copied */
+	__u64 time_ns; /* monotonic */
+	__s64 peer;
+	__u64 size;
+	__u8 bytes[COPIED];
+	/* Of CMPCTBLOCK the number of prefilled transactions, as the message has it behind the short ids. */
+	__u8 prefilled[COUNT];
+};
+EVENTS_MAP;
+
+/* `enum kind` by the number of a message's type. */
+const volatile __u8 inbound_kinds[TYPES];
+const volatile __u8 outbound_kinds[TYPES];
+
+/* Copies from a message what fits. `size` is how much there is. */
+static __always_inline void copy(struct pt_regs *ctx, __u32 kind, __u64 size, const void *from, __u64 length)
+{
+	struct event *event = RESERVE();
+
+	if (!event)
+		return;
+	if (length > COPIED)
+		length = COPIED;
+	event->kind = kind;
+	event->length = length;
+	event->time_ns = bpf_ktime_get_ns();
+	event->peer = argument(ctx, 1);
+	event->size = size;
+	if (bpf_probe_read_user(event->bytes, length, from))
+		COUNT_ERROR(unreadable);
+	if (kind == CMPCTBLOCK) {
+		/* Behind the header and a nonce of 8 bytes: the number of short ids, these, and the number of what is prefilled.
+		 * A block has less than 65,536 transactions. */
+		__u64 ids = event->bytes[88], behind = 89;
+
+		if (ids == 0xfd) {
+			ids = event->bytes[89] | event->bytes[90] << 8;
+			behind = 91;
+		}
+		behind += ids * 6;
+		if (behind < size) {
+			size -= behind;
+			if (size > COUNT)
+				size = COUNT;
+			if (bpf_probe_read_user(event->prefilled, size, from + behind))
+				COUNT_ERROR(unreadable);
+		}
+	}
+	bpf_ringbuf_submit(event, bpf_ringbuf_query(&events_map, BPF_RB_AVAIL_DATA) > WAKEUP_BYTES ?
+				  BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
+/* Whether the first entry of an inventory is a block; a node puts blocks before transactions. */
+static __always_inline bool is_of_blocks(const void *from, __u64 size)
+{
+	__u64 first = 0;
+	__u32 type;
+
+	if (size < sizeof(first))
+		return false;
+	if (bpf_probe_read_user(&first, sizeof(first), from))
+		COUNT_ERROR(unreadable);
+	type = first >> ((first & 0xff) == 0xfd ? 24 : 8);
+	type &= ~MSG_WITNESS_FLAG;
+	return type == MSG_BLOCK || type == MSG_CMPCT_BLOCK;
+}
+
+static __always_inline void copy_headers(struct pt_regs *ctx, __u64 size, const void *from)
+{
+	__u8 count = 0;
+
+	if (bpf_probe_read_user(&count, sizeof(count), from))
+		COUNT_ERROR(unreadable);
+	if (count > ANNOUNCED_HEADERS)
+		return;
+	for (int i = 0; i < ANNOUNCED_HEADERS; i++) {
+		/* Each is followed by a number of transactions, which is 0. */
+		__u64 at = 1 + i * (HEADER + 1);
+
+		if (i >= count || at + HEADER > size)
+			return;
+		copy(ctx, HEADERS, size, from + at, HEADER);
+	}
+}
+
+static __always_inline void message(struct pt_regs *ctx, struct direction *direction, const volatile __u8 *kinds)
 {
 	char type[NAME] = {};
 	struct messages *messages;
+	__u64 size = argument(ctx, 5);
+	__u32 number, kind;
+	const void *from;
 
 	string(ctx, 4, type, sizeof(type));
-	messages = &direction->messages[number_of(&types_map, type, TYPES)];
+	number = number_of(&types_map, type, TYPES);
+	messages = &direction->messages[number];
 	count_up(&messages->number, 1);
-	count_up(&messages->bytes, argument(ctx, 5));
+	count_up(&messages->bytes, size);
+	kind = kinds[number];
+	if (kind == UNRELATED)
+		return;
+	from = (const void *)argument(ctx, 6);
+	if (kind == HEADERS)
+		copy_headers(ctx, size, from);
+	else if ((kind != INV && kind != GETDATA) || is_of_blocks(from, size))
+		copy(ctx, kind, size, from, size);
 }
 
 TRACEPOINT(inbound_message)
 {
-	message(ctx, &counts->inbound);
+	message(ctx, &counts->inbound, inbound_kinds);
 }
 
 TRACEPOINT(outbound_message)
 {
-	message(ctx, &counts->outbound);
+	message(ctx, &counts->outbound, outbound_kinds);
 }
 
 /* The number of the connection's network; the last one for all that are not known. */

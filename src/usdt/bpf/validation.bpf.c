@@ -10,6 +10,7 @@ struct counts {
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
 struct event {
+	__u64 time_ns; /* monotonic */
 	__s32 height;
 	__u8 hash[HASH];
 	__s64 txs;
@@ -37,6 +38,7 @@ TRACEPOINT(block_connected)
 	event = RESERVE();
 	if (!event)
 		return;
+	event->time_ns = bpf_ktime_get_ns();
 	event->height = argument(ctx, 2);
 	event->txs = txs;
 	event->inputs = inputs;

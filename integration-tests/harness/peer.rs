@@ -1,0 +1,148 @@
+//! A peer of a node on regtest that says what a test has it say.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bitcoin::bip152::HeaderAndShortIds;
+use bitcoin::block::{Block, Header};
+use bitcoin::consensus::{deserialize, serialize};
+use bitcoin::hashes::Hash;
+use bitcoin::p2p::address::Address;
+use bitcoin::p2p::message::{NetworkMessage, RawNetworkMessage};
+use bitcoin::p2p::message_compact_blocks::{CmpctBlock, SendCmpct};
+use bitcoin::p2p::message_network::VersionMessage;
+use bitcoin::p2p::{Magic, ServiceFlags};
+use bitcoin::script::{Builder, ScriptBuf};
+use bitcoin::{
+    Amount, CompactTarget, OutPoint, Sequence, Transaction, TxIn, TxMerkleNode, TxOut, Witness, absolute,
+    block, transaction,
+};
+
+/// Its connection ends with it.
+pub struct Peer {
+    stream: TcpStream,
+    messages: Receiver<NetworkMessage>,
+    pings: u64,
+}
+
+impl Peer {
+    /// Connects to a node and shakes hands, also about compact blocks.
+    pub fn connect(port: u16) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let stream = TcpStream::connect(address).unwrap();
+        let (sender, messages) = channel();
+        let reader = stream.try_clone().unwrap();
+        std::thread::spawn(move || read(reader, &sender));
+        let mut peer = Peer { stream, messages, pings: 0 };
+        let services = ServiceFlags::NETWORK | ServiceFlags::WITNESS;
+        let address = Address::new(&address, services);
+        let mut version = VersionMessage::new(
+            services,
+            unix_time().into(),
+            address.clone(),
+            address,
+            rand::random(),
+            "/scripted/".into(),
+            0,
+        );
+        version.version = 70_016;
+        peer.say(NetworkMessage::Version(version));
+        peer.hear("verack", |message| matches!(message, NetworkMessage::Verack).then_some(()));
+        peer.say(NetworkMessage::Verack);
+        peer.say(NetworkMessage::SendCmpct(SendCmpct { send_compact: false, version: 2 }));
+        peer.until_handled();
+        peer
+    }
+
+    pub fn say(&mut self, message: NetworkMessage) {
+        self.stream.write_all(&serialize(&RawNetworkMessage::new(Magic::REGTEST, message))).unwrap();
+    }
+
+    pub fn say_compact(&mut self, block: &Block, prefill: &[usize]) {
+        let compact_block = HeaderAndShortIds::from_block(block, rand::random(), 2, prefill).unwrap();
+        self.say(NetworkMessage::CmpctBlock(CmpctBlock { compact_block }));
+    }
+
+    /// Waits for a message of the node's; others before it are lost.
+    pub fn hear<T>(&mut self, what: &str, mut wanted: impl FnMut(NetworkMessage) -> Option<T>) -> T {
+        loop {
+            let message = self.messages.recv_timeout(Duration::from_secs(30));
+            let message = message.unwrap_or_else(|error| panic!("{what} does not come: {error}"));
+            if let Some(found) = wanted(message) {
+                return found;
+            }
+        }
+    }
+
+    /// Waits until the node has handled all that was said. What it said meanwhile is lost.
+    pub fn until_handled(&mut self) {
+        self.pings += 1;
+        let ping = self.pings;
+        self.say(NetworkMessage::Ping(ping));
+        self.hear("pong", |message| (message == NetworkMessage::Pong(ping)).then_some(()));
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Hands on what the node says, to the end of the connection.
+fn read(mut stream: TcpStream, messages: &Sender<NetworkMessage>) {
+    const HEADER: usize = 24;
+    loop {
+        let mut message = vec![0; HEADER];
+        if stream.read_exact(&mut message).is_err() {
+            return;
+        }
+        let length = u32::from_le_bytes(message[16..20].try_into().unwrap());
+        message.resize(HEADER + length as usize, 0);
+        if stream.read_exact(&mut message[HEADER..]).is_err() {
+            return;
+        }
+        if let Ok(message) = deserialize::<RawNetworkMessage>(&message)
+            && messages.send(message.payload().clone()).is_err()
+        {
+            return;
+        }
+    }
+}
+
+pub fn unix_time() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as u32
+}
+
+/// A block for regtest with these transactions, none of which has a witness. Its coinbase pays `reward`.
+pub fn block_on(previous: &Header, height: i64, time: u32, reward: Amount, txs: &[Transaction]) -> Block {
+    let coinbase = Transaction {
+        version: transaction::Version::TWO,
+        lock_time: absolute::LockTime::ZERO,
+        input: vec![TxIn {
+            previous_output: OutPoint::null(),
+            script_sig: Builder::new().push_int(height).push_slice([0; 4]).into_script(),
+            sequence: Sequence::MAX,
+            witness: Witness::new(),
+        }],
+        output: vec![TxOut { value: reward, script_pubkey: ScriptBuf::from_hex("51").unwrap() }],
+    };
+    let mut block = Block {
+        header: Header {
+            version: block::Version::from_consensus(0x2000_0000),
+            prev_blockhash: previous.block_hash(),
+            merkle_root: TxMerkleNode::all_zeros(),
+            time,
+            bits: CompactTarget::from_consensus(0x207f_ffff),
+            nonce: 0,
+        },
+        txdata: std::iter::once(coinbase).chain(txs.iter().cloned()).collect(),
+    };
+    block.header.merkle_root = block.compute_merkle_root().unwrap();
+    while block.header.validate_pow(block.header.target()).is_err() {
+        block.header.nonce += 1;
+    }
+    block
+}

@@ -1,0 +1,95 @@
+//! A real node's IPC without its JSON-RPC: what Bitcoin Core 31 offers.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use bitcoind_exporter::schema::init_capnp::init;
+use capnp::Error;
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use capnp_rpc::{RpcSystem, new_client, twoparty};
+use tempfile::TempDir;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+/// A socket that passes on what Mining needs to the node. Ends when it is dropped.
+pub struct WithoutRpc {
+    dir: TempDir,
+    _end: oneshot::Sender<()>,
+}
+
+impl WithoutRpc {
+    pub fn start(node: &Path) -> Self {
+        let dir = TempDir::new().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (end, ended) = oneshot::channel();
+        let node = node.to_path_buf();
+        // The thread that a node has when it has loaded its chain.
+        let thread = std::thread::Builder::new().name("b-msghand".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            tokio::task::LocalSet::new().block_on(&runtime, async {
+                tokio::select! {
+                    () = serve(UnixListener::from_std(listener).unwrap(), node) => {}
+                    _ = ended => {}
+                }
+            });
+        });
+        thread.unwrap();
+        WithoutRpc { dir, _end: end }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("node.sock")
+    }
+}
+
+async fn serve(listener: UnixListener, node: PathBuf) {
+    while let Ok((client, _)) = listener.accept().await {
+        let Ok(node) = UnixStream::connect(&node).await else { continue };
+        tokio::task::spawn_local(async move {
+            let mut system = RpcSystem::new(Box::new(network(node, Side::Client)), None);
+            let node = Init(system.bootstrap(Side::Server));
+            let ours: init::Client = new_client(node);
+            let clients = RpcSystem::new(Box::new(network(client, Side::Server)), Some(ours.client));
+            tokio::select! {
+                _ = system => {}
+                _ = clients => {}
+            }
+        });
+    }
+}
+
+fn network(
+    stream: UnixStream,
+    side: Side,
+) -> twoparty::VatNetwork<tokio_util::compat::Compat<tokio::net::unix::OwnedReadHalf>> {
+    let (read, write) = stream.into_split();
+    twoparty::VatNetwork::new(read.compat(), write.compat_write(), side, Default::default())
+}
+
+struct Init(init::Client);
+
+impl init::Server for Init {
+    async fn construct(
+        self: Rc<Self>,
+        params: init::ConstructParams,
+        mut results: init::ConstructResults,
+    ) -> Result<(), Error> {
+        let mut request = self.0.construct_request();
+        request.get().set_thread_map(params.get()?.get_thread_map()?);
+        results.get().set_thread_map(request.send().promise.await?.get()?.get_thread_map()?);
+        Ok(())
+    }
+
+    async fn make_mining(
+        self: Rc<Self>,
+        params: init::MakeMiningParams,
+        mut results: init::MakeMiningResults,
+    ) -> Result<(), Error> {
+        let mut request = self.0.make_mining_request();
+        request.get().init_context().set_thread(params.get()?.get_context()?.get_thread()?);
+        results.get().set_result(request.send().promise.await?.get()?.get_result()?);
+        Ok(())
+    }
+}

@@ -1,0 +1,558 @@
+//! JSON-RPC over HTTP beside a real node, and what goes wrong with it.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bitcoind_exporter::ipc::{METHODS, whitelist_of};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::eventually;
+use crate::exporter::{Exporter, command};
+use crate::fake::{FakeNode, Offers};
+use crate::harness::without_rpc::WithoutRpc;
+use crate::node::Node;
+
+const USED: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
+
+/// Where the node's cookie is, as arguments.
+fn over_http(node: &Node) -> [String; 4] {
+    let cookie = node.dir().join("regtest/.cookie");
+    ["--rpc-url".into(), node.rpc_url(), "--rpc-cookie-file".into(), cookie.display().to_string()]
+}
+
+fn borrowed(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+/// What one poll shows of the node, by sample.
+fn polled(socket: &std::path::Path, arguments: &[String]) -> BTreeMap<String, String> {
+    let output = command().arg(socket).args(arguments).arg("--once").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let of_node = text.lines().filter(|line| line.starts_with("bitcoin_"));
+    // What is between the exporter and the node is another process.
+    let others = ["bitcoin_exporter_", "bitcoin_node_process_"];
+    let of_node = of_node.filter(|line| !others.iter().any(|prefix| line.starts_with(prefix)));
+    of_node
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
+}
+
+#[test]
+fn http_gives_what_ipc_gives() {
+    let node = Node::start(&[]);
+    let blocks = node.mine(103);
+    node.spend_coinbase_of(&blocks[0], 10_000);
+    let without = WithoutRpc::start(&node.socket());
+    let mut over_ipc = polled(&node.socket(), &[]);
+    let mut over_http = polled(&without.socket(), &over_http(&node));
+    // Time passes between the two.
+    assert!(over_ipc.remove("bitcoin_node_uptime_seconds").is_some());
+    assert!(over_http.remove("bitcoin_node_uptime_seconds").is_some());
+    assert_eq!(over_http, over_ipc);
+    assert!(over_http.len() > 40, "{over_http:?}");
+    assert_eq!(over_http["bitcoin_mempool_size"], "1");
+}
+
+#[test]
+fn blocks_are_counted_over_http_and_the_source_is_shown() {
+    let node = Node::start(&[]);
+    node.mine(10);
+    let without = WithoutRpc::start(&node.socket());
+    let exporter = Exporter::start(&without.socket(), &borrowed(&over_http(&node))).ready();
+    exporter.wait_for(USED, 1.0);
+    assert_eq!(exporter.value("bitcoin_exporter_interface{interface=\"rpc\"}"), None);
+    exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
+    node.mine(30);
+    exporter.wait_for("bitcoin_blocks_connected_total", 30.0);
+    node.cli(&["invalidateblock", node.cli(&["getbestblockhash"]).as_str()]);
+    exporter.wait_for("bitcoin_blocks_disconnected_total", 1.0);
+
+    let check = |more: &[&str]| {
+        let output = command()
+            .arg(without.socket())
+            .args(over_http(&node))
+            .args(more)
+            .arg("--check")
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (good, said, _) = check(&[]);
+    assert!(good && said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
+    assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    assert!(!said.contains("more: JSON-RPC") && !said.contains("more: bitcoin-node"), "{said}");
+    assert!(said.contains("\nmore: bitcoind-usdt-exporter counts each transaction"), "{said}");
+    let (good, said, _) = check(&["--rpc", "off"]);
+    assert!(good && said.contains("\nmore: JSON-RPC over HTTP tells"), "{said}");
+    assert!(!said.contains("  bitcoin_difficulty\n"), "{said}");
+    let (good, _, error) = check(&["--rpc", "on", "--chain", "signet"]);
+    assert!(!good && error.contains("its chain is \"regtest\", not \"signet\""), "{error}");
+}
+
+/// As Core's share/rpcauth/rpcauth.py makes it.
+pub fn rpcauth(user: &str, password: &str) -> String {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"salt");
+    let digest = ring::hmac::sign(&key, password.as_bytes());
+    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("-rpcauth={user}:salt${digest}")
+}
+
+#[test]
+fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
+    let dir = TempDir::new().unwrap();
+    let password = dir.path().join("password");
+    std::fs::write(&password, "secret word\n").unwrap();
+    let without_peers = METHODS.iter().copied().filter(|method| *method != "getpeerinfo").collect::<Vec<_>>();
+    let node = Node::start(&[
+        &rpcauth("exporter", "secret word"),
+        &rpcauth("less", "secret word"),
+        &format!("-{}", whitelist_of("exporter")),
+        &format!("-rpcwhitelist=less:{}", without_peers.join(",")),
+        "-rpcwhitelistdefault=0",
+    ]);
+    node.mine(3);
+    let without = WithoutRpc::start(&node.socket());
+    let as_user = |user| {
+        let url = node.rpc_url();
+        let password = password.to_str().unwrap();
+        let arguments = ["--rpc-url", &url, "--rpc-user", user, "--rpc-password-file", password];
+        let exporter =
+            Exporter::start(&without.socket(), &[&arguments[..], &["--poll-interval", "200ms"]].concat())
+                .ready();
+        exporter.wait_for(USED, 1.0);
+        exporter
+    };
+    let (exporter, less) = (as_user("exporter"), as_user("less"));
+    node.mine(40);
+    exporter.wait_for("bitcoin_blocks_connected_total", 40.0);
+    node.cli(&["invalidateblock", node.cli(&["getblockhash", "30"]).as_str()]);
+    exporter.wait_for("bitcoin_blocks_disconnected_total", 14.0);
+    exporter.wait_for("bitcoin_last_block_transactions", 1.0);
+    let metrics = exporter.metrics();
+    let failures = metrics.lines().filter(|line| line.starts_with("bitcoin_exporter_poll_failures_total{"));
+    assert_eq!(failures.filter(|line| !line.ends_with(" 0")).collect::<Vec<_>>(), [""; 0]);
+    assert!(!exporter.log().contains("403"), "{}", exporter.log());
+
+    // The node really has that list.
+    let mut stream = TcpStream::connect(node.rpc_url().strip_prefix("http://").unwrap()).unwrap();
+    let body = json!({"method": "stop", "params": [], "id": 1}).to_string();
+    let authorization = STANDARD.encode("exporter:secret word");
+    write!(
+        stream,
+        "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Basic {authorization}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut status = String::new();
+    BufReader::new(stream).read_line(&mut status).unwrap();
+    assert!(status.contains(" 403 "), "{status}");
+
+    assert_eq!(less.value("bitcoin_peers_addr_relay"), None);
+    assert_eq!(exporter.value("bitcoin_peers_addr_relay"), Some(0.0));
+    assert_eq!(less.value("bitcoin_peers"), Some(0.0));
+    assert_eq!(
+        less.log().matches("the node refuses getpeerinfo over HTTP (403)").count(),
+        1,
+        "{}",
+        less.log()
+    );
+}
+
+#[test]
+fn http_of_another_node_is_not_used() {
+    let (node, other) = (Node::start(&[]), Node::start(&[]));
+    node.mine(3);
+    other.cli(&["generatetodescriptor", "5", "raw(52)"]);
+    let without = WithoutRpc::start(&node.socket());
+    let exporter = Exporter::start(&without.socket(), &borrowed(&over_http(&other))).ready();
+    eventually("the exporter says that it is another node", || {
+        exporter
+            .log()
+            .contains("is another node than the one behind the IPC socket: its block at height 3 is")
+            .then_some(())
+    });
+    assert_eq!((exporter.value(USED), exporter.value("bitcoin_chain_height")), (None, Some(3.0)));
+    assert_eq!(exporter.value("bitcoin_difficulty"), None);
+    assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
+}
+
+#[test]
+fn a_connection_that_the_node_closes_between_polls_is_opened_again() {
+    let node = Node::start(&["-rpcservertimeout=1"]);
+    node.mine(3);
+    let without = WithoutRpc::start(&node.socket());
+    let arguments = over_http(&node);
+    let exporter =
+        Exporter::start(&without.socket(), &[&borrowed(&arguments)[..], &["--poll-interval", "3s"]].concat())
+            .ready();
+    eventually("four polls", || {
+        (exporter.value("bitcoin_exporter_poll_duration_seconds_count")? >= 4.0).then_some(())
+    });
+    assert_eq!(exporter.value(USED), Some(1.0));
+    assert!(!exporter.log().contains("not used"), "{}", exporter.log());
+    assert_eq!(exporter.value("bitcoin_exporter_poll_failures_total{call=\"getblockchaininfo\"}"), Some(0.0));
+}
+
+#[test]
+fn a_restarted_node_has_another_cookie() {
+    let mut node = Node::start(&[]);
+    node.mine(3);
+    let without = WithoutRpc::start(&node.socket());
+    let exporter = Exporter::start(&without.socket(), &borrowed(&over_http(&node))).ready();
+    exporter.wait_for(USED, 1.0);
+    let cookie = std::fs::read_to_string(node.dir().join("regtest/.cookie")).unwrap();
+    node.restart();
+    assert_ne!(std::fs::read_to_string(node.dir().join("regtest/.cookie")).unwrap(), cookie);
+    exporter.wait_for("bitcoin_exporter_connects_total", 2.0);
+    exporter.wait_for(USED, 1.0);
+    exporter
+        .wait_for("bitcoin_difficulty", node.json(&["getblockchaininfo"])["difficulty"].as_f64().unwrap());
+}
+
+/// What the HTTP server does with a request.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    /// Answers as the fake node's JSON-RPC, to those with the cookie.
+    Works,
+    Status(&'static str),
+    Html,
+    Redirects,
+    /// Another step each time.
+    Starts,
+    /// Sends a byte of its answer now and then.
+    NeverEnds,
+    TooLarge,
+    Hangs,
+}
+
+/// An HTTP server that says it is the fake node.
+struct FakeHttp {
+    dir: TempDir,
+    address: String,
+    mode: Arc<Mutex<Mode>>,
+    cookie: Arc<Mutex<String>>,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakeHttp {
+    fn start(mode: Mode) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let http = FakeHttp {
+            dir: TempDir::new().unwrap(),
+            address: listener.local_addr().unwrap().to_string(),
+            mode: Arc::new(Mutex::new(mode)),
+            cookie: Arc::default(),
+            seen: Arc::default(),
+        };
+        http.change_cookie("__cookie__:1");
+        let (mode, cookie, seen) = (http.mode.clone(), http.cookie.clone(), http.seen.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (mode, cookie, seen) = (mode.clone(), cookie.clone(), seen.clone());
+                std::thread::spawn(move || answer(stream, &mode, &cookie, &seen));
+            }
+        });
+        http
+    }
+
+    fn change_cookie(&self, cookie: &str) {
+        std::fs::write(self.dir.path().join("cookie"), cookie).unwrap();
+        *self.cookie.lock().unwrap() = STANDARD.encode(cookie);
+    }
+
+    fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap() = mode;
+    }
+
+    fn exporter(&self, node: &FakeNode, more: &[&str]) -> Exporter {
+        let (url, cookie) = (format!("http://{}", self.address), self.dir.path().join("cookie"));
+        let arguments =
+            ["--rpc-url", &url, "--rpc-cookie-file", cookie.to_str().unwrap(), "--poll-interval", "100ms"];
+        Exporter::start(&node.socket(), &[&arguments[..], more].concat()).ready()
+    }
+}
+
+/// Answers until the connection ends; `None` when it has.
+fn answer(
+    stream: TcpStream,
+    mode: &Mutex<Mode>,
+    cookie: &Mutex<String>,
+    seen: &Mutex<Vec<String>>,
+) -> Option<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
+    let mut output = stream.try_clone().ok()?;
+    let mut input = BufReader::new(stream);
+    loop {
+        let (mut length, mut authorized) = (0, false);
+        loop {
+            let mut line = String::new();
+            if input.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            let line = line.trim();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
+                length = value.parse().ok()?;
+            }
+            authorized |= line.ends_with(&*cookie.lock().unwrap());
+        }
+        let mut body = vec![0; length];
+        input.read_exact(&mut body).ok()?;
+        let request: Value = serde_json::from_slice(&body).ok()?;
+        seen.lock().unwrap().push(request["method"].as_str()?.to_string());
+        let mut send = |status: &str, headers: &str, body: &str| {
+            write!(output, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).ok()
+        };
+        let present = *mode.lock().unwrap();
+        match present {
+            Mode::Works if !authorized => send("401 Unauthorized", "", "")?,
+            Mode::Works => {
+                let result = match request["method"].as_str()? {
+                    "getblockchaininfo" => {
+                        json!({"chain": "regtest", "blocks": 42, "difficulty": 7, "initialblockdownload": false})
+                    }
+                    "getblockhash" => json!("07".repeat(32)),
+                    _ => Value::Null,
+                };
+                send(
+                    "200 OK",
+                    "Content-Type: application/json\r\n",
+                    &json!({"result": result, "id": 1}).to_string(),
+                )?;
+            }
+            Mode::Status(status) => send(status, "", "Work queue depth exceeded")?,
+            Mode::Html => send("200 OK", "Content-Type: text/html\r\n", "<html>Sign in</html>")?,
+            Mode::Redirects => send("302 Found", "Location: http://127.0.0.1:1/\r\n", "")?,
+            Mode::Starts => {
+                let message = format!("Verifying blocks… {}%", seen.lock().unwrap().len());
+                let error = json!({"code": -28, "message": message});
+                send(
+                    "500 Internal Server Error",
+                    "",
+                    &json!({"result": null, "error": error, "id": 1}).to_string(),
+                )?;
+            }
+            Mode::TooLarge => {
+                write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").ok()?;
+                let zeros = vec![b' '; 1 << 20];
+                for _ in 0..100 {
+                    output.write_all(&zeros).ok()?;
+                }
+            }
+            Mode::NeverEnds => {
+                write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").ok()?;
+                for _ in 0..1000 {
+                    output.write_all(b" ").ok()?;
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+            Mode::Hangs => std::thread::sleep(Duration::from_secs(60)),
+        }
+    }
+}
+
+/// An endpoint with this fault costs nothing but its own metrics, is said once, and used when it is mended.
+fn fault(mode: Mode, said: &str) {
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let http = FakeHttp::start(mode);
+    let exporter = http.exporter(&node, &["--call-timeout", "1s"]);
+    eventually(said, || exporter.log().contains(said).then_some(()));
+    eventually("it is tried again", || (http.seen.lock().unwrap().len() > 2).then_some(()));
+    assert_eq!((exporter.value(USED), exporter.value("bitcoin_difficulty")), (None, None));
+    assert_eq!(
+        (exporter.value("bitcoin_up"), exporter.value("bitcoin_chain_height")),
+        (Some(1.0), Some(42.0))
+    );
+    http.set(Mode::Works);
+    exporter.wait_for(USED, 1.0);
+    exporter.wait_for("bitcoin_difficulty", 7.0);
+    assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(1.0));
+    assert_eq!(exporter.log().matches("JSON-RPC over HTTP is not used").count(), 1, "{}", exporter.log());
+}
+
+#[test]
+fn a_full_work_queue_is_said_once() {
+    fault(Mode::Status("503 Service Unavailable"), "the node's work queue is full (503)");
+}
+
+#[test]
+fn a_wrong_password_is_said_once() {
+    fault(Mode::Status("401 Unauthorized"), "the node refuses the cookie in");
+}
+
+#[test]
+fn the_html_of_a_proxy_is_said_once() {
+    fault(Mode::Html, "the answer is no JSON-RPC (200, text/html)");
+}
+
+#[test]
+fn a_node_that_is_starting_is_said_once() {
+    fault(Mode::Starts, "the node is starting");
+}
+
+#[test]
+fn a_redirect_is_refused() {
+    fault(Mode::Redirects, "it redirects elsewhere (302), which is not followed");
+}
+
+#[test]
+fn a_body_that_never_ends_is_given_up() {
+    fault(Mode::NeverEnds, "no answer within 1s");
+}
+
+#[test]
+fn a_body_that_is_too_large_is_refused() {
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let http = FakeHttp::start(Mode::TooLarge);
+    let exporter = http.exporter(&node, &[]);
+    eventually("it is refused", || exporter.log().contains("the answer is larger than 64 MB").then_some(()));
+    assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
+}
+
+#[test]
+fn http_that_hangs_in_use_ends_no_session() {
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.exporter(&node, &["--call-timeout", "1s"]);
+    exporter.wait_for("bitcoin_difficulty", 7.0);
+    http.set(Mode::Hangs);
+    eventually("it is given up", || exporter.log().contains("not used").then_some(()));
+    eventually("its metrics are gone", || exporter.value("bitcoin_difficulty").is_none().then_some(()));
+    let polled = exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
+    eventually("polls go on", || {
+        (exporter.value("bitcoin_exporter_poll_duration_seconds_count")? > polled + 10.0).then_some(())
+    });
+    assert_eq!(
+        (exporter.value("bitcoin_up"), exporter.value("bitcoin_chain_height")),
+        (Some(1.0), Some(42.0))
+    );
+    assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(1.0));
+}
+
+#[test]
+fn a_new_cookie_is_read_after_a_401() {
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.exporter(&node, &[]);
+    exporter.wait_for("bitcoin_difficulty", 7.0);
+    http.change_cookie("__cookie__:2");
+    let asked = http.seen.lock().unwrap().len();
+    eventually("it is asked again", || (http.seen.lock().unwrap().len() > asked + 20).then_some(()));
+    assert_eq!(exporter.value("bitcoin_difficulty"), Some(7.0));
+    assert!(!exporter.log().contains("not used"), "{}", exporter.log());
+}
+
+#[test]
+fn nobody_who_listens_and_no_cookie_are_said() {
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(); // free again
+    let cookie = node.socket().with_file_name(".cookie");
+    let url = format!("http://127.0.0.1:{port}");
+    let exporter = Exporter::start(&node.socket(), &["--rpc-url", &url]).ready();
+    let without =
+        format!("INFO JSON-RPC over HTTP is not used: {url}: there is no cookie at {}", cookie.display());
+    eventually(&without, || exporter.log().contains(&without).then_some(()));
+    std::fs::write(&cookie, "__cookie__:1").unwrap();
+    let refused = format!("WARN JSON-RPC over HTTP is not used: {url}: nobody listens there");
+    eventually(&refused, || exporter.log().contains(&refused).then_some(()));
+    assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
+}
+
+#[test]
+fn a_password_in_an_argument_is_refused() {
+    let refused = |arguments: &[&str]| {
+        let output = command().args(["/nowhere.sock", "--once"]).args(arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = refused(&["--rpc-url", "http://user:secret@127.0.0.1:8332"]);
+    assert!(error.contains("--rpc-password-file"), "{error}");
+    assert!(refused(&["--rpc-user", "exporter"]).contains("needs --rpc-password-file"));
+    assert!(
+        refused(&["--rpc-url", "http://127.0.0.1:8332", "--rpc-ca-file", "/x"])
+            .contains("without an https URL")
+    );
+}
+
+/// Accepts TLS, and passes on what it gets to this address.
+fn tls_in_front_of(target: String, config: rustls::ServerConfig) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, target) = (acceptor.clone(), target.clone());
+                tokio::spawn(async move {
+                    let mut stream = acceptor.accept(stream).await.ok()?;
+                    let mut node = tokio::net::TcpStream::connect(target).await.ok()?;
+                    tokio::io::copy_bidirectional(&mut stream, &mut node).await.ok()
+                });
+            }
+        });
+    });
+    port
+}
+
+#[test]
+fn https_is_used_if_its_authority_is_trusted() {
+    let node = Node::start(&[]);
+    node.mine(3);
+    let without = WithoutRpc::start(&node.socket());
+    let dir = TempDir::new().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    let [ours, another] = ["ours.pem", "another.pem"].map(|name| dir.path().join(name));
+    std::fs::write(&ours, made.cert.pem()).unwrap();
+    let other = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    std::fs::write(&another, other.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.unwrap().with_no_client_auth().with_single_cert(vec![made.cert.into()], key).unwrap();
+    let node_address = node.rpc_url().replace("http://", "");
+    let port = tls_in_front_of(node_address, config);
+    let cookie = node.dir().join("regtest/.cookie");
+    let check = |url: &str, authority: &std::path::Path| {
+        let output = command()
+            .arg(without.socket())
+            .args(["--check", "--rpc", "on", "--rpc-url", url])
+            .arg("--rpc-cookie-file")
+            .arg(&cookie)
+            .arg("--rpc-ca-file")
+            .arg(authority)
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    };
+    let url = format!("https://localhost:{port}");
+    let (good, said) = check(&url, &ours);
+    assert!(good && said.contains(&format!("JSON-RPC over HTTP: {url}")), "{said}");
+    assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+
+    let (good, said) = check(&url, &another);
+    assert!(!good && said.contains("TLS failed") && said.contains("--rpc-ca-file"), "{said}");
+    let (good, said) = check(&format!("https://127.0.0.1:{port}"), &ours);
+    assert!(!good && said.contains("TLS failed"), "the certificate is for localhost: {said}");
+    let (good, said) = check(&node.rpc_url().replace("http", "https"), &ours);
+    assert!(!good && said.contains("does it speak https?"), "{said}");
+    let (good, said) = check(&url, &dir.path().join("missing.pem"));
+    assert!(!good && said.contains("--rpc-ca-file: certificates of"), "{said}");
+}

@@ -1,0 +1,150 @@
+//! A real node without IPC, as `bitcoind` is: everything comes from JSON-RPC over HTTP.
+
+use bitcoind_exporter::ipc::METHODS;
+use tempfile::TempDir;
+
+use crate::eventually;
+use crate::exporter::{Exporter, command};
+use crate::http_rpc::rpcauth;
+use crate::node::Node;
+
+const USED: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
+
+/// Where the node is, as arguments: no socket.
+fn of(node: &Node) -> [String; 6] {
+    let datadir = node.dir().display().to_string();
+    ["--datadir".into(), datadir, "--chain".into(), "regtest".into(), "--rpc-url".into(), node.rpc_url()]
+}
+
+fn beside(node: &Node, more: &[&str]) -> Exporter {
+    Exporter::spawn(command().args(of(node)).args(more)).ready()
+}
+
+#[test]
+fn blocks_and_reorganizations_are_counted_without_ipc() {
+    let mut node = Node::start(&["-noipcbind"]);
+    let blocks = node.mine(10);
+    let exporter = beside(&node, &[]);
+    exporter.wait_for(USED, 1.0);
+    exporter.wait_for("bitcoin_chain_height", 10.0);
+    exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
+    node.mine(30);
+    exporter.wait_for("bitcoin_blocks_connected_total", 30.0);
+    exporter.wait_for("bitcoin_block_height", 40.0);
+    assert!(exporter.value("bitcoin_tip_updates_total").unwrap() >= 1.0);
+    // A reorganization of 33 blocks, in one step as far as the exporter sees.
+    node.cli(&["invalidateblock", &blocks[7]]);
+    node.cli(&["generatetodescriptor", "35", "raw(52)"]);
+    exporter.wait_for("bitcoin_chain_height", 42.0);
+    exporter.wait_for("bitcoin_block_height", 42.0);
+    // Blocks that came and went between two looks may be missing on both sides.
+    let counted = |name: &str| exporter.value(name).unwrap();
+    assert_eq!(
+        counted("bitcoin_blocks_connected_total") - counted("bitcoin_blocks_disconnected_total"),
+        32.0
+    );
+    assert_eq!(counted("bitcoin_blocks_disconnected_total"), 33.0);
+
+    // While it is away nothing is shown of it, and then what came meanwhile is counted. Its cookie is another one.
+    node.stop();
+    exporter.wait_for("bitcoin_up", 0.0);
+    assert_eq!(exporter.value("bitcoin_chain_height"), None);
+    assert_eq!(exporter.value("bitcoin_exporter_disconnects_total{reason=\"lost\"}"), Some(1.0));
+    let connected = counted("bitcoin_blocks_connected_total");
+    node.restart();
+    node.mine(3);
+    exporter.wait_for("bitcoin_blocks_connected_total", connected + 3.0);
+    exporter.wait_for("bitcoin_up", 1.0);
+    assert_eq!(exporter.log().matches("the node is asked over HTTP alone").count(), 2, "{}", exporter.log());
+}
+
+#[test]
+fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
+    let mut node = Node::start(&["-noipcbind"]);
+    node.mine(3);
+    let exporter = beside(&node, &["--poll-interval", "500ms"]);
+    exporter.wait_for(USED, 1.0);
+    node.stop();
+    node.forget_argument(0);
+    node.restart();
+    exporter.wait_for("bitcoin_exporter_interface{interface=\"rpc\"}", 1.0);
+    assert_eq!(exporter.value(USED), None);
+    node.mine(2);
+    exporter.wait_for("bitcoin_chain_height", 5.0);
+}
+
+#[test]
+fn a_node_that_does_not_let_us_wait_for_blocks_is_asked_for_its_tip() {
+    let dir = TempDir::new().unwrap();
+    let password = dir.path().join("password");
+    std::fs::write(&password, "secret").unwrap();
+    let methods = METHODS.iter().copied().filter(|method| *method != "waitfornewblock").collect::<Vec<_>>();
+    let node = Node::start(&[
+        "-noipcbind",
+        &rpcauth("less", "secret"),
+        &format!("-rpcwhitelist=less:{}", methods.join(",")),
+        "-rpcwhitelistdefault=0",
+    ]);
+    node.mine(3);
+    let exporter = beside(&node, &["--rpc-user", "less", "--rpc-password-file", password.to_str().unwrap()]);
+    exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
+    node.mine(20);
+    exporter.wait_for("bitcoin_blocks_connected_total", 20.0);
+    node.cli(&["invalidateblock", node.cli(&["getblockhash", "20"]).as_str()]);
+    exporter.wait_for("bitcoin_blocks_disconnected_total", 4.0);
+    let said = "the node does not let us wait for blocks";
+    assert_eq!(exporter.log().matches(said).count(), 1, "{}", exporter.log());
+}
+
+#[test]
+fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
+    let node = Node::start(&["-noipcbind"]);
+    node.mine(3);
+    let run = |arguments: &[&str]| {
+        let output = command().args(arguments).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    };
+    let arguments = of(&node);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (good, said) = run(&[&arguments[..], &["--check"]].concat());
+    assert!(good && said.contains("connection: none over IPC ("), "{said}");
+    assert!(said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
+    assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    assert!(
+        said.contains("\nmore: bitcoin-node with -ipcbind=unix") && !said.contains("(--rpc on)"),
+        "{said}"
+    );
+    let (good, said) = run(&[&arguments[..], &["--once"]].concat());
+    assert!(
+        good && said.contains("\nbitcoin_chain_height 3\n") && said.contains("\nbitcoin_up 1\n"),
+        "{said}"
+    );
+
+    // Both ways are named where neither works; a socket that was named is not done without.
+    let (good, said) = run(&[&arguments[..4], &["--rpc-url", "http://127.0.0.1:1", "--check"]].concat());
+    assert!(
+        !good && said.contains("there is no such socket") && said.contains("nobody listens there"),
+        "{said}"
+    );
+    let socket = node.socket();
+    let (good, said) = run(&[&arguments[..], &["--check", socket.to_str().unwrap()]].concat());
+    assert!(!good && said.contains("there is no such socket") && !said.contains("HTTP"), "{said}");
+    let (good, said) = run(&[&arguments[..2], &arguments[4..], &["--chain", "signet", "--check"]].concat());
+    assert!(!good && said.contains("cookie"), "{said}");
+}
+
+#[test]
+fn a_node_that_is_not_there_yet_is_waited_for() {
+    let dir = TempDir::new().unwrap();
+    let datadir = dir.path().to_str().unwrap();
+    let exporter = Exporter::spawn(command().args(["--datadir", datadir, "--rpc-url", "http://127.0.0.1:1"]));
+    eventually("it says both", || {
+        let log = exporter.log();
+        (log.contains("there is no such socket") && log.contains("there is no cookie at")).then_some(())
+    });
+    std::fs::write(dir.path().join(".cookie"), "__cookie__:1").unwrap();
+    eventually("it says what is wrong now", || exporter.log().contains("nobody listens there").then_some(()));
+    assert_eq!(exporter.log().matches("WARN").count(), 2, "{}", exporter.log());
+    assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
+}

@@ -1,0 +1,30 @@
+# The Debian package where systemd is older than its unit: no OpenFile=.
+
+machine.with_package()
+start_all()
+machine.succeed("systemctl start bitcoind.service")
+machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
+
+with subtest("it installs, a scrape starts it, and it says that it has no node"):
+    machine.succeed("DEBIAN_FRONTEND=noninteractive dpkg -i /root/bitcoind-exporter.deb")
+    machine.wait_until_succeeds("curl -sf http://127.0.0.1:9332/metrics | grep -x 'bitcoin_up 0'")
+    machine.wait_until_succeeds("journalctl -u bitcoind-ipc-exporter | grep 'name its socket'")
+
+with subtest("with the drop-in for old systemd it connects by itself"):
+    machine.succeed(
+        "mkdir /etc/systemd/system/bitcoind-ipc-exporter.service.d",
+        "cp /usr/share/doc/bitcoind-exporter/examples/socket-path.conf.example "
+        "/etc/systemd/system/bitcoind-ipc-exporter.service.d/socket-path.conf",
+        "systemctl daemon-reload && systemctl restart bitcoind-ipc-exporter")
+    machine.wait_until_succeeds("curl -sf http://127.0.0.1:9332/metrics | grep -x 'bitcoin_up 1'")
+    machine.succeed("bitcoin-cli generatetodescriptor 3 'raw(51)'")
+    machine.wait_until_succeeds("curl -sf http://127.0.0.1:9332/metrics | grep -x 'bitcoin_blocks_connected_total 3'")
+
+with subtest("the other exporter needs nothing more"):
+    machine.succeed("systemctl enable --now bitcoind-usdt-exporter.service")
+    machine.wait_until_succeeds("curl -sf http://127.0.0.1:9435/metrics | grep fibre_exporter_probes_attached")
+
+with subtest("it is removed, and the node lives"):
+    machine.succeed("DEBIAN_FRONTEND=noninteractive dpkg -P bitcoind-exporter")
+    machine.wait_until_fails("grep -qszE 'bitcoind-(ipc|usdt)[-]exporter' /proc/[0-9]*/cmdline")
+    machine.succeed("systemctl is-active bitcoind.service", "bitcoin-cli generatetodescriptor 1 'raw(51)'")

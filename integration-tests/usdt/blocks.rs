@@ -1,0 +1,353 @@
+//! The way of blocks to a real node, from peers that a script plays, against the lines of the node's own log.
+
+use bitcoin::bip152::BlockTransactions;
+use bitcoin::block::{Block, Header};
+use bitcoin::consensus::deserialize;
+use bitcoin::consensus::encode::{deserialize_hex, serialize_hex};
+use bitcoin::p2p::message::NetworkMessage;
+use bitcoin::p2p::message_blockdata::Inventory;
+use bitcoin::p2p::message_compact_blocks::{BlockTxn, GetBlockTxn, SendCmpct};
+use bitcoin::{Amount, Transaction};
+
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
+use crate::harness::node::Node;
+use crate::harness::peer::{Peer, block_on, unix_time};
+use crate::standard::sum;
+
+/// Less than the subsidy, at any height here.
+const REWARD: Amount = Amount::from_sat(1000);
+
+/// A node whose log tells of compact blocks, with an exporter beside it.
+struct Scene {
+    node: Node,
+    exporter: Exporter,
+    /// Blocks whose coinbase can be spent.
+    mature: Vec<String>,
+    tip: Header,
+    height: i64,
+}
+
+impl Scene {
+    /// With peers that the node has asked for compact blocks as announcements (high bandwidth), as it does with a peer that
+    /// has brought one.
+    fn new<const N: usize>() -> (Self, [Peer; N]) {
+        // The peers' blocks can then have any time up to now.
+        let an_hour_ago = unix_time() - 3600;
+        let node = Node::start(&["-debug=cmpctblock", &format!("-mocktime={an_hour_ago}")]);
+        let mut mature = node.mine(160);
+        mature.truncate(50);
+        node.cli(&["setmocktime", "0"]);
+        let tip = node.cli(&["getblockheader", &node.cli(&["getbestblockhash"]), "false"]);
+        let (mut tip, mut height) = (deserialize_hex(&tip).unwrap(), 160);
+        let mut peers = [(); N].map(|()| Peer::connect(node.p2p_port));
+        for peer in &mut peers {
+            height += 1;
+            let block = block_on(&tip, height, unix_time() - 5, REWARD, &[]);
+            tip = block.header;
+            peer.say(NetworkMessage::Headers(vec![tip]));
+            fetched(peer, Inventory::CompactBlock(tip.block_hash()));
+            peer.say_compact(&block, &[]);
+            let high_bandwidth = SendCmpct { send_compact: true, version: 2 };
+            peer.hear("sendcmpct", |message| {
+                (message == NetworkMessage::SendCmpct(high_bandwidth)).then_some(())
+            });
+        }
+        let exporter = crate::exporter(node.pid(), &["--tracepoints", "net,validation"]);
+        (Scene { node, exporter, mature, tip, height }, peers)
+    }
+
+    fn transactions(&mut self, number: usize) -> Vec<Transaction> {
+        self.mature.drain(..number).map(|block| self.node.spending_coinbase_of(&block, 1000)).collect()
+    }
+
+    fn send(&self, transaction: &Transaction) {
+        self.node.cli(&["sendrawtransaction", &serialize_hex(transaction), "0"]);
+    }
+
+    /// A valid block on the tip, not told to the node yet.
+    fn block(&self, transactions: &[Transaction]) -> Block {
+        block_on(&self.tip, self.height + 1, unix_time() - 5, REWARD, transactions)
+    }
+
+    /// Waits until the node has this block and the exporter has counted it.
+    fn connected(&mut self, block: &Block) {
+        let hash = block.block_hash().to_string();
+        eventually("the node connects the block", || {
+            (self.node.cli(&["getbestblockhash"]) == hash).then_some(())
+        });
+        (self.tip, self.height) = (block.header, self.height + 1);
+        self.entry(block);
+    }
+
+    /// The exporter's log line of a block.
+    fn entry(&self, block: &Block) -> String {
+        let hash = format!("block_hash=\"{}\"", block.block_hash());
+        eventually("the exporter logs the block", || {
+            let log = self.exporter.log();
+            log.lines()
+                .find(|line| line.contains("block connected") && line.contains(&hash))
+                .map(String::from)
+        })
+    }
+
+    /// A field of this line.
+    fn field(&self, block: &Block, name: &str) -> Option<String> {
+        let entry = self.entry(block);
+        let value = entry.split_once(&format!(" {name}="))?.1;
+        Some(value.split(' ').next().unwrap().trim_matches('"').to_string())
+    }
+
+    fn sum(&self, metric: &str, labels: &str) -> f64 {
+        sum(&self.exporter, metric, labels)
+    }
+
+    /// Of each of these blocks that the node put together, what it logged: prefilled, requested, bytes.
+    fn reconstructed(&self, blocks: &[&Block]) -> Vec<[u64; 3]> {
+        let log = std::fs::read(self.node.dir().join("regtest/debug.log")).unwrap();
+        let log = String::from_utf8_lossy(&log).into_owned();
+        let of = |block: &&Block| {
+            let line = format!("Successfully reconstructed block {} with ", block.block_hash());
+            let rest = log.lines().find_map(|it| it.split_once(&line))?.1;
+            // P txn prefilled, M txn from mempool (incl at least E from extra pool) and R txn (B bytes) requested
+            let numbers = rest.split(|it: char| !it.is_ascii_digit()).filter_map(|it| it.parse().ok());
+            match numbers.collect::<Vec<_>>()[..] {
+                [prefilled, _, _, requested, bytes] => Some([prefilled, requested, bytes]),
+                _ => panic!("another form: {rest}"),
+            }
+        };
+        blocks.iter().filter_map(of).collect()
+    }
+}
+
+fn requested(peer: &mut Peer) -> GetBlockTxn {
+    peer.hear("getblocktxn", |message| match message {
+        NetworkMessage::GetBlockTxn(request) => Some(request),
+        _ => None,
+    })
+}
+
+fn give(peer: &mut Peer, request: &GetBlockTxn, block: &Block) {
+    let transactions = BlockTransactions::from_request(&request.txs_request, block).unwrap();
+    peer.say(NetworkMessage::BlockTxn(BlockTxn { transactions }));
+}
+
+/// Waits for a getdata of this one thing.
+fn fetched(peer: &mut Peer, wanted: Inventory) {
+    peer.hear("getdata", |message| (message == NetworkMessage::GetData(vec![wanted])).then_some(()));
+}
+
+pub fn compact_blocks_are_counted_as_the_node_logs_them() {
+    let (mut scene, [mut peer]) = Scene::new();
+
+    // The node has all transactions.
+    let known = scene.transactions(2);
+    known.iter().for_each(|transaction| scene.send(transaction));
+    let complete = scene.block(&known);
+    peer.say_compact(&complete, &[]);
+    scene.connected(&complete);
+    assert_eq!(scene.field(&complete, "arrival").as_deref(), Some("compact_complete"));
+    assert_eq!(scene.field(&complete, "announced_by").as_deref(), Some("cmpctblock"));
+    assert_eq!(scene.field(&complete, "short_ids").as_deref(), Some("2"));
+    assert_eq!(scene.field(&complete, "asked_us"), None);
+
+    // One is missing, one is prefilled.
+    let unknown = scene.transactions(2);
+    let one = scene.block(&unknown);
+    peer.say_compact(&one, &[1]);
+    let request = requested(&mut peer);
+    give(&mut peer, &request, &one);
+    scene.connected(&one);
+    assert_eq!(scene.field(&one, "arrival").as_deref(), Some("compact_requested"));
+    assert_eq!(scene.field(&one, "requested").as_deref(), Some("1"));
+    assert_eq!(scene.field(&one, "prefilled").as_deref(), Some("2"));
+
+    // Many are missing; the short ids fill more than what is copied of the message.
+    let many = scene.transactions(40);
+    let many = scene.block(&many);
+    peer.say_compact(&many, &[7, 8]);
+    let request = requested(&mut peer);
+    give(&mut peer, &request, &many);
+    scene.connected(&many);
+    let stages = ["compact_us", "asked_us", "answered_us", "complete_us", "connected_us"];
+    let stages: Vec<u64> =
+        stages.iter().map(|stage| scene.field(&many, stage).unwrap().parse().unwrap()).collect();
+    assert!(stages.is_sorted(), "{stages:?}");
+
+    let logged = scene.reconstructed(&[&complete, &one, &many]);
+    assert_eq!(logged.len(), 3);
+    for (metric, of) in [
+        ("bitcoin_compact_block_prefilled_transactions", 0),
+        ("bitcoin_compact_block_requested_transactions", 1),
+        ("bitcoin_compact_block_requested_bytes", 2),
+    ] {
+        let total: u64 = logged.iter().map(|numbers| numbers[of]).sum();
+        assert_eq!(scene.sum(&format!("{metric}_sum"), ""), total as f64, "{metric}");
+        assert_eq!(scene.sum(&format!("{metric}_count"), ""), 3.0, "{metric}");
+        assert!(total > 0);
+    }
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_complete"), 1.0);
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_requested"), 2.0);
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", ""), 3.0);
+    assert_eq!(scene.sum("bitcoin_block_announcements_total", "cmpctblock"), 3.0);
+    assert_eq!(scene.sum("bitcoin_compact_blocks_received_total", "high_bandwidth"), 3.0);
+    assert_eq!(scene.sum("bitcoin_compact_block_roundtrip_seconds_count", ""), 2.0);
+    for histogram in ["bitcoin_block_arrival_seconds", "bitcoin_block_assembly_seconds"] {
+        assert_eq!(scene.sum(&format!("{histogram}_count"), ""), 3.0, "{histogram}");
+    }
+    let (arrival, assembly) = (
+        scene.sum("bitcoin_block_arrival_seconds_sum", ""),
+        scene.sum("bitcoin_block_assembly_seconds_sum", ""),
+    );
+    assert!(arrival > assembly && assembly > scene.sum("bitcoin_compact_block_roundtrip_seconds_sum", ""));
+    // Each was made five seconds before it was announced, or a little more.
+    assert_eq!(scene.sum("bitcoin_block_header_age_seconds_count", ""), 3.0);
+    assert_eq!(scene.sum("bitcoin_block_header_age_seconds_bucket", "le=\"2.0\""), 0.0);
+    assert!(scene.sum("bitcoin_block_header_age_seconds_sum", "") >= 15.0);
+    assert_eq!(scene.sum("fibre_exporter_errors_total", ""), 0.0, "{}", scene.exporter.metrics());
+}
+
+pub fn three_peers_that_announce_one_block_are_told_apart() {
+    let (mut scene, [mut first, mut second, mut third]) = Scene::new();
+
+    // Of the first the node asks a compact block; the third's comes before.
+    let block = scene.block(&[]);
+    first.say(NetworkMessage::Headers(vec![block.header]));
+    fetched(&mut first, Inventory::CompactBlock(block.block_hash()));
+    second.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    second.until_handled();
+    third.say_compact(&block, &[]);
+    scene.connected(&block);
+    assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
+    assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
+    assert_eq!(scene.field(&block, "arrival").as_deref(), Some("compact_complete"));
+    for by in ["headers", "inv", "cmpctblock"] {
+        assert_eq!(scene.sum("bitcoin_block_announcements_total", &format!("by=\"{by}\"")), 1.0, "{by}");
+    }
+
+    // What was asked for comes late, and so does a fourth announcement; both count with the next block.
+    first.say_compact(&block, &[]);
+    first.until_handled();
+    let mut fourth = Peer::connect(scene.node.p2p_port);
+    fourth.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    fourth.until_handled();
+
+    // The same peer in three ways is one announcement. This time it is the first's answer that completes the block.
+    let next = scene.block(&[]);
+    first.say(NetworkMessage::Headers(vec![next.header]));
+    fetched(&mut first, Inventory::CompactBlock(next.block_hash()));
+    first.say(NetworkMessage::Inv(vec![Inventory::Block(next.block_hash())]));
+    first.say_compact(&next, &[]);
+    scene.connected(&next);
+    assert_eq!(scene.sum("bitcoin_block_announcements_total", "by=\"headers\""), 2.0);
+    assert_eq!(scene.sum("bitcoin_block_announcements_total", "by=\"inv\""), 2.0);
+    assert_eq!(scene.sum("bitcoin_block_announcements_total", "by=\"cmpctblock\""), 1.0);
+    assert_eq!(scene.sum("bitcoin_compact_blocks_received_total", "high_bandwidth"), 1.0);
+    assert_eq!(scene.sum("bitcoin_compact_blocks_received_total", "low_bandwidth"), 2.0);
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_complete"), 2.0);
+}
+
+pub fn a_block_that_came_otherwise_is_no_compact_block() {
+    let (mut scene, [mut peer]) = Scene::new();
+
+    // Another transaction than was asked for: the node fetches the whole block.
+    let [asked, other] = scene.transactions(2).try_into().unwrap();
+    let wrong = scene.block(&[asked]);
+    peer.say_compact(&wrong, &[]);
+    let request = requested(&mut peer);
+    let transactions =
+        BlockTransactions { block_hash: request.txs_request.block_hash, transactions: vec![other] };
+    peer.say(NetworkMessage::BlockTxn(BlockTxn { transactions }));
+    fetched(&mut peer, Inventory::WitnessBlock(wrong.block_hash()));
+    peer.say(NetworkMessage::Block(wrong.clone()));
+    scene.connected(&wrong);
+    assert_eq!(scene.field(&wrong, "arrival").as_deref(), Some("full_block"));
+
+    // The node waits for transactions, and the block comes by RPC.
+    let [unknown] = scene.transactions(1).try_into().unwrap();
+    let submitted = scene.block(&[unknown]);
+    peer.say_compact(&submitted, &[]);
+    requested(&mut peer);
+    scene.node.cli(&["submitblock", &serialize_hex(&submitted)]);
+    scene.connected(&submitted);
+    assert_eq!(scene.field(&submitted, "arrival").as_deref(), Some("other"));
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", "full_block"), 1.0);
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", "other"), 1.0);
+    assert_eq!(scene.sum("bitcoin_compact_block_requested_transactions_count", ""), 0.0);
+    assert_eq!(scene.reconstructed(&[&wrong, &submitted]).len(), 0);
+
+    // Its coinbase pays too much: complete, but never connected.
+    let invalid = block_on(&scene.tip, scene.height + 1, unix_time() - 5, Amount::ONE_BTC * 50, &[]);
+    peer.say_compact(&invalid, &[]);
+    peer.until_handled();
+    let valid = scene.block(&[]);
+    peer.say_compact(&valid, &[]);
+    scene.connected(&valid);
+    assert_eq!(scene.reconstructed(&[&invalid, &valid]).len(), 2);
+    assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 3.0);
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", ""), 3.0);
+    assert_eq!(scene.sum("bitcoin_compact_block_requested_transactions_count", ""), 1.0);
+}
+
+pub fn a_sync_of_two_thousand_headers_announces_nothing() {
+    let (mut scene, [mut peer]) = Scene::new();
+    let (mut blocks, mut last) = (Vec::new(), scene.tip);
+    for height in 1..=2000 {
+        let block = block_on(&last, scene.height + height, last.time + 1, REWARD, &[]);
+        last = block.header;
+        blocks.push(block);
+    }
+    peer.say(NetworkMessage::Headers(blocks.iter().map(|block| block.header).collect()));
+    let mut given = 0;
+    while given < blocks.len() {
+        let wanted = peer.hear("getdata", |message| match message {
+            NetworkMessage::GetData(wanted) => Some(wanted),
+            _ => None,
+        });
+        for inventory in wanted {
+            let Inventory::WitnessBlock(hash) = inventory else { panic!("{inventory:?}") };
+            let block = blocks.iter().find(|block| block.block_hash() == hash).unwrap();
+            peer.say(NetworkMessage::Block(block.clone()));
+            given += 1;
+        }
+    }
+    (scene.tip, scene.height) = (last, scene.height + 2000);
+    eventually("all are connected", || {
+        (scene.node.cli(&["getblockcount"]) == scene.height.to_string()).then_some(())
+    });
+    eventually("all are counted", || {
+        (scene.sum("bitcoin_block_arrivals_total", "other") == 2000.0).then_some(())
+    });
+    assert_eq!(scene.sum("bitcoin_blocks_connected_total", ""), 2000.0);
+    assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 0.0);
+    assert_eq!(scene.sum("bitcoin_block_arrival_seconds_count", ""), 0.0);
+
+    // The next one is announced, with its predecessor.
+    let first = block_on(&scene.tip, scene.height + 1, scene.tip.time + 1, REWARD, &[]);
+    let second = block_on(&first.header, scene.height + 2, scene.tip.time + 2, REWARD, &[]);
+    peer.say(NetworkMessage::Headers(vec![first.header, second.header]));
+    for block in [&first, &second] {
+        peer.say(NetworkMessage::Block(block.clone()));
+    }
+    scene.connected(&second);
+    assert_eq!(scene.sum("bitcoin_block_announcements_total", "by=\"headers\""), 2.0);
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", "full_block"), 2.0);
+    assert_eq!(scene.sum("fibre_exporter_errors_total", ""), 0.0, "{}", scene.exporter.metrics());
+}
+
+pub fn a_peer_that_invents_blocks_displaces_nobody_elses() {
+    let (mut scene, [mut honest, mut other]) = Scene::new();
+    let block = scene.block(&[]);
+    honest.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    honest.until_handled();
+    for _ in 0..500 {
+        let invented = deserialize(&rand::random::<[u8; 32]>()).unwrap();
+        other.say(NetworkMessage::Inv(vec![Inventory::Block(invented)]));
+    }
+    other.until_handled();
+    honest.say_compact(&block, &[]);
+    scene.connected(&block);
+    assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("inv"));
+    assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 1.0);
+    assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_complete"), 1.0);
+}

@@ -1,0 +1,33 @@
+//! The way to the node: its socket, or HTTP alone where there is no socket.
+
+use anyhow::{Result, anyhow};
+use tokio::net::UnixStream;
+
+use super::context::Context;
+use super::http_rpc::Checker;
+use crate::http_rpc::HttpRpc;
+use crate::ipc::source::Source;
+
+/// Where a node can be asked.
+pub enum Door {
+    /// The socket, connected.
+    Ipc(UnixStream),
+    /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
+    Http(HttpRpc, String),
+}
+
+/// Connects to the socket. Where that fails, and the node need not have one, asks over HTTP.
+pub async fn open(source: &mut Source, context: &Context) -> Result<Door> {
+    let error = match source.open().await {
+        Ok(stream) => return Ok(Door::Ipc(stream)),
+        Err(error) => error,
+    };
+    let Some(http) = context.http_rpc.as_ref().filter(|http| http.settings().alone) else {
+        return Err(error);
+    };
+    Checker::alone(http.clone()).check().await;
+    match http.is_used() {
+        true => Ok(Door::Http(http.clone(), format!("{error:#}"))),
+        false => Err(anyhow!("{error:#}; JSON-RPC over HTTP: {}", http.why_not())),
+    }
+}

@@ -1,0 +1,137 @@
+//! When JSON-RPC over HTTP is used: where IPC has none, once it answers, and only if both lead to the same node.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use super::json::number;
+use crate::http_rpc::HttpRpc;
+use crate::ipc::{BlockRef, CallError, Chain, Interfaces, Mining, Thread};
+
+/// Between two looks at whether it is still the same node.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// After the first failure; doubled with each.
+const MIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Core makes a wrong password wait, and logs it.
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Finds out whether JSON-RPC over HTTP can be used.
+pub struct Checker {
+    http: HttpRpc,
+    mining: Option<Mining>,
+    chain: Option<Chain>,
+}
+
+impl Checker {
+    /// Compares with what these interfaces tell. `on` runs nothing else.
+    pub fn new(http: HttpRpc, interfaces: &Interfaces, on: &Thread) -> Self {
+        http.forget_node(false);
+        let mining = interfaces.mining.as_ref().map(|mining| mining.on(on));
+        let chain = interfaces.chain.as_ref().map(|chain| chain.on(on));
+        Checker { http, mining, chain }
+    }
+
+    /// Of a node without IPC: there is nothing to compare with.
+    pub fn alone(http: HttpRpc) -> Self {
+        http.forget_node(true);
+        Checker { http, mining: None, chain: None }
+    }
+
+    /// Uses it if it answers and is the same node, else says why not.
+    pub async fn check(&self) {
+        match self.differs().await {
+            Ok(None) => self.http.use_it(),
+            Ok(Some(difference)) => self.http.give_up(&format!(
+                "{} is another node than {}: {difference}; name the right one with --rpc-url and --rpc-cookie-file, or \
+                 --chain",
+                self.http.settings().url,
+                match self.mining.is_some() || self.chain.is_some() {
+                    true => "the one behind the IPC socket",
+                    false => "was asked for",
+                },
+            )),
+            Err(error) => self.http.failed(&error),
+        }
+    }
+
+    /// Goes on checking. A poll follows at once when it can be used.
+    pub async fn keep_checking(self, usable: Rc<Notify>) {
+        let mut wait = MIN_RETRY_INTERVAL;
+        loop {
+            let was_used = self.http.is_used();
+            if was_used {
+                // One that fails again soon is asked as seldom as before.
+                if tokio::time::timeout(RECHECK_INTERVAL, self.http.given_up()).await.is_err() {
+                    wait = MIN_RETRY_INTERVAL;
+                }
+            }
+            if !self.http.is_used() {
+                tokio::time::sleep(wait).await;
+                wait = MAX_RETRY_INTERVAL.min(wait * 2);
+            }
+            let before = self.http.is_used();
+            self.check().await;
+            if self.http.is_used() && !before {
+                usable.notify_one();
+            }
+        }
+    }
+
+    /// What differs between the node behind the IPC socket and the one that answers over HTTP.
+    async fn differs(&self) -> Result<Option<String>, CallError> {
+        let info = self.http.ask("getblockchaininfo", json!([])).await?;
+        if let (Some(wanted), Some(chain)) = (&self.http.settings().chain, info["chain"].as_str())
+            && wanted != chain
+        {
+            return Ok(Some(format!("its chain is {chain:?}, not {wanted:?}")));
+        }
+        if let Some(mining) = &self.mining
+            && let Some(difference) = self.tip_differs(async || mining.tip().await).await?
+        {
+            return Ok(Some(difference));
+        }
+        match &self.chain {
+            Some(chain) => self.pruned_differently(chain, &info).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Whether the other has another block at the height of the tip. The tip is looked at before and after: it may change
+    /// meanwhile.
+    async fn tip_differs(
+        &self,
+        tip: impl AsyncFn() -> Result<Option<BlockRef>, CallError>,
+    ) -> Result<Option<String>, CallError> {
+        const MAX_TIP_CHANGES: u32 = 5;
+        for _ in 0..MAX_TIP_CHANGES {
+            let Some(before) = tip().await? else { return Ok(None) };
+            let theirs = match self.http.ask("getblockhash", json!([before.height])).await {
+                Ok(hash) => hash.as_str().unwrap_or_default().to_string(),
+                Err(CallError::JsonRpc { code: OUT_OF_RANGE, .. }) => "none".into(),
+                Err(error) => return Err(error),
+            };
+            if theirs == before.hash.to_string() {
+                return Ok(None);
+            }
+            if tip().await? == Some(before) {
+                return Ok(Some(format!(
+                    "its block at height {} is {theirs:.64}, not {}",
+                    before.height, before.hash
+                )));
+            }
+        }
+        Err(CallError::Http("the tip changes too fast to compare it".into()))
+    }
+
+    async fn pruned_differently(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
+        let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
+        // It grows between the two calls.
+        let ours = chain.prune_height().await?.map_or(0.0, |last| f64::from(last) + 1.0);
+        Ok((ours < theirs).then(|| format!("it has pruned to height {theirs}, not {ours}")))
+    }
+}
+
+/// Core's `RPC_INVALID_PARAMETER`: the height is above the tip.
+const OUT_OF_RANGE: i64 = -8;

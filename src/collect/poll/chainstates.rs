@@ -1,0 +1,81 @@
+//! Chainstates, indexes, soft forks.
+
+use serde_json::{Value, json};
+
+use super::Calls;
+use crate::collect::json::{entries, flag, number};
+
+/// Each poll.
+pub async fn poll(calls: &mut Calls, chain_info: &Value) {
+    let answer = calls.rpc("getchainstates", json!([])).await;
+    let states = named(&answer);
+    let indexes = calls.rpc("getindexinfo", json!([])).await;
+
+    let metrics = &calls.metrics().chainstates;
+    let heights = states.iter().filter_map(|(name, state)| Some(([*name], number(state, "blocks")?)));
+    metrics.height.replace(heights);
+    let caches = states.iter().flat_map(|(name, state)| {
+        let cache = |cache, field| Some(([*name, cache], number(state, field)?));
+        [cache("db", "coins_db_cache_bytes"), cache("tip", "coins_tip_cache_bytes")]
+    });
+    metrics.cache.replace(caches.flatten());
+    metrics.background_progress.set(number(&chain_info["backgroundvalidation"], "verificationprogress"));
+    let known = entries(&indexes);
+    metrics.index_height.replace(
+        known.iter().filter_map(|(name, index)| Some(([*name], number(index, "best_block_height")?))),
+    );
+    metrics
+        .index_synced
+        .replace(known.iter().filter_map(|(name, index)| Some(([*name], flag(index, "synced")?.into()))));
+}
+
+/// Once per tip.
+pub async fn poll_deployments(calls: &mut Calls) {
+    let info = calls.rpc("getdeploymentinfo", json!([])).await;
+    let known = entries(&info["deployments"]);
+    let metrics = &calls.metrics().chainstates;
+    metrics
+        .deployment_active
+        .replace(known.iter().filter_map(|(name, fork)| Some(([*name], flag(fork, "active")?.into()))));
+    metrics.deployment_signalling.replace(
+        known
+            .iter()
+            .filter_map(|(name, fork)| Some(([*name], number(&fork["bip9"]["statistics"], "count")?))),
+    );
+}
+
+/// A node has one chainstate, or with assumeutxo two until the snapshot is validated.
+fn named(answer: &Value) -> Vec<(&'static str, &Value)> {
+    let states = answer["chainstates"].as_array().map_or(&[][..], Vec::as_slice);
+    let states = &states[..states.len().min(2)];
+    let named = states.iter().map(|state| match state.get("snapshot_blockhash") {
+        Some(_) => ("snapshot", state),
+        None if states.len() == 2 => ("background", state),
+        None => ("normal", state),
+    });
+    named.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chainstates_are_told_apart() {
+        let names = |states: Value| {
+            let answer = json!({"headers": 9, "chainstates": states});
+            named(&answer)
+                .into_iter()
+                .map(|(name, state)| (name, state["blocks"].clone()))
+                .collect::<Vec<_>>()
+        };
+        let snapshot = json!({"blocks": 9, "snapshot_blockhash": "00", "validated": false});
+        assert_eq!(names(json!([{"blocks": 7}])), [("normal", json!(7))]);
+        assert_eq!(names(json!([snapshot])), [("snapshot", json!(9))]);
+        assert_eq!(
+            names(json!([{"blocks": 7}, snapshot])),
+            [("background", json!(7)), ("snapshot", json!(9))]
+        );
+        assert_eq!((names(json!([])), names(Value::Null)), (vec![], vec![]));
+    }
+}

@@ -1,0 +1,169 @@
+//! The mempool's feerate diagram, folded into bands and depths while it is parsed: a large mempool has 100,000 chunks.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+
+/// Where a band of feerates begins: as the `from` label has it, and in tenths of a sat/vB.
+const BANDS: [(&str, u64); 19] = [
+    ("0", 0),
+    ("0.1", 1),
+    ("0.2", 2),
+    ("0.5", 5),
+    ("1", 10),
+    ("2", 20),
+    ("3", 30),
+    ("5", 50),
+    ("8", 80),
+    ("13", 130),
+    ("21", 210),
+    ("34", 340),
+    ("55", 550),
+    ("89", 890),
+    ("144", 1440),
+    ("233", 2330),
+    ("377", 3770),
+    ("610", 6100),
+    ("987", 9870),
+];
+
+/// The depths whose feerate is shown: as the `blocks` label has it, and in blocks.
+const DEPTHS: [(&str, u64); 4] = [("1", 1), ("2", 2), ("3", 3), ("6", 6)];
+
+/// Weight units of a block.
+const BLOCK_WEIGHT: u64 = 4_000_000;
+
+/// Weight units of a virtual byte.
+const WEIGHT_PER_VBYTE: f64 = 4.0;
+
+/// A part of the mempool.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Part {
+    /// In weight units, adjusted for signature operations.
+    weight: u64,
+    /// With the node's own priorities (`prioritisetransaction`), which can make it negative.
+    satoshis: i64,
+}
+
+/// The mempool by feerate.
+#[derive(Debug, Default, PartialEq)]
+pub struct Feerates {
+    bands: [Part; BANDS.len()],
+    /// In sat/vB; of depths that the mempool does not have, none.
+    depths: [Option<f64>; DEPTHS.len()],
+}
+
+impl Feerates {
+    /// Of each band its `from` label, vbytes and fees in satoshis.
+    pub fn bands(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
+        let bands = BANDS.iter().zip(&self.bands);
+        bands.map(|((from, _), part)| (*from, part.weight as f64 / WEIGHT_PER_VBYTE, part.satoshis as f64))
+    }
+
+    /// Of each depth that the mempool has its `blocks` label and its feerate in sat/vB.
+    pub fn depths(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        DEPTHS.iter().zip(&self.depths).filter_map(|((blocks, _), feerate)| Some((*blocks, (*feerate)?)))
+    }
+
+    /// Adds the chunk between two points of the diagram; `None` if there is no such chunk.
+    fn add(&mut self, from: Part, to: Part) -> Option<()> {
+        let weight = to.weight.checked_sub(from.weight)?;
+        let satoshis = to.satoshis.saturating_sub(from.satoshis);
+        if weight == 0 {
+            return (satoshis == 0).then_some(()); // the diagram's first point
+        }
+        // In tenths of a sat/vB, as the bands are: exact, and never too large.
+        let reaches = |tenths: u64| i128::from(satoshis) * 40 >= i128::from(tenths) * i128::from(weight);
+        let band = BANDS.iter().rposition(|&(_, tenths)| reaches(tenths)).unwrap_or(0);
+        let band = &mut self.bands[band];
+        band.weight += weight;
+        band.satoshis = band.satoshis.saturating_add(satoshis);
+        for ((_, blocks), feerate) in DEPTHS.iter().zip(&mut self.depths) {
+            if to.weight >= blocks * BLOCK_WEIGHT {
+                feerate.get_or_insert(satoshis as f64 / (weight as f64 / WEIGHT_PER_VBYTE));
+            }
+        }
+        Some(())
+    }
+}
+
+/// A point of the diagram: all that is mined up to here.
+#[derive(serde::Deserialize)]
+struct Point {
+    weight: u64,
+    /// In BTC.
+    fee: f64,
+}
+
+impl<'de> Deserialize<'de> for Feerates {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Diagram)
+    }
+}
+
+struct Diagram;
+
+impl<'de> Visitor<'de> for Diagram {
+    type Value = Feerates;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("points of a feerate diagram")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut points: A) -> Result<Feerates, A::Error> {
+        let (mut feerates, mut last) = (Feerates::default(), Part::default());
+        while let Some(Point { weight, fee }) = points.next_element()? {
+            let point = Part { weight, satoshis: (fee * 1e8).round() as i64 };
+            feerates.add(last, point).ok_or_else(|| A::Error::custom("a diagram that goes down"))?;
+            last = point;
+        }
+        Ok(feerates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(diagram: &str) -> Option<Feerates> {
+        serde_json::from_str(diagram).ok()
+    }
+
+    #[test]
+    fn chunks_are_in_the_band_of_their_feerate() {
+        let feerates =
+            of(r#"[{"weight":0,"fee":0.0},{"weight":400,"fee":0.00000500},{"weight":800,"fee":0.00000599},
+                {"weight":1200,"fee":0.00000609},{"weight":1202,"fee":0.00000602}]"#);
+        let bands: Vec<_> = feerates.unwrap().bands().filter(|(_, vbytes, _)| *vbytes > 0.0).collect();
+        assert_eq!(
+            bands,
+            [("0", 0.5, -7.0), ("0.1", 100.0, 10.0), ("0.5", 100.0, 99.0), ("5", 100.0, 500.0)]
+        );
+    }
+
+    #[test]
+    fn a_depth_has_the_feerate_of_the_chunk_that_reaches_it() {
+        let feerates =
+            of(r#"[{"weight":0,"fee":0},{"weight":3999999,"fee":0.5},{"weight":4000399,"fee":0.50000700},
+                {"weight":13000399,"fee":0.52250700}]"#);
+        let feerates = feerates.unwrap();
+        assert_eq!(feerates.depths().collect::<Vec<_>>(), [("1", 7.0), ("2", 1.0), ("3", 1.0)]);
+        assert_eq!(of("[]").unwrap().depths().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_diagram_is_refused() {
+        for wrong in [
+            r#"[{"weight":4,"fee":1},{"weight":3,"fee":1}]"#,
+            r#"[{"weight":0,"fee":1}]"#,
+            r#"[{"weight":-4,"fee":1}]"#,
+            r#"[{"weight":4}]"#,
+            r#"{"weight":4,"fee":1}"#,
+            "[7]",
+            "7",
+        ] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+        assert!(of(r#"[{"weight":18446744073709551615,"fee":1e300}]"#).is_some(), "but nothing overflows");
+    }
+}

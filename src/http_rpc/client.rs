@@ -1,0 +1,354 @@
+//! Calls over HTTP: one connection that is kept, one request after the other.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, Notify};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use super::Settings;
+use crate::ipc::{CallError, JsonRpcAnswer};
+
+/// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
+const MAX_BODY_BYTES: usize = 64 << 20;
+/// Limit on an answer's status line and headers; Core's are about 150 bytes.
+const MAX_HEADER_BYTES: usize = 16 << 10;
+
+/// A node's JSON-RPC over HTTP.
+#[derive(Clone)]
+pub struct HttpRpc {
+    shared: Rc<Shared>,
+    connection: Rc<Mutex<Option<Kept>>>,
+    deadline: Duration,
+}
+
+/// What the connections to one node have in common.
+struct Shared {
+    settings: Settings,
+    /// It answered, and it is the node that IPC leads to.
+    used: Cell<bool>,
+    /// A call failed in a way that says that the next one fails, too.
+    failed: Notify,
+    /// Why it is not used, as it was logged; empty while it is used.
+    said: RefCell<String>,
+    /// Whoever asks says what is wrong.
+    quiet: Cell<bool>,
+    /// Methods that were refused, which was logged.
+    forbidden: RefCell<BTreeSet<String>>,
+}
+
+/// The connection, and what the node last let us in with.
+struct Kept {
+    sender: http1::SendRequest<Full<Bytes>>,
+    authorization: HeaderValue,
+    _driver: AbortOnDropHandle<()>,
+}
+
+/// A whole answer.
+struct Answer {
+    status: StatusCode,
+    content_type: Option<String>,
+    body: Bytes,
+}
+
+impl HttpRpc {
+    /// Connects at the first call. Each call is given `deadline`, all in all.
+    pub fn new(settings: Settings, deadline: Duration) -> Self {
+        if !settings.url.tls && !settings.url.is_local() {
+            warn!(
+                "{} is on another machine: what is sent there, the password too, is not encrypted",
+                settings.url
+            );
+        }
+        let shared = Rc::new(Shared {
+            settings,
+            used: Cell::new(false),
+            failed: Notify::new(),
+            said: RefCell::default(),
+            quiet: Cell::new(false),
+            forbidden: RefCell::default(),
+        });
+        HttpRpc { shared, connection: Rc::default(), deadline }
+    }
+
+    /// For calls that the node answers only after a while: others do not wait for them.
+    pub fn on_connection_of_its_own(&self, longer: Duration) -> Self {
+        HttpRpc {
+            shared: self.shared.clone(),
+            connection: Rc::default(),
+            deadline: self.deadline.saturating_add(longer),
+        }
+    }
+
+    /// Where it is, and how to be let in.
+    pub fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    /// Whether it can be asked: it answered, and it is the right node.
+    pub fn is_used(&self) -> bool {
+        self.shared.used.get()
+    }
+
+    /// It answers, and it is the right node.
+    pub fn use_it(&self) {
+        if !self.shared.used.replace(true) {
+            self.shared.said.take();
+            let Settings { url, credentials, .. } = self.settings();
+            info!("JSON-RPC over HTTP is used: {url}, {}", credentials.describe());
+        }
+    }
+
+    /// It cannot be used until it was found usable again. Says why when that changes.
+    pub fn give_up(&self, why: &str) {
+        self.shared.used.set(false);
+        if *self.shared.said.borrow() != why {
+            let text = format!("JSON-RPC over HTTP is not used: {why}");
+            match self.settings().required || self.settings().credentials.read().is_ok() {
+                _ if self.shared.quiet.get() => {}
+                true => warn!("{text}; trying again until it works"),
+                false => info!("{text}"),
+            }
+            *self.shared.said.borrow_mut() = why.to_string();
+        }
+    }
+
+    /// It cannot be used, because a call failed.
+    pub fn failed(&self, error: &CallError) {
+        match error.is_warmup() {
+            // Its message changes with each step.
+            true => self.give_up(&format!("{}: the node is starting", self.settings().url)),
+            false => self.give_up(&error.to_string()),
+        }
+    }
+
+    /// Why it is not used.
+    pub fn why_not(&self) -> String {
+        self.shared.said.borrow().clone()
+    }
+
+    /// It may be another node than before. Without IPC (`alone`) whoever asks says what is wrong.
+    pub fn forget_node(&self, alone: bool) {
+        self.shared.used.set(false);
+        self.shared.quiet.set(alone);
+    }
+
+    /// Resolves when it is not used any more.
+    pub async fn given_up(&self) {
+        while self.is_used() {
+            self.shared.failed.notified().await;
+        }
+    }
+
+    /// A call, if it can be asked.
+    pub async fn call<T: DeserializeOwned + Default>(
+        &self,
+        method: &str,
+        params: Value,
+    ) -> Result<T, CallError> {
+        if !self.is_used() {
+            return Err(CallError::Http(self.why_not()));
+        }
+        let answer = self.ask_as(method, params).await;
+        if let Err(error) = &answer
+            && self.is_used()
+            && (error.is_warmup() || matches!(error, CallError::Http(_)))
+        {
+            self.failed(error);
+            self.shared.failed.notify_one();
+        }
+        answer
+    }
+
+    /// A call, whether or not it was found usable.
+    pub async fn ask(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        self.ask_as(method, params).await
+    }
+
+    async fn ask_as<T: DeserializeOwned + Default>(
+        &self,
+        method: &str,
+        params: Value,
+    ) -> Result<T, CallError> {
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let body = Bytes::from(request.to_string());
+        let answer = match tokio::time::timeout(self.deadline, self.authorized(body)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {}", humantime::format_duration(self.deadline))),
+        };
+        let answer = answer.map_err(|why| CallError::Http(format!("{}: {why}", self.settings().url)))?;
+        if answer.status == StatusCode::FORBIDDEN && self.shared.forbidden.borrow_mut().insert(method.into())
+        {
+            warn!(
+                "the node refuses {method} over HTTP (403): its -rpcwhitelist or -rpcallowip does not permit it"
+            );
+        }
+        read(answer).map_err(|error| match error {
+            CallError::Http(why) => CallError::Http(format!("{}: {why}", self.settings().url)),
+            error => error,
+        })
+    }
+
+    /// The answer to a request with the credentials that were good last time, or with those that are there now.
+    async fn authorized(&self, body: Bytes) -> Result<Answer, String> {
+        let credentials = &self.settings().credentials;
+        // Taken out, so that a call that is given up closes it: its answer may still come.
+        let mut slot = self.connection.lock().await;
+        let kept = slot.take();
+        let first = match &kept {
+            Some(kept) => kept.authorization.clone(),
+            None => credentials.read()?,
+        };
+        let (mut kept, answer) = self.exchange(kept, &first, &body).await?;
+        if answer.status != StatusCode::UNAUTHORIZED {
+            *slot = Some(kept);
+            return Ok(answer);
+        }
+        let refused = || {
+            let (describe, advice) = (credentials.describe(), credentials.advice());
+            Err(format!("the node refuses {describe} (401); {advice}"))
+        };
+        let second = credentials.read()?;
+        if second == first {
+            return refused();
+        }
+        let answer;
+        (kept, answer) = self.exchange(Some(kept), &second, &body).await?;
+        if answer.status == StatusCode::UNAUTHORIZED {
+            return refused();
+        }
+        *slot = Some(kept);
+        Ok(answer)
+    }
+
+    /// Sends a request and reads its answer; on a new connection if the node has closed the one that was kept.
+    async fn exchange(
+        &self,
+        kept: Option<Kept>,
+        authorization: &HeaderValue,
+        body: &Bytes,
+    ) -> Result<(Kept, Answer), String> {
+        let url = &self.settings().url;
+        let request = || {
+            Request::post(&url.path)
+                .header(HOST, url.authority())
+                .header(AUTHORIZATION, authorization)
+                .header(CONTENT_TYPE, "application/json")
+                .body(Full::new(body.clone()))
+                .map_err(|error| error.to_string())
+        };
+        if let Some(mut kept) = kept
+            && kept.sender.ready().await.is_ok()
+            && let Ok(head) = kept.sender.send_request(request()?).await
+        {
+            kept.authorization = authorization.clone();
+            return Ok((kept, whole(head).await?));
+        }
+        let mut kept = connect(self.settings(), authorization).await?;
+        let head = kept.sender.send_request(request()?).await;
+        let head = head
+            .map_err(|error| format!("no HTTP answer ({error}); is it the port of the node's JSON-RPC?"))?;
+        Ok((kept, whole(head).await?))
+    }
+}
+
+async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kept, String> {
+    let Settings { url, tls, .. } = settings;
+    let stream =
+        TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                "nobody listens there; is the node's -server on, and is this its -rpcport? (--rpc-url)"
+                    .to_string()
+            }
+            _ => format!("cannot connect: {error}"),
+        })?;
+    let _ = stream.set_nodelay(true); // without it a call is only slower
+    let stream = match tls.as_ref().filter(|_| url.tls) {
+        Some(tls) => Either::Right(encrypted(stream, &url.host, tls.clone()).await?),
+        None => Either::Left(stream),
+    };
+    let handshake =
+        http1::Builder::new().max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.map_err(|error| error.to_string())?;
+    let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async {
+        let _ = connection.await; // whoever waits for an answer is told
+    }));
+    Ok(Kept { sender, authorization: authorization.clone(), _driver: driver })
+}
+
+async fn encrypted(
+    stream: TcpStream,
+    host: &str,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, String> {
+    let name = ServerName::try_from(host.to_string()).map_err(|error| error.to_string())?;
+    TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
+        let error_of_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+        let advice = match error_of_tls {
+            Some(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => "; name the certificate of its authority with --rpc-ca-file",
+            Some(rustls::Error::InvalidMessage(_)) => "; does it speak https? (--rpc-url http://…)",
+            _ => "",
+        };
+        format!("TLS failed: {error}{advice}")
+    })
+}
+
+async fn whole(head: Response<Incoming>) -> Result<Answer, String> {
+    let (head, body) = head.into_parts();
+    let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| match error
+        .downcast_ref::<LengthLimitError>()
+    {
+        Some(_) => format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20),
+        None => format!("the answer ended too early ({error})"),
+    })?;
+    let content_type =
+        head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);
+    Ok(Answer { status: head.status, content_type, body: body.to_bytes() })
+}
+
+/// Before 2.0, errors of a call have status codes of their own, and bodies like all others.
+fn read<T: DeserializeOwned + Default>(answer: Answer) -> Result<T, CallError> {
+    let status = answer.status.as_u16();
+    if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+        return Err(CallError::Http(
+            "the node's work queue is full (503): other clients ask too much of it, or -rpcworkqueue is too small".into(),
+        ));
+    }
+    if answer.status == StatusCode::FORBIDDEN {
+        return Err(CallError::Failed("403, not permitted by -rpcwhitelist or -rpcallowip".into()));
+    }
+    if answer.status.is_redirection() {
+        return Err(CallError::Http(format!(
+            "it redirects elsewhere ({status}), which is not followed; name the node itself with --rpc-url"
+        )));
+    }
+    match serde_json::from_slice::<JsonRpcAnswer>(&answer.body) {
+        Ok(answer) => answer.result(),
+        Err(_) => {
+            let kind = answer.content_type.as_deref().unwrap_or("no content type");
+            Err(CallError::Http(format!(
+                "the answer is no JSON-RPC ({status}, {kind:.40}); is it a proxy or another server? (--rpc-url)"
+            )))
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What a node's JSON-RPC over HTTP asks for: its cookie, or a user with a password.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::HeaderValue;
+use nix::unistd::{Uid, User};
+
+/// The password of `--rpc-user`, where it comes from the environment.
+pub const PASSWORD_VARIABLE: &str = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD";
+
+/// A cookie is 75 bytes long.
+const MAX_FILE_BYTES: u64 = 4096;
+
+/// How to be let in. Holds no secret itself: each is read when it is needed.
+#[derive(Clone, Debug)]
+pub enum Credentials {
+    /// The file that the node writes at each start.
+    Cookie(PathBuf),
+    /// A user of the node's `-rpcauth` or `-rpcuser`.
+    User {
+        /// Its name.
+        name: String,
+        /// Its password.
+        password: Password,
+    },
+}
+
+/// Where a password is.
+#[derive(Clone, Debug)]
+pub enum Password {
+    /// The first line of this file.
+    File(PathBuf),
+    /// [`PASSWORD_VARIABLE`].
+    Environment,
+}
+
+impl Credentials {
+    /// The `Authorization` header, of what is there now.
+    pub fn read(&self) -> Result<HeaderValue, String> {
+        let both = match self {
+            Credentials::Cookie(path) => {
+                let cookie = first_line(path, "cookie")?;
+                match cookie.contains(':') {
+                    true => cookie,
+                    false => return Err(format!("{} is not a cookie: it has no colon", path.display())),
+                }
+            }
+            Credentials::User { name, password: Password::File(path) } => {
+                format!("{name}:{}", first_line(path, "password")?)
+            }
+            Credentials::User { name, password: Password::Environment } => {
+                match std::env::var(PASSWORD_VARIABLE) {
+                    Ok(password) => format!("{name}:{password}"),
+                    Err(_) => return Err(format!("{PASSWORD_VARIABLE} holds no password")),
+                }
+            }
+        };
+        let mut header = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(both)))
+            .map_err(|error| error.to_string())?;
+        header.set_sensitive(true);
+        Ok(header)
+    }
+
+    /// For messages.
+    pub fn describe(&self) -> String {
+        match self {
+            Credentials::Cookie(path) => format!("the cookie in {}", path.display()),
+            Credentials::User { name, password: Password::File(path) } => {
+                format!("user {name} with the password in {}", path.display())
+            }
+            Credentials::User { name, password: Password::Environment } => {
+                format!("user {name} with the password of {PASSWORD_VARIABLE}")
+            }
+        }
+    }
+
+    /// What to do when the node refuses them.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Credentials::Cookie(_) => {
+                "is it the cookie of the node at this port? (--rpc-cookie-file, --rpc-url; a node with -rpcpassword has none)"
+            }
+            Credentials::User { .. } => "compare them with -rpcauth or -rpcuser of the node",
+        }
+    }
+}
+
+fn first_line(path: &Path, what: &str) -> Result<String, String> {
+    let at = path.display();
+    let metadata = path.metadata();
+    if metadata.as_ref().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(format!("cannot read the {what} in {at}: it is not a file"));
+    }
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
+    match read {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound && what == "cookie" => {
+            return Err(format!(
+                "there is no cookie at {at}; start the node with -server, or name its cookie with --rpc-cookie-file"
+            ));
+        }
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            let owner =
+                metadata.ok().and_then(|file| User::from_uid(Uid::from_raw(file.uid())).ok().flatten());
+            let owner = owner.map_or(String::new(), |user| format!(" (it belongs to user {})", user.name));
+            return Err(format!(
+                "cannot read the {what} in {at}: permission denied{owner}; run as that user, or let its group read it \
+                 (the node's -rpccookieperms=group)"
+            ));
+        }
+        Err(error) => return Err(format!("cannot read the {what} in {at}: {error}")),
+    }
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.to_string()),
+        _ => Err(format!("{at} is empty: there is no {what} in it")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(credentials: &Credentials) -> Result<String, String> {
+        credentials.read().map(|header| {
+            let text = header.to_str().unwrap().strip_prefix("Basic ").unwrap();
+            String::from_utf8(STANDARD.decode(text).unwrap()).unwrap()
+        })
+    }
+
+    #[test]
+    fn secrets_are_read_when_they_are_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let cookie = Credentials::Cookie(path.clone());
+        let user = Credentials::User { name: "exporter".into(), password: Password::File(path.clone()) };
+        assert!(read(&cookie).unwrap_err().contains("there is no cookie at"));
+        for text in ["__cookie__:a", "__cookie__:b"] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(read(&cookie).unwrap(), text);
+        }
+        std::fs::write(&path, "pass word\n").unwrap();
+        assert_eq!(read(&user).unwrap(), "exporter:pass word");
+        assert!(read(&cookie).unwrap_err().contains("no colon"));
+        std::fs::write(&path, "").unwrap();
+        assert!(read(&user).unwrap_err().contains("is empty"));
+        assert!(read(&Credentials::Cookie(dir.path().into())).unwrap_err().contains("not a file"));
+        assert!(!format!("{user:?}").contains("pass word"));
+    }
+}

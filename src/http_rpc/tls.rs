@@ -1,0 +1,36 @@
+//! Which certificates are trusted behind https.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use rustls::crypto::ring::default_provider;
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::tls;
+
+/// Trusts what these authorities have signed, in a PEM file; without it those of the system.
+pub fn trusting(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
+    let roots = match authorities {
+        Some(path) => tls::authorities(path).context("--rpc-ca-file")?,
+        None => of_system()?,
+    };
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+fn of_system() -> Result<RootCertStore> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let why = found.errors.first().map_or(String::new(), |error| format!(" ({error})"));
+        bail!(
+            "the system has no certificates of authorities{why}: install ca-certificates, or name yours with --rpc-ca-file"
+        );
+    }
+    Ok(roots)
+}

@@ -1,0 +1,114 @@
+//! `http://HOST:PORT` or `https://HOST`.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use hyper::Uri;
+
+/// Where a node's JSON-RPC listens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Url {
+    /// Behind https: Bitcoin Core has no TLS, but what stands in front of it may.
+    pub tls: bool,
+    /// A name or an address, IPv6 without its brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Below it; a node without wallets answers on `/`.
+    pub path: String,
+}
+
+impl Url {
+    /// The port of this chain on this machine.
+    pub fn of_port(port: u16) -> Self {
+        Url { tls: false, host: "127.0.0.1".into(), port, path: "/".into() }
+    }
+
+    /// As the `Host` header has it.
+    pub fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// Whether what is sent there stays on this machine.
+    pub fn is_local(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = if self.path == "/" { "" } else { &self.path };
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{path}", self.authority())
+    }
+}
+
+impl FromStr for Url {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = "write it like http://127.0.0.1:8332";
+        let uri: Uri = text.parse().map_err(|error| format!("{error}; {wanted}"))?;
+        let tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(format!("it is no http:// or https:// URL; {wanted}")),
+        };
+        let port = uri.port_u16().or(tls.then_some(443));
+        let (Some(authority), Some(port)) = (uri.authority(), port) else {
+            return Err(format!("it has no port; {wanted}"));
+        };
+        if authority.as_str().contains('@') {
+            return Err(
+                "a password does not belong into an argument, which every user of the machine can read: use \
+                        --rpc-user with --rpc-password-file"
+                    .into(),
+            );
+        }
+        if uri.query().is_some() {
+            return Err(format!("it has a query; {wanted}"));
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_string();
+        if host.is_empty() {
+            return Err(format!("it has no host; {wanted}"));
+        }
+        Ok(Url { tls, host, port, path: uri.path().into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_as_users_write_them() {
+        assert_eq!("http://127.0.0.1:8332".parse(), Ok(Url::of_port(8332)));
+        assert_eq!("http://127.0.0.1:8332/".parse(), Ok(Url::of_port(8332)));
+        let six: Url = "http://[::1]:18443/wallet/x".parse().unwrap();
+        assert_eq!((six.host.as_str(), six.port, six.path.as_str()), ("::1", 18443, "/wallet/x"));
+        assert_eq!(six.to_string(), "http://[::1]:18443/wallet/x");
+        let behind_tls: Url = "https://node.example/rpc".parse().unwrap();
+        assert!(behind_tls.tls && behind_tls.port == 443);
+        assert_eq!(behind_tls.to_string(), "https://node.example:443/rpc");
+        assert!(six.is_local() && !Url { host: "node.example".into(), ..six }.is_local());
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_with_what_to_do() {
+        for (text, why) in [
+            ("127.0.0.1:8332", "write it like"),
+            ("http://127.0.0.1", "no port"),
+            ("http://user:secret@127.0.0.1:8332", "--rpc-password-file"),
+            ("http://127.0.0.1:8332/?x", "query"),
+            ("ftp://127.0.0.1:8332", "no http:// or https://"),
+            ("https://user:secret@node.example", "--rpc-password-file"),
+            ("", "write it like"),
+        ] {
+            let error = text.parse::<Url>().unwrap_err();
+            assert!(error.contains(why) && !error.contains("secret"), "{text}: {error}");
+        }
+    }
+}
