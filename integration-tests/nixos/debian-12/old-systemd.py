@@ -5,10 +5,10 @@ start_all()
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
 
-with subtest("it installs, a scrape starts it, and it says that it has no node"):
+with subtest("it installs, a scrape starts it, and it says what is missing"):
     machine.succeed("DEBIAN_FRONTEND=noninteractive dpkg -i /root/bitcoind-exporter.deb")
     machine.wait_until_succeeds("curl -sf http://127.0.0.1:9332/metrics | grep -x 'bitcoin_up 0'")
-    machine.wait_until_succeeds("journalctl -u bitcoind-ipc-exporter | grep 'name its socket'")
+    machine.wait_until_succeeds("journalctl -u bitcoind-ipc-exporter | grep 'older than 253 and needs socket-path.conf'")
 
 with subtest("with the drop-in for old systemd it connects by itself"):
     machine.succeed(
