@@ -7,7 +7,7 @@
 //! unsubscribes, waits for the answers to calls under way, and closes.
 //!
 //! - `ledger` has the rules, without I/O; `relay` is the poll loop;
-//! - `message` is a message as what matters here; `peer` and `frame` are sockets and framing;
+//! - `message` is a message as what matters here, `written` those that the guard writes itself; `peer` and `frame` are sockets and framing;
 //! - `events` is what the exporter is told; `burst` and `budget` keep the node's waiting short;
 //! - `process` is the guard as a process. This file has the exporter's side: placing a guard and seeing it out.
 
@@ -20,6 +20,7 @@ mod message;
 mod peer;
 mod process;
 mod relay;
+mod written;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;

@@ -15,9 +15,10 @@ use super::burst::Burst;
 use super::events::{Event, EventQueue, SubscriptionIds};
 use super::frame::MAX_MESSAGE_BYTES;
 use super::ledger::{FromExporter, FromNode, Ledger};
-use super::message::{self, EmptyAnswer, Message};
+use super::message::{self, Message};
 use super::peer::{Filled, Peer};
 use super::process;
+use super::written::{self, EmptyAnswer};
 
 /// Limit on a message of the exporter's, which asks short questions.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -201,10 +202,10 @@ impl Relay {
                 }
             }
             (FromNode::AnswerThread(question, thread), _) => {
-                self.node.send(&message::thread_answer(question, thread))?
+                self.node.send(&written::thread_answer(question, thread))?
             }
             (FromNode::AnswerUnimplemented(question), _) => {
-                self.node.send(&message::unimplemented(question))?
+                self.node.send(&written::unimplemented(question))?
             }
             (FromNode::Forward, _) => {
                 let stuck = self.exporter.unsent() > MAX_MESSAGE_BYTES;

@@ -6,7 +6,8 @@ use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp as rpc;
 
 use super::*;
-use crate::ipc::guard::message::Method;
+use crate::ipc::guard::message::{self, Message, Method};
+use crate::schema::mining_capnp::mining;
 
 const THREAD_MAP: u32 = 1;
 const THREAD: u32 = 2;

@@ -1,0 +1,157 @@
+//! The messages that the guard writes itself.
+
+use capnp::any_pointer;
+use capnp::capability::FromClientHook;
+use capnp::message::{Builder, HeapAllocator};
+use capnp::serialize::write_message_to_words;
+use capnp::traits::ImbueMut;
+use capnp_rpc::rpc_capnp::{self as rpc, return_};
+
+use super::message::{DISCONNECT, MAKE_THREAD, Method, WAIT_TIP_CHANGED};
+use crate::schema::handler_capnp::handler;
+use crate::schema::mining_capnp::mining;
+use crate::schema::proxy_capnp::thread_map;
+
+/// A message of the guard's own to the node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Own {
+    /// `ThreadMap.makeThread`
+    MakeThread { question: u32, thread_map: u32 },
+    /// `Mining.waitTipChanged`. The timeout is written as the exporter's own call had it.
+    WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
+    /// `Handler.disconnect`
+    Disconnect { question: u32, handler: u32, thread: u32 },
+    /// An answer was taken in.
+    Finish { question: u32, releases: bool },
+}
+
+impl Own {
+    /// The message with its frame.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut message = Builder::new_default();
+        match *self {
+            Own::MakeThread { question, thread_map } => {
+                let params = init_call(&mut message, question, MAKE_THREAD, thread_map).init_params();
+                let params = params.get_content().init_as::<thread_map::make_thread_params::Builder>();
+                { params }.set_name("exporter-guard");
+            }
+            Own::WaitTipChanged { question, mining, thread, ref tip, timeout } => {
+                let call = init_call(&mut message, question, WAIT_TIP_CHANGED, mining);
+                let mut table = Vec::new();
+                let mut content = on_thread(call, thread, &mut table);
+                let mut params = content.reborrow().init_as::<mining::wait_tip_changed_params::Builder>();
+                params.reborrow().init_context().set_thread(capability());
+                params.set_current_tip(tip);
+                params.set_timeout(timeout);
+            }
+            Own::Disconnect { question, handler, thread } => {
+                let call = init_call(&mut message, question, DISCONNECT, handler);
+                let mut table = Vec::new();
+                let mut content = on_thread(call, thread, &mut table);
+                let params = content.reborrow().init_as::<handler::disconnect_params::Builder>();
+                params.init_context().set_thread(capability());
+            }
+            Own::Finish { question, releases } => {
+                let mut finish = message.init_root::<rpc::message::Builder>().init_finish();
+                finish.set_question_id(question);
+                finish.set_release_result_caps(releases);
+            }
+        }
+        write_message_to_words(&message)
+    }
+}
+
+fn init_call(
+    message: &mut Builder<HeapAllocator>,
+    question: u32,
+    method: Method,
+    target: u32,
+) -> rpc::call::Builder<'_> {
+    let mut call = message.init_root::<rpc::message::Builder>().init_call();
+    call.set_question_id(question);
+    call.set_interface_id(method.0);
+    call.set_method_id(method.1);
+    call.reborrow().init_target().set_imported_cap(target);
+    call
+}
+
+/// The place for the parameters of a call whose first and only capability is a thread of the node's.
+fn on_thread<'a>(
+    call: rpc::call::Builder<'a>,
+    thread: u32,
+    table: &'a mut Vec<Option<Box<dyn capnp::private::capability::ClientHook>>>,
+) -> any_pointer::Builder<'a> {
+    let mut params = call.init_params();
+    params.reborrow().init_cap_table(1).get(0).set_receiver_hosted(thread);
+    let mut content = params.get_content();
+    content.imbue_mut(table);
+    content
+}
+
+/// A capability is written as its place in the message's table; which one it is, the table says.
+fn capability<C: FromClientHook>() -> C {
+    let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
+    C::new(broken.hook)
+}
+
+/// An answer without results, as callbacks have. Built once; only the question's number differs.
+pub struct EmptyAnswer {
+    bytes: Vec<u8>,
+    /// Where the question's number is.
+    at: usize,
+}
+
+impl EmptyAnswer {
+    pub fn new() -> Self {
+        let build = |question| {
+            let mut message = Builder::new_default();
+            init_return(&mut message, question).init_results();
+            write_message_to_words(&message)
+        };
+        let (bytes, other) = (build(0), build(u32::MAX));
+        let differing: Vec<_> = (0..bytes.len()).filter(|&at| bytes[at] != other[at]).collect();
+        assert!(
+            differing.len() == 4 && differing[3] == differing[0] + 3,
+            "the number is four bytes in a row"
+        );
+        EmptyAnswer { bytes, at: differing[0] }
+    }
+
+    /// The answer to this question, with its frame.
+    pub fn to(&mut self, question: u32) -> &[u8] {
+        self.bytes[self.at..self.at + 4].copy_from_slice(&question.to_le_bytes());
+        &self.bytes
+    }
+}
+
+/// The answer to `makeThread`: a thread of ours, by our number for it.
+pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
+    let mut message = Builder::new_default();
+    let mut payload = init_return(&mut message, question).init_results();
+    payload.reborrow().init_cap_table(1).get(0).set_sender_hosted(thread);
+    let mut table = Vec::new();
+    let mut content = payload.get_content();
+    content.imbue_mut(&mut table);
+    content.init_as::<thread_map::make_thread_results::Builder>().set_result(capability());
+    drop(table);
+    write_message_to_words(&message)
+}
+
+/// The answer to a call of what we do not have.
+pub fn unimplemented(question: u32) -> Vec<u8> {
+    let mut message = Builder::new_default();
+    let mut exception = init_return(&mut message, question).init_exception();
+    exception.set_reason("Method not implemented.");
+    exception.set_type(rpc::exception::Type::Unimplemented);
+    write_message_to_words(&message)
+}
+
+fn init_return(message: &mut Builder<HeapAllocator>, question: u32) -> return_::Builder<'_> {
+    let mut answer = message.init_root::<rpc::message::Builder>().init_return();
+    answer.set_answer_id(question);
+    // The receiver may let go of what it passed along.
+    answer.set_release_param_caps(true);
+    // Nor need it say that it has the answer. One built with a Cap'n Proto before 1.1 does all the same.
+    answer.set_no_finish_needed(true);
+    answer
+}
