@@ -13,7 +13,7 @@ with subtest("it installs, a scrape starts it, and it says what is missing"):
 with subtest("with the drop-in for old systemd it connects by itself"):
     machine.succeed(
         "mkdir /etc/systemd/system/bitcoind-ipc-exporter.service.d",
-        "cp /usr/share/doc/bitcoind-exporter/examples/socket-path.conf.example "
+        "cp /usr/share/doc/bitcoind-exporter/examples/bitcoind-ipc-exporter.service.d/socket-path.conf.example "
         "/etc/systemd/system/bitcoind-ipc-exporter.service.d/socket-path.conf",
         "systemctl daemon-reload && systemctl restart bitcoind-ipc-exporter")
     machine.wait_until_succeeds("curl -sf http://127.0.0.1:9332/metrics | grep -x 'bitcoin_up 1'")
