@@ -85,7 +85,7 @@ mod bpf {
             let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".bpf.c")) else { continue };
             let skeleton = SkeletonBuilder::new()
                 .source(&source)
-                .clang_args(arguments())
+                .clang_args(arguments(&out))
                 .build_and_generate(out.join(format!("{name}.skel.rs")));
             if let Err(error) = skeleton {
                 println!(
@@ -98,12 +98,20 @@ mod bpf {
         }
     }
 
-    fn arguments() -> Vec<String> {
+    fn arguments(out: &Path) -> Vec<String> {
+        // libbpf-cargo would put them into a folder with another name each time.
+        let libbpf = out.join("libbpf/bpf");
+        fs::create_dir_all(&libbpf).expect("OUT_DIR is writable");
+        for (name, text) in libbpf_sys::API_HEADERS {
+            fs::write(libbpf.join(name), text).expect("OUT_DIR is writable");
+        }
         let mut arguments = vec!["-Wall".to_string(), "-Wno-pass-failed".into()];
         // BTF has the names of the source files: the same wherever it is built.
         if let Ok(here) = env::current_dir() {
             arguments.push(format!("-ffile-prefix-map={}=.", here.display()));
         }
+        arguments.push(format!("-ffile-prefix-map={}=out", out.display()));
+        arguments.push(format!("-I{}", out.join("libbpf").display()));
         arguments.extend(headers());
         arguments
     }
