@@ -5,22 +5,23 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::tip::LONG_POLL;
 use crate::http_rpc::HttpRpc;
 use crate::ipc::{BlockRef, CallError, Hash, JsonRpc};
 
 /// Waits for tips on a connection of its own.
 pub struct HttpTip {
     json_rpc: JsonRpc,
+    /// For how long.
+    long_poll: Duration,
     /// The node lets us wait for a block.
     waits: bool,
 }
 
 impl HttpTip {
-    /// Nothing is asked yet.
-    pub fn new(http: &HttpRpc) -> Self {
-        let waiting = http.on_connection_of_its_own(LONG_POLL);
-        HttpTip { json_rpc: JsonRpc::over_http(waiting), waits: true }
+    /// Nothing is asked yet. A wait for a tip takes at most `long_poll`.
+    pub fn new(http: &HttpRpc, long_poll: Duration) -> Self {
+        let waiting = http.on_connection_of_its_own(long_poll);
+        HttpTip { json_rpc: JsonRpc::over_http(waiting), long_poll, waits: true }
     }
 
     /// Waits for a new tip, at most as long as a long poll takes, and returns the tip, which need not be new. Without a known one
@@ -31,7 +32,7 @@ impl HttpTip {
             return block(&info["bestblockhash"], &info["blocks"]);
         };
         if self.waits {
-            match self.json_rpc.call("waitfornewblock", json!([LONG_POLL.as_millis()])).await {
+            match self.json_rpc.call("waitfornewblock", json!([self.long_poll.as_millis()])).await {
                 Err(error) if !error.is_warmup() && !matches!(error, CallError::Http(_)) => {
                     info!(
                         "the node does not let us wait for blocks ({error}): asking for its tip every second"

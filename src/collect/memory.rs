@@ -2,7 +2,7 @@
 //! anything.
 
 use super::peers::Peers;
-use super::poll::ThreadTimes;
+use super::thread_times::ThreadTimes;
 use crate::ipc::BlockRef;
 
 /// What was counted already.

@@ -8,7 +8,8 @@
 //!   `http_session` as its loop and `http_tip` as its long poll.
 //! - `tip` is the long poll that tells of new tips and of the node's shutdown; `walk` counts the blocks between two tips.
 //! - `subscriptions` starts and ends subscriptions; `notifications`, `block` and `utxo_trace` count what they bring.
-//! - `context` is what every connection works with; `memory` is what is remembered from one to the next.
+//! - `context` is what every connection works with; `memory` is what is remembered from one to the next: peers'
+//!   traffic, `thread_times`, the tip.
 //! - `check` is `--once` and `--check`.
 
 mod block;
@@ -27,6 +28,7 @@ mod peers;
 mod poll;
 mod session;
 mod subscriptions;
+mod thread_times;
 mod tip;
 mod utxo_trace;
 mod walk;

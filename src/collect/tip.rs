@@ -67,7 +67,7 @@ impl TipWatch {
         context: &Rc<Context>,
         new_tip: Rc<Notify>,
     ) -> Self {
-        let tips = Tips::Http(HttpTip::new(http));
+        let tips = Tips::Http(HttpTip::new(http, LONG_POLL));
         Self::follow(tips, interfaces.json_rpc.clone(), interfaces, context, new_tip)
     }
 

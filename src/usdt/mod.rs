@@ -6,7 +6,7 @@
 //! - A file for each subject, beside the BPF file of the same name: its tracepoints, metrics and log lines.
 //! - `subject` says what these files have to give; `maps` and `histogram` read what the programs counted.
 //! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed.
-//! - [`watch`] follows the node's process; [`events`] reads the rare events, logs them, and hands those of blocks to
+//! - [`target`] says which node is traced, and [`watch`] follows its process; [`events`] reads the rare events, logs them, and hands those of blocks to
 //!   `blocks`, which puts the way of each block to the node together.
 //! - [`probes`] are a binary's tracepoints; [`report`] is what the exporter says of itself.
 
@@ -22,6 +22,7 @@ pub mod probes;
 mod programs;
 pub mod report;
 mod subject;
+pub mod target;
 mod utxocache;
 mod validation;
 pub mod watch;

@@ -9,7 +9,7 @@ use object::elf::{self, FileHeader64, Machine, NoteType};
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadCache};
 
-use super::watch::Target;
+use super::target::Target;
 use super::{Programs, Subject};
 use crate::node_process::Node;
 

@@ -7,7 +7,7 @@ use prometheus_client::collector::Collector;
 
 use super::maps;
 use super::subject::{counts_by, one};
-use super::watch::Target;
+use super::target::Target;
 use super::{Attached, Subject, blocks, probes, validation};
 use crate::metrics::{self, Family, Kind, Reading, Row, Sample, now};
 use crate::node_process::Node;

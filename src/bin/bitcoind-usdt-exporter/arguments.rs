@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{Program, Shared};
 use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::usdt::Subject;
-use bitcoind_exporter::usdt::watch::Target;
+use bitcoind_exporter::usdt::target::Target;
 use clap::Parser;
 
 /// Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.

@@ -12,8 +12,6 @@ mod network;
 mod node;
 mod process;
 
-pub use process::ThreadTimes;
-
 use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};

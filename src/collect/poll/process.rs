@@ -1,24 +1,10 @@
 //! The node as a process: its memory, CPU time, disks, descriptors.
 
-use std::collections::HashMap;
-
 use procfs::WithCurrentSystemInfo;
 
 use crate::collect::memory::Memory;
 use crate::metrics::NodeProcess;
-use crate::node_process::{ThreadTime, Usage, cpu_seconds};
-
-/// Groups of threads, and what the names of their threads begin with. (Bitcoin Core puts `b-` before each.)
-const GROUPS: [(&str, &[&str]); 6] = [
-    ("msghand", &["msghand"]),
-    ("scriptch", &["scriptch"]),
-    ("net", &["net", "opencon", "addcon", "dnsseed", "torcontrol", "i2paccept"]),
-    ("http", &["http"]),
-    ("capnp-loop", &["capnp-loop"]),
-    ("scheduler", &["scheduler"]),
-];
-/// All other threads.
-const OTHER: &str = "other";
+use crate::node_process::{Usage, cpu_seconds};
 
 /// Shows what the process uses; nothing when it has ended or cannot be seen.
 pub fn show(process: Option<&Usage>, memory: &mut Memory, metrics: &NodeProcess) {
@@ -40,73 +26,5 @@ pub fn show(process: Option<&Usage>, memory: &mut Memory, metrics: &NodeProcess)
             metrics.cpu.replace(times);
         }
         _ => metrics.cpu.replace([]),
-    }
-}
-
-/// CPU time by group of threads. A thread that ends takes nothing back.
-#[derive(Default)]
-pub struct ThreadTimes {
-    process: Option<(i32, u64)>,
-    /// By thread, as it was last seen.
-    threads: HashMap<i32, f64>,
-    /// By group, and [`OTHER`] last.
-    totals: [f64; GROUPS.len() + 1],
-}
-
-impl ThreadTimes {
-    /// The totals, of the threads that run and of the whole process.
-    fn by_group(
-        &mut self,
-        process: (i32, u64),
-        threads: &[ThreadTime],
-        whole: f64,
-    ) -> impl Iterator<Item = (&'static str, f64)> {
-        if self.process != Some(process) {
-            *self = ThreadTimes { process: Some(process), ..ThreadTimes::default() };
-        }
-        let before = std::mem::take(&mut self.threads);
-        for thread in threads {
-            self.threads.insert(thread.id, thread.seconds);
-            // A thread of the same id with less time is another one.
-            let known = before.get(&thread.id).filter(|known| **known <= thread.seconds);
-            let name = thread.name.strip_prefix("b-").unwrap_or(&thread.name);
-            let group =
-                GROUPS.iter().position(|(_, names)| names.iter().any(|start| name.starts_with(start)));
-            if let Some(group) = group {
-                self.totals[group] += thread.seconds - known.unwrap_or(&0.0);
-            }
-        }
-        let [groups @ .., other] = &mut self.totals;
-        // The kernel rounds: never less than before.
-        *other = other.max(whole - groups.iter().sum::<f64>());
-        GROUPS.map(|(name, _)| name).into_iter().chain([OTHER]).zip(self.totals)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_that_ends_takes_nothing_back() {
-        let mut times = ThreadTimes::default();
-        let mut totals = |process, threads: &[(i32, &str, f64)], whole| {
-            let threads: Vec<_> = threads
-                .iter()
-                .map(|&(id, name, seconds)| ThreadTime { id, name: name.into(), seconds })
-                .collect();
-            let totals: HashMap<_, _> = times.by_group((process, 1), &threads, whole).collect();
-            (totals["http"], totals["scriptch"], totals[OTHER])
-        };
-        let main = (1, "bitcoin-node", 2.0);
-        assert_eq!(totals(1, &[main, (2, "b-http_pool_3", 1.0)], 3.0), (1.0, 0.0, 2.0));
-        // One ends, which nobody saw at the last; another begins with its id.
-        assert_eq!(
-            totals(1, &[main, (2, "b-http", 0.5), (3, "b-scriptch.12", 0.25)], 4.0),
-            (1.5, 0.25, 2.25)
-        );
-        assert_eq!(totals(1, &[main], 4.0), (1.5, 0.25, 2.25));
-        // Another process.
-        assert_eq!(totals(2, &[main], 2.0), (0.0, 0.0, 2.0));
     }
 }

@@ -5,14 +5,23 @@ use std::io::{self, Read, Write};
 
 use capnp::Word;
 
-use super::peer::Filled;
-
 /// Limit on a message of the node's. A block is at most 4 MB; answers to polls are smaller.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Limit on the segments of a message: that of Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;
 /// Size of a buffer between messages.
 pub const BUFFER_BYTES: usize = 64 << 10;
+
+/// What reading from a socket gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Filled {
+    /// Some bytes.
+    Read,
+    /// Nothing at the moment.
+    Nothing,
+    /// The end: the other side has closed.
+    End,
+}
 
 /// Reads whole messages.
 #[derive(Default)]

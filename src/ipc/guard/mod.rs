@@ -39,6 +39,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
+use crate::priority;
+
 pub use events::{Event, Notice, SubscriptionIds};
 pub use process::{ARGUMENT, main};
 pub use relay::relay;
@@ -112,7 +114,7 @@ impl Guard {
 
     /// How long the guard was ready to run and waited for a CPU, since it was started; `None` if the kernel does not tell.
     pub fn run_delay(&self) -> Option<Duration> {
-        process::run_delay(&self.child.id()?.to_string())
+        priority::run_delay(&self.child.id()?.to_string())
     }
 
     /// Continues the guard if somebody has stopped it: the node waits for it.

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use nix::poll::PollFlags;
 
-use super::frame::{Frames, Outgoing};
+use super::frame::{Filled, Frames, Outgoing};
 
 /// The node or the exporter.
 pub struct Peer {
@@ -67,15 +67,4 @@ impl AsFd for Peer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-/// What reading from a socket gave.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Filled {
-    /// Some bytes.
-    Read,
-    /// Nothing at the moment.
-    Nothing,
-    /// The end: the other side has closed.
-    End,
 }

@@ -95,12 +95,6 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     Ok(relay(node, exporter, events.into(), budget, replaces.as_deref())?)
 }
 
-/// How long a process, `self` or its id, was ready to run and waited for a CPU; `None` if the kernel does not tell.
-pub fn run_delay(process: &str) -> Option<Duration> {
-    let statistics = std::fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?;
-    Some(Duration::from_nanos(statistics.split_whitespace().nth(1)?.parse().ok()?))
-}
-
 /// How soon the kernel kills this process when memory runs out: -1000 (never) to 1000 (first).
 fn oom_score_adj() -> io::Result<i32> {
     let text = std::fs::read_to_string("/proc/self/oom_score_adj")?;

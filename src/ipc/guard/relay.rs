@@ -13,12 +13,12 @@ use nix::time::{ClockId, clock_gettime};
 use super::budget::Budget;
 use super::burst::Burst;
 use super::events::{Event, EventQueue, SubscriptionIds};
-use super::frame::MAX_MESSAGE_BYTES;
+use super::frame::{Filled, MAX_MESSAGE_BYTES};
 use super::ledger::{FromExporter, FromNode, Ledger};
 use super::message::{self, Message};
-use super::peer::{Filled, Peer};
-use super::process;
+use super::peer::Peer;
 use super::written::{self, EmptyAnswer};
+use crate::priority;
 
 /// Limit on a message of the exporter's, which asks short questions.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -191,7 +191,7 @@ impl Relay {
                     && at.saturating_sub(self.run_delay_at) >= RUN_DELAY_INTERVAL
                 {
                     self.run_delay_at = at;
-                    process::run_delay("self").into_iter().for_each(|total| self.ledger.run_delay(total));
+                    priority::run_delay("self").into_iter().for_each(|total| self.ledger.run_delay(total));
                 }
                 self.node.send(self.answer.to(call.question))?;
                 let waited = now().saturating_sub(at);
