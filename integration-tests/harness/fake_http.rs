@@ -14,10 +14,12 @@ use super::exporter::Exporter;
 use super::fake::FakeNode;
 
 /// What the HTTP server does with a request.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone)]
 pub enum Mode {
     /// Answers as the fake node's JSON-RPC, to those with the cookie.
     Works,
+    /// Has these answers, by method, and no other methods.
+    Answers(Arc<Value>),
     Status(&'static str),
     Html,
     Redirects,
@@ -68,10 +70,16 @@ impl FakeHttp {
         *self.mode.lock().unwrap() = mode;
     }
 
-    pub fn exporter(&self, node: &FakeNode, more: &[&str]) -> Exporter {
+    /// Where it is, as arguments.
+    pub fn arguments(&self) -> [String; 4] {
         let (url, cookie) = (format!("http://{}", self.address), self.dir.path().join("cookie"));
-        let arguments =
-            ["--rpc-url", &url, "--rpc-cookie-file", cookie.to_str().unwrap(), "--poll-interval", "100ms"];
+        ["--rpc-url".into(), url, "--rpc-cookie-file".into(), cookie.display().to_string()]
+    }
+
+    pub fn exporter(&self, node: &FakeNode, more: &[&str]) -> Exporter {
+        let arguments = self.arguments();
+        let arguments: Vec<_> =
+            arguments.iter().map(String::as_str).chain(["--poll-interval", "100ms"]).collect();
         Exporter::start(&node.socket(), &[&arguments[..], more].concat()).ready()
     }
 }
@@ -109,9 +117,9 @@ fn answer(
         let mut send = |status: &str, headers: &str, body: &str| {
             write!(output, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).ok()
         };
-        let present = *mode.lock().unwrap();
+        let present = mode.lock().unwrap().clone();
         match present {
-            Mode::Works if !authorized => send("401 Unauthorized", "", "")?,
+            Mode::Works | Mode::Answers(_) if !authorized => send("401 Unauthorized", "", "")?,
             Mode::Works => {
                 let result = match request["method"].as_str()? {
                     "getblockchaininfo" => {
@@ -125,6 +133,16 @@ fn answer(
                     "Content-Type: application/json\r\n",
                     &json!({"result": result, "id": 1}).to_string(),
                 )?;
+            }
+            Mode::Answers(answers) => {
+                let known = answers.get(request["method"].as_str()?);
+                let answer = match known {
+                    Some(result) => json!({"jsonrpc": "2.0", "result": result, "id": 1}),
+                    None => {
+                        json!({"jsonrpc": "2.0", "error": {"code": -32601, "message": "Method not found"}, "id": 1})
+                    }
+                };
+                send("200 OK", "Content-Type: application/json\r\n", &answer.to_string())?;
             }
             Mode::Status(status) => send(status, "", "Work queue depth exceeded")?,
             Mode::Html => send("200 OK", "Content-Type: text/html\r\n", "<html>Sign in</html>")?,

@@ -12,6 +12,7 @@ mod notifications;
 mod real_node;
 mod reconnect;
 mod reorgs;
+mod versions;
 mod web_config;
 mod without_ipc;
 
