@@ -1,4 +1,4 @@
-//! A real node without IPC, as `bitcoind` is: everything comes from JSON-RPC over HTTP.
+//! A real `bitcoind`, which has no IPC: everything comes from JSON-RPC over HTTP.
 
 use bitcoind_exporter::ipc::METHODS;
 use tempfile::TempDir;
@@ -22,7 +22,7 @@ fn beside(node: &Node, more: &[&str]) -> Exporter {
 
 #[test]
 fn blocks_and_reorganizations_are_counted_without_ipc() {
-    let mut node = Node::start(&["-noipcbind"]);
+    let mut node = Node::start_bitcoind(&[]);
     let blocks = node.mine(10);
     let exporter = beside(&node, &[]);
     exporter.wait_for(USED, 1.0);
@@ -65,7 +65,7 @@ fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
     let exporter = beside(&node, &["--poll-interval", "500ms"]);
     exporter.wait_for(USED, 1.0);
     node.stop();
-    node.forget_argument(0);
+    node.forget_argument("-noipcbind");
     node.restart();
     exporter.wait_for("bitcoin_exporter_interface{interface=\"rpc\"}", 1.0);
     assert_eq!(exporter.value(USED), None);
@@ -79,8 +79,7 @@ fn a_node_that_does_not_let_us_wait_for_blocks_is_asked_for_its_tip() {
     let password = dir.path().join("password");
     std::fs::write(&password, "secret").unwrap();
     let methods = METHODS.iter().copied().filter(|method| *method != "waitfornewblock").collect::<Vec<_>>();
-    let node = Node::start(&[
-        "-noipcbind",
+    let node = Node::start_bitcoind(&[
         &rpcauth("less", "secret"),
         &format!("-rpcwhitelist=less:{}", methods.join(",")),
         "-rpcwhitelistdefault=0",
@@ -98,7 +97,7 @@ fn a_node_that_does_not_let_us_wait_for_blocks_is_asked_for_its_tip() {
 
 #[test]
 fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
-    let node = Node::start(&["-noipcbind"]);
+    let node = Node::start_bitcoind(&[]);
     node.mine(3);
     let run = |arguments: &[&str]| {
         let output = command().args(arguments).output().unwrap();
