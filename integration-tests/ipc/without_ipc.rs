@@ -1,6 +1,7 @@
 //! A real `bitcoind`, which has no IPC: everything comes from JSON-RPC over HTTP.
 
 use bitcoind_exporter::ipc::METHODS;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::eventually;
@@ -56,6 +57,34 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     exporter.wait_for("bitcoin_blocks_connected_total", connected + 3.0);
     exporter.wait_for("bitcoin_up", 1.0);
     assert_eq!(exporter.log().matches("the node is asked over HTTP alone").count(), 2, "{}", exporter.log());
+}
+
+/// As after a crash, when it goes back to its last flush and connects the same blocks again.
+#[test]
+fn a_node_that_comes_back_lower_between_two_calls_has_not_reorganized() {
+    let mut node = Node::start_bitcoind(&[]);
+    let blocks = node.mine(20);
+    let exporter = beside(&node, &[]);
+    exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
+    let uptime = || node.cli(&["uptime"]).parse::<u64>().unwrap();
+    let began = uptime();
+    eventually("the exporter watches for longer than it takes for a restart to show", || {
+        (uptime() > began + 3).then_some(())
+    });
+    exporter.signal(Signal::SIGSTOP);
+    node.stop();
+    node.restart();
+    node.cli(&["invalidateblock", &blocks[14]]);
+    exporter.signal(Signal::SIGCONT);
+    exporter.wait_for("bitcoin_chain_height", 14.0);
+    node.cli(&["reconsiderblock", &blocks[14]]);
+    node.mine(3);
+    exporter.wait_for("bitcoin_blocks_connected_total", 3.0);
+    assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
+    // What the same node does is a reorganization.
+    node.cli(&["invalidateblock", &blocks[17]]);
+    exporter.wait_for("bitcoin_blocks_disconnected_total", 6.0);
+    assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
 }
 
 #[test]
