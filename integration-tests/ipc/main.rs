@@ -11,6 +11,7 @@ mod leaving;
 mod notifications;
 mod real_node;
 mod reconnect;
+mod relay;
 mod reorgs;
 mod versions;
 mod web_config;
