@@ -78,12 +78,12 @@ impl Peers {
         network
             .addr_rate_limited
             .set(Some(how_many(&|peer| peer.addresses_rate_limited.is_some_and(|dropped| dropped > 0))));
-        let waiting: Vec<_> = peers.iter().filter_map(|peer| peer.inv_to_send).collect();
-        let statistics = waiting.iter().max().map(|&max| [("sum", waiting.iter().sum()), ("max", max)]);
-        let statistics = statistics.into_iter().flatten();
-        network
-            .inv_to_send
-            .replace(statistics.map(|(statistic, queued): (_, u64)| ([statistic], queued as f64)));
+        let waiting: Vec<_> =
+            peers.iter().filter_map(|peer| peer.inv_to_send).map(|queued| queued as f64).collect();
+        let statistics =
+            [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
+        let told = if waiting.is_empty() { &[][..] } else { &statistics };
+        network.inv_to_send.replace(told.iter().map(|&(statistic, queued)| ([statistic], queued)));
         let by_as = largest(peers.iter().filter_map(|peer| peer.mapped_as));
         let by_netgroup = largest(peers.iter().filter_map(netgroup)).unwrap_or(0);
         let groups = by_as.map(|peers| ("as", peers)).into_iter().chain([("netgroup", by_netgroup)]);
@@ -301,8 +301,9 @@ mod tests {
         let peers = from_json(&json!([
             {"id": 3, "network": "onion", "connection_type": "manual", "transport_protocol_type": "v2", "version": 70016,
              "pingtime": 0.25, "minping": 0.125, "bip152_hb_to": true, "inflight": [1, 2], "minfeefilter": 0.000001,
-             "timeoffset": -11, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
-            {"id": null, "network": 7, "pingtime": -1, "inflight": {}, "bytessent_per_msg": []},
+             "timeoffset": -11, "inv_to_send": u64::MAX, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
+            {"id": null, "network": 7, "pingtime": -1, "inflight": {}, "bytessent_per_msg": [], "inv_to_send": u64::MAX,
+             "mapped_as": u64::MAX, "addr": 7},
             17
         ]))
         .unwrap();
