@@ -13,7 +13,8 @@ let
 
   # Of the node that this machine runs at the socket's path, if nixpkgs' module runs one.
   nodes = lib.attrValues (config.services.bitcoind or { });
-  owners = lib.filter (node: node.enable && lib.hasPrefix "${node.dataDir}/" ipc.socketPath) nodes;
+  hasIpc = ipc.socketPath != null;
+  owners = lib.filter (node: node.enable && hasIpc && lib.hasPrefix "${node.dataDir}/" ipc.socketPath) nodes;
   owner = if owners == [ ] then null else lib.head owners;
 
   units = names: mkOption {
@@ -82,20 +83,63 @@ let
     RestartSec = 2;
   };
 
-  # systemd expands %d, the folder of credentials.
+  # What the service gets as a credential: { its name = { file; flag; }; }. systemd expands %d, the folder of credentials.
+  secrets =
+    exporter:
+    lib.filterAttrs (_: secret: secret.file != null) (
+      {
+        "web.yml" = { file = exporter.webConfigFile; flag = "--web.config.file"; };
+      }
+      // lib.optionalAttrs (exporter ? rpc && exporter.rpc.enable) {
+        rpc-cookie = { file = exporter.rpc.cookieFile; flag = "--rpc-cookie-file"; };
+        rpc-password = { file = exporter.rpc.passwordFile; flag = "--rpc-password-file"; };
+      }
+    );
   command =
     exporter: binary: flags:
     utils.escapeSystemdExecArgs ([ (lib.getExe' exporter.package binary) ] ++ flags ++ exporter.extraFlags)
-    + lib.optionalString (exporter.webConfigFile != null) " --web.config.file %d/web.yml";
-  credentials =
-    exporter: lib.optionalAttrs (exporter.webConfigFile != null) { LoadCredential = "web.yml:${exporter.webConfigFile}"; };
+    + lib.concatStrings (lib.mapAttrsToList (name: secret: " ${secret.flag} %d/${name}") (secrets exporter));
+  credentials = exporter: {
+    LoadCredential = lib.mapAttrsToList (name: secret: "${name}:${secret.file}") (secrets exporter);
+  };
 in
 {
   options.services.bitcoind-ipc-exporter = common "the Prometheus exporter of a Bitcoin node over IPC" // {
     socketPath = mkOption {
-      type = types.str;
+      type = types.nullOr types.str;
+      default = null;
       example = "/var/lib/bitcoind-mainnet/node.sock";
-      description = "The node's IPC socket.";
+      description = "The node's IPC socket; `null` for a node without IPC, with {option}`rpc`.";
+    };
+    rpc = {
+      enable = lib.mkEnableOption "JSON-RPC over HTTP on this machine, for what the node does not tell over IPC";
+      chain = mkOption {
+        type = types.enum [ "main" "test" "testnet4" "signet" "regtest" ];
+        default = "main";
+        description = "The node's chain, and with it the port on loopback.";
+      };
+      url = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "http://127.0.0.1:8332";
+        description = "Where the node's JSON-RPC listens on loopback, if that is not the chain's port. Only without {option}`socketPath`.";
+      };
+      user = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        description = "A user of the node's `-rpcauth`, with {option}`rpc.passwordFile`.";
+      };
+      passwordFile = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        description = "The file whose first line is that user's password. The service gets it as a credential.";
+      };
+      cookieFile = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "/var/lib/bitcoind-mainnet/.cookie";
+        description = "Instead, the node's cookie. The service gets the one that is there when it starts, as a credential; so only with {option}`socketPath`, where it ends with the node.";
+      };
     };
     metricsAddr = mkOption {
       type = types.str;
@@ -104,8 +148,8 @@ in
     };
     openFile = mkOption {
       type = types.bool;
-      default = ipc.user == null;
-      defaultText = lib.literalExpression "config.services.bitcoind-ipc-exporter.user == null";
+      default = hasIpc && ipc.user == null;
+      defaultText = lib.literalMD "whether there is a {option}`socketPath` and no {option}`user`";
       description = ''
         Let systemd connect to the node's socket, so that the exporter runs as a user of its own (DynamicUser) without
         access to the node's files. It then ends with the node and is started again by the next scrape
@@ -168,7 +212,23 @@ in
     (lib.mkIf ipc.enable {
       assertions = [
         {
-          assertion = ipc.openFile || ipc.user != null;
+          assertion = hasIpc || ipc.rpc.enable;
+          message = "services.bitcoind-ipc-exporter: socketPath or rpc.enable has to say how the node is asked";
+        }
+        {
+          assertion = ipc.rpc.enable -> (ipc.rpc.user != null && ipc.rpc.passwordFile != null) != (ipc.rpc.cookieFile != null);
+          message = "services.bitcoind-ipc-exporter: rpc needs user and passwordFile, or cookieFile";
+        }
+        {
+          assertion = ipc.rpc.url == null || !hasIpc;
+          message = "services.bitcoind-ipc-exporter: rpc.url is for a node without socketPath";
+        }
+        {
+          assertion = ipc.rpc.cookieFile == null || hasIpc;
+          message = "services.bitcoind-ipc-exporter: without socketPath the cookie would be that of the node's first run; use rpc.user";
+        }
+        {
+          assertion = !hasIpc || ipc.openFile || ipc.user != null;
           message = "services.bitcoind-ipc-exporter: without openFile the exporter needs the user of the node's socket";
         }
       ];
@@ -200,7 +260,11 @@ in
             ExecStart = command ipc "bitcoind-ipc-exporter" (
               [ "--metrics-addr" ipc.metricsAddr ]
               ++ lib.optional ipc.debug "--debug"
-              ++ lib.optional (!ipc.openFile) ipc.socketPath
+              ++ lib.optionals ipc.rpc.enable [ "--chain" ipc.rpc.chain ]
+              ++ lib.optionals (!hasIpc) [ "--rpc" "on" ]
+              ++ lib.optionals (ipc.rpc.url != null) [ "--rpc-url" ipc.rpc.url ]
+              ++ lib.optionals (ipc.rpc.enable && ipc.rpc.user != null) [ "--rpc-user" ipc.rpc.user ]
+              ++ lib.optional (hasIpc && !ipc.openFile) ipc.socketPath
             );
             # Never the guard: it ends by itself after it has taken leave of the node.
             KillMode = "process";
@@ -212,12 +276,18 @@ in
             # Other users' processes stay visible: that Bitcoin Core 30 has loaded its chain shows only there.
             ProcSubset = "pid";
             SystemCallFilter = [ "@system-service" "~@privileged @resources" "sched_setattr setpriority" ];
-            RestrictAddressFamilies = [ "AF_UNIX" ] ++ lib.optionals (!ipc.socketActivation) [ "AF_INET" "AF_INET6" ];
+            RestrictAddressFamilies = [
+              "AF_UNIX"
+            ]
+            ++ lib.optionals (!ipc.socketActivation || ipc.rpc.enable) [ "AF_INET" "AF_INET6" ];
           }
-          // lib.optionalAttrs ipc.socketActivation {
-            PrivateNetwork = true;
-            IPAddressDeny = "any";
-          }
+          // lib.optionalAttrs ipc.socketActivation (
+            {
+              PrivateNetwork = !ipc.rpc.enable;
+              IPAddressDeny = "any";
+            }
+            // lib.optionalAttrs ipc.rpc.enable { IPAddressAllow = "localhost"; }
+          )
           // lib.optionalAttrs ipc.openFile { OpenFile = "${ipc.socketPath}:ipc:graceful"; }
           // (
             if ipc.user == null then

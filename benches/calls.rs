@@ -33,7 +33,7 @@ async fn measure(socket: &Path) {
     let json_rpc = interfaces.expect("a node that is not shutting down").json_rpc.expect("JSON-RPC");
     let tip = json_rpc.call("getbestblockhash", json!([])).await.unwrap();
     let stats = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
-    let calls: [(&str, Value); 20] = [
+    let calls: [(&str, Value); 23] = [
         ("uptime", json!([])),
         ("getblockchaininfo", json!([])),
         ("getchainstates", json!([])),
@@ -41,6 +41,9 @@ async fn measure(socket: &Path) {
         ("getdeploymentinfo", json!([])),
         ("getaddrmaninfo", json!([])),
         ("getmempoolinfo", json!([])),
+        ("getmempoolfeeratediagram", json!([])),
+        ("getorphantxs", json!([1])),
+        ("getprivatebroadcastinfo", json!([])),
         ("getnetworkinfo", json!([])),
         ("getnettotals", json!([])),
         ("getpeerinfo", json!([])),
@@ -61,8 +64,15 @@ async fn measure(socket: &Path) {
         let mut took = Vec::new();
         for _ in 0..CALLS {
             let asked = Instant::now();
-            json_rpc.call(method, params.clone()).await.unwrap_or_else(|error| panic!("{method}: {error}"));
+            match json_rpc.call(method, params.clone()).await {
+                Err(error) if error.is_unknown_method() => break, // of this version, or not switched on
+                answer => drop(answer.unwrap_or_else(|error| panic!("{method}: {error}"))),
+            }
             took.push(asked.elapsed().as_secs_f64() * 1e3);
+        }
+        if took.is_empty() {
+            println!("{method}: unknown to this node");
+            continue;
         }
         let cpu = (cpu(node) - before).as_secs_f64() * 1e3 / CALLS as f64;
         took.sort_by(f64::total_cmp);

@@ -56,7 +56,7 @@ struct NodeStats {
     unused3 @3 :Int64;
     unused4 @4 :Int64;
     unused5 @5 :Int64;
-    unused6 @6 :Text;
+    addrName @6 :Text;          # with its port; the name that -addnode gave it, if it did
     version @7 :Int32;
     unused8 @8 :Text;
     inbound @9 :Bool;
@@ -74,7 +74,7 @@ struct NodeStats {
     unused21 @21 :Data;
     unused22 @22 :Data;
     network @23 :Int32;
-    unused24 @24 :UInt32;
+    mappedAs @24 :UInt32;       # 0 without -asmap, or where it does not have the address
     connType @25 :Int32;
     transportType @26 :UInt8;
     unused27 @27 :Text;
@@ -88,7 +88,7 @@ struct NodeStateStats {
     pingWait @3 :Int64;         # microseconds since the ping that has no pong yet
     heightInFlight @4 :List(Int32);
     unused5 @5 :UInt64;
-    unused6 @6 :UInt64;
+    addressesRateLimited @6 :UInt64;
     addressRelayEnabled @7 :Bool;
     unused8 @8 :UInt64;
     unused9 @9 :Int64;

@@ -102,6 +102,15 @@ NODE = {
         graph("Pruned to", "none", "First block that a pruning node stores whole; nodes that do not prune have none.",
               {NAME: "bitcoin_prune_height{*}"}, least=None),
         graph("Pruning", "none", "1 on nodes that prune.", {NAME: "bitcoin_pruned{*}"}),
+        graph("Index lag", "none", "Blocks by which each optional index is behind the chain.",
+              {"{{node}} {{index}}": "bitcoin_chain_height{*} - on (job,instance,node) group_right () bitcoin_index_height{*}"}),
+        graph("Chainstates", "none", "Height of each chainstate: normal, or after loading a snapshot (assumeutxo) the one that follows "
+              "the chain and, until the snapshot is validated, the one in the background.",
+              {"{{node}} {{chainstate}}": "bitcoin_chainstate_height{*}"}, least=None),
+        graph("Background validation", "percentunit", "Share of the transactions below an assumeutxo snapshot that are validated. Needs "
+              "Bitcoin Core 32.", {NAME: "bitcoin_background_validation_progress{*}"}),
+        graph("Signalling", "none", "Blocks of this period that signal for a soft fork that is not locked in yet.",
+              {"{{node}} {{deployment}}": "bitcoin_deployment_signalling_blocks{*}"}),
     ],
     "Blocks": [
         graph("Transactions of the tip", "none", "Transactions of the last block, coinbase included.",
@@ -144,6 +153,11 @@ NODE = {
                "{{node}} {{reason}}": rate("bitcoin_mempool_tx_removed_total", by="reason")}),
         graph("Not yet relayed", "none", "The node's own transactions that no peer has asked for yet.",
               {NAME: "bitcoin_mempool_unbroadcast{*}"}),
+        graph("Orphans", "none", "Transactions that wait for those whose outputs they spend. Needs Bitcoin Core 29.",
+              {NAME: "bitcoin_orphan_transactions{*}"}),
+        graph("Private broadcast", "none", "The node's own transactions that are sent over connections of their own "
+              "(`-privatebroadcast`) and have not come back yet. Needs Bitcoin Core 31.",
+              {NAME: "bitcoin_private_broadcast_pending{*}"}),
     ],
     "Fees": [
         graph("Fee estimates", "suffix: sat/vB", "Feerate to be confirmed within so many blocks, as the node estimates it; absent without an estimate.",
@@ -179,6 +193,18 @@ NODE = {
               {"{{node}} blocks": "bitcoin_blocks_in_flight{*}",
                "{{node}} peers": "bitcoin_peers_with_blocks_in_flight{*}"}),
         graph("Banned", "none", "Addresses and subnets that are banned.", {NAME: "bitcoin_banned{*}"}),
+        graph("Largest group", "none", "The most peers in one group of addresses: an IPv4 /16 or IPv6 /32, or an autonomous system (with "
+              "`-asmap`). Many are a sign of somebody who surrounds the node.",
+              {"{{node}} {{by}}": "bitcoin_peers_largest_group{*}"}),
+        graph("Announcements queued", "none", "Transactions that wait to be announced: to all peers, and to the one that waits for the "
+              "most. Needs Bitcoin Core 31, asked over JSON-RPC.", {"{{node}} {{statistic}}": "bitcoin_peers_inv_to_send{*}"}),
+        graph("Addresses dropped", "none", "Peers that sent more addresses than the node takes.",
+              {NAME: "bitcoin_peers_addr_rate_limited{*}"}),
+        graph("Known addresses", "short", "Addresses of peers that the node knows, by network: `new` those that it heard of, `tried` those "
+              "that it was connected to.", {"{{node}} {{network}} {{table}}": "bitcoin_addrman_addresses{*} > 0"}, stacked=True),
+        graph("Networks", "none", "1 for each network that the node opens connections to; `active` is 0 when all are switched off "
+              "(`setnetworkactive`).",
+              {"{{node}} {{network}}": "bitcoin_network_reachable{*}", "{{node}} active": "bitcoin_network_active{*}"}),
     ],
     "Traffic": [
         graph("Bandwidth", "Bps", "Bytes per second, from the node's own totals.",
@@ -205,6 +231,22 @@ NODE = {
               {NAME: "round(increase(bitcoin_chain_state_flushes_total{*}[1h]))"}),
         graph("UTXO trace", "none", "Which state the trace is in: active, off, ibd (it waits), over_budget (given up).",
               {"{{node}} {{state}}": "bitcoin_exporter_utxo_trace{*}"}),
+    ],
+    "Process": [
+        graph("Resident memory", "bytes", "Resident memory of the node. Needs IPC, as all in this row.",
+              {NAME: "bitcoin_node_process_resident_memory_bytes{*}"}),
+        graph("Processor time", "percentunit", "Processor time by group of threads; 100 % is one processor.",
+              {"{{node}} {{thread}}": rate("bitcoin_node_process_cpu_seconds_total", by="thread")}, stacked=True),
+        graph("Disk", "Bps", "Bytes per second that the node made disks read and write. Needs an exporter that runs as the node's user.",
+              {"{{node}} {{direction}}": rate("bitcoin_node_process_io_bytes_total", by="direction")}),
+        graph("Written in an hour", "bytes", "Bytes that the node made disks write within an hour. Rewriting mainnet's chainstate takes "
+              "some 11 GB.", {NAME: 'round(increase(bitcoin_node_process_io_bytes_total{*,direction="write"}[1h]))'}),
+        graph("Page faults", "cps", "Page faults per second: `major` ones had to wait for a disk.",
+              {"{{node}} {{kind}}": rate("bitcoin_node_process_page_faults_total", by="kind")}),
+        graph("Descriptors and threads", "none", "Open file descriptors and threads of the node.",
+              {"{{node}} descriptors": "bitcoin_node_process_open_fds{*}", "{{node}} threads": "bitcoin_node_process_threads{*}"}),
+        graph("Caches", "bytes", "Memory that the node allows each cache of coins (`-dbcache`): `db` the database's, `tip` the one above it.",
+              {"{{node}} {{chainstate}} {{cache}}": "bitcoin_chainstate_cache_bytes{*}"}),
     ],
     "Exporter": [
         graph("Connection", "none", "1 while the connection to the node works and the last poll succeeded.", {NAME: "bitcoin_up{*}"}, span=8),

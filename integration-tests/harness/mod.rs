@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod exporter;
 pub mod fake;
+pub mod fake_http;
 #[cfg(feature = "usdt")]
 pub mod fixture;
 pub mod node;

@@ -26,6 +26,18 @@ fn bitcoin_cli() -> PathBuf {
     if beside.exists() { beside } else { node.parent().unwrap().with_file_name("bin").join("bitcoin-cli") }
 }
 
+/// `bitcoind`, which has no IPC. Where only the other one was built (BITCOIN_NODE of some other build), that one without IPC.
+fn bitcoind() -> (PathBuf, Vec<String>) {
+    let beside = bitcoin_cli().with_file_name("bitcoind");
+    match std::env::var_os("BITCOIND").map(PathBuf::from).or(Some(beside).filter(|path| path.exists())) {
+        Some(bitcoind) => (bitcoind, Vec::new()),
+        None => {
+            eprintln!("there is no bitcoind beside bitcoin-cli: bitcoin-node -noipcbind takes its place");
+            (bitcoin_node(), vec!["-noipcbind".into()])
+        }
+    }
+}
+
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -34,32 +46,37 @@ pub struct Node {
     dir: TempDir,
     rpc_port: u16,
     pub p2p_port: u16,
+    program: PathBuf,
     arguments: Vec<String>,
     child: Child,
 }
 
 impl Node {
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_program(bitcoin_node(), [&["-ipcbind=unix"], arguments].concat())
+    }
+
+    /// `bitcoind`.
+    pub fn start_bitcoind(arguments: &[&str]) -> Self {
+        let (program, needed) = bitcoind();
+        let needed: Vec<_> = needed.iter().map(String::as_str).collect();
+        Self::start_program(program, [&needed[..], arguments].concat())
+    }
+
+    fn start_program(program: PathBuf, arguments: Vec<&str>) -> Self {
         let dir = TempDir::new().unwrap();
-        let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_string()).collect();
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_string).collect();
         let (rpc_port, p2p_port) = (free_port(), free_port());
-        let child = Self::launch(dir.path(), rpc_port, p2p_port, &arguments);
-        let mut node = Node { dir, rpc_port, p2p_port, arguments, child };
+        let child = Self::launch(dir.path(), &program, rpc_port, p2p_port, &arguments);
+        let mut node = Node { dir, rpc_port, p2p_port, program, arguments, child };
         node.until_it_answers();
         node
     }
 
-    fn launch(dir: &Path, rpc_port: u16, p2p_port: u16, arguments: &[String]) -> Child {
+    fn launch(dir: &Path, program: &Path, rpc_port: u16, p2p_port: u16, arguments: &[String]) -> Child {
         let stderr = std::fs::File::options().append(true).create(true).open(dir.join("stderr")).unwrap();
-        Command::new(bitcoin_node())
-            .args([
-                "-regtest",
-                "-ipcbind=unix",
-                "-server",
-                "-listenonion=0",
-                "-printtoconsole=0",
-                "-acceptnonstdtxn=1",
-            ])
+        Command::new(program)
+            .args(["-regtest", "-server", "-listenonion=0", "-printtoconsole=0", "-acceptnonstdtxn=1"])
             .args([format!("-datadir={}", dir.display()), format!("-rpcport={rpc_port}")])
             .args([format!("-bind=127.0.0.1:{p2p_port}"), "-fixedseeds=0".into(), "-dnsseed=0".into()])
             .args(arguments)
@@ -67,13 +84,13 @@ impl Node {
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
-            .expect("bitcoin-node starts")
+            .expect("the node starts")
     }
 
     fn until_it_answers(&mut self) {
         eventually("the node answers", || {
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "bitcoin-node ended: {}", self.stderr());
+            assert!(ended.is_none(), "the node ended: {}", self.stderr());
             self.try_cli(&["getblockcount"]).ok()
         });
     }
@@ -191,13 +208,14 @@ impl Node {
     pub fn restart(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        self.child = Self::launch(self.dir.path(), self.rpc_port, self.p2p_port, &self.arguments);
+        self.child =
+            Self::launch(self.dir.path(), &self.program, self.rpc_port, self.p2p_port, &self.arguments);
         self.until_it_answers();
     }
 
     /// The next start is without this argument of the first.
-    pub fn forget_argument(&mut self, number: usize) {
-        self.arguments.remove(number);
+    pub fn forget_argument(&mut self, argument: &str) {
+        self.arguments.retain(|it| it != argument);
     }
 
     pub fn signal(&self, signal: Signal) {

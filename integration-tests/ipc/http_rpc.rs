@@ -1,20 +1,20 @@
 //! JSON-RPC over HTTP beside a real node, and what goes wrong with it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bitcoind_exporter::ipc::{METHODS, whitelist_of};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::eventually;
 use crate::exporter::{Exporter, command};
 use crate::fake::{FakeNode, Offers};
+use crate::harness::fake_http::{FakeHttp, Mode};
 use crate::harness::without_rpc::WithoutRpc;
 use crate::node::Node;
 
@@ -219,150 +219,6 @@ fn a_restarted_node_has_another_cookie() {
     exporter.wait_for(USED, 1.0);
     exporter
         .wait_for("bitcoin_difficulty", node.json(&["getblockchaininfo"])["difficulty"].as_f64().unwrap());
-}
-
-/// What the HTTP server does with a request.
-#[derive(Clone, Copy, PartialEq)]
-enum Mode {
-    /// Answers as the fake node's JSON-RPC, to those with the cookie.
-    Works,
-    Status(&'static str),
-    Html,
-    Redirects,
-    /// Another step each time.
-    Starts,
-    /// Sends a byte of its answer now and then.
-    NeverEnds,
-    TooLarge,
-    Hangs,
-}
-
-/// An HTTP server that says it is the fake node.
-struct FakeHttp {
-    dir: TempDir,
-    address: String,
-    mode: Arc<Mutex<Mode>>,
-    cookie: Arc<Mutex<String>>,
-    seen: Arc<Mutex<Vec<String>>>,
-}
-
-impl FakeHttp {
-    fn start(mode: Mode) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let http = FakeHttp {
-            dir: TempDir::new().unwrap(),
-            address: listener.local_addr().unwrap().to_string(),
-            mode: Arc::new(Mutex::new(mode)),
-            cookie: Arc::default(),
-            seen: Arc::default(),
-        };
-        http.change_cookie("__cookie__:1");
-        let (mode, cookie, seen) = (http.mode.clone(), http.cookie.clone(), http.seen.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (mode, cookie, seen) = (mode.clone(), cookie.clone(), seen.clone());
-                std::thread::spawn(move || answer(stream, &mode, &cookie, &seen));
-            }
-        });
-        http
-    }
-
-    fn change_cookie(&self, cookie: &str) {
-        std::fs::write(self.dir.path().join("cookie"), cookie).unwrap();
-        *self.cookie.lock().unwrap() = STANDARD.encode(cookie);
-    }
-
-    fn set(&self, mode: Mode) {
-        *self.mode.lock().unwrap() = mode;
-    }
-
-    fn exporter(&self, node: &FakeNode, more: &[&str]) -> Exporter {
-        let (url, cookie) = (format!("http://{}", self.address), self.dir.path().join("cookie"));
-        let arguments =
-            ["--rpc-url", &url, "--rpc-cookie-file", cookie.to_str().unwrap(), "--poll-interval", "100ms"];
-        Exporter::start(&node.socket(), &[&arguments[..], more].concat()).ready()
-    }
-}
-
-/// Answers until the connection ends; `None` when it has.
-fn answer(
-    stream: TcpStream,
-    mode: &Mutex<Mode>,
-    cookie: &Mutex<String>,
-    seen: &Mutex<Vec<String>>,
-) -> Option<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
-    let mut output = stream.try_clone().ok()?;
-    let mut input = BufReader::new(stream);
-    loop {
-        let (mut length, mut authorized) = (0, false);
-        loop {
-            let mut line = String::new();
-            if input.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            let line = line.trim();
-            if line.is_empty() {
-                break;
-            }
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
-                length = value.parse().ok()?;
-            }
-            authorized |= line.ends_with(&*cookie.lock().unwrap());
-        }
-        let mut body = vec![0; length];
-        input.read_exact(&mut body).ok()?;
-        let request: Value = serde_json::from_slice(&body).ok()?;
-        seen.lock().unwrap().push(request["method"].as_str()?.to_string());
-        let mut send = |status: &str, headers: &str, body: &str| {
-            write!(output, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).ok()
-        };
-        let present = *mode.lock().unwrap();
-        match present {
-            Mode::Works if !authorized => send("401 Unauthorized", "", "")?,
-            Mode::Works => {
-                let result = match request["method"].as_str()? {
-                    "getblockchaininfo" => {
-                        json!({"chain": "regtest", "blocks": 42, "difficulty": 7, "initialblockdownload": false})
-                    }
-                    "getblockhash" => json!("07".repeat(32)),
-                    _ => Value::Null,
-                };
-                send(
-                    "200 OK",
-                    "Content-Type: application/json\r\n",
-                    &json!({"result": result, "id": 1}).to_string(),
-                )?;
-            }
-            Mode::Status(status) => send(status, "", "Work queue depth exceeded")?,
-            Mode::Html => send("200 OK", "Content-Type: text/html\r\n", "<html>Sign in</html>")?,
-            Mode::Redirects => send("302 Found", "Location: http://127.0.0.1:1/\r\n", "")?,
-            Mode::Starts => {
-                let message = format!("Verifying blocks… {}%", seen.lock().unwrap().len());
-                let error = json!({"code": -28, "message": message});
-                send(
-                    "500 Internal Server Error",
-                    "",
-                    &json!({"result": null, "error": error, "id": 1}).to_string(),
-                )?;
-            }
-            Mode::TooLarge => {
-                write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").ok()?;
-                let zeros = vec![b' '; 1 << 20];
-                for _ in 0..100 {
-                    output.write_all(&zeros).ok()?;
-                }
-            }
-            Mode::NeverEnds => {
-                write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").ok()?;
-                for _ in 0..1000 {
-                    output.write_all(b" ").ok()?;
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-            }
-            Mode::Hangs => std::thread::sleep(Duration::from_secs(60)),
-        }
-    }
 }
 
 /// An endpoint with this fault costs nothing but its own metrics, is said once, and used when it is mended.

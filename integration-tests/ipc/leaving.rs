@@ -184,7 +184,7 @@ fn a_node_that_crashed_can_be_started_again_while_the_exporter_that_it_launched_
     };
     eventually("the launched exporter is connected", || connected(1));
     let launched: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-    node.forget_argument(1); // the second start launches none
+    node.forget_argument(&notify); // the second start launches none
     node.restart();
     eventually("the first node's exporter is connected to the second", || connected(2));
     kill(Pid::from_raw(launched), Signal::SIGTERM).unwrap();

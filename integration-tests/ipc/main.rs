@@ -11,7 +11,9 @@ mod leaving;
 mod notifications;
 mod real_node;
 mod reconnect;
+mod relay;
 mod reorgs;
+mod versions;
 mod web_config;
 mod without_ipc;
 

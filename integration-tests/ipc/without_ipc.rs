@@ -1,6 +1,7 @@
-//! A real node without IPC, as `bitcoind` is: everything comes from JSON-RPC over HTTP.
+//! A real `bitcoind`, which has no IPC: everything comes from JSON-RPC over HTTP.
 
 use bitcoind_exporter::ipc::METHODS;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::eventually;
@@ -22,7 +23,7 @@ fn beside(node: &Node, more: &[&str]) -> Exporter {
 
 #[test]
 fn blocks_and_reorganizations_are_counted_without_ipc() {
-    let mut node = Node::start(&["-noipcbind"]);
+    let mut node = Node::start_bitcoind(&[]);
     let blocks = node.mine(10);
     let exporter = beside(&node, &[]);
     exporter.wait_for(USED, 1.0);
@@ -58,6 +59,34 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     assert_eq!(exporter.log().matches("the node is asked over HTTP alone").count(), 2, "{}", exporter.log());
 }
 
+/// As after a crash, when it goes back to its last flush and connects the same blocks again.
+#[test]
+fn a_node_that_comes_back_lower_between_two_calls_has_not_reorganized() {
+    let mut node = Node::start_bitcoind(&[]);
+    let blocks = node.mine(20);
+    let exporter = beside(&node, &[]);
+    exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
+    let uptime = || node.cli(&["uptime"]).parse::<u64>().unwrap();
+    let began = uptime();
+    eventually("the exporter watches for longer than it takes for a restart to show", || {
+        (uptime() > began + 3).then_some(())
+    });
+    exporter.signal(Signal::SIGSTOP);
+    node.stop();
+    node.restart();
+    node.cli(&["invalidateblock", &blocks[14]]);
+    exporter.signal(Signal::SIGCONT);
+    exporter.wait_for("bitcoin_chain_height", 14.0);
+    node.cli(&["reconsiderblock", &blocks[14]]);
+    node.mine(3);
+    exporter.wait_for("bitcoin_blocks_connected_total", 3.0);
+    assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
+    // What the same node does is a reorganization.
+    node.cli(&["invalidateblock", &blocks[17]]);
+    exporter.wait_for("bitcoin_blocks_disconnected_total", 6.0);
+    assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
+}
+
 #[test]
 fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
     let mut node = Node::start(&["-noipcbind"]);
@@ -65,7 +94,7 @@ fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
     let exporter = beside(&node, &["--poll-interval", "500ms"]);
     exporter.wait_for(USED, 1.0);
     node.stop();
-    node.forget_argument(0);
+    node.forget_argument("-noipcbind");
     node.restart();
     exporter.wait_for("bitcoin_exporter_interface{interface=\"rpc\"}", 1.0);
     assert_eq!(exporter.value(USED), None);
@@ -79,8 +108,7 @@ fn a_node_that_does_not_let_us_wait_for_blocks_is_asked_for_its_tip() {
     let password = dir.path().join("password");
     std::fs::write(&password, "secret").unwrap();
     let methods = METHODS.iter().copied().filter(|method| *method != "waitfornewblock").collect::<Vec<_>>();
-    let node = Node::start(&[
-        "-noipcbind",
+    let node = Node::start_bitcoind(&[
         &rpcauth("less", "secret"),
         &format!("-rpcwhitelist=less:{}", methods.join(",")),
         "-rpcwhitelistdefault=0",
@@ -98,7 +126,7 @@ fn a_node_that_does_not_let_us_wait_for_blocks_is_asked_for_its_tip() {
 
 #[test]
 fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
-    let node = Node::start(&["-noipcbind"]);
+    let node = Node::start_bitcoind(&[]);
     node.mine(3);
     let run = |arguments: &[&str]| {
         let output = command().args(arguments).output().unwrap();

@@ -204,6 +204,39 @@ in
       socketPath = "/var/lib/bitcoind-main/node.sock";
     };
   };
+  # Bitcoin Core 30 and 31.
+  rpc-beside-ipc = evaluate {
+    services.bitcoind-ipc-exporter = {
+      enable = true;
+      socketPath = "/run/bitcoind/node.sock";
+      rpc = {
+        enable = true;
+        chain = "signet";
+        cookieFile = "/var/lib/bitcoind/signet/.cookie";
+      };
+    };
+  };
+  without-ipc = evaluate {
+    services.bitcoind-ipc-exporter = {
+      enable = true;
+      rpc = {
+        enable = true;
+        url = "http://127.0.0.1:18000";
+        user = "exporter";
+        passwordFile = "/run/secrets/rpc-password";
+      };
+    };
+  };
+  neither = evaluate { services.bitcoind-ipc-exporter.enable = true; };
+  cookie-without-ipc = evaluate {
+    services.bitcoind-ipc-exporter = {
+      enable = true;
+      rpc = {
+        enable = true;
+        cookieFile = "/var/lib/bitcoind/.cookie";
+      };
+    };
+  };
   nobody = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
@@ -233,7 +266,7 @@ in
           bitcoind = "/bitcoin-node";
           healthPort = "9436";
         };
-        no-value.services.bitcoind-ipc-exporter.enable = true;
+        no-value.services.bitcoind-usdt-exporter.enable = true;
       };
 
   flake = {

@@ -140,6 +140,14 @@ let
         }) names
       );
     getExe' = package: name: "${package}/bin/${name}";
+    concatStrings = concatStringsSep "";
+    filterAttrs = holds: set: listToAttrs (
+      map (name: {
+        inherit name;
+        value = set.${name};
+      }) (filter (name: holds name set.${name}) (attrNames set))
+    );
+    mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
     hasPrefix = prefix: text: builtins.substring 0 (builtins.stringLength prefix) text == prefix;
     importTOML = path: builtins.fromTOML (builtins.readFile path);
     licenses.mit.spdxId = "MIT";

@@ -99,12 +99,33 @@ fn nix_module_evaluates() -> Result<(), Failed> {
     assert_eq!(ipc("known-owner")["User"], "bitcoind-main");
     assert_eq!(made["nobody"]["failed"].as_array().unwrap().len(), 1);
     assert_eq!(made["default"]["failed"].as_array().unwrap().len(), 0);
+    let beside = ipc("rpc-beside-ipc");
+    assert_eq!(
+        beside["ExecStart"],
+        "\"/nix/store/bitcoind-exporter/bin/bitcoind-ipc-exporter\" \"--metrics-addr\" \"127.0.0.1:9332\" \"--chain\" \
+         \"signet\" --rpc-cookie-file %d/rpc-cookie"
+    );
+    assert_eq!(beside["LoadCredential"], serde_json::json!(["rpc-cookie:/var/lib/bitcoind/signet/.cookie"]));
+    assert_eq!(
+        (&beside["PrivateNetwork"], &beside["IPAddressDeny"], &beside["IPAddressAllow"]),
+        (&false.into(), &"any".into(), &"localhost".into())
+    );
+    assert_eq!(beside["RestrictAddressFamilies"], serde_json::json!(["AF_UNIX", "AF_INET", "AF_INET6"]));
+    let without = ipc("without-ipc");
+    let command = without["ExecStart"].as_str().unwrap();
+    let expected = "\"--chain\" \"main\" \"--rpc\" \"on\" \"--rpc-url\" \"http://127.0.0.1:18000\" \"--rpc-user\" \"exporter\" \
+                    --rpc-password-file %d/rpc-password";
+    assert!(command.ends_with(expected), "{command}");
+    assert_eq!((&without["OpenFile"], &without["DynamicUser"]), (&serde_json::Value::Null, &true.into()));
+    assert_eq!(ipc("default")["IPAddressAllow"], serde_json::Value::Null);
+    let failed = |case: &str| made[case]["failed"].as_array().unwrap().len();
+    assert_eq!(["rpc-beside-ipc", "without-ipc", "neither", "cookie-without-ipc"].map(failed), [0, 0, 1, 1]);
     let usdt = &made["usdt"]["services"]["bitcoind-usdt-exporter"];
     let command = usdt["ExecStart"].as_str().unwrap();
     // systemd expands the last one, and nothing of what the configuration says.
     assert!(command.contains(r#""--node-name" "50%% of $$HOME" "#), "{command}");
     assert!(command.ends_with(r#""--tracepoints" "fibre,net" --web.config.file %d/web.yml"#), "{command}");
-    assert_eq!(usdt["LoadCredential"], "web.yml:/run/secrets/web.yml");
+    assert_eq!(usdt["LoadCredential"], serde_json::json!(["web.yml:/run/secrets/web.yml"]));
     for (error, fails) in made["errors"].as_object().unwrap() {
         assert_eq!(fails, true, "{error} is accepted");
     }

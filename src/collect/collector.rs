@@ -117,7 +117,14 @@ impl Collector {
                 Ok(door) => {
                     match &door {
                         Door::Ipc(_) => info!("connected to {}", source.describe()),
-                        Door::Http(_, why) => info!("no IPC ({why}): the node is asked over HTTP alone"),
+                        Door::Http(_, why) => {
+                            info!("no IPC ({why}): the node is asked over HTTP alone");
+                            if self.context.config.exit_with_node {
+                                warn!(
+                                    "--exit-with-node has no effect: only over IPC a node says that it shuts down"
+                                );
+                            }
+                        }
                     }
                     self.context.metrics.exporter.connects.inc();
                     let state = State::Connected("connected, not polled yet".into());

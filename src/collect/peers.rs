@@ -1,11 +1,13 @@
 //! Each peer's statistics, counted over the present peers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::json::{flag, number};
+use super::json::{count, flag, number};
 use crate::ipc::PeerStats;
 use crate::metrics::{MESSAGE_TYPES, Network};
 
@@ -73,6 +75,19 @@ impl Peers {
                 how_many(&|peer| peer.min_fee_filter.is_some_and(|filter| filter < ONE_SAT_PER_VBYTE))
             }),
         );
+        network
+            .addr_rate_limited
+            .set(Some(how_many(&|peer| peer.addresses_rate_limited.is_some_and(|dropped| dropped > 0))));
+        let waiting: Vec<_> =
+            peers.iter().filter_map(|peer| peer.inv_to_send).map(|queued| queued as f64).collect();
+        let statistics =
+            [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
+        let told = if waiting.is_empty() { &[][..] } else { &statistics };
+        network.inv_to_send.replace(told.iter().map(|&(statistic, queued)| ([statistic], queued)));
+        let by_as = largest(peers.iter().filter_map(|peer| peer.mapped_as));
+        let by_netgroup = largest(peers.iter().filter_map(netgroup)).unwrap_or(0);
+        let groups = by_as.map(|peers| ("as", peers)).into_iter().chain([("netgroup", by_netgroup)]);
+        network.largest_group.replace(groups.map(|(by, peers)| ([by], peers as f64)));
         self.count_traffic(peers, network);
     }
 
@@ -83,6 +98,8 @@ impl Peers {
         network.ping.clear();
         network.min_ping.clear();
         network.high_bandwidth.clear();
+        network.inv_to_send.clear();
+        network.largest_group.clear();
         for gauge in [
             &network.addr_relay,
             &network.clock_off,
@@ -90,6 +107,7 @@ impl Peers {
             &network.with_blocks_in_flight,
             &network.blocks_in_flight,
             &network.low_fee_relay,
+            &network.addr_rate_limited,
         ] {
             gauge.set(None::<f64>);
         }
@@ -116,6 +134,28 @@ impl Peers {
     }
 }
 
+/// How often the most frequent value occurs; `None` without values.
+fn largest<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Option<usize> {
+    let mut occurrences = HashMap::new();
+    for value in values {
+        *occurrences.entry(value).or_insert(0) += 1;
+    }
+    occurrences.into_values().max()
+}
+
+/// The /16 of a public IPv4 address, the /32 of an IPv6 one: whoever holds one address there can have more of them cheaply. Bitcoin
+/// Core opens at most one connection into each (its netgroups, but for those of tunnels).
+fn netgroup(peer: &PeerStats) -> Option<(bool, [u8; 4])> {
+    match (peer.network, peer.address?.to_canonical()) {
+        ("ipv4" | "ipv6", IpAddr::V4(address)) => {
+            let [first, second, ..] = address.octets();
+            Some((false, [first, second, 0, 0]))
+        }
+        ("ipv6", IpAddr::V6(address)) => address.octets().first_chunk().map(|prefix| (true, *prefix)),
+        _ => None,
+    }
+}
+
 /// The 50th, 90th and 100th percentile: the smallest value that this share of the values does not exceed. None without
 /// values.
 fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1], f64)> {
@@ -130,7 +170,7 @@ fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1]
 
 /// The peers of a getpeerinfo answer; `None` if it is not a list.
 pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
-    use crate::ipc::{CONNECTION_TYPES, NETWORKS, TRANSPORTS};
+    use crate::ipc::{CONNECTION_TYPES, NETWORKS, TRANSPORTS, ip_address};
     let known = |names: &[&'static str], name: &Value| {
         names.iter().copied().find(|known| Some(*known) == name.as_str()).unwrap_or("other")
     };
@@ -144,6 +184,8 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     let peers = peers.as_array()?.iter().map(|peer| PeerStats {
         id: peer["id"].as_i64().unwrap_or(-1),
         network: known(&NETWORKS, &peer["network"]),
+        address: peer["addr"].as_str().and_then(ip_address),
+        mapped_as: count(peer, "mapped_as").and_then(|number| u32::try_from(number).ok()),
         connection_type: known(&CONNECTION_TYPES, &peer["connection_type"]),
         transport: known(&TRANSPORTS, &peer["transport_protocol_type"]),
         version: peer["version"].as_i64().unwrap_or(0),
@@ -153,6 +195,8 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
         high_bandwidth_to: is(peer, "bip152_hb_to"),
         high_bandwidth_from: is(peer, "bip152_hb_from"),
         addr_relay: is(peer, "addr_relay_enabled"),
+        addresses_rate_limited: count(peer, "addr_rate_limited"),
+        inv_to_send: count(peer, "inv_to_send"),
         time_offset: peer["timeoffset"].as_i64().unwrap_or(0),
         blocks_in_flight: peer["inflight"].as_array().map_or(0, Vec::len),
         min_fee_filter: number(peer, "minfeefilter"),
@@ -165,6 +209,7 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::ip_address;
     use crate::metrics::{Format, Metrics};
     use serde_json::json;
 
@@ -213,6 +258,37 @@ mod tests {
     }
 
     #[test]
+    fn peers_of_one_neighbourhood_are_told_from_those_of_many() {
+        let peer = |network, address: &str| PeerStats {
+            network,
+            address: ip_address(address),
+            ..PeerStats::default()
+        };
+        let groups = |peers: &[PeerStats]| largest(peers.iter().filter_map(netgroup));
+        let spread = [
+            peer("ipv4", "192.0.2.1:8333"),
+            peer("ipv4", "198.51.100.1:8333"),
+            peer("ipv6", "[2001:db8::1]:8333"),
+            peer("ipv6", "[2001:db9::1]:8333"),
+        ];
+        assert_eq!(groups(&spread), Some(1));
+        let near = [peer("ipv4", "192.0.200.7:53123"), peer("ipv6", "[2001:db8:ffff::2]:8333")];
+        assert_eq!(groups(&[&spread[..], &near].concat()), Some(2));
+        // Their addresses cost nothing, are somebody else's, or are unknown.
+        let others = [
+            peer("onion", "127.0.0.1:50000"),
+            peer("onion", "127.0.0.1:50001"),
+            peer("i2p", "x.b32.i2p:0"),
+            peer("cjdns", "[fc00::1]:8333"),
+            peer("cjdns", "[fc00::2]:8333"),
+            peer("not_publicly_routable", "127.0.0.1:1"),
+            peer("not_publicly_routable", "127.0.0.1:2"),
+            peer("ipv4", "host.example:8333"),
+        ];
+        assert_eq!(groups(&others), None);
+    }
+
+    #[test]
     fn percentiles_are_values_that_were_measured() {
         let values = |n: u64| percentiles((1..=n).map(Duration::from_secs));
         assert_eq!(values(0), []);
@@ -225,8 +301,9 @@ mod tests {
         let peers = from_json(&json!([
             {"id": 3, "network": "onion", "connection_type": "manual", "transport_protocol_type": "v2", "version": 70016,
              "pingtime": 0.25, "minping": 0.125, "bip152_hb_to": true, "inflight": [1, 2], "minfeefilter": 0.000001,
-             "timeoffset": -11, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
-            {"id": null, "network": 7, "pingtime": -1, "inflight": {}, "bytessent_per_msg": []},
+             "timeoffset": -11, "inv_to_send": u64::MAX, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
+            {"id": null, "network": 7, "pingtime": -1, "inflight": {}, "bytessent_per_msg": [], "inv_to_send": u64::MAX,
+             "mapped_as": u64::MAX, "addr": 7},
             17
         ]))
         .unwrap();

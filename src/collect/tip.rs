@@ -5,6 +5,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
@@ -87,6 +88,7 @@ impl TipWatch {
             reconnected: Reconnected::Now,
             walk_failed: false,
             counting: false,
+            same_node_since: Instant::now(),
         };
         let (first_done, caught_up) = oneshot::channel();
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(follow.run(first_done)));
@@ -154,6 +156,8 @@ struct Follow {
     walk_failed: bool,
     /// The counters of blocks are shown.
     counting: bool,
+    /// From when on the node is the same process, as far as is known.
+    same_node_since: Instant,
 }
 
 impl Follow {
@@ -226,7 +230,7 @@ impl Follow {
     /// Counts the blocks between the tip up to which blocks are counted and this one. Notifications count them, where there
     /// are any; then only those that came while there was no connection are left. A walk that fails is made again.
     async fn count_up_to(&mut self, tip: BlockRef) {
-        let reconnected = std::mem::replace(&mut self.reconnected, Reconnected::CaughtUp);
+        let mut reconnected = std::mem::replace(&mut self.reconnected, Reconnected::CaughtUp);
         let notified = self.interfaces.chain.is_some();
         let counted = self.context.memory.borrow().counted_tip;
         let Some(old) = counted.filter(|old| old.hash != tip.hash) else {
@@ -248,6 +252,15 @@ impl Follow {
             self.reconnected = reconnected;
             return;
         };
+        let json_rpc = json_rpc.clone();
+        if reconnected == Reconnected::CaughtUp
+            && tip.height < old.height
+            && self.was_restarted(&json_rpc).await
+        {
+            reconnected = Reconnected::Now;
+        }
+        let blocks = &self.context.metrics.blocks;
+        let json_rpc = &json_rpc;
         let walked = match reconnected {
             Reconnected::Now if tip.height < old.height => is_known(json_rpc, old).await.map(|()| None),
             Reconnected::RolledBack if tip.height < old.height => Ok(None),
@@ -281,6 +294,21 @@ impl Follow {
                 self.reconnected = reconnected;
             }
         }
+    }
+
+    /// Whether the node is another process than before. Over IPC the connection's end tells; over HTTP a node can be restarted
+    /// between two calls.
+    async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
+        /// Uptimes are whole seconds.
+        const TOLERATED: Duration = Duration::from_secs(2);
+        let Tips::Http(_) = self.tips else { return false };
+        let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_u64());
+        let restarted = uptime
+            .is_some_and(|uptime| Duration::from_secs(uptime) + TOLERATED < self.same_node_since.elapsed());
+        if restarted {
+            self.same_node_since = Instant::now();
+        }
+        restarted
     }
 
     /// The blocks up to this one are counted.

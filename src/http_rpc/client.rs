@@ -1,36 +1,20 @@
-//! Calls over HTTP: one connection that is kept, one request after the other.
+//! Calls over HTTP: with the credentials that are good now, if the node can be asked.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig};
+use hyper::StatusCode;
+use hyper::body::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Notify};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_util::either::Either;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::Settings;
+use super::connection::{Answer, Kept, exchange};
 use crate::ipc::{CallError, JsonRpcAnswer};
-
-/// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
-const MAX_BODY_BYTES: usize = 64 << 20;
-/// Limit on an answer's status line and headers; Core's are about 150 bytes.
-const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
@@ -53,20 +37,6 @@ struct Shared {
     quiet: Cell<bool>,
     /// Methods that were refused, which was logged.
     forbidden: RefCell<BTreeSet<String>>,
-}
-
-/// The connection, and what the node last let us in with.
-struct Kept {
-    sender: http1::SendRequest<Full<Bytes>>,
-    authorization: HeaderValue,
-    _driver: AbortOnDropHandle<()>,
-}
-
-/// A whole answer.
-struct Answer {
-    status: StatusCode,
-    content_type: Option<String>,
-    body: Bytes,
 }
 
 impl HttpRpc {
@@ -217,7 +187,7 @@ impl HttpRpc {
             Some(kept) => kept.authorization.clone(),
             None => credentials.read()?,
         };
-        let (mut kept, answer) = self.exchange(kept, &first, &body).await?;
+        let (mut kept, answer) = exchange(self.settings(), kept, &first, &body).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
             *slot = Some(kept);
             return Ok(answer);
@@ -231,99 +201,13 @@ impl HttpRpc {
             return refused();
         }
         let answer;
-        (kept, answer) = self.exchange(Some(kept), &second, &body).await?;
+        (kept, answer) = exchange(self.settings(), Some(kept), &second, &body).await?;
         if answer.status == StatusCode::UNAUTHORIZED {
             return refused();
         }
         *slot = Some(kept);
         Ok(answer)
     }
-
-    /// Sends a request and reads its answer; on a new connection if the node has closed the one that was kept.
-    async fn exchange(
-        &self,
-        kept: Option<Kept>,
-        authorization: &HeaderValue,
-        body: &Bytes,
-    ) -> Result<(Kept, Answer), String> {
-        let url = &self.settings().url;
-        let request = || {
-            Request::post(&url.path)
-                .header(HOST, url.authority())
-                .header(AUTHORIZATION, authorization)
-                .header(CONTENT_TYPE, "application/json")
-                .body(Full::new(body.clone()))
-                .map_err(|error| error.to_string())
-        };
-        if let Some(mut kept) = kept
-            && kept.sender.ready().await.is_ok()
-            && let Ok(head) = kept.sender.send_request(request()?).await
-        {
-            kept.authorization = authorization.clone();
-            return Ok((kept, whole(head).await?));
-        }
-        let mut kept = connect(self.settings(), authorization).await?;
-        let head = kept.sender.send_request(request()?).await;
-        let head = head
-            .map_err(|error| format!("no HTTP answer ({error}); is it the port of the node's JSON-RPC?"))?;
-        Ok((kept, whole(head).await?))
-    }
-}
-
-async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kept, String> {
-    let Settings { url, tls, .. } = settings;
-    let stream =
-        TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => {
-                "nobody listens there; is the node's -server on, and is this its -rpcport? (--rpc-url)"
-                    .to_string()
-            }
-            _ => format!("cannot connect: {error}"),
-        })?;
-    let _ = stream.set_nodelay(true); // without it a call is only slower
-    let stream = match tls.as_ref().filter(|_| url.tls) {
-        Some(tls) => Either::Right(encrypted(stream, &url.host, tls.clone()).await?),
-        None => Either::Left(stream),
-    };
-    let handshake =
-        http1::Builder::new().max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = handshake.map_err(|error| error.to_string())?;
-    let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async {
-        let _ = connection.await; // whoever waits for an answer is told
-    }));
-    Ok(Kept { sender, authorization: authorization.clone(), _driver: driver })
-}
-
-async fn encrypted(
-    stream: TcpStream,
-    host: &str,
-    config: Arc<ClientConfig>,
-) -> Result<TlsStream<TcpStream>, String> {
-    let name = ServerName::try_from(host.to_string()).map_err(|error| error.to_string())?;
-    TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
-        let error_of_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
-        let advice = match error_of_tls {
-            Some(rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer | CertificateError::BadSignature,
-            )) => "; name the certificate of its authority with --rpc-ca-file",
-            Some(rustls::Error::InvalidMessage(_)) => "; does it speak https? (--rpc-url http://…)",
-            _ => "",
-        };
-        format!("TLS failed: {error}{advice}")
-    })
-}
-
-async fn whole(head: Response<Incoming>) -> Result<Answer, String> {
-    let (head, body) = head.into_parts();
-    let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| match error
-        .downcast_ref::<LengthLimitError>()
-    {
-        Some(_) => format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20),
-        None => format!("the answer ended too early ({error})"),
-    })?;
-    let content_type =
-        head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);
-    Ok(Answer { status: head.status, content_type, body: body.to_bytes() })
 }
 
 /// Before 2.0, errors of a call have status codes of their own, and bodies like all others.

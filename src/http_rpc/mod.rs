@@ -2,13 +2,14 @@
 //!
 //! - `url` is where the node's JSON-RPC listens.
 //! - [`credentials`] are the cookie, or a user with a password.
-//! - `client` makes the calls: one connection that is kept, one request after the other.
+//! - `client` makes the calls; `connection` is what they go over: one that is kept, one request after the other.
 //! - [`tls`] says which certificates are trusted behind https.
 //!
 //! It does not know what is asked, nor whether this is the node that IPC leads to: [`collect`](crate::collect) finds out
 //! before it uses it.
 
 mod client;
+mod connection;
 pub mod credentials;
 pub mod tls;
 mod url;

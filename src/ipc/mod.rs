@@ -27,5 +27,5 @@ pub use interfaces::{Interface, Interfaces};
 pub(crate) use json_rpc::Answer as JsonRpcAnswer;
 pub use json_rpc::{JsonRpc, METHODS, whitelist_of};
 pub use mining::{BlockRef, Hash, Mining};
-pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS};
+pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS, ip_address};
 pub use tracing::{CoinEvent, Tracing};

@@ -1,5 +1,6 @@
 //! Node: state of the mempool and the network, and statistics of each peer.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::CallError;
@@ -13,6 +14,10 @@ pub struct PeerStats {
     pub id: i64,
     /// `ipv4`, `onion` and so on, as getpeerinfo names them.
     pub network: &'static str,
+    /// Its IP address, if it has one. The node does not tell that of a peer that it was given by name (`-addnode=host`).
+    pub address: Option<IpAddr>,
+    /// The autonomous system of the address, if the node has a map of them (`-asmap`).
+    pub mapped_as: Option<u32>,
     /// `inbound`, `outbound-full-relay` and so on, as getpeerinfo names them.
     pub connection_type: &'static str,
     /// `v1`, `v2` or `detecting`.
@@ -31,6 +36,10 @@ pub struct PeerStats {
     pub high_bandwidth_from: bool,
     /// The peer takes part in address relay.
     pub addr_relay: bool,
+    /// How many of the peer's addresses were dropped because it sent too many, if the call tells.
+    pub addresses_rate_limited: Option<u64>,
+    /// Transactions that wait to be announced to the peer, if the call tells.
+    pub inv_to_send: Option<u64>,
     /// The peer's clock against ours, in seconds.
     pub time_offset: i64,
     /// Blocks that we are downloading from the peer.
@@ -74,6 +83,8 @@ impl PeerStats {
         let mut peer = PeerStats {
             id: stats.get_nodeid(),
             network: name(&NETWORKS, stats.get_network()),
+            address: ip_address(stats.get_addr_name()?.to_str()?),
+            mapped_as: Some(stats.get_mapped_as()).filter(|&number| number > 0),
             connection_type: name(&CONNECTION_TYPES, stats.get_conn_type()),
             transport: name(&TRANSPORTS, stats.get_transport_type().into()),
             version: stats.get_version().into(),
@@ -89,11 +100,17 @@ impl PeerStats {
             let state = stats.get_state_stats()?;
             peer.ping_wait = microseconds(state.get_ping_wait());
             peer.addr_relay = state.get_address_relay_enabled();
+            peer.addresses_rate_limited = Some(state.get_addresses_rate_limited());
             peer.time_offset = state.get_time_offset();
             peer.blocks_in_flight = state.get_height_in_flight()?.len() as usize;
         }
         Ok(peer)
     }
+}
+
+/// Of an address with a port, as the node writes it.
+pub fn ip_address(text: &str) -> Option<IpAddr> {
+    text.parse::<SocketAddr>().ok().map(|address| address.ip())
 }
 
 /// The node says 0 or its largest value when it has not measured yet.

@@ -18,6 +18,7 @@ mod node;
 mod node_process;
 mod process;
 mod reference;
+mod relay;
 mod samples;
 mod snapshot;
 mod text;
@@ -39,6 +40,7 @@ pub use network::{MESSAGE_TYPES, Network};
 pub use node::Node;
 pub use node_process::NodeProcess;
 pub use reference::{Row, markdown};
+pub use relay::Relay;
 pub use snapshot::{Family, Kind, Reading, Sample, Snapshots, collector, process_rows, reference};
 pub use text::Format;
 pub use utxo_cache::UtxoCache;
@@ -61,6 +63,8 @@ pub struct Metrics {
     pub blocks: Blocks,
     /// The mempool and fees.
     pub mempool: Mempool,
+    /// Transactions on their way.
+    pub relay: Relay,
     /// Peers and traffic.
     pub network: Network,
     /// The UTXO cache trace.
@@ -79,6 +83,7 @@ impl Metrics {
         let node_process = NodeProcess::declare(&mut declare);
         let blocks = Blocks::declare(&mut declare);
         let mempool = Mempool::declare(&mut declare);
+        let relay = Relay::declare(&mut declare);
         let network = Network::declare(&mut declare);
         let utxo_cache = UtxoCache::declare(&mut declare);
         let exporter = Exporter::declare(&mut declare);
@@ -95,6 +100,7 @@ impl Metrics {
             node_process,
             blocks,
             mempool,
+            relay,
             network,
             utxo_cache,
             exporter,

@@ -64,6 +64,9 @@ pub struct Network {
     pub blocks_in_flight: NodeGauge,
     pub by_version: Labeled<1, Value>,
     pub low_fee_relay: NodeGauge,
+    pub addr_rate_limited: NodeGauge,
+    pub inv_to_send: Labeled<1, Value>,
+    pub largest_group: Labeled<1, Value>,
     pub message_bytes: Labeled<2, Counter>,
     pub banned: NodeGauge,
     pub active: NodeGauge,
@@ -144,6 +147,24 @@ impl Network {
                 "bitcoin_peers_low_fee_relay",
                 "Peers that take transactions below 1 sat/vB",
                 "getpeerinfo `minfeefilter` (Node.getNodesStats has no such field)",
+            ),
+            addr_rate_limited: d.gauge(
+                "bitcoin_peers_addr_rate_limited",
+                "Peers of whose addresses some were dropped, because they sent too many",
+                "Node.getNodesStats; getpeerinfo `addr_rate_limited`",
+            ),
+            inv_to_send: d.gauge_by(
+                "bitcoin_peers_inv_to_send",
+                ["statistic"],
+                "Transactions that wait to be announced to the present peers: `sum` over all, `max` of one; absent without peers",
+                "getpeerinfo `inv_to_send` (Bitcoin Core 31 and later; Node.getNodesStats has no such field)",
+            ),
+            largest_group: d.gauge_by(
+                "bitcoin_peers_largest_group",
+                ["by"],
+                "The most peers with an address in one group: `netgroup` is an IPv4 /16 or an IPv6 /32, `as` an autonomous \
+                 system, absent unless the node has a map of them (-asmap)",
+                "Node.getNodesStats; getpeerinfo `addr`, `mapped_as`",
             ),
             message_bytes: d.counter_by(
                 "bitcoin_p2p_message_bytes_total",

@@ -28,9 +28,9 @@ Generated from the registry by `bitcoind-usdt-exporter --print-metrics-reference
 
 A value that the node in front of us cannot give is absent, never 0, -1 or stale. What is read from the node disappears
 while the node is away; counters of events that the exporter counted stay. Where several sources are given, the first
-one that the node offers is used. *JSON-RPC* means JSON-RPC over the IPC connection: `Rpc.executeRpc` (Bitcoin Core 32),
-or `Node.executeRpc` (development branches). `bitcoin_bytes_recv_total` and `bitcoin_bytes_sent_total` are the node's own
-totals and restart with it.
+one that the node offers is used. *JSON-RPC* means JSON-RPC over the IPC connection, `Rpc.executeRpc` (Bitcoin Core 32) or
+`Node.executeRpc` (development branches), and over HTTP where that has none. `bitcoin_bytes_recv_total` and
+`bitcoin_bytes_sent_total` are the node's own totals and restart with it.
 
 What `bitcoind-usdt-exporter` counts is absent until a node with the tracepoint has been traced, and goes on when the
 node restarts. Each of its metrics has the label `node` besides (`--node-name`).

@@ -91,8 +91,8 @@ pub struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
     pub utxo_trace_budget: Duration,
 
-    /// End (exit 0) when the node shuts down, instead of waiting for the next one. Default when the connection was
-    /// inherited and no socket path is given
+    /// End (exit 0) when the node shuts down, which it says over IPC alone, instead of waiting for the next one. Default when
+    /// the connection was inherited and no socket path is given
     #[arg(long, env = "BITCOIND_IPC_EXPORTER_EXIT_WITH_NODE")]
     pub exit_with_node: bool,
 

@@ -1,11 +1,9 @@
 //! The mempool and fee estimates.
 
-use std::time::Instant;
-
 use serde_json::json;
 
 use super::diagram::Feerates;
-use super::{Calls, CostlyCall, Known};
+use super::{Calls, OptionalCall};
 use crate::collect::json::{flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
@@ -44,28 +42,11 @@ pub async fn poll_fee_estimates(calls: &mut Calls) {
     calls.metrics().mempool.fee_estimate.replace(estimates);
 }
 
-/// When the feerate diagram is asked for. The node holds its mempool's lock meanwhile.
-#[derive(Default)]
-pub struct FeeratesSchedule {
-    costly: CostlyCall,
-    /// The node does not have the call.
-    unknown: bool,
-}
-
-/// The mempool by feerate, at most once a minute.
-pub async fn poll_feerates(calls: &mut Calls, schedule: &mut FeeratesSchedule, ibd: Option<bool>) {
+/// The mempool by feerate. The node holds its mempool's lock meanwhile.
+pub async fn poll_feerates(calls: &mut Calls, diagram: &mut OptionalCall, ibd: Option<bool>) {
     let feerates = match ibd {
-        Some(false) if schedule.unknown || !schedule.costly.is_due() => return,
-        Some(false) => {
-            let asked = Instant::now();
-            let known = calls.rpc_if_known::<Option<Feerates>>("getmempoolfeeratediagram", json!([])).await;
-            schedule.costly.took(asked.elapsed());
-            schedule.unknown = matches!(known, Some(Known::Not));
-            match known {
-                Some(Known::Answer(feerates)) => feerates,
-                _ => None,
-            }
-        }
+        Some(false) if !diagram.is_due() => return,
+        Some(false) => diagram.make::<Feerates>(calls, "getmempoolfeeratediagram", json!([])).await,
         _ => None,
     };
     let metrics = &calls.metrics().mempool;

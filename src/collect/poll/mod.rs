@@ -11,6 +11,7 @@ mod mempool;
 mod network;
 mod node;
 mod process;
+mod relay;
 
 use std::fmt;
 use std::rc::Rc;
@@ -153,6 +154,37 @@ impl CostlyCall {
     }
 }
 
+/// A costly call that not every node has.
+#[derive(Default)]
+struct OptionalCall {
+    costly: CostlyCall,
+    /// The node does not have it.
+    unknown: bool,
+}
+
+impl OptionalCall {
+    fn is_due(&self) -> bool {
+        !self.unknown && self.costly.is_due()
+    }
+
+    /// `None` where there is no answer.
+    async fn make<T: DeserializeOwned>(
+        &mut self,
+        calls: &mut Calls,
+        method: &'static str,
+        params: Value,
+    ) -> Option<T> {
+        let asked = Instant::now();
+        let known = calls.rpc_if_known::<Option<T>>(method, params).await;
+        self.costly.took(asked.elapsed());
+        self.unknown = matches!(known, Some(Known::Not));
+        match known {
+            Some(Known::Answer(answer)) => answer,
+            _ => None,
+        }
+    }
+}
+
 /// Polls one connection.
 pub struct Poller {
     interfaces: Rc<Interfaces>,
@@ -160,7 +192,9 @@ pub struct Poller {
     /// The tip whose expensive facts are shown.
     shown_tip: Option<String>,
     chain_tips: chain::TipsSchedule,
-    feerates: mempool::FeeratesSchedule,
+    feerates: OptionalCall,
+    orphans: OptionalCall,
+    private_broadcast: OptionalCall,
     /// The node, if it can be seen.
     process: Option<Usage>,
 }
@@ -173,7 +207,9 @@ impl Poller {
             context,
             shown_tip: None,
             chain_tips: chain::TipsSchedule::default(),
-            feerates: mempool::FeeratesSchedule::default(),
+            feerates: OptionalCall::default(),
+            orphans: OptionalCall::default(),
+            private_broadcast: OptionalCall::default(),
             process: None,
         }
     }
@@ -218,6 +254,8 @@ impl Poller {
         chainstates::poll(calls, &chain_info).await;
         mempool::poll(calls).await;
         mempool::poll_feerates(calls, &mut self.feerates, ibd).await;
+        relay::poll_orphans(calls, &mut self.orphans).await;
+        relay::poll_private_broadcast(calls, &mut self.private_broadcast).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
         node::poll(calls, &chain_info, &network_info).await;
         network::poll(calls, &network_info).await;

@@ -1,0 +1,53 @@
+//! Transactions on their way to a real node, which a scripted peer sends.
+
+use bitcoin::absolute::LockTime;
+use bitcoin::p2p::message::NetworkMessage;
+use bitcoin::script::ScriptBuf;
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Witness};
+
+use crate::exporter::Exporter;
+use crate::harness::peer::Peer;
+use crate::node::Node;
+
+#[test]
+fn transactions_whose_parents_have_not_come_are_orphans() {
+    let node = Node::start(&[]);
+    let blocks = node.mine(103);
+    let mut peer = Peer::connect(node.p2p_port);
+    let mut bytes = 0.0;
+    for block in &blocks[..2] {
+        let parent = node.spending_coinbase_of(block, 1000); // never sent
+        let child = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![TxIn {
+                previous_output: OutPoint::new(parent.compute_txid(), 0),
+                script_sig: ScriptBuf::new(),
+                sequence: Sequence::MAX,
+                witness: Witness::new(),
+            }],
+            output: vec![TxOut {
+                value: Amount::from_sat(1000),
+                script_pubkey: ScriptBuf::from_hex(&"51".repeat(30)).unwrap(),
+            }],
+        };
+        bytes += child.total_size() as f64;
+        peer.say(NetworkMessage::Tx(child));
+    }
+    peer.until_handled();
+    assert_eq!(node.json(&["getorphantxs"]).as_array().unwrap().len(), 2);
+
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    exporter.wait_for("bitcoin_orphan_transactions", 2.0);
+    assert_eq!(exporter.value("bitcoin_orphan_bytes"), Some(bytes));
+    // A peer on loopback is in no group that says anything.
+    assert_eq!(exporter.value("bitcoin_peers_largest_group{by=\"netgroup\"}"), Some(0.0));
+    assert_eq!(exporter.value("bitcoin_peers_largest_group{by=\"as\"}"), None);
+    assert_eq!(exporter.value("bitcoin_peers_addr_rate_limited"), Some(0.0));
+    let queued = node.json(&["getpeerinfo"])[0]["inv_to_send"].as_f64();
+    for statistic in ["sum", "max"] {
+        let shown = exporter.value(&format!("bitcoin_peers_inv_to_send{{statistic=\"{statistic}\"}}"));
+        assert_eq!(shown, queued, "{statistic}");
+    }
+}

@@ -1,0 +1,72 @@
+//! What JSON-RPC says in each version of Bitcoin Core, and what the exporter makes of it, exactly.
+//!
+//! `integration-tests/answers/core-28.json` has the answers of Bitcoin Core 28 and the metrics that follow; each later file has what
+//! changed since, as a merge patch (RFC 7396: null removes; an object is also applied to each element of an array). The fields
+//! are those of `src/rpc/*.cpp` at the commits where the release branches began, the values are made up.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::exporter::command;
+use crate::harness::fake_http::{FakeHttp, Mode};
+
+const VERSIONS: [&str; 5] = [
+    include_str!("../answers/core-28.json"),
+    include_str!("../answers/core-29.json"),
+    include_str!("../answers/core-30.json"),
+    include_str!("../answers/core-31.json"),
+    include_str!("../answers/core-32.json"),
+];
+
+fn merge(target: &mut Value, patch: &Value) {
+    match (target, patch) {
+        (Value::Array(elements), Value::Object(_)) => {
+            elements.iter_mut().for_each(|element| merge(element, patch));
+        }
+        (Value::Object(fields), Value::Object(changes)) => {
+            for (name, change) in changes {
+                match change {
+                    Value::Null => assert!(fields.remove(name).is_some(), "there is no {name} to remove"),
+                    _ => merge(fields.entry(name).or_insert(Value::Null), change),
+                }
+            }
+        }
+        (target, patch) => *target = patch.clone(),
+    }
+}
+
+/// The samples of the node, from one poll.
+fn polled(http: &FakeHttp) -> BTreeMap<String, f64> {
+    let output = command().args(http.arguments()).arg("--once").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let samples =
+        text.lines().filter(|line| line.starts_with("bitcoin_") && !line.starts_with("bitcoin_exporter_"));
+    let samples = samples.map(|line| line.rsplit_once(' ').unwrap());
+    samples.map(|(name, value)| (name.to_string(), value.parse().unwrap())).collect()
+}
+
+#[test]
+fn each_version_shows_what_it_tells_and_nothing_else() {
+    let mut version = Value::Object(Default::default());
+    for (changes, number) in VERSIONS.into_iter().zip(28..) {
+        merge(&mut version, &serde_json::from_str(changes).unwrap());
+        let http = FakeHttp::start(Mode::Answers(version["answers"].clone().into()));
+        let shown = polled(&http);
+        let expected = version["metrics"].as_object().unwrap().iter();
+        let expected: BTreeMap<_, _> =
+            expected.map(|(name, value)| (name.clone(), value.as_f64().unwrap())).collect();
+        let differs = |one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>| {
+            let differs = one.iter().filter(|(name, value)| other.get(*name) != Some(value));
+            differs.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>()
+        };
+        let (wrong, missing) = (differs(&shown, &expected), differs(&expected, &shown));
+        assert!(
+            wrong.is_empty() && missing.is_empty(),
+            "Core {number} shows\n{}\nand not\n{}",
+            wrong.join("\n"),
+            missing.join("\n")
+        );
+    }
+}

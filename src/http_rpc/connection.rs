@@ -1,0 +1,125 @@
+//! A connection to a node's JSON-RPC: opened, kept, one request after the other, whole answers.
+
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Settings;
+
+/// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
+const MAX_BODY_BYTES: usize = 64 << 20;
+/// Limit on an answer's status line and headers; Core's are about 150 bytes.
+const MAX_HEADER_BYTES: usize = 16 << 10;
+
+/// A connection that is kept.
+pub struct Kept {
+    sender: http1::SendRequest<Full<Bytes>>,
+    /// What the node last let us in with.
+    pub authorization: HeaderValue,
+    _driver: AbortOnDropHandle<()>,
+}
+
+/// A whole answer.
+pub struct Answer {
+    pub status: StatusCode,
+    pub content_type: Option<String>,
+    pub body: Bytes,
+}
+
+/// Sends a request and reads its answer; on a new connection if the node has closed the one that was kept.
+pub async fn exchange(
+    settings: &Settings,
+    kept: Option<Kept>,
+    authorization: &HeaderValue,
+    body: &Bytes,
+) -> Result<(Kept, Answer), String> {
+    let url = &settings.url;
+    let request = || {
+        Request::post(&url.path)
+            .header(HOST, url.authority())
+            .header(AUTHORIZATION, authorization)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body.clone()))
+            .map_err(|error| error.to_string())
+    };
+    if let Some(mut kept) = kept
+        && kept.sender.ready().await.is_ok()
+        && let Ok(head) = kept.sender.send_request(request()?).await
+    {
+        kept.authorization = authorization.clone();
+        return Ok((kept, whole(head).await?));
+    }
+    let mut kept = connect(settings, authorization).await?;
+    let head = kept.sender.send_request(request()?).await;
+    let head =
+        head.map_err(|error| format!("no HTTP answer ({error}); is it the port of the node's JSON-RPC?"))?;
+    Ok((kept, whole(head).await?))
+}
+
+async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kept, String> {
+    let Settings { url, tls, .. } = settings;
+    let stream =
+        TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                "nobody listens there; is the node's -server on, and is this its -rpcport? (--rpc-url)"
+                    .to_string()
+            }
+            _ => format!("cannot connect: {error}"),
+        })?;
+    let _ = stream.set_nodelay(true); // without it a call is only slower
+    let stream = match tls.as_ref().filter(|_| url.tls) {
+        Some(tls) => Either::Right(encrypted(stream, &url.host, tls.clone()).await?),
+        None => Either::Left(stream),
+    };
+    let handshake =
+        http1::Builder::new().max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.map_err(|error| error.to_string())?;
+    let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async {
+        let _ = connection.await; // whoever waits for an answer is told
+    }));
+    Ok(Kept { sender, authorization: authorization.clone(), _driver: driver })
+}
+
+async fn encrypted(
+    stream: TcpStream,
+    host: &str,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, String> {
+    let name = ServerName::try_from(host.to_string()).map_err(|error| error.to_string())?;
+    TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
+        let error_of_tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+        let advice = match error_of_tls {
+            Some(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => "; name the certificate of its authority with --rpc-ca-file",
+            Some(rustls::Error::InvalidMessage(_)) => "; does it speak https? (--rpc-url http://…)",
+            _ => "",
+        };
+        format!("TLS failed: {error}{advice}")
+    })
+}
+
+async fn whole(head: Response<Incoming>) -> Result<Answer, String> {
+    let (head, body) = head.into_parts();
+    let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| match error
+        .downcast_ref::<LengthLimitError>()
+    {
+        Some(_) => format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20),
+        None => format!("the answer ended too early ({error})"),
+    })?;
+    let content_type =
+        head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);
+    Ok(Answer { status: head.status, content_type, body: body.to_bytes() })
+}
