@@ -1,0 +1,299 @@
+//! Follows blocks from what happened to them, and counts those that were connected.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use tracing::info;
+
+use super::event::{Announcement, Compact, Connected, Event, Hash, What};
+use super::families::{ARRIVAL, ASSEMBLY, BYTES, Counts, HEADER_AGE, Totals};
+use super::timeline::{Arrival, Timeline};
+use crate::metrics::now;
+use crate::usdt::events::LineLimit;
+use crate::usdt::histogram::TXS;
+use crate::usdt::maps;
+
+/// Limit on blocks that are followed at a time.
+pub const MAX_BLOCKS: usize = 64;
+/// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
+/// tells which blocks it has.
+const LATE: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub struct State {
+    /// In the order in which they were first seen.
+    pub timelines: VecDeque<Timeline>,
+    counts: Counts,
+    /// Events that are not worked off yet.
+    queue: Vec<Event>,
+    /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
+    announced_limit: LineLimit,
+    other_limit: LineLimit,
+}
+
+/// The blocks that are followed, and what was counted of those that were connected.
+#[derive(Default)]
+pub struct Blocks(Mutex<State>);
+
+impl Blocks {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn totals(&self) -> Totals {
+        Totals(self.state().counts)
+    }
+
+    /// Adds events; they are worked off by [`Blocks::settle`].
+    pub fn add(&self, read: impl FnOnce(&mut Vec<Event>)) {
+        read(&mut self.state().queue);
+    }
+
+    /// Works off what was added, in the order in which it happened.
+    pub fn settle(&self) {
+        let state = &mut *self.state();
+        let mut queue = std::mem::take(&mut state.queue);
+        queue.sort_by_key(|event| event.time_ns);
+        for event in queue.drain(..) {
+            state.happened(event);
+        }
+        state.queue = queue;
+    }
+
+    /// The node has ended. Its numbers for peers start again.
+    pub fn node_ended(&self) {
+        let mut state = self.state();
+        state.timelines.clear();
+        state.queue.clear();
+    }
+}
+
+impl State {
+    pub fn find(&mut self, hash: &Hash) -> Option<&mut Timeline> {
+        self.timelines.iter_mut().rfind(|it| it.hash == *hash)
+    }
+
+    /// The timeline of a block that is announced.
+    fn open(&mut self, hash: Hash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
+        let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
+            Some(position) => position,
+            None => {
+                self.make_room();
+                self.timelines.push_back(Timeline {
+                    hash,
+                    first_ns: time_ns,
+                    first_peer: peer,
+                    first_by: by,
+                    header_time: None,
+                    first_compact_ns: None,
+                    peers: Vec::new(),
+                    announcements: Default::default(),
+                    compact_blocks: Default::default(),
+                    deliveries: VecDeque::new(),
+                    fibre_ns: None,
+                    connected_ns: None,
+                });
+                self.timelines.len() - 1
+            }
+        };
+        &mut self.timelines[position]
+    }
+
+    /// Forgets a block that was connected; without one the first of the peer that announced most blocks first: hashes cost
+    /// a peer nothing, and it shall not displace what others announced.
+    fn make_room(&mut self) {
+        if self.timelines.len() < MAX_BLOCKS {
+            return;
+        }
+        let first_peers: Vec<_> = self.timelines.iter().map(|it| it.first_peer).collect();
+        let announced = |peer| first_peers.iter().filter(|first| **first == peer).count();
+        let most = first_peers.iter().copied().max_by_key(|peer| announced(*peer));
+        let connected = self.timelines.iter().position(|it| it.connected_ns.is_some());
+        let forgotten =
+            connected.or_else(|| self.timelines.iter().position(|it| Some(it.first_peer) == most));
+        self.timelines.remove(forgotten.unwrap_or(0));
+    }
+
+    fn happened(&mut self, Event { time_ns, hash, what }: Event) {
+        match what {
+            What::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
+            What::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
+            What::Connected(connected) => self.connected(hash, time_ns, &connected),
+            _ => {
+                // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
+                let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) else { return };
+                match what {
+                    What::Fetched { peer, is_compact } => {
+                        if let Some(peer) = timeline.peer(peer) {
+                            peer.owes_compact = is_compact;
+                        }
+                    }
+                    What::Asked { peer, transactions } => {
+                        if let Some(peer) = timeline.peer(peer) {
+                            peer.asked = Some((time_ns, transactions));
+                        }
+                    }
+                    What::Answered { peer: id, bytes } => {
+                        let Some(peer) = timeline.peer(id) else { return };
+                        if peer.asked.is_some() && peer.answered.is_none() {
+                            peer.answered = Some((time_ns, bytes));
+                            timeline.deliver(time_ns, id, Arrival::CompactRequested);
+                        }
+                    }
+                    What::Whole { peer } => timeline.deliver(time_ns, peer, Arrival::FullBlock),
+                    What::Fibre => {
+                        timeline.fibre_ns.get_or_insert(time_ns);
+                    }
+                    What::Announced { .. } | What::Compact { .. } | What::Connected(_) => {}
+                }
+            }
+        }
+    }
+
+    fn announced(&mut self, hash: Hash, time_ns: u64, id: i64, by: Announcement) {
+        let timeline = self.open(hash, time_ns, id, by);
+        let connected_ns = timeline.connected_ns;
+        if timeline.header_time.is_none() {
+            timeline.header_time = by.header_time();
+        }
+        let Some(peer) = timeline.peer(id) else { return };
+        if std::mem::replace(&mut peer.has_announced, true) {
+            return;
+        }
+        match connected_ns {
+            None => timeline.announcements[by.number()] += 1,
+            Some(connected_ns) if is_late(time_ns, connected_ns) => {}
+            Some(_) => self.counts.announcements[by.number()] += 1,
+        }
+    }
+
+    fn compact(&mut self, hash: Hash, time_ns: u64, id: i64, compact: Compact) {
+        let by = Announcement::Compact(compact.header_time);
+        let was_asked = self
+            .find(&hash)
+            .and_then(|timeline| timeline.peer(id))
+            .is_some_and(|peer| std::mem::replace(&mut peer.owes_compact, false));
+        if !was_asked {
+            self.announced(hash, time_ns, id, by);
+        }
+        let timeline = self.open(hash, time_ns, id, by);
+        let mode = usize::from(was_asked);
+        match timeline.connected_ns {
+            None => {
+                timeline.compact_blocks[mode] += 1;
+                timeline.first_compact_ns.get_or_insert(time_ns);
+                if let Some(peer) = timeline.peer(id) {
+                    peer.compact = Some(compact);
+                    timeline.deliver(time_ns, id, Arrival::CompactComplete);
+                }
+            }
+            Some(connected_ns) if is_late(time_ns, connected_ns) => {}
+            Some(_) => self.counts.compact_blocks[mode] += 1,
+        }
+    }
+
+    fn connected(&mut self, hash: Hash, time_ns: u64, connected: &Connected) {
+        let counts = &mut self.counts;
+        let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
+        let Some(timeline) = timeline else {
+            counts.arrivals[Arrival::Other as usize] += 1;
+            self.other_limit.line(|| {
+                info!(
+                    block_height = connected.height,
+                    block_hash = maps::hash(&hash),
+                    transactions = connected.transactions,
+                    inputs = connected.inputs,
+                    sigops = connected.sigops,
+                    duration_us = connected.duration_ns / 1000,
+                    arrival = Arrival::Other.label(),
+                    "block connected"
+                );
+            });
+            return;
+        };
+        timeline.connected_ns = Some(time_ns);
+        let start_ns = time_ns.saturating_sub(connected.duration_ns.max(0) as u64);
+        let (arrival, peer) = timeline.arrival(start_ns);
+        counts.arrivals[arrival as usize] += 1;
+        for (count, more) in counts.announcements.iter_mut().zip(timeline.announcements) {
+            *count += more;
+        }
+        for (count, more) in counts.compact_blocks.iter_mut().zip(timeline.compact_blocks) {
+            *count += more;
+        }
+        counts.arrival_ns.observe(&ARRIVAL, time_ns.saturating_sub(timeline.first_ns));
+        let assembly_ns = timeline.first_compact_ns.map(|first| start_ns.saturating_sub(first));
+        if let Some(assembly_ns) = assembly_ns {
+            counts.assembly_ns.observe(&ASSEMBLY, assembly_ns);
+        }
+        for peer in &timeline.peers {
+            if let (Some((asked, _)), Some((answered, _))) = (peer.asked, peer.answered) {
+                counts.roundtrip_ns.observe(&ASSEMBLY, answered.saturating_sub(asked));
+            }
+        }
+        let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, timeline.first_ns));
+        if let Some(age) = header_age_ns {
+            counts.header_age_ns.observe(&HEADER_AGE, age);
+        }
+
+        let compact = peer.and_then(|peer| peer.compact);
+        let came_compact = matches!(arrival, Arrival::CompactComplete | Arrival::CompactRequested);
+        let compact = compact.filter(|_| came_compact);
+        let (mut requested, mut requested_bytes) = (None, None);
+        if came_compact {
+            let of_peer = peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1)));
+            let (transactions, bytes) = of_peer.unwrap_or_default();
+            counts.requested_transactions.observe(&TXS, transactions);
+            counts.requested_bytes.observe(&BYTES, bytes);
+            (requested, requested_bytes) = (Some(transactions), Some(bytes));
+        }
+        if let Some(prefilled) = compact.and_then(|compact| compact.prefilled) {
+            counts.prefilled_transactions.observe(&TXS, prefilled);
+        }
+
+        let since_first = |time: u64| time.saturating_sub(timeline.first_ns) / 1000;
+        let asked = timeline.peers.iter().filter_map(|peer| peer.asked);
+        let answered = timeline.peers.iter().filter_map(|peer| peer.answered);
+        self.announced_limit.line(|| {
+            info!(
+                block_height = connected.height,
+                block_hash = maps::hash(&hash),
+                transactions = connected.transactions,
+                inputs = connected.inputs,
+                sigops = connected.sigops,
+                duration_us = connected.duration_ns / 1000,
+                arrival = arrival.label(),
+                announced_by = timeline.first_by.label(),
+                announced_peer = timeline.first_peer,
+                announcements = timeline.announcements.iter().sum::<u64>(),
+                header_age_ms = header_age_ns.map(|age| age / 1_000_000),
+                compact_blocks = timeline.compact_blocks.iter().sum::<u64>(),
+                compact_us = timeline.first_compact_ns.map(since_first),
+                short_ids = compact.map(|compact| compact.short_ids),
+                prefilled = compact.and_then(|compact| compact.prefilled),
+                asked_peers = asked.clone().count() as u64,
+                asked_us = asked.map(|(time, _)| since_first(time)).min(),
+                answered_us = answered.map(|(time, _)| since_first(time)).min(),
+                requested,
+                requested_bytes,
+                complete_us = since_first(start_ns),
+                connected_us = since_first(time_ns),
+                "block connected"
+            );
+        });
+    }
+}
+
+fn is_late(time_ns: u64, connected_ns: u64) -> bool {
+    u128::from(time_ns.saturating_sub(connected_ns)) > LATE.as_nanos()
+}
+
+/// How long after the header's time, Unix seconds, this moment of the monotonic clock was; `None` if it was before.
+fn age_ns(header_time: u32, moment_ns: u64) -> Option<u64> {
+    let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
+    let since = monotonic.saturating_sub(Duration::from_nanos(moment_ns));
+    let age = now() - since.as_secs_f64() - f64::from(header_time);
+    (age > 0.0).then_some((age * 1e9) as u64)
+}
