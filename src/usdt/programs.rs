@@ -15,7 +15,7 @@ use super::blocks::{self, Blocks};
 use super::subject::{Opened, Traced, Tracepoints};
 use super::validation::Validation;
 use super::{Subject, privileges, report};
-use crate::metrics::{self, Row};
+use crate::metrics::{self, Exemplar, Row};
 
 /// What can be done with a subject whose type is not known.
 pub(super) struct Functions {
@@ -189,6 +189,12 @@ impl Programs {
             errors: report::errors(&errors),
         }));
         Ok(collectors)
+    }
+
+    /// Reads the exemplars of the histograms of blocks.
+    pub fn exemplars(&self) -> impl Fn() -> Vec<Exemplar> + Send + Sync + 'static {
+        let blocks = self.blocks.clone();
+        move || blocks::exemplars(&blocks.totals())
     }
 
     /// The ring buffers of events. That of connected blocks is the first to be read: all that happened to these blocks

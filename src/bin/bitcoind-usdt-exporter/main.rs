@@ -44,7 +44,8 @@ fn run() -> Result<ExitCode> {
     }
     usdt::check_kernel()?;
     let mut programs = Programs::load(arguments.subjects()).context("cannot load the BPF programs")?;
-    let metrics = Snapshots::new(&[("node", &arguments.node_name)], programs.collectors()?);
+    let metrics = Snapshots::new(&[("node", &arguments.node_name)], programs.collectors()?)
+        .with_exemplars(programs.exemplars());
     if arguments.once {
         let node = node.context("no node runs; start it, or name it with --bitcoind or --pid")?;
         watch::attach(&mut programs, &node)?;

@@ -5,15 +5,15 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use tracing::info;
 
 use super::event::{Announcement, Compact, Connected, Event, Hash, What};
-use super::families::{ARRIVAL, ASSEMBLY, BYTES, Counts, HEADER_AGE, Totals};
-use super::timeline::{Arrival, Timeline};
+use super::families::{Counts, Totals};
+use super::journal;
+use super::journey::Journey;
+use super::timeline::{Arrival, Timeline, Way};
 use crate::metrics::now;
 use crate::usdt::events::LineLimit;
-use crate::usdt::histogram::TXS;
-use crate::usdt::maps;
+use crate::usdt::histogram::Block;
 
 /// Limit on blocks that are followed at a time.
 pub const MAX_BLOCKS: usize = 64;
@@ -195,94 +195,18 @@ impl State {
     }
 
     fn connected(&mut self, hash: Hash, time_ns: u64, connected: &Connected) {
-        let counts = &mut self.counts;
+        let block = Block { height: connected.height, hash, time: unix_time(time_ns) };
         let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
-        let Some(timeline) = timeline else {
-            counts.arrivals[Arrival::Other as usize] += 1;
-            self.other_limit.line(|| {
-                info!(
-                    block_height = connected.height,
-                    block_hash = maps::hash(&hash),
-                    transactions = connected.transactions,
-                    inputs = connected.inputs,
-                    sigops = connected.sigops,
-                    duration_us = connected.duration_ns / 1000,
-                    arrival = Arrival::Other.label(),
-                    "block connected"
-                );
-            });
-            return;
-        };
-        timeline.connected_ns = Some(time_ns);
-        let start_ns = time_ns.saturating_sub(connected.duration_ns.max(0) as u64);
-        let (arrival, peer) = timeline.arrival(start_ns);
-        counts.arrivals[arrival as usize] += 1;
-        for (count, more) in counts.announcements.iter_mut().zip(timeline.announcements) {
-            *count += more;
-        }
-        for (count, more) in counts.compact_blocks.iter_mut().zip(timeline.compact_blocks) {
-            *count += more;
-        }
-        counts.arrival_ns.observe(&ARRIVAL, time_ns.saturating_sub(timeline.first_ns));
-        let assembly_ns = timeline.first_compact_ns.map(|first| start_ns.saturating_sub(first));
-        if let Some(assembly_ns) = assembly_ns {
-            counts.assembly_ns.observe(&ASSEMBLY, assembly_ns);
-        }
-        for peer in &timeline.peers {
-            if let (Some((asked, _)), Some((answered, _))) = (peer.asked, peer.answered) {
-                counts.roundtrip_ns.observe(&ASSEMBLY, answered.saturating_sub(asked));
-            }
-        }
-        let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, timeline.first_ns));
-        if let Some(age) = header_age_ns {
-            counts.header_age_ns.observe(&HEADER_AGE, age);
-        }
-
-        let compact = peer.and_then(|peer| peer.compact);
-        let came_compact = matches!(arrival, Arrival::CompactComplete | Arrival::CompactRequested);
-        let compact = compact.filter(|_| came_compact);
-        let (mut requested, mut requested_bytes) = (None, None);
-        if came_compact {
-            let of_peer = peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1)));
-            let (transactions, bytes) = of_peer.unwrap_or_default();
-            counts.requested_transactions.observe(&TXS, transactions);
-            counts.requested_bytes.observe(&BYTES, bytes);
-            (requested, requested_bytes) = (Some(transactions), Some(bytes));
-        }
-        if let Some(prefilled) = compact.and_then(|compact| compact.prefilled) {
-            counts.prefilled_transactions.observe(&TXS, prefilled);
-        }
-
-        let since_first = |time: u64| time.saturating_sub(timeline.first_ns) / 1000;
-        let asked = timeline.peers.iter().filter_map(|peer| peer.asked);
-        let answered = timeline.peers.iter().filter_map(|peer| peer.answered);
-        self.announced_limit.line(|| {
-            info!(
-                block_height = connected.height,
-                block_hash = maps::hash(&hash),
-                transactions = connected.transactions,
-                inputs = connected.inputs,
-                sigops = connected.sigops,
-                duration_us = connected.duration_ns / 1000,
-                arrival = arrival.label(),
-                announced_by = timeline.first_by.label(),
-                announced_peer = timeline.first_peer,
-                announcements = timeline.announcements.iter().sum::<u64>(),
-                header_age_ms = header_age_ns.map(|age| age / 1_000_000),
-                compact_blocks = timeline.compact_blocks.iter().sum::<u64>(),
-                compact_us = timeline.first_compact_ns.map(since_first),
-                short_ids = compact.map(|compact| compact.short_ids),
-                prefilled = compact.and_then(|compact| compact.prefilled),
-                asked_peers = asked.clone().count() as u64,
-                asked_us = asked.map(|(time, _)| since_first(time)).min(),
-                answered_us = answered.map(|(time, _)| since_first(time)).min(),
-                requested,
-                requested_bytes,
-                complete_us = since_first(start_ns),
-                connected_us = since_first(time_ns),
-                "block connected"
-            );
+        let way = timeline.map(|timeline| {
+            timeline.connected_ns = Some(time_ns);
+            let duration_ns = connected.duration_ns.max(0) as u64;
+            let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, timeline.first_ns));
+            (Way::of(timeline, time_ns, duration_ns, header_age_ns), &*timeline)
         });
+        self.counts.connected(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        let journey = Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        let limit = if way.is_some() { &mut self.announced_limit } else { &mut self.other_limit };
+        limit.line(|| journal::write(&journey));
     }
 }
 
@@ -290,10 +214,14 @@ fn is_late(time_ns: u64, connected_ns: u64) -> bool {
     u128::from(time_ns.saturating_sub(connected_ns)) > LATE.as_nanos()
 }
 
+/// Unix seconds of a moment of the monotonic clock.
+fn unix_time(moment_ns: u64) -> f64 {
+    let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    now() - monotonic.saturating_sub(Duration::from_nanos(moment_ns)).as_secs_f64()
+}
+
 /// How long after the header's time, Unix seconds, this moment of the monotonic clock was; `None` if it was before.
 fn age_ns(header_time: u32, moment_ns: u64) -> Option<u64> {
-    let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
-    let since = monotonic.saturating_sub(Duration::from_nanos(moment_ns));
-    let age = now() - since.as_secs_f64() - f64::from(header_time);
+    let age = unix_time(moment_ns) - f64::from(header_time);
     (age > 0.0).then_some((age * 1e9) as u64)
 }

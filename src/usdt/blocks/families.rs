@@ -1,18 +1,19 @@
 //! The metrics of connected blocks.
 
-use super::event::Announcement;
-use super::timeline::{Arrival, MODES};
-use crate::metrics::{Family, Kind, Row, Sample, reference};
-use crate::usdt::histogram::{Buckets, Counted, TXS};
+use super::event::{Announcement, Connected};
+use super::timeline::{Arrival, MODES, Timeline, Way};
+use crate::metrics::{Exemplar, Family, Kind, Row, Sample, reference};
+use crate::usdt::histogram::{Block, Buckets, Counted, TXS};
 use crate::usdt::subject::{Traced, counts_by, one};
+use crate::usdt::validation::{DURATION, SIGOPS};
 
-pub const ARRIVAL: Buckets =
+const ARRIVAL: Buckets =
     Buckets::new(1e9, &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0]);
-pub const ASSEMBLY: Buckets =
+const ASSEMBLY: Buckets =
     Buckets::new(1e9, &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
-pub const HEADER_AGE: Buckets =
+const HEADER_AGE: Buckets =
     Buckets::new(1e9, &[1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0]);
-pub const BYTES: Buckets = Buckets::new(
+const BYTES: Buckets = Buckets::new(
     1.0,
     &[
         0.0,
@@ -43,6 +44,77 @@ pub struct Counts {
     pub prefilled_transactions: Counted,
     pub roundtrip_ns: Counted,
     pub header_age_ns: Counted,
+    /// What the programs count; here for the exemplars alone.
+    of_connection: [Counted; 4],
+}
+
+impl Counts {
+    /// Counts a connected block, with what is known of its way.
+    pub fn connected(&mut self, block: &Block, connected: &Connected, way: Option<(&Way, &Timeline)>) {
+        let Connected { transactions, inputs, sigops, duration_ns, .. } = *connected;
+        let values = [duration_ns, transactions, inputs, sigops].map(|value| value as u64);
+        for ((counted, (_, buckets)), value) in self.of_connection.iter_mut().zip(OF_CONNECTION).zip(values) {
+            counted.observe(buckets, value, block);
+        }
+        let Some((way, timeline)) = way else {
+            self.arrivals[Arrival::Other as usize] += 1;
+            return;
+        };
+        self.arrivals[way.arrival as usize] += 1;
+        for (count, more) in self.announcements.iter_mut().zip(timeline.announcements) {
+            *count += more;
+        }
+        for (count, more) in self.compact_blocks.iter_mut().zip(timeline.compact_blocks) {
+            *count += more;
+        }
+        self.arrival_ns.observe(&ARRIVAL, way.connected_ns.saturating_sub(timeline.first_ns), block);
+        if let Some(first) = timeline.first_compact_ns {
+            self.assembly_ns.observe(&ASSEMBLY, way.start_ns.saturating_sub(first), block);
+        }
+        for peer in &timeline.peers {
+            if let (Some((asked, _)), Some((answered, _))) = (peer.asked, peer.answered) {
+                self.roundtrip_ns.observe(&ASSEMBLY, answered.saturating_sub(asked), block);
+            }
+        }
+        if let Some(age) = way.header_age_ns {
+            self.header_age_ns.observe(&HEADER_AGE, age, block);
+        }
+        if let Some((transactions, bytes)) = way.requested {
+            self.requested_transactions.observe(&TXS, transactions, block);
+            self.requested_bytes.observe(&BYTES, bytes, block);
+        }
+        if let Some(prefilled) = way.compact.and_then(|compact| compact.prefilled) {
+            self.prefilled_transactions.observe(&TXS, prefilled, block);
+        }
+    }
+}
+
+/// Histograms of `validation:block_connected`, which the programs count.
+const OF_CONNECTION: [(&str, &Buckets); 4] = [
+    ("bitcoin_block_connection_duration_seconds", &DURATION),
+    ("bitcoin_block_tx_count", &TXS),
+    ("bitcoin_block_inputs", &TXS),
+    ("bitcoin_block_sigops", &SIGOPS),
+];
+
+/// The last block in each bucket of each histogram.
+pub fn exemplars(totals: &Totals) -> Vec<Exemplar> {
+    let counts = &totals.0;
+    let ours = [
+        ("bitcoin_block_arrival_seconds", &ARRIVAL, &counts.arrival_ns),
+        ("bitcoin_block_assembly_seconds", &ASSEMBLY, &counts.assembly_ns),
+        ("bitcoin_compact_block_requested_transactions", &TXS, &counts.requested_transactions),
+        ("bitcoin_compact_block_requested_bytes", &BYTES, &counts.requested_bytes),
+        ("bitcoin_compact_block_prefilled_transactions", &TXS, &counts.prefilled_transactions),
+        ("bitcoin_compact_block_roundtrip_seconds", &ASSEMBLY, &counts.roundtrip_ns),
+        ("bitcoin_block_header_age_seconds", &HEADER_AGE, &counts.header_age_ns),
+    ];
+    let of_connection = OF_CONNECTION.iter().zip(&counts.of_connection);
+    let of_connection = of_connection.map(|(&(family, buckets), counted)| (family, buckets, counted));
+    ours.into_iter()
+        .chain(of_connection)
+        .flat_map(|(family, buckets, counted)| counted.exemplars(family, buckets))
+        .collect()
 }
 
 /// Which tracepoints all of this needs.

@@ -106,3 +106,34 @@ impl Timeline {
         }
     }
 }
+
+/// What follows from a timeline when its block is connected.
+pub struct Way {
+    pub arrival: Arrival,
+    /// When all was there and the node began to connect the block.
+    pub start_ns: u64,
+    pub connected_ns: u64,
+    /// How old the header's time was at the first announcement; `None` if it was in the future.
+    pub header_age_ns: Option<u64>,
+    /// The compact block that brought the block.
+    pub compact: Option<Compact>,
+    /// Transactions that were requested to complete it, and their bytes.
+    pub requested: Option<(u64, u64)>,
+}
+
+impl Way {
+    pub fn of(timeline: &Timeline, connected_ns: u64, duration_ns: u64, header_age_ns: Option<u64>) -> Self {
+        let start_ns = connected_ns.saturating_sub(duration_ns);
+        let (arrival, peer) = timeline.arrival(start_ns);
+        let came_compact = matches!(arrival, Arrival::CompactComplete | Arrival::CompactRequested);
+        let requested = || peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1))).unwrap_or_default();
+        Way {
+            arrival,
+            start_ns,
+            connected_ns,
+            header_age_ns,
+            compact: peer.and_then(|peer| peer.compact).filter(|_| came_compact),
+            requested: came_compact.then(requested),
+        }
+    }
+}
