@@ -12,6 +12,7 @@ use prometheus_client::collector::Collector;
 use tracing::debug;
 
 use super::blocks::{self, Blocks};
+use super::record::Recorder;
 use super::subject::{Opened, Traced, Tracepoints};
 use super::validation::Validation;
 use super::{Subject, privileges, report};
@@ -189,6 +190,13 @@ impl Programs {
             errors: report::errors(&errors),
         }));
         Ok(collectors)
+    }
+
+    /// Keeps a row for each block that is connected in this file, of the last `keep`.
+    pub fn record(&self, file: &Path, keep: u32) -> Result<Recorder> {
+        let (recorder, queue) = Recorder::start(file, keep)?;
+        self.blocks.record(queue);
+        Ok(recorder)
     }
 
     /// Reads the exemplars of the histograms of blocks.

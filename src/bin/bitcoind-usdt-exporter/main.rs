@@ -1,6 +1,7 @@
 //! Prometheus exporter for a Bitcoin node's tracepoints: wiring and exit code.
 
 mod arguments;
+mod blocks;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use bitcoind_exporter::usdt::{self, Programs, probes, report, watch};
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
-use arguments::Arguments;
+use arguments::{Arguments, Command};
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
@@ -28,6 +29,10 @@ fn run() -> Result<ExitCode> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if let Some(printed) = arguments.generate() {
         return Ok(printed.map(|()| ExitCode::SUCCESS)?);
+    }
+    if let Some(Command::Blocks(blocks)) = &arguments.command {
+        blocks.show()?;
+        return Ok(ExitCode::SUCCESS);
     }
     if arguments.print_metrics_reference {
         print!("{}", bitcoind_exporter::metrics_reference());
@@ -54,6 +59,8 @@ fn run() -> Result<ExitCode> {
     }
 
     let web_config = arguments.web_config()?;
+    let record = arguments.block_log.as_deref();
+    let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
     let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&arguments.address())?,
@@ -76,10 +83,14 @@ fn run() -> Result<ExitCode> {
     let service = Service::start(listeners, Arc::new(Status { metrics, ready }))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let shutdown = CancellationToken::new();
-    service.run(&runtime, &shutdown, async {
+    let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(watch::follow(programs, target, node, health));
         followed.await.unwrap_or(Ok(()))
-    })
+    });
+    if let Some(record) = record {
+        record.finish();
+    }
+    ended
 }
 
 struct Status {

@@ -14,6 +14,7 @@ use super::timeline::{Arrival, Timeline, Way};
 use crate::metrics::now;
 use crate::usdt::events::LineLimit;
 use crate::usdt::histogram::Block;
+use crate::usdt::record;
 
 /// Limit on blocks that are followed at a time.
 pub const MAX_BLOCKS: usize = 64;
@@ -31,6 +32,7 @@ pub struct State {
     /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
     announced_limit: LineLimit,
     other_limit: LineLimit,
+    record: Option<record::Queue>,
 }
 
 /// The blocks that are followed, and what was counted of those that were connected.
@@ -60,6 +62,11 @@ impl Blocks {
             state.happened(event);
         }
         state.queue = queue;
+    }
+
+    /// Hands on each block that is connected.
+    pub fn record(&self, queue: record::Queue) {
+        self.state().record = Some(queue);
     }
 
     /// The node has ended. Its numbers for peers start again.
@@ -207,6 +214,9 @@ impl State {
         let journey = Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
         let limit = if way.is_some() { &mut self.announced_limit } else { &mut self.other_limit };
         limit.line(|| journal::write(&journey));
+        if let Some(record) = &self.record {
+            record.push(journey);
+        }
     }
 }
 
