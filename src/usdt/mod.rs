@@ -8,6 +8,7 @@
 //! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed.
 //! - [`target`] says which node is traced, and [`watch`] follows its process; [`events`] reads the rare events, logs them, and
 //!   hands those of blocks to `blocks`, which puts the way of each block to the node together. [`record`] keeps a row of each.
+//! - [`page`] is what a browser shows of blocks.
 //! - [`probes`] are a binary's tracepoints; [`report`] is what the exporter says of itself.
 
 mod blocks;
@@ -17,6 +18,7 @@ mod histogram;
 mod maps;
 mod mempool;
 mod net;
+pub mod page;
 mod privileges;
 pub mod probes;
 mod programs;

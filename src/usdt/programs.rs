@@ -12,6 +12,7 @@ use prometheus_client::collector::Collector;
 use tracing::debug;
 
 use super::blocks::{self, Blocks};
+use super::page::Page;
 use super::record::Recorder;
 use super::subject::{Opened, Traced, Tracepoints};
 use super::validation::Validation;
@@ -190,6 +191,11 @@ impl Programs {
             errors: report::errors(&errors),
         }));
         Ok(collectors)
+    }
+
+    /// What the page at `/` shows.
+    pub fn page(&self, node_name: &str) -> Page {
+        Page::of(self.blocks.clone(), node_name.into())
     }
 
     /// Keeps a row for each block that is connected in this file, of the last `keep`.

@@ -7,12 +7,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use bitcoind_exporter::cli::{Program, VERSION};
-use bitcoind_exporter::http::{self, Endpoint, Listener, Pages};
+use bitcoind_exporter::cli::Program;
+use bitcoind_exporter::http::{Endpoint, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Snapshots};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd;
+use bitcoind_exporter::usdt::page::Page;
 use bitcoind_exporter::usdt::{self, Programs, probes, report, watch};
+use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
@@ -77,10 +79,11 @@ fn run() -> Result<ExitCode> {
     let health_at = health_listener.as_ref().unwrap_or(&listener).describe();
     report::print_started(node.as_ref(), &listener.describe(), &health_at);
 
+    let page = programs.page(&arguments.node_name);
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health())));
-    let service = Service::start(listeners, Arc::new(Status { metrics, ready }))?;
+    let service = Service::start(listeners, Arc::new(Status { metrics, ready, page }))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
@@ -96,6 +99,7 @@ fn run() -> Result<ExitCode> {
 struct Status {
     metrics: Snapshots,
     ready: channel::Receiver<Result<(), String>>,
+    page: Page,
 }
 
 impl Pages for Status {
@@ -108,10 +112,10 @@ impl Pages for Status {
     }
 
     fn index(&self) -> String {
-        let node = match self.ready() {
-            Ok(()) => "attached".to_string(),
-            Err(why) => why,
-        };
-        http::page("bitcoind-usdt-exporter", &[("Version", VERSION), ("Node", &node)])
+        self.page.html()
+    }
+
+    fn status(&self) -> Option<Value> {
+        Some(self.page.json(&self.ready()))
     }
 }

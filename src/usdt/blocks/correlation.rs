@@ -9,15 +9,17 @@ use nix::time::{ClockId, clock_gettime};
 use super::event::{Announcement, Compact, Connected, Event, Hash, What};
 use super::families::{Counts, Totals};
 use super::journal;
-use super::journey::Journey;
+use super::journey::{Journey, Race};
 use super::timeline::{Arrival, Timeline, Way};
 use crate::metrics::now;
 use crate::usdt::events::LineLimit;
 use crate::usdt::histogram::Block;
-use crate::usdt::record;
+use crate::usdt::{maps, record};
 
 /// Limit on blocks that are followed at a time.
 pub const MAX_BLOCKS: usize = 64;
+/// How many of the last blocks, and races, are kept to be shown.
+const LAST: usize = 20;
 /// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
 /// tells which blocks it has.
 const LATE: Duration = Duration::from_secs(60);
@@ -33,6 +35,9 @@ pub struct State {
     announced_limit: LineLimit,
     other_limit: LineLimit,
     record: Option<record::Queue>,
+    /// The last that were connected, and the last races, newest first.
+    last: VecDeque<Journey>,
+    races: VecDeque<Race>,
 }
 
 /// The blocks that are followed, and what was counted of those that were connected.
@@ -62,6 +67,12 @@ impl Blocks {
             state.happened(event);
         }
         state.queue = queue;
+    }
+
+    /// The last blocks that were connected, and the last races; newest first.
+    pub fn last(&self) -> (Vec<Journey>, Vec<Race>) {
+        let state = self.state();
+        (state.last.iter().cloned().collect(), state.races.iter().cloned().collect())
     }
 
     /// Hands on each block that is connected.
@@ -128,6 +139,10 @@ impl State {
             What::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
             What::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
             What::Connected(connected) => self.connected(hash, time_ns, &connected),
+            What::Raced { height, udp_ns, compact_ns } => {
+                let (time, block_hash) = (unix_time(time_ns), maps::hash(&hash));
+                keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
+            }
             _ => {
                 // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
                 let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) else { return };
@@ -153,7 +168,10 @@ impl State {
                     What::Fibre => {
                         timeline.fibre_ns.get_or_insert(time_ns);
                     }
-                    What::Announced { .. } | What::Compact { .. } | What::Connected(_) => {}
+                    What::Announced { .. }
+                    | What::Compact { .. }
+                    | What::Connected(_)
+                    | What::Raced { .. } => {}
                 }
             }
         }
@@ -214,10 +232,16 @@ impl State {
         let journey = Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
         let limit = if way.is_some() { &mut self.announced_limit } else { &mut self.other_limit };
         limit.line(|| journal::write(&journey));
+        keep(&mut self.last, journey.clone());
         if let Some(record) = &self.record {
             record.push(journey);
         }
     }
+}
+
+fn keep<T>(last: &mut VecDeque<T>, it: T) {
+    last.push_front(it);
+    last.truncate(LAST);
 }
 
 fn is_late(time_ns: u64, connected_ns: u64) -> bool {

@@ -27,6 +27,8 @@ pub enum What {
     Whole { peer: i64 },
     /// FIBRE has put it together.
     Fibre,
+    /// FIBRE says how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
+    Raced { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected it.
     Connected(Connected),
 }

@@ -38,6 +38,19 @@ pub struct Journey {
     pub connected_us: Option<i64>,
 }
 
+/// A race of FIBRE against compact blocks.
+#[derive(Clone, Debug, Serialize)]
+pub struct Race {
+    /// When its end was known, Unix seconds.
+    pub time: f64,
+    pub block_height: i32,
+    pub block_hash: String,
+    /// Nanoseconds until the block was there by FIBRE/UDP; `None` if that took no part.
+    pub udp_ns: Option<i64>,
+    /// By a compact block, likewise.
+    pub compact_ns: Option<i64>,
+}
+
 impl Journey {
     pub(super) fn of(block: &Block, connected: &Connected, way: Option<(&Way, &Timeline)>) -> Self {
         let journey = Journey {
