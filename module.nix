@@ -206,6 +206,14 @@ in
       default = [ ];
       description = "Groups of tracepoints to trace; none means all that the binary has.";
     };
+    blockLogKeep = mkOption {
+      type = types.ints.unsigned;
+      default = 100000;
+      description = ''
+        How many blocks are kept in `/var/lib/bitcoind-usdt-exporter/blocks.sqlite`, a row each, which
+        `bitcoind-usdt-exporter blocks` shows, as root; 0 for no such file.
+      '';
+    };
   };
 
   config = lib.mkMerge [
@@ -325,8 +333,16 @@ in
               "--tracepoints"
               (lib.concatStringsSep "," usdt.tracepoints)
             ]
+            ++ lib.optionals (usdt.blockLogKeep > 0) [
+              "--block-log"
+              "/var/lib/bitcoind-usdt-exporter/blocks.sqlite"
+              "--block-log-keep"
+              (toString usdt.blockLogKeep)
+            ]
             ++ lib.optional usdt.debug "--debug"
           );
+          StateDirectory = "bitcoind-usdt-exporter";
+          UMask = "0077";
           # What it attached is in the log, too.
           StandardOutput = "null";
           StandardError = "journal";

@@ -28,17 +28,18 @@ static __attribute__((noinline)) void add(const struct coin *coin)
 		STAP_PROBE5(utxocache, add, coin->hash, coin->index, coin->height, coin->value, (_Bool)0);
 }
 
-static __attribute__((noinline)) void inbound_message(const struct coin *coin)
+static __attribute__((noinline)) void inbound_message(const struct coin *coin, uint64_t size)
 {
 	if (net_inbound_message_semaphore)
 		STAP_PROBE6(net, inbound_message, coin->value, coin->address, coin->connection, coin->type,
-			    (uint64_t)sizeof(coin->message), coin->message);
+			    size, coin->message);
 }
 
 int main(void)
 {
 	struct coin *coin = calloc(1, sizeof(*coin));
 	char what[32];
+	uint64_t size;
 	long times;
 
 	if (!coin)
@@ -54,6 +55,7 @@ int main(void)
 		memset(coin->message, 0, sizeof(coin->message));
 		coin->message[0] = 1; /* an inventory of one transaction, one header */
 		coin->message[1] = !strcmp(what, "inv");
+		size = !strcmp(what, "headers") ? 82 : sizeof(coin->message);
 		if (!strcmp(what, "cmpctblock")) /* 2500 short ids */
 			memcpy(coin->message + 88, "\xfd\xc4\x09", 3);
 		clock_gettime(CLOCK_MONOTONIC, &from);
@@ -61,7 +63,7 @@ int main(void)
 			if (!strcmp(what, "add"))
 				add(coin);
 			else
-				inbound_message(coin);
+				inbound_message(coin, size);
 		clock_gettime(CLOCK_MONOTONIC, &to);
 		printf("%.1f\n", ((to.tv_sec - from.tv_sec) * 1e9 + to.tv_nsec - from.tv_nsec) / times);
 		fflush(stdout);

@@ -145,6 +145,7 @@ impl Prometheus {
             "--config.file=config.yml",
             "--storage.tsdb.path=data",
             "--log.level=warn",
+            "--enable-feature=exemplar-storage",
             "--web.listen-address={address}",
         ];
         let program = promtool().with_file_name("prometheus");

@@ -4,7 +4,9 @@
 //! What needs BPF, or the Python package that the dashboards are made with, is skipped where there is none, and it says so.
 
 mod alerting;
+mod blocks_page;
 mod compose;
+mod exemplars;
 mod expressions;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -71,6 +73,20 @@ fn main() -> ExitCode {
             status_page::numbers_equal_the_metrics_and_follow_the_node,
         ),
         trial("it_fits_a_phone_in_the_dark", status_page::it_fits_a_phone_in_the_dark),
+        trial(
+            "blocks_are_shown_as_the_journal_has_them",
+            blocks_page::blocks_are_shown_as_the_journal_has_them,
+        )
+        .with_ignored_flag(cannot.is_some()),
+        trial("blocks_fit_a_phone_in_the_dark", blocks_page::blocks_fit_a_phone_in_the_dark)
+            .with_ignored_flag(cannot.is_some()),
+        trial("races_of_fibre_are_shown", blocks_page::races_of_fibre_are_shown)
+            .with_ignored_flag(cannot.is_some()),
+        trial(
+            "a_buckets_exemplar_is_the_last_block_in_it",
+            exemplars::a_buckets_exemplar_is_the_last_block_in_it,
+        )
+        .with_ignored_flag(cannot.is_some()),
         trial("every_expression_returns_data", expressions::every_expression_returns_data)
             .with_ignored_flag(cannot.is_some()),
     ];

@@ -186,6 +186,7 @@ let
       bool = type "bool" isBool one;
       package = type "package" (it: isAttrs it && it ? outPath) one;
       port = type "port" (it: isInt it && it >= 0 && it < 65536) one;
+      ints.unsigned = type "unsigned integer" (it: isInt it && it >= 0) one;
       str = type "str" isString one;
       enum = values: type "enum" (it: elem it values) one;
       nullOr =

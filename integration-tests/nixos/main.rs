@@ -124,7 +124,10 @@ fn nix_module_evaluates() -> Result<(), Failed> {
     let command = usdt["ExecStart"].as_str().unwrap();
     // systemd expands the last one, and nothing of what the configuration says.
     assert!(command.contains(r#""--node-name" "50%% of $$HOME" "#), "{command}");
-    assert!(command.ends_with(r#""--tracepoints" "fibre,net" --web.config.file %d/web.yml"#), "{command}");
+    let block_log =
+        r#""--block-log" "/var/lib/bitcoind-usdt-exporter/blocks.sqlite" "--block-log-keep" "100000""#;
+    let end = format!(r#""--tracepoints" "fibre,net" {block_log} --web.config.file %d/web.yml"#);
+    assert!(command.ends_with(&end), "{command}");
     assert_eq!(usdt["LoadCredential"], serde_json::json!(["web.yml:/run/secrets/web.yml"]));
     for (error, fails) in made["errors"].as_object().unwrap() {
         assert_eq!(fails, true, "{error} is accepted");

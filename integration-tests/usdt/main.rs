@@ -8,6 +8,7 @@ mod fibre;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod life;
+mod record;
 mod standard;
 
 use std::process::ExitCode;
@@ -54,10 +55,17 @@ fn main() -> ExitCode {
         blocks::a_block_that_came_otherwise_is_no_compact_block,
         blocks::a_sync_of_two_thousand_headers_announces_nothing,
         blocks::a_peer_that_invents_blocks_displaces_nobody_elses,
+        record::each_block_is_a_row_that_can_be_read_while_others_are_written,
+        record::a_broken_file_is_said_once_and_another_one_is_begun_in_its_place,
+        record::a_file_that_is_no_block_log_is_refused_at_the_start,
     ];
     let without = tests![life::several_nodes_are_listed_and_none_is_guessed, life::wrong_input_is_explained];
-    // Only root can start a process without privileges.
-    let as_root = tests![life::without_privilege_it_says_which_are_missing];
+    // Only root can start a process without privileges, or mount.
+    let as_root = tests![
+        life::without_privilege_it_says_which_are_missing,
+        record::another_user_reads_it_without_the_right_to_write,
+        record::a_full_disk_is_said_once_and_costs_no_row,
+    ];
     let as_root = as_root
         .into_iter()
         .map(|test| test.with_ignored_flag(cannot.is_some() || !nix::unistd::Uid::effective().is_root()));

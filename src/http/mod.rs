@@ -6,7 +6,7 @@
 //! - `address` and `listener` are where to listen.
 //! - `server` accepts connections and answers requests; `connections` is how many there may be, `deadline` how long an
 //!   answer may take.
-//! - `routes` is what there is to ask for, and for whom; `negotiate` and `page` are what answers look like.
+//! - `routes` is what there is to ask for, and for whom; `negotiate` is what answers look like.
 //! - `web_config` is `--web.config.file`: TLS and passwords.
 
 mod address;
@@ -14,7 +14,6 @@ mod connections;
 mod deadline;
 mod listener;
 mod negotiate;
-mod page;
 mod routes;
 mod server;
 mod web_config;
@@ -23,7 +22,6 @@ pub use address::Address;
 pub use connections::{Connections, Place};
 pub use hyper_util::server::graceful::GracefulShutdown;
 pub use listener::Listener;
-pub use page::page;
 pub use routes::Pages;
 pub use server::{Endpoint, Serving, serve_connection, serve_on_thread};
 pub use web_config::WebConfig;

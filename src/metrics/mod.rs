@@ -41,7 +41,7 @@ pub use node::Node;
 pub use node_process::NodeProcess;
 pub use reference::{Row, markdown};
 pub use relay::Relay;
-pub use snapshot::{Family, Kind, Reading, Sample, Snapshots, collector, process_rows, reference};
+pub use snapshot::{Exemplar, Family, Kind, Reading, Sample, Snapshots, collector, process_rows, reference};
 pub use text::Format;
 pub use utxo_cache::UtxoCache;
 

@@ -37,6 +37,20 @@ pub enum Kind {
     Histogram,
 }
 
+/// An example of what is in a bucket of a histogram without labels.
+pub struct Exemplar {
+    /// The histogram's name.
+    pub family: &'static str,
+    /// Which of its buckets, from 0 on.
+    pub bucket: usize,
+    /// As they are written, `name="value",…`: OpenMetrics allows 128 characters, names and values together.
+    pub labels: String,
+    /// In the unit of the metric.
+    pub value: f64,
+    /// Unix seconds.
+    pub time: f64,
+}
+
 /// A declaration. No samples means that the value is not known, and the family is absent.
 pub struct Family<S> {
     /// The full name; a counter's ends in `_total`.
@@ -56,6 +70,7 @@ pub struct Family<S> {
 /// A registry of such families.
 pub struct Snapshots {
     registry: Registry,
+    exemplars: Box<dyn Fn() -> Vec<Exemplar> + Send + Sync>,
 }
 
 impl Snapshots {
@@ -65,12 +80,21 @@ impl Snapshots {
         let mut declare = Declare { registry: Registry::with_labels(labels), ..Declare::default() };
         collectors.into_iter().for_each(|collector| declare.registry.register_collector(collector));
         process::declare(&mut declare);
-        Snapshots { registry: declare.registry }
+        Snapshots { registry: declare.registry, exemplars: Box::new(Vec::new) }
+    }
+
+    /// Adds these exemplars for scrapers that ask for OpenMetrics.
+    pub fn with_exemplars(self, exemplars: impl Fn() -> Vec<Exemplar> + Send + Sync + 'static) -> Self {
+        Snapshots { exemplars: Box::new(exemplars), ..self }
     }
 
     /// All samples as a scraper reads them.
     pub fn render(&self, format: Format) -> String {
-        text::render(&self.registry, format)
+        let text = text::render(&self.registry, format);
+        match format {
+            Format::OpenMetrics => text::with_exemplars(&text, &(self.exemplars)()),
+            Format::Text => text,
+        }
     }
 }
 

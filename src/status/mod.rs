@@ -1,6 +1,7 @@
 //! A node at a glance: the page at `/` of bitcoind-ipc-exporter, and what it reads.
 //!
-//! - `page.html` is the page. It reads `metrics` and `status.json`, and nothing from elsewhere.
+//! - `page.html` is the page. It reads `metrics` and `status.json`, and nothing from elsewhere. `look.css` and `look.js` are what
+//!   it shares with the page of bitcoind-usdt-exporter.
 //! - `history` is the last hour of what it plots, `blocks` are the last blocks.
 
 mod blocks;
@@ -31,6 +32,11 @@ pub enum State {
         /// The node's own name, `/Satoshi:31.99.0/`, if it tells.
         node: Option<String>,
     },
+}
+
+/// A page with what both exporters' pages share.
+pub fn page(html: &str) -> String {
+    html.replace("/* look.css */", include_str!("look.css")).replace("/* look.js */", include_str!("look.js"))
 }
 
 /// What the pages show.
@@ -85,7 +91,7 @@ impl Pages for Status {
     }
 
     fn index(&self) -> String {
-        include_str!("page.html").into()
+        page(include_str!("page.html"))
     }
 
     fn status(&self) -> Option<Value> {

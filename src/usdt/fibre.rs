@@ -146,12 +146,17 @@ impl Tracepoints for Fibre {
 
     const LOG: Option<fn(&[u8])> = Some(log);
     const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
-        let event = maps::decode::<event>(event).filter(|event| event.kind == kind::RECONSTRUCTED);
-        queue.extend(event.map(|event| Event {
-            time_ns: event.time_ns,
-            hash: raw_hash(&event.hash),
-            what: What::Fibre,
-        }));
+        let Some(event) = maps::decode::<event>(event) else { return };
+        let what = match event.kind {
+            kind::RECONSTRUCTED => What::Fibre,
+            kind::RACED => What::Raced {
+                height: event.height,
+                udp_ns: Some(event.udp_ns).filter(|time| *time >= 0),
+                compact_ns: Some(event.compact_ns).filter(|time| *time >= 0),
+            },
+            _ => return,
+        };
+        queue.push(Event { time_ns: event.time_ns, hash: raw_hash(&event.hash), what });
     };
 
     fn events_processed(&self) -> Vec<(&'static str, u64)> {

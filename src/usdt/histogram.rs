@@ -1,6 +1,8 @@
 //! Histograms that the programs count.
 
-use crate::metrics::Reading;
+use super::blocks::Hash;
+use super::maps;
+use crate::metrics::{Exemplar, Reading};
 
 /// `BOUNDS` of `bpf/common.h`; the types of the generated code are checked against it.
 const BOUNDS: usize = 15;
@@ -36,23 +38,52 @@ impl Buckets {
     }
 }
 
-/// A histogram that is counted in user space.
+/// A block that was connected, for exemplars.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    pub height: i32,
+    pub hash: Hash,
+    /// Unix seconds.
+    pub time: f64,
+}
+
+/// A histogram that is counted in user space, with the last block in each bucket.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Counted {
     sum: u64,
     buckets: [u64; BOUNDS + 1],
+    last: [Option<(u64, Block)>; BOUNDS + 1],
 }
 
 impl Counted {
     /// `value` is in the unit that programs count in.
-    pub fn observe(&mut self, buckets: &Buckets, value: u64) {
+    pub fn observe(&mut self, buckets: &Buckets, value: u64, of: &Block) {
         let bucket = buckets.for_programs().iter().filter(|bound| **bound < value).count();
         self.sum = self.sum.wrapping_add(value);
         self.buckets[bucket] += 1;
+        self.last[bucket] = Some((value, *of));
     }
 
     pub fn reading(&self, buckets: &Buckets) -> Reading {
         buckets.reading(self.sum, self.buckets)
+    }
+
+    /// As exemplars of this family.
+    pub fn exemplars(&self, family: &'static str, buckets: &Buckets) -> impl Iterator<Item = Exemplar> {
+        self.last.iter().enumerate().filter_map(move |(bucket, last)| {
+            let (value, block) = (*last)?;
+            Some(Exemplar {
+                family,
+                bucket,
+                labels: format!(
+                    "block_height=\"{}\",block_hash=\"{}\"",
+                    block.height,
+                    maps::hash(&block.hash)
+                ),
+                value: value as f64 / buckets.unit,
+                time: block.time,
+            })
+        })
     }
 }
 

@@ -6,8 +6,9 @@
 //! - A file for each subject, beside the BPF file of the same name: its tracepoints, metrics and log lines.
 //! - `subject` says what these files have to give; `maps` and `histogram` read what the programs counted.
 //! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed.
-//! - [`target`] says which node is traced, and [`watch`] follows its process; [`events`] reads the rare events, logs them, and hands those of blocks to
-//!   `blocks`, which puts the way of each block to the node together.
+//! - [`target`] says which node is traced, and [`watch`] follows its process; [`events`] reads the rare events, logs them, and
+//!   hands those of blocks to `blocks`, which puts the way of each block to the node together. [`record`] keeps a row of each.
+//! - [`page`] is what a browser shows of blocks.
 //! - [`probes`] are a binary's tracepoints; [`report`] is what the exporter says of itself.
 
 mod blocks;
@@ -17,9 +18,11 @@ mod histogram;
 mod maps;
 mod mempool;
 mod net;
+pub mod page;
 mod privileges;
 pub mod probes;
 mod programs;
+pub mod record;
 pub mod report;
 mod subject;
 pub mod target;

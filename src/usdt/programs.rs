@@ -12,10 +12,12 @@ use prometheus_client::collector::Collector;
 use tracing::debug;
 
 use super::blocks::{self, Blocks};
+use super::page::Page;
+use super::record::Recorder;
 use super::subject::{Opened, Traced, Tracepoints};
 use super::validation::Validation;
 use super::{Subject, privileges, report};
-use crate::metrics::{self, Row};
+use crate::metrics::{self, Exemplar, Row};
 
 /// What can be done with a subject whose type is not known.
 pub(super) struct Functions {
@@ -189,6 +191,24 @@ impl Programs {
             errors: report::errors(&errors),
         }));
         Ok(collectors)
+    }
+
+    /// What the page at `/` shows.
+    pub fn page(&self, node_name: &str) -> Page {
+        Page::of(self.blocks.clone(), node_name.into())
+    }
+
+    /// Keeps a row for each block that is connected in this file, of the last `keep`.
+    pub fn record(&self, file: &Path, keep: u32) -> Result<Recorder> {
+        let (recorder, queue) = Recorder::start(file, keep)?;
+        self.blocks.record(queue);
+        Ok(recorder)
+    }
+
+    /// Reads the exemplars of the histograms of blocks.
+    pub fn exemplars(&self) -> impl Fn() -> Vec<Exemplar> + Send + Sync + 'static {
+        let blocks = self.blocks.clone();
+        move || blocks::exemplars(&blocks.totals())
     }
 
     /// The ring buffers of events. That of connected blocks is the first to be read: all that happened to these blocks

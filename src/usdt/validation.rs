@@ -13,9 +13,9 @@ skeleton!("validation", counts: [counts, errors], plain: [event]);
 /// The same in every BPF file.
 pub(super) use bpf::types::errors as Errors;
 
-const DURATION: Buckets =
+pub(super) const DURATION: Buckets =
     Buckets::new(1e9, &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
-const SIGOPS: Buckets =
+pub(super) const SIGOPS: Buckets =
     Buckets::new(1.0, &[0.0, 100.0, 1000.0, 5000.0, 10000.0, 20000.0, 30000.0, 40000.0, 60000.0, 80000.0]);
 
 pub(super) struct Validation {

@@ -34,6 +34,10 @@ with subtest("a block is found in the journal by its height and by how long it t
         "    if int(block[\"DURATION_US\"]) > 0: print(block[\"BLOCK_HEIGHT\"], block[\"DURATION_US\"])'")
     assert len(slow.splitlines()) == 3, slow
 
+with subtest("a block is found in the record, also while the exporter writes it"):
+    rows = machine.succeed(f"/proc/{pid}/exe blocks --format json").splitlines()
+    assert [json.loads(row)["block_height"] for row in rows] == [1, 2, 3], rows
+
 with subtest("the node restarts, and the counts go on"):
     machine.succeed("systemctl restart bitcoind.service")
     machine.wait_until_succeeds("journalctl -u bitcoind-usdt-exporter.service | grep -c 'attached 16 tracepoints' | grep -x 2")

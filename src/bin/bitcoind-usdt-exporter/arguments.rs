@@ -6,8 +6,11 @@ use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{Program, Shared};
 use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::usdt::Subject;
+use bitcoind_exporter::usdt::record::DEFAULT_KEEP;
 use bitcoind_exporter::usdt::target::Target;
-use clap::Parser;
+use clap::{Parser, Subcommand};
+
+use crate::blocks::Blocks;
 
 /// Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
 ///
@@ -15,6 +18,7 @@ use clap::Parser;
 #[derive(Parser, Debug)]
 #[command(
     name = "bitcoind-usdt-exporter",
+    args_conflicts_with_subcommands = true,
     after_help = "Every option with a value can also be set by the environment variable named \
 behind it.\n\nExample: bitcoind-usdt-exporter --bitcoind /usr/bin/bitcoin-node --node-name mynode\nThen:    curl \
 http://127.0.0.1:9435/metrics"
@@ -90,6 +94,20 @@ pub struct Arguments {
     )]
     pub tracepoints: Vec<Subject>,
 
+    /// Keep a row for each connected block, with its way to the node, in this SQLite file; `blocks` reads it
+    #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
+    pub block_log: Option<PathBuf>,
+
+    /// How many of the last blocks are kept in it
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = DEFAULT_KEEP,
+        env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG_KEEP",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub block_log_keep: u32,
+
     /// Show each tracepoint: whether the binary has it, its arguments as compiled, whether it can be attached, and the
     /// metrics it feeds; exit
     #[arg(long)]
@@ -105,6 +123,16 @@ pub struct Arguments {
 
     #[command(flatten)]
     pub shared: Shared,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What it does besides being an exporter.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show the blocks of a block log (--block-log), oldest first; also while the exporter writes it
+    Blocks(Blocks),
 }
 
 impl Program for Arguments {

@@ -1,21 +1,24 @@
 //! Prometheus exporter for a Bitcoin node's tracepoints: wiring and exit code.
 
 mod arguments;
+mod blocks;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use bitcoind_exporter::cli::{Program, VERSION};
-use bitcoind_exporter::http::{self, Endpoint, Listener, Pages};
+use bitcoind_exporter::cli::Program;
+use bitcoind_exporter::http::{Endpoint, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Snapshots};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd;
+use bitcoind_exporter::usdt::page::Page;
 use bitcoind_exporter::usdt::{self, Programs, probes, report, watch};
+use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
-use arguments::Arguments;
+use arguments::{Arguments, Command};
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
@@ -28,6 +31,10 @@ fn run() -> Result<ExitCode> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if let Some(printed) = arguments.generate() {
         return Ok(printed.map(|()| ExitCode::SUCCESS)?);
+    }
+    if let Some(Command::Blocks(blocks)) = &arguments.command {
+        blocks.show()?;
+        return Ok(ExitCode::SUCCESS);
     }
     if arguments.print_metrics_reference {
         print!("{}", bitcoind_exporter::metrics_reference());
@@ -44,7 +51,8 @@ fn run() -> Result<ExitCode> {
     }
     usdt::check_kernel()?;
     let mut programs = Programs::load(arguments.subjects()).context("cannot load the BPF programs")?;
-    let metrics = Snapshots::new(&[("node", &arguments.node_name)], programs.collectors()?);
+    let metrics = Snapshots::new(&[("node", &arguments.node_name)], programs.collectors()?)
+        .with_exemplars(programs.exemplars());
     if arguments.once {
         let node = node.context("no node runs; start it, or name it with --bitcoind or --pid")?;
         watch::attach(&mut programs, &node)?;
@@ -53,6 +61,8 @@ fn run() -> Result<ExitCode> {
     }
 
     let web_config = arguments.web_config()?;
+    let record = arguments.block_log.as_deref();
+    let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
     let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&arguments.address())?,
@@ -69,21 +79,27 @@ fn run() -> Result<ExitCode> {
     let health_at = health_listener.as_ref().unwrap_or(&listener).describe();
     report::print_started(node.as_ref(), &listener.describe(), &health_at);
 
+    let page = programs.page(&arguments.node_name);
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health())));
-    let service = Service::start(listeners, Arc::new(Status { metrics, ready }))?;
+    let service = Service::start(listeners, Arc::new(Status { metrics, ready, page }))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let shutdown = CancellationToken::new();
-    service.run(&runtime, &shutdown, async {
+    let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(watch::follow(programs, target, node, health));
         followed.await.unwrap_or(Ok(()))
-    })
+    });
+    if let Some(record) = record {
+        record.finish();
+    }
+    ended
 }
 
 struct Status {
     metrics: Snapshots,
     ready: channel::Receiver<Result<(), String>>,
+    page: Page,
 }
 
 impl Pages for Status {
@@ -96,10 +112,10 @@ impl Pages for Status {
     }
 
     fn index(&self) -> String {
-        let node = match self.ready() {
-            Ok(()) => "attached".to_string(),
-            Err(why) => why,
-        };
-        http::page("bitcoind-usdt-exporter", &[("Version", VERSION), ("Node", &node)])
+        self.page.html()
+    }
+
+    fn status(&self) -> Option<Value> {
+        Some(self.page.json(&self.ready()))
     }
 }

@@ -200,6 +200,7 @@ TRACEPOINT(block_race_time)
 	if (!event)
 		return;
 	event->kind = RACED;
+	event->time_ns = bpf_ktime_get_ns();
 	block_height(event, height);
 	event->udp_ns = udp;
 	event->compact_ns = compact;

@@ -7,8 +7,8 @@ enum { TYPES = 64, NETWORKS = 8 };
 enum { COPIED = 112, HEADER = 80, ANNOUNCED_HEADERS = 8, COUNT = 3 };
 /* Types of inventory; one bit asks for witnesses. */
 enum { MSG_BLOCK = 2, MSG_CMPCT_BLOCK = 4, MSG_WITNESS_FLAG = 1 << 30 };
-/* The ring buffer is read when a block was connected, or when it has this many bytes. */
-enum { WAKEUP_BYTES = 64 * 1024 };
+/* The ring buffer is read when a block was connected, or after so many events, which take a sixth of it. */
+enum { WAKEUP = 256 };
 
 struct messages {
 	__u64 number;
@@ -54,20 +54,28 @@ EVENTS_MAP;
 const volatile __u8 inbound_kinds[TYPES];
 const volatile __u8 outbound_kinds[TYPES];
 
-/* Copies from a message what fits. `size` is how much there is. */
-static __always_inline void copy(struct pt_regs *ctx, __u32 kind, __u64 size, const void *from, __u64 length)
-{
-	struct event *event = RESERVE();
+/* How many events there were. */
+__u32 copied;
 
-	if (!event)
+/* Copies from a message what fits. `size` is how much there is. The event is not zeroed: behind `length` its bytes say
+ * nothing. */
+static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u32 kind, __u64 size,
+				 const void *from, __u64 length)
+{
+	struct event *event = bpf_ringbuf_reserve(&events_map, sizeof(struct event), 0);
+
+	if (!event) {
+		COUNT_ERROR(lost);
 		return;
+	}
 	if (length > COPIED)
 		length = COPIED;
 	event->kind = kind;
 	event->length = length;
 	event->time_ns = bpf_ktime_get_ns();
-	event->peer = argument(ctx, 1);
+	event->peer = fetch(ctx, spec, 1);
 	event->size = size;
+	event->prefilled[0] = event->prefilled[1] = event->prefilled[2] = 0;
 	if (bpf_probe_read_user(event->bytes, length, from))
 		COUNT_ERROR(unreadable);
 	if (kind == CMPCTBLOCK) {
@@ -88,8 +96,8 @@ static __always_inline void copy(struct pt_regs *ctx, __u32 kind, __u64 size, co
 				COUNT_ERROR(unreadable);
 		}
 	}
-	bpf_ringbuf_submit(event, bpf_ringbuf_query(&events_map, BPF_RB_AVAIL_DATA) > WAKEUP_BYTES ?
-				  BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	/* Two at once may count one: then it is read a little later. */
+	bpf_ringbuf_submit(event, ++copied % WAKEUP ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
 }
 
 /* Whether the first entry of an inventory is a block; a node puts blocks before transactions. */
@@ -107,33 +115,32 @@ static __always_inline bool is_of_blocks(const void *from, __u64 size)
 	return type == MSG_BLOCK || type == MSG_CMPCT_BLOCK;
 }
 
-static __always_inline void copy_headers(struct pt_regs *ctx, __u64 size, const void *from)
+/* Their number is one byte, and each is followed by a number of transactions, which is 0. */
+static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 size,
+					 const void *from)
 {
-	__u8 count = 0;
-
-	if (bpf_probe_read_user(&count, sizeof(count), from))
-		COUNT_ERROR(unreadable);
-	if (count > ANNOUNCED_HEADERS)
+	if (size > 1 + ANNOUNCED_HEADERS * (HEADER + 1))
 		return;
 	for (int i = 0; i < ANNOUNCED_HEADERS; i++) {
-		/* Each is followed by a number of transactions, which is 0. */
 		__u64 at = 1 + i * (HEADER + 1);
 
-		if (i >= count || at + HEADER > size)
+		if (at + HEADER + 1 > size)
 			return;
-		copy(ctx, HEADERS, size, from + at, HEADER);
+		copy(ctx, spec, HEADERS, size, from + at, HEADER);
 	}
 }
 
 static __always_inline void message(struct pt_regs *ctx, struct direction *direction, const volatile __u8 *kinds)
 {
+	const struct __bpf_usdt_spec *spec = arguments(ctx);
+	__u64 size = fetch(ctx, spec, 5);
 	char type[NAME] = {};
 	struct messages *messages;
-	__u64 size = argument(ctx, 5);
 	__u32 number, kind;
 	const void *from;
 
-	string(ctx, 4, type, sizeof(type));
+	if (bpf_probe_read_user_str(type, sizeof(type), (void *)fetch(ctx, spec, 4)) < 0)
+		COUNT_ERROR(unreadable);
 	number = number_of(&types_map, type, TYPES);
 	messages = &direction->messages[number];
 	count_up(&messages->number, 1);
@@ -141,11 +148,11 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 	kind = kinds[number];
 	if (kind == UNRELATED)
 		return;
-	from = (const void *)argument(ctx, 6);
+	from = (const void *)fetch(ctx, spec, 6);
 	if (kind == HEADERS)
-		copy_headers(ctx, size, from);
+		copy_headers(ctx, spec, size, from);
 	else if ((kind != INV && kind != GETDATA) || is_of_blocks(from, size))
-		copy(ctx, kind, size, from, size);
+		copy(ctx, spec, kind, size, from, size);
 }
 
 TRACEPOINT(inbound_message)

@@ -1,0 +1,139 @@
+//! The page of bitcoind-usdt-exporter, in a browser.
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::browser::Browser;
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
+use crate::harness::fixture::{Fixture, compile, exporter as usdt_exporter};
+use crate::harness::node::Node;
+use crate::status_page::keep;
+
+fn open(exporter: &Exporter, width: u32, dark: bool) -> Browser {
+    let browser = Browser::start(width, 1100, dark);
+    browser.open(&format!("http://{}/", exporter.address()));
+    eventually("the page shows the node", || {
+        (browser.run("return $('state').textContent") == "traced").then_some(())
+    });
+    browser
+}
+
+/// A node whose blocks come from another one, each announced.
+fn followed() -> ([Node; 2], Exporter) {
+    let miner = Node::start(&[]);
+    miner.mine(1);
+    let node = Node::start(&[&format!("-addnode=127.0.0.1:{}", miner.p2p_port)]);
+    eventually("the node follows", || (node.cli(&["getblockcount"]) == "1").then_some(()));
+    let exporter = usdt_exporter(node.pid(), &["--node-name", "follower"]);
+    ([miner, node], exporter)
+}
+
+fn mine(miner: &Node, exporter: &Exporter, number: usize) -> Vec<String> {
+    let mined: Vec<_> = (0..number)
+        .map(|_| {
+            let hash = miner.mine(1).remove(0);
+            eventually("the block is followed", || exporter.log().contains(&hash).then_some(()));
+            hash
+        })
+        .collect();
+    mined
+}
+
+pub fn blocks_are_shown_as_the_journal_has_them() {
+    let ([miner, mut node], exporter) = followed();
+    let browser = open(&exporter, 1280, false);
+    assert!(browser.run("return $('blocks').innerText").as_str().unwrap().contains("No block was connected"));
+    let mined = mine(&miner, &exporter, 3);
+    eventually("the last block is shown", || {
+        (browser.run("return document.querySelectorAll('details').length") == 3).then_some(())
+    });
+    let heights = browser.run("return [...document.querySelectorAll('summary b')].map(it => it.innerText)");
+    assert_eq!(heights, serde_json::json!(["4", "3", "2"]));
+    let log = exporter.log();
+    let line = log.lines().find(|line| line.contains(&mined[2])).unwrap();
+    let field = |name: &str| -> f64 {
+        let (_, rest) = line.split_once(&format!(" {name}=")).unwrap_or_else(|| panic!("{name}: {line}"));
+        rest.split(' ').next().unwrap().parse().unwrap()
+    };
+    let bars = "const bar = [...document.querySelectorAll('details')][0].querySelectorAll('rect');
+                return [...bar].map(it => [it.getAttribute('class'), Number(it.getAttribute('x')), Number(it.getAttribute('width'))])";
+    // Each to its own scale: the stages are shares of the whole.
+    browser.run("document.querySelector('[value=each]').click()");
+    let drawn = browser.run(bars);
+    let (last, whole) = (drawn.as_array().unwrap().last().unwrap(), field("connected_us"));
+    assert_eq!(last[0], "check", "{drawn}");
+    assert!(
+        (last[1].as_f64().unwrap() - 1000.0 * field("complete_us") / whole).abs() < 0.01,
+        "{drawn} {line}"
+    );
+    keep(&browser, "blocks.png");
+
+    // From the keyboard: to the second block, and open it.
+    browser.run("document.querySelector('summary').focus()");
+    browser.press("\u{e015}\u{e007}"); // arrow down, enter
+    let opened = "const open = document.querySelector('details[open]'); return open && open.innerText";
+    let shown: Value = browser.run(opened);
+    assert!(shown.as_str().unwrap().contains(&mined[1]), "{shown}");
+    // It stays open when the page is refreshed.
+    mine(&miner, &exporter, 1);
+    eventually("the next block is shown", || {
+        (browser.run("return document.querySelectorAll('details').length") == 4).then_some(())
+    });
+    assert!(browser.run(opened).as_str().unwrap().contains(&mined[1]));
+    assert_eq!(browser.run("return $('wrong').innerText"), "Nothing.");
+    assert_eq!(browser.run("return $('fibre').hidden"), true);
+    keep(&browser, "blocks-open.png");
+
+    node.stop();
+    eventually("the page says that the node is gone", || {
+        (browser.run("return $('state').textContent") == "not traced").then_some(())
+    });
+    assert_eq!(browser.run("return document.querySelectorAll('details').length"), 4);
+    assert_eq!(browser.console(), Vec::<String>::new());
+    let page = exporter.get("/").1;
+    assert!(page.len() < 60_000, "{}", page.len());
+    let elsewhere: Vec<_> = page.split("://").skip(1).map(|rest| &rest[..20]).collect();
+    assert_eq!(elsewhere, ["www.w3.org/2000/svg\""], "only the name of SVG");
+}
+
+pub fn blocks_fit_a_phone_in_the_dark() {
+    let ([miner, _node], exporter) = followed();
+    mine(&miner, &exporter, 2);
+    let browser = open(&exporter, 420, true);
+    eventually("the blocks are shown", || {
+        (browser.run("return document.querySelectorAll('details').length") == 2).then_some(())
+    });
+    browser.run("document.querySelector('details').open = true");
+    assert_eq!(browser.run("return matchMedia('(prefers-color-scheme: dark)').matches"), true);
+    assert_eq!(browser.run("return document.documentElement.scrollWidth <= innerWidth"), true);
+    keep(&browser, "blocks-phone.png");
+    assert_eq!(browser.console(), Vec::<String>::new());
+}
+
+pub fn races_of_fibre_are_shown() {
+    let dir = TempDir::new().unwrap();
+    let mut fixture = Fixture::start(&compile(dir.path(), &["-DDETAIL"]));
+    let exporter = usdt_exporter(fixture.pid(), &[]);
+    let browser = open(&exporter, 1280, false);
+    fixture.fire("time 800001 2000000 peer 5500000 other");
+    fixture.fire("time 800002 -1 n/a 7000000 other");
+    eventually("both races are shown", || (browser.run("return $('races').rows.length") == 2).then_some(()));
+    let rows = browser.run(
+        "return [...$('races').rows].map(row => [...row.cells].map(cell => cell.innerText).filter((_, at) => at !== 1))",
+    );
+    let expected = serde_json::json!([
+        ["800,002", "compact block alone", "–", "7", "–"],
+        ["800,001", "FIBRE/UDP", "2", "5.5", "3.5"],
+    ]);
+    assert_eq!(rows, expected);
+    assert!(
+        browser
+            .run("return $('wrong').innerText")
+            .as_str()
+            .unwrap()
+            .contains("way of blocks is not followed")
+    );
+    keep(&browser, "races.png");
+    assert_eq!(browser.console(), Vec::<String>::new());
+}

@@ -1,0 +1,213 @@
+//! The record of blocks beside a real node: written, read, and on disks that are full or broken.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
+use crate::harness::fixture::command;
+use crate::harness::node::Node;
+
+/// A node, and an exporter that records its blocks in a file of this folder.
+struct Scene {
+    node: Node,
+    exporter: Exporter,
+    file: PathBuf,
+}
+
+impl Scene {
+    fn new(folder: &Path, arguments: &[&str]) -> Self {
+        let node = Node::start(&[]);
+        let file = folder.join("blocks.sqlite");
+        let arguments = [&["--block-log", file.to_str().unwrap()], arguments].concat();
+        let exporter = crate::exporter(node.pid(), &arguments);
+        Scene { node, exporter, file }
+    }
+
+    fn heights(&self) -> Vec<i64> {
+        heights(&self.file)
+    }
+
+    fn until(&self, heights: impl IntoIterator<Item = i64>) {
+        let heights: Vec<_> = heights.into_iter().collect();
+        eventually("the blocks are in the record", || (self.heights() == heights).then_some(()));
+    }
+
+    fn said(&self, what: &str) -> usize {
+        self.exporter.log().lines().filter(|line| line.contains(what)).count()
+    }
+}
+
+fn blocks(file: &Path, arguments: &[&str]) -> Output {
+    let mut command = command();
+    command.arg("blocks").arg("--block-log").arg(file).args(arguments);
+    command.stdout(Stdio::piped()).output().unwrap()
+}
+
+fn text(output: Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn objects(file: &Path, arguments: &[&str]) -> Vec<Value> {
+    let printed = text(blocks(file, &[&["--format", "json"], arguments].concat()));
+    printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn heights(file: &Path) -> Vec<i64> {
+    objects(file, &[]).iter().map(|block| block["block_height"].as_i64().unwrap()).collect()
+}
+
+pub fn each_block_is_a_row_that_can_be_read_while_others_are_written() {
+    let dir = TempDir::new().unwrap();
+    let mut scene = Scene::new(dir.path(), &["--block-log-keep", "100"]);
+    let mined = scene.node.mine(3);
+    scene.until(1..=3);
+    let rows = objects(&scene.file, &[]);
+    let column = |name: &str| rows.iter().map(|row| row[name].clone()).collect::<Vec<_>>();
+    assert_eq!(column("block_hash"), mined);
+    assert_eq!(column("transactions"), [1, 1, 1]);
+    assert_eq!(column("arrival"), ["other"; 3]);
+    assert!(rows.iter().all(|row| row.get("announced_by").is_none()), "{rows:?}");
+    assert_eq!(objects(&scene.file, &["--height", "2", "--since", "1h"])[0]["block_hash"], mined[1]);
+    assert!(objects(&scene.file, &["--slow", "1h"]).is_empty());
+    assert!(text(blocks(&scene.file, &[])).lines().nth(3).unwrap().ends_with(&mined[2]));
+    assert!(text(blocks(&scene.file, &["--format", "csv"])).contains(&format!(",3,{},1,", mined[2])));
+
+    // Reading and writing at once, and the bound.
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..40).for_each(|_| drop(scene.node.mine(5))));
+        for _ in 0..40 {
+            let found = scene.heights();
+            assert!(found.windows(2).all(|two| two[0] + 1 == two[1]) && found.len() <= 100, "{found:?}");
+        }
+    });
+    scene.until(104..=203);
+    assert_eq!(scene.said("block log"), 0, "{}", scene.exporter.log());
+
+    // What waits is written before the end.
+    scene.node.mine(1);
+    scene.exporter.wait_for("bitcoin_blocks_connected_total{node=\"localhost\"}", 204.0);
+    eventually("the block is logged", || scene.exporter.log().contains("block_height=204").then_some(()));
+    scene.exporter.terminate();
+    assert_eq!(scene.heights(), (105..=204).collect::<Vec<_>>());
+}
+
+/// Only root can be someone else.
+pub fn another_user_reads_it_without_the_right_to_write() {
+    const NOBODY: u32 = 65534;
+    let dir = TempDir::new().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let scene = Scene::new(dir.path(), &[]);
+    scene.node.mine(2);
+    scene.until(1..=2);
+    let binary = dir.path().join("exporter");
+    std::fs::copy(command().get_program(), &binary).unwrap();
+    let as_nobody = || {
+        let mut reader = Command::new(&binary);
+        reader.args(["blocks", "--format", "json", "--block-log"]).arg(&scene.file).uid(NOBODY).gid(NOBODY);
+        reader.output().unwrap()
+    };
+    assert_eq!(text(as_nobody()).lines().count(), 2);
+    std::fs::set_permissions(&scene.file, PermissionsExt::from_mode(0o600)).unwrap();
+    let refused = as_nobody();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        !refused.status.success() && said.contains("blocks.sqlite: unable to open database file"),
+        "{said}"
+    );
+    scene.node.mine(1);
+    scene.until(1..=3);
+}
+
+/// Only root can mount.
+pub fn a_full_disk_is_said_once_and_costs_no_row() {
+    let dir = TempDir::new().unwrap();
+    let disk = Disk::mount(dir.path());
+    let scene = Scene::new(&disk.0, &[]);
+    scene.node.mine(2);
+    scene.until(1..=2);
+    let filler = disk.0.join("filler");
+    // Writes until there is no room.
+    std::fs::write(&filler, vec![0; 2 << 20]).unwrap_err();
+    // More than the free part of the file's last page has room for.
+    scene.node.mine(60);
+    eventually("the exporter says that the disk is full", || (scene.said("cannot write") == 1).then_some(()));
+    assert!(scene.exporter.log().contains("database or disk is full"), "{}", scene.exporter.log());
+    scene.exporter.wait_for("bitcoin_blocks_connected_total{node=\"localhost\"}", 62.0);
+    std::fs::remove_file(&filler).unwrap();
+    scene.until(1..=62);
+    eventually("the exporter says that it goes on", || (scene.said("is written again") == 1).then_some(()));
+    assert_eq!(scene.said("cannot write"), 1, "{}", scene.exporter.log());
+}
+
+pub fn a_broken_file_is_said_once_and_another_one_is_begun_in_its_place() {
+    let dir = TempDir::new().unwrap();
+    let scene = Scene::new(dir.path(), &[]);
+    scene.node.mine(1);
+    scene.until([1]);
+    let length = std::fs::metadata(&scene.file).unwrap().len() as usize;
+    std::fs::write(&scene.file, vec![b'x'; length]).unwrap();
+    scene.node.mine(2);
+    eventually("the exporter says that the file is broken", || {
+        (scene.said("cannot write") == 1).then_some(())
+    });
+    let said = String::from_utf8(blocks(&scene.file, &[]).stderr).unwrap();
+    assert!(said.contains("file is not a database") && said.contains("move it away"), "{said}");
+    std::fs::rename(&scene.file, dir.path().join("broken")).unwrap();
+    eventually("a file is there again", || scene.file.exists().then_some(()));
+    scene.until(2..=3);
+    eventually("the exporter says that it goes on", || (scene.said("is written again") == 1).then_some(()));
+
+    // Removed under the exporter's hands, it would be written where nobody finds it.
+    std::fs::remove_file(&scene.file).unwrap();
+    scene.node.mine(1);
+    eventually("a file is there again", || scene.file.exists().then_some(()));
+    scene.until([4]);
+    assert_eq!(scene.said("cannot write"), 1, "{}", scene.exporter.log());
+}
+
+pub fn a_file_that_is_no_block_log_is_refused_at_the_start() {
+    let dir = TempDir::new().unwrap();
+    let node = Node::start(&[]);
+    let file = dir.path().join("notes.txt");
+    std::fs::write(&file, "of an operator who mixed up two paths. ".repeat(50)).unwrap();
+    let pid = node.pid().to_string();
+    let mut exporter = command();
+    exporter.args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0", "--pid", &pid, "--block-log"]);
+    let refused = exporter.arg(&file).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("cannot open the block log (--block-log)") && said.contains("not a database"),
+        "{said}"
+    );
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with("of an operator"));
+    let none = blocks(&dir.path().join("none"), &[]);
+    let said = String::from_utf8(none.stderr).unwrap();
+    assert!(!none.status.success() && said.contains("start the exporter with --block-log"), "{said}");
+}
+
+/// A disk of 1 MB; unmounted when its test ends.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path) -> Self {
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=1M", "tmpfs"]).arg(at).status().unwrap();
+        assert!(mounted.success(), "mount");
+        Disk(at.into())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // The exporter may have the file open still.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}

@@ -1,0 +1,43 @@
+//! `bitcoind-usdt-exporter blocks`: what the record has.
+
+use std::io::{self, BufWriter};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bitcoind_exporter::cli;
+use bitcoind_exporter::usdt::record::DEFAULT_PATH;
+use bitcoind_exporter::usdt::record::read::{self, Wanted};
+use bitcoind_exporter::usdt::record::show::{self, Format};
+use clap::Args;
+
+#[derive(Args, Debug)]
+pub struct Blocks {
+    /// The file; default: that of the unit that is shipped
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH, env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
+    block_log: PathBuf,
+
+    /// Blocks that took at least so long from their first announcement until they were connected (100ms, 2s); to connect, where
+    /// nobody announced them
+    #[arg(long, value_name = "TIME", value_parser = cli::duration)]
+    slow: Option<Duration>,
+
+    /// Blocks that were connected within this time (24h, 7d)
+    #[arg(long, value_name = "TIME", value_parser = cli::duration)]
+    since: Option<Duration>,
+
+    /// Blocks of this height
+    #[arg(long, value_name = "N")]
+    height: Option<u32>,
+
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+impl Blocks {
+    pub fn show(&self) -> Result<()> {
+        let wanted = Wanted { slow: self.slow, since: self.since, height: self.height };
+        let rows = read::find(&self.block_log, &wanted).context("cannot read the block log")?;
+        Ok(show::print(&rows, self.format, &mut BufWriter::new(io::stdout().lock()))?)
+    }
+}

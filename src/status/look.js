@@ -1,0 +1,39 @@
+// What the scripts of both exporters' pages share.
+const $ = id => document.getElementById(id);
+// Text of the metrics, to {sample: value}.
+function parse(text) {
+  const samples = {};
+  for (const line of text.split("\n")) {
+    const end = line.lastIndexOf(" ");
+    if (end > 0 && line[0] !== "#") samples[line.slice(0, end)] = Number(line.slice(end + 1));
+  }
+  return samples;
+}
+
+const whole = value => Math.round(value).toLocaleString("en");
+function span(seconds) {
+  seconds = Math.max(0, Math.round(seconds));
+  if (seconds < 90) return seconds + " s";
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 90) return minutes + " min";
+  const hours = Math.round(minutes / 60);
+  return hours < 48 ? hours + " h" : Math.round(hours / 24) + " d";
+}
+
+function element(name, text, attributes = {}) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+function svg(name, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+async function get(path) {
+  const answer = await fetch(path, { cache: "no-store", headers: { Accept: "text/plain" } });
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer;
+}

@@ -1,0 +1,261 @@
+//! Follows blocks from what happened to them, and counts those that were connected.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+use super::event::{Announcement, Compact, Connected, Event, Hash, What};
+use super::families::{Counts, Totals};
+use super::journal;
+use super::journey::{Journey, Race};
+use super::timeline::{Arrival, Timeline, Way};
+use crate::metrics::now;
+use crate::usdt::events::LineLimit;
+use crate::usdt::histogram::Block;
+use crate::usdt::{maps, record};
+
+/// Limit on blocks that are followed at a time.
+pub const MAX_BLOCKS: usize = 64;
+/// How many of the last blocks, and races, are kept to be shown.
+const LAST: usize = 20;
+/// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
+/// tells which blocks it has.
+const LATE: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub struct State {
+    /// In the order in which they were first seen.
+    pub timelines: VecDeque<Timeline>,
+    counts: Counts,
+    /// Events that are not worked off yet.
+    queue: Vec<Event>,
+    /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
+    announced_limit: LineLimit,
+    other_limit: LineLimit,
+    record: Option<record::Queue>,
+    /// The last that were connected, and the last races, newest first.
+    last: VecDeque<Journey>,
+    races: VecDeque<Race>,
+}
+
+/// The blocks that are followed, and what was counted of those that were connected.
+#[derive(Default)]
+pub struct Blocks(Mutex<State>);
+
+impl Blocks {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn totals(&self) -> Totals {
+        Totals(self.state().counts)
+    }
+
+    /// Adds events; they are worked off by [`Blocks::settle`].
+    pub fn add(&self, read: impl FnOnce(&mut Vec<Event>)) {
+        read(&mut self.state().queue);
+    }
+
+    /// Works off what was added, in the order in which it happened.
+    pub fn settle(&self) {
+        let state = &mut *self.state();
+        let mut queue = std::mem::take(&mut state.queue);
+        queue.sort_by_key(|event| event.time_ns);
+        for event in queue.drain(..) {
+            state.happened(event);
+        }
+        state.queue = queue;
+    }
+
+    /// The last blocks that were connected, and the last races; newest first.
+    pub fn last(&self) -> (Vec<Journey>, Vec<Race>) {
+        let state = self.state();
+        (state.last.iter().cloned().collect(), state.races.iter().cloned().collect())
+    }
+
+    /// Hands on each block that is connected.
+    pub fn record(&self, queue: record::Queue) {
+        self.state().record = Some(queue);
+    }
+
+    /// The node has ended. Its numbers for peers start again.
+    pub fn node_ended(&self) {
+        let mut state = self.state();
+        state.timelines.clear();
+        state.queue.clear();
+    }
+}
+
+impl State {
+    pub fn find(&mut self, hash: &Hash) -> Option<&mut Timeline> {
+        self.timelines.iter_mut().rfind(|it| it.hash == *hash)
+    }
+
+    /// The timeline of a block that is announced.
+    fn open(&mut self, hash: Hash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
+        let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
+            Some(position) => position,
+            None => {
+                self.make_room();
+                self.timelines.push_back(Timeline {
+                    hash,
+                    first_ns: time_ns,
+                    first_peer: peer,
+                    first_by: by,
+                    header_time: None,
+                    first_compact_ns: None,
+                    peers: Vec::new(),
+                    announcements: Default::default(),
+                    compact_blocks: Default::default(),
+                    deliveries: VecDeque::new(),
+                    fibre_ns: None,
+                    connected_ns: None,
+                });
+                self.timelines.len() - 1
+            }
+        };
+        &mut self.timelines[position]
+    }
+
+    /// Forgets a block that was connected; without one the first of the peer that announced most blocks first: hashes cost
+    /// a peer nothing, and it shall not displace what others announced.
+    fn make_room(&mut self) {
+        if self.timelines.len() < MAX_BLOCKS {
+            return;
+        }
+        let first_peers: Vec<_> = self.timelines.iter().map(|it| it.first_peer).collect();
+        let announced = |peer| first_peers.iter().filter(|first| **first == peer).count();
+        let most = first_peers.iter().copied().max_by_key(|peer| announced(*peer));
+        let connected = self.timelines.iter().position(|it| it.connected_ns.is_some());
+        let forgotten =
+            connected.or_else(|| self.timelines.iter().position(|it| Some(it.first_peer) == most));
+        self.timelines.remove(forgotten.unwrap_or(0));
+    }
+
+    fn happened(&mut self, Event { time_ns, hash, what }: Event) {
+        match what {
+            What::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
+            What::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
+            What::Connected(connected) => self.connected(hash, time_ns, &connected),
+            What::Raced { height, udp_ns, compact_ns } => {
+                let (time, block_hash) = (unix_time(time_ns), maps::hash(&hash));
+                keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
+            }
+            _ => {
+                // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
+                let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) else { return };
+                match what {
+                    What::Fetched { peer, is_compact } => {
+                        if let Some(peer) = timeline.peer(peer) {
+                            peer.owes_compact = is_compact;
+                        }
+                    }
+                    What::Asked { peer, transactions } => {
+                        if let Some(peer) = timeline.peer(peer) {
+                            peer.asked = Some((time_ns, transactions));
+                        }
+                    }
+                    What::Answered { peer: id, bytes } => {
+                        let Some(peer) = timeline.peer(id) else { return };
+                        if peer.asked.is_some() && peer.answered.is_none() {
+                            peer.answered = Some((time_ns, bytes));
+                            timeline.deliver(time_ns, id, Arrival::CompactRequested);
+                        }
+                    }
+                    What::Whole { peer } => timeline.deliver(time_ns, peer, Arrival::FullBlock),
+                    What::Fibre => {
+                        timeline.fibre_ns.get_or_insert(time_ns);
+                    }
+                    What::Announced { .. }
+                    | What::Compact { .. }
+                    | What::Connected(_)
+                    | What::Raced { .. } => {}
+                }
+            }
+        }
+    }
+
+    fn announced(&mut self, hash: Hash, time_ns: u64, id: i64, by: Announcement) {
+        let timeline = self.open(hash, time_ns, id, by);
+        let connected_ns = timeline.connected_ns;
+        if timeline.header_time.is_none() {
+            timeline.header_time = by.header_time();
+        }
+        let Some(peer) = timeline.peer(id) else { return };
+        if std::mem::replace(&mut peer.has_announced, true) {
+            return;
+        }
+        match connected_ns {
+            None => timeline.announcements[by.number()] += 1,
+            Some(connected_ns) if is_late(time_ns, connected_ns) => {}
+            Some(_) => self.counts.announcements[by.number()] += 1,
+        }
+    }
+
+    fn compact(&mut self, hash: Hash, time_ns: u64, id: i64, compact: Compact) {
+        let by = Announcement::Compact(compact.header_time);
+        let was_asked = self
+            .find(&hash)
+            .and_then(|timeline| timeline.peer(id))
+            .is_some_and(|peer| std::mem::replace(&mut peer.owes_compact, false));
+        if !was_asked {
+            self.announced(hash, time_ns, id, by);
+        }
+        let timeline = self.open(hash, time_ns, id, by);
+        let mode = usize::from(was_asked);
+        match timeline.connected_ns {
+            None => {
+                timeline.compact_blocks[mode] += 1;
+                timeline.first_compact_ns.get_or_insert(time_ns);
+                if let Some(peer) = timeline.peer(id) {
+                    peer.compact = Some(compact);
+                    timeline.deliver(time_ns, id, Arrival::CompactComplete);
+                }
+            }
+            Some(connected_ns) if is_late(time_ns, connected_ns) => {}
+            Some(_) => self.counts.compact_blocks[mode] += 1,
+        }
+    }
+
+    fn connected(&mut self, hash: Hash, time_ns: u64, connected: &Connected) {
+        let block = Block { height: connected.height, hash, time: unix_time(time_ns) };
+        let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
+        let way = timeline.map(|timeline| {
+            timeline.connected_ns = Some(time_ns);
+            let duration_ns = connected.duration_ns.max(0) as u64;
+            let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, timeline.first_ns));
+            (Way::of(timeline, time_ns, duration_ns, header_age_ns), &*timeline)
+        });
+        self.counts.connected(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        let journey = Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        let limit = if way.is_some() { &mut self.announced_limit } else { &mut self.other_limit };
+        limit.line(|| journal::write(&journey));
+        keep(&mut self.last, journey.clone());
+        if let Some(record) = &self.record {
+            record.push(journey);
+        }
+    }
+}
+
+fn keep<T>(last: &mut VecDeque<T>, it: T) {
+    last.push_front(it);
+    last.truncate(LAST);
+}
+
+fn is_late(time_ns: u64, connected_ns: u64) -> bool {
+    u128::from(time_ns.saturating_sub(connected_ns)) > LATE.as_nanos()
+}
+
+/// Unix seconds of a moment of the monotonic clock.
+fn unix_time(moment_ns: u64) -> f64 {
+    let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    now() - monotonic.saturating_sub(Duration::from_nanos(moment_ns)).as_secs_f64()
+}
+
+/// How long after the header's time, Unix seconds, this moment of the monotonic clock was; `None` if it was before.
+fn age_ns(header_time: u32, moment_ns: u64) -> Option<u64> {
+    let age = unix_time(moment_ns) - f64::from(header_time);
+    (age > 0.0).then_some((age * 1e9) as u64)
+}

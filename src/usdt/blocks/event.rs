@@ -1,0 +1,86 @@
+//! What can happen to a block.
+
+/// The hash of a block, as the node has it in memory.
+pub type Hash = [u8; 32];
+
+/// Something that happened to a block.
+pub struct Event {
+    /// When, on the monotonic clock, in nanoseconds.
+    pub time_ns: u64,
+    pub hash: Hash,
+    pub what: What,
+}
+
+/// What happened. `peer` is the node's number for it.
+pub enum What {
+    /// An inv, or a header in headers.
+    Announced { peer: i64, by: Announcement },
+    /// A cmpctblock came.
+    Compact { peer: i64, compact: Compact },
+    /// A getdata was sent.
+    Fetched { peer: i64, is_compact: bool },
+    /// A getblocktxn was sent.
+    Asked { peer: i64, transactions: u64 },
+    /// A blocktxn came.
+    Answered { peer: i64, bytes: u64 },
+    /// A block came.
+    Whole { peer: i64 },
+    /// FIBRE has put it together.
+    Fibre,
+    /// FIBRE says how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
+    Raced { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
+    /// The node connected it.
+    Connected(Connected),
+}
+
+/// A block that was connected.
+pub struct Connected {
+    pub height: i32,
+    pub transactions: i64,
+    pub inputs: i64,
+    pub sigops: i64,
+    pub duration_ns: i64,
+}
+
+/// How a block is announced.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Announcement {
+    /// With the time in the header, Unix seconds.
+    Headers(u32),
+    Inv,
+    /// A cmpctblock that was not asked for, with the time in its header.
+    Compact(u32),
+}
+
+impl Announcement {
+    pub const LABELS: [&'static str; 3] = ["headers", "inv", "cmpctblock"];
+
+    pub fn number(self) -> usize {
+        match self {
+            Announcement::Headers(_) => 0,
+            Announcement::Inv => 1,
+            Announcement::Compact(_) => 2,
+        }
+    }
+
+    pub fn label(self) -> &'static str {
+        Self::LABELS[self.number()]
+    }
+
+    pub fn header_time(self) -> Option<u32> {
+        match self {
+            Announcement::Headers(time) | Announcement::Compact(time) => Some(time),
+            Announcement::Inv => None,
+        }
+    }
+}
+
+/// A compact block.
+#[derive(Clone, Copy)]
+pub struct Compact {
+    /// In its header, Unix seconds.
+    pub header_time: u32,
+    pub short_ids: u64,
+    /// Unknown if the message ends before it.
+    pub prefilled: Option<u64>,
+}

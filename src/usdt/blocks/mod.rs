@@ -1,0 +1,24 @@
+//! A block's way to the node: who announced it, what was asked for, when it was complete.
+//!
+//! The programs copy the beginnings of the messages that tell of a block; they are put together here by the block's hash,
+//! when the node has connected the block. What was never connected is not counted.
+//!
+//! - `event` is what can happen to a block, as the messages and tracepoints tell it.
+//! - `timeline` is what is known of one block, and how it came.
+//! - `correlation` follows the blocks, a bounded number of them, from what happened to them.
+//! - `journey` is what is told of a block when it was connected, `journal` its line in the log.
+//! - `families` are the metrics, with the last block of each bucket as exemplar.
+
+mod correlation;
+mod event;
+mod families;
+mod journal;
+mod journey;
+#[cfg(test)]
+mod tests;
+mod timeline;
+
+pub(super) use correlation::Blocks;
+pub(super) use event::{Announcement, Compact, Connected, Event, Hash, What};
+pub(super) use families::{exemplars, families, fed_by, rows};
+pub(super) use journey::Journey;

@@ -1,0 +1,139 @@
+//! What is known of one block, and how it came.
+
+use std::collections::VecDeque;
+
+use super::event::{Announcement, Compact, Hash};
+
+/// Limit on peers that are remembered of one block.
+pub const MAX_PEERS: usize = 256;
+/// Limit on complete deliveries, or what looks like one, that are remembered of one block.
+pub const MAX_DELIVERIES: usize = 32;
+
+/// How a block came that was connected.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Arrival {
+    CompactComplete,
+    CompactRequested,
+    FullBlock,
+    Fibre,
+    Other,
+}
+
+impl Arrival {
+    pub const LABELS: [&'static str; 5] =
+        ["compact_complete", "compact_requested", "full_block", "fibre", "other"];
+
+    pub fn label(self) -> &'static str {
+        Self::LABELS[self as usize]
+    }
+}
+
+/// `mode` of a compact block: sent as the announcement, or asked for.
+pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
+
+/// What one peer has to do with a block.
+pub struct Peer {
+    pub id: i64,
+    pub has_announced: bool,
+    /// It was asked for a compact block that has not come yet.
+    pub owes_compact: bool,
+    pub compact: Option<Compact>,
+    /// When it was asked for transactions, and for how many.
+    pub asked: Option<(u64, u64)>,
+    /// When these came, and their bytes.
+    pub answered: Option<(u64, u64)>,
+}
+
+/// What is known of a block.
+pub struct Timeline {
+    pub hash: Hash,
+    pub first_ns: u64,
+    pub first_peer: i64,
+    pub first_by: Announcement,
+    pub header_time: Option<u32>,
+    pub first_compact_ns: Option<u64>,
+    pub peers: Vec<Peer>,
+    pub announcements: [u64; Announcement::LABELS.len()],
+    pub compact_blocks: [u64; MODES.len()],
+    /// Messages after which the block may have been complete: when, from whom, and how it came.
+    pub deliveries: VecDeque<(u64, i64, Arrival)>,
+    pub fibre_ns: Option<u64>,
+    pub connected_ns: Option<u64>,
+}
+
+impl Timeline {
+    /// `None` if too many are remembered.
+    pub fn peer(&mut self, id: i64) -> Option<&mut Peer> {
+        let position = match self.peers.iter().position(|peer| peer.id == id) {
+            Some(position) => position,
+            None if self.peers.len() >= MAX_PEERS => return None,
+            None => {
+                self.peers.push(Peer {
+                    id,
+                    has_announced: false,
+                    owes_compact: false,
+                    compact: None,
+                    asked: None,
+                    answered: None,
+                });
+                self.peers.len() - 1
+            }
+        };
+        self.peers.get_mut(position)
+    }
+
+    pub fn deliver(&mut self, time_ns: u64, peer: i64, arrival: Arrival) {
+        if self.deliveries.len() == MAX_DELIVERIES {
+            self.deliveries.pop_front();
+        }
+        self.deliveries.push_back((time_ns, peer, arrival));
+    }
+
+    /// What completed the block, as far as the messages tell: what came last before the node began to connect it. The node
+    /// handles one message after the other. FIBRE works beside them, and goes on as soon as it has a block.
+    pub fn arrival(&self, start_ns: u64) -> (Arrival, Option<&Peer>) {
+        if self.fibre_ns.is_some_and(|time| time <= start_ns) {
+            return (Arrival::Fibre, None);
+        }
+        let Some(&(_, id, arrival)) = self.deliveries.iter().rfind(|(time, ..)| *time <= start_ns) else {
+            return (Arrival::Other, None);
+        };
+        let peer = self.peers.iter().find(|peer| peer.id == id);
+        match (arrival, peer) {
+            // Transactions were missing, and the block came from elsewhere before they did: submitted by RPC, say.
+            (Arrival::CompactComplete, Some(Peer { asked: Some(_), .. })) => (Arrival::Other, None),
+            _ => (arrival, peer),
+        }
+    }
+}
+
+/// What follows from a timeline when its block is connected.
+pub struct Way {
+    pub arrival: Arrival,
+    /// When all was there and the node began to connect the block.
+    pub start_ns: u64,
+    pub connected_ns: u64,
+    /// How old the header's time was at the first announcement; `None` if it was in the future.
+    pub header_age_ns: Option<u64>,
+    /// The compact block that brought the block.
+    pub compact: Option<Compact>,
+    /// Transactions that were requested to complete it, and their bytes.
+    pub requested: Option<(u64, u64)>,
+}
+
+impl Way {
+    pub fn of(timeline: &Timeline, connected_ns: u64, duration_ns: u64, header_age_ns: Option<u64>) -> Self {
+        let start_ns = connected_ns.saturating_sub(duration_ns);
+        let (arrival, peer) = timeline.arrival(start_ns);
+        let came_compact = matches!(arrival, Arrival::CompactComplete | Arrival::CompactRequested);
+        let requested = || peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1))).unwrap_or_default();
+        Way {
+            arrival,
+            start_ns,
+            connected_ns,
+            header_age_ns,
+            compact: peer.and_then(|peer| peer.compact).filter(|_| came_compact),
+            requested: came_compact.then(requested),
+        }
+    }
+}

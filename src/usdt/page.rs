@@ -1,0 +1,41 @@
+//! The page at `/` of bitcoind-usdt-exporter: `page.html`, and what it reads. It reads `metrics` and `status.json`, and nothing
+//! from elsewhere.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::blocks::Blocks;
+use crate::cli::VERSION;
+use crate::metrics::now;
+use crate::status;
+
+/// What the page shows.
+pub struct Page {
+    blocks: Arc<Blocks>,
+    node_name: String,
+}
+
+impl Page {
+    pub(super) fn of(blocks: Arc<Blocks>, node_name: String) -> Self {
+        Page { blocks, node_name }
+    }
+
+    /// `/`
+    pub fn html(&self) -> String {
+        status::page(include_str!("page.html"))
+    }
+
+    /// `/status.json`: the last blocks and races, newest first. `ready` says whether a node is traced, or why not.
+    pub fn json(&self, ready: &Result<(), String>) -> Value {
+        let (blocks, races) = self.blocks.last();
+        json!({
+            "now": now(),
+            "version": format!("bitcoind-usdt-exporter {VERSION}"),
+            "state": {"ready": ready.is_ok(), "text": ready.as_ref().err()},
+            "node": self.node_name,
+            "blocks": blocks,
+            "races": races,
+        })
+    }
+}

@@ -1,0 +1,245 @@
+//! The file: what makes it ours, its table, adding rows and forgetting the oldest.
+//!
+//! The journal is SQLite's rollback journal: rows are few, and with it whoever may read the file can read it, without the right to
+//! write beside it.
+
+use std::error::Error;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, fs};
+
+use anyhow::{Context, Result, bail};
+use rusqlite::types::Value;
+use rusqlite::{Connection, ErrorCode, OpenFlags, params_from_iter};
+
+use crate::usdt::blocks::Journey;
+
+/// `application_id` of the file: "btxb".
+const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
+/// `user_version` of the file: which columns it has.
+const VERSION: i32 = 1;
+/// How long to wait for others that use the file.
+const BUSY: Duration = Duration::from_secs(5);
+/// SQLite's page cache, KiB; its default is 2 MB.
+const CACHE_KIB: i32 = 256;
+
+/// The columns, in the order of [`row`].
+pub const COLUMNS: [(&str, &str); 23] = [
+    ("time", "REAL NOT NULL"),
+    ("block_height", "INTEGER NOT NULL"),
+    ("block_hash", "TEXT NOT NULL"),
+    ("transactions", "INTEGER NOT NULL"),
+    ("inputs", "INTEGER NOT NULL"),
+    ("sigops", "INTEGER NOT NULL"),
+    ("duration_us", "INTEGER NOT NULL"),
+    ("arrival", "TEXT NOT NULL"),
+    ("announced_by", "TEXT"),
+    ("announced_peer", "INTEGER"),
+    ("announcements", "INTEGER"),
+    ("header_age_ms", "INTEGER"),
+    ("compact_blocks", "INTEGER"),
+    ("compact_us", "INTEGER"),
+    ("short_ids", "INTEGER"),
+    ("prefilled", "INTEGER"),
+    ("asked_peers", "INTEGER"),
+    ("asked_us", "INTEGER"),
+    ("answered_us", "INTEGER"),
+    ("requested", "INTEGER"),
+    ("requested_bytes", "INTEGER"),
+    ("complete_us", "INTEGER"),
+    ("connected_us", "INTEGER"),
+];
+
+fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
+    let Journey {
+        time,
+        block_height,
+        block_hash,
+        transactions,
+        inputs,
+        sigops,
+        duration_us,
+        arrival,
+        announced_by,
+        announced_peer,
+        announcements,
+        header_age_ms,
+        compact_blocks,
+        compact_us,
+        short_ids,
+        prefilled,
+        asked_peers,
+        asked_us,
+        answered_us,
+        requested,
+        requested_bytes,
+        complete_us,
+        connected_us,
+    } = journey.clone();
+    [
+        time.into(),
+        block_height.into(),
+        block_hash.into(),
+        transactions.into(),
+        inputs.into(),
+        sigops.into(),
+        duration_us.into(),
+        arrival.to_string().into(),
+        announced_by.map(str::to_string).into(),
+        announced_peer.into(),
+        announcements.into(),
+        header_age_ms.into(),
+        compact_blocks.into(),
+        compact_us.into(),
+        short_ids.into(),
+        prefilled.into(),
+        asked_peers.into(),
+        asked_us.into(),
+        answered_us.into(),
+        requested.into(),
+        requested_bytes.into(),
+        complete_us.into(),
+        connected_us.into(),
+    ]
+}
+
+/// The names of the columns, with commas.
+pub fn names() -> String {
+    COLUMNS.map(|(name, _)| name).join(", ")
+}
+
+/// What a file is.
+enum State {
+    Ours,
+    /// Without a table, of nobody.
+    Empty,
+}
+
+fn state(connection: &Connection, path: &Path) -> Result<State> {
+    let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0));
+    let read = || -> rusqlite::Result<(i32, i32, i32)> {
+        let tables = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))?;
+        Ok((number("application_id")?, number("user_version")?, tables))
+    };
+    match read().map_err(|error| explain(error, path))? {
+        (APPLICATION, VERSION, _) => Ok(State::Ours),
+        (APPLICATION, newer, _) => bail!(
+            "{} is a block log of version {newer}, this exporter knows version {VERSION}: use the exporter that wrote it, or \
+             another file",
+            path.display()
+        ),
+        (0, 0, 0) => Ok(State::Empty),
+        _ => bail!("{} is a database of another program: name another file", path.display()),
+    }
+}
+
+/// What SQLite says, with the file, and what to do where that is known.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: Option<ErrorCode>,
+    text: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Failure {}
+
+pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
+    let code = error.sqlite_error_code();
+    let advice = match code {
+        Some(ErrorCode::NotADatabase) => {
+            "; if it was a block log, it is broken: move it away, or name another file"
+        }
+        Some(ErrorCode::DatabaseCorrupt) => "; it is broken: move it away",
+        Some(ErrorCode::ReadOnly) => "; the exporter's user must be able to write it and its folder",
+        _ => "",
+    };
+    // rusqlite has the path in some of its messages.
+    let said = error.to_string().replace(&format!(": {}", path.display()), "");
+    anyhow::Error::new(Failure { code, text: format!("{}: {said}{advice}", path.display()) })
+}
+
+/// To be written.
+pub struct File {
+    path: PathBuf,
+    connection: Connection,
+    /// Device and inode.
+    identity: (u64, u64),
+    keep: u32,
+}
+
+impl File {
+    /// Made, if there is none.
+    pub fn open(path: &Path, keep: u32) -> Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
+        connection.busy_timeout(BUSY)?;
+        if let State::Empty = state(&connection, path)? {
+            let columns = COLUMNS.map(|(name, kind)| format!("{name} {kind}")).join(", ");
+            let made = connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE;
+                 CREATE TABLE blocks (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns});
+                 CREATE INDEX blocks_by_height ON blocks (block_height);
+                 PRAGMA application_id = {APPLICATION};
+                 PRAGMA user_version = {VERSION};
+                 COMMIT;"
+            ));
+            made.map_err(|error| explain(error, path))?;
+        }
+        connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(|error| explain(error, path))?;
+        let identity = identity(path).with_context(|| format!("{} is gone", path.display()))?;
+        Ok(File { path: path.into(), connection, identity, keep })
+    }
+
+    /// Whether it is still what its path names.
+    pub fn is_in_place(&self) -> bool {
+        identity(&self.path) == Some(self.identity)
+    }
+
+    /// Adds these blocks, and forgets the oldest of those that are too many; all of it or nothing.
+    pub fn add<'a>(&mut self, journeys: impl IntoIterator<Item = &'a Journey>) -> Result<()> {
+        let insert =
+            format!("INSERT INTO blocks ({}) VALUES (?{})", names(), ", ?".repeat(COLUMNS.len() - 1));
+        let add = || -> rusqlite::Result<()> {
+            let transaction = self.connection.transaction()?;
+            {
+                let mut insert = transaction.prepare(&insert)?;
+                for journey in journeys {
+                    insert.execute(params_from_iter(row(journey)))?;
+                }
+            }
+            transaction
+                .execute("DELETE FROM blocks WHERE id <= (SELECT max(id) FROM blocks) - ?", [self.keep])?;
+            transaction.commit()
+        };
+        add().map_err(|error| explain(error, &self.path))
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
+}
+
+/// To be read. A file that was not begun yet has no table.
+pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
+    if !path.exists() {
+        bail!(
+            "there is no block log at {}: start the exporter with --block-log, or name the file that it writes",
+            path.display()
+        );
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
+    connection.busy_timeout(BUSY)?;
+    Ok(match state(&connection, path)? {
+        State::Ours => Some(connection),
+        State::Empty => None,
+    })
+}

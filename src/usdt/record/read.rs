@@ -1,0 +1,55 @@
+//! Finds rows of the record, also while the exporter writes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use rusqlite::params_from_iter;
+use rusqlite::types::Value;
+
+use super::file;
+use crate::metrics::now;
+
+/// Which blocks.
+#[derive(Default)]
+pub struct Wanted {
+    /// That took at least so long from the first announcement until they were connected; to be connected, if nobody
+    /// announced them.
+    pub slow: Option<Duration>,
+    /// That were connected within this time.
+    pub since: Option<Duration>,
+    /// Of this height.
+    pub height: Option<u32>,
+}
+
+/// Rows with all columns.
+pub struct Rows {
+    /// The names of the columns.
+    pub names: Vec<&'static str>,
+    /// As many values in each, oldest first.
+    pub rows: Vec<Vec<Value>>,
+}
+
+/// Reads them at once, so that the exporter waits for nobody who reads the output.
+pub fn find(path: &Path, wanted: &Wanted) -> Result<Rows> {
+    let names = file::COLUMNS.map(|(name, _)| name).to_vec();
+    let Some(connection) = file::open_to_read(path)? else { return Ok(Rows { names, rows: Vec::new() }) };
+    let conditions = [
+        ("coalesce(connected_us, duration_us) >= ?", wanted.slow.map(|slow| slow.as_micros() as f64)),
+        ("time >= ?", wanted.since.map(|since| now() - since.as_secs_f64())),
+        ("block_height = ?", wanted.height.map(f64::from)),
+    ];
+    let (conditions, values): (Vec<_>, Vec<_>) =
+        conditions.into_iter().filter_map(|(condition, value)| Some((condition, value?))).unzip();
+    let conditions = if conditions.is_empty() { "true".to_string() } else { conditions.join(" AND ") };
+    let query = format!("SELECT {} FROM blocks WHERE {conditions} ORDER BY id", file::names());
+    let read = || -> rusqlite::Result<Vec<Vec<Value>>> {
+        let mut statement = connection.prepare(&query)?;
+        let rows = statement.query_map(params_from_iter(values), |row| {
+            (0..names.len()).map(|column| row.get(column)).collect()
+        })?;
+        rows.collect()
+    };
+    let rows = read().map_err(|error| file::explain(error, path))?;
+    Ok(Rows { names, rows })
+}

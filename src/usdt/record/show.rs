@@ -1,0 +1,118 @@
+//! Prints rows of the record.
+
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::types::Value;
+use serde_json::{Map, json};
+
+use super::read::Rows;
+
+/// How rows are printed.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+pub enum Format {
+    /// For people: the columns that matter most, aligned.
+    Table,
+    /// An object with all columns for each block, a line each; what is not known is left out.
+    Json,
+    /// All columns, with a line of their names; what is not known is empty.
+    Csv,
+}
+
+/// Prints them. Whoever reads may stop before the end.
+pub fn print(rows: &Rows, format: Format, to: &mut impl Write) -> io::Result<()> {
+    let printed = match format {
+        Format::Table => table(rows, to),
+        Format::Json => json(rows, to),
+        Format::Csv => csv(rows, to),
+    };
+    match printed.and_then(|()| to.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
+}
+
+fn json(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
+    for row in &rows.rows {
+        let known = rows.names.iter().zip(row).filter_map(|(name, value)| {
+            let value = match value {
+                Value::Integer(number) => json!(number),
+                Value::Real(number) => json!(number),
+                Value::Text(text) => json!(text),
+                Value::Null | Value::Blob(_) => return None,
+            };
+            Some((name.to_string(), value))
+        });
+        writeln!(to, "{}", serde_json::Value::Object(known.collect::<Map<_, _>>()))?;
+    }
+    Ok(())
+}
+
+fn csv(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
+    writeln!(to, "{}", rows.names.join(","))?;
+    for row in &rows.rows {
+        let fields: Vec<_> = row.iter().map(text).collect();
+        writeln!(to, "{}", fields.join(","))?;
+    }
+    Ok(())
+}
+
+/// No text in the record has a comma or a quote: hashes, and words of ours.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Integer(number) => number.to_string(),
+        Value::Real(number) => number.to_string(),
+        Value::Text(text) => text.clone(),
+        Value::Null | Value::Blob(_) => String::new(),
+    }
+}
+
+/// Title, column, and how its values are written.
+type Column = (&'static str, &'static str, fn(&Value) -> String);
+
+const TABLE: [Column; 11] = [
+    ("height", "block_height", text),
+    ("connected (UTC)", "time", date),
+    ("arrival", "arrival", text),
+    ("announced by", "announced_by", text),
+    ("peer", "announced_peer", text),
+    ("compact ms", "compact_us", milliseconds),
+    ("requested", "requested", text),
+    ("complete ms", "complete_us", milliseconds),
+    ("connected ms", "connected_us", milliseconds),
+    ("took ms", "duration_us", milliseconds),
+    ("hash", "block_hash", text),
+];
+
+fn milliseconds(value: &Value) -> String {
+    match value {
+        Value::Integer(micros) => format!("{:.1}", *micros as f64 / 1000.0),
+        other => text(other),
+    }
+}
+
+fn date(value: &Value) -> String {
+    let Value::Real(seconds) = value else { return text(value) };
+    let time: Option<SystemTime> =
+        Duration::try_from_secs_f64(*seconds).ok().and_then(|time| UNIX_EPOCH.checked_add(time));
+    time.map_or_else(String::new, |time| humantime::format_rfc3339_seconds(time).to_string())
+}
+
+fn table(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
+    let place = |column: &str| rows.names.iter().position(|name| *name == column);
+    let columns = TABLE.iter().filter_map(|(title, column, show)| Some((title, place(column)?, show)));
+    let columns: Vec<Vec<String>> = columns
+        .map(|(title, place, show)| {
+            let cells = rows.rows.iter().map(|row| show(&row[place]));
+            let cells = cells.map(|cell| if cell.is_empty() { "-".into() } else { cell });
+            std::iter::once(title.to_string()).chain(cells).collect()
+        })
+        .collect();
+    let width = |cells: &Vec<String>| cells.iter().map(String::len).max().unwrap_or_default();
+    let widths: Vec<_> = columns.iter().map(width).collect();
+    for line in 0..=rows.rows.len() {
+        let cells = columns.iter().zip(&widths).map(|(cells, width)| format!("{:<width$}", cells[line]));
+        writeln!(to, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}

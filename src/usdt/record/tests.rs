@@ -1,0 +1,128 @@
+//! The record with files that are not as they should be.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::types::Value;
+use tempfile::TempDir;
+
+use super::file::File;
+use super::read::{self, Wanted};
+use super::show::{self, Format};
+use crate::metrics::now;
+use crate::usdt::blocks::Journey;
+
+fn journey(block_height: i64) -> Journey {
+    Journey {
+        time: now(),
+        block_height,
+        block_hash: "00".repeat(32),
+        arrival: "compact_complete",
+        announced_by: Some("cmpctblock"),
+        announced_peer: Some(3),
+        connected_us: Some(block_height * 1000),
+        ..Journey::default()
+    }
+}
+
+fn heights(path: &Path, wanted: &Wanted) -> Vec<i64> {
+    let rows = read::find(path, wanted).unwrap();
+    let column = rows.names.iter().position(|name| *name == "block_height").unwrap();
+    let height = |row: Vec<Value>| match row[column] {
+        Value::Integer(height) => height,
+        ref other => panic!("{other:?}"),
+    };
+    rows.rows.into_iter().map(height).collect()
+}
+
+#[test]
+fn the_oldest_are_forgotten_and_the_file_stays_as_large_as_it_is() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let mut file = File::open(&path, 100).unwrap();
+    file.add(&(0..1000).map(journey).collect::<Vec<_>>()).unwrap();
+    assert_eq!(heights(&path, &Wanted::default()), (900..1000).collect::<Vec<_>>());
+    let size = path.metadata().unwrap().len();
+    for height in 1000..1200 {
+        file.add([&journey(height)]).unwrap();
+    }
+    assert_eq!(heights(&path, &Wanted::default()), (1100..1200).collect::<Vec<_>>());
+    assert_eq!(path.metadata().unwrap().len(), size);
+    // Fewer are kept from now on.
+    File::open(&path, 10).unwrap().add([&journey(1200)]).unwrap();
+    assert_eq!(heights(&path, &Wanted::default()), (1191..=1200).collect::<Vec<_>>());
+}
+
+#[test]
+fn rows_are_found_by_what_is_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let old = Journey { time: now() - 7200.0, ..journey(1) };
+    let unannounced = Journey { connected_us: None, duration_us: 150_000, ..journey(2) };
+    File::open(&path, 100).unwrap().add(&[old, unannounced, journey(100), journey(99)]).unwrap();
+    let slow = Some(Duration::from_millis(100));
+    assert_eq!(heights(&path, &Wanted { slow, ..Default::default() }), [2, 100]);
+    let since = Some(Duration::from_secs(3600));
+    assert_eq!(heights(&path, &Wanted { since, ..Default::default() }), [2, 100, 99]);
+    assert_eq!(heights(&path, &Wanted { slow, since, height: Some(100) }), [100]);
+    assert!(heights(&path, &Wanted { height: Some(7), ..Default::default() }).is_empty());
+}
+
+#[test]
+fn each_format_has_what_is_known() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    File::open(&path, 100).unwrap().add(&[Journey { time: 1e9, ..journey(7) }]).unwrap();
+    let rows = read::find(&path, &Wanted::default()).unwrap();
+    let printed = |format| {
+        let mut text = Vec::new();
+        show::print(&rows, format, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    };
+    let table = printed(Format::Table);
+    let line = table.lines().nth(1).unwrap();
+    assert!(
+        line.starts_with("7       2001-09-09T01:46:40Z  compact_complete  cmpctblock    3     -  "),
+        "{table}"
+    );
+    assert!(line.contains("  7.0  "), "{table}");
+    let object: serde_json::Value = serde_json::from_str(&printed(Format::Json)).unwrap();
+    assert_eq!((object["connected_us"].as_i64(), object.get("compact_us")), (Some(7000), None));
+    let csv = printed(Format::Csv);
+    let (names, values) = csv.trim_end().split_once('\n').unwrap();
+    assert_eq!(names.split(',').count(), values.split(',').count());
+    assert!(names.starts_with("time,block_height,") && values.starts_with("1000000000,7,"), "{csv}");
+}
+
+#[test]
+fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let refusal = |path: &Path| {
+        let before = std::fs::read(path).unwrap();
+        let written = File::open(path, 10).err().unwrap().to_string();
+        assert_eq!(read::find(path, &Wanted::default()).err().unwrap().to_string(), written);
+        assert_eq!(std::fs::read(path).unwrap(), before);
+        written
+    };
+    let foreign = dir.path().join("wallet");
+    Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE main (key, value)").unwrap();
+    assert!(refusal(&foreign).ends_with("wallet is a database of another program: name another file"));
+    let text = dir.path().join("notes");
+    std::fs::write(&text, "not a database, but long enough to be looked at. ".repeat(100)).unwrap();
+    assert!(refusal(&text).contains("notes: file is not a database; if it was a block log"));
+    let newer = dir.path().join("newer");
+    File::open(&newer, 10).unwrap();
+    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    assert!(refusal(&newer).contains("newer is a block log of version 2, this exporter knows version 1"));
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let error = read::find(&path, &Wanted::default()).err().unwrap().to_string();
+    assert!(error.contains("there is no block log at"), "{error}");
+    let error = File::open(&dir.path().join("no/folder"), 1).err().unwrap().to_string();
+    assert!(error.contains("no/folder: unable to open database file"), "{error}");
+}

@@ -1,0 +1,174 @@
+//! Writes the record on a thread of its own. A file that cannot be written costs no block as long as the queue has room.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rusqlite::ErrorCode;
+use tracing::{info, warn};
+
+use super::file::{Failure, File};
+use crate::priority;
+use crate::usdt::blocks::Journey;
+
+/// Blocks that wait for the thread, and as many that wait for the file: a week of them, 0.4 MB.
+const QUEUE: usize = 1024;
+/// How often a file that cannot be written is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// How often the thread looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long the end of the exporter waits for the file.
+const END: Duration = Duration::from_secs(5);
+
+/// Where blocks are handed over.
+pub struct Queue {
+    sender: SyncSender<Journey>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Queue {
+    /// Never waits: what does not fit is counted.
+    pub fn push(&self, journey: Journey) {
+        if self.sender.try_send(journey).is_err() {
+            self.lost.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// The thread that writes.
+pub struct Recorder {
+    ends: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Recorder {
+    /// A file that cannot be made, of another program or of a newer version is an error; a full disk and a broken one are not.
+    pub(in crate::usdt) fn start(path: &Path, keep: u32) -> Result<(Self, Queue)> {
+        let (file, said) = match File::open(path, keep) {
+            Ok(file) => (Some(file), None),
+            Err(error) if is_passing(&error) => (None, Some(error)),
+            Err(error) => return Err(error.context("cannot open the block log (--block-log)")),
+        };
+        let (sender, journeys) = sync_channel(QUEUE);
+        let (ends, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut writer = Writer {
+            path: path.into(),
+            keep,
+            file,
+            pending: VecDeque::new(),
+            lost: lost.clone(),
+            said: None,
+            tried: Instant::now(),
+        };
+        if let Some(error) = said {
+            writer.say(&error);
+        }
+        let end = ends.clone();
+        let thread = thread::Builder::new().name("block-log".into()).spawn(move || {
+            priority::give_way();
+            writer.run(&journeys, &end);
+        })?;
+        Ok((Recorder { ends, thread }, Queue { sender, lost }))
+    }
+
+    /// Writes what waits, if the file lets it.
+    pub fn finish(self) {
+        self.ends.store(true, Relaxed);
+        let deadline = Instant::now() + END;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Whether it may be over without a change of what the exporter was told.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<Failure>().and_then(|failure| failure.code);
+    matches!(
+        code,
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::SystemIoFailure
+        )
+    )
+}
+
+struct Writer {
+    path: PathBuf,
+    keep: u32,
+    file: Option<File>,
+    /// Not written yet, oldest first.
+    pending: VecDeque<Journey>,
+    lost: Arc<AtomicU64>,
+    /// Why it cannot be written, as the log has it.
+    said: Option<String>,
+    tried: Instant,
+}
+
+impl Writer {
+    fn run(&mut self, journeys: &Receiver<Journey>, ends: &AtomicBool) {
+        loop {
+            let first = journeys.recv_timeout(LOOK);
+            let is_over = ends.load(Relaxed) || matches!(first, Err(RecvTimeoutError::Disconnected));
+            self.pending.extend(first);
+            self.pending.extend(journeys.try_iter().take(QUEUE));
+            let too_many = self.pending.len().saturating_sub(QUEUE);
+            self.pending.drain(..too_many);
+            self.lost.fetch_add(too_many as u64, Relaxed);
+            let is_time = self.said.is_none() || self.tried.elapsed() > RETRY || is_over;
+            if !self.pending.is_empty() && is_time {
+                self.try_to_write();
+            }
+            if is_over {
+                return;
+            }
+        }
+    }
+
+    fn try_to_write(&mut self) {
+        self.tried = Instant::now();
+        match self.write() {
+            Ok(()) => {
+                self.pending.clear();
+                if self.said.take().is_some() {
+                    info!("the block log {} is written again", self.path.display());
+                }
+                let lost = self.lost.swap(0, Relaxed);
+                if lost > 0 {
+                    warn!(
+                        events = lost,
+                        "blocks that are missing in the block log, because they came faster or waited longer than it was written"
+                    );
+                }
+            }
+            Err(error) => {
+                self.file = None;
+                self.say(&error);
+            }
+        }
+    }
+
+    /// Once for each reason.
+    fn say(&mut self, error: &anyhow::Error) {
+        let why = error.to_string();
+        if self.said.as_ref() != Some(&why) {
+            warn!("cannot write the block log; the last {QUEUE} blocks wait until it can be written: {why}");
+            self.said = Some(why);
+        }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let file = match self.file.take().filter(File::is_in_place) {
+            Some(file) => file,
+            None => File::open(&self.path, self.keep)?,
+        };
+        self.file.insert(file).add(&self.pending)
+    }
+}
