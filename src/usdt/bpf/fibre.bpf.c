@@ -34,7 +34,14 @@ struct counts {
 	struct histogram header_finish_us;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
-SINGLE_VALUE_MAP(last_height_map, ARRAY, struct gauge);
+
+/* The block that was reconstructed last, of those whose height the node tells. */
+struct reconstructed {
+	__u64 time_ns; /* monotonic; 0 before the first */
+	__s64 height;
+};
+LAST_HEIGHT_MAP;
+SINGLE_VALUE_MAP(last_reconstructed_map, ARRAY, struct reconstructed);
 NAMES_MAP(mechanisms_map, MECHANISMS, MECHANISM_NAME);
 
 struct delivery {
@@ -75,16 +82,9 @@ const volatile __u64 chunk_bounds[BOUNDS];
 const volatile __u64 latency_ns_bounds[BOUNDS];
 const volatile __u64 margin_ns_bounds[BOUNDS];
 const volatile __u64 tx_bounds[BOUNDS];
+const volatile __u64 missing_tx_bounds[BOUNDS];
 const volatile __u64 byte_bounds[BOUNDS];
 const volatile __u64 stage_us_bounds[BOUNDS];
-
-static __always_inline void seen_height(__s32 height)
-{
-	struct gauge *gauge = single_value(&last_height_map);
-
-	if (gauge)
-		set(gauge, height);
-}
 
 /* Some builds pass the 32 bytes of a block's hash, others its hex digits. Behind 32 bytes there may be no memory. */
 static __always_inline void block_hash(struct pt_regs *ctx, struct event *event)
@@ -101,13 +101,24 @@ static __always_inline void block_height(struct event *event, __s32 height)
 	event->height_known = 1;
 }
 
+static __always_inline void reconstructed(__s32 height)
+{
+	struct reconstructed *last = single_value(&last_reconstructed_map);
+
+	SEEN_HEIGHT(height);
+	if (last) {
+		last->height = height;
+		last->time_ns = bpf_ktime_get_ns();
+	}
+}
+
 TRACEPOINT(block_reconstructed)
 {
 	__u64 used = argument(ctx, 3), received = argument(ctx, 4);
 	__u64 duration = argument(ctx, 6);
-	/* Newer builds only. */
-	bool has_height = bpf_usdt_arg_cnt(ctx) >= 7;
-	__s32 height = has_height ? argument(ctx, 7) : 0;
+	/* Newer builds only, where the block before is known. */
+	__s32 height = bpf_usdt_arg_cnt(ctx) >= 7 ? argument(ctx, 7) : 0;
+	bool has_height = height > 0;
 	struct event *event;
 
 	count_up(&counts->reconstructed, 1);
@@ -116,7 +127,7 @@ TRACEPOINT(block_reconstructed)
 	observe(&counts->chunks, chunk_bounds, used);
 	observe(&counts->duration_us, duration_us_bounds, duration);
 	if (has_height)
-		seen_height(height);
+		reconstructed(height);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -165,7 +176,7 @@ TRACEPOINT(block_race_winner)
 	count_up(&counts->won, 1);
 	count_up(&counts->wins[delivery.mechanism % MECHANISMS], 1);
 	deliver(counts, &delivery);
-	seen_height(height);
+	SEEN_HEIGHT(height);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -195,7 +206,7 @@ TRACEPOINT(block_race_time)
 		else
 			observe(&counts->compact_margin_ns, margin_ns_bounds, udp - compact);
 	}
-	seen_height(height);
+	SEEN_HEIGHT(height);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -212,7 +223,7 @@ TRACEPOINT(block_race_time)
 TRACEPOINT(block_reconstruction_detail)
 {
 	count_up(&counts->detailed, 1);
-	observe(&counts->missing_txs, tx_bounds, argument(ctx, 3));
+	observe(&counts->missing_txs, missing_tx_bounds, argument(ctx, 3));
 	observe(&counts->missing_bytes, byte_bounds, argument(ctx, 4));
 	observe(&counts->mempool_txs, tx_bounds, argument(ctx, 5));
 	if (argument(ctx, 7) & 1)
