@@ -14,6 +14,7 @@ mod blocks;
 pub mod events;
 mod fibre;
 mod histogram;
+mod logging;
 mod maps;
 mod mempool;
 mod net;
@@ -62,4 +63,6 @@ subjects! {
     Mempool: mempool::Mempool,
     /// The UTXO cache.
     Utxocache: utxocache::Utxocache,
+    /// The thread that writes debug.log.
+    Logging: logging::Logging,
 }
