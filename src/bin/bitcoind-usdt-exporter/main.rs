@@ -1,6 +1,7 @@
 //! Prometheus exporter for a Bitcoin node's tracepoints: wiring and exit code.
 
 mod arguments;
+mod settings;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,7 +36,8 @@ fn run() -> Result<ExitCode> {
     }
     let mut inherited = systemd::Inherited::take()?;
     systemd::close_inherited();
-    let _written_at_the_end = arguments.shared.start_logging()?;
+    let _written_at_the_end = arguments.start_logging()?;
+    let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
     let target = arguments.target();
     let node = target.find()?;
     if arguments.list_probes {
@@ -52,7 +54,6 @@ fn run() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let web_config = arguments.web_config()?;
     let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&arguments.address())?,
@@ -62,16 +63,20 @@ fn run() -> Result<ExitCode> {
         .map(|address| Listener::bind(&address).context("choose another with --health-port"))
         .transpose()?;
 
-    report::print_start(&target, node.as_ref(), &listener.describe(), &arguments.node_name);
+    let metrics_at = listener.describe_with(&web_config);
+    let health_at = match &health_listener {
+        Some(listener) => listener.describe_with(&health_web_config),
+        None => metrics_at.clone(),
+    };
+    report::print_start(&target, node.as_ref(), &metrics_at, &arguments.node_name);
     if let Some(node) = &node {
         report::print_attached(node, &watch::attach(&mut programs, node)?);
     }
-    let health_at = health_listener.as_ref().unwrap_or(&listener).describe();
-    report::print_started(node.as_ref(), &listener.describe(), &health_at);
+    report::print_started(node.as_ref(), &metrics_at, &health_at);
 
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
-        .chain(health_listener.map(|listener| (listener, Endpoint::health())));
+        .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))));
     let service = Service::start(listeners, Arc::new(Status { metrics, ready }))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let shutdown = CancellationToken::new();
