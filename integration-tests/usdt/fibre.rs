@@ -91,6 +91,10 @@ pub fn every_fibre_metric_is_what_was_fired() {
             "block race won block_height=800000 block_hash=\"{hash}\" mechanism=\"fibre_udp\" peer=\"{NAME_A}\""
         ),
         format!("block race block_height=800002 block_hash=\"{hash}\" udp_ns=-1"),
+        format!(
+            "where a block's transactions came from block_hash=\"{hash}\" transactions=2500 from_mempool=2497 missing=3 \
+             missing_bytes=1234"
+        ),
     ] {
         crate::harness::eventually(&line, || exporter.log().contains(&line).then_some(()));
     }

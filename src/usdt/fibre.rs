@@ -216,6 +216,15 @@ fn log(event: &[u8]) {
             compact_peer = maps::text(&event.compact_peer),
             "block race"
         ),
+        kind::DETAILED => info!(
+            block_height,
+            block_hash,
+            transactions = event.transactions,
+            from_mempool = event.from_mempool,
+            missing = event.missing,
+            missing_bytes = event.missing_bytes,
+            "where a block's transactions came from"
+        ),
         _ => {}
     }
 }

@@ -61,10 +61,11 @@ pub fn arguments(command: &mut Command, given: &ArgMatches) -> Result<Vec<String
         if let Some(why) = wrong(command, id, &argument) {
             return Err(error(command, format!("{what}: {why}")));
         }
-        if !is_given(id) && !(id == "port" && has_port) {
-            has_port |= id == "port";
-            arguments.push(argument);
+        if is_given(id) || (id == "port" && has_port) {
+            continue;
         }
+        has_port |= id == "port";
+        arguments.push(argument);
     }
     // Who configures it as they did fibre_exporter.py has Prometheus look for it where that one listened.
     if (path.is_some() || has_binary_of_theirs) && !has_port {

@@ -59,7 +59,7 @@ struct {
 
 /* Fields that a kind of event does not have are zero. */
 struct event {
-	enum kind { RECONSTRUCTED, WON, RACED } kind;
+	enum kind { RECONSTRUCTED, WON, RACED, DETAILED } kind;
 	__s32 height;
 	__u32 height_known;
 	__u64 time_ns; /* monotonic */
@@ -71,6 +71,10 @@ struct event {
 	__s64 duration_us;
 	__s64 udp_ns;
 	__s64 compact_ns;
+	__s64 missing;
+	__s64 missing_bytes;
+	__s64 from_mempool;
+	__s64 transactions;
 	__u32 mechanism;
 	__u8 peer[TEXT];
 	__u8 compact_peer[TEXT];
@@ -222,12 +226,29 @@ TRACEPOINT(block_race_time)
 
 TRACEPOINT(block_reconstruction_detail)
 {
+	__s32 height = argument(ctx, 2);
+	__u64 missing = argument(ctx, 3), missing_bytes = argument(ctx, 4);
+	__u64 from_mempool = argument(ctx, 5);
+	struct event *event;
+
 	count_up(&counts->detailed, 1);
-	observe(&counts->missing_txs, missing_tx_bounds, argument(ctx, 3));
-	observe(&counts->missing_bytes, byte_bounds, argument(ctx, 4));
-	observe(&counts->mempool_txs, tx_bounds, argument(ctx, 5));
+	observe(&counts->missing_txs, missing_tx_bounds, missing);
+	observe(&counts->missing_bytes, byte_bounds, missing_bytes);
+	observe(&counts->mempool_txs, tx_bounds, from_mempool);
 	if (argument(ctx, 7) & 1)
 		count_up(&counts->all_from_mempool, 1);
+	event = RESERVE();
+	if (!event)
+		return;
+	event->kind = DETAILED;
+	if (height > 0)
+		block_height(event, height);
+	block_hash(ctx, event);
+	event->missing = missing;
+	event->missing_bytes = missing_bytes;
+	event->from_mempool = from_mempool;
+	event->transactions = argument(ctx, 6);
+	bpf_ringbuf_submit(event, 0);
 }
 
 TRACEPOINT(block_header_chunk)
