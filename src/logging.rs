@@ -34,6 +34,7 @@ pub enum Level {
     /// What happens.
     Info,
     /// What needs attention.
+    #[value(alias = "warn")]
     Warning,
     /// What failed.
     Error,

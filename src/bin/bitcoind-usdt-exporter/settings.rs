@@ -53,8 +53,9 @@ pub fn arguments(command: &mut Command, given: &ArgMatches) -> Result<Vec<String
             continue;
         };
         let argument = match (id, value.to_lowercase().as_str()) {
-            ("verbose", "true") => "--verbose".to_string(),
-            ("verbose", "false") => continue,
+            // YAML's words before 1.2, which Python reads.
+            ("verbose", "true" | "yes" | "on") => "--verbose".to_string(),
+            ("verbose", "false" | "no" | "off") => continue,
             ("verbose", _) => return Err(error(command, format!("{what}: {value:?} is not true or false"))),
             _ => format!("--{}={value}", id.replace('_', "-")),
         };
