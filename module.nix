@@ -202,7 +202,7 @@ in
       description = "Port of `/health` and `/ready`, on the host of {option}`metricsAddr`.";
     };
     tracepoints = mkOption {
-      type = types.listOf (types.enum [ "fibre" "validation" "net" "mempool" "utxocache" ]);
+      type = types.listOf (types.enum [ "fibre" "validation" "net" "mempool" "utxocache" "logging" ]);
       default = [ ];
       description = "Groups of tracepoints to trace; none means all that the binary has.";
     };

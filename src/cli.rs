@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, Command, Parser};
+use clap::{ArgMatches, Args, Command, Parser};
 
 use crate::generate::{self, Generated};
 use crate::http::{Address, WebConfig};
@@ -42,8 +42,9 @@ pub struct Shared {
 
 impl Shared {
     /// Starts logging; dropping what is returned writes the last lines.
-    pub fn start_logging(&self) -> Result<logging::WorkerGuard> {
-        logging::start(self.log, self.debug)
+    pub fn start_logging(&self) -> Result<logging::Logging> {
+        let level = if self.debug { logging::Level::Debug } else { logging::Level::Info };
+        logging::start(self.log, level, None)
     }
 
     /// What `--web.config.file` asks for.
@@ -71,6 +72,11 @@ pub trait Program: Parser {
     /// The arguments that both binaries have.
     fn shared(&self) -> &Shared;
 
+    /// The arguments that were given, and what else there is to add to them.
+    fn completed(command: &mut Command, given: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
+        command.try_get_matches_from_mut(given)
+    }
+
     /// The command line, as documented.
     fn full_command() -> Command {
         let mut command = Self::command().version(VERSION);
@@ -86,7 +92,7 @@ pub trait Program: Parser {
     /// Reads the arguments. The error is also a request for help or for the version.
     fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::full_command();
-        let matches = command.try_get_matches_from_mut(arguments)?;
+        let matches = Self::completed(&mut command, arguments.collect())?;
         Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
     }
 

@@ -348,7 +348,7 @@ FIBRE = {
         number("FIBRE win rate", "percentunit", "Share of the races of the chosen time that FIBRE/UDP won.",
                {NAME: 'sum by (node,instance) (increase(fibre_block_race_wins_total{*,mechanism="fibre_udp"}[$__range])) / '
                       "sum by (node,instance) (increase(fibre_block_race_wins_total{*}[$__range]))"}),
-        number("Last block", "none", "Height of the block that was raced last.", {NAME: "fibre_last_block_height{*}"}),
+        number("Last block", "none", "Height of the block that was seen last: connected, raced or reconstructed.", {NAME: "fibre_last_block_height{*}"}),
         number("UDP wins", "none", "Blocks of the chosen time that FIBRE/UDP delivered first.",
                {NAME: 'round(increase(fibre_block_race_wins_total{*,mechanism="fibre_udp"}[$__range]))'}),
         number("Compact block wins", "none", "Blocks of the chosen time that BIP152 compact blocks delivered first.",
@@ -392,6 +392,16 @@ FIBRE = {
               {NAME: mean("fibre_block_missing_tx_bytes")}),
         graph("Nothing missing", "none", "Reconstructed blocks within an hour whose transactions were all in the mempool.",
               {NAME: "round(increase(fibre_block_all_tx_from_mempool_total{*}[1h]))"}),
+    ],
+    "Peers": [
+        graph("UDP peers", "none", "FIBRE/UDP peers that have answered and those that have not, by group. From bitcoind-ipc-exporter, by "
+              "`getudppeerinfo`.",
+              {"{{node}} group {{group}}": "bitcoin_fibre_peers_connected{@}",
+               "{{node}} group {{group}} not connected": "bitcoin_fibre_peers{@} - bitcoin_fibre_peers_connected{@}"}, span=8),
+        graph("Round trip", "s", "Round trips to the FIBRE/UDP peers of a group: of the last ten pings of each, one in 15 minutes.",
+              {"{{node}} group {{group}} {{statistic}}": "bitcoin_fibre_peer_round_trip_seconds{@}"}, span=8),
+        graph("Silence", "s", "Time since the most silent peer of a group was heard. Each says something every 10 seconds.",
+              {"{{node}} group {{group}}": "bitcoin_fibre_peer_silence_seconds{@}"}, span=8),
     ],
     "Exporter": [
         number("Exporter", "none", "Whether Prometheus can scrape bitcoind-usdt-exporter.", {NAME: "up{*}"}, words=UP),

@@ -38,10 +38,18 @@ impl Exporter {
         Self::spawn_and_read(command, usize::MAX)
     }
 
+    /// Where its arguments, or the lack of them, say.
+    pub fn spawn_where_it_listens(command: &mut Command) -> Self {
+        Self::spawn_as_it_is(command, usize::MAX)
+    }
+
     /// Reads only so much of its log, and leaves the rest in the pipe.
     pub fn spawn_and_read(command: &mut Command, at_most: usize) -> Self {
-        let command = command.args(["--metrics-addr", "127.0.0.1:0"]).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the exporter starts");
+        Self::spawn_as_it_is(command.args(["--metrics-addr", "127.0.0.1:0"]), at_most)
+    }
+
+    fn spawn_as_it_is(command: &mut Command, at_most: usize) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the exporter starts");
         let log = Arc::new(Mutex::new(String::new()));
         let (mut stderr, lines) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || {

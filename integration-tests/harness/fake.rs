@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bitcoind_exporter::schema::chain_capnp::{chain, chain_notifications};
 use bitcoind_exporter::schema::handler_capnp::handler;
@@ -29,6 +29,10 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 /// The block at the tip in the beginning.
 const FIRST_TIP: u8 = 7;
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
 
 fn height_of(block: u8) -> i32 {
     35 + i32::from(block)
@@ -51,6 +55,8 @@ pub struct Offers {
     pub tip_fails: bool,
     /// The chain is not loaded yet, and to be asked about it is a fault.
     pub loading: bool,
+    /// It is a FIBRE node with a peer.
+    pub fibre: bool,
 }
 
 impl Offers {
@@ -65,6 +71,7 @@ impl Offers {
         absurd: false,
         tip_fails: false,
         loading: false,
+        fibre: false,
     };
 }
 
@@ -111,6 +118,7 @@ struct Counts {
     long_polls: AtomicU32,
     connections: AtomicU32,
     waits_for_change_of: AtomicU32,
+    asked_for_udp_peers: AtomicU32,
 }
 
 impl Counts {
@@ -212,6 +220,10 @@ impl FakeNode {
     /// The block that the last long poll took for the tip.
     pub fn waits_for_change_of(&self) -> u32 {
         self.counts.waits_for_change_of.load(Relaxed)
+    }
+
+    pub fn asked_for_udp_peers(&self) -> u32 {
+        self.counts.asked_for_udp_peers.load(Relaxed)
     }
 
     pub fn shut_down(&self) {
@@ -499,7 +511,15 @@ impl Fake {
         use serde_json::json;
         let hash = |block: u8| format!("{block:02x}").repeat(32);
         let tip = *self.state.tip.borrow();
+        if method == "getudppeerinfo" {
+            self.state.counts.asked_for_udp_peers.fetch_add(1, Relaxed);
+        }
         match method {
+            // As FIBRE 30.0 answers: `lastrecv` in milliseconds, the round trips too.
+            "getudppeerinfo" if self.state.offers.fibre => json!({"result": [{
+                "addr": "192.0.2.1:8336", "group": 2, "lastrecv": now_ms(), "ultimatetrust": true,
+                "min_recent_rtt": 10.5, "max_recent_rtt": 20.25, "avg_recent_rtt": 15.125
+            }]}),
             "uptime" => json!({"result": self.state.started.elapsed().as_secs()}),
             "getblockchaininfo" if self.state.offers.rpc => json!({"result": {
                 "blocks": 42, "headers": null, "difficulty": "high", "initialblockdownload": self.state.ibd.get(),

@@ -17,12 +17,15 @@ winner 800000 FIBRE/UDP peer
 time 800000 1000000 a 26000000 b
 detail 3 1234 2497 2500 1
 header_chunk 10 20 30 40
+log_queued 7 127
+log_started 7 1
+log_completed 7 1 0
 standard 1 2 3 4 5000000 block text
 ";
 
 /// What the exporter shows after these commands, of each tracepoint something that is not 0; the label `node` is left out.
 const SAMPLES: &str = r#"
-    fibre_exporter_probes_attached 22
+    fibre_exporter_probes_attached 25
     fibre_exporter_errors_total{error_type="argument"} 0
     fibre_exporter_errors_total{error_type="unreadable"} 0
     fibre_exporter_errors_total{error_type="lost"} 0
@@ -32,7 +35,7 @@ const SAMPLES: &str = r#"
     fibre_blocks_sent_total 1
     fibre_block_deliveries_total{mechanism="fibre_udp",peer="peer"} 1
     fibre_race_margin_seconds_sum{winner="fibre_udp"} 0.025
-    fibre_last_block_height 800000
+    fibre_last_block_height 1
     fibre_block_missing_tx_bytes_sum 1234.0
     fibre_block_header_chunk_duration_seconds_count{stage="finish"} 1
     bitcoin_block_inputs_sum 3.0
@@ -57,6 +60,9 @@ const SAMPLES: &str = r#"
     bitcoin_utxo_cache_uncache_value_total 3
     bitcoin_utxo_cache_flush_duration_seconds_sum 5.0
     bitcoin_utxo_cache_flush_bytes 3
+    bitcoin_log_queue_depth_sum 127.0
+    bitcoin_log_queue_wait_seconds_count 1
+    bitcoin_log_operation_duration_seconds_count{kind="write"} 1
 "#;
 
 fn main() -> ExitCode {

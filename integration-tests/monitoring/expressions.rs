@@ -55,8 +55,14 @@ impl Stack {
         let second = Node::start(&[&peer, "-prune=1"]);
         eventually("the nodes are connected", || (first.cli(&["getconnectioncount"]) == "1").then_some(()));
         let spendable = first.mine(150)[..20].to_vec();
-        let everything =
-            Offers { mining: true, chain: true, node: true, tracing: true, ..Default::default() };
+        let everything = Offers {
+            mining: true,
+            chain: true,
+            node: true,
+            tracing: true,
+            fibre: true,
+            ..Default::default()
+        };
         let (fake, gone) = (FakeNode::start(everything), FakeNode::start(everything));
         let ipc = [first.socket(), second.socket(), fake.socket(), gone.socket()];
         let ipc: Vec<_> =

@@ -65,7 +65,10 @@ pub fn every_fibre_metric_is_what_was_fired() {
         fibre_block_missing_tx_count_sum 3.0
         fibre_block_missing_tx_count_bucket{le="0.0"} 1
         fibre_block_missing_tx_count_bucket{le="1.0"} 1
-        fibre_block_missing_tx_count_bucket{le="10.0"} 2
+        fibre_block_missing_tx_count_bucket{le="2.0"} 1
+        fibre_block_missing_tx_count_bucket{le="5.0"} 2
+        fibre_block_missing_tx_bytes_bucket{le="500.0"} 1
+        fibre_block_missing_tx_bytes_bucket{le="5000.0"} 2
         fibre_block_missing_tx_bytes_sum 1234.0
         fibre_block_mempool_tx_count_sum 4997.0
         fibre_block_all_tx_from_mempool_total 1
@@ -88,6 +91,10 @@ pub fn every_fibre_metric_is_what_was_fired() {
             "block race won block_height=800000 block_hash=\"{hash}\" mechanism=\"fibre_udp\" peer=\"{NAME_A}\""
         ),
         format!("block race block_height=800002 block_hash=\"{hash}\" udp_ns=-1"),
+        format!(
+            "where a block's transactions came from block_hash=\"{hash}\" transactions=2500 from_mempool=2497 missing=3 \
+             missing_bytes=1234"
+        ),
     ] {
         crate::harness::eventually(&line, || exporter.log().contains(&line).then_some(()));
     }
@@ -117,7 +124,7 @@ pub fn the_newest_form_of_fibres_tracepoints_is_read() {
     assert_samples(
         &exporter,
         r#"
-        fibre_exporter_probes_attached 6
+        fibre_exporter_probes_attached 9
         fibre_block_header_chunk_duration_seconds_bucket{le="0.00001",stage="queue"} 1
         fibre_block_header_chunk_duration_seconds_bucket{le="0.000025",stage="queue"} 2
         fibre_block_header_chunk_duration_seconds_sum{stage="queue"} 0.000021
@@ -145,6 +152,64 @@ pub fn the_newest_form_of_fibres_tracepoints_is_read() {
     assert_eq!(not_read.len(), 1, "{table}");
     let words: Vec<_> = not_read[0].split_whitespace().take(3).collect();
     assert_eq!(words, ["udp:block_coinbase", "yes", "no"], "{table}");
+}
+
+pub fn the_thread_that_writes_the_log_is_watched() {
+    let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST"]);
+    // Two lines wait, and an order to open the file again; then what was queued before anybody looked.
+    for line in [
+        "log_queued 254 1",
+        "log_queued 255 2",
+        "log_queued 256 127",
+        "log_started 254 1",
+        "log_completed 254 1 2",
+        "log_started 255 2",
+        "log_completed 255 2 1",
+        "log_started 256 7",
+        "log_completed 256 7 0",
+        "log_started 3 1",
+        "log_completed 3 1 0",
+        "log_completed 4 1 0",
+    ] {
+        fixture.fire(line);
+    }
+    assert_samples(
+        &exporter,
+        r#"
+        bitcoin_log_queued_total 3
+        bitcoin_log_queue_depth_sum 130.0
+        bitcoin_log_queue_depth_bucket{le="1.0"} 1
+        bitcoin_log_queue_depth_bucket{le="126.0"} 2
+        bitcoin_log_queue_depth_bucket{le="127.0"} 3
+        bitcoin_log_queue_wait_seconds_count 3
+        bitcoin_log_operations_total{kind="write"} 3
+        bitcoin_log_operations_total{kind="reopen"} 1
+        bitcoin_log_operations_total{kind="other"} 1
+        bitcoin_log_operation_duration_seconds_count{kind="write"} 2
+        bitcoin_log_operation_duration_seconds_count{kind="reopen"} 1
+        fibre_exporter_errors_total{error_type="argument"} 0
+        "#,
+    );
+}
+
+pub fn the_last_block_is_the_one_that_was_seen_last_whatever_saw_it() {
+    let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST", "-DSTANDARD"]);
+    fixture.fire("standard 800000 1 2 3 4 block text");
+    assert_samples(&exporter, "fibre_last_block_height 800000");
+    fixture.fire("reconstructed a 5 7 2 1000 800001");
+    fixture.fire("reconstructed a 5 7 2 1000 -1"); // the block before it is not known
+    assert_samples(
+        &exporter,
+        "fibre_last_block_height 800001\nfibre_block_reconstructed_event{height=\"800001\"} 1",
+    );
+    fixture.fire("reconstructed a 5 7 2 1000 800002");
+    assert_samples(&exporter, "fibre_block_reconstructed_event{height=\"800002\"} 1");
+    assert_eq!(exporter.metrics().matches("\nfibre_block_reconstructed_event{").count(), 1);
+    fixture.fire("standard 799999 1 2 3 4 block text");
+    assert_samples(
+        &exporter,
+        "fibre_last_block_height 799999\nfibre_exporter_events_processed_total{event_type=\"block_connected\"} 2",
+    );
 }
 
 /// The hash that the fixture fires.

@@ -6,6 +6,9 @@
  *   [repeat THREADS TIMES] time HEIGHT UDP_NS UDP_PEER COMPACT_NS COMPACT_PEER
  *   [repeat THREADS TIMES] detail MISSING BYTES MEMPOOL TOTAL ALL      (with -DDETAIL)
  *   [repeat THREADS TIMES] header_chunk QUEUE MAPS CHUNKS FINISH       (with -DNEWEST)
+ *   [repeat THREADS TIMES] log_queued SEQUENCE DEPTH                   (with -DNEWEST, as log_started and log_completed)
+ *   [repeat THREADS TIMES] log_started SEQUENCE KIND
+ *   [repeat THREADS TIMES] log_completed SEQUENCE KIND DEPTH
  *   [repeat THREADS TIMES] standard NUMBER NUMBER NUMBER NUMBER NUMBER TEXT TEXT   (with -DSTANDARD)
  *
  * and says `fired` after each. With -DNEWEST `reconstructed` has the hash as text, and the height. */
@@ -37,6 +40,9 @@ SEMAPHORE(udp_block_reconstruction_detail);
 #ifdef NEWEST
 SEMAPHORE(udp_block_header_chunk);
 SEMAPHORE(udp_block_coinbase);
+SEMAPHORE(logging_async_file_queued);
+SEMAPHORE(logging_async_file_operation_started);
+SEMAPHORE(logging_async_file_operation_completed);
 #endif
 #endif
 
@@ -111,6 +117,13 @@ static __attribute__((noinline)) void fire(const struct event *event)
 		FIRE(5, udp, block_header_chunk, *(uint64_t *)hash, numbers[0], numbers[1], numbers[2], numbers[3]);
 		FIRE(2, udp, block_coinbase, hash, (uint64_t)numbers[0]);
 	}
+	if (!strcmp(what, "log_queued"))
+		FIRE(2, logging, async_file_queued, (uint64_t)numbers[0], (uint64_t)numbers[1]);
+	if (!strcmp(what, "log_started"))
+		FIRE(2, logging, async_file_operation_started, (uint64_t)numbers[0], (uint32_t)numbers[1]);
+	if (!strcmp(what, "log_completed"))
+		FIRE(3, logging, async_file_operation_completed, (uint64_t)numbers[0], (uint32_t)numbers[1],
+		     (uint64_t)numbers[2]);
 #else
 		FIRE(6, udp, block_reconstructed, hash, texts[0], (uint32_t)numbers[0], (uint32_t)numbers[1],
 		     (uint64_t)numbers[2], numbers[3]);
@@ -163,6 +176,8 @@ static bool understood(const char *line, struct event *event)
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3, n + 4) == 6;
 	if (!strcmp(what, "header_chunk"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3) == 5;
+	if (!strncmp(what, "log_", 4))
+		return sscanf(line, formats[3], what, n, n + 1, n + 2) >= 3;
 	if (!strcmp(what, "standard"))
 		return sscanf(line, formats[4], what, n, n + 1, n + 2, n + 3, n + 4, texts[0], texts[1]) == 8;
 	return !strcmp(what, "send");

@@ -79,6 +79,7 @@ pub fn the_old_options_ask_for_a_password_and_the_health_port_does_not() {
             .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "10", "--cacert"])
             .arg(&certificate)
             .args(["--resolve", &format!("localhost:{port}:127.0.0.1")])
+            .args(["--resolve", &format!("localhost:{health}:127.0.0.1")])
             .args(arguments)
             .arg(url)
             .output()
@@ -89,7 +90,7 @@ pub fn the_old_options_ask_for_a_password_and_the_health_port_does_not() {
     assert_eq!(status(&["-u", "prometheus:secret"], &metrics), "200");
     assert_eq!(status(&["-u", "prometheus:guess"], &metrics), "401");
     assert_eq!(status(&[], &metrics), "401");
-    let health = |page: &str| status(&[], &format!("http://127.0.0.1:{health}/{page}"));
+    let health = |page: &str| status(&[], &format!("https://localhost:{health}/{page}"));
     eventually("the health port answers", || (health("health") == "200").then_some(()));
     eventually("it is attached", || (health("ready") == "200").then_some(()));
     assert_eq!((health("metrics").as_str(), health("").as_str()), ("404", "404"));
@@ -106,13 +107,14 @@ pub fn several_nodes_are_listed_and_none_is_guessed() {
     }
 }
 
-fn refusal(arguments: &[&str]) -> String {
-    let output = command()
-        .args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0"])
-        .args(arguments)
-        .output()
-        .unwrap();
-    assert!(!output.status.success(), "{arguments:?} succeeded");
+pub fn refusal(arguments: &[&str]) -> String {
+    refused(command().args(arguments))
+}
+
+/// What it says of wrong input.
+pub fn refused(command: &mut Command) -> String {
+    let output = command.args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0"]).output().unwrap();
+    assert!(!output.status.success(), "{command:?} succeeded");
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!said.contains("panicked"), "{said}");
     said

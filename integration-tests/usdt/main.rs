@@ -9,6 +9,7 @@ mod fibre;
 mod harness;
 mod life;
 mod record;
+mod settings;
 mod standard;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ fn main() -> ExitCode {
         fibre::every_fibre_metric_is_what_was_fired,
         fibre::a_node_without_reconstruction_detail_has_no_metrics_of_it,
         fibre::the_newest_form_of_fibres_tracepoints_is_read,
+        fibre::the_last_block_is_the_one_that_was_seen_last_whatever_saw_it,
+        fibre::the_thread_that_writes_the_log_is_watched,
         fibre::a_million_events_from_four_threads_are_counted_exactly,
         fibre::what_peers_choose_does_not_grow_the_page,
         fibre::a_probe_with_an_argument_that_cannot_be_read_costs_only_itself,
@@ -47,6 +50,9 @@ fn main() -> ExitCode {
         life::an_exporter_that_is_killed_leaves_the_node_running_and_untraced,
         life::two_exporters_on_one_node_count_each_for_itself,
         life::the_old_options_ask_for_a_password_and_the_health_port_does_not,
+        settings::each_source_of_settings_comes_before_the_next,
+        settings::who_configures_it_as_fibre_exporter_is_found_where_that_was,
+        settings::the_log_is_written_to_a_file_too_and_is_as_quiet_as_asked,
         standard::a_real_node_with_a_peer_is_counted_as_it_counts_itself,
         standard::rejected_transactions_are_counted_by_reason,
         standard::the_table_of_probes_says_what_the_binary_has,
@@ -59,7 +65,11 @@ fn main() -> ExitCode {
         record::a_broken_file_is_said_once_and_another_one_is_begun_in_its_place,
         record::a_file_that_is_no_block_log_is_refused_at_the_start,
     ];
-    let without = tests![life::several_nodes_are_listed_and_none_is_guessed, life::wrong_input_is_explained];
+    let without = tests![
+        life::several_nodes_are_listed_and_none_is_guessed,
+        life::wrong_input_is_explained,
+        settings::wrong_settings_are_explained_with_their_names,
+    ];
     // Only root can start a process without privileges, or mount.
     let as_root = tests![
         life::without_privilege_it_says_which_are_missing,

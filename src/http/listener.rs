@@ -72,7 +72,7 @@ impl Listener {
     }
 
     /// With the scheme that the configuration asks for.
-    pub(super) fn describe_with(&self, web_config: &WebConfig) -> String {
+    pub fn describe_with(&self, web_config: &WebConfig) -> String {
         match web_config.tls() {
             Some(_) => self.describe().replacen("http://", "https://", 1),
             None => self.describe(),

@@ -63,14 +63,15 @@ impl Endpoint {
         Endpoint { web_config, access: Access::Everything }
     }
 
-    /// `/health` and `/ready`, for everyone.
-    pub fn health() -> Self {
-        Endpoint { web_config: WebConfig::default(), access: Access::Health }
+    /// `/health` and `/ready`, with this certificate, if any.
+    pub fn health(web_config: WebConfig) -> Self {
+        Endpoint { web_config, access: Access::Health }
     }
 
     fn announce(&self, listener: &Listener) {
         if self.access == Access::Health {
-            return info!("answering health checks on {}/health", listener.describe());
+            let at = listener.describe_with(&self.web_config);
+            return info!("answering health checks on {at}/health");
         }
         info!("serving metrics on {}/metrics", listener.describe_with(&self.web_config));
         if !listener.is_local() && !self.web_config.protects() {

@@ -35,6 +35,7 @@ pub const METHODS: &[&str] = &[
     "getorphantxs",
     "getpeerinfo",
     "getprivatebroadcastinfo",
+    "getudppeerinfo",
     "listbanned",
     "uptime",
     "waitfornewblock",

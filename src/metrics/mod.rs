@@ -12,6 +12,7 @@ mod chainstates;
 mod declare;
 mod exporter;
 mod families;
+mod fibre;
 mod mempool;
 mod network;
 mod node;
@@ -35,6 +36,7 @@ pub use blocks::Blocks;
 pub use chain::Chain;
 pub use chainstates::Chainstates;
 pub use exporter::Exporter;
+pub use fibre::Fibre;
 pub use mempool::{Mempool, REMOVAL_REASONS};
 pub use network::{MESSAGE_TYPES, Network};
 pub use node::Node;
@@ -67,6 +69,8 @@ pub struct Metrics {
     pub relay: Relay,
     /// Peers and traffic.
     pub network: Network,
+    /// FIBRE's peers.
+    pub fibre: Fibre,
     /// The UTXO cache trace.
     pub utxo_cache: UtxoCache,
     /// The exporter itself and its connection to the node.
@@ -85,6 +89,7 @@ impl Metrics {
         let mempool = Mempool::declare(&mut declare);
         let relay = Relay::declare(&mut declare);
         let network = Network::declare(&mut declare);
+        let fibre = Fibre::declare(&mut declare);
         let utxo_cache = UtxoCache::declare(&mut declare);
         let exporter = Exporter::declare(&mut declare);
         process::declare(&mut declare);
@@ -102,6 +107,7 @@ impl Metrics {
             mempool,
             relay,
             network,
+            fibre,
             utxo_cache,
             exporter,
         })

@@ -1,7 +1,10 @@
 //! FIBRE block relay: provider `udp`.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use libbpf_rs::MapHandle;
+use nix::time::{ClockId, clock_gettime};
 use tracing::info;
 
 use super::blocks::{Event, Hash, What};
@@ -9,9 +12,9 @@ use super::histogram::{Buckets, TXS};
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families, gauge, one};
 use crate::metrics::{Reading, Sample};
-use bpf::types::{counts, delivery, event, histogram, kind};
+use bpf::types::{counts, delivery, event, histogram, kind, reconstructed};
 
-skeleton!("fibre", counts: [counts], plain: [delivery, event, gauge]);
+skeleton!("fibre", counts: [counts], plain: [delivery, event, gauge, reconstructed]);
 
 const RECONSTRUCTION: Buckets =
     Buckets::new(1e6, &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
@@ -20,12 +23,18 @@ const CHUNKS: Buckets =
 const LATENCY: Buckets =
     Buckets::new(1e9, &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0]);
 const MARGIN: Buckets = Buckets::new(1e9, &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0]);
+const MISSING_TXS: Buckets = Buckets::new(
+    1.0,
+    &[0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0],
+);
 const BYTES: Buckets = Buckets::new(
     1.0,
     &[
         0.0,
         100.0,
+        500.0,
         1000.0,
+        5000.0,
         10_000.0,
         50_000.0,
         100_000.0,
@@ -56,12 +65,16 @@ fn mechanism(number: u32) -> &'static str {
 pub(super) struct Fibre {
     counts: MapHandle,
     last_height: MapHandle,
+    last_reconstructed: MapHandle,
     deliveries: MapHandle,
 }
 
 pub(super) struct Totals {
     counts: counts,
     last_height: bpf::types::gauge,
+    last_reconstructed: reconstructed,
+    /// Monotonic, as the programs have it.
+    now_ns: u64,
     /// Mechanism, peer, deliveries; sorted.
     deliveries: Vec<(u32, String, u64)>,
 }
@@ -94,10 +107,14 @@ impl Tracepoints for Fibre {
             [block_race_time], |t| both(&MARGIN, t.counts.udp_margin_ns, t.counts.compact_margin_ns);
         Counter "fibre_races_with_both_total" [] "Races in which both mechanisms took part",
             [block_race_time], |t| count(t.counts.races_with_both);
-        Gauge "fibre_last_block_height" [] "Height of the block that was raced or, where the node tells its height, reconstructed last",
-            [block_race_winner, block_race_time, block_reconstructed], |t| gauge(t.last_height.known, t.last_height.value);
+        Gauge "fibre_last_block_height" [] "Height of the block that was connected, raced or, where the node tells its height, reconstructed last",
+            [block_race_winner, block_race_time, block_reconstructed; "validation:block_connected"],
+            |t| gauge(t.last_height.known, t.last_height.value);
+        Gauge "fibre_block_reconstructed_event" ["height"]
+            "1 for 30 s after a block was reconstructed, then 0, with its height where the node tells it; for annotations",
+            [block_reconstructed], |t| arrival(t.last_reconstructed, t.now_ns);
         Histogram "fibre_block_missing_tx_count" [] "Transactions of a reconstructed block that were not in the mempool",
-            [block_reconstruction_detail], |t| one(show(&TXS, t.counts.missing_txs));
+            [block_reconstruction_detail], |t| one(show(&MISSING_TXS, t.counts.missing_txs));
         Histogram "fibre_block_missing_tx_bytes" [] "Bytes of the transactions that were not in the mempool",
             [block_reconstruction_detail], |t| one(show(&BYTES, t.counts.missing_bytes));
         Histogram "fibre_block_mempool_tx_count" [] "Transactions of a reconstructed block that were in the mempool",
@@ -116,6 +133,7 @@ impl Tracepoints for Fibre {
             constants.latency_ns_bounds = LATENCY.for_programs();
             constants.margin_ns_bounds = MARGIN.for_programs();
             constants.tx_bounds = TXS.for_programs();
+            constants.missing_tx_bounds = MISSING_TXS.for_programs();
             constants.byte_bounds = BYTES.for_programs();
             constants.stage_us_bounds = STAGE.for_programs();
         }
@@ -126,6 +144,7 @@ impl Tracepoints for Fibre {
         Ok(Fibre {
             counts: MapHandle::try_from(&programs.maps.counts_map)?,
             last_height: MapHandle::try_from(&programs.maps.last_height_map)?,
+            last_reconstructed: MapHandle::try_from(&programs.maps.last_reconstructed_map)?,
             deliveries: MapHandle::try_from(&programs.maps.deliveries_map)?,
         })
     }
@@ -140,6 +159,9 @@ impl Tracepoints for Fibre {
         Totals {
             counts: maps::sum(&self.counts).unwrap_or_default(),
             last_height: maps::single_value(&self.last_height).unwrap_or_default(),
+            last_reconstructed: maps::single_value(&self.last_reconstructed).unwrap_or_default(),
+            now_ns: clock_gettime(ClockId::CLOCK_MONOTONIC)
+                .map_or(0, |now| Duration::from(now).as_nanos() as u64),
             deliveries,
         }
     }
@@ -199,6 +221,15 @@ fn log(event: &[u8]) {
             compact_peer = maps::text(&event.compact_peer),
             "block race"
         ),
+        kind::DETAILED => info!(
+            block_height,
+            block_hash,
+            transactions = event.transactions,
+            from_mempool = event.from_mempool,
+            missing = event.missing,
+            missing_bytes = event.missing_bytes,
+            "where a block's transactions came from"
+        ),
         _ => {}
     }
 }
@@ -213,6 +244,16 @@ fn raw_hash(bytes: &[u8; 65]) -> Hash {
     let read: Option<Vec<u8>> = (0..32).map(byte).collect();
     let read = read.and_then(|read| Hash::try_from(read).ok());
     read.unwrap_or_else(|| *bytes.first_chunk().expect("65 are more than 32"))
+}
+
+/// A series for the last block alone, for as long as `fibre_exporter.py` shows it as 1.
+fn arrival(last: reconstructed, now_ns: u64) -> Vec<Sample> {
+    const SHOWN: Duration = Duration::from_secs(30);
+    if last.time_ns == 0 {
+        return Vec::new();
+    }
+    let is_new = Duration::from_nanos(now_ns.saturating_sub(last.time_ns)) < SHOWN;
+    vec![Sample(vec![last.height.to_string()], Reading::Value(f64::from(u8::from(is_new))))]
 }
 
 fn stages(counts: &counts) -> Vec<Sample> {

@@ -15,6 +15,7 @@ mod blocks;
 pub mod events;
 mod fibre;
 mod histogram;
+mod logging;
 mod maps;
 mod mempool;
 mod net;
@@ -65,4 +66,6 @@ subjects! {
     Mempool: mempool::Mempool,
     /// The UTXO cache.
     Utxocache: utxocache::Utxocache,
+    /// The thread that writes debug.log.
+    Logging: logging::Logging,
 }

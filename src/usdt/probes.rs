@@ -10,7 +10,7 @@ use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadCache};
 
 use super::target::Target;
-use super::{Programs, Subject};
+use super::{Programs, Subject, blocks};
 use crate::node_process::Node;
 
 /// A place in a binary where a tracepoint fires. One tracepoint may have several.
@@ -161,7 +161,7 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
                 yes(!sites.is_empty()),
                 yes(is_attached),
                 sites.first().map_or("", |site| &site.arguments),
-                (functions.feeds)(name).join(" ")
+                feeds(subjects, name).join(" ")
             );
             for site in sites.iter().skip(1) {
                 println!("{:58} {}", "", site.arguments);
@@ -175,6 +175,12 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
         }
     }
     Ok(())
+}
+
+/// The metrics of these subjects that a tracepoint feeds, and those of the blocks' ways.
+fn feeds(subjects: &[Subject], tracepoint: &str) -> Vec<&'static str> {
+    let of_subjects = subjects.iter().flat_map(|subject| (subject.functions().feeds)(tracepoint));
+    of_subjects.chain(blocks::fed_by(tracepoint)).collect()
 }
 
 /// Tracepoints of a provider, beside those that are known; of each its first site.

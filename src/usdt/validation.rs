@@ -56,6 +56,10 @@ impl Tracepoints for Validation {
         maps::sum(&self.counts).unwrap_or_default()
     }
 
+    fn events_processed(&self) -> Vec<(&'static str, u64)> {
+        vec![("block_connected", self.read().txs.buckets.iter().sum())]
+    }
+
     const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
         let event = maps::decode::<bpf::types::event>(event);
         queue.extend(event.map(|event| Event {

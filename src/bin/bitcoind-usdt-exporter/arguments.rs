@@ -1,16 +1,23 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bitcoind_exporter::cli::{Program, Shared};
 use bitcoind_exporter::http::{Address, WebConfig};
+use bitcoind_exporter::logging::{self, Level, Logging};
 use bitcoind_exporter::usdt::Subject;
 use bitcoind_exporter::usdt::record::DEFAULT_KEEP;
 use bitcoind_exporter::usdt::target::Target;
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, Parser, Subcommand};
+use tracing::info;
 
 use crate::blocks::Blocks;
+use crate::settings;
+
+/// Where metrics are served by default.
+pub const METRICS_ADDR: &str = "127.0.0.1:9435";
 
 /// Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
 ///
@@ -20,7 +27,10 @@ use crate::blocks::Blocks;
     name = "bitcoind-usdt-exporter",
     args_conflicts_with_subcommands = true,
     after_help = "Every option with a value can also be set by the environment variable named \
-behind it.\n\nExample: bitcoind-usdt-exporter --bitcoind /usr/bin/bitcoin-node --node-name mynode\nThen:    curl \
+behind it.\n\nWhat fibre_exporter.py reads from the environment and from its file (--config) is read from there, too: \
+FIBRE_BITCOIND_PATH, FIBRE_PID, FIBRE_NODE_NAME, FIBRE_METRICS_PORT, FIBRE_HEALTH_PORT, FIBRE_VERBOSE, FIBRE_LOG_LEVEL, \
+FIBRE_LOG_FILE, FIBRE_METRICS_AUTH_USERNAME, FIBRE_METRICS_AUTH_PASSWORD, FIBRE_TLS_CERT, FIBRE_TLS_KEY; in the file \
+without FIBRE_ and in small letters. The command line comes first, then the environment, then the file.\n\nExample: bitcoind-usdt-exporter --bitcoind /usr/bin/bitcoin-node --node-name mynode\nThen:    curl \
 http://127.0.0.1:9435/metrics"
 )]
 pub struct Arguments {
@@ -46,38 +56,24 @@ pub struct Arguments {
     #[arg(long, value_name = "N", env = "BITCOIND_USDT_EXPORTER_PORT", conflicts_with = "metrics_addr")]
     pub port: Option<u16>,
 
+    /// The configuration of fibre_exporter.py, YAML
+    #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_CONFIG")]
+    pub config: Option<PathBuf>,
+
     /// Ask for this user with --metrics-auth-password; as fibre_exporter.py has it, --web.config.file can do more
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "FIBRE_METRICS_AUTH_USERNAME",
-        requires = "metrics_auth_password",
-        conflicts_with = "web_config_file"
-    )]
+    #[arg(long, value_name = "NAME", conflicts_with = "web_config_file")]
     pub metrics_auth_username: Option<String>,
 
     /// Their password; better by the environment: other users see command lines
-    #[arg(
-        long,
-        value_name = "PASSWORD",
-        env = "FIBRE_METRICS_AUTH_PASSWORD",
-        hide_env_values = true,
-        requires = "metrics_auth_username"
-    )]
+    #[arg(long, value_name = "PASSWORD", conflicts_with = "web_config_file")]
     pub metrics_auth_password: Option<String>,
 
     /// Serve HTTPS with this certificate, PEM; as fibre_exporter.py has it
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "FIBRE_TLS_CERT",
-        requires = "tls_key",
-        conflicts_with = "web_config_file"
-    )]
+    #[arg(long, value_name = "PATH", conflicts_with = "web_config_file")]
     pub tls_cert: Option<PathBuf>,
 
     /// The certificate's private key, PEM
-    #[arg(long, value_name = "PATH", env = "FIBRE_TLS_KEY", requires = "tls_cert")]
+    #[arg(long, value_name = "PATH", conflicts_with = "web_config_file")]
     pub tls_key: Option<PathBuf>,
 
     /// Serve /health and /ready on this port besides, without a password; on the same host as the metrics. 0: nowhere else
@@ -107,6 +103,23 @@ pub struct Arguments {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub block_log_keep: u32,
+    /// Log nothing less important
+    #[arg(
+        long,
+        value_enum,
+        ignore_case = true,
+        default_value = "info",
+        env = "BITCOIND_USDT_EXPORTER_LOG_LEVEL"
+    )]
+    pub log_level: Level,
+
+    /// Log to this file, too; lines are appended
+    #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_LOG_FILE")]
+    pub log_file: Option<PathBuf>,
+
+    /// Accepted as fibre_exporter.py has it: events are always logged
+    #[arg(short, long)]
+    pub verbose: bool,
 
     /// Show each tracepoint: whether the binary has it, its arguments as compiled, whether it can be attached, and the
     /// metrics it feeds; exit
@@ -137,10 +150,19 @@ pub enum Command {
 
 impl Program for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_USDT_EXPORTER";
-    const METRICS_ADDR: &'static str = "127.0.0.1:9435";
+    const METRICS_ADDR: &'static str = METRICS_ADDR;
 
     fn shared(&self) -> &Shared {
         &self.shared
+    }
+
+    fn completed(command: &mut clap::Command, given: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
+        let matches = command.try_get_matches_from_mut(&given)?;
+        if matches.subcommand().is_some() {
+            return Ok(matches);
+        }
+        let more = settings::arguments(command, &matches)?;
+        command.try_get_matches_from_mut(given.into_iter().chain(more.into_iter().map(OsString::from)))
     }
 }
 
@@ -153,13 +175,35 @@ impl Arguments {
         Target { binary: self.bitcoind.clone(), pid: self.pid }
     }
 
-    pub fn web_config(&self) -> Result<WebConfig> {
-        let user = self.metrics_auth_username.as_deref().zip(self.metrics_auth_password.as_deref());
-        let certificate = self.tls_cert.as_deref().zip(self.tls_key.as_deref());
-        match (user, certificate) {
-            (None, None) => self.shared.web_config(),
-            _ => WebConfig::of(user, certificate).context("--tls-cert, --tls-key"),
+    /// Starts logging; dropping what is returned writes the last lines.
+    pub fn start_logging(&self) -> Result<Logging> {
+        let level = if self.shared.debug { Level::Debug } else { self.log_level };
+        let logging = logging::start(self.shared.log, level, self.log_file.as_deref())?;
+        if self.verbose {
+            info!("verbose changes nothing: events are logged without it (--log-level warning hides them)");
         }
+        Ok(logging)
+    }
+
+    /// How the metrics are served.
+    pub fn web_config(&self) -> Result<WebConfig> {
+        let user = both(
+            ("metrics_auth_username", self.metrics_auth_username.as_deref()),
+            ("metrics_auth_password", self.metrics_auth_password.as_deref()),
+        )?;
+        match (user, self.certificate()?) {
+            (None, None) => self.shared.web_config(),
+            (user, certificate) => WebConfig::of(user, certificate).context("--tls-cert, --tls-key"),
+        }
+    }
+
+    /// How health checks are answered: as `fibre_exporter.py` does, with its certificate and without a password.
+    pub fn health_web_config(&self) -> Result<WebConfig> {
+        WebConfig::of(None, self.certificate()?).context("--tls-cert, --tls-key")
+    }
+
+    fn certificate(&self) -> Result<Option<(&Path, &Path)>> {
+        both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
     }
 
     /// Where to listen, if systemd passes no socket.
@@ -179,5 +223,16 @@ impl Arguments {
             }
             _ => None,
         }
+    }
+}
+
+/// Two settings that need each other.
+fn both<T>((one, first): (&str, Option<T>), (other, second): (&str, Option<T>)) -> Result<Option<(T, T)>> {
+    let flag = |name: &str| name.replace('_', "-");
+    match (first, second) {
+        (Some(first), Some(second)) => Ok(Some((first, second))),
+        (None, None) => Ok(None),
+        (Some(_), None) => bail!("{one} without {other}: give --{}, too", flag(other)),
+        (None, Some(_)) => bail!("{other} without {one}: give --{}, too", flag(one)),
     }
 }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod blocks;
+mod settings;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -42,7 +43,8 @@ fn run() -> Result<ExitCode> {
     }
     let mut inherited = systemd::Inherited::take()?;
     systemd::close_inherited();
-    let _written_at_the_end = arguments.shared.start_logging()?;
+    let _written_at_the_end = arguments.start_logging()?;
+    let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
     let target = arguments.target();
     let node = target.find()?;
     if arguments.list_probes {
@@ -60,7 +62,6 @@ fn run() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let web_config = arguments.web_config()?;
     let record = arguments.block_log.as_deref();
     let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
     let listener = match inherited.http() {
@@ -72,17 +73,21 @@ fn run() -> Result<ExitCode> {
         .map(|address| Listener::bind(&address).context("choose another with --health-port"))
         .transpose()?;
 
-    report::print_start(&target, node.as_ref(), &listener.describe(), &arguments.node_name);
+    let metrics_at = listener.describe_with(&web_config);
+    let health_at = match &health_listener {
+        Some(listener) => listener.describe_with(&health_web_config),
+        None => metrics_at.clone(),
+    };
+    report::print_start(&target, node.as_ref(), &metrics_at, &arguments.node_name);
     if let Some(node) = &node {
         report::print_attached(node, &watch::attach(&mut programs, node)?);
     }
-    let health_at = health_listener.as_ref().unwrap_or(&listener).describe();
-    report::print_started(node.as_ref(), &listener.describe(), &health_at);
+    report::print_started(node.as_ref(), &metrics_at, &health_at);
 
     let page = programs.page(&arguments.node_name);
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
-        .chain(health_listener.map(|listener| (listener, Endpoint::health())));
+        .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))));
     let service = Service::start(listeners, Arc::new(Status { metrics, ready, page }))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let shutdown = CancellationToken::new();

@@ -7,6 +7,7 @@ mod blocks;
 mod chain;
 mod chainstates;
 mod diagram;
+mod fibre;
 mod mempool;
 mod network;
 mod node;
@@ -112,7 +113,7 @@ impl Calls {
         params: Value,
     ) -> Option<Known<T>> {
         let interfaces = self.interfaces.clone();
-        let json_rpc = interfaces.json_rpc.as_ref()?;
+        let json_rpc = interfaces.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available())?;
         let call = async {
             match json_rpc.call_as(method, params).await {
                 Ok(answer) => Ok(Known::Answer(answer)),
@@ -195,6 +196,7 @@ pub struct Poller {
     feerates: OptionalCall,
     orphans: OptionalCall,
     private_broadcast: OptionalCall,
+    udp_peers: OptionalCall,
     /// The node, if it can be seen.
     process: Option<Usage>,
 }
@@ -210,6 +212,7 @@ impl Poller {
             feerates: OptionalCall::default(),
             orphans: OptionalCall::default(),
             private_broadcast: OptionalCall::default(),
+            udp_peers: OptionalCall::default(),
             process: None,
         }
     }
@@ -259,6 +262,7 @@ impl Poller {
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
         node::poll(calls, &chain_info, &network_info).await;
         network::poll(calls, &network_info).await;
+        fibre::poll(calls, &mut self.udp_peers).await;
         if hash.is_none() || hash != self.shown_tip {
             self.shown_tip = hash.clone();
             mempool::poll_fee_estimates(calls).await;

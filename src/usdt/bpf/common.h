@@ -59,6 +59,9 @@ struct gauge {
 	__s64 value;
 };
 
+/* The height of the block that was seen last, by whichever tracepoint: one map for all files that have it. */
+#define LAST_HEIGHT_MAP SINGLE_VALUE_MAP(last_height_map, ARRAY, struct gauge)
+
 /* Programs can be preempted by others on their processor, so even what is per processor is added to atomically. */
 static __always_inline void count_up(__u64 *to, __u64 amount)
 {
@@ -97,6 +100,13 @@ static __always_inline void set(struct gauge *gauge, __s64 value)
 	gauge->value = value;
 	gauge->known = 1;
 }
+
+#define SEEN_HEIGHT(height)                                              \
+	({                                                               \
+		struct gauge *last_height = single_value(&last_height_map); \
+		if (last_height)                                         \
+			set(last_height, height);                        \
+	})
 
 /* The number of a name; the last one, `size` - 1, for a name that has none. */
 static __always_inline __u32 number_of(void *names, const void *name, __u32 size)

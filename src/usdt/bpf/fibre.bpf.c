@@ -34,7 +34,14 @@ struct counts {
 	struct histogram header_finish_us;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
-SINGLE_VALUE_MAP(last_height_map, ARRAY, struct gauge);
+
+/* The block that was reconstructed last, of those whose height the node tells. */
+struct reconstructed {
+	__u64 time_ns; /* monotonic; 0 before the first */
+	__s64 height;
+};
+LAST_HEIGHT_MAP;
+SINGLE_VALUE_MAP(last_reconstructed_map, ARRAY, struct reconstructed);
 NAMES_MAP(mechanisms_map, MECHANISMS, MECHANISM_NAME);
 
 struct delivery {
@@ -52,7 +59,7 @@ struct {
 
 /* Fields that a kind of event does not have are zero. */
 struct event {
-	enum kind { RECONSTRUCTED, WON, RACED } kind;
+	enum kind { RECONSTRUCTED, WON, RACED, DETAILED } kind;
 	__s32 height;
 	__u32 height_known;
 	__u64 time_ns; /* monotonic */
@@ -64,6 +71,10 @@ struct event {
 	__s64 duration_us;
 	__s64 udp_ns;
 	__s64 compact_ns;
+	__s64 missing;
+	__s64 missing_bytes;
+	__s64 from_mempool;
+	__s64 transactions;
 	__u32 mechanism;
 	__u8 peer[TEXT];
 	__u8 compact_peer[TEXT];
@@ -75,16 +86,9 @@ const volatile __u64 chunk_bounds[BOUNDS];
 const volatile __u64 latency_ns_bounds[BOUNDS];
 const volatile __u64 margin_ns_bounds[BOUNDS];
 const volatile __u64 tx_bounds[BOUNDS];
+const volatile __u64 missing_tx_bounds[BOUNDS];
 const volatile __u64 byte_bounds[BOUNDS];
 const volatile __u64 stage_us_bounds[BOUNDS];
-
-static __always_inline void seen_height(__s32 height)
-{
-	struct gauge *gauge = single_value(&last_height_map);
-
-	if (gauge)
-		set(gauge, height);
-}
 
 /* Some builds pass the 32 bytes of a block's hash, others its hex digits. Behind 32 bytes there may be no memory. */
 static __always_inline void block_hash(struct pt_regs *ctx, struct event *event)
@@ -101,13 +105,24 @@ static __always_inline void block_height(struct event *event, __s32 height)
 	event->height_known = 1;
 }
 
+static __always_inline void reconstructed(__s32 height)
+{
+	struct reconstructed *last = single_value(&last_reconstructed_map);
+
+	SEEN_HEIGHT(height);
+	if (last) {
+		last->height = height;
+		last->time_ns = bpf_ktime_get_ns();
+	}
+}
+
 TRACEPOINT(block_reconstructed)
 {
 	__u64 used = argument(ctx, 3), received = argument(ctx, 4);
 	__u64 duration = argument(ctx, 6);
-	/* Newer builds only. */
-	bool has_height = bpf_usdt_arg_cnt(ctx) >= 7;
-	__s32 height = has_height ? argument(ctx, 7) : 0;
+	/* Newer builds only, where the block before is known. */
+	__s32 height = bpf_usdt_arg_cnt(ctx) >= 7 ? argument(ctx, 7) : 0;
+	bool has_height = height > 0;
 	struct event *event;
 
 	count_up(&counts->reconstructed, 1);
@@ -116,7 +131,7 @@ TRACEPOINT(block_reconstructed)
 	observe(&counts->chunks, chunk_bounds, used);
 	observe(&counts->duration_us, duration_us_bounds, duration);
 	if (has_height)
-		seen_height(height);
+		reconstructed(height);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -165,7 +180,7 @@ TRACEPOINT(block_race_winner)
 	count_up(&counts->won, 1);
 	count_up(&counts->wins[delivery.mechanism % MECHANISMS], 1);
 	deliver(counts, &delivery);
-	seen_height(height);
+	SEEN_HEIGHT(height);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -195,7 +210,7 @@ TRACEPOINT(block_race_time)
 		else
 			observe(&counts->compact_margin_ns, margin_ns_bounds, udp - compact);
 	}
-	seen_height(height);
+	SEEN_HEIGHT(height);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -212,12 +227,29 @@ TRACEPOINT(block_race_time)
 
 TRACEPOINT(block_reconstruction_detail)
 {
+	__s32 height = argument(ctx, 2);
+	__u64 missing = argument(ctx, 3), missing_bytes = argument(ctx, 4);
+	__u64 from_mempool = argument(ctx, 5);
+	struct event *event;
+
 	count_up(&counts->detailed, 1);
-	observe(&counts->missing_txs, tx_bounds, argument(ctx, 3));
-	observe(&counts->missing_bytes, byte_bounds, argument(ctx, 4));
-	observe(&counts->mempool_txs, tx_bounds, argument(ctx, 5));
+	observe(&counts->missing_txs, missing_tx_bounds, missing);
+	observe(&counts->missing_bytes, byte_bounds, missing_bytes);
+	observe(&counts->mempool_txs, tx_bounds, from_mempool);
 	if (argument(ctx, 7) & 1)
 		count_up(&counts->all_from_mempool, 1);
+	event = RESERVE();
+	if (!event)
+		return;
+	event->kind = DETAILED;
+	if (height > 0)
+		block_height(event, height);
+	block_hash(ctx, event);
+	event->missing = missing;
+	event->missing_bytes = missing_bytes;
+	event->from_mempool = from_mempool;
+	event->transactions = argument(ctx, 6);
+	bpf_ringbuf_submit(event, 0);
 }
 
 TRACEPOINT(block_header_chunk)

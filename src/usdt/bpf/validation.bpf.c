@@ -8,6 +8,7 @@ struct counts {
 	struct histogram sigops;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
+LAST_HEIGHT_MAP;
 
 struct event {
 	__u64 time_ns; /* monotonic */
@@ -29,8 +30,10 @@ TRACEPOINT(block_connected)
 {
 	__s64 txs = argument(ctx, 3), inputs = argument(ctx, 4);
 	__s64 sigops = argument(ctx, 5), duration = argument(ctx, 6);
+	__s32 height = argument(ctx, 2);
 	struct event *event;
 
+	SEEN_HEIGHT(height);
 	observe(&counts->duration_ns, duration_ns_bounds, duration);
 	observe(&counts->txs, tx_bounds, txs);
 	observe(&counts->inputs, input_bounds, inputs);
@@ -39,7 +42,7 @@ TRACEPOINT(block_connected)
 	if (!event)
 		return;
 	event->time_ns = bpf_ktime_get_ns();
-	event->height = argument(ctx, 2);
+	event->height = height;
 	event->txs = txs;
 	event->inputs = inputs;
 	event->sigops = sigops;

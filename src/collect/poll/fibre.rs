@@ -1,0 +1,160 @@
+//! FIBRE's UDP peers.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{Calls, OptionalCall};
+use crate::collect::json::number;
+use crate::metrics::{Fibre, now};
+
+/// Groups up to which the number is the label; the operator of a FIBRE node chooses it.
+const GROUPS: u64 = 64;
+/// What the node calls the group of peers that it only receives from.
+const RECEIVE_GROUP: u64 = u64::MAX;
+
+/// A group's peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Group {
+    peers: u32,
+    connected: u32,
+    trusted: u32,
+    /// Minimum, sum of the means, maximum, in seconds.
+    round_trip: Option<[f64; 3]>,
+    /// Peers with a round trip.
+    measured: u32,
+    /// Unix seconds at which the most silent one was heard.
+    heard: Option<f64>,
+}
+
+/// At each poll: silence is worth knowing soon, and the node only copies what it has.
+pub async fn poll(calls: &mut Calls, call: &mut OptionalCall) {
+    let answer = match call.unknown {
+        true => None,
+        false => call.make::<Value>(calls, "getudppeerinfo", json!([])).await,
+    };
+    let groups = answer.as_ref().and_then(groups);
+    show(groups.unwrap_or_default(), now(), &calls.metrics().fibre);
+}
+
+/// The groups of an answer; `None` if it is not a list. Group 0 is the one that every node has.
+fn groups(answer: &Value) -> Option<BTreeMap<String, Group>> {
+    let mut groups = BTreeMap::from([("0".to_string(), Group::default())]);
+    for peer in answer.as_array()? {
+        let label = match peer["group"].as_u64() {
+            Some(group @ ..GROUPS) => group.to_string(),
+            Some(RECEIVE_GROUP) => "receive".to_string(),
+            _ => "other".to_string(),
+        };
+        let group = groups.entry(label).or_default();
+        group.peers += 1;
+        group.trusted += u32::from(peer["ultimatetrust"] == true);
+        if let Some(heard) = number(peer, "lastrecv").filter(|heard| *heard > 0.0) {
+            group.connected += 1;
+            group.heard = Some(group.heard.unwrap_or(f64::INFINITY).min(seconds(heard)));
+        }
+        // Without a ping they are 1000000, 0 and 0; those of a device on this machine are 0.
+        let times = ["min_recent_rtt", "avg_recent_rtt", "max_recent_rtt"].map(|field| number(peer, field));
+        if let [Some(least), Some(mean), Some(most)] = times
+            && mean > 0.0
+        {
+            let [lowest, sum, highest] = group.round_trip.unwrap_or([f64::INFINITY, 0.0, 0.0]);
+            let [least, mean, most] = [least, mean, most].map(|milliseconds| milliseconds / 1000.0);
+            group.round_trip = Some([lowest.min(least), sum + mean, highest.max(most)]);
+            group.measured += 1;
+        }
+    }
+    Some(groups)
+}
+
+/// `lastrecv` in seconds. Its help says seconds; FIBRE 30.0 and those before it answer milliseconds.
+fn seconds(lastrecv: f64) -> f64 {
+    /// In seconds the year 5138, in milliseconds 1973.
+    const LARGEST_OF_SECONDS: f64 = 1e11;
+    if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
+}
+
+fn show(groups: BTreeMap<String, Group>, now: f64, metrics: &Fibre) {
+    let groups: Vec<_> = groups.iter().map(|(label, group)| (label.as_str(), *group)).collect();
+    let each =
+        |of: fn(&Group) -> u32| groups.iter().map(move |(label, group)| ([*label], f64::from(of(group))));
+    metrics.peers.replace(each(|group| group.peers));
+    metrics.connected.replace(each(|group| group.connected));
+    metrics.trusted.replace(each(|group| group.trusted));
+    let round_trips = groups.iter().filter_map(|(label, group)| {
+        let [least, sum, most] = group.round_trip?;
+        let mean = sum / f64::from(group.measured);
+        Some([([*label, "minimum"], least), ([*label, "mean"], mean), ([*label, "maximum"], most)])
+    });
+    metrics.round_trip.replace(round_trips.flatten());
+    let silence = groups.iter().filter_map(|(label, group)| Some(([*label], (now - group.heard?).max(0.0))));
+    metrics.silence.replace(silence);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Format, Metrics};
+
+    const NOW: f64 = 1_764_000_100.0;
+
+    fn shown(answer: &Value) -> String {
+        let metrics = Metrics::new();
+        show(groups(answer).unwrap_or_default(), NOW, &metrics.fibre);
+        let text = metrics.render(Format::Text);
+        text.lines()
+            .filter(|line| line.starts_with("bitcoin_fibre_peer"))
+            .map(|line| format!("{line}\n"))
+            .collect()
+    }
+
+    #[test]
+    fn peers_are_summed_up_by_group_and_no_address_is_shown() {
+        let peer = |group: u64, lastrecv: u64, [min, max, avg]: [f64; 3]| {
+            json!({"addr": "192.0.2.1:8336", "group": group, "lastrecv": lastrecv, "ultimatetrust": group == 0,
+                   "min_recent_rtt": min, "max_recent_rtt": max, "avg_recent_rtt": avg})
+        };
+        let none = [1_000_000.0, 0.0, 0.0];
+        let answer = json!([
+            peer(0, 1_764_000_090_500, [10.0, 30.0, 20.0]), // milliseconds
+            peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // seconds
+            peer(0, 0, none),                               // did not answer yet
+            peer(3, 1_764_000_100_900, none),               // its clock is ahead
+            peer(u64::MAX, 1_764_000_000_000, [0.0, 0.0, 0.0]),
+            peer(64, 0, none),
+        ]);
+        assert_eq!(
+            shown(&answer),
+            "bitcoin_fibre_peers{group=\"0\"} 3\n\
+             bitcoin_fibre_peers{group=\"3\"} 1\n\
+             bitcoin_fibre_peers{group=\"other\"} 1\n\
+             bitcoin_fibre_peers{group=\"receive\"} 1\n\
+             bitcoin_fibre_peers_connected{group=\"0\"} 2\n\
+             bitcoin_fibre_peers_connected{group=\"3\"} 1\n\
+             bitcoin_fibre_peers_connected{group=\"other\"} 0\n\
+             bitcoin_fibre_peers_connected{group=\"receive\"} 1\n\
+             bitcoin_fibre_peers_trusted{group=\"0\"} 3\n\
+             bitcoin_fibre_peers_trusted{group=\"3\"} 0\n\
+             bitcoin_fibre_peers_trusted{group=\"other\"} 0\n\
+             bitcoin_fibre_peers_trusted{group=\"receive\"} 0\n\
+             bitcoin_fibre_peer_round_trip_seconds{group=\"0\",statistic=\"maximum\"} 0.05\n\
+             bitcoin_fibre_peer_round_trip_seconds{group=\"0\",statistic=\"mean\"} 0.03\n\
+             bitcoin_fibre_peer_round_trip_seconds{group=\"0\",statistic=\"minimum\"} 0.01\n\
+             bitcoin_fibre_peer_silence_seconds{group=\"0\"} 9.5\n\
+             bitcoin_fibre_peer_silence_seconds{group=\"3\"} 0\n\
+             bitcoin_fibre_peer_silence_seconds{group=\"receive\"} 100\n"
+        );
+    }
+
+    #[test]
+    fn a_node_without_peers_has_none_and_one_without_fibre_says_nothing() {
+        let none = "bitcoin_fibre_peers{group=\"0\"} 0\n\
+                    bitcoin_fibre_peers_connected{group=\"0\"} 0\n\
+                    bitcoin_fibre_peers_trusted{group=\"0\"} 0\n";
+        assert_eq!(shown(&json!([])), none);
+        assert_eq!(shown(&Value::Null), "");
+        assert_eq!(shown(&json!({"no": "list"})), "");
+        let odd = json!([{"group": -1, "lastrecv": "x", "avg_recent_rtt": -5}, 17, null]);
+        assert!(shown(&odd).contains("bitcoin_fibre_peers{group=\"other\"} 3\n"), "{}", shown(&odd));
+    }
+}
