@@ -101,7 +101,9 @@ let
     + lib.concatStrings (lib.mapAttrsToList (name: secret: " ${secret.flag} %d/${name}") (secrets exporter));
   credentials = exporter: {
     LoadCredential = lib.mapAttrsToList (name: secret: "${name}:${secret.file}") (secrets exporter);
-  };
+  }
+  # Without a node there is no cookie, and the exporter has to be there to say so.
+  // lib.optionalAttrs (secrets exporter ? rpc-cookie) { SetCredential = "rpc-cookie:none"; };
 in
 {
   options.services.bitcoind-ipc-exporter = common "the Prometheus exporter of a Bitcoin node over IPC" // {

@@ -201,7 +201,7 @@ NODE = {
         graph("Addresses dropped", "none", "Peers that sent more addresses than the node takes.",
               {NAME: "bitcoin_peers_addr_rate_limited{*}"}),
         graph("Known addresses", "short", "Addresses of peers that the node knows, by network: `new` those that it heard of, `tried` those "
-              "that it was connected to.", {"{{node}} {{network}} {{table}}": "bitcoin_addrman_addresses{*} > 0"}, stacked=True),
+              "that it was connected to.", {"{{node}} {{network}} {{table}}": "bitcoin_addrman_addresses{*}"}, stacked=True),
         graph("Networks", "none", "1 for each network that the node opens connections to; `active` is 0 when all are switched off "
               "(`setnetworkactive`).",
               {"{{node}} {{network}}": "bitcoin_network_reachable{*}", "{{node}} active": "bitcoin_network_active{*}"}),

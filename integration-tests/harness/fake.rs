@@ -649,7 +649,9 @@ impl node::Server for Fake {
         let absurd = this.state.offers.absurd;
         peer.set_nodeid(3);
         peer.set_version(if absurd { i32::MIN } else { 70016 });
-        peer.set_network(if absurd { i32::MAX } else { 3 });
+        peer.set_network(if absurd { i32::MAX } else { 2 });
+        peer.set_addr_name(if absurd { "no address" } else { "[2a01:4f8::1]:8333" });
+        peer.set_mapped_as(if absurd { u32::MAX } else { 64496 });
         peer.set_conn_type(if absurd { -1 } else { 4 });
         peer.set_transport_type(if absurd { u8::MAX } else { 2 });
         peer.set_ping_time(if absurd { i64::MIN } else { 250_000 });
@@ -659,6 +661,7 @@ impl node::Server for Fake {
         received.set_value(if absurd { u64::MAX } else { 1000 });
         let mut state = peer.init_state_stats();
         state.set_time_offset(if absurd { i64::MIN } else { 11 });
+        state.set_addresses_rate_limited(if absurd { u64::MAX } else { 5 });
         state.set_ping_wait(if absurd { i64::MIN } else { 6_000_000 });
         state.init_height_in_flight(2);
     });

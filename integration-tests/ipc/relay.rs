@@ -51,3 +51,21 @@ fn transactions_whose_parents_have_not_come_are_orphans() {
         assert_eq!(shown, queued, "{statistic}");
     }
 }
+
+#[test]
+fn transactions_that_are_broadcast_privately_are_pending_until_they_come_back() {
+    // The proxy need not be there.
+    let node = Node::start(&["-privatebroadcast", "-onion=127.0.0.1:1"]);
+    let blocks = node.mine(102);
+    let pending = || {
+        let exporter = Exporter::start(&node.socket(), &[]).ready();
+        ["bitcoin_private_broadcast_pending", "bitcoin_mempool_size"].map(|sample| exporter.value(sample))
+    };
+    assert_eq!(pending(), [Some(0.0), Some(0.0)]);
+    node.spend_coinbase_of(&blocks[0], 1000);
+    assert_eq!(pending(), [Some(1.0), Some(0.0)]);
+    // Of a node that does not do that.
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    assert_eq!(exporter.value("bitcoin_private_broadcast_pending"), None);
+}

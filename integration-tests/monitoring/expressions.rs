@@ -21,13 +21,12 @@ use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
 /// What has no data here, and why.
-const WITHOUT: [(&str, &str); 6] = [
+const WITHOUT: [(&str, &str); 5] = [
     (
         "bitcoin_fee_estimate_sat_per_vbyte",
         "a node estimates from dozens of blocks with transactions of some age",
     ),
     ("bitcoin_background_validation_progress", "needs an assumeutxo snapshot, which regtest has none of"),
-    ("bitcoin_private_broadcast_pending", "needs Tor or I2P"),
     ("[3d] offset 1d", "there was no yesterday; contrib/prometheus/tests has one"),
     ("3d_before", "as above"),
     ("fall_in_standard_errors", "as above"),
@@ -52,7 +51,7 @@ impl Stack {
     fn start() -> Self {
         let first = Node::start(&["-txindex"]);
         let peer = format!("-addnode=127.0.0.1:{}", first.p2p_port);
-        let second = Node::start(&[&peer, "-prune=1"]);
+        let second = Node::start(&[&peer, "-prune=1", "-privatebroadcast", "-onion=127.0.0.1:1"]);
         eventually("the nodes are connected", || (first.cli(&["getconnectioncount"]) == "1").then_some(()));
         let spendable = first.mine(150)[..20].to_vec();
         let everything = Offers {

@@ -106,6 +106,7 @@ fn nix_module_evaluates() -> Result<(), Failed> {
          \"signet\" --rpc-cookie-file %d/rpc-cookie"
     );
     assert_eq!(beside["LoadCredential"], serde_json::json!(["rpc-cookie:/var/lib/bitcoind/signet/.cookie"]));
+    assert_eq!(beside["SetCredential"], "rpc-cookie:none");
     assert_eq!(
         (&beside["PrivateNetwork"], &beside["IPAddressDeny"], &beside["IPAddressAllow"]),
         (&false.into(), &"any".into(), &"localhost".into())

@@ -1,0 +1,28 @@
+# The IPC exporter's unit with its drop-in for JSON-RPC besides IPC, with the node's cookie: without a node, with one, and again.
+# (This node has JSON-RPC over IPC, so that HTTP is not used; Bitcoin Core 30 and 31 have not.)
+
+SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
+UNIT = "bitcoind-ipc-exporter.service"
+DROP_INS = f"/etc/systemd/system/{UNIT}.d"
+
+start_all()
+machine.succeed(
+    f"mkdir -p {DROP_INS}",
+    "sed -e 's/--chain main/--chain regtest/; s|bitcoind/.cookie|bitcoind/regtest/.cookie|' "
+    "-e '/rpc-password/d' -e 's/^# \\(LoadCredential\\|SetCredential\\|ExecStart\\)/\\1/' "
+    f"/usr/lib/systemd/system/{UNIT}.d/json-rpc.conf.example > {DROP_INS}/json-rpc.conf",
+    "systemctl daemon-reload",
+)
+for start in range(2):
+    with subtest("without a node, and so without a cookie, it says so"):
+        machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 0'")
+        machine.wait_until_fails(f"systemctl is-active {UNIT}")
+        machine.fail(f"systemctl is-failed {UNIT}")
+
+    with subtest("it has the cookie of the node that runs, and the connection over IPC"):
+        machine.succeed("systemctl start bitcoind.service")
+        machine.wait_until_succeeds("test -S /run/bitcoind/node.sock && test -e /var/lib/bitcoind/regtest/.cookie")
+        machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+        machine.succeed(f"{SCRAPE} | grep -xF 'bitcoin_exporter_interface{{interface=\"mining\"}} 1'")
+        machine.succeed(f"cmp /run/credentials/{UNIT}/rpc-cookie /var/lib/bitcoind/regtest/.cookie")
+        machine.succeed("systemctl stop bitcoind.service")
