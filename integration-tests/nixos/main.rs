@@ -1,8 +1,9 @@
 //! The scenarios of the NixOS VM tests, run here in containers of Debian with a real systemd. Each is a file that uses
 //! only the vocabulary of the NixOS test driver; `nspawn` gives it that.
 //!
-//! Needs root, and TRIXIE and BOOKWORM in the environment (`../debian-root`), and DEB for the package's scenarios
-//! (`../../contrib/debian/package`). Without, these tests are skipped, and it says so.
+//! Needs root, and TRIXIE and BOOKWORM in the environment (`../debian-root`); for the ways to install, DEB
+//! (`../../contrib/debian/package`), TARBALL (`../../contrib/debian/tarball`) and INSTALLED (a folder where `cargo install` put
+//! the exporters); for the images, SLIM (`../debian-root trixie slim`) and Podman. What is not there is skipped, and it says so.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -14,24 +15,46 @@ use tempfile::TempDir;
 fn main() -> ExitCode {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/nixos");
     let boots = can_boot();
-    // Those in the last two folders are about how a Debian package lays things out.
-    let folders = [("scenarios", "TRIXIE"), ("debian", "TRIXIE"), ("debian-12", "BOOKWORM")];
+    // Those in the last folders are about how a Debian package lays things out, and other ways to install.
+    let folders = [
+        ("scenarios", "TRIXIE"),
+        ("debian", "TRIXIE"),
+        ("debian-12", "BOOKWORM"),
+        ("any-debian", "TRIXIE"),
+        ("any-debian", "BOOKWORM"),
+    ];
+    // What a scenario asks for is in a variable.
+    let needs = [
+        ("machine.with_package()", "DEB"),
+        ("machine.with_tarball()", "TARBALL"),
+        ("machine.with_cargo_install()", "INSTALLED"),
+    ];
     let mut trials = Vec::new();
-    for (part, root) in folders {
-        let root = std::env::var_os(root).filter(|_| boots);
+    for (part, suite) in folders {
+        let root = std::env::var_os(suite).filter(|_| boots);
         for entry in std::fs::read_dir(folder.join(part)).expect("scenarios") {
             let scenario = entry.unwrap().path();
-            let has_package = !std::fs::read_to_string(&scenario).unwrap().contains("machine.with_package()")
-                || std::env::var_os("DEB").is_some();
-            let can = has_package && root.is_some();
+            let text = std::fs::read_to_string(&scenario).unwrap();
+            let has_files = needs
+                .iter()
+                .all(|(call, variable)| !text.contains(call) || std::env::var_os(variable).is_some());
+            let can = has_files && root.is_some();
             let (runner, root) = (folder.join("nspawn"), root.clone().unwrap_or_default());
-            let name = scenario.file_stem().unwrap().to_string_lossy().into_owned();
-            trials.push(Trial::test(name, move || run(&runner, &scenario, &root)).with_ignored_flag(!can));
+            let mut name = scenario.file_stem().unwrap().to_string_lossy().into_owned();
+            if part == "any-debian" {
+                name = format!("{name}-on-{}", suite.to_lowercase());
+            }
+            trials.push(Trial::test(name, move || run(&[&runner, &scenario], &root)).with_ignored_flag(!can));
         }
     }
+    let can_build = ["SLIM", "DEB"].iter().all(|variable| std::env::var_os(variable).is_some());
+    let (runner, slim) = (folder.join("images"), std::env::var_os("SLIM").unwrap_or_default());
+    let images = move || run(&[&runner], &slim);
+    trials.push(Trial::test("images", images).with_ignored_flag(!(boots && can_build)));
     if trials.iter().any(Trial::has_ignored_flag) {
         eprintln!(
-            "\nSKIPPED, and counted as ignored: systemd scenarios, which need TRIXIE, BOOKWORM, DEB, root, and leave to mount\n"
+            "\nSKIPPED, and counted as ignored: scenarios, which need TRIXIE, BOOKWORM, SLIM, DEB, TARBALL, INSTALLED, root, \
+             and leave to mount\n"
         );
     }
     trials.sort_by(|one, other| one.name().cmp(other.name()));
@@ -282,13 +305,12 @@ fn can_boot() -> bool {
     Command::new("unshare").args(mounts).output().is_ok_and(|output| output.status.success())
 }
 
-fn run(runner: &Path, scenario: &Path, root: &OsStr) -> Result<(), Failed> {
+fn run(command: &[&Path], root: &OsStr) -> Result<(), Failed> {
     let exporters = Path::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")).parent().expect("a folder");
     // Nothing in a scenario waits longer than this in all.
     let output = Command::new("timeout")
         .arg("600")
-        .arg(runner)
-        .arg(scenario)
+        .args(command)
         .env("EXPORTERS", exporters)
         .env("ROOT", root)
         .output()?;
