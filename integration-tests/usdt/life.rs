@@ -23,6 +23,24 @@ pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 2");
 }
 
+pub fn another_node_of_the_same_binary_is_not_taken_for_the_next_one() {
+    let dir = TempDir::new().unwrap();
+    let binary = compile(dir.path(), &[]);
+    let (first, mut other) = (Fixture::start(&binary), Fixture::start(&binary));
+    let exporter = crate::exporter(first.pid(), &["--node-name", "relay"]);
+    // Longer than the end of a node takes to be noticed: the next one may be running by then.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    drop(first);
+    eventually("it waits", || exporter.log().contains("no new process of").then_some(()));
+    other.fire("send");
+    assert_samples(&exporter, "fibre_exporter_probes_attached 0\nfibre_blocks_sent_total 0");
+    let mut next = Fixture::start(&binary);
+    eventually("the next one is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+    other.fire("send");
+    next.fire("send");
+    assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 1");
+}
+
 pub fn an_exporter_that_was_started_first_waits_for_the_node() {
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);

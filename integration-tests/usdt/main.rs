@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         fibre::a_probe_with_an_argument_that_cannot_be_read_costs_only_itself,
         fibre::a_binary_without_probes_is_refused_with_a_hint,
         life::a_node_that_restarts_is_attached_again_and_the_counts_go_on,
+        life::another_node_of_the_same_binary_is_not_taken_for_the_next_one,
         life::an_exporter_that_was_started_first_waits_for_the_node,
         life::an_exporter_that_is_killed_leaves_the_node_running_and_untraced,
         life::two_exporters_on_one_node_count_each_for_itself,

@@ -147,7 +147,7 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
     if let Err(error) = &attached {
         eprintln!("not attached: {error:#}");
     }
-    println!("{:<36} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS");
+    println!("{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS");
     for subject in subjects {
         let functions = subject.functions();
         let known = (functions.tracepoints)()?;
@@ -157,21 +157,21 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
                 attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == *name && it.result.is_ok()));
             let yes = |is: bool| if is { "yes" } else { "no" };
             println!(
-                "{name:<36} {:<10} {:<10} {:<72} {}",
+                "{name:<38} {:<10} {:<10} {:<72} {}",
                 yes(!sites.is_empty()),
                 yes(is_attached),
                 sites.first().map_or("", |site| &site.arguments),
                 feeds(subjects, name).join(" ")
             );
             for site in sites.iter().skip(1) {
-                println!("{:58} {}", "", site.arguments);
+                println!("{:60} {}", "", site.arguments);
             }
             for operand in sites.iter().flat_map(|site| site.unreadable()) {
-                println!("{:58} {operand} cannot be read", "");
+                println!("{:60} {operand} cannot be read", "");
             }
         }
         for (name, site) in unknown(&sites, functions.provider, &known) {
-            println!("{name:<36} {:<10} {:<10} {:<72} not read", "yes", "no", site.arguments);
+            println!("{name:<38} {:<10} {:<10} {:<72} not read", "yes", "no", site.arguments);
         }
     }
     Ok(())

@@ -98,7 +98,10 @@ async fn find_and_attach(programs: &mut Programs, target: &Target, health: &Heal
                 Err(error) => format!("{error:#}"),
             },
             Ok(None) => match &target.binary {
-                Some(binary) => format!("no process of {} runs", binary.display()),
+                Some(binary) => {
+                    let new = if target.after.is_some() { "new " } else { "" };
+                    format!("no {new}process of {} runs", binary.display())
+                }
                 None => "no node runs".to_string(),
             },
             Err(error) => format!("{error:#}"),

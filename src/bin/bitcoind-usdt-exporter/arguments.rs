@@ -103,6 +103,7 @@ pub struct Arguments {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub block_log_keep: u32,
+
     /// Log nothing less important
     #[arg(
         long,
@@ -172,7 +173,7 @@ impl Arguments {
     }
 
     pub fn target(&self) -> Target {
-        Target { binary: self.bitcoind.clone(), pid: self.pid }
+        Target { binary: self.bitcoind.clone(), pid: self.pid, after: None }
     }
 
     /// Starts logging; dropping what is returned writes the last lines.

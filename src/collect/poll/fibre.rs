@@ -87,7 +87,9 @@ fn show(groups: BTreeMap<String, Group>, now: f64, metrics: &Fibre) {
         Some([([*label, "minimum"], least), ([*label, "mean"], mean), ([*label, "maximum"], most)])
     });
     metrics.round_trip.replace(round_trips.flatten());
-    let silence = groups.iter().filter_map(|(label, group)| Some(([*label], (now - group.heard?).max(0.0))));
+    // The node knows it to the millisecond.
+    let silence = |heard: f64| ((now - heard).max(0.0) * 1000.0).round() / 1000.0;
+    let silence = groups.iter().filter_map(|(label, group)| Some(([*label], silence(group.heard?))));
     metrics.silence.replace(silence);
 }
 
