@@ -32,6 +32,7 @@ impl Ledger {
             Message::Abort => FromExporter::Refuse("it gives up"),
             Message::Resolve(_) | Message::Other => FromExporter::Refuse("a message that it has no use for"),
         };
+        self.let_templates_go();
         Ok(verdict)
     }
 
@@ -80,6 +81,18 @@ impl Ledger {
                     // Done already, and doing it twice can hang the node.
                     _ => return Ok(FromExporter::Answer(call.question)),
                 }
+            }
+            (message::CREATE_NEW_BLOCK, _) => match self.may_create_template() {
+                Ok(purpose) => purpose,
+                Err(refused) => return Ok(refused),
+            },
+            (method, Target::Export(export)) => match self.may_call_template(export, method) {
+                Some(Ok(purpose)) => purpose,
+                Some(Err(refused)) => return Ok(refused),
+                None => Purpose::Other,
+            },
+            (_, Target::Answer(question)) if self.gives_template(question) => {
+                return Ok(FromExporter::Refuse("it calls a block template before it is there"));
             }
             _ => Purpose::Other,
         };
