@@ -58,6 +58,8 @@ impl Builder {
         let auto = self.context.config.next_block == NextBlock::Auto;
         let mut pace = Pace::new(self.context.config.poll_interval, auto, Instant::now());
         let mut new_tip = None;
+        // Shows that the node is asked, before the first answer.
+        self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
             let started = Instant::now();
             if self.build(new_tip.take()).await.is_break() {
