@@ -38,7 +38,7 @@ pub use chain::Chain;
 pub use chainstates::Chainstates;
 pub use exporter::Exporter;
 pub use fibre::Fibre;
-pub use mempool::{Mempool, REMOVAL_REASONS};
+pub use mempool::{FEERATE_BANDS, Mempool, REMOVAL_REASONS};
 pub use network::{MESSAGE_TYPES, Network};
 pub use next_block::NextBlock;
 pub use node::Node;
