@@ -84,7 +84,8 @@ impl History {
             })
             .collect();
         let columns = COLUMNS.iter().map(|(name, _)| name.to_string());
-        let names: Vec<_> = columns.chain(BANDS.iter().map(|(from, _)| format!("sat/vB from {from}"))).collect();
+        let names: Vec<_> =
+            columns.chain(BANDS.iter().map(|(from, _)| format!("sat/vB from {from}"))).collect();
         json!({"names": names, "rows": rows})
     }
 }

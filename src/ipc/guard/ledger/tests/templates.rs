@@ -195,3 +195,17 @@ fn a_build_without_end_keeps_the_guard_from_neither_the_shutdown_nor_the_subscri
     guard.calls();
     assert!(guard.may_close_soon());
 }
+
+/// Who was killed knew of the template. The close frees it, and an answer that is still to come begins the silence anew.
+#[test]
+fn a_replacement_knows_no_template() {
+    let now = Duration::from_secs(1);
+    let mut guard = Guard { ledger: Ledger::replacement(&[], now), now };
+    guard.ledger.leave(now);
+    guard.passes(SILENCE - Duration::from_millis(1));
+    assert_eq!(guard.node(results(30, &[TEMPLATE])), FromNode::Keep);
+    guard.passes(SILENCE - Duration::from_millis(1));
+    assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
+    guard.passes(Duration::from_millis(1));
+    assert_eq!((guard.calls(), guard.may_close()), (vec![], true));
+}
