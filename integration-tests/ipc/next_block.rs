@@ -94,6 +94,25 @@ fn without_mining_the_block_that_was_assembled_last_is_shown() {
     assert_eq!(next_block(&exporter), [None; 4]);
 }
 
+/// The tip's time, and so that of the next block, is three hours ahead of the node's clock.
+#[test]
+fn a_real_node_that_cannot_build_a_template_lives() {
+    let mut node = Node::start(&[]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    node.cli(&["setmocktime", &(now + 3 * 3600).to_string()]);
+    node.mine(13);
+    node.cli(&["setmocktime", &now.to_string()]);
+    assert!(
+        node.try_cli(&["getblocktemplate", r#"{"rules":["segwit"]}"#]).unwrap_err().contains("time-too-new")
+    );
+    let exporter = Exporter::start(&node.socket(), &OFTEN).ready();
+    eventually("it fails", || exporter.log().contains("time-too-new").then_some(()));
+    assert_eq!((exporter.value("bitcoin_up"), next_block(&exporter)), (Some(1.0), [None; 4]));
+    drop(exporter);
+    assert!(node.stop().success(), "{}", node.stderr());
+    assert_eq!(node.stderr(), "");
+}
+
 #[test]
 fn ends_in_the_middle_of_templates_harm_no_node() {
     let mut node = Node::start(&[]);
@@ -213,7 +232,9 @@ fn a_node_that_must_not_be_asked_is_not() {
             Exporter::start(&node.socket(), &[arguments, &["--poll-interval", "10ms"]].concat()).ready();
         let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
         eventually("it was polled some times", || (polls() >= 5.0).then_some(()));
+        let timed = exporter.value("bitcoin_template_duration_seconds_count").is_some();
         assert_eq!(next_block(&exporter)[0].is_some(), node.templates() > 0);
+        assert_eq!(timed, node.templates() > 0 || offers.ibd);
         node.templates() > 0
     };
     let mining = Offers { mining: true, rpc: true, ..Offers::NOTHING };

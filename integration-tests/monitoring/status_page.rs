@@ -101,7 +101,11 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     let in_band = || browser.run("return keys.map(({ key }) => key.textContent)");
     browser.press("\u{e014}"); // arrow right
     let expected = format!("13 to 34 sat/vB: {size} vB");
-    assert!(in_band().as_array().unwrap().iter().any(|key| *key == expected.as_str()), "{expected}: {}", in_band());
+    assert!(
+        in_band().as_array().unwrap().iter().any(|key| *key == expected.as_str()),
+        "{expected}: {}",
+        in_band()
+    );
     assert!(bands_say(&browser).starts_with("for the next block the minimum, in three the minimum"));
     keep(&browser, "up.png");
 

@@ -50,6 +50,7 @@ impl Builder {
     pub fn new(interfaces: &Interfaces, thread: &Thread, context: &Rc<Context>) -> Option<Self> {
         let mining = interfaces.mining.as_ref()?.on(&thread.without_deadline());
         let new_tip = context.new_tip.subscribe();
+        context.metrics.next_block.start();
         Some(Builder { mining, context: context.clone(), new_tip, failing: false })
     }
 

@@ -1,9 +1,7 @@
 //! The next block: what the node would mine now.
 
-use prometheus_client::metrics::histogram::Histogram;
-
 use super::declare::Declare;
-use super::families::NodeGauge;
+use super::families::{EventHistogram, NodeGauge};
 
 /// Seconds that a template may take: a millisecond with an empty mempool, 10 to 300 ms with a full one.
 const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -15,8 +13,8 @@ pub struct NextBlock {
     pub weight: NodeGauge,
     pub fees: NodeGauge,
     pub sigops: NodeGauge,
-    pub duration: Histogram,
-    pub after_tip: Histogram,
+    pub duration: EventHistogram,
+    pub after_tip: EventHistogram,
     pub assembled_transactions: NodeGauge,
     pub assembled_weight: NodeGauge,
 }
@@ -46,13 +44,13 @@ impl NextBlock {
                  coinbase's",
                 "Mining.createNewBlock, BlockTemplate.getTxSigops",
             ),
-            duration: d.histogram(
+            duration: d.event_histogram(
                 "bitcoin_template_duration_seconds",
                 "How long the node took to answer a request for a block template",
                 "Mining.createNewBlock",
                 &BUCKETS,
             ),
-            after_tip: d.histogram(
+            after_tip: d.event_histogram(
                 "bitcoin_template_after_tip_seconds",
                 "From the exporter's hearing of a new tip to the first block template on it",
                 "Mining.waitTipChanged, Mining.createNewBlock",
@@ -70,6 +68,12 @@ impl NextBlock {
                 ASSEMBLED,
             ),
         }
+    }
+
+    /// The node is asked for templates from now on.
+    pub fn start(&self) {
+        self.duration.start();
+        self.after_tip.start();
     }
 
     /// There is no next block to show.
