@@ -262,6 +262,7 @@ fn templates_do_not_stay_in_the_node() {
     };
     let before = until(30.0);
     let after = until(150.0);
+    assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(1.0), "all over one connection");
     // A template of 2,000 transactions shares them with the mempool, and takes 100 kB of its own.
     assert!(after < before + 6 * 1024, "{before} kB after 30 templates, {after} kB after 150");
 }

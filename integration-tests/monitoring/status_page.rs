@@ -45,7 +45,7 @@ fn bands_say(browser: &Browser) -> String {
 pub fn numbers_equal_the_metrics_and_follow_the_node() {
     let mut node = Node::start(&[]);
     let blocks = node.mine(101);
-    let (_, size) = node.spend_coinbase_of(&blocks[0], 5_000); // 30 sat/vB
+    let (_, size) = node.spend_coinbase_of(&blocks[0], 5_000); // 70 sat/vB
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1s"]).ready();
     let browser = open(&exporter, 1280, false);
     let shown = |sample: &str| -> Value {
@@ -100,7 +100,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     browser.press("\u{e011}"); // home
     let in_band = || browser.run("return keys.map(({ key }) => key.textContent)");
     browser.press("\u{e014}"); // arrow right
-    let expected = format!("13 to 34 sat/vB: {size} vB");
+    let expected = format!("34 to 89 sat/vB: {size} vB");
     assert!(
         in_band().as_array().unwrap().iter().any(|key| *key == expected.as_str()),
         "{expected}: {}",
