@@ -94,14 +94,18 @@ impl Builder {
                 metrics.sigops.set(Some(contents.sigops as f64));
                 ControlFlow::Continue(())
             }
-            Ok(None) => ControlFlow::Continue(metrics.clear()),
+            Ok(None) => {
+                metrics.clear();
+                ControlFlow::Continue(())
+            }
             Err(CallError::Disconnected(_) | CallError::Unimplemented(_)) => ControlFlow::Break(()),
             Err(error) => {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!("the node gave no block template: {error}; trying again until it works");
                 }
-                ControlFlow::Continue(metrics.clear())
+                metrics.clear();
+                ControlFlow::Continue(())
             }
         }
     }
