@@ -51,6 +51,11 @@ impl Ledger {
         if !targets.into_iter().all(known) {
             return Ok(FromExporter::Refuse("it uses a capability that it does not have"));
         }
+        match self.may_call_template(call.target, call.method) {
+            Some(Ok(purpose)) => return Ok(self.ask(call.question, purpose, now)),
+            Some(Err(refused)) => return Ok(refused),
+            None => {}
+        }
         let purpose = match (call.method, call.target) {
             (message::CONSTRUCT, _) => Purpose::Handshake,
             (message::MAKE_THREAD, Target::Export(thread_map)) => Purpose::MakeThread { thread_map },
@@ -86,14 +91,6 @@ impl Ledger {
                 Ok(purpose) => purpose,
                 Err(refused) => return Ok(refused),
             },
-            (method, Target::Export(export)) => match self.may_call_template(export, method) {
-                Some(Ok(purpose)) => purpose,
-                Some(Err(refused)) => return Ok(refused),
-                None => Purpose::Other,
-            },
-            (_, Target::Answer(question)) if self.gives_template(question) => {
-                return Ok(FromExporter::Refuse("it calls a block template before it is there"));
-            }
             _ => Purpose::Other,
         };
         if let Purpose::Disconnect { callback } = purpose

@@ -7,7 +7,7 @@
 //! has for that, which no answer tells of and nobody waits for.
 
 use super::{FromExporter, Ledger, Own, Purpose};
-use crate::ipc::guard::message::{self, Method};
+use crate::ipc::guard::message::{self, Method, Target};
 
 /// A template that the node holds for the exporter.
 #[derive(Debug)]
@@ -30,20 +30,19 @@ impl Ledger {
         }
     }
 
-    /// Whether a template is in the answer to this call, or will be. Templates are called by their own numbers only.
-    pub(super) fn gives_template(&self, question: u32) -> bool {
-        let is_template = |export: &u32| self.templates.iter().any(|it| it.export == *export);
-        self.questions.get(&question).is_some_and(|it| {
-            matches!(it.purpose, Purpose::CreateNewBlock) || it.results.iter().any(is_template)
-        })
-    }
-
     /// The exporter calls a method of a capability. `None` if it is no template.
     pub(super) fn may_call_template(
         &mut self,
-        export: u32,
+        target: Target,
         method: Method,
     ) -> Option<Result<Purpose, FromExporter>> {
+        let export = match target {
+            Target::Export(export) => export,
+            Target::Answer(question) if self.gives_template(question) => {
+                return Some(Err(FromExporter::Refuse("it calls a block template before it is there")));
+            }
+            Target::Answer(_) => return None,
+        };
         let is_called = self.is_called(export);
         let template = self.templates.iter_mut().find(|it| it.export == export)?;
         if is_called {
@@ -58,6 +57,14 @@ impl Ledger {
             return Some(Err(FromExporter::Refuse("it does more with a block template than to read it")));
         }
         Some(Ok(Purpose::CallTemplate(export)))
+    }
+
+    /// Whether a template is in the answer to this call, or will be. Templates are called by their own numbers only.
+    fn gives_template(&self, question: u32) -> bool {
+        let is_template = |export: &u32| self.templates.iter().any(|it| it.export == *export);
+        self.questions.get(&question).is_some_and(|it| {
+            matches!(it.purpose, Purpose::CreateNewBlock) || it.results.iter().any(is_template)
+        })
     }
 
     /// The node gave a template.

@@ -137,7 +137,9 @@ fn a_template_is_only_read() {
     let why = "it does more with a block template than to read it";
     guard.is_refused(on_template(31, SUBMIT_SOLUTION), why);
     guard.is_refused(on_template(31, (block_template::Client::TYPE_ID, 8)), why); // waitNext of Core 31
-    guard.is_refused(on_template(31, (7, 7)), why);
+    for other in [(7, 7), message::MAKE_THREAD, message::WAIT_TIP_CHANGED, message::CREATE_NEW_BLOCK] {
+        guard.is_refused(on_template(31, other), why); // whatever else the method is known for
+    }
     assert_eq!(guard.exporter(on_template(31, GET_TX_FEES)), FromExporter::Forward);
 }
 
