@@ -575,7 +575,7 @@ def mining():
         ],
         "The node's threads": [
             graph("Processor time by thread", "percentunit", "Processor time as a share of one processor: `capnp-loop` speaks to all clients over "
-                  "IPC, `msghand` connects blocks, `scriptch` checks scripts; templates are built in `other`, on Core 30 in `capnp-loop`.",
+                  "IPC and runs their calls, templates included; `msghand` connects blocks, `scriptch` checks scripts.",
                   {"{{node}} {{thread}}": rate("bitcoin_node_process_cpu_seconds_total", by="thread")}, stacked=True),
             graph("Node's memory", "bytes", "Resident memory of the node; a template's transactions are in it until it is destroyed.",
                   {NAME: "bitcoin_node_process_resident_memory_bytes{*}"}),
