@@ -6,6 +6,9 @@
 #[path = "../integration-tests/harness/fake.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod fake;
+#[path = "../integration-tests/harness/templates.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod templates;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -494,6 +494,95 @@ INTERNALS = {
     ],
 }
 
+# The bands of the metric `from`, as they are stacked: more cannot be told apart. Lightness rises from one to the next (viridis), so
+# that nobody needs to see colours.
+FEERATE_BANDS = {
+    "from 233": ("233|377|610|987", "#fde725"),
+    "89 to 233": ("89|144", "#a0da39"),
+    "34 to 89": ("34|55", "#4ac16d"),
+    "13 to 34": ("13|21", "#1fa187"),
+    "5 to 13": ("5|8", "#277f8e"),
+    "2 to 5": ("2|3", "#365c8d"),
+    "1 to 2": ("1", "#46327e"),
+    "below 1": ("0|0.1|0.2|0.5", "#440154"),
+}
+
+
+def by_feerate():
+    """The mempool in bands, stacked, those that are mined first at the bottom."""
+    queries = {f"{band} sat/vB": f'sum(bitcoin_mempool_feerate_vbytes{{*,from=~"{labels}"}})'
+               for band, (labels, _) in FEERATE_BANDS.items()}
+    colours = {f"{band} sat/vB": colour for band, (_, colour) in FEERATE_BANDS.items()}
+    return graph("Mempool by feerate", "si:vB", "Virtual size of the mempool by the feerate that its transactions would be mined with. A "
+                 "block takes 1 MvB, from the bottom. Choose one node: those of several are added. Needs Bitcoin Core 31.",
+                 queries, span=16, stacked=True, colours=colours)
+
+
+def mining():
+    """What a miner watches."""
+    fees, weight = "bitcoin_next_block_fees_satoshis{*}", "bitcoin_next_block_weight{*}"
+    templates = "rate(bitcoin_template_duration_seconds"
+    return build("bitcoin-mining", "Mining", "The next block: what it is worth, how long the node takes to build it, and how soon after a "
+                 "new tip. Needs Mining (Bitcoin Core 30 and later).", '__name__="bitcoin_up"', {
+        "At a glance": [
+            number("Next block's fees", "si:sat", "Fees of the block that the node would mine now.", {NAME: fees}),
+            number("Next block full", "percentunit", "Weight of its transactions, as a share of a block's 4 MWU.",
+                   {NAME: f"{weight} / 4e6"}),
+            number("Next block's transactions", "short", "Transactions of the block that the node would mine now, without the coinbase.",
+                   {NAME: "bitcoin_next_block_transactions{*}"}),
+            number("Next block's signature operations", "percentunit", "Cost of its signature operations, as a share of the limit of 80,000.",
+                   {NAME: "bitcoin_next_block_sigops{*} / 80000"}),
+            number("Time to build", "s", "Mean time that the node took for a template, within an hour.",
+                   {NAME: mean("bitcoin_template_duration_seconds")}, steps=[(1, "orange"), (5, "red")]),
+            number("Tip to template", "s", "Mean time from a new tip to the first template on it, within an hour.",
+                   {NAME: mean("bitcoin_template_after_tip_seconds")}, steps=[(2, "orange"), (10, "red")]),
+            number("Tip age", "s", "Time since the time in the tip's header, which its miner chose.",
+                   {NAME: "time() - bitcoin_tip_timestamp_seconds{*}"}, steps=[(3600, "orange"), (7200, "red")]),
+            number("Stale tips", "none", "Tips of branches that were valid and lost: blocks that somebody mined for nothing.",
+                   {NAME: 'bitcoin_chain_tips{*,status="valid-fork"} or 0 * bitcoin_chain_tips{*,status="active"}'}),
+            number("Reorganized blocks", "none", "Blocks that were disconnected within a day.",
+                   {NAME: "round(increase(bitcoin_blocks_disconnected_total{*}[1d]))"}, steps=[(1, "orange"), (2, "red")]),
+        ],
+        "Templates": [
+            graph("Worth of the next block", "si:sat", "Fees of the block that the node would mine now, and of the last one.",
+                  {"{{node}} next": fees, "{{node}} last": "bitcoin_last_block_fees_satoshis{*}"}),
+            graph("Weight of the next block", "si:WU", "Weight of its transactions, and of the last block's.",
+                  {"{{node}} next": weight, "{{node}} last": "bitcoin_last_block_weight{*}"}),
+            graph("Time to build a template", "s", "Time that the node took to answer a request for a template.",
+                  quantiles("bitcoin_template_duration_seconds")),
+            graph("Time from tip to template", "s", "Time from the exporter's hearing of a new tip to the first template on it.",
+                  quantiles("bitcoin_template_after_tip_seconds")),
+            graph("Templates", "cpm", "Templates that the exporter asked for per minute, and those that failed.",
+                  {"{{node}} built": f"60 * {templates}_count{{*}}[10m])",
+                   "{{node}} failed": '60 * rate(bitcoin_exporter_poll_failures_total{*,call="Mining.createNewBlock"}[10m])'}),
+            graph("Node's time for templates", "percentunit", "Share of the node's time that it built the exporter's templates; at most 1 % "
+                  "with `--next-block auto`.", {NAME: f"{templates}_sum{{*}}[10m])"}),
+        ],
+        "Tips": [
+            graph("Tip changes in an hour", "none", "Changes of the tip within an hour.",
+                  {NAME: "round(increase(bitcoin_tip_updates_total{*}[1h]))"}),
+            graph("Tips of branches", "none", "Tips of the block tree by status; valid-fork ones are stale blocks.",
+                  {"{{node}} {{status}}": "bitcoin_chain_tips{*}"}),
+        ],
+        "Mempool": [
+            by_feerate(),
+            rows("Bands", "si:vB", "Virtual size in each band of feerates, which begins at `from` sat/vB.",
+                 "bitcoin_mempool_feerate_vbytes{*}", ["node", "from"], span=8, hidden=["instance"]),
+            graph("Feerate to be in the next blocks", "suffix: sat/vB", "Feerate at the end of the best so many blocks' worth of the mempool; "
+                  "absent when the mempool has less.", {"{{node}} {{blocks}}": "bitcoin_mempool_depth_feerate_sat_per_vbyte{*}"}),
+            graph("Fees by feerate", "si:sat", "Fees of the mempool's transactions by the feerate that they would be mined with.",
+                  {"{{node}} from {{from}} sat/vB": "bitcoin_mempool_feerate_fees_satoshis{*}"}),
+        ],
+        "The node's threads": [
+            graph("Processor time by thread", "percentunit", "Processor time as a share of one processor: `capnp-loop` speaks to all clients over "
+                  "IPC and runs their calls, templates included; `msghand` connects blocks, `scriptch` checks scripts.",
+                  {"{{node}} {{thread}}": rate("bitcoin_node_process_cpu_seconds_total", by="thread")}, stacked=True),
+            graph("Node's memory", "bytes", "Resident memory of the node; a template's transactions are in it until it is destroyed.",
+                  {NAME: "bitcoin_node_process_resident_memory_bytes{*}"}),
+        ],
+    })
+
+
 DASHBOARDS = [
     build("bitcoin-fleet", "Bitcoin fleet", "All nodes at once, from the recording rules.", '__name__="bitcoin_up"', FLEET),
     build("bitcoin-node", "Bitcoin node", "A Bitcoin node over IPC: chain, mempool, fees, peers, traffic, UTXO cache, and "
@@ -502,6 +591,7 @@ DASHBOARDS = [
           '__name__="fibre_exporter_up"', FIBRE),
     build("bitcoin-internals", "Node internals", "A Bitcoin node from its tracepoints: messages, connections, blocks, "
           "UTXO cache, mempool; and what used to be polled over JSON-RPC.", '__name__="fibre_exporter_up"', INTERNALS),
+    mining(),
 ]
 
 

@@ -28,8 +28,8 @@ def _finish(panel, title, unit, description, queries, instant, span, height):
     return _queries(panel, queries, instant)
 
 
-def graph(title, unit, description, queries, span=12, stacked=False, least=0):
-    """Values over time; `queries` maps a legend to its expression."""
+def graph(title, unit, description, queries, span=12, stacked=False, least=0, colours=None):
+    """Values over time; `queries` maps a legend to its expression, `colours` a legend to its colour."""
     panel = (
         timeseries.Panel()
         .line_width(1)
@@ -44,6 +44,11 @@ def graph(title, unit, description, queries, span=12, stacked=False, least=0):
         panel.axis_soft_min(least)
     if stacked:
         panel.stacking(common.StackingConfig().mode(common_model.StackingMode.NORMAL).group("A"))
+    for legend, colour in (colours or {}).items():
+        panel.override_by_name(legend, [
+            model.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour}),
+            model.DynamicConfigValue(id_val="custom.fillOpacity", value=80),
+        ])
     return _finish(panel, title, unit, description, queries, False, span, 8)
 
 

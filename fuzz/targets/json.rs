@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bitcoind_exporter::collect::{self, Config, Context, UtxoTrace};
+use bitcoind_exporter::collect::{self, Config, Context, NextBlock, UtxoTrace};
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::node_process::Peer;
 use bitcoind_exporter::schema::init_capnp::init;
@@ -94,6 +94,7 @@ fuzz_target!(|text: &str| {
             call_timeout: Duration::from_secs(10),
             utxo_trace: UtxoTrace::Off,
             utxo_trace_budget: Duration::ZERO,
+            next_block: NextBlock::Off,
             exit_with_node: false,
             http_rpc: None,
         };

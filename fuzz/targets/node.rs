@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bitcoind_exporter::collect::{self, Config, Context, End, UtxoTrace};
+use bitcoind_exporter::collect::{self, Config, Context, End, NextBlock, UtxoTrace};
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::node_process::Peer;
 use bitcoind_exporter::status::Status;
@@ -38,6 +38,7 @@ fuzz_target!(|data: &[u8]| {
             call_timeout: Duration::from_secs(10),
             utxo_trace: UtxoTrace::Auto,
             utxo_trace_budget: Duration::from_millis(50),
+            next_block: NextBlock::Auto,
             exit_with_node: false,
             http_rpc: None,
         };

@@ -1,7 +1,8 @@
 //! The guard between a strict node, which behaves, and an exporter that says anything. The input is what either says next.
 //!
 //! The node panics over what a real one would hang up on, abort or hang over: a broken protocol, a cancelled call, a second
-//! disconnect of a handler, an end while something is owed. Each of its calls must be answered exactly once.
+//! disconnect of a handler, two calls at once on a block template or one after its destroy, a template left behind, an end while
+//! something is owed. Each of its calls must be answered exactly once.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,7 @@ use bitcoind_exporter::ipc::guard::relay;
 use bitcoind_exporter::schema::chain_capnp::{chain, chain_notifications};
 use bitcoind_exporter::schema::handler_capnp::handler;
 use bitcoind_exporter::schema::init_capnp::init;
-use bitcoind_exporter::schema::mining_capnp::mining;
+use bitcoind_exporter::schema::mining_capnp::{block_template, mining};
 use bitcoind_exporter::schema::proxy_capnp::thread_map;
 use bitcoind_exporter::schema::tracing_capnp::{tracing, utxo_cache_trace};
 use capnp::message::{Builder, ReaderOptions};
@@ -22,7 +23,7 @@ use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::{cap_descriptor, message, message_target, return_};
 use libfuzzer_sys::fuzz_target;
 
-const METHODS: [(u64, u16); 8] = [
+const METHODS: [(u64, u16); 13] = [
     (init::Client::TYPE_ID, 0),
     (thread_map::Client::TYPE_ID, 0),
     (mining::Client::TYPE_ID, 3),
@@ -31,10 +32,18 @@ const METHODS: [(u64, u16); 8] = [
     (handler::Client::TYPE_ID, 1),
     (init::Client::TYPE_ID, 3),
     (chain::Client::TYPE_ID, 1),
+    (mining::Client::TYPE_ID, 4),
+    (block_template::Client::TYPE_ID, 3),
+    (block_template::Client::TYPE_ID, 2),
+    (block_template::Client::TYPE_ID, 0),
+    (block_template::Client::TYPE_ID, 7),
 ];
 const MAKE_THREAD: (u64, u16) = METHODS[1];
 const WAIT_TIP_CHANGED: (u64, u16) = METHODS[2];
 const DISCONNECT: (u64, u16) = METHODS[5];
+const CREATE_NEW_BLOCK: (u64, u16) = METHODS[8];
+const READS_TEMPLATE: [(u64, u16); 2] = [METHODS[9], METHODS[10]];
+const DESTROY_TEMPLATE: (u64, u16) = METHODS[11];
 
 /// A call that the node was asked.
 struct Asked {
@@ -55,6 +64,8 @@ struct Node {
     /// Handler to callback.
     subscriptions: BTreeMap<u32, u32>,
     disconnected: BTreeSet<u32>,
+    /// Block templates, and whether each was destroyed.
+    templates: BTreeMap<u32, bool>,
     /// Calls of its own that were not answered.
     waiting: BTreeSet<u32>,
     next: u32,
@@ -126,7 +137,8 @@ impl Node {
                         id
                     }
                     message_target::PromisedAnswer(it) => {
-                        assert!(self.questions.contains_key(&it.unwrap().get_question_id()), "of no answer");
+                        let asked = self.questions.get(&it.unwrap().get_question_id()).expect("of no answer");
+                        assert!(asked.method != Some(CREATE_NEW_BLOCK), "of a template that is not there yet");
                         u32::MAX
                     }
                 };
@@ -142,6 +154,18 @@ impl Node {
                 }
                 if method == DISCONNECT && self.subscriptions.contains_key(&target) {
                     assert!(self.disconnected.insert(target), "a second disconnect");
+                }
+                if method == CREATE_NEW_BLOCK {
+                    let asked = |it: &Asked| it.method == Some(method) && !it.answered;
+                    let busy = self.questions.values().any(asked) || !self.templates.is_empty();
+                    assert!(!busy, "a second template");
+                }
+                if let Some(destroyed) = self.templates.get(&target) {
+                    assert!(!destroyed, "a call of a template that was destroyed");
+                    assert!(!self.is_called(target), "two calls of a template at once");
+                    let destroys = method == DESTROY_TEMPLATE;
+                    assert!(destroys || READS_TEMPLATE.contains(&method), "more than reading");
+                    self.templates.insert(target, destroys);
                 }
                 self.ask(it.get_question_id(), Some(method), target, callback);
             }
@@ -183,8 +207,14 @@ impl Node {
                 !self.subscriptions.contains_key(&id),
                 "a handler released before its subscription is over"
             );
+            assert!(!self.is_called(id) || !self.templates.contains_key(&id), "a release of a template in use");
+            self.templates.remove(&id);
             self.exports.remove(&id);
         }
+    }
+
+    fn is_called(&self, id: u32) -> bool {
+        self.questions.values().any(|it| it.target == id && !it.answered)
     }
 
     /// Answers one of the questions that it was asked.
@@ -197,7 +227,9 @@ impl Node {
         let asked = self.questions.get_mut(&number).unwrap();
         asked.answered = true;
         let fails = how % 5 == 4;
-        let gives = !fails && asked.method != Some(WAIT_TIP_CHANGED) && asked.method != Some(DISCONNECT);
+        let on_template = self.templates.contains_key(&asked.target);
+        let gives_none = [Some(WAIT_TIP_CHANGED), Some(DISCONNECT)].contains(&asked.method) || on_template;
+        let gives = !fails && !gives_none;
         if gives {
             asked.results.push(new);
         }
@@ -205,6 +237,9 @@ impl Node {
         let subscribes = [Some(METHODS[3]), Some(METHODS[4])].contains(&method);
         if gives {
             self.exports.insert(new, 1);
+            if method == Some(CREATE_NEW_BLOCK) {
+                self.templates.insert(new, false);
+            }
             if let (true, Some(callback)) = (subscribes, callback) {
                 self.subscriptions.insert(new, callback);
             }
@@ -268,6 +303,7 @@ impl Node {
 
     fn is_owed_nothing(&self) -> bool {
         self.subscriptions.is_empty()
+            && self.templates.is_empty()
             && self.questions.values().all(|it| it.answered)
             && self.waiting.is_empty()
     }
@@ -290,6 +326,7 @@ fuzz_target!(|data: &[u8]| {
         exports: BTreeMap::new(),
         subscriptions: BTreeMap::new(),
         disconnected: BTreeSet::new(),
+        templates: BTreeMap::new(),
         waiting: BTreeSet::new(),
         next: 0,
     };
@@ -358,8 +395,10 @@ fuzz_target!(|data: &[u8]| {
     let unanswered: Vec<_> = node.questions.iter().filter(|(_, it)| !it.answered).map(|(id, _)| id).collect();
     assert!(
         node.is_owed_nothing(),
-        "the guard has left in the middle of something: subscriptions {:?}, questions {unanswered:?}, calls {:?}",
+        "the guard has left in the middle of something: subscriptions {:?}, templates {:?}, questions {unanswered:?}, \
+         calls {:?}",
         node.subscriptions,
+        node.templates,
         node.waiting
     );
     drop(events);

@@ -2,7 +2,7 @@
 //!
 //! It is as unforgiving as the real ones: where one of them would have aborted or hung, that is a fault, and a fault fails
 //! the test that started the node. A client may not leave with a live subscription or in the middle of a call, nor cancel
-//! one, nor abort, nor disconnect a handler twice. `disconnect` destroys the callback, before its answer or some
+//! one, nor abort, nor disconnect a handler twice, nor leave a block template behind (`templates`). `disconnect` destroys the callback, before its answer or some
 //! milliseconds after it, and only then releases it.
 
 use std::cell::{Cell, RefCell};
@@ -26,6 +26,8 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc as async_mpsc, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+use super::templates::{Outcome, Step, Templates, Watched};
 
 /// The block at the tip in the beginning.
 const FIRST_TIP: u8 = 7;
@@ -57,6 +59,8 @@ pub struct Offers {
     pub loading: bool,
     /// It is a FIBRE node with a peer.
     pub fibre: bool,
+    /// Mining gives block templates.
+    pub templates: bool,
 }
 
 impl Offers {
@@ -72,6 +76,7 @@ impl Offers {
         tip_fails: false,
         loading: false,
         fibre: false,
+        templates: false,
     };
 }
 
@@ -108,10 +113,12 @@ enum Command {
     FailHeaders(bool),
     ShutDown,
     Load,
+    SetOutcome(Outcome),
+    HangAt(Option<Step>),
 }
 
 #[derive(Default)]
-struct Counts {
+pub struct Counts {
     /// What would have killed or hung a real node.
     faults: Mutex<Vec<String>>,
     unsubscribed: AtomicU32,
@@ -119,10 +126,14 @@ struct Counts {
     connections: AtomicU32,
     waits_for_change_of: AtomicU32,
     asked_for_udp_peers: AtomicU32,
+    /// Requests for a block template.
+    pub templates: AtomicU32,
+    /// Calls that hang because they were told to.
+    pub hanging: AtomicU32,
 }
 
 impl Counts {
-    fn fault(&self, what: impl Into<String>) {
+    pub fn fault(&self, what: impl Into<String>) {
         self.faults.lock().unwrap().push(what.into());
     }
 }
@@ -165,6 +176,7 @@ impl FakeNode {
                     hangs: watch::channel(false).0,
                     shutting_down: watch::channel(false).0,
                     tip: watch::channel(FIRST_TIP).0,
+                    templates: Templates::new(&shared),
                     headers_fail: Cell::new(false),
                     started: Instant::now(),
                     subscriptions: Cell::new(0),
@@ -205,6 +217,26 @@ impl FakeNode {
     /// The chain is loaded now.
     pub fn load(&self) {
         assert!(self.commands.send(Command::Load).is_ok(), "the fake node runs");
+    }
+
+    /// What comes of the next request for a block template.
+    pub fn set_outcome(&self, outcome: Outcome) {
+        assert!(self.commands.send(Command::SetOutcome(outcome)).is_ok(), "the fake node runs");
+    }
+
+    /// Leaves this call about a block template unanswered until it is told otherwise.
+    pub fn hang_at(&self, step: Option<Step>) {
+        assert!(self.commands.send(Command::HangAt(step)).is_ok(), "the fake node runs");
+    }
+
+    /// Whether a call hangs that was told to.
+    pub fn hangs(&self) -> bool {
+        self.counts.hanging.load(Relaxed) > 0
+    }
+
+    /// How often it was asked for a block template.
+    pub fn templates(&self) -> u32 {
+        self.counts.templates.load(Relaxed)
     }
 
     /// Block `n` of its chain, at height 35 + `n`, is the tip.
@@ -284,6 +316,7 @@ struct State {
     /// How many there were.
     subscriptions: Cell<u32>,
     tip: watch::Sender<u8>,
+    templates: Templates,
     headers_fail: Cell<bool>,
     started: Instant,
     /// By connection.
@@ -302,8 +335,9 @@ async fn run(
         tokio::select! {
             accepted = listener.accept() => {
                 let (read, write) = accepted.unwrap().0.into_split();
-                let network = twoparty::VatNetwork::new(read.compat(), write.compat_write(), Side::Server, Default::default());
                 let connection = next;
+                let reads = Watched { reads: read.compat(), templates: state.templates.clone(), connection };
+                let network = twoparty::VatNetwork::new(reads, write.compat_write(), Side::Server, Default::default());
                 next += 1;
                 let init: init::Client = new_client(Init { state: state.clone(), connection });
                 let state = state.clone();
@@ -341,6 +375,8 @@ async fn run(
                     nix::sys::prctl::set_name(c"b-msghand").unwrap();
                 }
                 Some(Command::SetTip(block)) => { state.tip.send_replace(block); }
+                Some(Command::SetOutcome(outcome)) => state.templates.outcome.set(outcome),
+                Some(Command::HangAt(step)) => { state.templates.hangs_at.send_replace(step); }
                 Some(Command::FailHeaders(fail)) => state.headers_fail.set(fail),
                 Some(Command::ShutDown) => { state.shutting_down.send_replace(true); }
                 None => return,
@@ -567,6 +603,15 @@ impl mining::Server for Fake {
         let block = *this.state.tip.borrow();
         tip.set_hash(&[block; 32]);
         tip.set_height(height_of(block));
+    });
+    method!(mining::create_new_block(params: CreateNewBlockParams, results: CreateNewBlockResults), |this| {
+        refused(this.state.offers.templates, ())?;
+        let mut call = InCall { state: this.state.clone(), answered: false };
+        let created = this.state.templates.create(&params, this.state.offers.core30, this.connection).await;
+        call.answered = true;
+        if let Some(template) = created? {
+            results.get().set_result(template);
+        }
     });
     method!(mining::wait_tip_changed(params: WaitTipChangedParams, results: WaitTipChangedResults), |this| {
         this.state.counts.long_polls.fetch_add(1, Relaxed);

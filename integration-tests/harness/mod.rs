@@ -11,6 +11,7 @@ pub mod node;
 pub mod peer;
 pub mod prometheus;
 pub mod proxy;
+pub mod templates;
 pub mod without_rpc;
 
 use std::time::{Duration, Instant};

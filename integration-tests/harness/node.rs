@@ -1,8 +1,12 @@
 //! A real bitcoin-node on regtest.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bitcoin::absolute::LockTime;
 use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::script::ScriptBuf;
@@ -10,7 +14,7 @@ use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Txid, Witness};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::eventually;
@@ -145,6 +149,46 @@ impl Node {
 
     pub fn coinbase_of(&self, block: &str) -> Txid {
         self.json(&["getblock", block])["tx"][0].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Makes calls over HTTP, all in one request; panics if one of them failed.
+    pub fn batch(&self, calls: &[(&str, Value)]) {
+        let call = |(method, params): &(&str, Value)| json!({"id": 1, "method": method, "params": params});
+        let body = Value::from_iter(calls.iter().map(call)).to_string();
+        let cookie = std::fs::read(self.dir().join("regtest/.cookie")).unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.rpc_port)).unwrap();
+        let head = format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Basic {}\r\nContent-Length: {}\r\n\r\n",
+            BASE64_STANDARD.encode(cookie),
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let answers: Vec<Value> = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let failed = answers.iter().find(|answer| !answer["error"].is_null());
+        assert!(failed.is_none() && answers.len() == calls.len(), "{failed:?}");
+    }
+
+    /// Fills the mempool with transactions that do not depend on each other: the coinbase of `block` is divided, mined, and
+    /// each part spent with another fee.
+    pub fn fan_out(&self, block: &str, transactions: u64) {
+        let (mut divided, _) = self.spending(self.coinbase_of(block), 0);
+        let whole: Amount = divided.output.iter().map(|output| output.value).sum();
+        let part = |at: u64| TxOut {
+            value: whole / transactions - Amount::from_sat(100 + at % 7),
+            script_pubkey: divided.output[0].script_pubkey.clone(),
+        };
+        divided.output = (0..transactions).map(part).collect();
+        self.batch(&[("generateblock", json!(["raw(51)", [serialize_hex(&divided)]]))]);
+        let parts = (0..transactions).map(|at| {
+            let mut spends = divided.clone();
+            spends.input[0].previous_output = OutPoint::new(divided.compute_txid(), at as u32);
+            let value = divided.output[at as usize].value - Amount::from_sat(1000 + at);
+            spends.output = vec![TxOut { value: value / 2, ..divided.output[0].clone() }; 2];
+            ("sendrawtransaction", json!([serialize_hex(&spends), 0]))
+        });
+        self.batch(&parts.collect::<Vec<_>>());
     }
 
     /// A transaction that spends the first output of another, not sent, and its real fee in satoshis.

@@ -36,8 +36,8 @@ fn polled(socket: &std::path::Path, arguments: &[String]) -> BTreeMap<String, St
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let of_node = text.lines().filter(|line| line.starts_with("bitcoin_"));
-    // What is between the exporter and the node is another process.
-    let others = ["bitcoin_exporter_", "bitcoin_node_process_"];
+    // What is between the exporter and the node is another process. Each has a template of its own built.
+    let others = ["bitcoin_exporter_", "bitcoin_node_process_", "bitcoin_template_"];
     let of_node = of_node.filter(|line| !others.iter().any(|prefix| line.starts_with(prefix)));
     of_node
         .map(|line| line.rsplit_once(' ').unwrap())

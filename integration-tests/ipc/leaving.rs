@@ -58,8 +58,8 @@ fn a_node_stops_in_order_while_the_exporter_is_stopped() {
     let before = threads();
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
     exporter.signal(Signal::SIGSTOP);
-    // Three of the exporter's, and the one on which the guard waits for the node's end.
-    eventually("the guard asks for the tip itself", || (threads() == before + 4).then_some(()));
+    // Four of the exporter's, and the one on which the guard waits for the node's end.
+    eventually("the guard asks for the tip itself", || (threads() == before + 5).then_some(()));
     assert_stops_in_order(node);
     exporter.signal(Signal::SIGCONT);
     exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"shutdown\"}", 1.0);

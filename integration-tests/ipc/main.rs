@@ -9,6 +9,7 @@ mod harness;
 mod hostile;
 mod http_rpc;
 mod leaving;
+mod next_block;
 mod notifications;
 mod real_node;
 mod reconnect;

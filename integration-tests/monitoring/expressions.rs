@@ -21,12 +21,13 @@ use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
 /// What has no data here, and why.
-const WITHOUT: [(&str, &str); 5] = [
+const WITHOUT: [(&str, &str); 6] = [
     (
         "bitcoin_fee_estimate_sat_per_vbyte",
         "a node estimates from dozens of blocks with transactions of some age",
     ),
     ("bitcoin_background_validation_progress", "needs an assumeutxo snapshot, which regtest has none of"),
+    ("bitcoin_mempool_depth_feerate_sat_per_vbyte", "the mempool has less than a block"),
     ("[3d] offset 1d", "there was no yesterday; contrib/prometheus/tests has one"),
     ("3d_before", "as above"),
     ("fall_in_standard_errors", "as above"),

@@ -38,9 +38,14 @@ fn text(browser: &Browser, id: &str) -> String {
     browser.run(&format!("return document.getElementById('{id}').innerText")).as_str().unwrap().to_string()
 }
 
+fn bands_say(browser: &Browser) -> String {
+    browser.run("return bands.shown.textContent").as_str().unwrap().to_string()
+}
+
 pub fn numbers_equal_the_metrics_and_follow_the_node() {
     let mut node = Node::start(&[]);
-    node.mine(101);
+    let blocks = node.mine(101);
+    let (_, size) = node.spend_coinbase_of(&blocks[0], 5_000); // 70 sat/vB
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1s"]).ready();
     let browser = open(&exporter, 1280, false);
     let shown = |sample: &str| -> Value {
@@ -72,7 +77,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
         let first =
             browser.run("return [...document.querySelector('#blocks tr').cells].map(cell => cell.innerText)");
         let title = browser.run("return document.querySelector('#blocks tr td[title]').title");
-        let described = first[3] == "1" && first[2].as_str()?.ends_with("ago");
+        let described = first[3] == "2" && first[2].as_str()?.ends_with("ago");
         (title == hash.as_str() && first[0] == "102" && shown("bitcoin_chain_height") == "102" && described)
             .then_some(())
     });
@@ -89,6 +94,19 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     assert!(browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
     browser.press("\u{e00c}"); // escape
     assert!(!browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
+    // The mempool by feerate: one transaction in its band, from the keyboard, too.
+    assert_eq!(browser.run("return $('bands').hidden"), false);
+    browser.run("bands.figure.focus()");
+    browser.press("\u{e011}"); // home
+    let in_band = || browser.run("return keys.map(({ key }) => key.textContent)");
+    browser.press("\u{e014}"); // arrow right
+    let expected = format!("34 to 89 sat/vB: {size} vB");
+    assert!(
+        in_band().as_array().unwrap().iter().any(|key| *key == expected.as_str()),
+        "{expected}: {}",
+        in_band()
+    );
+    assert!(bands_say(&browser).starts_with("for the next block the minimum, in three the minimum"));
     keep(&browser, "up.png");
 
     node.stop();

@@ -40,6 +40,9 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
         checker.check().await; // with all its time
     }
     let polled = session.poller().poll().await;
+    if let Some(mut builder) = session.builder() {
+        let _ = tokio::time::timeout(context.config.call_timeout, builder.build(None)).await;
+    }
     let interfaces = session.interfaces.clone();
     session.close().await;
     polled.map_err(|why| anyhow!("the poll failed: {why}"))?;

@@ -4,11 +4,14 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::block;
 use super::memory::Memory;
 use crate::http_rpc::{self, HttpRpc};
+use crate::ipc::Hash;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
@@ -23,6 +26,17 @@ pub enum UtxoTrace {
     Off,
 }
 
+/// When to have the node build block templates.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+pub enum NextBlock {
+    /// Out of initial block download, for at most 1 % of the node's time.
+    Auto,
+    /// At each poll and each new tip, whatever it costs the node.
+    On,
+    /// Never.
+    Off,
+}
+
 /// The collector's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -32,12 +46,21 @@ pub struct Config {
     pub call_timeout: Duration,
     /// Whether to subscribe to the UTXO cache trace.
     pub utxo_trace: UtxoTrace,
+    /// When to have the node build block templates.
+    pub next_block: NextBlock,
     /// How long the node may wait for the trace in ten minutes.
     pub utxo_trace_budget: Duration,
     /// End when the node shuts down, instead of waiting for the next one.
     pub exit_with_node: bool,
     /// JSON-RPC over HTTP, where IPC has none.
     pub http_rpc: Option<http_rpc::Settings>,
+}
+
+/// A block that became the tip, and when that was heard of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewTip {
+    pub hash: Hash,
+    pub at: Instant,
 }
 
 /// What every connection of a collector works with.
@@ -53,6 +76,8 @@ pub struct Context {
     pub(super) http_rpc: Option<HttpRpc>,
     pub(super) memory: RefCell<Memory>,
     pub(super) blocks: block::Counter,
+    /// The newest tip that came while there was a connection.
+    pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
 
 impl Context {
@@ -65,6 +90,7 @@ impl Context {
     ) -> Self {
         let blocks = block::Counter::start(metrics.clone());
         let http_rpc = config.http_rpc.clone().map(|settings| HttpRpc::new(settings, config.call_timeout));
-        Context { config, http_rpc, metrics, status, shutdown, memory: RefCell::default(), blocks }
+        let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
+        Context { config, http_rpc, metrics, status, shutdown, memory, blocks, new_tip }
     }
 }

@@ -9,6 +9,7 @@ use tracing::info;
 
 use super::context::{Context, UtxoTrace};
 use super::http_rpc::Checker;
+use super::next_block;
 use super::session::{End, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
@@ -37,11 +38,12 @@ pub async fn open(
 ) -> Result<Session, End> {
     let prepared = context.shutdown.run_until_cancelled(shake_hands(stream, node, context));
     match prepared.await.unwrap_or(Err(End::ShutdownRequested)) {
-        Ok(Prepared { connection, waiting, subscribing, interfaces, http_rpc }) => Ok(Session {
+        Ok(Prepared { connection, waiting, subscribing, building, interfaces, http_rpc }) => Ok(Session {
             connection,
             guard,
             waiting,
             subscribing,
+            building,
             interfaces: Rc::new(interfaces),
             http_rpc,
             process: node.process(),
@@ -56,6 +58,7 @@ struct Prepared {
     connection: Connection,
     waiting: Thread,
     subscribing: Thread,
+    building: Option<Thread>,
     interfaces: Interfaces,
     http_rpc: Option<Checker>,
 }
@@ -76,7 +79,11 @@ async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Resu
         }
     };
     let http_rpc = checked.await?;
-    Ok(Prepared { connection, waiting, subscribing, interfaces, http_rpc })
+    let building = match next_block::is_wanted(&interfaces, context.config.next_block) {
+        true => Some(connection.thread("exporter-template").await?),
+        false => None,
+    };
+    Ok(Prepared { connection, waiting, subscribing, building, interfaces, http_rpc })
 }
 
 /// Adds JSON-RPC over HTTP where IPC has none. The first poll uses it if it answers soon.

@@ -7,6 +7,7 @@
 //! - `http_rpc` decides when JSON-RPC over HTTP is used; `door` opens the socket, or HTTP alone for a node without IPC, with
 //!   `http_session` as its loop and `http_tip` as its long poll.
 //! - `tip` is the long poll that tells of new tips and of the node's shutdown; `walk` counts the blocks between two tips.
+//! - `next_block` has the node build a block template now and then.
 //! - `subscriptions` starts and ends subscriptions; `notifications`, `block` and `utxo_trace` count what they bring.
 //! - `context` is what every connection works with; `memory` is what is remembered from one to the next: peers'
 //!   traffic, `thread_times`, the tip.
@@ -23,6 +24,7 @@ mod http_session;
 mod http_tip;
 mod json;
 mod memory;
+mod next_block;
 mod notifications;
 mod peers;
 mod poll;
@@ -35,7 +37,7 @@ mod walk;
 
 pub use check::{check, once};
 pub use collector::Collector;
-pub use context::{Config, Context, UtxoTrace};
+pub use context::{Config, Context, NextBlock, UtxoTrace};
 pub use handshake::open;
 pub use poll::{PollError, Poller};
 pub use session::{End, Session};

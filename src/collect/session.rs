@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 
 use super::context::Context;
 use super::http_rpc::Checker;
+use super::next_block::Builder;
 use super::poll::{PollError, Polled, Poller};
 use super::subscriptions::{Subscriptions, count_notices};
 use super::tip::{TipEnd, TipWatch};
@@ -107,6 +108,8 @@ pub struct Session {
     pub(super) waiting: Thread,
     /// Starts and ends subscriptions.
     pub(super) subscribing: Thread,
+    /// Builds block templates, if the node is asked for them.
+    pub(super) building: Option<Thread>,
     /// What the node offers.
     pub interfaces: Rc<Interfaces>,
     /// Where IPC has no JSON-RPC.
@@ -120,6 +123,11 @@ impl Session {
     /// A poller of this connection.
     pub fn poller(&mut self) -> Poller {
         Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
+    }
+
+    /// Who asks for block templates, if the node is asked for them.
+    pub(super) fn builder(&self) -> Option<Builder> {
+        Builder::new(&self.interfaces, self.building.as_ref()?, &self.context)
     }
 
     /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
@@ -155,6 +163,9 @@ impl Session {
         let _checking = checker.map(|checker| {
             AbortOnDropHandle::new(tokio::task::spawn_local(checker.keep_checking(new_tip.clone())))
         });
+        let builder = self.builder();
+        let _building =
+            builder.map(|builder| AbortOnDropHandle::new(tokio::task::spawn_local(builder.run())));
         let mut tip = TipWatch::start(&self.interfaces, &self.waiting, &context, new_tip);
         // Without a guard nobody would end a subscription: then nothing is subscribed to.
         let offered = if self.guard.is_some() { self.interfaces.clone() } else { Rc::default() };

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::context::Context;
+use super::context::{Context, NewTip};
 use super::http_tip::HttpTip;
 use super::walk::{Walk, is_final, is_known, walk};
 use crate::http_rpc::HttpRpc;
@@ -173,6 +173,7 @@ impl Follow {
             let asked = Instant::now();
             self.start_counting();
             let answer = self.tips.next(known).await;
+            let answered = tokio::time::Instant::now();
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
                 Ok(None) => return TipEnd::NodeShutsDown,
@@ -187,6 +188,9 @@ impl Follow {
                 Ok(Some(tip)) => {
                     // When the first tip of a connection became it is not known.
                     let seen = known.replace(tip).map(|_| now());
+                    if seen.is_some() {
+                        self.context.new_tip.send_replace(Some(NewTip { hash: tip.hash, at: answered }));
+                    }
                     self.context.status.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
                     self.new_tip.notify_one();
                     let last = self.context.memory.borrow_mut().last_tip.replace(tip);

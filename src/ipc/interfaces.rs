@@ -50,7 +50,7 @@ impl Interface {
     /// What a node that offers it can be asked for.
     pub fn gives(self) -> &'static str {
         match self {
-            Interface::Mining => "tip changes, the node's shutdown",
+            Interface::Mining => "tip changes, the node's shutdown, the next block (see --next-block)",
             Interface::Rpc => {
                 "JSON-RPC over IPC: chain, mempool, network, fees; blocks connected from tip changes"
             }

@@ -29,6 +29,7 @@ pub const METHODS: &[&str] = &[
     "getmemoryinfo",
     "getmempoolfeeratediagram",
     "getmempoolinfo",
+    "getmininginfo",
     "getnettotals",
     "getnetworkhashps",
     "getnetworkinfo",

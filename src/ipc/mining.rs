@@ -60,17 +60,17 @@ impl BlockRef {
 
 /// Whose schema a node speaks. A default value in it changes how values are encoded.
 #[derive(Clone, Copy)]
-enum Schema {
-    /// Core 30's: the timeout of waitTipChanged has no default value.
+pub(super) enum Schema {
+    /// Core 30's: the timeout of waitTipChanged and the options of a template have no default values.
     Core30,
-    /// Core 31's and later: it has one.
+    /// Core 31's and later: they have.
     Core31,
 }
 
 /// The Mining interface.
 pub struct Mining {
-    capability: OnThread<mining::Client>,
-    schema: Schema,
+    pub(super) capability: OnThread<mining::Client>,
+    pub(super) schema: Schema,
 }
 
 impl Mining {

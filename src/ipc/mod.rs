@@ -3,7 +3,8 @@
 //! - [`source`] is where the socket comes from.
 //! - `connection` is the handshake, the node's threads and their deadlines.
 //! - `interfaces` is the list of interfaces, and finds out which of them a node offers.
-//! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the interfaces; `handler` is a subscription of the last two.
+//! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the interfaces; `template` is a block that Mining puts
+//!   together; `handler` is a subscription of the last two.
 //! - `error` is what can go wrong with a call.
 //! - [`guard`] is the process between the node and the exporter.
 
@@ -17,6 +18,7 @@ mod json_rpc;
 mod mining;
 mod node;
 pub mod source;
+mod template;
 mod tracing;
 
 pub use chain::{Chain, ChainEvent};
@@ -28,4 +30,5 @@ pub(crate) use json_rpc::Answer as JsonRpcAnswer;
 pub use json_rpc::{JsonRpc, METHODS, whitelist_of};
 pub use mining::{BlockRef, Hash, Mining};
 pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS, ip_address};
+pub use template::Template;
 pub use tracing::{CoinEvent, Tracing};

@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::families::{
-    EventCounter, Labeled, NodeCounter, NodeCounters, NodeGauge, OwnGauge, SecondsCounter,
+    EventCounter, EventHistogram, Labeled, NodeCounter, NodeCounters, NodeGauge, OwnGauge, SecondsCounter,
 };
 use super::reference::Row;
 use super::samples::{Samples, Value};
@@ -123,6 +123,18 @@ impl Declare {
     ) -> Labeled<N, Counter> {
         self.row(name, "counter", &names, help, source);
         self.family(name, names, help)
+    }
+
+    /// A histogram that is absent until it is started.
+    pub fn event_histogram(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        source: &str,
+        buckets: &'static [f64],
+    ) -> EventHistogram {
+        self.row(name, "histogram", &[], help, source);
+        EventHistogram { samples: self.family(name, [], help), buckets }
     }
 
     pub fn histogram(&mut self, name: &'static str, help: &str, source: &str, buckets: &[f64]) -> Histogram {

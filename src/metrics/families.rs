@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 
 use super::samples::{Labels, Samples, Value};
 
@@ -143,5 +144,25 @@ impl EventCounter {
     /// Events are no longer seen: a count that stands still would be read as 'nothing happens'.
     pub fn stop(&self) {
         self.0.clear();
+    }
+}
+
+/// A histogram of what we see: absent until [`start`](Self::start)ed, and kept when the node goes away.
+pub struct EventHistogram {
+    pub(super) samples: Labeled<0, Histogram>,
+    pub(super) buckets: &'static [f64],
+}
+
+impl EventHistogram {
+    /// Events are seen from now on: shows that there were none.
+    pub fn start(&self) {
+        let empty = || Histogram::new(self.buckets.iter().copied());
+        self.samples.samples.write().entry(Labels::new()).or_insert_with(empty);
+    }
+    /// One event, once started.
+    pub fn observe(&self, value: f64) {
+        if let Some(histogram) = self.samples.samples.read().get(&Labels::new()) {
+            histogram.observe(value);
+        }
     }
 }

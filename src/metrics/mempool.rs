@@ -9,6 +9,29 @@ use super::samples::Value;
 /// Why a transaction left the mempool, in the order of Core's `MemPoolRemovalReason`; an unknown one counts as `other`.
 pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block", "conflict", "replaced"];
 
+/// Where a band of feerates begins: as the `from` label has it, and in tenths of a sat/vB.
+pub const FEERATE_BANDS: [(&str, u64); 19] = [
+    ("0", 0),
+    ("0.1", 1),
+    ("0.2", 2),
+    ("0.5", 5),
+    ("1", 10),
+    ("2", 20),
+    ("3", 30),
+    ("5", 50),
+    ("8", 80),
+    ("13", 130),
+    ("21", 210),
+    ("34", 340),
+    ("55", 550),
+    ("89", 890),
+    ("144", 1440),
+    ("233", 2330),
+    ("377", 3770),
+    ("610", 6100),
+    ("987", 9870),
+];
+
 /// The mempool. Units are in the names; see `METRICS.md` for each metric's source.
 #[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
 pub struct Mempool {

@@ -15,6 +15,7 @@ mod families;
 mod fibre;
 mod mempool;
 mod network;
+mod next_block;
 mod node;
 mod node_process;
 mod process;
@@ -37,8 +38,9 @@ pub use chain::Chain;
 pub use chainstates::Chainstates;
 pub use exporter::Exporter;
 pub use fibre::Fibre;
-pub use mempool::{Mempool, REMOVAL_REASONS};
+pub use mempool::{FEERATE_BANDS, Mempool, REMOVAL_REASONS};
 pub use network::{MESSAGE_TYPES, Network};
+pub use next_block::NextBlock;
 pub use node::Node;
 pub use node_process::NodeProcess;
 pub use reference::{Row, markdown};
@@ -67,6 +69,8 @@ pub struct Metrics {
     pub mempool: Mempool,
     /// Transactions on their way.
     pub relay: Relay,
+    /// The next block.
+    pub next_block: NextBlock,
     /// Peers and traffic.
     pub network: Network,
     /// FIBRE's peers.
@@ -88,6 +92,7 @@ impl Metrics {
         let blocks = Blocks::declare(&mut declare);
         let mempool = Mempool::declare(&mut declare);
         let relay = Relay::declare(&mut declare);
+        let next_block = NextBlock::declare(&mut declare);
         let network = Network::declare(&mut declare);
         let fibre = Fibre::declare(&mut declare);
         let utxo_cache = UtxoCache::declare(&mut declare);
@@ -106,6 +111,7 @@ impl Metrics {
             blocks,
             mempool,
             relay,
+            next_block,
             network,
             fibre,
             utxo_cache,

@@ -16,7 +16,7 @@ const MAX_ROWS: usize = 240;
 /// A line of the page's plots: the sample's name, as the page knows it, and its present value.
 type Column = (&'static str, fn(&Metrics) -> Option<f64>);
 
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 10] = [
     ("bitcoin_chain_height", |metrics| metrics.chain.height.get()),
     ("bitcoin_mempool_size", |metrics| metrics.mempool.size.get()),
     ("bitcoin_mempool_bytes", |metrics| metrics.mempool.usage.get()),
@@ -24,23 +24,56 @@ const COLUMNS: [Column; 7] = [
     ("bitcoin_peers", |metrics| metrics.network.peers.get()),
     ("bitcoin_bytes_recv_total", |metrics| metrics.network.bytes_received.get()),
     ("bitcoin_bytes_sent_total", |metrics| metrics.network.bytes_sent.get()),
+    ("bitcoin_mempool_depth_feerate_sat_per_vbyte{blocks=\"1\"}", |metrics| depth(metrics, "1")),
+    ("bitcoin_mempool_depth_feerate_sat_per_vbyte{blocks=\"3\"}", |metrics| depth(metrics, "3")),
+    ("bitcoin_mempool_depth_feerate_sat_per_vbyte{blocks=\"6\"}", |metrics| depth(metrics, "6")),
 ];
+
+fn depth(metrics: &Metrics, blocks: &str) -> Option<f64> {
+    metrics.mempool.depth_feerate.get([blocks])
+}
+
+/// The mempool's bands of feerates as the page draws them, wider than those of the metric: more cannot be told apart. The
+/// lowest feerate of each, and the `from` labels in it.
+const BANDS: [(&str, &[&str]); 8] = [
+    ("0", &["0", "0.1", "0.2", "0.5"]),
+    ("1", &["1"]),
+    ("2", &["2", "3"]),
+    ("5", &["5", "8"]),
+    ("13", &["13", "21"]),
+    ("34", &["34", "55"]),
+    ("89", &["89", "144"]),
+    ("233", &["233", "377", "610", "987"]),
+];
+
+/// Whole vbytes in a band; `None` if the node does not tell.
+fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
+    let bands = from.iter().map(|from| metrics.mempool.band_vbytes.get([from]));
+    bands.sum::<Option<f64>>().map(f64::round)
+}
+
+/// Of each column, then of each band.
+type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 
 /// Values over time. What was absent is absent here.
 #[derive(Default)]
-pub struct History(Mutex<VecDeque<(f64, [Option<f64>; COLUMNS.len()])>>);
+pub struct History(Mutex<VecDeque<(f64, Row)>>);
 
 impl History {
     /// Adds a row of the present values.
     pub fn keep(&self, metrics: &Metrics) {
-        let values = COLUMNS.map(|(_, value)| value(metrics));
+        let mut values = Row::default();
+        let columns = COLUMNS.iter().map(|(_, value)| value(metrics));
+        let bands = BANDS.iter().map(|(_, from)| vbytes(metrics, from));
+        columns.chain(bands).zip(&mut values).for_each(|(value, kept)| *kept = value);
         let mut rows = self.0.lock().expect("nobody panics holding it");
         rows.push_back((now(), values));
         let outdated = rows.len().saturating_sub(MAX_ROWS);
         rows.drain(..outdated);
     }
 
-    /// `{"names": [name, …], "rows": [[Unix seconds, value or null, …], …]}`, oldest first.
+    /// `{"names": [name, …], "rows": [[Unix seconds, value or null, …], …]}`, oldest first. A band's name is `sat/vB from` its
+    /// lowest feerate.
     pub fn json(&self) -> Value {
         let rows = self.0.lock().expect("nobody panics holding it");
         let rows: Vec<Value> = rows
@@ -50,7 +83,10 @@ impl History {
                 std::iter::once(json!(at)).chain(values).collect()
             })
             .collect();
-        json!({"names": COLUMNS.map(|(name, _)| name), "rows": rows})
+        let columns = COLUMNS.iter().map(|(name, _)| name.to_string());
+        let names: Vec<_> =
+            columns.chain(BANDS.iter().map(|(from, _)| format!("sat/vB from {from}"))).collect();
+        json!({"names": names, "rows": rows})
     }
 }
 
@@ -82,6 +118,25 @@ mod tests {
     }
 
     #[test]
+    fn the_bands_are_all_of_the_mempool() {
+        let metrics = Metrics::new();
+        let history = History::default();
+        history.keep(&metrics);
+        let shown: Vec<_> = BANDS.iter().flat_map(|(_, from)| *from).copied().collect();
+        metrics.mempool.band_vbytes.replace(shown.iter().map(|from| ([*from], 100.25)));
+        history.keep(&metrics);
+        let json = history.json();
+        let bands = |row: usize| &json["rows"][row].as_array().unwrap()[1 + COLUMNS.len()..];
+        assert_eq!(bands(0), vec![json!(null); BANDS.len()]);
+        let expected = BANDS.iter().map(|(_, from)| json!((100.25 * from.len() as f64).round()));
+        assert_eq!(bands(1), expected.collect::<Vec<_>>());
+        assert_eq!(json["names"][1 + COLUMNS.len()], "sat/vB from 1");
+        // Those of the metric, each once, and each begins with its first.
+        assert_eq!(shown, crate::metrics::FEERATE_BANDS.map(|(from, _)| from));
+        assert!(BANDS.iter().all(|(begins, from)| from[0] == *begins));
+    }
+
+    #[test]
     fn columns_have_the_names_of_their_samples() {
         let metrics = Metrics::new();
         metrics.chain.height.set(Some(1));
@@ -91,6 +146,7 @@ mod tests {
         metrics.network.peers.set(Some(5));
         metrics.network.bytes_received.set(Some(6));
         metrics.network.bytes_sent.set(Some(7));
+        metrics.mempool.depth_feerate.replace([(["1"], 8.0), (["3"], 9.0), (["6"], 10.0)]);
         let text = metrics.render(Format::Text);
         for (name, value) in COLUMNS {
             let line = format!("\n{name} {}\n", value(&metrics).unwrap());

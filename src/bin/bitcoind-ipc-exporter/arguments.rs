@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bitcoind_exporter::cli::{self, Program, Shared};
-use bitcoind_exporter::collect::{Config, UtxoTrace};
+use bitcoind_exporter::collect::{Config, NextBlock, UtxoTrace};
 use bitcoind_exporter::http_rpc::credentials::PASSWORD_VARIABLE;
 use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url, tls};
 use bitcoind_exporter::ipc::source::{CHAINS, KnownChain, Source, default_datadir};
@@ -91,6 +91,11 @@ pub struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
     pub utxo_trace_budget: Duration,
 
+    /// Have the node build a block template now and then, which tells what the next block is worth: auto out of initial block
+    /// download, at a new tip and at most every --poll-interval, for at most 1 % of the node's time; on whatever it costs
+    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_NEXT_BLOCK")]
+    pub next_block: NextBlock,
+
     /// End (exit 0) when the node shuts down, which it says over IPC alone, instead of waiting for the next one. Default when
     /// the connection was inherited and no socket path is given
     #[arg(long, env = "BITCOIND_IPC_EXPORTER_EXIT_WITH_NODE")]
@@ -141,6 +146,7 @@ impl Arguments {
             call_timeout: self.call_timeout,
             utxo_trace: self.utxo_trace,
             utxo_trace_budget: self.utxo_trace_budget,
+            next_block: self.next_block,
             exit_with_node: self.exit_with_node,
             http_rpc: self.http_rpc()?,
         })

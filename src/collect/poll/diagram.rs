@@ -4,28 +4,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
-/// Where a band of feerates begins: as the `from` label has it, and in tenths of a sat/vB.
-const BANDS: [(&str, u64); 19] = [
-    ("0", 0),
-    ("0.1", 1),
-    ("0.2", 2),
-    ("0.5", 5),
-    ("1", 10),
-    ("2", 20),
-    ("3", 30),
-    ("5", 50),
-    ("8", 80),
-    ("13", 130),
-    ("21", 210),
-    ("34", 340),
-    ("55", 550),
-    ("89", 890),
-    ("144", 1440),
-    ("233", 2330),
-    ("377", 3770),
-    ("610", 6100),
-    ("987", 9870),
-];
+use crate::metrics::FEERATE_BANDS;
 
 /// The depths whose feerate is shown: as the `blocks` label has it, and in blocks.
 const DEPTHS: [(&str, u64); 4] = [("1", 1), ("2", 2), ("3", 3), ("6", 6)];
@@ -48,7 +27,7 @@ struct Part {
 /// The mempool by feerate.
 #[derive(Debug, Default, PartialEq)]
 pub struct Feerates {
-    bands: [Part; BANDS.len()],
+    bands: [Part; FEERATE_BANDS.len()],
     /// In sat/vB; of depths that the mempool does not have, none.
     depths: [Option<f64>; DEPTHS.len()],
 }
@@ -56,7 +35,7 @@ pub struct Feerates {
 impl Feerates {
     /// Of each band its `from` label, vbytes and fees in satoshis.
     pub fn bands(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
-        let bands = BANDS.iter().zip(&self.bands);
+        let bands = FEERATE_BANDS.iter().zip(&self.bands);
         bands.map(|((from, _), part)| (*from, part.weight as f64 / WEIGHT_PER_VBYTE, part.satoshis as f64))
     }
 
@@ -74,7 +53,7 @@ impl Feerates {
         }
         // In tenths of a sat/vB, as the bands are: exact, and never too large.
         let reaches = |tenths: u64| i128::from(satoshis) * 40 >= i128::from(tenths) * i128::from(weight);
-        let band = BANDS.iter().rposition(|&(_, tenths)| reaches(tenths)).unwrap_or(0);
+        let band = FEERATE_BANDS.iter().rposition(|&(_, tenths)| reaches(tenths)).unwrap_or(0);
         let band = &mut self.bands[band];
         band.weight += weight;
         band.satoshis = band.satoshis.saturating_add(satoshis);

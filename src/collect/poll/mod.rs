@@ -10,6 +10,7 @@ mod diagram;
 mod fibre;
 mod mempool;
 mod network;
+mod next_block;
 mod node;
 mod process;
 mod relay;
@@ -256,6 +257,7 @@ impl Poller {
         let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
         chainstates::poll(calls, &chain_info).await;
         mempool::poll(calls).await;
+        next_block::poll(calls).await;
         mempool::poll_feerates(calls, &mut self.feerates, ibd).await;
         relay::poll_orphans(calls, &mut self.orphans).await;
         relay::poll_private_broadcast(calls, &mut self.private_broadcast).await;

@@ -10,7 +10,7 @@ use super::frame::MAX_MESSAGE_BYTES;
 use crate::schema::chain_capnp::{chain, chain_notifications};
 use crate::schema::handler_capnp::handler;
 use crate::schema::init_capnp::init;
-use crate::schema::mining_capnp::mining;
+use crate::schema::mining_capnp::{block_template, mining};
 use crate::schema::proxy_capnp::thread_map;
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
@@ -21,6 +21,8 @@ pub type Method = (u64, u16);
 pub const CONSTRUCT: Method = (init::Client::TYPE_ID, 0);
 pub const MAKE_THREAD: Method = (thread_map::Client::TYPE_ID, 0);
 pub const WAIT_TIP_CHANGED: Method = (mining::Client::TYPE_ID, 3);
+pub const CREATE_NEW_BLOCK: Method = (mining::Client::TYPE_ID, 4);
+pub const DESTROY_TEMPLATE: Method = (block_template::Client::TYPE_ID, 0);
 pub const HANDLE_NOTIFICATIONS: Method = (chain::Client::TYPE_ID, 39);
 pub const TRACE_UTXO_CACHE: Method = (tracing::Client::TYPE_ID, 0);
 pub const DISCONNECT: Method = (handler::Client::TYPE_ID, 1);
@@ -35,6 +37,12 @@ pub const FLUSHED: Method = (chain_notifications::Client::TYPE_ID, 6);
 pub const COIN_ADDED: Method = (utxo_cache_trace::Client::TYPE_ID, 1);
 pub const COIN_SPENT: Method = (utxo_cache_trace::Client::TYPE_ID, 2);
 pub const COIN_UNCACHED: Method = (utxo_cache_trace::Client::TYPE_ID, 3);
+
+/// Whether it is a method of a block template that reads: the block, the fees, the signature operations. Later ones
+/// submit a block, or wait, under ordinals that differ between nodes.
+pub fn reads_template((interface, ordinal): Method) -> bool {
+    interface == block_template::Client::TYPE_ID && (2..=4).contains(&ordinal)
+}
 
 /// Whether the node calls a callback of a subscription; `destroy` is one.
 pub fn is_callback((interface, _): Method) -> bool {

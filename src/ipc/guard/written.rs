@@ -23,6 +23,8 @@ pub enum Own {
     Disconnect { question: u32, handler: u32, thread: u32 },
     /// An answer was taken in.
     Finish { question: u32, releases: bool },
+    /// A block template is let go.
+    Release { export: u32, count: u32 },
 }
 
 impl Own {
@@ -55,6 +57,11 @@ impl Own {
                 let mut finish = message.init_root::<rpc::message::Builder>().init_finish();
                 finish.set_question_id(question);
                 finish.set_release_result_caps(releases);
+            }
+            Own::Release { export, count } => {
+                let mut release = message.init_root::<rpc::message::Builder>().init_release();
+                release.set_id(export);
+                release.set_reference_count(count);
             }
         }
         write_message_to_words(&message)

@@ -32,6 +32,7 @@ impl Ledger {
             Message::Abort => FromExporter::Refuse("it gives up"),
             Message::Resolve(_) | Message::Other => FromExporter::Refuse("a message that it has no use for"),
         };
+        self.let_templates_go();
         Ok(verdict)
     }
 
@@ -49,6 +50,11 @@ impl Ledger {
         targets.extend(capabilities.promised.iter().map(|&question| Target::Answer(question)));
         if !targets.into_iter().all(known) {
             return Ok(FromExporter::Refuse("it uses a capability that it does not have"));
+        }
+        match self.may_call_template(call.target, call.method) {
+            Some(Ok(purpose)) => return Ok(self.ask(call.question, purpose, now)),
+            Some(Err(refused)) => return Ok(refused),
+            None => {}
         }
         let purpose = match (call.method, call.target) {
             (message::CONSTRUCT, _) => Purpose::Handshake,
@@ -81,6 +87,10 @@ impl Ledger {
                     _ => return Ok(FromExporter::Answer(call.question)),
                 }
             }
+            (message::CREATE_NEW_BLOCK, _) => match self.may_create_template() {
+                Ok(purpose) => purpose,
+                Err(refused) => return Ok(refused),
+            },
             _ => Purpose::Other,
         };
         if let Purpose::Disconnect { callback } = purpose

@@ -73,7 +73,11 @@ impl Ledger {
         }
         if !own && finished != Some(true) {
             self.hold(hosted);
+            if let (Purpose::CreateNewBlock, Some(&template)) = (&purpose, hosted.first()) {
+                self.keep_template(template);
+            }
         }
+        self.let_templates_go();
         self.conclude(purpose, own, asked_at, &answer.outcome, hosted.first().copied(), now)?;
         Ok(if own { FromNode::Keep } else { FromNode::Forward })
     }
@@ -148,7 +152,11 @@ impl Ledger {
                     _ => now + RETRY_INTERVAL,
                 };
             }
-            Purpose::Handshake | Purpose::MakeThread { .. } | Purpose::Other => {}
+            Purpose::Handshake
+            | Purpose::MakeThread { .. }
+            | Purpose::CreateNewBlock
+            | Purpose::CallTemplate(_)
+            | Purpose::Other => {}
         }
         Ok(())
     }

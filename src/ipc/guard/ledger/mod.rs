@@ -7,14 +7,17 @@
 //!   and leave is taken. A call is never cancelled: a `Finish` before the answer is kept until the answer;
 //! - what the node asks is answered by the guard, whether the exporter lives or not;
 //! - a long poll tells when the node is shutting down: the exporter's, and the guard's own where there is none;
+//! - a block template of the node's is called by one call at a time, and let go before the end;
 //! - to take leave is to disconnect each subscription, one after the other, wait until its callback was released, and wait
 //!   for the answer to each call.
 //!
-//! `from_node` and `from_exporter` take in what either side says, `due` is what the guard says itself.
+//! `from_node` and `from_exporter` take in what either side says, `due` is what the guard says itself, `template` is the
+//! life of a block template.
 
 mod due;
 mod from_exporter;
 mod from_node;
+mod template;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -22,6 +25,7 @@ use std::time::Duration;
 use super::budget::Budget;
 use super::events::{Event, SubscriptionIds};
 use super::written::Own;
+use template::Template;
 
 /// The guard's own numbers for questions and exports start here; the exporter counts from zero.
 const OWN_NUMBERS: u32 = 0x7000_0000;
@@ -98,6 +102,8 @@ enum Purpose {
     Disconnect {
         callback: u32,
     },
+    CreateNewBlock,
+    CallTemplate(u32),
     Other,
 }
 
@@ -153,7 +159,8 @@ pub struct Ledger {
     /// The node's capabilities, with the references that the exporter has to each.
     exports: HashMap<u32, u32>,
     subscriptions: Vec<Subscription>,
-    /// `Finish` messages to send.
+    templates: Vec<Template>,
+    /// `Finish` and `Release` messages to send.
     finishes: VecDeque<Own>,
     events: VecDeque<Event<'static>>,
     budget: Budget,
@@ -183,6 +190,7 @@ impl Ledger {
             next_thread: OWN_NUMBERS,
             exports: HashMap::new(),
             subscriptions: Vec::new(),
+            templates: Vec::new(),
             finishes: VecDeque::new(),
             events: VecDeque::new(),
             budget,
@@ -234,6 +242,7 @@ impl Ledger {
             |it: &Question| matches!(it.purpose, Purpose::Subscribe { thread, .. } if thread == export);
         self.thread_map == Some(export)
             || self.watched.is_some_and(|it| it.mining == export)
+            || self.templates.iter().any(|it| it.export == export)
             || self.subscriptions.iter().any(subscribed)
             || self.questions.values().any(subscribing)
     }
@@ -260,6 +269,7 @@ impl Ledger {
         }
         let answered = self.questions.extract_if(|_, it| it.answered);
         self.finishes.extend(answered.map(|(question, _)| Own::Finish { question, releases: false }));
+        self.let_templates_go();
     }
 
     /// Whether leave is being taken.

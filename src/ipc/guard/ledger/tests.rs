@@ -1,5 +1,7 @@
 //! A row per rule, and per fault that a real node has shown.
 
+mod templates;
+
 use capnp::message::Builder;
 use capnp::serialize::write_message_to_words;
 use capnp::traits::HasTypeId;

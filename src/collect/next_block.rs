@@ -1,0 +1,290 @@
+//! The next block: a template from the node now and then, within a share of its time.
+//!
+//! The node holds its main lock and its mempool's while it builds one. On a thread of its own, so that a build that never ends
+//! keeps nothing else waiting.
+
+use std::ops::ControlFlow;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bitcoin_slices::bsl::{Block, Transaction};
+use bitcoin_slices::{Visit, Visitor};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::context::{Context, NewTip, NextBlock};
+use crate::ipc::{CallError, Hash, Interfaces, Mining, Template, Thread};
+
+/// Whether this node is asked for templates. Development branches that offer Chain or Node are not: when they cannot build
+/// one, the exception ends them.
+pub fn is_wanted(interfaces: &Interfaces, wanted: NextBlock) -> bool {
+    let is_branch = interfaces.chain.is_some() || interfaces.node.is_some();
+    if wanted == NextBlock::On && is_branch {
+        info!("--next-block on: not on a node with Chain or Node, which aborts when it cannot build a block");
+    }
+    wanted != NextBlock::Off && interfaces.mining.is_some() && !is_branch
+}
+
+/// Asks one connection for templates.
+pub struct Builder {
+    mining: Mining,
+    context: Rc<Context>,
+    new_tip: watch::Receiver<Option<NewTip>>,
+    /// The last one failed, which was logged.
+    failing: bool,
+}
+
+/// What a template holds.
+struct Contents {
+    on: Hash,
+    transactions: usize,
+    weight: u64,
+    fees: i64,
+    sigops: i64,
+}
+
+impl Builder {
+    /// Its calls run on `thread`, which nothing else uses. `None` if the node offers no Mining.
+    pub fn new(interfaces: &Interfaces, thread: &Thread, context: &Rc<Context>) -> Option<Self> {
+        let mining = interfaces.mining.as_ref()?.on(&thread.without_deadline());
+        let new_tip = context.new_tip.subscribe();
+        context.metrics.next_block.start();
+        Some(Builder { mining, context: context.clone(), new_tip, failing: false })
+    }
+
+    /// Asks for a template now and then, until the node shuts down or has none to give.
+    pub async fn run(mut self) {
+        let auto = self.context.config.next_block == NextBlock::Auto;
+        let mut pace = Pace::new(self.context.config.poll_interval, auto, Instant::now());
+        let mut new_tip = None;
+        // Shows that the node is asked, before the first answer.
+        self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
+        loop {
+            let started = Instant::now();
+            if self.build(new_tip.take()).await.is_break() {
+                return self.context.metrics.next_block.clear();
+            }
+            pace.took(started, Instant::now());
+            tokio::select! {
+                () = sleep_until(pace.due()) => {}
+                Ok(()) = self.new_tip.changed() => match pace.due_at_tip() {
+                    due if due <= Instant::now() => new_tip = *self.new_tip.borrow_and_update(),
+                    due => {
+                        self.context.metrics.next_block.clear(); // it was on another block
+                        sleep_until(due).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One template, at once, because of a new tip if there is one. It breaks when there will be no other.
+    pub async fn build(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
+        let metrics = &self.context.metrics.next_block;
+        let failures = &self.context.metrics.exporter.poll_failures;
+        match self.ask(new_tip).await {
+            Ok(Some(contents)) => {
+                failures.inc_by(["Mining.createNewBlock"], 0);
+                self.failing = false;
+                metrics.transactions.set(Some(contents.transactions as f64));
+                metrics.weight.set(Some(contents.weight as f64));
+                metrics.fees.set(Some(contents.fees as f64));
+                metrics.sigops.set(Some(contents.sigops as f64));
+                ControlFlow::Continue(())
+            }
+            Ok(None) => {
+                metrics.clear();
+                ControlFlow::Continue(())
+            }
+            Err(CallError::Disconnected(_) | CallError::Unimplemented(_)) => ControlFlow::Break(()),
+            Err(error) => {
+                failures.inc_by(["Mining.createNewBlock"], 1);
+                if !std::mem::replace(&mut self.failing, true) {
+                    warn!("the node gave no block template: {error}; trying again until it works");
+                }
+                metrics.clear();
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    /// `None` in initial block download, where nothing is asked without need, and when the node is shutting down.
+    async fn ask(&self, new_tip: Option<NewTip>) -> Result<Option<Contents>, CallError> {
+        let auto = self.context.config.next_block == NextBlock::Auto;
+        if auto && self.mining.is_initial_block_download().await? {
+            return Ok(None);
+        }
+        let asked = Instant::now();
+        let Some(template) = self.create().await? else { return Ok(None) };
+        let created = Instant::now();
+        let contents = read(&template).await;
+        // Whatever it held: it would stay in the node's memory.
+        template.destroy().await?;
+        let contents = contents?;
+        let metrics = &self.context.metrics.next_block;
+        metrics.duration.observe((created - asked).as_secs_f64());
+        if let Some(tip) = new_tip.filter(|tip| tip.hash == contents.on) {
+            metrics.after_tip.observe((created - tip.at).as_secs_f64());
+        }
+        debug!(took = ?asked.elapsed(), built = ?(created - asked), "template");
+        Ok(Some(contents))
+    }
+
+    /// Waits as long as it takes, because the call can be neither cancelled nor made again.
+    async fn create(&self) -> Result<Option<Template>, CallError> {
+        let at_most = self.context.config.call_timeout;
+        let mut creating = pin!(self.mining.create_new_block());
+        match timeout(at_most, &mut creating).await {
+            Ok(created) => created,
+            Err(_) => {
+                warn!(
+                    "the node has not built a block template within {}; waiting on, and asking for no other",
+                    humantime::format_duration(at_most)
+                );
+                self.context.metrics.next_block.clear();
+                creating.await
+            }
+        }
+    }
+}
+
+/// Reads what a template holds. The weight is known from the block alone, up to 4 MB on the socket; the node copies it without
+/// a lock.
+async fn read(template: &Template) -> Result<Contents, CallError> {
+    let fees = template.fees().await?;
+    let sigops = template.sigops().await?;
+    let block = template.block(|block| Some((Hash::try_from(block.get(4..36)?).ok()?, weight(block)?)));
+    let Some((on, weight)) = block.await? else {
+        return Err(CallError::Malformed("a block template that is no block".into()));
+    };
+    let sum = |of: &[i64]| of.iter().fold(0, |sum: i64, &one| sum.saturating_add(one));
+    Ok(Contents { on, transactions: fees.len(), weight, fees: sum(&fees), sigops: sum(&sigops) })
+}
+
+/// The weight of a block's transactions, without the coinbase.
+fn weight(block: &[u8]) -> Option<u64> {
+    #[derive(Default)]
+    struct Weight {
+        transactions: u64,
+        weight: u64,
+    }
+    impl Visitor for Weight {
+        fn visit_transaction(&mut self, transaction: &Transaction) -> ControlFlow<()> {
+            if self.transactions > 0 {
+                self.weight += transaction.weight();
+            }
+            self.transactions += 1;
+            ControlFlow::Continue(())
+        }
+    }
+    let mut found = Weight::default();
+    Block::visit(block, &mut found).ok()?;
+    Some(found.weight)
+}
+
+/// When the next template may be asked for.
+struct Pace {
+    interval: Duration,
+    /// How many times its own duration a template is apart from the next; zero without a budget.
+    share: u32,
+    /// The interval since the last one has passed.
+    regular: Instant,
+    /// The node's time is paid for.
+    paid: Instant,
+    /// The last one was asked for at a new tip before that.
+    owes: bool,
+    /// Not even at a new tip before this.
+    earliest: Instant,
+}
+
+impl Pace {
+    /// 1 % of the node's time.
+    const SHARE: u32 = 100;
+    /// Between two templates however fast tips come.
+    const MIN_INTERVAL: Duration = Duration::from_secs(1);
+
+    fn new(interval: Duration, budget: bool, now: Instant) -> Self {
+        let share = if budget { Self::SHARE } else { 0 };
+        Pace { interval, share, regular: now, paid: now, owes: false, earliest: now }
+    }
+
+    /// A template was asked for and destroyed.
+    fn took(&mut self, started: Instant, ended: Instant) {
+        self.owes = started < self.paid;
+        self.paid = self.paid.max(started) + (ended - started).saturating_mul(self.share);
+        self.regular = started + self.interval;
+        self.earliest = started + Self::MIN_INTERVAL.min(self.interval);
+    }
+
+    fn due(&self) -> Instant {
+        self.regular.max(self.paid)
+    }
+
+    /// A new tip does not wait until the last template is paid for, but once; the time is paid for afterwards.
+    fn due_at_tip(&self) -> Instant {
+        if self.owes { self.paid.max(self.earliest) } else { self.earliest }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_template_is_asked_for_at_the_interval_within_one_percent_of_the_time() {
+        let start = Instant::now();
+        let mut pace = Pace::new(15 * SECOND, true, start);
+        pace.took(start, start + SECOND / 100);
+        assert_eq!(pace.due(), start + 15 * SECOND);
+        pace.took(start + 15 * SECOND, start + 15 * SECOND + SECOND / 2);
+        assert_eq!(pace.due(), start + 65 * SECOND);
+        // Whatever it costs.
+        let mut pace = Pace::new(15 * SECOND, false, start);
+        pace.took(start, start + 10 * SECOND);
+        assert_eq!((pace.due(), pace.due_at_tip()), (start + 15 * SECOND, start + SECOND));
+    }
+
+    #[test]
+    fn a_new_tip_is_asked_for_at_once_and_paid_for_before_the_next() {
+        let start = Instant::now();
+        let mut pace = Pace::new(15 * SECOND, true, start);
+        pace.took(start, start + SECOND / 2); // paid for after 50 s
+        let tip = start + 20 * SECOND;
+        assert!(pace.due_at_tip() < tip);
+        pace.took(tip, tip + SECOND / 2);
+        assert_eq!((pace.due(), pace.due_at_tip()), (start + 100 * SECOND, start + 100 * SECOND));
+        // As many tips as one likes: over all of it 1 %.
+        let (mut now, mut busy) = (start, Duration::ZERO);
+        let mut pace = Pace::new(15 * SECOND, true, start);
+        for _ in 0..1000 {
+            now = pace.due_at_tip().max(now);
+            pace.took(now, now + SECOND / 5);
+            (now, busy) = (now + SECOND / 5, busy + SECOND / 5);
+        }
+        assert!((now - start).as_secs_f64() > 0.99 * 100.0 * busy.as_secs_f64());
+    }
+
+    #[test]
+    fn a_node_that_catches_up_is_not_asked_at_each_tip() {
+        let start = Instant::now();
+        let mut pace = Pace::new(15 * SECOND, true, start);
+        pace.took(start, start);
+        assert_eq!(pace.due_at_tip(), start + SECOND);
+    }
+
+    #[test]
+    fn the_weight_is_that_of_the_transactions_without_the_coinbase() {
+        let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
+        let serialized = |block: &bitcoin::Block| bitcoin::consensus::serialize(block);
+        assert_eq!(weight(&serialized(&block)), Some(0));
+        let mut transaction = block.txdata[0].clone();
+        transaction.input[0].witness.push([7; 33]);
+        block.txdata.extend([transaction.clone(), transaction.clone()]);
+        assert_eq!(weight(&serialized(&block)), Some(2 * transaction.weight().to_wu()));
+        assert_eq!(weight(&[1, 2, 3]), None);
+    }
+}

@@ -1,0 +1,16 @@
+//! The block that the node put together last, where it cannot be asked for one.
+
+use serde_json::json;
+
+use super::Calls;
+use crate::collect::json::number;
+
+pub async fn poll(calls: &mut Calls) {
+    if calls.interfaces.mining.is_some() {
+        return;
+    }
+    let info = calls.rpc("getmininginfo", json!([])).await;
+    let metrics = &calls.metrics().next_block;
+    metrics.assembled_transactions.set(number(&info, "currentblocktx"));
+    metrics.assembled_weight.set(number(&info, "currentblockweight"));
+}

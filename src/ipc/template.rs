@@ -1,0 +1,70 @@
+//! Block templates, which Mining gives. Only read: the guard passes nothing else on.
+
+use capnp::capability::Request;
+use capnp::traits::HasTypeId;
+
+use super::connection::{OnThread, call};
+use super::mining::Schema;
+use super::{CallError, Mining};
+use crate::schema::mining_capnp::{block_template, create_new_block_core30, mining};
+
+/// The ordinal of createNewBlock in each node's schema.
+const CREATE_NEW_BLOCK: u16 = 4;
+
+/// A block that the node has put together from its mempool and keeps in memory until [`destroy`](Self::destroy).
+pub struct Template(OnThread<block_template::Client>);
+
+impl Mining {
+    /// Has the node put together the block that it would mine now. `None` means that the node is shutting down. Core 30 runs
+    /// this on the thread that all connections share.
+    pub async fn create_new_block(&self) -> Result<Option<Template>, CallError> {
+        let answer = match self.schema {
+            Schema::Core30 => {
+                let client = &self.capability.client.client;
+                let mut create: Request<
+                    create_new_block_core30::Owned,
+                    mining::create_new_block_results::Owned,
+                > = client.new_call(mining::Client::TYPE_ID, CREATE_NEW_BLOCK, None);
+                // The node's own default values, which later nodes have in their schema.
+                let mut options = create.get().init_options();
+                options.set_use_mempool(true);
+                options.set_block_reserved_weight(8000);
+                options.set_coinbase_output_max_additional_sigops(400);
+                self.capability.thread.within(create.send().promise).await?
+            }
+            Schema::Core31 => call!(self.capability, create_new_block_request, |params| {
+                params.reborrow().init_options();
+                // Not to wait until the node has caught up: whoever asks decides when.
+                params.set_cooldown(false)
+            })?,
+        };
+        let answer = answer.get()?;
+        let template = answer.has_result().then(|| answer.get_result()).transpose()?;
+        Ok(template.map(|client| Template(OnThread { client, thread: self.capability.thread.clone() })))
+    }
+}
+
+impl Template {
+    /// Fees of its transactions in satoshis, without the coinbase.
+    pub async fn fees(&self) -> Result<Vec<i64>, CallError> {
+        let answer = call!(self.0, get_tx_fees_request)?;
+        Ok(answer.get()?.get_result()?.iter().collect())
+    }
+
+    /// Cost of the signature operations of its transactions, as the consensus limit of 80,000 counts it, without the coinbase.
+    pub async fn sigops(&self) -> Result<Vec<i64>, CallError> {
+        let answer = call!(self.0, get_tx_sigops_request)?;
+        Ok(answer.get()?.get_result()?.iter().collect())
+    }
+
+    /// Reads the block, up to 4 MB, where it was received. Its coinbase is a dummy.
+    pub async fn block<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CallError> {
+        let answer = call!(self.0, get_block_request)?;
+        Ok(read(answer.get()?.get_result()?))
+    }
+
+    /// Has the node destroy it, and waits until it has.
+    pub async fn destroy(self) -> Result<(), CallError> {
+        call!(self.0, destroy_request).map(drop)
+    }
+}
