@@ -140,6 +140,9 @@ fn fetched(peer: &mut Peer, wanted: Inventory) {
 pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     let (mut scene, [mut peer]) = Scene::new();
 
+    // The exporter is younger than the connection.
+    peer.until_handled();
+
     // The node has all transactions.
     let known = scene.transactions(2);
     known.iter().for_each(|transaction| scene.send(transaction));
@@ -190,6 +193,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_requested"), 2.0);
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", ""), 3.0);
     assert_eq!(scene.sum("bitcoin_block_announcements_total", "cmpctblock"), 3.0);
+    assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"inbound\""), 3.0);
     assert_eq!(scene.sum("bitcoin_compact_blocks_received_total", "high_bandwidth"), 3.0);
     assert_eq!(scene.sum("bitcoin_compact_block_roundtrip_seconds_count", ""), 2.0);
     for histogram in ["bitcoin_block_arrival_seconds", "bitcoin_block_assembly_seconds"] {
@@ -220,6 +224,8 @@ pub fn three_peers_that_announce_one_block_are_told_apart() {
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
     assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
+    // It has sent nothing that tells since the exporter was started.
+    assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"unknown\""), 1.0);
     assert_eq!(scene.field(&block, "arrival").as_deref(), Some("compact_complete"));
     for by in ["headers", "inv", "cmpctblock"] {
         assert_eq!(scene.sum("bitcoin_block_announcements_total", &format!("by=\"{by}\"")), 1.0, "{by}");

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::blocks::{Announcement, Compact, Event, Hash, What};
+use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, What};
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families};
 use crate::metrics::{MESSAGE_TYPES, Reading, Sample};
@@ -80,13 +80,16 @@ impl Tracepoints for Net {
     }
 }
 
-/// Messages that tell of a block.
-const INBOUND: [(&str, kind); 5] = [
+/// Messages that tell of a block, and some that every peer sends: at the beginning, and every two minutes.
+const INBOUND: [(&str, kind); 8] = [
     ("block", kind::BLOCK),
     ("blocktxn", kind::BLOCKTXN),
     ("cmpctblock", kind::CMPCTBLOCK),
     ("headers", kind::HEADERS),
     ("inv", kind::INV),
+    ("ping", kind::ALIVE),
+    ("pong", kind::ALIVE),
+    ("verack", kind::ALIVE),
 ];
 const OUTBOUND: [(&str, kind); 2] = [("getblocktxn", kind::GETBLOCKTXN), ("getdata", kind::GETDATA)];
 
@@ -137,6 +140,10 @@ fn sha256(bytes: &[u8]) -> Hash {
 /// What a message tells of blocks. What is cut off or not as it has to be tells nothing.
 fn read_message(event: &event, queue: &mut Vec<Event>) {
     let (peer, time_ns) = (event.peer, event.time_ns);
+    if event.kind == kind::ALIVE {
+        let connection = ConnectionType::of(&maps::text(&event.bytes));
+        return queue.push(Event { time_ns, hash: Hash::default(), what: What::Alive { peer, connection } });
+    }
     let Some(copied) = event.bytes.get(..event.length as usize) else { return };
     let mut bytes = Bytes(copied);
     let happened = match event.kind {

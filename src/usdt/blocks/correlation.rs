@@ -1,12 +1,12 @@
 //! Follows blocks from what happened to them, and counts those that were connected.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::event::{Announcement, Compact, Connected, Event, Hash, What};
+use super::event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
 use super::families::{Counts, Totals};
 use super::journal;
 use super::journey::{Journey, Race};
@@ -18,6 +18,8 @@ use crate::usdt::{maps, record};
 
 /// Limit on blocks that are followed at a time.
 pub const MAX_BLOCKS: usize = 64;
+/// Limit on peers whose kind of connection is remembered; a node has 125 by default.
+const MAX_CONNECTIONS: usize = 2048;
 /// How many of the last blocks, and races, are kept to be shown.
 const LAST: usize = 20;
 /// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
@@ -35,6 +37,8 @@ pub struct State {
     announced_limit: LineLimit,
     other_limit: LineLimit,
     record: Option<record::Queue>,
+    /// By the node's numbers for peers, which it counts up.
+    connections: BTreeMap<i64, ConnectionType>,
     /// The last that were connected, and the last races, newest first.
     last: VecDeque<Journey>,
     races: VecDeque<Race>,
@@ -84,6 +88,7 @@ impl Blocks {
     pub fn node_ended(&self) {
         let mut state = self.state();
         state.timelines.clear();
+        state.connections.clear();
         state.queue.clear();
     }
 }
@@ -139,6 +144,12 @@ impl State {
             What::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
             What::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
             What::Connected(connected) => self.connected(hash, time_ns, &connected),
+            What::Alive { peer, connection } => {
+                self.connections.insert(peer, connection);
+                if self.connections.len() > MAX_CONNECTIONS {
+                    self.connections.pop_first();
+                }
+            }
             What::Raced { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(time_ns), maps::hash(&hash));
                 keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
@@ -171,6 +182,7 @@ impl State {
                     What::Announced { .. }
                     | What::Compact { .. }
                     | What::Connected(_)
+                    | What::Alive { .. }
                     | What::Raced { .. } => {}
                 }
             }
@@ -228,6 +240,10 @@ impl State {
             let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, timeline.first_ns));
             (Way::of(timeline, time_ns, duration_ns, header_age_ns), &*timeline)
         });
+        if let Some((_, timeline)) = &way {
+            let connection = self.connections.get(&timeline.first_peer).copied();
+            self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
+        }
         self.counts.connected(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
         let journey = Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
         let limit = if way.is_some() { &mut self.announced_limit } else { &mut self.other_limit };

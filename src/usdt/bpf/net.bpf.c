@@ -37,9 +37,10 @@ struct connections {
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-/* A message that tells of a block, or one header of it. */
+/* A message that tells of a block, or one header of it. ALIVE is one that every peer sends now and then: `bytes` is the kind
+ * of connection that it has, which the node says with each message. */
 struct event {
-	enum kind { UNRELATED, INV, HEADERS, CMPCTBLOCK, BLOCKTXN, BLOCK, GETBLOCKTXN, GETDATA } kind;
+	enum kind { UNRELATED, INV, HEADERS, CMPCTBLOCK, BLOCKTXN, BLOCK, GETBLOCKTXN, GETDATA, ALIVE } kind;
 	__u32 length; /* of `bytes` that were copied */
 	__u64 time_ns; /* monotonic */
 	__s64 peer;
@@ -76,8 +77,12 @@ static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_sp
 	event->peer = fetch(ctx, spec, 1);
 	event->size = size;
 	event->prefilled[0] = event->prefilled[1] = event->prefilled[2] = 0;
-	if (bpf_probe_read_user(event->bytes, length, from))
+	if (kind == ALIVE) {
+		if (bpf_probe_read_user_str(event->bytes, TEXT, (void *)fetch(ctx, spec, 3)) < 0)
+			event->bytes[0] = 0;
+	} else if (bpf_probe_read_user(event->bytes, length, from)) {
 		COUNT_ERROR(unreadable);
+	}
 	if (kind == CMPCTBLOCK) {
 		/* Behind the header and a nonce of 8 bytes: the number of short ids, these, and the number of what is prefilled.
 		 * A block has less than 65,536 transactions. */
