@@ -8,11 +8,14 @@ use bitcoin::p2p::message::NetworkMessage;
 use bitcoin::p2p::message_blockdata::Inventory;
 use bitcoin::p2p::message_compact_blocks::{BlockTxn, GetBlockTxn, SendCmpct};
 use bitcoin::{Amount, Transaction};
+use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
+use crate::record::objects;
 use crate::standard::sum;
 
 /// Less than the subsidy, at any height here.
@@ -32,6 +35,11 @@ impl Scene {
     /// With peers that the node has asked for compact blocks as announcements (high bandwidth), as it does with a peer that
     /// has brought one.
     fn new<const N: usize>() -> (Self, [Peer; N]) {
+        Self::with("net,validation", &[])
+    }
+
+    /// With these groups of tracepoints, and further arguments of the exporter.
+    fn with<const N: usize>(tracepoints: &str, arguments: &[&str]) -> (Self, [Peer; N]) {
         // The peers' blocks can then have any time up to now.
         let an_hour_ago = unix_time() - 3600;
         let node = Node::start(&["-debug=cmpctblock", &format!("-mocktime={an_hour_ago}")]);
@@ -53,7 +61,7 @@ impl Scene {
                 (message == NetworkMessage::SendCmpct(high_bandwidth)).then_some(())
             });
         }
-        let exporter = crate::exporter(node.pid(), &["--tracepoints", "net,validation"]);
+        let exporter = crate::exporter(node.pid(), &[&["--tracepoints", tracepoints], arguments].concat());
         (Scene { node, exporter, mature, tip, height }, peers)
     }
 
@@ -138,7 +146,9 @@ fn fetched(peer: &mut Peer, wanted: Inventory) {
 }
 
 pub fn compact_blocks_are_counted_as_the_node_logs_them() {
-    let (mut scene, [mut peer]) = Scene::new();
+    let dir = TempDir::new().unwrap();
+    let record = dir.path().join("blocks");
+    let (mut scene, [mut peer]) = Scene::with("net,validation", &["--block-log", record.to_str().unwrap()]);
 
     // The exporter is younger than the connection.
     peer.until_handled();
@@ -179,6 +189,13 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
 
     let logged = scene.reconstructed(&[&complete, &one, &many]);
     assert_eq!(logged.len(), 3);
+    eventually("the record has the node's numbers", || {
+        let rows = objects(&record, &[]);
+        let of = |row: &Value| {
+            ["prefilled", "requested", "requested_bytes"].map(|name| row[name].as_u64().unwrap())
+        };
+        (rows.iter().map(of).collect::<Vec<_>>() == logged).then_some(())
+    });
     for (metric, of) in [
         ("bitcoin_compact_block_prefilled_transactions", 0),
         ("bitcoin_compact_block_requested_transactions", 1),
@@ -356,4 +373,27 @@ pub fn a_peer_that_invents_blocks_displaces_nobody_elses() {
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("inv"));
     assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 1.0);
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_complete"), 1.0);
+}
+
+pub fn a_flush_of_the_utxo_cache_that_a_block_waits_for_is_told() {
+    let (mut scene, [mut peer]) = Scene::with("net,validation,utxocache", &[]);
+    let block = scene.block(&[]);
+    peer.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    peer.until_handled();
+    scene.node.cli(&["gettxoutsetinfo"]); // writes the cache first
+    peer.say_compact(&block, &[]);
+    scene.connected(&block);
+    let told: i64 = scene.field(&block, "flush_us").unwrap().parse().unwrap();
+    let log = scene.exporter.log();
+    let flushed = log.lines().filter(|line| line.contains("UTXO cache flushed"));
+    let duration = |line: &str| -> i64 {
+        line.split_once("duration_us=").unwrap().1.split(' ').next().unwrap().parse().unwrap()
+    };
+    // The node measures it too, a moment before the tracepoint.
+    assert!(told > 0 && told <= flushed.map(duration).sum(), "{told}: {log}");
+
+    let next = scene.block(&[]);
+    peer.say_compact(&next, &[]);
+    scene.connected(&next);
+    assert_eq!(scene.field(&next, "flush_us"), None);
 }

@@ -54,7 +54,7 @@ fn text(output: Output) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn objects(file: &Path, arguments: &[&str]) -> Vec<Value> {
+pub fn objects(file: &Path, arguments: &[&str]) -> Vec<Value> {
     let printed = text(blocks(file, &[&["--format", "json"], arguments].concat()));
     printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -39,6 +39,8 @@ pub struct State {
     record: Option<record::Queue>,
     /// By the node's numbers for peers, which it counts up.
     connections: BTreeMap<i64, ConnectionType>,
+    /// The last flushes of the UTXO cache: begin and end.
+    flushes: VecDeque<(u64, u64)>,
     /// The last that were connected, and the last races, newest first.
     last: VecDeque<Journey>,
     races: VecDeque<Race>,
@@ -150,6 +152,9 @@ impl State {
                     self.connections.pop_first();
                 }
             }
+            What::Flushed { duration_ns } => {
+                keep(&mut self.flushes, (time_ns.saturating_sub(duration_ns), time_ns));
+            }
             What::Raced { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(time_ns), maps::hash(&hash));
                 keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
@@ -183,6 +188,7 @@ impl State {
                     | What::Compact { .. }
                     | What::Connected(_)
                     | What::Alive { .. }
+                    | What::Flushed { .. }
                     | What::Raced { .. } => {}
                 }
             }
@@ -245,7 +251,11 @@ impl State {
             self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
         }
         self.counts.connected(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
-        let journey = Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        let mut journey =
+            Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        if let Some((_, timeline)) = &way {
+            journey.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
+        }
         let limit = if way.is_some() { &mut self.announced_limit } else { &mut self.other_limit };
         limit.line(|| journal::write(&journey));
         keep(&mut self.last, journey.clone());
@@ -253,6 +263,14 @@ impl State {
             record.push(journey);
         }
     }
+}
+
+/// How much of the time from the first announcement of a block until it was connected the UTXO cache was being written; `None` if
+/// it was not.
+fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) -> Option<i64> {
+    let within = |&(begin, end): &(u64, u64)| end.min(connected_ns).checked_sub(begin.max(first_ns));
+    let times: Vec<u64> = flushes.iter().filter_map(within).filter(|time| *time > 0).collect();
+    (!times.is_empty()).then(|| (times.iter().sum::<u64>() / 1000) as i64)
 }
 
 fn keep<T>(last: &mut VecDeque<T>, it: T) {

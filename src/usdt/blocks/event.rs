@@ -27,6 +27,8 @@ pub enum What {
     Whole { peer: i64 },
     /// A peer has sent something; of no block.
     Alive { peer: i64, connection: ConnectionType },
+    /// The UTXO cache was written to disk; of no block.
+    Flushed { duration_ns: u64 },
     /// FIBRE has put it together.
     Fibre,
     /// FIBRE says how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
