@@ -9,6 +9,7 @@ mod fibre;
 mod harness;
 mod life;
 mod record;
+mod scene;
 mod settings;
 mod standard;
 
