@@ -23,7 +23,7 @@ pub fn print(what: Generated, mut command: clap::Command) -> io::Result<()> {
     let mut output = Vec::new();
     let shell = match what {
         Generated::Man => {
-            clap_mangen::Man::new(command).render(&mut output)?;
+            manual(command, &mut output)?;
             return io::stdout().write_all(&output);
         }
         Generated::Bash => Shell::Bash,
@@ -32,4 +32,25 @@ pub fn print(what: Generated, mut command: clap::Command) -> io::Result<()> {
     };
     clap_complete::generate(shell, &mut command, name, &mut output);
     io::stdout().write_all(&output)
+}
+
+/// One page with all commands: the page that clap_mangen makes refers to one for each.
+fn manual(command: clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
+    let commands: Vec<_> = command.get_subcommands().cloned().collect();
+    let man = clap_mangen::Man::new(command);
+    man.render_title(page)?;
+    man.render_name_section(page)?;
+    man.render_synopsis_section(page)?;
+    man.render_description_section(page)?;
+    man.render_options_section(page)?;
+    for command in commands {
+        let (name, about) =
+            (command.get_name().to_uppercase(), command.get_about().cloned().unwrap_or_default());
+        let mut options = Vec::new();
+        clap_mangen::Man::new(command).render_options_section(&mut options)?;
+        let options = String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "");
+        writeln!(page, ".SH COMMAND {name}\n{about}\n{options}")?;
+    }
+    man.render_extra_section(page)?;
+    man.render_version_section(page)
 }

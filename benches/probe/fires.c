@@ -1,5 +1,6 @@
-/* Fires the two busiest tracepoints, with the arguments that a node gives them. Reads what and how many times from standard
- * input, a line each: `add TIMES` or a message's type, `inv TIMES`; says how many nanoseconds one took. */
+/* Fires the two busiest tracepoints, with the arguments that a node gives them. As in a node that GCC has built, those that are
+ * read of a message are in registers, but for the type: that is a std::string in memory. Reads what and how many times from
+ * standard input, a line each: `add TIMES` or a message's type, `inv TIMES`; says how many nanoseconds one took. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +19,12 @@ struct coin {
 	unsigned char hash[32];
 	uint32_t index, height;
 	int64_t value;
-	char address[64], connection[32], type[32];
+	char address[64], connection[32];
+	struct {
+		const char *pointer;
+		uint64_t length;
+		char text[16];
+	} type; /* as libstdc++ has a string */
 	unsigned char message[16384];
 };
 
@@ -28,10 +34,10 @@ static __attribute__((noinline)) void add(const struct coin *coin)
 		STAP_PROBE5(utxocache, add, coin->hash, coin->index, coin->height, coin->value, (_Bool)0);
 }
 
-static __attribute__((noinline)) void inbound_message(const struct coin *coin, uint64_t size)
+static __attribute__((noinline)) void inbound_message(const struct coin *coin, uint64_t size, int64_t peer)
 {
 	if (net_inbound_message_semaphore)
-		STAP_PROBE6(net, inbound_message, coin->value, coin->address, coin->connection, coin->type,
+		STAP_PROBE6(net, inbound_message, peer, coin->address, coin->connection, coin->type.pointer,
 			    size, coin->message);
 }
 
@@ -45,13 +51,15 @@ int main(void)
 	if (!coin)
 		return 1;
 	coin->value = 5000;
+	coin->type.pointer = coin->type.text;
 	coin->index = 61;
 	strcpy(coin->address, "127.0.0.1:8333");
 	strcpy(coin->connection, "outbound-full-relay");
 	while (scanf("%31s %ld", what, &times) == 2) {
 		struct timespec from, to;
 
-		strcpy(coin->type, what);
+		snprintf(coin->type.text, sizeof(coin->type.text), "%.15s", what);
+		coin->type.length = strlen(coin->type.text);
 		memset(coin->message, 0, sizeof(coin->message));
 		coin->message[0] = 1; /* an inventory of one transaction, one header */
 		coin->message[1] = !strcmp(what, "inv");
@@ -63,7 +71,7 @@ int main(void)
 			if (!strcmp(what, "add"))
 				add(coin);
 			else
-				inbound_message(coin, size);
+				inbound_message(coin, size, times);
 		clock_gettime(CLOCK_MONOTONIC, &to);
 		printf("%.1f\n", ((to.tv_sec - from.tv_sec) * 1e9 + to.tv_nsec - from.tv_nsec) / times);
 		fflush(stdout);

@@ -416,6 +416,72 @@ FIBRE = {
     ],
 }
 
+def relay():
+    """How blocks come to the node, from what its peers say."""
+    announced = 'sum by (job,instance,node) (increase(bitcoin_block_arrivals_total{*,by!="other"}[%s]))'
+    without = 'sum by (job,instance,node) (increase(bitcoin_block_arrivals_total{*,by=~"compact_complete|fibre"}[%s]))'
+    shared = f"{without} / {announced}"
+    return {
+        "At a glance": [
+            number("Without a round trip", "percentunit", "Share of the blocks of the chosen time that were announced and for which "
+                   "nothing had to be requested: the compact block was enough, or FIBRE had the block.",
+                   {NAME: shared % (("$__range",) * 2)}),
+            number("Arrival, median", "s", "Half of the blocks of the chosen time took longer from the first announcement until they "
+                   "were connected.", {NAME: "histogram_quantile(0.5, sum by (le,node,instance) "
+                                       "(rate(bitcoin_block_arrival_seconds_bucket{*}[$__range])))"}, steps=[(2, "orange"), (10, "red")]),
+            number("Assembly, median", "s", "Half of the compact blocks of the chosen time took longer until all transactions were there.",
+                   {NAME: "histogram_quantile(0.5, sum by (le,node,instance) "
+                          "(rate(bitcoin_block_assembly_seconds_bucket{*}[$__range])))"}),
+            number("Whole blocks", "none", "Blocks of the chosen time that had to be fetched whole.",
+                   {NAME: 'round(increase(bitcoin_block_arrivals_total{*,by="full_block"}[$__range]))'}),
+            number("Requested transactions", "none", "Transactions that were requested for compact blocks in the chosen time.",
+                   {NAME: "round(increase(bitcoin_compact_block_requested_transactions_sum{*}[$__range]))"}),
+            number("FIBRE ahead", "s", "Half of the races of the chosen time that FIBRE won against a compact block were won by more. "
+                   "FIBRE nodes only.", {NAME: 'histogram_quantile(0.5, sum by (le,node,instance) '
+                                         '(rate(fibre_race_margin_seconds_bucket{*,winner="fibre_udp"}[$__range])))'}),
+        ],
+        "Arrival": [
+            graph("From the first announcement until connected", "s", "Median and tail of an hour. Exemplars in Prometheus name the "
+                  "block.", quantiles("bitcoin_block_arrival_seconds")),
+            graph("From the first compact block until complete", "s", "Median and tail of an hour.",
+                  quantiles("bitcoin_block_assembly_seconds")),
+            graph("What completed blocks", "none", "Blocks connected within an hour, by what completed them; `other` was announced "
+                  "by nobody: a sync, or a block of the node's own.",
+                  {"{{node}} {{by}}": hourly("bitcoin_block_arrivals_total", by="by")}, stacked=True),
+            graph("Share without a round trip", "percentunit", "Share of the blocks announced in six hours for which nothing had to be requested.",
+                  {NAME: shared % (("6h",) * 2)}),
+            graph("Age of the header", "s", "Time from that in the header of a block, which its miner chose, until the first announcement. "
+                  "Median and tail of an hour.", quantiles("bitcoin_block_header_age_seconds")),
+            graph("Connecting", "s", "Time that connecting a block took. Median and tail of an hour.",
+                  quantiles("bitcoin_block_connection_duration_seconds")),
+        ],
+        "Compact blocks": [
+            graph("Requested transactions", "none", "Transactions requested for one compact block. Median and tail of an hour.",
+                  quantiles("bitcoin_compact_block_requested_transactions")),
+            graph("Requested bytes", "bytes", "Bytes of the transactions requested for one compact block. Median and tail of an hour.",
+                  quantiles("bitcoin_compact_block_requested_bytes")),
+            graph("Round trip", "s", "Time from a request for transactions to their arrival. Median and tail of an hour.",
+                  quantiles("bitcoin_compact_block_roundtrip_seconds")),
+            graph("Prefilled transactions", "none", "Transactions that a compact block itself contained, the coinbase among them: mean of an hour.",
+                  {NAME: mean("bitcoin_compact_block_prefilled_transactions")}),
+            graph("Compact blocks received", "none", "Compact blocks received within an hour: as the announcement (high bandwidth), or after a "
+                  "request (low bandwidth).", {"{{node}} {{mode}}": hourly("bitcoin_compact_blocks_received_total", by="mode")}),
+        ],
+        "Announcements": [
+            graph("First announcers", "none", "Blocks connected within an hour, by the kind of connection of the peer that announced them first.",
+                  {"{{node}} {{connection_type}}": hourly("bitcoin_block_first_announcements_total", by="connection_type")}, stacked=True),
+            graph("Announcements", "none", "Announcements of blocks within an hour, by the message.",
+                  {"{{node}} {{by}}": hourly("bitcoin_block_announcements_total", by="by")}),
+        ],
+        "FIBRE against compact blocks": [
+            graph("Ahead by", "s", "Time by which the winner of a race had the block earlier, where both took part. Median and tail of an hour.",
+                  quantiles("fibre_race_margin_seconds", by="winner")),
+            graph("Wins", "none", "Races within an hour by the mechanism that won them.",
+                  {"{{node}} {{mechanism}}": hourly("fibre_block_race_wins_total", by="mechanism")}, stacked=True),
+        ],
+    }
+
+
 INTERNALS = {
     "Network": [
         graph("Messages by type", "cps", "Messages per second by type, both directions.",
@@ -589,6 +655,8 @@ DASHBOARDS = [
           "bitcoind-ipc-exporter itself.", '__name__="bitcoin_up"', NODE),
     build("bitcoin-fibre", "FIBRE", "Block relay: FIBRE/UDP against BIP152 compact blocks, from a node's tracepoints.",
           '__name__="fibre_exporter_up"', FIBRE),
+    build("bitcoin-relay", "Block relay", "How blocks come to a node: announcements, compact blocks, what had to be requested, and FIBRE "
+          "where the node has it; from its tracepoints.", '__name__="fibre_exporter_up"', relay()),
     build("bitcoin-internals", "Node internals", "A Bitcoin node from its tracepoints: messages, connections, blocks, "
           "UTXO cache, mempool; and what used to be polled over JSON-RPC.", '__name__="fibre_exporter_up"', INTERNALS),
     mining(),

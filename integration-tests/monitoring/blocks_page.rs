@@ -69,6 +69,28 @@ pub fn blocks_are_shown_as_the_journal_has_them() {
     );
     keep(&browser, "blocks.png");
 
+    // A block with all stages, and one of which the node had more than enough before a peer answered.
+    let stages = |block: &str| browser.run(&format!("return stages({block}).map(it => it.slice(0, 3))"));
+    assert_eq!(
+        stages(
+            "{announced_by: 'inv', compact_us: 10, asked_us: 20, answered_us: 50, complete_us: 60, connected_us: 80}"
+        ),
+        serde_json::json!([
+            ["wait", 0, 10],
+            ["transfer", 10, 20],
+            ["trip", 20, 50],
+            ["transfer", 50, 60],
+            ["check", 60, 80]
+        ])
+    );
+    assert_eq!(
+        stages(
+            "{announced_by: 'headers', compact_us: 10, asked_us: 20, answered_us: 70, complete_us: 60, connected_us: 80}"
+        ),
+        serde_json::json!([["wait", 0, 10], ["transfer", 10, 20], ["trip", 20, 60], ["check", 60, 80]])
+    );
+    assert_eq!(stages("{announced_by: null}"), serde_json::json!([]));
+
     // From the keyboard: to the second block, and open it.
     browser.run("document.querySelector('summary').focus()");
     browser.press("\u{e015}\u{e007}"); // arrow down, enter

@@ -75,6 +75,7 @@ impl Stack {
             usdt_exporter(first.pid(), &["--node-name", "first"]),
             usdt_exporter(fixture.pid(), &["--node-name", "relay"]),
             usdt_exporter(ends.pid(), &["--node-name", "ends"]),
+            usdt_exporter(second.pid(), &["--node-name", "second"]),
         ];
         Stack { nodes: [first, second], ends, fake, fixture, ipc, usdt, spendable, _dir: dir }
     }
@@ -89,7 +90,7 @@ impl Stack {
         let rules = crate::contrib().join("prometheus");
         let [ipc, usdt] = [
             targets(&self.ipc, &["first", "second", "fake", "gone"]),
-            targets(&self.usdt, &["first", "relay", "ends"]),
+            targets(&self.usdt, &["first", "relay", "ends", "second"]),
         ];
         Prometheus::start(&format!(
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\

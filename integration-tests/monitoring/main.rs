@@ -194,7 +194,14 @@ fn dashboards_are_complete() {
     }
     assert_eq!(
         identities.iter().map(String::as_str).collect::<Vec<_>>(),
-        ["bitcoin-fibre", "bitcoin-fleet", "bitcoin-internals", "bitcoin-mining", "bitcoin-node"]
+        [
+            "bitcoin-fibre",
+            "bitcoin-fleet",
+            "bitcoin-internals",
+            "bitcoin-mining",
+            "bitcoin-node",
+            "bitcoin-relay"
+        ]
     );
 }
 

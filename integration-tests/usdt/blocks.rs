@@ -1,144 +1,27 @@
 //! The way of blocks to a real node, from peers that a script plays, against the lines of the node's own log.
 
+use bitcoin::Amount;
 use bitcoin::bip152::BlockTransactions;
-use bitcoin::block::{Block, Header};
 use bitcoin::consensus::deserialize;
-use bitcoin::consensus::encode::{deserialize_hex, serialize_hex};
+use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::p2p::message::NetworkMessage;
 use bitcoin::p2p::message_blockdata::Inventory;
-use bitcoin::p2p::message_compact_blocks::{BlockTxn, GetBlockTxn, SendCmpct};
-use bitcoin::{Amount, Transaction};
+use bitcoin::p2p::message_compact_blocks::BlockTxn;
+use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::harness::eventually;
-use crate::harness::exporter::Exporter;
-use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
-use crate::standard::sum;
-
-/// Less than the subsidy, at any height here.
-const REWARD: Amount = Amount::from_sat(1000);
-
-/// A node whose log tells of compact blocks, with an exporter beside it.
-struct Scene {
-    node: Node,
-    exporter: Exporter,
-    /// Blocks whose coinbase can be spent.
-    mature: Vec<String>,
-    tip: Header,
-    height: i64,
-}
-
-impl Scene {
-    /// With peers that the node has asked for compact blocks as announcements (high bandwidth), as it does with a peer that
-    /// has brought one.
-    fn new<const N: usize>() -> (Self, [Peer; N]) {
-        // The peers' blocks can then have any time up to now.
-        let an_hour_ago = unix_time() - 3600;
-        let node = Node::start(&["-debug=cmpctblock", &format!("-mocktime={an_hour_ago}")]);
-        let mut mature = node.mine(160);
-        mature.truncate(50);
-        node.cli(&["setmocktime", "0"]);
-        let tip = node.cli(&["getblockheader", &node.cli(&["getbestblockhash"]), "false"]);
-        let (mut tip, mut height) = (deserialize_hex(&tip).unwrap(), 160);
-        let mut peers = [(); N].map(|()| Peer::connect(node.p2p_port));
-        for peer in &mut peers {
-            height += 1;
-            let block = block_on(&tip, height, unix_time() - 5, REWARD, &[]);
-            tip = block.header;
-            peer.say(NetworkMessage::Headers(vec![tip]));
-            fetched(peer, Inventory::CompactBlock(tip.block_hash()));
-            peer.say_compact(&block, &[]);
-            let high_bandwidth = SendCmpct { send_compact: true, version: 2 };
-            peer.hear("sendcmpct", |message| {
-                (message == NetworkMessage::SendCmpct(high_bandwidth)).then_some(())
-            });
-        }
-        let exporter = crate::exporter(node.pid(), &["--tracepoints", "net,validation"]);
-        (Scene { node, exporter, mature, tip, height }, peers)
-    }
-
-    fn transactions(&mut self, number: usize) -> Vec<Transaction> {
-        self.mature.drain(..number).map(|block| self.node.spending_coinbase_of(&block, 1000)).collect()
-    }
-
-    fn send(&self, transaction: &Transaction) {
-        self.node.cli(&["sendrawtransaction", &serialize_hex(transaction), "0"]);
-    }
-
-    /// A valid block on the tip, not told to the node yet.
-    fn block(&self, transactions: &[Transaction]) -> Block {
-        block_on(&self.tip, self.height + 1, unix_time() - 5, REWARD, transactions)
-    }
-
-    /// Waits until the node has this block and the exporter has counted it.
-    fn connected(&mut self, block: &Block) {
-        let hash = block.block_hash().to_string();
-        eventually("the node connects the block", || {
-            (self.node.cli(&["getbestblockhash"]) == hash).then_some(())
-        });
-        (self.tip, self.height) = (block.header, self.height + 1);
-        self.entry(block);
-    }
-
-    /// The exporter's log line of a block.
-    fn entry(&self, block: &Block) -> String {
-        let hash = format!("block_hash=\"{}\"", block.block_hash());
-        eventually("the exporter logs the block", || {
-            let log = self.exporter.log();
-            log.lines()
-                .find(|line| line.contains("block connected") && line.contains(&hash))
-                .map(String::from)
-        })
-    }
-
-    /// A field of this line.
-    fn field(&self, block: &Block, name: &str) -> Option<String> {
-        let entry = self.entry(block);
-        let value = entry.split_once(&format!(" {name}="))?.1;
-        Some(value.split(' ').next().unwrap().trim_matches('"').to_string())
-    }
-
-    fn sum(&self, metric: &str, labels: &str) -> f64 {
-        sum(&self.exporter, metric, labels)
-    }
-
-    /// Of each of these blocks that the node put together, what it logged: prefilled, requested, bytes.
-    fn reconstructed(&self, blocks: &[&Block]) -> Vec<[u64; 3]> {
-        let log = std::fs::read(self.node.dir().join("regtest/debug.log")).unwrap();
-        let log = String::from_utf8_lossy(&log).into_owned();
-        let of = |block: &&Block| {
-            let line = format!("Successfully reconstructed block {} with ", block.block_hash());
-            let rest = log.lines().find_map(|it| it.split_once(&line))?.1;
-            // P txn prefilled, M txn from mempool (incl at least E from extra pool) and R txn (B bytes) requested
-            let numbers = rest.split(|it: char| !it.is_ascii_digit()).filter_map(|it| it.parse().ok());
-            match numbers.collect::<Vec<_>>()[..] {
-                [prefilled, _, _, requested, bytes] => Some([prefilled, requested, bytes]),
-                _ => panic!("another form: {rest}"),
-            }
-        };
-        blocks.iter().filter_map(of).collect()
-    }
-}
-
-fn requested(peer: &mut Peer) -> GetBlockTxn {
-    peer.hear("getblocktxn", |message| match message {
-        NetworkMessage::GetBlockTxn(request) => Some(request),
-        _ => None,
-    })
-}
-
-fn give(peer: &mut Peer, request: &GetBlockTxn, block: &Block) {
-    let transactions = BlockTransactions::from_request(&request.txs_request, block).unwrap();
-    peer.say(NetworkMessage::BlockTxn(BlockTxn { transactions }));
-}
-
-/// Waits for a getdata of this one thing.
-fn fetched(peer: &mut Peer, wanted: Inventory) {
-    peer.hear("getdata", |message| (message == NetworkMessage::GetData(vec![wanted])).then_some(()));
-}
+use crate::record::objects;
+use crate::scene::{REWARD, Scene, fetched, give, requested};
 
 pub fn compact_blocks_are_counted_as_the_node_logs_them() {
-    let (mut scene, [mut peer]) = Scene::new();
+    let dir = TempDir::new().unwrap();
+    let record = dir.path().join("blocks");
+    let (mut scene, [mut peer]) = Scene::with("net,validation", &["--block-log", record.to_str().unwrap()]);
+
+    // The exporter is younger than the connection.
+    peer.until_handled();
 
     // The node has all transactions.
     let known = scene.transactions(2);
@@ -176,6 +59,13 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
 
     let logged = scene.reconstructed(&[&complete, &one, &many]);
     assert_eq!(logged.len(), 3);
+    eventually("the record has the node's numbers", || {
+        let rows = objects(&record, &[]);
+        let of = |row: &Value| {
+            ["prefilled", "requested", "requested_bytes"].map(|name| row[name].as_u64().unwrap())
+        };
+        (rows.iter().map(of).collect::<Vec<_>>() == logged).then_some(())
+    });
     for (metric, of) in [
         ("bitcoin_compact_block_prefilled_transactions", 0),
         ("bitcoin_compact_block_requested_transactions", 1),
@@ -190,6 +80,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_requested"), 2.0);
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", ""), 3.0);
     assert_eq!(scene.sum("bitcoin_block_announcements_total", "cmpctblock"), 3.0);
+    assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"inbound\""), 3.0);
     assert_eq!(scene.sum("bitcoin_compact_blocks_received_total", "high_bandwidth"), 3.0);
     assert_eq!(scene.sum("bitcoin_compact_block_roundtrip_seconds_count", ""), 2.0);
     for histogram in ["bitcoin_block_arrival_seconds", "bitcoin_block_assembly_seconds"] {
@@ -220,6 +111,8 @@ pub fn three_peers_that_announce_one_block_are_told_apart() {
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
     assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
+    // It has sent nothing that tells since the exporter was started.
+    assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"unknown\""), 1.0);
     assert_eq!(scene.field(&block, "arrival").as_deref(), Some("compact_complete"));
     for by in ["headers", "inv", "cmpctblock"] {
         assert_eq!(scene.sum("bitcoin_block_announcements_total", &format!("by=\"{by}\"")), 1.0, "{by}");
@@ -350,4 +243,27 @@ pub fn a_peer_that_invents_blocks_displaces_nobody_elses() {
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("inv"));
     assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 1.0);
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_complete"), 1.0);
+}
+
+pub fn a_flush_of_the_utxo_cache_that_a_block_waits_for_is_told() {
+    let (mut scene, [mut peer]) = Scene::with("net,validation,utxocache", &[]);
+    let block = scene.block(&[]);
+    peer.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    peer.until_handled();
+    scene.node.cli(&["gettxoutsetinfo"]); // writes the cache first
+    peer.say_compact(&block, &[]);
+    scene.connected(&block);
+    let told: i64 = scene.field(&block, "flush_us").unwrap().parse().unwrap();
+    let log = scene.exporter.log();
+    let flushed = log.lines().filter(|line| line.contains("UTXO cache flushed"));
+    let duration = |line: &str| -> i64 {
+        line.split_once("duration_us=").unwrap().1.split(' ').next().unwrap().parse().unwrap()
+    };
+    // The node measures it too, a moment before the tracepoint.
+    assert!(told > 0 && told <= flushed.map(duration).sum(), "{told}: {log}");
+
+    let next = scene.block(&[]);
+    peer.say_compact(&next, &[]);
+    scene.connected(&next);
+    assert_eq!(scene.field(&next, "flush_us"), None);
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::blocks::{Announcement, Compact, Event, Hash, What};
+use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, What};
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families};
 use crate::metrics::{MESSAGE_TYPES, Reading, Sample};
@@ -56,11 +56,17 @@ impl Tracepoints for Net {
         if let Some(constants) = &mut programs.maps.rodata_data {
             constants.inbound_kinds = kinds(&INBOUND);
             constants.outbound_kinds = kinds(&OUTBOUND);
+            constants.multiplier = multiplier();
         }
     }
 
     fn new(programs: &Loaded<Self>) -> Result<Self> {
-        maps::number_names(&programs.maps.types_map, MESSAGE_TYPES)?;
+        for (slot, of) in (0u32..).zip(slots(multiplier())) {
+            let number = of.unwrap_or(OTHER) as u64;
+            let text = of.map(|number| words(MESSAGE_TYPES[number])).unwrap_or_default();
+            let value = [text[0], text[1], number].map(u64::to_ne_bytes).concat();
+            programs.maps.types_map.update(&slot.to_ne_bytes(), &value, MapFlags::ANY)?;
+        }
         Ok(Net {
             counts: MapHandle::try_from(&programs.maps.counts_map)?,
             connections: MapHandle::try_from(&programs.maps.connections_map)?,
@@ -80,13 +86,16 @@ impl Tracepoints for Net {
     }
 }
 
-/// Messages that tell of a block.
-const INBOUND: [(&str, kind); 5] = [
+/// Messages that tell of a block, and some that every peer sends: at the beginning, and every two minutes.
+const INBOUND: [(&str, kind); 8] = [
     ("block", kind::BLOCK),
     ("blocktxn", kind::BLOCKTXN),
     ("cmpctblock", kind::CMPCTBLOCK),
     ("headers", kind::HEADERS),
     ("inv", kind::INV),
+    ("ping", kind::ALIVE),
+    ("pong", kind::ALIVE),
+    ("verack", kind::ALIVE),
 ];
 const OUTBOUND: [(&str, kind); 2] = [("getblocktxn", kind::GETBLOCKTXN), ("getdata", kind::GETDATA)];
 
@@ -98,6 +107,35 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
         kinds[number] = found.map_or(0, |(_, its)| its.0 as u8);
     }
     kinds
+}
+
+/// `TYPES` less one of the BPF file, the number of all types that have none.
+const OTHER: usize = 63;
+
+/// A type's text as the programs compare it.
+fn words(text: &str) -> [u64; 2] {
+    let mut bytes = [0; 16];
+    bytes[..text.len()].copy_from_slice(text.as_bytes());
+    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|index| bytes[at + index]));
+    [word(0), word(8)]
+}
+
+/// Which type is in which of the programs' slots; of two in one the later.
+fn slots(multiplier: u64) -> [Option<usize>; 256] {
+    let mut slots = [None; 256];
+    for (number, text) in MESSAGE_TYPES.iter().enumerate() {
+        let [first, second] = words(text);
+        slots[((first ^ second).wrapping_mul(multiplier) >> 56) as usize] = Some(number);
+    }
+    slots
+}
+
+/// One with which each type has a slot of its own.
+fn multiplier() -> u64 {
+    const ODD: u64 = 0x2545_f491_4f6c_dd1d;
+    let candidates = (0..).map(|step: u64| ODD.wrapping_mul(2 * step + 1));
+    let is_alone = |it: &u64| slots(*it).iter().flatten().count() == MESSAGE_TYPES.len();
+    candidates.take(1 << 16).find(is_alone).expect("one in some hundred is one")
 }
 
 /// The bytes of a message, read from its beginning. A stranger has written them, and they may be cut off.
@@ -137,6 +175,10 @@ fn sha256(bytes: &[u8]) -> Hash {
 /// What a message tells of blocks. What is cut off or not as it has to be tells nothing.
 fn read_message(event: &event, queue: &mut Vec<Event>) {
     let (peer, time_ns) = (event.peer, event.time_ns);
+    if event.kind == kind::ALIVE {
+        let connection = ConnectionType::of(&maps::text(&event.bytes));
+        return queue.push(Event { time_ns, hash: Hash::default(), what: What::Alive { peer, connection } });
+    }
     let Some(copied) = event.bytes.get(..event.length as usize) else { return };
     let mut bytes = Bytes(copied);
     let happened = match event.kind {
@@ -261,6 +303,14 @@ mod tests {
     }
 
     const HASH: &str = "00000000839a8e6886ab5951d76f411475428afc90947ee320161bbf18eb6048";
+
+    #[test]
+    fn each_type_of_message_has_a_slot_of_its_own() {
+        let slots = super::slots(super::multiplier());
+        let mut numbers: Vec<_> = slots.into_iter().flatten().collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..crate::metrics::MESSAGE_TYPES.len()).collect::<Vec<_>>());
+    }
 
     #[test]
     fn a_headers_hash_and_time_are_read() {

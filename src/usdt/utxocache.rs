@@ -4,6 +4,7 @@ use anyhow::Result;
 use libbpf_rs::MapHandle;
 use tracing::info;
 
+use super::blocks::{Event, Hash, What};
 use super::histogram::Buckets;
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, families, gauge, one};
@@ -69,6 +70,13 @@ impl Tracepoints for Utxocache {
     }
 
     const LOG: Option<fn(&[u8])> = Some(log);
+    const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
+        let event = maps::decode::<bpf::types::event>(event);
+        queue.extend(event.map(|event| {
+            let duration_ns = (event.duration_us.max(0) as u64).saturating_mul(1000);
+            Event { time_ns: event.time_ns, hash: Hash::default(), what: What::Flushed { duration_ns } }
+        }));
+    };
 }
 
 fn log(event: &[u8]) {

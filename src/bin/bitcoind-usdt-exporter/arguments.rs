@@ -26,6 +26,7 @@ pub const METRICS_ADDR: &str = "127.0.0.1:9435";
 #[command(
     name = "bitcoind-usdt-exporter",
     args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
     after_help = "Every option with a value can also be set by the environment variable named \
 behind it.\n\nWhat fibre_exporter.py reads from the environment and from its file (--config) is read from there, too: \
 FIBRE_BITCOIND_PATH, FIBRE_PID, FIBRE_NODE_NAME, FIBRE_METRICS_PORT, FIBRE_HEALTH_PORT, FIBRE_VERBOSE, FIBRE_LOG_LEVEL, \

@@ -1,12 +1,12 @@
 //! Follows blocks from what happened to them, and counts those that were connected.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::event::{Announcement, Compact, Connected, Event, Hash, What};
+use super::event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
 use super::families::{Counts, Totals};
 use super::journal;
 use super::journey::{Journey, Race};
@@ -18,6 +18,8 @@ use crate::usdt::{maps, record};
 
 /// Limit on blocks that are followed at a time.
 pub const MAX_BLOCKS: usize = 64;
+/// Limit on peers whose kind of connection is remembered; a node has 125 by default.
+const MAX_CONNECTIONS: usize = 2048;
 /// How many of the last blocks, and races, are kept to be shown.
 const LAST: usize = 20;
 /// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
@@ -35,6 +37,10 @@ pub struct State {
     announced_limit: LineLimit,
     other_limit: LineLimit,
     record: Option<record::Queue>,
+    /// By the node's numbers for peers, which it counts up.
+    connections: BTreeMap<i64, ConnectionType>,
+    /// The last flushes of the UTXO cache: begin and end.
+    flushes: VecDeque<(u64, u64)>,
     /// The last that were connected, and the last races, newest first.
     last: VecDeque<Journey>,
     races: VecDeque<Race>,
@@ -84,6 +90,7 @@ impl Blocks {
     pub fn node_ended(&self) {
         let mut state = self.state();
         state.timelines.clear();
+        state.connections.clear();
         state.queue.clear();
     }
 }
@@ -139,6 +146,15 @@ impl State {
             What::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
             What::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
             What::Connected(connected) => self.connected(hash, time_ns, &connected),
+            What::Alive { peer, connection } => {
+                self.connections.insert(peer, connection);
+                if self.connections.len() > MAX_CONNECTIONS {
+                    self.connections.pop_first();
+                }
+            }
+            What::Flushed { duration_ns } => {
+                keep(&mut self.flushes, (time_ns.saturating_sub(duration_ns), time_ns));
+            }
             What::Raced { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(time_ns), maps::hash(&hash));
                 keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
@@ -171,6 +187,8 @@ impl State {
                     What::Announced { .. }
                     | What::Compact { .. }
                     | What::Connected(_)
+                    | What::Alive { .. }
+                    | What::Flushed { .. }
                     | What::Raced { .. } => {}
                 }
             }
@@ -228,8 +246,16 @@ impl State {
             let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, timeline.first_ns));
             (Way::of(timeline, time_ns, duration_ns, header_age_ns), &*timeline)
         });
+        if let Some((_, timeline)) = &way {
+            let connection = self.connections.get(&timeline.first_peer).copied();
+            self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
+        }
         self.counts.connected(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
-        let journey = Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        let mut journey =
+            Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        if let Some((_, timeline)) = &way {
+            journey.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
+        }
         let limit = if way.is_some() { &mut self.announced_limit } else { &mut self.other_limit };
         limit.line(|| journal::write(&journey));
         keep(&mut self.last, journey.clone());
@@ -237,6 +263,14 @@ impl State {
             record.push(journey);
         }
     }
+}
+
+/// How much of the time from the first announcement of a block until it was connected the UTXO cache was being written; `None` if
+/// it was not.
+fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) -> Option<i64> {
+    let within = |&(begin, end): &(u64, u64)| end.min(connected_ns).checked_sub(begin.max(first_ns));
+    let times: Vec<u64> = flushes.iter().filter_map(within).filter(|time| *time > 0).collect();
+    (!times.is_empty()).then(|| (times.iter().sum::<u64>() / 1000) as i64)
 }
 
 fn keep<T>(last: &mut VecDeque<T>, it: T) {

@@ -25,6 +25,10 @@ pub enum What {
     Answered { peer: i64, bytes: u64 },
     /// A block came.
     Whole { peer: i64 },
+    /// A peer has sent something; of no block.
+    Alive { peer: i64, connection: ConnectionType },
+    /// The UTXO cache was written to disk; of no block.
+    Flushed { duration_ns: u64 },
     /// FIBRE has put it together.
     Fibre,
     /// FIBRE says how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
@@ -83,4 +87,34 @@ pub struct Compact {
     pub short_ids: u64,
     /// Unknown if the message ends before it.
     pub prefilled: Option<u64>,
+}
+
+/// Kinds of connections, as the node calls them.
+#[derive(Clone, Copy, PartialEq)]
+pub struct ConnectionType(usize);
+
+impl ConnectionType {
+    /// What follows in a later version of the node is `other`; `unknown` is a peer of which nothing was heard that tells.
+    pub const LABELS: [&'static str; 9] = [
+        "inbound",
+        "outbound-full-relay",
+        "block-relay-only",
+        "manual",
+        "addr-fetch",
+        "feeler",
+        "private-broadcast",
+        "other",
+        "unknown",
+    ];
+    pub const UNKNOWN: ConnectionType = ConnectionType(8);
+
+    /// As the node writes it; empty if that could not be read.
+    pub fn of(text: &str) -> Self {
+        let found = Self::LABELS.iter().position(|label| *label == text);
+        ConnectionType(found.unwrap_or(if text.is_empty() { 8 } else { 7 }))
+    }
+
+    pub fn number(self) -> usize {
+        self.0
+    }
 }

@@ -1,6 +1,6 @@
 //! The metrics of connected blocks.
 
-use super::event::{Announcement, Connected};
+use super::event::{Announcement, Connected, ConnectionType};
 use super::timeline::{Arrival, MODES, Timeline, Way};
 use crate::metrics::{Exemplar, Family, Kind, Row, Sample, reference};
 use crate::usdt::histogram::{Block, Buckets, Counted, TXS};
@@ -35,6 +35,7 @@ const BYTES: Buckets = Buckets::new(
 #[derive(Clone, Copy, Default)]
 pub struct Counts {
     pub announcements: [u64; Announcement::LABELS.len()],
+    pub first_announcements: [u64; ConnectionType::LABELS.len()],
     pub arrivals: [u64; Arrival::LABELS.len()],
     pub compact_blocks: [u64; MODES.len()],
     pub arrival_ns: Counted,
@@ -144,6 +145,10 @@ static FAMILIES: &[Family<Traced<Totals>>] = &[
         "Announcements of blocks that were connected, by the message; the first of each peer, until a minute after the \
          block was connected",
         |c| by(Announcement::LABELS, c.announcements)),
+    family!(Counter "bitcoin_block_first_announcements_total" ["connection_type"]
+        "Connected blocks by the kind of connection that the peer has that announced them first, as the node calls it; \
+         `unknown` until the peer has sent a ping, pong or verack",
+        |c| by(ConnectionType::LABELS, c.first_announcements)),
     family!(Counter "bitcoin_block_arrivals_total" ["by"]
         "Connected blocks by what completed them: a compact block alone, transactions that were requested for one, a whole \
          block, FIBRE; `other` is what nobody announced (a sync, a block of the node's own, one connected again)",

@@ -28,6 +28,7 @@ pub fn write(journey: &Journey) {
         requested_bytes = journey.requested_bytes,
         complete_us = journey.complete_us,
         connected_us = journey.connected_us,
+        flush_us = journey.flush_us,
         "block connected"
     );
 }

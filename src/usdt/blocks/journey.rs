@@ -36,6 +36,7 @@ pub struct Journey {
     pub requested_bytes: Option<i64>,
     pub complete_us: Option<i64>,
     pub connected_us: Option<i64>,
+    pub flush_us: Option<i64>,
 }
 
 /// A race of FIBRE against compact blocks.
@@ -86,6 +87,8 @@ impl Journey {
             requested_bytes: way.requested.map(|(_, bytes)| bytes as i64),
             complete_us: Some(since_first(way.start_ns)),
             connected_us: Some(since_first(way.connected_ns)),
+            // From another group of tracepoints.
+            flush_us: None,
             ..journey
         }
     }

@@ -21,6 +21,7 @@ struct last_flush {
 SINGLE_VALUE_MAP(last_flush_map, ARRAY, struct last_flush);
 
 struct event {
+	__u64 time_ns; /* monotonic, at its end */
 	__s64 duration_us;
 	__s64 mode;
 	__s64 coins;
@@ -65,6 +66,7 @@ TRACEPOINT(flush)
 	event = RESERVE();
 	if (!event)
 		return;
+	event->time_ns = bpf_ktime_get_ns();
 	event->duration_us = duration;
 	event->mode = argument(ctx, 2);
 	event->coins = argument(ctx, 3);

@@ -25,7 +25,7 @@ const BUSY: Duration = Duration::from_secs(5);
 const CACHE_KIB: i32 = 256;
 
 /// The columns, in the order of [`row`].
-pub const COLUMNS: [(&str, &str); 23] = [
+pub const COLUMNS: [(&str, &str); 24] = [
     ("time", "REAL NOT NULL"),
     ("block_height", "INTEGER NOT NULL"),
     ("block_hash", "TEXT NOT NULL"),
@@ -49,6 +49,7 @@ pub const COLUMNS: [(&str, &str); 23] = [
     ("requested_bytes", "INTEGER"),
     ("complete_us", "INTEGER"),
     ("connected_us", "INTEGER"),
+    ("flush_us", "INTEGER"),
 ];
 
 fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
@@ -76,6 +77,7 @@ fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
         requested_bytes,
         complete_us,
         connected_us,
+        flush_us,
     } = journey.clone();
     [
         time.into(),
@@ -101,6 +103,7 @@ fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
         requested_bytes.into(),
         complete_us.into(),
         connected_us.into(),
+        flush_us.into(),
     ]
 }
 
