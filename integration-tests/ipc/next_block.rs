@@ -256,7 +256,7 @@ fn templates_do_not_stay_in_the_node() {
     node.fan_out(&blocks[0], 2000);
     let exporter = Exporter::start(&node.socket(), &OFTEN);
     let until = |templates: f64| {
-        let built = || exporter.value("bitcoin_template_duration_seconds_count").unwrap();
+        let built = || exporter.value("bitcoin_template_duration_seconds_count").unwrap_or(0.0);
         eventually("templates are built", || (built() >= templates).then_some(()));
         Process::new(node.pid() as i32).unwrap().status().unwrap().rssanon.unwrap()
     };
