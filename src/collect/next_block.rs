@@ -63,10 +63,10 @@ impl Builder {
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
             let started = Instant::now();
-            if self.build(new_tip.take()).await.is_break() {
+            if self.build(new_tip).await.is_break() {
                 return self.context.metrics.next_block.clear();
             }
-            pace.took(started, Instant::now());
+            pace.took(started, Instant::now(), new_tip.take().is_some());
             tokio::select! {
                 () = sleep_until(pace.due()) => {}
                 Ok(()) = self.new_tip.changed() => match pace.due_at_tip() {
@@ -195,14 +195,14 @@ struct Pace {
     paid: Instant,
     /// The last one was asked for at a new tip before that.
     owes: bool,
-    /// Not even at a new tip before this.
+    /// At no other new tip before this.
     earliest: Instant,
 }
 
 impl Pace {
     /// 1 % of the node's time.
     const SHARE: u32 = 100;
-    /// Between two templates however fast tips come.
+    /// Between the templates of two tips, however fast they come.
     const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
     fn new(interval: Duration, budget: bool, now: Instant) -> Self {
@@ -210,12 +210,14 @@ impl Pace {
         Pace { interval, share, regular: now, paid: now, owes: false, earliest: now }
     }
 
-    /// A template was asked for and destroyed.
-    fn took(&mut self, started: Instant, ended: Instant) {
+    /// A template was asked for, because of a new tip or not, and destroyed.
+    fn took(&mut self, started: Instant, ended: Instant, at_tip: bool) {
         self.owes = started < self.paid;
         self.paid = self.paid.max(started) + (ended - started).saturating_mul(self.share);
         self.regular = started + self.interval;
-        self.earliest = started + Self::MIN_INTERVAL.min(self.interval);
+        if at_tip {
+            self.earliest = started + Self::MIN_INTERVAL.min(self.interval);
+        }
     }
 
     fn due(&self) -> Instant {
@@ -238,13 +240,13 @@ mod tests {
     fn a_template_is_asked_for_at_the_interval_within_one_percent_of_the_time() {
         let start = Instant::now();
         let mut pace = Pace::new(15 * SECOND, true, start);
-        pace.took(start, start + SECOND / 100);
+        pace.took(start, start + SECOND / 100, false);
         assert_eq!(pace.due(), start + 15 * SECOND);
-        pace.took(start + 15 * SECOND, start + 15 * SECOND + SECOND / 2);
+        pace.took(start + 15 * SECOND, start + 15 * SECOND + SECOND / 2, false);
         assert_eq!(pace.due(), start + 65 * SECOND);
         // Whatever it costs.
         let mut pace = Pace::new(15 * SECOND, false, start);
-        pace.took(start, start + 10 * SECOND);
+        pace.took(start, start + 10 * SECOND, true);
         assert_eq!((pace.due(), pace.due_at_tip()), (start + 15 * SECOND, start + SECOND));
     }
 
@@ -252,17 +254,17 @@ mod tests {
     fn a_new_tip_is_asked_for_at_once_and_paid_for_before_the_next() {
         let start = Instant::now();
         let mut pace = Pace::new(15 * SECOND, true, start);
-        pace.took(start, start + SECOND / 2); // paid for after 50 s
+        pace.took(start, start + SECOND / 2, false); // paid for after 50 s
         let tip = start + 20 * SECOND;
         assert!(pace.due_at_tip() < tip);
-        pace.took(tip, tip + SECOND / 2);
+        pace.took(tip, tip + SECOND / 2, true);
         assert_eq!((pace.due(), pace.due_at_tip()), (start + 100 * SECOND, start + 100 * SECOND));
         // As many tips as one likes: over all of it 1 %.
         let (mut now, mut busy) = (start, Duration::ZERO);
         let mut pace = Pace::new(15 * SECOND, true, start);
         for _ in 0..1000 {
             now = pace.due_at_tip().max(now);
-            pace.took(now, now + SECOND / 5);
+            pace.took(now, now + SECOND / 5, true);
             (now, busy) = (now + SECOND / 5, busy + SECOND / 5);
         }
         assert!((now - start).as_secs_f64() > 0.99 * 100.0 * busy.as_secs_f64());
@@ -272,7 +274,9 @@ mod tests {
     fn a_node_that_catches_up_is_not_asked_at_each_tip() {
         let start = Instant::now();
         let mut pace = Pace::new(15 * SECOND, true, start);
-        pace.took(start, start);
+        pace.took(start, start, false);
+        assert_eq!(pace.due_at_tip(), start, "the first tip is not one of many");
+        pace.took(start, start, true);
         assert_eq!(pace.due_at_tip(), start + SECOND);
     }
 
