@@ -9,9 +9,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::declare::Declare;
+use super::exemplars::Exemplar;
 use super::reference::Row;
 use super::samples::Value;
-use super::{Format, process, text};
+use super::{Format, exemplars, process, text};
 
 /// What a sample says.
 pub enum Reading {
@@ -35,20 +36,6 @@ pub enum Kind {
     Gauge,
     /// Counts in buckets.
     Histogram,
-}
-
-/// An example of what is in a bucket of a histogram without labels.
-pub struct Exemplar {
-    /// The histogram's name.
-    pub family: &'static str,
-    /// Which of its buckets, from 0 on.
-    pub bucket: usize,
-    /// As they are written, `name="value",…`: OpenMetrics allows 128 characters, names and values together.
-    pub labels: String,
-    /// In the unit of the metric.
-    pub value: f64,
-    /// Unix seconds.
-    pub time: f64,
 }
 
 /// A declaration. No samples means that the value is not known, and the family is absent.
@@ -92,7 +79,7 @@ impl Snapshots {
     pub fn render(&self, format: Format) -> String {
         let text = text::render(&self.registry, format);
         match format {
-            Format::OpenMetrics => text::with_exemplars(&text, &(self.exemplars)()),
+            Format::OpenMetrics => exemplars::insert(&text, &(self.exemplars)()),
             Format::Text => text,
         }
     }

@@ -3,8 +3,6 @@
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
-use super::snapshot::Exemplar;
-
 /// An exposition format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -31,28 +29,6 @@ pub(super) fn render(registry: &Registry, format: Format) -> String {
         Format::OpenMetrics => text,
         Format::Text => to_text_format(&text),
     }
-}
-
-/// Exemplars go behind the samples of their buckets. prometheus-client writes them only where it has counted itself.
-pub(super) fn with_exemplars(open_metrics: &str, exemplars: &[Exemplar]) -> String {
-    let mut text = String::with_capacity(open_metrics.len() + 200 * exemplars.len());
-    let (mut family, mut bucket) = ("", 0);
-    for line in open_metrics.lines() {
-        text.push_str(line);
-        if let Some(of) = line.strip_prefix("# TYPE ") {
-            (family, bucket) = (of.split(' ').next().unwrap_or_default(), 0);
-        }
-        let is_bucket =
-            !family.is_empty() && line.strip_prefix(family).is_some_and(|rest| rest.starts_with("_bucket{"));
-        if is_bucket {
-            if let Some(it) = exemplars.iter().find(|it| it.family == family && it.bucket == bucket) {
-                text.push_str(&format!(" # {{{}}} {} {:.3}", it.labels, it.value, it.time));
-            }
-            bucket += 1;
-        }
-        text.push('\n');
-    }
-    text
 }
 
 /// The older format names a counter's family with its `_total` and has no end mark; nothing else that we use differs.
@@ -82,22 +58,7 @@ fn to_text_format(open_metrics: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Exemplar, to_text_format, with_exemplars};
-
-    #[test]
-    fn exemplars_are_behind_the_samples_of_their_buckets() {
-        let text = "# TYPE a histogram\na_sum{node=\"x\"} 3.5\na_count{node=\"x\"} 2\na_bucket{le=\"1.0\",node=\"x\"} 1\n\
-                    a_bucket{le=\"+Inf\",node=\"x\"} 2\n# TYPE a_bucket gauge\na_bucket{node=\"x\"} 2\n# EOF\n";
-        let labels = "block_height=\"7\"".to_string();
-        let exemplar =
-            |family, bucket| Exemplar { family, bucket, labels: labels.clone(), value: 2.5, time: 1e9 };
-        let shown = with_exemplars(text, &[exemplar("a", 1), exemplar("b", 0)]);
-        let expected = text.replace(
-            "\"+Inf\",node=\"x\"} 2",
-            "\"+Inf\",node=\"x\"} 2 # {block_height=\"7\"} 2.5 1000000000.000",
-        );
-        assert_eq!(shown, expected);
-    }
+    use super::to_text_format;
 
     #[test]
     fn counters_get_their_full_name_and_the_rest_stays() {
