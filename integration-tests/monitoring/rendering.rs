@@ -118,7 +118,7 @@ fn drawn(panel: &Value, prometheus: &Prometheus, job: &str) -> Value {
 /// Rows with their panels.
 fn groups(board: &Value, prometheus: &Prometheus) -> Vec<Value> {
     let job = match board["uid"].as_str().unwrap() {
-        "bitcoin-node" | "bitcoin-fleet" => "bitcoind-ipc",
+        "bitcoin-node" | "bitcoin-fleet" | "bitcoin-mining" => "bitcoind-ipc",
         _ => "bitcoind-usdt",
     };
     let mut groups: Vec<Value> = Vec::new();
