@@ -138,7 +138,10 @@ impl Node {
                     }
                     message_target::PromisedAnswer(it) => {
                         let asked = self.questions.get(&it.unwrap().get_question_id()).expect("of no answer");
-                        assert!(asked.method != Some(CREATE_NEW_BLOCK), "of a template that is not there yet");
+                        assert!(
+                            asked.method != Some(CREATE_NEW_BLOCK),
+                            "of a template that is not there yet"
+                        );
                         u32::MAX
                     }
                 };
@@ -207,7 +210,10 @@ impl Node {
                 !self.subscriptions.contains_key(&id),
                 "a handler released before its subscription is over"
             );
-            assert!(!self.is_called(id) || !self.templates.contains_key(&id), "a release of a template in use");
+            assert!(
+                !self.is_called(id) || !self.templates.contains_key(&id),
+                "a release of a template in use"
+            );
             self.templates.remove(&id);
             self.exports.remove(&id);
         }
