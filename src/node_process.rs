@@ -131,7 +131,13 @@ impl Usage {
         let tasks = self.process.tasks().into_iter().flatten().flatten();
         let times = tasks.filter_map(|task| {
             let stat = task.stat().ok()?;
-            Some(ThreadTime { id: task.tid, seconds: cpu_seconds(&stat), name: stat.comm })
+            // In nanoseconds: a node has some fifty threads, and each may have worked for less than a hundredth.
+            let precise = task.schedstat().ok().map(|it| it.sum_exec_runtime as f64 / 1e9);
+            Some(ThreadTime {
+                id: task.tid,
+                seconds: precise.unwrap_or_else(|| cpu_seconds(&stat)),
+                name: stat.comm,
+            })
         });
         times.collect()
     }

@@ -1,7 +1,7 @@
 //! A real bitcoin-node on regtest.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -42,8 +42,11 @@ fn bitcoind() -> (PathBuf, Vec<String>) {
     }
 }
 
+/// Below those that the system hands out to whoever connects or asks for any, so that it is still free when the node binds it, and
+/// when it is started again.
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let mut candidates = std::iter::repeat_with(|| rand::random_range(10_000..32_000)).take(1000);
+    candidates.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }
 
 pub struct Node {
