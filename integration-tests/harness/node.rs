@@ -76,6 +76,15 @@ impl Node {
         let (rpc_port, p2p_port) = (free_port(), free_port());
         let child = Self::launch(dir.path(), &program, rpc_port, p2p_port, &arguments);
         let mut node = Node { dir, rpc_port, p2p_port, program, arguments, child };
+        for _ in 0..5 {
+            if node.has_its_ports() {
+                break;
+            }
+            std::fs::remove_file(node.dir.path().join("stderr")).unwrap();
+            (node.rpc_port, node.p2p_port) = (free_port(), free_port());
+            node.child =
+                Self::launch(node.dir.path(), &node.program, node.rpc_port, node.p2p_port, &node.arguments);
+        }
         node.until_it_answers();
         node
     }
@@ -92,6 +101,14 @@ impl Node {
             .stderr(stderr)
             .spawn()
             .expect("the node starts")
+    }
+
+    /// Whether it runs; not if something else took one of its ports before it did.
+    fn has_its_ports(&mut self) -> bool {
+        eventually("the node starts", || match self.child.try_wait().unwrap() {
+            Some(_) => Some(!self.stderr().contains("Unable to bind")),
+            None => self.try_cli(&["getblockcount"]).ok().map(|_| true),
+        })
     }
 
     fn until_it_answers(&mut self) {
