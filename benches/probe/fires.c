@@ -1,7 +1,8 @@
 /* Fires the two busiest tracepoints, with the arguments that a node gives them. As in a node that GCC has built, those that are
  * read of a message are in registers, but for the type: that is a std::string in memory. Reads what and how many times from
- * standard input, a line each: `add TIMES` or a message's type, `inv TIMES`; says how many nanoseconds one took. */
+ * standard input, a line each: `add TIMES` or a message's type, `inv TIMES`, `inv_block TIMES` for one of blocks; says how many nanoseconds one took. */
 #define _SDT_HAS_SEMAPHORES 1
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,14 +59,14 @@ int main(void)
 	while (scanf("%31s %ld", what, &times) == 2) {
 		struct timespec from, to;
 
-		snprintf(coin->type.text, sizeof(coin->type.text), "%.15s", what);
+		bool is_inv = !strncmp(what, "inv", 3);
+
+		snprintf(coin->type.text, sizeof(coin->type.text), "%.15s", is_inv ? "inv" : what);
 		coin->type.length = strlen(coin->type.text);
 		memset(coin->message, 0, sizeof(coin->message));
-		coin->message[0] = 1; /* an inventory of one transaction, one header */
-		coin->message[1] = !strcmp(what, "inv");
+		coin->message[0] = 1; /* an inventory of one thing, one header */
+		coin->message[1] = is_inv ? 1 + (what[3] != 0) : 0;
 		size = !strcmp(what, "headers") ? 82 : sizeof(coin->message);
-		if (!strcmp(what, "cmpctblock")) /* 2500 short ids */
-			memcpy(coin->message + 88, "\xfd\xc4\x09", 3);
 		clock_gettime(CLOCK_MONOTONIC, &from);
 		for (long i = 0; i < times; i++)
 			if (!strcmp(what, "add"))
