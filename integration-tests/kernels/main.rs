@@ -20,12 +20,13 @@ header_chunk 10 20 30 40
 log_queued 7 127
 log_started 7 1
 log_completed 7 1 0
+way 1 2 3 4 500
 standard 1 2 3 4 5000000 block text
 ";
 
 /// What the exporter shows after these commands, of each tracepoint something that is not 0; the label `node` is left out.
 const SAMPLES: &str = r#"
-    fibre_exporter_probes_attached 25
+    fibre_exporter_probes_attached 27
     fibre_exporter_errors_total{error_type="argument"} 0
     fibre_exporter_errors_total{error_type="unreadable"} 0
     fibre_exporter_errors_total{error_type="lost"} 0
@@ -40,8 +41,12 @@ const SAMPLES: &str = r#"
     fibre_block_header_chunk_duration_seconds_count{stage="finish"} 1
     bitcoin_block_inputs_sum 3.0
     bitcoin_block_connection_duration_seconds_sum 0.005
-    bitcoin_block_connection_duration_seconds_bucket{le="0.0025"} 0
-    bitcoin_block_connection_duration_seconds_bucket{le="0.005"} 1
+    bitcoin_block_connection_duration_seconds_bucket{le="0.0025"} 1
+    bitcoin_block_connection_duration_seconds_bucket{le="0.005"} 2
+    bitcoin_block_announcements_total{by="inv"} 1
+    bitcoin_block_arrivals_total{by="compact_requested"} 1
+    bitcoin_compact_block_prefilled_transactions_sum 1.0
+    bitcoin_compact_block_requested_bytes_sum 500.0
     bitcoin_p2p_message_bytes_total{direction="in",type="block"} 2
     bitcoin_p2p_message_bytes_total{direction="out",type="block"} 2
     bitcoin_connections_opened_total{direction="in",network="i2p"} 1

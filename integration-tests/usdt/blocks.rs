@@ -245,6 +245,30 @@ pub fn a_peer_that_invents_blocks_displaces_nobody_elses() {
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_complete"), 1.0);
 }
 
+pub fn what_the_node_itself_says_of_a_block_is_what_is_counted() {
+    let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
+    fixture.fire("way 3 40 5 6 7000");
+    eventually("the block is counted", || {
+        (exporter.metrics().contains("bitcoin_blocks_connected_total{node=\"relay\"} 1")).then_some(())
+    });
+    crate::assert_samples(
+        &exporter,
+        r#"
+        bitcoin_block_announcements_total{by="inv"} 1
+        bitcoin_block_arrivals_total{by="compact_requested"} 1
+        bitcoin_compact_block_prefilled_transactions_sum 3.0
+        bitcoin_compact_block_requested_transactions_sum 6.0
+        bitcoin_compact_block_requested_bytes_sum 7000.0
+        fibre_exporter_errors_total{error_type="argument"} 0
+        "#,
+    );
+    let log = exporter.log();
+    let entry = log.lines().find(|line| line.contains("block connected")).unwrap();
+    for field in ["announced_by=\"inv\"", "announced_peer=1", "from_mempool=40", "from_extra_pool=5"] {
+        assert!(entry.contains(&format!(" {field} ")), "{field} in {entry}");
+    }
+}
+
 pub fn a_flush_of_the_utxo_cache_that_a_block_waits_for_is_told() {
     let (mut scene, [mut peer]) = Scene::with("net,validation,utxocache", &[]);
     let block = scene.block(&[]);

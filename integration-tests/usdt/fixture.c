@@ -10,6 +10,7 @@
  *   [repeat THREADS TIMES] log_started SEQUENCE KIND
  *   [repeat THREADS TIMES] log_completed SEQUENCE KIND DEPTH
  *   [repeat THREADS TIMES] standard NUMBER NUMBER NUMBER NUMBER NUMBER TEXT TEXT   (with -DSTANDARD)
+ *   way PREFILLED MEMPOOL EXTRA_POOL REQUESTED BYTES                               (with -DSTANDARD)
  *
  * and says `fired` after each. With -DNEWEST `reconstructed` has the hash as text, and the height. */
 #define _SDT_HAS_SEMAPHORES 1
@@ -63,6 +64,8 @@ SEMAPHORE(net_outbound_connection);
 SEMAPHORE(net_closed_connection);
 SEMAPHORE(net_evicted_inbound_connection);
 SEMAPHORE(net_misbehaving_connection);
+SEMAPHORE(net_block_header);
+SEMAPHORE(net_compact_block_reconstructed);
 
 /* Each standard tracepoint once. */
 static __attribute__((noinline)) void fire_standard(const void *hash, const char (*texts)[128], const int64_t *n)
@@ -83,6 +86,23 @@ static __attribute__((noinline)) void fire_standard(const void *hash, const char
 	FIRE(5, net, closed_connection, n[0], texts[1], texts[1], (uint32_t)n[3], (uint64_t)n[1]);
 	FIRE(5, net, evicted_inbound_connection, n[0], texts[1], texts[1], (uint32_t)n[3], (uint64_t)n[1]);
 	FIRE(2, net, misbehaving_connection, n[0], texts[1]);
+	FIRE(4, net, block_header, (int32_t)n[0], n[1], (bool)1, hash);
+	FIRE(7, net, compact_block_reconstructed, n[0], (uint32_t)n[0], (uint32_t)n[1], (uint32_t)n[2], (uint32_t)n[3],
+	     (uint32_t)n[4], hash);
+}
+
+/* A block's way: an inv of peer 1, then a compact block of peer 2, of which the node itself tells. */
+static __attribute__((noinline)) void fire_way(const void *hash, const int64_t *n)
+{
+	const uint32_t prefilled = n[0], mempool = n[1], extra_pool = n[2], requested = n[3], bytes = n[4];
+	unsigned char inv[37] = {1, 2};
+
+	memcpy(inv + 5, hash, 32);
+	FIRE(6, net, inbound_message, (int64_t)1, "address", "inbound", "inv", sizeof(inv), inv);
+	FIRE(4, net, block_header, (int32_t)7, (int64_t)2, (bool)1, hash);
+	FIRE(7, net, compact_block_reconstructed, (int64_t)2, prefilled, mempool, extra_pool, requested, bytes, hash);
+	FIRE(6, validation, block_connected, hash, (int32_t)7, (uint64_t)(prefilled + mempool + extra_pool + requested),
+	     (int32_t)0, (uint64_t)0, (int64_t)0);
 }
 #endif
 
@@ -143,6 +163,8 @@ static __attribute__((noinline)) void fire(const struct event *event)
 #ifdef STANDARD
 	if (!strcmp(what, "standard"))
 		fire_standard(hash, texts, numbers);
+	if (!strcmp(what, "way"))
+		fire_way(hash, numbers);
 #endif
 }
 
@@ -159,7 +181,7 @@ static bool understood(const char *line, struct event *event)
 		"%31s %127s %ld %ld %ld %ld %ld",  /* reconstructed */
 		"%31s %ld %127s %127s",        /* winner */
 		"%31s %ld %ld %127s %ld %127s",/* time */
-		"%31s %ld %ld %ld %ld %ld",    /* detail, header_chunk */
+		"%31s %ld %ld %ld %ld %ld",    /* detail, header_chunk, way */
 		"%31s %ld %ld %ld %ld %ld %127s %127s", /* standard */
 	};
 	int64_t *n = event->numbers;
@@ -172,7 +194,7 @@ static bool understood(const char *line, struct event *event)
 		return sscanf(line, formats[1], what, n, texts[0], texts[1]) == 4;
 	if (!strcmp(what, "time"))
 		return sscanf(line, formats[2], what, n, n + 1, texts[0], n + 2, texts[1]) == 6;
-	if (!strcmp(what, "detail"))
+	if (!strcmp(what, "detail") || !strcmp(what, "way"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3, n + 4) == 6;
 	if (!strcmp(what, "header_chunk"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3) == 5;

@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         blocks::a_block_that_came_otherwise_is_no_compact_block,
         blocks::a_sync_of_two_thousand_headers_announces_nothing,
         blocks::a_peer_that_invents_blocks_displaces_nobody_elses,
+        blocks::what_the_node_itself_says_of_a_block_is_what_is_counted,
         blocks::a_flush_of_the_utxo_cache_that_a_block_waits_for_is_told,
         record::each_block_is_a_row_that_can_be_read_while_others_are_written,
         record::a_broken_file_is_said_once_and_another_one_is_begun_in_its_place,

@@ -176,6 +176,7 @@ impl Tracepoints for Fibre {
                 udp_ns: Some(event.udp_ns).filter(|time| *time >= 0),
                 compact_ns: Some(event.compact_ns).filter(|time| *time >= 0),
             },
+            kind::WON => What::Won { mechanism: mechanism(event.mechanism) },
             _ => return,
         };
         queue.push(Event { time_ns: event.time_ns, hash: raw_hash(&event.hash), what });

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, What};
+use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, Reconstructed, What};
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families};
 use crate::metrics::{MESSAGE_TYPES, Reading, Sample};
@@ -179,7 +179,10 @@ fn read_message(event: &event, queue: &mut Vec<Event>) {
         let connection = ConnectionType::of(&maps::text(&event.bytes));
         return queue.push(Event { time_ns, hash: Hash::default(), what: What::Alive { peer, connection } });
     }
-    let Some(copied) = event.bytes.get(..event.length as usize) else { return };
+    if matches!(event.kind, kind::NEW_HEADER | kind::RECONSTRUCTED) {
+        return queue.extend(told(event));
+    }
+    let Some(copied) = event.bytes.get(..event.bytes.len().min(event.size as usize)) else { return };
     let mut bytes = Bytes(copied);
     let happened = match event.kind {
         kind::INV | kind::GETDATA => return read_inventory(event, bytes, queue),
@@ -189,13 +192,11 @@ fn read_message(event: &event, queue: &mut Vec<Event>) {
         kind::CMPCTBLOCK => bytes.header().and_then(|(hash, header_time)| {
             let _nonce: [u8; 8] = bytes.take()?;
             let short_ids = bytes.compact_size().filter(|ids| *ids <= u16::MAX.into())?;
-            let before = 88 + compact_size_length(short_ids) + 6 * short_ids;
-            let prefilled = (before < event.size).then(|| Bytes(&event.prefilled).compact_size()).flatten();
-            Some((hash, What::Compact { peer, compact: Compact { header_time, short_ids, prefilled } }))
+            Some((hash, What::Compact { peer, compact: Compact { header_time, short_ids } }))
         }),
         kind::BLOCKTXN => bytes.take().and_then(|hash| {
             let behind = 32 + compact_size_length(bytes.compact_size()?);
-            Some((hash, What::Answered { peer, bytes: event.size.saturating_sub(behind) }))
+            Some((hash, What::Answered { peer, bytes: u64::from(event.size).saturating_sub(behind) }))
         }),
         kind::BLOCK => bytes.header().map(|(hash, _)| (hash, What::Whole { peer })),
         kind::GETBLOCKTXN => bytes
@@ -204,6 +205,28 @@ fn read_message(event: &event, queue: &mut Vec<Event>) {
         _ => None,
     };
     queue.extend(happened.map(|(hash, what)| Event { time_ns, hash, what }));
+}
+
+/// What the node itself says of a block.
+fn told(event: &event) -> Option<Event> {
+    let &event { peer, time_ns, .. } = event;
+    let mut bytes = Bytes(&event.bytes);
+    let hash = bytes.take()?;
+    let mut number = || bytes.take().map(u32::from_ne_bytes);
+    let what = match event.kind {
+        kind::NEW_HEADER => What::Header { peer, is_compact: event.size != 0 },
+        _ => What::Reconstructed {
+            peer,
+            from: Reconstructed {
+                prefilled: number()?,
+                from_mempool: number()?,
+                from_extra_pool: number()?,
+                requested: number()?,
+                requested_bytes: number()?,
+            },
+        },
+    };
+    Some(Event { time_ns, hash, what })
 }
 
 fn compact_size_length(number: u64) -> u64 {
@@ -284,11 +307,10 @@ mod tests {
     use super::{Announcement, Event, What, maps, read_message};
 
     /// The message as the programs copy it.
-    fn read(kind: types::kind, message: &[u8], prefilled: [u8; 3]) -> Vec<Event> {
-        let mut event = event { kind, size: message.len() as u64, prefilled, ..event::default() };
+    fn read(kind: types::kind, message: &[u8]) -> Vec<Event> {
+        let mut event = event { kind, size: message.len() as u32, ..event::default() };
         let length = message.len().min(event.bytes.len());
         event.bytes[..length].copy_from_slice(&message[..length]);
-        event.length = length as u32;
         let mut queue = Vec::new();
         read_message(&event, &mut queue);
         queue
@@ -314,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_headers_hash_and_time_are_read() {
-        let events = read(types::kind::HEADERS, &header(), [0; 3]);
+        let events = read(types::kind::HEADERS, &header());
         let [Event { hash, what: What::Announced { by: Announcement::Headers(time), .. }, .. }] = events[..]
         else {
             panic!("{}", events.len())
@@ -323,45 +345,42 @@ mod tests {
     }
 
     #[test]
-    fn of_a_compact_block_the_numbers_are_read_in_each_length() {
-        for (count, ids, tail, prefilled) in [
-            (&[5][..], 5, [1, 0, 0], Some(1)),
-            (&[0xfd, 0xc4, 0x09][..], 2500, [0xfd, 0x2c, 0x01], Some(300)),
-            (&[0][..], 0, [0, 0, 0], Some(0)),
-        ] {
+    fn of_a_compact_block_the_short_ids_are_counted_in_each_length() {
+        for (count, ids) in [(&[5][..], 5), (&[0xfd, 0xc4, 0x09], 2500), (&[0], 0)] {
             let mut message = [&header()[..], &[0; 8], count].concat();
             message.resize(message.len() + 6 * ids + 1, 0);
-            let events = read(types::kind::CMPCTBLOCK, &message, tail);
+            let events = read(types::kind::CMPCTBLOCK, &message);
             let [Event { what: What::Compact { compact, .. }, .. }] = events[..] else { panic!("{ids}") };
-            assert_eq!((compact.short_ids, compact.prefilled), (ids as u64, prefilled));
+            assert_eq!(compact.short_ids, ids as u64);
         }
-        // It ends with the short ids, or claims more than a block can have.
-        let message = [&header()[..], &[0; 8], &[1], &[0; 6]].concat();
-        let events = read(types::kind::CMPCTBLOCK, &message, [9; 3]);
-        let [Event { what: What::Compact { compact, .. }, .. }] = events[..] else { panic!("one event") };
-        assert_eq!(compact.prefilled, None);
+        // It claims more than a block can have.
         let message = [&header()[..], &[0; 8], &[0xff; 9]].concat();
-        assert!(read(types::kind::CMPCTBLOCK, &message, [0; 3]).is_empty());
+        assert!(read(types::kind::CMPCTBLOCK, &message).is_empty());
     }
 
     #[test]
     fn of_transactions_the_number_and_the_bytes_are_read() {
         let message = [&[3; 32][..], &[0xfd, 0x00, 0x01], &[0; 1000]].concat();
-        let events = read(types::kind::BLOCKTXN, &message, [0; 3]);
+        let events = read(types::kind::BLOCKTXN, &message);
         assert!(matches!(events[..], [Event { what: What::Answered { bytes: 1000, .. }, .. }]));
-        let events = read(types::kind::GETBLOCKTXN, &message, [0; 3]);
+        let events = read(types::kind::GETBLOCKTXN, &message);
         assert!(matches!(events[..], [Event { what: What::Asked { transactions: 256, .. }, .. }]));
     }
 
     #[test]
     fn blocks_are_found_among_the_first_things_of_an_inventory() {
         let entry = |kind: u32, hash: u8| [&kind.to_le_bytes()[..], &[hash; 32]].concat();
-        let message = [vec![3], entry(2, 1), entry(1, 2), entry(4 | 1 << 30, 3)].concat();
-        let hashes: Vec<_> = read(types::kind::GETDATA, &message, [0; 3])
-            .iter()
-            .map(|event| (event.hash[0], matches!(event.what, What::Fetched { is_compact: true, .. })))
-            .collect();
-        assert_eq!(hashes, [(1, false), (3, true)]);
+        for (entries, expected) in [
+            ([entry(2, 1), entry(4 | 1 << 30, 2), entry(2, 3)], &[(1, false), (2, true)][..]),
+            ([entry(2, 1), entry(1, 2), entry(1, 3)], &[(1, false)]),
+        ] {
+            let message = [vec![3], entries.concat()].concat();
+            let hashes: Vec<_> = read(types::kind::GETDATA, &message)
+                .iter()
+                .map(|event| (event.hash[0], matches!(event.what, What::Fetched { is_compact: true, .. })))
+                .collect();
+            assert_eq!(hashes, expected);
+        }
     }
 
     #[test]
@@ -375,9 +394,9 @@ mod tests {
             (types::kind::GETBLOCKTXN, &[0; 33]),
             (types::kind::INV, &inventory),
         ] {
-            assert_eq!(read(kind, message, [0; 3]).len(), 1);
+            assert_eq!(read(kind, message).len(), 1);
             for length in 0..message.len() {
-                assert!(read(kind, &message[..length], [0; 3]).is_empty(), "{length}");
+                assert!(read(kind, &message[..length]).is_empty(), "{length}");
             }
         }
     }

@@ -161,6 +161,7 @@ impl Programs {
         }
         let names = attached.iter().filter(|it| it.result.is_ok()).map(|it| it.name.clone());
         let mut attachments = self.attachments.lock().expect("nobody panics holding it");
+        self.blocks.attached(|name| attached.iter().any(|it| it.name == name && it.result.is_ok()));
         attachments.ever.extend(names);
         attachments.now = self.links.len();
         attached

@@ -20,6 +20,8 @@ use crate::usdt::{maps, record};
 pub const MAX_BLOCKS: usize = 64;
 /// Limit on peers whose kind of connection is remembered; a node has 125 by default.
 const MAX_CONNECTIONS: usize = 2048;
+/// Where the node says what became of a compact block.
+const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
 /// How many of the last blocks, and races, are kept to be shown.
 const LAST: usize = 20;
 /// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
@@ -33,6 +35,8 @@ pub struct State {
     counts: Counts,
     /// Events that are not worked off yet.
     queue: Vec<Event>,
+    /// The node says when it has put a compact block together: the messages alone do not tell it then.
+    tells_reconstruction: bool,
     /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
     announced_limit: LineLimit,
     other_limit: LineLimit,
@@ -81,6 +85,11 @@ impl Blocks {
         (state.last.iter().cloned().collect(), state.races.iter().cloned().collect())
     }
 
+    /// The node has this tracepoint, or not.
+    pub fn attached(&self, has: impl Fn(&str) -> bool) {
+        self.state().tells_reconstruction = has(RECONSTRUCTED);
+    }
+
     /// Hands on each block that is connected.
     pub fn record(&self, queue: record::Queue) {
         self.state().record = Some(queue);
@@ -117,7 +126,10 @@ impl State {
                     announcements: Default::default(),
                     compact_blocks: Default::default(),
                     deliveries: VecDeque::new(),
+                    has_header: false,
+                    reconstructed: None,
                     fibre_ns: None,
+                    race_winner: None,
                     connected_ns: None,
                 });
                 self.timelines.len() - 1
@@ -160,6 +172,7 @@ impl State {
                 keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
             }
             _ => {
+                let told = self.tells_reconstruction;
                 // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
                 let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) else { return };
                 match what {
@@ -177,13 +190,25 @@ impl State {
                         let Some(peer) = timeline.peer(id) else { return };
                         if peer.asked.is_some() && peer.answered.is_none() {
                             peer.answered = Some((time_ns, bytes));
-                            timeline.deliver(time_ns, id, Arrival::CompactRequested);
+                            if !told {
+                                timeline.deliver(time_ns, id, Arrival::CompactRequested);
+                            }
                         }
+                    }
+                    What::Header { peer, is_compact } => timeline.header(time_ns, peer, is_compact),
+                    What::Reconstructed { peer, from } => {
+                        timeline.reconstructed = Some((time_ns, peer, from));
+                        let arrival = match from.requested {
+                            0 => Arrival::CompactComplete,
+                            _ => Arrival::CompactRequested,
+                        };
+                        timeline.deliver(time_ns, peer, arrival);
                     }
                     What::Whole { peer } => timeline.deliver(time_ns, peer, Arrival::FullBlock),
                     What::Fibre => {
                         timeline.fibre_ns.get_or_insert(time_ns);
                     }
+                    What::Won { mechanism } => timeline.race_winner = Some(mechanism),
                     What::Announced { .. }
                     | What::Compact { .. }
                     | What::Connected(_)
@@ -214,6 +239,7 @@ impl State {
 
     fn compact(&mut self, hash: Hash, time_ns: u64, id: i64, compact: Compact) {
         let by = Announcement::Compact(compact.header_time);
+        let told = self.tells_reconstruction;
         let was_asked = self
             .find(&hash)
             .and_then(|timeline| timeline.peer(id))
@@ -229,7 +255,9 @@ impl State {
                 timeline.first_compact_ns.get_or_insert(time_ns);
                 if let Some(peer) = timeline.peer(id) {
                     peer.compact = Some(compact);
-                    timeline.deliver(time_ns, id, Arrival::CompactComplete);
+                    if !told {
+                        timeline.deliver(time_ns, id, Arrival::CompactComplete);
+                    }
                 }
             }
             Some(connected_ns) if is_late(time_ns, connected_ns) => {}
@@ -242,9 +270,8 @@ impl State {
         let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
         let way = timeline.map(|timeline| {
             timeline.connected_ns = Some(time_ns);
-            let duration_ns = connected.duration_ns.max(0) as u64;
             let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, timeline.first_ns));
-            (Way::of(timeline, time_ns, duration_ns, header_age_ns), &*timeline)
+            (Way::of(timeline, time_ns, connected, header_age_ns), &*timeline)
         });
         if let Some((_, timeline)) = &way {
             let connection = self.connections.get(&timeline.first_peer).copied();

@@ -27,10 +27,16 @@ pub enum What {
     Whole { peer: i64 },
     /// A peer has sent something; of no block.
     Alive { peer: i64, connection: ConnectionType },
+    /// The node says that this header is new, and valid.
+    Header { peer: i64, is_compact: bool },
+    /// The node says that it has put a compact block together.
+    Reconstructed { peer: i64, from: Reconstructed },
     /// The UTXO cache was written to disk; of no block.
     Flushed { duration_ns: u64 },
     /// FIBRE has put it together.
     Fibre,
+    /// FIBRE says which mechanism delivered it first.
+    Won { mechanism: &'static str },
     /// FIBRE says how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
     Raced { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected it.
@@ -44,6 +50,16 @@ pub struct Connected {
     pub inputs: i64,
     pub sigops: i64,
     pub duration_ns: i64,
+}
+
+/// Where the transactions of a compact block came from.
+#[derive(Clone, Copy)]
+pub struct Reconstructed {
+    pub prefilled: u32,
+    pub from_mempool: u32,
+    pub from_extra_pool: u32,
+    pub requested: u32,
+    pub requested_bytes: u32,
 }
 
 /// How a block is announced.
@@ -85,8 +101,6 @@ pub struct Compact {
     /// In its header, Unix seconds.
     pub header_time: u32,
     pub short_ids: u64,
-    /// Unknown if the message ends before it.
-    pub prefilled: Option<u64>,
 }
 
 /// Kinds of connections, as the node calls them.

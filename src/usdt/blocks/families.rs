@@ -84,7 +84,7 @@ impl Counts {
             self.requested_transactions.observe(&TXS, transactions, block);
             self.requested_bytes.observe(&BYTES, bytes, block);
         }
-        if let Some(prefilled) = way.compact.and_then(|compact| compact.prefilled) {
+        if let Some(prefilled) = way.prefilled {
             self.prefilled_transactions.observe(&TXS, prefilled, block);
         }
     }
@@ -119,7 +119,10 @@ pub fn exemplars(totals: &Totals) -> Vec<Exemplar> {
 }
 
 /// Which tracepoints all of this needs.
-const SOURCES: [&str; 3] = ["net:inbound_message", "net:outbound_message", "validation:block_connected"];
+const NEEDED: [&str; 3] = ["net:inbound_message", "net:outbound_message", "validation:block_connected"];
+/// These, and those that say it better where a node has them.
+const SOURCES: [&str; 5] =
+    [NEEDED[0], NEEDED[1], NEEDED[2], "net:block_header", "net:compact_block_reconstructed"];
 
 macro_rules! family {
     ($kind:ident $name:literal [$($label:literal),*] $help:literal, |$counts:ident| $read:expr) => {
@@ -131,7 +134,7 @@ macro_rules! family {
             sources: &SOURCES,
             read: |traced| {
                 let $counts = &traced.totals.0;
-                if SOURCES.iter().all(|source| traced.has_attached(&[*source])) { $read } else { Vec::new() }
+                if NEEDED.iter().all(|source| traced.has_attached(&[*source])) { $read } else { Vec::new() }
             },
         }
     };
@@ -157,7 +160,8 @@ static FAMILIES: &[Family<Traced<Totals>>] = &[
         "Time from the first announcement of a block until it was connected",
         |c| shown(&ARRIVAL, c.arrival_ns)),
     family!(Histogram "bitcoin_block_assembly_seconds" []
-        "Time from the first compact block until all transactions were there and the node began to connect the block",
+        "Time from the first compact block until all transactions were there: as `net:compact_block_reconstructed` says it, where \
+         the node has that, else when it began to connect the block",
         |c| shown(&ASSEMBLY, c.assembly_ns)),
     family!(Counter "bitcoin_compact_blocks_received_total" ["mode"]
         "Compact blocks received of blocks that were connected, until a minute after: high_bandwidth ones come as the \

@@ -24,11 +24,14 @@ pub fn write(journey: &Journey) {
         asked_peers = journey.asked_peers,
         asked_us = journey.asked_us,
         answered_us = journey.answered_us,
+        from_mempool = journey.from_mempool,
+        from_extra_pool = journey.from_extra_pool,
         requested = journey.requested,
         requested_bytes = journey.requested_bytes,
         complete_us = journey.complete_us,
         connected_us = journey.connected_us,
         flush_us = journey.flush_us,
+        race_winner = journey.race_winner,
         "block connected"
     );
 }

@@ -32,11 +32,14 @@ pub struct Journey {
     pub asked_peers: Option<i64>,
     pub asked_us: Option<i64>,
     pub answered_us: Option<i64>,
+    pub from_mempool: Option<i64>,
+    pub from_extra_pool: Option<i64>,
     pub requested: Option<i64>,
     pub requested_bytes: Option<i64>,
     pub complete_us: Option<i64>,
     pub connected_us: Option<i64>,
     pub flush_us: Option<i64>,
+    pub race_winner: Option<&'static str>,
 }
 
 /// A race of FIBRE against compact blocks.
@@ -79,7 +82,9 @@ impl Journey {
             compact_blocks: sum(&timeline.compact_blocks),
             compact_us: timeline.first_compact_ns.map(since_first),
             short_ids: way.compact.map(|compact| compact.short_ids as i64),
-            prefilled: way.compact.and_then(|compact| compact.prefilled).map(|number| number as i64),
+            prefilled: way.prefilled.map(|number| number as i64),
+            from_mempool: way.reconstructed.map(|from| from.from_mempool.into()),
+            from_extra_pool: way.reconstructed.map(|from| from.from_extra_pool.into()),
             asked_peers: Some(asked.clone().count() as i64),
             asked_us: asked.map(|(time, _)| since_first(time)).min(),
             answered_us: answered.map(|(time, _)| since_first(time)).min(),
@@ -89,6 +94,7 @@ impl Journey {
             connected_us: Some(since_first(way.connected_ns)),
             // From another group of tracepoints.
             flush_us: None,
+            race_winner: timeline.race_winner,
             ..journey
         }
     }

@@ -19,6 +19,6 @@ mod tests;
 mod timeline;
 
 pub(super) use correlation::Blocks;
-pub(super) use event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
+pub(super) use event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, What};
 pub(super) use families::{exemplars, families, fed_by, rows};
 pub(super) use journey::Journey;

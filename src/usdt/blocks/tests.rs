@@ -13,7 +13,7 @@ fn connected() -> What {
 }
 
 fn compact(peer: i64) -> What {
-    What::Compact { peer, compact: Compact { header_time: u32::MAX, short_ids: 1, prefilled: Some(1) } }
+    What::Compact { peer, compact: Compact { header_time: u32::MAX, short_ids: 1 } }
 }
 
 fn inv(peer: i64) -> What {
@@ -58,6 +58,69 @@ fn what_fibre_put_together_before_it_was_connected_is_fibres() {
         ],
     );
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("fibre", 1)]);
+}
+
+/// The node says of peer 2 that it took its header, and what became of its compact block.
+fn told(requested: u32) -> [(u64, Hash, What); 2] {
+    let from =
+        Reconstructed { prefilled: 3, from_mempool: 4, from_extra_pool: 5, requested, requested_bytes: 700 };
+    [
+        (101, HASH, What::Header { peer: 2, is_compact: true }),
+        (103, HASH, What::Reconstructed { peer: 2, from }),
+    ]
+}
+
+#[test]
+fn what_the_node_itself_says_of_a_block_comes_before_what_its_messages_tell() {
+    for (has, requested, expected) in [
+        // Of a node that can say it, the messages alone do not tell that the block was complete.
+        (true, None, ("other", 1, None, None, None, 105)),
+        (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 2)),
+        (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 2)),
+        (false, None, ("compact_complete", 1, Some(9), None, Some(0), 105)),
+    ] {
+        let blocks = Blocks::default();
+        blocks.attached(|name| has && name == "net:compact_block_reconstructed");
+        // The first peer's header could not be used when it came.
+        happen(&blocks, [(90, HASH, What::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })]);
+        happen(&blocks, [(100, HASH, compact(2))]);
+        happen(&blocks, requested.map(told).into_iter().flatten());
+        let connected =
+            Connected { height: 1, transactions: 10, inputs: 0, sigops: 0, duration_ns: 5 * MS as i64 };
+        happen(&blocks, [(200, HASH, What::Connected(connected))]);
+        let (last, _) = blocks.last();
+        let of = &last[0];
+        let complete_ms = of.complete_us.unwrap() as u64 / 1000;
+        let got = (
+            of.arrival,
+            of.announced_peer.unwrap(),
+            of.prefilled,
+            of.from_extra_pool,
+            of.requested,
+            complete_ms,
+        );
+        assert_eq!(got, expected);
+    }
+}
+
+#[test]
+fn a_hash_alone_announces_a_block_before_a_header_does() {
+    let blocks = Blocks::default();
+    happen(
+        &blocks,
+        [(1, HASH, inv(1)), (2, HASH, compact(2)), (3, HASH, What::Header { peer: 2, is_compact: true })],
+    );
+    happen(&blocks, [(10, HASH, connected())]);
+    let (last, _) = blocks.last();
+    assert_eq!((last[0].announced_by, last[0].announced_peer), (Some("inv"), Some(1)));
+}
+
+#[test]
+fn who_won_fibres_race_is_told_with_the_block() {
+    let blocks = Blocks::default();
+    let won = What::Won { mechanism: "fibre_udp" };
+    happen(&blocks, [(1, HASH, compact(1)), (2, HASH, won), (10, HASH, connected())]);
+    assert_eq!(blocks.last().0[0].race_winner, Some("fibre_udp"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::event::{Announcement, Compact, Hash};
+use super::event::{Announcement, Compact, Connected, Hash, Reconstructed};
 
 /// Limit on peers that are remembered of one block.
 pub const MAX_PEERS: usize = 256;
@@ -57,7 +57,12 @@ pub struct Timeline {
     pub compact_blocks: [u64; MODES.len()],
     /// Messages after which the block may have been complete: when, from whom, and how it came.
     pub deliveries: VecDeque<(u64, i64, Arrival)>,
+    /// The node has said whose header it took.
+    pub has_header: bool,
+    /// When the node had put a compact block together, of which peer, and what it says of it.
+    pub reconstructed: Option<(u64, i64, Reconstructed)>,
     pub fibre_ns: Option<u64>,
+    pub race_winner: Option<&'static str>,
     pub connected_ns: Option<u64>,
 }
 
@@ -82,6 +87,16 @@ impl Timeline {
         self.peers.get_mut(position)
     }
 
+    /// The node says whose header it took. One that came before could not be used: the block was not announced by it. Who
+    /// announced only a hash before was the first all the same.
+    pub fn header(&mut self, time_ns: u64, peer: i64, is_compact: bool) {
+        let Some(header_time) = self.first_by.header_time() else { return };
+        let by = if is_compact { Announcement::Compact } else { Announcement::Headers }(header_time);
+        if !std::mem::replace(&mut self.has_header, true) && (self.first_peer, self.first_by) != (peer, by) {
+            (self.first_ns, self.first_peer, self.first_by) = (time_ns, peer, by);
+        }
+    }
+
     pub fn deliver(&mut self, time_ns: u64, peer: i64, arrival: Arrival) {
         if self.deliveries.len() == MAX_DELIVERIES {
             self.deliveries.pop_front();
@@ -89,51 +104,74 @@ impl Timeline {
         self.deliveries.push_back((time_ns, peer, arrival));
     }
 
-    /// What completed the block, as far as the messages tell: what came last before the node began to connect it. The node
-    /// handles one message after the other. FIBRE works beside them, and goes on as soon as it has a block.
-    pub fn arrival(&self, start_ns: u64) -> (Arrival, Option<&Peer>) {
-        if self.fibre_ns.is_some_and(|time| time <= start_ns) {
+    /// What completed the block, as far as the messages tell: what came last before the node began to connect it, and from
+    /// whom. The node handles one message after the other. FIBRE works beside them, and goes on as soon as it has a block.
+    fn arrival(&self, start_ns: u64) -> (Arrival, Option<i64>) {
+        let reconstructed_ns = self.reconstructed.map_or(u64::MAX, |(time, ..)| time);
+        if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {
             return (Arrival::Fibre, None);
         }
         let Some(&(_, id, arrival)) = self.deliveries.iter().rfind(|(time, ..)| *time <= start_ns) else {
             return (Arrival::Other, None);
         };
-        let peer = self.peers.iter().find(|peer| peer.id == id);
-        match (arrival, peer) {
+        let was_asked = || self.peers.iter().any(|peer| peer.id == id && peer.asked.is_some());
+        if arrival == Arrival::CompactComplete && self.reconstructed.is_none() && was_asked() {
             // Transactions were missing, and the block came from elsewhere before they did: submitted by RPC, say.
-            (Arrival::CompactComplete, Some(Peer { asked: Some(_), .. })) => (Arrival::Other, None),
-            _ => (arrival, peer),
+            return (Arrival::Other, None);
         }
+        (arrival, Some(id))
     }
 }
 
 /// What follows from a timeline when its block is connected.
 pub struct Way {
     pub arrival: Arrival,
-    /// When all was there and the node began to connect the block.
+    /// When all was there: as the node says it of a compact block, else when it began to connect the block.
     pub start_ns: u64,
     pub connected_ns: u64,
     /// How old the header's time was at the first announcement; `None` if it was in the future.
     pub header_age_ns: Option<u64>,
     /// The compact block that brought the block.
     pub compact: Option<Compact>,
+    pub prefilled: Option<u64>,
     /// Transactions that were requested to complete it, and their bytes.
     pub requested: Option<(u64, u64)>,
+    /// What the node says of it, where it does.
+    pub reconstructed: Option<Reconstructed>,
 }
 
 impl Way {
-    pub fn of(timeline: &Timeline, connected_ns: u64, duration_ns: u64, header_age_ns: Option<u64>) -> Self {
-        let start_ns = connected_ns.saturating_sub(duration_ns);
-        let (arrival, peer) = timeline.arrival(start_ns);
+    pub fn of(timeline: &Timeline, time_ns: u64, connected: &Connected, header_age_ns: Option<u64>) -> Self {
+        let began_ns = time_ns.saturating_sub(connected.duration_ns.max(0) as u64);
+        let (arrival, from) = timeline.arrival(began_ns);
         let came_compact = matches!(arrival, Arrival::CompactComplete | Arrival::CompactRequested);
+        let from = from.filter(|_| came_compact);
+        let peer = timeline.peers.iter().find(|peer| Some(peer.id) == from);
+        let told = timeline.reconstructed.filter(|(_, id, _)| Some(*id) == from);
+        let compact = peer.and_then(|peer| peer.compact);
         let requested = || peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1))).unwrap_or_default();
+        let (start_ns, reconstructed) = match told {
+            Some((time_ns, _, reconstructed)) => (time_ns, Some(reconstructed)),
+            None => (began_ns, None),
+        };
         Way {
             arrival,
             start_ns,
-            connected_ns,
+            connected_ns: time_ns,
             header_age_ns,
-            compact: peer.and_then(|peer| peer.compact).filter(|_| came_compact),
-            requested: came_compact.then(requested),
+            compact,
+            // A compact block has all transactions of the block, as short ids or whole.
+            prefilled: match reconstructed {
+                Some(from) => Some(from.prefilled.into()),
+                None => {
+                    compact.and_then(|it| (connected.transactions.max(0) as u64).checked_sub(it.short_ids))
+                }
+            },
+            requested: match reconstructed {
+                Some(from) => Some((from.requested.into(), from.requested_bytes.into())),
+                None => came_compact.then(requested),
+            },
+            reconstructed,
         }
     }
 }

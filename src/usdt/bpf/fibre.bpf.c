@@ -185,6 +185,7 @@ TRACEPOINT(block_race_winner)
 	if (!event)
 		return;
 	event->kind = WON;
+	event->time_ns = bpf_ktime_get_ns();
 	block_height(event, height);
 	event->mechanism = delivery.mechanism;
 	block_hash(ctx, event);

@@ -3,8 +3,9 @@
 
 /* Powers of two, so that an index can be bounded. */
 enum { TYPES = 64, NETWORKS = 8, SLOTS = 256 };
-/* How much of a message is copied. A node announces up to 8 blocks with their headers; more headers are a sync's. */
-enum { COPIED = 112, HEADER = 80, ANNOUNCED_HEADERS = 8, COUNT = 3 };
+/* How much of a message is copied: with it an event has two cache lines of 64 bytes, 8 of which the ring buffer takes. A third
+ * one costs as much as reading the message does. A node announces up to 8 blocks with their headers; more are a sync's. */
+enum { COPIED = 96, HEADER = 80, ANNOUNCED_HEADERS = 8 };
 /* Types of inventory; one bit asks for witnesses. */
 enum { MSG_BLOCK = 2, MSG_CMPCT_BLOCK = 4, MSG_WITNESS_FLAG = 1 << 30 };
 /* The ring buffer is read when a block was connected, or after so many events, which take a sixth of it. */
@@ -51,16 +52,27 @@ struct connections {
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
 /* A message that tells of a block, or one header of it. ALIVE is one that every peer sends now and then: `bytes` is the kind
- * of connection that it has, which the node says with each message. */
+ * of connection that it has, which the node says with each message. NEW_HEADER and RECONSTRUCTED are tracepoints of their own,
+ * with the hash in `bytes`. */
 struct event {
-	enum kind { UNRELATED, INV, HEADERS, CMPCTBLOCK, BLOCKTXN, BLOCK, GETBLOCKTXN, GETDATA, ALIVE } kind;
-	__u32 length; /* of `bytes` that were copied */
 	__u64 time_ns; /* monotonic */
 	__s64 peer;
-	__u64 size;
+	/* Bytes of the message, of HEADERS those of the header. Of NEW_HEADER whether a compact block brought it. */
+	__u32 size;
+	enum kind {
+		UNRELATED,
+		INV,
+		HEADERS,
+		CMPCTBLOCK,
+		BLOCKTXN,
+		BLOCK,
+		GETBLOCKTXN,
+		GETDATA,
+		ALIVE,
+		NEW_HEADER,
+		RECONSTRUCTED,
+	} kind;
 	__u8 bytes[COPIED];
-	/* Of CMPCTBLOCK the number of prefilled transactions, as the message has it behind the short ids. */
-	__u8 prefilled[COUNT];
 };
 EVENTS_MAP;
 
@@ -68,13 +80,25 @@ EVENTS_MAP;
 const volatile __u8 inbound_kinds[TYPES];
 const volatile __u8 outbound_kinds[TYPES];
 
-/* How many events there were. */
+/* How many events there were. Two at once may count one: then it is read a little later. */
 __u32 copied;
 
-/* Copies from a message what fits. `size` is how much there is. The event is not zeroed: behind `length` its bytes say
- * nothing. */
+static __always_inline void submit(struct event *event)
+{
+	bpf_ringbuf_submit(event, ++copied % WAKEUP ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
+}
+
+/* Copies from a message what fits. `size` is how much there is. */
+static __always_inline void read_message(void *to, const void *from, __u64 size)
+{
+	if (bpf_probe_read_user(to, size < COPIED ? size : COPIED, from))
+		COUNT_ERROR(unreadable);
+}
+
+/* Hands the beginning of a message on: of an inventory what was read of it, of others what is read here. The event is not
+ * zeroed: behind the message its bytes say nothing. */
 static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u32 kind, __u64 size,
-				 const void *from, __u64 length)
+				 const void *from, const __u64 *inventory)
 {
 	struct event *event = bpf_ringbuf_reserve(&events_map, sizeof(struct event), 0);
 
@@ -82,55 +106,35 @@ static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_sp
 		COUNT_ERROR(lost);
 		return;
 	}
-	if (length > COPIED)
-		length = COPIED;
+	/* If its second cache line has to be fetched from where the events are read, this begins early. */
+	event->bytes[COPIED - 1] = 0;
 	event->kind = kind;
-	event->length = length;
 	event->time_ns = bpf_ktime_get_ns();
 	event->peer = fetch(ctx, spec, 1);
 	event->size = size;
-	event->prefilled[0] = event->prefilled[1] = event->prefilled[2] = 0;
-	if (kind == ALIVE) {
+	if (inventory) {
+		__builtin_memcpy(event->bytes, inventory, COPIED);
+	} else if (kind == ALIVE) {
 		if (bpf_probe_read_user_str(event->bytes, TEXT, (void *)fetch(ctx, spec, 3)) < 0)
 			event->bytes[0] = 0;
-	} else if (bpf_probe_read_user(event->bytes, length, from)) {
-		COUNT_ERROR(unreadable);
+	} else {
+		read_message(event->bytes, from, size);
 	}
-	if (kind == CMPCTBLOCK) {
-		/* Behind the header and a nonce of 8 bytes: the number of short ids, these, and the number of what is prefilled.
-		 * A block has less than 65,536 transactions. */
-		__u64 ids = event->bytes[88], behind = 89;
-
-		if (ids == 0xfd) {
-			ids = event->bytes[89] | event->bytes[90] << 8;
-			behind = 91;
-		}
-		behind += ids * 6;
-		if (behind < size) {
-			size -= behind;
-			if (size > COUNT)
-				size = COUNT;
-			if (bpf_probe_read_user(event->prefilled, size, from + behind))
-				COUNT_ERROR(unreadable);
-		}
-	}
-	/* Two at once may count one: then it is read a little later. */
-	bpf_ringbuf_submit(event, ++copied % WAKEUP ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
+	submit(event);
 }
 
-/* Whether the first entry of an inventory is a block; a node puts blocks before transactions. */
-static __always_inline bool is_of_blocks(const void *from, __u64 size)
+/* An inventory is handed on if its first entry is a block; a node puts blocks before transactions. */
+static __always_inline void copy_inventory(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u32 kind, __u64 size,
+					   const void *from)
 {
-	__u64 first = 0;
+	__u64 inventory[COPIED / 8] = {};
 	__u32 type;
 
-	if (size < sizeof(first))
-		return false;
-	if (bpf_probe_read_user(&first, sizeof(first), from))
-		COUNT_ERROR(unreadable);
-	type = first >> ((first & 0xff) == 0xfd ? 24 : 8);
+	read_message(inventory, from, size);
+	type = inventory[0] >> ((inventory[0] & 0xff) == 0xfd ? 24 : 8);
 	type &= ~MSG_WITNESS_FLAG;
-	return type == MSG_BLOCK || type == MSG_CMPCT_BLOCK;
+	if (type == MSG_BLOCK || type == MSG_CMPCT_BLOCK)
+		copy(ctx, spec, kind, size, from, inventory);
 }
 
 /* Their number is one byte, and each is followed by a number of transactions, which is 0. */
@@ -144,7 +148,7 @@ static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf
 
 		if (at + HEADER + 1 > size)
 			return;
-		copy(ctx, spec, HEADERS, size, from + at, HEADER);
+		copy(ctx, spec, HEADERS, HEADER, from + at, NULL);
 	}
 }
 
@@ -205,8 +209,10 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 	from = (const void *)fetch(ctx, spec, 6);
 	if (kind == HEADERS)
 		copy_headers(ctx, spec, size, from);
-	else if ((kind != INV && kind != GETDATA) || is_of_blocks(from, size))
-		copy(ctx, spec, kind, size, from, size);
+	else if (kind == INV || kind == GETDATA)
+		copy_inventory(ctx, spec, kind, size, from);
+	else
+		copy(ctx, spec, kind, size, from, NULL);
 }
 
 TRACEPOINT(inbound_message)
@@ -217,6 +223,38 @@ TRACEPOINT(inbound_message)
 TRACEPOINT(outbound_message)
 {
 	message(ctx, &counts->outbound, outbound_kinds);
+}
+
+/* A header is new, and valid. */
+TRACEPOINT(block_header)
+{
+	struct event *event = RESERVE();
+
+	if (!event)
+		return;
+	event->kind = NEW_HEADER;
+	event->time_ns = bpf_ktime_get_ns();
+	event->peer = argument(ctx, 2);
+	event->size = argument(ctx, 3);
+	bytes(ctx, 4, event->bytes, HASH);
+	submit(event);
+}
+
+/* A compact block has become a block. Behind its hash come the numbers of transactions that were prefilled, from the mempool,
+ * from the pool of extra transactions, and requested, and the bytes of these. */
+TRACEPOINT(compact_block_reconstructed)
+{
+	struct event *event = RESERVE();
+
+	if (!event)
+		return;
+	event->kind = RECONSTRUCTED;
+	event->time_ns = bpf_ktime_get_ns();
+	event->peer = argument(ctx, 1);
+	for (int i = 0; i < 5; i++)
+		((__u32 *)(event->bytes + HASH))[i] = argument(ctx, 2 + i);
+	bytes(ctx, 7, event->bytes, HASH);
+	submit(event);
 }
 
 /* The number of the connection's network; the last one for all that are not known. */

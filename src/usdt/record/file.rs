@@ -18,14 +18,14 @@ use crate::usdt::blocks::Journey;
 /// `application_id` of the file: "btxb".
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
 /// `user_version` of the file: which columns it has.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 /// How long to wait for others that use the file.
 const BUSY: Duration = Duration::from_secs(5);
 /// SQLite's page cache, KiB; its default is 2 MB.
 const CACHE_KIB: i32 = 256;
 
 /// The columns, in the order of [`row`].
-pub const COLUMNS: [(&str, &str); 24] = [
+pub const COLUMNS: [(&str, &str); 27] = [
     ("time", "REAL NOT NULL"),
     ("block_height", "INTEGER NOT NULL"),
     ("block_hash", "TEXT NOT NULL"),
@@ -45,11 +45,14 @@ pub const COLUMNS: [(&str, &str); 24] = [
     ("asked_peers", "INTEGER"),
     ("asked_us", "INTEGER"),
     ("answered_us", "INTEGER"),
+    ("from_mempool", "INTEGER"),
+    ("from_extra_pool", "INTEGER"),
     ("requested", "INTEGER"),
     ("requested_bytes", "INTEGER"),
     ("complete_us", "INTEGER"),
     ("connected_us", "INTEGER"),
     ("flush_us", "INTEGER"),
+    ("race_winner", "TEXT"),
 ];
 
 fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
@@ -73,11 +76,14 @@ fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
         asked_peers,
         asked_us,
         answered_us,
+        from_mempool,
+        from_extra_pool,
         requested,
         requested_bytes,
         complete_us,
         connected_us,
         flush_us,
+        race_winner,
     } = journey.clone();
     [
         time.into(),
@@ -99,11 +105,14 @@ fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
         asked_peers.into(),
         asked_us.into(),
         answered_us.into(),
+        from_mempool.into(),
+        from_extra_pool.into(),
         requested.into(),
         requested_bytes.into(),
         complete_us.into(),
         connected_us.into(),
         flush_us.into(),
+        race_winner.map(str::to_string).into(),
     ]
 }
 

@@ -113,8 +113,8 @@ fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
     assert!(refusal(&text).contains("notes: file is not a database; if it was a block log"));
     let newer = dir.path().join("newer");
     File::open(&newer, 10).unwrap();
-    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 2).unwrap();
-    assert!(refusal(&newer).contains("newer is a block log of version 2, this exporter knows version 1"));
+    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 3).unwrap();
+    assert!(refusal(&newer).contains("newer is a block log of version 3, this exporter knows version 2"));
 }
 
 #[test]
