@@ -70,13 +70,41 @@ const SAMPLES: &str = r#"
     bitcoin_log_operation_duration_seconds_count{kind="write"} 1
 "#;
 
+/// What bitcoin-cli does with a real node. That connects to itself, and notices it.
+const NODE_COMMANDS: &str = "\
+generatetodescriptor 5 raw(51)#8lvh9jxk
+addnode 127.0.0.1:18444 onetry
+gettxoutsetinfo
+generatetodescriptor 1 raw(51)#8lvh9jxk
+";
+
+const NODE_SAMPLES: &str = r#"
+    fibre_exporter_probes_attached 16
+    fibre_exporter_errors_total{error_type="argument"} 0
+    fibre_exporter_errors_total{error_type="unreadable"} 0
+    fibre_exporter_errors_total{error_type="lost"} 0
+    bitcoin_blocks_connected_total 6
+    bitcoin_block_tx_count_sum 6.0
+    bitcoin_block_inputs_sum 0.0
+    fibre_last_block_height 6
+    bitcoin_connections_opened_total{direction="in",network="not_publicly_routable"} 1
+    bitcoin_connections_opened_total{direction="out",network="not_publicly_routable"} 1
+    bitcoin_p2p_messages_total{direction="in",type="version"} 1
+    bitcoin_p2p_messages_total{direction="out",type="version"} 1
+"#;
+
+const REAL_NODE: &str = "a_real_node_on_arm64_is_counted";
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Guests beside each other take longer, in sum, than one after the other.
     arguments.test_threads = Some(1);
+    let missing_node = std::env::var_os("NODE_ARM64")
+        .is_none()
+        .then_some("set NODE_ARM64=$(integration-tests/kernels/node-arm64)");
     let test = |name: &str, kernel: &'static str, test: fn(&Kernel)| {
         let kernel = Kernel::new(kernel);
-        let missing = kernel.missing();
+        let missing = kernel.missing().or_else(|| missing_node.filter(|_| name == REAL_NODE));
         if let Some(missing) = &missing {
             eprintln!("SKIPPED, and counted as ignored: {name}: {missing}");
         }
@@ -92,6 +120,7 @@ fn main() -> ExitCode {
         test("linux_6_12_counts_all", "trixie-amd64", counts_all),
         test("linux_6_1_on_arm64_counts_all", "bookworm-arm64", counts_all),
         test("linux_6_12_on_arm64_counts_all", "trixie-arm64", counts_all),
+        test(REAL_NODE, "trixie-arm64", real_node),
         test("a_kernel_without_type_information_counts_all", "bookworm-amd64", without_type_information),
         test("a_program_that_the_kernel_refuses_costs_only_itself", "trixie-amd64", refused),
     ];
@@ -123,9 +152,8 @@ impl Kernel {
         }
     }
 
-    /// Boots it with these variables; what the exporter shows, and what it said.
-    fn boot(&self, variables: &[&str]) -> (String, String) {
-        let (Some(folder), Some(exporter)) = (&self.folder, &self.exporter) else { unreachable!("checked") };
+    /// A program with tracepoints, for this kernel.
+    fn fixture(&self) -> PathBuf {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let program = dir.join(format!("tracepoints-{}", self.compiler));
@@ -135,11 +163,17 @@ impl Kernel {
         compiler.args(["-idirafter", "/usr/include/x86_64-linux-gnu"]);
         compiler.arg(root.join("integration-tests/usdt/fixture.c"));
         assert!(compiler.status().expect(self.compiler).success());
+        program
+    }
 
+    /// Boots it with this program and these variables; what the exporter shows, and what it said.
+    fn boot(&self, program: &Path, commands: &str, variables: &[&str]) -> (String, String) {
+        let (Some(folder), Some(exporter)) = (&self.folder, &self.exporter) else { unreachable!("checked") };
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut boot = Command::new(root.join("integration-tests/kernels/boot"));
-        boot.arg(folder).arg(exporter).arg(&program).args(variables);
+        boot.arg(folder).arg(exporter).arg(program).args(variables);
         let mut boot = boot.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        boot.stdin.take().unwrap().write_all(COMMANDS.as_bytes()).unwrap();
+        boot.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
         let output = boot.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).replace('\r', "");
         assert!(output.status.success(), "{said}");
@@ -165,18 +199,30 @@ fn without_type_information(kernel: &Kernel) {
 }
 
 fn check(kernel: &Kernel, variables: &[&str]) {
-    let (metrics, log) = kernel.boot(variables);
-    for sample in SAMPLES.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        assert!(metrics.lines().any(|line| line == sample), "{sample} in:\n{metrics}\nlog:\n{log}");
-    }
+    let (metrics, log) = kernel.boot(&kernel.fixture(), COMMANDS, variables);
+    assert_samples(SAMPLES, &metrics, &log);
     for event in ["block connected", "UTXO cache flushed", "block race won", "block reconstructed"] {
         assert!(log.contains(event), "{event} in:\n{log}");
     }
 }
 
+fn real_node(kernel: &Kernel) {
+    let node = std::env::var_os("NODE_ARM64").expect("checked");
+    let (metrics, log) = kernel.boot(&Path::new(&node).join("bitcoind"), NODE_COMMANDS, &[]);
+    assert_samples(NODE_SAMPLES, &metrics, &log);
+    assert_eq!(log.matches("block connected").count(), 6, "{log}");
+    assert!(log.contains("UTXO cache flushed"), "{log}");
+}
+
+fn assert_samples(samples: &str, metrics: &str, log: &str) {
+    for sample in samples.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        assert!(metrics.lines().any(|line| line == sample), "{sample} in:\n{metrics}\nlog:\n{log}");
+    }
+}
+
 /// Under lockdown a kernel refuses all programs that read an argument.
 fn refused(kernel: &Kernel) {
-    let (metrics, log) = kernel.boot(&["lockdown=confidentiality"]);
+    let (metrics, log) = kernel.boot(&kernel.fixture(), COMMANDS, &["lockdown=confidentiality"]);
     for sample in [
         "fibre_exporter_probes_attached 4",
         "fibre_blocks_sent_total 1",
