@@ -312,6 +312,9 @@ in
     })
 
     (lib.mkIf usdt.enable {
+      # For `bitcoind-usdt-exporter blocks`.
+      environment.systemPackages = lib.mkIf (usdt.blockLogKeep > 0) [ usdt.package ];
+
       systemd.services.bitcoind-usdt-exporter = {
         description = "Prometheus exporter of a Bitcoin node's tracepoints";
         inherit (usdt) after bindsTo;

@@ -152,6 +152,8 @@ fn nix_module_evaluates() -> Result<(), Failed> {
         r#""--block-log" "/var/lib/bitcoind-usdt-exporter/blocks.sqlite" "--block-log-keep" "100000""#;
     let end = format!(r#""--tracepoints" "fibre,net" {block_log} --web.config.file %d/web.yml"#);
     assert!(command.ends_with(&end), "{command}");
+    assert_eq!(made["usdt"]["packages"], serde_json::json!(["bitcoind-exporter"]));
+    assert_eq!(made["default"]["packages"], serde_json::json!([]));
     assert_eq!(usdt["LoadCredential"], serde_json::json!(["web.yml:/run/secrets/web.yml"]));
     for (error, fails) in made["errors"].as_object().unwrap() {
         assert_eq!(fails, true, "{error} is accepted");
