@@ -10,7 +10,11 @@ use crate::harness::exporter::Exporter;
 use crate::{Fixture, assert_samples, command, compile, fibre};
 
 pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {
-    let (dir, mut fixture, exporter) = fibre(&[]);
+    let dir = TempDir::new().unwrap();
+    let mut fixture = Fixture::start(&compile(dir.path(), &[]));
+    let record = dir.path().join("blocks");
+    let arguments = ["--node-name", "relay", "--block-log", record.to_str().unwrap()];
+    let mut exporter = crate::exporter(fixture.pid(), &arguments);
     fixture.fire("send");
     drop(fixture);
     eventually("it notices the end", || (exporter.get("/ready").0 == 503).then_some(()));
@@ -21,6 +25,8 @@ pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {
     eventually("it is attached again", || (exporter.get("/ready").0 == 200).then_some(()));
     fixture.fire("send");
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 2");
+    // What libbpf freed when it detached is not used again.
+    assert!(exporter.terminate().success(), "{}", exporter.log());
 }
 
 pub fn another_node_of_the_same_binary_is_not_taken_for_the_next_one() {

@@ -125,8 +125,9 @@ pub(super) struct Attachments {
 
 /// All programs that were loaded. They and their counts live as long as this; a node comes and goes.
 pub struct Programs {
-    loaded: Vec<Loaded>,
+    /// Before what they link, in the order in which fields are dropped: detaching uses what libbpf keeps with the programs.
     links: Vec<Link>,
+    loaded: Vec<Loaded>,
     attachments: Arc<Mutex<Attachments>>,
     blocks: Arc<Blocks>,
 }
@@ -138,8 +139,8 @@ impl Programs {
         let mut last_height = None;
         let loaded = subjects.iter().map(|subject| (subject.functions().load)(&mut last_height));
         Ok(Programs {
-            loaded: loaded.collect::<Result<_>>()?,
             links: Vec::new(),
+            loaded: loaded.collect::<Result<_>>()?,
             attachments: Arc::default(),
             blocks: Arc::default(),
         })
