@@ -247,11 +247,21 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
             path.display()
         );
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
-    connection.busy_timeout(BUSY)?;
-    Ok(match state(&connection, path)? {
-        State::Ours => Some(connection),
-        State::Empty => None,
-    })
+    let open = |access| {
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
+        connection.busy_timeout(BUSY)?;
+        let state = state(&connection, path)?;
+        anyhow::Ok((connection, state))
+    };
+    let opened = open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.downcast_ref() {
+        // An exporter was killed while it wrote. What it left has to be undone first.
+        Some(Failure { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
+            "an exporter was killed while it wrote; the next one that opens the file undoes that, and so does this command \
+             for a user who may write it",
+        ),
+        _ => Err(error),
+    });
+    let (connection, state) = opened?;
+    Ok(matches!(state, State::Ours).then_some(connection))
 }

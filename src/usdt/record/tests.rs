@@ -118,6 +118,25 @@ fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
 }
 
 #[test]
+fn what_a_killed_exporter_left_unfinished_is_undone_by_who_reads() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let mut file = File::open(&path, 10).unwrap();
+    file.add(&[journey(1)]).unwrap();
+    // In the middle of the next one, written to the file already: both files as they are then.
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN IMMEDIATE;").unwrap();
+    let rows = "WITH RECURSIVE numbers (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM numbers WHERE value < 500)
+                INSERT INTO blocks (time, block_height, block_hash, transactions, inputs, sigops, duration_us, arrival)
+                SELECT 1, value, hex(zeroblob(32)), 1, 1, 1, 1, 'other' FROM numbers";
+    connection.execute_batch(rows).unwrap();
+    let left = dir.path().join("left");
+    std::fs::copy(&path, &left).unwrap();
+    std::fs::copy(dir.path().join("blocks-journal"), dir.path().join("left-journal")).unwrap();
+    assert_eq!(read::find(&left, &Wanted::default()).unwrap().rows.len(), 1);
+}
+
+#[test]
 fn what_is_not_there_is_said() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
