@@ -17,6 +17,9 @@ use crate::sys::watched;
 /// For health checks: attached to a node, or why not.
 pub type Health = watch::Sender<Result<(), String>>;
 
+/// How often events are read that can wait: those of messages, which wake nobody up.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How long to wait before the node is looked for again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -49,15 +52,22 @@ pub async fn follow(
     health: Health,
 ) -> Result<()> {
     let reader = Events::of(&programs)?;
+    let reader = reader.as_ref();
     let log = async {
         let Some(reader) = reader else { return std::future::pending::<std::io::Result<Infallible>>().await };
         // SAFETY: the reader lives to the end of this block and keeps its descriptor open.
         let epoll = unsafe { BorrowedFd::borrow_raw(reader.epoll_fd()) };
         let events = watched(epoll.try_clone_to_owned()?)?;
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
         loop {
-            let mut ready = events.readable().await?;
-            let _ = reader.consume();
-            ready.clear_ready();
+            tokio::select! {
+                ready = events.readable() => {
+                    let mut ready = ready?;
+                    let _ = reader.consume();
+                    ready.clear_ready();
+                }
+                _ = look.tick() => drop(reader.consume()),
+            }
         }
     };
     let watch = async {
@@ -72,6 +82,8 @@ pub async fn follow(
                 Ok(end) => drop(end.readable().await?),
                 Err(error) => warn!("cannot watch {present}: {error}"),
             }
+            // What this node did is not the next one's.
+            let _ = reader.map(Events::consume);
             programs.detach();
             info!("{present} has ended; its counts stay, waiting for the next one");
             let _ = health.send_replace(Err(format!("{present} has ended")));
