@@ -118,12 +118,20 @@ pub fn three_peers_that_announce_one_block_are_told_apart() {
         assert_eq!(scene.sum("bitcoin_block_announcements_total", &format!("by=\"{by}\"")), 1.0, "{by}");
     }
 
-    // What was asked for comes late, and so does a fourth announcement; both count with the next block.
+    // What was asked for comes late, and so does a fourth announcement; both count, without another block.
     first.say_compact(&block, &[]);
     first.until_handled();
     let mut fourth = Peer::connect(scene.node.p2p_port);
     fourth.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
     fourth.until_handled();
+    eventually("they are counted", || {
+        let [inv, asked] = [
+            ("bitcoin_block_announcements_total", "by=\"inv\""),
+            ("bitcoin_compact_blocks_received_total", "low"),
+        ]
+        .map(|(metric, labels)| scene.sum(metric, labels));
+        (inv == 2.0 && asked == 1.0).then_some(())
+    });
 
     // The same peer in three ways is one announcement. This time it is the first's answer that completes the block.
     let next = scene.block(&[]);

@@ -214,7 +214,7 @@ fn told(event: &event) -> Option<Event> {
     let hash = bytes.take()?;
     let mut number = || bytes.take().map(u32::from_ne_bytes);
     let what = match event.kind {
-        kind::NEW_HEADER => What::Header { peer, is_compact: event.size != 0 },
+        kind::NEW_HEADER => What::Header { peer },
         _ => What::Reconstructed {
             peer,
             from: Reconstructed {

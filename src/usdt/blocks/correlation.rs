@@ -115,23 +115,7 @@ impl State {
             Some(position) => position,
             None => {
                 self.make_room();
-                self.timelines.push_back(Timeline {
-                    hash,
-                    first_ns: time_ns,
-                    first_peer: peer,
-                    first_by: by,
-                    header_time: None,
-                    first_compact_ns: None,
-                    peers: Vec::new(),
-                    announcements: Default::default(),
-                    compact_blocks: Default::default(),
-                    deliveries: VecDeque::new(),
-                    has_header: false,
-                    reconstructed: None,
-                    fibre_ns: None,
-                    race_winner: None,
-                    connected_ns: None,
-                });
+                self.timelines.push_back(Timeline::new(hash, time_ns, peer, by));
                 self.timelines.len() - 1
             }
         };
@@ -188,21 +172,16 @@ impl State {
                     }
                     What::Answered { peer: id, bytes } => {
                         let Some(peer) = timeline.peer(id) else { return };
-                        if peer.asked.is_some() && peer.answered.is_none() {
+                        if peer.asked.is_some() {
                             peer.answered = Some((time_ns, bytes));
                             if !told {
                                 timeline.deliver(time_ns, id, Arrival::CompactRequested);
                             }
                         }
                     }
-                    What::Header { peer, is_compact } => timeline.header(time_ns, peer, is_compact),
+                    What::Header { peer } => timeline.header(peer),
                     What::Reconstructed { peer, from } => {
-                        timeline.reconstructed = Some((time_ns, peer, from));
-                        let arrival = match from.requested {
-                            0 => Arrival::CompactComplete,
-                            _ => Arrival::CompactRequested,
-                        };
-                        timeline.deliver(time_ns, peer, arrival);
+                        timeline.reconstructed.get_or_insert((time_ns, peer, from));
                     }
                     What::Whole { peer } => timeline.deliver(time_ns, peer, Arrival::FullBlock),
                     What::Fibre => {
@@ -227,9 +206,10 @@ impl State {
             timeline.header_time = by.header_time();
         }
         let Some(peer) = timeline.peer(id) else { return };
-        if std::mem::replace(&mut peer.has_announced, true) {
+        if peer.announced.is_some() {
             return;
         }
+        peer.announced = Some((time_ns, by));
         match connected_ns {
             None => timeline.announcements[by.number()] += 1,
             Some(connected_ns) if is_late(time_ns, connected_ns) => {}
@@ -252,9 +232,9 @@ impl State {
         match timeline.connected_ns {
             None => {
                 timeline.compact_blocks[mode] += 1;
-                timeline.first_compact_ns.get_or_insert(time_ns);
                 if let Some(peer) = timeline.peer(id) {
-                    peer.compact = Some(compact);
+                    // A node that is at the first one does not look at another.
+                    peer.compact.get_or_insert((time_ns, compact));
                     if !told {
                         timeline.deliver(time_ns, id, Arrival::CompactComplete);
                     }
@@ -283,11 +263,27 @@ impl State {
         if let Some((_, timeline)) = &way {
             journey.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
         }
-        let limit = if way.is_some() { &mut self.announced_limit } else { &mut self.other_limit };
+        let was_announced = way.is_some();
+        let limit = if was_announced { &mut self.announced_limit } else { &mut self.other_limit };
         limit.line(|| journal::write(&journey));
         keep(&mut self.last, journey.clone());
         if let Some(record) = &self.record {
             record.push(journey);
+        }
+        if !was_announced {
+            self.remember(hash, time_ns);
+        }
+    }
+
+    /// A block that nobody announced was connected: who announces it now is late. It does not displace those that wait.
+    fn remember(&mut self, hash: Hash, time_ns: u64) {
+        const NOBODY: i64 = -1;
+        let is_room =
+            self.timelines.len() < MAX_BLOCKS || self.timelines.iter().any(|it| it.connected_ns.is_some());
+        if is_room && self.find(&hash).is_none() {
+            self.make_room();
+            let timeline = Timeline::new(hash, time_ns, NOBODY, Announcement::Inv);
+            self.timelines.push_back(Timeline { connected_ns: Some(time_ns), ..timeline });
         }
     }
 }

@@ -27,8 +27,8 @@ pub enum What {
     Whole { peer: i64 },
     /// A peer has sent something; of no block.
     Alive { peer: i64, connection: ConnectionType },
-    /// The node says that this header is new, and valid.
-    Header { peer: i64, is_compact: bool },
+    /// The node says whose header it took: new, and valid.
+    Header { peer: i64 },
     /// The node says that it has put a compact block together.
     Reconstructed { peer: i64, from: Reconstructed },
     /// The UTXO cache was written to disk; of no block.

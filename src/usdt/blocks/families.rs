@@ -69,7 +69,7 @@ impl Counts {
             *count += more;
         }
         self.arrival_ns.observe(&ARRIVAL, way.connected_ns.saturating_sub(timeline.first_ns), block);
-        if let Some(first) = timeline.first_compact_ns {
+        if let Some(first) = timeline.first_compact_ns() {
             self.assembly_ns.observe(&ASSEMBLY, way.start_ns.saturating_sub(first), block);
         }
         for peer in &timeline.peers {

@@ -80,7 +80,7 @@ impl Journey {
             announcements: sum(&timeline.announcements),
             header_age_ms: way.header_age_ns.map(|age| (age / 1_000_000) as i64),
             compact_blocks: sum(&timeline.compact_blocks),
-            compact_us: timeline.first_compact_ns.map(since_first),
+            compact_us: timeline.first_compact_ns().map(since_first),
             short_ids: way.compact.map(|compact| compact.short_ids as i64),
             prefilled: way.prefilled.map(|number| number as i64),
             from_mempool: way.reconstructed.map(|from| from.from_mempool.into()),

@@ -64,10 +64,7 @@ fn what_fibre_put_together_before_it_was_connected_is_fibres() {
 fn told(requested: u32) -> [(u64, Hash, What); 2] {
     let from =
         Reconstructed { prefilled: 3, from_mempool: 4, from_extra_pool: 5, requested, requested_bytes: 700 };
-    [
-        (101, HASH, What::Header { peer: 2, is_compact: true }),
-        (103, HASH, What::Reconstructed { peer: 2, from }),
-    ]
+    [(101, HASH, What::Header { peer: 2 }), (103, HASH, What::Reconstructed { peer: 2, from })]
 }
 
 #[test]
@@ -75,8 +72,8 @@ fn what_the_node_itself_says_of_a_block_comes_before_what_its_messages_tell() {
     for (has, requested, expected) in [
         // Of a node that can say it, the messages alone do not tell that the block was complete.
         (true, None, ("other", 1, None, None, None, 105)),
-        (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 2)),
-        (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 2)),
+        (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 3)),
+        (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 3)),
         (false, None, ("compact_complete", 1, Some(9), None, Some(0), 105)),
     ] {
         let blocks = Blocks::default();
@@ -104,12 +101,55 @@ fn what_the_node_itself_says_of_a_block_comes_before_what_its_messages_tell() {
 }
 
 #[test]
-fn a_hash_alone_announces_a_block_before_a_header_does() {
+fn what_comes_after_the_node_has_put_a_block_together_did_not_complete_it() {
     let blocks = Blocks::default();
+    blocks.attached(|_| true);
+    happen(&blocks, [(100, HASH, compact(2))]);
+    happen(&blocks, told(6));
+    // Its parent was missing.
     happen(
         &blocks,
-        [(1, HASH, inv(1)), (2, HASH, compact(2)), (3, HASH, What::Header { peer: 2, is_compact: true })],
+        [(110, HASH, What::Whole { peer: 9 }), (120, HASH, compact(3)), (200, HASH, connected())],
     );
+    assert_eq!(arrivals(&blocks), [("compact_requested", 1)]);
+    assert_eq!(blocks.last().0[0].requested, Some(6));
+}
+
+#[test]
+fn who_announces_a_block_of_the_nodes_own_is_late_and_counts() {
+    let blocks = Blocks::default();
+    happen(&blocks, [(1, HASH, connected()), (2, HASH, inv(1)), (3, HASH, compact(2))]);
+    // Disconnected, and connected again.
+    happen(&blocks, [(2000, HASH, connected())]);
+    let counts = blocks.totals().0;
+    assert_eq!((counts.announcements, counts.compact_blocks), ([0, 1, 1], [1, 0]));
+    assert_eq!(arrivals(&blocks), [("other", 2)]);
+    // A sync does not displace what waits to be connected.
+    let hash = |number: u16| -> Hash { std::array::from_fn(|at| number.to_le_bytes()[at % 2]) };
+    happen(&blocks, (1..=MAX_BLOCKS as u16).map(|number| (3000, hash(number), inv(1))));
+    happen(&blocks, (1000..2000).map(|number| (3001, hash(number), connected())));
+    assert!(blocks.state().timelines.iter().all(|it| it.connected_ns.is_none()));
+}
+
+#[test]
+fn a_second_compact_block_of_a_peer_is_not_the_one_that_the_node_works_at() {
+    let blocks = Blocks::default();
+    let lie = What::Compact { peer: 1, compact: Compact { header_time: u32::MAX, short_ids: 0 } };
+    happen(
+        &blocks,
+        [(1, HASH, compact(1)), (2, HASH, What::Asked { peer: 1, transactions: 1 }), (3, HASH, lie)],
+    );
+    // Only the last answer is the one that completed it.
+    let answered = |bytes| What::Answered { peer: 1, bytes };
+    happen(&blocks, [(4, HASH, answered(9)), (5, HASH, answered(276)), (20, HASH, connected())]);
+    let (last, _) = blocks.last();
+    assert_eq!((last[0].short_ids, last[0].requested_bytes), (Some(1), Some(276)));
+}
+
+#[test]
+fn a_hash_alone_announces_a_block_before_a_header_does() {
+    let blocks = Blocks::default();
+    happen(&blocks, [(1, HASH, inv(1)), (2, HASH, compact(2)), (3, HASH, What::Header { peer: 2 })]);
     happen(&blocks, [(10, HASH, connected())]);
     let (last, _) = blocks.last();
     assert_eq!((last[0].announced_by, last[0].announced_peer), (Some("inv"), Some(1)));

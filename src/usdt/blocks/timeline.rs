@@ -34,10 +34,12 @@ pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 /// What one peer has to do with a block.
 pub struct Peer {
     pub id: i64,
-    pub has_announced: bool,
+    /// When it announced the block, and how.
+    pub announced: Option<(u64, Announcement)>,
     /// It was asked for a compact block that has not come yet.
     pub owes_compact: bool,
-    pub compact: Option<Compact>,
+    /// Its compact block, and when it came.
+    pub compact: Option<(u64, Compact)>,
     /// When it was asked for transactions, and for how many.
     pub asked: Option<(u64, u64)>,
     /// When these came, and their bytes.
@@ -51,7 +53,6 @@ pub struct Timeline {
     pub first_peer: i64,
     pub first_by: Announcement,
     pub header_time: Option<u32>,
-    pub first_compact_ns: Option<u64>,
     pub peers: Vec<Peer>,
     pub announcements: [u64; Announcement::LABELS.len()],
     pub compact_blocks: [u64; MODES.len()],
@@ -67,6 +68,32 @@ pub struct Timeline {
 }
 
 impl Timeline {
+    /// Of a block that this peer is the first to announce.
+    pub fn new(hash: Hash, first_ns: u64, first_peer: i64, first_by: Announcement) -> Self {
+        Timeline {
+            hash,
+            first_ns,
+            first_peer,
+            first_by,
+            header_time: None,
+            peers: Vec::new(),
+            announcements: Default::default(),
+            compact_blocks: Default::default(),
+            deliveries: VecDeque::new(),
+            has_header: false,
+            reconstructed: None,
+            fibre_ns: None,
+            race_winner: None,
+            connected_ns: None,
+        }
+    }
+
+    /// When the first compact block came, since it was announced.
+    pub fn first_compact_ns(&self) -> Option<u64> {
+        let came = self.peers.iter().filter_map(|peer| Some(peer.compact?.0));
+        came.filter(|time| *time >= self.first_ns).min()
+    }
+
     /// `None` if too many are remembered.
     pub fn peer(&mut self, id: i64) -> Option<&mut Peer> {
         let position = match self.peers.iter().position(|peer| peer.id == id) {
@@ -75,7 +102,7 @@ impl Timeline {
             None => {
                 self.peers.push(Peer {
                     id,
-                    has_announced: false,
+                    announced: None,
                     owes_compact: false,
                     compact: None,
                     asked: None,
@@ -87,12 +114,15 @@ impl Timeline {
         self.peers.get_mut(position)
     }
 
-    /// The node says whose header it took. One that came before could not be used: the block was not announced by it. Who
-    /// announced only a hash before was the first all the same.
-    pub fn header(&mut self, time_ns: u64, peer: i64, is_compact: bool) {
-        let Some(header_time) = self.first_by.header_time() else { return };
-        let by = if is_compact { Announcement::Compact } else { Announcement::Headers }(header_time);
-        if !std::mem::replace(&mut self.has_header, true) && (self.first_peer, self.first_by) != (peer, by) {
+    /// The node says whose header it took. Those that others sent before could not be used: they did not announce the block.
+    /// Who announced only a hash before was the first all the same.
+    pub fn header(&mut self, id: i64) {
+        if std::mem::replace(&mut self.has_header, true) {
+            return;
+        }
+        let announced = self.peers.iter().filter_map(|peer| Some((peer.announced?, peer.id)));
+        let counts = announced.filter(|((_, by), peer)| *peer == id || *by == Announcement::Inv);
+        if let Some(((time_ns, by), peer)) = counts.min_by_key(|((time_ns, _), _)| *time_ns) {
             (self.first_ns, self.first_peer, self.first_by) = (time_ns, peer, by);
         }
     }
@@ -111,11 +141,16 @@ impl Timeline {
         if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {
             return (Arrival::Fibre, None);
         }
+        // Whatever comes after the node has put it together, it has the block.
+        if let Some((_, id, from)) = self.reconstructed.filter(|_| reconstructed_ns <= start_ns) {
+            let by = if from.requested == 0 { Arrival::CompactComplete } else { Arrival::CompactRequested };
+            return (by, Some(id));
+        }
         let Some(&(_, id, arrival)) = self.deliveries.iter().rfind(|(time, ..)| *time <= start_ns) else {
             return (Arrival::Other, None);
         };
         let was_asked = || self.peers.iter().any(|peer| peer.id == id && peer.asked.is_some());
-        if arrival == Arrival::CompactComplete && self.reconstructed.is_none() && was_asked() {
+        if arrival == Arrival::CompactComplete && was_asked() {
             // Transactions were missing, and the block came from elsewhere before they did: submitted by RPC, say.
             return (Arrival::Other, None);
         }
@@ -147,8 +182,8 @@ impl Way {
         let came_compact = matches!(arrival, Arrival::CompactComplete | Arrival::CompactRequested);
         let from = from.filter(|_| came_compact);
         let peer = timeline.peers.iter().find(|peer| Some(peer.id) == from);
-        let told = timeline.reconstructed.filter(|(_, id, _)| Some(*id) == from);
-        let compact = peer.and_then(|peer| peer.compact);
+        let told = timeline.reconstructed.filter(|(time, id, _)| *time <= began_ns && Some(*id) == from);
+        let compact = peer.and_then(|peer| Some(peer.compact?.1));
         let requested = || peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1))).unwrap_or_default();
         let (start_ns, reconstructed) = match told {
             Some((time_ns, _, reconstructed)) => (time_ns, Some(reconstructed)),

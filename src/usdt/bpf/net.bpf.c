@@ -8,7 +8,7 @@ enum { TYPES = 64, NETWORKS = 8, SLOTS = 256 };
 enum { COPIED = 96, HEADER = 80, ANNOUNCED_HEADERS = 8 };
 /* Types of inventory; one bit asks for witnesses. */
 enum { MSG_BLOCK = 2, MSG_CMPCT_BLOCK = 4, MSG_WITNESS_FLAG = 1 << 30 };
-/* The ring buffer is read when a block was connected, or after so many events, which take a sixth of it. */
+/* The ring buffer is read when a block was connected, every few seconds, and after so many events, which take an eighth of it. */
 enum { WAKEUP = 256 };
 
 struct messages {
@@ -57,7 +57,7 @@ SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 struct event {
 	__u64 time_ns; /* monotonic */
 	__s64 peer;
-	/* Bytes of the message, of HEADERS those of the header. Of NEW_HEADER whether a compact block brought it. */
+	/* Bytes of the message, of HEADERS those of the header. */
 	__u32 size;
 	enum kind {
 		UNRELATED,
@@ -235,7 +235,6 @@ TRACEPOINT(block_header)
 	event->kind = NEW_HEADER;
 	event->time_ns = bpf_ktime_get_ns();
 	event->peer = argument(ctx, 2);
-	event->size = argument(ctx, 3);
 	bytes(ctx, 4, event->bytes, HASH);
 	submit(event);
 }
