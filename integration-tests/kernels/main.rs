@@ -85,7 +85,7 @@ const NODE_SAMPLES: &str = r#"
     fibre_exporter_errors_total{error_type="lost"} 0
     bitcoin_blocks_connected_total 6
     bitcoin_block_tx_count_sum 6.0
-    bitcoin_block_inputs_sum 0.0
+    bitcoin_block_inputs_sum 6.0
     fibre_last_block_height 6
     bitcoin_connections_opened_total{direction="in",network="not_publicly_routable"} 1
     bitcoin_connections_opened_total{direction="out",network="not_publicly_routable"} 1

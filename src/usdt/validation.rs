@@ -33,7 +33,7 @@ impl Tracepoints for Validation {
             [block_connected], |t| one(DURATION.reading(t.duration_ns.sum, t.duration_ns.buckets));
         Histogram "bitcoin_block_tx_count" [] "Transactions of a connected block",
             [block_connected], |t| one(TXS.reading(t.txs.sum, t.txs.buckets));
-        Histogram "bitcoin_block_inputs" [] "Inputs of a connected block",
+        Histogram "bitcoin_block_inputs" [] "Inputs of a connected block, with its coinbase's",
             [block_connected], |t| one(TXS.reading(t.inputs.sum, t.inputs.buckets));
         Histogram "bitcoin_block_sigops" [] "Cost of a connected block's signature operations",
             [block_connected], |t| one(SIGOPS.reading(t.sigops.sum, t.sigops.buckets));
