@@ -1,5 +1,7 @@
 //! The standard tracepoints, of a real bitcoin-node with a second one as its peer, against what the node itself says.
 
+use bitcoin::consensus::encode::serialize_hex;
+
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
@@ -106,10 +108,9 @@ pub fn rejected_transactions_are_counted_by_reason() {
     let exporter = crate::exporter(node.pid(), &["--tracepoints", "mempool"]);
     assert_eq!(sum(&exporter, "fibre_exporter_probes_attached", ""), 4.0);
     let blocks = node.mine(1);
-    // Not mature yet: refused. bitcoin-cli's error is expected.
-    let refused =
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| node.spend_coinbase_of(&blocks[0], 1000)));
-    assert!(refused.is_err());
+    let immature = serialize_hex(&node.spending_coinbase_of(&blocks[0], 1000));
+    let refused = node.try_cli(&["sendrawtransaction", &immature, "0"]);
+    assert!(refused.is_err_and(|error| error.contains("bad-txns-premature-spend-of-coinbase")));
     assert_eq!(
         sum(
             &exporter,
