@@ -122,18 +122,20 @@ impl State {
         &mut self.timelines[position]
     }
 
-    /// Forgets a block that was connected; without one the first of the peer that announced most blocks first: hashes cost
-    /// a peer nothing, and it shall not displace what others announced.
+    /// Forgets a block that was connected; without one the first of the peer that announced most blocks first, of those that the
+    /// node has not asked for: hashes cost a peer nothing, and it shall not displace what others announced.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
         }
-        let first_peers: Vec<_> = self.timelines.iter().map(|it| it.first_peer).collect();
+        let all_wanted = self.timelines.iter().all(|it| it.is_wanted);
+        let can_go = |it: &&Timeline| all_wanted || !it.is_wanted;
+        let first_peers: Vec<_> = self.timelines.iter().filter(can_go).map(|it| it.first_peer).collect();
         let announced = |peer| first_peers.iter().filter(|first| **first == peer).count();
         let most = first_peers.iter().copied().max_by_key(|peer| announced(*peer));
         let connected = self.timelines.iter().position(|it| it.connected_ns.is_some());
-        let forgotten =
-            connected.or_else(|| self.timelines.iter().position(|it| Some(it.first_peer) == most));
+        let forgotten = connected
+            .or_else(|| self.timelines.iter().position(|it| can_go(&it) && Some(it.first_peer) == most));
         self.timelines.remove(forgotten.unwrap_or(0));
     }
 
@@ -159,6 +161,7 @@ impl State {
                 let told = self.tells_reconstruction;
                 // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
                 let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) else { return };
+                timeline.is_wanted |= !matches!(what, What::Answered { .. } | What::Whole { .. });
                 match what {
                     What::Fetched { peer, is_compact } => {
                         if let Some(peer) = timeline.peer(peer) {

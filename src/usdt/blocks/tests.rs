@@ -191,6 +191,19 @@ fn a_minute_after_it_was_connected_a_block_is_not_announced_any_more() {
 }
 
 #[test]
+fn many_peers_that_invent_a_block_each_do_not_displace_one_that_the_node_asked_for() {
+    let blocks = Blocks::default();
+    let invented =
+        |number: u16| (1, std::array::from_fn(|at| number.to_le_bytes()[at % 2]), inv(number.into()));
+    happen(&blocks, (1000..1200).map(invented));
+    happen(&blocks, [(2, HASH, inv(1)), (3, HASH, What::Fetched { peer: 1, is_compact: true })]);
+    happen(&blocks, (1200..1400).map(invented));
+    happen(&blocks, [(4, HASH, compact(1)), (20, HASH, connected())]);
+    let (last, _) = blocks.last();
+    assert_eq!((last[0].announced_by, last[0].announced_peer), (Some("inv"), Some(1)));
+}
+
+#[test]
 fn what_peers_say_is_bounded() {
     let blocks = Blocks::default();
     let invented = (0..1000u16).map(|number| {

@@ -58,6 +58,8 @@ pub struct Timeline {
     pub compact_blocks: [u64; MODES.len()],
     /// Messages after which the block may have been complete: when, from whom, and how it came.
     pub deliveries: VecDeque<(u64, i64, Arrival)>,
+    /// The node has asked for it or of it, or has found its header or its chunks valid: no peer has invented it.
+    pub is_wanted: bool,
     /// The node has said whose header it took.
     pub has_header: bool,
     /// When the node had put a compact block together, of which peer, and what it says of it.
@@ -80,6 +82,7 @@ impl Timeline {
             announcements: Default::default(),
             compact_blocks: Default::default(),
             deliveries: VecDeque::new(),
+            is_wanted: false,
             has_header: false,
             reconstructed: None,
             fibre_ns: None,
