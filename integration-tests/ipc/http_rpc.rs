@@ -299,6 +299,48 @@ fn http_that_hangs_in_use_ends_no_session() {
     assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(1.0));
 }
 
+/// What the node is asked for once a minute goes with the rest, and is back with it: once before its time.
+#[test]
+fn what_is_asked_rarely_is_gone_while_http_is() {
+    let samples = [
+        "bitcoin_orphan_transactions",
+        "bitcoin_chain_tips{status=\"active\"}",
+        "bitcoin_mempool_feerate_vbytes{from=\"0\"}",
+    ];
+    let answers = |orphans: usize| {
+        Mode::Answers(Arc::new(json!({
+            "getblockchaininfo": {"chain": "regtest", "blocks": 42, "bestblockhash": "07".repeat(32),
+                                  "initialblockdownload": false},
+            "getblockhash": "07".repeat(32),
+            "getchaintips": [{"status": "active"}],
+            "getmempoolfeeratediagram": [{"weight": 0, "fee": 0.0}, {"weight": 4000, "fee": 0.00000100}],
+            "getorphantxs": vec![json!({"bytes": 100}); orphans],
+        })))
+    };
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let http = FakeHttp::start(answers(1));
+    let exporter = http.exporter(&node, &[]);
+    exporter.wait_for(samples[0], 1.0);
+    eventually("all are there", || samples.iter().all(|it| exporter.value(it).is_some()).then_some(()));
+    let goes = || {
+        http.set(Mode::Status("503 Service Unavailable"));
+        eventually("all are gone", || samples.iter().all(|it| exporter.value(it).is_none()).then_some(()));
+        assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
+    };
+    goes();
+    http.set(answers(2));
+    exporter.wait_for(samples[0], 2.0);
+    eventually("all are there", || samples.iter().all(|it| exporter.value(it).is_some()).then_some(()));
+    goes();
+    http.set(answers(3));
+    exporter.wait_for(USED, 1.0);
+    let polled = exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
+    eventually("polls go on", || {
+        (exporter.value("bitcoin_exporter_poll_duration_seconds_count")? > polled + 10.0).then_some(())
+    });
+    assert_eq!(samples.map(|it| exporter.value(it)), [None; 3]);
+}
+
 #[test]
 fn a_new_cookie_is_read_after_a_401() {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });

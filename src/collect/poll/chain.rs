@@ -87,30 +87,39 @@ pub struct TipsSchedule {
 }
 
 impl TipsSchedule {
-    /// What was shown at the tip is no longer shown.
+    /// What was shown at the tip is no longer shown, or was not complete.
     pub fn forget_tip(&mut self) {
         self.at = None;
+    }
+
+    /// They are not shown any more.
+    pub fn was_cleared(&mut self) {
+        self.at = None;
+        self.costly.was_cleared();
     }
 
     fn is_due(&self, tip: &str) -> bool {
         self.at.as_deref() != Some(tip) && self.costly.is_due()
     }
 
-    fn asked(&mut self, tip: &str, took: Duration) {
+    fn asked(&mut self, tip: &str, took: Duration, has_answer: bool) {
         self.at = Some(tip.to_string());
-        self.costly.took(took);
+        self.costly.took(took, has_answer);
     }
 }
 
 /// The tips of the block tree: a while after each change of the tip.
 pub async fn poll_tips(calls: &mut Calls, schedule: &mut TipsSchedule, tip: Option<&str>, ibd: Option<bool>) {
-    let (Some(tip), Some(false)) = (tip, ibd) else { return calls.metrics().chain.tips.clear() };
+    let (Some(tip), Some(false), true) = (tip, ibd, calls.has_rpc()) else {
+        schedule.was_cleared();
+        return calls.metrics().chain.tips.clear();
+    };
     if !schedule.is_due(tip) {
         return;
     }
     let asked = Instant::now();
     let tips = calls.rpc("getchaintips", json!([])).await;
-    schedule.asked(tip, asked.elapsed());
+    schedule.asked(tip, asked.elapsed(), !tips.is_null());
     let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
     for tip in tips.as_array().into_iter().flatten() {
         let status = TIP_STATUSES.iter().find(|known| Some(**known) == tip["status"].as_str());

@@ -45,9 +45,15 @@ pub async fn poll_fee_estimates(calls: &mut Calls) {
 /// The mempool by feerate. The node holds its mempool's lock meanwhile.
 pub async fn poll_feerates(calls: &mut Calls, diagram: &mut OptionalCall, ibd: Option<bool>) {
     let feerates = match ibd {
-        Some(false) if !diagram.is_due() => return,
-        Some(false) => diagram.make::<Feerates>(calls, "getmempoolfeeratediagram", json!([])).await,
-        _ => None,
+        Some(false) => {
+            let feerates = diagram.make_if_due::<Feerates>(calls, "getmempoolfeeratediagram", json!([]));
+            let Some(feerates) = feerates.await else { return };
+            feerates
+        }
+        _ => {
+            diagram.costly.was_cleared();
+            None
+        }
     };
     let metrics = &calls.metrics().mempool;
     match feerates {

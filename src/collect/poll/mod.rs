@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tracing::debug;
 
 use super::context::Context;
-use crate::ipc::{CallError, Interfaces};
+use crate::ipc::{CallError, Interfaces, JsonRpc};
 use crate::metrics::{Metrics, now};
 use crate::node_process::Usage;
 
@@ -99,6 +99,11 @@ impl Calls {
         }
     }
 
+    /// Whether a JSON-RPC would be made now.
+    fn has_rpc(&self) -> bool {
+        self.failed.is_none() && self.interfaces.json_rpc.as_ref().is_some_and(JsonRpc::is_available)
+    }
+
     /// Makes a JSON-RPC. Null where there is no answer: it has none of the fields that are looked for.
     async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
         let interfaces = self.interfaces.clone();
@@ -138,6 +143,10 @@ enum Known<T> {
 struct CostlyCall {
     /// Not again before.
     not_before: Option<Instant>,
+    /// What it told is not shown any more.
+    cleared: bool,
+    /// It was made before its time, or had no answer: not before its time again.
+    owes: bool,
 }
 
 impl CostlyCall {
@@ -146,13 +155,28 @@ impl CostlyCall {
     /// The interval is at least this many times the duration of the call.
     const SHARE: u32 = 1000;
 
+    /// When what it told was cleared, it may be made once before its time, which is paid for afterwards.
     fn is_due(&self) -> bool {
-        self.not_before.is_none_or(|due| due <= Instant::now())
+        !self.is_early() || (self.cleared && !self.owes)
     }
 
-    /// The call was made, and took this long.
-    fn took(&mut self, took: Duration) {
-        self.not_before = Some(Instant::now() + Self::INTERVAL.max(took.saturating_mul(Self::SHARE)));
+    /// Whether its time has not come yet.
+    fn is_early(&self) -> bool {
+        self.not_before.is_some_and(|due| Instant::now() < due)
+    }
+
+    /// What it told is not shown any more.
+    fn was_cleared(&mut self) {
+        self.cleared = true;
+    }
+
+    /// The call was made, and took this long until there was an answer, or none.
+    fn took(&mut self, took: Duration, has_answer: bool) {
+        self.owes = !has_answer || self.is_early();
+        let now = Instant::now();
+        let paid = self.not_before.map_or(now, |due| due.max(now));
+        self.not_before = Some(paid + Self::INTERVAL.max(took.saturating_mul(Self::SHARE)));
+        self.cleared = false;
     }
 }
 
@@ -165,8 +189,24 @@ struct OptionalCall {
 }
 
 impl OptionalCall {
-    fn is_due(&self) -> bool {
-        !self.unknown && self.costly.is_due()
+    /// Makes it if it is due. `None` if what it told last is to be shown on, `Some(None)` if nothing is.
+    async fn make_if_due<T: DeserializeOwned>(
+        &mut self,
+        calls: &mut Calls,
+        method: &'static str,
+        params: Value,
+    ) -> Option<Option<T>> {
+        if !calls.has_rpc() {
+            self.costly.was_cleared();
+            return Some(None);
+        }
+        if self.unknown || !self.costly.is_due() {
+            return None;
+        }
+        let asked = Instant::now();
+        let answer = self.make(calls, method, params).await;
+        self.costly.took(asked.elapsed(), answer.is_some());
+        Some(answer)
     }
 
     /// `None` where there is no answer.
@@ -176,9 +216,7 @@ impl OptionalCall {
         method: &'static str,
         params: Value,
     ) -> Option<T> {
-        let asked = Instant::now();
         let known = calls.rpc_if_known::<Option<T>>(method, params).await;
-        self.costly.took(asked.elapsed());
         self.unknown = matches!(known, Some(Known::Not));
         match known {
             Some(Known::Answer(answer)) => answer,
@@ -246,6 +284,12 @@ impl Poller {
             self.shown_tip = None;
             self.chain_tips.forget_tip();
         }
+        if polled.is_err() {
+            for call in [&mut self.feerates, &mut self.orphans, &mut self.private_broadcast] {
+                call.costly.was_cleared();
+            }
+            self.chain_tips.was_cleared();
+        }
         if polled.is_ok() {
             exporter.last_poll.set(now().round());
         }
@@ -278,4 +322,23 @@ impl Poller {
         }
         Ok(Polled { ibd, subversion: network_info["subversion"].as_str().map(str::to_string) })
     }
+}
+
+#[cfg(test)]
+#[test]
+fn a_costly_call_is_made_once_before_its_time_when_what_it_told_was_cleared() {
+    let mut call = CostlyCall::default();
+    assert!(call.is_due());
+    call.took(Duration::from_millis(1), true);
+    assert!(!call.is_due());
+    call.was_cleared();
+    assert!(call.is_due());
+    call.took(Duration::from_millis(1), true);
+    assert!(call.not_before > Some(Instant::now() + CostlyCall::INTERVAL), "both are paid for");
+    call.was_cleared();
+    assert!(!call.is_due(), "a node that comes and goes is not asked each time");
+    let mut call = CostlyCall::default();
+    call.took(Duration::from_secs(10), false);
+    call.was_cleared();
+    assert!(!call.is_due(), "the node did not manage it");
 }

@@ -14,11 +14,9 @@ struct Orphan {
 /// The node copies its list while it holds the lock under which it decides what to download. The list has at most 100
 /// transactions up to Bitcoin Core 29, and some thousand from 30 on.
 pub async fn poll_orphans(calls: &mut Calls, call: &mut OptionalCall) {
-    if !call.is_due() {
-        return;
-    }
     const WITHOUT_HEX: u8 = 1;
-    let orphans = call.make::<Vec<Orphan>>(calls, "getorphantxs", json!([WITHOUT_HEX])).await;
+    let orphans = call.make_if_due::<Vec<Orphan>>(calls, "getorphantxs", json!([WITHOUT_HEX])).await;
+    let Some(orphans) = orphans else { return };
     let metrics = &calls.metrics().relay;
     metrics.orphans.set(orphans.as_ref().map(|orphans| orphans.len() as f64));
     metrics
@@ -41,10 +39,8 @@ struct Broadcast {
 
 /// Bitcoin Core 32 says that there is no such method unless it was started with `-privatebroadcast`.
 pub async fn poll_private_broadcast(calls: &mut Calls, call: &mut OptionalCall) {
-    if !call.is_due() {
-        return;
-    }
-    let broadcast = call.make::<PrivateBroadcast>(calls, "getprivatebroadcastinfo", json!([])).await;
+    let broadcast = call.make_if_due::<PrivateBroadcast>(calls, "getprivatebroadcastinfo", json!([])).await;
+    let Some(broadcast) = broadcast else { return };
     let pending = broadcast.map(|broadcast| {
         let transactions = broadcast.transactions.iter();
         transactions.filter(|transaction| transaction.attempts_remaining != Some(0)).count() as f64
