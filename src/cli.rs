@@ -1,11 +1,11 @@
 //! The arguments that both binaries have, and how each names its environment variables.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{ArgMatches, Args, Command, Parser};
 
 use crate::generate::{self, Generated};
@@ -53,12 +53,28 @@ impl Shared {
     }
 }
 
-/// Reads a duration like `15s`; zero is refused.
+/// Reads a duration like `15s`; zero is refused, and what no clock can be added to.
 pub fn duration(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than zero".into()),
+        Ok(duration) if duration > LONGEST => Err("must be at most 100 years".into()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it like 15s, 500ms or 1m")),
+    }
+}
+
+/// Prints what a command answers.
+pub fn print(text: &str) -> Result<()> {
+    let mut output = io::stdout().lock();
+    printed(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
+}
+
+/// What became of a command's answer. That whoever reads it has enough of it (`| head`) is no error.
+pub fn printed(written: io::Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
     }
 }
 
@@ -97,7 +113,7 @@ pub trait Program: Parser {
     }
 
     /// Prints what `--generate` asks for; `None` if it asks for nothing.
-    fn generate(&self) -> Option<io::Result<()>> {
-        Some(generate::print(self.shared().generate?, Self::full_command()))
+    fn generate(&self) -> Option<Result<()>> {
+        Some(printed(generate::print(self.shared().generate?, Self::full_command())))
     }
 }

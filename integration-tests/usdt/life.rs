@@ -1,7 +1,7 @@
 //! The life of the node and of the exporter, and wrong input.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
@@ -151,6 +151,35 @@ pub fn wrong_input_is_explained() {
     assert!(refusal(&["--list-probes", "--bitcoind", "/dev/null"]).contains("is not a 64-bit ELF binary"));
     assert!(refusal(&["--list-probes", "--bitcoind", "/nonexistent"]).contains("cannot read /nonexistent"));
     assert!(refusal(&["--port", "1"]).contains("cannot be used with"));
+}
+
+pub fn what_cannot_be_printed_ends_no_exporter() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let reference =
+        |stdout: Stdio| command().arg("--print-metrics-reference").stdout(stdout).output().unwrap();
+    let output = reference(full().into());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        (output.status.code(), said.contains("cannot write to standard output")),
+        (Some(1), true),
+        "{said}"
+    );
+    // Who reads it has enough of it.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = reference(writer.into());
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+
+    let dir = TempDir::new().unwrap();
+    let fixture = Fixture::start(&compile(dir.path(), &[]));
+    let mut running = command();
+    running.args(["--pid", &fixture.pid().to_string(), "--health-port", "0"]).stdout(full());
+    let mut exporter = Exporter::spawn(&mut running).ready();
+    assert!(exporter.terminate().success(), "{}", exporter.log());
 }
 
 pub fn without_privilege_it_says_which_are_missing() {

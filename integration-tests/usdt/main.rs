@@ -72,6 +72,7 @@ fn main() -> ExitCode {
     let without = tests![
         life::several_nodes_are_listed_and_none_is_guessed,
         life::wrong_input_is_explained,
+        life::what_cannot_be_printed_ends_no_exporter,
         settings::wrong_settings_are_explained_with_their_names,
     ];
     // Only root can start a process without privileges, or mount.

@@ -1,6 +1,7 @@
 //! The tracepoints that a binary has, from its ELF notes.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs::File;
 use std::path::Path;
 
@@ -131,7 +132,7 @@ fn is_arm_register(text: &str) -> bool {
 }
 
 /// The table of `--list-probes`.
-pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) -> Result<()> {
+pub fn table(subjects: &[Subject], target: &Target, node: Option<Node>) -> Result<String> {
     let path = match (&node, &target.binary) {
         (Some(node), _) => {
             Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
@@ -147,7 +148,8 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
     if let Err(error) = &attached {
         eprintln!("not attached: {error:#}");
     }
-    println!("{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS");
+    let mut table = String::new();
+    writeln!(table, "{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS")?;
     for subject in subjects {
         let functions = subject.functions();
         let known = (functions.tracepoints)()?;
@@ -156,25 +158,26 @@ pub fn print_table(subjects: &[Subject], target: &Target, node: Option<Node>) ->
             let is_attached =
                 attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == *name && it.result.is_ok()));
             let yes = |is: bool| if is { "yes" } else { "no" };
-            println!(
+            writeln!(
+                table,
                 "{name:<38} {:<10} {:<10} {:<72} {}",
                 yes(!sites.is_empty()),
                 yes(is_attached),
                 sites.first().map_or("", |site| &site.arguments),
                 feeds(subjects, name).join(" ")
-            );
+            )?;
             for site in sites.iter().skip(1) {
-                println!("{:60} {}", "", site.arguments);
+                writeln!(table, "{:60} {}", "", site.arguments)?;
             }
             for operand in sites.iter().flat_map(|site| site.unreadable()) {
-                println!("{:60} {operand} cannot be read", "");
+                writeln!(table, "{:60} {operand} cannot be read", "")?;
             }
         }
         for (name, site) in unknown(&sites, functions.provider, &known) {
-            println!("{name:<38} {:<10} {:<10} {:<72} not read", "yes", "no", site.arguments);
+            writeln!(table, "{name:<38} {:<10} {:<10} {:<72} not read", "yes", "no", site.arguments)?;
         }
     }
-    Ok(())
+    Ok(table)
 }
 
 /// The metrics of these subjects that a tracepoint feeds, and those of the blocks' ways.

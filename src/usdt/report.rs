@@ -1,5 +1,6 @@
 //! What the exporter says of itself: its own metrics, and what it prints when it starts.
 
+use std::io::{self, Write};
 use std::sync::LazyLock;
 
 use libbpf_rs::MapHandle;
@@ -90,38 +91,49 @@ pub fn rows() -> Vec<Row> {
 }
 
 /// Prints what is traced and where its metrics will be.
-pub fn print_start(target: &Target, node: Option<&Node>, metrics_at: &str, node_name: &str) {
-    println!("FIBRE USDT Metrics Exporter");
+pub fn print_start(
+    output: &mut impl Write,
+    target: &Target,
+    node: Option<&Node>,
+    metrics_at: &str,
+    node_name: &str,
+) -> io::Result<()> {
+    writeln!(output, "FIBRE USDT Metrics Exporter")?;
     match target.binary.as_ref().or(node.map(|node| &node.binary)) {
-        Some(binary) => println!("  bitcoind: {}", binary.display()),
-        None => println!("  bitcoind: waiting for one to run"),
+        Some(binary) => writeln!(output, "  bitcoind: {}", binary.display())?,
+        None => writeln!(output, "  bitcoind: waiting for one to run")?,
     }
-    println!("  metrics: {metrics_at}");
-    println!("  node: {node_name}");
+    writeln!(output, "  metrics: {metrics_at}")?;
+    writeln!(output, "  node: {node_name}")
 }
 
 /// Prints what became of each tracepoint.
-pub fn print_attached(node: &Node, attached: &[Attached]) {
+pub fn print_attached(output: &mut impl Write, node: &Node, attached: &[Attached]) -> io::Result<()> {
     let sites =
         probes::sites(&node.running_binary()).or_else(|_| probes::sites(&node.binary)).unwrap_or_default();
     let has = |name: &str| sites.iter().any(|site| name == site.probe());
     for probe in attached {
         match &probe.result {
-            Ok(()) => println!("  ✓ Attached: {}", probe.name),
-            Err(error) if has(&probe.name) => println!("  ✗ Failed: {}: {error:#}", probe.name),
-            Err(_) => println!("  ✗ Not in the binary: {}", probe.name),
+            Ok(()) => writeln!(output, "  ✓ Attached: {}", probe.name)?,
+            Err(error) if has(&probe.name) => writeln!(output, "  ✗ Failed: {}: {error:#}", probe.name)?,
+            Err(_) => writeln!(output, "  ✗ Not in the binary: {}", probe.name)?,
         }
     }
     let good = attached.iter().filter(|probe| probe.result.is_ok()).count();
-    println!("\n  {good}/{} probes attached successfully", attached.len());
+    writeln!(output, "\n  {good}/{} probes attached successfully", attached.len())
 }
 
 /// Prints where to look now.
-pub fn print_started(node: Option<&Node>, metrics_at: &str, health_at: &str) {
-    println!("\nPrometheus metrics available at {metrics_at}/metrics");
-    println!("Health check available at {health_at}/health");
+pub fn print_started(
+    output: &mut impl Write,
+    node: Option<&Node>,
+    metrics_at: &str,
+    health_at: &str,
+) -> io::Result<()> {
+    writeln!(output, "\nPrometheus metrics available at {metrics_at}/metrics")?;
+    writeln!(output, "Health check available at {health_at}/health")?;
     match node {
-        Some(_) => println!("Waiting for FIBRE events..."),
-        None => println!("Waiting for the node..."),
+        Some(_) => writeln!(output, "Waiting for FIBRE events..."),
+        None => writeln!(output, "Waiting for the node..."),
     }
 }

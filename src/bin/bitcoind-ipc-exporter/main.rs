@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use bitcoind_exporter::cli::Program;
+use bitcoind_exporter::cli::{self, Program};
 use bitcoind_exporter::collect::{self, Collector, Context};
 use bitcoind_exporter::http::{Endpoint, Listener};
 use bitcoind_exporter::ipc::guard;
@@ -41,7 +41,7 @@ fn run() -> Result<ExitCode> {
     init::start_child()?;
     let arguments = Arguments::of_process();
     if let Some(printed) = arguments.generate() {
-        return Ok(printed.map(|()| ExitCode::SUCCESS)?);
+        return printed.map(|()| ExitCode::SUCCESS);
     }
     // Before anything else opens descriptors.
     let mut inherited = systemd::Inherited::take()?;
@@ -64,11 +64,11 @@ fn run() -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if arguments.once {
         LocalSet::new().block_on(&runtime, collect::once(&mut source, context))?;
-        print!("{}", metrics.render(Format::Text));
+        cli::print(&metrics.render(Format::Text))?;
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.check {
-        print!("{}", LocalSet::new().block_on(&runtime, collect::check(&mut source, context))?);
+        cli::print(&LocalSet::new().block_on(&runtime, collect::check(&mut source, context))?)?;
         return Ok(ExitCode::SUCCESS);
     }
 

@@ -38,6 +38,6 @@ impl Blocks {
     pub fn show(&self) -> Result<()> {
         let wanted = Wanted { slow: self.slow, since: self.since, height: self.height };
         let rows = read::find(&self.block_log, &wanted).context("cannot read the block log")?;
-        Ok(show::print(&rows, self.format, &mut BufWriter::new(io::stdout().lock()))?)
+        cli::printed(show::print(&rows, self.format, &mut BufWriter::new(io::stdout().lock())))
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use bitcoind_exporter::cli::Program;
+use bitcoind_exporter::cli::{self, Program};
 use bitcoind_exporter::http::{Endpoint, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Snapshots};
 use bitcoind_exporter::service::Service;
@@ -31,14 +31,14 @@ fn main() -> ExitCode {
 fn run() -> Result<ExitCode> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if let Some(printed) = arguments.generate() {
-        return Ok(printed.map(|()| ExitCode::SUCCESS)?);
+        return printed.map(|()| ExitCode::SUCCESS);
     }
     if let Some(Command::Blocks(blocks)) = &arguments.command {
         blocks.show()?;
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.print_metrics_reference {
-        print!("{}", bitcoind_exporter::metrics_reference());
+        cli::print(&bitcoind_exporter::metrics_reference())?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut inherited = systemd::Inherited::take()?;
@@ -48,7 +48,7 @@ fn run() -> Result<ExitCode> {
     let target = arguments.target();
     let node = target.find()?;
     if arguments.list_probes {
-        probes::print_table(arguments.subjects(), &target, node)?;
+        cli::print(&probes::table(arguments.subjects(), &target, node)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     usdt::check_kernel()?;
@@ -58,7 +58,7 @@ fn run() -> Result<ExitCode> {
     if arguments.once {
         let node = node.context("no node runs; start it, or name it with --bitcoind or --pid")?;
         watch::attach(&mut programs, &node)?;
-        print!("{}", metrics.render(Format::Text));
+        cli::print(&metrics.render(Format::Text))?;
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -78,11 +78,13 @@ fn run() -> Result<ExitCode> {
         Some(listener) => listener.describe_with(&health_web_config),
         None => metrics_at.clone(),
     };
-    report::print_start(&target, node.as_ref(), &metrics_at, &arguments.node_name);
+    // Where nobody reads it, or the disk is full, it goes on without.
+    let mut output = std::io::stdout();
+    let _ = report::print_start(&mut output, &target, node.as_ref(), &metrics_at, &arguments.node_name);
     if let Some(node) = &node {
-        report::print_attached(node, &watch::attach(&mut programs, node)?);
+        let _ = report::print_attached(&mut output, node, &watch::attach(&mut programs, node)?);
     }
-    report::print_started(node.as_ref(), &metrics_at, &health_at);
+    let _ = report::print_started(&mut output, node.as_ref(), &metrics_at, &health_at);
 
     let page = programs.page(&arguments.node_name);
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
