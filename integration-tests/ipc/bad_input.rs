@@ -52,6 +52,7 @@ fn wrong_options_are_explained() {
     assert!(refusal(&["--metrics-addr", "9332"]).contains("expected HOST:PORT or unix:/path"));
     assert!(refusal(&["--poll-interval", "0s"]).contains("must be more than zero"));
     assert!(refusal(&["--poll-interval", "15"]).contains("write it like 15s"));
+    assert!(refusal(&["--poll-interval", "300000000000y"]).contains("must be at most 100 years"));
     assert!(refusal(&["--chain", "moon"]).contains("regtest"));
     assert!(refusal(&["--utxo-trace", "maybe"]).contains("auto, on, off"));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,10 +1,11 @@
 //! The socket that scrapers connect to.
 
+use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt};
@@ -15,8 +16,23 @@ use super::{Address, WebConfig};
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// A Unix socket, with its path if we made it.
-    Unix(UnixListener, Option<PathBuf>),
+    /// A Unix socket, with its file if we made it.
+    Unix(UnixListener, Option<SocketFile>),
+}
+
+/// The file of a Unix socket.
+#[derive(PartialEq)]
+pub struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> io::Result<Self> {
+        let file = path.symlink_metadata()?;
+        Ok(SocketFile { path: path.to_path_buf(), device: file.dev(), inode: file.ino() })
+    }
 }
 
 impl Listener {
@@ -39,7 +55,7 @@ impl Listener {
                 let listener = UnixListener::bind(path).with_context(|| {
                     format!("cannot listen on {} (choose another with --metrics-addr)", path.display())
                 })?;
-                Ok(Listener::Unix(listener, Some(path.clone())))
+                Ok(Listener::Unix(listener, Some(SocketFile::at(path)?)))
             }
         }
     }
@@ -56,10 +72,12 @@ impl Listener {
         })
     }
 
-    /// Removes the socket file, if we made one.
+    /// Removes the socket file, if we made one, and nobody has another in its place.
     pub fn remove_file(&self) {
-        if let Listener::Unix(_, Some(path)) = self {
-            let _ = std::fs::remove_file(path);
+        if let Listener::Unix(_, Some(file)) = self
+            && SocketFile::at(&file.path).is_ok_and(|present| present == *file)
+        {
+            let _ = std::fs::remove_file(&file.path);
         }
     }
 
@@ -92,4 +110,19 @@ impl Listener {
             }
         }
     }
+}
+
+#[cfg(test)]
+#[test]
+fn only_its_own_socket_file_is_removed() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("metrics.sock");
+    let bind = || Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let first = bind();
+    std::fs::rename(&path, dir.path().join("moved")).unwrap();
+    let second = bind();
+    first.remove_file();
+    assert!(path.exists());
+    second.remove_file();
+    assert!(!path.exists());
 }
