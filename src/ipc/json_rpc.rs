@@ -167,10 +167,24 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
 }
 
 fn json_rpc_error(error: &Value) -> CallError {
+    /// Characters of its message that are kept.
+    const KEPT: usize = 200;
+    let message = error["message"].as_str().unwrap_or("an error without a message");
+    // Whatever answers: it is logged, as one line.
+    let printable = |character: char| if character.is_control() { ' ' } else { character };
     CallError::JsonRpc {
         code: error["code"].as_i64().unwrap_or(0),
-        message: error["message"].as_str().unwrap_or("an error without a message").to_string(),
+        message: message.chars().take(KEPT).map(printable).collect(),
     }
+}
+
+#[cfg(test)]
+#[test]
+fn the_message_of_an_error_is_one_short_line() {
+    let message = "\u{1b}[31mEVIL\nERROR forged\r".repeat(100);
+    let error = json_rpc_error(&json!({"code": -1, "message": message})).to_string();
+    assert!(error.starts_with(" [31mEVIL ERROR forged  [31mEVIL") && error.len() < 230, "{error}");
+    assert!(!error.contains(char::is_control));
 }
 
 #[cfg(test)]
