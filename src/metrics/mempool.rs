@@ -127,7 +127,7 @@ impl Mempool {
             band_fees: d.gauge_by(
                 "bitcoin_mempool_feerate_fees_satoshis",
                 ["from"],
-                "Fees of the mempool's transactions in a band of feerates",
+                "Fees of the mempool's transactions in a band of feerates, with what prioritisetransaction adds to them",
                 DIAGRAM,
             ),
             depth_feerate: d.gauge_by(

@@ -25,7 +25,8 @@ impl NextBlock {
         NextBlock {
             transactions: d.gauge(
                 "bitcoin_next_block_transactions",
-                "Transactions of the block that the node would mine now, without the coinbase",
+                "Transactions of the block that the node would mine now, without the coinbase; from Bitcoin Core 31 on with 8,000 \
+                 weight units reserved for that, whatever -blockreservedweight says",
                 "Mining.createNewBlock, BlockTemplate.getTxFees",
             ),
             weight: d.gauge(
