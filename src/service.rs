@@ -7,7 +7,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self as signal, SignalKind};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -20,11 +20,14 @@ pub struct Service {
     listeners: Vec<Arc<Listener>>,
     serving: Serving,
     heartbeat: Heartbeat,
+    terminate: signal::Signal,
+    interrupt: signal::Signal,
 }
 
 impl Service {
-    /// Serves, and tells the service manager that it does.
+    /// Serves, and tells the service manager that it does. Signals are for [`run`](Self::run), which drives this runtime.
     pub fn start(
+        runtime: &Runtime,
         listeners: impl IntoIterator<Item = (Listener, Endpoint)>,
         pages: Arc<impl Pages>,
     ) -> Result<Self> {
@@ -32,26 +35,30 @@ impl Service {
         let listeners: Vec<_> = listeners.collect();
         let kept = listeners.iter().map(|(listener, _)| listener.clone()).collect();
         let heartbeat = Heartbeat::default();
+        // Before there is another runtime, the server's: any runtime takes signals for all, and what one takes before
+        // the signal has a receiver is lost.
+        let (terminate, interrupt) = {
+            let _entered = runtime.enter();
+            (signal::signal(SignalKind::terminate())?, signal::signal(SignalKind::interrupt())?)
+        };
         let serving = http::serve_on_thread(listeners, pages, heartbeat.clone())?;
         systemd::notify(NotifyState::Ready);
-        Ok(Service { listeners: kept, serving, heartbeat })
+        Ok(Service { listeners: kept, serving, heartbeat, terminate, interrupt })
     }
 
     /// Does the work on this thread until it is done. SIGTERM or SIGINT cancels `shutdown`, at which the work has to end in
     /// order; a second one ends all at once.
     pub fn run(
-        self,
+        mut self,
         runtime: &Runtime,
         shutdown: &CancellationToken,
         work: impl Future<Output = Result<()>>,
     ) -> Result<ExitCode> {
         let done = LocalSet::new().block_on(runtime, async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
             let mut signaled = async || {
                 tokio::select! {
-                    _ = terminate.recv() => Signal::SIGTERM,
-                    _ = interrupt.recv() => Signal::SIGINT,
+                    _ = self.terminate.recv() => Signal::SIGTERM,
+                    _ = self.interrupt.recv() => Signal::SIGINT,
                 }
             };
             tokio::task::spawn_local(systemd::watchdog(self.heartbeat));

@@ -74,7 +74,7 @@ fn run() -> Result<ExitCode> {
 
     let endpoint = Endpoint::all(arguments.shared.web_config()?);
     let listener = listener.map_or_else(|| Listener::bind(&arguments.shared.metrics_addr), Ok)?;
-    let service = Service::start([(listener, endpoint)], status.clone())?;
+    let service = Service::start(&runtime, [(listener, endpoint)], status.clone())?;
     let collector = Collector::new(context);
     service.run(&runtime, &shutdown, async {
         spawn_local(async move { status.keep_history().await });

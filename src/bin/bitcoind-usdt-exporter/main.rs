@@ -90,8 +90,8 @@ fn run() -> Result<ExitCode> {
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))));
-    let service = Service::start(listeners, Arc::new(Status { metrics, ready, page }))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let service = Service::start(&runtime, listeners, Arc::new(Status { metrics, ready, page }))?;
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(watch::follow(programs, target, node, health));
