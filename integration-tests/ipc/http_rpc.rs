@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::ipc::{METHODS, whitelist_of};
+use bitcoind_exporter::ipc::{method_names, whitelist_of};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -114,7 +114,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
     let dir = TempDir::new().unwrap();
     let password = dir.path().join("password");
     std::fs::write(&password, "secret word\n").unwrap();
-    let without_peers = METHODS.iter().copied().filter(|method| *method != "getpeerinfo").collect::<Vec<_>>();
+    let without_peers = method_names().filter(|method| *method != "getpeerinfo").collect::<Vec<_>>();
     let node = Node::start(&[
         &rpcauth("exporter", "secret word"),
         &rpcauth("less", "secret word"),

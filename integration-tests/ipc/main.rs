@@ -11,6 +11,7 @@ mod http_rpc;
 mod leaving;
 mod next_block;
 mod notifications;
+mod read_only;
 mod real_node;
 mod reconnect;
 mod relay;

@@ -1,6 +1,6 @@
 //! A real `bitcoind`, which has no IPC: everything comes from JSON-RPC over HTTP.
 
-use bitcoind_exporter::ipc::METHODS;
+use bitcoind_exporter::ipc::method_names;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -107,7 +107,7 @@ fn a_node_that_does_not_let_us_wait_for_blocks_is_asked_for_its_tip() {
     let dir = TempDir::new().unwrap();
     let password = dir.path().join("password");
     std::fs::write(&password, "secret").unwrap();
-    let methods = METHODS.iter().copied().filter(|method| *method != "waitfornewblock").collect::<Vec<_>>();
+    let methods = method_names().filter(|method| *method != "waitfornewblock").collect::<Vec<_>>();
     let node = Node::start_bitcoind(&[
         &rpcauth("less", "secret"),
         &format!("-rpcwhitelist=less:{}", methods.join(",")),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::context::Context;
 use super::notifications;
@@ -92,6 +92,13 @@ pub fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
             Event::Dropped(events) => {
                 warn!(events, "the exporter was too slow: callbacks were answered and not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
+            }
+            Event::Rejected { call, reason } => {
+                error!(
+                    "the guard rejected a call that the exporter must not make ({call}: {reason}); the node did not receive it. This is \
+                     a fault of the exporter, or somebody controls it: restart it and report this line"
+                );
+                return metrics.exporter.rejected_calls.inc_by([&*call], 1);
             }
             // What the guard tells about the connection does not get here.
             Event::Subscribed(_) | Event::Released(_) | Event::NodeShutsDown => return,

@@ -22,6 +22,7 @@ pub struct Exporter {
     pub callback_duration: Histogram,
     pub guard_run_delay: SecondsCounter,
     pub events_dropped: Labeled<1, Counter>,
+    pub rejected_calls: Labeled<1, Counter>,
 }
 
 impl Exporter {
@@ -89,6 +90,13 @@ impl Exporter {
                 "bitcoin_exporter_events_dropped_total",
                 ["event"],
                 "Events that were answered but not counted, because counting fell behind",
+                own,
+            ),
+            rejected_calls: d.counter_by(
+                "bitcoin_exporter_rejected_calls_total",
+                ["call"],
+                "Calls that the guard did not forward to the node, because they are not on its list; 0 unless the exporter is \
+                 faulty or compromised",
                 own,
             ),
         };

@@ -1,5 +1,6 @@
 //! What the guard tells the exporter, over a bounded queue.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,6 +31,13 @@ pub enum Event<'a> {
     Coin(CoinEvent),
     /// This many callbacks were answered and not handed on: the exporter was too slow.
     Dropped(u64),
+    /// A call of the exporter's was not forwarded.
+    Rejected {
+        /// One of a few hundred texts, `Mining.9`.
+        call: Cow<'a, str>,
+        /// What is not permitted about it.
+        reason: Cow<'a, str>,
+    },
     /// The UTXO cache trace kept the node waiting too long; the guard unsubscribes from it.
     OverBudget,
     /// The node is shutting down; the guard takes leave of it.
@@ -252,6 +260,7 @@ mod tests {
             Event::Chain(block(None)),
             Event::Coin(CoinEvent::Uncached(i64::MAX)),
             Event::Dropped(u64::MAX),
+            Event::Rejected { call: "Mining.9".into(), reason: "method 9 of Mining".into() },
             Event::Subscribed(SubscriptionIds { callback: 0, handler: u32::MAX, thread: 7 }),
             Event::Released(u32::MAX),
         ];

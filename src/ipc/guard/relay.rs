@@ -243,6 +243,9 @@ impl Relay {
             FromExporter::Forward => drop(self.node.send(frame)),
             FromExporter::Keep => {}
             FromExporter::Answer(question) => self.exporter.send(self.answer.to(question))?,
+            FromExporter::Reject(question, rejection) => {
+                self.exporter.send(&written::failed(question, &rejection.to_string()))?
+            }
             FromExporter::Refuse(why) => return Err(malformed(why)),
         }
         Ok(())

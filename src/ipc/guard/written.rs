@@ -146,10 +146,19 @@ pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
 
 /// The answer to a call of what we do not have.
 pub fn unimplemented(question: u32) -> Vec<u8> {
+    exception(question, rpc::exception::Type::Unimplemented, "Method not implemented.")
+}
+
+/// The answer to a call that was not forwarded, and why.
+pub fn failed(question: u32, reason: &str) -> Vec<u8> {
+    exception(question, rpc::exception::Type::Failed, reason)
+}
+
+fn exception(question: u32, kind: rpc::exception::Type, reason: &str) -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut exception = init_return(&mut message, question).init_exception();
-    exception.set_reason("Method not implemented.");
-    exception.set_type(rpc::exception::Type::Unimplemented);
+    exception.set_reason(reason);
+    exception.set_type(kind);
     write_message_to_words(&message)
 }
 

@@ -77,6 +77,12 @@ impl Ledger {
                 self.keep_template(template);
             }
         }
+        for id in hosted {
+            match purpose {
+                Purpose::MakeThread { .. } if !own => self.threads.insert(*id),
+                _ => self.threads.remove(id), // the number of one that was released, used again
+            };
+        }
         self.let_templates_go();
         self.conclude(purpose, own, asked_at, &answer.outcome, hosted.first().copied(), now)?;
         Ok(if own { FromNode::Keep } else { FromNode::Forward })
