@@ -39,7 +39,6 @@ pub const METHODS: &[&str] = &[
     "getudppeerinfo",
     "listbanned",
     "uptime",
-    "waitfornewblock",
 ];
 
 /// The line of `bitcoin.conf` that permits this user what the exporter asks for, and no more.
