@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod door;
+mod failing_calls;
 mod fibre;
 #[path = "../harness/mod.rs"]
 mod harness;

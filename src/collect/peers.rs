@@ -91,28 +91,6 @@ impl Peers {
         self.count_traffic(peers, network);
     }
 
-    /// Removes the samples: the node did not tell.
-    pub fn hide(network: &Network) {
-        network.peers_by.clear();
-        network.by_version.clear();
-        network.ping.clear();
-        network.min_ping.clear();
-        network.high_bandwidth.clear();
-        network.inv_to_send.clear();
-        network.largest_group.clear();
-        for gauge in [
-            &network.addr_relay,
-            &network.clock_off,
-            &network.ping_overdue,
-            &network.with_blocks_in_flight,
-            &network.blocks_in_flight,
-            &network.low_fee_relay,
-            &network.addr_rate_limited,
-        ] {
-            gauge.set(None::<f64>);
-        }
-    }
-
     /// Adds what each peer's totals have grown by since the last poll. A peer's number is never used again, and one
     /// that is gone is forgotten: what it had moved stays counted.
     fn count_traffic(&mut self, peers: &[PeerStats], network: &Network) {

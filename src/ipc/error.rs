@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::guard::TOO_LARGE;
+use crate::http_rpc::{Cause, Failure};
+
 /// A call to the node that did not give what was asked for.
 #[derive(Debug)]
 pub enum CallError {
@@ -22,12 +25,33 @@ pub enum CallError {
         message: String,
     },
     /// JSON-RPC over HTTP cannot be used, and why. It says nothing of the connection over IPC.
-    Http(String),
+    Http(Failure),
+    /// The answer is larger than the limit on one. The connection is not affected.
+    TooLarge(String),
     /// The answer is not what the schema or the documentation promises.
     Malformed(String),
 }
 
 impl CallError {
+    /// No answer within the deadline, whatever the transport.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            CallError::TimedOut(_) => true,
+            CallError::Http(failure) => failure.cause == Cause::Timeout,
+            _ => false,
+        }
+    }
+
+    /// Whether the calls after this one would fail, too: the node hangs or is gone. What fails over HTTP says so only of a node
+    /// that has nothing else (`is_http_only`), and not if the node is only busy.
+    pub fn ends_poll(&self, is_http_only: bool) -> bool {
+        match self {
+            CallError::TimedOut(_) | CallError::Disconnected(_) => true,
+            CallError::Http(failure) => is_http_only && failure.cause != Cause::Busy,
+            _ => false,
+        }
+    }
+
     /// The node is still loading its block index and chain state.
     pub fn is_warmup(&self) -> bool {
         /// `RPC_IN_WARMUP` in Core's rpc/protocol.h.
@@ -51,6 +75,7 @@ impl From<capnp::Error> for CallError {
             None => error.to_string(),
         };
         match error.kind {
+            Overloaded if text == TOO_LARGE => CallError::TooLarge(text),
             Unimplemented => CallError::Unimplemented(text),
             Failed | Overloaded => CallError::Failed(text),
             Disconnected => CallError::Disconnected(text),
@@ -75,7 +100,8 @@ impl fmt::Display for CallError {
             CallError::Failed(text) => write!(f, "the node failed: {text}"),
             CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
             CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
-            CallError::Http(text) => f.write_str(text),
+            CallError::Http(failure) => failure.fmt(f),
+            CallError::TooLarge(text) => f.write_str(text),
             CallError::Malformed(text) => write!(f, "the node's answer is malformed: {text}"),
         }
     }

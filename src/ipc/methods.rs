@@ -52,7 +52,6 @@ pub(crate) const METHODS: &[JsonRpcMethod] = &[
     method("getudppeerinfo", &[]),
     method("listbanned", &[]),
     method("uptime", &[]),
-    method("waitfornewblock", &[Integer(0, 60_000)]),
 ];
 
 /// Whether this method may be called with these parameters.

@@ -68,7 +68,7 @@ impl Chain {
                 "bitcoin_chain_tips",
                 ["status"],
                 "Tips of the block tree by status",
-                "JSON-RPC getchaintips, within minutes after a new tip, out of initial block download",
+                "JSON-RPC getchaintips, at most once a minute, out of initial block download",
             ),
             hashrate: d.gauge_by(
                 "bitcoin_hashrate_estimate",

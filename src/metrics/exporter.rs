@@ -12,6 +12,7 @@ use super::samples::Value;
 pub struct Exporter {
     pub up: OwnGauge,
     pub interface: Labeled<1, Value>,
+    pub http_rpc_failures: Labeled<1, Counter>,
     pub utxo_trace: Labeled<1, Value>,
     pub connects: EventCounter,
     pub disconnects: Labeled<1, Counter>,
@@ -33,10 +34,18 @@ impl Exporter {
                 "1 while the connection to the node works and the last poll succeeded, else 0",
                 own,
             ),
-            interface: d.gauge_by(
+            interface: d.own_gauge_by(
                 "bitcoin_exporter_interface",
                 ["interface"],
-                "1 for each IPC interface that the node offers, and for http-rpc while JSON-RPC over HTTP is used",
+                "1 for each IPC interface that the node offers; for http-rpc 1 while JSON-RPC over HTTP works, 0 while it is \
+                 wanted and does not",
+                own,
+            ),
+            http_rpc_failures: d.counter_by(
+                "bitcoin_exporter_http_rpc_failures_total",
+                ["cause"],
+                "Failed requests over HTTP, by cause: refused (connection), timeout, unauthorized (401), busy (503 twice), \
+                 warmup (the node is starting), different_node, too_large, forbidden (403), other",
                 own,
             ),
             utxo_trace: d.gauge_by(

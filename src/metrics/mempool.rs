@@ -115,7 +115,7 @@ impl Mempool {
                 "bitcoin_fee_estimate_sat_per_vbyte",
                 ["blocks"],
                 "Estimated feerate to be confirmed within so many blocks; absent without an estimate",
-                "JSON-RPC estimatesmartfee, once per tip",
+                "JSON-RPC estimatesmartfee, at each new tip and once a minute",
             ),
             band_vbytes: d.gauge_by(
                 "bitcoin_mempool_feerate_vbytes",

@@ -1,11 +1,10 @@
 //! The active chain: tip, headers, initial block download; tips of the block tree and the hashrate.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Calls, CostlyCall};
+use super::Calls;
 use crate::collect::json::{flag, number};
 use crate::ipc::{Chain, Mining, Node};
 
@@ -72,58 +71,23 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
 pub async fn poll_hashrate(calls: &mut Calls) {
     let mut rates = Vec::new();
     for (label, blocks) in HASHRATE_SPANS {
-        let rate = calls.rpc("getnetworkhashps", json!([blocks])).await;
+        let rate = calls.rpc_of_tip("getnetworkhashps", json!([blocks])).await;
         rates.extend(rate.as_f64().map(|rate| ([label], rate)));
     }
     calls.metrics().chain.hashrate.replace(rates);
 }
 
-/// When the chain tips are asked for. The node walks its whole block index for them and holds its main lock meanwhile.
-#[derive(Default)]
-pub struct TipsSchedule {
-    /// The tip at which they were asked for.
-    at: Option<String>,
-    costly: CostlyCall,
-}
-
-impl TipsSchedule {
-    /// What was shown at the tip is no longer shown, or was not complete.
-    pub fn forget_tip(&mut self) {
-        self.at = None;
-    }
-
-    /// They are not shown any more.
-    pub fn was_cleared(&mut self) {
-        self.at = None;
-        self.costly.was_cleared();
-    }
-
-    fn is_due(&self, tip: &str) -> bool {
-        self.at.as_deref() != Some(tip) && self.costly.is_due()
-    }
-
-    fn asked(&mut self, tip: &str, took: Duration, has_answer: bool) {
-        self.at = Some(tip.to_string());
-        self.costly.took(took, has_answer);
-    }
-}
-
-/// The tips of the block tree: a while after each change of the tip.
-pub async fn poll_tips(calls: &mut Calls, schedule: &mut TipsSchedule, tip: Option<&str>, ibd: Option<bool>) {
-    let (Some(tip), Some(false), true) = (tip, ibd, calls.has_rpc()) else {
-        schedule.was_cleared();
-        return calls.metrics().chain.tips.clear();
-    };
-    if !schedule.is_due(tip) {
+/// The tips of the block tree. The node walks its whole block index for them and holds its main lock meanwhile.
+pub async fn poll_tips(calls: &mut Calls, ibd: Option<bool>) {
+    if ibd != Some(false) {
         return;
     }
-    let asked = Instant::now();
-    let tips = calls.rpc("getchaintips", json!([])).await;
-    schedule.asked(tip, asked.elapsed(), !tips.is_null());
+    let Some((tips, shown_for)) = calls.costly::<Value>("getchaintips", json!([])).await else { return };
     let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
     for tip in tips.as_array().into_iter().flatten() {
         let status = TIP_STATUSES.iter().find(|known| Some(**known) == tip["status"].as_str());
         *by_status.entry(status.unwrap_or(&"other")).or_default() += 1.0;
     }
-    calls.metrics().chain.tips.replace(by_status.into_iter().map(|(status, tips)| ([status], tips)));
+    let by_status = by_status.into_iter().map(|(status, tips)| ([status], tips));
+    calls.metrics().chain.tips.replace_for(shown_for, by_status);
 }

@@ -1,9 +1,10 @@
 //! The mempool and fee estimates.
 
 use serde_json::json;
+use tokio::time::Instant;
 
+use super::Calls;
 use super::diagram::Feerates;
-use super::{Calls, OptionalCall};
 use crate::collect::json::{flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
@@ -32,41 +33,46 @@ pub async fn poll(calls: &mut Calls) {
     metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
 }
 
-/// Once per tip.
-pub async fn poll_fee_estimates(calls: &mut Calls) {
+/// At each new tip and once a minute. The node first waits until its validation has handled the last blocks.
+pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
+    const CALLS: &str = "fee estimates";
+    let started = Instant::now();
+    let limit = calls.limit(CALLS, true);
+    let is_early = limit.due() > started;
+    if is_early && !(is_new_tip && limit.due_at_event() <= started) {
+        return;
+    }
     let mut estimates = Vec::new();
     for (label, target) in FEE_TARGETS {
         let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
+        if estimate.is_null() {
+            return calls.limit(CALLS, true).failed(Instant::now());
+        }
         estimates.extend(sat_per_vbyte(&estimate, "feerate").map(|rate| ([label], rate)));
     }
-    calls.metrics().mempool.fee_estimate.replace(estimates);
+    let limit = calls.limit(CALLS, true);
+    limit.succeeded(started, Instant::now());
+    if is_early {
+        limit.was_early(started);
+    }
+    let shown_for = limit.lifetime();
+    calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
 
 /// The mempool by feerate. The node holds its mempool's lock meanwhile.
-pub async fn poll_feerates(calls: &mut Calls, diagram: &mut OptionalCall, ibd: Option<bool>) {
-    let feerates = match ibd {
-        Some(false) => {
-            let feerates = diagram.make_if_due::<Feerates>(calls, "getmempoolfeeratediagram", json!([]));
-            let Some(feerates) = feerates.await else { return };
-            feerates
-        }
-        _ => {
-            diagram.costly.was_cleared();
-            None
-        }
-    };
-    let metrics = &calls.metrics().mempool;
-    match feerates {
-        Some(feerates) => {
-            let bands = || feerates.bands();
-            metrics.band_vbytes.replace(bands().map(|(from, vbytes, _)| ([from], vbytes)));
-            metrics.band_fees.replace(bands().map(|(from, _, satoshis)| ([from], satoshis)));
-            metrics.depth_feerate.replace(feerates.depths().map(|(blocks, feerate)| ([blocks], feerate)));
-        }
-        None => {
-            metrics.band_vbytes.clear();
-            metrics.band_fees.clear();
-            metrics.depth_feerate.clear();
-        }
+pub async fn poll_feerates(calls: &mut Calls, ibd: Option<bool>) {
+    if ibd != Some(false) {
+        return;
     }
+    let feerates = calls.costly::<Feerates>("getmempoolfeeratediagram", json!([])).await;
+    let Some((feerates, shown_for)) = feerates else { return };
+    let metrics = &calls.metrics().mempool;
+    let bands = || feerates.bands();
+    metrics.band_vbytes.replace_for(shown_for, bands().map(|(from, vbytes, _)| ([from], vbytes)));
+    metrics.band_fees.replace_for(shown_for, bands().map(|(from, _, satoshis)| ([from], satoshis)));
+    let mut depths = feerates.depths().map(|(blocks, feerate)| ([blocks], feerate)).peekable();
+    if depths.peek().is_none() {
+        metrics.depth_feerate.clear(); // the mempool is smaller than a block
+    }
+    metrics.depth_feerate.replace_for(shown_for, depths);
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Calls;
 use crate::collect::json::{count, flag, length, number};
-use crate::collect::peers::{self, Peers};
+use crate::collect::peers;
 use crate::ipc::{Direction, NETWORKS, Node};
 
 pub async fn poll(calls: &mut Calls, info: &Value) {
@@ -42,9 +42,8 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     metrics.connections.replace(known);
     metrics.bytes_received.set(received);
     metrics.bytes_sent.set(sent);
-    match peers {
-        Some(peers) => calls.context.memory.borrow_mut().peers.show(&peers, metrics),
-        None => Peers::hide(metrics),
+    if let Some(peers) = peers {
+        calls.context.memory.borrow_mut().peers.show(&peers, metrics);
     }
     metrics.banned.set(length(&banned));
     metrics.active.set(flag(info, "networkactive"));

@@ -29,11 +29,8 @@ pub async fn poll(calls: &mut Calls, chain_info: &Value, network_info: &Value) {
         number(network_info, "protocolversion"),
         chain_info["chain"].as_str(),
     );
-    match labels {
-        (Some(version), Some(subversion), Some(protocol), Some(chain)) => {
-            let (version, protocol) = (version.to_string(), protocol.to_string());
-            metrics.node_info.replace([([version.as_str(), subversion, protocol.as_str(), chain], 1.0)]);
-        }
-        _ => metrics.node_info.clear(),
+    if let (Some(version), Some(subversion), Some(protocol), Some(chain)) = labels {
+        let (version, protocol) = (version.to_string(), protocol.to_string());
+        metrics.node_info.replace([([version.as_str(), subversion, protocol.as_str(), chain], 1.0)]);
     }
 }

@@ -56,6 +56,10 @@ impl Ledger {
         };
         question.answered = true;
         let own = number >= OWN_NUMBERS;
+        // The guard ends a subscription with the handler that comes with the answer, whatever the exporter says.
+        if let Purpose::Subscribe { .. } = question.purpose {
+            question.finished = question.finished.map(|_| false);
+        }
         let (finished, asked_at) = (question.finished, question.asked_at);
         let purpose = std::mem::replace(&mut question.purpose, Purpose::Other);
         let hosted = match &answer.outcome {

@@ -374,6 +374,25 @@ fn a_subscription_that_was_not_answered_yet_is_ended_when_it_is() {
     assert!(matches!(calls[..], [Own::Finish { question: 11, .. }, Own::Disconnect { .. }]), "{calls:?}");
 }
 
+/// As by an exporter that ends in the middle of it, and whose end comes after its `Finish`.
+#[test]
+fn a_cancelled_subscription_keeps_its_handler() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
+    assert_eq!(guard.exporter(finish(11, true)), FromExporter::Keep);
+    assert_eq!(guard.exporter(release(THREAD, 1)), FromExporter::Keep);
+    guard.ledger.leave(guard.now);
+    guard.node(results(11, &[HANDLER]));
+    let calls = guard.calls();
+    assert!(
+        matches!(
+            calls[..],
+            [Own::Finish { question: 11, releases: false }, Own::Disconnect { handler: HANDLER, .. }]
+        ),
+        "{calls:?}"
+    );
+}
+
 #[test]
 fn a_subscription_that_was_refused_is_none() {
     let mut guard = Guard::connected();
