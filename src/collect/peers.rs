@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -18,29 +18,17 @@ const PING_OVERDUE: Duration = Duration::from_secs(5);
 /// 1 sat/vB in BTC/kvB; peers that filter at less take cheaper transactions.
 const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
+/// The node's number for a peer, and when it connected, Unix seconds: after a restart of the node the numbers begin at 0 again.
+/// The time stays the same for the life of the connection, whatever happens to the node's clock.
+type Connection = (i64, i64);
+
 /// What is remembered of the peers between polls, and from one connection to the next: how much traffic of each was counted already.
 #[derive(Default)]
 pub struct Peers {
-    counted: HashMap<(i64, &'static str, &'static str), u64>,
-    /// The node's uptime in seconds, and when it was answered.
-    uptime: Option<(f64, Instant)>,
+    counted: HashMap<(Connection, &'static str, &'static str), u64>,
 }
 
 impl Peers {
-    /// The node's uptime in seconds, when it was asked for and when it was answered. One that has not grown with the time is another process's,
-    /// whose peers have moved nothing yet that was counted.
-    pub fn node_is_up_for(&mut self, uptime: f64, asked: Instant, answered: Instant) {
-        /// Uptimes are whole seconds.
-        const TOLERATED: f64 = 2.0;
-        let grown = |(last, answered): (f64, Instant)| {
-            uptime + TOLERATED >= last + asked.saturating_duration_since(answered).as_secs_f64()
-        };
-        if !self.uptime.is_none_or(grown) {
-            self.counted.clear();
-        }
-        self.uptime = Some((uptime, answered));
-    }
-
     /// Shows the present peers.
     pub fn show(&mut self, peers: &[PeerStats], network: &Network) {
         let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
@@ -84,10 +72,18 @@ impl Peers {
             [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
         let told = if waiting.is_empty() { &[][..] } else { &statistics };
         network.inv_to_send.replace(told.iter().map(|&(statistic, queued)| ([statistic], queued)));
-        let by_as = largest(peers.iter().filter_map(|peer| peer.mapped_as));
-        let by_netgroup = largest(peers.iter().filter_map(netgroup)).unwrap_or(0);
-        let groups = by_as.map(|peers| ("as", peers)).into_iter().chain([("netgroup", by_netgroup)]);
-        network.largest_group.replace(groups.map(|(by, peers)| ([by], peers as f64)));
+        let groups = ["in", "out"].map(|direction| {
+            let inbound = direction == "in";
+            let peers = || peers.iter().filter(move |peer| peer.is_inbound() == inbound);
+            let by_as = group_sizes(peers().filter_map(|peer| peer.mapped_as));
+            let by_netgroup = group_sizes(peers().filter_map(netgroup));
+            [("as", by_as), ("netgroup", by_netgroup)].map(|(by, sizes)| ([by, direction], sizes))
+        });
+        let knows_as = peers.iter().any(|peer| peer.mapped_as.is_some());
+        let groups = groups.iter().flatten().filter(|([by, _], _)| *by != "as" || knows_as);
+        let largest = |sizes: &[usize]| sizes.iter().copied().max().unwrap_or(0) as f64;
+        network.largest_group.replace(groups.clone().map(|(labels, sizes)| (*labels, largest(sizes))));
+        network.groups.replace(groups.map(|(labels, sizes)| (*labels, sizes.len() as f64)));
         self.count_traffic(peers, network);
     }
 
@@ -100,6 +96,7 @@ impl Peers {
         network.high_bandwidth.clear();
         network.inv_to_send.clear();
         network.largest_group.clear();
+        network.groups.clear();
         for gauge in [
             &network.addr_relay,
             &network.clock_off,
@@ -113,8 +110,8 @@ impl Peers {
         }
     }
 
-    /// Adds what each peer's totals have grown by since the last poll. A peer's number is never used again, and one
-    /// that is gone is forgotten: what it had moved stays counted.
+    /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is forgotten: what it had moved stays
+    /// counted.
     fn count_traffic(&mut self, peers: &[PeerStats], network: &Network) {
         let mut present = HashMap::new();
         for peer in peers {
@@ -122,7 +119,7 @@ impl Peers {
                 for (kind, total) in totals {
                     // An array's own strings, so that nothing a peer chose becomes a label.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
-                    *present.entry((peer.id, direction, *kind)).or_insert(0) += total;
+                    *present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0) += total;
                 }
             }
         }
@@ -134,13 +131,13 @@ impl Peers {
     }
 }
 
-/// How often the most frequent value occurs; `None` without values.
-fn largest<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Option<usize> {
+/// How often each value occurs.
+fn group_sizes<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Vec<usize> {
     let mut occurrences = HashMap::new();
     for value in values {
         *occurrences.entry(value).or_insert(0) += 1;
     }
-    occurrences.into_values().max()
+    occurrences.into_values().collect()
 }
 
 /// The /16 of a public IPv4 address, the /32 of an IPv6 one: whoever holds one address there can have more of them cheaply. Bitcoin
@@ -183,6 +180,7 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     };
     let peers = peers.as_array()?.iter().map(|peer| PeerStats {
         id: peer["id"].as_i64().unwrap_or(-1),
+        connected: peer["conntime"].as_i64().unwrap_or(0),
         network: known(&NETWORKS, &peer["network"]),
         address: peer["addr"].as_str().and_then(ip_address),
         mapped_as: count(peer, "mapped_as").and_then(|number| u32::try_from(number).ok()),
@@ -238,23 +236,21 @@ mod tests {
     }
 
     #[test]
-    fn another_process_has_other_peers_with_the_same_numbers() {
+    fn traffic_is_counted_once_over_restarts_and_clock_steps() {
         let metrics = Metrics::new();
         let mut peers = Peers::default();
-        let now = Instant::now();
-        let mut sees = |uptime, after: u64, total| {
-            let at = now + Duration::from_secs(after);
-            peers.node_is_up_for(uptime, at, at);
-            let peer = PeerStats { id: 0, sent: vec![("tx".into(), total)], ..PeerStats::default() };
+        let mut counts = |id, connected, total| {
+            let sent = vec![("tx".into(), total)];
+            let peer = PeerStats { id, connected, sent, ..PeerStats::default() };
             peers.show(&[peer], &metrics.network);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
         };
-        assert_eq!(sees(100.0, 0, 1000), 1000);
-        assert_eq!(sees(160.0, 60, 1500), 1500);
-        assert_eq!(sees(159.0, 61, 1500), 1500, "whole seconds");
-        assert_eq!(sees(30.0, 120, 1700), 3200, "restarted");
+        assert_eq!(counts(0, 1000, 1000), 1000);
+        assert_eq!(counts(0, 1000, 1500), 1500);
+        assert_eq!(counts(0, 1000, 1500), 1500, "whatever the node's clock does");
+        assert_eq!(counts(0, 1300, 1700), 3200, "restarted: another peer of the same number");
     }
 
     #[test]
@@ -264,16 +260,19 @@ mod tests {
             address: ip_address(address),
             ..PeerStats::default()
         };
-        let groups = |peers: &[PeerStats]| largest(peers.iter().filter_map(netgroup));
+        let groups = |peers: &[PeerStats]| {
+            let sizes = group_sizes(peers.iter().filter_map(netgroup));
+            (sizes.len(), sizes.into_iter().max())
+        };
         let spread = [
             peer("ipv4", "192.0.2.1:8333"),
             peer("ipv4", "198.51.100.1:8333"),
             peer("ipv6", "[2001:db8::1]:8333"),
             peer("ipv6", "[2001:db9::1]:8333"),
         ];
-        assert_eq!(groups(&spread), Some(1));
+        assert_eq!(groups(&spread), (4, Some(1)));
         let near = [peer("ipv4", "192.0.200.7:53123"), peer("ipv6", "[2001:db8:ffff::2]:8333")];
-        assert_eq!(groups(&[&spread[..], &near].concat()), Some(2));
+        assert_eq!(groups(&[&spread[..], &near].concat()), (4, Some(2)));
         // Their addresses cost nothing, are somebody else's, or are unknown.
         let others = [
             peer("onion", "127.0.0.1:50000"),
@@ -285,7 +284,36 @@ mod tests {
             peer("not_publicly_routable", "127.0.0.1:2"),
             peer("ipv4", "host.example:8333"),
         ];
-        assert_eq!(groups(&others), None);
+        assert_eq!(groups(&others), (0, None));
+    }
+
+    #[test]
+    fn groups_are_counted_by_direction() {
+        let peer = |connection_type, address: &str, mapped_as| PeerStats {
+            network: "ipv4",
+            address: ip_address(address),
+            connection_type,
+            mapped_as,
+            ..PeerStats::default()
+        };
+        let mut peers = vec![
+            peer("inbound", "192.0.2.1:1000", None),
+            peer("inbound", "192.0.3.1:1000", None),
+            peer("inbound", "192.0.4.1:1000", None),
+            peer("outbound-full-relay", "198.51.100.1:8333", None),
+            peer("manual", "203.0.113.1:8333", None),
+        ];
+        let shown = |peers: &[PeerStats]| {
+            let metrics = Metrics::new();
+            Peers::default().show(peers, &metrics.network);
+            let Metrics { network, .. } = &*metrics;
+            [["netgroup", "in"], ["netgroup", "out"], ["as", "in"], ["as", "out"]]
+                .map(|labels| network.largest_group.get(labels).zip(network.groups.get(labels)))
+        };
+        assert_eq!(shown(&peers), [Some((3.0, 1.0)), Some((1.0, 2.0)), None, None]);
+        assert_eq!(shown(&[]), [Some((0.0, 0.0)), Some((0.0, 0.0)), None, None]);
+        (peers[3].mapped_as, peers[4].mapped_as) = (Some(64496), Some(64496));
+        assert_eq!(shown(&peers)[2..], [Some((0.0, 0.0)), Some((2.0, 1.0))]);
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub const METHODS: &[&str] = &[
     "getorphantxs",
     "getpeerinfo",
     "getprivatebroadcastinfo",
+    "getrpcinfo",
     "getudppeerinfo",
     "listbanned",
     "uptime",

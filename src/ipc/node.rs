@@ -3,15 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::CallError;
 use super::connection::{OnThread, call};
+use super::{CallError, Hash};
 use crate::schema::node_capnp::{node, node_stats};
 
 /// One peer's statistics, whichever call they came from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PeerStats {
-    /// The node's number for the peer; never used again by the same process.
+    /// The node's number for the peer; the same process never uses it again.
     pub id: i64,
+    /// When it connected, Unix seconds by the node's clock of then.
+    pub connected: i64,
     /// `ipv4`, `onion` and so on, as getpeerinfo names them.
     pub network: &'static str,
     /// Its IP address, if it has one. The node does not tell that of a peer that it was given by name (`-addnode=host`).
@@ -73,6 +75,11 @@ fn name(names: &[&'static str], index: i32) -> &'static str {
 }
 
 impl PeerStats {
+    /// Whether the peer opened the connection.
+    pub fn is_inbound(&self) -> bool {
+        self.connection_type == CONNECTION_TYPES[0]
+    }
+
     fn read(stats: node_stats::Reader) -> Result<Self, CallError> {
         let by_type = |list: capnp::struct_list::Reader<
             crate::schema::common_capnp::pair_u_int64::Owned<capnp::text::Owned>,
@@ -82,6 +89,7 @@ impl PeerStats {
         };
         let mut peer = PeerStats {
             id: stats.get_nodeid(),
+            connected: stats.get_time_connected(),
             network: name(&NETWORKS, stats.get_network()),
             address: ip_address(stats.get_addr_name()?.to_str()?),
             mapped_as: Some(stats.get_mapped_as()).filter(|&number| number > 0),
@@ -160,6 +168,11 @@ impl Node {
         verification_progress = get_verification_progress_request -> f64;
         /// Whether the node is in initial block download.
         is_initial_block_download = is_initial_block_download_request -> bool;
+    }
+
+    /// Hash of the tip.
+    pub async fn best_block_hash(&self) -> Result<Hash, CallError> {
+        call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
     /// Connected peers.

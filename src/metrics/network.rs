@@ -66,7 +66,8 @@ pub struct Network {
     pub low_fee_relay: NodeGauge,
     pub addr_rate_limited: NodeGauge,
     pub inv_to_send: Labeled<1, Value>,
-    pub largest_group: Labeled<1, Value>,
+    pub largest_group: Labeled<2, Value>,
+    pub groups: Labeled<2, Value>,
     pub message_bytes: Labeled<2, Counter>,
     pub banned: NodeGauge,
     pub active: NodeGauge,
@@ -161,9 +162,16 @@ impl Network {
             ),
             largest_group: d.gauge_by(
                 "bitcoin_peers_largest_group",
-                ["by"],
-                "The most peers with an address in one group: `netgroup` is an IPv4 /16 or an IPv6 /32, `as` an autonomous \
-                 system, absent unless the node has a map of them (-asmap)",
+                ["by", "direction"],
+                "The most peers of one direction with an address in one group: `netgroup` is an IPv4 /16 or an IPv6 /32, `as` an \
+                 autonomous system, absent unless the node has a map of them (-asmap)",
+                "Node.getNodesStats; getpeerinfo `addr`, `mapped_as`",
+            ),
+            groups: d.gauge_by(
+                "bitcoin_peers_groups",
+                ["by", "direction"],
+                "Different groups that the addresses of the peers of one direction are in, as above; peers of other networks than \
+                 IPv4 and IPv6 are in no netgroup",
                 "Node.getNodesStats; getpeerinfo `addr`, `mapped_as`",
             ),
             message_bytes: d.counter_by(

@@ -8,6 +8,7 @@ mod chain;
 mod chainstates;
 mod diagram;
 mod fibre;
+mod file_system;
 mod mempool;
 mod network;
 mod next_block;
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 use tracing::debug;
 
 use super::context::Context;
+use super::json::label;
 use crate::ipc::{CallError, Interfaces, JsonRpc};
 use crate::metrics::{Metrics, now};
 use crate::node_process::Usage;
@@ -236,6 +238,7 @@ pub struct Poller {
     orphans: OptionalCall,
     private_broadcast: OptionalCall,
     udp_peers: OptionalCall,
+    data_directory: file_system::DataDirectory,
     /// The node, if it can be seen.
     process: Option<Usage>,
 }
@@ -243,9 +246,11 @@ pub struct Poller {
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
+        let data_directory = file_system::DataDirectory::new(context.config.data_directory.clone());
         Poller {
             interfaces,
             context,
+            data_directory,
             shown_tip: None,
             chain_tips: chain::TipsSchedule::default(),
             feerates: OptionalCall::default(),
@@ -306,7 +311,9 @@ impl Poller {
         relay::poll_orphans(calls, &mut self.orphans).await;
         relay::poll_private_broadcast(calls, &mut self.private_broadcast).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
-        node::poll(calls, &chain_info, &network_info).await;
+        let process = self.process.as_ref().map(Usage::id);
+        node::poll(calls, process, &chain_info, &network_info).await;
+        self.data_directory.poll(calls).await;
         network::poll(calls, &network_info).await;
         fibre::poll(calls, &mut self.udp_peers).await;
         if hash.is_none() || hash != self.shown_tip {
@@ -320,7 +327,7 @@ impl Poller {
         if height.is_none() {
             return Err(PollError::NoTip);
         }
-        Ok(Polled { ibd, subversion: network_info["subversion"].as_str().map(str::to_string) })
+        Ok(Polled { ibd, subversion: label(&network_info, "subversion") })
     }
 }
 
