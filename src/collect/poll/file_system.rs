@@ -1,10 +1,13 @@
 //! The file system that holds the node's data directory.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use super::Calls;
 use crate::collect::file_system::{Candidates, SpaceReader};
 use crate::http_rpc::Credentials;
+use crate::ipc::Interfaces;
 
 /// Looks for the data directory of one connection's node, and reads its file system.
 pub struct DataDirectory {
@@ -14,8 +17,11 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
-    /// Nothing is read yet.
-    pub fn new(candidates: Candidates) -> Self {
+    /// Nothing is read yet. Without IPC the socket's path says nothing about the node.
+    pub fn new(mut candidates: Candidates, interfaces: &Interfaces) -> Self {
+        if interfaces.is_http_only() {
+            candidates.found.clear();
+        }
         DataDirectory { candidates, log_known: false, reader: SpaceReader::default() }
     }
 
@@ -54,7 +60,7 @@ impl DataDirectory {
 }
 
 /// If the cookie in it was accepted.
-fn directory_of_cookie(calls: &Calls) -> Option<std::path::PathBuf> {
+fn directory_of_cookie(calls: &Calls) -> Option<PathBuf> {
     let http = calls.context.http_rpc.as_ref()?;
     match &http.settings().credentials {
         Credentials::Cookie(path) if http.is_used() && calls.interfaces.uses_http() => {

@@ -246,7 +246,8 @@ pub struct Poller {
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
-        let data_directory = file_system::DataDirectory::new(context.config.data_directory.clone());
+        let candidates = context.config.data_directory.clone();
+        let data_directory = file_system::DataDirectory::new(candidates, &interfaces);
         Poller {
             interfaces,
             context,
