@@ -32,6 +32,8 @@ pub struct Builder {
     mining: Mining,
     context: Rc<Context>,
     new_tip: watch::Receiver<Option<NewTip>>,
+    /// The block that the last one is built on.
+    last_on: Option<Hash>,
     /// The last one failed, which was logged.
     failing: bool,
 }
@@ -51,7 +53,7 @@ impl Builder {
         let mining = interfaces.mining.as_ref()?.on(&thread.without_deadline());
         let new_tip = context.new_tip.subscribe();
         context.metrics.next_block.start();
-        Some(Builder { mining, context: context.clone(), new_tip, failing: false })
+        Some(Builder { mining, context: context.clone(), new_tip, last_on: None, failing: false })
     }
 
     /// Asks for a template now and then, until the node shuts down or has none to give.
@@ -82,8 +84,9 @@ impl Builder {
 
     /// One template, at once, because of a new tip if there is one. It breaks when there will be no other.
     pub async fn build(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
-        let metrics = &self.context.metrics.next_block;
-        let failures = &self.context.metrics.exporter.poll_failures;
+        let context = self.context.clone();
+        let metrics = &context.metrics.next_block;
+        let failures = &context.metrics.exporter.poll_failures;
         match self.ask(new_tip).await {
             Ok(Some(contents)) => {
                 failures.inc_by(["Mining.createNewBlock"], 0);
@@ -111,7 +114,7 @@ impl Builder {
     }
 
     /// `None` in initial block download, where nothing is asked without need, and when the node is shutting down.
-    async fn ask(&self, new_tip: Option<NewTip>) -> Result<Option<Contents>, CallError> {
+    async fn ask(&mut self, new_tip: Option<NewTip>) -> Result<Option<Contents>, CallError> {
         let auto = self.context.config.next_block == NextBlock::Auto;
         if auto && self.mining.is_initial_block_download().await? {
             return Ok(None);
@@ -125,7 +128,8 @@ impl Builder {
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
         metrics.duration.observe((created - asked).as_secs_f64());
-        if let Some(tip) = new_tip.filter(|tip| tip.hash == contents.on) {
+        let is_first = self.last_on.replace(contents.on) != Some(contents.on);
+        if let Some(tip) = new_tip.filter(|tip| is_first && tip.hash == contents.on) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
         debug!(took = ?asked.elapsed(), built = ?(created - asked), "template");
