@@ -1,14 +1,19 @@
 //! The mempool and fee estimates.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::diagram::Feerates;
 use super::{Calls, OptionalCall};
-use crate::collect::json::{flag, number, sat_per_vbyte, satoshis};
+use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
-/// Confirmation targets of the fee estimates.
-const FEE_TARGETS: [(&str, u32); 5] = [("1", 1), ("3", 3), ("6", 6), ("12", 12), ("144", 144)];
+/// Confirmation targets of the fee estimates, in blocks.
+const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
+
+/// The longest target of Bitcoin Core.
+const MAX_FEE_TARGET: u64 = 1008;
 
 pub async fn poll(calls: &mut Calls) {
     let interfaces = calls.interfaces.clone();
@@ -34,11 +39,16 @@ pub async fn poll(calls: &mut Calls) {
 
 /// Once per tip.
 pub async fn poll_fee_estimates(calls: &mut Calls) {
-    let mut estimates = Vec::new();
-    for (label, target) in FEE_TARGETS {
+    // A node that has not seen enough blocks for a target estimates for a shorter one, and returns which.
+    let mut estimates = BTreeMap::new();
+    for target in FEE_TARGETS {
         let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
-        estimates.extend(sat_per_vbyte(&estimate, "feerate").map(|rate| ([label], rate)));
+        let answered = count(&estimate, "blocks").filter(|blocks| *blocks <= MAX_FEE_TARGET);
+        if let (Some(blocks), Some(rate)) = (answered, sat_per_vbyte(&estimate, "feerate")) {
+            estimates.insert(blocks.to_string(), rate);
+        }
     }
+    let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
     calls.metrics().mempool.fee_estimate.replace(estimates);
 }
 
