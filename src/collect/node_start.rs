@@ -26,9 +26,7 @@ impl Uptime {
     fn is_of_another_process(&self, last: &Uptime) -> bool {
         let expected = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let since_last = self.returned.saturating_duration_since(last.called).as_secs_f64();
-        self.seconds >= 0.0
-            && self.seconds + TOLERANCE < expected
-            && self.seconds <= since_last + TOLERANCE
+        self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
     }
 }
 

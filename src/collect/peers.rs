@@ -1,6 +1,6 @@
 //! Each peer's statistics, counted over the present peers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -22,6 +22,36 @@ const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 /// The time stays the same for the life of the connection, whatever happens to the node's clock.
 type Connection = (i64, i64);
 
+/// Transactions that wait for the rate limit of Bitcoin Core 32, before they are queued for each inbound or each outbound peer.
+/// Earlier versions queue them for each peer at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Backlog {
+    pub inbound: Option<f64>,
+    pub outbound: Option<f64>,
+}
+
+impl Backlog {
+    /// From getnetworkinfo.
+    pub fn from_json(network_info: &Value) -> Self {
+        let backlog = |direction| number(&network_info["inv_buckets"][direction], "backlog");
+        Backlog { inbound: backlog("inbound"), outbound: backlog("outbound") }
+    }
+}
+
+/// Transactions that wait to be announced to this peer.
+fn queued(peer: &PeerStats, backlog: Backlog) -> Option<f64> {
+    let backlog = if peer.is_inbound() { backlog.inbound } else { backlog.outbound };
+    let backlog = backlog.filter(|_| peer.relays_transactions).unwrap_or(0.0);
+    Some(peer.inv_to_send? as f64 + backlog)
+}
+
+/// Whether the peer wants transactions below 1 sat/vB. Its filter is 0 until it has sent one, as peers without transaction relay
+/// never do.
+fn has_low_fee_filter(peer: &PeerStats) -> bool {
+    let is_low = |filter| filter > 0.0 && filter < ONE_SAT_PER_VBYTE;
+    peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
+}
+
 /// What is remembered of the peers between polls, and from one connection to the next: how much traffic of each was counted already.
 #[derive(Default)]
 pub struct Peers {
@@ -29,8 +59,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Shows the present peers.
-    pub fn show(&mut self, peers: &[PeerStats], network: &Network) {
+    /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`Backlog`].
+    pub fn show(&mut self, peers: &[PeerStats], backlog: Backlog, network: &Network) {
         let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
         let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
         let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
@@ -53,25 +83,20 @@ impl Peers {
         network
             .ping_overdue
             .set(Some(how_many(&|peer| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE))));
-        network.with_blocks_in_flight.set(Some(how_many(&|peer| peer.blocks_in_flight > 0)));
-        network
-            .blocks_in_flight
-            .set(Some(peers.iter().map(|peer| peer.blocks_in_flight as f64).sum::<f64>()));
-        let tells_filter = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
-        network.low_fee_relay.set(
-            tells_filter.then(|| {
-                how_many(&|peer| peer.min_fee_filter.is_some_and(|filter| filter < ONE_SAT_PER_VBYTE))
-            }),
-        );
+        network.with_blocks_in_flight.set(Some(how_many(&|peer| !peer.blocks_in_flight.is_empty())));
+        // A block is requested from up to three peers.
+        let in_flight: HashSet<_> = peers.iter().flat_map(|peer| &peer.blocks_in_flight).collect();
+        network.blocks_in_flight.set(Some(in_flight.len() as f64));
+        let has_filters = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
+        network.low_fee_relay.set(has_filters.then(|| how_many(&has_low_fee_filter)));
         network
             .addr_rate_limited
             .set(Some(how_many(&|peer| peer.addresses_rate_limited.is_some_and(|dropped| dropped > 0))));
-        let waiting: Vec<_> =
-            peers.iter().filter_map(|peer| peer.inv_to_send).map(|queued| queued as f64).collect();
+        let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
         let statistics =
             [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
-        let told = if waiting.is_empty() { &[][..] } else { &statistics };
-        network.inv_to_send.replace(told.iter().map(|&(statistic, queued)| ([statistic], queued)));
+        let known = if waiting.is_empty() { &[][..] } else { &statistics };
+        network.inv_to_send.replace(known.iter().map(|&(statistic, queued)| ([statistic], queued)));
         let groups = ["in", "out"].map(|direction| {
             let inbound = direction == "in";
             let peers = || peers.iter().filter(move |peer| peer.is_inbound() == inbound);
@@ -196,7 +221,13 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
         addresses_rate_limited: count(peer, "addr_rate_limited"),
         inv_to_send: count(peer, "inv_to_send"),
         time_offset: peer["timeoffset"].as_i64().unwrap_or(0),
-        blocks_in_flight: peer["inflight"].as_array().map_or(0, Vec::len),
+        blocks_in_flight: peer["inflight"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_i64)
+            .collect(),
+        relays_transactions: is(peer, "relaytxes"),
         min_fee_filter: number(peer, "minfeefilter"),
         sent: by_type(&peer["bytessent_per_msg"]),
         received: by_type(&peer["bytesrecv_per_msg"]),
@@ -220,9 +251,9 @@ mod tests {
             received: vec![("tx".into(), tx), ("*other*".into(), odd), ("evil\"} 1".into(), odd)],
             ..PeerStats::default()
         };
-        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], &metrics.network);
-        peers.show(&[peer(2, 70, 3)], &metrics.network);
-        peers.show(&[peer(2, 60, 3)], &metrics.network); // nonsense of the node's: nothing is taken back
+        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], Backlog::default(), &metrics.network);
+        peers.show(&[peer(2, 70, 3)], Backlog::default(), &metrics.network);
+        peers.show(&[peer(2, 60, 3)], Backlog::default(), &metrics.network); // nonsense of the node's: nothing is taken back
         let text = metrics.render(Format::Text);
         assert!(
             text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
@@ -242,7 +273,7 @@ mod tests {
         let mut counts = |id, connected, total| {
             let sent = vec![("tx".into(), total)];
             let peer = PeerStats { id, connected, sent, ..PeerStats::default() };
-            peers.show(&[peer], &metrics.network);
+            peers.show(&[peer], Backlog::default(), &metrics.network);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
@@ -305,7 +336,7 @@ mod tests {
         ];
         let shown = |peers: &[PeerStats]| {
             let metrics = Metrics::new();
-            Peers::default().show(peers, &metrics.network);
+            Peers::default().show(peers, Backlog::default(), &metrics.network);
             let Metrics { network, .. } = &*metrics;
             [["netgroup", "in"], ["netgroup", "out"], ["as", "in"], ["as", "out"]]
                 .map(|labels| network.largest_group.get(labels).zip(network.groups.get(labels)))
@@ -314,6 +345,49 @@ mod tests {
         assert_eq!(shown(&[]), [Some((0.0, 0.0)), Some((0.0, 0.0)), None, None]);
         (peers[3].mapped_as, peers[4].mapped_as) = (Some(64496), Some(64496));
         assert_eq!(shown(&peers)[2..], [Some((0.0, 0.0)), Some((2.0, 1.0))]);
+    }
+
+    #[test]
+    fn block_requested_from_two_peers_is_one_in_flight() {
+        let peer = |blocks: &[i64]| PeerStats { blocks_in_flight: blocks.into(), ..PeerStats::default() };
+        let metrics = Metrics::new();
+        let peers = [peer(&[7, 8]), peer(&[8]), peer(&[])];
+        Peers::default().show(&peers, Backlog::default(), &metrics.network);
+        let text = metrics.render(Format::Text);
+        assert!(text.contains("\nbitcoin_blocks_in_flight 2\n"), "{text}");
+        assert!(text.contains("\nbitcoin_peers_with_blocks_in_flight 2\n"), "{text}");
+    }
+
+    #[test]
+    fn peer_without_transaction_relay_has_no_low_fee_filter() {
+        let peer = |relays_transactions, filter| PeerStats {
+            relays_transactions,
+            min_fee_filter: Some(filter),
+            ..PeerStats::default()
+        };
+        assert!(has_low_fee_filter(&peer(true, 0.000001)));
+        assert!(!has_low_fee_filter(&peer(true, 0.00001)));
+        assert!(!has_low_fee_filter(&peer(false, 0.0)), "-blocksonly, or block-relay-only");
+        assert!(!has_low_fee_filter(&peer(true, 0.0)), "has not sent a filter");
+    }
+
+    #[test]
+    fn common_backlog_waits_for_each_peer_of_its_direction() {
+        let peer = |connection_type, relays_transactions, inv_to_send| PeerStats {
+            connection_type,
+            relays_transactions,
+            inv_to_send,
+            ..PeerStats::default()
+        };
+        let info = json!({"inv_buckets": {"inbound": {"backlog": 900}, "outbound": {"backlog": 40}}});
+        let backlog = Backlog::from_json(&info);
+        assert_eq!(backlog, Backlog { inbound: Some(900.0), outbound: Some(40.0) });
+        assert_eq!(queued(&peer("inbound", true, Some(7)), backlog), Some(907.0));
+        assert_eq!(queued(&peer("manual", true, Some(0)), backlog), Some(40.0));
+        assert_eq!(queued(&peer("block-relay-only", false, Some(0)), backlog), Some(0.0));
+        assert_eq!(queued(&peer("inbound", true, None), backlog), None);
+        let none = Backlog::from_json(&json!({}));
+        assert_eq!((none, queued(&peer("inbound", true, Some(7)), none)), (Backlog::default(), Some(7.0)));
     }
 
     #[test]
@@ -329,7 +403,7 @@ mod tests {
         let peers = from_json(&json!([
             {"id": 3, "network": "onion", "connection_type": "manual", "transport_protocol_type": "v2", "version": 70016,
              "pingtime": 0.25, "minping": 0.125, "bip152_hb_to": true, "inflight": [1, 2], "minfeefilter": 0.000001,
-             "timeoffset": -11, "inv_to_send": u64::MAX, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
+             "timeoffset": -11, "relaytxes": true, "inv_to_send": u64::MAX, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
             {"id": null, "network": 7, "pingtime": -1, "inflight": {}, "bytessent_per_msg": [], "inv_to_send": u64::MAX,
              "mapped_as": u64::MAX, "addr": 7},
             17
@@ -339,13 +413,16 @@ mod tests {
             (peers[0].network, peers[0].connection_type, peers[0].transport),
             ("onion", "manual", "v2")
         );
-        assert_eq!((peers[0].ping, peers[0].blocks_in_flight), (Some(Duration::from_millis(250)), 2));
+        assert_eq!(
+            (peers[0].ping, &*peers[0].blocks_in_flight),
+            (Some(Duration::from_millis(250)), &[1, 2][..])
+        );
         assert_eq!(peers[0].sent, [("ping".to_string(), 32)]);
-        assert_eq!((peers[1].network, peers[1].ping, peers[1].blocks_in_flight), ("other", None, 0));
+        assert_eq!((peers[1].network, peers[1].ping, peers[1].blocks_in_flight.len()), ("other", None, 0));
         assert_eq!(peers.len(), 3);
         assert_eq!(from_json(&json!({"no": "list"})), None);
         let metrics = Metrics::new();
-        Peers::default().show(&peers, &metrics.network);
+        Peers::default().show(&peers, Backlog::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         for line in
             ["bitcoin_peers_clock_off 1", "bitcoin_peers_low_fee_relay 1", "bitcoin_blocks_in_flight 2"]

@@ -44,8 +44,10 @@ pub struct PeerStats {
     pub inv_to_send: Option<u64>,
     /// The peer's clock against ours, in seconds.
     pub time_offset: i64,
-    /// Blocks that we are downloading from the peer.
-    pub blocks_in_flight: usize,
+    /// Heights of the blocks that we are downloading from the peer.
+    pub blocks_in_flight: Vec<i64>,
+    /// We announce transactions to the peer, if the call has it.
+    pub relays_transactions: bool,
     /// The feerate below which the peer wants no transactions, BTC/kvB, if the call tells.
     pub min_fee_filter: Option<f64>,
     /// Bytes sent to the peer, by message type.
@@ -110,7 +112,7 @@ impl PeerStats {
             peer.addr_relay = state.get_address_relay_enabled();
             peer.addresses_rate_limited = Some(state.get_addresses_rate_limited());
             peer.time_offset = state.get_time_offset();
-            peer.blocks_in_flight = state.get_height_in_flight()?.len() as usize;
+            peer.blocks_in_flight = state.get_height_in_flight()?.iter().map(i64::from).collect();
         }
         Ok(peer)
     }

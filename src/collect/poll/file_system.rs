@@ -42,9 +42,7 @@ impl DataDirectory {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {
             let is_local = calls.context.http_rpc.as_ref().is_some_and(|http| http.settings().url.is_local());
-            is_local
-                && self.candidates == Candidates::default()
-                && directory_of_cookie(calls).is_none()
+            is_local && self.candidates == Candidates::default() && directory_of_cookie(calls).is_none()
         };
         if self.log_known || !calls.has_rpc() || (over_http && !is_needed()) {
             return;

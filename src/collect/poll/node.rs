@@ -9,12 +9,7 @@ use crate::collect::json::{label, number};
 use crate::collect::node_start::Uptime;
 
 /// `process` is the node's id and start, if it is visible.
-pub async fn poll(
-    calls: &mut Calls,
-    process: Option<(i32, u64)>,
-    chain_info: &Value,
-    network_info: &Value,
-) {
+pub async fn poll(calls: &mut Calls, process: Option<(i32, u64)>, chain_info: &Value, network_info: &Value) {
     let called = Instant::now();
     let uptime = calls.rpc("uptime", json!([])).await.as_f64();
     let read = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
