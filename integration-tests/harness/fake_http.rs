@@ -19,7 +19,7 @@ use super::fake::FakeNode;
 pub enum Mode {
     /// Answers as the fake node's JSON-RPC, to those with the cookie.
     Works,
-    /// Has these answers, by method, and no other methods.
+    /// Has these answers, by method or by method and first parameter, and no other methods.
     Answers(Arc<Value>),
     Status(&'static str),
     /// The same to this number of requests, then as `Works`.
@@ -180,8 +180,9 @@ fn answer(
                 )?;
             }
             Mode::Answers(answers) => {
-                let known = answers.get(request["method"].as_str()?);
-                let answer = match known {
+                let method = request["method"].as_str()?;
+                let by_parameter = answers.get(format!("{method} {}", request["params"][0]));
+                let answer = match by_parameter.or(answers.get(method)) {
                     Some(result) => json!({"jsonrpc": "2.0", "result": result, "id": 1}),
                     None => {
                         json!({"jsonrpc": "2.0", "error": {"code": -32601, "message": "Method not found"}, "id": 1})

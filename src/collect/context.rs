@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::block;
+use super::file_system::Candidates;
 use super::memory::Memory;
 use crate::http_rpc::{self, Cause, HttpRpc};
 use crate::ipc::Hash;
@@ -54,6 +55,8 @@ pub struct Config {
     pub exit_with_node: bool,
     /// JSON-RPC over HTTP, where IPC has none.
     pub http_rpc: Option<http_rpc::Settings>,
+    /// Where the node's blocks may be, to look at its file system.
+    pub data_directory: Candidates,
 }
 
 /// A block that became the tip, and when that was heard of.

@@ -10,7 +10,7 @@
 //! - `next_block` has the node build a block template now and then.
 //! - `subscriptions` starts and ends subscriptions; `notifications`, `block` and `utxo_trace` count what they bring.
 //! - `context` is what every connection works with; `memory` is what is remembered from one to the next: peers'
-//!   traffic, `thread_times`, the tip.
+//!   traffic, `thread_times`, the tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
 //! - `check` is `--once` and `--check`.
 
 mod block;
@@ -18,11 +18,13 @@ mod check;
 mod collector;
 mod context;
 mod door;
+mod file_system;
 mod handshake;
 mod http_rpc;
 mod json;
 mod memory;
 mod next_block;
+mod node_start;
 mod notifications;
 mod peers;
 mod poll;
@@ -33,10 +35,12 @@ mod thread_times;
 mod tip;
 mod utxo_trace;
 mod walk;
+mod warnings;
 
 pub use check::{check, once};
 pub use collector::Collector;
 pub use context::{Config, Context, NextBlock, UtxoTrace};
+pub use file_system::Candidates;
 pub use handshake::open;
 pub use poll::{PollError, Poller};
 pub use session::{End, Session};

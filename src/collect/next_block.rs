@@ -36,6 +36,8 @@ pub struct Builder {
     context: Rc<Context>,
     new_tip: watch::Receiver<Option<NewTip>>,
     limit: RateLimit,
+    /// The block that the last one is built on.
+    last_on: Option<Hash>,
     /// The last one failed, which was logged.
     failing: bool,
 }
@@ -57,7 +59,7 @@ impl Builder {
         context.metrics.next_block.start();
         let share = if context.config.next_block == NextBlock::Auto { SHARE } else { 0 };
         let limit = RateLimit::new(context.config.poll_interval, share);
-        Some(Builder { mining, context: context.clone(), new_tip, limit, failing: false })
+        Some(Builder { mining, context: context.clone(), new_tip, limit, last_on: None, failing: false })
     }
 
     /// Asks for a template now and then, until the node shuts down or has none to give.
@@ -84,8 +86,9 @@ impl Builder {
 
     /// One template, at once, because of a new tip if there is one. It breaks when there will be no other.
     pub async fn build(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
-        let metrics = &self.context.metrics.next_block;
-        let failures = &self.context.metrics.exporter.poll_failures;
+        let context = self.context.clone();
+        let metrics = &context.metrics.next_block;
+        let failures = &context.metrics.exporter.poll_failures;
         let started = Instant::now();
         let answer = self.ask(new_tip).await;
         let ended = Instant::now();
@@ -124,7 +127,7 @@ impl Builder {
     }
 
     /// `None` in initial block download, where nothing is asked without need, and when the node is shutting down.
-    async fn ask(&self, new_tip: Option<NewTip>) -> Result<Option<Contents>, CallError> {
+    async fn ask(&mut self, new_tip: Option<NewTip>) -> Result<Option<Contents>, CallError> {
         let auto = self.context.config.next_block == NextBlock::Auto;
         if auto && self.mining.is_initial_block_download().await? {
             return Ok(None);
@@ -138,7 +141,8 @@ impl Builder {
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
         metrics.duration.observe((created - asked).as_secs_f64());
-        if let Some(tip) = new_tip.filter(|tip| tip.hash == contents.on) {
+        let is_first = self.last_on.replace(contents.on) != Some(contents.on);
+        if let Some(tip) = new_tip.filter(|tip| is_first && tip.hash == contents.on) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
         debug!(took = ?asked.elapsed(), built = ?(created - asked), "template");

@@ -4,7 +4,7 @@
 //! Over HTTP the tip is looked at twice a second instead.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::context::{Context, NewTip};
+use super::node_start::Uptime;
 use super::walk::{Walk, is_final, is_known, walk};
 use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Mining, Thread};
 use crate::metrics::now;
@@ -84,7 +85,7 @@ impl TipWatch {
             reconnected: Reconnected::Now,
             walk_failed: false,
             counting: false,
-            same_node_since: Instant::now(),
+            restarts: context.memory.borrow().node_start.restarts(),
         };
         let (first_done, caught_up) = oneshot::channel();
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(follow.run(first_done)));
@@ -178,8 +179,8 @@ struct Follow {
     walk_failed: bool,
     /// The counters of blocks are shown.
     counting: bool,
-    /// From when on the node is the same process, as far as is known.
-    same_node_since: Instant,
+    /// Restarts of the node that were noticed when it last returned its tip.
+    restarts: u64,
 }
 
 impl Follow {
@@ -201,6 +202,7 @@ impl Follow {
                 Ok(None) => return TipEnd::NodeShutsDown,
                 // The timeout has passed. Should a node not wait, we do.
                 Ok(Some(tip)) if known.is_some_and(|known| known.hash == tip.hash) => {
+                    self.notices_restart();
                     if self.walk_failed {
                         self.count_up_to(tip).await;
                     }
@@ -326,21 +328,24 @@ impl Follow {
     /// Whether the node is another process than before. Over IPC the connection's end tells; over HTTP a node can be restarted
     /// between two calls.
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
-        /// Uptimes are whole seconds.
-        const TOLERATED: Duration = Duration::from_secs(2);
         let Tips::Http(_) = self.tips else { return false };
-        let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_u64());
-        let restarted = uptime
-            .is_some_and(|uptime| Duration::from_secs(uptime) + TOLERATED < self.same_node_since.elapsed());
-        if restarted {
-            self.same_node_since = Instant::now();
-        }
-        restarted
+        let called = Instant::now();
+        let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_f64());
+        let uptime = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
+        self.context.memory.borrow_mut().node_start.update(None, uptime, SystemTime::now());
+        self.notices_restart()
+    }
+
+    /// Whether a restart was noticed since the last call, by a poll or here.
+    fn notices_restart(&mut self) -> bool {
+        let restarts = self.context.memory.borrow().node_start.restarts();
+        std::mem::replace(&mut self.restarts, restarts) != restarts
     }
 
     /// The blocks up to this one are counted.
     fn advance(&mut self, tip: BlockRef) {
         self.walk_failed = false;
+        self.notices_restart();
         self.context.memory.borrow_mut().counted_tip = Some(tip);
     }
 }

@@ -97,7 +97,7 @@ impl Interfaces {
         matches!(self.json_rpc, Some(JsonRpc(Transport::Http(_))))
     }
 
-    /// Whether JSON-RPC over HTTP is all there is.
+    /// Whether there is no connection over IPC.
     pub fn is_http_only(&self) -> bool {
         self.uses_http() && self.mining.is_none() && self.chain.is_none() && self.node.is_none()
     }

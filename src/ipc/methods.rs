@@ -49,6 +49,7 @@ pub(crate) const METHODS: &[JsonRpcMethod] = &[
     method("getorphantxs", &[Integer(0, 1)]),
     method("getpeerinfo", &[]),
     method("getprivatebroadcastinfo", &[]),
+    method("getrpcinfo", &[]),
     method("getudppeerinfo", &[]),
     method("listbanned", &[]),
     method("uptime", &[]),

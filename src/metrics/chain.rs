@@ -12,6 +12,7 @@ pub struct Chain {
     pub ibd: NodeGauge,
     pub verification_progress: NodeGauge,
     pub tip_timestamp: NodeGauge,
+    pub tip_hash_suffix: NodeGauge,
     pub difficulty: NodeGauge,
     pub size_on_disk: NodeGauge,
     pub pruned: NodeGauge,
@@ -47,6 +48,11 @@ impl Chain {
                 "bitcoin_tip_timestamp_seconds",
                 "Time in the header of the tip, Unix seconds; set by its miner",
                 "Node.getLastBlockTime; getblockchaininfo `time`",
+            ),
+            tip_hash_suffix: d.gauge(
+                "bitcoin_tip_hash_suffix",
+                "The last 13 hexadecimal digits of the tip's hash, as a number: equal on nodes with the same tip",
+                "getblockchaininfo `bestblockhash`; Mining.getTip; Node.getBestBlockHash",
             ),
             difficulty: d.gauge("bitcoin_difficulty", "Proof-of-work difficulty of the tip", "JSON-RPC getblockchaininfo"),
             size_on_disk: d.gauge(

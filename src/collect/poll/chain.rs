@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::Calls;
 use crate::collect::json::{flag, number};
-use crate::ipc::{Chain, Mining, Node};
+use crate::ipc::{Chain, Hash, Mining, Node};
 
 /// Spans of the hashrate estimates: a day, and the two weeks of a difficulty period.
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
@@ -29,12 +29,18 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
         (interfaces.chain.as_ref(), interfaces.node.as_ref(), interfaces.mining.as_ref());
     let field = |name| number(info, name);
 
+    let hash = info["bestblockhash"].as_str().and_then(|hash| hash.parse::<Hash>().ok());
+    let mut tip = None;
+    if hash.is_none() {
+        tip = calls.ask("Mining.getTip", mining.map(Mining::tip)).await.flatten();
+    }
+    let mut hash = hash.or(tip.map(|tip| tip.hash));
+    if hash.is_none() {
+        hash = calls.ask("Node.getBestBlockHash", node.map(Node::best_block_hash)).await;
+    }
     let mut height = calls.ask("Chain.getHeight", chain.map(Chain::height)).await.flatten().map(f64::from);
     height = height.or(field("blocks"));
-    if height.is_none() {
-        let tip = calls.ask("Mining.getTip", mining.map(Mining::tip)).await.flatten();
-        height = tip.map(|tip| tip.height.into());
-    }
+    height = height.or(tip.map(|tip| tip.height.into()));
     let headers = calls.ask("Node.getHeaderTip", node.map(Node::header_height)).await.flatten();
     let mut ibd = calls.ask("Node.isInitialBlockDownload", node.map(Node::is_initial_block_download)).await;
     if ibd.is_none() {
@@ -60,11 +66,12 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
     metrics.ibd.set(ibd.map(u8::from));
     metrics.verification_progress.set(progress.or(field("verificationprogress")));
     metrics.tip_timestamp.set(tip_time.map(|time| time as f64).or(field("time")));
+    metrics.tip_hash_suffix.set(hash.as_ref().map(Hash::suffix));
     metrics.difficulty.set(field("difficulty"));
     metrics.size_on_disk.set(field("size_on_disk"));
     metrics.pruned.set(pruned);
     metrics.prune_height.set(prune_height);
-    Tip { height, hash: info["bestblockhash"].as_str().map(str::to_string), ibd }
+    Tip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd }
 }
 
 /// Once per tip.

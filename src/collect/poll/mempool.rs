@@ -1,15 +1,20 @@
 //! The mempool and fee estimates.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::Calls;
 use super::diagram::Feerates;
-use crate::collect::json::{flag, number, sat_per_vbyte, satoshis};
+use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
-/// Confirmation targets of the fee estimates.
-const FEE_TARGETS: [(&str, u32); 5] = [("1", 1), ("3", 3), ("6", 6), ("12", 12), ("144", 144)];
+/// Confirmation targets of the fee estimates, in blocks.
+const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
+
+/// The longest target of Bitcoin Core.
+const MAX_FEE_TARGET: u64 = 1008;
 
 pub async fn poll(calls: &mut Calls) {
     let interfaces = calls.interfaces.clone();
@@ -42,13 +47,17 @@ pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
     if is_early && !(is_new_tip && limit.due_at_event() <= started) {
         return;
     }
-    let mut estimates = Vec::new();
-    for (label, target) in FEE_TARGETS {
+    // A node that has not seen enough blocks for a target estimates for a shorter one, and returns which.
+    let mut estimates = BTreeMap::new();
+    for target in FEE_TARGETS {
         let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
         if estimate.is_null() {
             return calls.limit(CALLS, true).failed(Instant::now());
         }
-        estimates.extend(sat_per_vbyte(&estimate, "feerate").map(|rate| ([label], rate)));
+        let answered = count(&estimate, "blocks").filter(|blocks| *blocks <= MAX_FEE_TARGET);
+        if let (Some(blocks), Some(rate)) = (answered, sat_per_vbyte(&estimate, "feerate")) {
+            estimates.insert(blocks.to_string(), rate);
+        }
     }
     let limit = calls.limit(CALLS, true);
     limit.succeeded(started, Instant::now());
@@ -56,6 +65,7 @@ pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
         limit.was_early(started);
     }
     let shown_for = limit.lifetime();
+    let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
     calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
 

@@ -9,6 +9,7 @@ mod chain;
 mod chainstates;
 mod diagram;
 mod fibre;
+mod file_system;
 mod mempool;
 mod network;
 mod next_block;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::context::Context;
+use super::json::label;
 use super::rate_limit::RateLimit;
 use crate::ipc::{CallError, Interfaces, JsonRpc};
 use crate::metrics::{Metrics, now};
@@ -213,6 +215,7 @@ pub struct Poller {
     calls: Calls,
     /// The tip of the last poll.
     tip: Option<String>,
+    data_directory: file_system::DataDirectory,
     /// The node, if it can be seen.
     process: Option<Usage>,
 }
@@ -220,6 +223,8 @@ pub struct Poller {
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
+        let candidates = context.config.data_directory.clone();
+        let data_directory = file_system::DataDirectory::new(candidates, &interfaces);
         let calls = Calls {
             interfaces,
             context,
@@ -228,7 +233,7 @@ impl Poller {
             unknown: HashSet::new(),
             of_tip: HashMap::new(),
         };
-        Poller { calls, tip: None, process: None }
+        Poller { calls, tip: None, data_directory, process: None }
     }
 
     /// Shows what this process uses, too.
@@ -269,7 +274,9 @@ impl Poller {
         relay::poll_orphans(calls).await;
         relay::poll_private_broadcast(calls).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
-        node::poll(calls, &chain_info, &network_info).await;
+        let process = self.process.as_ref().map(Usage::id);
+        node::poll(calls, process, &chain_info, &network_info).await;
+        self.data_directory.poll(calls).await;
         network::poll(calls, &network_info).await;
         fibre::poll(calls).await;
         mempool::poll_fee_estimates(calls, is_new_tip).await;
@@ -280,6 +287,6 @@ impl Poller {
         if height.is_none() {
             return Err(PollError::NoTip);
         }
-        Ok(Polled { ibd, subversion: network_info["subversion"].as_str().map(str::to_string) })
+        Ok(Polled { ibd, subversion: label(&network_info, "subversion") })
     }
 }
