@@ -64,21 +64,18 @@ impl Checker {
         // Core makes a wrong password wait, and logs it: failures back off.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
-            if self.http.is_used() {
-                // One that fails again soon is checked as seldom as before.
-                let now = Instant::now();
-                if tokio::time::timeout(RECHECK_INTERVAL, self.http.given_up()).await.is_err() {
-                    limit.succeeded(now, now);
-                }
-            }
-            let before = self.http.is_used();
-            if !before {
+            let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.given_up()).await;
+            let was_used = self.http.is_used();
+            if !was_used {
                 limit.failed(Instant::now());
                 sleep_until(limit.due()).await;
             }
             self.check().await;
-            if self.http.is_used() && !before {
-                usable.notify_one();
+            if self.http.is_used() {
+                limit.succeeded(Instant::now(), Instant::now());
+                if !was_used {
+                    usable.notify_one();
+                }
             }
         }
     }

@@ -45,9 +45,14 @@ impl JsonRpc {
 
     /// Whether a call can be made now; over IPC always.
     pub fn is_available(&self) -> bool {
+        self.unavailable().is_none()
+    }
+
+    /// Why no call can be made now.
+    pub fn unavailable(&self) -> Option<CallError> {
         match &self.0 {
-            Transport::Rpc(_) | Transport::Node(_) => true,
-            Transport::Http(http) => http.is_used(),
+            Transport::Http(http) if !http.is_used() => Some(CallError::Http(http.why_not())),
+            _ => None,
         }
     }
 

@@ -44,7 +44,8 @@ pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
     let started = Instant::now();
     let limit = calls.limit(CALLS, true);
     let is_early = limit.due() > started;
-    if is_early && !(is_new_tip && limit.due_at_event() <= started) {
+    let is_due = !is_early || is_new_tip && limit.due_at_event() <= started;
+    if calls.recovers || !is_due {
         return;
     }
     // A node that has not seen enough blocks for a target estimates for a shorter one, and returns which.

@@ -79,6 +79,8 @@ struct Calls {
     context: Rc<Context>,
     /// The node did not answer a call of this poll.
     failed: Option<PollError>,
+    /// The last poll failed: this one makes no costly calls, so that one that has no answer does not make polls fail for long.
+    recovers: bool,
     /// Of costly calls, and of those that fail, by name.
     limits: HashMap<&'static str, RateLimit>,
     /// JSON-RPC methods that the node does not have.
@@ -86,6 +88,9 @@ struct Calls {
     /// Answers that hold as long as the tip stays, by method and parameters.
     of_tip: HashMap<(&'static str, String), Value>,
 }
+
+/// In place of a call, where none can be made.
+const OVER_HTTP: &str = "JSON-RPC over HTTP";
 
 /// Calls that hold one of the node's main locks, or wait for another thread of the node's.
 const COSTLY: [&str; 4] =
@@ -138,8 +143,9 @@ impl Calls {
                 let ends_poll = error.ends_poll(self.interfaces.is_http_only());
                 match error {
                     CallError::TooLarge(_) => self.limit(name, costly).failed_for_long(ended),
-                    // The next poll may need it, and has a back-off of its own.
-                    _ if !costly && (ends_poll || matches!(error, CallError::Http(_))) => {}
+                    // The next poll may need it, and has a back-off of its own; so have checks of HTTP.
+                    CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
+                    _ if !costly && ends_poll => {}
                     _ => self.limit(name, costly).failed(ended),
                 }
                 if ends_poll {
@@ -148,6 +154,12 @@ impl Calls {
                 None
             }
         }
+    }
+
+    /// Why no call can be made now.
+    fn unavailable(&self) -> Option<CallError> {
+        let json_rpc = self.interfaces.json_rpc.as_ref().filter(|_| self.interfaces.is_http_only())?;
+        json_rpc.unavailable()
     }
 
     /// JSON-RPC, if a call can be made now.
@@ -205,6 +217,9 @@ impl Calls {
         params: Value,
     ) -> Option<(T, Duration)> {
         debug_assert!(COSTLY.contains(&method), "{method}");
+        if self.recovers {
+            return None;
+        }
         let answer = self.rpc_if_known(method, params).await?;
         Some((answer, self.limit(method, true).lifetime()))
     }
@@ -229,6 +244,7 @@ impl Poller {
             interfaces,
             context,
             failed: None,
+            recovers: false,
             limits: HashMap::new(),
             unknown: HashSet::new(),
             of_tip: HashMap::new(),
@@ -244,8 +260,12 @@ impl Poller {
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
     pub async fn poll(&mut self) -> Result<Polled, PollError> {
         let started = Instant::now();
-        let polled = self.poll_areas().await;
-        let polled = self.calls.failed.take().map_or(polled, Err);
+        let mut polled = match self.calls.unavailable() {
+            Some(error) => Err(PollError::NoAnswer(OVER_HTTP, error)),
+            None => self.poll_areas().await,
+        };
+        polled = self.calls.failed.take().map_or(polled, Err);
+        self.calls.recovers = polled.is_err();
         let context = &self.calls.context;
         process::show(self.process.as_ref(), &mut context.memory.borrow_mut(), &context.metrics.node_process);
         let took = started.elapsed();
@@ -285,7 +305,8 @@ impl Poller {
         blocks::poll(calls, hash.as_deref(), ibd).await;
         chain::poll_tips(calls, ibd).await;
         if height.is_none() {
-            return Err(PollError::NoTip);
+            let unavailable = calls.unavailable().map(|error| PollError::NoAnswer(OVER_HTTP, error));
+            return Err(unavailable.unwrap_or(PollError::NoTip));
         }
         Ok(Polled { ibd, subversion: label(&network_info, "subversion") })
     }

@@ -150,6 +150,7 @@ impl Ledger {
         if number >= OWN_NUMBERS || self.questions.contains_key(&number) {
             return FromExporter::Refuse("it uses a question's number twice");
         }
+        self.finished_by_node.remove(&number);
         self.insert(number, purpose, now);
         FromExporter::Forward
     }
@@ -180,6 +181,7 @@ impl Ledger {
                 self.finishes.push_back(Own::Finish { question: number, releases: false });
                 FromExporter::Keep
             }
+            None if self.finished_by_node.remove(&number) => FromExporter::Keep,
             None => FromExporter::Refuse("it finishes a question that it did not ask"),
         }
     }

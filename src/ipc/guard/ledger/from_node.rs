@@ -68,6 +68,9 @@ impl Ledger {
         };
         if own || finished.is_some() || answer.no_finish_needed {
             self.questions.remove(&number);
+            if !own && finished.is_none() {
+                self.finished_by_node.insert(number);
+            }
         } else {
             question.results = hosted.to_vec();
         }

@@ -161,6 +161,8 @@ struct Subscription {
 pub struct Ledger {
     /// Questions to the node, the exporter's and the guard's.
     questions: HashMap<u32, Question>,
+    /// The exporter's numbers of answered questions that need no `Finish`. It may have sent one before it had the answer.
+    finished_by_node: HashSet<u32>,
     next_question: u32,
     next_thread: u32,
     /// The node's capabilities, with the references that the exporter has to each.
@@ -199,6 +201,7 @@ impl Ledger {
     pub fn new(budget: Budget, now: Duration) -> Self {
         Ledger {
             questions: HashMap::new(),
+            finished_by_node: HashSet::new(),
             next_question: OWN_NUMBERS,
             next_thread: OWN_NUMBERS,
             exports: HashMap::new(),

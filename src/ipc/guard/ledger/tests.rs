@@ -623,6 +623,21 @@ fn a_number_is_free_again_when_no_finish_is_needed() {
     assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
 }
 
+/// A call that the exporter gives up in the moment in which the node answers it.
+#[test]
+fn a_finish_that_crosses_an_answer_is_tolerated() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD]));
+    guard.node(message(|it| {
+        let mut answer = it.init_return();
+        answer.set_answer_id(5);
+        answer.set_no_finish_needed(true);
+        answer.init_results();
+    }));
+    assert_eq!(guard.exporter(finish(5, true)), FromExporter::Keep);
+    assert!(matches!(guard.exporter(finish(5, true)), FromExporter::Refuse(_)), "but once");
+}
+
 #[test]
 fn what_the_guard_needs_is_not_released() {
     let (mut guard, _) = Guard::watching();
