@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::Settings;
 use super::connection::{Answer, Kept, exchange};
 use crate::ipc::{CallError, JsonRpcAnswer};
+use crate::text::log_text;
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
@@ -89,6 +90,7 @@ impl HttpRpc {
 
     /// It cannot be used until it was found usable again. Says why when that changes.
     pub fn give_up(&self, why: &str) {
+        let why = log_text(why);
         self.shared.used.set(false);
         if *self.shared.said.borrow() != why {
             let text = format!("JSON-RPC over HTTP is not used: {why}");
@@ -97,7 +99,7 @@ impl HttpRpc {
                 true => warn!("{text}; trying again until it works"),
                 false => info!("{text}"),
             }
-            *self.shared.said.borrow_mut() = why.to_string();
+            *self.shared.said.borrow_mut() = why;
         }
     }
 
