@@ -40,6 +40,7 @@ pub mod service;
 pub mod status;
 mod sys;
 pub mod systemd;
+mod text;
 mod tls;
 #[cfg(feature = "usdt")]
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]

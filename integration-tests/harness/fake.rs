@@ -755,7 +755,8 @@ impl node::Server for Fake {
         state.set_time_offset(if absurd { i64::MIN } else { 11 });
         state.set_addresses_rate_limited(if absurd { u64::MAX } else { 5 });
         state.set_ping_wait(if absurd { i64::MIN } else { 6_000_000 });
-        state.init_height_in_flight(2);
+        let mut heights = state.reborrow().init_height_in_flight(2);
+        (0..2).for_each(|at| heights.set(at, 43 + at as i32));
     });
     method!(node::get_total_bytes_recv(_params: GetTotalBytesRecvParams, results: GetTotalBytesRecvResults), |this| {
         results.get().set_result(if this.state.offers.absurd { -1 } else { 1234 });

@@ -1,7 +1,8 @@
-//! Reading the node's JSON: a field that is missing, null, of another type or out of range is absent, never a panic. Text is
-//! bounded here.
+//! Reading the node's JSON: a field that is missing, null, of another type or out of range is absent, never a panic.
 
 use serde_json::Value;
+
+use crate::text;
 
 /// A number as a gauge takes it.
 pub fn number(value: &Value, field: &str) -> Option<f64> {
@@ -18,25 +19,9 @@ pub fn flag(value: &Value, field: &str) -> Option<u8> {
     value.get(field)?.as_bool().map(u8::from)
 }
 
-/// Limit on text of the node's that becomes a label.
-const MAX_LABEL_BYTES: usize = 256;
-/// Limit on text of the node's that becomes part of a log line.
-const MAX_LOG_BYTES: usize = 1024;
-
-/// Text that becomes a label: one line of at most 256 bytes.
+/// Text that becomes a label.
 pub fn label(value: &Value, field: &str) -> Option<String> {
-    Some(one_line(value.get(field)?.as_str()?, MAX_LABEL_BYTES))
-}
-
-/// Text that becomes part of a log line: one line of at most 1 kB.
-pub fn log_text(text: &str) -> String {
-    one_line(text, MAX_LOG_BYTES)
-}
-
-/// The start of a text, cut between characters, with a space in place of each control character.
-fn one_line(text: &str, max_bytes: usize) -> String {
-    let start = &text[..text.floor_char_boundary(max_bytes)];
-    start.replace(char::is_control, " ")
+    value.get(field)?.as_str().map(text::label)
 }
 
 /// The entries of an object whose keys are names that become labels: few, short, of plain characters, whatever the node says.
@@ -85,15 +70,6 @@ mod tests {
         let many: serde_json::Map<_, _> = (0..1000).map(|n| (format!("index{n}"), json!(n))).collect();
         assert_eq!(entries(&Value::Object(many)).len(), 16);
         assert!(entries(&json!([1])).is_empty());
-    }
-
-    #[test]
-    fn text_is_one_bounded_line() {
-        let value = json!({"subversion": "é".repeat(1 << 20), "forged": "a\nb\u{1b}[31m", "number": 7});
-        assert_eq!(label(&value, "subversion"), Some("é".repeat(128)));
-        assert_eq!(label(&value, "forged").as_deref(), Some("a b [31m"));
-        assert_eq!((label(&value, "number"), label(&value, "missing")), (None, None));
-        assert_eq!(log_text(&format!("x{}", "é".repeat(1 << 20))).len(), 1023);
     }
 
     #[test]

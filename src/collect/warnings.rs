@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::json::log_text;
+use crate::text::log_text;
 
 /// A warning of each kind has one of these texts. From `node::Warnings` of Bitcoin Core 28 to 32, and `GetWarnings` before.
 const KINDS: [(&str, &[&str]); 5] = [

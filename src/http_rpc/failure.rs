@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::text::log_text;
+
 /// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -72,7 +74,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with this text.
     pub fn new(cause: Cause, text: impl Into<String>) -> Self {
-        Failure { cause, text: text.into() }
+        Failure { cause, text: log_text(&text.into()) }
     }
 
     /// The same at this address.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::guard::TOO_LARGE;
 use crate::http_rpc::{Cause, Failure};
+use crate::text::log_text;
 
-/// A call to the node that did not give what was asked for.
+/// A call to the node that did not give what was asked for. Its text is bounded where it is displayed.
 #[derive(Debug)]
 pub enum CallError {
     /// No answer within the deadline.
@@ -92,18 +93,19 @@ impl From<std::str::Utf8Error> for CallError {
 
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        let text = match self {
             CallError::TimedOut(after) => {
-                write!(f, "no answer within {}", humantime::format_duration(*after))
+                format!("no answer within {}", humantime::format_duration(*after))
             }
-            CallError::Unimplemented(text) => write!(f, "not implemented by the node ({text})"),
-            CallError::Failed(text) => write!(f, "the node failed: {text}"),
-            CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
-            CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
-            CallError::Http(failure) => failure.fmt(f),
-            CallError::TooLarge(text) => f.write_str(text),
-            CallError::Malformed(text) => write!(f, "the node's answer is malformed: {text}"),
-        }
+            CallError::Unimplemented(text) => format!("not implemented by the node ({text})"),
+            CallError::Failed(text) => format!("the node failed: {text}"),
+            CallError::Disconnected(text) => format!("the connection is gone ({text})"),
+            CallError::JsonRpc { code, message } => format!("{message} (JSON-RPC error {code})"),
+            CallError::Http(failure) => failure.to_string(),
+            CallError::TooLarge(text) => text.clone(),
+            CallError::Malformed(text) => format!("the node's answer is malformed: {text}"),
+        };
+        f.write_str(&log_text(&text))
     }
 }
 
@@ -115,5 +117,22 @@ pub(super) fn if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, C
         Ok(answer) => Ok(Some(answer)),
         Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn errors_are_displayed_as_one_bounded_line() {
+    let text = "\u{1b}[31mEVIL\nERROR forged ".repeat(1 << 20);
+    for error in [
+        CallError::Unimplemented(text.clone()),
+        CallError::Failed(text.clone()),
+        CallError::Disconnected(text.clone()),
+        CallError::JsonRpc { code: i64::MIN, message: text.clone() },
+        CallError::Http(crate::http_rpc::Failure::from(text.clone())),
+        CallError::Malformed(text),
+    ] {
+        let shown = error.to_string();
+        assert!(shown.len() <= 1024 && !shown.contains(char::is_control), "{shown}");
     }
 }

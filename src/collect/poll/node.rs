@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::Calls;
-use crate::collect::json::{label, number};
+use crate::collect::json::{count, label, number};
 use crate::collect::node_start::Uptime;
 
 /// `process` is the node's id and start, if it is visible.
@@ -28,9 +28,9 @@ pub async fn poll(calls: &mut Calls, process: Option<(i32, u64)>, chain_info: &V
         .memory_locked
         .replace(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
     let labels = (
-        number(network_info, "version"),
+        count(network_info, "version"),
         label(network_info, "subversion"),
-        number(network_info, "protocolversion"),
+        count(network_info, "protocolversion"),
         label(chain_info, "chain"),
     );
     if let (Some(version), Some(subversion), Some(protocol), Some(chain)) = labels {
