@@ -161,3 +161,187 @@ pub fn successor(
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node_process::Node;
+
+    const DATADIR: u64 = 7;
+    const ANOTHER: u64 = 8;
+
+    fn lock(inode: u64) -> FileId {
+        FileId { device: (8, 1), inode }
+    }
+
+    /// A process that has locked these files, an hour old.
+    fn process(pid: i32, locks: &[u64]) -> Candidate {
+        Candidate {
+            node: Node { pid, started: 1, binary: "/usr/bin/bitcoin-node".into() },
+            parent: 0,
+            age: Duration::from_secs(3600),
+            locks: locks.iter().copied().map(lock).collect(),
+            command: vec![b"bitcoin-node".to_vec(), pid.to_string().into_bytes()],
+            cgroups: vec!["/user.slice/session-1.scope".into()],
+        }
+    }
+
+    fn young(pid: i32, locks: &[u64]) -> Candidate {
+        Candidate { age: Duration::from_millis(100), ..process(pid, locks) }
+    }
+
+    fn child(pid: i32, parent: i32, locks: &[u64]) -> Candidate {
+        Candidate { parent, ..young(pid, locks) }
+    }
+
+    fn known(candidate: Candidate) -> Known {
+        Known { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
+    }
+
+    fn others() -> Others {
+        Others { exist: true, ..Others::default() }
+    }
+
+    /// The process that is chosen, of those that run, after `last`.
+    fn chosen(all: &[Candidate], last: Option<&Known>, others: &Others) -> Option<i32> {
+        match choose(all, Named::default(), last, others) {
+            Choice::Node(node) => Some(node.node.pid),
+            _ => None,
+        }
+    }
+
+    fn alone(all: &[Candidate]) -> Option<i32> {
+        chosen(all, None, &Others::default())
+    }
+
+    #[test]
+    fn one_that_has_settled_or_has_a_lock_is_the_node() {
+        assert_eq!(alone(&[process(1, &[])]), Some(1));
+        assert_eq!(alone(&[young(1, &[DATADIR])]), Some(1));
+        assert_eq!(choose(&[young(1, &[])], Named::default(), None, &Others::default()), Choice::Soon);
+        assert_eq!(alone(&[]), None);
+    }
+
+    #[test]
+    fn of_several_none_is_guessed() {
+        let all = [process(1, &[DATADIR]), process(2, &[ANOTHER])];
+        let Choice::None(Some(why)) = choose(&all, Named::default(), None, &Others::default()) else {
+            panic!()
+        };
+        assert!(why.contains("--datadir, --unit or --pid") && why.contains("process 2 ("), "{why}");
+        assert_eq!(alone(&[process(1, &[]), process(2, &[])]), None);
+    }
+
+    #[test]
+    fn neither_a_daemons_parent_nor_a_commands_child_is_the_node() {
+        // `-daemonwait`: the child has the lock, or will have it.
+        assert_eq!(alone(&[process(1, &[]), child(2, 1, &[DATADIR])]), Some(2));
+        assert_eq!(alone(&[process(1, &[]), child(2, 1, &[])]), None);
+        assert_eq!(alone(&[process(1, &[]), Candidate { parent: 1, ..process(2, &[]) }]), Some(2));
+        // `-blocknotify`: no child has its parent's lock.
+        assert_eq!(alone(&[process(1, &[DATADIR]), child(2, 1, &[])]), Some(1));
+    }
+
+    #[test]
+    fn the_one_with_the_same_lock_comes_next_whenever_it_started() {
+        let mut last = known(process(1, &[DATADIR]));
+        last.beside.insert((3, 1));
+        let all = [process(2, &[ANOTHER]), process(3, &[DATADIR]), young(4, &[])];
+        assert_eq!(chosen(&all, Some(&last), &others()), Some(3));
+    }
+
+    #[test]
+    fn what_ran_beside_the_node_is_not_the_next_one() {
+        let mut last = known(process(1, &[]));
+        last.beside.insert((2, 1));
+        assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &Others::default()), None);
+        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(3));
+    }
+
+    #[test]
+    fn a_child_of_the_ended_process_is_the_next_one() {
+        let mut last = known(process(1, &[]));
+        last.children.insert((2, 1));
+        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(2));
+    }
+
+    #[test]
+    fn another_data_directory_is_another_node_where_there_are_several() {
+        let last = known(process(1, &[DATADIR]));
+        let all = [process(2, &[ANOTHER])];
+        let Choice::None(Some(why)) = choose(&all, Named::default(), Some(&last), &others()) else {
+            panic!()
+        };
+        assert!(why.contains("process 2 (") && why.contains("--datadir"), "{why}");
+        // The only node was moved.
+        assert_eq!(chosen(&all, Some(&last), &Others::default()), Some(2));
+        assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &Others::default()), None);
+        // Its data directory was made anew.
+        let again = Candidate { command: last.candidate.command.clone(), ..young(2, &[ANOTHER]) };
+        assert_eq!(chosen(std::slice::from_ref(&again), Some(&last), &others()), Some(2));
+        let commands = BTreeSet::from([again.command.clone()]);
+        assert_eq!(chosen(&[again], Some(&last), &Others { commands, ..others() }), None);
+    }
+
+    #[test]
+    fn a_node_that_has_not_locked_its_data_directory_is_waited_for() {
+        let last = known(process(1, &[DATADIR]));
+        let settled = Candidate { age: 2 * SETTLED, ..process(2, &[]) };
+        assert_eq!(choose(&[settled], Named::default(), Some(&last), &Others::default()), Choice::Soon);
+    }
+
+    #[test]
+    fn a_data_directory_is_named_by_its_lock_else_by_the_command_line() {
+        let datadir = Path::new("/data");
+        let chosen = |all: &[Candidate], locks: Option<&[FileId]>| {
+            let named = Named { datadir: Some(datadir), datadir_locks: locks, unit: None };
+            match choose(all, named, None, &Others::default()) {
+                Choice::Node(node) => Some(node.node.pid),
+                _ => None,
+            }
+        };
+        let all = [process(1, &[ANOTHER]), process(2, &[DATADIR])];
+        assert_eq!(chosen(&all, Some(&[lock(DATADIR)])), Some(2));
+        assert_eq!(chosen(&all, Some(&[lock(9)])), None);
+        // Of btrfs, `stat` tells another device.
+        assert_eq!(chosen(&all, Some(&[FileId { device: (0, 30), inode: DATADIR }])), Some(2));
+        assert_eq!(chosen(&all, None), None);
+        let command = |argument: &str| vec![b"bitcoin-node".to_vec(), argument.into()];
+        let all = [
+            Candidate { command: command("-datadir=/data2"), ..process(1, &[ANOTHER]) },
+            Candidate { command: command("--datadir=/data/"), ..process(2, &[DATADIR]) },
+        ];
+        assert_eq!(chosen(&all, None), Some(2));
+    }
+
+    #[test]
+    fn a_unit_is_named_by_its_control_group() {
+        let in_group = |pid, group: &str| Candidate { cgroups: vec![group.into()], ..process(pid, &[]) };
+        let all = [
+            in_group(1, "/system.slice/bitcoind.service"),
+            in_group(2, "/system.slice/bitcoind-test.service/payload"),
+        ];
+        for (unit, pid) in [("bitcoind", 1), ("bitcoind.service", 1), ("bitcoind-test.service", 2)] {
+            let named = Named { unit: Some(unit), ..Named::default() };
+            let choice = choose(&all, named, None, &Others::default());
+            assert_eq!(choice, Choice::Node(all[pid as usize - 1].clone()), "{unit}");
+        }
+    }
+
+    #[test]
+    fn the_node_is_followed_from_a_process_that_is_not_it() {
+        let next = |all: &[Candidate], present: Candidate, others: &Others| {
+            let next = successor(all, Named::default(), &known(present), None, others);
+            next.map(|it| it.node.pid)
+        };
+        let waits = process(1, &[]);
+        let all = [waits.clone(), child(2, 1, &[DATADIR])];
+        assert_eq!(next(&all, waits.clone(), &others()), Some(2));
+        // `-help` that waits for its reader, and a node beside it.
+        let all = [waits.clone(), process(3, &[DATADIR])];
+        assert_eq!(next(&all, waits.clone(), &Others::default()), Some(3));
+        assert_eq!(next(&all, waits.clone(), &others()), None);
+        assert_eq!(next(&all, process(3, &[DATADIR]), &Others::default()), None);
+        assert_eq!(next(&[waits.clone(), process(3, &[])], waits, &Others::default()), None);
+    }
+}

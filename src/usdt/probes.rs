@@ -14,7 +14,6 @@ use object::{Endianness, ReadCache};
 use super::target::Search;
 use super::watch::readable_binary;
 use super::{Programs, Subject, blocks};
-use crate::node_process::Node;
 
 /// A place in a binary where a tracepoint fires. One tracepoint may have several.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{self, Program};
 use bitcoind_exporter::http::{Endpoint, Listener, Pages};
+use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{Format, Snapshots};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd;
@@ -82,16 +83,15 @@ fn run() -> Result<ExitCode> {
         Some(listener) => listener.describe_with(&health_web_config),
         None => metrics_at.clone(),
     };
-    // Where nobody reads it, or the disk is full, it goes on without.
-    let mut output = std::io::stdout();
     let traced = tracer.start()?;
     let node = traced.as_ref().map(|traced| &traced.node);
-    let binary = arguments.bitcoind.as_ref();
-    let _ = report::print_start(&mut output, binary, node, &metrics_at, &arguments.node_name);
+    let mut output = Vec::new();
+    report::print_start(&mut output, arguments.bitcoind.as_ref(), node, &metrics_at, &arguments.node_name)?;
     if let Some(traced) = &traced {
-        let _ = report::print_attached(&mut output, &traced.node, &traced.attached);
+        report::print_attached(&mut output, &traced.node, &traced.attached)?;
     }
-    let _ = report::print_started(&mut output, node, &metrics_at, &health_at);
+    report::print_started(&mut output, node, &metrics_at, &health_at)?;
+    let _printed_at_the_end = logging::print_in_background(output)?;
 
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
