@@ -55,6 +55,10 @@ impl Node {
         match sys::pidfd_open(self.pid) {
             // Its id may be that of another process by now.
             Ok(end) => Ok(self.is_running().then_some(end)),
+            Err(error) if error.raw_os_error() == Some(ESRCH) && self.is_running() => bail!(
+                "cannot watch process {}: /proc is that of another PID namespace; in a container, use --pid=host",
+                self.pid
+            ),
             Err(error) if error.raw_os_error() == Some(ESRCH) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot watch process {}", self.pid)),
         }

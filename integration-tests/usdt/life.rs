@@ -207,7 +207,7 @@ pub fn a_journal_that_is_not_read_stops_nothing() {
     command.args(["--node-name", "relay", "--metrics-addr", &format!("127.0.0.1:{port}")]);
     command.args(["--pid", &fixture.pid().to_string()]).stdout(Stdio::null()).env_remove("RUST_LOG");
     command.env("NOTIFY_SOCKET", dir.path().join("notify")).env("WATCHDOG_USEC", "2000000");
-    let mut exporter = Exporter::spawn_at(&mut command, &format!("127.0.0.1:{port}"));
+    let mut exporter = Exporter::spawn_at(&mut command, &format!("127.0.0.1:{port}")).ready();
     // More than fit into the socket.
     for _ in 0..30 {
         fixture.fire("repeat 1 10 standard 1 1 1 1 1 text text");

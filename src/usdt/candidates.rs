@@ -92,10 +92,17 @@ impl Candidate {
 /// Finds candidates, again and again.
 #[derive(Default)]
 pub struct Scanner {
-    /// How often each process was seen, and whether it was a candidate.
-    seen: BTreeMap<i32, (u32, bool)>,
-    /// Up to this process those were looked at again that are there for long.
+    /// The processes of the last scan, by their ids.
+    seen: Vec<Seen>,
+    /// Up to this process those were reviewed that are there for long.
     reviewed: i32,
+}
+
+struct Seen {
+    pid: i32,
+    /// In so many scans, up to [`YOUNG`].
+    scans: u32,
+    is_candidate: bool,
 }
 
 /// A process may be started as something else, like systemd's executor or a shell, and become the node later: it is looked at in so many
@@ -107,34 +114,49 @@ const REVIEWED: usize = 100;
 impl Scanner {
     /// All processes of this binary; without one, of all binaries that hold a node, and of `last`, that of the node which has ended.
     pub fn scan(&mut self, binary: Option<&Path>, last: Option<&Path>) -> Result<Vec<Candidate>> {
-        let is_node = matcher(binary, last);
         let pids = pids().context("cannot list processes; is /proc mounted?")?;
-        self.seen.retain(|pid, _| pids.contains(pid));
-        let is_old = |pid: &i32| matches!(self.seen.get(pid), Some((YOUNG.., false)));
-        let later = pids.range(self.reviewed.saturating_add(1)..).chain(pids.range(..=self.reviewed));
-        let review: Vec<i32> = later.filter(|pid| is_old(pid)).copied().take(REVIEWED).collect();
-        self.reviewed = review.last().copied().unwrap_or_default();
-        let mut found = Vec::new();
-        for pid in pids {
-            let seen = self.seen.entry(pid).or_default();
-            if matches!(seen, (YOUNG.., false)) && !review.contains(&pid) {
-                continue;
-            }
-            let binary = is_node(pid);
-            *seen = (seen.0.saturating_add(1), binary.is_some());
-            found.extend(binary.map(|binary| (pid, binary)));
-        }
+        let found = self.look_at(&pids, matcher(binary, last));
         let mut locks = if found.is_empty() { BTreeMap::new() } else { file_locks::held() };
         let read = |(pid, binary)| Candidate::read(pid, binary, locks.remove(&pid).unwrap_or_default());
         Ok(found.into_iter().filter_map(read).collect())
     }
+
+    /// Those of these processes, in ascending order, that are the node's. Does not look at all of them: see [`YOUNG`] and [`REVIEWED`].
+    fn look_at<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
+        let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
+        let (mut found, mut reviews) = (Vec::new(), 0);
+        for &pid in pids {
+            while before.next_if(|it| it.pid < pid).is_some() {}
+            let seen = before.next_if(|it| it.pid == pid);
+            let mut seen = seen.unwrap_or(Seen { pid, scans: 0, is_candidate: false });
+            let is_old = seen.scans >= YOUNG && !seen.is_candidate;
+            let is_reviewed = is_old && pid > self.reviewed && reviews < REVIEWED;
+            if !is_old || is_reviewed {
+                let binary = is_node(pid);
+                seen.is_candidate = binary.is_some();
+                seen.scans = (seen.scans + 1).min(YOUNG);
+                found.extend(binary.map(|binary| (pid, binary)));
+            }
+            if is_reviewed {
+                reviews += 1;
+                if reviews == REVIEWED {
+                    self.reviewed = pid;
+                }
+            }
+            self.seen.push(seen);
+        }
+        if reviews < REVIEWED {
+            self.reviewed = 0;
+        }
+        found
+    }
 }
 
-fn pids() -> io::Result<BTreeSet<i32>> {
-    Ok(fs::read_dir("/proc")?
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect())
+fn pids() -> io::Result<Vec<i32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    let mut pids: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    Ok(pids)
 }
 
 /// The binary of a process, if it is one of those that are looked for. Processes that we may not look into are recognized by their
@@ -164,5 +186,43 @@ fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option
             (Some(running.trim_end()) == comm.as_deref()).then(|| path.clone())?
         }
         Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn a_scan_looks_at_new_processes_and_at_a_few_of_the_others() {
+        let mut scanner = Scanner::default();
+        let mut pids: Vec<i32> = (1..=1000).collect();
+        let looked = RefCell::new(Vec::new());
+        let mut scan = |pids: &[i32], node: i32| {
+            looked.borrow_mut().clear();
+            let look = |pid| {
+                looked.borrow_mut().push(pid);
+                (pid == node).then_some(())
+            };
+            let found = scanner.look_at(pids, look);
+            (found, looked.borrow().clone())
+        };
+        for _ in 0..YOUNG {
+            assert_eq!(scan(&pids, 7).1.len(), 1000);
+        }
+        // The node is looked at always.
+        let (found, looked) = scan(&pids, 7);
+        assert_eq!((found, looked.len()), (vec![(7, ())], 1 + REVIEWED));
+        pids.push(1001);
+        let (found, looked) = scan(&pids, 1001);
+        assert_eq!((found, looked.len()), (vec![(1001, ())], 2 + REVIEWED));
+        // An old process that becomes the node is found within so many scans.
+        let scans = (1..20).find(|_| !scan(&pids, 500).0.is_empty());
+        assert!(scans.is_some_and(|scans| scans <= 1 + 1000 / REVIEWED), "{scans:?}");
+        // One that has ended is forgotten: its id may be used again.
+        assert!(scan(&[1001], 0).0.is_empty());
+        assert_eq!(scan(&pids, 3).0, [(3, ())]);
     }
 }

@@ -72,7 +72,9 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
         if let Some(same) = rest.iter().find(shares_lock) {
             return Choice::Node((*same).clone());
         }
-        rest.retain(|it| !last.beside.contains(&it.id()));
+        // Beside what had nothing locked, which may have been no node, the node may have run.
+        let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
+        rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
         let children: Vec<_> = rest.iter().copied().filter(|it| last.children.contains(&it.id())).collect();
         if !children.is_empty() {
             rest = children;
@@ -256,6 +258,8 @@ mod tests {
         last.beside.insert((2, 1));
         assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &Others::default()), None);
         assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(3));
+        // It was `bitcoind -version`, which took long.
+        assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &Others::default()), Some(2));
     }
 
     #[test]
