@@ -1,6 +1,7 @@
 //! The processes that may be the node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -83,7 +84,7 @@ impl Candidate {
             let argument = argument.strip_prefix(b"-")?;
             argument.strip_prefix(b"-").unwrap_or(argument).strip_prefix(b"datadir=")
         });
-        let named = named.last().map(|path| Path::new(std::ffi::OsStr::from_bytes(path)));
+        let named = named.last().map(|path| Path::new(OsStr::from_bytes(path)));
         let real = |path: &Path| path.canonicalize().unwrap_or(path.components().collect());
         named.is_some_and(|path| path.is_absolute() && real(path) == real(datadir))
     }
@@ -109,7 +110,7 @@ struct Seen {
 /// scans.
 const YOUNG: u32 = 10;
 /// Of those that are there for longer, so many are looked at in each scan.
-const REVIEWED: usize = 100;
+const REVIEWED: usize = 50;
 
 impl Scanner {
     /// All processes of this binary; without one, of all binaries that hold a node, and of `last`, that of the node which has ended.
@@ -183,10 +184,21 @@ fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let running = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            (Some(running.trim_end()) == comm.as_deref()).then(|| path.clone())?
+            let is_wanted =
+                Some(running.trim_end()) == comm.as_deref() && may_have_started(pid, path.as_deref()?);
+            is_wanted.then(|| path.clone())?
         }
         Err(_) => None,
     }
+}
+
+/// Whether this binary may be the one that a process was started as, by the path on its command line. In a container that is the end of
+/// the path that the binary has outside.
+fn may_have_started(pid: i32, binary: &Path) -> bool {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let program = Path::new(OsStr::from_bytes(command.split(|&byte| byte == 0).next().unwrap_or_default()));
+    let Ok(inside) = program.strip_prefix("/") else { return true };
+    binary.ends_with(inside) || program.canonicalize().is_ok_and(|program| program == binary)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ const LOOKS_DIFFERENT: Duration = Duration::from_secs(10);
 /// What a user names besides the binary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Named<'a> {
+    /// Whether all candidates are of the binary that the user named.
+    pub binary: bool,
     pub datadir: Option<&'a Path>,
     /// Its lock files, if they can be seen.
     pub datadir_locks: Option<&'a [FileId]>,
@@ -75,6 +77,9 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
         // Beside what had nothing locked, which may have been no node, the node may have run.
         let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
         rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
+        // A node of another binary is another node, unless it is known for the same one.
+        let is_same_binary = |it: &Candidate| named.binary || it.node.binary == last.candidate.node.binary;
+        rest.retain(|it| is_same_binary(it) || is_alike(it, last, others));
         let children: Vec<_> = rest.iter().copied().filter(|it| last.children.contains(&it.id())).collect();
         if !children.is_empty() {
             rest = children;
@@ -263,6 +268,24 @@ mod tests {
     }
 
     #[test]
+    fn another_binary_is_another_node_unless_it_has_the_lock_or_the_unit() {
+        let last =
+            known(Candidate { cgroups: vec!["/system.slice/a.service".into()], ..process(1, &[DATADIR]) });
+        let moved = |mut candidate: Candidate| {
+            candidate.node.binary = "/opt/bitcoin-node".into();
+            candidate
+        };
+        let none = Others::default();
+        assert_eq!(chosen(&[moved(process(2, &[ANOTHER]))], Some(&last), &none), None);
+        assert_eq!(chosen(&[moved(process(2, &[DATADIR]))], Some(&last), &none), Some(2));
+        let unit = Candidate { cgroups: last.candidate.cgroups.clone(), ..moved(process(2, &[ANOTHER])) };
+        assert_eq!(chosen(&[unit], Some(&last), &none), Some(2));
+        let named = Named { binary: true, ..Named::default() };
+        let all = [moved(process(2, &[ANOTHER]))];
+        assert_eq!(choose(&all, named, Some(&last), &none), Choice::Node(all[0].clone()));
+    }
+
+    #[test]
     fn a_child_of_the_ended_process_is_the_next_one() {
         let mut last = known(process(1, &[]));
         last.children.insert((2, 1));
@@ -298,7 +321,7 @@ mod tests {
     fn a_data_directory_is_named_by_its_lock_else_by_the_command_line() {
         let datadir = Path::new("/data");
         let chosen = |all: &[Candidate], locks: Option<&[FileId]>| {
-            let named = Named { datadir: Some(datadir), datadir_locks: locks, unit: None };
+            let named = Named { datadir: Some(datadir), datadir_locks: locks, ..Named::default() };
             match choose(all, named, None, &Others::default()) {
                 Choice::Node(node) => Some(node.node.pid),
                 _ => None,

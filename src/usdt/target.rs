@@ -152,6 +152,7 @@ impl Search {
             Err(error) => (None, Some(error)),
         };
         let named = Named {
+            binary: self.target.binary.is_some(),
             datadir: self.target.datadir.as_deref(),
             datadir_locks: locks.as_deref(),
             unit: self.target.unit.as_deref(),

@@ -33,7 +33,7 @@ const EARLY_LOOKS: u32 = 20;
 /// How long to wait before the node is looked for again: at first, and at most. An idle exporter uses less than 0.2 % of a core with a
 /// thousand processes.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
 /// A process that could not be attached to is tried again so much later, twice as late each time up to the second.
 const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
