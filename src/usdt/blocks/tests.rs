@@ -245,3 +245,43 @@ fn peers_of_a_node_that_has_ended_are_forgotten() {
     assert_eq!(arrivals(&blocks), [("other", 1)]);
     assert_eq!(blocks.totals().0.announcements, [0; 3]);
 }
+
+/// Header times are seconds: at the second 1,000,000 of the wall clock the kernel's is 0.
+const EPOCH_NS: i64 = 1_000_000 * 1_000_000_000;
+
+fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
+    let blocks = Blocks::default();
+    let announced = What::Announced { peer: 1, by: Announcement::Headers(header_time) };
+    blocks.add(|queue| queue.push(Event { time_ns: 5000 * MS, hash: HASH, what: announced }));
+    blocks.settle_at(EPOCH_NS);
+    blocks.add(|queue| queue.push(Event { time_ns: 6000 * MS, hash: HASH, what: connected() }));
+    blocks.settle_at(EPOCH_NS + steps_ns);
+    let (last, _) = blocks.last();
+    assert_eq!(last[0].time, 1_000_006.0 + steps_ns as f64 / 1e9);
+    last[0].header_age_ms
+}
+
+#[test]
+fn header_age_is_by_the_clock_at_the_announcement() {
+    const SECOND: i64 = 1_000_000_000;
+    for step in [0, -10 * SECOND, 3600 * SECOND, 600 * SECOND] {
+        assert_eq!(header_age_ms(1_000_000, step), Some(5000));
+    }
+    assert_eq!(header_age_ms(1_000_010, 0), None, "in the future");
+    assert_eq!(header_age_ms(1_000_005 - 7200, 0), Some(7_200_000));
+    assert_eq!(header_age_ms(1_000_005 - 7201, 0), None, "absurd");
+}
+
+#[test]
+fn check_of_the_database_leaves_a_block_as_it_was_counted() {
+    let blocks = Blocks::default();
+    happen(&blocks, [(1, HASH, compact(1)), (10, HASH, connected())]);
+    happen(&blocks, [(20, HASH, connected_at(1, Thread::Other)), (30, HASH, connected_at(1, Thread::Main))]);
+    assert_eq!(arrivals(&blocks), [("compact_complete", 1)]);
+    let (last, _) = blocks.last();
+    assert_eq!((last.len(), blocks.totals().0.connected), (1, 1));
+    // Of the next node nothing is known, and it may connect the same block.
+    blocks.node_ended();
+    happen(&blocks, [(40, HASH, connected_at(1, Thread::Other))]);
+    assert_eq!(blocks.totals().0.connected, 2);
+}
