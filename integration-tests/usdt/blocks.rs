@@ -30,11 +30,18 @@ pub fn check_of_the_database_counts_no_block() {
         eventually("each has a row", || (objects(&record, &[]).len() == number).then_some(()));
     };
     let fired = |number: f64| {
-        let event = "fibre_exporter_events_processed_total{event_type=\"block_connected\",node=\"localhost\"}";
-        let other = "fibre_exporter_events_processed_total{node=\"localhost\",event_type=\"block_connected\"}";
+        let event =
+            "fibre_exporter_events_processed_total{event_type=\"block_connected\",node=\"localhost\"}";
+        let other =
+            "fibre_exporter_events_processed_total{node=\"localhost\",event_type=\"block_connected\"}";
         eventually("all events are counted", || {
             (exporter.value(event).or(exporter.value(other)) == Some(number)).then_some(())
         });
+    };
+    // Other blocks than before at the same height and time.
+    let mine_branch = |blocks: u32, script: &str| {
+        let descriptor = node.json(&["getdescriptorinfo", &format!("raw({script})")])["descriptor"].clone();
+        node.cli(&["generatetodescriptor", &blocks.to_string(), descriptor.as_str().unwrap()]);
     };
     node.mine(1);
     connected(1);
@@ -48,7 +55,7 @@ pub fn check_of_the_database_counts_no_block() {
 
     // Three blocks are replaced by four, by RPC; then another check, and the next block.
     node.cli(&["invalidateblock", &node.cli(&["getblockhash", "11"])]);
-    node.mine(4);
+    mine_branch(4, "52");
     connected(7);
     node.cli(&["verifychain", "4", "0"]);
     fired(34.0);
@@ -56,10 +63,10 @@ pub fn check_of_the_database_counts_no_block() {
     connected(8);
     assert_eq!(sum(&exporter, "fibre_last_block_height", ""), 15.0);
 
-    // Back to the first branch, which is the longer one with the block that is mined on it.
+    // To a shorter branch, and back.
     let second = node.cli(&["getblockhash", "11"]);
     node.cli(&["invalidateblock", &second]);
-    node.mine(1);
+    mine_branch(1, "53");
     connected(9);
     node.cli(&["reconsiderblock", &second]);
     connected(14);
@@ -69,8 +76,7 @@ pub fn check_of_the_database_counts_no_block() {
 pub fn check_at_startup_and_background_validation_count_no_block() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
     let connected = |blocks: u32, height: u32| {
-        let expected =
-            format!("bitcoin_blocks_connected_total {blocks}\nfibre_last_block_height {height}");
+        let expected = format!("bitcoin_blocks_connected_total {blocks}\nfibre_last_block_height {height}");
         crate::assert_samples(&exporter, &expected);
     };
     // Hash bytes are those of the heights, or of another branch.

@@ -109,7 +109,10 @@ pub fn times_are_right_in_a_time_namespace() {
     let pid = node.pid().to_string();
     let mut exporter = Command::new("unshare");
     exporter.args(["--time", "--monotonic", "86400", "--boottime", "86400", "--fork", "--kill-child"]);
-    exporter.arg(command().get_program()).args(["--pid", &pid, "--health-port", "0", "--block-log"]).arg(&file);
+    exporter
+        .arg(command().get_program())
+        .args(["--pid", &pid, "--health-port", "0", "--block-log"])
+        .arg(&file);
     let _exporter = Exporter::spawn(&mut exporter).ready();
     node.mine(1);
     let row = eventually("the block is in the record", || objects_if_any(&file).pop());

@@ -151,7 +151,8 @@ pub fn long_rejections_are_told_apart() {
 pub fn full_table_of_rejections_removes_the_least_recent() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
     let total = || sum(&exporter, "bitcoin_mempool_tx_rejected_total", "");
-    let of = |reason: &str| sum(&exporter, "bitcoin_mempool_tx_rejected_total", &format!("reason=\"{reason}\""));
+    let of =
+        |reason: &str| sum(&exporter, "bitcoin_mempool_tx_rejected_total", &format!("reason=\"{reason}\""));
     (0..80).for_each(|number| reject(&mut fixture, &format!("reason-{number}")));
     assert_eq!((total(), of("other"), of("reason-79"), of("reason-15")), (80.0, 16.0, 1.0, 0.0));
     // One that was removed comes again, and takes the place of the next.
