@@ -21,7 +21,7 @@ log_queued 7 127
 log_started 7 1
 log_completed 7 1 0
 way 1 2 3 4 500
-standard 1 2 3 4 5000000 block text
+standard 8 2 3 4 5000000 block text
 ";
 
 /// What the exporter shows after these commands, of each tracepoint something that is not 0; the label `node` is left out.
@@ -36,7 +36,7 @@ const SAMPLES: &str = r#"
     fibre_blocks_sent_total 1
     fibre_block_deliveries_total{mechanism="fibre_udp",peer="peer"} 1
     fibre_race_margin_seconds_sum{winner="fibre_udp"} 0.025
-    fibre_last_block_height 1
+    fibre_last_block_height 8
     fibre_block_missing_tx_bytes_sum 1234.0
     fibre_block_header_chunk_duration_seconds_count{stage="finish"} 1
     bitcoin_block_inputs_sum 3.0

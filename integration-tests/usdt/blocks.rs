@@ -11,9 +11,102 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::eventually;
+use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
 use crate::record::objects;
 use crate::scene::{REWARD, Scene, fetched, give, requested};
+use crate::standard::sum;
+
+pub fn check_of_the_database_counts_no_block() {
+    let dir = TempDir::new().unwrap();
+    let record = dir.path().join("blocks");
+    let node = Node::start(&[]);
+    node.mine(10);
+    let exporter = crate::exporter(node.pid(), &["--block-log", record.to_str().unwrap()]);
+    let connected = |number: usize| {
+        exporter.wait_for("bitcoin_blocks_connected_total{node=\"localhost\"}", number as f64);
+        assert_eq!(sum(&exporter, "bitcoin_block_arrivals_total", ""), number as f64);
+        assert_eq!(sum(&exporter, "bitcoin_block_tx_count_count", ""), number as f64);
+        eventually("each has a row", || (objects(&record, &[]).len() == number).then_some(()));
+    };
+    let fired = |number: f64| {
+        let event =
+            "fibre_exporter_events_processed_total{event_type=\"block_connected\",node=\"localhost\"}";
+        let other =
+            "fibre_exporter_events_processed_total{node=\"localhost\",event_type=\"block_connected\"}";
+        eventually("all events are counted", || {
+            (exporter.value(event).or(exporter.value(other)) == Some(number)).then_some(())
+        });
+    };
+    // Other blocks than before at the same height and time.
+    let mine_branch = |blocks: u32, script: &str| {
+        let descriptor = node.json(&["getdescriptorinfo", &format!("raw({script})")])["descriptor"].clone();
+        node.cli(&["generatetodescriptor", &blocks.to_string(), descriptor.as_str().unwrap()]);
+    };
+    node.mine(1);
+    connected(1);
+    // The last block, and ten that are older than the exporter.
+    node.cli(&["verifychain", "4", "0"]);
+    fired(12.0);
+    node.mine(2);
+    connected(3);
+    node.cli(&["verifychain", "4", "2"]);
+    fired(16.0);
+
+    // Three blocks are replaced by four, by RPC; then another check, and the next block.
+    node.cli(&["invalidateblock", &node.cli(&["getblockhash", "11"])]);
+    mine_branch(4, "52");
+    connected(7);
+    node.cli(&["verifychain", "4", "0"]);
+    fired(34.0);
+    node.mine(1);
+    connected(8);
+    assert_eq!(sum(&exporter, "fibre_last_block_height", ""), 15.0);
+
+    // To a shorter branch, and back.
+    let second = node.cli(&["getblockhash", "11"]);
+    node.cli(&["invalidateblock", &second]);
+    mine_branch(1, "53");
+    connected(9);
+    node.cli(&["reconsiderblock", &second]);
+    connected(14);
+    assert_eq!(sum(&exporter, "fibre_last_block_height", ""), 15.0);
+}
+
+pub fn check_at_startup_and_background_validation_count_no_block() {
+    let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
+    let connected = |blocks: u32, height: u32| {
+        let expected = format!("bitcoin_blocks_connected_total {blocks}\nfibre_last_block_height {height}");
+        crate::assert_samples(&exporter, &expected);
+    };
+    // Hash bytes are those of the heights, or of another branch.
+    (94..=100).for_each(|height| fixture.fire(&format!("main block {height} {height} 1000")));
+    fixture.fire("named b-msghand block 101 101 1000");
+    connected(1, 101);
+    // A snapshot is loaded; the blocks below are validated in the background.
+    fixture.fire("named b-msghand block 201 201 1000");
+    connected(2, 201);
+    for height in 102..=200 {
+        fixture.fire(&format!("named b-msghand block {height} {height} 1000"));
+        if height % 10 == 0 {
+            let tip = 201 + (height - 100) / 10;
+            fixture.fire(&format!("named b-msghand block {tip} {tip} 1000"));
+        }
+    }
+    connected(12, 211);
+    // A reorg, and one on the second height that is known.
+    fixture.fire("named b-msghand block 211 1 1000");
+    fixture.fire("named b-msghand block 212 2 1000");
+    connected(14, 212);
+    // Measured while the clock was set back: a block without a duration.
+    fixture.fire("named b-msghand block 213 3 -1000");
+    connected(15, 213);
+    crate::assert_samples(
+        &exporter,
+        "bitcoin_block_connection_duration_seconds_count 14\nbitcoin_block_connection_duration_seconds_sum 0.000014",
+    );
+    assert!(!exporter.log().contains("block_height=150"), "{}", exporter.log());
+}
 
 pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     let dir = TempDir::new().unwrap();

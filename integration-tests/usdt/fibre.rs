@@ -2,6 +2,7 @@
 
 use tempfile::TempDir;
 
+use crate::harness::eventually;
 use crate::{assert_samples, compile, fibre};
 
 const NAME_A: &str = "10.0.0.1:8334";
@@ -96,7 +97,7 @@ pub fn every_fibre_metric_is_what_was_fired() {
              missing_bytes=1234"
         ),
     ] {
-        crate::harness::eventually(&line, || exporter.log().contains(&line).then_some(()));
+        eventually(&line, || exporter.log().contains(&line).then_some(()));
     }
 }
 
@@ -142,7 +143,7 @@ pub fn the_newest_form_of_fibres_tracepoints_is_read() {
         "block reconstructed from FIBRE/UDP block_height=800003 block_hash=\"{}\" source=\"a\"",
         fixture_hash()
     );
-    crate::harness::eventually(&line, || exporter.log().contains(&line).then_some(()));
+    eventually(&line, || exporter.log().contains(&line).then_some(()));
 
     let mut list = crate::command();
     list.args(["--tracepoints", "fibre,net", "--list-probes", "--pid", &fixture.pid().to_string()]);
@@ -194,21 +195,67 @@ pub fn the_thread_that_writes_the_log_is_watched() {
 
 pub fn the_last_block_is_the_one_that_was_seen_last_whatever_saw_it() {
     let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST", "-DSTANDARD"]);
-    fixture.fire("standard 800000 1 2 3 4 block text");
+    fixture.fire("block 800000 1 1000");
     assert_samples(&exporter, "fibre_last_block_height 800000");
     fixture.fire("reconstructed a 5 7 2 1000 800001");
     fixture.fire("reconstructed a 5 7 2 1000 -1"); // the block before it is not known
+    assert_samples(&exporter, "fibre_last_block_height 800001");
+    fixture.fire("block 800001 2 1000");
+    fixture.fire("winner 800002 FIBRE/UDP a");
+    assert_samples(&exporter, "fibre_last_block_height 800002");
+    fixture.fire("time 800003 1 a 2 b");
+    assert_samples(&exporter, "fibre_last_block_height 800003");
+    // A reorg.
+    fixture.fire("block 800001 3 1000");
     assert_samples(
         &exporter,
-        "fibre_last_block_height 800001\nfibre_block_reconstructed_event{height=\"800001\"} 1",
+        "fibre_last_block_height 800001\nfibre_exporter_events_processed_total{event_type=\"block_connected\"} 3",
     );
-    fixture.fire("reconstructed a 5 7 2 1000 800002");
-    assert_samples(&exporter, "fibre_block_reconstructed_event{height=\"800002\"} 1");
-    assert_eq!(exporter.metrics().matches("\nfibre_block_reconstructed_event{").count(), 1);
-    fixture.fire("standard 799999 1 2 3 4 block text");
+}
+
+pub fn restarted_node_does_not_finish_what_the_last_one_queued() {
+    let (dir, mut fixture, exporter) = fibre(&["-DNEWEST"]);
+    fixture.fire("log_queued 1 1");
+    fixture.fire("log_queued 2 1");
+    fixture.fire("log_started 1 1");
+    assert_samples(&exporter, "bitcoin_log_queue_wait_seconds_count 1");
+    drop(fixture);
+    eventually("it notices the end", || (exporter.get("/ready").0 == 503).then_some(()));
+    let mut fixture = crate::Fixture::start(&compile(dir.path(), &["-DNEWEST"]));
+    eventually("it is attached again", || (exporter.get("/ready").0 == 200).then_some(()));
+    // Queued before the exporter had attached.
+    fixture.fire("log_completed 1 1 0");
+    fixture.fire("log_started 2 1");
+    fixture.fire("log_completed 2 1 0");
     assert_samples(
         &exporter,
-        "fibre_last_block_height 799999\nfibre_exporter_events_processed_total{event_type=\"block_connected\"} 2",
+        "bitcoin_log_operations_total{kind=\"write\"} 2\nbitcoin_log_queue_wait_seconds_count 1\n\
+         bitcoin_log_operation_duration_seconds_count{kind=\"write\"} 1",
+    );
+}
+
+pub fn negative_durations_are_not_observed() {
+    let (_dir, mut fixture, exporter) = fibre(&["-DDETAIL", "-DSTANDARD"]);
+    fixture.fire("reconstructed a 5 7 2 1000");
+    fixture.fire("reconstructed a 5 7 2 -1000");
+    fixture.fire("standard 1 2 3 4 5000000 inv text");
+    fixture.fire("standard 2 2 -1 4 -3600000000 inv text"); // a coin that is spent already, too
+    assert_samples(
+        &exporter,
+        r#"
+        fibre_blocks_reconstructed_total 2
+        fibre_block_reconstruction_duration_seconds_count 1
+        fibre_block_reconstruction_duration_seconds_sum 0.001
+        bitcoin_utxo_cache_flush_duration_seconds_count 1
+        bitcoin_utxo_cache_flush_duration_seconds_sum 5.0
+        bitcoin_utxo_cache_add_total 2
+        bitcoin_utxo_cache_add_value_total 3
+        bitcoin_utxo_cache_spend_value_total 3
+        bitcoin_utxo_cache_uncache_value_total 3
+        bitcoin_blocks_connected_total 2
+        bitcoin_block_inputs_count 1
+        bitcoin_block_inputs_sum 3.0
+        "#,
     );
 }
 
@@ -243,11 +290,20 @@ pub fn what_peers_choose_does_not_grow_the_page() {
         fixture.fire(&format!("winner 1 FIBRE/UDP peer-{peer}"));
     }
     fixture.fire(&format!("winner 1 BIP152/CMPCTBLOCK {}", "x".repeat(120)));
-    assert_samples(
-        &exporter,
-        "fibre_block_race_wins_total{mechanism=\"fibre_udp\"} 300\nfibre_block_deliveries_total{mechanism=\"fibre_udp\",peer=\"other\"} 44",
-    );
-    assert_eq!(exporter.metrics().matches("\nfibre_block_deliveries_total{").count(), 256 + 2);
+    let deliveries = |sample: &str, number| {
+        assert_samples(&exporter, &format!("fibre_block_deliveries_total{{mechanism={sample}}} {number}"));
+    };
+    assert_samples(&exporter, "fibre_block_race_wins_total{mechanism=\"fibre_udp\"} 300");
+    deliveries("\"fibre_udp\",peer=\"other\"", 45);
+    deliveries("\"fibre_udp\",peer=\"peer-299\"", 1);
+    let (onion, next) = (format!("{}.onion:18333", "o".repeat(56)), "peer-300");
+    for peer in [&onion, next, next] {
+        fixture.fire(&format!("winner 1 FIBRE/UDP {peer}"));
+    }
+    deliveries("\"fibre_udp\",peer=\"other\"", 47);
+    deliveries("\"fibre_udp\",peer=\"peer-300\"", 2);
+    deliveries(&format!("\"fibre_udp\",peer=\"{onion}\""), 1);
+    assert_eq!(exporter.metrics().matches("\nfibre_block_deliveries_total{").count(), 256 + 1);
 }
 
 pub fn a_binary_without_probes_is_refused_with_a_hint() {

@@ -12,7 +12,9 @@
  *   [repeat THREADS TIMES] standard NUMBER NUMBER NUMBER NUMBER NUMBER TEXT TEXT   (with -DSTANDARD)
  *   way PREFILLED MEMPOOL EXTRA_POOL REQUESTED BYTES                               (with -DSTANDARD)
  *
- * and says `fired` after each. With -DNEWEST `reconstructed` has the hash as text, and the height. */
+ *   [main | named THREAD] block HEIGHT HASH_BYTE NANOSECONDS                      (with -DSTANDARD)
+ *
+ * and says `fired` after each; on a thread of its own, but for `main`. With -DNEWEST `reconstructed` has the hash as text, and the height. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <pthread.h>
 #include <stdbool.h>
@@ -21,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/sdt.h>
 
 #define SEMAPHORE(name) \
@@ -91,6 +94,15 @@ static __attribute__((noinline)) void fire_standard(const void *hash, const char
 	     (uint32_t)n[4], hash);
 }
 
+/* A block that is connected; all bytes of its hash are the same. */
+static __attribute__((noinline)) void fire_block(const int64_t *n)
+{
+	unsigned char hash[32];
+
+	memset(hash, n[1], sizeof(hash));
+	FIRE(6, validation, block_connected, hash, (int32_t)n[0], (uint64_t)1, (int32_t)1, (uint64_t)0, n[2]);
+}
+
 /* A block's way: an inv of peer 1, then a compact block of peer 2, of which the node itself tells. */
 static __attribute__((noinline)) void fire_way(const void *hash, const int64_t *n)
 {
@@ -111,6 +123,7 @@ struct event {
 	char hash_text[65];
 	char what[32], texts[2][128];
 	int64_t numbers[5];
+	char thread[16]; /* its name; empty: not changed */
 	long times;
 };
 
@@ -165,11 +178,15 @@ static __attribute__((noinline)) void fire(const struct event *event)
 		fire_standard(hash, texts, numbers);
 	if (!strcmp(what, "way"))
 		fire_way(hash, numbers);
+	if (!strcmp(what, "block"))
+		fire_block(numbers);
 #endif
 }
 
 static void *fire_all(void *event)
 {
+	if (((struct event *)event)->thread[0])
+		prctl(PR_SET_NAME, ((struct event *)event)->thread);
 	for (long i = 0; i < ((struct event *)event)->times; i++)
 		fire(event);
 	return event;
@@ -196,6 +213,8 @@ static bool understood(const char *line, struct event *event)
 		return sscanf(line, formats[2], what, n, n + 1, texts[0], n + 2, texts[1]) == 6;
 	if (!strcmp(what, "detail") || !strcmp(what, "way"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3, n + 4) == 6;
+	if (!strcmp(what, "block"))
+		return sscanf(line, formats[3], what, n, n + 1, n + 2) == 4;
 	if (!strcmp(what, "header_chunk"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3) == 5;
 	if (!strncmp(what, "log_", 4))
@@ -228,11 +247,20 @@ int main(void)
 		pthread_t started[64];
 
 		event->times = 1;
+		event->thread[0] = 0;
 		if (sscanf(line, "repeat %d %ld %n", &threads, &event->times, &length) == 2)
 			rest += length;
+		if (sscanf(line, "named %15s %n", event->thread, &length) == 1)
+			rest += length;
+		if (!strncmp(line, "main ", 5))
+			rest += 5;
 		if (threads < 1 || threads > 64 || !understood(rest, event)) {
 			fprintf(stderr, "not understood: %s", line);
 			return 1;
+		}
+		if (!strncmp(line, "main ", 5)) {
+			fire(event);
+			threads = 0;
 		}
 		for (int i = 0; i < threads; i++)
 			if (pthread_create(&started[i], NULL, fire_all, event))

@@ -15,6 +15,7 @@ mod settings;
 mod standard;
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use tempfile::TempDir;
@@ -43,6 +44,8 @@ fn main() -> ExitCode {
         fibre::the_newest_form_of_fibres_tracepoints_is_read,
         fibre::the_last_block_is_the_one_that_was_seen_last_whatever_saw_it,
         fibre::the_thread_that_writes_the_log_is_watched,
+        fibre::restarted_node_does_not_finish_what_the_last_one_queued,
+        fibre::negative_durations_are_not_observed,
         fibre::a_million_events_from_four_threads_are_counted_exactly,
         fibre::what_peers_choose_does_not_grow_the_page,
         fibre::a_probe_with_an_argument_that_cannot_be_read_costs_only_itself,
@@ -67,7 +70,13 @@ fn main() -> ExitCode {
         settings::the_log_is_written_to_a_file_too_and_is_as_quiet_as_asked,
         standard::a_real_node_with_a_peer_is_counted_as_it_counts_itself,
         standard::rejected_transactions_are_counted_by_reason,
+        standard::long_rejections_are_told_apart,
+        standard::full_table_of_rejections_removes_the_least_recent,
+        standard::peers_that_reconnect_at_once_are_counted_as_the_node_does,
+        standard::connections_from_before_the_exporter_are_counted,
         standard::the_table_of_probes_says_what_the_binary_has,
+        blocks::check_of_the_database_counts_no_block,
+        blocks::check_at_startup_and_background_validation_count_no_block,
         blocks::compact_blocks_are_counted_as_the_node_logs_them,
         blocks::three_peers_that_announce_one_block_are_told_apart,
         blocks::a_block_that_came_otherwise_is_no_compact_block,
@@ -92,6 +101,7 @@ fn main() -> ExitCode {
         life::a_node_is_named_by_its_unit,
         life::a_journal_that_is_not_read_stops_nothing,
         record::another_user_reads_it_without_the_right_to_write,
+        record::times_are_right_in_a_time_namespace,
         record::a_full_disk_is_said_once_and_costs_no_row,
     ];
     let as_root = as_root
@@ -109,16 +119,29 @@ fn fibre(options: &[&str]) -> (TempDir, Fixture, Exporter) {
     (dir, fixture, exporter)
 }
 
-/// Checks samples, given without the `node` label: `name{a="b"} 1`.
+/// Waits for these samples, given without the `node` label: `name{a="b"} 1`. What is counted from events follows them.
 fn assert_samples(exporter: &Exporter, expected: &str) {
-    let text = exporter.metrics();
-    for line in expected.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let (sample, value) = line.rsplit_once(' ').unwrap();
-        let labelled = match sample.split_once('{') {
-            Some((name, labels)) => format!("{name}{{node=\"relay\",{labels}"),
-            None => format!("{sample}{{node=\"relay\"}}"),
-        };
-        let found = text.lines().find_map(|line| line.strip_prefix(&labelled)?.strip_prefix(' '));
-        assert_eq!(found, Some(value), "{labelled} in:\n{text}\nlog:\n{}", exporter.log());
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let text = exporter.metrics();
+        let missing = missing_sample(&text, expected);
+        match missing {
+            None => return,
+            Some(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+            Some(missing) => panic!("{missing} in:\n{text}\nlog:\n{}", exporter.log()),
+        }
     }
+}
+
+/// The first of these samples that is not in the text.
+fn missing_sample(text: &str, expected: &str) -> Option<String> {
+    let expected = expected.lines().map(str::trim).filter(|line| !line.is_empty());
+    let labelled = expected.map(|line| {
+        let (sample, value) = line.rsplit_once(' ').unwrap();
+        match sample.split_once('{') {
+            Some((name, labels)) => format!("{name}{{node=\"relay\",{labels} {value}"),
+            None => format!("{sample}{{node=\"relay\"}} {value}"),
+        }
+    });
+    labelled.into_iter().find(|sample| !text.lines().any(|line| line == sample))
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -98,6 +99,31 @@ pub fn each_block_is_a_row_that_can_be_read_while_others_are_written() {
     });
     scene.exporter.terminate();
     assert_eq!(scene.heights(), (105..=204).collect::<Vec<_>>());
+}
+
+/// Only root can make a time namespace.
+pub fn times_are_right_in_a_time_namespace() {
+    let dir = TempDir::new().unwrap();
+    let node = Node::start(&[]);
+    let file = dir.path().join("blocks.sqlite");
+    let pid = node.pid().to_string();
+    let mut exporter = Command::new("unshare");
+    exporter.args(["--time", "--monotonic", "86400", "--boottime", "86400", "--fork", "--kill-child"]);
+    exporter
+        .arg(command().get_program())
+        .args(["--pid", &pid, "--health-port", "0", "--block-log"])
+        .arg(&file);
+    let _exporter = Exporter::spawn(&mut exporter).ready();
+    node.mine(1);
+    let row = eventually("the block is in the record", || objects_if_any(&file).pop());
+    let time = row["time"].as_f64().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - 600.0..=now).contains(&time), "{time} is not within the ten minutes before {now}");
+}
+
+/// Rows of a file that may not be there yet.
+fn objects_if_any(file: &Path) -> Vec<Value> {
+    if file.exists() { objects(file, &[]) } else { Vec::new() }
 }
 
 /// Only root can be someone else.

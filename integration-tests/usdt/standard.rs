@@ -1,10 +1,14 @@
 //! The standard tracepoints, of a real bitcoin-node with a second one as its peer, against what the node itself says.
 
+use std::time::Duration;
+
 use bitcoin::consensus::encode::serialize_hex;
 
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
+use crate::harness::fixture::Fixture;
 use crate::harness::node::Node;
+use crate::harness::peer::Peer;
 
 /// The sum of all samples of a metric whose labels contain these.
 pub fn sum(exporter: &Exporter, metric: &str, labels: &str) -> f64 {
@@ -20,7 +24,7 @@ pub fn a_real_node_with_a_peer_is_counted_as_it_counts_itself() {
     assert_eq!(sum(&exporter, "fibre_exporter_probes_attached", ""), 16.0);
 
     let blocks = node.mine(103);
-    assert_eq!(sum(&exporter, "bitcoin_blocks_connected_total", ""), 103.0);
+    exporter.wait_for("bitcoin_blocks_connected_total{node=\"localhost\"}", 103.0);
     assert_eq!(sum(&exporter, "bitcoin_block_tx_count_sum", ""), 103.0);
     assert_eq!(sum(&exporter, "bitcoin_block_connection_duration_seconds_count", ""), 103.0);
 
@@ -120,6 +124,88 @@ pub fn rejected_transactions_are_counted_by_reason() {
         1.0
     );
     assert!(!exporter.metrics().contains("bitcoin_blocks_connected_total"), "only what was asked for");
+}
+
+/// Commands of the fixture that reject a transaction for this reason.
+fn reject(fixture: &mut Fixture, reason: &str) {
+    fixture.fire(&format!("standard 1 2 3 4 5 inv {reason}"));
+}
+
+pub fn long_rejections_are_told_apart() {
+    let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
+    // As many characters as the longest that a node has.
+    let [first, second] = ["a", "b"].map(|last| "r".repeat(117) + last);
+    reject(&mut fixture, &first);
+    reject(&mut fixture, &second);
+    reject(&mut fixture, &second);
+    crate::assert_samples(
+        &exporter,
+        &format!(
+            "bitcoin_mempool_tx_rejected_total{{reason=\"{first}\"}} 1\n\
+             bitcoin_mempool_tx_rejected_total{{reason=\"{second}\"}} 2\n\
+             fibre_exporter_errors_total{{error_type=\"unreadable\"}} 0"
+        ),
+    );
+}
+
+pub fn full_table_of_rejections_removes_the_least_recent() {
+    let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
+    let total = || sum(&exporter, "bitcoin_mempool_tx_rejected_total", "");
+    let of =
+        |reason: &str| sum(&exporter, "bitcoin_mempool_tx_rejected_total", &format!("reason=\"{reason}\""));
+    (0..80).for_each(|number| reject(&mut fixture, &format!("reason-{number}")));
+    assert_eq!((total(), of("other"), of("reason-79"), of("reason-15")), (80.0, 16.0, 1.0, 0.0));
+    // One that was removed comes again, and takes the place of the next.
+    reject(&mut fixture, "reason-0");
+    reject(&mut fixture, "reason-0");
+    assert_eq!((total(), of("other"), of("reason-0"), of("reason-16")), (82.0, 17.0, 2.0, 0.0));
+    // More at once than the programs have room for.
+    (0..400).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
+    assert_eq!(total(), 482.0);
+    (400..500).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
+    assert_eq!((total(), of("another-499")), (582.0, 1.0));
+    assert_eq!(exporter.metrics().matches("\nbitcoin_mempool_tx_rejected_total{").count(), 65);
+}
+
+/// Waits until the exporter counts as many inbound connections as the node.
+fn counts_inbound_connections(exporter: &Exporter, node: &Node) {
+    eventually("the exporter and the node count the same connections", || {
+        let of_node = node.json(&["getnetworkinfo"])["connections_in"].as_f64().unwrap();
+        (sum(exporter, "bitcoin_connections", "direction=\"in\"") == of_node).then_some(())
+    });
+}
+
+pub fn peers_that_reconnect_at_once_are_counted_as_the_node_does() {
+    let node = Node::start(&[]);
+    let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
+    let _other = Peer::connect(node.p2p_port);
+    let mut peer = Peer::connect(node.p2p_port);
+    counts_inbound_connections(&exporter, &node);
+    for _ in 0..20 {
+        drop(std::mem::replace(&mut peer, Peer::connect(node.p2p_port)));
+        drop(peer);
+        peer = Peer::connect(node.p2p_port);
+        counts_inbound_connections(&exporter, &node);
+    }
+}
+
+pub fn connections_from_before_the_exporter_are_counted() {
+    let node = Node::start(&[]);
+    let mut peers: Vec<_> = (0..3).map(|_| Peer::connect(node.p2p_port)).collect();
+    let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
+    let inbound = "bitcoin_connections{node=\"localhost\",direction=\"in\"}";
+    // The node counts the closed one for another moment: how many there are is not known.
+    drop(peers.pop());
+    eventually("the end of the connection is seen", || {
+        (sum(&exporter, "bitcoin_connections_closed_total", "") == 1.0).then_some(())
+    });
+    peers.push(Peer::connect(node.p2p_port));
+    assert!([None, Some(3.0)].contains(&exporter.value(inbound)), "{}", exporter.metrics());
+    std::thread::sleep(Duration::from_millis(2100));
+    peers.push(Peer::connect(node.p2p_port));
+    exporter.wait_for(inbound, 4.0);
+    peers.drain(..2);
+    exporter.wait_for(inbound, 2.0);
 }
 
 pub fn the_table_of_probes_says_what_the_binary_has() {

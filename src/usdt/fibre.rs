@@ -1,20 +1,17 @@
 //! FIBRE block relay: provider `udp`.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use libbpf_rs::MapHandle;
-use nix::time::{ClockId, clock_gettime};
 use tracing::info;
 
 use super::blocks::{Event, Hash, What};
 use super::histogram::{Buckets, TXS};
-use super::maps::{self, skeleton};
-use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families, gauge, one};
+use super::maps::{self, Tallied, Tallies, skeleton};
+use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families, one};
 use crate::metrics::{Reading, Sample};
-use bpf::types::{counts, delivery, event, histogram, kind, reconstructed};
+use bpf::types::{counts, delivery, event, histogram, kind};
 
-skeleton!("fibre", counts: [counts], plain: [delivery, event, gauge, reconstructed]);
+skeleton!("fibre", counts: [counts], plain: [delivery, event]);
 
 const RECONSTRUCTION: Buckets =
     Buckets::new(1e6, &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
@@ -64,17 +61,14 @@ fn mechanism(number: u32) -> &'static str {
 
 pub(super) struct Fibre {
     counts: MapHandle,
-    last_height: MapHandle,
-    last_reconstructed: MapHandle,
-    deliveries: MapHandle,
+    deliveries: Tallies<delivery>,
 }
+
+/// Pairs of a mechanism and a peer that are shown at a time.
+const DELIVERIES: usize = 256;
 
 pub(super) struct Totals {
     counts: counts,
-    last_height: bpf::types::gauge,
-    last_reconstructed: reconstructed,
-    /// Monotonic, as the programs have it.
-    now_ns: u64,
     /// Mechanism, peer, deliveries; sorted.
     deliveries: Vec<(u32, String, u64)>,
 }
@@ -99,7 +93,8 @@ impl Tracepoints for Fibre {
         Counter "fibre_block_race_wins_total" ["mechanism"] "Blocks by the mechanism that delivered them first",
             [block_race_winner], |t| counts_by(by_mechanism(&t.counts.wins));
         Counter "fibre_block_deliveries_total" ["mechanism", "peer"]
-            "Blocks by the mechanism and the peer that delivered them first; from the 257th pair on the peer is `other`",
+            "Blocks by the mechanism and the peer that delivered them first; of more than 256 pairs, the least recent are added to the \
+             peer `other`",
             [block_race_winner], |t| deliveries(t);
         Histogram "fibre_block_race_latency_seconds" ["mechanism"] "Time until a mechanism had the block, of those that took part",
             [block_race_time], |t| both(&LATENCY, t.counts.udp_latency_ns, t.counts.compact_latency_ns);
@@ -107,12 +102,6 @@ impl Tracepoints for Fibre {
             [block_race_time], |t| both(&MARGIN, t.counts.udp_margin_ns, t.counts.compact_margin_ns);
         Counter "fibre_races_with_both_total" [] "Races in which both mechanisms took part",
             [block_race_time], |t| count(t.counts.races_with_both);
-        Gauge "fibre_last_block_height" [] "Height of the block that was connected, raced or, where the node tells its height, reconstructed last",
-            [block_race_winner, block_race_time, block_reconstructed; "validation:block_connected"],
-            |t| gauge(t.last_height.known, t.last_height.value);
-        Gauge "fibre_block_reconstructed_event" ["height"]
-            "1 for 30 s after a block was reconstructed, then 0, with its height where the node tells it; for annotations",
-            [block_reconstructed], |t| arrival(t.last_reconstructed, t.now_ns);
         Histogram "fibre_block_missing_tx_count" [] "Transactions of a reconstructed block that were not in the mempool",
             [block_reconstruction_detail], |t| one(show(&MISSING_TXS, t.counts.missing_txs));
         Histogram "fibre_block_missing_tx_bytes" [] "Bytes of the transactions that were not in the mempool",
@@ -143,47 +132,45 @@ impl Tracepoints for Fibre {
         maps::number_names(&programs.maps.mechanisms_map, MECHANISMS.map(|(name, _)| name))?;
         Ok(Fibre {
             counts: MapHandle::try_from(&programs.maps.counts_map)?,
-            last_height: MapHandle::try_from(&programs.maps.last_height_map)?,
-            last_reconstructed: MapHandle::try_from(&programs.maps.last_reconstructed_map)?,
-            deliveries: MapHandle::try_from(&programs.maps.deliveries_map)?,
+            deliveries: Tallies::new(
+                MapHandle::try_from(&programs.maps.deliveries_map)?,
+                DELIVERIES,
+                |delivery: &delivery| delivery.mechanism,
+            ),
         })
     }
 
     fn read(&self) -> Totals {
-        let deliveries = maps::entries(&self.deliveries).filter_map(|(key, count)| {
-            let delivery: delivery = maps::decode(&key)?;
-            Some((delivery.mechanism, maps::text(&delivery.peer), count))
-        });
+        let Tallied { present, removed } = self.deliveries.read();
+        let deliveries =
+            present.iter().map(|(delivery, count)| (delivery.mechanism, maps::text(&delivery.peer), *count));
         let mut deliveries: Vec<_> = deliveries.collect();
         deliveries.sort();
-        Totals {
-            counts: maps::sum(&self.counts).unwrap_or_default(),
-            last_height: maps::single_value(&self.last_height).unwrap_or_default(),
-            last_reconstructed: maps::single_value(&self.last_reconstructed).unwrap_or_default(),
-            now_ns: clock_gettime(ClockId::CLOCK_MONOTONIC)
-                .map_or(0, |now| Duration::from(now).as_nanos() as u64),
-            deliveries,
+        let mut counts = self.counts();
+        for (count, mechanism) in counts.other_peers.iter_mut().zip(0..) {
+            *count += removed.get(&mechanism).copied().unwrap_or_default();
         }
+        Totals { counts, deliveries }
     }
 
     const LOG: Option<fn(&[u8])> = Some(log);
     const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
         let Some(event) = maps::decode::<event>(event) else { return };
         let what = match event.kind {
-            kind::RECONSTRUCTED => What::Fibre,
+            kind::RECONSTRUCTED => What::Fibre { height: (event.height_known != 0).then_some(event.height) },
             kind::RACED => What::Raced {
                 height: event.height,
                 udp_ns: Some(event.udp_ns).filter(|time| *time >= 0),
                 compact_ns: Some(event.compact_ns).filter(|time| *time >= 0),
             },
-            kind::WON => What::Won { mechanism: mechanism(event.mechanism) },
+            kind::WON => What::Won { height: event.height, mechanism: mechanism(event.mechanism) },
             _ => return,
         };
         queue.push(Event { time_ns: event.time_ns, hash: raw_hash(&event.hash), what });
     };
 
     fn events_processed(&self) -> Vec<(&'static str, u64)> {
-        let counts = self.read().counts;
+        let counts = self.counts();
         vec![
             ("block_reconstructed", counts.reconstructed),
             ("block_send_start", counts.sent),
@@ -192,6 +179,12 @@ impl Tracepoints for Fibre {
             ("block_reconstruction_detail", counts.detailed),
             ("block_header_chunk", counts.header_chunks),
         ]
+    }
+}
+
+impl Fibre {
+    fn counts(&self) -> counts {
+        maps::sum(&self.counts).unwrap_or_default()
     }
 }
 
@@ -245,16 +238,6 @@ fn raw_hash(bytes: &[u8; 65]) -> Hash {
     let read: Option<Vec<u8>> = (0..32).map(byte).collect();
     let read = read.and_then(|read| Hash::try_from(read).ok());
     read.unwrap_or_else(|| *bytes.first_chunk().expect("65 are more than 32"))
-}
-
-/// A series for the last block alone, for as long as `fibre_exporter.py` shows it as 1.
-fn arrival(last: reconstructed, now_ns: u64) -> Vec<Sample> {
-    const SHOWN: Duration = Duration::from_secs(30);
-    if last.time_ns == 0 {
-        return Vec::new();
-    }
-    let is_new = Duration::from_nanos(now_ns.saturating_sub(last.time_ns)) < SHOWN;
-    vec![Sample(vec![last.height.to_string()], Reading::Value(f64::from(u8::from(is_new))))]
 }
 
 fn stages(counts: &counts) -> Vec<Sample> {

@@ -1,7 +1,7 @@
 //! The thread that writes `debug.log`, of FIBRE's builds that have one: provider `logging`.
 
 use anyhow::Result;
-use libbpf_rs::MapHandle;
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::histogram::Buckets;
 use super::maps::{self, skeleton};
@@ -25,6 +25,9 @@ const KINDS: [&str; 3] = ["other", "write", "reopen"];
 
 pub(super) struct Logging {
     counts: MapHandle,
+    /// Operations that are under way.
+    queued: MapHandle,
+    started: MapHandle,
 }
 
 impl Tracepoints for Logging {
@@ -53,11 +56,25 @@ impl Tracepoints for Logging {
     }
 
     fn new(programs: &Loaded<Self>) -> Result<Self> {
-        Ok(Logging { counts: MapHandle::try_from(&programs.maps.counts_map)? })
+        Ok(Logging {
+            counts: MapHandle::try_from(&programs.maps.counts_map)?,
+            queued: MapHandle::try_from(&programs.maps.queued_map)?,
+            started: MapHandle::try_from(&programs.maps.started_map)?,
+        })
     }
 
     fn read(&self) -> Self::Totals {
         maps::sum(&self.counts).unwrap_or_default()
+    }
+
+    /// The next one numbers its operations from the beginning.
+    fn node_ended(&self) {
+        for map in [&self.queued, &self.started] {
+            let zero = vec![0; map.value_size() as usize];
+            for slot in 0..map.max_entries() {
+                let _ = map.update(&slot.to_ne_bytes(), &zero, MapFlags::ANY);
+            }
+        }
     }
 }
 

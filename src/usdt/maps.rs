@@ -1,7 +1,10 @@
 //! Reading the programs' maps, by the structs of the generated code.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use anyhow::Result;
-use libbpf_rs::{MapCore, MapFlags};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 /// A C struct of the generated code.
 ///
@@ -14,6 +17,9 @@ pub(super) unsafe trait Plain: Copy {}
 /// # Safety
 /// It is made of u64 alone.
 pub(super) unsafe trait Counts: Plain {}
+
+// SAFETY: an array of integers.
+unsafe impl<const N: usize> Plain for [u8; N] {}
 
 /// Includes the code that was generated from a BPF file as module `bpf`, and lists its structs that are read: those that
 /// are [`Counts`], then those that are [`Plain`].
@@ -69,12 +75,59 @@ pub(super) fn sum<T: Counts>(map: &impl MapCore) -> Option<T> {
     decode(&sums)
 }
 
-/// The keys and counts of a hash.
-pub(super) fn entries(map: &impl MapCore) -> impl Iterator<Item = (Vec<u8>, u64)> {
-    map.keys().filter_map(|key| {
-        let count = map.lookup(&key, MapFlags::ANY).ok().flatten()?;
-        Some((key, u64::from_ne_bytes(count.try_into().ok()?)))
-    })
+/// Counts by keys that peers choose, a `TALLIES_MAP`. Of more than `limit` keys, those that were counted least recently are removed;
+/// their counts are kept, so that no sum decreases.
+pub(super) struct Tallies<K> {
+    map: MapHandle,
+    limit: usize,
+    /// What a key belongs to, whose counts stay together when it is removed.
+    group: fn(&K) -> u32,
+    removed: Mutex<BTreeMap<u32, u64>>,
+}
+
+/// The counts at one moment.
+pub(super) struct Tallied<K> {
+    pub present: Vec<(K, u64)>,
+    /// The sum of those that were removed, by group.
+    pub removed: BTreeMap<u32, u64>,
+}
+
+impl<K: Plain> Tallies<K> {
+    pub fn new(map: MapHandle, limit: usize, group: fn(&K) -> u32) -> Self {
+        Tallies { map, limit, group, removed: Mutex::default() }
+    }
+
+    /// Reads them, after the removal of those that are too many.
+    pub fn read(&self) -> Tallied<K> {
+        let mut removed = self.removed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let keys: Vec<_> = self.map.keys().collect();
+        let mut present: Vec<_> = keys
+            .into_iter()
+            .filter_map(|key| {
+                let (number, last_ns) = tally(&self.map.lookup(&key, MapFlags::ANY).ok()??)?;
+                Some((last_ns, key, number))
+            })
+            .collect();
+        present.sort();
+        let too_many = present.len().saturating_sub(self.limit);
+        for (_, key, number) in present.drain(..too_many) {
+            // Before Linux 5.14 the count cannot be taken with the key; what is added in between is lost.
+            let taken = self.map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
+            let number = taken.map_or(number, |(number, _)| number);
+            let is_gone = taken.is_some() || self.map.delete(&key).is_ok();
+            if let Some(key) = decode::<K>(&key).filter(|_| is_gone) {
+                *removed.entry((self.group)(&key)).or_default() += number;
+            }
+        }
+        let present = present.iter().filter_map(|(_, key, number)| Some((decode(key)?, *number)));
+        Tallied { present: present.collect(), removed: removed.clone() }
+    }
+}
+
+/// The number and the time of a `struct tally`.
+fn tally(value: &[u8]) -> Option<(u64, u64)> {
+    let (number, rest) = value.split_first_chunk()?;
+    Some((u64::from_ne_bytes(*number), u64::from_ne_bytes(*rest.first_chunk()?)))
 }
 
 /// Gives the names their numbers, from 0 on, in a `NAMES_MAP`.

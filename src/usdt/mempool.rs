@@ -3,7 +3,7 @@
 use anyhow::Result;
 use libbpf_rs::MapHandle;
 
-use super::maps::{self, skeleton};
+use super::maps::{self, Tallied, Tallies, skeleton};
 use super::subject::{Loaded, Tracepoints, count, counts_by, families};
 use crate::metrics::{REMOVAL_REASONS, Sample};
 
@@ -11,8 +11,13 @@ skeleton!("mempool", counts: [counts], plain: []);
 
 pub(super) struct Mempool {
     counts: MapHandle,
-    rejected: MapHandle,
+    rejected: Tallies<Rejection>,
 }
+
+/// A reason, NUL-terminated: `REJECTION` of the BPF file.
+type Rejection = [u8; 128];
+/// Reasons that are shown at a time.
+const REASONS: usize = 64;
 
 pub(super) struct Totals {
     counts: bpf::types::counts,
@@ -36,7 +41,8 @@ impl Tracepoints for Mempool {
         Counter "bitcoin_mempool_tx_replaced_total" [] "Transactions replaced by others that pay more",
             [replaced], |t| count(t.counts.replaced);
         Counter "bitcoin_mempool_tx_rejected_total" ["reason"]
-            "Transactions not accepted to the mempool, by reason; from the 65th reason on `other`",
+            "Transactions not accepted to the mempool, by reason; `testmempoolaccept` of one transaction counts, too. Of more than 64 \
+             reasons, the least recent are added to `other`",
             [rejected], |t| rejected(t);
     }
 
@@ -44,15 +50,18 @@ impl Tracepoints for Mempool {
         maps::number_names(&programs.maps.reasons_map, REMOVAL_REASONS)?;
         Ok(Mempool {
             counts: MapHandle::try_from(&programs.maps.counts_map)?,
-            rejected: MapHandle::try_from(&programs.maps.rejected_map)?,
+            rejected: Tallies::new(MapHandle::try_from(&programs.maps.rejected_map)?, REASONS, |_| 0),
         })
     }
 
     fn read(&self) -> Totals {
+        let Tallied { present, removed } = self.rejected.read();
         let mut rejected: Vec<_> =
-            maps::entries(&self.rejected).map(|(reason, count)| (maps::text(&reason), count)).collect();
+            present.into_iter().map(|(reason, count)| (maps::text(&reason), count)).collect();
         rejected.sort();
-        Totals { counts: maps::sum(&self.counts).unwrap_or_default(), rejected }
+        let mut counts: bpf::types::counts = maps::sum(&self.counts).unwrap_or_default();
+        counts.rejected_other += removed.values().sum::<u64>();
+        Totals { counts, rejected }
     }
 }
 

@@ -10,12 +10,14 @@
 //!   `file_locks` among it. [`watch`] attaches to the node and follows its process.
 //! - [`events`] reads the rare events, logs them, and hands those of blocks to `blocks`, which puts the way of each block to the node
 //!   together. [`record`] keeps a row of each.
+//! - `clock` turns the kernel's time into the wall clock's.
 //! - [`page`] is what a browser shows of blocks.
 //! - [`probes`] are a binary's tracepoints; [`report`] is what the exporter says of itself.
 
 mod blocks;
 mod candidates;
 mod choice;
+mod clock;
 pub mod events;
 mod fibre;
 mod file_locks;

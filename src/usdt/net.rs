@@ -7,7 +7,7 @@ use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, Reconstr
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families};
 use crate::metrics::{MESSAGE_TYPES, Reading, Sample};
-use bpf::types::{connections, counts, direction, event, kind, messages};
+use bpf::types::{self, connections, counts, direction, event, kind, messages};
 
 skeleton!("net", counts: [counts], plain: [connections, event]);
 
@@ -34,7 +34,8 @@ impl Tracepoints for Net {
             [inbound_message, outbound_message], |t| by_type(&t.counts, |messages| messages.number);
         Counter "bitcoin_p2p_message_bytes_total" ["direction", "type"] "Bytes of the messages from and to peers, without their headers",
             [inbound_message, outbound_message], |t| by_type(&t.counts, |messages| messages.bytes);
-        Gauge "bitcoin_connections" ["direction"] "Open connections by who opened them, in or out, from the first that is opened on",
+        Gauge "bitcoin_connections" ["direction"] "Open connections by who opened them, in or out, from the first that is opened on; later, if others were closed within \
+             the two seconds before",
             [inbound_connection, outbound_connection], |t| open(&t.open);
         Counter "bitcoin_connections_opened_total" ["direction", "network"] "Connections opened",
             [inbound_connection, outbound_connection], |t| opened(&t.counts);
@@ -283,10 +284,11 @@ fn by_type(counts: &counts, of: fn(&messages) -> u64) -> Vec<Sample> {
 }
 
 fn open(open: &connections) -> Vec<Sample> {
-    let directions = [("in", open.inbound), ("out", open.outbound)];
-    let known = directions.into_iter().filter(|(_, gauge)| gauge.known != 0);
+    let number = |open: types::open| open.before.value + (open.opened as i64 - open.closed as i64);
+    let known =
+        [("in", open.inbound), ("out", open.outbound)].into_iter().filter(|(_, it)| it.before.known != 0);
     known
-        .map(|(direction, gauge)| Sample(vec![direction.into()], Reading::Value(gauge.value as f64)))
+        .map(|(direction, it)| Sample(vec![direction.into()], Reading::Value(number(it).max(0) as f64)))
         .collect()
 }
 

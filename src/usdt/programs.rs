@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -24,7 +23,7 @@ use crate::metrics::{self, Exemplar, Row};
 pub(super) struct Functions {
     /// The provider of its tracepoints, `validation`.
     pub provider: &'static str,
-    load: fn(&mut Option<MapHandle>) -> Result<Loaded>,
+    load: fn() -> Result<Loaded>,
     /// Its tracepoints, `validation:block_connected`, in the order of the BPF file. Needs no privilege.
     pub tracepoints: fn() -> Result<Vec<String>>,
     /// The metrics of this subject that a tracepoint feeds.
@@ -39,7 +38,7 @@ impl Functions {
             provider: S::PROVIDER,
             load: load::<S>,
             tracepoints: || {
-                let names = names(&open::<S>(|_| true, None)?);
+                let names = names(&open::<S>(|_| true)?);
                 Ok(names.into_iter().map(|name| probe_name(S::PROVIDER, name)).collect())
             },
             feeds: |tracepoint| {
@@ -136,8 +135,7 @@ impl Programs {
     /// Loads the programs of these subjects into the kernel.
     pub fn load(subjects: &[Subject]) -> Result<Self> {
         quiet_libbpf();
-        let mut last_height = None;
-        let loaded = subjects.iter().map(|subject| (subject.functions().load)(&mut last_height));
+        let loaded = subjects.iter().map(|subject| (subject.functions().load)());
         Ok(Programs {
             links: Vec::new(),
             loaded: loaded.collect::<Result<_>>()?,
@@ -233,53 +231,40 @@ impl Programs {
     }
 }
 
-/// One map for all subjects that have a map of this name; see common.h.
-const LAST_HEIGHT: &str = "last_height_map";
-
-/// A program that the kernel refuses costs only itself. The first subject that has `last_height` makes it, the others use
-/// it, too.
-fn load<S: Tracepoints>(last_height: &mut Option<MapHandle>) -> Result<Loaded> {
+/// A program that the kernel refuses costs only itself.
+fn load<S: Tracepoints>() -> Result<Loaded> {
     let mut refused = BTreeMap::new();
-    let shared = last_height.as_ref();
-    let skeleton = match open::<S>(|_| true, shared)?.load() {
+    let skeleton = match open::<S>(|_| true)?.load() {
         Ok(skeleton) => skeleton,
         Err(error) if is_forbidden(&error) => return Err(explain(error)),
         Err(error) => {
             // libbpf gives up at the first.
             debug!("not all programs of {} can be loaded: {:#}", S::PROVIDER, explain(error));
-            for name in names(&open::<S>(|_| true, shared)?) {
-                if let Err(error) = open::<S>(|it| it == name, shared)?.load() {
+            for name in names(&open::<S>(|_| true)?) {
+                if let Err(error) = open::<S>(|it| it == name)?.load() {
                     refused.insert(name, format!("{:#}", explain(error)));
                 }
             }
-            open::<S>(|name| !refused.contains_key(name), shared)?.load().map_err(explain)?
+            open::<S>(|name| !refused.contains_key(name))?.load().map_err(explain)?
         }
     };
     let subject = Arc::new(S::new(&skeleton)?);
-    let loaded = Loaded {
+    Ok(Loaded {
         provider: S::PROVIDER,
         skeleton: Box::new(skeleton),
         refused,
         subject,
         log: S::LOG,
         of_blocks: S::OF_BLOCKS,
-    };
-    if last_height.is_none() {
-        *last_height = loaded.map(LAST_HEIGHT)?;
-    }
-    Ok(loaded)
+    })
 }
 
 /// The programs of a subject, of which those that are `wanted` will be loaded. The memory of a skeleton's object is never
 /// given back: it lives as long as the process.
-fn open<S: Tracepoints>(wanted: impl Fn(&str) -> bool, last_height: Option<&MapHandle>) -> Result<Opened<S>> {
+fn open<S: Tracepoints>(wanted: impl Fn(&str) -> bool) -> Result<Opened<S>> {
     let mut opened =
         S::Builder::default().open(Box::leak(Box::new(MaybeUninit::uninit()))).map_err(explain)?;
     S::configure(&mut opened);
-    let mut map = opened.open_object_mut().maps_mut().find(|map| map.name() == LAST_HEIGHT);
-    if let (Some(map), Some(last_height)) = (&mut map, last_height) {
-        map.reuse_fd(last_height.as_fd())?;
-    }
     for mut program in opened.open_object_mut().progs_mut() {
         let is_wanted = wanted(&program.name().to_string_lossy());
         program.set_autoload(is_wanted);

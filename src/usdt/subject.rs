@@ -57,18 +57,17 @@ impl<T> Traced<T> {
     }
 }
 
-/// The constants of [`Tracepoints`]: a line for each family, with the tracepoints that feed it, those of other subjects as
-/// text. It is absent until one of them has been attached. A tracepoint without a program of its name does not compile.
+/// The constants of [`Tracepoints`]: a line for each family, with the tracepoints that feed it. It is absent until one of them has been attached. A tracepoint without a program of its name does not compile.
 macro_rules! families {
     ($provider:literal, $programs:ty;
-        $($kind:ident $name:literal [$($label:literal),*] $help:literal, [$($tracepoint:ident),+ $(; $other:literal)?], |$totals:ident| $read:expr;)*
+        $($kind:ident $name:literal [$($label:literal),*] $help:literal, [$($tracepoint:ident),+], |$totals:ident| $read:expr;)*
     ) => {
         const PROVIDER: &'static str = $provider;
         const FAMILIES: &'static [crate::metrics::Family<crate::usdt::subject::Traced<Self::Totals>>] = &[$({
             const SOURCES: &[&str] = &[$({
                 const _: usize = std::mem::offset_of!($programs, $tracepoint);
                 concat!($provider, ":", stringify!($tracepoint))
-            }),+ $(, $other)?];
+            }),+];
             crate::metrics::Family {
                 name: $name,
                 kind: crate::metrics::Kind::$kind,

@@ -4,15 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
-
+use super::active_chain::ActiveChain;
 use super::event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
 use super::families::{Counts, Totals};
 use super::journey::{Journey, Race};
 use super::timeline::{Arrival, Timeline, Way};
-use crate::metrics::now;
 use crate::usdt::histogram::Block;
-use crate::usdt::{maps, record};
+use crate::usdt::{clock, maps, record};
 
 /// Limit on blocks that are followed at a time.
 pub const MAX_BLOCKS: usize = 64;
@@ -26,8 +24,14 @@ const LAST: usize = 20;
 /// tells which blocks it has.
 const LATE: Duration = Duration::from_secs(60);
 
+/// Older than this a header is not by the time of its block's propagation: it was announced late, or a clock is wrong.
+const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
+
 #[derive(Default)]
 pub struct State {
+    chain: ActiveChain<(u64, Hash, Connected)>,
+    /// [`clock::epoch_ns`], of the events that are being worked off.
+    epoch_ns: i64,
     /// In the order in which they were first seen.
     pub timelines: VecDeque<Timeline>,
     counts: Counts,
@@ -68,7 +72,13 @@ impl Blocks {
     /// Works off what was added, in the order in which it happened. Returns the blocks that were connected, to be logged when nothing
     /// is locked any more.
     pub fn settle(&self) -> Vec<Journey> {
+        self.settle_at(clock::epoch_ns())
+    }
+
+    /// At this relation of the clocks.
+    pub fn settle_at(&self, epoch_ns: i64) -> Vec<Journey> {
         let state = &mut *self.state();
+        state.epoch_ns = epoch_ns;
         let mut queue = std::mem::take(&mut state.queue);
         queue.sort_by_key(|event| event.time_ns);
         for event in queue.drain(..) {
@@ -100,6 +110,9 @@ impl Blocks {
         state.timelines.clear();
         state.connections.clear();
         state.queue.clear();
+        state.flushes.clear();
+        // The next one may connect its blocks again, or be one of another chain.
+        state.chain = ActiveChain::default();
     }
 }
 
@@ -114,7 +127,7 @@ impl State {
             Some(position) => position,
             None => {
                 self.make_room();
-                self.timelines.push_back(Timeline::new(hash, time_ns, peer, by));
+                self.timelines.push_back(Timeline::new(hash, time_ns, peer, by, self.epoch_ns));
                 self.timelines.len() - 1
             }
         };
@@ -142,7 +155,14 @@ impl State {
         match what {
             What::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
             What::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
-            What::Connected(connected) => self.connected(hash, time_ns, &connected),
+            What::Connected(connected) => {
+                let (height, thread) = (connected.height, connected.thread);
+                for (time_ns, hash, connected) in
+                    self.chain.connected(height, hash, thread, (time_ns, hash, connected))
+                {
+                    self.connected(hash, time_ns, &connected);
+                }
+            }
             What::Alive { peer, connection } => {
                 self.connections.insert(peer, connection);
                 if self.connections.len() > MAX_CONNECTIONS {
@@ -153,10 +173,14 @@ impl State {
                 keep(&mut self.flushes, (time_ns.saturating_sub(duration_ns), time_ns));
             }
             What::Raced { height, udp_ns, compact_ns } => {
-                let (time, block_hash) = (unix_time(time_ns), maps::hash(&hash));
+                let (time, block_hash) = (unix_time(self.epoch_ns, time_ns), maps::hash(&hash));
+                self.counts.last_height = Some(height);
                 keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
             }
             _ => {
+                if let What::Fibre { height: Some(height) } | What::Won { height, .. } = what {
+                    self.counts.last_height = Some(height);
+                }
                 let told = self.tells_reconstruction;
                 // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
                 let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) else { return };
@@ -186,10 +210,10 @@ impl State {
                         timeline.reconstructed.get_or_insert((time_ns, peer, from));
                     }
                     What::Whole { peer } => timeline.deliver(time_ns, peer, Arrival::FullBlock),
-                    What::Fibre => {
+                    What::Fibre { .. } => {
                         timeline.fibre_ns.get_or_insert(time_ns);
                     }
-                    What::Won { mechanism } => timeline.race_winner = Some(mechanism),
+                    What::Won { mechanism, .. } => timeline.race_winner = Some(mechanism),
                     What::Announced { .. }
                     | What::Compact { .. }
                     | What::Connected(_)
@@ -248,11 +272,12 @@ impl State {
     }
 
     fn connected(&mut self, hash: Hash, time_ns: u64, connected: &Connected) {
-        let block = Block { height: connected.height, hash, time: unix_time(time_ns) };
+        let block = Block { height: connected.height, hash, time: unix_time(self.epoch_ns, time_ns) };
         let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
         let way = timeline.map(|timeline| {
             timeline.connected_ns = Some(time_ns);
-            let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, timeline.first_ns));
+            let first_unix = unix_time(timeline.epoch_ns, timeline.first_ns);
+            let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, first_unix));
             (Way::of(timeline, time_ns, connected, header_age_ns), &*timeline)
         });
         if let Some((_, timeline)) = &way {
@@ -283,7 +308,7 @@ impl State {
             self.timelines.len() < MAX_BLOCKS || self.timelines.iter().any(|it| it.connected_ns.is_some());
         if is_room && self.find(&hash).is_none() {
             self.make_room();
-            let timeline = Timeline::new(hash, time_ns, NOBODY, Announcement::Inv);
+            let timeline = Timeline::new(hash, time_ns, NOBODY, Announcement::Inv, self.epoch_ns);
             self.timelines.push_back(Timeline { connected_ns: Some(time_ns), ..timeline });
         }
     }
@@ -306,14 +331,13 @@ fn is_late(time_ns: u64, connected_ns: u64) -> bool {
     u128::from(time_ns.saturating_sub(connected_ns)) > LATE.as_nanos()
 }
 
-/// Unix seconds of a moment of the monotonic clock.
-fn unix_time(moment_ns: u64) -> f64 {
-    let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-    now() - monotonic.saturating_sub(Duration::from_nanos(moment_ns)).as_secs_f64()
+/// Unix seconds of a moment of the programs' clock.
+fn unix_time(epoch_ns: i64, moment_ns: u64) -> f64 {
+    epoch_ns.saturating_add_unsigned(moment_ns) as f64 / 1e9
 }
 
-/// How long after the header's time, Unix seconds, this moment of the monotonic clock was; `None` if it was before.
-fn age_ns(header_time: u32, moment_ns: u64) -> Option<u64> {
-    let age = unix_time(moment_ns) - f64::from(header_time);
-    (age > 0.0).then_some((age * 1e9) as u64)
+/// How long after the header's time, Unix seconds, a block was announced; `None` if it was before, or absurdly long.
+fn age_ns(header_time: u32, announced: f64) -> Option<u64> {
+    let age = announced - f64::from(header_time);
+    (age > 0.0 && age <= MAX_HEADER_AGE.as_secs_f64()).then_some((age * 1e9) as u64)
 }

@@ -33,10 +33,10 @@ pub enum What {
     Reconstructed { peer: i64, from: Reconstructed },
     /// The UTXO cache was written to disk; of no block.
     Flushed { duration_ns: u64 },
-    /// FIBRE has put it together.
-    Fibre,
+    /// FIBRE has put it together; newer builds pass the height.
+    Fibre { height: Option<i32> },
     /// FIBRE says which mechanism delivered it first.
-    Won { mechanism: &'static str },
+    Won { height: i32, mechanism: &'static str },
     /// FIBRE says how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
     Raced { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected it.
@@ -50,6 +50,31 @@ pub struct Connected {
     pub inputs: i64,
     pub sigops: i64,
     pub duration_ns: i64,
+    pub thread: Thread,
+}
+
+/// Threads of the node that connect blocks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Thread {
+    /// That begins the process: it checks the database at startup, and connects no block of the active chain.
+    Main,
+    /// Of peers' messages, or of files that are imported: it never checks the database.
+    Validation,
+    /// Of RPC, for example.
+    Other,
+}
+
+impl Thread {
+    /// By its name, as the kernel has it.
+    pub fn named(name: &str, is_main: bool) -> Self {
+        match name {
+            "b-msghand" | "b-initload" => Thread::Validation,
+            // bitcoin-qt's that begins the node.
+            "b-qt-init" => Thread::Main,
+            _ if is_main => Thread::Main,
+            _ => Thread::Other,
+        }
+    }
 }
 
 /// Where the transactions of a compact block came from.

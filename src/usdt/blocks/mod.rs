@@ -5,10 +5,12 @@
 //!
 //! - `event` is what can happen to a block, as the messages and tracepoints tell it.
 //! - `timeline` is what is known of one block, and how it came.
+//! - `active_chain` decides which of the blocks that the node connected count.
 //! - `correlation` follows the blocks, a bounded number of them, from what happened to them.
 //! - `journey` is what is told of a block when it was connected, `journal` its line in the log.
 //! - `families` are the metrics, with the last block of each bucket as exemplar.
 
+mod active_chain;
 mod correlation;
 mod event;
 mod families;
@@ -19,7 +21,9 @@ mod tests;
 mod timeline;
 
 pub(super) use correlation::Blocks;
-pub(super) use event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, What};
+pub(super) use event::{
+    Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, Thread, What,
+};
 pub(super) use families::{exemplars, families, fed_by, rows};
 pub(super) use journal::write as log;
 pub(super) use journey::Journey;

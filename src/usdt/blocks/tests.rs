@@ -7,9 +7,20 @@ use super::*;
 const MS: u64 = 1_000_000;
 const HASH: Hash = [7; 32];
 
+/// At the height 1, by the thread that handles messages.
 fn connected() -> What {
-    let duration_ns = 5 * MS as i64;
-    What::Connected(Connected { height: 1, transactions: 1, inputs: 0, sigops: 0, duration_ns })
+    connected_at(1, Thread::Validation)
+}
+
+fn connected_at(height: i32, thread: Thread) -> What {
+    What::Connected(Connected {
+        height,
+        transactions: 1,
+        inputs: 0,
+        sigops: 0,
+        duration_ns: 5 * MS as i64,
+        thread,
+    })
 }
 
 fn compact(peer: i64) -> What {
@@ -40,7 +51,7 @@ fn what_fibre_put_together_before_it_was_connected_is_fibres() {
         &blocks,
         [
             (110, HASH, connected()),
-            (100, HASH, What::Fibre),
+            (100, HASH, What::Fibre { height: None }),
             (101, HASH, compact(1)), // comes while FIBRE's block is being checked
             (90, HASH, inv(2)),
         ],
@@ -54,7 +65,7 @@ fn what_fibre_put_together_before_it_was_connected_is_fibres() {
         [
             (200, other, compact(1)),
             (210, other, connected()), // begun at 205
-            (206, other, What::Fibre),
+            (206, other, What::Fibre { height: None }),
         ],
     );
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("fibre", 1)]);
@@ -82,8 +93,9 @@ fn what_the_node_itself_says_of_a_block_comes_before_what_its_messages_tell() {
         happen(&blocks, [(90, HASH, What::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })]);
         happen(&blocks, [(100, HASH, compact(2))]);
         happen(&blocks, requested.map(told).into_iter().flatten());
-        let connected =
-            Connected { height: 1, transactions: 10, inputs: 0, sigops: 0, duration_ns: 5 * MS as i64 };
+        let duration_ns = 5 * MS as i64;
+        let thread = Thread::Validation;
+        let connected = Connected { height: 1, transactions: 10, inputs: 0, sigops: 0, duration_ns, thread };
         happen(&blocks, [(200, HASH, What::Connected(connected))]);
         let (last, _) = blocks.last();
         let of = &last[0];
@@ -127,7 +139,10 @@ fn who_announces_a_block_of_the_nodes_own_is_late_and_counts() {
     // A sync does not displace what waits to be connected.
     let hash = |number: u16| -> Hash { std::array::from_fn(|at| number.to_le_bytes()[at % 2]) };
     happen(&blocks, (1..=MAX_BLOCKS as u16).map(|number| (3000, hash(number), inv(1))));
-    happen(&blocks, (1000..2000).map(|number| (3001, hash(number), connected())));
+    happen(
+        &blocks,
+        (1000..2000).map(|number| (3001, hash(number), connected_at(number.into(), Thread::Other))),
+    );
     assert!(blocks.state().timelines.iter().all(|it| it.connected_ns.is_none()));
 }
 
@@ -158,7 +173,7 @@ fn a_hash_alone_announces_a_block_before_a_header_does() {
 #[test]
 fn who_won_fibres_race_is_told_with_the_block() {
     let blocks = Blocks::default();
-    let won = What::Won { mechanism: "fibre_udp" };
+    let won = What::Won { height: 1, mechanism: "fibre_udp" };
     happen(&blocks, [(1, HASH, compact(1)), (2, HASH, won), (10, HASH, connected())]);
     assert_eq!(blocks.last().0[0].race_winner, Some("fibre_udp"));
 }
@@ -229,4 +244,44 @@ fn peers_of_a_node_that_has_ended_are_forgotten() {
     happen(&blocks, [(10, HASH, connected())]);
     assert_eq!(arrivals(&blocks), [("other", 1)]);
     assert_eq!(blocks.totals().0.announcements, [0; 3]);
+}
+
+/// Header times are seconds: at the second 1,000,000 of the wall clock the kernel's is 0.
+const EPOCH_NS: i64 = 1_000_000 * 1_000_000_000;
+
+fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
+    let blocks = Blocks::default();
+    let announced = What::Announced { peer: 1, by: Announcement::Headers(header_time) };
+    blocks.add(|queue| queue.push(Event { time_ns: 5000 * MS, hash: HASH, what: announced }));
+    blocks.settle_at(EPOCH_NS);
+    blocks.add(|queue| queue.push(Event { time_ns: 6000 * MS, hash: HASH, what: connected() }));
+    blocks.settle_at(EPOCH_NS + steps_ns);
+    let (last, _) = blocks.last();
+    assert_eq!(last[0].time, 1_000_006.0 + steps_ns as f64 / 1e9);
+    last[0].header_age_ms
+}
+
+#[test]
+fn header_age_is_by_the_clock_at_the_announcement() {
+    const SECOND: i64 = 1_000_000_000;
+    for step in [0, -10 * SECOND, 3600 * SECOND, 600 * SECOND] {
+        assert_eq!(header_age_ms(1_000_000, step), Some(5000));
+    }
+    assert_eq!(header_age_ms(1_000_010, 0), None, "in the future");
+    assert_eq!(header_age_ms(1_000_005 - 7200, 0), Some(7_200_000));
+    assert_eq!(header_age_ms(1_000_005 - 7201, 0), None, "absurd");
+}
+
+#[test]
+fn check_of_the_database_leaves_a_block_as_it_was_counted() {
+    let blocks = Blocks::default();
+    happen(&blocks, [(1, HASH, compact(1)), (10, HASH, connected())]);
+    happen(&blocks, [(20, HASH, connected_at(1, Thread::Other)), (30, HASH, connected_at(1, Thread::Main))]);
+    assert_eq!(arrivals(&blocks), [("compact_complete", 1)]);
+    let (last, _) = blocks.last();
+    assert_eq!((last.len(), blocks.totals().0.connected), (1, 1));
+    // Of the next node nothing is known, and it may connect the same block.
+    blocks.node_ended();
+    happen(&blocks, [(40, HASH, connected_at(1, Thread::Other))]);
+    assert_eq!(blocks.totals().0.connected, 2);
 }

@@ -49,6 +49,8 @@ pub struct Peer {
 /// What is known of a block.
 pub struct Timeline {
     pub hash: Hash,
+    /// How the clocks were related when it was announced: see `clock`.
+    pub epoch_ns: i64,
     pub first_ns: u64,
     pub first_peer: i64,
     pub first_by: Announcement,
@@ -71,9 +73,10 @@ pub struct Timeline {
 
 impl Timeline {
     /// Of a block that this peer is the first to announce.
-    pub fn new(hash: Hash, first_ns: u64, first_peer: i64, first_by: Announcement) -> Self {
+    pub fn new(hash: Hash, first_ns: u64, first_peer: i64, first_by: Announcement, epoch_ns: i64) -> Self {
         Timeline {
             hash,
+            epoch_ns,
             first_ns,
             first_peer,
             first_by,

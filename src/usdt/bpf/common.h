@@ -13,7 +13,8 @@
 #define BOUNDS 15
 #define HASH 32
 #define NAME 16
-#define TEXT 64
+/* The longest address that a node prints has 68 characters, an onion service's with its port. */
+#define ADDRESS 72
 
 struct histogram {
 	__u64 sum;
@@ -38,12 +39,25 @@ struct histogram {
 		__type(value, __u32);            \
 	} name SEC(".maps")
 
-/* For the log. Each file that has it declares its own `struct event`. */
-#define EVENTS_MAP                                                                                 \
+/* Counts by keys that peers choose. User space keeps the number of entries small: `Tallies` in maps.rs. */
+struct tally {
+	__u64 number;
+	__u64 last_ns; /* monotonic */
+};
+#define TALLIES_MAP(name, size, key_type)        \
+	struct {                                 \
+		__uint(type, BPF_MAP_TYPE_HASH); \
+		__uint(max_entries, size);       \
+		__type(key, key_type);           \
+		__type(value, struct tally);     \
+	} name SEC(".maps")
+
+/* Events for user space, in a ring buffer of `size` bytes. Each file that has it declares its own `struct event`. */
+#define EVENTS_MAP(size)                                                                               \
 	const volatile struct event event_layout; /* puts the struct into the generated Rust code */ \
 	struct {                                                                                   \
 		__uint(type, BPF_MAP_TYPE_RINGBUF);                                                \
-		__uint(max_entries, 256 * 1024);                                                   \
+		__uint(max_entries, size);                                                         \
 	} events_map SEC(".maps")
 
 struct errors {
@@ -58,9 +72,6 @@ struct gauge {
 	__u64 known;
 	__s64 value;
 };
-
-/* The height of the block that was seen last, by whichever tracepoint: one map for all files that have it. */
-#define LAST_HEIGHT_MAP SINGLE_VALUE_MAP(last_height_map, ARRAY, struct gauge)
 
 /* Programs can be preempted by others on their processor, so even what is per processor is added to atomically. */
 static __always_inline void count_up(__u64 *to, __u64 amount)
@@ -83,11 +94,14 @@ static __always_inline void *single_value(void *map)
 	})
 
 /* The bucket is the number of bounds that are smaller than the value. It is found without a branch: of branches for each
- * bound there would be so many paths that the verifiers of old kernels do not come to an end. */
-static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __u64 value)
+ * bound there would be so many paths that the verifiers of old kernels do not come to an end. A negative value is not
+ * observed: nodes measure some durations with the wall clock, which can be set back. */
+static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __s64 value)
 {
 	__u32 bucket = 0;
 
+	if (value < 0)
+		return;
 #pragma unroll
 	for (int i = 0; i < BOUNDS; i++)
 		bucket += (bounds[i] - value) >> 63;
@@ -101,12 +115,21 @@ static __always_inline void set(struct gauge *gauge, __s64 value)
 	gauge->known = 1;
 }
 
-#define SEEN_HEIGHT(height)                                              \
-	({                                                               \
-		struct gauge *last_height = single_value(&last_height_map); \
-		if (last_height)                                         \
-			set(last_height, height);                        \
-	})
+/* Adds one to the count of this key; false if the map is full. */
+static __always_inline bool count_key(void *tallies, const void *key)
+{
+	struct tally none = {}, *tally = bpf_map_lookup_elem(tallies, key);
+
+	if (!tally) {
+		bpf_map_update_elem(tallies, key, &none, BPF_NOEXIST);
+		tally = bpf_map_lookup_elem(tallies, key);
+	}
+	if (!tally)
+		return false;
+	count_up(&tally->number, 1);
+	tally->last_ns = bpf_ktime_get_ns();
+	return true;
+}
 
 /* The number of a name; the last one, `size` - 1, for a name that has none. */
 static __always_inline __u32 number_of(void *names, const void *name, __u32 size)

@@ -35,27 +35,15 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* The block that was reconstructed last, of those whose height the node tells. */
-struct reconstructed {
-	__u64 time_ns; /* monotonic; 0 before the first */
-	__s64 height;
-};
-LAST_HEIGHT_MAP;
-SINGLE_VALUE_MAP(last_reconstructed_map, ARRAY, struct reconstructed);
 NAMES_MAP(mechanisms_map, MECHANISMS, MECHANISM_NAME);
 
 struct delivery {
 	__u32 mechanism;
-	__u8 peer[TEXT];
+	__u8 peer[ADDRESS];
 };
 
-/* Deliveries by peer. When it is full, further peers are `other`. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 256);
-	__type(key, struct delivery);
-	__type(value, __u64);
-} deliveries_map SEC(".maps");
+/* Deliveries by peer. If it is full, further peers are `other`. */
+TALLIES_MAP(deliveries_map, 1024, struct delivery);
 
 /* Fields that a kind of event does not have are zero. */
 struct event {
@@ -76,10 +64,10 @@ struct event {
 	__s64 from_mempool;
 	__s64 transactions;
 	__u32 mechanism;
-	__u8 peer[TEXT];
-	__u8 compact_peer[TEXT];
+	__u8 peer[ADDRESS];
+	__u8 compact_peer[ADDRESS];
 };
-EVENTS_MAP;
+EVENTS_MAP(256 * 1024);
 
 const volatile __u64 duration_us_bounds[BOUNDS];
 const volatile __u64 chunk_bounds[BOUNDS];
@@ -105,17 +93,6 @@ static __always_inline void block_height(struct event *event, __s32 height)
 	event->height_known = 1;
 }
 
-static __always_inline void reconstructed(__s32 height)
-{
-	struct reconstructed *last = single_value(&last_reconstructed_map);
-
-	SEEN_HEIGHT(height);
-	if (last) {
-		last->height = height;
-		last->time_ns = bpf_ktime_get_ns();
-	}
-}
-
 TRACEPOINT(block_reconstructed)
 {
 	__u64 used = argument(ctx, 3), received = argument(ctx, 4);
@@ -130,8 +107,6 @@ TRACEPOINT(block_reconstructed)
 	count_up(&counts->chunks_received, received);
 	observe(&counts->chunks, chunk_bounds, used);
 	observe(&counts->duration_us, duration_us_bounds, duration);
-	if (has_height)
-		reconstructed(height);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -140,7 +115,7 @@ TRACEPOINT(block_reconstructed)
 	if (has_height)
 		block_height(event, height);
 	block_hash(ctx, event);
-	string(ctx, 2, event->peer, TEXT);
+	string(ctx, 2, event->peer, ADDRESS);
 	event->chunks_used = used;
 	event->chunks_received = received;
 	event->peers = argument(ctx, 5);
@@ -153,20 +128,6 @@ TRACEPOINT(block_send_start)
 	count_up(&counts->sent, 1);
 }
 
-static __always_inline void deliver(struct counts *counts, const struct delivery *delivery)
-{
-	__u64 none = 0, *deliveries = bpf_map_lookup_elem(&deliveries_map, delivery);
-
-	if (!deliveries) {
-		bpf_map_update_elem(&deliveries_map, delivery, &none, BPF_NOEXIST);
-		deliveries = bpf_map_lookup_elem(&deliveries_map, delivery);
-	}
-	if (deliveries)
-		count_up(deliveries, 1);
-	else
-		count_up(&counts->other_peers[delivery->mechanism % MECHANISMS], 1);
-}
-
 TRACEPOINT(block_race_winner)
 {
 	__s32 height = argument(ctx, 2);
@@ -175,12 +136,12 @@ TRACEPOINT(block_race_winner)
 	struct event *event;
 
 	string(ctx, 3, mechanism, sizeof(mechanism));
-	string(ctx, 4, delivery.peer, TEXT);
+	string(ctx, 4, delivery.peer, ADDRESS);
 	delivery.mechanism = number_of(&mechanisms_map, mechanism, MECHANISMS);
 	count_up(&counts->won, 1);
 	count_up(&counts->wins[delivery.mechanism % MECHANISMS], 1);
-	deliver(counts, &delivery);
-	SEEN_HEIGHT(height);
+	if (!count_key(&deliveries_map, &delivery))
+		count_up(&counts->other_peers[delivery.mechanism % MECHANISMS], 1);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -189,7 +150,7 @@ TRACEPOINT(block_race_winner)
 	block_height(event, height);
 	event->mechanism = delivery.mechanism;
 	block_hash(ctx, event);
-	__builtin_memcpy(event->peer, delivery.peer, TEXT);
+	__builtin_memcpy(event->peer, delivery.peer, ADDRESS);
 	bpf_ringbuf_submit(event, 0);
 }
 
@@ -211,7 +172,6 @@ TRACEPOINT(block_race_time)
 		else
 			observe(&counts->compact_margin_ns, margin_ns_bounds, udp - compact);
 	}
-	SEEN_HEIGHT(height);
 	event = RESERVE();
 	if (!event)
 		return;
@@ -221,8 +181,8 @@ TRACEPOINT(block_race_time)
 	event->udp_ns = udp;
 	event->compact_ns = compact;
 	block_hash(ctx, event);
-	string(ctx, 4, event->peer, TEXT);
-	string(ctx, 6, event->compact_peer, TEXT);
+	string(ctx, 4, event->peer, ADDRESS);
+	string(ctx, 6, event->compact_peer, ADDRESS);
 	bpf_ringbuf_submit(event, 0);
 }
 

@@ -2,6 +2,8 @@
 #include "common.h"
 
 enum { REASONS = 8 };
+/* The longest reason of a rejection has 118 characters. */
+enum { REJECTION = 128 };
 
 struct counts {
 	__u64 added;
@@ -14,13 +16,8 @@ struct counts {
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 NAMES_MAP(reasons_map, REASONS, NAME); /* of removals */
 
-/* The reasons of rejections, as they come. When it is full, further ones are `other`. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 64);
-	__type(key, char[TEXT]);
-	__type(value, __u64);
-} rejected_map SEC(".maps");
+/* Rejections by reason. If it is full, further reasons are `other`. */
+TALLIES_MAP(rejected_map, 256, char[REJECTION]);
 
 TRACEPOINT(added)
 {
@@ -44,14 +41,9 @@ TRACEPOINT(replaced)
 
 TRACEPOINT(rejected)
 {
-	char reason[TEXT] = {};
-	__u64 none = 0, *rejected;
+	char reason[REJECTION] = {};
 
 	string(ctx, 2, reason, sizeof(reason));
-	rejected = bpf_map_lookup_elem(&rejected_map, reason);
-	if (!rejected) {
-		bpf_map_update_elem(&rejected_map, reason, &none, BPF_NOEXIST);
-		rejected = bpf_map_lookup_elem(&rejected_map, reason);
-	}
-	count_up(rejected ?: &counts->rejected_other, 1);
+	if (!count_key(&rejected_map, reason))
+		count_up(&counts->rejected_other, 1);
 }

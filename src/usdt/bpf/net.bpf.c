@@ -44,12 +44,23 @@ struct {
 } types_map SEC(".maps");
 const volatile __u64 multiplier;
 
-/* Open connections. */
+/* Open connections of one direction: `before` + `opened` - `closed`. */
+struct open {
+	__u64 opened;
+	__u64 closed;
+	__u64 last_opened_ns; /* monotonic */
+	__u64 last_closed_ns;
+	/* How many were open before these counts began. */
+	struct gauge before;
+};
 struct connections {
-	struct gauge inbound;
-	struct gauge outbound;
+	struct open inbound;
+	struct open outbound;
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
+
+/* A node counts a closed connection until its network thread has come round, every 50 ms. */
+enum { CLOSED_COUNTS_NS = 2000000000, OPENS_AT_ONCE_NS = 10000000 };
 
 /* A message that tells of a block, or one header of it. ALIVE is one that every peer sends now and then: `bytes` is the kind
  * of connection that it has, which the node says with each message. NEW_HEADER and RECONSTRUCTED are tracepoints of their own,
@@ -74,7 +85,7 @@ struct event {
 	} kind;
 	__u8 bytes[COPIED];
 };
-EVENTS_MAP;
+EVENTS_MAP(256 * 1024);
 
 /* `enum kind` by the number of a message's type. */
 const volatile __u8 inbound_kinds[TYPES];
@@ -115,7 +126,7 @@ static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_sp
 	if (inventory) {
 		__builtin_memcpy(event->bytes, inventory, COPIED);
 	} else if (kind == ALIVE) {
-		if (bpf_probe_read_user_str(event->bytes, TEXT, (void *)fetch(ctx, spec, 3)) < 0)
+		if (bpf_probe_read_user_str(event->bytes, sizeof(event->bytes), (void *)fetch(ctx, spec, 3)) < 0)
 			event->bytes[0] = 0;
 	} else {
 		read_message(event->bytes, from, size);
@@ -264,14 +275,27 @@ static __always_inline __u32 network(struct pt_regs *ctx)
 	return (network < NETWORKS ? network : NETWORKS - 1) % NETWORKS;
 }
 
-/* The node tells how many are open, this one among them. */
+/* The node passes the number of its connections of this direction. It is neither from the moment of the event nor without those
+ * that have just been closed: `before`, which never changes, follows from it only when nothing else has happened of late. Until
+ * then it is not known. */
+static __always_inline void opened(struct pt_regs *ctx, struct open *open)
+{
+	__u64 now = bpf_ktime_get_ns();
+	bool is_quiet = now - open->last_closed_ns > CLOSED_COUNTS_NS && now - open->last_opened_ns > OPENS_AT_ONCE_NS;
+
+	count_up(&open->opened, 1);
+	open->last_opened_ns = now;
+	if (is_quiet)
+		set(&open->before, argument(ctx, 5) - (__s64)(open->opened - open->closed));
+}
+
 TRACEPOINT(inbound_connection)
 {
 	struct connections *connections = single_value(&connections_map);
 
 	count_up(&counts->inbound.opened[network(ctx)], 1);
 	if (connections)
-		set(&connections->inbound, argument(ctx, 5));
+		opened(ctx, &connections->inbound);
 }
 
 TRACEPOINT(outbound_connection)
@@ -280,22 +304,22 @@ TRACEPOINT(outbound_connection)
 
 	count_up(&counts->outbound.opened[network(ctx)], 1);
 	if (connections)
-		set(&connections->outbound, argument(ctx, 5));
+		opened(ctx, &connections->outbound);
 }
 
 TRACEPOINT(closed_connection)
 {
 	struct connections *connections = single_value(&connections_map);
 	char type[NAME] = {};
-	struct gauge *gauge;
+	struct open *open;
 
 	count_up(&counts->closed[network(ctx)], 1);
 	string(ctx, 3, type, sizeof(type));
 	if (!connections)
 		return;
-	gauge = type[0] == 'i' && type[1] == 'n' ? &connections->inbound : &connections->outbound;
-	if (gauge->known && gauge->value > 0)
-		__sync_fetch_and_add(&gauge->value, -1);
+	open = type[0] == 'i' && type[1] == 'n' ? &connections->inbound : &connections->outbound;
+	count_up(&open->closed, 1);
+	open->last_closed_ns = bpf_ktime_get_ns();
 }
 
 TRACEPOINT(evicted_inbound_connection)

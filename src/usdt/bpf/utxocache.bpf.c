@@ -27,14 +27,17 @@ struct event {
 	__s64 coins;
 	__s64 bytes;
 };
-EVENTS_MAP;
+EVENTS_MAP(256 * 1024);
 
 const volatile __u64 flush_us_bounds[BOUNDS];
 
 static __always_inline void count(struct pt_regs *ctx, struct coins *coins)
 {
+	__s64 value = argument(ctx, 4);
+
 	count_up(&coins->number, 1);
-	count_up(&coins->value, argument(ctx, 4));
+	/* A coin that is spent already has -1: after a crash, a node spends coins a second time. */
+	count_up(&coins->value, value > 0 ? value : 0);
 }
 
 TRACEPOINT(add)

@@ -1,0 +1,217 @@
+//! Which of the blocks that the node connects become part of its active chain.
+//!
+//! `validation:block_connected` also fires when the node checks its database (`verifychain` and `-checklevel=4` connect the last blocks
+//! once more, in a cache that is dropped), and for the chainstate that validates, after a UTXO snapshot was loaded, the blocks below
+//! it. No argument tells them apart. What does:
+//!
+//! - the thread: a check at startup runs on the main thread, which connects nothing else; messages of peers and the import of files
+//!   only ever connect for good;
+//! - the height and the hash: a block above the tip is new; another hash than the known one at its height is a reorg; the same hash
+//!   again is a check.
+//!
+//! At a height whose block is not known, because the exporter is younger, the blocks that follow decide. The node holds a lock from
+//! one connection to the next of a check, so that nothing comes between them.
+
+use std::collections::VecDeque;
+
+use super::event::{Hash, Thread};
+
+/// Limit on blocks whose hash is remembered: a reorg within them is known at once.
+const REMEMBERED: usize = 1024;
+/// Limit on blocks that wait to be decided. A longer row below the known blocks is no reorg.
+const UNDECIDED: usize = 144;
+
+/// The end of the active chain.
+pub struct ActiveChain<T> {
+    /// Height of the last of `hashes`.
+    tip: i32,
+    /// At consecutive heights, without a gap; empty before the first block.
+    hashes: VecDeque<Hash>,
+    /// A row of blocks below `hashes`, at consecutive heights up to `next` - 1.
+    undecided: VecDeque<(Hash, T)>,
+    next: i32,
+    /// More than fit into `undecided`, which is empty then.
+    is_long: bool,
+}
+
+impl<T> Default for ActiveChain<T> {
+    fn default() -> Self {
+        ActiveChain { tip: 0, hashes: VecDeque::new(), undecided: VecDeque::new(), next: 0, is_long: false }
+    }
+}
+
+impl<T> ActiveChain<T> {
+    /// A block was connected. Returns what is certain now to be part of the active chain, in order: this block or none, and those before
+    /// it that were not decided.
+    pub fn connected(&mut self, height: i32, hash: Hash, thread: Thread, block: T) -> Vec<T> {
+        if thread == Thread::Main {
+            return Vec::new();
+        }
+        if self.hashes.is_empty() || height > self.tip {
+            // Not the next height: what came before belonged to another chainstate, or the snapshot of one was loaded.
+            if height != self.tip.wrapping_add(1) {
+                self.hashes.clear();
+            }
+            self.forget_undecided();
+            return self.extend(height, hash, block);
+        }
+        let depth = (self.tip - height) as usize;
+        let Some(kept) = self.hashes.len().checked_sub(depth + 1) else {
+            self.wait(height, hash, block);
+            return Vec::new();
+        };
+        if self.hashes[kept] == hash && thread == Thread::Other {
+            self.forget_undecided();
+            return Vec::new();
+        }
+        // A reorg. One that began below the known blocks has reached them.
+        let mut blocks = Vec::new();
+        if self.next == height && (self.is_long || !self.undecided.is_empty()) {
+            self.hashes.clear();
+            for (hash, block) in self.undecided.drain(..) {
+                self.hashes.push_back(hash);
+                blocks.push(block);
+            }
+        } else {
+            self.hashes.truncate(kept);
+        }
+        self.forget_undecided();
+        blocks.extend(self.extend(height, hash, block));
+        blocks
+    }
+
+    fn extend(&mut self, height: i32, hash: Hash, block: T) -> Vec<T> {
+        if self.hashes.len() == REMEMBERED {
+            self.hashes.pop_front();
+        }
+        self.hashes.push_back(hash);
+        self.tip = height;
+        vec![block]
+    }
+
+    /// Keeps a block until it is decided.
+    fn wait(&mut self, height: i32, hash: Hash, block: T) {
+        if height != self.next {
+            self.forget_undecided();
+        }
+        self.next = height.wrapping_add(1);
+        if self.undecided.len() == UNDECIDED {
+            self.is_long = true;
+            self.undecided.clear();
+        }
+        if !self.is_long {
+            self.undecided.push_back((hash, block));
+        }
+    }
+
+    fn forget_undecided(&mut self) {
+        self.undecided.clear();
+        self.is_long = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A chain, with blocks that are named by their heights and a letter for the branch.
+    #[derive(Default)]
+    struct Chain(ActiveChain<String>);
+
+    impl Chain {
+        fn connect(
+            &mut self,
+            thread: Thread,
+            branch: char,
+            heights: impl IntoIterator<Item = i32>,
+        ) -> String {
+            let mut counted = Vec::new();
+            for height in heights {
+                let mut hash = [branch as u8; 32];
+                hash[..4].copy_from_slice(&height.to_le_bytes());
+                counted.extend(self.0.connected(height, hash, thread, format!("{height}{branch}")));
+            }
+            counted.join(" ")
+        }
+    }
+
+    use Thread::{Main, Other, Validation};
+
+    #[test]
+    fn check_of_the_database_connects_nothing() {
+        let mut chain = Chain::default();
+        assert_eq!(chain.connect(Main, 'a', 1..=3), "", "at startup");
+        assert_eq!(chain.connect(Other, 'a', 4..=6), "4a 5a 6a");
+        assert_eq!(chain.connect(Other, 'a', 5..=6), "");
+        assert_eq!(chain.connect(Other, 'a', 1..=6), "", "of blocks that are older than the exporter");
+        assert_eq!(chain.connect(Other, 'a', [7]), "7a");
+        // Interrupted.
+        assert_eq!(chain.connect(Other, 'a', 1..=2), "");
+        assert_eq!(chain.connect(Other, 'a', [8]), "8a");
+        assert_eq!(chain.connect(Other, 'a', 1..=8), "");
+    }
+
+    #[test]
+    fn reorg_is_counted_on_every_thread() {
+        for thread in [Other, Validation] {
+            let mut chain = Chain::default();
+            chain.connect(thread, 'a', 1..=6);
+            assert_eq!(chain.connect(thread, 'b', 5..=7), "5b 6b 7b");
+            assert_eq!(chain.connect(thread, 'a', 5..=8), "5a 6a 7a 8a", "and back");
+            // To a shorter branch, and back: the old tip is not known any more.
+            assert_eq!(chain.connect(thread, 'c', [5]), "5c");
+            assert_eq!(chain.connect(thread, 'a', 5..=8), "5a 6a 7a 8a");
+        }
+    }
+
+    #[test]
+    fn block_connected_again_for_a_peer_is_counted() {
+        let mut chain = Chain::default();
+        chain.connect(Validation, 'a', 1..=6);
+        // A branch whose first block was invalid.
+        assert_eq!(chain.connect(Validation, 'a', 5..=6), "5a 6a");
+        assert_eq!(chain.connect(Other, 'a', 5..=6), "");
+    }
+
+    #[test]
+    fn reorg_below_the_first_known_block_is_counted_when_it_reaches_it() {
+        let mut chain = Chain::default();
+        chain.connect(Validation, 'a', [100]);
+        assert_eq!(chain.connect(Validation, 'b', 98..=99), "");
+        assert_eq!(chain.connect(Validation, 'b', 100..=101), "98b 99b 100b 101b");
+        assert_eq!(chain.connect(Other, 'b', 98..=101), "", "all of them are known now");
+        assert_eq!(chain.connect(Other, 'a', 99..=102), "99a 100a 101a 102a");
+    }
+
+    #[test]
+    fn background_validation_connects_nothing() {
+        let mut chain = Chain::default();
+        chain.connect(Validation, 'a', 1..=10);
+        assert_eq!(chain.connect(Validation, 'a', [301]), "301a", "the first above a snapshot");
+        assert_eq!(chain.connect(Validation, 'a', 11..=200), "");
+        assert_eq!(chain.connect(Validation, 'a', [302]), "302a");
+        assert_eq!(chain.connect(Validation, 'a', 201..=300), "");
+        assert_eq!(chain.connect(Validation, 'b', 302..=303), "302b 303b");
+        // The exporter is younger than the background validation: it is known at the next block.
+        let mut chain = Chain::default();
+        assert_eq!(chain.connect(Validation, 'a', 20..=21), "20a 21a");
+        assert_eq!(chain.connect(Validation, 'a', [301]), "301a");
+        assert_eq!(chain.connect(Validation, 'a', 22..=299), "");
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut chain = Chain::default();
+        chain.connect(Other, 'a', 1..=5000);
+        assert_eq!(chain.0.hashes.len(), REMEMBERED);
+        assert_eq!(chain.connect(Other, 'a', 1..=5000), "");
+        assert!(chain.0.undecided.is_empty());
+        chain.connect(Other, 'b', 1..=3000);
+        assert!(chain.0.undecided.is_empty() && chain.0.is_long);
+        // Deeper than anything that is undecided for so long: what replaces known blocks is counted.
+        let from = 5001 - REMEMBERED as i32;
+        assert_eq!(chain.connect(Other, 'b', 3001..from), "");
+        assert_eq!(chain.connect(Other, 'b', [from]), format!("{from}b"));
+        assert_eq!(chain.0.hashes.len(), 1);
+    }
+}

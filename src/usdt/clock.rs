@@ -1,0 +1,72 @@
+//! The clock of the kernel, which the programs read, and the wall clock.
+
+use std::fs;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Unix time in nanoseconds when the kernel's monotonic clock was 0: plus a time of the programs, the Unix time of that moment. Measured
+/// anew by each call, because the wall clock can be set and the monotonic one stands still while the machine is suspended.
+pub(super) fn epoch_ns() -> i64 {
+    /// Longer between the two clocks, and this thread was interrupted.
+    const AT_ONCE_NS: i64 = 20_000;
+    const TRIES: usize = 5;
+    let measured = (0..TRIES).map(|_| {
+        let (before, wall, after) =
+            (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_REALTIME), read(ClockId::CLOCK_MONOTONIC));
+        (after - before, wall - (before + (after - before) / 2))
+    });
+    let mut best = (i64::MAX, 0);
+    for one in measured {
+        best = best.min(one);
+        if best.0 < AT_ONCE_NS {
+            break;
+        }
+    }
+    best.1 + *NAMESPACE_OFFSET_NS
+}
+
+fn read(clock: ClockId) -> i64 {
+    clock_gettime(clock).map_or(0, |time| Duration::from(time).as_nanos() as i64)
+}
+
+/// How far the monotonic clock of our time namespace is ahead of the kernel's. It cannot change while a process is in the namespace.
+static NAMESPACE_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
+    // The file has the offsets of the namespace that children will be in.
+    let namespace = |name| fs::read_link(format!("/proc/self/ns/{name}")).ok();
+    match namespace("time") {
+        Some(ours) if namespace("time_for_children") == Some(ours.clone()) => {
+            fs::read_to_string("/proc/self/timens_offsets")
+                .ok()
+                .and_then(|text| monotonic_ns(&text))
+                .unwrap_or(0)
+        }
+        _ => 0,
+    }
+});
+
+/// Of `/proc/PID/timens_offsets`: a line each for the clocks, with seconds and nanoseconds.
+fn monotonic_ns(offsets: &str) -> Option<i64> {
+    let mut words = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?.split_whitespace();
+    let mut number = || words.next()?.parse::<i64>().ok();
+    number()?.checked_mul(1_000_000_000)?.checked_add(number()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::monotonic_ns;
+
+    #[test]
+    fn offset_of_a_time_namespace_is_read() {
+        assert_eq!(
+            monotonic_ns("monotonic      86400         5\nboottime       1         0\n"),
+            Some(86_400_000_000_005)
+        );
+        assert_eq!(
+            monotonic_ns("monotonic           -2 500000000\nboottime            0         0\n"),
+            Some(-1_500_000_000)
+        );
+        assert_eq!(monotonic_ns(""), None);
+    }
+}
