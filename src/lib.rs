@@ -16,7 +16,7 @@
 //! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
 //! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
 //! - [`node_process`] is the node as a process.
-//! - `tls` reads certificates.
+//! - [`text`] bounds text from others; `tls` reads certificates.
 //! - [`logging`] writes to stderr or the journal.
 //! - [`init`] supervises the exporter in a container, as PID 1 or behind one.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
@@ -40,6 +40,7 @@ pub mod service;
 pub mod status;
 mod sys;
 pub mod systemd;
+pub mod text;
 mod tls;
 #[cfg(feature = "usdt")]
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-/// A call to the node that did not give what was asked for.
+use crate::text;
+
+/// A call to the node that did not give what was asked for. The texts come from the node, or from whatever answers in its
+/// place, and may be of any length; [`Display`](fmt::Display) bounds them to one line of [`text::MESSAGE_BYTES`].
 #[derive(Debug)]
 pub enum CallError {
     /// No answer within the deadline.
@@ -67,6 +70,12 @@ impl From<std::str::Utf8Error> for CallError {
 
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&text::message(fmt::from_fn(|f| self.write_unbounded(f))))
+    }
+}
+
+impl CallError {
+    fn write_unbounded(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CallError::TimedOut(after) => {
                 write!(f, "no answer within {}", humantime::format_duration(*after))
@@ -89,5 +98,22 @@ pub(super) fn if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, C
         Ok(answer) => Ok(Some(answer)),
         Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn an_error_is_one_short_line_whatever_the_node_sent() {
+    let text = || "x\n".repeat(1 << 20);
+    for error in [
+        CallError::Unimplemented(text()),
+        CallError::Failed(text()),
+        CallError::Disconnected(text()),
+        CallError::JsonRpc { code: -1, message: text() },
+        CallError::Http(text()),
+        CallError::Malformed(text()),
+    ] {
+        let line = error.to_string();
+        assert!(line.len() <= text::MESSAGE_BYTES && !line.contains(char::is_control), "{line}");
     }
 }

@@ -12,6 +12,7 @@ use super::{CallError, Thread};
 use crate::http_rpc::HttpRpc;
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
+use crate::text;
 
 /// Every method that is called. None of them changes anything; others are refused here.
 pub const METHODS: &[&str] = &[
@@ -167,14 +168,12 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
 }
 
 fn json_rpc_error(error: &Value) -> CallError {
-    /// Characters of its message that are kept.
-    const KEPT: usize = 200;
+    /// Limit on its message, in bytes.
+    const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
-    // Whatever answers: it is logged, as one line.
-    let printable = |character: char| if character.is_control() { ' ' } else { character };
     CallError::JsonRpc {
         code: error["code"].as_i64().unwrap_or(0),
-        message: message.chars().take(KEPT).map(printable).collect(),
+        message: text::bounded(message, MAX_BYTES),
     }
 }
 
