@@ -16,7 +16,7 @@
 //! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
 //! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
 //! - [`node_process`] is the node as a process.
-//! - [`text`] bounds text from others; `tls` reads certificates.
+//! - [`text`] bounds text from others; [`files`] reads files that users name, `tls` the certificates in them.
 //! - [`logging`] writes to stderr or the journal.
 //! - [`init`] supervises the exporter in a container, as PID 1 or behind one.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
@@ -25,8 +25,18 @@
 //! answer to the node; between them are atomics, and locks that are held for a lookup. Blocks are counted and log lines
 //! written by threads that only take from bounded queues.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::print_stderr,
+        clippy::print_stdout,
+        reason = "they panic when it is closed: cli::print_error, cli::print"
+    )
+)]
+
 pub mod cli;
 pub mod collect;
+pub mod files;
 pub mod generate;
 pub mod http;
 pub mod http_rpc;

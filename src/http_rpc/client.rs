@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, Notify};
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 use super::Settings;
 use super::connection::{Answer, Kept, exchange};
 use crate::ipc::{CallError, JsonRpcAnswer};
+use crate::text;
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
@@ -33,6 +35,8 @@ struct Shared {
     failed: Notify,
     /// Why it is not used, as it was logged; empty while it is used.
     said: RefCell<String>,
+    /// There were a cookie or a password when they were read last.
+    has_credentials: Cell<bool>,
     /// Whoever asks says what is wrong.
     quiet: Cell<bool>,
     /// Methods that were refused, which was logged.
@@ -53,6 +57,7 @@ impl HttpRpc {
             used: Cell::new(false),
             failed: Notify::new(),
             said: RefCell::default(),
+            has_credentials: Cell::new(false),
             quiet: Cell::new(false),
             forbidden: RefCell::default(),
         });
@@ -87,17 +92,18 @@ impl HttpRpc {
         }
     }
 
-    /// It cannot be used until it was found usable again. Says why when that changes.
+    /// It cannot be used until it was found usable again. Says why when that changes; the text may be the server's.
     pub fn give_up(&self, why: &str) {
+        let why = text::message(why);
         self.shared.used.set(false);
         if *self.shared.said.borrow() != why {
-            let text = format!("JSON-RPC over HTTP is not used: {why}");
-            match self.settings().required || self.settings().credentials.read().is_ok() {
+            let line = format!("JSON-RPC over HTTP is not used: {why}");
+            match self.settings().required || self.shared.has_credentials.get() {
                 _ if self.shared.quiet.get() => {}
-                true => warn!("{text}; trying again until it works"),
-                false => info!("{text}"),
+                true => warn!("{line}; trying again until it works"),
+                false => info!("{line}"),
             }
-            *self.shared.said.borrow_mut() = why.to_string();
+            *self.shared.said.borrow_mut() = why;
         }
     }
 
@@ -177,6 +183,12 @@ impl HttpRpc {
         })
     }
 
+    async fn read_credentials(&self) -> Result<HeaderValue, String> {
+        let read = self.settings().credentials.read().await;
+        self.shared.has_credentials.set(read.is_ok());
+        read
+    }
+
     /// The answer to a request with the credentials that were good last time, or with those that are there now.
     async fn authorized(&self, body: Bytes) -> Result<Answer, String> {
         let credentials = &self.settings().credentials;
@@ -185,9 +197,16 @@ impl HttpRpc {
         let kept = slot.take();
         let first = match &kept {
             Some(kept) => kept.authorization.clone(),
-            None => credentials.read()?,
+            None => self.read_credentials().await?,
         };
-        let (mut kept, answer) = exchange(self.settings(), kept, &first, &body).await?;
+        let (mut kept, answer) = match exchange(self.settings(), kept, &first, &body).await {
+            Ok(answered) => answered,
+            Err(why) => {
+                // A node that has ended has removed its cookie.
+                let _ = self.read_credentials().await;
+                return Err(why);
+            }
+        };
         if answer.status != StatusCode::UNAUTHORIZED {
             *slot = Some(kept);
             return Ok(answer);
@@ -196,7 +215,7 @@ impl HttpRpc {
             let (describe, advice) = (credentials.describe(), credentials.advice());
             Err(format!("the node refuses {describe} (401); {advice}"))
         };
-        let second = credentials.read()?;
+        let second = self.read_credentials().await?;
         if second == first {
             return refused();
         }
