@@ -12,6 +12,7 @@ use object::{Endianness, ReadCache};
 
 use super::target::Target;
 use super::{Programs, Subject, blocks};
+use crate::cli;
 use crate::node_process::Node;
 
 /// A place in a binary where a tracepoint fires. One tracepoint may have several.
@@ -146,7 +147,7 @@ pub fn table(subjects: &[Subject], target: &Target, node: Option<Node>) -> Resul
         None => Err(anyhow!("the node does not run")),
     };
     if let Err(error) = &attached {
-        eprintln!("not attached: {error:#}");
+        cli::print_error(format_args!("not attached: {error:#}"));
     }
     let mut table = String::new();
     writeln!(table, "{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS")?;
