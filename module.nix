@@ -41,6 +41,12 @@ let
       default = null;
       description = "TLS and basic authentication, in the format of Prometheus' exporter-toolkit. The service gets it as a credential; certificates it names need absolute paths that the service can read.";
     };
+    allowedHosts = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "metrics.example.com" ];
+      description = "Host names besides loopback's for which requests are answered when listening on loopback: a reverse proxy's, for example.";
+    };
     extraFlags = mkOption {
       type = types.listOf types.str;
       default = [ ];
@@ -97,7 +103,12 @@ let
     );
   command =
     exporter: binary: flags:
-    utils.escapeSystemdExecArgs ([ (lib.getExe' exporter.package binary) ] ++ flags ++ exporter.extraFlags)
+    utils.escapeSystemdExecArgs (
+      [ (lib.getExe' exporter.package binary) ]
+      ++ flags
+      ++ lib.concatMap (name: [ "--web.allowed-host" name ]) exporter.allowedHosts
+      ++ exporter.extraFlags
+    )
     + lib.concatStrings (lib.mapAttrsToList (name: secret: " ${secret.flag} %d/${name}") (secrets exporter));
   credentials = exporter: {
     LoadCredential = lib.mapAttrsToList (name: secret: "${name}:${secret.file}") (secrets exporter);

@@ -92,7 +92,7 @@ fn main() {
                 let mut scrapes = 0;
                 while !done.load(Relaxed) {
                     let _open = gate.read().unwrap();
-                    stream.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+                    stream.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
                     let mut length = 0;
                     while line != "\r\n" {
                         line.clear();

@@ -1,6 +1,7 @@
 //! The arguments that both binaries have, and how each names its environment variables.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::{ArgMatches, Args, Command, Parser};
 
 use crate::generate::{self, Generated};
-use crate::http::{Address, WebConfig};
+use crate::http::{Address, Endpoint, HostName, WebConfig};
 use crate::logging::{self, Log};
 
 /// The version, and what the binary was built from.
@@ -26,6 +27,12 @@ pub struct Shared {
     /// TLS and basic authentication for the endpoint, in the format that the Prometheus exporters share
     #[arg(long = "web.config.file", value_name = "PATH", env = "WEB_CONFIG_FILE")]
     pub web_config_file: Option<PathBuf>,
+
+    /// Answer requests for this host name too, when listening on loopback: a reverse proxy's, for example. Repeat it or
+    /// separate names by commas. Default: only localhost, 127.0.0.0/8 and [::1], against DNS rebinding; on other addresses any name
+    /// is answered
+    #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', env = "WEB_ALLOWED_HOST")]
+    pub web_allowed_host: Vec<HostName>,
 
     /// Log a line for each event; RUST_LOG overrides
     #[arg(long, env = "DEBUG")]
@@ -51,6 +58,11 @@ impl Shared {
     pub fn web_config(&self) -> Result<WebConfig> {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
+
+    /// Every page, as `--web.config.file` and `--web.allowed-host` have it.
+    pub fn endpoint(&self) -> Result<Endpoint> {
+        Ok(Endpoint::all(self.web_config()?).with_allowed_hosts(&self.web_allowed_host))
+    }
 }
 
 /// Reads a duration like `15s`; zero is refused, and what no clock can be added to.
@@ -62,6 +74,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it like 15s, 500ms or 1m")),
     }
+}
+
+/// Writes a line to standard error. Where that is closed or full the line is lost: `eprintln!` would panic.
+pub fn print_error(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Prints what a command answers.

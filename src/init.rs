@@ -21,8 +21,8 @@ use nix::unistd::{Pid, getpid, getppid};
 use procfs::process::{Process, all_processes};
 
 use crate::ipc::guard;
-use crate::sys;
 use crate::systemd::{self, CHILD_OF_INIT};
+use crate::{cli, sys};
 
 /// The environment variable that says whether to supervise: 1 or 0. Without it, containers are detected.
 pub const SUPERVISE: &str = "BITCOIND_IPC_EXPORTER_SUPERVISE";
@@ -155,11 +155,11 @@ fn end_others(signaled: &mut HashSet<i32>) -> bool {
             && signaled.insert(exporter.pid)
             && let Err(error @ Errno::EPERM) = kill(Pid::from_raw(exporter.pid), Signal::SIGTERM)
         {
-            eprintln!(
+            cli::print_error(format_args!(
                 "bitcoind-ipc-exporter: cannot end the exporter with process id {}: {error}; waiting for it, because its \
                  guard would be killed with this container",
                 exporter.pid
-            );
+            ));
         }
     }
     guards > 0 || !exporters.is_empty()

@@ -17,7 +17,7 @@
 //! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
 //! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
 //! - [`node_process`] is the node as a process.
-//! - `tls` reads certificates.
+//! - [`text`] bounds text from others; [`files`] reads files that users name, `tls` the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
 //! - [`init`] supervises the exporter in a container, as PID 1 or behind one.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
@@ -26,8 +26,18 @@
 //! answer to the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Blocks are
 //! counted and log lines written by threads that only take from bounded queues: no target that is not read delays anything.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::print_stderr,
+        clippy::print_stdout,
+        reason = "they panic when it is closed: cli::print_error, cli::print"
+    )
+)]
+
 pub mod cli;
 pub mod collect;
+pub mod files;
 pub mod generate;
 pub mod http;
 pub mod http_rpc;
@@ -41,7 +51,7 @@ pub mod service;
 pub mod status;
 mod sys;
 pub mod systemd;
-mod text;
+pub mod text;
 mod tls;
 #[cfg(feature = "usdt")]
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]

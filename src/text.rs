@@ -1,32 +1,94 @@
-//! Text from others, bounded where it comes in: a server can send any amount of it, and more than one line.
+//! Limits on text from others: a node, a server, a client. Each text is bounded once, where it enters.
 
-/// Limit on text that becomes a label.
-const LABEL_BYTES: usize = 256;
-/// Limit on text that becomes part of a log line or of a page.
-const LOG_BYTES: usize = 1024;
+use std::fmt::{self, Display, Write};
 
-/// Text that becomes a label: one line of at most 256 bytes.
-pub fn label(text: &str) -> String {
-    one_line(text, LABEL_BYTES)
+/// Limit on the value of a label, in bytes.
+pub const LABEL_BYTES: usize = 256;
+/// Limit on a field of a log line and on a message on a page, in bytes.
+pub const MESSAGE_BYTES: usize = 1024;
+
+/// What stands for the rest.
+const CUT: char = '…';
+
+/// At most `limit` bytes of the text, in one line: control characters become spaces, and a cut text ends in `…`. Formatting
+/// stops at the limit, so a large value costs no memory.
+pub fn bounded(text: impl Display, limit: usize) -> String {
+    let mut bounded = Bounded { text: String::new(), limit };
+    // The error of a full `Bounded`.
+    let _ = write!(bounded, "{text}");
+    bounded.text
 }
 
-/// Text that becomes part of a log line or of a page: one line of at most 1 kB.
-pub fn log_text(text: &str) -> String {
-    one_line(text, LOG_BYTES)
+/// The text as a message in a log line or on a page: [`bounded`] by [`MESSAGE_BYTES`].
+pub fn message(text: impl Display) -> String {
+    bounded(text, MESSAGE_BYTES)
 }
 
-/// The start of a text, cut between characters, with a space in place of each control character.
-pub fn one_line(text: &str, max_bytes: usize) -> String {
-    let start = &text[..text.floor_char_boundary(max_bytes)];
-    start.replace(char::is_control, " ")
+/// The text as the value of a label: [`bounded`] by [`LABEL_BYTES`].
+pub fn label(text: impl Display) -> String {
+    bounded(text, LABEL_BYTES)
+}
+
+struct Bounded {
+    text: String,
+    limit: usize,
+}
+
+impl Write for Bounded {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        for character in more.chars() {
+            let character = if character.is_control() { ' ' } else { character };
+            if self.text.len() + character.len_utf8() > self.limit {
+                while self.text.len() + CUT.len_utf8() > self.limit && self.text.pop().is_some() {}
+                if CUT.len_utf8() <= self.limit {
+                    self.text.push(CUT);
+                }
+                return Err(fmt::Error);
+            }
+            self.text.push(character);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
-#[test]
-fn text_is_one_bounded_line() {
-    let long = "é".repeat(1 << 20);
-    assert_eq!(label(&long), "é".repeat(128));
-    assert_eq!(log_text(&format!("x{long}")).len(), 1023);
-    assert_eq!(log_text("a\nb\u{1b}[31m\r"), "a b [31m ");
-    assert_eq!((label(""), one_line("é", 1)), (String::new(), String::new()));
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_up_to_the_limit_is_unchanged() {
+        assert_eq!(bounded("", 0), "");
+        assert_eq!(bounded("12345", 5), "12345");
+        assert_eq!(bounded(format_args!("{}-{}", "ab", 7), 4), "ab-7");
+    }
+
+    #[test]
+    fn longer_text_is_cut_between_characters() {
+        assert_eq!(bounded("123456789", 5), "12…");
+        assert_eq!(bounded("äöüäöü", 7), "äö…");
+        assert_eq!(bounded("123", 2), "", "no room for the sign of the cut");
+        for limit in 0..20 {
+            let text = bounded("1ä→😀".repeat(9), limit);
+            assert!(text.len() <= limit, "{limit}: {text}");
+        }
+    }
+
+    #[test]
+    fn control_characters_become_spaces() {
+        assert_eq!(bounded("a\nERROR \u{1b}[31mb\r\0\u{9b}", 100), "a ERROR  [31mb   ");
+    }
+
+    #[test]
+    fn formatting_stops_at_the_limit() {
+        struct Endless;
+        impl Display for Endless {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                loop {
+                    f.write_str("without end ")?;
+                }
+            }
+        }
+        assert_eq!(message(Endless).len(), MESSAGE_BYTES);
+        assert!(label(Endless).ends_with(CUT));
+    }
 }

@@ -1,27 +1,142 @@
-//! What serving and asking over TLS share: certificates in files.
+//! Certificates in files, for serving and for calls over TLS; when the served ones expire.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use der::asn1::{AnyRef, GeneralizedTime, UtcTime};
+use der::{Decode, Reader, SliceReader, Tag};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-/// The certificates in a PEM file; at least one.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let certificates: Vec<_> = certificates.with_context(|| format!("certificates of {}", path.display()))?;
+use crate::files;
+
+/// The certificates in the text of a PEM file; at least one.
+pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let certificates = certificates.with_context(|| format!("certificates of {}", path.display()))?;
     if certificates.is_empty() {
         bail!("{} holds no certificate", path.display());
     }
     Ok(certificates)
 }
 
-/// The authorities whose certificates are in a PEM file.
-pub fn authorities(path: &Path) -> Result<RootCertStore> {
+/// The authorities whose certificates are in the text of a PEM file.
+pub fn authorities(pem: &[u8], path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in certificates(pem, path)? {
         roots.add(certificate).with_context(|| path.display().to_string())?;
     }
     Ok(roots)
+}
+
+/// The text of a PEM file.
+pub fn read_pem(path: &Path) -> Result<Vec<u8>> {
+    files::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// When a certificate expires: `notAfter` of RFC 5280, 4.1.2.5; `None` if it is malformed or before 1970.
+pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
+    let mut reader = SliceReader::new(certificate).ok()?;
+    let since_1970 = reader.sequence(|certificate| {
+        first_of(certificate, |fields| {
+            // Version 1 lacks the version; then serial number, algorithm, issuer.
+            if Tag::peek(fields)?.is_context_specific() {
+                AnyRef::decode(fields)?;
+            }
+            for _ in 0..3 {
+                AnyRef::decode(fields)?;
+            }
+            first_of(fields, |validity| {
+                AnyRef::decode(validity)?;
+                match Tag::peek(validity)? {
+                    Tag::UtcTime => UtcTime::decode(validity).map(|time| time.to_unix_duration()),
+                    _ => GeneralizedTime::decode(validity).map(|time| time.to_unix_duration()),
+                }
+            })
+        })
+    });
+    since_1970.ok().map(|since_1970| UNIX_EPOCH + since_1970)
+}
+
+/// Reads the next field, a sequence, and skips the fields behind it.
+fn first_of<'a, T>(
+    fields: &mut SliceReader<'a>,
+    read: impl FnOnce(&mut SliceReader<'a>) -> der::Result<T>,
+) -> der::Result<T> {
+    let first = fields.sequence(read)?;
+    fields.drain(fields.remaining_len())?;
+    Ok(first)
+}
+
+/// Of each served certificate, by its file.
+static EXPIRY: Mutex<BTreeMap<PathBuf, SystemTime>> = Mutex::new(BTreeMap::new());
+
+/// Sets when the certificate that is served from this file expires.
+pub fn set_expiry(path: &Path, at: Option<SystemTime>) {
+    let mut expiry = EXPIRY.lock().expect("nobody panics holding it");
+    match at {
+        Some(at) => drop(expiry.insert(path.into(), at)),
+        None => drop(expiry.remove(path)),
+    }
+}
+
+/// When the first of the served certificates expires, in Unix seconds; `None` without any.
+pub fn first_expiry() -> Option<f64> {
+    let expiry = EXPIRY.lock().expect("nobody panics holding it");
+    expiry.values().min().map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
+}
+
+/// What to log about a certificate that has expired or expires soon.
+pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Option<String> {
+    /// Certificates for 90 days are usually renewed 30 days before their end.
+    const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+    let (path, at) = (path.display(), humantime::format_rfc3339_seconds(expires));
+    match expires.duration_since(now) {
+        Err(_) => Some(format!("the certificate {path} expired at {at}; clients reject it: renew it")),
+        Ok(left) if left <= SOON => {
+            let days = left.as_secs() / (24 * 60 * 60);
+            Some(format!("the certificate {path} expires at {at}, in {days} days; renew it"))
+        }
+        Ok(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    #[test]
+    fn expiry_is_read_from_certificates_of_both_time_formats() {
+        for (year, seconds) in [(1999, 915_148_800), (2049, 2_493_072_000), (2050, 2_524_608_000)] {
+            let mut params = CertificateParams::new(["localhost".to_string()]).unwrap();
+            params.not_before = date_time_ymd(1990, 1, 1);
+            params.not_after = date_time_ymd(year, 1, 1);
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            let expires = not_after(certificate.der());
+            assert_eq!(expires, Some(UNIX_EPOCH + Duration::from_secs(seconds)), "{year}");
+            let mut cut = certificate.der().to_vec();
+            while cut.pop().is_some() {
+                assert_eq!(not_after(&cut), None, "{} bytes", cut.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_warned_about_in_its_last_two_weeks() {
+        let expires = UNIX_EPOCH + 20_000 * DAY;
+        let warning = |now| expiry_warning(Path::new("/c.pem"), expires, now);
+        assert_eq!(warning(expires - 15 * DAY), None);
+        assert_eq!(
+            warning(expires - 3 * DAY).unwrap(),
+            "the certificate /c.pem expires at 2024-10-04T00:00:00Z, in 3 days; renew it"
+        );
+        assert!(warning(expires + DAY).unwrap().starts_with("the certificate /c.pem expired at 2024-10-04"));
+    }
 }

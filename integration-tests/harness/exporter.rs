@@ -105,7 +105,7 @@ impl Exporter {
 
     pub fn get(&self, path: &str) -> (u16, String) {
         let (status, _, body) =
-            self.request(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+            self.request(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
         (status, body)
     }
 

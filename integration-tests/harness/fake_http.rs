@@ -21,6 +21,8 @@ pub enum Mode {
     Works,
     /// Has these answers, by method or by method and first parameter, and no other methods.
     Answers(Arc<Value>),
+    /// Answers each call with this error message.
+    Error(Arc<str>),
     Status(&'static str),
     /// The same to this number of requests, then as `Works`.
     StatusOf(usize, &'static str),
@@ -188,6 +190,10 @@ fn answer(
                         json!({"jsonrpc": "2.0", "error": {"code": -32601, "message": "Method not found"}, "id": 1})
                     }
                 };
+                send("200 OK", "Content-Type: application/json\r\n", &answer.to_string())?;
+            }
+            Mode::Error(message) => {
+                let answer = json!({"jsonrpc": "2.0", "error": {"code": -1, "message": &*message}, "id": 1});
                 send("200 OK", "Content-Type: application/json\r\n", &answer.to_string())?;
             }
             Mode::Status(status) => send(status, "", "Work queue depth exceeded")?,

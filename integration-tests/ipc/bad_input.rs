@@ -4,7 +4,10 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use bitcoind_exporter::init::SUPERVISE;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
 use crate::eventually;
@@ -106,6 +109,35 @@ fn a_peer_that_never_answers_is_given_up_at_the_deadline() {
     let (_dir, path) = peer(b"", true);
     let said = refusal(&["--once", "--call-timeout", "200ms", path.to_str().unwrap()]);
     assert!(said.contains("no answer within 200ms"), "{said}");
+}
+
+/// `eprintln!` would panic, and a panic of PID 1 ends its container.
+#[test]
+fn an_error_that_cannot_be_printed_ends_it_in_order() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let failure = |arguments: &[&str]| command().args(arguments).stderr(full()).status().unwrap().code();
+    assert_eq!(failure(&["--once", "/nonexistent/node.sock"]), Some(1));
+    assert_eq!(failure(&["--guard"]), Some(1));
+    assert_eq!(failure(&["--no-such-option"]), Some(2));
+    // As its own parent, which is what PID 1 does.
+    let supervised =
+        command().args(["--once", "/nonexistent/node.sock"]).env(SUPERVISE, "1").stderr(full()).status();
+    assert_eq!(supervised.unwrap().code(), Some(1));
+    let wrong = command().env(SUPERVISE, "2").stderr(full()).status();
+    assert_eq!(wrong.unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_password_file_that_blocks_is_rejected() {
+    let dir = TempDir::new().unwrap();
+    let fifo = dir.path().join("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let fifo = fifo.to_str().unwrap();
+    let url = ["--once", "--rpc-url"];
+    let error = refusal(&[&url[..], &["http://127.0.0.1:1", "--rpc-cookie-file", fifo]].concat());
+    assert!(error.contains("it is not a regular file"), "{error}");
+    let error = refusal(&[&url[..], &["https://127.0.0.1:1", "--rpc-ca-file", fifo]].concat());
+    assert!(error.contains("it is not a regular file"), "{error}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::fake::{FakeNode, Offers};
 fn request(user: &str, password: &str) -> String {
     let credentials = BASE64_STANDARD.encode(format!("{user}:{password}"));
     format!(
-        "GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {credentials}\r\nConnection: close\r\n\r\n"
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic {credentials}\r\nConnection: close\r\n\r\n"
     )
 }
 
@@ -81,7 +81,8 @@ fn scrapers_that_do_not_read_are_hung_up_on_and_cost_little() {
             let mut stream = TcpStream::connect(exporter.address()).expect("it accepts");
             setsockopt(&stream, sockopt::RcvBuf, &2048).unwrap();
             stream.set_nonblocking(true).unwrap();
-            let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(200).as_bytes());
+            let _ =
+                stream.write_all("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200).as_bytes());
             if number % 200 == 0 {
                 most = most.max(resident());
             }
@@ -95,6 +96,39 @@ fn scrapers_that_do_not_read_are_hung_up_on_and_cost_little() {
     drop(scrapers);
 }
 
+fn status(exporter: &Exporter, path: &str, host: &str) -> (u16, String) {
+    let (status, _, body) =
+        exporter.request(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+    (status, body)
+}
+
+#[test]
+fn a_loopback_listener_answers_to_loopback_names_and_allowed_ones() {
+    let socket = "/nonexistent/node.sock";
+    let exporter = Exporter::start(socket.as_ref(), &["--web.allowed-host", "metrics.example,other.example"]);
+    let port = exporter.address().rsplit(':').next().unwrap().to_string();
+    for host in ["localhost", "127.0.0.1", "[::1]", "metrics.example", "Other.Example"] {
+        assert_eq!(status(&exporter, "/metrics", host).0, 200, "{host}");
+        assert_eq!(status(&exporter, "/metrics", &format!("{host}:{port}")).0, 200, "{host} with a port");
+    }
+    for path in ["/metrics", "/status.json", "/", "/livez"] {
+        let (status, body) = status(&exporter, path, &format!("rebound.example:{port}"));
+        assert!(status == 421 && body.contains("--web.allowed-host"), "{path}: {status} {body}");
+    }
+    let (status_of_ten, _, _) = exporter.request("GET /livez HTTP/1.0\r\n\r\n");
+    assert_eq!(status_of_ten, 200, "HTTP/1.0 has no host");
+    let log = exporter.log();
+    assert_eq!(log.matches("rejected a request for the host").count(), 1, "{log}");
+    // Others can reach it anyway.
+    let open = Exporter::spawn_where_it_listens(command().args(["--metrics-addr", "0.0.0.0:0", socket]));
+    let local = format!("127.0.0.1:{}", open.address().rsplit(':').next().unwrap());
+    let mut stream = TcpStream::connect(local).unwrap();
+    let mut answer = String::new();
+    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: node.example\r\nConnection: close\r\n\r\n").unwrap();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
 /// A page that is fetched again and again over one connection has time for each answer, not for all.
 #[test]
 fn a_scraper_that_keeps_its_connection_is_served() {
@@ -102,7 +136,7 @@ fn a_scraper_that_keeps_its_connection_is_served() {
     let mut stream = TcpStream::connect(exporter.address()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     for _ in 0..100 {
-        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut answer = [0; 1024];
         let read = stream.read(&mut answer).unwrap();
         assert!(answer[..read].starts_with(b"HTTP/1.1 200"));

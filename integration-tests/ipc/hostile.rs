@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoind_exporter::schema::proxy_capnp::thread_map;
@@ -10,11 +11,13 @@ use capnp::serialize::write_message_to_words;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::message;
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::eventually;
-use crate::exporter::Exporter;
+use crate::exporter::{Exporter, command};
 use crate::fake::{Event, FakeNode, Offers};
+use crate::harness::fake_http::{FakeHttp, Mode};
 use crate::node::Node;
 
 /// Megabytes of a process's resident memory.
@@ -111,10 +114,10 @@ fn hostile_requests_keep_no_scraper_out() {
 
     // A thousand requests in one go, and nobody reads the answers until later.
     let mut pipelined = connect();
-    let request = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+    let request = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     pipelined.write_all(request.repeat(999).as_bytes()).unwrap();
     still_serves("pipelined requests");
-    pipelined.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    pipelined.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answers = String::new();
     pipelined.read_to_string(&mut answers).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1000);
@@ -148,6 +151,40 @@ fn hostile_requests_keep_no_scraper_out() {
     eventually("the descriptors are free again", || {
         (exporter.value("process_open_fds")? <= before).then_some(())
     });
+}
+
+/// Texts of a megabyte each, where a node has short ones.
+#[test]
+fn long_texts_of_a_server_leave_pages_and_log_lines_short() {
+    let text = "<b>\n\u{1b}[31m".repeat(1 << 17);
+    let answers = |chain: &str| {
+        Mode::Answers(Arc::new(json!({
+            "getblockchaininfo":
+                {"chain": chain, "blocks": text, "bestblockhash": [text], "initialblockdownload": false},
+            "getblockhash": text,
+            "getbestblockhash": [text],
+            "getblockheader": text,
+            "getnetworkinfo": {"subversion": text, "version": 310000, "warnings": [text]},
+            "uptime": text,
+            "waitfornewblock": {"hash": [text], "height": text},
+        })))
+    };
+    for mode in [answers(&text), answers("regtest"), Mode::Error(text.as_str().into())] {
+        let http = FakeHttp::start(mode);
+        let options = ["--chain", "regtest", "--poll-interval", "50ms"];
+        let exporter = Exporter::spawn(command().args(http.arguments()).args(options));
+        eventually("it has asked", || (http.seen.lock().unwrap().len() > 2).then_some(()));
+        let (_, ready) = exporter.get("/readyz");
+        assert!(ready.len() < 2048, "{} bytes of /readyz", ready.len());
+        let (_, page) = exporter.get("/");
+        assert!(page.len() < 100_000 && !page.contains("[31m"), "{} bytes of /", page.len());
+        let (_, status) = exporter.get("/status.json");
+        assert!(status.len() < 20_000, "{} bytes of /status.json", status.len());
+        let log = exporter.log();
+        let longest = log.lines().map(str::len).max().unwrap();
+        assert!(longest < 2048, "a line of {longest} bytes");
+        assert!(!log.contains('\u{1b}'), "control characters in the log");
+    }
 }
 
 #[test]
@@ -193,7 +230,7 @@ fn who_asks_while_it_ends_is_answered_and_nobody_holds_it_up() {
     let dir = TempDir::new().unwrap();
     let mut exporter = Exporter::start(&dir.path().join("node.sock"), &[]);
     let mut slow = TcpStream::connect(exporter.address()).unwrap();
-    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n").unwrap();
     let _silent = TcpStream::connect(exporter.address()).unwrap();
     assert_eq!(exporter.get("/livez").0, 200); // both are accepted
     exporter.signal(Signal::SIGTERM);

@@ -240,7 +240,7 @@ fn an_exporter_that_the_node_launched_ends_with_it() {
     let metrics = || {
         use std::io::Read;
         let mut stream = UnixStream::connect(&http).ok()?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         Some(answer)
@@ -341,8 +341,8 @@ fn prometheus_scrapes_open_metrics() {
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     let accept = "Accept: application/openmetrics-text;version=1.0.0\r\n";
-    let (status, head, body) =
-        exporter.request(&format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}Connection: close\r\n\r\n"));
+    let (status, head, body) = exporter
+        .request(&format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\n{accept}Connection: close\r\n\r\n"));
     assert!(status == 200 && head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
     assert!(body.ends_with("# EOF\n"));
 
@@ -367,7 +367,7 @@ fn the_endpoint_answers_each_path_and_method_as_it_should() {
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     let ask = |method: &str, path: &str| {
-        exporter.request(&format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+        exporter.request(&format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
     };
     assert_eq!(ask("GET", "/livez").0, 200);
     assert_eq!(ask("GET", "/nothing").0, 404);
@@ -434,7 +434,7 @@ fn systemd_passes_the_connection_and_the_listening_socket() {
     let scraped = || {
         use std::io::Read;
         let mut stream = std::net::TcpStream::connect(address).ok()?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         answer.contains("\nbitcoin_up 1\n").then_some(())
@@ -453,9 +453,12 @@ fn silent_connections_keep_no_scraper_out() {
         (0..1000).map(|_| std::net::TcpStream::connect(exporter.address()).expect("it accepts")).collect();
     for (i, stream) in silent.iter_mut().enumerate() {
         // Some say nothing, some begin a request, some speak TLS, some never read the answer.
-        let said: &[u8] =
-            [&b""[..], b"GET /met", b"\x16\x03\x01\x02\x00", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"]
-                [i % 4];
+        let said: &[u8] = [
+            &b""[..],
+            b"GET /met",
+            b"\x16\x03\x01\x02\x00",
+            b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        ][i % 4];
         stream.write_all(said).unwrap();
     }
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));

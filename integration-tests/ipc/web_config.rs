@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
 use crate::eventually;
@@ -59,12 +61,92 @@ fn tls_is_served_and_renewed_certificates_are_used() {
     let plain = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exporter.get("/metrics")));
     assert!(plain.is_err());
 
-    std::thread::sleep(std::time::Duration::from_millis(20)); // so that the files' times differ
     certificate(dir.path());
-    assert_eq!(curl(&exporter, dir.path(), &[]).map(|(status, _)| status), Ok(200), "the new one is used");
+    let scraped = || curl(&exporter, dir.path(), &[]).map(|(status, _)| status);
+    eventually("the new one is used", || (scraped() == Ok(200)).then_some(()));
+    eventually("it is logged", || exporter.log().contains("renewed certificates are in use").then_some(()));
     std::fs::write(dir.path().join("key.pem"), "no key").unwrap();
-    assert_eq!(curl(&exporter, dir.path(), &[]).map(|(status, _)| status), Ok(200), "the old one stays");
-    eventually("it says so", || exporter.log().contains("cannot be used, the old ones stay").then_some(()));
+    eventually("it is logged", || exporter.log().contains("cannot be used, the old ones stay").then_some(()));
+    assert_eq!(scraped(), Ok(200), "the old one stays");
+}
+
+#[test]
+fn a_certificate_that_blocks_leaves_the_last_good_one() {
+    let dir = TempDir::new().unwrap();
+    certificate(dir.path());
+    let config = "tls_server_config: {cert_file: served.pem, key_file: key.pem}";
+    let served = dir.path().join("served.pem");
+    std::fs::copy(dir.path().join("cert.pem"), &served).unwrap();
+    let exporter = start(dir.path(), config);
+    let scraped = || curl(&exporter, dir.path(), &[]).map(|(status, _)| status);
+    assert_eq!(scraped(), Ok(200));
+    let replace_by_fifo = || {
+        std::fs::remove_file(&served).unwrap();
+        mkfifo(&served, Mode::S_IRWXU).unwrap();
+    };
+    replace_by_fifo();
+    let logged = |text: &str| exporter.log().matches(text).count();
+    eventually("it is logged", || (logged("it is not a regular file") > 0).then_some(()));
+    assert_eq!(scraped(), Ok(200), "the old one stays");
+    std::fs::remove_file(&served).unwrap();
+    std::fs::copy(dir.path().join("cert.pem"), &served).unwrap();
+    eventually("it is logged", || (logged("are there again") > 0).then_some(()));
+    assert_eq!(logged("it is not a regular file"), 1);
+    assert_eq!(scraped(), Ok(200));
+    // At the start the exporter ends.
+    replace_by_fifo();
+    let end = |config: &Path| {
+        let output = command().arg("--web.config.file").arg(config).arg("/none.sock").output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = end(&dir.path().join("web.yml"));
+    assert!(error.contains("served.pem: it is not a regular file"), "{error}");
+    let error = end(&served);
+    assert!(error.contains("served.pem: it is not a regular file"), "{error}");
+}
+
+#[test]
+fn certificates_that_expire_are_logged_and_exported() {
+    let dir = TempDir::new().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
+    let expires = |year| {
+        let mut parameters = rcgen::CertificateParams::new(["localhost".to_string()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        std::fs::write(dir.path().join("cert.pem"), parameters.self_signed(&key).unwrap().pem()).unwrap();
+    };
+    expires(2020);
+    let exporter = start(dir.path(), "tls_server_config: {cert_file: cert.pem, key_file: key.pem}");
+    eventually("it is logged", || exporter.log().contains("expired at 2020-01-01T00:00:00Z").then_some(()));
+    let shown = || {
+        let (_, body) = curl(&exporter, dir.path(), &["--insecure"]).ok()?;
+        let name = "bitcoin_exporter_certificate_expiry_timestamp_seconds ";
+        body.lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok())
+    };
+    assert_eq!(shown(), Some(1_577_836_800.0));
+    expires(4000);
+    eventually("the renewed one is shown", || (shown() == Some(64_060_588_800.0)).then_some(()));
+    assert_eq!(exporter.log().matches("expired at").count(), 1);
+}
+
+#[test]
+fn bcrypt_costs_that_nobody_waits_for_are_rejected_and_slow_ones_logged() {
+    let dir = TempDir::new().unwrap();
+    let hash = |cost: u32| bcrypt::hash("secret", 4).unwrap().replacen("$04$", &format!("${cost}$"), 1);
+    for cost in [99, 31] {
+        let path = dir.path().join("bad.yml");
+        std::fs::write(&path, format!("# users\nbasic_auth_users:\n  prom: {}\n", hash(cost))).unwrap();
+        let output = command().arg("--web.config.file").arg(&path).arg("/none.sock").output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("prom (line 3): a bcrypt cost of {cost}");
+        assert!(!output.status.success() && error.contains(&expected), "{error}");
+    }
+    let users = format!("basic_auth_users: {{slow: {}, fast: {}}}", hash(16), bcrypt::hash("x", 4).unwrap());
+    let exporter = start(dir.path(), &users);
+    let log = exporter.log();
+    assert!(log.contains("slow: checking a password with bcrypt cost 16 takes about"), "{log}");
+    assert!(!log.contains("fast:"), "{log}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::harness::node::Node;
 use crate::harness::prometheus::Prometheus;
 
 fn open_metrics(exporter: &Exporter) -> String {
-    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\
                    Connection: close\r\n\r\n";
     exporter.request(request).2
 }

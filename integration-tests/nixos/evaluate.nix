@@ -254,6 +254,7 @@ in
       ];
       nodeName = "50% of $HOME";
       webConfigFile = "/run/secrets/web.yml";
+      allowedHosts = [ "metrics.example.com" ];
     };
   };
   # These have to fail.

@@ -150,7 +150,8 @@ fn nix_module_evaluates() -> Result<(), Failed> {
     assert!(command.contains(r#""--node-name" "50%% of $$HOME" "#), "{command}");
     let block_log =
         r#""--block-log" "/var/lib/bitcoind-usdt-exporter/blocks.sqlite" "--block-log-keep" "100000""#;
-    let end = format!(r#""--tracepoints" "fibre,net" {block_log} --web.config.file %d/web.yml"#);
+    let allowed = r#""--web.allowed-host" "metrics.example.com""#;
+    let end = format!(r#""--tracepoints" "fibre,net" {block_log} {allowed} --web.config.file %d/web.yml"#);
     assert!(command.ends_with(&end), "{command}");
     assert_eq!(made["usdt"]["packages"], serde_json::json!(["bitcoind-exporter"]));
     assert_eq!(made["default"]["packages"], serde_json::json!([]));

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tracing::{info, warn};
 
-use crate::text::log_text;
+use crate::text;
 
 /// A warning of each kind has one of these texts. From `node::Warnings` of Bitcoin Core 28 to 32, and `GetWarnings` before.
 const KINDS: [(&str, &[&str]); 5] = [
@@ -64,7 +64,7 @@ impl Warnings {
             Value::String(text) => (vec![text.as_str()], false),
             _ => return vec![],
         };
-        let texts: Vec<_> = texts.into_iter().take(MAX_WARNINGS).map(log_text).collect();
+        let texts: Vec<_> = texts.into_iter().take(MAX_WARNINGS).map(text::message).collect();
         for text in texts.iter().filter(|text| !self.0.contains(text)) {
             warn!(kind = kind(text), "the node warns: {text}");
         }

@@ -81,12 +81,19 @@ impl Listener {
         }
     }
 
+    /// Whether it listens on a loopback address, which browsers of this machine can connect to, and no other machine.
+    pub(super) fn is_on_loopback(&self) -> bool {
+        match self {
+            Listener::Tcp(listener) => {
+                listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
+            }
+            Listener::Unix(..) => false,
+        }
+    }
+
     /// Whether only this machine can connect.
     pub(super) fn is_local(&self) -> bool {
-        match self {
-            Listener::Tcp(listener) => listener.local_addr().is_ok_and(|address| address.ip().is_loopback()),
-            Listener::Unix(..) => true,
-        }
+        matches!(self, Listener::Unix(..)) || self.is_on_loopback()
     }
 
     /// With the scheme that the configuration asks for.

@@ -6,12 +6,13 @@
 //! - `address` and `listener` are where to listen.
 //! - `server` accepts connections and answers requests; `connections` is how many there may be, `deadline` how long an
 //!   answer may take.
-//! - `routes` is what there is to ask for, and for whom; `negotiate` is what answers look like.
+//! - `routes` is what there is to ask for, and for whom; `host` under which names, `negotiate` what answers look like.
 //! - `web_config` is `--web.config.file`: TLS and passwords.
 
 mod address;
 mod connections;
 mod deadline;
+mod host;
 mod listener;
 mod negotiate;
 mod routes;
@@ -20,6 +21,7 @@ mod web_config;
 
 pub use address::Address;
 pub use connections::{Connections, Place};
+pub use host::HostName;
 pub use hyper_util::server::graceful::GracefulShutdown;
 pub use listener::Listener;
 pub use routes::Pages;

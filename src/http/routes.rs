@@ -118,6 +118,13 @@ fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>
         .expect("these headers are valid")
 }
 
+/// Asked by a name that a listener on loopback does not answer to.
+pub fn misdirected() -> Response<Full<Bytes>> {
+    let text = "a listener on loopback answers only requests for loopback's names (localhost, 127.0.0.1, [::1]); allow others, a \
+                reverse proxy's for example, with --web.allowed-host NAME\n";
+    respond(StatusCode::MISDIRECTED_REQUEST, TEXT, text.into())
+}
+
 /// Too many passwords wait to be checked.
 pub fn busy() -> Response<Full<Bytes>> {
     /// Retry-After, in seconds.

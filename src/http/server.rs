@@ -24,15 +24,18 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
 use super::deadline::Deadline;
-use super::routes::{Access, answer, busy, unauthorized};
+use super::host::AllowedHosts;
+use super::routes::{Access, answer, busy, misdirected, unauthorized};
 use super::web_config::Verdict;
-use super::{Connections, Listener, Pages, Place, WebConfig};
+use super::{Connections, HostName, Listener, Pages, Place, WebConfig};
 use crate::priority;
 use crate::systemd::Heartbeat;
 
-/// Connections at once, as far as the limit of open files allows. Prometheus uses one. Each costs up to 80 kB, most of it
-/// an answer that is not read.
+/// Connections of the process at once, as far as the limit of open files allows. Prometheus uses one. Each costs up to 80 kB,
+/// most of it an answer that is not read.
 const MAX_CONNECTIONS: u64 = 256;
+/// Of these, for health checks where they have a listener without a password.
+const MAX_HEALTH_CONNECTIONS: usize = 16;
 /// Open files that are not scrapers' connections.
 const OTHER_FILES: u64 = 64;
 /// A request's line and headers; Prometheus sends about 300 bytes.
@@ -55,17 +58,23 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Endpoint {
     web_config: WebConfig,
     access: Access,
+    hosts: AllowedHosts,
 }
 
 impl Endpoint {
     /// Every page, for those whom the configuration permits.
     pub fn all(web_config: WebConfig) -> Self {
-        Endpoint { web_config, access: Access::Everything }
+        Endpoint { web_config, access: Access::Everything, hosts: AllowedHosts::default() }
     }
 
     /// `/health` and `/ready`, with this certificate, if any.
     pub fn health(web_config: WebConfig) -> Self {
-        Endpoint { web_config, access: Access::Health }
+        Endpoint { web_config, access: Access::Health, hosts: AllowedHosts::default() }
+    }
+
+    /// On loopback, answers to these names too.
+    pub fn with_allowed_hosts(self, names: &[HostName]) -> Self {
+        Endpoint { hosts: AllowedHosts::loopback_and(names.to_vec()), ..self }
     }
 
     fn announce(&self, listener: &Listener) {
@@ -105,24 +114,52 @@ pub fn serve_on_thread(
     pages: Arc<impl Pages>,
     heartbeat: Heartbeat,
 ) -> Result<Serving> {
+    serve_on_thread_with(room(), listeners, pages, heartbeat)
+}
+
+fn serve_on_thread_with(
+    max_connections: usize,
+    listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
+    pages: Arc<impl Pages>,
+    heartbeat: Heartbeat,
+) -> Result<Serving> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let end = CancellationToken::new();
     let mut servers: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+    let listeners: Vec<_> = listeners.into_iter().collect();
+    let has_health = listeners.iter().any(|(_, endpoint)| endpoint.access == Access::Health);
+    let (connections, health_connections) = shares(max_connections, has_health);
+    let (connections, health_connections) =
+        (Connections::new(connections), Connections::new(health_connections));
     {
         let _runtime = runtime.enter();
-        for (listener, endpoint) in listeners {
+        for (listener, mut endpoint) in listeners {
             endpoint.announce(&listener);
+            if !listener.is_on_loopback() {
+                endpoint.hosts = AllowedHosts::any();
+            }
+            let connections = match endpoint.access {
+                Access::Everything => connections.clone(),
+                Access::Health => health_connections.clone(),
+            };
             let (endpoint, pages, end) = (Arc::new(endpoint), pages.clone(), end.clone());
             match &*listener {
                 Listener::Tcp(listener) => {
                     listener.set_nonblocking(true)?;
                     let listener = TcpListener::from_std(listener.try_clone()?)?;
-                    servers.push(Box::pin(serve(listener, |from| Some(from.ip()), endpoint, pages, end)));
+                    servers.push(Box::pin(serve(
+                        listener,
+                        |from| Some(from.ip()),
+                        connections,
+                        endpoint,
+                        pages,
+                        end,
+                    )));
                 }
                 Listener::Unix(listener, _) => {
                     listener.set_nonblocking(true)?;
                     let listener = UnixListener::from_std(listener.try_clone()?)?;
-                    servers.push(Box::pin(serve(listener, |_| None, endpoint, pages, end)));
+                    servers.push(Box::pin(serve(listener, |_| None, connections, endpoint, pages, end)));
                 }
             }
         }
@@ -145,6 +182,7 @@ pub fn serve_on_thread(
 async fn serve<L>(
     mut listener: L,
     ip: fn(&L::Addr) -> Option<IpAddr>,
+    connections: Arc<Connections>,
     endpoint: Arc<Endpoint>,
     pages: Arc<impl Pages>,
     end: CancellationToken,
@@ -152,7 +190,6 @@ async fn serve<L>(
     L: tokio_util::net::Listener,
     L::Io: AsFd + Send + Unpin + 'static,
 {
-    let connections = Connections::new(room());
     let graceful = GracefulShutdown::new();
     while let Some(accepted) = end.run_until_cancelled(listener.accept()).await {
         match accepted {
@@ -179,6 +216,12 @@ async fn serve<L>(
 fn room() -> usize {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     limit.saturating_sub(OTHER_FILES).clamp(1, MAX_CONNECTIONS) as usize
+}
+
+/// How many connections all listeners with pages have together, and those for health checks.
+fn shares(room: usize, has_health: bool) -> (usize, usize) {
+    let health = if has_health { (room / 4).clamp(1, MAX_HEALTH_CONNECTIONS) } else { 0 };
+    (room.saturating_sub(health).max(1), health)
 }
 
 /// The life of a connection, TLS included.
@@ -218,15 +261,19 @@ pub async fn serve_connection(
 ) -> Result<()> {
     let web_config = &endpoint.web_config;
     let answer = service_fn(async |request: Request<Incoming>| {
-        let mut response = match web_config.users().permit(request.headers(), place.from()).await {
-            Verdict::Permitted => {
-                if !web_config.users().is_empty() {
-                    place.set_authenticated();
+        let mut response = if endpoint.hosts.permit(request.uri(), request.headers()) {
+            match web_config.users().permit(request.headers(), place.from()).await {
+                Verdict::Permitted => {
+                    if !web_config.users().is_empty() {
+                        place.set_authenticated();
+                    }
+                    answer(&request, endpoint.access, pages)
                 }
-                answer(&request, endpoint.access, pages)
+                Verdict::Refused => unauthorized(),
+                Verdict::Busy => busy(),
             }
-            Verdict::Refused => unauthorized(),
-            Verdict::Busy => busy(),
+        } else {
+            misdirected()
         };
         response.headers_mut().extend(web_config.headers().clone());
         Ok::<_, Infallible>(response)
@@ -239,4 +286,77 @@ pub async fn serve_connection(
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(Deadline::new(stream, ANSWER_TIME)), answer);
     Ok(watcher.watch(connection).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Address;
+    use crate::metrics::Format;
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+
+    struct Fixed;
+
+    impl Pages for Fixed {
+        fn metrics(&self, _: Format) -> String {
+            "metrics".into()
+        }
+        fn ready(&self) -> Result<(), String> {
+            Ok(())
+        }
+        fn index(&self) -> String {
+            "index".into()
+        }
+    }
+
+    fn listener() -> (Arc<Listener>, SocketAddr) {
+        let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).unwrap();
+        let Listener::Tcp(tcp) = &listener else { unreachable!() };
+        let address = tcp.local_addr().unwrap();
+        (Arc::new(listener), address)
+    }
+
+    /// Whether a request on this connection is answered.
+    fn is_answered(stream: &mut TcpStream) -> bool {
+        let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request).is_ok() && stream.read(&mut [0; 1024]).is_ok_and(|read| read > 0)
+    }
+
+    #[test]
+    fn health_checks_have_a_small_share_of_the_connections() {
+        assert_eq!(shares(256, false), (256, 0));
+        assert_eq!(shares(256, true), (240, 16));
+        assert_eq!(shares(20, true), (15, 5));
+        assert_eq!(shares(1, true), (1, 1));
+    }
+
+    #[test]
+    fn connections_for_health_checks_close_no_scrapers() {
+        let [(metrics, metrics_at), (other, other_at), (health, health_at)] =
+            [listener(), listener(), listener()];
+        let listeners = [
+            (metrics, Endpoint::all(WebConfig::default())),
+            (other, Endpoint::all(WebConfig::default())),
+            (health, Endpoint::health(WebConfig::default())),
+        ];
+        let serving = serve_on_thread_with(6, listeners, Arc::new(Fixed), Heartbeat::default()).unwrap();
+        let mut scrapers: Vec<_> = (0..5)
+            .map(|number| TcpStream::connect(if number % 2 == 0 { metrics_at } else { other_at }).unwrap())
+            .collect();
+        assert!(scrapers.iter_mut().all(is_answered));
+        let mut checks: Vec<_> = (0..30).map(|_| TcpStream::connect(health_at).unwrap()).collect();
+        assert!(is_answered(checks.last_mut().unwrap()));
+        assert_eq!(
+            checks.iter_mut().filter_map(|check| is_answered(check).then_some(())).count(),
+            1,
+            "health's share"
+        );
+        assert!(scrapers.iter_mut().all(is_answered), "scrapers keep theirs");
+        // One more on the second listener closes one of the first's: all of them have one share.
+        let mut last = TcpStream::connect(other_at).unwrap();
+        assert!(is_answered(&mut last));
+        assert_eq!(scrapers.iter_mut().filter_map(|scraper| is_answered(scraper).then_some(())).count(), 4);
+        serving.finish();
+    }
 }

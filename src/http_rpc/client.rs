@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
@@ -29,6 +30,8 @@ struct Shared {
     state: watch::Sender<State>,
     /// Why it is not used, as it was logged; empty while it is used.
     last_logged: RefCell<String>,
+    /// There were a cookie or a password when they were read last.
+    has_credentials: Cell<bool>,
     /// The collector logs why there is no node.
     quiet: Cell<bool>,
     /// There were credentials once, or it is required: it should be used.
@@ -62,6 +65,7 @@ impl HttpRpc {
             deadline,
             state: watch::Sender::new(State::Unused(not_checked())),
             last_logged: RefCell::default(),
+            has_credentials: Cell::new(false),
             quiet: Cell::new(false),
             forbidden: RefCell::default(),
             on_failure: Box::new(on_failure),
@@ -96,11 +100,11 @@ impl HttpRpc {
 
     /// It cannot be used until it was found usable again. Says why when that changes.
     pub fn give_up(&self, failure: Failure) {
-        let Shared { wanted, settings, quiet, last_logged, .. } = &*self.0;
-        wanted.set(wanted.get() || settings.credentials.read().is_ok());
+        let Shared { wanted, settings, quiet, last_logged, has_credentials, .. } = &*self.0;
+        wanted.set(wanted.get() || has_credentials.get());
         if *last_logged.borrow() != failure.text {
             let text = format!("JSON-RPC over HTTP is not used: {failure}");
-            match settings.required || settings.credentials.read().is_ok() {
+            match settings.required || has_credentials.get() {
                 _ if quiet.get() => {}
                 true => warn!("{text}; trying again until it works"),
                 false => info!("{text}"),
@@ -232,17 +236,29 @@ impl HttpRpc {
         self.authorized(slot, body).await
     }
 
+    async fn read_credentials(&self) -> Result<HeaderValue, Failure> {
+        let read = self.settings().credentials.read().await;
+        self.0.has_credentials.set(read.is_ok());
+        read.map_err(|why| Failure::new(Cause::Unauthorized, why))
+    }
+
     /// The answer to a request with the credentials that were good last time, or with those that are there now.
     async fn authorized(&self, slot: &mut Option<Kept>, body: Bytes) -> Result<Answer, Failure> {
         let credentials = &self.settings().credentials;
-        let read = || credentials.read().map_err(|text| Failure::new(Cause::Unauthorized, text));
         // Taken out, so that a call that is given up closes it: its answer may still come.
         let kept = slot.take();
         let first = match &kept {
             Some(kept) => kept.authorization.clone(),
-            None => read()?,
+            None => self.read_credentials().await?,
         };
-        let (mut kept, answer) = exchange(self.settings(), kept, &first, &body).await?;
+        let (mut kept, answer) = match exchange(self.settings(), kept, &first, &body).await {
+            Ok(answered) => answered,
+            Err(why) => {
+                // A node that has ended has removed its cookie.
+                let _ = self.read_credentials().await;
+                return Err(why);
+            }
+        };
         if answer.status != StatusCode::UNAUTHORIZED {
             *slot = Some(kept);
             return Ok(answer);
@@ -252,7 +268,7 @@ impl HttpRpc {
             let text = format!("the node refuses {describe} (401); {advice}");
             Err(Failure::new(Cause::Unauthorized, text))
         };
-        let second = read()?;
+        let second = self.read_credentials().await?;
         if second == first {
             return refused();
         }

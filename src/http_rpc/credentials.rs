@@ -1,7 +1,6 @@
 //! What a node's JSON-RPC over HTTP asks for: its cookie, or a user with a password.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::HeaderValue;
 use nix::unistd::{Uid, User};
+
+use crate::files;
 
 /// The password of `--rpc-user`, where it comes from the environment.
 pub const PASSWORD_VARIABLE: &str = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD";
@@ -41,17 +42,17 @@ pub enum Password {
 
 impl Credentials {
     /// The `Authorization` header, of what is there now.
-    pub fn read(&self) -> Result<HeaderValue, String> {
+    pub async fn read(&self) -> Result<HeaderValue, String> {
         let both = match self {
             Credentials::Cookie(path) => {
-                let cookie = first_line(path, "cookie")?;
+                let cookie = first_line(path, "cookie").await?;
                 match cookie.contains(':') {
                     true => cookie,
                     false => return Err(format!("{} is not a cookie: it has no colon", path.display())),
                 }
             }
             Credentials::User { name, password: Password::File(path) } => {
-                format!("{name}:{}", first_line(path, "password")?)
+                format!("{name}:{}", first_line(path, "password").await?)
             }
             Credentials::User { name, password: Password::Environment } => {
                 match std::env::var(PASSWORD_VARIABLE) {
@@ -90,24 +91,28 @@ impl Credentials {
     }
 }
 
-fn first_line(path: &Path, what: &str) -> Result<String, String> {
+async fn first_line(path: &Path, what: &'static str) -> Result<String, String> {
+    let read = files::on_thread(path, move |path| read_first_line(path, what)).await;
+    read.unwrap_or_else(|error| Err(format!("cannot read the {what} in {}: {error}", path.display())))
+}
+
+fn read_first_line(path: &Path, what: &str) -> Result<String, String> {
     let at = path.display();
-    let metadata = path.metadata();
-    if metadata.as_ref().is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(format!("cannot read the {what} in {at}: it is not a file"));
-    }
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
-    match read {
-        Ok(_) => {}
+    let text = files::read_regular(path, MAX_FILE_BYTES).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|error| Error::new(ErrorKind::InvalidData, error))
+    });
+    let text = match text {
+        Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && what == "cookie" => {
             return Err(format!(
                 "there is no cookie at {at}; start the node with -server, or name its cookie with --rpc-cookie-file"
             ));
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            let owner =
-                metadata.ok().and_then(|file| User::from_uid(Uid::from_raw(file.uid())).ok().flatten());
+            let owner = path
+                .metadata()
+                .ok()
+                .and_then(|file| User::from_uid(Uid::from_raw(file.uid())).ok().flatten());
             let owner = owner.map_or(String::new(), |user| format!(" (it belongs to user {})", user.name));
             return Err(format!(
                 "cannot read the {what} in {at}: permission denied{owner}; run as that user, or let its group read it \
@@ -115,7 +120,7 @@ fn first_line(path: &Path, what: &str) -> Result<String, String> {
             ));
         }
         Err(error) => return Err(format!("cannot read the {what} in {at}: {error}")),
-    }
+    };
     match text.lines().next() {
         Some(line) if !line.is_empty() => Ok(line.to_string()),
         _ => Err(format!("{at} is empty: there is no {what} in it")),
@@ -126,30 +131,32 @@ fn first_line(path: &Path, what: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn read(credentials: &Credentials) -> Result<String, String> {
-        credentials.read().map(|header| {
+    async fn read(credentials: &Credentials) -> Result<String, String> {
+        credentials.read().await.map(|header| {
             let text = header.to_str().unwrap().strip_prefix("Basic ").unwrap();
             String::from_utf8(STANDARD.decode(text).unwrap()).unwrap()
         })
     }
 
-    #[test]
-    fn secrets_are_read_when_they_are_needed() {
+    #[tokio::test]
+    async fn secrets_are_read_when_they_are_needed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         let cookie = Credentials::Cookie(path.clone());
         let user = Credentials::User { name: "exporter".into(), password: Password::File(path.clone()) };
-        assert!(read(&cookie).unwrap_err().contains("there is no cookie at"));
+        assert!(read(&cookie).await.unwrap_err().contains("there is no cookie at"));
         for text in ["__cookie__:a", "__cookie__:b"] {
             std::fs::write(&path, text).unwrap();
-            assert_eq!(read(&cookie).unwrap(), text);
+            assert_eq!(read(&cookie).await.unwrap(), text);
         }
         std::fs::write(&path, "pass word\n").unwrap();
-        assert_eq!(read(&user).unwrap(), "exporter:pass word");
-        assert!(read(&cookie).unwrap_err().contains("no colon"));
+        assert_eq!(read(&user).await.unwrap(), "exporter:pass word");
+        assert!(read(&cookie).await.unwrap_err().contains("no colon"));
         std::fs::write(&path, "").unwrap();
-        assert!(read(&user).unwrap_err().contains("is empty"));
-        assert!(read(&Credentials::Cookie(dir.path().into())).unwrap_err().contains("not a file"));
+        assert!(read(&user).await.unwrap_err().contains("is empty"));
+        assert!(
+            read(&Credentials::Cookie(dir.path().into())).await.unwrap_err().contains("not a regular file")
+        );
         assert!(!format!("{user:?}").contains("pass word"));
     }
 }

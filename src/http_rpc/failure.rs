@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::text::log_text;
+use crate::text;
 
 /// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with this text.
     pub fn new(cause: Cause, text: impl Into<String>) -> Self {
-        Failure { cause, text: log_text(&text.into()) }
+        Failure { cause, text: text::message(text.into()) }
     }
 
     /// The same at this address.

@@ -12,7 +12,10 @@ use crate::tls;
 /// Trusts what these authorities have signed, in a PEM file; without it those of the system.
 pub fn trusting(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let roots = match authorities {
-        Some(path) => tls::authorities(path).context("--rpc-ca-file")?,
+        Some(path) => {
+            let pem = tls::read_pem(path).context("--rpc-ca-file")?;
+            tls::authorities(&pem, path).context("--rpc-ca-file")?
+        }
         None => of_system()?,
     };
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))

@@ -12,7 +12,7 @@ use super::{CallError, Thread, methods};
 use crate::http_rpc::HttpRpc;
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
-use crate::text::one_line;
+use crate::text;
 
 /// How a node takes JSON-RPC.
 #[derive(Clone)]
@@ -139,11 +139,12 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
 }
 
 fn json_rpc_error(error: &Value) -> CallError {
+    /// Limit on its message, in bytes.
     const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
     CallError::JsonRpc {
         code: error["code"].as_i64().unwrap_or(0),
-        message: one_line(message, MAX_BYTES),
+        message: text::bounded(message, MAX_BYTES),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The exporter's own process: the metrics that Prometheus client libraries share, from `/proc/self`, and its log.
+//! The exporter's own process: the metrics that Prometheus client libraries share, from `/proc/self`, its log, and the
+//! certificate that it serves.
 
 use std::sync::LazyLock;
 
@@ -11,8 +12,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::declare::Declare;
 use super::now;
-use crate::logging;
 use crate::node_process::cpu_seconds;
+use crate::{logging, tls};
 
 const CPU: (&str, &str) = ("process_cpu_seconds_total", "CPU time of the exporter, user and system");
 const RESIDENT: (&str, &str) = ("process_resident_memory_bytes", "Resident memory of the exporter");
@@ -21,6 +22,11 @@ const START: (&str, &str) = ("process_start_time_seconds", "Start of the exporte
 const LOG_DROPPED: (&str, &str) = (
     "bitcoin_exporter_log_lines_dropped_total",
     "Log lines that were not written because stderr, the journal or the log file took them too slowly or failed",
+);
+
+const CERTIFICATE_EXPIRY: (&str, &str) = (
+    "bitcoin_exporter_certificate_expiry_timestamp_seconds",
+    "When the certificate that the exporter serves expires, Unix seconds; absent without TLS",
 );
 
 /// When the metrics were declared, which a process does first. `/proc/stat` has the time of boot, from which the start
@@ -34,6 +40,7 @@ pub(super) fn declare(d: &mut Declare) {
     }
     d.row(START.0, "gauge", &[], START.1, "the exporter");
     d.row(LOG_DROPPED.0, "counter", &[], LOG_DROPPED.1, "the exporter");
+    d.row(CERTIFICATE_EXPIRY.0, "gauge", &[], CERTIFICATE_EXPIRY.1, "the exporter");
     d.registry.register_collector(Box::new(ProcSelf));
 }
 
@@ -48,6 +55,9 @@ impl Collector for ProcSelf {
         };
         show(LOG_DROPPED, &ConstCounter::new(logging::dropped_lines()))?;
         show(START, &ConstGauge::new(*STARTED))?;
+        if let Some(expires) = tls::first_expiry() {
+            show(CERTIFICATE_EXPIRY, &ConstGauge::new(expires))?;
+        }
         // Without /proc (a hidepid mount, say) there is nothing more to show.
         let Ok(process) = Process::myself() else { return Ok(()) };
         if let Ok(stat) = process.stat() {

@@ -5,8 +5,12 @@ use std::sync::{Mutex, MutexGuard};
 
 use serde::Serialize;
 
+use crate::text;
+
 /// How many are kept.
 const MAX_BLOCKS: usize = 10;
+/// Limit on a block's hash.
+const MAX_HASH_BYTES: usize = 64;
 
 /// A block that was the tip.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -34,8 +38,9 @@ impl LastBlocks {
         self.0.lock().expect("nobody panics holding it")
     }
 
-    /// This block is the tip.
+    /// This block is the tip. Its hash is 64 digits, or whatever a node sends in its place.
     pub fn tip(&self, hash: String, height: i32, seen: Option<f64>) {
+        let hash = text::bounded(hash, MAX_HASH_BYTES);
         let mut kept = self.kept();
         if kept.front().is_some_and(|tip| tip.hash == hash) {
             return; // we connected again

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::cli::VERSION;
 use crate::http::Pages;
 use crate::metrics::{Format, Metrics, now};
+use crate::text;
 
 pub use blocks::LastBlocks;
 pub use history::History;
@@ -60,8 +61,13 @@ impl Status {
         }
     }
 
-    /// Sets the state of the connection.
+    /// Sets the state of the connection. Its texts may be the node's, and are bounded here.
     pub fn set(&self, state: State) {
+        let state = match state {
+            State::Disconnected(why) => State::Disconnected(text::message(why)),
+            State::Connected(why) => State::Connected(text::message(why)),
+            State::Polled { interfaces, node } => State::Polled { interfaces, node: node.map(text::label) },
+        };
         *self.state.lock().expect("nobody panics holding it") = state;
     }
 
@@ -110,5 +116,25 @@ impl Pages for Status {
             "blocks": self.last_blocks.all(),
             "history": self.history.json(),
         }))
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn pages_stay_small_whatever_the_node_sends() {
+    let status = Status::new(Metrics::new());
+    let long = || "<b>\n".repeat(1 << 20);
+    for _ in 0..100 {
+        status.last_blocks.tip(long(), 1, None);
+    }
+    for state in [
+        State::Disconnected(long()),
+        State::Connected(long()),
+        State::Polled { interfaces: vec!["Rpc"], node: Some(long()) },
+    ] {
+        status.set(state);
+        let json = status.status().unwrap().to_string();
+        assert!(json.len() < 10_000, "{} bytes", json.len());
+        assert!(status.ready().err().unwrap_or_default().len() <= text::MESSAGE_BYTES);
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -14,6 +13,7 @@ use object::{Endianness, ReadCache};
 use super::target::Search;
 use super::watch::readable_binary;
 use super::{Programs, Subject, blocks};
+use crate::cli;
 
 /// A place in a binary where a tracepoint fires. One tracepoint may have several.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,7 +146,7 @@ pub fn table(subjects: &[Subject], search: &mut Search) -> Result<String> {
         None => Err(anyhow!("the node does not run")),
     };
     if let Err(error) = &attached {
-        let _ = writeln!(io::stderr(), "not attached: {error:#}");
+        cli::print_error(format_args!("not attached: {error:#}"));
     }
     let mut table = String::new();
     writeln!(table, "{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS")?;

@@ -1,4 +1,9 @@
 //! Prometheus exporter for a Bitcoin node over its IPC socket: arguments, wiring, exit code.
+#![deny(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "they panic when it is closed: cli::print_error, cli::print"
+)]
 
 mod arguments;
 
@@ -9,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bitcoind_exporter::cli::{self, Program};
 use bitcoind_exporter::collect::{self, Collector, Context};
-use bitcoind_exporter::http::{Endpoint, Listener};
+use bitcoind_exporter::http::Listener;
 use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::service::Service;
@@ -32,7 +37,7 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         // Logging may not have started, or may go elsewhere.
-        eprintln!("bitcoind-ipc-exporter: {error:#}");
+        cli::print_error(format_args!("bitcoind-ipc-exporter: {error:#}"));
         ExitCode::FAILURE
     })
 }
@@ -72,7 +77,7 @@ fn run() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let endpoint = Endpoint::all(arguments.shared.web_config()?);
+    let endpoint = arguments.shared.endpoint()?;
     let listener = listener.map_or_else(|| Listener::bind(&arguments.shared.metrics_addr), Ok)?;
     let service = Service::start(&runtime, [(listener, endpoint)], status.clone())?;
     let collector = Collector::new(context);

@@ -95,7 +95,10 @@ fn run() -> Result<ExitCode> {
 
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
-        .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))));
+        .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))))
+        .map(|(listener, endpoint)| {
+            (listener, endpoint.with_allowed_hosts(&arguments.shared.web_allowed_host))
+        });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let service = Service::start(&runtime, listeners, Arc::new(Status { metrics, ready, page }))?;
     let shutdown = CancellationToken::new();

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bitcoind_exporter::files;
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -93,7 +94,7 @@ fn error(command: &mut Command, why: String) -> clap::Error {
 /// The file's keys and values; those without a value are left out.
 fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
     let at = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| format!("--config {at}: {error}"))?;
+    let text = files::read_text(path).map_err(|error| format!("--config {at}: {error}"))?;
     parse(&text).map_err(|why| format!("{at}: {why}"))
 }
 

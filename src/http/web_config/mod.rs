@@ -8,13 +8,16 @@ mod tls;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 use rustls::ServerConfig;
 use serde::Deserialize;
+use tracing::warn;
 
+use crate::files;
 use basic_auth::Users;
 pub(super) use basic_auth::Verdict;
 use tls::{Tls, TlsServer};
@@ -71,7 +74,7 @@ impl WebConfig {
     /// Reads the file. Errors name the line, or the file that the configuration names.
     pub fn read(path: &Path) -> Result<Self> {
         let what = || format!("--web.config.file {}", path.display());
-        let text = std::fs::read_to_string(path).with_context(what)?;
+        let text = files::read_text(path).with_context(what)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         Self::parse(&text, folder).with_context(what)
     }
@@ -90,13 +93,16 @@ impl WebConfig {
                 HeaderValue::try_from(&value).with_context(what)?,
             );
         }
+        let mut costs = BTreeMap::new();
         for (user, hash) in &file.basic_auth_users {
-            hash.parse::<bcrypt::HashParts>().map_err(|error| {
-                anyhow!(
-                    "basic_auth_users: {user}: not a bcrypt hash ({error}); make one with htpasswd -nB {user}"
-                )
+            let cost = cost(hash).map_err(|why| {
+                let line = text.lines().position(|line| line.contains(hash.as_str()));
+                let line = line.map_or(String::new(), |line| format!(" (line {})", line + 1));
+                anyhow!("basic_auth_users: {user}{line}: {why}; make one with htpasswd -nBC 10 {user}")
             })?;
+            costs.insert(user.as_str(), cost);
         }
+        warn_about_slow_checks(&costs);
         let tls = file.tls_server_config.map(|tls| Tls::load(tls.within(folder))).transpose()?;
         Ok(WebConfig { tls, users: Users::new(file.basic_auth_users), headers })
     }
@@ -122,9 +128,84 @@ impl WebConfig {
     }
 }
 
+/// The cost of a bcrypt hash, or what is wrong with it.
+fn cost(hash: &str) -> Result<u32, String> {
+    /// bcrypt's own.
+    const MIN_COST: u32 = 4;
+    /// A check takes some seconds, and a scraper waits for it. Each step more doubles that.
+    const MAX_COST: u32 = 16;
+    let parts = hash.parse::<bcrypt::HashParts>().map_err(|error| format!("not a bcrypt hash ({error})"))?;
+    match parts.get_cost() {
+        cost @ MIN_COST..=MAX_COST => Ok(cost),
+        cost => Err(format!("a bcrypt cost of {cost} is not between {MIN_COST} and {MAX_COST}")),
+    }
+}
+
+/// Logs users whose passwords take longer than a second to check.
+fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
+    /// Cheap enough to be measured at startup.
+    const MEASURED_COST: u32 = 6;
+    /// With a lower cost, a check takes less than a second on any machine.
+    const MAYBE_SLOW_COST: u32 = 10;
+    if costs.values().all(|cost| *cost < MAYBE_SLOW_COST) {
+        return;
+    }
+    let measure = || {
+        let since = Instant::now();
+        let _ = bcrypt::hash("", MEASURED_COST);
+        since.elapsed()
+    };
+    // Of several, because another thread may have had the processor.
+    let measured = (0..3).map(|_| measure()).min().unwrap_or_default();
+    for (user, cost) in costs {
+        let check = check_time(measured, MEASURED_COST, *cost);
+        if check > Duration::from_secs(1) {
+            warn!(
+                "basic_auth_users: {user}: checking a password with bcrypt cost {cost} takes about {} s, and a client waits \
+                 for it; a lower cost is enough for a long random password (htpasswd -nBC 10 {user})",
+                check.as_secs_f64().round()
+            );
+        }
+    }
+}
+
+/// The time of a check, from the time of one with another cost. Each step doubles it.
+fn check_time(measured: Duration, measured_cost: u32, cost: u32) -> Duration {
+    measured.mul_f64(2_f64.powi(cost as i32 - measured_cost as i32))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Made with cost 4, and given another.
+    fn hash(cost: &str) -> String {
+        bcrypt::hash("secret", 4).unwrap().replacen("$04$", &format!("${cost}$"), 1)
+    }
+
+    #[test]
+    fn a_bcrypt_cost_that_no_client_waits_for_is_rejected() {
+        for good in ["04", "10", "16"] {
+            assert_eq!(cost(&hash(good)), Ok(good.parse().unwrap()));
+        }
+        for bad in ["00", "03", "17", "31", "99"] {
+            let config = format!("\nbasic_auth_users:\n  good: {}\n  prom: {}\n", hash("04"), hash(bad));
+            let error = error(&config);
+            let expected = format!(
+                "basic_auth_users: prom (line 4): a bcrypt cost of {} is not",
+                bad.parse::<u32>().unwrap()
+            );
+            assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_step_of_cost_doubles_the_time_of_a_check() {
+        let measured = Duration::from_millis(4);
+        assert_eq!(check_time(measured, 6, 6), measured);
+        assert_eq!(check_time(measured, 6, 14), Duration::from_millis(1024));
+        assert_eq!(check_time(measured, 6, 4), Duration::from_millis(1));
+    }
 
     fn error(text: &str) -> String {
         format!("{:#}", WebConfig::parse(text, Path::new("/nonexistent")).err().expect("refused"))
@@ -135,11 +216,11 @@ mod tests {
         assert!(error("host").contains("expected tls_server_config, http_server_config or basic_auth_users"));
         assert!(error("basic_auth_user: {}").contains("unknown field `basic_auth_user`"));
         assert!(error("\n\nbasic_auth_users:\n  a: [").contains("line "));
-        assert!(error("basic_auth_users: {prom: secret}").contains("prom: not a bcrypt hash"));
+        assert!(error("basic_auth_users: {prom: secret}").contains("prom (line 1): not a bcrypt hash"));
         assert!(error("http_server_config: {http2: true}").contains("http2 is not served"));
         assert!(error("http_server_config: {headers: {\"a b\": c}}").contains("headers: a b"));
         let tls = |rest: &str| error(&format!("tls_server_config: {{cert_file: c, key_file: k{rest}}}"));
-        assert!(tls("").contains("certificates of /nonexistent/c"));
+        assert!(tls("").contains("cert_file: cannot read /nonexistent/c"));
         assert!(tls(", min_version: TLS10").contains("TLS10"));
         assert!(tls(", client_auth: x").contains("unknown field `client_auth`"));
         assert!(error("tls_server_config: {cert_file: c}").contains("missing field `key_file`"));

@@ -1,19 +1,29 @@
 //! `tls_server_config`: certificates, which are read again when they are renewed.
+//!
+//! A thread looks for new files, so that a file system that does not answer cannot block the HTTP thread.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use serde::Deserialize;
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::tls::{authorities, certificates};
+use crate::priority;
+use crate::tls::{authorities, certificates, expiry_warning, not_after, read_pem, set_expiry};
+
+/// Between two looks for new files.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two warnings that a certificate expires.
+const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// As written in the file.
 #[derive(Clone, Default, Deserialize)]
@@ -68,20 +78,36 @@ impl TlsServer {
         }
     }
 
-    /// When its files were written last.
-    fn written(&self) -> Vec<Option<SystemTime>> {
-        let files = [Some(&self.cert_file), Some(&self.key_file), self.client_ca_file.as_ref()];
-        files
-            .into_iter()
-            .flatten()
-            .map(|path| path.metadata().and_then(|file| file.modified()).ok())
-            .collect()
+    fn read(&self) -> Result<Contents> {
+        Ok(Contents {
+            certificates: read_pem(&self.cert_file).context("tls_server_config: cert_file")?,
+            key: read_pem(&self.key_file).context("tls_server_config: key_file")?,
+            client_authorities: match &self.client_ca_file {
+                Some(path) => Some(read_pem(path).context("tls_server_config: client_ca_file")?),
+                None => None,
+            },
+        })
     }
 
-    fn config(&self) -> Result<ServerConfig> {
-        let certificates = certificates(&self.cert_file)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key_file)
+    /// The configuration, and when its certificate expires.
+    fn config(&self, contents: &Contents) -> Result<(ServerConfig, Option<SystemTime>)> {
+        let certificates = certificates(&contents.certificates, &self.cert_file)?;
+        let expires = not_after(&certificates[0]);
+        let key = PrivateKeyDer::from_pem_slice(&contents.key)
             .with_context(|| format!("private key of {}", self.key_file.display()))?;
+        let provider = Arc::new(self.provider()?);
+        let verifier = self.client_verifier(contents, &provider)?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.versions()?)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(certificates, key)
+            .with_context(|| format!("{} and {}", self.cert_file.display(), self.key_file.display()))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok((config, expires))
+    }
+
+    /// The cipher suites that are permitted.
+    fn provider(&self) -> Result<CryptoProvider> {
         let mut provider = default_provider();
         if !self.cipher_suites.is_empty() {
             let names: Vec<_> =
@@ -93,13 +119,16 @@ impl TlsServer {
                 suite.tls13().is_some() || self.cipher_suites.contains(&format!("{:?}", suite.suite()))
             });
         }
-        let provider = Arc::new(provider);
+        Ok(provider)
+    }
+
+    fn versions(&self) -> Result<Vec<&'static SupportedProtocolVersion>> {
         let allowed = |version| {
             self.min_version.is_none_or(|min| min <= version)
                 && self.max_version.is_none_or(|max| version <= max)
         };
         let versions = [(TlsVersion::Tls12, &version::TLS12), (TlsVersion::Tls13, &version::TLS13)];
-        let versions: Vec<&SupportedProtocolVersion> = versions
+        let versions: Vec<_> = versions
             .into_iter()
             .filter(|(version, _)| allowed(*version))
             .map(|(_, version)| version)
@@ -107,61 +136,145 @@ impl TlsServer {
         if versions.is_empty() {
             bail!("tls_server_config: min_version is above max_version");
         }
-        let verifier = match (self.client_auth_type, &self.client_ca_file) {
-            (ClientAuth::NoClientCert, None) => Arc::new(NoClientAuth),
-            (ClientAuth::NoClientCert, Some(_)) => {
-                bail!("tls_server_config: client_ca_file is of no use without client_auth_type")
-            }
-            (_, None) => bail!("tls_server_config: client_auth_type needs client_ca_file"),
-            (auth, Some(path)) => {
-                let roots = Arc::new(authorities(path)?);
-                let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
-                match auth {
-                    ClientAuth::VerifyClientCertIfGiven => builder.allow_unauthenticated().build()?,
-                    _ => builder.build()?,
+        Ok(versions)
+    }
+
+    fn client_verifier(
+        &self,
+        contents: &Contents,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Arc<dyn ClientCertVerifier>> {
+        Ok(
+            match (
+                self.client_auth_type,
+                self.client_ca_file.as_deref().zip(contents.client_authorities.as_deref()),
+            ) {
+                (ClientAuth::NoClientCert, None) => Arc::new(NoClientAuth),
+                (ClientAuth::NoClientCert, Some(_)) => {
+                    bail!("tls_server_config: client_ca_file is of no use without client_auth_type")
                 }
-            }
-        };
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&versions)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(certificates, key)
-            .with_context(|| format!("{} and {}", self.cert_file.display(), self.key_file.display()))?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(config)
+                (_, None) => bail!("tls_server_config: client_auth_type needs client_ca_file"),
+                (auth, Some((path, pem))) => {
+                    let roots = Arc::new(authorities(pem, path)?);
+                    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+                    match auth {
+                        ClientAuth::VerifyClientCertIfGiven => builder.allow_unauthenticated().build()?,
+                        _ => builder.build()?,
+                    }
+                }
+            },
+        )
     }
 }
 
-/// The certificates in use, and when their files were written.
-pub struct Tls {
+/// The texts of its files.
+#[derive(PartialEq)]
+struct Contents {
+    certificates: Vec<u8>,
+    key: Vec<u8>,
+    client_authorities: Option<Vec<u8>>,
+}
+
+/// The certificates in use. Files that change are used within seconds.
+pub struct Tls(Arc<Shared>);
+
+struct Shared {
     files: TlsServer,
-    loaded: Mutex<(Vec<Option<SystemTime>>, Arc<ServerConfig>)>,
+    loaded: Mutex<Loaded>,
+}
+
+struct Loaded {
+    config: Arc<ServerConfig>,
+    /// When its certificate expires; `None` if that cannot be read.
+    expires: Option<SystemTime>,
+    contents: Contents,
+    /// Why the files cannot be used, as it was logged.
+    last_logged: Option<String>,
 }
 
 impl Tls {
-    /// Reads the files.
+    /// Reads the files, and starts the thread that reads them again.
     pub fn load(files: TlsServer) -> Result<Self> {
-        let loaded = Mutex::new((files.written(), Arc::new(files.config()?)));
-        Ok(Tls { files, loaded })
+        let contents = files.read()?;
+        let (config, expires) = files.config(&contents)?;
+        set_expiry(&files.cert_file, expires);
+        let loaded = Loaded { config: Arc::new(config), expires, contents, last_logged: None };
+        let shared = Arc::new(Shared { files, loaded: Mutex::new(loaded) });
+        let weak = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("certificates".into()).spawn(|| reload_while_used(weak))?;
+        Ok(Tls(shared))
     }
 
-    /// Certificates that were replaced are used from the next connection on. If the new ones are no good, the old ones
-    /// stay.
+    /// For the next connection.
     pub fn current(&self) -> Arc<ServerConfig> {
-        let written = self.files.written();
-        let mut loaded = self.loaded.lock().expect("nobody panics holding it");
-        if loaded.0 != written {
-            match self.files.config() {
-                Ok(config) => loaded.1 = Arc::new(config),
-                Err(error) => warn!("the new certificates cannot be used, the old ones stay: {error:#}"),
-            }
-            loaded.0 = written;
-        }
-        loaded.1.clone()
+        self.0.loaded().config.clone()
     }
 
     /// Whether clients need a certificate.
     pub fn asks_for_certificate(&self) -> bool {
-        self.files.client_auth_type == ClientAuth::RequireAndVerifyClientCert
+        self.0.files.client_auth_type == ClientAuth::RequireAndVerifyClientCert
+    }
+}
+
+fn reload_while_used(shared: Weak<Shared>) {
+    priority::give_way();
+    let mut warned_at: Option<Instant> = None;
+    while let Some(shared) = shared.upgrade() {
+        if shared.reload() || warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+            warned_at = Some(Instant::now());
+            shared.warn_about_expiry();
+        }
+        drop(shared);
+        std::thread::sleep(RELOAD_INTERVAL);
+    }
+}
+
+impl Shared {
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().expect("nobody panics holding it")
+    }
+
+    /// Uses the files if they have changed; returns whether it does. Why they cannot be used is logged once, and the last good
+    /// ones stay.
+    fn reload(&self) -> bool {
+        // Without the lock, which the HTTP thread takes.
+        let renewed = self.files.read().and_then(|contents| {
+            let is_used = self.loaded().contents == contents;
+            (!is_used).then(|| Ok((self.files.config(&contents)?, contents))).transpose()
+        });
+        let mut loaded = self.loaded();
+        let at = self.files.cert_file.display();
+        match renewed {
+            Ok(Some(((config, expires), contents))) => {
+                *loaded = Loaded { config: Arc::new(config), expires, contents, last_logged: None };
+                set_expiry(&self.files.cert_file, expires);
+                info!("renewed certificates are in use: {at}");
+                return true;
+            }
+            Ok(None) => {
+                if loaded.last_logged.take().is_some() {
+                    info!("the certificates in use are there again: {at}");
+                }
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                if loaded.last_logged.as_ref() != Some(&error) {
+                    warn!("the new certificates cannot be used, the old ones stay: {error}");
+                    loaded.last_logged = Some(error);
+                }
+            }
+        }
+        false
+    }
+
+    fn warn_about_expiry(&self) {
+        let expires = self.loaded().expires;
+        match expires {
+            Some(expires) => {
+                let warning = expiry_warning(&self.files.cert_file, expires, SystemTime::now());
+                warning.into_iter().for_each(|warning| warn!("{warning}"));
+            }
+            None => warn!("cannot read when the certificate {} expires", self.files.cert_file.display()),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Cap'n Proto's stream framing: whole messages out of bytes that arrive in pieces, and back.
 
+use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
 
 use capnp::Word;
@@ -181,7 +182,15 @@ pub struct Outgoing {
     sent: usize,
 }
 
+/// Takes memory for more bytes, or fails where there is none. A test's fails on demand.
+type Reserve = fn(&mut Vec<u8>, usize) -> Result<(), TryReserveError>;
+
 impl Outgoing {
+    /// With the memory for some answers, which then need none when it runs out.
+    pub fn with_memory() -> Self {
+        Outgoing { bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -190,15 +199,19 @@ impl Outgoing {
         self.bytes.len() - self.sent
     }
 
-    /// Sends at once what the socket takes and keeps the rest.
-    pub fn send(&mut self, mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
+    /// Sends at once what the socket takes and keeps the rest. Without memory for the rest nothing is sent.
+    pub fn send(&mut self, to: impl Write, bytes: &[u8]) -> io::Result<()> {
+        self.send_with(to, bytes, Vec::try_reserve)
+    }
+
+    fn send_with(&mut self, mut to: impl Write, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
+        // Before a part of it is sent: what follows a part is taken for the rest of it.
+        reserve(&mut self.bytes, bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if self.is_empty() {
             let sent = written(to.write(bytes))?;
-            self.reserve(bytes.len() - sent)?;
             self.bytes.extend(&bytes[sent..]);
             Ok(())
         } else {
-            self.reserve(bytes.len())?;
             self.bytes.extend(bytes);
             self.flush(to)
         }
@@ -282,6 +295,53 @@ mod tests {
             frames.shrink();
             assert!(!frames.has_grown(), "a large message leaves no memory behind");
         }
+    }
+
+    /// Takes at most so many bytes, then none.
+    struct Narrow(Vec<u8>, usize);
+
+    impl Write for Narrow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match bytes.len().min(self.1 - self.0.len()) {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                taken => {
+                    self.0.extend(&bytes[..taken]);
+                    Ok(taken)
+                }
+            }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_message_without_memory_for_its_rest_is_not_begun() {
+        let no_memory: Reserve = |_, _| Vec::<u8>::new().try_reserve(usize::MAX);
+        let (mut outgoing, mut socket) = (Outgoing::default(), Narrow(Vec::new(), 10));
+        let [first, lost, last] = [message(2), message(5), message(3)];
+        for begun in [0, 10] {
+            let error = outgoing.send_with(&mut socket, &lost, no_memory).unwrap_err();
+            assert_eq!((error.kind(), socket.0.len()), (io::ErrorKind::OutOfMemory, begun));
+            if begun == 0 {
+                outgoing.send(&mut socket, &first).unwrap();
+            }
+        }
+        socket.1 = usize::MAX;
+        outgoing.send(&mut socket, &last).unwrap();
+        assert_eq!(socket.0, [first, last].concat(), "whole messages");
+        assert!(outgoing.is_empty());
+    }
+
+    #[test]
+    fn answers_need_no_more_memory() {
+        let mut outgoing = Outgoing::with_memory();
+        let mut socket = Narrow(Vec::new(), 0);
+        let capacity = outgoing.bytes.capacity();
+        for _ in 0..BUFFER_BYTES / message(6).len() {
+            outgoing.send(&mut socket, &message(6)).unwrap();
+        }
+        assert_eq!(outgoing.bytes.capacity(), capacity);
     }
 
     #[test]

@@ -22,12 +22,17 @@ impl Peer {
     pub fn new(socket: UnixStream, max_message_bytes: usize, max_skipped_bytes: usize) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let incoming = Frames::new(max_message_bytes, max_skipped_bytes);
-        Ok(Peer { socket, incoming, outgoing: Outgoing::default() })
+        Ok(Peer { socket, incoming, outgoing: Outgoing::with_memory() })
     }
 
     /// Sends at once what the socket takes and keeps the rest.
     pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.outgoing.send(&self.socket, frame)
+    }
+
+    /// Takes the memory to send so many bytes.
+    pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
+        self.outgoing.reserve(bytes)
     }
 
     /// Sends what was kept.

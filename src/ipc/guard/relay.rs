@@ -18,7 +18,7 @@ use super::ledger::{FromExporter, FromNode, Ledger};
 use super::message::{self, Message, Return};
 use super::peer::Peer;
 use super::written::{self, EmptyAnswer};
-use crate::priority;
+use crate::{cli, priority, text};
 
 /// Limit on a message of the exporter's, which asks short questions.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -33,13 +33,25 @@ const KEEP_MEMORY: Duration = Duration::from_millis(200);
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Relays until the node is gone, or leave of it was taken. `replaces` are the subscriptions that a killed guard left
-/// behind; then there is nothing to relay. An error says what was wrong with the node's messages.
+/// behind; then there is nothing to relay. An error says what was wrong with the messages of what is no node.
 pub fn relay(
     node: UnixStream,
     exporter: UnixStream,
     events: UnixStream,
     trace_budget: Option<Duration>,
     replaces: Option<&[SubscriptionIds]>,
+) -> io::Result<()> {
+    relay_and_log(node, exporter, events, trace_budget, replaces, |line| cli::print_error(line))
+}
+
+/// `log` takes what has to be known at once.
+fn relay_and_log(
+    node: UnixStream,
+    exporter: UnixStream,
+    events: UnixStream,
+    trace_budget: Option<Duration>,
+    replaces: Option<&[SubscriptionIds]>,
+    log: impl FnOnce(&str),
 ) -> io::Result<()> {
     let mut relay = Relay {
         node: Peer::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
@@ -54,8 +66,20 @@ pub fn relay(
         large_at: Duration::ZERO,
         run_delay_at: Duration::ZERO,
     };
-    let ended = relay.run();
+    let mut ended = relay.run();
     if ended.is_err() && relay.ledger.is_node() {
+        // Others mean that the node is gone.
+        if let Err(error) = &ended
+            && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::OutOfMemory)
+        {
+            log(&format!(
+                "bitcoind-guard: cannot relay the node's messages: {}; its callbacks are not answered any more, and a node that \
+                 waits for an answer hangs: restart it. The connection stays open until the node closes it, because closing \
+                 it can crash the node",
+                text::message(error)
+            ));
+            ended = Ok(());
+        }
         // A node that is not understood may still have subscriptions: closing would be its end.
         relay.exporter.close();
         relay.node.drain();
@@ -244,6 +268,10 @@ impl Relay {
     }
 
     fn exporter_sent(&mut self, frame: &[u8]) -> io::Result<()> {
+        /// For what the guard sends before it.
+        const FINISHES_BYTES: usize = 4096;
+        // Before the ledger takes it for sent.
+        self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::of(&opened).map_err(malformed)?;
         let verdict = self.ledger.on_exporter(&message, now()).map_err(malformed)?;
@@ -271,4 +299,32 @@ fn malformed(error: impl std::fmt::Display) -> io::Error {
 
 fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_message_that_cannot_be_parsed_is_logged_before_the_node_closes() {
+        let [(mut node, node_theirs), (_exporter, exporter_theirs), (_events, events_theirs)] =
+            [(); 3].map(|()| UnixStream::pair().unwrap());
+        let (send, logged) = mpsc::channel();
+        let subscription = "1,2,3".parse::<SubscriptionIds>().unwrap();
+        let guard = std::thread::spawn(move || {
+            let log = move |line: &str| send.send(line.to_string()).unwrap();
+            relay_and_log(node_theirs, exporter_theirs, events_theirs, None, Some(&[subscription]), log)
+        });
+        node.write_all(&[0xff; 64]).unwrap();
+        let line = logged.recv_timeout(Duration::from_secs(60)).expect("a log line while the node is there");
+        assert!(
+            line.contains("cannot relay the node's messages: a message of") && line.contains("restart it")
+        );
+        node.set_nonblocking(true).unwrap();
+        assert_ne!(node.read(&mut [0; 64]).ok(), Some(0), "the connection stays open");
+        drop(node);
+        guard.join().unwrap().unwrap();
+    }
 }

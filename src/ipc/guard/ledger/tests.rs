@@ -627,7 +627,7 @@ fn a_number_is_free_again_when_no_finish_is_needed() {
 #[test]
 fn a_finish_that_crosses_an_answer_is_tolerated() {
     let mut guard = Guard::connected();
-    guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD]));
+    guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     guard.node(message(|it| {
         let mut answer = it.init_return();
         answer.set_answer_id(5);

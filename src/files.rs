@@ -1,0 +1,188 @@
+//! Reading files that users name: certificates, keys, configuration, passwords.
+//!
+//! Opening or reading a file can block without end: a FIFO without a writer, a mount whose server is gone. So each is read on
+//! a thread of its own, with a deadline, and only if it is a regular file (symbolic links are followed).
+
+use std::fs::File;
+use std::io::{Error, ErrorKind, Read, Result};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use nix::libc::O_NONBLOCK;
+use tokio::sync::oneshot;
+
+/// Limit on a file. The system's bundle of authorities has 220 kB.
+const MAX_BYTES: u64 = 4 << 20;
+/// How long a file may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// A path is not tried again while an earlier attempt takes longer than this.
+const BLOCKED_AFTER: Duration = Duration::from_secs(1);
+/// Attempts on one path at once.
+const MAX_ATTEMPTS: usize = 4;
+
+/// Attempts under way: each has a thread that may block without end.
+static ATTEMPTS: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
+
+/// The bytes of a file of at most 4 MiB; waits for five seconds at most.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    with_timeout(path, TIMEOUT, |path| read_regular(path, MAX_BYTES))?
+}
+
+/// As [`read`], for UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?).map_err(|error| Error::new(ErrorKind::InvalidData, error))
+}
+
+/// Runs `read` on a thread of its own and waits for its result, five seconds at most.
+pub async fn on_thread<T: Send + 'static>(
+    path: &Path,
+    read: impl FnOnce(&Path) -> T + Send + 'static,
+) -> Result<T> {
+    let (send, receive) = oneshot::channel();
+    start(path, read, |result| drop(send.send(result)))?;
+    match tokio::time::timeout(TIMEOUT, receive).await {
+        Ok(Ok(result)) => Ok(result),
+        _ => Err(blocked()),
+    }
+}
+
+/// As [`on_thread`], and blocks the calling thread.
+fn with_timeout<T: Send + 'static>(
+    path: &Path,
+    timeout: Duration,
+    read: impl FnOnce(&Path) -> T + Send + 'static,
+) -> Result<T> {
+    let (send, receive) = mpsc::sync_channel(1);
+    start(path, read, move |result| drop(send.send(result)))?;
+    receive.recv_timeout(timeout).map_err(|_| blocked())
+}
+
+fn start<T: 'static>(
+    path: &Path,
+    read: impl FnOnce(&Path) -> T + Send + 'static,
+    send: impl FnOnce(T) + Send + 'static,
+) -> Result<()> {
+    let attempt = Attempt::begin(path)?;
+    let thread = std::thread::Builder::new().name("file".into());
+    thread.spawn(move || {
+        let result = read(&attempt.path);
+        drop(attempt);
+        send(result);
+    })?;
+    Ok(())
+}
+
+/// An attempt that is under way, until it is dropped.
+struct Attempt {
+    path: PathBuf,
+    since: Instant,
+}
+
+impl Attempt {
+    fn begin(path: &Path) -> Result<Self> {
+        let (path, since) = (path.to_path_buf(), Instant::now());
+        let mut attempts = ATTEMPTS.lock().expect("nobody panics holding it");
+        let earlier = || attempts.iter().filter(|(other, _)| *other == path);
+        if earlier().count() >= MAX_ATTEMPTS || earlier().any(|(_, begun)| begun.elapsed() > BLOCKED_AFTER) {
+            return Err(blocked());
+        }
+        attempts.push((path.clone(), since));
+        Ok(Attempt { path, since })
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let mut attempts = ATTEMPTS.lock().expect("nobody panics holding it");
+        let own = attempts.iter().position(|(path, since)| (path, since) == (&self.path, &self.since));
+        own.map(|own| attempts.swap_remove(own));
+    }
+}
+
+fn blocked() -> Error {
+    Error::new(ErrorKind::TimedOut, "reading it takes too long; check the file system that it is on")
+}
+
+/// The bytes of a regular file. Blocks while its file system does.
+pub fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    let irregular = || Error::new(ErrorKind::InvalidInput, "it is not a regular file");
+    // Before it is opened: opening can have an effect, on a tape drive or a FIFO's writer.
+    if !path.metadata()?.is_file() {
+        return Err(irregular());
+    }
+    // It may have been replaced by a FIFO meanwhile, which blocks when it is opened otherwise.
+    let file = File::options().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(irregular());
+    }
+    let mut bytes = Vec::new();
+    file.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(Error::new(ErrorKind::FileTooLarge, format!("it is larger than {max_bytes} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use tempfile::TempDir;
+
+    #[test]
+    fn regular_files_are_read_through_links() {
+        let dir = TempDir::new().unwrap();
+        let (path, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::fs::write(&path, "text").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(read_text(&link).unwrap(), "text");
+        assert_eq!(read_regular(&path, 4).unwrap(), b"text");
+        assert_eq!(read_regular(&path, 3).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        assert_eq!(read(&dir.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn other_files_are_rejected_without_blocking() {
+        let dir = TempDir::new().unwrap();
+        let fifo = dir.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        for path in [fifo.as_path(), dir.path(), Path::new("/dev/zero")] {
+            let error = read(path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}: {error}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_file_that_blocks_costs_few_threads_and_is_read_when_it_answers() {
+        let path = Path::new("/a mount that does not answer");
+        let (unblock, blocked) = mpsc::channel::<()>();
+        let blocked = std::sync::Arc::new(Mutex::new(blocked));
+        for _ in 0..MAX_ATTEMPTS {
+            let blocked = blocked.clone();
+            let read = move |_: &Path| blocked.lock().unwrap().recv().is_ok();
+            let error = with_timeout(path, Duration::ZERO, read).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut);
+        }
+        let no_thread = |_: &Path| -> u8 { unreachable!("there are enough threads") };
+        assert_eq!(with_timeout(path, TIMEOUT, no_thread).unwrap_err().kind(), ErrorKind::TimedOut);
+        drop(unblock);
+        while ATTEMPTS.lock().unwrap().iter().any(|(other, _)| other == path) {
+            std::thread::yield_now();
+        }
+        assert_eq!(with_timeout(path, TIMEOUT, |_| 7).unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn waiting_for_a_file_blocks_no_other_task() {
+        let (unblock, blocked) = mpsc::channel();
+        let path = Path::new("/another such mount");
+        let mut read = Box::pin(on_thread(path, move |_| blocked.recv()));
+        assert!(read.as_mut().now_or_never().is_none());
+        unblock.send(7).unwrap();
+        assert_eq!(read.await.unwrap(), Ok(7));
+    }
+}

@@ -1,0 +1,161 @@
+//! Which names a listener on loopback is called by: a defence against DNS rebinding.
+//!
+//! A web page can give its own name the address 127.0.0.1, and its script then reads what listens there as if it were its own
+//! server. The browser sends the page's name in the `Host` header, so names that are not loopback's are rejected.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use hyper::header::HOST;
+use hyper::{HeaderMap, Uri};
+use tracing::warn;
+
+use crate::text;
+
+/// A host name or address as `--web.allowed-host` takes it: without scheme and port, in small letters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostName(String);
+
+impl FromStr for HostName {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = name_of(text);
+        let is_name = !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        match is_name || name.parse::<IpAddr>().is_ok() {
+            true => Ok(HostName(name.to_ascii_lowercase())),
+            false => Err("write a host name without scheme, like metrics.example.com".into()),
+        }
+    }
+}
+
+/// The names that a listener answers to.
+#[derive(Default)]
+pub struct AllowedHosts {
+    any: bool,
+    names: Vec<HostName>,
+    has_logged: AtomicBool,
+}
+
+impl AllowedHosts {
+    /// Loopback's names and these.
+    pub fn loopback_and(names: Vec<HostName>) -> Self {
+        AllowedHosts { names, ..Self::default() }
+    }
+
+    /// Every name, for a listener that is not on loopback.
+    pub fn any() -> Self {
+        AllowedHosts { any: true, ..Self::default() }
+    }
+
+    /// Whether a request may be answered. Browsers always send a name, so a request without one may. The first rejected name is
+    /// logged.
+    pub fn permit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+        if self.any {
+            return true;
+        }
+        let of_uri = uri.authority().map(|authority| authority.as_str().as_bytes());
+        let of_headers = headers.get_all(HOST).iter().map(|value| value.as_bytes());
+        let rejected = of_uri.into_iter().chain(of_headers).find(|host| !self.allows(host));
+        let Some(host) = rejected else { return true };
+        if !self.has_logged.swap(true, Relaxed) {
+            let host = text::label(String::from_utf8_lossy(host));
+            warn!(
+                "rejected a request for the host {host:?}: a listener on loopback answers only to loopback's names; allow \
+                 others, a reverse proxy's for example, with --web.allowed-host (logged once)"
+            );
+        }
+        false
+    }
+
+    fn allows(&self, host: &[u8]) -> bool {
+        let Ok(host) = str::from_utf8(host) else { return false };
+        let name = name_of(host);
+        name.is_empty()
+            || name.eq_ignore_ascii_case("localhost")
+            || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+            || self.names.iter().any(|allowed| name.eq_ignore_ascii_case(&allowed.0))
+    }
+}
+
+/// The name or address in `NAME:PORT`, without the brackets of IPv6 and the dot of a complete name.
+fn name_of(host: &str) -> &str {
+    let host = host.trim();
+    if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+        return address;
+    }
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn permits(hosts: &AllowedHosts, uri: &str, names: &[&str]) -> bool {
+        let mut headers = HeaderMap::new();
+        for name in names {
+            headers.append(HOST, name.parse().unwrap());
+        }
+        hosts.permit(&uri.parse().unwrap(), &headers)
+    }
+
+    #[test]
+    fn a_loopback_listener_answers_to_loopback_names() {
+        let hosts = AllowedHosts::default();
+        for name in [
+            "localhost",
+            "localhost:9332",
+            "LocalHost",
+            "localhost.:80",
+            "127.0.0.1:9332",
+            "127.1.2.3",
+            "[::1]",
+            "[::1]:9332",
+            "[::ffff:127.0.0.1]:9332",
+            "",
+        ] {
+            assert!(permits(&hosts, "/metrics", &[name]), "{name}");
+        }
+        assert!(permits(&hosts, "/metrics", &[]), "HTTP/1.0");
+        for name in [
+            "evil.example",
+            "evil.example:9332",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1@evil.example",
+            "192.0.2.1",
+            "0.0.0.0",
+            "[::]:9332",
+            "[::1",
+            "localhost:9332:1",
+            "localhost evil.example",
+            "[evil.example]",
+        ] {
+            assert!(!permits(&hosts, "/metrics", &[name]), "{name}");
+            assert!(!permits(&hosts, "/metrics", &["localhost", name]), "{name} second");
+        }
+        assert!(!permits(&hosts, "http://evil.example/metrics", &["localhost"]));
+        assert!(permits(&hosts, "http://localhost:9332/metrics", &["localhost"]));
+    }
+
+    #[test]
+    fn other_names_are_answered_where_they_are_allowed() {
+        let names = ["Metrics.Example.com", "[2001:db8::1]", "192.0.2.1"];
+        let hosts = AllowedHosts::loopback_and(names.map(|name| name.parse().unwrap()).into());
+        for name in
+            ["metrics.example.com:443", "METRICS.example.com.", "[2001:db8::1]:80", "192.0.2.1", "localhost"]
+        {
+            assert!(permits(&hosts, "/", &[name]), "{name}");
+        }
+        assert!(!permits(&hosts, "/", &["evil.metrics.example.com"]));
+        assert!(permits(&AllowedHosts::any(), "http://evil.example/", &["evil.example"]));
+        for wrong in ["", ".", "http://metrics.example.com", "a/b", "a b", "*", "a,b"] {
+            assert!(wrong.parse::<HostName>().is_err(), "{wrong}");
+        }
+    }
+}
