@@ -83,7 +83,8 @@ impl Stack {
     fn prometheus(&self, store: &VictoriaMetrics) -> Prometheus {
         let targets = |exporters: &[Exporter], names: &[&str]| -> String {
             let target = |(exporter, name): (&Exporter, &&str)| {
-                format!("{{targets: ['{}'], labels: {{node: {name}}}}}", exporter.address())
+                // Nodes of regtest are compared where they have the same `chain_id`.
+                format!("{{targets: ['{}'], labels: {{node: {name}, chain_id: ours}}}}", exporter.address())
             };
             exporters.iter().zip(names).map(target).collect::<Vec<_>>().join(", ")
         };
@@ -173,7 +174,7 @@ fn expressions() -> BTreeMap<String, String> {
                     [&dashboard["uid"], &target["refId"]].map(|text| text.as_str().unwrap());
                 let place = format!("{uid}/{}/{}/{reference}", panel["id"], panel["title"].as_str().unwrap());
                 let expression = target["expr"].as_str().unwrap().replace("$__rate_interval", "1m");
-                let expression = expression.replace("$__range", "1h");
+                let expression = expression.replace("$__range", "1h").replace("$__interval", "1m");
                 let expression = ["$job", "$instance", "$node"]
                     .iter()
                     .fold(expression, |expression, variable| expression.replace(variable, ".*"));
