@@ -8,11 +8,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
 use super::families::{Counts, Totals};
-use super::journal;
 use super::journey::{Journey, Race};
 use super::timeline::{Arrival, Timeline, Way};
 use crate::metrics::now;
-use crate::usdt::events::LineLimit;
 use crate::usdt::histogram::Block;
 use crate::usdt::{maps, record};
 
@@ -37,9 +35,8 @@ pub struct State {
     queue: Vec<Event>,
     /// The node says when it has put a compact block together: the messages alone do not tell it then.
     tells_reconstruction: bool,
-    /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
-    announced_limit: LineLimit,
-    other_limit: LineLimit,
+    /// Connected since the last time that they were taken.
+    connected: Vec<Journey>,
     record: Option<record::Queue>,
     /// By the node's numbers for peers, which it counts up.
     connections: BTreeMap<i64, ConnectionType>,
@@ -68,8 +65,9 @@ impl Blocks {
         read(&mut self.state().queue);
     }
 
-    /// Works off what was added, in the order in which it happened.
-    pub fn settle(&self) {
+    /// Works off what was added, in the order in which it happened. Returns the blocks that were connected, to be logged when nothing
+    /// is locked any more.
+    pub fn settle(&self) -> Vec<Journey> {
         let state = &mut *self.state();
         let mut queue = std::mem::take(&mut state.queue);
         queue.sort_by_key(|event| event.time_ns);
@@ -77,6 +75,7 @@ impl Blocks {
             state.happened(event);
         }
         state.queue = queue;
+        std::mem::take(&mut state.connected)
     }
 
     /// The last blocks that were connected, and the last races; newest first.
@@ -267,9 +266,8 @@ impl State {
             journey.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
         }
         let was_announced = way.is_some();
-        let limit = if was_announced { &mut self.announced_limit } else { &mut self.other_limit };
-        limit.line(|| journal::write(&journey));
         keep(&mut self.last, journey.clone());
+        self.connected.push(journey.clone());
         if let Some(record) = &self.record {
             record.push(journey);
         }

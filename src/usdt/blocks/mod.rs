@@ -21,4 +21,5 @@ mod timeline;
 pub(super) use correlation::Blocks;
 pub(super) use event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, What};
 pub(super) use families::{exemplars, families, fed_by, rows};
+pub(super) use journal::write as log;
 pub(super) use journey::Journey;
