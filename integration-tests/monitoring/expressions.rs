@@ -21,13 +21,14 @@ use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
 /// What has no data here, and why.
-const WITHOUT: [(&str, &str); 6] = [
+const WITHOUT: [(&str, &str); 7] = [
     (
         "bitcoin_fee_estimate_sat_per_vbyte",
         "a node estimates from dozens of blocks with transactions of some age",
     ),
     ("bitcoin_background_validation_progress", "needs an assumeutxo snapshot, which regtest has none of"),
     ("bitcoin_mempool_depth_feerate_sat_per_vbyte", "the mempool has less than a block"),
+    ("bitcoin_exporter_certificate_expiry_timestamp_seconds", "no exporter here serves TLS"),
     ("[3d] offset 1d", "there was no yesterday; contrib/prometheus/tests has one"),
     ("3d_before", "as above"),
     ("fall_in_standard_errors", "as above"),
@@ -97,7 +98,11 @@ impl Stack {
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
              rule_files: ['{0}/rules/*.yml', '{0}/old-names/*.yml']\n\
              scrape_configs:\n\
-             - {{job_name: bitcoind-ipc, static_configs: [{ipc}]}}\n\
+             - job_name: bitcoind-ipc\n  \
+               static_configs: [{ipc}]\n  \
+               # One of them as if its chain had regular blocks.\n  \
+               metric_relabel_configs: [{{source_labels: [node, chain], regex: 'second;regtest', \
+               target_label: chain, replacement: main}}]\n\
              - job_name: bitcoind-usdt\n  \
                static_configs: [{usdt}]\n  \
                metric_relabel_configs: [{{action: labeldrop, regex: exported_node}}]\n\
