@@ -11,8 +11,9 @@ let
   ipc = config.services.bitcoind-ipc-exporter;
   usdt = config.services.bitcoind-usdt-exporter;
 
-  # Of the node that this machine runs at the socket's path, if nixpkgs' module runs one.
-  nodes = lib.attrValues (config.services.bitcoind or { });
+  # The nodes of this machine: nixpkgs' module has one for each name, nix-bitcoin's is one.
+  bitcoind = config.services.bitcoind or { };
+  nodes = if bitcoind ? dataDir then [ bitcoind ] else lib.attrValues bitcoind;
   hasIpc = ipc.socketPath != null;
   owners = lib.filter (node: node.enable && hasIpc && lib.hasPrefix "${node.dataDir}/" ipc.socketPath) nodes;
   owner = if owners == [ ] then null else lib.head owners;
@@ -51,6 +52,12 @@ let
       type = types.listOf types.str;
       default = [ ];
       description = "Further command-line arguments.";
+    };
+    environmentFile = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/run/secrets/bitcoind-exporter.env";
+      description = "File with environment variables of the service, e.g. `BITCOIND_IPC_EXPORTER_RPC_PASSWORD=…`.";
     };
     after = units "After";
     bindsTo = units "BindsTo";
@@ -110,6 +117,7 @@ let
       ++ exporter.extraFlags
     )
     + lib.concatStrings (lib.mapAttrsToList (name: secret: " ${secret.flag} %d/${name}") (secrets exporter));
+  environment = exporter: lib.optionalAttrs (exporter.environmentFile != null) { EnvironmentFile = exporter.environmentFile; };
   credentials = exporter: {
     LoadCredential = lib.mapAttrsToList (name: secret: "${name}:${secret.file}") (secrets exporter);
   }
@@ -292,6 +300,7 @@ in
         serviceConfig =
           hardening
           // credentials ipc
+          // environment ipc
           // {
             ExecStart = command ipc "bitcoind-ipc-exporter" (
               [ "--metrics-addr" ipc.metricsAddr ]
@@ -348,7 +357,7 @@ in
         aliases = [ "fibre-exporter.service" ];
         startLimitIntervalSec = 60;
         startLimitBurst = 20;
-        serviceConfig = hardening // credentials usdt // {
+        serviceConfig = hardening // credentials usdt // environment usdt // {
           ExecStart = command usdt "bitcoind-usdt-exporter" (
             [
               "--bitcoind"

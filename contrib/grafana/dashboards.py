@@ -5,13 +5,10 @@ A panel is a title, a unit, a description, and a legend for each expression; `{*
 node, `{*,x="y"}` narrows it, and `{@}` is the choice of node alone, for series of the other exporter.
 """
 
-import json
 import pathlib
 import sys
 
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-
-from panels import bars, build, columns, graph, logs, number, rows, text_of_label
+from panels import OUR_ALERTS, bars, build, columns, encoded, graph, heatmap, logs, number, rows, text_of_label
 
 FOLDER = pathlib.Path(__file__).parent / "dashboards"
 UP = {0: ("down", "red"), 1: ("up", "green")}
@@ -31,8 +28,8 @@ def hourly(metric, by=""):
     return f"round(sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (increase({metric}{{*}}[1h])))"
 
 
-def quantiles(metric, by="", window="1h"):
-    """Of a histogram: the median and the tail, for each node and exporter, and by a label."""
+def quantiles(metric, by="", window="1d"):
+    """Of a histogram: the median and the tail, for each node and exporter, and by a label. Over a day: an hour has six blocks."""
     grouping = ",".join(["le", "node", "instance", by]).rstrip(",")
     legend = "{{node}} {{%s}}" % by if by else "{{node}}"
     return {
@@ -53,12 +50,12 @@ NODE = {
     "At a glance": [
         number("Node", "none", "Whether the exporter's connection to the node works and its last poll succeeded; down as well "
                "while the exporter itself cannot be scraped.", {NAME: "bitcoin_up{*} or up{*} == 0"}, words=UP),
-        number("Firing alerts", "none", "Alerts that fire, on the chosen nodes. What to do: docs/alerts.md.",
-               {"firing": 'count(ALERTS{alertstate="firing",node=~"$node"}) or vector(0)'}, steps=[(1, "orange")]),
+        number("Firing alerts", "none", "Our alerts that fire, on the chosen nodes. What to do: docs/alerts.md.",
+               {"firing": f"count(ALERTS{{{OUR_ALERTS}}}) or vector(0)"}, steps=[(1, "orange")]),
         number("Tip age", "s", "Time since the time in the tip's header, which its miner chose. Mainnet finds a block in 10 "
                "minutes on average.", {NAME: "time() - bitcoin_tip_timestamp_seconds{*}"},
                steps=[(3600, "orange"), (7200, "red")]),
-        number("Height", "none", "Height of the tip of the active chain.", {NAME: "bitcoin_chain_height{*}"}),
+        number("Height", "none", "Height of the tip of the active chain.", {NAME: "bitcoin_chain_height{*}"}, history=True),
         number("Outbound peers", "none", "Connections that the node opened. A node has 10 by default; with none it hears only "
                "what inbound peers choose to tell.", {NAME: 'bitcoin_connections{*,direction="out"}'},
                steps=[(None, "red"), (1, "orange"), (8, "green")]),
@@ -73,44 +70,104 @@ NODE = {
                {NAME: "bitcoin_ibd{*}"}, words=YES),
         number("Sync", "percentunit", "Estimated share of the chain's transactions that are verified.",
                {NAME: "bitcoin_verification_progress{*}"}),
-        number("Warnings", "none", "Present warnings of the node. The exporter logs their text; `bitcoin-cli getnetworkinfo` has it.",
-               {NAME: "sum without (kind) (bitcoin_warnings{*})"}, steps=[(1, "orange")]),
+        number("Warnings", "none", "Warnings of the node, but for that of a pre-release build; `bitcoin-cli getnetworkinfo` has their "
+               "text.", {NAME: 'sum by (node,instance) (bitcoin_warnings{*,kind!="pre_release"})'}, steps=[(1, "orange")]),
         number("Uptime", "s", "Time since the node started.", {NAME: "bitcoin_node_uptime_seconds{*}"}),
         text_of_label("Version", "What the node calls itself.", "subversion", "bitcoin_node_info{*}", span=20),
     ],
     "Chain": [
-        graph("Height", "none", "Blocks of the active chain, and the best known header.",
-              {"{{node}} blocks": "bitcoin_chain_height{*}", "{{node}} headers": "bitcoin_header_height{*}"},
-              least=None),
         graph("Blocks", "none", "Blocks connected and disconnected within an hour. Disconnected blocks are a reorganization.",
               {"{{node}} connected": "round(increase(bitcoin_blocks_connected_total{*}[1h]))",
                "{{node}} disconnected": "round(increase(bitcoin_blocks_disconnected_total{*}[1h]))"}),
         graph("Tip age", "s", "Time since the time in the tip's header; it falls with each block.",
               {NAME: "time() - bitcoin_tip_timestamp_seconds{*}"}),
-        graph("Tip changes", "none", "Changes of the tip within an hour.",
-              {"{{node}} changes": "round(increase(bitcoin_tip_updates_total{*}[1h]))"}),
-        graph("Last connected block", "none", "Height of the last block that was connected while we watched.",
-              {NAME: "bitcoin_block_height{*}"}, least=None),
         graph("Chain tips", "none", "Tips of the block tree by status: forks that the node has seen.",
               {"{{node}} {{status}}": "bitcoin_chain_tips{*}"}),
+        graph("Index lag", "none", "Blocks by which each optional index is behind the chain.",
+              {"{{node}} {{index}}": "bitcoin_chain_height{*} - on (job,instance,node) group_right () bitcoin_index_height{*}"}),
+    ],
+    "Mempool": [
+        graph("Transactions", "short", "Transactions in the mempool.", {NAME: "bitcoin_mempool_size{*}"}),
+        graph("Memory", "bytes", "Memory that the mempool uses, and that it may use (`-maxmempool`).",
+              {"{{node}} used": "bitcoin_mempool_bytes{*}", "{{node}} limit": "bitcoin_mempool_max_bytes{*}"}),
+        graph("Fees waiting", "si:sat", "Fees of all of the mempool's transactions.",
+              {NAME: "bitcoin_mempool_fees_satoshis{*}"}),
+        graph("In and out", "cps", "Transactions added to and removed from the mempool per second. Needs the Chain "
+              "interface, or bitcoind-usdt-exporter.",
+              {"{{node}} added": rate("bitcoin_mempool_tx_added_total"),
+               "{{node}} {{reason}}": rate("bitcoin_mempool_tx_removed_total", by="reason")}),
+    ],
+    "Fees": [
+        graph("Fee estimates", "suffix: sat/vB", "Feerate to be confirmed within so many blocks, as the node estimates it; absent without an estimate.",
+              {"{{node}} {{blocks}} blocks": "bitcoin_fee_estimate_sat_per_vbyte{*}"}),
+        graph("Minimum feerate", "suffix: sat/vB", "Below it the mempool takes no transaction; it rises when it is full.",
+              {NAME: "bitcoin_mempool_min_feerate_sat_per_vbyte{*}"}),
+    ],
+    "Peers": [
+        graph("Connections", "none", "Connected peers by who opened the connection: in or out.",
+              {"{{node}} {{direction}}": "bitcoin_connections{*}", "{{node}} all": "bitcoin_peers{*}"}),
+        graph("By network", "none", "Connected peers by network.",
+              {"{{node}} {{network}}": "sum by (node,instance,network) (bitcoin_peers_by{*})"}, stacked=True),
+        graph("Ping", "s", "Last ping time over the present peers: median, 90th percentile, slowest.",
+              {"{{node}} p{{percentile}}": "bitcoin_peer_ping_seconds{*}"}),
+        graph("Download", "none", "Blocks in flight, and the peers that send them.",
+              {"{{node}} blocks": "bitcoin_blocks_in_flight{*}",
+               "{{node}} peers": "bitcoin_peers_with_blocks_in_flight{*}"}),
+        graph("Largest group", "none", "The most peers in one group of addresses: an IPv4 /16 or IPv6 /32, or an autonomous system (with "
+              "`-asmap`). Many are a sign of somebody who surrounds the node.",
+              {"{{node}} {{direction}} {{by}}": "bitcoin_peers_largest_group{*}"}),
+        graph("Announcements queued", "none", "Transactions that wait to be announced: to all peers, and to the one that waits for the "
+              "most. Needs Bitcoin Core 31, asked over JSON-RPC.", {"{{node}} {{statistic}}": "bitcoin_peers_inv_to_send{*}"}),
+    ],
+    "Chain in detail": [
+        graph("Tip changes", "none", "Changes of the tip within an hour.",
+              {"{{node}} changes": "round(increase(bitcoin_tip_updates_total{*}[1h]))"}),
         graph("Verification progress", "percentunit", "Estimated share of the chain's transactions that are verified.",
               {NAME: "bitcoin_verification_progress{*}"}),
         graph("Difficulty", "sishort", "Proof-of-work difficulty of the tip.", {NAME: "bitcoin_difficulty{*}"}),
         graph("Hashrate", "Hs", "Estimated from the last blocks: 144 are a day, 2016 a difficulty period.",
               {"{{node}} {{blocks}} blocks": "bitcoin_hashrate_estimate{*}"}),
         graph("Size on disk", "bytes", "Block and undo files.", {NAME: "bitcoin_chain_size_bytes{*}"}),
-        graph("Pruned to", "none", "First block that a pruning node stores whole; nodes that do not prune have none.",
-              {NAME: "bitcoin_prune_height{*}"}, least=None),
-        graph("Pruning", "none", "1 on nodes that prune.", {NAME: "bitcoin_pruned{*}"}),
-        graph("Index lag", "none", "Blocks by which each optional index is behind the chain.",
-              {"{{node}} {{index}}": "bitcoin_chain_height{*} - on (job,instance,node) group_right () bitcoin_index_height{*}"}),
-        graph("Chainstates", "none", "Height of each chainstate: normal, or after loading a snapshot (assumeutxo) the one that follows "
-              "the chain and, until the snapshot is validated, the one in the background.",
-              {"{{node}} {{chainstate}}": "bitcoin_chainstate_height{*}"}, least=None),
-        graph("Background validation", "percentunit", "Share of the transactions below an assumeutxo snapshot that are validated. Needs "
-              "Bitcoin Core 32.", {NAME: "bitcoin_background_validation_progress{*}"}),
-        graph("Signalling", "none", "Blocks of this period that signal for a soft fork that is not locked in yet.",
-              {"{{node}} {{deployment}}": "bitcoin_deployment_signalling_blocks{*}"}),
+    ],
+    "Mempool in detail": [
+        graph("Virtual size", "si:vB", "Virtual size of the mempool's transactions; a block takes 1 MvB.",
+              {NAME: "bitcoin_mempool_vbytes{*}"}),
+        graph("Not yet relayed", "none", "The node's own transactions that no peer has asked for yet.",
+              {NAME: "bitcoin_mempool_unbroadcast{*}"}),
+        graph("Orphans", "none", "Transactions that wait for those whose outputs they spend. Needs Bitcoin Core 29.",
+              {NAME: "bitcoin_orphan_transactions{*}"}),
+        graph("Private broadcast", "none", "The node's own transactions that are sent over connections of their own "
+              "(`-privatebroadcast`) and have not come back yet. Needs Bitcoin Core 31.",
+              {NAME: "bitcoin_private_broadcast_pending{*}"}),
+    ],
+    "Peers in detail": [
+        graph("By type", "none", "Connected peers by type of connection.",
+              {"{{node}} {{connection_type}}": "sum by (node,instance,connection_type) (bitcoin_peers_by{*})"},
+              stacked=True),
+        graph("By transport", "none", "Connected peers by transport protocol: v2 is encrypted.",
+              {"{{node}} {{transport}}": "sum by (node,instance,transport) (bitcoin_peers_by{*})"}, stacked=True),
+        graph("Shortest ping", "s", "Each peer's shortest ping time, over the present peers: median, 90th percentile, slowest.",
+              {"{{node}} p{{percentile}}": "bitcoin_peer_min_ping_seconds{*}"}),
+        graph("By protocol version", "none", "Connected peers by protocol version.",
+              {"{{node}} {{version}}": "bitcoin_peers_by_version{*}"}, stacked=True),
+        graph("High-bandwidth peers", "none", "Peers in high-bandwidth mode (BIP152): `to` those that we chose, `from` those that chose us.",
+              {"{{node}} {{direction}}": "bitcoin_peers_high_bandwidth{*}"}),
+        graph("Remarkable peers", "none", "Peers whose clock is off by more than 10 seconds; whose ping is unanswered for more "
+              "than 5; who take transactions below 1 sat/vB; who take part in address relay.",
+              {"{{node}} clock off": "bitcoin_peers_clock_off{*}",
+               "{{node}} ping overdue": "bitcoin_peers_ping_overdue{*}",
+               "{{node}} low fees": "bitcoin_peers_low_fee_relay{*}",
+               "{{node}} address relay": "bitcoin_peers_addr_relay{*}"}),
+        graph("Banned", "none", "Addresses and subnets that are banned.", {NAME: "bitcoin_banned{*}"}),
+        graph("Different groups", "none", "Groups of addresses that the peers are in. The node avoids a second outbound peer in one.",
+              {"{{node}} {{direction}} {{by}}": "bitcoin_peers_groups{*}"}),
+        graph("Addresses dropped", "none", "Peers that sent more addresses than the node takes.",
+              {NAME: "bitcoin_peers_addr_rate_limited{*}"}),
+        graph("Known addresses", "short", "Addresses of peers that the node knows, by network: `new` those that it heard of, `tried` those "
+              "that it was connected to.", {"{{node}} {{network}} {{table}}": "bitcoin_addrman_addresses{*}"}, stacked=True),
+        graph("Networks", "none", "1 for each network that the node opens connections to; `active` is 0 when all are switched off "
+              "(`setnetworkactive`).",
+              {"{{node}} {{network}}": "bitcoin_network_reachable{*}", "{{node}} active": "bitcoin_network_active{*}"}),
     ],
     "Blocks": [
         graph("Transactions of the tip", "none", "Transactions of the last block, coinbase included.",
@@ -139,73 +196,6 @@ NODE = {
         graph("Value connected in an hour", "si:sat", "Value of the outputs of the blocks that were connected within an hour. "
               "Needs the Chain interface.", {NAME: hourly("bitcoin_connected_output_value_satoshis_total")}),
     ],
-    "Mempool": [
-        graph("Transactions", "short", "Transactions in the mempool.", {NAME: "bitcoin_mempool_size{*}"}),
-        graph("Memory", "bytes", "Memory that the mempool uses, and that it may use (`-maxmempool`).",
-              {"{{node}} used": "bitcoin_mempool_bytes{*}", "{{node}} limit": "bitcoin_mempool_max_bytes{*}"}),
-        graph("Virtual size", "si:vB", "Virtual size of the mempool's transactions; a block takes 1 MvB.",
-              {NAME: "bitcoin_mempool_vbytes{*}"}),
-        graph("Fees waiting", "si:sat", "Fees of all of the mempool's transactions.",
-              {NAME: "bitcoin_mempool_fees_satoshis{*}"}),
-        graph("In and out", "cps", "Transactions added to and removed from the mempool per second. Needs the Chain "
-              "interface, or bitcoind-usdt-exporter.",
-              {"{{node}} added": rate("bitcoin_mempool_tx_added_total"),
-               "{{node}} {{reason}}": rate("bitcoin_mempool_tx_removed_total", by="reason")}),
-        graph("Not yet relayed", "none", "The node's own transactions that no peer has asked for yet.",
-              {NAME: "bitcoin_mempool_unbroadcast{*}"}),
-        graph("Orphans", "none", "Transactions that wait for those whose outputs they spend. Needs Bitcoin Core 29.",
-              {NAME: "bitcoin_orphan_transactions{*}"}),
-        graph("Private broadcast", "none", "The node's own transactions that are sent over connections of their own "
-              "(`-privatebroadcast`) and have not come back yet. Needs Bitcoin Core 31.",
-              {NAME: "bitcoin_private_broadcast_pending{*}"}),
-    ],
-    "Fees": [
-        graph("Fee estimates", "suffix: sat/vB", "Feerate to be confirmed within so many blocks, as the node estimates it; absent without an estimate.",
-              {"{{node}} {{blocks}} blocks": "bitcoin_fee_estimate_sat_per_vbyte{*}"}),
-        graph("Minimum feerate", "suffix: sat/vB", "Below it the mempool takes no transaction; it rises when it is full.",
-              {NAME: "bitcoin_mempool_min_feerate_sat_per_vbyte{*}"}),
-    ],
-    "Peers": [
-        graph("Connections", "none", "Connected peers by who opened the connection: in or out.",
-              {"{{node}} {{direction}}": "bitcoin_connections{*}", "{{node}} all": "bitcoin_peers{*}"}),
-        graph("By network", "none", "Connected peers by network.",
-              {"{{node}} {{network}}": "sum by (node,instance,network) (bitcoin_peers_by{*})"}, stacked=True),
-        graph("By type", "none", "Connected peers by type of connection.",
-              {"{{node}} {{connection_type}}": "sum by (node,instance,connection_type) (bitcoin_peers_by{*})"},
-              stacked=True),
-        graph("By transport", "none", "Connected peers by transport protocol: v2 is encrypted.",
-              {"{{node}} {{transport}}": "sum by (node,instance,transport) (bitcoin_peers_by{*})"}, stacked=True),
-        graph("Ping", "s", "Last ping time over the present peers: median, 90th percentile, slowest.",
-              {"{{node}} p{{percentile}}": "bitcoin_peer_ping_seconds{*}"}),
-        graph("Shortest ping", "s", "Each peer's shortest ping time, over the present peers: median, 90th percentile, slowest.",
-              {"{{node}} p{{percentile}}": "bitcoin_peer_min_ping_seconds{*}"}),
-        graph("By protocol version", "none", "Connected peers by protocol version.",
-              {"{{node}} {{version}}": "bitcoin_peers_by_version{*}"}, stacked=True),
-        graph("High-bandwidth peers", "none", "Peers in high-bandwidth mode (BIP152): `to` those that we chose, `from` those that chose us.",
-              {"{{node}} {{direction}}": "bitcoin_peers_high_bandwidth{*}"}),
-        graph("Remarkable peers", "none", "Peers whose clock is off by more than 10 seconds; whose ping is unanswered for more "
-              "than 5; who take transactions below 1 sat/vB; who take part in address relay.",
-              {"{{node}} clock off": "bitcoin_peers_clock_off{*}",
-               "{{node}} ping overdue": "bitcoin_peers_ping_overdue{*}",
-               "{{node}} low fees": "bitcoin_peers_low_fee_relay{*}",
-               "{{node}} address relay": "bitcoin_peers_addr_relay{*}"}),
-        graph("Download", "none", "Blocks in flight, and the peers that send them.",
-              {"{{node}} blocks": "bitcoin_blocks_in_flight{*}",
-               "{{node}} peers": "bitcoin_peers_with_blocks_in_flight{*}"}),
-        graph("Banned", "none", "Addresses and subnets that are banned.", {NAME: "bitcoin_banned{*}"}),
-        graph("Largest group", "none", "The most peers in one group of addresses: an IPv4 /16 or IPv6 /32, or an autonomous system (with "
-              "`-asmap`). Many are a sign of somebody who surrounds the node.",
-              {"{{node}} {{by}} {{direction}}": "bitcoin_peers_largest_group{*}"}),
-        graph("Announcements queued", "none", "Transactions that wait to be announced: to all peers, and to the one that waits for the "
-              "most. Needs Bitcoin Core 31, asked over JSON-RPC.", {"{{node}} {{statistic}}": "bitcoin_peers_inv_to_send{*}"}),
-        graph("Addresses dropped", "none", "Peers that sent more addresses than the node takes.",
-              {NAME: "bitcoin_peers_addr_rate_limited{*}"}),
-        graph("Known addresses", "short", "Addresses of peers that the node knows, by network: `new` those that it heard of, `tried` those "
-              "that it was connected to.", {"{{node}} {{network}} {{table}}": "bitcoin_addrman_addresses{*}"}, stacked=True),
-        graph("Networks", "none", "1 for each network that the node opens connections to; `active` is 0 when all are switched off "
-              "(`setnetworkactive`).",
-              {"{{node}} {{network}}": "bitcoin_network_reachable{*}", "{{node}} active": "bitcoin_network_active{*}"}),
-    ],
     "Traffic": [
         graph("Bandwidth", "Bps", "Bytes per second, from the node's own totals.",
               {"{{node}} received": rate("bitcoin_bytes_recv_total"),
@@ -216,6 +206,18 @@ NODE = {
         graph("Sent by message", "Bps", "Bytes per second of messages with the present peers, by type.",
               {"{{node}} {{type}}": rate("bitcoin_p2p_message_bytes_total", ',direction="out"', "type")},
               stacked=True),
+    ],
+    "Pruning, assumeutxo, signalling": [
+        graph("Pruned to", "none", "First block that a pruning node stores whole; nodes that do not prune have none.",
+              {NAME: "bitcoin_prune_height{*}"}, least=None),
+        graph("Pruning", "none", "1 on nodes that prune.", {NAME: "bitcoin_pruned{*}"}),
+        graph("Chainstates", "none", "Height of each chainstate: normal, or after loading a snapshot (assumeutxo) the one that follows "
+              "the chain and, until the snapshot is validated, the one in the background.",
+              {"{{node}} {{chainstate}}": "bitcoin_chainstate_height{*}"}, least=None),
+        graph("Background validation", "percentunit", "Share of the transactions below an assumeutxo snapshot that are validated. Needs "
+              "Bitcoin Core 32.", {NAME: "bitcoin_background_validation_progress{*}"}),
+        graph("Signalling", "none", "Blocks of this period that signal for a soft fork that is not locked in yet.",
+              {"{{node}} {{deployment}}": "bitcoin_deployment_signalling_blocks{*}"}),
     ],
     "UTXO cache": [
         graph("Coins", "cps", "Coins added to, spent from and dropped from a UTXO cache per second. Needs the Tracing interface "
@@ -241,6 +243,8 @@ NODE = {
               {"{{node}} {{direction}}": rate("bitcoin_node_process_io_bytes_total", by="direction")}),
         graph("Written in an hour", "bytes", "Bytes that the node made disks write within an hour. Rewriting mainnet's chainstate takes "
               "some 11 GB.", {NAME: 'round(increase(bitcoin_node_process_io_bytes_total{*,direction="write"}[1h]))'}),
+        graph("Free disk", "bytes", "Free space and size of the file system that holds the node's data directory.",
+              {"{{node}} free": "bitcoin_datadir_filesystem_free_bytes{*}", "{{node}} size": "bitcoin_datadir_filesystem_size_bytes{*}"}),
         graph("Page faults", "cps", "Page faults per second: `major` ones had to wait for a disk.",
               {"{{node}} {{kind}}": rate("bitcoin_node_process_page_faults_total", by="kind")}),
         graph("Descriptors and threads", "none", "Open file descriptors and threads of the node.",
@@ -258,6 +262,8 @@ NODE = {
         graph("Poll time", "s", "Time that a poll of the node took.", quantiles("bitcoin_exporter_poll_duration_seconds", window="$__rate_interval")),
         graph("Failed calls", "none", "Calls to the node that failed within an hour, by call.",
               {"{{node}} {{call}}": "round(increase(bitcoin_exporter_poll_failures_total{*}[1h]))"}),
+        graph("Failures over HTTP", "none", "Requests of JSON-RPC over HTTP that failed within an hour, by cause.",
+              {"{{node}} {{cause}}": "round(increase(bitcoin_exporter_http_rpc_failures_total{*}[1h]))"}),
         graph("Notifications", "cps", "What the node told us per second, by callback.",
               {"{{node}} {{callback}}": rate("bitcoin_exporter_callbacks_total", by="callback")}),
         graph("Time the node waited", "s", "How long we kept the node waiting for the answer to a notification.",
@@ -296,8 +302,8 @@ FLEET = {
                {"up": "sum(instance:bitcoin_up:value{*})"}),
         number("Nodes down", "none", "Nodes that are down, or whose exporter cannot be scraped.",
                {"down": "count(instance:bitcoin_up:value{*} == 0) or vector(0)"}, steps=[(1, "red")]),
-        number("Firing alerts", "none", "Alerts that fire, on the chosen nodes. What to do: docs/alerts.md.",
-               {"firing": 'count(ALERTS{alertstate="firing",node=~"$node"}) or vector(0)'}, steps=[(1, "orange")]),
+        number("Firing alerts", "none", "Our alerts that fire, on the chosen nodes. What to do: docs/alerts.md.",
+               {"firing": f"count(ALERTS{{{OUR_ALERTS}}}) or vector(0)"}, steps=[(1, "orange")]),
         number("Most blocks behind", "none", "Blocks that the last of the chosen nodes is behind the best of its chain.",
                {"behind": "max(instance:bitcoin_blocks_behind:value{*})"}, steps=[(1, "orange"), (3, "red")]),
         number("Oldest tip", "s", "Greatest age of a tip of the chosen nodes.",
@@ -307,22 +313,31 @@ FLEET = {
                steps=[(None, "red"), (1, "orange"), (8, "green")]),
     ],
     "Nodes": [
-        columns("Nodes", "Each node: whether it is up, its height, how far it is behind the best of its chain, the age of its tip, "
-                "its outbound peers, and how full its mempool is.",
-                {"Up": ("instance:bitcoin_up:value{*}", "none", UP),
-                 "Height": ("instance:bitcoin_chain_height:value{*}", "none", None),
-                 "Behind": ("instance:bitcoin_blocks_behind:value{*}", "none", None),
-                 "Tip age": ("instance:bitcoin_tip_age_seconds:value{*}", "s", None),
+        columns("Nodes", "Each node: its version and chain, whether it is up, alerts that fire on it, and how it is. The name leads "
+                "to its dashboard. The age of a tip is coloured on chains where blocks come regularly.",
+                {"Height": ("instance:bitcoin_chain_height:value{*} * on (job,instance,node) group_left (subversion) "
+                            "topk by (job,instance,node) (1, bitcoin_node_info{*}) or instance:bitcoin_chain_height:value{*} "
+                            "unless on (job,instance,node) bitcoin_node_info{*}", "none", None),
+                 "Up": ("instance:bitcoin_up:value{*}", "none", UP),
+                 "Alerts": (f"count by (node) (ALERTS{{{OUR_ALERTS}}}) or 0 * instance:bitcoin_up:value{{*}}", "none", [(1, "orange")]),
+                 "IBD": ("bitcoin_ibd{*}", "none", YES),
+                 "Uptime": ("time() - bitcoin_node_start_time_seconds{*}", "s", None),
+                 "Behind": ("instance:bitcoin_blocks_behind:value{*}", "none", [(1, "orange"), (3, "red")]),
+                 "Tip age": ("instance:bitcoin_tip_age_seconds:value{*} and on (job,instance,node) instance:bitcoin_expects_blocks:info",
+                             "s", [(3600, "orange"), (7200, "red")]),
+                 "Tip age, other chains": ("instance:bitcoin_tip_age_seconds:value{*} unless on (job,instance,node) "
+                                           "instance:bitcoin_expects_blocks:info", "s", None),
                  "Outbound": ("instance:bitcoin_outbound_peers:value{*}", "none", None),
-                 "Mempool": ("instance:bitcoin_mempool_used:ratio{*}", "percentunit", None)}, by="node"),
-        rows("Alerts", "none", "Alerts that fire, on the chosen nodes.", 'ALERTS{alertstate="firing",node=~"$node"}',
+                 "Mempool": ("instance:bitcoin_mempool_used:ratio{*}", "percentunit", [(0.98, "orange")])},
+                by="node", texts={"subversion": "Version", "chain": "Chain"}, link="bitcoin-node"),
+        rows("Alerts", "none", "Our alerts that fire, on the chosen nodes.", f"ALERTS{{{OUR_ALERTS}}}",
              ["node", "severity", "alertname"], span=24, hidden=["alertstate", "instance", "Value"], sort="severity"),
     ],
     "Chains": [
-        graph("Nodes up", "none", "Nodes of each chain that are up, and those that were seen within a day.",
-              {"{{chain}} up": "chain:bitcoin_up:sum", "{{chain}} known": "chain:bitcoin_nodes:count"}),
+        graph("Nodes up", "none", "Nodes of each chain that are up, and all whose chain is known.",
+              {"{{chain}} {{chain_id}} up": "chain:bitcoin_up:sum", "{{chain}} {{chain_id}} known": "chain:bitcoin_nodes:count"}),
         graph("Best height", "none", "Greatest height of our nodes on each chain.",
-              {"{{chain}}": "chain:bitcoin_chain_height:max"}, least=None),
+              {"{{chain}} {{chain_id}}": "chain:bitcoin_chain_height:max"}, least=None),
     ],
     "Compared": [
         graph("Blocks behind", "none", "Blocks that each node is behind the best of its chain.",
@@ -441,9 +456,11 @@ def relay():
                                          '(rate(fibre_race_margin_seconds_bucket{*,winner="fibre_udp"}[$__range])))'}),
         ],
         "Arrival": [
-            graph("From the first announcement until connected", "s", "Median and tail of an hour. Exemplars in Prometheus name the "
-                  "block.", quantiles("bitcoin_block_arrival_seconds")),
-            graph("From the first compact block until complete", "s", "Median and tail of an hour.",
+            heatmap("From the first announcement until connected", "s", "Blocks by the time that they took. A point is one block; it "
+                    "leads to the lines about it.", "bitcoin_block_arrival_seconds"),
+            graph("From the first announcement until connected, of a day", "s", "Median and tail of a day. A point is one block.",
+                  quantiles("bitcoin_block_arrival_seconds")),
+            graph("From the first compact block until complete", "s", "Median and tail of a day.",
                   quantiles("bitcoin_block_assembly_seconds")),
             graph("What completed blocks", "none", "Blocks connected within an hour, by what completed them; `other` was announced "
                   "by nobody: a sync, or a block of the node's own.",
@@ -451,16 +468,16 @@ def relay():
             graph("Share without a round trip", "percentunit", "Share of the blocks announced in six hours for which nothing had to be requested.",
                   {NAME: shared % (("6h",) * 2)}),
             graph("Age of the header", "s", "Time from that in the header of a block, which its miner chose, until the first announcement. "
-                  "Median and tail of an hour.", quantiles("bitcoin_block_header_age_seconds")),
-            graph("Connecting", "s", "Time that connecting a block took. Median and tail of an hour.",
-                  quantiles("bitcoin_block_connection_duration_seconds")),
+                  "Median and tail of a day.", quantiles("bitcoin_block_header_age_seconds")),
+            heatmap("Connecting", "s", "Blocks by the time that connecting them took. A point is one block.",
+                    "bitcoin_block_connection_duration_seconds"),
         ],
         "Compact blocks": [
-            graph("Requested transactions", "none", "Transactions requested for one compact block. Median and tail of an hour.",
+            graph("Requested transactions", "none", "Transactions requested for one compact block. Median and tail of a day.",
                   quantiles("bitcoin_compact_block_requested_transactions")),
-            graph("Requested bytes", "bytes", "Bytes of the transactions requested for one compact block. Median and tail of an hour.",
+            graph("Requested bytes", "bytes", "Bytes of the transactions requested for one compact block. Median and tail of a day.",
                   quantiles("bitcoin_compact_block_requested_bytes")),
-            graph("Round trip", "s", "Time from a request for transactions to their arrival. Median and tail of an hour.",
+            graph("Round trip", "s", "Time from a request for transactions to their arrival. Median and tail of a day.",
                   quantiles("bitcoin_compact_block_roundtrip_seconds")),
             graph("Prefilled transactions", "none", "Transactions that a compact block itself contained, the coinbase among them: mean of an hour.",
                   {NAME: mean("bitcoin_compact_block_prefilled_transactions")}),
@@ -474,7 +491,7 @@ def relay():
                   {"{{node}} {{by}}": hourly("bitcoin_block_announcements_total", by="by")}),
         ],
         "FIBRE against compact blocks": [
-            graph("Ahead by", "s", "Time by which the winner of a race had the block earlier, where both took part. Median and tail of an hour.",
+            graph("Ahead by", "s", "Time by which the winner of a race had the block earlier, where both took part. Median and tail of a day.",
                   quantiles("fibre_race_margin_seconds", by="winner")),
             graph("Wins", "none", "Races within an hour by the mechanism that won them.",
                   {"{{node}} {{mechanism}}": hourly("fibre_block_race_wins_total", by="mechanism")}, stacked=True),
@@ -535,9 +552,6 @@ INTERNALS = {
     "From bitcoind-ipc-exporter": [
         graph("Sync progress", "percentunit", "Estimated share of the chain's transactions that are verified.",
               {NAME: "bitcoin_verification_progress{@}"}),
-        graph("Height", "none", "Blocks of the active chain, and the best known header.",
-              {"{{node}} blocks": "bitcoin_chain_height{@}", "{{node}} headers": "bitcoin_header_height{@}"},
-              least=None),
         graph("Difficulty", "sishort", "Proof-of-work difficulty of the tip.", {NAME: "bitcoin_difficulty{@}"}),
         graph("Size on disk", "bytes", "Block and undo files.", {NAME: "bitcoin_chain_size_bytes{@}"}),
         graph("Transactions in the mempool", "short", "Transactions in the mempool, at each poll.", {NAME: "bitcoin_mempool_size{@}"}),
@@ -580,7 +594,7 @@ def by_feerate():
                for band, (labels, _) in FEERATE_BANDS.items()}
     colours = {f"{band} sat/vB": colour for band, (_, colour) in FEERATE_BANDS.items()}
     return graph("Mempool by feerate", "si:vB", "Virtual size of the mempool by the feerate that its transactions would be mined with. A "
-                 "block takes 1 MvB, from the bottom. Choose one node: those of several are added. Needs Bitcoin Core 31.",
+                 "block takes 1 MvB, from the bottom. Needs Bitcoin Core 31.",
                  queries, span=16, stacked=True, colours=colours)
 
 
@@ -589,7 +603,7 @@ def mining():
     fees, weight = "bitcoin_next_block_fees_satoshis{*}", "bitcoin_next_block_weight{*}"
     templates = "rate(bitcoin_template_duration_seconds"
     return build("bitcoin-mining", "Mining", "The next block: what it is worth, how long the node takes to build it, and how soon after a "
-                 "new tip. Needs Mining (Bitcoin Core 30 and later).", '__name__="bitcoin_up"', {
+                 "new tip. Needs Mining (Bitcoin Core 30 and later).", "bitcoind-ipc", one_node=True, parts={
         "At a glance": [
             number("Next block's fees", "si:sat", "Fees of the block that the node would mine now.", {NAME: fees}),
             number("Next block full", "percentunit", "Weight of its transactions, as a share of a block's 4 MWU.",
@@ -650,15 +664,15 @@ def mining():
 
 
 DASHBOARDS = [
-    build("bitcoin-fleet", "Bitcoin fleet", "All nodes at once, from the recording rules.", '__name__="bitcoin_up"', FLEET),
+    build("bitcoin-fleet", "Bitcoin fleet", "All nodes at once, from the recording rules.", "bitcoind-ipc", FLEET),
     build("bitcoin-node", "Bitcoin node", "A Bitcoin node over IPC: chain, mempool, fees, peers, traffic, UTXO cache, and "
-          "bitcoind-ipc-exporter itself.", '__name__="bitcoin_up"', NODE),
+          "bitcoind-ipc-exporter itself.", "bitcoind-ipc", NODE, unfolded=5, one_node=True),
     build("bitcoin-fibre", "FIBRE", "Block relay: FIBRE/UDP against BIP152 compact blocks, from a node's tracepoints.",
-          '__name__="fibre_exporter_up"', FIBRE),
+          "bitcoind-usdt|fibre", FIBRE),
     build("bitcoin-relay", "Block relay", "How blocks come to a node: announcements, compact blocks, what had to be requested, and FIBRE "
-          "where the node has it; from its tracepoints.", '__name__="fibre_exporter_up"', relay()),
+          "where the node has it; from its tracepoints.", "bitcoind-usdt|fibre", relay()),
     build("bitcoin-internals", "Node internals", "A Bitcoin node from its tracepoints: messages, connections, blocks, "
-          "UTXO cache, mempool; and what used to be polled over JSON-RPC.", '__name__="fibre_exporter_up"', INTERNALS),
+          "UTXO cache, mempool; and what used to be polled over JSON-RPC.", "bitcoind-usdt|fibre", INTERNALS),
     mining(),
 ]
 
@@ -668,7 +682,7 @@ def main():
     stale = []
     for board in DASHBOARDS:
         file = FOLDER / f"{board.uid}.json"
-        text = json.dumps(board, cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
+        text = encoded(board)
         if check and (not file.exists() or file.read_text() != text):
             stale.append(file.name)
         elif not check:

@@ -1,14 +1,30 @@
 """The shape of our panels and dashboards, over Grafana's own typed builders."""
 
 import itertools
+import json
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, logs as logs_panel, loki, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import (
+    bargauge, common, dashboard, heatmap as heatmap_panel, logs as logs_panel, loki, prometheus, stat, table, timeseries,
+)
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_model
 from grafana_foundation_sdk.models import dashboard as model
+from grafana_foundation_sdk.models import heatmap as heatmap_model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 LOGS = model.DataSourceRef(type_val="loki", uid="${logs}")
+# Ours, and not the other alerts of the same Prometheus; they need not have the label `node`.
+OUR_ALERTS = 'alertstate="firing",alertname=~"Bitcoin.+|Fibre.+",severity=~"critical|warning|info",node=~"$node"'
+# What happened, on each graph: (name, colour, expression, text, whether the value is the time). The first is switched off.
+ANNOTATIONS = [
+    ("Alerts", "red", f"ALERTS{{{OUR_ALERTS}}}", "{{node}}: {{alertname}}", False),
+    ("Restarts", "blue", 'bitcoin_node_start_time_seconds{node=~"$node"} * 1000', "{{node}} started", True),
+    ("Versions", "purple", "count by (node) (count by (node, version) (last_over_time(bitcoin_node_info{node=~\"$node\"}[10m]))) > 1",
+     "{{node}}: another version", False),
+    ("Reorganizations", "orange", 'instance:bitcoin_blocks_disconnected:increase10m{node=~"$node"} > 0',
+     "{{node}}: blocks were disconnected", False),
+]
 
 
 def _selected(expression):
@@ -19,6 +35,8 @@ def _selected(expression):
 def _queries(panel, queries, instant):
     for reference, (legend, expression) in zip("ABCDEFGH", queries.items()):
         query = prometheus.Dataquery().expr(_selected(expression)).legend_format(legend).ref_id(reference)
+        if not instant and "_bucket" in expression:
+            query.exemplar(True)
         panel.with_target((query.instant() if instant else query.range()).datasource(DATASOURCE))
     return panel
 
@@ -52,10 +70,27 @@ def graph(title, unit, description, queries, span=12, stacked=False, least=0, co
     return _finish(panel, title, unit, description, queries, False, span, 8)
 
 
-def number(title, unit, description, queries, span=4, steps=None, words=None):
+def heatmap(title, unit, description, metric, span=12):
+    """How a histogram's values are spread over time, of all chosen nodes together; a point is an exemplar."""
+    panel = (
+        heatmap_panel.Panel().calculate(False)
+        .color(heatmap_panel.HeatmapColorOptions().mode(heatmap_model.HeatmapColorMode.SCHEME).scheme("Blues").steps(32))
+        .cell_values(heatmap_panel.CellValues().unit("short").decimals(0))
+        .y_axis(heatmap_panel.YAxisConfig().unit(unit))
+        .show_legend()
+        .exemplars_color("rgba(255,120,10,0.9)")
+    )
+    query = (prometheus.Dataquery().expr(_selected(f"sum by (le) (increase({metric}_bucket{{*}}[$__interval]))"))
+             .format(PromQueryFormat.HEATMAP).legend_format("{{le}}").ref_id("A").interval("10m").range().exemplar(True))
+    panel.with_target(query.datasource(DATASOURCE))
+    return panel.title(title).description(description).unit(unit).datasource(DATASOURCE).span(span).height(8)
+
+
+def number(title, unit, description, queries, span=4, steps=None, words=None, history=False):
     """The present value. `steps` colours it from a value on (green before the first, unless that is of None), `words` says it
-    otherwise: {1: ("up", "green")}."""
-    panel = stat.Panel().graph_mode(common_model.BigValueGraphMode.NONE).reduce_options(
+    otherwise: {1: ("up", "green")}; `history` draws its course behind it."""
+    panel = stat.Panel().graph_mode(
+        common_model.BigValueGraphMode.AREA if history else common_model.BigValueGraphMode.NONE).reduce_options(
         common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     base = [] if steps and steps[0][0] is None else [(None, "green" if steps else "text")]
     thresholds = [*base, *(steps or [])]
@@ -63,7 +98,7 @@ def number(title, unit, description, queries, span=4, steps=None, words=None):
         [model.Threshold(value=value, color=colour) for value, colour in thresholds]))
     if words:
         panel.mappings([_mapping(words)])
-    return _finish(panel, title, unit, description, queries, True, span, 4)
+    return _finish(panel, title, unit, description, queries, not history, span, 4)
 
 
 def _mapping(words):
@@ -104,20 +139,33 @@ def rows(title, unit, description, expression, labels, span=12, hidden=(), sort=
     return panel.title(title).description(description).unit(unit).datasource(DATASOURCE).span(span).height(8)
 
 
-def columns(title, description, columns, by):
-    """A table with a row for each value of a label, and a column for each {name: (expression, unit, words)}."""
+def _thresholds(steps):
+    """Colours from a value on, none before the first."""
+    steps = [{"value": None, "color": "text"}, *({"value": value, "color": colour} for value, colour in steps)]
+    return [model.DynamicConfigValue(id_val="thresholds", value={"mode": "absolute", "steps": steps}),
+            model.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"})]
+
+
+def columns(title, description, columns, by, texts, link):
+    """A table with a row for each value of a label, and a column for each {name: (expression, unit, words or steps)}. `texts` are
+    labels of the first expression, each a column of its own {label: name}; the row's label leads to the dashboard `link`."""
     panel = table.Panel()
-    names = {}
-    for reference, (name, (expression, unit, words)) in zip("ABCDEFGH", columns.items()):
-        panel.with_target(_table_query(f"max by ({by}) ({expression})", reference))
+    names = {label: name for label, name in texts.items()}
+    for reference, (name, (expression, unit, look)) in zip("ABCDEFGHIJKL", columns.items()):
+        labels = ", ".join([by, *texts]) if reference == "A" else by
+        panel.with_target(_table_query(f"max by ({labels}) ({expression})", reference))
         names[f"Value #{reference}"] = name
         properties = [model.DynamicConfigValue(id_val="unit", value=unit)]
-        if words:
+        if isinstance(look, dict):
             properties += [
-                model.DynamicConfigValue(id_val="mappings", value=[_mapping(words)]),
+                model.DynamicConfigValue(id_val="mappings", value=[_mapping(look)]),
                 model.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"}),
             ]
+        elif look:
+            properties += _thresholds(look)
         panel.override_by_name(name, properties)
+    panel.override_by_name(by, [model.DynamicConfigValue(id_val="links", value=[
+        {"title": "This node", "url": f"/d/{link}?var-node=${{__value.text}}&${{__url_time_range}}"}])])
     (panel.with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
      .with_transformation(model.DataTransformerConfig(id_val="organize", options={
          "excludeByName": {"Time": True}, "renameByName": names,
@@ -146,27 +194,41 @@ def _place(panels, top):
     return top + height
 
 
-def build(uid, title, description, jobs, parts):
-    """A dashboard of {row: panels}, all rows but the first two collapsed. `jobs` selects a series of each exporter in question."""
+def _links():
+    """To each dashboard, with the node and the time; the exporter of the other ones is another one."""
+    boards = {"bitcoin-fleet": "Fleet", "bitcoin-node": "Node", "bitcoin-relay": "Block relay", "bitcoin-mining": "Mining",
+              "bitcoin-internals": "Internals", "bitcoin-fibre": "FIBRE"}
+    return [dashboard.DashboardLink(title).type(model.DashboardLinkType.LINK).keep_time(True)
+            .url(f"/d/{uid}?${{node:queryparam}}") for uid, title in boards.items()]
+
+
+def build(uid, title, description, job, parts, unfolded=2, one_node=False):
+    """A dashboard of {row: panels}; rows from the place `unfolded` on are collapsed. `job` is a pattern of the jobs in question. It
+    shows all nodes, or with `one_node` the one that is chosen."""
     board = (
         dashboard.Dashboard(title).uid(uid).description(description).tags(["bitcoin"]).refresh("30s")
         .time("now-6h", "now").timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR)
-        .link(dashboard.DashboardLink("Bitcoin").type(model.DashboardLinkType.DASHBOARDS).tags(["bitcoin"])
-              .as_dropdown(True).include_vars(True).keep_time(True))
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
+    for link in _links():
+        board.link(link)
     if "Logs" in parts:
         board.with_variable(dashboard.DatasourceVariable("logs").label("Logs").type("loki"))
-    chosen = []
-    for name, label in [("job", "Job"), ("instance", "Exporter"), ("node", "Node")]:
-        query = f"label_values({{{','.join([jobs, *chosen])}}}, {name})"
+    # Of `up`, which is there also while an exporter is not.
+    chosen = [f'job=~"{job}"']
+    for name, label, every in [("job", "Job", job), ("instance", "Exporter", ".*"), ("node", "Node", ".*")]:
+        query = f"label_values(up{{{','.join(chosen)}}}, {name})"
         variable = (
             dashboard.QueryVariable(name).label(label).datasource(DATASOURCE)
             .query({"query": query, "refId": name}).refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
-            .sort(model.VariableSort.ALPHABETICAL_ASC).multi(True).include_all(True)
-            .current(model.VariableOption(selected=True, text="All", value="$__all")))
-        # Without a value of its own, All is the list of what the query gives. Not every target has a label `node`.
-        board.with_variable(variable.all_value(".*") if name == "node" else variable)
+            .sort(model.VariableSort.ALPHABETICAL_ASC))
+        if name == "node" and one_node:
+            # The first one by default. Not every target has the label.
+            board.with_variable(variable)
+        else:
+            board.with_variable(
+                variable.multi(True).include_all(True).all_value(every)
+                .current(model.VariableOption(selected=True, text="All", value="$__all")))
         chosen.append(f'{name}=~"${name}"')
     number_of = itertools.count(1)
     top = 0
@@ -175,7 +237,7 @@ def build(uid, title, description, jobs, parts):
         for panel in panels:
             panel.id(next(number_of))
         below = _place(panels, top + 1)
-        if place < 2:
+        if place < unfolded:
             board.with_row(row)
             for panel in panels:
                 board.with_panel(panel)
@@ -186,3 +248,14 @@ def build(uid, title, description, jobs, parts):
             board.with_row(row)
             top += 1
     return board.build()
+
+
+def encoded(board):
+    """The dashboard as JSON, with the annotations, which the builders cannot make."""
+    made = json.loads(json.dumps(board, cls=JSONEncoder))
+    made["annotations"] = {"list": [
+        {"name": name, "enable": name != "Alerts", "iconColor": colour, "expr": expression, "titleFormat": text,
+         "useValueForTime": "on" if is_time else False, "step": "60s", "tagKeys": "",
+         "datasource": {"type": "prometheus", "uid": "${datasource}"}}
+        for name, colour, expression, text, is_time in ANNOTATIONS]}
+    return json.dumps(made, indent=1, sort_keys=True) + "\n"

@@ -58,6 +58,15 @@ pub fn it_is_pinned_and_hardened() {
     {
         assert!(example.contains(variable), "{variable}");
     }
+    // Every variable of the files is in the example, with its default.
+    for file in ["compose.yaml", "exporters.yaml"] {
+        let text = std::fs::read_to_string(folder.join(file)).unwrap();
+        for variable in text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap()) {
+            let (name, default) = variable.split_once(":-").unwrap_or((variable, ""));
+            let line = format!("\n{}={default}\n", name.split(":?").next().unwrap());
+            assert!(name == "BUILD_REVISION" || example.contains(&line), "{file}: {variable}");
+        }
+    }
 }
 
 /// Alloy's image gives the folder of its data to 473:473 with mode 770; a new volume takes that over.
@@ -115,14 +124,22 @@ fn relabel_rules(block: &str) -> Vec<Value> {
 
 /// Alloy gives lines of the journal the component's name as `job`, whatever `labels` says; the rules come after that.
 pub fn lines_of_the_journal_have_their_labels() {
-    let line = |(place, unit): (usize, &str)| {
+    let line = |(place, (unit, tag)): (usize, (&str, &str))| {
         json!({"targets": [format!("127.0.0.1:{}", place + 1)], "labels": {
             "__journal__systemd_unit": unit,
+            "__journal_container_tag": tag,
             "__journal_priority_keyword": "info",
             "job": "loki.source.journal.exporters",
         }})
     };
-    let units = ["bitcoind-ipc-exporter.service", "bitcoind-ipc-exporter@signet.service", "ssh.service"];
+    // Units, and what else writes to the journal; containers of exporters.yaml, and another one.
+    let units = [
+        ("bitcoind-ipc-exporter.service", ""),
+        ("bitcoind-ipc-exporter@signet.service", ""),
+        ("docker.service", "bitcoind-usdt-exporter"),
+        ("docker.service", "another"),
+        ("ssh.service", ""),
+    ];
     let config = json!({"scrape_configs": [{
         "job_name": "journal",
         "scrape_interval": "1h",
@@ -140,5 +157,33 @@ pub fn lines_of_the_journal_have_their_labels() {
     labels.iter_mut().for_each(|labels| drop(labels.as_object_mut().unwrap().remove("instance")));
     labels.sort_by_key(|labels| labels["unit"].to_string());
     let expected = |unit: &str| json!({"job": "bitcoind-exporter", "level": "info", "unit": unit});
-    assert_eq!(labels, [expected(units[0]), expected(units[1])]);
+    let expected = [units[0].0, units[1].0, units[2].1].map(expected);
+    let tags = ["ipc", "usdt"].map(|name| {
+        let service = yaml(&contrib().join("compose/exporters.yaml"))["services"]
+            [format!("bitcoind-{name}-exporter")]
+        .take();
+        assert_eq!(service["logging"]["driver"], "journald");
+        service["logging"]["options"]["tag"].as_str().unwrap().to_string()
+    });
+    assert_eq!(tags, ["bitcoind-ipc-exporter", "bitcoind-usdt-exporter"]);
+    labels.sort_by_key(|labels| labels["unit"].to_string());
+    let mut expected = expected.to_vec();
+    expected.sort_by_key(|labels| labels["unit"].to_string());
+    assert_eq!(labels, expected);
+}
+
+/// What an installation in a clone holds of secrets is neither committed nor sent to the image's build.
+pub fn secrets_stay_out_of_git_and_images() {
+    let root = contrib().with_file_name("");
+    let secrets =
+        ["contrib/compose/.env", "contrib/alertmanager/smtp-password", "contrib/prometheus/targets/usdt.yml"];
+    for secret in secrets {
+        succeeds(Command::new("git").current_dir(&root).args(["check-ignore", "--quiet", secret]));
+    }
+    let ignored = std::fs::read_to_string(contrib().join("Containerfile.dockerignore")).unwrap();
+    for secret in secrets {
+        let folders = secret.match_indices('/').map(|(at, _)| &secret[..at]);
+        let is_ignored = folders.clone().any(|folder| ignored.lines().any(|line| line == folder));
+        assert!(is_ignored, "{secret} is in the build's context");
+    }
 }

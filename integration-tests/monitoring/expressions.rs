@@ -21,13 +21,14 @@ use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
 /// What has no data here, and why.
-const WITHOUT: [(&str, &str); 6] = [
+const WITHOUT: [(&str, &str); 7] = [
     (
         "bitcoin_fee_estimate_sat_per_vbyte",
         "a node estimates from dozens of blocks with transactions of some age",
     ),
     ("bitcoin_background_validation_progress", "needs an assumeutxo snapshot, which regtest has none of"),
     ("bitcoin_mempool_depth_feerate_sat_per_vbyte", "the mempool has less than a block"),
+    ("bitcoin_exporter_certificate_expiry_timestamp_seconds", "no exporter here serves TLS"),
     ("[3d] offset 1d", "there was no yesterday; contrib/prometheus/tests has one"),
     ("3d_before", "as above"),
     ("fall_in_standard_errors", "as above"),
@@ -83,7 +84,8 @@ impl Stack {
     fn prometheus(&self, store: &VictoriaMetrics) -> Prometheus {
         let targets = |exporters: &[Exporter], names: &[&str]| -> String {
             let target = |(exporter, name): (&Exporter, &&str)| {
-                format!("{{targets: ['{}'], labels: {{node: {name}}}}}", exporter.address())
+                // Nodes of regtest are compared where they have the same `chain_id`.
+                format!("{{targets: ['{}'], labels: {{node: {name}, chain_id: ours}}}}", exporter.address())
             };
             exporters.iter().zip(names).map(target).collect::<Vec<_>>().join(", ")
         };
@@ -96,7 +98,11 @@ impl Stack {
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
              rule_files: ['{0}/rules/*.yml', '{0}/old-names/*.yml']\n\
              scrape_configs:\n\
-             - {{job_name: bitcoind-ipc, static_configs: [{ipc}]}}\n\
+             - job_name: bitcoind-ipc\n  \
+               static_configs: [{ipc}]\n  \
+               # One of them as if its chain had regular blocks.\n  \
+               metric_relabel_configs: [{{source_labels: [node, chain], regex: 'second;regtest', \
+               target_label: chain, replacement: main}}]\n\
              - job_name: bitcoind-usdt\n  \
                static_configs: [{usdt}]\n  \
                metric_relabel_configs: [{{action: labeldrop, regex: exported_node}}]\n\
@@ -173,7 +179,7 @@ fn expressions() -> BTreeMap<String, String> {
                     [&dashboard["uid"], &target["refId"]].map(|text| text.as_str().unwrap());
                 let place = format!("{uid}/{}/{}/{reference}", panel["id"], panel["title"].as_str().unwrap());
                 let expression = target["expr"].as_str().unwrap().replace("$__rate_interval", "1m");
-                let expression = expression.replace("$__range", "1h");
+                let expression = expression.replace("$__range", "1h").replace("$__interval", "1m");
                 let expression = ["$job", "$instance", "$node"]
                     .iter()
                     .fold(expression, |expression, variable| expression.replace(variable, ".*"));

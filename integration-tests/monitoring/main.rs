@@ -66,6 +66,7 @@ fn main() -> ExitCode {
             compose::alloy_may_keep_its_positions_and_read_what_belongs_to_others,
         )
         .with_ignored_flag(!nix::unistd::geteuid().is_root()),
+        trial("secrets_stay_out_of_git_and_images", compose::secrets_stay_out_of_git_and_images),
         trial("lines_of_the_journal_have_their_labels", compose::lines_of_the_journal_have_their_labels),
         trial("a_store_that_was_away_misses_no_sample", store::a_store_that_was_away_misses_no_sample),
         trial(
@@ -142,15 +143,26 @@ fn dashboards_are_complete() {
         assert!(identities.insert(uid.to_string()), "{uid} twice");
         let variables = dashboard["templating"]["list"].as_array().unwrap();
         let named = |name: &str| variables.iter().find(|variable| variable["name"] == name).unwrap();
-        // All jobs and exporters are those that the query finds, and not every process that Prometheus knows.
-        assert!(named("job")["allValue"].is_null() && named("instance")["allValue"].is_null(), "{uid}");
-        // A dashboard is of one exporter, because both count some things under one name.
-        let query = named("job")["query"]["query"].as_str().unwrap();
-        assert!(["bitcoin_up", "fibre_exporter_up"].iter().any(|up| query.contains(&format!("\"{up}\""))));
+        // A dashboard is of one exporter, because both count some things under one name; `up` is there also while that one is not.
+        let job = named("job")["allValue"].as_str().unwrap();
+        assert!(["bitcoind-ipc", "bitcoind-usdt|fibre"].contains(&job), "{uid}: {job}");
+        for name in ["job", "instance", "node"] {
+            let query = named(name)["query"]["query"].as_str().unwrap();
+            assert!(query.starts_with(&format!("label_values(up{{job=~\"{job}\"")), "{uid}: {query}");
+            let is_one = name == "node" && ["bitcoin-node", "bitcoin-mining"].contains(&uid);
+            assert_eq!(named(name)["allValue"].is_null(), is_one, "{uid}: {name}");
+        }
+        // The other exporter of a node has another job and address.
+        for link in dashboard["links"].as_array().unwrap() {
+            assert_eq!((&link["type"], &link["includeVars"]), (&"link".into(), &false.into()), "{uid}");
+            assert!(link["url"].as_str().unwrap().ends_with("?${node:queryparam}"), "{uid}: {link}");
+        }
+        assert_eq!(dashboard["annotations"]["list"].as_array().unwrap().len(), 4, "{uid}");
 
         let rows = dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] == "row");
+        let unfolded = if uid == "bitcoin-node" { 5 } else { 2 };
         for (place, row) in rows.enumerate() {
-            assert_eq!(row["collapsed"], place >= 2, "{uid}: {}", row["title"]);
+            assert_eq!(row["collapsed"], place >= unfolded, "{uid}: {}", row["title"]);
         }
         let mut titles = BTreeSet::new();
         for panel in panels(&dashboard) {
@@ -175,8 +187,14 @@ fn dashboards_are_complete() {
                 assert!(!legend.contains("instance"), "{title}: {legend}");
                 // Which are the largest changes from step to step.
                 assert!(target["range"] != true || !expression.contains("topk"), "{title}: {expression}");
+                if expression.contains("ALERTS{") {
+                    assert!(expression.contains("alertname=~\"Bitcoin.+|Fibre.+\""), "{title}: others' alerts");
+                }
+                let is_graph_of_buckets = target["range"] == true && expression.contains("_bucket");
+                assert_eq!(target["exemplar"] == true, is_graph_of_buckets, "{title}: exemplars");
+                let is_heatmap = panel["type"] == "heatmap";
                 // increase() extrapolates, so that it finds 7.1 blocks.
-                if expression.starts_with("increase(") || expression.starts_with("sum by") {
+                if !is_heatmap && (expression.starts_with("increase(") || expression.starts_with("sum by")) {
                     let is_share = expression.contains(" / ");
                     assert!(is_share || !expression.contains("increase("), "{title}: {expression}");
                 }

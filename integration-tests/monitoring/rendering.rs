@@ -14,6 +14,7 @@ use crate::{dashboards, is_of_loki};
 /// What the variables choose: all that they find.
 fn chosen(expression: &str, job: &str) -> String {
     let expression = expression.replace("$__rate_interval", "1m").replace("$__range", "1h");
+    let expression = expression.replace("$__interval", "1m");
     expression.replace("$job", job).replace("$instance", ".+").replace("$node", ".*")
 }
 
@@ -33,18 +34,20 @@ fn table(panel: &Value, prometheus: &Prometheus, job: &str) -> (Vec<String>, Vec
     let targets = panel["targets"].as_array().unwrap();
     let organized = panel["transformations"].as_array().unwrap().last().unwrap()["options"].clone();
     let renamed = organized["renameByName"].as_object();
-    let mut columns: Vec<(u64, String)> = organized["indexByName"]
+    let mut fields: Vec<(u64, String)> = organized["indexByName"]
         .as_object()
         .unwrap()
         .iter()
         .map(|(name, place)| (place.as_u64().unwrap(), name.clone()))
         .collect();
-    columns.sort();
+    fields.sort();
     let title = |name: String| {
         renamed.and_then(|names| names.get(&name)?.as_str()).map_or(name.clone(), str::to_string)
     };
-    let mut columns: Vec<_> = columns.into_iter().map(|(_, name)| title(name)).collect();
+    let mut fields: Vec<_> = fields.into_iter().map(|(_, name)| name).collect();
+    let mut columns: Vec<_> = fields.iter().cloned().map(title).collect();
     if renamed.is_none() && organized["excludeByName"]["Value"] != true {
+        fields.push("Value".into());
         columns.push("Value".into());
     }
     let mut rows: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
@@ -58,12 +61,12 @@ fn table(panel: &Value, prometheus: &Prometheus, job: &str) -> (Vec<String>, Vec
             let text =
                 |name: &String| labels.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
             let key = match renamed {
-                Some(_) => text(&columns[0]),
+                Some(_) => text(&fields[0]),
                 None => sample["metric"].to_string(),
             };
             let row = rows.entry(key).or_default();
-            for column in columns.iter().filter(|column| labels.contains_key(*column)) {
-                row.insert(column.clone(), text(column));
+            for (field, column) in fields.iter().zip(&columns).filter(|(field, _)| labels.contains_key(*field)) {
+                row.insert(column.clone(), text(field));
             }
             row.insert(value.clone(), sample["value"][1].as_str().unwrap().to_string());
         }

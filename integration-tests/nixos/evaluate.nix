@@ -24,6 +24,7 @@ let
       assertions = defaultsTo [ ] (types.listOf types.raw);
       environment.systemPackages = defaultsTo [ ] (types.listOf types.package);
       networking.hostName = defaultsTo "machine" types.str;
+      # Of nixpkgs: a node for each name. Of nix-bitcoin: options of one node.
       services.bitcoind = defaultsTo { } (types.attrsOf types.raw);
       services.prometheus = {
         enable = lib.mkEnableOption "Prometheus";
@@ -202,6 +203,37 @@ in
     services.bitcoind-ipc-exporter = {
       enable = true;
       socketPath = "/var/lib/bitcoind-main/node.sock";
+    };
+  };
+  # nix-bitcoin's node, with the socket and over HTTP.
+  flat-owner = evaluate {
+    services.bitcoind = {
+      enable = true;
+      dataDir = "/var/lib/bitcoind";
+      user = "bitcoin";
+      group = "bitcoin";
+      extraConfig = "";
+      rpc.port = 8332;
+    };
+    services.bitcoind-ipc-exporter = {
+      enable = true;
+      socketPath = "/var/lib/bitcoind/node.sock";
+      environmentFile = "/run/secrets/exporter.env";
+    };
+  };
+  flat-without-ipc = evaluate {
+    services.bitcoind = {
+      enable = true;
+      dataDir = "/var/lib/bitcoind";
+      listenWhitelisted = [ ];
+    };
+    services.bitcoind-ipc-exporter = {
+      enable = true;
+      rpc = {
+        enable = true;
+        user = "exporter";
+        passwordFile = "/run/secrets/rpc-password";
+      };
     };
   };
   # Bitcoin Core 30 and 31.

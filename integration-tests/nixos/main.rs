@@ -120,6 +120,9 @@ fn nix_module_evaluates() -> Result<(), Failed> {
                     \"/var/lib/bitcoind-mainnet/node.sock\"";
     assert_eq!(command, expected);
     assert_eq!(ipc("known-owner")["User"], "bitcoind-main");
+    assert_eq!(ipc("flat-owner")["User"], "bitcoin");
+    assert_eq!(ipc("flat-owner")["EnvironmentFile"], "/run/secrets/exporter.env");
+    assert_eq!(ipc("flat-without-ipc")["DynamicUser"], true);
     assert_eq!(made["nobody"]["failed"].as_array().unwrap().len(), 1);
     assert_eq!(made["default"]["failed"].as_array().unwrap().len(), 0);
     let beside = ipc("rpc-beside-ipc");
