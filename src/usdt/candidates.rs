@@ -80,11 +80,11 @@ impl Candidate {
 
     /// Whether its command line names this data directory.
     pub fn names_datadir(&self, datadir: &Path) -> bool {
-        let named = self.command.iter().filter_map(|argument| {
+        let mut named = self.command.iter().filter_map(|argument| {
             let argument = argument.strip_prefix(b"-")?;
             argument.strip_prefix(b"-").unwrap_or(argument).strip_prefix(b"datadir=")
         });
-        let named = named.last().map(|path| Path::new(OsStr::from_bytes(path)));
+        let named = named.next_back().map(|path| Path::new(OsStr::from_bytes(path)));
         let real = |path: &Path| path.canonicalize().unwrap_or(path.components().collect());
         named.is_some_and(|path| path.is_absolute() && real(path) == real(datadir))
     }

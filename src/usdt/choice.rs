@@ -102,8 +102,10 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
     } else {
         let parents: Vec<_> = rest.iter().map(|it| it.parent).collect();
         rest.retain(|it| !parents.contains(&it.node.pid));
-        waits |= rest.iter().any(|it| it.age <= SETTLED);
-        rest.retain(|it| it.age > SETTLED);
+        // It may be a second node.
+        if rest.iter().any(|it| it.age <= SETTLED) {
+            return Choice::Soon;
+        }
     }
     match (&rest[..], different) {
         ([one], _) => Choice::Node((*one).clone()),
@@ -237,6 +239,7 @@ mod tests {
         };
         assert!(why.contains("--datadir, --unit or --pid") && why.contains("process 2 ("), "{why}");
         assert_eq!(alone(&[process(1, &[]), process(2, &[])]), None);
+        assert_eq!(alone(&[process(1, &[]), young(2, &[])]), None);
     }
 
     #[test]

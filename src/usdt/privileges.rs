@@ -7,8 +7,7 @@ const CAPABILITIES: [(&str, u32); 2] = [("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
 /// Which capabilities are missing, and what to do about it; `None` if none is.
 pub(super) fn missing() -> Option<anyhow::Error> {
-    let status = procfs::process::Process::myself().and_then(|it| it.status());
-    let have = status.map_or(0, |status| status.capeff);
+    let have = effective();
     let missing: Vec<_> =
         CAPABILITIES.iter().filter(|(_, bit)| have >> bit & 1 == 0).map(|(name, _)| *name).collect();
     if missing.is_empty() {
@@ -20,6 +19,18 @@ pub(super) fn missing() -> Option<anyhow::Error> {
         CAPABILITIES.map(|(name, _)| name).join(" "),
         CAPABILITIES.map(|(name, _)| name.to_lowercase()).join(",")
     ))
+}
+
+/// Whether the binaries of other users' processes can be seen: root, or `CAP_SYS_PTRACE`.
+pub(super) fn sees_other_users() -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    effective() >> CAP_SYS_PTRACE & 1 == 1
+}
+
+/// The effective capabilities of this process, a bit each.
+fn effective() -> u64 {
+    let status = procfs::process::Process::myself().and_then(|it| it.status());
+    status.map_or(0, |status| status.capeff)
 }
 
 /// Whether this kernel can do what we need.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use anyhow::{Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
@@ -124,8 +125,9 @@ pub(super) struct Attachments {
 
 /// All programs that were loaded. They and their counts live as long as this; a node comes and goes.
 pub struct Programs {
-    /// Before what they link, in the order in which fields are dropped: detaching uses what libbpf keeps with the programs.
-    links: Vec<Link>,
+    /// Of each of `loaded`. Before what they link, in the order in which fields are dropped: detaching uses what libbpf keeps with the
+    /// programs.
+    links: Vec<Vec<Link>>,
     loaded: Vec<Loaded>,
     attachments: Arc<Mutex<Attachments>>,
     blocks: Arc<Blocks>,
@@ -136,9 +138,10 @@ impl Programs {
     pub fn load(subjects: &[Subject]) -> Result<Self> {
         quiet_libbpf();
         let loaded = subjects.iter().map(|subject| (subject.functions().load)());
+        let loaded: Vec<_> = loaded.collect::<Result<_>>()?;
         Ok(Programs {
-            links: Vec::new(),
-            loaded: loaded.collect::<Result<_>>()?,
+            links: loaded.iter().map(|_| Vec::new()).collect(),
+            loaded,
             attachments: Arc::default(),
             blocks: Arc::default(),
         })
@@ -147,14 +150,15 @@ impl Programs {
     /// Attaches to a process's tracepoints, in the order of the BPF files; `binary` is its file.
     pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<Attached> {
         let mut attached = Vec::new();
-        for Loaded { provider, skeleton, refused, .. } in &mut self.loaded {
+        for (Loaded { provider, skeleton, refused, .. }, links) in self.loaded.iter_mut().zip(&mut self.links)
+        {
             for program in skeleton.object_mut().progs_mut() {
                 let tracepoint = program.name().to_string_lossy();
                 let result = match refused.get(&*tracepoint) {
                     Some(why) => Err(anyhow!("{why}")),
                     None => program.attach_usdt(pid, binary, *provider, &*tracepoint).map_err(explain),
                 };
-                let result = result.map(|link| self.links.push(link));
+                let result = result.map(|link| links.push(link));
                 attached.push(Attached { name: probe_name(provider, &tracepoint), result });
             }
         }
@@ -162,13 +166,20 @@ impl Programs {
         let mut attachments = self.attachments.lock().expect("nobody panics holding it");
         self.blocks.attached(|name| attached.iter().any(|it| it.name == name && it.result.is_ok()));
         attachments.ever.extend(names);
-        attachments.now = self.links.len();
+        attachments.now = self.links.iter().map(Vec::len).sum();
         attached
     }
 
     /// Detaches from a process that has ended. The counts stay; what was true of a running node only does not.
     pub fn detach(&mut self) {
-        self.links.clear();
+        // Each waits in the kernel for tens of milliseconds. What libbpf keeps of a subject is touched by one thread only.
+        thread::scope(|scope| {
+            for links in &mut self.links {
+                let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
+            }
+        });
+        // Where no thread could be started.
+        self.links.iter_mut().for_each(Vec::clear);
         self.attachments.lock().expect("nobody panics holding it").now = 0;
         self.loaded.iter().for_each(|loaded| loaded.subject.node_ended());
         self.blocks.node_ended();

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 use super::candidates::{Candidate, Scanner};
 use super::choice::{Choice, Known, Named, Others, choose, successor};
-use super::file_locks;
+use super::{file_locks, privileges};
 use crate::node_process::Node;
 
 /// Which node to trace, as the user named it. Without anything, the only one that runs.
@@ -169,7 +169,8 @@ impl Search {
                 let new = if self.last.is_some() { "new " } else { "" };
                 format!("no {new}process of {} runs", binary.display())
             }
-            None => "no node runs".to_string(),
+            None if privileges::sees_other_users() => "no node runs".to_string(),
+            None => "no node of this user runs, and without CAP_SYS_PTRACE another user's is seen only with --bitcoind".to_string(),
         };
         if let Some(unit) = unit {
             why += &format!(" in unit {unit}");
