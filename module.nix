@@ -187,6 +187,21 @@ in
       example = lib.literalExpression "lib.getExe' pkgs.bitcoin-node \"bitcoin-node\"";
       description = "The binary with the tracepoints.";
     };
+    unit = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "bitcoind-mainnet.service";
+      description = "The node's systemd unit. Needed if several nodes of {option}`bitcoind` run.";
+    };
+    dataDir = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/var/lib/bitcoind";
+      description = ''
+        The node's data directory, which names the node like {option}`unit`. The service's user cannot look into it as a rule: it has to be
+        `-datadir=` on the node's command line.
+      '';
+    };
     nodeName = mkOption {
       type = types.str;
       default = config.networking.hostName;
@@ -334,6 +349,8 @@ in
               "--health-port"
               (toString usdt.healthPort)
             ]
+            ++ lib.optionals (usdt.unit != null) [ "--unit" usdt.unit ]
+            ++ lib.optionals (usdt.dataDir != null) [ "--datadir" usdt.dataDir ]
             ++ lib.optionals (usdt.tracepoints != [ ]) [
               "--tracepoints"
               (lib.concatStringsSep "," usdt.tracepoints)

@@ -38,7 +38,7 @@ interface Node {
     getHeaderTip @31 (context :Proxy.Context) -> (height :Int32, blockTime :Int64, result :Bool);
     unused32 @32 ();
     unused33 @33 ();
-    unused34 @34 ();
+    getBestBlockHash @34 (context :Proxy.Context) -> (result :Data);
     getLastBlockTime @35 (context :Proxy.Context) -> (result :Int64);
     getVerificationProgress @36 (context :Proxy.Context) -> (result :Float64);
     isInitialBlockDownload @37 (context :Proxy.Context) -> (result :Bool);
@@ -55,7 +55,7 @@ struct NodeStats {
     unused2 @2 :Int64;
     unused3 @3 :Int64;
     unused4 @4 :Int64;
-    unused5 @5 :Int64;
+    timeConnected @5 :Int64;    # Unix seconds
     addrName @6 :Text;          # with its port; the name that -addnode gave it, if it did
     version @7 :Int32;
     unused8 @8 :Text;

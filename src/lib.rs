@@ -18,13 +18,13 @@
 //! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
 //! - [`node_process`] is the node as a process.
 //! - `tls` reads certificates.
-//! - [`logging`] writes to stderr or the journal.
+//! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
 //! - [`init`] supervises the exporter in a container, as PID 1 or behind one.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
-//! answer to the node; between them are atomics, and locks that are held for a lookup. Blocks are counted and log lines
-//! written by threads that only take from bounded queues.
+//! answer to the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Blocks are
+//! counted and log lines written by threads that only take from bounded queues: no target that is not read delays anything.
 
 pub mod cli;
 pub mod collect;
@@ -41,6 +41,7 @@ pub mod service;
 pub mod status;
 mod sys;
 pub mod systemd;
+mod text;
 mod tls;
 #[cfg(feature = "usdt")]
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]

@@ -3,39 +3,46 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nix::libc::ESRCH;
 use nix::sys::socket::{getsockopt, sockopt};
-use procfs::process::{Io, Process, Stat, all_processes};
+use procfs::process::{Io, Process, Stat};
 use tokio::net::UnixStream;
 
 use crate::sys;
-
-/// Names of binaries that hold a node.
-const BINARIES: [&str; 3] = ["bitcoin-node", "bitcoind", "bitcoin-qt"];
 
 /// A process that may be the node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// Its process id.
     pub pid: i32,
+    /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
+    pub started: u64,
     /// The path of its binary when it was started.
     pub binary: PathBuf,
 }
 
 impl Node {
-    /// The process of this id.
-    pub fn of(pid: i32) -> Result<Self> {
+    /// The process of this id; its binary is `binary` if we may not see it.
+    pub fn of(pid: i32, binary: Option<&Path>) -> Result<Self> {
         let process = Process::new(pid).with_context(|| format!("there is no process {pid}"))?;
-        match process.exe() {
-            Ok(binary) => Ok(Node { pid, binary: without_mark(&binary) }),
-            Err(error) => bail!(
+        let started = process.stat().with_context(|| format!("there is no process {pid}"))?.starttime;
+        match (binary, process.exe()) {
+            (Some(binary), _) => Ok(Node { pid, started, binary: binary.into() }),
+            (None, Ok(binary)) => Ok(Node { pid, started, binary: without_mark(&binary) }),
+            (None, Err(error)) => bail!(
                 "cannot see the binary of process {pid} ({error}): run as the node's user, or with CAP_SYS_PTRACE, or name \
                  it with --bitcoind"
             ),
         }
+    }
+
+    /// Whether it runs, and its id was not used again.
+    pub fn is_running(&self) -> bool {
+        let stat = Process::new(self.pid).and_then(|process| process.stat());
+        stat.is_ok_and(|stat| stat.starttime == self.started && !matches!(stat.state, 'Z' | 'X' | 'x'))
     }
 
     /// A path to the binary that stays right when the file is replaced.
@@ -43,9 +50,18 @@ impl Node {
         PathBuf::from(format!("/proc/{}/exe", self.pid))
     }
 
-    /// Becomes readable when the process ends.
-    pub fn end(&self) -> Result<OwnedFd> {
-        sys::pidfd_open(self.pid).with_context(|| format!("cannot watch process {}", self.pid))
+    /// Becomes readable when the process ends; `None` if it has.
+    pub fn end(&self) -> Result<Option<OwnedFd>> {
+        match sys::pidfd_open(self.pid) {
+            // Its id may be that of another process by now.
+            Ok(end) => Ok(self.is_running().then_some(end)),
+            Err(error) if error.raw_os_error() == Some(ESRCH) && self.is_running() => bail!(
+                "cannot watch process {}: /proc is that of another PID namespace; in a container, use --pid=host",
+                self.pid
+            ),
+            Err(error) if error.raw_os_error() == Some(ESRCH) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot watch process {}", self.pid)),
+        }
     }
 }
 
@@ -158,37 +174,7 @@ pub fn cpu_seconds(stat: &Stat) -> f64 {
     (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
 }
 
-/// All processes of this binary; without one, of all binaries that hold a node. Processes that we may not look into are
-/// recognized by their name alone.
-pub fn candidates(binary: Option<&Path>) -> Result<Vec<Node>> {
-    let file = binary.and_then(|path| path.metadata().ok()).map(|file| (file.dev(), file.ino()));
-    let path = binary.map(|path| path.canonicalize().unwrap_or(path.into()));
-    let is_node = |process: &Process| match process.exe() {
-        Ok(exe) => {
-            let exe = without_mark(&exe);
-            let same_file = || {
-                let running = std::fs::metadata(format!("/proc/{}/exe", process.pid)).ok()?;
-                Some(file? == (running.dev(), running.ino()))
-            };
-            let wanted = match &path {
-                Some(path) => *path == exe || same_file() == Some(true),
-                None => BINARIES.iter().any(|name| exe.file_name().is_some_and(|file| file == *name)),
-            };
-            wanted.then_some(exe)
-        }
-        Err(_) => {
-            let stat = process.stat().ok().filter(|stat| stat.state != 'Z')?;
-            let path = path.clone()?;
-            // Of a name the kernel keeps fifteen bytes.
-            let name = path.file_name()?.to_str()?;
-            (stat.comm == name.get(..15).unwrap_or(name)).then_some(path)
-        }
-    };
-    let processes = all_processes().context("cannot list processes; is /proc mounted?")?.flatten();
-    Ok(processes.filter_map(|it| Some(Node { pid: it.pid, binary: is_node(&it)? })).collect())
-}
-
 /// Without what the kernel appends when the file was removed or replaced.
-fn without_mark(path: &Path) -> PathBuf {
+pub(crate) fn without_mark(path: &Path) -> PathBuf {
     path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.into(), PathBuf::from)
 }

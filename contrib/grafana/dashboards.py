@@ -73,8 +73,8 @@ NODE = {
                {NAME: "bitcoin_ibd{*}"}, words=YES),
         number("Sync", "percentunit", "Estimated share of the chain's transactions that are verified.",
                {NAME: "bitcoin_verification_progress{*}"}),
-        number("Warnings", "none", "Warnings that the node gives; `bitcoin-cli getnetworkinfo` has their text.",
-               {NAME: "bitcoin_warnings{*}"}, steps=[(1, "orange")]),
+        number("Warnings", "none", "Present warnings of the node. The exporter logs their text; `bitcoin-cli getnetworkinfo` has it.",
+               {NAME: "sum without (kind) (bitcoin_warnings{*})"}, steps=[(1, "orange")]),
         number("Uptime", "s", "Time since the node started.", {NAME: "bitcoin_node_uptime_seconds{*}"}),
         text_of_label("Version", "What the node calls itself.", "subversion", "bitcoin_node_info{*}", span=20),
     ],
@@ -195,7 +195,7 @@ NODE = {
         graph("Banned", "none", "Addresses and subnets that are banned.", {NAME: "bitcoin_banned{*}"}),
         graph("Largest group", "none", "The most peers in one group of addresses: an IPv4 /16 or IPv6 /32, or an autonomous system (with "
               "`-asmap`). Many are a sign of somebody who surrounds the node.",
-              {"{{node}} {{by}}": "bitcoin_peers_largest_group{*}"}),
+              {"{{node}} {{by}} {{direction}}": "bitcoin_peers_largest_group{*}"}),
         graph("Announcements queued", "none", "Transactions that wait to be announced: to all peers, and to the one that waits for the "
               "most. Needs Bitcoin Core 31, asked over JSON-RPC.", {"{{node}} {{statistic}}": "bitcoin_peers_inv_to_send{*}"}),
         graph("Addresses dropped", "none", "Peers that sent more addresses than the node takes.",

@@ -97,6 +97,7 @@ fuzz_target!(|text: &str| {
             next_block: NextBlock::Off,
             exit_with_node: false,
             http_rpc: None,
+            data_directory: Default::default(),
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));

@@ -41,6 +41,7 @@ fuzz_target!(|data: &[u8]| {
             next_block: NextBlock::Auto,
             exit_with_node: false,
             http_rpc: None,
+            data_directory: Default::default(),
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));

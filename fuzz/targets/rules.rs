@@ -1,6 +1,6 @@
 //! The guard between a strict node, which behaves, and an exporter that says anything. The input is what either says next.
 //!
-//! The node panics over what a real one would hang up on, abort or hang over: a broken protocol, a cancelled call, a second
+//! The node panics over a call that would change it, and over what a real one would hang up on, abort or hang over: a broken protocol, a cancelled call, a second
 //! disconnect of a handler, two calls at once on a block template or one after its destroy, a template left behind, an end while
 //! something is owed. Each of its calls must be answered exactly once.
 #![no_main]
@@ -15,7 +15,9 @@ use bitcoind_exporter::schema::chain_capnp::{chain, chain_notifications};
 use bitcoind_exporter::schema::handler_capnp::handler;
 use bitcoind_exporter::schema::init_capnp::init;
 use bitcoind_exporter::schema::mining_capnp::{block_template, mining};
+use bitcoind_exporter::schema::node_capnp::node;
 use bitcoind_exporter::schema::proxy_capnp::thread_map;
+use bitcoind_exporter::schema::rpc_capnp::rpc;
 use bitcoind_exporter::schema::tracing_capnp::{tracing, utxo_cache_trace};
 use capnp::message::{Builder, ReaderOptions};
 use capnp::serialize::{read_message_from_flat_slice, write_message_to_words};
@@ -23,7 +25,7 @@ use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::{cap_descriptor, message, message_target, return_};
 use libfuzzer_sys::fuzz_target;
 
-const METHODS: [(u64, u16); 13] = [
+const METHODS: [(u64, u16); 19] = [
     (init::Client::TYPE_ID, 0),
     (thread_map::Client::TYPE_ID, 0),
     (mining::Client::TYPE_ID, 3),
@@ -37,7 +39,16 @@ const METHODS: [(u64, u16); 13] = [
     (block_template::Client::TYPE_ID, 2),
     (block_template::Client::TYPE_ID, 0),
     (block_template::Client::TYPE_ID, 7),
+    (init::Client::TYPE_ID, 6),
+    (mining::Client::TYPE_ID, 9),
+    (node::Client::TYPE_ID, 12),
+    (node::Client::TYPE_ID, 23),
+    (rpc::Client::TYPE_ID, 0),
+    (0, 0),
 ];
+/// What would change the node: loading wallets, submitting a solution or a block, shutting down, disconnecting peers, a JSON-RPC
+/// without a method, an interface that we do not know.
+const FORBIDDEN: &[(u64, u16)] = METHODS.split_at(12).1;
 const MAKE_THREAD: (u64, u16) = METHODS[1];
 const WAIT_TIP_CHANGED: (u64, u16) = METHODS[2];
 const DISCONNECT: (u64, u16) = METHODS[5];
@@ -131,6 +142,7 @@ impl Node {
             message::Call(it) => {
                 let it = it.unwrap();
                 let method = (it.get_interface_id(), it.get_method_id());
+                assert!(!FORBIDDEN.contains(&method), "a call that changes the node");
                 let target = match it.get_target().unwrap().which().unwrap() {
                     message_target::ImportedCap(id) => {
                         assert!(self.exports.contains_key(&id), "a call of nothing");

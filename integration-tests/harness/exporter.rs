@@ -48,6 +48,14 @@ impl Exporter {
         Self::spawn_as_it_is(command.args(["--metrics-addr", "127.0.0.1:0"]), at_most)
     }
 
+    /// Without a word on stderr; it serves at this address.
+    pub fn spawn_at(command: &mut Command, address: &str) -> Self {
+        let child = command.stderr(Stdio::inherit()).spawn().expect("the exporter starts");
+        let exporter = Exporter { child, log: Arc::default(), address: address.into() };
+        eventually("the exporter serves", || TcpStream::connect(address).ok());
+        exporter
+    }
+
     fn spawn_as_it_is(command: &mut Command, at_most: usize) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the exporter starts");
         let log = Arc::new(Mutex::new(String::new()));

@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -115,6 +115,8 @@ enum Command {
     Load,
     SetOutcome(Outcome),
     HangAt(Option<Step>),
+    HangSubscriptions(bool),
+    AnswerTooMuch(bool),
 }
 
 #[derive(Default)]
@@ -126,6 +128,10 @@ pub struct Counts {
     connections: AtomicU32,
     waits_for_change_of: AtomicU32,
     asked_for_udp_peers: AtomicU32,
+    /// Calls of getpeerinfo.
+    asked_for_peers: AtomicU32,
+    /// It was ended on purpose.
+    ended: AtomicBool,
     /// Requests for a block template.
     pub templates: AtomicU32,
     /// Calls that hang because they were told to.
@@ -174,6 +180,8 @@ impl FakeNode {
                     ibd: Cell::new(offers.ibd),
                     loading: Cell::new(offers.loading),
                     hangs: watch::channel(false).0,
+                    subscriptions_hang: watch::channel(false).0,
+                    answers_too_much: Cell::new(false),
                     shutting_down: watch::channel(false).0,
                     tip: watch::channel(FIRST_TIP).0,
                     templates: Templates::new(&shared),
@@ -212,6 +220,21 @@ impl FakeNode {
     /// Leaves questions for its height unanswered until it is told otherwise.
     pub fn hang(&self, hangs: bool) {
         assert!(self.commands.send(Command::Hang(hangs)).is_ok(), "the fake node runs");
+    }
+
+    /// Leaves subscriptions unanswered until it is told otherwise.
+    pub fn hang_subscriptions(&self, hang: bool) {
+        assert!(self.commands.send(Command::HangSubscriptions(hang)).is_ok(), "the fake node runs");
+    }
+
+    /// Answers getpeerinfo with more than the exporter takes, until it is told otherwise.
+    pub fn answer_too_much(&self, too_much: bool) {
+        assert!(self.commands.send(Command::AnswerTooMuch(too_much)).is_ok(), "the fake node runs");
+    }
+
+    /// How often it was asked for its peers by JSON-RPC.
+    pub fn asked_for_peers(&self) -> u32 {
+        self.counts.asked_for_peers.load(Relaxed)
     }
 
     /// The chain is loaded now.
@@ -262,6 +285,11 @@ impl FakeNode {
         assert!(self.commands.send(Command::ShutDown).is_ok(), "the fake node runs");
     }
 
+    /// Ends it at once, with calls under way.
+    pub fn end(self) {
+        self.counts.ended.store(true, Relaxed);
+    }
+
     /// What would have killed or hung a real node.
     pub fn faults(&self) -> Vec<String> {
         self.counts.faults.lock().unwrap().clone()
@@ -292,7 +320,7 @@ impl Drop for FakeNode {
     fn drop(&mut self) {
         let faults = self.faults();
         assert!(
-            faults.is_empty() || std::thread::panicking(),
+            faults.is_empty() || std::thread::panicking() || self.counts.ended.load(Relaxed),
             "a real node would not have survived: {faults:?}"
         );
     }
@@ -312,6 +340,8 @@ struct State {
     ibd: Cell<bool>,
     loading: Cell<bool>,
     hangs: watch::Sender<bool>,
+    subscriptions_hang: watch::Sender<bool>,
+    answers_too_much: Cell<bool>,
     shutting_down: watch::Sender<bool>,
     /// How many there were.
     subscriptions: Cell<u32>,
@@ -370,6 +400,8 @@ async fn run(
                 }
                 Some(Command::SetIbd(ibd)) => state.ibd.set(ibd),
                 Some(Command::Hang(hangs)) => { state.hangs.send_replace(hangs); }
+                Some(Command::HangSubscriptions(hang)) => { state.subscriptions_hang.send_replace(hang); }
+                Some(Command::AnswerTooMuch(too_much)) => state.answers_too_much.set(too_much),
                 Some(Command::Load) => {
                     state.loading.set(false);
                     nix::sys::prctl::set_name(c"b-msghand").unwrap();
@@ -530,6 +562,16 @@ struct Fake {
 }
 
 impl Fake {
+    async fn subscriptions_pass(&self) {
+        if *self.state.subscriptions_hang.borrow() {
+            let mut call = InCall { state: self.state.clone(), answered: false };
+            self.state.counts.hanging.fetch_add(1, Relaxed);
+            let _ = self.state.subscriptions_hang.subscribe().wait_for(|hang| !hang).await;
+            self.state.counts.hanging.fetch_sub(1, Relaxed);
+            call.answered = true;
+        }
+    }
+
     fn subscribe(&self, callback: Callback) -> handler::Client {
         let callback = Rc::new(RefCell::new(Some(callback)));
         self.state.callbacks.borrow_mut().push((self.connection, callback.clone()));
@@ -550,7 +592,11 @@ impl Fake {
         if method == "getudppeerinfo" {
             self.state.counts.asked_for_udp_peers.fetch_add(1, Relaxed);
         }
+        if method == "getpeerinfo" {
+            self.state.counts.asked_for_peers.fetch_add(1, Relaxed);
+        }
         match method {
+            "getpeerinfo" if self.state.answers_too_much.get() => json!({"result": "x".repeat(70_000_000)}),
             // As FIBRE 30.0 answers: `lastrecv` in milliseconds, the round trips too.
             "getudppeerinfo" if self.state.offers.fibre => json!({"result": [{
                 "addr": "192.0.2.1:8336", "group": 2, "lastrecv": now_ms(), "ultimatetrust": true,
@@ -679,6 +725,7 @@ impl chain::Server for Fake {
     });
     method!(chain::handle_notifications(params: HandleNotificationsParams, results: HandleNotificationsResults), |this| {
         let callback = params.get()?.get_notifications()?;
+        this.subscriptions_pass().await;
         results.get().set_result(this.subscribe(Callback::Chain(callback)));
     });
 }
@@ -708,7 +755,8 @@ impl node::Server for Fake {
         state.set_time_offset(if absurd { i64::MIN } else { 11 });
         state.set_addresses_rate_limited(if absurd { u64::MAX } else { 5 });
         state.set_ping_wait(if absurd { i64::MIN } else { 6_000_000 });
-        state.init_height_in_flight(2);
+        let mut heights = state.reborrow().init_height_in_flight(2);
+        (0..2).for_each(|at| heights.set(at, 43 + at as i32));
     });
     method!(node::get_total_bytes_recv(_params: GetTotalBytesRecvParams, results: GetTotalBytesRecvResults), |this| {
         results.get().set_result(if this.state.offers.absurd { -1 } else { 1234 });
@@ -742,6 +790,7 @@ impl node::Server for Fake {
 impl tracing::Server for Fake {
     method!(tracing::trace_utxo_cache(params: TraceUtxoCacheParams, results: TraceUtxoCacheResults), |this| {
         let callback = params.get()?.get_callback()?;
+        this.subscriptions_pass().await;
         results.get().set_result(this.subscribe(Callback::Trace(callback)));
     });
 }

@@ -1,5 +1,6 @@
 //! An HTTP server that answers as a node's JSON-RPC would, and not as it should.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::exporter::Exporter;
+use super::exporter::{Exporter, command};
 use super::fake::FakeNode;
 
 /// What the HTTP server does with a request.
@@ -18,9 +19,13 @@ use super::fake::FakeNode;
 pub enum Mode {
     /// Answers as the fake node's JSON-RPC, to those with the cookie.
     Works,
-    /// Has these answers, by method, and no other methods.
+    /// Has these answers, by method or by method and first parameter, and no other methods.
     Answers(Arc<Value>),
     Status(&'static str),
+    /// The same to this number of requests, then as `Works`.
+    StatusOf(usize, &'static str),
+    /// Reads every second request on a connection and closes it without an answer.
+    Closes,
     Html,
     Redirects,
     /// Another step each time.
@@ -36,6 +41,8 @@ pub struct FakeHttp {
     dir: TempDir,
     address: String,
     mode: Arc<Mutex<Mode>>,
+    /// What it does with single methods instead.
+    of_methods: Arc<Mutex<BTreeMap<String, Mode>>>,
     cookie: Arc<Mutex<String>>,
     pub seen: Arc<Mutex<Vec<String>>>,
 }
@@ -47,15 +54,18 @@ impl FakeHttp {
             dir: TempDir::new().unwrap(),
             address: listener.local_addr().unwrap().to_string(),
             mode: Arc::new(Mutex::new(mode)),
+            of_methods: Arc::default(),
             cookie: Arc::default(),
             seen: Arc::default(),
         };
         http.change_cookie("__cookie__:1");
-        let (mode, cookie, seen) = (http.mode.clone(), http.cookie.clone(), http.seen.clone());
+        let (mode, of_methods, cookie, seen) =
+            (http.mode.clone(), http.of_methods.clone(), http.cookie.clone(), http.seen.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (mode, cookie, seen) = (mode.clone(), cookie.clone(), seen.clone());
-                std::thread::spawn(move || answer(stream, &mode, &cookie, &seen));
+                let (mode, of_methods) = (mode.clone(), of_methods.clone());
+                let (cookie, seen) = (cookie.clone(), seen.clone());
+                std::thread::spawn(move || answer(stream, &mode, &of_methods, &cookie, &seen));
             }
         });
         http
@@ -68,6 +78,28 @@ impl FakeHttp {
 
     pub fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap() = mode;
+    }
+
+    /// What it does with this method instead, until it is told otherwise.
+    pub fn set_method(&self, method: &str, mode: Option<Mode>) {
+        let mut of_methods = self.of_methods.lock().unwrap();
+        match mode {
+            Some(mode) => of_methods.insert(method.into(), mode),
+            None => of_methods.remove(method),
+        };
+    }
+
+    /// How often this method was called.
+    pub fn calls_of(&self, method: &str) -> usize {
+        self.seen.lock().unwrap().iter().filter(|seen| *seen == method).count()
+    }
+
+    /// An exporter that has nothing but this.
+    pub fn only_exporter(&self, more: &[&str]) -> Exporter {
+        let datadir = self.dir.path().to_str().unwrap();
+        let mut command = command();
+        command.args(["--datadir", datadir, "--chain", "regtest"]).args(self.arguments()).args(more);
+        Exporter::spawn(&mut command).ready()
     }
 
     /// Where it is, as arguments.
@@ -88,13 +120,14 @@ impl FakeHttp {
 fn answer(
     stream: TcpStream,
     mode: &Mutex<Mode>,
+    of_methods: &Mutex<BTreeMap<String, Mode>>,
     cookie: &Mutex<String>,
     seen: &Mutex<Vec<String>>,
 ) -> Option<()> {
     stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
     let mut output = stream.try_clone().ok()?;
     let mut input = BufReader::new(stream);
-    loop {
+    for request_number in 0.. {
         let (mut length, mut authorized) = (0, false);
         loop {
             let mut line = String::new();
@@ -117,15 +150,27 @@ fn answer(
         let mut send = |status: &str, headers: &str, body: &str| {
             write!(output, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).ok()
         };
-        let present = mode.lock().unwrap().clone();
+        let of_method = of_methods.lock().unwrap().get(request["method"].as_str()?).cloned();
+        let mut present = of_method.unwrap_or_else(|| mode.lock().unwrap().clone());
+        if let Mode::StatusOf(left, status) = present {
+            let mut mode = mode.lock().unwrap();
+            *mode = if left > 1 { Mode::StatusOf(left - 1, status) } else { Mode::Works };
+            present = Mode::Status(status);
+        }
         match present {
-            Mode::Works | Mode::Answers(_) if !authorized => send("401 Unauthorized", "", "")?,
-            Mode::Works => {
+            Mode::StatusOf(..) => unreachable!("replaced above"),
+            Mode::Closes if request_number % 2 == 1 => return None,
+            Mode::Works | Mode::Answers(_) | Mode::Closes if !authorized => send("401 Unauthorized", "", "")?,
+            Mode::Works | Mode::Closes => {
                 let result = match request["method"].as_str()? {
                     "getblockchaininfo" => {
-                        json!({"chain": "regtest", "blocks": 42, "difficulty": 7, "initialblockdownload": false})
+                        json!({"chain": "regtest", "blocks": 42, "bestblockhash": "07".repeat(32), "difficulty": 7,
+                               "initialblockdownload": false})
                     }
-                    "getblockhash" => json!("07".repeat(32)),
+                    "getblockhash" | "getbestblockhash" => json!("07".repeat(32)),
+                    "getorphantxs" => json!([{"bytes": 100}]),
+                    "getmempoolinfo" => json!({"size": 5}),
+                    "getpeerinfo" => json!([]),
                     _ => Value::Null,
                 };
                 send(
@@ -135,8 +180,9 @@ fn answer(
                 )?;
             }
             Mode::Answers(answers) => {
-                let known = answers.get(request["method"].as_str()?);
-                let answer = match known {
+                let method = request["method"].as_str()?;
+                let by_parameter = answers.get(format!("{method} {}", request["params"][0]));
+                let answer = match by_parameter.or(answers.get(method)) {
                     Some(result) => json!({"jsonrpc": "2.0", "result": result, "id": 1}),
                     None => {
                         json!({"jsonrpc": "2.0", "error": {"code": -32601, "message": "Method not found"}, "id": 1})
@@ -173,4 +219,5 @@ fn answer(
             Mode::Hangs => std::thread::sleep(Duration::from_secs(60)),
         }
     }
+    None
 }

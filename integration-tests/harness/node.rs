@@ -24,7 +24,8 @@ pub fn bitcoin_node() -> PathBuf {
     std::env::var_os("BITCOIN_NODE").expect("BITCOIN_NODE is not set: use integration-tests/run").into()
 }
 
-fn bitcoin_cli() -> PathBuf {
+/// Its `bitcoin-cli`.
+pub fn bitcoin_cli() -> PathBuf {
     let node = bitcoin_node();
     let beside = node.with_file_name("bitcoin-cli");
     if beside.exists() { beside } else { node.parent().unwrap().with_file_name("bin").join("bitcoin-cli") }
@@ -44,7 +45,7 @@ fn bitcoind() -> (PathBuf, Vec<String>) {
 
 /// Below those that the system hands out to whoever connects or asks for any, so that it is still free when the node binds it, and
 /// when it is started again.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let mut candidates = std::iter::repeat_with(|| rand::random_range(10_000..32_000)).take(1000);
     candidates.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }

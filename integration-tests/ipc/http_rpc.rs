@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::ipc::{METHODS, whitelist_of};
+use bitcoind_exporter::ipc::{method_names, whitelist_of};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -102,7 +102,7 @@ fn blocks_are_counted_over_http_and_the_source_is_shown() {
 }
 
 /// As Core's share/rpcauth/rpcauth.py makes it.
-pub fn rpcauth(user: &str, password: &str) -> String {
+fn rpcauth(user: &str, password: &str) -> String {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"salt");
     let digest = ring::hmac::sign(&key, password.as_bytes());
     let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -114,7 +114,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
     let dir = TempDir::new().unwrap();
     let password = dir.path().join("password");
     std::fs::write(&password, "secret word\n").unwrap();
-    let without_peers = METHODS.iter().copied().filter(|method| *method != "getpeerinfo").collect::<Vec<_>>();
+    let without_peers = method_names().filter(|method| *method != "getpeerinfo").collect::<Vec<_>>();
     let node = Node::start(&[
         &rpcauth("exporter", "secret word"),
         &rpcauth("less", "secret word"),
@@ -183,7 +183,7 @@ fn http_of_another_node_is_not_used() {
             .contains("is another node than the one behind the IPC socket: its block at height 3 is")
             .then_some(())
     });
-    assert_eq!((exporter.value(USED), exporter.value("bitcoin_chain_height")), (None, Some(3.0)));
+    assert_eq!((exporter.value(USED), exporter.value("bitcoin_chain_height")), (Some(0.0), Some(3.0)));
     assert_eq!(exporter.value("bitcoin_difficulty"), None);
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
 }
@@ -228,7 +228,7 @@ fn fault(mode: Mode, said: &str) {
     let exporter = http.exporter(&node, &["--call-timeout", "1s"]);
     eventually(said, || exporter.log().contains(said).then_some(()));
     eventually("it is tried again", || (http.seen.lock().unwrap().len() > 2).then_some(()));
-    assert_eq!((exporter.value(USED), exporter.value("bitcoin_difficulty")), (None, None));
+    assert_eq!((exporter.value(USED), exporter.value("bitcoin_difficulty")), (Some(0.0), None));
     assert_eq!(
         (exporter.value("bitcoin_up"), exporter.value("bitcoin_chain_height")),
         (Some(1.0), Some(42.0))
@@ -297,48 +297,6 @@ fn http_that_hangs_in_use_ends_no_session() {
         (Some(1.0), Some(42.0))
     );
     assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(1.0));
-}
-
-/// What the node is asked for once a minute goes with the rest, and is back with it: once before its time.
-#[test]
-fn what_is_asked_rarely_is_gone_while_http_is() {
-    let samples = [
-        "bitcoin_orphan_transactions",
-        "bitcoin_chain_tips{status=\"active\"}",
-        "bitcoin_mempool_feerate_vbytes{from=\"0\"}",
-    ];
-    let answers = |orphans: usize| {
-        Mode::Answers(Arc::new(json!({
-            "getblockchaininfo": {"chain": "regtest", "blocks": 42, "bestblockhash": "07".repeat(32),
-                                  "initialblockdownload": false},
-            "getblockhash": "07".repeat(32),
-            "getchaintips": [{"status": "active"}],
-            "getmempoolfeeratediagram": [{"weight": 0, "fee": 0.0}, {"weight": 4000, "fee": 0.00000100}],
-            "getorphantxs": vec![json!({"bytes": 100}); orphans],
-        })))
-    };
-    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
-    let http = FakeHttp::start(answers(1));
-    let exporter = http.exporter(&node, &[]);
-    exporter.wait_for(samples[0], 1.0);
-    eventually("all are there", || samples.iter().all(|it| exporter.value(it).is_some()).then_some(()));
-    let goes = || {
-        http.set(Mode::Status("503 Service Unavailable"));
-        eventually("all are gone", || samples.iter().all(|it| exporter.value(it).is_none()).then_some(()));
-        assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
-    };
-    goes();
-    http.set(answers(2));
-    exporter.wait_for(samples[0], 2.0);
-    eventually("all are there", || samples.iter().all(|it| exporter.value(it).is_some()).then_some(()));
-    goes();
-    http.set(answers(3));
-    exporter.wait_for(USED, 1.0);
-    let polled = exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-    eventually("polls go on", || {
-        (exporter.value("bitcoin_exporter_poll_duration_seconds_count")? > polled + 10.0).then_some(())
-    });
-    assert_eq!(samples.map(|it| exporter.value(it)), [None; 3]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod door;
+mod failing_calls;
 mod fibre;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -11,6 +12,7 @@ mod http_rpc;
 mod leaving;
 mod next_block;
 mod notifications;
+mod read_only;
 mod real_node;
 mod reconnect;
 mod relay;

@@ -137,7 +137,8 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
             TRACING,
             "bitcoin_exporter_utxo_trace{state=\"active\"} 1|bitcoin_utxo_cache_add_total 0|bitcoin_peer_ping_seconds{percentile=\"50\"} 0.25\
             |bitcoin_peers_by{network=\"ipv6\",connection_type=\"block-relay-only\",transport=\"v2\"} 1|bitcoin_blocks_in_flight 2\
-            |bitcoin_peers_largest_group{by=\"netgroup\"} 1|bitcoin_peers_largest_group{by=\"as\"} 1|bitcoin_peers_addr_rate_limited 1\
+            |bitcoin_peers_largest_group{by=\"netgroup\",direction=\"out\"} 1|bitcoin_peers_largest_group{by=\"as\",direction=\"out\"} 1\
+            |bitcoin_peers_groups{by=\"netgroup\",direction=\"out\"} 1|bitcoin_peers_addr_rate_limited 1\
             |bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"block\"} 1000|bitcoin_peers_clock_off 1|bitcoin_peers_ping_overdue 1",
             "bitcoin_peer_min_ping|bitcoin_peers_low_fee_relay|bitcoin_peers_inv_to_send",
         ),
@@ -177,7 +178,7 @@ fn absurd_values_are_shown_or_absent_and_never_wrap() {
         ("bitcoin_peer_ping_seconds{percentile=\"50\"}", None),
         ("bitcoin_peers_clock_off", Some(1.0)),
         ("bitcoin_peers_ping_overdue", Some(0.0)),
-        ("bitcoin_peers_largest_group{by=\"netgroup\"}", Some(0.0)),
+        ("bitcoin_peers_largest_group{by=\"netgroup\",direction=\"out\"}", Some(0.0)),
     ] {
         assert_eq!(exporter.value(sample), expected, "{sample}");
     }
@@ -205,7 +206,7 @@ fn one_failing_call_costs_only_its_own_metrics() {
     ] {
         assert_eq!(exporter.value(sample), Some(expected), "{sample}");
     }
-    for gone in ["bitcoin_banned", "bitcoin_warnings", "bitcoin_mempool_bytes"] {
+    for gone in ["bitcoin_banned", "bitcoin_warnings{kind=\"other\"}", "bitcoin_mempool_bytes"] {
         assert_eq!(exporter.value(gone), None, "{gone}");
     }
     // A method that older nodes do not have is no failure.

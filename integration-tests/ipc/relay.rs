@@ -42,8 +42,8 @@ fn transactions_whose_parents_have_not_come_are_orphans() {
     exporter.wait_for("bitcoin_orphan_transactions", 2.0);
     assert_eq!(exporter.value("bitcoin_orphan_bytes"), Some(bytes));
     // A peer on loopback is in no group that says anything.
-    assert_eq!(exporter.value("bitcoin_peers_largest_group{by=\"netgroup\"}"), Some(0.0));
-    assert_eq!(exporter.value("bitcoin_peers_largest_group{by=\"as\"}"), None);
+    assert_eq!(exporter.value("bitcoin_peers_largest_group{by=\"netgroup\",direction=\"in\"}"), Some(0.0));
+    assert_eq!(exporter.value("bitcoin_peers_largest_group{by=\"as\",direction=\"in\"}"), None);
     assert_eq!(exporter.value("bitcoin_peers_addr_rate_limited"), Some(0.0));
     let queued = node.json(&["getpeerinfo"])[0]["inv_to_send"].as_f64();
     for statistic in ["sum", "max"] {

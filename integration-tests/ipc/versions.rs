@@ -5,6 +5,7 @@
 //! are those of `src/rpc/*.cpp` at the commits where the release branches began, the values are made up.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -44,7 +45,14 @@ fn polled(http: &FakeHttp) -> BTreeMap<String, f64> {
     let samples =
         text.lines().filter(|line| line.starts_with("bitcoin_") && !line.starts_with("bitcoin_exporter_"));
     let samples = samples.map(|line| line.rsplit_once(' ').unwrap());
-    samples.map(|(name, value)| (name.to_string(), value.parse().unwrap())).collect()
+    let mut samples: BTreeMap<_, f64> =
+        samples.map(|(name, value)| (name.to_string(), value.parse().unwrap())).collect();
+    // The only one that depends on the present time.
+    let start = samples.remove("bitcoin_node_start_time_seconds").unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let uptime = samples["bitcoin_node_uptime_seconds"];
+    assert!((now - 3600.0..=now).contains(&(start + uptime)), "{start}");
+    samples
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! A real `bitcoind`, which has no IPC: everything comes from JSON-RPC over HTTP.
 
-use bitcoind_exporter::ipc::METHODS;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::eventually;
 use crate::exporter::{Exporter, command};
-use crate::http_rpc::rpcauth;
 use crate::node::Node;
 
 const USED: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
@@ -100,28 +98,6 @@ fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
     assert_eq!(exporter.value(USED), None);
     node.mine(2);
     exporter.wait_for("bitcoin_chain_height", 5.0);
-}
-
-#[test]
-fn a_node_that_does_not_let_us_wait_for_blocks_is_asked_for_its_tip() {
-    let dir = TempDir::new().unwrap();
-    let password = dir.path().join("password");
-    std::fs::write(&password, "secret").unwrap();
-    let methods = METHODS.iter().copied().filter(|method| *method != "waitfornewblock").collect::<Vec<_>>();
-    let node = Node::start_bitcoind(&[
-        &rpcauth("less", "secret"),
-        &format!("-rpcwhitelist=less:{}", methods.join(",")),
-        "-rpcwhitelistdefault=0",
-    ]);
-    node.mine(3);
-    let exporter = beside(&node, &["--rpc-user", "less", "--rpc-password-file", password.to_str().unwrap()]);
-    exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
-    node.mine(20);
-    exporter.wait_for("bitcoin_blocks_connected_total", 20.0);
-    node.cli(&["invalidateblock", node.cli(&["getblockhash", "20"]).as_str()]);
-    exporter.wait_for("bitcoin_blocks_disconnected_total", 4.0);
-    let said = "the node does not let us wait for blocks";
-    assert_eq!(exporter.log().matches(said).count(), 1, "{}", exporter.log());
 }
 
 #[test]

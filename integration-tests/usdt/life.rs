@@ -1,12 +1,16 @@
 //! The life of the node and of the exporter, and wrong input.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
+use crate::harness::node::free_port;
 use crate::{Fixture, assert_samples, command, compile, fibre};
 
 pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {
@@ -50,12 +54,7 @@ pub fn another_node_of_the_same_binary_is_not_taken_for_the_next_one() {
 pub fn an_exporter_that_was_started_first_waits_for_the_node() {
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
-    let exporter = Exporter::spawn(command().arg("--bitcoind").arg(&binary).args([
-        "--node-name",
-        "relay",
-        "--health-port",
-        "0",
-    ]));
+    let exporter = waiting(&binary);
     assert_eq!(exporter.get("/ready").0, 503);
     assert_eq!(exporter.get("/health").0, 200);
     let mut fixture = Fixture::start(&binary);
@@ -124,11 +123,115 @@ pub fn several_nodes_are_listed_and_none_is_guessed() {
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
     let (first, second) = (Fixture::start(&binary), Fixture::start(&binary));
-    let said = refusal(&["--bitcoind", binary.to_str().unwrap()]);
-    assert!(said.contains("choose one with --pid"), "{said}");
+    let said = refusal(&["--list-probes", "--bitcoind", binary.to_str().unwrap()]);
+    assert!(said.contains("name one with --datadir, --unit or --pid"), "{said}");
     for fixture in [first, second] {
         assert!(said.contains(&format!("process {} ({})", fixture.pid(), binary.display())), "{said}");
     }
+}
+
+pub fn several_nodes_are_waited_for_until_one_is_left() {
+    let dir = TempDir::new().unwrap();
+    let binary = compile(dir.path(), &[]);
+    let (first, mut second) = (Fixture::start(&binary), Fixture::start(&binary));
+    let exporter = waiting(&binary);
+    eventually("it waits", || exporter.log().contains("several nodes run").then_some(()));
+    assert_eq!(exporter.get("/ready").0, 503);
+    drop(first);
+    eventually("it is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+    second.fire("send");
+    assert_samples(&exporter, "fibre_blocks_sent_total 1");
+}
+
+/// Started before the node.
+fn waiting(binary: &Path) -> Exporter {
+    let mut command = command();
+    command.arg("--bitcoind").arg(binary).args(["--node-name", "relay", "--health-port", "0"]);
+    Exporter::spawn(&mut command)
+}
+
+pub fn a_node_is_named_by_its_unit() {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let mounts = mounts.lines().filter_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+        [_, at, "cgroup2", ..] => Some(PathBuf::from(at)),
+        [_, at, "cgroup", options, ..] if options.contains("name=systemd") => Some(PathBuf::from(at)),
+        _ => None,
+    });
+    let unit = format!("test-{}.service", std::process::id());
+    let made = mounts.map(|at| at.join(&unit)).find(|group| std::fs::create_dir(group).is_ok());
+    let Some(group) = made else { return eprintln!("SKIPPED: this machine lets us make no control group") };
+    let dir = TempDir::new().unwrap();
+    let binary = compile(dir.path(), &[]);
+    let (_other, mut node) = (Fixture::start(&binary), Fixture::start(&binary));
+    std::fs::write(group.join("cgroup.procs"), node.pid().to_string()).unwrap();
+    let mut command = command();
+    command.arg("--bitcoind").arg(&binary).args([
+        "--node-name",
+        "relay",
+        "--health-port",
+        "0",
+        "--unit",
+        &unit,
+    ]);
+    let exporter = Exporter::spawn(&mut command).ready();
+    node.fire("send");
+    assert_samples(&exporter, "fibre_blocks_sent_total 1");
+    drop(node);
+    eventually("it waits", || exporter.log().contains(&format!("in unit {unit}")).then_some(()));
+    let mut next = Fixture::start(&binary);
+    std::fs::write(group.join("cgroup.procs"), next.pid().to_string()).unwrap();
+    eventually("it is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+    next.fire("send");
+    assert_samples(&exporter, "fibre_blocks_sent_total 2");
+    drop(next);
+    eventually("the group is empty", || std::fs::remove_dir(&group).ok());
+}
+
+pub fn a_journal_that_is_not_read_stops_nothing() {
+    let dir = TempDir::new().unwrap();
+    let mut fixture = Fixture::start(&compile(dir.path(), &["-DSTANDARD"]));
+    let run = dir.path().join("run");
+    std::fs::create_dir_all(run.join("systemd/journal")).unwrap();
+    let _journal = UnixDatagram::bind(run.join("systemd/journal/socket")).unwrap();
+    let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let port = free_port();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$1\" /run && shift && exec \"$@\"", "sh"]).arg(&run);
+    command.arg(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter")).args([
+        "--log",
+        "journal",
+        "--health-port",
+        "0",
+    ]);
+    command.args(["--node-name", "relay", "--metrics-addr", &format!("127.0.0.1:{port}")]);
+    command.args(["--pid", &fixture.pid().to_string()]).stdout(Stdio::null()).env_remove("RUST_LOG");
+    command.env("NOTIFY_SOCKET", dir.path().join("notify")).env("WATCHDOG_USEC", "2000000");
+    let mut exporter = Exporter::spawn_at(&mut command, &format!("127.0.0.1:{port}")).ready();
+    // More than fit into the socket.
+    for _ in 0..30 {
+        fixture.fire("repeat 1 10 standard 1 1 1 1 1 text text");
+    }
+    eventually("all are counted", || {
+        (exporter.value("bitcoin_blocks_connected_total{node=\"relay\"}")? == 300.0).then_some(())
+    });
+    assert_eq!((exporter.get("/health").0, exporter.get("/ready").0), (200, 200));
+    let mut message = [0; 100];
+    let mut beats = 0;
+    while beats < 3 {
+        let read = manager.recv(&mut message).expect("the watchdog's beat");
+        beats += u32::from(message[..read].starts_with(b"WATCHDOG=1"));
+    }
+    assert!(exporter.terminate().success());
+}
+
+pub fn a_closed_stderr_is_no_panic() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$@\" 2>&-", "sh", env!("CARGO_BIN_EXE_bitcoind-usdt-exporter")]);
+    assert_eq!(command.args(["--pid", "4194303"]).status().unwrap().code(), Some(1));
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$@\" 2>/dev/full", "sh", env!("CARGO_BIN_EXE_bitcoind-usdt-exporter")]);
+    assert_eq!(command.args(["--pid", "4194303"]).status().unwrap().code(), Some(1));
 }
 
 pub fn refusal(arguments: &[&str]) -> String {

@@ -9,6 +9,7 @@ mod fibre;
 mod harness;
 mod life;
 mod record;
+mod restarts;
 mod scene;
 mod settings;
 mod standard;
@@ -54,6 +55,15 @@ fn main() -> ExitCode {
         life::an_exporter_that_was_started_first_waits_for_the_node,
         life::an_exporter_that_is_killed_leaves_the_node_running_and_untraced,
         life::two_exporters_on_one_node_count_each_for_itself,
+        life::several_nodes_are_waited_for_until_one_is_left,
+        restarts::a_stopped_node_is_attached_again,
+        restarts::a_killed_node_is_attached_again,
+        restarts::an_upgraded_node_is_attached_again,
+        restarts::a_node_that_daemonizes_is_attached_and_not_its_parent,
+        restarts::a_child_that_runs_a_command_is_not_the_node,
+        restarts::processes_that_end_at_once_are_not_the_node,
+        restarts::two_nodes_named_by_process_never_swap_names,
+        restarts::two_nodes_named_by_data_directory_never_swap_names,
         life::the_old_options_ask_for_a_password_and_the_health_port_does_not,
         settings::each_source_of_settings_comes_before_the_next,
         settings::who_configures_it_as_fibre_exporter_is_found_where_that_was,
@@ -82,11 +92,14 @@ fn main() -> ExitCode {
         life::several_nodes_are_listed_and_none_is_guessed,
         life::wrong_input_is_explained,
         life::what_cannot_be_printed_ends_no_exporter,
+        life::a_closed_stderr_is_no_panic,
         settings::wrong_settings_are_explained_with_their_names,
     ];
     // Only root can start a process without privileges, or mount.
     let as_root = tests![
         life::without_privilege_it_says_which_are_missing,
+        life::a_node_is_named_by_its_unit,
+        life::a_journal_that_is_not_read_stops_nothing,
         record::another_user_reads_it_without_the_right_to_write,
         record::times_are_right_in_a_time_namespace,
         record::a_full_disk_is_said_once_and_costs_no_row,

@@ -8,8 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use super::context::Context;
 use super::door::{self, Door};
 use super::handshake::open_guarded;
-use super::http_session::HttpSession;
-use super::session::show_up;
+use super::session::{Session, show_up};
 use crate::ipc::guard::Places;
 use crate::ipc::source::Source;
 use crate::ipc::{Interface, Interfaces, JsonRpc};
@@ -22,10 +21,10 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
     context.metrics.exporter.connects.inc();
     let stream = match door::open(source, &context).await? {
         Door::Ipc(stream) => stream,
-        Door::Http(http, _) => {
-            let session = HttpSession::new(http, &context);
+        Door::Http(checker, _) => {
+            let mut session = Session::over_http(checker, &context);
             session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
-            show_up(&session.interfaces, &context.metrics);
+            show_up(&session.interfaces, &context);
             return Ok(session.interfaces);
         }
     };
@@ -53,7 +52,7 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
     {
         bail!("--rpc on: {}", http.why_not());
     }
-    show_up(&interfaces, &context.metrics);
+    show_up(&interfaces, &context);
     Ok(interfaces)
 }
 

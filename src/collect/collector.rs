@@ -10,8 +10,7 @@ use tracing::{debug, info, warn};
 use super::context::Context;
 use super::door::{self, Door};
 use super::handshake;
-use super::http_session::HttpSession;
-use super::session::End;
+use super::session::{End, Session, show_away};
 use crate::ipc::guard;
 use crate::ipc::source::Source;
 use crate::node_process::Peer;
@@ -49,12 +48,14 @@ impl Collector {
                     let node = Peer::of(&stream);
                     (self.run_over_ipc(stream, place, &node).await, Some(node))
                 }
-                Door::Http(http, _) => {
+                Door::Http(checker, _) => {
                     drop(place);
-                    (HttpSession::new(http, &self.context).run(&source).await, None)
+                    let file = source.file();
+                    let session = Session::over_http(checker, &self.context);
+                    (session.run_until(|| source.file().is_some_and(|now| file != Some(now))).await, None)
                 }
             };
-            self.context.metrics.node_is_away();
+            show_away(&self.context);
             let Some(reason) = end.reason() else { return Ok(()) };
             self.context.metrics.exporter.disconnects.inc_by([reason], 1);
             self.context.status.set(State::Disconnected(end.to_string()));
@@ -135,6 +136,7 @@ impl Collector {
                     let text = format!("{error:#}");
                     if text != said {
                         warn!("{text}; trying again until it works");
+                        show_away(&self.context);
                         self.context.status.set(State::Disconnected(text.clone()));
                         said = text;
                     }

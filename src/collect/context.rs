@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::block;
+use super::file_system::Candidates;
 use super::memory::Memory;
-use crate::http_rpc::{self, HttpRpc};
+use crate::http_rpc::{self, Cause, HttpRpc};
 use crate::ipc::Hash;
 use crate::metrics::Metrics;
 use crate::status::Status;
@@ -54,6 +55,8 @@ pub struct Config {
     pub exit_with_node: bool,
     /// JSON-RPC over HTTP, where IPC has none.
     pub http_rpc: Option<http_rpc::Settings>,
+    /// Where the node's blocks may be, to look at its file system.
+    pub data_directory: Candidates,
 }
 
 /// A block that became the tip, and when that was heard of.
@@ -89,7 +92,16 @@ impl Context {
         shutdown: CancellationToken,
     ) -> Self {
         let blocks = block::Counter::start(metrics.clone());
-        let http_rpc = config.http_rpc.clone().map(|settings| HttpRpc::new(settings, config.call_timeout));
+        metrics.set_poll_interval(config.poll_interval);
+        let http_rpc = config.http_rpc.clone().map(|settings| {
+            let metrics = metrics.clone();
+            let count = move |cause: Cause| metrics.exporter.http_rpc_failures.inc_by([cause.name()], 1);
+            HttpRpc::new(settings, config.call_timeout, count)
+        });
+        if http_rpc.is_some() {
+            let failures = &metrics.exporter.http_rpc_failures;
+            Cause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
+        }
         let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
         Context { config, http_rpc, metrics, status, shutdown, memory, blocks, new_tip }
     }

@@ -5,7 +5,6 @@ use tokio::net::UnixStream;
 
 use super::context::Context;
 use super::http_rpc::Checker;
-use crate::http_rpc::HttpRpc;
 use crate::ipc::source::Source;
 
 /// Where a node can be asked.
@@ -13,7 +12,7 @@ pub enum Door {
     /// The socket, connected.
     Ipc(UnixStream),
     /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
-    Http(HttpRpc, String),
+    Http(Checker, String),
 }
 
 /// Connects to the socket. Where that fails, and the node need not have one, asks over HTTP.
@@ -25,9 +24,10 @@ pub async fn open(source: &mut Source, context: &Context) -> Result<Door> {
     let Some(http) = context.http_rpc.as_ref().filter(|http| http.settings().alone) else {
         return Err(error);
     };
-    Checker::alone(http.clone()).check().await;
+    let checker = Checker::alone(http.clone());
+    checker.check().await;
     match http.is_used() {
-        true => Ok(Door::Http(http.clone(), format!("{error:#}"))),
+        true => Ok(Door::Http(checker, format!("{error:#}"))),
         false => Err(anyhow!("{error:#}; JSON-RPC over HTTP: {}", http.why_not())),
     }
 }

@@ -10,7 +10,7 @@ use tracing::info;
 use super::context::{Context, UtxoTrace};
 use super::http_rpc::Checker;
 use super::next_block;
-use super::session::{End, Session, take_leave};
+use super::session::{End, Ipc, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
 use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Mining, Thread};
@@ -38,17 +38,11 @@ pub async fn open(
 ) -> Result<Session, End> {
     let prepared = context.shutdown.run_until_cancelled(shake_hands(stream, node, context));
     match prepared.await.unwrap_or(Err(End::ShutdownRequested)) {
-        Ok(Prepared { connection, waiting, subscribing, building, interfaces, http_rpc }) => Ok(Session {
-            connection,
-            guard,
-            waiting,
-            subscribing,
-            building,
-            interfaces: Rc::new(interfaces),
-            http_rpc,
-            process: node.process(),
-            context: context.clone(),
-        }),
+        Ok(Prepared { connection, waiting, subscribing, building, interfaces, http_rpc }) => {
+            let ipc = Ipc { connection, guard, waiting, subscribing, building };
+            let interfaces = Rc::new(interfaces);
+            Ok(Session::new(Some(ipc), interfaces, http_rpc, node.process(), context))
+        }
         Err(end) => Err(take_leave(guard, end).await),
     }
 }
@@ -64,7 +58,12 @@ struct Prepared {
 }
 
 async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Result<Prepared, End> {
-    let connection = Connection::new(stream, context.config.call_timeout).await.map_err(End::NoNode)?;
+    let connection = Connection::new(stream, context.config.call_timeout).await;
+    let connection = connection.map_err(|error| match error {
+        // A node that hangs still accepts connections.
+        CallError::TimedOut(_) => End::Failed(error),
+        error => End::NoNode(error),
+    })?;
     let prepared = tokio::select! {
         prepared = prepare(&connection, node) => prepared,
         reason = connection.closed() => Err(End::Closed(reason)),

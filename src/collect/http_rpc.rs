@@ -5,17 +5,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
 use super::json::number;
+use super::rate_limit::RateLimit;
 use crate::http_rpc::HttpRpc;
 use crate::ipc::{BlockRef, CallError, Chain, Interfaces, Mining, Thread};
 
 /// Between two looks at whether it is still the same node.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// After the first failure; doubled with each.
-const MIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Core makes a wrong password wait, and logs it.
-const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Finds out whether JSON-RPC over HTTP can be used.
 pub struct Checker {
@@ -39,11 +37,16 @@ impl Checker {
         Checker { http, mining: None, chain: None }
     }
 
+    /// What it checks.
+    pub fn http(&self) -> &HttpRpc {
+        &self.http
+    }
+
     /// Uses it if it answers and is the same node, else says why not.
     pub async fn check(&self) {
         match self.differs().await {
             Ok(None) => self.http.use_it(),
-            Ok(Some(difference)) => self.http.give_up(&format!(
+            Ok(Some(difference)) => self.http.differs(format!(
                 "{} is another node than {}: {difference}; name the right one with --rpc-url and --rpc-cookie-file, or \
                  --chain",
                 self.http.settings().url,
@@ -58,23 +61,21 @@ impl Checker {
 
     /// Goes on checking. A poll follows at once when it can be used.
     pub async fn keep_checking(self, usable: Rc<Notify>) {
-        let mut wait = MIN_RETRY_INTERVAL;
+        // Core makes a wrong password wait, and logs it: failures back off.
+        let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
+            let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.given_up()).await;
             let was_used = self.http.is_used();
-            if was_used {
-                // One that fails again soon is asked as seldom as before.
-                if tokio::time::timeout(RECHECK_INTERVAL, self.http.given_up()).await.is_err() {
-                    wait = MIN_RETRY_INTERVAL;
-                }
+            if !was_used {
+                limit.failed(Instant::now());
+                sleep_until(limit.due()).await;
             }
-            if !self.http.is_used() {
-                tokio::time::sleep(wait).await;
-                wait = MAX_RETRY_INTERVAL.min(wait * 2);
-            }
-            let before = self.http.is_used();
             self.check().await;
-            if self.http.is_used() && !before {
-                usable.notify_one();
+            if self.http.is_used() {
+                limit.succeeded(Instant::now(), Instant::now());
+                if !was_used {
+                    usable.notify_one();
+                }
             }
         }
     }
@@ -122,7 +123,7 @@ impl Checker {
                 )));
             }
         }
-        Err(CallError::Http("the tip changes too fast to compare it".into()))
+        Err(CallError::Http("the tip changes too fast to compare it".to_string().into()))
     }
 
     async fn pruned_differently(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::text;
+
 /// A number as a gauge takes it.
 pub fn number(value: &Value, field: &str) -> Option<f64> {
     value.get(field)?.as_f64().filter(|number| number.is_finite())
@@ -15,6 +17,11 @@ pub fn count(value: &Value, field: &str) -> Option<u64> {
 /// 0 or 1.
 pub fn flag(value: &Value, field: &str) -> Option<u8> {
     value.get(field)?.as_bool().map(u8::from)
+}
+
+/// Text that becomes a label.
+pub fn label(value: &Value, field: &str) -> Option<String> {
+    value.get(field)?.as_str().map(text::label)
 }
 
 /// The entries of an object whose keys are names that become labels: few, short, of plain characters, whatever the node says.

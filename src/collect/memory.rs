@@ -1,8 +1,10 @@
 //! What is remembered of a node from one connection to the next, so that a reconnect neither counts twice nor misses
 //! anything.
 
+use super::node_start::NodeStart;
 use super::peers::Peers;
 use super::thread_times::ThreadTimes;
+use super::warnings::Warnings;
 use crate::ipc::BlockRef;
 
 /// What was counted already.
@@ -10,6 +12,10 @@ use crate::ipc::BlockRef;
 pub struct Memory {
     /// Traffic by peer.
     pub peers: Peers,
+    /// Its start and restarts.
+    pub node_start: NodeStart,
+    /// The warnings that were logged.
+    pub warnings: Warnings,
     /// CPU time of the node's threads.
     pub thread_times: ThreadTimes,
     /// The last tip that the node announced.

@@ -4,13 +4,13 @@
 //!   `session` is the loop over such a connection.
 //! - `poll` asks for the node's state at intervals, an area per file as in [`metrics`](crate::metrics); `peers` and `json`
 //!   read its answers.
-//! - `http_rpc` decides when JSON-RPC over HTTP is used; `door` opens the socket, or HTTP alone for a node without IPC, with
-//!   `http_session` as its loop and `http_tip` as its long poll.
-//! - `tip` is the long poll that tells of new tips and of the node's shutdown; `walk` counts the blocks between two tips.
+//! - `rate_limit` says when a call may be made again.
+//! - `http_rpc` decides when JSON-RPC over HTTP is used; `door` opens the socket, or HTTP alone for a node without IPC.
+//! - `tip` is the long poll that reports new tips and the node's shutdown; `walk` counts the blocks between two tips.
 //! - `next_block` has the node build a block template now and then.
 //! - `subscriptions` starts and ends subscriptions; `notifications`, `block` and `utxo_trace` count what they bring.
 //! - `context` is what every connection works with; `memory` is what is remembered from one to the next: peers'
-//!   traffic, `thread_times`, the tip.
+//!   traffic, `thread_times`, the tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
 //! - `check` is `--once` and `--check`.
 
 mod block;
@@ -18,26 +18,29 @@ mod check;
 mod collector;
 mod context;
 mod door;
+mod file_system;
 mod handshake;
 mod http_rpc;
-mod http_session;
-mod http_tip;
 mod json;
 mod memory;
 mod next_block;
+mod node_start;
 mod notifications;
 mod peers;
 mod poll;
+mod rate_limit;
 mod session;
 mod subscriptions;
 mod thread_times;
 mod tip;
 mod utxo_trace;
 mod walk;
+mod warnings;
 
 pub use check::{check, once};
 pub use collector::Collector;
 pub use context::{Config, Context, NextBlock, UtxoTrace};
+pub use file_system::Candidates;
 pub use handshake::open;
 pub use poll::{PollError, Poller};
 pub use session::{End, Session};

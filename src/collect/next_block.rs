@@ -6,7 +6,6 @@
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bitcoin_slices::bsl::{Block, Transaction};
 use bitcoin_slices::{Visit, Visitor};
@@ -15,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::context::{Context, NewTip, NextBlock};
+use super::rate_limit::RateLimit;
 use crate::ipc::{CallError, Hash, Interfaces, Mining, Template, Thread};
 
 /// Whether this node is asked for templates. Development branches that offer Chain or Node are not: when they cannot build
@@ -27,11 +27,17 @@ pub fn is_wanted(interfaces: &Interfaces, wanted: NextBlock) -> bool {
     wanted != NextBlock::Off && interfaces.mining.is_some() && !is_branch
 }
 
+/// How many times its own duration a template is apart from the next: 1 % of the node's time.
+const SHARE: u32 = 100;
+
 /// Asks one connection for templates.
 pub struct Builder {
     mining: Mining,
     context: Rc<Context>,
     new_tip: watch::Receiver<Option<NewTip>>,
+    limit: RateLimit,
+    /// The block that the last one is built on.
+    last_on: Option<Hash>,
     /// The last one failed, which was logged.
     failing: bool,
 }
@@ -51,25 +57,23 @@ impl Builder {
         let mining = interfaces.mining.as_ref()?.on(&thread.without_deadline());
         let new_tip = context.new_tip.subscribe();
         context.metrics.next_block.start();
-        Some(Builder { mining, context: context.clone(), new_tip, failing: false })
+        let share = if context.config.next_block == NextBlock::Auto { SHARE } else { 0 };
+        let limit = RateLimit::new(context.config.poll_interval, share);
+        Some(Builder { mining, context: context.clone(), new_tip, limit, last_on: None, failing: false })
     }
 
     /// Asks for a template now and then, until the node shuts down or has none to give.
     pub async fn run(mut self) {
-        let auto = self.context.config.next_block == NextBlock::Auto;
-        let mut pace = Pace::new(self.context.config.poll_interval, auto, Instant::now());
         let mut new_tip = None;
         // Shows that the node is asked, before the first answer.
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
-            let started = Instant::now();
-            if self.build(new_tip).await.is_break() {
+            if self.build(new_tip.take()).await.is_break() {
                 return self.context.metrics.next_block.clear();
             }
-            pace.took(started, Instant::now(), new_tip.take().is_some());
             tokio::select! {
-                () = sleep_until(pace.due()) => {}
-                Ok(()) = self.new_tip.changed() => match pace.due_at_tip() {
+                () = sleep_until(self.limit.due()) => {}
+                Ok(()) = self.new_tip.changed() => match self.limit.due_at_event() {
                     due if due <= Instant::now() => new_tip = *self.new_tip.borrow_and_update(),
                     due => {
                         self.context.metrics.next_block.clear(); // it was on another block
@@ -82,16 +86,29 @@ impl Builder {
 
     /// One template, at once, because of a new tip if there is one. It breaks when there will be no other.
     pub async fn build(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
-        let metrics = &self.context.metrics.next_block;
-        let failures = &self.context.metrics.exporter.poll_failures;
-        match self.ask(new_tip).await {
+        let context = self.context.clone();
+        let metrics = &context.metrics.next_block;
+        let failures = &context.metrics.exporter.poll_failures;
+        let started = Instant::now();
+        let answer = self.ask(new_tip).await;
+        let ended = Instant::now();
+        if answer.is_ok() {
+            self.limit.succeeded(started, ended);
+            if new_tip.is_some() {
+                self.limit.was_early(started);
+            }
+        } else {
+            self.limit.failed(ended);
+        }
+        match answer {
             Ok(Some(contents)) => {
                 failures.inc_by(["Mining.createNewBlock"], 0);
                 self.failing = false;
-                metrics.transactions.set(Some(contents.transactions as f64));
-                metrics.weight.set(Some(contents.weight as f64));
-                metrics.fees.set(Some(contents.fees as f64));
-                metrics.sigops.set(Some(contents.sigops as f64));
+                let shown_for = self.limit.lifetime();
+                metrics.transactions.set_for(shown_for, Some(contents.transactions as f64));
+                metrics.weight.set_for(shown_for, Some(contents.weight as f64));
+                metrics.fees.set_for(shown_for, Some(contents.fees as f64));
+                metrics.sigops.set_for(shown_for, Some(contents.sigops as f64));
                 ControlFlow::Continue(())
             }
             Ok(None) => {
@@ -104,14 +121,13 @@ impl Builder {
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!("the node gave no block template: {error}; trying again until it works");
                 }
-                metrics.clear();
                 ControlFlow::Continue(())
             }
         }
     }
 
     /// `None` in initial block download, where nothing is asked without need, and when the node is shutting down.
-    async fn ask(&self, new_tip: Option<NewTip>) -> Result<Option<Contents>, CallError> {
+    async fn ask(&mut self, new_tip: Option<NewTip>) -> Result<Option<Contents>, CallError> {
         let auto = self.context.config.next_block == NextBlock::Auto;
         if auto && self.mining.is_initial_block_download().await? {
             return Ok(None);
@@ -125,7 +141,8 @@ impl Builder {
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
         metrics.duration.observe((created - asked).as_secs_f64());
-        if let Some(tip) = new_tip.filter(|tip| tip.hash == contents.on) {
+        let is_first = self.last_on.replace(contents.on) != Some(contents.on);
+        if let Some(tip) = new_tip.filter(|tip| is_first && tip.hash == contents.on) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
         debug!(took = ?asked.elapsed(), built = ?(created - asked), "template");
@@ -143,7 +160,6 @@ impl Builder {
                     "the node has not built a block template within {}; waiting on, and asking for no other",
                     humantime::format_duration(at_most)
                 );
-                self.context.metrics.next_block.clear();
                 creating.await
             }
         }
@@ -184,101 +200,9 @@ fn weight(block: &[u8]) -> Option<u64> {
     Some(found.weight)
 }
 
-/// When the next template may be asked for.
-struct Pace {
-    interval: Duration,
-    /// How many times its own duration a template is apart from the next; zero without a budget.
-    share: u32,
-    /// The interval since the last one has passed.
-    regular: Instant,
-    /// The node's time is paid for.
-    paid: Instant,
-    /// The last one was asked for at a new tip before that.
-    owes: bool,
-    /// At no other new tip before this.
-    earliest: Instant,
-}
-
-impl Pace {
-    /// 1 % of the node's time.
-    const SHARE: u32 = 100;
-    /// Between the templates of two tips, however fast they come.
-    const MIN_INTERVAL: Duration = Duration::from_secs(1);
-
-    fn new(interval: Duration, budget: bool, now: Instant) -> Self {
-        let share = if budget { Self::SHARE } else { 0 };
-        Pace { interval, share, regular: now, paid: now, owes: false, earliest: now }
-    }
-
-    /// A template was asked for, because of a new tip or not, and destroyed.
-    fn took(&mut self, started: Instant, ended: Instant, at_tip: bool) {
-        self.owes = started < self.paid;
-        self.paid = self.paid.max(started) + (ended - started).saturating_mul(self.share);
-        self.regular = started + self.interval;
-        if at_tip {
-            self.earliest = started + Self::MIN_INTERVAL.min(self.interval);
-        }
-    }
-
-    fn due(&self) -> Instant {
-        self.regular.max(self.paid)
-    }
-
-    /// A new tip does not wait until the last template is paid for, but once; the time is paid for afterwards.
-    fn due_at_tip(&self) -> Instant {
-        if self.owes { self.paid.max(self.earliest) } else { self.earliest }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn a_template_is_asked_for_at_the_interval_within_one_percent_of_the_time() {
-        let start = Instant::now();
-        let mut pace = Pace::new(15 * SECOND, true, start);
-        pace.took(start, start + SECOND / 100, false);
-        assert_eq!(pace.due(), start + 15 * SECOND);
-        pace.took(start + 15 * SECOND, start + 15 * SECOND + SECOND / 2, false);
-        assert_eq!(pace.due(), start + 65 * SECOND);
-        // Whatever it costs.
-        let mut pace = Pace::new(15 * SECOND, false, start);
-        pace.took(start, start + 10 * SECOND, true);
-        assert_eq!((pace.due(), pace.due_at_tip()), (start + 15 * SECOND, start + SECOND));
-    }
-
-    #[test]
-    fn a_new_tip_is_asked_for_at_once_and_paid_for_before_the_next() {
-        let start = Instant::now();
-        let mut pace = Pace::new(15 * SECOND, true, start);
-        pace.took(start, start + SECOND / 2, false); // paid for after 50 s
-        let tip = start + 20 * SECOND;
-        assert!(pace.due_at_tip() < tip);
-        pace.took(tip, tip + SECOND / 2, true);
-        assert_eq!((pace.due(), pace.due_at_tip()), (start + 100 * SECOND, start + 100 * SECOND));
-        // As many tips as one likes: over all of it 1 %.
-        let (mut now, mut busy) = (start, Duration::ZERO);
-        let mut pace = Pace::new(15 * SECOND, true, start);
-        for _ in 0..1000 {
-            now = pace.due_at_tip().max(now);
-            pace.took(now, now + SECOND / 5, true);
-            (now, busy) = (now + SECOND / 5, busy + SECOND / 5);
-        }
-        assert!((now - start).as_secs_f64() > 0.99 * 100.0 * busy.as_secs_f64());
-    }
-
-    #[test]
-    fn a_node_that_catches_up_is_not_asked_at_each_tip() {
-        let start = Instant::now();
-        let mut pace = Pace::new(15 * SECOND, true, start);
-        pace.took(start, start, false);
-        assert_eq!(pace.due_at_tip(), start, "the first tip is not one of many");
-        pace.took(start, start, true);
-        assert_eq!(pace.due_at_tip(), start + SECOND);
-    }
 
     #[test]
     fn the_weight_is_that_of_the_transactions_without_the_coinbase() {

@@ -1,9 +1,9 @@
 //! Each peer's statistics, counted over the present peers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -18,31 +18,49 @@ const PING_OVERDUE: Duration = Duration::from_secs(5);
 /// 1 sat/vB in BTC/kvB; peers that filter at less take cheaper transactions.
 const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
+/// The node's number for a peer, and when it connected, Unix seconds: after a restart of the node the numbers begin at 0 again.
+/// The time stays the same for the life of the connection, whatever happens to the node's clock.
+type Connection = (i64, i64);
+
+/// Transactions that wait for the rate limit of Bitcoin Core 32, before they are queued for each inbound or each outbound peer.
+/// Earlier versions queue them for each peer at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Backlog {
+    pub inbound: Option<f64>,
+    pub outbound: Option<f64>,
+}
+
+impl Backlog {
+    /// From getnetworkinfo.
+    pub fn from_json(network_info: &Value) -> Self {
+        let backlog = |direction| number(&network_info["inv_buckets"][direction], "backlog");
+        Backlog { inbound: backlog("inbound"), outbound: backlog("outbound") }
+    }
+}
+
+/// Transactions that wait to be announced to this peer.
+fn queued(peer: &PeerStats, backlog: Backlog) -> Option<f64> {
+    let backlog = if peer.is_inbound() { backlog.inbound } else { backlog.outbound };
+    let backlog = backlog.filter(|_| peer.relays_transactions).unwrap_or(0.0);
+    Some(peer.inv_to_send? as f64 + backlog)
+}
+
+/// Whether the peer wants transactions below 1 sat/vB. Its filter is 0 until it has sent one, as peers without transaction relay
+/// never do.
+fn has_low_fee_filter(peer: &PeerStats) -> bool {
+    let is_low = |filter| filter > 0.0 && filter < ONE_SAT_PER_VBYTE;
+    peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
+}
+
 /// What is remembered of the peers between polls, and from one connection to the next: how much traffic of each was counted already.
 #[derive(Default)]
 pub struct Peers {
-    counted: HashMap<(i64, &'static str, &'static str), u64>,
-    /// The node's uptime in seconds, and when it was answered.
-    uptime: Option<(f64, Instant)>,
+    counted: HashMap<(Connection, &'static str, &'static str), u64>,
 }
 
 impl Peers {
-    /// The node's uptime in seconds, when it was asked for and when it was answered. One that has not grown with the time is another process's,
-    /// whose peers have moved nothing yet that was counted.
-    pub fn node_is_up_for(&mut self, uptime: f64, asked: Instant, answered: Instant) {
-        /// Uptimes are whole seconds.
-        const TOLERATED: f64 = 2.0;
-        let grown = |(last, answered): (f64, Instant)| {
-            uptime + TOLERATED >= last + asked.saturating_duration_since(answered).as_secs_f64()
-        };
-        if !self.uptime.is_none_or(grown) {
-            self.counted.clear();
-        }
-        self.uptime = Some((uptime, answered));
-    }
-
-    /// Shows the present peers.
-    pub fn show(&mut self, peers: &[PeerStats], network: &Network) {
+    /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`Backlog`].
+    pub fn show(&mut self, peers: &[PeerStats], backlog: Backlog, network: &Network) {
         let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
         let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
         let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
@@ -65,56 +83,37 @@ impl Peers {
         network
             .ping_overdue
             .set(Some(how_many(&|peer| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE))));
-        network.with_blocks_in_flight.set(Some(how_many(&|peer| peer.blocks_in_flight > 0)));
-        network
-            .blocks_in_flight
-            .set(Some(peers.iter().map(|peer| peer.blocks_in_flight as f64).sum::<f64>()));
-        let tells_filter = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
-        network.low_fee_relay.set(
-            tells_filter.then(|| {
-                how_many(&|peer| peer.min_fee_filter.is_some_and(|filter| filter < ONE_SAT_PER_VBYTE))
-            }),
-        );
+        network.with_blocks_in_flight.set(Some(how_many(&|peer| !peer.blocks_in_flight.is_empty())));
+        // A block is requested from up to three peers.
+        let in_flight: HashSet<_> = peers.iter().flat_map(|peer| &peer.blocks_in_flight).collect();
+        network.blocks_in_flight.set(Some(in_flight.len() as f64));
+        let has_filters = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
+        network.low_fee_relay.set(has_filters.then(|| how_many(&has_low_fee_filter)));
         network
             .addr_rate_limited
             .set(Some(how_many(&|peer| peer.addresses_rate_limited.is_some_and(|dropped| dropped > 0))));
-        let waiting: Vec<_> =
-            peers.iter().filter_map(|peer| peer.inv_to_send).map(|queued| queued as f64).collect();
+        let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
         let statistics =
             [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
-        let told = if waiting.is_empty() { &[][..] } else { &statistics };
-        network.inv_to_send.replace(told.iter().map(|&(statistic, queued)| ([statistic], queued)));
-        let by_as = largest(peers.iter().filter_map(|peer| peer.mapped_as));
-        let by_netgroup = largest(peers.iter().filter_map(netgroup)).unwrap_or(0);
-        let groups = by_as.map(|peers| ("as", peers)).into_iter().chain([("netgroup", by_netgroup)]);
-        network.largest_group.replace(groups.map(|(by, peers)| ([by], peers as f64)));
+        let known = if waiting.is_empty() { &[][..] } else { &statistics };
+        network.inv_to_send.replace(known.iter().map(|&(statistic, queued)| ([statistic], queued)));
+        let groups = ["in", "out"].map(|direction| {
+            let inbound = direction == "in";
+            let peers = || peers.iter().filter(move |peer| peer.is_inbound() == inbound);
+            let by_as = group_sizes(peers().filter_map(|peer| peer.mapped_as));
+            let by_netgroup = group_sizes(peers().filter_map(netgroup));
+            [("as", by_as), ("netgroup", by_netgroup)].map(|(by, sizes)| ([by, direction], sizes))
+        });
+        let knows_as = peers.iter().any(|peer| peer.mapped_as.is_some());
+        let groups = groups.iter().flatten().filter(|([by, _], _)| *by != "as" || knows_as);
+        let largest = |sizes: &[usize]| sizes.iter().copied().max().unwrap_or(0) as f64;
+        network.largest_group.replace(groups.clone().map(|(labels, sizes)| (*labels, largest(sizes))));
+        network.groups.replace(groups.map(|(labels, sizes)| (*labels, sizes.len() as f64)));
         self.count_traffic(peers, network);
     }
 
-    /// Removes the samples: the node did not tell.
-    pub fn hide(network: &Network) {
-        network.peers_by.clear();
-        network.by_version.clear();
-        network.ping.clear();
-        network.min_ping.clear();
-        network.high_bandwidth.clear();
-        network.inv_to_send.clear();
-        network.largest_group.clear();
-        for gauge in [
-            &network.addr_relay,
-            &network.clock_off,
-            &network.ping_overdue,
-            &network.with_blocks_in_flight,
-            &network.blocks_in_flight,
-            &network.low_fee_relay,
-            &network.addr_rate_limited,
-        ] {
-            gauge.set(None::<f64>);
-        }
-    }
-
-    /// Adds what each peer's totals have grown by since the last poll. A peer's number is never used again, and one
-    /// that is gone is forgotten: what it had moved stays counted.
+    /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is forgotten: what it had moved stays
+    /// counted.
     fn count_traffic(&mut self, peers: &[PeerStats], network: &Network) {
         let mut present = HashMap::new();
         for peer in peers {
@@ -122,7 +121,7 @@ impl Peers {
                 for (kind, total) in totals {
                     // An array's own strings, so that nothing a peer chose becomes a label.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
-                    *present.entry((peer.id, direction, *kind)).or_insert(0) += total;
+                    *present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0) += total;
                 }
             }
         }
@@ -134,13 +133,13 @@ impl Peers {
     }
 }
 
-/// How often the most frequent value occurs; `None` without values.
-fn largest<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Option<usize> {
+/// How often each value occurs.
+fn group_sizes<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Vec<usize> {
     let mut occurrences = HashMap::new();
     for value in values {
         *occurrences.entry(value).or_insert(0) += 1;
     }
-    occurrences.into_values().max()
+    occurrences.into_values().collect()
 }
 
 /// The /16 of a public IPv4 address, the /32 of an IPv6 one: whoever holds one address there can have more of them cheaply. Bitcoin
@@ -183,6 +182,7 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     };
     let peers = peers.as_array()?.iter().map(|peer| PeerStats {
         id: peer["id"].as_i64().unwrap_or(-1),
+        connected: peer["conntime"].as_i64().unwrap_or(0),
         network: known(&NETWORKS, &peer["network"]),
         address: peer["addr"].as_str().and_then(ip_address),
         mapped_as: count(peer, "mapped_as").and_then(|number| u32::try_from(number).ok()),
@@ -198,7 +198,13 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
         addresses_rate_limited: count(peer, "addr_rate_limited"),
         inv_to_send: count(peer, "inv_to_send"),
         time_offset: peer["timeoffset"].as_i64().unwrap_or(0),
-        blocks_in_flight: peer["inflight"].as_array().map_or(0, Vec::len),
+        blocks_in_flight: peer["inflight"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_i64)
+            .collect(),
+        relays_transactions: is(peer, "relaytxes"),
         min_fee_filter: number(peer, "minfeefilter"),
         sent: by_type(&peer["bytessent_per_msg"]),
         received: by_type(&peer["bytesrecv_per_msg"]),
@@ -222,9 +228,9 @@ mod tests {
             received: vec![("tx".into(), tx), ("*other*".into(), odd), ("evil\"} 1".into(), odd)],
             ..PeerStats::default()
         };
-        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], &metrics.network);
-        peers.show(&[peer(2, 70, 3)], &metrics.network);
-        peers.show(&[peer(2, 60, 3)], &metrics.network); // nonsense of the node's: nothing is taken back
+        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], Backlog::default(), &metrics.network);
+        peers.show(&[peer(2, 70, 3)], Backlog::default(), &metrics.network);
+        peers.show(&[peer(2, 60, 3)], Backlog::default(), &metrics.network); // nonsense of the node's: nothing is taken back
         let text = metrics.render(Format::Text);
         assert!(
             text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
@@ -238,23 +244,21 @@ mod tests {
     }
 
     #[test]
-    fn another_process_has_other_peers_with_the_same_numbers() {
+    fn traffic_is_counted_once_over_restarts_and_clock_steps() {
         let metrics = Metrics::new();
         let mut peers = Peers::default();
-        let now = Instant::now();
-        let mut sees = |uptime, after: u64, total| {
-            let at = now + Duration::from_secs(after);
-            peers.node_is_up_for(uptime, at, at);
-            let peer = PeerStats { id: 0, sent: vec![("tx".into(), total)], ..PeerStats::default() };
-            peers.show(&[peer], &metrics.network);
+        let mut counts = |id, connected, total| {
+            let sent = vec![("tx".into(), total)];
+            let peer = PeerStats { id, connected, sent, ..PeerStats::default() };
+            peers.show(&[peer], Backlog::default(), &metrics.network);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
         };
-        assert_eq!(sees(100.0, 0, 1000), 1000);
-        assert_eq!(sees(160.0, 60, 1500), 1500);
-        assert_eq!(sees(159.0, 61, 1500), 1500, "whole seconds");
-        assert_eq!(sees(30.0, 120, 1700), 3200, "restarted");
+        assert_eq!(counts(0, 1000, 1000), 1000);
+        assert_eq!(counts(0, 1000, 1500), 1500);
+        assert_eq!(counts(0, 1000, 1500), 1500, "whatever the node's clock does");
+        assert_eq!(counts(0, 1300, 1700), 3200, "restarted: another peer of the same number");
     }
 
     #[test]
@@ -264,16 +268,19 @@ mod tests {
             address: ip_address(address),
             ..PeerStats::default()
         };
-        let groups = |peers: &[PeerStats]| largest(peers.iter().filter_map(netgroup));
+        let groups = |peers: &[PeerStats]| {
+            let sizes = group_sizes(peers.iter().filter_map(netgroup));
+            (sizes.len(), sizes.into_iter().max())
+        };
         let spread = [
             peer("ipv4", "192.0.2.1:8333"),
             peer("ipv4", "198.51.100.1:8333"),
             peer("ipv6", "[2001:db8::1]:8333"),
             peer("ipv6", "[2001:db9::1]:8333"),
         ];
-        assert_eq!(groups(&spread), Some(1));
+        assert_eq!(groups(&spread), (4, Some(1)));
         let near = [peer("ipv4", "192.0.200.7:53123"), peer("ipv6", "[2001:db8:ffff::2]:8333")];
-        assert_eq!(groups(&[&spread[..], &near].concat()), Some(2));
+        assert_eq!(groups(&[&spread[..], &near].concat()), (4, Some(2)));
         // Their addresses cost nothing, are somebody else's, or are unknown.
         let others = [
             peer("onion", "127.0.0.1:50000"),
@@ -285,7 +292,79 @@ mod tests {
             peer("not_publicly_routable", "127.0.0.1:2"),
             peer("ipv4", "host.example:8333"),
         ];
-        assert_eq!(groups(&others), None);
+        assert_eq!(groups(&others), (0, None));
+    }
+
+    #[test]
+    fn groups_are_counted_by_direction() {
+        let peer = |connection_type, address: &str, mapped_as| PeerStats {
+            network: "ipv4",
+            address: ip_address(address),
+            connection_type,
+            mapped_as,
+            ..PeerStats::default()
+        };
+        let mut peers = vec![
+            peer("inbound", "192.0.2.1:1000", None),
+            peer("inbound", "192.0.3.1:1000", None),
+            peer("inbound", "192.0.4.1:1000", None),
+            peer("outbound-full-relay", "198.51.100.1:8333", None),
+            peer("manual", "203.0.113.1:8333", None),
+        ];
+        let shown = |peers: &[PeerStats]| {
+            let metrics = Metrics::new();
+            Peers::default().show(peers, Backlog::default(), &metrics.network);
+            let Metrics { network, .. } = &*metrics;
+            [["netgroup", "in"], ["netgroup", "out"], ["as", "in"], ["as", "out"]]
+                .map(|labels| network.largest_group.get(labels).zip(network.groups.get(labels)))
+        };
+        assert_eq!(shown(&peers), [Some((3.0, 1.0)), Some((1.0, 2.0)), None, None]);
+        assert_eq!(shown(&[]), [Some((0.0, 0.0)), Some((0.0, 0.0)), None, None]);
+        (peers[3].mapped_as, peers[4].mapped_as) = (Some(64496), Some(64496));
+        assert_eq!(shown(&peers)[2..], [Some((0.0, 0.0)), Some((2.0, 1.0))]);
+    }
+
+    #[test]
+    fn block_requested_from_two_peers_is_one_in_flight() {
+        let peer = |blocks: &[i64]| PeerStats { blocks_in_flight: blocks.into(), ..PeerStats::default() };
+        let metrics = Metrics::new();
+        let peers = [peer(&[7, 8]), peer(&[8]), peer(&[])];
+        Peers::default().show(&peers, Backlog::default(), &metrics.network);
+        let text = metrics.render(Format::Text);
+        assert!(text.contains("\nbitcoin_blocks_in_flight 2\n"), "{text}");
+        assert!(text.contains("\nbitcoin_peers_with_blocks_in_flight 2\n"), "{text}");
+    }
+
+    #[test]
+    fn peer_without_transaction_relay_has_no_low_fee_filter() {
+        let peer = |relays_transactions, filter| PeerStats {
+            relays_transactions,
+            min_fee_filter: Some(filter),
+            ..PeerStats::default()
+        };
+        assert!(has_low_fee_filter(&peer(true, 0.000001)));
+        assert!(!has_low_fee_filter(&peer(true, 0.00001)));
+        assert!(!has_low_fee_filter(&peer(false, 0.0)), "-blocksonly, or block-relay-only");
+        assert!(!has_low_fee_filter(&peer(true, 0.0)), "has not sent a filter");
+    }
+
+    #[test]
+    fn common_backlog_waits_for_each_peer_of_its_direction() {
+        let peer = |connection_type, relays_transactions, inv_to_send| PeerStats {
+            connection_type,
+            relays_transactions,
+            inv_to_send,
+            ..PeerStats::default()
+        };
+        let info = json!({"inv_buckets": {"inbound": {"backlog": 900}, "outbound": {"backlog": 40}}});
+        let backlog = Backlog::from_json(&info);
+        assert_eq!(backlog, Backlog { inbound: Some(900.0), outbound: Some(40.0) });
+        assert_eq!(queued(&peer("inbound", true, Some(7)), backlog), Some(907.0));
+        assert_eq!(queued(&peer("manual", true, Some(0)), backlog), Some(40.0));
+        assert_eq!(queued(&peer("block-relay-only", false, Some(0)), backlog), Some(0.0));
+        assert_eq!(queued(&peer("inbound", true, None), backlog), None);
+        let none = Backlog::from_json(&json!({}));
+        assert_eq!((none, queued(&peer("inbound", true, Some(7)), none)), (Backlog::default(), Some(7.0)));
     }
 
     #[test]
@@ -301,7 +380,7 @@ mod tests {
         let peers = from_json(&json!([
             {"id": 3, "network": "onion", "connection_type": "manual", "transport_protocol_type": "v2", "version": 70016,
              "pingtime": 0.25, "minping": 0.125, "bip152_hb_to": true, "inflight": [1, 2], "minfeefilter": 0.000001,
-             "timeoffset": -11, "inv_to_send": u64::MAX, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
+             "timeoffset": -11, "relaytxes": true, "inv_to_send": u64::MAX, "bytessent_per_msg": {"ping": 32, "inv": "x"}},
             {"id": null, "network": 7, "pingtime": -1, "inflight": {}, "bytessent_per_msg": [], "inv_to_send": u64::MAX,
              "mapped_as": u64::MAX, "addr": 7},
             17
@@ -311,13 +390,16 @@ mod tests {
             (peers[0].network, peers[0].connection_type, peers[0].transport),
             ("onion", "manual", "v2")
         );
-        assert_eq!((peers[0].ping, peers[0].blocks_in_flight), (Some(Duration::from_millis(250)), 2));
+        assert_eq!(
+            (peers[0].ping, &*peers[0].blocks_in_flight),
+            (Some(Duration::from_millis(250)), &[1, 2][..])
+        );
         assert_eq!(peers[0].sent, [("ping".to_string(), 32)]);
-        assert_eq!((peers[1].network, peers[1].ping, peers[1].blocks_in_flight), ("other", None, 0));
+        assert_eq!((peers[1].network, peers[1].ping, peers[1].blocks_in_flight.len()), ("other", None, 0));
         assert_eq!(peers.len(), 3);
         assert_eq!(from_json(&json!({"no": "list"})), None);
         let metrics = Metrics::new();
-        Peers::default().show(&peers, &metrics.network);
+        Peers::default().show(&peers, Backlog::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         for line in
             ["bitcoin_peers_clock_off 1", "bitcoin_peers_low_fee_relay 1", "bitcoin_blocks_in_flight 2"]

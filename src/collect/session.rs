@@ -1,10 +1,14 @@
-//! The loop over one connection, from the first poll to its end.
+//! The loop over one connection, from the first poll to its end: over IPC, or over HTTP only.
+//!
+//! Nothing is awaited in the loop but its events: polls, the tip, subscriptions and checks of HTTP are tasks of their own, so
+//! that none that has no answer keeps the others, or the end, waiting.
 
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
@@ -12,11 +16,13 @@ use super::context::Context;
 use super::http_rpc::Checker;
 use super::next_block::Builder;
 use super::poll::{PollError, Polled, Poller};
-use super::subscriptions::{Subscriptions, count_notices};
+use super::rate_limit::RateLimit;
+use super::subscriptions::Subscriptions;
 use super::tip::{TipEnd, TipWatch};
+use crate::http_rpc::{Failure, HttpRpc};
 use crate::ipc::guard::Guard;
-use crate::ipc::{CallError, Connection, Interfaces, Thread};
-use crate::metrics::Metrics;
+use crate::ipc::{CallError, Connection, Interface, Interfaces, JsonRpc, Thread};
+use crate::metrics::lifetime;
 use crate::node_process::Usage;
 use crate::status::State;
 
@@ -54,6 +60,7 @@ impl End {
         match self {
             End::ShutdownRequested => None,
             End::NodeShutDown => Some("shutdown"),
+            End::MissedPolls(_, why) if why.is_over_http() && !why.is_timeout() => Some("lost"),
             End::MissedPolls(..) | End::Failed(CallError::TimedOut(_)) => Some("hung"),
             End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
             End::NoNode(_) | End::NothingOffered | End::Loading(_) | End::NoEvidence => Some("refused"),
@@ -67,7 +74,7 @@ impl fmt::Display for End {
             End::ShutdownRequested => f.write_str("shutdown requested"),
             End::NodeShutDown => f.write_str("the node shut down"),
             End::Closed(why) => write!(f, "lost the node: {why}"),
-            End::Failed(error @ CallError::TimedOut(_)) => write!(f, "gave the node up: {error}"),
+            End::Failed(error @ CallError::TimedOut(_)) => write!(f, "the node hangs: {error}"),
             End::Failed(error) => write!(f, "lost the node: {error}"),
             End::MissedPolls(missed, last) => {
                 write!(f, "gave the node up: it missed {missed} polls, at last: {last}")
@@ -97,29 +104,61 @@ impl From<CallError> for End {
     }
 }
 
-/// Polls that a node may miss before a connection without subscriptions is given up.
+/// Polls in a row that a node may miss before a connection without subscriptions is given up, if nothing that was read
+/// from it is shown any more.
 const MAX_MISSED_POLLS: u32 = 3;
 
-/// A connection to a node that can be asked.
+/// A node that can be asked.
 pub struct Session {
-    pub(super) connection: Connection,
-    pub(super) guard: Option<Guard>,
-    /// Runs the long poll.
-    pub(super) waiting: Thread,
-    /// Starts and ends subscriptions.
-    pub(super) subscribing: Thread,
-    /// Builds block templates, if the node is asked for them.
-    pub(super) building: Option<Thread>,
+    /// `None` for a node that is asked over HTTP only.
+    ipc: Option<Ipc>,
     /// What the node offers.
     pub interfaces: Rc<Interfaces>,
-    /// Where IPC has no JSON-RPC.
+    /// JSON-RPC over HTTP, where IPC has none.
     pub(super) http_rpc: Option<Checker>,
     /// The node, if it can be seen in `/proc`.
-    pub(super) process: Option<Usage>,
-    pub(super) context: Rc<Context>,
+    process: Option<Usage>,
+    context: Rc<Context>,
+}
+
+/// A connection over IPC, and the node's threads on it.
+pub(super) struct Ipc {
+    pub connection: Connection,
+    pub guard: Option<Guard>,
+    /// Runs the long poll.
+    pub waiting: Thread,
+    /// Starts and ends subscriptions.
+    pub subscribing: Thread,
+    /// Builds block templates, if the node is asked for them.
+    pub building: Option<Thread>,
+}
+
+/// What runs beside the loop. Dropping it ends all of it.
+struct Tasks {
+    polls: mpsc::UnboundedReceiver<Result<Polled, PollError>>,
+    tip: Option<TipWatch>,
+    subscriptions: Option<Subscriptions>,
+    _others: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Session {
+    pub(super) fn new(
+        ipc: Option<Ipc>,
+        interfaces: Rc<Interfaces>,
+        http_rpc: Option<Checker>,
+        process: Option<Usage>,
+        context: &Rc<Context>,
+    ) -> Self {
+        Session { ipc, interfaces, http_rpc, process, context: context.clone() }
+    }
+
+    /// With a node without IPC that was found usable.
+    pub(super) fn over_http(checker: Checker, context: &Rc<Context>) -> Self {
+        let json_rpc = Some(JsonRpc::over_http(checker.http().clone()));
+        let interfaces = Rc::new(Interfaces { json_rpc, ..Interfaces::default() });
+        Self::new(None, interfaces, Some(checker), None, context)
+    }
+
     /// A poller of this connection.
     pub fn poller(&mut self) -> Poller {
         Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
@@ -127,14 +166,19 @@ impl Session {
 
     /// Who asks for block templates, if the node is asked for them.
     pub(super) fn builder(&self) -> Option<Builder> {
-        Builder::new(&self.interfaces, self.building.as_ref()?, &self.context)
+        Builder::new(&self.interfaces, self.ipc.as_ref()?.building.as_ref()?, &self.context)
     }
 
     /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
-    pub async fn run(mut self) -> End {
-        let end = self.until_end().await;
+    pub async fn run(self) -> End {
+        self.run_until(|| false).await
+    }
+
+    /// The same, until the node can be reached over IPC instead, which is looked at after each poll.
+    pub(super) async fn run_until(mut self, has_socket: impl Fn() -> bool) -> End {
+        let end = self.until_end(has_socket).await;
         debug!("the session ends: {end}");
-        self.context.metrics.node_is_away();
+        show_away(&self.context);
         self.leave(end).await
     }
 
@@ -144,93 +188,163 @@ impl Session {
     }
 
     async fn leave(self, end: End) -> End {
-        drop(self.connection);
-        take_leave(self.guard, end).await
+        match self.ipc {
+            Some(Ipc { connection, guard, .. }) => {
+                drop(connection);
+                take_leave(guard, end).await
+            }
+            None => end,
+        }
     }
 
-    async fn until_end(&mut self) -> End {
-        let context = self.context.clone();
-        let metrics = &context.metrics;
-        let new_tip = Rc::new(Notify::new());
-        let (polls_sender, mut polls) = mpsc::unbounded_channel();
-        let _polling = AbortOnDropHandle::new(tokio::task::spawn_local(keep_polling(
-            self.poller(),
-            context.config.poll_interval,
-            new_tip.clone(),
-            polls_sender,
-        )));
-        let checker = self.http_rpc.take();
-        let _checking = checker.map(|checker| {
-            AbortOnDropHandle::new(tokio::task::spawn_local(checker.keep_checking(new_tip.clone())))
-        });
-        let builder = self.builder();
-        let _building =
-            builder.map(|builder| AbortOnDropHandle::new(tokio::task::spawn_local(builder.run())));
-        let mut tip = TipWatch::start(&self.interfaces, &self.waiting, &context, new_tip);
-        // Without a guard nobody would end a subscription: then nothing is subscribed to.
-        let offered = if self.guard.is_some() { self.interfaces.clone() } else { Rc::default() };
-        let mut subscriptions = Subscriptions::new(&offered, &self.subscribing, &context);
-        let mut missed = 0;
-        let mut run_delay = Duration::ZERO;
-        if let Some(guard) = &mut self.guard {
-            guard.read(count_notices(context.clone(), subscriptions.trace.coins(metrics)));
-        }
-        if let Err(error) = subscriptions.start_chain(&mut tip).await {
-            return error.into();
-        }
+    async fn until_end(&mut self, has_socket: impl Fn() -> bool) -> End {
+        let http = self.http_rpc.as_ref().map(|checker| checker.http().clone());
+        let http_only = http.filter(|_| self.ipc.is_none());
+        let mut tasks = self.start();
+        let mut health = Health::new(self.context.config.poll_interval);
         loop {
             tokio::select! {
-                reason = self.connection.closed() => return End::Closed(reason),
-                () = context.shutdown.cancelled() => return End::ShutdownRequested,
-                end = TipWatch::ended(&mut tip) => return match end {
+                biased;
+                () = self.context.shutdown.cancelled() => return End::ShutdownRequested,
+                end = TipWatch::ended(&mut tasks.tip) => return match end {
                     TipEnd::NodeShutsDown => End::NodeShutDown,
                     TipEnd::Lost(error) => error.into(),
                 },
-                () = subscriptions.trace.over_budget() => subscriptions.trace.give_up(&context),
-                Some(polled) = polls.recv() => match polled {
+                reason = closed(self.ipc.as_ref()) => return End::Closed(reason),
+                failure = node_gone(http_only.as_ref()) => return End::Closed(failure.text.into()),
+                Some(polled) = tasks.polls.recv() => match polled {
+                    Ok(_) if has_socket() => return End::Closed("it has a socket now".into()),
                     Ok(polled) => {
-                        missed = 0;
-                        show(&polled, &self.interfaces, &context);
-                        if let Some(total) = self.guard.as_ref().and_then(Guard::run_delay) {
-                            let before = std::mem::replace(&mut run_delay, total);
-                            metrics.exporter.guard_run_delay.inc_by(total.saturating_sub(before));
-                        }
-                        subscriptions.polled(&polled, &self.connection).await;
+                        health.succeeded();
+                        self.show(polled, tasks.subscriptions.as_ref());
                     }
                     Err(why) => {
-                        missed += 1;
-                        self.guard.iter().for_each(Guard::wake);
-                        show_failed(&why, &context);
-                        if missed == 1 {
+                        if health.failed() == 1 {
                             warn!("a poll failed: {why}");
                         }
-                        if missed >= MAX_MISSED_POLLS && !subscriptions.any() {
-                            return End::MissedPolls(missed, why);
+                        self.show_failed(&why);
+                        let calls_back = tasks.subscriptions.as_ref().is_some_and(Subscriptions::any);
+                        if health.is_lost(Instant::now()) && !calls_back {
+                            return End::MissedPolls(health.missed, why);
                         }
                     }
                 },
             }
         }
     }
+
+    /// Starts what runs beside the loop.
+    fn start(&mut self) -> Tasks {
+        let new_tip = Rc::new(Notify::new());
+        let (sender, polls) = mpsc::unbounded_channel();
+        let interval = self.context.config.poll_interval;
+        let mut others = vec![spawn(keep_polling(self.poller(), interval, new_tip.clone(), sender))];
+        others.extend(self.http_rpc.take().map(|checker| spawn(checker.keep_checking(new_tip.clone()))));
+        others.extend(self.builder().map(|builder| spawn(builder.run())));
+        let waiting = self.ipc.as_ref().map(|ipc| &ipc.waiting);
+        let mut tip = TipWatch::start(&self.interfaces, waiting, &self.context, new_tip);
+        let subscriptions = self
+            .ipc
+            .as_mut()
+            .and_then(|ipc| Subscriptions::start(&self.interfaces, ipc, tip.as_mut(), &self.context));
+        Tasks { polls, tip, subscriptions, _others: others }
+    }
+
+    /// A poll succeeded.
+    fn show(&mut self, polled: Polled, subscriptions: Option<&Subscriptions>) {
+        show_up(&self.interfaces, &self.context);
+        let (interfaces, node) = (self.interfaces.names(), polled.subversion.clone());
+        self.context.status.set(State::Polled { interfaces, node });
+        let guard = self.ipc.as_mut().and_then(|ipc| ipc.guard.as_mut());
+        if let Some(delay) = guard.and_then(Guard::new_run_delay) {
+            self.context.metrics.exporter.guard_run_delay.inc_by(delay);
+        }
+        if let Some(subscriptions) = subscriptions {
+            subscriptions.polled(polled);
+        }
+    }
+
+    /// A poll failed. What was read before is shown until it is too old.
+    fn show_failed(&self, why: &PollError) {
+        if let Some(guard) = self.ipc.as_ref().and_then(|ipc| ipc.guard.as_ref()) {
+            guard.wake();
+        }
+        self.context.metrics.exporter.up.set(0);
+        show_interfaces(&self.interfaces, &self.context);
+        self.context.status.set(State::Connected(format!("the last poll failed: {why}")));
+    }
 }
 
-/// A poll succeeded.
-pub(super) fn show(polled: &Polled, interfaces: &Interfaces, context: &Context) {
-    show_up(interfaces, &context.metrics);
-    let node = polled.subversion.clone();
-    context.status.set(State::Polled { interfaces: interfaces.names(), node });
+fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::task::spawn_local(task))
 }
 
-/// A poll failed.
-pub(super) fn show_failed(why: &PollError, context: &Context) {
-    context.metrics.node_is_away();
-    context.status.set(State::Connected(format!("the last poll failed: {why}")));
+/// Resolves when the connection over IPC is gone; never without one.
+async fn closed(ipc: Option<&Ipc>) -> Rc<str> {
+    match ipc {
+        Some(ipc) => ipc.connection.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the node that is asked over HTTP only is gone; never for another.
+async fn node_gone(http_only: Option<&HttpRpc>) -> Failure {
+    match http_only {
+        Some(http) => http.node_gone().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether polls succeed.
+struct Health {
+    /// In a row.
+    missed: u32,
+    succeeded_at: Instant,
+    /// For how long what was polled is shown.
+    lifetime: Duration,
+}
+
+impl Health {
+    fn new(poll_interval: Duration) -> Self {
+        Health { missed: 0, succeeded_at: Instant::now(), lifetime: lifetime(poll_interval) }
+    }
+
+    fn succeeded(&mut self) {
+        *self = Health { missed: 0, succeeded_at: Instant::now(), lifetime: self.lifetime };
+    }
+
+    /// Returns how many failed in a row.
+    fn failed(&mut self) -> u32 {
+        self.missed += 1;
+        self.missed
+    }
+
+    /// Whether to give the connection up.
+    fn is_lost(&self, now: Instant) -> bool {
+        self.missed >= MAX_MISSED_POLLS && now - self.succeeded_at >= self.lifetime
+    }
 }
 
 /// The node is up, with these interfaces.
-pub(super) fn show_up(interfaces: &Interfaces, metrics: &Metrics) {
-    metrics.exporter.up.set(1);
-    metrics.exporter.interface.replace(interfaces.names().into_iter().map(|name| ([name], 1.0)));
+pub(super) fn show_up(interfaces: &Interfaces, context: &Context) {
+    context.metrics.exporter.up.set(1);
+    show_interfaces(interfaces, context);
+}
+
+/// The node is away: nothing of it is shown.
+pub(super) fn show_away(context: &Context) {
+    context.metrics.node_is_away();
+    let http_only = context.http_rpc.as_ref().filter(|http| http.settings().alone && http.is_wanted());
+    let away = http_only.map(|_| ([Interface::HttpRpc.name()], 0.0));
+    context.metrics.exporter.interface.replace(away);
+}
+
+fn show_interfaces(interfaces: &Interfaces, context: &Context) {
+    let offered = interfaces.names().into_iter().map(|name| ([name], 1.0));
+    let wanted = context.http_rpc.as_ref().is_some_and(HttpRpc::is_wanted) && interfaces.uses_http();
+    let away = wanted && !interfaces.offers(Interface::HttpRpc);
+    let away = away.then_some(([Interface::HttpRpc.name()], 0.0));
+    context.metrics.exporter.interface.replace(offered.chain(away));
 }
 
 /// Waits for the guard, which takes leave of the node. A node that shuts down is why it all ended, whatever was noticed first.
@@ -242,8 +356,8 @@ pub(super) async fn take_leave(guard: Option<Guard>, end: End) -> End {
     }
 }
 
-/// Polls at once, then each interval and at each new tip.
-pub(super) async fn keep_polling(
+/// Polls at once, then each interval and at each new tip. A poll that failed is tried again soon.
+async fn keep_polling(
     mut poller: Poller,
     interval: Duration,
     new_tip: Rc<Notify>,
@@ -251,14 +365,51 @@ pub(super) async fn keep_polling(
 ) {
     /// Between the starts of two polls, however fast tips come: a syncing node connects hundreds of blocks a second.
     const MIN_INTERVAL: Duration = Duration::from_secs(1);
+    let mut limit = RateLimit::new(interval, 0);
     loop {
-        let started = tokio::time::Instant::now();
-        if polls.send(poller.poll().await).is_err() {
+        let started = Instant::now();
+        let polled = poller.poll().await;
+        match &polled {
+            Ok(_) => limit.succeeded(started, Instant::now()),
+            Err(_) => limit.failed(Instant::now()),
+        }
+        if polls.send(polled).is_err() {
             return;
         }
         tokio::select! {
-            () = tokio::time::sleep_until(started + interval) => {}
-            () = new_tip.notified() => tokio::time::sleep_until(started + MIN_INTERVAL.min(interval)).await,
+            () = sleep_until(limit.due()) => {}
+            () = new_tip.notified() => sleep_until(started + MIN_INTERVAL.min(interval)).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_given_up_after_three_polls_and_two_intervals() {
+        let mut health = Health::new(Duration::from_secs(15));
+        let start = health.succeeded_at;
+        let later = start + Duration::from_secs(30);
+        let missed: Vec<_> = (0..3).map(|_| health.failed()).collect();
+        assert_eq!(missed, [1, 2, 3]);
+        assert!(!health.is_lost(start), "what was read is still shown");
+        assert!(health.is_lost(later));
+        health.succeeded();
+        health.failed();
+        health.failed();
+        assert!(!health.is_lost(later + Duration::from_secs(3600)), "one long call may fail twice");
+    }
+
+    #[test]
+    fn sessions_end_as_hung_or_lost() {
+        let missed = |error| End::MissedPolls(3, PollError::NoAnswer("uptime", error)).reason();
+        let timeout = CallError::TimedOut(Duration::from_secs(1));
+        let http = |cause| CallError::Http(Failure::new(cause, ""));
+        assert_eq!(missed(timeout), Some("hung"));
+        assert_eq!(missed(http(crate::http_rpc::Cause::Timeout)), Some("hung"));
+        assert_eq!(missed(http(crate::http_rpc::Cause::Unauthorized)), Some("lost"));
+        assert_eq!(End::from(CallError::TimedOut(Duration::ZERO)).reason(), Some("hung"));
     }
 }

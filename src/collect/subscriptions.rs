@@ -1,75 +1,128 @@
-//! The subscriptions of one connection: when they start and end, and where their events go.
+//! The subscriptions of one connection: when they start and end, and where their events go. A task of their own, because a node
+//! may take any time to answer.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
-use tracing::{debug, warn};
+use tokio::sync::{oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, error, warn};
 
 use super::context::Context;
 use super::notifications;
 use super::poll::Polled;
+use super::session::Ipc;
 use super::tip::TipWatch;
 use super::utxo_trace::{Coins, Trace};
 use crate::ipc::guard::{Event, Notice};
-use crate::ipc::{CallError, Chain, Connection, Interfaces, Subscription, Thread, Tracing};
+use crate::ipc::{CallError, Chain, Interfaces, Subscription, Tracing};
 
 /// What the node calls back for. The guard ends what is left at the end of the connection.
 pub struct Subscriptions {
-    chain: Option<Chain>,
-    tracing: Option<Tracing>,
-    chain_subscription: Option<Subscription>,
-    /// The UTXO cache trace.
-    pub trace: Trace,
-    context: Rc<Context>,
+    polled: watch::Sender<Polled>,
+    any: Rc<Cell<bool>>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Subscriptions {
-    /// None yet. They are started and ended on a thread of their own.
-    pub fn new(interfaces: &Interfaces, on: &Thread, context: &Rc<Context>) -> Self {
+    /// Subscribes on a thread of the node that runs nothing else. `None` without a guard: nobody would end a subscription.
+    pub fn start(
+        interfaces: &Interfaces,
+        ipc: &mut Ipc,
+        tip: Option<&mut TipWatch>,
+        context: &Rc<Context>,
+    ) -> Option<Self> {
+        let guard = ipc.guard.as_mut()?;
+        let on = &ipc.subscribing;
         let tracing = interfaces.tracing.as_ref().filter(|_| interfaces.mining.is_some());
-        Subscriptions {
+        let (polled, polls) = watch::channel(Polled::default());
+        let any = Rc::<Cell<bool>>::default();
+        let task = Task {
             chain: interfaces.chain.as_ref().map(|chain| chain.on(on)),
             tracing: tracing.map(|tracing| tracing.on(on)),
             chain_subscription: None,
             trace: Trace::new(tracing, context),
+            any: any.clone(),
             context: context.clone(),
-        }
+        };
+        guard.read(count_notices(context.clone(), task.trace.coins(&context.metrics)));
+        let watches = tip.is_some();
+        let caught_up = tip.and_then(TipWatch::caught_up);
+        let task = AbortOnDropHandle::new(tokio::task::spawn_local(task.run(watches, caught_up, polls)));
+        Some(Subscriptions { polled, any, _task: task })
     }
 
     /// Whether the node calls back.
     pub fn any(&self) -> bool {
-        self.chain_subscription.is_some() || self.trace.is_active()
+        self.any.get()
     }
 
-    /// Subscribes to the chain's notifications, if the node has them, when the blocks that came before are counted. Only an
-    /// error that ends the connection is one here.
-    pub async fn start_chain(&mut self, tip: &mut Option<TipWatch>) -> Result<(), CallError> {
-        let Some(chain) = &self.chain else { return Ok(()) };
-        if tip.is_none() {
+    /// A poll succeeded: the UTXO cache trace starts or ends with initial block download.
+    pub fn polled(&self, polled: Polled) {
+        self.polled.send_replace(polled);
+    }
+}
+
+struct Task {
+    chain: Option<Chain>,
+    tracing: Option<Tracing>,
+    chain_subscription: Option<Subscription>,
+    trace: Trace,
+    /// Whether the node calls back.
+    any: Rc<Cell<bool>>,
+    context: Rc<Context>,
+}
+
+impl Task {
+    /// `watches`: the node tells when it shuts down.
+    async fn run(
+        mut self,
+        watches: bool,
+        caught_up: Option<oneshot::Receiver<()>>,
+        mut polls: watch::Receiver<Polled>,
+    ) {
+        if watches {
+            if let Some(caught_up) = caught_up {
+                let _ = caught_up.await; // fails when the watch has ended, which ends the session
+            }
+            self.start_chain().await;
+        } else if self.chain.is_some() {
             warn!("not subscribing: without Mining the node cannot tell us when it shuts down");
-            return Ok(());
         }
-        TipWatch::caught_up(tip).await;
+        loop {
+            self.any.set(self.chain_subscription.is_some() || self.trace.is_active());
+            tokio::select! {
+                changed = polls.changed() => match changed {
+                    Ok(()) => {
+                        let polled = polls.borrow_and_update().clone();
+                        self.polled(&polled).await;
+                    }
+                    Err(_) => return,
+                },
+                () = self.trace.over_budget() => self.trace.give_up(&self.context),
+            }
+        }
+    }
+
+    /// Subscribes to the chain's notifications, if the node has them, when the blocks that came before are counted.
+    async fn start_chain(&mut self) {
+        let Some(chain) = &self.chain else { return };
         match chain.subscribe().await {
             Ok(subscription) => {
                 notifications::start(&self.context.metrics);
                 self.chain_subscription = Some(subscription);
             }
-            Err(error @ CallError::Disconnected(_)) => return Err(error),
+            Err(CallError::Disconnected(_)) => {} // ends the session
             Err(error) => warn!("cannot subscribe to the chain's notifications: {error}"),
         }
-        Ok(())
     }
 
-    /// A poll succeeded: starts or ends the UTXO cache trace with initial block download.
-    pub async fn polled(&mut self, polled: &Polled, connection: &Connection) {
+    async fn polled(&mut self, polled: &Polled) {
         let metrics = &self.context.metrics;
         if let Some(subscription) = self.trace.end_in_ibd(polled, metrics) {
-            tokio::select! {
-                ended = subscription.end() => match ended {
-                    Ok(()) => debug!("unsubscribed from the UTXO cache trace"),
-                    Err(error) => warn!("cannot unsubscribe from the UTXO cache trace: {error}"),
-                },
-                reason = connection.closed() => warn!("cannot unsubscribe from the UTXO cache trace: {reason}"),
+            match subscription.end().await {
+                Ok(()) => debug!("unsubscribed from the UTXO cache trace"),
+                Err(error) => warn!("cannot unsubscribe from the UTXO cache trace: {error}"),
             }
         }
         if let Some(tracing) = &self.tracing
@@ -82,7 +135,7 @@ impl Subscriptions {
 }
 
 /// Counts what the guard hands on.
-pub fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
+fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
     move |Notice { event, waited }| {
         let metrics = &context.metrics;
         let callback = match event {
@@ -92,6 +145,13 @@ pub fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
             Event::Dropped(events) => {
                 warn!(events, "the exporter was too slow: callbacks were answered and not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
+            }
+            Event::Rejected { call, reason } => {
+                error!(
+                    "the guard rejected a call that the exporter must not make ({call}: {reason}); the node did not receive it. This is \
+                     a fault of the exporter, or somebody controls it: restart it and report this line"
+                );
+                return metrics.exporter.rejected_calls.inc_by([&*call], 1);
             }
             // What the guard tells about the connection does not get here.
             Event::Subscribed(_) | Event::Released(_) | Event::NodeShutsDown => return,

@@ -1,25 +1,28 @@
 //! The tip: a long poll on a thread of its own, always.
 //!
 //! It reports tip changes where there are no notifications, and over IPC it is the only call that reports the node's shutdown.
+//! Over HTTP the tip is looked at twice a second instead.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::context::{Context, NewTip};
-use super::http_tip::HttpTip;
+use super::node_start::Uptime;
 use super::walk::{Walk, is_final, is_known, walk};
-use crate::http_rpc::HttpRpc;
 use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Mining, Thread};
 use crate::metrics::now;
 
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
 /// two of them within the time that a service manager gives us.
 pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
+
+/// Between two looks at the tip over HTTP. A look costs the node about 0.1 ms, most of it for HTTP.
+const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The hash of no block: a long poll with it returns the present tip at once.
 pub(super) const NO_BLOCK: Hash = Hash([0; 32]);
@@ -48,28 +51,22 @@ pub struct TipWatch {
 }
 
 impl TipWatch {
-    /// `None` if the node does not offer Mining.
+    /// On a thread of the node, or without IPC. `None` if the node offers neither Mining nor JSON-RPC over HTTP alone.
     pub fn start(
         interfaces: &Rc<Interfaces>,
-        on: &Thread,
+        on: Option<&Thread>,
         context: &Rc<Context>,
         new_tip: Rc<Notify>,
     ) -> Option<Self> {
+        let Some(on) = on else {
+            let json_rpc = interfaces.json_rpc.clone()?;
+            let tips = Tips::Http(json_rpc.clone());
+            return Some(Self::follow(tips, Some(json_rpc), interfaces, context, new_tip));
+        };
         let thread = on.patient(LONG_POLL);
         let tips = Tips::Mining(interfaces.mining.as_ref()?.on(&thread));
         let json_rpc = interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.on(&thread));
         Some(Self::follow(tips, json_rpc, interfaces, context, new_tip))
-    }
-
-    /// Of a node without IPC.
-    pub fn over_http(
-        http: &HttpRpc,
-        interfaces: &Rc<Interfaces>,
-        context: &Rc<Context>,
-        new_tip: Rc<Notify>,
-    ) -> Self {
-        let tips = Tips::Http(HttpTip::new(http, LONG_POLL));
-        Self::follow(tips, interfaces.json_rpc.clone(), interfaces, context, new_tip)
     }
 
     fn follow(
@@ -88,18 +85,16 @@ impl TipWatch {
             reconnected: Reconnected::Now,
             walk_failed: false,
             counting: false,
-            same_node_since: Instant::now(),
+            restarts: context.memory.borrow().node_start.restarts(),
         };
         let (first_done, caught_up) = oneshot::channel();
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(follow.run(first_done)));
         TipWatch { task, caught_up: Some(caught_up) }
     }
 
-    /// Resolves when the blocks that came while there was no connection are counted: from then on notifications may count.
-    pub async fn caught_up(watch: &mut Option<Self>) {
-        if let Some(caught_up) = watch.as_mut().and_then(|watch| watch.caught_up.take()) {
-            let _ = caught_up.await; // fails when the watch has ended, which `ended` tells
-        }
+    /// Ends, once, when the blocks that came while there was no connection are counted: from then on notifications may count.
+    pub fn caught_up(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.caught_up.take()
     }
 
     /// Resolves when the watch has ended; never without a watch.
@@ -129,10 +124,19 @@ enum Reconnected {
 /// What reports new tips.
 enum Tips {
     Mining(Mining),
-    Http(HttpTip),
+    /// A long poll over HTTP (`waitfornewblock`) would keep one of the node's few RPC workers from everybody else.
+    Http(JsonRpc),
 }
 
 impl Tips {
+    /// How long the wait for a new tip takes if none comes.
+    fn wait(&self) -> Duration {
+        match self {
+            Tips::Mining(_) => LONG_POLL,
+            Tips::Http(_) => HTTP_INTERVAL,
+        }
+    }
+
     /// Waits for a new tip for the time of a long poll, and returns the tip. `None` means that the node is shutting down.
     async fn next(&mut self, known: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
         match self {
@@ -140,9 +144,28 @@ impl Tips {
                 let current = known.map_or(NO_BLOCK, |tip| tip.hash);
                 mining.wait_tip_changed(current, LONG_POLL).await
             }
-            Tips::Http(http) => http.next(known).await.map(Some),
+            Tips::Http(json_rpc) => next_over_http(json_rpc, known).await.map(Some),
         }
     }
+}
+
+/// The tip, after a while if one is known.
+async fn next_over_http(json_rpc: &JsonRpc, known: Option<BlockRef>) -> Result<BlockRef, CallError> {
+    let height = |height: &Value| height.as_i64().and_then(|height| i32::try_from(height).ok());
+    let malformed = || CallError::Malformed("a tip without a height".into());
+    let Some(known) = known else {
+        let info = json_rpc.call("getblockchaininfo", json!([])).await?;
+        let hash = info["bestblockhash"].as_str().unwrap_or_default().parse()?;
+        return Ok(BlockRef { hash, height: height(&info["blocks"]).ok_or_else(malformed)? });
+    };
+    tokio::time::sleep(HTTP_INTERVAL).await;
+    let hash = json_rpc.call("getbestblockhash", json!([])).await?;
+    let hash: Hash = hash.as_str().unwrap_or_default().parse()?;
+    if hash == known.hash {
+        return Ok(known);
+    }
+    let header = json_rpc.call("getblockheader", json!([hash.to_string()])).await?;
+    Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
 struct Follow {
@@ -156,8 +179,8 @@ struct Follow {
     walk_failed: bool,
     /// The counters of blocks are shown.
     counting: bool,
-    /// From when on the node is the same process, as far as is known.
-    same_node_since: Instant,
+    /// Restarts of the node that were noticed when it last returned its tip.
+    restarts: u64,
 }
 
 impl Follow {
@@ -179,10 +202,11 @@ impl Follow {
                 Ok(None) => return TipEnd::NodeShutsDown,
                 // The timeout has passed. Should a node not wait, we do.
                 Ok(Some(tip)) if known.is_some_and(|known| known.hash == tip.hash) => {
+                    self.notices_restart();
                     if self.walk_failed {
                         self.count_up_to(tip).await;
                     }
-                    let early = LONG_POLL.saturating_sub(asked.elapsed());
+                    let early = self.tips.wait().saturating_sub(asked.elapsed());
                     tokio::time::sleep(early.saturating_sub(TOLERATED)).await;
                 }
                 Ok(Some(tip)) => {
@@ -203,10 +227,11 @@ impl Follow {
                     self.count_up_to(tip).await;
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(asked.elapsed())).await;
                 }
-                Err(error @ (CallError::Disconnected(_) | CallError::Http(_))) => return TipEnd::Lost(error),
+                Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
                 // Polls detect a node that hangs. The long poll goes on: only it reports a shutdown.
                 Err(error) => {
-                    if !failed_before {
+                    // Why HTTP cannot be used is logged elsewhere.
+                    if !failed_before && !matches!(error, CallError::Http(_)) {
                         warn!("waiting for a new tip failed: {error}; trying again until it works");
                     }
                     first_done.take();
@@ -303,21 +328,24 @@ impl Follow {
     /// Whether the node is another process than before. Over IPC the connection's end tells; over HTTP a node can be restarted
     /// between two calls.
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
-        /// Uptimes are whole seconds.
-        const TOLERATED: Duration = Duration::from_secs(2);
         let Tips::Http(_) = self.tips else { return false };
-        let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_u64());
-        let restarted = uptime
-            .is_some_and(|uptime| Duration::from_secs(uptime) + TOLERATED < self.same_node_since.elapsed());
-        if restarted {
-            self.same_node_since = Instant::now();
-        }
-        restarted
+        let called = Instant::now();
+        let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_f64());
+        let uptime = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
+        self.context.memory.borrow_mut().node_start.update(None, uptime, SystemTime::now());
+        self.notices_restart()
+    }
+
+    /// Whether a restart was noticed since the last call, by a poll or here.
+    fn notices_restart(&mut self) -> bool {
+        let restarts = self.context.memory.borrow().node_start.restarts();
+        std::mem::replace(&mut self.restarts, restarts) != restarts
     }
 
     /// The blocks up to this one are counted.
     fn advance(&mut self, tip: BlockRef) {
         self.walk_failed = false;
+        self.notices_restart();
         self.context.memory.borrow_mut().counted_tip = Some(tip);
     }
 }

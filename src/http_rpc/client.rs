@@ -9,123 +9,150 @@ use hyper::StatusCode;
 use hyper::body::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
-use super::Settings;
 use super::connection::{Answer, Kept, exchange};
+use super::{Cause, Failure, Settings};
 use crate::ipc::{CallError, JsonRpcAnswer};
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
-pub struct HttpRpc {
-    shared: Rc<Shared>,
-    connection: Rc<Mutex<Option<Kept>>>,
-    deadline: Duration,
-}
+pub struct HttpRpc(Rc<Shared>);
 
-/// What the connections to one node have in common.
 struct Shared {
     settings: Settings,
-    /// It answered, and it is the node that IPC leads to.
-    used: Cell<bool>,
-    /// A call failed in a way that says that the next one fails, too.
-    failed: Notify,
+    /// One connection: the node never has more than one request of ours to work on, so that others find a worker free.
+    connection: Mutex<Option<Kept>>,
+    /// For one call, all in all.
+    deadline: Duration,
+    state: watch::Sender<State>,
     /// Why it is not used, as it was logged; empty while it is used.
-    said: RefCell<String>,
-    /// Whoever asks says what is wrong.
+    last_logged: RefCell<String>,
+    /// The collector logs why there is no node.
     quiet: Cell<bool>,
+    /// There were credentials once, or it is required: it should be used.
+    wanted: Cell<bool>,
     /// Methods that were refused, which was logged.
     forbidden: RefCell<BTreeSet<String>>,
+    on_failure: Box<dyn Fn(Cause)>,
+}
+
+/// Whether calls are made.
+enum State {
+    /// It answered, and it is the node that IPC leads to.
+    Used,
+    /// A call failed in a way that says that the next one fails, too, or none was made yet.
+    Unused(Failure),
 }
 
 impl HttpRpc {
-    /// Connects at the first call. Each call is given `deadline`, all in all.
-    pub fn new(settings: Settings, deadline: Duration) -> Self {
+    /// Connects at the first call. Each call is given `deadline`, all in all. Failures are counted by `on_failure`.
+    pub fn new(settings: Settings, deadline: Duration, on_failure: impl Fn(Cause) + 'static) -> Self {
         if !settings.url.tls && !settings.url.is_local() {
             warn!(
                 "{} is on another machine: what is sent there, the password too, is not encrypted",
                 settings.url
             );
         }
-        let shared = Rc::new(Shared {
+        HttpRpc(Rc::new(Shared {
+            wanted: Cell::new(settings.required),
             settings,
-            used: Cell::new(false),
-            failed: Notify::new(),
-            said: RefCell::default(),
+            connection: Mutex::default(),
+            deadline,
+            state: watch::Sender::new(State::Unused(not_checked())),
+            last_logged: RefCell::default(),
             quiet: Cell::new(false),
             forbidden: RefCell::default(),
-        });
-        HttpRpc { shared, connection: Rc::default(), deadline }
-    }
-
-    /// For calls that the node answers only after a while: others do not wait for them.
-    pub fn on_connection_of_its_own(&self, longer: Duration) -> Self {
-        HttpRpc {
-            shared: self.shared.clone(),
-            connection: Rc::default(),
-            deadline: self.deadline.saturating_add(longer),
-        }
+            on_failure: Box::new(on_failure),
+        }))
     }
 
     /// Where it is, and how to be let in.
     pub fn settings(&self) -> &Settings {
-        &self.shared.settings
+        &self.0.settings
     }
 
     /// Whether it can be asked: it answered, and it is the right node.
     pub fn is_used(&self) -> bool {
-        self.shared.used.get()
+        matches!(*self.0.state.borrow(), State::Used)
+    }
+
+    /// Whether it should be used: it is required, or there are credentials for it.
+    pub fn is_wanted(&self) -> bool {
+        self.0.wanted.get()
     }
 
     /// It answers, and it is the right node.
     pub fn use_it(&self) {
-        if !self.shared.used.replace(true) {
-            self.shared.said.take();
+        self.0.wanted.set(true);
+        if !self.is_used() {
+            self.0.state.send_replace(State::Used);
+            self.0.last_logged.take();
             let Settings { url, credentials, .. } = self.settings();
             info!("JSON-RPC over HTTP is used: {url}, {}", credentials.describe());
         }
     }
 
     /// It cannot be used until it was found usable again. Says why when that changes.
-    pub fn give_up(&self, why: &str) {
-        self.shared.used.set(false);
-        if *self.shared.said.borrow() != why {
-            let text = format!("JSON-RPC over HTTP is not used: {why}");
-            match self.settings().required || self.settings().credentials.read().is_ok() {
-                _ if self.shared.quiet.get() => {}
+    pub fn give_up(&self, failure: Failure) {
+        let Shared { wanted, settings, quiet, last_logged, .. } = &*self.0;
+        wanted.set(wanted.get() || settings.credentials.read().is_ok());
+        if *last_logged.borrow() != failure.text {
+            let text = format!("JSON-RPC over HTTP is not used: {failure}");
+            match settings.required || settings.credentials.read().is_ok() {
+                _ if quiet.get() => {}
                 true => warn!("{text}; trying again until it works"),
                 false => info!("{text}"),
             }
-            *self.shared.said.borrow_mut() = why.to_string();
+            last_logged.borrow_mut().clone_from(&failure.text);
         }
+        self.0.state.send_replace(State::Unused(failure));
     }
 
     /// It cannot be used, because a call failed.
     pub fn failed(&self, error: &CallError) {
-        match error.is_warmup() {
+        self.give_up(match error {
             // Its message changes with each step.
-            true => self.give_up(&format!("{}: the node is starting", self.settings().url)),
-            false => self.give_up(&error.to_string()),
-        }
+            error if error.is_warmup() => {
+                Failure::new(Cause::Warmup, format!("{}: the node is starting", self.settings().url))
+            }
+            CallError::Http(failure) => failure.clone(),
+            error => Failure::new(cause(error).unwrap_or(Cause::Other), error.to_string()),
+        });
+    }
+
+    /// It is not the node that it should be.
+    pub fn differs(&self, text: String) {
+        (self.0.on_failure)(Cause::DifferentNode);
+        self.give_up(Failure::new(Cause::DifferentNode, text));
     }
 
     /// Why it is not used.
-    pub fn why_not(&self) -> String {
-        self.shared.said.borrow().clone()
+    pub fn why_not(&self) -> Failure {
+        match &*self.0.state.borrow() {
+            State::Used => not_checked(),
+            State::Unused(failure) => failure.clone(),
+        }
     }
 
     /// It may be another node than before. Without IPC (`alone`) whoever asks says what is wrong.
     pub fn forget_node(&self, alone: bool) {
-        self.shared.used.set(false);
-        self.shared.quiet.set(alone);
+        self.0.state.send_replace(State::Unused(not_checked()));
+        self.0.quiet.set(alone);
     }
 
     /// Resolves when it is not used any more.
     pub async fn given_up(&self) {
-        while self.is_used() {
-            self.shared.failed.notified().await;
-        }
+        // Never closed: we have the sender.
+        let _ = self.0.state.subscribe().wait_for(|state| matches!(state, State::Unused(_))).await;
+    }
+
+    /// Resolves when the node that answered before is gone.
+    pub async fn node_gone(&self) -> Failure {
+        let is_gone = |state: &State| matches!(state, State::Unused(failure) if failure.cause.is_node_gone());
+        let _ = self.0.state.subscribe().wait_for(is_gone).await;
+        self.why_not()
     }
 
     /// A call, if it can be asked.
@@ -143,7 +170,6 @@ impl HttpRpc {
             && (error.is_warmup() || matches!(error, CallError::Http(_)))
         {
             self.failed(error);
-            self.shared.failed.notify_one();
         }
         answer
     }
@@ -158,34 +184,63 @@ impl HttpRpc {
         method: &str,
         params: Value,
     ) -> Result<T, CallError> {
+        let answer = self.request(method, params).await;
+        if let Some(cause) = answer.as_ref().err().and_then(cause) {
+            (self.0.on_failure)(cause);
+        }
+        answer
+    }
+
+    async fn request<T: DeserializeOwned + Default>(
+        &self,
+        method: &str,
+        params: Value,
+    ) -> Result<T, CallError> {
+        let Shared { settings, connection, deadline, forbidden, .. } = &*self.0;
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let body = Bytes::from(request.to_string());
-        let answer = match tokio::time::timeout(self.deadline, self.authorized(body)).await {
+        // What others take of the connection's time is no failure of this call. Each has a deadline.
+        let mut slot = connection.lock().await;
+        let answer = match tokio::time::timeout(*deadline, self.patiently(&mut slot, body)).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {}", humantime::format_duration(self.deadline))),
+            Err(_) => Err(Failure::new(
+                Cause::Timeout,
+                format!("no answer within {}", humantime::format_duration(*deadline)),
+            )),
         };
-        let answer = answer.map_err(|why| CallError::Http(format!("{}: {why}", self.settings().url)))?;
-        if answer.status == StatusCode::FORBIDDEN && self.shared.forbidden.borrow_mut().insert(method.into())
-        {
+        drop(slot);
+        let answer = answer.map_err(|failure| error_of(failure.at(&settings.url)))?;
+        if answer.status == StatusCode::FORBIDDEN && forbidden.borrow_mut().insert(method.into()) {
             warn!(
                 "the node refuses {method} over HTTP (403): its -rpcwhitelist or -rpcallowip does not permit it"
             );
         }
         read(answer).map_err(|error| match error {
-            CallError::Http(why) => CallError::Http(format!("{}: {why}", self.settings().url)),
+            CallError::Http(failure) => CallError::Http(failure.at(&settings.url)),
             error => error,
         })
     }
 
+    /// A node whose work queue is full is asked once more, after a moment.
+    async fn patiently(&self, slot: &mut Option<Kept>, body: Bytes) -> Result<Answer, Failure> {
+        const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+        let answer = self.authorized(slot, body.clone()).await?;
+        if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+            return Ok(answer);
+        }
+        tokio::time::sleep(BUSY_RETRY_INTERVAL).await;
+        self.authorized(slot, body).await
+    }
+
     /// The answer to a request with the credentials that were good last time, or with those that are there now.
-    async fn authorized(&self, body: Bytes) -> Result<Answer, String> {
+    async fn authorized(&self, slot: &mut Option<Kept>, body: Bytes) -> Result<Answer, Failure> {
         let credentials = &self.settings().credentials;
+        let read = || credentials.read().map_err(|text| Failure::new(Cause::Unauthorized, text));
         // Taken out, so that a call that is given up closes it: its answer may still come.
-        let mut slot = self.connection.lock().await;
         let kept = slot.take();
         let first = match &kept {
             Some(kept) => kept.authorization.clone(),
-            None => credentials.read()?,
+            None => read()?,
         };
         let (mut kept, answer) = exchange(self.settings(), kept, &first, &body).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
@@ -194,9 +249,10 @@ impl HttpRpc {
         }
         let refused = || {
             let (describe, advice) = (credentials.describe(), credentials.advice());
-            Err(format!("the node refuses {describe} (401); {advice}"))
+            let text = format!("the node refuses {describe} (401); {advice}");
+            Err(Failure::new(Cause::Unauthorized, text))
         };
-        let second = credentials.read()?;
+        let second = read()?;
         if second == first {
             return refused();
         }
@@ -210,29 +266,55 @@ impl HttpRpc {
     }
 }
 
+/// Nothing was asked yet.
+fn not_checked() -> Failure {
+    Failure::new(Cause::Other, "the node has not been checked yet")
+}
+
+fn error_of(failure: Failure) -> CallError {
+    match failure.cause {
+        Cause::TooLarge => CallError::TooLarge(failure.text),
+        _ => CallError::Http(failure),
+    }
+}
+
+/// What a failed call is counted as; errors of the node's own that say nothing about HTTP are not counted.
+fn cause(error: &CallError) -> Option<Cause> {
+    match error {
+        CallError::Http(failure) => Some(failure.cause),
+        CallError::TooLarge(_) => Some(Cause::TooLarge),
+        CallError::Failed(_) => Some(Cause::Forbidden),
+        error if error.is_warmup() => Some(Cause::Warmup),
+        _ => None,
+    }
+}
+
 /// Before 2.0, errors of a call have status codes of their own, and bodies like all others.
 fn read<T: DeserializeOwned + Default>(answer: Answer) -> Result<T, CallError> {
     let status = answer.status.as_u16();
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {
-        return Err(CallError::Http(
-            "the node's work queue is full (503): other clients ask too much of it, or -rpcworkqueue is too small".into(),
-        ));
+        return Err(CallError::Http(Failure::new(
+            Cause::Busy,
+            "the node's work queue is full (503): other clients ask too much of it, or -rpcworkqueue is too small",
+        )));
     }
     if answer.status == StatusCode::FORBIDDEN {
         return Err(CallError::Failed("403, not permitted by -rpcwhitelist or -rpcallowip".into()));
     }
     if answer.status.is_redirection() {
-        return Err(CallError::Http(format!(
+        let text = format!(
             "it redirects elsewhere ({status}), which is not followed; name the node itself with --rpc-url"
-        )));
+        );
+        return Err(CallError::Http(text.into()));
     }
     match serde_json::from_slice::<JsonRpcAnswer>(&answer.body) {
         Ok(answer) => answer.result(),
         Err(_) => {
             let kind = answer.content_type.as_deref().unwrap_or("no content type");
-            Err(CallError::Http(format!(
+            let text = format!(
                 "the answer is no JSON-RPC ({status}, {kind:.40}); is it a proxy or another server? (--rpc-url)"
-            )))
+            );
+            Err(CallError::Http(text.into()))
         }
     }
 }

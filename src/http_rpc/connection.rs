@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Settings;
+use super::{Cause, Failure, Settings};
 
 /// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
@@ -44,7 +44,7 @@ pub async fn exchange(
     kept: Option<Kept>,
     authorization: &HeaderValue,
     body: &Bytes,
-) -> Result<(Kept, Answer), String> {
+) -> Result<(Kept, Answer), Failure> {
     let url = &settings.url;
     let request = || {
         Request::post(&url.path)
@@ -68,15 +68,15 @@ pub async fn exchange(
     Ok((kept, whole(head).await?))
 }
 
-async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kept, String> {
+async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kept, Failure> {
     let Settings { url, tls, .. } = settings;
     let stream =
         TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => {
-                "nobody listens there; is the node's -server on, and is this its -rpcport? (--rpc-url)"
-                    .to_string()
-            }
-            _ => format!("cannot connect: {error}"),
+            std::io::ErrorKind::ConnectionRefused => Failure::new(
+                Cause::Refused,
+                "nobody listens there; is the node's -server on, and is this its -rpcport? (--rpc-url)",
+            ),
+            _ => format!("cannot connect: {error}").into(),
         })?;
     let _ = stream.set_nodelay(true); // without it a call is only slower
     let stream = match tls.as_ref().filter(|_| url.tls) {
@@ -111,13 +111,15 @@ async fn encrypted(
     })
 }
 
-async fn whole(head: Response<Incoming>) -> Result<Answer, String> {
+async fn whole(head: Response<Incoming>) -> Result<Answer, Failure> {
     let (head, body) = head.into_parts();
     let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| match error
         .downcast_ref::<LengthLimitError>()
     {
-        Some(_) => format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20),
-        None => format!("the answer ended too early ({error})"),
+        Some(_) => {
+            Failure::new(Cause::TooLarge, format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20))
+        }
+        None => format!("the answer ended too early ({error})").into(),
     })?;
     let content_type =
         head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);

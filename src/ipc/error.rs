@@ -3,7 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-/// A call to the node that did not give what was asked for.
+use super::guard::TOO_LARGE;
+use crate::http_rpc::{Cause, Failure};
+use crate::text::log_text;
+
+/// A call to the node that did not give what was asked for. Its text is bounded where it is displayed.
 #[derive(Debug)]
 pub enum CallError {
     /// No answer within the deadline.
@@ -22,12 +26,33 @@ pub enum CallError {
         message: String,
     },
     /// JSON-RPC over HTTP cannot be used, and why. It says nothing of the connection over IPC.
-    Http(String),
+    Http(Failure),
+    /// The answer is larger than the limit on one. The connection is not affected.
+    TooLarge(String),
     /// The answer is not what the schema or the documentation promises.
     Malformed(String),
 }
 
 impl CallError {
+    /// No answer within the deadline, whatever the transport.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            CallError::TimedOut(_) => true,
+            CallError::Http(failure) => failure.cause == Cause::Timeout,
+            _ => false,
+        }
+    }
+
+    /// Whether the calls after this one would fail, too: the node hangs or is gone. What fails over HTTP says so only of a node
+    /// that has nothing else (`is_http_only`), and not if the node is only busy.
+    pub fn ends_poll(&self, is_http_only: bool) -> bool {
+        match self {
+            CallError::TimedOut(_) | CallError::Disconnected(_) => true,
+            CallError::Http(failure) => is_http_only && failure.cause != Cause::Busy,
+            _ => false,
+        }
+    }
+
     /// The node is still loading its block index and chain state.
     pub fn is_warmup(&self) -> bool {
         /// `RPC_IN_WARMUP` in Core's rpc/protocol.h.
@@ -51,6 +76,7 @@ impl From<capnp::Error> for CallError {
             None => error.to_string(),
         };
         match error.kind {
+            Overloaded if text == TOO_LARGE => CallError::TooLarge(text),
             Unimplemented => CallError::Unimplemented(text),
             Failed | Overloaded => CallError::Failed(text),
             Disconnected => CallError::Disconnected(text),
@@ -67,17 +93,19 @@ impl From<std::str::Utf8Error> for CallError {
 
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        let text = match self {
             CallError::TimedOut(after) => {
-                write!(f, "no answer within {}", humantime::format_duration(*after))
+                format!("no answer within {}", humantime::format_duration(*after))
             }
-            CallError::Unimplemented(text) => write!(f, "not implemented by the node ({text})"),
-            CallError::Failed(text) => write!(f, "the node failed: {text}"),
-            CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
-            CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
-            CallError::Http(text) => f.write_str(text),
-            CallError::Malformed(text) => write!(f, "the node's answer is malformed: {text}"),
-        }
+            CallError::Unimplemented(text) => format!("not implemented by the node ({text})"),
+            CallError::Failed(text) => format!("the node failed: {text}"),
+            CallError::Disconnected(text) => format!("the connection is gone ({text})"),
+            CallError::JsonRpc { code, message } => format!("{message} (JSON-RPC error {code})"),
+            CallError::Http(failure) => failure.to_string(),
+            CallError::TooLarge(text) => text.clone(),
+            CallError::Malformed(text) => format!("the node's answer is malformed: {text}"),
+        };
+        f.write_str(&log_text(&text))
     }
 }
 
@@ -89,5 +117,22 @@ pub(super) fn if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, C
         Ok(answer) => Ok(Some(answer)),
         Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn errors_are_displayed_as_one_bounded_line() {
+    let text = "\u{1b}[31mEVIL\nERROR forged ".repeat(1 << 20);
+    for error in [
+        CallError::Unimplemented(text.clone()),
+        CallError::Failed(text.clone()),
+        CallError::Disconnected(text.clone()),
+        CallError::JsonRpc { code: i64::MIN, message: text.clone() },
+        CallError::Http(crate::http_rpc::Failure::from(text.clone())),
+        CallError::Malformed(text),
+    ] {
+        let shown = error.to_string();
+        assert!(shown.len() <= 1024 && !shown.contains(char::is_control), "{shown}");
     }
 }

@@ -97,6 +97,11 @@ impl Interfaces {
         matches!(self.json_rpc, Some(JsonRpc(Transport::Http(_))))
     }
 
+    /// Whether there is no connection over IPC.
+    pub fn is_http_only(&self) -> bool {
+        self.uses_http() && self.mining.is_none() && self.chain.is_none() && self.node.is_none()
+    }
+
     /// The names of those that the node has.
     pub fn names(&self) -> Vec<&'static str> {
         self.all(|offered| offered)

@@ -1,6 +1,6 @@
 //! JSON-RPC, through whichever transport the node has: over IPC it needs no cookie and no port.
 //!
-//! Only methods that read are ever called: [`METHODS`] has them all.
+//! Only methods that read are ever called: [`methods`] has them all.
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -8,44 +8,11 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::connection::{OnThread, call};
-use super::{CallError, Thread};
+use super::{CallError, Thread, methods};
 use crate::http_rpc::HttpRpc;
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
-
-/// Every method that is called. None of them changes anything; others are refused here.
-pub const METHODS: &[&str] = &[
-    "estimatesmartfee",
-    "getaddrmaninfo",
-    "getbestblockhash",
-    "getblockchaininfo",
-    "getblockhash",
-    "getblockheader",
-    "getblockstats",
-    "getchainstates",
-    "getchaintips",
-    "getdeploymentinfo",
-    "getindexinfo",
-    "getmemoryinfo",
-    "getmempoolfeeratediagram",
-    "getmempoolinfo",
-    "getmininginfo",
-    "getnettotals",
-    "getnetworkhashps",
-    "getnetworkinfo",
-    "getorphantxs",
-    "getpeerinfo",
-    "getprivatebroadcastinfo",
-    "getudppeerinfo",
-    "listbanned",
-    "uptime",
-    "waitfornewblock",
-];
-
-/// The line of `bitcoin.conf` that permits this user what the exporter asks for, and no more.
-pub fn whitelist_of(user: &str) -> String {
-    format!("rpcwhitelist={user}:{}", METHODS.join(","))
-}
+use crate::text::one_line;
 
 /// How a node takes JSON-RPC.
 #[derive(Clone)]
@@ -79,9 +46,14 @@ impl JsonRpc {
 
     /// Whether a call can be made now; over IPC always.
     pub fn is_available(&self) -> bool {
+        self.unavailable().is_none()
+    }
+
+    /// Why no call can be made now.
+    pub fn unavailable(&self) -> Option<CallError> {
         match &self.0 {
-            Transport::Rpc(_) | Transport::Node(_) => true,
-            Transport::Http(http) => http.is_used(),
+            Transport::Http(http) if !http.is_used() => Some(CallError::Http(http.why_not())),
+            _ => None,
         }
     }
 
@@ -106,17 +78,17 @@ impl JsonRpc {
         method: &str,
         params: Value,
     ) -> Result<T, CallError> {
-        if !METHODS.contains(&method) {
-            debug_assert!(false, "{method} is not in METHODS");
-            return Err(CallError::Unimplemented(format!("{method} is not a method that is called")));
+        if let Err(why) = methods::check(method, &params) {
+            debug_assert!(false, "{why}");
+            return Err(CallError::Unimplemented(format!("not permitted: {why}")));
         }
         match &self.0 {
             Transport::Http(http) => http.call(method, params).await,
             Transport::Rpc(capability) => {
-                let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+                let request = methods::request(method, &params);
                 let answer = call!(capability, execute_rpc_request, |params| {
-                    params.set_request(request.to_string());
-                    params.set_uri("/");
+                    params.set_request(request);
+                    params.set_uri("");
                     params.set_user(env!("CARGO_PKG_NAME"))
                 })?;
                 parse::<Answer>(answer.get()?.get_result()?.to_str()?)?.result()
@@ -125,7 +97,7 @@ impl JsonRpc {
                 let answer = call!(capability, execute_rpc_request, |parameters| {
                     parameters.set_command(method);
                     parameters.set_params(params.to_string());
-                    parameters.set_uri("/")
+                    parameters.set_uri("")
                 })?;
                 let answer = answer.get()?;
                 if answer.has_rpc_error() {
@@ -167,14 +139,11 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
 }
 
 fn json_rpc_error(error: &Value) -> CallError {
-    /// Characters of its message that are kept.
-    const KEPT: usize = 200;
+    const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
-    // Whatever answers: it is logged, as one line.
-    let printable = |character: char| if character.is_control() { ' ' } else { character };
     CallError::JsonRpc {
         code: error["code"].as_i64().unwrap_or(0),
-        message: message.chars().take(KEPT).map(printable).collect(),
+        message: one_line(message, MAX_BYTES),
     }
 }
 
@@ -185,12 +154,4 @@ fn the_message_of_an_error_is_one_short_line() {
     let error = json_rpc_error(&json!({"code": -1, "message": message})).to_string();
     assert!(error.starts_with(" [31mEVIL ERROR forged  [31mEVIL") && error.len() < 230, "{error}");
     assert!(!error.contains(char::is_control));
-}
-
-#[cfg(test)]
-#[test]
-fn readme_has_the_whitelist() {
-    let readme = include_str!("../../README.md");
-    let line = whitelist_of("exporter");
-    assert!(readme.lines().any(|found| found.trim() == line), "README.md lacks this line: {line}");
 }

@@ -14,6 +14,15 @@ use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hash(pub [u8; 32]);
 
+impl Hash {
+    /// The last 13 of its hexadecimal digits as a number, which is exact as an f64.
+    pub fn suffix(&self) -> f64 {
+        const DIGITS: u32 = 13;
+        let low = u64::from_le_bytes(*self.0.first_chunk().expect("32 bytes"));
+        (low & ((1 << (4 * DIGITS)) - 1)) as f64
+    }
+}
+
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().rev().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -141,6 +150,8 @@ mod tests {
         let text = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f";
         let hash: Hash = text.parse().unwrap();
         assert_eq!((hash.0[0], hash.to_string().as_str()), (0x6f, text));
+        assert_eq!(hash.suffix() as u64, u64::from_str_radix(&text[51..], 16).unwrap());
+        assert_eq!(Hash([0xff; 32]).suffix() as u64, (1 << 52) - 1);
         for wrong in ["", "00", &text[1..], &format!("{}x", &text[1..]), &"é".repeat(32)] {
             assert!(wrong.parse::<Hash>().is_err(), "{wrong}");
         }

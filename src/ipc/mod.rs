@@ -5,7 +5,7 @@
 //! - `interfaces` is the list of interfaces, and finds out which of them a node offers.
 //! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the interfaces; `template` is a block that Mining puts
 //!   together; `handler` is a subscription of the last two.
-//! - `error` is what can go wrong with a call.
+//! - `methods` is the list of JSON-RPC methods; `error` is what can go wrong with a call.
 //! - [`guard`] is the process between the node and the exporter.
 
 mod chain;
@@ -15,6 +15,7 @@ pub mod guard;
 mod handler;
 mod interfaces;
 mod json_rpc;
+mod methods;
 mod mining;
 mod node;
 pub mod source;
@@ -27,7 +28,8 @@ pub use error::CallError;
 pub use handler::Subscription;
 pub use interfaces::{Interface, Interfaces};
 pub(crate) use json_rpc::Answer as JsonRpcAnswer;
-pub use json_rpc::{JsonRpc, METHODS, whitelist_of};
+pub use json_rpc::JsonRpc;
+pub use methods::{method_names, whitelist_of};
 pub use mining::{BlockRef, Hash, Mining};
 pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS, ip_address};
 pub use template::Template;

@@ -3,15 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::CallError;
 use super::connection::{OnThread, call};
+use super::{CallError, Hash};
 use crate::schema::node_capnp::{node, node_stats};
 
 /// One peer's statistics, whichever call they came from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PeerStats {
-    /// The node's number for the peer; never used again by the same process.
+    /// The node's number for the peer; the same process never uses it again.
     pub id: i64,
+    /// When it connected, Unix seconds by the node's clock of then.
+    pub connected: i64,
     /// `ipv4`, `onion` and so on, as getpeerinfo names them.
     pub network: &'static str,
     /// Its IP address, if it has one. The node does not tell that of a peer that it was given by name (`-addnode=host`).
@@ -42,8 +44,10 @@ pub struct PeerStats {
     pub inv_to_send: Option<u64>,
     /// The peer's clock against ours, in seconds.
     pub time_offset: i64,
-    /// Blocks that we are downloading from the peer.
-    pub blocks_in_flight: usize,
+    /// Heights of the blocks that we are downloading from the peer.
+    pub blocks_in_flight: Vec<i64>,
+    /// We announce transactions to the peer, if the call has it.
+    pub relays_transactions: bool,
     /// The feerate below which the peer wants no transactions, BTC/kvB, if the call tells.
     pub min_fee_filter: Option<f64>,
     /// Bytes sent to the peer, by message type.
@@ -73,6 +77,11 @@ fn name(names: &[&'static str], index: i32) -> &'static str {
 }
 
 impl PeerStats {
+    /// Whether the peer opened the connection.
+    pub fn is_inbound(&self) -> bool {
+        self.connection_type == CONNECTION_TYPES[0]
+    }
+
     fn read(stats: node_stats::Reader) -> Result<Self, CallError> {
         let by_type = |list: capnp::struct_list::Reader<
             crate::schema::common_capnp::pair_u_int64::Owned<capnp::text::Owned>,
@@ -82,6 +91,7 @@ impl PeerStats {
         };
         let mut peer = PeerStats {
             id: stats.get_nodeid(),
+            connected: stats.get_time_connected(),
             network: name(&NETWORKS, stats.get_network()),
             address: ip_address(stats.get_addr_name()?.to_str()?),
             mapped_as: Some(stats.get_mapped_as()).filter(|&number| number > 0),
@@ -102,7 +112,7 @@ impl PeerStats {
             peer.addr_relay = state.get_address_relay_enabled();
             peer.addresses_rate_limited = Some(state.get_addresses_rate_limited());
             peer.time_offset = state.get_time_offset();
-            peer.blocks_in_flight = state.get_height_in_flight()?.len() as usize;
+            peer.blocks_in_flight = state.get_height_in_flight()?.iter().map(i64::from).collect();
         }
         Ok(peer)
     }
@@ -160,6 +170,11 @@ impl Node {
         verification_progress = get_verification_progress_request -> f64;
         /// Whether the node is in initial block download.
         is_initial_block_download = is_initial_block_download_request -> bool;
+    }
+
+    /// Hash of the tip.
+    pub async fn best_block_hash(&self) -> Result<Hash, CallError> {
+        call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
     /// Connected peers.

@@ -103,6 +103,15 @@ impl Source {
         self.path.is_some()
     }
 
+    /// Where the node's socket is, if that is known.
+    pub fn socket(&self) -> Option<PathBuf> {
+        let inherited = || {
+            let peer = self.inherited.as_ref()?.peer_addr().ok()?;
+            peer.as_pathname().filter(|path| path.is_absolute()).map(PathBuf::from)
+        };
+        self.path.clone().or_else(inherited)
+    }
+
     /// For messages.
     pub fn describe(&self) -> &str {
         &self.what

@@ -12,6 +12,7 @@ pub struct Chain {
     pub ibd: NodeGauge,
     pub verification_progress: NodeGauge,
     pub tip_timestamp: NodeGauge,
+    pub tip_hash_suffix: NodeGauge,
     pub difficulty: NodeGauge,
     pub size_on_disk: NodeGauge,
     pub pruned: NodeGauge,
@@ -48,6 +49,11 @@ impl Chain {
                 "Time in the header of the tip, Unix seconds; set by its miner",
                 "Node.getLastBlockTime; getblockchaininfo `time`",
             ),
+            tip_hash_suffix: d.gauge(
+                "bitcoin_tip_hash_suffix",
+                "The last 13 hexadecimal digits of the tip's hash, as a number: equal on nodes with the same tip",
+                "getblockchaininfo `bestblockhash`; Mining.getTip; Node.getBestBlockHash",
+            ),
             difficulty: d.gauge("bitcoin_difficulty", "Proof-of-work difficulty of the tip", "JSON-RPC getblockchaininfo"),
             size_on_disk: d.gauge(
                 "bitcoin_chain_size_bytes",
@@ -68,7 +74,7 @@ impl Chain {
                 "bitcoin_chain_tips",
                 ["status"],
                 "Tips of the block tree by status",
-                "JSON-RPC getchaintips, within minutes after a new tip, out of initial block download",
+                "JSON-RPC getchaintips, at most once a minute, out of initial block download",
             ),
             hashrate: d.gauge_by(
                 "bitcoin_hashrate_estimate",

@@ -1,7 +1,6 @@
 //! Declaring metrics: registers each, remembers what to clear when the node goes away, and what METRICS.md says.
 
 use std::fmt::Debug;
-use std::sync::Arc;
 
 use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::metrics::TypedMetric;
@@ -13,12 +12,14 @@ use super::families::{
     EventCounter, EventHistogram, Labeled, NodeCounter, NodeCounters, NodeGauge, OwnGauge, SecondsCounter,
 };
 use super::reference::Row;
-use super::samples::{Samples, Value};
+use super::samples::{Lifetime, Samples, Value};
 
 /// Collects declarations: registers each, remembers what to clear and what METRICS.md says.
 #[derive(Default)]
 pub(super) struct Declare {
     pub registry: Registry,
+    /// Of what is read at each poll.
+    pub lifetime: Lifetime,
     pub read_from_node: Vec<Box<dyn Fn() + Send + Sync>>,
     /// For each family its name, if it has samples.
     pub present: Vec<Box<dyn Fn() -> Option<&'static str> + Send + Sync>>,
@@ -40,16 +41,21 @@ impl Declare {
     where
         M: EncodeMetric + TypedMetric + Debug + Send + Sync + 'static,
     {
-        let samples = Samples(Arc::default());
+        let samples = Samples::new();
         self.registry.register(registered(name), help, samples.clone());
         let present = samples.clone();
         self.present.push(Box::new(move || (!present.is_empty()).then_some(name)));
-        Labeled { samples, names }
+        Labeled { samples, names, lifetime: None }
     }
 
-    fn cleared_with_node<const N: usize, M: Send + Sync + 'static>(&mut self, family: &Labeled<N, M>) {
+    /// What is read from the node goes with it, and is not shown when it is too old.
+    fn read_from_node<const N: usize, M: Send + Sync + 'static>(
+        &mut self,
+        family: Labeled<N, M>,
+    ) -> Labeled<N, M> {
         let samples = family.samples.clone();
-        self.read_from_node.push(Box::new(move || samples.write().clear()));
+        self.read_from_node.push(Box::new(move || samples.clear()));
+        Labeled { lifetime: Some(self.lifetime.clone()), ..family }
     }
 
     pub fn gauge(&mut self, name: &'static str, help: &str, source: &str) -> NodeGauge {
@@ -64,8 +70,7 @@ impl Declare {
         source: &str,
     ) -> Labeled<N, Value> {
         let family = self.own_gauge_by(name, names, help, source);
-        self.cleared_with_node(&family);
-        family
+        self.read_from_node(family)
     }
 
     /// A gauge of the exporter's own.
@@ -87,8 +92,7 @@ impl Declare {
 
     pub fn node_counter(&mut self, name: &'static str, help: &str, source: &str) -> NodeCounter {
         let family = self.counter_by(name, [], help, source);
-        self.cleared_with_node(&family);
-        NodeCounter(family)
+        NodeCounter(self.read_from_node(family))
     }
 
     pub fn node_counters(
@@ -100,8 +104,7 @@ impl Declare {
     ) -> NodeCounters {
         self.row(name, "counter", &[label], help, source);
         let family = self.family(name, [label], help);
-        self.cleared_with_node(&family);
-        NodeCounters(family)
+        NodeCounters(self.read_from_node(family))
     }
 
     pub fn events(&mut self, name: &'static str, help: &str, source: &str) -> EventCounter {

@@ -12,6 +12,7 @@ use super::samples::Value;
 pub struct Exporter {
     pub up: OwnGauge,
     pub interface: Labeled<1, Value>,
+    pub http_rpc_failures: Labeled<1, Counter>,
     pub utxo_trace: Labeled<1, Value>,
     pub connects: EventCounter,
     pub disconnects: Labeled<1, Counter>,
@@ -22,6 +23,7 @@ pub struct Exporter {
     pub callback_duration: Histogram,
     pub guard_run_delay: SecondsCounter,
     pub events_dropped: Labeled<1, Counter>,
+    pub rejected_calls: Labeled<1, Counter>,
 }
 
 impl Exporter {
@@ -32,10 +34,18 @@ impl Exporter {
                 "1 while the connection to the node works and the last poll succeeded, else 0",
                 own,
             ),
-            interface: d.gauge_by(
+            interface: d.own_gauge_by(
                 "bitcoin_exporter_interface",
                 ["interface"],
-                "1 for each IPC interface that the node offers, and for http-rpc while JSON-RPC over HTTP is used",
+                "1 for each IPC interface that the node offers; for http-rpc 1 while JSON-RPC over HTTP works, 0 while it is \
+                 wanted and does not",
+                own,
+            ),
+            http_rpc_failures: d.counter_by(
+                "bitcoin_exporter_http_rpc_failures_total",
+                ["cause"],
+                "Failed requests over HTTP, by cause: refused (connection), timeout, unauthorized (401), busy (503 twice), \
+                 warmup (the node is starting), different_node, too_large, forbidden (403), other",
                 own,
             ),
             utxo_trace: d.gauge_by(
@@ -89,6 +99,13 @@ impl Exporter {
                 "bitcoin_exporter_events_dropped_total",
                 ["event"],
                 "Events that were answered but not counted, because counting fell behind",
+                own,
+            ),
+            rejected_calls: d.counter_by(
+                "bitcoin_exporter_rejected_calls_total",
+                ["call"],
+                "Calls that the guard did not forward to the node, because they are not on its list; 0 unless the exporter is \
+                 faulty or compromised",
                 own,
             ),
         };

@@ -6,41 +6,72 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::samples::{Labels, Samples, Value};
+use super::samples::{ByLabels, Labels, Lifetime, Samples, Value};
 
 /// A family whose label names are fixed where it is declared.
 pub struct Labeled<const N: usize, M> {
     pub(super) samples: Samples<M>,
     pub(super) names: [&'static str; N],
+    /// How long values that were read from the node are shown; `None` for the exporter's own.
+    pub(super) lifetime: Option<Lifetime>,
 }
 
 impl<const N: usize, M> Labeled<N, M> {
     fn labels(&self, values: [&str; N]) -> Labels {
         self.names.into_iter().zip(values.map(str::to_string)).collect()
     }
+    fn lifetime(&self) -> Duration {
+        self.lifetime.as_ref().map_or(Duration::MAX, Lifetime::get)
+    }
+    /// Makes these the only samples. A family that is read from the node keeps its samples when there are none: a call that
+    /// failed has none either, and they vanish when they are too old.
+    fn replace_all<'a, T>(
+        &self,
+        shown_for: Duration,
+        samples: impl IntoIterator<Item = ([&'a str; N], T)>,
+        sample: impl Fn(T) -> M,
+    ) {
+        let samples: ByLabels<M> =
+            samples.into_iter().map(|(labels, value)| (self.labels(labels), sample(value))).collect();
+        if self.lifetime.is_none() || !samples.is_empty() {
+            self.samples.write(shown_for, |all| *all = samples);
+        }
+    }
     /// Removes all samples.
     pub fn clear(&self) {
-        self.samples.write().clear();
+        self.samples.clear();
     }
 }
 
 impl<const N: usize> Labeled<N, Value> {
     /// One sample's value.
     pub fn get(&self, labels: [&str; N]) -> Option<f64> {
-        self.samples.read().get(&self.labels(labels)).map(Value::get)
+        self.samples.read(|samples| samples.get(&self.labels(labels)).map(Value::get))
     }
     /// The labels of each sample, name and value.
     pub fn labels_present(&self) -> Vec<Vec<(&'static str, String)>> {
-        self.samples.read().keys().cloned().collect()
+        self.samples.read(|samples| samples.keys().cloned().collect())
     }
     /// Sets one sample and leaves the others.
     pub fn set(&self, labels: [&str; N], value: f64) {
-        self.samples.with(self.labels(labels), |sample| sample.set(value));
+        self.set_for(self.lifetime(), labels, value);
     }
-    /// Makes these the only samples.
+    fn set_for(&self, shown_for: Duration, labels: [&str; N], value: f64) {
+        self.samples.write(shown_for, |samples| {
+            samples.insert(self.labels(labels), Value::new(value));
+        });
+    }
+    /// Makes these the only samples. Without any, those of a family that is read from the node stay until they are too old.
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
-        let samples = samples.into_iter().map(|(labels, value)| (self.labels(labels), Value::new(value)));
-        *self.samples.write() = samples.collect();
+        self.replace_for(self.lifetime(), samples);
+    }
+    /// The same, from a call with a rate limit of its own.
+    pub fn replace_for<'a>(
+        &self,
+        shown_for: Duration,
+        samples: impl IntoIterator<Item = ([&'a str; N], f64)>,
+    ) {
+        self.replace_all(shown_for, samples, Value::new);
     }
 }
 
@@ -65,7 +96,7 @@ impl SecondsCounter {
     }
 }
 
-/// A gauge that was read from the node: absent until it is set, and while the node is away.
+/// A gauge that was read from the node: absent until it is set, when it is too old, and while the node is away.
 pub struct NodeGauge(pub(super) Labeled<0, Value>);
 
 impl NodeGauge {
@@ -73,12 +104,20 @@ impl NodeGauge {
     pub fn get(&self) -> Option<f64> {
         self.0.get([])
     }
-    /// Shows this value; `None`, the node did not give one, removes it, and so does what is no number.
+    /// Shows this value. `None`, or what is no number, means that the node gave no value: the last one stays until it is too
+    /// old.
     pub fn set(&self, value: Option<impl Into<f64>>) {
-        match value.map(Into::into).filter(|value: &f64| value.is_finite()) {
-            Some(value) => self.0.set([], value),
-            None => self.0.clear(),
+        self.set_for(self.0.lifetime(), value);
+    }
+    /// The same, from a call with a rate limit of its own.
+    pub fn set_for(&self, shown_for: Duration, value: Option<impl Into<f64>>) {
+        if let Some(value) = value.map(Into::into).filter(|value: &f64| value.is_finite()) {
+            self.0.set_for(shown_for, [], value);
         }
+    }
+    /// Removes the value.
+    pub fn clear(&self) {
+        self.0.clear();
     }
 }
 
@@ -92,35 +131,38 @@ impl OwnGauge {
     }
 }
 
-/// A counter that the node keeps and we only repeat: absent while the node is away, restarts with it.
+/// A counter that the node keeps and we only repeat: absent when it is too old and while the node is away, restarts with it.
 pub struct NodeCounter(pub(super) Labeled<0, Counter>);
 
 impl NodeCounter {
     /// The total that is shown.
     pub fn get(&self) -> Option<f64> {
-        self.0.samples.read().values().next().map(|total| total.get() as f64)
+        self.0.samples.read(|samples| samples.values().next().map(|total| total.get() as f64))
     }
-    /// Shows this total; `None` removes it.
+    /// Shows this total; without one the last stays until it is too old.
     pub fn set(&self, total: Option<u64>) {
-        match total {
-            Some(total) => self.0.samples.with(Labels::new(), |sample| sample.inner().store(total, Relaxed)),
-            None => self.0.clear(),
-        }
+        let counter = |total| {
+            let counter: Counter = Counter::default();
+            counter.inner().store(total, Relaxed);
+            counter
+        };
+        self.0.replace_all(self.0.lifetime(), total.map(|total| ([], total)), counter);
     }
 }
 
-/// Counters that the node's system keeps and we only repeat: absent while the node is away.
+/// Counters that the node's system keeps and we only repeat: absent when they are too old and while the node is away.
 pub struct NodeCounters(pub(super) Labeled<1, Counter<f64, AtomicU64>>);
 
 impl NodeCounters {
-    /// Makes these the only totals.
+    /// Makes these the only totals; without any the last ones stay until they are too old.
     pub fn replace<'a>(&self, totals: impl IntoIterator<Item = (&'a str, f64)>) {
-        let totals = totals.into_iter().map(|(label, total)| {
+        let totals = totals.into_iter().map(|(label, total)| ([label], total));
+        let counter = |total| {
             let counter = Counter::<f64, AtomicU64>::default();
             counter.inc_by(total);
-            (self.0.labels([label]), counter)
-        });
-        *self.0.samples.write() = totals.collect();
+            counter
+        };
+        self.0.replace_all(self.0.lifetime(), totals, counter);
     }
 }
 
@@ -157,12 +199,16 @@ impl EventHistogram {
     /// Events are seen from now on: shows that there were none.
     pub fn start(&self) {
         let empty = || Histogram::new(self.buckets.iter().copied());
-        self.samples.samples.write().entry(Labels::new()).or_insert_with(empty);
+        self.samples.samples.write(Duration::MAX, |samples| {
+            samples.entry(Labels::new()).or_insert_with(empty);
+        });
     }
     /// One event, once started.
     pub fn observe(&self, value: f64) {
-        if let Some(histogram) = self.samples.samples.read().get(&Labels::new()) {
-            histogram.observe(value);
-        }
+        self.samples.samples.read(|samples| {
+            if let Some(histogram) = samples.get(&Labels::new()) {
+                histogram.observe(value);
+            }
+        });
     }
 }

@@ -114,8 +114,9 @@ impl Mempool {
             fee_estimate: d.gauge_by(
                 "bitcoin_fee_estimate_sat_per_vbyte",
                 ["blocks"],
-                "Estimated feerate to be confirmed within so many blocks; absent without an estimate",
-                "JSON-RPC estimatesmartfee, once per tip",
+                "Estimated feerate to be confirmed within so many blocks: targets 2, 3, 6, 12, 144, or the one that the node \
+                 estimates instead; absent without an estimate",
+                "JSON-RPC estimatesmartfee, at each new tip and once a minute",
             ),
             band_vbytes: d.gauge_by(
                 "bitcoin_mempool_feerate_vbytes",

@@ -4,7 +4,9 @@
 //! source together; `METRICS.md` is generated from those declarations.
 //!
 //! Two kinds differ in what happens when the node goes away: what was *read from the node* (gauges, and counters that
-//! the node keeps) disappears, what *we counted* stays.
+//! the node keeps) disappears, what *we counted* stays. What was read from the node also disappears when it is too old
+//! ([`lifetime`]): each family knows when it was set last, and the exposition checks it, so that a poller that hangs shows
+//! nothing old either.
 
 mod blocks;
 mod chain;
@@ -28,11 +30,12 @@ mod text;
 mod utxo_cache;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::registry::Registry;
 
 use declare::Declare;
+use samples::Lifetime;
 
 pub use blocks::Blocks;
 pub use chain::Chain;
@@ -51,12 +54,20 @@ pub use snapshot::{Family, Kind, Reading, Sample, Snapshots, collector, process_
 pub use text::Format;
 pub use utxo_cache::UtxoCache;
 
+/// How long a value that is read from the node at this interval is shown after it was read: two intervals, so that one
+/// failure hides nothing. Not less than some seconds, which only tests poll more often than.
+pub fn lifetime(interval: Duration) -> Duration {
+    const MIN_LIFETIME: Duration = Duration::from_secs(5);
+    interval.saturating_mul(2).max(MIN_LIFETIME)
+}
+
 /// Every family of the IPC exporter, and the registry that renders them.
 pub struct Metrics {
     registry: Registry,
     read_from_node: Vec<Box<dyn Fn() + Send + Sync>>,
     present: Vec<Box<dyn Fn() -> Option<&'static str> + Send + Sync>>,
     rows: Vec<Row>,
+    polled: Lifetime,
     /// The active chain.
     pub chain: Chain,
     /// Chainstates, indexes and soft forks.
@@ -100,12 +111,13 @@ impl Metrics {
         let utxo_cache = UtxoCache::declare(&mut declare);
         let exporter = Exporter::declare(&mut declare);
         process::declare(&mut declare);
-        let Declare { registry, read_from_node, present, rows } = declare;
+        let Declare { registry, lifetime: polled, read_from_node, present, rows } = declare;
         Arc::new(Metrics {
             registry,
             read_from_node,
             present,
             rows,
+            polled,
             chain,
             chainstates,
             node,
@@ -119,6 +131,11 @@ impl Metrics {
             utxo_cache,
             exporter,
         })
+    }
+
+    /// The node is polled at this interval: what was read from it is shown for two of them. Until this is called, for ever.
+    pub fn set_poll_interval(&self, interval: Duration) {
+        self.polled.set(lifetime(interval));
     }
 
     /// Removes everything that was read from the node: it is away, and a stale number is worse than none.
@@ -153,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_the_node_did_not_give_is_absent_and_so_is_everything_of_a_node_that_is_away() {
+    fn node_values_are_absent_before_they_are_read_and_while_it_is_away() {
         let metrics = Metrics::new();
         let shows = |what: &str| metrics.render(Format::Text).lines().any(|line| line.starts_with(what));
         assert!(!shows("bitcoin_chain_height"));
@@ -161,12 +178,52 @@ mod tests {
         metrics.network.bytes_received.set(Some(9));
         metrics.blocks.connected.inc();
         assert!(shows("bitcoin_chain_height 7") && shows("bitcoin_bytes_recv_total 9"));
-        metrics.chain.height.set(None::<f64>);
-        assert!(!shows("bitcoin_chain_height "));
         metrics.chain.height.set(Some(8));
         metrics.node_is_away();
         assert!(!shows("bitcoin_chain_height ") && !shows("bitcoin_bytes_recv_total "));
         assert!(shows("bitcoin_blocks_connected_total 1") && shows("bitcoin_up 0"));
+    }
+
+    #[test]
+    fn failed_reads_hide_values_only_when_they_are_too_old() {
+        let metrics = Metrics::new();
+        let text = || metrics.render(Format::Text);
+        let shows = |what: &str| text().lines().any(|line| line.starts_with(what));
+        let set = || {
+            metrics.chain.height.set(Some(7));
+            metrics.chain.tips.replace([(["active"], 1.0)]);
+            metrics.network.bytes_sent.set(Some(9));
+            metrics.node_process.io.replace([("read", 5.0)]);
+        };
+        let fail = || {
+            metrics.chain.height.set(None::<f64>);
+            metrics.chain.height.set(Some(f64::NAN));
+            metrics.chain.tips.replace([]);
+            metrics.network.bytes_sent.set(None);
+            metrics.node_process.io.replace([]);
+        };
+        let read = [
+            "bitcoin_chain_height 7",
+            "bitcoin_chain_tips{",
+            "bitcoin_bytes_sent_total 9",
+            "bitcoin_node_process_io_bytes_total{",
+        ];
+        set();
+        fail();
+        assert!(read.iter().all(|sample| shows(sample)), "{}", text());
+        metrics.polled.set(Duration::ZERO);
+        set();
+        fail();
+        metrics.blocks.connected.inc();
+        assert!(!read.iter().any(|sample| shows(sample)), "{}", text());
+        assert!(shows("bitcoin_blocks_connected_total 1") && shows("bitcoin_up 0"), "what was counted stays");
+        assert!(!metrics.present().any(|name| name == "bitcoin_chain_height"));
+        assert_eq!((metrics.chain.height.get(), metrics.chain.tips.get(["active"])), (None, None));
+        // A call with a rate limit of its own says how long.
+        metrics.chain.tips.replace_for(Duration::MAX, [(["active"], 1.0)]);
+        assert!(shows("bitcoin_chain_tips{") && !shows("bitcoin_chain_height "));
+        metrics.set_poll_interval(Duration::from_secs(15));
+        assert_eq!(metrics.polled.get(), Duration::from_secs(30));
     }
 
     #[test]

@@ -66,7 +66,10 @@ pub struct Network {
     pub low_fee_relay: NodeGauge,
     pub addr_rate_limited: NodeGauge,
     pub inv_to_send: Labeled<1, Value>,
-    pub largest_group: Labeled<1, Value>,
+    pub inv_backlog: Labeled<1, Value>,
+    pub clock_offset: NodeGauge,
+    pub largest_group: Labeled<2, Value>,
+    pub groups: Labeled<2, Value>,
     pub message_bytes: Labeled<2, Counter>,
     pub banned: NodeGauge,
     pub active: NodeGauge,
@@ -136,7 +139,11 @@ impl Network {
                 "Peers that we are downloading blocks from",
                 PEERS,
             ),
-            blocks_in_flight: d.gauge("bitcoin_blocks_in_flight", "Blocks that are being downloaded", PEERS),
+            blocks_in_flight: d.gauge(
+                "bitcoin_blocks_in_flight",
+                "Blocks that are being downloaded; one that is requested from several peers counts once",
+                PEERS,
+            ),
             by_version: d.gauge_by(
                 "bitcoin_peers_by_version",
                 ["version"],
@@ -145,8 +152,8 @@ impl Network {
             ),
             low_fee_relay: d.gauge(
                 "bitcoin_peers_low_fee_relay",
-                "Peers that take transactions below 1 sat/vB",
-                "getpeerinfo `minfeefilter` (Node.getNodesStats has no such field)",
+                "Peers with transaction relay that have sent a fee filter below 1 sat/vB",
+                "getpeerinfo `relaytxes`, `minfeefilter` (Node.getNodesStats has no such field)",
             ),
             addr_rate_limited: d.gauge(
                 "bitcoin_peers_addr_rate_limited",
@@ -156,14 +163,34 @@ impl Network {
             inv_to_send: d.gauge_by(
                 "bitcoin_peers_inv_to_send",
                 ["statistic"],
-                "Transactions that wait to be announced to the present peers: `sum` over all, `max` of one; absent without peers",
-                "getpeerinfo `inv_to_send` (Bitcoin Core 31 and later; Node.getNodesStats has no such field)",
+                "Transactions that wait to be announced to the present peers, in their own queues and in the common backlog: `sum` \
+                 over all peers, `max` of one; absent without peers",
+                "getpeerinfo `inv_to_send` (Bitcoin Core 31 and later; Node.getNodesStats has no such field) plus \
+                 getnetworkinfo `inv_buckets` (32 and later)",
+            ),
+            inv_backlog: d.gauge_by(
+                "bitcoin_inv_backlog",
+                ["direction"],
+                "Transactions that wait for the rate limit of announcements to all inbound or all outbound peers",
+                "JSON-RPC getnetworkinfo `inv_buckets` (Bitcoin Core 32 and later)",
+            ),
+            clock_offset: d.gauge(
+                "bitcoin_clock_offset_seconds",
+                "Median difference between the clocks of outbound peers and the node's; 0 with fewer than five of them",
+                "JSON-RPC getnetworkinfo `timeoffset`",
             ),
             largest_group: d.gauge_by(
                 "bitcoin_peers_largest_group",
-                ["by"],
-                "The most peers with an address in one group: `netgroup` is an IPv4 /16 or an IPv6 /32, `as` an autonomous \
-                 system, absent unless the node has a map of them (-asmap)",
+                ["by", "direction"],
+                "The most peers of one direction with an address in one group: `netgroup` is an IPv4 /16 or an IPv6 /32, `as` an \
+                 autonomous system, absent unless the node has a map of them (-asmap)",
+                "Node.getNodesStats; getpeerinfo `addr`, `mapped_as`",
+            ),
+            groups: d.gauge_by(
+                "bitcoin_peers_groups",
+                ["by", "direction"],
+                "Different groups that the addresses of the peers of one direction are in, as above; peers of other networks than \
+                 IPv4 and IPv6 are in no netgroup",
                 "Node.getNodesStats; getpeerinfo `addr`, `mapped_as`",
             ),
             message_bytes: d.counter_by(

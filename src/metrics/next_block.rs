@@ -80,7 +80,7 @@ impl NextBlock {
     /// There is no next block to show.
     pub fn clear(&self) {
         for gauge in [&self.transactions, &self.weight, &self.fees, &self.sigops] {
-            gauge.set(None::<f64>);
+            gauge.clear();
         }
     }
 }

@@ -20,7 +20,7 @@ const OPEN_FDS: (&str, &str) = ("process_open_fds", "Open file descriptors of th
 const START: (&str, &str) = ("process_start_time_seconds", "Start of the exporter, Unix seconds");
 const LOG_DROPPED: (&str, &str) = (
     "bitcoin_exporter_log_lines_dropped_total",
-    "Log lines that were not written because stderr took them too slowly",
+    "Log lines that were not written because stderr, the journal or the log file took them too slowly or failed",
 );
 
 /// When the metrics were declared, which a process does first. `/proc/stat` has the time of boot, from which the start

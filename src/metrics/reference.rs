@@ -26,8 +26,18 @@ const HEAD: &str = "\
 
 Generated from the registry by `bitcoind-usdt-exporter --print-metrics-reference`; a test fails when it is out of date.
 
-A value that the node in front of us cannot give is absent, never 0, -1 or stale. What is read from the node disappears
-while the node is away; counters of events that the exporter counted stay. Where several sources are given, the first
+A value that the node cannot give is absent, never 0 or -1. Counters of events that the exporter counted stay while the
+node is away. Values that are read from the node age by one rule:
+
+- A value is shown for two poll intervals (`--poll-interval`) after it was read, then it is absent. A single failed call or
+  poll hides nothing: a failed poll is retried after a second, then after 2, 4, 8 seconds and so on, at most the interval.
+- Costly calls are made once a minute, or less often if they take long: a call that took 100 ms is made again after 100 s, and
+  none less often than every four minutes. Their values are shown for two of these intervals, at most five minutes.
+- When the connection to the node is lost, all values read from it disappear at once.
+- `bitcoin_up` is 1 if the last poll succeeded, whatever is still shown. `bitcoin_exporter_last_poll_timestamp_seconds` is the
+  time of the last successful poll.
+
+Where several sources are given, the first
 one that the node offers is used. *JSON-RPC* means JSON-RPC over the IPC connection, `Rpc.executeRpc` (Bitcoin Core 32) or
 `Node.executeRpc` (development branches), and over HTTP where that has none. `bitcoin_bytes_recv_total` and
 `bitcoin_bytes_sent_total` are the node's own totals and restart with it.

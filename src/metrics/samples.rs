@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::{MetricType, TypedMetric};
@@ -14,9 +17,6 @@ pub struct Value(AtomicU64);
 impl Value {
     pub(super) fn new(value: f64) -> Self {
         Value(AtomicU64::new(value.to_bits()))
-    }
-    pub(super) fn set(&self, value: f64) {
-        self.0.store(value.to_bits(), Relaxed);
     }
     pub(super) fn get(&self) -> f64 {
         f64::from_bits(self.0.load(Relaxed))
@@ -48,10 +48,21 @@ impl TypedMetric for Value {
 
 pub(super) type Labels = Vec<(&'static str, String)>;
 
+/// The samples of one family, by their labels.
+pub(super) type ByLabels<M> = BTreeMap<Labels, M>;
+
 /// The samples of one family. Unlike prometheus-client's `Family` it can replace all of them at once, so that no scrape
-/// sees a part of them, prints them in the order of their labels, and prints one without labels without braces.
+/// sees a part of them, prints them in the order of their labels, and prints one without labels without braces. It hides
+/// all of them once they are too old.
 #[derive(Debug)]
-pub(super) struct Samples<M>(pub Arc<RwLock<BTreeMap<Labels, M>>>);
+pub(super) struct Samples<M>(Arc<Shared<M>>);
+
+#[derive(Debug)]
+struct Shared<M> {
+    samples: RwLock<ByLabels<M>>,
+    /// Time since boot in milliseconds; changed only while `samples` is locked for writing.
+    hidden_from: AtomicU64,
+}
 
 impl<M> Clone for Samples<M> {
     fn clone(&self) -> Self {
@@ -60,40 +71,92 @@ impl<M> Clone for Samples<M> {
 }
 
 impl<M> Samples<M> {
+    pub fn new() -> Self {
+        Samples(Arc::new(Shared { samples: RwLock::default(), hidden_from: AtomicU64::new(u64::MAX) }))
+    }
+    /// Reads the samples that are not too old.
+    pub fn read<T>(&self, read: impl FnOnce(&ByLabels<M>) -> T) -> T {
+        let samples = self.0.samples.read().expect("nobody panics holding it");
+        if self.is_too_old() { read(&BTreeMap::new()) } else { read(&samples) }
+    }
     pub fn is_empty(&self) -> bool {
-        self.read().is_empty()
+        self.read(BTreeMap::is_empty)
     }
-    pub fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Labels, M>> {
-        self.0.read().expect("nobody panics holding it")
+    /// Changes the samples that are not too old, and shows them for this long from now on.
+    pub fn write<T>(&self, shown_for: Duration, write: impl FnOnce(&mut ByLabels<M>) -> T) -> T {
+        let mut samples = self.0.samples.write().expect("nobody panics holding it");
+        if self.is_too_old() {
+            samples.clear();
+        }
+        let until = since_boot().saturating_add(milliseconds(shown_for));
+        self.0.hidden_from.store(until, Relaxed);
+        write(&mut samples)
     }
-    pub fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Labels, M>> {
-        self.0.write().expect("nobody panics holding it")
+    pub fn clear(&self) {
+        self.0.samples.write().expect("nobody panics holding it").clear();
+    }
+    fn is_too_old(&self) -> bool {
+        let hidden_from = self.0.hidden_from.load(Relaxed);
+        hidden_from < u64::MAX && hidden_from <= since_boot()
     }
 }
 
 impl<M: Default> Samples<M> {
+    /// Updates a sample of a family that does not age.
     pub fn with(&self, labels: Labels, update: impl Fn(&M)) {
-        if let Some(sample) = self.read().get(&labels) {
-            return update(sample);
+        let updated = self.read(|samples| samples.get(&labels).map(&update)).is_some();
+        if !updated {
+            self.write(Duration::MAX, |samples| update(samples.entry(labels).or_default()));
         }
-        update(self.write().entry(labels).or_default());
     }
 }
 
 impl<M: EncodeMetric + TypedMetric> EncodeMetric for Samples<M> {
     fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
-        for (labels, sample) in self.read().iter() {
-            if labels.is_empty() {
-                return sample.encode(encoder);
+        self.read(|samples| {
+            for (labels, sample) in samples {
+                if labels.is_empty() {
+                    return sample.encode(encoder);
+                }
+                sample.encode(encoder.encode_family(labels)?)?;
             }
-            sample.encode(encoder.encode_family(labels)?)?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
     fn metric_type(&self) -> MetricType {
         M::TYPE
     }
     fn is_empty(&self) -> bool {
-        self.read().is_empty()
+        self.read(BTreeMap::is_empty)
+    }
+}
+
+/// Time since boot in milliseconds, the time in which the machine was suspended included.
+fn since_boot() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| milliseconds(time.into()))
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long the values of a family are shown after they were read; shared, because it follows from the poll interval,
+/// which is known after the families were declared.
+#[derive(Clone, Debug)]
+pub(super) struct Lifetime(Arc<AtomicU64>);
+
+impl Default for Lifetime {
+    /// Without end.
+    fn default() -> Self {
+        Lifetime(Arc::new(AtomicU64::new(u64::MAX)))
+    }
+}
+
+impl Lifetime {
+    pub fn set(&self, lifetime: Duration) {
+        self.0.store(milliseconds(lifetime), Relaxed);
+    }
+    pub fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Relaxed))
     }
 }

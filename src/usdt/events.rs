@@ -1,5 +1,6 @@
 //! The rare events: log lines, and what happens to blocks.
 
+use std::cell::RefCell;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,13 +10,13 @@ use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
 use tracing::info;
 
 use super::Programs;
-use super::blocks::Blocks;
+use super::blocks::{self, Blocks};
 
 /// Log lines of one kind in one second; a syncing node connects hundreds of blocks.
 const LINES: u32 = 200;
 
 /// Limits log lines.
-pub(super) struct LineLimit {
+struct LineLimit {
     second: Instant,
     lines: u32,
 }
@@ -28,7 +29,7 @@ impl Default for LineLimit {
 
 impl LineLimit {
     /// Writes this line if there is room for it.
-    pub fn line(&mut self, write: impl FnOnce()) {
+    fn line(&mut self, write: impl FnOnce()) {
         if self.second.elapsed() > Duration::from_secs(1) {
             if self.lines > LINES {
                 info!(events = self.lines - LINES, "more events came within a second than are shown");
@@ -46,6 +47,8 @@ impl LineLimit {
 pub struct Events {
     buffers: RingBuffer<'static>,
     blocks: Arc<Blocks>,
+    /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
+    limits: RefCell<(LineLimit, LineLimit)>,
 }
 
 impl Events {
@@ -70,7 +73,7 @@ impl Events {
                 0
             })?;
         }
-        Ok(Some(Events { buffers: builder.build()?, blocks }))
+        Ok(Some(Events { buffers: builder.build()?, blocks, limits: RefCell::default() }))
     }
 
     /// Readable when there are events that must not wait.
@@ -81,7 +84,11 @@ impl Events {
     /// Reads all that there is.
     pub fn consume(&self) -> Result<()> {
         let read = self.buffers.consume();
-        self.blocks.settle();
+        let (announced, other) = &mut *self.limits.borrow_mut();
+        for block in self.blocks.settle() {
+            let limit = if block.announced_by.is_some() { &mut *announced } else { &mut *other };
+            limit.line(|| blocks::log(&block));
+        }
         Ok(read?)
     }
 }

@@ -6,16 +6,21 @@
 //! - A file for each subject, beside the BPF file of the same name: its tracepoints, metrics and log lines.
 //! - `subject` says what these files have to give; `maps` and `histogram` read what the programs counted.
 //! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed.
-//! - [`target`] says which node is traced, and [`watch`] follows its process; [`events`] reads the rare events, logs them, and
-//!   hands those of blocks to `blocks`, which puts the way of each block to the node together. [`record`] keeps a row of each.
+//! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by what is known of them,
+//!   `file_locks` among it. [`watch`] attaches to the node and follows its process.
+//! - [`events`] reads the rare events, logs them, and hands those of blocks to `blocks`, which puts the way of each block to the node
+//!   together. [`record`] keeps a row of each.
 //! - `clock` turns the kernel's time into the wall clock's.
 //! - [`page`] is what a browser shows of blocks.
 //! - [`probes`] are a binary's tracepoints; [`report`] is what the exporter says of itself.
 
 mod blocks;
+mod candidates;
+mod choice;
 mod clock;
 pub mod events;
 mod fibre;
+mod file_locks;
 mod histogram;
 mod logging;
 mod maps;

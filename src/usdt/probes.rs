@@ -1,8 +1,9 @@
 //! The tracepoints that a binary has, from its ELF notes.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -10,9 +11,9 @@ use object::elf::{self, FileHeader64, Machine, NoteType};
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadCache};
 
-use super::target::Target;
+use super::target::Search;
+use super::watch::readable_binary;
 use super::{Programs, Subject, blocks};
-use crate::node_process::Node;
 
 /// A place in a binary where a tracepoint fires. One tracepoint may have several.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,13 +133,12 @@ fn is_arm_register(text: &str) -> bool {
 }
 
 /// The table of `--list-probes`.
-pub fn table(subjects: &[Subject], target: &Target, node: Option<Node>) -> Result<String> {
-    let path = match (&node, &target.binary) {
-        (Some(node), _) => {
-            Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
-        }
-        (None, Some(path)) => path.clone(),
-        (None, None) => bail!("no node runs; name the binary with --bitcoind"),
+pub fn table(subjects: &[Subject], search: &mut Search) -> Result<String> {
+    let (path, node) = match (search.find_now(), search.binary()) {
+        (Ok(Some(node)), _) => (readable_binary(&node), Some(node)),
+        (Ok(None), Some(path)) => (path.clone(), None),
+        (Ok(None), None) => bail!("no node runs; name the binary with --bitcoind"),
+        (Err(error), _) => return Err(error),
     };
     let sites = sites(&path)?;
     let attached = match &node {
@@ -146,7 +146,7 @@ pub fn table(subjects: &[Subject], target: &Target, node: Option<Node>) -> Resul
         None => Err(anyhow!("the node does not run")),
     };
     if let Err(error) = &attached {
-        eprintln!("not attached: {error:#}");
+        let _ = writeln!(io::stderr(), "not attached: {error:#}");
     }
     let mut table = String::new();
     writeln!(table, "{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS")?;

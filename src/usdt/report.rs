@@ -1,6 +1,7 @@
 //! What the exporter says of itself: its own metrics, and what it prints when it starts.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libbpf_rs::MapHandle;
@@ -8,7 +9,6 @@ use prometheus_client::collector::Collector;
 
 use super::maps;
 use super::subject::{counts_by, one};
-use super::target::Target;
 use super::{Attached, Subject, blocks, probes, validation};
 use crate::metrics::{self, Family, Kind, Reading, Row, Sample, now};
 use crate::node_process::Node;
@@ -93,13 +93,13 @@ pub fn rows() -> Vec<Row> {
 /// Prints what is traced and where its metrics will be.
 pub fn print_start(
     output: &mut impl Write,
-    target: &Target,
+    binary: Option<&PathBuf>,
     node: Option<&Node>,
     metrics_at: &str,
     node_name: &str,
 ) -> io::Result<()> {
     writeln!(output, "FIBRE USDT Metrics Exporter")?;
-    match target.binary.as_ref().or(node.map(|node| &node.binary)) {
+    match binary.or(node.map(|node| &node.binary)) {
         Some(binary) => writeln!(output, "  bitcoind: {}", binary.display())?,
         None => writeln!(output, "  bitcoind: waiting for one to run")?,
     }

@@ -1,15 +1,19 @@
 //! The life of the node: finding it, attaching, noticing its end, and again.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::events::Events;
-use super::target::Target;
+use super::target::{Found, Search};
 use super::{Attached, Programs, probes};
 use crate::node_process::Node;
 use crate::sys::watched;
@@ -20,38 +24,262 @@ pub type Health = watch::Sender<Result<(), String>>;
 /// How often events are read that can wait: those of messages, which wake nobody up.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long to wait before the node is looked for again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// How often to look what runs beside the node.
+const BESIDE_INTERVAL: Duration = Duration::from_secs(5);
+/// The same in the first seconds, until the node has locked its data directory.
+const EARLY_INTERVAL: Duration = Duration::from_millis(500);
+const EARLY_LOOKS: u32 = 20;
 
-/// Attaches to a node; no tracepoint at all is an error.
-pub fn attach(programs: &mut Programs, node: &Node) -> Result<Vec<Attached>> {
-    let binary =
-        Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone());
-    let attached = programs.attach(node.pid, &binary);
-    if let Some(Attached { name, result: Err(error) }) =
-        attached.first().filter(|_| attached.iter().all(|it| it.result.is_err()))
-    {
-        if probes::sites(&binary)?.iter().any(|site| attached.iter().any(|it| it.name == site.probe())) {
-            bail!("No USDT probes could be attached. {name}: {error:#}");
+/// How long to wait before the node is looked for again: at first, and at most. An idle exporter uses less than 0.2 % of a core with a
+/// thousand processes.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
+/// A process that could not be attached to is tried again so much later, twice as late each time up to the second.
+const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Why there is nothing attached.
+pub enum Failure {
+    /// The process has ended, at whatever step.
+    Ended,
+    /// Anything else.
+    Because(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Failure::Because(error)
+    }
+}
+
+/// A node whose tracepoints are attached.
+pub struct Traced {
+    /// The process.
+    pub node: Node,
+    /// What became of each tracepoint.
+    pub attached: Vec<Attached>,
+    /// Readable when the process has ended.
+    end: OwnedFd,
+}
+
+impl Traced {
+    fn has_ended(&self) -> bool {
+        let mut end = [PollFd::new(self.end.as_fd(), PollFlags::POLLIN)];
+        poll(&mut end, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// A file as it is now: device, inode, time of its last change.
+type FileVersion = (u64, u64, i64, i64);
+
+/// Finds the node and attaches to it.
+pub struct Tracer {
+    programs: Programs,
+    search: Search,
+    /// Binaries without tracepoints, and what is said of them.
+    hopeless: BTreeMap<FileVersion, String>,
+}
+
+impl Tracer {
+    /// Nothing is attached yet.
+    pub fn new(programs: Programs, search: Search) -> Self {
+        Tracer { programs, search, hopeless: BTreeMap::new() }
+    }
+
+    /// What is attached.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// Attaches to the node that runs for a command that does not wait for one. An error if there is none, or several.
+    pub fn attach_now(&mut self) -> Result<Traced> {
+        let node =
+            self.search.find_now()?.context("no node runs; start it, or name it with --bitcoind or --pid")?;
+        self.attach(&node).map_err(|failure| match failure {
+            Failure::Ended => anyhow!("{node} has ended"),
+            Failure::Because(error) => error,
+        })
+    }
+
+    /// Attaches to the node if one runs and it is clear which. An error if the user named a process that there is not, and if the node
+    /// cannot be attached to.
+    pub fn start(&mut self) -> Result<Option<Traced>> {
+        let Found::Node(node) = self.search.find()? else { return Ok(None) };
+        match self.attach(&node) {
+            Ok(traced) => Ok(Some(traced)),
+            Err(Failure::Ended) => Ok(None),
+            Err(Failure::Because(error)) => Err(error),
         }
-        bail!(
-            "No USDT probes could be attached. {} has none of those that are asked for; it must be built with USDT support \
-             (-DWITH_USDT=ON, or --enable-usdt). See: readelf -n {} | grep -A4 stapsdt",
-            node.binary.display(),
+    }
+
+    /// Attaches to a process; no tracepoint at all is an error. Afterwards it runs and is watched, or nothing is attached.
+    fn attach(&mut self, node: &Node) -> Result<Traced, Failure> {
+        // Before anything is attached: later it might be the end of another process.
+        let end = node.end()?;
+        self.search.look_beside(node)?;
+        let result = match end {
+            None => Err(Failure::Ended),
+            Some(end) => self.attach_probes(node).map_err(Failure::from).map(|attached| Traced {
+                node: node.clone(),
+                attached,
+                end,
+            }),
+        };
+        let result = match result {
+            Ok(traced) if traced.has_ended() => Err(Failure::Ended),
+            Err(Failure::Because(_)) if !node.is_running() => Err(Failure::Ended),
+            result => result,
+        };
+        if result.is_err() {
+            self.programs.detach();
+        }
+        if matches!(result, Err(Failure::Ended)) {
+            self.search.ended(node);
+        }
+        result
+    }
+
+    fn attach_probes(&mut self, node: &Node) -> Result<Vec<Attached>> {
+        let binary = readable_binary(node);
+        let version = version(&binary);
+        if let Some(why) = version.as_ref().and_then(|version| self.hopeless.get(version)) {
+            return Err(anyhow!("{why}"));
+        }
+        let attached = self.programs.attach(node.pid, &binary);
+        let Some(Attached { name, result: Err(error) }) =
+            attached.first().filter(|_| attached.iter().all(|it| it.result.is_err()))
+        else {
+            return Ok(attached);
+        };
+        let has = |site: &probes::Site| attached.iter().any(|it| it.name == site.probe());
+        if probes::sites(&binary)?.iter().any(has) {
+            return Err(anyhow!("No USDT probes could be attached. {name}: {error:#}"));
+        }
+        let why = format!(
+            "No USDT probes could be attached. {0} has none of those that are asked for; it must be built with USDT support \
+             (-DWITH_USDT=ON, or --enable-usdt). See: readelf -n {0} | grep -A4 stapsdt",
             node.binary.display()
         );
+        if self.hopeless.len() > 100 {
+            self.hopeless.clear();
+        }
+        self.hopeless.extend(version.map(|version| (version, why.clone())));
+        Err(anyhow!(why))
     }
-    Ok(attached)
+
+    /// Waits for the node and attaches. Says why it waits when the reason changes.
+    async fn find_and_attach(&mut self, health: &Health) -> Traced {
+        let mut said = String::new();
+        let since = Instant::now();
+        let mut failed: Option<(Node, Duration, Instant)> = None;
+        loop {
+            let why = match self.search.find() {
+                Ok(Found::Node(node)) => match &failed {
+                    Some((same, _, next)) if *same == node && Instant::now() < *next => None,
+                    _ => match self.attach(&node) {
+                        Ok(traced) => {
+                            let good = traced.attached.iter().filter(|it| it.result.is_ok()).count();
+                            info!("attached {good} tracepoints of {node}");
+                            return traced;
+                        }
+                        Err(Failure::Ended) => continue,
+                        Err(Failure::Because(error)) => {
+                            let before = failed.take().filter(|(same, ..)| *same == node);
+                            let (first, longest) = REATTACH_INTERVAL;
+                            let delay = before.map_or(first, |(_, delay, _)| (2 * delay).min(longest));
+                            failed = Some((node, delay, Instant::now() + delay));
+                            Some(format!("{error:#}"))
+                        }
+                    },
+                },
+                Ok(Found::Soon) => None,
+                Ok(Found::None { why, .. }) => Some(why),
+                Err(error) => Some(format!("{error:#}")),
+            };
+            if let Some(why) = why.filter(|why| *why != said) {
+                warn!("{why}; looking again until there is one");
+                let _ = health.send_replace(Err(why.clone()));
+                said = why;
+            }
+            // Soon after the end of a node its next one is likely.
+            let interval = (since.elapsed() / 20).clamp(RETRY_INTERVAL, MAX_RETRY_INTERVAL);
+            tokio::time::sleep(interval).await;
+        }
+    }
+
+    /// Waits until the node has ended, or another process is the node, and returns that one.
+    async fn wait_for_end(&mut self, traced: &Traced) -> Option<Node> {
+        let end = traced.end.try_clone().and_then(watched);
+        if let Err(error) = &end {
+            warn!("cannot watch {}, looking at it every {EARLY_INTERVAL:?}: {error}", traced.node);
+        }
+        let mut looks = 0;
+        loop {
+            let is_early = end.is_err() || (!self.search.is_certain() && looks < EARLY_LOOKS);
+            let interval = if is_early { EARLY_INTERVAL } else { BESIDE_INTERVAL };
+            let ended = async {
+                match &end {
+                    Ok(end) => drop(end.readable().await),
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            let _ = tokio::time::timeout(interval, ended).await;
+            if traced.has_ended() {
+                return None;
+            }
+            looks += 1;
+            match self.search.look_beside(&traced.node) {
+                Ok(Some(next)) => return Some(next),
+                Ok(None) => {}
+                Err(error) => debug!("{error:#}"),
+            }
+        }
+    }
+
+    /// Follows the node for ever.
+    async fn run(
+        &mut self,
+        mut first: Option<Traced>,
+        reader: Option<&Events>,
+        health: &Health,
+    ) -> Infallible {
+        loop {
+            let traced = match first.take() {
+                Some(traced) => traced,
+                None => self.find_and_attach(health).await,
+            };
+            let _ = health.send_replace(Ok(()));
+            let next = self.wait_for_end(&traced).await;
+            // What this node did is not the next one's.
+            let _ = reader.map(Events::consume);
+            self.programs.detach();
+            self.search.ended(&traced.node);
+            match next {
+                None => {
+                    info!("{} has ended; its counts stay, waiting for the next one", traced.node);
+                    let _ = health.send_replace(Err(format!("{} has ended", traced.node)));
+                }
+                Some(next) => {
+                    info!("{next} is the node now instead of {}", traced.node);
+                    first = self.attach(&next).ok();
+                }
+            }
+        }
+    }
+}
+
+/// A path to the node's binary that can be read.
+pub(super) fn readable_binary(node: &Node) -> PathBuf {
+    Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
+}
+
+fn version(binary: &Path) -> Option<FileVersion> {
+    let file = binary.metadata().ok()?;
+    Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
 }
 
 /// Logs events and follows the node for ever. `first` is attached already.
-pub async fn follow(
-    mut programs: Programs,
-    target: Target,
-    first: Option<Node>,
-    health: Health,
-) -> Result<()> {
-    let reader = Events::of(&programs)?;
+pub async fn follow(mut tracer: Tracer, first: Option<Traced>, health: Health) -> Result<()> {
+    let reader = Events::of(&tracer.programs)?;
     let reader = reader.as_ref();
     let log = async {
         let Some(reader) = reader else { return std::future::pending::<std::io::Result<Infallible>>().await };
@@ -70,59 +298,8 @@ pub async fn follow(
             }
         }
     };
-    let watch = async {
-        let (mut target, mut node) = (target, first);
-        loop {
-            let present = match node.take() {
-                Some(node) => node,
-                None => find_and_attach(&mut programs, &target, &health).await,
-            };
-            let _ = health.send_replace(Ok(()));
-            match watched(present.end()?) {
-                Ok(end) => drop(end.readable().await?),
-                Err(error) => warn!("cannot watch {present}: {error}"),
-            }
-            // What this node did is not the next one's.
-            let _ = reader.map(Events::consume);
-            programs.detach();
-            info!("{present} has ended; its counts stay, waiting for the next one");
-            let _ = health.send_replace(Err(format!("{present} has ended")));
-            target = target.next(&present);
-        }
-    };
     tokio::select! {
         Err(error) = log => Err(error).context("cannot read events"),
-        ended = watch => ended,
-    }
-}
-
-/// Waits for the node and attaches. Says why it waits when the reason changes.
-async fn find_and_attach(programs: &mut Programs, target: &Target, health: &Health) -> Node {
-    let mut said = String::new();
-    loop {
-        let why = match target.find() {
-            Ok(Some(node)) => match attach(programs, &node) {
-                Ok(attached) => {
-                    let good = attached.iter().filter(|it| it.result.is_ok()).count();
-                    info!("attached {good} tracepoints of {node}");
-                    return node;
-                }
-                Err(error) => format!("{error:#}"),
-            },
-            Ok(None) => match &target.binary {
-                Some(binary) => {
-                    let new = if target.after.is_some() { "new " } else { "" };
-                    format!("no {new}process of {} runs", binary.display())
-                }
-                None => "no node runs".to_string(),
-            },
-            Err(error) => format!("{error:#}"),
-        };
-        if why != said {
-            warn!("{why}; looking again until there is one");
-            let _ = health.send_replace(Err(why.clone()));
-            said = why;
-        }
-        tokio::time::sleep(RETRY_INTERVAL).await;
+        never = tracer.run(first, reader, &health) => match never {},
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bitcoind_exporter::cli::{self, Program, Shared};
-use bitcoind_exporter::collect::{Config, NextBlock, UtxoTrace};
+use bitcoind_exporter::collect::{Candidates, Config, NextBlock, UtxoTrace};
 use bitcoind_exporter::http_rpc::credentials::PASSWORD_VARIABLE;
 use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url, tls};
 use bitcoind_exporter::ipc::source::{CHAINS, KnownChain, Source, default_datadir};
@@ -140,8 +140,9 @@ impl Arguments {
     }
 
     /// The collector's settings.
-    pub fn config(&self) -> Result<Config> {
+    pub fn config(&self, source: &Source) -> Result<Config> {
         Ok(Config {
+            data_directory: self.data_directory(source),
             poll_interval: self.poll_interval,
             call_timeout: self.call_timeout,
             utxo_trace: self.utxo_trace,
@@ -197,6 +198,16 @@ impl Arguments {
             required: self.rpc == Rpc::On,
             alone: self.may_lack_ipc(),
         }))
+    }
+
+    /// The directory of the chain below `--datadir`, and that of the socket.
+    fn data_directory(&self, source: &Source) -> Candidates {
+        let chain = self.known_chain().unwrap_or(&CHAINS[0]);
+        Candidates {
+            named: self.datadir.as_deref().map(|datadir| chain.folder(datadir)),
+            found: source.socket().iter().filter_map(|path| Some(path.parent()?.to_path_buf())).collect(),
+            of_log: None,
+        }
     }
 
     /// Where the node is: the connection that was inherited, then the path.

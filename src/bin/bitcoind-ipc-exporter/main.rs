@@ -60,7 +60,7 @@ fn run() -> Result<ExitCode> {
     let metrics = Metrics::new();
     let status = Arc::new(Status::new(metrics.clone()));
     let shutdown = CancellationToken::new();
-    let context = Context::new(arguments.config()?, metrics.clone(), status.clone(), shutdown.clone());
+    let context = Context::new(arguments.config(&source)?, metrics.clone(), status.clone(), shutdown.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if arguments.once {
         LocalSet::new().block_on(&runtime, collect::once(&mut source, context))?;

@@ -39,9 +39,18 @@ pub struct Arguments {
     #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
     pub bitcoind: Option<PathBuf>,
 
-    /// The node's process; default: the one that runs the binary
+    /// The node's process; default: the one that runs the binary. When it has ended, the next process with its data directory is traced
     #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: Option<i32>,
+
+    /// The node's data directory, or a network's folder in it. Names the node where several run. Found by the lock that the node holds
+    /// there; if the exporter cannot look into it, by -datadir on the node's command line
+    #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
+    pub datadir: Option<PathBuf>,
+
+    /// The node's systemd unit, found by its control group: bitcoind.service. Names the node where several run
+    #[arg(long, value_name = "NAME", env = "BITCOIND_USDT_EXPORTER_UNIT")]
+    pub unit: Option<String>,
 
     /// The label `node` of each metric
     #[arg(
@@ -174,7 +183,12 @@ impl Arguments {
     }
 
     pub fn target(&self) -> Target {
-        Target { binary: self.bitcoind.clone(), pid: self.pid, after: None }
+        Target {
+            binary: self.bitcoind.clone(),
+            pid: self.pid,
+            datadir: self.datadir.clone(),
+            unit: self.unit.clone(),
+        }
     }
 
     /// Starts logging; dropping what is returned writes the last lines.

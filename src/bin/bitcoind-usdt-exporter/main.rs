@@ -4,17 +4,21 @@ mod arguments;
 mod blocks;
 mod settings;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{self, Program};
 use bitcoind_exporter::http::{Endpoint, Listener, Pages};
+use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{Format, Snapshots};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd;
 use bitcoind_exporter::usdt::page::Page;
-use bitcoind_exporter::usdt::{self, Programs, probes, report, watch};
+use bitcoind_exporter::usdt::target::Search;
+use bitcoind_exporter::usdt::watch::{self, Tracer};
+use bitcoind_exporter::usdt::{self, Programs, probes, report};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +27,8 @@ use arguments::{Arguments, Command};
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
-        eprintln!("ERROR: {error:#}");
+        // Nothing can be said where it is closed.
+        let _ = writeln!(io::stderr(), "ERROR: {error:#}");
         ExitCode::FAILURE
     })
 }
@@ -45,25 +50,25 @@ fn run() -> Result<ExitCode> {
     systemd::close_inherited();
     let _written_at_the_end = arguments.start_logging()?;
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
-    let target = arguments.target();
-    let node = target.find()?;
+    let mut search = Search::new(arguments.target());
     if arguments.list_probes {
-        cli::print(&probes::table(arguments.subjects(), &target, node)?)?;
+        cli::print(&probes::table(arguments.subjects(), &mut search)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     usdt::check_kernel()?;
-    let mut programs = Programs::load(arguments.subjects()).context("cannot load the BPF programs")?;
+    let programs = Programs::load(arguments.subjects()).context("cannot load the BPF programs")?;
     let metrics = Snapshots::new(&[("node", &arguments.node_name)], programs.collectors()?)
         .with_exemplars(programs.exemplars());
+    let page = programs.page(&arguments.node_name);
+    let record = arguments.block_log.as_deref().filter(|_| !arguments.once);
+    let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
+    let mut tracer = Tracer::new(programs, search);
     if arguments.once {
-        let node = node.context("no node runs; start it, or name it with --bitcoind or --pid")?;
-        watch::attach(&mut programs, &node)?;
+        tracer.attach_now()?;
         cli::print(&metrics.render(Format::Text))?;
         return Ok(ExitCode::SUCCESS);
     }
 
-    let record = arguments.block_log.as_deref();
-    let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
     let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&arguments.address())?,
@@ -78,15 +83,16 @@ fn run() -> Result<ExitCode> {
         Some(listener) => listener.describe_with(&health_web_config),
         None => metrics_at.clone(),
     };
-    // Where nobody reads it, or the disk is full, it goes on without.
-    let mut output = std::io::stdout();
-    let _ = report::print_start(&mut output, &target, node.as_ref(), &metrics_at, &arguments.node_name);
-    if let Some(node) = &node {
-        let _ = report::print_attached(&mut output, node, &watch::attach(&mut programs, node)?);
+    let traced = tracer.start()?;
+    let node = traced.as_ref().map(|traced| &traced.node);
+    let mut output = Vec::new();
+    report::print_start(&mut output, arguments.bitcoind.as_ref(), node, &metrics_at, &arguments.node_name)?;
+    if let Some(traced) = &traced {
+        report::print_attached(&mut output, &traced.node, &traced.attached)?;
     }
-    let _ = report::print_started(&mut output, node.as_ref(), &metrics_at, &health_at);
+    report::print_started(&mut output, node, &metrics_at, &health_at)?;
+    let _printed_at_the_end = logging::print_in_background(output)?;
 
-    let page = programs.page(&arguments.node_name);
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))));
@@ -94,7 +100,7 @@ fn run() -> Result<ExitCode> {
     let service = Service::start(&runtime, listeners, Arc::new(Status { metrics, ready, page }))?;
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
-        let followed = shutdown.run_until_cancelled(watch::follow(programs, target, node, health));
+        let followed = shutdown.run_until_cancelled(watch::follow(tracer, traced, health));
         followed.await.unwrap_or(Ok(()))
     });
     if let Some(record) = record {

@@ -10,7 +10,7 @@ pub async fn poll(calls: &mut Calls, tip: Option<&str>, ibd: Option<bool>) {
     let mut stats = Value::Null;
     if let (Some(tip), Some(false)) = (tip, ibd) {
         let wanted = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
-        stats = calls.rpc("getblockstats", json!([tip, wanted])).await;
+        stats = calls.rpc_of_tip("getblockstats", json!([tip, wanted])).await;
     }
     let field = |name| number(&stats, name);
     let metrics = &calls.metrics().blocks;

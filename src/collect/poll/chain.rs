@@ -1,13 +1,12 @@
 //! The active chain: tip, headers, initial block download; tips of the block tree and the hashrate.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Calls, CostlyCall};
+use super::Calls;
 use crate::collect::json::{flag, number};
-use crate::ipc::{Chain, Mining, Node};
+use crate::ipc::{Chain, Hash, Mining, Node};
 
 /// Spans of the hashrate estimates: a day, and the two weeks of a difficulty period.
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
@@ -30,12 +29,18 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
         (interfaces.chain.as_ref(), interfaces.node.as_ref(), interfaces.mining.as_ref());
     let field = |name| number(info, name);
 
+    let hash = info["bestblockhash"].as_str().and_then(|hash| hash.parse::<Hash>().ok());
+    let mut tip = None;
+    if hash.is_none() {
+        tip = calls.ask("Mining.getTip", mining.map(Mining::tip)).await.flatten();
+    }
+    let mut hash = hash.or(tip.map(|tip| tip.hash));
+    if hash.is_none() {
+        hash = calls.ask("Node.getBestBlockHash", node.map(Node::best_block_hash)).await;
+    }
     let mut height = calls.ask("Chain.getHeight", chain.map(Chain::height)).await.flatten().map(f64::from);
     height = height.or(field("blocks"));
-    if height.is_none() {
-        let tip = calls.ask("Mining.getTip", mining.map(Mining::tip)).await.flatten();
-        height = tip.map(|tip| tip.height.into());
-    }
+    height = height.or(tip.map(|tip| tip.height.into()));
     let headers = calls.ask("Node.getHeaderTip", node.map(Node::header_height)).await.flatten();
     let mut ibd = calls.ask("Node.isInitialBlockDownload", node.map(Node::is_initial_block_download)).await;
     if ibd.is_none() {
@@ -61,69 +66,35 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
     metrics.ibd.set(ibd.map(u8::from));
     metrics.verification_progress.set(progress.or(field("verificationprogress")));
     metrics.tip_timestamp.set(tip_time.map(|time| time as f64).or(field("time")));
+    metrics.tip_hash_suffix.set(hash.as_ref().map(Hash::suffix));
     metrics.difficulty.set(field("difficulty"));
     metrics.size_on_disk.set(field("size_on_disk"));
     metrics.pruned.set(pruned);
     metrics.prune_height.set(prune_height);
-    Tip { height, hash: info["bestblockhash"].as_str().map(str::to_string), ibd }
+    Tip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd }
 }
 
 /// Once per tip.
 pub async fn poll_hashrate(calls: &mut Calls) {
     let mut rates = Vec::new();
     for (label, blocks) in HASHRATE_SPANS {
-        let rate = calls.rpc("getnetworkhashps", json!([blocks])).await;
+        let rate = calls.rpc_of_tip("getnetworkhashps", json!([blocks])).await;
         rates.extend(rate.as_f64().map(|rate| ([label], rate)));
     }
     calls.metrics().chain.hashrate.replace(rates);
 }
 
-/// When the chain tips are asked for. The node walks its whole block index for them and holds its main lock meanwhile.
-#[derive(Default)]
-pub struct TipsSchedule {
-    /// The tip at which they were asked for.
-    at: Option<String>,
-    costly: CostlyCall,
-}
-
-impl TipsSchedule {
-    /// What was shown at the tip is no longer shown, or was not complete.
-    pub fn forget_tip(&mut self) {
-        self.at = None;
-    }
-
-    /// They are not shown any more.
-    pub fn was_cleared(&mut self) {
-        self.at = None;
-        self.costly.was_cleared();
-    }
-
-    fn is_due(&self, tip: &str) -> bool {
-        self.at.as_deref() != Some(tip) && self.costly.is_due()
-    }
-
-    fn asked(&mut self, tip: &str, took: Duration, has_answer: bool) {
-        self.at = Some(tip.to_string());
-        self.costly.took(took, has_answer);
-    }
-}
-
-/// The tips of the block tree: a while after each change of the tip.
-pub async fn poll_tips(calls: &mut Calls, schedule: &mut TipsSchedule, tip: Option<&str>, ibd: Option<bool>) {
-    let (Some(tip), Some(false), true) = (tip, ibd, calls.has_rpc()) else {
-        schedule.was_cleared();
-        return calls.metrics().chain.tips.clear();
-    };
-    if !schedule.is_due(tip) {
+/// The tips of the block tree. The node walks its whole block index for them and holds its main lock meanwhile.
+pub async fn poll_tips(calls: &mut Calls, ibd: Option<bool>) {
+    if ibd != Some(false) {
         return;
     }
-    let asked = Instant::now();
-    let tips = calls.rpc("getchaintips", json!([])).await;
-    schedule.asked(tip, asked.elapsed(), !tips.is_null());
+    let Some((tips, shown_for)) = calls.costly::<Value>("getchaintips", json!([])).await else { return };
     let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
     for tip in tips.as_array().into_iter().flatten() {
         let status = TIP_STATUSES.iter().find(|known| Some(**known) == tip["status"].as_str());
         *by_status.entry(status.unwrap_or(&"other")).or_default() += 1.0;
     }
-    calls.metrics().chain.tips.replace(by_status.into_iter().map(|(status, tips)| ([status], tips)));
+    let by_status = by_status.into_iter().map(|(status, tips)| ([status], tips));
+    calls.metrics().chain.tips.replace_for(shown_for, by_status);
 }

@@ -31,7 +31,7 @@ pub async fn poll(calls: &mut Calls, chain_info: &Value) {
 
 /// Once per tip.
 pub async fn poll_deployments(calls: &mut Calls) {
-    let info = calls.rpc("getdeploymentinfo", json!([])).await;
+    let info = calls.rpc_of_tip("getdeploymentinfo", json!([])).await;
     let known = entries(&info["deployments"]);
     let metrics = &calls.metrics().chainstates;
     metrics

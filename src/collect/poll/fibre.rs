@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{Calls, OptionalCall};
+use super::Calls;
 use crate::collect::json::number;
 use crate::metrics::{Fibre, now};
 
@@ -28,11 +28,8 @@ struct Group {
 }
 
 /// At each poll: silence is worth knowing soon, and the node only copies what it has.
-pub async fn poll(calls: &mut Calls, call: &mut OptionalCall) {
-    let answer = match call.unknown {
-        true => None,
-        false => call.make::<Value>(calls, "getudppeerinfo", json!([])).await,
-    };
+pub async fn poll(calls: &mut Calls) {
+    let answer = calls.rpc_if_known::<Value>("getudppeerinfo", json!([])).await;
     let groups = answer.as_ref().and_then(groups);
     show(groups.unwrap_or_default(), now(), &calls.metrics().fibre);
 }

@@ -1,14 +1,20 @@
 //! The mempool and fee estimates.
 
-use serde_json::json;
+use std::collections::BTreeMap;
 
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::Calls;
 use super::diagram::Feerates;
-use super::{Calls, OptionalCall};
-use crate::collect::json::{flag, number, sat_per_vbyte, satoshis};
+use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
-/// Confirmation targets of the fee estimates.
-const FEE_TARGETS: [(&str, u32); 5] = [("1", 1), ("3", 3), ("6", 6), ("12", 12), ("144", 144)];
+/// Confirmation targets of the fee estimates, in blocks.
+const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
+
+/// The longest target of Bitcoin Core.
+const MAX_FEE_TARGET: u64 = 1008;
 
 pub async fn poll(calls: &mut Calls) {
     let interfaces = calls.interfaces.clone();
@@ -32,41 +38,52 @@ pub async fn poll(calls: &mut Calls) {
     metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
 }
 
-/// Once per tip.
-pub async fn poll_fee_estimates(calls: &mut Calls) {
-    let mut estimates = Vec::new();
-    for (label, target) in FEE_TARGETS {
-        let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
-        estimates.extend(sat_per_vbyte(&estimate, "feerate").map(|rate| ([label], rate)));
+/// At each new tip and once a minute. The node first waits until its validation has handled the last blocks.
+pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
+    const CALLS: &str = "fee estimates";
+    let started = Instant::now();
+    let limit = calls.limit(CALLS, true);
+    let is_early = limit.due() > started;
+    let is_due = !is_early || is_new_tip && limit.due_at_event() <= started;
+    if calls.recovers || !is_due {
+        return;
     }
-    calls.metrics().mempool.fee_estimate.replace(estimates);
+    // A node that has not seen enough blocks for a target estimates for a shorter one, and returns which.
+    let mut estimates = BTreeMap::new();
+    for target in FEE_TARGETS {
+        let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
+        if estimate.is_null() {
+            return calls.limit(CALLS, true).failed(Instant::now());
+        }
+        let answered = count(&estimate, "blocks").filter(|blocks| *blocks <= MAX_FEE_TARGET);
+        if let (Some(blocks), Some(rate)) = (answered, sat_per_vbyte(&estimate, "feerate")) {
+            estimates.insert(blocks.to_string(), rate);
+        }
+    }
+    let limit = calls.limit(CALLS, true);
+    limit.succeeded(started, Instant::now());
+    if is_early {
+        limit.was_early(started);
+    }
+    let shown_for = limit.lifetime();
+    let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
+    calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
 
 /// The mempool by feerate. The node holds its mempool's lock meanwhile.
-pub async fn poll_feerates(calls: &mut Calls, diagram: &mut OptionalCall, ibd: Option<bool>) {
-    let feerates = match ibd {
-        Some(false) => {
-            let feerates = diagram.make_if_due::<Feerates>(calls, "getmempoolfeeratediagram", json!([]));
-            let Some(feerates) = feerates.await else { return };
-            feerates
-        }
-        _ => {
-            diagram.costly.was_cleared();
-            None
-        }
-    };
-    let metrics = &calls.metrics().mempool;
-    match feerates {
-        Some(feerates) => {
-            let bands = || feerates.bands();
-            metrics.band_vbytes.replace(bands().map(|(from, vbytes, _)| ([from], vbytes)));
-            metrics.band_fees.replace(bands().map(|(from, _, satoshis)| ([from], satoshis)));
-            metrics.depth_feerate.replace(feerates.depths().map(|(blocks, feerate)| ([blocks], feerate)));
-        }
-        None => {
-            metrics.band_vbytes.clear();
-            metrics.band_fees.clear();
-            metrics.depth_feerate.clear();
-        }
+pub async fn poll_feerates(calls: &mut Calls, ibd: Option<bool>) {
+    if ibd != Some(false) {
+        return;
     }
+    let feerates = calls.costly::<Feerates>("getmempoolfeeratediagram", json!([])).await;
+    let Some((feerates, shown_for)) = feerates else { return };
+    let metrics = &calls.metrics().mempool;
+    let bands = || feerates.bands();
+    metrics.band_vbytes.replace_for(shown_for, bands().map(|(from, vbytes, _)| ([from], vbytes)));
+    metrics.band_fees.replace_for(shown_for, bands().map(|(from, _, satoshis)| ([from], satoshis)));
+    let mut depths = feerates.depths().map(|(blocks, feerate)| ([blocks], feerate)).peekable();
+    if depths.peek().is_none() {
+        metrics.depth_feerate.clear(); // the mempool is smaller than a block
+    }
+    metrics.depth_feerate.replace_for(shown_for, depths);
 }

@@ -1,13 +1,15 @@
 //! A poll: what the node offers is asked for, and shown. An area per file, as in [`metrics`](crate::metrics).
 //!
-//! One failing call costs only its own metrics. A call without an answer ends the poll: the node hangs, and asking on
-//! would only add to its queue.
+//! One failing call costs only its own metrics, and those only when they are too old (see [`metrics`](crate::metrics)). A
+//! call without an answer ends the poll: the node hangs, and asking on would only add to its queue. No call is made more often
+//! than its rate limit allows.
 
 mod blocks;
 mod chain;
 mod chainstates;
 mod diagram;
 mod fibre;
+mod file_system;
 mod mempool;
 mod network;
 mod next_block;
@@ -15,15 +17,19 @@ mod node;
 mod process;
 mod relay;
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::context::Context;
+use super::json::label;
+use super::rate_limit::RateLimit;
 use crate::ipc::{CallError, Interfaces, JsonRpc};
 use crate::metrics::{Metrics, now};
 use crate::node_process::Usage;
@@ -46,6 +52,18 @@ pub enum PollError {
     NoTip,
 }
 
+impl PollError {
+    /// Whether it was a call over HTTP that failed.
+    pub fn is_over_http(&self) -> bool {
+        matches!(self, PollError::NoAnswer(_, CallError::Http(_)))
+    }
+
+    /// Whether the node did not answer in time.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, PollError::NoAnswer(_, error) if error.is_timeout())
+    }
+}
+
 impl fmt::Display for PollError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -55,43 +73,82 @@ impl fmt::Display for PollError {
     }
 }
 
-/// Makes the calls of one poll.
+/// Makes the calls of polls, within the rate limit of each.
 struct Calls {
     interfaces: Rc<Interfaces>,
     context: Rc<Context>,
     /// The node did not answer a call of this poll.
     failed: Option<PollError>,
-    /// JSON-RPC over HTTP could not be used for a call of this poll.
-    incomplete: bool,
+    /// The last poll failed: this one makes no costly calls, so that one that has no answer does not make polls fail for long.
+    recovers: bool,
+    /// Of costly calls, and of those that fail, by name.
+    limits: HashMap<&'static str, RateLimit>,
+    /// JSON-RPC methods that the node does not have.
+    unknown: HashSet<&'static str>,
+    /// Answers that hold as long as the tip stays, by method and parameters.
+    of_tip: HashMap<(&'static str, String), Value>,
 }
+
+/// In place of a call, where none can be made.
+const OVER_HTTP: &str = "JSON-RPC over HTTP";
+
+/// Calls that hold one of the node's main locks, or wait for another thread of the node's.
+const COSTLY: [&str; 4] =
+    ["getchaintips", "getmempoolfeeratediagram", "getorphantxs", "getprivatebroadcastinfo"];
 
 impl Calls {
     fn metrics(&self) -> &Metrics {
         &self.context.metrics
     }
 
-    /// Makes a call, which has this name in the schema, if the node offers its interface. `None` also when it fails, which
-    /// is counted under the name, and when an earlier call of this poll had no answer.
+    /// The rate limit of what has this name, if it is a call that always may be made until it fails.
+    fn limit(&mut self, name: &'static str, costly: bool) -> &mut RateLimit {
+        let interval = self.context.config.poll_interval;
+        let new = || if costly { RateLimit::costly(interval) } else { RateLimit::of_failures() };
+        self.limits.entry(name).or_insert_with(new)
+    }
+
+    fn is_due(&self, name: &str) -> bool {
+        self.limits.get(name).is_none_or(|limit| limit.due() <= Instant::now())
+    }
+
+    /// Makes a call, which has this name in the schema, if the node offers its interface and it is due. `None` also when it
+    /// fails, which is counted under the name, and when an earlier call of this poll had no answer.
     async fn ask<T>(
         &mut self,
         name: &'static str,
         call: Option<impl Future<Output = Result<T, CallError>>>,
     ) -> Option<T> {
-        if self.failed.is_some() {
+        if self.failed.is_some() || !self.is_due(name) {
             return None;
         }
+        let started = Instant::now();
         let answered = call?.await;
+        let ended = Instant::now();
+        let costly = COSTLY.contains(&name);
         let failures = &self.context.metrics.exporter.poll_failures;
         match answered {
             Ok(answer) => {
                 failures.inc_by([name], 0);
+                if costly {
+                    self.limit(name, costly).succeeded(started, ended);
+                } else {
+                    self.limits.remove(name);
+                }
                 Some(answer)
             }
             Err(error) => {
                 debug!("{name}: {error}");
                 failures.inc_by([name], 1);
-                self.incomplete |= matches!(error, CallError::Http(_));
-                if matches!(error, CallError::TimedOut(_) | CallError::Disconnected(_)) {
+                let ends_poll = error.ends_poll(self.interfaces.is_http_only());
+                match error {
+                    CallError::TooLarge(_) => self.limit(name, costly).failed_for_long(ended),
+                    // The next poll may need it, and has a back-off of its own; so have checks of HTTP.
+                    CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
+                    _ if !costly && ends_poll => {}
+                    _ => self.limit(name, costly).failed(ended),
+                }
+                if ends_poll {
                     self.failed = Some(PollError::NoAnswer(name, error));
                 }
                 None
@@ -99,143 +156,81 @@ impl Calls {
         }
     }
 
-    /// Whether a JSON-RPC would be made now.
-    fn has_rpc(&self) -> bool {
-        self.failed.is_none() && self.interfaces.json_rpc.as_ref().is_some_and(JsonRpc::is_available)
+    /// Why no call can be made now.
+    fn unavailable(&self) -> Option<CallError> {
+        let json_rpc = self.interfaces.json_rpc.as_ref().filter(|_| self.interfaces.is_http_only())?;
+        json_rpc.unavailable()
+    }
+
+    /// JSON-RPC, if a call can be made now.
+    fn json_rpc(&self) -> Option<JsonRpc> {
+        self.interfaces.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available()).cloned()
     }
 
     /// Makes a JSON-RPC. Null where there is no answer: it has none of the fields that are looked for.
     async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
-        let interfaces = self.interfaces.clone();
-        let call = interfaces.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available());
-        let call = call.map(|json_rpc| json_rpc.call(method, params));
+        let json_rpc = self.json_rpc();
+        let call = json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
         self.ask(method, call).await.unwrap_or_default()
     }
 
-    /// Makes a JSON-RPC that not every node has: that it does not is no failure.
-    async fn rpc_if_known<T: DeserializeOwned + Default>(
-        &mut self,
-        method: &'static str,
-        params: Value,
-    ) -> Option<Known<T>> {
-        let interfaces = self.interfaces.clone();
-        let json_rpc = interfaces.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available())?;
-        let call = async {
-            match json_rpc.call_as(method, params).await {
-                Ok(answer) => Ok(Known::Answer(answer)),
-                Err(error) if error.is_unknown_method() => Ok(Known::Not),
-                Err(error) => Err(error),
-            }
-        };
-        self.ask(method, Some(call)).await
-    }
-}
-
-/// The answer to a call that not every node has.
-enum Known<T> {
-    Answer(T),
-    /// This node does not have it.
-    Not,
-}
-
-/// Keeps a call that holds one of the node's main locks rare.
-#[derive(Default)]
-struct CostlyCall {
-    /// Not again before.
-    not_before: Option<Instant>,
-    /// What it told is not shown any more.
-    cleared: bool,
-    /// It was made before its time, or had no answer: not before its time again.
-    owes: bool,
-}
-
-impl CostlyCall {
-    /// At least between two calls.
-    const INTERVAL: Duration = Duration::from_secs(60);
-    /// The interval is at least this many times the duration of the call.
-    const SHARE: u32 = 1000;
-
-    /// When what it told was cleared, it may be made once before its time, which is paid for afterwards.
-    fn is_due(&self) -> bool {
-        !self.is_early() || (self.cleared && !self.owes)
-    }
-
-    /// Whether its time has not come yet.
-    fn is_early(&self) -> bool {
-        self.not_before.is_some_and(|due| Instant::now() < due)
-    }
-
-    /// What it told is not shown any more.
-    fn was_cleared(&mut self) {
-        self.cleared = true;
-    }
-
-    /// The call was made, and took this long until there was an answer, or none.
-    fn took(&mut self, took: Duration, has_answer: bool) {
-        self.owes = !has_answer || self.is_early();
-        let now = Instant::now();
-        let paid = self.not_before.map_or(now, |due| due.max(now));
-        self.not_before = Some(paid + Self::INTERVAL.max(took.saturating_mul(Self::SHARE)));
-        self.cleared = false;
-    }
-}
-
-/// A costly call that not every node has.
-#[derive(Default)]
-struct OptionalCall {
-    costly: CostlyCall,
-    /// The node does not have it.
-    unknown: bool,
-}
-
-impl OptionalCall {
-    /// Makes it if it is due. `None` if what it told last is to be shown on, `Some(None)` if nothing is.
-    async fn make_if_due<T: DeserializeOwned>(
-        &mut self,
-        calls: &mut Calls,
-        method: &'static str,
-        params: Value,
-    ) -> Option<Option<T>> {
-        if !calls.has_rpc() {
-            self.costly.was_cleared();
-            return Some(None);
+    /// The same once per tip, if the answer is true as long as the tip stays.
+    async fn rpc_of_tip(&mut self, method: &'static str, params: Value) -> Value {
+        let key = (method, params.to_string());
+        if let Some(answer) = self.of_tip.get(&key) {
+            return answer.clone();
         }
-        if self.unknown || !self.costly.is_due() {
+        let answer = self.rpc(method, params).await;
+        if !answer.is_null() {
+            self.of_tip.insert(key, answer.clone());
+        }
+        answer
+    }
+
+    /// Makes a JSON-RPC that not every node has: that it does not is no failure. `None` where there is no answer.
+    async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: &'static str, params: Value) -> Option<T> {
+        if self.unknown.contains(method) {
             return None;
         }
-        let asked = Instant::now();
-        let answer = self.make(calls, method, params).await;
-        self.costly.took(asked.elapsed(), answer.is_some());
-        Some(answer)
+        let json_rpc = self.json_rpc()?;
+        let mut unknown = false;
+        let call = async {
+            match json_rpc.call_as::<Option<T>>(method, params).await {
+                Err(error) if error.is_unknown_method() => {
+                    unknown = true;
+                    Ok(None)
+                }
+                answer => answer,
+            }
+        };
+        let answer = self.ask(method, Some(call)).await;
+        if unknown {
+            self.unknown.insert(method);
+        }
+        answer.flatten()
     }
 
-    /// `None` where there is no answer.
-    async fn make<T: DeserializeOwned>(
+    /// The same for a call that holds one of the node's main locks, if it is due; and for how long its answer is shown.
+    async fn costly<T: DeserializeOwned>(
         &mut self,
-        calls: &mut Calls,
         method: &'static str,
         params: Value,
-    ) -> Option<T> {
-        let known = calls.rpc_if_known::<Option<T>>(method, params).await;
-        self.unknown = matches!(known, Some(Known::Not));
-        match known {
-            Some(Known::Answer(answer)) => answer,
-            _ => None,
+    ) -> Option<(T, Duration)> {
+        debug_assert!(COSTLY.contains(&method), "{method}");
+        if self.recovers {
+            return None;
         }
+        let answer = self.rpc_if_known(method, params).await?;
+        Some((answer, self.limit(method, true).lifetime()))
     }
 }
 
 /// Polls one connection.
 pub struct Poller {
-    interfaces: Rc<Interfaces>,
-    context: Rc<Context>,
-    /// The tip whose expensive facts are shown.
-    shown_tip: Option<String>,
-    chain_tips: chain::TipsSchedule,
-    feerates: OptionalCall,
-    orphans: OptionalCall,
-    private_broadcast: OptionalCall,
-    udp_peers: OptionalCall,
+    calls: Calls,
+    /// The tip of the last poll.
+    tip: Option<String>,
+    data_directory: file_system::DataDirectory,
     /// The node, if it can be seen.
     process: Option<Usage>,
 }
@@ -243,17 +238,18 @@ pub struct Poller {
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
-        Poller {
+        let candidates = context.config.data_directory.clone();
+        let data_directory = file_system::DataDirectory::new(candidates, &interfaces);
+        let calls = Calls {
             interfaces,
             context,
-            shown_tip: None,
-            chain_tips: chain::TipsSchedule::default(),
-            feerates: OptionalCall::default(),
-            orphans: OptionalCall::default(),
-            private_broadcast: OptionalCall::default(),
-            udp_peers: OptionalCall::default(),
-            process: None,
-        }
+            failed: None,
+            recovers: false,
+            limits: HashMap::new(),
+            unknown: HashSet::new(),
+            of_tip: HashMap::new(),
+        };
+        Poller { calls, tip: None, data_directory, process: None }
     }
 
     /// Shows what this process uses, too.
@@ -264,81 +260,54 @@ impl Poller {
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
     pub async fn poll(&mut self) -> Result<Polled, PollError> {
         let started = Instant::now();
-        let mut calls = Calls {
-            interfaces: self.interfaces.clone(),
-            context: self.context.clone(),
-            failed: None,
-            incomplete: false,
+        let mut polled = match self.calls.unavailable() {
+            Some(error) => Err(PollError::NoAnswer(OVER_HTTP, error)),
+            None => self.poll_areas().await,
         };
-        let polled = self.poll_areas(&mut calls).await;
-        let mut memory = self.context.memory.borrow_mut();
-        process::show(self.process.as_ref(), &mut memory, &self.context.metrics.node_process);
-        drop(memory);
+        polled = self.calls.failed.take().map_or(polled, Err);
+        self.calls.recovers = polled.is_err();
+        let context = &self.calls.context;
+        process::show(self.process.as_ref(), &mut context.memory.borrow_mut(), &context.metrics.node_process);
         let took = started.elapsed();
-        let exporter = &self.context.metrics.exporter;
+        let exporter = &context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());
         debug!(?took, "polled");
-        let polled = calls.failed.map_or(polled, Err);
-        if polled.is_err() || calls.incomplete {
-            // What was shown of the tip is cleared, or was not complete.
-            self.shown_tip = None;
-            self.chain_tips.forget_tip();
-        }
-        if polled.is_err() {
-            for call in [&mut self.feerates, &mut self.orphans, &mut self.private_broadcast] {
-                call.costly.was_cleared();
-            }
-            self.chain_tips.was_cleared();
-        }
         if polled.is_ok() {
             exporter.last_poll.set(now().round());
         }
         polled
     }
 
-    async fn poll_areas(&mut self, calls: &mut Calls) -> Result<Polled, PollError> {
+    async fn poll_areas(&mut self) -> Result<Polled, PollError> {
+        let calls = &mut self.calls;
         let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
         let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
+        let is_new_tip = hash.is_none() || hash != self.tip;
+        if is_new_tip {
+            calls.of_tip.clear();
+            self.tip.clone_from(&hash);
+        }
         chainstates::poll(calls, &chain_info).await;
         mempool::poll(calls).await;
         next_block::poll(calls).await;
-        mempool::poll_feerates(calls, &mut self.feerates, ibd).await;
-        relay::poll_orphans(calls, &mut self.orphans).await;
-        relay::poll_private_broadcast(calls, &mut self.private_broadcast).await;
+        mempool::poll_feerates(calls, ibd).await;
+        relay::poll_orphans(calls).await;
+        relay::poll_private_broadcast(calls).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
-        node::poll(calls, &chain_info, &network_info).await;
+        let process = self.process.as_ref().map(Usage::id);
+        node::poll(calls, process, &chain_info, &network_info).await;
+        self.data_directory.poll(calls).await;
         network::poll(calls, &network_info).await;
-        fibre::poll(calls, &mut self.udp_peers).await;
-        if hash.is_none() || hash != self.shown_tip {
-            self.shown_tip = hash.clone();
-            mempool::poll_fee_estimates(calls).await;
-            chain::poll_hashrate(calls).await;
-            chainstates::poll_deployments(calls).await;
-            blocks::poll(calls, hash.as_deref(), ibd).await;
-        }
-        chain::poll_tips(calls, &mut self.chain_tips, hash.as_deref(), ibd).await;
+        fibre::poll(calls).await;
+        mempool::poll_fee_estimates(calls, is_new_tip).await;
+        chain::poll_hashrate(calls).await;
+        chainstates::poll_deployments(calls).await;
+        blocks::poll(calls, hash.as_deref(), ibd).await;
+        chain::poll_tips(calls, ibd).await;
         if height.is_none() {
-            return Err(PollError::NoTip);
+            let unavailable = calls.unavailable().map(|error| PollError::NoAnswer(OVER_HTTP, error));
+            return Err(unavailable.unwrap_or(PollError::NoTip));
         }
-        Ok(Polled { ibd, subversion: network_info["subversion"].as_str().map(str::to_string) })
+        Ok(Polled { ibd, subversion: label(&network_info, "subversion") })
     }
-}
-
-#[cfg(test)]
-#[test]
-fn a_costly_call_is_made_once_before_its_time_when_what_it_told_was_cleared() {
-    let mut call = CostlyCall::default();
-    assert!(call.is_due());
-    call.took(Duration::from_millis(1), true);
-    assert!(!call.is_due());
-    call.was_cleared();
-    assert!(call.is_due());
-    call.took(Duration::from_millis(1), true);
-    assert!(call.not_before > Some(Instant::now() + CostlyCall::INTERVAL), "both are paid for");
-    call.was_cleared();
-    assert!(!call.is_due(), "a node that comes and goes is not asked each time");
-    let mut call = CostlyCall::default();
-    call.took(Duration::from_secs(10), false);
-    call.was_cleared();
-    assert!(!call.is_due(), "the node did not manage it");
 }

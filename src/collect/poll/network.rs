@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Calls;
 use crate::collect::json::{count, flag, length, number};
-use crate::collect::peers::{self, Peers};
+use crate::collect::peers::{self, Backlog};
 use crate::ipc::{Direction, NETWORKS, Node};
 
 pub async fn poll(calls: &mut Calls, info: &Value) {
@@ -42,9 +42,13 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     metrics.connections.replace(known);
     metrics.bytes_received.set(received);
     metrics.bytes_sent.set(sent);
-    match peers {
-        Some(peers) => calls.context.memory.borrow_mut().peers.show(&peers, metrics),
-        None => Peers::hide(metrics),
+    let backlog = Backlog::from_json(info);
+    let backlogs = [("in", backlog.inbound), ("out", backlog.outbound)];
+    let known = backlogs.into_iter().filter_map(|(direction, backlog)| Some(([direction], backlog?)));
+    metrics.inv_backlog.replace(known);
+    metrics.clock_offset.set(number(info, "timeoffset"));
+    if let Some(peers) = peers {
+        calls.context.memory.borrow_mut().peers.show(&peers, backlog, metrics);
     }
     metrics.banned.set(length(&banned));
     metrics.active.set(flag(info, "networkactive"));

@@ -1,39 +1,40 @@
-//! The node itself: version, uptime, memory, warnings.
+//! The node itself: version, start, memory, warnings.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::Calls;
-use crate::collect::json::{length, number};
+use crate::collect::json::{count, label, number};
+use crate::collect::node_start::Uptime;
 
-/// Has to come before the peers: the uptime tells whether theirs are the same.
-pub async fn poll(calls: &mut Calls, chain_info: &Value, network_info: &Value) {
-    let asked = Instant::now();
+/// `process` is the node's id and start, if it is visible.
+pub async fn poll(calls: &mut Calls, process: Option<(i32, u64)>, chain_info: &Value, network_info: &Value) {
+    let called = Instant::now();
     let uptime = calls.rpc("uptime", json!([])).await.as_f64();
-    if let Some(uptime) = uptime {
-        calls.context.memory.borrow_mut().peers.node_is_up_for(uptime, asked, Instant::now());
-    }
+    let read = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
     let memory = calls.rpc("getmemoryinfo", json!([])).await;
 
     let metrics = &calls.metrics().node;
     metrics.uptime.set(uptime);
+    let mut remembered = calls.context.memory.borrow_mut();
+    metrics.start_time.set(remembered.node_start.update(process, read, SystemTime::now()));
+    let warnings = [network_info, chain_info].into_iter().find_map(|info| info.get("warnings"));
+    let warnings = warnings.map_or(vec![], |warnings| remembered.warnings.update(warnings));
+    metrics.warnings.replace(warnings.into_iter().map(|(kind, warnings)| ([kind], warnings)));
+    drop(remembered);
     let locked = ["used", "free", "locked"].into_iter();
     metrics
         .memory_locked
         .replace(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
-    metrics.warnings.set(length(&network_info["warnings"]));
     let labels = (
-        number(network_info, "version"),
-        network_info["subversion"].as_str(),
-        number(network_info, "protocolversion"),
-        chain_info["chain"].as_str(),
+        count(network_info, "version"),
+        label(network_info, "subversion"),
+        count(network_info, "protocolversion"),
+        label(chain_info, "chain"),
     );
-    match labels {
-        (Some(version), Some(subversion), Some(protocol), Some(chain)) => {
-            let (version, protocol) = (version.to_string(), protocol.to_string());
-            metrics.node_info.replace([([version.as_str(), subversion, protocol.as_str(), chain], 1.0)]);
-        }
-        _ => metrics.node_info.clear(),
+    if let (Some(version), Some(subversion), Some(protocol), Some(chain)) = labels {
+        let (version, protocol) = (version.to_string(), protocol.to_string());
+        metrics.node_info.replace([([&*version, &*subversion, &*protocol, &*chain], 1.0)]);
     }
 }

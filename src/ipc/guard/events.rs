@@ -1,5 +1,6 @@
 //! What the guard tells the exporter, over a bounded queue.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,6 +31,13 @@ pub enum Event<'a> {
     Coin(CoinEvent),
     /// This many callbacks were answered and not handed on: the exporter was too slow.
     Dropped(u64),
+    /// A call of the exporter's was not forwarded.
+    Rejected {
+        /// One of a few hundred texts, `Mining.9`.
+        call: Cow<'a, str>,
+        /// What is not permitted about it.
+        reason: Cow<'a, str>,
+    },
     /// The UTXO cache trace kept the node waiting too long; the guard unsubscribes from it.
     OverBudget,
     /// The node is shutting down; the guard takes leave of it.
@@ -163,10 +171,7 @@ impl EventQueue {
         match event(has_room) {
             Ok(None) => {}
             Ok(Some(event)) if queued < MAX_QUEUED_BYTES => {
-                if self.dropped > 0 {
-                    let event = Event::Dropped(std::mem::take(&mut self.dropped));
-                    self.append(Notice { event, waited: Duration::ZERO });
-                }
+                self.append_dropped();
                 self.append(Notice { event, waited });
             }
             // A callback that does not decode was answered like any other.
@@ -224,8 +229,17 @@ impl EventQueue {
         self.unsent.shrink();
     }
 
+    /// Queues the number of events that were dropped since the last one that was queued.
+    fn append_dropped(&mut self) {
+        if self.dropped > 0 {
+            let event = Event::Dropped(std::mem::take(&mut self.dropped));
+            self.append(Notice { event, waited: Duration::ZERO });
+        }
+    }
+
     /// Sends the last events, within a second.
     pub fn finish(mut self) {
+        self.append_dropped();
         let _ = self.socket.set_nonblocking(false);
         let _ = self.socket.set_write_timeout(Some(Duration::from_secs(1)));
         let _ = self.unsent.flush(&self.socket);
@@ -252,6 +266,7 @@ mod tests {
             Event::Chain(block(None)),
             Event::Coin(CoinEvent::Uncached(i64::MAX)),
             Event::Dropped(u64::MAX),
+            Event::Rejected { call: "Mining.9".into(), reason: "method 9 of Mining".into() },
             Event::Subscribed(SubscriptionIds { callback: 0, handler: u32::MAX, thread: 7 }),
             Event::Released(u32::MAX),
         ];
@@ -300,14 +315,9 @@ mod tests {
             assert!(rest.is_empty());
             counts
         });
-        while !queue.unsent.is_empty() {
-            queue.unblock();
-            queue.flush();
-        }
-        queue.queue(Duration::ZERO, 100, coin);
         queue.finish();
         let (whole, announced, coins, told) = reader.join().unwrap();
-        assert_eq!((whole + announced, coins + told, told), (20, full as u64 + 1, dropped));
+        assert_eq!((whole + announced, coins + told, told), (20, full as u64, dropped));
         assert!(announced > 0, "blocks without contents");
     }
 }

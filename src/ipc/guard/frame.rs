@@ -1,12 +1,14 @@
 //! Cap'n Proto's stream framing: whole messages out of bytes that arrive in pieces, and back.
 
-use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
 
 use capnp::Word;
 
-/// Limit on a message of the node's. A block is at most 4 MB; answers to polls are smaller.
+/// Limit on a message of the node's. A block is at most 4 MB; answers to polls are smaller. Of a larger one only the
+/// beginning is taken.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// What says that it is larger than this is no message: Cap'n Proto has no text above 512 MiB.
+pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
 /// Limit on the segments of a message: that of Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;
 /// Size of a buffer between messages.
@@ -31,20 +33,22 @@ pub struct Frames {
     /// Where the bytes that were read and not taken yet start and end.
     start: usize,
     end: usize,
-    /// Bytes to come of a message that there was no memory for.
+    /// Bytes to come of a message of which only the beginning was taken.
     skipped: usize,
     max_message_bytes: usize,
+    max_skipped_bytes: usize,
 }
 
 impl Frames {
-    pub fn new(max_message_bytes: usize) -> Self {
+    /// Of messages up to the first limit; of larger ones up to the second the beginning is taken, what is larger is an error.
+    pub fn new(max_message_bytes: usize, max_skipped_bytes: usize) -> Self {
         let buffer = Word::allocate_zeroed_vec(BUFFER_BYTES / 8);
-        Frames { buffer, max_message_bytes, ..Frames::default() }
+        Frames { buffer, max_message_bytes, max_skipped_bytes, ..Frames::default() }
     }
 
     /// Reads what has arrived, once.
     pub fn fill(&mut self, mut from: impl Read) -> io::Result<Filled> {
-        if self.make_room().is_err() {
+        if !self.make_room() {
             self.truncate();
             return Ok(Filled::Read);
         }
@@ -72,7 +76,12 @@ impl Frames {
     pub fn is_amid_large(&self) -> bool {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
         self.skipped > 0
-            || matches!(length(bytes, self.max_message_bytes), Ok(Some(length)) if length > BUFFER_BYTES)
+            || matches!(length(bytes, self.max_skipped_bytes), Ok(Some(length)) if length > BUFFER_BYTES)
+    }
+
+    /// Whether of the message that is next only the beginning was taken.
+    pub fn is_truncated(&self) -> bool {
+        self.skipped > 0
     }
 
     /// Whether a large message has left memory behind.
@@ -83,14 +92,14 @@ impl Frames {
     /// Gives the memory of a large message back.
     pub fn shrink(&mut self) {
         if self.has_grown() && self.start == self.end && self.skipped == 0 {
-            *self = Frames::new(self.max_message_bytes);
+            *self = Frames::new(self.max_message_bytes, self.max_skipped_bytes);
         }
     }
 
     /// The next whole message, with its segment table.
     pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
-        match length(bytes, self.max_message_bytes)? {
+        match length(bytes, self.max_skipped_bytes)? {
             Some(length) if length <= bytes.len() => {
                 let start = self.start;
                 self.start += length;
@@ -100,19 +109,19 @@ impl Frames {
         }
     }
 
-    /// Moves what is left to the front, and grows to the size of the message that is arriving, never beyond. An
-    /// error is a lack of memory for a message that fills the buffer.
-    fn make_room(&mut self) -> Result<(), TryReserveError> {
+    /// Moves what is left to the front, and grows to the size of the message that is arriving, never beyond. False if a
+    /// message fills the buffer and is larger than the limit, or than there is memory for.
+    fn make_room(&mut self) -> bool {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
-        let wanted = length(&bytes[self.start..self.end], self.max_message_bytes).ok().flatten();
+        let wanted = length(&bytes[self.start..self.end], self.max_skipped_bytes).ok().flatten();
         let wanted = wanted.unwrap_or(0).max(BUFFER_BYTES);
         // Tried first, because a lack of memory must not end the guard.
-        let memory = || Vec::<u8>::new().try_reserve_exact(wanted);
-        if wanted > bytes.len() && left == bytes.len() {
-            memory()?;
+        let fits = || wanted <= self.max_message_bytes && Vec::<u8>::new().try_reserve_exact(wanted).is_ok();
+        if wanted > bytes.len() && left == bytes.len() && !fits() {
+            return false;
         }
-        if wanted > bytes.len() && memory().is_ok() {
+        if wanted > bytes.len() && fits() {
             // Fresh memory of the system's is zero without being written to.
             let mut resized = Word::allocate_zeroed_vec(wanted / 8);
             Word::words_to_bytes_mut(&mut resized)[..left].copy_from_slice(&bytes[self.start..self.end]);
@@ -120,17 +129,17 @@ impl Frames {
         } else if self.start + wanted > bytes.len() || left == 0 {
             bytes.copy_within(self.start..self.end, 0);
         } else {
-            return Ok(());
+            return true;
         }
         (self.start, self.end) = (0, left);
-        Ok(())
+        true
     }
 
-    /// Makes a message of the bytes that have arrived of one that there is no memory for: its beginning, which is enough to
-    /// answer it. The rest is skipped.
+    /// Makes a message of the bytes that have arrived of one that is too large: its beginning, which is enough to answer it. The
+    /// rest is skipped.
     fn truncate(&mut self) {
         let bytes = &mut Word::words_to_bytes_mut(&mut self.buffer)[self.start..self.end];
-        let Ok(Some(whole)) = length(bytes, self.max_message_bytes) else { return };
+        let Ok(Some(whole)) = length(bytes, self.max_skipped_bytes) else { return };
         let number =
             |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
         let segments = number(bytes, 0) as usize + 1;
@@ -259,7 +268,7 @@ mod tests {
         let messages: Vec<_> = [0, 1, 3, 20_000, 2, 600_000, 1].map(message).into();
         let stream = messages.concat();
         for cut in [1usize << 20, 4096, 65_536, 7777] {
-            let (mut frames, mut got) = (Frames::new(MAX_MESSAGE_BYTES), Vec::new());
+            let (mut frames, mut got) = (Frames::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES), Vec::new());
             for piece in stream.chunks(cut) {
                 let mut piece = piece;
                 while !piece.is_empty() {
@@ -276,8 +285,24 @@ mod tests {
     }
 
     #[test]
+    fn messages_above_the_limit_are_truncated_and_skipped() {
+        let mut frames = Frames::new(1 << 20, MAX_SKIPPED_BYTES);
+        let stream = [message(5), message(200_000), message(7), message((1 << 17) - 1), message(1)].concat();
+        let (mut piece, mut got) = (&stream[..], Vec::new());
+        while !piece.is_empty() {
+            frames.fill(&mut piece).unwrap();
+            let is_truncated = frames.is_truncated();
+            while let Some(frame) = frames.next().unwrap() {
+                got.push((frame.len(), is_truncated));
+            }
+        }
+        let expected = [(48, false), (BUFFER_BYTES, true), (64, false), (1 << 20, false), (16, false)];
+        assert_eq!(got, expected);
+    }
+
+    #[test]
     fn of_a_message_without_memory_the_beginning_is_taken_and_the_rest_skipped() {
-        let mut frames = Frames::new(usize::MAX);
+        let mut frames = Frames::new(usize::MAX, usize::MAX);
         let mut huge = vec![0xff, 1, 0, 0];
         (0..MAX_SEGMENTS).for_each(|_| huge.extend(u32::MAX.to_le_bytes())); // 17 TB
         huge.extend([7; BUFFER_BYTES]);
@@ -304,10 +329,10 @@ mod tests {
     #[test]
     fn a_segment_table_that_lies_is_refused_before_memory_is_taken() {
         for table in [&b"\xff\xff\xff\xff\x01\x00\x00\x00"[..], b"\x00\x00\x00\x00\xff\xff\xff\xff"] {
-            let mut frames = Frames::new(MAX_MESSAGE_BYTES);
+            let mut frames = Frames::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES);
             frames.fill(&mut &table[..]).unwrap();
             assert!(frames.next().is_err());
-            frames.make_room().unwrap();
+            assert!(frames.make_room());
             assert_eq!(frames.buffer.len() * 8, BUFFER_BYTES);
         }
     }

@@ -98,6 +98,19 @@ pub enum Message<'a> {
 }
 
 impl<'a> Message<'a> {
+    /// The same of a message of which only the beginning is there: nothing is read of what an answer holds.
+    pub fn of_beginning<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
+        match frame.get_root::<rpc::message::Reader>()?.which()? {
+            rpc::message::Return(it) => {
+                let it = it?;
+                let no_finish_needed = it.get_no_finish_needed();
+                let question = it.get_answer_id();
+                Ok(Message::Return(Return { question, no_finish_needed, outcome: Outcome::Other }))
+            }
+            _ => Message::of(frame),
+        }
+    }
+
     /// Reads what the guard needs to know of a message.
     pub fn of<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         Ok(match frame.get_root::<rpc::message::Reader>()?.which()? {
@@ -177,7 +190,7 @@ pub enum Outcome<'a> {
     Results(Capabilities, any_pointer::Reader<'a>),
     /// It failed. The node's words, empty if they are not text.
     Exception(&'a str),
-    /// Anything else: cancelled, or sent elsewhere.
+    /// Anything else: cancelled, sent elsewhere, or too large.
     Other,
 }
 

@@ -6,11 +6,12 @@
 //! the exporter's own calls through. When the exporter goes away for whatever reason, or the node shuts down, it
 //! unsubscribes, waits for the answers to calls under way, and closes.
 //!
-//! - `ledger` has the rules, without I/O; `relay` is the poll loop;
+//! - `ledger` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop;
 //! - `message` is a message as what matters here, `written` those that the guard writes itself; `peer` and `frame` are sockets and framing;
 //! - `events` is what the exporter is told; `burst` and `budget` keep the node's waiting short;
 //! - `process` is the guard as a process. This file has the exporter's side: placing a guard and seeing it out.
 
+mod allow_list;
 mod budget;
 mod burst;
 mod events;
@@ -44,6 +45,7 @@ use crate::priority;
 pub use events::{Event, Notice, SubscriptionIds};
 pub use process::{ARGUMENT, main};
 pub use relay::relay;
+pub use written::TOO_LARGE;
 
 /// Places for guards. A guard keeps its place until it has left its node, so that the connections to a node that does not
 /// answer are few.
@@ -81,6 +83,8 @@ pub struct Guard {
     events: Option<UnixStream>,
     reader: Option<JoinHandle<()>>,
     told: Rc<Told>,
+    /// As it was told last.
+    run_delay: Duration,
     place: Place,
 }
 
@@ -108,13 +112,16 @@ impl Guard {
         started.events.set_nonblocking(true)?;
         let events = Some(UnixStream::from_std(started.events)?);
         let exporter = UnixStream::from_std(started.exporter)?;
-        let guard = Guard { child: started.child, node, events, reader: None, told: Rc::default(), place };
+        let (told, run_delay) = (Rc::default(), Duration::ZERO);
+        let guard = Guard { child: started.child, node, events, reader: None, told, run_delay, place };
         Ok((exporter, guard))
     }
 
-    /// How long the guard was ready to run and waited for a CPU, since it was started; `None` if the kernel does not tell.
-    pub fn run_delay(&self) -> Option<Duration> {
-        priority::run_delay(&self.child.id()?.to_string())
+    /// How long the guard was ready to run and waited for a CPU, since this was called last; `None` if the kernel does not
+    /// tell.
+    pub fn new_run_delay(&mut self) -> Option<Duration> {
+        let total = priority::run_delay(&self.child.id()?.to_string())?;
+        Some(total.saturating_sub(std::mem::replace(&mut self.run_delay, total)))
     }
 
     /// Continues the guard if somebody has stopped it: the node waits for it.

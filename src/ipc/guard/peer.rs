@@ -18,9 +18,11 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn new(socket: UnixStream, max_message_bytes: usize) -> io::Result<Self> {
+    /// The limits are those of [`Frames::new`].
+    pub fn new(socket: UnixStream, max_message_bytes: usize, max_skipped_bytes: usize) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Peer { socket, incoming: Frames::new(max_message_bytes), outgoing: Outgoing::default() })
+        let incoming = Frames::new(max_message_bytes, max_skipped_bytes);
+        Ok(Peer { socket, incoming, outgoing: Outgoing::default() })
     }
 
     /// Sends at once what the socket takes and keeps the rest.

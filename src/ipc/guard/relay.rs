@@ -13,9 +13,9 @@ use nix::time::{ClockId, clock_gettime};
 use super::budget::Budget;
 use super::burst::Burst;
 use super::events::{Event, EventQueue, SubscriptionIds};
-use super::frame::{Filled, MAX_MESSAGE_BYTES};
+use super::frame::{Filled, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES};
 use super::ledger::{FromExporter, FromNode, Ledger};
-use super::message::{self, Message};
+use super::message::{self, Message, Return};
 use super::peer::Peer;
 use super::written::{self, EmptyAnswer};
 use crate::priority;
@@ -42,8 +42,8 @@ pub fn relay(
     replaces: Option<&[SubscriptionIds]>,
 ) -> io::Result<()> {
     let mut relay = Relay {
-        node: Peer::new(node, MAX_MESSAGE_BYTES)?,
-        exporter: Peer::new(exporter, MAX_QUESTION_BYTES)?,
+        node: Peer::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
+        exporter: Peer::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
         events: EventQueue::new(events)?,
         ledger: match replaces {
             Some(subscriptions) => Ledger::replacement(subscriptions, now()),
@@ -171,8 +171,9 @@ impl Relay {
         }
         let mut incoming = std::mem::take(&mut self.node.incoming);
         let filled = self.node.fill(&mut incoming)?;
+        let is_truncated = incoming.is_truncated();
         while let Some(frame) = incoming.next()? {
-            self.node_sent(frame, at)?;
+            self.node_sent(frame, is_truncated, at)?;
         }
         if filled == Filled::Read && incoming.is_amid_large() {
             self.burst.part(at);
@@ -182,9 +183,13 @@ impl Relay {
         Ok(filled)
     }
 
-    fn node_sent(&mut self, frame: &[u8], at: Duration) -> io::Result<()> {
+    fn node_sent(&mut self, frame: &[u8], is_truncated: bool, at: Duration) -> io::Result<()> {
         let opened = message::open(frame).map_err(malformed)?;
-        let message = Message::of(&opened).map_err(malformed)?;
+        let message = match is_truncated {
+            true => Message::of_beginning(&opened),
+            false => Message::of(&opened),
+        };
+        let message = message.map_err(malformed)?;
         match (self.ledger.on_node(&message, at).map_err(malformed)?, &message) {
             (FromNode::AnswerCallback, Message::Call(call)) => {
                 if message::is_of_trace(call.method)
@@ -207,15 +212,23 @@ impl Relay {
             (FromNode::AnswerUnimplemented(question), _) => {
                 self.node.send(&written::unimplemented(question))?
             }
-            (FromNode::Forward, _) => {
-                let stuck = self.exporter.unsent() > MAX_MESSAGE_BYTES;
-                if stuck || self.exporter.send(frame).is_err() {
-                    self.ledger.leave(at);
-                }
+            (FromNode::Forward, Message::Return(Return { question, no_finish_needed, .. }))
+                if is_truncated =>
+            {
+                self.forward(&written::too_large(*question, *no_finish_needed), at);
             }
+            (FromNode::Forward, _) => self.forward(frame, at),
             (FromNode::Keep | FromNode::AnswerCallback, _) => {}
         }
         Ok(())
+    }
+
+    /// Passes a message on to the exporter, which is given up if it does not read.
+    fn forward(&mut self, frame: &[u8], at: Duration) {
+        let stuck = self.exporter.unsent() > MAX_MESSAGE_BYTES;
+        if stuck || self.exporter.send(frame).is_err() {
+            self.ledger.leave(at);
+        }
     }
 
     /// An error is the exporter's end.
@@ -243,6 +256,9 @@ impl Relay {
             FromExporter::Forward => drop(self.node.send(frame)),
             FromExporter::Keep => {}
             FromExporter::Answer(question) => self.exporter.send(self.answer.to(question))?,
+            FromExporter::Reject(question, rejection) => {
+                self.exporter.send(&written::failed(question, &rejection.to_string()))?
+            }
             FromExporter::Refuse(why) => return Err(malformed(why)),
         }
         Ok(())

@@ -144,12 +144,36 @@ pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
     write_message_to_words(&message)
 }
 
+/// With this text the guard answers the exporter's call in the node's place.
+pub const TOO_LARGE: &str = "the node's answer is larger than 64 MiB, or than the guard has memory for";
+
+/// The answer in place of one that was too large. The exporter finishes the node's, if it is to be finished.
+pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {
+    let mut message = Builder::new_default();
+    let mut answer = init_return(&mut message, question);
+    answer.set_release_param_caps(false);
+    answer.set_no_finish_needed(no_finish_needed);
+    let mut exception = answer.init_exception();
+    exception.set_reason(TOO_LARGE);
+    exception.set_type(rpc::exception::Type::Overloaded);
+    write_message_to_words(&message)
+}
+
 /// The answer to a call of what we do not have.
 pub fn unimplemented(question: u32) -> Vec<u8> {
+    exception(question, rpc::exception::Type::Unimplemented, "Method not implemented.")
+}
+
+/// The answer to a call that was not forwarded, and why.
+pub fn failed(question: u32, reason: &str) -> Vec<u8> {
+    exception(question, rpc::exception::Type::Failed, reason)
+}
+
+fn exception(question: u32, kind: rpc::exception::Type, reason: &str) -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut exception = init_return(&mut message, question).init_exception();
-    exception.set_reason("Method not implemented.");
-    exception.set_type(rpc::exception::Type::Unimplemented);
+    exception.set_reason(reason);
+    exception.set_type(kind);
     write_message_to_words(&message)
 }
 

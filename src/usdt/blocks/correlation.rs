@@ -7,10 +7,8 @@ use std::time::Duration;
 use super::active_chain::ActiveChain;
 use super::event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
 use super::families::{Counts, Totals};
-use super::journal;
 use super::journey::{Journey, Race};
 use super::timeline::{Arrival, Timeline, Way};
-use crate::usdt::events::LineLimit;
 use crate::usdt::histogram::Block;
 use crate::usdt::{clock, maps, record};
 
@@ -41,9 +39,8 @@ pub struct State {
     queue: Vec<Event>,
     /// The node says when it has put a compact block together: the messages alone do not tell it then.
     tells_reconstruction: bool,
-    /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
-    announced_limit: LineLimit,
-    other_limit: LineLimit,
+    /// Connected since the last time that they were taken.
+    connected: Vec<Journey>,
     record: Option<record::Queue>,
     /// By the node's numbers for peers, which it counts up.
     connections: BTreeMap<i64, ConnectionType>,
@@ -72,13 +69,14 @@ impl Blocks {
         read(&mut self.state().queue);
     }
 
-    /// Works off what was added, in the order in which it happened.
-    pub fn settle(&self) {
-        self.settle_at(clock::epoch_ns());
+    /// Works off what was added, in the order in which it happened. Returns the blocks that were connected, to be logged when nothing
+    /// is locked any more.
+    pub fn settle(&self) -> Vec<Journey> {
+        self.settle_at(clock::epoch_ns())
     }
 
     /// At this relation of the clocks.
-    pub fn settle_at(&self, epoch_ns: i64) {
+    pub fn settle_at(&self, epoch_ns: i64) -> Vec<Journey> {
         let state = &mut *self.state();
         state.epoch_ns = epoch_ns;
         let mut queue = std::mem::take(&mut state.queue);
@@ -87,6 +85,7 @@ impl Blocks {
             state.happened(event);
         }
         state.queue = queue;
+        std::mem::take(&mut state.connected)
     }
 
     /// The last blocks that were connected, and the last races; newest first.
@@ -292,9 +291,8 @@ impl State {
             journey.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
         }
         let was_announced = way.is_some();
-        let limit = if was_announced { &mut self.announced_limit } else { &mut self.other_limit };
-        limit.line(|| journal::write(&journey));
         keep(&mut self.last, journey.clone());
+        self.connected.push(journey.clone());
         if let Some(record) = &self.record {
             record.push(journey);
         }

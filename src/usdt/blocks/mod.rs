@@ -25,4 +25,5 @@ pub(super) use event::{
     Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, Thread, What,
 };
 pub(super) use families::{exemplars, families, fed_by, rows};
+pub(super) use journal::write as log;
 pub(super) use journey::Journey;

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use super::{FromExporter, Ledger, OWN_NUMBERS, Own, Purpose, Question, SubscriptionState, Watched};
-use crate::ipc::guard::message::{self, Call, Message, Target};
+use super::{
+    Event, FromExporter, Ledger, MAX_REJECTED, MAX_THREADS, OWN_NUMBERS, Own, Purpose, Question,
+    SubscriptionState, Watched,
+};
+use crate::ipc::guard::allow_list::{self, Rejection};
+use crate::ipc::guard::message::{self, Call, Capabilities, Message, Target};
 use crate::schema::mining_capnp::mining;
 
 impl Ledger {
@@ -51,14 +55,29 @@ impl Ledger {
         if !targets.into_iter().all(known) {
             return Ok(FromExporter::Refuse("it uses a capability that it does not have"));
         }
+        if !self.may_pass(call, &capabilities) {
+            return Ok(FromExporter::Refuse("it passes a capability that the method does not take"));
+        }
         match self.may_call_template(call.target, call.method) {
             Some(Ok(purpose)) => return Ok(self.ask(call.question, purpose, now)),
             Some(Err(refused)) => return Ok(refused),
             None => {}
         }
+        if let Err(rejection) = allow_list::check(call)? {
+            return Ok(self.reject(call.question, rejection));
+        }
         let purpose = match (call.method, call.target) {
             (message::CONSTRUCT, _) => Purpose::Handshake,
-            (message::MAKE_THREAD, Target::Export(thread_map)) => Purpose::MakeThread { thread_map },
+            (message::MAKE_THREAD, Target::Export(thread_map)) => {
+                if self.threads_asked >= MAX_THREADS {
+                    return Ok(FromExporter::Refuse("it asks for too many threads"));
+                }
+                self.threads_asked += 1;
+                Purpose::MakeThread { thread_map }
+            }
+            (message::MAKE_THREAD, Target::Answer(_)) => {
+                return Ok(FromExporter::Refuse("it asks for a thread before the handshake is over"));
+            }
             (message::WAIT_TIP_CHANGED, Target::Export(mining)) => {
                 let params: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
                 Purpose::WaitTipChanged(Some(Watched { mining, timeout: params.get_timeout() }))
@@ -101,11 +120,37 @@ impl Ledger {
         Ok(self.ask(call.question, purpose, now))
     }
 
+    /// Whether the node may be passed these capabilities: its own threads, and callbacks where the method takes one.
+    fn may_pass(&self, call: &Call, capabilities: &Capabilities) -> bool {
+        let is_thread = |question| {
+            self.questions.get(question).is_some_and(|it| matches!(it.purpose, Purpose::MakeThread { .. }))
+        };
+        capabilities.hosted.len() <= allow_list::hosted_capabilities(call.method)
+            && capabilities.imported.iter().all(|id| self.threads.contains(id))
+            && capabilities.promised.iter().all(is_thread)
+    }
+
+    fn reject(&mut self, question: u32, rejection: Rejection) -> FromExporter {
+        if question >= OWN_NUMBERS || self.questions.contains_key(&question) {
+            return FromExporter::Refuse("it uses a question's number twice");
+        }
+        self.rejected += 1;
+        self.events.push_back(Event::Rejected {
+            call: rejection.call.clone().into(),
+            reason: rejection.reason.clone().into(),
+        });
+        match self.rejected {
+            MAX_REJECTED.. => FromExporter::Refuse("it makes calls that are not permitted"),
+            _ => FromExporter::Reject(question, rejection),
+        }
+    }
+
     /// A question of the exporter's.
     fn ask(&mut self, number: u32, purpose: Purpose, now: Duration) -> FromExporter {
         if number >= OWN_NUMBERS || self.questions.contains_key(&number) {
             return FromExporter::Refuse("it uses a question's number twice");
         }
+        self.finished_by_node.remove(&number);
         self.insert(number, purpose, now);
         FromExporter::Forward
     }
@@ -136,6 +181,7 @@ impl Ledger {
                 self.finishes.push_back(Own::Finish { question: number, releases: false });
                 FromExporter::Keep
             }
+            None if self.finished_by_node.remove(&number) => FromExporter::Keep,
             None => FromExporter::Refuse("it finishes a question that it did not ask"),
         }
     }

@@ -56,6 +56,10 @@ impl Ledger {
         };
         question.answered = true;
         let own = number >= OWN_NUMBERS;
+        // The guard ends a subscription with the handler that comes with the answer, whatever the exporter says.
+        if let Purpose::Subscribe { .. } = question.purpose {
+            question.finished = question.finished.map(|_| false);
+        }
         let (finished, asked_at) = (question.finished, question.asked_at);
         let purpose = std::mem::replace(&mut question.purpose, Purpose::Other);
         let hosted = match &answer.outcome {
@@ -64,6 +68,9 @@ impl Ledger {
         };
         if own || finished.is_some() || answer.no_finish_needed {
             self.questions.remove(&number);
+            if !own && finished.is_none() {
+                self.finished_by_node.insert(number);
+            }
         } else {
             question.results = hosted.to_vec();
         }
@@ -76,6 +83,12 @@ impl Ledger {
             if let (Purpose::CreateNewBlock, Some(&template)) = (&purpose, hosted.first()) {
                 self.keep_template(template);
             }
+        }
+        for id in hosted {
+            match purpose {
+                Purpose::MakeThread { .. } if !own => self.threads.insert(*id),
+                _ => self.threads.remove(id), // the number of one that was released, used again
+            };
         }
         self.let_templates_go();
         self.conclude(purpose, own, asked_at, &answer.outcome, hosted.first().copied(), now)?;

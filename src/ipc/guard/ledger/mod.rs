@@ -19,9 +19,10 @@ mod from_exporter;
 mod from_node;
 mod template;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use super::allow_list::Rejection;
 use super::budget::Budget;
 use super::events::{Event, SubscriptionIds};
 use super::written::Own;
@@ -52,6 +53,10 @@ const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
 /// And the node is left when it was silent for this long, longer than a long poll: which calls the killed guard had passed
 /// on is not known.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Threads of the node that the exporter may have. It has five at most.
+const MAX_THREADS: u32 = 16;
+/// Rejected calls after which the connection ends. The exporter makes none.
+const MAX_REJECTED: u32 = 16;
 /// How long a peer is waited for that has not answered anything: no call can be running on a thread of its.
 const MAX_HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 
@@ -79,6 +84,8 @@ pub enum FromExporter {
     Keep,
     /// Answer the call with nothing in the node's place.
     Answer(u32),
+    /// Not permitted: answer the call with an error in the node's place.
+    Reject(u32, Rejection),
     /// It would make the node drop the connection, for this reason: swallow it and take leave.
     Refuse(&'static str),
 }
@@ -154,10 +161,18 @@ struct Subscription {
 pub struct Ledger {
     /// Questions to the node, the exporter's and the guard's.
     questions: HashMap<u32, Question>,
+    /// The exporter's numbers of answered questions that need no `Finish`. It may have sent one before it had the answer.
+    finished_by_node: HashSet<u32>,
     next_question: u32,
     next_thread: u32,
     /// The node's capabilities, with the references that the exporter has to each.
     exports: HashMap<u32, u32>,
+    /// Those among them that are threads, which calls may pass to the node. No others are passed.
+    threads: HashSet<u32>,
+    /// Calls of `makeThread` by the exporter.
+    threads_asked: u32,
+    /// Calls of the exporter that were rejected.
+    rejected: u32,
     subscriptions: Vec<Subscription>,
     templates: Vec<Template>,
     /// `Finish` and `Release` messages to send.
@@ -186,9 +201,13 @@ impl Ledger {
     pub fn new(budget: Budget, now: Duration) -> Self {
         Ledger {
             questions: HashMap::new(),
+            finished_by_node: HashSet::new(),
             next_question: OWN_NUMBERS,
             next_thread: OWN_NUMBERS,
             exports: HashMap::new(),
+            threads: HashSet::new(),
+            threads_asked: 0,
+            rejected: 0,
             subscriptions: Vec::new(),
             templates: Vec::new(),
             finishes: VecDeque::new(),

@@ -9,6 +9,7 @@ use capnp_rpc::rpc_capnp as rpc;
 
 use super::*;
 use crate::ipc::guard::message::{self, Message, Method};
+use crate::schema::chain_capnp::chain;
 use crate::schema::mining_capnp::mining;
 
 const THREAD_MAP: u32 = 1;
@@ -20,6 +21,8 @@ const TRACE_HANDLER: u32 = 6;
 const CALLBACK: u32 = 70;
 const TRACE_CALLBACK: u32 = 71;
 const OWN_THREAD: u32 = 8;
+/// A call without a rule of its own.
+const GET_HEIGHT: Method = (chain::Client::TYPE_ID, 1);
 const TIP: [u8; 32] = [9; 32];
 const OTHER_TIP: [u8; 32] = [8; 32];
 
@@ -238,7 +241,7 @@ const DESTROY: Method = (crate::schema::chain_capnp::chain_notifications::Client
 #[test]
 fn nothing_is_closed_before_every_call_was_answered() {
     let mut guard = Guard::connected();
-    assert_eq!(guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD])), FromExporter::Forward);
+    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
     guard.ledger.leave(guard.now);
     guard.passes(Duration::from_secs(3600));
     assert!(!guard.may_close(), "a call is under way");
@@ -270,7 +273,7 @@ fn what_the_exporter_did_not_finish_is_finished() {
     let mut guard = Guard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     guard.node(results(11, &[HANDLER]));
-    assert_eq!(guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD])), FromExporter::Forward);
+    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
     guard.ledger.leave(guard.now);
     let finish = |question| Own::Finish { question, releases: false };
     let [subscribed, Own::Disconnect { .. }] = &guard.calls()[..] else { panic!("not finished") };
@@ -371,6 +374,25 @@ fn a_subscription_that_was_not_answered_yet_is_ended_when_it_is() {
     assert!(matches!(calls[..], [Own::Finish { question: 11, .. }, Own::Disconnect { .. }]), "{calls:?}");
 }
 
+/// As by an exporter that ends in the middle of it, and whose end comes after its `Finish`.
+#[test]
+fn a_cancelled_subscription_keeps_its_handler() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
+    assert_eq!(guard.exporter(finish(11, true)), FromExporter::Keep);
+    assert_eq!(guard.exporter(release(THREAD, 1)), FromExporter::Keep);
+    guard.ledger.leave(guard.now);
+    guard.node(results(11, &[HANDLER]));
+    let calls = guard.calls();
+    assert!(
+        matches!(
+            calls[..],
+            [Own::Finish { question: 11, releases: false }, Own::Disconnect { handler: HANDLER, .. }]
+        ),
+        "{calls:?}"
+    );
+}
+
 #[test]
 fn a_subscription_that_was_refused_is_none() {
     let mut guard = Guard::connected();
@@ -420,7 +442,7 @@ fn the_exporters_own_disconnect_is_passed_on_once() {
 #[test]
 fn no_call_is_cancelled() {
     let mut guard = Guard::connected();
-    guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD]));
+    guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     assert_eq!(guard.exporter(finish(5, true)), FromExporter::Keep);
     assert_eq!(guard.calls(), []);
     assert_eq!(guard.node(results(5, &[9])), FromNode::Forward);
@@ -435,7 +457,7 @@ fn no_call_is_cancelled() {
 #[test]
 fn a_number_is_finished_before_it_is_used_again() {
     let mut guard = Guard::connected();
-    let asked = || call(5, CHAIN, (1, 1), &[], &[THREAD]);
+    let asked = || call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]);
     guard.exporter(asked());
     guard.exporter(finish(5, true));
     guard.node(results(5, &[9]));
@@ -556,9 +578,9 @@ fn what_would_end_the_connection_is_refused() {
         ("an abort", abort(), false),
         ("a kind of message that it has no use for", unknown(), false),
         ("an answer", results(5, &[]), false),
-        ("an unknown capability", call(20, 99, (1, 1), &[], &[THREAD]), false),
-        ("an unknown thread", call(20, CHAIN, (1, 1), &[], &[99]), false),
-        ("a known one", call(20, CHAIN, (1, 1), &[], &[THREAD]), true),
+        ("an unknown capability", call(20, 99, GET_HEIGHT, &[], &[THREAD]), false),
+        ("an unknown thread", call(20, CHAIN, GET_HEIGHT, &[], &[99]), false),
+        ("a known one", call(20, CHAIN, GET_HEIGHT, &[], &[THREAD]), true),
         ("an unknown question's answer", pipelined(77), false),
         ("a finished question's answer", pipelined(0), false),
         ("a guard's question's answer", pipelined(OWN_NUMBERS), false),
@@ -573,7 +595,7 @@ fn what_would_end_the_connection_is_refused() {
         ("a release", release(CHAIN, 1), true),
     ] {
         let (mut guard, _) = Guard::watching();
-        guard.exporter(call(30, CHAIN, (1, 1), &[], &[THREAD]));
+        guard.exporter(call(30, CHAIN, GET_HEIGHT, &[], &[THREAD]));
         let verdict = guard.exporter(frame);
         assert_eq!(matches!(verdict, FromExporter::Forward), accepted, "{what}: {verdict:?}");
         assert_eq!(matches!(verdict, FromExporter::Refuse(_)), !accepted, "{what}: {verdict:?}");
@@ -583,13 +605,27 @@ fn what_would_end_the_connection_is_refused() {
 #[test]
 fn a_finish_that_is_kept_may_not_come_twice() {
     let mut guard = Guard::connected();
-    guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD]));
+    guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     guard.exporter(finish(5, false));
     assert!(matches!(guard.exporter(finish(5, false)), FromExporter::Refuse(_)));
 }
 
 #[test]
 fn a_number_is_free_again_when_no_finish_is_needed() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
+    guard.node(message(|it| {
+        let mut answer = it.init_return();
+        answer.set_answer_id(5);
+        answer.set_no_finish_needed(true);
+        answer.init_results();
+    }));
+    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
+}
+
+/// A call that the exporter gives up in the moment in which the node answers it.
+#[test]
+fn a_finish_that_crosses_an_answer_is_tolerated() {
     let mut guard = Guard::connected();
     guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD]));
     guard.node(message(|it| {
@@ -598,7 +634,8 @@ fn a_number_is_free_again_when_no_finish_is_needed() {
         answer.set_no_finish_needed(true);
         answer.init_results();
     }));
-    assert_eq!(guard.exporter(call(5, CHAIN, (1, 1), &[], &[THREAD])), FromExporter::Forward);
+    assert_eq!(guard.exporter(finish(5, true)), FromExporter::Keep);
+    assert!(matches!(guard.exporter(finish(5, true)), FromExporter::Refuse(_)), "but once");
 }
 
 #[test]
@@ -610,7 +647,7 @@ fn what_the_guard_needs_is_not_released() {
         assert!(matches!(guard.exporter(release(needed, 1)), FromExporter::Refuse(_)), "{needed}");
     }
     // With the answer, too.
-    guard.exporter(call(20, CHAIN, (1, 1), &[], &[]));
+    guard.exporter(call(20, CHAIN, GET_HEIGHT, &[], &[]));
     guard.node(results(20, &[MINING]));
     assert_eq!(guard.exporter(finish(20, true)), FromExporter::Keep);
     assert_eq!(guard.calls(), [Own::Finish { question: 20, releases: false }]);
@@ -640,7 +677,7 @@ fn the_node_is_answered_whether_the_exporter_lives_or_not() {
 fn an_answer_that_nobody_asked_for_is_kept() {
     let mut guard = Guard::connected();
     assert_eq!(guard.node(results(99, &[1])), FromNode::Keep);
-    guard.asks(call(5, CHAIN, (1, 1), &[], &[]), results(5, &[]));
+    guard.asks(call(5, CHAIN, GET_HEIGHT, &[], &[]), results(5, &[]));
     assert_eq!(guard.node(results(5, &[])), FromNode::Keep, "a second one");
 }
 
@@ -685,4 +722,59 @@ fn a_replacement_is_silent_until_the_node_is() {
         waited += Duration::from_millis(100);
     }
     assert_eq!(waited, MAX_QUIET_WAIT);
+}
+
+#[test]
+fn calls_that_are_not_permitted_get_an_error_and_do_not_reach_the_node() {
+    let mut guard = Guard::connected();
+    let submit_block = (mining::Client::TYPE_ID, 9);
+    let FromExporter::Reject(20, rejection) = guard.exporter(call(20, MINING, submit_block, &[], &[THREAD]))
+    else {
+        panic!()
+    };
+    assert_eq!(rejection.call, "Mining.9");
+    assert!(matches!(&guard.events()[..], [Event::Rejected { .. }]));
+    // The connection goes on, and the number of the call is free again.
+    guard.asks(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(20, Some(TIP)));
+    for question in 21..20 + MAX_REJECTED {
+        let verdict = guard.exporter(call(question, MINING, submit_block, &[], &[THREAD]));
+        let ends = question == 19 + MAX_REJECTED;
+        assert_eq!(matches!(verdict, FromExporter::Refuse(_)), ends, "{question}: {verdict:?}");
+    }
+}
+
+#[test]
+fn only_threads_and_callbacks_are_passed_to_the_node() {
+    let make = |method| (crate::schema::init_capnp::init::Client::TYPE_ID, method);
+    for frame in [
+        call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[MINING]),
+        call(20, MINING, message::WAIT_TIP_CHANGED, &[50], &[THREAD]),
+        call(20, 0, make(4), &[], &[CHAIN]),
+        call(20, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK, TRACE_CALLBACK], &[THREAD]),
+    ] {
+        let mut guard = Guard::connected();
+        let verdict = guard.exporter(frame);
+        assert_eq!(verdict, FromExporter::Refuse("it passes a capability that the method does not take"));
+    }
+}
+
+#[test]
+fn the_number_of_a_released_thread_permits_nothing_when_it_is_used_again() {
+    let mut guard = Guard::connected();
+    assert_eq!(guard.exporter(release(THREAD, 1)), FromExporter::Forward);
+    let make = (crate::schema::init_capnp::init::Client::TYPE_ID, 5);
+    guard.asks(call(20, 0, make, &[], &[]), results(20, &[THREAD]));
+    let verdict = guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
+    assert_eq!(verdict, FromExporter::Refuse("it passes a capability that the method does not take"));
+}
+
+#[test]
+fn threads_of_the_node_are_limited() {
+    let mut guard = Guard::connected();
+    for question in 20..20 + MAX_THREADS {
+        let verdict = guard.exporter(call(question, THREAD_MAP, message::MAKE_THREAD, &[], &[]));
+        // One was made in the handshake.
+        let ends = question == 19 + MAX_THREADS;
+        assert_eq!(verdict == FromExporter::Refuse("it asks for too many threads"), ends, "{question}");
+    }
 }

@@ -1,0 +1,242 @@
+//! What calls that fail, hang or are too slow cost: their own metrics when these are too old, and nothing else.
+
+use nix::sys::signal::Signal;
+
+use crate::eventually;
+use crate::exporter::Exporter;
+use crate::fake::{FakeNode, Offers};
+use crate::harness::fake_http::{FakeHttp, Mode};
+use crate::node::Node;
+
+const HTTP: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
+const UP: &str = "bitcoin_up";
+const HEIGHT: &str = "bitcoin_chain_height";
+const CONNECTS: &str = "bitcoin_exporter_connects_total";
+const BUSY: &str = "503 Service Unavailable";
+
+/// Polls often, and waits a second for an answer. What it reads is shown for five seconds.
+const QUICK: [&str; 4] = ["--poll-interval", "100ms", "--call-timeout", "1s"];
+
+fn failures(exporter: &Exporter, cause: &str) -> f64 {
+    exporter.value(&format!("bitcoin_exporter_http_rpc_failures_total{{cause=\"{cause}\"}}")).unwrap()
+}
+
+fn disconnects(exporter: &Exporter, reason: &str) -> f64 {
+    exporter.value(&format!("bitcoin_exporter_disconnects_total{{reason=\"{reason}\"}}")).unwrap()
+}
+
+fn polls(exporter: &Exporter) -> f64 {
+    exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap()
+}
+
+fn wait_for_polls(exporter: &Exporter, more: f64) {
+    let before = polls(exporter);
+    eventually("polls go on", || (polls(exporter) >= before + more).then_some(()));
+}
+
+#[test]
+fn costly_call_without_answer_is_repeated_soon() {
+    let http = FakeHttp::start(Mode::Works);
+    http.set_method("getorphantxs", Some(Mode::Hangs));
+    let exporter = http.only_exporter(&QUICK);
+    eventually("it times out again", || (failures(&exporter, "timeout") >= 3.0).then_some(()));
+    exporter.wait_for(UP, 1.0);
+    assert_eq!(exporter.value(CONNECTS), Some(1.0), "the other calls work");
+    http.set_method("getorphantxs", None);
+    // Before, after a thousand times its deadline.
+    exporter.wait_for("bitcoin_orphan_transactions", 1.0);
+    let asked = http.calls_of("getorphantxs");
+    wait_for_polls(&exporter, 10.0);
+    assert_eq!(http.calls_of("getorphantxs"), asked, "once a minute when it works");
+}
+
+#[test]
+fn failing_call_backs_off_and_keeps_its_metrics_for_two_intervals() {
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
+    exporter.wait_for("bitcoin_mempool_size", 5.0);
+    http.set_method("getmempoolinfo", Some(Mode::Status("403 Forbidden")));
+    let failed = "bitcoin_exporter_poll_failures_total{call=\"getmempoolinfo\"}";
+    eventually("it fails", || (exporter.value(failed)? >= 1.0).then_some(()));
+    let asked = http.calls_of("getmempoolinfo");
+    assert_eq!(exporter.value("bitcoin_mempool_size"), Some(5.0), "one failure hides nothing");
+    eventually("it is too old", || exporter.value("bitcoin_mempool_size").is_none().then_some(()));
+    assert_eq!((exporter.value(UP), exporter.value(HEIGHT)), (Some(1.0), Some(42.0)));
+    assert!(http.calls_of("getmempoolinfo") - asked < 6, "it backs off");
+    http.set_method("getmempoolinfo", None);
+    exporter.wait_for("bitcoin_mempool_size", 5.0);
+}
+
+#[test]
+fn one_busy_answer_costs_nothing() {
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.only_exporter(&QUICK);
+    for _ in 0..5 {
+        http.set(Mode::StatusOf(1, BUSY));
+        wait_for_polls(&exporter, 5.0);
+        assert_eq!((exporter.value(UP), exporter.value(HTTP)), (Some(1.0), Some(1.0)));
+    }
+    assert_eq!((exporter.value(CONNECTS), failures(&exporter, "busy")), (Some(1.0), 0.0));
+    assert!(!exporter.log().contains("WARN"), "{}", exporter.log());
+}
+
+#[test]
+fn http_session_survives_missed_polls_until_values_are_too_old() {
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.only_exporter(&QUICK);
+    http.set(Mode::Status(BUSY));
+    exporter.wait_for(UP, 0.0);
+    assert_eq!((exporter.value(HEIGHT), exporter.value(HTTP)), (Some(42.0), Some(0.0)));
+    http.set(Mode::Works);
+    exporter.wait_for(UP, 1.0);
+    exporter.wait_for(HTTP, 1.0);
+    assert_eq!(exporter.value(CONNECTS), Some(1.0), "it is the same session");
+    assert!(failures(&exporter, "busy") >= 1.0);
+    http.set(Mode::Status(BUSY));
+    eventually("the session ends", || (disconnects(&exporter, "lost") == 1.0).then_some(()));
+    assert_eq!((exporter.value(HEIGHT), exporter.value(HTTP)), (None, Some(0.0)));
+    http.set(Mode::Works);
+    exporter.wait_for(UP, 1.0);
+}
+
+#[test]
+fn http_node_that_hangs_is_given_up_as_hung() {
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.only_exporter(&QUICK);
+    http.set(Mode::Hangs);
+    exporter.wait_for(UP, 0.0);
+    eventually("the session ends", || (disconnects(&exporter, "hung") >= 1.0).then_some(()));
+    assert_eq!(disconnects(&exporter, "lost"), 0.0);
+    assert!(failures(&exporter, "timeout") >= 1.0);
+}
+
+/// The node closes an idle connection exactly while the next request is on its way.
+#[test]
+fn request_on_a_closing_connection_is_repeated() {
+    let http = FakeHttp::start(Mode::Closes);
+    let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
+    wait_for_polls(&exporter, 10.0);
+    assert_eq!((exporter.value(UP), exporter.value(CONNECTS)), (Some(1.0), Some(1.0)));
+    assert_eq!(failures(&exporter, "other"), 0.0);
+}
+
+#[test]
+fn http_is_never_waited_on_for_blocks() {
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
+    eventually("it looks at the tip", || (http.calls_of("getbestblockhash") >= 3).then_some(()));
+    let seen = http.seen.lock().unwrap().clone();
+    assert!(!seen.iter().any(|method| method.starts_with("wait")), "{seen:?}");
+    drop(exporter);
+}
+
+#[test]
+fn http_beside_ipc_that_fails_is_0_and_counted() {
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.exporter(&node, &["--call-timeout", "1s"]);
+    exporter.wait_for(HTTP, 1.0);
+    exporter.wait_for("bitcoin_difficulty", 7.0);
+    http.set(Mode::Hangs);
+    exporter.wait_for(HTTP, 0.0);
+    assert_eq!(exporter.value("bitcoin_difficulty"), Some(7.0), "one failure hides nothing");
+    eventually("it is too old", || exporter.value("bitcoin_difficulty").is_none().then_some(()));
+    assert_eq!((exporter.value(UP), exporter.value(HEIGHT)), (Some(1.0), Some(42.0)));
+    assert!(failures(&exporter, "timeout") >= 1.0);
+    http.set(Mode::Works);
+    exporter.wait_for(HTTP, 1.0);
+    exporter.wait_for("bitcoin_difficulty", 7.0);
+}
+
+/// A subscription and the trace, neither of which the node ever answers.
+#[test]
+fn unanswered_subscription_keeps_nothing_waiting() {
+    let offers = Offers { mining: true, chain: true, node: true, tracing: true, ..Offers::default() };
+    for offers in [offers, Offers { chain: false, rpc: true, ..offers }] {
+        let node = FakeNode::start(offers);
+        node.hang_subscriptions(true);
+        let mut exporter = Exporter::start(&node.socket(), &QUICK).ready();
+        eventually("the subscription hangs", || node.hangs().then_some(()));
+        wait_for_polls(&exporter, 5.0);
+        assert_eq!(exporter.value(UP), Some(1.0));
+        if offers.chain {
+            node.hang(true);
+            exporter.wait_for(UP, 0.0);
+            node.hang(false);
+            exporter.wait_for(UP, 1.0);
+        }
+        assert!(exporter.terminate().success());
+        // The guard waits for the answer, ends the subscription, and leaves.
+        assert_eq!(node.connections(), 1);
+        node.hang_subscriptions(false);
+        eventually("the guard has left", || (node.connections() == 0).then_some(()));
+        assert_eq!(node.unsubscribed(), 1);
+    }
+}
+
+#[test]
+fn node_that_ends_before_it_answers_a_subscription_is_noticed() {
+    let node = FakeNode::start(Offers { mining: true, chain: true, node: true, ..Offers::default() });
+    node.hang_subscriptions(true);
+    let mut exporter = Exporter::start(&node.socket(), &QUICK).ready();
+    eventually("the subscription hangs", || node.hangs().then_some(()));
+    node.end();
+    exporter.wait_for(UP, 0.0);
+    assert_eq!((exporter.value(HEIGHT), exporter.get("/readyz").0), (None, 503));
+    assert!(exporter.terminate().success());
+}
+
+#[test]
+fn answer_above_the_limit_costs_its_metric_only() {
+    let node = FakeNode::start(Offers { mining: true, rpc: true, ..Offers::default() });
+    node.answer_too_much(true);
+    let mut exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
+    let failed = "bitcoin_exporter_poll_failures_total{call=\"getpeerinfo\"}";
+    exporter.wait_for(failed, 1.0);
+    wait_for_polls(&exporter, 20.0);
+    assert_eq!(node.asked_for_peers(), 1, "it is not asked again at once");
+    assert_eq!((exporter.value(UP), exporter.value(CONNECTS)), (Some(1.0), Some(1.0)));
+    assert_eq!(exporter.value(HEIGHT), Some(42.0));
+    assert!(exporter.terminate().success());
+    eventually("it has left the node", || (node.connections() == 0).then_some(()));
+}
+
+#[test]
+fn answer_above_the_limit_over_http_costs_its_metric_only() {
+    let http = FakeHttp::start(Mode::Works);
+    http.set_method("getpeerinfo", Some(Mode::TooLarge));
+    let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
+    eventually("it is too large", || (failures(&exporter, "too_large") == 1.0).then_some(()));
+    wait_for_polls(&exporter, 20.0);
+    assert_eq!(http.calls_of("getpeerinfo"), 1, "it is not asked again at once");
+    assert_eq!((exporter.value(UP), exporter.value(HTTP)), (Some(1.0), Some(1.0)));
+    assert_eq!(exporter.value(CONNECTS), Some(1.0));
+}
+
+#[test]
+fn node_that_hangs_from_the_start_is_hung_and_not_refused() {
+    let node = Node::start(&[]);
+    node.signal(Signal::SIGSTOP);
+    let mut exporter = Exporter::start(&node.socket(), &QUICK);
+    eventually("it is given up", || (disconnects(&exporter, "hung") >= 1.0).then_some(()));
+    assert_eq!(disconnects(&exporter, "refused"), 0.0);
+    let log = exporter.log();
+    assert!(log.contains("the node hangs: no answer within 1s") && !log.contains("no Bitcoin node"), "{log}");
+    assert!(exporter.terminate().success(), "SIGTERM ends it all the same");
+    node.signal(Signal::SIGCONT);
+    assert_eq!(node.cli(&["getblockcount"]), "0");
+}
+
+#[test]
+fn node_that_misses_polls_keeps_its_values_for_two_intervals() {
+    let node = FakeNode::start(Offers { mining: true, chain: true, node: true, ..Offers::default() });
+    let exporter = Exporter::start(&node.socket(), &QUICK).ready();
+    node.hang(true);
+    exporter.wait_for(UP, 0.0);
+    assert_eq!(exporter.value(HEIGHT), Some(42.0), "one missed poll hides nothing");
+    assert_eq!(exporter.value("bitcoin_exporter_interface{interface=\"chain\"}"), Some(1.0));
+    eventually("it is too old", || exporter.value(HEIGHT).is_none().then_some(()));
+    node.hang(false);
+    exporter.wait_for(UP, 1.0);
+    exporter.wait_for(HEIGHT, 42.0);
+}

@@ -1,0 +1,233 @@
+//! A real node that ends and starts again, in all the ways in which nodes do.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::command;
+use crate::harness::eventually;
+use crate::harness::exporter::Exporter;
+use crate::harness::node::{bitcoin_cli, bitcoin_node, free_port};
+
+/// A node with a data directory of its own, which may daemonize.
+struct Restarted {
+    dir: TempDir,
+    program: PathBuf,
+    rpc_port: u16,
+    arguments: &'static [&'static str],
+    starter: Option<Child>,
+}
+
+impl Restarted {
+    fn new(program: &Path, arguments: &'static [&'static str]) -> Self {
+        let dir = TempDir::new().unwrap();
+        Restarted { dir, program: program.into(), rpc_port: free_port(), arguments, starter: None }
+    }
+
+    fn start(&mut self) {
+        let mut node = Command::new(&self.program);
+        node.args(["-regtest", "-server", "-listen=0", "-listenonion=0", "-printtoconsole=0"])
+            .args([format!("-datadir={}", self.dir.path().display()), format!("-rpcport={}", self.rpc_port)])
+            .args(self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        // Another test that starts a process while the binary is copied keeps that open for a moment.
+        self.starter = Some(eventually("the node starts", || node.spawn().ok()));
+    }
+
+    fn wait(&self) {
+        eventually("the node answers", || self.cli(&["getblockcount"]));
+    }
+
+    fn cli(&self, arguments: &[&str]) -> Option<String> {
+        let mut cli = Command::new(bitcoin_cli());
+        cli.args([format!("-datadir={}", self.dir.path().display()), format!("-rpcport={}", self.rpc_port)]);
+        let output = cli.args(["-regtest", "-rpcclienttimeout=30"]).args(arguments).output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    }
+
+    fn mine(&self, blocks: u32) -> Vec<String> {
+        let mined = self.cli(&["generatetodescriptor", &blocks.to_string(), "raw(51)"]).expect("blocks");
+        serde_json::from_str(&mined).unwrap()
+    }
+
+    /// The process that is the node: the one that wrote the file.
+    fn pid(&self) -> Option<Pid> {
+        let pid = std::fs::read_to_string(self.dir.path().join("regtest/bitcoind.pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
+        Path::new(&format!("/proc/{pid}")).exists().then(|| Pid::from_raw(pid))
+    }
+
+    fn end(&mut self, signal: Signal) {
+        let pid = self.pid().expect("the node runs");
+        kill(pid, signal).unwrap();
+        eventually("the node ends", || {
+            let _ = self.starter.as_mut()?.try_wait();
+            (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+        });
+        let _ = self.starter.take().unwrap().wait();
+    }
+}
+
+impl Drop for Restarted {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        if let Some(mut starter) = self.starter.take() {
+            let _ = starter.kill();
+            let _ = starter.wait();
+        }
+    }
+}
+
+fn exporter(name: &str, arguments: &[&OsStr]) -> Exporter {
+    let mut command = command();
+    command.args(["--health-port", "0", "--tracepoints", "validation", "--node-name", name]).args(arguments);
+    Exporter::spawn(&mut command)
+}
+
+fn connected(exporter: &Exporter, name: &str) -> f64 {
+    exporter.value(&format!("bitcoin_blocks_connected_total{{node=\"{name}\"}}")).unwrap_or(0.0)
+}
+
+fn is_attached_to(exporter: &Exporter, node: &Restarted) {
+    eventually("the node is attached", || {
+        let attached = format!("tracepoints of process {} (", node.pid()?);
+        let printed = format!("of process {}", node.pid()?);
+        let log = exporter.log();
+        let is_last = log.rfind(&attached).or(log.rfind(&printed));
+        (is_last.is_some() && exporter.get("/ready").0 == 200).then_some(())
+    });
+}
+
+/// Every block that is mined now is counted once.
+fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
+    let logged = |hash: &str| exporter.log().matches(&format!("block_hash=\"{hash}\"")).count();
+    let all_logged = |hashes: &[String]| {
+        eventually("each block is logged", || hashes.iter().all(|hash| logged(hash) > 0).then_some(()));
+    };
+    // What was connected while the node started comes before it.
+    all_logged(&node.mine(1));
+    let before = connected(exporter, name);
+    let mined = node.mine(3);
+    all_logged(&mined);
+    assert_eq!(connected(exporter, name) - before, 3.0, "{}", exporter.log());
+    assert!(mined.iter().all(|hash| logged(hash) == 1), "{}", exporter.log());
+}
+
+/// Each way twice, the second time with the exporter stopped meanwhile.
+fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("bitcoin-node");
+    std::fs::copy(bitcoin_node(), &program).unwrap();
+    let mut node = Restarted::new(&program, arguments);
+    let exporter = exporter("relay", &["--bitcoind".as_ref(), program.as_ref()]);
+    node.start();
+    node.wait();
+    is_attached_to(&exporter, &node);
+    counts_each_block(&exporter, &node, "relay");
+    for is_stopped in [false, true, false] {
+        if is_stopped {
+            exporter.signal(Signal::SIGSTOP);
+        }
+        node.end(signal);
+        if upgrade {
+            let new = dir.path().join("new");
+            std::fs::copy(bitcoin_node(), &new).unwrap();
+            std::fs::rename(new, &program).unwrap();
+        }
+        node.start();
+        node.wait();
+        if is_stopped {
+            // The node runs for long when it is noticed that its predecessor has ended.
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            exporter.signal(Signal::SIGCONT);
+        }
+        is_attached_to(&exporter, &node);
+        counts_each_block(&exporter, &node, "relay");
+    }
+}
+
+pub fn a_stopped_node_is_attached_again() {
+    restarts(&[], Signal::SIGTERM, false);
+}
+
+pub fn a_killed_node_is_attached_again() {
+    restarts(&[], Signal::SIGKILL, false);
+}
+
+pub fn an_upgraded_node_is_attached_again() {
+    restarts(&[], Signal::SIGTERM, true);
+}
+
+pub fn a_node_that_daemonizes_is_attached_and_not_its_parent() {
+    restarts(&["-daemonwait"], Signal::SIGTERM, false);
+}
+
+pub fn a_child_that_runs_a_command_is_not_the_node() {
+    restarts(&["-blocknotify=true", "-startupnotify=true"], Signal::SIGTERM, false);
+}
+
+pub fn processes_that_end_at_once_are_not_the_node() {
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("bitcoin-node");
+    std::fs::copy(bitcoin_node(), &program).unwrap();
+    let exporter = exporter("relay", &["--bitcoind".as_ref(), program.as_ref()]);
+    for _ in 0..50 {
+        let mut version = Command::new(&program);
+        version.arg("-version").stdout(Stdio::null());
+        assert!(eventually("it starts", || version.status().ok()).success());
+    }
+    let mut node = Restarted::new(&program, &[]);
+    node.start();
+    node.wait();
+    is_attached_to(&exporter, &node);
+    counts_each_block(&exporter, &node, "relay");
+}
+
+/// Restarts two nodes of one binary, the second before the first.
+fn two_nodes(name: impl Fn(&Restarted) -> [String; 2]) {
+    let (mut first, mut second) =
+        (Restarted::new(&bitcoin_node(), &[]), Restarted::new(&bitcoin_node(), &[]));
+    let exporters = [(&mut first, "t1"), (&mut second, "t2")].map(|(node, label)| {
+        node.start();
+        node.wait();
+        let [option, value] = name(node);
+        let exporter = exporter(label, &[option.as_ref(), value.as_ref()]);
+        eventually("the node is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+        exporter
+    });
+    for _ in 0..2 {
+        first.end(Signal::SIGTERM);
+        second.end(Signal::SIGTERM);
+        second.start();
+        second.wait();
+        is_attached_to(&exporters[1], &second);
+        let before = connected(&exporters[0], "t1");
+        counts_each_block(&exporters[1], &second, "t2");
+        // Longer than another node has to be there to be taken for this one.
+        std::thread::sleep(std::time::Duration::from_secs(11));
+        assert_eq!(exporters[0].get("/ready").0, 503, "{}", exporters[0].log());
+        first.start();
+        first.wait();
+        is_attached_to(&exporters[0], &first);
+        assert_eq!(connected(&exporters[0], "t1"), before);
+        counts_each_block(&exporters[0], &first, "t1");
+    }
+}
+
+pub fn two_nodes_named_by_process_never_swap_names() {
+    two_nodes(|node| ["--pid".into(), node.pid().unwrap().to_string()]);
+}
+
+pub fn two_nodes_named_by_data_directory_never_swap_names() {
+    two_nodes(|node| ["--datadir".into(), node.dir.path().display().to_string()]);
+}

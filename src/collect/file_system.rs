@@ -1,0 +1,195 @@
+//! Space on the file system that holds the node's data directory.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+use tokio::sync::oneshot;
+use tracing::debug;
+
+/// A local file system answers within microseconds; one behind a network that is gone never does.
+const MAX_WAIT: Duration = Duration::from_millis(100);
+
+/// Space on a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Space {
+    /// That users without privileges can write.
+    pub free: f64,
+    pub size: f64,
+}
+
+/// Directories that may be the one with the node's blocks: that of its chain, below the data directory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Candidates {
+    /// Named by the user.
+    pub named: Option<PathBuf>,
+    /// The directories of its socket, its cookie, or its log.
+    pub found: Vec<PathBuf>,
+    /// That of its log, if the node runs on this machine.
+    pub of_log: Option<PathBuf>,
+}
+
+impl Candidates {
+    /// The directory of a log, from `logpath` of getrpcinfo.
+    pub fn directory_of_log(path: &str) -> Option<PathBuf> {
+        Path::new(path).parent().filter(|path| path.is_absolute()).map(PathBuf::from)
+    }
+
+    /// The one that has blocks. One that may not be searched counts if it is named, or if the log is there and not in a directory
+    /// of logs (`-debuglogfile`). So the exporter needs no permission in the data directory.
+    fn data_directory(&self) -> Option<&Path> {
+        let is_of_logs = |path: &Path| path.iter().any(|part| part == "log" || part == "logs");
+        let log = self.of_log.as_deref();
+        let all = self.named.iter().chain(&self.found).map(PathBuf::as_path).chain(log);
+        let found = all.into_iter().find(|path| has_blocks(path) == Ok(true));
+        let unseen = self.named.as_deref().into_iter().chain(log.filter(|path| !is_of_logs(path)));
+        found.or(unseen.into_iter().find(|path| has_blocks(path) == Err(ErrorKind::PermissionDenied)))
+    }
+}
+
+fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
+    path.join("blocks").metadata().map(|blocks| blocks.is_dir()).map_err(|error| error.kind())
+}
+
+/// Reads the space of the file system that `path` is on. A directory without search permission is on that of its parent.
+fn space(path: &Path) -> Option<Space> {
+    for path in path.ancestors() {
+        match statvfs(path) {
+            Ok(found) => {
+                let bytes = |blocks| blocks as f64 * found.fragment_size() as f64;
+                return Some(Space { free: bytes(found.blocks_available()), size: bytes(found.blocks()) });
+            }
+            Err(Errno::EACCES) => {}
+            Err(error) => {
+                debug!("cannot read the free space at {}: {error}", path.display());
+                return None;
+            }
+        }
+    }
+    None
+}
+
+/// Reads the space in threads of its own, one at a time: a file system that hangs blocks one of them, and no poll.
+#[derive(Default)]
+pub struct SpaceReader {
+    busy: Arc<AtomicBool>,
+}
+
+impl SpaceReader {
+    /// `None` if no candidate is a data directory, or its file system does not answer.
+    pub async fn read(&self, candidates: Candidates) -> Option<Space> {
+        self.run(move || space(candidates.data_directory()?)).await
+    }
+
+    async fn run(&self, read: impl FnOnce() -> Option<Space> + Send + 'static) -> Option<Space> {
+        if self.busy.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let (result, received) = oneshot::channel();
+        let busy = self.busy.clone();
+        let reading = std::thread::Builder::new().name("file-system".into()).spawn(move || {
+            let space = read();
+            busy.store(false, Ordering::Release);
+            let _ = result.send(space); // fails when it took too long
+        });
+        if let Err(error) = reading {
+            debug!("cannot start a thread: {error}");
+            self.busy.store(false, Ordering::Release);
+            return None;
+        }
+        tokio::time::timeout(MAX_WAIT, received).await.ok()?.ok()?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{create_dir_all, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn data_directory_is_the_one_with_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        create_dir_all(at("node/blocks")).unwrap();
+        create_dir_all(at("run")).unwrap();
+        let candidates = |found: &[&str], log: &str| Candidates {
+            found: found.iter().map(|name| at(name)).collect(),
+            of_log: Some(at(log)),
+            named: None,
+        };
+        for (found, log, expected) in [
+            (&["node"][..], "logs", Some("node")),
+            (&["run"], "node", Some("node")),
+            (&["run", "node"], "logs", Some("node")),
+            (&["run"], "run", None),
+            (&["missing"], "missing", None),
+            (&[], "node", Some("node")),
+        ] {
+            let candidates = candidates(found, log);
+            assert_eq!(candidates.data_directory(), expected.map(at).as_deref(), "{found:?} {log}");
+        }
+        let space = space(&at("node")).unwrap();
+        assert!(space.size >= space.free && space.free > 0.0, "{space:?}");
+        assert_eq!(super::space(&at("missing")), None);
+    }
+
+    #[test]
+    fn closed_directory_counts_if_named_or_of_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join("closed").join(name);
+        create_dir_all(at("node/blocks")).unwrap();
+        create_dir_all(at("log/blocks")).unwrap();
+        set_permissions(folder.path().join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
+        let is_root = has_blocks(&at("node")).is_ok(); // who may look into every directory
+        let found = Candidates { found: vec![at("node")], ..Candidates::default() };
+        assert_eq!(found.data_directory().is_some(), is_root);
+        let log = Candidates { of_log: Some(at("log")), ..Candidates::default() };
+        assert_eq!(log.data_directory().is_some(), is_root);
+        let log = Candidates { of_log: Some(at("node")), ..Candidates::default() };
+        assert_eq!(log.data_directory(), Some(&*at("node")));
+        let named = Candidates { named: Some(at("log")), ..log };
+        assert_eq!(named.data_directory(), Some(&*at("log")));
+        assert_eq!(space(&at("log")).map(|space| space.size), space(folder.path()).map(|space| space.size));
+        set_permissions(folder.path().join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+    }
+
+    #[test]
+    fn log_has_a_directory_if_its_path_is_absolute() {
+        let directory = |path| Candidates::directory_of_log(path);
+        assert_eq!(directory("/d/regtest/debug.log"), Some("/d/regtest".into()));
+        assert_eq!((directory("debug.log"), directory("/"), directory("")), (None, None, None));
+    }
+
+    #[tokio::test]
+    async fn file_system_that_hangs_blocks_no_poll() {
+        let reader = SpaceReader::default();
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let hangs = reader.run(move || {
+            let _ = hang.recv();
+            None
+        });
+        assert_eq!(hangs.await, None);
+        // While it hangs no other thread is started.
+        let space = Space { free: 1.0, size: 2.0 };
+        assert_eq!(reader.run(move || Some(space)).await, None);
+        drop(release);
+        while reader.busy.load(Ordering::Acquire) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // A busy machine may take longer than a poll waits.
+        let mut read = None;
+        for _ in 0..1000 {
+            read = read.or(reader.run(move || Some(space)).await);
+            if read.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(read, Some(space));
+    }
+}

@@ -1,0 +1,141 @@
+//! When the node started, and whether it was restarted.
+//!
+//! The uptime of Bitcoin Core 30 and earlier is the difference of two readings of its wall clock: it jumps when that clock is set.
+//! From 31 on it is monotonic. So an uptime that is smaller than expected is no restart.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Uptimes are whole seconds.
+const TOLERANCE: f64 = 2.0;
+
+/// An uptime and when it was read.
+#[derive(Clone, Copy)]
+pub struct Uptime {
+    /// Seconds.
+    pub seconds: f64,
+    /// Before the call. Like the uptime of Bitcoin Core 31 this clock stands still while the machine is suspended.
+    pub called: Instant,
+    /// After the call.
+    pub returned: Instant,
+}
+
+impl Uptime {
+    /// Whether another process than before returned this one: it started after the last uptime was returned.
+    fn is_of_another_process(&self, last: &Uptime) -> bool {
+        let expected = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
+        let since_last = self.returned.saturating_duration_since(last.called).as_secs_f64();
+        self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
+    }
+}
+
+/// The node's process, over all connections.
+#[derive(Default)]
+pub struct NodeStart {
+    /// Process id and start in clock ticks since boot, where the process is visible.
+    process: Option<(i32, u64)>,
+    uptime: Option<Uptime>,
+    /// Unix seconds. Kept until the node is restarted, because the wall clock can be set.
+    started: Option<f64>,
+    restarts: u64,
+}
+
+impl NodeStart {
+    /// Restarts that were noticed. A change means that the node is another process than before.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// The start of the present process, Unix seconds: from `/proc`, if the process is visible there, else `now` minus its
+    /// uptime.
+    pub fn update(
+        &mut self,
+        process: Option<(i32, u64)>,
+        uptime: Option<Uptime>,
+        now: SystemTime,
+    ) -> Option<f64> {
+        let restarted = match (self.process, process) {
+            (Some(last), Some(process)) => last != process,
+            _ => match (self.uptime, uptime) {
+                (Some(last), Some(uptime)) => uptime.is_of_another_process(&last),
+                _ => false,
+            },
+        };
+        if restarted {
+            *self = NodeStart { restarts: self.restarts + 1, ..NodeStart::default() };
+        }
+        self.process = process.or(self.process);
+        self.uptime = uptime.or(self.uptime);
+        if self.started.is_none() {
+            let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            let ago = process.and_then(age).or(uptime.map(|uptime| uptime.seconds));
+            self.started = ago.map(|ago| (now - ago).floor());
+        }
+        self.started
+    }
+}
+
+/// Seconds since this process was started.
+fn age((_, ticks): (i32, u64)) -> Option<f64> {
+    let since_boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+    Some(since_boot.as_secs_f64() - ticks as f64 / procfs::ticks_per_second() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// A node whose uptime is read at each second given. Returns the start times that are shown and the number of restarts.
+    fn starts(readings: &[(u64, f64)]) -> (Vec<f64>, u64) {
+        let mut node = NodeStart::default();
+        let begin = Instant::now();
+        let starts = readings.iter().map(|&(second, uptime)| {
+            let at = begin + Duration::from_secs(second);
+            let uptime = Uptime { seconds: uptime, called: at, returned: at };
+            node.update(None, Some(uptime), UNIX_EPOCH + Duration::from_secs(1_000_000 + second))
+        });
+        let starts = starts.map(|start| start.unwrap() - 1e6).collect();
+        (starts, node.restarts())
+    }
+
+    #[test]
+    fn clock_step_is_no_restart() {
+        assert_eq!(starts(&[(100, 100.0), (115, 115.0), (130, 129.0)]), (vec![0.0; 3], 0), "rounded");
+        assert_eq!(starts(&[(100, 100.0), (115, 105.0), (130, 120.0)]), (vec![0.0; 3], 0), "-10 s");
+        assert_eq!(starts(&[(100, 100.0), (115, 3715.0), (130, 130.0)]), (vec![0.0; 3], 0), "+1 h and back");
+        assert_eq!(starts(&[(100, 100.0), (115, -3485.0), (130, -3470.0)]), (vec![0.0; 3], 0), "-1 h");
+        assert_eq!(starts(&[(100, 100.0), (115, 715.0)]), (vec![0.0; 2], 0), "suspended for ten minutes");
+        assert_eq!(starts(&[(1, 1.0), (2, 2.0), (3, 3.0), (18, 18.0)]), (vec![0.0; 4], 0), "young");
+    }
+
+    #[test]
+    fn restart_changes_start_time_once() {
+        assert_eq!(starts(&[(100, 100.0), (115, 10.0), (130, 25.0)]), (vec![0.0, 105.0, 105.0], 1));
+        assert_eq!(starts(&[(100, 100.0), (115, 0.0), (116, 1.0)]), (vec![0.0, 115.0, 115.0], 1));
+        assert_eq!(starts(&[(20, 20.0), (30, 5.0), (40, 3.0)]), (vec![0.0, 25.0, 37.0], 2), "crash loop");
+        let (shown, restarts) = starts(&[(100, 100.0), (1000, 300.0)]);
+        assert_eq!((shown, restarts), (vec![0.0, 700.0], 1), "away for longer than it had been up");
+    }
+
+    #[test]
+    fn visible_process_decides() {
+        let mut node = NodeStart::default();
+        let begin = Instant::now();
+        let uptime = |seconds| Some(Uptime { seconds, called: begin + MINUTE, returned: begin + MINUTE });
+        let now = SystemTime::now();
+        let first = node.update(Some((7, 100)), uptime(90.0), now);
+        assert_eq!(node.update(Some((7, 100)), uptime(1.0), now + MINUTE), first, "a step of either clock");
+        assert_eq!(node.restarts(), 0);
+        let later = node.update(Some((8, 10_000)), uptime(1.0), now).unwrap() - first.unwrap();
+        let ticks = procfs::ticks_per_second() as f64;
+        assert!((later - 9_900.0 / ticks).abs() <= 1.0, "{later}");
+        assert_eq!(node.restarts(), 1);
+        // A poll without an uptime changes nothing.
+        let last = node.update(Some((8, 10_000)), None, now + MINUTE);
+        assert_eq!(last.zip(first).map(|(last, first)| last - first), Some(later));
+        assert_eq!(NodeStart::default().update(None, None, now), None);
+    }
+}

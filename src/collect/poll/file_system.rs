@@ -1,0 +1,69 @@
+//! The file system that holds the node's data directory.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::Calls;
+use crate::collect::file_system::{Candidates, SpaceReader};
+use crate::http_rpc::Credentials;
+use crate::ipc::Interfaces;
+
+/// Looks for the data directory of one connection's node, and reads its file system.
+pub struct DataDirectory {
+    candidates: Candidates,
+    log_known: bool,
+    reader: SpaceReader,
+}
+
+impl DataDirectory {
+    /// Nothing is read yet. Without IPC the socket's path says nothing about the node.
+    pub fn new(mut candidates: Candidates, interfaces: &Interfaces) -> Self {
+        if interfaces.is_http_only() {
+            candidates.found.clear();
+        }
+        DataDirectory { candidates, log_known: false, reader: SpaceReader::default() }
+    }
+
+    /// Each poll.
+    pub async fn poll(&mut self, calls: &mut Calls) {
+        self.add_log(calls).await;
+        let mut candidates = self.candidates.clone();
+        candidates.found.extend(directory_of_cookie(calls));
+        let space = self.reader.read(candidates).await;
+        let metrics = &calls.metrics().node;
+        metrics.file_system_free.set(space.map(|space| space.free));
+        metrics.file_system_size.set(space.map(|space| space.size));
+    }
+
+    /// Once per connection. Over IPC the node runs on this machine. Over HTTP it can be elsewhere, and a whitelist need not have
+    /// the method: it is called if no other directory is known.
+    async fn add_log(&mut self, calls: &mut Calls) {
+        let over_http = calls.interfaces.uses_http();
+        let is_needed = || {
+            let is_local = calls.context.http_rpc.as_ref().is_some_and(|http| http.settings().url.is_local());
+            is_local && self.candidates == Candidates::default() && directory_of_cookie(calls).is_none()
+        };
+        if self.log_known || calls.json_rpc().is_none() || (over_http && !is_needed()) {
+            return;
+        }
+        self.log_known = true;
+        let info = calls.rpc("getrpcinfo", json!([])).await;
+        let directory = info["logpath"].as_str().and_then(Candidates::directory_of_log);
+        match over_http {
+            true => self.candidates.found.extend(directory),
+            false => self.candidates.of_log = directory,
+        }
+    }
+}
+
+/// If the cookie in it was accepted.
+fn directory_of_cookie(calls: &Calls) -> Option<PathBuf> {
+    let http = calls.context.http_rpc.as_ref()?;
+    match &http.settings().credentials {
+        Credentials::Cookie(path) if http.is_used() && calls.interfaces.uses_http() => {
+            Some(path.parent()?.to_path_buf())
+        }
+        _ => None,
+    }
+}

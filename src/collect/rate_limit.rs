@@ -1,0 +1,211 @@
+//! When a call may be made again: after an interval, after its share of the node's time is paid for, and after a back-off
+//! when it failed.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::metrics;
+
+/// Limits how often the node is asked for one thing.
+pub struct RateLimit {
+    /// At least between the starts of two calls.
+    interval: Duration,
+    /// How many times its own duration a call is apart from the next; zero without a budget.
+    share: u32,
+    max_backoff: Duration,
+    /// The interval since the last call has passed, or the back-off after a failure.
+    regular: Instant,
+    /// The node's time is paid for.
+    paid: Instant,
+    /// The last call was made before that.
+    owes: bool,
+    /// No call before its time, which an event brings about, before this.
+    earliest: Instant,
+    /// Failures in a row.
+    failures: u32,
+    lifetime: Duration,
+}
+
+impl RateLimit {
+    /// The interval of a call that holds one of the node's main locks.
+    const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
+    /// 0.1 % of the node's time.
+    const COSTLY_SHARE: u32 = 1000;
+    /// However long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so that nothing vanishes in between.
+    const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
+    /// For how long what a call gave is shown.
+    const MAX_LIFETIME: Duration = Duration::from_secs(5 * 60);
+    /// Between the starts of two calls before their time, however fast events come.
+    const MIN_EARLY_INTERVAL: Duration = Duration::from_secs(1);
+    /// After the first failure; doubled with each.
+    const MIN_BACKOFF: Duration = Duration::from_secs(1);
+    const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+    /// Due now, then at an interval of at least `share` times the duration of the call. A failure is tried again after one
+    /// second, then after two, four and so on, at most the interval or one minute.
+    pub fn new(interval: Duration, share: u32) -> Self {
+        let now = Instant::now();
+        RateLimit {
+            interval,
+            share,
+            max_backoff: Self::MAX_BACKOFF.min(interval),
+            regular: now,
+            paid: now,
+            owes: false,
+            earliest: now,
+            failures: 0,
+            lifetime: metrics::lifetime(interval),
+        }
+    }
+
+    /// For a call that holds one of the node's main locks.
+    pub fn costly(poll_interval: Duration) -> Self {
+        Self::new(Self::COSTLY_INTERVAL.max(poll_interval), Self::COSTLY_SHARE)
+    }
+
+    /// For a call that may always be made, until it fails.
+    pub fn of_failures() -> Self {
+        RateLimit { max_backoff: Self::MAX_BACKOFF, ..Self::new(Duration::ZERO, 0) }
+    }
+
+    /// The call was answered.
+    pub fn succeeded(&mut self, started: Instant, ended: Instant) {
+        let cost = (ended - started).saturating_mul(self.share).min(Self::MAX_INTERVAL);
+        self.failures = 0;
+        self.owes = started < self.paid;
+        self.paid = (self.paid.max(started) + cost).min(ended + Self::MAX_INTERVAL);
+        self.regular = started + self.interval;
+        let apart = self.due() - started;
+        let lifetime = apart.saturating_mul(2).min(Self::MAX_LIFETIME);
+        self.lifetime = lifetime.max(metrics::lifetime(self.interval));
+    }
+
+    /// The call was made because of an event before its time.
+    pub fn was_early(&mut self, started: Instant) {
+        self.earliest = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
+    }
+
+    /// The call failed.
+    pub fn failed(&mut self, ended: Instant) {
+        let backoff = Self::MIN_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures));
+        self.failures = self.failures.saturating_add(1);
+        self.regular = ended + backoff.min(self.max_backoff);
+        self.earliest = self.regular;
+    }
+
+    /// The call failed and would fail again: the longest back-off.
+    pub fn failed_for_long(&mut self, ended: Instant) {
+        self.failures = u32::MAX;
+        self.failed(ended);
+    }
+
+    /// When the next call may be made.
+    pub fn due(&self) -> Instant {
+        self.regular.max(self.paid)
+    }
+
+    /// When the next call may be made because of an event: it does not wait until the last one is paid for, but once; the
+    /// time is paid for afterwards.
+    pub fn due_at_event(&self) -> Instant {
+        if self.owes { self.paid.max(self.earliest) } else { self.earliest }
+    }
+
+    /// For how long to show what the last call gave: two intervals.
+    pub fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A limit, and the time at which its first call is due.
+    fn limit(interval: Duration, share: u32) -> (RateLimit, Instant) {
+        let limit = RateLimit::new(interval, share);
+        let start = limit.due();
+        (limit, start)
+    }
+
+    #[test]
+    fn calls_keep_their_interval_and_their_share_of_time() {
+        let (mut limit, start) = limit(15 * SECOND, 100);
+        limit.succeeded(start, start + SECOND / 100);
+        assert_eq!((limit.due(), limit.lifetime()), (start + 15 * SECOND, 30 * SECOND));
+        limit.succeeded(start + 15 * SECOND, start + 15 * SECOND + SECOND / 2);
+        assert_eq!((limit.due(), limit.lifetime()), (start + 65 * SECOND, 100 * SECOND));
+    }
+
+    #[test]
+    fn slow_calls_are_repeated_before_their_values_vanish() {
+        let mut limit = RateLimit::costly(15 * SECOND);
+        for _ in 0..3 {
+            let start = limit.due();
+            limit.succeeded(start, start + 12 * SECOND);
+            assert!(limit.due() - start < limit.lifetime(), "{:?}", limit.lifetime());
+            assert!(limit.lifetime() <= 300 * SECOND);
+        }
+    }
+
+    #[test]
+    fn failures_back_off_from_a_second_to_a_minute() {
+        let mut limit = RateLimit::costly(15 * SECOND);
+        let mut backoffs = Vec::new();
+        for _ in 0..40 {
+            let ended = limit.due() + 12 * SECOND;
+            limit.failed(ended);
+            backoffs.push((limit.due() - ended).as_secs());
+            assert_eq!(limit.due_at_event(), limit.due(), "an event is no reason either");
+        }
+        assert_eq!(backoffs[..7], [1, 2, 4, 8, 16, 32, 60]);
+        assert_eq!(backoffs[39], 60);
+        let started = limit.due();
+        limit.succeeded(started, started);
+        limit.failed(started);
+        assert_eq!(limit.due(), started + SECOND, "a success starts over");
+        limit.failed_for_long(started);
+        assert_eq!(limit.due(), started + 60 * SECOND);
+        let (mut polls, start) = self::limit(5 * SECOND, 0);
+        (0..9).for_each(|_| polls.failed(start));
+        assert_eq!(polls.due(), start + 5 * SECOND, "never longer than the interval");
+    }
+
+    #[test]
+    fn events_are_early_once_and_paid_for_before_the_next() {
+        let (mut limit, start) = limit(15 * SECOND, 100);
+        limit.succeeded(start, start + SECOND / 2); // paid for after 50 s
+        let tip = start + 20 * SECOND;
+        assert!(limit.due_at_event() < tip);
+        limit.succeeded(tip, tip + SECOND / 2);
+        limit.was_early(tip);
+        assert_eq!((limit.due(), limit.due_at_event()), (start + 100 * SECOND, start + 100 * SECOND));
+        // As many events as one likes: over all of it 1 %.
+        let (mut limit, start) = self::limit(15 * SECOND, 100);
+        let (mut now, mut busy) = (start, Duration::ZERO);
+        for _ in 0..1000 {
+            now = limit.due_at_event().max(now);
+            limit.succeeded(now, now + SECOND / 5);
+            limit.was_early(now);
+            (now, busy) = (now + SECOND / 5, busy + SECOND / 5);
+        }
+        assert!((now - start).as_secs_f64() > 0.99 * 100.0 * busy.as_secs_f64());
+    }
+
+    #[test]
+    fn events_in_a_burst_are_a_second_apart() {
+        let (mut limit, start) = limit(15 * SECOND, 100);
+        limit.succeeded(start, start);
+        assert_eq!(limit.due_at_event(), start, "the first is not one of many");
+        limit.succeeded(start, start);
+        limit.was_early(start);
+        assert_eq!(limit.due_at_event(), start + SECOND);
+        // Without a budget.
+        let (mut limit, start) = self::limit(15 * SECOND, 0);
+        limit.succeeded(start, start + 10 * SECOND);
+        limit.was_early(start);
+        assert_eq!((limit.due(), limit.due_at_event()), (start + 15 * SECOND, start + SECOND));
+    }
+}

@@ -1,0 +1,353 @@
+//! The calls that the guard forwards. Everything else is rejected, so that no fault of the exporter can change the node.
+//!
+//! The socket of a node permits everything: `stop`, wallet calls, submitting blocks, disconnecting peers. The node dispatches a
+//! call by its interface and ordinal, so these two decide here as well, whatever the call is made on.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use capnp::traits::HasTypeId;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::message::{self, Call, Method};
+use crate::ipc::methods;
+use crate::schema::chain_capnp::chain;
+use crate::schema::handler_capnp::handler;
+use crate::schema::init_capnp::init;
+use crate::schema::mining_capnp::{block_template, mining};
+use crate::schema::node_capnp::node;
+use crate::schema::proxy_capnp::thread_map;
+use crate::schema::rpc_capnp::rpc;
+use crate::schema::tracing_capnp::tracing;
+
+/// Limit on the text of a JSON-RPC request; the longest of ours has 400 bytes.
+const MAX_REQUEST_BYTES: usize = 4096;
+
+const RPC_EXECUTE: Method = (rpc::Client::TYPE_ID, 0);
+const NODE_EXECUTE: Method = (node::Client::TYPE_ID, 42);
+
+/// The methods of an interface that are forwarded.
+struct Interface {
+    id: u64,
+    name: &'static str,
+    /// The ordinal of each, its name, and what it is called for.
+    methods: &'static [(u16, &'static str, &'static str)],
+}
+
+const ALLOWED: &[Interface] = &[
+    Interface {
+        id: init::Client::TYPE_ID,
+        name: "Init",
+        methods: &[
+            (0, "construct", "handshake"),
+            (2, "makeMining", "Mining of Core 30"),
+            (3, "makeMining", "Mining"),
+            (4, "makeRpc", "Rpc, on development branches Chain: told apart by calling it"),
+            (5, "makeNode", "Node"),
+            (7, "makeTracing", "Tracing"),
+        ],
+    },
+    Interface {
+        id: thread_map::Client::TYPE_ID,
+        name: "ThreadMap",
+        methods: &[(0, "makeThread", "a thread of the node for our calls")],
+    },
+    Interface {
+        id: mining::Client::TYPE_ID,
+        name: "Mining",
+        methods: &[
+            (1, "isInitialBlockDownload", "poll"),
+            (2, "getTip", "poll"),
+            (3, "waitTipChanged", "new tips, and the node's shutdown"),
+            (4, "createNewBlock", "contents of the next block"),
+        ],
+    },
+    Interface {
+        id: block_template::Client::TYPE_ID,
+        name: "BlockTemplate",
+        methods: &[
+            (0, "destroy", "free the template"),
+            (2, "getBlock", "weight and transactions"),
+            (3, "getTxFees", "fees"),
+            (4, "getTxSigops", "signature operations"),
+        ],
+    },
+    Interface {
+        id: rpc::Client::TYPE_ID,
+        name: "Rpc",
+        methods: &[(RPC_EXECUTE.1, "executeRpc", "JSON-RPC, the methods of the list in ipc/methods.rs")],
+    },
+    Interface {
+        id: chain::Client::TYPE_ID,
+        name: "Chain",
+        methods: &[
+            (1, "getHeight", "poll"),
+            (30, "havePruned", "poll"),
+            (31, "getPruneHeight", "poll"),
+            (33, "isInitialBlockDownload", "poll"),
+            (34, "shutdownRequested", "tells Chain from Rpc"),
+            (39, "handleNotifications", "subscription"),
+        ],
+    },
+    Interface {
+        id: node::Client::TYPE_ID,
+        name: "Node",
+        methods: &[
+            (18, "getNodeCount", "poll"),
+            (19, "getNodesStats", "poll"),
+            (26, "getTotalBytesRecv", "poll"),
+            (27, "getTotalBytesSent", "poll"),
+            (28, "getMempoolSize", "poll"),
+            (29, "getMempoolDynamicUsage", "poll"),
+            (30, "getMempoolMaxUsage", "poll"),
+            (31, "getHeaderTip", "poll"),
+            (35, "getLastBlockTime", "poll"),
+            (36, "getVerificationProgress", "poll"),
+            (37, "isInitialBlockDownload", "poll"),
+            (NODE_EXECUTE.1, "executeRpc", "JSON-RPC, the methods of the list in ipc/methods.rs"),
+        ],
+    },
+    Interface {
+        id: tracing::Client::TYPE_ID,
+        name: "Tracing",
+        methods: &[(0, "traceUtxoCache", "subscription")],
+    },
+    Interface {
+        id: handler::Client::TYPE_ID,
+        name: "Handler",
+        methods: &[(1, "disconnect", "end of a subscription")],
+    },
+];
+
+/// Why a call is rejected.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejection {
+    /// One of a few hundred texts: `Mining.9`, `Rpc.executeRpc`, `other`.
+    pub call: String,
+    /// What is not permitted about it; at most 200 bytes.
+    pub reason: String,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} is not permitted", self.call, self.reason)
+    }
+}
+
+/// How many capabilities of its own the exporter may pass with this call: its thread map, or a callback.
+pub fn hosted_capabilities(method: Method) -> usize {
+    let passes_one =
+        [message::CONSTRUCT, message::HANDLE_NOTIFICATIONS, message::TRACE_UTXO_CACHE].contains(&method);
+    usize::from(passes_one)
+}
+
+/// Whether the call may be forwarded, by its method and, for JSON-RPC, by its parameters.
+///
+/// # Errors
+/// Parameters that are not a valid message of the method's type.
+pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
+    let (id, ordinal) = call.method;
+    let Some(interface) = ALLOWED.iter().find(|interface| interface.id == id) else {
+        let reason = format!("interface {id:#x}");
+        return Ok(Err(Rejection { call: "other".into(), reason }));
+    };
+    let Some((_, name, _)) = interface.methods.iter().find(|(number, ..)| *number == ordinal) else {
+        /// No interface of a node has more methods.
+        const MAX_ORDINAL: u16 = 63;
+        let call = match ordinal {
+            0..=MAX_ORDINAL => format!("{}.{ordinal}", interface.name),
+            _ => "other".into(),
+        };
+        return Ok(Err(Rejection { call, reason: format!("method {ordinal} of {}", interface.name) }));
+    };
+    let checked = match call.method {
+        RPC_EXECUTE => {
+            let parameters: rpc::execute_rpc_params::Reader = call.parameters()?.get_as()?;
+            check_request(text(parameters.get_request()?)?, text(parameters.get_uri()?)?)
+        }
+        NODE_EXECUTE => {
+            let parameters: node::execute_rpc_params::Reader = call.parameters()?.get_as()?;
+            let (command, json) = (text(parameters.get_command()?)?, text(parameters.get_params()?)?);
+            check_command(command, json, text(parameters.get_uri()?)?)
+        }
+        _ => Ok(()),
+    };
+    Ok(checked.map_err(|reason| Rejection { call: format!("{}.{name}", interface.name), reason }))
+}
+
+fn text(reader: capnp::text::Reader<'_>) -> capnp::Result<&str> {
+    Ok(reader.to_str()?)
+}
+
+/// A JSON-RPC request object.
+#[derive(Deserialize)]
+struct Request<'a> {
+    method: Cow<'a, str>,
+    params: Value,
+}
+
+/// A request has to be the text that the exporter writes for the method and parameters that are in it, to the byte. A node
+/// that parses JSON in another way than we do cannot read anything else in it: no batch, no duplicate key, no escape.
+fn check_request(request: &str, uri: &str) -> Result<(), String> {
+    check_size(request, uri)?;
+    let parsed: Request =
+        serde_json::from_str(request).map_err(|_| "a request that is not JSON-RPC".to_string())?;
+    methods::check(&parsed.method, &parsed.params)?;
+    match methods::request(&parsed.method, &parsed.params) == request {
+        true => Ok(()),
+        false => Err("a request in another form than the exporter's".into()),
+    }
+}
+
+/// The same where method and parameters are apart.
+fn check_command(method: &str, parameters: &str, uri: &str) -> Result<(), String> {
+    check_size(parameters, uri)?;
+    let parsed: Value =
+        serde_json::from_str(parameters).map_err(|_| "parameters that are not JSON".to_string())?;
+    methods::check(method, &parsed)?;
+    match parsed.to_string() == parameters {
+        true => Ok(()),
+        false => Err("parameters in another form than the exporter's".into()),
+    }
+}
+
+/// A URI names a wallet; without one there is none.
+fn check_size(json: &str, uri: &str) -> Result<(), String> {
+    if !uri.is_empty() {
+        return Err("a URI".into());
+    }
+    if json.len() > MAX_REQUEST_BYTES {
+        return Err(format!("a request of more than {MAX_REQUEST_BYTES} bytes"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use capnp::message::Builder;
+    use capnp::serialize::write_message_to_words;
+    use capnp_rpc::rpc_capnp as protocol;
+    use serde_json::json;
+
+    use super::*;
+    use crate::ipc::guard::message::Message;
+
+    fn verdict(frame: &[u8]) -> Result<(), Rejection> {
+        let frame = message::open(frame).unwrap();
+        let Message::Call(call) = Message::of(&frame).unwrap() else { panic!("no call") };
+        check(&call).unwrap()
+    }
+
+    fn call(
+        (interface, ordinal): Method,
+        set: impl FnOnce(capnp::any_pointer::Builder),
+    ) -> Result<(), Rejection> {
+        let mut message = Builder::new_default();
+        let mut call = message.init_root::<protocol::message::Builder>().init_call();
+        call.set_interface_id(interface);
+        call.set_method_id(ordinal);
+        call.reborrow().init_target().set_imported_cap(1);
+        set(call.init_params().get_content());
+        verdict(&write_message_to_words(&message))
+    }
+
+    fn rpc_call(request: &str, uri: &str) -> Result<(), Rejection> {
+        call(RPC_EXECUTE, |content| {
+            let mut parameters = content.init_as::<rpc::execute_rpc_params::Builder>();
+            parameters.set_request(request);
+            parameters.set_uri(uri);
+        })
+    }
+
+    fn node_call(command: &str, parameters: &str, uri: &str) -> Result<(), Rejection> {
+        call(NODE_EXECUTE, |content| {
+            let mut params = content.init_as::<node::execute_rpc_params::Builder>();
+            params.set_command(command);
+            params.set_params(parameters);
+            params.set_uri(uri);
+        })
+    }
+
+    /// The interfaces with the most harmful methods, by what the node has under these ordinals.
+    #[test]
+    fn methods_that_change_the_node_are_rejected() {
+        for (method, call_name) in [
+            ((init::Client::TYPE_ID, 6), "Init.6"),     // makeWalletLoader
+            ((mining::Client::TYPE_ID, 5), "Mining.5"), // checkBlock
+            ((mining::Client::TYPE_ID, 9), "Mining.9"),
+            ((block_template::Client::TYPE_ID, 7), "BlockTemplate.7"), // submitSolution
+            ((block_template::Client::TYPE_ID, 10), "BlockTemplate.10"), // submitSolution
+            ((chain::Client::TYPE_ID, 22), "Chain.22"),                // broadcastTransaction
+            ((node::Client::TYPE_ID, 23), "Node.23"),                  // disconnectByAddress
+            ((node::Client::TYPE_ID, 12), "Node.12"),                  // startShutdown
+            ((node::Client::TYPE_ID, u16::MAX), "other"),
+            ((handler::Client::TYPE_ID, 0), "Handler.0"), // destroy
+            ((0x1234, 0), "other"),
+        ] {
+            let rejection = call(method, |_| {}).unwrap_err();
+            assert_eq!(rejection.call, call_name);
+            assert!(rejection.to_string().len() < 200, "{rejection}");
+        }
+    }
+
+    #[test]
+    fn every_listed_method_is_forwarded() {
+        for interface in ALLOWED {
+            for (ordinal, name, reason) in interface.methods {
+                assert!(!name.is_empty() && !reason.is_empty());
+                let method = (interface.id, *ordinal);
+                if ![RPC_EXECUTE, NODE_EXECUTE].contains(&method) {
+                    assert_eq!(call(method, |_| {}), Ok(()), "{}.{name}", interface.name);
+                }
+            }
+        }
+        assert_eq!(rpc_call(&methods::request("uptime", &json!([])), ""), Ok(()));
+        assert_eq!(node_call("getblockhash", "[7]", ""), Ok(()));
+    }
+
+    #[test]
+    fn json_rpc_in_any_other_form_is_rejected() {
+        let uptime = methods::request("uptime", &json!([]));
+        let wrong = [
+            methods::request("stop", &json!([])),
+            methods::request("sendtoaddress", &json!(["a", 1])),
+            methods::request("uptime", &json!([0])),
+            format!("[{uptime}]"),
+            format!("[{uptime},{}]", methods::request("stop", &json!([]))),
+            format!("{uptime}{}", methods::request("stop", &json!([]))),
+            format!(" {uptime}"),
+            uptime.replace("\"id\":1", "\"id\":2"),
+            uptime.replace("\"uptime\"", "\"uptime\",\"method\":\"stop\""),
+            uptime.replace("\"uptime\"", "\"stop\",\"method\":\"uptime\""),
+            uptime.replace("uptime", "upt\\u0069me"),
+            uptime.replace("{\"id\"", "{\"x\":0,\"id\""),
+            uptime.replace("[]", "{}"),
+            uptime.replace("[]", "null"),
+            uptime.replace("[]", "[[]]"),
+            uptime[..uptime.len() - 1].to_string(),
+            format!("{uptime}{}", " ".repeat(MAX_REQUEST_BYTES)),
+            String::new(),
+            "\"uptime\"".into(),
+        ];
+        for request in wrong {
+            let rejection = rpc_call(&request, "").expect_err(&request);
+            assert_eq!(rejection.call, "Rpc.executeRpc");
+        }
+        for uri in ["/wallet/hot", "/", " "] {
+            assert!(rpc_call(&uptime, uri).is_err(), "{uri}");
+            assert!(node_call("uptime", "[]", uri).is_err(), "{uri}");
+        }
+        for (command, parameters) in [
+            ("stop", "[]"),
+            ("uptime", "[ ]"),
+            ("uptime", "{}"),
+            ("uptime", "[],[]"),
+            ("uptime", ""),
+            ("setban", "[\"::/0\",\"add\"]"),
+        ] {
+            let rejection = node_call(command, parameters, "").unwrap_err();
+            assert_eq!(rejection.call, "Node.executeRpc");
+        }
+    }
+}

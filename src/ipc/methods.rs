@@ -1,0 +1,154 @@
+//! The JSON-RPC methods that are called, and the parameters that each may have. None of them changes the node.
+//!
+//! The exporter calls no other method, and the [guard](super::guard) forwards no other call.
+
+use serde_json::{Value, json};
+
+/// A method with one entry for each of its parameters.
+pub(crate) struct JsonRpcMethod {
+    /// Its name.
+    pub name: &'static str,
+    parameters: &'static [Parameter],
+}
+
+/// What a parameter may be.
+enum Parameter {
+    /// An integer from the first to the second number.
+    Integer(i64, i64),
+    /// A block hash: 64 lower-case hex digits.
+    Hash,
+    /// A list of field names.
+    Names,
+}
+use Parameter::{Hash, Integer, Names};
+
+const fn method(name: &'static str, parameters: &'static [Parameter]) -> JsonRpcMethod {
+    JsonRpcMethod { name, parameters }
+}
+
+/// All methods, in alphabetical order.
+pub(crate) const METHODS: &[JsonRpcMethod] = &[
+    method("estimatesmartfee", &[Integer(1, 1008)]),
+    method("getaddrmaninfo", &[]),
+    method("getbestblockhash", &[]),
+    method("getblockchaininfo", &[]),
+    method("getblockhash", &[Integer(0, i32::MAX as i64)]),
+    method("getblockheader", &[Hash]),
+    method("getblockstats", &[Hash, Names]),
+    method("getchainstates", &[]),
+    method("getchaintips", &[]),
+    method("getdeploymentinfo", &[]),
+    method("getindexinfo", &[]),
+    method("getmemoryinfo", &[]),
+    method("getmempoolfeeratediagram", &[]),
+    method("getmempoolinfo", &[]),
+    method("getmininginfo", &[]),
+    method("getnettotals", &[]),
+    method("getnetworkhashps", &[Integer(1, 2016)]),
+    method("getnetworkinfo", &[]),
+    method("getorphantxs", &[Integer(0, 1)]),
+    method("getpeerinfo", &[]),
+    method("getprivatebroadcastinfo", &[]),
+    method("getrpcinfo", &[]),
+    method("getudppeerinfo", &[]),
+    method("listbanned", &[]),
+    method("uptime", &[]),
+];
+
+/// Whether this method may be called with these parameters.
+///
+/// # Errors
+/// Says what is not permitted, in a few words of bounded length.
+pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
+    /// Characters of an unknown name that are shown.
+    const SHOWN: usize = 40;
+    let Some(method) = METHODS.iter().find(|method| method.name == name) else {
+        return Err(format!("method {:?}", name.chars().take(SHOWN).collect::<String>()));
+    };
+    let parameters = parameters.as_array().filter(|list| list.len() == method.parameters.len());
+    let is_permitted = parameters.is_some_and(|list| {
+        method.parameters.iter().zip(list).all(|(parameter, value)| parameter.permits(value))
+    });
+    if is_permitted { Ok(()) } else { Err(format!("parameters of {name}")) }
+}
+
+impl Parameter {
+    fn permits(&self, value: &Value) -> bool {
+        const MAX_NAMES: usize = 32;
+        const MAX_NAME_LENGTH: usize = 32;
+        let is_name = |name: &Value| {
+            name.as_str().is_some_and(|name| {
+                (1..=MAX_NAME_LENGTH).contains(&name.len())
+                    && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+            })
+        };
+        match self {
+            Integer(min, max) => value.as_i64().is_some_and(|number| (*min..=*max).contains(&number)),
+            Hash => value.as_str().is_some_and(|hash| {
+                hash.len() == 64 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+            }),
+            Names => {
+                value.as_array().is_some_and(|names| names.len() <= MAX_NAMES && names.iter().all(is_name))
+            }
+        }
+    }
+}
+
+/// The text of a JSON-RPC 2.0 request.
+pub(crate) fn request(method: &str, parameters: &Value) -> String {
+    json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}).to_string()
+}
+
+/// The names of all methods.
+pub fn method_names() -> impl Iterator<Item = &'static str> {
+    METHODS.iter().map(|method| method.name)
+}
+
+/// The line of `bitcoin.conf` that permits this user what the exporter calls, and no more.
+pub fn whitelist_of(user: &str) -> String {
+    format!("rpcwhitelist={user}:{}", method_names().collect::<Vec<_>>().join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_methods_are_permitted_with_their_parameters() {
+        let hash = "0".repeat(64);
+        for (name, parameters) in [
+            ("uptime", json!([])),
+            ("estimatesmartfee", json!([144])),
+            ("getblockhash", json!([0])),
+            ("getblockheader", json!([hash])),
+            ("getblockstats", json!([hash, ["txs", "total_weight"]])),
+        ] {
+            assert_eq!(check(name, &parameters), Ok(()), "{name}");
+        }
+        for (name, parameters) in [
+            ("stop", json!([])),
+            ("uptime", json!([1])),
+            ("uptime", json!({})),
+            ("uptime", Value::Null),
+            ("estimatesmartfee", json!([0])),
+            ("estimatesmartfee", json!([1009])),
+            ("estimatesmartfee", json!(["6"])),
+            ("getblockhash", json!([-1])),
+            ("getblockheader", json!(["x".repeat(64)])),
+            ("getblockheader", json!([hash, false])),
+            ("getblockstats", json!([hash, ["txs\""]])),
+            ("getblockstats", json!([hash, vec!["txs"; 33]])),
+        ] {
+            assert!(check(name, &parameters).is_err(), "{name} {parameters}");
+        }
+        let long = check(&"é".repeat(1000), &json!([])).unwrap_err();
+        assert!(long.chars().count() < 60, "{long}");
+    }
+
+    #[test]
+    fn readme_has_the_whitelist() {
+        let readme = include_str!("../../README.md");
+        let line = whitelist_of("exporter");
+        assert!(readme.lines().any(|found| found.trim() == line), "README.md lacks this line: {line}");
+    }
+}

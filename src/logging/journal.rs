@@ -1,0 +1,75 @@
+//! The systemd journal. Its socket blocks whoever writes while nobody reads it, so a thread of its own does.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::thread;
+use std::time::Duration;
+
+use tracing::field::{Field, Value, Visit};
+use tracing::{Dispatch, Event, Metadata, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::{Layer, registry};
+
+use super::queue::{self, MAX_WAITING_LINES, Queue, Writer};
+
+const SOCKET: &str = "/run/systemd/journal/socket";
+/// How often a journal that is away is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An event with its fields as text.
+struct Entry {
+    metadata: &'static Metadata<'static>,
+    /// In the order of the metadata's fields; `None` for those that have no value.
+    values: Vec<Option<String>>,
+}
+
+impl Visit for Entry {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.values[field.index()] = Some(value.to_string());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.values[field.index()] = Some(format!("{value:?}"));
+    }
+}
+
+/// Hands events over to the thread. There are no spans in this program.
+struct Entries(Queue<Entry>);
+
+impl<S: Subscriber> Layer<S> for Entries {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        let metadata = event.metadata();
+        let mut entry = Entry { metadata, values: vec![None; metadata.fields().len()] };
+        event.record(&mut entry);
+        self.0.push(entry);
+    }
+}
+
+/// Starts the thread. Fails if there is no journal.
+pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
+    let priorities = PriorityMappings {
+        error: Priority::Error,
+        warn: Priority::Warning,
+        info: Priority::Informational,
+        debug: Priority::Debug,
+        trace: Priority::Debug,
+    };
+    // Fields are found under their own names, `journalctl BLOCK_HEIGHT=800000`, and levels are those of syslog.
+    let journal = tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(priorities);
+    let journal = Dispatch::new(registry().with(journal));
+    let probe = UnixDatagram::unbound()?;
+    let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: Entry| {
+        // The crate does not tell what it could not send. The journal discards what is empty.
+        while probe.send_to(&[], SOCKET).is_err() {
+            thread::sleep(RETRY);
+        }
+        let values: Vec<_> =
+            entry.values.iter().map(|value| value.as_ref().map(|value| value as &dyn Value)).collect();
+        let fields = entry.metadata.fields().value_set_all(&values);
+        journal.event(&Event::new(entry.metadata, &fields));
+        Ok(())
+    })?;
+    Ok((Entries(entries), writer))
+}

@@ -1,0 +1,112 @@
+//! Logging to stderr or to the journal, and to a file.
+
+mod journal;
+mod queue;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use queue::{MAX_WAITING_LINES, Queue};
+pub use queue::{Writer, dropped_lines};
+
+/// Where log lines go and how they look.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Log {
+    /// The journal when stderr is connected to it, else text.
+    Auto,
+    /// Lines on stderr.
+    Text,
+    /// JSON objects on stderr, one a line.
+    Json,
+    /// Structured entries in the systemd journal.
+    Journal,
+}
+
+/// How important a line has to be.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Level {
+    /// All of ours.
+    Debug,
+    /// What happens.
+    Info,
+    /// What needs attention.
+    #[value(alias = "warn")]
+    Warning,
+    /// What failed.
+    Error,
+}
+
+impl Level {
+    fn directives(self) -> &'static str {
+        match self {
+            Level::Debug => "info,bitcoind_exporter=debug",
+            Level::Info => "info",
+            Level::Warning => "warn",
+            Level::Error => "error",
+        }
+    }
+}
+
+/// Dropping it writes the last lines.
+pub struct Logging {
+    _writers: Vec<Writer>,
+}
+
+/// Starts logging, to `file` besides. `RUST_LOG` overrides the level. Nobody waits for a line: stderr, the journal and the file have a
+/// thread and a bounded queue each, and [`dropped_lines`] counts what they could not write.
+pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
+    let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(directives) => {
+            EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?
+        }
+        Err(_) => EnvFilter::new(level.directives()),
+    };
+    let to_journal = matches!(log, Log::Journal) || (matches!(log, Log::Auto) && stderr_is_the_journal());
+    let (layer, writer) = if to_journal {
+        let (layer, writer) = journal::start().context("cannot reach the systemd journal; use --log text")?;
+        (layer.boxed(), writer)
+    } else {
+        let (lines, writer) = lines("log", io::stderr())?;
+        let layer = tracing_subscriber::fmt::layer()
+            .with_writer(move || lines.clone())
+            .with_target(false)
+            .with_ansi(io::stderr().is_terminal());
+        (if matches!(log, Log::Json) { layer.json().boxed() } else { layer.boxed() }, writer)
+    };
+    let (mut layers, mut writers) = (vec![layer], vec![writer]);
+    if let Some(path) = file {
+        let file = File::options().append(true).create(true).open(path);
+        let file = file.with_context(|| format!("cannot log to {}", path.display()))?;
+        let (lines, writer) = lines("log-file", file)?;
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || lines.clone());
+        layers.push(layer.with_target(false).with_ansi(false).boxed());
+        writers.push(writer);
+    }
+    tracing_subscriber::registry().with(layers.with_filter(filter)).init();
+    Ok(Logging { _writers: writers })
+}
+
+fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(Queue<Vec<u8>>, Writer)> {
+    queue::start(thread, MAX_WAITING_LINES, move |line: Vec<u8>| to.write_all(&line))
+}
+
+/// Prints to standard output. Whoever does not read it stops nobody; dropping what is returned waits for it for a second.
+pub fn print_in_background(text: Vec<u8>) -> io::Result<Writer> {
+    let (lines, writer) = queue::start("stdout", 1, |text: Vec<u8>| io::stdout().write_all(&text))?;
+    lines.push(text);
+    Ok(writer)
+}
+
+/// systemd sets JOURNAL_STREAM to the device and inode of the stream that it connected to the journal.
+fn stderr_is_the_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    std::fs::metadata("/proc/self/fd/2")
+        .is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+}

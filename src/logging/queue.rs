@@ -1,0 +1,121 @@
+//! What is written by a thread of its own, so that nobody waits for who reads it.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Limit on lines that wait to be written. More come only with debug logging or when the target is not read, and are dropped.
+pub const MAX_WAITING_LINES: usize = 10_000;
+/// How long the end of the process waits for the last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Lines that were not written, of all targets.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Log lines that were not written because their target took them too slowly or not at all.
+pub fn dropped_lines() -> u64 {
+    DROPPED.load(Relaxed)
+}
+
+/// Where lines are handed over. Never waits.
+pub struct Queue<T>(SyncSender<Option<T>>);
+
+impl<T> Clone for Queue<T> {
+    fn clone(&self) -> Self {
+        Queue(self.0.clone())
+    }
+}
+
+impl<T> Queue<T> {
+    pub fn push(&self, line: T) {
+        if self.0.try_send(Some(line)).is_err() {
+            DROPPED.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// A line of text.
+impl Write for Queue<Vec<u8>> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Dropping it waits until what was handed over is written, for a second at most.
+pub struct Writer {
+    end: Box<dyn Fn() -> bool + Send>,
+    ended: Receiver<()>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + LAST_LINES;
+        while !(self.end)() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        // A thread that has ended has dropped the other half.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let _ = self.ended.recv_timeout(left);
+    }
+}
+
+/// Starts a thread of this name that writes what is handed over. Lines that fail are counted as dropped.
+pub fn start<T: Send + 'static>(
+    name: &str,
+    capacity: usize,
+    mut write: impl FnMut(T) -> io::Result<()> + Send + 'static,
+) -> io::Result<(Queue<T>, Writer)> {
+    let (sender, lines) = sync_channel::<Option<T>>(capacity);
+    let (alive, ended) = sync_channel::<()>(0);
+    thread::Builder::new().name(name.into()).spawn(move || {
+        let _alive = alive;
+        while let Ok(Some(line)) = lines.recv() {
+            if write(line).is_err() {
+                DROPPED.fetch_add(1, Relaxed);
+            }
+        }
+    })?;
+    let last = sender.clone();
+    let end = Box::new(move || !matches!(last.try_send(None), Err(TrySendError::Full(_))));
+    Ok((Queue(sender), Writer { end, ended }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_target_that_blocks_or_fails_costs_lines_and_nothing_else() {
+        let (go, blocked) = channel::<()>();
+        let (written, lines) = channel();
+        let (queue, writer) = start("test", 2, move |line: u32| {
+            let _ = blocked.recv();
+            if line == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let _ = written.send(line);
+            Ok(())
+        })
+        .unwrap();
+        let before = dropped_lines();
+        // One is with the thread, two wait.
+        (1..=100).for_each(|line| queue.push(line));
+        assert!((97..=98).contains(&(dropped_lines() - before)));
+        (0..3).for_each(|_| go.send(()).unwrap());
+        assert_eq!([lines.recv(), lines.recv()], [Ok(1), Ok(2)]);
+        let before = dropped_lines();
+        drop(go);
+        queue.push(0);
+        drop(writer);
+        assert_eq!(dropped_lines() - before, 1);
+    }
+}

@@ -1,0 +1,240 @@
+//! The processes that may be the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
+use procfs::process::Process;
+
+use super::file_locks::{self, FileId};
+use crate::node_process::{Node, without_mark};
+
+/// Names of binaries that hold a node.
+const BINARIES: [&str; 3] = ["bitcoin-node", "bitcoind", "bitcoin-qt"];
+
+/// A process of a node's binary, and what tells which node it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    pub node: Node,
+    /// The process that started it.
+    pub parent: i32,
+    /// Since it was started.
+    pub age: Duration,
+    /// What it has locked: see [`file_locks`].
+    pub locks: BTreeSet<FileId>,
+    /// Its arguments, the program first.
+    pub command: Vec<Vec<u8>>,
+    /// Its control groups, `/system.slice/bitcoind.service`.
+    pub cgroups: Vec<String>,
+}
+
+impl Candidate {
+    /// Of this process; `None` if it has ended.
+    pub fn of(node: &Node) -> Option<Self> {
+        Self::read(node.pid, node.binary.clone(), file_locks::held().remove(&node.pid).unwrap_or_default())
+    }
+
+    fn read(pid: i32, binary: PathBuf, locks: BTreeSet<FileId>) -> Option<Self> {
+        let stat =
+            Process::new(pid).ok()?.stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X' | 'x'))?;
+        let started = Duration::from_secs_f64(stat.starttime as f64 / procfs::ticks_per_second() as f64);
+        let booted = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or(Duration::MAX);
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = command.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect();
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let cgroups =
+            cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).map(String::from).collect();
+        Some(Candidate {
+            node: Node { pid, started: stat.starttime, binary },
+            parent: stat.ppid,
+            age: booted.saturating_sub(started),
+            locks,
+            command,
+            cgroups,
+        })
+    }
+
+    /// Which process this is, of all since boot.
+    pub fn id(&self) -> (i32, u64) {
+        (self.node.pid, self.node.started)
+    }
+
+    /// The service that it runs in, by its innermost control group of that kind.
+    pub fn service(&self) -> Option<&str> {
+        let mut parts = self.cgroups.iter().flat_map(|path| path.rsplit('/'));
+        parts.find(|part| part.ends_with(".service"))
+    }
+
+    /// Whether it runs in this unit: `bitcoind.service`, or `bitcoind` for short.
+    pub fn is_in_unit(&self, unit: &str) -> bool {
+        let is_unit = |part: &str| part == unit || part.strip_suffix(".service") == Some(unit);
+        self.cgroups.iter().flat_map(|path| path.split('/')).any(is_unit)
+    }
+
+    /// Whether its command line names this data directory.
+    pub fn names_datadir(&self, datadir: &Path) -> bool {
+        let named = self.command.iter().filter_map(|argument| {
+            let argument = argument.strip_prefix(b"-")?;
+            argument.strip_prefix(b"-").unwrap_or(argument).strip_prefix(b"datadir=")
+        });
+        let named = named.last().map(|path| Path::new(OsStr::from_bytes(path)));
+        let real = |path: &Path| path.canonicalize().unwrap_or(path.components().collect());
+        named.is_some_and(|path| path.is_absolute() && real(path) == real(datadir))
+    }
+}
+
+/// Finds candidates, again and again.
+#[derive(Default)]
+pub struct Scanner {
+    /// The processes of the last scan, by their ids.
+    seen: Vec<Seen>,
+    /// Up to this process those were reviewed that are there for long.
+    reviewed: i32,
+}
+
+struct Seen {
+    pid: i32,
+    /// In so many scans, up to [`YOUNG`].
+    scans: u32,
+    is_candidate: bool,
+}
+
+/// A process may be started as something else, like systemd's executor or a shell, and become the node later: it is looked at in so many
+/// scans.
+const YOUNG: u32 = 10;
+/// Of those that are there for longer, so many are looked at in each scan.
+const REVIEWED: usize = 50;
+
+impl Scanner {
+    /// All processes of this binary; without one, of all binaries that hold a node, and of `last`, that of the node which has ended.
+    pub fn scan(&mut self, binary: Option<&Path>, last: Option<&Path>) -> Result<Vec<Candidate>> {
+        let pids = pids().context("cannot list processes; is /proc mounted?")?;
+        let found = self.look_at(&pids, matcher(binary, last));
+        let mut locks = if found.is_empty() { BTreeMap::new() } else { file_locks::held() };
+        let read = |(pid, binary)| Candidate::read(pid, binary, locks.remove(&pid).unwrap_or_default());
+        Ok(found.into_iter().filter_map(read).collect())
+    }
+
+    /// Those of these processes, in ascending order, that are the node's. Does not look at all of them: see [`YOUNG`] and [`REVIEWED`].
+    fn look_at<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
+        let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
+        let (mut found, mut reviews) = (Vec::new(), 0);
+        for &pid in pids {
+            while before.next_if(|it| it.pid < pid).is_some() {}
+            let seen = before.next_if(|it| it.pid == pid);
+            let mut seen = seen.unwrap_or(Seen { pid, scans: 0, is_candidate: false });
+            let is_old = seen.scans >= YOUNG && !seen.is_candidate;
+            let is_reviewed = is_old && pid > self.reviewed && reviews < REVIEWED;
+            if !is_old || is_reviewed {
+                let binary = is_node(pid);
+                seen.is_candidate = binary.is_some();
+                seen.scans = (seen.scans + 1).min(YOUNG);
+                found.extend(binary.map(|binary| (pid, binary)));
+            }
+            if is_reviewed {
+                reviews += 1;
+                if reviews == REVIEWED {
+                    self.reviewed = pid;
+                }
+            }
+            self.seen.push(seen);
+        }
+        if reviews < REVIEWED {
+            self.reviewed = 0;
+        }
+        found
+    }
+}
+
+fn pids() -> io::Result<Vec<i32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    let mut pids: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// The binary of a process, if it is one of those that are looked for. Processes that we may not look into are recognized by their
+/// name alone.
+fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option<PathBuf> {
+    let wanted = binary.or(last).map(Path::to_path_buf);
+    let is_named = binary.is_some();
+    let file = wanted.as_ref().and_then(|path| path.metadata().ok()).map(|file| (file.dev(), file.ino()));
+    let path = wanted.as_ref().map(|path| path.canonicalize().unwrap_or(path.clone()));
+    // Of a name the kernel keeps fifteen bytes.
+    let name = path.as_ref().and_then(|path| path.file_name()?.to_str());
+    let comm = name.map(|name| name.get(..15).unwrap_or(name).to_string());
+    move |pid| match fs::read_link(format!("/proc/{pid}/exe")) {
+        Ok(exe) => {
+            let exe = without_mark(&exe);
+            // In another mount namespace its path is another one.
+            let is_same_file = || {
+                let running = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+                Some(file? == (running.dev(), running.ino()))
+            };
+            let is_wanted = path.as_ref().is_some_and(|path| *path == exe || is_same_file() == Some(true));
+            let is_node = || BINARIES.iter().any(|name| exe.file_name().is_some_and(|file| file == *name));
+            (is_wanted || (!is_named && is_node())).then_some(exe)
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let running = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            let is_wanted =
+                Some(running.trim_end()) == comm.as_deref() && may_have_started(pid, path.as_deref()?);
+            is_wanted.then(|| path.clone())?
+        }
+        Err(_) => None,
+    }
+}
+
+/// Whether this binary may be the one that a process was started as, by the path on its command line. In a container that is the end of
+/// the path that the binary has outside.
+fn may_have_started(pid: i32, binary: &Path) -> bool {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let program = Path::new(OsStr::from_bytes(command.split(|&byte| byte == 0).next().unwrap_or_default()));
+    let Ok(inside) = program.strip_prefix("/") else { return true };
+    binary.ends_with(inside) || program.canonicalize().is_ok_and(|program| program == binary)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn a_scan_looks_at_new_processes_and_at_a_few_of_the_others() {
+        let mut scanner = Scanner::default();
+        let mut pids: Vec<i32> = (1..=1000).collect();
+        let looked = RefCell::new(Vec::new());
+        let mut scan = |pids: &[i32], node: i32| {
+            looked.borrow_mut().clear();
+            let look = |pid| {
+                looked.borrow_mut().push(pid);
+                (pid == node).then_some(())
+            };
+            let found = scanner.look_at(pids, look);
+            (found, looked.borrow().clone())
+        };
+        for _ in 0..YOUNG {
+            assert_eq!(scan(&pids, 7).1.len(), 1000);
+        }
+        // The node is looked at always.
+        let (found, looked) = scan(&pids, 7);
+        assert_eq!((found, looked.len()), (vec![(7, ())], 1 + REVIEWED));
+        pids.push(1001);
+        let (found, looked) = scan(&pids, 1001);
+        assert_eq!((found, looked.len()), (vec![(1001, ())], 2 + REVIEWED));
+        // An old process that becomes the node is found within so many scans.
+        let scans = (1..20).find(|_| !scan(&pids, 500).0.is_empty());
+        assert!(scans.is_some_and(|scans| scans <= 1 + 1000 / REVIEWED), "{scans:?}");
+        // One that has ended is forgotten: its id may be used again.
+        assert!(scan(&[1001], 0).0.is_empty());
+        assert_eq!(scan(&pids, 3).0, [(3, ())]);
+    }
+}

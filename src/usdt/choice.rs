@@ -1,0 +1,374 @@
+//! Which of several processes is the node. Decides by evidence, without I/O.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use super::candidates::Candidate;
+use super::file_locks::FileId;
+
+/// A process without a lock is a node only when it is older than this: `-version`, a child that runs the command of `-blocknotify` next, and a
+/// node that has not come to its data directory yet.
+const SETTLED: Duration = Duration::from_secs(1);
+/// A node that looks like another one than that which has ended is traced only when it is older than this.
+const LOOKS_DIFFERENT: Duration = Duration::from_secs(10);
+
+/// What a user names besides the binary.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Named<'a> {
+    /// Whether all candidates are of the binary that the user named.
+    pub binary: bool,
+    pub datadir: Option<&'a Path>,
+    /// Its lock files, if they can be seen.
+    pub datadir_locks: Option<&'a [FileId]>,
+    pub unit: Option<&'a str>,
+}
+
+/// What is known of the node that ended, or is traced.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub candidate: Candidate,
+    /// Processes of its binary that ran beside it: pid and start.
+    pub beside: BTreeSet<(i32, u64)>,
+    /// Its children, likewise. After `-daemon` and `-daemonwait` one of them is the node.
+    pub children: BTreeSet<(i32, u64)>,
+}
+
+/// What is known of other nodes, as long as the exporter runs.
+#[derive(Clone, Debug, Default)]
+pub struct Others {
+    /// There are some, or the user named a process: a node that looks different is another one.
+    pub exist: bool,
+    pub commands: BTreeSet<Vec<Vec<u8>>>,
+    pub services: BTreeSet<String>,
+}
+
+/// What was decided.
+#[derive(Debug, PartialEq)]
+pub enum Choice {
+    /// This is the node.
+    Node(Candidate),
+    /// There is one that may become it soon.
+    Soon,
+    /// There is none; why, if there is more to say than that.
+    None(Option<String>),
+}
+
+/// The node among these processes. `last` is the one that has ended.
+pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Others) -> Choice {
+    let mut rest: Vec<&Candidate> = all.iter().collect();
+    if let Some(last) = last {
+        rest.retain(|it| it.id() != last.candidate.id());
+    }
+    if let Some(datadir) = named.datadir {
+        rest = of_datadir(&rest, datadir, named.datadir_locks);
+    }
+    if let Some(unit) = named.unit {
+        rest.retain(|it| it.is_in_unit(unit));
+    }
+    let is_named = named.datadir.is_some() || named.unit.is_some();
+    let mut different = None;
+    let mut waits = false;
+    if let (Some(last), false) = (last, is_named) {
+        let shares_lock = |it: &&&Candidate| !it.locks.is_disjoint(&last.candidate.locks);
+        if let Some(same) = rest.iter().find(shares_lock) {
+            return Choice::Node((*same).clone());
+        }
+        // Beside what had nothing locked, which may have been no node, the node may have run.
+        let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
+        rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
+        // A node of another binary is another node, unless it is known for the same one.
+        let is_same_binary = |it: &Candidate| named.binary || it.node.binary == last.candidate.node.binary;
+        rest.retain(|it| is_same_binary(it) || is_alike(it, last, others));
+        let children: Vec<_> = rest.iter().copied().filter(|it| last.children.contains(&it.id())).collect();
+        if !children.is_empty() {
+            rest = children;
+        } else if !last.candidate.locks.is_empty() {
+            let (alike, unlike): (Vec<_>, Vec<_>) =
+                rest.into_iter().partition(|it| !it.locks.is_empty() && is_alike(it, last, others));
+            rest = alike;
+            for it in unlike {
+                match (others.exist, it.age > LOOKS_DIFFERENT) {
+                    (true, _) if it.locks.is_empty() => waits = true,
+                    (true, _) => different = Some(it),
+                    (false, true) => rest.push(it),
+                    (false, false) => waits = true,
+                }
+            }
+        }
+    }
+    if rest.iter().any(|it| !it.locks.is_empty()) {
+        rest.retain(|it| !it.locks.is_empty());
+    } else {
+        let parents: Vec<_> = rest.iter().map(|it| it.parent).collect();
+        rest.retain(|it| !parents.contains(&it.node.pid));
+        waits |= rest.iter().any(|it| it.age <= SETTLED);
+        rest.retain(|it| it.age > SETTLED);
+    }
+    match (&rest[..], different) {
+        ([one], _) => Choice::Node((*one).clone()),
+        ([], Some(different)) => Choice::None(Some(format!(
+            "{} is not the node that was traced: it has another data directory. To trace it, name it with --datadir or --unit",
+            different.node
+        ))),
+        ([], None) if waits => Choice::Soon,
+        ([], None) => Choice::None(None),
+        (several, _) => Choice::None(Some(format!(
+            "several nodes run; name one with --datadir, --unit or --pid:{}",
+            several.iter().map(|it| format!("\n  {}", it.node)).collect::<String>()
+        ))),
+    }
+}
+
+/// A process that holds the lock of this data directory; where its lock cannot be seen, one whose command line names it.
+fn of_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
+    let Some(files) = locks else {
+        return all.iter().copied().filter(|it| it.names_datadir(datadir)).collect();
+    };
+    let holders = |is_same: fn(&FileId, &FileId) -> bool| {
+        let holds =
+            |it: &&&Candidate| it.locks.iter().any(|lock| files.iter().any(|file| is_same(lock, file)));
+        all.iter().filter(holds).copied().collect::<Vec<_>>()
+    };
+    let exact = holders(|lock, file| lock == file);
+    // Of btrfs and overlayfs, `stat` tells another device than `/proc/locks`.
+    if exact.is_empty() { holders(|lock, file| lock.inode == file.inode) } else { exact }
+}
+
+/// Whether it was started as the node that has ended, and no other node is: its data directory was made anew, say.
+fn is_alike(it: &Candidate, last: &Known, others: &Others) -> bool {
+    let same_service = it.service().is_some_and(|service| {
+        last.candidate.service() == Some(service) && !others.services.contains(service)
+    });
+    same_service || (it.command == last.candidate.command && !others.commands.contains(&it.command))
+}
+
+/// The process that is the node instead of the one that is traced, `present`, which has nothing locked: its child after `-daemonwait`, or
+/// the node that was started beside `bitcoind -help | less`.
+pub fn successor(
+    all: &[Candidate],
+    named: Named,
+    present: &Known,
+    last: Option<&Known>,
+    others: &Others,
+) -> Option<Candidate> {
+    if !present.candidate.locks.is_empty() {
+        return None;
+    }
+    let is_child = |it: &&Candidate| it.parent == present.candidate.node.pid && !it.locks.is_empty();
+    if let Some(child) = all.iter().find(is_child) {
+        return Some(child.clone());
+    }
+    if others.exist && last.is_none() {
+        return None;
+    }
+    let rest: Vec<_> = all.iter().filter(|it| it.id() != present.candidate.id()).cloned().collect();
+    match choose(&rest, named, last, others) {
+        Choice::Node(node) if !node.locks.is_empty() => Some(node),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node_process::Node;
+
+    const DATADIR: u64 = 7;
+    const ANOTHER: u64 = 8;
+
+    fn lock(inode: u64) -> FileId {
+        FileId { device: (8, 1), inode }
+    }
+
+    /// A process that has locked these files, an hour old.
+    fn process(pid: i32, locks: &[u64]) -> Candidate {
+        Candidate {
+            node: Node { pid, started: 1, binary: "/usr/bin/bitcoin-node".into() },
+            parent: 0,
+            age: Duration::from_secs(3600),
+            locks: locks.iter().copied().map(lock).collect(),
+            command: vec![b"bitcoin-node".to_vec(), pid.to_string().into_bytes()],
+            cgroups: vec!["/user.slice/session-1.scope".into()],
+        }
+    }
+
+    fn young(pid: i32, locks: &[u64]) -> Candidate {
+        Candidate { age: Duration::from_millis(100), ..process(pid, locks) }
+    }
+
+    fn child(pid: i32, parent: i32, locks: &[u64]) -> Candidate {
+        Candidate { parent, ..young(pid, locks) }
+    }
+
+    fn known(candidate: Candidate) -> Known {
+        Known { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
+    }
+
+    fn others() -> Others {
+        Others { exist: true, ..Others::default() }
+    }
+
+    /// The process that is chosen, of those that run, after `last`.
+    fn chosen(all: &[Candidate], last: Option<&Known>, others: &Others) -> Option<i32> {
+        match choose(all, Named::default(), last, others) {
+            Choice::Node(node) => Some(node.node.pid),
+            _ => None,
+        }
+    }
+
+    fn alone(all: &[Candidate]) -> Option<i32> {
+        chosen(all, None, &Others::default())
+    }
+
+    #[test]
+    fn one_that_has_settled_or_has_a_lock_is_the_node() {
+        assert_eq!(alone(&[process(1, &[])]), Some(1));
+        assert_eq!(alone(&[young(1, &[DATADIR])]), Some(1));
+        assert_eq!(choose(&[young(1, &[])], Named::default(), None, &Others::default()), Choice::Soon);
+        assert_eq!(alone(&[]), None);
+    }
+
+    #[test]
+    fn of_several_none_is_guessed() {
+        let all = [process(1, &[DATADIR]), process(2, &[ANOTHER])];
+        let Choice::None(Some(why)) = choose(&all, Named::default(), None, &Others::default()) else {
+            panic!()
+        };
+        assert!(why.contains("--datadir, --unit or --pid") && why.contains("process 2 ("), "{why}");
+        assert_eq!(alone(&[process(1, &[]), process(2, &[])]), None);
+    }
+
+    #[test]
+    fn neither_a_daemons_parent_nor_a_commands_child_is_the_node() {
+        // `-daemonwait`: the child has the lock, or will have it.
+        assert_eq!(alone(&[process(1, &[]), child(2, 1, &[DATADIR])]), Some(2));
+        assert_eq!(alone(&[process(1, &[]), child(2, 1, &[])]), None);
+        assert_eq!(alone(&[process(1, &[]), Candidate { parent: 1, ..process(2, &[]) }]), Some(2));
+        // `-blocknotify`: no child has its parent's lock.
+        assert_eq!(alone(&[process(1, &[DATADIR]), child(2, 1, &[])]), Some(1));
+    }
+
+    #[test]
+    fn the_one_with_the_same_lock_comes_next_whenever_it_started() {
+        let mut last = known(process(1, &[DATADIR]));
+        last.beside.insert((3, 1));
+        let all = [process(2, &[ANOTHER]), process(3, &[DATADIR]), young(4, &[])];
+        assert_eq!(chosen(&all, Some(&last), &others()), Some(3));
+    }
+
+    #[test]
+    fn what_ran_beside_the_node_is_not_the_next_one() {
+        let mut last = known(process(1, &[]));
+        last.beside.insert((2, 1));
+        assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &Others::default()), None);
+        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(3));
+        // It was `bitcoind -version`, which took long.
+        assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &Others::default()), Some(2));
+    }
+
+    #[test]
+    fn another_binary_is_another_node_unless_it_has_the_lock_or_the_unit() {
+        let last =
+            known(Candidate { cgroups: vec!["/system.slice/a.service".into()], ..process(1, &[DATADIR]) });
+        let moved = |mut candidate: Candidate| {
+            candidate.node.binary = "/opt/bitcoin-node".into();
+            candidate
+        };
+        let none = Others::default();
+        assert_eq!(chosen(&[moved(process(2, &[ANOTHER]))], Some(&last), &none), None);
+        assert_eq!(chosen(&[moved(process(2, &[DATADIR]))], Some(&last), &none), Some(2));
+        let unit = Candidate { cgroups: last.candidate.cgroups.clone(), ..moved(process(2, &[ANOTHER])) };
+        assert_eq!(chosen(&[unit], Some(&last), &none), Some(2));
+        let named = Named { binary: true, ..Named::default() };
+        let all = [moved(process(2, &[ANOTHER]))];
+        assert_eq!(choose(&all, named, Some(&last), &none), Choice::Node(all[0].clone()));
+    }
+
+    #[test]
+    fn a_child_of_the_ended_process_is_the_next_one() {
+        let mut last = known(process(1, &[]));
+        last.children.insert((2, 1));
+        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(2));
+    }
+
+    #[test]
+    fn another_data_directory_is_another_node_where_there_are_several() {
+        let last = known(process(1, &[DATADIR]));
+        let all = [process(2, &[ANOTHER])];
+        let Choice::None(Some(why)) = choose(&all, Named::default(), Some(&last), &others()) else {
+            panic!()
+        };
+        assert!(why.contains("process 2 (") && why.contains("--datadir"), "{why}");
+        // The only node was moved.
+        assert_eq!(chosen(&all, Some(&last), &Others::default()), Some(2));
+        assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &Others::default()), None);
+        // Its data directory was made anew.
+        let again = Candidate { command: last.candidate.command.clone(), ..young(2, &[ANOTHER]) };
+        assert_eq!(chosen(std::slice::from_ref(&again), Some(&last), &others()), Some(2));
+        let commands = BTreeSet::from([again.command.clone()]);
+        assert_eq!(chosen(&[again], Some(&last), &Others { commands, ..others() }), None);
+    }
+
+    #[test]
+    fn a_node_that_has_not_locked_its_data_directory_is_waited_for() {
+        let last = known(process(1, &[DATADIR]));
+        let settled = Candidate { age: 2 * SETTLED, ..process(2, &[]) };
+        assert_eq!(choose(&[settled], Named::default(), Some(&last), &Others::default()), Choice::Soon);
+    }
+
+    #[test]
+    fn a_data_directory_is_named_by_its_lock_else_by_the_command_line() {
+        let datadir = Path::new("/data");
+        let chosen = |all: &[Candidate], locks: Option<&[FileId]>| {
+            let named = Named { datadir: Some(datadir), datadir_locks: locks, ..Named::default() };
+            match choose(all, named, None, &Others::default()) {
+                Choice::Node(node) => Some(node.node.pid),
+                _ => None,
+            }
+        };
+        let all = [process(1, &[ANOTHER]), process(2, &[DATADIR])];
+        assert_eq!(chosen(&all, Some(&[lock(DATADIR)])), Some(2));
+        assert_eq!(chosen(&all, Some(&[lock(9)])), None);
+        // Of btrfs, `stat` tells another device.
+        assert_eq!(chosen(&all, Some(&[FileId { device: (0, 30), inode: DATADIR }])), Some(2));
+        assert_eq!(chosen(&all, None), None);
+        let command = |argument: &str| vec![b"bitcoin-node".to_vec(), argument.into()];
+        let all = [
+            Candidate { command: command("-datadir=/data2"), ..process(1, &[ANOTHER]) },
+            Candidate { command: command("--datadir=/data/"), ..process(2, &[DATADIR]) },
+        ];
+        assert_eq!(chosen(&all, None), Some(2));
+    }
+
+    #[test]
+    fn a_unit_is_named_by_its_control_group() {
+        let in_group = |pid, group: &str| Candidate { cgroups: vec![group.into()], ..process(pid, &[]) };
+        let all = [
+            in_group(1, "/system.slice/bitcoind.service"),
+            in_group(2, "/system.slice/bitcoind-test.service/payload"),
+        ];
+        for (unit, pid) in [("bitcoind", 1), ("bitcoind.service", 1), ("bitcoind-test.service", 2)] {
+            let named = Named { unit: Some(unit), ..Named::default() };
+            let choice = choose(&all, named, None, &Others::default());
+            assert_eq!(choice, Choice::Node(all[pid as usize - 1].clone()), "{unit}");
+        }
+    }
+
+    #[test]
+    fn the_node_is_followed_from_a_process_that_is_not_it() {
+        let next = |all: &[Candidate], present: Candidate, others: &Others| {
+            let next = successor(all, Named::default(), &known(present), None, others);
+            next.map(|it| it.node.pid)
+        };
+        let waits = process(1, &[]);
+        let all = [waits.clone(), child(2, 1, &[DATADIR])];
+        assert_eq!(next(&all, waits.clone(), &others()), Some(2));
+        // `-help` that waits for its reader, and a node beside it.
+        let all = [waits.clone(), process(3, &[DATADIR])];
+        assert_eq!(next(&all, waits.clone(), &Others::default()), Some(3));
+        assert_eq!(next(&all, waits.clone(), &others()), None);
+        assert_eq!(next(&all, process(3, &[DATADIR]), &Others::default()), None);
+        assert_eq!(next(&[waits.clone(), process(3, &[])], waits, &Others::default()), None);
+    }
+}

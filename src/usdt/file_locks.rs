@@ -1,0 +1,100 @@
+//! Which process holds which file locked.
+//!
+//! A node locks `.lock` in the directory of its network for as long as it runs, and no child inherits that. `/proc/locks` shows it
+//! to every user, by the file's device and inode.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::sys::stat::{major, minor};
+
+/// A file, by which it is recognized whatever its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileId {
+    /// Major and minor number of the file system's device.
+    pub device: (u64, u64),
+    pub inode: u64,
+}
+
+/// The files that each process has locked for writing. Empty if the system does not tell.
+pub fn held() -> BTreeMap<i32, BTreeSet<FileId>> {
+    parse(&std::fs::read_to_string("/proc/locks").unwrap_or_default())
+}
+
+/// `1: POSIX  ADVISORY  WRITE 1234 fe:00:464 0 EOF`; who waits for a lock has an arrow before its type.
+fn parse(text: &str) -> BTreeMap<i32, BTreeSet<FileId>> {
+    let mut held: BTreeMap<i32, BTreeSet<FileId>> = BTreeMap::new();
+    for line in text.lines() {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, "POSIX", _, "WRITE", pid, file, ..] = fields[..] else { continue };
+        let file = match file.split(':').collect::<Vec<_>>()[..] {
+            [major, minor, inode] => {
+                let hex = |text| u64::from_str_radix(text, 16).ok();
+                hex(major).zip(hex(minor)).zip(inode.parse().ok())
+            }
+            _ => None,
+        };
+        if let (Ok(pid), Some((device, inode))) = (pid.parse(), file) {
+            held.entry(pid).or_default().insert(FileId { device, inode });
+        }
+    }
+    held
+}
+
+/// The lock files of a data directory: its own, and those of its networks. Either this directory or a network's folder in it can be
+/// named. An error if they cannot be seen.
+pub fn of_datadir(datadir: &Path) -> io::Result<Vec<FileId>> {
+    let is_network =
+        |name: &str| matches!(name, "testnet3" | "testnet4" | "regtest") || name.starts_with("signet");
+    let mut folders = vec![datadir.to_path_buf()];
+    for entry in std::fs::read_dir(datadir)?.flatten() {
+        if entry.file_name().to_str().is_some_and(is_network) {
+            folders.push(entry.path());
+        }
+    }
+    let mut files = Vec::new();
+    for folder in folders {
+        match std::fs::metadata(folder.join(".lock")) {
+            Ok(file) => {
+                files.push(FileId { device: (major(file.dev()), minor(file.dev())), inode: file.ino() })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_are_read_by_process_and_waiters_skipped() {
+        let text = "1: POSIX  ADVISORY  WRITE 1234 fe:00:464 0 EOF\n\
+                    1: -> POSIX  ADVISORY  WRITE 1235 fe:00:464 0 EOF\n\
+                    2: FLOCK  ADVISORY  WRITE 1236 00:1f:7 0 EOF\n\
+                    3: POSIX  ADVISORY  READ  1237 00:1f:7 128 128\n\
+                    4: OFDLCK ADVISORY  WRITE -1 00:1f:7 0 EOF\n\
+                    5: POSIX  ADVISORY  WRITE 1234 00:1f:8 0 EOF\n";
+        let file = |device, inode| FileId { device, inode };
+        let expected = BTreeSet::from([file((0xfe, 0), 464), file((0, 0x1f), 8)]);
+        assert_eq!(parse(text), BTreeMap::from([(1234, expected)]));
+        assert_eq!(parse("nonsense\n1: POSIX ADVISORY WRITE 1 fe:464 0 EOF"), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_data_directory_has_a_lock_for_each_network() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(of_datadir(dir.path()).unwrap(), []);
+        for folder in ["regtest", "signet_0123", "blocks"] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+            std::fs::write(dir.path().join(folder).join(".lock"), "").unwrap();
+        }
+        assert_eq!(of_datadir(dir.path()).unwrap().len(), 2);
+        assert_eq!(of_datadir(&dir.path().join("regtest")).unwrap().len(), 1);
+        assert!(of_datadir(&dir.path().join("missing")).is_err());
+    }
+}
