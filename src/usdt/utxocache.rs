@@ -29,11 +29,11 @@ impl Tracepoints for Utxocache {
     type Totals = Totals;
 
     families! { "utxocache", bpf::UtxocacheProgs<'static>;
-        Counter "bitcoin_utxo_cache_add_total" [] "Coins added to a UTXO cache",
+        Counter "bitcoin_utxo_cache_add_total" [] "Coins added to a UTXO cache; temporary ones count, too: of a block template, of a check of the database",
             [add], |t| count(t.counts.added.number);
         Counter "bitcoin_utxo_cache_add_value_total" [] "Value of the coins added to a UTXO cache, in satoshis",
             [add], |t| count(t.counts.added.value);
-        Counter "bitcoin_utxo_cache_spend_total" [] "Coins spent from a UTXO cache",
+        Counter "bitcoin_utxo_cache_spend_total" [] "Coins spent from a UTXO cache; temporary ones count, too",
             [spent], |t| count(t.counts.spent.number);
         Counter "bitcoin_utxo_cache_spend_value_total" [] "Value of the coins spent from a UTXO cache, in satoshis",
             [spent], |t| count(t.counts.spent.value);
@@ -41,7 +41,7 @@ impl Tracepoints for Utxocache {
             [uncache], |t| count(t.counts.uncached.number);
         Counter "bitcoin_utxo_cache_uncache_value_total" [] "Value of the coins dropped from a UTXO cache, in satoshis",
             [uncache], |t| count(t.counts.uncached.value);
-        Histogram "bitcoin_utxo_cache_flush_duration_seconds" [] "Time that writing the UTXO cache to disk took",
+        Histogram "bitcoin_utxo_cache_flush_duration_seconds" [] "Time that writing the UTXO cache to disk took, by the wall clock of the node; negative ones are omitted",
             [flush], |t| one(FLUSH.reading(t.counts.flush_us.sum, t.counts.flush_us.buckets));
         Gauge "bitcoin_utxo_cache_flush_coins" [] "Coins in the UTXO cache at its last flush",
             [flush], |t| gauge(t.last.coins.known, t.last.coins.value);
