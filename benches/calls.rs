@@ -1,12 +1,18 @@
 //! What each call that the exporter makes costs a node: `cargo bench --bench calls -- SOCKET`, beside a node with JSON-RPC
-//! over IPC.
+//! over IPC. How long other callers of JSON-RPC over HTTP wait beside an exporter that has nothing but HTTP:
+//! `cargo bench --bench calls -- http://127.0.0.1:PORT COOKIE-FILE`, beside a node with `-rpcthreads=1`.
 //!
 //! A call cannot hold the node's main lock for longer than it takes. `uptime`, which takes no lock, is what a call takes at least.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bitcoind_exporter::ipc::{Connection, Interfaces};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::{Value, json};
@@ -17,9 +23,13 @@ const CALLS: usize = 300;
 
 fn main() {
     // cargo adds --bench.
-    let Some(socket) = std::env::args().skip(1).find(|argument| !argument.starts_with('-')) else {
+    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    let Some(socket) = arguments.next() else {
         return println!("calls: SKIPPED, no socket was given: cargo bench --bench calls -- SOCKET");
     };
+    if let Some(address) = socket.strip_prefix("http://") {
+        return measure_other_callers(address, &arguments.next().expect("the node's cookie file"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, measure(Path::new(&socket)));
 }
@@ -81,6 +91,64 @@ async fn measure(socket: &Path) {
     }
     // Each call was answered; the thread that ran the last one may still be at it.
     tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+/// The median time of a call of another client, alone and beside an exporter, in turns, so that what else the machine does
+/// meets both.
+fn measure_other_callers(address: &str, cookie: &str) {
+    const ROUNDS: usize = 10;
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        alone.extend(time_of_calls(address, cookie));
+        let mut exporter = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"))
+            .args(["--datadir", "/nonexistent", "--metrics-addr", "127.0.0.1:0"])
+            .args(["--rpc-url", &format!("http://{address}"), "--rpc-cookie-file", cookie])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the exporter starts");
+        std::thread::sleep(Duration::from_secs(1)); // its first poll makes every call
+        beside.extend(time_of_calls(address, cookie));
+        exporter.kill().expect("the exporter still runs");
+        exporter.wait().expect("it has ended");
+    }
+    let [alone, beside] = [&mut alone, &mut beside].map(|times| {
+        times.sort_by(f64::total_cmp);
+        (times[times.len() / 2], times[times.len() * 99 / 100], times[times.len() - 1])
+    });
+    println!("getblockcount over HTTP, another client: median, 99 %, longest, in ms");
+    println!("without an exporter: {:.2}, {:.2}, {:.2}", alone.0, alone.1, alone.2);
+    println!("beside an exporter:  {:.2}, {:.2}, {:.2}", beside.0, beside.1, beside.2);
+    println!("ratio of the medians: {:.2}", beside.0 / alone.0);
+}
+
+/// Of calls that are spread over three seconds, each in milliseconds.
+fn time_of_calls(address: &str, cookie: &str) -> Vec<f64> {
+    const CALLS: usize = 300;
+    let authorization = STANDARD.encode(fs::read_to_string(cookie).expect("the node's cookie").trim());
+    let mut output = TcpStream::connect(address).expect("a node listens");
+    output.set_nodelay(true).unwrap();
+    let mut input = BufReader::new(output.try_clone().unwrap());
+    let body = json!({"method": "getblockcount", "params": [], "id": 1}).to_string();
+    let call = || {
+        let asked = Instant::now();
+        let length = body.len();
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {authorization}");
+        write!(output, "{head}\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        let (mut length, mut line) = (0, String::new());
+        while input.read_line(&mut line).unwrap() > 2 {
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
+                length = value.trim().parse().unwrap();
+            }
+            line.clear();
+        }
+        let mut answer = vec![0; length];
+        input.read_exact(&mut answer).unwrap();
+        assert!(String::from_utf8_lossy(&answer).contains("result"), "an answer");
+        let took = asked.elapsed().as_secs_f64() * 1e3;
+        std::thread::sleep(Duration::from_millis(10));
+        took
+    };
+    std::iter::repeat_with(call).take(CALLS).collect()
 }
 
 /// CPU time of all threads of a process.

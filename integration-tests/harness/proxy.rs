@@ -1,7 +1,7 @@
 //! A connection to a node that can be cut while the node runs on.
 
 use std::io::copy;
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -83,4 +83,52 @@ fn pass_on(client: UnixStream, state: &Mutex<State>) -> bool {
         });
     }
     true
+}
+
+/// A port that passes everything on to another, until it ends: then it is closed.
+pub struct TcpProxy {
+    port: u16,
+    ended: Arc<Mutex<bool>>,
+}
+
+impl TcpProxy {
+    /// `target` is a host and a port.
+    pub fn start(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (ended, target) = (Arc::<Mutex<bool>>::default(), target.to_string());
+        let shared = ended.clone();
+        std::thread::spawn(move || {
+            let mut open: Vec<TcpStream> = Vec::new();
+            while !*shared.lock().unwrap() {
+                let Ok((client, _)) = listener.accept() else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                client.set_nonblocking(false).unwrap();
+                let Ok(server) = TcpStream::connect(&target) else { continue };
+                open.extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+                let ends = [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)];
+                for (mut from, mut to) in ends {
+                    std::thread::spawn(move || {
+                        let _ = copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+            open.iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+        });
+        TcpProxy { port, ended }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for TcpProxy {
+    fn drop(&mut self) {
+        *self.ended.lock().unwrap() = true;
+    }
 }

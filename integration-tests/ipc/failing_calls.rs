@@ -6,6 +6,8 @@ use crate::eventually;
 use crate::exporter::Exporter;
 use crate::fake::{FakeNode, Offers};
 use crate::harness::fake_http::{FakeHttp, Mode};
+use crate::harness::proxy::TcpProxy;
+use crate::harness::without_rpc::WithoutRpc;
 use crate::node::Node;
 
 const HTTP: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
@@ -146,6 +148,46 @@ fn http_beside_ipc_that_fails_is_0_and_counted() {
     http.set(Mode::Works);
     exporter.wait_for(HTTP, 1.0);
     exporter.wait_for("bitcoin_difficulty", 7.0);
+}
+
+#[test]
+fn real_node_whose_http_ends_keeps_what_ipc_gives() {
+    let node = Node::start(&[]);
+    node.mine(3);
+    let without = WithoutRpc::start(&node.socket());
+    let cookie = node.dir().join("regtest/.cookie");
+    let proxy = TcpProxy::start(node.rpc_url().strip_prefix("http://").unwrap());
+    let (url, cookie) = (proxy.url(), cookie.to_str().unwrap());
+    let arguments = ["--rpc-url", &url, "--rpc-cookie-file", cookie, "--poll-interval", "200ms"];
+    let exporter = Exporter::start(&without.socket(), &arguments).ready();
+    exporter.wait_for(HTTP, 1.0);
+    exporter.wait_for("bitcoin_peers", 0.0);
+    drop(proxy);
+    exporter.wait_for(HTTP, 0.0);
+    eventually("it is too old", || exporter.value("bitcoin_peers").is_none().then_some(()));
+    assert_eq!((exporter.value(UP), exporter.value(HEIGHT)), (Some(1.0), Some(3.0)));
+    let before = failures(&exporter, "refused");
+    eventually("each check is counted", || (failures(&exporter, "refused") > before).then_some(()));
+    assert_eq!(exporter.value(CONNECTS), Some(1.0));
+}
+
+#[test]
+fn no_rpc_worker_is_held() {
+    let node = Node::start_bitcoind(&["-rpcthreads=2", "-rpcworkqueue=2"]);
+    node.mine(3);
+    let cookie = node.dir().join("regtest/.cookie");
+    let (url, cookie) = (node.rpc_url(), cookie.to_str().unwrap().to_string());
+    let mut command = crate::exporter::command();
+    command.args(["--datadir", node.dir().to_str().unwrap(), "--chain", "regtest"]);
+    let exporter = Exporter::spawn(command.args(["--rpc-url", &url, "--rpc-cookie-file", &cookie])).ready();
+    exporter.wait_for(HEIGHT, 3.0);
+    for _ in 0..20 {
+        let active = node.json(&["getrpcinfo"])["active_commands"].to_string();
+        assert!(active.contains("getrpcinfo") && !active.contains("\"wait"), "{active}");
+    }
+    node.mine(2);
+    exporter.wait_for(HEIGHT, 5.0);
+    assert_eq!(failures(&exporter, "busy"), 0.0);
 }
 
 /// A subscription and the trace, neither of which the node ever answers.

@@ -31,8 +31,10 @@ node is away. Values that are read from the node age by one rule:
 
 - A value is shown for two poll intervals (`--poll-interval`) after it was read, then it is absent. A single failed call or
   poll hides nothing: a failed poll is retried after a second, then after 2, 4, 8 seconds and so on, at most the interval.
-- Costly calls are made once a minute, or less often if they take long: a call that took 100 ms is made again after 100 s, and
-  none less often than every four minutes. Their values are shown for two of these intervals, at most five minutes.
+- Costly calls are made once a minute, or less often if they take long: a call that took 100 ms is made again after 100 s, one
+  that took longer than 240 ms after four minutes. Their values are shown for two of these intervals, at most five minutes.
+  Values of the last block (`getblockstats`, `getnetworkhashps`, `getdeploymentinfo`) are read once and shown as long as polls
+  find the same tip.
 - When the connection to the node is lost, all values read from it disappear at once.
 - `bitcoin_up` is 1 if the last poll succeeded, whatever is still shown. `bitcoin_exporter_last_poll_timestamp_seconds` is the
   time of the last successful poll.

@@ -41,8 +41,8 @@ pub async fn poll(calls: &mut Calls) {
 /// At each new tip and once a minute. The node first waits until its validation has handled the last blocks.
 pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
     const CALLS: &str = "fee estimates";
-    let started = Instant::now();
     let limit = calls.limit(CALLS, true);
+    let started = Instant::now(); // a new limit is due now
     let is_early = limit.due() > started;
     let is_due = !is_early || is_new_tip && limit.due_at_event() <= started;
     if calls.recovers || !is_due {
