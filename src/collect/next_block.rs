@@ -32,10 +32,22 @@ pub struct Builder {
     mining: Mining,
     context: Rc<Context>,
     new_tip: watch::Receiver<Option<NewTip>>,
-    /// The block that the last one is built on.
-    last_on: Option<Hash>,
+    last_on: LastOn,
     /// The last one failed, which was logged.
     failing: bool,
+}
+
+/// The block that the last template is built on.
+#[derive(Default)]
+struct LastOn(Option<Hash>);
+
+impl LastOn {
+    /// The tip, if this template is the first one on it. The node may have had the block, and a template that was due may have been
+    /// built on it, before the tip was reported.
+    fn first_after(&mut self, new_tip: Option<NewTip>, on: Hash) -> Option<NewTip> {
+        let is_first = self.0.replace(on) != Some(on);
+        new_tip.filter(|tip| is_first && tip.hash == on)
+    }
 }
 
 /// What a template holds.
@@ -53,7 +65,13 @@ impl Builder {
         let mining = interfaces.mining.as_ref()?.on(&thread.without_deadline());
         let new_tip = context.new_tip.subscribe();
         context.metrics.next_block.start();
-        Some(Builder { mining, context: context.clone(), new_tip, last_on: None, failing: false })
+        Some(Builder {
+            mining,
+            context: context.clone(),
+            new_tip,
+            last_on: LastOn::default(),
+            failing: false,
+        })
     }
 
     /// Asks for a template now and then, until the node shuts down or has none to give.
@@ -128,8 +146,7 @@ impl Builder {
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
         metrics.duration.observe((created - asked).as_secs_f64());
-        let is_first = self.last_on.replace(contents.on) != Some(contents.on);
-        if let Some(tip) = new_tip.filter(|tip| is_first && tip.hash == contents.on) {
+        if let Some(tip) = self.last_on.first_after(new_tip, contents.on) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
         debug!(took = ?asked.elapsed(), built = ?(created - asked), "template");
@@ -239,6 +256,19 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn second_template_on_a_tip_is_not_the_first_after_it() {
+        let (a, b) = (Hash([1; 32]), Hash([2; 32]));
+        let tip = |hash| Some(NewTip { hash, at: Instant::now() });
+        let mut last_on = LastOn::default();
+        assert!(last_on.first_after(None, a).is_none(), "no new tip");
+        assert!(last_on.first_after(tip(b), b).is_some());
+        assert!(last_on.first_after(tip(a), b).is_none(), "on another block");
+        assert!(last_on.first_after(None, a).is_none(), "due, before the tip is reported");
+        assert!(last_on.first_after(tip(a), a).is_none());
+        assert!(last_on.first_after(tip(b), b).is_some(), "a reorg back");
+    }
 
     #[test]
     fn a_template_is_asked_for_at_the_interval_within_one_percent_of_the_time() {
