@@ -74,7 +74,8 @@ impl Chain {
                 "bitcoin_chain_tips",
                 ["status"],
                 "Tips of the block tree by status",
-                "JSON-RPC getchaintips, within minutes after a new tip, out of initial block download",
+                "JSON-RPC getchaintips, within minutes after a new tip or best header, else every five minutes; out of initial \
+                 block download",
             ),
             hashrate: d.gauge_by(
                 "bitcoin_hashrate_estimate",

@@ -22,6 +22,8 @@ pub struct Tip {
     pub hash: Option<String>,
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
+    /// Height of the best known header.
+    pub headers: Option<f64>,
 }
 
 pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
@@ -63,7 +65,8 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
 
     let metrics = &calls.metrics().chain;
     metrics.height.set(height);
-    metrics.header_height.set(headers.map(f64::from).or(field("headers")));
+    let headers = headers.map(f64::from).or(field("headers"));
+    metrics.header_height.set(headers);
     metrics.ibd.set(ibd.map(u8::from));
     metrics.verification_progress.set(progress.or(field("verificationprogress")));
     metrics.tip_timestamp.set(tip_time.map(|time| time as f64).or(field("time")));
@@ -72,7 +75,7 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
     metrics.size_on_disk.set(field("size_on_disk"));
     metrics.pruned.set(pruned);
     metrics.prune_height.set(prune_height);
-    Tip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd }
+    Tip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd, headers }
 }
 
 /// Once per tip.
@@ -88,8 +91,9 @@ pub async fn poll_hashrate(calls: &mut Calls) {
 /// When the chain tips are asked for. The node walks its whole block index for them and holds its main lock meanwhile.
 #[derive(Default)]
 pub struct TipsSchedule {
-    /// The tip at which they were asked for.
-    at: Option<String>,
+    /// The tip, the height of the best header, and when they were asked for: a branch that the node rejects changes the second alone,
+    /// or neither.
+    at: Option<(String, Option<f64>, Instant)>,
     costly: CostlyCall,
 }
 
@@ -105,32 +109,48 @@ impl TipsSchedule {
         self.costly.was_cleared();
     }
 
-    fn is_due(&self, tip: &str) -> bool {
-        self.at.as_deref() != Some(tip) && self.costly.is_due()
+    fn is_due(&self, tip: &str, headers: Option<f64>) -> bool {
+        const MAX_INTERVAL: Duration = Duration::from_secs(300);
+        let is_recent = self.at.as_ref().is_some_and(|(at, height, asked)| {
+            at == tip && *height == headers && asked.elapsed() < MAX_INTERVAL
+        });
+        !is_recent && self.costly.is_due()
     }
 
-    fn asked(&mut self, tip: &str, took: Duration, has_answer: bool) {
-        self.at = Some(tip.to_string());
+    fn asked(&mut self, tip: &str, headers: Option<f64>, took: Duration, has_answer: bool) {
+        self.at = Some((tip.to_string(), headers, Instant::now()));
         self.costly.took(took, has_answer);
     }
 }
 
-/// The tips of the block tree: a while after each change of the tip.
-pub async fn poll_tips(calls: &mut Calls, schedule: &mut TipsSchedule, tip: Option<&str>, ibd: Option<bool>) {
-    let (Some(tip), Some(false), true) = (tip, ibd, calls.has_rpc()) else {
+/// The tips of the block tree: a while after each change of the tip or the best header, and every five minutes.
+pub async fn poll_tips(calls: &mut Calls, schedule: &mut TipsSchedule, tip: &Tip) {
+    let headers = tip.headers;
+    let (Some(tip), Some(false), true) = (tip.hash.as_deref(), tip.ibd, calls.has_rpc()) else {
         schedule.was_cleared();
         return calls.metrics().chain.tips.clear();
     };
-    if !schedule.is_due(tip) {
+    if !schedule.is_due(tip, headers) {
         return;
     }
     let asked = Instant::now();
     let tips = calls.rpc("getchaintips", json!([])).await;
-    schedule.asked(tip, asked.elapsed(), !tips.is_null());
+    schedule.asked(tip, headers, asked.elapsed(), !tips.is_null());
     let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
     for tip in tips.as_array().into_iter().flatten() {
         let status = TIP_STATUSES.iter().find(|known| Some(**known) == tip["status"].as_str());
         *by_status.entry(status.unwrap_or(&"other")).or_default() += 1.0;
     }
     calls.metrics().chain.tips.replace(by_status.into_iter().map(|(status, tips)| ([status], tips)));
+}
+
+#[cfg(test)]
+#[test]
+fn chain_tips_are_read_again_when_the_best_header_changes() {
+    let mut schedule = TipsSchedule::default();
+    assert!(schedule.is_due("a", Some(7.0)));
+    schedule.at = Some(("a".into(), Some(7.0), Instant::now()));
+    assert!(!schedule.is_due("a", Some(7.0)));
+    assert!(schedule.is_due("a", Some(8.0)), "headers of a branch whose blocks are rejected");
+    assert!(schedule.is_due("b", Some(7.0)));
 }

@@ -238,6 +238,7 @@ pub struct Poller {
     orphans: OptionalCall,
     private_broadcast: OptionalCall,
     udp_peers: OptionalCall,
+    udp_silence: fibre::Silence,
     data_directory: file_system::DataDirectory,
     /// The node, if it can be seen.
     process: Option<Usage>,
@@ -258,6 +259,7 @@ impl Poller {
             orphans: OptionalCall::default(),
             private_broadcast: OptionalCall::default(),
             udp_peers: OptionalCall::default(),
+            udp_silence: fibre::Silence::default(),
             process: None,
         }
     }
@@ -304,7 +306,8 @@ impl Poller {
 
     async fn poll_areas(&mut self, calls: &mut Calls) -> Result<Polled, PollError> {
         let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
-        let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
+        let tip = chain::poll(calls, &chain_info).await;
+        let chain::Tip { height, ref hash, ibd, .. } = tip;
         chainstates::poll(calls, &chain_info).await;
         mempool::poll(calls).await;
         next_block::poll(calls).await;
@@ -316,15 +319,15 @@ impl Poller {
         node::poll(calls, process, &chain_info, &network_info).await;
         self.data_directory.poll(calls).await;
         network::poll(calls, &network_info).await;
-        fibre::poll(calls, &mut self.udp_peers).await;
-        if hash.is_none() || hash != self.shown_tip {
+        fibre::poll(calls, &mut self.udp_peers, &mut self.udp_silence).await;
+        if hash.is_none() || *hash != self.shown_tip {
             self.shown_tip = hash.clone();
             mempool::poll_fee_estimates(calls).await;
             chain::poll_hashrate(calls).await;
             chainstates::poll_deployments(calls).await;
             blocks::poll(calls, hash.as_deref(), ibd).await;
         }
-        chain::poll_tips(calls, &mut self.chain_tips, hash.as_deref(), ibd).await;
+        chain::poll_tips(calls, &mut self.chain_tips, &tip).await;
         if height.is_none() {
             return Err(PollError::NoTip);
         }
