@@ -3,15 +3,18 @@
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 
 use bitcoind_exporter::init::SUPERVISE;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::stat::Mode;
+use nix::sys::stat::Mode as FileMode;
 use nix::unistd::mkfifo;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::eventually;
 use crate::exporter::{Exporter, command};
+use crate::harness::fake_http::{FakeHttp, Mode};
 
 /// What it says when it ends; that it ends unsuccessfully is asserted.
 fn refusal(arguments: &[&str]) -> String {
@@ -131,7 +134,7 @@ fn an_error_that_cannot_be_printed_ends_it_in_order() {
 fn a_password_file_that_blocks_is_rejected() {
     let dir = TempDir::new().unwrap();
     let fifo = dir.path().join("fifo");
-    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    mkfifo(&fifo, FileMode::S_IRWXU).unwrap();
     let fifo = fifo.to_str().unwrap();
     let url = ["--once", "--rpc-url"];
     let error = refusal(&[&url[..], &["http://127.0.0.1:1", "--rpc-cookie-file", fifo]].concat());
@@ -152,4 +155,28 @@ fn it_brings_its_manual_page_and_completions() {
     for shell in ["bash", "fish", "zsh"] {
         assert!(generated(shell).contains("bitcoind-ipc-exporter"), "{shell}");
     }
+}
+
+#[test]
+fn text_of_a_node_is_bounded_in_labels_and_logs() {
+    let long = "long\n".repeat(1 << 20);
+    let http = FakeHttp::start(Mode::Answers(Arc::new(json!({
+        "getblockchaininfo": {"chain": long, "blocks": 7, "bestblockhash": long, "initialblockdownload": false},
+        "getnetworkinfo": {"version": 320000, "subversion": long, "protocolversion": 70016, "warnings": [long, 7]},
+        "getmempoolfeeratediagram": long,
+        "getorphantxs": {long.clone(): long},
+        "getindexinfo": {long.clone(): {"synced": true}},
+        "uptime": long,
+    }))));
+    let output = command().args(http.arguments()).arg("--once").output().unwrap();
+    let (text, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(text.contains("\nbitcoin_chain_height 7\n"), "{text:.1000}\n{log:.1000}");
+    assert!(text.contains("bitcoin_warnings{kind=\"other\"} 1\n"), "{text:.1000}");
+    let longest = |text: &str| text.lines().map(str::len).max().unwrap_or(0);
+    assert!(longest(&text) < 1000, "{:.3000}", text);
+    assert!(longest(&log) < 2000 && log.contains("the node warns: long long"), "{log:.3000}");
+    let refused = command().args(http.arguments()).args(["--once", "--chain", "regtest"]).output().unwrap();
+    let log = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && log.contains("its chain is"), "{log:.3000}");
+    assert!(log.len() < 5000, "{}", log.len());
 }

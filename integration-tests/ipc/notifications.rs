@@ -139,7 +139,7 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
             |bitcoin_peers_by{network=\"ipv6\",connection_type=\"block-relay-only\",transport=\"v2\"} 1|bitcoin_blocks_in_flight 2\
             |bitcoin_peers_largest_group{by=\"netgroup\",direction=\"out\"} 1|bitcoin_peers_largest_group{by=\"as\",direction=\"out\"} 1\
             |bitcoin_peers_groups{by=\"netgroup\",direction=\"out\"} 1|bitcoin_peers_addr_rate_limited 1\
-            |bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"block\"} 1000|bitcoin_peers_clock_off 1|bitcoin_peers_ping_overdue 1",
+            |bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"block\"} 0|bitcoin_peers_clock_off 1|bitcoin_peers_ping_overdue 1",
             "bitcoin_peer_min_ping|bitcoin_peers_low_fee_relay|bitcoin_peers_inv_to_send",
         ),
     ] {

@@ -16,6 +16,39 @@ use crate::exporter::{Exporter, command};
 use crate::harness::prometheus::{Prometheus, promtool};
 use crate::node::Node;
 
+/// `warnings` is a string then.
+#[test]
+fn deprecated_warnings_are_shown_by_kind() {
+    let node = Node::start(&["-deprecatedrpc=warnings"]);
+    assert!(node.json(&["getnetworkinfo"])["warnings"].is_string());
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    assert_eq!(exporter.value("bitcoin_warnings{kind=\"pre_release\"}"), Some(1.0));
+    assert_eq!(exporter.value("bitcoin_warnings{kind=\"large_work_invalid_chain\"}"), None);
+    assert!(exporter.log().contains("the node warns: This is a pre-release test build"));
+}
+
+#[test]
+fn identity_of_tip_start_and_disk_of_a_node_are_shown() {
+    let node = Node::start(&[]);
+    node.mine(1);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
+    let hash = node.cli(&["getbestblockhash"]);
+    let suffix = u64::from_str_radix(&hash.trim()[51..], 16).unwrap();
+    assert_eq!(exporter.value("bitcoin_tip_hash_suffix"), Some(suffix as f64));
+    let folder = nix::sys::statvfs::statvfs(node.dir()).unwrap();
+    let size = (folder.blocks() * folder.fragment_size()) as f64;
+    exporter.wait_for("bitcoin_datadir_filesystem_size_bytes", size);
+    let free = exporter.value("bitcoin_datadir_filesystem_free_bytes");
+    assert!(free > Some(0.0) && free <= Some(size), "{free:?}");
+    let start = exporter.value("bitcoin_node_start_time_seconds").unwrap();
+    let up = exporter.value("bitcoin_node_uptime_seconds").unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!(start + up <= now && start + up > now - 3600.0, "{start} {up} {now}");
+    // Another exporter shows the same start, because it sees the process.
+    let other = Exporter::start(&node.socket(), &[]).ready();
+    assert_eq!(other.value("bitcoin_node_start_time_seconds"), Some(start));
+}
+
 #[test]
 fn gauges_agree_with_bitcoin_cli() {
     let node = Node::start(&[]);

@@ -36,10 +36,22 @@ pub struct Builder {
     context: Rc<Context>,
     new_tip: watch::Receiver<Option<NewTip>>,
     limit: RateLimit,
-    /// The block that the last one is built on.
-    last_on: Option<Hash>,
+    last_on: LastOn,
     /// The last one failed, which was logged.
     failing: bool,
+}
+
+/// The block that the last template is built on.
+#[derive(Default)]
+struct LastOn(Option<Hash>);
+
+impl LastOn {
+    /// The tip, if this template is the first one on it. The node may have had the block, and a template that was due may have been
+    /// built on it, before the tip was reported.
+    fn first_after(&mut self, new_tip: Option<NewTip>, on: Hash) -> Option<NewTip> {
+        let is_first = self.0.replace(on) != Some(on);
+        new_tip.filter(|tip| is_first && tip.hash == on)
+    }
 }
 
 /// What a template holds.
@@ -59,7 +71,7 @@ impl Builder {
         context.metrics.next_block.start();
         let share = if context.config.next_block == NextBlock::Auto { SHARE } else { 0 };
         let limit = RateLimit::new(context.config.poll_interval, share);
-        Some(Builder { mining, context: context.clone(), new_tip, limit, last_on: None, failing: false })
+        Some(Builder { mining, context: context.clone(), new_tip, limit, last_on: LastOn::default(), failing: false })
     }
 
     /// Asks for a template now and then, until the node shuts down or has none to give.
@@ -141,8 +153,7 @@ impl Builder {
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
         metrics.duration.observe((created - asked).as_secs_f64());
-        let is_first = self.last_on.replace(contents.on) != Some(contents.on);
-        if let Some(tip) = new_tip.filter(|tip| is_first && tip.hash == contents.on) {
+        if let Some(tip) = self.last_on.first_after(new_tip, contents.on) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
         debug!(took = ?asked.elapsed(), built = ?(created - asked), "template");
@@ -203,6 +214,19 @@ fn weight(block: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn second_template_on_a_tip_is_not_the_first_after_it() {
+        let (a, b) = (Hash([1; 32]), Hash([2; 32]));
+        let tip = |hash| Some(NewTip { hash, at: Instant::now() });
+        let mut last_on = LastOn::default();
+        assert!(last_on.first_after(None, a).is_none(), "no new tip");
+        assert!(last_on.first_after(tip(b), b).is_some());
+        assert!(last_on.first_after(tip(a), b).is_none(), "on another block");
+        assert!(last_on.first_after(None, a).is_none(), "due, before the tip is reported");
+        assert!(last_on.first_after(tip(a), a).is_none());
+        assert!(last_on.first_after(tip(b), b).is_some(), "a reorg back");
+    }
 
     #[test]
     fn the_weight_is_that_of_the_transactions_without_the_coinbase() {

@@ -55,7 +55,8 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
 /// What is remembered of the peers between polls, and from one connection to the next: how much traffic of each was counted already.
 #[derive(Default)]
 pub struct Peers {
-    counted: HashMap<(Connection, &'static str, &'static str), u64>,
+    /// `None` before the first poll.
+    counted: Option<HashMap<(Connection, &'static str, &'static str), u64>>,
 }
 
 impl Peers {
@@ -113,7 +114,8 @@ impl Peers {
     }
 
     /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is forgotten: what it had moved stays
-    /// counted.
+    /// counted. What the peers of the first poll had moved before is not counted: an exporter that was restarted would count it
+    /// again.
     fn count_traffic(&mut self, peers: &[PeerStats], network: &Network) {
         let mut present = HashMap::new();
         for peer in peers {
@@ -126,10 +128,11 @@ impl Peers {
             }
         }
         for (key @ (_, direction, kind), total) in &present {
-            let counted = self.counted.get(key).copied().unwrap_or(0);
-            network.message_bytes.inc_by([direction, kind], total.saturating_sub(counted));
+            let before =
+                self.counted.as_ref().map_or(*total, |counted| counted.get(key).copied().unwrap_or(0));
+            network.message_bytes.inc_by([direction, kind], total.saturating_sub(before));
         }
-        self.counted = present;
+        self.counted = Some(present);
     }
 }
 
@@ -228,6 +231,7 @@ mod tests {
             received: vec![("tx".into(), tx), ("*other*".into(), odd), ("evil\"} 1".into(), odd)],
             ..PeerStats::default()
         };
+        peers.show(&[], Backlog::default(), &metrics.network);
         peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], Backlog::default(), &metrics.network);
         peers.show(&[peer(2, 70, 3)], Backlog::default(), &metrics.network);
         peers.show(&[peer(2, 60, 3)], Backlog::default(), &metrics.network); // nonsense of the node's: nothing is taken back
@@ -255,10 +259,10 @@ mod tests {
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
         };
-        assert_eq!(counts(0, 1000, 1000), 1000);
-        assert_eq!(counts(0, 1000, 1500), 1500);
-        assert_eq!(counts(0, 1000, 1500), 1500, "whatever the node's clock does");
-        assert_eq!(counts(0, 1300, 1700), 3200, "restarted: another peer of the same number");
+        assert_eq!(counts(0, 1000, 1000), 0, "before the exporter was started");
+        assert_eq!(counts(0, 1000, 1500), 500);
+        assert_eq!(counts(0, 1000, 1500), 500, "whatever the node's clock does");
+        assert_eq!(counts(0, 1300, 1700), 2200, "the node was restarted: another peer of the same number");
     }
 
     #[test]

@@ -196,7 +196,8 @@ impl Network {
             message_bytes: d.counter_by(
                 "bitcoin_p2p_message_bytes_total",
                 ["direction", "type"],
-                "Bytes of messages with the peers seen at polls, by type; a peer that leaves takes nothing back",
+                "Bytes of messages with the peers seen at polls since the exporter started, by type; a peer that leaves takes nothing \
+                 back",
                 PEERS,
             ),
             banned: d.gauge("bitcoin_banned", "Banned addresses and subnets", "JSON-RPC listbanned"),

@@ -27,7 +27,7 @@ impl Node {
             ),
             uptime: d.gauge(
                 "bitcoin_node_uptime_seconds",
-                "Seconds since the node started",
+                "Seconds since the node started, as it reports them: up to Bitcoin Core 30 by its wall clock",
                 "JSON-RPC uptime",
             ),
             memory_locked: d.gauge_by(

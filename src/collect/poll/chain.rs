@@ -62,7 +62,8 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
 
     let metrics = &calls.metrics().chain;
     metrics.height.set(height);
-    metrics.header_height.set(headers.map(f64::from).or(field("headers")));
+    let headers = headers.map(f64::from).or(field("headers"));
+    metrics.header_height.set(headers);
     metrics.ibd.set(ibd.map(u8::from));
     metrics.verification_progress.set(progress.or(field("verificationprogress")));
     metrics.tip_timestamp.set(tip_time.map(|time| time as f64).or(field("time")));

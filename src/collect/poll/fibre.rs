@@ -1,6 +1,7 @@
 //! FIBRE's UDP peers.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -28,10 +29,37 @@ struct Group {
 }
 
 /// At each poll: silence is worth knowing soon, and the node only copies what it has.
-pub async fn poll(calls: &mut Calls) {
+pub async fn poll(calls: &mut Calls, silence: &mut Silence) {
     let answer = calls.rpc_if_known::<Value>("getudppeerinfo", json!([])).await;
     let groups = answer.as_ref().and_then(groups);
-    show(groups.unwrap_or_default(), now(), &calls.metrics().fibre);
+    let groups = groups.unwrap_or_default();
+    silence.update(&groups, now(), Instant::now());
+    show(groups, silence, Instant::now(), &calls.metrics().fibre);
+}
+
+/// When each group's most silent peer was heard, on a clock that cannot be set: that of the node can, and so can ours.
+#[derive(Default)]
+pub struct Silence(BTreeMap<String, Heard>);
+
+struct Heard {
+    /// As the node returned it.
+    at: f64,
+    /// Silence in seconds when it changed, and when that was.
+    silence: f64,
+    changed: Instant,
+}
+
+impl Silence {
+    /// Only a time that has changed is compared with `now`, Unix seconds.
+    fn update(&mut self, groups: &BTreeMap<String, Group>, now: f64, changed: Instant) {
+        let mut last = std::mem::take(&mut self.0);
+        for (label, group) in groups {
+            let Some(at) = group.heard else { continue };
+            let same = last.remove(label).filter(|heard| heard.at == at);
+            let new = || Heard { at, silence: (now - at).max(0.0), changed };
+            self.0.insert(label.clone(), same.unwrap_or_else(new));
+        }
+    }
 }
 
 /// The groups of an answer; `None` if it is not a list. Group 0 is the one that every node has.
@@ -71,7 +99,7 @@ fn seconds(lastrecv: f64) -> f64 {
     if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
 }
 
-fn show(groups: BTreeMap<String, Group>, now: f64, metrics: &Fibre) {
+fn show(groups: BTreeMap<String, Group>, silence: &Silence, now: Instant, metrics: &Fibre) {
     let groups: Vec<_> = groups.iter().map(|(label, group)| (label.as_str(), *group)).collect();
     let each =
         |of: fn(&Group) -> u32| groups.iter().map(move |(label, group)| ([*label], f64::from(of(group))));
@@ -84,9 +112,10 @@ fn show(groups: BTreeMap<String, Group>, now: f64, metrics: &Fibre) {
         Some([([*label, "minimum"], least), ([*label, "mean"], mean), ([*label, "maximum"], most)])
     });
     metrics.round_trip.replace(round_trips.flatten());
-    // The node knows it to the millisecond.
-    let silence = |heard: f64| ((now - heard).max(0.0) * 1000.0).round() / 1000.0;
-    let silence = groups.iter().filter_map(|(label, group)| Some(([*label], silence(group.heard?))));
+    let seconds = |heard: &Heard| heard.silence + (now - heard.changed).as_secs_f64();
+    // The node has it in milliseconds.
+    let rounded = |seconds: f64| (seconds * 1000.0).round() / 1000.0;
+    let silence = silence.0.iter().map(|(label, heard)| ([label.as_str()], rounded(seconds(heard))));
     metrics.silence.replace(silence);
 }
 
@@ -94,12 +123,16 @@ fn show(groups: BTreeMap<String, Group>, now: f64, metrics: &Fibre) {
 mod tests {
     use super::*;
     use crate::metrics::{Format, Metrics};
+    use std::time::Duration;
 
     const NOW: f64 = 1_764_000_100.0;
 
     fn shown(answer: &Value) -> String {
         let metrics = Metrics::new();
-        show(groups(answer).unwrap_or_default(), NOW, &metrics.fibre);
+        let (groups, mut silence) = (groups(answer).unwrap_or_default(), Silence::default());
+        let now = Instant::now();
+        silence.update(&groups, NOW, now);
+        show(groups, &silence, now, &metrics.fibre);
         let text = metrics.render(Format::Text);
         text.lines()
             .filter(|line| line.starts_with("bitcoin_fibre_peer"))
@@ -143,6 +176,24 @@ mod tests {
              bitcoin_fibre_peer_silence_seconds{group=\"3\"} 0\n\
              bitcoin_fibre_peer_silence_seconds{group=\"receive\"} 100\n"
         );
+    }
+
+    #[test]
+    fn silence_does_not_follow_steps_of_the_clock() {
+        let begin = Instant::now();
+        let (metrics, mut silence) = (Metrics::new(), Silence::default());
+        let mut after = |seconds: u64, now: f64, heard: f64| {
+            let groups = groups(&json!([{"group": 0, "lastrecv": heard}])).unwrap();
+            let at = begin + Duration::from_secs(seconds);
+            silence.update(&groups, now, at);
+            show(groups, &silence, at, &metrics.fibre);
+            metrics.fibre.silence.get(["0"])
+        };
+        assert_eq!(after(0, NOW, NOW - 3.0), Some(3.0));
+        assert_eq!(after(15, NOW + 3615.0, NOW - 3.0), Some(18.0), "+1 h");
+        assert_eq!(after(30, NOW + 20.0, NOW - 3.0), Some(33.0), "-10 s");
+        assert_eq!(after(45, NOW + 35.0, NOW + 34.0), Some(1.0), "heard");
+        assert_eq!(after(60, NOW + 40.0, NOW + 41.0), Some(0.0), "the node's clock is ahead");
     }
 
     #[test]

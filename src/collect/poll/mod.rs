@@ -230,6 +230,7 @@ pub struct Poller {
     calls: Calls,
     /// The tip of the last poll.
     tip: Option<String>,
+    udp_silence: fibre::Silence,
     data_directory: file_system::DataDirectory,
     /// The node, if it can be seen.
     process: Option<Usage>,
@@ -249,7 +250,7 @@ impl Poller {
             unknown: HashSet::new(),
             of_tip: HashMap::new(),
         };
-        Poller { calls, tip: None, data_directory, process: None }
+        Poller { calls, tip: None, udp_silence: fibre::Silence::default(), data_directory, process: None }
     }
 
     /// Shows what this process uses, too.
@@ -298,7 +299,7 @@ impl Poller {
         node::poll(calls, process, &chain_info, &network_info).await;
         self.data_directory.poll(calls).await;
         network::poll(calls, &network_info).await;
-        fibre::poll(calls).await;
+        fibre::poll(calls, &mut self.udp_silence).await;
         mempool::poll_fee_estimates(calls, is_new_tip).await;
         chain::poll_hashrate(calls).await;
         chainstates::poll_deployments(calls).await;

@@ -206,10 +206,9 @@ fn check_command(method: &str, parameters: &str, uri: &str) -> Result<(), String
     let parsed: Value =
         serde_json::from_str(parameters).map_err(|_| "parameters that are not JSON".to_string())?;
     methods::check(method, &parsed)?;
-    match parsed.to_string() == parameters {
-        true => Ok(()),
-        false => Err("parameters in another form than the exporter's".into()),
-    }
+    // The text that the exporter sends.
+    let written = parsed.to_string();
+    if written == parameters { Ok(()) } else { Err("parameters in another form than the exporter's".into()) }
 }
 
 /// A URI names a wallet; without one there is none.
