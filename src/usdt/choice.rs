@@ -67,35 +67,13 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
         rest.retain(|it| it.is_in_unit(unit));
     }
     let is_named = named.datadir.is_some() || named.unit.is_some();
-    let mut different = None;
-    let mut waits = false;
+    let (mut different, mut waits) = (None, false);
     if let (Some(last), false) = (last, is_named) {
         let shares_lock = |it: &&&Candidate| !it.locks.is_disjoint(&last.candidate.locks);
         if let Some(same) = rest.iter().find(shares_lock) {
             return Choice::Node((*same).clone());
         }
-        // Beside what had nothing locked, which may have been no node, the node may have run.
-        let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
-        rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
-        // A node of another binary is another node, unless it is known for the same one.
-        let is_same_binary = |it: &Candidate| named.binary || it.node.binary == last.candidate.node.binary;
-        rest.retain(|it| is_same_binary(it) || is_alike(it, last, others));
-        let children: Vec<_> = rest.iter().copied().filter(|it| last.children.contains(&it.id())).collect();
-        if !children.is_empty() {
-            rest = children;
-        } else if !last.candidate.locks.is_empty() {
-            let (alike, unlike): (Vec<_>, Vec<_>) =
-                rest.into_iter().partition(|it| !it.locks.is_empty() && is_alike(it, last, others));
-            rest = alike;
-            for it in unlike {
-                match (others.exist, it.age > LOOKS_DIFFERENT) {
-                    (true, _) if it.locks.is_empty() => waits = true,
-                    (true, _) => different = Some(it),
-                    (false, true) => rest.push(it),
-                    (false, false) => waits = true,
-                }
-            }
-        }
+        (rest, different, waits) = after(rest, named, last, others);
     }
     if rest.iter().any(|it| !it.locks.is_empty()) {
         rest.retain(|it| !it.locks.is_empty());
@@ -120,6 +98,40 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
             several.iter().map(|it| format!("\n  {}", it.node)).collect::<String>()
         ))),
     }
+}
+
+/// Without those that are not the next node as far as is known. Besides, one that is another node, and whether one may become the next.
+fn after<'a>(
+    mut rest: Vec<&'a Candidate>,
+    named: Named,
+    last: &Known,
+    others: &Others,
+) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
+    // Beside what had nothing locked, which may have been no node, the node may have run.
+    let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
+    rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
+    // A node of another binary is another node, unless it is known for the same one.
+    let is_same_binary = |it: &Candidate| named.binary || it.node.binary == last.candidate.node.binary;
+    rest.retain(|it| is_same_binary(it) || is_alike(it, last, others));
+    let children: Vec<_> = rest.iter().copied().filter(|it| last.children.contains(&it.id())).collect();
+    if !children.is_empty() {
+        return (children, None, false);
+    }
+    if last.candidate.locks.is_empty() {
+        return (rest, None, false);
+    }
+    let (mut next, unlike): (Vec<_>, Vec<_>) =
+        rest.into_iter().partition(|it| !it.locks.is_empty() && is_alike(it, last, others));
+    let (mut different, mut waits) = (None, false);
+    for it in unlike {
+        match (others.exist, it.age > LOOKS_DIFFERENT) {
+            (true, _) if it.locks.is_empty() => waits = true,
+            (true, _) => different = Some(it),
+            (false, true) => next.push(it),
+            (false, false) => waits = true,
+        }
+    }
+    (next, different, waits)
 }
 
 /// A process that holds the lock of this data directory; where its lock cannot be seen, one whose command line names it.
