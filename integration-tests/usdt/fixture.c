@@ -250,7 +250,7 @@ int main(void)
 		event->thread[0] = 0;
 		if (sscanf(line, "repeat %d %ld %n", &threads, &event->times, &length) == 2)
 			rest += length;
-		if (sscanf(line, "named %15s %n", event->thread, &length) == 1)
+		if (sscanf(rest, "named %15s %n", event->thread, &length) == 1)
 			rest += length;
 		if (!strncmp(line, "main ", 5))
 			rest += 5;

@@ -210,7 +210,7 @@ pub fn a_journal_that_is_not_read_stops_nothing() {
     let mut exporter = Exporter::spawn_at(&mut command, &format!("127.0.0.1:{port}")).ready();
     // More than fit into the socket.
     for _ in 0..30 {
-        fixture.fire("repeat 1 10 standard 1 1 1 1 1 text text");
+        fixture.fire("repeat 1 10 named b-msghand standard 1 1 1 1 1 text text");
     }
     eventually("all are counted", || {
         (exporter.value("bitcoin_blocks_connected_total{node=\"relay\"}")? == 300.0).then_some(())
