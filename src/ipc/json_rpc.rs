@@ -141,10 +141,7 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
 fn json_rpc_error(error: &Value) -> CallError {
     const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
-    CallError::JsonRpc {
-        code: error["code"].as_i64().unwrap_or(0),
-        message: one_line(message, MAX_BYTES),
-    }
+    CallError::JsonRpc { code: error["code"].as_i64().unwrap_or(0), message: one_line(message, MAX_BYTES) }
 }
 
 #[cfg(test)]
