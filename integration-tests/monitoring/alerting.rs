@@ -1,9 +1,9 @@
 //! Alerts, from the node that goes down to the message that somebody gets.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -23,7 +23,8 @@ fn alerts() -> Vec<Value> {
 }
 
 /// Where `runbook_url` leads without the external label `runbooks`.
-const RUNBOOKS: &str = "{{ or $externalLabels.runbooks `file:///usr/share/doc/bitcoind-exporter/docs/alerts.md` }}";
+const RUNBOOKS: &str =
+    "{{ or $externalLabels.runbooks `file:///usr/share/doc/bitcoind-exporter/docs/alerts.md` }}";
 
 /// promtool's tests.
 fn tests() -> Vec<PathBuf> {
@@ -54,7 +55,10 @@ pub fn each_alert_has_its_tests_and_its_section() {
         let (_, section) =
             sections.iter().find(|(name, _)| *name == alert).expect("a section in docs/alerts.md");
         assert!(section.contains("\nFalse alarms: "), "{alert}: how often?");
-        assert!(section.contains("\nNode kinds: ") && section.contains(" Drills passed: "), "{alert}: which drills?");
+        assert!(
+            section.contains("\nNode kinds: ") && section.contains(" Drills passed: "),
+            "{alert}: which drills?"
+        );
         assert!(fires.contains(alert), "no test makes {alert} fire");
         assert_eq!(annotation("runbook_url"), format!("{RUNBOOKS}#{}", alert.to_lowercase()));
         assert!(annotation("description").len() > 20, "{alert}");

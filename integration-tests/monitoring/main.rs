@@ -188,7 +188,10 @@ fn dashboards_are_complete() {
                 // Which are the largest changes from step to step.
                 assert!(target["range"] != true || !expression.contains("topk"), "{title}: {expression}");
                 if expression.contains("ALERTS{") {
-                    assert!(expression.contains("alertname=~\"Bitcoin.+|Fibre.+\""), "{title}: others' alerts");
+                    assert!(
+                        expression.contains("alertname=~\"Bitcoin.+|Fibre.+\""),
+                        "{title}: others' alerts"
+                    );
                 }
                 let is_graph_of_buckets = target["range"] == true && expression.contains("_bucket");
                 assert_eq!(target["exemplar"] == true, is_graph_of_buckets, "{title}: exemplars");

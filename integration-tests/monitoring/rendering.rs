@@ -65,7 +65,9 @@ fn table(panel: &Value, prometheus: &Prometheus, job: &str) -> (Vec<String>, Vec
                 None => sample["metric"].to_string(),
             };
             let row = rows.entry(key).or_default();
-            for (field, column) in fields.iter().zip(&columns).filter(|(field, _)| labels.contains_key(*field)) {
+            for (field, column) in
+                fields.iter().zip(&columns).filter(|(field, _)| labels.contains_key(*field))
+            {
                 row.insert(column.clone(), text(field));
             }
             row.insert(value.clone(), sample["value"][1].as_str().unwrap().to_string());

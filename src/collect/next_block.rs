@@ -71,7 +71,14 @@ impl Builder {
         context.metrics.next_block.start();
         let share = if context.config.next_block == NextBlock::Auto { SHARE } else { 0 };
         let limit = RateLimit::new(context.config.poll_interval, share);
-        Some(Builder { mining, context: context.clone(), new_tip, limit, last_on: LastOn::default(), failing: false })
+        Some(Builder {
+            mining,
+            context: context.clone(),
+            new_tip,
+            limit,
+            last_on: LastOn::default(),
+            failing: false,
+        })
     }
 
     /// Asks for a template now and then, until the node shuts down or has none to give.
