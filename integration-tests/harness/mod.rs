@@ -12,6 +12,7 @@ pub mod peer;
 pub mod prometheus;
 pub mod proxy;
 pub mod templates;
+pub mod webhook;
 pub mod without_rpc;
 
 use std::time::{Duration, Instant};

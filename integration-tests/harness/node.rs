@@ -50,6 +50,14 @@ pub fn free_port() -> u16 {
     candidates.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }
 
+/// As Core's share/rpcauth/rpcauth.py makes it.
+pub fn rpcauth(user: &str, password: &str) -> String {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"salt");
+    let digest = ring::hmac::sign(&key, password.as_bytes());
+    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("-rpcauth={user}:salt${digest}")
+}
+
 pub struct Node {
     dir: TempDir,
     rpc_port: u16,
@@ -71,8 +79,17 @@ impl Node {
         Self::start_program(program, [&needed[..], arguments].concat())
     }
 
-    fn start_program(program: PathBuf, arguments: Vec<&str>) -> Self {
-        let dir = TempDir::new().unwrap();
+    /// Another build than BITCOIN_NODE.
+    pub fn start_program(program: PathBuf, arguments: Vec<&str>) -> Self {
+        Self::start_program_in(TempDir::new().unwrap(), program, arguments)
+    }
+
+    /// With its data in this directory.
+    pub fn start_in(dir: TempDir, arguments: &[&str]) -> Self {
+        Self::start_program_in(dir, bitcoin_node(), [&["-ipcbind=unix"], arguments].concat())
+    }
+
+    fn start_program_in(dir: TempDir, program: PathBuf, arguments: Vec<&str>) -> Self {
         let arguments: Vec<_> = arguments.into_iter().map(str::to_string).collect();
         let (rpc_port, p2p_port) = (free_port(), free_port());
         let child = Self::launch(dir.path(), &program, rpc_port, p2p_port, &arguments);
@@ -128,6 +145,12 @@ impl Node {
         self.dir.path().join("regtest/node.sock")
     }
 
+    /// Where it is for an exporter without a socket, as arguments.
+    pub fn over_http(&self) -> [String; 6] {
+        let datadir = self.dir().display().to_string();
+        ["--datadir".into(), datadir, "--chain".into(), "regtest".into(), "--rpc-url".into(), self.rpc_url()]
+    }
+
     /// Where its JSON-RPC listens.
     pub fn rpc_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.rpc_port)
@@ -174,21 +197,27 @@ impl Node {
 
     /// Makes calls over HTTP, all in one request; panics if one of them failed.
     pub fn batch(&self, calls: &[(&str, Value)]) {
+        let answers = self.try_batch(calls).unwrap();
+        let failed = answers.iter().find(|answer| !answer["error"].is_null());
+        assert!(failed.is_none() && answers.len() == calls.len(), "{failed:?}");
+    }
+
+    /// The answers to calls over HTTP, all in one request.
+    pub fn try_batch(&self, calls: &[(&str, Value)]) -> std::io::Result<Vec<Value>> {
         let call = |(method, params): &(&str, Value)| json!({"id": 1, "method": method, "params": params});
         let body = Value::from_iter(calls.iter().map(call)).to_string();
-        let cookie = std::fs::read(self.dir().join("regtest/.cookie")).unwrap();
-        let mut stream = TcpStream::connect(("127.0.0.1", self.rpc_port)).unwrap();
+        let cookie = std::fs::read(self.dir().join("regtest/.cookie"))?;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.rpc_port))?;
         let head = format!(
             "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Basic {}\r\nContent-Length: {}\r\n\r\n",
             BASE64_STANDARD.encode(cookie),
             body.len()
         );
-        stream.write_all((head + &body).as_bytes()).unwrap();
+        stream.write_all((head + &body).as_bytes())?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let answers: Vec<Value> = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
-        let failed = answers.iter().find(|answer| !answer["error"].is_null());
-        assert!(failed.is_none() && answers.len() == calls.len(), "{failed:?}");
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        Ok(serde_json::from_str(body)?)
     }
 
     /// Fills the mempool with transactions that do not depend on each other: the coinbase of `block` is divided, mined, and
@@ -269,13 +298,22 @@ impl Node {
         eventually("the node ends", || self.child.try_wait().unwrap())
     }
 
-    /// Kills the node if it runs, and starts it again on the same data.
-    pub fn restart(&mut self) {
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Kills the node if it runs, and starts it again on the same data.
+    pub fn restart(&mut self) {
+        self.kill();
         self.child =
             Self::launch(self.dir.path(), &self.program, self.rpc_port, self.p2p_port, &self.arguments);
         self.until_it_answers();
+    }
+
+    /// The next start has this argument besides.
+    pub fn add_argument(&mut self, argument: &str) {
+        self.arguments.push(argument.into());
     }
 
     /// The next start is without this argument of the first.

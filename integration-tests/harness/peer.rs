@@ -30,6 +30,11 @@ pub struct Peer {
 impl Peer {
     /// Connects to a node and shakes hands, also about compact blocks.
     pub fn connect(port: u16) -> Self {
+        Self::connect_with_clock(port, 0)
+    }
+
+    /// The same with a clock that differs by so many seconds.
+    pub fn connect_with_clock(port: u16, offset: i64) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let stream = TcpStream::connect(address).unwrap();
         let (sender, messages) = channel();
@@ -40,7 +45,7 @@ impl Peer {
         let address = Address::new(&address, services);
         let mut version = VersionMessage::new(
             services,
-            unix_time().into(),
+            i64::from(unix_time()) + offset,
             address.clone(),
             address,
             rand::random(),

@@ -33,12 +33,12 @@ struct Server {
 }
 
 impl Server {
-    /// With `config` as the file `config.yml`; `{address}` in an argument is where it is to listen.
+    /// With `config` as the file `config.yml`; `{address}` there and in an argument is where it is to listen.
     fn start(program: PathBuf, config: &str, arguments: &[&str], ready: &'static str) -> Self {
         let dir = TempDir::new().unwrap();
-        std::fs::write(dir.path().join("config.yml"), config).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
+        std::fs::write(dir.path().join("config.yml"), config.replace("{address}", &address)).unwrap();
         let arguments: Vec<_> =
             arguments.iter().map(|argument| argument.replace("{address}", &address)).collect();
         let child = Self::launch(&program, &arguments, &dir);
@@ -141,15 +141,32 @@ pub struct Prometheus(Server);
 impl Prometheus {
     /// With this configuration; waits until it answers.
     pub fn start(config: &str) -> Self {
+        Self::start_with(config, &["--enable-feature=exemplar-storage"])
+    }
+
+    /// With these arguments besides.
+    pub fn start_with(config: &str, more: &[&str]) -> Self {
         let arguments = [
             "--config.file=config.yml",
             "--storage.tsdb.path=data",
             "--log.level=warn",
-            "--enable-feature=exemplar-storage",
             "--web.listen-address={address}",
         ];
         let program = promtool().with_file_name("prometheus");
-        Prometheus(Server::start(program, config, &arguments, "api/v1/status/buildinfo"))
+        Prometheus(Server::start(
+            program,
+            config,
+            &[&arguments[..], more].concat(),
+            "api/v1/status/buildinfo",
+        ))
+    }
+
+    pub fn stop(&mut self) {
+        self.0.stop();
+    }
+
+    pub fn start_again(&mut self) {
+        self.0.start_again();
     }
 
     pub fn pid(&self) -> u32 {
@@ -192,6 +209,14 @@ impl Alertmanager {
 
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.0.port)
+    }
+
+    pub fn stop(&mut self) {
+        self.0.stop();
+    }
+
+    pub fn start_again(&mut self) {
+        self.0.start_again();
     }
 
     /// Sends alerts, as Prometheus does.

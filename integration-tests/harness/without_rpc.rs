@@ -44,6 +44,17 @@ impl WithoutRpc {
     }
 }
 
+/// The same on this thread, until the process ends.
+pub fn serve_forever(socket: &Path, node: &Path) {
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    nix::sys::prctl::set_name(c"b-msghand").unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        serve(UnixListener::from_std(listener).unwrap(), node.into()).await;
+    });
+}
+
 async fn serve(listener: UnixListener, node: PathBuf) {
     while let Ok((client, _)) = listener.accept().await {
         let Ok(node) = UnixStream::connect(&node).await else { continue };

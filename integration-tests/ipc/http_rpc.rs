@@ -16,7 +16,7 @@ use crate::exporter::{Exporter, command};
 use crate::fake::{FakeNode, Offers};
 use crate::harness::fake_http::{FakeHttp, Mode};
 use crate::harness::without_rpc::WithoutRpc;
-use crate::node::Node;
+use crate::node::{Node, rpcauth};
 
 const USED: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
 
@@ -104,14 +104,6 @@ fn blocks_are_counted_over_http_and_the_source_is_shown() {
     assert!(!said.contains("  bitcoin_difficulty\n"), "{said}");
     let (good, _, error) = check(&["--rpc", "on", "--chain", "signet"]);
     assert!(!good && error.contains("its chain is \"regtest\", not \"signet\""), "{error}");
-}
-
-/// As Core's share/rpcauth/rpcauth.py makes it.
-fn rpcauth(user: &str, password: &str) -> String {
-    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"salt");
-    let digest = ring::hmac::sign(&key, password.as_bytes());
-    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("-rpcauth={user}:salt${digest}")
 }
 
 #[test]

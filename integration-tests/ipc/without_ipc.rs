@@ -9,14 +9,8 @@ use crate::node::Node;
 
 const USED: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
 
-/// Where the node is, as arguments: no socket.
-fn of(node: &Node) -> [String; 6] {
-    let datadir = node.dir().display().to_string();
-    ["--datadir".into(), datadir, "--chain".into(), "regtest".into(), "--rpc-url".into(), node.rpc_url()]
-}
-
 fn beside(node: &Node, more: &[&str]) -> Exporter {
-    Exporter::spawn(command().args(of(node)).args(more)).ready()
+    Exporter::spawn(command().args(node.over_http()).args(more)).ready()
 }
 
 #[test]
@@ -109,7 +103,7 @@ fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(said).unwrap())
     };
-    let arguments = of(&node);
+    let arguments = node.over_http();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (good, said) = run(&[&arguments[..], &["--check"]].concat());
     assert!(good && said.contains("connection: none over IPC ("), "{said}");

@@ -1,11 +1,9 @@
 //! Alerts, from the node that goes down to the message that somebody gets.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -14,6 +12,7 @@ use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::prometheus::{Alertmanager, Prometheus, promtool};
+use crate::harness::webhook::webhook;
 use crate::{contrib, succeeds, yaml};
 
 fn alerts() -> Vec<Value> {
@@ -154,33 +153,6 @@ fn alertmanager(webhook: &str) -> Alertmanager {
     let operator = receivers.iter_mut().find(|receiver| receiver["name"] == "operator").unwrap();
     operator["webhook_configs"] = json!([{"url": webhook}]);
     Alertmanager::start(&config.to_string())
-}
-
-/// Takes messages of Alertmanager: their URL, and what they say.
-fn webhook() -> (String, Receiver<Value>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/", listener.local_addr().unwrap());
-    let (send, messages) = channel();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let mut reader = BufReader::new(stream);
-            let (mut line, mut length) = (String::new(), 0);
-            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
-                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
-                line.clear();
-            }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            reader.get_mut().write_all(answer).unwrap();
-            if send.send(serde_json::from_slice(&body).unwrap()).is_err() {
-                return;
-            }
-        }
-    });
-    (url, messages)
 }
 
 /// The next message about this alert.

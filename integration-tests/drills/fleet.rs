@@ -1,0 +1,498 @@
+//! The nodes of a drill, an exporter beside each, and what watches them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::gate::Gate;
+use crate::harness::eventually;
+use crate::harness::exporter::{Exporter, command};
+use crate::harness::fake::{FakeNode, Offers};
+use crate::harness::fixture;
+use crate::harness::node::{Node, free_port};
+use crate::hidden_rpc::HiddenRpc;
+use crate::network::Network;
+use crate::report;
+use crate::stack::{Alert, INTERVAL, Received, Stack, Target};
+
+/// How an exporter gets at its node.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Kind {
+    /// IPC with Rpc (Core 32's tree).
+    Rpc,
+    /// IPC with Mining, and JSON-RPC over HTTP (Core 30, 31). CORE31_NODE, else the same node behind a proxy that hides Rpc.
+    RpcOverHttp,
+    /// JSON-RPC over HTTP.
+    HttpOnly,
+    /// IPC with Mining, without HTTP.
+    MiningOnly,
+    /// Notifications. A fake node.
+    Subscribed,
+}
+
+impl Kind {
+    pub const REAL: [Kind; 3] = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
+    pub const ALL: [Kind; 5] =
+        [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly, Kind::MiningOnly, Kind::Subscribed];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Rpc => "rpc",
+            Kind::RpcOverHttp => "rpc-over-http",
+            Kind::HttpOnly => "http-only",
+            Kind::MiningOnly => "mining-only",
+            Kind::Subscribed => "subscribed",
+        }
+    }
+}
+
+/// How a node is set up.
+#[derive(Clone)]
+pub struct Plan {
+    pub name: String,
+    pub kind: Kind,
+    /// Besides those that connect it to the hub.
+    pub node: Vec<String>,
+    pub exporter: Vec<String>,
+    /// Labels that Prometheus stores with another value: (label, pattern, value).
+    pub labels: Vec<(String, String, String)>,
+    pub usdt: bool,
+    pub connected: bool,
+    /// The authority of the exporter's certificate, if Prometheus has to use TLS.
+    pub authority: Option<PathBuf>,
+}
+
+impl Plan {
+    /// A node on main, named after its kind.
+    pub fn new(kind: Kind) -> Self {
+        Plan {
+            name: kind.name().into(),
+            kind,
+            node: Vec::new(),
+            exporter: Vec::new(),
+            labels: vec![("chain".into(), "regtest".into(), "main".into())],
+            usdt: kind == Kind::Rpc,
+            connected: true,
+            authority: None,
+        }
+    }
+
+    pub fn named(self, name: &str) -> Self {
+        Plan { name: name.into(), ..self }
+    }
+
+    pub fn node(mut self, arguments: &[&str]) -> Self {
+        self.node.extend(arguments.iter().map(|it| it.to_string()));
+        self
+    }
+
+    pub fn exporter(mut self, arguments: &[&str]) -> Self {
+        self.exporter.extend(arguments.iter().map(|it| it.to_string()));
+        self
+    }
+
+    /// Regtest is stored as this chain, where a rule depends on it.
+    pub fn chain(mut self, chain: &str) -> Self {
+        self.labels[0].2 = chain.into();
+        self
+    }
+
+    /// Stores another value of a label.
+    pub fn label(mut self, label: &str, pattern: &str, value: &str) -> Self {
+        self.labels.push((label.into(), pattern.into(), value.into()));
+        self
+    }
+
+    /// Of JSON-RPC over HTTP.
+    fn credentials(&self, node: &Node) -> Vec<String> {
+        let regtest = node.dir().join("regtest");
+        if self.exporter.iter().any(|it| it == "--rpc-user") {
+            return vec!["--chain".into(), "regtest".into()];
+        }
+        vec![
+            "--chain".into(),
+            "regtest".into(),
+            "--rpc-cookie-file".into(),
+            regtest.join(".cookie").display().to_string(),
+        ]
+    }
+
+    fn is_core31(&self) -> bool {
+        self.kind == Kind::RpcOverHttp && std::env::var_os("CORE31_NODE").is_some()
+    }
+
+    fn relabeling(&self) -> impl Iterator<Item = Value> + '_ {
+        self.labels.iter().map(|(label, pattern, value)| {
+            json!({
+                "source_labels": ["node", label], // Also where the target has no name.
+                "regex": format!("({}|);{pattern}", self.name),
+                "target_label": label, "replacement": value,
+            })
+        })
+    }
+
+    /// Without the USDT exporter.
+    pub fn without_usdt(self) -> Self {
+        Plan { usdt: false, ..self }
+    }
+
+    pub fn over_tls(self, authority: &Path) -> Self {
+        Plan { authority: Some(authority.into()), ..self }
+    }
+
+    /// Not connected to the hub.
+    pub fn alone(self) -> Self {
+        Plan { connected: false, ..self }
+    }
+}
+
+/// A node that is watched.
+pub struct Member {
+    pub plan: Plan,
+    // In the order in which they end.
+    pub ipc: Option<Exporter>,
+    pub usdt: Option<Exporter>,
+    pub gate: Option<Gate>,
+    hidden: Option<HiddenRpc>,
+    pub fake: Option<FakeNode>,
+    real: Option<Node>,
+    /// Where the exporters listen, also after a restart.
+    address: Option<String>,
+    usdt_address: Option<String>,
+}
+
+fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
+}
+
+impl Member {
+    fn start(plan: Plan, network: &Network) -> Self {
+        if plan.kind == Kind::Subscribed {
+            let offers = Offers { mining: true, chain: true, ..Offers::NOTHING };
+            let fake = Some(FakeNode::start(offers));
+            return Member {
+                plan,
+                ipc: None,
+                usdt: None,
+                gate: None,
+                hidden: None,
+                fake,
+                real: None,
+                address: None,
+                usdt_address: None,
+            };
+        }
+        let connect = format!("-connect={}", network.address());
+        let mut arguments: Vec<&str> = plan.node.iter().map(String::as_str).collect();
+        if plan.connected {
+            arguments.extend([connect.as_str(), "-whitelist=noban,in,out@127.0.0.1"]);
+        }
+        let real = match (plan.kind, std::env::var_os("CORE31_NODE")) {
+            (Kind::RpcOverHttp, Some(core31)) => {
+                Node::start_program(PathBuf::from(core31), [&["-ipcbind=unix"], &arguments[..]].concat())
+            }
+            _ => Node::start(&arguments),
+        };
+        Member {
+            plan,
+            ipc: None,
+            usdt: None,
+            gate: None,
+            hidden: None,
+            fake: None,
+            real: Some(real),
+            address: None,
+            usdt_address: None,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.plan.name
+    }
+
+    pub fn real(&self) -> &Node {
+        self.real.as_ref().expect("a real node")
+    }
+
+    pub fn real_mut(&mut self) -> &mut Node {
+        self.real.as_mut().expect("a real node")
+    }
+
+    pub fn exporter(&self) -> &Exporter {
+        self.ipc.as_ref().expect("an exporter")
+    }
+
+    pub fn start_ipc(&mut self) {
+        let mut command = command();
+        command.args(["--poll-interval", INTERVAL, "--call-timeout", "500ms", "--next-block", "on"]);
+        if let Some(fake) = &self.fake {
+            command.arg(fake.socket());
+        }
+        if let Some(real) = &self.real {
+            let is_core31 = self.plan.is_core31();
+            match self.plan.kind {
+                Kind::RpcOverHttp | Kind::MiningOnly if !is_core31 => {
+                    let hides = self.hidden.get_or_insert_with(|| HiddenRpc::start(&real.socket()));
+                    command.arg(hides.socket());
+                }
+                Kind::HttpOnly => {}
+                _ => {
+                    command.arg(real.socket());
+                }
+            }
+            match self.plan.kind {
+                Kind::RpcOverHttp | Kind::HttpOnly => {
+                    let gate = self.gate.get_or_insert_with(|| Gate::start(real));
+                    command.args(["--rpc-url", &gate.url()]).args(self.plan.credentials(real));
+                }
+                _ => {
+                    command.args(["--rpc", "off"]);
+                }
+            }
+        }
+        let address = self.address.get_or_insert_with(free_address);
+        command.args(&self.plan.exporter).args(["--metrics-addr", address]);
+        self.ipc = Some(Exporter::spawn_where_it_listens(&mut command));
+    }
+
+    pub fn restart_exporter(&mut self) {
+        self.ipc.take().unwrap().terminate();
+        self.start_ipc();
+    }
+
+    pub fn start_usdt(&mut self) {
+        let pid = self.real().pid().to_string();
+        let address = self.usdt_address.get_or_insert_with(free_address);
+        let mut command = fixture::command();
+        command.args(["--pid", &pid, "--node-name", &self.plan.name, "--health-port", "0"]);
+        let exporter = Exporter::spawn_where_it_listens(command.args(["--metrics-addr", address]));
+        self.usdt = Some(exporter.ready());
+    }
+
+    /// The node is gone at once.
+    pub fn kill(&mut self) {
+        self.fake = None;
+        if let Some(node) = &mut self.real {
+            node.kill();
+        }
+        if let Some(proxy) = &mut self.hidden {
+            proxy.stop();
+        }
+    }
+
+    /// `bitcoin-cli stop`.
+    pub fn stop(&mut self) {
+        self.real_mut().stop();
+        if let Some(proxy) = &mut self.hidden {
+            proxy.stop();
+        }
+    }
+
+    /// After it was killed or stopped.
+    pub fn start_again(&mut self) {
+        self.real_mut().restart();
+        if let Some(proxy) = &mut self.hidden {
+            proxy.start_again();
+        }
+    }
+
+    /// Another chain in its data directory, behind the same socket and port.
+    pub fn replace_chain(&mut self) {
+        self.stop();
+        let dir = self.real().dir().join("regtest");
+        for part in ["blocks", "chainstate", "indexes"] {
+            let _ = std::fs::remove_dir_all(dir.join(part));
+        }
+        self.start_again();
+    }
+
+    /// SIGSTOP, and SIGCONT.
+    pub fn hang(&self, hangs: bool) {
+        match &self.fake {
+            Some(fake) => fake.hang(hangs),
+            None => self.real().signal(if hangs { Signal::SIGSTOP } else { Signal::SIGCONT }),
+        }
+    }
+
+    pub fn targets(&self) -> Vec<Target> {
+        let scheme = if self.plan.authority.is_some() { "https" } else { "http" };
+        let ipc = self
+            .ipc
+            .iter()
+            .map(|it| Target::new("bitcoind-ipc", it.address(), self.name()).label("__scheme__", scheme));
+        let usdt = self.usdt.iter().map(|it| Target::new("bitcoind-usdt", it.address(), self.name()));
+        ipc.chain(usdt).collect()
+    }
+}
+
+/// An alert that a drill expects.
+#[derive(Clone)]
+pub struct Expected {
+    pub name: &'static str,
+    pub severity: &'static str,
+}
+
+pub const fn critical(name: &'static str) -> Expected {
+    Expected { name, severity: "critical" }
+}
+
+pub const fn warning(name: &'static str) -> Expected {
+    Expected { name, severity: "warning" }
+}
+
+pub const fn info(name: &'static str) -> Expected {
+    Expected { name, severity: "info" }
+}
+
+impl Expected {
+    fn of(&self, node: &str) -> Alert {
+        let receiver = if self.severity == "info" { "reading" } else { "operator" };
+        Alert {
+            name: self.name.into(),
+            severity: self.severity.into(),
+            receiver: receiver.into(),
+            node: node.into(),
+        }
+    }
+}
+
+pub struct Fleet {
+    drill: &'static str,
+    pub stack: Stack,
+    pub members: Vec<Member>,
+    pub network: Network,
+}
+
+/// A minute of the operator's time takes a second.
+pub const FACTOR: u32 = 60;
+
+impl Fleet {
+    /// Nodes that are well, and watched.
+    pub fn start(drill: &'static str, plans: Vec<Plan>) -> Self {
+        Self::start_scaled(drill, FACTOR, plans)
+    }
+
+    pub fn start_scaled(drill: &'static str, factor: u32, plans: Vec<Plan>) -> Self {
+        Self::start_on(drill, factor, Network::start(factor), plans)
+    }
+
+    /// On a network that runs already.
+    pub fn start_on(drill: &'static str, factor: u32, network: Network, plans: Vec<Plan>) -> Self {
+        let mut members: Vec<_> = plans.into_iter().map(|plan| Member::start(plan, &network)).collect();
+        let relabeling: Vec<_> = members.iter().flat_map(|it| it.plan.relabeling()).collect();
+        for member in members.iter().filter(|it| it.plan.connected && it.real.is_some()) {
+            eventually("the node has the blocks of its peer", || {
+                let height = |node: &Node| node.cli(&["getblockcount"]).parse::<u32>().unwrap();
+                // The hub goes on mining.
+                (height(member.real()) + 1 >= height(&network.hub)).then_some(())
+            });
+        }
+        for member in &mut members {
+            member.start_ipc();
+            if member.plan.usdt && fixture::cannot_bpf().is_none() {
+                member.start_usdt();
+            }
+        }
+        let targets: Vec<_> = members.iter().flat_map(Member::targets).collect();
+        let authority = members.iter().find_map(|it| it.plan.authority.clone());
+        let stack = Stack::start(factor, &targets, &relabeling, authority.as_deref());
+        let fleet = Fleet { drill, stack, members, network };
+        fleet.stack.wait_for_targets(targets.len());
+        fleet.stack.forget_start();
+        fleet
+    }
+
+    /// Without nodes of its own.
+    pub fn of_targets(drill: &'static str, factor: u32, targets: &[Target]) -> Self {
+        let network = Network::start(factor);
+        let stack = Stack::start(factor, targets, &[], None);
+        Fleet { drill, stack, members: Vec::new(), network }
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.members.iter().map(|it| it.plan.name.clone()).collect()
+    }
+
+    pub fn member(&mut self, name: &str) -> &mut Member {
+        self.members.iter_mut().find(|it| it.plan.name == name).expect("a member")
+    }
+
+    /// Lets this much of the drill's time pass in which nothing may be received.
+    pub fn quiet(&self, minutes: f64) {
+        std::thread::sleep(self.stack.minutes(minutes));
+        let received = self.stack.received();
+        assert!(received.is_empty(), "{}: alerts before the fault: {received:#?}", self.drill);
+        assert_eq!(self.stack.alerts("firing"), BTreeSet::new(), "{}: before the fault", self.drill);
+    }
+
+    /// Waits until the operator has got these alerts about each of these nodes, and a little longer: they are all.
+    pub fn expect(&self, since: Instant, nodes: &[String], expected: &[Expected], within: f64) {
+        let each: Vec<_> = nodes.iter().map(|node| (node.clone(), expected.to_vec())).collect();
+        self.expect_each(since, &each, within);
+    }
+
+    /// The same with alerts for each node; an empty name is an alert without the label `node`.
+    pub fn expect_each(&self, since: Instant, each: &[(String, Vec<Expected>)], within: f64) {
+        let wanted: BTreeSet<_> =
+            each.iter().flat_map(|(node, all)| all.iter().map(|it| it.of(node))).collect();
+        // A busy machine delays scrapes, polls and evaluations.
+        let end = Instant::now() + self.stack.minutes(3.0 * within) + Duration::from_secs(20);
+        loop {
+            let received = self.stack.received();
+            let got: BTreeSet<_> = received.iter().map(|it| it.alert.clone()).collect();
+            if got.is_superset(&wanted) || Instant::now() > end {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::thread::sleep(self.stack.minutes(3.0));
+        let received = self.stack.received();
+        let got: BTreeSet<_> = received.iter().map(|it| it.alert.clone()).collect();
+        let ok = got == wanted;
+        self.record(since, &wanted, &received, within, ok);
+        assert!(
+            ok,
+            "{}: missing {:?}\nunexpected {:#?}\nfiring now {:?}\npending {:?}",
+            self.drill,
+            wanted.difference(&got).collect::<Vec<_>>(),
+            received.iter().filter(|it| !wanted.contains(&it.alert)).collect::<Vec<_>>(),
+            self.stack.alerts("firing"),
+            self.stack.alerts("pending"),
+        );
+    }
+
+    fn record(&self, since: Instant, wanted: &BTreeSet<Alert>, received: &[Received], within: f64, ok: bool) {
+        let kind = |node: &str| {
+            let member = self.members.iter().find(|it| it.name() == node);
+            member.map_or("", |it| it.plan.kind.name()).to_string()
+        };
+        for alert in wanted {
+            let after = received.iter().find(|it| it.alert == *alert).map(|it| it.at - since);
+            report::add(report::Line {
+                drill: self.drill,
+                node: alert.node.clone(),
+                kind: kind(&alert.node),
+                alert: format!("{} ({})", alert.name, alert.severity),
+                after,
+                minutes: after.map(|it| self.stack.in_minutes(it)),
+                within,
+            });
+        }
+        if wanted.is_empty() || !ok {
+            for one in received.iter().filter(|it| !wanted.contains(&it.alert)) {
+                report::add(report::Line {
+                    drill: self.drill,
+                    node: one.alert.node.clone(),
+                    kind: kind(&one.alert.node),
+                    alert: format!("UNEXPECTED {} ({})", one.alert.name, one.alert.severity),
+                    after: Some(one.at - since),
+                    minutes: Some(self.stack.in_minutes(one.at - since)),
+                    within,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Fault drills: real nodes, both exporters, a real Prometheus with the shipped rules, a real Alertmanager with the shipped routes, and
+//! the operator's webhook. Each drill injects one fault and compares what the operator gets with what docs/alerts.md promises. Time is
+//! scaled ([`scale`]).
+//!
+//! DRILLS_REPORT=FILE keeps the table of what was alerted when.
+
+mod chain;
+mod exporters;
+mod fleet;
+mod gate;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod hidden_rpc;
+mod labels;
+mod network;
+mod nodes;
+mod peers;
+mod report;
+mod scale;
+mod stack;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    hidden_rpc::serve_if_asked();
+    let mut arguments = Arguments::from_args();
+    // Each has some servers, nodes and exporters, and waits most of the time.
+    const AT_A_TIME: usize = 4;
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(AT_A_TIME));
+    let trials = vec![
+        trial("durations_of_all_places_are_scaled", scale::durations_of_all_places_are_scaled),
+        trial("only_spans_of_the_drills_time_are_scaled", scale::only_spans_of_the_drills_time_are_scaled),
+        trial("reorganization_of_four_blocks_is_deep", chain::reorganization_of_four_blocks_is_deep),
+        trial(
+            "branch_with_more_work_that_the_node_rejects_is_critical",
+            chain::branch_with_more_work_that_the_node_rejects_is_critical,
+        ),
+        trial("two_tips_of_equal_height_are_a_split", chain::two_tips_of_equal_height_are_a_split),
+        trial("two_tips_of_different_heights_are_a_split", chain::two_tips_of_different_heights_are_a_split),
+        trial("tip_of_three_hours_ago_is_stale", chain::tip_of_three_hours_ago_is_stale),
+        trial("no_new_block_for_two_hours_is_an_alert", chain::no_new_block_for_two_hours_is_an_alert),
+        trial("conditions_alert_though_polls_fail", chain::conditions_alert_though_polls_fail),
+        trial("download_without_blocks_is_stuck", chain::download_without_blocks_is_stuck),
+        trial("exporter_that_does_not_answer_is_down", exporters::exporter_that_does_not_answer_is_down),
+        trial("json_rpc_lost_beside_ipc_is_an_alert", exporters::json_rpc_lost_beside_ipc_is_an_alert),
+        trial(
+            "usdt_exporter_without_tracepoints_is_an_alert",
+            exporters::usdt_exporter_without_tracepoints_is_an_alert,
+        ),
+        trial("job_without_targets_is_an_alert", exporters::job_without_targets_is_an_alert),
+        trial("monitoring_watches_itself", exporters::monitoring_watches_itself),
+        trial("upgrade_of_the_exporters_is_no_alert", exporters::upgrade_of_the_exporters_is_no_alert),
+        trial("changed_labels_disturb_no_rule", labels::changed_labels_disturb_no_rule),
+        trial("targets_without_names_are_told_apart", labels::targets_without_names_are_told_apart),
+        trial("killed_node_is_down", nodes::killed_node_is_down),
+        trial("hanging_node_is_down", nodes::hanging_node_is_down),
+        trial("planned_restart_is_no_alert", nodes::planned_restart_is_no_alert),
+        trial("crash_loop_is_critical", nodes::crash_loop_is_critical),
+        trial("node_without_templates_is_an_alert", nodes::node_without_templates_is_an_alert),
+        trial(
+            "version_with_a_safety_fix_is_read_within_a_day",
+            nodes::version_with_a_safety_fix_is_read_within_a_day,
+        ),
+        trial("unknown_rules_are_a_warning", nodes::unknown_rules_are_a_warning),
+        trial("warnings_alert_by_kind", nodes::warnings_alert_by_kind),
+        trial("node_without_outbound_peers_is_an_alert", peers::node_without_outbound_peers_is_an_alert),
+        trial("outbound_peers_of_one_group_are_an_alert", peers::outbound_peers_of_one_group_are_an_alert),
+        trial("peers_without_transactions_are_an_alert", peers::peers_without_transactions_are_an_alert),
+        trial(
+            "clock_that_differs_from_most_peers_is_an_alert",
+            peers::clock_that_differs_from_most_peers_is_an_alert,
+        ),
+        trial("peers_that_misbehave_are_an_alert", peers::peers_that_misbehave_are_an_alert),
+        trial("flood_of_addresses_is_an_alert", peers::flood_of_addresses_is_an_alert),
+        trial("backlog_of_announcements_is_an_alert", peers::backlog_of_announcements_is_an_alert),
+    ];
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let table = report::table();
+    eprint!("{table}");
+    if let Some(file) = std::env::var_os("DRILLS_REPORT") {
+        std::fs::write(file, table).unwrap();
+    }
+    conclusion.exit_code()
+}
+
+fn trial(name: &str, drill: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, || {
+        drill();
+        Ok(())
+    })
+}

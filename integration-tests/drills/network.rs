@@ -1,0 +1,107 @@
+//! A network for the nodes that are watched: a node that nobody watches, which mines and sends transactions.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bitcoin::absolute::LockTime;
+use bitcoin::consensus::encode::serialize_hex;
+use bitcoin::script::ScriptBuf;
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Witness};
+use serde_json::json;
+
+use crate::harness::node::Node;
+use crate::harness::peer::unix_time;
+
+const MINED: u32 = 160;
+
+/// What it sends on its own.
+pub struct Pace {
+    pub transactions: AtomicBool,
+    /// Milliseconds between blocks; 0: none.
+    pub blocks: AtomicU32,
+}
+
+pub struct Network {
+    pub hub: Arc<Node>,
+    pub pace: Arc<Pace>,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Network {
+    /// A block every ten minutes of the drill's time, and a transaction more often.
+    pub fn start(factor: u32) -> Self {
+        Self::start_with(factor, Duration::ZERO, &[])
+    }
+
+    /// Its blocks have times that are so long ago.
+    pub fn start_with(factor: u32, age: Duration, arguments: &[&str]) -> Self {
+        // It announces transactions at once.
+        let hub = Node::start(&[&["-whitelist=noban,in,out@127.0.0.1"], arguments].concat());
+        if !age.is_zero() {
+            let then = unix_time() - u32::try_from(age.as_secs()).unwrap();
+            hub.cli(&["setmocktime", &then.to_string()]);
+        }
+        let hub = Arc::new(hub);
+        let mined = hub.mine(MINED);
+        let coins: VecDeque<_> =
+            mined[..60].iter().map(|block| hub.spending_coinbase_of(block, 10_000)).collect();
+        let pace = Arc::new(Pace { transactions: true.into(), blocks: (600_000 / factor).into() });
+        let ended = Arc::new(AtomicBool::new(false));
+        let (node, its, end) = (hub.clone(), pace.clone(), ended.clone());
+        let thread = std::thread::spawn(move || live(&node, &its, &end, coins, factor));
+        Network { hub, pace, ended, thread: Some(thread) }
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.hub.p2p_port)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.ended.store(true, Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Failures are part of some drills.
+fn live(node: &Node, pace: &Pace, ended: &AtomicBool, mut coins: VecDeque<Transaction>, factor: u32) {
+    let between = Duration::from_millis(u64::from(30_000 / factor));
+    let mut last_block = Instant::now();
+    while !ended.load(Relaxed) {
+        if pace.transactions.load(Relaxed) {
+            let transaction = coins.pop_front().unwrap();
+            let _ = node.try_batch(&[("sendrawtransaction", json!([serialize_hex(&transaction), 0]))]);
+            coins.push_back(spending(&transaction));
+        }
+        let blocks = u64::from(pace.blocks.load(Relaxed));
+        if blocks > 0 && last_block.elapsed() > Duration::from_millis(blocks) {
+            let _ = node.try_batch(&[("generatetodescriptor", json!([1, "raw(51)"]))]);
+            last_block = Instant::now();
+        }
+        std::thread::sleep(between.clamp(Duration::from_millis(50), Duration::from_secs(1)));
+    }
+}
+
+/// Spends the first output; nearly all of it is the first output again.
+fn spending(previous: &Transaction) -> Transaction {
+    const FEE: Amount = Amount::from_sat(1_000);
+    const SMALL: Amount = Amount::from_sat(10_000);
+    let output = |value| TxOut { value, script_pubkey: ScriptBuf::from_hex("51").unwrap() };
+    Transaction {
+        version: Version::TWO,
+        lock_time: LockTime::ZERO,
+        input: vec![TxIn {
+            previous_output: OutPoint::new(previous.compute_txid(), 0),
+            script_sig: ScriptBuf::new(),
+            sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+            witness: Witness::new(),
+        }],
+        output: vec![output(previous.output[0].value - FEE - SMALL), output(SMALL)],
+    }
+}

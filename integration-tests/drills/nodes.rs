@@ -1,0 +1,160 @@
+//! Nodes that go down, hang or restart.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::fleet::{FACTOR, Fleet, Kind, Member, Plan, critical, info, warning};
+use crate::harness::exporter::{Exporter, command};
+use crate::harness::fake_http::{FakeHttp, Mode};
+use crate::harness::peer::unix_time;
+use crate::network::Network;
+use crate::stack::{INTERVAL, Target};
+
+fn of_all_kinds() -> Vec<Plan> {
+    Kind::ALL.map(Plan::new).into()
+}
+
+/// Drill 1.
+pub fn killed_node_is_down() {
+    let mut fleet = Fleet::start("1 node killed", of_all_kinds());
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    for member in &mut fleet.members {
+        member.kill();
+    }
+    fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeDown")], 12.0);
+}
+
+/// Drill 3.
+pub fn hanging_node_is_down() {
+    let fleet = Fleet::start("3 node hangs", of_all_kinds());
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    for member in &fleet.members {
+        member.hang(true);
+    }
+    fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeDown")], 12.0);
+    for member in &fleet.members {
+        member.hang(false);
+    }
+}
+
+/// Drill 28: a planned restart of each node.
+pub fn planned_restart_is_no_alert() {
+    let plans = Kind::REAL.into_iter().chain([Kind::MiningOnly]).map(Plan::new);
+    let mut fleet = Fleet::start("28 planned restart", plans.collect());
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    for member in &mut fleet.members {
+        member.stop();
+        member.start_again();
+    }
+    std::thread::sleep(fleet.stack.minutes(30.0));
+    fleet.expect(since, &[], &[], 30.0);
+}
+
+/// Drill 2: up for a minute, down for seven.
+pub fn crash_loop_is_critical() {
+    const FACTOR: u32 = 20;
+    let plans = Kind::REAL.into_iter().chain([Kind::MiningOnly]).map(Plan::new);
+    let mut fleet = Fleet::start_scaled("2 crash loop", FACTOR, plans.collect());
+    fleet.quiet(1.0);
+    let (up, down) = (fleet.stack.minutes(1.0), fleet.stack.minutes(7.0));
+    let since = Instant::now();
+    for _ in 0..4 {
+        fleet.members.iter_mut().for_each(Member::kill);
+        std::thread::sleep(down);
+        fleet.members.iter_mut().for_each(Member::start_again);
+        std::thread::sleep(up);
+    }
+    fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeRestarts")], 30.0);
+}
+
+/// Drill 28: the node builds no template, because its clock is behind its tip.
+pub fn node_without_templates_is_an_alert() {
+    let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::MiningOnly];
+    let fleet = Fleet::start("28 templates fail", kinds.map(Plan::new).into());
+    fleet.quiet(2.0);
+    fleet.network.pace.blocks.store(0, Relaxed);
+    let since = Instant::now();
+    for member in &fleet.members {
+        member.real().cli(&["setmocktime", &(unix_time() - 3 * 3600).to_string()]);
+    }
+    fleet.expect(since, &fleet.names(), &[warning("BitcoinNoTemplate")], 45.0);
+}
+
+/// Drill 29. Regtest's node of today is stored with the version of an older one.
+pub fn version_with_a_safety_fix_is_read_within_a_day() {
+    const FACTOR: u32 = 240;
+    let old = |kind: Kind| Plan::new(kind).label("version", "[0-9]+", "300100");
+    let plans = vec![old(Kind::Rpc), old(Kind::HttpOnly), Plan::new(Kind::RpcOverHttp)];
+    let fleet = Fleet::start_scaled("29 safety fix", FACTOR, plans);
+    let since = Instant::now();
+    fleet.expect(since, &["rpc".into(), "http-only".into()], &[info("BitcoinSafetyFix")], 1440.0);
+}
+
+/// Drill 26: soft-fork rules that the node does not know, by real blocks.
+pub fn unknown_rules_are_a_warning() {
+    // Three periods of 144 blocks that signal.
+    let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536871936"]);
+    network.hub.mine(4 * 144);
+    let fleet = Fleet::start_on("26 unknown rules", FACTOR, network, Kind::REAL.map(Plan::new).into());
+    let since = Instant::now();
+    fleet.expect(since, &fleet.names(), &[warning("BitcoinNodeWarns")], 15.0);
+}
+
+/// Drill 26: the text of a warning decides. A node with a fatal error ends at once: the answers of a real node, with the texts of Core.
+pub fn warnings_alert_by_kind() {
+    let answers: Value = serde_json::from_str(include_str!("../answers/core-28.json")).unwrap();
+    let with = |text: &str| {
+        let mut answers = answers["answers"].clone();
+        answers["getnetworkinfo"]["warnings"] = json!([text]);
+        answers["getnetworkinfo"]["version"] = json!(319_900);
+        answers["getblockchaininfo"]["time"] = json!(unix_time());
+        FakeHttp::start(Mode::Answers(Arc::new(answers)))
+    };
+    let texts = [
+        ("fatal", "A fatal internal error occurred, see debug.log for details: Disk space is too low!"),
+        (
+            "branch",
+            "Warning: Found invalid chain more than 6 blocks longer than our best chain. This could be due to database corruption or consensus incompatibility with peers.",
+        ),
+        (
+            "clock",
+            "Your computer's date and time appear to be more than 10 minutes out of sync with the network, this may lead to consensus failure. Please ensure it is correct.",
+        ),
+        ("rules", "Unknown new rules activated (versionbit 5)"),
+        (
+            "pre-release",
+            "This is a pre-release test build - use at your own risk - do not use for mining or merchant applications",
+        ),
+    ];
+    let fakes: Vec<_> = texts.iter().map(|(name, text)| (*name, with(text))).collect();
+    let exporters: Vec<_> = fakes
+        .iter()
+        .map(|(name, fake)| {
+            let exporter = Exporter::spawn(command().args(fake.arguments()).args([
+                "--poll-interval",
+                INTERVAL,
+                "--chain",
+                "main",
+            ]));
+            (*name, exporter)
+        })
+        .collect();
+    let targets: Vec<_> =
+        exporters.iter().map(|(name, it)| Target::new("bitcoind-ipc", it.address(), name)).collect();
+    let fleet = Fleet::of_targets("26 warnings", FACTOR, &targets);
+    let since = Instant::now();
+    let each = [
+        ("fatal", critical("BitcoinNodeError")),
+        ("branch", critical("BitcoinInvalidBranch")),
+        ("clock", warning("BitcoinNodeWarns")),
+        ("rules", warning("BitcoinNodeWarns")),
+    ];
+    let each = each.map(|(node, expected)| (node.to_string(), vec![expected]));
+    fleet.expect_each(since, &each, 15.0);
+}

@@ -1,0 +1,198 @@
+//! Faults of peers: none, of one kind, silent, or hostile.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+use bitcoin::p2p::ServiceFlags;
+use bitcoin::p2p::address::{AddrV2, AddrV2Message};
+use bitcoin::p2p::message::NetworkMessage;
+
+use crate::fleet::{FACTOR, Fleet, Kind, Plan, critical, warning};
+use crate::harness::eventually;
+use crate::harness::peer::{Peer, unix_time};
+use crate::network::Network;
+
+/// Drill 11.
+pub fn node_without_outbound_peers_is_an_alert() {
+    let fleet = Fleet::start("11 no outbound peer", Kind::REAL.map(Plan::new).into());
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    fleet.network.hub.cli(&["setnetworkactive", "false"]);
+    fleet.expect(since, &fleet.names(), &[critical("BitcoinNoOutboundPeers")], 15.0);
+}
+
+/// A SOCKS5 proxy behind which one node has every address.
+struct Socks {
+    port: u16,
+    ended: Arc<AtomicBool>,
+}
+
+impl Socks {
+    fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = ended.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if end.load(Relaxed) {
+                    return;
+                }
+                std::thread::spawn(move || connect(client, target));
+            }
+        });
+        Socks { port, ended }
+    }
+}
+
+impl Drop for Socks {
+    fn drop(&mut self) {
+        self.ended.store(true, Relaxed);
+        let _ = TcpStream::connect(("127.0.0.1", self.port)); // so that accept returns
+    }
+}
+
+/// RFC 1928, as far as Bitcoin Core uses it.
+fn connect(mut client: TcpStream, target: u16) -> Option<()> {
+    let mut greeting = [0; 2];
+    client.read_exact(&mut greeting).ok()?;
+    client.read_exact(&mut vec![0; greeting[1].into()]).ok()?;
+    client.write_all(&[5, 0]).ok()?;
+    let mut request = [0; 5];
+    client.read_exact(&mut request).ok()?;
+    let rest = if request[3] == 3 { usize::from(request[4]) + 2 } else { 5 };
+    client.read_exact(&mut vec![0; rest]).ok()?;
+    let node = TcpStream::connect(("127.0.0.1", target)).ok()?;
+    client.write_all(&[5, 0, 0, 1, 127, 0, 0, 1, 0, 0]).ok()?;
+    let ends = [(client.try_clone().ok()?, node.try_clone().ok()?), (node, client)];
+    for (mut from, mut to) in ends {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+    }
+    Some(())
+}
+
+/// Drill 11: all outbound peers in one /16, among many inbound ones.
+pub fn outbound_peers_of_one_group_are_an_alert() {
+    let network = Network::start(FACTOR);
+    let socks = Socks::start(network.hub.p2p_port);
+    let proxy = format!("-proxy=127.0.0.1:{}", socks.port);
+    let plan = |kind: Kind, name: &str, addresses: &dyn Fn(u32) -> String| {
+        let connect: Vec<_> = (0..8).map(|at| format!("-connect={}", addresses(at))).collect();
+        let arguments: Vec<_> = connect.iter().map(String::as_str).chain([proxy.as_str()]).collect();
+        Plan::new(kind).named(name).alone().node(&arguments)
+    };
+    let one = |at: u32| format!("8.8.{at}.1:8333");
+    let plans = vec![
+        plan(Kind::Rpc, "rpc", &one),
+        plan(Kind::RpcOverHttp, "rpc-over-http", &one),
+        plan(Kind::HttpOnly, "http-only", &one),
+        // As a node chooses its peers.
+        plan(Kind::Rpc, "well", &|at| format!("{}.8.8.1:8333", 40 + at)).without_usdt(),
+    ];
+    let since = Instant::now();
+    let fleet = Fleet::start_on("11 one group", FACTOR, network, plans);
+    let inbound: Vec<_> = fleet
+        .members
+        .iter()
+        .flat_map(|it| (0..12).map(|_| Peer::connect(it.real().p2p_port)).collect::<Vec<_>>())
+        .collect();
+    let names: Vec<_> = fleet.names().into_iter().filter(|it| it != "well").collect();
+    fleet.expect(since, &names, &[warning("BitcoinOutboundPeersOfOneGroup")], 15.0);
+    drop(inbound);
+}
+
+/// Drill 12. The node that gets blocks only is none of it.
+pub fn peers_without_transactions_are_an_alert() {
+    let blocks_only = Plan::new(Kind::Rpc).named("blocksonly").without_usdt().node(&["-blocksonly"]);
+    let plans = Kind::REAL.into_iter().map(Plan::new).chain([blocks_only]).collect();
+    let fleet = Fleet::start("12 no transactions", plans);
+    let names: Vec<_> = fleet.names().into_iter().filter(|it| it != "blocksonly").collect();
+    for member in fleet.members.iter().filter(|it| it.name() != "blocksonly") {
+        eventually("transactions arrive", || {
+            (member.real().json(&["getmempoolinfo"])["size"] != 0).then_some(())
+        });
+    }
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    fleet.network.pace.transactions.store(false, Relaxed);
+    fleet.expect(since, &names, &[warning("BitcoinNoTransactions")], 40.0);
+}
+
+/// Drill 13.
+pub fn clock_that_differs_from_most_peers_is_an_alert() {
+    let right = Plan::new(Kind::Rpc).named("right").without_usdt();
+    let fleet = Fleet::start("13 clocks", Kind::REAL.into_iter().map(Plan::new).chain([right]).collect());
+    let since = Instant::now();
+    let peers: Vec<_> = fleet
+        .members
+        .iter()
+        .flat_map(|member| {
+            let offset = if member.name() == "right" { 0 } else { 900 };
+            (0..8).map(|_| Peer::connect_with_clock(member.real().p2p_port, offset)).collect::<Vec<_>>()
+        })
+        .collect();
+    let names: Vec<_> = fleet.names().into_iter().filter(|it| it != "right").collect();
+    fleet.expect(since, &names, &[warning("BitcoinClockOff")], 30.0);
+    drop(peers);
+}
+
+/// Drill 27.
+pub fn peers_that_misbehave_are_an_alert() {
+    let fleet = Fleet::start("27 misbehaving peers", vec![Plan::new(Kind::Rpc)]);
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    for _ in 0..30 {
+        let mut peer = Peer::connect(fleet.members[0].real().p2p_port);
+        // More than a message may have.
+        let too_many = vec![bitcoin::p2p::message_blockdata::Inventory::Error; 50_001];
+        peer.say(NetworkMessage::Inv(too_many));
+    }
+    fleet.expect(since, &["rpc".into()], &[warning("BitcoinPeersMisbehave")], 30.0);
+}
+
+/// Drill 27.
+pub fn flood_of_addresses_is_an_alert() {
+    let fleet = Fleet::start("27 address flood", Kind::REAL.map(Plan::new).into());
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    let mut peers: Vec<_> = fleet.members.iter().map(|it| Peer::connect(it.real().p2p_port)).collect();
+    for round in 0..400_u32 {
+        for peer in &mut peers {
+            peer.say(NetworkMessage::AddrV2(addresses(round)));
+        }
+        if round % 20 == 19 {
+            std::thread::sleep(fleet.stack.minutes(0.5));
+        }
+    }
+    fleet.expect(since, &fleet.names(), &[warning("BitcoinAddressFlood")], 30.0);
+}
+
+fn addresses(round: u32) -> Vec<AddrV2Message> {
+    let address = |at: u32| AddrV2Message {
+        time: unix_time(),
+        services: ServiceFlags::NETWORK,
+        addr: AddrV2::Ipv4((0x0800_0000 + round * 1000 + at).into()),
+        port: 8333,
+    };
+    (0..1000).map(address).collect()
+}
+
+/// Drill 27: transactions wait for a peer.
+pub fn backlog_of_announcements_is_an_alert() {
+    let fleet = Fleet::start("27 inv backlog", Kind::REAL.map(Plan::new).into());
+    fleet.quiet(2.0);
+    let peers: Vec<_> = fleet.members.iter().map(|it| Peer::connect(it.real().p2p_port)).collect();
+    let since = Instant::now();
+    for member in &fleet.members {
+        let block = member.real().cli(&["getblockhash", "90"]);
+        member.real().fan_out(&block, 9_000);
+    }
+    fleet.expect(since, &fleet.names(), &[warning("BitcoinInvBacklog")], 30.0);
+    drop(peers);
+}

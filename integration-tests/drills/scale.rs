@@ -1,0 +1,334 @@
+//! Scales the time of rules and routes: every duration and range is divided by a factor, so that ten minutes pass in ten seconds.
+//!
+//! `for`, `keep_firing_for`, a group's `interval`, ranges, subqueries, offsets and the horizon of `predict_linear` are durations by
+//! their place. A number that is compared with seconds can be a span of the drill's time (an uptime), or one of real time (the age of
+//! a header, a latency): [`SECONDS`] has each kind, and an expression that it does not cover is an error.
+
+use serde_json::Value;
+
+/// How a number is to be treated that is compared with seconds.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Unit {
+    /// It passes as fast as the drill's time.
+    Scaled,
+    /// It is given by the node or the drill, as it would be in operation.
+    Real,
+}
+
+/// By a part of the operand that the number is compared with, spaces removed. The first match decides.
+const SECONDS: [(&str, Unit); 15] = [
+    // Counts, not seconds.
+    ("changes(", Unit::Real),
+    ("_seconds_count", Unit::Real),
+    // Latencies of the node and of the exporter.
+    ("histogram_quantile(", Unit::Real),
+    ("_seconds_sum", Unit::Real),
+    ("_seconds_bucket", Unit::Real),
+    // Headers have the time that the drill mines them with.
+    ("tip_timestamp_seconds", Unit::Real),
+    ("tip_age_seconds", Unit::Real),
+    ("certificate_expiry", Unit::Real),
+    // Of the node's and its peers' clocks, and of peers that send every ten real seconds.
+    ("offset_seconds", Unit::Real),
+    ("silence_seconds", Unit::Real),
+    ("cpu_seconds_total", Unit::Real),
+    // Of processes that run for as long as the drill.
+    ("node_uptime_seconds", Unit::Scaled),
+    ("node_start_time_seconds", Unit::Scaled),
+    ("process_start_time_seconds", Unit::Scaled),
+    ("time()-timestamp(", Unit::Scaled),
+];
+
+/// Milliseconds of a PromQL duration, as in `1d12h` or `250ms`.
+pub fn milliseconds(duration: &str) -> Result<u64, String> {
+    let (mut rest, mut total) = (duration, 0);
+    while !rest.is_empty() {
+        let digits = rest.find(|it: char| !it.is_ascii_digit()).ok_or(format!("{duration}: no unit"))?;
+        let number: u64 = rest[..digits].parse().map_err(|_| format!("{duration}: no number"))?;
+        let (unit, length) = match &rest[digits..] {
+            unit if unit.starts_with("ms") => (1, 2),
+            unit if unit.starts_with('s') => (1_000, 1),
+            unit if unit.starts_with('m') => (60_000, 1),
+            unit if unit.starts_with('h') => (3_600_000, 1),
+            unit if unit.starts_with('d') => (86_400_000, 1),
+            unit if unit.starts_with('w') => (604_800_000, 1),
+            unit if unit.starts_with('y') => (31_536_000_000, 1),
+            _ => return Err(format!("{duration}: no unit of time")),
+        };
+        total += number * unit;
+        rest = &rest[digits + length..];
+    }
+    Ok(total)
+}
+
+/// The duration divided by the factor, at Prometheus' resolution.
+pub fn duration(duration: &str, factor: u32) -> Result<String, String> {
+    let scaled = milliseconds(duration)? as f64 / f64::from(factor);
+    Ok(format!("{}ms", (scaled.round() as u64).max(u64::from(scaled > 0.0))))
+}
+
+/// A piece of an expression.
+#[derive(Clone, PartialEq, Debug)]
+enum Token {
+    Space(String),
+    Text(String),
+    /// A name, a keyword, a number or a duration.
+    Word(String),
+    /// What is between brackets.
+    Range(String),
+    Operator(String),
+}
+
+impl Token {
+    fn text(&self) -> &str {
+        match self {
+            Token::Space(text)
+            | Token::Text(text)
+            | Token::Word(text)
+            | Token::Range(text)
+            | Token::Operator(text) => text,
+        }
+    }
+}
+
+fn tokens(expression: &str) -> Vec<Token> {
+    let mut all = Vec::new();
+    let mut rest = expression;
+    while let Some(first) = rest.chars().next() {
+        let until = |end: &dyn Fn(char) -> bool| rest.find(|it| end(it)).unwrap_or(rest.len());
+        let is_word = |it: char| it.is_ascii_alphanumeric() || "_:.".contains(it);
+        let (length, kind): (usize, fn(String) -> Token) = match first {
+            ' ' | '\n' | '\t' => (until(&|it| !it.is_whitespace()), Token::Space),
+            '#' => (until(&|it| it == '\n'), Token::Space),
+            '"' | '\'' => (end_of_text(rest, first), Token::Text),
+            '[' => (until(&|it| it == ']') + 1, Token::Range),
+            _ if is_word(first) => (until(&|it| !is_word(it)), Token::Word),
+            '>' | '<' | '=' | '!' => (until(&|it| !"<>=!~".contains(it)), Token::Operator),
+            _ => (first.len_utf8(), Token::Operator),
+        };
+        all.push(kind(rest[..length].to_string()));
+        rest = &rest[length..];
+    }
+    all
+}
+
+fn end_of_text(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, it) in text.char_indices().skip(1) {
+        match it {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            _ if it == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// A duration, not a plain number nor a name.
+fn is_duration(word: &str) -> bool {
+    word.starts_with(|it: char| it.is_ascii_digit()) && milliseconds(word).is_ok()
+}
+
+fn number(word: &str) -> Option<f64> {
+    word.starts_with(|it: char| it.is_ascii_digit() || it == '.').then(|| word.parse().ok())?
+}
+
+fn divided(word: &str, factor: u32) -> Result<String, String> {
+    match number(word) {
+        Some(number) => Ok((number / f64::from(factor)).to_string()),
+        None => duration(word, factor),
+    }
+}
+
+/// The operand to the left of the operator at `at`, spaces removed: back to the parenthesis that encloses it, or to an operator between
+/// vectors.
+fn left_operand(tokens: &[Token], at: usize) -> String {
+    let (mut depth, mut start) = (0, at);
+    while start > 0 {
+        match tokens[start - 1].text() {
+            ")" => depth += 1,
+            "(" if depth == 0 => break,
+            "(" => depth -= 1,
+            "and" | "or" | "unless" if depth == 0 => break,
+            _ => {}
+        }
+        start -= 1;
+    }
+    tokens[start..at].iter().filter(|it| !matches!(it, Token::Space(_))).map(Token::text).collect()
+}
+
+/// Whether the number that is compared with this operand is a span of the drill's time.
+fn is_scaled(operand: &str) -> Result<bool, String> {
+    if !operand.contains("_seconds") && !operand.contains("time()") {
+        return Ok(false);
+    }
+    let known = SECONDS.iter().find(|(part, _)| operand.contains(part));
+    let (_, unit) =
+        known.ok_or(format!("{operand}: add to SECONDS whether this passes as fast as the drill's time"))?;
+    Ok(*unit == Unit::Scaled)
+}
+
+/// The expression with all of its spans of time divided by the factor.
+pub fn expression(expression: &str, factor: u32) -> Result<String, String> {
+    let tokens = tokens(expression);
+    let mut scaled = String::new();
+    let mut horizons = Horizons::default();
+    for (at, token) in tokens.iter().enumerate() {
+        let text = token.text();
+        scaled += &match token {
+            Token::Range(_) => {
+                let parts = text.trim_matches(['[', ']']).split(':').map(|part| match part.trim() {
+                    "" => Ok(String::new()),
+                    part => duration(part, factor),
+                });
+                format!("[{}]", parts.collect::<Result<Vec<_>, _>>()?.join(":"))
+            }
+            Token::Word(word) if (number(word).is_some() || is_duration(word)) && is_span(&tokens, at)? => {
+                divided(word, factor)?
+            }
+            _ => horizons.divided(text, before(&tokens, at).map(|it| &tokens[it]), factor),
+        };
+    }
+    Ok(scaled)
+}
+
+/// The last token before this one that is neither space nor a sign.
+fn before(tokens: &[Token], at: usize) -> Option<usize> {
+    tokens[..at].iter().rposition(|it| !matches!(it, Token::Space(_)) && it.text() != "-")
+}
+
+/// Whether this number or duration outside of brackets is a span of the drill's time.
+fn is_span(tokens: &[Token], at: usize) -> Result<bool, String> {
+    let Some(before) = before(tokens, at) else { return Ok(false) };
+    match &tokens[before] {
+        Token::Word(word) => Ok(word == "offset"),
+        Token::Operator(it) if it.contains(['<', '>']) || it == "==" => {
+            is_scaled(&left_operand(tokens, before))
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Second arguments of `predict_linear`, in seconds.
+#[derive(Default)]
+struct Horizons {
+    depth: u32,
+    /// The depth of each call that is open, and whether its second argument has begun.
+    open: Vec<(u32, bool)>,
+}
+
+impl Horizons {
+    /// The text, with a division around a second argument.
+    fn divided(&mut self, text: &str, before: Option<&Token>, factor: u32) -> String {
+        match text {
+            "(" => {
+                self.depth += 1;
+                if before.is_some_and(|it| it.text() == "predict_linear") {
+                    self.open.push((self.depth, false));
+                }
+            }
+            ")" => {
+                let ends = self.open.pop_if(|(depth, _)| *depth == self.depth);
+                self.depth -= 1;
+                if let Some((_, true)) = ends {
+                    return format!(") / {factor})");
+                }
+            }
+            "," => {
+                if let Some((_, begun @ false)) =
+                    self.open.last_mut().filter(|(depth, _)| *depth == self.depth)
+                {
+                    *begun = true;
+                    return ", (".into();
+                }
+            }
+            _ => {}
+        }
+        text.into()
+    }
+}
+
+/// A file of rules.
+pub fn rules(mut file: Value, factor: u32) -> Result<Value, String> {
+    for group in file["groups"].as_array_mut().ok_or("no groups")? {
+        scale_key(group, "interval", factor)?;
+        scale_key(group, "query_offset", factor)?;
+        for rule in group["rules"].as_array_mut().ok_or("no rules")? {
+            scale_key(rule, "for", factor)?;
+            scale_key(rule, "keep_firing_for", factor)?;
+            let text = rule["expr"].as_str().ok_or("no expression")?;
+            rule["expr"] = expression(text, factor)?.into();
+        }
+    }
+    Ok(file)
+}
+
+fn scale_key(object: &mut Value, key: &str, factor: u32) -> Result<(), String> {
+    if let Some(text) = object.get(key).and_then(Value::as_str) {
+        object[key] = duration(text, factor)?.into();
+    }
+    Ok(())
+}
+
+/// A configuration of Alertmanager: the waits of all routes.
+pub fn routes(mut config: Value, factor: u32) -> Result<Value, String> {
+    scale_route(&mut config["route"], factor)?;
+    let default = "5m"; // Alertmanager's
+    let timeout = config["global"]["resolve_timeout"].as_str().unwrap_or(default);
+    config["global"]["resolve_timeout"] = duration(timeout, factor)?.into();
+    Ok(config)
+}
+
+fn scale_route(route: &mut Value, factor: u32) -> Result<(), String> {
+    // Also Alertmanager's, where the root has none.
+    for key in ["group_wait", "group_interval", "repeat_interval"] {
+        scale_key(route, key, factor)?;
+    }
+    let below = route.get_mut("routes").and_then(Value::as_array_mut).into_iter().flatten();
+    below.into_iter().try_for_each(|it| scale_route(it, factor))
+}
+
+pub fn durations_of_all_places_are_scaled() {
+    let scaled = |text: &str| expression(text, 60).unwrap();
+    assert_eq!(scaled("increase(a[6h])"), "increase(a[360000ms])");
+    assert_eq!(
+        scaled("max_over_time(rate(a[5m])[1d:1m])"),
+        "max_over_time(rate(a[5000ms])[1440000ms:1000ms])"
+    );
+    assert_eq!(scaled("max_over_time(a[1h30m:])"), "max_over_time(a[90000ms:])");
+    assert_eq!(scaled("a offset 2h + b offset -1d"), "a offset 120000ms + b offset -1440000ms");
+    assert_eq!(
+        scaled("predict_linear(a{b=\"[1h]\"}[1h], 86400) < 0"),
+        "predict_linear(a{b=\"[1h]\"}[60000ms], ( 86400) / 60) < 0"
+    );
+    assert_eq!(
+        scaled("predict_linear(max(a, b)[1h:], 24 * 3600)"),
+        "predict_linear(max(a, b)[60000ms:], ( 24 * 3600) / 60)"
+    );
+    assert_eq!(duration("10ms", 60).unwrap(), "1ms");
+    assert_eq!(duration("0s", 60).unwrap(), "0ms");
+}
+
+pub fn only_spans_of_the_drills_time_are_scaled() {
+    let scaled = |text: &str| expression(text, 60).unwrap();
+    for same in [
+        "increase(bitcoin_connections_opened_total) > 200",
+        "(time() - bitcoin_tip_timestamp_seconds > 7200) and on (job) (bitcoin_ibd == 0)",
+        "changes(bitcoin_node_start_time_seconds) > 3",
+        "histogram_quantile(0.5, bitcoin_block_arrival_seconds_bucket) > 5",
+        "a{le=\"0.1\"} / 24 > 0.5",
+    ] {
+        assert_eq!(scaled(same), same);
+    }
+    assert_eq!(
+        scaled("a > 5 and on (job, instance) (bitcoin_node_uptime_seconds > 21600)"),
+        "a > 5 and on (job, instance) (bitcoin_node_uptime_seconds > 360)"
+    );
+    assert_eq!(
+        scaled("time() - bitcoin_node_start_time_seconds < 1h"),
+        "time() - bitcoin_node_start_time_seconds < 60000ms"
+    );
+    // The rule's author has to decide.
+    assert!(expression("bitcoin_new_thing_seconds > 60", 60).unwrap_err().contains("SECONDS"));
+}
