@@ -15,6 +15,7 @@ mod labels;
 mod network;
 mod nodes;
 mod peers;
+mod quiet;
 mod report;
 mod scale;
 mod stack;
@@ -32,6 +33,11 @@ fn main() -> ExitCode {
     let trials = vec![
         trial("durations_of_all_places_are_scaled", scale::durations_of_all_places_are_scaled),
         trial("only_spans_of_the_drills_time_are_scaled", scale::only_spans_of_the_drills_time_are_scaled),
+        trial("nodes_on_main_are_quiet", quiet::nodes_on_main_are_quiet),
+        trial("nodes_on_signets_are_quiet", quiet::nodes_on_signets_are_quiet),
+        trial("nodes_without_peers_are_quiet", quiet::nodes_without_peers_are_quiet),
+        trial("download_is_quiet", quiet::download_is_quiet),
+        trial("reindex_and_late_nodes_are_quiet", quiet::reindex_and_late_nodes_are_quiet),
         trial("reorganization_of_four_blocks_is_deep", chain::reorganization_of_four_blocks_is_deep),
         trial(
             "branch_with_more_work_that_the_node_rejects_is_critical",

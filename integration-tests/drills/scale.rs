@@ -95,7 +95,7 @@ fn tokens(expression: &str) -> Vec<Token> {
     let mut all = Vec::new();
     let mut rest = expression;
     while let Some(first) = rest.chars().next() {
-        let until = |end: &dyn Fn(char) -> bool| rest.find(|it| end(it)).unwrap_or(rest.len());
+        let until = |end: &dyn Fn(char) -> bool| rest.find(end).unwrap_or(rest.len());
         let is_word = |it: char| it.is_ascii_alphanumeric() || "_:.".contains(it);
         let (length, kind): (usize, fn(String) -> Token) = match first {
             ' ' | '\n' | '\t' => (until(&|it| !it.is_whitespace()), Token::Space),

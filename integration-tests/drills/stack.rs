@@ -201,7 +201,7 @@ impl Stack {
     pub fn wait_for_targets(&self, number: usize) {
         eventually("every target is scraped", || {
             let up = self.prometheus.query("count(max_over_time(up{job=~\"bitcoind-.*\"}[1m]) == 1)");
-            (up[0]["value"][1] == number.to_string()).then_some(())
+            (up[0]["value"][1].as_str() == Some(number.to_string().as_str())).then_some(())
         });
     }
 }
