@@ -6,7 +6,7 @@
 //!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
 //! - [`http_rpc`] makes JSON-RPC calls over HTTP, for nodes whose IPC has none.
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
-//! - `usdt` counts what a node's tracepoints tell with BPF programs in the kernel, and reads the counts when it is scraped;
+//! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts when it is scraped;
 //!   blocks are counted from events.
 //! - [`metrics`] is the registry and its families. It does not know where a number came from.
 //! - [`status`] is the page that shows a node at a glance.

@@ -1,4 +1,4 @@
-//! Whoever controls the exporter's end of a connection can read, and change nothing: the guard beside a real node.
+//! Control of the exporter's end of a connection permits reading, and no change: the guard beside a real node.
 
 use std::os::unix::net::UnixStream as Stream;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::node::Node;
 struct NoThreads;
 impl thread_map::Server for NoThreads {}
 
-/// A client that says what it likes, behind a guard.
+/// A client that sends arbitrary calls, behind a guard.
 struct Attacker {
     init: init::Client,
     thread: thread::Client,

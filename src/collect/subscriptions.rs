@@ -74,7 +74,7 @@ struct Task {
 }
 
 impl Task {
-    /// `watches`: the node tells when it shuts down.
+    /// `watches`: the node reports its shutdown.
     async fn run(
         mut self,
         watches: bool,

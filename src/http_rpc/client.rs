@@ -45,7 +45,7 @@ struct Shared {
 enum State {
     /// It answered, and it is the node that IPC leads to.
     Used,
-    /// A call failed in a way that says that the next one fails, too, or none was made yet.
+    /// A call failed and the next one would fail as well, or none was made yet.
     Unused(Failure),
 }
 
@@ -294,7 +294,7 @@ fn error_of(failure: Failure) -> CallError {
     }
 }
 
-/// What a failed call is counted as; errors of the node's own that say nothing about HTTP are not counted.
+/// What a failed call is counted as; JSON-RPC errors, which do not concern HTTP, are not counted.
 fn cause(error: &CallError) -> Option<Cause> {
     match error {
         CallError::Http(failure) => Some(failure.cause),

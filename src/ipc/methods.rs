@@ -58,7 +58,7 @@ pub(crate) const METHODS: &[JsonRpcMethod] = &[
 /// Whether this method may be called with these parameters.
 ///
 /// # Errors
-/// Says what is not permitted, in a few words of bounded length.
+/// What is not permitted, in a few words of bounded length.
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
     /// Characters of an unknown name that are shown.
     const SHOWN: usize = 40;

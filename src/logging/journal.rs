@@ -1,4 +1,4 @@
-//! The systemd journal. Its socket blocks whoever writes while nobody reads it, so a thread of its own does.
+//! The systemd journal. Writing to its socket blocks while nothing reads it, so a separate thread writes.
 
 use std::fmt::Debug;
 use std::io;
@@ -61,7 +61,7 @@ pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
     let journal = Dispatch::new(registry().with(journal));
     let probe = UnixDatagram::unbound()?;
     let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: Entry| {
-        // The crate does not tell what it could not send. The journal discards what is empty.
+        // The crate does not report what it could not send. The journal discards what is empty.
         while probe.send_to(&[], SOCKET).is_err() {
             thread::sleep(RETRY);
         }

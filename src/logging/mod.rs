@@ -97,7 +97,7 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(Queue
     queue::start(thread, MAX_WAITING_LINES, move |line: Vec<u8>| to.write_all(&line))
 }
 
-/// Prints to standard output. Whoever does not read it stops nobody; dropping what is returned waits for it for a second.
+/// Prints to standard output. A reader that does not read delays nothing; dropping what is returned waits for it for a second.
 pub fn print_in_background(text: Vec<u8>) -> io::Result<Writer> {
     let (lines, writer) = queue::start("stdout", 1, |text: Vec<u8>| io::stdout().write_all(&text))?;
     lines.push(text);

@@ -219,7 +219,7 @@ mod tests {
         assert!(shows("bitcoin_blocks_connected_total 1") && shows("bitcoin_up 0"), "what was counted stays");
         assert!(!metrics.present().any(|name| name == "bitcoin_chain_height"));
         assert_eq!((metrics.chain.height.get(), metrics.chain.tips.get(["active"])), (None, None));
-        // A call with a rate limit of its own says how long.
+        // A call with its own rate limit sets how long.
         metrics.chain.tips.replace_for(Duration::MAX, [(["active"], 1.0)]);
         assert!(shows("bitcoin_chain_tips{") && !shows("bitcoin_chain_height "));
         metrics.set_poll_interval(Duration::from_secs(15));

@@ -19,7 +19,7 @@ use crate::node_process::{Node, without_mark};
 /// Names of binaries that hold a node.
 const BINARIES: [&str; 3] = ["bitcoin-node", "bitcoind", "bitcoin-qt"];
 
-/// A process of a node's binary, and what tells which node it is.
+/// A process of a node's binary, and the evidence of which node it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     pub node: Node,

@@ -50,7 +50,7 @@ pub enum Choice {
     Node(Candidate),
     /// There is one that may become it soon.
     Soon,
-    /// There is none; why, if there is more to say than that.
+    /// There is none, and the reason if it is known.
     None(Option<String>),
 }
 
@@ -145,11 +145,11 @@ fn of_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]
         all.iter().filter(holds).copied().collect::<Vec<_>>()
     };
     let exact = holders(|lock, file| lock == file);
-    // Of btrfs and overlayfs, `stat` tells another device than `/proc/locks`.
+    // Of btrfs and overlayfs, `stat` reports another device than `/proc/locks`.
     if exact.is_empty() { holders(|lock, file| lock.inode == file.inode) } else { exact }
 }
 
-/// Whether it was started as the node that has ended, and no other node is: its data directory was made anew, say.
+/// Whether it was started as the node that has ended, and no other node is: for example with a new data directory.
 fn is_alike(it: &Candidate, last: &Known, others: &Others) -> bool {
     let same_service = it.service().is_some_and(|service| {
         last.candidate.service() == Some(service) && !others.services.contains(service)
@@ -345,7 +345,7 @@ mod tests {
         let all = [process(1, &[ANOTHER]), process(2, &[DATADIR])];
         assert_eq!(chosen(&all, Some(&[lock(DATADIR)])), Some(2));
         assert_eq!(chosen(&all, Some(&[lock(9)])), None);
-        // Of btrfs, `stat` tells another device.
+        // On btrfs `stat` reports another device.
         assert_eq!(chosen(&all, Some(&[FileId { device: (0, 30), inode: DATADIR }])), Some(2));
         assert_eq!(chosen(&all, None), None);
         let command = |argument: &str| vec![b"bitcoin-node".to_vec(), argument.into()];

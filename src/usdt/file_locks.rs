@@ -18,7 +18,7 @@ pub struct FileId {
     pub inode: u64,
 }
 
-/// The files that each process has locked for writing. Empty if the system does not tell.
+/// The files that each process has locked for writing. Empty if the system does not list them.
 pub fn held() -> BTreeMap<i32, BTreeSet<FileId>> {
     parse(&std::fs::read_to_string("/proc/locks").unwrap_or_default())
 }

@@ -41,7 +41,7 @@ pub enum Found {
     },
 }
 
-/// Looks for the node, and remembers what tells it from others.
+/// Looks for the node, and remembers what distinguishes it from others.
 pub struct Search {
     target: Target,
     scanner: Scanner,
@@ -160,7 +160,7 @@ impl Search {
         (decide(named, &self.others), hidden)
     }
 
-    /// What is said where there is no node.
+    /// The message when there is no node.
     fn none(&self, hidden: Option<io::Error>) -> String {
         let Target { binary, datadir, unit, .. } = &self.target;
         let binary = binary.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));

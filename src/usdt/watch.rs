@@ -75,7 +75,7 @@ type FileVersion = (u64, u64, i64, i64);
 pub struct Tracer {
     programs: Programs,
     search: Search,
-    /// Binaries without tracepoints, and what is said of them.
+    /// Binaries without tracepoints, each with its message.
     hopeless: BTreeMap<FileVersion, String>,
 }
 
@@ -166,9 +166,9 @@ impl Tracer {
         Err(anyhow!(why))
     }
 
-    /// Waits for the node and attaches. Says why it waits when the reason changes.
+    /// Waits for the node and attaches. Logs the reason when it changes.
     async fn find_and_attach(&mut self, health: &Health) -> Traced {
-        let mut said = String::new();
+        let mut last_logged = String::new();
         let since = Instant::now();
         let mut failed: Option<(Node, Duration, Instant)> = None;
         loop {
@@ -195,10 +195,10 @@ impl Tracer {
                 Ok(Found::None { why, .. }) => Some(why),
                 Err(error) => Some(format!("{error:#}")),
             };
-            if let Some(why) = why.filter(|why| *why != said) {
+            if let Some(why) = why.filter(|why| *why != last_logged) {
                 warn!("{why}; looking again until there is one");
                 let _ = health.send_replace(Err(why.clone()));
-                said = why;
+                last_logged = why;
             }
             // Soon after the end of a node its next one is likely.
             let interval = (since.elapsed() / 20).clamp(RETRY_INTERVAL, MAX_RETRY_INTERVAL);

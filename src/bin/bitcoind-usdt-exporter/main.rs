@@ -27,7 +27,7 @@ use arguments::{Arguments, Command};
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
-        // Nothing can be said where it is closed.
+        // A closed stderr is no error.
         let _ = writeln!(io::stderr(), "ERROR: {error:#}");
         ExitCode::FAILURE
     })

@@ -17,7 +17,7 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
-    /// Nothing is read yet. Without IPC the socket's path says nothing about the node.
+    /// Nothing is read yet. Without IPC the socket's path is not evidence of the node's directory.
     pub fn new(mut candidates: Candidates, interfaces: &Interfaces) -> Self {
         if interfaces.is_http_only() {
             candidates.found.clear();

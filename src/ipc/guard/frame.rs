@@ -8,7 +8,7 @@ use capnp::Word;
 /// Limit on a message of the node's. A block is at most 4 MB; answers to polls are smaller. Of a larger one only the
 /// beginning is taken.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// What says that it is larger than this is no message: Cap'n Proto has no text above 512 MiB.
+/// A frame with a larger length is not a message: Cap'n Proto has no text above 512 MiB.
 pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
 /// Limit on the segments of a message: that of Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;

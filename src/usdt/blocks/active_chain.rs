@@ -2,7 +2,7 @@
 //!
 //! `validation:block_connected` also fires when the node checks its database (`verifychain` and `-checklevel=4` connect the last blocks
 //! once more, in a cache that is dropped), and for the chainstate that validates, after a UTXO snapshot was loaded, the blocks below
-//! it. No argument tells them apart. What does:
+//! it. No argument distinguishes them. These do:
 //!
 //! - the thread: a check at startup runs on the main thread, which connects nothing else; messages of peers and the import of files
 //!   only ever connect for good;

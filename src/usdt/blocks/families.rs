@@ -182,7 +182,7 @@ static FAMILIES: &[Family<Traced<Totals>>] = &[
     family!(Counter "bitcoin_blocks_connected_total" []
         "Blocks connected to the active chain. Not counted: blocks that a check of the database connects again (`verifychain`, \
          `-checklevel=4`), blocks below a UTXO snapshot, and blocks that `reconsiderblock` connects again before others have taken \
-         their place. The exporter cannot tell the first two before it has seen a block of the active chain, but for a check at \
+         their place. The exporter cannot recognize the first two before it has seen a block of the active chain, but for a check at \
          startup",
         CONNECTED, |c| count(c.connected)),
     family!(Histogram "bitcoin_block_connection_duration_seconds" [] "Time that connecting a block took",

@@ -56,7 +56,7 @@ impl Ledger {
         };
         question.answered = true;
         let own = number >= OWN_NUMBERS;
-        // The guard ends a subscription with the handler that comes with the answer, whatever the exporter says.
+        // The guard ends a subscription with the handler that comes with the answer, whatever the exporter sends.
         if let Purpose::Subscribe { .. } = question.purpose {
             question.finished = question.finished.map(|_| false);
         }
