@@ -102,6 +102,7 @@ const ALLOWED: &[Interface] = &[
             (29, "getMempoolDynamicUsage", "poll"),
             (30, "getMempoolMaxUsage", "poll"),
             (31, "getHeaderTip", "poll"),
+            (34, "getBestBlockHash", "poll without JSON-RPC and Mining"),
             (35, "getLastBlockTime", "poll"),
             (36, "getVerificationProgress", "poll"),
             (37, "isInitialBlockDownload", "poll"),
@@ -303,6 +304,30 @@ mod tests {
         }
         assert_eq!(rpc_call(&methods::request("uptime", &json!([])), ""), Ok(()));
         assert_eq!(node_call("getblockhash", "[7]", ""), Ok(()));
+    }
+
+    /// By the names in the sources of the interfaces, because no node at hand makes the exporter use each of them.
+    #[test]
+    fn every_call_of_the_exporter_is_listed() {
+        for (interface, source) in [
+            ("Chain", include_str!("../chain.rs")),
+            ("Node", include_str!("../node.rs")),
+            ("BlockTemplate", include_str!("../template.rs")),
+            ("Tracing", include_str!("../tracing.rs")),
+        ] {
+            let listed = ALLOWED.iter().find(|listed| listed.name == interface).unwrap().methods;
+            let words = source.split(|character: char| !(character.is_alphanumeric() || character == '_'));
+            let called: Vec<_> = words
+                .filter_map(|word| word.strip_suffix("_request"))
+                .filter(|call| *call != "create_new_block") // a method of Mining
+                .map(|call| call.replace('_', "").to_lowercase())
+                .collect();
+            assert!(!called.is_empty(), "{interface}");
+            for call in called {
+                let is_listed = listed.iter().any(|(_, name, _)| name.to_lowercase() == call);
+                assert!(is_listed, "{interface}.{call} is called, and the guard rejects it");
+            }
+        }
     }
 
     #[test]
