@@ -1,12 +1,14 @@
 //! A connection to a node: the handshake, the node's threads, and the deadline of each call.
 
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use capnp::capability::Promise;
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -16,23 +18,62 @@ use crate::schema::proxy_capnp::{thread, thread_map};
 
 /// A thread of the node that runs our calls, one at a time, and how long one may take.
 ///
-/// Two calls at once on one thread wait for each other, or fail with `thread busy`: work that may wait needs a
-/// thread of its own.
+/// A second call is sent when the first is answered, also when that is after its deadline. Bitcoin Core 30 aborts when it has
+/// to queue two (`Waiter::post`: `Assertion '!m_fn'`), later nodes reject the second with `thread busy`. Work that may wait needs
+/// a thread of its own.
 #[derive(Clone)]
 pub struct Thread {
     pub(super) client: thread::Client,
     deadline: Duration,
+    calls: Rc<Calls>,
 }
 
+/// The calls on one thread.
+#[derive(Default)]
+struct Calls {
+    /// Held while the node has not answered.
+    turn: Arc<Mutex<()>>,
+    /// Waits for the answer to the last call. It ends with the last use of the thread, so that it does not keep the connection.
+    last: RefCell<Option<AbortOnDropHandle<()>>>,
+}
+
+/// The node has answered all calls on a thread: the next can be sent.
+pub(super) struct Turn(OwnedMutexGuard<()>);
+
 impl Thread {
+    fn new(client: thread::Client, deadline: Duration) -> Self {
+        Thread { client, deadline, calls: Rc::default() }
+    }
+
+    /// Waits until the node has answered the call before, until the deadline.
+    pub(super) async fn turn(&self) -> Result<Turn, CallError> {
+        let turn = tokio::time::timeout(self.deadline, self.calls.turn.clone().lock_owned()).await;
+        turn.map(Turn).map_err(|_| CallError::TimedOut(self.deadline))
+    }
+
     /// Waits for the answer until the deadline. A call that is given up goes on in the node: the guard waits for it.
-    pub(super) async fn within<T>(&self, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
-        within(self.deadline, answer).await
+    pub(super) async fn within<T: 'static>(
+        &self,
+        Turn(turn): Turn,
+        answer: Promise<T, capnp::Error>,
+    ) -> Result<T, CallError> {
+        let (give, given) = oneshot::channel();
+        let wait = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
+            let answer = answer.await;
+            drop(turn);
+            let _ = give.send(answer); // given up
+        }));
+        self.calls.last.replace(Some(wait));
+        match tokio::time::timeout(self.deadline, given).await {
+            Ok(Ok(answer)) => Ok(answer?),
+            Ok(Err(_)) => Err(CallError::Disconnected("the connection is closed".into())),
+            Err(_) => Err(CallError::TimedOut(self.deadline)),
+        }
     }
 
     /// The same thread with more time for each call.
     pub fn patient(&self, extra: Duration) -> Thread {
-        Thread { client: self.client.clone(), deadline: self.deadline.saturating_add(extra) }
+        Thread { deadline: self.deadline.saturating_add(extra), ..self.clone() }
     }
 
     /// The same thread for calls that may take any time.
@@ -65,10 +106,11 @@ impl<C: Clone> OnThread<C> {
 /// Sends a request whose parameters have a `context`, to an [`OnThread`], within its thread's deadline.
 macro_rules! call {
     ($capability:expr, $request:ident $(, |$params:ident| $set:expr)?) => {{
+        let turn = $capability.thread.turn().await?;
         let mut request = $capability.client.$request();
         request.get().init_context().set_thread($capability.thread.client.clone());
         $({ let mut $params = request.get(); $set; })?
-        $capability.thread.within(request.send().promise).await
+        $capability.thread.within(turn, request.send().promise).await
     }};
 }
 pub(super) use call;
@@ -120,7 +162,7 @@ impl Connection {
         let mut request = self.threads.make_thread_request();
         request.get().set_name(name);
         let answer = within(self.deadline, request.send().promise).await?;
-        Ok(Thread { client: answer.get()?.get_result()?, deadline: self.deadline })
+        Ok(Thread::new(answer.get()?.get_result()?, self.deadline))
     }
 
     /// What gives the interfaces.

@@ -20,6 +20,7 @@ impl Mining {
     pub async fn create_new_block(&self) -> Result<Option<Template>, CallError> {
         let answer = match self.schema {
             Schema::Core30 => {
+                let turn = self.capability.thread.turn().await?;
                 let client = &self.capability.client.client;
                 let mut create: Request<
                     create_new_block_core30::Owned,
@@ -30,7 +31,7 @@ impl Mining {
                 options.set_use_mempool(true);
                 options.set_block_reserved_weight(8000);
                 options.set_coinbase_output_max_additional_sigops(400);
-                self.capability.thread.within(create.send().promise).await?
+                self.capability.thread.within(turn, create.send().promise).await?
             }
             Schema::Core31 => call!(self.capability, create_new_block_request, |params| {
                 params.reborrow().init_options();
