@@ -29,7 +29,7 @@ pub struct Shared {
     pub web_config_file: Option<PathBuf>,
 
     /// Answer requests for this host name too, when listening on loopback: a reverse proxy's, for example. Repeat it or
-    /// separate names by commas. Default: only localhost, 127.0.0.0/8 and [::1], against DNS rebinding; on other addresses any name
+    /// separate names by commas. Default: only localhost, 127.0.0.0/8 and ::1, against DNS rebinding; on other addresses any name
     /// is answered
     #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', env = "WEB_ALLOWED_HOST")]
     pub web_allowed_host: Vec<HostName>,

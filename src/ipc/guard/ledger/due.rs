@@ -59,7 +59,7 @@ impl Ledger {
     fn own_question(&mut self, purpose: Purpose, now: Duration) -> u32 {
         let number = self.next_question;
         self.next_question = number.checked_add(1).unwrap_or(OWN_NUMBERS);
-        self.insert(number, purpose, now);
+        self.insert(number, purpose, None, now);
         number
     }
 

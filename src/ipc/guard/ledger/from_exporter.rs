@@ -22,7 +22,7 @@ impl Ledger {
     /// Takes a message of the exporter's into account.
     pub fn on_exporter(&mut self, message: &Message, now: Duration) -> capnp::Result<FromExporter> {
         let verdict = match message {
-            Message::Bootstrap { question } => self.ask(*question, Purpose::Handshake, now),
+            Message::Bootstrap { question } => self.ask(*question, Purpose::Handshake, None, now),
             Message::Call(call) => self.on_call(call, now)?,
             Message::Finish { question, releases } => self.on_finish(*question, *releases),
             Message::Release { export, count } => match self.exports.get_mut(export) {
@@ -58,8 +58,9 @@ impl Ledger {
         if !self.may_pass(call, &capabilities) {
             return Ok(FromExporter::Refuse("it passes a capability that the method does not take"));
         }
+        let thread = capabilities.imported.first().copied();
         match self.may_call_template(call.target, call.method) {
-            Some(Ok(purpose)) => return Ok(self.ask(call.question, purpose, now)),
+            Some(Ok(purpose)) => return Ok(self.ask(call.question, purpose, thread, now)),
             Some(Err(refused)) => return Ok(refused),
             None => {}
         }
@@ -117,7 +118,7 @@ impl Ledger {
         {
             return Ok(FromExporter::Answer(call.question));
         }
-        Ok(self.ask(call.question, purpose, now))
+        Ok(self.ask(call.question, purpose, thread, now))
     }
 
     /// Whether the node may be passed these capabilities: its own threads, and callbacks where the method takes one.
@@ -145,13 +146,17 @@ impl Ledger {
         }
     }
 
-    /// A question of the exporter's.
-    fn ask(&mut self, number: u32, purpose: Purpose, now: Duration) -> FromExporter {
+    /// A question of the exporter's, on a thread of the node.
+    fn ask(&mut self, number: u32, purpose: Purpose, thread: Option<u32>, now: Duration) -> FromExporter {
+        // Bitcoin Core 30 aborts when it has to queue a second call on a thread.
+        if thread.is_some() && self.questions.values().any(|it| !it.answered && it.thread == thread) {
+            return FromExporter::Refuse("it makes two calls at once on one thread");
+        }
         if number >= OWN_NUMBERS || self.questions.contains_key(&number) {
             return FromExporter::Refuse("it uses a question's number twice");
         }
         self.finished_by_node.remove(&number);
-        self.insert(number, purpose, now);
+        self.insert(number, purpose, thread, now);
         FromExporter::Forward
     }
 

@@ -118,6 +118,8 @@ enum Purpose {
 #[derive(Debug)]
 struct Question {
     purpose: Purpose,
+    /// The node's thread that runs it, of the exporter's calls.
+    thread: Option<u32>,
     answered: bool,
     /// The capabilities that came with the answer.
     results: Vec<u32>,
@@ -245,12 +247,12 @@ impl Ledger {
         self.questions.values().any(|it| matches!(it.purpose, Purpose::WaitTipChanged(_)))
     }
 
-    fn insert(&mut self, number: u32, purpose: Purpose, now: Duration) {
+    fn insert(&mut self, number: u32, purpose: Purpose, thread: Option<u32>, now: Duration) {
         if matches!(purpose, Purpose::WaitTipChanged(_)) {
             self.watch_at = Duration::MAX;
         }
         let question =
-            Question { purpose, answered: false, results: Vec::new(), finished: None, asked_at: now };
+            Question { purpose, thread, answered: false, results: Vec::new(), finished: None, asked_at: now };
         self.questions.insert(number, question);
     }
 

@@ -595,7 +595,7 @@ fn what_would_end_the_connection_is_refused() {
         ("a release", release(CHAIN, 1), true),
     ] {
         let (mut guard, _) = Guard::watching();
-        guard.exporter(call(30, CHAIN, GET_HEIGHT, &[], &[THREAD]));
+        guard.exporter(call(30, CHAIN, GET_HEIGHT, &[], &[]));
         let verdict = guard.exporter(frame);
         assert_eq!(matches!(verdict, FromExporter::Forward), accepted, "{what}: {verdict:?}");
         assert_eq!(matches!(verdict, FromExporter::Refuse(_)), !accepted, "{what}: {verdict:?}");
@@ -777,4 +777,19 @@ fn threads_of_the_node_are_limited() {
         let ends = question == 19 + MAX_THREADS;
         assert_eq!(verdict == FromExporter::Refuse("it asks for too many threads"), ends, "{question}");
     }
+}
+
+/// Bitcoin Core 30 aborts when it has to queue a second call on a thread.
+#[test]
+fn a_thread_of_the_node_has_one_call_at_a_time() {
+    let mut guard = Guard::connected();
+    let asked = |question| call(question, CHAIN, GET_HEIGHT, &[], &[THREAD]);
+    assert_eq!(guard.exporter(asked(20)), FromExporter::Forward);
+    let verdict = guard.exporter(asked(21));
+    assert_eq!(verdict, FromExporter::Refuse("it makes two calls at once on one thread"));
+    // Given up by the exporter, and still running in the node.
+    guard.exporter(finish(20, true));
+    assert!(matches!(guard.exporter(asked(22)), FromExporter::Refuse(_)));
+    guard.node(results(20, &[]));
+    assert_eq!(guard.exporter(asked(22)), FromExporter::Forward);
 }
