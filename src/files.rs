@@ -1,7 +1,7 @@
-//! Reading files that users name: certificates, keys, configuration, passwords.
+//! Files that users name: certificates, keys, configuration, passwords, logs.
 //!
-//! Opening or reading a file can block without end: a FIFO without a writer, a mount whose server is gone. So each is read on
-//! a thread of its own, with a deadline, and only if it is a regular file (symbolic links are followed).
+//! Opening or reading a file can block without end: a FIFO without a writer, a mount whose server is gone. So each is opened
+//! on a thread of its own, with a deadline, and read only if it is a regular file (symbolic links are followed).
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use nix::libc::O_NONBLOCK;
+use nix::libc::{ENXIO, O_NONBLOCK};
 use tokio::sync::oneshot;
 
 /// Limit on a file. The system's bundle of authorities has 220 kB.
@@ -33,6 +33,16 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// As [`read`], for UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).map_err(|error| Error::new(ErrorKind::InvalidData, error))
+}
+
+/// Opens a file to append to it, and makes it if there is none; waits for five seconds at most. A FIFO must have a reader, and what does
+/// not fit into it fails instead of waiting.
+pub fn append_to(path: &Path) -> Result<File> {
+    let open = |path: &Path| File::options().append(true).create(true).custom_flags(O_NONBLOCK).open(path);
+    with_timeout(path, TIMEOUT, open)?.map_err(|error| match error.raw_os_error() {
+        Some(ENXIO) => Error::new(error.kind(), "it is a FIFO that nobody reads: start its reader first"),
+        _ => error,
+    })
 }
 
 /// Runs `read` on a thread of its own and waits for its result, five seconds at most.
@@ -102,7 +112,7 @@ impl Drop for Attempt {
 }
 
 fn blocked() -> Error {
-    Error::new(ErrorKind::TimedOut, "reading it takes too long; check the file system that it is on")
+    Error::new(ErrorKind::TimedOut, "it takes too long; check the file system that it is on")
 }
 
 /// The bytes of a regular file. Blocks while its file system does.
@@ -154,6 +164,24 @@ mod tests {
             let error = read(path).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}: {error}", path.display());
         }
+    }
+
+    #[test]
+    fn fifos_are_appended_to_without_blocking() {
+        use std::io::Write;
+        let dir = TempDir::new().unwrap();
+        let (path, fifo) = (dir.path().join("file"), dir.path().join("fifo"));
+        for line in ["one", "two"] {
+            append_to(&path).unwrap().write_all(line.as_bytes()).unwrap();
+        }
+        assert_eq!(read_text(&path).unwrap(), "onetwo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let error = append_to(&fifo).unwrap_err();
+        assert!(error.to_string().contains("FIFO that nobody reads"), "{error}");
+        let _reader = File::options().read(true).custom_flags(O_NONBLOCK).open(&fifo).unwrap();
+        let mut writer = append_to(&fifo).unwrap();
+        // More than it holds.
+        assert_eq!(writer.write_all(&[0; 1 << 20]).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -141,6 +141,8 @@ pub fn wrong_settings_are_explained_with_their_names() {
         ("FIBRE_HEALTH_PORT", "-1", "FIBRE_HEALTH_PORT: invalid value '-1'"),
         ("FIBRE_VERBOSE", "1", "FIBRE_VERBOSE: \"1\" is not true or false"),
         ("FIBRE_TLS_KEY", "/nonexistent", "tls_key without tls_cert"),
+        // It would be every process's unit.
+        ("BITCOIND_USDT_EXPORTER_UNIT", "", "a value is required for '--unit <NAME>'"),
     ] {
         let said = refused(command().env(variable, value));
         assert!(said.contains(why), "{variable}={value}: {said}");

@@ -3,7 +3,6 @@
 mod journal;
 mod queue;
 
-use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,6 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::files;
 use queue::{MAX_WAITING_LINES, Queue};
 pub use queue::{Writer, dropped_lines};
 
@@ -82,8 +82,7 @@ pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
     };
     let (mut layers, mut writers) = (vec![layer], vec![writer]);
     if let Some(path) = file {
-        let file = File::options().append(true).create(true).open(path);
-        let file = file.with_context(|| format!("cannot log to {}", path.display()))?;
+        let file = files::append_to(path).with_context(|| format!("cannot log to {}", path.display()))?;
         let (lines, writer) = lines("log-file", file)?;
         let layer = tracing_subscriber::fmt::layer().with_writer(move || lines.clone());
         layers.push(layer.with_target(false).with_ansi(false).boxed());

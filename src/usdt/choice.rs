@@ -69,7 +69,8 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
     let is_named = named.datadir.is_some() || named.unit.is_some();
     let (mut different, mut waits) = (None, false);
     if let (Some(last), false) = (last, is_named) {
-        let shares_lock = |it: &&&Candidate| !it.locks.is_disjoint(&last.candidate.locks);
+        let shares_lock =
+            |it: &&&Candidate| !it.locks.is_disjoint(&last.candidate.locks) && !is_another(it, last, others);
         if let Some(same) = rest.iter().find(shares_lock) {
             return Choice::Node((*same).clone());
         }
@@ -155,6 +156,12 @@ fn is_alike(it: &Candidate, last: &Known, others: &Others) -> bool {
         last.candidate.service() == Some(service) && !others.services.contains(service)
     });
     same_service || (it.command == last.candidate.command && !others.commands.contains(&it.command))
+}
+
+/// Whether it was started as a known other node was, and not as the node that has ended. A file system uses the numbers of deleted files
+/// again: where both data directories were made anew, it may hold a lock of the same number.
+fn is_another(it: &Candidate, last: &Known, others: &Others) -> bool {
+    it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
 /// The process that is the node instead of the one that is traced, `present`, which has nothing locked: its child after `-daemonwait`, or
@@ -270,6 +277,17 @@ mod tests {
         last.beside.insert((3, 1));
         let all = [process(2, &[ANOTHER]), process(3, &[DATADIR]), young(4, &[])];
         assert_eq!(chosen(&all, Some(&last), &others()), Some(3));
+    }
+
+    #[test]
+    fn a_lock_whose_number_is_used_again_is_no_evidence_for_a_known_other_node() {
+        let last = known(process(1, &[DATADIR]));
+        let other = process(2, &[DATADIR]);
+        let commands = BTreeSet::from([other.command.clone()]);
+        let others = Others { commands, ..others() };
+        assert_eq!(chosen(std::slice::from_ref(&other), Some(&last), &others), None);
+        let again = Candidate { command: last.candidate.command.clone(), ..process(3, &[ANOTHER]) };
+        assert_eq!(chosen(&[other, again], Some(&last), &others), Some(3));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bitcoind_exporter::logging::{self, Level, Logging};
 use bitcoind_exporter::usdt::Subject;
 use bitcoind_exporter::usdt::record::DEFAULT_KEEP;
 use bitcoind_exporter::usdt::target::Target;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgMatches, Parser, Subcommand};
 use tracing::info;
 
@@ -49,7 +50,12 @@ pub struct Arguments {
     pub datadir: Option<PathBuf>,
 
     /// The node's systemd unit, found by its control group: bitcoind.service. Names the node where several run
-    #[arg(long, value_name = "NAME", env = "BITCOIND_USDT_EXPORTER_UNIT")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "BITCOIND_USDT_EXPORTER_UNIT",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
     pub unit: Option<String>,
 
     /// The label `node` of each metric

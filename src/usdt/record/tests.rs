@@ -1,12 +1,13 @@
 //! The record with files that are not as they should be.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use tempfile::TempDir;
 
+use super::Recorder;
 use super::file::File;
 use super::read::{self, Wanted};
 use super::show::{self, Format};
@@ -52,6 +53,25 @@ fn the_oldest_are_forgotten_and_the_file_stays_as_large_as_it_is() {
     // Fewer are kept from now on.
     File::open(&path, 10).unwrap().add([&journey(1200)]).unwrap();
     assert_eq!(heights(&path, &Wanted::default()), (1191..=1200).collect::<Vec<_>>());
+}
+
+#[test]
+fn blocks_of_a_stopped_exporter_are_all_kept() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let (recorder, queue) = Recorder::start(&path, 10_000).unwrap();
+    let reader = Connection::open(&path).unwrap();
+    reader.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    // As many as the kernel holds, at once, while the file cannot be written.
+    (0..8000).for_each(|height| queue.push(journey(height)));
+    reader.execute_batch("COMMIT").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let rows = || heights(&path, &Wanted::default()).len();
+    while rows() < 8000 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(rows(), 8000);
+    recorder.finish();
 }
 
 #[test]

@@ -16,8 +16,9 @@ use super::file::{Failure, File};
 use crate::priority;
 use crate::usdt::blocks::Journey;
 
-/// Blocks that wait for the thread, and as many that wait for the file: a week of them, 0.4 MB.
-const QUEUE: usize = 1024;
+/// Limit on blocks that wait for the thread, and on those that wait for the file: as many as the kernel holds for an exporter that was
+/// stopped, and adds at once when it runs again (validation.bpf.c). 4 MB each if full.
+const QUEUE: usize = 8192;
 /// How often a file that cannot be written is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often the thread looks whether it is to end.
@@ -27,14 +28,15 @@ const END: Duration = Duration::from_secs(5);
 
 /// Where blocks are handed over.
 pub struct Queue {
-    sender: SyncSender<Journey>,
+    /// Boxed: a channel allocates its places at once.
+    sender: SyncSender<Box<Journey>>,
     lost: Arc<AtomicU64>,
 }
 
 impl Queue {
     /// Never waits: what does not fit is counted.
     pub fn push(&self, journey: Journey) {
-        if self.sender.try_send(journey).is_err() {
+        if self.sender.try_send(Box::new(journey)).is_err() {
             self.lost.fetch_add(1, Relaxed);
         }
     }
@@ -105,7 +107,7 @@ struct Writer {
     keep: u32,
     file: Option<File>,
     /// Not written yet, oldest first.
-    pending: VecDeque<Journey>,
+    pending: VecDeque<Box<Journey>>,
     lost: Arc<AtomicU64>,
     /// Why it cannot be written, as the log has it.
     said: Option<String>,
@@ -113,7 +115,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(&mut self, journeys: &Receiver<Journey>, ends: &AtomicBool) {
+    fn run(&mut self, journeys: &Receiver<Box<Journey>>, ends: &AtomicBool) {
         loop {
             let first = journeys.recv_timeout(LOOK);
             let is_over = ends.load(Relaxed) || matches!(first, Err(RecvTimeoutError::Disconnected));
@@ -169,6 +171,6 @@ impl Writer {
             Some(file) => file,
             None => File::open(&self.path, self.keep)?,
         };
-        self.file.insert(file).add(&self.pending)
+        self.file.insert(file).add(self.pending.iter().map(Box::as_ref))
     }
 }
