@@ -63,6 +63,9 @@ pub struct Plan {
     pub connected: bool,
     /// The authority of the exporter's certificate, if Prometheus has to use TLS.
     pub authority: Option<PathBuf>,
+    /// Keeps what the exporter reports of the data directory's file system. In other drills that is this machine's disk, which may be
+    /// full.
+    pub disk: bool,
 }
 
 impl Plan {
@@ -77,6 +80,7 @@ impl Plan {
             usdt: kind == Kind::Rpc,
             connected: true,
             authority: None,
+            disk: false,
         }
     }
 
@@ -125,13 +129,21 @@ impl Plan {
     }
 
     fn relabeling(&self) -> impl Iterator<Item = Value> + '_ {
-        self.labels.iter().map(|(label, pattern, value)| {
+        let disk = (!self.disk).then(|| {
+            json!({
+                "source_labels": ["node", "__name__"],
+                "regex": format!("({}|);bitcoin_datadir_filesystem_.*", self.name),
+                "action": "drop",
+            })
+        });
+        let labels = self.labels.iter().map(|(label, pattern, value)| {
             json!({
                 "source_labels": ["node", label], // Also where the target has no name.
                 "regex": format!("({}|);{pattern}", self.name),
                 "target_label": label, "replacement": value,
             })
-        })
+        });
+        disk.into_iter().chain(labels)
     }
 
     /// Without the USDT exporter.

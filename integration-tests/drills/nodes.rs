@@ -66,9 +66,9 @@ pub fn crash_loop_is_critical() {
     let since = Instant::now();
     for _ in 0..4 {
         fleet.members.iter_mut().for_each(Member::kill);
-        std::thread::sleep(down);
+        fleet.stack.wait(down);
         fleet.members.iter_mut().for_each(Member::start_again);
-        std::thread::sleep(up);
+        fleet.stack.wait(up);
     }
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeRestarts")], 30.0);
 }
@@ -98,8 +98,8 @@ pub fn version_with_a_safety_fix_is_read_within_a_day() {
 
 /// Drill 26: soft-fork rules that the node does not know, by real blocks.
 pub fn unknown_rules_are_a_warning() {
-    // Three periods of 144 blocks that signal.
-    let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536871936"]);
+    // Periods of 144 blocks that signal bit 4, the highest that the node watches.
+    let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536870928"]);
     network.hub.mine(4 * 144);
     let fleet = Fleet::start_on("26 unknown rules", FACTOR, network, Kind::REAL.map(Plan::new).into());
     let since = Instant::now();
