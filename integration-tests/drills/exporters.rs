@@ -91,9 +91,12 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
     std::fs::write(secret.path(), "old").unwrap();
     let [old, new] = ["old", "new"].map(|password| rpcauth("exporter", password));
     let plan = |name: &str| Plan::new(Kind::RpcOverHttp).named(name);
-    let password = plan("password")
-        .node(&[&old])
-        .exporter(&["--rpc-user", "exporter", "--rpc-password-file", secret.path().to_str().unwrap()]);
+    let password = plan("password").node(&[&old]).exporter(&[
+        "--rpc-user",
+        "exporter",
+        "--rpc-password-file",
+        secret.path().to_str().unwrap(),
+    ]);
     let mut fleet = Fleet::start("5 JSON-RPC lost", vec![plan("gone"), plan("busy"), password]);
     fleet.quiet(2.0);
     let since = Instant::now();

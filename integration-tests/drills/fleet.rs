@@ -53,6 +53,8 @@ impl Kind {
 #[derive(Clone)]
 pub struct Plan {
     pub name: String,
+    /// A name that its target gets later.
+    pub later_name: Option<String>,
     pub kind: Kind,
     /// Besides those that connect it to the hub.
     pub node: Vec<String>,
@@ -73,6 +75,7 @@ impl Plan {
     pub fn new(kind: Kind) -> Self {
         Plan {
             name: kind.name().into(),
+            later_name: None,
             kind,
             node: Vec::new(),
             exporter: Vec::new(),
@@ -86,6 +89,11 @@ impl Plan {
 
     pub fn named(self, name: &str) -> Self {
         Plan { name: name.into(), ..self }
+    }
+
+    /// Its target is renamed to this; its samples are stored as before.
+    pub fn later_named(self, name: &str) -> Self {
+        Plan { later_name: Some(name.into()), ..self }
     }
 
     pub fn node(mut self, arguments: &[&str]) -> Self {
@@ -129,17 +137,19 @@ impl Plan {
     }
 
     fn relabeling(&self) -> impl Iterator<Item = Value> + '_ {
+        // Also where the target has no name.
+        let names = format!("({}|{}|)", self.name, self.later_name.as_deref().unwrap_or_default());
         let disk = (!self.disk).then(|| {
             json!({
                 "source_labels": ["node", "__name__"],
-                "regex": format!("({}|);bitcoin_datadir_filesystem_.*", self.name),
+                "regex": format!("{names};bitcoin_datadir_filesystem_.*"),
                 "action": "drop",
             })
         });
-        let labels = self.labels.iter().map(|(label, pattern, value)| {
+        let labels = self.labels.iter().map(move |(label, pattern, value)| {
             json!({
-                "source_labels": ["node", label], // Also where the target has no name.
-                "regex": format!("({}|);{pattern}", self.name),
+                "source_labels": ["node", label],
+                "regex": format!("{names};{pattern}"),
                 "target_label": label, "replacement": value,
             })
         });

@@ -188,12 +188,15 @@ fn addresses(round: u32) -> Vec<AddrV2Message> {
 
 /// Drill 27: transactions wait for a peer.
 pub fn backlog_of_announcements_is_an_alert() {
-    let fleet = Fleet::start("27 inv backlog", Kind::REAL.map(Plan::new).into());
+    let network = Network::start(FACTOR);
+    network.hub.mine(10);
+    let fleet = Fleet::start_on("27 inv backlog", FACTOR, network, Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);
     let peers: Vec<_> = fleet.members.iter().map(|it| Peer::connect(it.real().p2p_port)).collect();
     let since = Instant::now();
-    for member in &fleet.members {
-        let block = member.real().cli(&["getblockhash", "50"]);
+    for (member, block) in fleet.members.iter().zip(61..) {
+        // Each has a coinbase of its own: the network spends those of the first 60 blocks.
+        let block = member.real().cli(&["getblockhash", &block.to_string()]);
         member.real().fan_out(&block, 9_000);
     }
     fleet.expect(since, &fleet.names(), &[warning("BitcoinInvBacklog")], 30.0);
