@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::disk::Disk;
 use crate::gate::Gate;
 use crate::harness::eventually;
 use crate::harness::exporter::{Exporter, command};
 use crate::harness::fake::{FakeNode, Offers};
 use crate::harness::fixture;
-use crate::harness::node::{Node, free_port};
+use crate::harness::node::{Node, bitcoin_node, free_port};
 use crate::hidden_rpc::HiddenRpc;
 use crate::network::Network;
 use crate::report;
@@ -156,6 +157,11 @@ impl Plan {
         disk.into_iter().chain(labels)
     }
 
+    /// The data directory is a file system of its own, which is watched.
+    pub fn on_own_disk(self) -> Self {
+        Plan { disk: true, ..self }
+    }
+
     /// Without the USDT exporter.
     pub fn without_usdt(self) -> Self {
         Plan { usdt: false, ..self }
@@ -181,6 +187,8 @@ pub struct Member {
     hidden: Option<HiddenRpc>,
     pub fake: Option<FakeNode>,
     real: Option<Node>,
+    /// Unmounted after the end of the node.
+    pub disk: Option<Disk>,
     /// Where the exporters listen, also after a restart.
     address: Option<String>,
     usdt_address: Option<String>,
@@ -203,6 +211,7 @@ impl Member {
                 hidden: None,
                 fake,
                 real: None,
+                disk: None,
                 address: None,
                 usdt_address: None,
             };
@@ -212,12 +221,13 @@ impl Member {
         if plan.connected {
             arguments.extend([connect.as_str(), "-whitelist=noban,in,out@127.0.0.1"]);
         }
-        let real = match (plan.kind, std::env::var_os("CORE31_NODE")) {
-            (Kind::RpcOverHttp, Some(core31)) => {
-                Node::start_program(PathBuf::from(core31), [&["-ipcbind=unix"], &arguments[..]].concat())
-            }
-            _ => Node::start(&arguments),
+        let program = match (plan.kind, std::env::var_os("CORE31_NODE")) {
+            (Kind::RpcOverHttp, Some(core31)) => PathBuf::from(core31),
+            _ => bitcoin_node(),
         };
+        let dir = tempfile::TempDir::new().unwrap();
+        let disk = plan.disk.then(|| Disk::mount(dir.path()));
+        let real = Node::start_program_in(dir, program, [&["-ipcbind=unix"], &arguments[..]].concat());
         Member {
             plan,
             ipc: None,
@@ -226,6 +236,7 @@ impl Member {
             hidden: None,
             fake: None,
             real: Some(real),
+            disk,
             address: None,
             usdt_address: None,
         }
