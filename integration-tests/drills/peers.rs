@@ -200,7 +200,8 @@ pub fn backlog_of_announcements_is_an_alert() {
         });
     }
     fleet.quiet(2.0);
-    let peers: Vec<_> = fleet.members.iter().map(|it| Peer::connect(it.real().p2p_port)).collect();
+    let peers: Vec<_> =
+        fleet.members.iter().map(|it| Peer::connect_for_transactions(it.real().p2p_port)).collect();
     let since = Instant::now();
     // A block would have most of them. The network itself spends the coinbases of the first 60 blocks.
     fleet.network.pace.blocks.store(0, Relaxed);
