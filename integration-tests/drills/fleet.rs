@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::disk::Disk;
 use crate::gate::Gate;
 use crate::harness::eventually;
 use crate::harness::exporter::{Exporter, command};
 use crate::harness::fake::{FakeNode, Offers};
 use crate::harness::fixture;
-use crate::harness::node::{Node, free_port};
+use crate::harness::node::{Node, bitcoin_node, free_port};
 use crate::hidden_rpc::HiddenRpc;
 use crate::network::Network;
 use crate::report;
@@ -53,6 +54,8 @@ impl Kind {
 #[derive(Clone)]
 pub struct Plan {
     pub name: String,
+    /// A name that its target gets later.
+    pub later_name: Option<String>,
     pub kind: Kind,
     /// Besides those that connect it to the hub.
     pub node: Vec<String>,
@@ -63,6 +66,9 @@ pub struct Plan {
     pub connected: bool,
     /// The authority of the exporter's certificate, if Prometheus has to use TLS.
     pub authority: Option<PathBuf>,
+    /// Keeps what the exporter reports of the data directory's file system. In other drills that is this machine's disk, which may be
+    /// full.
+    pub disk: bool,
 }
 
 impl Plan {
@@ -70,6 +76,7 @@ impl Plan {
     pub fn new(kind: Kind) -> Self {
         Plan {
             name: kind.name().into(),
+            later_name: None,
             kind,
             node: Vec::new(),
             exporter: Vec::new(),
@@ -77,11 +84,17 @@ impl Plan {
             usdt: kind == Kind::Rpc,
             connected: true,
             authority: None,
+            disk: false,
         }
     }
 
     pub fn named(self, name: &str) -> Self {
         Plan { name: name.into(), ..self }
+    }
+
+    /// Its target is renamed to this; its samples are stored as before.
+    pub fn later_named(self, name: &str) -> Self {
+        Plan { later_name: Some(name.into()), ..self }
     }
 
     pub fn node(mut self, arguments: &[&str]) -> Self {
@@ -125,13 +138,28 @@ impl Plan {
     }
 
     fn relabeling(&self) -> impl Iterator<Item = Value> + '_ {
-        self.labels.iter().map(|(label, pattern, value)| {
+        // Also where the target has no name.
+        let names = format!("({}|{}|)", self.name, self.later_name.as_deref().unwrap_or_default());
+        let disk = (!self.disk).then(|| {
             json!({
-                "source_labels": ["node", label], // Also where the target has no name.
-                "regex": format!("({}|);{pattern}", self.name),
+                "source_labels": ["node", "__name__"],
+                "regex": format!("{names};bitcoin_datadir_filesystem_.*"),
+                "action": "drop",
+            })
+        });
+        let labels = self.labels.iter().map(move |(label, pattern, value)| {
+            json!({
+                "source_labels": ["node", label],
+                "regex": format!("{names};{pattern}"),
                 "target_label": label, "replacement": value,
             })
-        })
+        });
+        disk.into_iter().chain(labels)
+    }
+
+    /// The data directory is a file system of its own, which is watched.
+    pub fn on_own_disk(self) -> Self {
+        Plan { disk: true, ..self }
     }
 
     /// Without the USDT exporter.
@@ -159,6 +187,8 @@ pub struct Member {
     hidden: Option<HiddenRpc>,
     pub fake: Option<FakeNode>,
     real: Option<Node>,
+    /// Unmounted after the end of the node.
+    pub disk: Option<Disk>,
     /// Where the exporters listen, also after a restart.
     address: Option<String>,
     usdt_address: Option<String>,
@@ -181,6 +211,7 @@ impl Member {
                 hidden: None,
                 fake,
                 real: None,
+                disk: None,
                 address: None,
                 usdt_address: None,
             };
@@ -190,12 +221,13 @@ impl Member {
         if plan.connected {
             arguments.extend([connect.as_str(), "-whitelist=noban,in,out@127.0.0.1"]);
         }
-        let real = match (plan.kind, std::env::var_os("CORE31_NODE")) {
-            (Kind::RpcOverHttp, Some(core31)) => {
-                Node::start_program(PathBuf::from(core31), [&["-ipcbind=unix"], &arguments[..]].concat())
-            }
-            _ => Node::start(&arguments),
+        let program = match (plan.kind, std::env::var_os("CORE31_NODE")) {
+            (Kind::RpcOverHttp, Some(core31)) => PathBuf::from(core31),
+            _ => bitcoin_node(),
         };
+        let dir = tempfile::TempDir::new().unwrap();
+        let disk = plan.disk.then(|| Disk::mount(dir.path()));
+        let real = Node::start_program_in(dir, program, [&["-ipcbind=unix"], &arguments[..]].concat());
         Member {
             plan,
             ipc: None,
@@ -204,6 +236,7 @@ impl Member {
             hidden: None,
             fake: None,
             real: Some(real),
+            disk,
             address: None,
             usdt_address: None,
         }

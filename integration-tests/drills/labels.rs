@@ -34,7 +34,7 @@ fn has_records(fleet: &Fleet, nodes: &[&str]) {
 /// Drill 23.
 pub fn changed_labels_disturb_no_rule() {
     let plans = vec![
-        Plan::new(Kind::Rpc).named("renamed"),
+        Plan::new(Kind::Rpc).named("renamed").later_named("new-name"),
         Plan::new(Kind::HttpOnly).named("site-a"),
         Plan::new(Kind::RpcOverHttp).named("site-b"),
         Plan::new(Kind::Rpc).named("replaced").without_usdt(),

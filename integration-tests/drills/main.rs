@@ -5,6 +5,7 @@
 //! DRILLS_REPORT=FILE keeps the table of what was alerted when.
 
 mod chain;
+mod disk;
 mod exporters;
 mod fleet;
 mod gate;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             "version_with_a_safety_fix_is_read_within_a_day",
             nodes::version_with_a_safety_fix_is_read_within_a_day,
         ),
+        trial("full_disk_is_an_alert", nodes::full_disk_is_an_alert),
         trial("unknown_rules_are_a_warning", nodes::unknown_rules_are_a_warning),
         trial("warnings_alert_by_kind", nodes::warnings_alert_by_kind),
         trial("node_without_outbound_peers_is_an_alert", peers::node_without_outbound_peers_is_an_alert),

@@ -66,9 +66,9 @@ pub fn crash_loop_is_critical() {
     let since = Instant::now();
     for _ in 0..4 {
         fleet.members.iter_mut().for_each(Member::kill);
-        std::thread::sleep(down);
+        fleet.stack.wait(down);
         fleet.members.iter_mut().for_each(Member::start_again);
-        std::thread::sleep(up);
+        fleet.stack.wait(up);
     }
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeRestarts")], 30.0);
 }
@@ -96,10 +96,26 @@ pub fn version_with_a_safety_fix_is_read_within_a_day() {
     fleet.expect(since, &["rpc".into(), "http-only".into()], &[info("BitcoinSafetyFix")], 1440.0);
 }
 
+/// Drill 14. The nodes get no blocks: they would end without space for one.
+pub fn full_disk_is_an_alert() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("drill 14 needs root, to mount a file system");
+    }
+    let plans = Kind::REAL.map(|kind| Plan::new(kind).on_own_disk());
+    let fleet = Fleet::start("14 full disk", plans.into());
+    fleet.network.pace.blocks.store(0, Relaxed);
+    fleet.quiet(12.0);
+    let since = Instant::now();
+    for member in &fleet.members {
+        member.disk.as_ref().unwrap().fill(0.03);
+    }
+    fleet.expect(since, &fleet.names(), &[warning("BitcoinDiskFull")], 30.0);
+}
+
 /// Drill 26: soft-fork rules that the node does not know, by real blocks.
 pub fn unknown_rules_are_a_warning() {
-    // Three periods of 144 blocks that signal.
-    let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536871936"]);
+    // Periods of 144 blocks that signal bit 4, the highest that the node watches.
+    let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536870928"]);
     network.hub.mine(4 * 144);
     let fleet = Fleet::start_on("26 unknown rules", FACTOR, network, Kind::REAL.map(Plan::new).into());
     let since = Instant::now();

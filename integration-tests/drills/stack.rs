@@ -138,6 +138,15 @@ impl Stack {
         span.as_secs_f64() * f64::from(self.factor) / 60.0
     }
 
+    /// Lets this span pass and notes when messages arrive.
+    pub fn wait(&self, span: Duration) {
+        let end = Instant::now() + span;
+        while Instant::now() < end {
+            self.received();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Everything that the operator has got, and what was only recorded by Alertmanager (receiver `nobody`).
     pub fn received(&self) -> Vec<Received> {
         let mut received = self.received.lock().unwrap();

@@ -89,7 +89,8 @@ impl Node {
         Self::start_program_in(dir, bitcoin_node(), [&["-ipcbind=unix"], arguments].concat())
     }
 
-    fn start_program_in(dir: TempDir, program: PathBuf, arguments: Vec<&str>) -> Self {
+    /// Another build, with its data in this directory.
+    pub fn start_program_in(dir: TempDir, program: PathBuf, arguments: Vec<&str>) -> Self {
         let arguments: Vec<_> = arguments.into_iter().map(str::to_string).collect();
         let (rpc_port, p2p_port) = (free_port(), free_port());
         let child = Self::launch(dir.path(), &program, rpc_port, p2p_port, &arguments);

@@ -35,6 +35,15 @@ impl Peer {
 
     /// The same with a clock that differs by so many seconds.
     pub fn connect_with_clock(port: u16, offset: i64) -> Self {
+        Self::connect_as(port, offset, false)
+    }
+
+    /// A peer that the node announces transactions to.
+    pub fn connect_for_transactions(port: u16) -> Self {
+        Self::connect_as(port, 0, true)
+    }
+
+    fn connect_as(port: u16, offset: i64, relay: bool) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let stream = TcpStream::connect(address).unwrap();
         let (sender, messages) = channel();
@@ -53,6 +62,7 @@ impl Peer {
             0,
         );
         version.version = 70_016;
+        version.relay = relay;
         peer.say(NetworkMessage::Version(version));
         peer.hear("verack", |message| matches!(message, NetworkMessage::Verack).then_some(()));
         peer.say(NetworkMessage::Verack);

@@ -168,6 +168,26 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
 }
 
 #[test]
+fn chain_is_known_without_getnetworkinfo() {
+    let dir = TempDir::new().unwrap();
+    let password = dir.path().join("password");
+    std::fs::write(&password, "secret word\n").unwrap();
+    let less = method_names().filter(|method| *method != "getnetworkinfo").collect::<Vec<_>>();
+    let node = Node::start(&[
+        &rpcauth("less", "secret word"),
+        &format!("-rpcwhitelist=less:{}", less.join(",")),
+        "-rpcwhitelistdefault=0",
+    ]);
+    let without = WithoutRpc::start(&node.socket());
+    let (url, password) = (node.rpc_url(), password.to_str().unwrap());
+    let arguments = ["--rpc-url", &url, "--rpc-user", "less", "--rpc-password-file", password];
+    let exporter = Exporter::start(&without.socket(), &arguments).ready();
+    exporter.wait_for(USED, 1.0);
+    let info = "bitcoin_node_info{version=\"\",subversion=\"\",protocol_version=\"\",chain=\"regtest\"}";
+    exporter.wait_for(info, 1.0);
+}
+
+#[test]
 fn http_of_another_node_is_not_used() {
     let (node, other) = (Node::start(&[]), Node::start(&[]));
     node.mine(3);

@@ -111,6 +111,7 @@ impl Collector {
     async fn connect(&self, source: &mut Source) -> Door {
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.settings().alone);
+        let poll_interval = self.context.config.poll_interval;
         let mut backoff = Backoff::default();
         let mut said = String::new();
         loop {
@@ -142,7 +143,8 @@ impl Collector {
                     }
                 }
             }
-            tokio::time::sleep(if over_http { backoff.next() } else { RETRY_INTERVAL }).await;
+            let wait = if over_http { backoff.next_within(poll_interval) } else { RETRY_INTERVAL };
+            tokio::time::sleep(wait).await;
         }
     }
 }
@@ -171,6 +173,11 @@ impl Backoff {
         self.0 = self.0.saturating_add(1);
         full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN)
     }
+
+    /// The same, at most `longest`: a node in a crash loop is up for a short time.
+    fn next_within(&mut self, longest: Duration) -> Duration {
+        self.next().min(longest)
+    }
 }
 
 #[cfg(test)]
@@ -184,5 +191,13 @@ mod tests {
         assert_eq!(waits[0], Backoff::MIN);
         assert!(waits.iter().all(|wait| (Backoff::MIN..=Backoff::MAX).contains(wait)));
         assert!(waits[8..].iter().all(|&wait| wait >= Backoff::MAX / 2));
+    }
+
+    #[test]
+    fn backoff_over_http_never_exceeds_poll_interval() {
+        let interval = Duration::from_secs(5);
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..12).map(|_| backoff.next_within(interval)).collect();
+        assert!(waits[0] == Backoff::MIN && waits[8..].iter().all(|&wait| wait == interval), "{waits:?}");
     }
 }

@@ -22,7 +22,7 @@ impl Node {
             node_info: d.gauge_by(
                 "bitcoin_node_info",
                 ["version", "subversion", "protocol_version", "chain"],
-                "1, with the node's versions and chain as labels",
+                "1, with the node's versions and chain as labels; without getnetworkinfo the versions are empty",
                 "JSON-RPC getnetworkinfo, getblockchaininfo",
             ),
             uptime: d.gauge(

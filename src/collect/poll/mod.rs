@@ -87,6 +87,8 @@ struct Calls {
     unknown: HashSet<&'static str>,
     /// Answers that hold as long as the tip stays, by method and parameters.
     of_tip: HashMap<(&'static str, String), Value>,
+    /// Version, subversion and protocol version from the last getnetworkinfo; empty if none succeeded.
+    versions: [String; 3],
 }
 
 /// In place of a call, where none can be made.
@@ -249,6 +251,7 @@ impl Poller {
             limits: HashMap::new(),
             unknown: HashSet::new(),
             of_tip: HashMap::new(),
+            versions: Default::default(),
         };
         Poller { calls, tip: None, udp_silence: fibre::Silence::default(), data_directory, process: None }
     }

@@ -27,14 +27,17 @@ pub async fn poll(calls: &mut Calls, process: Option<(i32, u64)>, chain_info: &V
     metrics
         .memory_locked
         .replace(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
-    let labels = (
+    let versions = (
         count(network_info, "version"),
         label(network_info, "subversion"),
         count(network_info, "protocolversion"),
-        label(chain_info, "chain"),
     );
-    if let (Some(version), Some(subversion), Some(protocol), Some(chain)) = labels {
-        let (version, protocol) = (version.to_string(), protocol.to_string());
-        metrics.node_info.replace([([&*version, &*subversion, &*protocol, &*chain], 1.0)]);
+    if let (Some(version), Some(subversion), Some(protocol)) = versions {
+        calls.versions = [version.to_string(), subversion, protocol.to_string()];
+    }
+    // The rules need the chain, also of a node whose versions are not known: a whitelist can lack getnetworkinfo.
+    if let Some(chain) = label(chain_info, "chain") {
+        let [version, subversion, protocol] = &calls.versions;
+        calls.metrics().node.node_info.replace([([&**version, &**subversion, &**protocol, &*chain], 1.0)]);
     }
 }

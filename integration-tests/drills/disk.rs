@@ -1,0 +1,39 @@
+//! A file system for one node.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::statvfs::statvfs;
+
+/// Bytes. A node does not start with less than 50 MiB of free space.
+const SIZE: u64 = 200 << 20;
+
+/// Needs root.
+pub struct Disk {
+    place: PathBuf,
+}
+
+impl Disk {
+    pub fn mount(place: &Path) -> Self {
+        let options = format!("size={SIZE}");
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(place).status().unwrap();
+        assert!(status.success(), "mount: {status}");
+        Disk { place: place.into() }
+    }
+
+    /// Leaves this share of the file system free.
+    pub fn fill(&self, free: f64) {
+        let state = statvfs(&self.place).unwrap();
+        let available = state.blocks_available() as f64 * state.fragment_size() as f64;
+        let size = state.blocks() as f64 * state.fragment_size() as f64;
+        std::fs::write(self.place.join("other"), vec![1; (available - free * size) as usize]).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.place).status();
+        let _ = std::fs::remove_dir(&self.place);
+    }
+}
