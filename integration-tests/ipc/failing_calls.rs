@@ -282,3 +282,22 @@ fn node_that_misses_polls_keeps_its_values_for_two_intervals() {
     exporter.wait_for(UP, 1.0);
     exporter.wait_for(HEIGHT, 42.0);
 }
+
+/// Bitcoin Core 30 aborts when it has to queue a second call on one of its threads, and the guard ends the connection rather than
+/// passing one on.
+#[test]
+fn calls_without_answer_are_not_repeated_on_their_thread() {
+    let node = Node::start(&[]);
+    node.mine(1);
+    let exporter =
+        Exporter::start(&node.socket(), &["--poll-interval", "10s", "--call-timeout", "500ms"]).ready();
+    node.signal(Signal::SIGSTOP);
+    eventually("a call has no answer", || exporter.log().contains("no answer within").then_some(()));
+    // Longer than the next calls on the same thread wait.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    node.signal(Signal::SIGCONT);
+    node.mine(2);
+    exporter.wait_for("bitcoin_blocks_connected_total", 2.0);
+    assert_eq!(exporter.value(CONNECTS), Some(1.0), "{}", exporter.log());
+    assert_eq!((disconnects(&exporter, "lost"), disconnects(&exporter, "hung")), (0.0, 0.0));
+}

@@ -28,7 +28,10 @@ const RUNBOOKS: &str =
 /// promtool's tests.
 fn tests() -> Vec<PathBuf> {
     let files = std::fs::read_dir(contrib().join("prometheus/tests")).unwrap();
-    files.map(|file| file.unwrap().path()).filter(|file| file.extension().unwrap() == "yml").collect()
+    files
+        .map(|file| file.unwrap().path())
+        .filter(|file| file.extension().is_some_and(|extension| extension == "yml"))
+        .collect()
 }
 
 pub fn each_alert_has_its_tests_and_its_section() {
