@@ -126,6 +126,7 @@ let
     inherit (builtins)
       attrNames
       attrValues
+      concatMap
       concatStringsSep
       filter
       head
