@@ -21,7 +21,7 @@ use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
 /// What has no data here, and why.
-const WITHOUT: [(&str, &str); 8] = [
+const WITHOUT: [(&str, &str); 7] = [
     (
         "bitcoin_fee_estimate_sat_per_vbyte",
         "a node estimates from dozens of blocks with transactions of some age",
@@ -30,10 +30,6 @@ const WITHOUT: [(&str, &str); 8] = [
     ("bitcoin_mempool_depth_feerate_sat_per_vbyte", "the mempool has less than a block"),
     ("bitcoin_exporter_certificate_expiry_timestamp_seconds", "no exporter here serves TLS"),
     ("[3d] offset 1d", "there was no yesterday; contrib/prometheus/tests has one"),
-    (
-        "bitcoin_chain_height:fall10m",
-        "the nodes started within ten minutes; contrib/prometheus/tests has ones that run",
-    ),
     ("3d_before", "as above"),
     ("fall_in_standard_errors", "as above"),
 ];
