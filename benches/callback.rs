@@ -225,7 +225,7 @@ fn measure(callback: &Callback) {
     let (mut events, events_theirs) = UnixStream::pair().unwrap();
     fcntl(&events_theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let mut guard = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"))
-        .args([guard::ARGUMENT, &events_theirs.as_raw_fd().to_string(), "-"])
+        .args([guard::ARGUMENT, &events_theirs.as_raw_fd().to_string(), "-", "-"])
         .stdin(Stdio::from(OwnedFd::from(guarded)))
         .stdout(Stdio::from(OwnedFd::from(exporter_theirs)))
         .spawn()

@@ -52,7 +52,7 @@ fn main() {
     let mut exporter = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"))
         .arg(node.socket())
         .args(["--utxo-trace", "on", "--metrics-addr", &address])
-        .env(bitcoind_exporter::init::SUPERVISE, "0")
+        .env(bitcoind_exporter::supervisor::IN_CONTAINER, "0")
         .stderr(Stdio::null())
         .spawn()
         .expect("the exporter starts");

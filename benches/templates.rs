@@ -87,7 +87,10 @@ async fn turn(mining: &Mining, time: Duration) -> Turn {
 
 fn start(socket: &Path) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
-    command.arg(socket).args(["--metrics-addr", "127.0.0.1:0"]).env(bitcoind_exporter::init::SUPERVISE, "0");
+    command
+        .arg(socket)
+        .args(["--metrics-addr", "127.0.0.1:0"])
+        .env(bitcoind_exporter::supervisor::IN_CONTAINER, "0");
     command.stderr(Stdio::null()).spawn().expect("the exporter starts")
 }
 

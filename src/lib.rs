@@ -19,7 +19,7 @@
 //! - [`node_process`] is the node as a process.
 //! - [`text`] bounds text from others; [`files`] reads files that users name, `tls` the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
-//! - [`init`] supervises the exporter in a container, as PID 1 or behind one.
+//! - [`supervisor`] is the process that holds the node's connection, starts the guards and the exporter.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
@@ -41,7 +41,6 @@ pub mod files;
 pub mod generate;
 pub mod http;
 pub mod http_rpc;
-pub mod init;
 pub mod ipc;
 pub mod logging;
 pub mod metrics;
@@ -49,6 +48,7 @@ pub mod node_process;
 pub mod priority;
 pub mod service;
 pub mod status;
+pub mod supervisor;
 mod sys;
 pub mod systemd;
 pub mod text;

@@ -4,13 +4,15 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use nix::libc::ESRCH;
 use nix::sys::socket::{getsockopt, sockopt};
-use procfs::process::{Io, Process, Stat};
+use procfs::process::{Process, Stat};
 use tokio::net::UnixStream;
 
+use crate::supervisor::Client;
 use crate::sys;
 
 /// A process that may be the node.
@@ -74,6 +76,7 @@ impl fmt::Display for Node {
 /// The process at the other end of a socket, as far as the system tells: nothing if it is in another PID namespace.
 pub struct Peer {
     pid: Option<i32>,
+    supervisor: Option<Rc<Client>>,
     /// Becomes readable when the process ends.
     end: Option<OwnedFd>,
 }
@@ -82,15 +85,20 @@ impl Peer {
     /// The process that listens on the other end.
     pub fn of(stream: &UnixStream) -> Self {
         let credentials = getsockopt(stream, sockopt::PeerCredentials).ok();
-        let pid = credentials.map(|peer| peer.pid()).filter(|&pid| pid > 0);
-        Peer { pid, end: pid.and_then(|pid| sys::pidfd_open(pid).ok()) }
+        Self::of_process(credentials.map_or(0, |peer| peer.pid()), None)
+    }
+
+    /// The process of this id; 0 for one in another PID namespace. `supervisor` sees what only an unconfined process may.
+    pub fn of_process(pid: i32, supervisor: Option<Rc<Client>>) -> Self {
+        let pid = Some(pid).filter(|&pid| pid > 0);
+        Peer { pid, supervisor, end: pid.and_then(|pid| sys::pidfd_open(pid).ok()) }
     }
 
     /// Its process, to look at what it uses; `None` if it cannot be seen in `/proc`.
     pub fn process(&self) -> Option<Usage> {
         let process = Process::new(self.pid?).ok()?;
         let started = process.stat().ok()?.starttime;
-        Some(Usage { process, started })
+        Some(Usage { process, started, supervisor: self.supervisor.clone() })
     }
 
     /// Whether a thread of this name runs in it, by `/proc`; `None` if the process cannot be seen there.
@@ -119,6 +127,16 @@ pub struct Usage {
     process: Process,
     /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
     started: u64,
+    supervisor: Option<Rc<Client>>,
+}
+
+/// What only a process of the same user may see, and none that Landlock confines.
+#[derive(Default)]
+pub struct Private {
+    /// Open descriptors.
+    pub open_fds: Option<u64>,
+    /// Bytes that were read from and written to disks.
+    pub io: Option<(u64, u64)>,
 }
 
 /// CPU time of a thread.
@@ -158,14 +176,11 @@ impl Usage {
         times.collect()
     }
 
-    /// Open descriptors; only its own user may see them.
-    pub fn open_fds(&self) -> Option<usize> {
-        self.process.fd_count().ok()
-    }
-
-    /// What it read from and wrote to disks; only its own user may see it.
-    pub fn io(&self) -> Option<Io> {
-        self.process.io().ok()
+    /// As the supervising process sees it.
+    pub async fn private(&self) -> Private {
+        let Some(supervisor) = &self.supervisor else { return Private::default() };
+        let (open_fds, io) = supervisor.usage().await;
+        Private { open_fds, io }
     }
 }
 

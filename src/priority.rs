@@ -1,7 +1,8 @@
-//! Scheduling: the guard, which the node waits for, before HTTP; and how long a process waited for a CPU.
+//! Scheduling and memory: the guard, which the node waits for, before HTTP; and how long a process waited for a CPU.
 //!
-//! The first two need no privilege and are best effort: what the kernel or a filter of system calls refuses changes no answer.
+//! None of it needs a privilege, and all is best effort: what the kernel or a filter of system calls refuses changes no answer.
 
+use std::io;
 use std::time::Duration;
 
 use crate::sys;
@@ -23,4 +24,24 @@ pub fn answer_soon() {
 pub fn run_delay(process: &str) -> Option<Duration> {
     let statistics = std::fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?;
     Some(Duration::from_nanos(statistics.split_whitespace().nth(1)?.parse().ok()?))
+}
+
+/// When memory runs out, the kernel kills this process last: with a privilege never, else by the score that it was given.
+pub fn survive_out_of_memory() {
+    let _ = set_oom_score_adj(-1000);
+}
+
+/// When memory runs out, the kernel kills this process before those with the score that it was given.
+pub fn give_way_in_memory() {
+    let _ = oom_score_adj().and_then(|score| set_oom_score_adj(score.saturating_add(1)));
+}
+
+/// How soon the kernel kills this process when memory runs out: -1000 (never) to 1000 (first).
+fn oom_score_adj() -> io::Result<i32> {
+    let text = std::fs::read_to_string("/proc/self/oom_score_adj")?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+fn set_oom_score_adj(score: i32) -> io::Result<()> {
+    std::fs::write("/proc/self/oom_score_adj", score.to_string())
 }

@@ -41,16 +41,22 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// A descriptor that arrived in a message.
+pub fn received(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for this process, and nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// A descriptor whose readiness can be awaited.
 pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd always gives the same descriptor, and keeps it open.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// Lets this process wait for its children when it was started with SIGCHLD ignored.
-pub fn reset_sigchld() -> nix::Result<()> {
+/// Gives a signal its default effect. A process that was started with SIGCHLD ignored could not wait for its children.
+pub fn reset_signal(of: Signal) -> nix::Result<()> {
     // SAFETY: the default disposition runs no code of ours.
-    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map(drop)
+    unsafe { signal(of, SigHandler::SigDfl) }.map(drop)
 }
 
 /// The descriptors that were taken over.
@@ -83,10 +89,4 @@ pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(fd)
-}
-
-/// Makes descriptors that were passed to this process's parent its own.
-pub fn claim_listen_fds() {
-    // SAFETY: nothing else runs in this process yet that could read the environment.
-    unsafe { std::env::set_var("LISTEN_PID", std::process::id().to_string()) };
 }

@@ -2,19 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt};
 
+use crate::supervisor::Request;
 pub use crate::sys::take_over;
-use crate::sys::{claim_listen_fds, taken_over};
-
-/// Set for the child of an [init](crate::init) to that one's process id: descriptors that the service manager passes to the
-/// parent are meant for the child.
-pub const CHILD_OF_INIT: &str = "BITCOIND_EXPORTER_CHILD_OF_INIT";
+use crate::sys::taken_over;
 
 /// Descriptors that systemd passed, by their names in LISTEN_FDNAMES.
 #[derive(Default)]
@@ -24,10 +21,6 @@ impl Inherited {
     /// Takes over what LISTEN_FDS says; nothing if the variables are meant for another process.
     pub fn take() -> Result<Self> {
         let mut inherited = Inherited::default();
-        let parent = std::env::var_os(CHILD_OF_INIT);
-        if parent.is_some() && parent == std::env::var_os("LISTEN_PID") {
-            claim_listen_fds();
-        }
         for (fd, name) in sd_notify::listen_fds_with_names().context("cannot read LISTEN_FDS")? {
             let fd = take_over(fd).with_context(|| format!("LISTEN_FDS names descriptor {fd} ({name})"))?;
             inherited.0.entry(name).or_default().push(fd);
@@ -68,9 +61,27 @@ pub fn close_inherited() {
     }
 }
 
-/// Tells the service manager, if there is one.
+/// The process that notifies the service manager in place of this one.
+static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Has the supervising process at the other end of this channel send notifications.
+pub fn notify_through(channel: OwnedFd) {
+    let _ = SUPERVISOR.set(channel);
+}
+
+/// Notifies the service manager, if there is one.
 pub fn notify(state: sd_notify::NotifyState) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+    let request = match state {
+        sd_notify::NotifyState::Ready => Some(Request::Ready),
+        sd_notify::NotifyState::Watchdog => Some(Request::Watchdog),
+        sd_notify::NotifyState::Stopping => Some(Request::Stopping),
+        _ => None,
+    };
+    let sent = match (SUPERVISOR.get(), request) {
+        (Some(supervisor), Some(request)) => request.send(supervisor),
+        _ => sd_notify::notify(&[state]),
+    };
+    if let Err(error) = sent {
         tracing::warn!("cannot notify the service manager: {error}");
     }
 }

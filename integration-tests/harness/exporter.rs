@@ -7,16 +7,17 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bitcoind_exporter::init::SUPERVISE;
+use bitcoind_exporter::supervisor::IN_CONTAINER;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procfs::process::{Process, Stat, all_processes};
 
 use super::eventually;
 
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
-    // Where tests run in a container, too, the process that they start is the exporter.
-    command.stdin(Stdio::null()).env_remove("RUST_LOG").env(SUPERVISE, "0");
+    // Where tests run in a container, too, it ends as it does elsewhere.
+    command.stdin(Stdio::null()).env_remove("RUST_LOG").env(IN_CONTAINER, "0");
     command
 }
 
@@ -129,23 +130,24 @@ impl Exporter {
         assert!(found.is_ok(), "{sample} is {last:?}, expected {value}; log:\n{}", self.log());
     }
 
-    pub fn pid(&self) -> Pid {
+    /// The process that was started, which supervises the others.
+    pub fn supervisor(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
 
+    /// The process that serves.
+    pub fn pid(&self) -> Pid {
+        eventually("the exporter's process runs", || child_of(self.supervisor(), "bitcoind-export"))
+    }
+
+    /// To the process that serves.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("the exporter runs");
     }
 
     /// The process that faces the node, if there is one.
     pub fn guard(&self) -> Option<Pid> {
-        let ours = |process: &procfs::process::Process| {
-            let stat = process.stat().ok()?;
-            let replaces = process.cmdline().ok()?.iter().any(|argument| argument == "--replace");
-            (stat.ppid == self.pid().as_raw() && stat.state != 'Z' && !replaces).then_some(())
-        };
-        let mut processes = procfs::process::all_processes().unwrap().flatten();
-        processes.find(|process| ours(process).is_some()).map(|process| Pid::from_raw(process.pid))
+        child_of(self.supervisor(), "bitcoind-guard")
     }
 
     /// The exit status, when it ends by itself.
@@ -154,9 +156,21 @@ impl Exporter {
     }
 
     pub fn terminate(&mut self) -> ExitStatus {
-        self.signal(Signal::SIGTERM);
+        kill(self.supervisor(), Signal::SIGTERM).expect("the exporter runs");
         self.ended()
     }
+}
+
+/// The child of a process, by the name of its command; not a guard that replaces another.
+pub fn child_of(parent: Pid, name: &str) -> Option<Pid> {
+    let processes =
+        all_processes().unwrap().flatten().filter_map(|process| Some((process.stat().ok()?, process)));
+    let is_ours = |(stat, process): &(Stat, Process)| {
+        let replaces = || process.cmdline().is_ok_and(|it| it.iter().any(|argument| argument == "--replace"));
+        stat.ppid == parent.as_raw() && stat.comm == name && stat.state != 'Z' && !replaces()
+    };
+    let mut ours = processes.filter(is_ours);
+    ours.next().map(|(stat, _)| Pid::from_raw(stat.pid))
 }
 
 impl Drop for Exporter {

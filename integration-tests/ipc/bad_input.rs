@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
-use bitcoind_exporter::init::SUPERVISE;
+use bitcoind_exporter::supervisor::IN_CONTAINER;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::Mode as FileMode;
 use nix::unistd::mkfifo;
@@ -124,9 +124,9 @@ fn an_error_that_cannot_be_printed_ends_it_in_order() {
     assert_eq!(failure(&["--no-such-option"]), Some(2));
     // As its own parent, which is what PID 1 does.
     let supervised =
-        command().args(["--once", "/nonexistent/node.sock"]).env(SUPERVISE, "1").stderr(full()).status();
+        command().args(["--once", "/nonexistent/node.sock"]).env(IN_CONTAINER, "1").stderr(full()).status();
     assert_eq!(supervised.unwrap().code(), Some(1));
-    let wrong = command().env(SUPERVISE, "2").stderr(full()).status();
+    let wrong = command().env(IN_CONTAINER, "2").stderr(full()).status();
     assert_eq!(wrong.unwrap().code(), Some(1));
 }
 

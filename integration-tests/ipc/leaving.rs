@@ -4,21 +4,22 @@
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use bitcoind_exporter::init::SUPERVISE;
+use bitcoind_exporter::supervisor::{EXPORTER, IN_CONTAINER};
 use capnp::serialize::write_message_to_words;
 use capnp_rpc::rpc_capnp::message;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use procfs::process::{Process, all_processes};
+use procfs::process::Process;
 use tempfile::TempDir;
 
 use crate::eventually;
-use crate::exporter::{Exporter, command};
+use crate::exporter::{Exporter, child_of, command};
 use crate::fake::{Event, FakeNode, Offers};
 use crate::node::Node;
 
@@ -29,13 +30,6 @@ fn assert_stops_in_order(mut node: Node) {
     assert_eq!(node.stderr(), "");
 }
 
-/// The child of a process, by the name of its command.
-fn child(of: Pid, name: &str) -> Option<Pid> {
-    let stats = all_processes().unwrap().flatten().filter_map(|process| process.stat().ok());
-    let mut ours = stats.filter(|stat| stat.ppid == of.as_raw() && stat.comm == name && stat.state != 'Z');
-    ours.next().map(|stat| Pid::from_raw(stat.pid))
-}
-
 #[test]
 fn ends_in_the_middle_of_polls_harm_no_node() {
     let node = Node::start(&[]);
@@ -44,7 +38,11 @@ fn ends_in_the_middle_of_polls_harm_no_node() {
         let mut exporter = Exporter::start(&node.socket(), &["--poll-interval", "1ms"]);
         // At its start, in its first polls, and later.
         std::thread::sleep(Duration::from_millis(5 * (i % 10)));
-        exporter.signal(if i % 2 == 0 { Signal::SIGTERM } else { Signal::SIGKILL });
+        match i % 3 {
+            0 => drop(exporter.terminate()),
+            1 => exporter.signal(Signal::SIGKILL),
+            _ => kill(exporter.supervisor(), Signal::SIGKILL).unwrap(),
+        }
         exporter.ended();
     }
     node.mine(1);
@@ -94,13 +92,14 @@ fn subscriptions_end_with_the_node_while_the_exporter_is_stopped() {
 }
 
 #[test]
-fn a_guard_that_was_killed_is_replaced_without_subscriptions_too() {
+fn killed_guards_are_replaced_without_subscriptions_too() {
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1ms"]).ready();
     for kills in 1..=3 {
         kill(exporter.guard().unwrap(), Signal::SIGKILL).unwrap();
-        eventually("another one took leave", || {
-            (exporter.log().matches("another one takes leave").count() == kills).then_some(())
+        eventually("the replacement disconnects", || {
+            (exporter.log().matches("starting a replacement to disconnect cleanly").count() == kills)
+                .then_some(())
         });
         exporter.wait_for("bitcoin_exporter_connects_total", 1.0 + kills as f64);
         exporter.wait_for("bitcoin_up", 1.0);
@@ -154,9 +153,9 @@ fn a_second_signal_ends_the_exporter_at_once() {
         Exporter::start(&node.socket(), &["--poll-interval", "50ms", "--call-timeout", "100ms"]).ready();
     node.hang(true);
     exporter.wait_for("bitcoin_up", 0.0);
-    exporter.signal(Signal::SIGTERM);
+    kill(exporter.supervisor(), Signal::SIGTERM).unwrap();
     eventually("it ends", || exporter.log().contains("SIGTERM: ending").then_some(()));
-    exporter.signal(Signal::SIGINT);
+    kill(exporter.supervisor(), Signal::SIGINT).unwrap();
     assert_eq!(exporter.ended().code(), Some(128 + Signal::SIGINT as i32));
     node.hang(false);
     eventually("the guard has left", || (node.connections() == 0).then_some(()));
@@ -169,7 +168,7 @@ fn descriptors_of_whoever_starts_it_are_closed() {
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     let inode = std::fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
-    for process in [exporter.pid(), exporter.guard().unwrap()] {
+    for process in [exporter.supervisor(), exporter.pid(), exporter.guard().unwrap()] {
         for fd in std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten() {
             assert_ne!(std::fs::read_link(fd.path()).ok().as_ref(), Some(&inode), "{fd:?}");
         }
@@ -202,7 +201,7 @@ fn a_node_that_crashed_can_be_started_again_while_the_exporter_that_it_launched_
     eventually("it ends", || Process::new(launched).is_err().then_some(()));
 }
 
-/// An exporter that is supervised, as behind another process that is PID 1 of its container.
+/// An exporter behind another process that is PID 1 of its container.
 struct Supervised {
     supervisor: Exporter,
     exporter: Pid,
@@ -213,14 +212,15 @@ impl Supervised {
     /// Returns when it is subscribed to both the chain and the UTXO trace.
     fn start(node: &FakeNode) -> Self {
         let mut command = command();
-        command.arg(node.socket()).args(["--utxo-trace", "on", "--poll-interval", "1ms"]).env(SUPERVISE, "1");
+        command
+            .arg(node.socket())
+            .args(["--utxo-trace", "on", "--poll-interval", "1ms"])
+            .env(IN_CONTAINER, "1");
         let supervisor = Exporter::spawn(&mut command).ready();
         eventually("it is subscribed to both", || {
             (node.fire(vec![Event::Added, Event::Add(1)]) == 2).then_some(())
         });
-        let exporter =
-            child(supervisor.pid(), "bitcoind-ipc-ex").expect("the exporter is a child of its supervisor");
-        let guard = child(exporter, "bitcoind-guard").expect("it has a guard");
+        let (exporter, guard) = (supervisor.pid(), supervisor.guard().expect("it has a guard"));
         Supervised { supervisor, exporter, guard }
     }
 }
@@ -238,12 +238,12 @@ fn a_supervisor_does_not_end_before_the_guard_of_a_killed_exporter() {
     eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
     std::thread::sleep(Duration::from_millis(300)); // longer than a supervisor that does not wait would take
     assert!(
-        !is_gone(supervised.supervisor.pid()),
+        !is_gone(supervised.supervisor.supervisor()),
         "it has ended before the guard, which a container's end would kill"
     );
     assert!(!is_gone(supervised.guard));
     node.hang(false);
-    assert_eq!(supervised.supervisor.ended().code(), Some(128 + Signal::SIGKILL as i32));
+    assert_eq!(supervised.supervisor.ended().signal(), Some(Signal::SIGKILL as i32));
     assert!(is_gone(supervised.guard));
     assert_eq!(node.unsubscribed(), 2);
     eventually("the connection is closed", || (node.connections() == 0).then_some(()));
@@ -254,7 +254,7 @@ fn a_supervisor_passes_sigterm_on() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
     // A real-time signal, as some runtimes stop a container by, does not end it.
-    let supervisor = supervised.supervisor.pid();
+    let supervisor = supervised.supervisor.supervisor();
     assert!(Command::new("sh").args(["-c", &format!("kill -37 {supervisor}")]).status().unwrap().success());
     let pending = || Process::new(supervisor.as_raw()).and_then(|it| it.status()).map(|it| it.shdpnd);
     eventually("it has taken the signal", || pending().map_or(true, |it| it == 0).then_some(()));
@@ -269,7 +269,7 @@ fn a_supervisor_passes_sigterm_on() {
 fn an_exporter_ends_in_order_when_its_supervisor_is_killed() {
     let node = FakeNode::start(TRACING);
     let supervised = Supervised::start(&node);
-    supervised.supervisor.signal(Signal::SIGKILL);
+    kill(supervised.supervisor.supervisor(), Signal::SIGKILL).unwrap();
     eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
     assert!(supervised.supervisor.log().contains("SIGTERM: ending"), "{}", supervised.supervisor.log());
     eventually("the guard has ended", || is_gone(supervised.guard).then_some(()));
@@ -278,18 +278,21 @@ fn an_exporter_ends_in_order_when_its_supervisor_is_killed() {
 }
 
 #[test]
-fn an_exporter_whose_supervisor_has_ended_already_does_not_start() {
-    let output = command().env("BITCOIND_EXPORTER_CHILD_OF_INIT", "1").arg("/nonexistent").output().unwrap();
+fn an_exporter_does_not_start_without_its_supervisor() {
+    let (channel, _theirs) = UnixStream::pair().unwrap();
+    fcntl(&channel, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let arguments = [EXPORTER, "1", &channel.as_raw_fd().to_string(), "-", "-", "/nonexistent"];
+    let output = command().args(arguments).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("the supervising process 1 has ended"), "{stderr}");
     assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
-fn whether_to_supervise_is_1_or_0() {
-    let output = command().env(SUPERVISE, "maybe").arg("/nonexistent").output().unwrap();
+fn whether_this_is_a_container_is_1_or_0() {
+    let output = command().env(IN_CONTAINER, "maybe").arg("/nonexistent").output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("BITCOIND_IPC_EXPORTER_SUPERVISE must be 1 or 0"), "{stderr}");
+    assert!(stderr.contains("BITCOIND_IPC_EXPORTER_IN_CONTAINER must be 1 or 0"), "{stderr}");
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -328,12 +331,12 @@ impl Container {
 
     fn init(&self) -> Pid {
         let unshare = Pid::from_raw(self.0.id() as i32);
-        eventually("PID 1 runs", || child(unshare, "bitcoind-ipc-ex"))
+        eventually("PID 1 runs", || child_of(unshare, "bitcoind-ipc-ex"))
     }
 
     fn exporter(&self) -> Pid {
         let init = self.init();
-        eventually("it has started the exporter", || child(init, "bitcoind-ipc-ex"))
+        eventually("it has started the exporter", || child_of(init, "bitcoind-export"))
     }
 }
 
@@ -344,7 +347,7 @@ fn as_pid_1_of_a_container_it_leaves_the_node_in_order() {
         for _ in 0..3 {
             let Some(mut container) = Container::start(&node.socket(), &[]) else { return };
             let exporter = container.exporter();
-            eventually("it has a guard", || child(exporter, "bitcoind-guard"));
+            eventually("it has a guard", || child_of(container.init(), "bitcoind-guard"));
             std::thread::sleep(Duration::from_millis(50)); // into the polls
             kill(if to_init { container.init() } else { exporter }, signal).unwrap();
             let ended = eventually("the container ends", || container.0.try_wait().unwrap());
@@ -359,8 +362,8 @@ fn as_pid_1_of_a_container_it_ends_when_sigchld_was_ignored() {
     let node = FakeNode::start(TRACING);
     let ignored = ["env", "--ignore-signal=CHLD"];
     let Some(mut container) = Container::start(&node.socket(), &ignored) else { return };
-    let exporter = container.exporter();
-    eventually("it has a guard", || child(exporter, "bitcoind-guard"));
+    container.exporter();
+    eventually("it has a guard", || child_of(container.init(), "bitcoind-guard"));
     kill(container.init(), Signal::SIGTERM).unwrap();
     let ended = eventually("the container ends", || container.0.try_wait().unwrap());
     assert_eq!(ended.code(), Some(0));
@@ -370,13 +373,16 @@ fn as_pid_1_of_a_container_it_ends_when_sigchld_was_ignored() {
 #[test]
 fn as_pid_1_of_a_container_it_waits_for_exporters_that_were_started_beside_it() {
     let node = FakeNode::start(TRACING);
-    for supervise in ["0", "1"] {
+    for in_container in ["0", "1"] {
         let Some(mut container) = Container::start(&node.socket(), &[]) else { return };
         container.exporter();
         let init = container.init();
         let mut beside = Command::new("nsenter");
         beside.args(["--user", "--preserve-credentials", "--pid", "--mount", "--target", &init.to_string()]);
-        beside.arg(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")).arg(node.socket()).env(SUPERVISE, supervise);
+        beside
+            .arg(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"))
+            .arg(node.socket())
+            .env(IN_CONTAINER, in_container);
         let mut beside = Exporter::spawn(&mut beside).ready();
         eventually("both are subscribed", || (node.fire(vec![Event::Added]) == 2).then_some(()));
         kill(init, Signal::SIGTERM).unwrap();

@@ -19,8 +19,8 @@ use crate::node_process::Peer;
 pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let stream = match door::open(source, &context).await? {
-        Door::Ipc(stream) => stream,
+    let guarded = match door::open(source, &context).await? {
+        Door::Ipc(guarded) => guarded,
         Door::Http(checker, _) => {
             let mut session = Session::over_http(checker, &context);
             session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
@@ -28,8 +28,8 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
             return Ok(session.interfaces);
         }
     };
-    let node = Peer::of(&stream);
-    let mut session = open_guarded(stream, Places::new().take().await, &node, &context)
+    let node = Peer::of_process(guarded.node, Some(source.supervisor()));
+    let mut session = open_guarded(guarded, Places::new().take().await, &node, &context)
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;

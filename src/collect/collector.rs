@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use tokio::net::UnixStream;
 use tracing::{debug, info, warn};
 
 use super::context::Context;
@@ -15,6 +14,7 @@ use crate::ipc::guard;
 use crate::ipc::source::Source;
 use crate::node_process::Peer;
 use crate::status::State;
+use crate::supervisor::Guarded;
 
 /// Connects, collects, reconnects.
 pub struct Collector {
@@ -44,9 +44,9 @@ impl Collector {
             };
             let connected = Instant::now();
             let (end, node) = match door {
-                Door::Ipc(stream) => {
-                    let node = Peer::of(&stream);
-                    (self.run_over_ipc(stream, place, &node).await, Some(node))
+                Door::Ipc(guarded) => {
+                    let node = Peer::of_process(guarded.node, Some(source.supervisor()));
+                    (self.run_over_ipc(guarded, place, &node).await, Some(node))
                 }
                 Door::Http(checker, _) => {
                     drop(place);
@@ -94,11 +94,11 @@ impl Collector {
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
-    async fn run_over_ipc(&self, stream: UnixStream, place: guard::Place, node: &Peer) -> End {
+    async fn run_over_ipc(&self, guarded: Guarded, place: guard::Place, node: &Peer) -> End {
         if node.is_shutting_down() == Some(true) {
             return End::NodeShutDown;
         }
-        match handshake::open_guarded(stream, place, node, &self.context).await {
+        match handshake::open_guarded(guarded, place, node, &self.context).await {
             Ok(session) => session.run().await,
             Err(end) => end,
         }

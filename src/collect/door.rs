@@ -1,24 +1,26 @@
 //! The way to the node: its socket, or HTTP alone where there is no socket.
 
 use anyhow::{Result, anyhow};
-use tokio::net::UnixStream;
 
-use super::context::Context;
+use super::context::{Context, UtxoTrace};
 use super::http_rpc::Checker;
 use crate::ipc::source::Source;
+use crate::supervisor::Guarded;
 
 /// Where a node can be asked.
 pub enum Door {
-    /// The socket, connected.
-    Ipc(UnixStream),
+    /// The socket, connected behind a guard.
+    Ipc(Guarded),
     /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
     Http(Checker, String),
 }
 
 /// Connects to the socket. Where that fails, and the node need not have one, asks over HTTP.
 pub async fn open(source: &mut Source, context: &Context) -> Result<Door> {
-    let error = match source.open().await {
-        Ok(stream) => return Ok(Door::Ipc(stream)),
+    let config = &context.config;
+    let trace_budget = (config.utxo_trace == UtxoTrace::Auto).then_some(config.utxo_trace_budget);
+    let error = match source.open(trace_budget).await {
+        Ok(guarded) => return Ok(Door::Ipc(guarded)),
         Err(error) => error,
     };
     let Some(http) = context.http_rpc.as_ref().filter(|http| http.settings().alone) else {

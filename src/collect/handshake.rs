@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tracing::info;
 
-use super::context::{Context, UtxoTrace};
+use super::context::Context;
 use super::http_rpc::Checker;
 use super::next_block;
 use super::session::{End, Ipc, Session, take_leave};
@@ -15,16 +15,16 @@ use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
 use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Mining, Thread};
 use crate::node_process::Peer;
+use crate::supervisor::Guarded;
 
 /// Opens a session behind a guard: nothing that happens to us from here on harms the node.
 pub async fn open_guarded(
-    stream: UnixStream,
+    guarded: Guarded,
     place: Place,
     node: &Peer,
     context: &Rc<Context>,
 ) -> Result<Session, End> {
-    let budget = (context.config.utxo_trace == UtxoTrace::Auto).then_some(context.config.utxo_trace_budget);
-    let (stream, guard) = Guard::place(place, stream, budget).map_err(End::NoGuard)?;
+    let (stream, guard) = Guard::new(place, guarded);
     open(stream, Some(guard), node, context).await
 }
 

@@ -39,8 +39,6 @@ pub enum End {
     Failed(CallError),
     /// The node missed this many polls in a row; why the last one failed.
     MissedPolls(u32, PollError),
-    /// The guard could not be started.
-    NoGuard(anyhow::Error),
     /// The peer did not answer as a node does.
     NoNode(CallError),
     /// The node offers nothing that tells its tip.
@@ -62,7 +60,7 @@ impl End {
             End::NodeShutDown => Some("shutdown"),
             End::MissedPolls(_, why) if why.is_over_http() && !why.is_timeout() => Some("lost"),
             End::MissedPolls(..) | End::Failed(CallError::TimedOut(_)) => Some("hung"),
-            End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
+            End::Closed(_) | End::Failed(_) => Some("lost"),
             End::NoNode(_) | End::NothingOffered | End::Loading(_) | End::NoEvidence => Some("refused"),
         }
     }
@@ -79,7 +77,6 @@ impl fmt::Display for End {
             End::MissedPolls(missed, last) => {
                 write!(f, "gave the node up: it missed {missed} polls, at last: {last}")
             }
-            End::NoGuard(error) => write!(f, "{error:#}"),
             End::NoNode(error) => write!(
                 f,
                 "no Bitcoin node answers there: {error}; is it the socket of bitcoin-node -ipcbind?"
@@ -266,9 +263,6 @@ impl Session {
 
     /// A poll failed. What was read before is shown until it is too old.
     fn show_failed(&self, why: &PollError) {
-        if let Some(guard) = self.ipc.as_ref().and_then(|ipc| ipc.guard.as_ref()) {
-            guard.wake();
-        }
         self.context.metrics.exporter.up.set(0);
         show_interfaces(&self.interfaces, &self.context);
         self.context.status.set(State::Connected(format!("the last poll failed: {why}")));

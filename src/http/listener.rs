@@ -12,6 +12,13 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 
 use super::{Address, WebConfig};
 
+/// Removes a socket file on which nothing listens any more.
+pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    let is_stale = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket())
+        && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if is_stale { std::fs::remove_file(path) } else { Ok(()) }
+}
+
 /// A socket that listens.
 pub enum Listener {
     /// TCP.
@@ -46,12 +53,7 @@ impl Listener {
                 Ok(Listener::Tcp(listener))
             }
             Address::Unix(path) => {
-                let stale = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket())
-                    && UnixStream::connect(path)
-                        .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
-                if stale {
-                    std::fs::remove_file(path)?;
-                }
+                remove_stale_socket(path)?;
                 let listener = UnixListener::bind(path).with_context(|| {
                     format!("cannot listen on {} (choose another with --metrics-addr)", path.display())
                 })?;

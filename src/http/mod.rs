@@ -23,7 +23,7 @@ pub use address::Address;
 pub use connections::{Connections, Place};
 pub use host::HostName;
 pub use hyper_util::server::graceful::GracefulShutdown;
-pub use listener::Listener;
+pub use listener::{Listener, remove_stale_socket};
 pub use routes::Pages;
 pub use server::{Endpoint, Serving, serve_connection, serve_on_thread};
 pub use web_config::WebConfig;

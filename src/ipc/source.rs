@@ -1,15 +1,15 @@
 //! Where the connection to a node comes from.
 
-use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
+use anyhow::{Context, Result, anyhow};
 use nix::unistd::{Uid, User};
-use tokio::net::UnixStream;
+
+use crate::supervisor::{Client, Failure, Guarded, Inherited};
 
 /// A chain that Bitcoin Core knows.
 pub struct KnownChain {
@@ -62,40 +62,39 @@ fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
     KnownChain::named(chain).folder(datadir).join("node.sock")
 }
 
-/// A connection that was handed to us, a path to connect to, or both: the first once, then the path.
+/// The path to connect to: this one, or that of a node with this data directory; without either, that of a mainnet node with the
+/// usual one, unless a connection was inherited.
+pub fn socket_path(
+    has_inherited: bool,
+    socket_path: Option<PathBuf>,
+    datadir: Option<&Path>,
+    chain: &str,
+) -> Option<PathBuf> {
+    match (socket_path, datadir) {
+        (Some(path), _) => Some(path),
+        (None, Some(datadir)) => Some(default_socket(datadir, chain)),
+        (None, None) if has_inherited => None,
+        (None, None) => Some(default_socket(&default_datadir(), chain)),
+    }
+}
+
+/// A connection that was inherited, a path to connect to, or both: the first once, then the path. The process that supervises
+/// the exporter has the connection, and connects.
 pub struct Source {
-    inherited: Option<StdUnixStream>,
+    supervisor: Rc<Client>,
+    inherited: Option<Inherited>,
     path: Option<PathBuf>,
     what: String,
 }
 
 impl Source {
-    /// The connection that was inherited, then this path, or that of a node with this data directory. Where nothing is
-    /// said, a mainnet node with the usual one.
-    pub fn of(
-        inherited: Option<OwnedFd>,
-        socket_path: Option<PathBuf>,
-        datadir: Option<&Path>,
-        chain: &str,
-    ) -> Result<Self> {
-        let path = match (socket_path, datadir) {
-            (Some(path), _) => Some(path),
-            (None, Some(datadir)) => Some(default_socket(datadir, chain)),
-            (None, None) if inherited.is_some() => None,
-            (None, None) => Some(default_socket(&default_datadir(), chain)),
-        };
-        Self::new(inherited, path)
-    }
-
-    /// The inherited descriptor must be a connected stream socket.
-    fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
+    /// Not connected yet.
+    pub fn new(supervisor: Rc<Client>, inherited: Option<Inherited>, path: Option<PathBuf>) -> Self {
         let what = match (&inherited, &path) {
-            (Some(_), _) => "the inherited connection".to_string(),
             (None, Some(path)) => path.display().to_string(),
-            (None, None) => bail!("neither a connection nor a socket path"),
+            _ => "the inherited connection".to_string(),
         };
-        let inherited = inherited.map(checked).transpose()?;
-        Ok(Source { inherited, path, what })
+        Source { supervisor, inherited, path, what }
     }
 
     /// Whether [`open`](Self::open) can succeed again after the present connection ends.
@@ -105,11 +104,7 @@ impl Source {
 
     /// Where the node's socket is, if that is known.
     pub fn socket(&self) -> Option<PathBuf> {
-        let inherited = || {
-            let peer = self.inherited.as_ref()?.peer_addr().ok()?;
-            peer.as_pathname().filter(|path| path.is_absolute()).map(PathBuf::from)
-        };
-        self.path.clone().or_else(inherited)
+        self.path.clone().or_else(|| self.inherited.as_ref()?.path.clone())
     }
 
     /// For messages.
@@ -123,34 +118,33 @@ impl Source {
         Some((file.ino(), file.ctime(), file.ctime_nsec()))
     }
 
-    /// The inherited connection if it was not used yet, else a new connection to the path.
-    pub async fn open(&mut self) -> Result<UnixStream> {
-        if let Some(stream) = self.inherited.take() {
-            return Ok(UnixStream::from_std(stream)?);
-        }
-        let path =
-            self.path.as_ref().context("the inherited connection has ended and no socket path was given")?;
-        self.what = path.display().to_string();
-        UnixStream::connect(path).await.map_err(|error| explain(path, error))
+    /// For requests about the node's process.
+    pub fn supervisor(&self) -> Rc<Client> {
+        self.supervisor.clone()
     }
-}
 
-fn checked(fd: OwnedFd) -> Result<StdUnixStream> {
-    let wants = "it must be a connected stream socket";
-    let kind = getsockopt(&fd, sockopt::SockType)
-        .map_err(|_| anyhow!("the inherited file descriptor is not a socket; {wants}"))?;
-    if kind != SockType::Stream {
-        bail!("the inherited socket is not a stream socket ({kind:?}); {wants}");
+    /// The inherited connection if it was not used yet, else a new connection to the path, behind a guard. The UTXO cache trace
+    /// may take `trace_budget` of the node's time in ten minutes.
+    pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<Guarded> {
+        let opened =
+            self.supervisor.connect(trace_budget).await.context("no answer of the supervising process")?;
+        if let (Some(path), false) = (&self.path, matches!(&opened, Ok(guarded) if guarded.inherited)) {
+            self.what = path.display().to_string();
+        }
+        opened.map_err(|failure| match (failure, &self.path) {
+            (Failure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),
+            (Failure::NoPath | Failure::Connect(_), _) => {
+                anyhow!("the inherited connection has ended and no socket path was given")
+            }
+            (Failure::Guard(errno), _) => anyhow!(Error::from_raw_os_error(errno))
+                .context("cannot start the guard process from /proc/self/exe"),
+            (Failure::Busy, _) => anyhow!("too many guards wait for answers of the node"),
+        })
     }
-    getpeername::<SockaddrStorage>(std::os::fd::AsRawFd::as_raw_fd(&fd))
-        .map_err(|_| anyhow!("the inherited socket is not connected; {wants}"))?;
-    let stream = StdUnixStream::from(fd);
-    stream.set_nonblocking(true)?;
-    Ok(stream)
 }
 
 /// What failed, and what to do about it.
-fn explain(path: &Path, error: std::io::Error) -> anyhow::Error {
+fn explain(path: &Path, error: Error) -> anyhow::Error {
     let at = path.display();
     let metadata = path.metadata();
     if metadata.as_ref().is_ok_and(|metadata| !metadata.file_type().is_socket()) {
@@ -197,19 +191,5 @@ mod tests {
             (chain_of("/d/node.sock"), chain_of("/node.sock"), chain_of("node.sock")),
             (None, None, None)
         );
-    }
-
-    #[test]
-    fn an_inherited_descriptor_is_checked_for_what_it_is() {
-        let message = |fd: OwnedFd| Source::new(Some(fd), None).err().unwrap().to_string();
-        assert!(message(std::fs::File::open("/dev/null").unwrap().into()).contains("not a socket"));
-        assert!(
-            message(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()).contains("not a stream socket")
-        );
-        assert!(
-            message(std::net::TcpListener::bind("127.0.0.1:0").unwrap().into()).contains("not connected")
-        );
-        let (ours, _theirs) = StdUnixStream::pair().unwrap();
-        assert!(Source::new(Some(ours.into()), None).is_ok());
     }
 }

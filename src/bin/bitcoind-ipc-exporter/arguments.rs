@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use bitcoind_exporter::cli::{self, Program, Shared};
 use bitcoind_exporter::collect::{Candidates, Config, NextBlock, UtxoTrace};
 use bitcoind_exporter::http_rpc::credentials::PASSWORD_VARIABLE;
 use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url, tls};
-use bitcoind_exporter::ipc::source::{CHAINS, KnownChain, Source, default_datadir};
+use bitcoind_exporter::ipc::source::{self, CHAINS, KnownChain, Source, default_datadir};
 use clap::Parser;
 
 /// Prometheus metrics of a running Bitcoin node, over its IPC socket, without hurting it.
@@ -134,9 +134,11 @@ impl Program for Arguments {
 }
 
 impl Arguments {
-    /// Reads this process's arguments; exits if they are wrong or ask for help.
-    pub fn of_process() -> Self {
-        Self::read(std::env::args_os().map(spelled_for_clap)).unwrap_or_else(|error| error.exit())
+    /// Reads the arguments behind the program's name; exits if they are wrong or ask for help.
+    pub fn parse_or_exit(arguments: impl Iterator<Item = OsString>) -> Self {
+        let arguments =
+            std::iter::once("bitcoind-ipc-exporter".into()).chain(arguments.map(spelled_for_clap));
+        Self::read(arguments).unwrap_or_else(|error| error.exit())
     }
 
     /// The collector's settings.
@@ -210,14 +212,10 @@ impl Arguments {
         }
     }
 
-    /// Where the node is: the connection that was inherited, then the path.
-    pub fn source(&self, inherited: Option<OwnedFd>) -> Result<Source> {
-        Source::of(
-            inherited,
-            self.socket_path.clone(),
-            self.datadir.as_deref(),
-            self.chain.as_deref().unwrap_or("main"),
-        )
+    /// The path of the node's socket; `None` if there is nothing but an inherited connection.
+    pub fn node_socket(&self, has_inherited: bool) -> Option<PathBuf> {
+        let chain = self.chain.as_deref().unwrap_or("main");
+        source::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
     /// Whether no argument says where the node is.

@@ -7,6 +7,7 @@
 
 mod arguments;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +15,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bitcoind_exporter::cli::{self, Program};
 use bitcoind_exporter::collect::{self, Collector, Context};
-use bitcoind_exporter::http::Listener;
+use bitcoind_exporter::http::{Address, Listener};
 use bitcoind_exporter::ipc::guard;
+use bitcoind_exporter::ipc::source::Source;
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::{init, systemd};
+use bitcoind_exporter::supervisor::{self, NodeSocket, Supervised};
+use bitcoind_exporter::systemd;
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -30,10 +33,12 @@ use arguments::Arguments;
 const LINGER: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let result = if std::env::args_os().nth(1).is_some_and(|argument| argument == guard::ARGUMENT) {
-        guard::main(std::env::args_os().skip(2)).map(|()| ExitCode::SUCCESS)
-    } else {
-        init::is_needed().and_then(|needed| if needed { init::run() } else { run() })
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    let part = arguments.next_if(|first| first == guard::ARGUMENT || first == supervisor::EXPORTER);
+    let result = match part {
+        Some(part) if part == guard::ARGUMENT => guard::main(arguments).map(|()| ExitCode::SUCCESS),
+        Some(_) => export(arguments),
+        None => supervise(arguments),
     };
     result.unwrap_or_else(|error| {
         // Logging may not have started, or may go elsewhere.
@@ -42,25 +47,40 @@ fn main() -> ExitCode {
     })
 }
 
-fn run() -> Result<ExitCode> {
-    init::start_child()?;
-    let arguments = Arguments::of_process();
+/// The process that is started: it supervises the exporter, which it starts as its child.
+fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
+    let arguments = Arguments::parse_or_exit(arguments);
     if let Some(printed) = arguments.generate() {
         return printed.map(|()| ExitCode::SUCCESS);
     }
     // Before anything else opens descriptors.
     let mut inherited = systemd::Inherited::take()?;
-    let listener = inherited.http().map(Listener::inherited).transpose()?;
+    let listener = inherited.http();
     let connection = match arguments.ipc_fd {
         Some(fd) => Some(systemd::take_over(fd).context("--ipc-fd or BITCOIN_IPC_FD")?),
         None => inherited.ipc(),
     };
     systemd::close_inherited();
+    let path = arguments.node_socket(connection.is_some());
+    let node = NodeSocket::new(connection, path)?;
+    let socket_file = match (&listener, arguments.shared.metrics_addr) {
+        (None, Address::Unix(path)) if !arguments.once && !arguments.check => Some(path),
+        _ => None,
+    };
+    supervisor::run(Supervised { node, listener, socket_file })
+}
+
+/// The process that collects and serves. It has no descriptor of the node's socket.
+fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
+    let start = supervisor::Start::take(&mut arguments)?;
+    let arguments = Arguments::parse_or_exit(arguments);
+    let listener = start.listener.map(Listener::inherited).transpose()?;
     let _written_at_the_end = arguments.shared.start_logging()?;
     let started_by_scrape = listener.is_some();
     // systemd starts us for a scrape, and could not connect to the node. Only it can, at our next start.
-    let without_node = started_by_scrape && connection.is_none() && arguments.name_no_node();
-    let mut source = arguments.source(connection)?;
+    let without_node = started_by_scrape && start.inherited.is_none() && arguments.name_no_node();
+    let path = arguments.node_socket(start.inherited.is_some());
+    let mut source = Source::new(start.client, start.inherited, path);
 
     let metrics = Metrics::new();
     let status = Arc::new(Status::new(metrics.clone()));

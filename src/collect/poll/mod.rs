@@ -32,7 +32,7 @@ use super::json::label;
 use super::rate_limit::RateLimit;
 use crate::ipc::{CallError, Interfaces, JsonRpc};
 use crate::metrics::{Metrics, now};
-use crate::node_process::Usage;
+use crate::node_process::{Private, Usage};
 
 /// What the rest of the collector wants to know of a poll.
 #[derive(Clone, Debug, Default)]
@@ -271,7 +271,16 @@ impl Poller {
         polled = self.calls.failed.take().map_or(polled, Err);
         self.calls.recovers = polled.is_err();
         let context = &self.calls.context;
-        process::show(self.process.as_ref(), &mut context.memory.borrow_mut(), &context.metrics.node_process);
+        let private = match &self.process {
+            Some(process) => process.private().await,
+            None => Private::default(),
+        };
+        process::show(
+            self.process.as_ref(),
+            &private,
+            &mut context.memory.borrow_mut(),
+            &context.metrics.node_process,
+        );
         let took = started.elapsed();
         let exporter = &context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());

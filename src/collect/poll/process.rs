@@ -4,21 +4,21 @@ use procfs::WithCurrentSystemInfo;
 
 use crate::collect::memory::Memory;
 use crate::metrics::NodeProcess;
-use crate::node_process::{Usage, cpu_seconds};
+use crate::node_process::{Private, Usage, cpu_seconds};
 
 /// Shows what the process uses; nothing when it has ended or cannot be seen.
-pub fn show(process: Option<&Usage>, memory: &mut Memory, metrics: &NodeProcess) {
+pub fn show(process: Option<&Usage>, private: &Private, memory: &mut Memory, metrics: &NodeProcess) {
     // Before the total: it has the time of each thread.
     let threads = process.map(Usage::threads).unwrap_or_default();
     let seen = process.and_then(|process| Some((process, process.stat()?)));
     let stat = seen.as_ref().map(|(_, stat)| stat);
     metrics.resident_memory.set(stat.map(|stat| stat.rss_bytes().get() as f64));
     metrics.threads.set(stat.map(|stat| stat.num_threads as f64));
-    metrics.open_fds.set(seen.as_ref().and_then(|(process, _)| process.open_fds()).map(|fds| fds as f64));
+    metrics.open_fds.set(private.open_fds.filter(|_| stat.is_some()).map(|fds| fds as f64));
     let faults = stat.map(|stat| [("minor", stat.minflt as f64), ("major", stat.majflt as f64)]);
     metrics.page_faults.replace(faults.into_iter().flatten());
-    let io = seen.as_ref().and_then(|(process, _)| process.io());
-    let io = io.map(|io| [("read", io.read_bytes as f64), ("write", io.write_bytes as f64)]);
+    let io = private.io.filter(|_| stat.is_some());
+    let io = io.map(|(read, written)| [("read", read as f64), ("write", written as f64)]);
     metrics.io.replace(io.into_iter().flatten());
     match seen {
         Some((process, stat)) if !threads.is_empty() => {

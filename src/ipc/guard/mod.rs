@@ -9,7 +9,8 @@
 //! - `ledger` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop;
 //! - `message` is a message as what matters here, `written` those that the guard writes itself; `peer` and `frame` are sockets and framing;
 //! - `events` is what the exporter is told; `burst` and `budget` keep the node's waiting short;
-//! - `process` is the guard as a process. This file has the exporter's side: placing a guard and seeing it out.
+//! - `process` is the guard as a process, which [`supervisor`](crate::supervisor) starts; `record` is what its replacement needs.
+//!   This file has the exporter's side.
 
 mod allow_list;
 mod budget;
@@ -20,30 +21,30 @@ mod ledger;
 mod message;
 mod peer;
 mod process;
+mod record;
 mod relay;
 mod written;
 
-use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::process::Child;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
 
 use crate::priority;
+use crate::supervisor::{Guarded, REPLACED, STOPPED};
 
 pub use events::{Event, Notice, SubscriptionIds};
+pub(crate) use process::start;
 pub use process::{ARGUMENT, main};
+pub(crate) use record::Record;
 pub use relay::relay;
 pub use written::TOO_LARGE;
 
@@ -74,70 +75,49 @@ impl Places {
 /// A place for a guard.
 pub struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
-/// A guard that was placed on a connection.
+/// The guard on a connection.
 pub struct Guard {
-    child: Child,
-    /// The connection stays open when the guard is killed, and the node does not notice.
-    node: OwnedFd,
+    pid: i32,
     /// The notices, until [`read`](Self::read) takes them.
     events: Option<UnixStream>,
     reader: Option<JoinHandle<()>>,
-    told: Rc<Told>,
-    /// As it was told last.
+    /// Ends when the connection to the node is closed.
+    watch: AbortOnDropHandle<()>,
+    state: Rc<GuardState>,
+    /// As it was read last.
     run_delay: Duration,
     place: Place,
 }
 
-/// What the guard told about the connection.
+/// What is known of the connection.
 #[derive(Default)]
-struct Told {
-    /// What the node holds at present.
-    subscriptions: RefCell<Vec<SubscriptionIds>>,
+struct GuardState {
     node_shuts_down: Cell<bool>,
-    /// The guard was killed, and there is no other yet.
+    /// The guard was killed, and its replacement does not run yet.
     is_unguarded: Cell<bool>,
 }
 
 impl Guard {
-    /// Hands the connection to a guard; returns what to speak to instead. `trace_budget` is how long the node may wait for
-    /// the UTXO cache trace in ten minutes.
-    pub fn place(
-        place: Place,
-        node: UnixStream,
-        trace_budget: Option<Duration>,
-    ) -> Result<(UnixStream, Self)> {
-        let node: OwnedFd = node.into_std()?.into();
-        let started = process::start(&node, trace_budget, None)?;
-        started.exporter.set_nonblocking(true)?;
-        started.events.set_nonblocking(true)?;
-        let events = Some(UnixStream::from_std(started.events)?);
-        let exporter = UnixStream::from_std(started.exporter)?;
-        let (told, run_delay) = (Rc::default(), Duration::ZERO);
-        let guard = Guard { child: started.child, node, events, reader: None, told, run_delay, place };
-        Ok((exporter, guard))
+    /// The guard of this connection; returns what to send requests to. Needs a [`tokio::task::LocalSet`].
+    pub fn new(place: Place, guarded: Guarded) -> (UnixStream, Self) {
+        let Guarded { stream, events, notices, guard, .. } = guarded;
+        let state: Rc<GuardState> = Rc::default();
+        let watch = AbortOnDropHandle::new(tokio::task::spawn_local(log_notices(notices, state.clone())));
+        let events = Some(events);
+        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO, place })
     }
 
     /// How long the guard was ready to run and waited for a CPU, since this was called last; `None` if the kernel does not
     /// tell.
     pub fn new_run_delay(&mut self) -> Option<Duration> {
-        let total = priority::run_delay(&self.child.id()?.to_string())?;
+        let total = priority::run_delay(&self.pid.to_string())?;
         Some(total.saturating_sub(std::mem::replace(&mut self.run_delay, total)))
-    }
-
-    /// Continues the guard if somebody has stopped it: the node waits for it.
-    pub fn wake(&self) {
-        let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
-        let stat = procfs::process::Process::new(pid).and_then(|process| process.stat());
-        if stat.is_ok_and(|stat| stat.state == 'T') {
-            error!("the guard was stopped by a signal: do not stop it, the node waits for it; continued");
-            let _ = kill(Pid::from_raw(pid), Signal::SIGCONT);
-        }
     }
 
     /// Gives each notice to `sink`, from here to the end of the connection.
     pub fn read(&mut self, mut sink: impl FnMut(Notice) + 'static) {
         let Some(mut events) = self.events.take() else { return };
-        let told = self.told.clone();
+        let state = self.state.clone();
         self.reader = Some(tokio::task::spawn_local(async move {
             let mut buffer = Vec::with_capacity(64 * 1024);
             // The guard is us: what it writes is well-formed, and what does not decode ends the reading.
@@ -146,11 +126,8 @@ impl Guard {
                 while let Some((notice, length)) = Notice::decode(&buffer[decoded..]) {
                     decoded += length;
                     match notice.event {
-                        Event::Subscribed(ids) => told.subscriptions.borrow_mut().push(ids),
-                        Event::Released(callback) => {
-                            told.subscriptions.borrow_mut().retain(|it| it.callback != callback)
-                        }
-                        Event::NodeShutsDown => told.node_shuts_down.set(true),
+                        Event::Subscribed(_) | Event::Released(_) => {}
+                        Event::NodeShutsDown => state.node_shuts_down.set(true),
                         _ => sink(notice),
                     }
                 }
@@ -159,55 +136,47 @@ impl Guard {
         }));
     }
 
-    /// After the exporter's side of the connection was closed: takes the last notices and waits for the guard, which takes
-    /// leave of the node. If it was killed, another one does so in its place. A guard that still waits for the node after
-    /// two seconds is left alone. Returns whether the node is shutting down.
+    /// After the exporter's side of the connection was closed: takes the last notices and waits until the guard, or the
+    /// replacement of a killed one, has disconnected from the node. A guard that still waits for the node after two seconds is
+    /// left alone. Returns whether the node is shutting down.
     pub async fn leave(mut self) -> bool {
         const AT_MOST: Duration = Duration::from_secs(2);
         self.read(|_| ());
-        let told = self.told.clone();
-        let mut seen_out = tokio::task::spawn_local(self.see_out());
-        while tokio::time::timeout(AT_MOST, &mut seen_out).await.is_err() {
-            if !told.is_unguarded.get() {
+        let state = self.state.clone();
+        let mut disconnected = tokio::task::spawn_local(async move {
+            if let Some(reader) = self.reader.take() {
+                let _ = reader.await;
+            }
+            let _ = self.watch.await;
+            drop(self.place);
+        });
+        while tokio::time::timeout(AT_MOST, &mut disconnected).await.is_err() {
+            if !state.is_unguarded.get() {
                 warn!("the node has not answered all calls; the guard waits for it, and ends by itself");
                 break;
             }
         }
-        told.node_shuts_down.get()
+        state.node_shuts_down.get()
     }
+}
 
-    async fn see_out(mut self) {
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.await;
-        }
-        while let Some(signal) = self.child.wait().await.ok().and_then(|status| status.signal()) {
-            error!(
-                "the guard was killed by signal {signal}: do not kill it, the node can abort; another one takes leave of \
-                 the node"
-            );
-            self.told.is_unguarded.set(true);
-            self.child = self.replacement().await;
-            self.told.is_unguarded.set(false);
-        }
-        drop(self.place);
-    }
-
-    /// Another guard, to take leave of the node. It may take a while until there is the memory for it.
-    async fn replacement(&self) -> Child {
-        const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-        let mut said = false;
-        loop {
-            let subscriptions = self.told.subscriptions.borrow().clone();
-            match process::start(&self.node, None, Some(&subscriptions)) {
-                // Our ends of its connections are closed at once.
-                Ok(started) => return started.child,
-                Err(error) if !said => {
-                    error!("{error:#}; trying again until it works: without a guard the node can abort");
-                    said = true;
-                }
-                Err(_) => {}
+/// Logs what the supervising process reports about the guard, until the connection to the node is closed.
+async fn log_notices(mut notices: UnixStream, state: Rc<GuardState>) {
+    let name = |signal: u8| Signal::try_from(i32::from(signal)).map_or("a signal", Signal::as_str);
+    while let Ok(notice) = notices.read_u8().await {
+        match notice {
+            REPLACED => state.is_unguarded.set(false),
+            stopped if stopped & STOPPED != 0 => error!(
+                "guard was stopped ({}) and has been resumed; a stopped guard blocks the node",
+                name(stopped & !STOPPED)
+            ),
+            signal => {
+                error!(
+                    "guard killed by signal {signal}, which can crash the node; starting a replacement to disconnect \
+                     cleanly"
+                );
+                state.is_unguarded.set(true);
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 }

@@ -17,6 +17,7 @@ use super::frame::{Filled, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES};
 use super::ledger::{FromExporter, FromNode, Ledger};
 use super::message::{self, Message, Return};
 use super::peer::Peer;
+use super::record::Record;
 use super::written::{self, EmptyAnswer};
 use crate::{cli, priority, text};
 
@@ -41,7 +42,21 @@ pub fn relay(
     trace_budget: Option<Duration>,
     replaces: Option<&[SubscriptionIds]>,
 ) -> io::Result<()> {
-    relay_and_log(node, exporter, events, trace_budget, replaces, |line| cli::print_error(line))
+    relay_and_log(node, exporter, events, trace_budget, replaces, None, |line| cli::print_error(line))
+}
+
+/// The same, and keeps a record of the subscriptions. With `replaces` it ends those in the record.
+pub fn relay_with_record(
+    node: UnixStream,
+    exporter: UnixStream,
+    events: UnixStream,
+    trace_budget: Option<Duration>,
+    record: Option<Record>,
+    replaces: bool,
+) -> io::Result<()> {
+    let left = record.as_ref().map(|record| record.subscriptions().to_vec()).unwrap_or_default();
+    let replaces = replaces.then_some(&left[..]);
+    relay_and_log(node, exporter, events, trace_budget, replaces, record, |line| cli::print_error(line))
 }
 
 /// `log` takes what has to be known at once.
@@ -51,12 +66,14 @@ fn relay_and_log(
     events: UnixStream,
     trace_budget: Option<Duration>,
     replaces: Option<&[SubscriptionIds]>,
+    record: Option<Record>,
     log: impl FnOnce(&str),
 ) -> io::Result<()> {
     let mut relay = Relay {
         node: Peer::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
         exporter: Peer::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
         events: EventQueue::new(events)?,
+        record,
         ledger: match replaces {
             Some(subscriptions) => Ledger::replacement(subscriptions, now()),
             None => Ledger::new(Budget::new(trace_budget), now()),
@@ -94,6 +111,7 @@ struct Relay {
     node: Peer,
     exporter: Peer,
     events: EventQueue,
+    record: Option<Record>,
     ledger: Ledger,
     answer: EmptyAnswer,
     burst: Burst,
@@ -110,6 +128,7 @@ impl Relay {
                 self.node.send(&call.encode())?;
             }
             while let Some(event) = self.ledger.next_event() {
+                self.record.iter_mut().for_each(|record| record.apply(&event));
                 self.events.tell(event);
             }
             if self.node.unsent() == 0 && self.ledger.may_close(now()) {
@@ -315,7 +334,7 @@ mod tests {
         let subscription = "1,2,3".parse::<SubscriptionIds>().unwrap();
         let guard = std::thread::spawn(move || {
             let log = move |line: &str| send.send(line.to_string()).unwrap();
-            relay_and_log(node_theirs, exporter_theirs, events_theirs, None, Some(&[subscription]), log)
+            relay_and_log(node_theirs, exporter_theirs, events_theirs, None, Some(&[subscription]), None, log)
         });
         node.write_all(&[0xff; 64]).unwrap();
         let line = logged.recv_timeout(Duration::from_secs(60)).expect("a log line while the node is there");

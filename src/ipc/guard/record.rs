@@ -1,0 +1,91 @@
+//! The subscriptions of a guard, in memory that outlives it: what its replacement needs to disconnect cleanly.
+//!
+//! The guard writes, the process that supervises it passes it on, unread, to the replacement of a killed guard.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::events::{Event, SubscriptionIds};
+
+/// Far more than the two subscriptions that the exporter makes.
+const MAX_BYTES: usize = 4096;
+
+/// Memory with the subscriptions of one connection.
+pub struct Record {
+    file: File,
+    subscriptions: Vec<SubscriptionIds>,
+}
+
+impl Record {
+    /// For a new connection.
+    pub fn new() -> io::Result<Self> {
+        // MFD_NOEXEC_SEAL; before Linux 6.3 there is no such flag.
+        let not_executable = MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL);
+        let create = |flags| memfd_create(c"subscriptions", MFdFlags::MFD_CLOEXEC | flags);
+        let fd = create(not_executable).or_else(|error| match error {
+            Errno::EINVAL => create(MFdFlags::empty()),
+            error => Err(error),
+        })?;
+        Ok(Record { file: fd.into(), subscriptions: Vec::new() })
+    }
+
+    /// The one that was passed to this process.
+    pub(super) fn inherited(fd: OwnedFd) -> Self {
+        let file = File::from(fd);
+        let mut bytes = [0; MAX_BYTES];
+        let read = file.read_at(&mut bytes, 0).unwrap_or(0);
+        let text = String::from_utf8_lossy(&bytes[..read]);
+        let ids = text.lines().next().unwrap_or_default().split_whitespace();
+        let subscriptions = ids.filter_map(|ids| ids.parse().ok()).collect();
+        Record { file, subscriptions }
+    }
+
+    /// The subscriptions of the connection.
+    pub(super) fn subscriptions(&self) -> &[SubscriptionIds] {
+        &self.subscriptions
+    }
+
+    /// Writes what an event changes.
+    pub(super) fn apply(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Subscribed(ids) => self.subscriptions.push(*ids),
+            Event::Released(callback) => self.subscriptions.retain(|ids| ids.callback != *callback),
+            _ => return,
+        }
+        let ids: Vec<String> = self.subscriptions.iter().map(SubscriptionIds::to_string).collect();
+        let mut line = ids.join(" ");
+        line.truncate(MAX_BYTES - 1);
+        line.push('\n');
+        // Without it the replacement of a killed guard would not end its subscriptions; nothing can be done about it here.
+        let _ = self.file.write_all_at(line.as_bytes(), 0);
+    }
+}
+
+impl AsFd for Record {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn the_next_guard_reads_what_the_last_one_wrote() {
+    let mut record = Record::new().unwrap();
+    let next = |record: &Record| Record::inherited(record.as_fd().try_clone_to_owned().unwrap());
+    assert_eq!(next(&record).subscriptions(), []);
+    let ids = |callback| SubscriptionIds { callback, handler: callback + 1, thread: 1_000_000 };
+    record.apply(&Event::Subscribed(ids(1)));
+    record.apply(&Event::Subscribed(ids(20)));
+    let mut replacement = next(&record);
+    assert_eq!(replacement.subscriptions(), [ids(1), ids(20)]);
+    replacement.apply(&Event::Released(1));
+    replacement.apply(&Event::NodeShutsDown);
+    assert_eq!(next(&record).subscriptions(), [ids(20)]);
+    replacement.apply(&Event::Released(20));
+    assert_eq!(next(&record).subscriptions(), []);
+}

@@ -1,0 +1,244 @@
+//! The messages between the supervising process and the exporter: fixed sizes, descriptors by `SCM_RIGHTS`.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, sendmsg,
+    socketpair,
+};
+
+use crate::sys;
+
+/// What the exporter sends: its kind and a number, as two little-endian words.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Request {
+    /// Connect to the node behind a new guard. The UTXO cache trace may take this much of the node's time in ten minutes.
+    Connect {
+        /// `None`: no limit.
+        trace_budget: Option<Duration>,
+    },
+    /// The exporter serves: READY=1.
+    Ready,
+    /// Its event loops run: WATCHDOG=1.
+    Watchdog,
+    /// It ends: STOPPING=1.
+    Stopping,
+    /// What the node's process uses, which only an unconfined process of the same user may see.
+    Usage,
+}
+
+const REQUEST_BYTES: usize = 16;
+const NO_BUDGET: u64 = u64::MAX;
+
+impl Request {
+    fn encode(self) -> [u8; REQUEST_BYTES] {
+        let (kind, value) = match self {
+            Request::Connect { trace_budget } => {
+                (0, trace_budget.map_or(NO_BUDGET, |budget| budget.as_micros() as u64))
+            }
+            Request::Ready => (1u64, 0),
+            Request::Watchdog => (2, 0),
+            Request::Stopping => (3, 0),
+            Request::Usage => (4, 0),
+        };
+        let mut bytes = [0; REQUEST_BYTES];
+        bytes[..8].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..].copy_from_slice(&value.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (kind, value) = bytes.split_at_checked(8)?;
+        let value = u64::from_le_bytes(value.try_into().ok()?);
+        Some(match u64::from_le_bytes(kind.try_into().ok()?) {
+            0 => {
+                Request::Connect { trace_budget: (value != NO_BUDGET).then(|| Duration::from_micros(value)) }
+            }
+            1 => Request::Ready,
+            2 => Request::Watchdog,
+            3 => Request::Stopping,
+            4 => Request::Usage,
+            _ => return None,
+        })
+    }
+
+    /// Sends it; fails if the other end is gone or does not read.
+    pub fn send(self, channel: &OwnedFd) -> io::Result<()> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(channel.as_raw_fd(), &self.encode(), flags)?;
+        Ok(())
+    }
+
+    /// The next one, if there is one; `Ok(None)` for what is none. An error of kind `UnexpectedEof` is the other end's end.
+    pub fn receive(channel: &OwnedFd) -> io::Result<Option<Self>> {
+        let mut bytes = [0; REQUEST_BYTES];
+        match nix::sys::socket::recv(channel.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => Ok(Request::decode(&bytes[..read])),
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Failure {
+    /// The inherited connection has ended, and no path was given.
+    NoPath,
+    /// Connecting to the path failed with this error number.
+    Connect(i32),
+    /// The guard could not be started, with this error number.
+    Guard(i32),
+    /// Too many guards still wait for answers of the node.
+    Busy,
+}
+
+/// What the supervising process answers; a connection comes with [`CONNECTION_FDS`] descriptors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reply {
+    /// A connection behind a guard.
+    Connected {
+        /// The guard's process.
+        guard: i32,
+        /// The process that listens on the node's socket; 0 if it is in another PID namespace.
+        node: i32,
+        /// Whether this is the connection that was inherited.
+        inherited: bool,
+    },
+    /// There is none.
+    Failed(Failure),
+    /// Of the node's process; -1 for what cannot be seen.
+    Usage {
+        /// Open descriptors.
+        fds: i64,
+        /// Bytes that it read from disks.
+        read_bytes: i64,
+        /// Bytes that it wrote to disks.
+        write_bytes: i64,
+    },
+}
+
+/// The exporter's ends: of the connection, of the events, of the guard's state.
+pub const CONNECTION_FDS: usize = 3;
+
+const REPLY_WORDS: usize = 4;
+
+impl Reply {
+    fn encode(self) -> [u8; REPLY_WORDS * 8] {
+        let words: [i64; REPLY_WORDS] = match self {
+            Reply::Connected { guard, node, inherited } => [0, guard.into(), node.into(), inherited.into()],
+            Reply::Failed(Failure::NoPath) => [1, 0, 0, 0],
+            Reply::Failed(Failure::Connect(errno)) => [2, errno.into(), 0, 0],
+            Reply::Failed(Failure::Guard(errno)) => [3, errno.into(), 0, 0],
+            Reply::Failed(Failure::Busy) => [4, 0, 0, 0],
+            Reply::Usage { fds, read_bytes, write_bytes } => [5, fds, read_bytes, write_bytes],
+        };
+        let mut bytes = [0; REPLY_WORDS * 8];
+        for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8; REPLY_WORDS * 8]) -> Option<Self> {
+        let word = |i: usize| i64::from_le_bytes(bytes[i * 8..][..8].try_into().expect("eight bytes"));
+        let small = |i: usize| i32::try_from(word(i)).ok();
+        Some(match word(0) {
+            0 => Reply::Connected { guard: small(1)?, node: small(2)?, inherited: word(3) != 0 },
+            1 => Reply::Failed(Failure::NoPath),
+            2 => Reply::Failed(Failure::Connect(small(1)?)),
+            3 => Reply::Failed(Failure::Guard(small(1)?)),
+            4 => Reply::Failed(Failure::Busy),
+            5 => Reply::Usage { fds: word(1), read_bytes: word(2), write_bytes: word(3) },
+            _ => return None,
+        })
+    }
+
+    /// Sends it with these descriptors.
+    pub fn send(self, channel: &OwnedFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = self.encode();
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let control = if fds.is_empty() { &[][..] } else { &rights };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None)?;
+        Ok(())
+    }
+
+    /// The next one, with its descriptors.
+    pub fn receive(channel: &OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
+        let mut bytes = [0; REPLY_WORDS * 8];
+        let mut control = nix::cmsg_space!([RawFd; CONNECTION_FDS]);
+        let mut vectors = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(channel.as_raw_fd(), &mut vectors, Some(&mut control), flags)?;
+        let received = message.bytes;
+        let fds = message.cmsgs()?.filter_map(|message| match message {
+            ControlMessageOwned::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let fds = fds.flatten().map(sys::received).collect();
+        match Reply::decode(&bytes) {
+            Some(reply) if received == bytes.len() => Ok((reply, fds)),
+            _ if received == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// Two ends that keep messages apart.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn messages_arrive_as_they_were_sent() {
+        let (exporter, supervisor) = pair().unwrap();
+        let requests = [
+            Request::Connect { trace_budget: None },
+            Request::Connect { trace_budget: Some(Duration::from_millis(50)) },
+            Request::Ready,
+            Request::Watchdog,
+            Request::Stopping,
+            Request::Usage,
+        ];
+        for request in requests {
+            request.send(&exporter).unwrap();
+            assert_eq!(Request::receive(&supervisor).unwrap(), Some(request));
+        }
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let replies = [
+            (Reply::Connected { guard: 7, node: 0, inherited: true }, vec![file.as_fd(); CONNECTION_FDS]),
+            (Reply::Failed(Failure::NoPath), vec![]),
+            (Reply::Failed(Failure::Connect(111)), vec![]),
+            (Reply::Failed(Failure::Guard(11)), vec![]),
+            (Reply::Failed(Failure::Busy), vec![]),
+            (Reply::Usage { fds: -1, read_bytes: 1 << 40, write_bytes: 0 }, vec![]),
+        ];
+        for (reply, fds) in replies {
+            reply.send(&supervisor, &fds).unwrap();
+            let (received, received_fds) = Reply::receive(&exporter).unwrap();
+            assert_eq!((received, received_fds.len()), (reply, fds.len()));
+        }
+    }
+
+    #[test]
+    fn other_messages_are_no_request() {
+        let (exporter, supervisor) = pair().unwrap();
+        for bytes in [&b"x"[..], &[0; 15], &[9; 16], &[0; 4000]] {
+            send(exporter.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
+            let received = Request::receive(&supervisor).unwrap();
+            // A longer one is cut to its beginning.
+            assert!(received.is_none() || bytes.len() > REQUEST_BYTES, "{bytes:?}: {received:?}");
+        }
+        drop(exporter);
+        assert_eq!(Request::receive(&supervisor).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

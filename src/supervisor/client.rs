@@ -1,0 +1,125 @@
+//! The exporter's side: what it inherits, and its requests.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+
+use super::channel::{CONNECTION_FDS, Failure, Reply, Request};
+use super::process;
+use crate::{sys, systemd};
+
+/// What the exporter's process gets from the one that started it.
+pub struct Start {
+    /// For requests.
+    pub client: Rc<Client>,
+    /// The HTTP socket that the service manager passed.
+    pub listener: Option<OwnedFd>,
+    /// The connection to the node that was inherited, if there is one.
+    pub inherited: Option<Inherited>,
+}
+
+/// A connection to the node that the supervising process inherited.
+#[derive(Clone, Debug)]
+pub struct Inherited {
+    /// The path of the socket on which the node listens, if it is absolute.
+    pub path: Option<PathBuf>,
+}
+
+impl Start {
+    /// Reads the arguments behind [`EXPORTER`](super::EXPORTER), except those of the user. Before anything else opens
+    /// descriptors.
+    pub fn take(arguments: &mut impl Iterator<Item = OsString>) -> Result<Self> {
+        let (parent, channel, listener, inherited) = process::arguments(arguments)
+            .context("this argument is for the process that supervises the exporter")?;
+        let channel = systemd::take_over(channel)?;
+        let listener = listener.map(systemd::take_over).transpose()?;
+        process::end_with_parent(parent)?;
+        systemd::notify_through(channel.try_clone()?);
+        let inherited = inherited.into_vec().strip_prefix(b"=").map(|path| Inherited {
+            path: (!path.is_empty()).then(|| OsString::from_vec(path.to_vec()).into()),
+        });
+        Ok(Start { client: Rc::new(Client(Mutex::new(channel))), listener, inherited })
+    }
+}
+
+/// Requests to the supervising process, one at a time.
+pub struct Client(Mutex<OwnedFd>);
+
+/// A connection to the node behind a guard.
+pub struct Guarded {
+    /// For requests to the node.
+    pub stream: UnixStream,
+    /// The guard's [notices](crate::ipc::guard::Notice).
+    pub events: UnixStream,
+    /// What happens to the guard: a byte each, and the end when the connection is closed.
+    pub notices: UnixStream,
+    /// The guard's process.
+    pub guard: i32,
+    /// The node's process; 0 if it is in another PID namespace.
+    pub node: i32,
+    /// Whether this is the inherited connection.
+    pub inherited: bool,
+}
+
+impl Client {
+    /// Connects to the node.
+    pub async fn connect(&self, trace_budget: Option<Duration>) -> Result<Result<Guarded, Failure>> {
+        let (reply, fds) = self.request(Request::Connect { trace_budget }).await?;
+        let (guard, node, inherited) = match reply {
+            Reply::Connected { guard, node, inherited } => (guard, node, inherited),
+            Reply::Failed(failure) => return Ok(Err(failure)),
+            Reply::Usage { .. } => bail!("the supervising process answered another request"),
+        };
+        let fds: [OwnedFd; CONNECTION_FDS] =
+            fds.try_into().map_err(|_| anyhow!("no descriptor is left for a connection to the node"))?;
+        let stream = |fd: OwnedFd| -> io::Result<UnixStream> {
+            let stream = StdUnixStream::from(fd);
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        };
+        let [connection, events, notices] = fds;
+        Ok(Ok(Guarded {
+            stream: stream(connection)?,
+            events: stream(events)?,
+            notices: stream(notices)?,
+            guard,
+            node,
+            inherited,
+        }))
+    }
+
+    /// Open descriptors of the node's process, and the bytes that it read from and wrote to disks; `None` for what cannot be
+    /// seen.
+    pub async fn usage(&self) -> (Option<u64>, Option<(u64, u64)>) {
+        let Ok((Reply::Usage { fds, read_bytes, write_bytes }, _)) = self.request(Request::Usage).await
+        else {
+            return (None, None);
+        };
+        let number = |value: i64| u64::try_from(value).ok();
+        (number(fds), number(read_bytes).zip(number(write_bytes)))
+    }
+
+    async fn request(&self, request: Request) -> io::Result<(Reply, Vec<OwnedFd>)> {
+        let channel = self.0.lock().await;
+        // The reply to a request that was given up.
+        while Reply::receive(&channel).is_ok() {}
+        request.send(&channel)?;
+        let watched = sys::watched(channel.try_clone()?)?;
+        loop {
+            let mut ready = watched.readable().await?;
+            match Reply::receive(&channel) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                received => return received,
+            }
+        }
+    }
+}

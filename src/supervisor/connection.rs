@@ -1,0 +1,143 @@
+//! One connection to the node and the guard on it. The descriptor is kept until the guard has closed the connection, so that a
+//! killed guard does not close it and can be replaced.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, send};
+use nix::unistd::Pid;
+
+use super::channel::Reply;
+use super::node_socket::{errno, peer};
+use crate::cli;
+use crate::ipc::guard::{self, Record};
+
+/// Between two attempts to start a replacement, when there are no memory or no descriptors for it.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What the exporter is told about its guard: a byte each.
+pub struct Notices(OwnedFd);
+
+/// The replacement of a killed guard runs. Other bytes are the signal that killed or stopped a guard.
+pub const REPLACED: u8 = 0;
+/// Added to a signal that stopped the guard, which was resumed.
+pub const STOPPED: u8 = 0x80;
+
+impl Notices {
+    fn send(&self, notice: u8) {
+        use std::os::fd::AsRawFd;
+        let _ = send(self.0.as_raw_fd(), &[notice], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+    }
+}
+
+/// A connection to the node.
+pub struct Connection {
+    node: OwnedFd,
+    record: Record,
+    notices: Notices,
+    /// `None` while a killed guard has no replacement.
+    guard: Option<Pid>,
+    retry_at: Instant,
+    logged: bool,
+}
+
+impl Connection {
+    /// Starts a guard on the node's socket; returns the exporter's ends.
+    pub fn start(
+        node: OwnedFd,
+        inherited: bool,
+        trace_budget: Option<Duration>,
+    ) -> Result<(Self, Reply, [OwnedFd; super::channel::CONNECTION_FDS])> {
+        let record = Record::new()?;
+        let (notices, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let started = guard::start(&node, &record, trace_budget, false)?;
+        let reply = Reply::Connected { guard: started.pid.as_raw(), node: peer(&node), inherited };
+        let connection = Connection {
+            node,
+            record,
+            notices: Notices(notices.into()),
+            guard: Some(started.pid),
+            retry_at: Instant::now(),
+            logged: false,
+        };
+        Ok((connection, reply, [started.exporter.into(), started.events.into(), theirs.into()]))
+    }
+
+    /// The process on the other end.
+    pub fn node(&self) -> i32 {
+        peer(&self.node)
+    }
+
+    /// Whether this process is its guard.
+    pub fn is_guarded_by(&self, pid: Pid) -> bool {
+        self.guard == Some(pid)
+    }
+
+    /// Whether a killed guard has no replacement yet.
+    pub fn is_unguarded(&self) -> bool {
+        self.guard.is_none()
+    }
+
+    /// The guard was killed. `has_exporter`: whether the exporter is there to log it.
+    pub fn was_killed(&mut self, signal: Signal, has_exporter: bool) {
+        self.notices.send(signal as u8);
+        if !has_exporter {
+            cli::print_error(format_args!(
+                "bitcoind-ipc-exporter: guard killed by signal {}, which can crash the node; starting a replacement to \
+                 disconnect cleanly",
+                signal as i32
+            ));
+        }
+        self.guard = None;
+        self.retry_at = Instant::now();
+        self.logged = false;
+    }
+
+    /// The guard was stopped, and the node waits for it.
+    pub fn was_stopped(&self, signal: Signal) {
+        if let Some(guard) = self.guard {
+            let _ = kill(guard, Signal::SIGCONT);
+            self.notices.send(STOPPED | signal as u8);
+        }
+    }
+
+    /// Starts a replacement where one is due; returns when to call this again.
+    pub fn replace(&mut self) -> Option<Instant> {
+        if self.guard.is_some() {
+            return None;
+        }
+        if self.retry_at > Instant::now() {
+            return Some(self.retry_at);
+        }
+        // The exporter's ends of its connections are closed at once.
+        match guard::start(&self.node, &self.record, None, true) {
+            Ok(started) => {
+                self.guard = Some(started.pid);
+                self.notices.send(REPLACED);
+                None
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.logged, true) {
+                    cli::print_error(format_args!(
+                        "bitcoind-ipc-exporter: {error:#}; retrying: without a guard the node can abort"
+                    ));
+                }
+                self.retry_at = Instant::now() + RETRY_INTERVAL;
+                Some(self.retry_at)
+            }
+        }
+    }
+}
+
+/// Sends the answer to a request for a connection.
+pub fn answer(
+    channel: &OwnedFd,
+    started: Result<(Reply, [OwnedFd; super::channel::CONNECTION_FDS])>,
+) -> std::io::Result<()> {
+    match started {
+        Ok((reply, fds)) => reply.send(channel, &fds.each_ref().map(OwnedFd::as_fd)),
+        Err(error) => Reply::Failed(super::channel::Failure::Guard(errno(&error))).send(channel, &[]),
+    }
+}

@@ -1,0 +1,112 @@
+//! Where the supervising process gets the node's connection from.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getpeername, getsockopt, socket,
+    sockopt,
+};
+
+use super::channel::Failure;
+
+/// The connection that was inherited, once, and the path to connect to.
+pub struct NodeSocket {
+    inherited: Option<OwnedFd>,
+    path: Option<PathBuf>,
+}
+
+impl NodeSocket {
+    /// The inherited descriptor must be a connected stream socket.
+    pub fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
+        let inherited = inherited.map(checked).transpose()?;
+        Ok(NodeSocket { inherited, path })
+    }
+
+    /// For the exporter: `-` without an inherited connection, else `=` and the path that the node has bound it to.
+    pub fn describe_inherited(&self) -> std::ffi::OsString {
+        let Some(fd) = &self.inherited else { return "-".into() };
+        let peer: Option<UnixAddr> = getpeername(fd.as_raw_fd()).ok();
+        let path = peer.as_ref().and_then(UnixAddr::path).filter(|path| path.is_absolute());
+        let mut described = std::ffi::OsString::from("=");
+        path.into_iter().for_each(|path| described.push(path));
+        described
+    }
+
+    /// A connection, and whether it is the inherited one. Never waits: a node that hangs accepts no more connections.
+    pub fn open(&mut self) -> Result<(OwnedFd, bool), Failure> {
+        if let Some(fd) = self.inherited.take() {
+            return Ok((fd, true));
+        }
+        let path = self.path.as_ref().ok_or(Failure::NoPath)?;
+        let connected = || -> nix::Result<OwnedFd> {
+            let address = UnixAddr::new(path)?;
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            connect(fd.as_raw_fd(), &address)?;
+            Ok(fd)
+        };
+        connected().map(|fd| (fd, false)).map_err(|error| Failure::Connect(error as i32))
+    }
+}
+
+/// The process that listens on the other end; 0 if it is in another PID namespace.
+pub fn peer(fd: &OwnedFd) -> i32 {
+    getsockopt(fd, sockopt::PeerCredentials).map_or(0, |peer| peer.pid())
+}
+
+/// The error number of an I/O error.
+pub fn errno(error: &anyhow::Error) -> i32 {
+    let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    io.or_else(|| error.downcast_ref::<Errno>().map(|errno| *errno as i32)).unwrap_or(Errno::EIO as i32)
+}
+
+fn checked(fd: OwnedFd) -> Result<OwnedFd> {
+    let wants = "it must be a connected stream socket";
+    let kind = getsockopt(&fd, sockopt::SockType)
+        .map_err(|_| anyhow!("the inherited file descriptor is not a socket; {wants}"))?;
+    if kind != SockType::Stream {
+        bail!("the inherited socket is not a stream socket ({kind:?}); {wants}");
+    }
+    getpeername::<SockaddrStorage>(fd.as_raw_fd())
+        .map_err(|_| anyhow!("the inherited socket is not connected; {wants}"))?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn inherited_descriptors_must_be_connected_streams() {
+        let message = |fd: OwnedFd| NodeSocket::new(Some(fd), None).err().unwrap().to_string();
+        assert!(message(std::fs::File::open("/dev/null").unwrap().into()).contains("not a socket"));
+        assert!(
+            message(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()).contains("not a stream socket")
+        );
+        assert!(
+            message(std::net::TcpListener::bind("127.0.0.1:0").unwrap().into()).contains("not connected")
+        );
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut socket = NodeSocket::new(Some(ours.into()), None).unwrap();
+        assert!(socket.open().unwrap().1, "the inherited one");
+        assert_eq!(socket.open().unwrap_err(), Failure::NoPath);
+    }
+
+    #[test]
+    fn connecting_reports_the_error_number() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("node.sock");
+        let mut socket = NodeSocket::new(None, Some(path.clone())).unwrap();
+        assert_eq!(socket.open().unwrap_err(), Failure::Connect(Errno::ENOENT as i32));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let (connected, inherited) = socket.open().unwrap();
+        assert_eq!((peer(&connected), inherited), (std::process::id() as i32, false));
+        drop(listener);
+        assert_eq!(socket.open().unwrap_err(), Failure::Connect(Errno::ECONNREFUSED as i32));
+    }
+}
