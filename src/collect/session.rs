@@ -60,9 +60,9 @@ impl End {
         match self {
             End::ShutdownRequested => None,
             End::NodeShutDown => Some("shutdown"),
-            End::MissedPolls(_, why) if why.is_over_http() && !why.is_timeout() => Some("lost"),
-            End::MissedPolls(..) | End::Failed(CallError::TimedOut(_)) => Some("hung"),
-            End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
+            End::MissedPolls(_, why) if why.is_timeout() => Some("hung"),
+            End::Failed(CallError::TimedOut(_)) => Some("hung"),
+            End::MissedPolls(..) | End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
             End::NoNode(_) | End::NothingOffered | End::Loading(_) | End::NoEvidence => Some("refused"),
         }
     }
@@ -405,6 +405,7 @@ mod tests {
     #[test]
     fn sessions_end_as_hung_or_lost() {
         let missed = |error| End::MissedPolls(3, PollError::NoAnswer("uptime", error)).reason();
+        assert_eq!(End::MissedPolls(3, PollError::NoTip).reason(), Some("lost"), "it answers");
         let timeout = CallError::TimedOut(Duration::from_secs(1));
         let http = |cause| CallError::Http(Failure::new(cause, ""));
         assert_eq!(missed(timeout), Some("hung"));
