@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::context::Context;
 use super::http_rpc::Checker;
@@ -220,7 +220,7 @@ impl Session {
                     }
                     Err(why) => {
                         if health.failed() == 1 {
-                            warn!("a poll failed: {why}");
+                            self.context.warn_of(&format!("a poll failed: {why}"));
                         }
                         self.show_failed(&why);
                         let calls_back = tasks.subscriptions.as_ref().is_some_and(Subscriptions::any);

@@ -238,7 +238,9 @@ impl Follow {
                 Err(error) => {
                     // Why HTTP cannot be used is logged elsewhere.
                     if !failed_before && !matches!(error, CallError::Http(_)) {
-                        warn!("waiting for a new tip failed: {error}; trying again until it works");
+                        let text =
+                            format!("waiting for a new tip failed: {error}; trying again until it works");
+                        self.context.warn_of(&text);
                     }
                     first_done.take();
                     tokio::time::sleep(LONG_POLL).await;
@@ -327,7 +329,7 @@ impl Follow {
                     return self.advance(tip);
                 }
                 if !failed_before {
-                    warn!("{what}: {error}; trying again until it works");
+                    self.context.warn_of(&format!("{what}: {error}; trying again until it works"));
                 }
                 self.walk_failed = true;
                 self.reconnected = reconnected;
