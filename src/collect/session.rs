@@ -92,7 +92,7 @@ impl fmt::Display for End {
                 "this node (Bitcoin Core 30) cannot tell over IPC whether it has loaded its chain, and asking it too early \
                  makes it abort. Its thread b-msghand would tell, but its process cannot be seen in /proc; not asking \
                  until it can. Run the exporter in the node's PID namespace (containers: --pid=host or \
-                 --pid=container:NODE; systemd: no ProtectProc=)",
+                 --pid=container:NODE; systemd: no ProtectProc=), and connect to the node's own socket, not to a proxy's",
             ),
         }
     }
