@@ -256,6 +256,11 @@ impl Poller {
         Poller { process, ..self }
     }
 
+    /// Makes each call due: what the last ones gave is older than their limits know.
+    pub fn forget_limits(&mut self) {
+        self.calls.limits.clear();
+    }
+
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
     pub async fn poll(&mut self) -> Result<Polled, PollError> {
         let started = Instant::now();
