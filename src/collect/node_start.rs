@@ -3,9 +3,11 @@
 //! The uptime of Bitcoin Core 30 and earlier is the difference of two readings of its wall clock: it jumps when that clock is set.
 //! From 31 on it is monotonic. So an uptime that is smaller than expected is no restart.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
+
+use crate::sys;
 
 /// Uptimes are whole seconds.
 const TOLERANCE: f64 = 2.0;
@@ -69,7 +71,7 @@ impl NodeStart {
         self.uptime = uptime.or(self.uptime);
         if self.started.is_none() {
             let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            let ago = process.and_then(age).or(uptime.map(|uptime| uptime.seconds));
+            let ago = process.map(age).or(uptime.map(|uptime| uptime.seconds));
             self.started = ago.map(|ago| (now - ago).floor());
         }
         self.started
@@ -77,14 +79,14 @@ impl NodeStart {
 }
 
 /// Seconds since this process was started.
-fn age((_, ticks): (i32, u64)) -> Option<f64> {
-    let since_boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
-    Some(since_boot.as_secs_f64() - ticks as f64 / procfs::ticks_per_second() as f64)
+fn age((_, ticks): (i32, u64)) -> f64 {
+    sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64() - ticks as f64 / procfs::ticks_per_second() as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
