@@ -22,6 +22,7 @@ use bitcoind_exporter::schema::rpc_capnp::rpc;
 use bitcoind_exporter::schema::tracing_capnp::{tracing, utxo_cache_trace};
 use capnp::Error;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc as async_mpsc, watch};
@@ -110,7 +111,7 @@ enum Command {
     SetIbd(bool),
     Hang(bool),
     SetTip(u8),
-    FailHeaders(bool),
+    AnswerHeaders(Option<Value>),
     ShutDown,
     Load,
     SetOutcome(Outcome),
@@ -185,7 +186,7 @@ impl FakeNode {
                     shutting_down: watch::channel(false).0,
                     tip: watch::channel(FIRST_TIP).0,
                     templates: Templates::new(&shared),
-                    headers_fail: Cell::new(false),
+                    header_answer: RefCell::default(),
                     started: Instant::now(),
                     subscriptions: Cell::new(0),
                     callbacks: RefCell::default(),
@@ -267,9 +268,9 @@ impl FakeNode {
         assert!(self.commands.send(Command::SetTip(block)).is_ok(), "the fake node runs");
     }
 
-    /// Questions for headers fail until it is told otherwise.
-    pub fn fail_headers(&self, fail: bool) {
-        assert!(self.commands.send(Command::FailHeaders(fail)).is_ok(), "the fake node runs");
+    /// Answers questions for headers with this instead, an error or a result, until it is told otherwise.
+    pub fn answer_headers(&self, answer: Option<Value>) {
+        assert!(self.commands.send(Command::AnswerHeaders(answer)).is_ok(), "the fake node runs");
     }
 
     /// The block that the last long poll took for the tip.
@@ -347,7 +348,7 @@ struct State {
     subscriptions: Cell<u32>,
     tip: watch::Sender<u8>,
     templates: Templates,
-    headers_fail: Cell<bool>,
+    header_answer: RefCell<Option<Value>>,
     started: Instant,
     /// By connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
@@ -409,7 +410,7 @@ async fn run(
                 Some(Command::SetTip(block)) => { state.tip.send_replace(block); }
                 Some(Command::SetOutcome(outcome)) => state.templates.outcome.set(outcome),
                 Some(Command::HangAt(step)) => { state.templates.hangs_at.send_replace(step); }
-                Some(Command::FailHeaders(fail)) => state.headers_fail.set(fail),
+                Some(Command::AnswerHeaders(answer)) => *state.header_answer.borrow_mut() = answer,
                 Some(Command::ShutDown) => { state.shutting_down.send_replace(true); }
                 None => return,
             }
@@ -607,8 +608,8 @@ impl Fake {
                 "blocks": 42, "headers": null, "difficulty": "high", "initialblockdownload": self.state.ibd.get(),
                 "verificationprogress": "0.5", "size_on_disk": -5, "chain": ["regtest"]
             }}),
-            "getblockheader" if self.state.headers_fail.get() => {
-                json!({"error": {"code": -32603, "message": "Internal error"}})
+            "getblockheader" if self.state.header_answer.borrow().is_some() => {
+                self.state.header_answer.borrow().clone().unwrap()
             }
             "getblockheader" => match (0..=tip).find(|block| params[0] == hash(*block)) {
                 Some(block) => json!({"result": {

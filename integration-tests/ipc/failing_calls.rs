@@ -151,6 +151,44 @@ fn http_beside_ipc_that_fails_is_0_and_counted() {
 }
 
 #[test]
+fn http_that_comes_and_goes_is_logged_once_a_minute() {
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.exporter(&node, &[]);
+    exporter.wait_for(HTTP, 1.0);
+    let started = std::time::Instant::now();
+    for _ in 0..5 {
+        http.set(Mode::Html);
+        exporter.wait_for(HTTP, 0.0);
+        http.set(Mode::Works);
+        exporter.wait_for(HTTP, 1.0);
+    }
+    let minutes = started.elapsed().as_secs() as usize / 60 + 1;
+    let lines = |text| exporter.log().matches(text).count();
+    assert!(failures(&exporter, "other") >= 5.0);
+    assert!(lines("HTTP is not used") <= minutes, "{}", exporter.log());
+    assert!(lines("HTTP is used") <= minutes + 1, "{}", exporter.log());
+}
+
+#[test]
+fn http_only_node_that_comes_and_goes_is_logged_once_a_minute() {
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.only_exporter(&["--poll-interval", "1s"]);
+    let started = std::time::Instant::now();
+    for _ in 0..3 {
+        let before = disconnects(&exporter, "lost");
+        http.set(Mode::Starts);
+        eventually("it is lost", || (disconnects(&exporter, "lost") > before).then_some(()));
+        http.set(Mode::Works);
+        exporter.wait_for(UP, 1.0);
+    }
+    let minutes = started.elapsed().as_secs() as usize / 60 + 1;
+    let lines = |text| exporter.log().matches(text).count();
+    assert!(lines("the node is starting; reconnecting") <= minutes, "{}", exporter.log());
+    assert!(lines("the node is asked over HTTP alone") <= minutes + 1, "{}", exporter.log());
+}
+
+#[test]
 fn real_node_whose_http_ends_keeps_what_ipc_gives() {
     let node = Node::start(&[]);
     node.mine(3);

@@ -138,7 +138,9 @@ impl Builder {
             Err(error) => {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
-                    warn!("the node gave no block template: {error}; trying again until it works");
+                    context.warn_of(&format!(
+                        "the node gave no block template: {error}; trying again until it works"
+                    ));
                 }
                 ControlFlow::Continue(())
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::context::Context;
 use super::http_rpc::Checker;
@@ -60,9 +60,9 @@ impl End {
         match self {
             End::ShutdownRequested => None,
             End::NodeShutDown => Some("shutdown"),
-            End::MissedPolls(_, why) if why.is_over_http() && !why.is_timeout() => Some("lost"),
-            End::MissedPolls(..) | End::Failed(CallError::TimedOut(_)) => Some("hung"),
-            End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
+            End::MissedPolls(_, why) if why.is_timeout() => Some("hung"),
+            End::Failed(CallError::TimedOut(_)) => Some("hung"),
+            End::MissedPolls(..) | End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
             End::NoNode(_) | End::NothingOffered | End::Loading(_) | End::NoEvidence => Some("refused"),
         }
     }
@@ -220,7 +220,7 @@ impl Session {
                     }
                     Err(why) => {
                         if health.failed() == 1 {
-                            warn!("a poll failed: {why}");
+                            self.context.warn_of(&format!("a poll failed: {why}"));
                         }
                         self.show_failed(&why);
                         let calls_back = tasks.subscriptions.as_ref().is_some_and(Subscriptions::any);
@@ -405,6 +405,7 @@ mod tests {
     #[test]
     fn sessions_end_as_hung_or_lost() {
         let missed = |error| End::MissedPolls(3, PollError::NoAnswer("uptime", error)).reason();
+        assert_eq!(End::MissedPolls(3, PollError::NoTip).reason(), Some("lost"), "it answers");
         let timeout = CallError::TimedOut(Duration::from_secs(1));
         let http = |cause| CallError::Http(Failure::new(cause, ""));
         assert_eq!(missed(timeout), Some("hung"));

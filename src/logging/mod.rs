@@ -2,6 +2,7 @@
 
 mod journal;
 mod queue;
+mod repeats;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +16,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::files;
 use queue::{MAX_WAITING_LINES, Queue};
 pub use queue::{Writer, dropped_lines};
+pub use repeats::Repeats;
 
 /// Where log lines go and how they look.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]

@@ -53,11 +53,6 @@ pub enum PollError {
 }
 
 impl PollError {
-    /// Whether it was a call over HTTP that failed.
-    pub fn is_over_http(&self) -> bool {
-        matches!(self, PollError::NoAnswer(_, CallError::Http(_)))
-    }
-
     /// Whether the node did not answer in time.
     pub fn is_timeout(&self) -> bool {
         matches!(self, PollError::NoAnswer(_, error) if error.is_timeout())
