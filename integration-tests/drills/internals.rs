@@ -8,7 +8,7 @@ use bitcoin::hashes::Hash;
 use bitcoin::p2p::message::NetworkMessage;
 use bitcoin::p2p::message_blockdata::Inventory;
 
-use crate::fleet::{FACTOR, Fleet, Kind, Plan, warning};
+use crate::fleet::{Fleet, Kind, Plan, warning};
 use crate::harness::eventually;
 use crate::harness::node::Node;
 use crate::harness::peer::Peer;

@@ -131,7 +131,7 @@ pub fn background_validation_is_quiet() {
 /// A node with FIBRE that is cut off for a while, again and again, and catches up without FIBRE.
 pub fn fibre_that_catches_up_is_quiet() {
     const FACTOR: u32 = 240;
-    if cannot_bpf().is_some() {
+    if cannot_bpf() {
         return eprintln!("FIBRE needs BPF");
     }
     let mut node = FibreNode::start();

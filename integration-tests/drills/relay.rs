@@ -16,7 +16,7 @@ const FACTOR: u32 = 240;
 
 /// Drill 21: the node takes none of the transactions that miners take.
 pub fn compact_blocks_without_transactions_are_an_alert() {
-    if fixture::cannot_bpf().is_some() {
+    if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");
     }
     let policy = ["-minrelaytxfee=0.1", "-blockreconstructionextratxn=0"];
@@ -31,7 +31,7 @@ pub fn compact_blocks_without_transactions_are_an_alert() {
 /// Drill 21: a peer announces blocks six seconds before anybody has them.
 pub fn blocks_that_come_slowly_are_an_alert() {
     const DELAY: Duration = Duration::from_secs(6);
-    if fixture::cannot_bpf().is_some() {
+    if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");
     }
     let plans = vec![Plan::new(Kind::Rpc).named("slow").alone(), Plan::new(Kind::Rpc).named("well")];
