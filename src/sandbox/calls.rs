@@ -1,0 +1,255 @@
+//! The lists of system calls. What is not on a list fails with EPERM.
+//!
+//! Found with strace on each kind of node, with TLS, renewed certificates, JSON-RPC over HTTP, the journal and files, and by the
+//! integration tests, which run with them.
+
+use std::collections::BTreeMap;
+
+use nix::libc;
+use seccompiler::SeccompCmpArgLen::{Dword, Qword};
+use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    apply_filter_all_threads,
+};
+
+pub type Result<T> = std::result::Result<T, seccompiler::Error>;
+
+/// Calls that are allowed, with any arguments or with some.
+#[derive(Default)]
+pub struct List(BTreeMap<i64, Vec<SeccompRule>>);
+
+impl List {
+    fn any(mut self, calls: &[i64]) -> Self {
+        self.0.extend(calls.iter().map(|&call| (call, Vec::new())));
+        self
+    }
+
+    /// With this argument, by its position, having this value in these bits.
+    fn masked(self, call: i64, argument: u8, mask: u64, value: u64) -> Result<Self> {
+        self.when(call, SeccompCondition::new(argument, Qword, MaskedEq(mask), value)?)
+    }
+
+    /// With one of these values as the argument at this position.
+    fn with(mut self, call: i64, argument: u8, values: &[i64]) -> Result<Self> {
+        for &value in values {
+            self = self.when(call, SeccompCondition::new(argument, Dword, Eq, value as u32 as u64)?)?;
+        }
+        Ok(self)
+    }
+
+    fn when(mut self, call: i64, condition: SeccompCondition) -> Result<Self> {
+        self.0.entry(call).or_default().push(SeccompRule::new(vec![condition])?);
+        Ok(self)
+    }
+
+    /// Confines all threads of this process, for good.
+    pub fn apply(self) -> Result<()> {
+        // The C library uses clone() when there is no clone3(), whose arguments a filter cannot see. Of two filters that deny a
+        // call, the one that was installed last names the error; the list allows it, so that this one does.
+        let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+        let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
+        let without_clone3 = compile(without_clone3, SeccompAction::Allow, no_such_call)?;
+        let denied = SeccompAction::Errno(libc::EPERM as u32);
+        let list = compile(self.any(&[libc::SYS_clone3]).0, denied, SeccompAction::Allow)?;
+        apply_filter_all_threads(&without_clone3)?;
+        apply_filter_all_threads(&list)
+    }
+}
+
+fn compile(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    other: SeccompAction,
+    listed: SeccompAction,
+) -> Result<BpfProgram> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    Ok(SeccompFilter::new(rules, other, listed, arch)?.try_into()?)
+}
+
+/// Each process: memory, time, its own threads and signals.
+fn base() -> Result<List> {
+    let pid = i64::from(nix::unistd::getpid().as_raw());
+    List::default()
+        .any(&[
+            libc::SYS_brk,
+            libc::SYS_madvise,
+            libc::SYS_mremap,
+            libc::SYS_munmap,
+            // The C library reads clocks without a system call where it can.
+            libc::SYS_clock_getres,
+            libc::SYS_clock_gettime,
+            libc::SYS_clock_nanosleep,
+            libc::SYS_gettimeofday,
+            libc::SYS_nanosleep,
+            libc::SYS_exit,
+            libc::SYS_exit_group,
+            libc::SYS_futex,
+            libc::SYS_getpid,
+            libc::SYS_getrandom, // seeds of hash maps
+            libc::SYS_gettid,
+            libc::SYS_restart_syscall,
+            libc::SYS_rt_sigaction,
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_rt_sigreturn,
+            libc::SYS_sched_yield,
+            libc::SYS_sigaltstack,
+            // On the descriptors that it has.
+            libc::SYS_close,
+            libc::SYS_ppoll,
+            libc::SYS_pread64,
+            libc::SYS_read,
+            libc::SYS_readv,
+            libc::SYS_recvfrom,
+            libc::SYS_sendto,
+            libc::SYS_shutdown,
+            libc::SYS_write,
+            libc::SYS_writev,
+        ])
+        .any(OF_X86_64)
+        // No memory becomes executable.
+        .masked(libc::SYS_mmap, 2, libc::PROT_EXEC as u64, 0)?
+        .masked(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64, 0)?
+        // abort() of this process.
+        .with(libc::SYS_tgkill, 0, &[pid])?
+        // Sockets that do not wait; whether stderr is a terminal.
+        .with(libc::SYS_ioctl, 1, &[libc::FIONBIO as i64, libc::TCGETS as i64])?
+        .with(libc::SYS_fcntl, 1, &FCNTL)
+}
+
+const FCNTL: [i64; 7] = [
+    libc::F_GETFD as i64,
+    libc::F_SETFD as i64,
+    libc::F_GETFL as i64,
+    libc::F_SETFL as i64,
+    libc::F_DUPFD_CLOEXEC as i64,
+    libc::F_ADD_SEALS as i64, // a long entry of the journal
+    libc::F_GET_SEALS as i64,
+];
+
+/// Older forms, which other architectures do not have.
+#[cfg(target_arch = "x86_64")]
+const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
+#[cfg(not(target_arch = "x86_64"))]
+const OF_X86_64: &[i64] = &[];
+
+/// A guard: what each process does, and the record of its subscriptions.
+pub fn guard() -> Result<List> {
+    Ok(base()?.any(&[libc::SYS_pwrite64]))
+}
+
+/// Both exporters: threads, reading files, serving HTTP.
+fn exporter() -> Result<List> {
+    let list = base()?
+        .any(&[
+            // Threads.
+            libc::SYS_membarrier,
+            libc::SYS_rseq,
+            libc::SYS_sched_getaffinity,
+            libc::SYS_set_robust_list,
+            libc::SYS_setpriority, // they give way to others
+            // Event loops.
+            libc::SYS_epoll_create1,
+            libc::SYS_epoll_ctl,
+            libc::SYS_epoll_pwait,
+            libc::SYS_eventfd2,
+            // Reading files and /proc. What can be opened is said below.
+            libc::SYS_faccessat,
+            libc::SYS_fstat,
+            libc::SYS_fstatfs,
+            libc::SYS_getcwd,
+            libc::SYS_getdents64,
+            libc::SYS_lseek,
+            libc::SYS_newfstatat,
+            libc::SYS_readlinkat,
+            libc::SYS_statfs,
+            libc::SYS_statx,
+            // The end of the node, and its user.
+            libc::SYS_pidfd_open,
+            libc::SYS_getegid,
+            libc::SYS_geteuid,
+            libc::SYS_getgid,
+            libc::SYS_getuid,
+            libc::SYS_uname,
+            // Scrapers' connections, and descriptors from the supervising process.
+            libc::SYS_accept4,
+            libc::SYS_getpeername,
+            libc::SYS_getsockname,
+            libc::SYS_getsockopt,
+            libc::SYS_recvmsg,
+            libc::SYS_sendmsg,
+            libc::SYS_setsockopt,
+            // A long entry of the journal.
+            libc::SYS_ftruncate,
+            libc::SYS_memfd_create,
+        ])
+        .any(FILES_OF_X86_64)
+        // New threads, and no new processes.
+        .masked(libc::SYS_clone, 0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)?
+        // Names of threads and of their memory.
+        .with(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as i64, libc::PR_SET_VMA as i64])?
+        // Limits can be read and not set.
+        .masked(libc::SYS_prlimit64, 2, u64::MAX, 0)?;
+    Ok(list)
+}
+
+#[cfg(target_arch = "x86_64")]
+const FILES_OF_X86_64: &[i64] = &[
+    libc::SYS_access,
+    libc::SYS_epoll_wait,
+    libc::SYS_lstat,
+    libc::SYS_readlink,
+    libc::SYS_stat,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const FILES_OF_X86_64: &[i64] = &[];
+
+/// Flags of open() that make, change or truncate a file.
+const WRITING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
+
+/// Opening files to read them.
+fn reads_files(list: List) -> Result<List> {
+    let list = list.masked(libc::SYS_openat, 2, WRITING, libc::O_RDONLY as u64)?;
+    #[cfg(target_arch = "x86_64")]
+    let list = list.masked(libc::SYS_open, 1, WRITING, libc::O_RDONLY as u64)?;
+    Ok(list)
+}
+
+/// The exporter that polls nodes. It makes TCP and UDP sockets, for JSON-RPC over HTTP and the names of its hosts, and no Unix
+/// sockets: it cannot connect to the node.
+pub fn ipc_exporter() -> Result<List> {
+    reads_files(exporter()?)?
+        .any(&[libc::SYS_connect, libc::SYS_sendmmsg])
+        .with(libc::SYS_socket, 0, &[libc::AF_INET as i64, libc::AF_INET6 as i64])
+}
+
+/// The exporter of tracepoints: what attaching to the next node needs. With a block log it may open files for writing.
+#[cfg(feature = "usdt")]
+pub fn usdt_exporter(writes_files: bool) -> Result<List> {
+    let list = exporter()?
+        .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
+        // Events of tracepoints are enabled and disabled.
+        .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
+    if !writes_files {
+        return reads_files(list);
+    }
+    let list = list
+        .any(&[
+            libc::SYS_openat,
+            libc::SYS_fallocate,
+            libc::SYS_fchmod,
+            libc::SYS_fchown,
+            libc::SYS_fdatasync,
+            libc::SYS_fsync,
+            libc::SYS_pwrite64,
+            libc::SYS_unlinkat,
+        ])
+        // SQLite's locks.
+        .with(libc::SYS_fcntl, 1, &[libc::F_GETLK as i64, libc::F_SETLK as i64, libc::F_SETLKW as i64])?;
+    #[cfg(target_arch = "x86_64")]
+    let list = list.any(&[libc::SYS_open, libc::SYS_unlink]);
+    Ok(list)
+}
+
+/// PERF_EVENT_IOC_ENABLE, _DISABLE, _SET_BPF.
+#[cfg(feature = "usdt")]
+const PERF_EVENTS: [i64; 3] = [0x2400, 0x2401, 0x4004_2408];

@@ -1,0 +1,122 @@
+//! The files that a process may read and the ports that it may connect to.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, NetPort, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+
+/// What Linux 6.12 has: files, TCP ports, and no signals or abstract sockets to the outside.
+const ABI_WANTED: ABI = ABI::V6;
+
+/// What a process may use. Writing, executing and listening on other ports is denied.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// Files that are read again: certificates, keys, passwords, cookies. The folders that they are in may be read, because a
+    /// renewed file is another one.
+    pub read: Vec<PathBuf>,
+    /// TCP ports to connect to.
+    pub connect: Vec<u16>,
+    /// Whether names of hosts are resolved.
+    pub resolves_names: bool,
+}
+
+/// Read by the C library to resolve names, and to name the owner of a socket.
+const NAME_FILES: [&str; 5] =
+    ["/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/gai.conf"];
+const ALWAYS: [&str; 2] = ["/proc", "/etc/passwd"];
+const DNS_PORT: u16 = 53;
+
+impl Files {
+    /// Confines the calling thread, and those that it starts. Returns what the kernel cannot confine; an error says why nothing is
+    /// confined.
+    pub(super) fn confine(&self) -> Result<Option<String>, String> {
+        let status = self.apply().map_err(|error| error.to_string())?;
+        match (status.ruleset, status.landlock) {
+            (RulesetStatus::NotEnforced, LandlockStatus::NotImplemented) => {
+                Err("this kernel has none; Linux 5.13 or later".into())
+            }
+            (RulesetStatus::NotEnforced, _) => Err("it is not among the kernel's security modules (lsm=)".into()),
+            (RulesetStatus::PartiallyEnforced, LandlockStatus::Available { effective_abi, .. }) => Ok(Some(format!(
+                "Landlock of this kernel (ABI {}) confines only {}",
+                effective_abi as i32,
+                if effective_abi < ABI::V4 { "files" } else { "files and TCP" }
+            ))),
+            _ => Ok(None),
+        }
+    }
+
+    fn apply(&self) -> Result<landlock::RestrictionStatus, RulesetError> {
+        let mut ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(ABI_WANTED))?
+            .handle_access(AccessNet::from_all(ABI_WANTED))?
+            .scope(Scope::from_all(ABI_WANTED))?
+            .create()?;
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        for path in self.paths() {
+            // What is not there cannot be read either.
+            let Ok(fd) = PathFd::new(&path) else { continue };
+            let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
+            ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
+        }
+        let dns = self.resolves_names.then_some(DNS_PORT);
+        for &port in self.connect.iter().chain(&dns) {
+            ruleset = ruleset.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
+        }
+        ruleset.restrict_self()
+    }
+
+    fn paths(&self) -> BTreeSet<PathBuf> {
+        let names = self.resolves_names.then_some(NAME_FILES).into_iter().flatten();
+        let fixed = ALWAYS.into_iter().chain(names).map(PathBuf::from);
+        fixed.chain(self.read.iter().flat_map(|path| folders(path))).collect()
+    }
+}
+
+/// The folders that a file may be found in when it was replaced: its own, and where symbolic links on the way lead to.
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let Ok(path) = std::path::absolute(path) else { return Vec::new() };
+    let mut folders = Vec::from_iter(path.parent().map(PathBuf::from));
+    for part in path.ancestors() {
+        // /run/secrets -> /run/secrets.d/1: the next one is /run/secrets.d/2.
+        if part.is_symlink()
+            && let Ok(target) = part.canonicalize()
+        {
+            let beside = target.parent().filter(|parent| *parent != Path::new("/"));
+            folders.push(beside.unwrap_or(&target).to_path_buf());
+        }
+    }
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn replaced_files_stay_readable() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let at = |name: &str| root.join(name);
+        // As certbot, sops-nix and Kubernetes have it.
+        for folder in ["live/x", "archive/x", "secrets.d/1", "k8s/..2026"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        for file in ["archive/x/c1.pem", "secrets.d/1/password", "k8s/..2026/c.pem"] {
+            std::fs::write(at(file), "").unwrap();
+        }
+        symlink("../../archive/x/c1.pem", at("live/x/c.pem")).unwrap();
+        symlink(at("secrets.d/1"), at("secrets")).unwrap();
+        symlink("..2026", at("k8s/..data")).unwrap();
+        symlink("..data/c.pem", at("k8s/c.pem")).unwrap();
+        assert_eq!(folders(&at("live/x/c.pem")), [at("live/x"), at("archive/x")]);
+        assert_eq!(folders(&at("secrets/password")), [at("secrets"), at("secrets.d")]);
+        assert_eq!(folders(&at("k8s/c.pem")), [at("k8s"), at("k8s/..2026")]);
+        assert_eq!(folders(&at("none/c.pem")), [at("none")]);
+    }
+}

@@ -1,0 +1,95 @@
+//! What each process may do once it runs: a filter of system calls (seccomp) and rules for files and ports (Landlock).
+//!
+//! Both need no privilege. A call that is not on the list fails with EPERM, so that an oversight costs a feature and not the
+//! process. A kernel or a container without one of the parts costs one log line.
+//!
+//! `calls` has the lists with their reasons, `files` the rules for files and ports.
+
+mod calls;
+mod files;
+
+use std::sync::Mutex;
+
+use tracing::{info, warn};
+
+pub use files::Files;
+
+/// Whether to confine the process.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+pub enum Sandbox {
+    /// With what the kernel has.
+    On,
+    /// Not at all, to debug the exporter.
+    Off,
+}
+
+/// Whether each part is in force.
+static PARTS: Mutex<Vec<(&str, bool)>> = Mutex::new(Vec::new());
+
+/// Each part of the sandbox, and whether it is in force; nothing before [`Confined::filter_calls`].
+pub fn parts() -> Vec<(&'static str, bool)> {
+    PARTS.lock().expect("nobody panics holding it").clone()
+}
+
+/// A process that is being confined: files first, before it has threads, calls last, when it serves.
+pub struct Confined {
+    sandbox: Sandbox,
+    /// What is missing, and why.
+    missing: Vec<String>,
+    parts: Vec<(&'static str, bool)>,
+}
+
+impl Confined {
+    /// Nothing is confined yet.
+    pub fn new(sandbox: Sandbox) -> Self {
+        Confined { sandbox, missing: Vec::new(), parts: Vec::new() }
+    }
+
+    /// Confines this thread and those that it starts to these files and ports.
+    pub fn files(mut self, files: &Files) -> Self {
+        if self.sandbox == Sandbox::On {
+            let confined = files.confine();
+            self.add("landlock", confined);
+        }
+        self
+    }
+
+    /// Confines all threads to the system calls of an exporter that asks nodes over IPC and HTTP.
+    pub fn ipc_exporter(self) {
+        self.filter(calls::ipc_exporter);
+    }
+
+    /// Confines all threads to the system calls of the exporter of tracepoints.
+    #[cfg(feature = "usdt")]
+    pub fn usdt_exporter(self, writes_files: bool) {
+        self.filter(|| calls::usdt_exporter(writes_files));
+    }
+
+    fn filter(mut self, list: impl FnOnce() -> calls::Result<calls::List>) {
+        if self.sandbox == Sandbox::Off {
+            warn!("the sandbox is off (--sandbox off)");
+            self.parts = vec![("seccomp", false), ("landlock", false)];
+        } else {
+            let filtered = list().and_then(calls::List::apply).map(|()| None);
+            self.add("seccomp", filtered.map_err(|error| error.to_string()));
+            match self.missing.is_empty() {
+                true => info!("the sandbox is on"),
+                false => warn!("the sandbox is incomplete: {}; the exporter goes on", self.missing.join("; ")),
+            }
+        }
+        *PARTS.lock().expect("nobody panics holding it") = self.parts;
+    }
+
+    fn add(&mut self, part: &'static str, confined: Result<Option<String>, String>) {
+        self.parts.push((part, confined.is_ok()));
+        match confined {
+            Ok(missing) => self.missing.extend(missing),
+            Err(why) => self.missing.push(format!("no {part} ({why})")),
+        }
+    }
+}
+
+/// Confines a guard, which reads and writes on the sockets that it has. Nothing is logged: the exporter logs the same.
+pub fn confine_guard() {
+    let _ = calls::guard().and_then(calls::List::apply);
+}
