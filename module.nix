@@ -319,7 +319,7 @@ in
             ProtectKernelTunables = true;
             # No ProtectProc=: only /proc shows that Bitcoin Core 30 has loaded its chain.
             ProcSubset = "pid";
-            SystemCallFilter = [ "@system-service" "~@privileged @resources" "sched_setattr setpriority" ];
+            SystemCallFilter = [ "@system-service" "~@privileged @resources" "sched_setattr setpriority" "seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self" ];
             RestrictAddressFamilies = [
               "AF_UNIX"
             ]
@@ -391,7 +391,7 @@ in
           AmbientCapabilities = [ "CAP_BPF" "CAP_PERFMON" ];
           CapabilityBoundingSet = [ "CAP_BPF" "CAP_PERFMON" ];
           LimitMEMLOCK = "infinity";
-          SystemCallFilter = [ "@system-service bpf perf_event_open" "~@resources" "setpriority" ];
+          SystemCallFilter = [ "@system-service bpf perf_event_open" "~@resources" "setpriority" "seccomp" ];
           RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
         };
       };

@@ -12,6 +12,7 @@ use clap::{ArgMatches, Args, Command, Parser};
 use crate::generate::{self, Generated};
 use crate::http::{Address, Endpoint, HostName, WebConfig};
 use crate::logging::{self, Log};
+use crate::sandbox::{Files, Sandbox};
 
 /// The version, and what the binary was built from.
 pub const VERSION: &str =
@@ -38,6 +39,10 @@ pub struct Shared {
     #[arg(long, env = "DEBUG")]
     pub debug: bool,
 
+    /// Confine the process to the system calls, files and ports that it needs; off to debug the exporter
+    #[arg(long, value_enum, default_value = "on", env = "SANDBOX")]
+    pub sandbox: Sandbox,
+
     /// Print the manual page or a shell's completions, exit
     #[arg(long, value_enum, value_name = "WHAT")]
     pub generate: Option<Generated>,
@@ -57,6 +62,12 @@ impl Shared {
     /// What `--web.config.file` asks for.
     pub fn web_config(&self) -> Result<WebConfig> {
         WebConfig::from_option(self.web_config_file.as_deref())
+    }
+
+    /// What the endpoint reads while it serves.
+    pub fn files(&self) -> Files {
+        let read = self.web_config_file.as_deref().map(WebConfig::renewed_files).unwrap_or_default();
+        Files { read, ..Files::default() }
     }
 
     /// Every page, as `--web.config.file` and `--web.allowed-host` have it.

@@ -20,6 +20,7 @@
 //! - [`text`] bounds text from others; [`files`] reads files that users name, `tls` the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
 //! - [`supervisor`] is the process that holds the node's connection, starts the guards and the exporter.
+//! - [`sandbox`] confines each process to the system calls, files and ports that it needs.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
@@ -47,6 +48,7 @@ pub mod logging;
 pub mod metrics;
 pub mod node_process;
 pub mod priority;
+pub mod sandbox;
 pub mod service;
 pub mod status;
 pub mod supervisor;

@@ -2,7 +2,9 @@
 //!
 //! None of it needs a privilege, and all is best effort: what the kernel or a filter of system calls refuses changes no answer.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use crate::sys;
@@ -22,7 +24,27 @@ pub fn answer_soon() {
 
 /// How long a process, `self` or its id, was ready to run and waited for a CPU; `None` if the kernel does not tell.
 pub fn run_delay(process: &str) -> Option<Duration> {
-    let statistics = std::fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?;
+    delay(&std::fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?)
+}
+
+/// How long this process waited for a CPU, from a file that stays open.
+pub struct OwnRunDelay(File);
+
+impl OwnRunDelay {
+    /// `None` if the kernel does not tell.
+    pub fn open() -> Option<Self> {
+        File::open("/proc/self/schedstat").ok().map(OwnRunDelay)
+    }
+
+    /// As [`run_delay`].
+    pub fn read(&self) -> Option<Duration> {
+        let mut statistics = [0; 128];
+        let read = self.0.read_at(&mut statistics, 0).ok()?;
+        delay(std::str::from_utf8(&statistics[..read]).ok()?)
+    }
+}
+
+fn delay(statistics: &str) -> Option<Duration> {
     Some(Duration::from_nanos(statistics.split_whitespace().nth(1)?.parse().ok()?))
 }
 

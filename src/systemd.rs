@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -64,6 +66,21 @@ pub fn close_inherited() {
 /// The process that notifies the service manager in place of this one.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
 
+/// The service manager. It is connected to before the process is confined, which makes no sockets any more.
+static MANAGER: LazyLock<Option<UnixDatagram>> = LazyLock::new(|| {
+    let address = std::env::var_os("NOTIFY_SOCKET")?;
+    let address = match address.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&address),
+    };
+    let connected = || {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(&address?)?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    connected().inspect_err(|error| tracing::warn!("cannot notify the service manager: {error}")).ok()
+});
+
 /// Has the supervising process at the other end of this channel send notifications.
 pub fn notify_through(channel: OwnedFd) {
     let _ = SUPERVISOR.set(channel);
@@ -79,7 +96,7 @@ pub fn notify(state: sd_notify::NotifyState) {
     };
     let sent = match (SUPERVISOR.get(), request) {
         (Some(supervisor), Some(request)) => request.send(supervisor),
-        _ => sd_notify::notify(&[state]),
+        _ => MANAGER.as_ref().map_or(Ok(()), |manager| manager.send(state.to_string().as_bytes()).map(drop)),
     };
     if let Err(error) = sent {
         tracing::warn!("cannot notify the service manager: {error}");

@@ -41,6 +41,16 @@ pub enum Password {
 }
 
 impl Credentials {
+    /// The file that they are read from at each request.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Credentials::Cookie(path) | Credentials::User { password: Password::File(path), .. } => {
+                Some(path)
+            }
+            Credentials::User { password: Password::Environment, .. } => None,
+        }
+    }
+
     /// The `Authorization` header, of what is there now.
     pub async fn read(&self) -> Result<HeaderValue, String> {
         let both = match self {

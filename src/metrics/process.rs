@@ -7,13 +7,14 @@ use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::declare::Declare;
 use super::now;
 use crate::node_process::cpu_seconds;
-use crate::{logging, tls};
+use crate::{logging, sandbox, tls};
 
 const CPU: (&str, &str) = ("process_cpu_seconds_total", "CPU time of the exporter, user and system");
 const RESIDENT: (&str, &str) = ("process_resident_memory_bytes", "Resident memory of the exporter");
@@ -28,6 +29,10 @@ const CERTIFICATE_EXPIRY: (&str, &str) = (
     "bitcoin_exporter_certificate_expiry_timestamp_seconds",
     "When the certificate that the exporter serves expires, Unix seconds; absent without TLS",
 );
+const SANDBOX: (&str, &str) = (
+    "bitcoin_exporter_sandbox",
+    "1 if this part of the exporter's sandbox is in force, else 0: `seccomp`, `landlock`",
+);
 
 /// When the metrics were declared, which a process does first. `/proc/stat` has the time of boot, from which the start
 /// of each process counts, but a service does not see it (`ProcSubset=pid`).
@@ -41,6 +46,7 @@ pub(super) fn declare(d: &mut Declare) {
     d.row(START.0, "gauge", &[], START.1, "the exporter");
     d.row(LOG_DROPPED.0, "counter", &[], LOG_DROPPED.1, "the exporter");
     d.row(CERTIFICATE_EXPIRY.0, "gauge", &[], CERTIFICATE_EXPIRY.1, "the exporter");
+    d.row(SANDBOX.0, "gauge", &["part"], SANDBOX.1, "the exporter");
     d.registry.register_collector(Box::new(ProcSelf));
 }
 
@@ -49,6 +55,15 @@ struct ProcSelf;
 
 impl Collector for ProcSelf {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let parts = sandbox::parts();
+        if !parts.is_empty() {
+            let help = format!("{}.", SANDBOX.1);
+            let mut family = encoder.encode_descriptor(SANDBOX.0, &help, None, MetricType::Gauge)?;
+            for (part, is_in_force) in parts {
+                let gauge = ConstGauge::new(i64::from(is_in_force));
+                gauge.encode(family.encode_family(&[("part", part)])?)?;
+            }
+        }
         let mut show = |(name, help): (&str, &str), metric: &dyn EncodeMetric| {
             let stem = name.strip_suffix("_total").unwrap_or(name);
             metric.encode(encoder.encode_descriptor(stem, &format!("{help}."), None, metric.metric_type())?)

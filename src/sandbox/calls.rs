@@ -193,13 +193,8 @@ fn exporter() -> Result<List> {
 }
 
 #[cfg(target_arch = "x86_64")]
-const FILES_OF_X86_64: &[i64] = &[
-    libc::SYS_access,
-    libc::SYS_epoll_wait,
-    libc::SYS_lstat,
-    libc::SYS_readlink,
-    libc::SYS_stat,
-];
+const FILES_OF_X86_64: &[i64] =
+    &[libc::SYS_access, libc::SYS_epoll_wait, libc::SYS_lstat, libc::SYS_readlink, libc::SYS_stat];
 #[cfg(not(target_arch = "x86_64"))]
 const FILES_OF_X86_64: &[i64] = &[];
 
@@ -217,19 +212,26 @@ fn reads_files(list: List) -> Result<List> {
 /// The exporter that polls nodes. It makes TCP and UDP sockets, for JSON-RPC over HTTP and the names of its hosts, and no Unix
 /// sockets: it cannot connect to the node.
 pub fn ipc_exporter() -> Result<List> {
-    reads_files(exporter()?)?
-        .any(&[libc::SYS_connect, libc::SYS_sendmmsg])
-        .with(libc::SYS_socket, 0, &[libc::AF_INET as i64, libc::AF_INET6 as i64])
+    reads_files(exporter()?)?.any(&[libc::SYS_connect, libc::SYS_sendmmsg]).with(
+        libc::SYS_socket,
+        0,
+        &[libc::AF_INET as i64, libc::AF_INET6 as i64],
+    )
 }
 
 /// The exporter of tracepoints: what attaching to the next node needs. With a block log it may open files for writing.
 #[cfg(feature = "usdt")]
-pub fn usdt_exporter(writes_files: bool) -> Result<List> {
+pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<List> {
+    let removes: &[i64] = match writes_block_log || removes_socket {
+        true => UNLINK,
+        false => &[],
+    };
     let list = exporter()?
+        .any(removes)
         .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
         // Events of tracepoints are enabled and disabled.
         .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
-    if !writes_files {
+    if !writes_block_log {
         return reads_files(list);
     }
     let list = list
@@ -241,14 +243,18 @@ pub fn usdt_exporter(writes_files: bool) -> Result<List> {
             libc::SYS_fdatasync,
             libc::SYS_fsync,
             libc::SYS_pwrite64,
-            libc::SYS_unlinkat,
         ])
         // SQLite's locks.
         .with(libc::SYS_fcntl, 1, &[libc::F_GETLK as i64, libc::F_SETLK as i64, libc::F_SETLKW as i64])?;
     #[cfg(target_arch = "x86_64")]
-    let list = list.any(&[libc::SYS_open, libc::SYS_unlink]);
+    let list = list.any(&[libc::SYS_open]);
     Ok(list)
 }
+
+#[cfg(all(feature = "usdt", target_arch = "x86_64"))]
+const UNLINK: &[i64] = &[libc::SYS_unlink, libc::SYS_unlinkat];
+#[cfg(all(feature = "usdt", not(target_arch = "x86_64")))]
+const UNLINK: &[i64] = &[libc::SYS_unlinkat];
 
 /// PERF_EVENT_IOC_ENABLE, _DISABLE, _SET_BPF.
 #[cfg(feature = "usdt")]

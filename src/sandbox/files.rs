@@ -38,12 +38,16 @@ impl Files {
             (RulesetStatus::NotEnforced, LandlockStatus::NotImplemented) => {
                 Err("this kernel has none; Linux 5.13 or later".into())
             }
-            (RulesetStatus::NotEnforced, _) => Err("it is not among the kernel's security modules (lsm=)".into()),
-            (RulesetStatus::PartiallyEnforced, LandlockStatus::Available { effective_abi, .. }) => Ok(Some(format!(
-                "Landlock of this kernel (ABI {}) confines only {}",
-                effective_abi as i32,
-                if effective_abi < ABI::V4 { "files" } else { "files and TCP" }
-            ))),
+            (RulesetStatus::NotEnforced, _) => {
+                Err("it is not among the kernel's security modules (lsm=)".into())
+            }
+            (RulesetStatus::PartiallyEnforced, LandlockStatus::Available { effective_abi, .. }) => {
+                Ok(Some(format!(
+                    "Landlock of this kernel (ABI {}) confines only {}",
+                    effective_abi as i32,
+                    if effective_abi < ABI::V4 { "files" } else { "files and TCP" }
+                )))
+            }
             _ => Ok(None),
         }
     }

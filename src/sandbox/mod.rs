@@ -10,7 +10,7 @@ mod files;
 
 use std::sync::Mutex;
 
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 pub use files::Files;
 
@@ -59,10 +59,11 @@ impl Confined {
         self.filter(calls::ipc_exporter);
     }
 
-    /// Confines all threads to the system calls of the exporter of tracepoints.
+    /// Confines all threads to the system calls of the exporter of tracepoints, which may write a block log, and remove the file of
+    /// its own Unix socket.
     #[cfg(feature = "usdt")]
-    pub fn usdt_exporter(self, writes_files: bool) {
-        self.filter(|| calls::usdt_exporter(writes_files));
+    pub fn usdt_exporter(self, writes_block_log: bool, removes_socket: bool) {
+        self.filter(|| calls::usdt_exporter(writes_block_log, removes_socket));
     }
 
     fn filter(mut self, list: impl FnOnce() -> calls::Result<calls::List>) {
@@ -73,8 +74,10 @@ impl Confined {
             let filtered = list().and_then(calls::List::apply).map(|()| None);
             self.add("seccomp", filtered.map_err(|error| error.to_string()));
             match self.missing.is_empty() {
-                true => info!("the sandbox is on"),
-                false => warn!("the sandbox is incomplete: {}; the exporter goes on", self.missing.join("; ")),
+                true => debug!("the sandbox is on"),
+                false => {
+                    warn!("the sandbox is incomplete: {}; the exporter goes on", self.missing.join("; "))
+                }
             }
         }
         *PARTS.lock().expect("nobody panics holding it") = self.parts;

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use bitcoind_exporter::collect::{Candidates, Config, NextBlock, UtxoTrace};
 use bitcoind_exporter::http_rpc::credentials::PASSWORD_VARIABLE;
 use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url, tls};
 use bitcoind_exporter::ipc::source::{self, CHAINS, KnownChain, Source, default_datadir};
+use bitcoind_exporter::sandbox::Files;
 use clap::Parser;
 
 /// Prometheus metrics of a running Bitcoin node, over its IPC socket, without hurting it.
@@ -210,6 +212,17 @@ impl Arguments {
             found: source.socket().iter().filter_map(|path| Some(path.parent()?.to_path_buf())).collect(),
             of_log: None,
         }
+    }
+
+    /// What is read while it serves, and connected to.
+    pub fn files(&self, config: &Config) -> Files {
+        let mut files = self.shared.files();
+        if let Some(http) = &config.http_rpc {
+            files.read.extend(http.credentials.file().map(PathBuf::from));
+            files.connect.push(http.url.port);
+            files.resolves_names = http.url.host.parse::<IpAddr>().is_err();
+        }
+        files
     }
 
     /// The path of the node's socket; `None` if there is nothing but an inherited connection.

@@ -19,6 +19,7 @@ use bitcoind_exporter::http::{Address, Listener};
 use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::ipc::source::Source;
 use bitcoind_exporter::metrics::{Format, Metrics};
+use bitcoind_exporter::sandbox::Confined;
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::status::Status;
 use bitcoind_exporter::supervisor::{self, NodeSocket, Supervised};
@@ -74,32 +75,39 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
 fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let start = supervisor::Start::take(&mut arguments)?;
     let arguments = Arguments::parse_or_exit(arguments);
-    let listener = start.listener.map(Listener::inherited).transpose()?;
-    let _written_at_the_end = arguments.shared.start_logging()?;
-    let started_by_scrape = listener.is_some();
+    let started_by_scrape = start.listener.is_some();
     // systemd starts us for a scrape, and could not connect to the node. Only it can, at our next start.
     let without_node = started_by_scrape && start.inherited.is_none() && arguments.name_no_node();
     let path = arguments.node_socket(start.inherited.is_some());
     let mut source = Source::new(start.client, start.inherited, path);
+    let serves = !arguments.once && !arguments.check;
+    let listener = match start.listener {
+        Some(fd) => Some(Listener::inherited(fd)?),
+        None if serves => Some(Listener::bind(&arguments.shared.metrics_addr)?),
+        None => None,
+    };
+    let config = arguments.config(&source)?;
+    // Before there are threads, which would stay unconfined.
+    let confined = Confined::new(arguments.shared.sandbox).files(&arguments.files(&config));
+    let _written_at_the_end = arguments.shared.start_logging()?;
 
     let metrics = Metrics::new();
     let status = Arc::new(Status::new(metrics.clone()));
     let shutdown = CancellationToken::new();
-    let context = Context::new(arguments.config(&source)?, metrics.clone(), status.clone(), shutdown.clone());
+    let context = Context::new(config, metrics.clone(), status.clone(), shutdown.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if arguments.once {
-        LocalSet::new().block_on(&runtime, collect::once(&mut source, context))?;
-        cli::print(&metrics.render(Format::Text))?;
+    let Some(listener) = listener.filter(|_| serves) else {
+        confined.ipc_exporter();
+        if arguments.once {
+            LocalSet::new().block_on(&runtime, collect::once(&mut source, context))?;
+            cli::print(&metrics.render(Format::Text))?;
+        } else {
+            cli::print(&LocalSet::new().block_on(&runtime, collect::check(&mut source, context))?)?;
+        }
         return Ok(ExitCode::SUCCESS);
-    }
-    if arguments.check {
-        cli::print(&LocalSet::new().block_on(&runtime, collect::check(&mut source, context))?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-
-    let endpoint = arguments.shared.endpoint()?;
-    let listener = listener.map_or_else(|| Listener::bind(&arguments.shared.metrics_addr), Ok)?;
-    let service = Service::start(&runtime, [(listener, endpoint)], status.clone())?;
+    };
+    let service = Service::start(&runtime, [(listener, arguments.shared.endpoint()?)], status.clone())?;
+    confined.ipc_exporter();
     let collector = Collector::new(context);
     service.run(&runtime, &shutdown, async {
         spawn_local(async move { status.keep_history().await });

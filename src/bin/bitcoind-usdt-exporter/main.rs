@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{self, Program};
-use bitcoind_exporter::http::{Endpoint, Listener, Pages};
+use bitcoind_exporter::http::{Address, Endpoint, Listener, Pages};
 use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{Format, Snapshots};
+use bitcoind_exporter::sandbox::Confined;
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd;
 use bitcoind_exporter::usdt::page::Page;
@@ -101,6 +102,8 @@ fn run() -> Result<ExitCode> {
         });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let service = Service::start(&runtime, listeners, Arc::new(Status { metrics, ready, page }))?;
+    let removes_socket = matches!(arguments.address(), Address::Unix(_));
+    Confined::new(arguments.shared.sandbox).usdt_exporter(arguments.block_log.is_some(), removes_socket);
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(watch::follow(tracer, traced, health));

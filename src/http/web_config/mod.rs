@@ -6,7 +6,7 @@ mod basic_auth;
 mod tls;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,15 @@ impl WebConfig {
     /// What the option asks for; without it, plain HTTP for everyone.
     pub fn from_option(path: Option<&Path>) -> Result<Self> {
         path.map_or_else(|| Ok(Self::default()), Self::read)
+    }
+
+    /// The files that are read again while it serves: certificates, keys, authorities. None if the configuration is invalid, which
+    /// [`read`](Self::read) reports.
+    pub fn renewed_files(path: &Path) -> Vec<PathBuf> {
+        let file = files::read_text(path).ok().and_then(|text| serde_yaml_ng::from_str::<File>(&text).ok());
+        let tls = file.and_then(|file| file.tls_server_config);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        tls.map(|tls| tls.within(folder).files()).unwrap_or_default()
     }
 
     /// One user with a password, and a certificate with its key; each may be left out.

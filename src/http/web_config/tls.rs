@@ -78,6 +78,11 @@ impl TlsServer {
         }
     }
 
+    /// The files that it is read from.
+    pub fn files(self) -> Vec<PathBuf> {
+        [self.cert_file, self.key_file].into_iter().chain(self.client_ca_file).collect()
+    }
+
     fn read(&self) -> Result<Contents> {
         Ok(Contents {
             certificates: read_pem(&self.cert_file).context("tls_server_config: cert_file")?,

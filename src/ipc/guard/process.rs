@@ -15,8 +15,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 
 use super::record::Record;
-use super::relay::relay_with_record;
-use crate::{priority, systemd};
+use super::relay::{OpenFiles, relay_with_files};
+use crate::priority::OwnRunDelay;
+use crate::{priority, sandbox, systemd};
 
 /// The first argument of a guard. The second is the descriptor that events go to, the third the budget of the UTXO cache
 /// trace in microseconds or `-`, the fourth the descriptor of its [`Record`] or `-`. A fifth, `--replace`, makes it end the
@@ -96,6 +97,10 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let record = record.map(systemd::take_over).transpose()?.map(Record::inherited);
     let node = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = StdUnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let files = OpenFiles { record, run_delay: OwnRunDelay::open() };
+    // Its memory is not for other processes of its user, the exporter's among them.
+    let _ = prctl::set_dumpable(false);
+    sandbox::confine_guard();
     // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.
-    Ok(relay_with_record(node, exporter, events.into(), budget, record, replaces)?)
+    Ok(relay_with_files(node, exporter, events.into(), budget, files, replaces)?)
 }

@@ -18,7 +18,8 @@ use super::peer::Peer;
 use super::protocol::{FromExporter, FromNode, ProtocolState};
 use super::record::Record;
 use super::written::{self, EmptyAnswer};
-use crate::{cli, priority, sys, text};
+use crate::priority::OwnRunDelay;
+use crate::{cli, sys, text};
 
 /// Limit on a message of the exporter's, which asks short questions.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -41,21 +42,30 @@ pub fn relay(
     trace_budget: Option<Duration>,
     replaces: Option<&[SubscriptionIds]>,
 ) -> io::Result<()> {
-    relay_and_log(node, exporter, events, trace_budget, replaces, None, |line| cli::print_error(line))
+    let files = OpenFiles { record: None, run_delay: OwnRunDelay::open() };
+    relay_and_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
 }
 
-/// The same, and keeps a record of the subscriptions. With `replaces` it ends those in the record.
-pub fn relay_with_record(
+/// Files that a guard has opened before it is confined.
+pub struct OpenFiles {
+    /// Its subscriptions, for its replacement.
+    pub record: Option<Record>,
+    /// How long it waited for a CPU.
+    pub run_delay: Option<OwnRunDelay>,
+}
+
+/// The same as a process. With `replaces` it ends the subscriptions in the record.
+pub fn relay_with_files(
     node: UnixStream,
     exporter: UnixStream,
     events: UnixStream,
     trace_budget: Option<Duration>,
-    record: Option<Record>,
+    files: OpenFiles,
     replaces: bool,
 ) -> io::Result<()> {
-    let left = record.as_ref().map(|record| record.subscriptions().to_vec()).unwrap_or_default();
+    let left = files.record.as_ref().map(|record| record.subscriptions().to_vec()).unwrap_or_default();
     let replaces = replaces.then_some(&left[..]);
-    relay_and_log(node, exporter, events, trace_budget, replaces, record, |line| cli::print_error(line))
+    relay_and_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
 }
 
 /// `log` takes what has to be known at once.
@@ -65,14 +75,14 @@ fn relay_and_log(
     events: UnixStream,
     trace_budget: Option<Duration>,
     replaces: Option<&[SubscriptionIds]>,
-    record: Option<Record>,
+    files: OpenFiles,
     log: impl FnOnce(&str),
 ) -> io::Result<()> {
     let mut relay = Relay {
         node: Peer::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
         exporter: Peer::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
         events: EventQueue::new(events)?,
-        record,
+        files,
         protocol: match replaces {
             Some(subscriptions) => ProtocolState::replacement(subscriptions, now()),
             None => ProtocolState::new(Budget::new(trace_budget), now()),
@@ -110,7 +120,7 @@ struct Relay {
     node: Peer,
     exporter: Peer,
     events: EventQueue,
-    record: Option<Record>,
+    files: OpenFiles,
     protocol: ProtocolState,
     answer: EmptyAnswer,
     burst: Burst,
@@ -127,7 +137,7 @@ impl Relay {
                 self.node.send(&call.encode())?;
             }
             while let Some(event) = self.protocol.next_event() {
-                self.record.iter_mut().for_each(|record| record.apply(&event));
+                self.files.record.iter_mut().for_each(|record| record.apply(&event));
                 self.events.tell(event);
             }
             if self.node.unsent() == 0 && self.protocol.may_close(now()) {
@@ -238,7 +248,8 @@ impl Relay {
                     && at.saturating_sub(self.run_delay_at) >= RUN_DELAY_INTERVAL
                 {
                     self.run_delay_at = at;
-                    priority::run_delay("self").into_iter().for_each(|total| self.protocol.run_delay(total));
+                    let run_delay = self.files.run_delay.as_ref().and_then(OwnRunDelay::read);
+                    run_delay.into_iter().for_each(|total| self.protocol.run_delay(total));
                 }
                 self.node.send(self.answer.to(call.question))?;
                 let waited = now().saturating_sub(at);
@@ -333,7 +344,15 @@ mod tests {
         let subscription = "1,2,3".parse::<SubscriptionIds>().unwrap();
         let guard = std::thread::spawn(move || {
             let log = move |line: &str| send.send(line.to_string()).unwrap();
-            relay_and_log(node_theirs, exporter_theirs, events_theirs, None, Some(&[subscription]), None, log)
+            relay_and_log(
+                node_theirs,
+                exporter_theirs,
+                events_theirs,
+                None,
+                Some(&[subscription]),
+                OpenFiles { record: None, run_delay: None },
+                log,
+            )
         });
         node.write_all(&[0xff; 64]).unwrap();
         let line = logged.recv_timeout(Duration::from_secs(60)).expect("a log line while the node is there");

@@ -1,0 +1,265 @@
+//! What each process holds and may do: the exporter has no way to the node but its guard.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use bitcoind_exporter::sandbox::{self, Confined, Files, Sandbox};
+use nix::libc;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Pid;
+use procfs::process::{FDTarget, Process};
+use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
+use tempfile::TempDir;
+
+use crate::exporter::{Exporter, command};
+use crate::node::Node;
+
+/// The result of a system call that no crate wraps.
+#[allow(unsafe_code, reason = "no crate wraps them")]
+fn call(number: i64, arguments: [i64; 4]) -> io::Result<i64> {
+    let [a, b, c, d] = arguments;
+    // SAFETY: the calls made here take numbers and null pointers.
+    match unsafe { libc::syscall(number, a, b, c, d, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
+}
+
+/// Sockets of a process whose other end this process has.
+fn sockets_of(holder: Pid, peer: u32) -> usize {
+    let pidfd = call(libc::SYS_pidfd_open, [holder.as_raw().into(), 0, 0, 0]).unwrap();
+    let is_connected_to_peer = |fd: i32| {
+        let ours =
+            call(libc::SYS_pidfd_getfd, [pidfd, fd.into(), 0, 0]).expect("descriptors can be duplicated");
+        #[allow(unsafe_code, reason = "it comes from a system call that no crate wraps")]
+        // SAFETY: the call has just made it.
+        let ours = unsafe { OwnedFd::from_raw_fd(ours as i32) };
+        getsockopt(&ours, sockopt::PeerCredentials).is_ok_and(|credentials| credentials.pid() as u32 == peer)
+    };
+    let fds = Process::new(holder.as_raw()).unwrap().fd().unwrap().flatten();
+    fds.filter(|fd| matches!(fd.target, FDTarget::Socket(_)) && is_connected_to_peer(fd.fd)).count()
+}
+
+#[test]
+fn only_supervisor_and_guard_have_the_node_s_socket() {
+    let node = Node::start(&[]);
+    node.mine(1);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "50ms"]).ready();
+    let guard = exporter.guard().unwrap();
+    assert_eq!(sockets_of(exporter.pid(), node.pid()), 0);
+    assert!(sockets_of(guard, node.pid()) >= 1 && sockets_of(exporter.supervisor(), node.pid()) >= 1);
+    // After a reconnect, too.
+    nix::sys::signal::kill(guard, Signal::SIGKILL).unwrap();
+    exporter.wait_for("bitcoin_exporter_connects_total", 2.0);
+    exporter.wait_for("bitcoin_up", 1.0);
+    assert_eq!(sockets_of(exporter.pid(), node.pid()), 0);
+}
+
+#[test]
+fn each_process_is_confined() {
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    let status = |pid: Pid| Process::new(pid.as_raw()).unwrap().status().unwrap();
+    for (pid, filter) in [(exporter.supervisor(), 0), (exporter.pid(), 2), (exporter.guard().unwrap(), 2)] {
+        let status = status(pid);
+        let expected = (Some(1), Some(filter));
+        // Where the tests run in a container, all have its filter.
+        let own = Process::myself().unwrap().status().unwrap().seccomp;
+        assert!((status.nonewprivs, status.seccomp) == expected || own == Some(2), "{pid}: {status:?}");
+    }
+    exporter.wait_for("bitcoin_exporter_sandbox{part=\"seccomp\"}", 1.0);
+    assert!(exporter.value("bitcoin_exporter_sandbox{part=\"landlock\"}").is_some());
+    assert!(!exporter.log().contains("sandbox is incomplete") || !has_landlock_6(), "{}", exporter.log());
+}
+
+/// Whether the kernel confines files, ports and signals.
+fn has_landlock_6() -> bool {
+    call(libc::SYS_landlock_create_ruleset, [0, 0, 1, 0]).is_ok_and(|abi| abi >= 6)
+}
+
+#[test]
+fn sandbox_off_is_logged_and_exported() {
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &["--sandbox", "off"]).ready();
+    assert_eq!(exporter.value("bitcoin_exporter_sandbox{part=\"seccomp\"}"), Some(0.0));
+    assert_eq!(exporter.value("bitcoin_exporter_sandbox{part=\"landlock\"}"), Some(0.0));
+    assert!(exporter.log().contains("the sandbox is off"), "{}", exporter.log());
+}
+
+const ROLE: &str = "TEST_RUNS_IN_SANDBOX";
+
+/// Starts this test again as a process of its own; returns what it printed.
+fn again(test: &str, role: &str, dir: &TempDir) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("sandbox::{test}"), "--nocapture"])
+        .env(ROLE, role)
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+/// Prints what became of an attempt.
+fn report<T>(what: &str, result: io::Result<T>) {
+    let denied = result.err().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    println!("\n{what}: {}", if denied { "denied" } else { "not denied" });
+}
+
+/// What neither the exporter nor a guard may do.
+fn attempt_everything() {
+    report("execve", Err::<(), _>(Command::new("/bin/true").exec()));
+    report("fork", call(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0]));
+    let parent = i64::from(nix::unistd::getppid().as_raw());
+    report("ptrace", call(libc::SYS_ptrace, [libc::PTRACE_SEIZE.into(), parent, 0, 0]));
+    report("process_vm_readv", call(libc::SYS_process_vm_readv, [parent, 0, 0, 0]));
+    report("pidfd_getfd", call(libc::SYS_pidfd_getfd, [0, 0, 0, 0]));
+    report("kill", call(libc::SYS_kill, [parent, 0, 0, 0]));
+    report("connect", UnixStream::connect("node.sock"));
+    report("socketpair", UnixStream::pair());
+    report("listen", TcpListener::bind("127.0.0.1:0"));
+    report("create", File::create("new"));
+    report("write", File::options().write(true).open("read/file"));
+    report("truncate", call(libc::SYS_truncate, [0, 0, 0, 0]));
+    report("unlink", std::fs::remove_file("read/file"));
+    report("rename", std::fs::rename("read/file", "read/other"));
+    let executable = i64::from(libc::PROT_READ | libc::PROT_EXEC);
+    report(
+        "mmap",
+        call(libc::SYS_mmap, [0, 4096, executable, (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).into()]),
+    );
+    report("io_uring", call(libc::SYS_io_uring_setup, [1, 0, 0, 0]));
+    report("bpf", call(libc::SYS_bpf, [0, 0, 0, 0]));
+    report("unshare", call(libc::SYS_unshare, [libc::CLONE_NEWUSER.into(), 0, 0, 0]));
+    report("seccomp", call(libc::SYS_seccomp, [0, 0, 0, 0]));
+}
+
+const DENIED: [&str; 19] = [
+    "execve",
+    "fork",
+    "ptrace",
+    "process_vm_readv",
+    "pidfd_getfd",
+    "kill",
+    "connect",
+    "socketpair",
+    "listen",
+    "create",
+    "write",
+    "truncate",
+    "unlink",
+    "rename",
+    "mmap",
+    "io_uring",
+    "bpf",
+    "unshare",
+    "seccomp",
+];
+
+fn prepare(dir: &TempDir) -> UnixListener {
+    std::fs::create_dir(dir.path().join("read")).unwrap();
+    std::fs::write(dir.path().join("read/file"), "").unwrap();
+    std::fs::write(dir.path().join("other"), "").unwrap();
+    UnixListener::bind(dir.path().join("node.sock")).unwrap()
+}
+
+#[test]
+fn a_confined_exporter_is_denied_what_it_does_not_need() {
+    if let Some(port) = role() {
+        let port = port.parse().unwrap();
+        let files = Files { read: vec![PathBuf::from("read/file")], connect: vec![port], ..Files::default() };
+        Confined::new(Sandbox::On).files(&files).ipc_exporter();
+        attempt_everything();
+        println!("\nparts: {:?}", sandbox::parts());
+        report("open", File::open("other"));
+        report("open certificate", File::open("read/file"));
+        report("open /proc", File::open("/proc/self/stat"));
+        report("connect JSON-RPC", TcpStream::connect(("127.0.0.1", port)));
+        report("connect TCP", TcpStream::connect(("127.0.0.1", port - 1)));
+        report("thread", std::thread::Builder::new().spawn(|| ()).map(|thread| thread.join().unwrap()));
+        std::process::exit(0); // not the harness's end: it is confined, too
+    }
+    let dir = TempDir::new().unwrap();
+    let (_node, json_rpc) = (prepare(&dir), TcpListener::bind("127.0.0.1:0").unwrap());
+    let port = json_rpc.local_addr().unwrap().port().to_string();
+    let said = again("a_confined_exporter_is_denied_what_it_does_not_need", &port, &dir);
+    for what in DENIED {
+        assert!(said.contains(&format!("\n{what}: denied")), "{what}\n{said}");
+    }
+    for what in ["open certificate", "open /proc", "connect JSON-RPC", "thread"] {
+        assert!(said.contains(&format!("\n{what}: not denied")), "{what}\n{said}");
+    }
+    match has_landlock_6() {
+        true => {
+            assert!(said.contains("(\"landlock\", true)"), "{said}");
+            assert!(said.contains("\nopen: denied") && said.contains("\nconnect TCP: denied"), "{said}");
+        }
+        false => eprintln!("SKIPPED: Landlock of this kernel does not confine files, ports and signals"),
+    }
+}
+
+#[test]
+fn a_confined_guard_is_denied_all_but_its_sockets() {
+    if role().is_some() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let record = File::create("record").unwrap();
+        sandbox::confine_guard();
+        attempt_everything();
+        report("open", File::open("read/file"));
+        report("socket", TcpStream::connect("127.0.0.1:1"));
+        report("thread", std::thread::Builder::new().spawn(|| ()).map(drop));
+        let mut byte = [0];
+        report("sockets", ours.write_all(b"x").and_then(|()| theirs.read_exact(&mut byte)));
+        report("record", std::os::unix::fs::FileExt::write_all_at(&record, b"1,2,3\n", 0));
+        report("not waiting", ours.set_nonblocking(true));
+        std::process::exit(0);
+    }
+    let dir = TempDir::new().unwrap();
+    let _node = prepare(&dir);
+    let said = again("a_confined_guard_is_denied_all_but_its_sockets", "guard", &dir);
+    for what in DENIED.iter().chain(&["open", "socket", "thread"]) {
+        assert!(said.contains(&format!("\n{what}: denied")), "{what}\n{said}");
+    }
+    for what in ["sockets", "record", "not waiting"] {
+        assert!(said.contains(&format!("\n{what}: not denied")), "{what}\n{said}");
+    }
+}
+
+/// As in a container whose own filter forbids it, or on a kernel that has none of it.
+#[test]
+fn a_forbidden_sandbox_costs_one_log_line() {
+    const TEST: &str = "sandbox::a_forbidden_sandbox_costs_one_log_line";
+    if let Some(socket) = role() {
+        let forbidden = [libc::SYS_seccomp, libc::SYS_landlock_create_ruleset].map(|call| (call, Vec::new()));
+        let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+        let denied = SeccompAction::Errno(libc::EPERM as u32);
+        let filter =
+            SeccompFilter::new(forbidden.into_iter().collect(), SeccompAction::Allow, denied, arch).unwrap();
+        let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+        let error = command().arg(socket).args(["--metrics-addr", "127.0.0.1:0"]).exec();
+        panic!("{error}");
+    }
+    let node = Node::start(&[]);
+    let mut wrapped = Command::new(std::env::current_exe().unwrap());
+    wrapped.args(["--exact", TEST, "--nocapture"]).env(ROLE, node.socket()).stdin(Stdio::null());
+    let exporter = Exporter::spawn_where_it_listens(&mut wrapped).ready();
+    let log = exporter.log();
+    assert_eq!(log.matches("sandbox").count(), 1, "{log}");
+    assert!(log.contains("the sandbox is incomplete: no landlock") && log.contains("; no seccomp"), "{log}");
+    assert_eq!(exporter.value("bitcoin_exporter_sandbox{part=\"seccomp\"}"), Some(0.0));
+    exporter.wait_for("bitcoin_up", 1.0);
+    assert!(exporter.guard().is_some());
+}
