@@ -107,9 +107,9 @@ pub trait Program: Parser {
     /// The arguments that both binaries have.
     fn shared(&self) -> &Shared;
 
-    /// The arguments that were given, and what else there is to add to them.
-    fn completed(command: &mut Command, given: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
-        command.try_get_matches_from_mut(given)
+    /// Lays other sources of settings under the arguments that were given.
+    fn overlay(&mut self, _command: &mut Command, _given: &ArgMatches) -> Result<(), clap::Error> {
+        Ok(())
     }
 
     /// The command line, as documented.
@@ -127,8 +127,10 @@ pub trait Program: Parser {
     /// Reads the arguments. The error is also a request for help or for the version.
     fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::full_command();
-        let matches = Self::completed(&mut command, arguments.collect())?;
-        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+        let given = command.try_get_matches_from_mut(arguments)?;
+        let mut program = Self::from_arg_matches(&given).map_err(|error| error.format(&mut command))?;
+        program.overlay(&mut command, &given)?;
+        Ok(program)
     }
 
     /// Prints what `--generate` asks for; `None` if it asks for nothing.

@@ -35,6 +35,7 @@
     )
 )]
 
+mod bitcoin_core;
 pub mod cli;
 pub mod collect;
 pub mod files;

@@ -129,6 +129,16 @@ impl Exporter {
         assert!(found.is_ok(), "{sample} is {last:?}, expected {value}; log:\n{}", self.log());
     }
 
+    /// How often it has polled.
+    pub fn polls(&self) -> f64 {
+        self.value("bitcoin_exporter_poll_duration_seconds_count").unwrap()
+    }
+
+    pub fn wait_for_polls(&self, more: f64) {
+        let before = self.polls();
+        eventually("polls go on", || (self.polls() >= before + more).then_some(()));
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }

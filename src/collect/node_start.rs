@@ -3,9 +3,11 @@
 //! The uptime of Bitcoin Core 30 and earlier is the difference of two readings of its wall clock: it jumps when that clock is set.
 //! From 31 on it is monotonic. So an uptime that is smaller than expected is no restart.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
+
+use crate::sys;
 
 /// Uptimes are whole seconds.
 const TOLERANCE: f64 = 2.0;
@@ -100,12 +102,12 @@ impl NodeStart {
             *self = NodeStart { restarts: self.restarts + 1, ..NodeStart::default() };
         }
         self.identity = identity;
-        self.read = since_boot().map_or(0, |time| (time * procfs::ticks_per_second() as f64) as u64);
+        self.read = (since_boot() * procfs::ticks_per_second() as f64) as u64;
         self.process = process.or(self.process);
         self.uptime = uptime.or(self.uptime);
         if self.started.is_none() {
             let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            let ago = process.and_then(age).or(uptime.map(|uptime| uptime.seconds));
+            let ago = process.map(age).or(uptime.map(|uptime| uptime.seconds));
             self.started = ago.map(|ago| (now - ago).floor());
         }
         self.started
@@ -113,18 +115,19 @@ impl NodeStart {
 }
 
 /// Seconds since this process was started.
-fn age((_, ticks): (i32, u64)) -> Option<f64> {
-    Some(since_boot()? - ticks as f64 / procfs::ticks_per_second() as f64)
+fn age((_, ticks): (i32, u64)) -> f64 {
+    since_boot() - ticks as f64 / procfs::ticks_per_second() as f64
 }
 
 /// Seconds.
-fn since_boot() -> Option<f64> {
-    Some(Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?).as_secs_f64())
+fn since_boot() -> f64 {
+    sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -176,7 +179,7 @@ mod tests {
         assert_eq!(identity(None, 180, None), Identity::Unknown);
         assert_eq!(identity(None, 185, Some(90_000.0)), Identity::Unknown, "another, or a clock was set");
         // Where the process is visible, it decides.
-        let now = (since_boot().unwrap() * procfs::ticks_per_second() as f64) as u64;
+        let now = (since_boot() * procfs::ticks_per_second() as f64) as u64;
         assert_eq!(identity(Some((7, 100)), 190, Some(90_005.0)), Identity::Unknown, "not seen before");
         assert_eq!(identity(Some((7, 100)), 205, Some(1.0)), Identity::Same);
         assert_eq!(identity(Some((8, now + 1_000_000)), 220, Some(1.0)), Identity::StartedSince);

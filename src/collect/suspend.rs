@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
+
+use crate::sys::clock;
 
 /// Between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,7 +43,6 @@ impl Suspensions {
 
 /// CLOCK_BOOTTIME counts the time in which the machine is suspended, CLOCK_MONOTONIC, and with it each timer, does not.
 fn suspended_since_boot() -> Duration {
-    let clock = |id| clock_gettime(id).map(Duration::from).unwrap_or_default();
     let running = clock(ClockId::CLOCK_MONOTONIC);
     clock(ClockId::CLOCK_BOOTTIME).saturating_sub(running)
 }

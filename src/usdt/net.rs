@@ -6,14 +6,17 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, Reconstructed, What};
 use super::maps::{self, skeleton};
 use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families};
+use crate::bitcoin_core;
 use crate::metrics::{MESSAGE_TYPES, Reading, Sample};
 use bpf::types::{self, connections, counts, direction, event, kind, messages};
 
 skeleton!("net", counts: [counts], plain: [connections, event]);
 
 /// Core's `Network`, by number, and what is unknown.
-const NETWORKS: [&str; 8] =
-    ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal", "other"];
+const NETWORKS: [&str; 8] = {
+    let [a, b, c, d, e, f, g] = bitcoin_core::NETWORKS;
+    [a, b, c, d, e, f, g, "other"]
+};
 
 pub(super) struct Net {
     counts: MapHandle,

@@ -186,11 +186,10 @@ impl Arguments {
             }),
         };
         let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
-        let tls = match url.tls {
-            true => Some(tls::trusting(self.rpc_ca_file.as_deref())?),
-            false if self.rpc_ca_file.is_some() => bail!("--rpc-ca-file is of no use without an https URL"),
-            false => None,
-        };
+        if !url.tls && self.rpc_ca_file.is_some() {
+            bail!("--rpc-ca-file is of no use without an https URL");
+        }
+        let tls = url.tls.then(|| tls::trusting(self.rpc_ca_file.as_deref())).transpose()?;
         Ok(Some(Settings {
             url,
             tls,

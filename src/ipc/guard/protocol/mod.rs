@@ -11,13 +11,13 @@
 //! - to take leave is to disconnect each subscription, one after the other, wait until its callback was released, and wait
 //!   for the answer to each call.
 //!
-//! `from_node` and `from_exporter` take in what either side says, `due` is what the guard says itself, `template` is the
-//! life of a block template.
+//! `on_node_message` and `on_exporter_message` take a message of either side into account, `own_calls` has the guard's own
+//! calls, `templates` the life of a block template.
 
-mod due;
-mod from_exporter;
-mod from_node;
-mod template;
+mod on_exporter_message;
+mod on_node_message;
+mod own_calls;
+mod templates;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use super::allow_list::Rejection;
 use super::budget::Budget;
 use super::events::{Event, SubscriptionIds};
 use super::written::Own;
-use template::Template;
+use templates::Template;
 
 /// The guard's own numbers for questions and exports start here; the exporter counts from zero.
 const OWN_NUMBERS: u32 = 0x7000_0000;
@@ -160,7 +160,7 @@ struct Subscription {
 }
 
 /// The state of a connection.
-pub struct Ledger {
+pub struct ProtocolState {
     /// Questions to the node, the exporter's and the guard's.
     questions: HashMap<u32, Question>,
     /// The exporter's numbers of answered questions that need no `Finish`. It may have sent one before it had the answer.
@@ -198,10 +198,10 @@ pub struct Ledger {
     ever_answered: bool,
 }
 
-impl Ledger {
+impl ProtocolState {
     /// A connection on which nothing was said yet.
     pub fn new(budget: Budget, now: Duration) -> Self {
-        Ledger {
+        ProtocolState {
             questions: HashMap::new(),
             finished_by_node: HashSet::new(),
             next_question: OWN_NUMBERS,
@@ -233,12 +233,12 @@ impl Ledger {
     pub fn replacement(subscriptions: &[SubscriptionIds], now: Duration) -> Self {
         let inherited =
             |&ids| Subscription { ids, references: 1, traces: false, state: SubscriptionState::Live };
-        Ledger {
+        ProtocolState {
             subscriptions: subscriptions.iter().map(inherited).collect(),
             next_question: REPLACEMENT_NUMBERS,
             next_thread: REPLACEMENT_NUMBERS,
             replacing: Some(now),
-            ..Ledger::new(Budget::new(None), now)
+            ..ProtocolState::new(Budget::new(None), now)
         }
     }
 

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::{
-    BUSY_RETRY_INTERVAL, Event, FromNode, Ledger, MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL,
-    OWN_NUMBERS, Own, Purpose, RETRY_INTERVAL, Subscription, SubscriptionIds, SubscriptionState, TAKE_OVER,
+    BUSY_RETRY_INTERVAL, Event, FromNode, MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL, OWN_NUMBERS, Own,
+    ProtocolState, Purpose, RETRY_INTERVAL, Subscription, SubscriptionIds, SubscriptionState, TAKE_OVER,
     WatchThread,
 };
 use crate::ipc::guard::message::{self, Capabilities, Message, Outcome, Return};
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::mining;
 
-impl Ledger {
+impl ProtocolState {
     /// Takes a message of the node's into account.
     pub fn on_node(&mut self, message: &Message, now: Duration) -> capnp::Result<FromNode> {
         self.heard_at = now;

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    Event, FromExporter, Ledger, MAX_REJECTED, MAX_THREADS, OWN_NUMBERS, Own, Purpose, Question,
+    Event, FromExporter, MAX_REJECTED, MAX_THREADS, OWN_NUMBERS, Own, ProtocolState, Purpose, Question,
     SubscriptionState, Watched,
 };
 use crate::ipc::guard::allow_list::{self, Rejection};
 use crate::ipc::guard::message::{self, Call, Capabilities, Message, Target};
 use crate::schema::mining_capnp::mining;
 
-impl Ledger {
+impl ProtocolState {
     /// Whether a subscription has this callback, or will have it when the node has answered.
     fn is_subscribed(&self, callback: u32) -> bool {
         let subscribing =

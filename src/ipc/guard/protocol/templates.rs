@@ -6,7 +6,7 @@
 //! no more use for it, or is gone, and no call on it is under way. A released template is destroyed on a thread that the node
 //! has for that, which no answer tells of and nobody waits for.
 
-use super::{FromExporter, Ledger, Own, Purpose};
+use super::{FromExporter, Own, ProtocolState, Purpose};
 use crate::ipc::guard::message::{self, Method, Target};
 
 /// A template that the node holds for the exporter.
@@ -20,7 +20,7 @@ pub(super) struct Template {
     destroyed: bool,
 }
 
-impl Ledger {
+impl ProtocolState {
     /// The exporter asks for a template.
     pub(super) fn may_create_template(&self) -> Result<Purpose, FromExporter> {
         let asks = |it: &Purpose| matches!(it, Purpose::CreateNewBlock);

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{
-    BUSY_RETRY_INTERVAL, Ledger, MAX_HANDSHAKE_WAIT, OWN_NUMBERS, Own, Purpose, RETRY_INTERVAL, SETTLE,
-    SILENCE, Subscription, SubscriptionIds, SubscriptionState, WatchThread, Watched,
+    BUSY_RETRY_INTERVAL, MAX_HANDSHAKE_WAIT, OWN_NUMBERS, Own, ProtocolState, Purpose, RETRY_INTERVAL,
+    SETTLE, SILENCE, Subscription, SubscriptionIds, SubscriptionState, WatchThread, Watched,
 };
 
-impl Ledger {
+impl ProtocolState {
     /// A `Finish` that has to be sent before anything else.
     pub fn next_finish(&mut self) -> Option<Own> {
         self.finishes.pop_front()
