@@ -60,6 +60,8 @@ pub struct Plan {
     /// Besides those that connect it to the hub.
     pub node: Vec<String>,
     pub exporter: Vec<String>,
+    /// Another program than BITCOIN_NODE.
+    pub program: Option<PathBuf>,
     /// Labels that Prometheus stores with another value: (label, pattern, value).
     pub labels: Vec<(String, String, String)>,
     pub usdt: bool,
@@ -80,6 +82,7 @@ impl Plan {
             kind,
             node: Vec::new(),
             exporter: Vec::new(),
+            program: None,
             labels: vec![("chain".into(), "regtest".into(), "main".into())],
             usdt: kind == Kind::Rpc,
             connected: true,
@@ -100,6 +103,10 @@ impl Plan {
     pub fn node(mut self, arguments: &[&str]) -> Self {
         self.node.extend(arguments.iter().map(|it| it.to_string()));
         self
+    }
+
+    pub fn program(self, program: &Path) -> Self {
+        Plan { program: Some(program.into()), ..self }
     }
 
     pub fn exporter(mut self, arguments: &[&str]) -> Self {
@@ -134,7 +141,7 @@ impl Plan {
     }
 
     fn is_core31(&self) -> bool {
-        self.kind == Kind::RpcOverHttp && std::env::var_os("CORE31_NODE").is_some()
+        self.kind == Kind::RpcOverHttp && self.program.is_none() && std::env::var_os("CORE31_NODE").is_some()
     }
 
     fn relabeling(&self) -> impl Iterator<Item = Value> + '_ {
@@ -221,8 +228,9 @@ impl Member {
         if plan.connected {
             arguments.extend([connect.as_str(), "-whitelist=noban,in,out@127.0.0.1"]);
         }
-        let program = match (plan.kind, std::env::var_os("CORE31_NODE")) {
-            (Kind::RpcOverHttp, Some(core31)) => PathBuf::from(core31),
+        let program = match (&plan.program, std::env::var_os("CORE31_NODE")) {
+            (Some(program), _) => program.clone(),
+            (None, Some(core31)) if plan.kind == Kind::RpcOverHttp => PathBuf::from(core31),
             _ => bitcoin_node(),
         };
         let dir = tempfile::TempDir::new().unwrap();
@@ -442,7 +450,13 @@ impl Fleet {
     pub fn of_targets(drill: &'static str, factor: u32, targets: &[Target]) -> Self {
         let network = Network::start(factor);
         let stack = Stack::start(factor, targets, &[], None);
+        stack.wait_for_targets(targets.len());
+        stack.forget_start();
         Fleet { drill, stack, members: Vec::new(), network }
+    }
+
+    pub fn drill(&self) -> &'static str {
+        self.drill
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -488,12 +502,13 @@ impl Fleet {
         self.record(since, &wanted, &received, within, ok);
         assert!(
             ok,
-            "{}: missing {:?}\nunexpected {:#?}\nfiring now {:?}\npending {:?}",
+            "{}: missing {:?}\nunexpected {:#?}\nfiring now {:?}\npending {:?}\nscrapes {}",
             self.drill,
             wanted.difference(&got).collect::<Vec<_>>(),
             received.iter().filter(|it| !wanted.contains(&it.alert)).collect::<Vec<_>>(),
             self.stack.alerts("firing"),
             self.stack.alerts("pending"),
+            self.stack.failed_scrapes(),
         );
     }
 

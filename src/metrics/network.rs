@@ -197,7 +197,7 @@ impl Network {
                 "bitcoin_p2p_message_bytes_total",
                 ["direction", "type"],
                 "Bytes of messages with the peers seen at polls since the exporter started, by type; a peer that leaves takes nothing \
-                 back",
+                 back, and what peers of another long-running node had moved before is not counted",
                 PEERS,
             ),
             banned: d.gauge("bitcoin_banned", "Banned addresses and subnets", "JSON-RPC listbanned"),

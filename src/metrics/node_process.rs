@@ -16,9 +16,8 @@ pub struct NodeProcess {
 
 impl NodeProcess {
     pub(super) fn declare(d: &mut Declare) -> Self {
-        const PROC: &str = "`/proc` of the process behind the socket";
-        const PROC_OF_USER: &str =
-            "`/proc` of the process behind the socket, if the exporter runs as the node's user";
+        const PROC: &str = "`/proc` of the process behind the socket, if it is the node and not a proxy";
+        const PROC_OF_USER: &str = "`/proc` of the process behind the socket, if it is the node and not a proxy, and the exporter runs as the node's user";
         NodeProcess {
             resident_memory: d.gauge(
                 "bitcoin_node_process_resident_memory_bytes",

@@ -18,7 +18,7 @@ use crate::node_process::{Node, without_mark};
 use crate::sys;
 
 /// Names of binaries that hold a node.
-const BINARIES: [&str; 3] = ["bitcoin-node", "bitcoind", "bitcoin-qt"];
+const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-gui"];
 
 /// A process of a node's binary, and the evidence of which node it is.
 #[derive(Clone, Debug, PartialEq)]

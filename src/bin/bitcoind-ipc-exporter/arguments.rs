@@ -167,6 +167,7 @@ impl Arguments {
         let chain_or_main = chain.unwrap_or(&CHAINS[0]);
         let beside_socket = || Some(self.socket_path.as_ref()?.with_file_name(".cookie"));
         let credentials = match (&self.rpc_user, &self.rpc_password_file) {
+            (Some(name), _) if name.is_empty() => bail!("--rpc-user: the name is empty"),
             (Some(name), _) if name.contains(':') => bail!("--rpc-user: a name cannot have a colon"),
             (Some(name), Some(path)) => {
                 Credentials::User { name: name.clone(), password: Password::File(path.clone()) }

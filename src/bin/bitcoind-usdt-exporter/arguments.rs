@@ -129,7 +129,7 @@ pub struct Arguments {
     )]
     pub log_level: Level,
 
-    /// Log to this file, too; lines are appended
+    /// Log to this file, too; lines are appended. It is opened again when it was renamed or removed, as by logrotate
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_LOG_FILE")]
     pub log_file: Option<PathBuf>,
 

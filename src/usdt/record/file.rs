@@ -169,6 +169,9 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
         }
         Some(ErrorCode::DatabaseCorrupt) => "; it is broken: move it away",
         Some(ErrorCode::ReadOnly) => "; the exporter's user must be able to write it and its folder",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "; another process has had it locked for 5 s: find that with fuser and end it, or try again later"
+        }
         _ => "",
     };
     // rusqlite has the path in some of its messages.
@@ -188,6 +191,7 @@ pub struct File {
 impl File {
     /// Made, if there is none.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
+        check_regular(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -235,6 +239,14 @@ impl File {
     }
 }
 
+/// An error if it is there and no regular file: a FIFO never becomes a database.
+fn check_regular(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(file) if !file.is_file() => bail!("{} is not a regular file: name another path", path.display()),
+        _ => Ok(()),
+    }
+}
+
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
 }
@@ -247,6 +259,7 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
             path.display()
         );
     }
+    check_regular(path)?;
     let open = |access| {
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
