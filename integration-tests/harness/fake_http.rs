@@ -132,7 +132,11 @@ fn answer(
     for request_number in 0.. {
         let (request, is_authorized) = read_request(&mut input, cookie)?;
         let method = request["method"].as_str()?;
-        seen.lock().unwrap().push(method.to_string());
+        let requests = {
+            let mut seen = seen.lock().unwrap();
+            seen.push(method.to_string());
+            seen.len()
+        };
         let of_method = of_methods.lock().unwrap().get(method).cloned();
         let mut present = of_method.unwrap_or_else(|| mode.lock().unwrap().clone());
         if let Mode::StatusOf(left, status) = present {
@@ -145,7 +149,7 @@ fn answer(
             Mode::Works | Mode::Answers(_) | Mode::Closes if !is_authorized => {
                 send(&mut output, "401 Unauthorized", "", "")?;
             }
-            present => respond(&mut output, &present, &request, seen.lock().unwrap().len())?,
+            present => respond(&mut output, &present, &request, requests)?,
         }
     }
     None
