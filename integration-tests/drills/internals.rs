@@ -8,7 +8,7 @@ use bitcoin::hashes::Hash;
 use bitcoin::p2p::message::NetworkMessage;
 use bitcoin::p2p::message_blockdata::Inventory;
 
-use crate::fleet::{FACTOR, Fleet, Kind, Plan, warning};
+use crate::fleet::{Fleet, Kind, Plan, warning};
 use crate::harness::eventually;
 use crate::harness::node::Node;
 use crate::harness::peer::Peer;
@@ -51,6 +51,8 @@ pub fn fleet_from_a_snapshot(
     for member in &fleet.members {
         let node = member.real();
         snapshot.load(node);
+        // In initial block download it takes nothing from a pruned node.
+        Snapshot::give_those_above(&fleet.network.hub, node);
         node.cli(&["addnode", &fleet.network.address(), "onetry"]);
     }
     let hub = &fleet.network.hub;
