@@ -10,8 +10,8 @@ use super::exporter::Exporter;
 
 /// Why this machine cannot do BPF.
 pub fn cannot_bpf() -> Option<anyhow::Error> {
-    let loaded =
-        usdt::check_kernel().and_then(|()| usdt::Programs::load(&[usdt::Subject::Validation]).map(drop));
+    let loaded = usdt::check_kernel()
+        .and_then(|()| usdt::Programs::load(&[usdt::TracepointGroup::Validation]).map(drop));
     loaded.err()
 }
 

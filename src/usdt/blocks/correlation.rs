@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::active_chain::ActiveChain;
 use super::event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
-use super::families::{Counts, Totals};
+use super::families::Counts;
 use super::journey::{Journey, Race};
 use super::timeline::{Arrival, Timeline, Way};
 use crate::usdt::histogram::Block;
@@ -60,8 +60,9 @@ impl Blocks {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    pub fn totals(&self) -> Totals {
-        Totals(self.state().counts)
+    /// A copy at one moment.
+    pub fn counts(&self) -> Counts {
+        self.state().counts
     }
 
     /// Adds events; they are worked off by [`Blocks::settle`].

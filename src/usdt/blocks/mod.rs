@@ -24,6 +24,6 @@ pub(super) use correlation::Blocks;
 pub(super) use event::{
     Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, Thread, What,
 };
-pub(super) use families::{exemplars, families, fed_by, rows};
+pub(super) use families::{Counts, families, is_fed};
 pub(super) use journal::write as log;
 pub(super) use journey::Journey;
