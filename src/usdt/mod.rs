@@ -9,11 +9,12 @@
 //! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by what is known of them,
 //!   `file_locks` among it. [`watch`] attaches to the node and follows its process.
 //! - [`events`] reads the rare events, logs them, and hands those of blocks to `blocks`, which puts the way of each block to the node
-//!   together. [`record`] keeps a row of each.
+//!   together. [`block_log`] keeps a row of each.
 //! - `clock` turns the kernel's time into the wall clock's.
 //! - [`page`] is what a browser shows of blocks.
 //! - [`probes`] are a binary's tracepoints; `exporter_metrics` and [`startup_banner`] are about the exporter itself.
 
+pub mod block_log;
 mod blocks;
 mod candidates;
 mod choice;
@@ -32,7 +33,7 @@ pub mod page;
 mod privileges;
 pub mod probes;
 mod programs;
-pub mod record;
+
 pub mod startup_banner;
 pub mod target;
 mod utxocache;

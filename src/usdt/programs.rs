@@ -9,11 +9,11 @@ use anyhow::{Result, anyhow};
 use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
+use super::block_log::Recorder;
 use super::blocks::{self, Blocks};
 use super::group::{Group, probe_name};
 use super::maps::Maps;
 use super::page::Page;
-use super::record::Recorder;
 use super::{TracepointGroup, exporter_metrics, privileges, validation};
 use crate::metrics::{self, Family};
 

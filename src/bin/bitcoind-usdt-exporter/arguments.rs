@@ -8,7 +8,7 @@ use bitcoind_exporter::cli::{Program, Shared};
 use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::logging::{self, Level, Logging};
 use bitcoind_exporter::usdt::TracepointGroup;
-use bitcoind_exporter::usdt::record::DEFAULT_KEEP;
+use bitcoind_exporter::usdt::block_log::DEFAULT_KEEP;
 use bitcoind_exporter::usdt::target::Target;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgMatches, Parser, Subcommand};

@@ -1,7 +1,7 @@
 //! The metrics of connected blocks.
 
 use super::event::{Announcement, Connected, ConnectionType};
-use super::timeline::{Arrival, MODES, Timeline, Way};
+use super::trace::{Arrival, MODES, Timeline, Way};
 use crate::metrics::{Declaration, Family, counter, gauge, histogram};
 use crate::usdt::histogram::{Block, Buckets, Counted, TXS};
 

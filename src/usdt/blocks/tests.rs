@@ -1,7 +1,7 @@
 //! What is counted of events in an order that peers do not make on demand.
 
-use super::correlation::MAX_BLOCKS;
-use super::timeline::{Arrival, MAX_DELIVERIES, MAX_PEERS};
+use super::trace::{Arrival, MAX_DELIVERIES, MAX_PEERS};
+use super::tracker::MAX_BLOCKS;
 use super::*;
 
 const MS: u64 = 1_000_000;
