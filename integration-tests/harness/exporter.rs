@@ -92,6 +92,16 @@ impl Exporter {
         self.log.lock().unwrap().clone()
     }
 
+    /// The status, unless it hangs up.
+    pub fn try_request(&self, request: &str) -> Option<u16> {
+        let mut stream = TcpStream::connect(&self.address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.split(' ').nth(1)?.parse().ok()
+    }
+
     /// Status, headers and body.
     pub fn request(&self, request: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(&self.address).expect("the exporter listens");

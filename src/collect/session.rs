@@ -264,7 +264,7 @@ impl Session {
 
     /// A poll failed. What was read before is shown until it is too old.
     fn show_failed(&self, why: &PollError) {
-        self.context.metrics.exporter.up.set(0);
+        self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
         self.context.status.set(State::Connected(format!("the last poll failed: {why}")));
     }
@@ -322,7 +322,7 @@ impl Health {
 
 /// The node is up, with these interfaces.
 pub(super) fn show_up(interfaces: &Interfaces, context: &Context) {
-    context.metrics.exporter.up.set(1);
+    context.metrics.exporter.up.set(Some(1));
     show_interfaces(interfaces, context);
 }
 

@@ -154,6 +154,7 @@ fn exporter() -> Result<List> {
             libc::SYS_eventfd2,
             // Reading files and /proc. What can be opened is said below.
             libc::SYS_faccessat,
+            libc::SYS_faccessat2,
             libc::SYS_fstat,
             libc::SYS_fstatfs,
             libc::SYS_getcwd,
