@@ -115,6 +115,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
     let node = Node::start(&[
         &rpcauth("exporter", "secret word"),
         &rpcauth("less", "secret word"),
+        &rpcauth("all", "secret word"),
         &format!("-{}", whitelist_of("exporter")),
         &format!("-rpcwhitelist=less:{}", without_peers.join(",")),
         "-rpcwhitelistdefault=0",
@@ -141,6 +142,12 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
     let failures = metrics.lines().filter(|line| line.starts_with("bitcoin_exporter_poll_failures_total{"));
     assert_eq!(failures.filter(|line| !line.ends_with(" 0")).collect::<Vec<_>>(), [""; 0]);
     assert!(!exporter.log().contains("(403)"), "{}", exporter.log());
+
+    // A user without a list is told of one.
+    let all = as_user("all");
+    let advice = format!("add to bitcoin.conf: {}", whitelist_of("all"));
+    eventually("the advice is logged", || all.log().contains(&advice).then_some(()));
+    assert!(!exporter.log().contains("bitcoin.conf") && !less.log().contains("bitcoin.conf"));
 
     // The node really has that list.
     let mut stream = TcpStream::connect(node.rpc_url().strip_prefix("http://").unwrap()).unwrap();

@@ -45,7 +45,10 @@ impl Checker {
     /// Uses it if it answers and is the same node, else says why not.
     pub async fn check(&self) {
         match self.differs().await {
-            Ok(None) => self.http.use_it(),
+            Ok(None) => {
+                self.http.use_it();
+                self.http.check_privileges().await;
+            }
             Ok(Some(difference)) => self.http.differs(format!(
                 "{} is another node than {}: {difference}; name the right one with --rpc-url and --rpc-cookie-file, or \
                  --chain",

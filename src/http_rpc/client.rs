@@ -14,8 +14,8 @@ use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
 use super::connection::{Answer, Kept, exchange};
-use super::{Cause, Failure, Settings};
-use crate::ipc::{CallError, JsonRpcAnswer};
+use super::{Cause, Credentials, Failure, Settings};
+use crate::ipc::{CallError, JsonRpcAnswer, whitelist_of};
 use crate::logging::Repeats;
 
 /// A node's JSON-RPC over HTTP.
@@ -40,6 +40,8 @@ struct Shared {
     wanted: Cell<bool>,
     /// Methods that were refused, which was logged.
     forbidden: RefCell<BTreeSet<String>>,
+    /// It was looked at whether the credentials permit more than reading.
+    privileges_checked: Cell<bool>,
     on_failure: Box<dyn Fn(Cause)>,
 }
 
@@ -71,6 +73,7 @@ impl HttpRpc {
             has_credentials: Cell::new(false),
             quiet: Cell::new(false),
             forbidden: RefCell::default(),
+            privileges_checked: Cell::new(false),
             on_failure: Box::new(on_failure),
         }))
     }
@@ -100,6 +103,30 @@ impl HttpRpc {
                 let Settings { url, credentials, .. } = self.settings();
                 info!("JSON-RPC over HTTP is used: {url}, {}", credentials.describe());
             }
+        }
+    }
+
+    /// Logs, once, how to restrict credentials that permit more than the exporter's methods. `help` changes nothing, and is not on
+    /// the exporter's whitelist.
+    pub async fn check_privileges(&self) {
+        const BEYOND_READING: &str = "help";
+        if self.0.privileges_checked.replace(true) {
+            return;
+        }
+        self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // a refusal is no fault
+        if self.request::<Value>(BEYOND_READING, json!([BEYOND_READING])).await.is_ok() {
+            let credentials = &self.settings().credentials;
+            info!(
+                "{} may call methods that change the node; to restrict the exporter to reading, {}",
+                credentials.describe(),
+                match credentials {
+                    Credentials::User { name, .. } => format!("add to bitcoin.conf: {}", whitelist_of(name)),
+                    Credentials::Cookie(_) => format!(
+                        "use --rpc-user with a user of its own, and add to bitcoin.conf: {}",
+                        whitelist_of("exporter")
+                    ),
+                }
+            );
         }
     }
 
