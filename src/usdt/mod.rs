@@ -18,7 +18,7 @@ mod blocks;
 mod candidates;
 mod choice;
 mod clock;
-pub mod events;
+pub(crate) mod events;
 mod fibre;
 mod file_locks;
 mod histogram;
