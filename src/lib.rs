@@ -70,8 +70,8 @@ pub use ipc::source;
 #[cfg(feature = "usdt")]
 pub fn metrics_reference() -> String {
     metrics::markdown(&[
-        ("bitcoind-ipc-exporter", metrics::Metrics::new().rows()),
-        ("bitcoind-usdt-exporter", &usdt::report::rows()),
+        ("bitcoind-ipc-exporter", metrics::Metrics::new().declarations()),
+        ("bitcoind-usdt-exporter", usdt::all_declarations()),
     ])
 }
 

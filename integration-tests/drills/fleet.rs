@@ -60,6 +60,8 @@ pub struct Plan {
     /// Besides those that connect it to the hub.
     pub node: Vec<String>,
     pub exporter: Vec<String>,
+    /// Of its targets.
+    pub target_labels: Vec<(&'static str, &'static str)>,
     /// Another program than BITCOIN_NODE.
     pub program: Option<PathBuf>,
     /// Labels that Prometheus stores with another value: (label, pattern, value).
@@ -82,6 +84,7 @@ impl Plan {
             kind,
             node: Vec::new(),
             exporter: Vec::new(),
+            target_labels: Vec::new(),
             program: None,
             labels: vec![("chain".into(), "regtest".into(), "main".into())],
             usdt: kind == Kind::Rpc,
@@ -102,6 +105,12 @@ impl Plan {
 
     pub fn node(mut self, arguments: &[&str]) -> Self {
         self.node.extend(arguments.iter().map(|it| it.to_string()));
+        self
+    }
+
+    /// Its targets have this label.
+    pub fn target_label(mut self, name: &'static str, value: &'static str) -> Self {
+        self.target_labels.push((name, value));
         self
     }
 
@@ -365,7 +374,10 @@ impl Member {
             .iter()
             .map(|it| Target::new("bitcoind-ipc", it.address(), self.name()).label("__scheme__", scheme));
         let usdt = self.usdt.iter().map(|it| Target::new("bitcoind-usdt", it.address(), self.name()));
-        ipc.chain(usdt).collect()
+        let labels = &self.plan.target_labels;
+        let labelled =
+            |target: Target| labels.iter().fold(target, |target, (name, value)| target.label(name, value));
+        ipc.chain(usdt).map(labelled).collect()
     }
 }
 

@@ -51,6 +51,8 @@ pub fn fleet_from_a_snapshot(
     for member in &fleet.members {
         let node = member.real();
         snapshot.load(node);
+        // In initial block download it takes nothing from a pruned node.
+        Snapshot::give_those_above(&fleet.network.hub, node);
         node.cli(&["addnode", &fleet.network.address(), "onetry"]);
     }
     let hub = &fleet.network.hub;

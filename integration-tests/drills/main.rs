@@ -33,6 +33,7 @@ use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     hidden_rpc::serve_if_asked();
+    raise_priority();
     let mut arguments = Arguments::from_args();
     // Each has some servers, nodes and exporters, and waits most of the time.
     const AT_A_TIME: usize = 4;
@@ -117,6 +118,13 @@ fn main() -> ExitCode {
         std::fs::write(file, tables).unwrap();
     }
     conclusion.exit_code()
+}
+
+/// A drill's time is scaled, so that it is 60 times as sensitive to a wait for a processor as what it stands for: Prometheus gives an
+/// exporter 250 ms for a scrape, not 10 s. Where the user may do that, everything that it starts comes before other programs.
+fn raise_priority() {
+    let mut renice = std::process::Command::new("renice");
+    let _ = renice.args(["-n", "-10", "-p", &std::process::id().to_string()]).output();
 }
 
 fn trial(name: &str, drill: impl FnOnce() + Send + 'static) -> Trial {

@@ -13,7 +13,7 @@ use bitcoin::script::{Builder, ScriptBuf};
 use bitcoin::{
     Amount, Network, OutPoint, Sequence, Transaction, TxIn, TxMerkleNode, TxOut, Witness, transaction,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::node::Node;
@@ -97,6 +97,18 @@ impl Snapshot {
     /// Gives the node one of the blocks that its background validation waits for, from height 1 on.
     pub fn give(&self, node: &Node, height: u32) {
         node.batch(&[("submitblock", json!([serialize_hex(&self.blocks[height as usize - 1])]))]);
+    }
+
+    /// Gives a node the blocks above the snapshot that another one has.
+    pub fn give_those_above(from: &Node, to: &Node) {
+        let tip: u32 = from.cli(&["getblockcount"]).parse().unwrap();
+        let results = |calls: Vec<(&str, Value)>| -> Vec<Value> {
+            from.try_batch(&calls).unwrap().into_iter().map(|mut it| it["result"].take()).collect()
+        };
+        let hashes = results((HEIGHT + 1..=tip).map(|height| ("getblockhash", json!([height]))).collect());
+        let blocks = results(hashes.iter().map(|hash| ("getblock", json!([hash, 0]))).collect());
+        let calls: Vec<_> = blocks.iter().map(|block| ("submitblock", json!([block]))).collect();
+        to.batch(&calls);
     }
 
     /// Blocks below the snapshot, but for its own: background validation is not complete before that.

@@ -17,7 +17,7 @@ pub fn cannot_bpf() -> bool {
     let status = procfs::process::Process::myself().and_then(|own| own.status()).unwrap();
     let is_privileged = status.capeff & (1 << CAP_BPF | 1 << CAP_SYS_ADMIN) != 0;
     let machine_can = kernel.is_ok() && is_privileged;
-    let loaded = kernel.and_then(|()| usdt::Programs::load(&[usdt::Subject::Validation]));
+    let loaded = kernel.and_then(|()| usdt::Programs::load(&[usdt::TracepointGroup::Validation]));
     let Err(why) = loaded else { return false };
     skip(&format!("all that needs BPF, which this machine cannot do: {why:#}"), machine_can);
     true

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -18,6 +18,8 @@ const NODE: &str = "TEST_IS_A_SOCKET_PROXY_OF";
 /// This test, started again, is the proxy.
 struct ProxyProcess {
     child: Child,
+    /// Kept open: it writes to it at its end.
+    _output: BufReader<ChildStdout>,
     socket: PathBuf,
     dir: TempDir,
 }
@@ -33,9 +35,10 @@ impl ProxyProcess {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut lines = output.by_ref().lines();
         let socket = lines.find_map(|line| Some(line.unwrap().split_once("socket: ")?.1.into())).unwrap();
-        ProxyProcess { child, socket, dir }
+        ProxyProcess { child, _output: output, socket, dir }
     }
 
     /// Where new connections lead.

@@ -87,8 +87,9 @@ impl Peers {
         network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
         network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
         network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
-        network.high_bandwidth.set(["to"], how_many(&|peer| peer.high_bandwidth_to));
-        network.high_bandwidth.set(["from"], how_many(&|peer| peer.high_bandwidth_from));
+        let (to, from) =
+            (how_many(&|peer| peer.high_bandwidth_to), how_many(&|peer| peer.high_bandwidth_from));
+        network.high_bandwidth.replace([(["to"], to), (["from"], from)]);
         network.addr_relay.set(Some(how_many(&|peer| peer.addr_relay)));
         network.clock_off.set(Some(how_many(&|peer| peer.time_offset.unsigned_abs() > CLOCK_OFF_SECONDS)));
         network

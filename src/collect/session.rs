@@ -270,7 +270,7 @@ impl Session {
         if let Some(guard) = self.ipc.as_ref().and_then(|ipc| ipc.guard.as_ref()) {
             guard.wake();
         }
-        self.context.metrics.exporter.up.set(0);
+        self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
         self.context.status.set(State::Connected(format!("the last poll failed: {why}")));
     }
@@ -328,7 +328,7 @@ impl Health {
 
 /// The node is up, with these interfaces.
 pub(super) fn show_up(interfaces: &Interfaces, context: &Context) {
-    context.metrics.exporter.up.set(1);
+    context.metrics.exporter.up.set(Some(1));
     show_interfaces(interfaces, context);
 }
 

@@ -12,13 +12,13 @@ use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{self, Program};
 use bitcoind_exporter::http::{Endpoint, Listener, Pages};
 use bitcoind_exporter::logging;
-use bitcoind_exporter::metrics::{Format, Snapshots};
+use bitcoind_exporter::metrics::{self, Format};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, Inherited};
 use bitcoind_exporter::usdt::page::Page;
 use bitcoind_exporter::usdt::target::Search;
 use bitcoind_exporter::usdt::watch::{self, Tracer};
-use bitcoind_exporter::usdt::{self, Programs, probes, report};
+use bitcoind_exporter::usdt::{self, Programs, Reader, probes, startup_banner};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -44,13 +44,12 @@ fn run() -> Result<ExitCode> {
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
     let mut search = Search::new(arguments.target());
     if arguments.list_probes {
-        cli::print(&probes::table(arguments.subjects(), &mut search)?)?;
+        cli::print(&probes::table(arguments.groups(), &mut search)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     usdt::check_kernel()?;
-    let programs = Programs::load(arguments.subjects()).context("cannot load the BPF programs")?;
-    let metrics = Snapshots::new(&[("node", &arguments.node_name)], programs.collectors()?)
-        .with_exemplars(programs.exemplars());
+    let programs = Programs::load(arguments.groups()).context("cannot load the BPF programs")?;
+    let metrics = Metrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
     let page = programs.page(&arguments.node_name);
     let record = arguments.block_log.as_deref().filter(|_| !arguments.once);
     let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
@@ -68,11 +67,17 @@ fn run() -> Result<ExitCode> {
     let traced = tracer.start()?;
     let node = traced.as_ref().map(|traced| &traced.node);
     let mut output = Vec::new();
-    report::print_start(&mut output, arguments.bitcoind.as_ref(), node, &metrics_at, &arguments.node_name)?;
+    startup_banner::print_start(
+        &mut output,
+        arguments.bitcoind.as_ref(),
+        node,
+        &metrics_at,
+        &arguments.node_name,
+    )?;
     if let Some(traced) = &traced {
-        report::print_attached(&mut output, &traced.node, &traced.attached)?;
+        startup_banner::print_attached(&mut output, &traced.node, &traced.attached)?;
     }
-    report::print_started(&mut output, node, &metrics_at, &health_at)?;
+    startup_banner::print_started(&mut output, node, &metrics_at, &health_at)?;
     let _printed_at_the_end = logging::print_in_background(output)?;
 
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
@@ -116,8 +121,20 @@ fn listen(arguments: &Arguments, inherited: &mut Inherited) -> Result<(Listener,
     Ok((listener, health.transpose()?))
 }
 
+/// All metrics, each sample with the label `node`.
+struct Metrics {
+    reader: Reader,
+    node_name: String,
+}
+
+impl Metrics {
+    fn render(&self, format: Format) -> String {
+        metrics::render(&self.reader.families(), &[("node", &self.node_name)], format)
+    }
+}
+
 struct Status {
-    metrics: Snapshots,
+    metrics: Metrics,
     ready: channel::Receiver<Result<(), String>>,
     page: Page,
 }

@@ -280,7 +280,7 @@ impl Poller {
         exporter.poll_duration.observe(took.as_secs_f64());
         debug!(?took, "polled");
         if polled.is_ok() {
-            exporter.last_poll.set(now().round());
+            exporter.last_poll.set(Some(now().round()));
         }
         polled
     }

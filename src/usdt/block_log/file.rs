@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params_from_iter};
 
-use crate::usdt::blocks::Journey;
+use crate::usdt::blocks::BlockReport;
 
 /// `application_id` of the file: "btxb".
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
@@ -55,8 +55,8 @@ pub const COLUMNS: [(&str, &str); 27] = [
     ("race_winner", "TEXT"),
 ];
 
-fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
-    let Journey {
+fn row(report: &BlockReport) -> [Value; COLUMNS.len()] {
+    let BlockReport {
         time,
         block_height,
         block_hash,
@@ -84,7 +84,7 @@ fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
         connected_us,
         flush_us,
         race_winner,
-    } = journey.clone();
+    } = report.clone();
     [
         time.into(),
         block_height.into(),
@@ -220,15 +220,15 @@ impl File {
     }
 
     /// Adds these blocks, and forgets the oldest of those that are too many; all of it or nothing.
-    pub fn add<'a>(&mut self, journeys: impl IntoIterator<Item = &'a Journey>) -> Result<()> {
+    pub fn add<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<()> {
         let insert =
             format!("INSERT INTO blocks ({}) VALUES (?{})", names(), ", ?".repeat(COLUMNS.len() - 1));
         let add = || -> rusqlite::Result<()> {
             let transaction = self.connection.transaction()?;
             {
                 let mut insert = transaction.prepare(&insert)?;
-                for journey in journeys {
-                    insert.execute(params_from_iter(row(journey)))?;
+                for report in reports {
+                    insert.execute(params_from_iter(row(report)))?;
                 }
             }
             transaction
