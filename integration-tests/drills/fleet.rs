@@ -15,7 +15,7 @@ use crate::harness::fake::{FakeNode, Offers};
 use crate::harness::fixture;
 use crate::harness::node::{Node, bitcoin_node, free_port};
 use crate::hidden_rpc::HiddenRpc;
-use crate::network::Network;
+use crate::network::{Network, WITHOUT_CHECKS};
 use crate::report;
 use crate::stack::{Alert, INTERVAL, Received, Stack, Target};
 
@@ -234,6 +234,7 @@ impl Member {
         }
         let connect = format!("-connect={}", network.address());
         let mut arguments: Vec<&str> = plan.node.iter().map(String::as_str).collect();
+        arguments.extend(WITHOUT_CHECKS);
         if plan.connected {
             arguments.extend([connect.as_str(), "-whitelist=noban,in,out@127.0.0.1"]);
         }
