@@ -96,7 +96,7 @@ fn main() -> ExitCode {
             "background_validation_without_blocks_is_stuck",
             internals::background_validation_without_blocks_is_stuck,
         ),
-        trial(
+        long_trial(
             "message_handler_without_time_left_is_an_alert",
             internals::message_handler_without_time_left_is_an_alert,
         ),
