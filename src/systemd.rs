@@ -21,6 +21,9 @@ pub struct Inherited(BTreeMap<String, Vec<OwnedFd>>);
 
 impl Inherited {
     /// Takes over what LISTEN_FDS says; nothing if the variables are meant for another process.
+    ///
+    /// # Errors
+    /// LISTEN_FDS is wrong, or a descriptor is not open.
     pub fn take() -> Result<Self> {
         let mut inherited = Inherited::default();
         for (fd, name) in sd_notify::listen_fds_with_names().context("cannot read LISTEN_FDS")? {

@@ -125,6 +125,9 @@ impl Source {
 
     /// The inherited connection if it was not used yet, else a new connection to the path, behind a guard. The UTXO cache trace
     /// may take `trace_budget` of the node's time in ten minutes.
+    ///
+    /// # Errors
+    /// Nothing listens at the path, the inherited connection was used up, or no guard could be started.
     pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<Guarded> {
         let opened =
             self.supervisor.connect(trace_budget).await.context("no answer of the supervising process")?;

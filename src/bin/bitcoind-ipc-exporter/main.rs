@@ -14,16 +14,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bitcoind_exporter::cli::{self, Program};
-use bitcoind_exporter::collect::{self, Collector, Context};
 use bitcoind_exporter::http::{Address, Listener};
-use bitcoind_exporter::ipc::guard;
-use bitcoind_exporter::ipc::source::Source;
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::sandbox::Confined;
 use bitcoind_exporter::service::Service;
+use bitcoind_exporter::source::Source;
 use bitcoind_exporter::status::Status;
 use bitcoind_exporter::supervisor::{self, NodeSocket, Supervised};
-use bitcoind_exporter::systemd;
+use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, systemd};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -35,9 +33,9 @@ const LINGER: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
-    let part = arguments.next_if(|first| first == guard::ARGUMENT || first == supervisor::EXPORTER);
+    let part = arguments.next_if(|first| first == GUARD_ARGUMENT || first == supervisor::EXPORTER);
     let result = match part {
-        Some(part) if part == guard::ARGUMENT => guard::main(arguments).map(|()| ExitCode::SUCCESS),
+        Some(part) if part == GUARD_ARGUMENT => guard_main(arguments).map(|()| ExitCode::SUCCESS),
         Some(_) => export(arguments),
         None => supervise(arguments),
     };
@@ -99,10 +97,10 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let Some(listener) = listener.filter(|_| serves) else {
         confined.ipc_exporter();
         if arguments.once {
-            LocalSet::new().block_on(&runtime, collect::once(&mut source, context))?;
+            LocalSet::new().block_on(&runtime, once(&mut source, context))?;
             cli::print(&metrics.render(Format::Text))?;
         } else {
-            cli::print(&LocalSet::new().block_on(&runtime, collect::check(&mut source, context))?)?;
+            cli::print(&LocalSet::new().block_on(&runtime, check(&mut source, context))?)?;
         }
         return Ok(ExitCode::SUCCESS);
     };

@@ -41,7 +41,7 @@ use tracing::{error, warn};
 use crate::priority;
 use crate::supervisor::{Guarded, REPLACED, STOPPED};
 
-pub use events::{Event, Notice, SubscriptionIds};
+pub use events::{Event, Notice};
 pub(crate) use process::start;
 pub use process::{ARGUMENT, main};
 pub(crate) use record::Record;
