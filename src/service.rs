@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -14,6 +15,10 @@ use tracing::info;
 
 use crate::http::{self, Endpoint, Listener, Pages, Serving};
 use crate::systemd::{self, Heartbeat};
+
+/// A signal that is repeated within this time is the same request: a service manager that signals all processes of a unit reaches
+/// the exporter directly, and through the process that supervises it.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// A process that serves metrics.
 pub struct Service {
@@ -69,10 +74,16 @@ impl Service {
             };
             tokio::task::spawn_local(systemd::watchdog(self.heartbeat));
             let second_signal = async {
-                info!("{}: ending", signaled().await);
+                let (first, since) = (signaled().await, Instant::now());
+                info!("{first}: ending");
                 systemd::notify(NotifyState::Stopping);
                 shutdown.cancel();
-                signaled().await
+                loop {
+                    let signal = signaled().await;
+                    if signal != first || since.elapsed() > SAME_SIGNAL {
+                        return signal;
+                    }
+                }
             };
             tokio::select! {
                 done = work => done.map(|()| None),

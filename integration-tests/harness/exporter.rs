@@ -155,9 +155,13 @@ impl Exporter {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    /// The process that serves.
+    /// The process that serves. That of the USDT exporter has no supervisor.
     pub fn pid(&self) -> Pid {
-        eventually("the exporter's process runs", || child_of(self.supervisor(), "bitcoind-export"))
+        eventually("the exporter's process runs", || {
+            let started = self.supervisor();
+            let name = Process::new(started.as_raw()).and_then(|process| process.stat()).ok()?.comm;
+            if name == "bitcoind-usdt-e" { Some(started) } else { child_of(started, "bitcoind-export") }
+        })
     }
 
     /// To the process that serves.

@@ -146,6 +146,7 @@ fn exporter() -> Result<List> {
             libc::SYS_rseq,
             libc::SYS_sched_getaffinity,
             libc::SYS_set_robust_list,
+            libc::SYS_getpriority,
             libc::SYS_setpriority, // they give way to others
             // Event loops.
             libc::SYS_epoll_create1,

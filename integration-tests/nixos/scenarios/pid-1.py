@@ -4,10 +4,10 @@ SOCKET = "/run/bitcoind/node.sock"
 
 
 def child(parent, command):
-    """The one child of a process, which runs this command."""
-    pid = machine.succeed(f"cat /proc/{parent}/task/{parent}/children").strip()
-    machine.succeed(f"grep -x {command} /proc/{pid}/comm")
-    return pid
+    """The child of a process that runs this command."""
+    pids = machine.succeed(f"cat /proc/{parent}/task/{parent}/children").split()
+    names = {machine.succeed(f"cat /proc/{pid}/comm").strip(): pid for pid in pids}
+    return names[command]
 
 
 def run(name, command):
@@ -18,11 +18,11 @@ def run(name, command):
 
 def start(name):
     run(name, RUN)
-    # unshare, PID 1 as a child of it, the exporter as a child of that, and its guard.
+    # unshare, PID 1 as a child of it, and as children of that the exporter and its guard.
     unshare = machine.succeed(f"systemctl show -P MainPID {name}").strip()
     init = child(unshare, "bitcoind-ipc-ex")
-    exporter = child(init, "bitcoind-ipc-ex")
-    child(exporter, "bitcoind-guard")
+    exporter = child(init, "bitcoind-export")
+    child(init, "bitcoind-guard")
     return init, exporter
 
 

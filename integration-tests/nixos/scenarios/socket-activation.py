@@ -9,6 +9,12 @@ def mine(blocks):
     machine.succeed(f"bitcoin-cli generatetodescriptor {blocks} 'raw(51)'")
 
 
+def pid_of(name):
+    """The newest process of this name."""
+    files = machine.succeed(f"grep -slx {name} /proc/[0-9]*/comm || true").split()
+    return max(int(file.split("/")[2]) for file in files)
+
+
 def main_pid():
     return machine.succeed("systemctl show -P MainPID bitcoind-ipc-exporter").strip()
 
@@ -51,6 +57,17 @@ with subtest("an exporter that is killed is started again, and the node lives"):
     mine(1)
     machine.succeed("systemctl is-active bitcoind.service")
 
+with subtest("all of its processes are confined, and its main process notifies for the one that serves"):
+    for name in ["bitcoind-export", "bitcoind-guard"]:
+        status = machine.succeed(f"cat /proc/{pid_of(name)}/status")
+        assert "\nSeccomp:\t2\n" in status and "\nNoNewPrivs:\t1\n" in status, status
+    for part in ["seccomp", "landlock"]:
+        machine.succeed(f"{SCRAPE} | grep -F 'bitcoin_exporter_sandbox{{part=\"{part}\"}} 1'")
+    machine.succeed(f"kill -9 {pid_of('bitcoind-export')}")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+    mine(1)
+    machine.succeed("systemctl is-active bitcoind.service")
+
 with subtest("a restart drops no connection attempt"):
     machine.succeed("for i in $(seq 40); do curl -sf --max-time 20 -o /dev/null http://127.0.0.1:9332/livez || exit 1; "
                     "sleep 0.05; done & scrapes=$!; for i in 1 2 3; do systemctl restart bitcoind-ipc-exporter.service; "
@@ -63,7 +80,7 @@ with subtest("the watchdog kills one that is stopped"):
                     "printf '[Service]\\nWatchdogSec=3\\n' > /run/systemd/system/bitcoind-ipc-exporter.service.d/test.conf",
                     "systemctl daemon-reload", "systemctl restart bitcoind-ipc-exporter.service")
     stopped = main_pid()
-    machine.succeed(f"kill -STOP {stopped}")
+    machine.succeed(f"kill -STOP {pid_of('bitcoind-export')}")
     machine.wait_until_succeeds(f"test $(systemctl show -P MainPID bitcoind-ipc-exporter) != {stopped}", 40)
     machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
     machine.succeed("systemctl is-active bitcoind.service")
