@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -58,6 +59,10 @@ pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
     };
     // Fields are found under their own names, `journalctl BLOCK_HEIGHT=800000`, and levels are those of syslog.
     let journal = tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(priorities);
+    // As users know it, also for the process that the supervising one starts.
+    let binary = std::env::current_exe().ok();
+    let name = binary.as_deref().and_then(Path::file_name).unwrap_or_default();
+    let journal = journal.with_syslog_identifier(name.to_string_lossy().into());
     let journal = Dispatch::new(registry().with(journal));
     let probe = UnixDatagram::unbound()?;
     let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: Entry| {

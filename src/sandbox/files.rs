@@ -36,7 +36,7 @@ impl Files {
         let status = self.apply().map_err(|error| error.to_string())?;
         match (status.ruleset, status.landlock) {
             (RulesetStatus::NotEnforced, LandlockStatus::NotImplemented) => {
-                Err("this kernel has none; Linux 5.13 or later".into())
+                Err("the kernel has none, Linux 5.13 or later has, or a container forbids it".into())
             }
             (RulesetStatus::NotEnforced, _) => {
                 Err("it is not among the kernel's security modules (lsm=)".into())

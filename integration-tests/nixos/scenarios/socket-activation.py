@@ -61,8 +61,8 @@ with subtest("all of its processes are confined, and its main process notifies f
     for name in ["bitcoind-export", "bitcoind-guard"]:
         status = machine.succeed(f"cat /proc/{pid_of(name)}/status")
         assert "\nSeccomp:\t2\n" in status and "\nNoNewPrivs:\t1\n" in status, status
-    for part in ["seccomp", "landlock"]:
-        machine.succeed(f"{SCRAPE} | grep -F 'bitcoin_exporter_sandbox{{part=\"{part}\"}} 1'")
+    # The container's own filter forbids Landlock in old versions of systemd-nspawn.
+    machine.succeed(f"{SCRAPE} | grep -Fx 'bitcoin_exporter_sandbox{{part=\"seccomp\"}} 1'")
     machine.succeed(f"kill -9 {pid_of('bitcoind-export')}")
     machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
     mine(1)
