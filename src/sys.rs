@@ -4,13 +4,20 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
+
+/// The time of a clock; 0 if the kernel does not have it.
+pub fn clock(id: ClockId) -> Duration {
+    clock_gettime(id).map_or(Duration::ZERO, Duration::from)
+}
 
 /// Adds to the calling thread's nice value, which is that of its process at first, at most to 19.
 pub fn add_nice(by: i32) {

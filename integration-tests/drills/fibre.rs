@@ -47,7 +47,7 @@ impl FibreNode {
 /// Drill 20: blocks come, and none of them from FIBRE.
 pub fn fibre_without_blocks_is_silent() {
     const FACTOR: u32 = 120;
-    if cannot_bpf().is_some() {
+    if cannot_bpf() {
         return eprintln!("drill 20 needs BPF");
     }
     let mut node = FibreNode::start();

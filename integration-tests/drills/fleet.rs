@@ -451,7 +451,7 @@ impl Fleet {
         }
         for member in &mut members {
             member.start_ipc();
-            if member.plan.usdt && fixture::cannot_bpf().is_none() {
+            if member.plan.usdt && !fixture::cannot_bpf() {
                 member.start_usdt();
             }
         }

@@ -23,7 +23,7 @@ fn rpc() -> Plan {
 
 /// Drill 21: the node takes none of the transactions that miners take.
 pub fn compact_blocks_without_transactions_are_an_alert() {
-    if fixture::cannot_bpf().is_some() {
+    if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");
     }
     let policy = ["-minrelaytxfee=0.1", "-blockreconstructionextratxn=0"];
@@ -38,7 +38,7 @@ pub fn compact_blocks_without_transactions_are_an_alert() {
 /// Drill 21: a peer announces blocks six seconds before the node gets them. That time is real, so a day of the drill is not shorter.
 pub fn blocks_that_come_slowly_are_an_alert() {
     const DELAY: Duration = Duration::from_secs(6);
-    if fixture::cannot_bpf().is_some() {
+    if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");
     }
     let network = Network::start(crate::fleet::FACTOR);

@@ -24,7 +24,7 @@ use capnp::Error;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc as async_mpsc, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
@@ -365,28 +365,9 @@ async fn run(
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (read, write) = accepted.unwrap().0.into_split();
-                let connection = next;
-                let reads = Watched { reads: read.compat(), templates: state.templates.clone(), connection };
-                let network = twoparty::VatNetwork::new(reads, write.compat_write(), Side::Server, Default::default());
-                next += 1;
-                let init: init::Client = new_client(Init { state: state.clone(), connection });
-                let state = state.clone();
                 state.counts.connections.fetch_add(1, Relaxed);
-                spawn(&state.counts.clone(), async move {
-                    match RpcSystem::new(Box::new(network), Some(init.client)).await {
-                        Err(error) if error.kind != capnp::ErrorKind::Disconnected => {
-                            state.counts.fault(format!("the connection was given up: {error}"));
-                        }
-                        _ => {}
-                    }
-                    let mut callbacks = state.callbacks.borrow_mut();
-                    if callbacks.iter().any(|(of, callback)| *of == connection && callback.borrow().is_some()) {
-                        state.counts.fault("the connection was closed with a live subscription");
-                    }
-                    callbacks.retain(|(of, _)| *of != connection);
-                    state.counts.connections.fetch_sub(1, Relaxed);
-                });
+                spawn(&state.counts.clone(), serve(state.clone(), accepted.unwrap().0, next));
+                next += 1;
             }
             command = commands.recv() => match command {
                 Some(Command::Fire(events, answered)) => {
@@ -416,6 +397,26 @@ async fn run(
             }
         }
     }
+}
+
+/// The life of a connection.
+async fn serve(state: Rc<State>, stream: UnixStream, connection: usize) {
+    let (read, write) = stream.into_split();
+    let reads = Watched { reads: read.compat(), templates: state.templates.clone(), connection };
+    let network = twoparty::VatNetwork::new(reads, write.compat_write(), Side::Server, Default::default());
+    let init: init::Client = new_client(Init { state: state.clone(), connection });
+    match RpcSystem::new(Box::new(network), Some(init.client)).await {
+        Err(error) if error.kind != capnp::ErrorKind::Disconnected => {
+            state.counts.fault(format!("the connection was given up: {error}"));
+        }
+        _ => {}
+    }
+    let mut callbacks = state.callbacks.borrow_mut();
+    if callbacks.iter().any(|(of, callback)| *of == connection && callback.borrow().is_some()) {
+        state.counts.fault("the connection was closed with a live subscription");
+    }
+    callbacks.retain(|(of, _)| *of != connection);
+    state.counts.connections.fetch_sub(1, Relaxed);
 }
 
 async fn fire(state: &State, event: Event, answers: &mut Answers) {

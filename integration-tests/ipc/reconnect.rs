@@ -44,7 +44,7 @@ fn traffic_is_counted_once_over_a_reconnect_to_the_same_node() {
     let before = eventually("no messages are on their way", || {
         let difference = || message_bytes(&node) - counted();
         let first = difference();
-        std::thread::sleep(std::time::Duration::from_millis(500)); // a few polls
+        exporter.wait_for_polls(3.0);
         (first > 0.0 && first == difference()).then_some(first)
     });
     let agrees = |when: &str| eventually(when, || (before + counted() == message_bytes(&node)).then_some(()));

@@ -49,7 +49,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
                 return "blockConnected";
             }
             shown.connected.inc();
-            shown.height.set(height);
+            shown.height.set(Some(height));
             match data {
                 Some(data) => blocks.count(data.to_vec()),
                 None => metrics.exporter.events_dropped.inc_by(["block_contents"], 1),

@@ -282,7 +282,7 @@ impl Follow {
         let blocks = &self.context.metrics.blocks;
         let Some(json_rpc) = self.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available()) else {
             if !notified {
-                blocks.height.set(tip.height);
+                blocks.height.set(Some(tip.height));
             }
             if notified || self.json_rpc.is_none() {
                 return self.advance(tip);
@@ -312,7 +312,7 @@ impl Follow {
                 blocks.disconnected.inc_by(disconnected);
                 blocks.connected.inc_by(connected);
                 if connected > 0 {
-                    blocks.height.set(tip.height);
+                    blocks.height.set(Some(tip.height));
                 }
                 self.advance(tip);
             }

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use bitcoind_exporter::cli::{Program, Shared};
 use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::logging::{self, Level, Logging};
-use bitcoind_exporter::usdt::Subject;
-use bitcoind_exporter::usdt::record::DEFAULT_KEEP;
+use bitcoind_exporter::usdt::TracepointGroup;
+use bitcoind_exporter::usdt::block_log::DEFAULT_KEEP;
 use bitcoind_exporter::usdt::target::Target;
 use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};
@@ -103,7 +103,7 @@ pub struct Arguments {
         value_enum,
         env = "BITCOIND_USDT_EXPORTER_TRACEPOINTS"
     )]
-    pub tracepoints: Vec<Subject>,
+    pub tracepoints: Vec<TracepointGroup>,
 
     /// Keep a row for each connected block, with its way to the node, in this SQLite file; `blocks` reads it
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
@@ -129,7 +129,7 @@ pub struct Arguments {
     )]
     pub log_level: Level,
 
-    /// Log to this file, too; lines are appended
+    /// Log to this file, too; lines are appended. It is opened again when it was renamed or removed, as by logrotate
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_LOG_FILE")]
     pub log_file: Option<PathBuf>,
 
@@ -178,8 +178,8 @@ impl Program for Arguments {
 }
 
 impl Arguments {
-    pub fn subjects(&self) -> &[Subject] {
-        if self.tracepoints.is_empty() { Subject::ALL } else { &self.tracepoints }
+    pub fn groups(&self) -> &[TracepointGroup] {
+        if self.tracepoints.is_empty() { TracepointGroup::all() } else { &self.tracepoints }
     }
 
     pub fn target(&self) -> Target {

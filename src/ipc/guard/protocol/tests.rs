@@ -7,6 +7,9 @@ use capnp::serialize::write_message_to_words;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp as rpc;
 
+use super::on_exporter_message::{MAX_REJECTED, MAX_THREADS};
+use super::own_calls::{MAX_HANDSHAKE_WAIT, MAX_QUIET_WAIT, QUIET_TIME, SETTLE_TIME, SILENCE_TIMEOUT};
+use super::tip_watch::{MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL, TAKEOVER_DELAY};
 use super::*;
 use crate::ipc::guard::message::{self, Message, Method};
 use crate::schema::chain_capnp::chain;
@@ -151,7 +154,7 @@ impl Guard {
     /// After a while in which nobody said anything.
     fn may_close_soon(&mut self) -> bool {
         assert!(!self.may_close(), "the node's thread may still be busy with the last call");
-        self.passes(SETTLE);
+        self.passes(SETTLE_TIME);
         self.may_close()
     }
 
@@ -193,7 +196,7 @@ impl Guard {
 
     fn watch(&mut self) -> u32 {
         self.asks(call(10, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(10, Some(TIP)));
-        self.passes(TAKE_OVER);
+        self.passes(TAKEOVER_DELAY);
         let [Own::MakeThread { question, thread_map: THREAD_MAP }] = self.calls()[..] else { panic!() };
         assert_eq!(self.node(results(question, &[OWN_THREAD])), FromNode::Keep);
         let [finished, Own::WaitTipChanged { question: watch, mining: MINING, thread: OWN_THREAD, tip, .. }] =
@@ -300,11 +303,11 @@ fn leave_is_disconnect_then_destroy_then_release() {
     let question = guard.disconnects(HANDLER);
     assert_eq!(guard.calls(), [], "one at a time");
     guard.is_called_back(DESTROY);
-    guard.passes(SETTLE);
+    guard.passes(SETTLE_TIME);
     assert!(!guard.may_close());
     guard.node(results(question, &[]));
     assert_eq!(guard.calls(), [Own::Finish { question, releases: false }]);
-    guard.passes(SETTLE);
+    guard.passes(SETTLE_TIME);
     assert!(!guard.may_close(), "the callback was not released");
     guard.node(release(CALLBACK, 1));
     assert_eq!(guard.events(), [Event::Released(CALLBACK)]);
@@ -317,7 +320,7 @@ fn a_callback_released_before_the_disconnect_was_answered_is_over_only_with_the_
     guard.protocol.leave(guard.now);
     let question = guard.disconnects(HANDLER);
     guard.node(release(CALLBACK, 1));
-    guard.passes(SETTLE);
+    guard.passes(SETTLE_TIME);
     assert!(!guard.may_close());
     guard.node(results(question, &[]));
     guard.calls();
@@ -533,15 +536,15 @@ fn while_the_exporter_waits_for_a_tip_the_guard_does_not() {
     assert_eq!((guard.calls(), guard.protocol.wait_at_most(guard.now)), (vec![], None));
     // Answered, and asked again in time.
     guard.node(tip_results(20, Some(TIP)));
-    guard.passes(TAKE_OVER - Duration::from_millis(1));
+    guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
     // Answered, whether the exporter hears of it or not.
     guard.node(failure(21, "no"));
-    assert_eq!(guard.protocol.wait_at_most(guard.now), Some(TAKE_OVER));
-    guard.passes(TAKE_OVER);
+    assert_eq!(guard.protocol.wait_at_most(guard.now), Some(TAKEOVER_DELAY));
+    guard.passes(TAKEOVER_DELAY);
     assert!(matches!(guard.calls()[..], [Own::WaitTipChanged { .. }]));
 }
 
@@ -695,25 +698,25 @@ fn a_replacement_is_silent_until_the_node_is() {
     };
     // The killed guard's disconnect goes on: it is not asked for again.
     let mut guard = start();
-    guard.passes(QUIET - Duration::from_millis(1));
+    guard.passes(QUIET_TIME - Duration::from_millis(1));
     guard.is_called_back(DESTROY);
-    guard.passes(QUIET - Duration::from_millis(1));
+    guard.passes(QUIET_TIME - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.node(release(CALLBACK, 1));
-    guard.passes(SILENCE - Duration::from_millis(1));
+    guard.passes(SILENCE_TIMEOUT - Duration::from_millis(1));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
     guard.passes(Duration::from_millis(1));
     assert!(guard.may_close());
 
     // It had not begun.
     let mut guard = start();
-    guard.passes(QUIET);
+    guard.passes(QUIET_TIME);
     let question = guard.disconnects(HANDLER);
-    guard.passes(SILENCE);
+    guard.passes(SILENCE_TIMEOUT);
     assert!(!guard.may_close());
     guard.node(results(question, &[]));
     guard.calls();
-    guard.passes(SILENCE);
+    guard.passes(SILENCE_TIMEOUT);
     assert!(guard.may_close(), "whether the callback was released before, nobody has heard");
 
     // A node that never is silent.

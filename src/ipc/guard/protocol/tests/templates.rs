@@ -204,9 +204,9 @@ fn a_replacement_knows_no_template() {
     let now = Duration::from_secs(1);
     let mut guard = Guard { protocol: ProtocolState::replacement(&[], now), now };
     guard.protocol.leave(now);
-    guard.passes(SILENCE - Duration::from_millis(1));
+    guard.passes(SILENCE_TIMEOUT - Duration::from_millis(1));
     assert_eq!(guard.node(results(30, &[TEMPLATE])), FromNode::Keep);
-    guard.passes(SILENCE - Duration::from_millis(1));
+    guard.passes(SILENCE_TIMEOUT - Duration::from_millis(1));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
     guard.passes(Duration::from_millis(1));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], true));
