@@ -8,7 +8,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::block;
 use super::file_system::Candidates;
 use super::memory::Memory;
 use crate::http_rpc::{self, Cause, HttpRpc};
@@ -78,7 +77,6 @@ pub struct Context {
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
     pub(super) memory: RefCell<Memory>,
-    pub(super) blocks: block::Counter,
     /// The newest tip that came while there was a connection.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
@@ -91,7 +89,6 @@ impl Context {
         status: Arc<Status>,
         shutdown: CancellationToken,
     ) -> Self {
-        let blocks = block::Counter::start(metrics.clone());
         metrics.set_poll_interval(config.poll_interval);
         let http_rpc = config.http_rpc.clone().map(|settings| {
             let metrics = metrics.clone();
@@ -103,6 +100,6 @@ impl Context {
             Cause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
         }
         let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
-        Context { config, http_rpc, metrics, status, shutdown, memory, blocks, new_tip }
+        Context { config, http_rpc, metrics, status, shutdown, memory, new_tip }
     }
 }

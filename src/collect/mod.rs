@@ -8,12 +8,11 @@
 //! - `http_rpc` decides when JSON-RPC over HTTP is used; `door` opens the socket, or HTTP alone for a node without IPC.
 //! - `tip` is the long poll that reports new tips and the node's shutdown; `walk` counts the blocks between two tips.
 //! - `next_block` has the node build a block template now and then.
-//! - `subscriptions` starts and ends subscriptions; `notifications`, `block` and `utxo_trace` count what they bring.
+//! - `subscriptions` starts and ends subscriptions; `notifications` and `utxo_trace` count what they bring.
 //! - `context` is what every connection works with; `memory` is what is remembered from one to the next: peers'
 //!   traffic, `thread_times`, the tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
 //! - `check` is `--once` and `--check`.
 
-mod block;
 mod check;
 mod collector;
 mod context;

@@ -5,9 +5,10 @@
 //! - `interfaces` is the list of interfaces, and finds out which of them a node offers.
 //! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the interfaces; `template` is a block that Mining puts
 //!   together; `handler` is a subscription of the last two.
-//! - `methods` is the list of JSON-RPC methods; `error` is what can go wrong with a call.
+//! - `block` counts what a block holds; `methods` is the list of JSON-RPC methods; `error` is what can go wrong with a call.
 //! - [`guard`] is the process between the node and the exporter.
 
+mod block;
 mod chain;
 mod connection;
 mod error;
@@ -22,6 +23,7 @@ pub mod source;
 mod template;
 mod tracing;
 
+pub use block::BlockContents;
 pub use chain::{Chain, ChainEvent};
 pub use connection::{Connection, Thread};
 pub use error::CallError;

@@ -130,7 +130,6 @@ impl Relay {
                 self.events.flush();
                 if now().saturating_sub(self.large_at) >= KEEP_MEMORY {
                     self.node.incoming.shrink();
-                    self.events.shrink();
                 }
             }
         }
@@ -149,8 +148,7 @@ impl Relay {
             sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
         }
         let collect = self.events.is_waiting().then_some(COLLECT);
-        let has_grown = self.node.incoming.has_grown() || self.events.has_grown();
-        let shrink = has_grown.then_some(KEEP_MEMORY);
+        let shrink = self.node.incoming.has_grown().then_some(KEEP_MEMORY);
         let at_most = [collect, shrink, self.protocol.wait_at_most(now())].into_iter().flatten().min();
         // Rounded up, or the loop would spin until it is due.
         let timeout = at_most.map_or(PollTimeout::NONE, |it| {
@@ -225,8 +223,7 @@ impl Relay {
                 let waited = now().saturating_sub(at);
                 self.burst.callback(at);
                 if !self.protocol.is_leaving() {
-                    self.events
-                        .queue(waited, frame.len(), |with_contents| Event::of_callback(call, with_contents));
+                    self.events.queue(waited, Event::of_callback(call));
                 }
             }
             (FromNode::AnswerThread(question, thread), _) => {

@@ -139,10 +139,8 @@ impl ProtocolState {
             return FromExporter::Refuse(NUMBER_IN_USE);
         }
         self.rejected += 1;
-        self.events.push_back(Event::Rejected {
-            call: rejection.call.clone().into(),
-            reason: rejection.reason.clone().into(),
-        });
+        let Rejection { call, reason } = rejection.clone();
+        self.events.push_back(Event::Rejected { call, reason });
         match self.rejected {
             MAX_REJECTED.. => FromExporter::Refuse("it makes calls that are not permitted"),
             _ => FromExporter::Reject(question, rejection),

@@ -143,7 +143,7 @@ impl Guard {
         std::iter::from_fn(|| self.protocol.next_call(self.now)).take(10).collect()
     }
 
-    fn events(&mut self) -> Vec<Event<'static>> {
+    fn events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.protocol.next_event()).collect()
     }
 
