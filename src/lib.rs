@@ -4,7 +4,8 @@
 //!
 //! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
 //!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
-//! - [`http_rpc`] makes JSON-RPC calls over HTTP, for nodes whose IPC has none.
+//! - [`json_rpc`] has the JSON-RPC methods that are called, requests, answers and errors, and the transport over HTTP, for nodes
+//!   whose IPC has none.
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
 //! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts when it is scraped;
 //!   blocks are counted from events.
@@ -40,9 +41,9 @@ pub mod collect;
 pub mod files;
 pub mod generate;
 pub mod http;
-pub mod http_rpc;
 pub mod init;
 pub mod ipc;
+pub mod json_rpc;
 pub mod logging;
 pub mod metrics;
 pub mod node_process;

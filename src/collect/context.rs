@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::file_system::Candidates;
 use super::memory::Memory;
-use crate::http_rpc::{self, Cause, HttpRpc};
 use crate::ipc::Hash;
+use crate::json_rpc::Cause;
+use crate::json_rpc::http::{self, HttpRpc};
 use crate::metrics::Metrics;
 use crate::status::Status;
 
@@ -53,7 +54,7 @@ pub struct Config {
     /// End when the node shuts down, instead of waiting for the next one.
     pub exit_with_node: bool,
     /// JSON-RPC over HTTP, where IPC has none.
-    pub http_rpc: Option<http_rpc::Settings>,
+    pub http_rpc: Option<http::Settings>,
     /// Where the node's blocks may be, to look at its file system.
     pub data_directory: Candidates,
 }

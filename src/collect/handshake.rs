@@ -13,7 +13,8 @@ use super::next_block;
 use super::session::{End, Ipc, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
-use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Mining, Thread};
+use crate::ipc::{Connection, Interfaces, JsonRpc, Mining, Thread};
+use crate::json_rpc::CallError;
 use crate::node_process::Peer;
 
 /// Opens a session behind a guard: nothing that happens to us from here on harms the node.

@@ -13,7 +13,8 @@ use tracing::{debug, info, warn};
 
 use super::context::{Context, NewTip, NextBlock};
 use super::rate_limit::RateLimit;
-use crate::ipc::{BlockContents, CallError, Hash, Interfaces, Mining, Template, Thread};
+use crate::ipc::{BlockContents, Hash, Interfaces, Mining, Template, Thread};
+use crate::json_rpc::CallError;
 
 /// Whether this node is asked for templates. Development branches that offer Chain or Node are not: when they cannot build
 /// one, the exception ends them.

@@ -19,9 +19,10 @@ use super::poll::{PollError, Polled, Poller};
 use super::rate_limit::RateLimit;
 use super::subscriptions::Subscriptions;
 use super::tip::{TipEnd, TipWatch};
-use crate::http_rpc::{Failure, HttpRpc};
 use crate::ipc::guard::Guard;
-use crate::ipc::{CallError, Connection, Interface, Interfaces, JsonRpc, Thread};
+use crate::ipc::{Connection, Interface, Interfaces, JsonRpc, Thread};
+use crate::json_rpc::http::HttpRpc;
+use crate::json_rpc::{CallError, Failure};
 use crate::metrics::lifetime;
 use crate::node_process::Usage;
 use crate::status::State;
@@ -408,8 +409,8 @@ mod tests {
         let timeout = CallError::TimedOut(Duration::from_secs(1));
         let http = |cause| CallError::Http(Failure::new(cause, ""));
         assert_eq!(missed(timeout), Some("hung"));
-        assert_eq!(missed(http(crate::http_rpc::Cause::Timeout)), Some("hung"));
-        assert_eq!(missed(http(crate::http_rpc::Cause::Unauthorized)), Some("lost"));
+        assert_eq!(missed(http(crate::json_rpc::Cause::Timeout)), Some("hung"));
+        assert_eq!(missed(http(crate::json_rpc::Cause::Unauthorized)), Some("lost"));
         assert_eq!(End::from(CallError::TimedOut(Duration::ZERO)).reason(), Some("hung"));
     }
 }

@@ -15,7 +15,8 @@ use super::session::Ipc;
 use super::tip::TipWatch;
 use super::utxo_trace::{Coins, Trace};
 use crate::ipc::guard::{Event, Notice};
-use crate::ipc::{CallError, Chain, Interfaces, Subscription, Tracing};
+use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
+use crate::json_rpc::CallError;
 
 /// What the node calls back for. The guard ends what is left at the end of the connection.
 pub struct Subscriptions {

@@ -14,7 +14,8 @@ use tracing::{debug, warn};
 use super::context::{Context, NewTip};
 use super::node_start::Uptime;
 use super::walk::{Walk, is_final, is_known, walk};
-use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Mining, Thread};
+use crate::ipc::{BlockRef, Hash, Interfaces, JsonRpc, Mining, Thread};
+use crate::json_rpc::CallError;
 use crate::metrics::now;
 
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between

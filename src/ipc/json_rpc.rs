@@ -2,17 +2,15 @@
 //!
 //! Only methods that read are ever called: [`methods`] has them all.
 
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::value::RawValue;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::connection::{OnThread, call};
-use super::{CallError, Thread, methods};
-use crate::http_rpc::HttpRpc;
+use super::{CallError, Thread};
+use crate::json_rpc::http::HttpRpc;
+use crate::json_rpc::{Answer, json_rpc_error, methods, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
-use crate::text;
 
 /// How a node takes JSON-RPC.
 #[derive(Clone)]
@@ -85,7 +83,7 @@ impl JsonRpc {
         match &self.0 {
             Transport::Http(http) => http.call(method, params).await,
             Transport::Rpc(capability) => {
-                let request = methods::request(method, &params);
+                let request = request(method, &params);
                 let answer = call!(capability, execute_rpc_request, |params| {
                     params.set_request(request);
                     params.set_uri("");
@@ -110,49 +108,4 @@ impl JsonRpc {
             }
         }
     }
-}
-
-/// A JSON-RPC answer.
-#[derive(Deserialize)]
-pub(crate) struct Answer<'a> {
-    /// What has none is no answer.
-    #[serde(rename = "id")]
-    _id: IgnoredAny,
-    #[serde(borrow)]
-    result: Option<&'a RawValue>,
-    error: Option<Value>,
-}
-
-impl Answer<'_> {
-    /// What it holds. No result is the type's default.
-    pub(crate) fn result<T: DeserializeOwned + Default>(self) -> Result<T, CallError> {
-        match self.error.filter(|error| !error.is_null()) {
-            Some(error) => Err(json_rpc_error(&error)),
-            None => self.result.map_or_else(|| Ok(T::default()), |result| parse(result.get())),
-        }
-    }
-}
-
-fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
-    serde_json::from_str(text)
-        .map_err(|error| CallError::Malformed(format!("not the JSON expected: {error}")))
-}
-
-fn json_rpc_error(error: &Value) -> CallError {
-    /// Limit on its message, in bytes.
-    const MAX_BYTES: usize = 200;
-    let message = error["message"].as_str().unwrap_or("an error without a message");
-    CallError::JsonRpc {
-        code: error["code"].as_i64().unwrap_or(0),
-        message: text::bounded(message, MAX_BYTES),
-    }
-}
-
-#[cfg(test)]
-#[test]
-fn the_message_of_an_error_is_one_short_line() {
-    let message = "\u{1b}[31mEVIL\nERROR forged\r".repeat(100);
-    let error = json_rpc_error(&json!({"code": -1, "message": message})).to_string();
-    assert!(error.starts_with(" [31mEVIL ERROR forged  [31mEVIL") && error.len() < 230, "{error}");
-    assert!(!error.contains(char::is_control));
 }

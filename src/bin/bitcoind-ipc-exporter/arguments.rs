@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bitcoind_exporter::cli::{self, Program, Shared};
 use bitcoind_exporter::collect::{Candidates, Config, NextBlock, UtxoTrace};
-use bitcoind_exporter::http_rpc::credentials::PASSWORD_VARIABLE;
-use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url, tls};
 use bitcoind_exporter::ipc::source::{CHAINS, KnownChain, Source, default_datadir};
+use bitcoind_exporter::json_rpc::http::credentials::PASSWORD_VARIABLE;
+use bitcoind_exporter::json_rpc::http::{Credentials, Password, Settings, Url, tls};
 use clap::Parser;
 
 /// Prometheus metrics of a running Bitcoin node, over its IPC socket, without hurting it.

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::Calls;
 use crate::collect::file_system::{Candidates, SpaceReader};
-use crate::http_rpc::Credentials;
 use crate::ipc::Interfaces;
+use crate::json_rpc::http::Credentials;
 
 /// Looks for the data directory of one connection's node, and reads its file system.
 pub struct DataDirectory {

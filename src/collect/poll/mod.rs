@@ -30,7 +30,8 @@ use tracing::debug;
 use super::context::Context;
 use super::json::label;
 use super::rate_limit::RateLimit;
-use crate::ipc::{CallError, Interfaces, JsonRpc};
+use crate::ipc::{Interfaces, JsonRpc};
+use crate::json_rpc::CallError;
 use crate::metrics::{Metrics, now};
 use crate::node_process::Usage;
 

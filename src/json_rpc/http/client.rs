@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::connection::{Answer, Kept, exchange};
 use super::{Cause, Failure, Settings};
-use crate::ipc::{CallError, JsonRpcAnswer};
+use crate::json_rpc::{Answer as JsonRpcAnswer, CallError};
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
