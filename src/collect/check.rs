@@ -11,7 +11,7 @@ use super::handshake::open_guarded;
 use super::session::{Session, show_up};
 use crate::ipc::guard::Places;
 use crate::ipc::source::Source;
-use crate::ipc::{Interface, Interfaces, JsonRpc};
+use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
 use crate::node_process::Peer;
 
@@ -108,7 +108,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
 fn what_gives_more(interfaces: &Interfaces) -> Vec<&'static str> {
     let offers = |interface| interfaces.offers(interface);
     let mut advice = Vec::new();
-    if !interfaces.json_rpc.as_ref().is_some_and(JsonRpc::is_available) {
+    if !interfaces.json_rpc().is_some_and(|json_rpc| json_rpc.is_available()) {
         advice.push("JSON-RPC over HTTP tells chain, mempool, fees, peers and traffic (--rpc on)");
     }
     if !offers(Interface::Mining) && offers(Interface::HttpRpc) {

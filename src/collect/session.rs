@@ -20,7 +20,7 @@ use super::rate_limit::RateLimit;
 use super::subscriptions::Subscriptions;
 use super::tip::{TipEnd, TipWatch};
 use crate::ipc::guard::Guard;
-use crate::ipc::{Connection, Interface, Interfaces, JsonRpc, Thread};
+use crate::ipc::{Connection, Interface, Interfaces, Thread};
 use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, Failure};
 use crate::metrics::lifetime;
@@ -155,8 +155,7 @@ impl Session {
 
     /// With a node without IPC that was found usable.
     pub(super) fn over_http(checker: Checker, context: &Rc<Context>) -> Self {
-        let json_rpc = Some(JsonRpc::over_http(checker.http().clone()));
-        let interfaces = Rc::new(Interfaces { json_rpc, ..Interfaces::default() });
+        let interfaces = Rc::new(Interfaces::over_http(checker.http().clone()));
         Self::new(None, interfaces, Some(checker), None, context)
     }
 

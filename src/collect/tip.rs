@@ -14,8 +14,8 @@ use tracing::{debug, warn};
 use super::context::{Context, NewTip};
 use super::node_start::Uptime;
 use super::walk::{Walk, is_final, is_known, walk};
-use crate::ipc::{BlockRef, Hash, Interfaces, JsonRpc, Mining, Thread};
-use crate::json_rpc::CallError;
+use crate::ipc::{BlockRef, Hash, Interfaces, Mining, Thread};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::now;
 
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
@@ -60,14 +60,13 @@ impl TipWatch {
         new_tip: Rc<Notify>,
     ) -> Option<Self> {
         let Some(on) = on else {
-            let json_rpc = interfaces.json_rpc.clone()?;
+            let json_rpc = interfaces.json_rpc()?;
             let tips = Tips::Http(json_rpc.clone());
             return Some(Self::follow(tips, Some(json_rpc), interfaces, context, new_tip));
         };
         let thread = on.patient(LONG_POLL);
         let tips = Tips::Mining(interfaces.mining.as_ref()?.on(&thread));
-        let json_rpc = interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.on(&thread));
-        Some(Self::follow(tips, json_rpc, interfaces, context, new_tip))
+        Some(Self::follow(tips, interfaces.json_rpc_on(&thread), interfaces, context, new_tip))
     }
 
     fn follow(

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::ipc::{BlockRef, JsonRpc};
-use crate::json_rpc::CallError;
+use crate::ipc::BlockRef;
+use crate::json_rpc::{CallError, JsonRpc};
 
 /// Whether asking again is of no use: the node does not know the block (it is on another chain, or its block index was
 /// built anew) or the method, or its answer is malformed.

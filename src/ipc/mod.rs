@@ -28,7 +28,6 @@ pub use connection::{Connection, Thread};
 use error::is_thread_busy;
 pub use handler::Subscription;
 pub use interfaces::{Interface, Interfaces};
-pub use json_rpc::JsonRpc;
 pub use mining::{BlockRef, Hash, Mining};
 pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS, ip_address};
 pub use template::Template;

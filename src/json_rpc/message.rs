@@ -1,7 +1,7 @@
-//! A JSON-RPC request, and the answer to one.
+//! A JSON-RPC request, and the response to one.
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -13,10 +13,10 @@ pub(crate) fn request(method: &str, parameters: &Value) -> String {
     json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}).to_string()
 }
 
-/// A JSON-RPC answer.
+/// A JSON-RPC response object.
 #[derive(Deserialize)]
-pub(crate) struct Answer<'a> {
-    /// What has none is no answer.
+pub(crate) struct Response<'a> {
+    /// What has none is no response.
     #[serde(rename = "id")]
     _id: IgnoredAny,
     #[serde(borrow)]
@@ -24,22 +24,24 @@ pub(crate) struct Answer<'a> {
     error: Option<Value>,
 }
 
-impl Answer<'_> {
-    /// What it holds. No result is the type's default.
-    pub(crate) fn result<T: DeserializeOwned + Default>(self) -> Result<T, CallError> {
+impl Response<'_> {
+    /// The JSON text of the result; null if there is none.
+    pub fn result(self) -> Result<String, CallError> {
         match self.error.filter(|error| !error.is_null()) {
-            Some(error) => Err(json_rpc_error(&error)),
-            None => self.result.map_or_else(|| Ok(T::default()), |result| parse(result.get())),
+            Some(error) => Err(error_of(&error)),
+            None => Ok(self.result.map_or("null", RawValue::get).to_string()),
         }
     }
 }
 
+/// Reads JSON of the node's.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
     serde_json::from_str(text)
         .map_err(|error| CallError::Malformed(format!("not the JSON expected: {error}")))
 }
 
-pub(crate) fn json_rpc_error(error: &Value) -> CallError {
+/// The error in a JSON-RPC error object.
+pub(crate) fn error_of(error: &Value) -> CallError {
     /// Limit on its message, in bytes.
     const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
@@ -50,10 +52,27 @@ pub(crate) fn json_rpc_error(error: &Value) -> CallError {
 }
 
 #[cfg(test)]
-#[test]
-fn the_message_of_an_error_is_one_short_line() {
-    let message = "\u{1b}[31mEVIL\nERROR forged\r".repeat(100);
-    let error = json_rpc_error(&json!({"code": -1, "message": message})).to_string();
-    assert!(error.starts_with(" [31mEVIL ERROR forged  [31mEVIL") && error.len() < 230, "{error}");
-    assert!(!error.contains(char::is_control));
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_an_error_is_one_short_line() {
+        let message = "\u{1b}[31mEVIL\nERROR forged\r".repeat(100);
+        let error = error_of(&json!({"code": -1, "message": message})).to_string();
+        assert!(error.starts_with(" [31mEVIL ERROR forged  [31mEVIL") && error.len() < 230, "{error}");
+        assert!(!error.contains(char::is_control));
+    }
+
+    #[test]
+    fn response_has_a_result_or_an_error() {
+        let result = |text| parse::<Response>(text)?.result();
+        assert_eq!(result(r#"{"id": 1, "result": {"a": [1]}, "error": null}"#).unwrap(), r#"{"a": [1]}"#);
+        assert_eq!(result(r#"{"id": 1, "result": null}"#).unwrap(), "null");
+        assert_eq!(result(r#"{"id": 1}"#).unwrap(), "null");
+        let error = result(r#"{"id": 1, "result": null, "error": {"code": -28, "message": "Loading"}}"#);
+        assert!(error.unwrap_err().is_warmup());
+        for text in [r#"{"result": 1}"#, "[]", "null", "7", ""] {
+            assert!(matches!(result(text), Err(CallError::Malformed(_))), "{text}");
+        }
+    }
 }
