@@ -75,10 +75,11 @@ mod bpf {
 
     const PROGRAMS: &str = "src/usdt/bpf";
 
-    /// A skeleton for each file of programs.
+    /// `bpf.rs`, with a module for each file of programs: the types of its maps, and the programs.
     pub fn compile() {
         println!("cargo::rerun-if-changed={PROGRAMS}");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+        let mut modules = String::new();
         for file in fs::read_dir(PROGRAMS).expect("the programs' folder").flatten() {
             let source = file.path();
             let name = file.file_name();
@@ -86,6 +87,8 @@ mod bpf {
             let skeleton = SkeletonBuilder::new()
                 .source(&source)
                 .clang_args(arguments(&out))
+                .obj(out.join(format!("{name}.bpf.o")))
+                .reference_obj(true)
                 .build_and_generate(out.join(format!("{name}.skel.rs")));
             if let Err(error) = skeleton {
                 println!(
@@ -95,7 +98,14 @@ mod bpf {
                     source.display()
                 );
             }
+            modules.push_str(&format!(
+                "pub mod {name} {{
+                    include!(concat!(env!(\"OUT_DIR\"), \"/{name}.skel.rs\"));
+                    pub const OBJECT: &[u8] = include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.bpf.o\"));
+                }}\n"
+            ));
         }
+        fs::write(out.join("bpf.rs"), modules).expect("OUT_DIR is writable");
     }
 
     fn arguments(out: &Path) -> Vec<String> {

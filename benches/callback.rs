@@ -192,9 +192,10 @@ fn subscriber(traces: bool) {
         let (read, write) = tokio::net::UnixStream::from_std(socket).unwrap().into_split();
         let network =
             twoparty::VatNetwork::new(read.compat(), write.compat_write(), Side::Server, Default::default());
-        let callback = match traces {
-            true => new_client::<utxo_cache_trace::Client, _>(Subscriber).client,
-            false => new_client::<chain_notifications::Client, _>(Subscriber).client,
+        let callback = if traces {
+            new_client::<utxo_cache_trace::Client, _>(Subscriber).client
+        } else {
+            new_client::<chain_notifications::Client, _>(Subscriber).client
         };
         let _ = RpcSystem::new(Box::new(network), Some(callback)).await;
     });

@@ -36,6 +36,7 @@
     )
 )]
 
+mod bitcoin_core;
 pub mod cli;
 pub mod collect;
 pub mod files;
@@ -62,8 +63,8 @@ pub mod usdt;
 #[cfg(feature = "usdt")]
 pub fn metrics_reference() -> String {
     metrics::markdown(&[
-        ("bitcoind-ipc-exporter", metrics::Metrics::new().rows()),
-        ("bitcoind-usdt-exporter", &usdt::report::rows()),
+        ("bitcoind-ipc-exporter", metrics::Metrics::new().declarations()),
+        ("bitcoind-usdt-exporter", usdt::all_declarations()),
     ])
 }
 

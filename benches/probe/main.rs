@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use bitcoind_exporter::usdt::events::Events;
-use bitcoind_exporter::usdt::{Programs, Subject};
+use bitcoind_exporter::usdt::{Programs, TracepointGroup};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};
 
@@ -45,10 +45,10 @@ fn main() {
     let dir = std::env::temp_dir().join(format!("bitcoind-exporter-bench-{}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();
     let same = "@number = count(); @value = sum(arg3);";
-    bench(&dir, "utxocache", "add", Subject::Utxocache, same, &["add"]);
+    bench(&dir, "utxocache", "add", TracepointGroup::Utxocache, same, &["add"]);
     let same = "@number[str(arg3)] = count(); @bytes[str(arg3)] = sum(arg4);";
     let messages = ["tx", "inv", "inv_block", "headers", "cmpctblock", "blocktxn", "block"];
-    bench(&dir, "net", "inbound_message", Subject::Net, same, &messages);
+    bench(&dir, "net", "inbound_message", TracepointGroup::Net, same, &messages);
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
@@ -81,7 +81,7 @@ fn empty_program(dir: &Path) -> Object {
 }
 
 /// Four ways to be traced, each with a process of its own. `same` is what ours does, for bpftrace; `fired` is what is fired.
-fn bench(dir: &Path, provider: &str, tracepoint: &str, subject: Subject, same: &str, fired: &[&str]) {
+fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, same: &str, fired: &[&str]) {
     let start = |name: &str| {
         let binary = compile(dir, &format!("{name}-{tracepoint}"));
         (Fires::start(&binary), binary)
@@ -94,7 +94,7 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, subject: Subject, same: &
     let program = object.progs_mut().next().unwrap();
     let _empty = program.attach_usdt(empty.child.id() as i32, &empty_binary, provider, tracepoint).unwrap();
 
-    let mut programs = Programs::load(&[subject]).unwrap();
+    let mut programs = Programs::load(&[group]).unwrap();
     let attached = programs.attach(ours.child.id() as i32, &ours_binary);
     let name = format!("{provider}:{tracepoint}");
     assert!(attached.iter().any(|it| it.name == name && it.result.is_ok()), "{name} is attached");

@@ -88,6 +88,8 @@ pub struct Stack {
     messages: Mutex<Receiver<Value>>,
     received: Mutex<Vec<Received>>,
     watchdog: AtomicBool,
+    /// Prometheus runs since then.
+    pub started: Instant,
     factor: u32,
     dir: TempDir,
 }
@@ -120,7 +122,8 @@ impl Stack {
             ],
         );
         let (messages, received) = (Mutex::new(messages), Mutex::default());
-        Stack { prometheus, alertmanager, messages, received, watchdog: false.into(), factor, dir }
+        let started = Instant::now();
+        Stack { prometheus, alertmanager, messages, received, watchdog: false.into(), started, factor, dir }
     }
 
     /// Replaces what is scraped.
@@ -204,6 +207,21 @@ impl Stack {
         let text = |it| format!("{} {}", label(it, "alertname"), label(it, "node"));
         let texts = alerts.as_array().unwrap().iter().map(text);
         texts.filter(|it| !it.starts_with(WATCHDOG)).collect()
+    }
+
+    /// How often each target failed, how long scrapes took at most, and the last error of each.
+    pub fn failed_scrapes(&self) -> String {
+        let failed = self.prometheus.query("count_over_time((up == 0)[1h:250ms]) > 0");
+        let slowest = self.prometheus.query("topk(3, max_over_time(scrape_duration_seconds[1h]))");
+        let targets = self.prometheus.api("targets").unwrap();
+        let errors: Vec<_> = targets["activeTargets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|it| it["lastError"] != "")
+            .map(|it| format!("{}: {}", it["scrapeUrl"], it["lastError"]))
+            .collect();
+        format!("failed {failed}, slowest {slowest}, last errors {errors:#?}")
     }
 
     /// Waits until each target was scraped. On a busy machine not all of them are at a time.

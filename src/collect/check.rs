@@ -95,6 +95,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     described.push_str("metrics from one poll:\n");
     let polled: BTreeSet<&str> = metrics
         .present()
+        .into_iter()
         .filter(|name| name.starts_with("bitcoin_") && !name.starts_with("bitcoin_exporter_"))
         .filter(|name| *name != "bitcoin_up")
         .collect();

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::context::{Context, NewTip, NextBlock};
 use super::rate_limit::RateLimit;
+use super::suspend::Suspensions;
 use crate::ipc::{BlockContents, Hash, Interfaces, Mining, Template, Thread};
 use crate::json_rpc::CallError;
 
@@ -83,6 +84,7 @@ impl Builder {
     /// Asks for a template now and then, until the node shuts down or has none to give.
     pub async fn run(mut self) {
         let mut new_tip = None;
+        let mut suspensions = Suspensions::new();
         // Shows that the node is asked, before the first answer.
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
@@ -91,6 +93,7 @@ impl Builder {
             }
             tokio::select! {
                 () = sleep_until(self.limit.due()) => {}
+                () = suspensions.next() => {}
                 Ok(()) = self.new_tip.changed() => match self.limit.due_at_event() {
                     due if due <= Instant::now() => new_tip = *self.new_tip.borrow_and_update(),
                     due => {
@@ -137,7 +140,9 @@ impl Builder {
             Err(error) => {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
-                    warn!("the node gave no block template: {error}; trying again until it works");
+                    context.warn_of(&format!(
+                        "the node gave no block template: {error}; trying again until it works"
+                    ));
                 }
                 ControlFlow::Continue(())
             }

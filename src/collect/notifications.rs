@@ -48,7 +48,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
                 return "blockConnected";
             }
             shown.connected.inc();
-            shown.height.set(height);
+            shown.height.set(Some(height));
             match contents {
                 Some(contents) => {
                     shown.connected_transactions.inc_by(contents.transactions);

@@ -143,13 +143,15 @@ impl Coins {
 
     /// Counts a coin. Returns the callback's name.
     pub fn count(&self, event: CoinEvent) -> &'static str {
-        let (coins, value, callback) = match event {
-            CoinEvent::Added(value) => (&self.metrics.utxo_cache.added, value, "utxoCacheAdd"),
-            CoinEvent::Spent(value) => (&self.metrics.utxo_cache.spent, value, "utxoCacheSpend"),
-            CoinEvent::Uncached(value) => (&self.metrics.utxo_cache.uncached, value, "utxoCacheUncache"),
+        let cache = &self.metrics.utxo_cache;
+        let (coins, total, value, callback) = match event {
+            CoinEvent::Added(value) => (&cache.added, &cache.added_value, value, "utxoCacheAdd"),
+            CoinEvent::Spent(value) => (&cache.spent, &cache.spent_value, value, "utxoCacheSpend"),
+            CoinEvent::Uncached(value) => (&cache.uncached, &cache.uncached_value, value, "utxoCacheUncache"),
         };
         if self.counting.get() {
-            coins.inc(value);
+            coins.inc();
+            total.inc_by(u64::try_from(value).unwrap_or(0)); // no coin has a negative value
             debug!(?event);
         }
         callback

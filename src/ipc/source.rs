@@ -159,6 +159,9 @@ fn explain(path: &Path, error: std::io::Error) -> anyhow::Error {
         );
     }
     match error.kind() {
+        ErrorKind::NotADirectory => {
+            anyhow!("cannot connect to {at}: a part of the path is a file, not a directory; correct the path")
+        }
         ErrorKind::NotFound => {
             anyhow!(
                 "cannot connect to {at}: there is no such socket; start the node with -ipcbind=unix, or name its socket"

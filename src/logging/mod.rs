@@ -1,7 +1,9 @@
 //! Logging to stderr or to the journal, and to a file.
 
 mod journal;
+mod log_file;
 mod queue;
+mod repeats;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
@@ -12,9 +14,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::files;
+use log_file::LogFile;
 use queue::{MAX_WAITING_LINES, Queue};
 pub use queue::{Writer, dropped_lines};
+pub use repeats::Repeats;
 
 /// Where log lines go and how they look.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -82,7 +85,7 @@ pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
     };
     let (mut layers, mut writers) = (vec![layer], vec![writer]);
     if let Some(path) = file {
-        let file = files::append_to(path).with_context(|| format!("cannot log to {}", path.display()))?;
+        let file = LogFile::open(path).with_context(|| format!("cannot log to {}", path.display()))?;
         let (lines, writer) = lines("log-file", file)?;
         let layer = tracing_subscriber::fmt::layer().with_writer(move || lines.clone());
         layers.push(layer.with_target(false).with_ansi(false).boxed());

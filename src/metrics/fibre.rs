@@ -1,53 +1,25 @@
 //! FIBRE's peers, where the node is a FIBRE node.
 
-use super::declare::Declare;
-use super::families::Labeled;
-use super::samples::Value;
+use super::model::gauge;
+use super::pushed::{GaugeVec, area};
 
-/// FIBRE's UDP peers by group. Units are in the names; see `METRICS.md` for each metric's source.
-#[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
-pub struct Fibre {
-    pub peers: Labeled<1, Value>,
-    pub connected: Labeled<1, Value>,
-    pub trusted: Labeled<1, Value>,
-    pub round_trip: Labeled<2, Value>,
-    pub silence: Labeled<1, Value>,
-}
-
-impl Fibre {
-    pub(super) fn declare(d: &mut Declare) -> Self {
-        Fibre {
-            peers: d.gauge_by(
-                "bitcoin_fibre_peers",
-                ["group"],
-                "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; a group from 64 on is `other`, what is only \
-                 received from is `receive`",
-                "JSON-RPC getudppeerinfo",
-            ),
-            connected: d.gauge_by(
-                "bitcoin_fibre_peers_connected",
-                ["group"],
-                "FIBRE/UDP peers that have answered",
-                "JSON-RPC getudppeerinfo `lastrecv`",
-            ),
-            trusted: d.gauge_by(
-                "bitcoin_fibre_peers_trusted",
-                ["group"],
-                "FIBRE/UDP peers whose chunks are passed on before the block was checked",
-                "JSON-RPC getudppeerinfo `ultimatetrust`",
-            ),
-            round_trip: d.gauge_by(
-                "bitcoin_fibre_peer_round_trip_seconds",
-                ["group", "statistic"],
-                "Round trips to a group's FIBRE/UDP peers, of each the last ten pings (one in 15 minutes): minimum, mean, maximum",
-                "JSON-RPC getudppeerinfo `min_recent_rtt`, `avg_recent_rtt`, `max_recent_rtt`",
-            ),
-            silence: d.gauge_by(
-                "bitcoin_fibre_peer_silence_seconds",
-                ["group"],
-                "Time since the most silent of a group's connected FIBRE/UDP peers was heard; they say something every 10 seconds",
-                "JSON-RPC getudppeerinfo `lastrecv`, against the exporter's clock",
-            ),
-        }
+area! {
+    /// FIBRE's UDP peers by group.
+    pub struct Fibre {
+        peers: GaugeVec<1> = gauge("bitcoin_fibre_peers",
+            "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; a group from 64 on is `other`, what is \
+             only received from is `receive`",
+            &["JSON-RPC getudppeerinfo"]).by(&["group"]).of_node();
+        connected: GaugeVec<1> = gauge("bitcoin_fibre_peers_connected",
+            "FIBRE/UDP peers that have answered", &["JSON-RPC getudppeerinfo `lastrecv`"]).by(&["group"]).of_node();
+        trusted: GaugeVec<1> = gauge("bitcoin_fibre_peers_trusted",
+            "FIBRE/UDP peers whose chunks are passed on before the block was checked",
+            &["JSON-RPC getudppeerinfo `ultimatetrust`"]).by(&["group"]).of_node();
+        round_trip: GaugeVec<2> = gauge("bitcoin_fibre_peer_round_trip_seconds",
+            "Round trips to a group's FIBRE/UDP peers, of each the last ten pings (one in 15 minutes): minimum, mean, maximum",
+            &["JSON-RPC getudppeerinfo `min_recent_rtt`, `avg_recent_rtt`, `max_recent_rtt`"]).by(&["group", "statistic"]).of_node();
+        silence: GaugeVec<1> = gauge("bitcoin_fibre_peer_silence_seconds",
+            "Time since the most silent of a group's connected FIBRE/UDP peers was heard; they say something every 10 seconds",
+            &["JSON-RPC getudppeerinfo `lastrecv`, against the exporter's clock"]).by(&["group"]).of_node();
     }
 }

@@ -1,57 +1,60 @@
-//! The registry and the metric families, a file per area.
+//! The metric families, a file per area.
 //!
-//! Nothing here knows where a number came from. A metric is one declaration in its area's file: name, help, type and
-//! source together; `METRICS.md` is generated from those declarations.
+//! Nothing here knows where a number came from. `model` is the whole model: a declaration (name, kind, labels, help, sources,
+//! lifetime) and samples make a family. Values get into families in two ways:
 //!
-//! Two kinds differ in what happens when the node goes away: what was *read from the node* (gauges, and counters that
+//! - **pushed** (`pushed`): an area's table declares a handle for each metric (`chain` is a short one), and whoever knows a value
+//!   sets it: `metrics.chain.height.set(Some(7))`. What a node is polled for comes in this way.
+//! - **read when scraped**: a function returns families with their present values, each in the same expression as its declaration.
+//!   `process` and the tracepoint groups of `usdt` do so.
+//!
+//! [`render`] writes families as a scraper reads them, and [`markdown`] their declarations as METRICS.md.
+//!
+//! Two lifetimes differ in what happens when the node goes away: what was *read from the node* (gauges, and counters that
 //! the node keeps) disappears, what *we counted* stays. What was read from the node also disappears when it is too old
-//! ([`lifetime`]): each family knows when it was set last, and the exposition checks it, so that a poller that hangs shows
+//! ([`lifetime`]): each family knows when it was set last, and a scrape checks it, so that a poller that hangs shows
 //! nothing old either.
 
 mod blocks;
 mod chain;
 mod chainstates;
-mod declare;
-mod exemplars;
 mod exporter;
-mod families;
+mod exposition;
 mod fibre;
 mod mempool;
+mod model;
 mod network;
 mod next_block;
 mod node;
 mod node_process;
-mod process;
+pub(crate) mod process;
+mod pushed;
 mod reference;
 mod relay;
-mod samples;
-mod snapshot;
-mod text;
 mod utxo_cache;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::registry::Registry;
-
-use declare::Declare;
-use samples::Lifetime;
+use pushed::{Pushed, Registry};
 
 pub use blocks::Blocks;
 pub use chain::Chain;
 pub use chainstates::Chainstates;
-pub use exemplars::Exemplar;
 pub use exporter::Exporter;
+pub use exposition::{Format, render};
 pub use fibre::Fibre;
 pub use mempool::{FEERATE_BANDS, Mempool, REMOVAL_REASONS};
+pub use model::{
+    Declaration, Exemplar, Family, Histogram, Kind, Lifetime, Sample, Value, counter, gauge, histogram,
+};
 pub use network::{MESSAGE_TYPES, Network};
 pub use next_block::NextBlock;
 pub use node::Node;
 pub use node_process::NodeProcess;
-pub use reference::{Row, markdown};
+pub use pushed::{Counter, CounterVec, Gauge, GaugeVec};
+pub use reference::markdown;
 pub use relay::Relay;
-pub use snapshot::{Family, Kind, Reading, Sample, Snapshots, collector, process_rows, reference};
-pub use text::Format;
 pub use utxo_cache::UtxoCache;
 
 /// How long a value that is read from the node at this interval is shown after it was read: two intervals, so that one
@@ -61,13 +64,10 @@ pub fn lifetime(interval: Duration) -> Duration {
     interval.saturating_mul(2).max(MIN_LIFETIME)
 }
 
-/// Every family of the IPC exporter, and the registry that renders them.
+/// Every family of the IPC exporter.
 pub struct Metrics {
-    registry: Registry,
-    read_from_node: Vec<Box<dyn Fn() + Send + Sync>>,
-    present: Vec<Box<dyn Fn() -> Option<&'static str> + Send + Sync>>,
-    rows: Vec<Row>,
-    polled: Lifetime,
+    pushed: Vec<Arc<Pushed>>,
+    poll_lifetime: pushed::PollLifetime,
     /// The active chain.
     pub chain: Chain,
     /// Chainstates, indexes and soft forks.
@@ -95,68 +95,60 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All families, registered, with no samples but those of the exporter itself.
+    /// All families, with no samples but those of the exporter itself.
     pub fn new() -> Arc<Self> {
-        let mut declare = Declare::default();
-        let chain = Chain::declare(&mut declare);
-        let chainstates = Chainstates::declare(&mut declare);
-        let node = Node::declare(&mut declare);
-        let node_process = NodeProcess::declare(&mut declare);
-        let blocks = Blocks::declare(&mut declare);
-        let mempool = Mempool::declare(&mut declare);
-        let relay = Relay::declare(&mut declare);
-        let next_block = NextBlock::declare(&mut declare);
-        let network = Network::declare(&mut declare);
-        let fibre = Fibre::declare(&mut declare);
-        let utxo_cache = UtxoCache::declare(&mut declare);
-        let exporter = Exporter::declare(&mut declare);
-        process::declare(&mut declare);
-        let Declare { registry, lifetime: polled, read_from_node, present, rows } = declare;
-        Arc::new(Metrics {
-            registry,
-            read_from_node,
-            present,
-            rows,
-            polled,
-            chain,
-            chainstates,
-            node,
-            node_process,
-            blocks,
-            mempool,
-            relay,
-            next_block,
-            network,
-            fibre,
-            utxo_cache,
-            exporter,
-        })
+        std::sync::LazyLock::force(&process::STARTED);
+        let mut registry = Registry::default();
+        let metrics = Metrics {
+            chain: Chain::declare(&mut registry),
+            chainstates: Chainstates::declare(&mut registry),
+            node: Node::declare(&mut registry),
+            node_process: NodeProcess::declare(&mut registry),
+            blocks: Blocks::declare(&mut registry),
+            mempool: Mempool::declare(&mut registry),
+            relay: Relay::declare(&mut registry),
+            next_block: NextBlock::declare(&mut registry),
+            network: Network::declare(&mut registry),
+            fibre: Fibre::declare(&mut registry),
+            utxo_cache: UtxoCache::declare(&mut registry),
+            exporter: Exporter::declare(&mut registry),
+            poll_lifetime: registry.poll_lifetime,
+            pushed: registry.pushed,
+        };
+        metrics.exporter.start();
+        Arc::new(metrics)
     }
 
     /// The node is polled at this interval: what was read from it is shown for two of them. Until this is called, for ever.
     pub fn set_poll_interval(&self, interval: Duration) {
-        self.polled.set(lifetime(interval));
+        self.poll_lifetime.set(lifetime(interval));
     }
 
     /// Removes everything that was read from the node: it is away, and a stale number is worse than none.
     pub fn node_is_away(&self) {
-        self.exporter.up.set(0);
-        self.read_from_node.iter().for_each(|clear| clear());
+        self.exporter.up.set(Some(0));
+        self.pushed.iter().for_each(|family| family.node_is_away());
+    }
+
+    /// All families, in the order of METRICS.md, with their samples at this moment.
+    pub fn families(&self) -> Vec<Family> {
+        self.pushed.iter().map(|family| family.family()).chain(process::families()).collect()
     }
 
     /// All samples as a scraper reads them.
     pub fn render(&self, format: Format) -> String {
-        text::render(&self.registry, format)
+        render(&self.families(), &[], format)
     }
 
-    /// The names of the families that have samples; without histograms and `process_*`.
-    pub fn present(&self) -> impl Iterator<Item = &'static str> {
-        self.present.iter().filter_map(|name| name())
+    /// The names of the families that have samples.
+    pub fn present(&self) -> Vec<&'static str> {
+        let families = self.families().into_iter().filter(|family| !family.samples.is_empty());
+        families.map(|family| family.declaration.name).collect()
     }
 
-    /// Lines of `METRICS.md`.
-    pub fn rows(&self) -> &[Row] {
-        &self.rows
+    /// All declarations, for METRICS.md.
+    pub fn declarations(&self) -> Vec<Declaration> {
+        self.families().into_iter().map(|family| family.declaration).collect()
     }
 }
 
@@ -193,7 +185,7 @@ mod tests {
             metrics.chain.height.set(Some(7));
             metrics.chain.tips.replace([(["active"], 1.0)]);
             metrics.network.bytes_sent.set(Some(9));
-            metrics.node_process.io.replace([("read", 5.0)]);
+            metrics.node_process.io.replace([(["read"], 5.0)]);
         };
         let fail = || {
             metrics.chain.height.set(None::<f64>);
@@ -211,30 +203,19 @@ mod tests {
         set();
         fail();
         assert!(read.iter().all(|sample| shows(sample)), "{}", text());
-        metrics.polled.set(Duration::ZERO);
+        metrics.poll_lifetime.set(Duration::ZERO);
         set();
         fail();
         metrics.blocks.connected.inc();
         assert!(!read.iter().any(|sample| shows(sample)), "{}", text());
         assert!(shows("bitcoin_blocks_connected_total 1") && shows("bitcoin_up 0"), "what was counted stays");
-        assert!(!metrics.present().any(|name| name == "bitcoin_chain_height"));
+        assert!(!metrics.present().contains(&"bitcoin_chain_height"));
         assert_eq!((metrics.chain.height.get(), metrics.chain.tips.get(["active"])), (None, None));
         // A call with its own rate limit sets how long.
         metrics.chain.tips.replace_for(Duration::MAX, [(["active"], 1.0)]);
         assert!(shows("bitcoin_chain_tips{") && !shows("bitcoin_chain_height "));
         metrics.set_poll_interval(Duration::from_secs(15));
-        assert_eq!(metrics.polled.get(), Duration::from_secs(30));
-    }
-
-    #[test]
-    fn gauges_print_whole_numbers_whole_and_others_exactly() {
-        let metrics = Metrics::new();
-        metrics.chain.difficulty.set(Some(126_411_437_451_912.23));
-        metrics.chain.height.set(Some(-1));
-        let text = metrics.render(Format::Text);
-        let difficulty = text.lines().find_map(|line| line.strip_prefix("bitcoin_difficulty ")).unwrap();
-        assert_eq!(difficulty.parse(), Ok(126_411_437_451_912.23));
-        assert!(text.contains("\nbitcoin_chain_height -1\n"), "{text}");
+        assert_eq!(metrics.poll_lifetime.get(), Duration::from_secs(30));
     }
 
     #[test]
@@ -244,5 +225,46 @@ mod tests {
         metrics.chain.tips.replace([(["active"], 1.0)]);
         let text = metrics.render(Format::Text);
         assert!(text.contains("bitcoin_chain_tips{status=\"active\"} 1\n") && !text.contains("valid-fork"));
+    }
+
+    #[test]
+    fn declarations_are_as_the_formats_want_them() {
+        let mut names = std::collections::BTreeSet::new();
+        for Declaration { name, kind, help, .. } in Metrics::new().declarations() {
+            assert!(names.insert(name), "{name} is declared twice");
+            assert_eq!(kind == Kind::Counter, name.ends_with("_total"), "{name}");
+            assert!(!help.contains(['\n', '\\']) && !help.ends_with('.'), "{name}: {help}");
+        }
+    }
+
+    #[test]
+    fn histogram_counts_a_value_in_the_first_bucket_that_reaches_it() {
+        let metrics = Metrics::new();
+        let histogram = &metrics.next_block.duration;
+        histogram.observe(1.0); // not started
+        let shows = |line: &str| metrics.render(Format::Text).contains(line);
+        assert!(!shows("bitcoin_template_duration_seconds"));
+        histogram.start();
+        [0.0, 0.001, 0.0011, 11.0].into_iter().for_each(|seconds| histogram.observe(seconds));
+        histogram.start();
+        assert!(shows("bitcoin_template_duration_seconds_bucket{le=\"0.001\"} 2\n"));
+        assert!(shows("bitcoin_template_duration_seconds_bucket{le=\"0.0025\"} 3\n"));
+        assert!(shows("bitcoin_template_duration_seconds_bucket{le=\"10.0\"} 3\n"));
+        assert!(shows("bitcoin_template_duration_seconds_bucket{le=\"+Inf\"} 4\n"));
+        assert!(shows("bitcoin_template_duration_seconds_sum 11.0021\n"));
+    }
+
+    #[test]
+    fn scrape_keeps_what_it_has_taken() {
+        let metrics = Metrics::new();
+        metrics.chain.tips.replace([(["active"], 1.0)]);
+        let taken = metrics.chain.tips.get(["active"]).zip(Some(metrics.families()));
+        metrics.chain.tips.replace([(["active"], 2.0)]);
+        let (before, families) = taken.unwrap();
+        let tips = families.iter().find(|family| family.declaration.name == "bitcoin_chain_tips").unwrap();
+        assert_eq!(
+            (tips.samples[0].value.number(), metrics.chain.tips.get(["active"])),
+            (Some(before), Some(2.0))
+        );
     }
 }

@@ -1,76 +1,44 @@
 //! The next block: what the node would mine now.
 
-use super::declare::Declare;
-use super::families::{EventHistogram, NodeGauge};
+use super::model::{gauge, histogram};
+use super::pushed::{Gauge, Histogram, area};
 
 /// Seconds that a template may take: a millisecond with an empty mempool, 10 to 300 ms with a full one.
 const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The next block. Units are in the names; see `METRICS.md` for each metric's source.
-#[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
-pub struct NextBlock {
-    pub transactions: NodeGauge,
-    pub weight: NodeGauge,
-    pub fees: NodeGauge,
-    pub sigops: NodeGauge,
-    pub duration: EventHistogram,
-    pub after_tip: EventHistogram,
-    pub assembled_transactions: NodeGauge,
-    pub assembled_weight: NodeGauge,
+const ASSEMBLED: &[&str] = &["JSON-RPC getmininginfo, of a node without Mining"];
+
+area! {
+    /// The next block.
+    pub struct NextBlock {
+        transactions: Gauge = gauge("bitcoin_next_block_transactions",
+            "Transactions of the block that the node would mine now, without the coinbase; from Bitcoin Core 31 on with 8,000 \
+             weight units reserved for that, whatever -blockreservedweight says",
+            &["Mining.createNewBlock, BlockTemplate.getTxFees"]).of_node();
+        weight: Gauge = gauge("bitcoin_next_block_weight",
+            "Weight of the transactions of the block that the node would mine now, without the coinbase",
+            &["Mining.createNewBlock, BlockTemplate.getBlock"]).of_node();
+        fees: Gauge = gauge("bitcoin_next_block_fees_satoshis",
+            "Fees of the block that the node would mine now", &["Mining.createNewBlock, BlockTemplate.getTxFees"]).of_node();
+        sigops: Gauge = gauge("bitcoin_next_block_sigops",
+            "Signature operations of the block that the node would mine now, as the limit of 80,000 counts them, without the \
+             coinbase's",
+            &["Mining.createNewBlock, BlockTemplate.getTxSigops"]).of_node();
+        duration: Histogram = histogram("bitcoin_template_duration_seconds",
+            "How long the node took to answer a request for a block template", &["Mining.createNewBlock"], &BUCKETS);
+        after_tip: Histogram = histogram("bitcoin_template_after_tip_seconds",
+            "From the exporter's hearing of a new tip to the first block template on it",
+            &["Mining.waitTipChanged, Mining.createNewBlock"], &BUCKETS);
+        assembled_transactions: Gauge = gauge("bitcoin_assembled_block_transactions",
+            "Transactions of the block that the node put together last, for whoever asked and whenever that was, without the \
+             coinbase; absent before the first",
+            ASSEMBLED).of_node();
+        assembled_weight: Gauge = gauge("bitcoin_assembled_block_weight",
+            "Weight of that block, what is reserved for header and coinbase included", ASSEMBLED).of_node();
+    }
 }
 
 impl NextBlock {
-    pub(super) fn declare(d: &mut Declare) -> Self {
-        const ASSEMBLED: &str = "JSON-RPC getmininginfo, of a node without Mining";
-        NextBlock {
-            transactions: d.gauge(
-                "bitcoin_next_block_transactions",
-                "Transactions of the block that the node would mine now, without the coinbase; from Bitcoin Core 31 on with 8,000 \
-                 weight units reserved for that, whatever -blockreservedweight says",
-                "Mining.createNewBlock, BlockTemplate.getTxFees",
-            ),
-            weight: d.gauge(
-                "bitcoin_next_block_weight",
-                "Weight of the transactions of the block that the node would mine now, without the coinbase",
-                "Mining.createNewBlock, BlockTemplate.getBlock",
-            ),
-            fees: d.gauge(
-                "bitcoin_next_block_fees_satoshis",
-                "Fees of the block that the node would mine now",
-                "Mining.createNewBlock, BlockTemplate.getTxFees",
-            ),
-            sigops: d.gauge(
-                "bitcoin_next_block_sigops",
-                "Signature operations of the block that the node would mine now, as the limit of 80,000 counts them, without the \
-                 coinbase's",
-                "Mining.createNewBlock, BlockTemplate.getTxSigops",
-            ),
-            duration: d.event_histogram(
-                "bitcoin_template_duration_seconds",
-                "How long the node took to answer a request for a block template",
-                "Mining.createNewBlock",
-                &BUCKETS,
-            ),
-            after_tip: d.event_histogram(
-                "bitcoin_template_after_tip_seconds",
-                "From the exporter's hearing of a new tip to the first block template on it",
-                "Mining.waitTipChanged, Mining.createNewBlock",
-                &BUCKETS,
-            ),
-            assembled_transactions: d.gauge(
-                "bitcoin_assembled_block_transactions",
-                "Transactions of the block that the node put together last, for whoever asked and whenever that was, without \
-                 the coinbase; absent before the first",
-                ASSEMBLED,
-            ),
-            assembled_weight: d.gauge(
-                "bitcoin_assembled_block_weight",
-                "Weight of that block, what is reserved for header and coinbase included",
-                ASSEMBLED,
-            ),
-        }
-    }
-
     /// The node is asked for templates from now on.
     pub fn start(&self) {
         self.duration.start();

@@ -1,72 +1,41 @@
 //! The exporter's own process: the metrics that Prometheus client libraries share, from `/proc/self`, its log, and the
-//! certificate that it serves.
+//! certificate that it serves. They are read when they are scraped.
 
 use std::sync::LazyLock;
 
 use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::declare::Declare;
+use super::model::{Family, counter, gauge};
 use super::now;
 use crate::node_process::cpu_seconds;
 use crate::{logging, tls};
 
-const CPU: (&str, &str) = ("process_cpu_seconds_total", "CPU time of the exporter, user and system");
-const RESIDENT: (&str, &str) = ("process_resident_memory_bytes", "Resident memory of the exporter");
-const OPEN_FDS: (&str, &str) = ("process_open_fds", "Open file descriptors of the exporter");
-const START: (&str, &str) = ("process_start_time_seconds", "Start of the exporter, Unix seconds");
-const LOG_DROPPED: (&str, &str) = (
-    "bitcoin_exporter_log_lines_dropped_total",
-    "Log lines that were not written because stderr, the journal or the log file took them too slowly or failed",
-);
+const PROC: &[&str] = &["/proc/self"];
+const EXPORTER: &[&str] = &["the exporter"];
 
-const CERTIFICATE_EXPIRY: (&str, &str) = (
-    "bitcoin_exporter_certificate_expiry_timestamp_seconds",
-    "When the certificate that the exporter serves expires, Unix seconds; absent without TLS",
-);
+/// When the metrics were declared, which a process does first, in Unix seconds. `/proc/stat` has the time of boot, from which the
+/// start of each process counts, but a service does not see it (`ProcSubset=pid`).
+pub(crate) static STARTED: LazyLock<f64> = LazyLock::new(now);
 
-/// When the metrics were declared, which a process does first. `/proc/stat` has the time of boot, from which the start
-/// of each process counts, but a service does not see it (`ProcSubset=pid`).
-static STARTED: LazyLock<f64> = LazyLock::new(now);
-
-pub(super) fn declare(d: &mut Declare) {
-    LazyLock::force(&STARTED);
-    for (kind, (name, help)) in [("counter", CPU), ("gauge", RESIDENT), ("gauge", OPEN_FDS)] {
-        d.row(name, kind, &[], help, "/proc/self");
-    }
-    d.row(START.0, "gauge", &[], START.1, "the exporter");
-    d.row(LOG_DROPPED.0, "counter", &[], LOG_DROPPED.1, "the exporter");
-    d.row(CERTIFICATE_EXPIRY.0, "gauge", &[], CERTIFICATE_EXPIRY.1, "the exporter");
-    d.registry.register_collector(Box::new(ProcSelf));
-}
-
-#[derive(Debug)]
-struct ProcSelf;
-
-impl Collector for ProcSelf {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let mut show = |(name, help): (&str, &str), metric: &dyn EncodeMetric| {
-            let stem = name.strip_suffix("_total").unwrap_or(name);
-            metric.encode(encoder.encode_descriptor(stem, &format!("{help}."), None, metric.metric_type())?)
-        };
-        show(LOG_DROPPED, &ConstCounter::new(logging::dropped_lines()))?;
-        show(START, &ConstGauge::new(*STARTED))?;
-        if let Some(expires) = tls::first_expiry() {
-            show(CERTIFICATE_EXPIRY, &ConstGauge::new(expires))?;
-        }
-        // Without /proc (a hidepid mount, say) there is nothing more to show.
-        let Ok(process) = Process::myself() else { return Ok(()) };
-        if let Ok(stat) = process.stat() {
-            show(CPU, &ConstCounter::new(cpu_seconds(&stat)))?;
-            show(RESIDENT, &ConstGauge::new(stat.rss_bytes().get() as i64))?;
-        }
-        if let Ok(fds) = process.fd_count() {
-            show(OPEN_FDS, &ConstGauge::new(fds as i64))?;
-        }
-        Ok(())
-    }
+/// Without /proc (a hidepid mount, say) some are absent.
+#[rustfmt::skip]
+pub(crate) fn families() -> Vec<Family> {
+    let process = Process::myself().ok();
+    let stat = process.as_ref().and_then(|process| process.stat().ok());
+    let open_fds = process.as_ref().and_then(|process| process.fd_count().ok());
+    vec![
+        counter("process_cpu_seconds_total", "CPU time of the exporter, user and system", PROC)
+            .value_if_known(stat.as_ref().map(cpu_seconds)),
+        gauge("process_resident_memory_bytes", "Resident memory of the exporter", PROC)
+            .value_if_known(stat.as_ref().map(|stat| stat.rss_bytes().get() as f64)),
+        gauge("process_open_fds", "Open file descriptors of the exporter", PROC).value_if_known(open_fds.map(|fds| fds as f64)),
+        gauge("process_start_time_seconds", "Start of the exporter, Unix seconds", EXPORTER).value(*STARTED),
+        counter("bitcoin_exporter_log_lines_dropped_total",
+            "Log lines that were not written because stderr, the journal or the log file took them too slowly or failed", EXPORTER)
+            .value(logging::dropped_lines()),
+        gauge("bitcoin_exporter_certificate_expiry_timestamp_seconds",
+            "When the certificate that the exporter serves expires, Unix seconds; absent without TLS", EXPORTER)
+            .value_if_known(tls::first_expiry()),
+    ]
 }

@@ -1,25 +1,6 @@
 //! `METRICS.md`, from the declarations.
 
-/// A metric in `METRICS.md`.
-pub struct Row {
-    name: String,
-    kind: &'static str,
-    labels: Vec<&'static str>,
-    help: String,
-    source: String,
-}
-
-impl Row {
-    pub(super) fn new(
-        name: &str,
-        kind: &'static str,
-        labels: &[&'static str],
-        help: &str,
-        source: &str,
-    ) -> Self {
-        Row { name: name.into(), kind, labels: labels.to_vec(), help: help.into(), source: source.into() }
-    }
-}
+use super::model::Declaration;
 
 const HEAD: &str = "\
 # Metrics
@@ -35,6 +16,7 @@ node is away. Values that are read from the node age by one rule:
   that took longer than 240 ms after four minutes. Their values are shown for two of these intervals, at most five minutes.
   Values of the last block (`getblockstats`, `getnetworkhashps`, `getdeploymentinfo`) are read once and shown as long as polls
   find the same tip.
+- The time in which the machine is suspended counts. After it everything is polled within a second or two.
 - When the connection to the node is lost, all values read from it disappear at once.
 - `bitcoin_up` is 1 if the last poll succeeded, whatever is still shown. `bitcoin_exporter_last_poll_timestamp_seconds` is the
   time of the last successful poll.
@@ -49,13 +31,14 @@ node restarts. Each of its metrics has the label `node` besides (`--node-name`).
 ";
 
 /// The text of `METRICS.md`: a section for each exporter.
-pub fn markdown(exporters: &[(&str, &[Row])]) -> String {
+pub fn markdown(exporters: &[(&str, Vec<Declaration>)]) -> String {
     let mut text = HEAD.to_string();
-    for (exporter, rows) in exporters {
+    for (exporter, declarations) in exporters {
         text.push_str(&format!("\n## {exporter}\n\n| metric | type | meaning | from |\n|---|---|---|---|\n"));
-        for Row { name, kind, labels, help, source } in *rows {
+        for Declaration { name, kind, labels, help, sources, .. } in declarations {
             let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-            text.push_str(&format!("| `{name}{labels}` | {kind} | {help} | {source} |\n"));
+            let (kind, sources) = (kind.name(), sources.join(", "));
+            text.push_str(&format!("| `{name}{labels}` | {kind} | {help} | {sources} |\n"));
         }
     }
     text

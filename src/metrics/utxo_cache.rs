@@ -1,78 +1,39 @@
 //! The UTXO cache trace.
 
-use super::declare::Declare;
-use super::families::EventCounter;
+use super::model::counter;
+use super::pushed::{Counter, area};
 
-/// One kind of UTXO cache event: how many, and of what value.
-pub struct Coins {
-    /// Coins.
-    pub count: EventCounter,
-    /// Their value in satoshis.
-    pub value: EventCounter,
-}
+const ADD: &[&str] = &["UtxoCacheTrace.add"];
+const SPEND: &[&str] = &["UtxoCacheTrace.spend"];
+const UNCACHE: &[&str] = &["UtxoCacheTrace.uncache"];
 
-impl Coins {
-    fn all(&self) -> [&EventCounter; 2] {
-        [&self.count, &self.value]
+area! {
+    /// The UTXO cache trace, temporary caches included. Values are in satoshis.
+    pub struct UtxoCache {
+        added: Counter = counter("bitcoin_utxo_cache_add_total", "Coins added to a UTXO cache", ADD);
+        added_value: Counter = counter("bitcoin_utxo_cache_add_value_total",
+            "Value of the coins added to a UTXO cache, in satoshis", ADD);
+        spent: Counter = counter("bitcoin_utxo_cache_spend_total", "Coins spent from a UTXO cache", SPEND);
+        spent_value: Counter = counter("bitcoin_utxo_cache_spend_value_total",
+            "Value of the coins spent from a UTXO cache, in satoshis", SPEND);
+        uncached: Counter = counter("bitcoin_utxo_cache_uncache_total", "Coins dropped from a UTXO cache unspent", UNCACHE);
+        uncached_value: Counter = counter("bitcoin_utxo_cache_uncache_value_total",
+            "Value of the coins dropped from a UTXO cache, in satoshis", UNCACHE);
     }
-
-    /// One coin of `value` satoshis. A negative value, which no coin has, counts as none.
-    pub fn inc(&self, value: i64) {
-        self.count.inc();
-        self.value.inc_by(u64::try_from(value).unwrap_or(0));
-    }
-}
-
-/// The UTXO cache trace, temporary caches included.
-#[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
-pub struct UtxoCache {
-    pub added: Coins,
-    pub spent: Coins,
-    pub uncached: Coins,
 }
 
 impl UtxoCache {
-    pub(super) fn declare(d: &mut Declare) -> Self {
-        let mut coins = |count, count_help, value, value_help, source| Coins {
-            count: d.events(count, count_help, source),
-            value: d.events(value, value_help, source),
-        };
-        UtxoCache {
-            added: coins(
-                "bitcoin_utxo_cache_add_total",
-                "Coins added to a UTXO cache",
-                "bitcoin_utxo_cache_add_value_total",
-                "Value of the coins added to a UTXO cache, in satoshis",
-                "UtxoCacheTrace.add",
-            ),
-            spent: coins(
-                "bitcoin_utxo_cache_spend_total",
-                "Coins spent from a UTXO cache",
-                "bitcoin_utxo_cache_spend_value_total",
-                "Value of the coins spent from a UTXO cache, in satoshis",
-                "UtxoCacheTrace.spend",
-            ),
-            uncached: coins(
-                "bitcoin_utxo_cache_uncache_total",
-                "Coins dropped from a UTXO cache unspent",
-                "bitcoin_utxo_cache_uncache_value_total",
-                "Value of the coins dropped from a UTXO cache, in satoshis",
-                "UtxoCacheTrace.uncache",
-            ),
-        }
-    }
-
-    fn all(&self) -> impl Iterator<Item = &EventCounter> {
-        [&self.added, &self.spent, &self.uncached].into_iter().flat_map(Coins::all)
+    fn all(&self) -> [&Counter; 6] {
+        [&self.added, &self.added_value, &self.spent, &self.spent_value, &self.uncached, &self.uncached_value]
     }
 
     /// From here on the trace is seen.
     pub fn start(&self) {
-        self.all().for_each(EventCounter::start);
+        self.all().into_iter().for_each(Counter::start);
     }
 
     /// The trace was given up.
     pub fn stop(&self) {
-        self.all().for_each(EventCounter::stop);
+        self.all().into_iter().for_each(Counter::stop);
     }
 }

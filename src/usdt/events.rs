@@ -60,14 +60,14 @@ impl Events {
             return Ok(None);
         }
         let mut builder = RingBufferBuilder::new();
-        for source in sources {
+        for (group, buffer) in sources {
             // The ring buffer borrows it; both live as long as the process.
-            let buffer: &'static MapHandle = Box::leak(Box::new(source.buffer));
+            let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
             let mut limit = LineLimit::default();
             let blocks = blocks.clone();
             builder.add(buffer, move |event| {
-                blocks.add(|queue| (source.of_blocks)(event, queue));
-                if let Some(log) = source.log {
+                blocks.add(|queue| group.block_events(event, queue));
+                if let Some(log) = group.log() {
                     limit.line(|| log(event));
                 }
                 0

@@ -1,17 +1,23 @@
 //! FIBRE block relay: provider `udp`.
 
 use anyhow::Result;
-use libbpf_rs::MapHandle;
 use tracing::info;
 
 use super::blocks::{Event, Hash, What};
+use super::bpf::fibre::types::{self, counts, delivery, event, kind};
+use super::group::Group;
 use super::histogram::{Buckets, TXS};
-use super::maps::{self, Tallied, Tallies, skeleton};
-use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families, one};
-use crate::metrics::{Reading, Sample};
-use bpf::types::{counts, delivery, event, histogram, kind};
+use super::maps::{self, Counts, Maps, Plain, Tallied, Tallies};
+use crate::metrics::{Family, Histogram, counter, histogram};
 
-skeleton!("fibre", counts: [counts], plain: [delivery, event]);
+// SAFETY: see their declarations in the BPF file.
+unsafe impl Counts for counts {}
+// SAFETY: likewise.
+unsafe impl Plain for delivery {}
+// SAFETY: likewise.
+unsafe impl Plain for event {}
+// SAFETY: likewise.
+unsafe impl Plain for types::rodata {}
 
 const RECONSTRUCTION: Buckets =
     Buckets::new(1e6, &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
@@ -24,29 +30,14 @@ const MISSING_TXS: Buckets = Buckets::new(
     1.0,
     &[0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0],
 );
-const BYTES: Buckets = Buckets::new(
-    1.0,
-    &[
-        0.0,
-        100.0,
-        500.0,
-        1000.0,
-        5000.0,
-        10_000.0,
-        50_000.0,
-        100_000.0,
-        250_000.0,
-        500_000.0,
-        1_000_000.0,
-        2_000_000.0,
-        4_000_000.0,
-    ],
-);
-
-const STAGE: Buckets = Buckets::new(
-    1e6,
-    &[0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0],
-);
+#[rustfmt::skip]
+const BYTES: Buckets = Buckets::new(1.0, &[
+    0.0, 100.0, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0, 100_000.0, 250_000.0, 500_000.0, 1_000_000.0, 2_000_000.0, 4_000_000.0,
+]);
+#[rustfmt::skip]
+const STAGE: Buckets = Buckets::new(1e6, &[
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0,
+]);
 
 const FIBRE_UDP: &str = "fibre_udp";
 const BIP152_CMPCT: &str = "bip152_cmpct";
@@ -59,64 +50,37 @@ fn mechanism(number: u32) -> &'static str {
     MECHANISMS.get(number as usize).map_or("other", |(_, label)| label)
 }
 
+const RECONSTRUCTED: &[&str] = &["udp:block_reconstructed"];
+const WON: &[&str] = &["udp:block_race_winner"];
+const RACED: &[&str] = &["udp:block_race_time"];
+const DETAILED: &[&str] = &["udp:block_reconstruction_detail"];
+
 pub(super) struct Fibre {
-    counts: MapHandle,
     deliveries: Tallies<delivery>,
 }
 
 /// Pairs of a mechanism and a peer that are shown at a time.
 const DELIVERIES: usize = 256;
 
-pub(super) struct Totals {
-    counts: counts,
-    /// Mechanism, peer, deliveries; sorted.
-    deliveries: Vec<(u32, String, u64)>,
+impl Default for Fibre {
+    fn default() -> Self {
+        Fibre {
+            deliveries: Tallies::new("deliveries_map", DELIVERIES, |delivery: &delivery| delivery.mechanism),
+        }
+    }
 }
 
-impl Tracepoints for Fibre {
-    type Builder = bpf::FibreSkelBuilder;
-    type Totals = Totals;
-
-    families! { "udp", bpf::FibreProgs<'static>;
-        Counter "fibre_blocks_reconstructed_total" [] "Blocks reconstructed from FIBRE/UDP chunks",
-            [block_reconstructed], |t| count(t.counts.reconstructed);
-        Counter "fibre_chunks_received_total" [] "FIBRE chunks received for reconstructed blocks",
-            [block_reconstructed], |t| count(t.counts.chunks_received);
-        Counter "fibre_chunks_used_total" [] "FIBRE chunks used to reconstruct blocks",
-            [block_reconstructed], |t| count(t.counts.chunks_used);
-        Histogram "fibre_block_reconstruction_duration_seconds" [] "Time that the reconstruction of a block took",
-            [block_reconstructed], |t| one(show(&RECONSTRUCTION, t.counts.duration_us));
-        Histogram "fibre_block_chunks_used" [] "Chunks used for one block",
-            [block_reconstructed], |t| one(show(&CHUNKS, t.counts.chunks));
-        Counter "fibre_blocks_sent_total" [] "Blocks that the node began to send over FIBRE",
-            [block_send_start], |t| count(t.counts.sent);
-        Counter "fibre_block_race_wins_total" ["mechanism"] "Blocks by the mechanism that delivered them first",
-            [block_race_winner], |t| counts_by(by_mechanism(&t.counts.wins));
-        Counter "fibre_block_deliveries_total" ["mechanism", "peer"]
-            "Blocks by the mechanism and the peer that delivered them first; of more than 256 pairs, the least recent are added to the \
-             peer `other`",
-            [block_race_winner], |t| deliveries(t);
-        Histogram "fibre_block_race_latency_seconds" ["mechanism"] "Time until a mechanism had the block, of those that took part",
-            [block_race_time], |t| both(&LATENCY, t.counts.udp_latency_ns, t.counts.compact_latency_ns);
-        Histogram "fibre_race_margin_seconds" ["winner"] "Time by which the winner was ahead, when both mechanisms took part",
-            [block_race_time], |t| both(&MARGIN, t.counts.udp_margin_ns, t.counts.compact_margin_ns);
-        Counter "fibre_races_with_both_total" [] "Races in which both mechanisms took part",
-            [block_race_time], |t| count(t.counts.races_with_both);
-        Histogram "fibre_block_missing_tx_count" [] "Transactions of a reconstructed block that were not in the mempool",
-            [block_reconstruction_detail], |t| one(show(&MISSING_TXS, t.counts.missing_txs));
-        Histogram "fibre_block_missing_tx_bytes" [] "Bytes of the transactions that were not in the mempool",
-            [block_reconstruction_detail], |t| one(show(&BYTES, t.counts.missing_bytes));
-        Histogram "fibre_block_mempool_tx_count" [] "Transactions of a reconstructed block that were in the mempool",
-            [block_reconstruction_detail], |t| one(show(&TXS, t.counts.mempool_txs));
-        Counter "fibre_block_all_tx_from_mempool_total" [] "Reconstructed blocks whose transactions were all in the mempool",
-            [block_reconstruction_detail], |t| count(t.counts.all_from_mempool);
-        Histogram "fibre_block_header_chunk_duration_seconds" ["stage"]
-            "Time that the stages of reading a block's header chunk took: queue, maps, chunks, finish",
-            [block_header_chunk], |t| stages(&t.counts);
+impl Group for Fibre {
+    fn provider(&self) -> &'static str {
+        "udp"
     }
 
-    fn configure(programs: &mut Opened<Self>) {
-        if let Some(constants) = &mut programs.maps.rodata_data {
+    fn object(&self) -> &'static [u8] {
+        super::bpf::fibre::OBJECT
+    }
+
+    fn set_constants(&self, rodata: &mut [u8]) {
+        maps::change(rodata, |constants: &mut types::rodata| {
             constants.duration_us_bounds = RECONSTRUCTION.for_programs();
             constants.chunk_bounds = CHUNKS.for_programs();
             constants.latency_ns_bounds = LATENCY.for_programs();
@@ -125,36 +89,66 @@ impl Tracepoints for Fibre {
             constants.missing_tx_bounds = MISSING_TXS.for_programs();
             constants.byte_bounds = BYTES.for_programs();
             constants.stage_us_bounds = STAGE.for_programs();
-        }
+        });
     }
 
-    fn new(programs: &Loaded<Self>) -> Result<Self> {
-        maps::number_names(&programs.maps.mechanisms_map, MECHANISMS.map(|(name, _)| name))?;
-        Ok(Fibre {
-            counts: MapHandle::try_from(&programs.maps.counts_map)?,
-            deliveries: Tallies::new(
-                MapHandle::try_from(&programs.maps.deliveries_map)?,
-                DELIVERIES,
-                |delivery: &delivery| delivery.mechanism,
-            ),
-        })
+    fn fill(&self, maps: &Maps) -> Result<()> {
+        maps.number_names("mechanisms_map", MECHANISMS.map(|(name, _)| name))
     }
 
-    fn read(&self) -> Totals {
-        let Tallied { present, removed } = self.deliveries.read();
-        let deliveries =
-            present.iter().map(|(delivery, count)| (delivery.mechanism, maps::text(&delivery.peer), *count));
-        let mut deliveries: Vec<_> = deliveries.collect();
-        deliveries.sort();
-        let mut counts = self.counts();
-        for (count, mechanism) in counts.other_peers.iter_mut().zip(0..) {
-            *count += removed.get(&mechanism).copied().unwrap_or_default();
-        }
-        Totals { counts, deliveries }
+    #[rustfmt::skip]
+    fn families(&self, maps: &Maps) -> Vec<Family> {
+        let counts: counts = maps.sum("counts_map");
+        let stages = [
+            (["queue"], counted(&STAGE, counts.header_queue_us)),
+            (["maps"], counted(&STAGE, counts.header_maps_us)),
+            (["chunks"], counted(&STAGE, counts.header_chunks_us)),
+            (["finish"], counted(&STAGE, counts.header_finish_us)),
+        ];
+        vec![
+            counter("fibre_blocks_reconstructed_total", "Blocks reconstructed from FIBRE/UDP chunks", RECONSTRUCTED)
+                .value(counts.reconstructed),
+            counter("fibre_chunks_received_total", "FIBRE chunks received for reconstructed blocks", RECONSTRUCTED)
+                .value(counts.chunks_received),
+            counter("fibre_chunks_used_total", "FIBRE chunks used to reconstruct blocks", RECONSTRUCTED).value(counts.chunks_used),
+            histogram("fibre_block_reconstruction_duration_seconds", "Time that the reconstruction of a block took", RECONSTRUCTED,
+                RECONSTRUCTION.bounds).value(counted(&RECONSTRUCTION, counts.duration_us)),
+            histogram("fibre_block_chunks_used", "Chunks used for one block", RECONSTRUCTED, CHUNKS.bounds)
+                .value(counted(&CHUNKS, counts.chunks)),
+            counter("fibre_blocks_sent_total", "Blocks that the node began to send over FIBRE", &["udp:block_send_start"])
+                .value(counts.sent),
+            counter("fibre_block_race_wins_total", "Blocks by the mechanism that delivered them first", WON)
+                .by(&["mechanism"]).samples(by_mechanism(&counts.wins).map(|(mechanism, wins)| ([mechanism], wins))),
+            counter("fibre_block_deliveries_total",
+                "Blocks by the mechanism and the peer that delivered them first; of more than 256 pairs, the least recent are added to \
+                 the peer `other`", WON)
+                .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
+            histogram("fibre_block_race_latency_seconds", "Time until a mechanism had the block, of those that took part", RACED,
+                LATENCY.bounds)
+                .by(&["mechanism"]).samples(both(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
+            histogram("fibre_race_margin_seconds", "Time by which the winner was ahead, when both mechanisms took part", RACED,
+                MARGIN.bounds)
+                .by(&["winner"]).samples(both(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
+            counter("fibre_races_with_both_total", "Races in which both mechanisms took part", RACED).value(counts.races_with_both),
+            histogram("fibre_block_missing_tx_count", "Transactions of a reconstructed block that were not in the mempool", DETAILED,
+                MISSING_TXS.bounds).value(counted(&MISSING_TXS, counts.missing_txs)),
+            histogram("fibre_block_missing_tx_bytes", "Bytes of the transactions that were not in the mempool", DETAILED,
+                BYTES.bounds).value(counted(&BYTES, counts.missing_bytes)),
+            histogram("fibre_block_mempool_tx_count", "Transactions of a reconstructed block that were in the mempool", DETAILED,
+                TXS.bounds).value(counted(&TXS, counts.mempool_txs)),
+            counter("fibre_block_all_tx_from_mempool_total", "Reconstructed blocks whose transactions were all in the mempool",
+                DETAILED).value(counts.all_from_mempool),
+            histogram("fibre_block_header_chunk_duration_seconds",
+                "Time that the stages of reading a block's header chunk took: queue, maps, chunks, finish",
+                &["udp:block_header_chunk"], STAGE.bounds).by(&["stage"]).samples(stages),
+        ]
     }
 
-    const LOG: Option<fn(&[u8])> = Some(log);
-    const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
+    fn log(&self) -> Option<fn(&[u8])> {
+        Some(log)
+    }
+
+    fn block_events(&self, event: &[u8], queue: &mut Vec<Event>) {
         let Some(event) = maps::decode::<event>(event) else { return };
         let what = match event.kind {
             kind::RECONSTRUCTED => What::Fibre { height: (event.height_known != 0).then_some(event.height) },
@@ -167,10 +161,10 @@ impl Tracepoints for Fibre {
             _ => return,
         };
         queue.push(Event { time_ns: event.time_ns, hash: raw_hash(&event.hash), what });
-    };
+    }
 
-    fn events_processed(&self) -> Vec<(&'static str, u64)> {
-        let counts = self.counts();
+    fn events_processed(&self, maps: &Maps) -> Vec<(&'static str, u64)> {
+        let counts: counts = maps.sum("counts_map");
         vec![
             ("block_reconstructed", counts.reconstructed),
             ("block_send_start", counts.sent),
@@ -183,8 +177,18 @@ impl Tracepoints for Fibre {
 }
 
 impl Fibre {
-    fn counts(&self) -> counts {
-        maps::sum(&self.counts).unwrap_or_default()
+    /// By mechanism and peer, sorted. `unknown` are those that the kernel's table had no room for.
+    fn deliveries(&self, maps: &Maps, mut unknown: [u64; 4]) -> Vec<([String; 2], u64)> {
+        let Tallied { mut present, removed } = self.deliveries.read(maps);
+        present.sort_by_key(|(delivery, _)| (delivery.mechanism, maps::text(&delivery.peer)));
+        for (count, mechanism) in unknown.iter_mut().zip(0..) {
+            *count += removed.get(&mechanism).copied().unwrap_or_default();
+        }
+        let named = present.iter().map(|(delivery, count)| {
+            ([mechanism(delivery.mechanism).to_string(), maps::text(&delivery.peer)], *count)
+        });
+        let others = by_mechanism(&unknown).filter(|(_, deliveries)| *deliveries > 0);
+        named.chain(others.map(|(mechanism, count)| ([mechanism.into(), "other".into()], count))).collect()
     }
 }
 
@@ -240,38 +244,20 @@ fn raw_hash(bytes: &[u8; 65]) -> Hash {
     read.unwrap_or_else(|| *bytes.first_chunk().expect("65 are more than 32"))
 }
 
-fn stages(counts: &counts) -> Vec<Sample> {
-    let stages = [
-        ("queue", counts.header_queue_us),
-        ("maps", counts.header_maps_us),
-        ("chunks", counts.header_chunks_us),
-        ("finish", counts.header_finish_us),
-    ];
-    stages.map(|(stage, counted)| Sample(vec![stage.into()], show(&STAGE, counted))).into()
+fn counted(buckets: &Buckets, counted: types::histogram) -> Histogram {
+    buckets.counted(counted.sum, counted.buckets)
 }
 
-fn show(buckets: &Buckets, counted: histogram) -> Reading {
-    buckets.reading(counted.sum, counted.buckets)
-}
-
-fn both(buckets: &Buckets, udp: histogram, compact: histogram) -> Vec<Sample> {
-    [(FIBRE_UDP, udp), (BIP152_CMPCT, compact)]
-        .map(|(mechanism, counted)| Sample(vec![mechanism.into()], show(buckets, counted)))
-        .into()
+fn both(
+    buckets: &Buckets,
+    udp: types::histogram,
+    compact: types::histogram,
+) -> [([&'static str; 1], Histogram); 2] {
+    [([FIBRE_UDP], counted(buckets, udp)), ([BIP152_CMPCT], counted(buckets, compact))]
 }
 
 fn by_mechanism(counts: &[u64]) -> impl Iterator<Item = (&'static str, u64)> {
     maps::by_name(MECHANISMS.map(|(_, label)| label), counts).map(|(label, &count)| (label, count))
-}
-
-fn deliveries(totals: &Totals) -> Vec<Sample> {
-    let named = totals.deliveries.iter().map(|(number, peer, deliveries)| {
-        Sample(vec![mechanism(*number).into(), peer.clone()], Reading::Count(*deliveries))
-    });
-    let others = by_mechanism(&totals.counts.other_peers).filter(|(_, deliveries)| *deliveries > 0);
-    let others = others
-        .map(|(mechanism, count)| Sample(vec![mechanism.into(), "other".into()], Reading::Count(count)));
-    named.chain(others).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::blocks::Hash;
 use super::maps;
-use crate::metrics::{Exemplar, Reading};
+use crate::metrics::{Exemplar, Histogram};
 
 /// `BOUNDS` of `bpf/common.h`; the types of the generated code are checked against it.
 const BOUNDS: usize = 15;
@@ -12,7 +12,7 @@ pub(super) struct Buckets {
     /// How many of what the programs count make one of what the metric shows.
     unit: f64,
     /// Upper bounds, as the metric shows them.
-    bounds: &'static [f64],
+    pub bounds: &'static [f64],
 }
 
 impl Buckets {
@@ -31,10 +31,10 @@ impl Buckets {
         scaled
     }
 
-    /// What was counted.
-    pub fn reading(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> Reading {
-        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
-        Reading::Histogram(sum as f64 / self.unit, bounds.zip(buckets).collect())
+    /// What was counted: the sum, and the values in each bucket. The programs have more buckets than some metrics.
+    pub fn counted(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> Histogram {
+        let counts = buckets[..=self.bounds.len()].to_vec();
+        Histogram { sum: sum as f64 / self.unit, counts, exemplars: Vec::new() }
     }
 }
 
@@ -64,26 +64,16 @@ impl Counted {
         self.last[bucket] = Some((value, *of));
     }
 
-    pub fn reading(&self, buckets: &Buckets) -> Reading {
-        buckets.reading(self.sum, self.buckets)
-    }
-
-    /// As exemplars of this family.
-    pub fn exemplars(&self, family: &'static str, buckets: &Buckets) -> impl Iterator<Item = Exemplar> {
-        self.last.iter().enumerate().filter_map(move |(bucket, last)| {
-            let (value, block) = (*last)?;
-            Some(Exemplar {
-                family,
-                bucket,
-                labels: format!(
-                    "block_height=\"{}\",block_hash=\"{}\"",
-                    block.height,
-                    maps::hash(&block.hash)
-                ),
-                value: value as f64 / buckets.unit,
-                time: block.time,
-            })
-        })
+    /// With the last block in each bucket as exemplar.
+    pub fn shown(&self, buckets: &Buckets) -> Histogram {
+        let exemplar = |&(value, block): &(u64, Block)| {
+            let labels =
+                vec![("block_height", block.height.to_string()), ("block_hash", maps::hash(&block.hash))];
+            Exemplar { labels, value: value as f64 / buckets.unit, time: block.time }
+        };
+        let last = self.last.iter().enumerate();
+        let exemplars = last.filter_map(|(bucket, last)| Some((bucket, exemplar(last.as_ref()?)))).collect();
+        Histogram { exemplars, ..buckets.counted(self.sum, self.buckets) }
     }
 }
 

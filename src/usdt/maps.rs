@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use anyhow::Result;
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 
 /// A C struct of the generated code.
 ///
@@ -15,40 +15,76 @@ pub(super) unsafe trait Plain: Copy {}
 /// A struct whose sum over all processors is that of its fields.
 ///
 /// # Safety
-/// It is made of u64 alone.
-pub(super) unsafe trait Counts: Plain {}
+/// It is `repr(C)` and made of u64 alone.
+pub(super) unsafe trait Counts: Copy + Default {}
 
 // SAFETY: an array of integers.
 unsafe impl<const N: usize> Plain for [u8; N] {}
+// SAFETY: u64 are integers.
+unsafe impl<T: Counts> Plain for T {}
 
-/// Includes the code that was generated from a BPF file as module `bpf`, and lists its structs that are read: those that
-/// are [`Counts`], then those that are [`Plain`].
-macro_rules! skeleton {
-    ($file:literal, counts: [$($counts:ident),*], plain: [$($plain:ident),*]) => {
-        #[allow(
-            missing_docs,
-            clippy::all,
-            clippy::pedantic,
-            clippy::allow_attributes_without_reason,
-            clippy::undocumented_unsafe_blocks,
-            reason = "generated"
-        )]
-        mod bpf {
-            include!(concat!(env!("OUT_DIR"), "/", $file, ".skel.rs"));
+/// The maps of a group's programs, by name, which ends in `_map`. Without programs there are none, and what is read of them is 0.
+#[derive(Default)]
+pub(super) struct Maps(BTreeMap<String, MapHandle>);
+
+impl Maps {
+    /// Those that our files declare; libbpf has some of its own.
+    pub fn of(programs: &Object) -> Result<Self> {
+        let named = programs.maps().map(|map| (map.name().to_string_lossy().into_owned(), map));
+        let ours = named.filter(|(name, _)| name.ends_with("_map"));
+        Ok(Maps(ours.map(|(name, map)| Ok((name, MapHandle::try_from(&map)?))).collect::<Result<_>>()?))
+    }
+
+    /// A map that every file with programs need not have.
+    pub fn find(&self, name: &str) -> Option<&MapHandle> {
+        self.0.get(name)
+    }
+
+    /// A map of the group's own; `None` only if nothing is loaded.
+    pub fn get(&self, name: &str) -> Option<&MapHandle> {
+        let map = self.find(name);
+        debug_assert!(map.is_some() || self.0.is_empty(), "there is no {name}");
+        map
+    }
+
+    /// The value of a map that has a single one.
+    pub fn single_value<T: Plain + Default>(&self, name: &str) -> T {
+        let value = self.get(name).and_then(|map| map.lookup(&FIRST, MapFlags::ANY).ok()?);
+        value.and_then(|value| decode(&value)).unwrap_or_default()
+    }
+
+    /// The sum over all processors of such a value; 0 if it cannot be read.
+    pub fn sum<T: Counts>(&self, name: &str) -> T {
+        let processors = self.get(name).and_then(|map| map.lookup_percpu(&FIRST, MapFlags::ANY).ok()?);
+        let mut sums = vec![0; size_of::<T>()];
+        for processor in processors.unwrap_or_default() {
+            for (sum, word) in sums.as_chunks_mut::<8>().0.iter_mut().zip(processor.as_chunks::<8>().0) {
+                *sum = u64::from_ne_bytes(*sum).wrapping_add(u64::from_ne_bytes(*word)).to_ne_bytes();
+            }
         }
-        $(
-            // SAFETY: see its declaration in the BPF file.
-            unsafe impl crate::usdt::maps::Plain for bpf::types::$counts {}
-            // SAFETY: likewise.
-            unsafe impl crate::usdt::maps::Counts for bpf::types::$counts {}
-        )*
-        $(
-            // SAFETY: likewise.
-            unsafe impl crate::usdt::maps::Plain for bpf::types::$plain {}
-        )*
-    };
+        decode(&sums).unwrap_or_default()
+    }
+
+    /// Sets all values of an array to 0.
+    pub fn zero(&self, name: &str) {
+        let Some(map) = self.get(name) else { return };
+        let zero = vec![0; map.value_size() as usize];
+        for place in 0..map.max_entries() {
+            let _ = map.update(&place.to_ne_bytes(), &zero, MapFlags::ANY);
+        }
+    }
+
+    /// Gives the names their numbers, from 0 on, in a `NAMES_MAP`.
+    pub fn number_names<'a>(&self, name: &str, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let Some(map) = self.get(name) else { return Ok(()) };
+        for (number, name) in (0u32..).zip(names) {
+            let mut key = vec![0; map.key_size() as usize];
+            key[..name.len()].copy_from_slice(name.as_bytes());
+            map.update(&key, &number.to_ne_bytes(), MapFlags::ANY)?;
+        }
+        Ok(())
+    }
 }
-pub(super) use skeleton;
 
 const FIRST: [u8; 4] = [0; 4];
 
@@ -58,27 +94,21 @@ pub(super) fn decode<T: Plain>(bytes: &[u8]) -> Option<T> {
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// The value of a map that has a single one.
-pub(super) fn single_value<T: Plain>(map: &impl MapCore) -> Option<T> {
-    decode(&map.lookup(&FIRST, MapFlags::ANY).ok()??)
-}
-
-/// The sum over all processors of such a value; `None` if it cannot be read.
-pub(super) fn sum<T: Counts>(map: &impl MapCore) -> Option<T> {
-    let processors = map.lookup_percpu(&FIRST, MapFlags::ANY).ok()??;
-    let mut sums = vec![0; size_of::<T>()];
-    for processor in processors {
-        for (sum, word) in sums.as_chunks_mut::<8>().0.iter_mut().zip(processor.as_chunks::<8>().0) {
-            *sum = u64::from_ne_bytes(*sum).wrapping_add(u64::from_ne_bytes(*word)).to_ne_bytes();
-        }
+/// Changes the struct in these bytes.
+pub(super) fn change<T: Plain>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
+    let decoded = decode::<T>(bytes);
+    debug_assert!(decoded.is_some(), "{} bytes are no {}", bytes.len(), std::any::type_name::<T>());
+    if let Some(mut value) = decoded {
+        change(&mut value);
+        // SAFETY: `decode` has checked that the bytes are as many as the struct has.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
     }
-    decode(&sums)
 }
 
 /// Counts by keys that peers choose, a `TALLIES_MAP`. Of more than `limit` keys, those that were counted least recently are removed;
 /// their counts are kept, so that no sum decreases.
 pub(super) struct Tallies<K> {
-    map: MapHandle,
+    map: &'static str,
     limit: usize,
     /// What a key belongs to, whose counts stay together when it is removed.
     group: fn(&K) -> u32,
@@ -93,18 +123,21 @@ pub(super) struct Tallied<K> {
 }
 
 impl<K: Plain> Tallies<K> {
-    pub fn new(map: MapHandle, limit: usize, group: fn(&K) -> u32) -> Self {
+    pub fn new(map: &'static str, limit: usize, group: fn(&K) -> u32) -> Self {
         Tallies { map, limit, group, removed: Mutex::default() }
     }
 
     /// Reads them, after the removal of those that are too many.
-    pub fn read(&self) -> Tallied<K> {
+    pub fn read(&self, maps: &Maps) -> Tallied<K> {
+        let Some(map) = maps.get(self.map) else {
+            return Tallied { present: Vec::new(), removed: BTreeMap::new() };
+        };
         let mut removed = self.removed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let keys: Vec<_> = self.map.keys().collect();
+        let keys: Vec<_> = map.keys().collect();
         let mut present: Vec<_> = keys
             .into_iter()
             .filter_map(|key| {
-                let (number, last_ns) = tally(&self.map.lookup(&key, MapFlags::ANY).ok()??)?;
+                let (number, last_ns) = tally(&map.lookup(&key, MapFlags::ANY).ok()??)?;
                 Some((last_ns, key, number))
             })
             .collect();
@@ -112,9 +145,9 @@ impl<K: Plain> Tallies<K> {
         let too_many = present.len().saturating_sub(self.limit);
         for (_, key, number) in present.drain(..too_many) {
             // Before Linux 5.14 the count cannot be taken with the key; what is added in between is lost.
-            let taken = self.map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
+            let taken = map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
             let number = taken.map_or(number, |(number, _)| number);
-            let is_gone = taken.is_some() || self.map.delete(&key).is_ok();
+            let is_gone = taken.is_some() || map.delete(&key).is_ok();
             if let Some(key) = decode::<K>(&key).filter(|_| is_gone) {
                 *removed.entry((self.group)(&key)).or_default() += number;
             }
@@ -128,16 +161,6 @@ impl<K: Plain> Tallies<K> {
 fn tally(value: &[u8]) -> Option<(u64, u64)> {
     let (number, rest) = value.split_first_chunk()?;
     Some((u64::from_ne_bytes(*number), u64::from_ne_bytes(*rest.first_chunk()?)))
-}
-
-/// Gives the names their numbers, from 0 on, in a `NAMES_MAP`.
-pub(super) fn number_names<'a>(map: &impl MapCore, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    for (number, name) in (0u32..).zip(names) {
-        let mut key = vec![0; map.key_size() as usize];
-        key[..name.len()].copy_from_slice(name.as_bytes());
-        map.update(&key, &number.to_ne_bytes(), MapFlags::ANY)?;
-    }
-    Ok(())
 }
 
 /// What was counted by the numbers of names; the last count is that of all other names.
@@ -154,7 +177,4 @@ pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// A hash as people write it.
-pub(super) fn hash(bytes: &[u8; 32]) -> String {
-    bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect()
-}
+pub(super) use crate::bitcoin_core::hash_text as hash;

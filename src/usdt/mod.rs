@@ -3,24 +3,27 @@
 //! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and add to maps; user space reads the maps when it
 //! is scraped, never for an event. Only what is rare and worth a log line also comes as an event.
 //!
-//! - A file for each subject, beside the BPF file of the same name: its tracepoints, metrics and log lines.
-//! - `subject` says what these files have to give; `maps` and `histogram` read what the programs counted.
-//! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed.
+//! - A file for each group of tracepoints, beside the BPF file of the same name: its metrics and log lines. `group` is the trait
+//!   that they implement; `maps` and `histogram` read what the programs counted.
+//! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed. [`Reader`] reads all metrics.
 //! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by what is known of them,
 //!   `file_locks` among it. [`watch`] attaches to the node and follows its process.
 //! - [`events`] reads the rare events, logs them, and hands those of blocks to `blocks`, which puts the way of each block to the node
-//!   together. [`record`] keeps a row of each.
+//!   together. [`block_log`] keeps a row of each.
 //! - `clock` turns the kernel's time into the wall clock's.
 //! - [`page`] is what a browser shows of blocks.
-//! - [`probes`] are a binary's tracepoints; [`report`] is what the exporter says of itself.
+//! - [`probes`] are a binary's tracepoints; `exporter_metrics` and [`startup_banner`] are about the exporter itself.
 
+pub mod block_log;
 mod blocks;
 mod candidates;
 mod choice;
 mod clock;
 pub mod events;
+mod exporter_metrics;
 mod fibre;
 mod file_locks;
+mod group;
 mod histogram;
 mod logging;
 mod maps;
@@ -30,49 +33,99 @@ pub mod page;
 mod privileges;
 pub mod probes;
 mod programs;
-pub mod record;
-pub mod report;
-mod subject;
+
+pub mod startup_banner;
 pub mod target;
 mod utxocache;
 mod validation;
 pub mod watch;
 
+use std::sync::Arc;
+
+use clap::ValueEnum;
+
+use crate::metrics::{Declaration, Family};
+use group::Group;
+use maps::Maps;
+
 pub use privileges::check_kernel;
-pub use programs::{Attached, Programs};
+pub use programs::{Attached, Programs, Reader};
 
-macro_rules! subjects {
-    ($(#[doc = $what:literal] $Subject:ident: $tracepoints:ty,)*) => {
-        /// A group of tracepoints that is turned on and off as one.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-        pub enum Subject {
-            $(#[doc = $what] $Subject),*
-        }
-
-        impl Subject {
-            /// All of them, in the order of `METRICS.md`.
-            pub const ALL: &[Subject] = &[$(Subject::$Subject),*];
-
-            fn functions(self) -> programs::Functions {
-                match self {
-                    $(Subject::$Subject => programs::Functions::of::<$tracepoints>()),*
-                }
-            }
-        }
-    };
+/// A group of tracepoints that is turned on and off as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TracepointGroup {
+    /// FIBRE block relay.
+    Fibre,
+    /// Connected blocks.
+    Validation,
+    /// Messages and connections.
+    Net,
+    /// The mempool.
+    Mempool,
+    /// The UTXO cache.
+    Utxocache,
+    /// The thread that writes debug.log.
+    Logging,
 }
 
-subjects! {
-    /// FIBRE block relay.
-    Fibre: fibre::Fibre,
-    /// Connected blocks.
-    Validation: validation::Validation,
-    /// Messages and connections.
-    Net: net::Net,
-    /// The mempool.
-    Mempool: mempool::Mempool,
-    /// The UTXO cache.
-    Utxocache: utxocache::Utxocache,
-    /// The thread that writes debug.log.
-    Logging: logging::Logging,
+impl TracepointGroup {
+    /// All of them, in the order of METRICS.md.
+    pub fn all() -> &'static [TracepointGroup] {
+        TracepointGroup::value_variants()
+    }
+
+    fn group(self) -> Arc<dyn Group> {
+        match self {
+            TracepointGroup::Fibre => Arc::new(fibre::Fibre::default()),
+            TracepointGroup::Validation => Arc::new(validation::Validation),
+            TracepointGroup::Net => Arc::new(net::Net),
+            TracepointGroup::Mempool => Arc::new(mempool::Mempool::default()),
+            TracepointGroup::Utxocache => Arc::new(utxocache::Utxocache),
+            TracepointGroup::Logging => Arc::new(logging::Logging),
+        }
+    }
+
+    /// Its metrics.
+    fn declarations(self) -> Vec<Declaration> {
+        declarations(self.group().families(&Maps::default()))
+    }
+}
+
+fn declarations(families: Vec<Family>) -> Vec<Declaration> {
+    families.into_iter().map(|family| family.declaration).collect()
+}
+
+/// All metrics of the exporter, for METRICS.md.
+pub fn all_declarations() -> Vec<Declaration> {
+    let groups = TracepointGroup::all().iter().flat_map(|group| group.declarations());
+    let blocks = blocks::families(&blocks::Counts::default());
+    let exporter = exporter_metrics::families(0, Vec::new(), Vec::new());
+    let others = blocks.into_iter().chain(exporter).chain(crate::metrics::process::families());
+    groups.chain(declarations(others.collect())).collect()
+}
+
+/// Generated from `bpf/`: for each file the types of its maps, and the compiled programs.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    clippy::undocumented_unsafe_blocks,
+    reason = "generated"
+)]
+mod bpf {
+    include!(concat!(env!("OUT_DIR"), "/bpf.rs"));
+}
+
+#[cfg(test)]
+#[test]
+fn sources_of_metrics_are_programs_of_the_group() {
+    for group in TracepointGroup::all() {
+        let tracepoints = programs::tracepoints(&*group.group()).unwrap();
+        for declaration in group.declarations() {
+            for source in declaration.sources {
+                assert!(tracepoints.iter().any(|it| it == source), "{}: {source}", declaration.name);
+            }
+        }
+    }
 }

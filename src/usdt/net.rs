@@ -1,89 +1,100 @@
 //! Messages and connections: provider `net`.
 
 use anyhow::Result;
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags};
 
 use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, Reconstructed, What};
-use super::maps::{self, skeleton};
-use super::subject::{Loaded, Opened, Tracepoints, count, counts_by, families};
-use crate::metrics::{MESSAGE_TYPES, Reading, Sample};
-use bpf::types::{self, connections, counts, direction, event, kind, messages};
+use super::bpf::net::types::{self, connections, counts, direction, event, kind, messages};
+use super::group::Group;
+use super::maps::{self, Counts, Maps, Plain};
+use crate::bitcoin_core;
+use crate::metrics::{Family, MESSAGE_TYPES, counter, gauge};
 
-skeleton!("net", counts: [counts], plain: [connections, event]);
+// SAFETY: see their declarations in the BPF file.
+unsafe impl Counts for counts {}
+// SAFETY: likewise.
+unsafe impl Plain for connections {}
+// SAFETY: likewise.
+unsafe impl Plain for event {}
+// SAFETY: likewise.
+unsafe impl Plain for types::rodata {}
 
 /// Core's `Network`, by number, and what is unknown.
-const NETWORKS: [&str; 8] =
-    ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal", "other"];
+const NETWORKS: [&str; 8] = {
+    let [a, b, c, d, e, f, g] = bitcoin_core::NETWORKS;
+    [a, b, c, d, e, f, g, "other"]
+};
 
-pub(super) struct Net {
-    counts: MapHandle,
-    connections: MapHandle,
-}
+const MESSAGES: &[&str] = &["net:inbound_message", "net:outbound_message"];
+const OPENED: &[&str] = &["net:inbound_connection", "net:outbound_connection"];
+const CLOSED: &[&str] = &["net:closed_connection"];
 
-pub(super) struct Totals {
-    counts: counts,
-    open: connections,
-}
+pub(super) struct Net;
 
-impl Tracepoints for Net {
-    type Builder = bpf::NetSkelBuilder;
-    type Totals = Totals;
-
-    families! { "net", bpf::NetProgs<'static>;
-        Counter "bitcoin_p2p_messages_total" ["direction", "type"] "Messages from and to peers; unknown types are `other`",
-            [inbound_message, outbound_message], |t| by_type(&t.counts, |messages| messages.number);
-        Counter "bitcoin_p2p_message_bytes_total" ["direction", "type"] "Bytes of the messages from and to peers, without their headers",
-            [inbound_message, outbound_message], |t| by_type(&t.counts, |messages| messages.bytes);
-        Gauge "bitcoin_connections" ["direction"] "Open connections by who opened them, in or out, from the first that is opened on; later, if others were closed within \
-             the two seconds before",
-            [inbound_connection, outbound_connection], |t| open(&t.open);
-        Counter "bitcoin_connections_opened_total" ["direction", "network"] "Connections opened",
-            [inbound_connection, outbound_connection], |t| opened(&t.counts);
-        Counter "bitcoin_connections_closed_total" ["network"] "Connections closed",
-            [closed_connection], |t| counts_by(by_network(t.counts.closed));
-        Counter "bitcoin_connections_evicted_total" [] "Inbound connections closed to make room for others",
-            [evicted_inbound_connection], |t| count(t.counts.evicted);
-        Counter "bitcoin_connections_misbehaving_total" [] "Peers that misbehaved",
-            [misbehaving_connection], |t| count(t.counts.misbehaving);
+impl Group for Net {
+    fn provider(&self) -> &'static str {
+        "net"
     }
 
-    const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
-        if let Some(event) = maps::decode::<event>(event) {
-            read_message(&event, queue);
-        }
-    };
+    fn object(&self) -> &'static [u8] {
+        super::bpf::net::OBJECT
+    }
 
-    fn configure(programs: &mut Opened<Self>) {
-        if let Some(constants) = &mut programs.maps.rodata_data {
+    fn set_constants(&self, rodata: &mut [u8]) {
+        maps::change(rodata, |constants: &mut types::rodata| {
             constants.inbound_kinds = kinds(&INBOUND);
             constants.outbound_kinds = kinds(&OUTBOUND);
             constants.multiplier = multiplier();
-        }
+        });
     }
 
-    fn new(programs: &Loaded<Self>) -> Result<Self> {
+    fn fill(&self, maps: &Maps) -> Result<()> {
+        let Some(types) = maps.get("types_map") else { return Ok(()) };
         for (slot, of) in (0u32..).zip(slots(multiplier())) {
             let number = of.unwrap_or(OTHER) as u64;
             let text = of.map(|number| words(MESSAGE_TYPES[number])).unwrap_or_default();
             let value = [text[0], text[1], number].map(u64::to_ne_bytes).concat();
-            programs.maps.types_map.update(&slot.to_ne_bytes(), &value, MapFlags::ANY)?;
+            types.update(&slot.to_ne_bytes(), &value, MapFlags::ANY)?;
         }
-        Ok(Net {
-            counts: MapHandle::try_from(&programs.maps.counts_map)?,
-            connections: MapHandle::try_from(&programs.maps.connections_map)?,
-        })
+        Ok(())
     }
 
-    fn read(&self) -> Totals {
-        Totals {
-            counts: maps::sum(&self.counts).unwrap_or_default(),
-            open: maps::single_value(&self.connections).unwrap_or_default(),
+    #[rustfmt::skip]
+    fn families(&self, maps: &Maps) -> Vec<Family> {
+        let counts: counts = maps.sum("counts_map");
+        let connections: connections = maps.single_value("connections_map");
+        let directions = [("in", &counts.inbound), ("out", &counts.outbound)];
+        let opened = directions.into_iter().flat_map(|(direction, counts)| {
+            NETWORKS.into_iter().zip(counts.opened).map(move |(network, opened)| ([direction, network], opened))
+        });
+        vec![
+            counter("bitcoin_p2p_messages_total", "Messages from and to peers; unknown types are `other`", MESSAGES)
+                .by(&["direction", "type"]).samples(by_type(directions, |messages| messages.number)),
+            counter("bitcoin_p2p_message_bytes_total", "Bytes of the messages from and to peers, without their headers", MESSAGES)
+                .by(&["direction", "type"]).samples(by_type(directions, |messages| messages.bytes)),
+            gauge("bitcoin_connections",
+                "Open connections by who opened them, in or out, from the first that is opened on; later, if others were closed within \
+                 the two seconds before", OPENED)
+                .by(&["direction"]).samples(open(&connections)),
+            counter("bitcoin_connections_opened_total", "Connections opened", OPENED).by(&["direction", "network"]).samples(opened),
+            counter("bitcoin_connections_closed_total", "Connections closed", CLOSED)
+                .by(&["network"]).samples(NETWORKS.into_iter().zip(counts.closed).map(|(network, closed)| ([network], closed))),
+            counter("bitcoin_connections_evicted_total", "Inbound connections closed to make room for others",
+                &["net:evicted_inbound_connection"]).value(counts.evicted),
+            counter("bitcoin_connections_misbehaving_total", "Peers that misbehaved", &["net:misbehaving_connection"])
+                .value(counts.misbehaving),
+        ]
+    }
+
+    fn block_events(&self, event: &[u8], queue: &mut Vec<Event>) {
+        if let Some(event) = maps::decode(event) {
+            read_message(&event, queue);
         }
     }
 
     /// Its connections have ended, too.
-    fn node_ended(&self) {
-        let _ = self.connections.update(&[0; 4], &[0; size_of::<connections>()], MapFlags::ANY);
+    fn node_ended(&self, maps: &Maps) {
+        maps.zero("connections_map");
     }
 }
 
@@ -262,50 +273,28 @@ fn read_inventory(event: &event, mut bytes: Bytes, queue: &mut Vec<Event>) {
     }
 }
 
-fn by_direction(counts: &counts) -> [(&'static str, &direction); 2] {
-    [("in", &counts.inbound), ("out", &counts.outbound)]
-}
-
-/// The array has as many counts as the programs tell networks apart.
-fn by_network(counts: [u64; NETWORKS.len()]) -> impl Iterator<Item = (&'static str, u64)> {
-    NETWORKS.into_iter().zip(counts)
-}
-
 /// Messages by direction and type, of those types that were seen.
-fn by_type(counts: &counts, of: fn(&messages) -> u64) -> Vec<Sample> {
-    let mut samples = Vec::new();
-    for (direction, counts) in by_direction(counts) {
-        let types = maps::by_name(MESSAGE_TYPES, &counts.messages);
-        for (name, messages) in types.filter(|(_, messages)| messages.number > 0) {
-            samples.push(Sample(vec![direction.into(), name.into()], Reading::Count(of(messages))));
-        }
-    }
-    samples
+fn by_type(
+    directions: [(&'static str, &direction); 2],
+    of: fn(&messages) -> u64,
+) -> impl Iterator<Item = ([&'static str; 2], u64)> {
+    directions.into_iter().flat_map(move |(direction, counts)| {
+        let seen = maps::by_name(MESSAGE_TYPES, &counts.messages).filter(|(_, messages)| messages.number > 0);
+        seen.map(move |(name, messages)| ([direction, name], of(messages)))
+    })
 }
 
-fn open(open: &connections) -> Vec<Sample> {
+fn open(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f64)> {
     let number = |open: types::open| open.before.value + (open.opened as i64 - open.closed as i64);
-    let known =
-        [("in", open.inbound), ("out", open.outbound)].into_iter().filter(|(_, it)| it.before.known != 0);
-    known
-        .map(|(direction, it)| Sample(vec![direction.into()], Reading::Value(number(it).max(0) as f64)))
-        .collect()
-}
-
-fn opened(counts: &counts) -> Vec<Sample> {
-    let mut samples = Vec::new();
-    for (direction, counts) in by_direction(counts) {
-        for (network, opened) in by_network(counts.opened) {
-            samples.push(Sample(vec![direction.into(), network.into()], Reading::Count(opened)));
-        }
-    }
-    samples
+    let directions = [("in", connections.inbound), ("out", connections.outbound)];
+    let known = directions.into_iter().filter(|(_, open)| open.before.known != 0);
+    known.map(move |(direction, open)| ([direction], number(open).max(0) as f64))
 }
 
 #[cfg(test)]
 mod tests {
     // `kind` itself cannot be imported: assert_eq! has a variable of that name.
-    use super::bpf::types::{self, event};
+    use super::types::{self, event};
     use super::{Announcement, Event, What, maps, read_message};
 
     /// The message as the programs copy it.

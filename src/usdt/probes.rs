@@ -10,9 +10,10 @@ use object::elf::{self, FileHeader64, Machine, NoteType};
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadCache};
 
+use super::programs::tracepoints;
 use super::target::Search;
 use super::watch::readable_binary;
-use super::{Programs, Subject, blocks};
+use super::{Programs, TracepointGroup, blocks};
 use crate::cli;
 
 /// A place in a binary where a tracepoint fires. One tracepoint may have several.
@@ -133,7 +134,7 @@ fn is_arm_register(text: &str) -> bool {
 }
 
 /// The table of `--list-probes`.
-pub fn table(subjects: &[Subject], search: &mut Search) -> Result<String> {
+pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> {
     let (path, node) = match (search.find_now(), search.binary()) {
         (Ok(Some(node)), _) => (readable_binary(&node), Some(node)),
         (Ok(None), Some(path)) => (path.clone(), None),
@@ -142,7 +143,7 @@ pub fn table(subjects: &[Subject], search: &mut Search) -> Result<String> {
     };
     let sites = sites(&path)?;
     let attached = match &node {
-        Some(node) => Programs::load(subjects).map(|mut programs| programs.attach(node.pid, &path)),
+        Some(node) => Programs::load(groups).map(|mut programs| programs.attach(node.pid, &path)),
         None => Err(anyhow!("the node does not run")),
     };
     if let Err(error) = &attached {
@@ -150,9 +151,9 @@ pub fn table(subjects: &[Subject], search: &mut Search) -> Result<String> {
     }
     let mut table = String::new();
     writeln!(table, "{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS")?;
-    for subject in subjects {
-        let functions = subject.functions();
-        let known = (functions.tracepoints)()?;
+    for group in groups {
+        let group = group.group();
+        let known = tracepoints(&*group)?;
         for name in &known {
             let sites: Vec<_> = sites.iter().filter(|site| site.probe() == *name).collect();
             let is_attached =
@@ -164,7 +165,7 @@ pub fn table(subjects: &[Subject], search: &mut Search) -> Result<String> {
                 yes(!sites.is_empty()),
                 yes(is_attached),
                 sites.first().map_or("", |site| &site.arguments),
-                feeds(subjects, name).join(" ")
+                feeds(groups, name).join(" ")
             )?;
             for site in sites.iter().skip(1) {
                 writeln!(table, "{:60} {}", "", site.arguments)?;
@@ -173,17 +174,18 @@ pub fn table(subjects: &[Subject], search: &mut Search) -> Result<String> {
                 writeln!(table, "{:60} {operand} cannot be read", "")?;
             }
         }
-        for (name, site) in unknown(&sites, functions.provider, &known) {
+        for (name, site) in unknown(&sites, group.provider(), &known) {
             writeln!(table, "{name:<38} {:<10} {:<10} {:<72} not read", "yes", "no", site.arguments)?;
         }
     }
     Ok(table)
 }
 
-/// The metrics of these subjects that a tracepoint feeds, and those of the blocks' ways.
-fn feeds(subjects: &[Subject], tracepoint: &str) -> Vec<&'static str> {
-    let of_subjects = subjects.iter().flat_map(|subject| (subject.functions().feeds)(tracepoint));
-    of_subjects.chain(blocks::fed_by(tracepoint)).collect()
+/// The metrics of these groups that a tracepoint feeds, and those of the blocks' ways.
+fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
+    let declarations = groups.iter().flat_map(|group| group.declarations());
+    let all = declarations.chain(super::declarations(blocks::families(&blocks::Counts::default())));
+    all.filter(|declaration| declaration.sources.contains(&tracepoint)).map(|it| it.name).collect()
 }
 
 /// Tracepoints of a provider, beside those that are known; of each its first site.

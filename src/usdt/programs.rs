@@ -1,109 +1,31 @@
 //! The BPF programs: loading them, and attaching them to a node's tracepoints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use anyhow::{Result, anyhow};
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapHandle, PrintLevel};
-use prometheus_client::collector::Collector;
+use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
+use super::block_log::Recorder;
 use super::blocks::{self, Blocks};
+use super::group::{Group, probe_name};
+use super::maps::Maps;
 use super::page::Page;
-use super::record::Recorder;
-use super::subject::{Opened, Traced, Tracepoints};
-use super::validation::Validation;
-use super::{Subject, privileges, report};
-use crate::metrics::{self, Exemplar, Row};
+use super::{TracepointGroup, exporter_metrics, privileges, validation};
+use crate::metrics::{self, Family};
 
-/// What can be done with a subject whose type is not known.
-pub(super) struct Functions {
-    /// The provider of its tracepoints, `validation`.
-    pub provider: &'static str,
-    load: fn() -> Result<Loaded>,
-    /// Its tracepoints, `validation:block_connected`, in the order of the BPF file. Needs no privilege.
-    pub tracepoints: fn() -> Result<Vec<String>>,
-    /// The metrics of this subject that a tracepoint feeds.
-    pub feeds: fn(&str) -> Vec<&'static str>,
-    /// Lines of `METRICS.md`.
-    pub rows: fn() -> Vec<Row>,
-}
-
-impl Functions {
-    pub fn of<S: Tracepoints>() -> Self {
-        Functions {
-            provider: S::PROVIDER,
-            load: load::<S>,
-            tracepoints: || {
-                let names = names(&open::<S>(|_| true)?);
-                Ok(names.into_iter().map(|name| probe_name(S::PROVIDER, name)).collect())
-            },
-            feeds: |tracepoint| {
-                let fed = S::FAMILIES.iter().filter(|family| family.sources.contains(&tracepoint));
-                fed.map(|family| family.name).collect()
-            },
-            rows: || metrics::reference(S::FAMILIES),
-        }
-    }
-}
-
-/// `validation:block_connected`
-fn probe_name(provider: &str, tracepoint: impl std::fmt::Display) -> String {
-    format!("{provider}:{tracepoint}")
-}
-
-/// [`Tracepoints`], its type not known.
-trait Erased: Send + Sync {
-    fn collector(self: Arc<Self>, attachments: Arc<Mutex<Attachments>>) -> Box<dyn Collector>;
-    fn events_processed(&self) -> Vec<(&'static str, u64)>;
-    fn node_ended(&self);
-}
-
-impl<S: Tracepoints> Erased for S {
-    fn collector(self: Arc<Self>, attachments: Arc<Mutex<Attachments>>) -> Box<dyn Collector> {
-        metrics::collector(S::FAMILIES, move || {
-            let has_attached = attachments.lock().expect("nobody panics holding it").ever.clone();
-            Traced { totals: self.read(), has_attached }
-        })
-    }
-
-    fn events_processed(&self) -> Vec<(&'static str, u64)> {
-        Tracepoints::events_processed(self)
-    }
-
-    fn node_ended(&self) {
-        Tracepoints::node_ended(self);
-    }
-}
-
-/// A ring buffer and what becomes of its events: see [`Tracepoints`].
-pub(super) struct EventSource {
-    pub buffer: MapHandle,
-    pub log: Option<fn(&[u8])>,
-    pub of_blocks: fn(&[u8], &mut Vec<blocks::Event>),
-}
-
-/// The programs of one subject, loaded.
+/// The programs of one group, loaded.
 struct Loaded {
-    provider: &'static str,
-    skeleton: Box<dyn Skel<'static>>,
+    /// Before what they link, in the order in which fields are dropped: detaching uses what libbpf keeps with the programs.
+    links: Vec<Link>,
+    group: Arc<dyn Group>,
+    maps: Arc<Maps>,
+    programs: Object,
     /// Programs that the kernel refused, and why.
     refused: BTreeMap<String, String>,
-    subject: Arc<dyn Erased>,
-    log: Option<fn(&[u8])>,
-    of_blocks: fn(&[u8], &mut Vec<blocks::Event>),
-}
-
-impl Loaded {
-    /// A map that not every subject needs to have.
-    fn map(&self, name: &str) -> Result<Option<MapHandle>> {
-        let map = self.skeleton.object().maps().find(|map| map.name() == name);
-        Ok(map.map(|map| MapHandle::try_from(&map)).transpose()?)
-    }
 }
 
 /// A tracepoint and what became of attaching to it.
@@ -125,85 +47,66 @@ pub(super) struct Attachments {
 
 /// All programs that were loaded. They and their counts live as long as this; a node comes and goes.
 pub struct Programs {
-    /// Of each of `loaded`. Before what they link, in the order in which fields are dropped: detaching uses what libbpf keeps with the
-    /// programs.
-    links: Vec<Vec<Link>>,
     loaded: Vec<Loaded>,
     attachments: Arc<Mutex<Attachments>>,
     blocks: Arc<Blocks>,
 }
 
 impl Programs {
-    /// Loads the programs of these subjects into the kernel.
-    pub fn load(subjects: &[Subject]) -> Result<Self> {
+    /// Loads the programs of these groups into the kernel.
+    pub fn load(groups: &[TracepointGroup]) -> Result<Self> {
         quiet_libbpf();
-        let loaded = subjects.iter().map(|subject| (subject.functions().load)());
-        let loaded: Vec<_> = loaded.collect::<Result<_>>()?;
-        Ok(Programs {
-            links: loaded.iter().map(|_| Vec::new()).collect(),
-            loaded,
-            attachments: Arc::default(),
-            blocks: Arc::default(),
-        })
+        let loaded = groups.iter().map(|group| load(group.group())).collect::<Result<_>>()?;
+        Ok(Programs { loaded, attachments: Arc::default(), blocks: Arc::default() })
     }
 
     /// Attaches to a process's tracepoints, in the order of the BPF files; `binary` is its file.
     pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<Attached> {
         let mut attached = Vec::new();
-        for (Loaded { provider, skeleton, refused, .. }, links) in self.loaded.iter_mut().zip(&mut self.links)
-        {
-            for program in skeleton.object_mut().progs_mut() {
+        for Loaded { group, programs, refused, links, .. } in &mut self.loaded {
+            for program in programs.progs_mut() {
                 let tracepoint = program.name().to_string_lossy();
                 let result = match refused.get(&*tracepoint) {
                     Some(why) => Err(anyhow!("{why}")),
-                    None => program.attach_usdt(pid, binary, *provider, &*tracepoint).map_err(explain),
+                    None => program.attach_usdt(pid, binary, group.provider(), &*tracepoint).map_err(explain),
                 };
                 let result = result.map(|link| links.push(link));
-                attached.push(Attached { name: probe_name(provider, &tracepoint), result });
+                attached.push(Attached { name: probe_name(group.provider(), &tracepoint), result });
             }
         }
         let names = attached.iter().filter(|it| it.result.is_ok()).map(|it| it.name.clone());
         let mut attachments = self.attachments.lock().expect("nobody panics holding it");
         self.blocks.attached(|name| attached.iter().any(|it| it.name == name && it.result.is_ok()));
         attachments.ever.extend(names);
-        attachments.now = self.links.iter().map(Vec::len).sum();
+        attachments.now = self.loaded.iter().map(|loaded| loaded.links.len()).sum();
         attached
     }
 
     /// Detaches from a process that has ended. The counts stay; what was true of a running node only does not.
     pub fn detach(&mut self) {
-        // Each waits in the kernel for tens of milliseconds. What libbpf keeps of a subject is touched by one thread only.
+        // Each waits in the kernel for tens of milliseconds. What libbpf keeps of a group is touched by one thread only.
         thread::scope(|scope| {
-            for links in &mut self.links {
+            for Loaded { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
             }
         });
-        // Where no thread could be started.
-        self.links.iter_mut().for_each(Vec::clear);
+        for Loaded { links, group, maps, .. } in &mut self.loaded {
+            links.clear(); // where no thread could be started
+            group.node_ended(maps);
+        }
         self.attachments.lock().expect("nobody panics holding it").now = 0;
-        self.loaded.iter().for_each(|loaded| loaded.subject.node_ended());
         self.blocks.node_ended();
     }
 
-    /// Readers of all metrics.
-    pub fn collectors(&self) -> Result<Vec<Box<dyn Collector>>> {
-        let mut collectors: Vec<_> =
-            self.loaded.iter().map(|it| it.subject.clone().collector(self.attachments.clone())).collect();
-        let (blocks, attachments) = (self.blocks.clone(), self.attachments.clone());
-        collectors.push(metrics::collector(blocks::families(), move || {
-            let has_attached = attachments.lock().expect("nobody panics holding it").ever.clone();
-            Traced { totals: blocks.totals(), has_attached }
-        }));
-        let errors = self.loaded.iter().filter_map(|it| it.map("errors_map").transpose());
-        let errors: Vec<_> = errors.collect::<Result<_>>()?;
-        let attachments = self.attachments.clone();
-        let subjects: Vec<_> = self.loaded.iter().map(|it| it.subject.clone()).collect();
-        collectors.push(report::collector(move || report::Totals {
-            attached: attachments.lock().expect("nobody panics holding it").now,
-            events_processed: subjects.iter().flat_map(|it| it.events_processed()).collect(),
-            errors: report::errors(&errors),
-        }));
-        Ok(collectors)
+    /// Reads all metrics, wherever the programs are.
+    pub fn reader(&self) -> Reader {
+        std::sync::LazyLock::force(&metrics::process::STARTED);
+        let groups = self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone()));
+        Reader {
+            groups: groups.collect(),
+            attachments: self.attachments.clone(),
+            blocks: self.blocks.clone(),
+        }
     }
 
     /// What the page at `/` shows.
@@ -218,22 +121,14 @@ impl Programs {
         Ok(recorder)
     }
 
-    /// Reads the exemplars of the histograms of blocks.
-    pub fn exemplars(&self) -> impl Fn() -> Vec<Exemplar> + Send + Sync + 'static {
-        let blocks = self.blocks.clone();
-        move || blocks::exemplars(&blocks.totals())
-    }
-
-    /// The ring buffers of events. That of connected blocks is the first to be read: all that happened to these blocks
-    /// before is then in the other buffers, and is read in the same turn.
-    pub(super) fn events(&self) -> Result<Vec<EventSource>> {
+    /// The groups with events, and their ring buffers. That of connected blocks is the first to be read: all that happened to these
+    /// blocks before is then in the other buffers, and is read in the same turn.
+    pub(super) fn events(&self) -> Result<Vec<(Arc<dyn Group>, MapHandle)>> {
         let mut loaded: Vec<_> = self.loaded.iter().collect();
-        loaded.sort_by_key(|it| it.provider != Validation::PROVIDER);
-        let source = |it: &Loaded| {
-            let buffer = it.map("events_map")?;
-            Ok(buffer.map(|buffer| EventSource { buffer, log: it.log, of_blocks: it.of_blocks }))
-        };
-        loaded.into_iter().map(source).filter_map(Result::transpose).collect()
+        loaded.sort_by_key(|it| it.group.provider() != validation::PROVIDER);
+        let buffers =
+            loaded.into_iter().filter_map(|it| Some((it.group.clone(), it.maps.find("events_map")?)));
+        buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
     }
 
     /// The blocks whose way to the node is followed.
@@ -242,49 +137,80 @@ impl Programs {
     }
 }
 
+/// Reads all metrics.
+pub struct Reader {
+    groups: Vec<(Arc<dyn Group>, Arc<Maps>)>,
+    attachments: Arc<Mutex<Attachments>>,
+    blocks: Arc<Blocks>,
+}
+
+impl Reader {
+    /// All families with their values at this moment, in the order of METRICS.md. Those that tracepoints feed are absent until these
+    /// were attached.
+    pub fn families(&self) -> Vec<Family> {
+        let (ever, now) = {
+            let attachments = self.attachments.lock().expect("nobody panics holding it");
+            (attachments.ever.clone(), attachments.now)
+        };
+        let counted = self.groups.iter().flat_map(|(group, maps)| group.families(maps));
+        let counted = counted.chain(blocks::families(&self.blocks.counts()));
+        let fed = counted.filter(|family| blocks::is_fed(&family.declaration, |name| ever.contains(name)));
+        let processed = self.groups.iter().flat_map(|(group, maps)| group.events_processed(maps)).collect();
+        let errors = exporter_metrics::errors(self.groups.iter().map(|(_, maps)| &**maps));
+        let exporter = exporter_metrics::families(now, processed, errors);
+        fed.chain(exporter).chain(metrics::process::families()).collect()
+    }
+}
+
+/// The group's tracepoints, `validation:block_connected`, in the order of the BPF file. Needs no privilege.
+pub(super) fn tracepoints(group: &dyn Group) -> Result<Vec<String>> {
+    let names = names(&open(group, |_| true)?);
+    Ok(names.into_iter().map(|name| probe_name(group.provider(), name)).collect())
+}
+
 /// A program that the kernel refuses costs only itself.
-fn load<S: Tracepoints>() -> Result<Loaded> {
+fn load(group: Arc<dyn Group>) -> Result<Loaded> {
     let mut refused = BTreeMap::new();
-    let skeleton = match open::<S>(|_| true)?.load() {
-        Ok(skeleton) => skeleton,
+    let programs = match open(&*group, |_| true)?.load() {
+        Ok(programs) => programs,
         Err(error) if is_forbidden(&error) => return Err(explain(error)),
         Err(error) => {
             // libbpf gives up at the first.
-            debug!("not all programs of {} can be loaded: {:#}", S::PROVIDER, explain(error));
-            for name in names(&open::<S>(|_| true)?) {
-                if let Err(error) = open::<S>(|it| it == name)?.load() {
+            debug!("not all programs of {} can be loaded: {:#}", group.provider(), explain(error));
+            for name in names(&open(&*group, |_| true)?) {
+                if let Err(error) = open(&*group, |it| it == name)?.load() {
                     refused.insert(name, format!("{:#}", explain(error)));
                 }
             }
-            open::<S>(|name| !refused.contains_key(name))?.load().map_err(explain)?
+            open(&*group, |name| !refused.contains_key(name))?.load().map_err(explain)?
         }
     };
-    let subject = Arc::new(S::new(&skeleton)?);
-    Ok(Loaded {
-        provider: S::PROVIDER,
-        skeleton: Box::new(skeleton),
-        refused,
-        subject,
-        log: S::LOG,
-        of_blocks: S::OF_BLOCKS,
-    })
+    let maps = Maps::of(&programs)?;
+    group.fill(&maps)?;
+    Ok(Loaded { links: Vec::new(), group, maps: Arc::new(maps), programs, refused })
 }
 
-/// The programs of a subject, of which those that are `wanted` will be loaded. The memory of a skeleton's object is never
-/// given back: it lives as long as the process.
-fn open<S: Tracepoints>(wanted: impl Fn(&str) -> bool) -> Result<Opened<S>> {
-    let mut opened =
-        S::Builder::default().open(Box::leak(Box::new(MaybeUninit::uninit()))).map_err(explain)?;
-    S::configure(&mut opened);
-    for mut program in opened.open_object_mut().progs_mut() {
+/// The programs of a group with their constants, of which those that are `wanted` will be loaded.
+fn open(group: &dyn Group, wanted: impl Fn(&str) -> bool) -> Result<OpenObject> {
+    let mut builder = ObjectBuilder::default();
+    let builder = builder.name(group.provider()).map_err(explain)?;
+    let mut opened = builder.open_memory(group.object()).map_err(explain)?;
+    for mut map in opened.maps_mut() {
+        if map.name().to_string_lossy().ends_with(".rodata")
+            && let Some(rodata) = map.initial_value_mut()
+        {
+            group.set_constants(rodata);
+        }
+    }
+    for mut program in opened.progs_mut() {
         let is_wanted = wanted(&program.name().to_string_lossy());
         program.set_autoload(is_wanted);
     }
     Ok(opened)
 }
 
-fn names<'a>(opened: &impl OpenSkel<'a>) -> Vec<String> {
-    opened.open_object().progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
+fn names(opened: &OpenObject) -> Vec<String> {
+    opened.progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
 }
 
 /// What libbpf said since the last error.

@@ -103,7 +103,7 @@ impl Search {
             Some(known) => known,
             None => Known { candidate: now.clone(), beside: BTreeSet::new(), children: BTreeSet::new() },
         };
-        present.candidate.locks.extend(now.locks.iter().copied());
+        present.update_locks(&now.locks);
         for other in all.iter().filter(|it| it.id() != id) {
             if other.parent == node.pid {
                 present.children.insert(other.id());

@@ -1,42 +1,41 @@
 //! Connected blocks: provider `validation`. What is counted of them is in `blocks`, which knows which of them count.
 
-use anyhow::Result;
-use libbpf_rs::MapHandle;
-
 use super::blocks::{Connected, Event, Thread, What};
-use super::maps::{self, skeleton};
-use super::subject::{Loaded, Tracepoints, families};
+use super::bpf::validation::{OBJECT, types};
+use super::group::Group;
+use super::maps::{self, Counts, Maps, Plain};
+use crate::metrics::Family;
 
-skeleton!("validation", counts: [counts, errors], plain: [event]);
+// SAFETY: see their declarations in the BPF file.
+unsafe impl Counts for types::counts {}
+// SAFETY: likewise.
+unsafe impl Plain for types::event {}
 
-/// The same in every BPF file.
-pub(super) use bpf::types::errors as Errors;
+pub(super) const PROVIDER: &str = "validation";
 
-pub(super) struct Validation {
-    counts: MapHandle,
-}
+pub(super) struct Validation;
 
-impl Tracepoints for Validation {
-    type Builder = bpf::ValidationSkelBuilder;
-    type Totals = bpf::types::counts;
-
-    families! { "validation", bpf::ValidationProgs<'static>; }
-
-    fn new(programs: &Loaded<Self>) -> Result<Self> {
-        Ok(Validation { counts: MapHandle::try_from(&programs.maps.counts_map)? })
+impl Group for Validation {
+    fn provider(&self) -> &'static str {
+        PROVIDER
     }
 
-    fn read(&self) -> Self::Totals {
-        maps::sum(&self.counts).unwrap_or_default()
+    fn object(&self) -> &'static [u8] {
+        OBJECT
     }
 
-    fn events_processed(&self) -> Vec<(&'static str, u64)> {
-        vec![("block_connected", self.read().fired)]
+    fn families(&self, _maps: &Maps) -> Vec<Family> {
+        Vec::new()
     }
 
-    const OF_BLOCKS: fn(&[u8], &mut Vec<Event>) = |event, queue| {
-        let event = maps::decode::<bpf::types::event>(event);
-        queue.extend(event.map(|event| Event {
+    fn events_processed(&self, maps: &Maps) -> Vec<(&'static str, u64)> {
+        vec![("block_connected", maps.sum::<types::counts>("counts_map").fired)]
+    }
+
+    fn block_events(&self, event: &[u8], queue: &mut Vec<Event>) {
+        let Some(event) = maps::decode::<types::event>(event) else { return };
+        let thread = maps::text(&event.thread.map(|byte| byte as u8));
+        queue.push(Event {
             time_ns: event.time_ns,
             hash: event.hash,
             what: What::Connected(Connected {
@@ -45,11 +44,8 @@ impl Tracepoints for Validation {
                 inputs: event.inputs,
                 sigops: event.sigops,
                 duration_ns: event.duration_ns,
-                thread: Thread::named(
-                    &maps::text(&event.thread.map(|byte| byte as u8)),
-                    event.is_main_thread != 0,
-                ),
+                thread: Thread::named(&thread, event.is_main_thread != 0),
             }),
-        }));
-    };
+        });
+    }
 }

@@ -167,6 +167,7 @@ impl Arguments {
         let chain_or_main = chain.unwrap_or(&CHAINS[0]);
         let beside_socket = || Some(self.socket_path.as_ref()?.with_file_name(".cookie"));
         let credentials = match (&self.rpc_user, &self.rpc_password_file) {
+            (Some(name), _) if name.is_empty() => bail!("--rpc-user: the name is empty"),
             (Some(name), _) if name.contains(':') => bail!("--rpc-user: a name cannot have a colon"),
             (Some(name), Some(path)) => {
                 Credentials::User { name: name.clone(), password: Password::File(path.clone()) }
@@ -185,11 +186,10 @@ impl Arguments {
             }),
         };
         let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
-        let tls = match url.tls {
-            true => Some(tls::trusting(self.rpc_ca_file.as_deref())?),
-            false if self.rpc_ca_file.is_some() => bail!("--rpc-ca-file is of no use without an https URL"),
-            false => None,
-        };
+        if !url.tls && self.rpc_ca_file.is_some() {
+            bail!("--rpc-ca-file is of no use without an https URL");
+        }
+        let tls = url.tls.then(|| tls::trusting(self.rpc_ca_file.as_deref())).transpose()?;
         Ok(Some(Settings {
             url,
             tls,

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bitcoind_exporter::cli;
-use bitcoind_exporter::usdt::record::DEFAULT_PATH;
-use bitcoind_exporter::usdt::record::read::{self, Wanted};
-use bitcoind_exporter::usdt::record::show::{self, Format};
+use bitcoind_exporter::usdt::block_log::DEFAULT_PATH;
+use bitcoind_exporter::usdt::block_log::read::{self, Wanted};
+use bitcoind_exporter::usdt::block_log::show::{self, Format};
 use clap::Args;
 
 #[derive(Args, Debug)]

@@ -12,13 +12,13 @@ use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{self, Program};
 use bitcoind_exporter::http::{Endpoint, Listener, Pages};
 use bitcoind_exporter::logging;
-use bitcoind_exporter::metrics::{Format, Snapshots};
+use bitcoind_exporter::metrics::{self, Format};
 use bitcoind_exporter::service::Service;
-use bitcoind_exporter::systemd;
+use bitcoind_exporter::systemd::{self, Inherited};
 use bitcoind_exporter::usdt::page::Page;
 use bitcoind_exporter::usdt::target::Search;
 use bitcoind_exporter::usdt::watch::{self, Tracer};
-use bitcoind_exporter::usdt::{self, Programs, probes, report};
+use bitcoind_exporter::usdt::{self, Programs, Reader, probes, startup_banner};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -35,30 +35,21 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    if let Some(printed) = arguments.generate() {
+    if let Some(printed) = print(&arguments) {
         return printed.map(|()| ExitCode::SUCCESS);
     }
-    if let Some(Command::Blocks(blocks)) = &arguments.command {
-        blocks.show()?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if arguments.print_metrics_reference {
-        cli::print(&bitcoind_exporter::metrics_reference())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut inherited = systemd::Inherited::take()?;
+    let mut inherited = Inherited::take()?;
     systemd::close_inherited();
     let _written_at_the_end = arguments.start_logging()?;
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
     let mut search = Search::new(arguments.target());
     if arguments.list_probes {
-        cli::print(&probes::table(arguments.subjects(), &mut search)?)?;
+        cli::print(&probes::table(arguments.groups(), &mut search)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     usdt::check_kernel()?;
-    let programs = Programs::load(arguments.subjects()).context("cannot load the BPF programs")?;
-    let metrics = Snapshots::new(&[("node", &arguments.node_name)], programs.collectors()?)
-        .with_exemplars(programs.exemplars());
+    let programs = Programs::load(arguments.groups()).context("cannot load the BPF programs")?;
+    let metrics = Metrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
     let page = programs.page(&arguments.node_name);
     let record = arguments.block_log.as_deref().filter(|_| !arguments.once);
     let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
@@ -69,28 +60,24 @@ fn run() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let listener = match inherited.http() {
-        Some(fd) => Listener::inherited(fd)?,
-        None => Listener::bind(&arguments.address())?,
-    };
-    let health_listener = arguments
-        .health_address()
-        .map(|address| Listener::bind(&address).context("choose another with --health-port"))
-        .transpose()?;
-
+    let (listener, health_listener) = listen(&arguments, &mut inherited)?;
     let metrics_at = listener.describe_with(&web_config);
-    let health_at = match &health_listener {
-        Some(listener) => listener.describe_with(&health_web_config),
-        None => metrics_at.clone(),
-    };
+    let health_at = health_listener.as_ref().map(|listener| listener.describe_with(&health_web_config));
+    let health_at = health_at.unwrap_or_else(|| metrics_at.clone());
     let traced = tracer.start()?;
     let node = traced.as_ref().map(|traced| &traced.node);
     let mut output = Vec::new();
-    report::print_start(&mut output, arguments.bitcoind.as_ref(), node, &metrics_at, &arguments.node_name)?;
+    startup_banner::print_start(
+        &mut output,
+        arguments.bitcoind.as_ref(),
+        node,
+        &metrics_at,
+        &arguments.node_name,
+    )?;
     if let Some(traced) = &traced {
-        report::print_attached(&mut output, &traced.node, &traced.attached)?;
+        startup_banner::print_attached(&mut output, &traced.node, &traced.attached)?;
     }
-    report::print_started(&mut output, node, &metrics_at, &health_at)?;
+    startup_banner::print_started(&mut output, node, &metrics_at, &health_at)?;
     let _printed_at_the_end = logging::print_in_background(output)?;
 
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
@@ -112,8 +99,42 @@ fn run() -> Result<ExitCode> {
     ended
 }
 
+/// Prints what needs no node; `None` if nothing of that is asked for.
+fn print(arguments: &Arguments) -> Option<Result<()>> {
+    if let Some(Command::Blocks(blocks)) = &arguments.command {
+        return Some(blocks.show());
+    }
+    if arguments.print_metrics_reference {
+        return Some(cli::print(&bitcoind_exporter::metrics_reference()));
+    }
+    arguments.generate()
+}
+
+/// The listener for metrics, and the one for health checks besides.
+fn listen(arguments: &Arguments, inherited: &mut Inherited) -> Result<(Listener, Option<Listener>)> {
+    let listener = match inherited.http() {
+        Some(fd) => Listener::inherited(fd)?,
+        None => Listener::bind(&arguments.address())?,
+    };
+    let health = arguments.health_address();
+    let health = health.map(|address| Listener::bind(&address).context("choose another with --health-port"));
+    Ok((listener, health.transpose()?))
+}
+
+/// All metrics, each sample with the label `node`.
+struct Metrics {
+    reader: Reader,
+    node_name: String,
+}
+
+impl Metrics {
+    fn render(&self, format: Format) -> String {
+        metrics::render(&self.reader.families(), &[("node", &self.node_name)], format)
+    }
+}
+
 struct Status {
-    metrics: Snapshots,
+    metrics: Metrics,
     ready: channel::Receiver<Result<(), String>>,
     page: Page,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
 
 use super::budget::Budget;
 use super::burst::Burst;
@@ -17,7 +17,7 @@ use super::message::{self, Message, Return};
 use super::peer::Peer;
 use super::protocol::{FromExporter, FromNode, ProtocolState};
 use super::written::{self, EmptyAnswer};
-use crate::{cli, priority, text};
+use crate::{cli, priority, sys, text};
 
 /// Limit on a message of the exporter's, which asks short questions.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -294,7 +294,7 @@ fn malformed(error: impl std::fmt::Display) -> io::Error {
 }
 
 fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+    sys::clock(ClockId::CLOCK_MONOTONIC)
 }
 
 #[cfg(test)]

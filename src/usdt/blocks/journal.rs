@@ -2,36 +2,36 @@
 
 use tracing::info;
 
-use super::journey::Journey;
+use super::block_report::BlockReport;
 
-pub fn write(journey: &Journey) {
+pub fn write(report: &BlockReport) {
     info!(
-        block_height = journey.block_height,
-        block_hash = journey.block_hash,
-        transactions = journey.transactions,
-        inputs = journey.inputs,
-        sigops = journey.sigops,
-        duration_us = journey.duration_us,
-        arrival = journey.arrival,
-        announced_by = journey.announced_by,
-        announced_peer = journey.announced_peer,
-        announcements = journey.announcements,
-        header_age_ms = journey.header_age_ms,
-        compact_blocks = journey.compact_blocks,
-        compact_us = journey.compact_us,
-        short_ids = journey.short_ids,
-        prefilled = journey.prefilled,
-        asked_peers = journey.asked_peers,
-        asked_us = journey.asked_us,
-        answered_us = journey.answered_us,
-        from_mempool = journey.from_mempool,
-        from_extra_pool = journey.from_extra_pool,
-        requested = journey.requested,
-        requested_bytes = journey.requested_bytes,
-        complete_us = journey.complete_us,
-        connected_us = journey.connected_us,
-        flush_us = journey.flush_us,
-        race_winner = journey.race_winner,
+        block_height = report.block_height,
+        block_hash = report.block_hash,
+        transactions = report.transactions,
+        inputs = report.inputs,
+        sigops = report.sigops,
+        duration_us = report.duration_us,
+        arrival = report.arrival,
+        announced_by = report.announced_by,
+        announced_peer = report.announced_peer,
+        announcements = report.announcements,
+        header_age_ms = report.header_age_ms,
+        compact_blocks = report.compact_blocks,
+        compact_us = report.compact_us,
+        short_ids = report.short_ids,
+        prefilled = report.prefilled,
+        asked_peers = report.asked_peers,
+        asked_us = report.asked_us,
+        answered_us = report.answered_us,
+        from_mempool = report.from_mempool,
+        from_extra_pool = report.from_extra_pool,
+        requested = report.requested,
+        requested_bytes = report.requested_bytes,
+        complete_us = report.complete_us,
+        connected_us = report.connected_us,
+        flush_us = report.flush_us,
+        race_winner = report.race_winner,
         "block connected"
     );
 }

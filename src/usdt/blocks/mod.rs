@@ -4,26 +4,26 @@
 //! when the node has connected the block. What was never connected is not counted.
 //!
 //! - `event` is what can happen to a block, as the messages and tracepoints tell it.
-//! - `timeline` is what is known of one block, and how it came.
+//! - `trace` is what is known of one block, and how it came.
 //! - `active_chain` decides which of the blocks that the node connected count.
-//! - `correlation` follows the blocks, a bounded number of them, from what happened to them.
-//! - `journey` is what is told of a block when it was connected, `journal` its line in the log.
+//! - `tracker` follows the blocks, a bounded number of them, from what happened to them.
+//! - `block_report` is what is told of a block when it was connected, `journal` its line in the log.
 //! - `families` are the metrics, with the last block of each bucket as exemplar.
 
 mod active_chain;
-mod correlation;
+mod block_report;
 mod event;
 mod families;
 mod journal;
-mod journey;
 #[cfg(test)]
 mod tests;
-mod timeline;
+mod trace;
+mod tracker;
 
-pub(super) use correlation::Blocks;
+pub(super) use block_report::BlockReport;
 pub(super) use event::{
     Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, Thread, What,
 };
-pub(super) use families::{exemplars, families, fed_by, rows};
+pub(super) use families::{Counts, families, is_fed};
 pub(super) use journal::write as log;
-pub(super) use journey::Journey;
+pub(super) use tracker::Blocks;

@@ -1,7 +1,7 @@
 //! What is counted of events in an order that peers do not make on demand.
 
-use super::correlation::MAX_BLOCKS;
-use super::timeline::{Arrival, MAX_DELIVERIES, MAX_PEERS};
+use super::trace::{Arrival, MAX_DELIVERIES, MAX_PEERS};
+use super::tracker::MAX_BLOCKS;
 use super::*;
 
 const MS: u64 = 1_000_000;
@@ -39,7 +39,7 @@ fn happen(blocks: &Blocks, events: impl IntoIterator<Item = (u64, Hash, What)>) 
 }
 
 fn arrivals(blocks: &Blocks) -> Vec<(&'static str, u64)> {
-    let counts = blocks.totals().0.arrivals;
+    let counts = blocks.counts().arrivals;
     Arrival::LABELS.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
 }
 
@@ -57,7 +57,7 @@ fn what_fibre_put_together_before_it_was_connected_is_fibres() {
         ],
     );
     assert_eq!(arrivals(&blocks), [("fibre", 1)]);
-    assert_eq!(blocks.totals().0.announcements, [0, 1, 1]);
+    assert_eq!(blocks.counts().announcements, [0, 1, 1]);
 
     let other = [8; 32];
     happen(
@@ -133,7 +133,7 @@ fn who_announces_a_block_of_the_nodes_own_is_late_and_counts() {
     happen(&blocks, [(1, HASH, connected()), (2, HASH, inv(1)), (3, HASH, compact(2))]);
     // Disconnected, and connected again.
     happen(&blocks, [(2000, HASH, connected())]);
-    let counts = blocks.totals().0;
+    let counts = blocks.counts();
     assert_eq!((counts.announcements, counts.compact_blocks), ([0, 1, 1], [1, 0]));
     assert_eq!(arrivals(&blocks), [("other", 2)]);
     // A sync does not displace what waits to be connected.
@@ -183,7 +183,7 @@ fn a_block_that_is_connected_again_did_not_arrive_again() {
     let blocks = Blocks::default();
     happen(&blocks, [(1, HASH, compact(1)), (10, HASH, connected()), (50, HASH, connected())]);
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("other", 1)]);
-    let counts = blocks.totals().0;
+    let counts = blocks.counts();
     assert_eq!((counts.announcements, counts.compact_blocks), ([0, 0, 1], [1, 0]));
 }
 
@@ -201,7 +201,7 @@ fn a_minute_after_it_was_connected_a_block_is_not_announced_any_more() {
             (60_011, HASH, compact(4)),
         ],
     );
-    let counts = blocks.totals().0;
+    let counts = blocks.counts();
     assert_eq!((counts.announcements, counts.compact_blocks), ([0, 2, 0], [1, 0]));
 }
 
@@ -233,7 +233,7 @@ fn what_peers_say_is_bounded() {
     assert_eq!(blocks.state().find(&HASH).unwrap().deliveries.len(), MAX_DELIVERIES);
     happen(&blocks, [(20, HASH, connected())]);
     assert_eq!(arrivals(&blocks), [("compact_complete", 1)]);
-    assert_eq!(blocks.totals().0.announcements, [0, 1, MAX_PEERS as u64 - 1]);
+    assert_eq!(blocks.counts().announcements, [0, 1, MAX_PEERS as u64 - 1]);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn peers_of_a_node_that_has_ended_are_forgotten() {
     blocks.node_ended();
     happen(&blocks, [(10, HASH, connected())]);
     assert_eq!(arrivals(&blocks), [("other", 1)]);
-    assert_eq!(blocks.totals().0.announcements, [0; 3]);
+    assert_eq!(blocks.counts().announcements, [0; 3]);
 }
 
 /// Header times are seconds: at the second 1,000,000 of the wall clock the kernel's is 0.
@@ -279,9 +279,9 @@ fn check_of_the_database_leaves_a_block_as_it_was_counted() {
     happen(&blocks, [(20, HASH, connected_at(1, Thread::Other)), (30, HASH, connected_at(1, Thread::Main))]);
     assert_eq!(arrivals(&blocks), [("compact_complete", 1)]);
     let (last, _) = blocks.last();
-    assert_eq!((last.len(), blocks.totals().0.connected), (1, 1));
+    assert_eq!((last.len(), blocks.counts().connected), (1, 1));
     // Of the next node nothing is known, and it may connect the same block.
     blocks.node_ended();
     happen(&blocks, [(40, HASH, connected_at(1, Thread::Other))]);
-    assert_eq!(blocks.totals().0.connected, 2);
+    assert_eq!(blocks.counts().connected, 2);
 }

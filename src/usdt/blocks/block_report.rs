@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::event::Connected;
-use super::timeline::{Arrival, Timeline, Way};
+use super::trace::{Arrival, Timeline, Way};
 use crate::usdt::histogram::Block;
 use crate::usdt::maps;
 
@@ -11,7 +11,7 @@ use crate::usdt::maps;
 /// happen is `None`, and so is all from `announced_by` on for a block that nobody announced.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "in docs/journal.md")]
-pub struct Journey {
+pub struct BlockReport {
     /// When it was connected, Unix seconds.
     pub time: f64,
     pub block_height: i64,
@@ -55,9 +55,9 @@ pub struct Race {
     pub compact_ns: Option<i64>,
 }
 
-impl Journey {
+impl BlockReport {
     pub(super) fn of(block: &Block, connected: &Connected, way: Option<(&Way, &Timeline)>) -> Self {
-        let journey = Journey {
+        let report = BlockReport {
             time: block.time,
             block_height: block.height.into(),
             block_hash: maps::hash(&block.hash),
@@ -66,14 +66,14 @@ impl Journey {
             sigops: connected.sigops,
             duration_us: connected.duration_ns / 1000,
             arrival: Arrival::Other.label(),
-            ..Journey::default()
+            ..BlockReport::default()
         };
-        let Some((way, timeline)) = way else { return journey };
+        let Some((way, timeline)) = way else { return report };
         let since_first = |time: u64| (time.saturating_sub(timeline.first_ns) / 1000) as i64;
         let sum = |counts: &[u64]| Some(counts.iter().sum::<u64>() as i64);
         let asked = timeline.peers.iter().filter_map(|peer| peer.asked);
         let answered = timeline.peers.iter().filter_map(|peer| peer.answered);
-        Journey {
+        BlockReport {
             arrival: way.arrival.label(),
             announced_by: Some(timeline.first_by.label()),
             announced_peer: Some(timeline.first_peer),
@@ -95,7 +95,7 @@ impl Journey {
             // From another group of tracepoints.
             flush_us: None,
             race_winner: timeline.race_winner,
-            ..journey
+            ..report
         }
     }
 }

@@ -12,10 +12,10 @@ use super::file::File;
 use super::read::{self, Wanted};
 use super::show::{self, Format};
 use crate::metrics::now;
-use crate::usdt::blocks::Journey;
+use crate::usdt::blocks::BlockReport;
 
-fn journey(block_height: i64) -> Journey {
-    Journey {
+fn report(block_height: i64) -> BlockReport {
+    BlockReport {
         time: now(),
         block_height,
         block_hash: "00".repeat(32),
@@ -23,7 +23,7 @@ fn journey(block_height: i64) -> Journey {
         announced_by: Some("cmpctblock"),
         announced_peer: Some(3),
         connected_us: Some(block_height * 1000),
-        ..Journey::default()
+        ..BlockReport::default()
     }
 }
 
@@ -42,16 +42,16 @@ fn the_oldest_are_forgotten_and_the_file_stays_as_large_as_it_is() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let mut file = File::open(&path, 100).unwrap();
-    file.add(&(0..1000).map(journey).collect::<Vec<_>>()).unwrap();
+    file.add(&(0..1000).map(report).collect::<Vec<_>>()).unwrap();
     assert_eq!(heights(&path, &Wanted::default()), (900..1000).collect::<Vec<_>>());
     let size = path.metadata().unwrap().len();
     for height in 1000..1200 {
-        file.add([&journey(height)]).unwrap();
+        file.add([&report(height)]).unwrap();
     }
     assert_eq!(heights(&path, &Wanted::default()), (1100..1200).collect::<Vec<_>>());
     assert_eq!(path.metadata().unwrap().len(), size);
     // Fewer are kept from now on.
-    File::open(&path, 10).unwrap().add([&journey(1200)]).unwrap();
+    File::open(&path, 10).unwrap().add([&report(1200)]).unwrap();
     assert_eq!(heights(&path, &Wanted::default()), (1191..=1200).collect::<Vec<_>>());
 }
 
@@ -63,7 +63,7 @@ fn blocks_of_a_stopped_exporter_are_all_kept() {
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN EXCLUSIVE").unwrap();
     // As many as the kernel holds, at once, while the file cannot be written.
-    (0..8000).for_each(|height| queue.push(journey(height)));
+    (0..8000).for_each(|height| queue.push(report(height)));
     reader.execute_batch("COMMIT").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     let rows = || heights(&path, &Wanted::default()).len();
@@ -78,9 +78,9 @@ fn blocks_of_a_stopped_exporter_are_all_kept() {
 fn rows_are_found_by_what_is_asked_for() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    let old = Journey { time: now() - 7200.0, ..journey(1) };
-    let unannounced = Journey { connected_us: None, duration_us: 150_000, ..journey(2) };
-    File::open(&path, 100).unwrap().add(&[old, unannounced, journey(100), journey(99)]).unwrap();
+    let old = BlockReport { time: now() - 7200.0, ..report(1) };
+    let unannounced = BlockReport { connected_us: None, duration_us: 150_000, ..report(2) };
+    File::open(&path, 100).unwrap().add(&[old, unannounced, report(100), report(99)]).unwrap();
     let slow = Some(Duration::from_millis(100));
     assert_eq!(heights(&path, &Wanted { slow, ..Default::default() }), [2, 100]);
     let since = Some(Duration::from_secs(3600));
@@ -93,7 +93,7 @@ fn rows_are_found_by_what_is_asked_for() {
 fn each_format_has_what_is_known() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    File::open(&path, 100).unwrap().add(&[Journey { time: 1e9, ..journey(7) }]).unwrap();
+    File::open(&path, 100).unwrap().add(&[BlockReport { time: 1e9, ..report(7) }]).unwrap();
     let rows = read::find(&path, &Wanted::default()).unwrap();
     let printed = |format| {
         let mut text = Vec::new();
@@ -142,7 +142,7 @@ fn what_a_killed_exporter_left_unfinished_is_undone_by_who_reads() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let mut file = File::open(&path, 10).unwrap();
-    file.add(&[journey(1)]).unwrap();
+    file.add(&[report(1)]).unwrap();
     // In the middle of the next one, written to the file already: both files as they are then.
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN IMMEDIATE;").unwrap();
@@ -164,4 +164,30 @@ fn what_is_not_there_is_said() {
     assert!(error.contains("there is no block log at"), "{error}");
     let error = File::open(&dir.path().join("no/folder"), 1).err().unwrap().to_string();
     assert!(error.contains("no/folder: unable to open database file"), "{error}");
+}
+
+#[test]
+fn what_is_no_regular_file_is_rejected() {
+    let dir = TempDir::new().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [fifo.as_path(), dir.path()] {
+        let Err(error) = Recorder::start(path, 10) else { panic!("{}", path.display()) };
+        assert!(format!("{error:#}").contains("not a regular file: name another path"), "{error:#}");
+        let error = read::find(path, &Wanted::default()).err().unwrap().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+}
+
+#[test]
+fn locked_file_is_reported_with_advice() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    File::open(&path, 10).unwrap().add([&report(1)]).unwrap();
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let error = read::find(&path, &Wanted::default()).err().unwrap().to_string();
+    assert!(error.contains("locked") && error.contains("fuser"), "{error}");
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(heights(&path, &Wanted::default()), [1]);
 }

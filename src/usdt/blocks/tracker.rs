@@ -5,12 +5,12 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::active_chain::ActiveChain;
+use super::block_report::{BlockReport, Race};
 use super::event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
-use super::families::{Counts, Totals};
-use super::journey::{Journey, Race};
-use super::timeline::{Arrival, Timeline, Way};
+use super::families::Counts;
+use super::trace::{Arrival, Timeline, Way};
 use crate::usdt::histogram::Block;
-use crate::usdt::{clock, maps, record};
+use crate::usdt::{block_log, clock, maps};
 
 /// Limit on blocks that are followed at a time.
 pub const MAX_BLOCKS: usize = 64;
@@ -40,14 +40,14 @@ pub struct State {
     /// The node says when it has put a compact block together: the messages alone do not tell it then.
     tells_reconstruction: bool,
     /// Connected since the last time that they were taken.
-    connected: Vec<Journey>,
-    record: Option<record::Queue>,
+    connected: Vec<BlockReport>,
+    record: Option<block_log::Queue>,
     /// By the node's numbers for peers, which it counts up.
     connections: BTreeMap<i64, ConnectionType>,
     /// The last flushes of the UTXO cache: begin and end.
     flushes: VecDeque<(u64, u64)>,
     /// The last that were connected, and the last races, newest first.
-    last: VecDeque<Journey>,
+    last: VecDeque<BlockReport>,
     races: VecDeque<Race>,
 }
 
@@ -60,8 +60,9 @@ impl Blocks {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    pub fn totals(&self) -> Totals {
-        Totals(self.state().counts)
+    /// A copy at one moment.
+    pub fn counts(&self) -> Counts {
+        self.state().counts
     }
 
     /// Adds events; they are worked off by [`Blocks::settle`].
@@ -71,12 +72,12 @@ impl Blocks {
 
     /// Works off what was added, in the order in which it happened. Returns the blocks that were connected, to be logged when nothing
     /// is locked any more.
-    pub fn settle(&self) -> Vec<Journey> {
+    pub fn settle(&self) -> Vec<BlockReport> {
         self.settle_at(clock::epoch_ns())
     }
 
     /// At this relation of the clocks.
-    pub fn settle_at(&self, epoch_ns: i64) -> Vec<Journey> {
+    pub fn settle_at(&self, epoch_ns: i64) -> Vec<BlockReport> {
         let state = &mut *self.state();
         state.epoch_ns = epoch_ns;
         let mut queue = std::mem::take(&mut state.queue);
@@ -89,7 +90,7 @@ impl Blocks {
     }
 
     /// The last blocks that were connected, and the last races; newest first.
-    pub fn last(&self) -> (Vec<Journey>, Vec<Race>) {
+    pub fn last(&self) -> (Vec<BlockReport>, Vec<Race>) {
         let state = self.state();
         (state.last.iter().cloned().collect(), state.races.iter().cloned().collect())
     }
@@ -100,7 +101,7 @@ impl Blocks {
     }
 
     /// Hands on each block that is connected.
-    pub fn record(&self, queue: record::Queue) {
+    pub fn record(&self, queue: block_log::Queue) {
         self.state().record = Some(queue);
     }
 
@@ -285,16 +286,16 @@ impl State {
             self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
         }
         self.counts.connected(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
-        let mut journey =
-            Journey::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
+        let mut report =
+            BlockReport::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
         if let Some((_, timeline)) = &way {
-            journey.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
+            report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
         }
         let was_announced = way.is_some();
-        keep(&mut self.last, journey.clone());
-        self.connected.push(journey.clone());
+        keep(&mut self.last, report.clone());
+        self.connected.push(report.clone());
         if let Some(record) = &self.record {
-            record.push(journey);
+            record.push(report);
         }
         if !was_announced {
             self.remember(hash, time_ns);

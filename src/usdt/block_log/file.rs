@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params_from_iter};
 
-use crate::usdt::blocks::Journey;
+use crate::usdt::blocks::BlockReport;
 
 /// `application_id` of the file: "btxb".
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
@@ -55,8 +55,8 @@ pub const COLUMNS: [(&str, &str); 27] = [
     ("race_winner", "TEXT"),
 ];
 
-fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
-    let Journey {
+fn row(report: &BlockReport) -> [Value; COLUMNS.len()] {
+    let BlockReport {
         time,
         block_height,
         block_hash,
@@ -84,7 +84,7 @@ fn row(journey: &Journey) -> [Value; COLUMNS.len()] {
         connected_us,
         flush_us,
         race_winner,
-    } = journey.clone();
+    } = report.clone();
     [
         time.into(),
         block_height.into(),
@@ -169,6 +169,9 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
         }
         Some(ErrorCode::DatabaseCorrupt) => "; it is broken: move it away",
         Some(ErrorCode::ReadOnly) => "; the exporter's user must be able to write it and its folder",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "; another process has had it locked for 5 s: find that with fuser and end it, or try again later"
+        }
         _ => "",
     };
     // rusqlite has the path in some of its messages.
@@ -188,6 +191,7 @@ pub struct File {
 impl File {
     /// Made, if there is none.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
+        check_regular(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -216,15 +220,15 @@ impl File {
     }
 
     /// Adds these blocks, and forgets the oldest of those that are too many; all of it or nothing.
-    pub fn add<'a>(&mut self, journeys: impl IntoIterator<Item = &'a Journey>) -> Result<()> {
+    pub fn add<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<()> {
         let insert =
             format!("INSERT INTO blocks ({}) VALUES (?{})", names(), ", ?".repeat(COLUMNS.len() - 1));
         let add = || -> rusqlite::Result<()> {
             let transaction = self.connection.transaction()?;
             {
                 let mut insert = transaction.prepare(&insert)?;
-                for journey in journeys {
-                    insert.execute(params_from_iter(row(journey)))?;
+                for report in reports {
+                    insert.execute(params_from_iter(row(report)))?;
                 }
             }
             transaction
@@ -232,6 +236,14 @@ impl File {
             transaction.commit()
         };
         add().map_err(|error| explain(error, &self.path))
+    }
+}
+
+/// An error if it is there and no regular file: a FIFO never becomes a database.
+fn check_regular(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(file) if !file.is_file() => bail!("{} is not a regular file: name another path", path.display()),
+        _ => Ok(()),
     }
 }
 
@@ -247,6 +259,7 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
             path.display()
         );
     }
+    check_regular(path)?;
     let open = |access| {
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;

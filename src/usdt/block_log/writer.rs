@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::file::{Failure, File};
 use crate::priority;
-use crate::usdt::blocks::Journey;
+use crate::usdt::blocks::BlockReport;
 
 /// Limit on blocks that wait for the thread, and on those that wait for the file: as many as the kernel holds for an exporter that was
 /// stopped, and adds at once when it runs again (validation.bpf.c). 4 MB each if full.
@@ -29,14 +29,14 @@ const END: Duration = Duration::from_secs(5);
 /// Where blocks are handed over.
 pub struct Queue {
     /// Boxed: a channel allocates its places at once.
-    sender: SyncSender<Box<Journey>>,
+    sender: SyncSender<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
 }
 
 impl Queue {
     /// Never waits: what does not fit is counted.
-    pub fn push(&self, journey: Journey) {
-        if self.sender.try_send(Box::new(journey)).is_err() {
+    pub fn push(&self, report: BlockReport) {
+        if self.sender.try_send(Box::new(report)).is_err() {
             self.lost.fetch_add(1, Relaxed);
         }
     }
@@ -56,7 +56,7 @@ impl Recorder {
             Err(error) if is_passing(&error) => (None, Some(error)),
             Err(error) => return Err(error.context("cannot open the block log (--block-log)")),
         };
-        let (sender, journeys) = sync_channel(QUEUE);
+        let (sender, reports) = sync_channel(QUEUE);
         let (ends, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut writer = Writer {
             path: path.into(),
@@ -73,7 +73,7 @@ impl Recorder {
         let end = ends.clone();
         let thread = thread::Builder::new().name("block-log".into()).spawn(move || {
             priority::give_way();
-            writer.run(&journeys, &end);
+            writer.run(&reports, &end);
         })?;
         Ok((Recorder { ends, thread }, Queue { sender, lost }))
     }
@@ -107,7 +107,7 @@ struct Writer {
     keep: u32,
     file: Option<File>,
     /// Not written yet, oldest first.
-    pending: VecDeque<Box<Journey>>,
+    pending: VecDeque<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
     /// Why it cannot be written, as the log has it.
     said: Option<String>,
@@ -115,12 +115,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(&mut self, journeys: &Receiver<Box<Journey>>, ends: &AtomicBool) {
+    fn run(&mut self, reports: &Receiver<Box<BlockReport>>, ends: &AtomicBool) {
         loop {
-            let first = journeys.recv_timeout(LOOK);
+            let first = reports.recv_timeout(LOOK);
             let is_over = ends.load(Relaxed) || matches!(first, Err(RecvTimeoutError::Disconnected));
             self.pending.extend(first);
-            self.pending.extend(journeys.try_iter().take(QUEUE));
+            self.pending.extend(reports.try_iter().take(QUEUE));
             let too_many = self.pending.len().saturating_sub(QUEUE);
             self.pending.drain(..too_many);
             self.lost.fetch_add(too_many as u64, Relaxed);

@@ -1,0 +1,347 @@
+//! Metrics whose values are pushed: handles to their samples, and how long these are shown.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+use super::model::{self, Declaration, Family, Kind, Lifetime, Sample, Value};
+
+/// The metrics of an exporter, in the order of METRICS.md.
+#[derive(Default)]
+pub(super) struct Registry {
+    pub pushed: Vec<Arc<Pushed>>,
+    pub poll_lifetime: PollLifetime,
+}
+
+impl Registry {
+    /// Declares a metric.
+    pub fn add<H: From<Arc<Pushed>>>(&mut self, declaration: Declaration) -> H {
+        let pushed =
+            Pushed { declaration, poll_lifetime: self.poll_lifetime.clone(), state: Mutex::default() };
+        let pushed = Arc::new(pushed);
+        self.pushed.push(pushed.clone());
+        H::from(pushed)
+    }
+}
+
+/// Declares the metrics of an area: a struct with a handle for each, and one line that has all that is known of it.
+macro_rules! area {
+    ($(#[$doc:meta])* pub struct $Area:ident { $($field:ident: $Handle:ty = $declaration:expr;)* }) => {
+        $(#[$doc])*
+        #[allow(missing_docs, reason = "each field's documentation is its metric's help text")]
+        pub struct $Area {
+            $(pub $field: $Handle,)*
+        }
+
+        impl $Area {
+            pub(super) fn declare(registry: &mut super::pushed::Registry) -> Self {
+                $Area { $($field: registry.add($declaration),)* }
+            }
+        }
+    };
+}
+pub(super) use area;
+
+/// How long values that are read at each poll are shown; without end until it is set.
+#[derive(Clone)]
+pub(super) struct PollLifetime(Arc<AtomicU64>);
+
+impl Default for PollLifetime {
+    fn default() -> Self {
+        PollLifetime(Arc::new(AtomicU64::new(u64::MAX)))
+    }
+}
+
+impl PollLifetime {
+    pub fn set(&self, lifetime: Duration) {
+        self.0.store(milliseconds(lifetime), Relaxed);
+    }
+    pub fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Relaxed))
+    }
+}
+
+/// A family whose samples are pushed.
+pub(super) struct Pushed {
+    pub declaration: Declaration,
+    poll_lifetime: PollLifetime,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Sorted by labels. A scrape takes a reference, so that nobody waits while it is written.
+    samples: Arc<Vec<Sample>>,
+    /// When they are too old: time since boot in milliseconds.
+    hidden_from: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State { samples: Arc::default(), hidden_from: u64::MAX }
+    }
+}
+
+impl Pushed {
+    /// The declaration has to fit the handle.
+    fn declared_as(self: Arc<Self>, kind: Kind, labels: usize) -> Arc<Self> {
+        let declared = &self.declaration;
+        debug_assert_eq!((declared.kind, declared.labels.len()), (kind, labels), "{}", declared.name);
+        self
+    }
+
+    fn is_of_node(&self) -> bool {
+        self.declaration.lifetime == Lifetime::Node
+    }
+
+    /// Those that are too old are removed.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if state.hidden_from < u64::MAX && state.hidden_from <= since_boot() {
+            *state = State::default();
+        }
+        state
+    }
+
+    /// The present samples.
+    pub fn family(&self) -> Family {
+        Family { declaration: self.declaration, samples: self.state().samples.clone() }
+    }
+
+    /// What goes with the node is removed.
+    pub fn node_is_away(&self) {
+        if self.is_of_node() {
+            self.clear();
+        }
+    }
+
+    fn clear(&self) {
+        *self.state() = State::default();
+    }
+
+    /// What was read at a poll is shown until the second next one.
+    fn lifetime(&self) -> Duration {
+        if self.is_of_node() { self.poll_lifetime.get() } else { Duration::MAX }
+    }
+
+    /// Changes one sample, which is made from `new` if there is none, and shows all of them for this long.
+    fn update(&self, shown_for: Duration, labels: &[&str], new: Value, update: impl FnOnce(&mut Value)) {
+        let mut state = self.state();
+        state.show_for(shown_for);
+        let samples = Arc::make_mut(&mut state.samples);
+        let place = samples
+            .binary_search_by(|sample| sample.labels.iter().map(String::as_str).cmp(labels.iter().copied()));
+        let place = place.unwrap_or_else(|place| {
+            samples.insert(place, Sample::new(labels.iter().copied(), new));
+            place
+        });
+        update(&mut samples[place].value);
+    }
+
+    /// Makes these the only samples; of two with the same labels the later. Values of the node stay if there are no new ones, until
+    /// they are too old: a call that failed has none.
+    fn replace<L: IntoIterator<Item: Into<String>>>(
+        &self,
+        shown_for: Duration,
+        samples: impl IntoIterator<Item = (L, f64)>,
+    ) {
+        let sorted: BTreeMap<Vec<String>, f64> = samples
+            .into_iter()
+            .map(|(labels, value)| (labels.into_iter().map(Into::into).collect(), value))
+            .collect();
+        if sorted.is_empty() && self.is_of_node() {
+            return;
+        }
+        let samples =
+            sorted.into_iter().map(|(labels, value)| Sample { labels, value: Value::Number(value) });
+        let mut state = self.state();
+        state.show_for(shown_for);
+        state.samples = Arc::new(samples.collect());
+    }
+
+    fn get(&self, labels: &[&str]) -> Option<f64> {
+        let samples = self.state().samples.clone();
+        samples.iter().find(|sample| sample.labels == labels)?.value.number()
+    }
+
+    /// Adds to a total that does not age.
+    fn add(&self, labels: &[&str], amount: Value) {
+        let zero = match amount {
+            Value::Count(_) => Value::Count(0),
+            _ => Value::Number(0.0),
+        };
+        self.update(Duration::MAX, labels, zero, |total| match (total, amount) {
+            (Value::Count(total), Value::Count(amount)) => *total = total.wrapping_add(amount),
+            (Value::Number(total), Value::Number(amount)) => *total += amount,
+            _ => debug_assert!(false, "{} has totals of one type", self.declaration.name),
+        });
+    }
+}
+
+impl State {
+    fn show_for(&mut self, time: Duration) {
+        self.hidden_from = since_boot().saturating_add(milliseconds(time));
+    }
+}
+
+/// Time since boot in milliseconds, the time in which the machine was suspended included.
+fn since_boot() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| milliseconds(time.into()))
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A gauge without labels; absent until it is set.
+pub struct Gauge(Arc<Pushed>);
+
+impl Gauge {
+    /// Shows this value. `None`, or what is no number, means that the node gave no value: the last one stays until it is too
+    /// old.
+    pub fn set(&self, value: Option<impl Into<f64>>) {
+        self.set_for(self.0.lifetime(), value);
+    }
+    /// The same, from a call with a rate limit of its own.
+    pub fn set_for(&self, shown_for: Duration, value: Option<impl Into<f64>>) {
+        if let Some(value) = value.map(Into::into).filter(|value: &f64| value.is_finite()) {
+            self.0.update(shown_for, &[], Value::Number(value), |shown| *shown = Value::Number(value));
+        }
+    }
+    /// The value that is shown.
+    pub fn get(&self) -> Option<f64> {
+        self.0.get(&[])
+    }
+    /// Removes the value.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+}
+
+/// A gauge with `N` labels.
+pub struct GaugeVec<const N: usize>(Arc<Pushed>);
+
+impl<const N: usize> GaugeVec<N> {
+    /// Makes these the only samples. Without any, those of the node stay until they are too old.
+    pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
+        self.0.replace(self.0.lifetime(), samples);
+    }
+    /// The same, from a call with a rate limit of its own.
+    pub fn replace_for<'a>(
+        &self,
+        shown_for: Duration,
+        samples: impl IntoIterator<Item = ([&'a str; N], f64)>,
+    ) {
+        self.0.replace(shown_for, samples);
+    }
+    /// One sample's value.
+    pub fn get(&self, labels: [&str; N]) -> Option<f64> {
+        self.0.get(&labels)
+    }
+    /// The labels of each sample, name and value.
+    pub fn labels_present(&self) -> Vec<Vec<(&'static str, String)>> {
+        let Family { declaration, samples } = self.0.family();
+        let labels =
+            |sample: &Sample| declaration.labels.iter().copied().zip(sample.labels.clone()).collect();
+        samples.iter().map(labels).collect()
+    }
+    /// Removes all samples.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+}
+
+/// A counter without labels. It is absent until it is started: a count that stands still would be read as 'nothing happens'.
+pub struct Counter(Arc<Pushed>);
+
+impl Counter {
+    /// Events are seen from now on: shows 0.
+    pub fn start(&self) {
+        self.inc_by(0u64);
+    }
+    /// One event.
+    pub fn inc(&self) {
+        self.inc_by(1u64);
+    }
+    /// Adds events, or a time in seconds.
+    pub fn inc_by(&self, amount: impl Into<Value>) {
+        self.0.add(&[], amount.into());
+    }
+    /// Events are no longer seen.
+    pub fn stop(&self) {
+        self.0.clear();
+    }
+    /// Shows a total that the node keeps; without one the last stays until it is too old.
+    pub fn set(&self, total: Option<u64>) {
+        if let Some(total) = total {
+            self.0.update(self.0.lifetime(), &[], Value::Count(total), |shown| *shown = Value::Count(total));
+        }
+    }
+    /// The total that is shown.
+    pub fn get(&self) -> Option<f64> {
+        self.0.get(&[])
+    }
+}
+
+/// A counter with `N` labels.
+pub struct CounterVec<const N: usize>(Arc<Pushed>);
+
+impl<const N: usize> CounterVec<N> {
+    /// Adds events; zero makes the sample appear.
+    pub fn inc_by(&self, labels: [&str; N], events: u64) {
+        self.0.add(&labels, Value::Count(events));
+    }
+    /// Makes these totals, which the node keeps, the only ones; without any the last stay until they are too old.
+    pub fn replace<'a>(&self, totals: impl IntoIterator<Item = ([&'a str; N], f64)>) {
+        self.0.replace(self.0.lifetime(), totals);
+    }
+}
+
+/// A histogram without labels; absent until it is started.
+pub struct Histogram(Arc<Pushed>);
+
+impl Histogram {
+    /// Events are seen from now on: shows that there were none.
+    pub fn start(&self) {
+        let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
+        self.0.update(Duration::MAX, &[], model::Histogram::empty(bounds).into(), |_| {});
+    }
+    /// One event, once started.
+    pub fn observe(&self, value: f64) {
+        let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
+        let mut state = self.0.state();
+        if let Some(Value::Histogram(histogram)) =
+            Arc::make_mut(&mut state.samples).first_mut().map(|sample| &mut sample.value)
+        {
+            histogram.observe(bounds, value);
+        }
+    }
+}
+
+impl From<Arc<Pushed>> for Gauge {
+    fn from(pushed: Arc<Pushed>) -> Self {
+        Gauge(pushed.declared_as(Kind::Gauge, 0))
+    }
+}
+impl<const N: usize> From<Arc<Pushed>> for GaugeVec<N> {
+    fn from(pushed: Arc<Pushed>) -> Self {
+        GaugeVec(pushed.declared_as(Kind::Gauge, N))
+    }
+}
+impl From<Arc<Pushed>> for Counter {
+    fn from(pushed: Arc<Pushed>) -> Self {
+        Counter(pushed.declared_as(Kind::Counter, 0))
+    }
+}
+impl<const N: usize> From<Arc<Pushed>> for CounterVec<N> {
+    fn from(pushed: Arc<Pushed>) -> Self {
+        CounterVec(pushed.declared_as(Kind::Counter, N))
+    }
+}
+impl From<Arc<Pushed>> for Histogram {
+    fn from(pushed: Arc<Pushed>) -> Self {
+        Histogram(pushed)
+    }
+}

@@ -1,0 +1,48 @@
+//! The metrics of the exporter itself. They are known whether or not anything was attached.
+
+use super::bpf::validation::types::errors;
+use super::maps::{Counts, Maps};
+use crate::metrics::process::STARTED;
+use crate::metrics::{Family, counter, gauge};
+
+// SAFETY: see its declaration in common.h; it is the same in every file of programs.
+unsafe impl Counts for errors {}
+
+const EXPORTER: &[&str] = &["the exporter"];
+
+/// `attached` is how many tracepoints are attached at present; `events_processed` and `errors` are counts by name.
+#[rustfmt::skip]
+pub(super) fn families(
+    attached: usize,
+    events_processed: Vec<(&'static str, u64)>,
+    errors: Vec<(&'static str, u64)>,
+) -> Vec<Family> {
+    let by_name = |counts: Vec<(&'static str, u64)>| counts.into_iter().map(|(name, count)| ([name], count));
+    let build = [env!("CARGO_PKG_VERSION"), env!("BUILD_REVISION"), env!("BUILD_RUSTC")];
+    vec![
+        gauge("fibre_exporter_up", "1 while the exporter runs", EXPORTER).value(1.0),
+        gauge("fibre_exporter_start_time_seconds", "Start of the exporter, Unix seconds", EXPORTER).value(*STARTED),
+        gauge("fibre_exporter_probes_attached", "Tracepoints that are attached at present", EXPORTER).value(attached as f64),
+        counter("fibre_exporter_events_processed_total", "FIBRE events counted, by tracepoint", EXPORTER)
+            .by(&["event_type"]).samples(by_name(events_processed)),
+        counter("fibre_exporter_errors_total",
+            "Events that were lost or not read whole: an argument that could not be fetched, memory that is not resident, log \
+             events without room", EXPORTER)
+            .by(&["error_type"]).samples(by_name(errors)),
+        gauge("fibre_exporter_info", "1, with the exporter's version", EXPORTER)
+            .by(&["version"]).samples([([env!("CARGO_PKG_VERSION")], 1.0)]),
+        gauge("bitcoind_usdt_exporter_build_info", "1, with what this binary was built from as labels", EXPORTER)
+            .by(&["version", "revision", "rustc"]).samples([(build, 1.0)]),
+    ]
+}
+
+/// The sums of all groups' `errors_map`.
+pub(super) fn errors<'a>(groups: impl Iterator<Item = &'a Maps>) -> Vec<(&'static str, u64)> {
+    let each: Vec<errors> = groups.map(|maps| maps.sum("errors_map")).collect();
+    let sum = |of: fn(&errors) -> u64| each.iter().map(of).sum();
+    vec![
+        ("argument", sum(|errors| errors.argument)),
+        ("unreadable", sum(|errors| errors.unreadable)),
+        ("lost", sum(|errors| errors.lost)),
+    ]
+}

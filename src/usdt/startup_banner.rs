@@ -1,0 +1,55 @@
+//! What the exporter prints when it starts.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::{Attached, probes};
+use crate::node_process::Node;
+
+/// Prints what is traced and where its metrics will be.
+pub fn print_start(
+    output: &mut impl Write,
+    binary: Option<&PathBuf>,
+    node: Option<&Node>,
+    metrics_at: &str,
+    node_name: &str,
+) -> io::Result<()> {
+    writeln!(output, "FIBRE USDT Metrics Exporter")?;
+    match binary.or(node.map(|node| &node.binary)) {
+        Some(binary) => writeln!(output, "  bitcoind: {}", binary.display())?,
+        None => writeln!(output, "  bitcoind: waiting for one to run")?,
+    }
+    writeln!(output, "  metrics: {metrics_at}")?;
+    writeln!(output, "  node: {node_name}")
+}
+
+/// Prints what became of each tracepoint.
+pub fn print_attached(output: &mut impl Write, node: &Node, attached: &[Attached]) -> io::Result<()> {
+    let sites =
+        probes::sites(&node.running_binary()).or_else(|_| probes::sites(&node.binary)).unwrap_or_default();
+    let has = |name: &str| sites.iter().any(|site| name == site.probe());
+    for probe in attached {
+        match &probe.result {
+            Ok(()) => writeln!(output, "  ✓ Attached: {}", probe.name)?,
+            Err(error) if has(&probe.name) => writeln!(output, "  ✗ Failed: {}: {error:#}", probe.name)?,
+            Err(_) => writeln!(output, "  ✗ Not in the binary: {}", probe.name)?,
+        }
+    }
+    let good = attached.iter().filter(|probe| probe.result.is_ok()).count();
+    writeln!(output, "\n  {good}/{} probes attached successfully", attached.len())
+}
+
+/// Prints where to look now.
+pub fn print_started(
+    output: &mut impl Write,
+    node: Option<&Node>,
+    metrics_at: &str,
+    health_at: &str,
+) -> io::Result<()> {
+    writeln!(output, "\nPrometheus metrics available at {metrics_at}/metrics")?;
+    writeln!(output, "Health check available at {health_at}/health")?;
+    match node {
+        Some(_) => writeln!(output, "Waiting for FIBRE events..."),
+        None => writeln!(output, "Waiting for the node..."),
+    }
+}
