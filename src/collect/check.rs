@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use super::collector::{NodeTransport, open_transport};
 use super::context::Context;
-use super::door::{self, Door};
 use super::handshake::open_guarded;
 use super::session::{Session, show_up};
 use crate::ipc::guard::Places;
@@ -19,9 +19,9 @@ use crate::node_process::Peer;
 pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let stream = match door::open(source, &context).await? {
-        Door::Ipc(stream) => stream,
-        Door::Http(checker, _) => {
+    let stream = match open_transport(source, &context).await? {
+        NodeTransport::Ipc(stream) => stream,
+        NodeTransport::Http(checker, _) => {
             let mut session = Session::over_http(checker, &context);
             session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
             show_up(&session.interfaces, &context);
@@ -61,11 +61,12 @@ pub async fn check(source: &mut Source, context: Context) -> Result<String> {
     let metrics = context.metrics.clone();
     let http = context.http_rpc.clone();
     let interfaces = once(source, context).await?;
-    let http = http.filter(|_| interfaces.uses_http()).map(|http| match http.is_used() {
-        true => {
+    let http = http.filter(|_| interfaces.uses_http()).map(|http| {
+        if http.is_used() {
             format!("JSON-RPC over HTTP: {}, {}", http.settings().url, http.settings().credentials.describe())
+        } else {
+            format!("JSON-RPC over HTTP is not used: {}", http.why_not())
         }
-        false => format!("JSON-RPC over HTTP is not used: {}", http.why_not()),
     });
     let connection = match interfaces.names()[..] {
         [only] if only == Interface::HttpRpc.name() => format!("none over IPC ({})", source.describe()),
