@@ -6,13 +6,16 @@
 //!   read its answers.
 //! - `rate_limit` decides when a call may be made again; `suspend` notices that the machine was suspended.
 //! - `http_rpc` decides when JSON-RPC over HTTP is used.
-//! - `tip` is the long poll that reports new tips and the node's shutdown; `walk` counts the blocks between two tips.
+//! - `tip` is the long poll that reports new tips and the node's shutdown; `block_counting` decides which blocks are counted then,
+//!   `chain_diff` finds those between two tips.
 //! - `next_block` has the node build a block template now and then.
 //! - `subscriptions` starts and ends subscriptions; `notifications` and `utxo_trace` count what they bring.
 //! - `context` is what every connection works with, and what is remembered from one to the next: peers' traffic, `thread_times`, the
 //!   tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
 //! - `check` is `--once` and `--check`.
 
+mod block_counting;
+mod chain_diff;
 mod check;
 mod collector;
 mod context;
@@ -32,7 +35,6 @@ mod suspend;
 mod thread_times;
 mod tip;
 mod utxo_trace;
-mod walk;
 mod warnings;
 
 pub use check::{check, once};
