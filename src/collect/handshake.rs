@@ -79,10 +79,10 @@ async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Resu
         }
     };
     let http_rpc = checked.await?;
-    let building = match next_block::is_wanted(&interfaces, context.config.next_block) {
-        true => Some(connection.thread("exporter-template").await?),
-        false => None,
-    };
+    let mut building = None;
+    if next_block::is_wanted(&interfaces, context.config.next_block) {
+        building = Some(connection.thread("exporter-template").await?);
+    }
     Ok(Prepared { connection, waiting, subscribing, building, interfaces, http_rpc })
 }
 

@@ -51,9 +51,10 @@ impl Checker {
                 "{} is another node than {}: {difference}; name the right one with --rpc-url and --rpc-cookie-file, or \
                  --chain",
                 self.http.settings().url,
-                match self.mining.is_some() || self.chain.is_some() {
-                    true => "the one behind the IPC socket",
-                    false => "was asked for",
+                if self.mining.is_some() || self.chain.is_some() {
+                    "the one behind the IPC socket"
+                } else {
+                    "was asked for"
                 },
             )),
             Err(error) => self.http.failed(&error),

@@ -351,10 +351,8 @@ fn show_interfaces(interfaces: &Interfaces, context: &Context) {
 /// Waits for the guard, which takes leave of the node. A node that shuts down is why it all ended, whatever was noticed first.
 pub(super) async fn take_leave(guard: Option<Guard>, end: End) -> End {
     let Some(guard) = guard else { return end };
-    match guard.leave().await && !matches!(end, End::ShutdownRequested) {
-        true => End::NodeShutDown,
-        false => end,
-    }
+    let shuts_down = guard.leave().await;
+    if shuts_down && !matches!(end, End::ShutdownRequested) { End::NodeShutDown } else { end }
 }
 
 /// Polls at once, then each interval, at each new tip and when the machine was suspended. A poll that failed is tried again soon.

@@ -50,9 +50,10 @@ impl DataDirectory {
         self.log_known = true;
         let info = calls.rpc("getrpcinfo", json!([])).await;
         let directory = info["logpath"].as_str().and_then(Candidates::directory_of_log);
-        match over_http {
-            true => self.candidates.found.extend(directory),
-            false => self.candidates.of_log = directory,
+        if over_http {
+            self.candidates.found.extend(directory);
+        } else {
+            self.candidates.of_log = directory;
         }
     }
 }

@@ -195,10 +195,10 @@ fn check_request(request: &str, uri: &str) -> Result<(), String> {
     let parsed: Request =
         serde_json::from_str(request).map_err(|_| "a request that is not JSON-RPC".to_string())?;
     methods::check(&parsed.method, &parsed.params)?;
-    match request_text(&parsed.method, &parsed.params) == request {
-        true => Ok(()),
-        false => Err("a request in another form than the exporter's".into()),
+    if request_text(&parsed.method, &parsed.params) != request {
+        return Err("a request in another form than the exporter's".into());
     }
+    Ok(())
 }
 
 /// The same where method and parameters are apart.

@@ -206,10 +206,7 @@ impl Relay {
 
     fn node_sent(&mut self, frame: &[u8], is_truncated: bool, at: Duration) -> io::Result<()> {
         let opened = message::open(frame).map_err(malformed)?;
-        let message = match is_truncated {
-            true => Message::of_beginning(&opened),
-            false => Message::of(&opened),
-        };
+        let message = if is_truncated { Message::of_beginning(&opened) } else { Message::of(&opened) };
         let message = message.map_err(malformed)?;
         match (self.protocol.on_node(&message, at).map_err(malformed)?, &message) {
             (FromNode::AnswerCallback, Message::Call(call)) => {

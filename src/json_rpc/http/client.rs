@@ -111,10 +111,12 @@ impl HttpRpc {
         let is_logged = last_logged.borrow().as_ref() == Some(&failure.text);
         if !is_logged && let Some(suppressed) = repeats.admit(&failure.text) {
             let text = format!("JSON-RPC over HTTP is not used: {failure}{suppressed}");
-            match settings.required || has_credentials.get() {
-                _ if quiet.get() => {}
-                true => warn!("{text}; trying again until it works"),
-                false => info!("{text}"),
+            if quiet.get() {
+                // The collector logs it.
+            } else if settings.required || has_credentials.get() {
+                warn!("{text}; trying again until it works");
+            } else {
+                info!("{text}");
             }
             last_logged.replace(Some(failure.text.clone()));
         }
