@@ -1,6 +1,6 @@
 //! Prometheus exporters for a running Bitcoin node.
 //!
-//! Data flows one way: [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
+//! Data flows one way: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
 //!
 //! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
 //!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
@@ -24,8 +24,8 @@
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
-//! answer to the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Blocks are
-//! counted and log lines written by threads that only take from bounded queues: no target that is not read delays anything.
+//! answer to the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Log lines
+//! are written by threads that only take from bounded queues: no target that is not read delays anything.
 
 #![cfg_attr(
     not(test),
@@ -38,26 +38,34 @@
 
 mod bitcoin_core;
 pub mod cli;
-pub mod collect;
+mod collect;
 pub mod files;
-pub mod generate;
+mod generate;
 pub mod http;
 pub mod init;
-pub mod ipc;
-pub mod json_rpc;
+mod ipc;
+mod json_rpc;
 pub mod logging;
 pub mod metrics;
-pub mod node_process;
-pub mod priority;
+mod node_process;
+mod priority;
 pub mod service;
 pub mod status;
 mod sys;
 pub mod systemd;
-pub mod text;
+#[doc(hidden)]
+pub mod testing;
+mod text;
 mod tls;
 #[cfg(feature = "usdt")]
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]
 pub mod usdt;
+
+pub use collect::{Candidates, Collector, Config, Context, NextBlock, UtxoTrace, check, once};
+pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
+pub use ipc::source;
+pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
+pub use json_rpc::http::{Credentials, Password, Settings as HttpRpcSettings, Url, tls as http_rpc_tls};
 
 /// The text of `METRICS.md`.
 #[cfg(feature = "usdt")]
@@ -87,6 +95,6 @@ fn metrics_md_is_what_the_registries_say() {
     clippy::allow_attributes_without_reason,
     reason = "generated"
 )]
-pub mod schema {
+mod schema {
     include!(concat!(env!("OUT_DIR"), "/schema.rs"));
 }

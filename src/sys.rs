@@ -69,6 +69,9 @@ pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
 }
 
 /// Takes over a descriptor that this process inherited, and makes it close-on-exec. Each may be taken over once.
+///
+/// # Errors
+/// It is not open, was taken over before, or is standard input, output or error.
 pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
     let mut taken = taken_over();
     if fd <= 2 {

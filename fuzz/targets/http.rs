@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use bitcoind_exporter::http::{Authenticated, Endpoint, GracefulShutdown, Pages, WebConfig, serve_connection};
+use bitcoind_exporter::http::{Endpoint, Pages, WebConfig};
 use bitcoind_exporter::metrics::Format;
+use bitcoind_exporter::testing::{Authenticated, GracefulShutdown, serve_connection};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -138,7 +138,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Drill 7, nodes that know their tip's time, and 6: a whitelist without getnetworkinfo.
 pub fn tip_of_three_hours_ago_is_stale() {
     let methods: Vec<_> =
-        bitcoind_exporter::json_rpc::method_names().filter(|it| *it != "getnetworkinfo").collect();
+        bitcoind_exporter::testing::method_names().filter(|it| *it != "getnetworkinfo").collect();
     let whitelist = format!("-rpcwhitelist=exporter:{}", methods.join(","));
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "secret").unwrap();

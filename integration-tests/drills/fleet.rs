@@ -15,7 +15,7 @@ use crate::harness::fake::{FakeNode, Offers};
 use crate::harness::fixture;
 use crate::harness::node::{Node, bitcoin_node, free_port};
 use crate::hidden_rpc::HiddenRpc;
-use crate::network::Network;
+use crate::network::{Network, WITHOUT_CHECKS};
 use crate::report;
 use crate::stack::{Alert, INTERVAL, Received, Stack, Target};
 
@@ -234,6 +234,7 @@ impl Member {
         }
         let connect = format!("-connect={}", network.address());
         let mut arguments: Vec<&str> = plan.node.iter().map(String::as_str).collect();
+        arguments.extend(WITHOUT_CHECKS);
         if plan.connected {
             arguments.extend([connect.as_str(), "-whitelist=noban,in,out@127.0.0.1"]);
         }
@@ -277,7 +278,10 @@ impl Member {
 
     pub fn start_ipc(&mut self) {
         let mut command = command();
-        command.args(["--poll-interval", INTERVAL, "--call-timeout", "500ms", "--next-block", "on"]);
+        command.args(["--poll-interval", INTERVAL, "--call-timeout", "500ms"]);
+        if !self.plan.exporter.iter().any(|it| it == "--next-block") {
+            command.args(["--next-block", "on"]);
+        }
         if let Some(fake) = &self.fake {
             command.arg(fake.socket());
         }
@@ -417,6 +421,8 @@ pub struct Fleet {
     pub stack: Stack,
     pub members: Vec<Member>,
     pub network: Network,
+    /// All targets are scraped since then.
+    pub since: Instant,
 }
 
 /// A minute of the operator's time takes a second.
@@ -452,19 +458,23 @@ impl Fleet {
         let targets: Vec<_> = members.iter().flat_map(Member::targets).collect();
         let authority = members.iter().find_map(|it| it.plan.authority.clone());
         let stack = Stack::start(factor, &targets, &relabeling, authority.as_deref());
-        let fleet = Fleet { drill, stack, members, network };
-        fleet.stack.wait_for_targets(targets.len());
-        fleet.stack.forget_start();
-        fleet
+        let fleet = Fleet { drill, stack, members, network, since: Instant::now() };
+        fleet.watched(targets.len())
     }
 
     /// Without nodes of its own.
     pub fn of_targets(drill: &'static str, factor: u32, targets: &[Target]) -> Self {
         let network = Network::start(factor);
         let stack = Stack::start(factor, targets, &[], None);
-        stack.wait_for_targets(targets.len());
-        stack.forget_start();
-        Fleet { drill, stack, members: Vec::new(), network }
+        Fleet { drill, stack, members: Vec::new(), network, since: Instant::now() }.watched(targets.len())
+    }
+
+    /// Once each target was scraped.
+    fn watched(mut self, targets: usize) -> Self {
+        self.stack.wait_for_targets(targets);
+        self.since = Instant::now();
+        self.stack.forget_start();
+        self
     }
 
     pub fn drill(&self) -> &'static str {

@@ -4,23 +4,21 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use bitcoin::hashes::Hash;
-use bitcoin::p2p::message::NetworkMessage;
-use bitcoin::p2p::message_blockdata::Inventory;
+use bitcoin::p2p::message::{CommandString, NetworkMessage};
 
 use crate::fleet::{Fleet, Kind, Plan, warning};
 use crate::harness::eventually;
 use crate::harness::node::Node;
 use crate::harness::peer::Peer;
 use crate::network::Network;
-use crate::slow_disk::SlowDisk;
+use crate::preload::Faulty;
 use crate::snapshot::Snapshot;
 
-/// Drill 16: the thread that builds an index waits for the disk.
+/// Drill 16: the thread that builds an index hangs.
 pub fn index_that_stands_still_is_stuck() {
     const FACTOR: u32 = 120;
-    let disk = SlowDisk::new(1, Some("b-txindex"));
-    let plans = Kind::REAL.map(|kind| Plan::new(kind).without_usdt().program(&disk.program()));
+    let faulty = Faulty::hanging_thread("b-txidx");
+    let plans = Kind::REAL.map(|kind| Plan::new(kind).without_usdt().program(&faulty.program()));
     let mut fleet = Fleet::start_scaled("16 index stuck", FACTOR, plans.into());
     for member in &mut fleet.members {
         member.stop();
@@ -46,14 +44,14 @@ pub fn fleet_from_a_snapshot(
     network: Network,
     snapshot: &Snapshot,
 ) -> Fleet {
-    let plans = Kind::REAL.map(|kind| Plan::new(kind).alone().node(&["-connect=0"]));
+    let connect = format!("-connect={}", network.address());
+    let plans = Kind::REAL.map(|kind| Plan::new(kind).alone().node(&[&connect]));
     let fleet = Fleet::start_on(drill, factor, network, plans.into());
     for member in &fleet.members {
         let node = member.real();
         snapshot.load(node);
         // In initial block download it takes nothing from a pruned node.
         Snapshot::give_those_above(&fleet.network.hub, node);
-        node.cli(&["addnode", &fleet.network.address(), "onetry"]);
     }
     let hub = &fleet.network.hub;
     eventually("the nodes have the tip", || {
@@ -83,19 +81,17 @@ pub fn background_validation_without_blocks_is_stuck() {
 /// Drill 27. The thread gets a processor though the machine is busy, which needs root.
 pub fn message_handler_without_time_left_is_an_alert() {
     if !nix::unistd::geteuid().is_root() {
-        return eprintln!("drill 27, message handler, needs root to raise a priority");
+        return eprintln!("drill 27, message handler, needs root to give a thread a processor");
     }
-    let fleet = Fleet::start("27 message handler", vec![Plan::new(Kind::Rpc)]);
+    let fleet = Fleet::start("27 message handler", vec![Plan::new(Kind::Rpc).without_usdt()]);
     fleet.quiet(2.0);
     let node = fleet.members[0].real();
-    raise_priority(node, "b-msghand");
+    come_first(node, "b-msghand");
     let port = node.p2p_port;
     let since = Instant::now();
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| announce_without_end(port, &ended));
-        }
+        scope.spawn(|| flood(port, &ended));
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             fleet.expect(since, &fleet.names(), &[warning("BitcoinMessageHandlerBusy")], 30.0);
         }));
@@ -104,25 +100,25 @@ pub fn message_handler_without_time_left_is_an_alert() {
     });
 }
 
-fn raise_priority(node: &Node, thread: &str) {
+/// Has a thread of the node run before all that is scheduled as usual.
+fn come_first(node: &Node, thread: &str) {
     let process = procfs::process::Process::new(node.pid().cast_signed()).unwrap();
     let mut tasks = process.tasks().unwrap().flatten();
     let task = tasks.find(|it| it.stat().is_ok_and(|it| it.comm == thread)).expect("the thread");
-    let mut renice = Command::new("renice");
-    assert!(renice.args(["-n", "-20", "-p", &task.tid.to_string()]).output().unwrap().status.success());
+    let mut chrt = Command::new("chrt");
+    let output = chrt.args(["--fifo", "-p", "1", &task.tid.to_string()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A peer that announces as many transactions as fit into a message, again and again.
-fn announce_without_end(port: u16, ended: &AtomicBool) {
+/// A peer that sends as many messages as the node takes. The node ignores each, and holds no lock meanwhile.
+fn flood(port: u16, ended: &AtomicBool) {
     let mut peer = Peer::connect(port);
-    let mut next = 0_u64;
+    let ignored = NetworkMessage::Unknown {
+        command: CommandString::try_from_static("ignored").unwrap(),
+        payload: Vec::new(),
+    };
+    let many = Peer::bytes_of(ignored).repeat(10_000);
     while !ended.load(Relaxed) {
-        let announced = (0..50_000).map(|at: u64| {
-            let mut id = [0; 32];
-            id[..8].copy_from_slice(&(next + at).to_le_bytes());
-            Inventory::WTx(bitcoin::Wtxid::from_byte_array(id))
-        });
-        peer.say(NetworkMessage::Inv(announced.collect()));
-        next += 50_000;
+        peer.send(&many);
     }
 }

@@ -18,6 +18,9 @@ use crate::harness::peer::unix_time;
 
 const MINED: u32 = 160;
 
+/// What a node on regtest checks after each transaction and block, and one on main does not.
+pub const WITHOUT_CHECKS: [&str; 2] = ["-checkmempool=0", "-checkblockindex=0"];
+
 /// What it sends on its own.
 pub struct Pace {
     pub transactions: AtomicBool,
@@ -50,7 +53,8 @@ impl Network {
 
     fn start_from(factor: u32, age: Duration, arguments: &[&str], prepare: impl FnOnce(&Node)) -> Self {
         // It announces transactions at once.
-        let hub = Node::start(&[&["-whitelist=noban,in,out@127.0.0.1"], arguments].concat());
+        let hub =
+            Node::start(&[&["-whitelist=noban,in,out@127.0.0.1"], &WITHOUT_CHECKS[..], arguments].concat());
         prepare(&hub);
         if !age.is_zero() {
             let then = unix_time() - u32::try_from(age.as_secs()).unwrap();

@@ -103,7 +103,7 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         .collect();
     let names: Vec<_> = fleet.names().into_iter().filter(|it| it != "well").collect();
     // They have been in one group for as long as anybody looks.
-    let since = fleet.stack.started;
+    let since = fleet.since;
     fleet.expect(since, &names, &[warning("BitcoinOutboundPeersOfOneGroup")], 15.0);
     drop(inbound);
 }

@@ -1,5 +1,5 @@
 //! Drill 30, the quiet day: situations in which no alert may come. In the suite a shorter part of it;
-//! DRILLS_QUIET_MINUTES=1440 is the whole day, in 24 minutes.
+//! DRILLS_QUIET_MINUTES=1440 is the whole day, in 12 minutes.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,14 +11,17 @@ use bitcoin::{Amount, TxOut};
 use serde_json::json;
 
 use crate::fibre::FibreNode;
-use crate::fleet::{FACTOR, Fleet, Kind, Plan};
+use crate::fleet::{Fleet, Kind, Plan};
 use crate::harness::fixture::cannot_bpf;
 use crate::harness::node::Node;
 use crate::internals::{fleet_from_a_snapshot, network_above_a_snapshot};
 use crate::network::Network;
+use crate::preload::Faulty;
 use crate::report;
-use crate::slow_disk::SlowDisk;
 use crate::snapshot::Snapshot;
+
+/// A minute of the operator's time takes half a second.
+const FACTOR: u32 = 120;
 
 /// Minutes of the operator's time. Longer than an hour, the window of most rules.
 fn minutes() -> f64 {
@@ -60,7 +63,7 @@ pub fn nodes_on_main_are_quiet() {
         Plan::new(Kind::Rpc).named("pruned").without_usdt().node(&["-prune=1"]),
         Plan::new(Kind::Rpc).named("blocksonly").node(&["-blocksonly"]),
     ];
-    passes(&Fleet::start("30 main, pruned, -blocksonly", plans));
+    passes(&Fleet::start_scaled("30 main, pruned, -blocksonly", FACTOR, plans));
 }
 
 /// Signet, and two private signets, which have one name and different blocks.
@@ -73,7 +76,7 @@ pub fn nodes_on_signets_are_quiet() {
         Plan::new(Kind::HttpOnly).named("private-a").chain("signet"),
         Plan::new(Kind::RpcOverHttp).named("private-b").chain("signet").alone().node(&[&connect]),
     ];
-    let fleet = Fleet::start("30 signet, two private signets", plans);
+    let fleet = Fleet::start_scaled("30 signet, two private signets", FACTOR, plans);
     let end = Instant::now() + fleet.stack.minutes(minutes());
     let since = Instant::now();
     while Instant::now() < end {
@@ -95,7 +98,7 @@ pub fn nodes_without_peers_are_quiet() {
         alone(Kind::Rpc, "offline-rpc").without_usdt().node(&["-networkactive=0"]),
         alone(Kind::HttpOnly, "offline-http-only").node(&["-networkactive=0"]),
     ];
-    passes(&Fleet::start("30 regtest, -networkactive=0", plans));
+    passes(&Fleet::start_scaled("30 regtest, -networkactive=0", FACTOR, plans));
 }
 
 /// Initial block download that goes on, and the hour after it.
@@ -131,7 +134,6 @@ pub fn background_validation_is_quiet() {
 
 /// A node with FIBRE that is cut off for a while, again and again, and catches up without FIBRE.
 pub fn fibre_that_catches_up_is_quiet() {
-    const FACTOR: u32 = 240;
     if cannot_bpf() {
         return eprintln!("FIBRE needs BPF");
     }
@@ -159,8 +161,8 @@ pub fn fibre_that_catches_up_is_quiet() {
 pub fn reindex_and_late_nodes_are_quiet() {
     // The first phase, in which only headers grow, takes an hour and a half, the second as long.
     const BLOCKS: u32 = 60;
-    let disk = SlowDisk::new(650_000, None);
-    let reindex = |kind: Kind, name: &str| Plan::new(kind).named(name).program(&disk.program());
+    let faulty = Faulty::slow_disk(650_000);
+    let reindex = |kind: Kind, name: &str| Plan::new(kind).named(name).program(&faulty.program());
     let plans = vec![
         reindex(Kind::Rpc, "reindex"),
         reindex(Kind::HttpOnly, "reindex-http-only"),

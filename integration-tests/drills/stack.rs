@@ -88,8 +88,6 @@ pub struct Stack {
     messages: Mutex<Receiver<Value>>,
     received: Mutex<Vec<Received>>,
     watchdog: AtomicBool,
-    /// Prometheus runs since then.
-    pub started: Instant,
     factor: u32,
     dir: TempDir,
 }
@@ -122,8 +120,7 @@ impl Stack {
             ],
         );
         let (messages, received) = (Mutex::new(messages), Mutex::default());
-        let started = Instant::now();
-        Stack { prometheus, alertmanager, messages, received, watchdog: false.into(), started, factor, dir }
+        Stack { prometheus, alertmanager, messages, received, watchdog: false.into(), factor, dir }
     }
 
     /// Replaces what is scraped.

@@ -250,10 +250,10 @@ fn its_own_start_is_known_without_the_rest_of_proc() {
     if !isolated("true").status().is_ok_and(|status| status.success()) {
         return eprintln!("SKIPPED: this machine does not let us mount /proc");
     }
-    let before = bitcoind_exporter::metrics::now();
+    let before = bitcoind_exporter::testing::now();
     let mut command_in_namespace = isolated(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
     let exporter = Exporter::spawn(command_in_namespace.arg("/nonexistent/node.sock"));
     let started = exporter.value("process_start_time_seconds");
-    let now = bitcoind_exporter::metrics::now();
+    let now = bitcoind_exporter::testing::now();
     assert!(started.is_some_and(|started| (before..=now).contains(&started)), "{before} {started:?} {now}");
 }

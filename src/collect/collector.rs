@@ -59,6 +59,9 @@ impl Collector {
 
     /// Collects until shutdown is requested, or the node ends and there is nothing to reconnect to. Needs a
     /// [`tokio::task::LocalSet`].
+    ///
+    /// # Errors
+    /// An inherited connection ended, and there is no path to reconnect to.
     pub async fn run(self, mut source: Source) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();

@@ -42,5 +42,4 @@ pub use collector::Collector;
 pub use context::{Config, Context, NextBlock, UtxoTrace};
 pub use file_system::Candidates;
 pub use handshake::open;
-pub use poll::{PollError, Poller};
-pub use session::{End, Session};
+pub use session::End;

@@ -21,20 +21,18 @@
 //! | user names, told by the time of an answer | `web_config::basic_auth`: unknown names are checked against another user's hash | `basic_auth::tests` |
 
 mod address;
-mod connections;
+pub(crate) mod connections;
 mod deadline;
 mod host;
 mod listener;
 mod negotiate;
 mod routes;
-mod server;
+pub(crate) mod server;
 mod web_config;
 
 pub use address::Address;
-pub use connections::Authenticated;
 pub use host::HostName;
-pub use hyper_util::server::graceful::GracefulShutdown;
 pub use listener::Listener;
 pub use routes::Pages;
-pub use server::{Endpoint, Serving, serve_connection, serve_on_thread};
+pub use server::{Endpoint, Serving, serve_on_thread};
 pub use web_config::WebConfig;

@@ -64,6 +64,9 @@ pub struct Logging {
 
 /// Starts logging, to `file` besides. `RUST_LOG` overrides the level. Nobody waits for a line: stderr, the journal and the file have a
 /// thread and a bounded queue each, and [`dropped_lines`] counts what they could not write.
+///
+/// # Errors
+/// RUST_LOG is wrong, or the file cannot be opened.
 pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(directives) => {
@@ -100,6 +103,9 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(Queue
 }
 
 /// Prints to standard output. A reader that does not read delays nothing; dropping what is returned waits for it for a second.
+///
+/// # Errors
+/// The thread cannot be started.
 pub fn print_in_background(text: Vec<u8>) -> io::Result<Writer> {
     let (lines, writer) = queue::start("stdout", 1, |text: Vec<u8>| io::stdout().write_all(&text))?;
     lines.push(text);
