@@ -102,6 +102,9 @@ impl ProtocolState {
                     .map(|callback| Purpose::Disconnect { callback })
                     .ok_or(FromExporter::Answer(call.question))
             }
+            (message::DISCONNECT, Target::Answer(_)) => {
+                Err(FromExporter::Refuse("it ends a subscription before it has begun"))
+            }
             (message::CREATE_NEW_BLOCK, _) => {
                 let checked = self.template.may_be_created();
                 checked.map(|()| Purpose::CreateNewBlock).map_err(FromExporter::Refuse)
