@@ -2,6 +2,7 @@
 
 use tracing::{debug, warn};
 
+use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::ipc::ChainEvent;
 use crate::metrics::Metrics;
 
@@ -23,7 +24,8 @@ pub fn start(metrics: &Metrics) {
     ] {
         counter.start();
     }
-    metrics.mempool.start();
+    metrics.mempool.added.start();
+    REMOVAL_REASONS.iter().for_each(|reason| metrics.mempool.removed.inc_by([reason], 0));
     for event in ["callback", "block_contents"] {
         metrics.exporter.events_dropped.inc_by([event], 0);
     }
@@ -38,7 +40,8 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
             "transactionAddedToMempool"
         }
         ChainEvent::RemovedFromMempool(reason) => {
-            metrics.mempool.removed(reason);
+            let reason = usize::try_from(reason).ok().and_then(|reason| REMOVAL_REASONS.get(reason));
+            metrics.mempool.removed.inc_by([reason.unwrap_or(&"other")], 1);
             "transactionRemovedFromMempool"
         }
         ChainEvent::BlockConnected { height, historical, bytes, contents } => {
