@@ -17,10 +17,11 @@
 //!
 //! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
 //! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
-//! - [`node_process`] is the node as a process.
+//! - [`node_process`] is the node as a process; `bitcoin_core` has names and notations of Bitcoin Core.
 //! - [`text`] bounds text from others; [`files`] reads files that users name, `tls` the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
 //! - [`init`] supervises the exporter in a container, as PID 1 or behind one.
+//! - `testing` has what only tests, benches and fuzz targets use.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an

@@ -10,7 +10,7 @@ use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
 use tracing::info;
 
 use super::Programs;
-use super::blocks::{self, Blocks};
+use super::blocks::Blocks;
 
 /// Log lines of one kind in one second; a syncing node connects hundreds of blocks.
 const LINES: u32 = 200;
@@ -87,7 +87,7 @@ impl Events {
         let (announced, other) = &mut *self.limits.borrow_mut();
         for block in self.blocks.settle() {
             let limit = if block.announced_by.is_some() { &mut *announced } else { &mut *other };
-            limit.line(|| blocks::log(&block));
+            limit.line(|| block.log());
         }
         Ok(read?)
     }

@@ -1,4 +1,4 @@
-//! The file: what makes it ours, its table, adding rows and forgetting the oldest.
+//! The file: what makes it ours, its versions, adding rows and forgetting the oldest.
 //!
 //! The journal is SQLite's rollback journal: rows are few, and with it whoever may read the file can read it, without the right to
 //! write beside it.
@@ -10,138 +10,74 @@ use std::time::Duration;
 use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail};
-use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params_from_iter};
 
 use crate::usdt::blocks::BlockReport;
 
 /// `application_id` of the file: "btxb".
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
-/// `user_version` of the file: which columns it has.
-const VERSION: i32 = 2;
+/// The versions of the file (`user_version`), each with what makes it of the one before; the first is of an empty file. A new field of
+/// [`BlockReport`] is a new version, `ALTER TABLE blocks ADD COLUMN …`.
+const VERSIONS: [(i32, &str); 1] = [(
+    2,
+    "CREATE TABLE blocks (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        time REAL NOT NULL,
+        block_height INTEGER NOT NULL,
+        block_hash TEXT NOT NULL,
+        transactions INTEGER NOT NULL,
+        inputs INTEGER NOT NULL,
+        sigops INTEGER NOT NULL,
+        duration_us INTEGER NOT NULL,
+        arrival TEXT NOT NULL,
+        announced_by TEXT,
+        announced_peer INTEGER,
+        announcements INTEGER,
+        header_age_ms INTEGER,
+        compact_blocks INTEGER,
+        compact_us INTEGER,
+        short_ids INTEGER,
+        prefilled INTEGER,
+        asked_peers INTEGER,
+        asked_us INTEGER,
+        answered_us INTEGER,
+        from_mempool INTEGER,
+        from_extra_pool INTEGER,
+        requested INTEGER,
+        requested_bytes INTEGER,
+        complete_us INTEGER,
+        connected_us INTEGER,
+        flush_us INTEGER,
+        race_winner TEXT
+    );
+    CREATE INDEX blocks_by_height ON blocks (block_height);",
+)];
+const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
 /// How long to wait for others that use the file.
 const BUSY: Duration = Duration::from_secs(5);
 /// SQLite's page cache, KiB; its default is 2 MB.
 const CACHE_KIB: i32 = 256;
 
-/// The columns, in the order of [`row`].
-pub const COLUMNS: [(&str, &str); 27] = [
-    ("time", "REAL NOT NULL"),
-    ("block_height", "INTEGER NOT NULL"),
-    ("block_hash", "TEXT NOT NULL"),
-    ("transactions", "INTEGER NOT NULL"),
-    ("inputs", "INTEGER NOT NULL"),
-    ("sigops", "INTEGER NOT NULL"),
-    ("duration_us", "INTEGER NOT NULL"),
-    ("arrival", "TEXT NOT NULL"),
-    ("announced_by", "TEXT"),
-    ("announced_peer", "INTEGER"),
-    ("announcements", "INTEGER"),
-    ("header_age_ms", "INTEGER"),
-    ("compact_blocks", "INTEGER"),
-    ("compact_us", "INTEGER"),
-    ("short_ids", "INTEGER"),
-    ("prefilled", "INTEGER"),
-    ("asked_peers", "INTEGER"),
-    ("asked_us", "INTEGER"),
-    ("answered_us", "INTEGER"),
-    ("from_mempool", "INTEGER"),
-    ("from_extra_pool", "INTEGER"),
-    ("requested", "INTEGER"),
-    ("requested_bytes", "INTEGER"),
-    ("complete_us", "INTEGER"),
-    ("connected_us", "INTEGER"),
-    ("flush_us", "INTEGER"),
-    ("race_winner", "TEXT"),
-];
-
-fn row(report: &BlockReport) -> [Value; COLUMNS.len()] {
-    let BlockReport {
-        time,
-        block_height,
-        block_hash,
-        transactions,
-        inputs,
-        sigops,
-        duration_us,
-        arrival,
-        announced_by,
-        announced_peer,
-        announcements,
-        header_age_ms,
-        compact_blocks,
-        compact_us,
-        short_ids,
-        prefilled,
-        asked_peers,
-        asked_us,
-        answered_us,
-        from_mempool,
-        from_extra_pool,
-        requested,
-        requested_bytes,
-        complete_us,
-        connected_us,
-        flush_us,
-        race_winner,
-    } = report.clone();
-    [
-        time.into(),
-        block_height.into(),
-        block_hash.into(),
-        transactions.into(),
-        inputs.into(),
-        sigops.into(),
-        duration_us.into(),
-        arrival.to_string().into(),
-        announced_by.map(str::to_string).into(),
-        announced_peer.into(),
-        announcements.into(),
-        header_age_ms.into(),
-        compact_blocks.into(),
-        compact_us.into(),
-        short_ids.into(),
-        prefilled.into(),
-        asked_peers.into(),
-        asked_us.into(),
-        answered_us.into(),
-        from_mempool.into(),
-        from_extra_pool.into(),
-        requested.into(),
-        requested_bytes.into(),
-        complete_us.into(),
-        connected_us.into(),
-        flush_us.into(),
-        race_winner.map(str::to_string).into(),
-    ]
+/// The columns of a report.
+pub fn columns() -> Vec<&'static str> {
+    BlockReport::default().columns().into_iter().map(|(name, _)| name).collect()
 }
 
-/// The names of the columns, with commas.
-pub fn names() -> String {
-    COLUMNS.map(|(name, _)| name).join(", ")
-}
-
-/// What a file is.
-enum State {
-    Ours,
-    /// Without a table, of nobody.
-    Empty,
-}
-
-fn state(connection: &Connection, path: &Path) -> Result<State> {
+/// The version of a file that is ours; 0 without a table, of nobody.
+fn version(connection: &Connection, path: &Path) -> Result<i32> {
     let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0));
     let read = || -> rusqlite::Result<(i32, i32, i32)> {
         let tables = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))?;
         Ok((number("application_id")?, number("user_version")?, tables))
     };
     match read().map_err(|error| explain(error, path))? {
-        (APPLICATION, VERSION, _) => Ok(State::Ours),
-        (APPLICATION, newer, _) => bail!(
-            "{} is a block log of version {newer}, this exporter knows version {VERSION}: use the exporter that wrote it, or \
+        (APPLICATION, known, _) if VERSIONS.iter().any(|(version, _)| *version == known) => Ok(known),
+        (APPLICATION, other, _) => bail!(
+            "{} is a block log of version {other}, this exporter knows version {VERSION}: use the exporter that wrote it, or \
              another file",
             path.display()
         ),
-        (0, 0, 0) => Ok(State::Empty),
+        (0, 0, 0) => Ok(0),
         _ => bail!("{} is a database of another program: name another file", path.display()),
     }
 }
@@ -197,18 +133,8 @@ impl File {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
         connection.busy_timeout(BUSY)?;
-        if let State::Empty = state(&connection, path)? {
-            let columns = COLUMNS.map(|(name, kind)| format!("{name} {kind}")).join(", ");
-            let made = connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE;
-                 CREATE TABLE blocks (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns});
-                 CREATE INDEX blocks_by_height ON blocks (block_height);
-                 PRAGMA application_id = {APPLICATION};
-                 PRAGMA user_version = {VERSION};
-                 COMMIT;"
-            ));
-            made.map_err(|error| explain(error, path))?;
-        }
+        let version = version(&connection, path)?;
+        upgrade(&connection, version, &VERSIONS).map_err(|error| explain(error, path))?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(|error| explain(error, path))?;
         let identity = identity(path).with_context(|| format!("{} is gone", path.display()))?;
         Ok(File { path: path.into(), connection, identity, keep })
@@ -221,14 +147,16 @@ impl File {
 
     /// Adds these blocks, and forgets the oldest of those that are too many; all of it or nothing.
     pub fn add<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<()> {
-        let insert =
-            format!("INSERT INTO blocks ({}) VALUES (?{})", names(), ", ?".repeat(COLUMNS.len() - 1));
+        let columns = columns();
+        let places = vec!["?"; columns.len()].join(", ");
+        let insert = format!("INSERT INTO blocks ({}) VALUES ({places})", columns.join(", "));
         let add = || -> rusqlite::Result<()> {
             let transaction = self.connection.transaction()?;
             {
                 let mut insert = transaction.prepare(&insert)?;
                 for report in reports {
-                    insert.execute(params_from_iter(row(report)))?;
+                    let values = report.columns().into_iter().map(|(_, value)| value);
+                    insert.execute(params_from_iter(values))?;
                 }
             }
             transaction
@@ -245,6 +173,16 @@ fn check_regular(path: &Path) -> Result<()> {
         Ok(file) if !file.is_file() => bail!("{} is not a regular file: name another path", path.display()),
         _ => Ok(()),
     }
+}
+
+/// Makes a file of this version one of the last.
+pub(super) fn upgrade(connection: &Connection, from: i32, versions: &[(i32, &str)]) -> rusqlite::Result<()> {
+    for (version, change) in versions.iter().filter(|(version, _)| *version > from) {
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {change} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {version}; COMMIT;"
+        ))?;
+    }
+    Ok(())
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -264,8 +202,8 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
         connection.busy_timeout(BUSY)?;
-        let state = state(&connection, path)?;
-        anyhow::Ok((connection, state))
+        let version = version(&connection, path)?;
+        anyhow::Ok((connection, version))
     };
     let opened = open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.downcast_ref() {
         // An exporter was killed while it wrote. What it left has to be undone first.
@@ -275,6 +213,6 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
         ),
         _ => Err(error),
     });
-    let (connection, state) = opened?;
-    Ok(matches!(state, State::Ours).then_some(connection))
+    let (connection, version) = opened?;
+    Ok((version > 0).then_some(connection))
 }

@@ -35,7 +35,7 @@ pub struct Rows {
 /// # Errors
 /// The file cannot be read.
 pub fn find(path: &Path, wanted: &Wanted) -> Result<Rows> {
-    let names = file::COLUMNS.map(|(name, _)| name).to_vec();
+    let mut names = file::columns();
     let Some(connection) = file::open_to_read(path)? else { return Ok(Rows { names, rows: Vec::new() }) };
     let conditions = [
         ("coalesce(connected_us, duration_us) >= ?", wanted.slow.map(|slow| slow.as_micros() as f64)),
@@ -45,8 +45,10 @@ pub fn find(path: &Path, wanted: &Wanted) -> Result<Rows> {
     let (conditions, values): (Vec<_>, Vec<_>) =
         conditions.into_iter().filter_map(|(condition, value)| Some((condition, value?))).unzip();
     let conditions = if conditions.is_empty() { "true".to_string() } else { conditions.join(" AND ") };
-    let query = format!("SELECT {} FROM blocks WHERE {conditions} ORDER BY id", file::names());
     let read = || -> rusqlite::Result<Vec<Vec<Value>>> {
+        // A file of an earlier version has fewer.
+        names.retain(|name| connection.column_exists(None, "blocks", name).unwrap_or(true));
+        let query = format!("SELECT {} FROM blocks WHERE {conditions} ORDER BY id", names.join(", "));
         let mut statement = connection.prepare(&query)?;
         let rows = statement.query_map(params_from_iter(values), |row| {
             (0..names.len()).map(|column| row.get(column)).collect()

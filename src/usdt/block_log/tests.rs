@@ -8,7 +8,7 @@ use rusqlite::types::Value;
 use tempfile::TempDir;
 
 use super::Recorder;
-use super::file::File;
+use super::file::{self, File};
 use super::read::{self, Wanted};
 use super::show::{self, Format};
 use crate::metrics::now;
@@ -190,4 +190,35 @@ fn locked_file_is_reported_with_advice() {
     assert!(error.contains("locked") && error.contains("fuser"), "{error}");
     other.execute_batch("COMMIT").unwrap();
     assert_eq!(heights(&path, &Wanted::default()), [1]);
+}
+
+#[test]
+fn columns_of_a_new_file_are_the_fields_of_a_report() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    File::open(&path, 10).unwrap();
+    let connection = Connection::open(&path).unwrap();
+    let mut statement = connection.prepare("SELECT name FROM pragma_table_info('blocks')").unwrap();
+    let columns: Vec<String> =
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    assert_eq!(columns[0], "id");
+    assert_eq!(columns[1..], file::columns());
+}
+
+#[test]
+fn file_of_an_earlier_version_keeps_its_rows_and_gets_the_new_column() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    File::open(&path, 10).unwrap().add([&report(1)]).unwrap();
+    let connection = Connection::open(&path).unwrap();
+    let newer =
+        [(2, "CREATE TABLE blocks (id INTEGER);"), (3, "ALTER TABLE blocks ADD COLUMN weight INTEGER;")];
+    file::upgrade(&connection, 2, &newer).unwrap();
+    let row = |column: &str| {
+        let query = format!("SELECT {column} FROM blocks");
+        connection.query_row(&query, [], |row| row.get::<_, Option<i64>>(0)).unwrap()
+    };
+    assert_eq!((row("block_height"), row("weight")), (Some(1), None));
+    let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    assert_eq!(version, 3);
 }

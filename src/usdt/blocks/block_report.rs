@@ -1,45 +1,69 @@
-//! The way of a block that was connected, as it is told: in the journal, in the record, on the page.
+//! The report of a block that was connected: its line in the log, its row in the block log, and what the page shows.
 
+use rusqlite::ToSql;
 use serde::Serialize;
+use tracing::info;
 
 use super::event::Connected;
 use super::trace::{Arrival, Timeline, Way};
 use crate::usdt::histogram::Block;
 use crate::usdt::maps;
 
-/// A connected block. `docs/journal.md` says what each field means; times are since the first announcement. What did not
-/// happen is `None`, and so is all from `announced_by` on for a block that nobody announced.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[allow(missing_docs, reason = "in docs/journal.md")]
-pub struct BlockReport {
-    /// When it was connected, Unix seconds.
-    pub time: f64,
-    pub block_height: i64,
-    pub block_hash: String,
-    pub transactions: i64,
-    pub inputs: i64,
-    pub sigops: i64,
-    pub duration_us: i64,
-    pub arrival: &'static str,
-    pub announced_by: Option<&'static str>,
-    pub announced_peer: Option<i64>,
-    pub announcements: Option<i64>,
-    pub header_age_ms: Option<i64>,
-    pub compact_blocks: Option<i64>,
-    pub compact_us: Option<i64>,
-    pub short_ids: Option<i64>,
-    pub prefilled: Option<i64>,
-    pub asked_peers: Option<i64>,
-    pub asked_us: Option<i64>,
-    pub answered_us: Option<i64>,
-    pub from_mempool: Option<i64>,
-    pub from_extra_pool: Option<i64>,
-    pub requested: Option<i64>,
-    pub requested_bytes: Option<i64>,
-    pub complete_us: Option<i64>,
-    pub connected_us: Option<i64>,
-    pub flush_us: Option<i64>,
-    pub race_winner: Option<&'static str>,
+/// Declares the report with its fields: the struct, the line in the log, and the columns of the block log.
+macro_rules! block_report {
+    ($($field:ident: $type:ty,)*) => {
+        /// A connected block. `docs/journal.md` says what each field means; times are since the first announcement. What did not
+        /// happen is `None`, and so is all from `announced_by` on for a block that nobody announced.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize)]
+        #[allow(missing_docs, reason = "in docs/journal.md")]
+        pub struct BlockReport {
+            /// When it was connected, Unix seconds. A line in the log has a time of its own.
+            pub time: f64,
+            $(pub $field: $type,)*
+        }
+
+        impl BlockReport {
+            /// Its line in the log, each stage a field of its own.
+            pub fn log(&self) {
+                info!($($field = self.$field,)* "block connected");
+            }
+
+            /// Its row in the block log: the name of each column, and its value.
+            pub fn columns(&self) -> Vec<(&'static str, &dyn ToSql)> {
+                vec![("time", &self.time as &dyn ToSql), $((stringify!($field), &self.$field)),*]
+            }
+        }
+    };
+}
+
+// A new field also needs a migration in block_log/file.rs and a line in docs/journal.md.
+block_report! {
+    block_height: i64,
+    block_hash: String,
+    transactions: i64,
+    inputs: i64,
+    sigops: i64,
+    duration_us: i64,
+    arrival: &'static str,
+    announced_by: Option<&'static str>,
+    announced_peer: Option<i64>,
+    announcements: Option<i64>,
+    header_age_ms: Option<i64>,
+    compact_blocks: Option<i64>,
+    compact_us: Option<i64>,
+    short_ids: Option<i64>,
+    prefilled: Option<i64>,
+    asked_peers: Option<i64>,
+    asked_us: Option<i64>,
+    answered_us: Option<i64>,
+    from_mempool: Option<i64>,
+    from_extra_pool: Option<i64>,
+    requested: Option<i64>,
+    requested_bytes: Option<i64>,
+    complete_us: Option<i64>,
+    connected_us: Option<i64>,
+    flush_us: Option<i64>,
+    race_winner: Option<&'static str>,
 }
 
 /// A race of FIBRE against compact blocks.

@@ -7,14 +7,13 @@
 //! - `trace` is what is known of one block, and how it came.
 //! - `active_chain` decides which of the blocks that the node connected count.
 //! - `tracker` follows the blocks, a bounded number of them, from what happened to them.
-//! - `block_report` is what is told of a block when it was connected, `journal` its line in the log.
+//! - `block_report` is what is told of a block when it was connected: in the log, in the block log, on the page.
 //! - `families` are the metrics, with the last block of each bucket as exemplar.
 
 mod active_chain;
 mod block_report;
 mod event;
 mod families;
-mod journal;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -25,5 +24,4 @@ pub(super) use event::{
     Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, Thread, What,
 };
 pub(super) use families::{Counts, families, is_fed};
-pub(super) use journal::write as log;
 pub(super) use tracker::Blocks;
