@@ -44,7 +44,7 @@ pub use chainstates::Chainstates;
 pub use exporter::Exporter;
 pub use exposition::{Format, render};
 pub use fibre::Fibre;
-pub use mempool::{FEERATE_BANDS, Mempool, REMOVAL_REASONS};
+pub use mempool::{FEERATE_BANDS, Mempool};
 pub use model::{
     Declaration, Exemplar, Family, Histogram, Kind, Lifetime, Sample, Value, counter, gauge, histogram,
 };

@@ -42,6 +42,8 @@ use tracing::{error, warn};
 
 use crate::priority;
 
+pub(super) use message::CREATE_NEW_BLOCK;
+
 pub use events::{Event, Notice, SubscriptionIds};
 pub use process::{ARGUMENT, main};
 pub use relay::relay;
