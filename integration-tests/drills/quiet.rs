@@ -103,7 +103,7 @@ pub fn download_is_quiet() {
     let network = Network::start_with(FACTOR, Duration::from_secs(72 * 3600), &[]);
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let fleet = Fleet::start_on("30 IBD and the hour after it", FACTOR, network, kinds.map(Plan::new).into());
-    fleet.network.pace.blocks.store(500, Relaxed);
+    fleet.network.pace.blocks.store(150, Relaxed);
     let since = Instant::now();
     std::thread::sleep(fleet.stack.minutes(minutes() / 2.0));
     fleet.network.hub.cli(&["setmocktime", "0"]);
