@@ -2,10 +2,10 @@
   description = "Prometheus exporters for a running Bitcoin node: over IPC, and from its tracepoints";
 
   inputs = {
-    # Its rustc has to be as new as Cargo.toml's rust-version.
+    # Its rustc must be at least Cargo.toml's rust-version.
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
-    # A node with Chain, Node and Tracing interfaces, for the tests and for those who want one; the exporters do not need it.
-    # Another one: nix build .#bitcoin-node --override-input bitcoin-node-src github:OWNER/bitcoin/BRANCH
+    # A node with the Chain, Node and Tracing interfaces, for the tests; the exporters do not need it.
+    # To build another branch: nix build .#bitcoin-node --override-input bitcoin-node-src github:OWNER/bitcoin/BRANCH
     bitcoin-node-src = {
       url = "github:willcl-ark/bitcoin/pr/trace";
       flake = false;
@@ -41,11 +41,11 @@
             elfutils
             zlib
           ];
-          # clang for BPF is used as it is: the wrapper's hardening flags are not for that target.
+          # clang without nixpkgs' wrapper: the wrapper's hardening flags are invalid for the BPF target.
           env.NIX_CFLAGS_COMPILE = "-I${pkgs.linuxHeaders}/include";
           env.C_INCLUDE_PATH = "${pkgs.linuxHeaders}/include";
           env.BUILD_REVISION = self.shortRev or "unknown";
-          # The others need a node, a kernel or containers; the VM tests have them.
+          # The other tests need a node, a kernel or containers; the VM tests have them.
           cargoTestFlags = [ "--lib" ];
           postInstall = ''
             mkdir -p $out/share/man/man1
@@ -87,14 +87,14 @@
             "-DBUILD_BENCH=OFF"
             "-DBUILD_GUI=OFF"
           ];
-          # It is installed to libexec, for the wrapper `bitcoin`.
+          # The build installs it to libexec, for the wrapper `bitcoin`.
           postInstall = ''
             ln -s ../libexec/bitcoin-node $out/bin/bitcoin-node
           '';
         };
 
-      # A VM test: a node, both exporters, and a scenario that runs on Debian as well. The test driver takes pkgs as they are:
-      # a machine of it cannot set nixpkgs.overlays.
+      # A VM test: a node, both exporters, and a scenario that also runs on Debian. The overlay is applied here, because a machine of
+      # the test driver cannot set nixpkgs.overlays.
       scenario =
         pkgs: name:
         (pkgs.extend self.overlays.default).testers.runNixOSTest {
@@ -125,7 +125,7 @@
       devShells = forAll (pkgs: {
         default = pkgs.mkShell {
           inputsFrom = [ (exporters pkgs) ];
-          # inputsFrom takes no variables over.
+          # inputsFrom does not include environment variables.
           env.C_INCLUDE_PATH = "${pkgs.linuxHeaders}/include";
           packages = with pkgs; [
             cargo

@@ -11,7 +11,7 @@ let
   ipc = config.services.bitcoind-ipc-exporter;
   usdt = config.services.bitcoind-usdt-exporter;
 
-  # The nodes of this machine: nixpkgs' module has one for each name, nix-bitcoin's is one.
+  # The nodes of this machine: nixpkgs' module has one per name, nix-bitcoin's module has one.
   bitcoind = config.services.bitcoind or { };
   nodes = if bitcoind ? dataDir then [ bitcoind ] else lib.attrValues bitcoind;
   hasIpc = ipc.socketPath != null;
@@ -21,7 +21,7 @@ let
   units = names: mkOption {
     type = types.listOf types.str;
     default = [ ];
-    description = "Units for `${names}=` of the service.";
+    description = "Units in `${names}=` of the service.";
   };
 
   common = name: {
@@ -29,35 +29,35 @@ let
     package = mkOption {
       type = types.package;
       default = pkgs.bitcoind-exporter;
-      defaultText = lib.literalExpression "pkgs.bitcoind-exporter, of the flake's overlay";
-      description = "The package with the exporters.";
+      defaultText = lib.literalExpression "pkgs.bitcoind-exporter, from the flake's overlay";
+      description = "Package that contains the exporters.";
     };
     debug = mkOption {
       type = types.bool;
       default = false;
-      description = "Log a line for each event and each poll.";
+      description = "Whether to log a line for each event and each poll.";
     };
     webConfigFile = mkOption {
       type = types.nullOr types.str;
       default = null;
-      description = "TLS and basic authentication, in the format of Prometheus' exporter-toolkit. The service gets it as a credential; certificates it names need absolute paths that the service can read.";
+      description = "File with the settings of TLS and basic authentication, in the format of Prometheus' exporter-toolkit. systemd passes it to the service as a credential. Certificates in it need absolute paths that the service can read.";
     };
     allowedHosts = mkOption {
       type = types.listOf types.str;
       default = [ ];
       example = [ "metrics.example.com" ];
-      description = "Host names besides loopback's for which requests are answered when listening on loopback: a reverse proxy's, for example.";
+      description = "Additional host names that the endpoint accepts in requests when it listens on loopback, e.g. a reverse proxy's.";
     };
     extraFlags = mkOption {
       type = types.listOf types.str;
       default = [ ];
-      description = "Further command-line arguments.";
+      description = "Additional command-line arguments.";
     };
     environmentFile = mkOption {
       type = types.nullOr types.str;
       default = null;
       example = "/run/secrets/bitcoind-exporter.env";
-      description = "File with environment variables of the service, e.g. `BITCOIND_IPC_EXPORTER_RPC_PASSWORD=…`.";
+      description = "File with environment variables for the service, e.g. `BITCOIND_IPC_EXPORTER_RPC_PASSWORD=…`.";
     };
     after = units "After";
     bindsTo = units "BindsTo";
@@ -96,7 +96,7 @@ let
     RestartSec = 2;
   };
 
-  # What the service gets as a credential: { its name = { file; flag; }; }. systemd expands %d, the folder of credentials.
+  # The credentials of the service: { name = { file; flag; }; }. systemd expands %d to the folder of credentials.
   secrets =
     exporter:
     lib.filterAttrs (_: secret: secret.file != null) (
@@ -121,7 +121,7 @@ let
   credentials = exporter: {
     LoadCredential = lib.mapAttrsToList (name: secret: "${name}:${secret.file}") (secrets exporter);
   }
-  # Without a node there is no cookie, and the exporter has to be there to say so.
+  # Without a node there is no cookie. The exporter must start all the same, and export bitcoin_up 0.
   // lib.optionalAttrs (secrets exporter ? rpc-cookie) { SetCredential = "rpc-cookie:none"; };
 in
 {
@@ -130,66 +130,65 @@ in
       type = types.nullOr types.str;
       default = null;
       example = "/var/lib/bitcoind-mainnet/node.sock";
-      description = "The node's IPC socket; `null` for a node without IPC, with {option}`rpc`.";
+      description = "Path of the node's IPC socket. `null` for a node without IPC, which needs {option}`rpc`.";
     };
     rpc = {
-      enable = lib.mkEnableOption "JSON-RPC over HTTP on this machine, for what the node does not tell over IPC";
+      enable = lib.mkEnableOption "JSON-RPC over HTTP on this machine, for data not available over IPC";
       chain = mkOption {
         type = types.enum [ "main" "test" "testnet4" "signet" "regtest" ];
         default = "main";
-        description = "The node's chain, and with it the port on loopback.";
+        description = "The node's chain. It sets the JSON-RPC port on loopback.";
       };
       url = mkOption {
         type = types.nullOr types.str;
         default = null;
         example = "http://127.0.0.1:8332";
-        description = "Where the node's JSON-RPC listens on loopback, if that is not the chain's port. Only without {option}`socketPath`.";
+        description = "URL of the node's JSON-RPC on loopback, if the port is not the chain's default. Only without {option}`socketPath`.";
       };
       user = mkOption {
         type = types.nullOr types.str;
         default = null;
-        description = "A user of the node's `-rpcauth`, with {option}`rpc.passwordFile`.";
+        description = "User in the node's `-rpcauth`. Requires {option}`rpc.passwordFile`.";
       };
       passwordFile = mkOption {
         type = types.nullOr types.str;
         default = null;
-        description = "The file whose first line is that user's password. The service gets it as a credential.";
+        description = "File with that user's password in its first line. systemd passes it to the service as a credential.";
       };
       cookieFile = mkOption {
         type = types.nullOr types.str;
         default = null;
         example = "/var/lib/bitcoind-mainnet/.cookie";
-        description = "Instead, the node's cookie. The service gets the one that is there when it starts, as a credential; so only with {option}`socketPath`, where it ends with the node.";
+        description = "The node's cookie file, instead of a user. systemd passes the cookie that exists when the service starts as a credential. Requires {option}`socketPath`, with which the service ends with the node.";
       };
     };
     metricsAddr = mkOption {
       type = types.str;
       default = "127.0.0.1:9332";
-      description = "Where to serve metrics: HOST:PORT.";
+      description = "Address of the metrics endpoint: HOST:PORT.";
     };
     openFile = mkOption {
       type = types.bool;
       default = hasIpc && ipc.user == null;
-      defaultText = lib.literalMD "whether there is a {option}`socketPath` and no {option}`user`";
+      defaultText = lib.literalMD "true with a {option}`socketPath` and without a {option}`user`";
       description = ''
-        Let systemd connect to the node's socket, so that the exporter runs as a user of its own (DynamicUser) without
-        access to the node's files. It then ends with the node and is started again by the next scrape
-        ({option}`socketActivation`).
+        Whether systemd connects to the node's socket. The exporter then runs as a user of its own (DynamicUser) without access to
+        the node's files. It exits with the node, and the next scrape starts it again ({option}`socketActivation`).
       '';
     };
     socketActivation = mkOption {
       type = types.bool;
       default = ipc.openFile;
       defaultText = lib.literalExpression "config.services.bitcoind-ipc-exporter.openFile";
-      description = "Let systemd listen at {option}`metricsAddr`: the first scrape starts the exporter, a restart drops no connection.";
+      description = "Whether systemd listens on {option}`metricsAddr`: the first scrape starts the exporter, and a restart drops no connection.";
     };
     user = mkOption {
       type = types.nullOr types.str;
       default = if owner == null then null else owner.user;
       defaultText = lib.literalMD "the user of the node in `services.bitcoind` that has the socket, else `null`";
       description = ''
-        The service's user. The socket belongs to the node's user and nobody else may connect, so this is the node's user,
-        or `null` for a user of its own with {option}`openFile`. It need not be root.
+        The service's user. The socket belongs to the node's user, and no other user can connect: set the node's user, or `null` for a
+        user of its own with {option}`openFile`. Root is not needed.
       '';
     };
     group = mkOption {
@@ -204,33 +203,33 @@ in
     bitcoind = mkOption {
       type = types.str;
       example = lib.literalExpression "lib.getExe' pkgs.bitcoin-node \"bitcoin-node\"";
-      description = "The binary with the tracepoints.";
+      description = "Path of the node's binary, which has the tracepoints.";
     };
     unit = mkOption {
       type = types.nullOr types.str;
       default = null;
       example = "bitcoind-mainnet.service";
-      description = "The node's systemd unit. Needed if several nodes of {option}`bitcoind` run.";
+      description = "The node's systemd unit. Required if several nodes run {option}`bitcoind`, unless {option}`dataDir` is set.";
     };
     dataDir = mkOption {
       type = types.nullOr types.str;
       default = null;
       example = "/var/lib/bitcoind";
       description = ''
-        The node's data directory, which names the node like {option}`unit`. The service's user cannot look into it as a rule: it has to be
-        `-datadir=` on the node's command line.
+        The node's data directory, which selects the node as {option}`unit` does. The service's user usually cannot read it: the path must
+        then be in `-datadir=` on the node's command line.
       '';
     };
     nodeName = mkOption {
       type = types.str;
       default = config.networking.hostName;
       defaultText = lib.literalExpression "config.networking.hostName";
-      description = "The label `node` of each metric.";
+      description = "Value of the label `node` of each metric.";
     };
     metricsAddr = mkOption {
       type = types.str;
       default = "127.0.0.1:9435";
-      description = "Where to serve metrics: HOST:PORT.";
+      description = "Address of the metrics endpoint: HOST:PORT.";
     };
     healthPort = mkOption {
       type = types.port;
@@ -240,14 +239,14 @@ in
     tracepoints = mkOption {
       type = types.listOf (types.enum [ "fibre" "validation" "net" "mempool" "utxocache" "logging" ]);
       default = [ ];
-      description = "Groups of tracepoints to trace; none means all that the binary has.";
+      description = "Groups of tracepoints to trace. An empty list means all groups of the binary.";
     };
     blockLogKeep = mkOption {
       type = types.ints.unsigned;
       default = 100000;
       description = ''
-        How many blocks are kept in `/var/lib/bitcoind-usdt-exporter/blocks.sqlite`, a row each, which
-        `bitcoind-usdt-exporter blocks` shows, as root; 0 for no such file.
+        Number of blocks in the block log, `/var/lib/bitcoind-usdt-exporter/blocks.sqlite`, one row per block. 0 disables it.
+        `bitcoind-usdt-exporter blocks`, run as root, shows them.
       '';
     };
   };
@@ -257,23 +256,23 @@ in
       assertions = [
         {
           assertion = hasIpc || ipc.rpc.enable;
-          message = "services.bitcoind-ipc-exporter: socketPath or rpc.enable has to say how the node is asked";
+          message = "services.bitcoind-ipc-exporter: set socketPath or rpc.enable";
         }
         {
           assertion = ipc.rpc.enable -> (ipc.rpc.user != null && ipc.rpc.passwordFile != null) != (ipc.rpc.cookieFile != null);
-          message = "services.bitcoind-ipc-exporter: rpc needs user and passwordFile, or cookieFile";
+          message = "services.bitcoind-ipc-exporter: set rpc.user and rpc.passwordFile, or rpc.cookieFile";
         }
         {
           assertion = ipc.rpc.url == null || !hasIpc;
-          message = "services.bitcoind-ipc-exporter: rpc.url is for a node without socketPath";
+          message = "services.bitcoind-ipc-exporter: rpc.url is only for a node without socketPath";
         }
         {
           assertion = ipc.rpc.cookieFile == null || hasIpc;
-          message = "services.bitcoind-ipc-exporter: without socketPath the cookie would be that of the node's first run; use rpc.user";
+          message = "services.bitcoind-ipc-exporter: rpc.cookieFile needs socketPath, because the cookie changes when the node restarts; use rpc.user";
         }
         {
           assertion = !hasIpc || ipc.openFile || ipc.user != null;
-          message = "services.bitcoind-ipc-exporter: without openFile the exporter needs the user of the node's socket";
+          message = "services.bitcoind-ipc-exporter: without openFile, set user to the user of the node's socket";
         }
       ];
 
@@ -311,14 +310,14 @@ in
               ++ lib.optionals (ipc.rpc.enable && ipc.rpc.user != null) [ "--rpc-user" ipc.rpc.user ]
               ++ lib.optional (hasIpc && !ipc.openFile) ipc.socketPath
             );
-            # Never the guard: it ends by itself after it has taken leave of the node.
+            # Kills only the exporter, never the guard: the guard exits after it has disconnected from the node.
             KillMode = "process";
             OOMPolicy = "continue";
             ManagedOOMPreference = "omit";
             OOMScoreAdjust = -900;
             CapabilityBoundingSet = "";
             ProtectKernelTunables = true;
-            # Other users' processes stay visible: that Bitcoin Core 30 has loaded its chain shows only there.
+            # No ProtectProc=: only /proc shows that Bitcoin Core 30 has loaded its chain.
             ProcSubset = "pid";
             SystemCallFilter = [ "@system-service" "~@privileged @resources" "sched_setattr setpriority" ];
             RestrictAddressFamilies = [
@@ -385,7 +384,7 @@ in
           );
           StateDirectory = "bitcoind-usdt-exporter";
           UMask = "0077";
-          # What it attached is in the log, too.
+          # The list of attached tracepoints is in the log, too.
           StandardOutput = "null";
           StandardError = "journal";
           DynamicUser = true;

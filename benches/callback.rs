@@ -10,9 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::ipc::guard;
-use bitcoind_exporter::schema::chain_capnp::chain_notifications;
-use bitcoind_exporter::schema::tracing_capnp::utxo_cache_trace;
+use bitcoind_exporter::GUARD_ARGUMENT;
+use bitcoind_exporter::testing::schema::chain_capnp::chain_notifications;
+use bitcoind_exporter::testing::schema::tracing_capnp::utxo_cache_trace;
 use capnp::serialize::write_message_to_words;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::message;
@@ -192,9 +192,10 @@ fn subscriber(traces: bool) {
         let (read, write) = tokio::net::UnixStream::from_std(socket).unwrap().into_split();
         let network =
             twoparty::VatNetwork::new(read.compat(), write.compat_write(), Side::Server, Default::default());
-        let callback = match traces {
-            true => new_client::<utxo_cache_trace::Client, _>(Subscriber).client,
-            false => new_client::<chain_notifications::Client, _>(Subscriber).client,
+        let callback = if traces {
+            new_client::<utxo_cache_trace::Client, _>(Subscriber).client
+        } else {
+            new_client::<chain_notifications::Client, _>(Subscriber).client
         };
         let _ = RpcSystem::new(Box::new(network), Some(callback)).await;
     });
@@ -225,7 +226,7 @@ fn measure(callback: &Callback) {
     let (mut events, events_theirs) = UnixStream::pair().unwrap();
     fcntl(&events_theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let mut guard = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"))
-        .args([guard::ARGUMENT, &events_theirs.as_raw_fd().to_string(), "-"])
+        .args([GUARD_ARGUMENT, &events_theirs.as_raw_fd().to_string(), "-"])
         .stdin(Stdio::from(OwnedFd::from(guarded)))
         .stdout(Stdio::from(OwnedFd::from(exporter_theirs)))
         .spawn()

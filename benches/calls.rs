@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::ipc::{Connection, Interfaces};
+use bitcoind_exporter::testing::{Connection, Interfaces};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::ipc::{Connection, Mining};
+use bitcoind_exporter::testing::{Connection, Mining};
 use tokio::net::UnixStream;
 
 fn main() {

@@ -1,3 +1,4 @@
+# Ordinals: src/ipc/capnp/handler.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit 6cbf222c6ada.
 @0xebd8f46e2f369076;
 
 using Proxy = import "proxy.capnp";

@@ -1,3 +1,5 @@
+# Ordinals: src/ipc/capnp/node.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit 6cbf222c6ada.
+# Other public branches have other ordinals.
 @0x92546c47dc734b2e;
 
 using Proxy = import "proxy.capnp";

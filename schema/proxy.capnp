@@ -1,4 +1,7 @@
 # Threads and call contexts: what libmultiprocess adds to every call.
+#
+# Ordinals: src/ipc/libmultiprocess/include/mp/proxy.capnp of Bitcoin Core at 02306cc915ca (Core 32) and 1b3d58f128a5
+# (Core 31).
 @0xcc316e3f71a040fb;
 
 interface ThreadMap {

@@ -1,3 +1,4 @@
+# Ordinals: src/ipc/capnp/tracing.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit 6cbf222c6ada.
 @0xfcbbd3f49874128e;
 
 using Proxy = import "proxy.capnp";

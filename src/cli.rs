@@ -49,27 +49,41 @@ pub struct Shared {
 
 impl Shared {
     /// Starts logging; dropping what is returned writes the last lines.
+    ///
+    /// # Errors
+    /// A target cannot be opened, or RUST_LOG is wrong.
     pub fn start_logging(&self) -> Result<logging::Logging> {
         let level = if self.debug { logging::Level::Debug } else { logging::Level::Info };
         logging::start(self.log, level, None)
     }
 
     /// What `--web.config.file` asks for.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is wrong.
     pub fn web_config(&self) -> Result<WebConfig> {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
 
     /// Every page, as `--web.config.file` and `--web.allowed-host` have it.
+    ///
+    /// # Errors
+    /// As [`Self::web_config`].
     pub fn endpoint(&self) -> Result<Endpoint> {
         Ok(Endpoint::all(self.web_config()?).with_allowed_hosts(&self.web_allowed_host))
     }
 }
 
-/// Reads a duration like `15s`; zero is refused, and what no clock can be added to.
+/// Reads a duration like `15s` of at least a millisecond, and not longer than any clock can count.
+///
+/// # Errors
+/// What is wrong with the text.
 pub fn duration(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(1);
     const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than zero".into()),
+        Ok(duration) if duration < SHORTEST => Err("must be at least 1ms".into()),
         Ok(duration) if duration > LONGEST => Err("must be at most 100 years".into()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it like 15s, 500ms or 1m")),
@@ -82,12 +96,18 @@ pub fn print_error(line: impl Display) {
 }
 
 /// Prints what a command answers.
+///
+/// # Errors
+/// Standard output cannot be written, for another reason than a reader that has ended.
 pub fn print(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
     printed(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
 }
 
 /// What became of a command's answer. That whoever reads it has enough of it (`| head`) is no error.
+///
+/// # Errors
+/// The result's own, with what failed.
 pub fn printed(written: io::Result<()>) -> Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -105,9 +125,12 @@ pub trait Program: Parser {
     /// The arguments that both binaries have.
     fn shared(&self) -> &Shared;
 
-    /// The arguments that were given, and what else there is to add to them.
-    fn completed(command: &mut Command, given: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
-        command.try_get_matches_from_mut(given)
+    /// Lays other sources of settings under the arguments that were given.
+    ///
+    /// # Errors
+    /// A source cannot be read, or has a wrong value.
+    fn overlay(&mut self, _command: &mut Command, _given: &ArgMatches) -> Result<(), clap::Error> {
+        Ok(())
     }
 
     /// The command line, as documented.
@@ -123,14 +146,30 @@ pub trait Program: Parser {
     }
 
     /// Reads the arguments. The error is also a request for help or for the version.
+    ///
+    /// # Errors
+    /// A wrong argument, or a request for help or for the version.
     fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::full_command();
-        let matches = Self::completed(&mut command, arguments.collect())?;
-        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+        let given = command.try_get_matches_from_mut(arguments)?;
+        let mut program = Self::from_arg_matches(&given).map_err(|error| error.format(&mut command))?;
+        program.overlay(&mut command, &given)?;
+        Ok(program)
     }
 
     /// Prints what `--generate` asks for; `None` if it asks for nothing.
     fn generate(&self) -> Option<Result<()>> {
         Some(printed(generate::print(self.shared().generate?, Self::full_command())))
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn durations_are_between_a_millisecond_and_a_century() {
+    assert_eq!(duration("1ms"), Ok(Duration::from_millis(1)));
+    for (text, why) in [("0s", "zero"), ("1ns", "at least 1ms"), ("101y", "at most 100 years"), ("1", "15s")]
+    {
+        let error = duration(text).unwrap_err();
+        assert!(error.contains(why), "{text}: {error}");
     }
 }

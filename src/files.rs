@@ -26,17 +26,26 @@ const MAX_ATTEMPTS: usize = 4;
 static ATTEMPTS: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
 
 /// The bytes of a file of at most 4 MiB; waits for five seconds at most.
+///
+/// # Errors
+/// It cannot be read in time, is no regular file, or is too large.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     with_timeout(path, TIMEOUT, |path| read_regular(path, MAX_BYTES))?
 }
 
 /// As [`read`], for UTF-8.
+///
+/// # Errors
+/// As [`read`], or it is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).map_err(|error| Error::new(ErrorKind::InvalidData, error))
 }
 
 /// Opens a file to append to it, and makes it if there is none; waits for five seconds at most. A FIFO must have a reader, and what does
 /// not fit into it fails instead of waiting.
+///
+/// # Errors
+/// It cannot be opened in time, or is a FIFO without a reader.
 pub fn append_to(path: &Path) -> Result<File> {
     let open = |path: &Path| File::options().append(true).create(true).custom_flags(O_NONBLOCK).open(path);
     with_timeout(path, TIMEOUT, open)?.map_err(|error| match error.raw_os_error() {
@@ -46,6 +55,9 @@ pub fn append_to(path: &Path) -> Result<File> {
 }
 
 /// Runs `read` on a thread of its own and waits for its result, five seconds at most.
+///
+/// # Errors
+/// There was no result in time.
 pub async fn on_thread<T: Send + 'static>(
     path: &Path,
     read: impl FnOnce(&Path) -> T + Send + 'static,
@@ -116,6 +128,9 @@ fn blocked() -> Error {
 }
 
 /// The bytes of a regular file. Blocks while its file system does.
+///
+/// # Errors
+/// It cannot be read, is no regular file, or is larger than `max_bytes`.
 pub fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let irregular = || Error::new(ErrorKind::InvalidInput, "it is not a regular file");
     // Before it is opened: opening can have an effect, on a tape drive or a FIFO's writer.

@@ -31,6 +31,9 @@ pub const SUPERVISE: &str = "BITCOIND_IPC_EXPORTER_SUPERVISE";
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Whether this process has to supervise a child. PID 1 always does.
+///
+/// # Errors
+/// The variable has another value than 1 or 0.
 pub fn is_needed() -> Result<bool> {
     if is_pid_1() {
         return Ok(true);
@@ -59,6 +62,9 @@ fn is_in_container() -> bool {
 }
 
 /// In the child: takes the signals that its parent keeps blocked, and a SIGTERM when the parent dies.
+///
+/// # Errors
+/// The parent has ended.
 pub fn start_child() -> Result<()> {
     let Some(parent) = std::env::var_os(CHILD_OF_INIT) else { return Ok(()) };
     prctl::set_pdeathsig(Signal::SIGTERM)?;
@@ -72,6 +78,9 @@ pub fn start_child() -> Result<()> {
 
 /// Runs this program as a child with the same arguments and descriptors. Returns when it, its guards, and as PID 1 all other
 /// exporters of the container have ended, with the child's exit code, or 128 and the signal that ended it.
+///
+/// # Errors
+/// The child cannot be started or waited for.
 pub fn run() -> Result<ExitCode> {
     sys::reset_sigchld()?;
     // A guard whose exporter was killed becomes a child of this process.

@@ -16,10 +16,11 @@
 //!
 //! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
 //! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
-//! - [`node_process`] is the node as a process.
+//! - [`node_process`] is the node as a process; `bitcoin_core` has names and notations of Bitcoin Core.
 //! - [`text`] bounds text from others; [`files`] reads files that users name, `tls` the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
 //! - [`init`] supervises the exporter in a container, as PID 1 or behind one.
+//! - `testing` has what only tests, benches and fuzz targets use.
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
@@ -35,27 +36,36 @@
     )
 )]
 
+mod bitcoin_core;
 pub mod cli;
-pub mod collect;
+mod collect;
 pub mod files;
-pub mod generate;
+mod generate;
 pub mod http;
-pub mod http_rpc;
+mod http_rpc;
 pub mod init;
-pub mod ipc;
+mod ipc;
 pub mod logging;
 pub mod metrics;
-pub mod node_process;
-pub mod priority;
+mod node_process;
+mod priority;
 pub mod service;
 pub mod status;
 mod sys;
 pub mod systemd;
-pub mod text;
+#[doc(hidden)]
+pub mod testing;
+mod text;
 mod tls;
 #[cfg(feature = "usdt")]
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]
 pub mod usdt;
+
+pub use collect::{Candidates, Collector, Config, Context, NextBlock, UtxoTrace, check, once};
+pub use http_rpc::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
+pub use http_rpc::{Credentials, Password, Settings as HttpRpcSettings, Url, tls as http_rpc_tls};
+pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
+pub use ipc::source;
 
 /// The text of `METRICS.md`.
 #[cfg(feature = "usdt")]
@@ -85,6 +95,6 @@ fn metrics_md_is_what_the_registries_say() {
     clippy::allow_attributes_without_reason,
     reason = "generated"
 )]
-pub mod schema {
+mod schema {
     include!(concat!(env!("OUT_DIR"), "/schema.rs"));
 }

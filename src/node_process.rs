@@ -1,5 +1,6 @@
 //! The node as a process: finding it, what it runs, noticing its end.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -71,9 +72,12 @@ impl fmt::Display for Node {
     }
 }
 
-/// The process at the other end of a socket, as far as the system tells: nothing if it is in another PID namespace.
+/// The node's process at the other end of a socket. It is not visible if it is in another PID namespace, and if another program, a
+/// proxy, listens in front of the node.
 pub struct Peer {
     pid: Option<i32>,
+    /// It was seen to be a node.
+    is_node: Cell<bool>,
     /// Becomes readable when the process ends.
     end: Option<OwnedFd>,
 }
@@ -83,35 +87,55 @@ impl Peer {
     pub fn of(stream: &UnixStream) -> Self {
         let credentials = getsockopt(stream, sockopt::PeerCredentials).ok();
         let pid = credentials.map(|peer| peer.pid()).filter(|&pid| pid > 0);
-        Peer { pid, end: pid.and_then(|pid| sys::pidfd_open(pid).ok()) }
+        Peer { pid, is_node: Cell::new(false), end: pid.and_then(|pid| sys::pidfd_open(pid).ok()) }
     }
 
-    /// Its process, to look at what it uses; `None` if it cannot be seen in `/proc`.
-    pub fn process(&self) -> Option<Usage> {
+    /// The process, if it can be seen in `/proc` and is a node, as its threads show.
+    fn node(&self) -> Option<Process> {
         let process = Process::new(self.pid?).ok()?;
+        if !self.is_node.get() {
+            let threads = process.tasks().ok()?.flatten().filter_map(|task| Some(task.stat().ok()?.comm));
+            self.is_node.set(are_threads_of_node(threads));
+        }
+        self.is_node.get().then_some(process)
+    }
+
+    /// The node's process, to look at what it uses; `None` if it is not visible.
+    pub fn process(&self) -> Option<Usage> {
+        let process = self.node()?;
         let started = process.stat().ok()?.starttime;
         Some(Usage { process, started })
     }
 
-    /// Whether a thread of this name runs in it, by `/proc`; `None` if the process cannot be seen there.
+    /// Whether a thread of this name runs in the node; `None` if its process is not visible.
     pub fn runs_thread(&self, name: &str) -> Option<bool> {
-        let tasks = Process::new(self.pid?).and_then(|process| process.tasks()).ok()?;
+        let tasks = self.node()?.tasks().ok()?;
         let names = tasks.flatten().filter_map(|task| Some(task.stat().ok()?.comm));
         Some(names.into_iter().any(|comm| comm == name))
     }
 
-    /// Whether the node takes itself apart, by the name that its main thread has from then on; `None` if the process cannot be
-    /// seen.
+    /// Whether the node takes itself apart, by the name that its main thread has from then on; `None` if its process is not
+    /// visible.
     pub fn is_shutting_down(&self) -> Option<bool> {
-        let stat = Process::new(self.pid?).and_then(|process| process.stat()).ok()?;
+        let stat = self.node()?.stat().ok()?;
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when it has ended; an error if the system does not tell.
+    /// Resolves when it has ended; an error if the system does not tell, or if it is not the node.
     pub async fn ended(self) -> io::Result<()> {
+        let is_proxy = self.pid.is_some_and(|pid| Process::new(pid).is_ok()) && self.node().is_none();
+        if is_proxy {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let end = self.end.ok_or(io::ErrorKind::NotFound)?;
         sys::watched(end)?.readable().await.map(drop)
     }
+}
+
+/// Whether threads of these names are a node's. Bitcoin Core's names begin with `b-`, that of the thread which serves the socket
+/// included.
+fn are_threads_of_node(mut names: impl Iterator<Item = String>) -> bool {
+    names.any(|name| name.starts_with("b-"))
 }
 
 /// What a process uses.
@@ -177,4 +201,13 @@ pub fn cpu_seconds(stat: &Stat) -> f64 {
 /// Without what the kernel appends when the file was removed or replaced.
 pub(crate) fn without_mark(path: &Path) -> PathBuf {
     path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.into(), PathBuf::from)
+}
+
+#[cfg(test)]
+#[test]
+fn nodes_are_known_by_their_threads() {
+    let is_node = |names: &[&str]| are_threads_of_node(names.iter().map(|name| name.to_string()));
+    assert!(is_node(&["bitcoin-node", "b-capnp-loop", "b-scheduler"]));
+    assert!(is_node(&["b-shutoff"]), "it shuts down");
+    assert!(!is_node(&["socat"]) && !is_node(&["nginx", "nginx"]) && !is_node(&["bitcoin-node"]));
 }

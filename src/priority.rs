@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// The calling thread gives way to the others.
+/// The calling thread gives way to the others of its process.
 pub fn give_way() {
     const NICE: i32 = 10;
-    sys::set_nice(NICE);
+    sys::add_nice(NICE);
 }
 
 /// The calling thread runs in slices of 0.1 ms, so that it need not wait for the end of another's (3 ms, say) when it wakes

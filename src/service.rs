@@ -26,6 +26,9 @@ pub struct Service {
 
 impl Service {
     /// Serves, and tells the service manager that it does. Signals are for [`run`](Self::run), which drives this runtime.
+    ///
+    /// # Errors
+    /// The server cannot be started.
     pub fn start(
         runtime: &Runtime,
         listeners: impl IntoIterator<Item = (Listener, Endpoint)>,
@@ -48,6 +51,9 @@ impl Service {
 
     /// Does the work on this thread until it is done. SIGTERM or SIGINT cancels `shutdown`, at which the work has to end in
     /// order; a second one ends all at once.
+    ///
+    /// # Errors
+    /// That of the work.
     pub fn run(
         mut self,
         runtime: &Runtime,

@@ -4,18 +4,25 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 
-/// How readily the calling thread gives way to others: 0 as usual, 19 most.
-pub fn set_nice(nice: i32) {
-    // SAFETY: takes numbers only; 0 is the calling thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+/// The time of a clock; 0 if the kernel does not have it.
+pub fn clock(id: ClockId) -> Duration {
+    clock_gettime(id).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Adds to the calling thread's nice value, which is that of its process at first, at most to 19.
+pub fn add_nice(by: i32) {
+    // SAFETY: takes a number only. On Linux it is the calling thread's.
+    unsafe { libc::nice(by) };
 }
 
 /// How long the calling thread runs at a stretch, where it is scheduled as usual. Linux 6.12 or later.
@@ -62,6 +69,9 @@ pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
 }
 
 /// Takes over a descriptor that this process inherited, and makes it close-on-exec. Each may be taken over once.
+///
+/// # Errors
+/// It is not open, was taken over before, or is standard input, output or error.
 pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
     let mut taken = taken_over();
     if fd <= 2 {

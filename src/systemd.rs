@@ -22,6 +22,9 @@ pub struct Inherited(BTreeMap<String, Vec<OwnedFd>>);
 
 impl Inherited {
     /// Takes over what LISTEN_FDS says; nothing if the variables are meant for another process.
+    ///
+    /// # Errors
+    /// LISTEN_FDS is wrong, or a descriptor is not open.
     pub fn take() -> Result<Self> {
         let mut inherited = Inherited::default();
         let parent = std::env::var_os(CHILD_OF_INIT);

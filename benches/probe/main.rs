@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use bitcoind_exporter::usdt::events::Events;
+use bitcoind_exporter::testing::Events;
 use bitcoind_exporter::usdt::{Programs, TracepointGroup};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::ipc::guard::{Notice, relay};
+use bitcoind_exporter::testing::{Notice, relay};
 use libfuzzer_sys::fuzz_target;
 
 nix::ioctl_read_bad!(unread_by_the_other, 0x5411 /* TIOCOUTQ */, nix::libc::c_int);

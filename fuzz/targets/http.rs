@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use bitcoind_exporter::http::{Connections, Endpoint, GracefulShutdown, Pages, WebConfig, serve_connection};
+use bitcoind_exporter::http::{Endpoint, Pages, WebConfig};
 use bitcoind_exporter::metrics::Format;
+use bitcoind_exporter::testing::{Authenticated, GracefulShutdown, serve_connection};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -49,10 +50,9 @@ fuzz_target!(|data: &[u8]| {
         let graceful = GracefulShutdown::new();
         let served = async {
             // On a paused clock this is the proof that no client keeps a connection for ever.
-            let place = Connections::new(1).enter(None);
             tokio::time::timeout(
                 Duration::from_secs(3600),
-                serve_connection(ours, &open, &Fixed, &place, graceful.watcher()),
+                serve_connection(ours, &open, &Fixed, &Authenticated::default(), graceful.watcher()),
             )
             .await
             .expect("ends")

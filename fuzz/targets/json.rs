@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bitcoind_exporter::collect::{self, Config, Context, NextBlock, UtxoTrace};
 use bitcoind_exporter::metrics::{Format, Metrics};
-use bitcoind_exporter::node_process::Peer;
-use bitcoind_exporter::schema::init_capnp::init;
-use bitcoind_exporter::schema::proxy_capnp::{thread, thread_map};
-use bitcoind_exporter::schema::rpc_capnp::rpc;
 use bitcoind_exporter::status::Status;
+use bitcoind_exporter::testing::Peer;
+use bitcoind_exporter::testing::open;
+use bitcoind_exporter::testing::schema::init_capnp::init;
+use bitcoind_exporter::testing::schema::proxy_capnp::{thread, thread_map};
+use bitcoind_exporter::testing::schema::rpc_capnp::rpc;
+use bitcoind_exporter::{Config, Context, NextBlock, UtxoTrace};
 use capnp::Error;
 use capnp::capability::FromClientHook;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
@@ -101,7 +102,7 @@ fuzz_target!(|text: &str| {
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
-        if let Ok(mut session) = collect::open(ours, None, &process, &context).await {
+        if let Ok(mut session) = open(ours, None, &process, &context).await {
             assert_eq!(session.interfaces.names(), ["rpc"]);
             let mut poller = session.poller();
             for _ in 0..2 {

@@ -5,10 +5,11 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bitcoind_exporter::collect::{self, Config, Context, End, NextBlock, UtxoTrace};
 use bitcoind_exporter::metrics::{Format, Metrics};
-use bitcoind_exporter::node_process::Peer;
 use bitcoind_exporter::status::Status;
+use bitcoind_exporter::testing::Peer;
+use bitcoind_exporter::testing::{End, open};
+use bitcoind_exporter::{Config, Context, NextBlock, UtxoTrace};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -47,7 +48,7 @@ fuzz_target!(|data: &[u8]| {
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
         let node = Peer::of(&ours);
         let exporter = async {
-            match collect::open(ours, None, &node, &context).await {
+            match open(ours, None, &node, &context).await {
                 Ok(session) => session.run().await,
                 Err(end) => end,
             }

@@ -15,7 +15,7 @@ use crate::harness::fake::{FakeNode, Offers};
 use crate::harness::fixture;
 use crate::harness::node::{Node, bitcoin_node, free_port};
 use crate::hidden_rpc::HiddenRpc;
-use crate::network::Network;
+use crate::network::{Network, WITHOUT_CHECKS};
 use crate::report;
 use crate::stack::{Alert, INTERVAL, Received, Stack, Target};
 
@@ -60,6 +60,10 @@ pub struct Plan {
     /// Besides those that connect it to the hub.
     pub node: Vec<String>,
     pub exporter: Vec<String>,
+    /// Of its targets.
+    pub target_labels: Vec<(&'static str, &'static str)>,
+    /// Another program than BITCOIN_NODE.
+    pub program: Option<PathBuf>,
     /// Labels that Prometheus stores with another value: (label, pattern, value).
     pub labels: Vec<(String, String, String)>,
     pub usdt: bool,
@@ -80,6 +84,8 @@ impl Plan {
             kind,
             node: Vec::new(),
             exporter: Vec::new(),
+            target_labels: Vec::new(),
+            program: None,
             labels: vec![("chain".into(), "regtest".into(), "main".into())],
             usdt: kind == Kind::Rpc,
             connected: true,
@@ -100,6 +106,16 @@ impl Plan {
     pub fn node(mut self, arguments: &[&str]) -> Self {
         self.node.extend(arguments.iter().map(|it| it.to_string()));
         self
+    }
+
+    /// Its targets have this label.
+    pub fn target_label(mut self, name: &'static str, value: &'static str) -> Self {
+        self.target_labels.push((name, value));
+        self
+    }
+
+    pub fn program(self, program: &Path) -> Self {
+        Plan { program: Some(program.into()), ..self }
     }
 
     pub fn exporter(mut self, arguments: &[&str]) -> Self {
@@ -134,7 +150,7 @@ impl Plan {
     }
 
     fn is_core31(&self) -> bool {
-        self.kind == Kind::RpcOverHttp && std::env::var_os("CORE31_NODE").is_some()
+        self.kind == Kind::RpcOverHttp && self.program.is_none() && std::env::var_os("CORE31_NODE").is_some()
     }
 
     fn relabeling(&self) -> impl Iterator<Item = Value> + '_ {
@@ -218,11 +234,13 @@ impl Member {
         }
         let connect = format!("-connect={}", network.address());
         let mut arguments: Vec<&str> = plan.node.iter().map(String::as_str).collect();
+        arguments.extend(WITHOUT_CHECKS);
         if plan.connected {
             arguments.extend([connect.as_str(), "-whitelist=noban,in,out@127.0.0.1"]);
         }
-        let program = match (plan.kind, std::env::var_os("CORE31_NODE")) {
-            (Kind::RpcOverHttp, Some(core31)) => PathBuf::from(core31),
+        let program = match (&plan.program, std::env::var_os("CORE31_NODE")) {
+            (Some(program), _) => program.clone(),
+            (None, Some(core31)) if plan.kind == Kind::RpcOverHttp => PathBuf::from(core31),
             _ => bitcoin_node(),
         };
         let dir = tempfile::TempDir::new().unwrap();
@@ -260,7 +278,10 @@ impl Member {
 
     pub fn start_ipc(&mut self) {
         let mut command = command();
-        command.args(["--poll-interval", INTERVAL, "--call-timeout", "500ms", "--next-block", "on"]);
+        command.args(["--poll-interval", INTERVAL, "--call-timeout", "500ms"]);
+        if !self.plan.exporter.iter().any(|it| it == "--next-block") {
+            command.args(["--next-block", "on"]);
+        }
         if let Some(fake) = &self.fake {
             command.arg(fake.socket());
         }
@@ -357,7 +378,10 @@ impl Member {
             .iter()
             .map(|it| Target::new("bitcoind-ipc", it.address(), self.name()).label("__scheme__", scheme));
         let usdt = self.usdt.iter().map(|it| Target::new("bitcoind-usdt", it.address(), self.name()));
-        ipc.chain(usdt).collect()
+        let labels = &self.plan.target_labels;
+        let labelled =
+            |target: Target| labels.iter().fold(target, |target, (name, value)| target.label(name, value));
+        ipc.chain(usdt).map(labelled).collect()
     }
 }
 
@@ -397,6 +421,8 @@ pub struct Fleet {
     pub stack: Stack,
     pub members: Vec<Member>,
     pub network: Network,
+    /// All targets are scraped since then.
+    pub since: Instant,
 }
 
 /// A minute of the operator's time takes a second.
@@ -425,24 +451,34 @@ impl Fleet {
         }
         for member in &mut members {
             member.start_ipc();
-            if member.plan.usdt && fixture::cannot_bpf().is_none() {
+            if member.plan.usdt && !fixture::cannot_bpf() {
                 member.start_usdt();
             }
         }
         let targets: Vec<_> = members.iter().flat_map(Member::targets).collect();
         let authority = members.iter().find_map(|it| it.plan.authority.clone());
         let stack = Stack::start(factor, &targets, &relabeling, authority.as_deref());
-        let fleet = Fleet { drill, stack, members, network };
-        fleet.stack.wait_for_targets(targets.len());
-        fleet.stack.forget_start();
-        fleet
+        let fleet = Fleet { drill, stack, members, network, since: Instant::now() };
+        fleet.watched(targets.len())
     }
 
     /// Without nodes of its own.
     pub fn of_targets(drill: &'static str, factor: u32, targets: &[Target]) -> Self {
         let network = Network::start(factor);
         let stack = Stack::start(factor, targets, &[], None);
-        Fleet { drill, stack, members: Vec::new(), network }
+        Fleet { drill, stack, members: Vec::new(), network, since: Instant::now() }.watched(targets.len())
+    }
+
+    /// Once each target was scraped.
+    fn watched(mut self, targets: usize) -> Self {
+        self.stack.wait_for_targets(targets);
+        self.since = Instant::now();
+        self.stack.forget_start();
+        self
+    }
+
+    pub fn drill(&self) -> &'static str {
+        self.drill
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -488,12 +524,13 @@ impl Fleet {
         self.record(since, &wanted, &received, within, ok);
         assert!(
             ok,
-            "{}: missing {:?}\nunexpected {:#?}\nfiring now {:?}\npending {:?}",
+            "{}: missing {:?}\nunexpected {:#?}\nfiring now {:?}\npending {:?}\nscrapes {}",
             self.drill,
             wanted.difference(&got).collect::<Vec<_>>(),
             received.iter().filter(|it| !wanted.contains(&it.alert)).collect::<Vec<_>>(),
             self.stack.alerts("firing"),
             self.stack.alerts("pending"),
+            self.stack.failed_scrapes(),
         );
     }
 

@@ -18,6 +18,9 @@ use crate::harness::peer::unix_time;
 
 const MINED: u32 = 160;
 
+/// What a node on regtest checks after each transaction and block, and one on main does not.
+pub const WITHOUT_CHECKS: [&str; 2] = ["-checkmempool=0", "-checkblockindex=0"];
+
 /// What it sends on its own.
 pub struct Pace {
     pub transactions: AtomicBool,
@@ -40,8 +43,19 @@ impl Network {
 
     /// Its blocks have times that are so long ago.
     pub fn start_with(factor: u32, age: Duration, arguments: &[&str]) -> Self {
+        Self::start_from(factor, age, arguments, |_| ())
+    }
+
+    /// On blocks that its node has by then.
+    pub fn start_prepared(factor: u32, arguments: &[&str], prepare: impl FnOnce(&Node)) -> Self {
+        Self::start_from(factor, Duration::ZERO, arguments, prepare)
+    }
+
+    fn start_from(factor: u32, age: Duration, arguments: &[&str], prepare: impl FnOnce(&Node)) -> Self {
         // It announces transactions at once.
-        let hub = Node::start(&[&["-whitelist=noban,in,out@127.0.0.1"], arguments].concat());
+        let hub =
+            Node::start(&[&["-whitelist=noban,in,out@127.0.0.1"], &WITHOUT_CHECKS[..], arguments].concat());
+        prepare(&hub);
         if !age.is_zero() {
             let then = unix_time() - u32::try_from(age.as_secs()).unwrap();
             hub.cli(&["setmocktime", &then.to_string()]);

@@ -1,5 +1,6 @@
 //! Nodes that go down, hang or restart.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use crate::fleet::{FACTOR, Fleet, Kind, Member, Plan, critical, info, warning};
 use crate::harness::exporter::{Exporter, command};
 use crate::harness::fake_http::{FakeHttp, Mode};
+use crate::harness::node::bitcoin_node;
 use crate::harness::peer::unix_time;
 use crate::network::Network;
 use crate::stack::{INTERVAL, Target};
@@ -54,6 +56,36 @@ pub fn planned_restart_is_no_alert() {
     }
     std::thread::sleep(fleet.stack.minutes(30.0));
     fleet.expect(since, &[], &[], 30.0);
+}
+
+/// Drill 28: another version in place of the program, from Core 31 where there is one.
+pub fn upgrade_of_the_node_is_no_alert() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let before = std::env::var_os("CORE31_NODE").map_or_else(bitcoin_node, PathBuf::from);
+    let install = |program: &Path, at: &Path| {
+        let new = at.with_extension("new");
+        std::fs::copy(program, &new).unwrap();
+        std::fs::rename(new, at).unwrap();
+    };
+    let place = |kind: Kind| dir.path().join(kind.name());
+    let plans = Kind::REAL.map(|kind| {
+        install(&before, &place(kind));
+        Plan::new(kind).program(&place(kind)).node(&["-uacomment=before"])
+    });
+    let mut fleet = Fleet::start("28 upgrade of node", plans.into());
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    for member in &mut fleet.members {
+        install(&bitcoin_node(), &place(member.plan.kind));
+        member.stop();
+        member.real_mut().forget_argument("-uacomment=before");
+        member.start_again();
+    }
+    std::thread::sleep(fleet.stack.minutes(30.0));
+    fleet.expect(since, &[], &[], 30.0);
+    let versions =
+        fleet.stack.prometheus.query("count by (node) (bitcoin_node_info{subversion!~\".*before.*\"})");
+    assert_eq!(versions.as_array().unwrap().len(), 3, "{versions}");
 }
 
 /// Drill 2: up for a minute, down for seven.

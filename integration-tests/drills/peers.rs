@@ -95,7 +95,6 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         // As a node chooses its peers.
         plan(Kind::Rpc, "well", &|at| format!("{}.8.8.1:8333", 40 + at)).without_usdt(),
     ];
-    let since = Instant::now();
     let fleet = Fleet::start_on("11 one group", FACTOR, network, plans);
     let inbound: Vec<_> = fleet
         .members
@@ -103,6 +102,8 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         .flat_map(|it| (0..12).map(|_| Peer::connect(it.real().p2p_port)).collect::<Vec<_>>())
         .collect();
     let names: Vec<_> = fleet.names().into_iter().filter(|it| it != "well").collect();
+    // They have been in one group for as long as anybody looks.
+    let since = fleet.since;
     fleet.expect(since, &names, &[warning("BitcoinOutboundPeersOfOneGroup")], 15.0);
     drop(inbound);
 }
@@ -190,8 +191,9 @@ fn addresses(round: u32) -> Vec<AddrV2Message> {
 pub fn backlog_of_announcements_is_an_alert() {
     let network = Network::start(FACTOR);
     let connect = format!("-connect={}", network.address());
-    let plan =
-        |kind: Kind| Plan::new(kind).alone().node(&[connect.as_str(), "-whitelist=noban,out@127.0.0.1"]);
+    let plan = |kind: Kind| {
+        Plan::new(kind).alone().node(&[connect.as_str(), "-whitelist=noban,relay,out@127.0.0.1"])
+    };
     let fleet = Fleet::start_on("27 inv backlog", FACTOR, network, Kind::REAL.map(plan).into());
     let hub = &fleet.network.hub;
     for member in &fleet.members {

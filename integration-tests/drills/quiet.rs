@@ -1,12 +1,27 @@
 //! Drill 30, the quiet day: situations in which no alert may come. In the suite a shorter part of it;
-//! DRILLS_QUIET_MINUTES=1440 is the whole day, in 24 minutes.
+//! DRILLS_QUIET_MINUTES=1440 is the whole day, in 12 minutes.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crate::fleet::{FACTOR, Fleet, Kind, Plan};
+use bitcoin::consensus::encode::serialize_hex;
+use bitcoin::script::ScriptBuf;
+use bitcoin::{Amount, TxOut};
+use serde_json::json;
+
+use crate::fibre::FibreNode;
+use crate::fleet::{Fleet, Kind, Plan};
+use crate::harness::fixture::cannot_bpf;
 use crate::harness::node::Node;
+use crate::internals::{fleet_from_a_snapshot, network_above_a_snapshot};
 use crate::network::Network;
+use crate::preload::Faulty;
+use crate::report;
+use crate::snapshot::Snapshot;
+
+/// A minute of the operator's time takes half a second.
+const FACTOR: u32 = 120;
 
 /// Minutes of the operator's time. Longer than an hour, the window of most rules.
 fn minutes() -> f64 {
@@ -17,12 +32,26 @@ fn minutes() -> f64 {
 fn passes(fleet: &Fleet) {
     let since = Instant::now();
     std::thread::sleep(fleet.stack.minutes(minutes()));
+    was_quiet(fleet, since);
+}
+
+/// Nothing was received, nothing is held back, and the rules were evaluated.
+fn was_quiet(fleet: &Fleet, since: Instant) {
     fleet.expect(since, &[], &[], minutes());
-    assert_eq!(
-        fleet.stack.alerts("firing"),
-        std::collections::BTreeSet::new(),
-        "firing, and not sent yet or held back"
-    );
+    assert_eq!(fleet.stack.alerts("firing"), BTreeSet::new(), "firing, and not sent yet or held back");
+    let number = |query: &str| -> f64 {
+        fleet.stack.prometheus.query(query)[0]["value"][1].as_str().unwrap().parse().unwrap()
+    };
+    let evaluations = number("sum(prometheus_rule_evaluations_total)");
+    assert!(evaluations > 1000.0, "{evaluations} evaluations of rules");
+    assert_eq!(number("sum(prometheus_rule_evaluation_failures_total)"), 0.0, "evaluations failed");
+    report::add_quiet_day(report::QuietDay {
+        situation: fleet.drill(),
+        minutes: fleet.stack.in_minutes(since.elapsed()),
+        series: number("prometheus_tsdb_head_series"),
+        samples: number("prometheus_tsdb_head_samples_appended_total{type=\"float\"}"),
+        evaluations,
+    });
 }
 
 /// Nodes with peers, blocks and transactions.
@@ -34,7 +63,7 @@ pub fn nodes_on_main_are_quiet() {
         Plan::new(Kind::Rpc).named("pruned").without_usdt().node(&["-prune=1"]),
         Plan::new(Kind::Rpc).named("blocksonly").node(&["-blocksonly"]),
     ];
-    passes(&Fleet::start("30 main, pruned, -blocksonly", plans));
+    passes(&Fleet::start_scaled("30 main, pruned, -blocksonly", FACTOR, plans));
 }
 
 /// Signet, and two private signets, which have one name and different blocks.
@@ -47,14 +76,14 @@ pub fn nodes_on_signets_are_quiet() {
         Plan::new(Kind::HttpOnly).named("private-a").chain("signet"),
         Plan::new(Kind::RpcOverHttp).named("private-b").chain("signet").alone().node(&[&connect]),
     ];
-    let fleet = Fleet::start("30 signet, two private signets", plans);
+    let fleet = Fleet::start_scaled("30 signet, two private signets", FACTOR, plans);
     let end = Instant::now() + fleet.stack.minutes(minutes());
     let since = Instant::now();
     while Instant::now() < end {
         other.mine(1);
         std::thread::sleep(fleet.stack.minutes(10.0));
     }
-    fleet.expect(since, &[], &[], minutes());
+    was_quiet(&fleet, since);
 }
 
 /// Regtest as it is, without peers and without blocks; and nodes without a network.
@@ -64,11 +93,12 @@ pub fn nodes_without_peers_are_quiet() {
         alone(Kind::Rpc, "regtest-rpc").chain("regtest"),
         alone(Kind::RpcOverHttp, "regtest-rpc-over-http").chain("regtest"),
         alone(Kind::HttpOnly, "regtest-http-only").chain("regtest"),
-        alone(Kind::MiningOnly, "regtest-mining-only").chain("regtest"),
+        // It does not report its chain (docs/alerts.md, `chain_id`).
+        alone(Kind::MiningOnly, "regtest-mining-only").target_label("chain_id", "regtest"),
         alone(Kind::Rpc, "offline-rpc").without_usdt().node(&["-networkactive=0"]),
         alone(Kind::HttpOnly, "offline-http-only").node(&["-networkactive=0"]),
     ];
-    passes(&Fleet::start("30 regtest, -networkactive=0", plans));
+    passes(&Fleet::start_scaled("30 regtest, -networkactive=0", FACTOR, plans));
 }
 
 /// Initial block download that goes on, and the hour after it.
@@ -82,30 +112,93 @@ pub fn download_is_quiet() {
     fleet.network.hub.cli(&["setmocktime", "0"]);
     fleet.network.pace.blocks.store(600_000 / FACTOR, Relaxed);
     std::thread::sleep(fleet.stack.minutes(minutes().max(60.0)));
-    fleet.expect(since, &[], &[], minutes());
+    was_quiet(&fleet, since);
+}
+
+/// Nodes that started from an assumeutxo snapshot, and validate the blocks below it all day.
+pub fn background_validation_is_quiet() {
+    let (network, snapshot) = network_above_a_snapshot(FACTOR);
+    let fleet = fleet_from_a_snapshot("30 assumeutxo", FACTOR, network, &snapshot);
+    let since = Instant::now();
+    let between = fleet.stack.minutes(minutes() / f64::from(Snapshot::below()));
+    for height in 1..=Snapshot::below() {
+        fleet.members.iter().for_each(|it| snapshot.give(it.real(), height));
+        fleet.stack.wait(between);
+    }
+    for member in &fleet.members {
+        let states = member.real().json(&["getchainstates"]);
+        assert_eq!(states["chainstates"][0]["blocks"], Snapshot::below(), "{states}");
+    }
+    was_quiet(&fleet, since);
+}
+
+/// A node with FIBRE that is cut off for a while, again and again, and catches up without FIBRE.
+pub fn fibre_that_catches_up_is_quiet() {
+    if cannot_bpf() {
+        return eprintln!("FIBRE needs BPF");
+    }
+    let mut node = FibreNode::start();
+    let fleet = Fleet::of_targets("30 FIBRE catches up", FACTOR, &[node.target()]);
+    let since = Instant::now();
+    // As it is, and cut off: hours.
+    for (works, away) in [(1.0, 6.5), (2.0, 5.5), (0.5, 3.0), (1.5, 2.5)] {
+        for _ in 0..(works * 6.0) as u32 {
+            node.block(true);
+            fleet.stack.wait(fleet.stack.minutes(10.0));
+        }
+        fleet.stack.wait(fleet.stack.minutes(60.0 * away));
+        (0..(away * 6.0) as u32).for_each(|_| node.block(false));
+    }
+    // Of a new node: initial block download.
+    for _ in 0..50 {
+        (0..20).for_each(|_| node.block(false));
+        fleet.stack.wait(fleet.stack.minutes(1.0));
+    }
+    was_quiet(&fleet, since);
 }
 
 /// -reindex, and exporters that start before their node.
 pub fn reindex_and_late_nodes_are_quiet() {
+    // The first phase, in which only headers grow, takes an hour and a half, the second as long.
+    const BLOCKS: u32 = 60;
+    let faulty = Faulty::slow_disk(650_000);
+    let reindex = |kind: Kind, name: &str| Plan::new(kind).named(name).program(&faulty.program());
     let plans = vec![
-        Plan::new(Kind::Rpc).named("reindex"),
+        reindex(Kind::Rpc, "reindex"),
+        reindex(Kind::HttpOnly, "reindex-http-only"),
         Plan::new(Kind::HttpOnly).named("late"),
         Plan::new(Kind::Rpc).named("late-rpc").without_usdt(),
     ];
-    let mut fleet = Fleet::start("30 -reindex, late node", plans);
+    let network = Network::start_prepared(FACTOR, &[], |hub| fill_blocks(hub, BLOCKS));
+    let mut fleet = Fleet::start_on("30 -reindex, late node", FACTOR, network, plans);
     let since = Instant::now();
     for name in ["late", "late-rpc"] {
         fleet.member(name).stop();
         fleet.member(name).restart_exporter();
     }
-    let reindex = fleet.member("reindex");
-    reindex.stop();
-    reindex.real_mut().add_argument("-reindex");
-    reindex.start_again();
+    for name in ["reindex", "reindex-http-only"] {
+        let reindex = fleet.member(name);
+        reindex.stop();
+        reindex.real_mut().add_argument("-reindex");
+        reindex.start_again();
+        let state = reindex.real().json(&["getblockchaininfo"]);
+        assert_eq!(state["blocks"], 0, "{state}");
+    }
     std::thread::sleep(fleet.stack.minutes(3.0));
     for name in ["late", "late-rpc"] {
         fleet.member(name).start_again();
     }
     std::thread::sleep(fleet.stack.minutes(minutes()));
-    fleet.expect(since, &[], &[], minutes());
+    was_quiet(&fleet, since);
+}
+
+/// Blocks of 0.95 MB.
+fn fill_blocks(hub: &Node, number: u32) {
+    let mature = hub.mine(number + 100);
+    let large = ScriptBuf::from_bytes(vec![0x51; 10_000]);
+    for block in &mature[..number as usize] {
+        let mut transaction = hub.spending_coinbase_of(block, 10_000);
+        transaction.output = vec![TxOut { value: Amount::from_sat(1_000), script_pubkey: large.clone() }; 94];
+        hub.batch(&[("generateblock", json!(["raw(51)", [serialize_hex(&transaction)]]))]);
+    }
 }

@@ -18,12 +18,49 @@ pub struct Line {
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 
+/// A situation in which no alert came.
+pub struct QuietDay {
+    pub situation: &'static str,
+    /// Of the operator's time.
+    pub minutes: f64,
+    pub series: f64,
+    pub samples: f64,
+    /// Of rules.
+    pub evaluations: f64,
+}
+
+static QUIET_DAYS: Mutex<Vec<QuietDay>> = Mutex::new(Vec::new());
+
+pub fn add_quiet_day(day: QuietDay) {
+    QUIET_DAYS.lock().unwrap().push(day);
+}
+
 pub fn add(line: Line) {
     LINES.lock().unwrap().push(line);
 }
 
-/// Empty without lines.
-pub fn table() -> String {
+/// Of all drills; empty without any.
+pub fn tables() -> String {
+    let tables = [table(), quiet_table()];
+    tables.into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+fn quiet_table() -> String {
+    let mut days = std::mem::take(&mut *QUIET_DAYS.lock().unwrap());
+    if days.is_empty() {
+        return String::new();
+    }
+    days.sort_by_key(|it| it.situation);
+    let head =
+        "| situation | minutes | series | samples | rule evaluations | alerts |\n|---|---|---|---|---|---|\n";
+    let line = |it: &QuietDay| {
+        let QuietDay { situation, minutes, series, samples, evaluations } = it;
+        format!("| {situation} | {minutes:.0} | {series} | {samples} | {evaluations} | 0 |\n")
+    };
+    head.to_string() + &days.iter().map(line).collect::<String>()
+}
+
+fn table() -> String {
     let mut lines = std::mem::take(&mut *LINES.lock().unwrap());
     if lines.is_empty() {
         return String::new();

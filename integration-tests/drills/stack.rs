@@ -206,6 +206,21 @@ impl Stack {
         texts.filter(|it| !it.starts_with(WATCHDOG)).collect()
     }
 
+    /// How often each target failed, how long scrapes took at most, and the last error of each.
+    pub fn failed_scrapes(&self) -> String {
+        let failed = self.prometheus.query("count_over_time((up == 0)[1h:250ms]) > 0");
+        let slowest = self.prometheus.query("topk(3, max_over_time(scrape_duration_seconds[1h]))");
+        let targets = self.prometheus.api("targets").unwrap();
+        let errors: Vec<_> = targets["activeTargets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|it| it["lastError"] != "")
+            .map(|it| format!("{}: {}", it["scrapeUrl"], it["lastError"]))
+            .collect();
+        format!("failed {failed}, slowest {slowest}, last errors {errors:#?}")
+    }
+
     /// Waits until each target was scraped. On a busy machine not all of them are at a time.
     pub fn wait_for_targets(&self, number: usize) {
         eventually("every target is scraped", || {

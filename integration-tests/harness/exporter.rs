@@ -91,6 +91,16 @@ impl Exporter {
         self.log.lock().unwrap().clone()
     }
 
+    /// The status, unless it hangs up.
+    pub fn try_request(&self, request: &str) -> Option<u16> {
+        let mut stream = TcpStream::connect(&self.address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.split(' ').nth(1)?.parse().ok()
+    }
+
     /// Status, headers and body.
     pub fn request(&self, request: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(&self.address).expect("the exporter listens");
@@ -127,6 +137,16 @@ impl Exporter {
         };
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| eventually(sample, what)));
         assert!(found.is_ok(), "{sample} is {last:?}, expected {value}; log:\n{}", self.log());
+    }
+
+    /// How often it has polled.
+    pub fn polls(&self) -> f64 {
+        self.value("bitcoin_exporter_poll_duration_seconds_count").unwrap()
+    }
+
+    pub fn wait_for_polls(&self, more: f64) {
+        let before = self.polls();
+        eventually("polls go on", || (self.polls() >= before + more).then_some(()));
     }
 
     pub fn pid(&self) -> Pid {

@@ -12,18 +12,19 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bitcoind_exporter::schema::chain_capnp::{chain, chain_notifications};
-use bitcoind_exporter::schema::handler_capnp::handler;
-use bitcoind_exporter::schema::init_capnp::init;
-use bitcoind_exporter::schema::mining_capnp::mining;
-use bitcoind_exporter::schema::node_capnp::node;
-use bitcoind_exporter::schema::proxy_capnp::{thread, thread_map};
-use bitcoind_exporter::schema::rpc_capnp::rpc;
-use bitcoind_exporter::schema::tracing_capnp::{tracing, utxo_cache_trace};
+use bitcoind_exporter::testing::schema::chain_capnp::{chain, chain_notifications};
+use bitcoind_exporter::testing::schema::handler_capnp::handler;
+use bitcoind_exporter::testing::schema::init_capnp::init;
+use bitcoind_exporter::testing::schema::mining_capnp::mining;
+use bitcoind_exporter::testing::schema::node_capnp::node;
+use bitcoind_exporter::testing::schema::proxy_capnp::{thread, thread_map};
+use bitcoind_exporter::testing::schema::rpc_capnp::rpc;
+use bitcoind_exporter::testing::schema::tracing_capnp::{tracing, utxo_cache_trace};
 use capnp::Error;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
+use serde_json::Value;
 use tempfile::TempDir;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc as async_mpsc, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
@@ -110,7 +111,7 @@ enum Command {
     SetIbd(bool),
     Hang(bool),
     SetTip(u8),
-    FailHeaders(bool),
+    AnswerHeaders(Option<Value>),
     ShutDown,
     Load,
     SetOutcome(Outcome),
@@ -185,7 +186,7 @@ impl FakeNode {
                     shutting_down: watch::channel(false).0,
                     tip: watch::channel(FIRST_TIP).0,
                     templates: Templates::new(&shared),
-                    headers_fail: Cell::new(false),
+                    header_answer: RefCell::default(),
                     started: Instant::now(),
                     subscriptions: Cell::new(0),
                     callbacks: RefCell::default(),
@@ -267,9 +268,9 @@ impl FakeNode {
         assert!(self.commands.send(Command::SetTip(block)).is_ok(), "the fake node runs");
     }
 
-    /// Questions for headers fail until it is told otherwise.
-    pub fn fail_headers(&self, fail: bool) {
-        assert!(self.commands.send(Command::FailHeaders(fail)).is_ok(), "the fake node runs");
+    /// Answers questions for headers with this instead, an error or a result, until it is told otherwise.
+    pub fn answer_headers(&self, answer: Option<Value>) {
+        assert!(self.commands.send(Command::AnswerHeaders(answer)).is_ok(), "the fake node runs");
     }
 
     /// The block that the last long poll took for the tip.
@@ -347,7 +348,7 @@ struct State {
     subscriptions: Cell<u32>,
     tip: watch::Sender<u8>,
     templates: Templates,
-    headers_fail: Cell<bool>,
+    header_answer: RefCell<Option<Value>>,
     started: Instant,
     /// By connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
@@ -364,28 +365,9 @@ async fn run(
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (read, write) = accepted.unwrap().0.into_split();
-                let connection = next;
-                let reads = Watched { reads: read.compat(), templates: state.templates.clone(), connection };
-                let network = twoparty::VatNetwork::new(reads, write.compat_write(), Side::Server, Default::default());
-                next += 1;
-                let init: init::Client = new_client(Init { state: state.clone(), connection });
-                let state = state.clone();
                 state.counts.connections.fetch_add(1, Relaxed);
-                spawn(&state.counts.clone(), async move {
-                    match RpcSystem::new(Box::new(network), Some(init.client)).await {
-                        Err(error) if error.kind != capnp::ErrorKind::Disconnected => {
-                            state.counts.fault(format!("the connection was given up: {error}"));
-                        }
-                        _ => {}
-                    }
-                    let mut callbacks = state.callbacks.borrow_mut();
-                    if callbacks.iter().any(|(of, callback)| *of == connection && callback.borrow().is_some()) {
-                        state.counts.fault("the connection was closed with a live subscription");
-                    }
-                    callbacks.retain(|(of, _)| *of != connection);
-                    state.counts.connections.fetch_sub(1, Relaxed);
-                });
+                spawn(&state.counts.clone(), serve(state.clone(), accepted.unwrap().0, next));
+                next += 1;
             }
             command = commands.recv() => match command {
                 Some(Command::Fire(events, answered)) => {
@@ -409,12 +391,32 @@ async fn run(
                 Some(Command::SetTip(block)) => { state.tip.send_replace(block); }
                 Some(Command::SetOutcome(outcome)) => state.templates.outcome.set(outcome),
                 Some(Command::HangAt(step)) => { state.templates.hangs_at.send_replace(step); }
-                Some(Command::FailHeaders(fail)) => state.headers_fail.set(fail),
+                Some(Command::AnswerHeaders(answer)) => *state.header_answer.borrow_mut() = answer,
                 Some(Command::ShutDown) => { state.shutting_down.send_replace(true); }
                 None => return,
             }
         }
     }
+}
+
+/// The life of a connection.
+async fn serve(state: Rc<State>, stream: UnixStream, connection: usize) {
+    let (read, write) = stream.into_split();
+    let reads = Watched { reads: read.compat(), templates: state.templates.clone(), connection };
+    let network = twoparty::VatNetwork::new(reads, write.compat_write(), Side::Server, Default::default());
+    let init: init::Client = new_client(Init { state: state.clone(), connection });
+    match RpcSystem::new(Box::new(network), Some(init.client)).await {
+        Err(error) if error.kind != capnp::ErrorKind::Disconnected => {
+            state.counts.fault(format!("the connection was given up: {error}"));
+        }
+        _ => {}
+    }
+    let mut callbacks = state.callbacks.borrow_mut();
+    if callbacks.iter().any(|(of, callback)| *of == connection && callback.borrow().is_some()) {
+        state.counts.fault("the connection was closed with a live subscription");
+    }
+    callbacks.retain(|(of, _)| *of != connection);
+    state.counts.connections.fetch_sub(1, Relaxed);
 }
 
 async fn fire(state: &State, event: Event, answers: &mut Answers) {
@@ -607,8 +609,8 @@ impl Fake {
                 "blocks": 42, "headers": null, "difficulty": "high", "initialblockdownload": self.state.ibd.get(),
                 "verificationprogress": "0.5", "size_on_disk": -5, "chain": ["regtest"]
             }}),
-            "getblockheader" if self.state.headers_fail.get() => {
-                json!({"error": {"code": -32603, "message": "Internal error"}})
+            "getblockheader" if self.state.header_answer.borrow().is_some() => {
+                self.state.header_answer.borrow().clone().unwrap()
             }
             "getblockheader" => match (0..=tip).find(|block| params[0] == hash(*block)) {
                 Some(block) => json!({"result": {

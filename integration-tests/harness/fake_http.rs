@@ -1,7 +1,7 @@
 //! An HTTP server that answers as a node's JSON-RPC would, and not as it should.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -130,29 +130,14 @@ fn answer(
     let mut output = stream.try_clone().ok()?;
     let mut input = BufReader::new(stream);
     for request_number in 0.. {
-        let (mut length, mut authorized) = (0, false);
-        loop {
-            let mut line = String::new();
-            if input.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            let line = line.trim();
-            if line.is_empty() {
-                break;
-            }
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
-                length = value.parse().ok()?;
-            }
-            authorized |= line.ends_with(&*cookie.lock().unwrap());
-        }
-        let mut body = vec![0; length];
-        input.read_exact(&mut body).ok()?;
-        let request: Value = serde_json::from_slice(&body).ok()?;
-        seen.lock().unwrap().push(request["method"].as_str()?.to_string());
-        let mut send = |status: &str, headers: &str, body: &str| {
-            write!(output, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).ok()
+        let (request, is_authorized) = read_request(&mut input, cookie)?;
+        let method = request["method"].as_str()?;
+        let requests = {
+            let mut seen = seen.lock().unwrap();
+            seen.push(method.to_string());
+            seen.len()
         };
-        let of_method = of_methods.lock().unwrap().get(request["method"].as_str()?).cloned();
+        let of_method = of_methods.lock().unwrap().get(method).cloned();
         let mut present = of_method.unwrap_or_else(|| mode.lock().unwrap().clone());
         if let Mode::StatusOf(left, status) = present {
             let mut mode = mode.lock().unwrap();
@@ -160,70 +145,102 @@ fn answer(
             present = Mode::Status(status);
         }
         match present {
-            Mode::StatusOf(..) => unreachable!("replaced above"),
             Mode::Closes if request_number % 2 == 1 => return None,
-            Mode::Works | Mode::Answers(_) | Mode::Closes if !authorized => send("401 Unauthorized", "", "")?,
-            Mode::Works | Mode::Closes => {
-                let result = match request["method"].as_str()? {
-                    "getblockchaininfo" => {
-                        json!({"chain": "regtest", "blocks": 42, "bestblockhash": "07".repeat(32), "difficulty": 7,
-                               "initialblockdownload": false})
-                    }
-                    "getblockhash" | "getbestblockhash" => json!("07".repeat(32)),
-                    "getorphantxs" => json!([{"bytes": 100}]),
-                    "getmempoolinfo" => json!({"size": 5}),
-                    "getpeerinfo" => json!([]),
-                    _ => Value::Null,
-                };
-                send(
-                    "200 OK",
-                    "Content-Type: application/json\r\n",
-                    &json!({"result": result, "id": 1}).to_string(),
-                )?;
+            Mode::Works | Mode::Answers(_) | Mode::Closes if !is_authorized => {
+                send(&mut output, "401 Unauthorized", "", "")?;
             }
-            Mode::Answers(answers) => {
-                let method = request["method"].as_str()?;
-                let by_parameter = answers.get(format!("{method} {}", request["params"][0]));
-                let answer = match by_parameter.or(answers.get(method)) {
-                    Some(result) => json!({"jsonrpc": "2.0", "result": result, "id": 1}),
-                    None => {
-                        json!({"jsonrpc": "2.0", "error": {"code": -32601, "message": "Method not found"}, "id": 1})
-                    }
-                };
-                send("200 OK", "Content-Type: application/json\r\n", &answer.to_string())?;
-            }
-            Mode::Error(message) => {
-                let answer = json!({"jsonrpc": "2.0", "error": {"code": -1, "message": &*message}, "id": 1});
-                send("200 OK", "Content-Type: application/json\r\n", &answer.to_string())?;
-            }
-            Mode::Status(status) => send(status, "", "Work queue depth exceeded")?,
-            Mode::Html => send("200 OK", "Content-Type: text/html\r\n", "<html>Sign in</html>")?,
-            Mode::Redirects => send("302 Found", "Location: http://127.0.0.1:1/\r\n", "")?,
-            Mode::Starts => {
-                let message = format!("Verifying blocks… {}%", seen.lock().unwrap().len());
-                let error = json!({"code": -28, "message": message});
-                send(
-                    "500 Internal Server Error",
-                    "",
-                    &json!({"result": null, "error": error, "id": 1}).to_string(),
-                )?;
-            }
-            Mode::TooLarge => {
-                write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").ok()?;
-                let zeros = vec![b' '; 1 << 20];
-                for _ in 0..100 {
-                    output.write_all(&zeros).ok()?;
-                }
-            }
-            Mode::NeverEnds => {
-                write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").ok()?;
-                for _ in 0..1000 {
-                    output.write_all(b" ").ok()?;
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-            }
-            Mode::Hangs => std::thread::sleep(Duration::from_secs(60)),
+            present => respond(&mut output, &present, &request, requests)?,
         }
     }
     None
+}
+
+/// The request, and whether it has the cookie.
+fn read_request(input: &mut impl BufRead, cookie: &Mutex<String>) -> Option<(Value, bool)> {
+    let (mut length, mut is_authorized) = (0, false);
+    loop {
+        let mut line = String::new();
+        if input.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
+            length = value.parse().ok()?;
+        }
+        is_authorized |= line.ends_with(&*cookie.lock().unwrap());
+    }
+    let mut body = vec![0; length];
+    input.read_exact(&mut body).ok()?;
+    Some((serde_json::from_slice(&body).ok()?, is_authorized))
+}
+
+fn send(output: &mut TcpStream, status: &str, headers: &str, body: &str) -> Option<()> {
+    write!(output, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).ok()
+}
+
+fn respond(output: &mut TcpStream, mode: &Mode, request: &Value, requests: usize) -> Option<()> {
+    const JSON: &str = "Content-Type: application/json\r\n";
+    let method = request["method"].as_str()?;
+    match mode {
+        Mode::StatusOf(..) => unreachable!("it was replaced by a status"),
+        Mode::Works | Mode::Closes => {
+            send(output, "200 OK", JSON, &json!({"result": works(method), "id": 1}).to_string())
+        }
+        Mode::Answers(answers) => {
+            let by_parameter = answers.get(format!("{method} {}", request["params"][0]));
+            let answer = match by_parameter.or(answers.get(method)) {
+                Some(result) => json!({"jsonrpc": "2.0", "result": result, "id": 1}),
+                None => {
+                    json!({"jsonrpc": "2.0", "error": {"code": -32601, "message": "Method not found"}, "id": 1})
+                }
+            };
+            send(output, "200 OK", JSON, &answer.to_string())
+        }
+        Mode::Error(message) => {
+            let answer = json!({"jsonrpc": "2.0", "error": {"code": -1, "message": **message}, "id": 1});
+            send(output, "200 OK", JSON, &answer.to_string())
+        }
+        Mode::Status(status) => send(output, status, "", "Work queue depth exceeded"),
+        Mode::Html => send(output, "200 OK", "Content-Type: text/html\r\n", "<html>Sign in</html>"),
+        Mode::Redirects => send(output, "302 Found", "Location: http://127.0.0.1:1/\r\n", ""),
+        Mode::Starts => {
+            let error = json!({"code": -28, "message": format!("Verifying blocks… {requests}%")});
+            let answer = json!({"result": null, "error": error, "id": 1});
+            send(output, "500 Internal Server Error", "", &answer.to_string())
+        }
+        Mode::TooLarge => {
+            write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").ok()?;
+            let zeros = vec![b' '; 1 << 20];
+            (0..100).try_for_each(|_| output.write_all(&zeros)).ok()
+        }
+        Mode::NeverEnds => {
+            write!(output, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").ok()?;
+            (0..1000).try_for_each(|_| {
+                std::thread::sleep(Duration::from_millis(50));
+                output.write_all(b" ").ok()
+            })
+        }
+        Mode::Hangs => {
+            std::thread::sleep(Duration::from_secs(60));
+            Some(())
+        }
+    }
+}
+
+/// What a node that works answers.
+fn works(method: &str) -> Value {
+    match method {
+        "getblockchaininfo" => {
+            json!({"chain": "regtest", "blocks": 42, "bestblockhash": "07".repeat(32), "difficulty": 7,
+                   "initialblockdownload": false})
+        }
+        "getblockhash" | "getbestblockhash" => json!("07".repeat(32)),
+        "getorphantxs" => json!([{"bytes": 100}]),
+        "getmempoolinfo" => json!({"size": 5}),
+        "getpeerinfo" => json!([]),
+        _ => Value::Null,
+    }
 }

@@ -7,12 +7,20 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use bitcoind_exporter::usdt;
 
 use super::exporter::Exporter;
+use super::skip::skip;
 
-/// Why this machine cannot do BPF.
-pub fn cannot_bpf() -> Option<anyhow::Error> {
-    let loaded = usdt::check_kernel()
-        .and_then(|()| usdt::Programs::load(&[usdt::TracepointGroup::Validation]).map(drop));
-    loaded.err()
+/// Whether this machine cannot do BPF; reports that the tests that need it are skipped.
+pub fn cannot_bpf() -> bool {
+    const CAP_SYS_ADMIN: u64 = 21;
+    const CAP_BPF: u64 = 39;
+    let kernel = usdt::check_kernel();
+    let status = procfs::process::Process::myself().and_then(|own| own.status()).unwrap();
+    let is_privileged = status.capeff & (1 << CAP_BPF | 1 << CAP_SYS_ADMIN) != 0;
+    let machine_can = kernel.is_ok() && is_privileged;
+    let loaded = kernel.and_then(|()| usdt::Programs::load(&[usdt::TracepointGroup::Validation]));
+    let Err(why) = loaded else { return false };
+    skip(&format!("all that needs BPF, which this machine cannot do: {why:#}"), machine_can);
+    true
 }
 
 pub fn command() -> Command {

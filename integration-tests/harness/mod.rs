@@ -11,6 +11,7 @@ pub mod node;
 pub mod peer;
 pub mod prometheus;
 pub mod proxy;
+pub mod skip;
 pub mod templates;
 pub mod webhook;
 pub mod without_rpc;

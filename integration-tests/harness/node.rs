@@ -172,9 +172,10 @@ impl Node {
             .args(arguments)
             .output()
             .unwrap();
-        match output.status.success() {
-            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_string()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        if output.status.success() {
+            Ok(String::from_utf8(output.stdout).unwrap().trim().to_string())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
         }
     }
 

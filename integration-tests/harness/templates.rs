@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use bitcoin::consensus::serialize;
 use bitcoin::{Network, constants};
-use bitcoind_exporter::schema::mining_capnp::{block_template, create_new_block_core30, mining};
+use bitcoind_exporter::testing::schema::mining_capnp::{block_template, create_new_block_core30, mining};
 use capnp::Error;
 use capnp::traits::IntoInternalStructReader;
 use futures::AsyncRead;

@@ -1,7 +1,9 @@
 //! Strangers at the endpoint's door.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use base64::Engine;
@@ -65,6 +67,39 @@ fn a_scraper_that_is_known_does_not_wait_behind_strangers() {
     }
     assert!(told_to_come_again > 0);
     assert_eq!(exporter.request(&known).0, 200);
+}
+
+/// Connections that are opened as quickly as it goes, each with another guess.
+#[test]
+fn flood_of_connections_keeps_no_scraper_out() {
+    const KEPT: usize = 100;
+    let dir = TempDir::new().unwrap();
+    let hash = bcrypt::hash("secret", 12).unwrap();
+    std::fs::write(dir.path().join("web.yml"), format!("basic_auth_users:\n  prom: {hash}\n")).unwrap();
+    let mut command = command();
+    command.arg("--web.config.file").arg(dir.path().join("web.yml")).arg(dir.path().join("none.sock"));
+    let exporter = Exporter::spawn(&mut command);
+    let known = request("prom", "secret");
+    assert_eq!(exporter.request(&known).0, 200);
+    let (over, opened) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let flood = || {
+        let mut kept = VecDeque::new();
+        while !over.load(Relaxed) {
+            let number = opened.fetch_add(1, Relaxed);
+            let Ok(mut stream) = TcpStream::connect(exporter.address()) else { continue };
+            let _ = stream.write_all(request("prom", &format!("guess-{number}")).as_bytes());
+            kept.push_back(stream);
+            kept.drain(..kept.len().saturating_sub(KEPT));
+        }
+    };
+    let scraped: Vec<_> = std::thread::scope(|scope| {
+        (0..4).for_each(|_| drop(scope.spawn(flood)));
+        eventually("they are more than it keeps", || (opened.load(Relaxed) > 1000).then_some(()));
+        let answers = (0..20).map(|_| exporter.try_request(&known)).collect();
+        over.store(true, Relaxed);
+        answers
+    });
+    assert!(scraped.iter().all(|status| *status == Some(200)), "{scraped:?} beside {opened:?} connections");
 }
 
 #[test]

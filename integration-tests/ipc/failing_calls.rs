@@ -27,15 +27,6 @@ fn disconnects(exporter: &Exporter, reason: &str) -> f64 {
     exporter.value(&format!("bitcoin_exporter_disconnects_total{{reason=\"{reason}\"}}")).unwrap()
 }
 
-fn polls(exporter: &Exporter) -> f64 {
-    exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap()
-}
-
-fn wait_for_polls(exporter: &Exporter, more: f64) {
-    let before = polls(exporter);
-    eventually("polls go on", || (polls(exporter) >= before + more).then_some(()));
-}
-
 #[test]
 fn costly_call_without_answer_is_repeated_soon() {
     let http = FakeHttp::start(Mode::Works);
@@ -48,7 +39,7 @@ fn costly_call_without_answer_is_repeated_soon() {
     // Before, after a thousand times its deadline.
     exporter.wait_for("bitcoin_orphan_transactions", 1.0);
     let asked = http.calls_of("getorphantxs");
-    wait_for_polls(&exporter, 10.0);
+    exporter.wait_for_polls(10.0);
     assert_eq!(http.calls_of("getorphantxs"), asked, "once a minute when it works");
 }
 
@@ -75,7 +66,7 @@ fn one_busy_answer_costs_nothing() {
     let exporter = http.only_exporter(&QUICK);
     for _ in 0..5 {
         http.set(Mode::StatusOf(1, BUSY));
-        wait_for_polls(&exporter, 5.0);
+        exporter.wait_for_polls(5.0);
         assert_eq!((exporter.value(UP), exporter.value(HTTP)), (Some(1.0), Some(1.0)));
     }
     assert_eq!((exporter.value(CONNECTS), failures(&exporter, "busy")), (Some(1.0), 0.0));
@@ -117,7 +108,7 @@ fn http_node_that_hangs_is_given_up_as_hung() {
 fn request_on_a_closing_connection_is_repeated() {
     let http = FakeHttp::start(Mode::Closes);
     let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
-    wait_for_polls(&exporter, 10.0);
+    exporter.wait_for_polls(10.0);
     assert_eq!((exporter.value(UP), exporter.value(CONNECTS)), (Some(1.0), Some(1.0)));
     assert_eq!(failures(&exporter, "other"), 0.0);
 }
@@ -148,6 +139,44 @@ fn http_beside_ipc_that_fails_is_0_and_counted() {
     http.set(Mode::Works);
     exporter.wait_for(HTTP, 1.0);
     exporter.wait_for("bitcoin_difficulty", 7.0);
+}
+
+#[test]
+fn http_that_comes_and_goes_is_logged_once_a_minute() {
+    let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.exporter(&node, &[]);
+    exporter.wait_for(HTTP, 1.0);
+    let started = std::time::Instant::now();
+    for _ in 0..5 {
+        http.set(Mode::Html);
+        exporter.wait_for(HTTP, 0.0);
+        http.set(Mode::Works);
+        exporter.wait_for(HTTP, 1.0);
+    }
+    let minutes = started.elapsed().as_secs() as usize / 60 + 1;
+    let lines = |text| exporter.log().matches(text).count();
+    assert!(failures(&exporter, "other") >= 5.0);
+    assert!(lines("HTTP is not used") <= minutes, "{}", exporter.log());
+    assert!(lines("HTTP is used") <= minutes + 1, "{}", exporter.log());
+}
+
+#[test]
+fn http_only_node_that_comes_and_goes_is_logged_once_a_minute() {
+    let http = FakeHttp::start(Mode::Works);
+    let exporter = http.only_exporter(&["--poll-interval", "1s"]);
+    let started = std::time::Instant::now();
+    for _ in 0..3 {
+        let before = disconnects(&exporter, "lost");
+        http.set(Mode::Starts);
+        eventually("it is lost", || (disconnects(&exporter, "lost") > before).then_some(()));
+        http.set(Mode::Works);
+        exporter.wait_for(UP, 1.0);
+    }
+    let minutes = started.elapsed().as_secs() as usize / 60 + 1;
+    let lines = |text| exporter.log().matches(text).count();
+    assert!(lines("the node is starting; reconnecting") <= minutes, "{}", exporter.log());
+    assert!(lines("the node is asked over HTTP alone") <= minutes + 1, "{}", exporter.log());
 }
 
 #[test]
@@ -199,7 +228,7 @@ fn unanswered_subscription_keeps_nothing_waiting() {
         node.hang_subscriptions(true);
         let mut exporter = Exporter::start(&node.socket(), &QUICK).ready();
         eventually("the subscription hangs", || node.hangs().then_some(()));
-        wait_for_polls(&exporter, 5.0);
+        exporter.wait_for_polls(5.0);
         assert_eq!(exporter.value(UP), Some(1.0));
         if offers.chain {
             node.hang(true);
@@ -235,7 +264,7 @@ fn answer_above_the_limit_costs_its_metric_only() {
     let mut exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
     let failed = "bitcoin_exporter_poll_failures_total{call=\"getpeerinfo\"}";
     exporter.wait_for(failed, 1.0);
-    wait_for_polls(&exporter, 20.0);
+    exporter.wait_for_polls(20.0);
     assert_eq!(node.asked_for_peers(), 1, "it is not asked again at once");
     assert_eq!((exporter.value(UP), exporter.value(CONNECTS)), (Some(1.0), Some(1.0)));
     assert_eq!(exporter.value(HEIGHT), Some(42.0));
@@ -249,7 +278,7 @@ fn answer_above_the_limit_over_http_costs_its_metric_only() {
     http.set_method("getpeerinfo", Some(Mode::TooLarge));
     let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
     eventually("it is too large", || (failures(&exporter, "too_large") == 1.0).then_some(()));
-    wait_for_polls(&exporter, 20.0);
+    exporter.wait_for_polls(20.0);
     assert_eq!(http.calls_of("getpeerinfo"), 1, "it is not asked again at once");
     assert_eq!((exporter.value(UP), exporter.value(HTTP)), (Some(1.0), Some(1.0)));
     assert_eq!(exporter.value(CONNECTS), Some(1.0));

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitcoind_exporter::schema::proxy_capnp::thread_map;
+use bitcoind_exporter::testing::schema::proxy_capnp::thread_map;
 use capnp::serialize::write_message_to_words;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::message;

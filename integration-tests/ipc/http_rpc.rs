@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::ipc::{method_names, whitelist_of};
+use bitcoind_exporter::testing::{method_names, whitelist_of};
 use serde_json::json;
 use tempfile::TempDir;
 

@@ -133,7 +133,7 @@ fn nothing_that_an_exporter_sends_ends_the_connection() {
         let (events, events_theirs) = UnixStream::pair().unwrap();
         let socket = UnixStream::connect(node.socket()).unwrap();
         let guard = std::thread::spawn(move || {
-            bitcoind_exporter::ipc::guard::relay(socket, theirs, events_theirs, None, None)
+            bitcoind_exporter::testing::relay(socket, theirs, events_theirs, None, None)
         });
         let mut bootstrap = capnp::message::Builder::new_default();
         bootstrap.init_root::<message::Builder>().init_bootstrap().set_question_id(0);

@@ -17,6 +17,7 @@ mod real_node;
 mod reconnect;
 mod relay;
 mod reorgs;
+mod socket_proxy;
 mod versions;
 mod web_config;
 mod without_ipc;

@@ -252,7 +252,7 @@ fn the_trace_is_given_up_over_its_budget_and_stays_so() {
     exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"over_budget\"}", 1.0);
     eventually("the trace was unsubscribed", || (node.unsubscribed() == 1).then_some(()));
     assert_eq!(exporter.value("bitcoin_utxo_cache_add_total"), None);
-    std::thread::sleep(Duration::from_millis(300));
+    exporter.wait_for_polls(3.0);
     assert_eq!(node.fire(vec![Event::Add(1), Event::Added]), 1, "only the chain's notifications are left");
     assert_eq!(exporter.log().matches("is given up").count(), 1);
 }
@@ -395,7 +395,7 @@ fn serving_gives_way_and_the_guard_answers_soon() {
     };
     let usual = process(getpid()).stat().unwrap().nice;
     for (thread, nice) in nice(exporter.pid()) {
-        assert_eq!(nice, if thread == "http" { 10 } else { usual }, "{thread}");
+        assert_eq!(nice, if thread == "http" { (usual + 10).min(19) } else { usual }, "{thread}");
     }
     let guard = exporter.guard().unwrap();
     assert_eq!(nice(guard)[0].1, usual);
@@ -404,8 +404,9 @@ fn serving_gives_way_and_the_guard_answers_soon() {
         let text = std::fs::read_to_string(format!("/proc/{pid}/sched")).ok()?;
         text.lines().find(|line| line.starts_with("se.slice"))?.rsplit(' ').next()?.parse::<u64>().ok()
     };
-    match procfs::KernelVersion::current().unwrap() >= procfs::KernelVersion::new(6, 12, 0) {
-        true => assert!(slice(guard).is_none_or(|it| it == 100_000), "{:?}", slice(guard)),
-        false => eprintln!("SKIPPED: this kernel gives everyone the same slices"),
+    if procfs::KernelVersion::current().unwrap() >= procfs::KernelVersion::new(6, 12, 0) {
+        assert!(slice(guard).is_none_or(|it| it == 100_000), "{:?}", slice(guard));
+    } else {
+        eprintln!("SKIPPED: this kernel gives everyone the same slices");
     }
 }

@@ -3,12 +3,12 @@
 use std::os::unix::net::UnixStream as Stream;
 use std::path::Path;
 
-use bitcoind_exporter::ipc::guard::relay;
-use bitcoind_exporter::schema::init_capnp::init;
-use bitcoind_exporter::schema::mining_capnp::mining;
-use bitcoind_exporter::schema::node_capnp::node;
-use bitcoind_exporter::schema::proxy_capnp::{thread, thread_map};
-use bitcoind_exporter::schema::rpc_capnp::rpc;
+use bitcoind_exporter::testing::relay;
+use bitcoind_exporter::testing::schema::init_capnp::init;
+use bitcoind_exporter::testing::schema::mining_capnp::mining;
+use bitcoind_exporter::testing::schema::node_capnp::node;
+use bitcoind_exporter::testing::schema::proxy_capnp::{thread, thread_map};
+use bitcoind_exporter::testing::schema::rpc_capnp::rpc;
 use capnp::capability::{Client, FromClientHook};
 use capnp::traits::HasTypeId;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};

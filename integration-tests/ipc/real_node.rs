@@ -219,7 +219,8 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
     let before = eventually("no messages are on their way", || {
         let both = || (moved(&inbound, "out"), moved(&outbound, "in"));
         let first = both();
-        std::thread::sleep(std::time::Duration::from_millis(500)); // a few polls
+        inbound.wait_for_polls(3.0);
+        outbound.wait_for_polls(3.0);
         (first == both()).then_some(first)
     });
     listening.mine(3);

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::eventually;
 use crate::exporter::Exporter;
@@ -44,7 +44,7 @@ fn traffic_is_counted_once_over_a_reconnect_to_the_same_node() {
     let before = eventually("no messages are on their way", || {
         let difference = || message_bytes(&node) - counted();
         let first = difference();
-        std::thread::sleep(std::time::Duration::from_millis(500)); // a few polls
+        exporter.wait_for_polls(3.0);
         (first > 0.0 && first == difference()).then_some(first)
     });
     let agrees = |when: &str| eventually(when, || (before + counted() == message_bytes(&node)).then_some(()));
@@ -128,19 +128,27 @@ fn another_chain_is_a_change_of_the_tip_that_cannot_be_counted() {
     assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
 }
 
+/// An error, and what a proxy answers in the node's place.
 #[test]
-fn a_failed_call_loses_no_block() {
+fn failed_and_malformed_answers_lose_no_block() {
+    let error = json!({"error": {"code": -32603, "message": "Internal error"}});
+    for answer in [error, json!({"result": null}), json!({"result": {"confirmations": 1}})] {
+        blocks_after(&answer);
+    }
+}
+
+fn blocks_after(answer: &Value) {
     let node = FakeNode::start(Offers { mining: true, rpc: true, ..Offers::default() });
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
-    node.fail_headers(true);
+    node.answer_headers(Some(answer.clone()));
     node.set_tip(9);
     let failures = "bitcoin_exporter_poll_failures_total{call=\"getblockheader\"}";
     eventually("it is tried again", || exporter.value(failures).filter(|&failures| failures >= 2.0));
     node.set_tip(12);
     eventually("and again", || exporter.value(failures).filter(|&failures| failures >= 4.0));
     assert_eq!(exporter.value("bitcoin_blocks_connected_total"), Some(0.0));
-    node.fail_headers(false);
+    node.answer_headers(None);
     exporter.wait_for("bitcoin_blocks_connected_total", 5.0);
     exporter.wait_for("bitcoin_block_height", 47.0);
     assert_eq!(exporter.value("bitcoin_tip_updates_total"), Some(2.0));
@@ -163,8 +171,13 @@ fn blocks_of_a_reconnect_are_counted_where_notifications_count_the_others() {
     eventually("the node has noticed", || (node.connections() == 0).then_some(()));
     node.forgive();
     node.set_tip(12);
+    node.answer_headers(Some(json!({"result": null})));
     proxy.resume(&node.socket());
+    let failures = "bitcoin_exporter_poll_failures_total{call=\"getblockheader\"}";
+    eventually("it is tried again", || exporter.value(failures).filter(|&failures| failures >= 2.0));
+    node.answer_headers(None);
     exporter.wait_for("bitcoin_blocks_connected_total", 5.0);
+    assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
     eventually("it is subscribed again", || (node.fire(vec![Event::Added]) == 1).then_some(()));
     node.set_tip(13);
     node.fire(vec![Event::Connected { height: 48, data: Vec::new() }]);
@@ -237,10 +250,10 @@ fn its_own_start_is_known_without_the_rest_of_proc() {
     if !isolated("true").status().is_ok_and(|status| status.success()) {
         return eprintln!("SKIPPED: this machine does not let us mount /proc");
     }
-    let before = bitcoind_exporter::metrics::now();
+    let before = bitcoind_exporter::testing::now();
     let mut command_in_namespace = isolated(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
     let exporter = Exporter::spawn(command_in_namespace.arg("/nonexistent/node.sock"));
     let started = exporter.value("process_start_time_seconds");
-    let now = bitcoind_exporter::metrics::now();
+    let now = bitcoind_exporter::testing::now();
     assert!(started.is_some_and(|started| (before..=now).contains(&started)), "{before} {started:?} {now}");
 }

@@ -28,7 +28,7 @@ fn curl(exporter: &Exporter, dir: &Path, arguments: &[&str]) -> Result<(u16, Str
     let port = exporter.address().rsplit(':').next().unwrap();
     let scheme = if exporter.log().contains("https://") { "https" } else { "http" };
     let output = Command::new("curl")
-        .args(["-s", "--max-time", "10", "-w", "\n%{http_code}", "--resolve"])
+        .args(["-s", "--max-time", "60", "-w", "\n%{http_code}", "--resolve"])
         .arg(format!("localhost:{port}:127.0.0.1"))
         .arg("--cacert")
         .arg(dir.join("cert.pem"))

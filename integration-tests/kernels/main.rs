@@ -4,11 +4,15 @@
 //! Needs $KERNELS, a folder that `integration-tests/kernels/fetch` makes, and for arm64 $DEB_ARM64, the package that
 //! `contrib/debian/package arm64` makes. What is not there is skipped, and says so.
 
+#[path = "../harness/skip.rs"]
+mod skip;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Trial};
+use skip::skip;
 
 const COMMANDS: &str = "\
 reconstructed source 5 7 2 1000 799999
@@ -106,7 +110,7 @@ fn main() -> ExitCode {
         let kernel = Kernel::new(kernel);
         let missing = kernel.missing().or_else(|| missing_node.filter(|_| name == REAL_NODE));
         if let Some(missing) = &missing {
-            eprintln!("SKIPPED, and counted as ignored: {name}: {missing}");
+            skip(&format!("{name}: {missing}"), true);
         }
         Trial::test(name, move || {
             test(&kernel);

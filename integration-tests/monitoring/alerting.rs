@@ -42,10 +42,9 @@ pub fn each_alert_has_its_tests_and_its_section() {
     let tests = tests.iter().flat_map(|file| file["tests"].as_array().unwrap());
     for test in tests.filter_map(|test| test["alert_rule_test"].as_array()).flatten() {
         let alert = test["alertname"].as_str().unwrap();
-        match test["exp_alerts"].as_array().unwrap().is_empty() {
-            true => does_not.insert(alert),
-            false => fires.insert(alert),
-        };
+        let fires_now = !test["exp_alerts"].as_array().unwrap().is_empty();
+        let alerts = if fires_now { &mut fires } else { &mut does_not };
+        alerts.insert(alert);
     }
     let alerts = alerts();
     for rule in &alerts {

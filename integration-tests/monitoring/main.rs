@@ -24,19 +24,13 @@ use serde_json::Value;
 use expressions::series;
 use harness::fixture::cannot_bpf;
 use harness::prometheus::promtool;
+use harness::skip::skip;
 
 fn main() -> ExitCode {
     let cannot = cannot_bpf();
-    if let Some(why) = &cannot {
-        eprintln!(
-            "\nSKIPPED, and counted as ignored: what needs BPF, because this machine cannot do it: {why:#}\n"
-        );
-    }
     let sdk = std::env::var_os("GRAFANA_SDK");
     if sdk.is_none() {
-        eprintln!(
-            "\nSKIPPED, and counted as ignored: what needs GRAFANA_SDK (integration-tests/grafana-sdk)\n"
-        );
+        skip("what needs GRAFANA_SDK (integration-tests/grafana-sdk)", true);
     }
     let no_sdk = sdk.is_none();
     let mut trials = vec![
@@ -78,18 +72,17 @@ fn main() -> ExitCode {
             "blocks_are_shown_as_the_journal_has_them",
             blocks_page::blocks_are_shown_as_the_journal_has_them,
         )
-        .with_ignored_flag(cannot.is_some()),
+        .with_ignored_flag(cannot),
         trial("blocks_fit_a_phone_in_the_dark", blocks_page::blocks_fit_a_phone_in_the_dark)
-            .with_ignored_flag(cannot.is_some()),
-        trial("races_of_fibre_are_shown", blocks_page::races_of_fibre_are_shown)
-            .with_ignored_flag(cannot.is_some()),
+            .with_ignored_flag(cannot),
+        trial("races_of_fibre_are_shown", blocks_page::races_of_fibre_are_shown).with_ignored_flag(cannot),
         trial(
             "a_buckets_exemplar_is_the_last_block_in_it",
             exemplars::a_buckets_exemplar_is_the_last_block_in_it,
         )
-        .with_ignored_flag(cannot.is_some()),
+        .with_ignored_flag(cannot),
         trial("every_expression_returns_data", expressions::every_expression_returns_data)
-            .with_ignored_flag(cannot.is_some()),
+            .with_ignored_flag(cannot),
     ];
     // docs/picture makes it.
     if std::env::var_os("SCREENSHOTS").is_some() {

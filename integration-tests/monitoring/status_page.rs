@@ -133,7 +133,7 @@ pub fn it_fits_a_phone_in_the_dark() {
     assert_eq!(browser.console(), Vec::<String>::new());
 }
 
-/// For the README: a node with a peer, transactions and blocks, over some time.
+/// Picture for the README: a node with a peer, transactions and blocks, over some time.
 pub fn picture_of_the_page() {
     let first = Node::start(&[]);
     let second = Node::start(&[&format!("-addnode=127.0.0.1:{}", first.p2p_port)]);

@@ -5,11 +5,15 @@
 //! (`../../contrib/debian/package`), TARBALL (`../../contrib/debian/tarball`) and INSTALLED (a folder where `cargo install` put
 //! the exporters); for the images, SLIM (`../debian-root trixie slim`) and Podman. What is not there is skipped, and it says so.
 
+#[path = "../harness/skip.rs"]
+mod skip;
+
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use skip::skip;
 use tempfile::TempDir;
 
 fn main() -> ExitCode {
@@ -52,16 +56,18 @@ fn main() -> ExitCode {
     let images = move || run(&[&runner], &slim);
     trials.push(Trial::test("images", images).with_ignored_flag(!(boots && can_build)));
     if trials.iter().any(Trial::has_ignored_flag) {
-        eprintln!(
-            "\nSKIPPED, and counted as ignored: scenarios, which need TRIXIE, BOOKWORM, SLIM, DEB, TARBALL, INSTALLED, root, \
-             and leave to mount\n"
-        );
+        let needs = "TRIXIE, BOOKWORM, SLIM, DEB, TARBALL, INSTALLED, root, and leave to mount";
+        skip(&format!("scenarios, which need {needs}"), boots);
     }
     trials.sort_by(|one, other| one.name().cmp(other.name()));
     let revision =
         Trial::test("a_build_has_the_revision_that_it_is_given", a_build_has_the_revision_that_it_is_given);
+    let no_package = std::env::var_os("DEB").is_none();
+    if no_package {
+        skip("what needs DEB (contrib/debian/package)", true);
+    }
     let lintian = Trial::test("lintian_finds_nothing_in_the_package", lintian_finds_nothing_in_the_package)
-        .with_ignored_flag(std::env::var_os("DEB").is_none());
+        .with_ignored_flag(no_package);
     let trials = trials.into_iter().chain(nix()).chain([revision, lintian]).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -71,7 +77,7 @@ fn main() -> ExitCode {
 fn nix() -> Vec<Trial> {
     let has_nix = Command::new("nix-instantiate").arg("--version").output().is_ok();
     if !has_nix {
-        eprintln!("\nSKIPPED, and counted as ignored: the Nix files, which need nix-instantiate\n");
+        skip("the Nix files, which need nix-instantiate", true);
     }
     type Test = fn() -> Result<(), Failed>;
     let tests: [(&str, Test); 5] = [
@@ -249,9 +255,10 @@ fn nix_flake_is_locked() -> Result<(), Failed> {
         .output()?;
     // What it copied to its store is read-only.
     Command::new("chmod").arg("-R").arg("u+w").arg(dir.path()).status()?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
     }
 }
 
@@ -261,9 +268,10 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
     assert!(changelog.starts_with(&first), "contrib/debian/changelog does not begin with {first}");
     let packages = ["DEB", "DEB_ARM64"].into_iter().filter_map(std::env::var_os);
     let output = Command::new("lintian").args(["--fail-on", "error,warning"]).args(packages).output()?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&output.stdout).into_owned().into()),
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stdout).into_owned().into())
     }
 }
 
@@ -294,9 +302,10 @@ fn a_build_has_the_revision_that_it_is_given() -> Result<(), Failed> {
 fn nix_instantiate(arguments: &[&str]) -> Result<String, Failed> {
     let output =
         Command::new("nix-instantiate").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output()?;
-    match output.status.success() {
-        true => Ok(String::from_utf8(output.stdout)?),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout)?)
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
     }
 }
 
@@ -322,8 +331,5 @@ fn run(command: &[&Path], root: &OsStr) -> Result<(), Failed> {
         .output()?;
     let said =
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(said.into()),
-    }
+    if output.status.success() { Ok(()) } else { Err(said.into()) }
 }

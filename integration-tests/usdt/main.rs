@@ -26,11 +26,6 @@ use harness::fixture::{Fixture, cannot_bpf, command, compile, exporter};
 
 fn main() -> ExitCode {
     let cannot = cannot_bpf();
-    if let Some(why) = &cannot {
-        eprintln!(
-            "\nSKIPPED, and counted as ignored: all that needs BPF, because this machine cannot do it: {why:#}\n"
-        );
-    }
     macro_rules! tests {
         ($($module:ident::$test:ident),* $(,)?) => {
             vec![$(Trial::test(concat!(stringify!($module), "::", stringify!($test)), || {
@@ -108,8 +103,8 @@ fn main() -> ExitCode {
     ];
     let as_root = as_root
         .into_iter()
-        .map(|test| test.with_ignored_flag(cannot.is_some() || !nix::unistd::Uid::effective().is_root()));
-    let with_bpf = with_bpf.into_iter().map(|test| test.with_ignored_flag(cannot.is_some()));
+        .map(|test| test.with_ignored_flag(cannot || !nix::unistd::Uid::effective().is_root()));
+    let with_bpf = with_bpf.into_iter().map(|test| test.with_ignored_flag(cannot));
     libtest_mimic::run(&Arguments::from_args(), with_bpf.chain(as_root).chain(without).collect()).exit_code()
 }
 

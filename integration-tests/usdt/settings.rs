@@ -134,6 +134,10 @@ pub fn wrong_settings_are_explained_with_their_names() {
         assert!(said.contains(why), "{text}: {said}");
         assert!(!said.contains("secret"), "{said}");
     }
+    let both = file(dir.path(), "tls_cert: c.pem\ntls_key: k.pem");
+    let said = refused(command().args(["--web.config.file", "web.yml", "--config"]).arg(both));
+    let why = "'--web.config.file <PATH>' cannot be used with '--tls-cert <PATH>', '--tls-key <PATH>'";
+    assert!(said.contains(why), "{said}");
     let said = refused(command().args(["-c", "/nonexistent/c.yaml"]));
     assert!(said.contains("--config /nonexistent/c.yaml: No such file"), "{said}");
     for (variable, value, why) in [

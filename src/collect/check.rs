@@ -16,6 +16,9 @@ use crate::metrics::Metrics;
 use crate::node_process::Peer;
 
 /// Connects once and polls once. Returns what the node offers; the metrics have what it answered.
+///
+/// # Errors
+/// No connection, or a call that failed.
 pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
@@ -57,6 +60,9 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
 }
 
 /// Connects once and describes the node: what it is, what it offers, and which metrics follow from it.
+///
+/// # Errors
+/// As [`once`].
 pub async fn check(source: &mut Source, context: Context) -> Result<String> {
     let metrics = context.metrics.clone();
     let http = context.http_rpc.clone();

@@ -33,13 +33,17 @@ impl Collector {
 
     /// Collects until shutdown is requested, or the node ends and there is nothing to reconnect to. Needs a
     /// [`tokio::task::LocalSet`].
+    ///
+    /// # Errors
+    /// An inherited connection ended, and there is no path to reconnect to.
     pub async fn run(self, mut source: Source) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
-        let mut said = String::new();
+        // A connection that fails again and again is logged once a minute.
+        let mut is_logged = true;
         loop {
             let Some(place) = shutdown.run_until_cancelled(self.guards.take()).await else { return Ok(()) };
-            let Some(door) = shutdown.run_until_cancelled(self.connect(&mut source)).await else {
+            let Some(door) = shutdown.run_until_cancelled(self.connect(&mut source, is_logged)).await else {
                 return Ok(());
             };
             let connected = Instant::now();
@@ -61,8 +65,8 @@ impl Collector {
             self.context.status.set(State::Disconnected(end.to_string()));
             if connected.elapsed() > Backoff::MAX {
                 backoff = Backoff::default();
-                said.clear();
             }
+            is_logged = true;
             if let End::NodeShutDown = end {
                 if self.context.config.exit_with_node || !source.can_reopen() {
                     info!(reason, "{end}; exiting");
@@ -74,12 +78,10 @@ impl Collector {
                 }
             } else if source.can_reopen() {
                 let wait = backoff.next();
-                let text = end.to_string();
-                if text == said {
-                    debug!(reason, "{end}; reconnecting in {:.1} s", wait.as_secs_f64());
-                } else {
-                    warn!(reason, "{end}; reconnecting in {:.1} s", wait.as_secs_f64());
-                    said = text;
+                let suppressed = self.context.repeats.admit(&end.to_string());
+                is_logged = suppressed.is_some();
+                if let Some(suppressed) = suppressed {
+                    warn!(reason, "{end}{suppressed}; reconnecting in {:.1} s", wait.as_secs_f64());
                 }
                 shutdown.run_until_cancelled(tokio::time::sleep(wait)).await;
             } else {
@@ -104,11 +106,11 @@ impl Collector {
         }
     }
 
-    /// Connects and keeps trying. Says why it waits when the reason changes.
+    /// Connects and keeps trying. Logs why it waits when the reason changes, and, if `is_logged`, the connection.
     ///
     /// Trying a socket costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon. Over HTTP
     /// a node may listen and refuse.
-    async fn connect(&self, source: &mut Source) -> Door {
+    async fn connect(&self, source: &mut Source, is_logged: bool) -> Door {
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.settings().alone);
         let poll_interval = self.context.config.poll_interval;
@@ -118,6 +120,7 @@ impl Collector {
             match door::open(source, &self.context).await {
                 Ok(door) => {
                     match &door {
+                        _ if !is_logged => debug!("connected again"),
                         Door::Ipc(_) => info!("connected to {}", source.describe()),
                         Door::Http(_, why) => {
                             info!("no IPC ({why}): the node is asked over HTTP alone");
@@ -136,7 +139,7 @@ impl Collector {
                 Err(error) => {
                     let text = format!("{error:#}");
                     if text != said {
-                        warn!("{text}; trying again until it works");
+                        self.context.warn_of(&format!("{text}; trying again until it works"));
                         show_away(&self.context);
                         self.context.status.set(State::Disconnected(text.clone()));
                         said = text;

@@ -7,12 +7,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::block;
 use super::file_system::Candidates;
 use super::memory::Memory;
 use crate::http_rpc::{self, Cause, HttpRpc};
 use crate::ipc::Hash;
+use crate::logging::Repeats;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
@@ -77,6 +79,8 @@ pub struct Context {
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
+    /// Of log lines about failures, over all connections.
+    pub(super) repeats: Repeats,
     pub(super) memory: RefCell<Memory>,
     pub(super) blocks: block::Counter,
     /// The newest tip that came while there was a connection.
@@ -103,6 +107,13 @@ impl Context {
             Cause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
         }
         let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
-        Context { config, http_rpc, metrics, status, shutdown, memory, blocks, new_tip }
+        let repeats = Repeats::default();
+        Context { config, http_rpc, repeats, metrics, status, shutdown, memory, blocks, new_tip }
+    }
+    /// Logs a failure that may come and go: each text at most once a minute, with the number of times.
+    pub(super) fn warn_of(&self, text: &str) {
+        if let Some(suppressed) = self.repeats.admit(text) {
+            warn!("{text}{suppressed}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //!   `session` is the loop over such a connection.
 //! - `poll` asks for the node's state at intervals, an area per file as in [`metrics`](crate::metrics); `peers` and `json`
 //!   read its answers.
-//! - `rate_limit` decides when a call may be made again.
+//! - `rate_limit` decides when a call may be made again; `suspend` notices that the machine was suspended.
 //! - `http_rpc` decides when JSON-RPC over HTTP is used; `door` opens the socket, or HTTP alone for a node without IPC.
 //! - `tip` is the long poll that reports new tips and the node's shutdown; `walk` counts the blocks between two tips.
 //! - `next_block` has the node build a block template now and then.
@@ -31,6 +31,7 @@ mod poll;
 mod rate_limit;
 mod session;
 mod subscriptions;
+mod suspend;
 mod thread_times;
 mod tip;
 mod utxo_trace;
@@ -42,5 +43,4 @@ pub use collector::Collector;
 pub use context::{Config, Context, NextBlock, UtxoTrace};
 pub use file_system::Candidates;
 pub use handshake::open;
-pub use poll::{PollError, Poller};
-pub use session::{End, Session};
+pub use session::End;

@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::context::{Context, NewTip, NextBlock};
 use super::rate_limit::RateLimit;
+use super::suspend::Suspensions;
 use crate::ipc::{CallError, Hash, Interfaces, Mining, Template, Thread};
 
 /// Whether this node is asked for templates. Development branches that offer Chain or Node are not: when they cannot build
@@ -84,6 +85,7 @@ impl Builder {
     /// Asks for a template now and then, until the node shuts down or has none to give.
     pub async fn run(mut self) {
         let mut new_tip = None;
+        let mut suspensions = Suspensions::new();
         // Shows that the node is asked, before the first answer.
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
@@ -92,6 +94,7 @@ impl Builder {
             }
             tokio::select! {
                 () = sleep_until(self.limit.due()) => {}
+                () = suspensions.next() => {}
                 Ok(()) = self.new_tip.changed() => match self.limit.due_at_event() {
                     due if due <= Instant::now() => new_tip = *self.new_tip.borrow_and_update(),
                     due => {
@@ -138,7 +141,9 @@ impl Builder {
             Err(error) => {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
-                    warn!("the node gave no block template: {error}; trying again until it works");
+                    context.warn_of(&format!(
+                        "the node gave no block template: {error}; trying again until it works"
+                    ));
                 }
                 ControlFlow::Continue(())
             }

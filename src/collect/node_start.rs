@@ -1,11 +1,13 @@
-//! When the node started, and whether it was restarted.
+//! When the node started, and whether it was restarted or is another one.
 //!
 //! The uptime of Bitcoin Core 30 and earlier is the difference of two readings of its wall clock: it jumps when that clock is set.
 //! From 31 on it is monotonic. So an uptime that is smaller than expected is no restart.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
+
+use crate::sys;
 
 /// Uptimes are whole seconds.
 const TOLERANCE: f64 = 2.0;
@@ -30,21 +32,54 @@ impl Uptime {
     }
 }
 
+/// What the node that answers is to the one that answered before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Identity {
+    /// The same process.
+    #[default]
+    Same,
+    /// A process that started since.
+    StartedSince,
+    /// Another one that has run for longer, or there is no evidence.
+    Unknown,
+}
+
 /// The node's process, over all connections.
 #[derive(Default)]
 pub struct NodeStart {
     /// Process id and start in clock ticks since boot, where the process is visible.
     process: Option<(i32, u64)>,
     uptime: Option<Uptime>,
+    /// Clock ticks from boot until they were read.
+    read: u64,
     /// Unix seconds. Kept until the node is restarted, because the wall clock can be set.
     started: Option<f64>,
     restarts: u64,
+    /// The least certain one since it was taken.
+    identity: Option<Identity>,
 }
 
 impl NodeStart {
     /// Restarts that were noticed. A change means that the node is another process than before.
     pub fn restarts(&self) -> u64 {
         self.restarts
+    }
+
+    /// What the node is to the one that answered when this was called last.
+    pub fn take_identity(&mut self) -> Identity {
+        self.identity.take().unwrap_or(Identity::Unknown)
+    }
+
+    fn identify(&self, process: Option<(i32, u64)>, uptime: Option<Uptime>) -> Identity {
+        match (self.process, process) {
+            (Some(last), Some(process)) if last == process => Identity::Same,
+            (Some(_), Some((_, started))) if started >= self.read => Identity::StartedSince,
+            (Some(_), Some(_)) => Identity::Unknown,
+            _ => match (self.uptime, uptime) {
+                (Some(last), Some(uptime)) if uptime.is_of_another_process(&last) => Identity::StartedSince,
+                _ => Identity::Unknown,
+            },
+        }
     }
 
     /// The start of the present process, Unix seconds: from `/proc`, if the process is visible there, else `now` minus its
@@ -55,6 +90,7 @@ impl NodeStart {
         uptime: Option<Uptime>,
         now: SystemTime,
     ) -> Option<f64> {
+        let identity = self.identity.max(Some(self.identify(process, uptime)));
         let restarted = match (self.process, process) {
             (Some(last), Some(process)) => last != process,
             _ => match (self.uptime, uptime) {
@@ -65,11 +101,13 @@ impl NodeStart {
         if restarted {
             *self = NodeStart { restarts: self.restarts + 1, ..NodeStart::default() };
         }
+        self.identity = identity;
+        self.read = (since_boot() * procfs::ticks_per_second() as f64) as u64;
         self.process = process.or(self.process);
         self.uptime = uptime.or(self.uptime);
         if self.started.is_none() {
             let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            let ago = process.and_then(age).or(uptime.map(|uptime| uptime.seconds));
+            let ago = process.map(age).or(uptime.map(|uptime| uptime.seconds));
             self.started = ago.map(|ago| (now - ago).floor());
         }
         self.started
@@ -77,14 +115,19 @@ impl NodeStart {
 }
 
 /// Seconds since this process was started.
-fn age((_, ticks): (i32, u64)) -> Option<f64> {
-    let since_boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
-    Some(since_boot.as_secs_f64() - ticks as f64 / procfs::ticks_per_second() as f64)
+fn age((_, ticks): (i32, u64)) -> f64 {
+    since_boot() - ticks as f64 / procfs::ticks_per_second() as f64
+}
+
+/// Seconds.
+fn since_boot() -> f64 {
+    sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -118,6 +161,47 @@ mod tests {
         assert_eq!(starts(&[(20, 20.0), (30, 5.0), (40, 3.0)]), (vec![0.0, 25.0, 37.0], 2), "crash loop");
         let (shown, restarts) = starts(&[(100, 100.0), (1000, 300.0)]);
         assert_eq!((shown, restarts), (vec![0.0, 700.0], 1), "away for longer than it had been up");
+    }
+
+    #[test]
+    fn another_node_is_told_from_a_restarted_one() {
+        let mut node = NodeStart::default();
+        let begin = Instant::now();
+        let mut identity = |process, second, uptime: Option<f64>| {
+            let at = begin + Duration::from_secs(second);
+            let uptime = uptime.map(|seconds| Uptime { seconds, called: at, returned: at });
+            node.update(process, uptime, SystemTime::now());
+            node.take_identity()
+        };
+        assert_eq!(identity(None, 145, Some(145.0)), Identity::Unknown, "the first");
+        assert_eq!(identity(None, 160, Some(160.0)), Identity::Unknown, "two can be of the same age");
+        assert_eq!(identity(None, 175, Some(5.0)), Identity::StartedSince);
+        assert_eq!(identity(None, 180, None), Identity::Unknown);
+        assert_eq!(identity(None, 185, Some(90_000.0)), Identity::Unknown, "another, or a clock was set");
+        // Where the process is visible, it decides.
+        let now = (since_boot() * procfs::ticks_per_second() as f64) as u64;
+        assert_eq!(identity(Some((7, 100)), 190, Some(90_005.0)), Identity::Unknown, "not seen before");
+        assert_eq!(identity(Some((7, 100)), 205, Some(1.0)), Identity::Same);
+        assert_eq!(identity(Some((8, now + 1_000_000)), 220, Some(1.0)), Identity::StartedSince);
+        assert_eq!(identity(Some((9, 100)), 235, Some(16.0)), Identity::Unknown, "it ran all the time");
+    }
+
+    #[test]
+    fn identity_is_the_least_certain_since_it_was_taken() {
+        let mut node = NodeStart::default();
+        let begin = Instant::now();
+        let at = |second| begin + Duration::from_secs(second);
+        let update = |node: &mut NodeStart, second, seconds| {
+            let uptime = Uptime { seconds, called: at(second), returned: at(second) };
+            node.update(None, Some(uptime), SystemTime::now());
+        };
+        update(&mut node, 0, 100.0);
+        node.take_identity();
+        update(&mut node, 15, 90_000.0);
+        update(&mut node, 30, 10.0);
+        assert_eq!(node.take_identity(), Identity::Unknown);
+        update(&mut node, 45, 5.0);
+        assert_eq!(node.take_identity(), Identity::StartedSince);
     }
 
     #[test]

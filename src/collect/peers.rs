@@ -8,8 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::json::{count, flag, number};
+use super::node_start::Identity;
 use crate::ipc::PeerStats;
-use crate::metrics::{MESSAGE_TYPES, Network};
+use crate::metrics::{MESSAGE_TYPES, Network, now};
 
 /// A peer's clock is off when it differs by more.
 const CLOCK_OFF_SECONDS: u64 = 10;
@@ -57,9 +58,18 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
 pub struct Peers {
     /// `None` before the first poll.
     counted: Option<HashMap<(Connection, &'static str, &'static str), u64>>,
+    /// When they were seen last, Unix seconds.
+    seen: i64,
+    /// What the node of the next ones is to the one of those.
+    node: Identity,
 }
 
 impl Peers {
+    /// What the node of the next peers is to the one of the last.
+    pub fn are_of(&mut self, node: Identity) {
+        self.node = node;
+    }
+
     /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`Backlog`].
     pub fn show(&mut self, peers: &[PeerStats], backlog: Backlog, network: &Network) {
         let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
@@ -111,13 +121,14 @@ impl Peers {
         let largest = |sizes: &[usize]| sizes.iter().copied().max().unwrap_or(0) as f64;
         network.largest_group.replace(groups.clone().map(|(labels, sizes)| (*labels, largest(sizes))));
         network.groups.replace(groups.map(|(labels, sizes)| (*labels, sizes.len() as f64)));
-        self.count_traffic(peers, network);
+        self.count_traffic(peers, network, now() as i64);
     }
 
     /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is forgotten: what it had moved stays
     /// counted. What the peers of the first poll had moved before is not counted: an exporter that was restarted would count it
-    /// again.
-    fn count_traffic(&mut self, peers: &[PeerStats], network: &Network) {
+    /// again. Neither is what peers of another long-running node had moved when this one was polled last. It is another one if no
+    /// peer is known and there is no other evidence.
+    fn count_traffic(&mut self, peers: &[PeerStats], network: &Network, now: i64) {
         let mut present = HashMap::new();
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
@@ -128,12 +139,19 @@ impl Peers {
                 }
             }
         }
-        for (key @ (_, direction, kind), total) in &present {
-            let before =
-                self.counted.as_ref().map_or(*total, |counted| counted.get(key).copied().unwrap_or(0));
+        let is_familiar = |counted: &HashMap<_, _>| present.keys().any(|key| counted.contains_key(key));
+        let is_other_node = std::mem::take(&mut self.node) == Identity::Unknown
+            && !self.counted.as_ref().is_some_and(is_familiar);
+        for (key @ ((_, connected), direction, kind), total) in &present {
+            let before = match self.counted.as_ref().map(|counted| counted.get(key)) {
+                Some(Some(before)) => *before,
+                Some(None) if !is_other_node || *connected >= self.seen => 0,
+                _ => *total,
+            };
             network.message_bytes.inc_by([direction, kind], total.saturating_sub(before));
         }
         self.counted = Some(present);
+        self.seen = now;
     }
 }
 
@@ -264,6 +282,32 @@ mod tests {
         assert_eq!(counts(0, 1000, 1500), 500);
         assert_eq!(counts(0, 1000, 1500), 500, "whatever the node's clock does");
         assert_eq!(counts(0, 1300, 1700), 2200, "the node was restarted: another peer of the same number");
+    }
+
+    #[test]
+    fn traffic_of_another_node_is_counted_from_the_last_poll_on() {
+        let metrics = Metrics::new();
+        let mut peers = Peers::default();
+        let mut count = |now, of_other: bool, seen: &[(i64, i64, u64)]| {
+            let peer = |&(id, connected, total): &(i64, i64, u64)| PeerStats {
+                id,
+                connected,
+                sent: vec![("tx".into(), total)],
+                ..PeerStats::default()
+            };
+            peers.are_of(if of_other { Identity::Unknown } else { Identity::Same });
+            peers.count_traffic(&seen.iter().map(peer).collect::<Vec<_>>(), &metrics.network, now);
+            let text = metrics.render(Format::Text);
+            let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
+            text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
+        };
+        assert_eq!(count(1000, false, &[(0, 500, 100)]), 0);
+        assert_eq!(count(1015, false, &[(0, 500, 200), (1, 1010, 50)]), 150);
+        // One peer has been there for long, one has connected since.
+        assert_eq!(count(1030, true, &[(7, 100, 9_000_000), (8, 1020, 30)]), 180);
+        assert_eq!(count(1045, false, &[(7, 100, 9_000_005), (8, 1020, 30)]), 185);
+        // A known peer is evidence, also where the node's clock is behind ours.
+        assert_eq!(count(1060, true, &[(7, 100, 9_000_010), (8, 1020, 30), (9, 900, 10)]), 200);
     }
 
     #[test]

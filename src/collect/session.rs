@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::context::Context;
 use super::http_rpc::Checker;
@@ -18,6 +18,7 @@ use super::next_block::Builder;
 use super::poll::{PollError, Polled, Poller};
 use super::rate_limit::RateLimit;
 use super::subscriptions::Subscriptions;
+use super::suspend::Suspensions;
 use super::tip::{TipEnd, TipWatch};
 use crate::http_rpc::{Failure, HttpRpc};
 use crate::ipc::guard::Guard;
@@ -60,9 +61,9 @@ impl End {
         match self {
             End::ShutdownRequested => None,
             End::NodeShutDown => Some("shutdown"),
-            End::MissedPolls(_, why) if why.is_over_http() && !why.is_timeout() => Some("lost"),
-            End::MissedPolls(..) | End::Failed(CallError::TimedOut(_)) => Some("hung"),
-            End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
+            End::MissedPolls(_, why) if why.is_timeout() => Some("hung"),
+            End::Failed(CallError::TimedOut(_)) => Some("hung"),
+            End::MissedPolls(..) | End::Closed(_) | End::Failed(_) | End::NoGuard(_) => Some("lost"),
             End::NoNode(_) | End::NothingOffered | End::Loading(_) | End::NoEvidence => Some("refused"),
         }
     }
@@ -92,7 +93,7 @@ impl fmt::Display for End {
                 "this node (Bitcoin Core 30) cannot tell over IPC whether it has loaded its chain, and asking it too early \
                  makes it abort. Its thread b-msghand would tell, but its process cannot be seen in /proc; not asking \
                  until it can. Run the exporter in the node's PID namespace (containers: --pid=host or \
-                 --pid=container:NODE; systemd: no ProtectProc=)",
+                 --pid=container:NODE; systemd: no ProtectProc=), and connect to the node's own socket, not to a proxy's",
             ),
         }
     }
@@ -220,7 +221,7 @@ impl Session {
                     }
                     Err(why) => {
                         if health.failed() == 1 {
-                            warn!("a poll failed: {why}");
+                            self.context.warn_of(&format!("a poll failed: {why}"));
                         }
                         self.show_failed(&why);
                         let calls_back = tasks.subscriptions.as_ref().is_some_and(Subscriptions::any);
@@ -356,7 +357,7 @@ pub(super) async fn take_leave(guard: Option<Guard>, end: End) -> End {
     }
 }
 
-/// Polls at once, then each interval and at each new tip. A poll that failed is tried again soon.
+/// Polls at once, then each interval, at each new tip and when the machine was suspended. A poll that failed is tried again soon.
 async fn keep_polling(
     mut poller: Poller,
     interval: Duration,
@@ -366,6 +367,7 @@ async fn keep_polling(
     /// Between the starts of two polls, however fast tips come: a syncing node connects hundreds of blocks a second.
     const MIN_INTERVAL: Duration = Duration::from_secs(1);
     let mut limit = RateLimit::new(interval, 0);
+    let mut suspensions = Suspensions::new();
     loop {
         let started = Instant::now();
         let polled = poller.poll().await;
@@ -379,6 +381,7 @@ async fn keep_polling(
         tokio::select! {
             () = sleep_until(limit.due()) => {}
             () = new_tip.notified() => sleep_until(started + MIN_INTERVAL.min(interval)).await,
+            () = suspensions.next() => poller.forget_limits(),
         }
     }
 }
@@ -405,6 +408,7 @@ mod tests {
     #[test]
     fn sessions_end_as_hung_or_lost() {
         let missed = |error| End::MissedPolls(3, PollError::NoAnswer("uptime", error)).reason();
+        assert_eq!(End::MissedPolls(3, PollError::NoTip).reason(), Some("lost"), "it answers");
         let timeout = CallError::TimedOut(Duration::from_secs(1));
         let http = |cause| CallError::Http(Failure::new(cause, ""));
         assert_eq!(missed(timeout), Some("hung"));

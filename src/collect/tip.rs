@@ -34,6 +34,9 @@ const TOLERATED: Duration = Duration::from_millis(100);
 /// answer costs it time. A walk counts those between.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Failed walks, a second apart, until the subscription to notifications is not delayed any longer.
+const MAX_WALKS_BEFORE_NOTIFICATIONS: u32 = 30;
+
 /// Why the watch has ended.
 #[derive(Debug)]
 pub enum TipEnd {
@@ -84,6 +87,7 @@ impl TipWatch {
             new_tip,
             reconnected: Reconnected::Now,
             walk_failed: false,
+            failed_walks: 0,
             counting: false,
             restarts: context.memory.borrow().node_start.restarts(),
         };
@@ -177,6 +181,8 @@ struct Follow {
     reconnected: Reconnected,
     /// The last walk failed, or could not be made yet, which was logged.
     walk_failed: bool,
+    /// Walks that failed in a row.
+    failed_walks: u32,
     /// The counters of blocks are shown.
     counting: bool,
     /// Restarts of the node that were noticed when it last returned its tip.
@@ -232,13 +238,18 @@ impl Follow {
                 Err(error) => {
                     // Why HTTP cannot be used is logged elsewhere.
                     if !failed_before && !matches!(error, CallError::Http(_)) {
-                        warn!("waiting for a new tip failed: {error}; trying again until it works");
+                        let text =
+                            format!("waiting for a new tip failed: {error}; trying again until it works");
+                        self.context.warn_of(&text);
                     }
                     first_done.take();
                     tokio::time::sleep(LONG_POLL).await;
                 }
             }
-            first_done.take();
+            // Notifications count from here on: not before the blocks without them are counted.
+            if !(interfaces.chain.is_some() && self.walk_failed) {
+                first_done.take();
+            }
         }
     }
 
@@ -311,13 +322,14 @@ impl Follow {
             Err(error) => {
                 self.context.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
                 let what = format!("cannot tell how many blocks lie between {} and {}", old.hash, tip.hash);
-                if notified || is_final(&error) {
+                self.failed_walks += 1;
+                if is_final(&error) || (notified && self.failed_walks >= MAX_WALKS_BEFORE_NOTIFICATIONS) {
                     warn!("{what}, and does not count them: {error}");
                     blocks.uncounted_tip_changes.inc();
                     return self.advance(tip);
                 }
                 if !failed_before {
-                    warn!("{what}: {error}; trying again until it works");
+                    self.context.warn_of(&format!("{what}: {error}; trying again until it works"));
                 }
                 self.walk_failed = true;
                 self.reconnected = reconnected;
@@ -345,6 +357,7 @@ impl Follow {
     /// The blocks up to this one are counted.
     fn advance(&mut self, tip: BlockRef) {
         self.walk_failed = false;
+        self.failed_walks = 0;
         self.notices_restart();
         self.context.memory.borrow_mut().counted_tip = Some(tip);
     }

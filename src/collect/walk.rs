@@ -2,22 +2,19 @@
 
 use serde_json::{Value, json};
 
-use crate::ipc::{BlockRef, CallError, JsonRpc};
+use crate::ipc::{BlockRef, CallError, Hash, JsonRpc};
 
-/// Whether asking again is of no use: the node does not know the block (it is on another chain, or its block index was
-/// built anew) or the method, or its answer is malformed.
+/// Whether a retry is useless: the node does not know the block, because it is on another chain or its block index was rebuilt.
+/// All other failures pass, malformed responses of a proxy included.
 pub fn is_final(error: &CallError) -> bool {
+    /// `RPC_INVALID_ADDRESS_OR_KEY` in Core's rpc/protocol.h.
     const BLOCK_NOT_FOUND: i64 = -5;
-    const METHOD_NOT_FOUND: i64 = -32601;
-    matches!(
-        error,
-        CallError::JsonRpc { code: BLOCK_NOT_FOUND | METHOD_NOT_FOUND, .. } | CallError::Malformed(_)
-    )
+    matches!(error, CallError::JsonRpc { code: BLOCK_NOT_FOUND, .. })
 }
 
 /// An error if the node does not know the block.
 pub async fn is_known(json_rpc: &JsonRpc, old: BlockRef) -> Result<(), CallError> {
-    json_rpc.call("getblockheader", json!([old.hash.to_string()])).await.map(drop)
+    Header::read(json_rpc.call("getblockheader", json!([old.hash.to_string()])).await?).map(drop)
 }
 
 /// The way from one tip to another.
@@ -38,7 +35,7 @@ pub async fn walk(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<Wa
     // first: if the new tip is active after it was, then that block is an ancestor.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = match ahead > MAX_STEPS {
-        true => json_rpc.call("getblockhash", json!([old.height])).await?.as_str().map(str::to_string),
+        true => Some(hash_of(json_rpc.call("getblockhash", json!([old.height])).await?)?),
         false => None,
     };
     let tip = header(&new.hash.to_string()).await?;
@@ -81,11 +78,51 @@ struct Header {
 
 impl Header {
     fn read(header: Value) -> Result<Self, CallError> {
-        // The genesis block has no previous one.
-        let previous = header["previousblockhash"].as_str().unwrap_or_default().to_string();
+        let previous = match &header["previousblockhash"] {
+            // The genesis block.
+            Value::Null if header["height"] == 0 => String::new(),
+            previous => hash_of(previous.clone())?,
+        };
         match header["confirmations"].as_i64() {
             Some(confirmations) => Ok(Header { previous, active: confirmations >= 0 }),
             None => Err(CallError::Malformed("a header without confirmations".into())),
+        }
+    }
+}
+
+/// A block hash as the node prints it.
+fn hash_of(value: Value) -> Result<String, CallError> {
+    let hash: Hash = value.as_str().unwrap_or_default().parse()?;
+    Ok(hash.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unknown_block_is_final() {
+        let of_node = |code| CallError::JsonRpc { code, message: "Block not found".into() };
+        assert!(is_final(&of_node(-5)));
+        for error in [of_node(-32601), of_node(-28), of_node(-1), CallError::Malformed("null".into())] {
+            assert!(!is_final(&error), "{error}");
+        }
+    }
+
+    #[test]
+    fn incomplete_headers_are_malformed() {
+        let hash = "07".repeat(32);
+        let header =
+            Header::read(json!({"height": 7, "confirmations": -1, "previousblockhash": hash})).unwrap();
+        assert_eq!((header.previous, header.active), (hash.clone(), false));
+        assert!(Header::read(json!({"height": 0, "confirmations": 1})).is_ok(), "the genesis block");
+        for header in [
+            json!(null),
+            json!({"height": 7, "previousblockhash": hash}),
+            json!({"height": 7, "confirmations": 1}),
+            json!({"height": 7, "confirmations": 1, "previousblockhash": "07"}),
+        ] {
+            assert!(matches!(Header::read(header), Err(CallError::Malformed(_))));
         }
     }
 }

@@ -1,128 +1,80 @@
-//! A limit on connections, under which clients without a password cannot push out those with one.
+//! The limit on connections.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tracing::debug;
 
-/// A limited number of connections. A new one is always accepted: at the limit another is closed for it.
+/// Whether a request on a connection had a correct password.
+pub type Authenticated = Arc<AtomicBool>;
+
+/// A limited number of connections. A new one is always accepted: at the limit the oldest is closed for it, of those without a
+/// password if there are any. So a flood closes its own connections.
 pub struct Connections {
     limit: usize,
-    open: Mutex<Open>,
-}
-
-#[derive(Default)]
-struct Open {
-    next: u64,
     /// The oldest first.
-    by_age: BTreeMap<u64, Entry>,
-}
-
-struct Entry {
-    from: Option<IpAddr>,
-    /// A request on it had a correct password.
-    authenticated: bool,
-    closing: Arc<Notify>,
+    open: VecDeque<(AbortHandle, Authenticated)>,
 }
 
 impl Connections {
     /// Accepts at most this many at once.
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Connections { limit, open: Mutex::default() })
+    pub fn new(limit: usize) -> Self {
+        Connections { limit, open: VecDeque::new() }
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().expect("nobody panics holding it")
-    }
-
-    /// A connection from this address; `None` for a Unix socket.
-    pub fn enter(self: &Arc<Self>, from: Option<IpAddr>) -> Place {
-        let mut open = self.open();
-        if open.by_age.len() >= self.limit
-            && let Some(entry) = open.victim().and_then(|id| open.by_age.remove(&id))
-        {
-            entry.closing.notify_one();
+    /// Serves a connection in a task of its own.
+    pub fn spawn<F>(&mut self, serve: impl FnOnce(Authenticated) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.open.retain(|(task, _)| !task.is_finished());
+        if self.open.len() >= self.limit {
+            let without_password =
+                self.open.iter().position(|(_, authenticated)| !authenticated.load(Relaxed));
+            if let Some((task, _)) = self.open.remove(without_password.unwrap_or(0)) {
+                debug!("a scraper's connection ended: closed to make room for another");
+                task.abort();
+            }
         }
-        let id = open.next;
-        open.next += 1;
-        let closing = Arc::new(Notify::new());
-        open.by_age.insert(id, Entry { from, authenticated: false, closing: closing.clone() });
-        Place { connections: self.clone(), id, from, closing }
-    }
-}
-
-impl Open {
-    /// The connection to close: the oldest of the address that has the most, unauthenticated ones first. So a client that
-    /// opens many connections closes its own.
-    fn victim(&self) -> Option<u64> {
-        let oldest = |authenticated: bool| {
-            let candidates =
-                || self.by_age.iter().filter(move |(_, entry)| entry.authenticated == authenticated);
-            let mut by_address: HashMap<_, usize> = HashMap::new();
-            candidates().for_each(|(_, entry)| *by_address.entry(entry.from).or_default() += 1);
-            let most = by_address.values().max()?;
-            candidates().find(|(_, entry)| by_address[&entry.from] == *most).map(|(&id, _)| id)
-        };
-        oldest(false).or_else(|| oldest(true))
-    }
-}
-
-/// A connection's place under the limit, until it is dropped.
-pub struct Place {
-    connections: Arc<Connections>,
-    id: u64,
-    from: Option<IpAddr>,
-    closing: Arc<Notify>,
-}
-
-impl Place {
-    /// The address that it comes from.
-    pub fn from(&self) -> Option<IpAddr> {
-        self.from
-    }
-
-    /// A request on it had a correct password.
-    pub fn set_authenticated(&self) {
-        if let Some(entry) = self.connections.open().by_age.get_mut(&self.id) {
-            entry.authenticated = true;
-        }
-    }
-
-    /// Resolves when a new connection needs the place.
-    pub async fn taken(&self) {
-        self.closing.notified().await;
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.connections.open().by_age.remove(&self.id);
+        let authenticated = Authenticated::default();
+        let task = tokio::spawn(serve(authenticated.clone())).abort_handle();
+        self.open.push_back((task, authenticated));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::FutureExt;
+    use std::cell::RefCell;
 
-    #[test]
-    fn whoever_opens_many_connections_closes_their_own() {
-        let address = |last| Some(IpAddr::from([192, 0, 2, last]));
-        let connections = Connections::new(4);
-        let stays = |place: &Place| place.taken().now_or_never().is_none();
-        let known = connections.enter(address(1));
-        known.set_authenticated();
-        let slow = connections.enter(address(2));
-        let flood: Vec<_> = (0..100).map(|_| connections.enter(address(1))).collect();
-        assert!(stays(&known) && stays(&slow));
-        assert_eq!(flood.iter().filter(|place| stays(place)).count(), 2);
-        assert!(flood[98..].iter().all(stays), "the latest");
-        drop((flood, slow));
-        let others: Vec<_> = (2..6).map(|last| connections.enter(address(last))).collect();
-        assert!(stays(&known) && !stays(&others[0]), "the oldest stranger");
-        others.iter().for_each(Place::set_authenticated);
-        let last = connections.enter(address(9));
-        assert!(!stays(&known) && stays(&last), "among those that are known the oldest");
+    async fn others_end() {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn flood_closes_its_own_connections() {
+        let connections = RefCell::new(Connections::new(4));
+        let open = |has_password| {
+            let mut connections = connections.borrow_mut();
+            connections.spawn(|authenticated| {
+                authenticated.store(has_password, Relaxed);
+                std::future::pending()
+            });
+            connections.open.back().unwrap().0.clone()
+        };
+        let [scraper, first] = [open(true), open(false)];
+        let flood: Vec<_> = (0..100).map(|_| open(false)).collect();
+        others_end().await;
+        assert!(!scraper.is_finished() && first.is_finished());
+        assert_eq!(flood.iter().filter(|task| !task.is_finished()).count(), 3);
+        assert!(flood[97..].iter().all(|task| !task.is_finished()), "the latest");
+        let scrapers: Vec<_> = (0..4).map(|_| open(true)).collect();
+        others_end().await;
+        assert!(scraper.is_finished(), "among those with a password the oldest");
+        assert!(scrapers.iter().all(|task| !task.is_finished()));
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep};
 
 /// A stream on which an answer has to be taken in time, the whole of it: a reader that takes a byte now and then would keep
 /// the rest in memory.
@@ -15,16 +15,14 @@ pub struct Deadline<S> {
     stream: S,
     /// From an answer's first byte to its last.
     time: Duration,
-    /// By when the present answer has to be taken.
-    due: Option<Instant>,
-    /// Only while the stream takes no more.
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Ends when the present answer has to be taken.
+    due: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncWrite + Unpin> Deadline<S> {
     /// `time` is from an answer's first byte to its last.
     pub fn new(stream: S, time: Duration) -> Self {
-        Deadline { stream, time, due: None, timer: None }
+        Deadline { stream, time, due: None }
     }
 
     fn stream(&mut self) -> Pin<&mut S> {
@@ -33,15 +31,12 @@ impl<S: AsyncWrite + Unpin> Deadline<S> {
 
     /// The result of writing, or an error if it has to wait and the time is over.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, result: Poll<Result<T>>) -> Poll<Result<T>> {
-        let due = *self.due.get_or_insert_with(|| Instant::now() + self.time);
+        let due = self.due.get_or_insert_with(|| Box::pin(sleep(self.time)));
         if result.is_ready() {
             return result;
         }
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        timer
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(Error::new(ErrorKind::TimedOut, "the answer was not read in time")))
+        let late = || Err(Error::new(ErrorKind::TimedOut, "the answer was not read in time"));
+        due.as_mut().poll(cx).map(|()| late())
     }
 }
 
@@ -74,7 +69,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Deadline<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let flushed = self.stream().poll_flush(cx);
         if flushed.is_ready() {
-            (self.due, self.timer) = (None, None);
+            self.due = None;
             return flushed;
         }
         self.in_time(cx, flushed)
@@ -112,9 +107,9 @@ mod tests {
         for _ in 0..2 {
             let answer = async {
                 ours.write_all(&[7; 100]).await.unwrap();
-                assert!(ours.due.is_some() && ours.timer.is_some());
+                assert!(ours.due.is_some());
                 ours.flush().await.unwrap();
-                assert!(ours.due.is_none() && ours.timer.is_none());
+                assert!(ours.due.is_none());
             };
             let (_, read) = tokio::join!(answer, async { theirs.read_exact(&mut [0; 100]).await });
             read.unwrap();

@@ -23,10 +23,10 @@ impl FromStr for HostName {
         let name = name_of(text);
         let is_name = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-        match is_name || name.parse::<IpAddr>().is_ok() {
-            true => Ok(HostName(name.to_ascii_lowercase())),
-            false => Err("write a host name without scheme, like metrics.example.com".into()),
+        if !is_name && name.parse::<IpAddr>().is_err() {
+            return Err("write a host name without scheme, like metrics.example.com".into());
         }
+        Ok(HostName(name.to_ascii_lowercase()))
     }
 }
 

@@ -37,6 +37,9 @@ impl SocketFile {
 
 impl Listener {
     /// Binds. An address in use is an error that says so; a socket file without a listener is replaced.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
     pub fn bind(address: &Address) -> Result<Self> {
         match address {
             Address::Tcp(address) => {
@@ -61,6 +64,9 @@ impl Listener {
     }
 
     /// A socket that the service manager listens on for us.
+    ///
+    /// # Errors
+    /// It is not a listening socket.
     pub fn inherited(fd: OwnedFd) -> Result<Self> {
         if !getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false) {
             bail!("the inherited HTTP file descriptor is not a listening socket");

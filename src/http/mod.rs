@@ -4,26 +4,35 @@
 //! the node.
 //!
 //! - `address` and `listener` are where to listen.
-//! - `server` accepts connections and answers requests; `connections` is how many there may be, `deadline` how long an
-//!   answer may take.
-//! - `routes` is what there is to ask for, and for whom; `host` under which names, `negotiate` what answers look like.
+//! - `server` accepts connections and answers requests; `routes` is what there is to ask for, and for whom, `negotiate` what
+//!   answers look like.
 //! - `web_config` is `--web.config.file`: TLS and passwords.
+//!
+//! Each attack that is defended against, the part that prevents it, and its test:
+//!
+//! | attack | part | test |
+//! |---|---|---|
+//! | many connections | `connections`: the oldest is closed for a new one, those with a password last | `connections::tests`, `door.rs` |
+//! | many health checks, which need no password | `server::share`: connections of their own | `server::tests` |
+//! | a request, a handshake or an idle connection without an end | `HEADER_TIMEOUT`, `HANDSHAKE_TIMEOUT`, `MAX_HEADER_BYTES` | `fuzz/targets/http.rs`, on a paused clock |
+//! | answers that are not read, or byte by byte | `deadline`, `SOCKET_BYTES` | `deadline::tests`, `door.rs` |
+//! | a web page under a name that resolves to loopback (DNS rebinding) | `host` | `host::tests`, `door.rs` |
+//! | guessed passwords, each of which costs bcrypt's time | `web_config::basic_auth`: one check at a time, a short queue, correct passwords remembered | `basic_auth::tests`, `door.rs` |
+//! | user names, told by the time of an answer | `web_config::basic_auth`: unknown names are checked against another user's hash | `basic_auth::tests` |
 
 mod address;
-mod connections;
+pub(crate) mod connections;
 mod deadline;
 mod host;
 mod listener;
 mod negotiate;
 mod routes;
-mod server;
+pub(crate) mod server;
 mod web_config;
 
 pub use address::Address;
-pub use connections::{Connections, Place};
 pub use host::HostName;
-pub use hyper_util::server::graceful::GracefulShutdown;
 pub use listener::Listener;
 pub use routes::Pages;
-pub use server::{Endpoint, Serving, serve_connection, serve_on_thread};
+pub use server::{Endpoint, Serving, serve_on_thread};
 pub use web_config::WebConfig;

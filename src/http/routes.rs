@@ -17,6 +17,9 @@ pub trait Pages: Send + Sync + 'static {
     /// `/metrics`
     fn metrics(&self, format: Format) -> String;
     /// `/readyz`: 200, or 503 with what is missing.
+    ///
+    /// # Errors
+    /// What is missing.
     fn ready(&self) -> Result<(), String>;
     /// `/`: HTML.
     fn index(&self) -> String;

@@ -1,9 +1,9 @@
 //! Accepting connections and answering on them, on a thread of its own.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -23,34 +23,35 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
+use super::connections::{Authenticated, Connections};
 use super::deadline::Deadline;
 use super::host::AllowedHosts;
 use super::routes::{Access, answer, busy, misdirected, unauthorized};
 use super::web_config::Verdict;
-use super::{Connections, HostName, Listener, Pages, Place, WebConfig};
+use super::{HostName, Listener, Pages, WebConfig};
 use crate::priority;
 use crate::systemd::Heartbeat;
 
 /// Connections of the process at once, as far as the limit of open files allows. Prometheus uses one. Each costs up to 80 kB,
 /// most of it an answer that is not read.
 const MAX_CONNECTIONS: u64 = 256;
-/// Of these, for health checks where they have a listener without a password.
+/// Of these, for health checks, which need no password.
 const MAX_HEALTH_CONNECTIONS: usize = 16;
 /// Open files that are not scrapers' connections.
 const OTHER_FILES: u64 = 64;
 /// A request's line and headers; Prometheus sends about 300 bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// To send a request's headers, the first byte included; so an idle kept-alive connection ends after it.
-const HEADER_TIME: Duration = Duration::from_secs(75);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 /// To take an answer. Prometheus gives up after 10 s.
-const ANSWER_TIME: Duration = Duration::from_secs(15);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Socket buffers of a connection. By default the kernel buffers megabytes: a client that sends a hundred requests and
 /// reads nothing would have a hundred answers made.
 const SOCKET_BYTES: usize = 32 * 1024;
 /// For a TLS handshake.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the answers that are under way when the serving ends.
-const FINISH_TIME: Duration = Duration::from_millis(500);
+const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two attempts to accept a connection.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -104,17 +105,20 @@ impl Serving {
     /// Accepts no more connections, answers what was asked, and returns after half a second at the latest.
     pub fn finish(self) {
         drop(self.end);
-        let _ = self.ended.recv_timeout(FINISH_TIME);
+        let _ = self.ended.recv_timeout(FINISH_TIMEOUT);
     }
 }
 
 /// Serves on a thread of its own.
+///
+/// # Errors
+/// The runtime, a listener or the thread cannot be set up.
 pub fn serve_on_thread(
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
     heartbeat: Heartbeat,
 ) -> Result<Serving> {
-    serve_on_thread_with(room(), listeners, pages, heartbeat)
+    serve_on_thread_with(max_connections(), listeners, pages, heartbeat)
 }
 
 fn serve_on_thread_with(
@@ -126,11 +130,6 @@ fn serve_on_thread_with(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let end = CancellationToken::new();
     let mut servers: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
-    let listeners: Vec<_> = listeners.into_iter().collect();
-    let has_health = listeners.iter().any(|(_, endpoint)| endpoint.access == Access::Health);
-    let (connections, health_connections) = shares(max_connections, has_health);
-    let (connections, health_connections) =
-        (Connections::new(connections), Connections::new(health_connections));
     {
         let _runtime = runtime.enter();
         for (listener, mut endpoint) in listeners {
@@ -138,28 +137,18 @@ fn serve_on_thread_with(
             if !listener.is_on_loopback() {
                 endpoint.hosts = AllowedHosts::any();
             }
-            let connections = match endpoint.access {
-                Access::Everything => connections.clone(),
-                Access::Health => health_connections.clone(),
-            };
+            let connections = Connections::new(share(max_connections, endpoint.access));
             let (endpoint, pages, end) = (Arc::new(endpoint), pages.clone(), end.clone());
             match &*listener {
                 Listener::Tcp(listener) => {
                     listener.set_nonblocking(true)?;
                     let listener = TcpListener::from_std(listener.try_clone()?)?;
-                    servers.push(Box::pin(serve(
-                        listener,
-                        |from| Some(from.ip()),
-                        connections,
-                        endpoint,
-                        pages,
-                        end,
-                    )));
+                    servers.push(Box::pin(serve(listener, connections, endpoint, pages, end)));
                 }
                 Listener::Unix(listener, _) => {
                     listener.set_nonblocking(true)?;
                     let listener = UnixListener::from_std(listener.try_clone()?)?;
-                    servers.push(Box::pin(serve(listener, |_| None, connections, endpoint, pages, end)));
+                    servers.push(Box::pin(serve(listener, connections, endpoint, pages, end)));
                 }
             }
         }
@@ -181,8 +170,7 @@ fn serve_on_thread_with(
 /// Accepts connections until `end`, then lets them finish.
 async fn serve<L>(
     mut listener: L,
-    ip: fn(&L::Addr) -> Option<IpAddr>,
-    connections: Arc<Connections>,
+    mut connections: Connections,
     endpoint: Arc<Endpoint>,
     pages: Arc<impl Pages>,
     end: CancellationToken,
@@ -193,11 +181,12 @@ async fn serve<L>(
     let graceful = GracefulShutdown::new();
     while let Some(accepted) = end.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, from)) => {
+            Ok((stream, _)) => {
                 let _ = setsockopt(&stream, sockopt::SndBuf, &SOCKET_BYTES);
                 let _ = setsockopt(&stream, sockopt::RcvBuf, &SOCKET_BYTES);
-                let (place, watcher) = (connections.enter(ip(&from)), graceful.watcher());
-                tokio::spawn(serve_stream(stream, endpoint.clone(), pages.clone(), place, watcher));
+                let (endpoint, pages, watcher) = (endpoint.clone(), pages.clone(), graceful.watcher());
+                connections
+                    .spawn(|authenticated| serve_stream(stream, endpoint, pages, authenticated, watcher));
                 // Lets a connection that was closed for this one end before the next is accepted.
                 tokio::task::yield_now().await;
             }
@@ -209,19 +198,19 @@ async fn serve<L>(
         }
     }
     drop(listener);
-    let _ = tokio::time::timeout(FINISH_TIME, graceful.shutdown()).await;
+    let _ = tokio::time::timeout(FINISH_TIMEOUT, graceful.shutdown()).await;
 }
 
 /// How many connections the limit of open files has room for.
-fn room() -> usize {
+fn max_connections() -> usize {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    limit.saturating_sub(OTHER_FILES).clamp(1, MAX_CONNECTIONS) as usize
+    limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize
 }
 
-/// How many connections all listeners with pages have together, and those for health checks.
-fn shares(room: usize, has_health: bool) -> (usize, usize) {
-    let health = if has_health { (room / 4).clamp(1, MAX_HEALTH_CONNECTIONS) } else { 0 };
-    (room.saturating_sub(health).max(1), health)
+/// The connections of a listener. Health checks have their own, so that they close no scraper's.
+fn share(max_connections: usize, access: Access) -> usize {
+    let health = (max_connections / 4).clamp(1, MAX_HEALTH_CONNECTIONS);
+    if access == Access::Health { health } else { max_connections - health }
 }
 
 /// The life of a connection, TLS included.
@@ -229,24 +218,20 @@ async fn serve_stream(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: Arc<Endpoint>,
     pages: Arc<impl Pages>,
-    place: Place,
+    authenticated: Authenticated,
     watcher: Watcher,
 ) {
     let serve = async {
         let Some(tls) = endpoint.web_config.tls() else {
-            return serve_connection(stream, &endpoint, &*pages, &place, watcher).await;
+            return serve_connection(stream, &endpoint, &*pages, &authenticated, watcher).await;
         };
         let handshake = TlsAcceptor::from(tls).accept(stream);
-        match tokio::time::timeout(HANDSHAKE_TIME, handshake).await {
-            Ok(stream) => serve_connection(stream?, &endpoint, &*pages, &place, watcher).await,
-            Err(_) => Err(anyhow!("no TLS handshake within {HANDSHAKE_TIME:?}")),
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(stream) => serve_connection(stream?, &endpoint, &*pages, &authenticated, watcher).await,
+            Err(_) => Err(anyhow!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}")),
         }
     };
-    let served = tokio::select! {
-        served = serve => served,
-        () = place.taken() => Err(anyhow!("closed to make room for another")),
-    };
-    if let Err(error) = served {
+    if let Err(error) = serve.await {
         debug!("a scraper's connection ended: {error:#}");
     }
 }
@@ -256,16 +241,16 @@ pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: &Endpoint,
     pages: &impl Pages,
-    place: &Place,
+    authenticated: &Authenticated,
     watcher: Watcher,
 ) -> Result<()> {
     let web_config = &endpoint.web_config;
     let answer = service_fn(async |request: Request<Incoming>| {
         let mut response = if endpoint.hosts.permit(request.uri(), request.headers()) {
-            match web_config.users().permit(request.headers(), place.from()).await {
+            match web_config.users().permit(request.headers()).await {
                 Verdict::Permitted => {
                     if !web_config.users().is_empty() {
-                        place.set_authenticated();
+                        authenticated.store(true, Relaxed);
                     }
                     answer(&request, endpoint.access, pages)
                 }
@@ -282,9 +267,9 @@ pub async fn serve_connection(
     let connection = http1::Builder::new()
         .half_close(true)
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
+        .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(Deadline::new(stream, ANSWER_TIME)), answer);
+        .serve_connection(TokioIo::new(Deadline::new(stream, ANSWER_TIMEOUT)), answer);
     Ok(watcher.watch(connection).await?)
 }
 
@@ -325,25 +310,21 @@ mod tests {
 
     #[test]
     fn health_checks_have_a_small_share_of_the_connections() {
-        assert_eq!(shares(256, false), (256, 0));
-        assert_eq!(shares(256, true), (240, 16));
-        assert_eq!(shares(20, true), (15, 5));
-        assert_eq!(shares(1, true), (1, 1));
+        let shares = |max| (share(max, Access::Everything), share(max, Access::Health));
+        assert_eq!(shares(256), (240, 16));
+        assert_eq!(shares(20), (15, 5));
+        assert_eq!(shares(2), (1, 1));
     }
 
     #[test]
     fn connections_for_health_checks_close_no_scrapers() {
-        let [(metrics, metrics_at), (other, other_at), (health, health_at)] =
-            [listener(), listener(), listener()];
+        let [(metrics, metrics_at), (health, health_at)] = [listener(), listener()];
         let listeners = [
             (metrics, Endpoint::all(WebConfig::default())),
-            (other, Endpoint::all(WebConfig::default())),
             (health, Endpoint::health(WebConfig::default())),
         ];
         let serving = serve_on_thread_with(6, listeners, Arc::new(Fixed), Heartbeat::default()).unwrap();
-        let mut scrapers: Vec<_> = (0..5)
-            .map(|number| TcpStream::connect(if number % 2 == 0 { metrics_at } else { other_at }).unwrap())
-            .collect();
+        let mut scrapers: Vec<_> = (0..5).map(|_| TcpStream::connect(metrics_at).unwrap()).collect();
         assert!(scrapers.iter_mut().all(is_answered));
         let mut checks: Vec<_> = (0..30).map(|_| TcpStream::connect(health_at).unwrap()).collect();
         assert!(is_answered(checks.last_mut().unwrap()));
@@ -353,10 +334,6 @@ mod tests {
             "health's share"
         );
         assert!(scrapers.iter_mut().all(is_answered), "scrapers keep theirs");
-        // One more on the second listener closes one of the first's: all of them have one share.
-        let mut last = TcpStream::connect(other_at).unwrap();
-        assert!(is_answered(&mut last));
-        assert_eq!(scrapers.iter_mut().filter_map(|scraper| is_answered(scraper).then_some(())).count(), 4);
         serving.finish();
     }
 }

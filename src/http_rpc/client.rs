@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::connection::{Answer, Kept, exchange};
 use super::{Cause, Failure, Settings};
 use crate::ipc::{CallError, JsonRpcAnswer};
+use crate::logging::Repeats;
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
@@ -28,8 +29,9 @@ struct Shared {
     /// For one call, all in all.
     deadline: Duration,
     state: watch::Sender<State>,
-    /// Why it is not used, as it was logged; empty while it is used.
-    last_logged: RefCell<String>,
+    /// The state as it was logged: why it is not used, empty while it is used. `None` before the first line.
+    last_logged: RefCell<Option<String>>,
+    repeats: Repeats,
     /// There were a cookie or a password when they were read last.
     has_credentials: Cell<bool>,
     /// The collector logs why there is no node.
@@ -65,6 +67,7 @@ impl HttpRpc {
             deadline,
             state: watch::Sender::new(State::Unused(not_checked())),
             last_logged: RefCell::default(),
+            repeats: Repeats::default(),
             has_credentials: Cell::new(false),
             quiet: Cell::new(false),
             forbidden: RefCell::default(),
@@ -92,24 +95,28 @@ impl HttpRpc {
         self.0.wanted.set(true);
         if !self.is_used() {
             self.0.state.send_replace(State::Used);
-            self.0.last_logged.take();
-            let Settings { url, credentials, .. } = self.settings();
-            info!("JSON-RPC over HTTP is used: {url}, {}", credentials.describe());
+            let before = self.0.last_logged.replace(Some(String::new()));
+            if before.is_none_or(|failure| !failure.is_empty()) {
+                let Settings { url, credentials, .. } = self.settings();
+                info!("JSON-RPC over HTTP is used: {url}, {}", credentials.describe());
+            }
         }
     }
 
-    /// It cannot be used until it was found usable again. Says why when that changes.
+    /// It cannot be used until it was found usable again. Logs why when that changes, each reason at most once a minute: one that
+    /// comes and goes fills no log.
     pub fn give_up(&self, failure: Failure) {
-        let Shared { wanted, settings, quiet, last_logged, has_credentials, .. } = &*self.0;
+        let Shared { wanted, settings, quiet, last_logged, has_credentials, repeats, .. } = &*self.0;
         wanted.set(wanted.get() || has_credentials.get());
-        if *last_logged.borrow() != failure.text {
-            let text = format!("JSON-RPC over HTTP is not used: {failure}");
+        let is_logged = last_logged.borrow().as_ref() == Some(&failure.text);
+        if !is_logged && let Some(suppressed) = repeats.admit(&failure.text) {
+            let text = format!("JSON-RPC over HTTP is not used: {failure}{suppressed}");
             match settings.required || has_credentials.get() {
                 _ if quiet.get() => {}
                 true => warn!("{text}; trying again until it works"),
                 false => info!("{text}"),
             }
-            last_logged.borrow_mut().clone_from(&failure.text);
+            last_logged.replace(Some(failure.text.clone()));
         }
         self.0.state.send_replace(State::Unused(failure));
     }

@@ -42,6 +42,9 @@ pub enum Password {
 
 impl Credentials {
     /// The `Authorization` header, of what is there now.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no cookie or password.
     pub async fn read(&self) -> Result<HeaderValue, String> {
         let both = match self {
             Credentials::Cookie(path) => {

@@ -10,6 +10,9 @@ use rustls::{ClientConfig, RootCertStore};
 use crate::tls;
 
 /// Trusts what these authorities have signed, in a PEM file; without it those of the system.
+///
+/// # Errors
+/// The file cannot be read, or holds no certificate; the system has no authorities.
 pub fn trusting(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let roots = match authorities {
         Some(path) => {

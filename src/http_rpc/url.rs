@@ -57,7 +57,7 @@ impl FromStr for Url {
             Some("https") => true,
             _ => return Err(format!("it is no http:// or https:// URL; {wanted}")),
         };
-        let port = uri.port_u16().or(tls.then_some(443));
+        let port = uri.port_u16().or(tls.then_some(443)).filter(|&port| port != 0);
         let (Some(authority), Some(port)) = (uri.authority(), port) else {
             return Err(format!("it has no port; {wanted}"));
         };
@@ -101,6 +101,8 @@ mod tests {
         for (text, why) in [
             ("127.0.0.1:8332", "write it like"),
             ("http://127.0.0.1", "no port"),
+            ("http://127.0.0.1:0", "no port"),
+            ("https://node.example:0", "no port"),
             ("http://user:secret@127.0.0.1:8332", "--rpc-password-file"),
             ("http://127.0.0.1:8332/?x", "query"),
             ("ftp://127.0.0.1:8332", "no http:// or https://"),

@@ -117,6 +117,11 @@ impl CallError {
 
 impl std::error::Error for CallError {}
 
+/// Whether a call failed with this text because its thread of the node runs another one, or is about to end one.
+pub(super) fn is_thread_busy(text: &str) -> bool {
+    text.contains("thread busy")
+}
+
 /// 'Not offered' is normal: a method that the node does not have answers Unimplemented, one of its stubs Failed.
 pub(super) fn if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match answer {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::CallError;
 use super::connection::{OnThread, call};
+use super::{CallError, is_thread_busy};
 use crate::schema::handler_capnp::handler;
 
 /// A callback object; dropped when the node has released it.
@@ -45,7 +45,7 @@ impl Subscription {
         const BUSY: Duration = Duration::from_millis(2);
         while let Err(error) = call!(self.handler, disconnect_request) {
             match error {
-                CallError::Failed(why) if why.contains("thread busy") => tokio::time::sleep(BUSY).await,
+                CallError::Failed(why) if is_thread_busy(&why) => tokio::time::sleep(BUSY).await,
                 error => return Err(error),
             }
         }

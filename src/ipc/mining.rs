@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::connection::{OnThread, call};
 use super::error::if_offered;
 use super::{CallError, Connection, Thread};
+use crate::bitcoin_core;
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 
@@ -25,7 +26,7 @@ impl Hash {
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().rev().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&bitcoin_core::hash_text(&self.0))
     }
 }
 

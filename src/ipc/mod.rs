@@ -25,6 +25,7 @@ mod tracing;
 pub use chain::{Chain, ChainEvent};
 pub use connection::{Connection, Thread};
 pub use error::CallError;
+use error::is_thread_busy;
 pub use handler::Subscription;
 pub use interfaces::{Interface, Interfaces};
 pub(crate) use json_rpc::Answer as JsonRpcAnswer;

@@ -56,21 +56,7 @@ pub struct PeerStats {
     pub received: Vec<(String, u64)>,
 }
 
-/// Names of Core's `Network`, in its order; as getpeerinfo gives them.
-pub const NETWORKS: [&str; 7] =
-    ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal"];
-/// Names of Core's `ConnectionType`, in its order; as getpeerinfo gives them.
-pub const CONNECTION_TYPES: [&str; 7] = [
-    "inbound",
-    "outbound-full-relay",
-    "manual",
-    "feeler",
-    "block-relay-only",
-    "addr-fetch",
-    "private-broadcast",
-];
-/// Names of Core's `TransportProtocolType`, in its order; as getpeerinfo gives them.
-pub const TRANSPORTS: [&str; 3] = ["detecting", "v1", "v2"];
+pub use crate::bitcoin_core::{CONNECTION_TYPES, NETWORKS, TRANSPORTS};
 
 fn name(names: &[&'static str], index: i32) -> &'static str {
     usize::try_from(index).ok().and_then(|index| names.get(index)).unwrap_or(&"other")

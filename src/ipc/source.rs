@@ -72,6 +72,9 @@ pub struct Source {
 impl Source {
     /// The connection that was inherited, then this path, or that of a node with this data directory. Where nothing is
     /// said, a mainnet node with the usual one.
+    ///
+    /// # Errors
+    /// The inherited descriptor is not a connected stream socket.
     pub fn of(
         inherited: Option<OwnedFd>,
         socket_path: Option<PathBuf>,
@@ -124,6 +127,9 @@ impl Source {
     }
 
     /// The inherited connection if it was not used yet, else a new connection to the path.
+    ///
+    /// # Errors
+    /// Nothing listens at the path, or the inherited connection was used up.
     pub async fn open(&mut self) -> Result<UnixStream> {
         if let Some(stream) = self.inherited.take() {
             return Ok(UnixStream::from_std(stream)?);
@@ -159,6 +165,9 @@ fn explain(path: &Path, error: std::io::Error) -> anyhow::Error {
         );
     }
     match error.kind() {
+        ErrorKind::NotADirectory => {
+            anyhow!("cannot connect to {at}: a part of the path is a file, not a directory; correct the path")
+        }
         ErrorKind::NotFound => {
             anyhow!(
                 "cannot connect to {at}: there is no such socket; start the node with -ipcbind=unix, or name its socket"

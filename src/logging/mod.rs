@@ -1,7 +1,9 @@
 //! Logging to stderr or to the journal, and to a file.
 
 mod journal;
+mod log_file;
 mod queue;
+mod repeats;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
@@ -12,9 +14,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::files;
+use log_file::LogFile;
 use queue::{MAX_WAITING_LINES, Queue};
 pub use queue::{Writer, dropped_lines};
+pub use repeats::Repeats;
 
 /// Where log lines go and how they look.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -61,6 +64,9 @@ pub struct Logging {
 
 /// Starts logging, to `file` besides. `RUST_LOG` overrides the level. Nobody waits for a line: stderr, the journal and the file have a
 /// thread and a bounded queue each, and [`dropped_lines`] counts what they could not write.
+///
+/// # Errors
+/// RUST_LOG is wrong, or the file cannot be opened.
 pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(directives) => {
@@ -82,7 +88,7 @@ pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
     };
     let (mut layers, mut writers) = (vec![layer], vec![writer]);
     if let Some(path) = file {
-        let file = files::append_to(path).with_context(|| format!("cannot log to {}", path.display()))?;
+        let file = LogFile::open(path).with_context(|| format!("cannot log to {}", path.display()))?;
         let (lines, writer) = lines("log-file", file)?;
         let layer = tracing_subscriber::fmt::layer().with_writer(move || lines.clone());
         layers.push(layer.with_target(false).with_ansi(false).boxed());
@@ -97,6 +103,9 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(Queue
 }
 
 /// Prints to standard output. A reader that does not read delays nothing; dropping what is returned waits for it for a second.
+///
+/// # Errors
+/// The thread cannot be started.
 pub fn print_in_background(text: Vec<u8>) -> io::Result<Writer> {
     let (lines, writer) = queue::start("stdout", 1, |text: Vec<u8>| io::stdout().write_all(&text))?;
     lines.push(text);

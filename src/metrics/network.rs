@@ -75,7 +75,7 @@ area! {
             &["Node.getNodesStats; getpeerinfo `addr`, `mapped_as`"]).by(&["by", "direction"]).of_node();
         message_bytes: CounterVec<2> = counter("bitcoin_p2p_message_bytes_total",
             "Bytes of messages with the peers seen at polls since the exporter started, by type; a peer that leaves takes nothing \
-             back",
+             back, and what peers of another long-running node had moved before is not counted",
             PEERS).by(&["direction", "type"]);
         banned: Gauge = gauge("bitcoin_banned", "Banned addresses and subnets", &["JSON-RPC listbanned"]).of_node();
         active: Gauge = gauge("bitcoin_network_active",

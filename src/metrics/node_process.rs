@@ -3,9 +3,10 @@
 use super::model::{counter, gauge};
 use super::pushed::{CounterVec, Gauge, area};
 
-const PROC: &[&str] = &["`/proc` of the process behind the socket"];
-const PROC_OF_USER: &[&str] =
-    &["`/proc` of the process behind the socket, if the exporter runs as the node's user"];
+const PROC: &[&str] = &["`/proc` of the process behind the socket, if it is the node and not a proxy"];
+const PROC_OF_USER: &[&str] = &[
+    "`/proc` of the process behind the socket, if it is the node and not a proxy, and the exporter runs as the node's user",
+];
 
 area! {
     /// The node as a process.

@@ -16,6 +16,7 @@ node is away. Values that are read from the node age by one rule:
   that took longer than 240 ms after four minutes. Their values are shown for two of these intervals, at most five minutes.
   Values of the last block (`getblockstats`, `getnetworkhashps`, `getdeploymentinfo`) are read once and shown as long as polls
   find the same tip.
+- The time in which the machine is suspended counts. After it everything is polled within a second or two.
 - When the connection to the node is lost, all values read from it disappear at once.
 - `bitcoin_up` is 1 if the last poll succeeded, whatever is still shown. `bitcoin_exporter_last_poll_timestamp_seconds` is the
   time of the last successful poll.

@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
 use procfs::process::Process;
 
 use super::file_locks::{self, FileId};
 use crate::node_process::{Node, without_mark};
+use crate::sys;
 
 /// Names of binaries that hold a node.
-const BINARIES: [&str; 3] = ["bitcoin-node", "bitcoind", "bitcoin-qt"];
+const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-gui"];
 
 /// A process of a node's binary, and the evidence of which node it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +46,7 @@ impl Candidate {
         let stat =
             Process::new(pid).ok()?.stat().ok().filter(|stat| !matches!(stat.state, 'Z' | 'X' | 'x'))?;
         let started = Duration::from_secs_f64(stat.starttime as f64 / procfs::ticks_per_second() as f64);
-        let booted = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or(Duration::MAX);
+        let booted = sys::clock(ClockId::CLOCK_BOOTTIME);
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = command.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect();
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();

@@ -34,6 +34,16 @@ pub struct Known {
     pub children: BTreeSet<(i32, u64)>,
 }
 
+impl Known {
+    /// Replaces what it has locked by what it has locked now: another node may lock a file that it has released. A node that shuts
+    /// down releases all of it, and is known by what it had.
+    pub fn update_locks(&mut self, now: &BTreeSet<FileId>) {
+        if !now.is_empty() {
+            self.candidate.locks.clone_from(now);
+        }
+    }
+}
+
 /// What is known of other nodes, as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
 pub struct Others {
@@ -316,6 +326,17 @@ mod tests {
         let named = Named { binary: true, ..Named::default() };
         let all = [moved(process(2, &[ANOTHER]))];
         assert_eq!(choose(&all, named, Some(&last), &none), Choice::Node(all[0].clone()));
+    }
+
+    #[test]
+    fn released_lock_identifies_no_node() {
+        let mut last = known(process(1, &[DATADIR, ANOTHER]));
+        last.update_locks(&process(1, &[DATADIR]).locks);
+        last.update_locks(&BTreeSet::new());
+        assert_eq!(last.candidate.locks, BTreeSet::from([lock(DATADIR)]), "it shuts down");
+        // A wallet, say, that the node has unloaded and another one has loaded.
+        assert_eq!(chosen(&[process(2, &[ANOTHER])], Some(&last), &others()), None);
+        assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &others()), Some(2));
     }
 
     #[test]

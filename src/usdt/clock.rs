@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::sync::LazyLock;
-use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
+
+use crate::sys;
 
 /// Unix time in nanoseconds when the kernel's monotonic clock was 0: plus a time of the programs, the Unix time of that moment. Measured
 /// anew by each call, because the wall clock can be set and the monotonic one stands still while the machine is suspended.
@@ -28,7 +29,7 @@ pub(super) fn epoch_ns() -> i64 {
 }
 
 fn read(clock: ClockId) -> i64 {
-    clock_gettime(clock).map_or(0, |time| Duration::from(time).as_nanos() as i64)
+    sys::clock(clock).as_nanos() as i64
 }
 
 /// How far the monotonic clock of our time namespace is ahead of the kernel's. It cannot change while a process is in the namespace.

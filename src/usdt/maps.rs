@@ -177,7 +177,4 @@ pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// A hash as people write it.
-pub(super) fn hash(bytes: &[u8; 32]) -> String {
-    bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect()
-}
+pub(super) use crate::bitcoin_core::hash_text as hash;

@@ -19,7 +19,7 @@ mod blocks;
 mod candidates;
 mod choice;
 mod clock;
-pub mod events;
+pub(crate) mod events;
 mod exporter_metrics;
 mod fibre;
 mod file_locks;

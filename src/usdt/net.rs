@@ -7,6 +7,7 @@ use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, Reconstr
 use super::bpf::net::types::{self, connections, counts, direction, event, kind, messages};
 use super::group::Group;
 use super::maps::{self, Counts, Maps, Plain};
+use crate::bitcoin_core;
 use crate::metrics::{Family, MESSAGE_TYPES, counter, gauge};
 
 // SAFETY: see their declarations in the BPF file.
@@ -19,8 +20,10 @@ unsafe impl Plain for event {}
 unsafe impl Plain for types::rodata {}
 
 /// Core's `Network`, by number, and what is unknown.
-const NETWORKS: [&str; 8] =
-    ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal", "other"];
+const NETWORKS: [&str; 8] = {
+    let [a, b, c, d, e, f, g] = bitcoin_core::NETWORKS;
+    [a, b, c, d, e, f, g, "other"]
+};
 
 const MESSAGES: &[&str] = &["net:inbound_message", "net:outbound_message"];
 const OPENED: &[&str] = &["net:inbound_connection", "net:outbound_connection"];

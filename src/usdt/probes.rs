@@ -46,6 +46,9 @@ const STAPSDT: (&[u8], NoteType) = (b"stapsdt", NoteType(3));
 const ADDRESSES: usize = 3 * 8;
 
 /// All sites of a 64-bit binary.
+///
+/// # Errors
+/// It cannot be read, or is not a 64-bit ELF binary.
 pub fn sites(path: &Path) -> Result<Vec<Site>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     read(&ReadCache::new(file)).with_context(|| format!("{} is not a 64-bit ELF binary", path.display()))
@@ -134,6 +137,9 @@ fn is_arm_register(text: &str) -> bool {
 }
 
 /// The table of `--list-probes`.
+///
+/// # Errors
+/// There is no binary, or it cannot be read.
 pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> {
     let (path, node) = match (search.find_now(), search.binary()) {
         (Ok(Some(node)), _) => (readable_binary(&node), Some(node)),

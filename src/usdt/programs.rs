@@ -54,6 +54,9 @@ pub struct Programs {
 
 impl Programs {
     /// Loads the programs of these groups into the kernel.
+    ///
+    /// # Errors
+    /// The kernel rejects what all programs of a group need.
     pub fn load(groups: &[TracepointGroup]) -> Result<Self> {
         quiet_libbpf();
         let loaded = groups.iter().map(|group| load(group.group())).collect::<Result<_>>()?;
@@ -115,6 +118,9 @@ impl Programs {
     }
 
     /// Keeps a row for each block that is connected in this file, of the last `keep`.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
     pub fn record(&self, file: &Path, keep: u32) -> Result<Recorder> {
         let (recorder, queue) = Recorder::start(file, keep)?;
         self.blocks.record(queue);

@@ -7,6 +7,9 @@ use super::{Attached, probes};
 use crate::node_process::Node;
 
 /// Prints what is traced and where its metrics will be.
+///
+/// # Errors
+/// The output cannot be written.
 pub fn print_start(
     output: &mut impl Write,
     binary: Option<&PathBuf>,
@@ -24,6 +27,9 @@ pub fn print_start(
 }
 
 /// Prints what became of each tracepoint.
+///
+/// # Errors
+/// The output cannot be written.
 pub fn print_attached(output: &mut impl Write, node: &Node, attached: &[Attached]) -> io::Result<()> {
     let sites =
         probes::sites(&node.running_binary()).or_else(|_| probes::sites(&node.binary)).unwrap_or_default();
@@ -40,6 +46,9 @@ pub fn print_attached(output: &mut impl Write, node: &Node, attached: &[Attached
 }
 
 /// Prints where to look now.
+///
+/// # Errors
+/// The output cannot be written.
 pub fn print_started(
     output: &mut impl Write,
     node: Option<&Node>,

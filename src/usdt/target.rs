@@ -63,6 +63,9 @@ impl Search {
     }
 
     /// The node for a command that does not wait for one; `None` if none runs. Several are an error that lists them.
+    ///
+    /// # Errors
+    /// The named process does not exist, or there are several.
     pub fn find_now(&mut self) -> Result<Option<Node>> {
         const PATIENCE: Duration = Duration::from_secs(3);
         let end = Instant::now() + PATIENCE;
@@ -78,6 +81,9 @@ impl Search {
     }
 
     /// The node, if it runs. An error if the user named a process and there is none.
+    ///
+    /// # Errors
+    /// The named process does not exist.
     pub fn find(&mut self) -> Result<Found> {
         if let (Some(pid), None) = (self.target.pid, &self.last) {
             return Node::of(pid, self.target.binary.as_deref()).map(Found::Node);
@@ -93,6 +99,9 @@ impl Search {
     }
 
     /// Looks at what runs beside the node that is traced. Returns the process that is the node instead of it, if there is one.
+    ///
+    /// # Errors
+    /// The processes cannot be listed.
     pub fn look_beside(&mut self, node: &Node) -> Result<Option<Node>> {
         let all = self.scanner.scan(self.target.binary.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
@@ -103,7 +112,7 @@ impl Search {
             Some(known) => known,
             None => Known { candidate: now.clone(), beside: BTreeSet::new(), children: BTreeSet::new() },
         };
-        present.candidate.locks.extend(now.locks.iter().copied());
+        present.update_locks(&now.locks);
         for other in all.iter().filter(|it| it.id() != id) {
             if other.parent == node.pid {
                 present.children.insert(other.id());

@@ -91,6 +91,9 @@ impl Tracer {
     }
 
     /// Attaches to the node that runs for a command that does not wait for one. An error if there is none, or several.
+    ///
+    /// # Errors
+    /// There is no node, there are several, or it cannot be attached to.
     pub fn attach_now(&mut self) -> Result<Traced> {
         let node =
             self.search.find_now()?.context("no node runs; start it, or name it with --bitcoind or --pid")?;
@@ -102,6 +105,9 @@ impl Tracer {
 
     /// Attaches to the node if one runs and it is clear which. An error if the user named a process that there is not, and if the node
     /// cannot be attached to.
+    ///
+    /// # Errors
+    /// The named process does not exist, or the node cannot be attached to.
     pub fn start(&mut self) -> Result<Option<Traced>> {
         let Found::Node(node) = self.search.find()? else { return Ok(None) };
         match self.attach(&node) {
@@ -278,6 +284,9 @@ fn version(binary: &Path) -> Option<FileVersion> {
 }
 
 /// Logs events and follows the node for ever. `first` is attached already.
+///
+/// # Errors
+/// Events cannot be read.
 pub async fn follow(mut tracer: Tracer, first: Option<Traced>, health: Health) -> Result<()> {
     let reader = Events::of(&tracer.programs)?;
     let reader = reader.as_ref();

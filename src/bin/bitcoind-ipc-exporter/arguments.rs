@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bitcoind_exporter::cli::{self, Program, Shared};
-use bitcoind_exporter::collect::{Candidates, Config, NextBlock, UtxoTrace};
-use bitcoind_exporter::http_rpc::credentials::PASSWORD_VARIABLE;
-use bitcoind_exporter::http_rpc::{Credentials, Password, Settings, Url, tls};
-use bitcoind_exporter::ipc::source::{CHAINS, KnownChain, Source, default_datadir};
+use bitcoind_exporter::source::{CHAINS, KnownChain, Source, default_datadir};
+use bitcoind_exporter::{
+    Candidates, Config, Credentials, HttpRpcSettings, NextBlock, Password, RPC_PASSWORD_VARIABLE, Url,
+    UtxoTrace, http_rpc_tls,
+};
 use clap::Parser;
 
 /// Prometheus metrics of a running Bitcoin node, over its IPC socket, without hurting it.
@@ -159,7 +160,7 @@ impl Arguments {
         self.chain.as_deref().map(KnownChain::named).or_else(by_folder)
     }
 
-    fn http_rpc(&self) -> Result<Option<Settings>> {
+    fn http_rpc(&self) -> Result<Option<HttpRpcSettings>> {
         if self.rpc == Rpc::Off {
             return Ok(None);
         }
@@ -167,15 +168,16 @@ impl Arguments {
         let chain_or_main = chain.unwrap_or(&CHAINS[0]);
         let beside_socket = || Some(self.socket_path.as_ref()?.with_file_name(".cookie"));
         let credentials = match (&self.rpc_user, &self.rpc_password_file) {
+            (Some(name), _) if name.is_empty() => bail!("--rpc-user: the name is empty"),
             (Some(name), _) if name.contains(':') => bail!("--rpc-user: a name cannot have a colon"),
             (Some(name), Some(path)) => {
                 Credentials::User { name: name.clone(), password: Password::File(path.clone()) }
             }
-            (Some(name), None) if std::env::var_os(PASSWORD_VARIABLE).is_some() => {
+            (Some(name), None) if std::env::var_os(RPC_PASSWORD_VARIABLE).is_some() => {
                 Credentials::User { name: name.clone(), password: Password::Environment }
             }
             (Some(_), None) => {
-                bail!("--rpc-user needs --rpc-password-file, or the password in {PASSWORD_VARIABLE}")
+                bail!("--rpc-user needs --rpc-password-file, or the password in {RPC_PASSWORD_VARIABLE}")
             }
             (None, _) => Credentials::Cookie(match (&self.rpc_cookie_file, &self.datadir) {
                 (Some(path), _) => path.clone(),
@@ -185,12 +187,11 @@ impl Arguments {
             }),
         };
         let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
-        let tls = match url.tls {
-            true => Some(tls::trusting(self.rpc_ca_file.as_deref())?),
-            false if self.rpc_ca_file.is_some() => bail!("--rpc-ca-file is of no use without an https URL"),
-            false => None,
-        };
-        Ok(Some(Settings {
+        if !url.tls && self.rpc_ca_file.is_some() {
+            bail!("--rpc-ca-file is of no use without an https URL");
+        }
+        let tls = url.tls.then(|| http_rpc_tls::trusting(self.rpc_ca_file.as_deref())).transpose()?;
+        Ok(Some(HttpRpcSettings {
             url,
             tls,
             credentials,

@@ -13,13 +13,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bitcoind_exporter::cli::{self, Program};
-use bitcoind_exporter::collect::{self, Collector, Context};
 use bitcoind_exporter::http::Listener;
-use bitcoind_exporter::ipc::guard;
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::{init, systemd};
+use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, init, once, systemd};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -30,8 +28,8 @@ use arguments::Arguments;
 const LINGER: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let result = if std::env::args_os().nth(1).is_some_and(|argument| argument == guard::ARGUMENT) {
-        guard::main(std::env::args_os().skip(2)).map(|()| ExitCode::SUCCESS)
+    let result = if std::env::args_os().nth(1).is_some_and(|argument| argument == GUARD_ARGUMENT) {
+        guard_main(std::env::args_os().skip(2)).map(|()| ExitCode::SUCCESS)
     } else {
         init::is_needed().and_then(|needed| if needed { init::run() } else { run() })
     };
@@ -68,12 +66,12 @@ fn run() -> Result<ExitCode> {
     let context = Context::new(arguments.config(&source)?, metrics.clone(), status.clone(), shutdown.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if arguments.once {
-        LocalSet::new().block_on(&runtime, collect::once(&mut source, context))?;
+        LocalSet::new().block_on(&runtime, once(&mut source, context))?;
         cli::print(&metrics.render(Format::Text))?;
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.check {
-        cli::print(&LocalSet::new().block_on(&runtime, collect::check(&mut source, context))?)?;
+        cli::print(&LocalSet::new().block_on(&runtime, check(&mut source, context))?)?;
         return Ok(ExitCode::SUCCESS);
     }
 

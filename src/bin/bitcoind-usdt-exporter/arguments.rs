@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -10,15 +9,15 @@ use bitcoind_exporter::logging::{self, Level, Logging};
 use bitcoind_exporter::usdt::TracepointGroup;
 use bitcoind_exporter::usdt::block_log::DEFAULT_KEEP;
 use bitcoind_exporter::usdt::target::Target;
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};
 use tracing::info;
 
 use crate::blocks::Blocks;
 use crate::settings;
 
-/// Where metrics are served by default.
-pub const METRICS_ADDR: &str = "127.0.0.1:9435";
+/// Where `fibre_exporter.py` serves metrics, and this exporter.
+pub const DEFAULT_PORT: u16 = 9435;
 
 /// Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
 ///
@@ -41,7 +40,7 @@ pub struct Arguments {
     pub bitcoind: Option<PathBuf>,
 
     /// The node's process; default: the one that runs the binary. When it has ended, the next process with its data directory is traced
-    #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = process_id())]
     pub pid: Option<i32>,
 
     /// The node's data directory, or a network's folder in it. Names the node where several run. Found by the lock that the node holds
@@ -130,7 +129,7 @@ pub struct Arguments {
     )]
     pub log_level: Level,
 
-    /// Log to this file, too; lines are appended
+    /// Log to this file, too; lines are appended. It is opened again when it was renamed or removed, as by logrotate
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_LOG_FILE")]
     pub log_file: Option<PathBuf>,
 
@@ -167,19 +166,14 @@ pub enum Command {
 
 impl Program for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_USDT_EXPORTER";
-    const METRICS_ADDR: &'static str = METRICS_ADDR;
+    const METRICS_ADDR: &'static str = "127.0.0.1:9435";
 
     fn shared(&self) -> &Shared {
         &self.shared
     }
 
-    fn completed(command: &mut clap::Command, given: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
-        let matches = command.try_get_matches_from_mut(&given)?;
-        if matches.subcommand().is_some() {
-            return Ok(matches);
-        }
-        let more = settings::arguments(command, &matches)?;
-        command.try_get_matches_from_mut(given.into_iter().chain(more.into_iter().map(OsString::from)))
+    fn overlay(&mut self, command: &mut clap::Command, given: &ArgMatches) -> Result<(), clap::Error> {
+        if self.command.is_none() { settings::overlay(self, command, given) } else { Ok(()) }
     }
 }
 
@@ -246,6 +240,11 @@ impl Arguments {
             _ => None,
         }
     }
+}
+
+/// A process id as users write it.
+pub fn process_id() -> RangedI64ValueParser<i32> {
+    clap::value_parser!(i32).range(1..)
 }
 
 /// Two settings that need each other.

@@ -14,7 +14,7 @@ use bitcoind_exporter::http::{Endpoint, Listener, Pages};
 use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{self, Format};
 use bitcoind_exporter::service::Service;
-use bitcoind_exporter::systemd;
+use bitcoind_exporter::systemd::{self, Inherited};
 use bitcoind_exporter::usdt::page::Page;
 use bitcoind_exporter::usdt::target::Search;
 use bitcoind_exporter::usdt::watch::{self, Tracer};
@@ -35,18 +35,10 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    if let Some(printed) = arguments.generate() {
+    if let Some(printed) = print(&arguments) {
         return printed.map(|()| ExitCode::SUCCESS);
     }
-    if let Some(Command::Blocks(blocks)) = &arguments.command {
-        blocks.show()?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if arguments.print_metrics_reference {
-        cli::print(&bitcoind_exporter::metrics_reference())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut inherited = systemd::Inherited::take()?;
+    let mut inherited = Inherited::take()?;
     systemd::close_inherited();
     let _written_at_the_end = arguments.start_logging()?;
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
@@ -68,20 +60,10 @@ fn run() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let listener = match inherited.http() {
-        Some(fd) => Listener::inherited(fd)?,
-        None => Listener::bind(&arguments.address())?,
-    };
-    let health_listener = arguments
-        .health_address()
-        .map(|address| Listener::bind(&address).context("choose another with --health-port"))
-        .transpose()?;
-
+    let (listener, health_listener) = listen(&arguments, &mut inherited)?;
     let metrics_at = listener.describe_with(&web_config);
-    let health_at = match &health_listener {
-        Some(listener) => listener.describe_with(&health_web_config),
-        None => metrics_at.clone(),
-    };
+    let health_at = health_listener.as_ref().map(|listener| listener.describe_with(&health_web_config));
+    let health_at = health_at.unwrap_or_else(|| metrics_at.clone());
     let traced = tracer.start()?;
     let node = traced.as_ref().map(|traced| &traced.node);
     let mut output = Vec::new();
@@ -115,6 +97,28 @@ fn run() -> Result<ExitCode> {
         record.finish();
     }
     ended
+}
+
+/// Prints what needs no node; `None` if nothing of that is asked for.
+fn print(arguments: &Arguments) -> Option<Result<()>> {
+    if let Some(Command::Blocks(blocks)) = &arguments.command {
+        return Some(blocks.show());
+    }
+    if arguments.print_metrics_reference {
+        return Some(cli::print(&bitcoind_exporter::metrics_reference()));
+    }
+    arguments.generate()
+}
+
+/// The listener for metrics, and the one for health checks besides.
+fn listen(arguments: &Arguments, inherited: &mut Inherited) -> Result<(Listener, Option<Listener>)> {
+    let listener = match inherited.http() {
+        Some(fd) => Listener::inherited(fd)?,
+        None => Listener::bind(&arguments.address())?,
+    };
+    let health = arguments.health_address();
+    let health = health.map(|address| Listener::bind(&address).context("choose another with --health-port"));
+    Ok((listener, health.transpose()?))
 }
 
 /// All metrics, each sample with the label `node`.

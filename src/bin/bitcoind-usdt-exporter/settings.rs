@@ -1,94 +1,142 @@
-//! The settings of `fibre_exporter.py`: its file, and its environment variables.
+//! The settings of `fibre_exporter.py`: its file, overlaid by its environment variables.
 //!
-//! Each is an argument under another name, so what they say is added to the command line unless that, or the environment
-//! of this exporter, says it already. The variables come before the file.
+//! Each is an argument under another name. It applies where neither the command line nor this exporter's own environment sets
+//! that argument.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bitcoind_exporter::files;
-use clap::builder::Resettable;
+use bitcoind_exporter::logging::Level;
+use clap::builder::{EnumValueParser, PathBufValueParser, StringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_yaml_ng::Value;
 
-/// A key of the file, which in capitals and behind `FIBRE_` is the variable's name, and the argument that it is. The file
-/// has some keys under two names; the first is taken.
-const SETTINGS: [(&[&str], &str); 12] = [
-    (&["bitcoind_path", "bitcoind"], "bitcoind"),
-    (&["pid"], "pid"),
-    (&["node_name"], "node_name"),
-    (&["metrics_port", "port"], "port"),
-    (&["health_port"], "health_port"),
-    (&["verbose"], "verbose"),
-    (&["log_level"], "log_level"),
-    (&["log_file"], "log_file"),
-    (&["metrics_auth_username"], "metrics_auth_username"),
-    (&["metrics_auth_password"], "metrics_auth_password"),
-    (&["tls_cert"], "tls_cert"),
-    (&["tls_key"], "tls_key"),
-];
+use super::arguments::{Arguments, DEFAULT_PORT, process_id};
 
-/// What they add to the arguments that were given. Errors name the key, or the variable.
-pub fn arguments(command: &mut Command, given: &ArgMatches) -> Result<Vec<String>, clap::Error> {
-    let path = given.get_one::<PathBuf>("config");
-    let file = path.map(|path| read(path)).transpose().map_err(|why| error(command, why))?;
-    let is_given = |id: &str| {
-        matches!(given.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
-    };
-    let mut arguments = Vec::new();
-    let mut has_port = is_given("port") || is_given("metrics_addr");
-    let mut has_binary_of_theirs = false;
-    for (keys, id) in SETTINGS {
-        let variable = format!("FIBRE_{}", keys[0].to_uppercase());
-        // Empty ones are none, as in Python.
-        let of_environment = std::env::var(&variable).ok().filter(|value| !value.is_empty());
-        has_binary_of_theirs |= id == "bitcoind" && of_environment.is_some();
+/// The keys of the file, some of which have two names. In capitals and behind `FIBRE_` they are the variables.
+const KEYS: &str = "bitcoind_path, bitcoind, pid, node_name, metrics_port, port, health_port, verbose, log_level, log_file, \
+                    metrics_auth_username, metrics_auth_password, tls_cert, tls_key";
+
+/// Lays the file and the variables under the arguments. Errors name the key, or the variable.
+pub fn overlay(
+    arguments: &mut Arguments,
+    command: &mut Command,
+    given: &ArgMatches,
+) -> Result<(), clap::Error> {
+    let path = arguments.config.clone();
+    let file = path.as_deref().map(read).transpose();
+    let applied = file.and_then(|file| {
+        Overlay { command, given, path: path.as_deref(), file: file.unwrap_or_default() }.apply(arguments)
+    });
+    applied.map_err(|why| command.error(ErrorKind::ValueValidation, why))
+}
+
+/// The file, overlaid by the variables, and the arguments above them.
+struct Overlay<'a> {
+    command: &'a Command,
+    given: &'a ArgMatches,
+    path: Option<&'a Path>,
+    file: BTreeMap<String, String>,
+}
+
+impl Overlay<'_> {
+    fn apply(&self, to: &mut Arguments) -> Result<(), String> {
+        self.set(&mut to.bitcoind, "bitcoind", PathBufValueParser::new())?;
+        self.set(&mut to.pid, "pid", process_id())?;
+        self.set(&mut to.node_name, "node_name", StringValueParser::new())?;
+        self.set(&mut to.port, "port", value_parser!(u16))?;
+        self.set(&mut to.health_port, "health_port", value_parser!(u16))?;
+        self.set_verbose(&mut to.verbose)?;
+        self.set(&mut to.log_level, "log_level", EnumValueParser::<Level>::new())?;
+        self.set(&mut to.log_file, "log_file", PathBufValueParser::new())?;
+        self.set(&mut to.metrics_auth_username, "metrics_auth_username", StringValueParser::new())?;
+        self.set(&mut to.metrics_auth_password, "metrics_auth_password", StringValueParser::new())?;
+        self.set(&mut to.tls_cert, "tls_cert", PathBufValueParser::new())?;
+        self.set(&mut to.tls_key, "tls_key", PathBufValueParser::new())?;
+        self.check_conflicts()?;
+        // Who configures it as they did fibre_exporter.py has Prometheus look for it where that one listened.
+        let as_theirs = self.path.is_some() || variable("bitcoind_path").is_some();
+        if self.is_given("metrics_addr") {
+            to.port = None;
+        } else if as_theirs && to.port.is_none() {
+            to.port = Some(DEFAULT_PORT);
+        }
+        Ok(())
+    }
+
+    /// What sets an argument, a key or a variable, and the value.
+    fn setting(&self, id: &str) -> Option<(String, String)> {
+        let key = match id {
+            "bitcoind" => "bitcoind_path",
+            "port" => "metrics_port",
+            id => id,
+        };
         let of_file = || {
-            let file = file.as_ref()?;
-            let (key, value) = keys.iter().find_map(|key| Some((key, file.get(*key)?)))?;
-            Some((format!("{}: {key}", path?.display()), value.clone()))
+            let (key, value) = [key, id].iter().find_map(|key| self.file.get_key_value(*key))?;
+            Some((format!("{}: {key}", self.path?.display()), value.clone()))
         };
-        let Some((what, value)) = of_environment.map(|value| (variable, value)).or_else(of_file) else {
-            continue;
-        };
-        let argument = match (id, value.to_lowercase().as_str()) {
-            // YAML's words before 1.2, which Python reads.
-            ("verbose", "true" | "yes" | "on") => "--verbose".to_string(),
-            ("verbose", "false" | "no" | "off") => continue,
-            ("verbose", _) => return Err(error(command, format!("{what}: {value:?} is not true or false"))),
-            _ => format!("--{}={value}", id.replace('_', "-")),
-        };
-        if let Some(why) = wrong(command, id, &argument) {
-            return Err(error(command, format!("{what}: {why}")));
-        }
-        if is_given(id) || (id == "port" && has_port) {
-            continue;
-        }
-        has_port |= id == "port";
-        arguments.push(argument);
+        variable(key).or_else(of_file)
     }
-    // Who configures it as they did fibre_exporter.py has Prometheus look for it where that one listened.
-    if (path.is_some() || has_binary_of_theirs) && !has_port {
-        let (_, port) = super::arguments::METRICS_ADDR.rsplit_once(':').expect("it has a port");
-        arguments.push(format!("--port={port}"));
+
+    /// Sets an argument, unless it is given.
+    fn set<P: TypedValueParser>(
+        &self,
+        to: &mut impl From<P::Value>,
+        id: &str,
+        parser: P,
+    ) -> Result<(), String> {
+        let Some((what, value)) = self.setting(id) else { return Ok(()) };
+        let value =
+            parser.parse_ref(self.command, Some(self.argument(id)), value.as_ref()).map_err(|error| {
+                let text = error.to_string();
+                format!("{what}: {}", text.lines().next().unwrap_or_default().trim_start_matches("error: "))
+            })?;
+        if !self.is_given(id) {
+            *to = value.into();
+        }
+        Ok(())
     }
-    Ok(arguments)
+
+    /// YAML's words before 1.2, which Python reads.
+    fn set_verbose(&self, to: &mut bool) -> Result<(), String> {
+        let Some((what, value)) = self.setting("verbose") else { return Ok(()) };
+        match value.to_lowercase().as_str() {
+            "true" | "yes" | "on" => *to = true,
+            "false" | "no" | "off" => {}
+            value => return Err(format!("{what}: {value:?} is not true or false")),
+        }
+        Ok(())
+    }
+
+    /// `--web.config.file` does what these do.
+    fn check_conflicts(&self) -> Result<(), String> {
+        let ids = ["metrics_auth_username", "metrics_auth_password", "tls_cert", "tls_key"];
+        let set = ids.iter().filter(|id| self.setting(id).is_some());
+        let set: Vec<_> = set.map(|id| format!("'{}'", self.argument(id))).collect();
+        if set.is_empty() || !self.is_given("web_config_file") {
+            return Ok(());
+        }
+        Err(format!("the argument '--web.config.file <PATH>' cannot be used with {}", set.join(", ")))
+    }
+
+    fn argument(&self, id: &str) -> &Arg {
+        self.command.get_arguments().find(|argument| argument.get_id() == id).expect("it is declared")
+    }
+
+    /// Whether the command line or this exporter's own environment sets an argument.
+    fn is_given(&self, id: &str) -> bool {
+        matches!(self.given.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+    }
 }
 
-/// What is wrong with the value of an argument.
-fn wrong(command: &Command, id: &str, argument: &str) -> Option<String> {
-    let declared = command.get_arguments().find(|declared| declared.get_id() == id).expect("it is declared");
-    // Alone, whatever else is given.
-    let alone = declared.clone().env(Resettable::Reset).conflicts_with(Resettable::Reset);
-    let parsed = Command::new("alone").no_binary_name(true).arg(alone).try_get_matches_from([argument]);
-    let said = parsed.err()?.to_string();
-    Some(said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string())
-}
-
-fn error(command: &mut Command, why: String) -> clap::Error {
-    command.error(ErrorKind::ValueValidation, why)
+/// The variable of a key, and its value. An empty one is none, as in Python.
+fn variable(key: &str) -> Option<(String, String)> {
+    let variable = format!("FIBRE_{}", key.to_uppercase());
+    let value = std::env::var(&variable).ok()?;
+    (!value.is_empty()).then_some((variable, value))
 }
 
 /// The file's keys and values; those without a value are left out.
@@ -101,12 +149,10 @@ fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
 fn parse(text: &str) -> Result<BTreeMap<String, String>, String> {
     let file: Option<BTreeMap<String, Value>> =
         serde_yaml_ng::from_str(text).map_err(|error| error.to_string())?;
-    let known = || SETTINGS.iter().flat_map(|(keys, _)| keys.iter().copied());
     let mut values = BTreeMap::new();
     for (key, value) in file.unwrap_or_default() {
-        if !known().any(|known| known == key) {
-            let known: Vec<_> = known().collect();
-            return Err(format!("unknown key {key}; there are {}", known.join(", ")));
+        if KEYS.split(", ").all(|known| known != key) {
+            return Err(format!("unknown key {key}; there are {KEYS}"));
         }
         let value = match value {
             Value::Null => continue,

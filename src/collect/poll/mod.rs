@@ -53,11 +53,6 @@ pub enum PollError {
 }
 
 impl PollError {
-    /// Whether it was a call over HTTP that failed.
-    pub fn is_over_http(&self) -> bool {
-        matches!(self, PollError::NoAnswer(_, CallError::Http(_)))
-    }
-
     /// Whether the node did not answer in time.
     pub fn is_timeout(&self) -> bool {
         matches!(self, PollError::NoAnswer(_, error) if error.is_timeout())
@@ -87,6 +82,8 @@ struct Calls {
     unknown: HashSet<&'static str>,
     /// Answers that hold as long as the tip stays, by method and parameters.
     of_tip: HashMap<(&'static str, String), Value>,
+    /// Peers were shown over this connection.
+    showed_peers: bool,
     /// Version, subversion and protocol version from the last getnetworkinfo; empty if none succeeded.
     versions: [String; 3],
 }
@@ -251,6 +248,7 @@ impl Poller {
             limits: HashMap::new(),
             unknown: HashSet::new(),
             of_tip: HashMap::new(),
+            showed_peers: false,
             versions: Default::default(),
         };
         Poller { calls, tip: None, udp_silence: fibre::Silence::default(), data_directory, process: None }
@@ -259,6 +257,11 @@ impl Poller {
     /// Shows what this process uses, too.
     pub fn with_process(self, process: Option<Usage>) -> Self {
         Poller { process, ..self }
+    }
+
+    /// Makes each call due: what the last ones gave is older than their limits know.
+    pub fn forget_limits(&mut self) {
+        self.calls.limits.clear();
     }
 
     /// One poll. An error means that the node did not answer, or could not even tell its tip.

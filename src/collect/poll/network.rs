@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use super::Calls;
 use crate::collect::json::{count, flag, length, number};
+use crate::collect::node_start::Identity;
 use crate::collect::peers::{self, Backlog};
-use crate::ipc::{Direction, NETWORKS, Node};
+use crate::ipc::{Direction, NETWORKS, Node, PeerStats};
 
 pub async fn poll(calls: &mut Calls, info: &Value) {
     let interfaces = calls.interfaces.clone();
@@ -35,6 +36,10 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     let addresses = calls.rpc("getaddrmaninfo", json!([])).await;
     let banned = calls.rpc("listbanned", json!([])).await;
 
+    let backlog = Backlog::from_json(info);
+    if let Some(peers) = peers {
+        show_peers(calls, &peers, backlog);
+    }
     let metrics = &calls.metrics().network;
     metrics.peers.set(connections[0]);
     let by_direction = [("in", connections[1]), ("out", connections[2])];
@@ -42,14 +47,10 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     metrics.connections.replace(known);
     metrics.bytes_received.set(received);
     metrics.bytes_sent.set(sent);
-    let backlog = Backlog::from_json(info);
     let backlogs = [("in", backlog.inbound), ("out", backlog.outbound)];
     let known = backlogs.into_iter().filter_map(|(direction, backlog)| Some(([direction], backlog?)));
     metrics.inv_backlog.replace(known);
     metrics.clock_offset.set(number(info, "timeoffset"));
-    if let Some(peers) = peers {
-        calls.context.memory.borrow_mut().peers.show(&peers, backlog, metrics);
-    }
     metrics.banned.set(length(&banned));
     metrics.active.set(flag(info, "networkactive"));
     let reachable = info["networks"].as_array().into_iter().flatten().filter_map(|network| {
@@ -61,4 +62,14 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     let tables = NETWORKS.iter().flat_map(|network| ["new", "tried"].map(|table| [*network, table]));
     let known = tables.filter_map(|labels| Some((labels, number(&addresses[labels[0]], labels[1])?)));
     metrics.addresses.replace(known);
+}
+
+fn show_peers(calls: &mut Calls, peers: &[PeerStats], backlog: Backlog) {
+    let memory = &mut *calls.context.memory.borrow_mut();
+    // A connection over IPC leads to one process.
+    let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
+    let identity = memory.node_start.take_identity();
+    memory.peers.are_of(if is_same { Identity::Same } else { identity });
+    memory.peers.show(peers, backlog, &calls.context.metrics.network);
+    calls.showed_peers = true;
 }

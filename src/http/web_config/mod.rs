@@ -52,11 +52,17 @@ pub struct WebConfig {
 
 impl WebConfig {
     /// What the option asks for; without it, plain HTTP for everyone.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
     pub fn from_option(path: Option<&Path>) -> Result<Self> {
         path.map_or_else(|| Ok(Self::default()), Self::read)
     }
 
     /// One user with a password, and a certificate with its key; each may be left out.
+    ///
+    /// # Errors
+    /// The certificate or the key cannot be read or used.
     pub fn of(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
         /// bcrypt's default, 12, takes seconds on small machines. The hash never leaves this process.
         const COST: u32 = 10;
@@ -72,6 +78,9 @@ impl WebConfig {
     }
 
     /// Reads the file. Errors name the line, or the file that the configuration names.
+    ///
+    /// # Errors
+    /// The file, or one that it names, cannot be read or is wrong.
     pub fn read(path: &Path) -> Result<Self> {
         let what = || format!("--web.config.file {}", path.display());
         let text = files::read_text(path).with_context(what)?;

@@ -211,6 +211,16 @@ impl<'a> Return<'a> {
     }
 }
 
+impl Outcome<'_> {
+    /// The capabilities of the sender that came with the answer.
+    pub fn hosted(&self) -> &[u32] {
+        match self {
+            Outcome::Results(capabilities, _) => &capabilities.hosted,
+            Outcome::Exception(_) | Outcome::Other => &[],
+        }
+    }
+}
+
 /// The capabilities that go with a message.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Capabilities {

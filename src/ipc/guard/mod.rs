@@ -6,7 +6,7 @@
 //! the exporter's own calls through. When the exporter goes away for whatever reason, or the node shuts down, it
 //! unsubscribes, waits for the answers to calls under way, and closes.
 //!
-//! - `ledger` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop;
+//! - `protocol` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop;
 //! - `message` is a message as what matters here, `written` those that the guard writes itself; `peer` and `frame` are sockets and framing;
 //! - `events` is what the exporter is told; `burst` and `budget` keep the node's waiting short;
 //! - `process` is the guard as a process. This file has the exporter's side: placing a guard and seeing it out.
@@ -16,10 +16,10 @@ mod budget;
 mod burst;
 mod events;
 mod frame;
-mod ledger;
 mod message;
 mod peer;
 mod process;
+mod protocol;
 mod relay;
 mod written;
 

@@ -67,6 +67,9 @@ pub fn start(
 
 /// Runs a guard with the arguments behind [`ARGUMENT`]: the node on descriptor 0, the exporter on 1. Returns when leave
 /// was taken of the node.
+///
+/// # Errors
+/// The arguments or descriptors are not those that an exporter gives, or the peer is no node.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut argument = || arguments.next().and_then(|it| it.into_string().ok());
     let events: RawFd =

@@ -1,5 +1,4 @@
-//! The poll loop between the node and the exporter, and nothing but. What may be said is the [ledger](super::ledger)'s
-//! business.
+//! The poll loop between the node and the exporter, and nothing but. The rules are in [`protocol`](super::protocol).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,17 +7,17 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
 
 use super::budget::Budget;
 use super::burst::Burst;
 use super::events::{Event, EventQueue, SubscriptionIds};
 use super::frame::{Filled, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES};
-use super::ledger::{FromExporter, FromNode, Ledger};
 use super::message::{self, Message, Return};
 use super::peer::Peer;
+use super::protocol::{FromExporter, FromNode, ProtocolState};
 use super::written::{self, EmptyAnswer};
-use crate::{cli, priority, text};
+use crate::{cli, priority, sys, text};
 
 /// Limit on a message of the exporter's, which asks short questions.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -57,9 +56,9 @@ fn relay_and_log(
         node: Peer::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
         exporter: Peer::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
         events: EventQueue::new(events)?,
-        ledger: match replaces {
-            Some(subscriptions) => Ledger::replacement(subscriptions, now()),
-            None => Ledger::new(Budget::new(trace_budget), now()),
+        protocol: match replaces {
+            Some(subscriptions) => ProtocolState::replacement(subscriptions, now()),
+            None => ProtocolState::new(Budget::new(trace_budget), now()),
         },
         answer: EmptyAnswer::new(),
         burst: Burst::default(),
@@ -67,7 +66,7 @@ fn relay_and_log(
         run_delay_at: Duration::ZERO,
     };
     let mut ended = relay.run();
-    if ended.is_err() && relay.ledger.is_node() {
+    if ended.is_err() && relay.protocol.is_node() {
         // Others mean that the node is gone.
         if let Err(error) = &ended
             && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::OutOfMemory)
@@ -94,7 +93,7 @@ struct Relay {
     node: Peer,
     exporter: Peer,
     events: EventQueue,
-    ledger: Ledger,
+    protocol: ProtocolState,
     answer: EmptyAnswer,
     burst: Burst,
     /// When a large message of the node's arrived last.
@@ -106,13 +105,13 @@ struct Relay {
 impl Relay {
     fn run(&mut self) -> io::Result<()> {
         loop {
-            while let Some(call) = self.ledger.next_call(now()) {
+            while let Some(call) = self.protocol.next_call(now()) {
                 self.node.send(&call.encode())?;
             }
-            while let Some(event) = self.ledger.next_event() {
+            while let Some(event) = self.protocol.next_event() {
                 self.events.tell(event);
             }
-            if self.node.unsent() == 0 && self.ledger.may_close(now()) {
+            if self.node.unsent() == 0 && self.protocol.may_close(now()) {
                 return Ok(());
             }
             let (node, exporter) = self.wait()?;
@@ -123,9 +122,9 @@ impl Relay {
                 return Ok(());
             }
             // What the node said may have been its shutdown.
-            let hears_exporter = !exporter.is_empty() && self.ledger.may_hear_exporter();
+            let hears_exporter = !exporter.is_empty() && self.protocol.may_hear_exporter();
             if hears_exporter && self.exporter_speaks().is_err() {
-                self.ledger.leave(now());
+                self.protocol.leave(now());
             }
             if node.is_empty() {
                 self.events.flush();
@@ -142,7 +141,7 @@ impl Relay {
         let node_reads = self.node.unsent() < MAX_UNSENT_BYTES;
         let mut sockets = Vec::with_capacity(3);
         sockets.push(PollFd::new(self.node.as_fd(), self.node.interest(node_reads)));
-        let hears_exporter = self.ledger.may_hear_exporter();
+        let hears_exporter = self.protocol.may_hear_exporter();
         if hears_exporter {
             sockets.push(PollFd::new(self.exporter.as_fd(), self.exporter.interest(node_reads)));
         }
@@ -152,7 +151,7 @@ impl Relay {
         let collect = self.events.is_waiting().then_some(COLLECT);
         let has_grown = self.node.incoming.has_grown() || self.events.has_grown();
         let shrink = has_grown.then_some(KEEP_MEMORY);
-        let at_most = [collect, shrink, self.ledger.wait_at_most(now())].into_iter().flatten().min();
+        let at_most = [collect, shrink, self.protocol.wait_at_most(now())].into_iter().flatten().min();
         // Rounded up, or the loop would spin until it is due.
         let timeout = at_most.map_or(PollTimeout::NONE, |it| {
             PollTimeout::try_from(it + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
@@ -214,18 +213,18 @@ impl Relay {
             false => Message::of(&opened),
         };
         let message = message.map_err(malformed)?;
-        match (self.ledger.on_node(&message, at).map_err(malformed)?, &message) {
+        match (self.protocol.on_node(&message, at).map_err(malformed)?, &message) {
             (FromNode::AnswerCallback, Message::Call(call)) => {
                 if message::is_of_trace(call.method)
                     && at.saturating_sub(self.run_delay_at) >= RUN_DELAY_INTERVAL
                 {
                     self.run_delay_at = at;
-                    priority::run_delay("self").into_iter().for_each(|total| self.ledger.run_delay(total));
+                    priority::run_delay("self").into_iter().for_each(|total| self.protocol.run_delay(total));
                 }
                 self.node.send(self.answer.to(call.question))?;
                 let waited = now().saturating_sub(at);
                 self.burst.callback(at);
-                if !self.ledger.is_leaving() {
+                if !self.protocol.is_leaving() {
                     self.events
                         .queue(waited, frame.len(), |with_contents| Event::of_callback(call, with_contents));
                 }
@@ -251,7 +250,7 @@ impl Relay {
     fn forward(&mut self, frame: &[u8], at: Duration) {
         let stuck = self.exporter.unsent() > MAX_MESSAGE_BYTES;
         if stuck || self.exporter.send(frame).is_err() {
-            self.ledger.leave(at);
+            self.protocol.leave(at);
         }
     }
 
@@ -270,14 +269,14 @@ impl Relay {
     fn exporter_sent(&mut self, frame: &[u8]) -> io::Result<()> {
         /// For what the guard sends before it.
         const FINISHES_BYTES: usize = 4096;
-        // Before the ledger takes it for sent.
+        // Before the rules take it for sent.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::of(&opened).map_err(malformed)?;
-        let verdict = self.ledger.on_exporter(&message, now()).map_err(malformed)?;
+        let verdict = self.protocol.on_exporter(&message, now()).map_err(malformed)?;
         // An error of sending is the node's, which is looked at next. What is finished goes first: its number may be the
         // message's.
-        while let Some(finish) = self.ledger.next_finish() {
+        while let Some(finish) = self.protocol.next_finish() {
             let _ = self.node.send(&finish.encode());
         }
         match verdict {
@@ -298,7 +297,7 @@ fn malformed(error: impl std::fmt::Display) -> io::Error {
 }
 
 fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+    sys::clock(ClockId::CLOCK_MONOTONIC)
 }
 
 #[cfg(test)]

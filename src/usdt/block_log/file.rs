@@ -105,6 +105,9 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
         }
         Some(ErrorCode::DatabaseCorrupt) => "; it is broken: move it away",
         Some(ErrorCode::ReadOnly) => "; the exporter's user must be able to write it and its folder",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "; another process has had it locked for 5 s: find that with fuser and end it, or try again later"
+        }
         _ => "",
     };
     // rusqlite has the path in some of its messages.
@@ -124,6 +127,7 @@ pub struct File {
 impl File {
     /// Made, if there is none.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
+        check_regular(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -163,6 +167,14 @@ impl File {
     }
 }
 
+/// An error if it is there and no regular file: a FIFO never becomes a database.
+fn check_regular(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(file) if !file.is_file() => bail!("{} is not a regular file: name another path", path.display()),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a file of this version one of the last.
 pub(super) fn upgrade(connection: &Connection, from: i32, versions: &[(i32, &str)]) -> rusqlite::Result<()> {
     for (version, change) in versions.iter().filter(|(version, _)| *version > from) {
@@ -185,6 +197,7 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
             path.display()
         );
     }
+    check_regular(path)?;
     let open = |access| {
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;

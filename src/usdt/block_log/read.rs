@@ -31,6 +31,9 @@ pub struct Rows {
 }
 
 /// Reads them at once, so that the exporter waits for nobody who reads the output.
+///
+/// # Errors
+/// The file cannot be read.
 pub fn find(path: &Path, wanted: &Wanted) -> Result<Rows> {
     let mut names = file::columns();
     let Some(connection) = file::open_to_read(path)? else { return Ok(Rows { names, rows: Vec::new() }) };

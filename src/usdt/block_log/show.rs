@@ -20,6 +20,9 @@ pub enum Format {
 }
 
 /// Prints them. Whoever reads may stop before the end.
+///
+/// # Errors
+/// The output cannot be written.
 pub fn print(rows: &Rows, format: Format, to: &mut impl Write) -> io::Result<()> {
     let printed = match format {
         Format::Table => table(rows, to),

@@ -167,6 +167,32 @@ fn what_is_not_there_is_said() {
 }
 
 #[test]
+fn what_is_no_regular_file_is_rejected() {
+    let dir = TempDir::new().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [fifo.as_path(), dir.path()] {
+        let Err(error) = Recorder::start(path, 10) else { panic!("{}", path.display()) };
+        assert!(format!("{error:#}").contains("not a regular file: name another path"), "{error:#}");
+        let error = read::find(path, &Wanted::default()).err().unwrap().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+}
+
+#[test]
+fn locked_file_is_reported_with_advice() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    File::open(&path, 10).unwrap().add([&report(1)]).unwrap();
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let error = read::find(&path, &Wanted::default()).err().unwrap().to_string();
+    assert!(error.contains("locked") && error.contains("fuser"), "{error}");
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(heights(&path, &Wanted::default()), [1]);
+}
+
+#[test]
 fn columns_of_a_new_file_are_the_fields_of_a_report() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");

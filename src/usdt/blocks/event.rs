@@ -1,5 +1,7 @@
 //! What can happen to a block.
 
+use crate::bitcoin_core::CONNECTION_TYPES;
+
 /// The hash of a block, as the node has it in memory.
 pub type Hash = [u8; 32];
 
@@ -134,17 +136,10 @@ pub struct ConnectionType(usize);
 
 impl ConnectionType {
     /// What follows in a later version of the node is `other`; `unknown` is a peer of which nothing was heard that tells.
-    pub const LABELS: [&'static str; 9] = [
-        "inbound",
-        "outbound-full-relay",
-        "block-relay-only",
-        "manual",
-        "addr-fetch",
-        "feeler",
-        "private-broadcast",
-        "other",
-        "unknown",
-    ];
+    pub const LABELS: [&'static str; 9] = {
+        let [a, b, c, d, e, f, g] = CONNECTION_TYPES;
+        [a, b, c, d, e, f, g, "other", "unknown"]
+    };
     pub const UNKNOWN: ConnectionType = ConnectionType(8);
 
     /// As the node writes it; empty if that could not be read.

@@ -7,6 +7,9 @@ use capnp::serialize::write_message_to_words;
 use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp as rpc;
 
+use super::on_exporter_message::{MAX_REJECTED, MAX_THREADS};
+use super::own_calls::{MAX_HANDSHAKE_WAIT, MAX_QUIET_WAIT, QUIET_TIME, SETTLE_TIME, SILENCE_TIMEOUT};
+use super::tip_watch::{MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL, TAKEOVER_DELAY};
 use super::*;
 use crate::ipc::guard::message::{self, Message, Method};
 use crate::schema::chain_capnp::chain;
@@ -102,20 +105,23 @@ fn release(export: u32, count: u32) -> Vec<u8> {
     })
 }
 
-/// A ledger and its clock.
+/// The rules and their clock.
 struct Guard {
-    ledger: Ledger,
+    protocol: ProtocolState,
     now: Duration,
 }
 
 impl Guard {
     fn new() -> Self {
-        Guard { ledger: Ledger::new(Budget::new(None), Duration::from_secs(1)), now: Duration::from_secs(1) }
+        Guard {
+            protocol: ProtocolState::new(Budget::new(None), Duration::from_secs(1)),
+            now: Duration::from_secs(1),
+        }
     }
 
     fn with_budget(budget: Duration) -> Self {
         let mut guard = Guard::new();
-        guard.ledger = Ledger::new(Budget::new(Some(budget)), guard.now);
+        guard.protocol = ProtocolState::new(Budget::new(Some(budget)), guard.now);
         guard
     }
 
@@ -125,30 +131,30 @@ impl Guard {
 
     fn exporter(&mut self, frame: Vec<u8>) -> FromExporter {
         let frame = message::open(&frame).unwrap();
-        self.ledger.on_exporter(&Message::of(&frame).unwrap(), self.now).unwrap()
+        self.protocol.on_exporter(&Message::of(&frame).unwrap(), self.now).unwrap()
     }
 
     fn node(&mut self, frame: Vec<u8>) -> FromNode {
         let frame = message::open(&frame).unwrap();
-        self.ledger.on_node(&Message::of(&frame).unwrap(), self.now).unwrap()
+        self.protocol.on_node(&Message::of(&frame).unwrap(), self.now).unwrap()
     }
 
     fn calls(&mut self) -> Vec<Own> {
-        std::iter::from_fn(|| self.ledger.next_call(self.now)).take(10).collect()
+        std::iter::from_fn(|| self.protocol.next_call(self.now)).take(10).collect()
     }
 
     fn events(&mut self) -> Vec<Event<'static>> {
-        std::iter::from_fn(|| self.ledger.next_event()).collect()
+        std::iter::from_fn(|| self.protocol.next_event()).collect()
     }
 
     fn may_close(&self) -> bool {
-        self.ledger.may_close(self.now)
+        self.protocol.may_close(self.now)
     }
 
     /// After a while in which nobody said anything.
     fn may_close_soon(&mut self) -> bool {
         assert!(!self.may_close(), "the node's thread may still be busy with the last call");
-        self.passes(SETTLE);
+        self.passes(SETTLE_TIME);
         self.may_close()
     }
 
@@ -190,7 +196,7 @@ impl Guard {
 
     fn watch(&mut self) -> u32 {
         self.asks(call(10, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(10, Some(TIP)));
-        self.passes(TAKE_OVER);
+        self.passes(TAKEOVER_DELAY);
         let [Own::MakeThread { question, thread_map: THREAD_MAP }] = self.calls()[..] else { panic!() };
         assert_eq!(self.node(results(question, &[OWN_THREAD])), FromNode::Keep);
         let [finished, Own::WaitTipChanged { question: watch, mining: MINING, thread: OWN_THREAD, tip, .. }] =
@@ -242,7 +248,7 @@ const DESTROY: Method = (crate::schema::chain_capnp::chain_notifications::Client
 fn nothing_is_closed_before_every_call_was_answered() {
     let mut guard = Guard::connected();
     assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     guard.passes(Duration::from_secs(3600));
     assert!(!guard.may_close(), "a call is under way");
     assert_eq!(guard.node(results(5, &[])), FromNode::Forward);
@@ -254,7 +260,7 @@ fn nothing_is_closed_before_every_call_was_answered() {
 fn a_peer_that_never_answered_anything_is_not_waited_for_without_end() {
     let mut guard = Guard::new();
     guard.exporter(bootstrap(0));
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     guard.passes(MAX_HANDSHAKE_WAIT - Duration::from_millis(1));
     assert!(!guard.may_close());
     guard.passes(Duration::from_millis(1));
@@ -264,7 +270,7 @@ fn a_peer_that_never_answered_anything_is_not_waited_for_without_end() {
 #[test]
 fn a_connection_without_a_word_is_closed_at_once() {
     let mut guard = Guard::new();
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     assert!(guard.may_close_soon());
 }
 
@@ -274,7 +280,7 @@ fn what_the_exporter_did_not_finish_is_finished() {
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     guard.node(results(11, &[HANDLER]));
     assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     let finish = |question| Own::Finish { question, releases: false };
     let [subscribed, Own::Disconnect { .. }] = &guard.calls()[..] else { panic!("not finished") };
     assert_eq!(*subscribed, finish(11), "until then the node holds the callback");
@@ -286,22 +292,22 @@ fn what_the_exporter_did_not_finish_is_finished() {
 fn an_exporter_that_lives_keeps_the_connection() {
     let mut guard = Guard::subscribed();
     guard.passes(Duration::from_secs(3600));
-    assert!(!guard.may_close() && guard.ledger.may_hear_exporter());
+    assert!(!guard.may_close() && guard.protocol.may_hear_exporter());
     assert_eq!(guard.calls(), []);
 }
 
 #[test]
 fn leave_is_disconnect_then_destroy_then_release() {
     let mut guard = Guard::subscribed();
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     let question = guard.disconnects(HANDLER);
     assert_eq!(guard.calls(), [], "one at a time");
     guard.is_called_back(DESTROY);
-    guard.passes(SETTLE);
+    guard.passes(SETTLE_TIME);
     assert!(!guard.may_close());
     guard.node(results(question, &[]));
     assert_eq!(guard.calls(), [Own::Finish { question, releases: false }]);
-    guard.passes(SETTLE);
+    guard.passes(SETTLE_TIME);
     assert!(!guard.may_close(), "the callback was not released");
     guard.node(release(CALLBACK, 1));
     assert_eq!(guard.events(), [Event::Released(CALLBACK)]);
@@ -311,10 +317,10 @@ fn leave_is_disconnect_then_destroy_then_release() {
 #[test]
 fn a_callback_released_before_the_disconnect_was_answered_is_over_only_with_the_answer() {
     let mut guard = Guard::subscribed();
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     let question = guard.disconnects(HANDLER);
     guard.node(release(CALLBACK, 1));
-    guard.passes(SETTLE);
+    guard.passes(SETTLE_TIME);
     assert!(!guard.may_close());
     guard.node(results(question, &[]));
     guard.calls();
@@ -335,7 +341,7 @@ fn a_callback_is_subscribed_once() {
 fn subscriptions_are_disconnected_one_after_the_other() {
     let mut guard = Guard::subscribed();
     guard.subscribe_to_trace();
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     let first = guard.disconnects(HANDLER);
     guard.passes(Duration::from_secs(5));
     assert_eq!(guard.calls(), [], "two disconnects at once on one thread are refused");
@@ -351,7 +357,7 @@ fn subscriptions_are_disconnected_one_after_the_other() {
 fn a_disconnect_on_a_busy_thread_is_tried_again_soon_and_one_that_fails_later() {
     for (why, pause) in [("std::exception: thread busy", BUSY_RETRY_INTERVAL), ("other", RETRY_INTERVAL)] {
         let mut guard = Guard::subscribed();
-        guard.ledger.leave(guard.now);
+        guard.protocol.leave(guard.now);
         let question = guard.disconnects(HANDLER);
         guard.node(failure(question, why));
         assert_eq!(guard.calls(), [Own::Finish { question, releases: false }]);
@@ -366,7 +372,7 @@ fn a_disconnect_on_a_busy_thread_is_tried_again_soon_and_one_that_fails_later() 
 fn a_subscription_that_was_not_answered_yet_is_ended_when_it_is() {
     let mut guard = Guard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     guard.passes(Duration::from_secs(60));
     assert!(!guard.may_close());
     guard.node(results(11, &[HANDLER]));
@@ -381,7 +387,7 @@ fn a_cancelled_subscription_keeps_its_handler() {
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     assert_eq!(guard.exporter(finish(11, true)), FromExporter::Keep);
     assert_eq!(guard.exporter(release(THREAD, 1)), FromExporter::Keep);
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     guard.node(results(11, &[HANDLER]));
     let calls = guard.calls();
     assert!(
@@ -399,7 +405,7 @@ fn a_subscription_that_was_refused_is_none() {
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     guard.node(release(CALLBACK, 1));
     guard.node(failure(11, "no"));
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     assert_eq!(guard.calls(), [Own::Finish { question: 11, releases: false }]);
     assert!(guard.may_close_soon());
 }
@@ -416,9 +422,9 @@ fn the_exporter_is_not_heard_while_a_disconnect_of_the_guards_is_answered() {
     guard.is_called_back(message::COIN_ADDED);
     assert_eq!(guard.events(), [Event::OverBudget]);
     let question = guard.disconnects(TRACE_HANDLER);
-    assert!(!guard.ledger.may_hear_exporter(), "a nested disconnect would hang the node");
+    assert!(!guard.protocol.may_hear_exporter(), "a nested disconnect would hang the node");
     guard.node(results(question, &[]));
-    assert!(guard.ledger.may_hear_exporter());
+    assert!(guard.protocol.may_hear_exporter());
     // The exporter's own disconnect, which was on its way.
     assert_eq!(
         guard.exporter(call(20, TRACE_HANDLER, message::DISCONNECT, &[], &[THREAD])),
@@ -433,7 +439,7 @@ fn the_exporters_own_disconnect_is_passed_on_once() {
     let disconnect = |question| call(question, HANDLER, message::DISCONNECT, &[], &[THREAD]);
     assert_eq!(guard.exporter(disconnect(20)), FromExporter::Forward);
     assert_eq!(guard.exporter(disconnect(21)), FromExporter::Answer(21));
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     assert_eq!(guard.calls(), [], "it is under way");
     guard.node(results(20, &[]));
     assert_eq!(guard.calls(), [Own::Finish { question: 20, releases: false }], "it is done");
@@ -462,8 +468,8 @@ fn a_number_is_finished_before_it_is_used_again() {
     guard.exporter(finish(5, true));
     guard.node(results(5, &[9]));
     assert_eq!(guard.exporter(asked()), FromExporter::Forward);
-    assert_eq!(guard.ledger.next_finish(), Some(Own::Finish { question: 5, releases: true }));
-    assert_eq!(guard.ledger.next_finish(), None);
+    assert_eq!(guard.protocol.next_finish(), Some(Own::Finish { question: 5, releases: true }));
+    assert_eq!(guard.protocol.next_finish(), None);
 }
 
 #[test]
@@ -472,7 +478,7 @@ fn the_long_poll_tells_the_shutdown_whatever_the_exporter_does() {
     guard.subscribe();
     guard.node(tip_results(watch, None));
     assert_eq!(guard.events(), [Event::NodeShutsDown]);
-    assert!(guard.ledger.is_leaving() && !guard.ledger.may_hear_exporter());
+    assert!(guard.protocol.is_leaving() && !guard.protocol.may_hear_exporter());
     let calls = guard.calls();
     assert!(matches!(calls[..], [Own::Finish { .. }, Own::Disconnect { handler: HANDLER, .. }]), "{calls:?}");
 }
@@ -502,7 +508,7 @@ fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
     guard.calls();
     guard.passes(MIN_POLL_INTERVAL - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
-    assert_eq!(guard.ledger.wait_at_most(guard.now), Some(Duration::from_millis(1)));
+    assert_eq!(guard.protocol.wait_at_most(guard.now), Some(Duration::from_millis(1)));
     guard.passes(Duration::from_millis(1));
     let [Own::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
     // With a subscription less long.
@@ -527,25 +533,25 @@ fn while_the_exporter_waits_for_a_tip_the_guard_does_not() {
     guard.node(tip_results(watch, Some(TIP)));
     guard.calls();
     guard.passes(Duration::from_secs(3600));
-    assert_eq!((guard.calls(), guard.ledger.wait_at_most(guard.now)), (vec![], None));
+    assert_eq!((guard.calls(), guard.protocol.wait_at_most(guard.now)), (vec![], None));
     // Answered, and asked again in time.
     guard.node(tip_results(20, Some(TIP)));
-    guard.passes(TAKE_OVER - Duration::from_millis(1));
+    guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
     // Answered, whether the exporter hears of it or not.
     guard.node(failure(21, "no"));
-    assert_eq!(guard.ledger.wait_at_most(guard.now), Some(TAKE_OVER));
-    guard.passes(TAKE_OVER);
+    assert_eq!(guard.protocol.wait_at_most(guard.now), Some(TAKEOVER_DELAY));
+    guard.passes(TAKEOVER_DELAY);
     assert!(matches!(guard.calls()[..], [Own::WaitTipChanged { .. }]));
 }
 
 #[test]
 fn a_long_poll_under_way_is_waited_for_and_no_other_begun() {
     let (mut guard, watch) = Guard::watching();
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     guard.passes(Duration::from_secs(1));
     assert!(!guard.may_close());
     guard.node(tip_results(watch, Some(TIP)));
@@ -559,7 +565,7 @@ fn a_long_poll_under_way_is_waited_for_and_no_other_begun() {
 fn a_node_that_was_not_asked_for_its_tip_is_not_watched() {
     let mut guard = Guard::connected();
     guard.passes(Duration::from_secs(60));
-    assert_eq!((guard.calls(), guard.ledger.wait_at_most(guard.now)), (vec![], None));
+    assert_eq!((guard.calls(), guard.protocol.wait_at_most(guard.now)), (vec![], None));
 }
 
 #[test]
@@ -659,7 +665,7 @@ fn the_node_is_answered_whether_the_exporter_lives_or_not() {
     for lives in [true, false] {
         let mut guard = Guard::subscribed();
         if !lives {
-            guard.ledger.leave(guard.now);
+            guard.protocol.leave(guard.now);
         }
         guard.is_called_back(message::ADDED_TO_MEMPOOL);
         guard.is_called_back(DESTROY);
@@ -686,31 +692,31 @@ fn a_replacement_is_silent_until_the_node_is() {
     let ids = SubscriptionIds { callback: CALLBACK, handler: HANDLER, thread: THREAD };
     let now = Duration::from_secs(1);
     let start = || {
-        let mut guard = Guard { ledger: Ledger::replacement(&[ids], now), now };
-        guard.ledger.leave(now);
+        let mut guard = Guard { protocol: ProtocolState::replacement(&[ids], now), now };
+        guard.protocol.leave(now);
         guard
     };
     // The killed guard's disconnect goes on: it is not asked for again.
     let mut guard = start();
-    guard.passes(QUIET - Duration::from_millis(1));
+    guard.passes(QUIET_TIME - Duration::from_millis(1));
     guard.is_called_back(DESTROY);
-    guard.passes(QUIET - Duration::from_millis(1));
+    guard.passes(QUIET_TIME - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.node(release(CALLBACK, 1));
-    guard.passes(SILENCE - Duration::from_millis(1));
+    guard.passes(SILENCE_TIMEOUT - Duration::from_millis(1));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
     guard.passes(Duration::from_millis(1));
     assert!(guard.may_close());
 
     // It had not begun.
     let mut guard = start();
-    guard.passes(QUIET);
+    guard.passes(QUIET_TIME);
     let question = guard.disconnects(HANDLER);
-    guard.passes(SILENCE);
+    guard.passes(SILENCE_TIMEOUT);
     assert!(!guard.may_close());
     guard.node(results(question, &[]));
     guard.calls();
-    guard.passes(SILENCE);
+    guard.passes(SILENCE_TIMEOUT);
     assert!(guard.may_close(), "whether the callback was released before, nobody has heard");
 
     // A node that never is silent.

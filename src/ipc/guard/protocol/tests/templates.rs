@@ -64,7 +64,7 @@ fn a_template_whose_answer_nobody_wants_goes_with_it() {
 #[test]
 fn a_template_is_released_before_the_end() {
     let mut guard = Guard::with_template();
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     assert!(!guard.may_close());
     assert_eq!(guard.calls(), RELEASED);
     assert!(guard.may_close_soon());
@@ -74,7 +74,7 @@ fn a_template_is_released_before_the_end() {
 fn a_template_under_way_is_waited_for_and_released() {
     let mut guard = Guard::connected();
     guard.exporter(create(30));
-    guard.ledger.leave(guard.now);
+    guard.protocol.leave(guard.now);
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
     guard.node(results(30, &[TEMPLATE]));
@@ -89,7 +89,7 @@ fn a_template_that_could_not_be_built_is_none() {
     for answer in [failure(30, "TestBlockValidity failed"), results(30, &[])] {
         let mut guard = Guard::connected();
         guard.asks(create(30), answer);
-        guard.ledger.leave(guard.now);
+        guard.protocol.leave(guard.now);
         assert_eq!(guard.calls(), []);
         assert!(guard.may_close_soon());
     }
@@ -102,7 +102,7 @@ fn a_template_is_released_after_the_answer_to_the_last_call_on_it() {
         assert_eq!(guard.exporter(on_template(31, method)), FromExporter::Forward);
         match drops {
             true => assert_eq!(guard.exporter(release(TEMPLATE, 1)), FromExporter::Keep),
-            false => guard.ledger.leave(guard.now),
+            false => guard.protocol.leave(guard.now),
         }
         guard.passes(Duration::from_secs(60));
         assert_eq!((guard.calls(), guard.may_close()), (vec![], false), "the node reads it");
@@ -202,11 +202,11 @@ fn a_build_without_end_keeps_the_guard_from_neither_the_shutdown_nor_the_subscri
 #[test]
 fn a_replacement_knows_no_template() {
     let now = Duration::from_secs(1);
-    let mut guard = Guard { ledger: Ledger::replacement(&[], now), now };
-    guard.ledger.leave(now);
-    guard.passes(SILENCE - Duration::from_millis(1));
+    let mut guard = Guard { protocol: ProtocolState::replacement(&[], now), now };
+    guard.protocol.leave(now);
+    guard.passes(SILENCE_TIMEOUT - Duration::from_millis(1));
     assert_eq!(guard.node(results(30, &[TEMPLATE])), FromNode::Keep);
-    guard.passes(SILENCE - Duration::from_millis(1));
+    guard.passes(SILENCE_TIMEOUT - Duration::from_millis(1));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
     guard.passes(Duration::from_millis(1));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], true));

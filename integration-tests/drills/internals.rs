@@ -1,0 +1,124 @@
+//! Faults inside a node: an index, background validation, the message handler.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+use bitcoin::p2p::message::{CommandString, NetworkMessage};
+
+use crate::fleet::{Fleet, Kind, Plan, warning};
+use crate::harness::eventually;
+use crate::harness::node::Node;
+use crate::harness::peer::Peer;
+use crate::network::Network;
+use crate::preload::Faulty;
+use crate::snapshot::Snapshot;
+
+/// Drill 16: the thread that builds an index hangs.
+pub fn index_that_stands_still_is_stuck() {
+    const FACTOR: u32 = 120;
+    let faulty = Faulty::hanging_thread("b-txidx");
+    let plans = Kind::REAL.map(|kind| Plan::new(kind).without_usdt().program(&faulty.program()));
+    let mut fleet = Fleet::start_scaled("16 index stuck", FACTOR, plans.into());
+    for member in &mut fleet.members {
+        member.stop();
+        member.real_mut().add_argument("-txindex");
+        member.start_again();
+    }
+    let since = Instant::now();
+    fleet.expect(since, &fleet.names(), &[warning("BitcoinIndexStuck")], 75.0);
+}
+
+/// A network on the chain of a snapshot, whose blocks nobody sends: its node is pruned.
+pub fn network_above_a_snapshot(factor: u32) -> (Network, Snapshot) {
+    let mut snapshot = None;
+    let prepare = |hub: &Node| snapshot = Some(Snapshot::write(hub));
+    let network = Network::start_prepared(factor, &["-prune=1"], prepare);
+    (network, snapshot.unwrap())
+}
+
+/// Nodes that start from the snapshot, as an operator would.
+pub fn fleet_from_a_snapshot(
+    drill: &'static str,
+    factor: u32,
+    network: Network,
+    snapshot: &Snapshot,
+) -> Fleet {
+    let connect = format!("-connect={}", network.address());
+    let plans = Kind::REAL.map(|kind| Plan::new(kind).alone().node(&[&connect]));
+    let fleet = Fleet::start_on(drill, factor, network, plans.into());
+    for member in &fleet.members {
+        let node = member.real();
+        snapshot.load(node);
+        // In initial block download it takes nothing from a pruned node.
+        Snapshot::give_those_above(&fleet.network.hub, node);
+    }
+    let hub = &fleet.network.hub;
+    eventually("the nodes have the tip", || {
+        let tip = hub.cli(&["getbestblockhash"]);
+        fleet.members.iter().all(|it| it.real().cli(&["getbestblockhash"]) == tip).then_some(())
+    });
+    for member in &fleet.members {
+        let states = member.real().json(&["getchainstates"]);
+        assert_eq!(states["chainstates"].as_array().unwrap().len(), 2, "{states}");
+    }
+    fleet
+}
+
+/// Drill 16: no peer has the blocks below the snapshot.
+pub fn background_validation_without_blocks_is_stuck() {
+    const FACTOR: u32 = 120;
+    let (network, snapshot) = network_above_a_snapshot(FACTOR);
+    let fleet = fleet_from_a_snapshot("16 background validation stuck", FACTOR, network, &snapshot);
+    // Some of them came.
+    for member in &fleet.members {
+        (1..=10).for_each(|height| snapshot.give(member.real(), height));
+    }
+    let since = Instant::now();
+    fleet.expect(since, &fleet.names(), &[warning("BitcoinBackgroundValidationStuck")], 135.0);
+}
+
+/// Drill 27. The thread gets a processor though the machine is busy, which needs root.
+pub fn message_handler_without_time_left_is_an_alert() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("drill 27, message handler, needs root to give a thread a processor");
+    }
+    let fleet = Fleet::start("27 message handler", vec![Plan::new(Kind::Rpc).without_usdt()]);
+    fleet.quiet(2.0);
+    let node = fleet.members[0].real();
+    come_first(node, "b-msghand");
+    let port = node.p2p_port;
+    let since = Instant::now();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| flood(port, &ended));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            fleet.expect(since, &fleet.names(), &[warning("BitcoinMessageHandlerBusy")], 30.0);
+        }));
+        ended.store(true, Relaxed);
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+/// Has a thread of the node run before all that is scheduled as usual.
+fn come_first(node: &Node, thread: &str) {
+    let process = procfs::process::Process::new(node.pid().cast_signed()).unwrap();
+    let mut tasks = process.tasks().unwrap().flatten();
+    let task = tasks.find(|it| it.stat().is_ok_and(|it| it.comm == thread)).expect("the thread");
+    let mut chrt = Command::new("chrt");
+    let output = chrt.args(["--fifo", "-p", "1", &task.tid.to_string()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A peer that sends as many messages as the node takes. The node ignores each, and holds no lock meanwhile.
+fn flood(port: u16, ended: &AtomicBool) {
+    let mut peer = Peer::connect(port);
+    let ignored = NetworkMessage::Unknown {
+        command: CommandString::try_from_static("ignored").unwrap(),
+        payload: Vec::new(),
+    };
+    let many = Peer::bytes_of(ignored).repeat(10_000);
+    while !ended.load(Relaxed) {
+        peer.send(&many);
+    }
+}

@@ -1,0 +1,48 @@
+//! A node with a fault, by a library that is loaded into it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::harness::node::bitcoin_node;
+
+pub struct Faulty {
+    dir: TempDir,
+}
+
+impl Faulty {
+    /// On a disk that reads at this rate.
+    pub fn slow_disk(bytes_per_second: u64) -> Self {
+        Self::with(&format!("PRELOAD_BYTES_PER_SECOND={bytes_per_second}"))
+    }
+
+    /// With a thread that hangs.
+    pub fn hanging_thread(name: &str) -> Self {
+        Self::with(&format!("PRELOAD_HANGS={name}"))
+    }
+
+    fn with(setting: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let (source, library) = (dir.path().join("preload.c"), dir.path().join("preload.so"));
+        std::fs::write(&source, include_str!("preload.c")).unwrap();
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O2", "-shared", "-fPIC", "-o"]).args([&library, &source]);
+        assert!(compiler.status().expect("a C compiler").success());
+        // The node is this process, so that it has its id.
+        let script = format!(
+            "#!/bin/sh\nLD_PRELOAD={} {setting} exec {} \"$@\"\n",
+            library.display(),
+            bitcoin_node().display()
+        );
+        let faulty = Faulty { dir };
+        std::fs::write(faulty.program(), script).unwrap();
+        std::fs::set_permissions(faulty.program(), PermissionsExt::from_mode(0o755)).unwrap();
+        faulty
+    }
+
+    pub fn program(&self) -> PathBuf {
+        self.dir.path().join("bitcoin-node")
+    }
+}

@@ -1,0 +1,69 @@
+//! Blocks that come slowly, and compact blocks whose transactions the node does not have.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bitcoin::block::Header;
+use bitcoin::consensus::encode::deserialize_hex;
+use bitcoin::p2p::message::NetworkMessage;
+
+use crate::fleet::{Fleet, Kind, Plan, warning};
+use crate::harness::node::Node;
+use crate::harness::peer::Peer;
+use crate::harness::{eventually, fixture};
+use crate::network::Network;
+
+/// Six hours take three minutes.
+const FACTOR: u32 = 120;
+
+/// Without templates, whose time depends on what else this machine does.
+fn rpc() -> Plan {
+    Plan::new(Kind::Rpc).exporter(&["--next-block", "off"])
+}
+
+/// Drill 21: the node takes none of the transactions that miners take.
+pub fn compact_blocks_without_transactions_are_an_alert() {
+    if fixture::cannot_bpf() {
+        return eprintln!("drill 21 needs BPF");
+    }
+    let policy = ["-minrelaytxfee=0.1", "-blockreconstructionextratxn=0"];
+    let plans = vec![rpc().named("strict").node(&policy), rpc().named("well")];
+    let fleet = Fleet::start_scaled("21 compact blocks", FACTOR, plans);
+    let since = Instant::now();
+    // It gets no transactions either.
+    let expected = [warning("BitcoinCompactBlocksIncomplete")];
+    fleet.expect(since, &["strict".into()], &expected, 360.0);
+}
+
+/// Drill 21: a peer announces blocks six seconds before the node gets them. That time is real, so a day of the drill is not shorter.
+pub fn blocks_that_come_slowly_are_an_alert() {
+    const DELAY: Duration = Duration::from_secs(6);
+    if fixture::cannot_bpf() {
+        return eprintln!("drill 21 needs BPF");
+    }
+    let network = Network::start(crate::fleet::FACTOR);
+    network.pace.blocks.store(0, Relaxed);
+    // Its peer has the chain up to now, and gets no more of it.
+    let peer = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
+    peer.cli(&["addnode", &network.address(), "onetry"]);
+    let tip = |node: &Node| node.cli(&["getbestblockhash"]);
+    eventually("the peer has the chain", || (tip(&peer) == tip(&network.hub)).then_some(()));
+    peer.cli(&["setnetworkactive", "false"]);
+    peer.cli(&["setnetworkactive", "true"]);
+    let connect = format!("-connect=127.0.0.1:{}", peer.p2p_port);
+    let plans = vec![rpc().named("slow").alone().node(&[&connect]), rpc().named("well")];
+    let fleet = Fleet::start_on("21 slow blocks", crate::fleet::FACTOR, network, plans);
+    let (hub, slow) = (&fleet.network.hub, fleet.members[0].real());
+    eventually("the node has the chain", || (tip(slow) == tip(hub)).then_some(()));
+    let since = Instant::now();
+    let mut announcer = Peer::connect(slow.p2p_port);
+    for _ in 0..18 {
+        let hash = hub.mine(1).remove(0);
+        let header: Header = deserialize_hex(&hub.cli(&["getblockheader", &hash, "false"])).unwrap();
+        announcer.say(NetworkMessage::Headers(vec![header]));
+        fleet.stack.wait(DELAY);
+        slow.cli(&["submitblock", &hub.cli(&["getblock", &hash, "0"])]);
+        fleet.stack.wait(fleet.stack.minutes(10.0).saturating_sub(DELAY));
+    }
+    fleet.expect(since, &["slow".into()], &[warning("BitcoinBlocksArriveSlowly")], 360.0);
+}

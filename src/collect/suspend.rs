@@ -1,0 +1,64 @@
+//! Whether the machine was suspended: what was read before is old, although no time has passed for timers.
+
+use std::time::Duration;
+
+use nix::time::ClockId;
+
+use crate::sys::clock;
+
+/// Between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A shorter time is not distinguished from the time between the readings of the two clocks.
+const MIN_SUSPENSION: Duration = Duration::from_secs(1);
+
+/// Notices that the machine was suspended.
+pub struct Suspensions {
+    /// Time that it was suspended since boot, at the last look.
+    before: Duration,
+}
+
+impl Suspensions {
+    /// From now on.
+    pub fn new() -> Self {
+        Suspensions { before: suspended_since_boot() }
+    }
+
+    /// Whether it was suspended since the last look.
+    pub fn look(&mut self) -> bool {
+        self.is_longer(suspended_since_boot())
+    }
+
+    /// Resolves soon after the machine was suspended and runs again.
+    pub async fn next(&mut self) {
+        while !self.look() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn is_longer(&mut self, now: Duration) -> bool {
+        let before = std::mem::replace(&mut self.before, now);
+        now.saturating_sub(before) >= MIN_SUSPENSION
+    }
+}
+
+/// CLOCK_BOOTTIME counts the time in which the machine is suspended, CLOCK_MONOTONIC, and with it each timer, does not.
+fn suspended_since_boot() -> Duration {
+    let running = clock(ClockId::CLOCK_MONOTONIC);
+    clock(ClockId::CLOCK_BOOTTIME).saturating_sub(running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suspension_is_noticed_once() {
+        let at = Duration::from_millis;
+        let mut suspensions = Suspensions { before: at(5_000) };
+        assert!(!suspensions.is_longer(at(5_001)), "the clocks are not read at the same time");
+        assert!(!suspensions.is_longer(at(4_999)));
+        assert!(suspensions.is_longer(at(604_999)), "ten minutes");
+        assert!(!suspensions.is_longer(at(605_000)));
+        assert!(suspensions.is_longer(at(606_000)), "a second");
+    }
+}

@@ -1,0 +1,216 @@
+//! The guard's rules: what the node owes and is owed. Without I/O, and without a clock of its own.
+//!
+//! A node must not be left in the middle of a call or of a subscription, and it hangs up on (or aborts over) what breaks
+//! the protocol. So every message of either side passes through here:
+//!
+//! - what the exporter sends is forwarded only if it is a well-formed part of the conversation; otherwise it is swallowed,
+//!   and leave is taken. A call is never cancelled: a `Finish` before the answer is kept until the answer;
+//! - what the node asks is answered by the guard, whether the exporter lives or not;
+//! - a long poll tells when the node is shutting down: the exporter's, and the guard's own where there is none;
+//! - a block template of the node's is called by one call at a time, and let go before the end;
+//! - to take leave is to disconnect each subscription, one after the other, wait until its callback was released, and wait
+//!   for the answer to each call.
+//!
+//! The state is in parts with methods and tests of their own: `questions` are the calls that the node has to answer,
+//! `capabilities` those of the node's that the exporter has, `tip_watch` the long poll, `template` the life of a block template,
+//! `subscriptions` what the node calls back for. `on_node_message` and `on_exporter_message` take a message of either side into
+//! account, `own_calls` has the guard's own calls and the end.
+
+mod capabilities;
+mod on_exporter_message;
+mod on_node_message;
+mod own_calls;
+mod questions;
+mod subscriptions;
+mod template;
+mod tip_watch;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::allow_list::Rejection;
+use super::budget::Budget;
+use super::events::{Event, SubscriptionIds};
+use super::written::Own;
+use capabilities::NodeCapabilities;
+use questions::{Purpose, Questions};
+use subscriptions::Subscriptions;
+use template::Template;
+use tip_watch::TipWatch;
+
+/// The guard's own numbers for questions and exports start here; the exporter counts from zero.
+const OWN_NUMBERS: u32 = 0x7000_0000;
+/// A guard that replaces a killed one starts here: that one's questions may still be answered.
+const REPLACEMENT_NUMBERS: u32 = OWN_NUMBERS + (1 << 20);
+/// Between attempts to unsubscribe while the node's thread is busy with another call.
+const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
+/// Between attempts at a call that fails.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What to do with a message of the node's.
+#[derive(Debug, PartialEq)]
+pub enum FromNode {
+    /// Answer the callback with nothing, and hand it on as an event.
+    AnswerCallback,
+    /// Answer the question, a `makeThread`, with the thread of the second number.
+    AnswerThread(u32, u32),
+    /// Answer the question that we have no such thing.
+    AnswerUnimplemented(u32),
+    /// Pass it on to the exporter.
+    Forward,
+    /// It was for the guard.
+    Keep,
+}
+
+/// What to do with a message of the exporter's.
+#[derive(Debug, PartialEq)]
+pub enum FromExporter {
+    /// Pass it on to the node.
+    Forward,
+    /// Not for the node, or not yet.
+    Keep,
+    /// Answer the call with nothing in the node's place.
+    Answer(u32),
+    /// Not permitted: answer the call with an error in the node's place.
+    Reject(u32, Rejection),
+    /// It would make the node drop the connection, for this reason: swallow it and take leave.
+    Refuse(&'static str),
+}
+
+/// The state of a connection.
+pub struct ProtocolState {
+    questions: Questions,
+    capabilities: NodeCapabilities,
+    tip_watch: TipWatch,
+    template: Template,
+    subscriptions: Subscriptions,
+    /// The next number of a call of the guard's.
+    next_question: u32,
+    /// The last number of a thread that the guard gave the node.
+    last_thread: u32,
+    /// Calls of `makeThread` by the exporter.
+    threads_requested: u32,
+    /// Calls of the exporter that were rejected.
+    rejected: u32,
+    /// `Finish` and `Release` messages to send.
+    finishes: VecDeque<Own>,
+    events: VecDeque<Event<'static>>,
+    /// Since when leave is taken.
+    leaving: Option<Duration>,
+    /// Since when this guard stands in for one that was killed.
+    replacing: Option<Duration>,
+    heard_at: Duration,
+    ever_answered: bool,
+}
+
+impl ProtocolState {
+    /// A connection on which nothing was said yet.
+    pub fn new(budget: Budget, now: Duration) -> Self {
+        ProtocolState {
+            questions: Questions::default(),
+            capabilities: NodeCapabilities::default(),
+            tip_watch: TipWatch::default(),
+            template: Template::default(),
+            subscriptions: Subscriptions::new(budget),
+            next_question: OWN_NUMBERS,
+            last_thread: OWN_NUMBERS,
+            threads_requested: 0,
+            rejected: 0,
+            finishes: VecDeque::new(),
+            events: VecDeque::new(),
+            leaving: None,
+            replacing: None,
+            heard_at: now,
+            ever_answered: false,
+        }
+    }
+
+    /// A connection whose guard was killed, with the subscriptions that it left: to take leave of the node.
+    pub fn replacement(subscriptions: &[SubscriptionIds], now: Duration) -> Self {
+        ProtocolState {
+            subscriptions: Subscriptions::inherited(subscriptions),
+            next_question: REPLACEMENT_NUMBERS,
+            last_thread: REPLACEMENT_NUMBERS,
+            replacing: Some(now),
+            ..ProtocolState::new(Budget::new(None), now)
+        }
+    }
+
+    /// A call is sent to the node, on this thread of its if it is the exporter's.
+    fn begin(&mut self, number: u32, purpose: Purpose, thread: Option<u32>, now: Duration) {
+        match purpose {
+            Purpose::WaitTipChanged(_) => self.tip_watch.on_poll_start(),
+            Purpose::Subscribe { callback, thread, .. } => self.subscriptions.on_request(callback, thread),
+            Purpose::Disconnect { callback } => {
+                self.subscriptions.on_disconnect_start(callback, number >= OWN_NUMBERS)
+            }
+            Purpose::CreateNewBlock => self.template.on_create_start(),
+            Purpose::CallTemplate { destroys } => self.template.on_call_start(destroys),
+            Purpose::Handshake | Purpose::MakeThread { .. } | Purpose::Other => {}
+        }
+        self.questions.insert(number, purpose, thread, now);
+    }
+
+    /// Whether the guard needs a capability of the node's, so that the exporter's references are not released.
+    fn is_pinned(&self, id: u32) -> bool {
+        self.tip_watch.is_pinned(id) || self.template.export() == Some(id) || self.subscriptions.is_pinned(id)
+    }
+
+    /// Releases the block template if the exporter has no more use for it.
+    fn release_unused_template(&mut self) {
+        let is_used = |export| self.leaving.is_none() && self.capabilities.has(export);
+        if let Some(export) = self.template.take_unused(is_used) {
+            self.capabilities.remove(export);
+            self.finishes.push_back(Own::Release { export, count: 1 });
+        }
+    }
+
+    /// Whether the exporter's messages may be read. Not while the node answers a `disconnect` of the guard's: another call
+    /// for the same subscription would run on the same thread in the middle of it, wait for a lock that it holds, and hang
+    /// the node.
+    pub fn may_hear_exporter(&self) -> bool {
+        self.leaving.is_none() && !self.subscriptions.is_disconnecting()
+    }
+
+    /// The exporter is gone, or is as good as gone.
+    pub fn leave(&mut self, now: Duration) {
+        if self.leaving.is_some() {
+            return;
+        }
+        self.leaving = Some(now);
+        // The exporter finishes nothing any more, and until a subscription's call is finished the node holds its callback.
+        let answered = self.questions.finish_all().into_iter();
+        self.finishes.extend(answered.map(|question| Own::Finish { question, releases: false }));
+        self.release_unused_template();
+    }
+
+    /// Whether leave is being taken.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    fn shut_down(&mut self, now: Duration) {
+        if self.leaving.is_none() {
+            self.events.push_back(Event::NodeShutsDown);
+        }
+        self.leave(now);
+    }
+
+    /// Whether the peer is a node: it has answered something, or a guard before this one spoke to it.
+    pub fn is_node(&self) -> bool {
+        self.ever_answered || self.replacing.is_some()
+    }
+
+    /// The guard has waited for a CPU this long since it was started, and a node that called back with it.
+    pub fn run_delay(&mut self, total: Duration) {
+        self.subscriptions.run_delay(total);
+    }
+
+    /// What the exporter has to be told.
+    pub fn next_event(&mut self) -> Option<Event<'static>> {
+        self.events.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests;

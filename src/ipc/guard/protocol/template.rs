@@ -1,0 +1,139 @@
+//! The life of a block template.
+//!
+//! The node keeps a template's transactions in memory until the template is destroyed or released. A destroy while it
+//! answers another call on the template, or a call after one, reads memory that is gone. So the exporter has at most one
+//! template, makes one call on it at a time, and none after a destroy; and only the guard releases it: when the exporter has
+//! no more use for it, or is gone, and no call on it is under way. A released template is destroyed on a thread that the node
+//! has for that, which no answer tells of and nobody waits for.
+
+use crate::ipc::guard::message::{self, Method};
+
+/// The template that the node holds for the exporter.
+#[derive(Debug, Default, PartialEq)]
+pub(super) enum Template {
+    #[default]
+    None,
+    /// `createNewBlock` is under way.
+    Requested,
+    Held {
+        /// The node's number for it.
+        export: u32,
+        /// A call on it is under way.
+        called: bool,
+        destroyed: bool,
+    },
+}
+
+impl Template {
+    /// The node's number for it.
+    pub fn export(&self) -> Option<u32> {
+        match self {
+            Template::Held { export, .. } => Some(*export),
+            _ => None,
+        }
+    }
+
+    /// Whether the exporter may request one.
+    pub fn may_be_created(&self) -> Result<(), &'static str> {
+        if *self == Template::None { Ok(()) } else { Err("it asks for a second block template") }
+    }
+
+    pub fn on_create_start(&mut self) {
+        *self = Template::Requested;
+    }
+
+    /// The node has answered; `None` if it has not given one, or the exporter's `Finish` releases it.
+    pub fn on_create_end(&mut self, export: Option<u32>) {
+        *self = export.map_or(Template::None, |export| Template::Held {
+            export,
+            called: false,
+            destroyed: false,
+        });
+    }
+
+    /// Whether the exporter may call this method of it now, and whether that destroys it.
+    pub fn may_be_called(&self, method: Method) -> Result<bool, &'static str> {
+        let destroys = method == message::DESTROY_TEMPLATE;
+        match self {
+            Template::Held { called: true, .. } => Err("it makes two calls on a block template at once"),
+            Template::Held { destroyed: true, .. } => Err("it calls a block template that it has destroyed"),
+            _ if destroys || message::reads_template(method) => Ok(destroys),
+            _ => Err("it does more with a block template than to read it"),
+        }
+    }
+
+    pub fn on_call_start(&mut self, destroys: bool) {
+        if let Template::Held { called, destroyed, .. } = self {
+            (*called, *destroyed) = (true, destroys);
+        }
+    }
+
+    pub fn on_call_end(&mut self) {
+        if let Template::Held { called, .. } = self {
+            *called = false;
+        }
+    }
+
+    /// Takes the template if it is to be released: the exporter does not use it, and no call on it is under way.
+    pub fn take_unused(&mut self, is_used: impl FnOnce(u32) -> bool) -> Option<u32> {
+        match *self {
+            Template::Held { export, called: false, .. } if !is_used(export) => {
+                *self = Template::None;
+                Some(export)
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::mining_capnp::block_template;
+    use capnp::traits::HasTypeId;
+
+    const GET_BLOCK: Method = (block_template::Client::TYPE_ID, 2);
+    const SUBMIT_SOLUTION: Method = (block_template::Client::TYPE_ID, 7);
+
+    fn held(called: bool, destroyed: bool) -> Template {
+        Template::Held { export: 90, called, destroyed }
+    }
+
+    #[test]
+    fn calls_are_one_at_a_time_read_only_and_none_after_destroy() {
+        for (template, method, expected) in [
+            (held(false, false), GET_BLOCK, Ok(false)),
+            (held(false, false), message::DESTROY_TEMPLATE, Ok(true)),
+            (held(false, false), SUBMIT_SOLUTION, Err("it does more with a block template than to read it")),
+            (held(true, false), GET_BLOCK, Err("it makes two calls on a block template at once")),
+            (
+                held(true, false),
+                message::DESTROY_TEMPLATE,
+                Err("it makes two calls on a block template at once"),
+            ),
+            (held(false, true), GET_BLOCK, Err("it calls a block template that it has destroyed")),
+        ] {
+            assert_eq!(template.may_be_called(method), expected, "{template:?} {method:?}");
+        }
+    }
+
+    #[test]
+    fn one_template_exists_until_it_is_released() {
+        let mut template = Template::default();
+        assert!(template.may_be_created().is_ok());
+        template.on_create_start();
+        assert!(template.may_be_created().is_err());
+        template.on_create_end(Some(90));
+        assert!(template.may_be_created().is_err());
+        template.on_call_start(true);
+        assert_eq!(template, held(true, true));
+        assert_eq!(template.take_unused(|_| false), None, "a call is under way");
+        template.on_call_end();
+        assert_eq!(template.take_unused(|_| true), None, "the exporter has it");
+        assert_eq!(template.take_unused(|_| false), Some(90));
+        assert!(template.may_be_created().is_ok());
+        template.on_create_start();
+        template.on_create_end(None);
+        assert!(template.may_be_created().is_ok());
+    }
+}

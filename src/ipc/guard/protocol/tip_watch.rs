@@ -1,0 +1,222 @@
+//! The long poll by which a node reports its shutdown: the exporter's, and the guard's own where the exporter has none.
+
+use std::time::Duration;
+
+use super::{Own, Purpose, RETRY_INTERVAL};
+use crate::ipc::guard::message::{Call, Outcome, Target};
+use crate::schema::common_capnp::block_ref;
+use crate::schema::mining_capnp::mining;
+
+/// Between the starts of two long polls, however fast the node answers: it does not wait at all while it reorganizes.
+pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The same while there are subscriptions, which have to end within a shutdown of the node: 40 to 90 ms on regtest.
+pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// From the end of the exporter's long poll to the guard's own, if the exporter starts no other. Shorter than a shutdown of
+/// the node, too.
+pub(super) const TAKEOVER_DELAY: Duration = Duration::from_millis(10);
+
+/// A long poll as the exporter's own call had it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct LongPoll {
+    mining: u32,
+    timeout: f64,
+}
+
+impl LongPoll {
+    /// `None` if the call names its target by the answer to another call.
+    pub fn read(call: &Call) -> capnp::Result<Option<Self>> {
+        let Target::Export(mining) = call.target else { return Ok(None) };
+        let params: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
+        Ok(Some(LongPoll { mining, timeout: params.get_timeout() }))
+    }
+}
+
+/// How a long poll ended.
+#[derive(Debug, PartialEq)]
+pub(super) enum PollEnd {
+    /// With this tip, after the timeout or a change.
+    Tip(Vec<u8>),
+    /// Without a tip: the node shuts down.
+    ShutsDown,
+    Failed,
+}
+
+impl PollEnd {
+    pub fn read(outcome: &Outcome) -> capnp::Result<Self> {
+        let Outcome::Results(_, content) = outcome else { return Ok(PollEnd::Failed) };
+        let results: mining::wait_tip_changed_results::Reader = content.get_as()?;
+        if !results.has_result() {
+            return Ok(PollEnd::ShutsDown);
+        }
+        let tip: block_ref::Reader = results.get_result()?;
+        Ok(PollEnd::Tip(tip.get_hash()?.to_vec()))
+    }
+}
+
+/// The node's thread for the guard's long polls.
+#[derive(Debug, Default)]
+enum WatchThread {
+    #[default]
+    None,
+    Requested,
+    Made(u32),
+}
+
+/// Keeps a long poll under way, from the first one of the exporter's that was answered: the node has loaded its chain then.
+#[derive(Default)]
+pub(super) struct TipWatch {
+    thread_map: Option<u32>,
+    long_poll: Option<LongPoll>,
+    thread: WatchThread,
+    /// The last that a long poll returned.
+    tip: Vec<u8>,
+    /// Long polls that the node has not answered, the exporter's and the guard's.
+    under_way: u32,
+    /// When the guard's own long poll is due, if none is under way.
+    due_at: Duration,
+}
+
+impl TipWatch {
+    /// Whether the guard needs this capability of the node's.
+    pub fn is_pinned(&self, id: u32) -> bool {
+        self.thread_map == Some(id) || self.long_poll.is_some_and(|poll| poll.mining == id)
+    }
+
+    /// The exporter got a thread from this thread map.
+    pub fn set_thread_map(&mut self, thread_map: u32) {
+        self.thread_map = Some(thread_map);
+    }
+
+    /// The node has answered the guard's request for a thread.
+    pub fn on_thread(&mut self, thread: Option<u32>, now: Duration) {
+        match thread {
+            Some(thread) => self.thread = WatchThread::Made(thread),
+            None => (self.thread, self.due_at) = (WatchThread::None, now + RETRY_INTERVAL),
+        }
+    }
+
+    pub fn on_poll_start(&mut self) {
+        self.under_way += 1;
+    }
+
+    /// The node has answered a long poll of the exporter's.
+    pub fn on_exporter_poll_end(&mut self, poll: Option<LongPoll>, end: PollEnd, now: Duration) {
+        self.under_way -= 1;
+        self.due_at = now + TAKEOVER_DELAY;
+        if let PollEnd::Tip(tip) = end {
+            (self.long_poll, self.tip) = (poll, tip);
+        }
+    }
+
+    /// The node has answered a long poll of the guard's.
+    pub fn on_own_poll_end(&mut self, end: PollEnd, asked_at: Duration, is_subscribed: bool, now: Duration) {
+        self.under_way -= 1;
+        self.due_at = now + RETRY_INTERVAL;
+        if let PollEnd::Tip(tip) = end {
+            self.tip = tip;
+            self.due_at =
+                asked_at + if is_subscribed { MIN_SUBSCRIBED_POLL_INTERVAL } else { MIN_POLL_INTERVAL };
+        }
+    }
+
+    /// When [`next_call`](Self::next_call) has one.
+    pub fn due_at(&self) -> Option<Duration> {
+        let can_poll = match self.thread {
+            WatchThread::None => self.thread_map.is_some(),
+            WatchThread::Requested => false,
+            WatchThread::Made(_) => true,
+        };
+        (self.under_way == 0 && can_poll && self.long_poll.is_some()).then_some(self.due_at)
+    }
+
+    /// The call that is due, under this number.
+    pub fn next_call(&mut self, question: u32, now: Duration) -> Option<(Purpose, Own)> {
+        self.due_at().filter(|due_at| *due_at <= now)?;
+        let LongPoll { mining, timeout } = self.long_poll?;
+        if let WatchThread::Made(thread) = self.thread {
+            let call = Own::WaitTipChanged { question, mining, thread, tip: self.tip.clone(), timeout };
+            return Some((Purpose::WaitTipChanged(None), call));
+        }
+        let thread_map = self.thread_map?;
+        self.thread = WatchThread::Requested;
+        Some((Purpose::MakeThread { thread_map }, Own::MakeThread { question, thread_map }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1);
+    const POLL: Option<LongPoll> = Some(LongPoll { mining: 3, timeout: 1000.0 });
+
+    fn tip() -> PollEnd {
+        PollEnd::Tip(vec![9; 32])
+    }
+
+    /// The exporter's long poll was answered, and the guard has a thread for its own.
+    fn ready() -> TipWatch {
+        let mut watch = TipWatch::default();
+        watch.set_thread_map(1);
+        watch.on_poll_start();
+        watch.on_exporter_poll_end(POLL, tip(), NOW);
+        watch.on_thread(Some(8), NOW);
+        watch
+    }
+
+    #[test]
+    fn guard_polls_after_an_answered_poll_on_its_own_thread() {
+        let mut watch = TipWatch::default();
+        watch.set_thread_map(1);
+        assert_eq!(watch.due_at(), None, "the node may not have loaded its chain");
+        watch.on_poll_start();
+        assert_eq!(watch.due_at(), None, "the exporter's is under way");
+        watch.on_exporter_poll_end(POLL, tip(), NOW);
+        let due = NOW + TAKEOVER_DELAY;
+        assert_eq!(watch.due_at(), Some(due));
+        assert!(watch.next_call(7, due - Duration::from_nanos(1)).is_none());
+        let Some((_, Own::MakeThread { question: 7, thread_map: 1 })) = watch.next_call(7, due) else {
+            panic!()
+        };
+        assert_eq!(watch.due_at(), None, "one request for a thread");
+        watch.on_thread(Some(8), due);
+        let Some((_, Own::WaitTipChanged { question: 8, mining: 3, thread: 8, tip, timeout })) =
+            watch.next_call(8, due)
+        else {
+            panic!()
+        };
+        assert_eq!((tip, timeout), (vec![9; 32], 1000.0));
+        assert!(watch.is_pinned(1) && watch.is_pinned(3) && !watch.is_pinned(8));
+    }
+
+    #[test]
+    fn next_poll_is_due_by_how_the_last_one_ended() {
+        let asked = NOW;
+        let now = NOW + Duration::from_millis(1);
+        for (end, is_subscribed, due) in [
+            (tip(), false, asked + MIN_POLL_INTERVAL),
+            (tip(), true, asked + MIN_SUBSCRIBED_POLL_INTERVAL),
+            (PollEnd::Failed, true, now + RETRY_INTERVAL),
+        ] {
+            let mut watch = ready();
+            watch.on_poll_start();
+            watch.on_own_poll_end(end, asked, is_subscribed, now);
+            assert_eq!(watch.due_at(), Some(due));
+            watch.on_poll_start();
+            assert_eq!(watch.due_at(), None);
+        }
+        let mut watch = TipWatch::default();
+        watch.set_thread_map(1);
+        watch.on_poll_start();
+        watch.on_exporter_poll_end(POLL, PollEnd::Failed, NOW);
+        assert_eq!(watch.due_at(), None, "a failed poll shows no loaded chain");
+    }
+
+    #[test]
+    fn a_refused_thread_is_requested_again_later() {
+        let mut watch = ready();
+        watch.on_thread(None, NOW);
+        assert_eq!(watch.due_at(), Some(NOW + RETRY_INTERVAL));
+        assert!(matches!(watch.next_call(7, NOW + RETRY_INTERVAL), Some((_, Own::MakeThread { .. }))));
+    }
+}

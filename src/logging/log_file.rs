@@ -1,0 +1,86 @@
+//! A log file that is opened again when its path names another file, as after logrotate.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::files;
+
+/// How often to look whether the path still names the open file.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Appends to what its path names.
+pub struct LogFile {
+    path: PathBuf,
+    file: File,
+    checked: Option<Instant>,
+}
+
+impl LogFile {
+    /// Made, if there is none. An error as of [`files::append_to`].
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(LogFile { path: path.into(), file: files::append_to(path)?, checked: None })
+    }
+
+    fn is_in_place(&self) -> io::Result<bool> {
+        let (opened, named) = (self.file.metadata()?, self.path.metadata()?);
+        Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino()))
+    }
+
+    /// Keeps the open file if the path names nothing that can be opened.
+    fn reopen_if_moved(&mut self) {
+        if self.checked.is_some_and(|checked| checked.elapsed() < CHECK_INTERVAL) {
+            return;
+        }
+        self.checked = Some(Instant::now());
+        if !self.is_in_place().unwrap_or(false)
+            && let Ok(file) = files::append_to(&self.path)
+        {
+            self.file = file;
+        }
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.reopen_if_moved();
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    #[test]
+    fn renamed_or_removed_file_is_opened_again() {
+        let dir = TempDir::new().unwrap();
+        let (path, renamed) = (dir.path().join("log"), dir.path().join("log.1"));
+        let mut log = LogFile::open(&path).unwrap();
+        let mut write = |line: &str| {
+            log.checked = None;
+            log.write_all(line.as_bytes()).unwrap();
+        };
+        write("one ");
+        write("two ");
+        std::fs::rename(&path, &renamed).unwrap();
+        write("three ");
+        assert_eq!(std::fs::read_to_string(&renamed).unwrap(), "one two ");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "three ");
+        std::fs::remove_file(&path).unwrap();
+        write("four ");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "four ");
+        // Nothing can be made there: the open file is kept.
+        std::fs::rename(dir.path(), dir.path().with_extension("moved")).unwrap();
+        write("five ");
+        std::fs::rename(dir.path().with_extension("moved"), dir.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "four five ");
+    }
+}

@@ -1,0 +1,89 @@
+//! Limits lines about what comes and goes: each text is logged at most once a minute, with the number of repetitions.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// Between two lines of the same text.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Texts that are remembered, and the limit on lines in one interval.
+const MAX_TEXTS: usize = 16;
+
+/// The texts that were logged last.
+#[derive(Default)]
+pub struct Repeats(RefCell<Vec<Text>>);
+
+struct Text {
+    text: String,
+    logged: Instant,
+    suppressed: u64,
+}
+
+/// How often a text was not logged since its last line. Displayed as the end of the next line, nothing if never.
+#[derive(Debug, PartialEq)]
+pub struct Suppressed(u64);
+
+impl fmt::Display for Suppressed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            times => write!(f, " ({times} more times since the last line about it)"),
+        }
+    }
+}
+
+impl Repeats {
+    /// Whether to log this text now; `None` if it was logged less than a minute ago.
+    pub fn admit(&self, text: &str) -> Option<Suppressed> {
+        self.admit_at(text, Instant::now())
+    }
+
+    fn admit_at(&self, text: &str, now: Instant) -> Option<Suppressed> {
+        let mut texts = self.0.borrow_mut();
+        let is_recent = |it: &Text| now.saturating_duration_since(it.logged) < INTERVAL;
+        if let Some(known) = texts.iter_mut().find(|it| it.text == text) {
+            if is_recent(known) {
+                known.suppressed += 1;
+                return None;
+            }
+            known.logged = now;
+            return Some(Suppressed(std::mem::take(&mut known.suppressed)));
+        }
+        if texts.len() == MAX_TEXTS {
+            let oldest = texts.iter().position(|it| !is_recent(it))?;
+            texts.remove(oldest);
+        }
+        texts.push(Text { text: text.into(), logged: now, suppressed: 0 });
+        Some(Suppressed(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_text_is_logged_once_a_minute_with_its_count() {
+        let (repeats, start) = (Repeats::default(), Instant::now());
+        let at = |second, text: &str| {
+            let admitted = repeats.admit_at(text, start + Duration::from_secs(second));
+            admitted.map(|suppressed| suppressed.to_string())
+        };
+        assert_eq!(at(0, "refused"), Some(String::new()));
+        assert_eq!((1..40).filter_map(|second| at(second, "refused")).count(), 0);
+        assert_eq!(at(1, "timeout"), Some(String::new()), "another state");
+        assert_eq!(at(60, "refused").as_deref(), Some(" (39 more times since the last line about it)"));
+        assert_eq!((at(61, "refused"), at(200, "timeout")), (None, Some(String::new())));
+    }
+
+    #[test]
+    fn many_texts_are_limited_too() {
+        let (repeats, start) = (Repeats::default(), Instant::now());
+        let lines = |from: u64| {
+            let admitted = |n: &u64| repeats.admit_at(&n.to_string(), start + Duration::from_secs(from));
+            (from..from + 1000).filter(|n| admitted(n).is_some()).count()
+        };
+        assert_eq!(lines(0), MAX_TEXTS);
+        assert_eq!(lines(10_000), MAX_TEXTS);
+    }
+}

@@ -1,0 +1,20 @@
+//! What tests, benches and fuzz targets use, and the binaries do not.
+
+pub use crate::collect::{End, open};
+pub use crate::http::connections::Authenticated;
+pub use crate::http::server::serve_connection;
+pub use crate::ipc::guard::{Notice, relay};
+pub use crate::ipc::{Connection, Interfaces, Mining, method_names, whitelist_of};
+pub use crate::metrics::now;
+pub use crate::node_process::Peer;
+#[cfg(feature = "usdt")]
+pub use crate::usdt::events::Events;
+pub use hyper_util::server::graceful::GracefulShutdown;
+
+/// The schemas' modules.
+pub mod schema {
+    pub use crate::schema::{
+        chain_capnp, common_capnp, handler_capnp, init_capnp, mining_capnp, node_capnp, proxy_capnp,
+        rpc_capnp, tracing_capnp,
+    };
+}
