@@ -3,8 +3,8 @@
 //! Nothing here knows where a number came from. `model` is the whole model: a declaration (name, kind, labels, help, sources,
 //! lifetime) and samples make a family. Values get into families in two ways:
 //!
-//! - **pushed** (`pushed`): an area's table declares a handle for each metric (`chain` is a short one), and whoever knows a value
-//!   sets it: `metrics.chain.height.set(Some(7))`. What a node is polled for comes in this way.
+//! - **pushed** (`pushed`): an area's table declares a handle for each metric (`chain` is a short one). The code that has a value
+//!   sets it: `metrics.chain.height.set(Some(7))`. Values from polls of a node are pushed.
 //! - **read when scraped**: a function returns families with their present values, each in the same expression as its declaration.
 //!   `process` and the tracepoint groups of `usdt` do so.
 //!
