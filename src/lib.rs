@@ -48,6 +48,7 @@ mod ipc;
 mod json_rpc;
 pub mod logging;
 pub mod metrics;
+#[cfg_attr(not(feature = "usdt"), allow(dead_code, reason = "the USDT exporter searches for the process"))]
 mod node_process;
 mod priority;
 pub mod service;
