@@ -36,6 +36,10 @@
         reason = "they panic when it is closed: cli::print_error, cli::print"
     )
 )]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the documentation is for developers, with private items"
+)]
 
 mod bitcoin_core;
 pub mod cli;
