@@ -68,8 +68,17 @@ fn transaction(target: u32) -> Vec<u8> {
 fn block(target: u32) -> Vec<u8> {
     call(target, chain_notifications::Client::TYPE_ID, 3, |content| {
         let params = content.init_as::<chain_notifications::block_connected_params::Builder>();
-        params.init_block().set_data(&vec![7; 4_000_000]);
+        params.init_block().set_data(&block_data());
     })
+}
+
+/// A block of 4 MB with 10,000 transactions, more than any real one has: the guard counts them.
+fn block_data() -> Vec<u8> {
+    let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
+    let mut transaction = block.txdata[0].clone();
+    transaction.input[0].witness.push([7; 190]);
+    block.txdata.extend(vec![transaction; 10_000]);
+    bitcoin::consensus::serialize(&block)
 }
 
 fn finish() -> Vec<u8> {

@@ -40,7 +40,7 @@ async fn measure(socket: &Path) {
     let connection = Connection::new(stream, Duration::from_secs(60)).await.unwrap();
     let thread = connection.thread("bench").await.unwrap();
     let interfaces = Interfaces::discover(&connection, &thread).await.unwrap();
-    let json_rpc = interfaces.expect("a node that is not shutting down").json_rpc.expect("JSON-RPC");
+    let json_rpc = interfaces.expect("a node that is not shutting down").json_rpc().expect("JSON-RPC");
     let tip = json_rpc.call("getbestblockhash", json!([])).await.unwrap();
     let stats = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
     let calls: [(&str, Value); 23] = [

@@ -16,6 +16,9 @@ pub const CONNECTION_TYPES: [&str; 7] = [
 /// Names of Core's `TransportProtocolType`, in its order; as getpeerinfo gives them.
 pub const TRANSPORTS: [&str; 3] = ["detecting", "v1", "v2"];
 
+/// Why a transaction left the mempool: names of Core's `MemPoolRemovalReason`, in its order; as `mempool:removed` gives them.
+pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block", "conflict", "replaced"];
+
 /// A hash as users write it: the bytes of the wire in reverse order, in hexadecimal.
 pub fn hash_text(hash: &[u8; 32]) -> String {
     hash.iter().rev().map(|byte| format!("{byte:02x}")).collect()

@@ -1,10 +1,11 @@
 //! Prometheus exporters for a running Bitcoin node.
 //!
-//! Data flows one way: [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
+//! Data flows one way: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
 //!
 //! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
 //!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
-//! - [`http_rpc`] makes JSON-RPC calls over HTTP, for nodes whose IPC has none.
+//! - [`json_rpc`] has the JSON-RPC methods that are called, requests, answers and errors, and the transport over HTTP, for nodes
+//!   whose IPC has none.
 //! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
 //! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts when it is scraped;
 //!   blocks are counted from events.
@@ -25,8 +26,8 @@
 //! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
-//! answer to the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Blocks are
-//! counted and log lines written by threads that only take from bounded queues: no target that is not read delays anything.
+//! answer to the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Log lines
+//! are written by threads that only take from bounded queues: no target that is not read delays anything.
 
 #![cfg_attr(
     not(test),
@@ -36,6 +37,10 @@
         reason = "they panic when it is closed: cli::print_error, cli::print"
     )
 )]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the documentation is for developers, with private items"
+)]
 
 mod bitcoin_core;
 pub mod cli;
@@ -43,10 +48,11 @@ mod collect;
 pub mod files;
 mod generate;
 pub mod http;
-mod http_rpc;
 mod ipc;
+mod json_rpc;
 pub mod logging;
 pub mod metrics;
+#[cfg_attr(not(feature = "usdt"), allow(dead_code, reason = "the USDT exporter searches for the process"))]
 mod node_process;
 mod priority;
 pub mod sandbox;
@@ -64,10 +70,10 @@ mod tls;
 pub mod usdt;
 
 pub use collect::{Candidates, Collector, Config, Context, NextBlock, UtxoTrace, check, once};
-pub use http_rpc::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
-pub use http_rpc::{Credentials, Password, Settings as HttpRpcSettings, Url, tls as http_rpc_tls};
 pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
 pub use ipc::source;
+pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
+pub use json_rpc::http::{Credentials, Password, Settings as HttpRpcSettings, Url, tls as http_rpc_tls};
 
 /// The text of `METRICS.md`.
 #[cfg(feature = "usdt")]

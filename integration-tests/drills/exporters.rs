@@ -112,17 +112,20 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
 
 /// Drill 19: no node was ever there; and the node is gone, which nothing else watches.
 pub fn usdt_exporter_without_tracepoints_is_an_alert() {
-    let mut fleet = Fleet::start("19 no tracepoints", vec![Plan::new(Kind::Rpc).named("lost")]);
+    // The other one keeps the job of the IPC exporters in use.
+    let plans = vec![Plan::new(Kind::Rpc).named("lost"), Plan::new(Kind::HttpOnly).named("other")];
+    let mut fleet = Fleet::start("19 no tracepoints", plans);
     let mut command = fixture::command();
     command.args(["--bitcoind", "/bin/cat", "--node-name", "never", "--health-port", "0"]);
     let never = Exporter::spawn(&mut command);
     let member = fleet.member("lost");
     member.kill();
     let usdt = member.usdt.as_ref().unwrap();
-    let targets = [
+    let mut targets = vec![
         Target::new("bitcoind-usdt", usdt.address(), "lost"),
         Target::new("bitcoind-usdt", never.address(), "never"),
     ];
+    targets.extend(fleet.members[1].targets());
     let since = Instant::now();
     // The IPC exporter of this node is in another Prometheus.
     fleet.stack.set_targets(&targets);

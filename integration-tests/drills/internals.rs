@@ -1,15 +1,10 @@
-//! Faults inside a node: an index, background validation, the message handler.
+//! Faults inside a node: an index, background validation.
 
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
-
-use bitcoin::p2p::message::{CommandString, NetworkMessage};
 
 use crate::fleet::{Fleet, Kind, Plan, warning};
 use crate::harness::eventually;
 use crate::harness::node::Node;
-use crate::harness::peer::Peer;
 use crate::network::Network;
 use crate::preload::Faulty;
 use crate::snapshot::Snapshot;
@@ -76,49 +71,4 @@ pub fn background_validation_without_blocks_is_stuck() {
     }
     let since = Instant::now();
     fleet.expect(since, &fleet.names(), &[warning("BitcoinBackgroundValidationStuck")], 135.0);
-}
-
-/// Drill 27. The thread gets a processor though the machine is busy, which needs root.
-pub fn message_handler_without_time_left_is_an_alert() {
-    if !nix::unistd::geteuid().is_root() {
-        return eprintln!("drill 27, message handler, needs root to give a thread a processor");
-    }
-    let fleet = Fleet::start("27 message handler", vec![Plan::new(Kind::Rpc).without_usdt()]);
-    fleet.quiet(2.0);
-    let node = fleet.members[0].real();
-    come_first(node, "b-msghand");
-    let port = node.p2p_port;
-    let since = Instant::now();
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| flood(port, &ended));
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            fleet.expect(since, &fleet.names(), &[warning("BitcoinMessageHandlerBusy")], 30.0);
-        }));
-        ended.store(true, Relaxed);
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    });
-}
-
-/// Has a thread of the node run before all that is scheduled as usual.
-fn come_first(node: &Node, thread: &str) {
-    let process = procfs::process::Process::new(node.pid().cast_signed()).unwrap();
-    let mut tasks = process.tasks().unwrap().flatten();
-    let task = tasks.find(|it| it.stat().is_ok_and(|it| it.comm == thread)).expect("the thread");
-    let mut chrt = Command::new("chrt");
-    let output = chrt.args(["--fifo", "-p", "1", &task.tid.to_string()]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// A peer that sends as many messages as the node takes. The node ignores each, and holds no lock meanwhile.
-fn flood(port: u16, ended: &AtomicBool) {
-    let mut peer = Peer::connect(port);
-    let ignored = NetworkMessage::Unknown {
-        command: CommandString::try_from_static("ignored").unwrap(),
-        payload: Vec::new(),
-    };
-    let many = Peer::bytes_of(ignored).repeat(10_000);
-    while !ended.load(Relaxed) {
-        peer.send(&many);
-    }
 }

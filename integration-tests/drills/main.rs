@@ -97,10 +97,6 @@ fn main() -> ExitCode {
             internals::background_validation_without_blocks_is_stuck,
         ),
         long_trial(
-            "message_handler_without_time_left_is_an_alert",
-            internals::message_handler_without_time_left_is_an_alert,
-        ),
-        long_trial(
             "compact_blocks_without_transactions_are_an_alert",
             relay::compact_blocks_without_transactions_are_an_alert,
         ),

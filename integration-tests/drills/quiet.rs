@@ -1,5 +1,5 @@
 //! Drill 30, the quiet day: situations in which no alert may come. In the suite a shorter part of it;
-//! DRILLS_QUIET_MINUTES=1440 is the whole day, in 12 minutes.
+//! DRILLS_QUIET_MINUTES=1440 is the whole day, in 24 minutes.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +11,7 @@ use bitcoin::{Amount, TxOut};
 use serde_json::json;
 
 use crate::fibre::FibreNode;
-use crate::fleet::{Fleet, Kind, Plan};
+use crate::fleet::{FACTOR, Fleet, Kind, Plan};
 use crate::harness::fixture::cannot_bpf;
 use crate::harness::node::Node;
 use crate::internals::{fleet_from_a_snapshot, network_above_a_snapshot};
@@ -19,9 +19,6 @@ use crate::network::Network;
 use crate::preload::Faulty;
 use crate::report;
 use crate::snapshot::Snapshot;
-
-/// A minute of the operator's time takes half a second.
-const FACTOR: u32 = 120;
 
 /// Minutes of the operator's time. Longer than an hour, the window of most rules.
 fn minutes() -> f64 {
@@ -106,7 +103,7 @@ pub fn download_is_quiet() {
     let network = Network::start_with(FACTOR, Duration::from_secs(72 * 3600), &[]);
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let fleet = Fleet::start_on("30 IBD and the hour after it", FACTOR, network, kinds.map(Plan::new).into());
-    fleet.network.pace.blocks.store(500, Relaxed);
+    fleet.network.pace.blocks.store(150, Relaxed);
     let since = Instant::now();
     std::thread::sleep(fleet.stack.minutes(minutes() / 2.0));
     fleet.network.hub.cli(&["setmocktime", "0"]);
@@ -137,6 +134,7 @@ pub fn fibre_that_catches_up_is_quiet() {
     if cannot_bpf() {
         return eprintln!("FIBRE needs BPF");
     }
+    const FACTOR: u32 = 120;
     let mut node = FibreNode::start();
     let fleet = Fleet::of_targets("30 FIBRE catches up", FACTOR, &[node.target()]);
     let since = Instant::now();

@@ -72,16 +72,7 @@ impl Peer {
     }
 
     pub fn say(&mut self, message: NetworkMessage) {
-        self.send(&Self::bytes_of(message));
-    }
-
-    /// A message as it is sent.
-    pub fn bytes_of(message: NetworkMessage) -> Vec<u8> {
-        serialize(&RawNetworkMessage::new(Magic::REGTEST, message))
-    }
-
-    pub fn send(&mut self, message: &[u8]) {
-        self.stream.write_all(message).unwrap();
+        self.stream.write_all(&serialize(&RawNetworkMessage::new(Magic::REGTEST, message))).unwrap();
     }
 
     pub fn say_compact(&mut self, block: &Block, prefill: &[usize]) {

@@ -4,6 +4,7 @@
 //! Needs root, or the capabilities that the exporter needs. A machine that cannot do BPF skips these tests and says so.
 
 mod blocks;
+mod fast_paths;
 mod fibre;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         };
     }
     let with_bpf = tests![
+        fast_paths::fast_paths_read_what_libbpfs_helpers_read,
         fibre::every_fibre_metric_is_what_was_fired,
         fibre::a_node_without_reconstruction_detail_has_no_metrics_of_it,
         fibre::the_newest_form_of_fibres_tracepoints_is_read,

@@ -5,13 +5,13 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use super::collector::{NodeTransport, open_transport};
 use super::context::Context;
-use super::door::{self, Door};
 use super::handshake::open_guarded;
 use super::session::{Session, show_up};
 use crate::ipc::guard::Places;
 use crate::ipc::source::Source;
-use crate::ipc::{Interface, Interfaces, JsonRpc};
+use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
 use crate::node_process::Peer;
 
@@ -22,9 +22,9 @@ use crate::node_process::Peer;
 pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let guarded = match door::open(source, &context).await? {
-        Door::Ipc(guarded) => guarded,
-        Door::Http(checker, _) => {
+    let guarded = match open_transport(source, &context).await? {
+        NodeTransport::Ipc(guarded) => guarded,
+        NodeTransport::Http(checker, _) => {
             let mut session = Session::over_http(checker, &context);
             session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
             show_up(&session.interfaces, &context);
@@ -67,11 +67,12 @@ pub async fn check(source: &mut Source, context: Context) -> Result<String> {
     let metrics = context.metrics.clone();
     let http = context.http_rpc.clone();
     let interfaces = once(source, context).await?;
-    let http = http.filter(|_| interfaces.uses_http()).map(|http| match http.is_used() {
-        true => {
+    let http = http.filter(|_| interfaces.uses_http()).map(|http| {
+        if http.is_used() {
             format!("JSON-RPC over HTTP: {}, {}", http.settings().url, http.settings().credentials.describe())
+        } else {
+            format!("JSON-RPC over HTTP is not used: {}", http.why_not())
         }
-        false => format!("JSON-RPC over HTTP is not used: {}", http.why_not()),
     });
     let connection = match interfaces.names()[..] {
         [only] if only == Interface::HttpRpc.name() => format!("none over IPC ({})", source.describe()),
@@ -115,7 +116,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
 fn what_gives_more(interfaces: &Interfaces) -> Vec<&'static str> {
     let offers = |interface| interfaces.offers(interface);
     let mut advice = Vec::new();
-    if !interfaces.json_rpc.as_ref().is_some_and(JsonRpc::is_available) {
+    if !interfaces.json_rpc().is_some_and(|json_rpc| json_rpc.is_available()) {
         advice.push("JSON-RPC over HTTP tells chain, mempool, fees, peers and traffic (--rpc on)");
     }
     if !offers(Interface::Mining) && offers(Interface::HttpRpc) {

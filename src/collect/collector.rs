@@ -6,15 +6,43 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use tracing::{debug, info, warn};
 
-use super::context::Context;
-use super::door::{self, Door};
+use super::context::{Context, UtxoTrace};
 use super::handshake;
+use super::http_rpc::Checker;
 use super::session::{End, Session, show_away};
 use crate::ipc::guard;
 use crate::ipc::source::Source;
 use crate::node_process::Peer;
 use crate::status::State;
 use crate::supervisor::Guarded;
+
+/// How a node is reached.
+pub(super) enum NodeTransport {
+    /// The socket, connected behind a guard.
+    Ipc(Guarded),
+    /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
+    Http(Checker, String),
+}
+
+/// Connects to the socket. Where that fails, and the node need not have one, asks over HTTP.
+pub(super) async fn open_transport(source: &mut Source, context: &Context) -> Result<NodeTransport> {
+    let config = &context.config;
+    let trace_budget = (config.utxo_trace == UtxoTrace::Auto).then_some(config.utxo_trace_budget);
+    let error = match source.open(trace_budget).await {
+        Ok(guarded) => return Ok(NodeTransport::Ipc(guarded)),
+        Err(error) => error,
+    };
+    let Some(http) = context.http_rpc.as_ref().filter(|http| http.settings().alone) else {
+        return Err(error);
+    };
+    let checker = Checker::alone(http.clone());
+    checker.check().await;
+    if http.is_used() {
+        Ok(NodeTransport::Http(checker, format!("{error:#}")))
+    } else {
+        Err(anyhow!("{error:#}; JSON-RPC over HTTP: {}", http.why_not()))
+    }
+}
 
 /// Connects, collects, reconnects.
 pub struct Collector {
@@ -43,16 +71,17 @@ impl Collector {
         let mut is_logged = true;
         loop {
             let Some(place) = shutdown.run_until_cancelled(self.guards.take()).await else { return Ok(()) };
-            let Some(door) = shutdown.run_until_cancelled(self.connect(&mut source, is_logged)).await else {
+            let Some(transport) = shutdown.run_until_cancelled(self.connect(&mut source, is_logged)).await
+            else {
                 return Ok(());
             };
             let connected = Instant::now();
-            let (end, node) = match door {
-                Door::Ipc(guarded) => {
+            let (end, node) = match transport {
+                NodeTransport::Ipc(guarded) => {
                     let node = Peer::of_process(guarded.node, Some(source.supervisor()));
                     (self.run_over_ipc(guarded, place, &node).await, Some(node))
                 }
-                Door::Http(checker, _) => {
+                NodeTransport::Http(checker, _) => {
                     drop(place);
                     let file = source.file();
                     let session = Session::over_http(checker, &self.context);
@@ -110,19 +139,19 @@ impl Collector {
     ///
     /// Trying a socket costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon. Over HTTP
     /// a node may listen and refuse.
-    async fn connect(&self, source: &mut Source, is_logged: bool) -> Door {
+    async fn connect(&self, source: &mut Source, is_logged: bool) -> NodeTransport {
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.settings().alone);
         let poll_interval = self.context.config.poll_interval;
         let mut backoff = Backoff::default();
         let mut said = String::new();
         loop {
-            match door::open(source, &self.context).await {
-                Ok(door) => {
-                    match &door {
+            match open_transport(source, &self.context).await {
+                Ok(transport) => {
+                    match &transport {
                         _ if !is_logged => debug!("connected again"),
-                        Door::Ipc(_) => info!("connected to {}", source.describe()),
-                        Door::Http(_, why) => {
+                        NodeTransport::Ipc(_) => info!("connected to {}", source.describe()),
+                        NodeTransport::Http(_, why) => {
                             info!("no IPC ({why}): the node is asked over HTTP alone");
                             if self.context.config.exit_with_node {
                                 warn!(
@@ -134,7 +163,7 @@ impl Collector {
                     self.context.metrics.exporter.connects.inc();
                     let state = State::Connected("connected, not polled yet".into());
                     self.context.status.set(state);
-                    return door;
+                    return transport;
                 }
                 Err(error) => {
                     let text = format!("{error:#}");

@@ -9,11 +9,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::block;
 use super::file_system::Candidates;
-use super::memory::Memory;
-use crate::http_rpc::{self, Cause, HttpRpc};
-use crate::ipc::Hash;
+use super::node_start::NodeStart;
+use super::peers::Peers;
+use super::thread_times::ThreadTimes;
+use super::warnings::Warnings;
+use crate::ipc::{BlockRef, Hash};
+use crate::json_rpc::Cause;
+use crate::json_rpc::http::{self, HttpRpc};
 use crate::logging::Repeats;
 use crate::metrics::Metrics;
 use crate::status::Status;
@@ -56,7 +59,7 @@ pub struct Config {
     /// End when the node shuts down, instead of waiting for the next one.
     pub exit_with_node: bool,
     /// JSON-RPC over HTTP, where IPC has none.
-    pub http_rpc: Option<http_rpc::Settings>,
+    pub http_rpc: Option<http::Settings>,
     /// Where the node's blocks may be, to look at its file system.
     pub data_directory: Candidates,
 }
@@ -66,6 +69,26 @@ pub struct Config {
 pub(super) struct NewTip {
     pub hash: Hash,
     pub at: Instant,
+}
+
+/// What is remembered of a node from one connection to the next, so that a reconnect neither counts twice nor misses
+/// anything.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// Traffic by peer.
+    pub peers: Peers,
+    /// Its start and restarts.
+    pub node_start: NodeStart,
+    /// The warnings that were logged.
+    pub warnings: Warnings,
+    /// CPU time of the node's threads.
+    pub thread_times: ThreadTimes,
+    /// The last tip that the node announced.
+    pub last_tip: Option<BlockRef>,
+    /// The tip up to which blocks are counted.
+    pub counted_tip: Option<BlockRef>,
+    /// The UTXO cache trace went over its budget once: it stays off for the life of the process.
+    pub trace_given_up: bool,
 }
 
 /// What every connection of a collector works with.
@@ -82,7 +105,6 @@ pub struct Context {
     /// Of log lines about failures, over all connections.
     pub(super) repeats: Repeats,
     pub(super) memory: RefCell<Memory>,
-    pub(super) blocks: block::Counter,
     /// The newest tip that came while there was a connection.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
@@ -95,7 +117,6 @@ impl Context {
         status: Arc<Status>,
         shutdown: CancellationToken,
     ) -> Self {
-        let blocks = block::Counter::start(metrics.clone());
         metrics.set_poll_interval(config.poll_interval);
         let http_rpc = config.http_rpc.clone().map(|settings| {
             let metrics = metrics.clone();
@@ -108,8 +129,9 @@ impl Context {
         }
         let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
         let repeats = Repeats::default();
-        Context { config, http_rpc, repeats, metrics, status, shutdown, memory, blocks, new_tip }
+        Context { config, http_rpc, repeats, metrics, status, shutdown, memory, new_tip }
     }
+
     /// Logs a failure that may come and go: each text at most once a minute, with the number of times.
     pub(super) fn warn_of(&self, text: &str) {
         if let Some(suppressed) = self.repeats.admit(text) {

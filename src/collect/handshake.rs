@@ -13,7 +13,8 @@ use super::next_block;
 use super::session::{End, Ipc, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
-use crate::ipc::{CallError, Connection, Interfaces, JsonRpc, Mining, Thread};
+use crate::ipc::{Connection, Interfaces, Mining, Thread};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::Peer;
 use crate::supervisor::Guarded;
 
@@ -78,10 +79,10 @@ async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Resu
         }
     };
     let http_rpc = checked.await?;
-    let building = match next_block::is_wanted(&interfaces, context.config.next_block) {
-        true => Some(connection.thread("exporter-template").await?),
-        false => None,
-    };
+    let mut building = None;
+    if next_block::is_wanted(&interfaces, context.config.next_block) {
+        building = Some(connection.thread("exporter-template").await?);
+    }
     Ok(Prepared { connection, waiting, subscribing, building, interfaces, http_rpc })
 }
 
@@ -92,9 +93,9 @@ async fn turn_to_http(
     context: &Context,
 ) -> Result<Option<Checker>, CallError> {
     const FIRST_CHECK: Duration = Duration::from_secs(2);
-    let (None, Some(http)) = (&interfaces.json_rpc, &context.http_rpc) else { return Ok(None) };
+    let (None, Some(http)) = (interfaces.json_rpc(), &context.http_rpc) else { return Ok(None) };
     let checker = Checker::new(http.clone(), interfaces, &connection.thread("exporter-http").await?);
-    interfaces.json_rpc = Some(JsonRpc::over_http(http.clone()));
+    interfaces.http = Some(http.clone());
     let _ = tokio::time::timeout(FIRST_CHECK, checker.check()).await; // the session goes on checking
     Ok(Some(checker))
 }
@@ -114,14 +115,14 @@ async fn prepare(connection: &Connection, node: &Peer) -> Result<(Thread, Thread
     // Without the answer to a subscription there would be no way to end it: no deadline.
     let subscribing = connection.thread("exporter-subscribe").await?.without_deadline();
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(End::NodeShutDown)?;
-    match &interfaces.json_rpc {
-        Some(json_rpc) => wait_for_warmup(json_rpc, node).await?,
+    match interfaces.json_rpc() {
+        Some(json_rpc) => wait_for_warmup(&json_rpc, node).await?,
         None => wait_for_message_handler(node).await,
     }
     // Answered when the chain state is loaded: no deadline.
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
     interfaces.mining = mining.map(|mining| mining.on(&polling));
-    if interfaces.mining.is_none() && interfaces.json_rpc.is_some() {
+    if interfaces.mining.is_none() && interfaces.json_rpc().is_some() {
         // Each node has it until it shuts down, which its process shows a moment later.
         match node.is_shutting_down() {
             Some(_) => tokio::time::sleep(Duration::from_millis(500)).await,

@@ -9,8 +9,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::json::number;
 use super::rate_limit::RateLimit;
-use crate::http_rpc::HttpRpc;
-use crate::ipc::{BlockRef, CallError, Chain, Interfaces, Mining, Thread};
+use crate::ipc::{BlockRef, Chain, Interfaces, Mining, Thread};
+use crate::json_rpc::CallError;
+use crate::json_rpc::http::HttpRpc;
 
 /// Between two looks at whether it is still the same node.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -53,9 +54,10 @@ impl Checker {
                 "{} is another node than {}: {difference}; name the right one with --rpc-url and --rpc-cookie-file, or \
                  --chain",
                 self.http.settings().url,
-                match self.mining.is_some() || self.chain.is_some() {
-                    true => "the one behind the IPC socket",
-                    false => "was asked for",
+                if self.mining.is_some() || self.chain.is_some() {
+                    "the one behind the IPC socket"
+                } else {
+                    "was asked for"
                 },
             )),
             Err(error) => self.http.failed(&error),

@@ -5,24 +5,24 @@
 //! - `poll` asks for the node's state at intervals, an area per file as in [`metrics`](crate::metrics); `peers` and `json`
 //!   read its answers.
 //! - `rate_limit` decides when a call may be made again; `suspend` notices that the machine was suspended.
-//! - `http_rpc` decides when JSON-RPC over HTTP is used; `door` opens the socket, or HTTP alone for a node without IPC.
-//! - `tip` is the long poll that reports new tips and the node's shutdown; `walk` counts the blocks between two tips.
+//! - `http_rpc` decides when JSON-RPC over HTTP is used.
+//! - `tip` is the long poll that reports new tips and the node's shutdown; `block_counting` decides which blocks are counted then,
+//!   `chain_diff` finds those between two tips.
 //! - `next_block` has the node build a block template now and then.
-//! - `subscriptions` starts and ends subscriptions; `notifications`, `block` and `utxo_trace` count what they bring.
-//! - `context` is what every connection works with; `memory` is what is remembered from one to the next: peers'
-//!   traffic, `thread_times`, the tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
+//! - `subscriptions` starts and ends subscriptions; `notifications` and `utxo_trace` count what they bring.
+//! - `context` is what every connection works with, and what is remembered from one to the next: peers' traffic, `thread_times`, the
+//!   tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
 //! - `check` is `--once` and `--check`.
 
-mod block;
+mod block_counting;
+mod chain_diff;
 mod check;
 mod collector;
 mod context;
-mod door;
 mod file_system;
 mod handshake;
 mod http_rpc;
 mod json;
-mod memory;
 mod next_block;
 mod node_start;
 mod notifications;
@@ -35,7 +35,6 @@ mod suspend;
 mod thread_times;
 mod tip;
 mod utxo_trace;
-mod walk;
 mod warnings;
 
 pub use check::{check, once};

@@ -7,8 +7,6 @@ use std::ops::ControlFlow;
 use std::pin::pin;
 use std::rc::Rc;
 
-use bitcoin_slices::bsl::{Block, Transaction};
-use bitcoin_slices::{Visit, Visitor};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -16,7 +14,8 @@ use tracing::{debug, info, warn};
 use super::context::{Context, NewTip, NextBlock};
 use super::rate_limit::RateLimit;
 use super::suspend::Suspensions;
-use crate::ipc::{CallError, Hash, Interfaces, Mining, Template, Thread};
+use crate::ipc::{BlockContents, Hash, Interfaces, Mining, Template, Thread};
+use crate::json_rpc::CallError;
 
 /// Whether this node is asked for templates. Development branches that offer Chain or Node are not: when they cannot build
 /// one, the exception ends them.
@@ -194,33 +193,13 @@ impl Builder {
 async fn read(template: &Template) -> Result<Contents, CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;
-    let block = template.block(|block| Some((Hash::try_from(block.get(4..36)?).ok()?, weight(block)?)));
-    let Some((on, weight)) = block.await? else {
+    let read = |block: &[u8]| Some((Hash::try_from(block.get(4..36)?).ok()?, BlockContents::count(block)?));
+    let Some((on, contents)) = template.block(read).await? else {
         return Err(CallError::Malformed("a block template that is no block".into()));
     };
     let sum = |of: &[i64]| of.iter().fold(0, |sum: i64, &one| sum.saturating_add(one));
+    let weight = contents.payload_weight();
     Ok(Contents { on, transactions: fees.len(), weight, fees: sum(&fees), sigops: sum(&sigops) })
-}
-
-/// The weight of a block's transactions, without the coinbase.
-fn weight(block: &[u8]) -> Option<u64> {
-    #[derive(Default)]
-    struct Weight {
-        transactions: u64,
-        weight: u64,
-    }
-    impl Visitor for Weight {
-        fn visit_transaction(&mut self, transaction: &Transaction) -> ControlFlow<()> {
-            if self.transactions > 0 {
-                self.weight += transaction.weight();
-            }
-            self.transactions += 1;
-            ControlFlow::Continue(())
-        }
-    }
-    let mut found = Weight::default();
-    Block::visit(block, &mut found).ok()?;
-    Some(found.weight)
 }
 
 #[cfg(test)]
@@ -238,17 +217,5 @@ mod tests {
         assert!(last_on.first_after(None, a).is_none(), "due, before the tip is reported");
         assert!(last_on.first_after(tip(a), a).is_none());
         assert!(last_on.first_after(tip(b), b).is_some(), "a reorg back");
-    }
-
-    #[test]
-    fn the_weight_is_that_of_the_transactions_without_the_coinbase() {
-        let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
-        let serialized = |block: &bitcoin::Block| bitcoin::consensus::serialize(block);
-        assert_eq!(weight(&serialized(&block)), Some(0));
-        let mut transaction = block.txdata[0].clone();
-        transaction.input[0].witness.push([7; 33]);
-        block.txdata.extend([transaction.clone(), transaction.clone()]);
-        assert_eq!(weight(&serialized(&block)), Some(2 * transaction.weight().to_wu()));
-        assert_eq!(weight(&[1, 2, 3]), None);
     }
 }

@@ -1,8 +1,8 @@
 //! The chain's notifications, counted.
 
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::block;
+use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::ipc::ChainEvent;
 use crate::metrics::Metrics;
 
@@ -24,14 +24,15 @@ pub fn start(metrics: &Metrics) {
     ] {
         counter.start();
     }
-    metrics.mempool.start();
+    metrics.mempool.added.start();
+    REMOVAL_REASONS.iter().for_each(|reason| metrics.mempool.removed.inc_by([reason], 0));
     for event in ["callback", "block_contents"] {
         metrics.exporter.events_dropped.inc_by([event], 0);
     }
 }
 
-/// Counts a notification; what takes long is left to `blocks`. Returns its name.
-pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &'static str {
+/// Counts a notification. Returns its name.
+pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
     let shown = &metrics.blocks;
     match event {
         ChainEvent::AddedToMempool => {
@@ -39,20 +40,32 @@ pub fn count(event: ChainEvent, metrics: &Metrics, blocks: &block::Counter) -> &
             "transactionAddedToMempool"
         }
         ChainEvent::RemovedFromMempool(reason) => {
-            metrics.mempool.removed(reason);
+            let reason = usize::try_from(reason).ok().and_then(|reason| REMOVAL_REASONS.get(reason));
+            metrics.mempool.removed.inc_by([reason.unwrap_or(&"other")], 1);
             "transactionRemovedFromMempool"
         }
-        ChainEvent::BlockConnected { height, historical, data } => {
-            debug!(block_height = height, historical, bytes = data.map(<[u8]>::len), "block connected");
+        ChainEvent::BlockConnected { height, historical, bytes, contents } => {
+            debug!(block_height = height, historical, bytes, "block connected");
             if historical {
                 shown.historical.inc();
                 return "blockConnected";
             }
             shown.connected.inc();
             shown.height.set(Some(height));
-            match data {
-                Some(data) => blocks.count(data.to_vec()),
-                None => metrics.exporter.events_dropped.inc_by(["block_contents"], 1),
+            match contents {
+                Some(contents) => {
+                    shown.connected_transactions.inc_by(contents.transactions);
+                    shown.connected_inputs.inc_by(contents.inputs);
+                    shown.connected_outputs.inc_by(contents.outputs);
+                    shown.connected_output_value.inc_by(contents.output_value);
+                    shown.connected_weight.inc_by(contents.weight);
+                    shown.connected_bytes.inc_by(bytes as u64);
+                }
+                None if bytes == 0 => {} // the node left it out
+                None => {
+                    warn!(bytes, "a block that the node sent cannot be parsed");
+                    metrics.exporter.events_dropped.inc_by(["block_contents"], 1);
+                }
             }
             "blockConnected"
         }

@@ -72,55 +72,10 @@ impl Peers {
 
     /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`Backlog`].
     pub fn show(&mut self, peers: &[PeerStats], backlog: Backlog, network: &Network) {
-        let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
-        let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
-        let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
-        for peer in peers {
-            *by_kind.entry([peer.network, peer.connection_type, peer.transport]).or_default() += 1.0;
-            let version = match peer.version {
-                version @ 70001..=70099 => version.to_string(),
-                _ => "other".to_string(),
-            };
-            *by_version.entry(version).or_default() += 1.0;
-        }
-        network.peers_by.replace(by_kind);
-        network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
-        network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
-        network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
-        let (to, from) =
-            (how_many(&|peer| peer.high_bandwidth_to), how_many(&|peer| peer.high_bandwidth_from));
-        network.high_bandwidth.replace([(["to"], to), (["from"], from)]);
-        network.addr_relay.set(Some(how_many(&|peer| peer.addr_relay)));
-        network.clock_off.set(Some(how_many(&|peer| peer.time_offset.unsigned_abs() > CLOCK_OFF_SECONDS)));
-        network
-            .ping_overdue
-            .set(Some(how_many(&|peer| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE))));
-        network.with_blocks_in_flight.set(Some(how_many(&|peer| !peer.blocks_in_flight.is_empty())));
-        // A block is requested from up to three peers.
-        let in_flight: HashSet<_> = peers.iter().flat_map(|peer| &peer.blocks_in_flight).collect();
-        network.blocks_in_flight.set(Some(in_flight.len() as f64));
-        let has_filters = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
-        network.low_fee_relay.set(has_filters.then(|| how_many(&has_low_fee_filter)));
-        network
-            .addr_rate_limited
-            .set(Some(how_many(&|peer| peer.addresses_rate_limited.is_some_and(|dropped| dropped > 0))));
-        let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
-        let statistics =
-            [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
-        let known = if waiting.is_empty() { &[][..] } else { &statistics };
-        network.inv_to_send.replace(known.iter().map(|&(statistic, queued)| ([statistic], queued)));
-        let groups = ["in", "out"].map(|direction| {
-            let inbound = direction == "in";
-            let peers = || peers.iter().filter(move |peer| peer.is_inbound() == inbound);
-            let by_as = group_sizes(peers().filter_map(|peer| peer.mapped_as));
-            let by_netgroup = group_sizes(peers().filter_map(netgroup));
-            [("as", by_as), ("netgroup", by_netgroup)].map(|(by, sizes)| ([by, direction], sizes))
-        });
-        let knows_as = peers.iter().any(|peer| peer.mapped_as.is_some());
-        let groups = groups.iter().flatten().filter(|([by, _], _)| *by != "as" || knows_as);
-        let largest = |sizes: &[usize]| sizes.iter().copied().max().unwrap_or(0) as f64;
-        network.largest_group.replace(groups.clone().map(|(labels, sizes)| (*labels, largest(sizes))));
-        network.groups.replace(groups.map(|(labels, sizes)| (*labels, sizes.len() as f64)));
+        show_kinds(peers, network);
+        show_states(peers, network);
+        show_queues(peers, backlog, network);
+        show_groups(peers, network);
         self.count_traffic(peers, network, now() as i64);
     }
 
@@ -153,6 +108,68 @@ impl Peers {
         self.counted = Some(present);
         self.seen = now;
     }
+}
+
+/// How many peers there are of each network, connection type, transport and version.
+fn show_kinds(peers: &[PeerStats], network: &Network) {
+    let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
+    let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
+    for peer in peers {
+        *by_kind.entry([peer.network, peer.connection_type, peer.transport]).or_default() += 1.0;
+        let version = match peer.version {
+            version @ 70001..=70099 => version.to_string(),
+            _ => "other".to_string(),
+        };
+        *by_version.entry(version).or_default() += 1.0;
+    }
+    network.peers_by.replace(by_kind);
+    network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
+}
+
+/// Pings, and how many peers are in each state.
+fn show_states(peers: &[PeerStats], network: &Network) {
+    network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
+    network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
+    let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
+    let to = how_many(&|peer| peer.high_bandwidth_to);
+    let from = how_many(&|peer| peer.high_bandwidth_from);
+    network.high_bandwidth.replace([(["to"], to), (["from"], from)]);
+    network.addr_relay.set(Some(how_many(&|peer| peer.addr_relay)));
+    network.clock_off.set(Some(how_many(&|peer| peer.time_offset.unsigned_abs() > CLOCK_OFF_SECONDS)));
+    let is_overdue = |peer: &PeerStats| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE);
+    network.ping_overdue.set(Some(how_many(&is_overdue)));
+    network.with_blocks_in_flight.set(Some(how_many(&|peer| !peer.blocks_in_flight.is_empty())));
+    // A block is requested from up to three peers.
+    let in_flight: HashSet<_> = peers.iter().flat_map(|peer| &peer.blocks_in_flight).collect();
+    network.blocks_in_flight.set(Some(in_flight.len() as f64));
+    let has_filters = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
+    network.low_fee_relay.set(has_filters.then(|| how_many(&has_low_fee_filter)));
+    let is_limited = |peer: &PeerStats| peer.addresses_rate_limited.is_some_and(|dropped| dropped > 0);
+    network.addr_rate_limited.set(Some(how_many(&is_limited)));
+}
+
+/// Transactions that wait to be announced.
+fn show_queues(peers: &[PeerStats], backlog: Backlog, network: &Network) {
+    let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
+    let statistics = [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
+    let known = if waiting.is_empty() { &[][..] } else { &statistics };
+    network.inv_to_send.replace(known.iter().map(|&(statistic, queued)| ([statistic], queued)));
+}
+
+/// Peers of one autonomous system or of one range of addresses.
+fn show_groups(peers: &[PeerStats], network: &Network) {
+    let groups = ["in", "out"].map(|direction| {
+        let inbound = direction == "in";
+        let peers = || peers.iter().filter(move |peer| peer.is_inbound() == inbound);
+        let by_as = group_sizes(peers().filter_map(|peer| peer.mapped_as));
+        let by_netgroup = group_sizes(peers().filter_map(netgroup));
+        [("as", by_as), ("netgroup", by_netgroup)].map(|(by, sizes)| ([by, direction], sizes))
+    });
+    let knows_as = peers.iter().any(|peer| peer.mapped_as.is_some());
+    let groups = groups.iter().flatten().filter(|([by, _], _)| *by != "as" || knows_as);
+    let largest = |sizes: &[usize]| sizes.iter().copied().max().unwrap_or(0) as f64;
+    network.largest_group.replace(groups.clone().map(|(labels, sizes)| (*labels, largest(sizes))));
+    network.groups.replace(groups.map(|(labels, sizes)| (*labels, sizes.len() as f64)));
 }
 
 /// How often each value occurs.

@@ -20,9 +20,10 @@ use super::rate_limit::RateLimit;
 use super::subscriptions::Subscriptions;
 use super::suspend::Suspensions;
 use super::tip::{TipEnd, TipWatch};
-use crate::http_rpc::{Failure, HttpRpc};
 use crate::ipc::guard::Guard;
-use crate::ipc::{CallError, Connection, Interface, Interfaces, JsonRpc, Thread};
+use crate::ipc::{Connection, Interface, Interfaces, Thread};
+use crate::json_rpc::http::HttpRpc;
+use crate::json_rpc::{CallError, Failure};
 use crate::metrics::lifetime;
 use crate::node_process::Usage;
 use crate::status::State;
@@ -152,8 +153,7 @@ impl Session {
 
     /// With a node without IPC that was found usable.
     pub(super) fn over_http(checker: Checker, context: &Rc<Context>) -> Self {
-        let json_rpc = Some(JsonRpc::over_http(checker.http().clone()));
-        let interfaces = Rc::new(Interfaces { json_rpc, ..Interfaces::default() });
+        let interfaces = Rc::new(Interfaces::over_http(checker.http().clone()));
         Self::new(None, interfaces, Some(checker), None, context)
     }
 
@@ -345,10 +345,8 @@ fn show_interfaces(interfaces: &Interfaces, context: &Context) {
 /// Waits for the guard, which takes leave of the node. A node that shuts down is why it all ended, whatever was noticed first.
 pub(super) async fn take_leave(guard: Option<Guard>, end: End) -> End {
     let Some(guard) = guard else { return end };
-    match guard.leave().await && !matches!(end, End::ShutdownRequested) {
-        true => End::NodeShutDown,
-        false => end,
-    }
+    let shuts_down = guard.leave().await;
+    if shuts_down && !matches!(end, End::ShutdownRequested) { End::NodeShutDown } else { end }
 }
 
 /// Polls at once, then each interval, at each new tip and when the machine was suspended. A poll that failed is tried again soon.
@@ -406,8 +404,8 @@ mod tests {
         let timeout = CallError::TimedOut(Duration::from_secs(1));
         let http = |cause| CallError::Http(Failure::new(cause, ""));
         assert_eq!(missed(timeout), Some("hung"));
-        assert_eq!(missed(http(crate::http_rpc::Cause::Timeout)), Some("hung"));
-        assert_eq!(missed(http(crate::http_rpc::Cause::Unauthorized)), Some("lost"));
+        assert_eq!(missed(http(crate::json_rpc::Cause::Timeout)), Some("hung"));
+        assert_eq!(missed(http(crate::json_rpc::Cause::Unauthorized)), Some("lost"));
         assert_eq!(End::from(CallError::TimedOut(Duration::ZERO)).reason(), Some("hung"));
     }
 }

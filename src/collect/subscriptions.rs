@@ -15,7 +15,8 @@ use super::session::Ipc;
 use super::tip::TipWatch;
 use super::utxo_trace::{Coins, Trace};
 use crate::ipc::guard::{Event, Notice};
-use crate::ipc::{CallError, Chain, Interfaces, Subscription, Tracing};
+use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
+use crate::json_rpc::CallError;
 
 /// What the node calls back for. The guard ends what is left at the end of the connection.
 pub struct Subscriptions {
@@ -139,7 +140,7 @@ fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
     move |Notice { event, waited }| {
         let metrics = &context.metrics;
         let callback = match event {
-            Event::Chain(event) => notifications::count(event, metrics, &context.blocks),
+            Event::Chain(event) => notifications::count(event, metrics),
             Event::Coin(event) => coins.count(event),
             Event::OverBudget => return coins.over_budget(),
             Event::Dropped(events) => {
@@ -151,7 +152,7 @@ fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
                     "the guard rejected a call that the exporter must not make ({call}: {reason}); the node did not receive it. This is \
                      a fault of the exporter, or somebody controls it: restart it and report this line"
                 );
-                return metrics.exporter.rejected_calls.inc_by([&*call], 1);
+                return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }
             // What the guard tells about the connection does not get here.
             Event::Subscribed(_) | Event::Released(_) | Event::NodeShutsDown => return,

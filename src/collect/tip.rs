@@ -11,10 +11,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
+use super::block_counting::{Action, Facts, Headers, Reconnected, next_action};
+use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
 use super::context::{Context, NewTip};
 use super::node_start::Uptime;
-use super::walk::{Walk, is_final, is_known, walk};
-use crate::ipc::{BlockRef, CallError, Hash, Interfaces, JsonRpc, Mining, Thread};
+use crate::ipc::{BlockRef, Hash, Interfaces, Mining, Thread};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::now;
 
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
@@ -31,11 +33,11 @@ pub(super) const NO_BLOCK: Hash = Hash([0; 32]);
 const TOLERATED: Duration = Duration::from_millis(100);
 
 /// Between the starts of two long polls: a node that reorganizes or catches up has thousands in a second, and each
-/// answer costs it time. A walk counts those between.
+/// answer costs it time. Those between are counted by their headers.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Failed walks, a second apart, until the subscription to notifications is not delayed any longer.
-const MAX_WALKS_BEFORE_NOTIFICATIONS: u32 = 30;
+/// Failed attempts to count blocks, a second apart, until the subscription to notifications is not delayed any longer.
+const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 
 /// Why the watch has ended.
 #[derive(Debug)]
@@ -62,37 +64,36 @@ impl TipWatch {
         new_tip: Rc<Notify>,
     ) -> Option<Self> {
         let Some(on) = on else {
-            let json_rpc = interfaces.json_rpc.clone()?;
-            let tips = Tips::Http(json_rpc.clone());
-            return Some(Self::follow(tips, Some(json_rpc), interfaces, context, new_tip));
+            let json_rpc = interfaces.json_rpc()?;
+            let source = TipSource::Http(json_rpc.clone());
+            return Some(Self::follow(source, Some(json_rpc), interfaces, context, new_tip));
         };
         let thread = on.patient(LONG_POLL);
-        let tips = Tips::Mining(interfaces.mining.as_ref()?.on(&thread));
-        let json_rpc = interfaces.json_rpc.as_ref().map(|json_rpc| json_rpc.on(&thread));
-        Some(Self::follow(tips, json_rpc, interfaces, context, new_tip))
+        let source = TipSource::Mining(interfaces.mining.as_ref()?.on(&thread));
+        Some(Self::follow(source, interfaces.json_rpc_on(&thread), interfaces, context, new_tip))
     }
 
     fn follow(
-        tips: Tips,
+        source: TipSource,
         json_rpc: Option<JsonRpc>,
         interfaces: &Rc<Interfaces>,
         context: &Rc<Context>,
         new_tip: Rc<Notify>,
     ) -> Self {
-        let follow = Follow {
+        let follower = TipFollower {
             interfaces: interfaces.clone(),
-            tips,
+            source,
             json_rpc,
             context: context.clone(),
             new_tip,
             reconnected: Reconnected::Now,
-            walk_failed: false,
-            failed_walks: 0,
+            pending: false,
+            failures: 0,
             counting: false,
             restarts: context.memory.borrow().node_start.restarts(),
         };
         let (first_done, caught_up) = oneshot::channel();
-        let task = AbortOnDropHandle::new(tokio::task::spawn_local(follow.run(first_done)));
+        let task = AbortOnDropHandle::new(tokio::task::spawn_local(follower.run(first_done)));
         TipWatch { task, caught_up: Some(caught_up) }
     }
 
@@ -113,42 +114,30 @@ impl TipWatch {
     }
 }
 
-/// What the tip of an earlier connection means to this one.
-#[derive(Clone, Copy, PartialEq)]
-enum Reconnected {
-    /// The first tip of this connection is not known yet.
-    Now,
-    /// The node came back at a lower height: after a crash it goes back to its last flush and connects the same blocks
-    /// again, which is no reorganization. Until it is as high as before nothing is counted.
-    RolledBack,
-    /// The blocks that came between the connections are counted.
-    CaughtUp,
-}
-
 /// What reports new tips.
-enum Tips {
+enum TipSource {
     Mining(Mining),
     /// A long poll over HTTP (`waitfornewblock`) would keep one of the node's few RPC workers from everybody else.
     Http(JsonRpc),
 }
 
-impl Tips {
+impl TipSource {
     /// How long the wait for a new tip takes if none comes.
     fn wait(&self) -> Duration {
         match self {
-            Tips::Mining(_) => LONG_POLL,
-            Tips::Http(_) => HTTP_INTERVAL,
+            TipSource::Mining(_) => LONG_POLL,
+            TipSource::Http(_) => HTTP_INTERVAL,
         }
     }
 
     /// Waits for a new tip for the time of a long poll, and returns the tip. `None` means that the node is shutting down.
     async fn next(&mut self, known: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
         match self {
-            Tips::Mining(mining) => {
+            TipSource::Mining(mining) => {
                 let current = known.map_or(NO_BLOCK, |tip| tip.hash);
                 mining.wait_tip_changed(current, LONG_POLL).await
             }
-            Tips::Http(json_rpc) => next_over_http(json_rpc, known).await.map(Some),
+            TipSource::Http(json_rpc) => next_over_http(json_rpc, known).await.map(Some),
         }
     }
 }
@@ -172,28 +161,27 @@ async fn next_over_http(json_rpc: &JsonRpc, known: Option<BlockRef>) -> Result<B
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
-struct Follow {
+struct TipFollower {
     interfaces: Rc<Interfaces>,
-    tips: Tips,
+    source: TipSource,
     json_rpc: Option<JsonRpc>,
     context: Rc<Context>,
     new_tip: Rc<Notify>,
     reconnected: Reconnected,
-    /// The last walk failed, or could not be made yet, which was logged.
-    walk_failed: bool,
-    /// Walks that failed in a row.
-    failed_walks: u32,
+    /// The blocks up to the tip have to be counted later.
+    pending: bool,
+    /// Attempts to count them that failed in a row.
+    failures: u32,
     /// The counters of blocks are shown.
     counting: bool,
     /// Restarts of the node that were noticed when it last returned its tip.
     restarts: u64,
 }
 
-impl Follow {
+impl TipFollower {
     async fn run(mut self, first_done: oneshot::Sender<()>) -> TipEnd {
-        let interfaces = self.interfaces.clone();
         let mut first_done = Some(first_done);
-        if interfaces.chain.is_none() {
+        if !self.notified() {
             self.context.metrics.blocks.tip_updates.start();
         }
         let mut known = None::<BlockRef>;
@@ -201,35 +189,21 @@ impl Follow {
         loop {
             let asked = Instant::now();
             self.start_counting();
-            let answer = self.tips.next(known).await;
-            let answered = tokio::time::Instant::now();
+            let answer = self.source.next(known).await;
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
                 Ok(None) => return TipEnd::NodeShutsDown,
                 // The timeout has passed. Should a node not wait, we do.
                 Ok(Some(tip)) if known.is_some_and(|known| known.hash == tip.hash) => {
                     self.notices_restart();
-                    if self.walk_failed {
+                    if self.pending {
                         self.count_up_to(tip).await;
                     }
-                    let early = self.tips.wait().saturating_sub(asked.elapsed());
+                    let early = self.source.wait().saturating_sub(asked.elapsed());
                     tokio::time::sleep(early.saturating_sub(TOLERATED)).await;
                 }
                 Ok(Some(tip)) => {
-                    // When the first tip of a connection became it is not known.
-                    let seen = known.replace(tip).map(|_| now());
-                    if seen.is_some() {
-                        self.context.new_tip.send_replace(Some(NewTip { hash: tip.hash, at: answered }));
-                    }
-                    self.context.status.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
-                    self.new_tip.notify_one();
-                    let last = self.context.memory.borrow_mut().last_tip.replace(tip);
-                    if last.is_some_and(|last| last.hash != tip.hash) {
-                        debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
-                        if interfaces.chain.is_none() {
-                            self.context.metrics.blocks.tip_updates.inc();
-                        }
-                    }
+                    self.on_new_tip(tip, known.replace(tip).is_none());
                     self.count_up_to(tip).await;
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(asked.elapsed())).await;
                 }
@@ -247,68 +221,115 @@ impl Follow {
                 }
             }
             // Notifications count from here on: not before the blocks without them are counted.
-            if !(interfaces.chain.is_some() && self.walk_failed) {
+            if !(self.notified() && self.pending) {
                 first_done.take();
+            }
+        }
+    }
+
+    /// Whether notifications count blocks.
+    fn notified(&self) -> bool {
+        self.interfaces.chain.is_some()
+    }
+
+    /// Shows a tip. When the first one of a connection became the tip is not known.
+    fn on_new_tip(&self, tip: BlockRef, is_first: bool) {
+        let context = &self.context;
+        let seen = (!is_first).then(now);
+        if !is_first {
+            let at = tokio::time::Instant::now();
+            context.new_tip.send_replace(Some(NewTip { hash: tip.hash, at }));
+        }
+        context.status.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
+        self.new_tip.notify_one();
+        let last = context.memory.borrow_mut().last_tip.replace(tip);
+        if last.is_some_and(|last| last.hash != tip.hash) {
+            debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
+            if !self.notified() {
+                context.metrics.blocks.tip_updates.inc();
             }
         }
     }
 
     /// With JSON-RPC blocks can be counted; over HTTP that may be some time after the start.
     fn start_counting(&mut self) {
-        if self.counting || !self.json_rpc.as_ref().is_some_and(JsonRpc::is_available) {
+        if self.counting || self.headers() != Headers::Now {
             return;
         }
         self.counting = true;
         let blocks = &self.context.metrics.blocks;
-        if self.interfaces.chain.is_none() {
+        if !self.notified() {
             blocks.connected.start();
             blocks.disconnected.start();
         }
         blocks.uncounted_tip_changes.start();
     }
 
-    /// Counts the blocks between the tip up to which blocks are counted and this one. Notifications count them, where there
-    /// are any; then only those that came while there was no connection are left. A walk that fails is made again.
+    fn headers(&self) -> Headers {
+        match &self.json_rpc {
+            None => Headers::Never,
+            Some(json_rpc) if json_rpc.is_available() => Headers::Now,
+            Some(_) => Headers::Later,
+        }
+    }
+
+    /// Counts the blocks between the tip up to which blocks are counted and this one, as [`next_action`] decides.
     async fn count_up_to(&mut self, tip: BlockRef) {
-        let mut reconnected = std::mem::replace(&mut self.reconnected, Reconnected::CaughtUp);
-        let notified = self.interfaces.chain.is_some();
         let counted = self.context.memory.borrow().counted_tip;
-        let Some(old) = counted.filter(|old| old.hash != tip.hash) else {
-            return self.advance(tip);
+        let json_rpc = self.json_rpc.clone();
+        let mut facts = Facts {
+            reconnected: std::mem::replace(&mut self.reconnected, Reconnected::CaughtUp),
+            notified: self.notified(),
+            headers: self.headers(),
+            restart_checked: false,
         };
-        if notified && reconnected == Reconnected::CaughtUp {
-            return self.advance(tip);
-        }
-        let blocks = &self.context.metrics.blocks;
-        let Some(json_rpc) = self.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available()) else {
-            if !notified {
-                blocks.height.set(Some(tip.height));
+        loop {
+            match (next_action(counted, tip, &facts), &json_rpc) {
+                (Action::CheckRestart, Some(json_rpc)) => {
+                    facts.restart_checked = true;
+                    if self.was_restarted(json_rpc).await {
+                        facts.reconnected = Reconnected::Now;
+                    }
+                }
+                (Action::CheckKnown(old), Some(json_rpc)) => {
+                    let checked = is_known(json_rpc, old).await.map(|()| None);
+                    return self.apply_difference(old, tip, facts, checked);
+                }
+                (Action::Count(old), Some(json_rpc)) => {
+                    let difference = diff_tips(json_rpc, old, tip).await.map(Some);
+                    return self.apply_difference(old, tip, facts, difference);
+                }
+                (Action::StayRolledBack, _) => {
+                    (self.reconnected, self.pending) = (Reconnected::RolledBack, false);
+                    return;
+                }
+                (Action::Wait, _) => {
+                    self.context.metrics.blocks.height.set(Some(tip.height));
+                    (self.reconnected, self.pending) = (facts.reconnected, true);
+                    return;
+                }
+                (Action::ShowHeight, _) => {
+                    self.context.metrics.blocks.height.set(Some(tip.height));
+                    return self.advance(tip);
+                }
+                _ => return self.advance(tip),
             }
-            if notified || self.json_rpc.is_none() {
-                return self.advance(tip);
-            }
-            // They are counted when JSON-RPC can be used.
-            self.walk_failed = true;
-            self.reconnected = reconnected;
-            return;
-        };
-        let json_rpc = json_rpc.clone();
-        if reconnected == Reconnected::CaughtUp
-            && tip.height < old.height
-            && self.was_restarted(&json_rpc).await
-        {
-            reconnected = Reconnected::Now;
         }
+    }
+
+    /// Counts the blocks between two tips, if the difference was found. `None`: the node was rolled back.
+    fn apply_difference(
+        &mut self,
+        old: BlockRef,
+        tip: BlockRef,
+        facts: Facts,
+        difference: Result<Option<ChainDiff>, CallError>,
+    ) {
+        let failures = std::mem::take(&mut self.failures);
+        self.pending = false;
         let blocks = &self.context.metrics.blocks;
-        let json_rpc = &json_rpc;
-        let walked = match reconnected {
-            Reconnected::Now if tip.height < old.height => is_known(json_rpc, old).await.map(|()| None),
-            Reconnected::RolledBack if tip.height < old.height => Ok(None),
-            _ => walk(json_rpc, old, tip).await.map(Some),
-        };
-        let failed_before = std::mem::replace(&mut self.walk_failed, false);
-        match walked {
-            Ok(Some(Walk { disconnected, connected })) => {
+        match difference {
+            Ok(Some(ChainDiff { disconnected, connected })) => {
                 blocks.disconnected.inc_by(disconnected);
                 blocks.connected.inc_by(connected);
                 if connected > 0 {
@@ -317,22 +338,22 @@ impl Follow {
                 self.advance(tip);
             }
             // Notifications count the blocks that are connected again.
-            Ok(None) if notified => self.advance(tip),
+            Ok(None) if facts.notified => self.advance(tip),
             Ok(None) => self.reconnected = Reconnected::RolledBack,
             Err(error) => {
                 self.context.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
                 let what = format!("cannot tell how many blocks lie between {} and {}", old.hash, tip.hash);
-                self.failed_walks += 1;
-                if is_final(&error) || (notified && self.failed_walks >= MAX_WALKS_BEFORE_NOTIFICATIONS) {
+                self.failures = failures + 1;
+                if is_final(&error) || (facts.notified && self.failures >= MAX_FAILURES_BEFORE_NOTIFICATIONS)
+                {
                     warn!("{what}, and does not count them: {error}");
                     blocks.uncounted_tip_changes.inc();
                     return self.advance(tip);
                 }
-                if !failed_before {
+                if failures == 0 {
                     self.context.warn_of(&format!("{what}: {error}; trying again until it works"));
                 }
-                self.walk_failed = true;
-                self.reconnected = reconnected;
+                (self.reconnected, self.pending) = (facts.reconnected, true);
             }
         }
     }
@@ -340,7 +361,7 @@ impl Follow {
     /// Whether the node is another process than before. Over IPC the connection's end tells; over HTTP a node can be restarted
     /// between two calls.
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
-        let Tips::Http(_) = self.tips else { return false };
+        let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
         let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_f64());
         let uptime = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
@@ -356,8 +377,7 @@ impl Follow {
 
     /// The blocks up to this one are counted.
     fn advance(&mut self, tip: BlockRef) {
-        self.walk_failed = false;
-        self.failed_walks = 0;
+        (self.pending, self.failures) = (false, 0);
         self.notices_restart();
         self.context.memory.borrow_mut().counted_tip = Some(tip);
     }

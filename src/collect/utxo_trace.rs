@@ -81,10 +81,7 @@ impl Trace {
 
     /// Resolves when the node has waited too long.
     pub async fn over_budget(&self) {
-        match self.is_active() {
-            true => self.exceeded.notified().await,
-            false => std::future::pending().await,
-        }
+        if self.is_active() { self.exceeded.notified().await } else { std::future::pending().await }
     }
 
     /// The node has waited too long: gives the trace up for the life of the process. The guard ends the subscription.

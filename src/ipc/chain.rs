@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::connection::{OnThread, call};
 use super::error::if_offered;
 use super::handler::{Callback, Subscription};
-use super::{CallError, Thread};
+use super::{BlockContents, CallError, Thread};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
 /// A notification.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub enum ChainEvent<'a> {
+pub enum ChainEvent {
     /// `transactionAddedToMempool`
     AddedToMempool,
     /// `transactionRemovedFromMempool`, with Core's number for the reason.
@@ -21,9 +21,10 @@ pub enum ChainEvent<'a> {
         height: i32,
         /// Connected to the background chainstate of an assumeutxo node, far below the tip.
         historical: bool,
-        /// The whole block, empty if the node left it out; `None` if there was no room to hand it on.
-        #[serde(borrow, with = "serde_bytes")]
-        data: Option<&'a [u8]>,
+        /// Bytes of the serialized block; 0 if the node left it out.
+        bytes: usize,
+        /// `None` if it cannot be parsed, or is `historical`, which is not counted.
+        contents: Option<BlockContents>,
     },
     /// `blockDisconnected`
     BlockDisconnected {

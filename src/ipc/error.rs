@@ -1,73 +1,7 @@
-//! What can go wrong with a call.
+//! What an error over IPC means.
 
-use std::fmt;
-use std::time::Duration;
-
+use super::CallError;
 use super::guard::TOO_LARGE;
-use crate::http_rpc::{Cause, Failure};
-use crate::text;
-
-/// A call to the node that did not give what was asked for. The texts come from the node, or from whatever answers in its
-/// place, and may be of any length; [`Display`](fmt::Display) bounds them to one line of [`text::MESSAGE_BYTES`].
-#[derive(Debug)]
-pub enum CallError {
-    /// No answer within the deadline.
-    TimedOut(Duration),
-    /// The node does not have this method or interface.
-    Unimplemented(String),
-    /// The node has it and could not do it.
-    Failed(String),
-    /// The connection is gone.
-    Disconnected(String),
-    /// The node's JSON-RPC answered with an error object.
-    JsonRpc {
-        /// Core's number for it, -28 while it starts.
-        code: i64,
-        /// The node's words.
-        message: String,
-    },
-    /// JSON-RPC over HTTP cannot be used, and why. It says nothing of the connection over IPC.
-    Http(Failure),
-    /// The answer is larger than the limit on one. The connection is not affected.
-    TooLarge(String),
-    /// The answer is not what the schema or the documentation promises.
-    Malformed(String),
-}
-
-impl CallError {
-    /// No answer within the deadline, whatever the transport.
-    pub fn is_timeout(&self) -> bool {
-        match self {
-            CallError::TimedOut(_) => true,
-            CallError::Http(failure) => failure.cause == Cause::Timeout,
-            _ => false,
-        }
-    }
-
-    /// Whether the calls after this one would fail, too: the node hangs or is gone. What fails over HTTP says so only of a node
-    /// that has nothing else (`is_http_only`), and not if the node is only busy.
-    pub fn ends_poll(&self, is_http_only: bool) -> bool {
-        match self {
-            CallError::TimedOut(_) | CallError::Disconnected(_) => true,
-            CallError::Http(failure) => is_http_only && failure.cause != Cause::Busy,
-            _ => false,
-        }
-    }
-
-    /// The node is still loading its block index and chain state.
-    pub fn is_warmup(&self) -> bool {
-        /// `RPC_IN_WARMUP` in Core's rpc/protocol.h.
-        const RPC_IN_WARMUP: i64 = -28;
-        matches!(self, CallError::JsonRpc { code: RPC_IN_WARMUP, .. })
-    }
-
-    /// The node's JSON-RPC does not have this method.
-    pub fn is_unknown_method(&self) -> bool {
-        /// `RPC_METHOD_NOT_FOUND` in Core's rpc/protocol.h.
-        const RPC_METHOD_NOT_FOUND: i64 = -32601;
-        matches!(self, CallError::JsonRpc { code: RPC_METHOD_NOT_FOUND, .. })
-    }
-}
 
 impl From<capnp::Error> for CallError {
     fn from(error: capnp::Error) -> Self {
@@ -86,37 +20,6 @@ impl From<capnp::Error> for CallError {
     }
 }
 
-impl From<std::str::Utf8Error> for CallError {
-    fn from(error: std::str::Utf8Error) -> Self {
-        CallError::Malformed(error.to_string())
-    }
-}
-
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&text::message(fmt::from_fn(|f| self.write_unbounded(f))))
-    }
-}
-
-impl CallError {
-    fn write_unbounded(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CallError::TimedOut(after) => {
-                write!(f, "no answer within {}", humantime::format_duration(*after))
-            }
-            CallError::Unimplemented(text) => write!(f, "not implemented by the node ({text})"),
-            CallError::Failed(text) => write!(f, "the node failed: {text}"),
-            CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
-            CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
-            CallError::Http(failure) => fmt::Display::fmt(failure, f),
-            CallError::TooLarge(text) => f.write_str(text),
-            CallError::Malformed(text) => write!(f, "the node's answer is malformed: {text}"),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}
-
 /// Whether a call failed with this text because its thread of the node runs another one, or is about to end one.
 pub(super) fn is_thread_busy(text: &str) -> bool {
     text.contains("thread busy")
@@ -128,22 +31,5 @@ pub(super) fn if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, C
         Ok(answer) => Ok(Some(answer)),
         Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-#[test]
-fn an_error_is_one_short_line_whatever_the_node_sent() {
-    let text = || "x\n".repeat(1 << 20);
-    for error in [
-        CallError::Unimplemented(text()),
-        CallError::Failed(text()),
-        CallError::Disconnected(text()),
-        CallError::JsonRpc { code: -1, message: text() },
-        CallError::Http(Failure::from(text())),
-        CallError::Malformed(text()),
-    ] {
-        let line = error.to_string();
-        assert!(line.len() <= text::MESSAGE_BYTES && !line.contains(char::is_control), "{line}");
     }
 }

@@ -4,8 +4,10 @@ use capnp::capability::FromClientHook;
 
 use super::connection::{OnThread, call};
 use super::error::if_offered;
-use super::json_rpc::Transport;
-use super::{CallError, Chain, Connection, JsonRpc, Mining, Node, Thread, Tracing};
+use super::json_rpc::ExecuteRpc;
+use super::{CallError, Chain, Connection, Mining, Node, Thread, Tracing};
+use crate::json_rpc::JsonRpc;
+use crate::json_rpc::http::HttpRpc;
 
 /// An interface of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,28 +75,51 @@ pub struct Interfaces {
     pub node: Option<Node>,
     /// [`Interface::Tracing`]
     pub tracing: Option<Tracing>,
-    /// Through [`Interface::Rpc`], else through [`Interface::Node`], else through [`Interface::HttpRpc`].
-    pub json_rpc: Option<JsonRpc>,
+    /// [`Interface::HttpRpc`], which need not be usable yet, where IPC has no JSON-RPC.
+    pub http: Option<HttpRpc>,
+    /// Of [`Interface::Rpc`], else of [`Interface::Node`].
+    pub(super) execute_rpc: Option<ExecuteRpc>,
 }
 
 impl Interfaces {
+    /// Of a node without IPC.
+    pub fn over_http(http: HttpRpc) -> Self {
+        Interfaces { http: Some(http), ..Interfaces::default() }
+    }
+
     /// Whether the node has this one.
     pub fn offers(&self, interface: Interface) -> bool {
         match interface {
             Interface::Mining => self.mining.is_some(),
-            Interface::Rpc => matches!(self.json_rpc, Some(JsonRpc(Transport::Rpc(_)))),
+            Interface::Rpc => matches!(self.execute_rpc, Some(ExecuteRpc::Rpc(_))),
             Interface::Chain => self.chain.is_some(),
             Interface::Node => self.node.is_some(),
             Interface::Tracing => self.tracing.is_some(),
-            Interface::HttpRpc => {
-                self.uses_http() && self.json_rpc.as_ref().is_some_and(JsonRpc::is_available)
-            }
+            Interface::HttpRpc => self.http.as_ref().is_some_and(HttpRpc::is_used),
+        }
+    }
+
+    /// JSON-RPC, over IPC if the node has it there.
+    pub fn json_rpc(&self) -> Option<JsonRpc> {
+        self.json_rpc_with(ExecuteRpc::clone)
+    }
+
+    /// The same; its calls over IPC run on this thread.
+    pub fn json_rpc_on(&self, thread: &Thread) -> Option<JsonRpc> {
+        self.json_rpc_with(|execute_rpc| execute_rpc.on(thread))
+    }
+
+    fn json_rpc_with(&self, over_ipc: impl FnOnce(&ExecuteRpc) -> ExecuteRpc) -> Option<JsonRpc> {
+        match (&self.execute_rpc, &self.http) {
+            (Some(execute_rpc), _) => Some(JsonRpc::new(over_ipc(execute_rpc))),
+            (None, Some(http)) => Some(JsonRpc::new(http.clone())),
+            (None, None) => None,
         }
     }
 
     /// Whether JSON-RPC is asked for over HTTP, as soon as it can be.
     pub fn uses_http(&self) -> bool {
-        matches!(self.json_rpc, Some(JsonRpc(Transport::Http(_))))
+        self.http.is_some()
     }
 
     /// Whether there is no connection over IPC.
@@ -119,7 +144,7 @@ impl Interfaces {
 
     /// Whether there is anything that tells the tip.
     pub fn tell_the_tip(&self) -> bool {
-        self.mining.is_some() || self.json_rpc.is_some() || self.chain.is_some()
+        self.mining.is_some() || self.execute_rpc.is_some() || self.http.is_some() || self.chain.is_some()
     }
 
     /// Finds out what the node offers, all but Mining, with calls that do no harm at any time: a node that has only just
@@ -133,9 +158,9 @@ impl Interfaces {
                 answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
         {
             // One capability, two candidates: each refuses what it does not implement.
-            let rpc = JsonRpc(Transport::Rpc(with_thread(&capability, on)));
-            if rpc.is_offered().await? {
-                offered.json_rpc = Some(rpc);
+            let rpc = ExecuteRpc::Rpc(with_thread(&capability, on));
+            if JsonRpc::new(rpc.clone()).is_offered().await? {
+                offered.execute_rpc = Some(rpc);
             } else {
                 let chain = Chain(with_thread(&capability, on));
                 match chain.shutdown_requested().await? {
@@ -149,9 +174,9 @@ impl Interfaces {
             && let Ok(client) = answer.get()?.get_result()
         {
             let client = OnThread { client, thread: on.clone() };
-            let rpc = JsonRpc(Transport::Node(client.clone()));
-            if rpc.is_offered().await? {
-                offered.json_rpc.get_or_insert(rpc);
+            let rpc = ExecuteRpc::Node(client.clone());
+            if JsonRpc::new(rpc.clone()).is_offered().await? {
+                offered.execute_rpc.get_or_insert(rpc);
                 offered.node = Some(Node(client));
             }
         }

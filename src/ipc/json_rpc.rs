@@ -1,99 +1,44 @@
-//! JSON-RPC, through whichever transport the node has: over IPC it needs no cookie and no port.
-//!
-//! Only methods that read are ever called: [`methods`] has them all.
+//! JSON-RPC over IPC, by either interface that has it: it needs no cookie and no port.
 
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use futures::future::LocalBoxFuture;
+use serde_json::Value;
 
 use super::connection::{OnThread, call};
-use super::{CallError, Thread, methods};
-use crate::http_rpc::HttpRpc;
+use super::{CallError, Thread};
+use crate::json_rpc::{Response, Transport, error_of, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
-use crate::text;
 
-/// How a node takes JSON-RPC.
+/// The `executeRpc` of an interface.
 #[derive(Clone)]
-pub(super) enum Transport {
+pub(super) enum ExecuteRpc {
     /// `Rpc.executeRpc`: JSON-RPC 2.0 objects.
     Rpc(OnThread<rpc::Client>),
     /// `Node.executeRpc`: method and parameters apart.
     Node(OnThread<node::Client>),
-    /// JSON-RPC 2.0 objects in HTTP requests.
-    Http(HttpRpc),
 }
 
-/// JSON-RPC.
-#[derive(Clone)]
-pub struct JsonRpc(pub(super) Transport);
-
-impl JsonRpc {
-    /// The same transport; where its calls run on a thread of the node, on this one.
+impl ExecuteRpc {
+    /// The same interface; its calls run on another thread.
     pub fn on(&self, thread: &Thread) -> Self {
-        JsonRpc(match &self.0 {
-            Transport::Rpc(capability) => Transport::Rpc(capability.on(thread)),
-            Transport::Node(capability) => Transport::Node(capability.on(thread)),
-            Transport::Http(http) => Transport::Http(http.clone()),
-        })
-    }
-
-    /// JSON-RPC over HTTP, which need not be usable yet.
-    pub fn over_http(http: HttpRpc) -> Self {
-        JsonRpc(Transport::Http(http))
-    }
-
-    /// Whether a call can be made now; over IPC always.
-    pub fn is_available(&self) -> bool {
-        self.unavailable().is_none()
-    }
-
-    /// Why no call can be made now.
-    pub fn unavailable(&self) -> Option<CallError> {
-        match &self.0 {
-            Transport::Http(http) if !http.is_used() => Some(CallError::Http(http.why_not())),
-            _ => None,
+        match self {
+            ExecuteRpc::Rpc(capability) => ExecuteRpc::Rpc(capability.on(thread)),
+            ExecuteRpc::Node(capability) => ExecuteRpc::Node(capability.on(thread)),
         }
     }
 
-    /// Whether the capability really is what we take it for. `uptime` is safe to ask from the node's first moment.
-    pub(super) async fn is_offered(&self) -> Result<bool, CallError> {
-        match self.call("uptime", json!([])).await {
-            Ok(_) | Err(CallError::JsonRpc { .. }) => Ok(true),
-            Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// One call; `params` is an array or an object.
-    pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
-        self.call_as(method, params).await
-    }
-
-    /// One call whose result is read into a type of its own while it is parsed, without a tree of it in memory. No result
-    /// is the type's default.
-    pub async fn call_as<T: DeserializeOwned + Default>(
-        &self,
-        method: &str,
-        params: Value,
-    ) -> Result<T, CallError> {
-        if let Err(why) = methods::check(method, &params) {
-            debug_assert!(false, "{why}");
-            return Err(CallError::Unimplemented(format!("not permitted: {why}")));
-        }
-        match &self.0 {
-            Transport::Http(http) => http.call(method, params).await,
-            Transport::Rpc(capability) => {
-                let request = methods::request(method, &params);
+    async fn execute(&self, method: &str, params: &Value) -> Result<String, CallError> {
+        match self {
+            ExecuteRpc::Rpc(capability) => {
+                let request = request(method, params);
                 let answer = call!(capability, execute_rpc_request, |params| {
                     params.set_request(request);
                     params.set_uri("");
                     params.set_user(env!("CARGO_PKG_NAME"))
                 })?;
-                parse::<Answer>(answer.get()?.get_result()?.to_str()?)?.result()
+                parse::<Response>(answer.get()?.get_result()?.to_str()?)?.result()
             }
-            Transport::Node(capability) => {
+            ExecuteRpc::Node(capability) => {
                 let answer = call!(capability, execute_rpc_request, |parameters| {
                     parameters.set_command(method);
                     parameters.set_params(params.to_string());
@@ -101,58 +46,23 @@ impl JsonRpc {
                 })?;
                 let answer = answer.get()?;
                 if answer.has_rpc_error() {
-                    return Err(json_rpc_error(&parse(answer.get_rpc_error()?.to_str()?)?));
+                    return Err(error_of(&parse(answer.get_rpc_error()?.to_str()?)?));
                 }
                 if answer.has_error() {
                     return Err(CallError::Failed(answer.get_error()?.to_str()?.to_string()));
                 }
-                parse(answer.get_result()?.to_str()?)
+                Ok(answer.get_result()?.to_str()?.to_string())
             }
         }
     }
 }
 
-/// A JSON-RPC answer.
-#[derive(Deserialize)]
-pub(crate) struct Answer<'a> {
-    /// What has none is no answer.
-    #[serde(rename = "id")]
-    _id: IgnoredAny,
-    #[serde(borrow)]
-    result: Option<&'a RawValue>,
-    error: Option<Value>,
-}
-
-impl Answer<'_> {
-    /// What it holds. No result is the type's default.
-    pub(crate) fn result<T: DeserializeOwned + Default>(self) -> Result<T, CallError> {
-        match self.error.filter(|error| !error.is_null()) {
-            Some(error) => Err(json_rpc_error(&error)),
-            None => self.result.map_or_else(|| Ok(T::default()), |result| parse(result.get())),
-        }
+impl Transport for ExecuteRpc {
+    fn call<'a>(
+        &'a self,
+        method: &'a str,
+        params: &'a Value,
+    ) -> LocalBoxFuture<'a, Result<String, CallError>> {
+        Box::pin(self.execute(method, params))
     }
-}
-
-fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
-    serde_json::from_str(text)
-        .map_err(|error| CallError::Malformed(format!("not the JSON expected: {error}")))
-}
-
-fn json_rpc_error(error: &Value) -> CallError {
-    /// Limit on its message, in bytes.
-    const MAX_BYTES: usize = 200;
-    let message = error["message"].as_str().unwrap_or("an error without a message");
-    CallError::JsonRpc {
-        code: error["code"].as_i64().unwrap_or(0),
-        message: text::bounded(message, MAX_BYTES),
-    }
-}
-
-#[cfg(test)]
-#[test]
-fn the_message_of_an_error_is_one_short_line() {
-    let message = "\u{1b}[31mEVIL\nERROR forged\r".repeat(100);
-    let error = json_rpc_error(&json!({"code": -1, "message": message})).to_string();
-    assert!(error.starts_with(" [31mEVIL ERROR forged  [31mEVIL") && error.len() < 230, "{error}");
-    assert!(!error.contains(char::is_control));
 }

@@ -5,9 +5,10 @@
 //! - `interfaces` is the list of interfaces, and finds out which of them a node offers.
 //! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the interfaces; `template` is a block that Mining puts
 //!   together; `handler` is a subscription of the last two.
-//! - `methods` is the list of JSON-RPC methods; `error` is what can go wrong with a call.
+//! - `block` counts what a block holds; `error` is what an error over IPC means.
 //! - [`guard`] is the process between the node and the exporter.
 
+mod block;
 mod chain;
 mod connection;
 mod error;
@@ -15,23 +16,21 @@ pub mod guard;
 mod handler;
 mod interfaces;
 mod json_rpc;
-mod methods;
 mod mining;
 mod node;
 pub mod source;
 mod template;
 mod tracing;
 
+pub use block::BlockContents;
 pub use chain::{Chain, ChainEvent};
 pub use connection::{Connection, Thread};
-pub use error::CallError;
 use error::is_thread_busy;
 pub use handler::Subscription;
 pub use interfaces::{Interface, Interfaces};
-pub(crate) use json_rpc::Answer as JsonRpcAnswer;
-pub use json_rpc::JsonRpc;
-pub use methods::{method_names, whitelist_of};
 pub use mining::{BlockRef, Hash, Mining};
 pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS, ip_address};
 pub use template::Template;
 pub use tracing::{CoinEvent, Tracing};
+
+use crate::json_rpc::CallError;

@@ -1,15 +1,12 @@
 //! Block templates, which Mining gives. Only read: the guard passes nothing else on.
 
 use capnp::capability::Request;
-use capnp::traits::HasTypeId;
 
 use super::connection::{OnThread, call};
+use super::guard::CREATE_NEW_BLOCK;
 use super::mining::Schema;
 use super::{CallError, Mining};
 use crate::schema::mining_capnp::{block_template, create_new_block_core30, mining};
-
-/// The ordinal of createNewBlock in each node's schema.
-const CREATE_NEW_BLOCK: u16 = 4;
 
 /// A block that the node has put together from its mempool and keeps in memory until [`destroy`](Self::destroy).
 pub struct Template(OnThread<block_template::Client>);
@@ -22,10 +19,11 @@ impl Mining {
             Schema::Core30 => {
                 let turn = self.capability.thread.turn().await?;
                 let client = &self.capability.client.client;
+                let (interface, ordinal) = CREATE_NEW_BLOCK; // of each node's schema
                 let mut create: Request<
                     create_new_block_core30::Owned,
                     mining::create_new_block_results::Owned,
-                > = client.new_call(mining::Client::TYPE_ID, CREATE_NEW_BLOCK, None);
+                > = client.new_call(interface, ordinal, None);
                 // The node's own default values, which later nodes have in their schema.
                 let mut options = create.get().init_options();
                 options.set_use_mempool(true);

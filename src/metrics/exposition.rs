@@ -1,11 +1,20 @@
-//! The two exposition formats: OpenMetrics 1.0, and Prometheus text 0.0.4.
+//! The two exposition formats: OpenMetrics 1.0, and Prometheus text 0.0.4. prometheus-client encodes both.
 //!
 //! They differ in a counter's family, whose name has no `_total` in OpenMetrics, and in exemplars and the end mark, which only
-//! OpenMetrics has. (prometheus-client writes OpenMetrics only, and exemplars only of what it has counted itself.)
+//! OpenMetrics has. prometheus-client has exemplars only of what it has counted itself, therefore [`Lines`] adds ours.
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write};
 
-use super::model::{Family, Histogram, Kind, Value};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::exemplar::Exemplar;
+use prometheus_client::registry::Registry;
+
+use super::model::{self, Family, Kind, Value};
 
 /// An exposition format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,107 +42,140 @@ pub fn render(families: &[Family], common: &[(&str, &str)], format: Format) -> S
         write_family(&mut text, family, common, format).expect("writing to a String does not fail");
     }
     if format == Format::OpenMetrics {
-        text.push_str("# EOF\n");
+        encode_eof(&mut text).expect("writing to a String does not fail");
     }
     text
 }
 
 fn write_family(text: &mut String, family: &Family, common: &[(&str, &str)], format: Format) -> fmt::Result {
-    let declaration = &family.declaration;
-    let (name, kind) = (declaration.name, declaration.kind);
-    let described = match format {
-        Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
-        Format::Text => name,
+    let owned = |text: &str| Cow::Owned(text.to_string());
+    let mut registry = Registry::with_labels(common.iter().map(|(name, value)| (owned(name), owned(value))));
+    registry.register_collector(Box::new(Encoded { family: family.clone(), format }));
+    let exemplars = match format {
+        Format::OpenMetrics => exemplars(family),
+        Format::Text => BTreeMap::new(),
     };
-    writeln!(text, "# HELP {described} {}.", declaration.help)?;
-    writeln!(text, "# TYPE {described} {}", kind.name())?;
-    for sample in family.samples.iter() {
-        let labels = |le: Option<&str>| {
-            let own = declaration.labels.iter().zip(&sample.labels);
-            let common = common.iter().map(|(name, value)| (*name, *value));
-            braces(
-                common.chain(le.map(|bound| ("le", bound))).chain(own.map(|(name, value)| (*name, &**value))),
-            )
-        };
-        match (&sample.value, kind) {
-            (Value::Count(count), _) => writeln!(text, "{name}{} {count}", labels(None))?,
-            (Value::Number(number), Kind::Gauge) => {
-                writeln!(text, "{name}{} {}", labels(None), whole_or_float(*number))?;
-            }
-            (Value::Number(number), _) => writeln!(text, "{name}{} {}", labels(None), float(*number))?,
-            (Value::Histogram(histogram), Kind::Histogram(bounds)) => {
-                write_histogram(text, name, bounds, histogram, labels, format)?;
-            }
-            (Value::Histogram(_), _) => debug_assert!(false, "{name} is no histogram"),
-        }
-    }
-    Ok(())
+    encode_registry(&mut Lines { text, line: 0, exemplars }, &registry)
 }
 
-/// `labels` are those of the sample, with `le` where it is given.
-fn write_histogram(
-    text: &mut String,
-    name: &str,
-    bounds: &[f64],
-    histogram: &Histogram,
-    labels: impl Fn(Option<&str>) -> String,
+/// A family for prometheus-client's encoder.
+#[derive(Debug)]
+struct Encoded {
+    family: Family,
     format: Format,
-) -> fmt::Result {
-    writeln!(text, "{name}_sum{} {}", labels(None), float(histogram.sum))?;
-    writeln!(text, "{name}_count{} {}", labels(None), histogram.counts.iter().sum::<u64>())?;
-    let mut cumulative = 0;
-    for (bucket, count) in histogram.counts.iter().enumerate() {
-        cumulative += count;
-        let le = bounds.get(bucket).map_or("+Inf".to_string(), |bound| float(*bound));
-        write!(text, "{name}_bucket{} {cumulative}", labels(Some(&le)))?;
-        let exemplar = histogram.exemplars.iter().find(|(of, _)| *of == bucket);
-        if let Some((_, exemplar)) = exemplar.filter(|_| format == Format::OpenMetrics) {
-            let labels = braces(exemplar.labels.iter().map(|(name, value)| (*name, value.as_str())));
-            write!(text, " # {labels} {} {:.3}", exemplar.value, exemplar.time)?;
-        }
-        text.push('\n');
-    }
-    Ok(())
 }
 
-/// `{name="value",…}`; nothing without labels.
-fn braces<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let mut text = String::new();
-    for (name, value) in labels {
-        text.push_str(if text.is_empty() { "{" } else { "," });
-        text.push_str(name);
-        text.push_str("=\"");
-        for character in value.chars() {
-            match character {
-                '\\' => text.push_str("\\\\"),
-                '"' => text.push_str("\\\""),
-                '\n' => text.push_str("\\n"),
-                other => text.push(other),
+impl Collector for Encoded {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let declaration = &self.family.declaration;
+        let name = match self.format {
+            Format::OpenMetrics => declaration.name.strip_suffix("_total").unwrap_or(declaration.name),
+            Format::Text => declaration.name,
+        };
+        let kind = match declaration.kind {
+            Kind::Counter => MetricType::Counter,
+            Kind::Gauge => MetricType::Gauge,
+            Kind::Histogram(_) => MetricType::Histogram,
+        };
+        let help = format!("{}.", declaration.help);
+        let mut encoder = encoder.encode_descriptor(name, &help, None, kind)?;
+        for sample in self.family.samples.iter() {
+            let names = declaration.labels.iter().copied();
+            let labels: Vec<(&str, &str)> = names.zip(sample.labels.iter().map(String::as_str)).collect();
+            if labels.is_empty() {
+                self.encode_value(&mut encoder, &sample.value)?;
+            } else {
+                self.encode_value(&mut encoder.encode_family(&labels)?, &sample.value)?;
             }
         }
-        text.push('"');
+        Ok(())
     }
-    if !text.is_empty() {
-        text.push('}');
-    }
-    text
 }
+
+impl Encoded {
+    fn encode_value(&self, encoder: &mut MetricEncoder<'_>, value: &Value) -> fmt::Result {
+        // The encoder appends `_total` to a counter's name, which has it already in the text format.
+        let appends_total = self.format == Format::OpenMetrics;
+        match (value, self.family.declaration.kind) {
+            (Value::Count(count), Kind::Counter) if appends_total => encoder.encode_counter(count, NONE),
+            (Value::Number(number), Kind::Counter) if appends_total => encoder.encode_counter(number, NONE),
+            (Value::Count(count), _) => encoder.encode_gauge(count),
+            (Value::Number(number), Kind::Counter) => encoder.encode_gauge(number),
+            (Value::Number(number), _) => match whole(*number) {
+                Some(whole) => encoder.encode_gauge(&whole),
+                None => encoder.encode_gauge(number),
+            },
+            (Value::Histogram(histogram), Kind::Histogram(bounds)) => {
+                let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+                let buckets: Vec<_> = bounds.zip(histogram.counts.iter().copied()).collect();
+                let count = histogram.counts.iter().sum();
+                let none = None::<&HashMap<usize, Exemplar<NoLabelSet, f64>>>;
+                encoder.encode_histogram(histogram.sum, count, &buckets, none)
+            }
+            (Value::Histogram(_), _) => {
+                debug_assert!(false, "{} is no histogram", self.family.declaration.name);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// No exemplar.
+const NONE: Option<&Exemplar<NoLabelSet, f64>> = None;
 
 /// A whole number as such.
-fn whole_or_float(number: f64) -> String {
+fn whole(number: f64) -> Option<i64> {
     /// Below this every whole number is an exact f64.
     const EXACT: f64 = (1u64 << 53) as f64;
-    if number.fract() == 0.0 && number.abs() < EXACT { (number as i64).to_string() } else { float(number) }
+    (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
 }
 
-/// With a decimal point, or an exponent if it is tiny. A histogram's bounds are label values, and stay spelled as they are.
-fn float(number: f64) -> String {
-    const SMALLEST_DECIMAL: f64 = 1e-6;
-    if number != 0.0 && number.abs() < SMALLEST_DECIMAL {
-        return format!("{number:e}");
+/// Passes a family's lines on, and appends exemplars to those of its buckets.
+struct Lines<'a> {
+    text: &'a mut String,
+    /// The number of the line that is written, from 0.
+    line: usize,
+    /// By number of the line.
+    exemplars: BTreeMap<usize, String>,
+}
+
+impl Write for Lines<'_> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        for piece in part.split_inclusive('\n') {
+            if let Some(end) = piece.strip_suffix('\n') {
+                self.text.push_str(end);
+                if let Some(exemplar) = self.exemplars.get(&self.line) {
+                    self.text.push_str(exemplar);
+                }
+                self.text.push('\n');
+                self.line += 1;
+            } else {
+                self.text.push_str(piece);
+            }
+        }
+        Ok(())
     }
-    let text = number.to_string();
-    if text.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit()) { text + ".0" } else { text }
+}
+
+/// The exemplars of a histogram by the line of their bucket in what is encoded. HELP and TYPE come first, and a sample's sum and
+/// count before its buckets.
+fn exemplars(family: &Family) -> BTreeMap<usize, String> {
+    let mut lines = BTreeMap::new();
+    let mut first = 2;
+    for sample in family.samples.iter() {
+        let Value::Histogram(histogram) = &sample.value else { continue };
+        for (bucket, exemplar) in &histogram.exemplars {
+            lines.insert(first + 2 + bucket, suffix(exemplar));
+        }
+        first += 2 + histogram.counts.len();
+    }
+    lines
+}
+
+/// Names and values of an exemplar's labels are the exporter's own, without characters to escape.
+fn suffix(exemplar: &model::Exemplar) -> String {
+    let labels: Vec<_> = exemplar.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+    format!(" # {{{}}} {} {:.3}", labels.join(","), exemplar.value, exemplar.time)
 }
 
 #[cfg(test)]
@@ -163,7 +205,7 @@ mod tests {
     #[test]
     fn exemplar_is_behind_its_bucket_in_open_metrics_only() {
         let exemplar = Exemplar { labels: vec![("block_height", "7".into())], value: 2.5, time: 1e9 };
-        let counted = Histogram { sum: 3.5, counts: vec![1, 1, 0], exemplars: vec![(1, exemplar)] };
+        let counted = model::Histogram { sum: 3.5, counts: vec![1, 1, 0], exemplars: vec![(1, exemplar)] };
         let family = histogram("a", "A", &[], &[0.000002, 3.0]).by(&["x"]).samples([(["y"], counted)]);
         let expected = "# HELP a A.\n# TYPE a histogram\na_sum{x=\"y\"} 3.5\na_count{x=\"y\"} 2\n\
                         a_bucket{le=\"0.000002\",x=\"y\"} 1\n\

@@ -3,9 +3,6 @@
 use super::model::{counter, gauge};
 use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, area};
 
-/// Why a transaction left the mempool, in the order of Core's `MemPoolRemovalReason`; an unknown one counts as `other`.
-pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block", "conflict", "replaced"];
-
 /// Where a band of feerates begins: as the `from` label has it, and in tenths of a sat/vB.
 #[rustfmt::skip]
 pub const FEERATE_BANDS: [(&str, u64); 19] = [
@@ -66,19 +63,5 @@ area! {
         removed: CounterVec<1> = counter("bitcoin_mempool_tx_removed_total",
             "Transactions removed from the mempool, by reason",
             &["ChainNotifications.transactionRemovedFromMempool"]).by(&["reason"]);
-    }
-}
-
-impl Mempool {
-    /// From here on additions and removals are seen.
-    pub fn start(&self) {
-        self.added.start();
-        REMOVAL_REASONS.iter().for_each(|reason| self.removed.inc_by([reason], 0));
-    }
-
-    /// One removal, with Core's number for the reason.
-    pub fn removed(&self, reason: i32) {
-        let reason = usize::try_from(reason).ok().and_then(|reason| REMOVAL_REASONS.get(reason));
-        self.removed.inc_by([reason.unwrap_or(&"other")], 1);
     }
 }

@@ -3,8 +3,8 @@
 //! Nothing here knows where a number came from. `model` is the whole model: a declaration (name, kind, labels, help, sources,
 //! lifetime) and samples make a family. Values get into families in two ways:
 //!
-//! - **pushed** (`pushed`): an area's table declares a handle for each metric (`chain` is a short one), and whoever knows a value
-//!   sets it: `metrics.chain.height.set(Some(7))`. What a node is polled for comes in this way.
+//! - **pushed** (`pushed`): an area's table declares a handle for each metric (`chain` is a short one). The code that has a value
+//!   sets it: `metrics.chain.height.set(Some(7))`. Values from polls of a node are pushed.
 //! - **read when scraped**: a function returns families with their present values, each in the same expression as its declaration.
 //!   `process` and the tracepoint groups of `usdt` do so.
 //!
@@ -44,7 +44,7 @@ pub use chainstates::Chainstates;
 pub use exporter::Exporter;
 pub use exposition::{Format, render};
 pub use fibre::Fibre;
-pub use mempool::{FEERATE_BANDS, Mempool, REMOVAL_REASONS};
+pub use mempool::{FEERATE_BANDS, Mempool};
 pub use model::{
     Declaration, Exemplar, Family, Histogram, Kind, Lifetime, Sample, Value, counter, gauge, histogram,
 };

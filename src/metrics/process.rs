@@ -8,7 +8,6 @@ use procfs::process::Process;
 
 use super::model::{Family, counter, gauge};
 use super::now;
-use crate::node_process::cpu_seconds;
 use crate::{logging, sandbox, tls};
 
 const PROC: &[&str] = &["/proc/self"];
@@ -26,7 +25,7 @@ pub(crate) fn families() -> Vec<Family> {
     let open_fds = process.as_ref().and_then(|process| process.fd_count().ok());
     vec![
         counter("process_cpu_seconds_total", "CPU time of the exporter, user and system", PROC)
-            .value_if_known(stat.as_ref().map(cpu_seconds)),
+            .value_if_known(stat.as_ref().map(|stat| (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)),
         gauge("process_resident_memory_bytes", "Resident memory of the exporter", PROC)
             .value_if_known(stat.as_ref().map(|stat| stat.rss_bytes().get() as f64)),
         gauge("process_open_fds", "Open file descriptors of the exporter", PROC).value_if_known(open_fds.map(|fds| fds as f64)),

@@ -79,9 +79,9 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
     let is_named = named.datadir.is_some() || named.unit.is_some();
     let (mut different, mut waits) = (None, false);
     if let (Some(last), false) = (last, is_named) {
-        let shares_lock =
-            |it: &&&Candidate| !it.locks.is_disjoint(&last.candidate.locks) && !is_another(it, last, others);
-        if let Some(same) = rest.iter().find(shares_lock) {
+        let shares_lock = |it: &&&Candidate| has_its_locks(it, last) && !is_another(it, last, others);
+        let likeness = |it: &&&Candidate| (shared_locks(it, last), it.command == last.candidate.command);
+        if let Some(same) = rest.iter().filter(shares_lock).max_by_key(likeness) {
             return Choice::Node((*same).clone());
         }
         (rest, different, waits) = after(rest, named, last, others);
@@ -166,6 +166,19 @@ fn is_alike(it: &Candidate, last: &Known, others: &Others) -> bool {
         last.candidate.service() == Some(service) && !others.services.contains(service)
     });
     same_service || (it.command == last.candidate.command && !others.commands.contains(&it.command))
+}
+
+fn shared_locks(it: &Candidate, last: &Known) -> usize {
+    it.locks.intersection(&last.candidate.locks).count()
+}
+
+/// Whether it holds locks of the node that has ended. A node locks its data directory, its blocks and its databases. With -reindex it makes
+/// the databases anew, so that another node can have a file with the number of one of theirs: one of several is no evidence for a node that
+/// was started otherwise.
+fn has_its_locks(it: &Candidate, last: &Known) -> bool {
+    let by_chance =
+        it.locks.len().min(last.candidate.locks.len()) > 1 && it.command != last.candidate.command;
+    shared_locks(it, last) > usize::from(by_chance)
 }
 
 /// Whether it was started as a known other node was, and not as the node that has ended. A file system uses the numbers of deleted files
@@ -298,6 +311,23 @@ mod tests {
         assert_eq!(chosen(std::slice::from_ref(&other), Some(&last), &others), None);
         let again = Candidate { command: last.candidate.command.clone(), ..process(3, &[ANOTHER]) };
         assert_eq!(chosen(&[other, again], Some(&last), &others), Some(3));
+    }
+
+    #[test]
+    fn one_lock_of_several_is_no_evidence_for_a_node_that_was_started_otherwise() {
+        let last = known(process(1, &[DATADIR, 11, 12, 13]));
+        // The node was started with -reindex and made 12 and 13 anew. Another one has a file with the number 12 since.
+        let (node, other) = (process(2, &[DATADIR, 11, 14, 15]), process(3, &[ANOTHER, 12, 16, 17]));
+        for all in [[node.clone(), other.clone()], [other.clone(), node.clone()]] {
+            assert_eq!(chosen(&all, Some(&last), &others()), Some(2));
+        }
+        assert_eq!(chosen(std::slice::from_ref(&other), Some(&last), &others()), None);
+        // It has not come to more yet.
+        let early = process(2, &[DATADIR]);
+        assert_eq!(chosen(&[other.clone(), early.clone()], Some(&last), &others()), Some(2));
+        assert_eq!(chosen(&[early], Some(&last), &others()), Some(2));
+        let again = Candidate { command: last.candidate.command.clone(), ..process(4, &[DATADIR, 18, 19]) };
+        assert_eq!(chosen(&[again, other], Some(&last), &others()), Some(4));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(super) trait Group: Send + Sync {
     fn events_processed(&self, _maps: &Maps) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
-    /// The node has ended: what is true of a running one only is not true any more.
+    /// The node has exited: resets what holds for a running node only.
     fn node_ended(&self, _maps: &Maps) {}
 }
 

@@ -5,7 +5,8 @@ use anyhow::Result;
 use super::bpf::mempool::{OBJECT, types};
 use super::group::Group;
 use super::maps::{self, Counts, Maps, Tallied, Tallies};
-use crate::metrics::{Family, REMOVAL_REASONS, counter};
+use crate::bitcoin_core::REMOVAL_REASONS;
+use crate::metrics::{Family, counter};
 
 // SAFETY: see its declaration in the BPF file.
 unsafe impl Counts for types::counts {}

@@ -325,6 +325,22 @@ mod tests {
         assert_eq!(numbers, (0..crate::metrics::MESSAGE_TYPES.len()).collect::<Vec<_>>());
     }
 
+    /// `number_of_text` of the BPF header finds each type, and nothing else.
+    #[test]
+    fn text_of_no_type_has_the_number_of_the_others() {
+        let (multiplier, slots) = (super::multiplier(), super::slots(super::multiplier()));
+        let number = |text: &str| {
+            let [first, second] = super::words(text);
+            let slot = ((first ^ second).wrapping_mul(multiplier) >> 56) as usize;
+            slots[slot].filter(|number| super::MESSAGE_TYPES[*number] == text).unwrap_or(super::OTHER)
+        };
+        for (expected, text) in super::MESSAGE_TYPES.iter().enumerate() {
+            assert_eq!(number(text), expected);
+            assert_eq!((number(&format!("{text}x")), number(&text[1..])), (super::OTHER, super::OTHER));
+        }
+        assert_eq!(number(""), super::OTHER);
+    }
+
     #[test]
     fn a_headers_hash_and_time_are_read() {
         let events = read(types::kind::HEADERS, &header());

@@ -56,8 +56,8 @@ impl Silence {
         for (label, group) in groups {
             let Some(at) = group.heard else { continue };
             let same = last.remove(label).filter(|heard| heard.at == at);
-            let new = || Heard { at, silence: (now - at).max(0.0), changed };
-            self.0.insert(label.clone(), same.unwrap_or_else(new));
+            let heard = same.unwrap_or(Heard { at, silence: (now - at).max(0.0), changed });
+            self.0.insert(label.clone(), heard);
         }
     }
 }
@@ -112,10 +112,11 @@ fn show(groups: BTreeMap<String, Group>, silence: &Silence, now: Instant, metric
         Some([([*label, "minimum"], least), ([*label, "mean"], mean), ([*label, "maximum"], most)])
     });
     metrics.round_trip.replace(round_trips.flatten());
-    let seconds = |heard: &Heard| heard.silence + (now - heard.changed).as_secs_f64();
-    // The node has it in milliseconds.
-    let rounded = |seconds: f64| (seconds * 1000.0).round() / 1000.0;
-    let silence = silence.0.iter().map(|(label, heard)| ([label.as_str()], rounded(seconds(heard))));
+    let silence = silence.0.iter().map(|(label, heard)| {
+        let seconds = heard.silence + (now - heard.changed).as_secs_f64();
+        // The node has it in milliseconds.
+        ([label.as_str()], (seconds * 1000.0).round() / 1000.0)
+    });
     metrics.silence.replace(silence);
 }
 

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::Calls;
 use crate::collect::file_system::{Candidates, SpaceReader};
-use crate::http_rpc::Credentials;
 use crate::ipc::Interfaces;
+use crate::json_rpc::http::Credentials;
 
 /// Looks for the data directory of one connection's node, and reads its file system.
 pub struct DataDirectory {
@@ -50,9 +50,10 @@ impl DataDirectory {
         self.log_known = true;
         let info = calls.rpc("getrpcinfo", json!([])).await;
         let directory = info["logpath"].as_str().and_then(Candidates::directory_of_log);
-        match over_http {
-            true => self.candidates.found.extend(directory),
-            false => self.candidates.of_log = directory,
+        if over_http {
+            self.candidates.found.extend(directory);
+        } else {
+            self.candidates.of_log = directory;
         }
     }
 }

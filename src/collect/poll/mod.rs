@@ -30,7 +30,8 @@ use tracing::debug;
 use super::context::Context;
 use super::json::label;
 use super::rate_limit::RateLimit;
-use crate::ipc::{CallError, Interfaces, JsonRpc};
+use crate::ipc::Interfaces;
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::{Metrics, now};
 use crate::node_process::{Private, Usage};
 
@@ -157,13 +158,12 @@ impl Calls {
 
     /// Why no call can be made now.
     fn unavailable(&self) -> Option<CallError> {
-        let json_rpc = self.interfaces.json_rpc.as_ref().filter(|_| self.interfaces.is_http_only())?;
-        json_rpc.unavailable()
+        self.interfaces.json_rpc().filter(|_| self.interfaces.is_http_only())?.unavailable()
     }
 
     /// JSON-RPC, if a call can be made now.
     fn json_rpc(&self) -> Option<JsonRpc> {
-        self.interfaces.json_rpc.as_ref().filter(|json_rpc| json_rpc.is_available()).cloned()
+        self.interfaces.json_rpc().filter(JsonRpc::is_available)
     }
 
     /// Makes a JSON-RPC. Null where there is no answer: it has none of the fields that are looked for.
@@ -194,7 +194,7 @@ impl Calls {
         let json_rpc = self.json_rpc()?;
         let mut unknown = false;
         let call = async {
-            match json_rpc.call_as::<Option<T>>(method, params).await {
+            match json_rpc.call_as::<T>(method, params).await {
                 Err(error) if error.is_unknown_method() => {
                     unknown = true;
                     Ok(None)

@@ -2,7 +2,7 @@
 
 use procfs::WithCurrentSystemInfo;
 
-use crate::collect::memory::Memory;
+use crate::collect::context::Memory;
 use crate::metrics::NodeProcess;
 use crate::node_process::{Private, Usage, cpu_seconds};
 

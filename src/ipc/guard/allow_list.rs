@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::message::{self, Call, Method};
-use crate::ipc::methods;
+use crate::json_rpc::{methods, request as request_text};
 use crate::schema::chain_capnp::chain;
 use crate::schema::handler_capnp::handler;
 use crate::schema::init_capnp::init;
@@ -76,7 +76,7 @@ const ALLOWED: &[Interface] = &[
     Interface {
         id: rpc::Client::TYPE_ID,
         name: "Rpc",
-        methods: &[(RPC_EXECUTE.1, "executeRpc", "JSON-RPC, the methods of the list in ipc/methods.rs")],
+        methods: &[(RPC_EXECUTE.1, "executeRpc", "JSON-RPC, the methods of the list in json_rpc/methods.rs")],
     },
     Interface {
         id: chain::Client::TYPE_ID,
@@ -106,7 +106,7 @@ const ALLOWED: &[Interface] = &[
             (35, "getLastBlockTime", "poll"),
             (36, "getVerificationProgress", "poll"),
             (37, "isInitialBlockDownload", "poll"),
-            (NODE_EXECUTE.1, "executeRpc", "JSON-RPC, the methods of the list in ipc/methods.rs"),
+            (NODE_EXECUTE.1, "executeRpc", "JSON-RPC, the methods of the list in json_rpc/methods.rs"),
         ],
     },
     Interface {
@@ -195,10 +195,10 @@ fn check_request(request: &str, uri: &str) -> Result<(), String> {
     let parsed: Request =
         serde_json::from_str(request).map_err(|_| "a request that is not JSON-RPC".to_string())?;
     methods::check(&parsed.method, &parsed.params)?;
-    match methods::request(&parsed.method, &parsed.params) == request {
-        true => Ok(()),
-        false => Err("a request in another form than the exporter's".into()),
+    if request_text(&parsed.method, &parsed.params) != request {
+        return Err("a request in another form than the exporter's".into());
     }
+    Ok(())
 }
 
 /// The same where method and parameters are apart.
@@ -302,7 +302,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(rpc_call(&methods::request("uptime", &json!([])), ""), Ok(()));
+        assert_eq!(rpc_call(&request_text("uptime", &json!([])), ""), Ok(()));
         assert_eq!(node_call("getblockhash", "[7]", ""), Ok(()));
     }
 
@@ -332,14 +332,14 @@ mod tests {
 
     #[test]
     fn json_rpc_in_any_other_form_is_rejected() {
-        let uptime = methods::request("uptime", &json!([]));
+        let uptime = request_text("uptime", &json!([]));
         let wrong = [
-            methods::request("stop", &json!([])),
-            methods::request("sendtoaddress", &json!(["a", 1])),
-            methods::request("uptime", &json!([0])),
+            request_text("stop", &json!([])),
+            request_text("sendtoaddress", &json!(["a", 1])),
+            request_text("uptime", &json!([0])),
             format!("[{uptime}]"),
-            format!("[{uptime},{}]", methods::request("stop", &json!([]))),
-            format!("{uptime}{}", methods::request("stop", &json!([]))),
+            format!("[{uptime},{}]", request_text("stop", &json!([]))),
+            format!("{uptime}{}", request_text("stop", &json!([]))),
             format!(" {uptime}"),
             uptime.replace("\"id\":1", "\"id\":2"),
             uptime.replace("\"uptime\"", "\"uptime\",\"method\":\"stop\""),

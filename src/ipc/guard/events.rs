@@ -1,6 +1,5 @@
 //! What the guard tells the exporter, over a bounded queue.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,20 +12,20 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{BUFFER_BYTES, Outgoing};
 use super::message::{self, Call};
-use crate::ipc::{ChainEvent, CoinEvent};
+use crate::ipc::{BlockContents, ChainEvent, CoinEvent};
 use crate::schema::chain_capnp::chain_notifications;
 use crate::schema::tracing_capnp::utxo_cache_trace;
 
-/// Limit on the bytes of events that wait for the exporter: half a million small ones.
+/// Limit on the bytes of events that wait for the exporter: half a million of them.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
-/// Beyond this a block is announced without its contents, so that it can still be counted.
-const MAX_QUEUED_CONTENTS: usize = 8 << 20;
+/// No notice of a callback is larger.
+const MAX_NOTICE_BYTES: usize = 128;
 
 /// What the exporter needs to know.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub enum Event<'a> {
+pub enum Event {
     /// A notification of the chain.
-    Chain(#[serde(borrow)] ChainEvent<'a>),
+    Chain(ChainEvent),
     /// An event of the UTXO cache trace.
     Coin(CoinEvent),
     /// This many callbacks were answered and not handed on: the exporter was too slow.
@@ -34,9 +33,9 @@ pub enum Event<'a> {
     /// A call of the exporter's was not forwarded.
     Rejected {
         /// One of a few hundred texts, `Mining.9`.
-        call: Cow<'a, str>,
+        call: String,
         /// What is not permitted about it.
-        reason: Cow<'a, str>,
+        reason: String,
     },
     /// The UTXO cache trace kept the node waiting too long; the guard unsubscribes from it.
     OverBudget,
@@ -48,9 +47,9 @@ pub enum Event<'a> {
     Released(u32),
 }
 
-impl<'a> Event<'a> {
-    /// What the exporter is told of a callback; nothing of `destroy`. The contents of a block are left out on request.
-    pub(super) fn of_callback(call: &Call<'a>, with_contents: bool) -> capnp::Result<Option<Self>> {
+impl Event {
+    /// What the exporter is told of a callback; nothing of `destroy`. A block is counted here.
+    pub(super) fn of_callback(call: &Call) -> capnp::Result<Option<Self>> {
         let parameters = call.parameters()?;
         // add, spend and uncache have the same parameters.
         let coin = || -> capnp::Result<i64> {
@@ -66,11 +65,11 @@ impl<'a> Event<'a> {
             message::BLOCK_CONNECTED => {
                 let parameters: chain_notifications::block_connected_params::Reader = parameters.get_as()?;
                 let block = parameters.get_block()?;
-                Event::Chain(ChainEvent::BlockConnected {
-                    height: block.get_height(),
-                    historical: parameters.get_role()?.get_historical(),
-                    data: if with_contents { Some(block.get_data()?) } else { None },
-                })
+                let historical = parameters.get_role()?.get_historical();
+                let data = block.get_data()?;
+                let contents = if historical { None } else { BlockContents::count(data) };
+                let (height, bytes) = (block.get_height(), data.len());
+                Event::Chain(ChainEvent::BlockConnected { height, historical, bytes, contents })
             }
             message::BLOCK_DISCONNECTED => {
                 let parameters: chain_notifications::block_disconnected_params::Reader =
@@ -115,10 +114,9 @@ impl FromStr for SubscriptionIds {
 
 /// An event, and how long the node waited.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct Notice<'a> {
+pub struct Notice {
     /// What happened.
-    #[serde(borrow)]
-    pub event: Event<'a>,
+    pub event: Event,
     /// From the moment that the guard saw the callback to the answer.
     pub waited: Duration,
 }
@@ -126,7 +124,7 @@ pub struct Notice<'a> {
 /// The length of a notice's length.
 const PREFIX: usize = size_of::<u32>();
 
-impl<'a> Notice<'a> {
+impl Notice {
     /// Appends the notice with its length to a queue.
     pub fn encode(&self, queue: &mut Vec<u8>) {
         let start = queue.len();
@@ -137,7 +135,7 @@ impl<'a> Notice<'a> {
     }
 
     /// The notice at the start of `bytes` and its length; `None` if it is not whole yet, or is none.
-    pub fn decode(bytes: &'a [u8]) -> Option<(Self, usize)> {
+    pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
         let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
         let notice = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
         Some((notice, PREFIX + length))
@@ -158,19 +156,13 @@ impl EventQueue {
         Ok(EventQueue { socket, unsent: Outgoing::default(), blocked: false, dropped: 0 })
     }
 
-    /// Queues a callback of this size, or counts it as dropped when the queue is full. `event` is told whether there is room
-    /// for the contents of a block, and gives nothing for a callback that is none of the exporter's business.
-    pub fn queue<'a>(
-        &mut self,
-        waited: Duration,
-        size: usize,
-        event: impl FnOnce(bool) -> capnp::Result<Option<Event<'a>>>,
-    ) {
-        let queued = self.unsent.len();
-        let has_room = queued < MAX_QUEUED_CONTENTS && self.unsent.reserve(size).is_ok();
-        match event(has_room) {
+    /// Queues what the exporter is told of a callback, or counts it as dropped when the queue is full or there is no memory.
+    pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<Event>>) {
+        let has_room =
+            self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_NOTICE_BYTES).is_ok();
+        match event {
             Ok(None) => {}
-            Ok(Some(event)) if queued < MAX_QUEUED_BYTES => {
+            Ok(Some(event)) if has_room => {
                 self.append_dropped();
                 self.append(Notice { event, waited });
             }
@@ -207,7 +199,8 @@ impl EventQueue {
         self.blocked = false;
     }
 
-    /// Sends what the socket takes in one piece. A block takes several, and the node's next callback goes first.
+    /// Sends what the socket takes in one piece. After a pause of the exporter's it takes several, and the node's next callback
+    /// goes first.
     pub fn flush(&mut self) {
         if self.blocked || self.unsent.is_empty() {
             return;
@@ -217,16 +210,6 @@ impl EventQueue {
             self.unsent = Outgoing::default();
         }
         self.blocked = !self.unsent.is_empty();
-    }
-
-    /// Whether a block has left memory behind.
-    pub fn has_grown(&self) -> bool {
-        self.unsent.has_grown()
-    }
-
-    /// Gives the memory of a block back.
-    pub fn shrink(&mut self) {
-        self.unsent.shrink();
     }
 
     /// Queues the number of events that were dropped since the last one that was queued.
@@ -258,11 +241,12 @@ mod tests {
 
     #[test]
     fn notices_arrive_as_they_were_sent_and_only_whole() {
-        let block = |data| ChainEvent::BlockConnected { height: -1, historical: true, data };
+        let block =
+            |contents| ChainEvent::BlockConnected { height: -1, historical: true, bytes: 3, contents };
         let events = [
             Event::Chain(ChainEvent::AddedToMempool),
             Event::Chain(ChainEvent::RemovedFromMempool(i32::MIN)),
-            Event::Chain(block(Some(&[1, 2, 3]))),
+            Event::Chain(block(Some(BlockContents { transactions: 7, ..BlockContents::default() }))),
             Event::Chain(block(None)),
             Event::Coin(CoinEvent::Uncached(i64::MAX)),
             Event::Dropped(u64::MAX),
@@ -286,38 +270,50 @@ mod tests {
     fn what_does_not_fit_is_counted() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut queue = EventQueue::new(ours).unwrap();
-        let block = vec![7; 1 << 20];
-        let block = |room: bool| {
-            let data = room.then_some(&block[..]);
-            Ok(Some(Event::Chain(ChainEvent::BlockConnected { height: 1, historical: false, data })))
-        };
-        let coin = |_| Ok(Some(Event::Coin(CoinEvent::Added(1))));
-        (0..20).for_each(|_| queue.queue(Duration::ZERO, 1 << 20, block));
-        let full = (MAX_QUEUED_BYTES - queue.unsent.len()) / 7 + 10_000;
-        (0..full).for_each(|_| queue.queue(Duration::ZERO, 100, coin));
-        assert!(queue.unsent.len() <= MAX_QUEUED_BYTES + 64);
+        let coin = || Ok(Some(Event::Coin(CoinEvent::Added(1))));
+        let sent = MAX_QUEUED_BYTES as u64 / 7 + 100_000;
+        (0..sent).for_each(|_| queue.queue(Duration::ZERO, coin()));
+        queue.queue(Duration::ZERO, Ok(None)); // nothing for the exporter
+        queue.queue(Duration::ZERO, Err(capnp::Error::failed("does not decode".into())));
+        assert!(queue.unsent.len() <= MAX_QUEUED_BYTES + MAX_NOTICE_BYTES);
         let dropped = queue.dropped;
-        assert!(dropped > 0);
+        assert!(dropped > 1);
         let reader = std::thread::spawn(move || {
             let mut bytes = Vec::new();
             io::Read::read_to_end(&mut theirs, &mut bytes).unwrap();
-            let (mut rest, mut counts) = (&bytes[..], (0, 0, 0, 0));
+            let (mut rest, mut coins, mut reported) = (&bytes[..], 0, 0);
             while let Some((Notice { event, .. }, length)) = Notice::decode(rest) {
                 rest = &rest[length..];
                 match event {
-                    Event::Chain(ChainEvent::BlockConnected { data: Some(_), .. }) => counts.0 += 1,
-                    Event::Chain(_) => counts.1 += 1,
-                    Event::Coin(_) => counts.2 += 1,
-                    Event::Dropped(events) => counts.3 += events,
+                    Event::Coin(_) => coins += 1,
+                    Event::Dropped(events) => reported += events,
                     _ => panic!("never queued"),
                 }
             }
             assert!(rest.is_empty());
-            counts
+            (coins, reported)
         });
         queue.finish();
-        let (whole, announced, coins, told) = reader.join().unwrap();
-        assert_eq!((whole + announced, coins + told, told), (20, full as u64, dropped));
-        assert!(announced > 0, "blocks without contents");
+        assert_eq!(reader.join().unwrap(), (sent + 1 - dropped, dropped));
+    }
+
+    #[test]
+    fn notice_of_a_callback_is_never_larger_than_its_limit() {
+        let max = u64::MAX;
+        let contents = BlockContents {
+            transactions: max,
+            inputs: max,
+            outputs: max,
+            output_value: max,
+            weight: max,
+            coinbase_weight: max,
+            header_weight: max,
+        };
+        let contents = Some(contents);
+        let block =
+            ChainEvent::BlockConnected { height: i32::MIN, historical: true, bytes: usize::MAX, contents };
+        let mut bytes = Vec::new();
+        Notice { event: Event::Chain(block), waited: Duration::MAX }.encode(&mut bytes);
+        assert!(bytes.len() <= MAX_NOTICE_BYTES, "{}", bytes.len());
     }
 }

@@ -239,22 +239,13 @@ impl Outgoing {
         self.sent += sent;
         if self.is_empty() {
             self.bytes.clear();
+            self.bytes.shrink_to(BUFFER_BYTES);
             self.sent = 0;
         } else if self.sent > self.bytes.len() / 2 {
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
         Ok(sent)
-    }
-
-    /// Whether there is memory that is not in use.
-    pub fn has_grown(&self) -> bool {
-        self.bytes.capacity() > BUFFER_BYTES.max(2 * self.bytes.len())
-    }
-
-    /// Gives it back.
-    pub fn shrink(&mut self) {
-        self.bytes.shrink_to(BUFFER_BYTES);
     }
 }
 

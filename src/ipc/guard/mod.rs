@@ -41,6 +41,8 @@ use tracing::{error, warn};
 use crate::priority;
 use crate::supervisor::{Guarded, REPLACED, STOPPED};
 
+pub(super) use message::CREATE_NEW_BLOCK;
+
 pub use events::{Event, Notice};
 pub(crate) use process::start;
 pub use process::{ARGUMENT, main};

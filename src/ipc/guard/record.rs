@@ -51,7 +51,7 @@ impl Record {
     }
 
     /// Writes what an event changes.
-    pub(super) fn apply(&mut self, event: &Event<'_>) {
+    pub(super) fn apply(&mut self, event: &Event) {
         match event {
             Event::Subscribed(ids) => self.subscriptions.push(*ids),
             Event::Released(callback) => self.subscriptions.retain(|ids| ids.callback != *callback),

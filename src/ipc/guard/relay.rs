@@ -159,7 +159,6 @@ impl Relay {
                 self.events.flush();
                 if now().saturating_sub(self.large_at) >= KEEP_MEMORY {
                     self.node.incoming.shrink();
-                    self.events.shrink();
                 }
             }
         }
@@ -178,8 +177,7 @@ impl Relay {
             sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
         }
         let collect = self.events.is_waiting().then_some(COLLECT);
-        let has_grown = self.node.incoming.has_grown() || self.events.has_grown();
-        let shrink = has_grown.then_some(KEEP_MEMORY);
+        let shrink = self.node.incoming.has_grown().then_some(KEEP_MEMORY);
         let at_most = [collect, shrink, self.protocol.wait_at_most(now())].into_iter().flatten().min();
         // Rounded up, or the loop would spin until it is due.
         let timeout = at_most.map_or(PollTimeout::NONE, |it| {
@@ -237,10 +235,7 @@ impl Relay {
 
     fn node_sent(&mut self, frame: &[u8], is_truncated: bool, at: Duration) -> io::Result<()> {
         let opened = message::open(frame).map_err(malformed)?;
-        let message = match is_truncated {
-            true => Message::of_beginning(&opened),
-            false => Message::of(&opened),
-        };
+        let message = if is_truncated { Message::of_beginning(&opened) } else { Message::of(&opened) };
         let message = message.map_err(malformed)?;
         match (self.protocol.on_node(&message, at).map_err(malformed)?, &message) {
             (FromNode::AnswerCallback, Message::Call(call)) => {
@@ -255,8 +250,7 @@ impl Relay {
                 let waited = now().saturating_sub(at);
                 self.burst.callback(at);
                 if !self.protocol.is_leaving() {
-                    self.events
-                        .queue(waited, frame.len(), |with_contents| Event::of_callback(call, with_contents));
+                    self.events.queue(waited, Event::of_callback(call));
                 }
             }
             (FromNode::AnswerThread(question, thread), _) => {

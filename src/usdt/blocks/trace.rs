@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::event::{Announcement, Compact, Connected, Hash, Reconstructed};
+use super::event::{Announcement, Compact, Connected, Hash, Reconstructed, What};
 
 /// Limit on peers that are remembered of one block.
 pub const MAX_PEERS: usize = 256;
@@ -118,6 +118,48 @@ impl Timeline {
             }
         };
         self.peers.get_mut(position)
+    }
+
+    /// What happened to the block before it was connected. `told`: the node itself says when it has put a compact block together.
+    pub fn happened(&mut self, time_ns: u64, what: What, told: bool) {
+        self.is_wanted |= !matches!(what, What::Answered { .. } | What::Whole { .. });
+        match what {
+            What::Fetched { peer, is_compact } => {
+                if let Some(peer) = self.peer(peer) {
+                    peer.owes_compact = is_compact;
+                }
+            }
+            What::Asked { peer, transactions } => {
+                if let Some(peer) = self.peer(peer) {
+                    peer.asked = Some((time_ns, transactions));
+                }
+            }
+            What::Answered { peer: id, bytes } => {
+                let Some(peer) = self.peer(id) else { return };
+                if peer.asked.is_some() {
+                    peer.answered = Some((time_ns, bytes));
+                    if !told {
+                        self.deliver(time_ns, id, Arrival::CompactRequested);
+                    }
+                }
+            }
+            What::Header { peer } => self.header(peer),
+            What::Reconstructed { peer, from } => {
+                self.reconstructed.get_or_insert((time_ns, peer, from));
+            }
+            What::Whole { peer } => self.deliver(time_ns, peer, Arrival::FullBlock),
+            What::Fibre { .. } => {
+                self.fibre_ns.get_or_insert(time_ns);
+            }
+            What::Won { mechanism, .. } => self.race_winner = Some(mechanism),
+            // Of the tracker, or of no block.
+            What::Announced { .. }
+            | What::Compact { .. }
+            | What::Connected(_)
+            | What::Alive { .. }
+            | What::Flushed { .. }
+            | What::Raced { .. } => {}
+        }
     }
 
     /// The node says whose header it took. Those that others sent before could not be used: they did not announce the block.

@@ -184,43 +184,8 @@ impl State {
                 }
                 let told = self.tells_reconstruction;
                 // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
-                let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) else { return };
-                timeline.is_wanted |= !matches!(what, What::Answered { .. } | What::Whole { .. });
-                match what {
-                    What::Fetched { peer, is_compact } => {
-                        if let Some(peer) = timeline.peer(peer) {
-                            peer.owes_compact = is_compact;
-                        }
-                    }
-                    What::Asked { peer, transactions } => {
-                        if let Some(peer) = timeline.peer(peer) {
-                            peer.asked = Some((time_ns, transactions));
-                        }
-                    }
-                    What::Answered { peer: id, bytes } => {
-                        let Some(peer) = timeline.peer(id) else { return };
-                        if peer.asked.is_some() {
-                            peer.answered = Some((time_ns, bytes));
-                            if !told {
-                                timeline.deliver(time_ns, id, Arrival::CompactRequested);
-                            }
-                        }
-                    }
-                    What::Header { peer } => timeline.header(peer),
-                    What::Reconstructed { peer, from } => {
-                        timeline.reconstructed.get_or_insert((time_ns, peer, from));
-                    }
-                    What::Whole { peer } => timeline.deliver(time_ns, peer, Arrival::FullBlock),
-                    What::Fibre { .. } => {
-                        timeline.fibre_ns.get_or_insert(time_ns);
-                    }
-                    What::Won { mechanism, .. } => timeline.race_winner = Some(mechanism),
-                    What::Announced { .. }
-                    | What::Compact { .. }
-                    | What::Connected(_)
-                    | What::Alive { .. }
-                    | What::Flushed { .. }
-                    | What::Raced { .. } => {}
+                if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
+                    timeline.happened(time_ns, what, told);
                 }
             }
         }

@@ -139,71 +139,7 @@ static __always_inline __u32 number_of(void *names, const void *name, __u32 size
 	return (number ? *number : size - 1) % size;
 }
 
-/* Where the arguments of the tracepoint that was hit are. */
-static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *ctx)
-{
-	int id = __bpf_usdt_spec_id(ctx);
-
-	return bpf_map_lookup_elem(&__bpf_usdt_specs, &id);
-}
-
-/* Registers are words of the context. Loading one from a fixed place takes 1 ns, the helper that reads from any 30 ns. The
- * assembler keeps the compiler from making one load of all: the verifier refuses one from a place that it does not know. */
-#define WORD(number)                                                                               \
-	case (number) * 8:                                                                         \
-		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(word) : "r"(ctx), "i"((number) * 8)); \
-		break
-
-static __always_inline unsigned long word(struct pt_regs *ctx, short offset)
-{
-	unsigned long word = 0;
-
-	switch (offset) {
-		WORD(0); WORD(1); WORD(2); WORD(3); WORD(4); WORD(5); WORD(6); WORD(7); WORD(8); WORD(9);
-		WORD(10); WORD(11); WORD(12); WORD(13); WORD(14); WORD(15); WORD(16); WORD(17); WORD(18); WORD(19);
-#ifdef __TARGET_ARCH_arm64
-		WORD(20); WORD(21); WORD(22); WORD(23); WORD(24); WORD(25); WORD(26); WORD(27); WORD(28); WORD(29);
-		WORD(30); WORD(31);
-#endif
-	default:
-		bpf_probe_read_kernel(&word, sizeof(word), (void *)ctx + offset);
-	}
-	return word;
-}
-
-/* As libbpf's bpf_usdt_arg(), which takes 40 ns more for each. */
-static __always_inline long fetch(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 number)
-{
-	const struct __bpf_usdt_arg_spec *argument;
-	unsigned long value;
-
-	if (!spec || number > BPF_USDT_MAX_ARG_CNT || number > spec->arg_cnt)
-		goto failed;
-	argument = &spec->args[number - 1];
-	switch (argument->arg_type) {
-	case BPF_USDT_ARG_CONST:
-		value = argument->val_off;
-		break;
-	case BPF_USDT_ARG_REG:
-		value = word(ctx, argument->reg_off);
-		break;
-	case BPF_USDT_ARG_REG_DEREF:
-	case BPF_USDT_ARG_SIB:
-		value = word(ctx, argument->reg_off) + argument->val_off;
-		if (argument->arg_type == BPF_USDT_ARG_SIB)
-			value += word(ctx, argument->idx_reg_off) << argument->scale_bitshift;
-		if (bpf_probe_read_user(&value, sizeof(value), (void *)value))
-			goto failed;
-		break;
-	default:
-		goto failed;
-	}
-	value <<= argument->arg_bitshift;
-	return argument->arg_signed ? (long)value >> argument->arg_bitshift : value >> argument->arg_bitshift;
-failed:
-	COUNT_ERROR(argument);
-	return 0;
-}
+#include "fast_paths.h"
 
 /* An argument, counted from 1 as the documentation of the tracepoints does; 0 if it cannot be fetched. */
 static __noinline long argument(struct pt_regs *ctx, int number)

@@ -2,7 +2,7 @@
 #include "common.h"
 
 /* Powers of two, so that an index can be bounded. */
-enum { TYPES = 64, NETWORKS = 8, SLOTS = 256 };
+enum { TYPES = 64, NETWORKS = 8 };
 /* How much of a message is copied: with it an event has two cache lines of 64 bytes, 8 of which the ring buffer takes. A third
  * one costs as much as reading the message does. A node announces up to 8 blocks with their headers; more are a sync's. */
 enum { COPIED = 96, HEADER = 80, ANNOUNCED_HEADERS = 8 };
@@ -30,18 +30,8 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* Types of messages, each in a slot that its text leads to; user space chooses a multiplier with which no two share one. This
- * takes 30 ns less than a hash map does. Slots without a type have the number of all others. */
-struct message_type {
-	__u64 text[NAME / 8];
-	__u64 number;
-};
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SLOTS);
-	__type(key, __u32);
-	__type(value, struct message_type);
-} types_map SEC(".maps");
+/* Numbers of the types of messages. */
+NUMBERED_TEXTS_MAP(types_map);
 const volatile __u64 multiplier;
 
 /* Open connections of one direction: `before` + `opened` - `closed`. */
@@ -163,43 +153,6 @@ static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf
 	}
 }
 
-/* Reads the text of a message's type, argument 4. Where that is the pointer of libstdc++'s std::string, in memory, what follows it is
- * the string's length and, for texts as short as these, the text: one read instead of two. */
-static __always_inline void type_text(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 *text)
-{
-	struct {
-		__u64 pointer;
-		__u64 length;
-		__u64 text[NAME / 8];
-	} string;
-
-	if (spec && spec->arg_cnt > 4 && spec->args[3].arg_type == BPF_USDT_ARG_REG_DEREF) {
-		__u64 at = word(ctx, spec->args[3].reg_off) + spec->args[3].val_off;
-
-		if (!bpf_probe_read_user(&string, sizeof(string), (void *)at) && string.length < NAME &&
-		    string.pointer == at + __builtin_offsetof(typeof(string), text)) {
-			/* Behind the text is what was there before. */
-			__u64 bits = string.length * 8;
-
-			text[0] = bits < 64 ? string.text[0] & ((1ull << bits) - 1) : string.text[0];
-			text[1] = bits > 64 ? string.text[1] & ((1ull << (bits - 64)) - 1) : 0;
-			return;
-		}
-	}
-	if (bpf_probe_read_user_str(text, NAME, (void *)fetch(ctx, spec, 4)) < 0)
-		COUNT_ERROR(unreadable);
-}
-
-static __always_inline __u32 type_number(const __u64 *text)
-{
-	__u32 slot = ((text[0] ^ text[1]) * multiplier) >> 56;
-	const struct message_type *type = bpf_map_lookup_elem(&types_map, &slot);
-
-	if (!type || type->text[0] != text[0] || type->text[1] != text[1])
-		return TYPES - 1;
-	return type->number % TYPES;
-}
-
 static __always_inline void message(struct pt_regs *ctx, struct direction *direction, const volatile __u8 *kinds)
 {
 	const struct __bpf_usdt_spec *spec = arguments(ctx);
@@ -209,8 +162,8 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 	__u32 number, kind;
 	const void *from;
 
-	type_text(ctx, spec, type);
-	number = type_number(type);
+	fetch_text(ctx, spec, 4, type);
+	number = number_of_text(&types_map, multiplier, type, TYPES - 1) % TYPES;
 	messages = &direction->messages[number];
 	count_up(&messages->number, 1);
 	count_up(&messages->bytes, size);

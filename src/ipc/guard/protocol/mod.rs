@@ -94,7 +94,7 @@ pub struct ProtocolState {
     rejected: u32,
     /// `Finish` and `Release` messages to send.
     finishes: VecDeque<Own>,
-    events: VecDeque<Event<'static>>,
+    events: VecDeque<Event>,
     /// Since when leave is taken.
     leaving: Option<Duration>,
     /// Since when this guard stands in for one that was killed.
@@ -207,7 +207,7 @@ impl ProtocolState {
     }
 
     /// What the exporter has to be told.
-    pub fn next_event(&mut self) -> Option<Event<'static>> {
+    pub fn next_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 }

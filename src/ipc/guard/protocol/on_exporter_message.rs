@@ -102,6 +102,9 @@ impl ProtocolState {
                     .map(|callback| Purpose::Disconnect { callback })
                     .ok_or(FromExporter::Answer(call.question))
             }
+            (message::DISCONNECT, Target::Answer(_)) => {
+                Err(FromExporter::Refuse("it ends a subscription before it has begun"))
+            }
             (message::CREATE_NEW_BLOCK, _) => {
                 let checked = self.template.may_be_created();
                 checked.map(|()| Purpose::CreateNewBlock).map_err(FromExporter::Refuse)
@@ -139,10 +142,8 @@ impl ProtocolState {
             return FromExporter::Refuse(NUMBER_IN_USE);
         }
         self.rejected += 1;
-        self.events.push_back(Event::Rejected {
-            call: rejection.call.clone().into(),
-            reason: rejection.reason.clone().into(),
-        });
+        let Rejection { call, reason } = rejection.clone();
+        self.events.push_back(Event::Rejected { call, reason });
         match self.rejected {
             MAX_REJECTED.. => FromExporter::Refuse("it makes calls that are not permitted"),
             _ => FromExporter::Reject(question, rejection),

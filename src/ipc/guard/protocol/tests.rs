@@ -143,7 +143,7 @@ impl Guard {
         std::iter::from_fn(|| self.protocol.next_call(self.now)).take(10).collect()
     }
 
-    fn events(&mut self) -> Vec<Event<'static>> {
+    fn events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.protocol.next_event()).collect()
     }
 
@@ -443,6 +443,23 @@ fn the_exporters_own_disconnect_is_passed_on_once() {
     assert_eq!(guard.calls(), [], "it is under way");
     guard.node(results(20, &[]));
     assert_eq!(guard.calls(), [Own::Finish { question: 20, releases: false }], "it is done");
+}
+
+/// The guard would not know that the node is ending it, and end it once more: the node hangs.
+#[test]
+fn a_subscription_is_not_ended_before_it_has_begun() {
+    let mut guard = Guard::connected();
+    guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
+    let disconnect = message(|it| {
+        let mut call = it.init_call();
+        call.set_question_id(12);
+        call.set_interface_id(message::DISCONNECT.0);
+        call.set_method_id(message::DISCONNECT.1);
+        call.reborrow().init_target().init_promised_answer().set_question_id(11);
+        call.init_params();
+    });
+    let verdict = guard.exporter(disconnect);
+    assert_eq!(verdict, FromExporter::Refuse("it ends a subscription before it has begun"));
 }
 
 #[test]

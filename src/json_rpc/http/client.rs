@@ -5,17 +5,17 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::LocalBoxFuture;
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
 use super::connection::{Answer, Kept, exchange};
 use super::{Cause, Credentials, Failure, Settings};
-use crate::ipc::{CallError, JsonRpcAnswer, whitelist_of};
+use crate::json_rpc::{CallError, Response, Transport, parse, request, whitelist_of};
 use crate::logging::Repeats;
 
 /// A node's JSON-RPC over HTTP.
@@ -114,7 +114,8 @@ impl HttpRpc {
             return;
         }
         self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // a refusal is no fault
-        if self.request::<Value>(BEYOND_READING, json!([BEYOND_READING])).await.is_ok() {
+        // An error in the answer is an error here.
+        if self.request(BEYOND_READING, &Value::from([BEYOND_READING].as_slice())).await.is_ok() {
             let credentials = &self.settings().credentials;
             info!(
                 "{} may call methods that change the node; to restrict the exporter to reading, {}",
@@ -138,10 +139,12 @@ impl HttpRpc {
         let is_logged = last_logged.borrow().as_ref() == Some(&failure.text);
         if !is_logged && let Some(suppressed) = repeats.admit(&failure.text) {
             let text = format!("JSON-RPC over HTTP is not used: {failure}{suppressed}");
-            match settings.required || has_credentials.get() {
-                _ if quiet.get() => {}
-                true => warn!("{text}; trying again until it works"),
-                false => info!("{text}"),
+            if quiet.get() {
+                // The collector logs it.
+            } else if settings.required || has_credentials.get() {
+                warn!("{text}; trying again until it works");
+            } else {
+                info!("{text}");
             }
             last_logged.replace(Some(failure.text.clone()));
         }
@@ -193,16 +196,17 @@ impl HttpRpc {
         self.why_not()
     }
 
-    /// A call, if it can be asked.
-    pub async fn call<T: DeserializeOwned + Default>(
-        &self,
-        method: &str,
-        params: Value,
-    ) -> Result<T, CallError> {
-        if !self.is_used() {
-            return Err(CallError::Http(self.why_not()));
+    /// A call, whether or not HTTP was found usable.
+    pub async fn ask(&self, method: &str, params: Value) -> Result<Value, CallError> {
+        parse(&self.counted(method, &params).await?)
+    }
+
+    /// A call if HTTP was found usable, which it no longer is when the call fails.
+    async fn usable(&self, method: &str, params: &Value) -> Result<String, CallError> {
+        if let Some(error) = self.unavailable() {
+            return Err(error);
         }
-        let answer = self.ask_as(method, params).await;
+        let answer = self.counted(method, params).await;
         if let Err(error) = &answer
             && self.is_used()
             && (error.is_warmup() || matches!(error, CallError::Http(_)))
@@ -212,16 +216,7 @@ impl HttpRpc {
         answer
     }
 
-    /// A call, whether or not it was found usable.
-    pub async fn ask(&self, method: &str, params: Value) -> Result<Value, CallError> {
-        self.ask_as(method, params).await
-    }
-
-    async fn ask_as<T: DeserializeOwned + Default>(
-        &self,
-        method: &str,
-        params: Value,
-    ) -> Result<T, CallError> {
+    async fn counted(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let answer = self.request(method, params).await;
         if let Some(cause) = answer.as_ref().err().and_then(cause) {
             (self.0.on_failure)(cause);
@@ -229,14 +224,9 @@ impl HttpRpc {
         answer
     }
 
-    async fn request<T: DeserializeOwned + Default>(
-        &self,
-        method: &str,
-        params: Value,
-    ) -> Result<T, CallError> {
+    async fn request(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let Shared { settings, connection, deadline, forbidden, .. } = &*self.0;
-        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let body = Bytes::from(request.to_string());
+        let body = Bytes::from(request(method, params));
         // What others take of the connection's time is no failure of this call. Each has a deadline.
         let mut slot = connection.lock().await;
         let answer = match tokio::time::timeout(*deadline, self.patiently(&mut slot, body)).await {
@@ -316,6 +306,20 @@ impl HttpRpc {
     }
 }
 
+impl Transport for HttpRpc {
+    fn call<'a>(
+        &'a self,
+        method: &'a str,
+        params: &'a Value,
+    ) -> LocalBoxFuture<'a, Result<String, CallError>> {
+        Box::pin(self.usable(method, params))
+    }
+
+    fn unavailable(&self) -> Option<CallError> {
+        (!self.is_used()).then(|| CallError::Http(self.why_not()))
+    }
+}
+
 /// Nothing was asked yet.
 fn not_checked() -> Failure {
     Failure::new(Cause::Other, "the node has not been checked yet")
@@ -340,7 +344,7 @@ fn cause(error: &CallError) -> Option<Cause> {
 }
 
 /// Before 2.0, errors of a call have status codes of their own, and bodies like all others.
-fn read<T: DeserializeOwned + Default>(answer: Answer) -> Result<T, CallError> {
+fn read(answer: Answer) -> Result<String, CallError> {
     let status = answer.status.as_u16();
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {
         return Err(CallError::Http(Failure::new(
@@ -357,8 +361,8 @@ fn read<T: DeserializeOwned + Default>(answer: Answer) -> Result<T, CallError> {
         );
         return Err(CallError::Http(text.into()));
     }
-    match serde_json::from_slice::<JsonRpcAnswer>(&answer.body) {
-        Ok(answer) => answer.result(),
+    match serde_json::from_slice::<Response>(&answer.body) {
+        Ok(response) => response.result(),
         Err(_) => {
             let kind = answer.content_type.as_deref().unwrap_or("no content type");
             let text = format!(

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::ipc::{BlockRef, CallError, Hash, JsonRpc};
+use crate::ipc::{BlockRef, Hash};
+use crate::json_rpc::{CallError, JsonRpc};
 
 /// Whether a retry is useless: the node does not know the block, because it is on another chain or its block index was rebuilt.
 /// All other failures pass, malformed responses of a proxy included.
@@ -19,7 +20,7 @@ pub async fn is_known(json_rpc: &JsonRpc, old: BlockRef) -> Result<(), CallError
 
 /// The way from one tip to another.
 #[derive(Debug, PartialEq)]
-pub struct Walk {
+pub struct ChainDiff {
     pub disconnected: u64,
     pub connected: u64,
 }
@@ -29,19 +30,20 @@ const MAX_STEPS: i32 = 16;
 
 /// Steps back from the old tip to the last block that the new one builds on. Headers never change, so the walk is
 /// exact even while the chain moves on.
-pub async fn walk(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<Walk, CallError> {
+pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<ChainDiff, CallError> {
     let header = async |hash: &str| Header::read(json_rpc.call("getblockheader", json!([hash])).await?);
     // Where the new tip is far ahead, the node knows its ancestor: the active chain's block at that height. It is asked
     // first: if the new tip is active after it was, then that block is an ancestor.
     let ahead = new.height.saturating_sub(old.height);
-    let at_old_height = match ahead > MAX_STEPS {
-        true => Some(hash_of(json_rpc.call("getblockhash", json!([old.height])).await?)?),
-        false => None,
+    let at_old_height = if ahead > MAX_STEPS {
+        Some(hash_of(json_rpc.call("getblockhash", json!([old.height])).await?)?)
+    } else {
+        None
     };
     let tip = header(&new.hash.to_string()).await?;
     // The usual step, one block on top of another, needs one call.
     if tip.previous == old.hash.to_string() {
-        return Ok(Walk { disconnected: 0, connected: 1 });
+        return Ok(ChainDiff { disconnected: 0, connected: 1 });
     }
     // The old chain back to the height of the new one and vice versa, then both together until they meet.
     let (mut ours, mut our_height) = (old.hash.to_string(), old.height);
@@ -68,7 +70,7 @@ pub async fn walk(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<Wa
         our_height -= 1;
     }
     let distance = |from: i32| u64::try_from(from.saturating_sub(our_height)).unwrap_or(0);
-    Ok(Walk { disconnected: distance(old.height), connected: distance(new.height) })
+    Ok(ChainDiff { disconnected: distance(old.height), connected: distance(new.height) })
 }
 
 struct Header {
@@ -98,7 +100,13 @@ fn hash_of(value: Value) -> Result<String, CallError> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use futures::future::LocalBoxFuture;
+
     use super::*;
+    use crate::json_rpc::Transport;
 
     #[test]
     fn only_an_unknown_block_is_final() {
@@ -124,5 +132,88 @@ mod tests {
         ] {
             assert!(matches!(Header::read(header), Err(CallError::Malformed(_))));
         }
+    }
+
+    /// A node whose active chain is `a0` to `a40`. The branch `b` leaves it after `a30` and ends with `b34`.
+    struct Chains(Rc<RefCell<Vec<String>>>);
+
+    fn block(branch: char, height: i32) -> BlockRef {
+        let mut hash = [0; 32];
+        (hash[0], hash[1]) = (height as u8, branch as u8);
+        BlockRef { hash: Hash(hash), height }
+    }
+
+    impl Transport for Chains {
+        fn call<'a>(
+            &'a self,
+            method: &'a str,
+            params: &'a Value,
+        ) -> LocalBoxFuture<'a, Result<String, CallError>> {
+            self.0.borrow_mut().push(method.to_string());
+            let not_found = Err(CallError::JsonRpc { code: -5, message: "Block not found".into() });
+            let answer = match (method, &params[0]) {
+                ("getblockhash", height) => {
+                    json!(block('a', height.as_i64().unwrap() as i32).hash.to_string())
+                }
+                (_, hash) => {
+                    let Hash(hash) = hash.as_str().unwrap().parse().unwrap();
+                    let (height, branch) = (i32::from(hash[0]), char::from(hash[1]));
+                    if !matches!((branch, height), ('a', 0..=40) | ('b', 31..=34)) {
+                        return Box::pin(async { not_found });
+                    }
+                    let previous =
+                        block(if height == 31 { 'a' } else { branch }, height - 1).hash.to_string();
+                    let confirmations = if branch == 'a' { 41 - height } else { -1 };
+                    let mut header = json!({"height": height, "confirmations": confirmations});
+                    if height > 0 {
+                        header["previousblockhash"] = previous.into();
+                    }
+                    header
+                }
+            };
+            Box::pin(async move { Ok(answer.to_string()) })
+        }
+    }
+
+    /// The difference, and how many calls it took.
+    async fn diff(old: BlockRef, new: BlockRef) -> (Result<ChainDiff, CallError>, usize) {
+        let calls = Rc::new(RefCell::new(Vec::new()));
+        let json_rpc = JsonRpc::new(Chains(calls.clone()));
+        let diff = diff_tips(&json_rpc, old, new).await;
+        let calls = calls.borrow().len();
+        (diff, calls)
+    }
+
+    #[tokio::test]
+    async fn blocks_between_two_tips_are_found_with_few_calls() {
+        let (a, b) = (|height| block('a', height), |height| block('b', height));
+        for (old, new, disconnected, connected, max_calls) in [
+            (a(39), a(40), 0, 1, 1),
+            (a(36), a(40), 0, 4, 4),
+            (a(20), a(40), 0, 20, 2), // by height
+            (a(40), a(38), 2, 0, 3),
+            (b(31), a(31), 1, 1, 3),
+            (b(34), a(34), 4, 4, 9),
+            (b(34), a(40), 4, 10, 15),
+            (a(40), b(34), 10, 4, 15),
+            (a(2), b(34), 0, 32, 34), // far ahead, and not active any more
+            (a(30), b(31), 0, 1, 1),
+        ] {
+            let (diff, calls) = diff(old, new).await;
+            assert_eq!(diff.unwrap(), ChainDiff { disconnected, connected }, "{old:?} {new:?}");
+            assert!(calls <= max_calls, "{old:?} {new:?}: {calls} calls");
+        }
+    }
+
+    #[tokio::test]
+    async fn unknown_tips_have_no_difference() {
+        for (old, new) in [(block('x', 33), block('a', 34)), (block('a', 33), block('x', 34))] {
+            let error = diff(old, new).await.0.unwrap_err();
+            assert!(is_final(&error), "{error}");
+        }
+        // Of another chain, down to the genesis block.
+        let old = BlockRef { height: 0, ..block('a', 1) };
+        let new = BlockRef { height: 0, ..block('a', 3) };
+        assert!(matches!(diff(old, new).await.0, Err(CallError::Malformed(_))));
     }
 }

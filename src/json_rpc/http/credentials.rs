@@ -59,10 +59,10 @@ impl Credentials {
         let both = match self {
             Credentials::Cookie(path) => {
                 let cookie = first_line(path, "cookie").await?;
-                match cookie.contains(':') {
-                    true => cookie,
-                    false => return Err(format!("{} is not a cookie: it has no colon", path.display())),
+                if !cookie.contains(':') {
+                    return Err(format!("{} is not a cookie: it has no colon", path.display()));
                 }
+                cookie
             }
             Credentials::User { name, password: Password::File(path) } => {
                 format!("{name}:{}", first_line(path, "password").await?)

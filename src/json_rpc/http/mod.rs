@@ -3,7 +3,6 @@
 //! - `url` is where the node's JSON-RPC listens.
 //! - [`credentials`] are the cookie, or a user with a password.
 //! - `client` makes the calls; `connection` is what they go over: one that is kept, one request after the other.
-//! - `failure` is why a request failed.
 //! - [`tls`] says which certificates are trusted behind https.
 //!
 //! It does not know what is asked, nor whether this is the node that IPC leads to: [`collect`](crate::collect) finds out
@@ -12,7 +11,6 @@
 mod client;
 mod connection;
 pub mod credentials;
-mod failure;
 pub mod tls;
 mod url;
 
@@ -20,9 +18,9 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 
+use super::{Cause, Failure};
 pub use client::HttpRpc;
 pub use credentials::{Credentials, Password};
-pub use failure::{Cause, Failure};
 pub use url::Url;
 
 /// Where a node's JSON-RPC over HTTP is, and how to be let in.

@@ -1,8 +1,8 @@
 //! The JSON-RPC methods that are called, and the parameters that each may have. None of them changes the node.
 //!
-//! The exporter calls no other method, and the [guard](super::guard) forwards no other call.
+//! The exporter calls no other method, and the guard forwards no other call.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// A method with one entry for each of its parameters.
 pub(crate) struct JsonRpcMethod {
@@ -94,11 +94,6 @@ impl Parameter {
     }
 }
 
-/// The text of a JSON-RPC 2.0 request.
-pub(crate) fn request(method: &str, parameters: &Value) -> String {
-    json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}).to_string()
-}
-
 /// The names of all methods.
 pub fn method_names() -> impl Iterator<Item = &'static str> {
     METHODS.iter().map(|method| method.name)
@@ -111,6 +106,8 @@ pub fn whitelist_of(user: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
