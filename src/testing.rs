@@ -5,7 +5,7 @@ pub use crate::http::connections::Authenticated;
 pub use crate::http::server::serve_connection;
 pub use crate::ipc::guard::{Notice, relay};
 pub use crate::ipc::{Connection, Interfaces, Mining};
-pub use crate::json_rpc::{method_names, whitelist_of};
+pub use crate::json_rpc::{Method, method_names, whitelist_of};
 pub use crate::metrics::now;
 pub use crate::node_process::Peer;
 #[cfg(feature = "usdt")]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::ipc::{BlockRef, Hash};
-use crate::json_rpc::{CallError, JsonRpc};
+use crate::json_rpc::{CallError, JsonRpc, Method};
 
 /// Whether a retry is useless: the node does not know the block, because it is on another chain or its block index was rebuilt.
 /// All other failures pass, malformed responses of a proxy included.
@@ -15,7 +15,7 @@ pub fn is_final(error: &CallError) -> bool {
 
 /// An error if the node does not know the block.
 pub async fn is_known(json_rpc: &JsonRpc, old: BlockRef) -> Result<(), CallError> {
-    Header::read(json_rpc.call("getblockheader", json!([old.hash.to_string()])).await?).map(drop)
+    Header::read(json_rpc.call(Method::GetBlockHeader, json!([old.hash.to_string()])).await?).map(drop)
 }
 
 /// The way from one tip to another.
@@ -31,12 +31,12 @@ const MAX_STEPS: i32 = 16;
 /// Steps back from the old tip to the last block that the new one builds on. Headers never change, so the walk is
 /// exact even while the chain moves on.
 pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<ChainDiff, CallError> {
-    let header = async |hash: &str| Header::read(json_rpc.call("getblockheader", json!([hash])).await?);
+    let header = async |hash: &str| Header::read(json_rpc.call(Method::GetBlockHeader, json!([hash])).await?);
     // Where the new tip is far ahead, the node knows its ancestor: the active chain's block at that height. It is asked
     // first: if the new tip is active after it was, then that block is an ancestor.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = if ahead > MAX_STEPS {
-        Some(hash_of(json_rpc.call("getblockhash", json!([old.height])).await?)?)
+        Some(hash_of(json_rpc.call(Method::GetBlockHash, json!([old.height])).await?)?)
     } else {
         None
     };
@@ -146,13 +146,13 @@ mod tests {
     impl Transport for Chains {
         fn call<'a>(
             &'a self,
-            method: &'a str,
+            method: Method,
             params: &'a Value,
         ) -> LocalBoxFuture<'a, Result<String, CallError>> {
-            self.0.borrow_mut().push(method.to_string());
+            self.0.borrow_mut().push(method.name().to_string());
             let not_found = Err(CallError::JsonRpc { code: -5, message: "Block not found".into() });
             let answer = match (method, &params[0]) {
-                ("getblockhash", height) => {
+                (Method::GetBlockHash, height) => {
                     json!(block('a', height.as_i64().unwrap() as i32).hash.to_string())
                 }
                 (_, hash) => {

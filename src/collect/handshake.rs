@@ -14,7 +14,7 @@ use super::session::{End, Ipc, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
 use crate::ipc::{Connection, Interfaces, Mining, Thread};
-use crate::json_rpc::{CallError, JsonRpc};
+use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::node_process::Peer;
 use crate::supervisor::Guarded;
 
@@ -189,7 +189,7 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, node: &Peer) -> Result<(), End> {
     let since = Instant::now();
     let mut said = false;
     loop {
-        match json_rpc.call("uptime", json!([])).await {
+        match json_rpc.call(Method::Uptime, json!([])).await {
             Err(error) if error.is_warmup() => {
                 if !said {
                     info!("the node is starting: {error}");

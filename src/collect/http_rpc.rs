@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 use super::json::number;
 use super::rate_limit::RateLimit;
 use crate::ipc::{BlockRef, Chain, Interfaces, Mining, Thread};
-use crate::json_rpc::CallError;
 use crate::json_rpc::http::HttpRpc;
+use crate::json_rpc::{CallError, Method};
 
 /// Between two looks at whether it is still the same node.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -87,7 +87,7 @@ impl Checker {
 
     /// What differs between the node behind the IPC socket and the one that answers over HTTP.
     async fn differs(&self) -> Result<Option<String>, CallError> {
-        let info = self.http.ask("getblockchaininfo", json!([])).await?;
+        let info = self.http.ask(Method::GetBlockchainInfo, json!([])).await?;
         if let (Some(wanted), Some(chain)) = (&self.http.settings().chain, info["chain"].as_str())
             && wanted != chain
         {
@@ -113,7 +113,7 @@ impl Checker {
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = tip().await? else { return Ok(None) };
-            let theirs = match self.http.ask("getblockhash", json!([before.height])).await {
+            let theirs = match self.http.ask(Method::GetBlockHash, json!([before.height])).await {
                 Ok(hash) => hash.as_str().unwrap_or_default().to_string(),
                 Err(CallError::JsonRpc { code: OUT_OF_RANGE, .. }) => "none".into(),
                 Err(error) => return Err(error),

@@ -16,7 +16,7 @@ use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
 use super::context::{Context, NewTip};
 use super::node_start::Uptime;
 use crate::ipc::{BlockRef, Hash, Interfaces, Mining, Thread};
-use crate::json_rpc::{CallError, JsonRpc};
+use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::now;
 
 /// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
@@ -147,17 +147,17 @@ async fn next_over_http(json_rpc: &JsonRpc, known: Option<BlockRef>) -> Result<B
     let height = |height: &Value| height.as_i64().and_then(|height| i32::try_from(height).ok());
     let malformed = || CallError::Malformed("a tip without a height".into());
     let Some(known) = known else {
-        let info = json_rpc.call("getblockchaininfo", json!([])).await?;
+        let info = json_rpc.call(Method::GetBlockchainInfo, json!([])).await?;
         let hash = info["bestblockhash"].as_str().unwrap_or_default().parse()?;
         return Ok(BlockRef { hash, height: height(&info["blocks"]).ok_or_else(malformed)? });
     };
     tokio::time::sleep(HTTP_INTERVAL).await;
-    let hash = json_rpc.call("getbestblockhash", json!([])).await?;
+    let hash = json_rpc.call(Method::GetBestBlockHash, json!([])).await?;
     let hash: Hash = hash.as_str().unwrap_or_default().parse()?;
     if hash == known.hash {
         return Ok(known);
     }
-    let header = json_rpc.call("getblockheader", json!([hash.to_string()])).await?;
+    let header = json_rpc.call(Method::GetBlockHeader, json!([hash.to_string()])).await?;
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
@@ -363,7 +363,7 @@ impl TipFollower {
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
-        let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_f64());
+        let uptime = json_rpc.call(Method::Uptime, json!([])).await.ok().and_then(|uptime| uptime.as_f64());
         let uptime = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
         self.context.memory.borrow_mut().node_start.update(None, uptime, SystemTime::now());
         self.notices_restart()

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::connection::{OnThread, call};
 use super::{CallError, Thread};
-use crate::json_rpc::{Response, Transport, error_of, parse, request};
+use crate::json_rpc::{Method, Response, Transport, error_of, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
 
@@ -60,9 +60,9 @@ impl ExecuteRpc {
 impl Transport for ExecuteRpc {
     fn call<'a>(
         &'a self,
-        method: &'a str,
+        method: Method,
         params: &'a Value,
     ) -> LocalBoxFuture<'a, Result<String, CallError>> {
-        Box::pin(self.execute(method, params))
+        Box::pin(self.execute(method.name(), params))
     }
 }

@@ -1,14 +1,38 @@
 //! The JSON-RPC methods that are called, and the parameters that each may have. None of them changes the node.
 //!
-//! The exporter calls no other method, and the guard forwards no other call.
+//! The exporter can call no other method, and the guard forwards no other call.
 
 use serde_json::Value;
 
-/// A method with one entry for each of its parameters.
-pub(crate) struct JsonRpcMethod {
-    /// Its name.
-    pub name: &'static str,
-    parameters: &'static [Parameter],
+/// A method that the exporter may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "they have the names of Bitcoin Core")]
+pub enum Method {
+    EstimateSmartFee,
+    GetAddrmanInfo,
+    GetBestBlockHash,
+    GetBlockchainInfo,
+    GetBlockHash,
+    GetBlockHeader,
+    GetBlockStats,
+    GetChainstates,
+    GetChainTips,
+    GetDeploymentInfo,
+    GetIndexInfo,
+    GetMemoryInfo,
+    GetMempoolFeerateDiagram,
+    GetMempoolInfo,
+    GetMiningInfo,
+    GetNetTotals,
+    GetNetworkHashps,
+    GetNetworkInfo,
+    GetOrphanTxs,
+    GetPeerInfo,
+    GetPrivateBroadcastInfo,
+    GetRpcInfo,
+    GetUdpPeerInfo,
+    ListBanned,
+    Uptime,
 }
 
 /// What a parameter may be.
@@ -22,38 +46,41 @@ enum Parameter {
 }
 use Parameter::{Hash, Integer, Names};
 
-const fn method(name: &'static str, parameters: &'static [Parameter]) -> JsonRpcMethod {
-    JsonRpcMethod { name, parameters }
-}
-
-/// All methods, in alphabetical order.
-pub(crate) const METHODS: &[JsonRpcMethod] = &[
-    method("estimatesmartfee", &[Integer(1, 1008)]),
-    method("getaddrmaninfo", &[]),
-    method("getbestblockhash", &[]),
-    method("getblockchaininfo", &[]),
-    method("getblockhash", &[Integer(0, i32::MAX as i64)]),
-    method("getblockheader", &[Hash]),
-    method("getblockstats", &[Hash, Names]),
-    method("getchainstates", &[]),
-    method("getchaintips", &[]),
-    method("getdeploymentinfo", &[]),
-    method("getindexinfo", &[]),
-    method("getmemoryinfo", &[]),
-    method("getmempoolfeeratediagram", &[]),
-    method("getmempoolinfo", &[]),
-    method("getmininginfo", &[]),
-    method("getnettotals", &[]),
-    method("getnetworkhashps", &[Integer(1, 2016)]),
-    method("getnetworkinfo", &[]),
-    method("getorphantxs", &[Integer(0, 1)]),
-    method("getpeerinfo", &[]),
-    method("getprivatebroadcastinfo", &[]),
-    method("getrpcinfo", &[]),
-    method("getudppeerinfo", &[]),
-    method("listbanned", &[]),
-    method("uptime", &[]),
+/// Name and parameters of each method, in the order of [`Method`], which is alphabetical.
+const METHODS: &[(Method, &str, &[Parameter])] = &[
+    (Method::EstimateSmartFee, "estimatesmartfee", &[Integer(1, 1008)]),
+    (Method::GetAddrmanInfo, "getaddrmaninfo", &[]),
+    (Method::GetBestBlockHash, "getbestblockhash", &[]),
+    (Method::GetBlockchainInfo, "getblockchaininfo", &[]),
+    (Method::GetBlockHash, "getblockhash", &[Integer(0, i32::MAX as i64)]),
+    (Method::GetBlockHeader, "getblockheader", &[Hash]),
+    (Method::GetBlockStats, "getblockstats", &[Hash, Names]),
+    (Method::GetChainstates, "getchainstates", &[]),
+    (Method::GetChainTips, "getchaintips", &[]),
+    (Method::GetDeploymentInfo, "getdeploymentinfo", &[]),
+    (Method::GetIndexInfo, "getindexinfo", &[]),
+    (Method::GetMemoryInfo, "getmemoryinfo", &[]),
+    (Method::GetMempoolFeerateDiagram, "getmempoolfeeratediagram", &[]),
+    (Method::GetMempoolInfo, "getmempoolinfo", &[]),
+    (Method::GetMiningInfo, "getmininginfo", &[]),
+    (Method::GetNetTotals, "getnettotals", &[]),
+    (Method::GetNetworkHashps, "getnetworkhashps", &[Integer(1, 2016)]),
+    (Method::GetNetworkInfo, "getnetworkinfo", &[]),
+    (Method::GetOrphanTxs, "getorphantxs", &[Integer(0, 1)]),
+    (Method::GetPeerInfo, "getpeerinfo", &[]),
+    (Method::GetPrivateBroadcastInfo, "getprivatebroadcastinfo", &[]),
+    (Method::GetRpcInfo, "getrpcinfo", &[]),
+    (Method::GetUdpPeerInfo, "getudppeerinfo", &[]),
+    (Method::ListBanned, "listbanned", &[]),
+    (Method::Uptime, "uptime", &[]),
 ];
+
+impl Method {
+    /// The name in a request.
+    pub const fn name(self) -> &'static str {
+        METHODS[self as usize].1
+    }
+}
 
 /// Whether this method may be called with these parameters.
 ///
@@ -62,13 +89,12 @@ pub(crate) const METHODS: &[JsonRpcMethod] = &[
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
     /// Characters of an unknown name that are shown.
     const SHOWN: usize = 40;
-    let Some(method) = METHODS.iter().find(|method| method.name == name) else {
+    let Some((_, _, permitted)) = METHODS.iter().find(|(_, listed, _)| *listed == name) else {
         return Err(format!("method {:?}", name.chars().take(SHOWN).collect::<String>()));
     };
-    let parameters = parameters.as_array().filter(|list| list.len() == method.parameters.len());
-    let is_permitted = parameters.is_some_and(|list| {
-        method.parameters.iter().zip(list).all(|(parameter, value)| parameter.permits(value))
-    });
+    let parameters = parameters.as_array().filter(|list| list.len() == permitted.len());
+    let is_permitted = parameters
+        .is_some_and(|list| permitted.iter().zip(list).all(|(parameter, value)| parameter.permits(value)));
     if is_permitted { Ok(()) } else { Err(format!("parameters of {name}")) }
 }
 
@@ -96,7 +122,7 @@ impl Parameter {
 
 /// The names of all methods.
 pub fn method_names() -> impl Iterator<Item = &'static str> {
-    METHODS.iter().map(|method| method.name)
+    METHODS.iter().map(|(_, name, _)| *name)
 }
 
 /// The line of `bitcoin.conf` that permits this user what the exporter calls, and no more.
@@ -109,6 +135,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn methods_have_the_names_of_their_variants() {
+        for (index, (method, name, _)) in METHODS.iter().enumerate() {
+            assert_eq!(*method as usize, index, "{name}");
+            assert_eq!(format!("{method:?}").to_lowercase(), *name);
+        }
+    }
 
     #[test]
     fn known_methods_are_permitted_with_their_parameters() {

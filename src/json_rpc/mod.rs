@@ -18,16 +18,13 @@ use serde_json::{Value, json};
 pub use error::CallError;
 pub use failure::{Cause, Failure};
 pub(crate) use message::{Response, error_of, parse, request};
-pub use methods::{method_names, whitelist_of};
+pub use methods::{Method, method_names, whitelist_of};
 
 /// How a node takes JSON-RPC.
 pub trait Transport {
     /// Makes a call; returns the JSON text of its result.
-    fn call<'a>(
-        &'a self,
-        method: &'a str,
-        params: &'a Value,
-    ) -> LocalBoxFuture<'a, Result<String, CallError>>;
+    fn call<'a>(&'a self, method: Method, params: &'a Value)
+    -> LocalBoxFuture<'a, Result<String, CallError>>;
 
     /// Why no call can be made now.
     fn unavailable(&self) -> Option<CallError> {
@@ -60,7 +57,7 @@ impl JsonRpc {
     /// # Errors
     /// The node does not answer, or the connection is gone.
     pub async fn is_offered(&self) -> Result<bool, CallError> {
-        match self.call("uptime", json!([])).await {
+        match self.call(Method::Uptime, json!([])).await {
             Ok(_) | Err(CallError::JsonRpc { .. }) => Ok(true),
             Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(false),
             Err(error) => Err(error),
@@ -71,7 +68,7 @@ impl JsonRpc {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call(&self, method: &str, params: Value) -> Result<Value, CallError> {
+    pub async fn call(&self, method: Method, params: Value) -> Result<Value, CallError> {
         Ok(self.call_as(method, params).await?.unwrap_or_default())
     }
 
@@ -82,10 +79,10 @@ impl JsonRpc {
     /// See [`CallError`].
     pub async fn call_as<T: DeserializeOwned>(
         &self,
-        method: &str,
+        method: Method,
         params: Value,
     ) -> Result<Option<T>, CallError> {
-        if let Err(why) = methods::check(method, &params) {
+        if let Err(why) = methods::check(method.name(), &params) {
             debug_assert!(false, "{why}");
             return Err(CallError::Unimplemented(format!("not permitted: {why}")));
         }

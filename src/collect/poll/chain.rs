@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Calls;
 use crate::collect::json::{flag, number};
 use crate::ipc::{Chain, Hash, Mining, Node};
+use crate::json_rpc::Method;
 
 /// Spans of the hashrate estimates: a day, and the two weeks of a difficulty period.
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
@@ -79,7 +80,7 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
 pub async fn poll_hashrate(calls: &mut Calls) {
     let mut rates = Vec::new();
     for (label, blocks) in HASHRATE_SPANS {
-        let rate = calls.rpc_of_tip("getnetworkhashps", json!([blocks])).await;
+        let rate = calls.rpc_of_tip(Method::GetNetworkHashps, json!([blocks])).await;
         rates.extend(rate.as_f64().map(|rate| ([label], rate)));
     }
     calls.metrics().chain.hashrate.replace(rates);
@@ -90,7 +91,9 @@ pub async fn poll_tips(calls: &mut Calls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
     }
-    let Some((tips, shown_for)) = calls.costly::<Value>("getchaintips", json!([])).await else { return };
+    let Some((tips, shown_for)) = calls.costly::<Value>(Method::GetChainTips, json!([])).await else {
+        return;
+    };
     let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
     for tip in tips.as_array().into_iter().flatten() {
         let status = TIP_STATUSES.iter().find(|known| Some(**known) == tip["status"].as_str());

@@ -4,12 +4,13 @@ use serde_json::{Value, json};
 
 use super::Calls;
 use crate::collect::json::{entries, flag, number};
+use crate::json_rpc::Method;
 
 /// Each poll.
 pub async fn poll(calls: &mut Calls, chain_info: &Value) {
-    let answer = calls.rpc("getchainstates", json!([])).await;
+    let answer = calls.rpc(Method::GetChainstates, json!([])).await;
     let states = named(&answer);
-    let indexes = calls.rpc("getindexinfo", json!([])).await;
+    let indexes = calls.rpc(Method::GetIndexInfo, json!([])).await;
 
     let metrics = &calls.metrics().chainstates;
     let heights = states.iter().filter_map(|(name, state)| Some(([*name], number(state, "blocks")?)));
@@ -31,7 +32,7 @@ pub async fn poll(calls: &mut Calls, chain_info: &Value) {
 
 /// Once per tip.
 pub async fn poll_deployments(calls: &mut Calls) {
-    let info = calls.rpc_of_tip("getdeploymentinfo", json!([])).await;
+    let info = calls.rpc_of_tip(Method::GetDeploymentInfo, json!([])).await;
     let known = entries(&info["deployments"]);
     let metrics = &calls.metrics().chainstates;
     metrics

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Calls;
 use crate::collect::json::number;
+use crate::json_rpc::Method;
 use crate::metrics::{Fibre, now};
 
 /// Groups up to which the number is the label; the operator of a FIBRE node chooses it.
@@ -30,7 +31,7 @@ struct Group {
 
 /// At each poll: silence is worth knowing soon, and the node only copies what it has.
 pub async fn poll(calls: &mut Calls, silence: &mut Silence) {
-    let answer = calls.rpc_if_known::<Value>("getudppeerinfo", json!([])).await;
+    let answer = calls.rpc_if_known::<Value>(Method::GetUdpPeerInfo, json!([])).await;
     let groups = answer.as_ref().and_then(groups);
     let groups = groups.unwrap_or_default();
     silence.update(&groups, now(), Instant::now());

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Calls;
 use crate::collect::file_system::{Candidates, SpaceReader};
 use crate::ipc::Interfaces;
+use crate::json_rpc::Method;
 use crate::json_rpc::http::Credentials;
 
 /// Looks for the data directory of one connection's node, and reads its file system.
@@ -48,7 +49,7 @@ impl DataDirectory {
             return;
         }
         self.log_known = true;
-        let info = calls.rpc("getrpcinfo", json!([])).await;
+        let info = calls.rpc(Method::GetRpcInfo, json!([])).await;
         let directory = info["logpath"].as_str().and_then(Candidates::directory_of_log);
         if over_http {
             self.candidates.found.extend(directory);

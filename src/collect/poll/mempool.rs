@@ -9,6 +9,7 @@ use super::Calls;
 use super::diagram::Feerates;
 use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
+use crate::json_rpc::Method;
 
 /// Confirmation targets of the fee estimates, in blocks.
 const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
@@ -19,7 +20,7 @@ const MAX_FEE_TARGET: u64 = 1008;
 pub async fn poll(calls: &mut Calls) {
     let interfaces = calls.interfaces.clone();
     let node = interfaces.node.as_ref();
-    let info = calls.rpc("getmempoolinfo", json!([])).await;
+    let info = calls.rpc(Method::GetMempoolInfo, json!([])).await;
     let size = calls.ask("Node.getMempoolSize", node.map(Node::mempool_size)).await;
     let usage = calls.ask("Node.getMempoolDynamicUsage", node.map(Node::mempool_usage)).await;
     let max_usage = calls.ask("Node.getMempoolMaxUsage", node.map(Node::mempool_max_usage)).await;
@@ -51,7 +52,7 @@ pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
     // A node that has not seen enough blocks for a target estimates for a shorter one, and returns which.
     let mut estimates = BTreeMap::new();
     for target in FEE_TARGETS {
-        let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
+        let estimate = calls.rpc(Method::EstimateSmartFee, json!([target])).await;
         if estimate.is_null() {
             return calls.limit(CALLS, true).failed(Instant::now());
         }
@@ -75,7 +76,7 @@ pub async fn poll_feerates(calls: &mut Calls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
     }
-    let feerates = calls.costly::<Feerates>("getmempoolfeeratediagram", json!([])).await;
+    let feerates = calls.costly::<Feerates>(Method::GetMempoolFeerateDiagram, json!([])).await;
     let Some((feerates, shown_for)) = feerates else { return };
     let metrics = &calls.metrics().mempool;
     let bands = || feerates.bands();

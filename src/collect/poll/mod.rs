@@ -31,7 +31,7 @@ use super::context::Context;
 use super::json::label;
 use super::rate_limit::RateLimit;
 use crate::ipc::Interfaces;
-use crate::json_rpc::{CallError, JsonRpc};
+use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::{Metrics, now};
 use crate::node_process::{Private, Usage};
 
@@ -80,9 +80,9 @@ struct Calls {
     /// Of costly calls, and of those that fail, by name.
     limits: HashMap<&'static str, RateLimit>,
     /// JSON-RPC methods that the node does not have.
-    unknown: HashSet<&'static str>,
+    unknown: HashSet<Method>,
     /// Answers that hold as long as the tip stays, by method and parameters.
-    of_tip: HashMap<(&'static str, String), Value>,
+    of_tip: HashMap<(Method, String), Value>,
     /// Peers were shown over this connection.
     showed_peers: bool,
     /// Version, subversion and protocol version from the last getnetworkinfo; empty if none succeeded.
@@ -167,14 +167,14 @@ impl Calls {
     }
 
     /// Makes a JSON-RPC. Null where there is no answer: it has none of the fields that are looked for.
-    async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
+    async fn rpc(&mut self, method: Method, params: Value) -> Value {
         let json_rpc = self.json_rpc();
         let call = json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
-        self.ask(method, call).await.unwrap_or_default()
+        self.ask(method.name(), call).await.unwrap_or_default()
     }
 
     /// The same once per tip, if the answer is true as long as the tip stays.
-    async fn rpc_of_tip(&mut self, method: &'static str, params: Value) -> Value {
+    async fn rpc_of_tip(&mut self, method: Method, params: Value) -> Value {
         let key = (method, params.to_string());
         if let Some(answer) = self.of_tip.get(&key) {
             return answer.clone();
@@ -187,8 +187,8 @@ impl Calls {
     }
 
     /// Makes a JSON-RPC that not every node has: that it does not is no failure. `None` where there is no answer.
-    async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: &'static str, params: Value) -> Option<T> {
-        if self.unknown.contains(method) {
+    async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<T> {
+        if self.unknown.contains(&method) {
             return None;
         }
         let json_rpc = self.json_rpc()?;
@@ -202,7 +202,7 @@ impl Calls {
                 answer => answer,
             }
         };
-        let answer = self.ask(method, Some(call)).await;
+        let answer = self.ask(method.name(), Some(call)).await;
         if unknown {
             self.unknown.insert(method);
         }
@@ -210,17 +210,13 @@ impl Calls {
     }
 
     /// The same for a call that holds one of the node's main locks, if it is due; and for how long its answer is shown.
-    async fn costly<T: DeserializeOwned>(
-        &mut self,
-        method: &'static str,
-        params: Value,
-    ) -> Option<(T, Duration)> {
-        debug_assert!(COSTLY.contains(&method), "{method}");
+    async fn costly<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<(T, Duration)> {
+        debug_assert!(COSTLY.contains(&method.name()), "{method:?}");
         if self.recovers {
             return None;
         }
         let answer = self.rpc_if_known(method, params).await?;
-        Some((answer, self.limit(method, true).lifetime()))
+        Some((answer, self.limit(method.name(), true).lifetime()))
     }
 }
 
@@ -296,7 +292,7 @@ impl Poller {
 
     async fn poll_areas(&mut self) -> Result<Polled, PollError> {
         let calls = &mut self.calls;
-        let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
+        let chain_info = calls.rpc(Method::GetBlockchainInfo, json!([])).await;
         let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
         let is_new_tip = hash.is_none() || hash != self.tip;
         if is_new_tip {
@@ -309,7 +305,7 @@ impl Poller {
         mempool::poll_feerates(calls, ibd).await;
         relay::poll_orphans(calls).await;
         relay::poll_private_broadcast(calls).await;
-        let network_info = calls.rpc("getnetworkinfo", json!([])).await;
+        let network_info = calls.rpc(Method::GetNetworkInfo, json!([])).await;
         let process = self.process.as_ref().map(Usage::id);
         node::poll(calls, process, &chain_info, &network_info).await;
         self.data_directory.poll(calls).await;

@@ -7,6 +7,7 @@ use crate::collect::json::{count, flag, length, number};
 use crate::collect::node_start::Identity;
 use crate::collect::peers::{self, Backlog};
 use crate::ipc::{Direction, NETWORKS, Node, PeerStats};
+use crate::json_rpc::Method;
 
 pub async fn poll(calls: &mut Calls, info: &Value) {
     let interfaces = calls.interfaces.clone();
@@ -25,16 +26,16 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     let sent = calls.ask("Node.getTotalBytesSent", node.map(Node::total_bytes_sent)).await;
     let mut sent = sent.and_then(|total| u64::try_from(total).ok());
     if received.is_none() || sent.is_none() {
-        let totals = calls.rpc("getnettotals", json!([])).await;
+        let totals = calls.rpc(Method::GetNetTotals, json!([])).await;
         received = received.or(count(&totals, "totalbytesrecv"));
         sent = sent.or(count(&totals, "totalbytessent"));
     }
     let mut peers = calls.ask("Node.getNodesStats", node.map(Node::peer_stats)).await;
     if peers.is_none() {
-        peers = peers::from_json(&calls.rpc("getpeerinfo", json!([])).await);
+        peers = peers::from_json(&calls.rpc(Method::GetPeerInfo, json!([])).await);
     }
-    let addresses = calls.rpc("getaddrmaninfo", json!([])).await;
-    let banned = calls.rpc("listbanned", json!([])).await;
+    let addresses = calls.rpc(Method::GetAddrmanInfo, json!([])).await;
+    let banned = calls.rpc(Method::ListBanned, json!([])).await;
 
     let backlog = Backlog::from_json(info);
     if let Some(peers) = peers {

@@ -4,12 +4,13 @@ use serde_json::json;
 
 use super::Calls;
 use crate::collect::json::number;
+use crate::json_rpc::Method;
 
 pub async fn poll(calls: &mut Calls) {
     if calls.interfaces.mining.is_some() {
         return;
     }
-    let info = calls.rpc("getmininginfo", json!([])).await;
+    let info = calls.rpc(Method::GetMiningInfo, json!([])).await;
     let metrics = &calls.metrics().next_block;
     metrics.assembled_transactions.set(number(&info, "currentblocktx"));
     metrics.assembled_weight.set(number(&info, "currentblockweight"));

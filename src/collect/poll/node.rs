@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use super::Calls;
 use crate::collect::json::{count, label, number};
 use crate::collect::node_start::Uptime;
+use crate::json_rpc::Method;
 
 /// `process` is the node's id and start, if it is visible.
 pub async fn poll(calls: &mut Calls, process: Option<(i32, u64)>, chain_info: &Value, network_info: &Value) {
     let called = Instant::now();
-    let uptime = calls.rpc("uptime", json!([])).await.as_f64();
+    let uptime = calls.rpc(Method::Uptime, json!([])).await.as_f64();
     let read = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
-    let memory = calls.rpc("getmemoryinfo", json!([])).await;
+    let memory = calls.rpc(Method::GetMemoryInfo, json!([])).await;
 
     let metrics = &calls.metrics().node;
     metrics.uptime.set(uptime);

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Calls;
+use crate::json_rpc::Method;
 
 /// What getorphantxs says of one.
 #[derive(Deserialize)]
@@ -15,7 +16,7 @@ struct Orphan {
 /// transactions up to Bitcoin Core 29, and some thousand from 30 on.
 pub async fn poll_orphans(calls: &mut Calls) {
     const WITHOUT_HEX: u8 = 1;
-    let orphans = calls.costly::<Vec<Orphan>>("getorphantxs", json!([WITHOUT_HEX])).await;
+    let orphans = calls.costly::<Vec<Orphan>>(Method::GetOrphanTxs, json!([WITHOUT_HEX])).await;
     let Some((orphans, shown_for)) = orphans else { return };
     let metrics = &calls.metrics().relay;
     metrics.orphans.set_for(shown_for, Some(orphans.len() as f64));
@@ -38,7 +39,7 @@ struct Broadcast {
 
 /// Bitcoin Core 32 says that there is no such method unless it was started with `-privatebroadcast`.
 pub async fn poll_private_broadcast(calls: &mut Calls) {
-    let broadcast = calls.costly::<PrivateBroadcast>("getprivatebroadcastinfo", json!([])).await;
+    let broadcast = calls.costly::<PrivateBroadcast>(Method::GetPrivateBroadcastInfo, json!([])).await;
     let Some((broadcast, shown_for)) = broadcast else { return };
     let transactions = broadcast.transactions.iter();
     let pending = transactions.filter(|transaction| transaction.attempts_remaining != Some(0)).count();

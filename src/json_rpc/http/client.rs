@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::connection::{Answer, Kept, exchange};
 use super::{Cause, Credentials, Failure, Settings};
-use crate::json_rpc::{CallError, Response, Transport, parse, request, whitelist_of};
+use crate::json_rpc::{CallError, Method, Response, Transport, parse, request, whitelist_of};
 use crate::logging::Repeats;
 
 /// A node's JSON-RPC over HTTP.
@@ -197,8 +197,8 @@ impl HttpRpc {
     }
 
     /// A call, whether or not HTTP was found usable.
-    pub async fn ask(&self, method: &str, params: Value) -> Result<Value, CallError> {
-        parse(&self.counted(method, &params).await?)
+    pub async fn ask(&self, method: Method, params: Value) -> Result<Value, CallError> {
+        parse(&self.counted(method.name(), &params).await?)
     }
 
     /// A call if HTTP was found usable, which it no longer is when the call fails.
@@ -309,10 +309,10 @@ impl HttpRpc {
 impl Transport for HttpRpc {
     fn call<'a>(
         &'a self,
-        method: &'a str,
+        method: Method,
         params: &'a Value,
     ) -> LocalBoxFuture<'a, Result<String, CallError>> {
-        Box::pin(self.usable(method, params))
+        Box::pin(self.usable(method.name(), params))
     }
 
     fn unavailable(&self) -> Option<CallError> {
