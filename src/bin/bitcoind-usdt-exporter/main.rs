@@ -18,7 +18,7 @@ use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, Inherited};
 use bitcoind_exporter::usdt::page::Page;
 use bitcoind_exporter::usdt::target::Search;
-use bitcoind_exporter::usdt::watch::{self, Tracer};
+use bitcoind_exporter::usdt::watch::{self, Traced, Tracer};
 use bitcoind_exporter::usdt::{self, Programs, Reader, probes, startup_banner};
 use serde_json::Value;
 use tokio::sync::watch as channel;
@@ -64,22 +64,9 @@ fn run() -> Result<ExitCode> {
     let (listener, health_listener) = listen(&arguments, &mut inherited)?;
     let metrics_at = listener.describe_with(&web_config);
     let health_at = health_listener.as_ref().map(|listener| listener.describe_with(&health_web_config));
-    let health_at = health_at.unwrap_or_else(|| metrics_at.clone());
     let traced = tracer.start()?;
-    let node = traced.as_ref().map(|traced| &traced.node);
-    let mut output = Vec::new();
-    startup_banner::print_start(
-        &mut output,
-        arguments.bitcoind.as_ref(),
-        node,
-        &metrics_at,
-        &arguments.node_name,
-    )?;
-    if let Some(traced) = &traced {
-        startup_banner::print_attached(&mut output, &traced.node, &traced.attached)?;
-    }
-    startup_banner::print_started(&mut output, node, &metrics_at, &health_at)?;
-    let _printed_at_the_end = logging::print_in_background(output)?;
+    let banner = banner(&arguments, traced.as_ref(), &metrics_at, health_at.as_ref().unwrap_or(&metrics_at))?;
+    let _printed_at_the_end = logging::print_in_background(banner)?;
 
     let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
@@ -100,6 +87,24 @@ fn run() -> Result<ExitCode> {
         record.finish();
     }
     ended
+}
+
+/// What is printed at startup.
+fn banner(
+    arguments: &Arguments,
+    traced: Option<&Traced>,
+    metrics_at: &str,
+    health_at: &str,
+) -> io::Result<Vec<u8>> {
+    let Arguments { bitcoind, node_name, .. } = arguments;
+    let node = traced.map(|traced| &traced.node);
+    let mut output = Vec::new();
+    startup_banner::print_start(&mut output, bitcoind.as_ref(), node, metrics_at, node_name)?;
+    if let Some(traced) = traced {
+        startup_banner::print_attached(&mut output, &traced.node, &traced.attached)?;
+    }
+    startup_banner::print_started(&mut output, node, metrics_at, health_at)?;
+    Ok(output)
 }
 
 /// Prints what needs no node; `None` if nothing of that is asked for.
