@@ -22,11 +22,11 @@ pub use repeats::Repeats;
 /// Where log lines go and how they look.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Log {
-    /// The journal when stderr is connected to it, else text.
+    /// The journal if stderr is connected to it, otherwise text.
     Auto,
-    /// Lines on stderr.
+    /// Text on stderr.
     Text,
-    /// JSON objects on stderr, one a line.
+    /// JSON on stderr, one object per line.
     Json,
     /// Structured entries in the systemd journal.
     Journal,
@@ -35,14 +35,14 @@ pub enum Log {
 /// How important a line has to be.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Level {
-    /// All of ours.
+    /// All messages, including each event.
     Debug,
-    /// What happens.
+    /// Normal operation, warnings and errors.
     Info,
-    /// What needs attention.
+    /// Warnings and errors.
     #[value(alias = "warn")]
     Warning,
-    /// What failed.
+    /// Errors only.
     Error,
 }
 
