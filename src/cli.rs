@@ -87,7 +87,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) if duration < SHORTEST => Err("must be at least 1ms".into()),
         Ok(duration) if duration > LONGEST => Err("must be at most 100 years".into()),
         Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; write it like 15s, 500ms or 1m")),
+        Err(error) => Err(format!("{error}; use a format like 15s, 500ms or 1m")),
     }
 }
 

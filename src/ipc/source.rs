@@ -95,7 +95,9 @@ impl Source {
         let what = match (&inherited, &path) {
             (Some(_), _) => "the inherited connection".to_string(),
             (None, Some(path)) => path.display().to_string(),
-            (None, None) => bail!("neither a connection nor a socket path"),
+            (None, None) => {
+                bail!("no connection and no socket path is given; pass the path of the node's socket")
+            }
         };
         let inherited = inherited.map(checked).transpose()?;
         Ok(Source { inherited, path, what })
@@ -134,8 +136,10 @@ impl Source {
         if let Some(stream) = self.inherited.take() {
             return Ok(UnixStream::from_std(stream)?);
         }
-        let path =
-            self.path.as_ref().context("the inherited connection has ended and no socket path was given")?;
+        let path = self
+            .path
+            .as_ref()
+            .context("the inherited connection has ended, and no socket path is given to reconnect")?;
         self.what = path.display().to_string();
         UnixStream::connect(path).await.map_err(|error| explain(path, error))
     }
@@ -161,7 +165,7 @@ fn explain(path: &Path, error: std::io::Error) -> anyhow::Error {
     let metadata = path.metadata();
     if metadata.as_ref().is_ok_and(|metadata| !metadata.file_type().is_socket()) {
         return anyhow!(
-            "cannot connect to {at}: it is not a socket; name the one that bitcoin-node -ipcbind=unix makes"
+            "cannot connect to {at}: it is not a socket; pass the socket of bitcoin-node -ipcbind=unix"
         );
     }
     match error.kind() {
@@ -170,11 +174,11 @@ fn explain(path: &Path, error: std::io::Error) -> anyhow::Error {
         }
         ErrorKind::NotFound => {
             anyhow!(
-                "cannot connect to {at}: there is no such socket; start the node with -ipcbind=unix, or name its socket"
+                "cannot connect to {at}: no such socket; start the node with -ipcbind=unix, or pass the path of its socket"
             )
         }
         ErrorKind::ConnectionRefused => {
-            anyhow!("cannot connect to {at}: nobody listens on it; its node has ended or is just starting")
+            anyhow!("cannot connect to {at}: connection refused; the node has exited or is starting")
         }
         ErrorKind::PermissionDenied => {
             let owner = metadata.ok().and_then(|metadata| {

@@ -76,7 +76,8 @@ pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
     };
     let to_journal = matches!(log, Log::Journal) || (matches!(log, Log::Auto) && stderr_is_the_journal());
     let (layer, writer) = if to_journal {
-        let (layer, writer) = journal::start().context("cannot reach the systemd journal; use --log text")?;
+        let (layer, writer) =
+            journal::start().context("cannot connect to the systemd journal; use --log text")?;
         (layer.boxed(), writer)
     } else {
         let (lines, writer) = lines("log", io::stderr())?;

@@ -168,8 +168,11 @@ impl Arguments {
         let chain_or_main = chain.unwrap_or(&CHAINS[0]);
         let beside_socket = || Some(self.socket_path.as_ref()?.with_file_name(".cookie"));
         let credentials = match (&self.rpc_user, &self.rpc_password_file) {
-            (Some(name), _) if name.is_empty() => bail!("--rpc-user: the name is empty"),
-            (Some(name), _) if name.contains(':') => bail!("--rpc-user: a name cannot have a colon"),
+            (Some(name), _) if name.is_empty() => bail!(
+                "--rpc-user: the name is empty; set the user in -rpcauth of the \
+                 node"
+            ),
+            (Some(name), _) if name.contains(':') => bail!("--rpc-user: the name must not contain a colon"),
             (Some(name), Some(path)) => {
                 Credentials::User { name: name.clone(), password: Password::File(path.clone()) }
             }
@@ -177,7 +180,7 @@ impl Arguments {
                 Credentials::User { name: name.clone(), password: Password::Environment }
             }
             (Some(_), None) => {
-                bail!("--rpc-user needs --rpc-password-file, or the password in {RPC_PASSWORD_VARIABLE}")
+                bail!("--rpc-user needs a password: set --rpc-password-file or {RPC_PASSWORD_VARIABLE}")
             }
             (None, _) => Credentials::Cookie(match (&self.rpc_cookie_file, &self.datadir) {
                 (Some(path), _) => path.clone(),
@@ -188,7 +191,7 @@ impl Arguments {
         };
         let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
         if !url.tls && self.rpc_ca_file.is_some() {
-            bail!("--rpc-ca-file is of no use without an https URL");
+            bail!("--rpc-ca-file needs an https URL in --rpc-url");
         }
         let tls = url.tls.then(|| http_rpc_tls::trusting(self.rpc_ca_file.as_deref())).transpose()?;
         Ok(Some(HttpRpcSettings {

@@ -198,7 +198,7 @@ impl Arguments {
         let level = if self.shared.debug { Level::Debug } else { self.log_level };
         let logging = logging::start(self.shared.log, level, self.log_file.as_deref())?;
         if self.verbose {
-            info!("verbose changes nothing: events are logged without it (--log-level warning hides them)");
+            info!("verbose has no effect: events are always logged (--log-level warning hides them)");
         }
         Ok(logging)
     }
@@ -255,7 +255,7 @@ fn both<T>((one, first): (&str, Option<T>), (other, second): (&str, Option<T>)) 
     match (first, second) {
         (Some(first), Some(second)) => Ok(Some((first, second))),
         (None, None) => Ok(None),
-        (Some(_), None) => bail!("{one} without {other}: give --{}, too", flag(other)),
-        (None, Some(_)) => bail!("{other} without {one}: give --{}, too", flag(one)),
+        (Some(_), None) => bail!("{one} is set without {other}: set --{}, too", flag(other)),
+        (None, Some(_)) => bail!("{other} is set without {one}: set --{}, too", flag(one)),
     }
 }
