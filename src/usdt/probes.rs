@@ -181,7 +181,7 @@ pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> 
             }
         }
         for (name, site) in unknown(&sites, group.provider(), &known) {
-            writeln!(table, "{name:<38} {:<10} {:<10} {:<72} not read", "yes", "no", site.arguments)?;
+            writeln!(table, "{name:<38} {:<10} {:<10} {:<72} not supported", "yes", "no", site.arguments)?;
         }
     }
     Ok(table)

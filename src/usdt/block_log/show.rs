@@ -83,7 +83,7 @@ const TABLE: [Column; 11] = [
     ("requested", "requested", text),
     ("complete ms", "complete_us", milliseconds),
     ("connected ms", "connected_us", milliseconds),
-    ("took ms", "duration_us", milliseconds),
+    ("connect ms", "duration_us", milliseconds),
     ("hash", "block_hash", text),
 ];
 
