@@ -216,7 +216,7 @@ impl Session {
                 reason = closed(self.ipc.as_ref()) => return End::Closed(reason),
                 failure = node_gone(http_only.as_ref()) => return End::Closed(failure.text.into()),
                 Some(polled) = tasks.polls.recv() => match polled {
-                    Ok(_) if has_socket() => return End::Closed("the node has an IPC socket now".into()),
+                    Ok(_) if has_socket() => return End::Closed("switching to IPC, because the node has a socket now".into()),
                     Ok(polled) => {
                         health.succeeded();
                         self.show(polled, tasks.subscriptions.as_ref());

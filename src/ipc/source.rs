@@ -95,9 +95,7 @@ impl Source {
         let what = match (&inherited, &path) {
             (Some(_), _) => "the inherited connection".to_string(),
             (None, Some(path)) => path.display().to_string(),
-            (None, None) => {
-                bail!("no connection and no socket path is given; pass the path of the node's socket")
-            }
+            (None, None) => bail!("neither a connection nor a socket path"),
         };
         let inherited = inherited.map(checked).transpose()?;
         Ok(Source { inherited, path, what })
@@ -136,10 +134,8 @@ impl Source {
         if let Some(stream) = self.inherited.take() {
             return Ok(UnixStream::from_std(stream)?);
         }
-        let path = self
-            .path
-            .as_ref()
-            .context("the inherited connection has ended, and no socket path is given to reconnect")?;
+        let path =
+            self.path.as_ref().context("the inherited connection has ended and no socket path was given")?;
         self.what = path.display().to_string();
         UnixStream::connect(path).await.map_err(|error| explain(path, error))
     }

@@ -73,14 +73,14 @@ pub fn start(
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut argument = || arguments.next().and_then(|it| it.into_string().ok());
     let events: RawFd =
-        argument().and_then(|fd| fd.parse().ok()).context("a guard can only be started by the exporter")?;
+        argument().and_then(|fd| fd.parse().ok()).context("a guard is started by the exporter")?;
     let budget = argument().and_then(|budget| budget.parse().ok()).map(Duration::from_micros);
     let replaces = match argument().as_deref() {
         None => None,
         Some(REPLACE) => Some(
             std::iter::from_fn(argument).map(|ids| ids.parse()).collect::<Result<Vec<SubscriptionIds>>>()?,
         ),
-        Some(other) => bail!("unknown argument of the guard: {other:?}"),
+        Some(other) => bail!("a guard has no argument {other:?}"),
     };
     // It ends after the exporter, which is the one to be told to end.
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
