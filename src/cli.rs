@@ -21,33 +21,34 @@ pub const VERSION: &str =
 /// What both binaries take. The names of environment variables lack the prefix that [`Program`] gives.
 #[derive(Args, Debug)]
 pub struct Shared {
-    /// Where to serve metrics: HOST:PORT (IPv6 in brackets) or unix:/path. A socket that systemd passes comes first
+    /// Address of the metrics endpoint: HOST:PORT (IPv6 in brackets) or unix:/path. A socket passed by systemd takes precedence
     #[arg(long, value_name = "ADDRESS", env = "METRICS_ADDR")]
     pub metrics_addr: Address,
 
-    /// TLS and basic authentication for the endpoint, in the format that the Prometheus exporters share
+    /// File with TLS and basic-auth settings for the endpoint, in the web configuration format of Prometheus exporters [default:
+    /// plain HTTP without a password]
     #[arg(long = "web.config.file", value_name = "PATH", env = "WEB_CONFIG_FILE")]
     pub web_config_file: Option<PathBuf>,
 
-    /// Answer requests for this host name too, when listening on loopback: a reverse proxy's, for example. Repeat it or
-    /// separate names by commas. Default: only localhost, 127.0.0.0/8 and ::1, against DNS rebinding; on other addresses any name
-    /// is answered
+    /// Additional host name to accept in requests while listening on loopback, e.g. a reverse proxy's. Can be repeated; separate
+    /// several names with commas. On loopback, only localhost, 127.0.0.0/8 and ::1 are accepted by default, which prevents DNS
+    /// rebinding; on other addresses, all names are accepted
     #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', env = "WEB_ALLOWED_HOST")]
     pub web_allowed_host: Vec<HostName>,
 
-    /// Log a line for each event; RUST_LOG overrides
+    /// Log at level debug, including each event. The environment variable RUST_LOG takes precedence
     #[arg(long, env = "DEBUG")]
     pub debug: bool,
 
-    /// Confine the process to the system calls, files and ports that it needs; off to debug the exporter
+    /// Restrict the process to the system calls, files and ports that it needs. off: for debugging
     #[arg(long, value_enum, default_value = "on", env = "SANDBOX")]
     pub sandbox: Sandbox,
 
-    /// Print the manual page or a shell's completions, exit
+    /// Print the manual page or the completions for a shell, and exit
     #[arg(long, value_enum, value_name = "WHAT")]
     pub generate: Option<Generated>,
 
-    /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
+    /// Log target and format
     #[arg(long, value_enum, default_value = "auto", env = "LOG")]
     pub log: Log,
 }
@@ -97,7 +98,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) if duration < SHORTEST => Err("must be at least 1ms".into()),
         Ok(duration) if duration > LONGEST => Err("must be at most 100 years".into()),
         Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; write it like 15s, 500ms or 1m")),
+        Err(error) => Err(format!("{error}; use a format like 15s, 500ms or 1m")),
     }
 }
 

@@ -49,7 +49,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 pub fn append_to(path: &Path) -> Result<File> {
     let open = |path: &Path| File::options().append(true).create(true).custom_flags(O_NONBLOCK).open(path);
     with_timeout(path, TIMEOUT, open)?.map_err(|error| match error.raw_os_error() {
-        Some(ENXIO) => Error::new(error.kind(), "it is a FIFO that nobody reads: start its reader first"),
+        Some(ENXIO) => Error::new(error.kind(), "it is a FIFO without a reader; start the reader first"),
         _ => error,
     })
 }
@@ -124,7 +124,7 @@ impl Drop for Attempt {
 }
 
 fn blocked() -> Error {
-    Error::new(ErrorKind::TimedOut, "it takes too long; check the file system that it is on")
+    Error::new(ErrorKind::TimedOut, "reading it takes too long; check its file system")
 }
 
 /// The bytes of a regular file. Blocks while its file system does.

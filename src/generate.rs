@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use clap_complete::Shell;
 
-/// What to print.
+/// The kind of output.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Generated {
     /// The manual page.

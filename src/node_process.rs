@@ -36,8 +36,8 @@ impl Node {
             (Some(binary), _) => Ok(Node { pid, started, binary: binary.into() }),
             (None, Ok(binary)) => Ok(Node { pid, started, binary: without_mark(&binary) }),
             (None, Err(error)) => bail!(
-                "cannot see the binary of process {pid} ({error}): run as the node's user, or with CAP_SYS_PTRACE, or name \
-                 it with --bitcoind"
+                "cannot read the binary's path of process {pid} ({error}): run as the node's user, or with CAP_SYS_PTRACE, \
+                 or pass the path with --bitcoind"
             ),
         }
     }
@@ -59,7 +59,7 @@ impl Node {
             // Its id may be that of another process by now.
             Ok(end) => Ok(self.is_running().then_some(end)),
             Err(error) if error.raw_os_error() == Some(ESRCH) && self.is_running() => bail!(
-                "cannot watch process {}: /proc is that of another PID namespace; in a container, use --pid=host",
+                "cannot watch process {}: /proc belongs to another PID namespace; in a container, use --pid=host",
                 self.pid
             ),
             Err(error) if error.raw_os_error() == Some(ESRCH) => Ok(None),

@@ -86,7 +86,7 @@ pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
         );
     }
     if taken.contains(&fd) {
-        bail!("file descriptor {fd} is named twice");
+        bail!("file descriptor {fd} is passed twice");
     }
     if std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
         bail!(

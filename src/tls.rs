@@ -19,7 +19,7 @@ pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'stati
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.with_context(|| format!("certificates of {}", path.display()))?;
     if certificates.is_empty() {
-        bail!("{} holds no certificate", path.display());
+        bail!("{} contains no certificate", path.display());
     }
     Ok(certificates)
 }
@@ -96,7 +96,7 @@ pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Opti
     const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
     let (path, at) = (path.display(), humantime::format_rfc3339_seconds(expires));
     match expires.duration_since(now) {
-        Err(_) => Some(format!("the certificate {path} expired at {at}; clients reject it: renew it")),
+        Err(_) => Some(format!("the certificate {path} expired at {at} and clients reject it; renew it")),
         Ok(left) if left <= SOON => {
             let days = left.as_secs() / (24 * 60 * 60);
             Some(format!("the certificate {path} expires at {at}, in {days} days; renew it"))

@@ -33,7 +33,7 @@ fn a_wrong_socket_is_explained() {
     std::fs::write(path("file"), "").unwrap();
     assert!(refusal(&["--check", &path("file")]).contains("it is not a socket"));
     drop(UnixListener::bind(path("dead")).unwrap());
-    assert!(refusal(&["--once", &path("dead")]).contains("nobody listens on it"));
+    assert!(refusal(&["--once", &path("dead")]).contains("connection refused"));
     assert!(
         refusal(&["--once", "--datadir", &path("data"), "--chain", "signet"])
             .contains("data/signet/node.sock")
@@ -57,7 +57,7 @@ fn a_wrong_descriptor_is_explained() {
 fn wrong_options_are_explained() {
     assert!(refusal(&["--metrics-addr", "9332"]).contains("expected HOST:PORT or unix:/path"));
     assert!(refusal(&["--poll-interval", "0s"]).contains("must be more than zero"));
-    assert!(refusal(&["--poll-interval", "15"]).contains("write it like 15s"));
+    assert!(refusal(&["--poll-interval", "15"]).contains("use a format like 15s"));
     assert!(refusal(&["--poll-interval", "300000000000y"]).contains("must be at most 100 years"));
     assert!(refusal(&["--chain", "moon"]).contains("regtest"));
     assert!(refusal(&["--utxo-trace", "maybe"]).contains("auto, on, off"));
@@ -98,7 +98,7 @@ fn a_peer_that_is_no_node_is_refused_and_tried_again() {
     ] {
         let (_dir, path) = peer(greeting, false);
         let said = refusal(&["--once", path.to_str().unwrap()]);
-        assert!(said.contains("no Bitcoin node answers there"), "{greeting:?}: {said}");
+        assert!(said.contains("no Bitcoin node responds there"), "{greeting:?}: {said}");
         let exporter = Exporter::start(&path, &[]);
         eventually("it is tried again", || {
             exporter.value("bitcoin_exporter_connects_total").filter(|&n| n >= 2.0)
@@ -111,7 +111,7 @@ fn a_peer_that_is_no_node_is_refused_and_tried_again() {
 fn a_peer_that_never_answers_is_given_up_at_the_deadline() {
     let (_dir, path) = peer(b"", true);
     let said = refusal(&["--once", "--call-timeout", "200ms", path.to_str().unwrap()]);
-    assert!(said.contains("no answer within 200ms"), "{said}");
+    assert!(said.contains("no response within 200ms"), "{said}");
 }
 
 /// `eprintln!` would panic, and a panic of PID 1 ends its container.
@@ -174,7 +174,7 @@ fn text_of_a_node_is_bounded_in_labels_and_logs() {
     assert!(text.contains("bitcoin_warnings{kind=\"other\"} 1\n"), "{text:.1000}");
     let longest = |text: &str| text.lines().map(str::len).max().unwrap_or(0);
     assert!(longest(&text) < 1000, "{:.3000}", text);
-    assert!(longest(&log) < 2000 && log.contains("the node warns: long long"), "{log:.3000}");
+    assert!(longest(&log) < 2000 && log.contains("the node reports a warning: long long"), "{log:.3000}");
     let refused = command().args(http.arguments()).args(["--once", "--chain", "regtest"]).output().unwrap();
     let log = String::from_utf8(refused.stderr).unwrap();
     assert!(!refused.status.success() && log.contains("its chain is"), "{log:.3000}");

@@ -292,7 +292,10 @@ fn node_that_hangs_from_the_start_is_hung_and_not_refused() {
     eventually("it is given up", || (disconnects(&exporter, "hung") >= 1.0).then_some(()));
     assert_eq!(disconnects(&exporter, "refused"), 0.0);
     let log = exporter.log();
-    assert!(log.contains("the node hangs: no answer within 1s") && !log.contains("no Bitcoin node"), "{log}");
+    assert!(
+        log.contains("the node does not respond: no response within 1s") && !log.contains("no Bitcoin node"),
+        "{log}"
+    );
     assert!(exporter.terminate().success(), "SIGTERM ends it all the same");
     node.signal(Signal::SIGCONT);
     assert_eq!(node.cli(&["getblockcount"]), "0");
@@ -321,7 +324,7 @@ fn calls_without_answer_are_not_repeated_on_their_thread() {
     let exporter =
         Exporter::start(&node.socket(), &["--poll-interval", "10s", "--call-timeout", "500ms"]).ready();
     node.signal(Signal::SIGSTOP);
-    eventually("a call has no answer", || exporter.log().contains("no answer within").then_some(()));
+    eventually("a call has no answer", || exporter.log().contains("no response within").then_some(()));
     // Longer than the next calls on the same thread wait.
     std::thread::sleep(std::time::Duration::from_secs(3));
     node.signal(Signal::SIGCONT);

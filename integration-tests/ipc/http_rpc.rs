@@ -291,7 +291,7 @@ fn a_redirect_is_refused() {
 
 #[test]
 fn a_body_that_never_ends_is_given_up() {
-    fault(Mode::NeverEnds, "no answer within 1s");
+    fault(Mode::NeverEnds, "no response within 1s");
 }
 
 #[test]
@@ -299,7 +299,9 @@ fn a_body_that_is_too_large_is_refused() {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
     let http = FakeHttp::start(Mode::TooLarge);
     let exporter = http.exporter(&node, &[]);
-    eventually("it is refused", || exporter.log().contains("the answer is larger than 64 MB").then_some(()));
+    eventually("it is refused", || {
+        exporter.log().contains("the response is larger than 64 MB").then_some(())
+    });
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
 }
 
@@ -347,7 +349,7 @@ fn nobody_who_listens_and_no_cookie_are_said() {
         format!("INFO JSON-RPC over HTTP is not used: {url}: there is no cookie at {}", cookie.display());
     eventually(&without, || exporter.log().contains(&without).then_some(()));
     std::fs::write(&cookie, "__cookie__:1").unwrap();
-    let refused = format!("WARN JSON-RPC over HTTP is not used: {url}: nobody listens there");
+    let refused = format!("WARN JSON-RPC over HTTP is not used: {url}: connection refused");
     eventually(&refused, || exporter.log().contains(&refused).then_some(()));
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
 }
@@ -432,7 +434,7 @@ fn https_is_used_if_its_authority_is_trusted() {
     let (good, said) = check(&format!("https://127.0.0.1:{port}"), &ours);
     assert!(!good && said.contains("TLS failed"), "the certificate is for localhost: {said}");
     let (good, said) = check(&node.rpc_url().replace("http", "https"), &ours);
-    assert!(!good && said.contains("does it speak https?"), "{said}");
+    assert!(!good && said.contains("check that the server uses https"), "{said}");
     let (good, said) = check(&url, &dir.path().join("missing.pem"));
     assert!(!good && said.contains("--rpc-ca-file: cannot read"), "{said}");
 }

@@ -202,7 +202,7 @@ fn a_template_that_cannot_be_built_is_absent_and_tried_again() {
     let failures =
         || exporter.value("bitcoin_exporter_poll_failures_total{call=\"Mining.createNewBlock\"}").unwrap();
     eventually("it is asked again", || (failures() >= 3.0).then_some(()));
-    assert_eq!(exporter.log().matches("gave no block template").count(), 1, "{}", exporter.log());
+    assert_eq!(exporter.log().matches("returned no block template").count(), 1, "{}", exporter.log());
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
     node.set_outcome(Outcome::Transactions(3));
     is_shown(&exporter);

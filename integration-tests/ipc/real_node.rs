@@ -24,7 +24,7 @@ fn deprecated_warnings_are_shown_by_kind() {
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     assert_eq!(exporter.value("bitcoin_warnings{kind=\"pre_release\"}"), Some(1.0));
     assert_eq!(exporter.value("bitcoin_warnings{kind=\"large_work_invalid_chain\"}"), None);
-    assert!(exporter.log().contains("the node warns: This is a pre-release test build"));
+    assert!(exporter.log().contains("the node reports a warning: This is a pre-release test build"));
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn an_exporter_started_before_the_node_connects_when_it_comes_up() {
     let exporter = Exporter::start(&socket, &[]);
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
     let (status, why) = exporter.get("/readyz");
-    assert!(status == 503 && why.contains("there is no such socket"), "{why}");
+    assert!(status == 503 && why.contains("no such socket"), "{why}");
     let _node = Node::start(&[&format!("-ipcbind=unix:{}", socket.display())]);
     exporter.wait_for("bitcoin_up", 1.0);
     // It has tried twice a second all the while.

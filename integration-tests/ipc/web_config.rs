@@ -64,9 +64,9 @@ fn tls_is_served_and_renewed_certificates_are_used() {
     certificate(dir.path());
     let scraped = || curl(&exporter, dir.path(), &[]).map(|(status, _)| status);
     eventually("the new one is used", || (scraped() == Ok(200)).then_some(()));
-    eventually("it is logged", || exporter.log().contains("renewed certificates are in use").then_some(()));
+    eventually("it is logged", || exporter.log().contains("using the renewed certificates").then_some(()));
     std::fs::write(dir.path().join("key.pem"), "no key").unwrap();
-    eventually("it is logged", || exporter.log().contains("cannot be used, the old ones stay").then_some(()));
+    eventually("it is logged", || exporter.log().contains("keeping the current ones").then_some(()));
     assert_eq!(scraped(), Ok(200), "the old one stays");
 }
 
@@ -90,7 +90,7 @@ fn a_certificate_that_blocks_leaves_the_last_good_one() {
     assert_eq!(scraped(), Ok(200), "the old one stays");
     std::fs::remove_file(&served).unwrap();
     std::fs::copy(dir.path().join("cert.pem"), &served).unwrap();
-    eventually("it is logged", || (logged("are there again") > 0).then_some(()));
+    eventually("it is logged", || (logged("certificates exist again") > 0).then_some(()));
     assert_eq!(logged("it is not a regular file"), 1);
     assert_eq!(scraped(), Ok(200));
     // At the start the exporter ends.
@@ -139,13 +139,13 @@ fn bcrypt_costs_that_nobody_waits_for_are_rejected_and_slow_ones_logged() {
         std::fs::write(&path, format!("# users\nbasic_auth_users:\n  prom: {}\n", hash(cost))).unwrap();
         let output = command().arg("--web.config.file").arg(&path).arg("/none.sock").output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
-        let expected = format!("prom (line 3): a bcrypt cost of {cost}");
+        let expected = format!("prom (line 3): the bcrypt cost {cost}");
         assert!(!output.status.success() && error.contains(&expected), "{error}");
     }
     let users = format!("basic_auth_users: {{slow: {}, fast: {}}}", hash(16), bcrypt::hash("x", 4).unwrap());
     let exporter = start(dir.path(), &users);
     let log = exporter.log();
-    assert!(log.contains("slow: checking a password with bcrypt cost 16 takes about"), "{log}");
+    assert!(log.contains("slow: verifying a password with bcrypt cost 16 takes about"), "{log}");
     assert!(!log.contains("fast:"), "{log}");
 }
 

@@ -103,7 +103,7 @@ pub fn blocks_are_shown_as_the_journal_has_them() {
         (browser.run("return document.querySelectorAll('details').length") == 4).then_some(())
     });
     assert!(browser.run(opened).as_str().unwrap().contains(&mined[1]));
-    assert_eq!(browser.run("return $('wrong').innerText"), "Nothing.");
+    assert_eq!(browser.run("return $('wrong').innerText"), "None.");
     assert_eq!(browser.run("return $('fibre').hidden"), true);
     keep(&browser, "blocks-open.png");
 
@@ -140,7 +140,7 @@ pub fn races_of_fibre_are_shown() {
         "return [...$('races').rows].map(row => [...row.cells].map(cell => cell.innerText).filter((_, at) => at !== 1))",
     );
     let expected = serde_json::json!([
-        ["800,002", "compact block alone", "–", "7", "–"],
+        ["800,002", "compact block only", "–", "7", "–"],
         ["800,001", "FIBRE/UDP", "2", "5.5", "3.5"],
     ]);
     assert_eq!(rows, expected);
@@ -149,7 +149,7 @@ pub fn races_of_fibre_are_shown() {
             .run("return $('wrong').innerText")
             .as_str()
             .unwrap()
-            .contains("way of blocks is not followed")
+            .contains("stages of blocks are not recorded")
     );
     keep(&browser, "races.png");
 

@@ -149,7 +149,7 @@ pub fn the_newest_form_of_fibres_tracepoints_is_read() {
     list.args(["--tracepoints", "fibre,net", "--list-probes", "--pid", &fixture.pid().to_string()]);
     let output = list.stdout(std::process::Stdio::piped()).output().unwrap();
     let table = String::from_utf8(output.stdout).unwrap();
-    let not_read: Vec<_> = table.lines().filter(|line| line.ends_with(" not read")).collect();
+    let not_read: Vec<_> = table.lines().filter(|line| line.ends_with(" not supported")).collect();
     assert_eq!(not_read.len(), 1, "{table}");
     let words: Vec<_> = not_read[0].split_whitespace().take(3).collect();
     assert_eq!(words, ["udp:block_coinbase", "yes", "no"], "{table}");

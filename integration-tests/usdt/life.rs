@@ -124,7 +124,7 @@ pub fn several_nodes_are_listed_and_none_is_guessed() {
     let binary = compile(dir.path(), &[]);
     let (first, second) = (Fixture::start(&binary), Fixture::start(&binary));
     let said = refusal(&["--list-probes", "--bitcoind", binary.to_str().unwrap()]);
-    assert!(said.contains("name one with --datadir, --unit or --pid"), "{said}");
+    assert!(said.contains("select one with --datadir, --unit or --pid"), "{said}");
     for fixture in [first, second] {
         assert!(said.contains(&format!("process {} ({})", fixture.pid(), binary.display())), "{said}");
     }
@@ -135,7 +135,7 @@ pub fn several_nodes_are_waited_for_until_one_is_left() {
     let binary = compile(dir.path(), &[]);
     let (first, mut second) = (Fixture::start(&binary), Fixture::start(&binary));
     let exporter = waiting(&binary);
-    eventually("it waits", || exporter.log().contains("several nodes run").then_some(()));
+    eventually("it waits", || exporter.log().contains("several nodes are running").then_some(()));
     assert_eq!(exporter.get("/ready").0, 503);
     drop(first);
     eventually("it is attached", || (exporter.get("/ready").0 == 200).then_some(()));

@@ -76,7 +76,7 @@ pub fn who_configures_it_as_fibre_exporter_is_found_where_that_was() {
     let by_file = Exporter::spawn_where_it_listens(&mut alone(&["--config", path.to_str().unwrap()]));
     assert_eq!(by_file.address(), "0.0.0.0:9435");
     eventually("it says what is without effect", || {
-        by_file.log().contains("verbose changes nothing").then_some(())
+        by_file.log().contains("verbose has no effect").then_some(())
     });
     assert_eq!(by_file.log().matches("verbose").count(), 1, "{}", by_file.log());
     let by_variables = Exporter::spawn_where_it_listens(
@@ -117,13 +117,13 @@ pub fn wrong_settings_are_explained_with_their_names() {
     let with_file = |text: &str| refused(command().arg("--config").arg(file(dir.path(), text)));
     assert!(
         with_file("metric_port: 1")
-            .contains("config.yaml: unknown key metric_port; there are bitcoind_path,")
+            .contains("config.yaml: unknown key metric_port; the keys are bitcoind_path,")
     );
     for (text, why) in [
         ("metrics_port: 70000", "config.yaml: metrics_port: invalid value '70000'"),
-        ("health_port: [1]", "config.yaml: health_port: expected a text, a number, true or false"),
+        ("health_port: [1]", "config.yaml: health_port: expected a string, a number, true or false"),
         ("pid: 0", "config.yaml: pid: invalid value '0'"),
-        ("verbose: perhaps", "config.yaml: verbose: \"perhaps\" is not true or false"),
+        ("verbose: perhaps", "config.yaml: verbose: \"perhaps\" is neither true nor false"),
         ("log_level: LOUD", "config.yaml: log_level: invalid value 'LOUD'"),
         ("tls_cert: /nonexistent", "tls_cert without tls_key"),
         ("metrics_auth_password: secret", "metrics_auth_password without metrics_auth_username"),
@@ -143,7 +143,7 @@ pub fn wrong_settings_are_explained_with_their_names() {
     for (variable, value, why) in [
         ("FIBRE_PID", "self", "FIBRE_PID: invalid value 'self'"),
         ("FIBRE_HEALTH_PORT", "-1", "FIBRE_HEALTH_PORT: invalid value '-1'"),
-        ("FIBRE_VERBOSE", "1", "FIBRE_VERBOSE: \"1\" is not true or false"),
+        ("FIBRE_VERBOSE", "1", "FIBRE_VERBOSE: \"1\" is neither true nor false"),
         ("FIBRE_TLS_KEY", "/nonexistent", "tls_key without tls_cert"),
         // It would be every process's unit.
         ("BITCOIND_USDT_EXPORTER_UNIT", "", "a value is required for '--unit <NAME>'"),

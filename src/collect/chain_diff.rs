@@ -63,7 +63,7 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
     }
     while ours != theirs {
         if our_height <= 0 {
-            return Err(CallError::Malformed("two chains without a common block".into()));
+            return Err(CallError::Malformed("the two tips have no common block".into()));
         }
         ours = header(&ours).await?.previous;
         theirs = header(&theirs).await?.previous;
@@ -87,7 +87,7 @@ impl Header {
         };
         match header["confirmations"].as_i64() {
             Some(confirmations) => Ok(Header { previous, active: confirmations >= 0 }),
-            None => Err(CallError::Malformed("a header without confirmations".into())),
+            None => Err(CallError::Malformed("the header has no confirmations".into())),
         }
     }
 }

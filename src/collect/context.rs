@@ -24,9 +24,9 @@ use crate::status::Status;
 /// When to subscribe to the UTXO cache trace, which makes the node slower.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum UtxoTrace {
-    /// Out of initial block download, until it costs the node more than the budget.
+    /// After initial block download, until the cost exceeds the budget.
     Auto,
-    /// Out of initial block download, whatever it costs the node.
+    /// After initial block download, without a budget.
     On,
     /// Never.
     Off,
@@ -35,9 +35,9 @@ pub enum UtxoTrace {
 /// When to have the node build block templates.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum NextBlock {
-    /// Out of initial block download, for at most 1 % of the node's time.
+    /// After initial block download, for at most 1 % of the node's time.
     Auto,
-    /// At each poll and each new tip, whatever it costs the node.
+    /// At each poll and each new tip, without a limit.
     On,
     /// Never.
     Off,

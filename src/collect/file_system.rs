@@ -65,7 +65,7 @@ fn space(path: &Path) -> Option<Space> {
             }
             Err(Errno::EACCES) => {}
             Err(error) => {
-                debug!("cannot read the free space at {}: {error}", path.display());
+                debug!("cannot read the free disk space at {}: {error}", path.display());
                 return None;
             }
         }
@@ -97,7 +97,7 @@ impl SpaceReader {
             let _ = result.send(space); // fails when it took too long
         });
         if let Err(error) = reading {
-            debug!("cannot start a thread: {error}");
+            debug!("cannot start a thread to read the free disk space: {error}");
             self.busy.store(false, Ordering::Release);
             return None;
         }

@@ -162,7 +162,7 @@ async fn wait_for_message_handler(node: &Peer) {
     let mut said = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
         if !said {
-            info!("the node is starting: it has no thread {MESSAGE_HANDLER} yet");
+            info!("the node is starting: its thread {MESSAGE_HANDLER} does not exist yet");
             said = true;
         }
         tokio::time::sleep(RETRY_INTERVAL).await;

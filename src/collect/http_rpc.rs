@@ -51,13 +51,13 @@ impl Checker {
                 self.http.check_privileges().await;
             }
             Ok(Some(difference)) => self.http.differs(format!(
-                "{} is another node than {}: {difference}; name the right one with --rpc-url and --rpc-cookie-file, or \
-                 --chain",
+                "{} is another node than {}: {difference}; set --rpc-url and --rpc-cookie-file, or --chain, for the right \
+                 node",
                 self.http.settings().url,
                 if self.mining.is_some() || self.chain.is_some() {
                     "the one behind the IPC socket"
                 } else {
-                    "was asked for"
+                    "the configured one"
                 },
             )),
             Err(error) => self.http.failed(&error),
@@ -128,14 +128,18 @@ impl Checker {
                 )));
             }
         }
-        Err(CallError::Http("the tip changes too fast to compare it".to_string().into()))
+        Err(CallError::Http(
+            "the tips of the two interfaces cannot be compared because they change too fast"
+                .to_string()
+                .into(),
+        ))
     }
 
     async fn pruned_differently(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
         let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
         // It grows between the two calls.
         let ours = chain.prune_height().await?.map_or(0.0, |last| f64::from(last) + 1.0);
-        Ok((ours < theirs).then(|| format!("it has pruned to height {theirs}, not {ours}")))
+        Ok((ours < theirs).then(|| format!("it is pruned to height {theirs}, not {ours}")))
     }
 }
 

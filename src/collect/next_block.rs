@@ -22,7 +22,9 @@ use crate::json_rpc::CallError;
 pub fn is_wanted(interfaces: &Interfaces, wanted: NextBlock) -> bool {
     let is_branch = interfaces.chain.is_some() || interfaces.node.is_some();
     if wanted == NextBlock::On && is_branch {
-        info!("--next-block on: not on a node with Chain or Node, which aborts when it cannot build a block");
+        info!(
+            "--next-block on has no effect: a node with the Chain or Node interface aborts if it cannot build a template"
+        );
     }
     wanted != NextBlock::Off && interfaces.mining.is_some() && !is_branch
 }
@@ -141,7 +143,7 @@ impl Builder {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
                     context.warn_of(&format!(
-                        "the node gave no block template: {error}; trying again until it works"
+                        "the node returned no block template: {error}; retrying until it succeeds"
                     ));
                 }
                 ControlFlow::Continue(())
@@ -179,7 +181,7 @@ impl Builder {
             Ok(created) => created,
             Err(_) => {
                 warn!(
-                    "the node has not built a block template within {}; waiting on, and asking for no other",
+                    "the node has not built a block template within {}; waiting for it, without further requests",
                     humantime::format_duration(at_most)
                 );
                 creating.await
@@ -195,7 +197,7 @@ async fn read(template: &Template) -> Result<Contents, CallError> {
     let sigops = template.sigops().await?;
     let read = |block: &[u8]| Some((Hash::try_from(block.get(4..36)?).ok()?, BlockContents::count(block)?));
     let Some((on, contents)) = template.block(read).await? else {
-        return Err(CallError::Malformed("a block template that is no block".into()));
+        return Err(CallError::Malformed("the block template is not a valid block".into()));
     };
     let sum = |of: &[i64]| of.iter().fold(0, |sum: i64, &one| sum.saturating_add(one));
     let weight = contents.payload_weight();

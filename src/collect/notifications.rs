@@ -63,7 +63,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
                 }
                 None if bytes == 0 => {} // the node left it out
                 None => {
-                    warn!(bytes, "a block that the node sent cannot be parsed");
+                    warn!(bytes, "cannot parse a block from the node; its contents are not counted");
                     metrics.exporter.events_dropped.inc_by(["block_contents"], 1);
                 }
             }

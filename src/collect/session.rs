@@ -73,25 +73,27 @@ impl fmt::Display for End {
         match self {
             End::ShutdownRequested => f.write_str("shutdown requested"),
             End::NodeShutDown => f.write_str("the node shut down"),
-            End::Closed(why) => write!(f, "lost the node: {why}"),
-            End::Failed(error @ CallError::TimedOut(_)) => write!(f, "the node hangs: {error}"),
-            End::Failed(error) => write!(f, "lost the node: {error}"),
+            End::Closed(why) => write!(f, "lost the connection to the node: {why}"),
+            End::Failed(error @ CallError::TimedOut(_)) => write!(f, "the node does not respond: {error}"),
+            End::Failed(error) => write!(f, "lost the connection to the node: {error}"),
             End::MissedPolls(missed, last) => {
-                write!(f, "gave the node up: it missed {missed} polls, at last: {last}")
+                write!(f, "disconnecting: {missed} polls in a row failed, the last one with: {last}")
             }
             End::NoNode(error) => write!(
                 f,
-                "no Bitcoin node answers there: {error}; is it the socket of bitcoin-node -ipcbind?"
+                "no Bitcoin node responds there: {error}; check that it is the socket of bitcoin-node -ipcbind=unix"
             ),
             End::NothingOffered => {
-                f.write_str("the node offers none of the interfaces Mining, Rpc, Chain and Node")
+                f.write_str("the node has none of the interfaces Mining, Rpc, Chain and Node; use bitcoin-node of Bitcoin \
+                     Core 30 or later")
             }
             End::Loading(error) => write!(f, "the node is starting: {error}"),
             End::NoEvidence => f.write_str(
-                "this node (Bitcoin Core 30) cannot tell over IPC whether it has loaded its chain, and asking it too early \
-                 makes it abort. Its thread b-msghand would tell, but its process cannot be seen in /proc; not asking \
-                 until it can. Run the exporter in the node's PID namespace (containers: --pid=host or \
-                 --pid=container:NODE; systemd: no ProtectProc=), and connect to the node's own socket, not to a proxy's",
+                "this node (Bitcoin Core 30) does not report over IPC whether it has loaded its chain, and aborts if it is \
+                 queried too early. Its thread b-msghand would show it, but its process is not visible in /proc; \
+                 waiting until it is. Run the exporter in the node's PID namespace (containers: --pid=host or \
+                 --pid=container:NODE; systemd: no ProtectProc=), and connect to the node's own socket, not to a \
+                 proxy's",
             ),
         }
     }
@@ -211,7 +213,7 @@ impl Session {
                 reason = closed(self.ipc.as_ref()) => return End::Closed(reason),
                 failure = node_gone(http_only.as_ref()) => return End::Closed(failure.text.into()),
                 Some(polled) = tasks.polls.recv() => match polled {
-                    Ok(_) if has_socket() => return End::Closed("it has a socket now".into()),
+                    Ok(_) if has_socket() => return End::Closed("switching to IPC, because the node has a socket now".into()),
                     Ok(polled) => {
                         health.succeeded();
                         self.show(polled, tasks.subscriptions.as_ref());

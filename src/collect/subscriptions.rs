@@ -88,7 +88,9 @@ impl Task {
             }
             self.start_chain().await;
         } else if self.chain.is_some() {
-            warn!("not subscribing: without Mining the node cannot tell us when it shuts down");
+            warn!(
+                "not subscribing to notifications: without the Mining interface the node does not announce its shutdown"
+            );
         }
         loop {
             self.any.set(self.chain_subscription.is_some() || self.trace.is_active());
@@ -144,13 +146,13 @@ fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
             Event::Coin(event) => coins.count(event),
             Event::OverBudget => return coins.over_budget(),
             Event::Dropped(events) => {
-                warn!(events, "the exporter was too slow: callbacks were answered and not counted");
+                warn!(events, "the exporter was too slow: notifications were answered but not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
             }
             Event::Rejected { call, reason } => {
                 error!(
-                    "the guard rejected a call that the exporter must not make ({call}: {reason}); the node did not receive it. This is \
-                     a fault of the exporter, or somebody controls it: restart it and report this line"
+                    "the guard rejected a call that is not on its allow-list ({call}: {reason}); the node did not receive \
+                     it. This is a bug in the exporter, or an attacker controls it: restart it and report this line"
                 );
                 return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }

@@ -145,7 +145,7 @@ impl TipSource {
 /// The tip, after a while if one is known.
 async fn next_over_http(json_rpc: &JsonRpc, known: Option<BlockRef>) -> Result<BlockRef, CallError> {
     let height = |height: &Value| height.as_i64().and_then(|height| i32::try_from(height).ok());
-    let malformed = || CallError::Malformed("a tip without a height".into());
+    let malformed = || CallError::Malformed("the tip has no height".into());
     let Some(known) = known else {
         let info = json_rpc.call(Method::GetBlockchainInfo, json!([])).await?;
         let hash = info["bestblockhash"].as_str().unwrap_or_default().parse()?;
@@ -212,8 +212,7 @@ impl TipFollower {
                 Err(error) => {
                     // Why HTTP cannot be used is logged elsewhere.
                     if !failed_before && !matches!(error, CallError::Http(_)) {
-                        let text =
-                            format!("waiting for a new tip failed: {error}; trying again until it works");
+                        let text = format!("cannot wait for a new tip: {error}; retrying until it succeeds");
                         self.context.warn_of(&text);
                     }
                     first_done.take();
@@ -342,16 +341,16 @@ impl TipFollower {
             Ok(None) => self.reconnected = Reconnected::RolledBack,
             Err(error) => {
                 self.context.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
-                let what = format!("cannot tell how many blocks lie between {} and {}", old.hash, tip.hash);
+                let what = format!("cannot count the blocks between {} and {}", old.hash, tip.hash);
                 self.failures = failures + 1;
                 if is_final(&error) || (facts.notified && self.failures >= MAX_FAILURES_BEFORE_NOTIFICATIONS)
                 {
-                    warn!("{what}, and does not count them: {error}");
+                    warn!("{what}, they are not counted: {error}");
                     blocks.uncounted_tip_changes.inc();
                     return self.advance(tip);
                 }
                 if failures == 0 {
-                    self.context.warn_of(&format!("{what}: {error}; trying again until it works"));
+                    self.context.warn_of(&format!("{what}: {error}; retrying until it succeeds"));
                 }
                 (self.reconnected, self.pending) = (facts.reconnected, true);
             }

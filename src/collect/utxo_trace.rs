@@ -68,7 +68,7 @@ impl Trace {
         self.counting.set(true);
         self.state = match tracing.subscribe().await {
             Ok(subscription) => {
-                info!("the UTXO cache trace is on");
+                info!("subscribed to the UTXO cache trace");
                 State::Active(subscription)
             }
             Err(error) => {
@@ -87,8 +87,8 @@ impl Trace {
     /// The node has waited too long: gives the trace up for the life of the process. The guard ends the subscription.
     pub fn give_up(&mut self, context: &Context) {
         warn!(
-            "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is given up; \
-             --utxo-trace on keeps it whatever it costs, --utxo-trace-budget allows more",
+            "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is now disabled; raise \
+             --utxo-trace-budget, or use --utxo-trace on for no limit",
             humantime::format_duration(context.config.utxo_trace_budget)
         );
         context.memory.borrow_mut().trace_given_up = true;
@@ -103,7 +103,7 @@ impl Trace {
         if polled.ibd != Some(true) || !self.is_active() {
             return None;
         }
-        info!("initial block download: the UTXO cache trace is off until its end");
+        info!("the node is in initial block download: the UTXO cache trace is off until it ends");
         self.counting.set(false);
         metrics.utxo_cache.stop();
         match std::mem::replace(&mut self.state, State::Waiting) {

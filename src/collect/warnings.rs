@@ -66,10 +66,10 @@ impl Warnings {
         };
         let texts: Vec<_> = texts.into_iter().take(MAX_WARNINGS).map(text::message).collect();
         for text in texts.iter().filter(|text| !self.0.contains(text)) {
-            warn!(kind = kind(text), "the node warns: {text}");
+            warn!(kind = kind(text), "the node reports a warning: {text}");
         }
         for text in self.0.iter().filter(|text| !texts.contains(text)) {
-            info!(kind = kind(text), "the node no longer warns: {text}");
+            info!(kind = kind(text), "the node no longer reports the warning: {text}");
         }
         self.0 = texts;
         let kinds = KINDS.iter().map(|(kind, _)| *kind).chain([OTHER]);

@@ -17,7 +17,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             return if path.is_empty() {
-                Err("unix: needs a path".into())
+                Err("unix: needs a path, as in unix:/run/metrics.sock".into())
             } else {
                 Ok(Address::Unix(path.into()))
             };

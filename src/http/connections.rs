@@ -34,7 +34,7 @@ impl Connections {
             let without_password =
                 self.open.iter().position(|(_, authenticated)| !authenticated.load(Relaxed));
             if let Some((task, _)) = self.open.remove(without_password.unwrap_or(0)) {
-                debug!("a scraper's connection ended: closed to make room for another");
+                debug!("closed an HTTP connection in favour of a new one");
                 task.abort();
             }
         }

@@ -35,7 +35,7 @@ impl<S: AsyncWrite + Unpin> Deadline<S> {
         if result.is_ready() {
             return result;
         }
-        let late = || Err(Error::new(ErrorKind::TimedOut, "the answer was not read in time"));
+        let late = || Err(Error::new(ErrorKind::TimedOut, "the client did not read the response in time"));
         due.as_mut().poll(cx).map(|()| late())
     }
 }

@@ -24,7 +24,7 @@ impl FromStr for HostName {
         let is_name = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
         if !is_name && name.parse::<IpAddr>().is_err() {
-            return Err("write a host name without scheme, like metrics.example.com".into());
+            return Err("expected a host name without a scheme, like metrics.example.com".into());
         }
         Ok(HostName(name.to_ascii_lowercase()))
     }
@@ -62,8 +62,8 @@ impl AllowedHosts {
         if !self.has_logged.swap(true, Relaxed) {
             let host = text::label(String::from_utf8_lossy(host));
             warn!(
-                "rejected a request for the host {host:?}: a listener on loopback answers only to loopback's names; allow \
-                 others, a reverse proxy's for example, with --web.allowed-host (logged once)"
+                "rejected a request for the host {host:?}: a listener on loopback accepts only loopback's names; allow \
+                 others, e.g. a reverse proxy's, with --web.allowed-host (logged once)"
             );
         }
         false

@@ -51,14 +51,19 @@ impl Listener {
         match address {
             Address::Tcp(address) => {
                 let listener = TcpListener::bind(address).with_context(|| {
-                    format!("cannot listen on {address} (choose another with --metrics-addr HOST:PORT)")
+                    format!(
+                        "cannot listen on {address} (choose another address with --metrics-addr HOST:PORT)"
+                    )
                 })?;
                 Ok(Listener::Tcp(listener))
             }
             Address::Unix(path) => {
                 remove_stale_socket(path)?;
                 let listener = UnixListener::bind(path).with_context(|| {
-                    format!("cannot listen on {} (choose another with --metrics-addr)", path.display())
+                    format!(
+                        "cannot listen on {} (choose another address with --metrics-addr)",
+                        path.display()
+                    )
                 })?;
                 Ok(Listener::Unix(listener, Some(SocketFile::at(path)?)))
             }

@@ -80,7 +80,8 @@ pub fn answer(request: &Request<Incoming>, access: Access, pages: &impl Pages) -
         return not_found(access);
     }
     if ![Method::GET, Method::HEAD].contains(request.method()) {
-        let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".into());
+        let mut response =
+            respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD are supported\n".into());
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
@@ -107,7 +108,7 @@ pub fn answer(request: &Request<Incoming>, access: Access, pages: &impl Pages) -
 fn not_found(access: Access) -> Response<Full<Bytes>> {
     let text = match access {
         Access::Everything => "not found; try /metrics\n",
-        Access::Health => "not found; only /health and /ready are here\n",
+        Access::Health => "not found; this port serves only /health and /ready\n",
     };
     respond(StatusCode::NOT_FOUND, TEXT, text.into())
 }
@@ -123,8 +124,8 @@ fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>
 
 /// Asked by a name that a listener on loopback does not answer to.
 pub fn misdirected() -> Response<Full<Bytes>> {
-    let text = "a listener on loopback answers only requests for loopback's names (localhost, 127.0.0.1, [::1]); allow others, a \
-                reverse proxy's for example, with --web.allowed-host NAME\n";
+    let text = "a listener on loopback accepts only requests for loopback's names (localhost, 127.0.0.1, [::1]); allow \
+         others, e.g. a reverse proxy's, with --web.allowed-host NAME\n";
     respond(StatusCode::MISDIRECTED_REQUEST, TEXT, text.into())
 }
 
@@ -136,7 +137,7 @@ pub fn busy() -> Response<Full<Bytes>> {
         .status(StatusCode::TOO_MANY_REQUESTS)
         .header(RETRY_AFTER, RETRY_SECONDS)
         .header(CONNECTION, "close")
-        .body(Full::from("too many passwords wait to be checked; try again\n"))
+        .body(Full::from("too many passwords are waiting to be verified; try again later\n"))
         .expect("these headers are valid")
 }
 
@@ -145,6 +146,6 @@ pub fn unauthorized() -> Response<Full<Bytes>> {
     Response::builder()
         .status(StatusCode::UNAUTHORIZED)
         .header(WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
-        .body(Full::from("a user and a password are needed\n"))
+        .body(Full::from("a user name and a password are required\n"))
         .expect("these headers are valid")
 }

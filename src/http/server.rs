@@ -81,7 +81,7 @@ impl Endpoint {
     fn announce(&self, listener: &Listener) {
         if self.access == Access::Health {
             let at = listener.describe_with(&self.web_config);
-            return info!("answering health checks on {at}/health");
+            return info!("serving health checks on {at}/health");
         }
         info!("serving metrics on {}/metrics", listener.describe_with(&self.web_config));
         if !listener.is_local() && !self.web_config.protects() {
@@ -232,7 +232,7 @@ async fn serve_stream(
         }
     };
     if let Err(error) = serve.await {
-        debug!("a scraper's connection ended: {error:#}");
+        debug!("an HTTP connection failed: {error:#}");
     }
 }
 

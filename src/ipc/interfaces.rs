@@ -56,10 +56,10 @@ impl Interface {
             Interface::Rpc => {
                 "JSON-RPC over IPC: chain, mempool, network, fees; blocks connected from tip changes"
             }
-            Interface::Chain => "notifications: blocks, mempool, flushes, counted as they happen",
+            Interface::Chain => "notifications, counted when they happen: blocks, mempool, flushes",
             Interface::Node => "state of the node and its peers; JSON-RPC over IPC",
             Interface::Tracing => "the UTXO cache trace (see --utxo-trace)",
-            Interface::HttpRpc => "JSON-RPC over HTTP, where IPC has none (see --rpc)",
+            Interface::HttpRpc => "JSON-RPC over HTTP, for nodes without it over IPC (see --rpc)",
         }
     }
 }

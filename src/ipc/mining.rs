@@ -33,7 +33,7 @@ impl fmt::Display for Hash {
 impl FromStr for Hash {
     type Err = CallError;
     fn from_str(text: &str) -> Result<Self, CallError> {
-        let malformed = || CallError::Malformed(format!("no hash of a block: {text:.64}"));
+        let malformed = || CallError::Malformed(format!("not a block hash: {text:.64}"));
         if text.len() != 64 || !text.is_ascii() {
             return Err(malformed());
         }

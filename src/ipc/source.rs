@@ -152,7 +152,7 @@ fn explain(path: &Path, error: Error) -> anyhow::Error {
     let metadata = path.metadata();
     if metadata.as_ref().is_ok_and(|metadata| !metadata.file_type().is_socket()) {
         return anyhow!(
-            "cannot connect to {at}: it is not a socket; name the one that bitcoin-node -ipcbind=unix makes"
+            "cannot connect to {at}: it is not a socket; pass the socket of bitcoin-node -ipcbind=unix"
         );
     }
     match error.kind() {
@@ -161,11 +161,11 @@ fn explain(path: &Path, error: Error) -> anyhow::Error {
         }
         ErrorKind::NotFound => {
             anyhow!(
-                "cannot connect to {at}: there is no such socket; start the node with -ipcbind=unix, or name its socket"
+                "cannot connect to {at}: no such socket; start the node with -ipcbind=unix, or pass the path of its socket"
             )
         }
         ErrorKind::ConnectionRefused => {
-            anyhow!("cannot connect to {at}: nobody listens on it; its node has ended or is just starting")
+            anyhow!("cannot connect to {at}: connection refused; the node has exited or is starting")
         }
         ErrorKind::PermissionDenied => {
             let owner = metadata.ok().and_then(|metadata| {

@@ -84,15 +84,15 @@ impl CallError {
     fn write_unbounded(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CallError::TimedOut(after) => {
-                write!(f, "no answer within {}", humantime::format_duration(*after))
+                write!(f, "no response within {}", humantime::format_duration(*after))
             }
             CallError::Unimplemented(text) => write!(f, "not implemented by the node ({text})"),
             CallError::Failed(text) => write!(f, "the node failed: {text}"),
-            CallError::Disconnected(text) => write!(f, "the connection is gone ({text})"),
+            CallError::Disconnected(text) => write!(f, "the connection is closed ({text})"),
             CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
             CallError::Http(failure) => fmt::Display::fmt(failure, f),
             CallError::TooLarge(text) => f.write_str(text),
-            CallError::Malformed(text) => write!(f, "the node's answer is malformed: {text}"),
+            CallError::Malformed(text) => write!(f, "the node's response is malformed: {text}"),
         }
     }
 }

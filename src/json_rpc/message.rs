@@ -36,8 +36,7 @@ impl Response<'_> {
 
 /// Reads JSON of the node's.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
-    serde_json::from_str(text)
-        .map_err(|error| CallError::Malformed(format!("not the JSON expected: {error}")))
+    serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("unexpected JSON: {error}")))
 }
 
 /// The error in a JSON-RPC error object.

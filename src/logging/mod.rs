@@ -22,11 +22,11 @@ pub use repeats::Repeats;
 /// Where log lines go and how they look.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Log {
-    /// The journal when stderr is connected to it, else text.
+    /// The journal if stderr is connected to it, otherwise text.
     Auto,
-    /// Lines on stderr.
+    /// Text on stderr.
     Text,
-    /// JSON objects on stderr, one a line.
+    /// JSON on stderr, one object per line.
     Json,
     /// Structured entries in the systemd journal.
     Journal,
@@ -35,14 +35,14 @@ pub enum Log {
 /// How important a line has to be.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Level {
-    /// All of ours.
+    /// All messages, including each event.
     Debug,
-    /// What happens.
+    /// Normal operation, warnings and errors.
     Info,
-    /// What needs attention.
+    /// Warnings and errors.
     #[value(alias = "warn")]
     Warning,
-    /// What failed.
+    /// Errors only.
     Error,
 }
 
@@ -76,7 +76,8 @@ pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
     };
     let to_journal = matches!(log, Log::Journal) || (matches!(log, Log::Auto) && stderr_is_the_journal());
     let (layer, writer) = if to_journal {
-        let (layer, writer) = journal::start().context("cannot reach the systemd journal; use --log text")?;
+        let (layer, writer) =
+            journal::start().context("cannot connect to the systemd journal; use --log text")?;
         (layer.boxed(), writer)
     } else {
         let (lines, writer) = lines("log", io::stderr())?;

@@ -27,7 +27,7 @@ impl fmt::Display for Suppressed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => Ok(()),
-            times => write!(f, " ({times} more times since the last line about it)"),
+            times => write!(f, " ({times} more times since the last log line)"),
         }
     }
 }
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(at(0, "refused"), Some(String::new()));
         assert_eq!((1..40).filter_map(|second| at(second, "refused")).count(), 0);
         assert_eq!(at(1, "timeout"), Some(String::new()), "another state");
-        assert_eq!(at(60, "refused").as_deref(), Some(" (39 more times since the last line about it)"));
+        assert_eq!(at(60, "refused").as_deref(), Some(" (39 more times since the last log line)"));
         assert_eq!((at(61, "refused"), at(200, "timeout")), (None, Some(String::new())));
     }
 

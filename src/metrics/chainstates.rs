@@ -7,24 +7,25 @@ area! {
     /// Chainstates, indexes, deployments.
     pub struct Chainstates {
         height: GaugeVec<1> = gauge("bitcoin_chainstate_height",
-            "Height of each chainstate: `normal`; with assumeutxo `snapshot`, and `background` until that is validated",
+            "Height of each chainstate: `normal`; with assumeutxo `snapshot`, and `background` until the snapshot is \
+             validated",
             &["JSON-RPC getchainstates `blocks`"]).by(&["chainstate"]).of_node();
         cache: GaugeVec<2> = gauge("bitcoin_chainstate_cache_bytes",
-            "Size that the node allows each cache of coins: `db` the database's, `tip` the one in memory",
+            "Size limit of each coin cache: `db` is the database's, `tip` the one in memory",
             &["JSON-RPC getchainstates"]).by(&["chainstate", "cache"]).of_node();
         background_progress: Gauge = gauge("bitcoin_background_validation_progress",
             "Share of the transactions up to the assumeutxo snapshot that are verified in the background, 0 to 1",
             &["JSON-RPC getblockchaininfo `backgroundvalidation` (Bitcoin Core 32)"]).of_node();
         index_height: GaugeVec<1> = gauge("bitcoin_index_height",
-            "Height up to which each optional index is built",
+            "Height of each optional index",
             &["JSON-RPC getindexinfo `best_block_height`"]).by(&["index"]).of_node();
         index_synced: GaugeVec<1> = gauge("bitcoin_index_synced",
-            "1 if the index has caught up with the chain, else 0", &["JSON-RPC getindexinfo `synced`"]).by(&["index"]).of_node();
+            "1 if the index has caught up with the chain, otherwise 0", &["JSON-RPC getindexinfo `synced`"]).by(&["index"]).of_node();
         deployment_active: GaugeVec<1> = gauge("bitcoin_deployment_active",
-            "1 if the next block has to follow the rules of this soft fork, else 0",
+            "1 if the next block must follow the rules of this soft fork, otherwise 0",
             &["JSON-RPC getdeploymentinfo, once per tip"]).by(&["deployment"]).of_node();
         deployment_signalling: GaugeVec<1> = gauge("bitcoin_deployment_signalling_blocks",
-            "Blocks of this period that signal for a soft fork that is not locked in yet",
+            "Blocks of the current period that signal for a soft fork that is not locked in yet",
             &["JSON-RPC getdeploymentinfo `bip9.statistics.count`, once per tip"]).by(&["deployment"]).of_node();
     }
 }

@@ -8,45 +8,46 @@ const EXPORTER: &[&str] = &["the exporter"];
 area! {
     /// The exporter itself.
     pub struct Exporter {
-        up: Gauge = gauge("bitcoin_up", "1 while the connection to the node works and the last poll succeeded, else 0", EXPORTER);
+        up: Gauge = gauge("bitcoin_up", "1 while the connection to the node works and the last poll succeeded, otherwise 0", EXPORTER);
         interface: GaugeVec<1> = gauge("bitcoin_exporter_interface",
-            "1 for each IPC interface that the node offers; for http-rpc 1 while JSON-RPC over HTTP works, 0 while it is wanted \
-             and does not",
+            "1 for each IPC interface of the node; for http-rpc 1 while JSON-RPC over HTTP works, 0 while it is configured \
+             and fails",
             EXPORTER).by(&["interface"]);
         http_rpc_failures: CounterVec<1> = counter("bitcoin_exporter_http_rpc_failures_total",
             "Failed requests over HTTP, by cause: refused (connection), timeout, unauthorized (401), busy (503 twice), warmup (the \
              node is starting), different_node, too_large, forbidden (403), other",
             EXPORTER).by(&["cause"]);
         utxo_trace: GaugeVec<1> = gauge("bitcoin_exporter_utxo_trace",
-            "1 for the state of the UTXO cache trace: active, off, ibd (waits for its end), over_budget (given up)",
+            "1 for the current state of the UTXO cache trace: active, off, ibd (waits for the end of initial block \
+             download), over_budget (disabled)",
             EXPORTER).by(&["state"]).of_node();
         connects: Counter = counter("bitcoin_exporter_connects_total", "Connections to the node", EXPORTER);
         disconnects: CounterVec<1> = counter("bitcoin_exporter_disconnects_total",
             "Ended connections to the node, by reason", EXPORTER).by(&["reason"]);
         poll_duration: Histogram = histogram("bitcoin_exporter_poll_duration_seconds",
-            "Time that a poll of the node took",
+            "Duration of a poll of the node",
             EXPORTER, &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
         poll_failures: CounterVec<1> = counter("bitcoin_exporter_poll_failures_total",
-            "Calls to the node that failed, by call", EXPORTER).by(&["call"]);
+            "Failed calls to the node, by call", EXPORTER).by(&["call"]);
         last_poll: Gauge = gauge("bitcoin_exporter_last_poll_timestamp_seconds",
-            "End of the last successful poll, Unix seconds", EXPORTER);
+            "End time of the last successful poll, Unix seconds", EXPORTER);
         callbacks: CounterVec<1> = counter("bitcoin_exporter_callbacks_total",
-            "Notifications that the node sent us", EXPORTER).by(&["callback"]);
+            "Notifications received from the node", EXPORTER).by(&["callback"]);
         callback_duration: Histogram = histogram("bitcoin_exporter_callback_duration_seconds",
-            "Time from the moment the guard saw a notification to its answer; the time that the guard waited for a CPU before is \
-             in bitcoin_exporter_guard_run_delay_seconds_total",
+            "Time from the guard's receipt of a notification to its response; \
+             bitcoin_exporter_guard_run_delay_seconds_total has the time that the guard waited for a CPU before",
             EXPORTER, &[2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1, 1.0]);
         guard_run_delay: Counter = counter("bitcoin_exporter_guard_run_delay_seconds_total",
-            "Time that the guard was ready to run and waited for a CPU, the node possibly with it",
+            "Time that the guard was ready to run and waited for a CPU; the node may have waited with it",
             &["/proc/PID/schedstat of the guard"]);
         events_dropped: CounterVec<1> = counter("bitcoin_exporter_events_dropped_total",
-            "Events that were answered but not counted, because counting fell behind", EXPORTER).by(&["event"]);
+            "Events that were answered but not counted because counting fell behind", EXPORTER).by(&["event"]);
         rejected_calls: CounterVec<1> = counter("bitcoin_exporter_rejected_calls_total",
-            "Calls that the guard did not forward to the node, because they are not on its list; 0 unless the exporter is faulty \
-             or compromised",
+            "Calls rejected by the guard because they are not on its allow-list; 0 unless the exporter is faulty or \
+             compromised",
             EXPORTER).by(&["call"]);
         build_info: GaugeVec<3> = gauge("bitcoind_ipc_exporter_build_info",
-            "1, with what this binary was built from as labels", EXPORTER).by(&["version", "revision", "rustc"]);
+            "1, with the version, revision and compiler of this binary as labels", EXPORTER).by(&["version", "revision", "rustc"]);
     }
 }
 

@@ -7,19 +7,21 @@ area! {
     /// FIBRE's UDP peers by group.
     pub struct Fibre {
         peers: GaugeVec<1> = gauge("bitcoin_fibre_peers",
-            "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; a group from 64 on is `other`, what is \
-             only received from is `receive`",
+            "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; groups from 64 on are `other`, \
+             receive-only peers are `receive`",
             &["JSON-RPC getudppeerinfo"]).by(&["group"]).of_node();
         connected: GaugeVec<1> = gauge("bitcoin_fibre_peers_connected",
-            "FIBRE/UDP peers that have answered", &["JSON-RPC getudppeerinfo `lastrecv`"]).by(&["group"]).of_node();
+            "FIBRE/UDP peers that have responded", &["JSON-RPC getudppeerinfo `lastrecv`"]).by(&["group"]).of_node();
         trusted: GaugeVec<1> = gauge("bitcoin_fibre_peers_trusted",
-            "FIBRE/UDP peers whose chunks are passed on before the block was checked",
+            "FIBRE/UDP peers whose chunks are relayed before the block is validated",
             &["JSON-RPC getudppeerinfo `ultimatetrust`"]).by(&["group"]).of_node();
         round_trip: GaugeVec<2> = gauge("bitcoin_fibre_peer_round_trip_seconds",
-            "Round trips to a group's FIBRE/UDP peers, of each the last ten pings (one in 15 minutes): minimum, mean, maximum",
+            "Round trip time to a group's FIBRE/UDP peers over the last ten pings of each (one in 15 minutes): minimum, \
+             mean, maximum",
             &["JSON-RPC getudppeerinfo `min_recent_rtt`, `avg_recent_rtt`, `max_recent_rtt`"]).by(&["group", "statistic"]).of_node();
         silence: GaugeVec<1> = gauge("bitcoin_fibre_peer_silence_seconds",
-            "Time since the most silent of a group's connected FIBRE/UDP peers was heard; they say something every 10 seconds",
+            "Time since the last packet of the most silent of a group's connected FIBRE/UDP peers; each sends a packet \
+             every 10 seconds",
             &["JSON-RPC getudppeerinfo `lastrecv`, against the exporter's clock"]).by(&["group"]).of_node();
     }
 }

@@ -22,41 +22,41 @@ area! {
         size: Gauge = gauge("bitcoin_mempool_size",
             "Transactions in the mempool", &["Node.getMempoolSize; getmempoolinfo `size`"]).of_node();
         usage: Gauge = gauge("bitcoin_mempool_bytes",
-            "Memory that the mempool uses", &["Node.getMempoolDynamicUsage; getmempoolinfo `usage`"]).of_node();
+            "Memory of the mempool", &["Node.getMempoolDynamicUsage; getmempoolinfo `usage`"]).of_node();
         max_usage: Gauge = gauge("bitcoin_mempool_max_bytes",
-            "Memory that the mempool may use", &["Node.getMempoolMaxUsage; getmempoolinfo `maxmempool`"]).of_node();
+            "Memory limit of the mempool", &["Node.getMempoolMaxUsage; getmempoolinfo `maxmempool`"]).of_node();
         vbytes: Gauge = gauge("bitcoin_mempool_vbytes",
             "Virtual size of the mempool's transactions", &["JSON-RPC getmempoolinfo `bytes`"]).of_node();
-        fees: Gauge = gauge("bitcoin_mempool_fees_satoshis", "Fees of the mempool's transactions", INFO).of_node();
+        fees: Gauge = gauge("bitcoin_mempool_fees_satoshis", "Total fees of the mempool's transactions", INFO).of_node();
         min_feerate: Gauge = gauge("bitcoin_mempool_min_feerate_sat_per_vbyte",
-            "Feerate below which the mempool takes no transaction", INFO).of_node();
+            "Lowest fee rate that the mempool accepts", INFO).of_node();
         incremental_feerate: Gauge = gauge("bitcoin_mempool_incremental_feerate_sat_per_vbyte",
-            "Feerate that a replacement has to pay on top, and by which the minimum rises when the mempool is full",
+            "Additional fee rate of a replacement, and step by which the minimum fee rate rises when the mempool is full",
             &["JSON-RPC getmempoolinfo `incrementalrelayfee`"]).of_node();
         relay_min_feerate: Gauge = gauge("bitcoin_mempool_relay_min_feerate_sat_per_vbyte",
-            "Feerate below which the node relays no transaction, however empty the mempool is",
+            "Lowest fee rate that the node relays, even if the mempool is empty",
             &["JSON-RPC getmempoolinfo `minrelaytxfee`"]).of_node();
         loaded: Gauge = gauge("bitcoin_mempool_loaded",
-            "1 if the mempool of the last run was loaded, or could not be, else 0", INFO).of_node();
+            "1 after the mempool of the last run was loaded or failed to load, otherwise 0", INFO).of_node();
         optimal: Gauge = gauge("bitcoin_mempool_optimal",
-            "1 if the mempool's order by feerate is known to be the best, else 0",
+            "1 if the mempool's order by fee rate is known to be optimal, otherwise 0",
             &["JSON-RPC getmempoolinfo (Bitcoin Core 31)"]).of_node();
         unbroadcast: Gauge = gauge("bitcoin_mempool_unbroadcast",
-            "Transactions of this node's own that no peer has asked for yet", INFO).of_node();
+            "Own transactions of the node that no peer has requested yet", INFO).of_node();
         fee_estimate: GaugeVec<1> = gauge("bitcoin_fee_estimate_sat_per_vbyte",
-            "Estimated feerate to be confirmed within so many blocks: targets 2, 3, 6, 12, 144, or the one that the node estimates \
-             instead; absent without an estimate",
+            "Estimated fee rate for confirmation within the given number of blocks: 2, 3, 6, 12, 144, or the target that \
+             the node uses instead; absent without an estimate",
             &["JSON-RPC estimatesmartfee, at each new tip and once a minute"]).by(&["blocks"]).of_node();
         band_vbytes: GaugeVec<1> = gauge("bitcoin_mempool_feerate_vbytes",
-            "Virtual size of the mempool's transactions in a band of feerates, which begins at `from` sat/vB and ends where the \
-             next one begins; a transaction has the feerate of the chunk that it would be mined with",
+            "Virtual size of the mempool's transactions in a band of fee rates. A band begins at `from` sat/vB and ends at \
+             the next band; a transaction has the fee rate of the chunk with which it would be mined",
             DIAGRAM).by(&["from"]).of_node();
         band_fees: GaugeVec<1> = gauge("bitcoin_mempool_feerate_fees_satoshis",
-            "Fees of the mempool's transactions in a band of feerates, with what prioritisetransaction adds to them",
+            "Total fees of the mempool's transactions in a band of fee rates, including changes by prioritisetransaction",
             DIAGRAM).by(&["from"]).of_node();
         depth_feerate: GaugeVec<1> = gauge("bitcoin_mempool_depth_feerate_sat_per_vbyte",
-            "Feerate at the end of the best so many blocks' worth of the mempool, a block being 1,000,000 vB; absent when the \
-             mempool has less",
+            "Lowest fee rate in the given number of blocks (1,000,000 vB each) filled with the best transactions of the \
+             mempool; absent if the mempool has fewer",
             DIAGRAM).by(&["blocks"]).of_node();
         added: Counter = counter("bitcoin_mempool_tx_added_total",
             "Transactions added to the mempool", &["ChainNotifications.transactionAddedToMempool"]);

@@ -12,29 +12,28 @@ area! {
     /// The next block.
     pub struct NextBlock {
         transactions: Gauge = gauge("bitcoin_next_block_transactions",
-            "Transactions of the block that the node would mine now, without the coinbase; from Bitcoin Core 31 on with 8,000 \
-             weight units reserved for that, whatever -blockreservedweight says",
+            "Transactions of the next block, as in a new block template, without the coinbase; from Bitcoin Core 31 on \
+             with 8,000 weight units reserved for the coinbase, regardless of -blockreservedweight",
             &["Mining.createNewBlock, BlockTemplate.getTxFees"]).of_node();
         weight: Gauge = gauge("bitcoin_next_block_weight",
-            "Weight of the transactions of the block that the node would mine now, without the coinbase",
+            "Weight of the next block's transactions, without the coinbase",
             &["Mining.createNewBlock, BlockTemplate.getBlock"]).of_node();
         fees: Gauge = gauge("bitcoin_next_block_fees_satoshis",
-            "Fees of the block that the node would mine now", &["Mining.createNewBlock, BlockTemplate.getTxFees"]).of_node();
+            "Total fees of the next block", &["Mining.createNewBlock, BlockTemplate.getTxFees"]).of_node();
         sigops: Gauge = gauge("bitcoin_next_block_sigops",
-            "Signature operations of the block that the node would mine now, as the limit of 80,000 counts them, without the \
-             coinbase's",
+            "Cost of the next block's signature operations, without the coinbase's, as counted for the limit of 80,000",
             &["Mining.createNewBlock, BlockTemplate.getTxSigops"]).of_node();
         duration: Histogram = histogram("bitcoin_template_duration_seconds",
-            "How long the node took to answer a request for a block template", &["Mining.createNewBlock"], &BUCKETS);
+            "Response time of the node to a request for a block template", &["Mining.createNewBlock"], &BUCKETS);
         after_tip: Histogram = histogram("bitcoin_template_after_tip_seconds",
-            "From the exporter's hearing of a new tip to the first block template on it",
+            "Time from learning of a new tip to receiving the first template built on it",
             &["Mining.waitTipChanged, Mining.createNewBlock"], &BUCKETS);
         assembled_transactions: Gauge = gauge("bitcoin_assembled_block_transactions",
-            "Transactions of the block that the node put together last, for whoever asked and whenever that was, without the \
+            "Transactions of the last block template that the node built, for any client and at any time, without the \
              coinbase; absent before the first",
             ASSEMBLED).of_node();
         assembled_weight: Gauge = gauge("bitcoin_assembled_block_weight",
-            "Weight of that block, what is reserved for header and coinbase included", ASSEMBLED).of_node();
+            "Weight of the last block template, including the weight reserved for header and coinbase", ASSEMBLED).of_node();
     }
 }
 

@@ -19,8 +19,8 @@ area! {
              `other` is the rest",
             PROC).by(&["thread"]).of_node();
         io: CounterVec<1> = counter("bitcoin_node_process_io_bytes_total",
-            "Bytes that the node made disks `read` and `write`", PROC_OF_USER).by(&["direction"]).of_node();
+            "Bytes that the node read from disk (`read`) and wrote to disk (`write`)", PROC_OF_USER).by(&["direction"]).of_node();
         page_faults: CounterVec<1> = counter("bitcoin_node_process_page_faults_total",
-            "Page faults of the node: `major` ones had to wait for a disk", PROC).by(&["kind"]).of_node();
+            "Page faults of the node; `major` ones waited for the disk", PROC).by(&["kind"]).of_node();
     }
 }

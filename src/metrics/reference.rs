@@ -7,27 +7,26 @@ const HEAD: &str = "\
 
 Generated from the registry by `bitcoind-usdt-exporter --print-metrics-reference`; a test fails when it is out of date.
 
-A value that the node cannot give is absent, never 0 or -1. Counters of events that the exporter counted stay while the
-node is away. Values that are read from the node age by one rule:
+A value that the node cannot give is absent, never 0 or -1. Counters of events that the exporter counted remain while the
+node is away. Values read from the node expire by these rules:
 
-- A value is shown for two poll intervals (`--poll-interval`) after it was read, then it is absent. A single failed call or
-  poll hides nothing: a failed poll is retried after a second, then after 2, 4, 8 seconds and so on, at most the interval.
-- Costly calls are made once a minute, or less often if they take long: a call that took 100 ms is made again after 100 s, one
-  that took longer than 240 ms after four minutes. Their values are shown for two of these intervals, at most five minutes.
-  Values of the last block (`getblockstats`, `getnetworkhashps`, `getdeploymentinfo`) are read once and shown as long as polls
+- A value is exported for two poll intervals (`--poll-interval`) after it was read, and is absent after that. A single failed call
+  or poll hides nothing: a failed poll is retried after a second, then after 2, 4, 8 seconds and so on, at most the interval.
+- Costly calls are made once a minute, or less often if they take long: a call that took 100 ms is repeated after 100 s, one
+  that took longer than 240 ms after four minutes. Their values are exported for two of these intervals, at most five minutes.
+  Values of the last block (`getblockstats`, `getnetworkhashps`, `getdeploymentinfo`) are read once, and exported as long as polls
   find the same tip.
-- The time in which the machine is suspended counts. After it everything is polled within a second or two.
-- When the connection to the node is lost, all values read from it disappear at once.
-- `bitcoin_up` is 1 if the last poll succeeded, whatever is still shown. `bitcoin_exporter_last_poll_timestamp_seconds` is the
-  time of the last successful poll.
+- The time during which the machine is suspended counts. After a resume, everything is polled within two seconds.
+- When the connection to the node is lost, all values read from it are absent at once.
+- `bitcoin_up` is 1 if the last poll succeeded, regardless of values that are still exported.
+  `bitcoin_exporter_last_poll_timestamp_seconds` is the time of the last successful poll.
 
-Where several sources are given, the first
-one that the node offers is used. *JSON-RPC* means JSON-RPC over the IPC connection, `Rpc.executeRpc` (Bitcoin Core 32) or
-`Node.executeRpc` (development branches), and over HTTP where that has none. `bitcoin_bytes_recv_total` and
-`bitcoin_bytes_sent_total` are the node's own totals and restart with it.
+If a metric has several sources, the first that the node supports is used. *JSON-RPC* means JSON-RPC over IPC, `Rpc.executeRpc`
+(Bitcoin Core 32) or `Node.executeRpc` (development branches), or over HTTP for nodes without it. `bitcoin_bytes_recv_total` and
+`bitcoin_bytes_sent_total` are the node's own counters, which restart with the node.
 
-What `bitcoind-usdt-exporter` counts is absent until a node with the tracepoint has been traced, and goes on when the
-node restarts. Each of its metrics has the label `node` besides (`--node-name`).
+The counters of `bitcoind-usdt-exporter` are absent until a node with the tracepoint has been traced, and continue when the
+node restarts. Each of its metrics also has the label `node` (`--node-name`).
 ";
 
 /// The text of `METRICS.md`: a section for each exporter.

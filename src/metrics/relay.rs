@@ -9,11 +9,11 @@ area! {
     /// Relay of transactions.
     pub struct Relay {
         orphans: Gauge = gauge("bitcoin_orphan_transactions",
-            "Transactions that are kept until those come whose outputs they spend", ORPHANS).of_node();
-        orphan_bytes: Gauge = gauge("bitcoin_orphan_bytes", "Serialized size of those transactions", ORPHANS).of_node();
+            "Orphan transactions waiting for their parents", ORPHANS).of_node();
+        orphan_bytes: Gauge = gauge("bitcoin_orphan_bytes", "Serialized size of the orphan transactions", ORPHANS).of_node();
         private_broadcast_pending: Gauge = gauge("bitcoin_private_broadcast_pending",
-            "Transactions of this node's own that are sent over connections of their own (-privatebroadcast), until they come back \
-             from other peers or all attempts are spent",
+            "Own transactions of the node that are sent over separate connections (-privatebroadcast), until other peers \
+             announce them or all attempts are used",
             &["JSON-RPC getprivatebroadcastinfo (Bitcoin Core 31 and later), at most once a minute"]).of_node();
     }
 }

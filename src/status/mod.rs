@@ -103,7 +103,7 @@ impl Pages for Status {
     fn status(&self) -> Option<Value> {
         let (ready, text, node) = match self.state() {
             State::Polled { interfaces, node } => {
-                let node = node.unwrap_or("it does not tell its name".into());
+                let node = node.unwrap_or("unknown version".into());
                 (true, String::new(), format!("{node} · {}", interfaces.join(", ")))
             }
             State::Disconnected(why) | State::Connected(why) => (false, why, String::new()),

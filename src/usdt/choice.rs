@@ -99,13 +99,14 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
     match (&rest[..], different) {
         ([one], _) => Choice::Node((*one).clone()),
         ([], Some(different)) => Choice::None(Some(format!(
-            "{} is not the node that was traced: it has another data directory. To trace it, name it with --datadir or --unit",
+            "{} is not the node that was traced: it has another data directory. To trace it, select it with --datadir or \
+             --unit",
             different.node
         ))),
         ([], None) if waits => Choice::Soon,
         ([], None) => Choice::None(None),
         (several, _) => Choice::None(Some(format!(
-            "several nodes run; name one with --datadir, --unit or --pid:{}",
+            "several nodes are running; select one with --datadir, --unit or --pid:{}",
             several.iter().map(|it| format!("\n  {}", it.node)).collect::<String>()
         ))),
     }

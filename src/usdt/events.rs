@@ -32,7 +32,7 @@ impl LineLimit {
     fn line(&mut self, write: impl FnOnce()) {
         if self.second.elapsed() > Duration::from_secs(1) {
             if self.lines > LINES {
-                info!(events = self.lines - LINES, "more events came within a second than are shown");
+                info!(events = self.lines - LINES, "too many events within a second: some are not logged");
             }
             *self = LineLimit::default();
         }

@@ -111,7 +111,7 @@ impl Group for Fibre {
             counter("fibre_chunks_received_total", "FIBRE chunks received for reconstructed blocks", RECONSTRUCTED)
                 .value(counts.chunks_received),
             counter("fibre_chunks_used_total", "FIBRE chunks used to reconstruct blocks", RECONSTRUCTED).value(counts.chunks_used),
-            histogram("fibre_block_reconstruction_duration_seconds", "Time that the reconstruction of a block took", RECONSTRUCTED,
+            histogram("fibre_block_reconstruction_duration_seconds", "Time to reconstruct a block", RECONSTRUCTED,
                 RECONSTRUCTION.bounds).value(counted(&RECONSTRUCTION, counts.duration_us)),
             histogram("fibre_block_chunks_used", "Chunks used for one block", RECONSTRUCTED, CHUNKS.bounds)
                 .value(counted(&CHUNKS, counts.chunks)),
@@ -123,23 +123,24 @@ impl Group for Fibre {
                 "Blocks by the mechanism and the peer that delivered them first; of more than 256 pairs, the least recent are added to \
                  the peer `other`", WON)
                 .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
-            histogram("fibre_block_race_latency_seconds", "Time until a mechanism had the block, of those that took part", RACED,
+            histogram("fibre_block_race_latency_seconds", "Time until each participating mechanism had the block", RACED,
                 LATENCY.bounds)
                 .by(&["mechanism"]).samples(both(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
-            histogram("fibre_race_margin_seconds", "Time by which the winner was ahead, when both mechanisms took part", RACED,
+            histogram("fibre_race_margin_seconds", "Lead of the winner, in races with both mechanisms", RACED,
                 MARGIN.bounds)
                 .by(&["winner"]).samples(both(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
-            counter("fibre_races_with_both_total", "Races in which both mechanisms took part", RACED).value(counts.races_with_both),
+            counter("fibre_races_with_both_total", "Races with both mechanisms", RACED).value(counts.races_with_both),
             histogram("fibre_block_missing_tx_count", "Transactions of a reconstructed block that were not in the mempool", DETAILED,
                 MISSING_TXS.bounds).value(counted(&MISSING_TXS, counts.missing_txs)),
-            histogram("fibre_block_missing_tx_bytes", "Bytes of the transactions that were not in the mempool", DETAILED,
+            histogram("fibre_block_missing_tx_bytes", "Bytes of a reconstructed block's transactions that were not in the \
+                 mempool", DETAILED,
                 BYTES.bounds).value(counted(&BYTES, counts.missing_bytes)),
             histogram("fibre_block_mempool_tx_count", "Transactions of a reconstructed block that were in the mempool", DETAILED,
                 TXS.bounds).value(counted(&TXS, counts.mempool_txs)),
             counter("fibre_block_all_tx_from_mempool_total", "Reconstructed blocks whose transactions were all in the mempool",
                 DETAILED).value(counts.all_from_mempool),
             histogram("fibre_block_header_chunk_duration_seconds",
-                "Time that the stages of reading a block's header chunk took: queue, maps, chunks, finish",
+                "Time of the stages of reading a block's header chunk: queue, maps, chunks, finish",
                 &["udp:block_header_chunk"], STAGE.bounds).by(&["stage"]).samples(stages),
         ]
     }

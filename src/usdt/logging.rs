@@ -50,15 +50,16 @@ impl Group for Logging {
         let duration = |counted: types::histogram| DURATION.counted(counted.sum, counted.buckets);
         vec![
             counter("bitcoin_log_queued_total",
-                "Lines, and orders to open debug.log again, that were queued for the thread that writes it", QUEUED)
+                "debug.log writes and reopen requests queued", QUEUED)
                 .value(counts.queued),
-            histogram("bitcoin_log_queue_depth", "How many were queued, when one was; at 127 whoever logs has to wait", QUEUED,
+            histogram("bitcoin_log_queue_depth", "Length of the debug.log queue when an entry is added; at 127 the logging \
+                 thread has to wait", QUEUED,
                 DEPTH.bounds).value(DEPTH.counted(counts.depth.sum, counts.depth.buckets)),
-            histogram("bitcoin_log_queue_wait_seconds", "Time that a line waited in the queue", STARTED, DURATION.bounds)
+            histogram("bitcoin_log_queue_wait_seconds", "Time that a line waited in the debug.log queue", STARTED, DURATION.bounds)
                 .value(duration(counts.wait_ns)),
-            counter("bitcoin_log_operations_total", "What the thread that writes debug.log did: write, reopen, other", COMPLETED)
+            counter("bitcoin_log_operations_total", "Operations of the thread that writes debug.log: write, reopen, other", COMPLETED)
                 .by(&["kind"]).samples(KINDS.into_iter().zip(counts.completed).map(|(kind, count)| ([kind], count))),
-            histogram("bitcoin_log_operation_duration_seconds", "Time that writing a line or opening debug.log again took",
+            histogram("bitcoin_log_operation_duration_seconds", "Time to write a line to debug.log, or to reopen it",
                 COMPLETED, DURATION.bounds)
                 .by(&["kind"])
                 .samples([(["write"], duration(counts.write_ns)), (["reopen"], duration(counts.reopen_ns))]),

@@ -73,15 +73,15 @@ impl Group for Net {
             counter("bitcoin_p2p_message_bytes_total", "Bytes of the messages from and to peers, without their headers", MESSAGES)
                 .by(&["direction", "type"]).samples(by_type(directions, |messages| messages.bytes)),
             gauge("bitcoin_connections",
-                "Open connections by who opened them, in or out, from the first that is opened on; later, if others were closed within \
-                 the two seconds before", OPENED)
+                "Open connections by direction, `in` (opened by the peer) or `out` (opened by the node), from the first \
+                 opened connection on; later, if others were closed within the two seconds before", OPENED)
                 .by(&["direction"]).samples(open(&connections)),
             counter("bitcoin_connections_opened_total", "Connections opened", OPENED).by(&["direction", "network"]).samples(opened),
             counter("bitcoin_connections_closed_total", "Connections closed", CLOSED)
                 .by(&["network"]).samples(NETWORKS.into_iter().zip(counts.closed).map(|(network, closed)| ([network], closed))),
-            counter("bitcoin_connections_evicted_total", "Inbound connections closed to make room for others",
+            counter("bitcoin_connections_evicted_total", "Inbound connections evicted in favour of others",
                 &["net:evicted_inbound_connection"]).value(counts.evicted),
-            counter("bitcoin_connections_misbehaving_total", "Peers that misbehaved", &["net:misbehaving_connection"])
+            counter("bitcoin_connections_misbehaving_total", "Misbehaving peers", &["net:misbehaving_connection"])
                 .value(counts.misbehaving),
         ]
     }

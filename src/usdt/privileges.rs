@@ -14,7 +14,7 @@ pub(super) fn missing() -> Option<anyhow::Error> {
         return None;
     }
     Some(anyhow!(
-        "{} missing. Run as root; or with systemd set AmbientCapabilities={}; or once: setcap {}=ep on this binary",
+        "{} missing. Run as root, or set AmbientCapabilities={} with systemd, or run setcap {}=ep once on this binary",
         missing.join(" and "),
         CAPABILITIES.map(|(name, _)| name).join(" "),
         CAPABILITIES.map(|(name, _)| name.to_lowercase()).join(",")
@@ -40,7 +40,7 @@ fn effective() -> u64 {
 pub fn check_kernel() -> Result<()> {
     const UPROBES: &str = "/sys/bus/event_source/devices/uprobe/type";
     std::fs::metadata(UPROBES).with_context(|| {
-        format!("this kernel has no uprobes (CONFIG_UPROBE_EVENTS); Linux 5.10 or later with them is needed ({UPROBES})")
+        format!("this kernel has no uprobes (CONFIG_UPROBE_EVENTS); use Linux 5.10 or later with uprobes ({UPROBES})")
     })?;
     Ok(())
 }

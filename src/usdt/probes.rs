@@ -144,16 +144,16 @@ pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> 
     let (path, node) = match (search.find_now(), search.binary()) {
         (Ok(Some(node)), _) => (readable_binary(&node), Some(node)),
         (Ok(None), Some(path)) => (path.clone(), None),
-        (Ok(None), None) => bail!("no node runs; name the binary with --bitcoind"),
+        (Ok(None), None) => bail!("no node is running; pass its binary with --bitcoind"),
         (Err(error), _) => return Err(error),
     };
     let sites = sites(&path)?;
     let attached = match &node {
         Some(node) => Programs::load(groups).map(|mut programs| programs.attach(node.pid, &path)),
-        None => Err(anyhow!("the node does not run")),
+        None => Err(anyhow!("the node is not running")),
     };
     if let Err(error) = &attached {
-        cli::print_error(format_args!("not attached: {error:#}"));
+        cli::print_error(format_args!("cannot attach: {error:#}"));
     }
     let mut table = String::new();
     writeln!(table, "{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS")?;
@@ -181,7 +181,7 @@ pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> 
             }
         }
         for (name, site) in unknown(&sites, group.provider(), &known) {
-            writeln!(table, "{name:<38} {:<10} {:<10} {:<72} not read", "yes", "no", site.arguments)?;
+            writeln!(table, "{name:<38} {:<10} {:<10} {:<72} not supported", "yes", "no", site.arguments)?;
         }
     }
     Ok(table)

@@ -182,7 +182,7 @@ fn load(group: Arc<dyn Group>) -> Result<Loaded> {
         Err(error) if is_forbidden(&error) => return Err(explain(error)),
         Err(error) => {
             // libbpf gives up at the first.
-            debug!("not all programs of {} can be loaded: {:#}", group.provider(), explain(error));
+            debug!("cannot load all programs of {}: {:#}", group.provider(), explain(error));
             for name in names(&open(&*group, |_| true)?) {
                 if let Err(error) = open(&*group, |it| it == name)?.load() {
                     refused.insert(name, format!("{:#}", explain(error)));
@@ -267,7 +267,7 @@ fn explain(error: libbpf_rs::Error) -> anyhow::Error {
         return missing;
     }
     match (verifier, &warnings[..]) {
-        (Some(lines), _) => anyhow!("this kernel's verifier refuses the program: {lines}"),
+        (Some(lines), _) => anyhow!("this kernel's verifier rejects the program: {lines}"),
         (None, []) => error.into(),
         (None, warnings) => anyhow::Error::from(error).context(warnings.join("; ")),
     }

@@ -176,10 +176,11 @@ impl Search {
         let mut why = match binary {
             Some(binary) => {
                 let new = if self.last.is_some() { "new " } else { "" };
-                format!("no {new}process of {} runs", binary.display())
+                format!("no {new}process of {} is running", binary.display())
             }
-            None if privileges::sees_other_users() => "no node runs".to_string(),
-            None => "no node of this user runs, and without CAP_SYS_PTRACE another user's is seen only with --bitcoind".to_string(),
+            None if privileges::sees_other_users() => "no node is running".to_string(),
+            None => "no node of this user is running; without CAP_SYS_PTRACE, a node of another user is found only with \
+                 --bitcoind".to_string(),
         };
         if let Some(unit) = unit {
             why += &format!(" in unit {unit}");
@@ -188,8 +189,8 @@ impl Search {
             (Some(datadir), None) => why += &format!(" with data directory {}", datadir.display()),
             (Some(datadir), Some(error)) => {
                 why += &format!(
-                    " with -datadir={0} on its command line, and the lock in {0} cannot be seen ({error}): run as the node's user or \
-                     name the node with --unit",
+                    " with -datadir={0} on its command line, and the lock in {0} cannot be read ({error}): run as the \
+                     node's user, or select the node with --unit",
                     datadir.display()
                 );
             }

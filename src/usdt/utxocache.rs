@@ -50,11 +50,11 @@ impl Group for Utxocache {
         let known = |gauge: types::gauge| (gauge.known != 0).then_some(gauge.value as f64);
         vec![
             counter("bitcoin_utxo_cache_add_total",
-                "Coins added to a UTXO cache; temporary ones count, too: of a block template, of a check of the database", ADD)
+                "Coins added to a UTXO cache, including temporary ones (of a block template, or a check of the database)", ADD)
                 .value(added.number),
             counter("bitcoin_utxo_cache_add_value_total", "Value of the coins added to a UTXO cache, in satoshis", ADD)
                 .value(added.value),
-            counter("bitcoin_utxo_cache_spend_total", "Coins spent from a UTXO cache; temporary ones count, too", SPENT)
+            counter("bitcoin_utxo_cache_spend_total", "Coins spent from a UTXO cache, including temporary ones", SPENT)
                 .value(spent.number),
             counter("bitcoin_utxo_cache_spend_value_total", "Value of the coins spent from a UTXO cache, in satoshis", SPENT)
                 .value(spent.value),
@@ -62,7 +62,7 @@ impl Group for Utxocache {
             counter("bitcoin_utxo_cache_uncache_value_total", "Value of the coins dropped from a UTXO cache, in satoshis", UNCACHE)
                 .value(uncached.value),
             histogram("bitcoin_utxo_cache_flush_duration_seconds",
-                "Time that writing the UTXO cache to disk took, by the wall clock of the node; negative ones are omitted", FLUSH,
+                "Time to write the UTXO cache to disk, by the wall clock of the node; negative values are omitted", FLUSH,
                 FLUSH_US.bounds).value(FLUSH_US.counted(flush_us.sum, flush_us.buckets)),
             gauge("bitcoin_utxo_cache_flush_coins", "Coins in the UTXO cache at its last flush", FLUSH).value_if_known(known(coins)),
             gauge("bitcoin_utxo_cache_flush_bytes", "Memory of the UTXO cache at its last flush", FLUSH)

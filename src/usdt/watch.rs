@@ -95,10 +95,12 @@ impl Tracer {
     /// # Errors
     /// There is no node, there are several, or it cannot be attached to.
     pub fn attach_now(&mut self) -> Result<Traced> {
-        let node =
-            self.search.find_now()?.context("no node runs; start it, or name it with --bitcoind or --pid")?;
+        let node = self
+            .search
+            .find_now()?
+            .context("no node is running; start it, or select it with --bitcoind or --pid")?;
         self.attach(&node).map_err(|failure| match failure {
-            Failure::Ended => anyhow!("{node} has ended"),
+            Failure::Ended => anyhow!("{node} has exited"),
             Failure::Because(error) => error,
         })
     }
@@ -161,7 +163,7 @@ impl Tracer {
             return Err(anyhow!("No USDT probes could be attached. {name}: {error:#}"));
         }
         let why = format!(
-            "No USDT probes could be attached. {0} has none of those that are asked for; it must be built with USDT support \
+            "No USDT probes could be attached. {0} has none of the requested probes; it must be built with USDT support \
              (-DWITH_USDT=ON, or --enable-usdt). See: readelf -n {0} | grep -A4 stapsdt",
             node.binary.display()
         );
@@ -202,7 +204,7 @@ impl Tracer {
                 Err(error) => Some(format!("{error:#}")),
             };
             if let Some(why) = why.filter(|why| *why != last_logged) {
-                warn!("{why}; looking again until there is one");
+                warn!("{why}; searching until a node is found");
                 let _ = health.send_replace(Err(why.clone()));
                 last_logged = why;
             }
@@ -216,7 +218,7 @@ impl Tracer {
     async fn wait_for_end(&mut self, traced: &Traced) -> Option<Node> {
         let end = traced.end.try_clone().and_then(watched);
         if let Err(error) = &end {
-            warn!("cannot watch {}, looking at it every {EARLY_INTERVAL:?}: {error}", traced.node);
+            warn!("cannot watch {}, checking it every {EARLY_INTERVAL:?} instead: {error}", traced.node);
         }
         let mut looks = 0;
         loop {
@@ -261,11 +263,11 @@ impl Tracer {
             self.search.ended(&traced.node);
             match next {
                 None => {
-                    info!("{} has ended; its counts stay, waiting for the next one", traced.node);
-                    let _ = health.send_replace(Err(format!("{} has ended", traced.node)));
+                    info!("{} has exited; keeping its counts and waiting for the next node", traced.node);
+                    let _ = health.send_replace(Err(format!("{} has exited", traced.node)));
                 }
                 Some(next) => {
-                    info!("{next} is the node now instead of {}", traced.node);
+                    info!("tracing {next} instead of {}", traced.node);
                     first = self.attach(&next).ok();
                 }
             }

@@ -11,7 +11,7 @@ def mine(blocks):
 start_all()
 with subtest("it waits for the node"):
     machine.succeed("systemctl start bitcoind-usdt-exporter.service")
-    machine.wait_until_succeeds("curl -s http://127.0.0.1:9436/ready | grep 'no process of .*/bitcoin-node runs'")
+    machine.wait_until_succeeds("curl -s http://127.0.0.1:9436/ready | grep 'no process of .*/bitcoin-node is running'")
     machine.succeed("systemctl start bitcoind.service")
     machine.wait_until_succeeds("curl -sf http://127.0.0.1:9436/ready")
 

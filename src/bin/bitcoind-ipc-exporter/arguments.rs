@@ -16,50 +16,50 @@ use bitcoind_exporter::{
 };
 use clap::Parser;
 
-/// Prometheus metrics of a running Bitcoin node, over its IPC socket, without hurting it.
+/// Exports Prometheus metrics of a running Bitcoin node over its IPC socket, without hurting the node.
 ///
-/// The node is a bitcoin-node (Bitcoin Core 30 or later) started with -ipcbind=unix; any other is asked over HTTP (--rpc on).
-/// What can be seen depends on the interfaces that it offers; --check tells. Without a socket path, an inherited connection
-/// or --datadir, the socket of a mainnet node in ~/.bitcoin is used.
+/// The node is a bitcoin-node (Bitcoin Core 30 or later) started with -ipcbind=unix. Any other node is polled with JSON-RPC
+/// over HTTP (--rpc on). The available metrics depend on the node's interfaces; --check lists them. Without a socket path,
+/// an inherited connection or --datadir, the exporter connects to the socket of a mainnet node in ~/.bitcoin.
 #[derive(Parser, Debug)]
 #[command(
     name = "bitcoind-ipc-exporter",
-    after_help = "Every option with a value can also be set by the environment variable named \
-behind it.\n\nExample: bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9332 /var/lib/bitcoind/node.sock\nThen:    curl \
+    after_help = "Every option with a value can also be set by the environment variable in its \
+brackets.\n\nExample: bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9332 /var/lib/bitcoind/node.sock\nThen:    curl \
 http://127.0.0.1:9332/metrics"
 )]
 pub struct Arguments {
-    /// The node's IPC socket
+    /// Path of the node's IPC socket [default: node.sock in the folder of the chain below the data directory]
     #[arg(env = "BITCOIND_IPC_EXPORTER_SOCKET_PATH")]
     pub socket_path: Option<PathBuf>,
 
-    /// An inherited file descriptor that is connected to the node (also -ipcfd N, as Bitcoin Core spells it)
+    /// Inherited file descriptor that is connected to the node; -ipcfd N, as in Bitcoin Core, also works
     #[arg(long, value_name = "N", env = "BITCOIN_IPC_FD")]
     pub ipc_fd: Option<RawFd>,
 
-    /// The node's data directory, when no socket path is given
+    /// Node's data directory, to find the socket and the cookie if no path is given [default: ~/.bitcoin]
     #[arg(long, value_name = "DIR", env = "BITCOIND_IPC_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
 
-    /// The node's chain [default: by the folder of the socket, else main]
+    /// Node's chain [default: from the folder of the socket, otherwise main]
     #[arg(long, env = "BITCOIND_IPC_EXPORTER_CHAIN", value_parser = CHAINS.each_ref().map(|chain| chain.name))]
     pub chain: Option<String>,
 
-    /// JSON-RPC over HTTP: auto asks there for what the node does not tell over IPC, if there is a cookie or a password; on
-    /// warns when it cannot be used. With on or --rpc-url, and without a socket path, the node need not have IPC
+    /// Use of JSON-RPC over HTTP for data not available over IPC. With on or --rpc-url, and without a socket path, the
+    /// exporter does not need IPC
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_RPC")]
     pub rpc: Rpc,
 
-    /// Where the node's JSON-RPC listens [default: the chain's port on 127.0.0.1]
+    /// URL of the node's JSON-RPC server [default: the chain's port on 127.0.0.1]
     #[arg(long, value_name = "URL", env = "BITCOIND_IPC_EXPORTER_RPC_URL")]
     pub rpc_url: Option<Url>,
 
-    /// The authorities that are trusted behind https, a PEM file [default: those of the system]
+    /// PEM file with the certificate authorities to trust for an https URL [default: those of the system]
     #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_RPC_CA_FILE", requires = "rpc_url")]
     pub rpc_ca_file: Option<PathBuf>,
 
-    /// The node's JSON-RPC cookie [default: .cookie in the folder of the chain below the data directory, or beside the
-    /// socket]
+    /// Cookie file of the node's JSON-RPC server [default: .cookie in the folder of the chain below the data directory, or
+    /// next to the socket]
     #[arg(
         long,
         value_name = "PATH",
@@ -68,47 +68,47 @@ pub struct Arguments {
     )]
     pub rpc_cookie_file: Option<PathBuf>,
 
-    /// A user of the node's JSON-RPC, instead of the cookie. Its password is in --rpc-password-file or in the environment
-    /// variable BITCOIND_IPC_EXPORTER_RPC_PASSWORD
+    /// JSON-RPC user, instead of the cookie. Set the password with --rpc-password-file or the environment variable
+    /// BITCOIND_IPC_EXPORTER_RPC_PASSWORD
     #[arg(long, value_name = "NAME", env = "BITCOIND_IPC_EXPORTER_RPC_USER")]
     pub rpc_user: Option<String>,
 
-    /// The file whose first line is that password
+    /// File with the password of --rpc-user in its first line
     #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD_FILE", requires = "rpc_user")]
     pub rpc_password_file: Option<PathBuf>,
 
-    /// Time between polls; a new tip triggers one at once
+    /// Interval between polls, e.g. 15s, 500ms or 1m. A new tip triggers a poll at once
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_POLL_INTERVAL")]
     pub poll_interval: Duration,
 
-    /// Time that the node has to answer a call
+    /// Timeout for one call to the node
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_CALL_TIMEOUT")]
     pub call_timeout: Duration,
 
-    /// Trace the UTXO cache, where the node can. It makes the node connect blocks more slowly: auto does it out of
-    /// initial block download and gives it up for good when it exceeds its budget; on does without a budget
+    /// Trace of the UTXO cache, for nodes with the Tracing interface. It slows down the connection of blocks. After exceeding
+    /// its budget, auto disables the trace until the exporter restarts
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
     pub utxo_trace: UtxoTrace,
 
-    /// How long the node may wait for the UTXO cache trace in ten minutes, the time of a block
+    /// Budget of --utxo-trace auto: time that the node may wait for the trace in ten minutes, the time of a block
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
     pub utxo_trace_budget: Duration,
 
-    /// Have the node build a block template now and then, which tells what the next block is worth: auto out of initial block
-    /// download, at a new tip and at most every --poll-interval, for at most 1 % of the node's time; on whatever it costs
+    /// Periodic requests for a block template, for the metrics of the next block (needs the Mining interface). auto requests
+    /// one at a new tip and at most once per --poll-interval
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_NEXT_BLOCK")]
     pub next_block: NextBlock,
 
-    /// End (exit 0) when the node shuts down, which it says over IPC alone, instead of waiting for the next one. Default when
-    /// the connection was inherited and no socket path is given
+    /// Exit with status 0 when the node shuts down, instead of waiting for the next one. Only a node with IPC announces its
+    /// shutdown. This is the default if the connection is inherited and no socket path is given
     #[arg(long, env = "BITCOIND_IPC_EXPORTER_EXIT_WITH_NODE")]
     pub exit_with_node: bool,
 
-    /// Connect, poll once, print the metrics, exit
+    /// Connect, poll once, print the metrics, and exit
     #[arg(long, conflicts_with = "check")]
     pub once: bool,
 
-    /// Connect, say which node this is, what it offers and which metrics follow, exit
+    /// Connect, print the node's version, its interfaces and the available metrics, and exit
     #[arg(long)]
     pub check: bool,
 
@@ -116,12 +116,12 @@ pub struct Arguments {
     pub shared: Shared,
 }
 
-/// When to ask for JSON-RPC over HTTP.
+/// Use of JSON-RPC over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum Rpc {
-    /// Where IPC has none and there is a cookie or a password.
+    /// Use it for nodes without JSON-RPC over IPC, if a cookie or a password is available.
     Auto,
-    /// Where IPC has none.
+    /// Use it for nodes without JSON-RPC over IPC; warn if it fails.
     On,
     /// Never.
     Off,
@@ -172,8 +172,11 @@ impl Arguments {
         let chain_or_main = chain.unwrap_or(&CHAINS[0]);
         let beside_socket = || Some(self.socket_path.as_ref()?.with_file_name(".cookie"));
         let credentials = match (&self.rpc_user, &self.rpc_password_file) {
-            (Some(name), _) if name.is_empty() => bail!("--rpc-user: the name is empty"),
-            (Some(name), _) if name.contains(':') => bail!("--rpc-user: a name cannot have a colon"),
+            (Some(name), _) if name.is_empty() => bail!(
+                "--rpc-user: the name is empty; set the user in -rpcauth of the \
+                 node"
+            ),
+            (Some(name), _) if name.contains(':') => bail!("--rpc-user: the name must not contain a colon"),
             (Some(name), Some(path)) => {
                 Credentials::User { name: name.clone(), password: Password::File(path.clone()) }
             }
@@ -181,7 +184,7 @@ impl Arguments {
                 Credentials::User { name: name.clone(), password: Password::Environment }
             }
             (Some(_), None) => {
-                bail!("--rpc-user needs --rpc-password-file, or the password in {RPC_PASSWORD_VARIABLE}")
+                bail!("--rpc-user needs a password: set --rpc-password-file or {RPC_PASSWORD_VARIABLE}")
             }
             (None, _) => Credentials::Cookie(match (&self.rpc_cookie_file, &self.datadir) {
                 (Some(path), _) => path.clone(),
@@ -192,7 +195,7 @@ impl Arguments {
         };
         let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
         if !url.tls && self.rpc_ca_file.is_some() {
-            bail!("--rpc-ca-file is of no use without an https URL");
+            bail!("--rpc-ca-file needs an https URL in --rpc-url");
         }
         let tls = url.tls.then(|| http_rpc_tls::trusting(self.rpc_ca_file.as_deref())).transpose()?;
         Ok(Some(HttpRpcSettings {

@@ -110,9 +110,9 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     service.run(&runtime, &shutdown, async {
         spawn_local(async move { status.keep_history().await });
         if without_node {
-            let why = "systemd handed over no connection: the node does not run, or this systemd is older than 253 and needs \
-                       socket-path.conf";
-            info!("{why}; ending after {} s, to be started again by the next scrape", LINGER.as_secs());
+            let why = "systemd passed no connection to the node: the node is not running, or systemd is older than 253 and \
+                 needs socket-path.conf";
+            info!("{why}; exiting after {} s, the next scrape starts the exporter again", LINGER.as_secs());
             collector.wait_without_node(why, LINGER).await;
             return Ok(());
         }

@@ -19,36 +19,37 @@ use crate::settings;
 /// Where `fibre_exporter.py` serves metrics, and this exporter.
 pub const DEFAULT_PORT: u16 = 9435;
 
-/// Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
+/// Exports Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
 ///
-/// The node must be built with tracepoints (-DWITH_USDT=ON). FIBRE's are traced where the node has them.
+/// The node must be built with tracepoints (-DWITH_USDT=ON). FIBRE's tracepoints are traced if the node has them.
 #[derive(Parser, Debug)]
 #[command(
     name = "bitcoind-usdt-exporter",
     args_conflicts_with_subcommands = true,
     disable_help_subcommand = true,
-    after_help = "Every option with a value can also be set by the environment variable named \
-behind it.\n\nWhat fibre_exporter.py reads from the environment and from its file (--config) is read from there, too: \
+    after_help = "Every option with a value can also be set by the environment variable in its \
+brackets.\n\nThe environment variables and the file (--config) of fibre_exporter.py are supported, too: \
 FIBRE_BITCOIND_PATH, FIBRE_PID, FIBRE_NODE_NAME, FIBRE_METRICS_PORT, FIBRE_HEALTH_PORT, FIBRE_VERBOSE, FIBRE_LOG_LEVEL, \
 FIBRE_LOG_FILE, FIBRE_METRICS_AUTH_USERNAME, FIBRE_METRICS_AUTH_PASSWORD, FIBRE_TLS_CERT, FIBRE_TLS_KEY; in the file \
-without FIBRE_ and in small letters. The command line comes first, then the environment, then the file.\n\nExample: bitcoind-usdt-exporter --bitcoind /usr/bin/bitcoin-node --node-name mynode\nThen:    curl \
+without FIBRE_ and in lower case. The command line takes precedence over the environment, which takes precedence over the file.\n\nExample: bitcoind-usdt-exporter --bitcoind /usr/bin/bitcoin-node --node-name mynode\nThen:    curl \
 http://127.0.0.1:9435/metrics"
 )]
 pub struct Arguments {
-    /// The binary with the tracepoints; default: that of the process found
+    /// Path of the binary with the tracepoints [default: the binary of the node's process]
     #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
     pub bitcoind: Option<PathBuf>,
 
-    /// The node's process; default: the one that runs the binary. When it has ended, the next process with its data directory is traced
+    /// Id of the node's process [default: the process that runs the binary]. After it has ended, the next process with the same data
+    /// directory is traced
     #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = process_id())]
     pub pid: Option<i32>,
 
-    /// The node's data directory, or a network's folder in it. Names the node where several run. Found by the lock that the node holds
-    /// there; if the exporter cannot look into it, by -datadir on the node's command line
+    /// Node's data directory, or a network's folder in it. Selects one of several nodes, by the lock that the node holds there, or,
+    /// if the exporter cannot read the directory, by -datadir on the node's command line
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
 
-    /// The node's systemd unit, found by its control group: bitcoind.service. Names the node where several run
+    /// Node's systemd unit, e.g. bitcoind.service. Selects one of several nodes, by its control group
     #[arg(
         long,
         value_name = "NAME",
@@ -57,7 +58,7 @@ pub struct Arguments {
     )]
     pub unit: Option<String>,
 
-    /// The label `node` of each metric
+    /// Value of the label `node` of each metric
     #[arg(
         short,
         long,
@@ -67,35 +68,35 @@ pub struct Arguments {
     )]
     pub node_name: String,
 
-    /// Serve metrics on this port of every address; anyone who reaches it can read them
+    /// Port of the metrics endpoint, on all addresses instead of --metrics-addr. Anyone who can reach it can read the metrics
     #[arg(long, value_name = "N", env = "BITCOIND_USDT_EXPORTER_PORT", conflicts_with = "metrics_addr")]
     pub port: Option<u16>,
 
-    /// The configuration of fibre_exporter.py, YAML
+    /// Configuration file of fibre_exporter.py, in YAML
     #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// Ask for this user with --metrics-auth-password; as fibre_exporter.py has it, --web.config.file can do more
+    /// User for basic auth, with --metrics-auth-password. For compatibility with fibre_exporter.py; --web.config.file has more settings
     #[arg(long, value_name = "NAME", conflicts_with = "web_config_file")]
     pub metrics_auth_username: Option<String>,
 
-    /// Their password; better by the environment: other users see command lines
+    /// Password for basic auth. Prefer the environment variable FIBRE_METRICS_AUTH_PASSWORD: arguments are visible to other users
     #[arg(long, value_name = "PASSWORD", conflicts_with = "web_config_file")]
     pub metrics_auth_password: Option<String>,
 
-    /// Serve HTTPS with this certificate, PEM; as fibre_exporter.py has it
+    /// PEM file with the certificate for HTTPS. For compatibility with fibre_exporter.py
     #[arg(long, value_name = "PATH", conflicts_with = "web_config_file")]
     pub tls_cert: Option<PathBuf>,
 
-    /// The certificate's private key, PEM
+    /// PEM file with the certificate's private key
     #[arg(long, value_name = "PATH", conflicts_with = "web_config_file")]
     pub tls_key: Option<PathBuf>,
 
-    /// Serve /health and /ready on this port besides, without a password; on the same host as the metrics. 0: nowhere else
+    /// Additional port for /health and /ready, on the host of the metrics endpoint and without a password. 0 disables it
     #[arg(long, value_name = "N", default_value_t = 9436, env = "BITCOIND_USDT_EXPORTER_HEALTH_PORT")]
     pub health_port: u16,
 
-    /// Groups of tracepoints to trace; default: all that the binary has
+    /// Groups of tracepoints to trace, separated by commas [default: all groups of the binary]
     #[arg(
         long,
         value_name = "LIST",
@@ -105,11 +106,12 @@ pub struct Arguments {
     )]
     pub tracepoints: Vec<TracepointGroup>,
 
-    /// Keep a row for each connected block, with its way to the node, in this SQLite file; `blocks` reads it
+    /// SQLite file for the block log: one row per connected block, with the stages of its arrival. The subcommand `blocks` reads it
+    /// [default: no block log]
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
     pub block_log: Option<PathBuf>,
 
-    /// How many of the last blocks are kept in it
+    /// Number of most recent blocks to keep in the block log
     #[arg(
         long,
         value_name = "N",
@@ -119,7 +121,7 @@ pub struct Arguments {
     )]
     pub block_log_keep: u32,
 
-    /// Log nothing less important
+    /// Minimum log level
     #[arg(
         long,
         value_enum,
@@ -129,24 +131,24 @@ pub struct Arguments {
     )]
     pub log_level: Level,
 
-    /// Log to this file, too; lines are appended. It is opened again when it was renamed or removed, as by logrotate
+    /// Additional log file. Lines are appended. The file is reopened after it was renamed or removed, e.g. by logrotate
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_LOG_FILE")]
     pub log_file: Option<PathBuf>,
 
-    /// Accepted as fibre_exporter.py has it: events are always logged
+    /// Ignored, for compatibility with fibre_exporter.py: events are always logged
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Show each tracepoint: whether the binary has it, its arguments as compiled, whether it can be attached, and the
-    /// metrics it feeds; exit
+    /// Print each tracepoint (whether the binary has it and it can be attached, its compiled arguments, and its metrics), and
+    /// exit
     #[arg(long)]
     pub list_probes: bool,
 
-    /// Attach, print the metrics, exit
+    /// Attach, print the metrics, and exit
     #[arg(long, conflicts_with = "list_probes")]
     pub once: bool,
 
-    /// Print METRICS.md, exit
+    /// Print METRICS.md, and exit
     #[arg(long, hide = true)]
     pub print_metrics_reference: bool,
 
@@ -160,7 +162,7 @@ pub struct Arguments {
 /// What it does besides being an exporter.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Show the blocks of a block log (--block-log), oldest first; also while the exporter writes it
+    /// Print the blocks of a block log (--block-log), oldest first. Works also while the exporter writes it
     Blocks(Blocks),
 }
 
@@ -196,7 +198,7 @@ impl Arguments {
         let level = if self.shared.debug { Level::Debug } else { self.log_level };
         let logging = logging::start(self.shared.log, level, self.log_file.as_deref())?;
         if self.verbose {
-            info!("verbose changes nothing: events are logged without it (--log-level warning hides them)");
+            info!("verbose has no effect: events are always logged (--log-level warning hides them)");
         }
         Ok(logging)
     }
@@ -253,7 +255,7 @@ fn both<T>((one, first): (&str, Option<T>), (other, second): (&str, Option<T>)) 
     match (first, second) {
         (Some(first), Some(second)) => Ok(Some((first, second))),
         (None, None) => Ok(None),
-        (Some(_), None) => bail!("{one} without {other}: give --{}, too", flag(other)),
-        (None, Some(_)) => bail!("{other} without {one}: give --{}, too", flag(one)),
+        (Some(_), None) => bail!("{one} is set without {other}: set --{}, too", flag(other)),
+        (None, Some(_)) => bail!("{other} is set without {one}: set --{}, too", flag(one)),
     }
 }

@@ -13,23 +13,24 @@ use clap::Args;
 
 #[derive(Args, Debug)]
 pub struct Blocks {
-    /// The file; default: that of the unit that is shipped
+    /// File of the block log; the default is that of the shipped systemd unit
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH, env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
     block_log: PathBuf,
 
-    /// Blocks that took at least so long from their first announcement until they were connected (100ms, 2s); to connect, where
-    /// nobody announced them
+    /// Print only blocks with at least this time from their first announcement to their connection (100ms, 2s). For blocks that no
+    /// peer announced, the time to connect them counts
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     slow: Option<Duration>,
 
-    /// Blocks that were connected within this time (24h, 7d)
+    /// Print only blocks that were connected within the last 24h, 7d, …
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     since: Option<Duration>,
 
-    /// Blocks of this height
+    /// Print only blocks of this height
     #[arg(long, value_name = "N")]
     height: Option<u32>,
 
+    /// Output format
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
 }

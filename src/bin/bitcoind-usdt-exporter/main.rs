@@ -68,7 +68,7 @@ fn run() -> Result<ExitCode> {
     let banner = banner(&arguments, traced.as_ref(), &metrics_at, health_at.as_ref().unwrap_or(&metrics_at))?;
     let _printed_at_the_end = logging::print_in_background(banner)?;
 
-    let (health, ready) = channel::channel(Err("no node was found yet".to_string()));
+    let (health, ready) = channel::channel(Err("no node found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))))
         .map(|(listener, endpoint)| {
@@ -125,7 +125,8 @@ fn listen(arguments: &Arguments, inherited: &mut Inherited) -> Result<(Listener,
         None => Listener::bind(&arguments.address())?,
     };
     let health = arguments.health_address();
-    let health = health.map(|address| Listener::bind(&address).context("choose another with --health-port"));
+    let health =
+        health.map(|address| Listener::bind(&address).context("choose another port with --health-port"));
     Ok((listener, health.transpose()?))
 }
 

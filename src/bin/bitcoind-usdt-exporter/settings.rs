@@ -106,7 +106,7 @@ impl Overlay<'_> {
         match value.to_lowercase().as_str() {
             "true" | "yes" | "on" => *to = true,
             "false" | "no" | "off" => {}
-            value => return Err(format!("{what}: {value:?} is not true or false")),
+            value => return Err(format!("{what}: {value:?} is neither true nor false")),
         }
         Ok(())
     }
@@ -152,14 +152,14 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, String> {
     let mut values = BTreeMap::new();
     for (key, value) in file.unwrap_or_default() {
         if KEYS.split(", ").all(|known| known != key) {
-            return Err(format!("unknown key {key}; there are {KEYS}"));
+            return Err(format!("unknown key {key}; the keys are {KEYS}"));
         }
         let value = match value {
             Value::Null => continue,
             Value::Bool(value) => value.to_string(),
             Value::Number(value) => value.to_string(),
             Value::String(value) => value,
-            _ => return Err(format!("{key}: expected a text, a number, true or false")),
+            _ => return Err(format!("{key}: expected a string, a number, true or false")),
         };
         if !value.is_empty() {
             values.insert(key, value);
@@ -191,9 +191,9 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_file_is_said_with_its_key() {
         let why = |text: &str| parse(text).unwrap_err();
-        assert!(why("metrics-port: 1").starts_with("unknown key metrics-port; there are bitcoind_path,"));
+        assert!(why("metrics-port: 1").starts_with("unknown key metrics-port; the keys are bitcoind_path,"));
         assert!(
-            why("health_port: [1]").starts_with("health_port: expected a text"),
+            why("health_port: [1]").starts_with("health_port: expected a string"),
             "{}",
             why("health_port: [1]")
         );

@@ -86,14 +86,14 @@ impl<'de> Visitor<'de> for Diagram {
     type Value = Feerates;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("points of a feerate diagram")
+        f.write_str("no points in the fee rate diagram")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut points: A) -> Result<Feerates, A::Error> {
         let (mut feerates, mut last) = (Feerates::default(), Part::default());
         while let Some(Point { weight, fee }) = points.next_element()? {
             let point = Part { weight, satoshis: (fee * 1e8).round() as i64 };
-            feerates.add(last, point).ok_or_else(|| A::Error::custom("a diagram that goes down"))?;
+            feerates.add(last, point).ok_or_else(|| A::Error::custom("the fee rate diagram decreases"))?;
             last = point;
         }
         Ok(feerates)

@@ -64,7 +64,7 @@ impl fmt::Display for PollError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PollError::NoAnswer(call, error) => write!(f, "{call}: {error}"),
-            PollError::NoTip => f.write_str("the node did not tell its tip"),
+            PollError::NoTip => f.write_str("the node did not report its tip"),
         }
     }
 }

@@ -101,7 +101,7 @@ impl WebConfig {
         let file: File = serde_yaml_ng::from_str(if text.trim().is_empty() { "{}" } else { text })?;
         let http = file.http_server_config.unwrap_or_default();
         if http.http2 {
-            bail!("http_server_config: http2 is not served; leave it out or set it to false");
+            bail!("http_server_config: http2 is not supported; remove it or set it to false");
         }
         let mut headers = HeaderMap::new();
         for (name, value) in http.headers {
@@ -116,7 +116,7 @@ impl WebConfig {
             let cost = cost(hash).map_err(|why| {
                 let line = text.lines().position(|line| line.contains(hash.as_str()));
                 let line = line.map_or(String::new(), |line| format!(" (line {})", line + 1));
-                anyhow!("basic_auth_users: {user}{line}: {why}; make one with htpasswd -nBC 10 {user}")
+                anyhow!("basic_auth_users: {user}{line}: {why}; create a hash with htpasswd -nBC 10 {user}")
             })?;
             costs.insert(user.as_str(), cost);
         }
@@ -155,7 +155,7 @@ fn cost(hash: &str) -> Result<u32, String> {
     let parts = hash.parse::<bcrypt::HashParts>().map_err(|error| format!("not a bcrypt hash ({error})"))?;
     match parts.get_cost() {
         cost @ MIN_COST..=MAX_COST => Ok(cost),
-        cost => Err(format!("a bcrypt cost of {cost} is not between {MIN_COST} and {MAX_COST}")),
+        cost => Err(format!("the bcrypt cost {cost} is not between {MIN_COST} and {MAX_COST}")),
     }
 }
 
@@ -179,8 +179,8 @@ fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
         let check = check_time(measured, MEASURED_COST, *cost);
         if check > Duration::from_secs(1) {
             warn!(
-                "basic_auth_users: {user}: checking a password with bcrypt cost {cost} takes about {} s, and a client waits \
-                 for it; a lower cost is enough for a long random password (htpasswd -nBC 10 {user})",
+                "basic_auth_users: {user}: verifying a password with bcrypt cost {cost} takes about {} s, for which the \
+                 client waits; a lower cost is sufficient for a long random password (htpasswd -nBC 10 {user})",
                 check.as_secs_f64().round()
             );
         }
@@ -210,7 +210,7 @@ mod tests {
             let config = format!("\nbasic_auth_users:\n  good: {}\n  prom: {}\n", hash("04"), hash(bad));
             let error = error(&config);
             let expected = format!(
-                "basic_auth_users: prom (line 4): a bcrypt cost of {} is not",
+                "basic_auth_users: prom (line 4): the bcrypt cost {} is not",
                 bad.parse::<u32>().unwrap()
             );
             assert!(error.starts_with(&expected), "{error}");
@@ -235,7 +235,7 @@ mod tests {
         assert!(error("basic_auth_user: {}").contains("unknown field `basic_auth_user`"));
         assert!(error("\n\nbasic_auth_users:\n  a: [").contains("line "));
         assert!(error("basic_auth_users: {prom: secret}").contains("prom (line 1): not a bcrypt hash"));
-        assert!(error("http_server_config: {http2: true}").contains("http2 is not served"));
+        assert!(error("http_server_config: {http2: true}").contains("http2 is not supported"));
         assert!(error("http_server_config: {headers: {\"a b\": c}}").contains("headers: a b"));
         let tls = |rest: &str| error(&format!("tls_server_config: {{cert_file: c, key_file: k{rest}}}"));
         assert!(tls("").contains("cert_file: cannot read /nonexistent/c"));

@@ -139,7 +139,7 @@ impl TlsServer {
             .map(|(_, version)| version)
             .collect();
         if versions.is_empty() {
-            bail!("tls_server_config: min_version is above max_version");
+            bail!("tls_server_config: min_version is higher than max_version");
         }
         Ok(versions)
     }
@@ -156,7 +156,7 @@ impl TlsServer {
             ) {
                 (ClientAuth::NoClientCert, None) => Arc::new(NoClientAuth),
                 (ClientAuth::NoClientCert, Some(_)) => {
-                    bail!("tls_server_config: client_ca_file is of no use without client_auth_type")
+                    bail!("tls_server_config: client_ca_file needs client_auth_type")
                 }
                 (_, None) => bail!("tls_server_config: client_auth_type needs client_ca_file"),
                 (auth, Some((path, pem))) => {
@@ -253,18 +253,18 @@ impl Shared {
             Ok(Some(((config, expires), contents))) => {
                 *loaded = Loaded { config: Arc::new(config), expires, contents, last_logged: None };
                 set_expiry(&self.files.cert_file, expires);
-                info!("renewed certificates are in use: {at}");
+                info!("using the renewed certificates: {at}");
                 return true;
             }
             Ok(None) => {
                 if loaded.last_logged.take().is_some() {
-                    info!("the certificates in use are there again: {at}");
+                    info!("the files of the current certificates exist again: {at}");
                 }
             }
             Err(error) => {
                 let error = format!("{error:#}");
                 if loaded.last_logged.as_ref() != Some(&error) {
-                    warn!("the new certificates cannot be used, the old ones stay: {error}");
+                    warn!("cannot load the new certificates, keeping the current ones: {error}");
                     loaded.last_logged = Some(error);
                 }
             }
@@ -279,7 +279,9 @@ impl Shared {
                 let warning = expiry_warning(&self.files.cert_file, expires, SystemTime::now());
                 warning.into_iter().for_each(|warning| warn!("{warning}"));
             }
-            None => warn!("cannot read when the certificate {} expires", self.files.cert_file.display()),
+            None => {
+                warn!("cannot read the expiry time of the certificate {}", self.files.cert_file.display())
+            }
         }
     }
 }

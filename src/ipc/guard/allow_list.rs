@@ -196,7 +196,7 @@ fn check_request(request: &str, uri: &str) -> Result<(), String> {
         serde_json::from_str(request).map_err(|_| "a request that is not JSON-RPC".to_string())?;
     methods::check(&parsed.method, &parsed.params)?;
     if request_text(&parsed.method, &parsed.params) != request {
-        return Err("a request in another form than the exporter's".into());
+        return Err("a request in an unexpected form".into());
     }
     Ok(())
 }
@@ -209,7 +209,7 @@ fn check_command(method: &str, parameters: &str, uri: &str) -> Result<(), String
     methods::check(method, &parsed)?;
     // The text that the exporter sends.
     let written = parsed.to_string();
-    if written == parameters { Ok(()) } else { Err("parameters in another form than the exporter's".into()) }
+    if written == parameters { Ok(()) } else { Err("parameters in an unexpected form".into()) }
 }
 
 /// A URI names a wallet; without one there is none.

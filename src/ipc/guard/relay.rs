@@ -99,9 +99,9 @@ fn relay_and_log(
             && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::OutOfMemory)
         {
             log(&format!(
-                "bitcoind-guard: cannot relay the node's messages: {}; its callbacks are not answered any more, and a node that \
-                 waits for an answer hangs: restart it. The connection stays open until the node closes it, because closing \
-                 it can crash the node",
+                "bitcoind-guard: cannot relay the node's messages: {}; the guard no longer responds to callbacks, and a \
+                 node that waits for a response hangs: restart the node. The connection stays open until the node \
+                 closes it, because closing it can crash the node",
                 text::message(error)
             ));
             ended = Ok(());

@@ -145,7 +145,8 @@ pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
 }
 
 /// With this text the guard answers the exporter's call in the node's place.
-pub const TOO_LARGE: &str = "the node's answer is larger than 64 MiB, or than the guard has memory for";
+pub const TOO_LARGE: &str =
+    "the node's response is larger than 64 MiB, or the guard has too little memory for it";
 
 /// The answer in place of one that was too large. The exporter finishes the node's, if it is to be finished.
 pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {

@@ -63,8 +63,12 @@ pub async fn exchange(
     }
     let mut kept = connect(settings, authorization).await?;
     let head = kept.sender.send_request(request()?).await;
-    let head =
-        head.map_err(|error| format!("no HTTP answer ({error}); is it the port of the node's JSON-RPC?"))?;
+    let head = head.map_err(|error| {
+        format!(
+            "no HTTP response ({error}); check that this is the port of the node's JSON-RPC \
+             (--rpc-url)"
+        )
+    })?;
     Ok((kept, whole(head).await?))
 }
 
@@ -74,7 +78,7 @@ async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kep
         TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
             std::io::ErrorKind::ConnectionRefused => Failure::new(
                 Cause::Refused,
-                "nobody listens there; is the node's -server on, and is this its -rpcport? (--rpc-url)",
+                "connection refused; check that the node has -server=1 and this -rpcport (--rpc-url)",
             ),
             _ => format!("cannot connect: {error}").into(),
         })?;
@@ -103,8 +107,10 @@ async fn encrypted(
         let advice = match error_of_tls {
             Some(rustls::Error::InvalidCertificate(
                 CertificateError::UnknownIssuer | CertificateError::BadSignature,
-            )) => "; name the certificate of its authority with --rpc-ca-file",
-            Some(rustls::Error::InvalidMessage(_)) => "; does it speak https? (--rpc-url http://…)",
+            )) => "; pass the certificate of its authority with --rpc-ca-file",
+            Some(rustls::Error::InvalidMessage(_)) => {
+                "; check that the server uses https (otherwise --rpc-url http://…)"
+            }
             _ => "",
         };
         format!("TLS failed: {error}{advice}")
@@ -117,9 +123,9 @@ async fn whole(head: Response<Incoming>) -> Result<Answer, Failure> {
         .downcast_ref::<LengthLimitError>()
     {
         Some(_) => {
-            Failure::new(Cause::TooLarge, format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20))
+            Failure::new(Cause::TooLarge, format!("the response is larger than {} MB", MAX_BODY_BYTES >> 20))
         }
-        None => format!("the answer ended too early ({error})").into(),
+        None => format!("the response is incomplete ({error})").into(),
     })?;
     let content_type =
         head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);

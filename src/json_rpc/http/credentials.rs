@@ -60,7 +60,7 @@ impl Credentials {
             Credentials::Cookie(path) => {
                 let cookie = first_line(path, "cookie").await?;
                 if !cookie.contains(':') {
-                    return Err(format!("{} is not a cookie: it has no colon", path.display()));
+                    return Err(format!("{} is not a cookie file: it has no colon", path.display()));
                 }
                 cookie
             }
@@ -70,7 +70,7 @@ impl Credentials {
             Credentials::User { name, password: Password::Environment } => {
                 match std::env::var(PASSWORD_VARIABLE) {
                     Ok(password) => format!("{name}:{password}"),
-                    Err(_) => return Err(format!("{PASSWORD_VARIABLE} holds no password")),
+                    Err(_) => return Err(format!("{PASSWORD_VARIABLE} has no password")),
                 }
             }
         };
@@ -97,9 +97,10 @@ impl Credentials {
     pub fn advice(&self) -> &'static str {
         match self {
             Credentials::Cookie(_) => {
-                "is it the cookie of the node at this port? (--rpc-cookie-file, --rpc-url; a node with -rpcpassword has none)"
+                "check that it is the cookie of the node at this port (--rpc-cookie-file, --rpc-url; a node with \
+                 -rpcpassword has none)"
             }
-            Credentials::User { .. } => "compare them with -rpcauth or -rpcuser of the node",
+            Credentials::User { .. } => "compare the user and password with -rpcauth or -rpcuser of the node",
         }
     }
 }
@@ -118,7 +119,7 @@ fn read_first_line(path: &Path, what: &str) -> Result<String, String> {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound && what == "cookie" => {
             return Err(format!(
-                "there is no cookie at {at}; start the node with -server, or name its cookie with --rpc-cookie-file"
+                "there is no cookie at {at}; start the node with -server, or pass its cookie file with --rpc-cookie-file"
             ));
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {

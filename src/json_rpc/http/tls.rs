@@ -35,7 +35,7 @@ fn of_system() -> Result<RootCertStore> {
     if added == 0 {
         let why = found.errors.first().map_or(String::new(), |error| format!(" ({error})"));
         bail!(
-            "the system has no certificates of authorities{why}: install ca-certificates, or name yours with --rpc-ca-file"
+            "the system has no CA certificates{why}: install ca-certificates, or pass yours with --rpc-ca-file"
         );
     }
     Ok(roots)

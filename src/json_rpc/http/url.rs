@@ -48,30 +48,30 @@ impl fmt::Display for Url {
 impl FromStr for Url {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = "write it like http://127.0.0.1:8332";
+        let wanted = "expected a URL like http://127.0.0.1:8332";
         let uri: Uri = text.parse().map_err(|error| format!("{error}; {wanted}"))?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err(format!("it is no http:// or https:// URL; {wanted}")),
+            _ => return Err(format!("not an http:// or https:// URL; {wanted}")),
         };
         let port = uri.port_u16().or(tls.then_some(443)).filter(|&port| port != 0);
         let (Some(authority), Some(port)) = (uri.authority(), port) else {
-            return Err(format!("it has no port; {wanted}"));
+            return Err(format!("no port; {wanted}"));
         };
         if authority.as_str().contains('@') {
             return Err(
-                "a password does not belong into an argument, which every user of the machine can read: use \
-                        --rpc-user with --rpc-password-file"
+                "passwords in the URL are not supported, because every user of the machine can read arguments: use \
+                 --rpc-user with --rpc-password-file"
                     .into(),
             );
         }
         if uri.query().is_some() {
-            return Err(format!("it has a query; {wanted}"));
+            return Err(format!("queries are not supported; {wanted}"));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_string();
         if host.is_empty() {
-            return Err(format!("it has no host; {wanted}"));
+            return Err(format!("no host; {wanted}"));
         }
         Ok(Url { tls, host, port, path: uri.path().into() })
     }
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_refused_with_what_to_do() {
         for (text, why) in [
-            ("127.0.0.1:8332", "write it like"),
+            ("127.0.0.1:8332", "expected a URL like"),
             ("http://127.0.0.1", "no port"),
             ("http://127.0.0.1:0", "no port"),
             ("https://node.example:0", "no port"),
@@ -105,7 +105,7 @@ mod tests {
             ("http://127.0.0.1:8332/?x", "query"),
             ("ftp://127.0.0.1:8332", "no http:// or https://"),
             ("https://user:secret@node.example", "--rpc-password-file"),
-            ("", "write it like"),
+            ("", "expected a URL like"),
         ] {
             let error = text.parse::<Url>().unwrap_err();
             assert!(error.contains(why) && !error.contains("secret"), "{text}: {error}");

@@ -73,12 +73,12 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
     match read().map_err(|error| explain(error, path))? {
         (APPLICATION, known, _) if VERSIONS.iter().any(|(version, _)| *version == known) => Ok(known),
         (APPLICATION, other, _) => bail!(
-            "{} is a block log of version {other}, this exporter knows version {VERSION}: use the exporter that wrote it, or \
-             another file",
+            "{} is a block log of version {other}, but this exporter supports version {VERSION}; use the exporter that \
+             wrote it, or another file",
             path.display()
         ),
         (0, 0, 0) => Ok(0),
-        _ => bail!("{} is a database of another program: name another file", path.display()),
+        _ => bail!("{} is a database of another program; choose another file", path.display()),
     }
 }
 
@@ -101,12 +101,12 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
     let code = error.sqlite_error_code();
     let advice = match code {
         Some(ErrorCode::NotADatabase) => {
-            "; if it was a block log, it is broken: move it away, or name another file"
+            "; if it was a block log, it is corrupt: move it away, or choose another file"
         }
-        Some(ErrorCode::DatabaseCorrupt) => "; it is broken: move it away",
-        Some(ErrorCode::ReadOnly) => "; the exporter's user must be able to write it and its folder",
+        Some(ErrorCode::DatabaseCorrupt) => "; it is corrupt: move it away",
+        Some(ErrorCode::ReadOnly) => "; the exporter's user needs write access to it and its folder",
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            "; another process has had it locked for 5 s: find that with fuser and end it, or try again later"
+            "; another process has locked it for 5 s: find the process with fuser and end it, or try again later"
         }
         _ => "",
     };
@@ -136,7 +136,7 @@ impl File {
         let version = version(&connection, path)?;
         upgrade(&connection, version, &VERSIONS).map_err(|error| explain(error, path))?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(|error| explain(error, path))?;
-        let identity = identity(path).with_context(|| format!("{} is gone", path.display()))?;
+        let identity = identity(path).with_context(|| format!("{} no longer exists", path.display()))?;
         Ok(File { path: path.into(), connection, identity, keep })
     }
 
@@ -170,7 +170,7 @@ impl File {
 /// An error if it is there and no regular file: a FIFO never becomes a database.
 fn check_regular(path: &Path) -> Result<()> {
     match fs::metadata(path) {
-        Ok(file) if !file.is_file() => bail!("{} is not a regular file: name another path", path.display()),
+        Ok(file) if !file.is_file() => bail!("{} is not a regular file; choose another path", path.display()),
         _ => Ok(()),
     }
 }
@@ -193,7 +193,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
     if !path.exists() {
         bail!(
-            "there is no block log at {}: start the exporter with --block-log, or name the file that it writes",
+            "there is no block log at {}; start the exporter with --block-log, or pass the file that it writes",
             path.display()
         );
     }
@@ -208,8 +208,8 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
     let opened = open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.downcast_ref() {
         // An exporter was killed while it wrote. What it left has to be undone first.
         Some(Failure { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
-            "an exporter was killed while it wrote; the next one that opens the file undoes that, and so does this command \
-             for a user who may write it",
+            "an exporter was killed while writing; run this command as a user with write access, or start the exporter, to \
+             repair the file",
         ),
         _ => Err(error),
     });

@@ -11,11 +11,11 @@ use super::read::Rows;
 /// How rows are printed.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum Format {
-    /// For people: the columns that matter most, aligned.
+    /// The most important columns, aligned.
     Table,
-    /// An object with all columns for each block, a line each; what is not known is left out.
+    /// One JSON object per line and block, with all columns that have a value.
     Json,
-    /// All columns, with a line of their names; what is not known is empty.
+    /// All columns, with a header line; unknown values are empty.
     Csv,
 }
 
@@ -83,7 +83,7 @@ const TABLE: [Column; 11] = [
     ("requested", "requested", text),
     ("complete ms", "complete_us", milliseconds),
     ("connected ms", "connected_us", milliseconds),
-    ("took ms", "duration_us", milliseconds),
+    ("connect ms", "duration_us", milliseconds),
     ("hash", "block_hash", text),
 ];
 

@@ -127,14 +127,16 @@ fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
     };
     let foreign = dir.path().join("wallet");
     Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE main (key, value)").unwrap();
-    assert!(refusal(&foreign).ends_with("wallet is a database of another program: name another file"));
+    assert!(refusal(&foreign).ends_with("wallet is a database of another program; choose another file"));
     let text = dir.path().join("notes");
     std::fs::write(&text, "not a database, but long enough to be looked at. ".repeat(100)).unwrap();
     assert!(refusal(&text).contains("notes: file is not a database; if it was a block log"));
     let newer = dir.path().join("newer");
     File::open(&newer, 10).unwrap();
     Connection::open(&newer).unwrap().pragma_update(None, "user_version", 3).unwrap();
-    assert!(refusal(&newer).contains("newer is a block log of version 3, this exporter knows version 2"));
+    assert!(
+        refusal(&newer).contains("newer is a block log of version 3, but this exporter supports version 2")
+    );
 }
 
 #[test]
@@ -173,7 +175,7 @@ fn what_is_no_regular_file_is_rejected() {
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     for path in [fifo.as_path(), dir.path()] {
         let Err(error) = Recorder::start(path, 10) else { panic!("{}", path.display()) };
-        assert!(format!("{error:#}").contains("not a regular file: name another path"), "{error:#}");
+        assert!(format!("{error:#}").contains("not a regular file; choose another path"), "{error:#}");
         let error = read::find(path, &Wanted::default()).err().unwrap().to_string();
         assert!(error.contains("not a regular file"), "{error}");
     }

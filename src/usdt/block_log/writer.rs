@@ -140,14 +140,11 @@ impl Writer {
             Ok(()) => {
                 self.pending.clear();
                 if self.said.take().is_some() {
-                    info!("the block log {} is written again", self.path.display());
+                    info!("writing to the block log {} again", self.path.display());
                 }
                 let lost = self.lost.swap(0, Relaxed);
                 if lost > 0 {
-                    warn!(
-                        events = lost,
-                        "blocks that are missing in the block log, because they came faster or waited longer than it was written"
-                    );
+                    warn!(events = lost, "blocks were not written to the block log: queue full");
                 }
             }
             Err(error) => {
@@ -161,7 +158,9 @@ impl Writer {
     fn say(&mut self, error: &anyhow::Error) {
         let why = error.to_string();
         if self.said.as_ref() != Some(&why) {
-            warn!("cannot write the block log; the last {QUEUE} blocks wait until it can be written: {why}");
+            warn!(
+                "cannot write the block log; the last {QUEUE} blocks are kept in memory until it succeeds: {why}"
+            );
             self.said = Some(why);
         }
     }

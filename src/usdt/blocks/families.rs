@@ -123,57 +123,60 @@ pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> boo
 pub fn families(c: &Counts) -> Vec<Family> {
     vec![
         counter("bitcoin_blocks_connected_total",
-            "Blocks connected to the active chain. Not counted: blocks that a check of the database connects again (`verifychain`, \
-             `-checklevel=4`), blocks below a UTXO snapshot, and blocks that `reconsiderblock` connects again before others have taken \
-             their place. The exporter cannot recognize the first two before it has seen a block of the active chain, but for a check at \
-             startup", CONNECTED).value(c.connected),
-        histogram("bitcoin_block_connection_duration_seconds", "Time that connecting a block took", CONNECTED, DURATION.bounds)
+            "Blocks connected to the active chain. Not counted: blocks reconnected by a check of the database \
+             (`verifychain`, `-checklevel=4`), blocks below a UTXO snapshot, and blocks reconnected by \
+             `reconsiderblock` before others have taken their place. Except for a check at startup, the exporter \
+             cannot recognize the first two before it has seen a block of the active chain", CONNECTED).value(c.connected),
+        histogram("bitcoin_block_connection_duration_seconds", "Time to connect a block", CONNECTED, DURATION.bounds)
             .value(c.duration_ns.shown(&DURATION)),
         histogram("bitcoin_block_tx_count", "Transactions of a connected block", CONNECTED, TXS.bounds)
             .value(c.transactions.shown(&TXS)),
-        histogram("bitcoin_block_inputs", "Inputs of a connected block, with its coinbase's", CONNECTED, TXS.bounds)
+        histogram("bitcoin_block_inputs", "Inputs of a connected block, including the coinbase's", CONNECTED, TXS.bounds)
             .value(c.inputs.shown(&TXS)),
         histogram("bitcoin_block_sigops", "Cost of a connected block's signature operations", CONNECTED, SIGOPS.bounds)
             .value(c.sigops.shown(&SIGOPS)),
         gauge("fibre_last_block_height",
-            "Height of the block that was connected, raced or, where the node passes its height, reconstructed last. No tracepoint \
-             fires when a block is disconnected: after a reorg it is the new tip's when that is connected", HEIGHT)
+            "Height of the last block that was connected, raced or (if the node passes its height) reconstructed. No \
+             tracepoint fires when a block is disconnected: after a reorg the value changes when the new tip is \
+             connected", HEIGHT)
             .value_if_known(c.last_height.map(f64::from)),
         counter("bitcoin_block_announcements_total",
-            "Announcements of blocks that were connected, by the message; the first of each peer, until a minute after the \
-             block was connected", WAY).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
+            "Announcements of connected blocks, by message: the first of each peer, until a minute after the block was \
+             connected", WAY).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
-            "Connected blocks by the kind of connection that the peer has that announced them first, as the node calls it; \
-             `unknown` until the peer has sent a ping, pong or verack", WAY)
+            "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` until the \
+             peer has sent a ping, pong or verack", WAY)
             .by(&["connection_type"]).samples(by(ConnectionType::LABELS, c.first_announcements)),
         counter("bitcoin_block_arrivals_total",
-            "Connected blocks by what completed them: a compact block alone, transactions that were requested for one, a whole \
-             block, FIBRE; `other` is what nobody announced (a sync, a block of the node's own, one connected again)", WAY)
+            "Connected blocks by the means that completed them: a compact block without requests, transactions requested \
+             for a compact block, a whole block, FIBRE; `other` are blocks without announcement (a sync, a block mined \
+             by the node, a reconnected block)", WAY)
             .by(&["by"]).samples(by(Arrival::LABELS, c.arrivals)),
-        histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until it was connected", WAY,
+        histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection", WAY,
             ARRIVAL.bounds).value(c.arrival_ns.shown(&ARRIVAL)),
         histogram("bitcoin_block_assembly_seconds",
-            "Time from the first compact block until all transactions were there: as `net:compact_block_reconstructed` says it, where \
-             the node has that, else when it began to connect the block", WAY, ASSEMBLY.bounds)
+            "Time from the first compact block until all transactions had arrived, measured at \
+             `net:compact_block_reconstructed` if the node has that tracepoint, otherwise at the beginning of the \
+             block's connection", WAY, ASSEMBLY.bounds)
             .value(c.assembly_ns.shown(&ASSEMBLY)),
         counter("bitcoin_compact_blocks_received_total",
-            "Compact blocks received of blocks that were connected, until a minute after: high_bandwidth ones come as the \
-             announcement, low_bandwidth ones were asked for", WAY).by(&["mode"]).samples(by(MODES, c.compact_blocks)),
+            "Compact blocks received of connected blocks, until a minute after the connection: high_bandwidth ones arrive \
+             as the announcement, low_bandwidth ones were requested", WAY).by(&["mode"]).samples(by(MODES, c.compact_blocks)),
         histogram("bitcoin_compact_block_requested_transactions",
-            "Transactions that were requested to complete a compact block, of connected blocks that a compact block brought", WAY,
+            "Transactions requested to complete a compact block, for connected blocks that arrived as a compact block", WAY,
             TXS.bounds).value(c.requested_transactions.shown(&TXS)),
         histogram("bitcoin_compact_block_requested_bytes",
-            "Bytes of the transactions that were requested, of connected blocks that a compact block brought", WAY, BYTES.bounds)
+            "Bytes of the requested transactions, for connected blocks that arrived as a compact block", WAY, BYTES.bounds)
             .value(c.requested_bytes.shown(&BYTES)),
         histogram("bitcoin_compact_block_prefilled_transactions",
-            "Transactions that a compact block itself contained, of connected blocks that a compact block brought", WAY, TXS.bounds)
+            "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block", WAY, TXS.bounds)
             .value(c.prefilled_transactions.shown(&TXS)),
         histogram("bitcoin_compact_block_roundtrip_seconds",
-            "Time from a getblocktxn to its blocktxn, of connected blocks and before they were connected", WAY, ASSEMBLY.bounds)
+            "Time from a getblocktxn to its blocktxn, for connected blocks, before the connection", WAY, ASSEMBLY.bounds)
             .value(c.roundtrip_ns.shown(&ASSEMBLY)),
         histogram("bitcoin_block_header_age_seconds",
-            "Delay between the time in a connected block's header and its first announcement, of 0 to 7200 s: others come from a clock that \
-             is wrong, or of a block that was announced late", WAY, HEADER_AGE.bounds)
+            "Delay between a block's header timestamp and its first announcement, for connected blocks; values outside 0 \
+             to 7200 s are omitted, because they come from a wrong clock or a late announcement", WAY, HEADER_AGE.bounds)
             .value(c.header_age_ns.shown(&HEADER_AGE)),
     ]
 }

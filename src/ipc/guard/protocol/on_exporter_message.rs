@@ -23,10 +23,12 @@ impl ProtocolState {
             Message::Release { export, count } if self.capabilities.release(*export, *count) => {
                 if self.is_pinned(*export) { FromExporter::Keep } else { FromExporter::Forward }
             }
-            Message::Release { .. } => FromExporter::Refuse("it releases what it does not have"),
-            Message::Return(_) => FromExporter::Refuse("it answers what it was not asked"),
-            Message::Abort => FromExporter::Refuse("it gives up"),
-            Message::Resolve(_) | Message::Other => FromExporter::Refuse("a message that it has no use for"),
+            Message::Release { .. } => {
+                FromExporter::Refuse("release of a capability that the exporter does not have")
+            }
+            Message::Return(_) => FromExporter::Refuse("response without a request"),
+            Message::Abort => FromExporter::Refuse("abort message"),
+            Message::Resolve(_) | Message::Other => FromExporter::Refuse("unsupported message"),
         };
         self.release_unused_template();
         Ok(verdict)
@@ -56,12 +58,12 @@ impl ProtocolState {
         let has = imported.iter().all(|id| self.capabilities.has(*id))
             && promised.iter().all(|question| self.questions.is_open(*question));
         if !has_target || !has {
-            return Err("it uses a capability that it does not have");
+            return Err("use of a capability that the exporter does not have");
         }
         let may_pass = hosted.len() <= allow_list::hosted_capabilities(call.method)
             && imported.iter().all(|id| self.capabilities.is_thread(*id))
             && promised.iter().all(|question| self.questions.makes_thread(*question));
-        if may_pass { Ok(()) } else { Err("it passes a capability that the method does not take") }
+        if may_pass { Ok(()) } else { Err("unexpected capability in a call") }
     }
 
     /// The purpose of a call on a block template; `None` for a call on anything else. Templates are called by their own
@@ -73,7 +75,7 @@ impl ProtocolState {
                 Some(checked.map(|destroys| Purpose::CallTemplate { destroys }))
             }
             Target::Answer(question) if self.questions.gives_template(question, self.template.export()) => {
-                Some(Err("it calls a block template before it is there"))
+                Some(Err("call on a block template before its creation"))
             }
             _ => None,
         }
@@ -103,7 +105,7 @@ impl ProtocolState {
                     .ok_or(FromExporter::Answer(call.question))
             }
             (message::DISCONNECT, Target::Answer(_)) => {
-                Err(FromExporter::Refuse("it ends a subscription before it has begun"))
+                Err(FromExporter::Refuse("end of a subscription before its beginning"))
             }
             (message::CREATE_NEW_BLOCK, _) => {
                 let checked = self.template.may_be_created();
@@ -115,10 +117,10 @@ impl ProtocolState {
 
     fn on_make_thread(&mut self, target: Target) -> Result<Purpose, &'static str> {
         let Target::Export(thread_map) = target else {
-            return Err("it asks for a thread before the handshake is over");
+            return Err("request for a thread before the end of the handshake");
         };
         if self.threads_requested >= MAX_THREADS {
-            return Err("it asks for too many threads");
+            return Err("request for too many threads");
         }
         self.threads_requested += 1;
         Ok(Purpose::MakeThread { thread_map })
@@ -128,11 +130,11 @@ impl ProtocolState {
         let callback = capabilities.hosted.first().copied();
         // Which of the two is over could not be told when the node releases one.
         if callback.is_some_and(|callback| self.subscriptions.has_callback(callback)) {
-            return Err("it subscribes a callback twice");
+            return Err("second subscription of a callback");
         }
         // How to end it could not be told.
         let (Some(callback), Some(&thread)) = (callback, capabilities.imported.first()) else {
-            return Err("it subscribes without a callback or a thread");
+            return Err("subscription without a callback or a thread");
         };
         Ok(Purpose::Subscribe { callback, thread, traces: call.method == message::TRACE_UTXO_CACHE })
     }
@@ -145,7 +147,7 @@ impl ProtocolState {
         let Rejection { call, reason } = rejection.clone();
         self.events.push_back(Event::Rejected { call, reason });
         match self.rejected {
-            MAX_REJECTED.. => FromExporter::Refuse("it makes calls that are not permitted"),
+            MAX_REJECTED.. => FromExporter::Refuse("too many calls that are not permitted"),
             _ => FromExporter::Reject(question, rejection),
         }
     }
@@ -154,7 +156,7 @@ impl ProtocolState {
     fn ask(&mut self, number: u32, purpose: Purpose, thread: Option<u32>, now: Duration) -> FromExporter {
         // Bitcoin Core 30 aborts when it has to queue a second call on a thread.
         if thread.is_some_and(|thread| self.questions.is_running_on(thread)) {
-            return FromExporter::Refuse("it makes two calls at once on one thread");
+            return FromExporter::Refuse("two concurrent calls on one thread");
         }
         if !self.is_free(number) {
             return FromExporter::Refuse(NUMBER_IN_USE);
@@ -185,4 +187,4 @@ impl ProtocolState {
     }
 }
 
-const NUMBER_IN_USE: &str = "it uses a question's number twice";
+const NUMBER_IN_USE: &str = "question number that is in use";

@@ -135,12 +135,12 @@ impl Questions {
 
     /// The exporter finishes a call. The text says what is wrong.
     pub fn finish(&mut self, number: u32, releases: bool) -> Result<Finished, &'static str> {
-        const NOT_ASKED: &str = "it finishes a question that it did not ask";
+        const NOT_ASKED: &str = "finish of an unknown question";
         if number >= OWN_NUMBERS {
             return Err(NOT_ASKED);
         }
         match self.all.get_mut(&number) {
-            Some(question) if question.finished.is_some() => Err("it finishes a question twice"),
+            Some(question) if question.finished.is_some() => Err("second finish of a question"),
             Some(question) if !question.answered => {
                 question.finished = Some(releases);
                 Ok(Finished::Later)

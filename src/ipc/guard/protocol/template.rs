@@ -35,7 +35,7 @@ impl Template {
 
     /// Whether the exporter may request one.
     pub fn may_be_created(&self) -> Result<(), &'static str> {
-        if *self == Template::None { Ok(()) } else { Err("it asks for a second block template") }
+        if *self == Template::None { Ok(()) } else { Err("request for a second block template") }
     }
 
     pub fn on_create_start(&mut self) {
@@ -55,10 +55,10 @@ impl Template {
     pub fn may_be_called(&self, method: Method) -> Result<bool, &'static str> {
         let destroys = method == message::DESTROY_TEMPLATE;
         match self {
-            Template::Held { called: true, .. } => Err("it makes two calls on a block template at once"),
-            Template::Held { destroyed: true, .. } => Err("it calls a block template that it has destroyed"),
+            Template::Held { called: true, .. } => Err("two concurrent calls on a block template"),
+            Template::Held { destroyed: true, .. } => Err("call on a destroyed block template"),
             _ if destroys || message::reads_template(method) => Ok(destroys),
-            _ => Err("it does more with a block template than to read it"),
+            _ => Err("call on a block template that does not read it"),
         }
     }
 
@@ -104,14 +104,10 @@ mod tests {
         for (template, method, expected) in [
             (held(false, false), GET_BLOCK, Ok(false)),
             (held(false, false), message::DESTROY_TEMPLATE, Ok(true)),
-            (held(false, false), SUBMIT_SOLUTION, Err("it does more with a block template than to read it")),
-            (held(true, false), GET_BLOCK, Err("it makes two calls on a block template at once")),
-            (
-                held(true, false),
-                message::DESTROY_TEMPLATE,
-                Err("it makes two calls on a block template at once"),
-            ),
-            (held(false, true), GET_BLOCK, Err("it calls a block template that it has destroyed")),
+            (held(false, false), SUBMIT_SOLUTION, Err("call on a block template that does not read it")),
+            (held(true, false), GET_BLOCK, Err("two concurrent calls on a block template")),
+            (held(true, false), message::DESTROY_TEMPLATE, Err("two concurrent calls on a block template")),
+            (held(false, true), GET_BLOCK, Err("call on a destroyed block template")),
         ] {
             assert_eq!(template.may_be_called(method), expected, "{template:?} {method:?}");
         }

@@ -459,7 +459,7 @@ fn a_subscription_is_not_ended_before_it_has_begun() {
         call.init_params();
     });
     let verdict = guard.exporter(disconnect);
-    assert_eq!(verdict, FromExporter::Refuse("it ends a subscription before it has begun"));
+    assert_eq!(verdict, FromExporter::Refuse("end of a subscription before its beginning"));
 }
 
 #[test]
@@ -472,7 +472,7 @@ fn no_call_is_cancelled() {
     assert_eq!(guard.calls(), [Own::Finish { question: 5, releases: true }]);
     assert_eq!(
         guard.exporter(release(9, 1)),
-        FromExporter::Refuse("it releases what it does not have"),
+        FromExporter::Refuse("release of a capability that the exporter does not have"),
         "the capability went with the answer"
     );
 }
@@ -777,7 +777,7 @@ fn only_threads_and_callbacks_are_passed_to_the_node() {
     ] {
         let mut guard = Guard::connected();
         let verdict = guard.exporter(frame);
-        assert_eq!(verdict, FromExporter::Refuse("it passes a capability that the method does not take"));
+        assert_eq!(verdict, FromExporter::Refuse("unexpected capability in a call"));
     }
 }
 
@@ -788,7 +788,7 @@ fn the_number_of_a_released_thread_permits_nothing_when_it_is_used_again() {
     let make = (crate::schema::init_capnp::init::Client::TYPE_ID, 5);
     guard.asks(call(20, 0, make, &[], &[]), results(20, &[THREAD]));
     let verdict = guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
-    assert_eq!(verdict, FromExporter::Refuse("it passes a capability that the method does not take"));
+    assert_eq!(verdict, FromExporter::Refuse("unexpected capability in a call"));
 }
 
 #[test]
@@ -798,7 +798,7 @@ fn threads_of_the_node_are_limited() {
         let verdict = guard.exporter(call(question, THREAD_MAP, message::MAKE_THREAD, &[], &[]));
         // One was made in the handshake.
         let ends = question == 19 + MAX_THREADS;
-        assert_eq!(verdict == FromExporter::Refuse("it asks for too many threads"), ends, "{question}");
+        assert_eq!(verdict == FromExporter::Refuse("request for too many threads"), ends, "{question}");
     }
 }
 
@@ -809,7 +809,7 @@ fn a_thread_of_the_node_has_one_call_at_a_time() {
     let asked = |question| call(question, CHAIN, GET_HEIGHT, &[], &[THREAD]);
     assert_eq!(guard.exporter(asked(20)), FromExporter::Forward);
     let verdict = guard.exporter(asked(21));
-    assert_eq!(verdict, FromExporter::Refuse("it makes two calls at once on one thread"));
+    assert_eq!(verdict, FromExporter::Refuse("two concurrent calls on one thread"));
     // Given up by the exporter, and still running in the node.
     guard.exporter(finish(20, true));
     assert!(matches!(guard.exporter(asked(22)), FromExporter::Refuse(_)));

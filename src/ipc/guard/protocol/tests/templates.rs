@@ -116,7 +116,7 @@ fn one_call_at_a_time_is_made_on_a_template() {
     for (first, second) in [(GET_TX_FEES, message::DESTROY_TEMPLATE), (GET_TX_FEES, GET_BLOCK)] {
         let mut guard = Guard::with_template();
         assert_eq!(guard.exporter(on_template(31, first)), FromExporter::Forward);
-        guard.is_refused(on_template(32, second), "it makes two calls on a block template at once");
+        guard.is_refused(on_template(32, second), "two concurrent calls on a block template");
         guard.node(results(31, &[]));
         assert_eq!(guard.exporter(on_template(33, second)), FromExporter::Forward);
     }
@@ -127,14 +127,14 @@ fn nothing_is_called_on_a_template_that_was_destroyed() {
     for method in [GET_TX_FEES, message::DESTROY_TEMPLATE] {
         let mut guard = Guard::with_template();
         guard.asks(on_template(31, message::DESTROY_TEMPLATE), results(31, &[]));
-        guard.is_refused(on_template(32, method), "it calls a block template that it has destroyed");
+        guard.is_refused(on_template(32, method), "call on a destroyed block template");
     }
 }
 
 #[test]
 fn a_template_is_only_read() {
     let mut guard = Guard::with_template();
-    let why = "it does more with a block template than to read it";
+    let why = "call on a block template that does not read it";
     guard.is_refused(on_template(31, SUBMIT_SOLUTION), why);
     guard.is_refused(on_template(31, (block_template::Client::TYPE_ID, 8)), why); // waitNext of Core 31
     for other in [(7, 7), message::MAKE_THREAD, message::WAIT_TIP_CHANGED, message::CREATE_NEW_BLOCK] {
@@ -145,7 +145,7 @@ fn a_template_is_only_read() {
 
 #[test]
 fn one_template_at_a_time() {
-    let why = "it asks for a second block template";
+    let why = "request for a second block template";
     let mut guard = Guard::connected();
     guard.exporter(create(30));
     guard.is_refused(create(31), why);
@@ -169,7 +169,7 @@ fn nothing_is_called_on_a_template_before_it_is_there() {
             call.init_params();
         })
     };
-    let why = "it calls a block template before it is there";
+    let why = "call on a block template before its creation";
     let mut guard = Guard::connected();
     guard.exporter(create(30));
     guard.is_refused(pipelined(), why);
