@@ -180,7 +180,7 @@ impl Pushed {
             _ => Value::Number(0.0),
         };
         self.update(Duration::MAX, labels, zero, |total| match (total, amount) {
-            (Value::Count(total), Value::Count(amount)) => *total = total.wrapping_add(amount),
+            (Value::Count(total), Value::Count(amount)) => *total = total.saturating_add(amount),
             (Value::Number(total), Value::Number(amount)) => *total += amount,
             _ => debug_assert!(false, "{} has totals of one type", self.declaration.name),
         });
