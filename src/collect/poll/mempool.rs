@@ -10,6 +10,9 @@ use super::diagram::Feerates;
 use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
+/// The call for fee estimates.
+pub const FEE_ESTIMATE: &str = "estimatesmartfee";
+
 /// Confirmation targets of the fee estimates, in blocks.
 const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
 
@@ -51,7 +54,7 @@ pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
     // A node that has not seen enough blocks for a target estimates for a shorter one, and returns which.
     let mut estimates = BTreeMap::new();
     for target in FEE_TARGETS {
-        let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
+        let estimate = calls.rpc(FEE_ESTIMATE, json!([target])).await;
         if estimate.is_null() {
             return calls.limit(CALLS, true).failed(Instant::now());
         }
@@ -66,10 +69,10 @@ pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
         limit.was_early(started);
     }
     let shown_for = limit.lifetime();
+    // None from a node that has no estimate any more.
     let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
     calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
-    // None from a node that has no estimate any more.
 
 /// The mempool by feerate. The node holds its mempool's lock meanwhile.
 pub async fn poll_feerates(calls: &mut Calls, ibd: Option<bool>) {
