@@ -244,6 +244,7 @@ pub struct Poller {
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
+        context.memory.borrow_mut().node_start.connected();
         let candidates = context.config.data_directory.clone();
         let data_directory = file_system::DataDirectory::new(candidates, &interfaces);
         let calls = Calls {
