@@ -31,7 +31,12 @@ impl Inherited {
         if parent.is_some() && parent == std::env::var_os("LISTEN_PID") {
             claim_listen_fds();
         }
-        for (fd, name) in sd_notify::listen_fds_with_names().context("cannot read LISTEN_FDS")? {
+        const FAILED: &str = "cannot read LISTEN_FDS";
+        // Without descriptors the crate takes any LISTEN_FDNAMES for wrong.
+        if sd_notify::listen_fds().context(FAILED)?.len() == 0 {
+            return Ok(inherited);
+        }
+        for (fd, name) in sd_notify::listen_fds_with_names().context(FAILED)? {
             let fd = take_over(fd).with_context(|| format!("LISTEN_FDS names descriptor {fd} ({name})"))?;
             inherited.0.entry(name).or_default().push(fd);
         }
