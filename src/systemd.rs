@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, LazyLock};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt};
+use sd_notify::NotifyState;
 
 pub use crate::sys::take_over;
 use crate::sys::{claim_listen_fds, taken_over};
@@ -76,10 +79,33 @@ pub fn close_inherited() {
     }
 }
 
-/// Tells the service manager, if there is one.
-pub fn notify(state: sd_notify::NotifyState) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!("cannot notify the service manager: {error}");
+/// Tells the service manager, if there is one. A thread sends, so that a service manager that does not read delays nothing; then what
+/// exceeds its queue is dropped.
+pub fn notify(state: NotifyState<'static>) {
+    static MESSAGES: LazyLock<Option<SyncSender<NotifyState<'static>>>> = LazyLock::new(start_notifying);
+    if std::env::var_os("NOTIFY_SOCKET").is_some()
+        && let Some(messages) = &*MESSAGES
+    {
+        let _ = messages.try_send(state);
+    }
+}
+
+fn start_notifying() -> Option<SyncSender<NotifyState<'static>>> {
+    const MAX_WAITING: usize = 4;
+    let (sender, messages) = sync_channel(MAX_WAITING);
+    let send = move || {
+        for state in messages {
+            if let Err(error) = sd_notify::notify(&[state]) {
+                tracing::warn!("cannot notify the service manager: {error}");
+            }
+        }
+    };
+    match thread::Builder::new().name("notify".into()).spawn(send) {
+        Ok(_) => Some(sender),
+        Err(error) => {
+            tracing::warn!("cannot notify the service manager: {error}");
+            None
+        }
     }
 }
 
@@ -113,7 +139,7 @@ pub async fn watchdog(other: Heartbeat) {
         tokio::time::sleep((within / 2).max(2 * Heartbeat::INTERVAL)).await;
         if seen != other.count() {
             seen = other.count();
-            notify(sd_notify::NotifyState::Watchdog);
+            notify(NotifyState::Watchdog);
         }
     }
 }
