@@ -47,8 +47,8 @@ impl<S: Subscriber> Layer<S> for Entries {
     }
 }
 
-/// Starts the thread. Fails if there is no journal.
-pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
+/// Connects to the journal. Blocks while it is full.
+fn connect() -> io::Result<Dispatch> {
     let priorities = PriorityMappings {
         error: Priority::Error,
         warn: Priority::Warning,
@@ -58,13 +58,27 @@ pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
     };
     // Fields are found under their own names, `journalctl BLOCK_HEIGHT=800000`, and levels are those of syslog.
     let journal = tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(priorities);
-    let journal = Dispatch::new(registry().with(journal));
+    Ok(Dispatch::new(registry().with(journal)))
+}
+
+/// Starts the thread. Fails if there is no journal.
+pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
     let probe = UnixDatagram::unbound()?;
+    probe.set_nonblocking(true)?;
+    match probe.send_to(&[], SOCKET) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+        _ => probe.set_nonblocking(false)?, // also a full journal is one
+    }
+    let mut journal = None;
     let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: Entry| {
         // The crate does not report what it could not send. The journal discards what is empty.
         while probe.send_to(&[], SOCKET).is_err() {
             thread::sleep(RETRY);
         }
+        let journal = match &journal {
+            Some(journal) => Dispatch::clone(journal),
+            None => journal.insert(connect()?).clone(),
+        };
         let values: Vec<_> =
             entry.values.iter().map(|value| value.as_ref().map(|value| value as &dyn Value)).collect();
         let fields = entry.metadata.fields().value_set_all(&values);
