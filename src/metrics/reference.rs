@@ -18,6 +18,8 @@ node is away. Values that are read from the node age by one rule:
   find the same tip.
 - The time in which the machine is suspended counts. After it everything is polled within a second or two.
 - When the connection to the node is lost, all values read from it disappear at once.
+- The counters `bitcoin_utxo_cache_*_total` of the UTXO cache trace exist while it is active. They disappear when the trace
+  exceeds `--utxo-trace-budget`, and during initial block download; `bitcoin_exporter_utxo_trace` has its state.
 - `bitcoin_up` is 1 if the last poll succeeded, whatever is still shown. `bitcoin_exporter_last_poll_timestamp_seconds` is the
   time of the last successful poll.
 
