@@ -5,11 +5,14 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, LazyLock, OnceLock};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt};
+use sd_notify::NotifyState;
 
 use crate::supervisor::Request;
 pub use crate::sys::take_over;
@@ -26,7 +29,12 @@ impl Inherited {
     /// LISTEN_FDS is wrong, or a descriptor is not open.
     pub fn take() -> Result<Self> {
         let mut inherited = Inherited::default();
-        for (fd, name) in sd_notify::listen_fds_with_names().context("cannot read LISTEN_FDS")? {
+        const FAILED: &str = "cannot read LISTEN_FDS";
+        // Without descriptors the crate takes any LISTEN_FDNAMES for wrong.
+        if sd_notify::listen_fds().context(FAILED)?.len() == 0 {
+            return Ok(inherited);
+        }
+        for (fd, name) in sd_notify::listen_fds_with_names().context(FAILED)? {
             let fd = take_over(fd).with_context(|| format!("LISTEN_FDS names descriptor {fd} ({name})"))?;
             inherited.0.entry(name).or_default().push(fd);
         }
@@ -79,9 +87,9 @@ static MANAGER: LazyLock<Option<UnixDatagram>> = LazyLock::new(|| {
     let connected = || {
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address?)?;
-        Ok::<_, std::io::Error>(socket)
+        Ok(socket)
     };
-    connected().inspect_err(|error| tracing::warn!("cannot notify the service manager: {error}")).ok()
+    connected().inspect_err(log_failure).ok()
 });
 
 /// Has the supervising process at the other end of this channel send notifications.
@@ -89,21 +97,40 @@ pub fn notify_through(channel: OwnedFd) {
     let _ = SUPERVISOR.set(channel);
 }
 
-/// Notifies the service manager, if there is one.
-pub fn notify(state: sd_notify::NotifyState) {
+/// Notifies the service manager, if there is one. A thread sends, because a service manager that does not read would delay this
+/// process; notifications that exceed the thread's queue are dropped.
+pub fn notify(state: NotifyState<'static>) {
+    static MESSAGES: LazyLock<Option<SyncSender<NotifyState<'static>>>> = LazyLock::new(start_notifying);
     let request = match state {
-        sd_notify::NotifyState::Ready => Some(Request::Ready),
-        sd_notify::NotifyState::Watchdog => Some(Request::Watchdog),
-        sd_notify::NotifyState::Stopping => Some(Request::Stopping),
+        NotifyState::Ready => Some(Request::Ready),
+        NotifyState::Watchdog => Some(Request::Watchdog),
+        NotifyState::Stopping => Some(Request::Stopping),
         _ => None,
     };
-    let sent = match (SUPERVISOR.get(), request) {
-        (Some(supervisor), Some(request)) => request.send(supervisor),
-        _ => MANAGER.as_ref().map_or(Ok(()), |manager| manager.send(state.to_string().as_bytes()).map(drop)),
-    };
-    if let Err(error) = sent {
-        tracing::warn!("cannot notify the service manager: {error}");
+    if let (Some(supervisor), Some(request)) = (SUPERVISOR.get(), request) {
+        let _ = request.send(supervisor).inspect_err(log_failure);
+    } else if MANAGER.is_some()
+        && let Some(messages) = &*MESSAGES
+    {
+        let _ = messages.try_send(state);
     }
+}
+
+fn start_notifying() -> Option<SyncSender<NotifyState<'static>>> {
+    const MAX_WAITING: usize = 4;
+    let manager = MANAGER.as_ref()?;
+    let (sender, messages) = sync_channel::<NotifyState>(MAX_WAITING);
+    let send = move || {
+        for state in messages {
+            let _ = manager.send(state.to_string().as_bytes()).inspect_err(log_failure);
+        }
+    };
+    let started = thread::Builder::new().name("notify".into()).spawn(send);
+    started.inspect_err(log_failure).ok().map(|_| sender)
+}
+
+fn log_failure(error: &std::io::Error) {
+    tracing::warn!("cannot notify the service manager: {error}");
 }
 
 /// Shows that a thread's event loop is not stuck.
@@ -136,7 +163,7 @@ pub async fn watchdog(other: Heartbeat) {
         tokio::time::sleep((within / 2).max(2 * Heartbeat::INTERVAL)).await;
         if seen != other.count() {
             seen = other.count();
-            notify(sd_notify::NotifyState::Watchdog);
+            notify(NotifyState::Watchdog);
         }
     }
 }

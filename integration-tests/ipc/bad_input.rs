@@ -180,3 +180,13 @@ fn text_of_a_node_is_bounded_in_labels_and_logs() {
     assert!(!refused.status.success() && log.contains("its chain is"), "{log:.3000}");
     assert!(log.len() < 5000, "{}", log.len());
 }
+
+/// As those of a service that starts the exporter from a script: the variables are inherited.
+#[test]
+fn descriptors_for_another_process_are_ignored() {
+    let mut command = command();
+    command.arg("/nonexistent/node.sock").env("LISTEN_PID", "1");
+    let mut exporter = Exporter::spawn(command.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", "ipc:http"));
+    assert_eq!(exporter.get("/livez").0, 200);
+    assert!(exporter.terminate().success());
+}

@@ -1,6 +1,9 @@
 //! What calls that fail, hang or are too slow cost: their own metrics when these are too old, and nothing else.
 
+use std::sync::Arc;
+
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 use crate::eventually;
 use crate::exporter::Exporter;
@@ -58,6 +61,32 @@ fn failing_call_backs_off_and_keeps_its_metrics_for_two_intervals() {
     assert!(http.calls_of("getmempoolinfo") - asked < 6, "it backs off");
     http.set_method("getmempoolinfo", None);
     exporter.wait_for("bitcoin_mempool_size", 5.0);
+}
+
+#[test]
+fn last_block_of_an_earlier_tip_is_not_shown() {
+    let http = FakeHttp::start(Mode::Works);
+    let answers = |method: &str, answer: Value| {
+        http.set_method(method, Some(Mode::Answers(Arc::new(json!({ method: answer })))));
+    };
+    let set_tip = |hash: &str| {
+        let chain =
+            json!({"chain": "regtest", "blocks": 42, "bestblockhash": hash, "initialblockdownload": false});
+        answers("getblockchaininfo", chain);
+        answers("getbestblockhash", json!(hash));
+        let header = json!({"height": 42, "confirmations": 1, "previousblockhash": "06".repeat(32)});
+        answers("getblockheader", header);
+    };
+    set_tip(&"07".repeat(32));
+    answers("getblockstats", json!({"txs": 3, "total_size": 700}));
+    // What it reads is shown for two minutes; a new tip triggers a poll.
+    let exporter = http.only_exporter(&["--poll-interval", "60s"]);
+    exporter.wait_for("bitcoin_last_block_transactions", 3.0);
+    http.set_method("getblockstats", Some(Mode::Error("Block not available (pruned data)".into())));
+    set_tip(&"08".repeat(32));
+    let shown = || exporter.value("bitcoin_last_block_transactions");
+    eventually("the block before is not shown", || shown().is_none().then_some(()));
+    assert_eq!((exporter.value(UP), exporter.value(HEIGHT)), (Some(1.0), Some(42.0)));
 }
 
 #[test]

@@ -234,6 +234,8 @@ fn a_supervisor_does_not_end_before_the_guard_of_a_killed_exporter() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
     node.hang(true);
+    // Between two polls no call is under way, and the guard could end at once.
+    eventually("a call is under way", || node.hangs().then_some(()));
     kill(supervised.exporter, Signal::SIGKILL).unwrap();
     eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
     std::thread::sleep(Duration::from_millis(300)); // longer than a supervisor that does not wait would take

@@ -192,7 +192,12 @@ pub fn a_journal_that_is_not_read_stops_nothing() {
     let mut fixture = Fixture::start(&compile(dir.path(), &["-DSTANDARD"]));
     let run = dir.path().join("run");
     std::fs::create_dir_all(run.join("systemd/journal")).unwrap();
-    let _journal = UnixDatagram::bind(run.join("systemd/journal/socket")).unwrap();
+    let socket = run.join("systemd/journal/socket");
+    let _journal = UnixDatagram::bind(&socket).unwrap();
+    // Full before the exporter starts.
+    let earlier = UnixDatagram::unbound().unwrap();
+    earlier.set_nonblocking(true).unwrap();
+    while earlier.send_to(b"MESSAGE=x", &socket).is_ok() {}
     let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
     manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let port = free_port();
@@ -208,7 +213,6 @@ pub fn a_journal_that_is_not_read_stops_nothing() {
     command.args(["--pid", &fixture.pid().to_string()]).stdout(Stdio::null()).env_remove("RUST_LOG");
     command.env("NOTIFY_SOCKET", dir.path().join("notify")).env("WATCHDOG_USEC", "2000000");
     let mut exporter = Exporter::spawn_at(&mut command, &format!("127.0.0.1:{port}")).ready();
-    // More than fit into the socket.
     for _ in 0..30 {
         fixture.fire("repeat 1 10 named b-msghand standard 1 1 1 1 1 text text");
     }

@@ -30,6 +30,13 @@ impl Uptime {
         let since_last = self.returned.saturating_duration_since(last.called).as_secs_f64();
         self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
     }
+
+    /// Whether the process of the last uptime would have returned this one, if no clock was set.
+    fn continues(&self, last: &Uptime) -> bool {
+        let least = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
+        let most = last.seconds + self.returned.saturating_duration_since(last.called).as_secs_f64();
+        (least - TOLERANCE..=most + TOLERANCE).contains(&self.seconds)
+    }
 }
 
 /// What the node that answers is to the one that answered before.
@@ -52,8 +59,10 @@ pub struct NodeStart {
     uptime: Option<Uptime>,
     /// Clock ticks from boot until they were read.
     read: u64,
-    /// Unix seconds. Kept until the node is restarted, because the wall clock can be set.
+    /// Unix seconds. Kept until the node is restarted or replaced, because the wall clock can be set.
     started: Option<f64>,
+    /// No uptime was read since the last connection was opened. A proxy can lead it to another node.
+    is_new_connection: bool,
     restarts: u64,
     /// The least certain one since it was taken.
     identity: Option<Identity>,
@@ -63,6 +72,11 @@ impl NodeStart {
     /// Restarts that were noticed. A change means that the node is another process than before.
     pub fn restarts(&self) -> u64 {
         self.restarts
+    }
+
+    /// A connection was opened.
+    pub fn connected(&mut self) {
+        self.is_new_connection = true;
     }
 
     /// What the node is to the one that answered when this was called last.
@@ -101,6 +115,12 @@ impl NodeStart {
         if restarted {
             *self = NodeStart { restarts: self.restarts + 1, ..NodeStart::default() };
         }
+        if let (true, None, Some(last), Some(uptime)) = (self.is_new_connection, process, self.uptime, uptime)
+            && !uptime.continues(&last)
+        {
+            self.started = None;
+        }
+        self.is_new_connection &= uptime.is_none();
         self.identity = identity;
         self.read = (since_boot() * procfs::ticks_per_second() as f64) as u64;
         self.process = process.or(self.process);
@@ -152,6 +172,28 @@ mod tests {
         assert_eq!(starts(&[(100, 100.0), (115, -3485.0), (130, -3470.0)]), (vec![0.0; 3], 0), "-1 h");
         assert_eq!(starts(&[(100, 100.0), (115, 715.0)]), (vec![0.0; 2], 0), "suspended for ten minutes");
         assert_eq!(starts(&[(1, 1.0), (2, 2.0), (3, 3.0), (18, 18.0)]), (vec![0.0; 4], 0), "young");
+    }
+
+    #[test]
+    fn another_node_behind_a_proxy_has_its_own_start() {
+        let (mut node, begin) = (NodeStart::default(), Instant::now());
+        let mut start = |is_new_connection: bool, second: u64, seconds: Option<f64>| {
+            if is_new_connection {
+                node.connected();
+            }
+            let at = begin + Duration::from_secs(second);
+            let uptime = seconds.map(|seconds| Uptime { seconds, called: at, returned: at });
+            node.update(None, uptime, UNIX_EPOCH + Duration::from_secs(1_000_000 + second))
+                .map(|start| start - 1e6)
+        };
+        assert_eq!(start(true, 100, Some(100.0)), Some(0.0));
+        assert_eq!(start(false, 115, Some(9000.0)), Some(0.0), "over one connection a clock was set");
+        assert_eq!(start(false, 130, Some(130.0)), Some(0.0));
+        assert_eq!(start(true, 145, Some(146.0)), Some(0.0), "the same node");
+        assert_eq!(start(true, 160, None), Some(0.0));
+        assert_eq!(start(false, 175, Some(50_175.0)), Some(-50_000.0), "an older one");
+        assert_eq!(start(true, 190, Some(140.0)), Some(50.0), "a younger one");
+        assert_eq!(start(false, 205, Some(3755.0)), Some(50.0), "a clock was set");
     }
 
     #[test]

@@ -90,7 +90,9 @@ impl Peers {
                 for (kind, total) in totals {
                     // An array's own strings, so that nothing a peer chose becomes a label.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
-                    *present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0) += total;
+                    let sum: &mut u64 =
+                        present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0);
+                    *sum = sum.saturating_add(*total);
                 }
             }
         }
@@ -281,6 +283,55 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("evil"));
+    }
+
+    #[test]
+    fn totals_near_the_limit_do_not_overflow() {
+        let metrics = Metrics::new();
+        let mut peers = Peers::default();
+        let mut poll = |first, second| {
+            let received = vec![("evil".into(), first), ("other".into(), second), ("tx".into(), first)];
+            peers.show(
+                &[PeerStats { received, ..PeerStats::default() }],
+                Backlog::default(),
+                &metrics.network,
+            );
+        };
+        poll(0, 0);
+        poll(u64::MAX, u64::MAX);
+        poll(0, 0);
+        poll(u64::MAX, 1);
+        let text = metrics.render(Format::Text);
+        for kind in ["other", "tx"] {
+            let line =
+                format!("bitcoin_p2p_message_bytes_total{{direction=\"in\",type=\"{kind}\"}} {}\n", u64::MAX);
+            assert!(text.contains(&line), "{text}");
+        }
+    }
+
+    #[test]
+    fn peers_that_are_gone_are_not_shown() {
+        let metrics = Metrics::new();
+        let mut peers = Peers::default();
+        let peer = PeerStats {
+            network: "ipv4",
+            version: 70016,
+            ping: Some(Duration::from_millis(5)),
+            inv_to_send: Some(7),
+            ..PeerStats::default()
+        };
+        peers.show(&[peer], Backlog::default(), &metrics.network);
+        let families = [
+            "bitcoin_peers_by{",
+            "bitcoin_peers_by_version{",
+            "bitcoin_peer_ping_seconds{",
+            "bitcoin_peers_inv_to_send{",
+        ];
+        let text = metrics.render(Format::Text);
+        assert!(families.iter().all(|family| text.contains(family)), "{text}");
+        peers.show(&[], Backlog::default(), &metrics.network);
+        let text = metrics.render(Format::Text);
+        assert!(!families.iter().any(|family| text.contains(family)), "{text}");
     }
 
     #[test]

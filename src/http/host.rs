@@ -20,7 +20,12 @@ pub struct HostName(String);
 impl FromStr for HostName {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let name = name_of(text);
+        let (name, port) = split_port(text);
+        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            return Err(
+                "the port is not a number up to 65535; leave it out: names are allowed with any port".into(),
+            );
+        }
         let is_name = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
         if !is_name && name.parse::<IpAddr>().is_err() {
@@ -79,17 +84,24 @@ impl AllowedHosts {
     }
 }
 
-/// The name or address in `NAME:PORT`, without the brackets of IPv6 and the dot of a complete name.
+/// The name or address in `NAME:PORT`.
 fn name_of(host: &str) -> &str {
+    split_port(host).0
+}
+
+/// The name or address, without the brackets of IPv6 and the dot of a complete name, and the digits of the port.
+fn split_port(host: &str) -> (&str, Option<&str>) {
     let host = host.trim();
-    if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
-        return address;
+    if let Some((address, rest)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+        return (address, rest.strip_prefix(':'));
     }
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            (name, Some(port))
+        }
+        _ => (host, None),
     };
-    name.strip_suffix('.').unwrap_or(name)
+    (name.strip_suffix('.').unwrap_or(name), port)
 }
 
 #[cfg(test)]
@@ -154,7 +166,20 @@ mod tests {
         }
         assert!(!permits(&hosts, "/", &["evil.metrics.example.com"]));
         assert!(permits(&AllowedHosts::any(), "http://evil.example/", &["evil.example"]));
-        for wrong in ["", ".", "http://metrics.example.com", "a/b", "a b", "*", "a,b"] {
+        assert_eq!("x:65535".parse(), Ok(HostName("x".into())));
+        for wrong in [
+            "",
+            ".",
+            "http://metrics.example.com",
+            "a/b",
+            "a b",
+            "*",
+            "a,b",
+            "x:99999",
+            "x:",
+            "[2001:db8::1]:99999",
+            "[2001:db8::1]:http",
+        ] {
             assert!(wrong.parse::<HostName>().is_err(), "{wrong}");
         }
     }

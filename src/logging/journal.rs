@@ -48,8 +48,8 @@ impl<S: Subscriber> Layer<S> for Entries {
     }
 }
 
-/// Starts the thread. Fails if there is no journal.
-pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
+/// Connects to the journal. Blocks while it is full.
+fn connect() -> io::Result<Dispatch> {
     let priorities = PriorityMappings {
         error: Priority::Error,
         warn: Priority::Warning,
@@ -63,13 +63,29 @@ pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
     let binary = std::env::current_exe().ok();
     let name = binary.as_deref().and_then(Path::file_name).unwrap_or_default();
     let journal = journal.with_syslog_identifier(name.to_string_lossy().into());
-    let journal = Dispatch::new(registry().with(journal));
+    Ok(Dispatch::new(registry().with(journal)))
+}
+
+/// Starts the thread. Fails if there is no journal.
+pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
     let probe = UnixDatagram::unbound()?;
+    probe.set_nonblocking(true)?;
+    match probe.send_to(&[], SOCKET) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+        _ => probe.set_nonblocking(false)?, // also a full journal is one
+    }
+    // Connects at once, before the sandbox forbids it.
+    let mut connecting = Some(thread::Builder::new().name("log-connect".into()).spawn(connect)?);
+    let mut journal = None;
     let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: Entry| {
         // The crate does not report what it could not send. The journal discards what is empty.
         while probe.send_to(&[], SOCKET).is_err() {
             thread::sleep(RETRY);
         }
+        if let Some(connecting) = connecting.take() {
+            journal = connecting.join().ok().transpose()?;
+        }
+        let Some(journal) = &journal else { return Err(io::ErrorKind::NotConnected.into()) };
         let values: Vec<_> =
             entry.values.iter().map(|value| value.as_ref().map(|value| value as &dyn Value)).collect();
         let fields = entry.metadata.fields().value_set_all(&values);

@@ -185,14 +185,14 @@ mod tests {
             metrics.chain.height.set(Some(7));
             metrics.chain.tips.replace([(["active"], 1.0)]);
             metrics.network.bytes_sent.set(Some(9));
-            metrics.node_process.io.replace([(["read"], 5.0)]);
+            metrics.node_process.io.replace_if_any([(["read"], 5.0)]);
         };
         let fail = || {
             metrics.chain.height.set(None::<f64>);
             metrics.chain.height.set(Some(f64::NAN));
-            metrics.chain.tips.replace([]);
+            metrics.chain.tips.replace_if_any([]);
             metrics.network.bytes_sent.set(None);
-            metrics.node_process.io.replace([]);
+            metrics.node_process.io.replace_if_any([]);
         };
         let read = [
             "bitcoin_chain_height 7",
@@ -225,6 +225,8 @@ mod tests {
         metrics.chain.tips.replace([(["active"], 1.0)]);
         let text = metrics.render(Format::Text);
         assert!(text.contains("bitcoin_chain_tips{status=\"active\"} 1\n") && !text.contains("valid-fork"));
+        metrics.chain.tips.replace([]);
+        assert!(!metrics.render(Format::Text).contains("bitcoin_chain_tips{"), "an answer without any");
     }
 
     #[test]

@@ -140,8 +140,7 @@ impl Pushed {
         update(&mut samples[place].value);
     }
 
-    /// Makes these the only samples; of two with the same labels the later. Values of the node stay if there are no new ones, until
-    /// they are too old: a call that failed has none.
+    /// Makes these the only samples; of two with the same labels the later.
     fn replace<L: IntoIterator<Item: Into<String>>>(
         &self,
         shown_for: Duration,
@@ -151,14 +150,22 @@ impl Pushed {
             .into_iter()
             .map(|(labels, value)| (labels.into_iter().map(Into::into).collect(), value))
             .collect();
-        if sorted.is_empty() && self.is_of_node() {
-            return;
-        }
         let samples =
             sorted.into_iter().map(|(labels, value)| Sample { labels, value: Value::Number(value) });
         let mut state = self.state();
         state.show_for(shown_for);
         state.samples = Arc::new(samples.collect());
+    }
+
+    /// The same, unless there are none.
+    fn replace_if_any<L: IntoIterator<Item: Into<String>>>(
+        &self,
+        samples: impl IntoIterator<Item = (L, f64)>,
+    ) {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_some() {
+            self.replace(self.lifetime(), samples);
+        }
     }
 
     fn get(&self, labels: &[&str]) -> Option<f64> {
@@ -173,7 +180,7 @@ impl Pushed {
             _ => Value::Number(0.0),
         };
         self.update(Duration::MAX, labels, zero, |total| match (total, amount) {
-            (Value::Count(total), Value::Count(amount)) => *total = total.wrapping_add(amount),
+            (Value::Count(total), Value::Count(amount)) => *total = total.saturating_add(amount),
             (Value::Number(total), Value::Number(amount)) => *total += amount,
             _ => debug_assert!(false, "{} has totals of one type", self.declaration.name),
         });
@@ -224,9 +231,13 @@ impl Gauge {
 pub struct GaugeVec<const N: usize>(Arc<Pushed>);
 
 impl<const N: usize> GaugeVec<N> {
-    /// Makes these the only samples. Without any, those of the node stay until they are too old.
+    /// Makes these the only samples: without any there are none.
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace(self.0.lifetime(), samples);
+    }
+    /// The same for a call that may have failed: without any sample the last ones stay until they are too old.
+    pub fn replace_if_any<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
+        self.0.replace_if_any(samples);
     }
     /// The same, from a call with a rate limit of its own.
     pub fn replace_for<'a>(
@@ -294,8 +305,8 @@ impl<const N: usize> CounterVec<N> {
         self.0.add(&labels, Value::Count(events));
     }
     /// Makes these totals, which the node keeps, the only ones; without any the last stay until they are too old.
-    pub fn replace<'a>(&self, totals: impl IntoIterator<Item = ([&'a str; N], f64)>) {
-        self.0.replace(self.0.lifetime(), totals);
+    pub fn replace_if_any<'a>(&self, totals: impl IntoIterator<Item = ([&'a str; N], f64)>) {
+        self.0.replace_if_any(totals);
     }
 }
 

@@ -18,6 +18,8 @@ node is away. Values read from the node expire by these rules:
   find the same tip.
 - The time during which the machine is suspended counts. After a resume, everything is polled within two seconds.
 - When the connection to the node is lost, all values read from it are absent at once.
+- The counters `bitcoin_utxo_cache_*_total` of the UTXO cache trace exist while it is active. They are absent after the trace
+  has exceeded `--utxo-trace-budget`, and during initial block download; `bitcoin_exporter_utxo_trace` has its state.
 - `bitcoin_up` is 1 if the last poll succeeded, regardless of values that are still exported.
   `bitcoin_exporter_last_poll_timestamp_seconds` is the time of the last successful poll.
 

@@ -243,6 +243,7 @@ pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<Lis
             libc::SYS_fchmod,
             libc::SYS_fchown,
             libc::SYS_fdatasync,
+            libc::SYS_flock,
             libc::SYS_fsync,
             libc::SYS_pwrite64,
         ])

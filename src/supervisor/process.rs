@@ -158,9 +158,18 @@ impl Supervisor {
         let answered = match Request::receive(&channel) {
             Ok(Some(Request::Connect { trace_budget })) => self.connect(&channel, trace_budget),
             Ok(Some(Request::Usage)) => self.usage().send(&channel, &[]),
-            Ok(Some(Request::Ready)) => sd_notify::notify(&[NotifyState::Ready]),
-            Ok(Some(Request::Watchdog)) => sd_notify::notify(&[NotifyState::Watchdog]),
-            Ok(Some(Request::Stopping)) => sd_notify::notify(&[NotifyState::Stopping]),
+            Ok(Some(Request::Ready)) => {
+                systemd::notify(NotifyState::Ready);
+                Ok(())
+            }
+            Ok(Some(Request::Watchdog)) => {
+                systemd::notify(NotifyState::Watchdog);
+                Ok(())
+            }
+            Ok(Some(Request::Stopping)) => {
+                systemd::notify(NotifyState::Stopping);
+                Ok(())
+            }
             Ok(None) => Err(std::io::ErrorKind::InvalidData.into()),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => return,
@@ -169,7 +178,7 @@ impl Supervisor {
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => cli::print_error(
                 "bitcoind-ipc-exporter: the exporter's process sent what is no request; ignoring it from now on",
             ),
-            // Others are the service manager's, which is not there, or the exporter's, which does not read or has ended.
+            // Others are the exporter's, which does not read or has ended.
             _ => self.channel = Some(channel),
         }
     }

@@ -285,7 +285,8 @@ fn by_type(
 }
 
 fn open(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f64)> {
-    let number = |open: types::open| open.before.value + (open.opened as i64 - open.closed as i64);
+    let number =
+        |open: types::open| open.before.value.saturating_add(open.opened as i64 - open.closed as i64);
     let directions = [("in", connections.inbound), ("out", connections.outbound)];
     let known = directions.into_iter().filter(|(_, open)| open.before.known != 0);
     known.map(move |(direction, open)| ([direction], number(open).max(0) as f64))

@@ -15,12 +15,21 @@ pub async fn poll(calls: &mut Calls, tip: Option<&str>, ibd: Option<bool>) {
     }
     let field = |name| number(&stats, name);
     let metrics = &calls.metrics().blocks;
-    metrics.last_transactions.set(field("txs"));
-    metrics.last_weight.set(field("total_weight"));
-    metrics.last_size.set(field("total_size"));
-    metrics.last_fees.set(field("totalfee"));
-    metrics.last_inputs.set(field("ins"));
-    metrics.last_outputs.set(field("outs"));
+    let shown = [
+        (&metrics.last_transactions, field("txs")),
+        (&metrics.last_weight, field("total_weight")),
+        (&metrics.last_size, field("total_size")),
+        (&metrics.last_fees, field("totalfee")),
+        (&metrics.last_inputs, field("ins")),
+        (&metrics.last_outputs, field("outs")),
+    ];
+    for (gauge, value) in shown {
+        // Its last value is of an earlier block.
+        if tip.is_some() && value.is_none() {
+            gauge.clear();
+        }
+        gauge.set(value);
+    }
     if let Some(tip) = tip {
         let blocks = &calls.context.status.last_blocks;
         blocks.describe(tip, field("txs"), field("total_size"), field("totalfee"));

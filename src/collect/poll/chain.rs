@@ -83,7 +83,7 @@ pub async fn poll_hashrate(calls: &mut Calls) {
         let rate = calls.rpc_of_tip(Method::GetNetworkHashps, json!([blocks])).await;
         rates.extend(rate.as_f64().map(|rate| ([label], rate)));
     }
-    calls.metrics().chain.hashrate.replace(rates);
+    calls.metrics().chain.hashrate.replace_if_any(rates);
 }
 
 /// The tips of the block tree. The node walks its whole block index for them and holds its main lock meanwhile.

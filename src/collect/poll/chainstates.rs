@@ -14,20 +14,20 @@ pub async fn poll(calls: &mut Calls, chain_info: &Value) {
 
     let metrics = &calls.metrics().chainstates;
     let heights = states.iter().filter_map(|(name, state)| Some(([*name], number(state, "blocks")?)));
-    metrics.height.replace(heights);
+    metrics.height.replace_if_any(heights);
     let caches = states.iter().flat_map(|(name, state)| {
         let cache = |cache, field| Some(([*name, cache], number(state, field)?));
         [cache("db", "coins_db_cache_bytes"), cache("tip", "coins_tip_cache_bytes")]
     });
-    metrics.cache.replace(caches.flatten());
+    metrics.cache.replace_if_any(caches.flatten());
     metrics.background_progress.set(number(&chain_info["backgroundvalidation"], "verificationprogress"));
     let known = entries(&indexes);
-    metrics.index_height.replace(
+    metrics.index_height.replace_if_any(
         known.iter().filter_map(|(name, index)| Some(([*name], number(index, "best_block_height")?))),
     );
-    metrics
-        .index_synced
-        .replace(known.iter().filter_map(|(name, index)| Some(([*name], flag(index, "synced")?.into()))));
+    metrics.index_synced.replace_if_any(
+        known.iter().filter_map(|(name, index)| Some(([*name], flag(index, "synced")?.into()))),
+    );
 }
 
 /// Once per tip.
@@ -35,10 +35,10 @@ pub async fn poll_deployments(calls: &mut Calls) {
     let info = calls.rpc_of_tip(Method::GetDeploymentInfo, json!([])).await;
     let known = entries(&info["deployments"]);
     let metrics = &calls.metrics().chainstates;
-    metrics
-        .deployment_active
-        .replace(known.iter().filter_map(|(name, fork)| Some(([*name], flag(fork, "active")?.into()))));
-    metrics.deployment_signalling.replace(
+    metrics.deployment_active.replace_if_any(
+        known.iter().filter_map(|(name, fork)| Some(([*name], flag(fork, "active")?.into()))),
+    );
+    metrics.deployment_signalling.replace_if_any(
         known
             .iter()
             .filter_map(|(name, fork)| Some(([*name], number(&fork["bip9"]["statistics"], "count")?))),

@@ -32,8 +32,7 @@ struct Group {
 /// At each poll: silence is worth knowing soon, and the node only copies what it has.
 pub async fn poll(calls: &mut Calls, silence: &mut Silence) {
     let answer = calls.rpc_if_known::<Value>(Method::GetUdpPeerInfo, json!([])).await;
-    let groups = answer.as_ref().and_then(groups);
-    let groups = groups.unwrap_or_default();
+    let Some(groups) = answer.as_ref().and_then(groups) else { return };
     silence.update(&groups, now(), Instant::now());
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }

@@ -67,6 +67,7 @@ pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
         limit.was_early(started);
     }
     let shown_for = limit.lifetime();
+    // None from a node that has no estimate any more.
     let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
     calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
@@ -82,9 +83,6 @@ pub async fn poll_feerates(calls: &mut Calls, ibd: Option<bool>) {
     let bands = || feerates.bands();
     metrics.band_vbytes.replace_for(shown_for, bands().map(|(from, vbytes, _)| ([from], vbytes)));
     metrics.band_fees.replace_for(shown_for, bands().map(|(from, _, satoshis)| ([from], satoshis)));
-    let mut depths = feerates.depths().map(|(blocks, feerate)| ([blocks], feerate)).peekable();
-    if depths.peek().is_none() {
-        metrics.depth_feerate.clear(); // the mempool is smaller than a block
-    }
-    metrics.depth_feerate.replace_for(shown_for, depths);
+    let depths = feerates.depths().map(|(blocks, feerate)| ([blocks], feerate));
+    metrics.depth_feerate.replace_for(shown_for, depths); // none if the mempool is smaller than a block
 }

@@ -75,7 +75,7 @@ struct Calls {
     context: Rc<Context>,
     /// The node did not answer a call of this poll.
     failed: Option<PollError>,
-    /// The last poll failed: this one makes no costly calls, so that one that has no answer does not make polls fail for long.
+    /// A costly call failed the last poll: this one makes none, so that one that has no answer does not make polls fail for long.
     recovers: bool,
     /// Of costly calls, and of those that fail, by name.
     limits: HashMap<&'static str, RateLimit>,
@@ -91,6 +91,12 @@ struct Calls {
 
 /// In place of a call, where none can be made.
 const OVER_HTTP: &str = "JSON-RPC over HTTP";
+
+/// Whether the next poll makes no costly calls. After other failures it makes them: a node that misses every second poll would
+/// get none.
+fn is_of_costly_call(error: &PollError) -> bool {
+    matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == Method::EstimateSmartFee.name())
+}
 
 /// Calls that hold one of the node's main locks, or wait for another thread of the node's.
 const COSTLY: [&str; 4] =
@@ -234,6 +240,7 @@ pub struct Poller {
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
+        context.memory.borrow_mut().node_start.connected();
         let candidates = context.config.data_directory.clone();
         let data_directory = file_system::DataDirectory::new(candidates, &interfaces);
         let calls = Calls {
@@ -268,7 +275,7 @@ impl Poller {
             None => self.poll_areas().await,
         };
         polled = self.calls.failed.take().map_or(polled, Err);
-        self.calls.recovers = polled.is_err();
+        self.calls.recovers = polled.as_ref().is_err_and(is_of_costly_call);
         let context = &self.calls.context;
         let private = match &self.process {
             Some(process) => process.private().await,
@@ -321,5 +328,20 @@ impl Poller {
             return Err(unavailable.unwrap_or(PollError::NoTip));
         }
         Ok(Polled { ibd, subversion: label(&network_info, "subversion") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_failed_costly_call_costs_the_next_poll_its_costly_calls() {
+        let failed = |call| PollError::NoAnswer(call, CallError::Malformed("cut".into()));
+        for call in ["getorphantxs", "getchaintips", "estimatesmartfee"] {
+            assert!(is_of_costly_call(&failed(call)), "{call}");
+        }
+        assert!(!is_of_costly_call(&failed("getblockchaininfo")));
+        assert!(!is_of_costly_call(&PollError::NoTip));
     }
 }

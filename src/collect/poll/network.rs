@@ -45,12 +45,12 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     metrics.peers.set(connections[0]);
     let by_direction = [("in", connections[1]), ("out", connections[2])];
     let known = by_direction.into_iter().filter_map(|(direction, peers)| Some(([direction], peers?)));
-    metrics.connections.replace(known);
+    metrics.connections.replace_if_any(known);
     metrics.bytes_received.set(received);
     metrics.bytes_sent.set(sent);
     let backlogs = [("in", backlog.inbound), ("out", backlog.outbound)];
     let known = backlogs.into_iter().filter_map(|(direction, backlog)| Some(([direction], backlog?)));
-    metrics.inv_backlog.replace(known);
+    metrics.inv_backlog.replace_if_any(known);
     metrics.clock_offset.set(number(info, "timeoffset"));
     metrics.banned.set(length(&banned));
     metrics.active.set(flag(info, "networkactive"));
@@ -58,11 +58,11 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
         let name = NETWORKS.iter().find(|known| network["name"] == **known)?;
         Some(([*name], flag(network, "reachable")?.into()))
     });
-    metrics.reachable.replace(reachable);
+    metrics.reachable.replace_if_any(reachable);
     metrics.local_addresses.set(length(&info["localaddresses"]));
     let tables = NETWORKS.iter().flat_map(|network| ["new", "tried"].map(|table| [*network, table]));
     let known = tables.filter_map(|labels| Some((labels, number(&addresses[labels[0]], labels[1])?)));
-    metrics.addresses.replace(known);
+    metrics.addresses.replace_if_any(known);
 }
 
 fn show_peers(calls: &mut Calls, peers: &[PeerStats], backlog: Backlog) {

@@ -22,12 +22,12 @@ pub async fn poll(calls: &mut Calls, process: Option<(i32, u64)>, chain_info: &V
     metrics.start_time.set(remembered.node_start.update(process, read, SystemTime::now()));
     let warnings = [network_info, chain_info].into_iter().find_map(|info| info.get("warnings"));
     let warnings = warnings.map_or(vec![], |warnings| remembered.warnings.update(warnings));
-    metrics.warnings.replace(warnings.into_iter().map(|(kind, warnings)| ([kind], warnings)));
+    metrics.warnings.replace_if_any(warnings.into_iter().map(|(kind, warnings)| ([kind], warnings)));
     drop(remembered);
     let locked = ["used", "free", "locked"].into_iter();
     metrics
         .memory_locked
-        .replace(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
+        .replace_if_any(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
     let versions = (
         count(network_info, "version"),
         label(network_info, "subversion"),

@@ -16,15 +16,15 @@ pub fn show(process: Option<&Usage>, private: &Private, memory: &mut Memory, met
     metrics.threads.set(stat.map(|stat| stat.num_threads as f64));
     metrics.open_fds.set(private.open_fds.filter(|_| stat.is_some()).map(|fds| fds as f64));
     let faults = stat.map(|stat| [(["minor"], stat.minflt as f64), (["major"], stat.majflt as f64)]);
-    metrics.page_faults.replace(faults.into_iter().flatten());
+    metrics.page_faults.replace_if_any(faults.into_iter().flatten());
     let io = private.io.filter(|_| stat.is_some());
     let io = io.map(|(read, written)| [(["read"], read as f64), (["write"], written as f64)]);
-    metrics.io.replace(io.into_iter().flatten());
+    metrics.io.replace_if_any(io.into_iter().flatten());
     match seen {
         Some((process, stat)) if !threads.is_empty() => {
             let times = memory.thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
-            metrics.cpu.replace(times.map(|(group, seconds)| ([group], seconds)));
+            metrics.cpu.replace_if_any(times.map(|(group, seconds)| ([group], seconds)));
         }
-        _ => metrics.cpu.replace([]),
+        _ => metrics.cpu.replace_if_any([]),
     }
 }

@@ -4,10 +4,11 @@
 //! write beside it.
 
 use std::error::Error;
+use std::fs::TryLockError;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use std::{fmt, fs};
+use std::time::{Duration, Instant};
+use std::{fmt, fs, thread};
 
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params_from_iter};
@@ -119,25 +120,33 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
 pub struct File {
     path: PathBuf,
     connection: Connection,
+    /// Of the file itself. Dropped after the connection: closing a file releases all record locks of the process on it, SQLite's too.
+    _lock: Option<fs::File>,
     /// Device and inode.
     identity: (u64, u64),
     keep: u32,
 }
 
 impl File {
-    /// Made, if there is none.
+    /// Made, if there is none. An error if another exporter writes it: each block would have two rows.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
+        Self::open_within(BUSY, path, keep)
+    }
+
+    /// Waits at most so long for another exporter that ends.
+    pub(super) fn open_within(busy: Duration, path: &Path, keep: u32) -> Result<Self> {
         check_regular(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
+        let lock = lock(path, busy)?;
         connection.busy_timeout(BUSY)?;
         let version = version(&connection, path)?;
         upgrade(&connection, version, &VERSIONS).map_err(|error| explain(error, path))?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(|error| explain(error, path))?;
         let identity = identity(path).with_context(|| format!("{} no longer exists", path.display()))?;
-        Ok(File { path: path.into(), connection, identity, keep })
+        Ok(File { path: path.into(), connection, _lock: lock, identity, keep })
     }
 
     /// Whether it is still what its path names.
@@ -172,6 +181,25 @@ fn check_regular(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(file) if !file.is_file() => bail!("{} is not a regular file; choose another path", path.display()),
         _ => Ok(()),
+    }
+}
+
+/// Locks the file against other exporters (`flock`; SQLite's locks are of another kind, and readers take none). `None` on a file
+/// system without such locks.
+fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
+    const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+    let file = fs::File::open(path).with_context(|| path.display().to_string())?;
+    let deadline = Instant::now() + busy;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => bail!(
+                "{} is written by another exporter: name another file, one for each exporter, or stop the other one",
+                path.display()
+            ),
+            Err(TryLockError::WouldBlock) => thread::sleep(RETRY_INTERVAL),
+            Err(TryLockError::Error(_)) => return Ok(None),
+        }
     }
 }
 

@@ -50,9 +50,24 @@ fn the_oldest_are_forgotten_and_the_file_stays_as_large_as_it_is() {
     }
     assert_eq!(heights(&path, &Wanted::default()), (1100..1200).collect::<Vec<_>>());
     assert_eq!(path.metadata().unwrap().len(), size);
+    drop(file);
     // Fewer are kept from now on.
     File::open(&path, 10).unwrap().add([&report(1200)]).unwrap();
     assert_eq!(heights(&path, &Wanted::default()), (1191..=1200).collect::<Vec<_>>());
+}
+
+#[test]
+fn one_exporter_at_a_time_writes_a_file() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let mut file = File::open(&path, 10).unwrap();
+    let error = File::open_within(Duration::ZERO, &path, 10).err().unwrap().to_string();
+    assert!(error.contains("is written by another exporter: name another file"), "{error}");
+    file.add([&report(1)]).unwrap();
+    assert_eq!(heights(&path, &Wanted::default()), [1], "readers are not kept out");
+    drop(file);
+    File::open_within(Duration::ZERO, &path, 10).unwrap().add([&report(2)]).unwrap();
+    assert_eq!(heights(&path, &Wanted::default()), [1, 2]);
 }
 
 #[test]
