@@ -362,10 +362,10 @@ fn a_password_in_an_argument_is_refused() {
     };
     let error = refused(&["--rpc-url", "http://user:secret@127.0.0.1:8332"]);
     assert!(error.contains("--rpc-password-file"), "{error}");
-    assert!(refused(&["--rpc-user", "exporter"]).contains("needs --rpc-password-file"));
+    assert!(refused(&["--rpc-user", "exporter"]).contains("set --rpc-password-file"));
     assert!(
         refused(&["--rpc-url", "http://127.0.0.1:8332", "--rpc-ca-file", "/x"])
-            .contains("without an https URL")
+            .contains("needs an https URL")
     );
 }
 
