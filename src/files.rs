@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(read_text(&path).unwrap(), "onetwo");
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         let error = append_to(&fifo).unwrap_err();
-        assert!(error.to_string().contains("FIFO that nobody reads"), "{error}");
+        assert!(error.to_string().contains("FIFO without a reader"), "{error}");
         let _reader = File::options().read(true).custom_flags(O_NONBLOCK).open(&fifo).unwrap();
         let mut writer = append_to(&fifo).unwrap();
         // More than it holds.

@@ -205,7 +205,7 @@ fn http_only_node_that_comes_and_goes_is_logged_once_a_minute() {
     let minutes = started.elapsed().as_secs() as usize / 60 + 1;
     let lines = |text| exporter.log().matches(text).count();
     assert!(lines("the node is starting; reconnecting") <= minutes, "{}", exporter.log());
-    assert!(lines("the node is asked over HTTP alone") <= minutes + 1, "{}", exporter.log());
+    assert!(lines("polling the node over HTTP only") <= minutes + 1, "{}", exporter.log());
 }
 
 #[test]

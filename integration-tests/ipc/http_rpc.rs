@@ -97,10 +97,16 @@ fn blocks_are_counted_over_http_and_the_source_is_shown() {
     let (good, said, _) = check(&[]);
     assert!(good && said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
     assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
-    assert!(!said.contains("more: JSON-RPC") && !said.contains("more: bitcoin-node"), "{said}");
-    assert!(said.contains("\nmore: bitcoind-usdt-exporter counts each transaction"), "{said}");
+    assert!(
+        !said.contains("more metrics: enable") && !said.contains("more metrics: run bitcoin-node"),
+        "{said}"
+    );
+    assert!(
+        said.contains("\nto get more metrics: run bitcoind-usdt-exporter to count each transaction"),
+        "{said}"
+    );
     let (good, said, _) = check(&["--rpc", "off"]);
-    assert!(good && said.contains("\nmore: JSON-RPC over HTTP tells"), "{said}");
+    assert!(good && said.contains("\nto get more metrics: enable JSON-RPC over HTTP"), "{said}");
     assert!(!said.contains("  bitcoin_difficulty\n"), "{said}");
     let (good, _, error) = check(&["--rpc", "on", "--chain", "signet"]);
     assert!(!good && error.contains("its chain is \"regtest\", not \"signet\""), "{error}");
@@ -167,7 +173,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
     assert_eq!(exporter.value("bitcoin_peers_addr_relay"), Some(0.0));
     assert_eq!(less.value("bitcoin_peers"), Some(0.0));
     assert_eq!(
-        less.log().matches("the node refuses getpeerinfo over HTTP (403)").count(),
+        less.log().matches("the node rejects getpeerinfo over HTTP (403)").count(),
         1,
         "{}",
         less.log()
@@ -271,12 +277,12 @@ fn a_full_work_queue_is_said_once() {
 
 #[test]
 fn a_wrong_password_is_said_once() {
-    fault(Mode::Status("401 Unauthorized"), "the node refuses the cookie in");
+    fault(Mode::Status("401 Unauthorized"), "the node rejects the cookie in");
 }
 
 #[test]
 fn the_html_of_a_proxy_is_said_once() {
-    fault(Mode::Html, "the answer is no JSON-RPC (200, text/html)");
+    fault(Mode::Html, "the response is not JSON-RPC (200, text/html)");
 }
 
 #[test]
@@ -286,7 +292,7 @@ fn a_node_that_is_starting_is_said_once() {
 
 #[test]
 fn a_redirect_is_refused() {
-    fault(Mode::Redirects, "it redirects elsewhere (302), which is not followed");
+    fault(Mode::Redirects, "the server sends a redirect (302), which is not followed");
 }
 
 #[test]
@@ -363,10 +369,10 @@ fn a_password_in_an_argument_is_refused() {
     };
     let error = refused(&["--rpc-url", "http://user:secret@127.0.0.1:8332"]);
     assert!(error.contains("--rpc-password-file"), "{error}");
-    assert!(refused(&["--rpc-user", "exporter"]).contains("needs --rpc-password-file"));
+    assert!(refused(&["--rpc-user", "exporter"]).contains("set --rpc-password-file"));
     assert!(
         refused(&["--rpc-url", "http://127.0.0.1:8332", "--rpc-ca-file", "/x"])
-            .contains("without an https URL")
+            .contains("needs an https URL")
     );
 }
 

@@ -48,7 +48,7 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     node.mine(3);
     exporter.wait_for("bitcoin_blocks_connected_total", connected + 3.0);
     exporter.wait_for("bitcoin_up", 1.0);
-    assert_eq!(exporter.log().matches("the node is asked over HTTP alone").count(), 2, "{}", exporter.log());
+    assert_eq!(exporter.log().matches("polling the node over HTTP only").count(), 2, "{}", exporter.log());
 }
 
 /// As after a crash, when it goes back to its last flush and connects the same blocks again.
@@ -106,11 +106,12 @@ fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
     let arguments = node.over_http();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (good, said) = run(&[&arguments[..], &["--check"]].concat());
-    assert!(good && said.contains("connection: none over IPC ("), "{said}");
+    assert!(good && said.contains("connection: HTTP only ("), "{said}");
     assert!(said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
     assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
     assert!(
-        said.contains("\nmore: bitcoin-node with -ipcbind=unix") && !said.contains("(--rpc on)"),
+        said.contains("\nto get more metrics: run bitcoin-node with -ipcbind=unix")
+            && !said.contains("(--rpc on)"),
         "{said}"
     );
     let (good, said) = run(&[&arguments[..], &["--once"]].concat());

@@ -75,7 +75,7 @@ pub async fn check(source: &mut Source, context: Context) -> Result<String> {
         }
     });
     let connection = match interfaces.names()[..] {
-        [only] if only == Interface::HttpRpc.name() => format!("none over IPC ({})", source.describe()),
+        [only] if only == Interface::HttpRpc.name() => format!("HTTP only ({})", source.describe()),
         _ => source.describe().to_string(),
     };
     Ok(describe(&interfaces, &metrics, &connection, http.as_deref()))
@@ -86,7 +86,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
         let labels = labels.iter().map(|(name, value)| format!("{name}={value:?}"));
         labels.collect::<Vec<_>>().join(",")
     });
-    let info = info.unwrap_or("it does not tell its name".into());
+    let info = info.unwrap_or("unknown version".into());
     let mut described = format!("connection: {connection}\nnode: {info}\n");
     if let Some(http) = http {
         described.push_str(&format!("{http}\n"));
@@ -97,9 +97,9 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
         described.push_str(&format!("interface {name:<9}{offered} {gives}\n"));
     }
     for advice in what_gives_more(interfaces) {
-        described.push_str(&format!("more: {advice}\n"));
+        described.push_str(&format!("to get more metrics: {advice}\n"));
     }
-    described.push_str("metrics from one poll:\n");
+    described.push_str("metrics of one poll:\n");
     let polled: BTreeSet<&str> = metrics
         .present()
         .into_iter()
@@ -117,17 +117,18 @@ fn what_gives_more(interfaces: &Interfaces) -> Vec<&'static str> {
     let offers = |interface| interfaces.offers(interface);
     let mut advice = Vec::new();
     if !interfaces.json_rpc().is_some_and(|json_rpc| json_rpc.is_available()) {
-        advice.push("JSON-RPC over HTTP tells chain, mempool, fees, peers and traffic (--rpc on)");
+        advice.push("enable JSON-RPC over HTTP (--rpc on) for chain, mempool, fees, peers and traffic");
     }
     if !offers(Interface::Mining) && offers(Interface::HttpRpc) {
         advice.push(
-            "bitcoin-node with -ipcbind=unix (Bitcoin Core 30 or later: bitcoin -m node -ipcbind=unix) shows the node as a process, \
-             and its shutdown",
+            "run bitcoin-node with -ipcbind=unix (Bitcoin Core 30 or later: bitcoin -m node -ipcbind=unix) for the metrics \
+             of the node as a process, and its shutdown",
         );
     }
     if !offers(Interface::Chain) {
         advice.push(
-            "bitcoind-usdt-exporter counts each transaction that enters or leaves the mempool, if the node has tracepoints",
+            "run bitcoind-usdt-exporter to count each transaction that enters or leaves the mempool, if the node has \
+             tracepoints",
         );
     }
     advice

@@ -149,13 +149,13 @@ impl Collector {
             match open_transport(source, &self.context).await {
                 Ok(transport) => {
                     match &transport {
-                        _ if !is_logged => debug!("connected again"),
+                        _ if !is_logged => debug!("reconnected"),
                         NodeTransport::Ipc(_) => info!("connected to {}", source.describe()),
                         NodeTransport::Http(_, why) => {
-                            info!("no IPC ({why}): the node is asked over HTTP alone");
+                            info!("no IPC ({why}): polling the node over HTTP only");
                             if self.context.config.exit_with_node {
                                 warn!(
-                                    "--exit-with-node has no effect: only over IPC a node says that it shuts down"
+                                    "--exit-with-node has no effect: only a node with IPC announces its shutdown"
                                 );
                             }
                         }
@@ -168,7 +168,7 @@ impl Collector {
                 Err(error) => {
                     let text = format!("{error:#}");
                     if text != said {
-                        self.context.warn_of(&format!("{text}; trying again until it works"));
+                        self.context.warn_of(&format!("{text}; retrying until it succeeds"));
                         show_away(&self.context);
                         self.context.status.set(State::Disconnected(text.clone()));
                         said = text;

@@ -351,7 +351,8 @@ mod tests {
         node.write_all(&[0xff; 64]).unwrap();
         let line = logged.recv_timeout(Duration::from_secs(60)).expect("a log line while the node is there");
         assert!(
-            line.contains("cannot relay the node's messages: a message of") && line.contains("restart it")
+            line.contains("cannot relay the node's messages: a message of")
+                && line.contains("restart the node")
         );
         node.set_nonblocking(true).unwrap();
         assert_ne!(node.read(&mut [0; 64]).ok(), Some(0), "the connection stays open");

@@ -58,7 +58,7 @@ impl HttpRpc {
     pub fn new(settings: Settings, deadline: Duration, on_failure: impl Fn(Cause) + 'static) -> Self {
         if !settings.url.tls && !settings.url.is_local() {
             warn!(
-                "{} is on another machine: what is sent there, the password too, is not encrypted",
+                "{} is on another machine: requests, including the password, are not encrypted; use https through a TLS proxy",
                 settings.url
             );
         }
@@ -101,7 +101,7 @@ impl HttpRpc {
             let before = self.0.last_logged.replace(Some(String::new()));
             if before.is_none_or(|failure| !failure.is_empty()) {
                 let Settings { url, credentials, .. } = self.settings();
-                info!("JSON-RPC over HTTP is used: {url}, {}", credentials.describe());
+                info!("using JSON-RPC over HTTP: {url}, {}", credentials.describe());
             }
         }
     }
@@ -142,7 +142,7 @@ impl HttpRpc {
             if quiet.get() {
                 // The collector logs it.
             } else if settings.required || has_credentials.get() {
-                warn!("{text}; trying again until it works");
+                warn!("{text}; retrying until it succeeds");
             } else {
                 info!("{text}");
             }
@@ -233,14 +233,14 @@ impl HttpRpc {
             Ok(answer) => answer,
             Err(_) => Err(Failure::new(
                 Cause::Timeout,
-                format!("no answer within {}", humantime::format_duration(*deadline)),
+                format!("no response within {}", humantime::format_duration(*deadline)),
             )),
         };
         drop(slot);
         let answer = answer.map_err(|failure| error_of(failure.at(&settings.url)))?;
         if answer.status == StatusCode::FORBIDDEN && forbidden.borrow_mut().insert(method.into()) {
             warn!(
-                "the node refuses {method} over HTTP (403): its -rpcwhitelist or -rpcallowip does not permit it"
+                "the node rejects {method} over HTTP (403): allow it in -rpcwhitelist or -rpcallowip of the node"
             );
         }
         read(answer).map_err(|error| match error {
@@ -289,7 +289,7 @@ impl HttpRpc {
         }
         let refused = || {
             let (describe, advice) = (credentials.describe(), credentials.advice());
-            let text = format!("the node refuses {describe} (401); {advice}");
+            let text = format!("the node rejects {describe} (401); {advice}");
             Err(Failure::new(Cause::Unauthorized, text))
         };
         let second = self.read_credentials().await?;
@@ -349,15 +349,15 @@ fn read(answer: Answer) -> Result<String, CallError> {
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {
         return Err(CallError::Http(Failure::new(
             Cause::Busy,
-            "the node's work queue is full (503): other clients ask too much of it, or -rpcworkqueue is too small",
+            "the node's work queue is full (503): reduce the requests of other clients, or increase -rpcworkqueue",
         )));
     }
     if answer.status == StatusCode::FORBIDDEN {
-        return Err(CallError::Failed("403, not permitted by -rpcwhitelist or -rpcallowip".into()));
+        return Err(CallError::Failed("403, not allowed by -rpcwhitelist or -rpcallowip".into()));
     }
     if answer.status.is_redirection() {
         let text = format!(
-            "it redirects elsewhere ({status}), which is not followed; name the node itself with --rpc-url"
+            "the server sends a redirect ({status}), which is not followed; set --rpc-url to the node itself"
         );
         return Err(CallError::Http(text.into()));
     }
@@ -366,7 +366,7 @@ fn read(answer: Answer) -> Result<String, CallError> {
         Err(_) => {
             let kind = answer.content_type.as_deref().unwrap_or("no content type");
             let text = format!(
-                "the answer is no JSON-RPC ({status}, {kind:.40}); is it a proxy or another server? (--rpc-url)"
+                "the response is not JSON-RPC ({status}, {kind:.40}); check that --rpc-url is not a proxy or another server"
             );
             Err(CallError::Http(text.into()))
         }

@@ -102,8 +102,8 @@ mod tests {
             ("http://127.0.0.1:0", "no port"),
             ("https://node.example:0", "no port"),
             ("http://user:secret@127.0.0.1:8332", "--rpc-password-file"),
-            ("http://127.0.0.1:8332/?x", "query"),
-            ("ftp://127.0.0.1:8332", "no http:// or https://"),
+            ("http://127.0.0.1:8332/?x", "queries are not supported"),
+            ("ftp://127.0.0.1:8332", "not an http:// or https://"),
             ("https://user:secret@node.example", "--rpc-password-file"),
             ("", "expected a URL like"),
         ] {
