@@ -45,6 +45,7 @@ fn was_quiet(fleet: &Fleet, since: Instant) {
     report::add_quiet_day(report::QuietDay {
         situation: fleet.drill(),
         minutes: fleet.stack.in_minutes(since.elapsed()),
+        targets: number("count(up{job=~\"bitcoind-.*\"})"),
         series: number("prometheus_tsdb_head_series"),
         samples: number("prometheus_tsdb_head_samples_appended_total{type=\"float\"}"),
         evaluations,
@@ -63,21 +64,28 @@ pub fn nodes_on_main_are_quiet() {
     passes(&Fleet::start_scaled("30 main, pruned, -blocksonly", FACTOR, plans));
 }
 
-/// Signet, and two private signets, which have one name and different blocks.
+/// Signet and two private signets, which have one name and different blocks.
 pub fn nodes_on_signets_are_quiet() {
-    let other = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
-    other.mine(30);
-    let connect = format!("-connect=127.0.0.1:{}", other.p2p_port);
+    let miner = |blocks: u32| {
+        let miner = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
+        miner.mine(blocks);
+        miner
+    };
+    let miners = [miner(30), miner(50)];
+    let connect = miners.each_ref().map(|it| format!("-connect=127.0.0.1:{}", it.p2p_port));
+    let private = |kind: Kind, name: &str, connect: &str| {
+        Plan::new(kind).named(name).chain("signet").alone().node(&[connect])
+    };
     let plans = vec![
         Plan::new(Kind::Rpc).named("signet").chain("signet"),
-        Plan::new(Kind::HttpOnly).named("private-a").chain("signet"),
-        Plan::new(Kind::RpcOverHttp).named("private-b").chain("signet").alone().node(&[&connect]),
+        private(Kind::HttpOnly, "private-a", &connect[0]),
+        private(Kind::RpcOverHttp, "private-b", &connect[1]),
     ];
     let fleet = Fleet::start_scaled("30 signet, two private signets", FACTOR, plans);
     let end = Instant::now() + fleet.stack.minutes(minutes());
     let since = Instant::now();
     while Instant::now() < end {
-        other.mine(1);
+        miners.iter().for_each(|it| drop(it.mine(1)));
         std::thread::sleep(fleet.stack.minutes(10.0));
     }
     was_quiet(&fleet, since);
@@ -105,11 +113,21 @@ pub fn download_is_quiet() {
     let fleet = Fleet::start_on("30 IBD and the hour after it", FACTOR, network, kinds.map(Plan::new).into());
     fleet.network.pace.blocks.store(150, Relaxed);
     let since = Instant::now();
-    std::thread::sleep(fleet.stack.minutes(minutes() / 2.0));
+    std::thread::sleep(fleet.stack.minutes(minutes()));
+    in_download(&fleet, true);
     fleet.network.hub.cli(&["setmocktime", "0"]);
     fleet.network.pace.blocks.store(600_000 / FACTOR, Relaxed);
-    std::thread::sleep(fleet.stack.minutes(minutes().max(60.0)));
+    // Some rules look back for six hours.
+    std::thread::sleep(fleet.stack.minutes((minutes() / 4.0).max(60.0)));
+    in_download(&fleet, false);
     was_quiet(&fleet, since);
+}
+
+fn in_download(fleet: &Fleet, expected: bool) {
+    for member in &fleet.members {
+        let state = member.real().json(&["getblockchaininfo"]);
+        assert_eq!(state["initialblockdownload"], expected, "{}: {state}", member.name());
+    }
 }
 
 /// Nodes that started from an assumeutxo snapshot, and validate the blocks below it all day.
@@ -148,7 +166,7 @@ pub fn fibre_that_catches_up_is_quiet() {
         (0..(away * 6.0) as u32).for_each(|_| node.block(false));
     }
     // Of a new node: initial block download.
-    for _ in 0..50 {
+    for _ in 0..90 {
         (0..20).for_each(|_| node.block(false));
         fleet.stack.wait(fleet.stack.minutes(1.0));
     }
