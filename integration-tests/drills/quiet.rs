@@ -28,7 +28,7 @@ fn minutes() -> f64 {
 
 fn passes(fleet: &Fleet) {
     let since = Instant::now();
-    std::thread::sleep(fleet.stack.minutes(minutes()));
+    fleet.stack.wait(fleet.stack.minutes(minutes()));
     was_quiet(fleet, since);
 }
 
@@ -86,7 +86,7 @@ pub fn nodes_on_signets_are_quiet() {
     let since = Instant::now();
     while Instant::now() < end {
         miners.iter().for_each(|it| drop(it.mine(1)));
-        std::thread::sleep(fleet.stack.minutes(10.0));
+        fleet.stack.wait(fleet.stack.minutes(10.0));
     }
     was_quiet(&fleet, since);
 }
@@ -111,14 +111,15 @@ pub fn download_is_quiet() {
     let network = Network::start_with(FACTOR, Duration::from_secs(72 * 3600), &[]);
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let fleet = Fleet::start_on("30 IBD and the hour after it", FACTOR, network, kinds.map(Plan::new).into());
-    fleet.network.pace.blocks.store(150, Relaxed);
+    // A hundred blocks an hour.
+    fleet.network.pace.blocks.store(500, Relaxed);
     let since = Instant::now();
-    std::thread::sleep(fleet.stack.minutes(minutes()));
+    fleet.stack.wait(fleet.stack.minutes(minutes()));
     in_download(&fleet, true);
     fleet.network.hub.cli(&["setmocktime", "0"]);
     fleet.network.pace.blocks.store(600_000 / FACTOR, Relaxed);
     // Some rules look back for six hours.
-    std::thread::sleep(fleet.stack.minutes((minutes() / 4.0).max(60.0)));
+    fleet.stack.wait(fleet.stack.minutes((minutes() / 4.0).max(60.0)));
     in_download(&fleet, false);
     was_quiet(&fleet, since);
 }
@@ -187,11 +188,8 @@ pub fn reindex_and_late_nodes_are_quiet() {
     ];
     let network = Network::start_prepared(FACTOR, &[], |hub| fill_blocks(hub, BLOCKS));
     let mut fleet = Fleet::start_on("30 -reindex, late node", FACTOR, network, plans);
+    let minute = fleet.stack.minutes(1.0);
     let since = Instant::now();
-    for name in ["late", "late-rpc"] {
-        fleet.member(name).stop();
-        fleet.member(name).restart_exporter();
-    }
     for name in ["reindex", "reindex-http-only"] {
         let reindex = fleet.member(name);
         reindex.stop();
@@ -200,11 +198,14 @@ pub fn reindex_and_late_nodes_are_quiet() {
         let state = reindex.real().json(&["getblockchaininfo"]);
         assert_eq!(state["blocks"], 0, "{state}");
     }
-    std::thread::sleep(fleet.stack.minutes(3.0));
     for name in ["late", "late-rpc"] {
+        let late = fleet.member(name);
+        late.stop();
+        late.restart_exporter();
+        std::thread::sleep(minute);
         fleet.member(name).start_again();
     }
-    std::thread::sleep(fleet.stack.minutes(minutes()));
+    fleet.stack.wait(fleet.stack.minutes(minutes()));
     was_quiet(&fleet, since);
 }
 
