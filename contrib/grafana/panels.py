@@ -14,16 +14,16 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 LOGS = model.DataSourceRef(type_val="loki", uid="${logs}")
-# Ours, and not the other alerts of the same Prometheus; they need not have the label `node`.
+# Alerts of our rules, without others in the same Prometheus, which may lack the label `node`.
 OUR_ALERTS = 'alertstate="firing",alertname=~"Bitcoin.+|Fibre.+",severity=~"critical|warning|info",node=~"$node"'
-# What happened, on each graph: (name, colour, expression, text, whether the value is the time). The first is switched off.
+# Events on each graph: (name, colour, expression, text, whether the value is the time). The first is off by default.
 ANNOTATIONS = [
     ("Alerts", "red", f"ALERTS{{{OUR_ALERTS}}}", "{{node}}: {{alertname}}", False),
     ("Restarts", "blue", 'bitcoin_node_start_time_seconds{node=~"$node"} * 1000', "{{node}} started", True),
     ("Versions", "purple", "count by (node) (count by (node, version) (last_over_time(bitcoin_node_info{node=~\"$node\"}[10m]))) > 1",
-     "{{node}}: another version", False),
+     "{{node}}: version changed", False),
     ("Reorganizations", "orange", 'instance:bitcoin_blocks_disconnected:increase10m{node=~"$node"} > 0',
-     "{{node}}: blocks were disconnected", False),
+     "{{node}}: blocks disconnected", False),
 ]
 
 
@@ -71,7 +71,7 @@ def graph(title, unit, description, queries, span=12, stacked=False, least=0, co
 
 
 def heatmap(title, unit, description, metric, span=12):
-    """How a histogram's values are spread over time, of all chosen nodes together; a point is an exemplar."""
+    """Distribution of a histogram's values over time, for all selected nodes together; a point is an exemplar."""
     panel = (
         heatmap_panel.Panel().calculate(False)
         .color(heatmap_panel.HeatmapColorOptions().mode(heatmap_model.HeatmapColorMode.SCHEME).scheme("Blues").steps(32))
@@ -87,8 +87,8 @@ def heatmap(title, unit, description, metric, span=12):
 
 
 def number(title, unit, description, queries, span=4, steps=None, words=None, history=False):
-    """The present value. `steps` colours it from a value on (green before the first, unless that is of None), `words` says it
-    otherwise: {1: ("up", "green")}; `history` draws its course behind it."""
+    """The current value. `steps` sets its colour from a value on (green below the first, unless that is None), `words` maps a value to a
+    text and a colour: {1: ("up", "green")}; `history` draws its history behind it."""
     panel = stat.Panel().graph_mode(
         common_model.BigValueGraphMode.AREA if history else common_model.BigValueGraphMode.NONE).reduce_options(
         common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
@@ -113,7 +113,7 @@ def text_of_label(title, description, label, expression, span=4):
 
 
 def bars(title, unit, description, queries, span=12):
-    """The present values side by side."""
+    """The current values side by side."""
     panel = (
         bargauge.Panel().orientation(common_model.VizOrientation.HORIZONTAL)
         .display_mode(common_model.BarGaugeDisplayMode.BASIC)
@@ -128,7 +128,7 @@ def _table_query(expression, reference):
 
 
 def rows(title, unit, description, expression, labels, span=12, hidden=(), sort="Value"):
-    """A table of the present values by labels, largest first."""
+    """A table of the current values by labels, largest first."""
     excluded = {name: True for name in ["Time", "__name__", "job", *hidden]}
     panel = (
         table.Panel().with_target(_table_query(expression, "A"))
@@ -183,7 +183,7 @@ def logs(title, description, expression):
 
 
 def _place(panels, top):
-    """Side by side from the row `top` on, as wide and high as they are; returns the row below them."""
+    """Places panels side by side from the row `top` on; returns the row below them."""
     left = height = 0
     for panel in panels:
         position = panel.build().grid_pos
@@ -195,7 +195,7 @@ def _place(panels, top):
 
 
 def _links():
-    """To each dashboard, with the node and the time; the exporter of the other ones is another one."""
+    """Links to each dashboard, with the node and the time, but not the exporter, which differs between dashboards."""
     boards = {"bitcoin-fleet": "Fleet", "bitcoin-node": "Node", "bitcoin-relay": "Block relay", "bitcoin-mining": "Mining",
               "bitcoin-internals": "Internals", "bitcoin-fibre": "FIBRE"}
     return [dashboard.DashboardLink(title).type(model.DashboardLinkType.LINK).keep_time(True)
@@ -203,8 +203,8 @@ def _links():
 
 
 def build(uid, title, description, job, parts, unfolded=2, one_node=False):
-    """A dashboard of {row: panels}; rows from the place `unfolded` on are collapsed. `job` is a pattern of the jobs in question. It
-    shows all nodes, or with `one_node` the one that is chosen."""
+    """A dashboard of {row: panels}; rows from index `unfolded` on are collapsed. `job` is a pattern of the jobs. It
+    shows all nodes, or with `one_node` the selected one."""
     board = (
         dashboard.Dashboard(title).uid(uid).description(description).tags(["bitcoin"]).refresh("30s")
         .time("now-6h", "now").timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR)
@@ -214,7 +214,7 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
         board.link(link)
     if "Logs" in parts:
         board.with_variable(dashboard.DatasourceVariable("logs").label("Logs").type("loki"))
-    # Of `up`, which is there also while an exporter is not.
+    # The series `up` also exists while an exporter is down.
     chosen = [f'job=~"{job}"']
     for name, label, every in [("job", "Job", job), ("instance", "Exporter", ".*"), ("node", "Node", ".*")]:
         query = f"label_values(up{{{','.join(chosen)}}}, {name})"
