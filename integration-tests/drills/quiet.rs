@@ -52,16 +52,27 @@ fn was_quiet(fleet: &Fleet, since: Instant) {
     });
 }
 
-/// Nodes with peers, blocks and transactions.
+/// Nodes with peers, blocks, transactions and indexes. Each has connections to all others.
 pub fn nodes_on_main_are_quiet() {
     let plans = vec![
-        Plan::new(Kind::Rpc),
-        Plan::new(Kind::RpcOverHttp),
-        Plan::new(Kind::HttpOnly),
+        Plan::new(Kind::Rpc).node(&["-txindex"]),
+        Plan::new(Kind::RpcOverHttp).node(&["-coinstatsindex"]),
+        Plan::new(Kind::HttpOnly).node(&["-txindex", "-blockfilterindex"]),
         Plan::new(Kind::Rpc).named("pruned").without_usdt().node(&["-prune=1"]),
         Plan::new(Kind::Rpc).named("blocksonly").node(&["-blocksonly"]),
     ];
-    passes(&Fleet::start_scaled("30 main, pruned, -blocksonly", FACTOR, plans));
+    let fleet = Fleet::start_scaled("30 main, pruned, -blocksonly", FACTOR, plans);
+    for node in &fleet.members {
+        for peer in fleet.members.iter().filter(|it| it.name() != node.name()) {
+            let address = format!("127.0.0.1:{}", peer.real().p2p_port);
+            node.real().cli(&["addnode", &address, "add"]);
+        }
+    }
+    passes(&fleet);
+    for node in &fleet.members {
+        let peers: u32 = node.real().cli(&["getconnectioncount"]).parse().unwrap();
+        assert!(peers > fleet.members.len() as u32, "{} has {peers} peers", node.name());
+    }
 }
 
 /// Signet and two private signets, which have one name and different blocks.
@@ -179,7 +190,8 @@ pub fn reindex_and_late_nodes_are_quiet() {
     // The first phase, in which only headers grow, takes an hour and a half, the second as long.
     const BLOCKS: u32 = 60;
     let faulty = Faulty::slow_disk(650_000);
-    let reindex = |kind: Kind, name: &str| Plan::new(kind).named(name).program(&faulty.program());
+    let reindex =
+        |kind: Kind, name: &str| Plan::new(kind).named(name).program(&faulty.program()).node(&["-txindex"]);
     let plans = vec![
         reindex(Kind::Rpc, "reindex"),
         reindex(Kind::HttpOnly, "reindex-http-only"),
