@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::background::beside;
 use crate::fleet::{Fleet, warning};
 use crate::harness::exporter::{Exporter, command};
 use crate::harness::fake_http::{FakeHttp, Mode};
@@ -96,21 +97,14 @@ pub fn fibre_peers_that_are_silent_are_an_alert() {
     );
     let since = Instant::now();
     let expected = [warning("FibrePeerSilent")];
-    let ended = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // The other one sends.
-        scope.spawn(|| {
-            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                respond([now(), start]);
-                std::thread::sleep(Duration::from_millis(500));
-            }
-        });
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            fleet.expect(since, &["fibre".into()], &expected, 360.0);
-            let received = fleet.stack.received();
-            assert!(received.iter().all(|it| it.labels["group"] == "2"), "{received:#?}");
-        }));
-        ended.store(true, std::sync::atomic::Ordering::Relaxed);
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    // The other one sends.
+    let sends = || {
+        respond([now(), start]);
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    beside(sends, || {
+        fleet.expect(since, &["fibre".into()], &expected, 360.0);
+        let received = fleet.stack.received();
+        assert!(received.iter().all(|it| it.labels["group"] == "2"), "{received:#?}");
     });
 }

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
+use bitcoin::bip152::BlockTransactionsRequest;
 use bitcoin::p2p::ServiceFlags;
 use bitcoin::p2p::address::{AddrV2, AddrV2Message};
 use bitcoin::p2p::message::NetworkMessage;
+use bitcoin::p2p::message_compact_blocks::GetBlockTxn;
 
+use crate::background::beside;
 use crate::fleet::{FACTOR, Fleet, Kind, Plan, critical, warning};
 use crate::harness::eventually;
 use crate::harness::peer::{Peer, unix_time};
@@ -204,10 +207,39 @@ pub fn backlog_of_announcements_is_an_alert() {
     fleet.quiet(2.0);
     let peers: Vec<_> =
         fleet.members.iter().map(|it| Peer::connect_for_transactions(it.real().p2p_port)).collect();
-    let since = Instant::now();
     // A block would have most of them. The network itself spends the coinbases of the first 60 blocks.
     fleet.network.pace.blocks.store(0, Relaxed);
+    // That takes as long as it takes.
     hub.fan_out(&hub.cli(&["getblockhash", "61"]), 9_000);
+    let since = Instant::now();
     fleet.expect(since, &fleet.names(), &[warning("BitcoinInvBacklog")], 30.0);
     drop(peers);
+}
+
+/// Drill 27: two peers request a transaction of a large block again and again, for which the node reads the whole block.
+pub fn message_handler_without_time_left_is_an_alert() {
+    let fleet = Fleet::start("27 message handler", vec![Plan::new(Kind::Rpc).without_usdt()]);
+    let (hub, node) = (&fleet.network.hub, fleet.members[0].real());
+    hub.fan_out(&hub.cli(&["getblockhash", "61"]), 5_000);
+    let large = hub.mine(1).remove(0);
+    // The latest block is in the node's memory.
+    let latest = hub.mine(1).remove(0);
+    eventually("the node has the blocks", || {
+        node.try_cli(&["getblockheader", &latest]).is_ok().then_some(())
+    });
+    fleet.quiet(2.0);
+    let since = Instant::now();
+    let mut peers = [(); 2].map(|()| Peer::connect(node.p2p_port));
+    let txs_request = BlockTransactionsRequest { block_hash: large.parse().unwrap(), indexes: vec![0] };
+    // While the one waits, the requests of the other one are handled.
+    let requests = || {
+        for peer in &mut peers {
+            peer.until_handled();
+            for _ in 0..16 {
+                peer.say(NetworkMessage::GetBlockTxn(GetBlockTxn { txs_request: txs_request.clone() }));
+            }
+        }
+    };
+    let expected = [warning("BitcoinMessageHandlerBusy")];
+    beside(requests, || fleet.expect(since, &fleet.names(), &expected, 30.0));
 }

@@ -24,7 +24,7 @@ size_t fread(void *data, size_t size, size_t number, FILE *file)
 		real = (size_t (*)(void *, size_t, size_t, FILE *))dlsym(RTLD_NEXT, "fread");
 	read = real(data, size, number, file);
 	bytes = read * size;
-	if (!rate || (bytes > 1000000 && atomic_fetch_add(&large, 1) == 0))
+	if (!rate || bytes <= 1000000 || atomic_fetch_add(&large, 1) == 0)
 		return read;
 	usleep(bytes * 1e6 / atof(rate));
 	return read;

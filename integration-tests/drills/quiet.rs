@@ -28,7 +28,7 @@ fn minutes() -> f64 {
 
 fn passes(fleet: &Fleet) {
     let since = Instant::now();
-    std::thread::sleep(fleet.stack.minutes(minutes()));
+    fleet.stack.wait(fleet.stack.minutes(minutes()));
     was_quiet(fleet, since);
 }
 
@@ -45,40 +45,59 @@ fn was_quiet(fleet: &Fleet, since: Instant) {
     report::add_quiet_day(report::QuietDay {
         situation: fleet.drill(),
         minutes: fleet.stack.in_minutes(since.elapsed()),
+        targets: number("count(up{job=~\"bitcoind-.*\"})"),
         series: number("prometheus_tsdb_head_series"),
         samples: number("prometheus_tsdb_head_samples_appended_total{type=\"float\"}"),
         evaluations,
     });
 }
 
-/// Nodes with peers, blocks and transactions.
+/// Nodes with peers, blocks, transactions and indexes. Each has connections to all others.
 pub fn nodes_on_main_are_quiet() {
     let plans = vec![
-        Plan::new(Kind::Rpc),
-        Plan::new(Kind::RpcOverHttp),
-        Plan::new(Kind::HttpOnly),
+        Plan::new(Kind::Rpc).node(&["-txindex"]),
+        Plan::new(Kind::RpcOverHttp).node(&["-coinstatsindex"]),
+        Plan::new(Kind::HttpOnly).node(&["-txindex", "-blockfilterindex"]),
         Plan::new(Kind::Rpc).named("pruned").without_usdt().node(&["-prune=1"]),
         Plan::new(Kind::Rpc).named("blocksonly").node(&["-blocksonly"]),
     ];
-    passes(&Fleet::start_scaled("30 main, pruned, -blocksonly", FACTOR, plans));
+    let fleet = Fleet::start_scaled("30 main, pruned, -blocksonly", FACTOR, plans);
+    for node in &fleet.members {
+        for peer in fleet.members.iter().filter(|it| it.name() != node.name()) {
+            let address = format!("127.0.0.1:{}", peer.real().p2p_port);
+            node.real().cli(&["addnode", &address, "add"]);
+        }
+    }
+    passes(&fleet);
+    for node in &fleet.members {
+        let peers: u32 = node.real().cli(&["getconnectioncount"]).parse().unwrap();
+        assert!(peers > fleet.members.len() as u32, "{} has {peers} peers", node.name());
+    }
 }
 
-/// Signet, and two private signets, which have one name and different blocks.
+/// Signet and two private signets, which have one name and different blocks.
 pub fn nodes_on_signets_are_quiet() {
-    let other = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
-    other.mine(30);
-    let connect = format!("-connect=127.0.0.1:{}", other.p2p_port);
+    let miner = |blocks: u32| {
+        let miner = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
+        miner.mine(blocks);
+        miner
+    };
+    let miners = [miner(30), miner(50)];
+    let connect = miners.each_ref().map(|it| format!("-connect=127.0.0.1:{}", it.p2p_port));
+    let private = |kind: Kind, name: &str, connect: &str| {
+        Plan::new(kind).named(name).chain("signet").alone().node(&[connect])
+    };
     let plans = vec![
         Plan::new(Kind::Rpc).named("signet").chain("signet"),
-        Plan::new(Kind::HttpOnly).named("private-a").chain("signet"),
-        Plan::new(Kind::RpcOverHttp).named("private-b").chain("signet").alone().node(&[&connect]),
+        private(Kind::HttpOnly, "private-a", &connect[0]),
+        private(Kind::RpcOverHttp, "private-b", &connect[1]),
     ];
     let fleet = Fleet::start_scaled("30 signet, two private signets", FACTOR, plans);
     let end = Instant::now() + fleet.stack.minutes(minutes());
     let since = Instant::now();
     while Instant::now() < end {
-        other.mine(1);
-        std::thread::sleep(fleet.stack.minutes(10.0));
+        miners.iter().for_each(|it| drop(it.mine(1)));
+        fleet.stack.wait(fleet.stack.minutes(10.0));
     }
     was_quiet(&fleet, since);
 }
@@ -103,13 +122,24 @@ pub fn download_is_quiet() {
     let network = Network::start_with(FACTOR, Duration::from_secs(72 * 3600), &[]);
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let fleet = Fleet::start_on("30 IBD and the hour after it", FACTOR, network, kinds.map(Plan::new).into());
-    fleet.network.pace.blocks.store(150, Relaxed);
+    // A hundred blocks an hour.
+    fleet.network.pace.blocks.store(500, Relaxed);
     let since = Instant::now();
-    std::thread::sleep(fleet.stack.minutes(minutes() / 2.0));
+    fleet.stack.wait(fleet.stack.minutes(minutes()));
+    in_download(&fleet, true);
     fleet.network.hub.cli(&["setmocktime", "0"]);
     fleet.network.pace.blocks.store(600_000 / FACTOR, Relaxed);
-    std::thread::sleep(fleet.stack.minutes(minutes().max(60.0)));
+    // Some rules look back for six hours.
+    fleet.stack.wait(fleet.stack.minutes((minutes() / 4.0).max(60.0)));
+    in_download(&fleet, false);
     was_quiet(&fleet, since);
+}
+
+fn in_download(fleet: &Fleet, expected: bool) {
+    for member in &fleet.members {
+        let state = member.real().json(&["getblockchaininfo"]);
+        assert_eq!(state["initialblockdownload"], expected, "{}: {state}", member.name());
+    }
 }
 
 /// Nodes that started from an assumeutxo snapshot, and validate the blocks below it all day.
@@ -148,7 +178,7 @@ pub fn fibre_that_catches_up_is_quiet() {
         (0..(away * 6.0) as u32).for_each(|_| node.block(false));
     }
     // Of a new node: initial block download.
-    for _ in 0..50 {
+    for _ in 0..90 {
         (0..20).for_each(|_| node.block(false));
         fleet.stack.wait(fleet.stack.minutes(1.0));
     }
@@ -160,7 +190,8 @@ pub fn reindex_and_late_nodes_are_quiet() {
     // The first phase, in which only headers grow, takes an hour and a half, the second as long.
     const BLOCKS: u32 = 60;
     let faulty = Faulty::slow_disk(650_000);
-    let reindex = |kind: Kind, name: &str| Plan::new(kind).named(name).program(&faulty.program());
+    let reindex =
+        |kind: Kind, name: &str| Plan::new(kind).named(name).program(&faulty.program()).node(&["-txindex"]);
     let plans = vec![
         reindex(Kind::Rpc, "reindex"),
         reindex(Kind::HttpOnly, "reindex-http-only"),
@@ -169,11 +200,8 @@ pub fn reindex_and_late_nodes_are_quiet() {
     ];
     let network = Network::start_prepared(FACTOR, &[], |hub| fill_blocks(hub, BLOCKS));
     let mut fleet = Fleet::start_on("30 -reindex, late node", FACTOR, network, plans);
+    let minute = fleet.stack.minutes(1.0);
     let since = Instant::now();
-    for name in ["late", "late-rpc"] {
-        fleet.member(name).stop();
-        fleet.member(name).restart_exporter();
-    }
     for name in ["reindex", "reindex-http-only"] {
         let reindex = fleet.member(name);
         reindex.stop();
@@ -182,11 +210,14 @@ pub fn reindex_and_late_nodes_are_quiet() {
         let state = reindex.real().json(&["getblockchaininfo"]);
         assert_eq!(state["blocks"], 0, "{state}");
     }
-    std::thread::sleep(fleet.stack.minutes(3.0));
     for name in ["late", "late-rpc"] {
+        let late = fleet.member(name);
+        late.stop();
+        late.restart_exporter();
+        std::thread::sleep(minute);
         fleet.member(name).start_again();
     }
-    std::thread::sleep(fleet.stack.minutes(minutes()));
+    fleet.stack.wait(fleet.stack.minutes(minutes()));
     was_quiet(&fleet, since);
 }
 

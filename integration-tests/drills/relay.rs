@@ -49,6 +49,8 @@ pub fn blocks_that_come_slowly_are_an_alert() {
     let tip = |node: &Node| node.cli(&["getbestblockhash"]);
     eventually("the peer has the chain", || (tip(&peer) == tip(&network.hub)).then_some(()));
     peer.cli(&["setnetworkactive", "false"]);
+    // Connections end a little later, and not if the network is on again by then.
+    eventually("the peer is alone", || (peer.cli(&["getconnectioncount"]) == "0").then_some(()));
     peer.cli(&["setnetworkactive", "true"]);
     let connect = format!("-connect=127.0.0.1:{}", peer.p2p_port);
     let plans = vec![rpc().named("slow").alone().node(&[&connect]), rpc().named("well")];

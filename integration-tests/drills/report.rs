@@ -23,6 +23,8 @@ pub struct QuietDay {
     pub situation: &'static str,
     /// Of the operator's time.
     pub minutes: f64,
+    /// Exporters that were scraped.
+    pub targets: f64,
     pub series: f64,
     pub samples: f64,
     /// Of rules.
@@ -51,11 +53,10 @@ fn quiet_table() -> String {
         return String::new();
     }
     days.sort_by_key(|it| it.situation);
-    let head =
-        "| situation | minutes | series | samples | rule evaluations | alerts |\n|---|---|---|---|---|---|\n";
+    let head = "| situation | minutes | exporters | series | samples | rule evaluations | alerts |\n|---|---|---|---|---|---|---|\n";
     let line = |it: &QuietDay| {
-        let QuietDay { situation, minutes, series, samples, evaluations } = it;
-        format!("| {situation} | {minutes:.0} | {series} | {samples} | {evaluations} | 0 |\n")
+        let QuietDay { situation, minutes, targets, series, samples, evaluations } = it;
+        format!("| {situation} | {minutes:.0} | {targets} | {series} | {samples} | {evaluations} | 0 |\n")
     };
     head.to_string() + &days.iter().map(line).collect::<String>()
 }
