@@ -23,7 +23,7 @@
 //! - [`supervisor`] is the process that holds the node's connection, starts the guards and the exporter.
 //! - [`sandbox`] confines each process to the system calls, files and ports that it needs.
 //! - `testing` has what only tests, benches and fuzz targets use.
-//! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
+//! - [`scheduling`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
 //!
 //! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
 //! answer to the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Log lines
@@ -54,8 +54,8 @@ pub mod logging;
 pub mod metrics;
 #[cfg_attr(not(feature = "usdt"), allow(dead_code, reason = "the USDT exporter searches for the process"))]
 mod node_process;
-mod priority;
 pub mod sandbox;
+mod scheduling;
 pub mod service;
 pub mod status;
 pub mod supervisor;
@@ -70,8 +70,8 @@ mod tls;
 pub mod usdt;
 
 pub use collect::{Candidates, Collector, Config, Context, NextBlock, UtxoTrace, check, once};
+pub use ipc::endpoint;
 pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
-pub use ipc::source;
 pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
 pub use json_rpc::http::{Credentials, Password, Settings as HttpRpcSettings, Url, tls as http_rpc_tls};
 

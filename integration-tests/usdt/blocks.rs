@@ -10,12 +10,12 @@ use bitcoin::p2p::message_compact_blocks::BlockTxn;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::block_log::objects;
+use crate::core_tracepoints::sum;
 use crate::harness::eventually;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
-use crate::record::objects;
-use crate::scene::{REWARD, Scene, fetched, give, requested};
-use crate::standard::sum;
+use crate::p2p_scenario::{REWARD, Scene, fetched, give, requested};
 
 pub fn check_of_the_database_counts_no_block() {
     let dir = TempDir::new().unwrap();

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
-use crate::life::refused;
+use crate::lifecycle::refused;
 use crate::{Fixture, command, compile};
 
 fn once() -> Command {

@@ -8,10 +8,10 @@ use tracing::{debug, info, warn};
 
 use super::context::{Context, UtxoTrace};
 use super::handshake;
-use super::http_rpc::Checker;
+use super::http_rpc_verifier::Checker;
 use super::session::{End, Session, show_away};
+use crate::ipc::endpoint::Source;
 use crate::ipc::guard;
-use crate::ipc::source::Source;
 use crate::node_process::Peer;
 use crate::status::State;
 use crate::supervisor::Guarded;

@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use tracing::info;
 
 use super::context::Context;
-use super::http_rpc::Checker;
+use super::http_rpc_verifier::Checker;
 use super::next_block;
 use super::session::{End, Ipc, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};

@@ -5,27 +5,27 @@
 //! - `poll` asks for the node's state at intervals, an area per file as in [`metrics`](crate::metrics); `peers` and `json`
 //!   read its answers.
 //! - `rate_limit` decides when a call may be made again; `suspend` notices that the machine was suspended.
-//! - `http_rpc` decides when JSON-RPC over HTTP is used.
+//! - `http_rpc_verifier` decides when JSON-RPC over HTTP is used.
 //! - `tip` is the long poll that reports new tips and the node's shutdown; `block_counting` decides which blocks are counted then,
 //!   `chain_diff` finds those between two tips.
 //! - `next_block` has the node build a block template now and then.
 //! - `subscriptions` starts and ends subscriptions; `notifications` and `utxo_trace` count what they bring.
 //! - `context` is what every connection works with, and what is remembered from one to the next: peers' traffic, `thread_times`, the
 //!   tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
-//! - `check` is `--once` and `--check`.
+//! - `one_shot` is `--once` and `--check`.
 
 mod block_counting;
 mod chain_diff;
-mod check;
 mod collector;
 mod context;
 mod file_system;
 mod handshake;
-mod http_rpc;
+mod http_rpc_verifier;
 mod json;
 mod next_block;
 mod node_start;
 mod notifications;
+mod one_shot;
 mod peers;
 mod poll;
 mod rate_limit;
@@ -37,9 +37,9 @@ mod tip;
 mod utxo_trace;
 mod warnings;
 
-pub use check::{check, once};
 pub use collector::Collector;
 pub use context::{Config, Context, NextBlock, UtxoTrace};
 pub use file_system::Candidates;
 pub use handshake::open;
+pub use one_shot::{check, once};
 pub use session::End;

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::context::Context;
-use super::http_rpc::Checker;
+use super::http_rpc_verifier::Checker;
 use super::next_block::Builder;
 use super::poll::{PollError, Polled, Poller};
 use super::rate_limit::RateLimit;

@@ -29,7 +29,7 @@ use super::host::AllowedHosts;
 use super::routes::{Access, answer, busy, misdirected, unauthorized};
 use super::web_config::Verdict;
 use super::{HostName, Listener, Pages, WebConfig};
-use crate::priority;
+use crate::scheduling;
 use crate::systemd::Heartbeat;
 
 /// Connections of the process at once, as far as the limit of open files allows. Prometheus uses one. Each costs up to 80 kB,
@@ -156,7 +156,7 @@ fn serve_on_thread_with(
     let (alive, ended) = mpsc::channel();
     std::thread::Builder::new().name("http".into()).spawn(move || {
         let _alive = alive;
-        priority::give_way();
+        scheduling::give_way();
         runtime.block_on(async {
             tokio::select! {
                 _ = join_all(servers) => {}

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::{OnThread, call};
 use super::error::if_offered;
-use super::handler::{Callback, Subscription};
+use super::subscription::{Callback, Subscription};
 use super::{BlockContents, CallError, Thread};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 

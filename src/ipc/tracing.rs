@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::connection::{OnThread, call};
-use super::handler::{Callback, Subscription};
+use super::subscription::{Callback, Subscription};
 use super::{CallError, Thread};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 

@@ -1,6 +1,6 @@
 //! A node at a glance: the page at `/` of bitcoind-ipc-exporter, and what it reads.
 //!
-//! - `page.html` is the page. It reads `metrics` and `status.json`, and nothing from elsewhere. `look.css` and `look.js` are what
+//! - `page.html` is the page. It reads `metrics` and `status.json`, and nothing from elsewhere. `common.css` and `common.js` are what
 //!   it shares with the page of bitcoind-usdt-exporter.
 //! - `history` is the last hour of what it plots, `blocks` are the last blocks.
 
@@ -37,7 +37,8 @@ pub enum State {
 
 /// A page with what both exporters' pages share.
 pub fn page(html: &str) -> String {
-    html.replace("/* look.css */", include_str!("look.css")).replace("/* look.js */", include_str!("look.js"))
+    html.replace("/* common.css */", include_str!("common.css"))
+        .replace("/* common.js */", include_str!("common.js"))
 }
 
 /// What the pages show.

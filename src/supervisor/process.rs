@@ -25,7 +25,7 @@ use super::channel::{self, Failure, Reply, Request};
 use super::connection::{self, Connection};
 use super::node_socket::NodeSocket;
 use super::{EXPORTER, EXPORTER_NAME, container};
-use crate::{cli, http, priority, sys, systemd};
+use crate::{cli, http, scheduling, sys, systemd};
 
 /// How often the last processes are looked for, after the exporter has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -63,7 +63,7 @@ pub fn run(supervised: Supervised) -> Result<ExitCode> {
     drop(theirs);
     let Supervised { node, socket_file, listener } = supervised;
     drop(listener);
-    priority::survive_out_of_memory();
+    scheduling::survive_out_of_memory();
     // Its memory and its descriptors are not for other processes of its user.
     let _ = prctl::set_dumpable(false);
     let mut supervisor =
@@ -290,7 +290,7 @@ pub(super) fn end_with_parent(parent: Pid) -> Result<()> {
     }
     let _ = prctl::set_name(EXPORTER_NAME);
     SigSet::all().thread_unblock()?;
-    priority::give_way_in_memory();
+    scheduling::give_way_in_memory();
     systemd::close_inherited();
     Ok(())
 }

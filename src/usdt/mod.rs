@@ -7,7 +7,7 @@
 //!   that they implement; `maps` and `histogram` read what the programs counted.
 //! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed. [`Reader`] reads all metrics.
 //! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by what is known of them,
-//!   `file_locks` among it. [`watch`] attaches to the node and follows its process.
+//!   `file_locks` among it. [`attach_loop`] attaches to the node and follows its process.
 //! - [`events`] reads the rare events, logs them, and hands those of blocks to `blocks`, which puts the way of each block to the node
 //!   together. [`block_log`] keeps a row of each.
 //! - `clock` turns the kernel's time into the wall clock's.
@@ -34,11 +34,11 @@ mod privileges;
 pub mod probes;
 mod programs;
 
+pub mod attach_loop;
 pub mod startup_banner;
 pub mod target;
 mod utxocache;
 mod validation;
-pub mod watch;
 
 use std::sync::Arc;
 

@@ -10,9 +10,9 @@ use object::elf::{self, FileHeader64, Machine, NoteType};
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadCache};
 
+use super::attach_loop::readable_binary;
 use super::programs::tracepoints;
 use super::target::Search;
-use super::watch::readable_binary;
 use super::{Programs, TracepointGroup, blocks};
 use crate::cli;
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bitcoind_exporter::cli::{self, Program, Shared};
+use bitcoind_exporter::endpoint::{self, CHAINS, KnownChain, Source, default_datadir};
 use bitcoind_exporter::sandbox::Files;
-use bitcoind_exporter::source::{self, CHAINS, KnownChain, Source, default_datadir};
 use bitcoind_exporter::{
     Candidates, Config, Credentials, HttpRpcSettings, NextBlock, Password, RPC_PASSWORD_VARIABLE, Url,
     UtxoTrace, http_rpc_tls,
@@ -229,7 +229,7 @@ impl Arguments {
     /// The path of the node's socket; `None` if there is nothing but an inherited connection.
     pub fn node_socket(&self, has_inherited: bool) -> Option<PathBuf> {
         let chain = self.chain.as_deref().unwrap_or("main");
-        source::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
+        endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
     /// Whether no argument says where the node is.

@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bitcoind_exporter::cli::{self, Program};
+use bitcoind_exporter::endpoint::Source;
 use bitcoind_exporter::http::{Address, Listener};
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::sandbox::Confined;
 use bitcoind_exporter::service::Service;
-use bitcoind_exporter::source::Source;
 use bitcoind_exporter::status::Status;
 use bitcoind_exporter::supervisor::{self, NodeSocket, Supervised};
 use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, systemd};

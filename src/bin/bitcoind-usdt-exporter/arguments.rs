@@ -13,7 +13,7 @@ use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};
 use tracing::info;
 
-use crate::blocks::Blocks;
+use crate::blocks_command::Blocks;
 use crate::settings;
 
 /// Where `fibre_exporter.py` serves metrics, and this exporter.

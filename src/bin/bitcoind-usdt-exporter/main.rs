@@ -1,7 +1,7 @@
 //! Prometheus exporter for a Bitcoin node's tracepoints: wiring and exit code.
 
 mod arguments;
-mod blocks;
+mod blocks_command;
 mod settings;
 
 use std::io::{self, Write};
@@ -16,9 +16,9 @@ use bitcoind_exporter::metrics::{self, Format};
 use bitcoind_exporter::sandbox::Confined;
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, Inherited};
+use bitcoind_exporter::usdt::attach_loop::{self, Tracer};
 use bitcoind_exporter::usdt::page::Page;
 use bitcoind_exporter::usdt::target::Search;
-use bitcoind_exporter::usdt::watch::{self, Tracer};
 use bitcoind_exporter::usdt::{self, Programs, Reader, probes, startup_banner};
 use serde_json::Value;
 use tokio::sync::watch as channel;
@@ -93,7 +93,7 @@ fn run() -> Result<ExitCode> {
     Confined::new(arguments.shared.sandbox).usdt_exporter(arguments.block_log.is_some(), removes_socket);
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
-        let followed = shutdown.run_until_cancelled(watch::follow(tracer, traced, health));
+        let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
         followed.await.unwrap_or(Ok(()))
     });
     if let Some(record) = record {

@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::Calls;
-use super::diagram::Feerates;
+use super::feerate_diagram::Feerates;
 use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 

@@ -7,7 +7,7 @@
 mod blocks;
 mod chain;
 mod chainstates;
-mod diagram;
+mod feerate_diagram;
 mod fibre;
 mod file_system;
 mod mempool;

@@ -17,7 +17,7 @@ use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use serde::Deserialize;
 use tracing::{info, warn};
 
-use crate::priority;
+use crate::scheduling;
 use crate::tls::{authorities, certificates, expiry_warning, not_after, read_pem, set_expiry};
 
 /// Between two looks for new files.
@@ -222,7 +222,7 @@ impl Tls {
 }
 
 fn reload_while_used(shared: Weak<Shared>) {
-    priority::give_way();
+    scheduling::give_way();
     let mut warned_at: Option<Instant> = None;
     while let Some(shared) = shared.upgrade() {
         if shared.reload() || warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {

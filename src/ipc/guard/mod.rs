@@ -7,23 +7,23 @@
 //! unsubscribes, waits for the answers to calls under way, and closes.
 //!
 //! - `protocol` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop;
-//! - `message` is a message as what matters here, `written` those that the guard writes itself; `peer` and `frame` are sockets and framing;
-//! - `events` is what the exporter is told; `burst` and `budget` keep the node's waiting short;
-//! - `process` is the guard as a process, which [`supervisor`](crate::supervisor) starts; `record` is what its replacement needs.
+//! - `message` is a message as what matters here, `outgoing` those that the guard writes itself; `framed_socket` and `frame` are sockets and framing;
+//! - `events` is what the exporter is told; `busy_poll` and `trace_budget` keep the node's waiting short;
+//! - `process` is the guard as a process, which [`supervisor`](crate::supervisor) starts; `subscription_store` is what its replacement needs.
 //!   This file has the exporter's side.
 
 mod allow_list;
-mod budget;
-mod burst;
+mod busy_poll;
 mod events;
 mod frame;
+mod framed_socket;
 mod message;
-mod peer;
+mod outgoing;
 mod process;
 mod protocol;
-mod record;
 mod relay;
-mod written;
+mod subscription_store;
+mod trace_budget;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -38,17 +38,17 @@ use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
 
-use crate::priority;
+use crate::scheduling;
 use crate::supervisor::{Guarded, REPLACED, STOPPED};
 
 pub(super) use message::CREATE_NEW_BLOCK;
 
 pub use events::{Event, Notice};
+pub use outgoing::TOO_LARGE;
 pub(crate) use process::start;
 pub use process::{ARGUMENT, main};
-pub(crate) use record::Record;
 pub use relay::relay;
-pub use written::TOO_LARGE;
+pub(crate) use subscription_store::Record;
 
 /// Places for guards. A guard keeps its place until it has left its node, so that the connections to a node that does not
 /// answer are few.
@@ -112,7 +112,7 @@ impl Guard {
     /// How long the guard was ready to run and waited for a CPU, since this was called last; `None` if the kernel does not
     /// tell.
     pub fn new_run_delay(&mut self) -> Option<Duration> {
-        let total = priority::run_delay(&self.pid.to_string())?;
+        let total = scheduling::run_delay(&self.pid.to_string())?;
         Some(total.saturating_sub(std::mem::replace(&mut self.run_delay, total)))
     }
 

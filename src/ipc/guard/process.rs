@@ -14,10 +14,10 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 
-use super::record::Record;
 use super::relay::{OpenFiles, relay_with_files};
-use crate::priority::OwnRunDelay;
-use crate::{priority, sandbox, systemd};
+use super::subscription_store::Record;
+use crate::scheduling::OwnRunDelay;
+use crate::{sandbox, scheduling, systemd};
 
 /// The first argument of a guard. The second is the descriptor that events go to, the third the budget of the UTXO cache
 /// trace in microseconds or `-`, the fourth the descriptor of its [`Record`] or `-`. A fifth, `--replace`, makes it end the
@@ -94,8 +94,8 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
         .collect::<SigSet>()
         .thread_block()?;
     let _ = prctl::set_name(NAME);
-    priority::survive_out_of_memory();
-    priority::answer_soon();
+    scheduling::survive_out_of_memory();
+    scheduling::answer_soon();
     let events = systemd::take_over(events)?;
     let record = record.map(systemd::take_over).transpose()?.map(Record::inherited);
     let node = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);

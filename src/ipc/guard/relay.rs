@@ -9,16 +9,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::ClockId;
 
-use super::budget::Budget;
-use super::burst::Burst;
+use super::busy_poll::Burst;
 use super::events::{Event, EventQueue, SubscriptionIds};
 use super::frame::{Filled, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES};
+use super::framed_socket::Peer;
 use super::message::{self, Message, Return};
-use super::peer::Peer;
+use super::outgoing::{self, EmptyAnswer};
 use super::protocol::{FromExporter, FromNode, ProtocolState};
-use super::record::Record;
-use super::written::{self, EmptyAnswer};
-use crate::priority::OwnRunDelay;
+use super::subscription_store::Record;
+use super::trace_budget::Budget;
+use crate::scheduling::OwnRunDelay;
 use crate::{cli, sys, text};
 
 /// Limit on a message of the exporter's, which asks short questions.
@@ -254,15 +254,15 @@ impl Relay {
                 }
             }
             (FromNode::AnswerThread(question, thread), _) => {
-                self.node.send(&written::thread_answer(question, thread))?
+                self.node.send(&outgoing::thread_answer(question, thread))?
             }
             (FromNode::AnswerUnimplemented(question), _) => {
-                self.node.send(&written::unimplemented(question))?
+                self.node.send(&outgoing::unimplemented(question))?
             }
             (FromNode::Forward, Message::Return(Return { question, no_finish_needed, .. }))
                 if is_truncated =>
             {
-                self.forward(&written::too_large(*question, *no_finish_needed), at);
+                self.forward(&outgoing::too_large(*question, *no_finish_needed), at);
             }
             (FromNode::Forward, _) => self.forward(frame, at),
             (FromNode::Keep | FromNode::AnswerCallback, _) => {}
@@ -308,7 +308,7 @@ impl Relay {
             FromExporter::Keep => {}
             FromExporter::Answer(question) => self.exporter.send(self.answer.to(question))?,
             FromExporter::Reject(question, rejection) => {
-                self.exporter.send(&written::failed(question, &rejection.to_string()))?
+                self.exporter.send(&outgoing::failed(question, &rejection.to_string()))?
             }
             FromExporter::Refuse(why) => return Err(malformed(why)),
         }

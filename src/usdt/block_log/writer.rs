@@ -13,7 +13,7 @@ use rusqlite::ErrorCode;
 use tracing::{info, warn};
 
 use super::file::{Failure, File};
-use crate::priority;
+use crate::scheduling;
 use crate::usdt::blocks::BlockReport;
 
 /// Limit on blocks that wait for the thread, and on those that wait for the file: as many as the kernel holds for an exporter that was
@@ -72,7 +72,7 @@ impl Recorder {
         }
         let end = ends.clone();
         let thread = thread::Builder::new().name("block-log".into()).spawn(move || {
-            priority::give_way();
+            scheduling::give_way();
             writer.run(&reports, &end);
         })?;
         Ok((Recorder { ends, thread }, Queue { sender, lost }))

@@ -1,6 +1,6 @@
 /* What the programs do faster than libbpf's helpers and the kernel's maps. Each hit of a tracepoint is time of the node, and most hits
  * are messages and coins. Without one of these a hit took this much longer (x86-64, Linux 6.18, medians of 500 rounds of 200 hits in
- * one run of `cargo bench --bench probe` with programs that lack one each, on a machine where an empty program took 611 ns):
+ * one run of `cargo bench --bench tracepoint_overhead` with programs that lack one each, on a machine where an empty program took 611 ns):
  *
  *                      utxocache:add, 748 ns   net:inbound_message: tx, 792 ns   inv, 883 ns   about a block, 1050 ns
  *   1. arguments       46 ns   6.2 %           49 ns    6.2 %                    98 ns 11.1 %  88 to 122 ns  8 to 12 %

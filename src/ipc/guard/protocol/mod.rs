@@ -12,7 +12,7 @@
 //!   for the answer to each call.
 //!
 //! The state is in parts with methods and tests of their own: `questions` are the calls that the node has to answer,
-//! `capabilities` those of the node's that the exporter has, `tip_watch` the long poll, `template` the life of a block template,
+//! `capabilities` those of the node's that the exporter has, `shutdown_watch` the long poll, `template` the life of a block template,
 //! `subscriptions` what the node calls back for. `on_node_message` and `on_exporter_message` take a message of either side into
 //! account, `own_calls` has the guard's own calls and the end.
 
@@ -21,22 +21,22 @@ mod on_exporter_message;
 mod on_node_message;
 mod own_calls;
 mod questions;
+mod shutdown_watch;
 mod subscriptions;
 mod template;
-mod tip_watch;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::allow_list::Rejection;
-use super::budget::Budget;
 use super::events::{Event, SubscriptionIds};
-use super::written::Own;
+use super::outgoing::Own;
+use super::trace_budget::Budget;
 use capabilities::NodeCapabilities;
 use questions::{Purpose, Questions};
+use shutdown_watch::TipWatch;
 use subscriptions::Subscriptions;
 use template::Template;
-use tip_watch::TipWatch;
 
 /// The guard's own numbers for questions and exports start here; the exporter counts from zero.
 const OWN_NUMBERS: u32 = 0x7000_0000;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::questions::Finished;
-use super::tip_watch::LongPoll;
+use super::shutdown_watch::LongPoll;
 use super::{Event, FromExporter, OWN_NUMBERS, Own, ProtocolState, Purpose};
 use crate::ipc::guard::allow_list::{self, Rejection};
 use crate::ipc::guard::message::{self, Call, Capabilities, Message, Target};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::questions::Answered;
-use super::tip_watch::PollEnd;
+use super::shutdown_watch::PollEnd;
 use super::{Event, FromNode, OWN_NUMBERS, Own, ProtocolState, Purpose};
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::OWN_NUMBERS;
-use super::tip_watch::LongPoll;
+use super::shutdown_watch::LongPoll;
 
 /// What a call is for.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{BUSY_RETRY_INTERVAL, RETRY_INTERVAL, SubscriptionIds};
-use crate::ipc::guard::budget::Budget;
+use crate::ipc::guard::trace_budget::Budget;
 use crate::ipc::is_thread_busy;
 
 /// The node has not answered yet.

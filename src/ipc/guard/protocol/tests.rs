@@ -9,7 +9,7 @@ use capnp_rpc::rpc_capnp as rpc;
 
 use super::on_exporter_message::{MAX_REJECTED, MAX_THREADS};
 use super::own_calls::{MAX_HANDSHAKE_WAIT, MAX_QUIET_WAIT, QUIET_TIME, SETTLE_TIME, SILENCE_TIMEOUT};
-use super::tip_watch::{MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL, TAKEOVER_DELAY};
+use super::shutdown_watch::{MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL, TAKEOVER_DELAY};
 use super::*;
 use crate::ipc::guard::message::{self, Message, Method};
 use crate::schema::chain_capnp::chain;

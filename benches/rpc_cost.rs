@@ -1,6 +1,6 @@
-//! What each call that the exporter makes costs a node: `cargo bench --bench calls -- SOCKET`, beside a node with JSON-RPC
+//! What each call that the exporter makes costs a node: `cargo bench --bench rpc_cost -- SOCKET`, beside a node with JSON-RPC
 //! over IPC. How long other callers of JSON-RPC over HTTP wait beside an exporter that has nothing but HTTP:
-//! `cargo bench --bench calls -- http://127.0.0.1:PORT COOKIE-FILE`, beside a node with `-rpcthreads=1`.
+//! `cargo bench --bench rpc_cost -- http://127.0.0.1:PORT COOKIE-FILE`, beside a node with `-rpcthreads=1`.
 //!
 //! A call cannot hold the node's main lock for longer than it takes. `uptime`, which takes no lock, is what a call takes at least.
 
@@ -25,7 +25,7 @@ fn main() {
     // cargo adds --bench.
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
     let Some(socket) = arguments.next() else {
-        return println!("calls: SKIPPED, no socket was given: cargo bench --bench calls -- SOCKET");
+        return println!("rpc_cost: SKIPPED, no socket was given: cargo bench --bench rpc_cost -- SOCKET");
     };
     if let Some(address) = socket.strip_prefix("http://") {
         return measure_other_callers(address, &arguments.next().expect("the node's cookie file"));

@@ -1,7 +1,7 @@
 //! The exporter under load, beside a node that calls back as fast as it is answered. Prints memory and descriptors after
 //! the first 100,000 callbacks and after all, and how long the node waited with and without 64 scrapers.
 //!
-//!     cargo bench --bench load [-- CALLBACKS]
+//!     cargo bench --bench callback_load [-- CALLBACKS]
 
 #[path = "../integration-tests/harness/fake.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
