@@ -7,7 +7,7 @@ pub use crate::ipc::guard::{Notice, relay};
 pub use crate::ipc::{Connection, Interfaces, Mining};
 pub use crate::json_rpc::{method_names, whitelist_of};
 pub use crate::metrics::now;
-pub use crate::node_process::Peer;
+pub use crate::node_process::SocketPeer;
 #[cfg(feature = "usdt")]
 pub use crate::usdt::events::Events;
 pub use hyper_util::server::graceful::GracefulShutdown;

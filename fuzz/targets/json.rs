@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::testing::Peer;
+use bitcoind_exporter::testing::SocketPeer;
 use bitcoind_exporter::testing::open;
 use bitcoind_exporter::testing::schema::init_capnp::init;
 use bitcoind_exporter::testing::schema::proxy_capnp::{thread, thread_map};
@@ -84,7 +84,7 @@ fuzz_target!(|text: &str| {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let process = Peer::of(&ours);
+        let process = SocketPeer::from_stream(&ours);
         let (read, write) = theirs.into_split();
         let network =
             twoparty::VatNetwork::new(read.compat(), write.compat_write(), Side::Server, Default::default());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::testing::Peer;
+use bitcoind_exporter::testing::SocketPeer;
 use bitcoind_exporter::testing::{End, open};
 use bitcoind_exporter::{Config, Context, NextBlock, UtxoTrace};
 use libfuzzer_sys::fuzz_target;
@@ -46,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
-        let node = Peer::of(&ours);
+        let node = SocketPeer::from_stream(&ours);
         let exporter = async {
             match open(ours, None, &node, &context).await {
                 Ok(session) => session.run().await,

@@ -12,7 +12,7 @@ use super::http_rpc_verifier::Checker;
 use super::session::{End, Session, show_away};
 use crate::ipc::endpoint::Source;
 use crate::ipc::guard;
-use crate::node_process::Peer;
+use crate::node_process::SocketPeer;
 use crate::status::State;
 use crate::supervisor::Guarded;
 
@@ -78,7 +78,7 @@ impl Collector {
             let connected = Instant::now();
             let (end, node) = match transport {
                 NodeTransport::Ipc(guarded) => {
-                    let node = Peer::of_process(guarded.node, Some(source.supervisor()));
+                    let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
                     (self.run_over_ipc(guarded, place, &node).await, Some(node))
                 }
                 NodeTransport::Http(checker, _) => {
@@ -125,7 +125,7 @@ impl Collector {
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
-    async fn run_over_ipc(&self, guarded: Guarded, place: guard::Place, node: &Peer) -> End {
+    async fn run_over_ipc(&self, guarded: Guarded, place: guard::Place, node: &SocketPeer) -> End {
         if node.is_shutting_down() == Some(true) {
             return End::NodeShutDown;
         }
@@ -183,7 +183,7 @@ impl Collector {
 
 /// A node that is shutting down still accepts connections, and aborts when one asks it for what it has taken apart
 /// already. So its end is awaited before the next connection.
-async fn until_it_ended(node: Peer) {
+async fn until_it_ended(node: SocketPeer) {
     /// When the system does not tell whether the process is gone.
     const BLIND: Duration = Duration::from_secs(10);
     if node.ended().await.is_err() {

@@ -15,14 +15,14 @@ use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
 use crate::ipc::{Connection, Interfaces, Mining, Thread};
 use crate::json_rpc::{CallError, JsonRpc};
-use crate::node_process::Peer;
+use crate::node_process::SocketPeer;
 use crate::supervisor::Guarded;
 
 /// Opens a session behind a guard: nothing that happens to us from here on harms the node.
 pub async fn open_guarded(
     guarded: Guarded,
     place: Place,
-    node: &Peer,
+    node: &SocketPeer,
     context: &Rc<Context>,
 ) -> Result<Session, End> {
     let (stream, guard) = Guard::new(place, guarded);
@@ -34,7 +34,7 @@ pub async fn open_guarded(
 pub async fn open(
     stream: UnixStream,
     guard: Option<Guard>,
-    node: &Peer,
+    node: &SocketPeer,
     context: &Rc<Context>,
 ) -> Result<Session, End> {
     let prepared = context.shutdown.run_until_cancelled(shake_hands(stream, node, context));
@@ -58,7 +58,7 @@ struct Prepared {
     http_rpc: Option<Checker>,
 }
 
-async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Result<Prepared, End> {
+async fn shake_hands(stream: UnixStream, node: &SocketPeer, context: &Context) -> Result<Prepared, End> {
     let connection = Connection::new(stream, context.config.call_timeout).await;
     let connection = connection.map_err(|error| match error {
         // A node that hangs still accepts connections.
@@ -101,14 +101,14 @@ async fn turn_to_http(
 }
 
 /// Resolves when the node shuts down. It looks like one that is starting, and does not exit before we have left.
-async fn shutdown_of(node: &Peer) {
+async fn shutdown_of(node: &SocketPeer) {
     const INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-async fn prepare(connection: &Connection, node: &Peer) -> Result<(Thread, Thread, Interfaces), End> {
+async fn prepare(connection: &Connection, node: &SocketPeer) -> Result<(Thread, Thread, Interfaces), End> {
     // A thread per kind of work, so that none waits for another.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
@@ -158,7 +158,7 @@ const MESSAGE_HANDLER: &str = "b-msghand";
 
 /// A node without JSON-RPC does not say whether it has loaded its chain, and can abort when it is asked about one that it
 /// has not created yet. Where its threads can be seen, waits for one that it starts after that.
-async fn wait_for_message_handler(node: &Peer) {
+async fn wait_for_message_handler(node: &SocketPeer) {
     let mut said = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
         if !said {
@@ -170,7 +170,7 @@ async fn wait_for_message_handler(node: &Peer) {
 }
 
 /// The same for Core 30, whose Mining interface does not wait either: it is not asked before its thread was seen.
-async fn wait_for_evidence(node: &Peer) -> Result<(), End> {
+async fn wait_for_evidence(node: &SocketPeer) -> Result<(), End> {
     loop {
         match node.runs_thread(MESSAGE_HANDLER) {
             Some(true) => return Ok(()),
@@ -184,7 +184,7 @@ async fn wait_for_evidence(node: &Peer) -> Result<(), End> {
 ///
 /// A node that is shutting down can answer the same. Where its process cannot be seen it is given up after a while, because
 /// it does not exit before we have left.
-async fn wait_for_warmup(json_rpc: &JsonRpc, node: &Peer) -> Result<(), End> {
+async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), End> {
     const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
     let since = Instant::now();
     let mut said = false;

@@ -13,7 +13,7 @@ use crate::ipc::endpoint::Source;
 use crate::ipc::guard::Places;
 use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
-use crate::node_process::Peer;
+use crate::node_process::SocketPeer;
 
 /// Connects once and polls once. Returns what the node offers; the metrics have what it answered.
 ///
@@ -31,7 +31,7 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
             return Ok(session.interfaces);
         }
     };
-    let node = Peer::of_process(guarded.node, Some(source.supervisor()));
+    let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
     let mut session = open_guarded(guarded, Places::new().take().await, &node, &context)
         .await
         .map_err(|end| anyhow!("{end}"))

@@ -25,7 +25,7 @@ use crate::ipc::{Connection, Interface, Interfaces, Thread};
 use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, Failure};
 use crate::metrics::lifetime;
-use crate::node_process::Usage;
+use crate::node_process::ProcessUsage;
 use crate::status::State;
 
 /// How a session ended.
@@ -116,7 +116,7 @@ pub struct Session {
     /// JSON-RPC over HTTP, where IPC has none.
     pub(super) http_rpc: Option<Checker>,
     /// The node, if it can be seen in `/proc`.
-    process: Option<Usage>,
+    process: Option<ProcessUsage>,
     context: Rc<Context>,
 }
 
@@ -145,7 +145,7 @@ impl Session {
         ipc: Option<Ipc>,
         interfaces: Rc<Interfaces>,
         http_rpc: Option<Checker>,
-        process: Option<Usage>,
+        process: Option<ProcessUsage>,
         context: &Rc<Context>,
     ) -> Self {
         Session { ipc, interfaces, http_rpc, process, context: context.clone() }

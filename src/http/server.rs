@@ -156,7 +156,7 @@ fn serve_on_thread_with(
     let (alive, ended) = mpsc::channel();
     std::thread::Builder::new().name("http".into()).spawn(move || {
         let _alive = alive;
-        scheduling::give_way();
+        scheduling::lower_priority();
         runtime.block_on(async {
             tokio::select! {
                 _ = join_all(servers) => {}

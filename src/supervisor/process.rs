@@ -63,7 +63,7 @@ pub fn run(supervised: Supervised) -> Result<ExitCode> {
     drop(theirs);
     let Supervised { node, socket_file, listener } = supervised;
     drop(listener);
-    scheduling::survive_out_of_memory();
+    scheduling::protect_from_oom_kill();
     // Its memory and its descriptors are not for other processes of its user.
     let _ = prctl::set_dumpable(false);
     let mut supervisor =
@@ -290,7 +290,7 @@ pub(super) fn end_with_parent(parent: Pid) -> Result<()> {
     }
     let _ = prctl::set_name(EXPORTER_NAME);
     SigSet::all().thread_unblock()?;
-    scheduling::give_way_in_memory();
+    scheduling::prefer_for_oom_kill();
     systemd::close_inherited();
     Ok(())
 }

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::events::Events;
 use super::target::{Found, Search};
 use super::{Attached, Programs, probes};
-use crate::node_process::Node;
+use crate::node_process::NodeProcess;
 use crate::sys::watched;
 
 /// For health checks: attached to a node, or why not.
@@ -54,7 +54,7 @@ impl From<anyhow::Error> for Failure {
 /// A node whose tracepoints are attached.
 pub struct Traced {
     /// The process.
-    pub node: Node,
+    pub node: NodeProcess,
     /// What became of each tracepoint.
     pub attached: Vec<Attached>,
     /// Readable when the process has ended.
@@ -118,7 +118,7 @@ impl Tracer {
     }
 
     /// Attaches to a process; no tracepoint at all is an error. Afterwards it runs and is watched, or nothing is attached.
-    fn attach(&mut self, node: &Node) -> Result<Traced, Failure> {
+    fn attach(&mut self, node: &NodeProcess) -> Result<Traced, Failure> {
         // Before anything is attached: later it might be the end of another process.
         let end = node.end()?;
         self.search.look_beside(node)?;
@@ -144,7 +144,7 @@ impl Tracer {
         result
     }
 
-    fn attach_probes(&mut self, node: &Node) -> Result<Vec<Attached>> {
+    fn attach_probes(&mut self, node: &NodeProcess) -> Result<Vec<Attached>> {
         let binary = readable_binary(node);
         let version = version(&binary);
         if let Some(why) = version.as_ref().and_then(|version| self.hopeless.get(version)) {
@@ -176,7 +176,7 @@ impl Tracer {
     async fn find_and_attach(&mut self, health: &Health) -> Traced {
         let mut last_logged = String::new();
         let since = Instant::now();
-        let mut failed: Option<(Node, Duration, Instant)> = None;
+        let mut failed: Option<(NodeProcess, Duration, Instant)> = None;
         loop {
             let why = match self.search.find() {
                 Ok(Found::Node(node)) => match &failed {
@@ -213,7 +213,7 @@ impl Tracer {
     }
 
     /// Waits until the node has ended, or another process is the node, and returns that one.
-    async fn wait_for_end(&mut self, traced: &Traced) -> Option<Node> {
+    async fn wait_for_end(&mut self, traced: &Traced) -> Option<NodeProcess> {
         let end = traced.end.try_clone().and_then(watched);
         if let Err(error) = &end {
             warn!("cannot watch {}, looking at it every {EARLY_INTERVAL:?}: {error}", traced.node);
@@ -274,7 +274,7 @@ impl Tracer {
 }
 
 /// A path to the node's binary that can be read.
-pub(super) fn readable_binary(node: &Node) -> PathBuf {
+pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
 }
 

@@ -14,7 +14,7 @@ use nix::time::ClockId;
 use procfs::process::Process;
 
 use super::file_locks::{self, FileId};
-use crate::node_process::{Node, without_mark};
+use crate::node_process::{NodeProcess, without_mark};
 use crate::sys;
 
 /// Names of binaries that hold a node.
@@ -23,7 +23,7 @@ const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-
 /// A process of a node's binary, and the evidence of which node it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    pub node: Node,
+    pub node: NodeProcess,
     /// The process that started it.
     pub parent: i32,
     /// Since it was started.
@@ -38,7 +38,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// Of this process; `None` if it has ended.
-    pub fn of(node: &Node) -> Option<Self> {
+    pub fn of(node: &NodeProcess) -> Option<Self> {
         Self::read(node.pid, node.binary.clone(), file_locks::held().remove(&node.pid).unwrap_or_default())
     }
 
@@ -53,7 +53,7 @@ impl Candidate {
         let cgroups =
             cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).map(String::from).collect();
         Some(Candidate {
-            node: Node { pid, started: stat.starttime, binary },
+            node: NodeProcess { pid, started: stat.starttime, binary },
             parent: stat.ppid,
             age: booted.saturating_sub(started),
             locks,

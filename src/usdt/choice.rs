@@ -216,7 +216,7 @@ pub fn successor(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node_process::Node;
+    use crate::node_process::NodeProcess;
 
     const DATADIR: u64 = 7;
     const ANOTHER: u64 = 8;
@@ -228,7 +228,7 @@ mod tests {
     /// A process that has locked these files, an hour old.
     fn process(pid: i32, locks: &[u64]) -> Candidate {
         Candidate {
-            node: Node { pid, started: 1, binary: "/usr/bin/bitcoin-node".into() },
+            node: NodeProcess { pid, started: 1, binary: "/usr/bin/bitcoin-node".into() },
             parent: 0,
             age: Duration::from_secs(3600),
             locks: locks.iter().copied().map(lock).collect(),

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::{Attached, probes};
-use crate::node_process::Node;
+use crate::node_process::NodeProcess;
 
 /// Prints what is traced and where its metrics will be.
 ///
@@ -13,7 +13,7 @@ use crate::node_process::Node;
 pub fn print_start(
     output: &mut impl Write,
     binary: Option<&PathBuf>,
-    node: Option<&Node>,
+    node: Option<&NodeProcess>,
     metrics_at: &str,
     node_name: &str,
 ) -> io::Result<()> {
@@ -30,7 +30,7 @@ pub fn print_start(
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn print_attached(output: &mut impl Write, node: &Node, attached: &[Attached]) -> io::Result<()> {
+pub fn print_attached(output: &mut impl Write, node: &NodeProcess, attached: &[Attached]) -> io::Result<()> {
     let sites =
         probes::sites(&node.running_binary()).or_else(|_| probes::sites(&node.binary)).unwrap_or_default();
     let has = |name: &str| sites.iter().any(|site| name == site.probe());
@@ -51,7 +51,7 @@ pub fn print_attached(output: &mut impl Write, node: &Node, attached: &[Attached
 /// The output cannot be written.
 pub fn print_started(
     output: &mut impl Write,
-    node: Option<&Node>,
+    node: Option<&NodeProcess>,
     metrics_at: &str,
     health_at: &str,
 ) -> io::Result<()> {

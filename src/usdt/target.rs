@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use super::candidates::{Candidate, Scanner};
 use super::choice::{Choice, Known, Named, Others, choose, successor};
 use super::{file_locks, privileges};
-use crate::node_process::Node;
+use crate::node_process::NodeProcess;
 
 /// Which node to trace, as the user named it. Without anything, the only one that runs.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +29,7 @@ pub struct Target {
 /// What was found.
 pub enum Found {
     /// The node.
-    Node(Node),
+    Node(NodeProcess),
     /// A process that may be the node, but has just been started.
     Soon,
     /// None, and why. It is ambiguous if there are processes that may be it.
@@ -66,7 +66,7 @@ impl Search {
     ///
     /// # Errors
     /// The named process does not exist, or there are several.
-    pub fn find_now(&mut self) -> Result<Option<Node>> {
+    pub fn find_now(&mut self) -> Result<Option<NodeProcess>> {
         const PATIENCE: Duration = Duration::from_secs(3);
         let end = Instant::now() + PATIENCE;
         loop {
@@ -86,7 +86,7 @@ impl Search {
     /// The named process does not exist.
     pub fn find(&mut self) -> Result<Found> {
         if let (Some(pid), None) = (self.target.pid, &self.last) {
-            return Node::of(pid, self.target.binary.as_deref()).map(Found::Node);
+            return NodeProcess::from_pid(pid, self.target.binary.as_deref()).map(Found::Node);
         }
         let last = self.last.as_ref().map(|it| it.candidate.node.binary.as_path());
         let all = self.scanner.scan(self.target.binary.as_deref(), last)?;
@@ -102,7 +102,7 @@ impl Search {
     ///
     /// # Errors
     /// The processes cannot be listed.
-    pub fn look_beside(&mut self, node: &Node) -> Result<Option<Node>> {
+    pub fn look_beside(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
         let all = self.scanner.scan(self.target.binary.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
         // It is another one's name while it shuts down.
@@ -137,7 +137,7 @@ impl Search {
     }
 
     /// The node that was traced has ended, or another one is it.
-    pub fn ended(&mut self, node: &Node) {
+    pub fn ended(&mut self, node: &NodeProcess) {
         let id = (node.pid, node.started);
         let known = self.present.take().filter(|it| it.candidate.id() == id);
         let known = known.unwrap_or_else(|| Known::unseen(node.clone()));
@@ -201,7 +201,7 @@ impl Search {
 
 impl Known {
     /// A node that has ended before it was looked at.
-    fn unseen(node: Node) -> Self {
+    fn unseen(node: NodeProcess) -> Self {
         Known {
             candidate: Candidate {
                 node,

@@ -33,7 +33,7 @@ use super::rate_limit::RateLimit;
 use crate::ipc::Interfaces;
 use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::{Metrics, now};
-use crate::node_process::{Private, Usage};
+use crate::node_process::{PrivateUsage, ProcessUsage};
 
 /// What the rest of the collector wants to know of a poll.
 #[derive(Clone, Debug, Default)]
@@ -232,7 +232,7 @@ pub struct Poller {
     udp_silence: fibre::Silence,
     data_directory: file_system::DataDirectory,
     /// The node, if it can be seen.
-    process: Option<Usage>,
+    process: Option<ProcessUsage>,
 }
 
 impl Poller {
@@ -255,7 +255,7 @@ impl Poller {
     }
 
     /// Shows what this process uses, too.
-    pub fn with_process(self, process: Option<Usage>) -> Self {
+    pub fn with_process(self, process: Option<ProcessUsage>) -> Self {
         Poller { process, ..self }
     }
 
@@ -276,7 +276,7 @@ impl Poller {
         let context = &self.calls.context;
         let private = match &self.process {
             Some(process) => process.private().await,
-            None => Private::default(),
+            None => PrivateUsage::default(),
         };
         process::show(
             self.process.as_ref(),
@@ -310,7 +310,7 @@ impl Poller {
         relay::poll_orphans(calls).await;
         relay::poll_private_broadcast(calls).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
-        let process = self.process.as_ref().map(Usage::id);
+        let process = self.process.as_ref().map(ProcessUsage::id);
         node::poll(calls, process, &chain_info, &network_info).await;
         self.data_directory.poll(calls).await;
         network::poll(calls, &network_info).await;

@@ -4,12 +4,17 @@ use procfs::WithCurrentSystemInfo;
 
 use crate::collect::context::Memory;
 use crate::metrics::NodeProcess;
-use crate::node_process::{Private, Usage, cpu_seconds};
+use crate::node_process::{PrivateUsage, ProcessUsage, cpu_seconds};
 
 /// Shows what the process uses; nothing when it has ended or cannot be seen.
-pub fn show(process: Option<&Usage>, private: &Private, memory: &mut Memory, metrics: &NodeProcess) {
+pub fn show(
+    process: Option<&ProcessUsage>,
+    private: &PrivateUsage,
+    memory: &mut Memory,
+    metrics: &NodeProcess,
+) {
     // Before the total: it has the time of each thread.
-    let threads = process.map(Usage::threads).unwrap_or_default();
+    let threads = process.map(ProcessUsage::threads).unwrap_or_default();
     let seen = process.and_then(|process| Some((process, process.stat()?)));
     let stat = seen.as_ref().map(|(_, stat)| stat);
     metrics.resident_memory.set(stat.map(|stat| stat.rss_bytes().get() as f64));

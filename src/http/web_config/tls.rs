@@ -222,7 +222,7 @@ impl Tls {
 }
 
 fn reload_while_used(shared: Weak<Shared>) {
-    scheduling::give_way();
+    scheduling::lower_priority();
     let mut warned_at: Option<Instant> = None;
     while let Some(shared) = shared.upgrade() {
         if shared.reload() || warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::relay::{OpenFiles, relay_with_files};
 use super::subscription_store::Record;
-use crate::scheduling::OwnRunDelay;
+use crate::scheduling::RunDelayFile;
 use crate::{sandbox, scheduling, systemd};
 
 /// The first argument of a guard. The second is the descriptor that events go to, the third the budget of the UTXO cache
@@ -94,13 +94,13 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
         .collect::<SigSet>()
         .thread_block()?;
     let _ = prctl::set_name(NAME);
-    scheduling::survive_out_of_memory();
-    scheduling::answer_soon();
+    scheduling::protect_from_oom_kill();
+    scheduling::shorten_timeslice();
     let events = systemd::take_over(events)?;
     let record = record.map(systemd::take_over).transpose()?.map(Record::inherited);
     let node = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = StdUnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let files = OpenFiles { record, run_delay: OwnRunDelay::open() };
+    let files = OpenFiles { record, run_delay: RunDelayFile::open() };
     // Its memory is not for other processes of its user, the exporter's among them.
     let _ = prctl::set_dumpable(false);
     sandbox::confine_guard();

@@ -18,7 +18,7 @@ use super::outgoing::{self, EmptyAnswer};
 use super::protocol::{FromExporter, FromNode, ProtocolState};
 use super::subscription_store::Record;
 use super::trace_budget::Budget;
-use crate::scheduling::OwnRunDelay;
+use crate::scheduling::RunDelayFile;
 use crate::{cli, sys, text};
 
 /// Limit on a message of the exporter's, which asks short questions.
@@ -42,7 +42,7 @@ pub fn relay(
     trace_budget: Option<Duration>,
     replaces: Option<&[SubscriptionIds]>,
 ) -> io::Result<()> {
-    let files = OpenFiles { record: None, run_delay: OwnRunDelay::open() };
+    let files = OpenFiles { record: None, run_delay: RunDelayFile::open() };
     relay_and_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
 }
 
@@ -51,7 +51,7 @@ pub struct OpenFiles {
     /// Its subscriptions, for its replacement.
     pub record: Option<Record>,
     /// How long it waited for a CPU.
-    pub run_delay: Option<OwnRunDelay>,
+    pub run_delay: Option<RunDelayFile>,
 }
 
 /// The same as a process. With `replaces` it ends the subscriptions in the record.
@@ -243,7 +243,7 @@ impl Relay {
                     && at.saturating_sub(self.run_delay_at) >= RUN_DELAY_INTERVAL
                 {
                     self.run_delay_at = at;
-                    let run_delay = self.files.run_delay.as_ref().and_then(OwnRunDelay::read);
+                    let run_delay = self.files.run_delay.as_ref().and_then(RunDelayFile::read);
                     run_delay.into_iter().for_each(|total| self.protocol.run_delay(total));
                 }
                 self.node.send(self.answer.to(call.question))?;

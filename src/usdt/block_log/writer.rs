@@ -72,7 +72,7 @@ impl Recorder {
         }
         let end = ends.clone();
         let thread = thread::Builder::new().name("block-log".into()).spawn(move || {
-            scheduling::give_way();
+            scheduling::lower_priority();
             writer.run(&reports, &end);
         })?;
         Ok((Recorder { ends, thread }, Queue { sender, lost }))
