@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::json::{count, flag, number};
 use super::node_start::Identity;
 use crate::ipc::PeerStats;
-use crate::metrics::{MESSAGE_TYPES, Network, now};
+use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
 
 /// A peer's clock is off when it differs by more.
 const CLOCK_OFF_SECONDS: u64 = 10;
@@ -71,7 +71,7 @@ impl Peers {
     }
 
     /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`Backlog`].
-    pub fn show(&mut self, peers: &[PeerStats], backlog: Backlog, network: &Network) {
+    pub fn show(&mut self, peers: &[PeerStats], backlog: Backlog, network: &NetworkMetrics) {
         show_kinds(peers, network);
         show_states(peers, network);
         show_queues(peers, backlog, network);
@@ -83,7 +83,7 @@ impl Peers {
     /// counted. What the peers of the first poll had moved before is not counted: an exporter that was restarted would count it
     /// again. Neither is what peers of another long-running node had moved when this one was polled last. It is another one if no
     /// peer is known and there is no other evidence.
-    fn count_traffic(&mut self, peers: &[PeerStats], network: &Network, now: i64) {
+    fn count_traffic(&mut self, peers: &[PeerStats], network: &NetworkMetrics, now: i64) {
         let mut present = HashMap::new();
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
@@ -111,7 +111,7 @@ impl Peers {
 }
 
 /// How many peers there are of each network, connection type, transport and version.
-fn show_kinds(peers: &[PeerStats], network: &Network) {
+fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
     let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
     for peer in peers {
@@ -127,7 +127,7 @@ fn show_kinds(peers: &[PeerStats], network: &Network) {
 }
 
 /// Pings, and how many peers are in each state.
-fn show_states(peers: &[PeerStats], network: &Network) {
+fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
     network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
     let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
@@ -149,7 +149,7 @@ fn show_states(peers: &[PeerStats], network: &Network) {
 }
 
 /// Transactions that wait to be announced.
-fn show_queues(peers: &[PeerStats], backlog: Backlog, network: &Network) {
+fn show_queues(peers: &[PeerStats], backlog: Backlog, network: &NetworkMetrics) {
     let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
     let statistics = [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
     let known = if waiting.is_empty() { &[][..] } else { &statistics };
@@ -157,7 +157,7 @@ fn show_queues(peers: &[PeerStats], backlog: Backlog, network: &Network) {
 }
 
 /// Peers of one autonomous system or of one range of addresses.
-fn show_groups(peers: &[PeerStats], network: &Network) {
+fn show_groups(peers: &[PeerStats], network: &NetworkMetrics) {
     let groups = ["in", "out"].map(|direction| {
         let inbound = direction == "in";
         let peers = || peers.iter().filter(move |peer| peer.is_inbound() == inbound);

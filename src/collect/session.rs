@@ -328,7 +328,7 @@ pub(super) fn show_up(interfaces: &Interfaces, context: &Context) {
 
 /// The node is away: nothing of it is shown.
 pub(super) fn show_away(context: &Context) {
-    context.metrics.node_is_away();
+    context.metrics.clear_node_values();
     let http_only = context.http_rpc.as_ref().filter(|http| http.settings().alone && http.is_wanted());
     let away = http_only.map(|_| ([Interface::HttpRpc.name()], 0.0));
     context.metrics.exporter.interface.replace(away);

@@ -5,7 +5,7 @@ use super::pushed::{Gauge, GaugeVec, area};
 
 area! {
     /// Chainstates, indexes, deployments.
-    pub struct Chainstates {
+    pub struct ChainstateMetrics {
         height: GaugeVec<1> = gauge("bitcoin_chainstate_height",
             "Height of each chainstate: `normal`; with assumeutxo `snapshot`, and `background` until that is validated",
             &["JSON-RPC getchainstates `blocks`"]).by(&["chainstate"]).of_node();

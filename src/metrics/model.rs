@@ -142,7 +142,7 @@ pub enum Value {
     /// A gauge's value, or a counter of seconds.
     Number(f64),
     /// What a histogram has counted.
-    Histogram(Histogram),
+    Histogram(HistogramValue),
 }
 
 impl From<u64> for Value {
@@ -163,8 +163,8 @@ impl From<Duration> for Value {
     }
 }
 
-impl From<Histogram> for Value {
-    fn from(histogram: Histogram) -> Self {
+impl From<HistogramValue> for Value {
+    fn from(histogram: HistogramValue) -> Self {
         Value::Histogram(histogram)
     }
 }
@@ -182,7 +182,7 @@ impl Value {
 
 /// What a histogram has counted.
 #[derive(Clone, Debug, Default)]
-pub struct Histogram {
+pub struct HistogramValue {
     /// The sum of all values.
     pub sum: f64,
     /// Values in each bucket alone, in the order of the declaration's bounds; the last is of those above all bounds.
@@ -191,10 +191,10 @@ pub struct Histogram {
     pub exemplars: Vec<(usize, Exemplar)>,
 }
 
-impl Histogram {
+impl HistogramValue {
     /// One of these bounds that has counted nothing.
     pub(super) fn empty(bounds: &[f64]) -> Self {
-        Histogram { counts: vec![0; bounds.len() + 1], ..Histogram::default() }
+        HistogramValue { counts: vec![0; bounds.len() + 1], ..HistogramValue::default() }
     }
 
     /// Counts a value in the first bucket whose bound it does not exceed.

@@ -7,7 +7,7 @@ const ORPHANS: &[&str] = &["JSON-RPC getorphantxs (Bitcoin Core 29 and later), a
 
 area! {
     /// Relay of transactions.
-    pub struct Relay {
+    pub struct RelayMetrics {
         orphans: Gauge = gauge("bitcoin_orphan_transactions",
             "Transactions that are kept until those come whose outputs they spend", ORPHANS).of_node();
         orphan_bytes: Gauge = gauge("bitcoin_orphan_bytes", "Serialized size of those transactions", ORPHANS).of_node();

@@ -103,7 +103,7 @@ mod tests {
         metrics.mempool.fee_estimate.replace([(["1"], 2.5), (["3"], 1.5)]);
         metrics.network.bytes_sent.set(Some(9));
         history.keep(&metrics);
-        metrics.node_is_away();
+        metrics.clear_node_values();
         history.keep(&metrics);
         let json = history.json();
         assert_eq!(json["names"][3], "bitcoin_fee_estimate_sat_per_vbyte{blocks=\"1\"}");

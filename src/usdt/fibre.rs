@@ -8,7 +8,7 @@ use super::bpf::fibre::types::{self, counts, delivery, event, kind};
 use super::group::Group;
 use super::histogram::{Buckets, TXS};
 use super::maps::{self, Counts, Maps, Plain, Tallied, Tallies};
-use crate::metrics::{Family, Histogram, counter, histogram};
+use crate::metrics::{Family, HistogramValue, counter, histogram};
 
 // SAFETY: see their declarations in the BPF file.
 unsafe impl Counts for counts {}
@@ -244,7 +244,7 @@ fn raw_hash(bytes: &[u8; 65]) -> Hash {
     read.unwrap_or_else(|| *bytes.first_chunk().expect("65 are more than 32"))
 }
 
-fn counted(buckets: &Buckets, counted: types::histogram) -> Histogram {
+fn counted(buckets: &Buckets, counted: types::histogram) -> HistogramValue {
     buckets.counted(counted.sum, counted.buckets)
 }
 
@@ -252,7 +252,7 @@ fn both(
     buckets: &Buckets,
     udp: types::histogram,
     compact: types::histogram,
-) -> [([&'static str; 1], Histogram); 2] {
+) -> [([&'static str; 1], HistogramValue); 2] {
     [([FIBRE_UDP], counted(buckets, udp)), ([BIP152_CMPCT], counted(buckets, compact))]
 }
 

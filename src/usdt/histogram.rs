@@ -2,7 +2,7 @@
 
 use super::blocks::Hash;
 use super::maps;
-use crate::metrics::{Exemplar, Histogram};
+use crate::metrics::{Exemplar, HistogramValue};
 
 /// `BOUNDS` of `bpf/common.h`; the types of the generated code are checked against it.
 const BOUNDS: usize = 15;
@@ -32,9 +32,9 @@ impl Buckets {
     }
 
     /// What was counted: the sum, and the values in each bucket. The programs have more buckets than some metrics.
-    pub fn counted(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> Histogram {
+    pub fn counted(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> HistogramValue {
         let counts = buckets[..=self.bounds.len()].to_vec();
-        Histogram { sum: sum as f64 / self.unit, counts, exemplars: Vec::new() }
+        HistogramValue { sum: sum as f64 / self.unit, counts, exemplars: Vec::new() }
     }
 }
 
@@ -65,7 +65,7 @@ impl Counted {
     }
 
     /// With the last block in each bucket as exemplar.
-    pub fn shown(&self, buckets: &Buckets) -> Histogram {
+    pub fn shown(&self, buckets: &Buckets) -> HistogramValue {
         let exemplar = |&(value, block): &(u64, Block)| {
             let labels =
                 vec![("block_height", block.height.to_string()), ("block_hash", maps::hash(&block.hash))];
@@ -73,7 +73,7 @@ impl Counted {
         };
         let last = self.last.iter().enumerate();
         let exemplars = last.filter_map(|(bucket, last)| Some((bucket, exemplar(last.as_ref()?)))).collect();
-        Histogram { exemplars, ..buckets.counted(self.sum, self.buckets) }
+        HistogramValue { exemplars, ..buckets.counted(self.sum, self.buckets) }
     }
 }
 

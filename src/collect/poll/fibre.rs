@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Calls;
 use crate::collect::json::number;
-use crate::metrics::{Fibre, now};
+use crate::metrics::{FibreMetrics, now};
 
 /// Groups up to which the number is the label; the operator of a FIBRE node chooses it.
 const GROUPS: u64 = 64;
@@ -99,7 +99,7 @@ fn seconds(lastrecv: f64) -> f64 {
     if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
 }
 
-fn show(groups: BTreeMap<String, Group>, silence: &Silence, now: Instant, metrics: &Fibre) {
+fn show(groups: BTreeMap<String, Group>, silence: &Silence, now: Instant, metrics: &FibreMetrics) {
     let groups: Vec<_> = groups.iter().map(|(label, group)| (label.as_str(), *group)).collect();
     let each =
         |of: fn(&Group) -> u32| groups.iter().map(move |(label, group)| ([*label], f64::from(of(group))));

@@ -3,7 +3,7 @@
 use procfs::WithCurrentSystemInfo;
 
 use crate::collect::context::Memory;
-use crate::metrics::NodeProcess;
+use crate::metrics::NodeProcessMetrics;
 use crate::node_process::{PrivateUsage, ProcessUsage, cpu_seconds};
 
 /// Shows what the process uses; nothing when it has ended or cannot be seen.
@@ -11,7 +11,7 @@ pub fn show(
     process: Option<&ProcessUsage>,
     private: &PrivateUsage,
     memory: &mut Memory,
-    metrics: &NodeProcess,
+    metrics: &NodeProcessMetrics,
 ) {
     // Before the total: it has the time of each thread.
     let threads = process.map(ProcessUsage::threads).unwrap_or_default();
