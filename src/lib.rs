@@ -73,7 +73,7 @@ pub use collect::{Candidates, Collector, Config, Context, NextBlock, UtxoTrace, 
 pub use ipc::endpoint;
 pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
 pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
-pub use json_rpc::http::{Credentials, Password, Settings as HttpRpcSettings, Url, tls as http_rpc_tls};
+pub use json_rpc::http::{Credentials, HttpRpcConfig, Password, Url, tls as http_rpc_tls};
 
 /// The text of `METRICS.md`.
 #[cfg(feature = "usdt")]

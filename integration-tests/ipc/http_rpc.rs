@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::testing::{method_names, whitelist_of};
+use bitcoind_exporter::testing::{method_names, whitelist_line};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -116,7 +116,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
         &rpcauth("exporter", "secret word"),
         &rpcauth("less", "secret word"),
         &rpcauth("all", "secret word"),
-        &format!("-{}", whitelist_of("exporter")),
+        &format!("-{}", whitelist_line("exporter")),
         &format!("-rpcwhitelist=less:{}", without_peers.join(",")),
         "-rpcwhitelistdefault=0",
     ]);
@@ -145,7 +145,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
 
     // A user without a list is told of one.
     let all = as_user("all");
-    let advice = format!("add to bitcoin.conf: {}", whitelist_of("all"));
+    let advice = format!("add to bitcoin.conf: {}", whitelist_line("all"));
     eventually("the advice is logged", || all.log().contains(&advice).then_some(()));
     assert!(!exporter.log().contains("bitcoin.conf") && !less.log().contains("bitcoin.conf"));
 

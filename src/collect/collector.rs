@@ -32,15 +32,15 @@ pub(super) async fn open_transport(source: &mut Source, context: &Context) -> Re
         Ok(guarded) => return Ok(NodeTransport::Ipc(guarded)),
         Err(error) => error,
     };
-    let Some(http) = context.http_rpc.as_ref().filter(|http| http.settings().alone) else {
+    let Some(http) = context.http_rpc.as_ref().filter(|http| http.config().http_only) else {
         return Err(error);
     };
     let checker = Checker::alone(http.clone());
     checker.check().await;
-    if http.is_used() {
+    if http.is_usable() {
         Ok(NodeTransport::Http(checker, format!("{error:#}")))
     } else {
-        Err(anyhow!("{error:#}; JSON-RPC over HTTP: {}", http.why_not()))
+        Err(anyhow!("{error:#}; JSON-RPC over HTTP: {}", http.unusable_reason()))
     }
 }
 
@@ -141,7 +141,7 @@ impl Collector {
     /// a node may listen and refuse.
     async fn connect(&self, source: &mut Source, is_logged: bool) -> NodeTransport {
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-        let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.settings().alone);
+        let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.config().http_only);
         let poll_interval = self.context.config.poll_interval;
         let mut backoff = Backoff::default();
         let mut said = String::new();

@@ -15,7 +15,7 @@ use super::peers::Peers;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
 use crate::ipc::{BlockRef, Hash};
-use crate::json_rpc::Cause;
+use crate::json_rpc::FailureCause;
 use crate::json_rpc::http::{self, HttpRpc};
 use crate::logging::Repeats;
 use crate::metrics::Metrics;
@@ -59,7 +59,7 @@ pub struct Config {
     /// End when the node shuts down, instead of waiting for the next one.
     pub exit_with_node: bool,
     /// JSON-RPC over HTTP, where IPC has none.
-    pub http_rpc: Option<http::Settings>,
+    pub http_rpc: Option<http::HttpRpcConfig>,
     /// Where the node's blocks may be, to look at its file system.
     pub data_directory: Candidates,
 }
@@ -120,12 +120,13 @@ impl Context {
         metrics.set_poll_interval(config.poll_interval);
         let http_rpc = config.http_rpc.clone().map(|settings| {
             let metrics = metrics.clone();
-            let count = move |cause: Cause| metrics.exporter.http_rpc_failures.inc_by([cause.name()], 1);
+            let count =
+                move |cause: FailureCause| metrics.exporter.http_rpc_failures.inc_by([cause.name()], 1);
             HttpRpc::new(settings, config.call_timeout, count)
         });
         if http_rpc.is_some() {
             let failures = &metrics.exporter.http_rpc_failures;
-            Cause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
+            FailureCause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
         }
         let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
         let repeats = Repeats::default();

@@ -26,7 +26,7 @@ pub struct Checker {
 impl Checker {
     /// Compares with what these interfaces tell. `on` runs nothing else.
     pub fn new(http: HttpRpc, interfaces: &Interfaces, on: &Thread) -> Self {
-        http.forget_node(false);
+        http.reset_node(false);
         let mining = interfaces.mining.as_ref().map(|mining| mining.on(on));
         let chain = interfaces.chain.as_ref().map(|chain| chain.on(on));
         Checker { http, mining, chain }
@@ -34,7 +34,7 @@ impl Checker {
 
     /// Of a node without IPC: there is nothing to compare with.
     pub fn alone(http: HttpRpc) -> Self {
-        http.forget_node(true);
+        http.reset_node(true);
         Checker { http, mining: None, chain: None }
     }
 
@@ -47,20 +47,20 @@ impl Checker {
     pub async fn check(&self) {
         match self.differs().await {
             Ok(None) => {
-                self.http.use_it();
+                self.http.mark_usable();
                 self.http.check_privileges().await;
             }
-            Ok(Some(difference)) => self.http.differs(format!(
+            Ok(Some(difference)) => self.http.mark_different_node(format!(
                 "{} is another node than {}: {difference}; name the right one with --rpc-url and --rpc-cookie-file, or \
                  --chain",
-                self.http.settings().url,
+                self.http.config().url,
                 if self.mining.is_some() || self.chain.is_some() {
                     "the one behind the IPC socket"
                 } else {
                     "was asked for"
                 },
             )),
-            Err(error) => self.http.failed(&error),
+            Err(error) => self.http.on_call_failed(&error),
         }
     }
 
@@ -69,14 +69,14 @@ impl Checker {
         // Core makes a wrong password wait, and logs it: failures back off.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
-            let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.given_up()).await;
-            let was_used = self.http.is_used();
+            let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.became_unusable()).await;
+            let was_used = self.http.is_usable();
             if !was_used {
                 limit.failed(Instant::now());
                 sleep_until(limit.due()).await;
             }
             self.check().await;
-            if self.http.is_used() {
+            if self.http.is_usable() {
                 limit.succeeded(Instant::now(), Instant::now());
                 if !was_used {
                     usable.notify_one();
@@ -87,8 +87,8 @@ impl Checker {
 
     /// What differs between the node behind the IPC socket and the one that answers over HTTP.
     async fn differs(&self) -> Result<Option<String>, CallError> {
-        let info = self.http.ask("getblockchaininfo", json!([])).await?;
-        if let (Some(wanted), Some(chain)) = (&self.http.settings().chain, info["chain"].as_str())
+        let info = self.http.query("getblockchaininfo", json!([])).await?;
+        if let (Some(wanted), Some(chain)) = (&self.http.config().chain, info["chain"].as_str())
             && wanted != chain
         {
             return Ok(Some(format!("its chain is {chain:?}, not {wanted:?}")));
@@ -113,7 +113,7 @@ impl Checker {
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = tip().await? else { return Ok(None) };
-            let theirs = match self.http.ask("getblockhash", json!([before.height])).await {
+            let theirs = match self.http.query("getblockhash", json!([before.height])).await {
                 Ok(hash) => hash.as_str().unwrap_or_default().to_string(),
                 Err(CallError::JsonRpc { code: OUT_OF_RANGE, .. }) => "none".into(),
                 Err(error) => return Err(error),

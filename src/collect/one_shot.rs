@@ -50,10 +50,10 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
     polled.map_err(|why| anyhow!("the poll failed: {why}"))?;
     if let Some(http) = &context.http_rpc
         && interfaces.uses_http()
-        && http.settings().required
-        && !http.is_used()
+        && http.config().required
+        && !http.is_usable()
     {
-        bail!("--rpc on: {}", http.why_not());
+        bail!("--rpc on: {}", http.unusable_reason());
     }
     show_up(&interfaces, &context);
     Ok(interfaces)
@@ -68,10 +68,10 @@ pub async fn check(source: &mut Source, context: Context) -> Result<String> {
     let http = context.http_rpc.clone();
     let interfaces = once(source, context).await?;
     let http = http.filter(|_| interfaces.uses_http()).map(|http| {
-        if http.is_used() {
-            format!("JSON-RPC over HTTP: {}, {}", http.settings().url, http.settings().credentials.describe())
+        if http.is_usable() {
+            format!("JSON-RPC over HTTP: {}, {}", http.config().url, http.config().credentials.describe())
         } else {
-            format!("JSON-RPC over HTTP is not used: {}", http.why_not())
+            format!("JSON-RPC over HTTP is not used: {}", http.unusable_reason())
         }
     });
     let connection = match interfaces.names()[..] {

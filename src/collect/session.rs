@@ -23,7 +23,7 @@ use super::tip::{TipEnd, TipWatch};
 use crate::ipc::guard::Guard;
 use crate::ipc::{Connection, Interface, Interfaces, Thread};
 use crate::json_rpc::http::HttpRpc;
-use crate::json_rpc::{CallError, Failure};
+use crate::json_rpc::{CallError, HttpFailure};
 use crate::metrics::lifetime;
 use crate::node_process::ProcessUsage;
 use crate::status::State;
@@ -283,7 +283,7 @@ async fn closed(ipc: Option<&Ipc>) -> Rc<str> {
 }
 
 /// Resolves when the node that is asked over HTTP only is gone; never for another.
-async fn node_gone(http_only: Option<&HttpRpc>) -> Failure {
+async fn node_gone(http_only: Option<&HttpRpc>) -> HttpFailure {
     match http_only {
         Some(http) => http.node_gone().await,
         None => std::future::pending().await,
@@ -329,14 +329,14 @@ pub(super) fn show_up(interfaces: &Interfaces, context: &Context) {
 /// The node is away: nothing of it is shown.
 pub(super) fn show_away(context: &Context) {
     context.metrics.clear_node_values();
-    let http_only = context.http_rpc.as_ref().filter(|http| http.settings().alone && http.is_wanted());
+    let http_only = context.http_rpc.as_ref().filter(|http| http.config().http_only && http.is_expected());
     let away = http_only.map(|_| ([Interface::HttpRpc.name()], 0.0));
     context.metrics.exporter.interface.replace(away);
 }
 
 fn show_interfaces(interfaces: &Interfaces, context: &Context) {
     let offered = interfaces.names().into_iter().map(|name| ([name], 1.0));
-    let wanted = context.http_rpc.as_ref().is_some_and(HttpRpc::is_wanted) && interfaces.uses_http();
+    let wanted = context.http_rpc.as_ref().is_some_and(HttpRpc::is_expected) && interfaces.uses_http();
     let away = wanted && !interfaces.offers(Interface::HttpRpc);
     let away = away.then_some(([Interface::HttpRpc.name()], 0.0));
     context.metrics.exporter.interface.replace(offered.chain(away));
@@ -402,10 +402,10 @@ mod tests {
         let missed = |error| End::MissedPolls(3, PollError::NoAnswer("uptime", error)).reason();
         assert_eq!(End::MissedPolls(3, PollError::NoTip).reason(), Some("lost"), "it answers");
         let timeout = CallError::TimedOut(Duration::from_secs(1));
-        let http = |cause| CallError::Http(Failure::new(cause, ""));
+        let http = |cause| CallError::Http(HttpFailure::new(cause, ""));
         assert_eq!(missed(timeout), Some("hung"));
-        assert_eq!(missed(http(crate::json_rpc::Cause::Timeout)), Some("hung"));
-        assert_eq!(missed(http(crate::json_rpc::Cause::Unauthorized)), Some("lost"));
+        assert_eq!(missed(http(crate::json_rpc::FailureCause::Timeout)), Some("hung"));
+        assert_eq!(missed(http(crate::json_rpc::FailureCause::Unauthorized)), Some("lost"));
         assert_eq!(End::from(CallError::TimedOut(Duration::ZERO)).reason(), Some("hung"));
     }
 }

@@ -95,7 +95,7 @@ impl Interfaces {
             Interface::Chain => self.chain.is_some(),
             Interface::Node => self.node.is_some(),
             Interface::Tracing => self.tracing.is_some(),
-            Interface::HttpRpc => self.http.as_ref().is_some_and(HttpRpc::is_used),
+            Interface::HttpRpc => self.http.as_ref().is_some_and(HttpRpc::is_usable),
         }
     }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::connection::{OnThread, call};
 use super::{CallError, Thread};
-use crate::json_rpc::{Response, Transport, error_of, parse, request};
+use crate::json_rpc::{Response, Transport, call_error, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
 
@@ -46,7 +46,7 @@ impl ExecuteRpc {
                 })?;
                 let answer = answer.get()?;
                 if answer.has_rpc_error() {
-                    return Err(error_of(&parse(answer.get_rpc_error()?.to_str()?)?));
+                    return Err(call_error(&parse(answer.get_rpc_error()?.to_str()?)?));
                 }
                 if answer.has_error() {
                     return Err(CallError::Failed(answer.get_error()?.to_str()?.to_string()));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Cause, Failure};
+use super::{FailureCause, HttpFailure};
 use crate::text;
 
 /// A call to the node that did not give what was asked for. The texts come from the node, or from whatever answers in its
@@ -26,7 +26,7 @@ pub enum CallError {
         message: String,
     },
     /// JSON-RPC over HTTP cannot be used, and why. It says nothing of the connection over IPC.
-    Http(Failure),
+    Http(HttpFailure),
     /// The answer is larger than the limit on one. The connection is not affected.
     TooLarge(String),
     /// The answer is not what the schema or the documentation promises.
@@ -38,7 +38,7 @@ impl CallError {
     pub fn is_timeout(&self) -> bool {
         match self {
             CallError::TimedOut(_) => true,
-            CallError::Http(failure) => failure.cause == Cause::Timeout,
+            CallError::Http(failure) => failure.cause == FailureCause::Timeout,
             _ => false,
         }
     }
@@ -48,7 +48,7 @@ impl CallError {
     pub fn ends_poll(&self, is_http_only: bool) -> bool {
         match self {
             CallError::TimedOut(_) | CallError::Disconnected(_) => true,
-            CallError::Http(failure) => is_http_only && failure.cause != Cause::Busy,
+            CallError::Http(failure) => is_http_only && failure.cause != FailureCause::Busy,
             _ => false,
         }
     }
@@ -108,7 +108,7 @@ fn an_error_is_one_short_line_whatever_the_node_sent() {
         CallError::Failed(text()),
         CallError::Disconnected(text()),
         CallError::JsonRpc { code: -1, message: text() },
-        CallError::Http(Failure::from(text())),
+        CallError::Http(HttpFailure::from(text())),
         CallError::Malformed(text()),
     ] {
         let line = error.to_string();

@@ -100,7 +100,7 @@ pub fn method_names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The line of `bitcoin.conf` that permits this user what the exporter calls, and no more.
-pub fn whitelist_of(user: &str) -> String {
+pub fn whitelist_line(user: &str) -> String {
     format!("rpcwhitelist={user}:{}", method_names().collect::<Vec<_>>().join(","))
 }
 
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn docs_list_the_whitelist() {
         let page = include_str!("../../docs/json-rpc.md");
-        let line = whitelist_of("exporter");
+        let line = whitelist_line("exporter");
         assert!(page.lines().any(|found| found.trim() == line), "docs/json-rpc.md lacks this line: {line}");
     }
 }

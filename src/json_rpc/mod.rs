@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 pub use error::CallError;
-pub use http_failure::{Cause, Failure};
-pub(crate) use message::{Response, error_of, parse, request};
-pub use methods::{method_names, whitelist_of};
+pub use http_failure::{FailureCause, HttpFailure};
+pub(crate) use message::{Response, call_error, parse, request};
+pub use methods::{method_names, whitelist_line};
 
 /// How a node takes JSON-RPC.
 pub trait Transport {

@@ -11,7 +11,7 @@ use bitcoind_exporter::cli::{self, Program, Shared};
 use bitcoind_exporter::endpoint::{self, CHAINS, KnownChain, Source, default_datadir};
 use bitcoind_exporter::sandbox::Files;
 use bitcoind_exporter::{
-    Candidates, Config, Credentials, HttpRpcSettings, NextBlock, Password, RPC_PASSWORD_VARIABLE, Url,
+    Candidates, Config, Credentials, HttpRpcConfig, NextBlock, Password, RPC_PASSWORD_VARIABLE, Url,
     UtxoTrace, http_rpc_tls,
 };
 use clap::Parser;
@@ -164,7 +164,7 @@ impl Arguments {
         self.chain.as_deref().map(KnownChain::named).or_else(by_folder)
     }
 
-    fn http_rpc(&self) -> Result<Option<HttpRpcSettings>> {
+    fn http_rpc(&self) -> Result<Option<HttpRpcConfig>> {
         if self.rpc == Rpc::Off {
             return Ok(None);
         }
@@ -190,18 +190,18 @@ impl Arguments {
                     .unwrap_or_else(|| chain_or_main.folder(&default_datadir()).join(".cookie")),
             }),
         };
-        let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
+        let url = self.rpc_url.clone().unwrap_or_else(|| Url::on_localhost(chain_or_main.rpc_port));
         if !url.tls && self.rpc_ca_file.is_some() {
             bail!("--rpc-ca-file is of no use without an https URL");
         }
-        let tls = url.tls.then(|| http_rpc_tls::trusting(self.rpc_ca_file.as_deref())).transpose()?;
-        Ok(Some(HttpRpcSettings {
+        let tls = url.tls.then(|| http_rpc_tls::client_config(self.rpc_ca_file.as_deref())).transpose()?;
+        Ok(Some(HttpRpcConfig {
             url,
             tls,
             credentials,
             chain: chain.map(|chain| chain.name.to_string()),
             required: self.rpc == Rpc::On,
-            alone: self.may_lack_ipc(),
+            http_only: self.may_lack_ipc(),
         }))
     }
 

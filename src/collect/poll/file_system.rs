@@ -41,7 +41,7 @@ impl DataDirectory {
     async fn add_log(&mut self, calls: &mut Calls) {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {
-            let is_local = calls.context.http_rpc.as_ref().is_some_and(|http| http.settings().url.is_local());
+            let is_local = calls.context.http_rpc.as_ref().is_some_and(|http| http.config().url.is_local());
             is_local && self.candidates == Candidates::default() && directory_of_cookie(calls).is_none()
         };
         if self.log_known || calls.json_rpc().is_none() || (over_http && !is_needed()) {
@@ -61,8 +61,8 @@ impl DataDirectory {
 /// If the cookie in it was accepted.
 fn directory_of_cookie(calls: &Calls) -> Option<PathBuf> {
     let http = calls.context.http_rpc.as_ref()?;
-    match &http.settings().credentials {
-        Credentials::Cookie(path) if http.is_used() && calls.interfaces.uses_http() => {
+    match &http.config().credentials {
+        Credentials::Cookie(path) if http.is_usable() && calls.interfaces.uses_http() => {
             Some(path.parent()?.to_path_buf())
         }
         _ => None,

@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Cause, Failure, Settings};
+use super::{FailureCause, HttpFailure, HttpRpcConfig};
 
 /// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
@@ -24,7 +24,7 @@ const MAX_BODY_BYTES: usize = 64 << 20;
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// A connection that is kept.
-pub struct Kept {
+pub struct PooledConnection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// What the node last let us in with.
     pub authorization: HeaderValue,
@@ -32,20 +32,20 @@ pub struct Kept {
 }
 
 /// A whole answer.
-pub struct Answer {
+pub struct HttpResponse {
     pub status: StatusCode,
     pub content_type: Option<String>,
     pub body: Bytes,
 }
 
 /// Sends a request and reads its answer; on a new connection if the node has closed the one that was kept.
-pub async fn exchange(
-    settings: &Settings,
-    kept: Option<Kept>,
+pub async fn send_request(
+    config: &HttpRpcConfig,
+    pooled: Option<PooledConnection>,
     authorization: &HeaderValue,
     body: &Bytes,
-) -> Result<(Kept, Answer), Failure> {
-    let url = &settings.url;
+) -> Result<(PooledConnection, HttpResponse), HttpFailure> {
+    let url = &config.url;
     let request = || {
         Request::post(&url.path)
             .header(HOST, url.authority())
@@ -54,33 +54,36 @@ pub async fn exchange(
             .body(Full::new(body.clone()))
             .map_err(|error| error.to_string())
     };
-    if let Some(mut kept) = kept
-        && kept.sender.ready().await.is_ok()
-        && let Ok(head) = kept.sender.send_request(request()?).await
+    if let Some(mut pooled) = pooled
+        && pooled.sender.ready().await.is_ok()
+        && let Ok(head) = pooled.sender.send_request(request()?).await
     {
-        kept.authorization = authorization.clone();
-        return Ok((kept, whole(head).await?));
+        pooled.authorization = authorization.clone();
+        return Ok((pooled, read_response(head).await?));
     }
-    let mut kept = connect(settings, authorization).await?;
-    let head = kept.sender.send_request(request()?).await;
+    let mut pooled = connect(config, authorization).await?;
+    let head = pooled.sender.send_request(request()?).await;
     let head =
         head.map_err(|error| format!("no HTTP answer ({error}); is it the port of the node's JSON-RPC?"))?;
-    Ok((kept, whole(head).await?))
+    Ok((pooled, read_response(head).await?))
 }
 
-async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kept, Failure> {
-    let Settings { url, tls, .. } = settings;
+async fn connect(
+    config: &HttpRpcConfig,
+    authorization: &HeaderValue,
+) -> Result<PooledConnection, HttpFailure> {
+    let HttpRpcConfig { url, tls, .. } = config;
     let stream =
         TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => Failure::new(
-                Cause::Refused,
+            std::io::ErrorKind::ConnectionRefused => HttpFailure::new(
+                FailureCause::Refused,
                 "nobody listens there; is the node's -server on, and is this its -rpcport? (--rpc-url)",
             ),
             _ => format!("cannot connect: {error}").into(),
         })?;
     let _ = stream.set_nodelay(true); // without it a call is only slower
     let stream = match tls.as_ref().filter(|_| url.tls) {
-        Some(tls) => Either::Right(encrypted(stream, &url.host, tls.clone()).await?),
+        Some(tls) => Either::Right(tls_connect(stream, &url.host, tls.clone()).await?),
         None => Either::Left(stream),
     };
     let handshake =
@@ -89,10 +92,10 @@ async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kep
     let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async {
         let _ = connection.await; // whoever waits for an answer is told
     }));
-    Ok(Kept { sender, authorization: authorization.clone(), _driver: driver })
+    Ok(PooledConnection { sender, authorization: authorization.clone(), _driver: driver })
 }
 
-async fn encrypted(
+async fn tls_connect(
     stream: TcpStream,
     host: &str,
     config: Arc<ClientConfig>,
@@ -111,17 +114,18 @@ async fn encrypted(
     })
 }
 
-async fn whole(head: Response<Incoming>) -> Result<Answer, Failure> {
+async fn read_response(head: Response<Incoming>) -> Result<HttpResponse, HttpFailure> {
     let (head, body) = head.into_parts();
     let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| match error
         .downcast_ref::<LengthLimitError>()
     {
-        Some(_) => {
-            Failure::new(Cause::TooLarge, format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20))
-        }
+        Some(_) => HttpFailure::new(
+            FailureCause::TooLarge,
+            format!("the answer is larger than {} MB", MAX_BODY_BYTES >> 20),
+        ),
         None => format!("the answer ended too early ({error})").into(),
     })?;
     let content_type =
         head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);
-    Ok(Answer { status: head.status, content_type, body: body.to_bytes() })
+    Ok(HttpResponse { status: head.status, content_type, body: body.to_bytes() })
 }

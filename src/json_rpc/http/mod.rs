@@ -18,14 +18,14 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 
-use super::{Cause, Failure};
+use super::{FailureCause, HttpFailure};
 pub use client::HttpRpc;
 pub use credentials::{Credentials, Password};
 pub use url::Url;
 
 /// Where a node's JSON-RPC over HTTP is, and how to be let in.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct HttpRpcConfig {
     /// Where it listens.
     pub url: Url,
     /// For https.
@@ -37,5 +37,5 @@ pub struct Settings {
     /// It was asked for: that it cannot be used is a warning, or with `--once` and `--check` an error.
     pub required: bool,
     /// It is asked even when there is no connection over IPC.
-    pub alone: bool,
+    pub http_only: bool,
 }
