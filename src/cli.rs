@@ -72,7 +72,7 @@ impl Shared {
 
     /// What the endpoint reads while it serves.
     pub fn files(&self) -> Files {
-        let read = self.web_config_file.as_deref().map(WebConfig::renewed_files).unwrap_or_default();
+        let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
         Files { read, ..Files::default() }
     }
 

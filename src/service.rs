@@ -13,7 +13,7 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::http::{self, Endpoint, Listener, Pages, Serving};
+use crate::http::{self, Endpoint, HttpServerHandle, Listener, Pages};
 use crate::systemd::{self, Heartbeat};
 
 /// A signal that is repeated within this time is the same request: a service manager that signals all processes of a unit reaches
@@ -23,7 +23,7 @@ const SAME_SIGNAL: Duration = Duration::from_millis(500);
 /// A process that serves metrics.
 pub struct Service {
     listeners: Vec<Arc<Listener>>,
-    serving: Serving,
+    serving: HttpServerHandle,
     heartbeat: Heartbeat,
     terminate: signal::Signal,
     interrupt: signal::Signal,

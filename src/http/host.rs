@@ -20,7 +20,7 @@ pub struct HostName(String);
 impl FromStr for HostName {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let name = name_of(text);
+        let name = host_name(text);
         let is_name = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
         if !is_name && name.parse::<IpAddr>().is_err() {
@@ -71,7 +71,7 @@ impl AllowedHosts {
 
     fn allows(&self, host: &[u8]) -> bool {
         let Ok(host) = str::from_utf8(host) else { return false };
-        let name = name_of(host);
+        let name = host_name(host);
         name.is_empty()
             || name.eq_ignore_ascii_case("localhost")
             || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
@@ -80,7 +80,7 @@ impl AllowedHosts {
 }
 
 /// The name or address in `NAME:PORT`, without the brackets of IPv6 and the dot of a complete name.
-fn name_of(host: &str) -> &str {
+fn host_name(host: &str) -> &str {
     let host = host.trim();
     if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
         return address;

@@ -13,7 +13,7 @@
 //! | attack | part | test |
 //! |---|---|---|
 //! | many connections | `connections`: the oldest is closed for a new one, those with a password last | `connections::tests`, `http_abuse.rs` |
-//! | many health checks, which need no password | `server::share`: connections of their own | `server::tests` |
+//! | many health checks, which need no password | `server::connection_limit`: connections of their own | `server::tests` |
 //! | a request, a handshake or an idle connection without an end | `HEADER_TIMEOUT`, `HANDSHAKE_TIMEOUT`, `MAX_HEADER_BYTES` | `fuzz/targets/http.rs`, on a paused clock |
 //! | answers that are not read, or byte by byte | `deadline`, `SOCKET_BYTES` | `deadline::tests`, `http_abuse.rs` |
 //! | a web page under a name that resolves to loopback (DNS rebinding) | `host` | `host::tests`, `http_abuse.rs` |
@@ -35,5 +35,5 @@ pub use host::HostName;
 pub use listener::Listener;
 pub(crate) use listener::remove_stale_socket;
 pub use routes::Pages;
-pub use server::{Endpoint, Serving, serve_on_thread};
+pub use server::{Endpoint, HttpServerHandle, serve_on_thread};
 pub use web_config::WebConfig;

@@ -209,13 +209,13 @@ impl Arguments {
         )?;
         match (user, self.certificate()?) {
             (None, None) => self.shared.web_config(),
-            (user, certificate) => WebConfig::of(user, certificate).context("--tls-cert, --tls-key"),
+            (user, certificate) => WebConfig::from_parts(user, certificate).context("--tls-cert, --tls-key"),
         }
     }
 
     /// How health checks are answered: as `fibre_exporter.py` does, with its certificate and without a password.
     pub fn health_web_config(&self) -> Result<WebConfig> {
-        WebConfig::of(None, self.certificate()?).context("--tls-cert, --tls-key")
+        WebConfig::from_parts(None, self.certificate()?).context("--tls-cert, --tls-key")
     }
 
     fn certificate(&self) -> Result<Option<(&Path, &Path)>> {
