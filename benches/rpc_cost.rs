@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::testing::{Connection, Interfaces};
+use bitcoind_exporter::testing::{Interfaces, IpcConnection};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -37,7 +37,7 @@ fn main() {
 async fn measure(socket: &Path) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let node = getsockopt(&stream, sockopt::PeerCredentials).unwrap().pid();
-    let connection = Connection::new(stream, Duration::from_secs(60)).await.unwrap();
+    let connection = IpcConnection::new(stream, Duration::from_secs(60)).await.unwrap();
     let thread = connection.thread("bench").await.unwrap();
     let interfaces = Interfaces::discover(&connection, &thread).await.unwrap();
     let json_rpc = interfaces.expect("a node that is not shutting down").json_rpc().expect("JSON-RPC");

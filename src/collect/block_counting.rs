@@ -75,10 +75,10 @@ pub fn next_action(counted: Option<BlockRef>, tip: BlockRef, facts: &Facts) -> A
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::Hash;
+    use crate::ipc::BlockHash;
 
     fn block(name: u8, height: i32) -> BlockRef {
-        BlockRef { hash: Hash([name; 32]), height }
+        BlockRef { hash: BlockHash([name; 32]), height }
     }
 
     #[test]

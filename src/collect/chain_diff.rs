@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::ipc::{BlockRef, Hash};
+use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::{CallError, JsonRpc};
 
 /// Whether a retry is useless: the node does not know the block, because it is on another chain or its block index was rebuilt.
@@ -94,7 +94,7 @@ impl Header {
 
 /// A block hash as the node prints it.
 fn hash_of(value: Value) -> Result<String, CallError> {
-    let hash: Hash = value.as_str().unwrap_or_default().parse()?;
+    let hash: BlockHash = value.as_str().unwrap_or_default().parse()?;
     Ok(hash.to_string())
 }
 
@@ -140,7 +140,7 @@ mod tests {
     fn block(branch: char, height: i32) -> BlockRef {
         let mut hash = [0; 32];
         (hash[0], hash[1]) = (height as u8, branch as u8);
-        BlockRef { hash: Hash(hash), height }
+        BlockRef { hash: BlockHash(hash), height }
     }
 
     impl Transport for Chains {
@@ -156,7 +156,7 @@ mod tests {
                     json!(block('a', height.as_i64().unwrap() as i32).hash.to_string())
                 }
                 (_, hash) => {
-                    let Hash(hash) = hash.as_str().unwrap().parse().unwrap();
+                    let BlockHash(hash) = hash.as_str().unwrap().parse().unwrap();
                     let (height, branch) = (i32::from(hash[0]), char::from(hash[1]));
                     if !matches!((branch, height), ('a', 0..=40) | ('b', 31..=34)) {
                         return Box::pin(async { not_found });

@@ -10,7 +10,7 @@ use super::context::{Context, UtxoTrace};
 use super::handshake;
 use super::http_rpc_verifier::Checker;
 use super::session::{End, Session, show_away};
-use crate::ipc::endpoint::Source;
+use crate::ipc::endpoint::NodeEndpoint;
 use crate::ipc::guard;
 use crate::node_process::SocketPeer;
 use crate::status::State;
@@ -25,7 +25,7 @@ pub(super) enum NodeTransport {
 }
 
 /// Connects to the socket. Where that fails, and the node need not have one, asks over HTTP.
-pub(super) async fn open_transport(source: &mut Source, context: &Context) -> Result<NodeTransport> {
+pub(super) async fn open_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
     let trace_budget = (config.utxo_trace == UtxoTrace::Auto).then_some(config.utxo_trace_budget);
     let error = match source.open(trace_budget).await {
@@ -64,7 +64,7 @@ impl Collector {
     ///
     /// # Errors
     /// An inherited connection ended, and there is no path to reconnect to.
-    pub async fn run(self, mut source: Source) -> Result<()> {
+    pub async fn run(self, mut source: NodeEndpoint) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
         // A connection that fails again and again is logged once a minute.
@@ -139,7 +139,7 @@ impl Collector {
     ///
     /// Trying a socket costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon. Over HTTP
     /// a node may listen and refuse.
-    async fn connect(&self, source: &mut Source, is_logged: bool) -> NodeTransport {
+    async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.config().http_only);
         let poll_interval = self.context.config.poll_interval;

@@ -14,7 +14,7 @@ use super::node_start::NodeStart;
 use super::peers::Peers;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
-use crate::ipc::{BlockRef, Hash};
+use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::FailureCause;
 use crate::json_rpc::http::{self, HttpRpc};
 use crate::logging::Repeats;
@@ -67,7 +67,7 @@ pub struct Config {
 /// A block that became the tip, and when that was heard of.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewTip {
-    pub hash: Hash,
+    pub hash: BlockHash,
     pub at: Instant,
 }
 

@@ -13,7 +13,7 @@ use super::next_block;
 use super::session::{End, Ipc, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};
 use crate::ipc::guard::{Guard, Place};
-use crate::ipc::{Connection, Interfaces, Mining, Thread};
+use crate::ipc::{Interfaces, IpcConnection, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::SocketPeer;
 use crate::supervisor::Guarded;
@@ -50,16 +50,16 @@ pub async fn open(
 
 /// A connection to a node that can be asked.
 struct Prepared {
-    connection: Connection,
-    waiting: Thread,
-    subscribing: Thread,
-    building: Option<Thread>,
+    connection: IpcConnection,
+    waiting: NodeThread,
+    subscribing: NodeThread,
+    building: Option<NodeThread>,
     interfaces: Interfaces,
     http_rpc: Option<Checker>,
 }
 
 async fn shake_hands(stream: UnixStream, node: &SocketPeer, context: &Context) -> Result<Prepared, End> {
-    let connection = Connection::new(stream, context.config.call_timeout).await;
+    let connection = IpcConnection::new(stream, context.config.call_timeout).await;
     let connection = connection.map_err(|error| match error {
         // A node that hangs still accepts connections.
         CallError::TimedOut(_) => End::Failed(error),
@@ -88,7 +88,7 @@ async fn shake_hands(stream: UnixStream, node: &SocketPeer, context: &Context) -
 
 /// Adds JSON-RPC over HTTP where IPC has none. The first poll uses it if it answers soon.
 async fn turn_to_http(
-    connection: &Connection,
+    connection: &IpcConnection,
     interfaces: &mut Interfaces,
     context: &Context,
 ) -> Result<Option<Checker>, CallError> {
@@ -108,7 +108,10 @@ async fn shutdown_of(node: &SocketPeer) {
     }
 }
 
-async fn prepare(connection: &Connection, node: &SocketPeer) -> Result<(Thread, Thread, Interfaces), End> {
+async fn prepare(
+    connection: &IpcConnection,
+    node: &SocketPeer,
+) -> Result<(NodeThread, NodeThread, Interfaces), End> {
     // A thread per kind of work, so that none waits for another.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
@@ -121,7 +124,7 @@ async fn prepare(connection: &Connection, node: &SocketPeer) -> Result<(Thread, 
     }
     // Answered when the chain state is loaded: no deadline.
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
-    interfaces.mining = mining.map(|mining| mining.on(&polling));
+    interfaces.mining = mining.map(|mining| mining.on_thread(&polling));
     if interfaces.mining.is_none() && interfaces.json_rpc().is_some() {
         // Each node has it until it shuts down, which its process shows a moment later.
         match node.is_shutting_down() {
@@ -129,16 +132,19 @@ async fn prepare(connection: &Connection, node: &SocketPeer) -> Result<(Thread, 
             None => return Err(End::NodeShutDown),
         }
     }
-    if !interfaces.tell_the_tip() {
+    if !interfaces.has_tip_source() {
         wait_for_evidence(node).await?;
         interfaces.mining = Mining::discover_core30(connection, &polling).await?;
     }
-    if !interfaces.tell_the_tip() {
+    if !interfaces.has_tip_source() {
         return Err(End::NothingOffered);
     }
     // Nothing else is asked of a node that is going down: estimatesmartfee would never be answered.
     if let Some(mining) = &interfaces.mining
-        && let Ok(None) = mining.on(&waiting.patient(LONG_POLL)).wait_tip_changed(NO_BLOCK, LONG_POLL).await
+        && let Ok(None) = mining
+            .on_thread(&waiting.with_extra_timeout(LONG_POLL))
+            .wait_tip_changed(NO_BLOCK, LONG_POLL)
+            .await
     {
         return Err(End::NodeShutDown);
     }

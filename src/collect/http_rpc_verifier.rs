@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::json::number;
 use super::rate_limit::RateLimit;
-use crate::ipc::{BlockRef, Chain, Interfaces, Mining, Thread};
+use crate::ipc::{BlockRef, Chain, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 use crate::json_rpc::http::HttpRpc;
 
@@ -25,10 +25,10 @@ pub struct Checker {
 
 impl Checker {
     /// Compares with what these interfaces tell. `on` runs nothing else.
-    pub fn new(http: HttpRpc, interfaces: &Interfaces, on: &Thread) -> Self {
+    pub fn new(http: HttpRpc, interfaces: &Interfaces, thread: &NodeThread) -> Self {
         http.reset_node(false);
-        let mining = interfaces.mining.as_ref().map(|mining| mining.on(on));
-        let chain = interfaces.chain.as_ref().map(|chain| chain.on(on));
+        let mining = interfaces.mining.as_ref().map(|mining| mining.on_thread(thread));
+        let chain = interfaces.chain.as_ref().map(|chain| chain.on_thread(thread));
         Checker { http, mining, chain }
     }
 

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::context::{Context, NewTip, NextBlock};
 use super::rate_limit::RateLimit;
 use super::suspend::Suspensions;
-use crate::ipc::{BlockContents, Hash, Interfaces, Mining, Template, Thread};
+use crate::ipc::{BlockContents, BlockHash, BlockTemplate, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 
 /// Whether this node is asked for templates. Development branches that offer Chain or Node are not: when they cannot build
@@ -43,12 +43,12 @@ pub struct Builder {
 
 /// The block that the last template is built on.
 #[derive(Default)]
-struct LastOn(Option<Hash>);
+struct LastOn(Option<BlockHash>);
 
 impl LastOn {
     /// The tip, if this template is the first one on it. The node may have had the block, and a template that was due may have been
     /// built on it, before the tip was reported.
-    fn first_after(&mut self, new_tip: Option<NewTip>, on: Hash) -> Option<NewTip> {
+    fn first_after(&mut self, new_tip: Option<NewTip>, on: BlockHash) -> Option<NewTip> {
         let is_first = self.0.replace(on) != Some(on);
         new_tip.filter(|tip| is_first && tip.hash == on)
     }
@@ -56,7 +56,7 @@ impl LastOn {
 
 /// What a template holds.
 struct Contents {
-    on: Hash,
+    on: BlockHash,
     transactions: usize,
     weight: u64,
     fees: i64,
@@ -65,8 +65,8 @@ struct Contents {
 
 impl Builder {
     /// Its calls run on `thread`, which nothing else uses. `None` if the node offers no Mining.
-    pub fn new(interfaces: &Interfaces, thread: &Thread, context: &Rc<Context>) -> Option<Self> {
-        let mining = interfaces.mining.as_ref()?.on(&thread.without_deadline());
+    pub fn new(interfaces: &Interfaces, thread: &NodeThread, context: &Rc<Context>) -> Option<Self> {
+        let mining = interfaces.mining.as_ref()?.on_thread(&thread.without_deadline());
         let new_tip = context.new_tip.subscribe();
         context.metrics.next_block.start();
         let share = if context.config.next_block == NextBlock::Auto { SHARE } else { 0 };
@@ -172,7 +172,7 @@ impl Builder {
     }
 
     /// Waits as long as it takes, because the call can be neither cancelled nor made again.
-    async fn create(&self) -> Result<Option<Template>, CallError> {
+    async fn create(&self) -> Result<Option<BlockTemplate>, CallError> {
         let at_most = self.context.config.call_timeout;
         let mut creating = pin!(self.mining.create_new_block());
         match timeout(at_most, &mut creating).await {
@@ -190,10 +190,11 @@ impl Builder {
 
 /// Reads what a template holds. The weight is known from the block alone, up to 4 MB on the socket; the node copies it without
 /// a lock.
-async fn read(template: &Template) -> Result<Contents, CallError> {
+async fn read(template: &BlockTemplate) -> Result<Contents, CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;
-    let read = |block: &[u8]| Some((Hash::try_from(block.get(4..36)?).ok()?, BlockContents::count(block)?));
+    let read =
+        |block: &[u8]| Some((BlockHash::try_from(block.get(4..36)?).ok()?, BlockContents::count(block)?));
     let Some((on, contents)) = template.block(read).await? else {
         return Err(CallError::Malformed("a block template that is no block".into()));
     };
@@ -208,7 +209,7 @@ mod tests {
 
     #[test]
     fn second_template_on_a_tip_is_not_the_first_after_it() {
-        let (a, b) = (Hash([1; 32]), Hash([2; 32]));
+        let (a, b) = (BlockHash([1; 32]), BlockHash([2; 32]));
         let tip = |hash| Some(NewTip { hash, at: Instant::now() });
         let mut last_on = LastOn::default();
         assert!(last_on.first_after(None, a).is_none(), "no new tip");

@@ -9,7 +9,7 @@ use super::collector::{NodeTransport, open_transport};
 use super::context::Context;
 use super::handshake::open_guarded;
 use super::session::{Session, show_up};
-use crate::ipc::endpoint::Source;
+use crate::ipc::endpoint::NodeEndpoint;
 use crate::ipc::guard::Places;
 use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
@@ -19,7 +19,7 @@ use crate::node_process::SocketPeer;
 ///
 /// # Errors
 /// No connection, or a call that failed.
-pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
+pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
     let guarded = match open_transport(source, &context).await? {
@@ -63,7 +63,7 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
 ///
 /// # Errors
 /// As [`once`].
-pub async fn check(source: &mut Source, context: Context) -> Result<String> {
+pub async fn check(source: &mut NodeEndpoint, context: Context) -> Result<String> {
     let metrics = context.metrics.clone();
     let http = context.http_rpc.clone();
     let interfaces = once(source, context).await?;
@@ -93,8 +93,8 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     }
     for interface in Interface::ALL {
         let offered = if interfaces.offers(interface) { "yes" } else { "no " };
-        let (name, gives) = (interface.name(), interface.gives());
-        described.push_str(&format!("interface {name:<9}{offered} {gives}\n"));
+        let (name, description) = (interface.name(), interface.description());
+        described.push_str(&format!("interface {name:<9}{offered} {description}\n"));
     }
     for advice in what_gives_more(interfaces) {
         described.push_str(&format!("more: {advice}\n"));

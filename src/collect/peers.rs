@@ -21,7 +21,7 @@ const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
 /// The node's number for a peer, and when it connected, Unix seconds: after a restart of the node the numbers begin at 0 again.
 /// The time stays the same for the life of the connection, whatever happens to the node's clock.
-type Connection = (i64, i64);
+type PeerKey = (i64, i64);
 
 /// Transactions that wait for the rate limit of Bitcoin Core 32, before they are queued for each inbound or each outbound peer.
 /// Earlier versions queue them for each peer at once.
@@ -57,7 +57,7 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
 #[derive(Default)]
 pub struct Peers {
     /// `None` before the first poll.
-    counted: Option<HashMap<(Connection, &'static str, &'static str), u64>>,
+    counted: Option<HashMap<(PeerKey, &'static str, &'static str), u64>>,
     /// When they were seen last, Unix seconds.
     seen: i64,
     /// What the node of the next ones is to the one of those.

@@ -21,7 +21,7 @@ use super::subscriptions::Subscriptions;
 use super::suspend::Suspensions;
 use super::tip::{TipEnd, TipWatch};
 use crate::ipc::guard::Guard;
-use crate::ipc::{Connection, Interface, Interfaces, Thread};
+use crate::ipc::{Interface, Interfaces, IpcConnection, NodeThread};
 use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, HttpFailure};
 use crate::metrics::lifetime;
@@ -122,14 +122,14 @@ pub struct Session {
 
 /// A connection over IPC, and the node's threads on it.
 pub(super) struct Ipc {
-    pub connection: Connection,
+    pub connection: IpcConnection,
     pub guard: Option<Guard>,
     /// Runs the long poll.
-    pub waiting: Thread,
+    pub waiting: NodeThread,
     /// Starts and ends subscriptions.
-    pub subscribing: Thread,
+    pub subscribing: NodeThread,
     /// Builds block templates, if the node is asked for them.
-    pub building: Option<Thread>,
+    pub building: Option<NodeThread>,
 }
 
 /// What runs beside the loop. Dropping it ends all of it.

@@ -34,13 +34,13 @@ impl Subscriptions {
         context: &Rc<Context>,
     ) -> Option<Self> {
         let guard = ipc.guard.as_mut()?;
-        let on = &ipc.subscribing;
+        let thread = &ipc.subscribing;
         let tracing = interfaces.tracing.as_ref().filter(|_| interfaces.mining.is_some());
         let (polled, polls) = watch::channel(Polled::default());
         let any = Rc::<Cell<bool>>::default();
         let task = Task {
-            chain: interfaces.chain.as_ref().map(|chain| chain.on(on)),
-            tracing: tracing.map(|tracing| tracing.on(on)),
+            chain: interfaces.chain.as_ref().map(|chain| chain.on_thread(thread)),
+            tracing: tracing.map(|tracing| tracing.on_thread(thread)),
             chain_subscription: None,
             trace: Trace::new(tracing, context),
             any: any.clone(),

@@ -15,7 +15,7 @@ use super::block_counting::{Action, Facts, Headers, Reconnected, next_action};
 use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
 use super::context::{Context, NewTip};
 use super::node_start::Uptime;
-use crate::ipc::{BlockRef, Hash, Interfaces, Mining, Thread};
+use crate::ipc::{BlockHash, BlockRef, Interfaces, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::now;
 
@@ -27,7 +27,7 @@ pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
 const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The hash of no block: a long poll with it returns the present tip at once.
-pub(super) const NO_BLOCK: Hash = Hash([0; 32]);
+pub(super) const NO_BLOCK: BlockHash = BlockHash([0; 32]);
 
 /// By how much a long poll may end too early before the rest is slept.
 const TOLERATED: Duration = Duration::from_millis(100);
@@ -59,17 +59,17 @@ impl TipWatch {
     /// On a thread of the node, or without IPC. `None` if the node offers neither Mining nor JSON-RPC over HTTP alone.
     pub fn start(
         interfaces: &Rc<Interfaces>,
-        on: Option<&Thread>,
+        thread: Option<&NodeThread>,
         context: &Rc<Context>,
         new_tip: Rc<Notify>,
     ) -> Option<Self> {
-        let Some(on) = on else {
+        let Some(thread) = thread else {
             let json_rpc = interfaces.json_rpc()?;
             let source = TipSource::Http(json_rpc.clone());
             return Some(Self::follow(source, Some(json_rpc), interfaces, context, new_tip));
         };
-        let thread = on.patient(LONG_POLL);
-        let source = TipSource::Mining(interfaces.mining.as_ref()?.on(&thread));
+        let thread = thread.with_extra_timeout(LONG_POLL);
+        let source = TipSource::Mining(interfaces.mining.as_ref()?.on_thread(&thread));
         Some(Self::follow(source, interfaces.json_rpc_on(&thread), interfaces, context, new_tip))
     }
 
@@ -153,7 +153,7 @@ async fn next_over_http(json_rpc: &JsonRpc, known: Option<BlockRef>) -> Result<B
     };
     tokio::time::sleep(HTTP_INTERVAL).await;
     let hash = json_rpc.call("getbestblockhash", json!([])).await?;
-    let hash: Hash = hash.as_str().unwrap_or_default().parse()?;
+    let hash: BlockHash = hash.as_str().unwrap_or_default().parse()?;
     if hash == known.hash {
         return Ok(known);
     }

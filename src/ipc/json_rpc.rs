@@ -3,8 +3,8 @@
 use futures::future::LocalBoxFuture;
 use serde_json::Value;
 
-use super::connection::{OnThread, call};
-use super::{CallError, Thread};
+use super::connection::{BoundCapability, call};
+use super::{CallError, NodeThread};
 use crate::json_rpc::{Response, Transport, call_error, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
@@ -13,17 +13,17 @@ use crate::schema::rpc_capnp::rpc;
 #[derive(Clone)]
 pub(super) enum ExecuteRpc {
     /// `Rpc.executeRpc`: JSON-RPC 2.0 objects.
-    Rpc(OnThread<rpc::Client>),
+    Rpc(BoundCapability<rpc::Client>),
     /// `Node.executeRpc`: method and parameters apart.
-    Node(OnThread<node::Client>),
+    Node(BoundCapability<node::Client>),
 }
 
 impl ExecuteRpc {
     /// The same interface; its calls run on another thread.
-    pub fn on(&self, thread: &Thread) -> Self {
+    pub fn on_thread(&self, thread: &NodeThread) -> Self {
         match self {
-            ExecuteRpc::Rpc(capability) => ExecuteRpc::Rpc(capability.on(thread)),
-            ExecuteRpc::Node(capability) => ExecuteRpc::Node(capability.on(thread)),
+            ExecuteRpc::Rpc(capability) => ExecuteRpc::Rpc(capability.on_thread(thread)),
+            ExecuteRpc::Node(capability) => ExecuteRpc::Node(capability.on_thread(thread)),
         }
     }
 

@@ -24,13 +24,13 @@ mod tracing;
 
 pub use block::BlockContents;
 pub use chain::{Chain, ChainEvent};
-pub use connection::{Connection, Thread};
+pub use connection::{IpcConnection, NodeThread};
 use error::is_thread_busy;
 pub use interfaces::{Interface, Interfaces};
-pub use mining::{BlockRef, Hash, Mining};
-pub use node::{CONNECTION_TYPES, Direction, NETWORKS, Node, PeerStats, TRANSPORTS, ip_address};
+pub use mining::{BlockHash, BlockRef, Mining};
+pub use node::{CONNECTION_TYPES, NETWORKS, Node, PeerDirection, PeerStats, TRANSPORTS, ip_address};
 pub use subscription::Subscription;
-pub use template::Template;
+pub use template::BlockTemplate;
 pub use tracing::{CoinEvent, Tracing};
 
 use crate::json_rpc::CallError;

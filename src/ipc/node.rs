@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::connection::{OnThread, call};
-use super::{CallError, Hash};
+use super::connection::{BoundCapability, call};
+use super::{BlockHash, CallError};
 use crate::schema::node_capnp::{node, node_stats};
 
 /// One peer's statistics, whichever call they came from.
@@ -117,7 +117,7 @@ fn microseconds(value: i64) -> Option<Duration> {
 
 /// Which peers [`Node::peers`] counts, as Core's `ConnectionDirection`.
 #[derive(Clone, Copy)]
-pub enum Direction {
+pub enum PeerDirection {
     /// Connections that peers opened.
     In = 1,
     /// Connections that we opened.
@@ -127,7 +127,7 @@ pub enum Direction {
 }
 
 /// The Node interface.
-pub struct Node(pub(super) OnThread<node::Client>);
+pub struct Node(pub(super) BoundCapability<node::Client>);
 
 /// A method that takes only the context and has one plain result.
 macro_rules! plain {
@@ -159,12 +159,12 @@ impl Node {
     }
 
     /// Hash of the tip.
-    pub async fn best_block_hash(&self) -> Result<Hash, CallError> {
+    pub async fn best_block_hash(&self) -> Result<BlockHash, CallError> {
         call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
     /// Connected peers.
-    pub async fn peers(&self, direction: Direction) -> Result<u64, CallError> {
+    pub async fn peers(&self, direction: PeerDirection) -> Result<u64, CallError> {
         Ok(call!(self.0, get_node_count_request, |params| params.set_flags(direction as i32))?
             .get()?
             .get_result())

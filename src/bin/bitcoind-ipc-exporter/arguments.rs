@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bitcoind_exporter::cli::{self, Program, Shared};
-use bitcoind_exporter::endpoint::{self, CHAINS, KnownChain, Source, default_datadir};
+use bitcoind_exporter::endpoint::{self, CHAINS, ChainParams, NodeEndpoint, default_datadir};
 use bitcoind_exporter::sandbox::Files;
 use bitcoind_exporter::{
     Candidates, Config, Credentials, HttpRpcConfig, NextBlock, Password, RPC_PASSWORD_VARIABLE, Url,
@@ -145,7 +145,7 @@ impl Arguments {
     }
 
     /// The collector's settings.
-    pub fn config(&self, source: &Source) -> Result<Config> {
+    pub fn config(&self, source: &NodeEndpoint) -> Result<Config> {
         Ok(Config {
             data_directory: self.data_directory(source),
             poll_interval: self.poll_interval,
@@ -159,9 +159,9 @@ impl Arguments {
     }
 
     /// `--chain`, else the one in whose folder the socket is.
-    fn known_chain(&self) -> Option<&'static KnownChain> {
-        let by_folder = || self.socket_path.as_deref().and_then(KnownChain::of_file);
-        self.chain.as_deref().map(KnownChain::named).or_else(by_folder)
+    fn known_chain(&self) -> Option<&'static ChainParams> {
+        let by_folder = || self.socket_path.as_deref().and_then(ChainParams::from_path);
+        self.chain.as_deref().map(ChainParams::from_name).or_else(by_folder)
     }
 
     fn http_rpc(&self) -> Result<Option<HttpRpcConfig>> {
@@ -206,7 +206,7 @@ impl Arguments {
     }
 
     /// The directory of the chain below `--datadir`, and that of the socket.
-    fn data_directory(&self, source: &Source) -> Candidates {
+    fn data_directory(&self, source: &NodeEndpoint) -> Candidates {
         let chain = self.known_chain().unwrap_or(&CHAINS[0]);
         Candidates {
             named: self.datadir.as_deref().map(|datadir| chain.folder(datadir)),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bitcoind_exporter::cli::{self, Program};
-use bitcoind_exporter::endpoint::Source;
+use bitcoind_exporter::endpoint::NodeEndpoint;
 use bitcoind_exporter::http::{Address, Listener};
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::sandbox::Confined;
@@ -77,7 +77,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     // systemd starts us for a scrape, and could not connect to the node. Only it can, at our next start.
     let without_node = started_by_scrape && start.inherited.is_none() && arguments.name_no_node();
     let path = arguments.node_socket(start.inherited.is_some());
-    let mut source = Source::new(start.client, start.inherited, path);
+    let mut source = NodeEndpoint::new(start.client, start.inherited, path);
     let serves = !arguments.once && !arguments.check;
     let listener = match start.listener {
         Some(fd) => Some(Listener::inherited(fd)?),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::Calls;
 use crate::collect::json::{flag, number};
-use crate::ipc::{Chain, Hash, Mining, Node};
+use crate::ipc::{BlockHash, Chain, Mining, Node};
 
 /// Spans of the hashrate estimates: a day, and the two weeks of a difficulty period.
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
@@ -29,7 +29,7 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
         (interfaces.chain.as_ref(), interfaces.node.as_ref(), interfaces.mining.as_ref());
     let field = |name| number(info, name);
 
-    let hash = info["bestblockhash"].as_str().and_then(|hash| hash.parse::<Hash>().ok());
+    let hash = info["bestblockhash"].as_str().and_then(|hash| hash.parse::<BlockHash>().ok());
     let mut tip = None;
     if hash.is_none() {
         tip = calls.ask("Mining.getTip", mining.map(Mining::tip)).await.flatten();
@@ -67,7 +67,7 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
     metrics.ibd.set(ibd.map(u8::from));
     metrics.verification_progress.set(progress.or(field("verificationprogress")));
     metrics.tip_timestamp.set(tip_time.map(|time| time as f64).or(field("time")));
-    metrics.tip_hash_suffix.set(hash.as_ref().map(Hash::suffix));
+    metrics.tip_hash_suffix.set(hash.as_ref().map(BlockHash::suffix));
     metrics.difficulty.set(field("difficulty"));
     metrics.size_on_disk.set(field("size_on_disk"));
     metrics.pruned.set(pruned);

@@ -6,16 +6,16 @@ use super::Calls;
 use crate::collect::json::{count, flag, length, number};
 use crate::collect::node_start::Identity;
 use crate::collect::peers::{self, Backlog};
-use crate::ipc::{Direction, NETWORKS, Node, PeerStats};
+use crate::ipc::{NETWORKS, Node, PeerDirection, PeerStats};
 
 pub async fn poll(calls: &mut Calls, info: &Value) {
     let interfaces = calls.interfaces.clone();
     let node = interfaces.node.as_ref();
     let mut connections = Vec::new();
     for (direction, field) in [
-        (Direction::Both, "connections"),
-        (Direction::In, "connections_in"),
-        (Direction::Out, "connections_out"),
+        (PeerDirection::Both, "connections"),
+        (PeerDirection::In, "connections_in"),
+        (PeerDirection::Out, "connections_out"),
     ] {
         let peers = calls.ask("Node.getNodeCount", node.map(|node| node.peers(direction))).await;
         connections.push(peers.map(|peers| peers as f64).or(number(info, field)));
