@@ -3,7 +3,7 @@
 pub use crate::collect::{End, open};
 pub use crate::http::connections::Authenticated;
 pub use crate::http::server::serve_connection;
-pub use crate::ipc::guard::{Notice, relay};
+pub use crate::ipc::guard::{TimedEvent, relay};
 pub use crate::ipc::{Interfaces, IpcConnection, Mining};
 pub use crate::json_rpc::{method_names, whitelist_line};
 pub use crate::metrics::now;

@@ -47,7 +47,7 @@ pub(super) async fn open_transport(source: &mut NodeEndpoint, context: &Context)
 /// Connects, collects, reconnects.
 pub struct Collector {
     context: Rc<Context>,
-    guards: guard::Places,
+    guards: guard::GuardPermits,
 }
 
 impl Collector {
@@ -56,7 +56,7 @@ impl Collector {
         for reason in End::REASONS {
             context.metrics.exporter.disconnects.inc_by([reason], 0);
         }
-        Collector { context: Rc::new(context), guards: guard::Places::new() }
+        Collector { context: Rc::new(context), guards: guard::GuardPermits::new() }
     }
 
     /// Collects until shutdown is requested, or the node ends and there is nothing to reconnect to. Needs a
@@ -70,7 +70,9 @@ impl Collector {
         // A connection that fails again and again is logged once a minute.
         let mut is_logged = true;
         loop {
-            let Some(place) = shutdown.run_until_cancelled(self.guards.take()).await else { return Ok(()) };
+            let Some(permit) = shutdown.run_until_cancelled(self.guards.acquire()).await else {
+                return Ok(());
+            };
             let Some(transport) = shutdown.run_until_cancelled(self.connect(&mut source, is_logged)).await
             else {
                 return Ok(());
@@ -79,10 +81,10 @@ impl Collector {
             let (end, node) = match transport {
                 NodeTransport::Ipc(guarded) => {
                     let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
-                    (self.run_over_ipc(guarded, place, &node).await, Some(node))
+                    (self.run_over_ipc(guarded, permit, &node).await, Some(node))
                 }
                 NodeTransport::Http(checker, _) => {
-                    drop(place);
+                    drop(permit);
                     let file = source.file();
                     let session = Session::over_http(checker, &self.context);
                     (session.run_until(|| source.file().is_some_and(|now| file != Some(now))).await, None)
@@ -125,11 +127,11 @@ impl Collector {
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
-    async fn run_over_ipc(&self, guarded: Guarded, place: guard::Place, node: &SocketPeer) -> End {
+    async fn run_over_ipc(&self, guarded: Guarded, permit: guard::GuardPermit, node: &SocketPeer) -> End {
         if node.is_shutting_down() == Some(true) {
             return End::NodeShutDown;
         }
-        match handshake::open_guarded(guarded, place, node, &self.context).await {
+        match handshake::open_guarded(guarded, permit, node, &self.context).await {
             Ok(session) => session.run().await,
             Err(end) => end,
         }

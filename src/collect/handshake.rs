@@ -12,7 +12,7 @@ use super::http_rpc_verifier::Checker;
 use super::next_block;
 use super::session::{End, Ipc, Session, take_leave};
 use super::tip::{LONG_POLL, NO_BLOCK};
-use crate::ipc::guard::{Guard, Place};
+use crate::ipc::guard::{Guard, GuardPermit};
 use crate::ipc::{Interfaces, IpcConnection, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::SocketPeer;
@@ -21,11 +21,11 @@ use crate::supervisor::Guarded;
 /// Opens a session behind a guard: nothing that happens to us from here on harms the node.
 pub async fn open_guarded(
     guarded: Guarded,
-    place: Place,
+    permit: GuardPermit,
     node: &SocketPeer,
     context: &Rc<Context>,
 ) -> Result<Session, End> {
-    let (stream, guard) = Guard::new(place, guarded);
+    let (stream, guard) = Guard::new(permit, guarded);
     open(stream, Some(guard), node, context).await
 }
 

@@ -345,7 +345,7 @@ fn show_interfaces(interfaces: &Interfaces, context: &Context) {
 /// Waits for the guard, which takes leave of the node. A node that shuts down is why it all ended, whatever was noticed first.
 pub(super) async fn take_leave(guard: Option<Guard>, end: End) -> End {
     let Some(guard) = guard else { return end };
-    let shuts_down = guard.leave().await;
+    let shuts_down = guard.disconnect().await;
     if shuts_down && !matches!(end, End::ShutdownRequested) { End::NodeShutDown } else { end }
 }
 

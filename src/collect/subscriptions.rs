@@ -14,7 +14,7 @@ use super::poll::Polled;
 use super::session::Ipc;
 use super::tip::TipWatch;
 use super::utxo_trace::{Coins, Trace};
-use crate::ipc::guard::{Event, Notice};
+use crate::ipc::guard::{GuardEvent, TimedEvent};
 use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
@@ -46,7 +46,7 @@ impl Subscriptions {
             any: any.clone(),
             context: context.clone(),
         };
-        guard.read(count_notices(context.clone(), task.trace.coins(&context.metrics)));
+        guard.forward_events(count_events(context.clone(), task.trace.coins(&context.metrics)));
         let watches = tip.is_some();
         let caught_up = tip.and_then(TipWatch::caught_up);
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(task.run(watches, caught_up, polls)));
@@ -136,18 +136,18 @@ impl Task {
 }
 
 /// Counts what the guard hands on.
-fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
-    move |Notice { event, waited }| {
+fn count_events(context: Rc<Context>, coins: Coins) -> impl FnMut(TimedEvent) {
+    move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;
         let callback = match event {
-            Event::Chain(event) => notifications::count(event, metrics),
-            Event::Coin(event) => coins.count(event),
-            Event::OverBudget => return coins.over_budget(),
-            Event::Dropped(events) => {
+            GuardEvent::Chain(event) => notifications::count(event, metrics),
+            GuardEvent::Coin(event) => coins.count(event),
+            GuardEvent::OverBudget => return coins.over_budget(),
+            GuardEvent::Dropped(events) => {
                 warn!(events, "the exporter was too slow: callbacks were answered and not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
             }
-            Event::Rejected { call, reason } => {
+            GuardEvent::Rejected { call, reason } => {
                 error!(
                     "the guard rejected a call that the exporter must not make ({call}: {reason}); the node did not receive it. This is \
                      a fault of the exporter, or somebody controls it: restart it and report this line"
@@ -155,7 +155,7 @@ fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
                 return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }
             // What the guard tells about the connection does not get here.
-            Event::Subscribed(_) | Event::Released(_) | Event::NodeShutsDown => return,
+            GuardEvent::Subscribed(_) | GuardEvent::Released(_) | GuardEvent::NodeShutsDown => return,
         };
         metrics.exporter.callbacks.inc_by([callback], 1);
         metrics.exporter.callback_duration.observe(waited.as_secs_f64());

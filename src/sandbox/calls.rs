@@ -132,7 +132,7 @@ const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const OF_X86_64: &[i64] = &[];
 
-/// A guard: what each process does, and the record of its subscriptions.
+/// A guard: what each process does, and the store of its subscriptions.
 pub fn guard() -> Result<List> {
     Ok(base()?.any(&[libc::SYS_pwrite64]))
 }

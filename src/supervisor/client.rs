@@ -58,7 +58,7 @@ pub struct Client(Mutex<OwnedFd>);
 pub struct Guarded {
     /// For requests to the node.
     pub stream: UnixStream,
-    /// The guard's [notices](crate::ipc::guard::Notice).
+    /// The guard's [notices](crate::ipc::guard::TimedEvent).
     pub events: UnixStream,
     /// What happens to the guard: a byte each, and the end when the connection is closed.
     pub notices: UnixStream,

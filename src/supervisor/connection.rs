@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::channel::Reply;
 use super::node_socket::{errno, peer};
 use crate::cli;
-use crate::ipc::guard::{self, Record};
+use crate::ipc::guard::{self, SubscriptionStore};
 
 /// Between two attempts to start a replacement, when there are no memory or no descriptors for it.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -35,7 +35,7 @@ impl Notices {
 /// A connection to the node.
 pub struct Connection {
     node: OwnedFd,
-    record: Record,
+    store: SubscriptionStore,
     notices: Notices,
     /// `None` while a killed guard has no replacement.
     guard: Option<Pid>,
@@ -50,13 +50,13 @@ impl Connection {
         inherited: bool,
         trace_budget: Option<Duration>,
     ) -> Result<(Self, Reply, [OwnedFd; super::channel::CONNECTION_FDS])> {
-        let record = Record::new()?;
+        let store = SubscriptionStore::new()?;
         let (notices, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let started = guard::start(&node, &record, trace_budget, false)?;
+        let started = guard::start(&node, &store, trace_budget, false)?;
         let reply = Reply::Connected { guard: started.pid.as_raw(), node: peer(&node), inherited };
         let connection = Connection {
             node,
-            record,
+            store,
             notices: Notices(notices.into()),
             guard: Some(started.pid),
             retry_at: Instant::now(),
@@ -112,7 +112,7 @@ impl Connection {
             return Some(self.retry_at);
         }
         // The exporter's ends of its connections are closed at once.
-        match guard::start(&self.node, &self.record, None, true) {
+        match guard::start(&self.node, &self.store, None, true) {
             Ok(started) => {
                 self.guard = Some(started.pid);
                 self.notices.send(REPLACED);

@@ -90,7 +90,7 @@ pub enum Message<'a> {
         count: u32,
     },
     /// A promised capability became another one.
-    Resolve(Capabilities),
+    Resolve(MessageCapabilities),
     /// The sender gives the connection up.
     Abort,
     /// Any other kind. No node and no exporter of ours has a use for one.
@@ -99,35 +99,38 @@ pub enum Message<'a> {
 
 impl<'a> Message<'a> {
     /// The same of a message of which only the beginning is there: nothing is read of what an answer holds.
-    pub fn of_beginning<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
+    pub fn parse_truncated<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         match frame.get_root::<rpc::message::Reader>()?.which()? {
-            rpc::message::Return(it) => {
-                let it = it?;
-                let no_finish_needed = it.get_no_finish_needed();
-                let question = it.get_answer_id();
+            rpc::message::Return(reader) => {
+                let reader = reader?;
+                let no_finish_needed = reader.get_no_finish_needed();
+                let question = reader.get_answer_id();
                 Ok(Message::Return(Return { question, no_finish_needed, outcome: Outcome::Other }))
             }
-            _ => Message::of(frame),
+            _ => Message::parse(frame),
         }
     }
 
     /// Reads what the guard needs to know of a message.
-    pub fn of<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
+    pub fn parse<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         Ok(match frame.get_root::<rpc::message::Reader>()?.which()? {
-            rpc::message::Bootstrap(it) => Message::Bootstrap { question: it?.get_question_id() },
-            rpc::message::Call(it) => Message::Call(Call::of(it?)?),
-            rpc::message::Return(it) => Message::Return(Return::of(it?)?),
-            rpc::message::Finish(it) => {
-                let it = it?;
-                Message::Finish { question: it.get_question_id(), releases: it.get_release_result_caps() }
+            rpc::message::Bootstrap(reader) => Message::Bootstrap { question: reader?.get_question_id() },
+            rpc::message::Call(reader) => Message::Call(Call::parse(reader?)?),
+            rpc::message::Return(reader) => Message::Return(Return::parse(reader?)?),
+            rpc::message::Finish(reader) => {
+                let reader = reader?;
+                Message::Finish {
+                    question: reader.get_question_id(),
+                    releases: reader.get_release_result_caps(),
+                }
             }
-            rpc::message::Release(it) => {
-                let it = it?;
-                Message::Release { export: it.get_id(), count: it.get_reference_count() }
+            rpc::message::Release(reader) => {
+                let reader = reader?;
+                Message::Release { export: reader.get_id(), count: reader.get_reference_count() }
             }
-            rpc::message::Resolve(it) => {
-                let mut capabilities = Capabilities::default();
-                if let rpc::resolve::Cap(descriptor) = it?.which()? {
+            rpc::message::Resolve(reader) => {
+                let mut capabilities = MessageCapabilities::default();
+                if let rpc::resolve::Cap(descriptor) = reader?.which()? {
                     capabilities.add(descriptor?)?;
                 }
                 Message::Resolve(capabilities)
@@ -140,7 +143,7 @@ impl<'a> Message<'a> {
 
 /// What a call is made on.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Target {
+pub enum CallTarget {
     /// A capability of the receiver's, by its number.
     Export(u32),
     /// A capability in the answer to another call of the sender's.
@@ -152,15 +155,15 @@ pub struct Call<'a> {
     /// The sender's number for it.
     pub question: u32,
     pub method: Method,
-    pub target: Target,
+    pub target: CallTarget,
     reader: rpc::call::Reader<'a>,
 }
 
 impl<'a> Call<'a> {
-    fn of(reader: rpc::call::Reader<'a>) -> capnp::Result<Self> {
+    fn parse(reader: rpc::call::Reader<'a>) -> capnp::Result<Self> {
         let target = match reader.get_target()?.which()? {
-            message_target::ImportedCap(id) => Target::Export(id),
-            message_target::PromisedAnswer(answer) => Target::Answer(answer?.get_question_id()),
+            message_target::ImportedCap(id) => CallTarget::Export(id),
+            message_target::PromisedAnswer(answer) => CallTarget::Answer(answer?.get_question_id()),
         };
         let method = (reader.get_interface_id(), reader.get_method_id());
         Ok(Call { question: reader.get_question_id(), method, target, reader })
@@ -172,8 +175,8 @@ impl<'a> Call<'a> {
     }
 
     /// The capabilities that go with the parameters.
-    pub fn capabilities(&self) -> capnp::Result<Capabilities> {
-        Capabilities::of(self.reader.get_params()?)
+    pub fn capabilities(&self) -> capnp::Result<MessageCapabilities> {
+        MessageCapabilities::from_payload(self.reader.get_params()?)
     }
 }
 
@@ -187,7 +190,7 @@ pub struct Return<'a> {
 
 /// How a call ended.
 pub enum Outcome<'a> {
-    Results(Capabilities, any_pointer::Reader<'a>),
+    Results(MessageCapabilities, any_pointer::Reader<'a>),
     /// It failed. The node's words, empty if they are not text.
     Exception(&'a str),
     /// Anything else: cancelled, sent elsewhere, or too large.
@@ -195,11 +198,11 @@ pub enum Outcome<'a> {
 }
 
 impl<'a> Return<'a> {
-    fn of(reader: return_::Reader<'a>) -> capnp::Result<Self> {
+    fn parse(reader: return_::Reader<'a>) -> capnp::Result<Self> {
         let outcome = match reader.which()? {
             return_::Results(results) => {
                 let results = results?;
-                Outcome::Results(Capabilities::of(results)?, results.get_content())
+                Outcome::Results(MessageCapabilities::from_payload(results)?, results.get_content())
             }
             return_::Exception(exception) => {
                 Outcome::Exception(exception?.get_reason()?.to_str().unwrap_or_default())
@@ -223,7 +226,7 @@ impl Outcome<'_> {
 
 /// The capabilities that go with a message.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Capabilities {
+pub struct MessageCapabilities {
     /// Those that the sender hosts, by its numbers: each is one more reference that the receiver has.
     pub hosted: Vec<u32>,
     /// Those that the receiver hosts, by its numbers.
@@ -232,9 +235,9 @@ pub struct Capabilities {
     pub promised: Vec<u32>,
 }
 
-impl Capabilities {
-    fn of(payload: payload::Reader) -> capnp::Result<Self> {
-        let mut capabilities = Capabilities::default();
+impl MessageCapabilities {
+    fn from_payload(payload: payload::Reader) -> capnp::Result<Self> {
+        let mut capabilities = MessageCapabilities::default();
         for descriptor in payload.get_cap_table()? {
             capabilities.add(descriptor)?;
         }

@@ -43,44 +43,44 @@ use crate::supervisor::{Guarded, REPLACED, STOPPED};
 
 pub(super) use message::CREATE_NEW_BLOCK;
 
-pub use events::{Event, Notice};
+pub use events::{GuardEvent, TimedEvent};
 pub use outgoing::TOO_LARGE;
 pub(crate) use process::start;
 pub use process::{ARGUMENT, main};
 pub use relay::relay;
-pub(crate) use subscription_store::Record;
+pub(crate) use subscription_store::SubscriptionStore;
 
 /// Places for guards. A guard keeps its place until it has left its node, so that the connections to a node that does not
 /// answer are few.
 #[derive(Clone)]
-pub struct Places(Arc<Semaphore>);
+pub struct GuardPermits(Arc<Semaphore>);
 
-impl Places {
+impl GuardPermits {
     const COUNT: usize = 4;
 
     /// All of them free.
     #[allow(clippy::new_without_default, reason = "there is no default number of places")]
     pub fn new() -> Self {
-        Places(Arc::new(Semaphore::new(Self::COUNT)))
+        GuardPermits(Arc::new(Semaphore::new(Self::COUNT)))
     }
 
     /// Waits for a free place.
-    pub async fn take(&self) -> Place {
+    pub async fn acquire(&self) -> GuardPermit {
         match self.0.clone().try_acquire_owned() {
-            Ok(permit) => return Place(permit),
+            Ok(permit) => return GuardPermit(permit),
             Err(_) => warn!("{} guards wait for answers of the node; waiting for one of them", Self::COUNT),
         }
-        Place(self.0.clone().acquire_owned().await.expect("never closed"))
+        GuardPermit(self.0.clone().acquire_owned().await.expect("never closed"))
     }
 }
 
 /// A place for a guard.
-pub struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+pub struct GuardPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 /// The guard on a connection.
 pub struct Guard {
     pid: i32,
-    /// The notices, until [`read`](Self::read) takes them.
+    /// The notices, until [`forward_events`](Self::forward_events) takes them.
     events: Option<UnixStream>,
     reader: Option<JoinHandle<()>>,
     /// Ends when the connection to the node is closed.
@@ -88,7 +88,7 @@ pub struct Guard {
     state: Rc<GuardState>,
     /// As it was read last.
     run_delay: Duration,
-    place: Place,
+    permit: GuardPermit,
 }
 
 /// What is known of the connection.
@@ -101,12 +101,12 @@ struct GuardState {
 
 impl Guard {
     /// The guard of this connection; returns what to send requests to. Needs a [`tokio::task::LocalSet`].
-    pub fn new(place: Place, guarded: Guarded) -> (UnixStream, Self) {
+    pub fn new(permit: GuardPermit, guarded: Guarded) -> (UnixStream, Self) {
         let Guarded { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();
         let watch = AbortOnDropHandle::new(tokio::task::spawn_local(log_notices(notices, state.clone())));
         let events = Some(events);
-        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO, place })
+        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO, permit })
     }
 
     /// How long the guard was ready to run and waited for a CPU, since this was called last; `None` if the kernel does not
@@ -117,7 +117,7 @@ impl Guard {
     }
 
     /// Gives each notice to `sink`, from here to the end of the connection.
-    pub fn read(&mut self, mut sink: impl FnMut(Notice) + 'static) {
+    pub fn forward_events(&mut self, mut sink: impl FnMut(TimedEvent) + 'static) {
         let Some(mut events) = self.events.take() else { return };
         let state = self.state.clone();
         self.reader = Some(tokio::task::spawn_local(async move {
@@ -125,11 +125,11 @@ impl Guard {
             // The guard is us: what it writes is well-formed, and what does not decode ends the reading.
             while events.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
                 let mut decoded = 0;
-                while let Some((notice, length)) = Notice::decode(&buffer[decoded..]) {
+                while let Some((notice, length)) = TimedEvent::decode(&buffer[decoded..]) {
                     decoded += length;
                     match notice.event {
-                        Event::Subscribed(_) | Event::Released(_) => {}
-                        Event::NodeShutsDown => state.node_shuts_down.set(true),
+                        GuardEvent::Subscribed(_) | GuardEvent::Released(_) => {}
+                        GuardEvent::NodeShutsDown => state.node_shuts_down.set(true),
                         _ => sink(notice),
                     }
                 }
@@ -141,18 +141,18 @@ impl Guard {
     /// After the exporter's side of the connection was closed: takes the last notices and waits until the guard, or the
     /// replacement of a killed one, has disconnected from the node. A guard that still waits for the node after two seconds is
     /// left alone. Returns whether the node is shutting down.
-    pub async fn leave(mut self) -> bool {
-        const AT_MOST: Duration = Duration::from_secs(2);
-        self.read(|_| ());
+    pub async fn disconnect(mut self) -> bool {
+        const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+        self.forward_events(|_| ());
         let state = self.state.clone();
         let mut disconnected = tokio::task::spawn_local(async move {
             if let Some(reader) = self.reader.take() {
                 let _ = reader.await;
             }
             let _ = self.watch.await;
-            drop(self.place);
+            drop(self.permit);
         });
-        while tokio::time::timeout(AT_MOST, &mut disconnected).await.is_err() {
+        while tokio::time::timeout(DISCONNECT_TIMEOUT, &mut disconnected).await.is_err() {
             if !state.is_unguarded.get() {
                 warn!("the node has not answered all calls; the guard waits for it, and ends by itself");
                 break;

@@ -14,7 +14,7 @@ use crate::schema::proxy_capnp::thread_map;
 
 /// A message of the guard's own to the node.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Own {
+pub enum GuardMessage {
     /// `ThreadMap.makeThread`
     MakeThread { question: u32, thread_map: u32 },
     /// `Mining.waitTipChanged`. The timeout is written as the exporter's own call had it.
@@ -27,17 +27,17 @@ pub enum Own {
     Release { export: u32, count: u32 },
 }
 
-impl Own {
+impl GuardMessage {
     /// The message with its frame.
     pub fn encode(&self) -> Vec<u8> {
         let mut message = Builder::new_default();
         match *self {
-            Own::MakeThread { question, thread_map } => {
+            GuardMessage::MakeThread { question, thread_map } => {
                 let params = init_call(&mut message, question, MAKE_THREAD, thread_map).init_params();
                 let params = params.get_content().init_as::<thread_map::make_thread_params::Builder>();
                 { params }.set_name("exporter-guard");
             }
-            Own::WaitTipChanged { question, mining, thread, ref tip, timeout } => {
+            GuardMessage::WaitTipChanged { question, mining, thread, ref tip, timeout } => {
                 let call = init_call(&mut message, question, WAIT_TIP_CHANGED, mining);
                 let mut table = Vec::new();
                 let mut content = on_thread(call, thread, &mut table);
@@ -46,19 +46,19 @@ impl Own {
                 params.set_current_tip(tip);
                 params.set_timeout(timeout);
             }
-            Own::Disconnect { question, handler, thread } => {
+            GuardMessage::Disconnect { question, handler, thread } => {
                 let call = init_call(&mut message, question, DISCONNECT, handler);
                 let mut table = Vec::new();
                 let mut content = on_thread(call, thread, &mut table);
                 let params = content.reborrow().init_as::<handler::disconnect_params::Builder>();
                 params.init_context().set_thread(capability());
             }
-            Own::Finish { question, releases } => {
+            GuardMessage::Finish { question, releases } => {
                 let mut finish = message.init_root::<rpc::message::Builder>().init_finish();
                 finish.set_question_id(question);
                 finish.set_release_result_caps(releases);
             }
-            Own::Release { export, count } => {
+            GuardMessage::Release { export, count } => {
                 let mut release = message.init_root::<rpc::message::Builder>().init_release();
                 release.set_id(export);
                 release.set_reference_count(count);

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 /// The time of a block. Blocks that follow each other more closely share one budget, so that a hundred in a minute do not
 /// keep the node waiting a hundred times.
-const PERIOD: Duration = Duration::from_secs(600);
+const BUDGET_PERIOD: Duration = Duration::from_secs(600);
 /// Nobody waited between calls that are further apart than this.
-const BURST: Duration = Duration::from_millis(250);
+const MAX_BURST_GAP: Duration = Duration::from_millis(250);
 /// A longer gap between two calls is the node's own work, script checks say, and no round trip.
-const LONGEST_ROUND_TRIP: Duration = Duration::from_micros(500);
+const MAX_ROUND_TRIP: Duration = Duration::from_micros(500);
 
 /// How long the node has waited in the present period, and may.
-pub struct Budget {
+pub struct TraceBudget {
     allowed: Option<Duration>,
     began: Duration,
     last: Duration,
@@ -23,10 +23,10 @@ pub struct Budget {
     run_delay: Option<Duration>,
 }
 
-impl Budget {
+impl TraceBudget {
     /// `None` allows everything.
     pub fn new(allowed: Option<Duration>) -> Self {
-        Budget {
+        TraceBudget {
             allowed,
             began: Duration::ZERO,
             last: Duration::ZERO,
@@ -36,13 +36,13 @@ impl Budget {
     }
 
     /// A call arrives; `true` if the node has waited too long.
-    pub fn call(&mut self, now: Duration) -> bool {
-        if now.saturating_sub(self.began) > PERIOD {
+    pub fn on_call(&mut self, now: Duration) -> bool {
+        if now.saturating_sub(self.began) > BUDGET_PERIOD {
             (self.began, self.waited) = (now, Duration::ZERO);
         }
         let gap = now.saturating_sub(std::mem::replace(&mut self.last, now));
-        if gap <= BURST {
-            self.waited += gap.min(LONGEST_ROUND_TRIP);
+        if gap <= MAX_BURST_GAP {
+            self.waited += gap.min(MAX_ROUND_TRIP);
         } else {
             self.run_delay = None;
         }
@@ -50,7 +50,7 @@ impl Budget {
     }
 
     /// What waited for a CPU (a quota, other tasks) is not the node's work. `total` is since the guard was started.
-    pub fn run_delay(&mut self, total: Duration) {
+    pub fn add_run_delay(&mut self, total: Duration) {
         let before = self.run_delay.replace(total).unwrap_or(total);
         self.waited += total.saturating_sub(before);
     }
@@ -62,40 +62,40 @@ mod tests {
 
     #[test]
     fn waiting_adds_up_over_blocks_and_starts_anew_with_the_next_period() {
-        let mut budget = Budget::new(Some(Duration::from_millis(50)));
+        let mut budget = TraceBudget::new(Some(Duration::from_millis(50)));
         let start = Duration::from_secs(1000);
         let mut now = start;
         for _ in 0..=1000 {
-            assert!(!budget.call(now));
+            assert!(!budget.on_call(now));
             now += Duration::from_micros(40);
         }
         assert_eq!(budget.waited, Duration::from_millis(40));
         now += Duration::from_millis(100); // the node checks scripts
-        budget.call(now);
-        assert_eq!(budget.waited, Duration::from_millis(40) + LONGEST_ROUND_TRIP);
+        budget.on_call(now);
+        assert_eq!(budget.waited, Duration::from_millis(40) + MAX_ROUND_TRIP);
         now += Duration::from_secs(60); // the next block
-        budget.call(now);
-        assert_eq!(budget.waited, Duration::from_millis(40) + LONGEST_ROUND_TRIP);
-        let calls = (1..=1000).map(|i| budget.call(now + Duration::from_micros(40) * i));
+        budget.on_call(now);
+        assert_eq!(budget.waited, Duration::from_millis(40) + MAX_ROUND_TRIP);
+        let calls = (1..=1000).map(|i| budget.on_call(now + Duration::from_micros(40) * i));
         assert_eq!(calls.filter(|&over| over).count(), 1000 - 237); // 9.5 ms are left
-        assert!(!budget.call(start + PERIOD + Duration::from_micros(1)));
+        assert!(!budget.on_call(start + BUDGET_PERIOD + Duration::from_micros(1)));
         assert_eq!(budget.waited, Duration::ZERO);
     }
 
     #[test]
     fn waiting_for_a_cpu_counts_within_a_burst() {
-        let mut budget = Budget::new(Some(Duration::from_millis(50)));
+        let mut budget = TraceBudget::new(Some(Duration::from_millis(50)));
         let now = Duration::from_secs(1000);
-        budget.call(now);
-        budget.run_delay(Duration::from_secs(7)); // earlier
-        assert!(!budget.call(now + Duration::from_micros(40)));
-        budget.run_delay(Duration::from_millis(7060));
-        assert!(budget.call(now + Duration::from_millis(61)));
+        budget.on_call(now);
+        budget.add_run_delay(Duration::from_secs(7)); // earlier
+        assert!(!budget.on_call(now + Duration::from_micros(40)));
+        budget.add_run_delay(Duration::from_millis(7060));
+        assert!(budget.on_call(now + Duration::from_millis(61)));
     }
 
     #[test]
     fn without_a_budget_everything_is_allowed() {
-        let mut budget = Budget::new(None);
-        assert!(!(0..1_000_000).any(|i| budget.call(Duration::from_micros(400) * i)));
+        let mut budget = TraceBudget::new(None);
+        assert!(!(0..1_000_000).any(|i| budget.on_call(Duration::from_micros(400) * i)));
     }
 }

@@ -10,7 +10,7 @@ use crate::ipc::guard::message::{self, Method};
 
 /// The template that the node holds for the exporter.
 #[derive(Debug, Default, PartialEq)]
-pub(super) enum Template {
+pub(super) enum TemplateState {
     #[default]
     None,
     /// `createNewBlock` is under way.
@@ -24,27 +24,27 @@ pub(super) enum Template {
     },
 }
 
-impl Template {
+impl TemplateState {
     /// The node's number for it.
     pub fn export(&self) -> Option<u32> {
         match self {
-            Template::Held { export, .. } => Some(*export),
+            TemplateState::Held { export, .. } => Some(*export),
             _ => None,
         }
     }
 
     /// Whether the exporter may request one.
     pub fn may_be_created(&self) -> Result<(), &'static str> {
-        if *self == Template::None { Ok(()) } else { Err("it asks for a second block template") }
+        if *self == TemplateState::None { Ok(()) } else { Err("it asks for a second block template") }
     }
 
     pub fn on_create_start(&mut self) {
-        *self = Template::Requested;
+        *self = TemplateState::Requested;
     }
 
     /// The node has answered; `None` if it has not given one, or the exporter's `Finish` releases it.
     pub fn on_create_end(&mut self, export: Option<u32>) {
-        *self = export.map_or(Template::None, |export| Template::Held {
+        *self = export.map_or(TemplateState::None, |export| TemplateState::Held {
             export,
             called: false,
             destroyed: false,
@@ -55,21 +55,23 @@ impl Template {
     pub fn may_be_called(&self, method: Method) -> Result<bool, &'static str> {
         let destroys = method == message::DESTROY_TEMPLATE;
         match self {
-            Template::Held { called: true, .. } => Err("it makes two calls on a block template at once"),
-            Template::Held { destroyed: true, .. } => Err("it calls a block template that it has destroyed"),
+            TemplateState::Held { called: true, .. } => Err("it makes two calls on a block template at once"),
+            TemplateState::Held { destroyed: true, .. } => {
+                Err("it calls a block template that it has destroyed")
+            }
             _ if destroys || message::reads_template(method) => Ok(destroys),
             _ => Err("it does more with a block template than to read it"),
         }
     }
 
     pub fn on_call_start(&mut self, destroys: bool) {
-        if let Template::Held { called, destroyed, .. } = self {
+        if let TemplateState::Held { called, destroyed, .. } = self {
             (*called, *destroyed) = (true, destroys);
         }
     }
 
     pub fn on_call_end(&mut self) {
-        if let Template::Held { called, .. } = self {
+        if let TemplateState::Held { called, .. } = self {
             *called = false;
         }
     }
@@ -77,8 +79,8 @@ impl Template {
     /// Takes the template if it is to be released: the exporter does not use it, and no call on it is under way.
     pub fn take_unused(&mut self, is_used: impl FnOnce(u32) -> bool) -> Option<u32> {
         match *self {
-            Template::Held { export, called: false, .. } if !is_used(export) => {
-                *self = Template::None;
+            TemplateState::Held { export, called: false, .. } if !is_used(export) => {
+                *self = TemplateState::None;
                 Some(export)
             }
             _ => None,
@@ -95,8 +97,8 @@ mod tests {
     const GET_BLOCK: Method = (block_template::Client::TYPE_ID, 2);
     const SUBMIT_SOLUTION: Method = (block_template::Client::TYPE_ID, 7);
 
-    fn held(called: bool, destroyed: bool) -> Template {
-        Template::Held { export: 90, called, destroyed }
+    fn held(called: bool, destroyed: bool) -> TemplateState {
+        TemplateState::Held { export: 90, called, destroyed }
     }
 
     #[test]
@@ -119,7 +121,7 @@ mod tests {
 
     #[test]
     fn one_template_exists_until_it_is_released() {
-        let mut template = Template::default();
+        let mut template = TemplateState::default();
         assert!(template.may_be_created().is_ok());
         template.on_create_start();
         assert!(template.may_be_created().is_err());
