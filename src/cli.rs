@@ -9,18 +9,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Args, Command, Parser};
 
-use crate::generate::{self, Generated};
+use crate::generate::{self, PackageFile};
 use crate::http::{Address, Endpoint, HostName, WebConfig};
-use crate::logging::{self, Log};
-use crate::sandbox::{Files, Sandbox};
+use crate::logging::{self, LogTarget};
+use crate::sandbox::{AllowedFiles, SandboxMode};
 
 /// The version, and what the binary was built from.
 pub const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
 
-/// What both binaries take. The names of environment variables lack the prefix that [`Program`] gives.
+/// What both binaries take. The names of environment variables lack the prefix that [`Cli`] gives.
 #[derive(Args, Debug)]
-pub struct Shared {
+pub struct CommonArgs {
     /// Where to serve metrics: HOST:PORT (IPv6 in brackets) or unix:/path. A socket that systemd passes comes first
     #[arg(long, value_name = "ADDRESS", env = "METRICS_ADDR")]
     pub metrics_addr: Address,
@@ -41,24 +41,24 @@ pub struct Shared {
 
     /// Confine the process to the system calls, files and ports that it needs; off to debug the exporter
     #[arg(long, value_enum, default_value = "on", env = "SANDBOX")]
-    pub sandbox: Sandbox,
+    pub sandbox: SandboxMode,
 
     /// Print the manual page or a shell's completions, exit
     #[arg(long, value_enum, value_name = "WHAT")]
-    pub generate: Option<Generated>,
+    pub generate: Option<PackageFile>,
 
     /// Where to log; auto is the journal when stderr is connected to it, else text on stderr
     #[arg(long, value_enum, default_value = "auto", env = "LOG")]
-    pub log: Log,
+    pub log: LogTarget,
 }
 
-impl Shared {
+impl CommonArgs {
     /// Starts logging; dropping what is returned writes the last lines.
     ///
     /// # Errors
     /// A target cannot be opened, or RUST_LOG is wrong.
     pub fn start_logging(&self) -> Result<logging::Logging> {
-        let level = if self.debug { logging::Level::Debug } else { logging::Level::Info };
+        let level = if self.debug { logging::LogLevel::Debug } else { logging::LogLevel::Info };
         logging::start(self.log, level, None)
     }
 
@@ -71,9 +71,9 @@ impl Shared {
     }
 
     /// What the endpoint reads while it serves.
-    pub fn files(&self) -> Files {
+    pub fn files(&self) -> AllowedFiles {
         let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
-        Files { read, ..Files::default() }
+        AllowedFiles { read, ..AllowedFiles::default() }
     }
 
     /// Every page, as `--web.config.file` and `--web.allowed-host` have it.
@@ -112,29 +112,29 @@ pub fn print_error(line: impl Display) {
 /// Standard output cannot be written, for another reason than a reader that has ended.
 pub fn print(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
-    printed(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
+    ignore_broken_pipe(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
 }
 
 /// What became of a command's answer. That whoever reads it has enough of it (`| head`) is no error.
 ///
 /// # Errors
 /// The result's own, with what failed.
-pub fn printed(written: io::Result<()>) -> Result<()> {
+pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
     }
 }
 
-/// A binary's arguments, with [`Shared`] among them.
-pub trait Program: Parser {
+/// A binary's arguments, with [`CommonArgs`] among them.
+pub trait Cli: Parser {
     /// What the names of environment variables start with.
     const ENVIRONMENT: &'static str;
     /// The default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;
 
     /// The arguments that both binaries have.
-    fn shared(&self) -> &Shared;
+    fn common(&self) -> &CommonArgs;
 
     /// Lays other sources of settings under the arguments that were given.
     ///
@@ -147,7 +147,7 @@ pub trait Program: Parser {
     /// The command line, as documented.
     fn full_command() -> Command {
         let mut command = Self::command().version(VERSION);
-        for argument in Shared::augment_args(Command::new("shared")).get_arguments() {
+        for argument in CommonArgs::augment_args(Command::new("shared")).get_arguments() {
             if let Some(name) = argument.get_env().and_then(|name| name.to_str()) {
                 let name = format!("{}_{name}", Self::ENVIRONMENT);
                 command = command.mut_arg(argument.get_id(), |argument| argument.env(name));
@@ -170,7 +170,7 @@ pub trait Program: Parser {
 
     /// Prints what `--generate` asks for; `None` if it asks for nothing.
     fn generate(&self) -> Option<Result<()>> {
-        Some(printed(generate::print(self.shared().generate?, Self::full_command())))
+        Some(ignore_broken_pipe(generate::print(self.common().generate?, Self::full_command())))
     }
 }
 

@@ -13,7 +13,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use procfs::process::{Process, Stat};
 use tokio::net::UnixStream;
 
-use crate::supervisor::Client;
+use crate::supervisor::SupervisorClient;
 use crate::sys;
 
 /// A process that may be the node.
@@ -78,7 +78,7 @@ impl fmt::Display for NodeProcess {
 /// proxy, listens in front of the node.
 pub struct SocketPeer {
     pid: Option<i32>,
-    supervisor: Option<Rc<Client>>,
+    supervisor: Option<Rc<SupervisorClient>>,
     /// It was seen to be a node.
     is_node: Cell<bool>,
     /// Becomes readable when the process ends.
@@ -93,7 +93,7 @@ impl SocketPeer {
     }
 
     /// The process of this id; 0 for one in another PID namespace. `supervisor` sees what only an unconfined process may.
-    pub fn from_pid(pid: i32, supervisor: Option<Rc<Client>>) -> Self {
+    pub fn from_pid(pid: i32, supervisor: Option<Rc<SupervisorClient>>) -> Self {
         let pid = Some(pid).filter(|&pid| pid > 0);
         SocketPeer {
             pid,
@@ -156,7 +156,7 @@ pub struct ProcessUsage {
     process: Process,
     /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
     started: u64,
-    supervisor: Option<Rc<Client>>,
+    supervisor: Option<Rc<SupervisorClient>>,
 }
 
 /// What only a process of the same user may see, and none that Landlock confines.

@@ -18,7 +18,7 @@ use crate::systemd::{self, Heartbeat};
 
 /// A signal that is repeated within this time is the same request: a service manager that signals all processes of a unit reaches
 /// the exporter directly, and through the process that supervises it.
-const SAME_SIGNAL: Duration = Duration::from_millis(500);
+const SAME_SIGNAL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A process that serves metrics.
 pub struct Service {
@@ -80,7 +80,7 @@ impl Service {
                 shutdown.cancel();
                 loop {
                     let signal = signaled().await;
-                    if signal != first || since.elapsed() > SAME_SIGNAL {
+                    if signal != first || since.elapsed() > SAME_SIGNAL_INTERVAL {
                         return signal;
                     }
                 }

@@ -11,21 +11,21 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use crate::supervisor::Request;
+use crate::supervisor::SupervisorRequest;
 pub use crate::sys::take_over;
 use crate::sys::taken_over;
 
 /// Descriptors that systemd passed, by their names in LISTEN_FDNAMES.
 #[derive(Default)]
-pub struct Inherited(BTreeMap<String, Vec<OwnedFd>>);
+pub struct InheritedFds(BTreeMap<String, Vec<OwnedFd>>);
 
-impl Inherited {
+impl InheritedFds {
     /// Takes over what LISTEN_FDS says; nothing if the variables are meant for another process.
     ///
     /// # Errors
     /// LISTEN_FDS is wrong, or a descriptor is not open.
     pub fn take() -> Result<Self> {
-        let mut inherited = Inherited::default();
+        let mut inherited = InheritedFds::default();
         for (fd, name) in sd_notify::listen_fds_with_names().context("cannot read LISTEN_FDS")? {
             let fd = take_over(fd).with_context(|| format!("LISTEN_FDS names descriptor {fd} ({name})"))?;
             inherited.0.entry(name).or_default().push(fd);
@@ -92,9 +92,9 @@ pub fn notify_through(channel: OwnedFd) {
 /// Notifies the service manager, if there is one.
 pub fn notify(state: sd_notify::NotifyState) {
     let request = match state {
-        sd_notify::NotifyState::Ready => Some(Request::Ready),
-        sd_notify::NotifyState::Watchdog => Some(Request::Watchdog),
-        sd_notify::NotifyState::Stopping => Some(Request::Stopping),
+        sd_notify::NotifyState::Ready => Some(SupervisorRequest::Ready),
+        sd_notify::NotifyState::Watchdog => Some(SupervisorRequest::Watchdog),
+        sd_notify::NotifyState::Stopping => Some(SupervisorRequest::Stopping),
         _ => None,
     };
     let sent = match (SUPERVISOR.get(), request) {

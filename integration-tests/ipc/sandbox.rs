@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use bitcoind_exporter::sandbox::{self, Confined, Files, Sandbox};
+use bitcoind_exporter::sandbox::{self, AllowedFiles, Confinement, SandboxMode};
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -179,8 +179,12 @@ fn prepare(dir: &TempDir) -> UnixListener {
 fn a_confined_exporter_is_denied_what_it_does_not_need() {
     if let Some(port) = role() {
         let port = port.parse().unwrap();
-        let files = Files { read: vec![PathBuf::from("read/file")], connect: vec![port], ..Files::default() };
-        Confined::new(Sandbox::On).files(&files).ipc_exporter();
+        let files = AllowedFiles {
+            read: vec![PathBuf::from("read/file")],
+            connect: vec![port],
+            ..AllowedFiles::default()
+        };
+        Confinement::new(SandboxMode::On).files(&files).ipc_exporter();
         attempt_everything();
         println!("\nparts: {:?}", sandbox::parts());
         report("open", File::open("other"));

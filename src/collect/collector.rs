@@ -13,13 +13,13 @@ use super::session::{End, Session, show_away};
 use crate::ipc::endpoint::NodeEndpoint;
 use crate::ipc::guard;
 use crate::node_process::SocketPeer;
-use crate::status::State;
-use crate::supervisor::Guarded;
+use crate::status::ConnectionState;
+use crate::supervisor::GuardedSockets;
 
 /// How a node is reached.
 pub(super) enum NodeTransport {
     /// The socket, connected behind a guard.
-    Ipc(Guarded),
+    Ipc(GuardedSockets),
     /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
     Http(Checker, String),
 }
@@ -93,7 +93,7 @@ impl Collector {
             show_away(&self.context);
             let Some(reason) = end.reason() else { return Ok(()) };
             self.context.metrics.exporter.disconnects.inc_by([reason], 1);
-            self.context.status.set(State::Disconnected(end.to_string()));
+            self.context.status.set(ConnectionState::Disconnected(end.to_string()));
             if connected.elapsed() > Backoff::MAX {
                 backoff = Backoff::default();
             }
@@ -123,11 +123,16 @@ impl Collector {
 
     /// Shows that there is no node, for this time or until shutdown is requested.
     pub async fn wait_without_node(self, why: &str, time: Duration) {
-        self.context.status.set(State::Disconnected(why.to_string()));
+        self.context.status.set(ConnectionState::Disconnected(why.to_string()));
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
-    async fn run_over_ipc(&self, guarded: Guarded, permit: guard::GuardPermit, node: &SocketPeer) -> End {
+    async fn run_over_ipc(
+        &self,
+        guarded: GuardedSockets,
+        permit: guard::GuardPermit,
+        node: &SocketPeer,
+    ) -> End {
         if node.is_shutting_down() == Some(true) {
             return End::NodeShutDown;
         }
@@ -163,16 +168,16 @@ impl Collector {
                         }
                     }
                     self.context.metrics.exporter.connects.inc();
-                    let state = State::Connected("connected, not polled yet".into());
+                    let state = ConnectionState::Connected("connected, not polled yet".into());
                     self.context.status.set(state);
                     return transport;
                 }
                 Err(error) => {
                     let text = format!("{error:#}");
                     if text != said {
-                        self.context.warn_of(&format!("{text}; trying again until it works"));
+                        self.context.warn_limited(&format!("{text}; trying again until it works"));
                         show_away(&self.context);
-                        self.context.status.set(State::Disconnected(text.clone()));
+                        self.context.status.set(ConnectionState::Disconnected(text.clone()));
                         said = text;
                     }
                 }

@@ -17,7 +17,7 @@ use super::warnings::Warnings;
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::FailureCause;
 use crate::json_rpc::http::{self, HttpRpc};
-use crate::logging::Repeats;
+use crate::logging::RepeatLimiter;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
@@ -103,7 +103,7 @@ pub struct Context {
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
     /// Of log lines about failures, over all connections.
-    pub(super) repeats: Repeats,
+    pub(super) repeats: RepeatLimiter,
     pub(super) memory: RefCell<Memory>,
     /// The newest tip that came while there was a connection.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
@@ -129,12 +129,12 @@ impl Context {
             FailureCause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
         }
         let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
-        let repeats = Repeats::default();
+        let repeats = RepeatLimiter::default();
         Context { config, http_rpc, repeats, metrics, status, shutdown, memory, new_tip }
     }
 
     /// Logs a failure that may come and go: each text at most once a minute, with the number of times.
-    pub(super) fn warn_of(&self, text: &str) {
+    pub(super) fn warn_limited(&self, text: &str) {
         if let Some(suppressed) = self.repeats.admit(text) {
             warn!("{text}{suppressed}");
         }

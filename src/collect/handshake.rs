@@ -16,11 +16,11 @@ use crate::ipc::guard::{Guard, GuardPermit};
 use crate::ipc::{Interfaces, IpcConnection, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::SocketPeer;
-use crate::supervisor::Guarded;
+use crate::supervisor::GuardedSockets;
 
 /// Opens a session behind a guard: nothing that happens to us from here on harms the node.
 pub async fn open_guarded(
-    guarded: Guarded,
+    guarded: GuardedSockets,
     permit: GuardPermit,
     node: &SocketPeer,
     context: &Rc<Context>,

@@ -140,7 +140,7 @@ impl Builder {
             Err(error) => {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
-                    context.warn_of(&format!(
+                    context.warn_limited(&format!(
                         "the node gave no block template: {error}; trying again until it works"
                     ));
                 }

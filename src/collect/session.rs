@@ -26,7 +26,7 @@ use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, HttpFailure};
 use crate::metrics::lifetime;
 use crate::node_process::ProcessUsage;
-use crate::status::State;
+use crate::status::ConnectionState;
 
 /// How a session ended.
 #[derive(Debug)]
@@ -218,7 +218,7 @@ impl Session {
                     }
                     Err(why) => {
                         if health.failed() == 1 {
-                            self.context.warn_of(&format!("a poll failed: {why}"));
+                            self.context.warn_limited(&format!("a poll failed: {why}"));
                         }
                         self.show_failed(&why);
                         let calls_back = tasks.subscriptions.as_ref().is_some_and(Subscriptions::any);
@@ -252,7 +252,7 @@ impl Session {
     fn show(&mut self, polled: Polled, subscriptions: Option<&Subscriptions>) {
         show_up(&self.interfaces, &self.context);
         let (interfaces, node) = (self.interfaces.names(), polled.subversion.clone());
-        self.context.status.set(State::Polled { interfaces, node });
+        self.context.status.set(ConnectionState::Polled { interfaces, node });
         let guard = self.ipc.as_mut().and_then(|ipc| ipc.guard.as_mut());
         if let Some(delay) = guard.and_then(Guard::new_run_delay) {
             self.context.metrics.exporter.guard_run_delay.inc_by(delay);
@@ -266,7 +266,7 @@ impl Session {
     fn show_failed(&self, why: &PollError) {
         self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
-        self.context.status.set(State::Connected(format!("the last poll failed: {why}")));
+        self.context.status.set(ConnectionState::Connected(format!("the last poll failed: {why}")));
     }
 }
 

@@ -214,7 +214,7 @@ impl TipFollower {
                     if !failed_before && !matches!(error, CallError::Http(_)) {
                         let text =
                             format!("waiting for a new tip failed: {error}; trying again until it works");
-                        self.context.warn_of(&text);
+                        self.context.warn_limited(&text);
                     }
                     first_done.take();
                     tokio::time::sleep(LONG_POLL).await;
@@ -351,7 +351,7 @@ impl TipFollower {
                     return self.advance(tip);
                 }
                 if failures == 0 {
-                    self.context.warn_of(&format!("{what}: {error}; trying again until it works"));
+                    self.context.warn_limited(&format!("{what}: {error}; trying again until it works"));
                 }
                 (self.reconnected, self.pending) = (facts.reconnected, true);
             }

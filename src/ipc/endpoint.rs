@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::{Uid, User};
 
-use crate::supervisor::{Client, Failure, Guarded, Inherited};
+use crate::supervisor::{ConnectFailure, GuardedSockets, InheritedConnection, SupervisorClient};
 
 /// A chain that Bitcoin Core knows.
 pub struct ChainParams {
@@ -81,15 +81,19 @@ pub fn socket_path(
 /// A connection that was inherited, a path to connect to, or both: the first once, then the path. The process that supervises
 /// the exporter has the connection, and connects.
 pub struct NodeEndpoint {
-    supervisor: Rc<Client>,
-    inherited: Option<Inherited>,
+    supervisor: Rc<SupervisorClient>,
+    inherited: Option<InheritedConnection>,
     path: Option<PathBuf>,
     what: String,
 }
 
 impl NodeEndpoint {
     /// Not connected yet.
-    pub fn new(supervisor: Rc<Client>, inherited: Option<Inherited>, path: Option<PathBuf>) -> Self {
+    pub fn new(
+        supervisor: Rc<SupervisorClient>,
+        inherited: Option<InheritedConnection>,
+        path: Option<PathBuf>,
+    ) -> Self {
         let what = match (&inherited, &path) {
             (None, Some(path)) => path.display().to_string(),
             _ => "the inherited connection".to_string(),
@@ -119,7 +123,7 @@ impl NodeEndpoint {
     }
 
     /// For requests about the node's process.
-    pub fn supervisor(&self) -> Rc<Client> {
+    pub fn supervisor(&self) -> Rc<SupervisorClient> {
         self.supervisor.clone()
     }
 
@@ -128,20 +132,20 @@ impl NodeEndpoint {
     ///
     /// # Errors
     /// Nothing listens at the path, the inherited connection was used up, or no guard could be started.
-    pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<Guarded> {
+    pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<GuardedSockets> {
         let opened =
             self.supervisor.connect(trace_budget).await.context("no answer of the supervising process")?;
         if let (Some(path), false) = (&self.path, matches!(&opened, Ok(guarded) if guarded.inherited)) {
             self.what = path.display().to_string();
         }
         opened.map_err(|failure| match (failure, &self.path) {
-            (Failure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),
-            (Failure::NoPath | Failure::Connect(_), _) => {
+            (ConnectFailure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),
+            (ConnectFailure::NoPath | ConnectFailure::Connect(_), _) => {
                 anyhow!("the inherited connection has ended and no socket path was given")
             }
-            (Failure::Guard(errno), _) => anyhow!(Error::from_raw_os_error(errno))
+            (ConnectFailure::Guard(errno), _) => anyhow!(Error::from_raw_os_error(errno))
                 .context("cannot start the guard process from /proc/self/exe"),
-            (Failure::Busy, _) => anyhow!("too many guards wait for answers of the node"),
+            (ConnectFailure::Busy, _) => anyhow!("too many guards wait for answers of the node"),
         })
     }
 }

@@ -17,9 +17,9 @@ pub type Result<T> = std::result::Result<T, seccompiler::Error>;
 
 /// Calls that are allowed, with any arguments or with some.
 #[derive(Default)]
-pub struct List(BTreeMap<i64, Vec<SeccompRule>>);
+pub struct SyscallList(BTreeMap<i64, Vec<SeccompRule>>);
 
-impl List {
+impl SyscallList {
     fn any(mut self, calls: &[i64]) -> Self {
         self.0.extend(calls.iter().map(|&call| (call, Vec::new())));
         self
@@ -67,9 +67,9 @@ fn compile(
 }
 
 /// Each process: memory, time, its own threads and signals.
-fn base() -> Result<List> {
+fn base() -> Result<SyscallList> {
     let pid = i64::from(nix::unistd::getpid().as_raw());
-    List::default()
+    SyscallList::default()
         .any(&[
             libc::SYS_brk,
             libc::SYS_madvise,
@@ -133,12 +133,12 @@ const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
 const OF_X86_64: &[i64] = &[];
 
 /// A guard: what each process does, and the store of its subscriptions.
-pub fn guard() -> Result<List> {
+pub fn guard() -> Result<SyscallList> {
     Ok(base()?.any(&[libc::SYS_pwrite64]))
 }
 
 /// Both exporters: threads, reading files, serving HTTP.
-fn exporter() -> Result<List> {
+fn exporter() -> Result<SyscallList> {
     let list = base()?
         .any(&[
             // Threads.
@@ -204,7 +204,7 @@ const FILES_OF_X86_64: &[i64] = &[];
 const WRITING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 
 /// Opening files to read them.
-fn reads_files(list: List) -> Result<List> {
+fn reads_files(list: SyscallList) -> Result<SyscallList> {
     let list = list.masked(libc::SYS_openat, 2, WRITING, libc::O_RDONLY as u64)?;
     #[cfg(target_arch = "x86_64")]
     let list = list.masked(libc::SYS_open, 1, WRITING, libc::O_RDONLY as u64)?;
@@ -213,7 +213,7 @@ fn reads_files(list: List) -> Result<List> {
 
 /// The exporter that polls nodes. It makes TCP and UDP sockets, for JSON-RPC over HTTP and the names of its hosts, and no Unix
 /// sockets: it cannot connect to the node.
-pub fn ipc_exporter() -> Result<List> {
+pub fn ipc_exporter() -> Result<SyscallList> {
     reads_files(exporter()?)?.any(&[libc::SYS_connect, libc::SYS_sendmmsg]).with(
         libc::SYS_socket,
         0,
@@ -223,7 +223,7 @@ pub fn ipc_exporter() -> Result<List> {
 
 /// The exporter of tracepoints: what attaching to the next node needs. With a block log it may open files for writing.
 #[cfg(feature = "usdt")]
-pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<List> {
+pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<SyscallList> {
     let removes: &[i64] = match writes_block_log || removes_socket {
         true => UNLINK,
         false => &[],

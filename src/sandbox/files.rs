@@ -9,11 +9,11 @@ use landlock::{
 };
 
 /// What Linux 6.12 has: files, TCP ports, and no signals or abstract sockets to the outside.
-const ABI_WANTED: ABI = ABI::V6;
+const LANDLOCK_ABI: ABI = ABI::V6;
 
 /// What a process may use. Writing, executing and listening on other ports is denied.
 #[derive(Debug, Default)]
-pub struct Files {
+pub struct AllowedFiles {
     /// Files that are read again: certificates, keys, passwords, cookies. The folders that they are in may be read, because a
     /// renewed file is another one.
     pub read: Vec<PathBuf>,
@@ -29,7 +29,7 @@ const NAME_FILES: [&str; 5] =
 const ALWAYS: [&str; 2] = ["/proc", "/etc/passwd"];
 const DNS_PORT: u16 = 53;
 
-impl Files {
+impl AllowedFiles {
     /// Confines the calling thread, and those that it starts. Returns what the kernel cannot confine; an error says why nothing is
     /// confined.
     pub(super) fn confine(&self) -> Result<Option<String>, String> {
@@ -55,9 +55,9 @@ impl Files {
     fn apply(&self) -> Result<landlock::RestrictionStatus, RulesetError> {
         let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
-            .handle_access(AccessFs::from_all(ABI_WANTED))?
-            .handle_access(AccessNet::from_all(ABI_WANTED))?
-            .scope(Scope::from_all(ABI_WANTED))?
+            .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
+            .handle_access(AccessNet::from_all(LANDLOCK_ABI))?
+            .scope(Scope::from_all(LANDLOCK_ABI))?
             .create()?;
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         for path in self.paths() {

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use bitcoind_exporter::cli::{self, Program, Shared};
+use bitcoind_exporter::cli::{self, Cli, CommonArgs};
 use bitcoind_exporter::endpoint::{self, CHAINS, ChainParams, NodeEndpoint, default_datadir};
-use bitcoind_exporter::sandbox::Files;
+use bitcoind_exporter::sandbox::AllowedFiles;
 use bitcoind_exporter::{
     Candidates, Config, Credentials, HttpRpcConfig, NextBlock, Password, RPC_PASSWORD_VARIABLE, Url,
     UtxoTrace, http_rpc_tls,
@@ -48,7 +48,7 @@ pub struct Arguments {
     /// JSON-RPC over HTTP: auto asks there for what the node does not tell over IPC, if there is a cookie or a password; on
     /// warns when it cannot be used. With on or --rpc-url, and without a socket path, the node need not have IPC
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_RPC")]
-    pub rpc: Rpc,
+    pub rpc: HttpRpcMode,
 
     /// Where the node's JSON-RPC listens [default: the chain's port on 127.0.0.1]
     #[arg(long, value_name = "URL", env = "BITCOIND_IPC_EXPORTER_RPC_URL")]
@@ -113,12 +113,12 @@ pub struct Arguments {
     pub check: bool,
 
     #[command(flatten)]
-    pub shared: Shared,
+    pub common: CommonArgs,
 }
 
 /// When to ask for JSON-RPC over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum Rpc {
+pub enum HttpRpcMode {
     /// Where IPC has none and there is a cookie or a password.
     Auto,
     /// Where IPC has none.
@@ -127,20 +127,19 @@ pub enum Rpc {
     Off,
 }
 
-impl Program for Arguments {
+impl Cli for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_IPC_EXPORTER";
     const METRICS_ADDR: &'static str = "127.0.0.1:9332";
 
-    fn shared(&self) -> &Shared {
-        &self.shared
+    fn common(&self) -> &CommonArgs {
+        &self.common
     }
 }
 
 impl Arguments {
     /// Reads the arguments behind the program's name; exits if they are wrong or ask for help.
     pub fn parse_or_exit(arguments: impl Iterator<Item = OsString>) -> Self {
-        let arguments =
-            std::iter::once("bitcoind-ipc-exporter".into()).chain(arguments.map(spelled_for_clap));
+        let arguments = std::iter::once("bitcoind-ipc-exporter".into()).chain(arguments.map(normalize_ipcfd));
         Self::read(arguments).unwrap_or_else(|error| error.exit())
     }
 
@@ -165,7 +164,7 @@ impl Arguments {
     }
 
     fn http_rpc(&self) -> Result<Option<HttpRpcConfig>> {
-        if self.rpc == Rpc::Off {
+        if self.rpc == HttpRpcMode::Off {
             return Ok(None);
         }
         let chain = self.known_chain();
@@ -200,8 +199,8 @@ impl Arguments {
             tls,
             credentials,
             chain: chain.map(|chain| chain.name.to_string()),
-            required: self.rpc == Rpc::On,
-            http_only: self.may_lack_ipc(),
+            required: self.rpc == HttpRpcMode::On,
+            http_only: self.is_http_only_allowed(),
         }))
     }
 
@@ -216,8 +215,8 @@ impl Arguments {
     }
 
     /// What is read while it serves, and connected to.
-    pub fn files(&self, config: &Config) -> Files {
-        let mut files = self.shared.files();
+    pub fn files(&self, config: &Config) -> AllowedFiles {
+        let mut files = self.common.files();
         if let Some(http) = &config.http_rpc {
             files.read.extend(http.credentials.file().map(PathBuf::from));
             files.connect.push(http.url.port);
@@ -233,19 +232,19 @@ impl Arguments {
     }
 
     /// Whether no argument says where the node is.
-    pub fn name_no_node(&self) -> bool {
-        self.socket_path.is_none() && self.datadir.is_none() && !self.may_lack_ipc()
+    pub fn has_no_node_argument(&self) -> bool {
+        self.socket_path.is_none() && self.datadir.is_none() && !self.is_http_only_allowed()
     }
 
     /// Whether JSON-RPC over HTTP was asked for, and no connection over IPC.
-    fn may_lack_ipc(&self) -> bool {
-        let asked = self.rpc == Rpc::On || (self.rpc == Rpc::Auto && self.rpc_url.is_some());
+    fn is_http_only_allowed(&self) -> bool {
+        let asked = self.rpc == HttpRpcMode::On || (self.rpc == HttpRpcMode::Auto && self.rpc_url.is_some());
         asked && self.socket_path.is_none() && self.ipc_fd.is_none()
     }
 }
 
 /// Bitcoin Core gives its children `-ipcfd N`, which clap would read as five short options.
-fn spelled_for_clap(argument: OsString) -> OsString {
+fn normalize_ipcfd(argument: OsString) -> OsString {
     match argument.to_str() {
         Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => {
             text.replacen("-ipcfd", "--ipc-fd", 1).into()

@@ -12,7 +12,7 @@ use bitcoind_exporter::usdt::block_log::show::{self, Format};
 use clap::Args;
 
 #[derive(Args, Debug)]
-pub struct Blocks {
+pub struct BlocksCommand {
     /// The file; default: that of the unit that is shipped
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH, env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
     block_log: PathBuf,
@@ -34,10 +34,10 @@ pub struct Blocks {
     format: Format,
 }
 
-impl Blocks {
+impl BlocksCommand {
     pub fn show(&self) -> Result<()> {
         let wanted = Wanted { slow: self.slow, since: self.since, height: self.height };
         let rows = read::find(&self.block_log, &wanted).context("cannot read the block log")?;
-        cli::printed(show::print(&rows, self.format, &mut BufWriter::new(io::stdout().lock())))
+        cli::ignore_broken_pipe(show::print(&rows, self.format, &mut BufWriter::new(io::stdout().lock())))
     }
 }

@@ -9,13 +9,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use bitcoind_exporter::cli::{self, Program};
+use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::http::{Address, Endpoint, Listener, Pages};
 use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{self, Format};
-use bitcoind_exporter::sandbox::Confined;
+use bitcoind_exporter::sandbox::Confinement;
 use bitcoind_exporter::service::Service;
-use bitcoind_exporter::systemd::{self, Inherited};
+use bitcoind_exporter::systemd::{self, InheritedFds};
 use bitcoind_exporter::usdt::attach_loop::{self, Tracer};
 use bitcoind_exporter::usdt::page::Page;
 use bitcoind_exporter::usdt::target::Search;
@@ -36,10 +36,10 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    if let Some(printed) = print(&arguments) {
-        return printed.map(|()| ExitCode::SUCCESS);
+    if let Some(ignore_broken_pipe) = print(&arguments) {
+        return ignore_broken_pipe.map(|()| ExitCode::SUCCESS);
     }
-    let mut inherited = Inherited::take()?;
+    let mut inherited = InheritedFds::take()?;
     systemd::close_inherited();
     let _written_at_the_end = arguments.start_logging()?;
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
@@ -50,7 +50,7 @@ fn run() -> Result<ExitCode> {
     }
     usdt::check_kernel()?;
     let programs = Programs::load(arguments.groups()).context("cannot load the BPF programs")?;
-    let metrics = Metrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
+    let metrics = LabelledMetrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
     let page = programs.page(&arguments.node_name);
     let record = arguments.block_log.as_deref().filter(|_| !arguments.once);
     let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
@@ -85,12 +85,12 @@ fn run() -> Result<ExitCode> {
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))))
         .map(|(listener, endpoint)| {
-            (listener, endpoint.with_allowed_hosts(&arguments.shared.web_allowed_host))
+            (listener, endpoint.with_allowed_hosts(&arguments.common.web_allowed_host))
         });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let service = Service::start(&runtime, listeners, Arc::new(Status { metrics, ready, page }))?;
+    let service = Service::start(&runtime, listeners, Arc::new(StatusPages { metrics, ready, page }))?;
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
-    Confined::new(arguments.shared.sandbox).usdt_exporter(arguments.block_log.is_some(), removes_socket);
+    Confinement::new(arguments.common.sandbox).usdt_exporter(arguments.block_log.is_some(), removes_socket);
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
@@ -114,7 +114,7 @@ fn print(arguments: &Arguments) -> Option<Result<()>> {
 }
 
 /// The listener for metrics, and the one for health checks besides.
-fn listen(arguments: &Arguments, inherited: &mut Inherited) -> Result<(Listener, Option<Listener>)> {
+fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listener, Option<Listener>)> {
     let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&arguments.address())?,
@@ -125,24 +125,24 @@ fn listen(arguments: &Arguments, inherited: &mut Inherited) -> Result<(Listener,
 }
 
 /// All metrics, each sample with the label `node`.
-struct Metrics {
+struct LabelledMetrics {
     reader: Reader,
     node_name: String,
 }
 
-impl Metrics {
+impl LabelledMetrics {
     fn render(&self, format: Format) -> String {
         metrics::render(&self.reader.families(), &[("node", &self.node_name)], format)
     }
 }
 
-struct Status {
-    metrics: Metrics,
+struct StatusPages {
+    metrics: LabelledMetrics,
     ready: channel::Receiver<Result<(), String>>,
     page: Page,
 }
 
-impl Pages for Status {
+impl Pages for StatusPages {
     fn metrics(&self, format: Format) -> String {
         self.metrics.render(format)
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bitcoind_exporter::files;
-use bitcoind_exporter::logging::Level;
+use bitcoind_exporter::logging::LogLevel;
 use clap::builder::{EnumValueParser, PathBufValueParser, StringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -50,7 +50,7 @@ impl Overlay<'_> {
         self.set(&mut to.port, "port", value_parser!(u16))?;
         self.set(&mut to.health_port, "health_port", value_parser!(u16))?;
         self.set_verbose(&mut to.verbose)?;
-        self.set(&mut to.log_level, "log_level", EnumValueParser::<Level>::new())?;
+        self.set(&mut to.log_level, "log_level", EnumValueParser::<LogLevel>::new())?;
         self.set(&mut to.log_file, "log_file", PathBufValueParser::new())?;
         self.set(&mut to.metrics_auth_username, "metrics_auth_username", StringValueParser::new())?;
         self.set(&mut to.metrics_auth_password, "metrics_auth_password", StringValueParser::new())?;

@@ -39,7 +39,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
 
 use crate::scheduling;
-use crate::supervisor::{Guarded, REPLACED, STOPPED};
+use crate::supervisor::{GuardedSockets, REPLACED, STOPPED};
 
 pub(super) use message::CREATE_NEW_BLOCK;
 
@@ -101,8 +101,8 @@ struct GuardState {
 
 impl Guard {
     /// The guard of this connection; returns what to send requests to. Needs a [`tokio::task::LocalSet`].
-    pub fn new(permit: GuardPermit, guarded: Guarded) -> (UnixStream, Self) {
-        let Guarded { stream, events, notices, guard, .. } = guarded;
+    pub fn new(permit: GuardPermit, guarded: GuardedSockets) -> (UnixStream, Self) {
+        let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();
         let watch = AbortOnDropHandle::new(tokio::task::spawn_local(log_notices(notices, state.clone())));
         let events = Some(events);

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::connection::{HttpResponse, PooledConnection, send_request};
 use super::{Credentials, FailureCause, HttpFailure, HttpRpcConfig};
 use crate::json_rpc::{CallError, Response, Transport, parse, request, whitelist_line};
-use crate::logging::Repeats;
+use crate::logging::RepeatLimiter;
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
@@ -31,7 +31,7 @@ struct ClientState {
     state: watch::Sender<Usability>,
     /// The state as it was logged: why it is not used, empty while it is used. `None` before the first line.
     last_logged: RefCell<Option<String>>,
-    repeats: Repeats,
+    repeats: RepeatLimiter,
     /// There were a cookie or a password when they were read last.
     has_credentials: Cell<bool>,
     /// The collector logs why there is no node.
@@ -73,7 +73,7 @@ impl HttpRpc {
             deadline,
             state: watch::Sender::new(Usability::Unusable(not_checked_yet())),
             last_logged: RefCell::default(),
-            repeats: Repeats::default(),
+            repeats: RepeatLimiter::default(),
             has_credentials: Cell::new(false),
             quiet: Cell::new(false),
             forbidden: RefCell::default(),
