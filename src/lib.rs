@@ -69,7 +69,7 @@ mod tls;
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]
 pub mod usdt;
 
-pub use collect::{Candidates, Collector, Config, Context, NextBlock, UtxoTrace, check, once};
+pub use collect::{Collector, Config, Context, DatadirCandidates, NextBlockMode, UtxoTraceMode, check, once};
 pub use ipc::endpoint;
 pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
 pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;

@@ -1,6 +1,6 @@
 //! What tests, benches and fuzz targets use, and the binaries do not.
 
-pub use crate::collect::{End, open};
+pub use crate::collect::{SessionEnd, open};
 pub use crate::http::connections::Authenticated;
 pub use crate::http::server::serve_connection;
 pub use crate::ipc::guard::{TimedEvent, relay};

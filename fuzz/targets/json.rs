@@ -13,7 +13,7 @@ use bitcoind_exporter::testing::open;
 use bitcoind_exporter::testing::schema::init_capnp::init;
 use bitcoind_exporter::testing::schema::proxy_capnp::{thread, thread_map};
 use bitcoind_exporter::testing::schema::rpc_capnp::rpc;
-use bitcoind_exporter::{Config, Context, NextBlock, UtxoTrace};
+use bitcoind_exporter::{Config, Context, NextBlockMode, UtxoTraceMode};
 use capnp::Error;
 use capnp::capability::FromClientHook;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
@@ -93,9 +93,9 @@ fuzz_target!(|text: &str| {
         let config = Config {
             poll_interval: Duration::from_secs(15),
             call_timeout: Duration::from_secs(10),
-            utxo_trace: UtxoTrace::Off,
+            utxo_trace: UtxoTraceMode::Off,
             utxo_trace_budget: Duration::ZERO,
-            next_block: NextBlock::Off,
+            next_block: NextBlockMode::Off,
             exit_with_node: false,
             http_rpc: None,
             data_directory: Default::default(),

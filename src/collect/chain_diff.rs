@@ -36,7 +36,7 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
     // first: if the new tip is active after it was, then that block is an ancestor.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = if ahead > MAX_STEPS {
-        Some(hash_of(json_rpc.call("getblockhash", json!([old.height])).await?)?)
+        Some(parse_hash(json_rpc.call("getblockhash", json!([old.height])).await?)?)
     } else {
         None
     };
@@ -83,7 +83,7 @@ impl Header {
         let previous = match &header["previousblockhash"] {
             // The genesis block.
             Value::Null if header["height"] == 0 => String::new(),
-            previous => hash_of(previous.clone())?,
+            previous => parse_hash(previous.clone())?,
         };
         match header["confirmations"].as_i64() {
             Some(confirmations) => Ok(Header { previous, active: confirmations >= 0 }),
@@ -93,7 +93,7 @@ impl Header {
 }
 
 /// A block hash as the node prints it.
-fn hash_of(value: Value) -> Result<String, CallError> {
+fn parse_hash(value: Value) -> Result<String, CallError> {
     let hash: BlockHash = value.as_str().unwrap_or_default().parse()?;
     Ok(hash.to_string())
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use tracing::{debug, info, warn};
 
-use super::context::{Context, UtxoTrace};
+use super::context::{Context, UtxoTraceMode};
 use super::handshake;
-use super::http_rpc_verifier::Checker;
-use super::session::{End, Session, show_away};
+use super::http_rpc_verifier::HttpRpcVerifier;
+use super::session::{Session, SessionEnd, show_disconnected};
 use crate::ipc::endpoint::NodeEndpoint;
 use crate::ipc::guard;
 use crate::node_process::SocketPeer;
@@ -19,26 +19,26 @@ use crate::supervisor::GuardedSockets;
 /// How a node is reached.
 pub(super) enum NodeTransport {
     /// The socket, connected behind a guard.
-    Ipc(GuardedSockets),
+    IpcParts(GuardedSockets),
     /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
-    Http(Checker, String),
+    Http(HttpRpcVerifier, String),
 }
 
 /// Connects to the socket. Where that fails, and the node need not have one, asks over HTTP.
-pub(super) async fn open_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
+pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
-    let trace_budget = (config.utxo_trace == UtxoTrace::Auto).then_some(config.utxo_trace_budget);
+    let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);
     let error = match source.open(trace_budget).await {
-        Ok(guarded) => return Ok(NodeTransport::Ipc(guarded)),
+        Ok(guarded) => return Ok(NodeTransport::IpcParts(guarded)),
         Err(error) => error,
     };
     let Some(http) = context.http_rpc.as_ref().filter(|http| http.config().http_only) else {
         return Err(error);
     };
-    let checker = Checker::alone(http.clone());
-    checker.check().await;
+    let verifier = HttpRpcVerifier::http_only(http.clone());
+    verifier.verify().await;
     if http.is_usable() {
-        Ok(NodeTransport::Http(checker, format!("{error:#}")))
+        Ok(NodeTransport::Http(verifier, format!("{error:#}")))
     } else {
         Err(anyhow!("{error:#}; JSON-RPC over HTTP: {}", http.unusable_reason()))
     }
@@ -53,7 +53,7 @@ pub struct Collector {
 impl Collector {
     /// Has not connected yet.
     pub fn new(context: Context) -> Self {
-        for reason in End::REASONS {
+        for reason in SessionEnd::REASONS {
             context.metrics.exporter.disconnects.inc_by([reason], 0);
         }
         Collector { context: Rc::new(context), guards: guard::GuardPermits::new() }
@@ -79,18 +79,18 @@ impl Collector {
             };
             let connected = Instant::now();
             let (end, node) = match transport {
-                NodeTransport::Ipc(guarded) => {
+                NodeTransport::IpcParts(guarded) => {
                     let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
                     (self.run_over_ipc(guarded, permit, &node).await, Some(node))
                 }
-                NodeTransport::Http(checker, _) => {
+                NodeTransport::Http(verifier, _) => {
                     drop(permit);
                     let file = source.file();
-                    let session = Session::over_http(checker, &self.context);
+                    let session = Session::over_http(verifier, &self.context);
                     (session.run_until(|| source.file().is_some_and(|now| file != Some(now))).await, None)
                 }
             };
-            show_away(&self.context);
+            show_disconnected(&self.context);
             let Some(reason) = end.reason() else { return Ok(()) };
             self.context.metrics.exporter.disconnects.inc_by([reason], 1);
             self.context.status.set(ConnectionState::Disconnected(end.to_string()));
@@ -98,14 +98,14 @@ impl Collector {
                 backoff = Backoff::default();
             }
             is_logged = true;
-            if let End::NodeShutDown = end {
+            if let SessionEnd::NodeShutDown = end {
                 if self.context.config.exit_with_node || !source.can_reopen() {
                     info!(reason, "{end}; exiting");
                     return Ok(());
                 }
                 info!(reason, "{end}; waiting for the next one");
                 if let Some(node) = node {
-                    shutdown.run_until_cancelled(until_it_ended(node)).await;
+                    shutdown.run_until_cancelled(wait_for_exit(node)).await;
                 }
             } else if source.can_reopen() {
                 let wait = backoff.next();
@@ -132,9 +132,9 @@ impl Collector {
         guarded: GuardedSockets,
         permit: guard::GuardPermit,
         node: &SocketPeer,
-    ) -> End {
+    ) -> SessionEnd {
         if node.is_shutting_down() == Some(true) {
-            return End::NodeShutDown;
+            return SessionEnd::NodeShutDown;
         }
         match handshake::open_guarded(guarded, permit, node, &self.context).await {
             Ok(session) => session.run().await,
@@ -153,11 +153,11 @@ impl Collector {
         let mut backoff = Backoff::default();
         let mut said = String::new();
         loop {
-            match open_transport(source, &self.context).await {
+            match connect_transport(source, &self.context).await {
                 Ok(transport) => {
                     match &transport {
                         _ if !is_logged => debug!("connected again"),
-                        NodeTransport::Ipc(_) => info!("connected to {}", source.describe()),
+                        NodeTransport::IpcParts(_) => info!("connected to {}", source.describe()),
                         NodeTransport::Http(_, why) => {
                             info!("no IPC ({why}): the node is asked over HTTP alone");
                             if self.context.config.exit_with_node {
@@ -176,7 +176,7 @@ impl Collector {
                     let text = format!("{error:#}");
                     if text != said {
                         self.context.warn_limited(&format!("{text}; trying again until it works"));
-                        show_away(&self.context);
+                        show_disconnected(&self.context);
                         self.context.status.set(ConnectionState::Disconnected(text.clone()));
                         said = text;
                     }
@@ -190,11 +190,11 @@ impl Collector {
 
 /// A node that is shutting down still accepts connections, and aborts when one asks it for what it has taken apart
 /// already. So its end is awaited before the next connection.
-async fn until_it_ended(node: SocketPeer) {
+async fn wait_for_exit(node: SocketPeer) {
     /// When the system does not tell whether the process is gone.
-    const BLIND: Duration = Duration::from_secs(10);
+    const BLIND_TIMEOUT: Duration = Duration::from_secs(10);
     if node.ended().await.is_err() {
-        tokio::time::sleep(BLIND).await;
+        tokio::time::sleep(BLIND_TIMEOUT).await;
     }
 }
 

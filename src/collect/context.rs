@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::file_system::Candidates;
-use super::node_start::NodeStart;
-use super::peers::Peers;
+use super::file_system::DatadirCandidates;
+use super::node_start::NodeStartTracker;
+use super::peers::PeerTraffic;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
 use crate::ipc::{BlockHash, BlockRef};
@@ -23,7 +23,7 @@ use crate::status::Status;
 
 /// When to subscribe to the UTXO cache trace, which makes the node slower.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum UtxoTrace {
+pub enum UtxoTraceMode {
     /// Out of initial block download, until it costs the node more than the budget.
     Auto,
     /// Out of initial block download, whatever it costs the node.
@@ -34,7 +34,7 @@ pub enum UtxoTrace {
 
 /// When to have the node build block templates.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum NextBlock {
+pub enum NextBlockMode {
     /// Out of initial block download, for at most 1 % of the node's time.
     Auto,
     /// At each poll and each new tip, whatever it costs the node.
@@ -51,9 +51,9 @@ pub struct Config {
     /// For the answer to one call.
     pub call_timeout: Duration,
     /// Whether to subscribe to the UTXO cache trace.
-    pub utxo_trace: UtxoTrace,
+    pub utxo_trace: UtxoTraceMode,
     /// When to have the node build block templates.
-    pub next_block: NextBlock,
+    pub next_block: NextBlockMode,
     /// How long the node may wait for the trace in ten minutes.
     pub utxo_trace_budget: Duration,
     /// End when the node shuts down, instead of waiting for the next one.
@@ -61,7 +61,7 @@ pub struct Config {
     /// JSON-RPC over HTTP, where IPC has none.
     pub http_rpc: Option<http::HttpRpcConfig>,
     /// Where the node's blocks may be, to look at its file system.
-    pub data_directory: Candidates,
+    pub data_directory: DatadirCandidates,
 }
 
 /// A block that became the tip, and when that was heard of.
@@ -74,11 +74,11 @@ pub(super) struct NewTip {
 /// What is remembered of a node from one connection to the next, so that a reconnect neither counts twice nor misses
 /// anything.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(super) struct PersistentState {
     /// Traffic by peer.
-    pub peers: Peers,
+    pub peers: PeerTraffic,
     /// Its start and restarts.
-    pub node_start: NodeStart,
+    pub node_start: NodeStartTracker,
     /// The warnings that were logged.
     pub warnings: Warnings,
     /// CPU time of the node's threads.
@@ -88,7 +88,7 @@ pub(super) struct Memory {
     /// The tip up to which blocks are counted.
     pub counted_tip: Option<BlockRef>,
     /// The UTXO cache trace went over its budget once: it stays off for the life of the process.
-    pub trace_given_up: bool,
+    pub trace_over_budget: bool,
 }
 
 /// What every connection of a collector works with.
@@ -104,7 +104,7 @@ pub struct Context {
     pub(super) http_rpc: Option<HttpRpc>,
     /// Of log lines about failures, over all connections.
     pub(super) repeats: RepeatLimiter,
-    pub(super) memory: RefCell<Memory>,
+    pub(super) persistent_state: RefCell<PersistentState>,
     /// The newest tip that came while there was a connection.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
@@ -128,9 +128,9 @@ impl Context {
             let failures = &metrics.exporter.http_rpc_failures;
             FailureCause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
         }
-        let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
+        let (persistent_state, new_tip) = (RefCell::default(), watch::Sender::default());
         let repeats = RepeatLimiter::default();
-        Context { config, http_rpc, repeats, metrics, status, shutdown, memory, new_tip }
+        Context { config, http_rpc, repeats, metrics, status, shutdown, persistent_state, new_tip }
     }
 
     /// Logs a failure that may come and go: each text at most once a minute, with the number of times.

@@ -17,25 +17,25 @@ use crate::json_rpc::http::HttpRpc;
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Finds out whether JSON-RPC over HTTP can be used.
-pub struct Checker {
+pub struct HttpRpcVerifier {
     http: HttpRpc,
     mining: Option<Mining>,
     chain: Option<Chain>,
 }
 
-impl Checker {
+impl HttpRpcVerifier {
     /// Compares with what these interfaces tell. `on` runs nothing else.
     pub fn new(http: HttpRpc, interfaces: &Interfaces, thread: &NodeThread) -> Self {
         http.reset_node(false);
         let mining = interfaces.mining.as_ref().map(|mining| mining.on_thread(thread));
         let chain = interfaces.chain.as_ref().map(|chain| chain.on_thread(thread));
-        Checker { http, mining, chain }
+        HttpRpcVerifier { http, mining, chain }
     }
 
     /// Of a node without IPC: there is nothing to compare with.
-    pub fn alone(http: HttpRpc) -> Self {
+    pub fn http_only(http: HttpRpc) -> Self {
         http.reset_node(true);
-        Checker { http, mining: None, chain: None }
+        HttpRpcVerifier { http, mining: None, chain: None }
     }
 
     /// What it checks.
@@ -44,8 +44,8 @@ impl Checker {
     }
 
     /// Uses it if it answers and is the same node, else says why not.
-    pub async fn check(&self) {
-        match self.differs().await {
+    pub async fn verify(&self) {
+        match self.find_difference().await {
             Ok(None) => {
                 self.http.mark_usable();
                 self.http.check_privileges().await;
@@ -65,7 +65,7 @@ impl Checker {
     }
 
     /// Goes on checking. A poll follows at once when it can be used.
-    pub async fn keep_checking(self, usable: Rc<Notify>) {
+    pub async fn keep_verifying(self, usable: Rc<Notify>) {
         // Core makes a wrong password wait, and logs it: failures back off.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
@@ -75,7 +75,7 @@ impl Checker {
                 limit.failed(Instant::now());
                 sleep_until(limit.due()).await;
             }
-            self.check().await;
+            self.verify().await;
             if self.http.is_usable() {
                 limit.succeeded(Instant::now(), Instant::now());
                 if !was_used {
@@ -86,27 +86,27 @@ impl Checker {
     }
 
     /// What differs between the node behind the IPC socket and the one that answers over HTTP.
-    async fn differs(&self) -> Result<Option<String>, CallError> {
+    async fn find_difference(&self) -> Result<Option<String>, CallError> {
         let info = self.http.query("getblockchaininfo", json!([])).await?;
-        if let (Some(wanted), Some(chain)) = (&self.http.config().chain, info["chain"].as_str())
-            && wanted != chain
+        if let (Some(configured), Some(chain)) = (&self.http.config().chain, info["chain"].as_str())
+            && configured != chain
         {
-            return Ok(Some(format!("its chain is {chain:?}, not {wanted:?}")));
+            return Ok(Some(format!("its chain is {chain:?}, not {configured:?}")));
         }
         if let Some(mining) = &self.mining
-            && let Some(difference) = self.tip_differs(async || mining.tip().await).await?
+            && let Some(difference) = self.find_tip_difference(async || mining.tip().await).await?
         {
             return Ok(Some(difference));
         }
         match &self.chain {
-            Some(chain) => self.pruned_differently(chain, &info).await,
+            Some(chain) => self.find_prune_difference(chain, &info).await,
             None => Ok(None),
         }
     }
 
     /// Whether the other has another block at the height of the tip. The tip is looked at before and after: it may change
     /// meanwhile.
-    async fn tip_differs(
+    async fn find_tip_difference(
         &self,
         tip: impl AsyncFn() -> Result<Option<BlockRef>, CallError>,
     ) -> Result<Option<String>, CallError> {
@@ -131,7 +131,7 @@ impl Checker {
         Err(CallError::Http("the tip changes too fast to compare it".to_string().into()))
     }
 
-    async fn pruned_differently(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
+    async fn find_prune_difference(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
         let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
         // It grows between the two calls.
         let ours = chain.prune_height().await?.map_or(0.0, |last| f64::from(last) + 1.0);

@@ -38,8 +38,8 @@ mod utxo_trace;
 mod warnings;
 
 pub use collector::Collector;
-pub use context::{Config, Context, NextBlock, UtxoTrace};
-pub use file_system::Candidates;
+pub use context::{Config, Context, NextBlockMode, UtxoTraceMode};
+pub use file_system::DatadirCandidates;
 pub use handshake::open;
 pub use one_shot::{check, once};
-pub use session::End;
+pub use session::SessionEnd;

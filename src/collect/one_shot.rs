@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::collector::{NodeTransport, open_transport};
+use super::collector::{NodeTransport, connect_transport};
 use super::context::Context;
 use super::handshake::open_guarded;
-use super::session::{Session, show_up};
+use super::session::{Session, show_connected};
 use crate::ipc::endpoint::NodeEndpoint;
 use crate::ipc::guard::GuardPermits;
 use crate::ipc::{Interface, Interfaces};
@@ -22,12 +22,12 @@ use crate::node_process::SocketPeer;
 pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let guarded = match open_transport(source, &context).await? {
-        NodeTransport::Ipc(guarded) => guarded,
-        NodeTransport::Http(checker, _) => {
-            let mut session = Session::over_http(checker, &context);
+    let guarded = match connect_transport(source, &context).await? {
+        NodeTransport::IpcParts(guarded) => guarded,
+        NodeTransport::Http(verifier, _) => {
+            let mut session = Session::over_http(verifier, &context);
             session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
-            show_up(&session.interfaces, &context);
+            show_connected(&session.interfaces, &context);
             return Ok(session.interfaces);
         }
     };
@@ -36,14 +36,14 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;
-    if let Some(checker) = &session.http_rpc
+    if let Some(verifier) = &session.http_rpc
         && !session.interfaces.offers(Interface::HttpRpc)
     {
-        checker.check().await; // with all its time
+        verifier.verify().await; // with all its time
     }
     let polled = session.poller().poll().await;
-    if let Some(mut builder) = session.builder() {
-        let _ = tokio::time::timeout(context.config.call_timeout, builder.build(None)).await;
+    if let Some(mut poller) = session.template_poller() {
+        let _ = tokio::time::timeout(context.config.call_timeout, poller.poll(None)).await;
     }
     let interfaces = session.interfaces.clone();
     session.close().await;
@@ -55,7 +55,7 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     {
         bail!("--rpc on: {}", http.unusable_reason());
     }
-    show_up(&interfaces, &context);
+    show_connected(&interfaces, &context);
     Ok(interfaces)
 }
 
@@ -96,7 +96,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
         let (name, description) = (interface.name(), interface.description());
         described.push_str(&format!("interface {name:<9}{offered} {description}\n"));
     }
-    for advice in what_gives_more(interfaces) {
+    for advice in advice_for(interfaces) {
         described.push_str(&format!("more: {advice}\n"));
     }
     described.push_str("metrics from one poll:\n");
@@ -113,7 +113,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
 }
 
 /// What the user could do to see more of this node.
-fn what_gives_more(interfaces: &Interfaces) -> Vec<&'static str> {
+fn advice_for(interfaces: &Interfaces) -> Vec<&'static str> {
     let offers = |interface| interfaces.offers(interface);
     let mut advice = Vec::new();
     if !interfaces.json_rpc().is_some_and(|json_rpc| json_rpc.is_available()) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::json::{count, flag, number};
-use super::node_start::Identity;
+use super::node_start::NodeIdentity;
 use crate::ipc::PeerStats;
 use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
 
@@ -26,21 +26,21 @@ type PeerKey = (i64, i64);
 /// Transactions that wait for the rate limit of Bitcoin Core 32, before they are queued for each inbound or each outbound peer.
 /// Earlier versions queue them for each peer at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Backlog {
+pub struct AnnouncementBacklog {
     pub inbound: Option<f64>,
     pub outbound: Option<f64>,
 }
 
-impl Backlog {
+impl AnnouncementBacklog {
     /// From getnetworkinfo.
     pub fn from_json(network_info: &Value) -> Self {
         let backlog = |direction| number(&network_info["inv_buckets"][direction], "backlog");
-        Backlog { inbound: backlog("inbound"), outbound: backlog("outbound") }
+        AnnouncementBacklog { inbound: backlog("inbound"), outbound: backlog("outbound") }
     }
 }
 
 /// Transactions that wait to be announced to this peer.
-fn queued(peer: &PeerStats, backlog: Backlog) -> Option<f64> {
+fn queued(peer: &PeerStats, backlog: AnnouncementBacklog) -> Option<f64> {
     let backlog = if peer.is_inbound() { backlog.inbound } else { backlog.outbound };
     let backlog = backlog.filter(|_| peer.relays_transactions).unwrap_or(0.0);
     Some(peer.inv_to_send? as f64 + backlog)
@@ -55,23 +55,23 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
 
 /// What is remembered of the peers between polls, and from one connection to the next: how much traffic of each was counted already.
 #[derive(Default)]
-pub struct Peers {
+pub struct PeerTraffic {
     /// `None` before the first poll.
     counted: Option<HashMap<(PeerKey, &'static str, &'static str), u64>>,
     /// When they were seen last, Unix seconds.
     seen: i64,
     /// What the node of the next ones is to the one of those.
-    node: Identity,
+    node: NodeIdentity,
 }
 
-impl Peers {
+impl PeerTraffic {
     /// What the node of the next peers is to the one of the last.
-    pub fn are_of(&mut self, node: Identity) {
+    pub fn set_node_identity(&mut self, node: NodeIdentity) {
         self.node = node;
     }
 
-    /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`Backlog`].
-    pub fn show(&mut self, peers: &[PeerStats], backlog: Backlog, network: &NetworkMetrics) {
+    /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`AnnouncementBacklog`].
+    pub fn show(&mut self, peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
         show_kinds(peers, network);
         show_states(peers, network);
         show_queues(peers, backlog, network);
@@ -95,7 +95,7 @@ impl Peers {
             }
         }
         let is_familiar = |counted: &HashMap<_, _>| present.keys().any(|key| counted.contains_key(key));
-        let is_other_node = std::mem::take(&mut self.node) == Identity::Unknown
+        let is_other_node = std::mem::take(&mut self.node) == NodeIdentity::Unknown
             && !self.counted.as_ref().is_some_and(is_familiar);
         for (key @ ((_, connected), direction, kind), total) in &present {
             let before = match self.counted.as_ref().map(|counted| counted.get(key)) {
@@ -149,7 +149,7 @@ fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
 }
 
 /// Transactions that wait to be announced.
-fn show_queues(peers: &[PeerStats], backlog: Backlog, network: &NetworkMetrics) {
+fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
     let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
     let statistics = [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
     let known = if waiting.is_empty() { &[][..] } else { &statistics };
@@ -261,16 +261,16 @@ mod tests {
     #[test]
     fn a_peer_that_leaves_takes_no_traffic_back_and_unknown_types_are_other() {
         let metrics = Metrics::new();
-        let mut peers = Peers::default();
+        let mut peers = PeerTraffic::default();
         let peer = |id, tx, odd| PeerStats {
             id,
             received: vec![("tx".into(), tx), ("*other*".into(), odd), ("evil\"} 1".into(), odd)],
             ..PeerStats::default()
         };
-        peers.show(&[], Backlog::default(), &metrics.network);
-        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], Backlog::default(), &metrics.network);
-        peers.show(&[peer(2, 70, 3)], Backlog::default(), &metrics.network);
-        peers.show(&[peer(2, 60, 3)], Backlog::default(), &metrics.network); // nonsense of the node's: nothing is taken back
+        peers.show(&[], AnnouncementBacklog::default(), &metrics.network);
+        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], AnnouncementBacklog::default(), &metrics.network);
+        peers.show(&[peer(2, 70, 3)], AnnouncementBacklog::default(), &metrics.network);
+        peers.show(&[peer(2, 60, 3)], AnnouncementBacklog::default(), &metrics.network); // nonsense of the node's: nothing is taken back
         let text = metrics.render(Format::Text);
         assert!(
             text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
@@ -286,11 +286,11 @@ mod tests {
     #[test]
     fn traffic_is_counted_once_over_restarts_and_clock_steps() {
         let metrics = Metrics::new();
-        let mut peers = Peers::default();
+        let mut peers = PeerTraffic::default();
         let mut counts = |id, connected, total| {
             let sent = vec![("tx".into(), total)];
             let peer = PeerStats { id, connected, sent, ..PeerStats::default() };
-            peers.show(&[peer], Backlog::default(), &metrics.network);
+            peers.show(&[peer], AnnouncementBacklog::default(), &metrics.network);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn traffic_of_another_node_is_counted_from_the_last_poll_on() {
         let metrics = Metrics::new();
-        let mut peers = Peers::default();
+        let mut peers = PeerTraffic::default();
         let mut count = |now, of_other: bool, seen: &[(i64, i64, u64)]| {
             let peer = |&(id, connected, total): &(i64, i64, u64)| PeerStats {
                 id,
@@ -312,7 +312,7 @@ mod tests {
                 sent: vec![("tx".into(), total)],
                 ..PeerStats::default()
             };
-            peers.are_of(if of_other { Identity::Unknown } else { Identity::Same });
+            peers.set_node_identity(if of_other { NodeIdentity::Unknown } else { NodeIdentity::Same });
             peers.count_traffic(&seen.iter().map(peer).collect::<Vec<_>>(), &metrics.network, now);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
@@ -379,7 +379,7 @@ mod tests {
         ];
         let shown = |peers: &[PeerStats]| {
             let metrics = Metrics::new();
-            Peers::default().show(peers, Backlog::default(), &metrics.network);
+            PeerTraffic::default().show(peers, AnnouncementBacklog::default(), &metrics.network);
             let Metrics { network, .. } = &*metrics;
             [["netgroup", "in"], ["netgroup", "out"], ["as", "in"], ["as", "out"]]
                 .map(|labels| network.largest_group.get(labels).zip(network.groups.get(labels)))
@@ -395,7 +395,7 @@ mod tests {
         let peer = |blocks: &[i64]| PeerStats { blocks_in_flight: blocks.into(), ..PeerStats::default() };
         let metrics = Metrics::new();
         let peers = [peer(&[7, 8]), peer(&[8]), peer(&[])];
-        Peers::default().show(&peers, Backlog::default(), &metrics.network);
+        PeerTraffic::default().show(&peers, AnnouncementBacklog::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         assert!(text.contains("\nbitcoin_blocks_in_flight 2\n"), "{text}");
         assert!(text.contains("\nbitcoin_peers_with_blocks_in_flight 2\n"), "{text}");
@@ -423,14 +423,17 @@ mod tests {
             ..PeerStats::default()
         };
         let info = json!({"inv_buckets": {"inbound": {"backlog": 900}, "outbound": {"backlog": 40}}});
-        let backlog = Backlog::from_json(&info);
-        assert_eq!(backlog, Backlog { inbound: Some(900.0), outbound: Some(40.0) });
+        let backlog = AnnouncementBacklog::from_json(&info);
+        assert_eq!(backlog, AnnouncementBacklog { inbound: Some(900.0), outbound: Some(40.0) });
         assert_eq!(queued(&peer("inbound", true, Some(7)), backlog), Some(907.0));
         assert_eq!(queued(&peer("manual", true, Some(0)), backlog), Some(40.0));
         assert_eq!(queued(&peer("block-relay-only", false, Some(0)), backlog), Some(0.0));
         assert_eq!(queued(&peer("inbound", true, None), backlog), None);
-        let none = Backlog::from_json(&json!({}));
-        assert_eq!((none, queued(&peer("inbound", true, Some(7)), none)), (Backlog::default(), Some(7.0)));
+        let none = AnnouncementBacklog::from_json(&json!({}));
+        assert_eq!(
+            (none, queued(&peer("inbound", true, Some(7)), none)),
+            (AnnouncementBacklog::default(), Some(7.0))
+        );
     }
 
     #[test]
@@ -465,7 +468,7 @@ mod tests {
         assert_eq!(peers.len(), 3);
         assert_eq!(from_json(&json!({"no": "list"})), None);
         let metrics = Metrics::new();
-        Peers::default().show(&peers, Backlog::default(), &metrics.network);
+        PeerTraffic::default().show(&peers, AnnouncementBacklog::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         for line in
             ["bitcoin_peers_clock_off 1", "bitcoin_peers_low_fee_relay 1", "bitcoin_blocks_in_flight 2"]

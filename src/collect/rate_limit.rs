@@ -15,13 +15,13 @@ pub struct RateLimit {
     share: u32,
     max_backoff: Duration,
     /// The interval since the last call has passed, or the back-off after a failure.
-    regular: Instant,
+    interval_end: Instant,
     /// The node's time is paid for.
-    paid: Instant,
+    busy_until: Instant,
     /// The last call was made before that.
-    owes: bool,
+    in_debt: bool,
     /// No call before its time, which an event brings about, before this.
-    earliest: Instant,
+    earliest_event: Instant,
     /// Failures in a row.
     failures: u32,
     lifetime: Duration,
@@ -50,10 +50,10 @@ impl RateLimit {
             interval,
             share,
             max_backoff: Self::MAX_BACKOFF.min(interval),
-            regular: now,
-            paid: now,
-            owes: false,
-            earliest: now,
+            interval_end: now,
+            busy_until: now,
+            in_debt: false,
+            earliest_event: now,
             failures: 0,
             lifetime: metrics::lifetime(interval),
         }
@@ -65,7 +65,7 @@ impl RateLimit {
     }
 
     /// For a call that may always be made, until it fails.
-    pub fn of_failures() -> Self {
+    pub fn for_failures() -> Self {
         RateLimit { max_backoff: Self::MAX_BACKOFF, ..Self::new(Duration::ZERO, 0) }
     }
 
@@ -73,9 +73,9 @@ impl RateLimit {
     pub fn succeeded(&mut self, started: Instant, ended: Instant) {
         let cost = (ended - started).saturating_mul(self.share).min(Self::MAX_INTERVAL);
         self.failures = 0;
-        self.owes = started < self.paid;
-        self.paid = (self.paid.max(started) + cost).min(ended + Self::MAX_INTERVAL);
-        self.regular = started + self.interval;
+        self.in_debt = started < self.busy_until;
+        self.busy_until = (self.busy_until.max(started) + cost).min(ended + Self::MAX_INTERVAL);
+        self.interval_end = started + self.interval;
         let apart = self.due() - started;
         let lifetime = apart.saturating_mul(2).min(Self::MAX_LIFETIME);
         self.lifetime = lifetime.max(metrics::lifetime(self.interval));
@@ -83,32 +83,32 @@ impl RateLimit {
 
     /// The call was made because of an event before its time.
     pub fn was_early(&mut self, started: Instant) {
-        self.earliest = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
+        self.earliest_event = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
     }
 
     /// The call failed.
     pub fn failed(&mut self, ended: Instant) {
         let backoff = Self::MIN_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures));
         self.failures = self.failures.saturating_add(1);
-        self.regular = ended + backoff.min(self.max_backoff);
-        self.earliest = self.regular;
+        self.interval_end = ended + backoff.min(self.max_backoff);
+        self.earliest_event = self.interval_end;
     }
 
     /// The call failed and would fail again: the longest back-off.
-    pub fn failed_for_long(&mut self, ended: Instant) {
+    pub fn failed_permanently(&mut self, ended: Instant) {
         self.failures = u32::MAX;
         self.failed(ended);
     }
 
     /// When the next call may be made.
     pub fn due(&self) -> Instant {
-        self.regular.max(self.paid)
+        self.interval_end.max(self.busy_until)
     }
 
     /// When the next call may be made because of an event: it does not wait until the last one is paid for, but once; the
     /// time is paid for afterwards.
     pub fn due_at_event(&self) -> Instant {
-        if self.owes { self.paid.max(self.earliest) } else { self.earliest }
+        if self.in_debt { self.busy_until.max(self.earliest_event) } else { self.earliest_event }
     }
 
     /// For how long to show what the last call gave: two intervals.
@@ -166,7 +166,7 @@ mod tests {
         limit.succeeded(started, started);
         limit.failed(started);
         assert_eq!(limit.due(), started + SECOND, "a success starts over");
-        limit.failed_for_long(started);
+        limit.failed_permanently(started);
         assert_eq!(limit.due(), started + 60 * SECOND);
         let (mut polls, start) = self::limit(5 * SECOND, 0);
         (0..9).for_each(|_| polls.failed(start));

@@ -10,17 +10,17 @@ use tracing::{debug, error, warn};
 
 use super::context::Context;
 use super::notifications;
-use super::poll::Polled;
-use super::session::Ipc;
+use super::poll::PollResult;
+use super::session::IpcParts;
 use super::tip::TipWatch;
-use super::utxo_trace::{Coins, Trace};
+use super::utxo_trace::{CoinCounter, UtxoCacheTrace};
 use crate::ipc::guard::{GuardEvent, TimedEvent};
 use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
 /// What the node calls back for. The guard ends what is left at the end of the connection.
 pub struct Subscriptions {
-    polled: watch::Sender<Polled>,
+    polled: watch::Sender<PollResult>,
     any: Rc<Cell<bool>>,
     _task: AbortOnDropHandle<()>,
 }
@@ -29,20 +29,20 @@ impl Subscriptions {
     /// Subscribes on a thread of the node that runs nothing else. `None` without a guard: nobody would end a subscription.
     pub fn start(
         interfaces: &Interfaces,
-        ipc: &mut Ipc,
+        ipc: &mut IpcParts,
         tip: Option<&mut TipWatch>,
         context: &Rc<Context>,
     ) -> Option<Self> {
         let guard = ipc.guard.as_mut()?;
         let thread = &ipc.subscribing;
         let tracing = interfaces.tracing.as_ref().filter(|_| interfaces.mining.is_some());
-        let (polled, polls) = watch::channel(Polled::default());
+        let (polled, polls) = watch::channel(PollResult::default());
         let any = Rc::<Cell<bool>>::default();
-        let task = Task {
+        let task = SubscriptionTask {
             chain: interfaces.chain.as_ref().map(|chain| chain.on_thread(thread)),
             tracing: tracing.map(|tracing| tracing.on_thread(thread)),
             chain_subscription: None,
-            trace: Trace::new(tracing, context),
+            trace: UtxoCacheTrace::new(tracing, context),
             any: any.clone(),
             context: context.clone(),
         };
@@ -54,33 +54,33 @@ impl Subscriptions {
     }
 
     /// Whether the node calls back.
-    pub fn any(&self) -> bool {
+    pub fn is_any_active(&self) -> bool {
         self.any.get()
     }
 
     /// A poll succeeded: the UTXO cache trace starts or ends with initial block download.
-    pub fn polled(&self, polled: Polled) {
+    pub fn on_poll(&self, polled: PollResult) {
         self.polled.send_replace(polled);
     }
 }
 
-struct Task {
+struct SubscriptionTask {
     chain: Option<Chain>,
     tracing: Option<Tracing>,
     chain_subscription: Option<Subscription>,
-    trace: Trace,
+    trace: UtxoCacheTrace,
     /// Whether the node calls back.
     any: Rc<Cell<bool>>,
     context: Rc<Context>,
 }
 
-impl Task {
+impl SubscriptionTask {
     /// `watches`: the node reports its shutdown.
     async fn run(
         mut self,
         watches: bool,
         caught_up: Option<oneshot::Receiver<()>>,
-        mut polls: watch::Receiver<Polled>,
+        mut polls: watch::Receiver<PollResult>,
     ) {
         if watches {
             if let Some(caught_up) = caught_up {
@@ -96,11 +96,11 @@ impl Task {
                 changed = polls.changed() => match changed {
                     Ok(()) => {
                         let polled = polls.borrow_and_update().clone();
-                        self.polled(&polled).await;
+                        self.on_poll(&polled).await;
                     }
                     Err(_) => return,
                 },
-                () = self.trace.over_budget() => self.trace.give_up(&self.context),
+                () = self.trace.over_budget() => self.trace.stop_over_budget(&self.context),
             }
         }
     }
@@ -118,7 +118,7 @@ impl Task {
         }
     }
 
-    async fn polled(&mut self, polled: &Polled) {
+    async fn on_poll(&mut self, polled: &PollResult) {
         let metrics = &self.context.metrics;
         if let Some(subscription) = self.trace.end_in_ibd(polled, metrics) {
             match subscription.end().await {
@@ -136,7 +136,7 @@ impl Task {
 }
 
 /// Counts what the guard hands on.
-fn count_events(context: Rc<Context>, coins: Coins) -> impl FnMut(TimedEvent) {
+fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;
         let callback = match event {

@@ -7,7 +7,7 @@ use nix::time::ClockId;
 use crate::sys::clock;
 
 /// Between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A shorter time is not distinguished from the time between the readings of the two clocks.
 const MIN_SUSPENSION: Duration = Duration::from_secs(1);
 
@@ -24,14 +24,14 @@ impl Suspensions {
     }
 
     /// Whether it was suspended since the last look.
-    pub fn look(&mut self) -> bool {
+    pub fn check(&mut self) -> bool {
         self.is_longer(suspended_since_boot())
     }
 
     /// Resolves soon after the machine was suspended and runs again.
     pub async fn next(&mut self) {
-        while !self.look() {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+        while !self.check() {
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 

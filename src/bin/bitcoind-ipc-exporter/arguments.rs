@@ -11,8 +11,8 @@ use bitcoind_exporter::cli::{self, Cli, CommonArgs};
 use bitcoind_exporter::endpoint::{self, CHAINS, ChainParams, NodeEndpoint, default_datadir};
 use bitcoind_exporter::sandbox::AllowedFiles;
 use bitcoind_exporter::{
-    Candidates, Config, Credentials, HttpRpcConfig, NextBlock, Password, RPC_PASSWORD_VARIABLE, Url,
-    UtxoTrace, http_rpc_tls,
+    Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, Password, RPC_PASSWORD_VARIABLE,
+    Url, UtxoTraceMode, http_rpc_tls,
 };
 use clap::Parser;
 
@@ -88,7 +88,7 @@ pub struct Arguments {
     /// Trace the UTXO cache, where the node can. It makes the node connect blocks more slowly: auto does it out of
     /// initial block download and gives it up for good when it exceeds its budget; on does without a budget
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
-    pub utxo_trace: UtxoTrace,
+    pub utxo_trace: UtxoTraceMode,
 
     /// How long the node may wait for the UTXO cache trace in ten minutes, the time of a block
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
@@ -97,7 +97,7 @@ pub struct Arguments {
     /// Have the node build a block template now and then, which tells what the next block is worth: auto out of initial block
     /// download, at a new tip and at most every --poll-interval, for at most 1 % of the node's time; on whatever it costs
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_NEXT_BLOCK")]
-    pub next_block: NextBlock,
+    pub next_block: NextBlockMode,
 
     /// End (exit 0) when the node shuts down, which it says over IPC alone, instead of waiting for the next one. Default when
     /// the connection was inherited and no socket path is given
@@ -205,9 +205,9 @@ impl Arguments {
     }
 
     /// The directory of the chain below `--datadir`, and that of the socket.
-    fn data_directory(&self, source: &NodeEndpoint) -> Candidates {
+    fn data_directory(&self, source: &NodeEndpoint) -> DatadirCandidates {
         let chain = self.known_chain().unwrap_or(&CHAINS[0]);
-        Candidates {
+        DatadirCandidates {
             named: self.datadir.as_deref().map(|datadir| chain.folder(datadir)),
             found: source.socket().iter().filter_map(|path| Some(path.parent()?.to_path_buf())).collect(),
             of_log: None,

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::collect::json::{entries, flag, number};
 
 /// Each poll.
-pub async fn poll(calls: &mut Calls, chain_info: &Value) {
+pub async fn poll(calls: &mut RateLimitedCalls, chain_info: &Value) {
     let answer = calls.rpc("getchainstates", json!([])).await;
     let states = named(&answer);
     let indexes = calls.rpc("getindexinfo", json!([])).await;
@@ -30,8 +30,8 @@ pub async fn poll(calls: &mut Calls, chain_info: &Value) {
 }
 
 /// Once per tip.
-pub async fn poll_deployments(calls: &mut Calls) {
-    let info = calls.rpc_of_tip("getdeploymentinfo", json!([])).await;
+pub async fn poll_deployments(calls: &mut RateLimitedCalls) {
+    let info = calls.rpc_once_per_tip("getdeploymentinfo", json!([])).await;
     let known = entries(&info["deployments"]);
     let metrics = &calls.metrics().chainstates;
     metrics

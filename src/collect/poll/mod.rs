@@ -37,7 +37,7 @@ use crate::node_process::{PrivateUsage, ProcessUsage};
 
 /// What the rest of the collector wants to know of a poll.
 #[derive(Clone, Debug, Default)]
-pub struct Polled {
+pub struct PollResult {
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
     /// `/Satoshi:31.99.0/`
@@ -70,7 +70,7 @@ impl fmt::Display for PollError {
 }
 
 /// Makes the calls of polls, within the rate limit of each.
-struct Calls {
+struct RateLimitedCalls {
     interfaces: Rc<Interfaces>,
     context: Rc<Context>,
     /// The node did not answer a call of this poll.
@@ -82,7 +82,7 @@ struct Calls {
     /// JSON-RPC methods that the node does not have.
     unknown: HashSet<&'static str>,
     /// Answers that hold as long as the tip stays, by method and parameters.
-    of_tip: HashMap<(&'static str, String), Value>,
+    answers_for_tip: HashMap<(&'static str, String), Value>,
     /// Peers were shown over this connection.
     showed_peers: bool,
     /// Version, subversion and protocol version from the last getnetworkinfo; empty if none succeeded.
@@ -96,7 +96,7 @@ const OVER_HTTP: &str = "JSON-RPC over HTTP";
 const COSTLY: [&str; 4] =
     ["getchaintips", "getmempoolfeeratediagram", "getorphantxs", "getprivatebroadcastinfo"];
 
-impl Calls {
+impl RateLimitedCalls {
     fn metrics(&self) -> &Metrics {
         &self.context.metrics
     }
@@ -104,7 +104,7 @@ impl Calls {
     /// The rate limit of what has this name, if it is a call that always may be made until it fails.
     fn limit(&mut self, name: &'static str, costly: bool) -> &mut RateLimit {
         let interval = self.context.config.poll_interval;
-        let new = || if costly { RateLimit::costly(interval) } else { RateLimit::of_failures() };
+        let new = || if costly { RateLimit::costly(interval) } else { RateLimit::for_failures() };
         self.limits.entry(name).or_insert_with(new)
     }
 
@@ -114,7 +114,7 @@ impl Calls {
 
     /// Makes a call, which has this name in the schema, if the node offers its interface and it is due. `None` also when it
     /// fails, which is counted under the name, and when an earlier call of this poll had no answer.
-    async fn ask<T>(
+    async fn call<T>(
         &mut self,
         name: &'static str,
         call: Option<impl Future<Output = Result<T, CallError>>>,
@@ -142,7 +142,7 @@ impl Calls {
                 failures.inc_by([name], 1);
                 let ends_poll = error.ends_poll(self.interfaces.is_http_only());
                 match error {
-                    CallError::TooLarge(_) => self.limit(name, costly).failed_for_long(ended),
+                    CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
                     // The next poll may need it, and has a back-off of its own; so have checks of HTTP.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
@@ -170,18 +170,18 @@ impl Calls {
     async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
         let json_rpc = self.json_rpc();
         let call = json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
-        self.ask(method, call).await.unwrap_or_default()
+        self.call(method, call).await.unwrap_or_default()
     }
 
     /// The same once per tip, if the answer is true as long as the tip stays.
-    async fn rpc_of_tip(&mut self, method: &'static str, params: Value) -> Value {
+    async fn rpc_once_per_tip(&mut self, method: &'static str, params: Value) -> Value {
         let key = (method, params.to_string());
-        if let Some(answer) = self.of_tip.get(&key) {
+        if let Some(answer) = self.answers_for_tip.get(&key) {
             return answer.clone();
         }
         let answer = self.rpc(method, params).await;
         if !answer.is_null() {
-            self.of_tip.insert(key, answer.clone());
+            self.answers_for_tip.insert(key, answer.clone());
         }
         answer
     }
@@ -202,7 +202,7 @@ impl Calls {
                 answer => answer,
             }
         };
-        let answer = self.ask(method, Some(call)).await;
+        let answer = self.call(method, Some(call)).await;
         if unknown {
             self.unknown.insert(method);
         }
@@ -226,11 +226,11 @@ impl Calls {
 
 /// Polls one connection.
 pub struct Poller {
-    calls: Calls,
+    calls: RateLimitedCalls,
     /// The tip of the last poll.
     tip: Option<String>,
-    udp_silence: fibre::Silence,
-    data_directory: file_system::DataDirectory,
+    udp_silence: fibre::PeerSilence,
+    data_directory: file_system::DatadirPoller,
     /// The node, if it can be seen.
     process: Option<ProcessUsage>,
 }
@@ -239,19 +239,19 @@ impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
         let candidates = context.config.data_directory.clone();
-        let data_directory = file_system::DataDirectory::new(candidates, &interfaces);
-        let calls = Calls {
+        let data_directory = file_system::DatadirPoller::new(candidates, &interfaces);
+        let calls = RateLimitedCalls {
             interfaces,
             context,
             failed: None,
             recovers: false,
             limits: HashMap::new(),
             unknown: HashSet::new(),
-            of_tip: HashMap::new(),
+            answers_for_tip: HashMap::new(),
             showed_peers: false,
             versions: Default::default(),
         };
-        Poller { calls, tip: None, udp_silence: fibre::Silence::default(), data_directory, process: None }
+        Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process: None }
     }
 
     /// Shows what this process uses, too.
@@ -265,7 +265,7 @@ impl Poller {
     }
 
     /// One poll. An error means that the node did not answer, or could not even tell its tip.
-    pub async fn poll(&mut self) -> Result<Polled, PollError> {
+    pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {
             Some(error) => Err(PollError::NoAnswer(OVER_HTTP, error)),
@@ -281,7 +281,7 @@ impl Poller {
         process::show(
             self.process.as_ref(),
             &private,
-            &mut context.memory.borrow_mut(),
+            &mut context.persistent_state.borrow_mut(),
             &context.metrics.node_process,
         );
         let took = started.elapsed();
@@ -294,13 +294,13 @@ impl Poller {
         polled
     }
 
-    async fn poll_areas(&mut self) -> Result<Polled, PollError> {
+    async fn poll_areas(&mut self) -> Result<PollResult, PollError> {
         let calls = &mut self.calls;
         let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
-        let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
+        let chain::PolledTip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
         let is_new_tip = hash.is_none() || hash != self.tip;
         if is_new_tip {
-            calls.of_tip.clear();
+            calls.answers_for_tip.clear();
             self.tip.clone_from(&hash);
         }
         chainstates::poll(calls, &chain_info).await;
@@ -324,6 +324,6 @@ impl Poller {
             let unavailable = calls.unavailable().map(|error| PollError::NoAnswer(OVER_HTTP, error));
             return Err(unavailable.unwrap_or(PollError::NoTip));
         }
-        Ok(Polled { ibd, subversion: label(&network_info, "subversion") })
+        Ok(PollResult { ibd, subversion: label(&network_info, "subversion") })
     }
 }

@@ -2,7 +2,7 @@
 
 use procfs::WithCurrentSystemInfo;
 
-use crate::collect::context::Memory;
+use crate::collect::context::PersistentState;
 use crate::metrics::NodeProcessMetrics;
 use crate::node_process::{PrivateUsage, ProcessUsage, cpu_seconds};
 
@@ -10,7 +10,7 @@ use crate::node_process::{PrivateUsage, ProcessUsage, cpu_seconds};
 pub fn show(
     process: Option<&ProcessUsage>,
     private: &PrivateUsage,
-    memory: &mut Memory,
+    state: &mut PersistentState,
     metrics: &NodeProcessMetrics,
 ) {
     // Before the total: it has the time of each thread.
@@ -27,7 +27,7 @@ pub fn show(
     metrics.io.replace(io.into_iter().flatten());
     match seen {
         Some((process, stat)) if !threads.is_empty() => {
-            let times = memory.thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
+            let times = state.thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
             metrics.cpu.replace(times.map(|(group, seconds)| ([group], seconds)));
         }
         _ => metrics.cpu.replace([]),
