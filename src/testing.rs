@@ -9,7 +9,7 @@ pub use crate::json_rpc::{method_names, whitelist_line};
 pub use crate::metrics::now;
 pub use crate::node_process::SocketPeer;
 #[cfg(feature = "usdt")]
-pub use crate::usdt::events::Events;
+pub use crate::usdt::events::EventReader;
 pub use hyper_util::server::graceful::GracefulShutdown;
 
 /// The schemas' modules.

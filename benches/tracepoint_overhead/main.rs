@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use bitcoind_exporter::testing::Events;
+use bitcoind_exporter::testing::EventReader;
 use bitcoind_exporter::usdt::{Programs, TracepointGroup};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};
@@ -102,7 +102,7 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, s
     let mut count = bpftrace(start("count"), provider, tracepoint, "@hits = count();");
     let mut the_same = bpftrace(start("same"), provider, tracepoint, same);
 
-    let events = Events::of(&programs).unwrap();
+    let events = EventReader::from_programs(&programs).unwrap();
     for what in fired {
         let mut times: [Vec<f64>; 5] = Default::default();
         for _ in 0..ROUNDS {

@@ -9,13 +9,13 @@ use super::file_locks::FileId;
 
 /// A process without a lock is a node only when it is older than this: `-version`, a child that runs the command of `-blocknotify` next, and a
 /// node that has not come to its data directory yet.
-const SETTLED: Duration = Duration::from_secs(1);
+const MIN_NODE_AGE: Duration = Duration::from_secs(1);
 /// A node that looks like another one than that which has ended is traced only when it is older than this.
-const LOOKS_DIFFERENT: Duration = Duration::from_secs(10);
+const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
 /// What a user names besides the binary.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Named<'a> {
+pub struct UserSelection<'a> {
     /// Whether all candidates are of the binary that the user named.
     pub binary: bool,
     pub datadir: Option<&'a Path>,
@@ -26,7 +26,7 @@ pub struct Named<'a> {
 
 /// What is known of the node that ended, or is traced.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct KnownNode {
     pub candidate: Candidate,
     /// Processes of its binary that ran beside it: pid and start.
     pub beside: BTreeSet<(i32, u64)>,
@@ -34,7 +34,7 @@ pub struct Known {
     pub children: BTreeSet<(i32, u64)>,
 }
 
-impl Known {
+impl KnownNode {
     /// Replaces what it has locked by what it has locked now: another node may lock a file that it has released. A node that shuts
     /// down releases all of it, and is known by what it had.
     pub fn update_locks(&mut self, now: &BTreeSet<FileId>) {
@@ -46,7 +46,7 @@ impl Known {
 
 /// What is known of other nodes, as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
-pub struct Others {
+pub struct OtherNodes {
     /// There are some, or the user named a process: a node that looks different is another one.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
@@ -65,13 +65,18 @@ pub enum Choice {
 }
 
 /// The node among these processes. `last` is the one that has ended.
-pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Others) -> Choice {
+pub fn choose(
+    all: &[Candidate],
+    named: UserSelection,
+    last: Option<&KnownNode>,
+    others: &OtherNodes,
+) -> Choice {
     let mut rest: Vec<&Candidate> = all.iter().collect();
     if let Some(last) = last {
         rest.retain(|it| it.id() != last.candidate.id());
     }
     if let Some(datadir) = named.datadir {
-        rest = of_datadir(&rest, datadir, named.datadir_locks);
+        rest = with_datadir(&rest, datadir, named.datadir_locks);
     }
     if let Some(unit) = named.unit {
         rest.retain(|it| it.is_in_unit(unit));
@@ -79,7 +84,7 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
     let is_named = named.datadir.is_some() || named.unit.is_some();
     let (mut different, mut waits) = (None, false);
     if let (Some(last), false) = (last, is_named) {
-        let shares_lock = |it: &&&Candidate| has_its_locks(it, last) && !is_another(it, last, others);
+        let shares_lock = |it: &&&Candidate| shares_locks(it, last) && !is_another(it, last, others);
         let likeness = |it: &&&Candidate| (shared_locks(it, last), it.command == last.candidate.command);
         if let Some(same) = rest.iter().filter(shares_lock).max_by_key(likeness) {
             return Choice::Node((*same).clone());
@@ -92,7 +97,7 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
         let parents: Vec<_> = rest.iter().map(|it| it.parent).collect();
         rest.retain(|it| !parents.contains(&it.node.pid));
         // It may be a second node.
-        if rest.iter().any(|it| it.age <= SETTLED) {
+        if rest.iter().any(|it| it.age <= MIN_NODE_AGE) {
             return Choice::Soon;
         }
     }
@@ -114,9 +119,9 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
 /// Without those that are not the next node as far as is known. Besides, one that is another node, and whether one may become the next.
 fn after<'a>(
     mut rest: Vec<&'a Candidate>,
-    named: Named,
-    last: &Known,
-    others: &Others,
+    named: UserSelection,
+    last: &KnownNode,
+    others: &OtherNodes,
 ) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
     // Beside what had nothing locked, which may have been no node, the node may have run.
     let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
@@ -135,7 +140,7 @@ fn after<'a>(
         rest.into_iter().partition(|it| !it.locks.is_empty() && is_alike(it, last, others));
     let (mut different, mut waits) = (None, false);
     for it in unlike {
-        match (others.exist, it.age > LOOKS_DIFFERENT) {
+        match (others.exist, it.age > DIFFERENT_NODE_DELAY) {
             (true, _) if it.locks.is_empty() => waits = true,
             (true, _) => different = Some(it),
             (false, true) => next.push(it),
@@ -146,7 +151,7 @@ fn after<'a>(
 }
 
 /// A process that holds the lock of this data directory; where its lock cannot be seen, one whose command line names it.
-fn of_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
+fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
     let Some(files) = locks else {
         return all.iter().copied().filter(|it| it.names_datadir(datadir)).collect();
     };
@@ -161,21 +166,21 @@ fn of_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]
 }
 
 /// Whether it was started as the node that has ended, and no other node is: for example with a new data directory.
-fn is_alike(it: &Candidate, last: &Known, others: &Others) -> bool {
+fn is_alike(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     let same_service = it.service().is_some_and(|service| {
         last.candidate.service() == Some(service) && !others.services.contains(service)
     });
     same_service || (it.command == last.candidate.command && !others.commands.contains(&it.command))
 }
 
-fn shared_locks(it: &Candidate, last: &Known) -> usize {
+fn shared_locks(it: &Candidate, last: &KnownNode) -> usize {
     it.locks.intersection(&last.candidate.locks).count()
 }
 
 /// Whether it holds locks of the node that has ended. A node locks its data directory, its blocks and its databases. With -reindex it makes
 /// the databases anew, so that another node can have a file with the number of one of theirs: one of several is no evidence for a node that
 /// was started otherwise.
-fn has_its_locks(it: &Candidate, last: &Known) -> bool {
+fn shares_locks(it: &Candidate, last: &KnownNode) -> bool {
     let by_chance =
         it.locks.len().min(last.candidate.locks.len()) > 1 && it.command != last.candidate.command;
     shared_locks(it, last) > usize::from(by_chance)
@@ -183,7 +188,7 @@ fn has_its_locks(it: &Candidate, last: &Known) -> bool {
 
 /// Whether it was started as a known other node was, and not as the node that has ended. A file system uses the numbers of deleted files
 /// again: where both data directories were made anew, it may hold a lock of the same number.
-fn is_another(it: &Candidate, last: &Known, others: &Others) -> bool {
+fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
@@ -191,10 +196,10 @@ fn is_another(it: &Candidate, last: &Known, others: &Others) -> bool {
 /// the node that was started beside `bitcoind -help | less`.
 pub fn successor(
     all: &[Candidate],
-    named: Named,
-    present: &Known,
-    last: Option<&Known>,
-    others: &Others,
+    named: UserSelection,
+    present: &KnownNode,
+    last: Option<&KnownNode>,
+    others: &OtherNodes,
 ) -> Option<Candidate> {
     if !present.candidate.locks.is_empty() {
         return None;
@@ -245,38 +250,42 @@ mod tests {
         Candidate { parent, ..young(pid, locks) }
     }
 
-    fn known(candidate: Candidate) -> Known {
-        Known { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
+    fn known(candidate: Candidate) -> KnownNode {
+        KnownNode { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
     }
 
-    fn others() -> Others {
-        Others { exist: true, ..Others::default() }
+    fn others() -> OtherNodes {
+        OtherNodes { exist: true, ..OtherNodes::default() }
     }
 
     /// The process that is chosen, of those that run, after `last`.
-    fn chosen(all: &[Candidate], last: Option<&Known>, others: &Others) -> Option<i32> {
-        match choose(all, Named::default(), last, others) {
+    fn chosen(all: &[Candidate], last: Option<&KnownNode>, others: &OtherNodes) -> Option<i32> {
+        match choose(all, UserSelection::default(), last, others) {
             Choice::Node(node) => Some(node.node.pid),
             _ => None,
         }
     }
 
     fn alone(all: &[Candidate]) -> Option<i32> {
-        chosen(all, None, &Others::default())
+        chosen(all, None, &OtherNodes::default())
     }
 
     #[test]
     fn one_that_has_settled_or_has_a_lock_is_the_node() {
         assert_eq!(alone(&[process(1, &[])]), Some(1));
         assert_eq!(alone(&[young(1, &[DATADIR])]), Some(1));
-        assert_eq!(choose(&[young(1, &[])], Named::default(), None, &Others::default()), Choice::Soon);
+        assert_eq!(
+            choose(&[young(1, &[])], UserSelection::default(), None, &OtherNodes::default()),
+            Choice::Soon
+        );
         assert_eq!(alone(&[]), None);
     }
 
     #[test]
     fn of_several_none_is_guessed() {
         let all = [process(1, &[DATADIR]), process(2, &[ANOTHER])];
-        let Choice::None(Some(why)) = choose(&all, Named::default(), None, &Others::default()) else {
+        let Choice::None(Some(why)) = choose(&all, UserSelection::default(), None, &OtherNodes::default())
+        else {
             panic!()
         };
         assert!(why.contains("--datadir, --unit or --pid") && why.contains("process 2 ("), "{why}");
@@ -307,7 +316,7 @@ mod tests {
         let last = known(process(1, &[DATADIR]));
         let other = process(2, &[DATADIR]);
         let commands = BTreeSet::from([other.command.clone()]);
-        let others = Others { commands, ..others() };
+        let others = OtherNodes { commands, ..others() };
         assert_eq!(chosen(std::slice::from_ref(&other), Some(&last), &others), None);
         let again = Candidate { command: last.candidate.command.clone(), ..process(3, &[ANOTHER]) };
         assert_eq!(chosen(&[other, again], Some(&last), &others), Some(3));
@@ -334,10 +343,10 @@ mod tests {
     fn what_ran_beside_the_node_is_not_the_next_one() {
         let mut last = known(process(1, &[]));
         last.beside.insert((2, 1));
-        assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &Others::default()), None);
-        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(3));
+        assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &OtherNodes::default()), None);
+        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &OtherNodes::default()), Some(3));
         // It was `bitcoind -version`, which took long.
-        assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &Others::default()), Some(2));
+        assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &OtherNodes::default()), Some(2));
     }
 
     #[test]
@@ -348,12 +357,12 @@ mod tests {
             candidate.node.binary = "/opt/bitcoin-node".into();
             candidate
         };
-        let none = Others::default();
+        let none = OtherNodes::default();
         assert_eq!(chosen(&[moved(process(2, &[ANOTHER]))], Some(&last), &none), None);
         assert_eq!(chosen(&[moved(process(2, &[DATADIR]))], Some(&last), &none), Some(2));
         let unit = Candidate { cgroups: last.candidate.cgroups.clone(), ..moved(process(2, &[ANOTHER])) };
         assert_eq!(chosen(&[unit], Some(&last), &none), Some(2));
-        let named = Named { binary: true, ..Named::default() };
+        let named = UserSelection { binary: true, ..UserSelection::default() };
         let all = [moved(process(2, &[ANOTHER]))];
         assert_eq!(choose(&all, named, Some(&last), &none), Choice::Node(all[0].clone()));
     }
@@ -373,40 +382,44 @@ mod tests {
     fn a_child_of_the_ended_process_is_the_next_one() {
         let mut last = known(process(1, &[]));
         last.children.insert((2, 1));
-        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(2));
+        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &OtherNodes::default()), Some(2));
     }
 
     #[test]
     fn another_data_directory_is_another_node_where_there_are_several() {
         let last = known(process(1, &[DATADIR]));
         let all = [process(2, &[ANOTHER])];
-        let Choice::None(Some(why)) = choose(&all, Named::default(), Some(&last), &others()) else {
+        let Choice::None(Some(why)) = choose(&all, UserSelection::default(), Some(&last), &others()) else {
             panic!()
         };
         assert!(why.contains("process 2 (") && why.contains("--datadir"), "{why}");
         // The only node was moved.
-        assert_eq!(chosen(&all, Some(&last), &Others::default()), Some(2));
-        assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &Others::default()), None);
+        assert_eq!(chosen(&all, Some(&last), &OtherNodes::default()), Some(2));
+        assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &OtherNodes::default()), None);
         // Its data directory was made anew.
         let again = Candidate { command: last.candidate.command.clone(), ..young(2, &[ANOTHER]) };
         assert_eq!(chosen(std::slice::from_ref(&again), Some(&last), &others()), Some(2));
         let commands = BTreeSet::from([again.command.clone()]);
-        assert_eq!(chosen(&[again], Some(&last), &Others { commands, ..others() }), None);
+        assert_eq!(chosen(&[again], Some(&last), &OtherNodes { commands, ..others() }), None);
     }
 
     #[test]
     fn a_node_that_has_not_locked_its_data_directory_is_waited_for() {
         let last = known(process(1, &[DATADIR]));
-        let settled = Candidate { age: 2 * SETTLED, ..process(2, &[]) };
-        assert_eq!(choose(&[settled], Named::default(), Some(&last), &Others::default()), Choice::Soon);
+        let settled = Candidate { age: 2 * MIN_NODE_AGE, ..process(2, &[]) };
+        assert_eq!(
+            choose(&[settled], UserSelection::default(), Some(&last), &OtherNodes::default()),
+            Choice::Soon
+        );
     }
 
     #[test]
     fn a_data_directory_is_named_by_its_lock_else_by_the_command_line() {
         let datadir = Path::new("/data");
         let chosen = |all: &[Candidate], locks: Option<&[FileId]>| {
-            let named = Named { datadir: Some(datadir), datadir_locks: locks, ..Named::default() };
-            match choose(all, named, None, &Others::default()) {
+            let named =
+                UserSelection { datadir: Some(datadir), datadir_locks: locks, ..UserSelection::default() };
+            match choose(all, named, None, &OtherNodes::default()) {
                 Choice::Node(node) => Some(node.node.pid),
                 _ => None,
             }
@@ -433,16 +446,16 @@ mod tests {
             in_group(2, "/system.slice/bitcoind-test.service/payload"),
         ];
         for (unit, pid) in [("bitcoind", 1), ("bitcoind.service", 1), ("bitcoind-test.service", 2)] {
-            let named = Named { unit: Some(unit), ..Named::default() };
-            let choice = choose(&all, named, None, &Others::default());
+            let named = UserSelection { unit: Some(unit), ..UserSelection::default() };
+            let choice = choose(&all, named, None, &OtherNodes::default());
             assert_eq!(choice, Choice::Node(all[pid as usize - 1].clone()), "{unit}");
         }
     }
 
     #[test]
     fn the_node_is_followed_from_a_process_that_is_not_it() {
-        let next = |all: &[Candidate], present: Candidate, others: &Others| {
-            let next = successor(all, Named::default(), &known(present), None, others);
+        let next = |all: &[Candidate], present: Candidate, others: &OtherNodes| {
+            let next = successor(all, UserSelection::default(), &known(present), None, others);
             next.map(|it| it.node.pid)
         };
         let waits = process(1, &[]);
@@ -450,9 +463,9 @@ mod tests {
         assert_eq!(next(&all, waits.clone(), &others()), Some(2));
         // `-help` that waits for its reader, and a node beside it.
         let all = [waits.clone(), process(3, &[DATADIR])];
-        assert_eq!(next(&all, waits.clone(), &Others::default()), Some(3));
+        assert_eq!(next(&all, waits.clone(), &OtherNodes::default()), Some(3));
         assert_eq!(next(&all, waits.clone(), &others()), None);
-        assert_eq!(next(&all, process(3, &[DATADIR]), &Others::default()), None);
-        assert_eq!(next(&[waits.clone(), process(3, &[])], waits, &Others::default()), None);
+        assert_eq!(next(&all, process(3, &[DATADIR]), &OtherNodes::default()), None);
+        assert_eq!(next(&[waits.clone(), process(3, &[])], waits, &OtherNodes::default()), None);
     }
 }

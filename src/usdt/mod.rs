@@ -5,7 +5,7 @@
 //!
 //! - A file for each group of tracepoints, beside the BPF file of the same name: its metrics and log lines. `group` is the trait
 //!   that they implement; `maps` and `histogram` read what the programs counted.
-//! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed. [`Reader`] reads all metrics.
+//! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed. [`MetricsReader`] reads all metrics.
 //! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by what is known of them,
 //!   `file_locks` among it. [`attach_loop`] attaches to the node and follows its process.
 //! - [`events`] reads the rare events, logs them, and hands those of blocks to `blocks`, which puts the way of each block to the node
@@ -45,11 +45,11 @@ use std::sync::Arc;
 use clap::ValueEnum;
 
 use crate::metrics::{Declaration, Family};
-use group::Group;
+use group::GroupPrograms;
 use maps::Maps;
 
 pub use privileges::check_kernel;
-pub use programs::{Attached, Programs, Reader};
+pub use programs::{AttachResult, MetricsReader, Programs};
 
 /// A group of tracepoints that is turned on and off as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,14 +74,14 @@ impl TracepointGroup {
         TracepointGroup::value_variants()
     }
 
-    fn group(self) -> Arc<dyn Group> {
+    fn group(self) -> Arc<dyn GroupPrograms> {
         match self {
-            TracepointGroup::Fibre => Arc::new(fibre::Fibre::default()),
-            TracepointGroup::Validation => Arc::new(validation::Validation),
-            TracepointGroup::Net => Arc::new(net::Net),
-            TracepointGroup::Mempool => Arc::new(mempool::Mempool::default()),
-            TracepointGroup::Utxocache => Arc::new(utxocache::Utxocache),
-            TracepointGroup::Logging => Arc::new(logging::Logging),
+            TracepointGroup::Fibre => Arc::new(fibre::FibreGroup::default()),
+            TracepointGroup::Validation => Arc::new(validation::ValidationGroup),
+            TracepointGroup::Net => Arc::new(net::NetGroup),
+            TracepointGroup::Mempool => Arc::new(mempool::MempoolGroup::default()),
+            TracepointGroup::Utxocache => Arc::new(utxocache::UtxocacheGroup),
+            TracepointGroup::Logging => Arc::new(logging::LoggingGroup),
         }
     }
 
@@ -98,7 +98,7 @@ fn declarations(families: Vec<Family>) -> Vec<Declaration> {
 /// All metrics of the exporter, for METRICS.md.
 pub fn all_declarations() -> Vec<Declaration> {
     let groups = TracepointGroup::all().iter().flat_map(|group| group.declarations());
-    let blocks = blocks::families(&blocks::Counts::default());
+    let blocks = blocks::families(&blocks::BlockCounts::default());
     let exporter = exporter_metrics::families(0, Vec::new(), Vec::new());
     let others = blocks.into_iter().chain(exporter).chain(crate::metrics::process::families());
     groups.chain(declarations(others.collect())).collect()

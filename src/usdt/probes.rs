@@ -12,7 +12,7 @@ use object::{Endianness, ReadCache};
 
 use super::attach_loop::readable_binary;
 use super::programs::tracepoints;
-use super::target::Search;
+use super::target::NodeSearch;
 use super::{Programs, TracepointGroup, blocks};
 use crate::cli;
 
@@ -140,7 +140,7 @@ fn is_arm_register(text: &str) -> bool {
 ///
 /// # Errors
 /// There is no binary, or it cannot be read.
-pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> {
+pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<String> {
     let (path, node) = match (search.find_now(), search.binary()) {
         (Ok(Some(node)), _) => (readable_binary(&node), Some(node)),
         (Ok(None), Some(path)) => (path.clone(), None),
@@ -190,7 +190,7 @@ pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> 
 /// The metrics of these groups that a tracepoint feeds, and those of the blocks' ways.
 fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
     let declarations = groups.iter().flat_map(|group| group.declarations());
-    let all = declarations.chain(super::declarations(blocks::families(&blocks::Counts::default())));
+    let all = declarations.chain(super::declarations(blocks::families(&blocks::BlockCounts::default())));
     all.filter(|declaration| declaration.sources.contains(&tracepoint)).map(|it| it.name).collect()
 }
 

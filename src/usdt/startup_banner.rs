@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{Attached, probes};
+use super::{AttachResult, probes};
 use crate::node_process::NodeProcess;
 
 /// Prints what is traced and where its metrics will be.
@@ -30,7 +30,11 @@ pub fn print_start(
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn print_attached(output: &mut impl Write, node: &NodeProcess, attached: &[Attached]) -> io::Result<()> {
+pub fn print_attached(
+    output: &mut impl Write,
+    node: &NodeProcess,
+    attached: &[AttachResult],
+) -> io::Result<()> {
     let sites =
         probes::sites(&node.running_binary()).or_else(|_| probes::sites(&node.binary)).unwrap_or_default();
     let has = |name: &str| sites.iter().any(|site| name == site.probe());

@@ -8,7 +8,7 @@ use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::logging::{self, LogLevel, Logging};
 use bitcoind_exporter::usdt::TracepointGroup;
 use bitcoind_exporter::usdt::block_log::DEFAULT_KEEP;
-use bitcoind_exporter::usdt::target::Target;
+use bitcoind_exporter::usdt::target::NodeSelector;
 use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};
 use tracing::info;
@@ -182,8 +182,8 @@ impl Arguments {
         if self.tracepoints.is_empty() { TracepointGroup::all() } else { &self.tracepoints }
     }
 
-    pub fn target(&self) -> Target {
-        Target {
+    pub fn target(&self) -> NodeSelector {
+        NodeSelector {
             binary: self.bitcoind.clone(),
             pid: self.pid,
             datadir: self.datadir.clone(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bitcoind_exporter::cli;
 use bitcoind_exporter::usdt::block_log::DEFAULT_PATH;
-use bitcoind_exporter::usdt::block_log::read::{self, Wanted};
-use bitcoind_exporter::usdt::block_log::show::{self, Format};
+use bitcoind_exporter::usdt::block_log::read::{self, BlockFilter};
+use bitcoind_exporter::usdt::block_log::show::{self, OutputFormat};
 use clap::Args;
 
 #[derive(Args, Debug)]
@@ -31,13 +31,13 @@ pub struct BlocksCommand {
     height: Option<u32>,
 
     #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    format: OutputFormat,
 }
 
 impl BlocksCommand {
     pub fn show(&self) -> Result<()> {
-        let wanted = Wanted { slow: self.slow, since: self.since, height: self.height };
-        let rows = read::find(&self.block_log, &wanted).context("cannot read the block log")?;
+        let filter = BlockFilter { slow: self.slow, since: self.since, height: self.height };
+        let rows = read::find(&self.block_log, &filter).context("cannot read the block log")?;
         cli::ignore_broken_pipe(show::print(&rows, self.format, &mut BufWriter::new(io::stdout().lock())))
     }
 }

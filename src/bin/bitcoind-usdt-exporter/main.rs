@@ -17,9 +17,9 @@ use bitcoind_exporter::sandbox::Confinement;
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, InheritedFds};
 use bitcoind_exporter::usdt::attach_loop::{self, Tracer};
-use bitcoind_exporter::usdt::page::Page;
-use bitcoind_exporter::usdt::target::Search;
-use bitcoind_exporter::usdt::{self, Programs, Reader, probes, startup_banner};
+use bitcoind_exporter::usdt::page::BlockPage;
+use bitcoind_exporter::usdt::target::NodeSearch;
+use bitcoind_exporter::usdt::{self, MetricsReader, Programs, probes, startup_banner};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -43,7 +43,7 @@ fn run() -> Result<ExitCode> {
     systemd::close_inherited();
     let _written_at_the_end = arguments.start_logging()?;
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
-    let mut search = Search::new(arguments.target());
+    let mut search = NodeSearch::new(arguments.target());
     if arguments.list_probes {
         cli::print(&probes::table(arguments.groups(), &mut search)?)?;
         return Ok(ExitCode::SUCCESS);
@@ -52,8 +52,9 @@ fn run() -> Result<ExitCode> {
     let programs = Programs::load(arguments.groups()).context("cannot load the BPF programs")?;
     let metrics = LabelledMetrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
     let page = programs.page(&arguments.node_name);
-    let record = arguments.block_log.as_deref().filter(|_| !arguments.once);
-    let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
+    let block_log = arguments.block_log.as_deref().filter(|_| !arguments.once);
+    let block_log =
+        block_log.map(|file| programs.start_block_log(file, arguments.block_log_keep)).transpose()?;
     let mut tracer = Tracer::new(programs, search);
     if arguments.once {
         tracer.attach_now()?;
@@ -96,8 +97,8 @@ fn run() -> Result<ExitCode> {
         let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
         followed.await.unwrap_or(Ok(()))
     });
-    if let Some(record) = record {
-        record.finish();
+    if let Some(block_log) = block_log {
+        block_log.finish();
     }
     ended
 }
@@ -126,7 +127,7 @@ fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listen
 
 /// All metrics, each sample with the label `node`.
 struct LabelledMetrics {
-    reader: Reader,
+    reader: MetricsReader,
     node_name: String,
 }
 
@@ -139,7 +140,7 @@ impl LabelledMetrics {
 struct StatusPages {
     metrics: LabelledMetrics,
     ready: channel::Receiver<Result<(), String>>,
-    page: Page,
+    page: BlockPage,
 }
 
 impl Pages for StatusPages {

@@ -54,7 +54,7 @@ const VERSIONS: [(i32, &str); 1] = [(
 )];
 const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
 /// How long to wait for others that use the file.
-const BUSY: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// SQLite's page cache, KiB; its default is 2 MB.
 const CACHE_KIB: i32 = 256;
 
@@ -84,18 +84,18 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
 
 /// What SQLite says, with the file, and what to do where that is known.
 #[derive(Debug)]
-pub struct Failure {
+pub struct DatabaseError {
     pub code: Option<ErrorCode>,
     text: String,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl Error for Failure {}
+impl Error for DatabaseError {}
 
 pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
     let code = error.sqlite_error_code();
@@ -111,12 +111,12 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
         _ => "",
     };
     // rusqlite has the path in some of its messages.
-    let said = error.to_string().replace(&format!(": {}", path.display()), "");
-    anyhow::Error::new(Failure { code, text: format!("{}: {said}{advice}", path.display()) })
+    let message = error.to_string().replace(&format!(": {}", path.display()), "");
+    anyhow::Error::new(DatabaseError { code, text: format!("{}: {message}{advice}", path.display()) })
 }
 
 /// To be written.
-pub struct File {
+pub struct BlockLogFile {
     path: PathBuf,
     connection: Connection,
     /// Device and inode.
@@ -124,7 +124,7 @@ pub struct File {
     keep: u32,
 }
 
-impl File {
+impl BlockLogFile {
     /// Made, if there is none.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
         check_regular(path)?;
@@ -132,12 +132,12 @@ impl File {
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         let version = version(&connection, path)?;
         upgrade(&connection, version, &VERSIONS).map_err(|error| explain(error, path))?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(|error| explain(error, path))?;
         let identity = identity(path).with_context(|| format!("{} is gone", path.display()))?;
-        Ok(File { path: path.into(), connection, identity, keep })
+        Ok(BlockLogFile { path: path.into(), connection, identity, keep })
     }
 
     /// Whether it is still what its path names.
@@ -201,13 +201,13 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
     let open = |access| {
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         let version = version(&connection, path)?;
         anyhow::Ok((connection, version))
     };
     let opened = open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.downcast_ref() {
         // An exporter was killed while it wrote. What it left has to be undone first.
-        Some(Failure { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
+        Some(DatabaseError { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
             "an exporter was killed while it wrote; the next one that opens the file undoes that, and so does this command \
              for a user who may write it",
         ),

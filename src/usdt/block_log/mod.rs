@@ -11,8 +11,8 @@ pub mod show;
 mod tests;
 mod writer;
 
-pub(super) use writer::Queue;
-pub use writer::Recorder;
+pub use writer::BlockLogThread;
+pub(super) use writer::ReportQueue;
 
 /// Where the units that we ship have it.
 pub const DEFAULT_PATH: &str = "/var/lib/bitcoind-usdt-exporter/blocks.sqlite";

@@ -10,7 +10,7 @@ use super::read::Rows;
 
 /// How rows are printed.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum Format {
+pub enum OutputFormat {
     /// For people: the columns that matter most, aligned.
     Table,
     /// An object with all columns for each block, a line each; what is not known is left out.
@@ -23,11 +23,11 @@ pub enum Format {
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn print(rows: &Rows, format: Format, to: &mut impl Write) -> io::Result<()> {
+pub fn print(rows: &Rows, format: OutputFormat, to: &mut impl Write) -> io::Result<()> {
     let printed = match format {
-        Format::Table => table(rows, to),
-        Format::Json => json(rows, to),
-        Format::Csv => csv(rows, to),
+        OutputFormat::Table => table(rows, to),
+        OutputFormat::Json => json(rows, to),
+        OutputFormat::Csv => csv(rows, to),
     };
     match printed.and_then(|()| to.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

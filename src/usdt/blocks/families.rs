@@ -1,9 +1,9 @@
 //! The metrics of connected blocks.
 
-use super::event::{Announcement, Connected, ConnectionType};
-use super::trace::{Arrival, MODES, Timeline, Way};
+use super::event::{Announcement, ConnectedBlock, ConnectionType};
+use super::trace::{ArrivalMethod, BlockArrival, MODES, Timeline};
 use crate::metrics::{Declaration, Family, counter, gauge, histogram};
-use crate::usdt::histogram::{Block, Buckets, Counted, TXS};
+use crate::usdt::histogram::{BlockId, Buckets, CountedHistogram, TXS};
 
 const DURATION: Buckets =
     Buckets::new(1e9, &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
@@ -22,30 +22,35 @@ const BYTES: Buckets = Buckets::new(1.0, &[
 
 /// What has been counted of connected blocks.
 #[derive(Clone, Copy, Default)]
-pub struct Counts {
+pub struct BlockCounts {
     pub connected: u64,
     /// Of the block that was connected, raced or reconstructed last.
     pub last_height: Option<i32>,
     pub announcements: [u64; Announcement::LABELS.len()],
     pub first_announcements: [u64; ConnectionType::LABELS.len()],
-    pub arrivals: [u64; Arrival::LABELS.len()],
+    pub arrivals: [u64; ArrivalMethod::LABELS.len()],
     pub compact_blocks: [u64; MODES.len()],
-    pub arrival_ns: Counted,
-    pub assembly_ns: Counted,
-    pub requested_transactions: Counted,
-    pub requested_bytes: Counted,
-    pub prefilled_transactions: Counted,
-    pub roundtrip_ns: Counted,
-    pub header_age_ns: Counted,
-    duration_ns: Counted,
-    transactions: Counted,
-    inputs: Counted,
-    sigops: Counted,
+    pub arrival_ns: CountedHistogram,
+    pub assembly_ns: CountedHistogram,
+    pub requested_transactions: CountedHistogram,
+    pub requested_bytes: CountedHistogram,
+    pub prefilled_transactions: CountedHistogram,
+    pub roundtrip_ns: CountedHistogram,
+    pub header_age_ns: CountedHistogram,
+    duration_ns: CountedHistogram,
+    transactions: CountedHistogram,
+    inputs: CountedHistogram,
+    sigops: CountedHistogram,
 }
 
-impl Counts {
+impl BlockCounts {
     /// Counts a connected block, with what is known of its way.
-    pub fn connected(&mut self, block: &Block, connected: &Connected, way: Option<(&Way, &Timeline)>) {
+    pub fn connected(
+        &mut self,
+        block: &BlockId,
+        connected: &ConnectedBlock,
+        arrival: Option<(&BlockArrival, &Timeline)>,
+    ) {
         self.connected += 1;
         self.last_height = Some(block.height);
         for (counted, buckets, value) in [
@@ -58,34 +63,34 @@ impl Counts {
                 counted.observe(buckets, value, block);
             }
         }
-        let Some((way, timeline)) = way else {
-            self.arrivals[Arrival::Other as usize] += 1;
+        let Some((arrival, timeline)) = arrival else {
+            self.arrivals[ArrivalMethod::Other as usize] += 1;
             return;
         };
-        self.arrivals[way.arrival as usize] += 1;
+        self.arrivals[arrival.arrival as usize] += 1;
         for (count, more) in self.announcements.iter_mut().zip(timeline.announcements) {
             *count += more;
         }
         for (count, more) in self.compact_blocks.iter_mut().zip(timeline.compact_blocks) {
             *count += more;
         }
-        self.arrival_ns.observe(&ARRIVAL, way.connected_ns.saturating_sub(timeline.first_ns), block);
+        self.arrival_ns.observe(&ARRIVAL, arrival.connected_ns.saturating_sub(timeline.first_ns), block);
         if let Some(first) = timeline.first_compact_ns() {
-            self.assembly_ns.observe(&ASSEMBLY, way.start_ns.saturating_sub(first), block);
+            self.assembly_ns.observe(&ASSEMBLY, arrival.start_ns.saturating_sub(first), block);
         }
         for peer in &timeline.peers {
             if let (Some((asked, _)), Some((answered, _))) = (peer.asked, peer.answered) {
                 self.roundtrip_ns.observe(&ASSEMBLY, answered.saturating_sub(asked), block);
             }
         }
-        if let Some(age) = way.header_age_ns {
+        if let Some(age) = arrival.header_age_ns {
             self.header_age_ns.observe(&HEADER_AGE, age, block);
         }
-        if let Some((transactions, bytes)) = way.requested {
+        if let Some((transactions, bytes)) = arrival.requested {
             self.requested_transactions.observe(&TXS, transactions, block);
             self.requested_bytes.observe(&BYTES, bytes, block);
         }
-        if let Some(prefilled) = way.prefilled {
+        if let Some(prefilled) = arrival.prefilled {
             self.prefilled_transactions.observe(&TXS, prefilled, block);
         }
     }
@@ -93,14 +98,14 @@ impl Counts {
 
 /// Tracepoints that feed what is counted of a block's way to the node. It needs the first [`NEEDED`]; where a node has the last two,
 /// they give it more exactly.
-const WAY: &[&str] = &[
+const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
     "validation:block_connected",
     "net:block_header",
     "net:compact_block_reconstructed",
 ];
-const NEEDED: usize = 3;
+const REQUIRED_SOURCES: usize = 3;
 const CONNECTED: &[&str] = &["validation:block_connected"];
 /// Each of them has a block's height.
 const HEIGHT: &[&str] = &[
@@ -113,14 +118,14 @@ const HEIGHT: &[&str] = &[
 /// Whether what was attached feeds a family: one of its tracepoints, of a block's way all that it cannot do without.
 pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
-        WAY => WAY[..NEEDED].iter().all(|tracepoint| attached(tracepoint)),
+        ARRIVAL_SOURCES => ARRIVAL_SOURCES[..REQUIRED_SOURCES].iter().all(|tracepoint| attached(tracepoint)),
         sources => sources.iter().any(|tracepoint| attached(tracepoint)),
     }
 }
 
 /// The metrics of blocks with these values.
 #[rustfmt::skip]
-pub fn families(c: &Counts) -> Vec<Family> {
+pub fn families(c: &BlockCounts) -> Vec<Family> {
     vec![
         counter("bitcoin_blocks_connected_total",
             "Blocks connected to the active chain. Not counted: blocks that a check of the database connects again (`verifychain`, \
@@ -128,53 +133,53 @@ pub fn families(c: &Counts) -> Vec<Family> {
              their place. The exporter cannot recognize the first two before it has seen a block of the active chain, but for a check at \
              startup", CONNECTED).value(c.connected),
         histogram("bitcoin_block_connection_duration_seconds", "Time that connecting a block took", CONNECTED, DURATION.bounds)
-            .value(c.duration_ns.shown(&DURATION)),
+            .value(c.duration_ns.to_histogram(&DURATION)),
         histogram("bitcoin_block_tx_count", "Transactions of a connected block", CONNECTED, TXS.bounds)
-            .value(c.transactions.shown(&TXS)),
+            .value(c.transactions.to_histogram(&TXS)),
         histogram("bitcoin_block_inputs", "Inputs of a connected block, with its coinbase's", CONNECTED, TXS.bounds)
-            .value(c.inputs.shown(&TXS)),
+            .value(c.inputs.to_histogram(&TXS)),
         histogram("bitcoin_block_sigops", "Cost of a connected block's signature operations", CONNECTED, SIGOPS.bounds)
-            .value(c.sigops.shown(&SIGOPS)),
+            .value(c.sigops.to_histogram(&SIGOPS)),
         gauge("fibre_last_block_height",
             "Height of the block that was connected, raced or, where the node passes its height, reconstructed last. No tracepoint \
              fires when a block is disconnected: after a reorg it is the new tip's when that is connected", HEIGHT)
             .value_if_known(c.last_height.map(f64::from)),
         counter("bitcoin_block_announcements_total",
             "Announcements of blocks that were connected, by the message; the first of each peer, until a minute after the \
-             block was connected", WAY).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
+             block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
             "Connected blocks by the kind of connection that the peer has that announced them first, as the node calls it; \
-             `unknown` until the peer has sent a ping, pong or verack", WAY)
+             `unknown` until the peer has sent a ping, pong or verack", ARRIVAL_SOURCES)
             .by(&["connection_type"]).samples(by(ConnectionType::LABELS, c.first_announcements)),
         counter("bitcoin_block_arrivals_total",
             "Connected blocks by what completed them: a compact block alone, transactions that were requested for one, a whole \
-             block, FIBRE; `other` is what nobody announced (a sync, a block of the node's own, one connected again)", WAY)
-            .by(&["by"]).samples(by(Arrival::LABELS, c.arrivals)),
-        histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until it was connected", WAY,
-            ARRIVAL.bounds).value(c.arrival_ns.shown(&ARRIVAL)),
+             block, FIBRE; `other` is what nobody announced (a sync, a block of the node's own, one connected again)", ARRIVAL_SOURCES)
+            .by(&["by"]).samples(by(ArrivalMethod::LABELS, c.arrivals)),
+        histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until it was connected", ARRIVAL_SOURCES,
+            ARRIVAL.bounds).value(c.arrival_ns.to_histogram(&ARRIVAL)),
         histogram("bitcoin_block_assembly_seconds",
             "Time from the first compact block until all transactions were there: as `net:compact_block_reconstructed` says it, where \
-             the node has that, else when it began to connect the block", WAY, ASSEMBLY.bounds)
-            .value(c.assembly_ns.shown(&ASSEMBLY)),
+             the node has that, else when it began to connect the block", ARRIVAL_SOURCES, ASSEMBLY.bounds)
+            .value(c.assembly_ns.to_histogram(&ASSEMBLY)),
         counter("bitcoin_compact_blocks_received_total",
             "Compact blocks received of blocks that were connected, until a minute after: high_bandwidth ones come as the \
-             announcement, low_bandwidth ones were asked for", WAY).by(&["mode"]).samples(by(MODES, c.compact_blocks)),
+             announcement, low_bandwidth ones were asked for", ARRIVAL_SOURCES).by(&["mode"]).samples(by(MODES, c.compact_blocks)),
         histogram("bitcoin_compact_block_requested_transactions",
-            "Transactions that were requested to complete a compact block, of connected blocks that a compact block brought", WAY,
-            TXS.bounds).value(c.requested_transactions.shown(&TXS)),
+            "Transactions that were requested to complete a compact block, of connected blocks that a compact block brought", ARRIVAL_SOURCES,
+            TXS.bounds).value(c.requested_transactions.to_histogram(&TXS)),
         histogram("bitcoin_compact_block_requested_bytes",
-            "Bytes of the transactions that were requested, of connected blocks that a compact block brought", WAY, BYTES.bounds)
-            .value(c.requested_bytes.shown(&BYTES)),
+            "Bytes of the transactions that were requested, of connected blocks that a compact block brought", ARRIVAL_SOURCES, BYTES.bounds)
+            .value(c.requested_bytes.to_histogram(&BYTES)),
         histogram("bitcoin_compact_block_prefilled_transactions",
-            "Transactions that a compact block itself contained, of connected blocks that a compact block brought", WAY, TXS.bounds)
-            .value(c.prefilled_transactions.shown(&TXS)),
+            "Transactions that a compact block itself contained, of connected blocks that a compact block brought", ARRIVAL_SOURCES, TXS.bounds)
+            .value(c.prefilled_transactions.to_histogram(&TXS)),
         histogram("bitcoin_compact_block_roundtrip_seconds",
-            "Time from a getblocktxn to its blocktxn, of connected blocks and before they were connected", WAY, ASSEMBLY.bounds)
-            .value(c.roundtrip_ns.shown(&ASSEMBLY)),
+            "Time from a getblocktxn to its blocktxn, of connected blocks and before they were connected", ARRIVAL_SOURCES, ASSEMBLY.bounds)
+            .value(c.roundtrip_ns.to_histogram(&ASSEMBLY)),
         histogram("bitcoin_block_header_age_seconds",
             "Delay between the time in a connected block's header and its first announcement, of 0 to 7200 s: others come from a clock that \
-             is wrong, or of a block that was announced late", WAY, HEADER_AGE.bounds)
-            .value(c.header_age_ns.shown(&HEADER_AGE)),
+             is wrong, or of a block that was announced late", ARRIVAL_SOURCES, HEADER_AGE.bounds)
+            .value(c.header_age_ns.to_histogram(&HEADER_AGE)),
     ]
 }
 

@@ -21,7 +21,8 @@ mod tracker;
 
 pub(super) use block_report::BlockReport;
 pub(super) use event::{
-    Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, Thread, What,
+    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectingThread, ConnectionType,
+    RawBlockHash, Reconstruction,
 };
-pub(super) use families::{Counts, families, is_fed};
-pub(super) use tracker::Blocks;
+pub(super) use families::{BlockCounts, families, is_fed};
+pub(super) use tracker::BlockTracker;
