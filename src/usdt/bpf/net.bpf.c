@@ -157,7 +157,7 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 {
 	const struct __bpf_usdt_spec *spec = arguments(ctx);
 	__u64 size = fetch(ctx, spec, 5);
-	__u64 type[NAME / 8] = {};
+	__u64 type[NAME_LEN / 8] = {};
 	struct messages *messages;
 	__u32 number, kind;
 	const void *from;
@@ -199,7 +199,7 @@ TRACEPOINT(block_header)
 	event->kind = NEW_HEADER;
 	event->time_ns = bpf_ktime_get_ns();
 	event->peer = argument(ctx, 2);
-	bytes(ctx, 4, event->bytes, HASH);
+	read_user_bytes(ctx, 4, event->bytes, HASH);
 	submit(event);
 }
 
@@ -216,7 +216,7 @@ TRACEPOINT(compact_block_reconstructed)
 	event->peer = argument(ctx, 1);
 	for (int i = 0; i < 5; i++)
 		((__u32 *)(event->bytes + HASH))[i] = argument(ctx, 2 + i);
-	bytes(ctx, 7, event->bytes, HASH);
+	read_user_bytes(ctx, 7, event->bytes, HASH);
 	submit(event);
 }
 
@@ -263,11 +263,11 @@ TRACEPOINT(outbound_connection)
 TRACEPOINT(closed_connection)
 {
 	struct connections *connections = single_value(&connections_map);
-	char type[NAME] = {};
+	char type[NAME_LEN] = {};
 	struct open *open;
 
 	count_up(&counts->closed[network(ctx)], 1);
-	string(ctx, 3, type, sizeof(type));
+	read_user_str(ctx, 3, type, sizeof(type));
 	if (!connections)
 		return;
 	open = type[0] == 'i' && type[1] == 'n' ? &connections->inbound : &connections->outbound;
