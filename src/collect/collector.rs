@@ -151,7 +151,7 @@ impl Collector {
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.config().http_only);
         let poll_interval = self.context.config.poll_interval;
         let mut backoff = Backoff::default();
-        let mut said = String::new();
+        let mut last_logged = String::new();
         loop {
             match connect_transport(source, &self.context).await {
                 Ok(transport) => {
@@ -174,11 +174,11 @@ impl Collector {
                 }
                 Err(error) => {
                     let text = format!("{error:#}");
-                    if text != said {
+                    if text != last_logged {
                         self.context.warn_limited(&format!("{text}; trying again until it works"));
                         show_disconnected(&self.context);
                         self.context.status.set(ConnectionState::Disconnected(text.clone()));
-                        said = text;
+                        last_logged = text;
                     }
                 }
             }

@@ -169,11 +169,11 @@ const MESSAGE_HANDLER: &str = "b-msghand";
 /// A node without JSON-RPC does not say whether it has loaded its chain, and can abort when it is asked about one that it
 /// has not created yet. Where its threads can be seen, waits for one that it starts after that.
 async fn wait_for_message_handler(node: &SocketPeer) {
-    let mut said = false;
+    let mut is_logged = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
-        if !said {
+        if !is_logged {
             info!("the node is starting: it has no thread {MESSAGE_HANDLER} yet");
-            said = true;
+            is_logged = true;
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
@@ -197,13 +197,13 @@ async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
 async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), SessionEnd> {
     const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
     let since = Instant::now();
-    let mut said = false;
+    let mut is_logged = false;
     loop {
         match json_rpc.call("uptime", json!([])).await {
             Err(error) if error.is_warmup() => {
-                if !said {
+                if !is_logged {
                     info!("the node is starting: {error}");
-                    said = true;
+                    is_logged = true;
                 }
                 if node.is_shutting_down().is_none() && since.elapsed() > MAX_BLIND_WAIT {
                     return Err(SessionEnd::Loading(error));
