@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_blocks_costs_few_threads_and_is_read_when_it_answers() {
+    fn blocking_file_uses_few_threads_and_is_read_later() {
         let path = Path::new("/a mount that does not answer");
         let (unblock, blocked) = mpsc::channel::<()>();
         let blocked = std::sync::Arc::new(Mutex::new(blocked));

@@ -86,7 +86,7 @@ pub fn metrics_reference() -> String {
 
 #[cfg(all(test, feature = "usdt"))]
 #[test]
-fn metrics_md_is_what_the_registries_say() {
+fn metrics_md_matches_the_registries() {
     let file = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/METRICS.md")).unwrap();
     assert!(
         file == metrics_reference(),

@@ -225,7 +225,7 @@ pub(crate) fn without_mark(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 #[test]
-fn nodes_are_known_by_their_threads() {
+fn nodes_are_recognized_by_their_threads() {
     let is_node = |names: &[&str]| are_node_threads(names.iter().map(|name| name.to_string()));
     assert!(is_node(&["bitcoin-node", "b-capnp-loop", "b-scheduler"]));
     assert!(is_node(&["b-shutoff"]), "it shuts down");

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_warned_about_in_its_last_two_weeks() {
+    fn certificate_warning_starts_two_weeks_before_expiry() {
         let expires = UNIX_EPOCH + 20_000 * DAY;
         let warning = |now| expiry_warning(Path::new("/c.pem"), expires, now);
         assert_eq!(warning(expires - 15 * DAY), None);

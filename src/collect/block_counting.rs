@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_counted_once_over_reconnects_rollbacks_and_transports() {
+    fn blocks_are_counted_once_over_reconnects_and_rollbacks() {
         use CountingAction::{Advance, CheckKnown, CheckRestart, Count, ShowHeight, StayRolledBack, Wait};
         use ReconnectState::{CaughtUp, FirstTip, RolledBack};
         let (old, higher, beside, lower) = (block(1, 100), block(2, 103), block(3, 100), block(4, 90));

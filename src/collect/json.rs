@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_is_absent() {
+    fn non_numbers_are_absent() {
         let value =
             json!({"null": null, "text": "7", "list": [7], "negative": -7, "huge": 1e300, "bool": true});
         for field in ["null", "text", "list", "missing", "bool"] {

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn another_node_is_told_from_a_restarted_one() {
+    fn another_node_is_distinguished_from_a_restart() {
         let mut node = NodeStartTracker::default();
         let begin = Instant::now();
         let mut identity = |process, second, uptime: Option<f64>| {

@@ -259,7 +259,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_peer_that_leaves_takes_no_traffic_back_and_unknown_types_are_other() {
+    fn traffic_of_departed_peers_and_unknown_types_is_kept() {
         let metrics = Metrics::new();
         let mut peers = PeerTraffic::default();
         let peer = |id, tx, odd| PeerStats {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn traffic_of_another_node_is_counted_from_the_last_poll_on() {
+    fn traffic_of_another_node_counts_from_the_last_poll() {
         let metrics = Metrics::new();
         let mut peers = PeerTraffic::default();
         let mut count = |now, of_other: bool, seen: &[(i64, i64, u64)]| {
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_of_one_neighbourhood_are_told_from_those_of_many() {
+    fn peers_are_grouped_by_neighbourhood() {
         let peer = |network, address: &str| PeerStats {
             network,
             address: ip_address(address),

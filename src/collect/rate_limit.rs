@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_early_once_and_paid_for_before_the_next() {
+    fn events_are_early_once_and_charged_to_the_budget() {
         let (mut limit, start) = limit(15 * SECOND, 100);
         limit.succeeded(start, start + SECOND / 2); // paid for after 50 s
         let tip = start + 20 * SECOND;

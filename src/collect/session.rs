@@ -386,7 +386,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_are_given_up_after_three_polls_and_two_intervals() {
+    fn session_ends_after_three_polls_and_two_intervals() {
         let mut health = PollHealth::new(Duration::from_secs(15));
         let start = health.succeeded_at;
         let later = start + Duration::from_secs(30);

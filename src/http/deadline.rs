@@ -87,7 +87,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     #[tokio::test]
-    async fn a_reader_that_takes_a_byte_now_and_then_is_hung_up_on() {
+    async fn slow_reader_is_disconnected() {
         let (ours, mut theirs) = duplex(64);
         let mut ours = WriteDeadline::new(ours, Duration::from_millis(200));
         let slow = tokio::spawn(async move {

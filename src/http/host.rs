@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loopback_listener_answers_to_loopback_names() {
+    fn loopback_listener_accepts_loopback_names() {
         let hosts = AllowedHosts::default();
         for name in [
             "localhost",

@@ -101,7 +101,7 @@ impl std::error::Error for CallError {}
 
 #[cfg(test)]
 #[test]
-fn an_error_is_one_short_line_whatever_the_node_sent() {
+fn error_is_one_short_line() {
     let text = || "x\n".repeat(1 << 20);
     for error in [
         CallError::Unimplemented(text()),

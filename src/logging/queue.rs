@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_that_blocks_or_fails_costs_lines_and_nothing_else() {
+    fn blocked_or_failed_log_target_loses_only_lines() {
         let (go, blocked) = channel::<()>();
         let (written, lines) = channel();
         let (queue, writer) = start("test", 2, move |line: u32| {

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn node_values_are_absent_before_they_are_read_and_while_it_is_away() {
+    fn node_values_are_absent_without_the_node() {
         let metrics = Metrics::new();
         let shows = |what: &str| metrics.render(Format::Text).lines().any(|line| line.starts_with(what));
         assert!(!shows("bitcoin_chain_height"));

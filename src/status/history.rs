@@ -96,7 +96,7 @@ mod tests {
     use crate::metrics::Format;
 
     #[test]
-    fn an_hour_is_kept_with_its_gaps() {
+    fn history_keeps_an_hour_with_its_gaps() {
         let metrics = Metrics::new();
         let history = History::default();
         metrics.chain.height.set(Some(7));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bands_are_all_of_the_mempool() {
+    fn feerate_bands_cover_the_mempool() {
         let metrics = Metrics::new();
         let history = History::default();
         history.keep(&metrics);

@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scan_looks_at_new_processes_and_at_a_few_of_the_others() {
+    fn scan_inspects_new_processes_and_a_few_others() {
         let mut scanner = Scanner::default();
         let mut pids: Vec<i32> = (1..=1000).collect();
         let looked = RefCell::new(Vec::new());

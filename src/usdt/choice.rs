@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_has_settled_or_has_a_lock_is_the_node() {
+    fn settled_or_locking_process_is_the_node() {
         assert_eq!(alone(&[process(1, &[])]), Some(1));
         assert_eq!(alone(&[young(1, &[DATADIR])]), Some(1));
         assert_eq!(
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_none_is_guessed() {
+    fn several_candidates_are_ambiguous() {
         let all = [process(1, &[DATADIR]), process(2, &[ANOTHER])];
         let Choice::None(Some(why)) = choose(&all, UserSelection::default(), None, &OtherNodes::default())
         else {
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_daemons_parent_nor_a_commands_child_is_the_node() {
+    fn daemon_parent_and_command_child_are_not_the_node() {
         // `-daemonwait`: the child has the lock, or will have it.
         assert_eq!(alone(&[process(1, &[]), child(2, 1, &[DATADIR])]), Some(2));
         assert_eq!(alone(&[process(1, &[]), child(2, 1, &[])]), None);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_with_the_same_lock_comes_next_whenever_it_started() {
+    fn process_with_the_same_lock_is_the_next_node() {
         let mut last = known(process(1, &[DATADIR]));
         last.beside.insert((3, 1));
         let all = [process(2, &[ANOTHER]), process(3, &[DATADIR]), young(4, &[])];
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_whose_number_is_used_again_is_no_evidence_for_a_known_other_node() {
+    fn reused_inode_does_not_match_a_known_other_node() {
         let last = known(process(1, &[DATADIR]));
         let other = process(2, &[DATADIR]);
         let commands = BTreeSet::from([other.command.clone()]);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn one_lock_of_several_is_no_evidence_for_a_node_that_was_started_otherwise() {
+    fn one_shared_lock_does_not_match_another_command_line() {
         let last = known(process(1, &[DATADIR, 11, 12, 13]));
         // The node was started with -reindex and made 12 and 13 anew. Another one has a file with the number 12 since.
         let (node, other) = (process(2, &[DATADIR, 11, 14, 15]), process(3, &[ANOTHER, 12, 16, 17]));
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_beside_the_node_is_not_the_next_one() {
+    fn process_beside_the_node_is_not_the_next_node() {
         let mut last = known(process(1, &[]));
         last.beside.insert((2, 1));
         assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &OtherNodes::default()), None);
@@ -379,14 +379,14 @@ mod tests {
     }
 
     #[test]
-    fn a_child_of_the_ended_process_is_the_next_one() {
+    fn child_of_the_ended_process_is_the_next_node() {
         let mut last = known(process(1, &[]));
         last.children.insert((2, 1));
         assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &OtherNodes::default()), Some(2));
     }
 
     #[test]
-    fn another_data_directory_is_another_node_where_there_are_several() {
+    fn another_datadir_is_another_node_among_several() {
         let last = known(process(1, &[DATADIR]));
         let all = [process(2, &[ANOTHER])];
         let Choice::None(Some(why)) = choose(&all, UserSelection::default(), Some(&last), &others()) else {
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_has_not_locked_its_data_directory_is_waited_for() {
+    fn node_without_lock_is_awaited() {
         let last = known(process(1, &[DATADIR]));
         let settled = Candidate { age: 2 * MIN_NODE_AGE, ..process(2, &[]) };
         assert_eq!(
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_directory_is_named_by_its_lock_else_by_the_command_line() {
+    fn data_directory_is_matched_by_lock_then_command_line() {
         let datadir = Path::new("/data");
         let chosen = |all: &[Candidate], locks: Option<&[FileId]>| {
             let named =
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_is_named_by_its_control_group() {
+    fn unit_is_matched_by_its_control_group() {
         let in_group = |pid, group: &str| Candidate { cgroups: vec![group.into()], ..process(pid, &[]) };
         let all = [
             in_group(1, "/system.slice/bitcoind.service"),
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn the_node_is_followed_from_a_process_that_is_not_it() {
+    fn node_is_followed_from_another_process() {
         let next = |all: &[Candidate], present: Candidate, others: &OtherNodes| {
             let next = successor(all, UserSelection::default(), &known(present), None, others);
             next.map(|it| it.node.pid)

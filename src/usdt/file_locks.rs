@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_directory_has_a_lock_for_each_network() {
+    fn data_directory_has_a_lock_for_each_network() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(datadir_lock_files(dir.path()).unwrap(), []);
         for folder in ["regtest", "signet_0123", "blocks"] {

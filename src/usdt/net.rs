@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_headers_hash_and_time_are_read() {
+    fn header_hash_and_time_are_read() {
         let events = read(types::kind::HEADERS, &header());
         let [
             BlockEvent {
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_compact_block_the_short_ids_are_counted_in_each_length() {
+    fn compact_block_short_ids_are_counted() {
         for (count, ids) in [(&[5][..], 5), (&[0xfd, 0xc4, 0x09], 2500), (&[0], 0)] {
             let mut message = [&header()[..], &[0; 8], count].concat();
             message.resize(message.len() + 6 * ids + 1, 0);
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn of_transactions_the_number_and_the_bytes_are_read() {
+    fn transaction_number_and_bytes_are_read() {
         let message = [&[3; 32][..], &[0xfd, 0x00, 0x01], &[0; 1000]].concat();
         let events = read(types::kind::BLOCKTXN, &message);
         assert!(matches!(
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_found_among_the_first_things_of_an_inventory() {
+    fn blocks_are_found_in_the_first_inventory_entries() {
         let entry = |kind: u32, hash: u8| [&kind.to_le_bytes()[..], &[hash; 32]].concat();
         for (entries, expected) in [
             ([entry(2, 1), entry(4 | 1 << 30, 2), entry(2, 3)], &[(1, false), (2, true)][..]),
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_tells_nothing() {
+    fn truncated_messages_give_no_events() {
         let inventory = [&[1, 2, 0, 0, 0][..], &[9; 32]].concat();
         for (kind, message) in [
             (types::kind::HEADERS, &header()[..]),

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_one_machine_is_not_of_another() {
+    fn operands_depend_on_the_architecture() {
         assert_eq!(unreadable(elf::EM_X86_64, "8@x0"), ["8@x0"]);
         assert_eq!(unreadable(elf::EM_AARCH64, "8@%rax"), ["8@%rax"]);
         assert_eq!(unreadable(elf::EM_RISCV, "8@a0"), ["8@a0"]);

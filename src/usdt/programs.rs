@@ -277,7 +277,7 @@ fn explain(error: libbpf_rs::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn of_a_verifiers_log_the_end_is_shown() {
+    fn end_of_a_verifier_log_is_shown() {
         let log = "libbpf: prog 'flush': -- BEGIN PROG LOAD LOG --\n0: (bf) r6 = r1\n; event->mode = 1;\n\
                    98: (7b) *(u64 *)(r8 +0) = r1\nR8 invalid mem access 'ringbuf_mem_or_null'\n\
                    processed 98 insns (limit 1000000) max_states_per_insn 0\n-- END PROG LOAD LOG --\n";

@@ -173,7 +173,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn a_file_is_read_as_python_reads_it() {
+    fn file_is_parsed_as_python_does() {
         let values = parse(
             "# comment\nbitcoind_path: /usr/bin/bitcoind\npid:\nnode_name: 7\nport: 9435\nverbose: true\nlog_file: ''\n",
         )
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said_with_its_key() {
+    fn invalid_value_is_reported_with_its_key() {
         let why = |text: &str| parse(text).unwrap_err();
         assert!(why("metrics-port: 1").starts_with("unknown key metrics-port; there are bitcoind_path,"));
         assert!(

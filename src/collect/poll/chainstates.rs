@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chainstates_are_told_apart() {
+    fn chainstates_are_distinguished() {
         let names = |states: Value| {
             let answer = json!({"headers": 9, "chainstates": states});
             named(&answer)

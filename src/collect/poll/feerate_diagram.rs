@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_depth_has_the_feerate_of_the_chunk_that_reaches_it() {
+    fn depth_has_the_feerate_of_the_chunk_that_reaches_it() {
         let feerates =
             of(r#"[{"weight":0,"fee":0},{"weight":3999999,"fee":0.5},{"weight":4000399,"fee":0.50000700},
                 {"weight":13000399,"fee":0.52250700}]"#);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_diagram_is_refused() {
+    fn malformed_diagram_is_rejected() {
         for wrong in [
             r#"[{"weight":4,"fee":1},{"weight":3,"fee":1}]"#,
             r#"[{"weight":0,"fee":1}]"#,

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_peers_has_none_and_one_without_fibre_says_nothing() {
+    fn node_without_peers_has_zeros_and_without_fibre_nothing() {
         let none = "bitcoin_fibre_peers{group=\"0\"} 0\n\
                     bitcoin_fibre_peers_connected{group=\"0\"} 0\n\
                     bitcoin_fibre_peers_trusted{group=\"0\"} 0\n";

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn known_password_does_not_wait_behind_guesses() {
+    async fn verified_password_does_not_wait_behind_guesses() {
         let users = Arc::new(users(&[("prom", "secret", 8)]));
         assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
         let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // no check can begin
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_check_goes_on_when_the_one_who_asked_hangs_up_and_no_other_begins_meanwhile() {
+    async fn password_check_survives_hangup_and_stays_exclusive() {
         let users = users(&[("prom", "secret", 13)]);
         let asked = tokio::time::timeout(Duration::ZERO, asks(&users, &basic("prom:guess"))).await;
         assert!(asked.is_err(), "bcrypt takes longer");
@@ -183,7 +183,7 @@ mod tests {
 
     /// Costs far enough apart that a busy machine does not matter: 2^8 times.
     #[tokio::test]
-    async fn a_name_that_does_not_exist_takes_as_long_as_one_that_does() {
+    async fn unknown_user_takes_as_long_as_a_known_one() {
         let users = users(&[("prom", "secret", 4)]);
         let mut fastest = Duration::MAX;
         for number in 0..5 {

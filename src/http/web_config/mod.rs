@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bcrypt_cost_that_no_client_waits_for_is_rejected() {
+    fn slow_bcrypt_cost_is_rejected() {
         for good in ["04", "10", "16"] {
             assert_eq!(cost(&hash(good)), Ok(good.parse().unwrap()));
         }
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_refused_with_what_is_wrong() {
+    fn invalid_web_config_is_rejected_with_the_reason() {
         assert!(error("host").contains("expected tls_server_config, http_server_config or basic_auth_users"));
         assert!(error("basic_auth_user: {}").contains("unknown field `basic_auth_user`"));
         assert!(error("\n\nbasic_auth_users:\n  a: [").contains("line "));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_asks_for_nothing() {
+    fn empty_web_config_sets_nothing() {
         let config = WebConfig::parse("", Path::new("/")).unwrap();
         assert!(config.tls().is_none() && !config.protects());
     }

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_counted() {
+    fn events_beyond_the_queue_are_counted() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut queue = EventQueue::new(ours).unwrap();
         let coin = || Ok(Some(GuardEvent::Coin(CoinEvent::Added(1))));

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_without_memory_for_its_rest_is_not_begun() {
+    fn message_without_memory_for_its_rest_is_not_sent() {
         let no_memory: Reserve = |_, _| Vec::<u8>::new().try_reserve(usize::MAX);
         let (mut outgoing, mut socket) = (SendBuffer::default(), Narrow(Vec::new(), 10));
         let [first, lost, last] = [message(2), message(5), message(3)];
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_message_without_memory_the_beginning_is_taken_and_the_rest_skipped() {
+    fn message_without_memory_is_truncated_and_skipped() {
         let mut frames = FrameReader::new(usize::MAX, usize::MAX);
         let mut huge = vec![0xff, 1, 0, 0];
         (0..MAX_SEGMENTS).for_each(|_| huge.extend(u32::MAX.to_le_bytes())); // 17 TB
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_table_that_lies_is_refused_before_memory_is_taken() {
+    fn false_segment_table_is_rejected_before_allocation() {
         for table in [&b"\xff\xff\xff\xff\x01\x00\x00\x00"[..], b"\x00\x00\x00\x00\xff\xff\xff\xff"] {
             let mut frames = FrameReader::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES);
             frames.fill(&mut &table[..]).unwrap();

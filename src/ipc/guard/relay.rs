@@ -332,7 +332,7 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn a_message_that_cannot_be_parsed_is_logged_before_the_node_closes() {
+    fn malformed_message_is_logged_before_the_node_closes() {
         let [(mut node, node_theirs), (_exporter, exporter_theirs), (_events, events_theirs)] =
             [(); 3].map(|()| UnixStream::pair().unwrap());
         let (send, logged) = mpsc::channel();

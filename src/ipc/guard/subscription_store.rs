@@ -74,7 +74,7 @@ impl AsFd for SubscriptionStore {
 
 #[cfg(test)]
 #[test]
-fn the_next_guard_reads_what_the_last_one_wrote() {
+fn replacement_reads_the_subscriptions_of_the_last_guard() {
     let mut record = SubscriptionStore::new().unwrap();
     let next = |record: &SubscriptionStore| {
         SubscriptionStore::inherited(record.as_fd().try_clone_to_owned().unwrap())

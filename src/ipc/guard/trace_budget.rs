@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_adds_up_over_blocks_and_starts_anew_with_the_next_period() {
+    fn waiting_adds_up_within_a_period() {
         let mut budget = TraceBudget::new(Some(Duration::from_millis(50)));
         let start = Duration::from_secs(1000);
         let mut now = start;

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_refused_with_what_to_do() {
+    fn unusable_urls_are_rejected_with_advice() {
         for (text, why) in [
             ("127.0.0.1:8332", "write it like"),
             ("http://127.0.0.1", "no port"),

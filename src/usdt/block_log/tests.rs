@@ -38,7 +38,7 @@ fn heights(path: &Path, filter: &BlockFilter) -> Vec<i64> {
 }
 
 #[test]
-fn the_oldest_are_forgotten_and_the_file_stays_as_large_as_it_is() {
+fn oldest_rows_are_deleted_and_the_file_stays_small() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let mut file = BlockLogFile::open(&path, 100).unwrap();
@@ -75,7 +75,7 @@ fn blocks_of_a_stopped_exporter_are_all_kept() {
 }
 
 #[test]
-fn rows_are_found_by_what_is_asked_for() {
+fn rows_are_found_by_filter() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let old = BlockReport { time: now() - 7200.0, ..report(1) };
@@ -116,7 +116,7 @@ fn each_format_has_what_is_known() {
 }
 
 #[test]
-fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
+fn foreign_or_newer_file_is_left_alone() {
     let dir = TempDir::new().unwrap();
     let refusal = |path: &Path| {
         let before = std::fs::read(path).unwrap();
@@ -138,7 +138,7 @@ fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
 }
 
 #[test]
-fn what_a_killed_exporter_left_unfinished_is_undone_by_who_reads() {
+fn reader_rolls_back_a_killed_exporters_write() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let mut file = BlockLogFile::open(&path, 10).unwrap();
@@ -157,7 +157,7 @@ fn what_a_killed_exporter_left_unfinished_is_undone_by_who_reads() {
 }
 
 #[test]
-fn what_is_not_there_is_said() {
+fn missing_block_log_is_reported() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let error = read::find(&path, &BlockFilter::default()).err().unwrap().to_string();
@@ -167,7 +167,7 @@ fn what_is_not_there_is_said() {
 }
 
 #[test]
-fn what_is_no_regular_file_is_rejected() {
+fn irregular_block_log_file_is_rejected() {
     let dir = TempDir::new().unwrap();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();

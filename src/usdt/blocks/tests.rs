@@ -44,7 +44,7 @@ fn arrivals(blocks: &BlockTracker) -> Vec<(&'static str, u64)> {
 }
 
 #[test]
-fn what_fibre_put_together_before_it_was_connected_is_fibres() {
+fn block_reconstructed_by_fibre_first_is_fibres() {
     let blocks = BlockTracker::default();
     // The order in which the buffers are read is another than that in which it happened.
     happen(
@@ -82,7 +82,7 @@ fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind
 }
 
 #[test]
-fn what_the_node_itself_says_of_a_block_comes_before_what_its_messages_tell() {
+fn node_reports_take_precedence_over_messages() {
     for (has, requested, expected) in [
         // Of a node that can say it, the messages alone do not tell that the block was complete.
         (true, None, ("other", 1, None, None, None, 105)),
@@ -120,7 +120,7 @@ fn what_the_node_itself_says_of_a_block_comes_before_what_its_messages_tell() {
 }
 
 #[test]
-fn what_comes_after_the_node_has_put_a_block_together_did_not_complete_it() {
+fn later_messages_did_not_complete_a_block() {
     let blocks = BlockTracker::default();
     blocks.attached(|_| true);
     happen(&blocks, [(100, HASH, compact(2))]);
@@ -139,7 +139,7 @@ fn what_comes_after_the_node_has_put_a_block_together_did_not_complete_it() {
 }
 
 #[test]
-fn who_announces_a_block_of_the_nodes_own_is_late_and_counts() {
+fn announcements_of_own_blocks_count_as_late() {
     let blocks = BlockTracker::default();
     happen(&blocks, [(1, HASH, connected()), (2, HASH, inv(1)), (3, HASH, compact(2))]);
     // Disconnected, and connected again.
@@ -158,7 +158,7 @@ fn who_announces_a_block_of_the_nodes_own_is_late_and_counts() {
 }
 
 #[test]
-fn a_second_compact_block_of_a_peer_is_not_the_one_that_the_node_works_at() {
+fn second_compact_block_of_a_peer_is_ignored() {
     let blocks = BlockTracker::default();
     let lie =
         BlockEventKind::Compact { peer: 1, compact: CompactBlock { header_time: u32::MAX, short_ids: 0 } };
@@ -178,7 +178,7 @@ fn a_second_compact_block_of_a_peer_is_not_the_one_that_the_node_works_at() {
 }
 
 #[test]
-fn a_hash_alone_announces_a_block_before_a_header_does() {
+fn inv_counts_as_an_announcement_before_a_header() {
     let blocks = BlockTracker::default();
     happen(
         &blocks,
@@ -190,7 +190,7 @@ fn a_hash_alone_announces_a_block_before_a_header_does() {
 }
 
 #[test]
-fn who_won_fibres_race_is_told_with_the_block() {
+fn report_has_the_winner_of_fibres_race() {
     let blocks = BlockTracker::default();
     let won = BlockEventKind::RaceWon { height: 1, mechanism: "fibre_udp" };
     happen(&blocks, [(1, HASH, compact(1)), (2, HASH, won), (10, HASH, connected())]);
@@ -198,7 +198,7 @@ fn who_won_fibres_race_is_told_with_the_block() {
 }
 
 #[test]
-fn a_block_that_is_connected_again_did_not_arrive_again() {
+fn reconnected_block_has_no_second_arrival() {
     let blocks = BlockTracker::default();
     happen(&blocks, [(1, HASH, compact(1)), (10, HASH, connected()), (50, HASH, connected())]);
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("other", 1)]);
@@ -207,7 +207,7 @@ fn a_block_that_is_connected_again_did_not_arrive_again() {
 }
 
 #[test]
-fn a_minute_after_it_was_connected_a_block_is_not_announced_any_more() {
+fn announcements_stop_counting_after_a_minute() {
     let blocks = BlockTracker::default();
     happen(
         &blocks,
@@ -225,7 +225,7 @@ fn a_minute_after_it_was_connected_a_block_is_not_announced_any_more() {
 }
 
 #[test]
-fn many_peers_that_invent_a_block_each_do_not_displace_one_that_the_node_asked_for() {
+fn invented_blocks_do_not_evict_a_requested_one() {
     let blocks = BlockTracker::default();
     let invented =
         |number: u16| (1, std::array::from_fn(|at| number.to_le_bytes()[at % 2]), inv(number.into()));
@@ -238,7 +238,7 @@ fn many_peers_that_invent_a_block_each_do_not_displace_one_that_the_node_asked_f
 }
 
 #[test]
-fn what_peers_say_is_bounded() {
+fn state_from_peers_is_bounded() {
     let blocks = BlockTracker::default();
     let invented = (0..1000u16).map(|number| {
         let mut hash = [0; 32];

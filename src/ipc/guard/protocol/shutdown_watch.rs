@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_thread_is_requested_again_later() {
+    fn rejected_thread_is_requested_again_later() {
         let mut watch = ready();
         watch.on_thread(None, NOW);
         assert_eq!(watch.due_at(), Some(NOW + RETRY_INTERVAL));

@@ -249,7 +249,7 @@ impl TestGuard {
 const DESTROY: Method = (crate::schema::chain_capnp::chain_notifications::Client::TYPE_ID, 0);
 
 #[test]
-fn nothing_is_closed_before_every_call_was_answered() {
+fn connection_stays_open_until_every_call_is_answered() {
     let mut guard = TestGuard::connected();
     assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), ExporterMessageAction::Forward);
     guard.protocol.drain(guard.now);
@@ -261,7 +261,7 @@ fn nothing_is_closed_before_every_call_was_answered() {
 }
 
 #[test]
-fn a_peer_that_never_answered_anything_is_not_waited_for_without_end() {
+fn silent_peer_is_awaited_for_a_limited_time() {
     let mut guard = TestGuard::new();
     guard.exporter(bootstrap(0));
     guard.protocol.drain(guard.now);
@@ -272,14 +272,14 @@ fn a_peer_that_never_answered_anything_is_not_waited_for_without_end() {
 }
 
 #[test]
-fn a_connection_without_a_word_is_closed_at_once() {
+fn unused_connection_is_closed_at_once() {
     let mut guard = TestGuard::new();
     guard.protocol.drain(guard.now);
     assert!(guard.may_close_soon());
 }
 
 #[test]
-fn what_the_exporter_did_not_finish_is_finished() {
+fn guard_finishes_unfinished_questions() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     guard.node(results(11, &[HANDLER]));
@@ -293,7 +293,7 @@ fn what_the_exporter_did_not_finish_is_finished() {
 }
 
 #[test]
-fn an_exporter_that_lives_keeps_the_connection() {
+fn running_exporter_keeps_the_connection() {
     let mut guard = TestGuard::subscribed();
     guard.passes(Duration::from_secs(3600));
     assert!(!guard.may_close() && guard.protocol.reads_exporter());
@@ -301,7 +301,7 @@ fn an_exporter_that_lives_keeps_the_connection() {
 }
 
 #[test]
-fn leave_is_disconnect_then_destroy_then_release() {
+fn drain_is_disconnect_then_destroy_then_release() {
     let mut guard = TestGuard::subscribed();
     guard.protocol.drain(guard.now);
     let question = guard.disconnects(HANDLER);
@@ -319,7 +319,7 @@ fn leave_is_disconnect_then_destroy_then_release() {
 }
 
 #[test]
-fn a_callback_released_before_the_disconnect_was_answered_is_over_only_with_the_answer() {
+fn early_release_ends_subscription_at_the_answer() {
     let mut guard = TestGuard::subscribed();
     guard.protocol.drain(guard.now);
     let question = guard.disconnects(HANDLER);
@@ -332,7 +332,7 @@ fn a_callback_released_before_the_disconnect_was_answered_is_over_only_with_the_
 }
 
 #[test]
-fn a_callback_is_subscribed_once() {
+fn callback_is_subscribed_once() {
     let subscribes = |question| call(question, CHAIN, message::TRACE_UTXO_CACHE, &[CALLBACK], &[THREAD]);
     let mut guard = TestGuard::subscribed();
     assert!(matches!(guard.exporter(subscribes(12)), ExporterMessageAction::Violation(_)));
@@ -364,7 +364,7 @@ fn subscriptions_are_disconnected_one_after_the_other() {
 }
 
 #[test]
-fn a_disconnect_on_a_busy_thread_is_tried_again_soon_and_one_that_fails_later() {
+fn failed_disconnect_is_retried_sooner_if_thread_was_busy() {
     for (why, pause) in [("std::exception: thread busy", BUSY_RETRY_INTERVAL), ("other", RETRY_INTERVAL)] {
         let mut guard = TestGuard::subscribed();
         guard.protocol.drain(guard.now);
@@ -379,7 +379,7 @@ fn a_disconnect_on_a_busy_thread_is_tried_again_soon_and_one_that_fails_later() 
 }
 
 #[test]
-fn a_subscription_that_was_not_answered_yet_is_ended_when_it_is() {
+fn unanswered_subscription_ends_after_its_answer() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     guard.protocol.drain(guard.now);
@@ -395,7 +395,7 @@ fn a_subscription_that_was_not_answered_yet_is_ended_when_it_is() {
 
 /// As by an exporter that ends in the middle of it, and whose end comes after its `Finish`.
 #[test]
-fn a_cancelled_subscription_keeps_its_handler() {
+fn cancelled_subscription_keeps_its_handler() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     assert_eq!(guard.exporter(finish(11, true)), ExporterMessageAction::Keep);
@@ -416,7 +416,7 @@ fn a_cancelled_subscription_keeps_its_handler() {
 }
 
 #[test]
-fn a_subscription_that_was_refused_is_none() {
+fn rejected_subscription_is_none() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     guard.node(release(CALLBACK, 1));
@@ -427,7 +427,7 @@ fn a_subscription_that_was_refused_is_none() {
 }
 
 #[test]
-fn the_exporter_is_not_heard_while_a_disconnect_of_the_guards_is_answered() {
+fn exporter_is_not_read_during_the_guards_disconnect() {
     let mut guard = TestGuard::with_budget(Duration::ZERO);
     guard.connect();
     guard.subscribe();
@@ -450,7 +450,7 @@ fn the_exporter_is_not_heard_while_a_disconnect_of_the_guards_is_answered() {
 }
 
 #[test]
-fn the_exporters_own_disconnect_is_passed_on_once() {
+fn exporters_disconnect_is_forwarded_once() {
     let mut guard = TestGuard::subscribed();
     let disconnect = |question| call(question, HANDLER, message::DISCONNECT, &[], &[THREAD]);
     assert_eq!(guard.exporter(disconnect(20)), ExporterMessageAction::Forward);
@@ -463,7 +463,7 @@ fn the_exporters_own_disconnect_is_passed_on_once() {
 
 /// The guard would not know that the node is ending it, and end it once more: the node hangs.
 #[test]
-fn a_subscription_is_not_ended_before_it_has_begun() {
+fn subscription_cannot_end_before_it_begins() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     let disconnect = message(|it| {
@@ -479,7 +479,7 @@ fn a_subscription_is_not_ended_before_it_has_begun() {
 }
 
 #[test]
-fn no_call_is_cancelled() {
+fn calls_are_never_cancelled() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     assert_eq!(guard.exporter(finish(5, true)), ExporterMessageAction::Keep);
@@ -494,7 +494,7 @@ fn no_call_is_cancelled() {
 }
 
 #[test]
-fn a_number_is_finished_before_it_is_used_again() {
+fn question_number_is_finished_before_reuse() {
     let mut guard = TestGuard::connected();
     let asked = || call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]);
     guard.exporter(asked());
@@ -506,7 +506,7 @@ fn a_number_is_finished_before_it_is_used_again() {
 }
 
 #[test]
-fn the_long_poll_tells_the_shutdown_whatever_the_exporter_does() {
+fn long_poll_reports_the_shutdown() {
     let (mut guard, watch) = TestGuard::watching();
     guard.subscribe();
     guard.node(tip_results(watch, None));
@@ -520,7 +520,7 @@ fn the_long_poll_tells_the_shutdown_whatever_the_exporter_does() {
 }
 
 #[test]
-fn the_exporters_long_poll_tells_the_shutdown_too() {
+fn exporters_long_poll_reports_the_shutdown() {
     let mut guard = TestGuard::subscribed();
     guard.exporter(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     assert_eq!(guard.node(tip_results(20, None)), NodeMessageAction::Forward);
@@ -533,7 +533,7 @@ fn the_exporters_long_poll_tells_the_shutdown_too() {
 }
 
 #[test]
-fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
+fn long_poll_continues_at_an_interval() {
     let (mut guard, watch) = TestGuard::watching();
     // Another tip: asked again soon, and with it.
     guard.node(tip_results(watch, Some(OTHER_TIP)));
@@ -566,7 +566,7 @@ fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
 }
 
 #[test]
-fn while_the_exporter_waits_for_a_tip_the_guard_does_not() {
+fn guard_polls_only_without_the_exporters_long_poll() {
     let (mut guard, watch) = TestGuard::watching();
     guard.exporter(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.node(tip_results(watch, Some(TIP)));
@@ -588,7 +588,7 @@ fn while_the_exporter_waits_for_a_tip_the_guard_does_not() {
 }
 
 #[test]
-fn a_long_poll_under_way_is_waited_for_and_no_other_begun() {
+fn drain_waits_for_a_long_poll_and_starts_none() {
     let (mut guard, watch) = TestGuard::watching();
     guard.protocol.drain(guard.now);
     guard.passes(Duration::from_secs(1));
@@ -601,14 +601,14 @@ fn a_long_poll_under_way_is_waited_for_and_no_other_begun() {
 }
 
 #[test]
-fn a_node_that_was_not_asked_for_its_tip_is_not_watched() {
+fn node_without_a_long_poll_is_not_watched() {
     let mut guard = TestGuard::connected();
     guard.passes(Duration::from_secs(60));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
 }
 
 #[test]
-fn what_would_end_the_connection_is_refused() {
+fn protocol_violations_are_rejected() {
     let abort = || message(|it| it.init_abort().set_reason("bye"));
     let unknown = || message(|it| it.init_disembargo().init_context().set_sender_loopback(1));
     let pipelined = |question| {
@@ -648,7 +648,7 @@ fn what_would_end_the_connection_is_refused() {
 }
 
 #[test]
-fn a_finish_that_is_kept_may_not_come_twice() {
+fn kept_finish_may_not_be_repeated() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     guard.exporter(finish(5, false));
@@ -656,7 +656,7 @@ fn a_finish_that_is_kept_may_not_come_twice() {
 }
 
 #[test]
-fn a_number_is_free_again_when_no_finish_is_needed() {
+fn question_number_is_free_if_no_finish_is_needed() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     guard.node(message(|it| {
@@ -670,7 +670,7 @@ fn a_number_is_free_again_when_no_finish_is_needed() {
 
 /// A call that the exporter gives up in the moment in which the node answers it.
 #[test]
-fn a_finish_that_crosses_an_answer_is_tolerated() {
+fn finish_that_crosses_an_answer_is_tolerated() {
     let mut guard = TestGuard::connected();
     guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     guard.node(message(|it| {
@@ -684,7 +684,7 @@ fn a_finish_that_crosses_an_answer_is_tolerated() {
 }
 
 #[test]
-fn what_the_guard_needs_is_not_released() {
+fn pinned_capabilities_are_not_released() {
     let (mut guard, _) = TestGuard::watching();
     guard.subscribe();
     for needed in [THREAD_MAP, MINING, THREAD, HANDLER] {
@@ -703,7 +703,7 @@ fn what_the_guard_needs_is_not_released() {
 }
 
 #[test]
-fn the_node_is_answered_whether_the_exporter_lives_or_not() {
+fn node_is_answered_with_and_without_the_exporter() {
     for lives in [true, false] {
         let mut guard = TestGuard::subscribed();
         if !lives {
@@ -725,7 +725,7 @@ fn the_node_is_answered_whether_the_exporter_lives_or_not() {
 }
 
 #[test]
-fn an_answer_that_nobody_asked_for_is_kept() {
+fn unexpected_answer_is_not_forwarded() {
     let mut guard = TestGuard::connected();
     assert_eq!(guard.node(results(99, &[1])), NodeMessageAction::Keep);
     guard.asks(call(5, CHAIN, GET_HEIGHT, &[], &[]), results(5, &[]));
@@ -733,7 +733,7 @@ fn an_answer_that_nobody_asked_for_is_kept() {
 }
 
 #[test]
-fn a_replacement_is_silent_until_the_node_is() {
+fn replacement_waits_until_the_node_is_silent() {
     let ids = SubscriptionIds { callback: CALLBACK, handler: HANDLER, thread: THREAD };
     let now = Duration::from_secs(1);
     let start = || {
@@ -776,7 +776,7 @@ fn a_replacement_is_silent_until_the_node_is() {
 }
 
 #[test]
-fn calls_that_are_not_permitted_get_an_error_and_do_not_reach_the_node() {
+fn forbidden_calls_get_an_error_and_are_not_forwarded() {
     let mut guard = TestGuard::connected();
     let submit_block = (mining::Client::TYPE_ID, 9);
     let ExporterMessageAction::Reject(20, rejection) =
@@ -814,7 +814,7 @@ fn only_threads_and_callbacks_are_passed_to_the_node() {
 }
 
 #[test]
-fn the_number_of_a_released_thread_permits_nothing_when_it_is_used_again() {
+fn reused_number_of_a_released_thread_permits_nothing() {
     let mut guard = TestGuard::connected();
     assert_eq!(guard.exporter(release(THREAD, 1)), ExporterMessageAction::Forward);
     let make = (crate::schema::init_capnp::init::Client::TYPE_ID, 5);
@@ -843,7 +843,7 @@ fn threads_of_the_node_are_limited() {
 
 /// Bitcoin Core 30 aborts when it has to queue a second call on a thread.
 #[test]
-fn a_thread_of_the_node_has_one_call_at_a_time() {
+fn node_thread_has_one_call_at_a_time() {
     let mut guard = TestGuard::connected();
     let asked = |question| call(question, CHAIN, GET_HEIGHT, &[], &[THREAD]);
     assert_eq!(guard.exporter(asked(20)), ExporterMessageAction::Forward);

@@ -31,7 +31,7 @@ impl TestGuard {
 }
 
 #[test]
-fn a_template_that_the_exporter_drops_is_released_by_the_guard() {
+fn guard_releases_a_dropped_template() {
     let mut guard = TestGuard::with_template();
     assert_eq!(guard.calls(), []);
     assert_eq!(guard.exporter(release(TEMPLATE, 1)), ExporterMessageAction::Keep);
@@ -41,7 +41,7 @@ fn a_template_that_the_exporter_drops_is_released_by_the_guard() {
 }
 
 #[test]
-fn a_template_that_is_dropped_with_its_answer_is_released_by_the_guard() {
+fn guard_releases_a_template_dropped_with_its_answer() {
     let mut guard = TestGuard::connected();
     guard.exporter(create(30));
     guard.node(results(30, &[TEMPLATE]));
@@ -52,7 +52,7 @@ fn a_template_that_is_dropped_with_its_answer_is_released_by_the_guard() {
 }
 
 #[test]
-fn a_template_whose_answer_nobody_wants_goes_with_it() {
+fn unwanted_template_is_released_with_its_answer() {
     let mut guard = TestGuard::connected();
     guard.exporter(create(30));
     guard.exporter(finish(30, true));
@@ -62,7 +62,7 @@ fn a_template_whose_answer_nobody_wants_goes_with_it() {
 }
 
 #[test]
-fn a_template_is_released_before_the_end() {
+fn template_is_released_before_the_close() {
     let mut guard = TestGuard::with_template();
     guard.protocol.drain(guard.now);
     assert!(!guard.may_close());
@@ -71,7 +71,7 @@ fn a_template_is_released_before_the_end() {
 }
 
 #[test]
-fn a_template_under_way_is_waited_for_and_released() {
+fn drain_waits_for_a_template_and_releases_it() {
     let mut guard = TestGuard::connected();
     guard.exporter(create(30));
     guard.protocol.drain(guard.now);
@@ -88,7 +88,7 @@ fn a_template_under_way_is_waited_for_and_released() {
 }
 
 #[test]
-fn a_template_that_could_not_be_built_is_none() {
+fn failed_template_is_none() {
     for answer in [failure(30, "TestBlockValidity failed"), results(30, &[])] {
         let mut guard = TestGuard::connected();
         guard.asks(create(30), answer);
@@ -99,7 +99,7 @@ fn a_template_that_could_not_be_built_is_none() {
 }
 
 #[test]
-fn a_template_is_released_after_the_answer_to_the_last_call_on_it() {
+fn template_is_released_after_its_last_answer() {
     for (method, drops) in [(GET_BLOCK, true), (message::DESTROY_TEMPLATE, true), (GET_BLOCK, false)] {
         let mut guard = TestGuard::with_template();
         assert_eq!(guard.exporter(on_template(31, method)), ExporterMessageAction::Forward);
@@ -126,7 +126,7 @@ fn one_call_at_a_time_is_made_on_a_template() {
 }
 
 #[test]
-fn nothing_is_called_on_a_template_that_was_destroyed() {
+fn template_calls_after_destroy_are_rejected() {
     for method in [GET_TX_FEES, message::DESTROY_TEMPLATE] {
         let mut guard = TestGuard::with_template();
         guard.asks(on_template(31, message::DESTROY_TEMPLATE), results(31, &[]));
@@ -135,7 +135,7 @@ fn nothing_is_called_on_a_template_that_was_destroyed() {
 }
 
 #[test]
-fn a_template_is_only_read() {
+fn template_allows_only_reads() {
     let mut guard = TestGuard::with_template();
     let why = "it does more with a block template than to read it";
     guard.is_refused(on_template(31, SUBMIT_SOLUTION), why);
@@ -161,7 +161,7 @@ fn one_template_at_a_time() {
 }
 
 #[test]
-fn nothing_is_called_on_a_template_before_it_is_there() {
+fn template_calls_before_its_answer_are_rejected() {
     let pipelined = || {
         message(|it| {
             let mut call = it.init_call();
@@ -181,7 +181,7 @@ fn nothing_is_called_on_a_template_before_it_is_there() {
 }
 
 #[test]
-fn a_build_without_end_keeps_the_guard_from_neither_the_shutdown_nor_the_subscriptions() {
+fn endless_build_delays_no_shutdown_or_unsubscribe() {
     let (mut guard, watch) = TestGuard::watching();
     guard.subscribe();
     guard.exporter(create(30));
@@ -206,7 +206,7 @@ fn a_build_without_end_keeps_the_guard_from_neither_the_shutdown_nor_the_subscri
 
 /// Who was killed knew of the template. The close frees it, and an answer that is still to come begins the silence anew.
 #[test]
-fn a_replacement_knows_no_template() {
+fn replacement_has_no_template() {
     let now = Duration::from_secs(1);
     let mut guard = TestGuard { protocol: ProtocolState::replacement(&[], now), now };
     guard.protocol.drain(now);
