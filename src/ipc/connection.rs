@@ -33,7 +33,7 @@ pub struct NodeThread {
 struct ThreadCalls {
     /// Held while the node has not answered.
     slot: Arc<Mutex<()>>,
-    /// Waits for the answer to the last call. It ends with the last use of the thread, so that it does not keep the connection.
+    /// Waits for the answer to the last call. It ends with the last use of the thread, and so does not keep the connection open.
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -51,7 +51,7 @@ impl NodeThread {
         slot.map(ThreadSlot).map_err(|_| CallError::TimedOut(self.deadline))
     }
 
-    /// Waits for the answer until the deadline. A call that is given up goes on in the node: the guard waits for it.
+    /// Waits for the answer until the deadline. A call that timed out continues in the node: the guard waits for it.
     pub(super) async fn wait_for_answer<T: 'static>(
         &self,
         ThreadSlot(slot): ThreadSlot,
@@ -165,7 +165,7 @@ impl IpcConnection {
         Ok(NodeThread::new(answer.get()?.get_result()?, self.deadline))
     }
 
-    /// What gives the interfaces.
+    /// The capability that creates the interfaces.
     pub(super) fn init(&self, thread: &NodeThread) -> BoundCapability<init::Client> {
         BoundCapability { client: self.init.clone(), thread: thread.clone() }
     }
@@ -180,7 +180,7 @@ impl IpcConnection {
     }
 }
 
-/// What the handshake gives the node to ask us for threads with. The guard answers for it.
+/// The exporter's thread map, which the handshake passes to the node. The guard answers for it.
 struct ExporterThreadMap;
 
 impl thread_map::Server for ExporterThreadMap {}

@@ -52,7 +52,7 @@ pub static CHAINS: [ChainParams; 5] = [
     ChainParams::new("regtest", "regtest", 18443),
 ];
 
-/// Where a node keeps its data unless it is told otherwise.
+/// A node's default data directory.
 pub fn default_datadir() -> PathBuf {
     std::env::home_dir().unwrap_or("/".into()).join(".bitcoin")
 }
@@ -150,7 +150,7 @@ impl NodeEndpoint {
     }
 }
 
-/// What failed, and what to do about it.
+/// An error with the reason and what to do about it.
 fn explain(path: &Path, error: Error) -> anyhow::Error {
     let at = path.display();
     let metadata = path.metadata();

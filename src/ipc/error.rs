@@ -1,4 +1,4 @@
-//! What an error over IPC means.
+//! Errors over IPC.
 
 use super::CallError;
 use super::guard::TOO_LARGE;

@@ -49,7 +49,7 @@ impl Interface {
         }
     }
 
-    /// What a node that offers it can be asked for.
+    /// The data that it provides.
     pub fn description(self) -> &'static str {
         match self {
             Interface::Mining => "tip changes, the node's shutdown, the next block (see --next-block)",
@@ -64,7 +64,7 @@ impl Interface {
     }
 }
 
-/// What a node offers.
+/// The interfaces of one node.
 #[derive(Default)]
 pub struct Interfaces {
     /// [`Interface::Mining`]
@@ -117,7 +117,7 @@ impl Interfaces {
         }
     }
 
-    /// Whether JSON-RPC is asked for over HTTP, as soon as it can be.
+    /// Whether JSON-RPC is called over HTTP, as soon as that is usable.
     pub fn uses_http(&self) -> bool {
         self.http.is_some()
     }
@@ -142,7 +142,7 @@ impl Interfaces {
         all.filter(|it| is_included(self.offers(*it))).map(Interface::name).collect()
     }
 
-    /// Whether there is anything that tells the tip.
+    /// Whether an interface reports the tip.
     pub fn has_tip_source(&self) -> bool {
         self.mining.is_some() || self.execute_rpc.is_some() || self.http.is_some() || self.chain.is_some()
     }

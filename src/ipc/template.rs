@@ -33,7 +33,7 @@ impl Mining {
             }
             MiningSchema::Core31 => call!(self.capability, create_new_block_request, |params| {
                 params.reborrow().init_options();
-                // Not to wait until the node has caught up: whoever asks decides when.
+                // Do not wait until the node has caught up: the caller decides when.
                 params.set_cooldown(false)
             })?,
         };

@@ -7,7 +7,7 @@ use super::subscription::{CallbackObject, Subscription};
 use super::{CallError, NodeThread};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
-/// What happened to a coin of how many satoshis.
+/// A change of a coin, with its satoshis.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CoinEvent {
     /// Added to a cache.

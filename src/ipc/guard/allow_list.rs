@@ -1,4 +1,4 @@
-//! The calls that the guard forwards. Everything else is rejected, so that no fault of the exporter can change the node.
+//! The calls that the guard forwards. Everything else is rejected: no fault of the exporter can change the node.
 //!
 //! The socket of a node permits everything: `stop`, wallet calls, submitting blocks, disconnecting peers. The node dispatches a
 //! call by its interface and ordinal, so these two decide here as well, whatever the call is made on.
@@ -126,7 +126,7 @@ const ALLOWED: &[AllowedInterface] = &[
 pub struct Rejection {
     /// One of a few hundred texts: `Mining.9`, `Rpc.executeRpc`, `other`.
     pub call: String,
-    /// What is not permitted about it; at most 200 bytes.
+    /// The part of it that is not permitted; at most 200 bytes.
     pub reason: String,
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// Callbacks that follow each other closer than this are a burst. The next is then looked for this long before the guard
-/// sleeps, because waking up takes longer than answering.
+/// Callbacks that follow each other closer than this are a burst. The guard then spins this long for the next one before
+/// it sleeps, because waking up takes longer than answering.
 const MAX_GAP: Duration = Duration::from_micros(300);
-/// Limit on looking for the next callback at a stretch: events are handed on after it.
+/// Limit on spinning at a stretch: events are sent after it.
 const MAX_STRETCH: Duration = Duration::from_millis(1);
 /// A yield longer than this means that an unrelated task had the CPU.
 const LONG_YIELD: Duration = Duration::from_micros(80);
@@ -39,7 +39,7 @@ impl BusyPoll {
         self.is_burst && now >= self.preempted_until && now < until
     }
 
-    /// Another task ran from `from` to `to`, because the guard gave way.
+    /// The guard yielded at `from` and ran again at `to`.
     pub fn on_preempted(&mut self, from: Duration, to: Duration) {
         if to.saturating_sub(from) > LONG_YIELD {
             self.preempted_until = to + PREEMPTED_INTERVAL;

@@ -1,4 +1,4 @@
-//! What the guard tells the exporter, over a bounded queue.
+//! Events of the guard for the exporter, over a bounded queue.
 
 use std::fmt;
 use std::io;
@@ -18,10 +18,10 @@ use crate::schema::tracing_capnp::utxo_cache_trace;
 
 /// Limit on the bytes of events that wait for the exporter: half a million of them.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
-/// No notice of a callback is larger.
+/// No event of a callback is larger.
 const MAX_EVENT_BYTES: usize = 128;
 
-/// What the exporter needs to know.
+/// An event for the exporter.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum GuardEvent {
     /// A notification of the chain.
@@ -34,21 +34,21 @@ pub enum GuardEvent {
     Rejected {
         /// One of a few hundred texts, `Mining.9`.
         call: String,
-        /// What is not permitted about it.
+        /// The part of it that is not permitted.
         reason: String,
     },
     /// The UTXO cache trace kept the node waiting too long; the guard unsubscribes from it.
     OverBudget,
-    /// The node is shutting down; the guard takes leave of it.
+    /// The node is shutting down; the guard disconnects from it.
     NodeShutsDown,
     /// A subscription began.
     Subscribed(SubscriptionIds),
-    /// The node has let go of the callback of this number: its subscription is over.
+    /// The node has released the callback of this number: its subscription is over.
     Released(u32),
 }
 
 impl GuardEvent {
-    /// What the exporter is told of a callback; nothing of `destroy`. A block is counted here.
+    /// The event of a callback; none of `destroy`. A block is counted here.
     pub(super) fn from_callback(call: &Call) -> capnp::Result<Option<Self>> {
         let parameters = call.parameters()?;
         // add, spend and uncache have the same parameters.
@@ -117,17 +117,17 @@ impl FromStr for SubscriptionIds {
 /// An event, and how long the node waited.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimedEvent {
-    /// What happened.
+    /// The event.
     pub event: GuardEvent,
     /// From the moment that the guard saw the callback to the answer.
     pub waited: Duration,
 }
 
-/// The length of a notice's length.
+/// The length of an event's length.
 const PREFIX: usize = size_of::<u32>();
 
 impl TimedEvent {
-    /// Appends the notice with its length to a queue.
+    /// Appends the event with its length to a queue.
     pub fn encode(&self, queue: &mut Vec<u8>) {
         let start = queue.len();
         queue.extend([0; PREFIX]);
@@ -136,7 +136,7 @@ impl TimedEvent {
         queue[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());
     }
 
-    /// The notice at the start of `bytes` and its length; `None` if it is not whole yet, or is none.
+    /// The event at the start of `bytes` and its length; `None` if it is not whole yet, or is none.
     pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
         let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
         let notice = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
@@ -144,7 +144,7 @@ impl TimedEvent {
     }
 }
 
-/// Notices on their way to the exporter.
+/// Events that are not sent to the exporter yet.
 pub struct EventQueue {
     socket: UnixStream,
     unsent: SendBuffer,
@@ -158,7 +158,7 @@ impl EventQueue {
         Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
     }
 
-    /// Queues what the exporter is told of a callback, or counts it as dropped when the queue is full or there is no memory.
+    /// Queues the event of a callback, or counts it as dropped when the queue is full or there is no memory.
     pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
             self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_EVENT_BYTES).is_ok();
@@ -176,7 +176,7 @@ impl EventQueue {
         }
     }
 
-    /// Queues what is no callback, whether there is room or not, and sends it at once.
+    /// Queues an event of another kind, even beyond the limit, and sends it at once.
     pub fn send(&mut self, event: GuardEvent) {
         self.append(TimedEvent { event, waited: Duration::ZERO });
         self.flush();
@@ -207,7 +207,7 @@ impl EventQueue {
         if self.blocked || self.unsent.is_empty() {
             return;
         }
-        // Without a reader there is nothing to hand on; the exporter's other socket tells that it is gone.
+        // Without a reader events are dropped; the exporter's other socket reports that it is gone.
         if self.unsent.flush_some(&self.socket).is_err() {
             self.unsent = SendBuffer::default();
         }

@@ -15,7 +15,7 @@ const MAX_SEGMENTS: usize = 512;
 /// Size of a buffer between messages.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// What reading from a socket gave.
+/// The outcome of reading from a socket.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReadOutcome {
     /// Some bytes.
@@ -29,7 +29,7 @@ pub enum ReadOutcome {
 /// Reads whole messages.
 #[derive(Default)]
 pub struct FrameReader {
-    /// Words, so that messages are aligned: each is a whole number of them.
+    /// Words, for the alignment of messages: each is a whole number of words.
     buffer: Vec<Word>,
     /// Where the bytes that were read and not taken yet start and end.
     start: usize,
@@ -205,7 +205,7 @@ impl SendBuffer {
     }
 
     fn send_with(&mut self, mut to: impl Write, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
-        // Before a part of it is sent: what follows a part is taken for the rest of it.
+        // Before a part of it is sent: the receiver takes the next bytes for the rest of it.
         reserve(&mut self.bytes, bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if self.is_empty() {
             let sent = written(to.write(bytes))?;

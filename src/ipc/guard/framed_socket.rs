@@ -12,7 +12,7 @@ use super::frame::{FrameReader, ReadOutcome, SendBuffer};
 /// The node or the exporter.
 pub struct FramedSocket {
     socket: UnixStream,
-    /// What it sent. Taken out while its frames are read.
+    /// Frames that it sent. Taken out while they are read.
     pub incoming: FrameReader,
     outgoing: SendBuffer,
 }
@@ -50,7 +50,7 @@ impl FramedSocket {
         incoming.fill(&self.socket)
     }
 
-    /// What to poll for.
+    /// The events to poll for.
     pub fn interest(&self, reads: bool) -> PollFlags {
         let mut interest = PollFlags::empty();
         interest.set(PollFlags::POLLIN, reads);
@@ -58,7 +58,7 @@ impl FramedSocket {
         interest
     }
 
-    /// Reads on without understanding, until the other side has closed.
+    /// Reads and discards until the other side has closed.
     pub fn discard_until_closed(&self) {
         let _ = self.socket.set_nonblocking(false);
         let _ = io::copy(&mut &self.socket, &mut io::sink());

@@ -1,4 +1,4 @@
-//! A Cap'n Proto RPC message as what matters to the guard.
+//! The parts of a Cap'n Proto RPC message that the guard needs.
 
 use capnp::message::ReaderOptions;
 use capnp::serialize::{NoAllocSliceSegments, read_message_from_flat_slice_no_alloc};
@@ -17,7 +17,7 @@ use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 /// A method: its interface's id and its ordinal in the schema.
 pub type Method = (u64, u16);
 
-// What the exporter asks of the node.
+// Calls of the exporter.
 pub const CONSTRUCT: Method = (init::Client::TYPE_ID, 0);
 pub const MAKE_THREAD: Method = (thread_map::Client::TYPE_ID, 0);
 pub const WAIT_TIP_CHANGED: Method = (mining::Client::TYPE_ID, 3);
@@ -27,7 +27,7 @@ pub const HANDLE_NOTIFICATIONS: Method = (chain::Client::TYPE_ID, 39);
 pub const TRACE_UTXO_CACHE: Method = (tracing::Client::TYPE_ID, 0);
 pub const DISCONNECT: Method = (handler::Client::TYPE_ID, 1);
 
-// What the node asks of us.
+// Calls of the node.
 pub const ADDED_TO_MEMPOOL: Method = (chain_notifications::Client::TYPE_ID, 1);
 pub const REMOVED_FROM_MEMPOOL: Method = (chain_notifications::Client::TYPE_ID, 2);
 pub const BLOCK_CONNECTED: Method = (chain_notifications::Client::TYPE_ID, 3);
@@ -66,7 +66,7 @@ pub fn open(mut frame: &[u8]) -> capnp::Result<Frame<'_>> {
 
 /// A message, whoever sent it.
 pub enum Message<'a> {
-    /// Asks for the other side's first capability.
+    /// Requests the other side's first capability.
     Bootstrap {
         /// The number that the answer will have.
         question: u32,
@@ -75,7 +75,7 @@ pub enum Message<'a> {
     Call(Call<'a>),
     /// Answers a call or a bootstrap.
     Return(Return<'a>),
-    /// The sender has no more use for the answer; before the answer, this cancels the call.
+    /// The sender is done with the answer; before the answer, this cancels the call.
     Finish {
         /// The call's number.
         question: u32,
@@ -91,14 +91,14 @@ pub enum Message<'a> {
     },
     /// A promised capability became another one.
     Resolve(MessageCapabilities),
-    /// The sender gives the connection up.
+    /// The sender aborts the connection.
     Abort,
-    /// Any other kind. No node and no exporter of ours has a use for one.
+    /// Any other kind. No node and no exporter of ours uses one.
     Other,
 }
 
 impl<'a> Message<'a> {
-    /// The same of a message of which only the beginning is there: nothing is read of what an answer holds.
+    /// The same for a truncated message: the results of an answer are not read.
     pub fn parse_truncated<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         match frame.get_root::<rpc::message::Reader>()?.which()? {
             rpc::message::Return(reader) => {
@@ -141,7 +141,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What a call is made on.
+/// The target of a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CallTarget {
     /// A capability of the receiver's, by its number.
@@ -191,7 +191,7 @@ pub struct Return<'a> {
 /// How a call ended.
 pub enum Outcome<'a> {
     Results(MessageCapabilities, any_pointer::Reader<'a>),
-    /// It failed. The node's words, empty if they are not text.
+    /// It failed. The node's reason, empty if it is not text.
     Exception(&'a str),
     /// Anything else: cancelled, sent elsewhere, or too large.
     Other,

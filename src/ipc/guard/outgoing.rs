@@ -21,9 +21,9 @@ pub enum GuardMessage {
     WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
     /// `Handler.disconnect`
     Disconnect { question: u32, handler: u32, thread: u32 },
-    /// An answer was taken in.
+    /// An answer was processed.
     Finish { question: u32, releases: bool },
-    /// A block template is let go.
+    /// A block template is released.
     Release { export: u32, count: u32 },
 }
 
@@ -95,7 +95,7 @@ fn on_thread<'a>(
     content
 }
 
-/// A capability is written as its place in the message's table; which one it is, the table says.
+/// A capability is written as its place in the message's table; the table has its number.
 fn capability<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
@@ -159,7 +159,7 @@ pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {
     write_message_to_words(&message)
 }
 
-/// The answer to a call of what we do not have.
+/// The answer to a call of a method that we do not have.
 pub fn unimplemented(question: u32) -> Vec<u8> {
     exception(question, rpc::exception::Type::Unimplemented, "Method not implemented.")
 }
@@ -180,9 +180,9 @@ fn exception(question: u32, kind: rpc::exception::Type, reason: &str) -> Vec<u8>
 fn init_return(message: &mut Builder<HeapAllocator>, question: u32) -> return_::Builder<'_> {
     let mut answer = message.init_root::<rpc::message::Builder>().init_return();
     answer.set_answer_id(question);
-    // The receiver may let go of what it passed along.
+    // The receiver may release the capabilities that it passed.
     answer.set_release_param_caps(true);
-    // Nor need it say that it has the answer. One built with a Cap'n Proto before 1.1 does all the same.
+    // Nor does it have to send `Finish`. One built with a Cap'n Proto before 1.1 sends it all the same.
     answer.set_no_finish_needed(true);
     answer
 }

@@ -25,17 +25,17 @@ use crate::{sandbox, scheduling, systemd};
 pub const ARGUMENT: &str = "--guard";
 const REPLACE: &str = "--replace";
 
-/// The name that `ps` and `top` show, and the first word of its command line. Not the exporter's, so that what ends the
-/// exporter by name does not end the guard.
+/// The name that `ps` and `top` show, and the first word of its command line. Not the exporter's: a command that
+/// ends the exporter by name does not end the guard.
 const NAME: &std::ffi::CStr = c"bitcoind-guard";
 
 /// A guard that was started, and the exporter's ends of its two connections.
 pub struct StartedGuard {
     /// Its process, a child of this one.
     pub pid: Pid,
-    /// Takes calls, gives answers.
+    /// Takes calls, returns answers.
     pub exporter: StdUnixStream,
-    /// Gives [notices](super::TimedEvent).
+    /// Sends [events](super::TimedEvent).
     pub events: StdUnixStream,
 }
 
@@ -88,7 +88,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
         Some(REPLACE) => true,
         Some(other) => bail!("a guard has no argument {other:?}"),
     };
-    // It ends after the exporter, which is the one to be told to end.
+    // It exits after the exporter, which handles these signals.
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
         .into_iter()
         .collect::<SigSet>()
@@ -104,6 +104,6 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     // Its memory is not for other processes of its user, the exporter's among them.
     let _ = prctl::set_dumpable(false);
     sandbox::confine_guard();
-    // 0 and 1 stay open as duplicates: shutting down, not closing, is what tells the others.
+    // 0 and 1 stay open as duplicates: the other sides notice the shutdown, not the close.
     Ok(relay_with_files(node, exporter, events.into(), budget, files, replaces)?)
 }

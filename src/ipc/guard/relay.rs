@@ -1,4 +1,4 @@
-//! The poll loop between the node and the exporter, and nothing but. The rules are in [`protocol`](super::protocol).
+//! The poll loop between the node and the exporter. The rules are in [`protocol`](super::protocol).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -21,7 +21,7 @@ use super::trace_budget::TraceBudget;
 use crate::scheduling::RunDelayFile;
 use crate::{cli, sys, text};
 
-/// Limit on a message of the exporter's, which asks short questions.
+/// Limit on a message of the exporter, whose calls are short.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
 /// Limit on bytes buffered for a node that stopped reading. Beyond it, nothing more is read that would have to be answered
 /// or passed on to it.
@@ -33,8 +33,8 @@ const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Between looks at how long the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Relays until the node is gone, or leave of it was taken. `replaces` are the subscriptions that a killed guard left
-/// behind; then there is nothing to relay. An error says what was wrong with the messages of what is no node.
+/// Relays until the node is gone, or the guard has disconnected cleanly. `replaces` are the subscriptions of a killed guard; then
+/// there is nothing to relay. An error is the reason why the messages of a peer are not those of a node.
 pub fn relay(
     node: UnixStream,
     exporter: UnixStream,
@@ -69,7 +69,7 @@ pub fn relay_with_files(
     relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
 }
 
-/// `log` takes what has to be known at once.
+/// `log` prints messages that must not wait.
 fn relay_with_log(
     node: UnixStream,
     exporter: UnixStream,
@@ -107,7 +107,7 @@ fn relay_with_log(
             ));
             ended = Ok(());
         }
-        // A node that is not understood may still have subscriptions: closing would be its end.
+        // A node whose messages cannot be parsed may still have subscriptions: closing would crash it.
         relay.exporter.close();
         relay.node.discard_until_closed();
     }
@@ -127,7 +127,7 @@ struct Relay {
     busy_poll: BusyPoll,
     /// When a large message of the node's arrived last.
     last_large_at: Duration,
-    /// When it was looked at how long the guard waited for a CPU.
+    /// When the guard's run delay was read last.
     run_delay_at: Duration,
 }
 
@@ -151,7 +151,7 @@ impl Relay {
             if self.spin()? == ReadOutcome::End {
                 return Ok(());
             }
-            // What the node said may have been its shutdown.
+            // The node may have announced its shutdown.
             let reads_exporter = !exporter.is_empty() && self.protocol.reads_exporter();
             if reads_exporter && self.read_exporter().is_err() {
                 self.protocol.drain(now());
@@ -197,8 +197,8 @@ impl Relay {
         Ok((node, exporter))
     }
 
-    /// In a burst, looks for the next messages of the node instead of going to sleep. Gives way to whatever else wants the
-    /// CPU.
+    /// In a burst, looks for the next messages of the node instead of going to sleep. Yields to other tasks that
+    /// need the CPU.
     fn spin(&mut self) -> io::Result<ReadOutcome> {
         let since = now();
         let mut at = since;
@@ -271,7 +271,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Passes a message on to the exporter, which is given up if it does not read.
+    /// Forwards a message to the exporter, which is disconnected if it does not read.
     fn forward(&mut self, frame: &[u8], at: Duration) {
         let stuck = self.exporter.unsent() > MAX_MESSAGE_BYTES;
         if stuck || self.exporter.send(frame).is_err() {
@@ -279,7 +279,7 @@ impl Relay {
         }
     }
 
-    /// An error is the exporter's end.
+    /// An error means that the exporter is gone.
     fn read_exporter(&mut self) -> io::Result<()> {
         self.exporter.flush()?;
         let mut incoming = std::mem::take(&mut self.exporter.incoming);
@@ -292,15 +292,15 @@ impl Relay {
     }
 
     fn handle_exporter_frame(&mut self, frame: &[u8]) -> io::Result<()> {
-        /// For what the guard sends before it.
+        /// For the messages that the guard sends before it.
         const FINISHES_BYTES: usize = 4096;
-        // Before the rules take it for sent.
+        // Before the rules count it as sent.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::parse(&opened).map_err(malformed)?;
         let action = self.protocol.on_exporter(&message, now()).map_err(malformed)?;
-        // An error of sending is the node's, which is looked at next. What is finished goes first: its number may be the
-        // message's.
+        // An error of sending is the node's, which is handled next. `Finish` messages go first: the message may reuse their
+        // numbers.
         while let Some(finish) = self.protocol.next_finish() {
             let _ = self.node.send(&finish.encode());
         }

@@ -1,4 +1,4 @@
-//! The subscriptions of a guard, in memory that outlives it: what its replacement needs to disconnect cleanly.
+//! The subscriptions of a guard, in memory that outlives it: for its replacement, which disconnects cleanly.
 //!
 //! The guard writes, the process that supervises it passes it on, unread, to the replacement of a killed guard.
 

@@ -5,21 +5,21 @@
 
 use std::time::Duration;
 
-/// The time of a block. Blocks that follow each other more closely share one budget, so that a hundred in a minute do not
-/// keep the node waiting a hundred times.
+/// The time of a block. Blocks that follow each other more closely share one budget: a hundred in a minute do not
+/// block the node a hundred times.
 const BUDGET_PERIOD: Duration = Duration::from_secs(600);
-/// Nobody waited between calls that are further apart than this.
+/// The node did not wait between calls that are further apart than this.
 const MAX_BURST_GAP: Duration = Duration::from_millis(250);
-/// A longer gap between two calls is the node's own work, script checks say, and no round trip.
+/// A longer gap between two calls is the node's own work, script checks for example, and no round trip.
 const MAX_ROUND_TRIP: Duration = Duration::from_micros(500);
 
-/// How long the node has waited in the present period, and may.
+/// How long the node has waited in the present period, and the limit.
 pub struct TraceBudget {
     allowed: Option<Duration>,
     began: Duration,
     last: Duration,
     waited: Duration,
-    /// The guard's run delay when it was looked at last in this burst.
+    /// The guard's run delay at its last reading in this burst.
     run_delay: Option<Duration>,
 }
 
@@ -49,7 +49,7 @@ impl TraceBudget {
         self.allowed.is_some_and(|allowed| self.waited > allowed)
     }
 
-    /// What waited for a CPU (a quota, other tasks) is not the node's work. `total` is since the guard was started.
+    /// Time spent waiting for a CPU (a quota, other tasks) is not the node's work. `total` is since the guard was started.
     pub fn add_run_delay(&mut self, total: Duration) {
         let before = self.run_delay.replace(total).unwrap_or(total);
         self.waited += total.saturating_sub(before);

@@ -1,20 +1,19 @@
-//! The guard's rules: what the node owes and is owed. Without I/O, and without a clock of its own.
+//! The guard's rules: which calls are open on both sides. Without I/O, and without a clock of its own.
 //!
-//! A node must not be left in the middle of a call or of a subscription, and it hangs up on (or aborts over) what breaks
-//! the protocol. So every message of either side passes through here:
+//! A client must not disconnect from a node in the middle of a call or of a subscription. A node disconnects, or aborts, when a
+//! client breaks the protocol. So every message of either side passes through here:
 //!
-//! - what the exporter sends is forwarded only if it is a well-formed part of the conversation; otherwise it is swallowed,
-//!   and leave is taken. A call is never cancelled: a `Finish` before the answer is kept until the answer;
-//! - what the node asks is answered by the guard, whether the exporter lives or not;
-//! - a long poll tells when the node is shutting down: the exporter's, and the guard's own where there is none;
-//! - a block template of the node's is called by one call at a time, and let go before the end;
-//! - to take leave is to disconnect each subscription, one after the other, wait until its callback was released, and wait
-//!   for the answer to each call.
+//! - a message of the exporter is forwarded only if it is valid at this point of the protocol; otherwise it is dropped, and a
+//!   clean disconnect starts. A call is never cancelled: a `Finish` before the answer is kept until the answer;
+//! - the guard answers the node's calls, with or without an exporter;
+//! - a long poll reports the node's shutdown: the exporter's, or the guard's own if the exporter has none;
+//! - a block template of the node's has one call at a time, and is released before the close;
+//! - to drain is to disconnect each subscription, one after the other, wait until its callback was released, and wait for the
+//!   answer to each call.
 //!
 //! The state is in parts with methods and tests of their own: `questions` are the calls that the node has to answer,
 //! `capabilities` those of the node's that the exporter has, `shutdown_watch` the long poll, `template` the life of a block template,
-//! `subscriptions` what the node calls back for. `on_node_message` and `on_exporter_message` take a message of either side into
-//! account, `own_calls` has the guard's own calls and the end.
+//! `subscriptions` the callbacks. `on_node_message` and `on_exporter_message` handle the messages of either side, `own_calls` has the guard's own calls and the end.
 
 mod capabilities;
 mod on_exporter_message;
@@ -47,7 +46,7 @@ const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 /// Between attempts at a call that fails.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What to do with a message of the node's.
+/// How to handle a message of the node.
 #[derive(Debug, PartialEq)]
 pub enum NodeMessageAction {
     /// Answer the callback with nothing, and hand it on as an event.
@@ -62,7 +61,7 @@ pub enum NodeMessageAction {
     Keep,
 }
 
-/// What to do with a message of the exporter's.
+/// How to handle a message of the exporter.
 #[derive(Debug, PartialEq)]
 pub enum ExporterMessageAction {
     /// Pass it on to the node.
@@ -73,11 +72,11 @@ pub enum ExporterMessageAction {
     Answer(u32),
     /// Not permitted: answer the call with an error in the node's place.
     Reject(u32, Rejection),
-    /// It would make the node drop the connection, for this reason: swallow it and take leave.
+    /// It would make the node drop the connection, for this reason: drop the message and start to drain.
     Violation(&'static str),
 }
 
-/// The state of a connection.
+/// The protocol's state on a connection.
 pub struct ProtocolState {
     questions: Questions,
     capabilities: NodeCapabilities,
@@ -95,16 +94,16 @@ pub struct ProtocolState {
     /// `Finish` and `Release` messages to send.
     finishes: VecDeque<GuardMessage>,
     events: VecDeque<GuardEvent>,
-    /// Since when leave is taken.
+    /// When draining started.
     draining_since: Option<Duration>,
-    /// Since when this guard stands in for one that was killed.
+    /// When this guard replaced one that was killed.
     replacing_since: Option<Duration>,
     last_message_at: Duration,
     has_answered: bool,
 }
 
 impl ProtocolState {
-    /// A connection on which nothing was said yet.
+    /// A connection without any message yet.
     pub fn new(budget: TraceBudget, now: Duration) -> Self {
         ProtocolState {
             questions: Questions::default(),
@@ -125,7 +124,7 @@ impl ProtocolState {
         }
     }
 
-    /// A connection whose guard was killed, with the subscriptions that it left: to take leave of the node.
+    /// A connection whose guard was killed, with its subscriptions: to disconnect cleanly.
     pub fn replacement(subscriptions: &[SubscriptionIds], now: Duration) -> Self {
         ProtocolState {
             subscriptions: SubscriptionTable::inherited(subscriptions),
@@ -153,14 +152,14 @@ impl ProtocolState {
         self.questions.insert(number, purpose, thread, now);
     }
 
-    /// Whether the guard needs a capability of the node's, so that the exporter's references are not released.
+    /// Whether the guard needs a capability of the node's: then the exporter's references are not released.
     fn is_pinned(&self, id: u32) -> bool {
         self.shutdown_watch.is_pinned(id)
             || self.template.export() == Some(id)
             || self.subscriptions.is_pinned(id)
     }
 
-    /// Releases the block template if the exporter has no more use for it.
+    /// Releases the block template if the exporter does not use it any more.
     fn release_unused_template(&mut self) {
         let is_used = |export| self.draining_since.is_none() && self.capabilities.has(export);
         if let Some(export) = self.template.take_unused(is_used) {
@@ -176,7 +175,7 @@ impl ProtocolState {
         self.draining_since.is_none() && !self.subscriptions.has_own_disconnect()
     }
 
-    /// The exporter is gone, or is as good as gone.
+    /// The exporter is gone, or broke the protocol: starts the clean disconnect.
     pub fn drain(&mut self, now: Duration) {
         if self.draining_since.is_some() {
             return;
@@ -188,7 +187,7 @@ impl ProtocolState {
         self.release_unused_template();
     }
 
-    /// Whether leave is being taken.
+    /// Whether the clean disconnect has started.
     pub fn is_draining(&self) -> bool {
         self.draining_since.is_some()
     }
@@ -200,7 +199,7 @@ impl ProtocolState {
         self.drain(now);
     }
 
-    /// Whether the peer is a node: it has answered something, or a guard before this one spoke to it.
+    /// Whether the peer is a node: it has answered something, or a guard before this one used the connection.
     pub fn is_node(&self) -> bool {
         self.has_answered || self.replacing_since.is_some()
     }
@@ -210,7 +209,7 @@ impl ProtocolState {
         self.subscriptions.add_run_delay(total);
     }
 
-    /// What the exporter has to be told.
+    /// The next event for the exporter.
     pub fn next_event(&mut self) -> Option<GuardEvent> {
         self.events.pop_front()
     }

@@ -1,4 +1,4 @@
-//! What the exporter says.
+//! Messages of the exporter.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub(super) const MAX_THREADS: u32 = 16;
 pub(super) const MAX_REJECTED: u32 = 16;
 
 impl ProtocolState {
-    /// Takes a message of the exporter's into account.
+    /// Handles a message of the exporter.
     pub fn on_exporter(&mut self, message: &Message, now: Duration) -> capnp::Result<ExporterMessageAction> {
         let action = match message {
             Message::Bootstrap { question } => self.start_call(*question, CallPurpose::Handshake, None, now),
@@ -145,11 +145,11 @@ impl ProtocolState {
         capabilities: &MessageCapabilities,
     ) -> Result<CallPurpose, &'static str> {
         let callback = capabilities.hosted.first().copied();
-        // Which of the two is over could not be told when the node releases one.
+        // When the node releases one of the two, it would be unknown which one is over.
         if callback.is_some_and(|callback| self.subscriptions.has_callback(callback)) {
             return Err("it subscribes a callback twice");
         }
-        // How to end it could not be told.
+        // There would be no way to end it.
         let (Some(callback), Some(&thread)) = (callback, capabilities.imported.first()) else {
             return Err("it subscribes without a callback or a thread");
         };

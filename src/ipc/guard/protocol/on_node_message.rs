@@ -1,4 +1,4 @@
-//! What the node says.
+//! Messages of the node.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{CallPurpose, GuardEvent, GuardMessage, NodeMessageAction, OWN_NUMBER
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
 impl ProtocolState {
-    /// Takes a message of the node's into account.
+    /// Handles a message of the node.
     pub fn on_node(&mut self, message: &Message, now: Duration) -> capnp::Result<NodeMessageAction> {
         self.last_message_at = now;
         Ok(match message {
@@ -39,7 +39,7 @@ impl ProtocolState {
                 NodeMessageAction::Forward
             }
             Message::Abort => NodeMessageAction::Forward,
-            // The exporter would answer that it does not know it, and has nothing else to say to it.
+            // The exporter would answer that it is not implemented.
             Message::Other => NodeMessageAction::Keep,
         })
     }
@@ -71,7 +71,7 @@ impl ProtocolState {
         Ok(if own { NodeMessageAction::Keep } else { NodeMessageAction::Forward })
     }
 
-    /// Takes the outcome of a call into account.
+    /// Applies the outcome of a call.
     fn apply_outcome(
         &mut self,
         answered: AnsweredQuestion,

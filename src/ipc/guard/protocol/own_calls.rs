@@ -7,17 +7,17 @@ use super::{
     SubscriptionIds,
 };
 
-/// From the node's last message to the close: the thread that ran the last call is still putting its tools away.
+/// From the node's last message to the close: the node's worker thread may still be cleaning up after the last call.
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
-/// A guard that replaces a killed one says nothing before the node was silent for this long: the `destroy` of a
+/// A guard that replaces a killed one sends nothing before the node was silent for this long: the `destroy` of a
 /// disconnect under way would have come. A second disconnect in the middle of it hangs the node.
 pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
-/// But a node that never is silent is spoken to after this time.
+/// But if the node is never silent, the guard starts to send after this time.
 pub(super) const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
-/// And the node is left when it was silent for this long, longer than a long poll: which calls the killed guard had passed
-/// on is not known.
+/// And the guard closes when the node was silent for this long, longer than a long poll: it is unknown which calls the killed guard
+/// had forwarded.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a peer is waited for that has not answered anything: no call can be running on a thread of its.
+/// How long to wait for a peer that has not answered anything: no call can be running on a thread of its.
 pub(super) const MAX_HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 
 impl ProtocolState {
@@ -26,7 +26,7 @@ impl ProtocolState {
         self.finishes.pop_front()
     }
 
-    /// What has to be said to the node.
+    /// The next message to the node.
     pub fn next_call(&mut self, now: Duration) -> Option<GuardMessage> {
         self.next_finish().or_else(|| self.next_disconnect(now)).or_else(|| self.next_watch(now))
     }
@@ -58,7 +58,7 @@ impl ProtocolState {
         self.begin(number, purpose, None, now);
     }
 
-    /// When something is due that no message announces.
+    /// How long the loop may wait for a message.
     pub fn next_wakeup(&self, now: Duration) -> Option<Duration> {
         if self.is_draining() {
             let waits_for_node = self.questions.any_unanswered();
@@ -73,7 +73,7 @@ impl ProtocolState {
     pub fn may_close(&self, now: Duration) -> bool {
         let Some(since) = self.draining_since else { return false };
         let no_node = !self.has_answered && now.saturating_sub(since) >= MAX_HANDSHAKE_WAIT;
-        // Whether the callback of a replaced guard's subscription was released before, nobody has heard.
+        // It is unknown whether the callback of a killed guard's subscription was released before.
         let (is_over, silence) = if self.replacing_since.is_some() {
             (self.subscriptions.are_disconnected(), SILENCE_TIMEOUT)
         } else {
@@ -86,7 +86,7 @@ impl ProtocolState {
             && now.saturating_sub(self.last_message_at) >= silence
     }
 
-    /// Whether a replaced guard's last calls have shown whatever they do.
+    /// Whether the last calls of a killed guard have had their effect.
     fn is_quiet(&self, now: Duration) -> bool {
         let Some(since) = self.replacing_since else { return true };
         now.saturating_sub(self.last_message_at) >= QUIET_TIME || now.saturating_sub(since) >= MAX_QUIET_WAIT

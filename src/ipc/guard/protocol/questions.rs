@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::OWN_NUMBERS;
 use super::shutdown_watch::LongPoll;
 
-/// What a call is for.
+/// The purpose of a call.
 #[derive(Debug)]
 pub(super) enum CallPurpose {
     /// Runs on the node's event loop: bootstrap, `construct`.
@@ -39,7 +39,7 @@ struct Question {
     answered: bool,
     /// The capabilities that came with the answer.
     results: Vec<u32>,
-    /// The exporter finished it before the answer. The value says whether the capabilities of the answer go with it.
+    /// The exporter finished it before the answer. The value: whether the capabilities of the answer are released with it.
     finished: Option<bool>,
     asked_at: Duration,
 }
@@ -54,7 +54,7 @@ pub(super) struct AnsweredQuestion {
     pub asked_at: Duration,
 }
 
-/// What the exporter's `Finish` means.
+/// The effect of the exporter's `Finish`.
 pub(super) enum FinishAction {
     /// It is sent when the node has answered.
     Later,
@@ -112,8 +112,8 @@ impl Questions {
         })
     }
 
-    /// The node has answered, with these capabilities. `None` if no such call waits for an answer: it is a replaced guard's,
-    /// or nobody's.
+    /// The node has answered, with these capabilities. `None` if no such call waits for an answer: it is a killed guard's,
+    /// or unknown.
     pub fn answered(
         &mut self,
         number: u32,
@@ -140,7 +140,7 @@ impl Questions {
         Some(AnsweredQuestion { purpose, own, finished, asked_at })
     }
 
-    /// The exporter finishes a call. The text says what is wrong.
+    /// The exporter finishes a call. The text is the reason of an error.
     pub fn finish(&mut self, number: u32, releases: bool) -> Result<FinishAction, &'static str> {
         const NOT_ASKED: &str = "it finishes a question that it did not ask";
         if number >= OWN_NUMBERS {

@@ -2,9 +2,9 @@
 //!
 //! The node keeps a template's transactions in memory until the template is destroyed or released. A destroy while it
 //! answers another call on the template, or a call after one, reads memory that is gone. So the exporter has at most one
-//! template, makes one call on it at a time, and none after a destroy; and only the guard releases it: when the exporter has
-//! no more use for it, or is gone, and no call on it is under way. A released template is destroyed on a thread that the node
-//! has for that, which no answer tells of and nobody waits for.
+//! template, makes one call on it at a time, and none after a destroy; and only the guard releases it: when the exporter
+//! does not use it any more, or is gone, and no call on it is under way. A node destroys a released template on a thread of its own;
+//! no answer reports that, and nothing waits for it.
 
 use crate::ipc::guard::message::{self, Method};
 

@@ -151,14 +151,14 @@ impl TestGuard {
         self.protocol.may_close(self.now)
     }
 
-    /// After a while in which nobody said anything.
+    /// After a silence of both sides.
     fn may_close_soon(&mut self) -> bool {
         assert!(!self.may_close(), "the node's thread may still be busy with the last call");
         self.passes(SETTLE_TIME);
         self.may_close()
     }
 
-    /// Asks, is answered, and finishes.
+    /// Calls, gets the answer, and finishes.
     fn asks(&mut self, frame: Vec<u8>, answer: Vec<u8>) {
         let question = match Message::parse(&message::open(&frame).unwrap()).unwrap() {
             Message::Bootstrap { question } => question,
@@ -580,7 +580,7 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
-    // Answered, whether the exporter hears of it or not.
+    // Answered, with or without a running exporter.
     guard.node(failure(21, "no"));
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(TAKEOVER_DELAY));
     guard.passes(TAKEOVER_DELAY);

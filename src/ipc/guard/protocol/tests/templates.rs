@@ -204,7 +204,7 @@ fn endless_build_delays_no_shutdown_or_unsubscribe() {
     assert!(guard.may_close_soon());
 }
 
-/// Who was killed knew of the template. The close frees it, and an answer that is still to come begins the silence anew.
+/// The killed guard had a template. The close frees it, and an answer that is still to come restarts the silence.
 #[test]
 fn replacement_has_no_template() {
     let now = Duration::from_secs(1);
