@@ -1,8 +1,8 @@
-//! Which blocks are counted when the tip changes: decided from what is known, without a call.
+//! Decides which blocks are counted when the tip changes, without a call.
 
 use crate::ipc::BlockRef;
 
-/// What the tip of an earlier connection means to this one.
+/// The relation of the last counted tip of an earlier connection to this one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReconnectState {
     /// The first tip of this connection is not known yet.
@@ -14,7 +14,7 @@ pub enum ReconnectState {
     CaughtUp,
 }
 
-/// Whether headers can be asked for.
+/// Whether headers can be requested.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeaderAccess {
     /// The node has no JSON-RPC.
@@ -24,7 +24,7 @@ pub enum HeaderAccess {
     Available,
 }
 
-/// What is known when the tip changes.
+/// The conditions for a decision when the tip changes.
 #[derive(Clone, Copy, Debug)]
 pub struct CountingConditions {
     pub reconnected: ReconnectState,
@@ -35,14 +35,14 @@ pub struct CountingConditions {
     pub restart_checked: bool,
 }
 
-/// What to do to count the blocks up to the tip.
+/// The step to count the blocks up to the tip.
 #[derive(Debug, PartialEq)]
 pub enum CountingAction {
     /// There are none to count.
     Advance,
     /// They cannot be counted. Only the height is shown.
     ShowHeight,
-    /// They are counted when headers can be asked for. The height is shown.
+    /// They are counted when headers can be requested. The height is shown.
     Wait,
     /// Find out whether the node was restarted, and decide again.
     CheckRestart,

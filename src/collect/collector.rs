@@ -24,7 +24,7 @@ pub(super) enum NodeTransport {
     Http(HttpRpcVerifier, String),
 }
 
-/// Connects to the socket. Where that fails, and the node need not have one, asks over HTTP.
+/// Connects to the socket. If that fails and HTTP alone is allowed, connects over HTTP.
 pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
     let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);
@@ -188,18 +188,18 @@ impl Collector {
     }
 }
 
-/// A node that is shutting down still accepts connections, and aborts when one asks it for what it has taken apart
-/// already. So its end is awaited before the next connection.
+/// A node that is shutting down still accepts connections, and aborts when a client calls an interface that it has already
+/// destroyed. So its exit is awaited before the next connection.
 async fn wait_for_exit(node: SocketPeer) {
-    /// When the system does not tell whether the process is gone.
+    /// If the system does not report whether the process is gone.
     const BLIND_TIMEOUT: Duration = Duration::from_secs(10);
     if node.ended().await.is_err() {
         tokio::time::sleep(BLIND_TIMEOUT).await;
     }
 }
 
-/// Between connections that were accepted and then failed: doubling, with jitter so that many exporters do not come
-/// back at once.
+/// Between connections that were accepted and then failed: doubling, with jitter: many exporters do not
+/// reconnect at once.
 #[derive(Default)]
 struct Backoff(u32);
 

@@ -1,4 +1,4 @@
-//! What every connection of a collector works with.
+//! The context of every connection of a collector.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -64,15 +64,14 @@ pub struct Config {
     pub data_directory: DatadirCandidates,
 }
 
-/// A block that became the tip, and when that was heard of.
+/// A block that became the tip, and when the exporter learned of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewTip {
     pub hash: BlockHash,
     pub at: Instant,
 }
 
-/// What is remembered of a node from one connection to the next, so that a reconnect neither counts twice nor misses
-/// anything.
+/// State of a node that is kept from one connection to the next: a reconnect neither counts twice nor misses anything.
 #[derive(Default)]
 pub(super) struct PersistentState {
     /// Traffic by peer.
@@ -91,7 +90,7 @@ pub(super) struct PersistentState {
     pub trace_over_budget: bool,
 }
 
-/// What every connection of a collector works with.
+/// The context of every connection of a collector.
 pub struct Context {
     /// Its settings.
     pub config: Config,
@@ -110,7 +109,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// Nothing is remembered yet.
+    /// Without any state of a node.
     pub fn new(
         config: Config,
         metrics: Arc<Metrics>,

@@ -76,7 +76,7 @@ fn space(path: &Path) -> Option<DiskSpace> {
     None
 }
 
-/// Reads the space in threads of its own, one at a time: a file system that hangs blocks one of them, and no poll.
+/// Reads the space in threads of its own, one at a time: a file system that hangs blocks one thread, and no poll.
 #[derive(Default)]
 pub struct DiskSpaceReader {
     busy: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! From a connected socket to a node that can be asked.
+//! From a connected socket to a node that can be polled.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
-/// Opens a session behind a guard: nothing that happens to us from here on harms the node.
+/// Opens a session behind a guard: from here on no failure of the exporter harms the node.
 pub async fn open_guarded(
     guarded: GuardedSockets,
     permit: GuardPermit,
@@ -48,7 +48,7 @@ pub async fn open(
     }
 }
 
-/// A connection to a node that can be asked.
+/// A connection to a node that can be polled.
 struct PreparedNode {
     connection: IpcConnection,
     waiting: NodeThread,
@@ -104,7 +104,7 @@ async fn add_http_rpc(
     Ok(Some(verifier))
 }
 
-/// Resolves when the node shuts down. It looks like one that is starting, and does not exit before we have left.
+/// Resolves when the node shuts down. It looks like one that is starting, and does not exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
     const INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
@@ -116,7 +116,7 @@ async fn discover_node(
     connection: &IpcConnection,
     node: &SocketPeer,
 ) -> Result<(NodeThread, NodeThread, Interfaces), SessionEnd> {
-    // A thread per kind of work, so that none waits for another.
+    // A thread per kind of work: none waits for another.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
     // Without the answer to a subscription there would be no way to end it: no deadline.
@@ -143,7 +143,7 @@ async fn discover_node(
     if !interfaces.has_tip_source() {
         return Err(SessionEnd::NothingOffered);
     }
-    // Nothing else is asked of a node that is going down: estimatesmartfee would never be answered.
+    // No other call to a node that is shutting down: it would never answer estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) = mining
             .on_thread(&waiting.with_extra_timeout(LONG_POLL))
@@ -160,14 +160,14 @@ async fn discover_node(
     Ok((waiting, subscribing, interfaces))
 }
 
-/// Between two looks at a node that is starting.
+/// Between two checks of a node that is starting.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The thread that a node starts when it has loaded its chain.
 const MESSAGE_HANDLER: &str = "b-msghand";
 
-/// A node without JSON-RPC does not say whether it has loaded its chain, and can abort when it is asked about one that it
-/// has not created yet. Where its threads can be seen, waits for one that it starts after that.
+/// A node without JSON-RPC does not report whether it has loaded its chain, and can abort when a call needs a chain that it has
+/// not created yet. If its threads are visible, waits for one that it starts after that.
 async fn wait_for_message_handler(node: &SocketPeer) {
     let mut is_logged = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
@@ -179,7 +179,7 @@ async fn wait_for_message_handler(node: &SocketPeer) {
     }
 }
 
-/// The same for Core 30, whose Mining interface does not wait either: it is not asked before its thread was seen.
+/// The same for Core 30, whose Mining interface does not wait either: it is not called before its thread was seen.
 async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     loop {
         match node.runs_thread(MESSAGE_HANDLER) {
@@ -190,10 +190,10 @@ async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     }
 }
 
-/// Core's warmup: it answers JSON-RPC with an error, and its other interfaces must not be asked.
+/// Core's warmup: it answers JSON-RPC with an error, and its other interfaces must not be called.
 ///
-/// A node that is shutting down can answer the same. Where its process cannot be seen it is given up after a while, because
-/// it does not exit before we have left.
+/// A node that is shutting down can answer the same. If its process is not visible, the exporter disconnects after a while, because
+/// the node does not exit before that.
 async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), SessionEnd> {
     const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
     let since = Instant::now();

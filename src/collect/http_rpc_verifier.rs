@@ -13,7 +13,7 @@ use crate::ipc::{BlockRef, Chain, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 use crate::json_rpc::http::HttpRpc;
 
-/// Between two looks at whether it is still the same node.
+/// Between two checks whether it is still the same node.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Finds out whether JSON-RPC over HTTP can be used.
@@ -24,7 +24,7 @@ pub struct HttpRpcVerifier {
 }
 
 impl HttpRpcVerifier {
-    /// Compares with what these interfaces tell. `on` runs nothing else.
+    /// Compares with these interfaces. `thread` runs nothing else.
     pub fn new(http: HttpRpc, interfaces: &Interfaces, thread: &NodeThread) -> Self {
         http.reset_node(false);
         let mining = interfaces.mining.as_ref().map(|mining| mining.on_thread(thread));
@@ -32,18 +32,17 @@ impl HttpRpcVerifier {
         HttpRpcVerifier { http, mining, chain }
     }
 
-    /// Of a node without IPC: there is nothing to compare with.
+    /// For a node without IPC: there is nothing to compare with.
     pub fn http_only(http: HttpRpc) -> Self {
         http.reset_node(true);
         HttpRpcVerifier { http, mining: None, chain: None }
     }
 
-    /// What it checks.
     pub fn http(&self) -> &HttpRpc {
         &self.http
     }
 
-    /// Uses it if it answers and is the same node, else says why not.
+    /// Marks HTTP as usable if it answers and is the same node, else as unusable with the reason.
     pub async fn verify(&self) {
         match self.find_difference().await {
             Ok(None) => {
@@ -64,7 +63,7 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Goes on checking. A poll follows at once when it can be used.
+    /// Verifies again and again. A poll follows at once when HTTP becomes usable.
     pub async fn keep_verifying(self, usable: Rc<Notify>) {
         // Core makes a wrong password wait, and logs it: failures back off.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
@@ -85,7 +84,7 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// What differs between the node behind the IPC socket and the one that answers over HTTP.
+    /// The difference between the node behind the IPC socket and the one that answers over HTTP.
     async fn find_difference(&self) -> Result<Option<String>, CallError> {
         let info = self.http.query("getblockchaininfo", json!([])).await?;
         if let (Some(configured), Some(chain)) = (&self.http.config().chain, info["chain"].as_str())
@@ -104,7 +103,7 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Whether the other has another block at the height of the tip. The tip is looked at before and after: it may change
+    /// Whether the other has another block at the height of the tip. The tip is read before and after: it may change
     /// meanwhile.
     async fn find_tip_difference(
         &self,

@@ -1,7 +1,7 @@
-//! The next block: a template from the node now and then, within a share of its time.
+//! The next block: periodic templates from the node, within a share of its time.
 //!
-//! The node holds its main lock and its mempool's while it builds one. On a thread of its own, so that a build that never ends
-//! keeps nothing else waiting.
+//! The node holds its main lock and its mempool's while it builds one. Templates have a thread of their own: a build that never
+//! ends delays nothing else.
 
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -17,7 +17,7 @@ use super::suspend::Suspensions;
 use crate::ipc::{BlockContents, BlockHash, BlockTemplate, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 
-/// Whether this node is asked for templates. Development branches that offer Chain or Node are not: when they cannot build
+/// Whether templates are requested from this node. Development branches that offer Chain or Node are not: when they cannot build
 /// one, the exception ends them.
 pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
     let is_branch = interfaces.chain.is_some() || interfaces.node.is_some();
@@ -30,7 +30,7 @@ pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
 /// How many times its own duration a template is apart from the next: 1 % of the node's time.
 const TIME_SHARE: u32 = 100;
 
-/// Asks one connection for templates.
+/// Requests templates over one connection.
 pub struct TemplatePoller {
     mining: Mining,
     context: Rc<Context>,
@@ -54,7 +54,7 @@ impl LastParent {
     }
 }
 
-/// What a template holds.
+/// The contents of a template.
 struct TemplateContents {
     parent: BlockHash,
     transactions: usize,
@@ -81,11 +81,11 @@ impl TemplatePoller {
         })
     }
 
-    /// Asks for a template now and then, until the node shuts down or has none to give.
+    /// Requests a template periodically, until the node shuts down or cannot build any.
     pub async fn run(mut self) {
         let mut new_tip = None;
         let mut suspensions = Suspensions::new();
-        // Shows that the node is asked, before the first answer.
+        // The series exists before the first answer.
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
             if self.poll(new_tip.take()).await.is_break() {
@@ -149,7 +149,7 @@ impl TemplatePoller {
         }
     }
 
-    /// `None` in initial block download, where nothing is asked without need, and when the node is shutting down.
+    /// `None` in initial block download, where unneeded calls are avoided, and when the node is shutting down.
     async fn request_template(
         &mut self,
         new_tip: Option<NewTip>,
@@ -162,7 +162,7 @@ impl TemplatePoller {
         let Some(template) = self.create_template().await? else { return Ok(None) };
         let created = Instant::now();
         let contents = read(&template).await;
-        // Whatever it held: it would stay in the node's memory.
+        // In any case: it would stay in the node's memory.
         template.destroy().await?;
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
@@ -191,7 +191,7 @@ impl TemplatePoller {
     }
 }
 
-/// Reads what a template holds. The weight is known from the block alone, up to 4 MB on the socket; the node copies it without
+/// Reads the contents of a template. The weight comes from the block, up to 4 MB on the socket; the node copies it without
 /// a lock.
 async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
     let fees = template.fees().await?;

@@ -32,7 +32,7 @@ impl UptimeReading {
     }
 }
 
-/// What the node that answers is to the one that answered before.
+/// The relation of the node that answers to the one that answered before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeIdentity {
     /// The same process.
@@ -65,7 +65,7 @@ impl NodeStartTracker {
         self.restarts
     }
 
-    /// What the node is to the one that answered when this was called last.
+    /// The relation of the node to the one that answered at the last call of this method.
     pub fn take_identity(&mut self) -> NodeIdentity {
         self.identity.take().unwrap_or(NodeIdentity::Unknown)
     }

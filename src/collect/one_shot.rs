@@ -112,7 +112,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     described
 }
 
-/// What the user could do to see more of this node.
+/// Advice on how to get more metrics of this node.
 fn advice_for(interfaces: &Interfaces) -> Vec<&'static str> {
     let offers = |interface| interfaces.offers(interface);
     let mut advice = Vec::new();

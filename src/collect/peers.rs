@@ -53,19 +53,19 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
     peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
 }
 
-/// What is remembered of the peers between polls, and from one connection to the next: how much traffic of each was counted already.
+/// Traffic of each peer that is already counted, kept between polls and from one connection to the next.
 #[derive(Default)]
 pub struct PeerTraffic {
     /// `None` before the first poll.
     counted: Option<HashMap<(PeerKey, &'static str, &'static str), u64>>,
     /// When they were seen last, Unix seconds.
     seen: i64,
-    /// What the node of the next ones is to the one of those.
+    /// The relation of the next peers' node to the one of these.
     node: NodeIdentity,
 }
 
 impl PeerTraffic {
-    /// What the node of the next peers is to the one of the last.
+    /// Sets the relation of the next peers' node to the one of the last.
     pub fn set_node_identity(&mut self, node: NodeIdentity) {
         self.node = node;
     }
@@ -79,16 +79,16 @@ impl PeerTraffic {
         self.count_traffic(peers, network, now() as i64);
     }
 
-    /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is forgotten: what it had moved stays
-    /// counted. What the peers of the first poll had moved before is not counted: an exporter that was restarted would count it
-    /// again. Neither is what peers of another long-running node had moved when this one was polled last. It is another one if no
+    /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is removed; its traffic stays
+    /// counted. Earlier traffic of the peers of the first poll is not counted: an exporter that was restarted would count it
+    /// again. Neither is the traffic of another long-running node's peers before this one was polled last. It is another one if no
     /// peer is known and there is no other evidence.
     fn count_traffic(&mut self, peers: &[PeerStats], network: &NetworkMetrics, now: i64) {
         let mut present = HashMap::new();
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
                 for (kind, total) in totals {
-                    // An array's own strings, so that nothing a peer chose becomes a label.
+                    // The array's own strings: no text of a peer becomes a label.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
                     *present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0) += total;
                 }

@@ -1,4 +1,4 @@
-//! When a call may be made again: after an interval, after its share of the node's time is paid for, and after a back-off
+//! When a call may be made again: after an interval, after a multiple of its own duration, and after a back-off
 //! when it failed.
 
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::metrics;
 
-/// Limits how often the node is asked for one thing.
+/// Limits how often one call is made.
 pub struct RateLimit {
     /// At least between the starts of two calls.
     interval: Duration,
@@ -16,9 +16,9 @@ pub struct RateLimit {
     max_backoff: Duration,
     /// The interval since the last call has passed, or the back-off after a failure.
     interval_end: Instant,
-    /// The node's time is paid for.
+    /// When the time budget is restored.
     busy_until: Instant,
-    /// The last call was made before that.
+    /// The last call was made before the budget was restored.
     in_debt: bool,
     /// No call before its time, which an event brings about, before this.
     earliest_event: Instant,
@@ -32,9 +32,9 @@ impl RateLimit {
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
     /// 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
-    /// However long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so that nothing vanishes in between.
+    /// However long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value vanishes in between.
     const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
-    /// For how long what a call gave is shown.
+    /// Limit on how long the result of a call is shown.
     const MAX_LIFETIME: Duration = Duration::from_secs(5 * 60);
     /// Between the starts of two calls before their time, however fast events come.
     const MIN_EARLY_INTERVAL: Duration = Duration::from_secs(1);
@@ -105,13 +105,13 @@ impl RateLimit {
         self.interval_end.max(self.busy_until)
     }
 
-    /// When the next call may be made because of an event: it does not wait until the last one is paid for, but once; the
-    /// time is paid for afterwards.
+    /// When the next call may be made because of an event: once, it need not wait until the time budget is
+    /// restored; the next one does.
     pub fn due_at_event(&self) -> Instant {
         if self.in_debt { self.busy_until.max(self.earliest_event) } else { self.earliest_event }
     }
 
-    /// For how long to show what the last call gave: two intervals.
+    /// For how long to show the result of the last call: two intervals.
     pub fn lifetime(&self) -> Duration {
         self.lifetime
     }

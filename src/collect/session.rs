@@ -1,7 +1,7 @@
 //! The loop over one connection, from the first poll to its end: over IPC, or over HTTP only.
 //!
-//! Nothing is awaited in the loop but its events: polls, the tip, subscriptions and checks of HTTP are tasks of their own, so
-//! that none that has no answer keeps the others, or the end, waiting.
+//! The loop awaits only its events: polls, the tip, subscriptions and checks of HTTP are tasks of their own. A task without an
+//! answer delays neither the others nor the end.
 
 use std::fmt;
 use std::rc::Rc;
@@ -33,17 +33,17 @@ use crate::status::ConnectionState;
 pub enum SessionEnd {
     /// Shutdown was requested.
     ShutdownRequested,
-    /// The node said that it is going down.
+    /// The node announced its shutdown.
     NodeShutDown,
     /// The connection broke, and why.
     Closed(Rc<str>),
-    /// A call failed without which there is no going on.
+    /// A required call failed.
     Failed(CallError),
     /// The node missed this many polls in a row; why the last one failed.
     MissedPolls(u32, PollError),
-    /// The peer did not answer as a node does.
+    /// The peer is not a node.
     NoNode(CallError),
-    /// The node offers nothing that tells its tip.
+    /// The node offers no interface that reports its tip.
     NothingOffered,
     /// The node is starting, and its process cannot be seen.
     Loading(CallError),
@@ -106,15 +106,15 @@ impl From<CallError> for SessionEnd {
     }
 }
 
-/// Polls in a row that a node may miss before a connection without subscriptions is given up, if nothing that was read
-/// from it is shown any more.
+/// Polls in a row that a node may miss before a connection without subscriptions is closed, if all values read from it
+/// have expired.
 const MAX_MISSED_POLLS: u32 = 3;
 
-/// A node that can be asked.
+/// A connection to a node, and its loop.
 pub struct Session {
-    /// `None` for a node that is asked over HTTP only.
+    /// `None` for a node that is polled over HTTP only.
     ipc: Option<IpcParts>,
-    /// What the node offers.
+    /// The node's interfaces.
     pub interfaces: Rc<Interfaces>,
     /// JSON-RPC over HTTP, where IPC has none.
     pub(super) http_rpc: Option<HttpRpcVerifier>,
@@ -131,11 +131,11 @@ pub(super) struct IpcParts {
     pub waiting: NodeThread,
     /// Starts and ends subscriptions.
     pub subscribing: NodeThread,
-    /// Builds block templates, if the node is asked for them.
+    /// Builds block templates, if they are requested from the node.
     pub building: Option<NodeThread>,
 }
 
-/// What runs beside the loop. Dropping it ends all of it.
+/// The tasks beside the loop. Dropping it ends all of them.
 struct SessionTasks {
     polls: mpsc::UnboundedReceiver<Result<PollResult, PollError>>,
     tip: Option<TipWatch>,
@@ -165,7 +165,7 @@ impl Session {
         Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
     }
 
-    /// Who asks for block templates, if the node is asked for them.
+    /// The poller of block templates, if templates are requested from the node.
     pub(super) fn template_poller(&self) -> Option<TemplatePoller> {
         TemplatePoller::new(&self.interfaces, self.ipc.as_ref()?.building.as_ref()?, &self.context)
     }
@@ -234,7 +234,7 @@ impl Session {
         }
     }
 
-    /// Starts what runs beside the loop.
+    /// Starts the tasks beside the loop.
     fn start(&mut self) -> SessionTasks {
         let new_tip = Rc::new(Notify::new());
         let (sender, polls) = mpsc::unbounded_channel();
@@ -265,7 +265,7 @@ impl Session {
         }
     }
 
-    /// A poll failed. What was read before is shown until it is too old.
+    /// A poll failed. Earlier values are shown until they expire.
     fn show_failed(&self, why: &PollError) {
         self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
@@ -285,7 +285,7 @@ async fn closed(ipc: Option<&IpcParts>) -> Rc<str> {
     }
 }
 
-/// Resolves when the node that is asked over HTTP only is gone; never for another.
+/// Resolves when a node that is polled over HTTP only is gone; never for another.
 async fn node_gone(http_only: Option<&HttpRpc>) -> HttpFailure {
     match http_only {
         Some(http) => http.node_gone().await,
@@ -317,7 +317,7 @@ impl PollHealth {
         self.missed
     }
 
-    /// Whether to give the connection up.
+    /// Whether to close the connection.
     fn is_lost(&self, now: Instant) -> bool {
         self.missed >= MAX_MISSED_POLLS && now - self.succeeded_at >= self.lifetime
     }
@@ -345,7 +345,7 @@ fn show_interfaces(interfaces: &Interfaces, context: &Context) {
     context.metrics.exporter.interface.replace(offered.chain(away));
 }
 
-/// Waits for the guard, which takes leave of the node. A node that shuts down is why it all ended, whatever was noticed first.
+/// Waits for the guard to disconnect from the node. If the node shuts down, that is the reason of the end, whatever was noticed first.
 pub(super) async fn disconnect(guard: Option<Guard>, end: SessionEnd) -> SessionEnd {
     let Some(guard) = guard else { return end };
     let shuts_down = guard.disconnect().await;

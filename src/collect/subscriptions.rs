@@ -18,7 +18,7 @@ use crate::ipc::guard::{GuardEvent, TimedEvent};
 use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
-/// What the node calls back for. The guard ends what is left at the end of the connection.
+/// The subscriptions. The guard ends those that are left at the end of the connection.
 pub struct Subscriptions {
     polled: watch::Sender<PollResult>,
     any: Rc<Cell<bool>>,
@@ -26,7 +26,7 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Subscribes on a thread of the node that runs nothing else. `None` without a guard: nobody would end a subscription.
+    /// Subscribes on a thread of the node that runs nothing else. `None` without a guard: a subscription would never be ended.
     pub fn start(
         interfaces: &Interfaces,
         ipc: &mut IpcParts,
@@ -135,7 +135,7 @@ impl SubscriptionTask {
     }
 }
 
-/// Counts what the guard hands on.
+/// Counts the guard's events.
 fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;
@@ -154,7 +154,7 @@ fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEve
                 );
                 return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }
-            // What the guard tells about the connection does not get here.
+            // Events about the connection do not get here.
             GuardEvent::Subscribed(_) | GuardEvent::Released(_) | GuardEvent::NodeShutsDown => return,
         };
         metrics.exporter.callbacks.inc_by([callback], 1);

@@ -1,7 +1,7 @@
 //! The tip: a long poll on a thread of its own, always.
 //!
 //! It reports tip changes where there are no notifications, and over IPC it is the only call that reports the node's shutdown.
-//! Over HTTP the tip is looked at twice a second instead.
+//! Over HTTP the tip is read twice a second instead.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,11 +19,11 @@ use crate::ipc::{BlockHash, BlockRef, Interfaces, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::now;
 
-/// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
-/// two of them within the time that a service manager gives us.
+/// One long poll. Short: the node's thread is never busy long after the exporter has disconnected, and the exporter can disconnect
+/// between two of them within the stop timeout of a service manager.
 pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
 
-/// Between two looks at the tip over HTTP. A look costs the node about 0.1 ms, most of it for HTTP.
+/// Between two reads of the tip over HTTP. A read costs the node about 0.1 ms, most of it for HTTP.
 const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The hash of no block: a long poll with it returns the present tip at once.
@@ -42,7 +42,7 @@ const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 /// Why the watch has ended.
 #[derive(Debug)]
 pub enum TipEnd {
-    /// The node said so.
+    /// The node announced its shutdown.
     NodeShutsDown,
     /// The connection is gone.
     Lost(CallError),
@@ -114,10 +114,10 @@ impl TipWatch {
     }
 }
 
-/// What reports new tips.
+/// The source of new tips.
 enum TipSource {
     Mining(Mining),
-    /// A long poll over HTTP (`waitfornewblock`) would keep one of the node's few RPC workers from everybody else.
+    /// A long poll over HTTP (`waitfornewblock`) would occupy one of the node's few RPC workers.
     Http(JsonRpc),
 }
 
@@ -359,8 +359,8 @@ impl TipFollower {
         }
     }
 
-    /// Whether the node is another process than before. Over IPC the connection's end tells; over HTTP a node can be restarted
-    /// between two calls.
+    /// Whether the node is another process than before. Over IPC the connection ends with the node; over HTTP a node can be
+    /// restarted between two calls.
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();

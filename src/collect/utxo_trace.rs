@@ -1,4 +1,4 @@
-//! The UTXO cache trace: when to subscribe to it. The guard says when it costs the node too much.
+//! The UTXO cache trace: when to subscribe to it. The guard reports when it exceeds its budget.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -16,13 +16,13 @@ use crate::metrics::Metrics;
 enum TraceState {
     /// The node has no such interface.
     NotOffered,
-    /// Not wanted, or refused by the node.
+    /// Not configured, or rejected by the node.
     Off,
     /// Due when the node is out of initial block download.
     Waiting,
     /// Subscribed.
     Active(Subscription),
-    /// It cost the node more than the budget, on this connection or an earlier one.
+    /// It exceeded the budget, on this connection or an earlier one.
     OverBudget,
 }
 
@@ -88,7 +88,7 @@ impl UtxoCacheTrace {
         if self.is_active() { self.exceeded.notified().await } else { std::future::pending().await }
     }
 
-    /// The node has waited too long: gives the trace up for the life of the process. The guard ends the subscription.
+    /// The node has waited too long: turns the trace off for the life of the process. The guard ends the subscription.
     pub fn stop_over_budget(&mut self, context: &Context) {
         warn!(
             "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is given up; \
@@ -137,7 +137,7 @@ pub struct CoinCounter {
 }
 
 impl CoinCounter {
-    /// The guard has given the trace up.
+    /// The guard has ended the trace.
     pub fn over_budget(&self) {
         self.exceeded.notify_one();
     }

@@ -11,10 +11,10 @@ use crate::ipc::{BlockHash, Chain, Mining, Node};
 /// Spans of the hashrate estimates: a day, and the two weeks of a difficulty period.
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
 
-/// What getchaintips says of a tip.
+/// Statuses of a tip in getchaintips.
 const TIP_STATUSES: [&str; 5] = ["active", "valid-fork", "valid-headers", "headers-only", "invalid"];
 
-/// What the other areas want to know of the tip.
+/// The tip, for the other areas.
 pub struct PolledTip {
     pub height: Option<f64>,
     /// Known only with JSON-RPC.

@@ -11,7 +11,7 @@ use crate::metrics::{FibreMetrics, now};
 
 /// Groups up to which the number is the label; the operator of a FIBRE node chooses it.
 const GROUPS: u64 = 64;
-/// What the node calls the group of peers that it only receives from.
+/// The node's number for the group of peers that it only receives from.
 const RECEIVE_GROUP: u64 = u64::MAX;
 
 /// A group's peers.
@@ -24,7 +24,7 @@ struct PeerGroup {
     round_trip: Option<[f64; 3]>,
     /// Peers with a round trip.
     measured: u32,
-    /// Unix seconds at which the most silent one was heard.
+    /// When the most silent one sent last, Unix seconds.
     last_received: Option<f64>,
 }
 
@@ -37,7 +37,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }
 
-/// When each group's most silent peer was heard, on a clock that cannot be set: that of the node can, and so can ours.
+/// When each group's most silent peer sent last, on a clock that cannot be set: the wall clocks of the node and the exporter can.
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
@@ -93,7 +93,7 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
     Some(groups)
 }
 
-/// `lastrecv` in seconds. Its help says seconds; FIBRE 30.0 and those before it answer milliseconds.
+/// `lastrecv` in seconds. Its help documents seconds; FIBRE 30.0 and earlier return milliseconds.
 fn seconds(lastrecv: f64) -> f64 {
     /// In seconds the year 5138, in milliseconds 1973.
     const LARGEST_OF_SECONDS: f64 = 1e11;

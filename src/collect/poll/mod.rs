@@ -1,7 +1,7 @@
-//! A poll: what the node offers is asked for, and shown. An area per file, as in [`metrics`](crate::metrics).
+//! A poll: reads the data that the node offers, and exports it. An area per file, as in [`metrics`](crate::metrics).
 //!
 //! One failing call costs only its own metrics, and those only when they are too old (see [`metrics`](crate::metrics)). A
-//! call without an answer ends the poll: the node hangs, and asking on would only add to its queue. No call is made more often
+//! call without an answer ends the poll: the node hangs, and further calls would only add to its queue. No call is made more often
 //! than its rate limit allows.
 
 mod blocks;
@@ -35,7 +35,7 @@ use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::{Metrics, now};
 use crate::node_process::{PrivateUsage, ProcessUsage};
 
-/// What the rest of the collector wants to know of a poll.
+/// The result of a poll, for the rest of the collector.
 #[derive(Clone, Debug, Default)]
 pub struct PollResult {
     /// Whether the node is in initial block download.
@@ -75,7 +75,7 @@ struct RateLimitedCalls {
     context: Rc<Context>,
     /// The node did not answer a call of this poll.
     failed: Option<PollError>,
-    /// The last poll failed: this one makes no costly calls, so that one that has no answer does not make polls fail for long.
+    /// The last poll failed: this one makes no costly calls: one without an answer would make polls fail for long.
     recovers: bool,
     /// Of costly calls, and of those that fail, by name.
     limits: HashMap<&'static str, RateLimit>,
@@ -264,7 +264,7 @@ impl Poller {
         self.calls.limits.clear();
     }
 
-    /// One poll. An error means that the node did not answer, or could not even tell its tip.
+    /// One poll. An error means that the node did not answer, or did not return its tip.
     pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::RateLimitedCalls;
 
-/// What getorphantxs says of one.
+/// An entry of getorphantxs.
 #[derive(Deserialize)]
 struct Orphan {
     bytes: u64,
@@ -23,7 +23,7 @@ pub async fn poll_orphans(calls: &mut RateLimitedCalls) {
     metrics.orphan_bytes.set_for(shown_for, Some(bytes));
 }
 
-/// What getprivatebroadcastinfo says.
+/// The result of getprivatebroadcastinfo.
 #[derive(Deserialize)]
 struct PrivateBroadcast {
     transactions: Vec<PendingBroadcast>,
@@ -36,7 +36,7 @@ struct PendingBroadcast {
     attempts_remaining: Option<u64>,
 }
 
-/// Bitcoin Core 32 says that there is no such method unless it was started with `-privatebroadcast`.
+/// Bitcoin Core 32 does not have the method unless it was started with `-privatebroadcast`.
 pub async fn poll_private_broadcast(calls: &mut RateLimitedCalls) {
     let broadcast = calls.costly::<PrivateBroadcast>("getprivatebroadcastinfo", json!([])).await;
     let Some((broadcast, shown_for)) = broadcast else { return };
