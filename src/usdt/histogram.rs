@@ -65,7 +65,7 @@ impl CountedHistogram {
     }
 
     /// With the last block in each bucket as exemplar.
-    pub fn to_histogram(&self, buckets: &Buckets) -> HistogramValue {
+    pub fn histogram(&self, buckets: &Buckets) -> HistogramValue {
         let exemplar = |&(value, block): &(u64, BlockId)| {
             let labels =
                 vec![("block_height", block.height.to_string()), ("block_hash", maps::hash(&block.hash))];

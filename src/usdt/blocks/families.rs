@@ -133,13 +133,13 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
              their place. The exporter cannot recognize the first two before it has seen a block of the active chain, but for a check at \
              startup", CONNECTED).value(c.connected),
         histogram("bitcoin_block_connection_duration_seconds", "Time that connecting a block took", CONNECTED, DURATION.bounds)
-            .value(c.duration_ns.to_histogram(&DURATION)),
+            .value(c.duration_ns.histogram(&DURATION)),
         histogram("bitcoin_block_tx_count", "Transactions of a connected block", CONNECTED, TXS.bounds)
-            .value(c.transactions.to_histogram(&TXS)),
+            .value(c.transactions.histogram(&TXS)),
         histogram("bitcoin_block_inputs", "Inputs of a connected block, with its coinbase's", CONNECTED, TXS.bounds)
-            .value(c.inputs.to_histogram(&TXS)),
+            .value(c.inputs.histogram(&TXS)),
         histogram("bitcoin_block_sigops", "Cost of a connected block's signature operations", CONNECTED, SIGOPS.bounds)
-            .value(c.sigops.to_histogram(&SIGOPS)),
+            .value(c.sigops.histogram(&SIGOPS)),
         gauge("fibre_last_block_height",
             "Height of the block that was connected, raced or, where the node passes its height, reconstructed last. No tracepoint \
              fires when a block is disconnected: after a reorg it is the new tip's when that is connected", HEIGHT)
@@ -156,30 +156,30 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
              block, FIBRE; `other` is what nobody announced (a sync, a block of the node's own, one connected again)", ARRIVAL_SOURCES)
             .by(&["by"]).samples(by(ArrivalMethod::LABELS, c.arrivals)),
         histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until it was connected", ARRIVAL_SOURCES,
-            ARRIVAL.bounds).value(c.arrival_ns.to_histogram(&ARRIVAL)),
+            ARRIVAL.bounds).value(c.arrival_ns.histogram(&ARRIVAL)),
         histogram("bitcoin_block_assembly_seconds",
             "Time from the first compact block until all transactions were there: as `net:compact_block_reconstructed` says it, where \
              the node has that, else when it began to connect the block", ARRIVAL_SOURCES, ASSEMBLY.bounds)
-            .value(c.assembly_ns.to_histogram(&ASSEMBLY)),
+            .value(c.assembly_ns.histogram(&ASSEMBLY)),
         counter("bitcoin_compact_blocks_received_total",
             "Compact blocks received of blocks that were connected, until a minute after: high_bandwidth ones come as the \
              announcement, low_bandwidth ones were asked for", ARRIVAL_SOURCES).by(&["mode"]).samples(by(MODES, c.compact_blocks)),
         histogram("bitcoin_compact_block_requested_transactions",
             "Transactions that were requested to complete a compact block, of connected blocks that a compact block brought", ARRIVAL_SOURCES,
-            TXS.bounds).value(c.requested_transactions.to_histogram(&TXS)),
+            TXS.bounds).value(c.requested_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_requested_bytes",
             "Bytes of the transactions that were requested, of connected blocks that a compact block brought", ARRIVAL_SOURCES, BYTES.bounds)
-            .value(c.requested_bytes.to_histogram(&BYTES)),
+            .value(c.requested_bytes.histogram(&BYTES)),
         histogram("bitcoin_compact_block_prefilled_transactions",
             "Transactions that a compact block itself contained, of connected blocks that a compact block brought", ARRIVAL_SOURCES, TXS.bounds)
-            .value(c.prefilled_transactions.to_histogram(&TXS)),
+            .value(c.prefilled_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_roundtrip_seconds",
             "Time from a getblocktxn to its blocktxn, of connected blocks and before they were connected", ARRIVAL_SOURCES, ASSEMBLY.bounds)
-            .value(c.roundtrip_ns.to_histogram(&ASSEMBLY)),
+            .value(c.roundtrip_ns.histogram(&ASSEMBLY)),
         histogram("bitcoin_block_header_age_seconds",
             "Delay between the time in a connected block's header and its first announcement, of 0 to 7200 s: others come from a clock that \
              is wrong, or of a block that was announced late", ARRIVAL_SOURCES, HEADER_AGE.bounds)
-            .value(c.header_age_ns.to_histogram(&HEADER_AGE)),
+            .value(c.header_age_ns.histogram(&HEADER_AGE)),
     ]
 }
 
