@@ -31,7 +31,7 @@ pub struct CountingConditions {
     /// Notifications count the blocks of this connection.
     pub notified: bool,
     pub headers: HeaderAccess,
-    /// The answer to [`Action::CheckRestart`] is in `reconnected`.
+    /// The answer to [`CountingAction::CheckRestart`] is in `reconnected`.
     pub restart_checked: bool,
 }
 

@@ -103,7 +103,7 @@ impl<C: Clone> BoundCapability<C> {
     }
 }
 
-/// Sends a request whose parameters have a `context`, to an [`OnThread`], within its thread's deadline.
+/// Sends a request whose parameters have a `context`, to a [`BoundCapability`], within its thread's deadline.
 macro_rules! call {
     ($capability:expr, $request:ident $(, |$params:ident| $set:expr)?) => {{
         let slot = $capability.thread.acquire_slot().await?;

@@ -21,10 +21,10 @@ use crate::sys::watched;
 /// For health checks: attached to a node, or why not.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// How often events are read that can wait: those of messages, which wake nobody up.
+/// How often events are read that can wait: those of messages, which cause no wake-up.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often to look what runs beside the node.
+/// How often to check the processes beside the node.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(5);
 /// The same in the first seconds, until the node has locked its data directory.
 const EARLY_INTERVAL: Duration = Duration::from_millis(500);
@@ -37,7 +37,7 @@ const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
 /// A process that could not be attached to is tried again so much later, twice as late each time up to the second.
 const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Why there is nothing attached.
+/// Why nothing is attached.
 pub enum AttachError {
     /// The process has ended, at whatever step.
     ProcessEnded,
@@ -55,7 +55,7 @@ impl From<anyhow::Error> for AttachError {
 pub struct TracedNode {
     /// The process.
     pub node: NodeProcess,
-    /// What became of each tracepoint.
+    /// The result for each tracepoint.
     pub attached: Vec<AttachResult>,
     /// Readable when the process has ended.
     end: OwnedFd,
@@ -85,7 +85,7 @@ impl Tracer {
         Tracer { programs, search, without_probes: BTreeMap::new() }
     }
 
-    /// What is attached.
+    /// The programs, with their attachments.
     pub fn programs(&self) -> &Programs {
         &self.programs
     }
@@ -255,7 +255,7 @@ impl Tracer {
             };
             let _ = health.send_replace(Ok(()));
             let next = self.wait_for_end(&traced).await;
-            // What this node did is not the next one's.
+            // Events of this node are not the next one's.
             let _ = reader.map(EventReader::consume);
             self.programs.detach();
             self.search.ended(&traced.node);

@@ -28,7 +28,7 @@ pub struct Candidate {
     pub parent: i32,
     /// Since it was started.
     pub age: Duration,
-    /// What it has locked: see [`file_locks`].
+    /// The files that it has locked: see [`file_locks`].
     pub locks: BTreeSet<FileId>,
     /// Its arguments, the program first.
     pub command: Vec<Vec<u8>>,

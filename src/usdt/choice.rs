@@ -13,7 +13,7 @@ const MIN_NODE_AGE: Duration = Duration::from_secs(1);
 /// A node that looks like another one than that which has ended is traced only when it is older than this.
 const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
-/// What a user names besides the binary.
+/// The user's selection besides the binary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UserSelection<'a> {
     /// Whether all candidates are of the binary that the user named.
@@ -24,7 +24,7 @@ pub struct UserSelection<'a> {
     pub unit: Option<&'a str>,
 }
 
-/// What is known of the node that ended, or is traced.
+/// Evidence of the node that ended, or is traced.
 #[derive(Clone, Debug)]
 pub struct KnownNode {
     pub candidate: Candidate,
@@ -44,7 +44,7 @@ impl KnownNode {
     }
 }
 
-/// What is known of other nodes, as long as the exporter runs.
+/// Evidence of other nodes, kept as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
     /// There are some, or the user named a process: a node that looks different is another one.
@@ -53,7 +53,7 @@ pub struct OtherNodes {
     pub services: BTreeSet<String>,
 }
 
-/// What was decided.
+/// A decision.
 #[derive(Debug, PartialEq)]
 pub enum Choice {
     /// This is the node.
@@ -178,7 +178,7 @@ fn shared_locks(it: &Candidate, last: &KnownNode) -> usize {
 }
 
 /// Whether it holds locks of the node that has ended. A node locks its data directory, its blocks and its databases. With -reindex it makes
-/// the databases anew, so that another node can have a file with the number of one of theirs: one of several is no evidence for a node that
+/// the databases anew, and another node can get a file with the inode number of one of theirs: one of several is no evidence for a node that
 /// was started otherwise.
 fn shares_locks(it: &Candidate, last: &KnownNode) -> bool {
     let by_chance =
@@ -373,7 +373,7 @@ mod tests {
         last.update_locks(&process(1, &[DATADIR]).locks);
         last.update_locks(&BTreeSet::new());
         assert_eq!(last.candidate.locks, BTreeSet::from([lock(DATADIR)]), "it shuts down");
-        // A wallet, say, that the node has unloaded and another one has loaded.
+        // For example a wallet that the node has unloaded and another one has loaded.
         assert_eq!(chosen(&[process(2, &[ANOTHER])], Some(&last), &others()), None);
         assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &others()), Some(2));
     }

@@ -1,4 +1,4 @@
-//! What a group of tracepoints is: programs of its own (`bpf/NAME.bpf.c`), loaded and read as one.
+//! The trait of a group of tracepoints: programs of its own (`bpf/NAME.bpf.c`), loaded and read as one.
 
 use anyhow::Result;
 

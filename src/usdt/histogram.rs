@@ -21,8 +21,8 @@ impl Buckets {
         Buckets { unit, bounds }
     }
 
-    /// Bounds as the programs compare with them. No value is larger than an unused one, so that the first of these takes all
-    /// that is larger than the others.
+    /// Bounds as the programs compare with them. No value is larger than an unused one, and the first of these takes all
+    /// values that are larger than the others.
     pub fn for_programs(&self) -> [u64; BOUNDS] {
         let mut scaled = [i64::MAX as u64; BOUNDS];
         for (scaled, bound) in scaled.iter_mut().zip(self.bounds) {
@@ -31,7 +31,7 @@ impl Buckets {
         scaled
     }
 
-    /// What was counted: the sum, and the values in each bucket. The programs have more buckets than some metrics.
+    /// The histogram of these counts: the sum, and the values in each bucket. The programs have more buckets than some metrics.
     pub fn to_histogram(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> HistogramValue {
         let counts = buckets[..=self.bounds.len()].to_vec();
         HistogramValue { sum: sum as f64 / self.unit, counts, exemplars: Vec::new() }

@@ -9,7 +9,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 /// A C struct of the generated code.
 ///
 /// # Safety
-/// It is `repr(C)` and made of integers, so that any bytes of its size are a value of it.
+/// It is `repr(C)` and made of integers: any bytes of its size are a value of it.
 pub(super) unsafe trait Pod: Copy {}
 
 /// A struct whose sum over all processors is that of its fields.
@@ -90,7 +90,7 @@ const FIRST_KEY: [u8; 4] = [0; 4];
 
 /// The struct in these bytes, if they are as many as it has.
 pub(super) fn decode<T: Pod>(bytes: &[u8]) -> Option<T> {
-    // SAFETY: there are enough bytes, and any are valid for a `Plain` type.
+    // SAFETY: there are enough bytes, and any are valid for a `Pod` type.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
@@ -106,11 +106,11 @@ pub(super) fn change<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
 }
 
 /// Counts by keys that peers choose, a `TALLIES_MAP`. Of more than `limit` keys, those that were counted least recently are removed;
-/// their counts are kept, so that no sum decreases.
+/// their counts are kept, and no sum decreases.
 pub(super) struct TallyMap<K> {
     map: &'static str,
     limit: usize,
-    /// What a key belongs to, whose counts stay together when it is removed.
+    /// The group of a key, whose counts stay together when it is removed.
     group: fn(&K) -> u32,
     removed: Mutex<BTreeMap<u32, u64>>,
 }
@@ -163,7 +163,7 @@ fn tally(value: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_ne_bytes(*number), u64::from_ne_bytes(*rest.first_chunk()?)))
 }
 
-/// What was counted by the numbers of names; the last count is that of all other names.
+/// Counts by the numbers of names; the last count is that of all other names.
 pub(super) fn by_name<'a, T>(
     names: impl IntoIterator<Item = &'a str>,
     counts: &[T],

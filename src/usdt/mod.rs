@@ -1,17 +1,16 @@
 //! Tracepoints (USDT) of a running node, counted in the kernel.
 //!
 //! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and add to maps; user space reads the maps when it
-//! is scraped, never for an event. Only what is rare and worth a log line also comes as an event.
+//! is scraped, never for an event. Only rare occurrences that are worth a log line also come as events.
 //!
 //! - A file for each group of tracepoints, beside the BPF file of the same name: its metrics and log lines. `group` is the trait
 //!   that they implement; `maps` and `histogram` read what the programs counted.
 //! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed. [`MetricsReader`] reads all metrics.
-//! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by what is known of them,
+//! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by evidence,
 //!   `file_locks` among it. [`attach_loop`] attaches to the node and follows its process.
-//! - [`events`] reads the rare events, logs them, and hands those of blocks to `blocks`, which puts the way of each block to the node
-//!   together. [`block_log`] keeps a row of each.
+//! - [`events`] reads the rare events, logs them, and passes those of blocks to `blocks`, which combines the events of each block. [`block_log`] keeps a row of each.
 //! - `clock` turns the kernel's time into the wall clock's.
-//! - [`page`] is what a browser shows of blocks.
+//! - [`page`] is the page of blocks for browsers.
 //! - [`probes`] are a binary's tracepoints; `exporter_metrics` and [`startup_banner`] are about the exporter itself.
 
 pub mod block_log;

@@ -100,7 +100,7 @@ impl GroupPrograms for NetGroup {
     }
 }
 
-/// Messages that tell of a block, and some that every peer sends: at the beginning, and every two minutes.
+/// Messages about blocks, and some that every peer sends: at the beginning, and every two minutes.
 const INBOUND: [(&str, kind); 8] = [
     ("block", kind::BLOCK),
     ("blocktxn", kind::BLOCKTXN),
@@ -186,7 +186,7 @@ fn sha256(bytes: &[u8]) -> RawBlockHash {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// What a message tells of blocks. What is cut off or not as it has to be tells nothing.
+/// Decodes a message's events of blocks. A truncated or malformed message gives none.
 fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     let (peer, time_ns) = (event.peer, event.time_ns);
     if event.kind == kind::ALIVE {
@@ -231,7 +231,7 @@ fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     queue.extend(decoded.map(|(hash, event_kind)| BlockEvent { time_ns, hash, kind: event_kind }));
 }
 
-/// What the node itself says of a block.
+/// Decodes the node's own report about a block.
 fn decode_node_report(event: &event) -> Option<BlockEvent> {
     let &event { peer, time_ns, .. } = event;
     let mut bytes = MessageBytes(&event.bytes);

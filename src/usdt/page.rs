@@ -10,7 +10,7 @@ use crate::cli::VERSION;
 use crate::metrics::now;
 use crate::status;
 
-/// What the page shows.
+/// The data of the page.
 pub struct BlockPage {
     blocks: Arc<BlockTracker>,
     node_name: String,
@@ -26,7 +26,7 @@ impl BlockPage {
         status::page(include_str!("page.html"))
     }
 
-    /// `/status.json`: the last blocks and races, newest first. `ready` says whether a node is traced, or why not.
+    /// `/status.json`: the last blocks and races, newest first. `ready`: whether a node is traced, or why not.
     pub fn json(&self, ready: &Result<(), String>) -> Value {
         let (blocks, races) = self.blocks.last();
         json!({

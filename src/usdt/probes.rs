@@ -40,7 +40,7 @@ impl Site {
     }
 }
 
-/// What the notes of SystemTap's `sys/sdt.h` say.
+/// Name and type of the notes of SystemTap's `sys/sdt.h`.
 const STAPSDT: (&[u8], NoteType) = (b"stapsdt", NoteType(3));
 /// Before the strings: three addresses.
 const ADDRESSES: usize = 3 * 8;

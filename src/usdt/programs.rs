@@ -24,11 +24,11 @@ struct LoadedGroup {
     group: Arc<dyn GroupPrograms>,
     maps: Arc<Maps>,
     programs: Object,
-    /// Programs that the kernel refused, and why.
+    /// Programs that the kernel rejected, and why.
     refused: BTreeMap<String, String>,
 }
 
-/// A tracepoint and what became of attaching to it.
+/// A tracepoint and the result of attaching to it.
 pub struct AttachResult {
     /// `validation:block_connected`
     pub name: String,
@@ -36,7 +36,7 @@ pub struct AttachResult {
     pub result: Result<()>,
 }
 
-/// What was attached.
+/// The attachments.
 #[derive(Default)]
 pub(super) struct Attachments {
     /// Tracepoints that were attached at some time.
@@ -85,9 +85,9 @@ impl Programs {
         attached
     }
 
-    /// Detaches from a process that has ended. The counts stay; what was true of a running node only does not.
+    /// Detaches from a process that has ended. The counts stay; state of the running node does not.
     pub fn detach(&mut self) {
-        // Each waits in the kernel for tens of milliseconds. What libbpf keeps of a group is touched by one thread only.
+        // Each waits in the kernel for tens of milliseconds. One thread only touches libbpf's data of a group.
         thread::scope(|scope| {
             for LoadedGroup { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
@@ -112,7 +112,7 @@ impl Programs {
         }
     }
 
-    /// What the page at `/` shows.
+    /// The page at `/`.
     pub fn page(&self, node_name: &str) -> BlockPage {
         BlockPage::new(self.blocks.clone(), node_name.into())
     }
@@ -137,7 +137,7 @@ impl Programs {
         buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
     }
 
-    /// The blocks whose way to the node is followed.
+    /// The blocks that are followed.
     pub(super) fn blocks(&self) -> Arc<BlockTracker> {
         self.blocks.clone()
     }
@@ -174,7 +174,7 @@ pub(super) fn tracepoints(group: &dyn GroupPrograms) -> Result<Vec<String>> {
     Ok(names.into_iter().map(|name| probe_name(group.provider(), name)).collect())
 }
 
-/// A program that the kernel refuses costs only itself.
+/// A program that the kernel rejects costs only itself.
 fn load(group: Arc<dyn GroupPrograms>) -> Result<LoadedGroup> {
     let mut refused = BTreeMap::new();
     let programs = match open(&*group, |_| true)?.load() {
@@ -219,7 +219,7 @@ fn names(opened: &OpenObject) -> Vec<String> {
     opened.progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
 }
 
-/// What libbpf said since the last error.
+/// Messages of libbpf since the last error.
 static LIBBPF_MESSAGES: Mutex<LibbpfMessages> =
     Mutex::new(LibbpfMessages { warnings: Vec::new(), verifier: None });
 
@@ -244,7 +244,7 @@ fn capture_libbpf_messages() {
     libbpf_rs::set_print(Some((PrintLevel::Info, keep)));
 }
 
-/// The end of a verifier's log, where it says what it refuses.
+/// The end of a verifier's log, which has the reason.
 fn last_lines(log: &str) -> String {
     const LINES: usize = 3;
     let lines =
@@ -253,7 +253,7 @@ fn last_lines(log: &str) -> String {
     lines[lines.len().saturating_sub(LINES)..].join(" | ")
 }
 
-/// Whether it failed for want of a privilege.
+/// Whether it failed because a privilege is missing.
 fn lacks_privilege(error: &libbpf_rs::Error) -> bool {
     error.kind() == libbpf_rs::ErrorKind::PermissionDenied && privileges::missing().is_some()
 }

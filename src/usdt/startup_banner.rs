@@ -1,4 +1,4 @@
-//! What the exporter prints when it starts.
+//! The text that the exporter prints when it starts.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub fn print_start(
     writeln!(output, "  node: {node_name}")
 }
 
-/// Prints what became of each tracepoint.
+/// Prints the result for each tracepoint.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -49,7 +49,7 @@ pub fn print_attached(
     writeln!(output, "\n  {good}/{} probes attached successfully", attached.len())
 }
 
-/// Prints where to look now.
+/// Prints the addresses of metrics and health checks.
 ///
 /// # Errors
 /// The output cannot be written.

@@ -26,7 +26,7 @@ pub struct NodeSelector {
     pub unit: Option<String>,
 }
 
-/// What was found.
+/// The result of a search.
 pub enum SearchResult {
     /// The node.
     Node(NodeProcess),
@@ -41,7 +41,7 @@ pub enum SearchResult {
     },
 }
 
-/// Looks for the node, and remembers what distinguishes it from others.
+/// Searches for the node, and keeps what distinguishes it from others.
 pub struct NodeSearch {
     selector: NodeSelector,
     scanner: Scanner,
@@ -144,7 +144,7 @@ impl NodeSearch {
         let known = self.present.take().filter(|it| it.candidate.id() == id);
         let known = known.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
         self.last = match self.last.take() {
-            // What had nothing locked does not displace what is known of the node.
+            // A process without locks does not replace the evidence of the node.
             Some(mut last) if known.candidate.locks.is_empty() && !last.candidate.locks.is_empty() => {
                 last.beside.extend(known.beside);
                 last.beside.insert(id);

@@ -1,4 +1,4 @@
-//! Connected blocks: provider `validation`. What is counted of them is in `blocks`, which knows which of them count.
+//! Connected blocks: provider `validation`. `blocks` counts them, and decides which of them count.
 
 use super::blocks::{BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread};
 use super::bpf::validation::{OBJECT, types};

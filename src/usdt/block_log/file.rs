@@ -1,7 +1,7 @@
-//! The file: what makes it ours, its versions, adding rows and forgetting the oldest.
+//! The file: its identification and versions, adding rows and deleting the oldest.
 //!
-//! The journal is SQLite's rollback journal: rows are few, and with it whoever may read the file can read it, without the right to
-//! write beside it.
+//! The journal is SQLite's rollback journal: rows are few, and with it read access to the file is
+//! enough to read it.
 
 use std::error::Error;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +16,7 @@ use crate::usdt::blocks::BlockReport;
 
 /// `application_id` of the file: "btxb".
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
-/// The versions of the file (`user_version`), each with what makes it of the one before; the first is of an empty file. A new field of
+/// The versions of the file (`user_version`), each with the migration from the one before; the first is of an empty file. A new field of
 /// [`BlockReport`] is a new version, `ALTER TABLE blocks ADD COLUMN …`.
 const VERSIONS: [(i32, &str); 1] = [(
     2,
@@ -82,7 +82,7 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
     }
 }
 
-/// What SQLite says, with the file, and what to do where that is known.
+/// An error of SQLite, with the file, and what to do if that is known.
 #[derive(Debug)]
 pub struct DatabaseError {
     pub code: Option<ErrorCode>,
@@ -140,12 +140,12 @@ impl BlockLogFile {
         Ok(BlockLogFile { path: path.into(), connection, identity, keep })
     }
 
-    /// Whether it is still what its path names.
+    /// Whether its path still names this file.
     pub fn is_in_place(&self) -> bool {
         identity(&self.path) == Some(self.identity)
     }
 
-    /// Adds these blocks, and forgets the oldest of those that are too many; all of it or nothing.
+    /// Adds these blocks, and deletes the oldest of those that are too many, in one transaction.
     pub fn add<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<()> {
         let columns = columns();
         let places = vec!["?"; columns.len()].join(", ");
@@ -206,7 +206,7 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
         anyhow::Ok((connection, version))
     };
     let opened = open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.downcast_ref() {
-        // An exporter was killed while it wrote. What it left has to be undone first.
+        // An exporter was killed while it wrote. Its unfinished transaction has to be rolled back first.
         Some(DatabaseError { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
             "an exporter was killed while it wrote; the next one that opens the file undoes that, and so does this command \
              for a user who may write it",

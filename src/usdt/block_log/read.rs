@@ -1,4 +1,4 @@
-//! Finds rows of the record, also while the exporter writes.
+//! Finds rows of the block log, also while the exporter writes.
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub struct Rows {
     pub rows: Vec<Vec<Value>>,
 }
 
-/// Reads them at once, so that the exporter waits for nobody who reads the output.
+/// Reads them at once: the exporter does not wait for the reader of the output.
 ///
 /// # Errors
 /// The file cannot be read.

@@ -1,4 +1,4 @@
-//! Prints rows of the record.
+//! Prints rows of the block log.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ pub enum OutputFormat {
     Csv,
 }
 
-/// Prints them. Whoever reads may stop before the end.
+/// Prints them. The reader of the output may stop before the end.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -60,7 +60,7 @@ fn csv(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// No text in the record has a comma or a quote: hashes, and words of ours.
+/// No text in the block log has a comma or a quote: hashes, and words of ours.
 fn text(value: &Value) -> String {
     match value {
         Value::Integer(number) => number.to_string(),

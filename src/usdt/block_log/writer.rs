@@ -1,4 +1,4 @@
-//! Writes the record on a thread of its own. A file that cannot be written costs no block as long as the queue has room.
+//! Writes the block log on a thread of its own. A file that cannot be written costs no block as long as the queue has room.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -17,16 +17,16 @@ use crate::scheduling;
 use crate::usdt::blocks::BlockReport;
 
 /// Limit on blocks that wait for the thread, and on those that wait for the file: as many as the kernel holds for an exporter that was
-/// stopped, and adds at once when it runs again (validation.bpf.c). 4 MB each if full.
+/// stopped, and delivers at once when it runs again (validation.bpf.c). 4 MB each if full.
 const MAX_QUEUED: usize = 8192;
 /// How often a file that cannot be written is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the thread looks whether it is to end.
+/// How often the thread checks whether it has to end.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the end of the exporter waits for the file.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where blocks are handed over.
+/// The queue of blocks for the thread.
 pub struct ReportQueue {
     /// Boxed: a channel allocates its places at once.
     sender: SyncSender<Box<BlockReport>>,
@@ -34,7 +34,7 @@ pub struct ReportQueue {
 }
 
 impl ReportQueue {
-    /// Never waits: what does not fit is counted.
+    /// Never waits: blocks that do not fit are counted as lost.
     pub fn push(&self, report: BlockReport) {
         if self.sender.try_send(Box::new(report)).is_err() {
             self.lost.fetch_add(1, Relaxed);
@@ -78,7 +78,7 @@ impl BlockLogThread {
         Ok((BlockLogThread { ends, thread }, ReportQueue { sender, lost }))
     }
 
-    /// Writes what waits, if the file lets it.
+    /// Writes the waiting blocks, if the file can be written.
     pub fn finish(self) {
         self.ends.store(true, Relaxed);
         let deadline = Instant::now() + FINISH_TIMEOUT;
@@ -88,7 +88,7 @@ impl BlockLogThread {
     }
 }
 
-/// Whether it may be over without a change of what the exporter was told.
+/// Whether it may pass without a change of the configuration.
 fn is_temporary(error: &anyhow::Error) -> bool {
     let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
     matches!(
@@ -109,7 +109,7 @@ struct BlockLogWriter {
     /// Not written yet, oldest first.
     pending: VecDeque<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
-    /// Why it cannot be written, as the log has it.
+    /// The last reason why it cannot be written that was logged.
     last_logged: Option<String>,
     tried_at: Instant,
 }

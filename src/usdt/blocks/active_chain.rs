@@ -10,7 +10,7 @@
 //!   again is a check.
 //!
 //! At a height whose block is not known, because the exporter is younger, the blocks that follow decide. The node holds a lock from
-//! one connection to the next of a check, so that nothing comes between them.
+//! one connection to the next of a check, and nothing comes between them.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! The report of a block that was connected: its line in the log, its row in the block log, and what the page shows.
+//! The report of a block that was connected: its line in the log, its row in the block log, and its entry on the page.
 
 use rusqlite::ToSql;
 use serde::Serialize;
@@ -12,8 +12,8 @@ use crate::usdt::maps;
 /// Declares the report with its fields: the struct, the line in the log, and the columns of the block log.
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
-        /// A connected block. `docs/journal.md` says what each field means; times are since the first announcement. What did not
-        /// happen is `None`, and so is all from `announced_by` on for a block that nobody announced.
+        /// A connected block. `docs/journal.md` describes each field; times are since the first announcement. A stage that did not
+        /// occur is `None`, and so are all fields from `announced_by` on for a block that no peer announced.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {

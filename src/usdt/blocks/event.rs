@@ -1,11 +1,11 @@
-//! What can happen to a block.
+//! Events of a block.
 
 use crate::bitcoin_core::CONNECTION_TYPES;
 
 /// The hash of a block, as the node has it in memory.
 pub type RawBlockHash = [u8; 32];
 
-/// Something that happened to a block.
+/// An event of a block.
 pub struct BlockEvent {
     /// When, on the monotonic clock, in nanoseconds.
     pub time_ns: u64,
@@ -13,7 +13,7 @@ pub struct BlockEvent {
     pub kind: BlockEventKind,
 }
 
-/// What happened. `peer` is the node's number for it.
+/// The kind of an event. `peer` is the node's number for it.
 pub enum BlockEventKind {
     /// An inv, or a header in headers.
     Announced { peer: i64, by: Announcement },
@@ -27,19 +27,19 @@ pub enum BlockEventKind {
     TransactionsReceived { peer: i64, bytes: u64 },
     /// A block came.
     FullBlock { peer: i64 },
-    /// A peer has sent something; of no block.
+    /// A peer has sent a message; of no block.
     PeerActive { peer: i64, connection: ConnectionType },
-    /// The node says whose header it took: new, and valid.
+    /// The node reports whose header it accepted: new, and valid.
     HeaderAccepted { peer: i64 },
-    /// The node says that it has put a compact block together.
+    /// The node reports that it has reconstructed a compact block.
     Reconstructed { peer: i64, from: Reconstruction },
     /// The UTXO cache was written to disk; of no block.
     Flushed { duration_ns: u64 },
-    /// FIBRE has put it together; newer builds pass the height.
+    /// FIBRE has reconstructed it; newer builds pass the height.
     Fibre { height: Option<i32> },
-    /// FIBRE says which mechanism delivered it first.
+    /// FIBRE reports which mechanism delivered it first.
     RaceWon { height: i32, mechanism: &'static str },
-    /// FIBRE says how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
+    /// FIBRE reports how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
     RaceFinished { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected it.
     Connected(ConnectedBlock),
@@ -58,11 +58,11 @@ pub struct ConnectedBlock {
 /// Threads of the node that connect blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectingThread {
-    /// That begins the process: it checks the database at startup, and connects no block of the active chain.
+    /// The main thread: it checks the database at startup, and connects no block of the active chain.
     Main,
-    /// Of peers' messages, or of files that are imported: it never checks the database.
+    /// The thread of peers' messages, or of files that are imported: it never checks the database.
     Validation,
-    /// Of RPC, for example.
+    /// A thread of RPC, for example.
     Other,
 }
 
@@ -95,7 +95,7 @@ pub enum Announcement {
     /// With the time in the header, Unix seconds.
     Headers(u32),
     Inv,
-    /// A cmpctblock that was not asked for, with the time in its header.
+    /// A cmpctblock that was not requested, with the time in its header.
     Compact(u32),
 }
 
@@ -135,7 +135,7 @@ pub struct CompactBlock {
 pub struct ConnectionType(usize);
 
 impl ConnectionType {
-    /// What follows in a later version of the node is `other`; `unknown` is a peer of which nothing was heard that tells.
+    /// Kinds of later versions of the node are `other`; `unknown` is a peer that has sent no message with its kind yet.
     pub const LABELS: [&'static str; 9] = {
         let [a, b, c, d, e, f, g] = CONNECTION_TYPES;
         [a, b, c, d, e, f, g, "other", "unknown"]

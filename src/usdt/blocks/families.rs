@@ -20,7 +20,7 @@ const BYTES: Buckets = Buckets::new(1.0, &[
     0.0, 250.0, 1000.0, 5000.0, 10_000.0, 50_000.0, 100_000.0, 250_000.0, 500_000.0, 1_000_000.0, 2_000_000.0, 4_000_000.0,
 ]);
 
-/// What has been counted of connected blocks.
+/// Counts of connected blocks.
 #[derive(Clone, Copy, Default)]
 pub struct BlockCounts {
     pub connected: u64,
@@ -44,7 +44,7 @@ pub struct BlockCounts {
 }
 
 impl BlockCounts {
-    /// Counts a connected block, with what is known of its way.
+    /// Counts a connected block, with its arrival if it was announced.
     pub fn connected(
         &mut self,
         block: &BlockId,
@@ -96,8 +96,8 @@ impl BlockCounts {
     }
 }
 
-/// Tracepoints that feed what is counted of a block's way to the node. It needs the first [`NEEDED`]; where a node has the last two,
-/// they give it more exactly.
+/// Tracepoints that feed the metrics of a block's arrival. They need the first [`REQUIRED_SOURCES`]; where a node has the last two,
+/// they make them more exact.
 const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
@@ -115,7 +115,7 @@ const HEIGHT: &[&str] = &[
     "validation:block_connected",
 ];
 
-/// Whether what was attached feeds a family: one of its tracepoints, of a block's way all that it cannot do without.
+/// Whether the attached tracepoints feed a family: one of its tracepoints, or for a block's arrival all required ones.
 pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => ARRIVAL_SOURCES[..REQUIRED_SOURCES].iter().all(|tracepoint| attached(tracepoint)),

@@ -1,4 +1,4 @@
-//! What is counted of events in an order that peers do not make on demand.
+//! Counts of events in an order that peers do not produce on demand.
 
 use super::trace::{ArrivalMethod, MAX_DELIVERIES, MAX_PEERS};
 use super::tracker::MAX_BLOCKS;
@@ -31,7 +31,7 @@ fn inv(peer: i64) -> BlockEventKind {
     BlockEventKind::Announced { peer, by: Announcement::Inv }
 }
 
-/// What happened, with the milliseconds when it did.
+/// Events, with their milliseconds.
 fn happen(blocks: &BlockTracker, events: impl IntoIterator<Item = (u64, RawBlockHash, BlockEventKind)>) {
     let events = events.into_iter().map(|(at_ms, hash, kind)| BlockEvent { time_ns: at_ms * MS, hash, kind });
     blocks.add(|queue| queue.extend(events));
@@ -71,7 +71,7 @@ fn block_reconstructed_by_fibre_first_is_fibres() {
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("fibre", 1)]);
 }
 
-/// The node says of peer 2 that it took its header, and what became of its compact block.
+/// The node reports that it accepted the header of peer 2 and reconstructed its compact block.
 fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind); 2] {
     let from =
         Reconstruction { prefilled: 3, from_mempool: 4, from_extra_pool: 5, requested, requested_bytes: 700 };
@@ -84,7 +84,7 @@ fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind
 #[test]
 fn node_reports_take_precedence_over_messages() {
     for (has, requested, expected) in [
-        // Of a node that can say it, the messages alone do not tell that the block was complete.
+        // If the node reports it, messages do not complete the block.
         (true, None, ("other", 1, None, None, None, 105)),
         (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 3)),
         (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 3)),

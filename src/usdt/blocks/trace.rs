@@ -1,4 +1,4 @@
-//! What is known of one block, and how it came.
+//! The timeline of one block, and how it arrived.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ pub const MAX_PEERS: usize = 256;
 /// Limit on complete deliveries, or what looks like one, that are remembered of one block.
 pub const MAX_DELIVERIES: usize = 32;
 
-/// How a block came that was connected.
+/// How a connected block arrived.
 #[derive(Clone, Copy, PartialEq)]
 pub enum ArrivalMethod {
     CompactComplete,
@@ -30,25 +30,25 @@ impl ArrivalMethod {
     }
 }
 
-/// `mode` of a compact block: sent as the announcement, or asked for.
+/// `mode` of a compact block: sent as the announcement, or requested.
 pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 
-/// What one peer has to do with a block.
+/// A peer's messages about a block.
 pub struct PeerActivity {
     pub id: i64,
     /// When it announced the block, and how.
     pub announced: Option<(u64, Announcement)>,
-    /// It was asked for a compact block that has not come yet.
+    /// A compact block was requested from it and has not arrived yet.
     pub owes_compact: bool,
     /// Its compact block, and when it came.
     pub compact: Option<(u64, CompactBlock)>,
-    /// When it was asked for transactions, and for how many.
+    /// When transactions were requested from it, and how many.
     pub asked: Option<(u64, u64)>,
     /// When these came, and their bytes.
     pub answered: Option<(u64, u64)>,
 }
 
-/// What is known of a block.
+/// The events of a block.
 pub struct Timeline {
     pub hash: RawBlockHash,
     /// How the clocks were related when it was announced: see `clock`.
@@ -62,11 +62,11 @@ pub struct Timeline {
     pub compact_blocks: [u64; MODES.len()],
     /// Messages after which the block may have been complete: when, from whom, and how it came.
     pub deliveries: VecDeque<(u64, i64, ArrivalMethod)>,
-    /// The node has asked for it or of it, or has found its header or its chunks valid: no peer has invented it.
+    /// The node has requested it or parts of it, or has found its header or its chunks valid: no peer has invented it.
     pub is_wanted: bool,
-    /// The node has said whose header it took.
+    /// The node has reported whose header it accepted.
     pub has_header: bool,
-    /// When the node had put a compact block together, of which peer, and what it says of it.
+    /// When the node had reconstructed a compact block, of which peer, and its report.
     pub reconstructed: Option<(u64, i64, Reconstruction)>,
     pub fibre_ns: Option<u64>,
     pub race_winner: Option<&'static str>,
@@ -128,7 +128,8 @@ impl Timeline {
         self.peers.get_mut(position)
     }
 
-    /// What happened to the block before it was connected. `told`: the node itself says when it has put a compact block together.
+    /// Applies an event before the block was connected. `reports_reconstruction`: the node reports when it has reconstructed a compact
+    /// block.
     pub fn apply(&mut self, time_ns: u64, kind: BlockEventKind, reports_reconstruction: bool) {
         self.is_wanted |=
             !matches!(kind, BlockEventKind::TransactionsReceived { .. } | BlockEventKind::FullBlock { .. });
@@ -161,7 +162,7 @@ impl Timeline {
                 self.fibre_ns.get_or_insert(time_ns);
             }
             BlockEventKind::RaceWon { mechanism, .. } => self.race_winner = Some(mechanism),
-            // Of the tracker, or of no block.
+            // Handled by the tracker, or of no block.
             BlockEventKind::Announced { .. }
             | BlockEventKind::Compact { .. }
             | BlockEventKind::Connected(_)
@@ -171,8 +172,8 @@ impl Timeline {
         }
     }
 
-    /// The node says whose header it took. Those that others sent before could not be used: they did not announce the block.
-    /// Who announced only a hash before was the first all the same.
+    /// The node reports whose header it accepted. Earlier headers of other peers were not usable: they did not announce the block.
+    /// A peer that announced only the hash before was still the first.
     pub fn header(&mut self, id: i64) {
         if std::mem::replace(&mut self.has_header, true) {
             return;
@@ -191,14 +192,14 @@ impl Timeline {
         self.deliveries.push_back((time_ns, peer, arrival));
     }
 
-    /// What completed the block, as far as the messages tell: what came last before the node began to connect it, and from
-    /// whom. The node handles one message after the other. FIBRE works beside them, and goes on as soon as it has a block.
+    /// The message that completed the block, and its peer: the last one before the node began to connect it. The node handles one
+    /// message after the other. FIBRE works beside them, and continues as soon as it has a block.
     fn arrival(&self, start_ns: u64) -> (ArrivalMethod, Option<i64>) {
         let reconstructed_ns = self.reconstructed.map_or(u64::MAX, |(time, ..)| time);
         if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {
             return (ArrivalMethod::Fibre, None);
         }
-        // Whatever comes after the node has put it together, it has the block.
+        // After the reconstruction the node has the block, whatever else arrives.
         if let Some((_, id, from)) = self.reconstructed.filter(|_| reconstructed_ns <= start_ns) {
             let by = if from.requested == 0 {
                 ArrivalMethod::CompactComplete
@@ -212,17 +213,17 @@ impl Timeline {
         };
         let was_asked = || self.peers.iter().any(|peer| peer.id == id && peer.asked.is_some());
         if arrival == ArrivalMethod::CompactComplete && was_asked() {
-            // Transactions were missing, and the block came from elsewhere before they did: submitted by RPC, say.
+            // Transactions were missing, and the block came from elsewhere first, for example submitted by RPC.
             return (ArrivalMethod::Other, None);
         }
         (arrival, Some(id))
     }
 }
 
-/// What follows from a timeline when its block is connected.
+/// The arrival of a connected block, derived from its timeline.
 pub struct BlockArrival {
     pub arrival: ArrivalMethod,
-    /// When all was there: as the node says it of a compact block, else when it began to connect the block.
+    /// When all transactions were there: as the node reports it of a compact block, else when it began to connect the block.
     pub start_ns: u64,
     pub connected_ns: u64,
     /// How old the header's time was at the first announcement; `None` if it was in the future.
@@ -232,7 +233,7 @@ pub struct BlockArrival {
     pub prefilled: Option<u64>,
     /// Transactions that were requested to complete it, and their bytes.
     pub requested: Option<(u64, u64)>,
-    /// What the node says of it, where it does.
+    /// The node's report, if it makes one.
     pub reconstructed: Option<Reconstruction>,
 }
 

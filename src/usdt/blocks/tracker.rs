@@ -1,4 +1,4 @@
-//! Follows blocks from what happened to them, and counts those that were connected.
+//! Follows blocks by their events, and counts those that were connected.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -18,12 +18,12 @@ use crate::usdt::{block_log, clock, maps};
 pub const MAX_BLOCKS: usize = 64;
 /// Limit on peers whose kind of connection is remembered; a node has 125 by default.
 const MAX_CONNECTIONS: usize = 2048;
-/// Where the node says what became of a compact block.
+/// The node's report of a reconstructed compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// How many of the last blocks, and races, are kept to be shown.
+/// How many of the last blocks and races are kept for the page.
 const LAST_BLOCKS_LIMIT: usize = 20;
 /// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
-/// tells which blocks it has.
+/// announces the blocks that it has.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Older than this a header is not by the time of its block's propagation: it was announced late, or a clock is wrong.
@@ -32,14 +32,14 @@ const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 #[derive(Default)]
 pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
-    /// [`clock::epoch_ns`], of the events that are being worked off.
+    /// [`clock::epoch_ns`], for the events that are being processed.
     epoch_ns: i64,
     /// In the order in which they were first seen.
     pub timelines: VecDeque<Timeline>,
     counts: BlockCounts,
-    /// Events that are not worked off yet.
+    /// Events that are not processed yet.
     queue: Vec<BlockEvent>,
-    /// The node says when it has put a compact block together: the messages alone do not tell it then.
+    /// The node reports when it has reconstructed a compact block: the messages do not decide it then.
     reports_reconstruction: bool,
     /// Connected since the last time that they were taken.
     connected: Vec<BlockReport>,
@@ -67,13 +67,13 @@ impl BlockTracker {
         self.state().counts
     }
 
-    /// Adds events; they are worked off by [`Blocks::settle`].
+    /// Adds events; [`BlockTracker::process_queue`] processes them.
     pub fn add(&self, read: impl FnOnce(&mut Vec<BlockEvent>)) {
         read(&mut self.state().queue);
     }
 
-    /// Works off what was added, in the order in which it happened. Returns the blocks that were connected, to be logged when nothing
-    /// is locked any more.
+    /// Processes the added events, in the order of their times. Returns the connected blocks, to be logged when no lock is held any
+    /// more.
     pub fn process_queue(&self) -> Vec<BlockReport> {
         self.process_queue_at(clock::epoch_ns())
     }
@@ -102,7 +102,7 @@ impl BlockTracker {
         self.state().reports_reconstruction = has(RECONSTRUCTED);
     }
 
-    /// Hands on each block that is connected.
+    /// Passes each connected block to this queue.
     pub fn set_block_log(&self, queue: block_log::ReportQueue) {
         self.state().block_log = Some(queue);
     }
@@ -137,8 +137,8 @@ impl TrackerState {
         &mut self.timelines[position]
     }
 
-    /// Forgets a block that was connected; without one the first of the peer that announced most blocks first, of those that the
-    /// node has not asked for: hashes cost a peer nothing, and it shall not displace what others announced.
+    /// Evicts a connected block; without one the first block of the peer that announced most blocks first, of those that the node has
+    /// not requested: hashes cost a peer nothing, and it must not evict the blocks of others.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -187,7 +187,7 @@ impl TrackerState {
                     self.counts.last_height = Some(height);
                 }
                 let reports_reconstruction = self.reports_reconstruction;
-                // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
+                // Only an announcement begins a timeline: a sync fetches blocks that no peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
                     timeline.apply(time_ns, kind, reports_reconstruction);
                 }
@@ -229,7 +229,7 @@ impl TrackerState {
             None => {
                 timeline.compact_blocks[mode] += 1;
                 if let Some(peer) = timeline.peer(id) {
-                    // A node that is at the first one does not look at another.
+                    // A node that processes the first one ignores another.
                     peer.compact.get_or_insert((time_ns, compact));
                     if !reports_reconstruction {
                         timeline.deliver(time_ns, id, ArrivalMethod::CompactComplete);
@@ -278,7 +278,7 @@ impl TrackerState {
         }
     }
 
-    /// A block that nobody announced was connected: who announces it now is late. It does not displace those that wait.
+    /// A block that no peer announced was connected: later announcements are late. It does not evict waiting blocks.
     fn remember(&mut self, hash: RawBlockHash, time_ns: u64) {
         const NOBODY: i64 = -1;
         let is_room =

@@ -1,4 +1,4 @@
-/* What the programs share. Counting is done here, in the kernel: user space reads the totals when it is scraped. */
+/* Code that the programs share. Counting is done here, in the kernel: user space reads the totals when it is scraped. */
 #pragma once
 
 #include <stdbool.h>

@@ -1,4 +1,4 @@
-/* What the programs do faster than libbpf's helpers and the kernel's maps. Each hit of a tracepoint is time of the node, and most hits
+/* Paths that are faster than libbpf's helpers and the kernel's maps. Each hit of a tracepoint is time of the node, and most hits
  * are messages and coins. Without one of these a hit took this much longer (x86-64, Linux 6.18, medians of 500 rounds of 200 hits in
  * one run of `cargo bench --bench tracepoint_overhead` with programs that lack one each, on a machine where an empty program took 611 ns):
  *

@@ -1,7 +1,7 @@
 /* FIBRE block relay: provider `udp`. */
 #include "common.h"
 
-/* MECHANISMS is a power of two, so that an index can be bounded. */
+/* MECHANISMS is a power of two: an index can be bounded. */
 enum { MECHANISMS = 4, MECHANISM_NAME = 24 };
 /* A hash of 64 hex digits and a NUL. */
 enum { HASH_TEXT = 65 };
@@ -51,7 +51,7 @@ struct event {
 	__s32 height;
 	__u32 height_known;
 	__u64 time_ns; /* monotonic */
-	/* 32 bytes or hex digits: raw_hash() of fibre.rs tells which. */
+	/* 32 bytes or hex digits: raw_hash() of fibre.rs decides which. */
 	__u8 hash[HASH_TEXT];
 	__s64 chunks_used;
 	__s64 chunks_received;

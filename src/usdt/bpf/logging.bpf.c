@@ -4,7 +4,7 @@
  * file again. */
 #include "common.h"
 
-/* More than wait at once; a power of two, so that an index can be bounded. */
+/* More than wait at once; a power of two: an index can be bounded. */
 enum { SLOTS = 256 };
 enum { OTHER, WRITE, REOPEN, KINDS = 4 };
 

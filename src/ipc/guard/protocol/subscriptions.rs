@@ -123,7 +123,7 @@ impl SubscriptionTable {
         self.budget.on_call(now) && !std::mem::replace(&mut self.over_budget, true)
     }
 
-    /// See [`TraceBudget::run_delay`].
+    /// See [`TraceBudget::add_run_delay`].
     pub fn add_run_delay(&mut self, total: Duration) {
         self.budget.add_run_delay(total);
     }
