@@ -18,7 +18,7 @@ use crate::sandbox::{AllowedFiles, SandboxMode};
 pub const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
 
-/// What both binaries take. The names of environment variables lack the prefix that [`Cli`] gives.
+/// The arguments of both binaries. The names of environment variables lack the prefix that [`Cli`] gives.
 #[derive(Args, Debug)]
 pub struct CommonArgs {
     /// Where to serve metrics: HOST:PORT (IPv6 in brackets) or unix:/path. A socket that systemd passes comes first
@@ -70,7 +70,7 @@ impl CommonArgs {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
 
-    /// What the endpoint reads while it serves.
+    /// The files that the endpoint reads while it serves.
     pub fn files(&self) -> AllowedFiles {
         let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
         AllowedFiles { read, ..AllowedFiles::default() }
@@ -88,7 +88,7 @@ impl CommonArgs {
 /// Reads a duration like `15s` of at least a millisecond, and not longer than any clock can count.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// The reason why the text is invalid.
 pub fn duration(text: &str) -> Result<Duration, String> {
     const SHORTEST: Duration = Duration::from_millis(1);
     const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -106,7 +106,7 @@ pub fn print_error(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Prints what a command answers.
+/// Prints the output of a command.
 ///
 /// # Errors
 /// Standard output cannot be written, for another reason than a reader that has ended.
@@ -115,7 +115,7 @@ pub fn print(text: &str) -> Result<()> {
     ignore_broken_pipe(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
 }
 
-/// What became of a command's answer. That whoever reads it has enough of it (`| head`) is no error.
+/// The result of printing. A reader that closes the pipe early (`| head`) is no error.
 ///
 /// # Errors
 /// The result's own, with what failed.
@@ -128,7 +128,7 @@ pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
 
 /// A binary's arguments, with [`CommonArgs`] among them.
 pub trait Cli: Parser {
-    /// What the names of environment variables start with.
+    /// The prefix of the names of environment variables.
     const ENVIRONMENT: &'static str;
     /// The default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;

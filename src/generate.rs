@@ -1,10 +1,10 @@
-//! What packages ship beside a binary: its manual page, and completions for shells.
+//! Files that packages ship beside a binary: its manual page, and completions for shells.
 
 use std::io::{self, Write};
 
 use clap_complete::Shell;
 
-/// What to print.
+/// The file to print.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum PackageFile {
     /// The manual page.

@@ -92,7 +92,7 @@ impl SocketPeer {
         Self::from_pid(credentials.map_or(0, |peer| peer.pid()), None)
     }
 
-    /// The process of this id; 0 for one in another PID namespace. `supervisor` sees what only an unconfined process may.
+    /// The process of this id; 0 for one in another PID namespace. `supervisor` reads values that only an unconfined process may read.
     pub fn from_pid(pid: i32, supervisor: Option<Rc<SupervisorClient>>) -> Self {
         let pid = Some(pid).filter(|&pid| pid > 0);
         SocketPeer {
@@ -127,14 +127,14 @@ impl SocketPeer {
         Some(names.into_iter().any(|comm| comm == name))
     }
 
-    /// Whether the node takes itself apart, by the name that its main thread has from then on; `None` if its process is not
+    /// Whether the node shuts down, by the name that its main thread has from then on; `None` if its process is not
     /// visible.
     pub fn is_shutting_down(&self) -> Option<bool> {
         let stat = self.node()?.stat().ok()?;
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when it has ended; an error if the system does not tell, or if it is not the node.
+    /// Resolves when it has ended; an error if the system cannot report it, or if it is not the node.
     pub async fn ended(self) -> io::Result<()> {
         let is_proxy = self.pid.is_some_and(|pid| Process::new(pid).is_ok()) && self.node().is_none();
         if is_proxy {
@@ -151,7 +151,7 @@ fn are_node_threads(mut names: impl Iterator<Item = String>) -> bool {
     names.any(|name| name.starts_with("b-"))
 }
 
-/// What a process uses.
+/// Resource usage of a process.
 pub struct ProcessUsage {
     process: Process,
     /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
@@ -159,7 +159,7 @@ pub struct ProcessUsage {
     supervisor: Option<Rc<SupervisorClient>>,
 }
 
-/// What only a process of the same user may see, and none that Landlock confines.
+/// Values that only a process of the same user may read, and none that Landlock confines.
 #[derive(Default)]
 pub struct PrivateUsage {
     /// Open descriptors.
@@ -218,7 +218,7 @@ pub fn cpu_seconds(stat: &Stat) -> f64 {
     (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
 }
 
-/// Without what the kernel appends when the file was removed or replaced.
+/// Without the mark that the kernel appends when the file was removed or replaced.
 pub(crate) fn without_mark(path: &Path) -> PathBuf {
     path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.into(), PathBuf::from)
 }

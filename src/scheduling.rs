@@ -1,6 +1,6 @@
-//! Scheduling and memory: the guard, which the node waits for, before HTTP; and how long a process waited for a CPU.
+//! Scheduling and memory: the guard, which the node waits for, comes before HTTP; and how long a process waited for a CPU.
 //!
-//! None of it needs a privilege, and all is best effort: what the kernel or a filter of system calls refuses changes no answer.
+//! None of it needs a privilege, and all is best effort: a call that the kernel or a filter of system calls rejects changes no answer.
 
 use std::fs::File;
 use std::io;
@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// The calling thread gives way to the others of its process.
+/// Lowers the calling thread's priority below the others of its process.
 pub fn lower_priority() {
     const NICE: i32 = 10;
     sys::add_nice(NICE);
 }
 
-/// The calling thread runs in slices of 0.1 ms, so that it need not wait for the end of another's (3 ms, say) when it wakes
+/// The calling thread runs in slices of 0.1 ms, and need not wait for the end of another's (3 ms for example) when it wakes
 /// up. Linux 6.12 or later.
 pub fn shorten_timeslice() {
     const SLICE_NS: u64 = 100_000;
     sys::set_slice(SLICE_NS);
 }
 
-/// How long a process, `self` or its id, was ready to run and waited for a CPU; `None` if the kernel does not tell.
+/// How long a process, `self` or its id, was ready to run and waited for a CPU; `None` if the kernel has no such statistic.
 pub fn run_delay(process: &str) -> Option<Duration> {
     delay(&std::fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?)
 }
@@ -31,7 +31,7 @@ pub fn run_delay(process: &str) -> Option<Duration> {
 pub struct RunDelayFile(File);
 
 impl RunDelayFile {
-    /// `None` if the kernel does not tell.
+    /// `None` if the kernel has no such statistic.
     pub fn open() -> Option<Self> {
         File::open("/proc/self/schedstat").ok().map(RunDelayFile)
     }

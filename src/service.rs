@@ -30,7 +30,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Serves, and tells the service manager that it does. Signals are for [`run`](Self::run), which drives this runtime.
+    /// Serves, and notifies the service manager. Signals are for [`run`](Self::run), which drives this runtime.
     ///
     /// # Errors
     /// The server cannot be started.

@@ -20,7 +20,7 @@ use crate::sys::taken_over;
 pub struct InheritedFds(BTreeMap<String, Vec<OwnedFd>>);
 
 impl InheritedFds {
-    /// Takes over what LISTEN_FDS says; nothing if the variables are meant for another process.
+    /// Takes over the descriptors of LISTEN_FDS; none if the variables are meant for another process.
     ///
     /// # Errors
     /// LISTEN_FDS is wrong, or a descriptor is not open.

@@ -1,4 +1,4 @@
-//! What tests, benches and fuzz targets use, and the binaries do not.
+//! Items for tests, benches and fuzz targets, not for the binaries.
 
 pub use crate::collect::{SessionEnd, open};
 pub use crate::http::connections::Authenticated;

@@ -7,7 +7,7 @@ pub const LABEL_BYTES: usize = 256;
 /// Limit on a field of a log line and on a message on a page, in bytes.
 pub const MESSAGE_BYTES: usize = 1024;
 
-/// What stands for the rest.
+/// The mark in place of the rest.
 const CUT: char = '…';
 
 /// At most `limit` bytes of the text, in one line: control characters become spaces, and a cut text ends in `…`. Formatting

@@ -90,7 +90,7 @@ pub fn first_expiry() -> Option<f64> {
     expiry.values().min().map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
 }
 
-/// What to log about a certificate that has expired or expires soon.
+/// The warning about a certificate that has expired or expires soon.
 pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Option<String> {
     /// Certificates for 90 days are usually renewed 30 days before their end.
     const WARNING_PERIOD: Duration = Duration::from_secs(14 * 24 * 60 * 60);

@@ -4,8 +4,8 @@
 //! the node.
 //!
 //! - `address` and `listener` are where to listen.
-//! - `server` accepts connections and answers requests; `routes` is what there is to ask for, and for whom, `negotiate` what
-//!   answers look like.
+//! - `server` accepts connections and answers requests; `routes` are the pages and who may read them, `negotiate` selects the
+//!   format.
 //! - `web_config` is `--web.config.file`: TLS and passwords.
 //!
 //! Each attack that is defended against, the part that prevents it, and its test:
@@ -18,7 +18,7 @@
 //! | answers that are not read, or byte by byte | `deadline`, `SOCKET_BYTES` | `deadline::tests`, `http_abuse.rs` |
 //! | a web page under a name that resolves to loopback (DNS rebinding) | `host` | `host::tests`, `http_abuse.rs` |
 //! | guessed passwords, each of which costs bcrypt's time | `web_config::basic_auth`: one check at a time, a short queue, correct passwords remembered | `basic_auth::tests`, `http_abuse.rs` |
-//! | user names, told by the time of an answer | `web_config::basic_auth`: unknown names are checked against another user's hash | `basic_auth::tests` |
+//! | user names, revealed by the time of an answer | `web_config::basic_auth`: unknown names are checked against another user's hash | `basic_auth::tests` |
 
 mod address;
 pub(crate) mod connections;

@@ -1,4 +1,4 @@
-//! What there is to ask for, and the answers.
+//! The pages, and the answers.
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -12,14 +12,14 @@ use serde_json::Value;
 use super::negotiate::negotiate;
 use crate::metrics::Format;
 
-/// What the endpoint shows.
+/// The pages of the endpoint.
 pub trait Pages: Send + Sync + 'static {
     /// `/metrics`
     fn metrics(&self, format: Format) -> String;
     /// `/readyz`: 200, or 503 with what is missing.
     ///
     /// # Errors
-    /// What is missing.
+    /// The part that is missing.
     fn ready(&self) -> Result<(), String>;
     /// `/`: HTML.
     fn index(&self) -> String;
@@ -38,7 +38,7 @@ pub enum EndpointScope {
     Health,
 }
 
-/// What can be asked for.
+/// The paths.
 #[derive(Clone, Copy, PartialEq)]
 enum Route {
     Index,

@@ -55,7 +55,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two attempts to accept a connection.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a listener answers, and to whom.
+/// The pages of a listener, and who may read them.
 pub struct Endpoint {
     web_config: WebConfig,
     access: EndpointScope,
@@ -207,7 +207,7 @@ fn max_connections() -> usize {
     limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize
 }
 
-/// The connections of a listener. Health checks have their own, so that they close no scraper's.
+/// The connections of a listener. Health checks have their own, and close no scraper's.
 fn connection_limit(max_connections: usize, access: EndpointScope) -> usize {
     let health = (max_connections / 4).clamp(1, MAX_HEALTH_CONNECTIONS);
     if access == EndpointScope::Health { health } else { max_connections - health }
@@ -236,7 +236,7 @@ async fn serve_stream(
     }
 }
 
-/// Answers one scraper until it is done, breaks the rules, or takes too long. At a graceful shutdown it has one more answer.
+/// Answers one scraper until it is done, breaks the rules, or takes too long. At a graceful shutdown it gets one more answer.
 pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: &Endpoint,
@@ -263,7 +263,7 @@ pub async fn serve_connection(
         response.headers_mut().extend(web_config.headers().clone());
         Ok::<_, Infallible>(response)
     });
-    // Who asks and then says that it has nothing more to ask still waits for its answer.
+    // A client that half-closes after its request still gets the response.
     let connection = http1::Builder::new()
         .half_close(true)
         .timer(TokioTimer::new())

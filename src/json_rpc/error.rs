@@ -1,4 +1,4 @@
-//! What can go wrong with a call.
+//! The errors of a call.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{FailureCause, HttpFailure};
 use crate::text;
 
-/// A call to the node that did not give what was asked for. The texts come from the node, or from whatever answers in its
+/// A failed call to the node. The texts come from the node, or from a server in its
 /// place, and may be of any length; [`Display`](fmt::Display) bounds them to one line of [`text::MESSAGE_BYTES`].
 #[derive(Debug)]
 pub enum CallError {
@@ -25,7 +25,7 @@ pub enum CallError {
         /// The node's words.
         message: String,
     },
-    /// JSON-RPC over HTTP cannot be used, and why. It says nothing of the connection over IPC.
+    /// JSON-RPC over HTTP cannot be used, and why. The connection over IPC is not affected.
     Http(HttpFailure),
     /// The answer is larger than the limit on one. The connection is not affected.
     TooLarge(String),
@@ -43,8 +43,8 @@ impl CallError {
         }
     }
 
-    /// Whether the calls after this one would fail, too: the node hangs or is gone. What fails over HTTP says so only of a node
-    /// that has nothing else (`is_http_only`), and not if the node is only busy.
+    /// Whether the calls after this one would fail, too: the node hangs or is gone. A failure over HTTP counts only for a node
+    /// without IPC (`is_http_only`), and not if the node is only busy.
     pub fn ends_poll(&self, is_http_only: bool) -> bool {
         match self {
             CallError::TimedOut(_) | CallError::Disconnected(_) => true,

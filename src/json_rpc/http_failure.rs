@@ -67,7 +67,7 @@ impl FailureCause {
 pub struct HttpFailure {
     /// Its kind.
     pub cause: FailureCause,
-    /// What failed, why, and what to do.
+    /// The failed action, the reason, and what to do.
     pub text: String,
 }
 

@@ -16,7 +16,7 @@ pub(crate) fn request(method: &str, parameters: &Value) -> String {
 /// A JSON-RPC response object.
 #[derive(Deserialize)]
 pub(crate) struct Response<'a> {
-    /// What has none is no response.
+    /// An object without one is no response.
     #[serde(rename = "id")]
     _id: IgnoredAny,
     #[serde(borrow)]

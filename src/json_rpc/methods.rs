@@ -11,7 +11,7 @@ pub(crate) struct JsonRpcMethod {
     parameters: &'static [Parameter],
 }
 
-/// What a parameter may be.
+/// The type of a parameter.
 enum Parameter {
     /// An integer from the first to the second number.
     Integer(i64, i64),
@@ -58,7 +58,7 @@ pub(crate) const METHODS: &[JsonRpcMethod] = &[
 /// Whether this method may be called with these parameters.
 ///
 /// # Errors
-/// What is not permitted, in a few words of bounded length.
+/// The part that is not permitted, in a few words of bounded length.
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
     /// Characters of an unknown name that are shown.
     const SHOWN: usize = 40;

@@ -1,4 +1,4 @@
-//! JSON-RPC: the calls, and what a transport for them is. IPC is one (`src/ipc/json_rpc.rs`), [`http`] is the other.
+//! JSON-RPC: the calls, and the trait of a transport. IPC is one (`src/ipc/json_rpc.rs`), [`http`] is the other.
 //!
 //! Only methods that read are ever called: `methods` has them all. `message` is a request and its response, `error` what can go
 //! wrong with a call to the node, `http_failure` why one over HTTP failed.

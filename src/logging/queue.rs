@@ -1,4 +1,4 @@
-//! What is written by a thread of its own, so that nobody waits for who reads it.
+//! Output that a thread of its own writes: no other thread waits for its reader.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

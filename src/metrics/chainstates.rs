@@ -1,4 +1,4 @@
-//! What the node keeps of the chain: chainstates and indexes; and the rules that its blocks have to follow.
+//! Chainstates and indexes of the node, and the rules of its blocks.
 
 use super::model::gauge;
 use super::pushed::{Gauge, GaugeVec, area};

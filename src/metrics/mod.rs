@@ -1,6 +1,6 @@
 //! The metric families, a file per area.
 //!
-//! Nothing here knows where a number came from. `model` is the whole model: a declaration (name, kind, labels, help, sources,
+//! Nothing here depends on the source of a number. `model` is the whole model: a declaration (name, kind, labels, help, sources,
 //! lifetime) and samples make a family. Values get into families in two ways:
 //!
 //! - **pushed** (`pushed`): an area's table declares a handle for each metric (`chain` is a short one). The code that has a value
@@ -11,9 +11,9 @@
 //! [`render`] writes families as a scraper reads them, and [`markdown`] their declarations as METRICS.md.
 //!
 //! Two lifetimes differ in what happens when the node goes away: what was *read from the node* (gauges, and counters that
-//! the node keeps) disappears, what *we counted* stays. What was read from the node also disappears when it is too old
-//! ([`lifetime`]): each family knows when it was set last, and a scrape checks it, so that a poller that hangs shows
-//! nothing old either.
+//! the node keeps) disappears, what *we counted* stays. A value that was read from the node also disappears when it is too
+//! old ([`lifetime`]): each family has the time of its last update, and a scrape checks it: a poller that hangs exports nothing
+//! old either.
 
 mod blocks;
 mod chain;
@@ -57,7 +57,7 @@ pub use reference::markdown;
 pub use relay::RelayMetrics;
 pub use utxo_cache::UtxoCacheMetrics;
 
-/// How long a value that is read from the node at this interval is shown after it was read: two intervals, so that one
+/// How long a value that is read from the node at this interval is shown after it was read: two intervals: one
 /// failure hides nothing. Not less than some seconds, which only tests poll more often than.
 pub fn lifetime(interval: Duration) -> Duration {
     const MIN_LIFETIME: Duration = Duration::from_secs(5);

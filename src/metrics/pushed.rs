@@ -72,7 +72,7 @@ pub(super) struct PushedFamily {
 }
 
 struct SampleState {
-    /// Sorted by labels. A scrape takes a reference, so that nobody waits while it is written.
+    /// Sorted by labels. A scrape takes a reference: no update waits while it is written.
     samples: Arc<Vec<Sample>>,
     /// When they are too old: time since boot in milliseconds.
     hidden_from: u64,
@@ -110,7 +110,7 @@ impl PushedFamily {
         Family { declaration: self.declaration, samples: self.state().samples.clone() }
     }
 
-    /// What goes with the node is removed.
+    /// Removes values of the node.
     pub fn clear_node_values(&self) {
         if self.is_of_node() {
             self.clear();
@@ -121,7 +121,7 @@ impl PushedFamily {
         *self.state() = SampleState::default();
     }
 
-    /// What was read at a poll is shown until the second next one.
+    /// Values of a poll are shown until the second next one.
     fn lifetime(&self) -> Duration {
         if self.is_of_node() { self.poll_lifetime.get() } else { Duration::MAX }
     }

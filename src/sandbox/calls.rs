@@ -1,4 +1,4 @@
-//! The lists of system calls. What is not on a list fails with EPERM.
+//! The lists of system calls. A call that is not on its list fails with EPERM.
 //!
 //! Found with strace on each kind of node, with TLS, renewed certificates, JSON-RPC over HTTP, the journal and files, and by the
 //! integration tests, which run with them.
@@ -46,7 +46,7 @@ impl SyscallList {
     /// Confines all threads of this process, for good.
     pub fn apply(self) -> Result<()> {
         // The C library uses clone() when there is no clone3(), whose arguments a filter cannot see. Of two filters that deny a
-        // call, the one that was installed last names the error; the list allows it, so that this one does.
+        // call, the one that was installed last names the error; the list allows it, and this filter names it.
         let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
         let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
         let without_clone3 = compile(without_clone3, SeccompAction::Allow, no_such_call)?;
@@ -147,13 +147,13 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_sched_getaffinity,
             libc::SYS_set_robust_list,
             libc::SYS_getpriority,
-            libc::SYS_setpriority, // they give way to others
+            libc::SYS_setpriority, // they lower their priority
             // Event loops.
             libc::SYS_epoll_create1,
             libc::SYS_epoll_ctl,
             libc::SYS_epoll_pwait,
             libc::SYS_eventfd2,
-            // Reading files and /proc. What can be opened is said below.
+            // Reading files and /proc. Which files can be opened is decided below.
             libc::SYS_faccessat,
             libc::SYS_faccessat2,
             libc::SYS_fstat,

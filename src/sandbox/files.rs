@@ -11,7 +11,7 @@ use landlock::{
 /// What Linux 6.12 has: files, TCP ports, and no signals or abstract sockets to the outside.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// What a process may use. Writing, executing and listening on other ports is denied.
+/// Files and ports that a process may use. Writing, executing and listening on other ports is denied.
 #[derive(Debug, Default)]
 pub struct AllowedFiles {
     /// Files that are read again: certificates, keys, passwords, cookies. The folders that they are in may be read, because a
@@ -30,8 +30,8 @@ const ALWAYS: [&str; 2] = ["/proc", "/etc/passwd"];
 const DNS_PORT: u16 = 53;
 
 impl AllowedFiles {
-    /// Confines the calling thread, and those that it starts. Returns what the kernel cannot confine; an error says why nothing is
-    /// confined.
+    /// Confines the calling thread, and those that it starts. Returns the part that the kernel cannot confine; an error is the
+    /// reason why nothing is confined.
     pub(super) fn confine(&self) -> Result<Option<String>, String> {
         let status = self.apply().map_err(|error| error.to_string())?;
         match (status.ruleset, status.landlock) {
@@ -61,7 +61,7 @@ impl AllowedFiles {
             .create()?;
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         for path in self.paths() {
-            // What is not there cannot be read either.
+            // A missing file cannot be read either.
             let Ok(fd) = PathFd::new(&path) else { continue };
             let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;

@@ -1,6 +1,6 @@
-//! What each process may do once it runs: a filter of system calls (seccomp) and rules for files and ports (Landlock).
+//! The permissions of each process once it runs: a filter of system calls (seccomp) and rules for files and ports (Landlock).
 //!
-//! Both need no privilege. A call that is not on the list fails with EPERM, so that an oversight costs a feature and not the
+//! Both need no privilege. A call that is not on the list fails with EPERM: an oversight costs a feature and not the
 //! process. A kernel or a container without one of the parts costs one log line.
 //!
 //! `calls` has the lists with their reasons, `files` the rules for files and ports.
@@ -34,7 +34,7 @@ pub fn parts() -> Vec<(&'static str, bool)> {
 /// A process that is being confined: files first, before it has threads, calls last, when it serves.
 pub struct Confinement {
     sandbox: SandboxMode,
-    /// What is missing, and why.
+    /// The missing parts, and why.
     missing: Vec<String>,
     parts: Vec<(&'static str, bool)>,
 }

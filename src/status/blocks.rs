@@ -49,7 +49,7 @@ impl LastBlocks {
         kept.truncate(MAX_BLOCKS);
     }
 
-    /// What is in a block.
+    /// Sets the contents of a block.
     pub fn describe(&self, hash: &str, transactions: Option<f64>, bytes: Option<f64>, fees: Option<f64>) {
         if let Some(block) = self.kept().iter_mut().find(|block| block.hash == hash) {
             (block.transactions, block.bytes, block.fees) = (transactions, bytes, fees);

@@ -28,9 +28,9 @@ pub enum ConnectionState {
     Connected(String),
     /// Connected and polled.
     Polled {
-        /// What the node offers.
+        /// The node's interfaces.
         interfaces: Vec<&'static str>,
-        /// The node's own name, `/Satoshi:31.99.0/`, if it tells.
+        /// The node's own name, `/Satoshi:31.99.0/`, if it reports one.
         node: Option<String>,
     },
 }
@@ -41,7 +41,7 @@ pub fn page(html: &str) -> String {
         .replace("/* common.js */", include_str!("common.js"))
 }
 
-/// What the pages show.
+/// The data of the pages.
 pub struct Status {
     metrics: Arc<Metrics>,
     state: Mutex<ConnectionState>,

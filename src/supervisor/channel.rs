@@ -11,7 +11,7 @@ use nix::sys::socket::{
 
 use crate::sys;
 
-/// What the exporter sends: its kind and a number, as two little-endian words.
+/// A request of the exporter: its kind and a number, as two little-endian words.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SupervisorRequest {
     /// Connect to the node behind a new guard. The UTXO cache trace may take this much of the node's time in ten minutes.
@@ -25,7 +25,7 @@ pub enum SupervisorRequest {
     Watchdog,
     /// It ends: STOPPING=1.
     Stopping,
-    /// What the node's process uses, which only an unconfined process of the same user may see.
+    /// The usage of the node's process, which only an unconfined process of the same user may read.
     Usage,
 }
 
@@ -94,7 +94,7 @@ pub enum ConnectFailure {
     Busy,
 }
 
-/// What the supervising process answers; a connection comes with [`CONNECTION_FDS`] descriptors.
+/// An answer of the supervising process; a connection comes with [`CONNECTION_FDS`] descriptors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SupervisorReply {
     /// A connection behind a guard.

@@ -1,4 +1,4 @@
-//! The exporter's side: what it inherits, and its requests.
+//! The exporter's side: its start parameters, and its requests.
 
 use std::ffi::OsString;
 use std::io;
@@ -17,7 +17,7 @@ use super::channel::{CONNECTION_FDS, ConnectFailure, SupervisorReply, Supervisor
 use super::process;
 use crate::{sys, systemd};
 
-/// What the exporter's process gets from the one that started it.
+/// The start parameters of the exporter's process.
 pub struct ExporterStart {
     /// For requests.
     pub client: Rc<SupervisorClient>,
@@ -60,7 +60,7 @@ pub struct GuardedSockets {
     pub stream: UnixStream,
     /// The guard's [notices](crate::ipc::guard::TimedEvent).
     pub events: UnixStream,
-    /// What happens to the guard: a byte each, and the end when the connection is closed.
+    /// Notices about the guard: a byte each, and the end when the connection is closed.
     pub notices: UnixStream,
     /// The guard's process.
     pub guard: i32,

@@ -1,4 +1,4 @@
-//! One connection to the node and the guard on it. The descriptor is kept until the guard has closed the connection, so that a
+//! One connection to the node and the guard on it. The descriptor is kept until the guard has closed the connection, and a
 //! killed guard does not close it and can be replaced.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +17,7 @@ use crate::ipc::guard::{self, SubscriptionStore};
 /// Between two attempts to start a replacement, when there are no memory or no descriptors for it.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What the exporter is told about its guard: a byte each.
+/// Notices for the exporter about its guard: a byte each.
 pub struct GuardNotices(OwnedFd);
 
 /// The replacement of a killed guard runs. Other bytes are the signal that killed or stopped a guard.

@@ -30,6 +30,6 @@ pub use process::{SupervisorConfig, run};
 /// and of the HTTP listener (`-`: none), how the inherited connection is described, and the arguments of the user.
 pub const EXPORTER: &str = "--exporter";
 
-/// The name that `ps` and `top` show for the exporter's process. It is not that of the supervising process, so that `pkill` and
+/// The name that `ps` and `top` show for the exporter's process. It is not that of the supervising process, and `pkill` and
 /// `pidof` with its name find the process to signal, once.
 const EXPORTER_NAME: &std::ffi::CStr = c"bitcoind-exporter";

@@ -27,14 +27,14 @@ use super::node_socket::NodeSocket;
 use super::{EXPORTER, EXPORTER_NAME, container};
 use crate::{cli, http, scheduling, sys, systemd};
 
-/// How often the last processes are looked for, after the exporter has ended.
+/// How often the last processes are checked, after the exporter has ended.
 const REAP_INTERVAL: Duration = Duration::from_millis(20);
 /// How long guards are waited for after the exporter's end, where they survive the end of this process.
 const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections to the node at once. The exporter keeps to fewer.
 const MAX_CONNECTIONS: usize = 8;
 
-/// What the supervising process has for the exporter.
+/// The configuration of the supervising process.
 pub struct SupervisorConfig {
     /// Where the node is.
     pub node: NodeSocket,
@@ -52,7 +52,7 @@ pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     // The exporter and the guards inherit it: no set-user-ID program gives them privileges.
     let _ = prctl::set_no_new_privs();
     if waits_for_guards {
-        // What an exporter beside this one leaves behind becomes a child of this process.
+        // Guards of an exporter beside this one become children of this process.
         prctl::set_child_subreaper(true)?;
     }
     let signals = SigSet::all();
@@ -152,7 +152,7 @@ impl Supervisor {
         }
     }
 
-    /// Answers one request. An exporter that does not keep to the format is not listened to any more.
+    /// Answers one request. Requests of an exporter that violates the format are ignored from then on.
     fn answer(&mut self) {
         let Some(channel) = self.channel.take() else { return };
         let answered = match SupervisorRequest::receive(&channel) {

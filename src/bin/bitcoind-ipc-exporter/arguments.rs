@@ -214,7 +214,7 @@ impl Arguments {
         }
     }
 
-    /// What is read while it serves, and connected to.
+    /// The files and ports that it uses while it serves.
     pub fn files(&self, config: &Config) -> AllowedFiles {
         let mut files = self.common.files();
         if let Some(http) = &config.http_rpc {
@@ -231,7 +231,7 @@ impl Arguments {
         endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
-    /// Whether no argument says where the node is.
+    /// Whether no argument names the node.
     pub fn has_no_node_argument(&self) -> bool {
         self.socket_path.is_none() && self.datadir.is_none() && !self.is_http_only_allowed()
     }

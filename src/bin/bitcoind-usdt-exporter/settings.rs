@@ -57,7 +57,7 @@ impl Overlay<'_> {
         self.set(&mut to.tls_cert, "tls_cert", PathBufValueParser::new())?;
         self.set(&mut to.tls_key, "tls_key", PathBufValueParser::new())?;
         self.check_conflicts()?;
-        // Who configures it as they did fibre_exporter.py has Prometheus look for it where that one listened.
+        // With the configuration of fibre_exporter.py, Prometheus scrapes the port of fibre_exporter.py.
         let as_theirs = self.path.is_some() || variable("bitcoind_path").is_some();
         if self.is_given("metrics_addr") {
             to.port = None;
@@ -67,7 +67,7 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// What sets an argument, a key or a variable, and the value.
+    /// The source of an argument, a key or a variable, and its value.
     fn setting(&self, id: &str) -> Option<(String, String)> {
         let key = match id {
             "bitcoind" => "bitcoind_path",

@@ -1,6 +1,6 @@
 //! Users and their passwords.
 //!
-//! bcrypt is slow on purpose. A correct password is remembered, so that a scraper waits only the first time. Checks wait in a
+//! bcrypt is slow on purpose. A correct password is remembered: a scraper waits only the first time. Checks wait in a
 //! short queue, and requests are answered 429 when it is full.
 
 use std::collections::{BTreeMap, HashSet};
@@ -86,11 +86,11 @@ impl Users {
         if is_remembered() {
             return AuthResult::Permitted;
         }
-        // The check of a name that does not exist takes as long, so that its time does not tell which names do.
+        // The check of a name that does not exist takes as long: its time does not reveal which names exist.
         let decoy = || self.hashes.values().next().expect("there are users");
         let (hash, exists) = self.hashes.get(user).map_or_else(|| (decoy(), false), |hash| (hash, true));
         let (password, hash, correct) = (password.to_string(), hash.clone(), self.correct.clone());
-        // The check goes on when the client hangs up, so it owns its turn.
+        // The check continues when the client hangs up, so it owns the permit.
         let verify = move || {
             let _turn = turn;
             if !bcrypt::verify(password, &hash).is_ok_and(|same| same && exists) {

@@ -35,14 +35,14 @@ struct WebConfigFile {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HttpServer {
-    /// Only HTTP/1.1 is served; that may be said, but nothing else.
+    /// Only HTTP/1.1 is served: the only valid value is false.
     #[serde(default)]
     http2: bool,
     #[serde(default)]
     headers: BTreeMap<String, String>,
 }
 
-/// What the file asks for; by default nothing, plain HTTP for everyone.
+/// The configuration of the file; by default plain HTTP for everyone.
 #[derive(Default)]
 pub struct WebConfig {
     tls: Option<ReloadableTls>,
@@ -51,7 +51,7 @@ pub struct WebConfig {
 }
 
 impl WebConfig {
-    /// What the option asks for; without it, plain HTTP for everyone.
+    /// The configuration of the option; without it, plain HTTP for everyone.
     ///
     /// # Errors
     /// As [`Self::read`].

@@ -1,6 +1,6 @@
 //! `tls_server_config`: certificates, which are read again when they are renewed.
 //!
-//! A thread looks for new files, so that a file system that does not answer cannot block the HTTP thread.
+//! A thread checks for new files: a file system that does not answer cannot block the HTTP thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::scheduling;
 use crate::tls::{authorities, certificates, expiry_warning, not_after, read_pem, set_expiry};
 
-/// Between two looks for new files.
+/// Between two checks for new files.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two warnings that a certificate expires.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,4 +1,4 @@
-//! Calls over HTTP: with the credentials that are good now, if the node can be asked.
+//! Calls over HTTP: with the present credentials, if the node is usable.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ pub struct HttpRpc(Rc<ClientState>);
 
 struct ClientState {
     config: HttpRpcConfig,
-    /// One connection: the node never has more than one request of ours to work on, so that others find a worker free.
+    /// One connection: the node never has more than one request of ours to work on, and other clients find a free worker.
     connection: Mutex<Option<PooledConnection>>,
     /// For one call, all in all.
     deadline: Duration,
@@ -82,12 +82,12 @@ impl HttpRpc {
         }))
     }
 
-    /// Where it is, and how to be let in.
+    /// Its address and credentials.
     pub fn config(&self) -> &HttpRpcConfig {
         &self.0.config
     }
 
-    /// Whether it can be asked: it answered, and it is the right node.
+    /// Whether it is usable: it answered, and it is the right node.
     pub fn is_usable(&self) -> bool {
         matches!(*self.0.state.borrow(), Usability::Usable)
     }
@@ -182,7 +182,7 @@ impl HttpRpc {
         }
     }
 
-    /// It may be another node than before. Without IPC (`alone`) whoever asks says what is wrong.
+    /// It may be another node than before. Without IPC (`alone`) the collector logs the reason.
     pub fn reset_node(&self, alone: bool) {
         self.0.state.send_replace(Usability::Unusable(not_checked_yet()));
         self.0.quiet.set(alone);
@@ -233,7 +233,7 @@ impl HttpRpc {
     async fn request(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let ClientState { config, connection, deadline, forbidden, .. } = &*self.0;
         let body = Bytes::from(request(method, params));
-        // What others take of the connection's time is no failure of this call. Each has a deadline.
+        // Waiting for the calls of others on this connection is no failure of this call. Each has a deadline.
         let mut slot = connection.lock().await;
         let answer = match tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await {
             Ok(answer) => answer,
@@ -283,7 +283,7 @@ impl HttpRpc {
         body: Bytes,
     ) -> Result<HttpResponse, HttpFailure> {
         let credentials = &self.config().credentials;
-        // Taken out, so that a call that is given up closes it: its answer may still come.
+        // Taken out: a cancelled call closes the connection, because its answer may still come.
         let pooled = slot.take();
         let first = match &pooled {
             Some(pooled) => pooled.authorization.clone(),
@@ -346,7 +346,7 @@ fn call_error(failure: HttpFailure) -> CallError {
     }
 }
 
-/// What a failed call is counted as; JSON-RPC errors, which do not concern HTTP, are not counted.
+/// The cause that a failed call is counted under; JSON-RPC errors, which do not concern HTTP, are not counted.
 fn cause(error: &CallError) -> Option<FailureCause> {
     match error {
         CallError::Http(failure) => Some(failure.cause),

@@ -26,7 +26,7 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 /// A connection that is kept.
 pub struct PooledConnection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// What the node last let us in with.
+    /// The credentials that the node accepted last.
     pub authorization: HeaderValue,
     _driver: AbortOnDropHandle<()>,
 }
@@ -90,7 +90,7 @@ async fn connect(
         http1::Builder::new().max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|error| error.to_string())?;
     let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async {
-        let _ = connection.await; // whoever waits for an answer is told
+        let _ = connection.await; // a waiting call gets the error
     }));
     Ok(PooledConnection { sender, authorization: authorization.clone(), _driver: driver })
 }

@@ -1,4 +1,4 @@
-//! Which certificates are trusted behind https.
+//! The certificates that are trusted for https.
 
 use std::path::Path;
 use std::sync::Arc;
