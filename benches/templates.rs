@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::testing::{Connection, Mining};
+use bitcoind_exporter::testing::{IpcConnection, Mining};
 use tokio::net::UnixStream;
 
 fn main() {
@@ -34,7 +34,7 @@ struct Turn {
 
 async fn measure(socket: &Path, time: Duration, rounds: u64) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
-    let connection = Connection::new(stream, Duration::from_secs(60)).await.unwrap();
+    let connection = IpcConnection::new(stream, Duration::from_secs(60)).await.unwrap();
     let thread = connection.thread("bench").await.unwrap();
     let mining = match Mining::discover(&connection, &thread).await.unwrap() {
         Some(mining) => mining,

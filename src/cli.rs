@@ -9,18 +9,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Args, Command, Parser};
 
-use crate::generate::{self, Generated};
+use crate::generate::{self, PackageFile};
 use crate::http::{Address, Endpoint, HostName, WebConfig};
-use crate::logging::{self, Log};
-use crate::sandbox::{Files, Sandbox};
+use crate::logging::{self, LogTarget};
+use crate::sandbox::{AllowedFiles, SandboxMode};
 
 /// The version, and what the binary was built from.
 pub const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
 
-/// What both binaries take. The names of environment variables lack the prefix that [`Program`] gives.
+/// The arguments of both binaries. The names of environment variables lack the prefix that [`Cli`] gives.
 #[derive(Args, Debug)]
-pub struct Shared {
+pub struct CommonArgs {
     /// Address of the metrics endpoint: HOST:PORT (IPv6 in brackets) or unix:/path. A socket passed by systemd takes precedence
     #[arg(long, value_name = "ADDRESS", env = "METRICS_ADDR")]
     pub metrics_addr: Address,
@@ -42,24 +42,24 @@ pub struct Shared {
 
     /// Restrict the process to the system calls, files and ports that it needs. off: for debugging
     #[arg(long, value_enum, default_value = "on", env = "SANDBOX")]
-    pub sandbox: Sandbox,
+    pub sandbox: SandboxMode,
 
     /// Print the manual page or the completions for a shell, and exit
     #[arg(long, value_enum, value_name = "WHAT")]
-    pub generate: Option<Generated>,
+    pub generate: Option<PackageFile>,
 
     /// Log target and format
     #[arg(long, value_enum, default_value = "auto", env = "LOG")]
-    pub log: Log,
+    pub log: LogTarget,
 }
 
-impl Shared {
+impl CommonArgs {
     /// Starts logging; dropping what is returned writes the last lines.
     ///
     /// # Errors
     /// A target cannot be opened, or RUST_LOG is wrong.
     pub fn start_logging(&self) -> Result<logging::Logging> {
-        let level = if self.debug { logging::Level::Debug } else { logging::Level::Info };
+        let level = if self.debug { logging::LogLevel::Debug } else { logging::LogLevel::Info };
         logging::start(self.log, level, None)
     }
 
@@ -71,10 +71,10 @@ impl Shared {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
 
-    /// What the endpoint reads while it serves.
-    pub fn files(&self) -> Files {
-        let read = self.web_config_file.as_deref().map(WebConfig::renewed_files).unwrap_or_default();
-        Files { read, ..Files::default() }
+    /// The files that the endpoint reads while it serves.
+    pub fn files(&self) -> AllowedFiles {
+        let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
+        AllowedFiles { read, ..AllowedFiles::default() }
     }
 
     /// Every page, as `--web.config.file` and `--web.allowed-host` have it.
@@ -89,7 +89,7 @@ impl Shared {
 /// Reads a duration like `15s` of at least a millisecond, and not longer than any clock can count.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// The reason why the text is invalid.
 pub fn duration(text: &str) -> Result<Duration, String> {
     const SHORTEST: Duration = Duration::from_millis(1);
     const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
@@ -107,35 +107,35 @@ pub fn print_error(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Prints what a command answers.
+/// Prints the output of a command.
 ///
 /// # Errors
 /// Standard output cannot be written, for another reason than a reader that has ended.
 pub fn print(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
-    printed(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
+    ignore_broken_pipe(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
 }
 
-/// What became of a command's answer. That whoever reads it has enough of it (`| head`) is no error.
+/// The result of printing. A reader that closes the pipe early (`| head`) is no error.
 ///
 /// # Errors
 /// The result's own, with what failed.
-pub fn printed(written: io::Result<()>) -> Result<()> {
+pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot write to standard output"),
     }
 }
 
-/// A binary's arguments, with [`Shared`] among them.
-pub trait Program: Parser {
-    /// What the names of environment variables start with.
+/// A binary's arguments, with [`CommonArgs`] among them.
+pub trait Cli: Parser {
+    /// The prefix of the names of environment variables.
     const ENVIRONMENT: &'static str;
     /// The default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;
 
     /// The arguments that both binaries have.
-    fn shared(&self) -> &Shared;
+    fn common(&self) -> &CommonArgs;
 
     /// Lays other sources of settings under the arguments that were given.
     ///
@@ -148,7 +148,7 @@ pub trait Program: Parser {
     /// The command line, as documented.
     fn full_command() -> Command {
         let mut command = Self::command().version(VERSION);
-        for argument in Shared::augment_args(Command::new("shared")).get_arguments() {
+        for argument in CommonArgs::augment_args(Command::new("shared")).get_arguments() {
             if let Some(name) = argument.get_env().and_then(|name| name.to_str()) {
                 let name = format!("{}_{name}", Self::ENVIRONMENT);
                 command = command.mut_arg(argument.get_id(), |argument| argument.env(name));
@@ -171,7 +171,7 @@ pub trait Program: Parser {
 
     /// Prints what `--generate` asks for; `None` if it asks for nothing.
     fn generate(&self) -> Option<Result<()>> {
-        Some(printed(generate::print(self.shared().generate?, Self::full_command())))
+        Some(ignore_broken_pipe(generate::print(self.common().generate?, Self::full_command())))
     }
 }
 

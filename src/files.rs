@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 /// Limit on a file. The system's bundle of authorities has 220 kB.
 const MAX_BYTES: u64 = 4 << 20;
 /// How long a file may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// A path is not tried again while an earlier attempt takes longer than this.
-const BLOCKED_AFTER: Duration = Duration::from_secs(1);
+const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
 /// Attempts on one path at once.
 const MAX_ATTEMPTS: usize = 4;
 
@@ -30,7 +30,7 @@ static ATTEMPTS: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
 /// # Errors
 /// It cannot be read in time, is no regular file, or is too large.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    with_timeout(path, TIMEOUT, |path| read_regular(path, MAX_BYTES))?
+    with_timeout(path, READ_TIMEOUT, |path| read_regular(path, MAX_BYTES))?
 }
 
 /// As [`read`], for UTF-8.
@@ -48,7 +48,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// It cannot be opened in time, or is a FIFO without a reader.
 pub fn append_to(path: &Path) -> Result<File> {
     let open = |path: &Path| File::options().append(true).create(true).custom_flags(O_NONBLOCK).open(path);
-    with_timeout(path, TIMEOUT, open)?.map_err(|error| match error.raw_os_error() {
+    with_timeout(path, READ_TIMEOUT, open)?.map_err(|error| match error.raw_os_error() {
         Some(ENXIO) => Error::new(error.kind(), "it is a FIFO without a reader; start the reader first"),
         _ => error,
     })
@@ -64,7 +64,7 @@ pub async fn on_thread<T: Send + 'static>(
 ) -> Result<T> {
     let (send, receive) = oneshot::channel();
     start(path, read, |result| drop(send.send(result)))?;
-    match tokio::time::timeout(TIMEOUT, receive).await {
+    match tokio::time::timeout(READ_TIMEOUT, receive).await {
         Ok(Ok(result)) => Ok(result),
         _ => Err(blocked()),
     }
@@ -86,7 +86,7 @@ fn start<T: 'static>(
     read: impl FnOnce(&Path) -> T + Send + 'static,
     send: impl FnOnce(T) + Send + 'static,
 ) -> Result<()> {
-    let attempt = Attempt::begin(path)?;
+    let attempt = FileAttempt::begin(path)?;
     let thread = std::thread::Builder::new().name("file".into());
     thread.spawn(move || {
         let result = read(&attempt.path);
@@ -97,25 +97,26 @@ fn start<T: 'static>(
 }
 
 /// An attempt that is under way, until it is dropped.
-struct Attempt {
+struct FileAttempt {
     path: PathBuf,
     since: Instant,
 }
 
-impl Attempt {
+impl FileAttempt {
     fn begin(path: &Path) -> Result<Self> {
         let (path, since) = (path.to_path_buf(), Instant::now());
         let mut attempts = ATTEMPTS.lock().expect("nobody panics holding it");
         let earlier = || attempts.iter().filter(|(other, _)| *other == path);
-        if earlier().count() >= MAX_ATTEMPTS || earlier().any(|(_, begun)| begun.elapsed() > BLOCKED_AFTER) {
+        if earlier().count() >= MAX_ATTEMPTS || earlier().any(|(_, begun)| begun.elapsed() > BLOCKED_TIMEOUT)
+        {
             return Err(blocked());
         }
         attempts.push((path.clone(), since));
-        Ok(Attempt { path, since })
+        Ok(FileAttempt { path, since })
     }
 }
 
-impl Drop for Attempt {
+impl Drop for FileAttempt {
     fn drop(&mut self) {
         let mut attempts = ATTEMPTS.lock().expect("nobody panics holding it");
         let own = attempts.iter().position(|(path, since)| (path, since) == (&self.path, &self.since));
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_blocks_costs_few_threads_and_is_read_when_it_answers() {
+    fn blocking_file_uses_few_threads_and_is_read_later() {
         let path = Path::new("/a mount that does not answer");
         let (unblock, blocked) = mpsc::channel::<()>();
         let blocked = std::sync::Arc::new(Mutex::new(blocked));
@@ -211,12 +212,12 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::TimedOut);
         }
         let no_thread = |_: &Path| -> u8 { unreachable!("there are enough threads") };
-        assert_eq!(with_timeout(path, TIMEOUT, no_thread).unwrap_err().kind(), ErrorKind::TimedOut);
+        assert_eq!(with_timeout(path, READ_TIMEOUT, no_thread).unwrap_err().kind(), ErrorKind::TimedOut);
         drop(unblock);
         while ATTEMPTS.lock().unwrap().iter().any(|(other, _)| other == path) {
             std::thread::yield_now();
         }
-        assert_eq!(with_timeout(path, TIMEOUT, |_| 7).unwrap(), 7);
+        assert_eq!(with_timeout(path, READ_TIMEOUT, |_| 7).unwrap(), 7);
     }
 
     #[tokio::test]

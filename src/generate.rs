@@ -1,12 +1,12 @@
-//! What packages ship beside a binary: its manual page, and completions for shells.
+//! Files that packages ship beside a binary: its manual page, and completions for shells.
 
 use std::io::{self, Write};
 
 use clap_complete::Shell;
 
-/// The kind of output.
+/// The file to print.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Generated {
+pub enum PackageFile {
     /// The manual page.
     Man,
     /// Completions for bash.
@@ -18,17 +18,17 @@ pub enum Generated {
 }
 
 /// Prints it to standard output.
-pub fn print(what: Generated, mut command: clap::Command) -> io::Result<()> {
+pub fn print(what: PackageFile, mut command: clap::Command) -> io::Result<()> {
     let name = command.get_name().to_string();
     let mut output = Vec::new();
     let shell = match what {
-        Generated::Man => {
+        PackageFile::Man => {
             manual(command, &mut output)?;
             return io::stdout().write_all(&output);
         }
-        Generated::Bash => Shell::Bash,
-        Generated::Fish => Shell::Fish,
-        Generated::Zsh => Shell::Zsh,
+        PackageFile::Bash => Shell::Bash,
+        PackageFile::Fish => Shell::Fish,
+        PackageFile::Zsh => Shell::Zsh,
     };
     clap_complete::generate(shell, &mut command, name, &mut output);
     io::stdout().write_all(&output)

@@ -3,31 +3,31 @@
 //! Data flows one way: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
 //!
 //! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
-//!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not know what a metric is.
+//!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not depend on metrics.
 //! - [`json_rpc`] has the JSON-RPC methods that are called, requests, answers and errors, and the transport over HTTP, for nodes
 //!   whose IPC has none.
-//! - [`collect`] decides what to ask of a node and when, subscribes, reconnects, and turns answers into metrics.
+//! - [`collect`] decides which calls to make to a node and when, subscribes, reconnects, and turns answers into metrics.
 //! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts when it is scraped;
 //!   blocks are counted from events.
-//! - [`metrics`] is the registry and its families. It does not know where a number came from.
+//! - [`metrics`] is the registry and its families. It does not depend on the source of a number.
 //! - [`status`] is the page that shows a node at a glance.
-//! - [`http`] serves a registry and pages to scrapers and browsers. It does not know about nodes.
+//! - [`http`] serves a registry and pages to scrapers and browsers. It does not depend on nodes.
 //!
-//! What both binaries do:
+//! Used by both binaries:
 //!
 //! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
-//! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and what the service manager is told.
+//! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and notifications.
 //! - [`node_process`] is the node as a process; `bitcoin_core` has names and notations of Bitcoin Core.
 //! - [`text`] bounds text from others; [`files`] reads files that users name, `tls` the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
 //! - [`supervisor`] is the process that holds the node's connection, starts the guards and the exporter.
 //! - [`sandbox`] confines each process to the system calls, files and ports that it needs.
-//! - `testing` has what only tests, benches and fuzz targets use.
-//! - [`priority`] says which of our threads give way to others; `sys` has the calls that need `unsafe`.
+//! - `testing` has the items that only tests, benches and fuzz targets use.
+//! - [`scheduling`] sets the priorities of processes and threads; `sys` has the calls that need `unsafe`.
 //!
-//! The main thread runs everything that touches the node. HTTP has a thread of its own, so that no scraper can delay an
-//! answer to the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Log lines
-//! are written by threads that only take from bounded queues: no target that is not read delays anything.
+//! The main thread runs everything that touches the node. HTTP has a thread of its own: no scraper can delay an answer to
+//! the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Log lines
+//! are written by threads that only take from bounded queues: a target that is not read delays nothing.
 
 #![cfg_attr(
     not(test),
@@ -54,8 +54,8 @@ pub mod logging;
 pub mod metrics;
 #[cfg_attr(not(feature = "usdt"), allow(dead_code, reason = "the USDT exporter searches for the process"))]
 mod node_process;
-mod priority;
 pub mod sandbox;
+mod scheduling;
 pub mod service;
 pub mod status;
 pub mod supervisor;
@@ -69,11 +69,11 @@ mod tls;
 #[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]
 pub mod usdt;
 
-pub use collect::{Candidates, Collector, Config, Context, NextBlock, UtxoTrace, check, once};
+pub use collect::{Collector, Config, Context, DatadirCandidates, NextBlockMode, UtxoTraceMode, check, once};
+pub use ipc::endpoint;
 pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
-pub use ipc::source;
 pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
-pub use json_rpc::http::{Credentials, Password, Settings as HttpRpcSettings, Url, tls as http_rpc_tls};
+pub use json_rpc::http::{Credentials, HttpRpcConfig, Password, Url, tls as http_rpc_tls};
 
 /// The text of `METRICS.md`.
 #[cfg(feature = "usdt")]
@@ -86,7 +86,7 @@ pub fn metrics_reference() -> String {
 
 #[cfg(all(test, feature = "usdt"))]
 #[test]
-fn metrics_md_is_what_the_registries_say() {
+fn metrics_md_matches_the_registries() {
     let file = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/METRICS.md")).unwrap();
     assert!(
         file == metrics_reference(),

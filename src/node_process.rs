@@ -13,12 +13,12 @@ use nix::sys::socket::{getsockopt, sockopt};
 use procfs::process::{Process, Stat};
 use tokio::net::UnixStream;
 
-use crate::supervisor::Client;
+use crate::supervisor::SupervisorClient;
 use crate::sys;
 
 /// A process that may be the node.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Node {
+pub struct NodeProcess {
     /// Its process id.
     pub pid: i32,
     /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
@@ -27,14 +27,14 @@ pub struct Node {
     pub binary: PathBuf,
 }
 
-impl Node {
+impl NodeProcess {
     /// The process of this id; its binary is `binary` if we may not see it.
-    pub fn of(pid: i32, binary: Option<&Path>) -> Result<Self> {
+    pub fn from_pid(pid: i32, binary: Option<&Path>) -> Result<Self> {
         let process = Process::new(pid).with_context(|| format!("there is no process {pid}"))?;
         let started = process.stat().with_context(|| format!("there is no process {pid}"))?.starttime;
         match (binary, process.exe()) {
-            (Some(binary), _) => Ok(Node { pid, started, binary: binary.into() }),
-            (None, Ok(binary)) => Ok(Node { pid, started, binary: without_mark(&binary) }),
+            (Some(binary), _) => Ok(NodeProcess { pid, started, binary: binary.into() }),
+            (None, Ok(binary)) => Ok(NodeProcess { pid, started, binary: without_mark(&binary) }),
             (None, Err(error)) => bail!(
                 "cannot read the binary's path of process {pid} ({error}): run as the node's user, or with CAP_SYS_PTRACE, \
                  or pass the path with --bitcoind"
@@ -68,7 +68,7 @@ impl Node {
     }
 }
 
-impl fmt::Display for Node {
+impl fmt::Display for NodeProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {} ({})", self.pid, self.binary.display())
     }
@@ -76,26 +76,26 @@ impl fmt::Display for Node {
 
 /// The node's process at the other end of a socket. It is not visible if it is in another PID namespace, and if another program, a
 /// proxy, listens in front of the node.
-pub struct Peer {
+pub struct SocketPeer {
     pid: Option<i32>,
-    supervisor: Option<Rc<Client>>,
+    supervisor: Option<Rc<SupervisorClient>>,
     /// It was seen to be a node.
     is_node: Cell<bool>,
     /// Becomes readable when the process ends.
     end: Option<OwnedFd>,
 }
 
-impl Peer {
+impl SocketPeer {
     /// The process that listens on the other end.
-    pub fn of(stream: &UnixStream) -> Self {
+    pub fn from_stream(stream: &UnixStream) -> Self {
         let credentials = getsockopt(stream, sockopt::PeerCredentials).ok();
-        Self::of_process(credentials.map_or(0, |peer| peer.pid()), None)
+        Self::from_pid(credentials.map_or(0, |peer| peer.pid()), None)
     }
 
-    /// The process of this id; 0 for one in another PID namespace. `supervisor` sees what only an unconfined process may.
-    pub fn of_process(pid: i32, supervisor: Option<Rc<Client>>) -> Self {
+    /// The process of this id; 0 for one in another PID namespace. `supervisor` reads values that only an unconfined process may read.
+    pub fn from_pid(pid: i32, supervisor: Option<Rc<SupervisorClient>>) -> Self {
         let pid = Some(pid).filter(|&pid| pid > 0);
-        Peer {
+        SocketPeer {
             pid,
             supervisor,
             is_node: Cell::new(false),
@@ -108,16 +108,16 @@ impl Peer {
         let process = Process::new(self.pid?).ok()?;
         if !self.is_node.get() {
             let threads = process.tasks().ok()?.flatten().filter_map(|task| Some(task.stat().ok()?.comm));
-            self.is_node.set(are_threads_of_node(threads));
+            self.is_node.set(are_node_threads(threads));
         }
         self.is_node.get().then_some(process)
     }
 
     /// The node's process, to look at what it uses; `None` if it is not visible.
-    pub fn process(&self) -> Option<Usage> {
+    pub fn process(&self) -> Option<ProcessUsage> {
         let process = self.node()?;
         let started = process.stat().ok()?.starttime;
-        Some(Usage { process, started, supervisor: self.supervisor.clone() })
+        Some(ProcessUsage { process, started, supervisor: self.supervisor.clone() })
     }
 
     /// Whether a thread of this name runs in the node; `None` if its process is not visible.
@@ -127,14 +127,14 @@ impl Peer {
         Some(names.into_iter().any(|comm| comm == name))
     }
 
-    /// Whether the node takes itself apart, by the name that its main thread has from then on; `None` if its process is not
+    /// Whether the node shuts down, by the name that its main thread has from then on; `None` if its process is not
     /// visible.
     pub fn is_shutting_down(&self) -> Option<bool> {
         let stat = self.node()?.stat().ok()?;
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when it has ended; an error if the system does not tell, or if it is not the node.
+    /// Resolves when it has ended; an error if the system cannot report it, or if it is not the node.
     pub async fn ended(self) -> io::Result<()> {
         let is_proxy = self.pid.is_some_and(|pid| Process::new(pid).is_ok()) && self.node().is_none();
         if is_proxy {
@@ -147,21 +147,21 @@ impl Peer {
 
 /// Whether threads of these names are a node's. Bitcoin Core's names begin with `b-`, that of the thread which serves the socket
 /// included.
-fn are_threads_of_node(mut names: impl Iterator<Item = String>) -> bool {
+fn are_node_threads(mut names: impl Iterator<Item = String>) -> bool {
     names.any(|name| name.starts_with("b-"))
 }
 
-/// What a process uses.
-pub struct Usage {
+/// Resource usage of a process.
+pub struct ProcessUsage {
     process: Process,
     /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
     started: u64,
-    supervisor: Option<Rc<Client>>,
+    supervisor: Option<Rc<SupervisorClient>>,
 }
 
-/// What only a process of the same user may see, and none that Landlock confines.
+/// Values that only a process of the same user may read, and none that Landlock confines.
 #[derive(Default)]
-pub struct Private {
+pub struct PrivateUsage {
     /// Open descriptors.
     pub open_fds: Option<u64>,
     /// Bytes that were read from and written to disks.
@@ -178,7 +178,7 @@ pub struct ThreadTime {
     pub seconds: f64,
 }
 
-impl Usage {
+impl ProcessUsage {
     /// Which process this is, of all since boot.
     pub fn id(&self) -> (i32, u64) {
         (self.process.pid, self.started)
@@ -206,10 +206,10 @@ impl Usage {
     }
 
     /// As the supervising process sees it.
-    pub async fn private(&self) -> Private {
-        let Some(supervisor) = &self.supervisor else { return Private::default() };
+    pub async fn private(&self) -> PrivateUsage {
+        let Some(supervisor) = &self.supervisor else { return PrivateUsage::default() };
         let (open_fds, io) = supervisor.usage().await;
-        Private { open_fds, io }
+        PrivateUsage { open_fds, io }
     }
 }
 
@@ -218,15 +218,15 @@ pub fn cpu_seconds(stat: &Stat) -> f64 {
     (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
 }
 
-/// Without what the kernel appends when the file was removed or replaced.
+/// Without the mark that the kernel appends when the file was removed or replaced.
 pub(crate) fn without_mark(path: &Path) -> PathBuf {
     path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.into(), PathBuf::from)
 }
 
 #[cfg(test)]
 #[test]
-fn nodes_are_known_by_their_threads() {
-    let is_node = |names: &[&str]| are_threads_of_node(names.iter().map(|name| name.to_string()));
+fn nodes_are_recognized_by_their_threads() {
+    let is_node = |names: &[&str]| are_node_threads(names.iter().map(|name| name.to_string()));
     assert!(is_node(&["bitcoin-node", "b-capnp-loop", "b-scheduler"]));
     assert!(is_node(&["b-shutoff"]), "it shuts down");
     assert!(!is_node(&["socat"]) && !is_node(&["nginx", "nginx"]) && !is_node(&["bitcoin-node"]));

@@ -13,24 +13,24 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::http::{self, Endpoint, Listener, Pages, Serving};
+use crate::http::{self, Endpoint, HttpServerHandle, Listener, Pages};
 use crate::systemd::{self, Heartbeat};
 
 /// A signal that is repeated within this time is the same request: a service manager that signals all processes of a unit reaches
 /// the exporter directly, and through the process that supervises it.
-const SAME_SIGNAL: Duration = Duration::from_millis(500);
+const SAME_SIGNAL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A process that serves metrics.
 pub struct Service {
     listeners: Vec<Arc<Listener>>,
-    serving: Serving,
+    serving: HttpServerHandle,
     heartbeat: Heartbeat,
     terminate: signal::Signal,
     interrupt: signal::Signal,
 }
 
 impl Service {
-    /// Serves, and tells the service manager that it does. Signals are for [`run`](Self::run), which drives this runtime.
+    /// Serves, and notifies the service manager. Signals are for [`run`](Self::run), which drives this runtime.
     ///
     /// # Errors
     /// The server cannot be started.
@@ -80,7 +80,7 @@ impl Service {
                 shutdown.cancel();
                 loop {
                     let signal = signaled().await;
-                    if signal != first || since.elapsed() > SAME_SIGNAL {
+                    if signal != first || since.elapsed() > SAME_SIGNAL_INTERVAL {
                         return signal;
                     }
                 }

@@ -1,4 +1,4 @@
-//! What needs `unsafe` in both exporters: system calls that no crate wraps, and what this process inherited.
+//! Code that needs `unsafe` in both exporters: system calls that no crate wraps, and what this process inherited.
 #![allow(unsafe_code, reason = "this is its place")]
 
 use std::io;

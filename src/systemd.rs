@@ -14,21 +14,21 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt};
 use sd_notify::NotifyState;
 
-use crate::supervisor::Request;
+use crate::supervisor::SupervisorRequest;
 pub use crate::sys::take_over;
 use crate::sys::taken_over;
 
 /// Descriptors that systemd passed, by their names in LISTEN_FDNAMES.
 #[derive(Default)]
-pub struct Inherited(BTreeMap<String, Vec<OwnedFd>>);
+pub struct InheritedFds(BTreeMap<String, Vec<OwnedFd>>);
 
-impl Inherited {
-    /// Takes over what LISTEN_FDS says; nothing if the variables are meant for another process.
+impl InheritedFds {
+    /// Takes over the descriptors of LISTEN_FDS; none if the variables are meant for another process.
     ///
     /// # Errors
     /// LISTEN_FDS is wrong, or a descriptor is not open.
     pub fn take() -> Result<Self> {
-        let mut inherited = Inherited::default();
+        let mut inherited = InheritedFds::default();
         const FAILED: &str = "cannot read LISTEN_FDS";
         // Without descriptors the crate takes any LISTEN_FDNAMES for wrong.
         if sd_notify::listen_fds().context(FAILED)?.len() == 0 {
@@ -102,9 +102,9 @@ pub fn notify_through(channel: OwnedFd) {
 pub fn notify(state: NotifyState<'static>) {
     static MESSAGES: LazyLock<Option<SyncSender<NotifyState<'static>>>> = LazyLock::new(start_notifying);
     let request = match state {
-        NotifyState::Ready => Some(Request::Ready),
-        NotifyState::Watchdog => Some(Request::Watchdog),
-        NotifyState::Stopping => Some(Request::Stopping),
+        NotifyState::Ready => Some(SupervisorRequest::Ready),
+        NotifyState::Watchdog => Some(SupervisorRequest::Watchdog),
+        NotifyState::Stopping => Some(SupervisorRequest::Stopping),
         _ => None,
     };
     if let (Some(supervisor), Some(request)) = (SUPERVISOR.get(), request) {

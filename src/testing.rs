@@ -1,15 +1,15 @@
-//! What tests, benches and fuzz targets use, and the binaries do not.
+//! Items for tests, benches and fuzz targets, not for the binaries.
 
-pub use crate::collect::{End, open};
+pub use crate::collect::{SessionEnd, open};
 pub use crate::http::connections::Authenticated;
 pub use crate::http::server::serve_connection;
-pub use crate::ipc::guard::{Notice, relay};
-pub use crate::ipc::{Connection, Interfaces, Mining};
-pub use crate::json_rpc::{Method, method_names, whitelist_of};
+pub use crate::ipc::guard::{TimedEvent, relay};
+pub use crate::ipc::{Interfaces, IpcConnection, Mining};
+pub use crate::json_rpc::{Method, method_names, whitelist_line};
 pub use crate::metrics::now;
-pub use crate::node_process::Peer;
+pub use crate::node_process::SocketPeer;
 #[cfg(feature = "usdt")]
-pub use crate::usdt::events::Events;
+pub use crate::usdt::events::EventReader;
 pub use hyper_util::server::graceful::GracefulShutdown;
 
 /// The schemas' modules.

@@ -7,14 +7,14 @@ pub const LABEL_BYTES: usize = 256;
 /// Limit on a field of a log line and on a message on a page, in bytes.
 pub const MESSAGE_BYTES: usize = 1024;
 
-/// What stands for the rest.
+/// The mark in place of the rest.
 const CUT: char = '…';
 
 /// At most `limit` bytes of the text, in one line: control characters become spaces, and a cut text ends in `…`. Formatting
 /// stops at the limit, so a large value costs no memory.
 pub fn bounded(text: impl Display, limit: usize) -> String {
-    let mut bounded = Bounded { text: String::new(), limit };
-    // The error of a full `Bounded`.
+    let mut bounded = BoundedText { text: String::new(), limit };
+    // The error of a full `BoundedText`.
     let _ = write!(bounded, "{text}");
     bounded.text
 }
@@ -29,14 +29,14 @@ pub fn label(text: impl Display) -> String {
     bounded(text, LABEL_BYTES)
 }
 
-struct Bounded {
+struct BoundedText {
     text: String,
     limit: usize,
 }
 
-impl Write for Bounded {
-    fn write_str(&mut self, more: &str) -> fmt::Result {
-        for character in more.chars() {
+impl Write for BoundedText {
+    fn write_str(&mut self, text_part: &str) -> fmt::Result {
+        for character in text_part.chars() {
             let character = if character.is_control() { ' ' } else { character };
             if self.text.len() + character.len_utf8() > self.limit {
                 while self.text.len() + CUT.len_utf8() > self.limit && self.text.pop().is_some() {}
@@ -80,15 +80,15 @@ mod tests {
 
     #[test]
     fn formatting_stops_at_the_limit() {
-        struct Endless;
-        impl Display for Endless {
+        struct EndlessText;
+        impl Display for EndlessText {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 loop {
                     f.write_str("without end ")?;
                 }
             }
         }
-        assert_eq!(message(Endless).len(), MESSAGE_BYTES);
-        assert!(label(Endless).ends_with(CUT));
+        assert_eq!(message(EndlessText).len(), MESSAGE_BYTES);
+        assert!(label(EndlessText).ends_with(CUT));
     }
 }

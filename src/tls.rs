@@ -42,7 +42,7 @@ pub fn read_pem(path: &Path) -> Result<Vec<u8>> {
 pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     let mut reader = SliceReader::new(certificate).ok()?;
     let since_1970 = reader.sequence(|certificate| {
-        first_of(certificate, |fields| {
+        read_first(certificate, |fields| {
             // Version 1 lacks the version; then serial number, algorithm, issuer.
             if Tag::peek(fields)?.is_context_specific() {
                 AnyRef::decode(fields)?;
@@ -50,7 +50,7 @@ pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
             for _ in 0..3 {
                 AnyRef::decode(fields)?;
             }
-            first_of(fields, |validity| {
+            read_first(fields, |validity| {
                 AnyRef::decode(validity)?;
                 match Tag::peek(validity)? {
                     Tag::UtcTime => UtcTime::decode(validity).map(|time| time.to_unix_duration()),
@@ -63,7 +63,7 @@ pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
 }
 
 /// Reads the next field, a sequence, and skips the fields behind it.
-fn first_of<'a, T>(
+fn read_first<'a, T>(
     fields: &mut SliceReader<'a>,
     read: impl FnOnce(&mut SliceReader<'a>) -> der::Result<T>,
 ) -> der::Result<T> {
@@ -90,14 +90,14 @@ pub fn first_expiry() -> Option<f64> {
     expiry.values().min().map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
 }
 
-/// What to log about a certificate that has expired or expires soon.
+/// The warning about a certificate that has expired or expires soon.
 pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Option<String> {
     /// Certificates for 90 days are usually renewed 30 days before their end.
-    const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+    const WARNING_PERIOD: Duration = Duration::from_secs(14 * 24 * 60 * 60);
     let (path, at) = (path.display(), humantime::format_rfc3339_seconds(expires));
     match expires.duration_since(now) {
         Err(_) => Some(format!("the certificate {path} expired at {at} and clients reject it; renew it")),
-        Ok(left) if left <= SOON => {
+        Ok(left) if left <= WARNING_PERIOD => {
             let days = left.as_secs() / (24 * 60 * 60);
             Some(format!("the certificate {path} expires at {at}, in {days} days; renew it"))
         }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_warned_about_in_its_last_two_weeks() {
+    fn certificate_warning_starts_two_weeks_before_expiry() {
         let expires = UNIX_EPOCH + 20_000 * DAY;
         let warning = |now| expiry_warning(Path::new("/c.pem"), expires, now);
         assert_eq!(warning(expires - 15 * DAY), None);

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::testing::{Notice, relay};
+use bitcoind_exporter::testing::{TimedEvent, relay};
 use libfuzzer_sys::fuzz_target;
 
 nix::ioctl_read_bad!(unread_by_the_other, 0x5411 /* TIOCOUTQ */, nix::libc::c_int);
@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
     let mut notices = Vec::new();
     events.read_to_end(&mut notices).unwrap();
     let mut rest = &notices[..];
-    while let Some((_, length)) = Notice::decode(rest) {
+    while let Some((_, length)) = TimedEvent::decode(rest) {
         rest = &rest[length..];
     }
     assert!(rest.is_empty(), "only whole notices");

@@ -9,9 +9,9 @@ use bitcoind_exporter::testing::{Authenticated, GracefulShutdown, serve_connecti
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-struct Fixed;
+struct FixedPages;
 
-impl Pages for Fixed {
+impl Pages for FixedPages {
     fn metrics(&self, _: Format) -> String {
         "bitcoin_up 1\n".repeat(100)
     }
@@ -52,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
             // On a paused clock this is the proof that no client keeps a connection for ever.
             tokio::time::timeout(
                 Duration::from_secs(3600),
-                serve_connection(ours, &open, &Fixed, &Authenticated::default(), graceful.watcher()),
+                serve_connection(ours, &open, &FixedPages, &Authenticated::default(), graceful.watcher()),
             )
             .await
             .expect("ends")

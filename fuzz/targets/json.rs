@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::testing::Peer;
+use bitcoind_exporter::testing::SocketPeer;
 use bitcoind_exporter::testing::open;
 use bitcoind_exporter::testing::schema::init_capnp::init;
 use bitcoind_exporter::testing::schema::proxy_capnp::{thread, thread_map};
 use bitcoind_exporter::testing::schema::rpc_capnp::rpc;
-use bitcoind_exporter::{Config, Context, NextBlock, UtxoTrace};
+use bitcoind_exporter::{Config, Context, NextBlockMode, UtxoTraceMode};
 use capnp::Error;
 use capnp::capability::FromClientHook;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
@@ -84,7 +84,7 @@ fuzz_target!(|text: &str| {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let process = Peer::of(&ours);
+        let process = SocketPeer::from_stream(&ours);
         let (read, write) = theirs.into_split();
         let network =
             twoparty::VatNetwork::new(read.compat(), write.compat_write(), Side::Server, Default::default());
@@ -93,9 +93,9 @@ fuzz_target!(|text: &str| {
         let config = Config {
             poll_interval: Duration::from_secs(15),
             call_timeout: Duration::from_secs(10),
-            utxo_trace: UtxoTrace::Off,
+            utxo_trace: UtxoTraceMode::Off,
             utxo_trace_budget: Duration::ZERO,
-            next_block: NextBlock::Off,
+            next_block: NextBlockMode::Off,
             exit_with_node: false,
             http_rpc: None,
             data_directory: Default::default(),

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::testing::Peer;
-use bitcoind_exporter::testing::{End, open};
-use bitcoind_exporter::{Config, Context, NextBlock, UtxoTrace};
+use bitcoind_exporter::testing::SocketPeer;
+use bitcoind_exporter::testing::{SessionEnd, open};
+use bitcoind_exporter::{Config, Context, NextBlockMode, UtxoTraceMode};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -37,16 +37,16 @@ fuzz_target!(|data: &[u8]| {
         let config = Config {
             poll_interval: Duration::from_millis(5),
             call_timeout: Duration::from_secs(10),
-            utxo_trace: UtxoTrace::Auto,
+            utxo_trace: UtxoTraceMode::Auto,
             utxo_trace_budget: Duration::from_millis(50),
-            next_block: NextBlock::Auto,
+            next_block: NextBlockMode::Auto,
             exit_with_node: false,
             http_rpc: None,
             data_directory: Default::default(),
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
-        let node = Peer::of(&ours);
+        let node = SocketPeer::from_stream(&ours);
         let exporter = async {
             match open(ours, None, &node, &context).await {
                 Ok(session) => session.run().await,
@@ -70,7 +70,7 @@ fuzz_target!(|data: &[u8]| {
             while theirs.read(&mut sink).await.is_ok_and(|read| read > 0) {}
         };
         let (end, ()) = tokio::join!(exporter, peer);
-        assert!(!matches!(end, End::ShutdownRequested));
+        assert!(!matches!(end, SessionEnd::ShutdownRequested));
         METRICS.node_is_away();
     });
     // Nothing that a peer says makes the page grow without end.

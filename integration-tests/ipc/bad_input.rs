@@ -26,7 +26,7 @@ fn refusal(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_wrong_socket_is_explained() {
+fn wrong_socket_is_explained() {
     let dir = TempDir::new().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
     assert!(refusal(&["--once", &path("none")]).contains("start the node with -ipcbind=unix"));
@@ -41,7 +41,7 @@ fn a_wrong_socket_is_explained() {
 }
 
 #[test]
-fn a_wrong_descriptor_is_explained() {
+fn wrong_descriptor_is_explained() {
     assert!(refusal(&["--ipc-fd", "77"]).contains("file descriptor 77 is not open"));
     assert!(refusal(&["-ipcfd", "2"]).contains("is not an inherited connection"));
     assert!(refusal(&["--ipc-fd", "many"]).contains("invalid value"));
@@ -88,7 +88,7 @@ fn peer(greeting: &'static [u8], stays: bool) -> (TempDir, std::path::PathBuf) {
 }
 
 #[test]
-fn a_peer_that_is_no_node_is_refused_and_tried_again() {
+fn peer_that_is_no_node_is_rejected_and_retried() {
     for greeting in [
         &b""[..],
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
@@ -108,7 +108,7 @@ fn a_peer_that_is_no_node_is_refused_and_tried_again() {
 }
 
 #[test]
-fn a_peer_that_never_answers_is_given_up_at_the_deadline() {
+fn silent_peer_is_disconnected_at_the_deadline() {
     let (_dir, path) = peer(b"", true);
     let said = refusal(&["--once", "--call-timeout", "200ms", path.to_str().unwrap()]);
     assert!(said.contains("no response within 200ms"), "{said}");
@@ -116,7 +116,7 @@ fn a_peer_that_never_answers_is_given_up_at_the_deadline() {
 
 /// `eprintln!` would panic, and a panic of PID 1 ends its container.
 #[test]
-fn an_error_that_cannot_be_printed_ends_it_in_order() {
+fn unprintable_error_ends_the_process_cleanly() {
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
     let failure = |arguments: &[&str]| command().args(arguments).stderr(full()).status().unwrap().code();
     assert_eq!(failure(&["--once", "/nonexistent/node.sock"]), Some(1));
@@ -131,7 +131,7 @@ fn an_error_that_cannot_be_printed_ends_it_in_order() {
 }
 
 #[test]
-fn a_password_file_that_blocks_is_rejected() {
+fn blocking_password_file_is_rejected() {
     let dir = TempDir::new().unwrap();
     let fifo = dir.path().join("fifo");
     mkfifo(&fifo, FileMode::S_IRWXU).unwrap();
@@ -144,7 +144,7 @@ fn a_password_file_that_blocks_is_rejected() {
 }
 
 #[test]
-fn it_brings_its_manual_page_and_completions() {
+fn manual_page_and_completions_are_generated() {
     let generated = |what: &str| {
         let output = command().args(["--generate", what]).output().unwrap();
         assert!(output.status.success(), "{output:?}");

@@ -47,7 +47,7 @@ fn costly_call_without_answer_is_repeated_soon() {
 }
 
 #[test]
-fn failing_call_backs_off_and_keeps_its_metrics_for_two_intervals() {
+fn failing_call_backs_off_and_keeps_metrics_two_intervals() {
     let http = FakeHttp::start(Mode::Works);
     let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
     exporter.wait_for("bitcoin_mempool_size", 5.0);
@@ -122,7 +122,7 @@ fn http_session_survives_missed_polls_until_values_are_too_old() {
 }
 
 #[test]
-fn http_node_that_hangs_is_given_up_as_hung() {
+fn hanging_http_node_is_disconnected_as_hung() {
     let http = FakeHttp::start(Mode::Works);
     let exporter = http.only_exporter(&QUICK);
     http.set(Mode::Hangs);
@@ -209,7 +209,7 @@ fn http_only_node_that_comes_and_goes_is_logged_once_a_minute() {
 }
 
 #[test]
-fn real_node_whose_http_ends_keeps_what_ipc_gives() {
+fn real_node_keeps_ipc_metrics_when_http_ends() {
     let node = Node::start(&[]);
     node.mine(3);
     let without = WithoutRpc::start(&node.socket());
@@ -230,7 +230,7 @@ fn real_node_whose_http_ends_keeps_what_ipc_gives() {
 }
 
 #[test]
-fn no_rpc_worker_is_held() {
+fn rpc_workers_are_not_held() {
     let node = Node::start_bitcoind(&["-rpcthreads=2", "-rpcworkqueue=2"]);
     node.mine(3);
     let cookie = node.dir().join("regtest/.cookie");
@@ -314,7 +314,7 @@ fn answer_above_the_limit_over_http_costs_its_metric_only() {
 }
 
 #[test]
-fn node_that_hangs_from_the_start_is_hung_and_not_refused() {
+fn node_hanging_from_the_start_counts_as_hung() {
     let node = Node::start(&[]);
     node.signal(Signal::SIGSTOP);
     let mut exporter = Exporter::start(&node.socket(), &QUICK);

@@ -40,7 +40,7 @@ fn peers_are_shown_by_group_and_without_their_addresses() {
 }
 
 #[test]
-fn a_node_that_does_not_know_the_call_is_asked_once() {
+fn unknown_method_is_called_once() {
     let offers = Offers { mining: true, chain: true, node: true, ..Offers::NOTHING };
     let fake = FakeNode::start(offers);
     let real = node::Node::start(&[]);

@@ -26,7 +26,7 @@ fn resident(exporter: &Exporter) -> f64 {
 }
 
 #[test]
-fn a_peer_that_asks_and_never_reads_costs_no_memory() {
+fn peer_that_never_reads_costs_no_memory() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("node.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -65,7 +65,7 @@ fn a_peer_that_asks_and_never_reads_costs_no_memory() {
 }
 
 #[test]
-fn a_peer_that_asks_without_end_costs_no_memory() {
+fn peer_with_endless_calls_costs_no_memory() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("node.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -94,7 +94,7 @@ fn a_peer_that_asks_without_end_costs_no_memory() {
 }
 
 #[test]
-fn hostile_requests_keep_no_scraper_out() {
+fn hostile_requests_do_not_block_scrapers() {
     let exporter = Exporter::start("/nonexistent/node.sock".as_ref(), &[]);
     let before = exporter.value("process_open_fds").unwrap();
     let connect = || {
@@ -188,7 +188,7 @@ fn long_texts_of_a_server_leave_pages_and_log_lines_short() {
 }
 
 #[test]
-fn a_node_that_hangs_is_given_up_and_found_again() {
+fn hanging_node_is_disconnected_and_reconnected() {
     let node = Node::start(&[]);
     let options = ["--call-timeout", "200ms", "--poll-interval", "100ms"];
     let exporter = Exporter::start(&node.socket(), &options).ready();
@@ -206,7 +206,7 @@ fn a_node_that_hangs_is_given_up_and_found_again() {
 }
 
 #[test]
-fn a_node_with_subscriptions_that_hangs_is_kept() {
+fn hanging_node_with_subscriptions_is_kept() {
     let node =
         FakeNode::start(Offers { mining: true, rpc: false, chain: true, node: true, ..Offers::default() });
     let options = ["--call-timeout", "100ms", "--poll-interval", "50ms"];
@@ -229,7 +229,7 @@ fn a_node_with_subscriptions_that_hangs_is_kept() {
 }
 
 #[test]
-fn who_asks_while_it_ends_is_answered_and_nobody_holds_it_up() {
+fn requests_at_exit_are_answered_without_delay() {
     let dir = TempDir::new().unwrap();
     let mut exporter = Exporter::start(&dir.path().join("node.sock"), &[]);
     let mut slow = TcpStream::connect(exporter.address()).unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::testing::{method_names, whitelist_of};
+use bitcoind_exporter::testing::{method_names, whitelist_line};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -113,7 +113,7 @@ fn blocks_are_counted_over_http_and_the_source_is_shown() {
 }
 
 #[test]
-fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
+fn documented_whitelist_is_sufficient_and_minimal() {
     let dir = TempDir::new().unwrap();
     let password = dir.path().join("password");
     std::fs::write(&password, "secret word\n").unwrap();
@@ -122,7 +122,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
         &rpcauth("exporter", "secret word"),
         &rpcauth("less", "secret word"),
         &rpcauth("all", "secret word"),
-        &format!("-{}", whitelist_of("exporter")),
+        &format!("-{}", whitelist_line("exporter")),
         &format!("-rpcwhitelist=less:{}", without_peers.join(",")),
         "-rpcwhitelistdefault=0",
     ]);
@@ -151,7 +151,7 @@ fn the_whitelist_in_readme_suffices_and_one_method_less_costs_its_metrics() {
 
     // A user without a list is told of one.
     let all = as_user("all");
-    let advice = format!("add to bitcoin.conf: {}", whitelist_of("all"));
+    let advice = format!("add to bitcoin.conf: {}", whitelist_line("all"));
     eventually("the advice is logged", || all.log().contains(&advice).then_some(()));
     assert!(!exporter.log().contains("bitcoin.conf") && !less.log().contains("bitcoin.conf"));
 
@@ -219,7 +219,7 @@ fn http_of_another_node_is_not_used() {
 }
 
 #[test]
-fn a_connection_that_the_node_closes_between_polls_is_opened_again() {
+fn connection_closed_between_polls_is_reopened() {
     let node = Node::start(&["-rpcservertimeout=1"]);
     node.mine(3);
     let without = WithoutRpc::start(&node.socket());
@@ -236,7 +236,7 @@ fn a_connection_that_the_node_closes_between_polls_is_opened_again() {
 }
 
 #[test]
-fn a_restarted_node_has_another_cookie() {
+fn restarted_node_has_another_cookie() {
     let mut node = Node::start(&[]);
     node.mine(3);
     let without = WithoutRpc::start(&node.socket());
@@ -271,37 +271,37 @@ fn fault(mode: Mode, said: &str) {
 }
 
 #[test]
-fn a_full_work_queue_is_said_once() {
+fn full_work_queue_is_logged_once() {
     fault(Mode::Status("503 Service Unavailable"), "the node's work queue is full (503)");
 }
 
 #[test]
-fn a_wrong_password_is_said_once() {
+fn wrong_password_is_logged_once() {
     fault(Mode::Status("401 Unauthorized"), "the node rejects the cookie in");
 }
 
 #[test]
-fn the_html_of_a_proxy_is_said_once() {
+fn html_of_a_proxy_is_logged_once() {
     fault(Mode::Html, "the response is not JSON-RPC (200, text/html)");
 }
 
 #[test]
-fn a_node_that_is_starting_is_said_once() {
+fn starting_node_is_logged_once() {
     fault(Mode::Starts, "the node is starting");
 }
 
 #[test]
-fn a_redirect_is_refused() {
+fn redirect_is_rejected() {
     fault(Mode::Redirects, "the server sends a redirect (302), which is not followed");
 }
 
 #[test]
-fn a_body_that_never_ends_is_given_up() {
+fn endless_body_is_abandoned() {
     fault(Mode::NeverEnds, "no response within 1s");
 }
 
 #[test]
-fn a_body_that_is_too_large_is_refused() {
+fn oversized_body_is_rejected() {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
     let http = FakeHttp::start(Mode::TooLarge);
     let exporter = http.exporter(&node, &[]);
@@ -332,7 +332,7 @@ fn http_that_hangs_in_use_ends_no_session() {
 }
 
 #[test]
-fn a_new_cookie_is_read_after_a_401() {
+fn new_cookie_is_read_after_a_401() {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
     let http = FakeHttp::start(Mode::Works);
     let exporter = http.exporter(&node, &[]);
@@ -345,7 +345,7 @@ fn a_new_cookie_is_read_after_a_401() {
 }
 
 #[test]
-fn nobody_who_listens_and_no_cookie_are_said() {
+fn missing_listener_and_cookie_are_logged() {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(); // free again
     let cookie = node.socket().with_file_name(".cookie");
@@ -361,7 +361,7 @@ fn nobody_who_listens_and_no_cookie_are_said() {
 }
 
 #[test]
-fn a_password_in_an_argument_is_refused() {
+fn password_in_an_argument_is_rejected() {
     let refused = |arguments: &[&str]| {
         let output = command().args(["/nowhere.sock", "--once"]).args(arguments).output().unwrap();
         assert!(!output.status.success());

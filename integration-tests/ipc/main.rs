@@ -2,14 +2,13 @@
 //! what the real one does not offer or will not do.
 
 mod bad_input;
-mod door;
 mod failing_calls;
 mod fibre;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod hostile;
+mod http_abuse;
 mod http_rpc;
-mod leaving;
 mod next_block;
 mod notifications;
 mod read_only;
@@ -18,6 +17,7 @@ mod reconnect;
 mod relay;
 mod reorgs;
 mod sandbox;
+mod shutdown;
 mod socket_proxy;
 mod versions;
 mod web_config;

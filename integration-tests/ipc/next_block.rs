@@ -48,7 +48,7 @@ fn block_template(node: &Node) -> [Option<f64>; 4] {
 }
 
 #[test]
-fn the_next_block_is_that_of_getblocktemplate() {
+fn next_block_agrees_with_getblocktemplate() {
     let node = Node::start(&[]);
     let blocks = node.mine(101);
     node.fan_out(&blocks[0], 5000);
@@ -65,7 +65,7 @@ fn the_next_block_is_that_of_getblocktemplate() {
 }
 
 #[test]
-fn once_and_check_tell_the_next_block() {
+fn once_and_check_print_the_next_block() {
     let node = Node::start(&[]);
     node.mine(1);
     let output = command().arg(node.socket()).arg("--once").output().unwrap();
@@ -96,7 +96,7 @@ fn without_mining_the_block_that_was_assembled_last_is_shown() {
 
 /// The tip's time, and so that of the next block, is three hours ahead of the node's clock.
 #[test]
-fn a_real_node_that_cannot_build_a_template_lives() {
+fn real_node_survives_a_failed_template() {
     let mut node = Node::start(&[]);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     node.cli(&["setmocktime", &(now + 3 * 3600).to_string()]);
@@ -135,7 +135,7 @@ fn ends_in_the_middle_of_templates_harm_no_node() {
 }
 
 #[test]
-fn an_end_at_each_step_of_a_template_leaves_none_behind() {
+fn exit_at_each_step_of_a_template_releases_it() {
     for (core30, step) in [
         (false, Step::Create),
         (false, Step::Read),
@@ -164,7 +164,7 @@ fn an_end_at_each_step_of_a_template_leaves_none_behind() {
 }
 
 #[test]
-fn a_template_that_is_never_built_keeps_nothing_waiting() {
+fn endless_template_build_delays_nothing() {
     let node = FakeNode::start(TEMPLATES);
     let arguments = [&OFTEN[..2], &["--poll-interval", "50ms", "--call-timeout", "200ms"]].concat();
     let mut exporter = Exporter::start(&node.socket(), &arguments);
@@ -193,7 +193,7 @@ fn a_template_that_is_never_built_keeps_nothing_waiting() {
 }
 
 #[test]
-fn a_template_that_cannot_be_built_is_absent_and_tried_again() {
+fn failed_template_is_absent_and_retried() {
     let node = FakeNode::start(TEMPLATES);
     let exporter = Exporter::start(&node.socket(), &OFTEN);
     is_shown(&exporter);
@@ -211,7 +211,7 @@ fn a_template_that_cannot_be_built_is_absent_and_tried_again() {
 
 /// More than any chain permits: 20,000 transactions in 4.1 MB.
 #[test]
-fn a_huge_template_is_read() {
+fn huge_template_is_read() {
     let node = FakeNode::start(TEMPLATES);
     let exporter = Exporter::start(&node.socket(), &OFTEN[..2]);
     is_shown(&exporter);
@@ -225,7 +225,7 @@ fn a_huge_template_is_read() {
 }
 
 #[test]
-fn a_node_that_must_not_be_asked_is_not() {
+fn templates_are_not_requested_from_branch_nodes() {
     let asked = |offers: Offers, arguments: &[&str]| {
         let node = FakeNode::start(Offers { templates: true, ..offers });
         let exporter =

@@ -73,7 +73,7 @@ fn every_callback_counts_what_it_must() {
 }
 
 #[test]
-fn a_block_of_four_megabytes_is_counted() {
+fn block_of_four_megabytes_is_counted() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &[]);
     let mut block = genesis_block(Network::Bitcoin);
@@ -157,7 +157,7 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
 }
 
 #[test]
-fn a_node_that_offers_nothing_is_refused() {
+fn node_without_interfaces_is_rejected() {
     let node = FakeNode::start(Offers::default());
     let output = command().args(["--check"]).arg(node.socket()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -216,7 +216,7 @@ fn one_failing_call_costs_only_its_own_metrics() {
 }
 
 #[test]
-fn a_long_poll_that_fails_at_once_is_tried_again_in_peace() {
+fn failing_long_poll_is_retried_at_an_interval() {
     let node = FakeNode::start(Offers { tip_fails: true, ..TRACING });
     let exporter = subscribed(&node, &[]);
     eventually("it is tried again", || (node.long_polls() >= 3).then_some(()));
@@ -228,7 +228,7 @@ fn a_long_poll_that_fails_at_once_is_tried_again_in_peace() {
 }
 
 #[test]
-fn the_trace_waits_for_the_end_of_initial_block_download_and_ends_with_a_fall_back_into_it() {
+fn trace_runs_only_outside_initial_block_download() {
     let node = FakeNode::start(Offers { ibd: true, ..TRACING });
     let exporter = subscribed(&node, &["--poll-interval", "50ms"]);
     exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"ibd\"}", 1.0);
@@ -244,7 +244,7 @@ fn the_trace_waits_for_the_end_of_initial_block_download_and_ends_with_a_fall_ba
 }
 
 #[test]
-fn the_trace_is_given_up_over_its_budget_and_stays_so() {
+fn trace_over_budget_stays_off() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &["--utxo-trace-budget", "1ms", "--poll-interval", "50ms"]);
     exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"active\"}", 1.0);
@@ -258,7 +258,7 @@ fn the_trace_is_given_up_over_its_budget_and_stays_so() {
 }
 
 #[test]
-fn a_shutdown_of_the_node_ends_the_subscriptions_first() {
+fn node_shutdown_ends_subscriptions_first() {
     let node = FakeNode::start(TRACING);
     let mut exporter = subscribed(&node, &["--exit-with-node"]);
     exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"active\"}", 1.0);
@@ -319,7 +319,7 @@ fn sudden_death_of_the_exporter_never_harms_the_node() {
 }
 
 #[test]
-fn an_exporter_that_is_stopped_does_not_keep_the_node_waiting() {
+fn stopped_exporter_does_not_block_the_node() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &[]);
     exporter.signal(Signal::SIGSTOP);
@@ -342,7 +342,7 @@ fn an_exporter_that_is_stopped_does_not_keep_the_node_waiting() {
 }
 
 #[test]
-fn the_trace_of_an_exporter_that_is_stopped_is_given_up_all_the_same() {
+fn trace_budget_holds_for_a_stopped_exporter() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &["--utxo-trace-budget", "1ms"]);
     exporter.wait_for("bitcoin_exporter_utxo_trace{state=\"active\"}", 1.0);
@@ -355,7 +355,7 @@ fn the_trace_of_an_exporter_that_is_stopped_is_given_up_all_the_same() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_is_dropped_and_counted_and_slows_nothing() {
+fn unread_log_lines_are_dropped_and_counted() {
     let node = FakeNode::start(TRACING);
     let mut command = command();
     command.arg(node.socket()).args(["--debug", "--log", "text", "--utxo-trace", "on"]);
@@ -370,7 +370,7 @@ fn a_log_that_nobody_reads_is_dropped_and_counted_and_slows_nothing() {
 }
 
 #[test]
-fn another_guard_takes_leave_for_one_that_was_killed() {
+fn replacement_guard_disconnects_for_a_killed_one() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &["--utxo-trace", "on"]);
     for kills in 1..=3 {
@@ -385,7 +385,7 @@ fn another_guard_takes_leave_for_one_that_was_killed() {
 }
 
 #[test]
-fn serving_gives_way_and_the_guard_answers_soon() {
+fn http_has_low_priority_and_guard_short_timeslices() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &[]);
     let process = |pid: Pid| procfs::process::Process::new(pid.as_raw()).unwrap();

@@ -156,7 +156,7 @@ fn transactions_in_the_mempool_show_with_their_fees() {
 }
 
 #[test]
-fn the_mempool_shows_by_the_feerates_at_which_it_would_be_mined() {
+fn mempool_is_exported_by_mining_feerate() {
     let node = Node::start(&[]);
     let blocks = node.mine(105);
     // Each transaction has 71 vB: at 1, 10 and 100 sat/vB.
@@ -237,7 +237,7 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
 }
 
 #[test]
-fn a_connection_inherited_from_the_parent_is_used_and_ends_with_the_node() {
+fn inherited_connection_is_used_until_the_node_exits() {
     let mut node = Node::start(&[]);
     for spelling in [["--ipc-fd"], ["-ipcfd"]] {
         let stream = UnixStream::connect(node.socket()).unwrap();
@@ -266,7 +266,7 @@ fn a_connection_inherited_from_the_parent_is_used_and_ends_with_the_node() {
 }
 
 #[test]
-fn an_exporter_that_the_node_launched_ends_with_it() {
+fn exporter_launched_by_the_node_exits_with_it() {
     let dir = TempDir::new().unwrap();
     let (socket, http, log) =
         (dir.path().join("node.sock"), dir.path().join("http.sock"), dir.path().join("log"));
@@ -293,7 +293,7 @@ fn an_exporter_that_the_node_launched_ends_with_it() {
 }
 
 #[test]
-fn the_node_stops_promptly_while_the_exporter_is_attached() {
+fn node_stops_promptly_while_the_exporter_is_attached() {
     let mut node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
     assert!(node.stop().success());
@@ -323,7 +323,7 @@ fn node_restart_keeps_event_counters() {
 }
 
 #[test]
-fn an_exporter_started_before_the_node_connects_when_it_comes_up() {
+fn exporter_started_first_connects_to_a_later_node() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("node.sock");
     let exporter = Exporter::start(&socket, &[]);
@@ -337,7 +337,7 @@ fn an_exporter_started_before_the_node_connects_when_it_comes_up() {
 }
 
 #[test]
-fn once_and_check_say_what_the_node_gives() {
+fn once_and_check_print_available_metrics() {
     let node = Node::start(&[]);
     let run = |arguments: &[&str]| {
         let datadir = node.dir().display().to_string();
@@ -404,7 +404,7 @@ fn prometheus_scrapes_open_metrics() {
 }
 
 #[test]
-fn the_endpoint_answers_each_path_and_method_as_it_should() {
+fn endpoint_responds_to_each_path_and_method() {
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     let ask = |method: &str, path: &str| {
@@ -429,7 +429,7 @@ fn the_endpoint_answers_each_path_and_method_as_it_should() {
 }
 
 #[test]
-fn signals_end_the_exporter_in_order() {
+fn signals_end_the_exporter_cleanly() {
     let node = Node::start(&[]);
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut exporter = Exporter::start(&node.socket(), &[]).ready();
@@ -440,7 +440,7 @@ fn signals_end_the_exporter_in_order() {
 }
 
 #[test]
-fn an_idle_exporter_is_idle() {
+fn idle_exporter_uses_little_cpu() {
     let node = Node::start(&[]);
     node.mine(1);
     let exporter = Exporter::start(&node.socket(), &["--debug", "--poll-interval", "1s"]).ready();
@@ -486,7 +486,7 @@ fn systemd_passes_the_connection_and_the_listening_socket() {
 }
 
 #[test]
-fn silent_connections_keep_no_scraper_out() {
+fn silent_connections_do_not_block_scrapers() {
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     let before = exporter.value("process_open_fds").unwrap();
@@ -551,7 +551,7 @@ fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
 }
 
 #[test]
-fn the_network_and_the_mempool_agree_with_bitcoin_cli() {
+fn network_and_mempool_agree_with_bitcoin_cli() {
     let node = Node::start(&[
         "-onlynet=ipv4",
         "-externalip=8.8.8.8",
@@ -589,7 +589,7 @@ fn the_network_and_the_mempool_agree_with_bitcoin_cli() {
 }
 
 #[test]
-fn the_node_is_shown_as_a_process() {
+fn node_process_metrics_are_exported() {
     let mut node = Node::start(&[]);
     node.mine(100);
     let process = || procfs::process::Process::new(node.pid() as i32).unwrap();

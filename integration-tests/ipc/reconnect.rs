@@ -91,7 +91,7 @@ fn blocks_that_come_during_a_reconnect_are_counted() {
 
 /// After a crash a node goes back to its last flush and connects the same blocks again.
 #[test]
-fn a_node_that_comes_back_at_a_lower_height_has_not_reorganized() {
+fn node_back_at_a_lower_height_has_not_reorganized() {
     let node = Node::start(&[]);
     node.mine(30);
     let proxy = Proxy::start(&node.socket());
@@ -112,7 +112,7 @@ fn a_node_that_comes_back_at_a_lower_height_has_not_reorganized() {
 }
 
 #[test]
-fn another_chain_is_a_change_of_the_tip_that_cannot_be_counted() {
+fn another_chain_is_an_uncounted_tip_change() {
     let (node, other) = (Node::start(&[]), Node::start(&[]));
     node.mine(5);
     other.cli(&["generatetodescriptor", "7", "raw(52)"]);
@@ -157,7 +157,7 @@ fn blocks_after(answer: &Value) {
 }
 
 #[test]
-fn blocks_of_a_reconnect_are_counted_where_notifications_count_the_others() {
+fn reconnect_blocks_are_counted_beside_notifications() {
     let node = FakeNode::start(Offers { mining: true, chain: true, node: true, ..Offers::default() });
     let proxy = Proxy::start(&node.socket());
     let mut exporter = Exporter::start(&proxy.socket(), &[]).ready();
@@ -189,7 +189,7 @@ fn blocks_of_a_reconnect_are_counted_where_notifications_count_the_others() {
 }
 
 #[test]
-fn what_was_counted_stays_when_a_poll_fails() {
+fn counts_stay_when_a_poll_fails() {
     let node = FakeNode::start(Offers { mining: true, chain: true, node: true, ..Offers::default() });
     let options = ["--call-timeout", "200ms", "--poll-interval", "50ms"];
     let exporter = Exporter::start(&node.socket(), &options).ready();
@@ -229,7 +229,7 @@ fn historical_blocks_are_no_blocks_of_the_active_chain() {
 
 /// As in the units, whose `ProcSubset=pid` hides the rest of /proc.
 #[test]
-fn its_own_start_is_known_without_the_rest_of_proc() {
+fn exporter_start_time_needs_no_proc_stat() {
     let script = "mount -t proc -o subset=pid proc /proc && test ! -e /proc/stat && exec \"$@\"";
     let isolated = |program: &str| {
         let mut unshare = Command::new("unshare");

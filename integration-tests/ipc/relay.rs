@@ -53,7 +53,7 @@ fn transactions_whose_parents_have_not_come_are_orphans() {
 }
 
 #[test]
-fn transactions_that_are_broadcast_privately_are_pending_until_they_come_back() {
+fn private_broadcasts_are_pending_until_they_return() {
     // The proxy need not be there.
     let node = Node::start(&["-privatebroadcast", "-onion=127.0.0.1:1"]);
     let blocks = node.mine(102);

@@ -48,7 +48,7 @@ impl Tree {
 
 /// The seed is fixed, so that a failure comes again.
 #[test]
-fn a_thousand_invalidations_and_reconnects_are_counted_exactly() {
+fn thousand_invalidations_and_reconnects_are_counted() {
     let node = Node::start(&[]);
     let genesis = node.cli(&["getblockhash", "0"]);
     let mut tree = Tree {
@@ -124,7 +124,7 @@ fn a_thousand_invalidations_and_reconnects_are_counted_exactly() {
 
 /// A node that reorganizes or catches up has thousands of tips in a second.
 #[test]
-fn a_node_with_a_new_tip_each_moment_is_asked_now_and_then() {
+fn rapid_tip_changes_are_polled_at_an_interval() {
     let node = FakeNode::start(Offers { mining: true, rpc: true, ..Offers::default() });
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     let (polls, since) = (node.long_polls(), std::time::Instant::now());

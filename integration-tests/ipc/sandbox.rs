@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use bitcoind_exporter::sandbox::{self, Confined, Files, Sandbox};
+use bitcoind_exporter::sandbox::{self, AllowedFiles, Confinement, SandboxMode};
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -48,7 +48,7 @@ fn sockets_of(holder: Pid, peer: u32) -> usize {
 }
 
 #[test]
-fn only_supervisor_and_guard_have_the_node_s_socket() {
+fn only_supervisor_and_guard_have_the_nodes_socket() {
     let node = Node::start(&[]);
     node.mine(1);
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "50ms"]).ready();
@@ -176,11 +176,15 @@ fn prepare(dir: &TempDir) -> UnixListener {
 }
 
 #[test]
-fn a_confined_exporter_is_denied_what_it_does_not_need() {
+fn confined_exporter_is_denied_unneeded_calls() {
     if let Some(port) = role() {
         let port = port.parse().unwrap();
-        let files = Files { read: vec![PathBuf::from("read/file")], connect: vec![port], ..Files::default() };
-        Confined::new(Sandbox::On).files(&files).ipc_exporter();
+        let files = AllowedFiles {
+            read: vec![PathBuf::from("read/file")],
+            connect: vec![port],
+            ..AllowedFiles::default()
+        };
+        Confinement::new(SandboxMode::On).files(&files).ipc_exporter();
         attempt_everything();
         println!("\nparts: {:?}", sandbox::parts());
         report("open", File::open("other"));
@@ -211,7 +215,7 @@ fn a_confined_exporter_is_denied_what_it_does_not_need() {
 }
 
 #[test]
-fn a_confined_guard_is_denied_all_but_its_sockets() {
+fn confined_guard_is_denied_all_but_its_sockets() {
     if role().is_some() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         let record = File::create("record").unwrap();
@@ -239,7 +243,7 @@ fn a_confined_guard_is_denied_all_but_its_sockets() {
 
 /// As in a container whose own filter forbids it, or on a kernel that has none of it.
 #[test]
-fn a_forbidden_sandbox_costs_one_log_line() {
+fn forbidden_sandbox_costs_one_log_line() {
     const TEST: &str = "sandbox::a_forbidden_sandbox_costs_one_log_line";
     if let Some(socket) = role() {
         let forbidden = [libc::SYS_seccomp, libc::SYS_landlock_create_ruleset].map(|call| (call, Vec::new()));

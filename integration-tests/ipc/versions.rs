@@ -56,7 +56,7 @@ fn polled(http: &FakeHttp) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn each_version_shows_what_it_tells_and_nothing_else() {
+fn each_version_exports_its_metrics_only() {
     let mut version = Value::Object(Default::default());
     for (changes, number) in VERSIONS.into_iter().zip(28..) {
         merge(&mut version, &serde_json::from_str(changes).unwrap());

@@ -71,7 +71,7 @@ fn tls_is_served_and_renewed_certificates_are_used() {
 }
 
 #[test]
-fn a_certificate_that_blocks_leaves_the_last_good_one() {
+fn blocking_certificate_keeps_the_last_good_one() {
     let dir = TempDir::new().unwrap();
     certificate(dir.path());
     let config = "tls_server_config: {cert_file: served.pem, key_file: key.pem}";
@@ -131,7 +131,7 @@ fn certificates_that_expire_are_logged_and_exported() {
 }
 
 #[test]
-fn bcrypt_costs_that_nobody_waits_for_are_rejected_and_slow_ones_logged() {
+fn slow_bcrypt_costs_are_rejected_or_logged() {
     let dir = TempDir::new().unwrap();
     let hash = |cost: u32| bcrypt::hash("secret", 4).unwrap().replacen("$04$", &format!("${cost}$"), 1);
     for cost in [99, 31] {
@@ -150,7 +150,7 @@ fn bcrypt_costs_that_nobody_waits_for_are_rejected_and_slow_ones_logged() {
 }
 
 #[test]
-fn a_client_without_certificate_is_refused_where_one_is_required() {
+fn client_without_required_certificate_is_rejected() {
     let dir = TempDir::new().unwrap();
     certificate(dir.path());
     let config = "tls_server_config: {cert_file: cert.pem, key_file: key.pem, client_ca_file: cert.pem, \
@@ -163,7 +163,7 @@ fn a_client_without_certificate_is_refused_where_one_is_required() {
 }
 
 #[test]
-fn a_password_is_asked_for_and_guesses_keep_nobody_waiting() {
+fn password_guesses_delay_no_authenticated_client() {
     let dir = TempDir::new().unwrap();
     certificate(dir.path()); // curl wants the file it is given
     let hash = bcrypt::hash("secret", 13).unwrap(); // a check takes a second
@@ -189,7 +189,7 @@ fn a_password_is_asked_for_and_guesses_keep_nobody_waiting() {
 }
 
 #[test]
-fn a_wrong_file_is_refused_at_the_start() {
+fn invalid_web_config_is_rejected_at_startup() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("web.yml");
     std::fs::write(&path, "basic_auth_users:\n  prom: [\n").unwrap();

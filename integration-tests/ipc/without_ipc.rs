@@ -53,7 +53,7 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
 
 /// As after a crash, when it goes back to its last flush and connects the same blocks again.
 #[test]
-fn a_node_that_comes_back_lower_between_two_calls_has_not_reorganized() {
+fn rollback_between_two_calls_is_no_reorg() {
     let mut node = Node::start_bitcoind(&[]);
     let blocks = node.mine(20);
     let exporter = beside(&node, &[]);
@@ -80,7 +80,7 @@ fn a_node_that_comes_back_lower_between_two_calls_has_not_reorganized() {
 }
 
 #[test]
-fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
+fn node_restarted_with_ipc_is_polled_over_ipc() {
     let mut node = Node::start(&["-noipcbind"]);
     node.mine(3);
     let exporter = beside(&node, &["--poll-interval", "500ms"]);
@@ -95,7 +95,7 @@ fn a_node_that_is_started_with_ipc_later_is_asked_over_ipc() {
 }
 
 #[test]
-fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
+fn check_and_once_need_no_ipc_and_report_errors() {
     let node = Node::start_bitcoind(&[]);
     node.mine(3);
     let run = |arguments: &[&str]| {
@@ -131,7 +131,7 @@ fn check_and_once_need_no_ipc_and_say_what_is_wrong() {
 }
 
 #[test]
-fn a_node_that_is_not_there_yet_is_waited_for() {
+fn missing_node_is_awaited() {
     let dir = TempDir::new().unwrap();
     let datadir = dir.path().to_str().unwrap();
     let exporter = Exporter::spawn(command().args(["--datadir", datadir, "--rpc-url", "http://127.0.0.1:1"]));

@@ -78,7 +78,7 @@ pub fn each_alert_has_its_tests_and_its_section() {
 }
 
 /// The times between blocks are exponentially distributed, with a mean of ten minutes.
-pub fn a_gap_between_blocks_is_an_alert_less_than_once_in_four_years() {
+pub fn block_gap_alert_fires_less_than_once_in_four_years() {
     let minutes =
         |rule: &Value| -> f64 { rule["for"].as_str().unwrap().strip_suffix('m').unwrap().parse().unwrap() };
     let rules = alerts();
@@ -95,7 +95,7 @@ pub fn a_gap_between_blocks_is_an_alert_less_than_once_in_four_years() {
 }
 
 /// 30 days of races of 15 nodes with an unchanged win rate: no alert.
-pub fn an_unchanged_win_rate_is_no_alert() {
+pub fn unchanged_win_rate_causes_no_alert() {
     let mut state = 20_090_103_u64;
     let mut random = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -168,7 +168,7 @@ fn message(messages: &Receiver<Value>, alert: &str, status: &str) -> Value {
     })
 }
 
-pub fn the_operator_is_told_that_a_node_is_down_and_that_it_is_up_again() {
+pub fn operator_is_notified_of_node_down_and_up() {
     let mut node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1s"]).ready();
     let (url, messages) = webhook();
@@ -205,7 +205,7 @@ pub fn the_operator_is_told_that_a_node_is_down_and_that_it_is_up_again() {
     assert_eq!(resolved["labels"]["node"], "mynode");
 }
 
-pub fn what_follows_from_a_node_that_is_down_is_kept_back() {
+pub fn alerts_caused_by_a_down_node_are_inhibited() {
     let (url, messages) = webhook();
     let alertmanager = alertmanager(&url);
     let alert = |name: &str, node: &str, severity: &str| json!({"labels": {"alertname": name, "node": node, "instance": node, "severity": severity}});

@@ -40,7 +40,7 @@ fn mine(miner: &Node, exporter: &Exporter, number: usize) -> Vec<String> {
     mined
 }
 
-pub fn blocks_are_shown_as_the_journal_has_them() {
+pub fn page_shows_blocks_as_the_log_has_them() {
     let ([miner, _node], exporter) = followed();
     let browser = open(&exporter, 1280, false);
     assert!(browser.run("return $('blocks').innerText").as_str().unwrap().contains("No block was connected"));
@@ -114,7 +114,7 @@ pub fn blocks_are_shown_as_the_journal_has_them() {
     assert_eq!(elsewhere, ["www.w3.org/2000/svg\""], "only the name of SVG");
 }
 
-pub fn blocks_fit_a_phone_in_the_dark() {
+pub fn blocks_page_fits_a_phone_in_dark_mode() {
     let ([miner, _node], exporter) = followed();
     mine(&miner, &exporter, 2);
     let browser = open(&exporter, 420, true);

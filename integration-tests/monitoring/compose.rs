@@ -15,7 +15,7 @@ fn services() -> Value {
     yaml(&contrib().join("compose/compose.yaml"))["services"].take()
 }
 
-pub fn it_is_pinned_and_hardened() {
+pub fn compose_images_are_pinned_and_hardened() {
     let folder = contrib().join("compose");
     let compose = yaml(&folder.join("compose.yaml"));
     let services = compose["services"].as_object().unwrap();

@@ -14,7 +14,7 @@ fn open_metrics(exporter: &Exporter) -> String {
     exporter.request(request).2
 }
 
-pub fn a_buckets_exemplar_is_the_last_block_in_it() {
+pub fn exemplar_of_a_bucket_is_its_last_block() {
     let miner = Node::start(&[]);
     miner.mine(1);
     let node = Node::start(&[&format!("-addnode=127.0.0.1:{}", miner.p2p_port)]);

@@ -124,7 +124,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     assert_eq!(elsewhere, ["www.w3.org/2000/svg\""], "only the name of SVG");
 }
 
-pub fn it_fits_a_phone_in_the_dark() {
+pub fn status_page_fits_a_phone_in_dark_mode() {
     let node = Node::start(&[]);
     node.mine(3);
     let exporter = Exporter::start(&node.socket(), &[]).ready();

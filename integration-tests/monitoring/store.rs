@@ -40,7 +40,7 @@ fn samples(answer: &Value) -> Samples {
     all
 }
 
-pub fn a_store_that_was_away_misses_no_sample() {
+pub fn store_gets_all_samples_after_an_outage() {
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1s"]).ready();
     let mut store = VictoriaMetrics::start();

@@ -60,8 +60,7 @@ fn main() -> ExitCode {
         skip(&format!("scenarios, which need {needs}"), boots);
     }
     trials.sort_by(|one, other| one.name().cmp(other.name()));
-    let revision =
-        Trial::test("a_build_has_the_revision_that_it_is_given", a_build_has_the_revision_that_it_is_given);
+    let revision = Trial::test("a_build_has_the_revision_that_it_is_given", build_has_the_given_revision);
     let no_package = std::env::var_os("DEB").is_none();
     if no_package {
         skip("what needs DEB (contrib/debian/package)", true);
@@ -276,7 +275,7 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
 }
 
 /// build.rs takes a revision from who builds without a git repository, as the flake does.
-fn a_build_has_the_revision_that_it_is_given() -> Result<(), Failed> {
+fn build_has_the_given_revision() -> Result<(), Failed> {
     // target/debug/build/bitcoind-exporter-…/out; the script itself is in another folder of that name.
     let builds = Path::new(env!("OUT_DIR")).ancestors().nth(2).expect("the folder of all builds");
     let scripts = std::fs::read_dir(builds)?.filter_map(|folder| {

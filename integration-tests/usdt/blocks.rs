@@ -10,12 +10,12 @@ use bitcoin::p2p::message_compact_blocks::BlockTxn;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::block_log::objects;
+use crate::core_tracepoints::sum;
 use crate::harness::eventually;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
-use crate::record::objects;
-use crate::scene::{REWARD, Scene, fetched, give, requested};
-use crate::standard::sum;
+use crate::p2p_scenario::{REWARD, Scene, fetched, give, requested};
 
 pub fn check_of_the_database_counts_no_block() {
     let dir = TempDir::new().unwrap();
@@ -191,7 +191,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.sum("fibre_exporter_errors_total", ""), 0.0, "{}", scene.exporter.metrics());
 }
 
-pub fn three_peers_that_announce_one_block_are_told_apart() {
+pub fn three_announcing_peers_are_distinguished() {
     let (mut scene, [mut first, mut second, mut third]) = Scene::new();
 
     // Of the first the node asks a compact block; the third's comes before.
@@ -241,7 +241,7 @@ pub fn three_peers_that_announce_one_block_are_told_apart() {
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_complete"), 2.0);
 }
 
-pub fn a_block_that_came_otherwise_is_no_compact_block() {
+pub fn block_by_another_message_is_no_compact_block() {
     let (mut scene, [mut peer]) = Scene::new();
 
     // Another transaction than was asked for: the node fetches the whole block.
@@ -283,7 +283,7 @@ pub fn a_block_that_came_otherwise_is_no_compact_block() {
     assert_eq!(scene.sum("bitcoin_compact_block_requested_transactions_count", ""), 1.0);
 }
 
-pub fn a_sync_of_two_thousand_headers_announces_nothing() {
+pub fn header_sync_announces_nothing() {
     let (mut scene, [mut peer]) = Scene::new();
     let (mut blocks, mut last) = (Vec::new(), scene.tip);
     for height in 1..=2000 {
@@ -329,7 +329,7 @@ pub fn a_sync_of_two_thousand_headers_announces_nothing() {
     assert_eq!(scene.sum("fibre_exporter_errors_total", ""), 0.0, "{}", scene.exporter.metrics());
 }
 
-pub fn a_peer_that_invents_blocks_displaces_nobody_elses() {
+pub fn peer_with_invented_blocks_evicts_no_other_blocks() {
     let (mut scene, [mut honest, mut other]) = Scene::new();
     let block = scene.block(&[]);
     honest.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
@@ -346,7 +346,7 @@ pub fn a_peer_that_invents_blocks_displaces_nobody_elses() {
     assert_eq!(scene.sum("bitcoin_block_arrivals_total", "compact_complete"), 1.0);
 }
 
-pub fn what_the_node_itself_says_of_a_block_is_what_is_counted() {
+pub fn node_reports_are_counted() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
     fixture.fire("way 3 40 5 6 7000");
     eventually("the block is counted", || {
@@ -370,7 +370,7 @@ pub fn what_the_node_itself_says_of_a_block_is_what_is_counted() {
     }
 }
 
-pub fn a_flush_of_the_utxo_cache_that_a_block_waits_for_is_told() {
+pub fn report_has_the_utxo_flush_a_block_waited_for() {
     let (mut scene, [mut peer]) = Scene::with("net,validation,utxocache", &[]);
     let block = scene.block(&[]);
     peer.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));

@@ -101,7 +101,7 @@ pub fn every_fibre_metric_is_what_was_fired() {
     }
 }
 
-pub fn a_node_without_reconstruction_detail_has_no_metrics_of_it() {
+pub fn node_without_reconstruction_detail_lacks_its_metrics() {
     let (_dir, mut fixture, exporter) = fibre(&[]);
     fixture.fire("send");
     assert_samples(
@@ -116,7 +116,7 @@ pub fn a_node_without_reconstruction_detail_has_no_metrics_of_it() {
     }
 }
 
-pub fn the_newest_form_of_fibres_tracepoints_is_read() {
+pub fn newest_fibre_tracepoint_arguments_are_read() {
     let (_dir, mut fixture, exporter) = fibre(&["-DDETAIL", "-DNEWEST"]);
     fixture.fire("reconstructed a 5 7 2 1000 800003");
     assert_samples(&exporter, "fibre_last_block_height 800003\nfibre_block_chunks_used_sum 5.0");
@@ -155,7 +155,7 @@ pub fn the_newest_form_of_fibres_tracepoints_is_read() {
     assert_eq!(words, ["udp:block_coinbase", "yes", "no"], "{table}");
 }
 
-pub fn the_thread_that_writes_the_log_is_watched() {
+pub fn log_writer_thread_is_traced() {
     let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST"]);
     // Two lines wait, and an order to open the file again; then what was queued before anybody looked.
     for line in [
@@ -193,7 +193,7 @@ pub fn the_thread_that_writes_the_log_is_watched() {
     );
 }
 
-pub fn the_last_block_is_the_one_that_was_seen_last_whatever_saw_it() {
+pub fn last_block_is_the_last_seen_by_any_tracepoint() {
     let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST", "-DSTANDARD"]);
     fixture.fire("block 800000 1 1000");
     assert_samples(&exporter, "fibre_last_block_height 800000");
@@ -264,7 +264,7 @@ fn fixture_hash() -> String {
     (0..32u8).rev().map(|byte| format!("{byte:02x}")).collect()
 }
 
-pub fn a_million_events_from_four_threads_are_counted_exactly() {
+pub fn million_events_from_four_threads_are_counted() {
     let (_dir, mut fixture, exporter) = fibre(&[]);
     fixture.fire("repeat 4 250000 send");
     fixture.fire("repeat 4 25000 winner 7 FIBRE/UDP somebody");
@@ -284,7 +284,7 @@ pub fn a_million_events_from_four_threads_are_counted_exactly() {
     );
 }
 
-pub fn what_peers_choose_does_not_grow_the_page() {
+pub fn labels_from_peers_are_bounded() {
     let (_dir, mut fixture, exporter) = fibre(&[]);
     for peer in 0..300 {
         fixture.fire(&format!("winner 1 FIBRE/UDP peer-{peer}"));
@@ -306,7 +306,7 @@ pub fn what_peers_choose_does_not_grow_the_page() {
     assert_eq!(exporter.metrics().matches("\nfibre_block_deliveries_total{").count(), 256 + 1);
 }
 
-pub fn a_binary_without_probes_is_refused_with_a_hint() {
+pub fn binary_without_probes_is_rejected_with_a_hint() {
     let dir = TempDir::new().unwrap();
     let fixture = crate::Fixture::start(&compile(dir.path(), &["-DNONE"]));
     let pid = fixture.pid().to_string();
@@ -322,7 +322,7 @@ pub fn a_binary_without_probes_is_refused_with_a_hint() {
     );
 }
 
-pub fn a_probe_with_an_argument_that_cannot_be_read_costs_only_itself() {
+pub fn probe_with_unreadable_argument_costs_only_itself() {
     let (_dir, mut fixture, exporter) = fibre(&["-DUNREADABLE"]);
     fixture.fire("send");
     fixture.fire("winner 1 FIBRE/UDP somebody");

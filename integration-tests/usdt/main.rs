@@ -3,17 +3,17 @@
 //!
 //! Needs root, or the capabilities that the exporter needs. A machine that cannot do BPF skips these tests and says so.
 
+mod block_log;
 mod blocks;
+mod core_tracepoints;
 mod fast_paths;
 mod fibre;
 #[path = "../harness/mod.rs"]
 mod harness;
-mod life;
-mod record;
+mod lifecycle;
+mod p2p_scenario;
 mod restarts;
-mod scene;
 mod settings;
-mod standard;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -37,69 +37,69 @@ fn main() -> ExitCode {
     let with_bpf = tests![
         fast_paths::fast_paths_read_what_libbpfs_helpers_read,
         fibre::every_fibre_metric_is_what_was_fired,
-        fibre::a_node_without_reconstruction_detail_has_no_metrics_of_it,
-        fibre::the_newest_form_of_fibres_tracepoints_is_read,
-        fibre::the_last_block_is_the_one_that_was_seen_last_whatever_saw_it,
-        fibre::the_thread_that_writes_the_log_is_watched,
+        fibre::node_without_reconstruction_detail_lacks_its_metrics,
+        fibre::newest_fibre_tracepoint_arguments_are_read,
+        fibre::last_block_is_the_last_seen_by_any_tracepoint,
+        fibre::log_writer_thread_is_traced,
         fibre::restarted_node_does_not_finish_what_the_last_one_queued,
         fibre::negative_durations_are_not_observed,
-        fibre::a_million_events_from_four_threads_are_counted_exactly,
-        fibre::what_peers_choose_does_not_grow_the_page,
-        fibre::a_probe_with_an_argument_that_cannot_be_read_costs_only_itself,
-        fibre::a_binary_without_probes_is_refused_with_a_hint,
-        life::a_node_that_restarts_is_attached_again_and_the_counts_go_on,
-        life::another_node_of_the_same_binary_is_not_taken_for_the_next_one,
-        life::an_exporter_that_was_started_first_waits_for_the_node,
-        life::an_exporter_that_is_killed_leaves_the_node_running_and_untraced,
-        life::two_exporters_on_one_node_count_each_for_itself,
-        life::several_nodes_are_waited_for_until_one_is_left,
-        restarts::a_stopped_node_is_attached_again,
-        restarts::a_killed_node_is_attached_again,
-        restarts::an_upgraded_node_is_attached_again,
-        restarts::a_node_that_daemonizes_is_attached_and_not_its_parent,
-        restarts::a_child_that_runs_a_command_is_not_the_node,
+        fibre::million_events_from_four_threads_are_counted,
+        fibre::labels_from_peers_are_bounded,
+        fibre::probe_with_unreadable_argument_costs_only_itself,
+        fibre::binary_without_probes_is_rejected_with_a_hint,
+        lifecycle::restarted_node_is_attached_again_and_keeps_counts,
+        lifecycle::another_node_of_the_same_binary_is_not_taken_for_the_next_one,
+        lifecycle::exporter_started_first_waits_for_the_node,
+        lifecycle::killed_exporter_leaves_the_node_untraced,
+        lifecycle::two_exporters_on_one_node_count_each_for_itself,
+        lifecycle::several_nodes_are_waited_for_until_one_is_left,
+        restarts::stopped_node_is_attached_again,
+        restarts::killed_node_is_attached_again,
+        restarts::upgraded_node_is_attached_again,
+        restarts::daemonized_node_is_attached_not_its_parent,
+        restarts::child_that_runs_a_command_is_not_the_node,
         restarts::processes_that_end_at_once_are_not_the_node,
         restarts::two_nodes_named_by_process_never_swap_names,
         restarts::two_nodes_named_by_data_directory_never_swap_names,
-        life::the_old_options_ask_for_a_password_and_the_health_port_does_not,
+        lifecycle::old_options_protect_metrics_but_not_health,
         settings::each_source_of_settings_comes_before_the_next,
-        settings::who_configures_it_as_fibre_exporter_is_found_where_that_was,
-        settings::the_log_is_written_to_a_file_too_and_is_as_quiet_as_asked,
-        standard::a_real_node_with_a_peer_is_counted_as_it_counts_itself,
-        standard::rejected_transactions_are_counted_by_reason,
-        standard::long_rejections_are_told_apart,
-        standard::full_table_of_rejections_removes_the_least_recent,
-        standard::peers_that_reconnect_at_once_are_counted_as_the_node_does,
-        standard::connections_from_before_the_exporter_are_counted,
-        standard::the_table_of_probes_says_what_the_binary_has,
+        settings::fibre_exporter_settings_keep_its_port,
+        settings::log_file_is_written_at_the_log_level,
+        core_tracepoints::counts_agree_with_a_real_node_and_its_peer,
+        core_tracepoints::rejected_transactions_are_counted_by_reason,
+        core_tracepoints::long_rejection_reasons_are_distinguished,
+        core_tracepoints::full_table_of_rejections_removes_the_least_recent,
+        core_tracepoints::peers_that_reconnect_at_once_are_counted_as_the_node_does,
+        core_tracepoints::connections_from_before_the_exporter_are_counted,
+        core_tracepoints::probe_table_lists_the_binarys_probes,
         blocks::check_of_the_database_counts_no_block,
         blocks::check_at_startup_and_background_validation_count_no_block,
         blocks::compact_blocks_are_counted_as_the_node_logs_them,
-        blocks::three_peers_that_announce_one_block_are_told_apart,
-        blocks::a_block_that_came_otherwise_is_no_compact_block,
-        blocks::a_sync_of_two_thousand_headers_announces_nothing,
-        blocks::a_peer_that_invents_blocks_displaces_nobody_elses,
-        blocks::what_the_node_itself_says_of_a_block_is_what_is_counted,
-        blocks::a_flush_of_the_utxo_cache_that_a_block_waits_for_is_told,
-        record::each_block_is_a_row_that_can_be_read_while_others_are_written,
-        record::a_broken_file_is_said_once_and_another_one_is_begun_in_its_place,
-        record::a_file_that_is_no_block_log_is_refused_at_the_start,
+        blocks::three_announcing_peers_are_distinguished,
+        blocks::block_by_another_message_is_no_compact_block,
+        blocks::header_sync_announces_nothing,
+        blocks::peer_with_invented_blocks_evicts_no_other_blocks,
+        blocks::node_reports_are_counted,
+        blocks::report_has_the_utxo_flush_a_block_waited_for,
+        block_log::each_block_is_a_row_that_can_be_read_while_others_are_written,
+        block_log::corrupt_file_is_logged_once_and_replaced,
+        block_log::foreign_block_log_file_is_rejected_at_startup,
     ];
     let without = tests![
-        life::several_nodes_are_listed_and_none_is_guessed,
-        life::wrong_input_is_explained,
-        life::what_cannot_be_printed_ends_no_exporter,
-        life::a_closed_stderr_is_no_panic,
+        lifecycle::several_nodes_are_listed_and_none_is_guessed,
+        lifecycle::wrong_input_is_explained,
+        lifecycle::failed_output_does_not_end_the_exporter,
+        lifecycle::closed_stderr_causes_no_panic,
         settings::wrong_settings_are_explained_with_their_names,
     ];
     // Only root can start a process without privileges, or mount.
     let as_root = tests![
-        life::without_privilege_it_says_which_are_missing,
-        life::a_node_is_named_by_its_unit,
-        life::a_journal_that_is_not_read_stops_nothing,
-        record::another_user_reads_it_without_the_right_to_write,
-        record::times_are_right_in_a_time_namespace,
-        record::a_full_disk_is_said_once_and_costs_no_row,
+        lifecycle::missing_privileges_are_reported,
+        lifecycle::node_is_selected_by_its_unit,
+        lifecycle::unread_journal_stops_nothing,
+        block_log::another_user_reads_the_block_log_without_write_access,
+        block_log::times_are_right_in_a_time_namespace,
+        block_log::full_disk_is_logged_once_and_costs_no_row,
     ];
     let as_root = as_root
         .into_iter()

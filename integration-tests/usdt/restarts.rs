@@ -158,23 +158,23 @@ fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
     }
 }
 
-pub fn a_stopped_node_is_attached_again() {
+pub fn stopped_node_is_attached_again() {
     restarts(&[], Signal::SIGTERM, false);
 }
 
-pub fn a_killed_node_is_attached_again() {
+pub fn killed_node_is_attached_again() {
     restarts(&[], Signal::SIGKILL, false);
 }
 
-pub fn an_upgraded_node_is_attached_again() {
+pub fn upgraded_node_is_attached_again() {
     restarts(&[], Signal::SIGTERM, true);
 }
 
-pub fn a_node_that_daemonizes_is_attached_and_not_its_parent() {
+pub fn daemonized_node_is_attached_not_its_parent() {
     restarts(&["-daemonwait"], Signal::SIGTERM, false);
 }
 
-pub fn a_child_that_runs_a_command_is_not_the_node() {
+pub fn child_that_runs_a_command_is_not_the_node() {
     restarts(&["-blocknotify=true", "-startupnotify=true"], Signal::SIGTERM, false);
 }
 

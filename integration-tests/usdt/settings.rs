@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
-use crate::life::refused;
+use crate::lifecycle::refused;
 use crate::{Fixture, command, compile};
 
 fn once() -> Command {
@@ -61,7 +61,7 @@ pub fn each_source_of_settings_comes_before_the_next() {
     assert_eq!(printed(&mut without), attached("localhost"));
 }
 
-pub fn who_configures_it_as_fibre_exporter_is_found_where_that_was() {
+pub fn fibre_exporter_settings_keep_its_port() {
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
     let _fixture = Fixture::start(&binary);
@@ -87,7 +87,7 @@ pub fn who_configures_it_as_fibre_exporter_is_found_where_that_was() {
     assert_eq!(by_ours.address(), "127.0.0.1:9435");
 }
 
-pub fn the_log_is_written_to_a_file_too_and_is_as_quiet_as_asked() {
+pub fn log_file_is_written_at_the_log_level() {
     let dir = TempDir::new().unwrap();
     let mut fixture = Fixture::start(&compile(dir.path(), &[]));
     let log = dir.path().join("exporter.log");

@@ -1,12 +1,12 @@
-//! Which blocks are counted when the tip changes: decided from what is known, without a call.
+//! Decides which blocks are counted when the tip changes, without a call.
 
 use crate::ipc::BlockRef;
 
-/// What the tip of an earlier connection means to this one.
+/// The relation of the last counted tip of an earlier connection to this one.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Reconnected {
+pub enum ReconnectState {
     /// The first tip of this connection is not known yet.
-    Now,
+    FirstTip,
     /// The node came back at a lower height: after a crash it goes back to its last flush and connects the same blocks
     /// again, which is no reorganization. Until it is as high as before nothing is counted.
     RolledBack,
@@ -14,35 +14,35 @@ pub enum Reconnected {
     CaughtUp,
 }
 
-/// Whether headers can be asked for.
+/// Whether headers can be requested.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Headers {
+pub enum HeaderAccess {
     /// The node has no JSON-RPC.
-    Never,
+    Unavailable,
     /// When JSON-RPC over HTTP can be used.
-    Later,
-    Now,
+    NotYet,
+    Available,
 }
 
-/// What is known when the tip changes.
+/// The conditions for a decision when the tip changes.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts {
-    pub reconnected: Reconnected,
+pub struct CountingConditions {
+    pub reconnected: ReconnectState,
     /// Notifications count the blocks of this connection.
     pub notified: bool,
-    pub headers: Headers,
-    /// The answer to [`Action::CheckRestart`] is in `reconnected`.
+    pub headers: HeaderAccess,
+    /// The answer to [`CountingAction::CheckRestart`] is in `reconnected`.
     pub restart_checked: bool,
 }
 
-/// What to do to count the blocks up to the tip.
+/// The step to count the blocks up to the tip.
 #[derive(Debug, PartialEq)]
-pub enum Action {
+pub enum CountingAction {
     /// There are none to count.
     Advance,
     /// They cannot be counted. Only the height is shown.
     ShowHeight,
-    /// They are counted when headers can be asked for. The height is shown.
+    /// They are counted when headers can be requested. The height is shown.
     Wait,
     /// Find out whether the node was restarted, and decide again.
     CheckRestart,
@@ -55,72 +55,84 @@ pub enum Action {
 }
 
 /// `counted` is the tip up to which blocks are counted, over all connections.
-pub fn next_action(counted: Option<BlockRef>, tip: BlockRef, facts: &Facts) -> Action {
-    let Facts { reconnected, notified, headers, restart_checked } = *facts;
-    let Some(old) = counted.filter(|old| old.hash != tip.hash) else { return Action::Advance };
-    if notified && (reconnected == Reconnected::CaughtUp || headers != Headers::Now) {
-        return Action::Advance;
+pub fn next_action(
+    counted: Option<BlockRef>,
+    tip: BlockRef,
+    conditions: &CountingConditions,
+) -> CountingAction {
+    let CountingConditions { reconnected, notified, headers, restart_checked } = *conditions;
+    let Some(old) = counted.filter(|old| old.hash != tip.hash) else { return CountingAction::Advance };
+    if notified && (reconnected == ReconnectState::CaughtUp || headers != HeaderAccess::Available) {
+        return CountingAction::Advance;
     }
     match (headers, reconnected) {
-        (Headers::Never, _) => Action::ShowHeight,
-        (Headers::Later, _) => Action::Wait,
-        _ if tip.height >= old.height => Action::Count(old),
-        (_, Reconnected::Now) => Action::CheckKnown(old),
-        (_, Reconnected::RolledBack) => Action::StayRolledBack,
-        (_, Reconnected::CaughtUp) if !restart_checked => Action::CheckRestart,
-        (_, Reconnected::CaughtUp) => Action::Count(old),
+        (HeaderAccess::Unavailable, _) => CountingAction::ShowHeight,
+        (HeaderAccess::NotYet, _) => CountingAction::Wait,
+        _ if tip.height >= old.height => CountingAction::Count(old),
+        (_, ReconnectState::FirstTip) => CountingAction::CheckKnown(old),
+        (_, ReconnectState::RolledBack) => CountingAction::StayRolledBack,
+        (_, ReconnectState::CaughtUp) if !restart_checked => CountingAction::CheckRestart,
+        (_, ReconnectState::CaughtUp) => CountingAction::Count(old),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::Hash;
+    use crate::ipc::BlockHash;
 
     fn block(name: u8, height: i32) -> BlockRef {
-        BlockRef { hash: Hash([name; 32]), height }
+        BlockRef { hash: BlockHash([name; 32]), height }
     }
 
     #[test]
-    fn blocks_are_counted_once_over_reconnects_rollbacks_and_transports() {
-        use Action::{Advance, CheckKnown, CheckRestart, Count, ShowHeight, StayRolledBack, Wait};
-        use Reconnected::{CaughtUp, Now, RolledBack};
+    fn blocks_are_counted_once_over_reconnects_and_rollbacks() {
+        use CountingAction::{Advance, CheckKnown, CheckRestart, Count, ShowHeight, StayRolledBack, Wait};
+        use ReconnectState::{CaughtUp, FirstTip, RolledBack};
         let (old, higher, beside, lower) = (block(1, 100), block(2, 103), block(3, 100), block(4, 90));
         let from = Some(old);
         let (polled, notified) = (false, true);
         for (counted, tip, notified, headers, reconnected, expected) in [
             // The first tip of all, and the same tip again.
-            (None, higher, polled, Headers::Now, Now, Advance),
-            (from, old, polled, Headers::Now, Now, Advance),
-            (from, old, polled, Headers::Later, CaughtUp, Advance),
+            (None, higher, polled, HeaderAccess::Available, FirstTip, Advance),
+            (from, old, polled, HeaderAccess::Available, FirstTip, Advance),
+            (from, old, polled, HeaderAccess::NotYet, CaughtUp, Advance),
             // Without notifications each change is counted by headers.
-            (from, higher, polled, Headers::Now, Now, Count(old)),
-            (from, higher, polled, Headers::Now, CaughtUp, Count(old)),
-            (from, beside, polled, Headers::Now, CaughtUp, Count(old)),
-            (from, higher, polled, Headers::Now, RolledBack, Count(old)),
-            (from, beside, polled, Headers::Now, RolledBack, Count(old)),
+            (from, higher, polled, HeaderAccess::Available, FirstTip, Count(old)),
+            (from, higher, polled, HeaderAccess::Available, CaughtUp, Count(old)),
+            (from, beside, polled, HeaderAccess::Available, CaughtUp, Count(old)),
+            (from, higher, polled, HeaderAccess::Available, RolledBack, Count(old)),
+            (from, beside, polled, HeaderAccess::Available, RolledBack, Count(old)),
             // A lower tip is a rollback after a reconnect, else a reorganization, unless the node was restarted.
-            (from, lower, polled, Headers::Now, Now, CheckKnown(old)),
-            (from, lower, polled, Headers::Now, RolledBack, StayRolledBack),
-            (from, lower, polled, Headers::Now, CaughtUp, CheckRestart),
+            (from, lower, polled, HeaderAccess::Available, FirstTip, CheckKnown(old)),
+            (from, lower, polled, HeaderAccess::Available, RolledBack, StayRolledBack),
+            (from, lower, polled, HeaderAccess::Available, CaughtUp, CheckRestart),
             // Without headers.
-            (from, higher, polled, Headers::Never, Now, ShowHeight),
-            (from, lower, polled, Headers::Never, CaughtUp, ShowHeight),
-            (from, higher, polled, Headers::Later, Now, Wait),
-            (from, lower, polled, Headers::Later, RolledBack, Wait),
+            (from, higher, polled, HeaderAccess::Unavailable, FirstTip, ShowHeight),
+            (from, lower, polled, HeaderAccess::Unavailable, CaughtUp, ShowHeight),
+            (from, higher, polled, HeaderAccess::NotYet, FirstTip, Wait),
+            (from, lower, polled, HeaderAccess::NotYet, RolledBack, Wait),
             // Notifications count what comes after the first tip of a connection.
-            (from, higher, notified, Headers::Now, Now, Count(old)),
-            (from, lower, notified, Headers::Now, Now, CheckKnown(old)),
-            (from, higher, notified, Headers::Now, CaughtUp, Advance),
-            (from, lower, notified, Headers::Now, CaughtUp, Advance),
-            (from, higher, notified, Headers::Never, Now, Advance),
-            (from, higher, notified, Headers::Later, Now, Advance),
+            (from, higher, notified, HeaderAccess::Available, FirstTip, Count(old)),
+            (from, lower, notified, HeaderAccess::Available, FirstTip, CheckKnown(old)),
+            (from, higher, notified, HeaderAccess::Available, CaughtUp, Advance),
+            (from, lower, notified, HeaderAccess::Available, CaughtUp, Advance),
+            (from, higher, notified, HeaderAccess::Unavailable, FirstTip, Advance),
+            (from, higher, notified, HeaderAccess::NotYet, FirstTip, Advance),
         ] {
-            let facts = Facts { reconnected, notified, headers, restart_checked: false };
-            assert_eq!(next_action(counted, tip, &facts), expected, "{counted:?} {tip:?} {facts:?}");
+            let conditions = CountingConditions { reconnected, notified, headers, restart_checked: false };
+            assert_eq!(
+                next_action(counted, tip, &conditions),
+                expected,
+                "{counted:?} {tip:?} {conditions:?}"
+            );
         }
-        let facts =
-            Facts { reconnected: CaughtUp, notified: false, headers: Headers::Now, restart_checked: true };
-        assert_eq!(next_action(from, lower, &facts), Count(old), "a reorganization");
+        let conditions = CountingConditions {
+            reconnected: CaughtUp,
+            notified: false,
+            headers: HeaderAccess::Available,
+            restart_checked: true,
+        };
+        assert_eq!(next_action(from, lower, &conditions), Count(old), "a reorganization");
     }
 }

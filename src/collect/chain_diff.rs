@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::ipc::{BlockRef, Hash};
+use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 
 /// Whether a retry is useless: the node does not know the block, because it is on another chain or its block index was rebuilt.
@@ -36,7 +36,7 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
     // first: if the new tip is active after it was, then that block is an ancestor.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = if ahead > MAX_STEPS {
-        Some(hash_of(json_rpc.call(Method::GetBlockHash, json!([old.height])).await?)?)
+        Some(parse_hash(json_rpc.call(Method::GetBlockHash, json!([old.height])).await?)?)
     } else {
         None
     };
@@ -83,7 +83,7 @@ impl Header {
         let previous = match &header["previousblockhash"] {
             // The genesis block.
             Value::Null if header["height"] == 0 => String::new(),
-            previous => hash_of(previous.clone())?,
+            previous => parse_hash(previous.clone())?,
         };
         match header["confirmations"].as_i64() {
             Some(confirmations) => Ok(Header { previous, active: confirmations >= 0 }),
@@ -93,8 +93,8 @@ impl Header {
 }
 
 /// A block hash as the node prints it.
-fn hash_of(value: Value) -> Result<String, CallError> {
-    let hash: Hash = value.as_str().unwrap_or_default().parse()?;
+fn parse_hash(value: Value) -> Result<String, CallError> {
+    let hash: BlockHash = value.as_str().unwrap_or_default().parse()?;
     Ok(hash.to_string())
 }
 
@@ -140,7 +140,7 @@ mod tests {
     fn block(branch: char, height: i32) -> BlockRef {
         let mut hash = [0; 32];
         (hash[0], hash[1]) = (height as u8, branch as u8);
-        BlockRef { hash: Hash(hash), height }
+        BlockRef { hash: BlockHash(hash), height }
     }
 
     impl Transport for Chains {
@@ -156,7 +156,7 @@ mod tests {
                     json!(block('a', height.as_i64().unwrap() as i32).hash.to_string())
                 }
                 (_, hash) => {
-                    let Hash(hash) = hash.as_str().unwrap().parse().unwrap();
+                    let BlockHash(hash) = hash.as_str().unwrap().parse().unwrap();
                     let (height, branch) = (i32::from(hash[0]), char::from(hash[1]));
                     if !matches!((branch, height), ('a', 0..=40) | ('b', 31..=34)) {
                         return Box::pin(async { not_found });

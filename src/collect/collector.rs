@@ -6,57 +6,57 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use tracing::{debug, info, warn};
 
-use super::context::{Context, UtxoTrace};
+use super::context::{Context, UtxoTraceMode};
 use super::handshake;
-use super::http_rpc::Checker;
-use super::session::{End, Session, show_away};
+use super::http_rpc_verifier::HttpRpcVerifier;
+use super::session::{Session, SessionEnd, show_disconnected};
+use crate::ipc::endpoint::NodeEndpoint;
 use crate::ipc::guard;
-use crate::ipc::source::Source;
-use crate::node_process::Peer;
-use crate::status::State;
-use crate::supervisor::Guarded;
+use crate::node_process::SocketPeer;
+use crate::status::ConnectionState;
+use crate::supervisor::GuardedSockets;
 
 /// How a node is reached.
 pub(super) enum NodeTransport {
     /// The socket, connected behind a guard.
-    Ipc(Guarded),
+    IpcParts(GuardedSockets),
     /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
-    Http(Checker, String),
+    Http(HttpRpcVerifier, String),
 }
 
-/// Connects to the socket. Where that fails, and the node need not have one, asks over HTTP.
-pub(super) async fn open_transport(source: &mut Source, context: &Context) -> Result<NodeTransport> {
+/// Connects to the socket. If that fails and HTTP alone is allowed, connects over HTTP.
+pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
-    let trace_budget = (config.utxo_trace == UtxoTrace::Auto).then_some(config.utxo_trace_budget);
+    let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);
     let error = match source.open(trace_budget).await {
-        Ok(guarded) => return Ok(NodeTransport::Ipc(guarded)),
+        Ok(guarded) => return Ok(NodeTransport::IpcParts(guarded)),
         Err(error) => error,
     };
-    let Some(http) = context.http_rpc.as_ref().filter(|http| http.settings().alone) else {
+    let Some(http) = context.http_rpc.as_ref().filter(|http| http.config().http_only) else {
         return Err(error);
     };
-    let checker = Checker::alone(http.clone());
-    checker.check().await;
-    if http.is_used() {
-        Ok(NodeTransport::Http(checker, format!("{error:#}")))
+    let verifier = HttpRpcVerifier::http_only(http.clone());
+    verifier.verify().await;
+    if http.is_usable() {
+        Ok(NodeTransport::Http(verifier, format!("{error:#}")))
     } else {
-        Err(anyhow!("{error:#}; JSON-RPC over HTTP: {}", http.why_not()))
+        Err(anyhow!("{error:#}; JSON-RPC over HTTP: {}", http.unusable_reason()))
     }
 }
 
 /// Connects, collects, reconnects.
 pub struct Collector {
     context: Rc<Context>,
-    guards: guard::Places,
+    guards: guard::GuardPermits,
 }
 
 impl Collector {
     /// Has not connected yet.
     pub fn new(context: Context) -> Self {
-        for reason in End::REASONS {
+        for reason in SessionEnd::REASONS {
             context.metrics.exporter.disconnects.inc_by([reason], 0);
         }
-        Collector { context: Rc::new(context), guards: guard::Places::new() }
+        Collector { context: Rc::new(context), guards: guard::GuardPermits::new() }
     }
 
     /// Collects until shutdown is requested, or the node ends and there is nothing to reconnect to. Needs a
@@ -64,46 +64,48 @@ impl Collector {
     ///
     /// # Errors
     /// An inherited connection ended, and there is no path to reconnect to.
-    pub async fn run(self, mut source: Source) -> Result<()> {
+    pub async fn run(self, mut source: NodeEndpoint) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
         // A connection that fails again and again is logged once a minute.
         let mut is_logged = true;
         loop {
-            let Some(place) = shutdown.run_until_cancelled(self.guards.take()).await else { return Ok(()) };
+            let Some(permit) = shutdown.run_until_cancelled(self.guards.acquire()).await else {
+                return Ok(());
+            };
             let Some(transport) = shutdown.run_until_cancelled(self.connect(&mut source, is_logged)).await
             else {
                 return Ok(());
             };
             let connected = Instant::now();
             let (end, node) = match transport {
-                NodeTransport::Ipc(guarded) => {
-                    let node = Peer::of_process(guarded.node, Some(source.supervisor()));
-                    (self.run_over_ipc(guarded, place, &node).await, Some(node))
+                NodeTransport::IpcParts(guarded) => {
+                    let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
+                    (self.run_over_ipc(guarded, permit, &node).await, Some(node))
                 }
-                NodeTransport::Http(checker, _) => {
-                    drop(place);
+                NodeTransport::Http(verifier, _) => {
+                    drop(permit);
                     let file = source.file();
-                    let session = Session::over_http(checker, &self.context);
+                    let session = Session::over_http(verifier, &self.context);
                     (session.run_until(|| source.file().is_some_and(|now| file != Some(now))).await, None)
                 }
             };
-            show_away(&self.context);
+            show_disconnected(&self.context);
             let Some(reason) = end.reason() else { return Ok(()) };
             self.context.metrics.exporter.disconnects.inc_by([reason], 1);
-            self.context.status.set(State::Disconnected(end.to_string()));
+            self.context.status.set(ConnectionState::Disconnected(end.to_string()));
             if connected.elapsed() > Backoff::MAX {
                 backoff = Backoff::default();
             }
             is_logged = true;
-            if let End::NodeShutDown = end {
+            if let SessionEnd::NodeShutDown = end {
                 if self.context.config.exit_with_node || !source.can_reopen() {
                     info!(reason, "{end}; exiting");
                     return Ok(());
                 }
                 info!(reason, "{end}; waiting for the next one");
                 if let Some(node) = node {
-                    shutdown.run_until_cancelled(until_it_ended(node)).await;
+                    shutdown.run_until_cancelled(wait_for_exit(node)).await;
                 }
             } else if source.can_reopen() {
                 let wait = backoff.next();
@@ -121,15 +123,20 @@ impl Collector {
 
     /// Shows that there is no node, for this time or until shutdown is requested.
     pub async fn wait_without_node(self, why: &str, time: Duration) {
-        self.context.status.set(State::Disconnected(why.to_string()));
+        self.context.status.set(ConnectionState::Disconnected(why.to_string()));
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
-    async fn run_over_ipc(&self, guarded: Guarded, place: guard::Place, node: &Peer) -> End {
+    async fn run_over_ipc(
+        &self,
+        guarded: GuardedSockets,
+        permit: guard::GuardPermit,
+        node: &SocketPeer,
+    ) -> SessionEnd {
         if node.is_shutting_down() == Some(true) {
-            return End::NodeShutDown;
+            return SessionEnd::NodeShutDown;
         }
-        match handshake::open_guarded(guarded, place, node, &self.context).await {
+        match handshake::open_guarded(guarded, permit, node, &self.context).await {
             Ok(session) => session.run().await,
             Err(end) => end,
         }
@@ -139,18 +146,18 @@ impl Collector {
     ///
     /// Trying a socket costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon. Over HTTP
     /// a node may listen and refuse.
-    async fn connect(&self, source: &mut Source, is_logged: bool) -> NodeTransport {
+    async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-        let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.settings().alone);
+        let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.config().http_only);
         let poll_interval = self.context.config.poll_interval;
         let mut backoff = Backoff::default();
-        let mut said = String::new();
+        let mut last_logged = String::new();
         loop {
-            match open_transport(source, &self.context).await {
+            match connect_transport(source, &self.context).await {
                 Ok(transport) => {
                     match &transport {
                         _ if !is_logged => debug!("reconnected"),
-                        NodeTransport::Ipc(_) => info!("connected to {}", source.describe()),
+                        NodeTransport::IpcParts(_) => info!("connected to {}", source.describe()),
                         NodeTransport::Http(_, why) => {
                             info!("no IPC ({why}): polling the node over HTTP only");
                             if self.context.config.exit_with_node {
@@ -161,17 +168,17 @@ impl Collector {
                         }
                     }
                     self.context.metrics.exporter.connects.inc();
-                    let state = State::Connected("connected, not polled yet".into());
+                    let state = ConnectionState::Connected("connected, not polled yet".into());
                     self.context.status.set(state);
                     return transport;
                 }
                 Err(error) => {
                     let text = format!("{error:#}");
-                    if text != said {
-                        self.context.warn_of(&format!("{text}; retrying until it succeeds"));
-                        show_away(&self.context);
-                        self.context.status.set(State::Disconnected(text.clone()));
-                        said = text;
+                    if text != last_logged {
+                        self.context.warn_limited(&format!("{text}; retrying until it succeeds"));
+                        show_disconnected(&self.context);
+                        self.context.status.set(ConnectionState::Disconnected(text.clone()));
+                        last_logged = text;
                     }
                 }
             }
@@ -181,18 +188,18 @@ impl Collector {
     }
 }
 
-/// A node that is shutting down still accepts connections, and aborts when one asks it for what it has taken apart
-/// already. So its end is awaited before the next connection.
-async fn until_it_ended(node: Peer) {
-    /// When the system does not tell whether the process is gone.
-    const BLIND: Duration = Duration::from_secs(10);
+/// A node that is shutting down still accepts connections, and aborts when a client calls an interface that it has already
+/// destroyed. So its exit is awaited before the next connection.
+async fn wait_for_exit(node: SocketPeer) {
+    /// If the system does not report whether the process is gone.
+    const BLIND_TIMEOUT: Duration = Duration::from_secs(10);
     if node.ended().await.is_err() {
-        tokio::time::sleep(BLIND).await;
+        tokio::time::sleep(BLIND_TIMEOUT).await;
     }
 }
 
-/// Between connections that were accepted and then failed: doubling, with jitter so that many exporters do not come
-/// back at once.
+/// Between connections that were accepted and then failed: doubling, with jitter: many exporters do not
+/// reconnect at once.
 #[derive(Default)]
 struct Backoff(u32);
 

@@ -1,4 +1,4 @@
-//! What every connection of a collector works with.
+//! The context of every connection of a collector.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::file_system::Candidates;
-use super::node_start::NodeStart;
-use super::peers::Peers;
+use super::file_system::DatadirCandidates;
+use super::node_start::NodeStartTracker;
+use super::peers::PeerTraffic;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
-use crate::ipc::{BlockRef, Hash};
-use crate::json_rpc::Cause;
+use crate::ipc::{BlockHash, BlockRef};
+use crate::json_rpc::FailureCause;
 use crate::json_rpc::http::{self, HttpRpc};
-use crate::logging::Repeats;
+use crate::logging::RepeatLimiter;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// When to subscribe to the UTXO cache trace, which makes the node slower.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum UtxoTrace {
+pub enum UtxoTraceMode {
     /// After initial block download, until the cost exceeds the budget.
     Auto,
     /// After initial block download, without a budget.
@@ -34,7 +34,7 @@ pub enum UtxoTrace {
 
 /// When to have the node build block templates.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum NextBlock {
+pub enum NextBlockMode {
     /// After initial block download, for at most 1 % of the node's time.
     Auto,
     /// At each poll and each new tip, without a limit.
@@ -51,34 +51,33 @@ pub struct Config {
     /// For the answer to one call.
     pub call_timeout: Duration,
     /// Whether to subscribe to the UTXO cache trace.
-    pub utxo_trace: UtxoTrace,
+    pub utxo_trace: UtxoTraceMode,
     /// When to have the node build block templates.
-    pub next_block: NextBlock,
+    pub next_block: NextBlockMode,
     /// How long the node may wait for the trace in ten minutes.
     pub utxo_trace_budget: Duration,
     /// End when the node shuts down, instead of waiting for the next one.
     pub exit_with_node: bool,
     /// JSON-RPC over HTTP, where IPC has none.
-    pub http_rpc: Option<http::Settings>,
+    pub http_rpc: Option<http::HttpRpcConfig>,
     /// Where the node's blocks may be, to look at its file system.
-    pub data_directory: Candidates,
+    pub data_directory: DatadirCandidates,
 }
 
-/// A block that became the tip, and when that was heard of.
+/// A block that became the tip, and when the exporter learned of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewTip {
-    pub hash: Hash,
+    pub hash: BlockHash,
     pub at: Instant,
 }
 
-/// What is remembered of a node from one connection to the next, so that a reconnect neither counts twice nor misses
-/// anything.
+/// State of a node that is kept from one connection to the next: a reconnect neither counts twice nor misses anything.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(super) struct PersistentState {
     /// Traffic by peer.
-    pub peers: Peers,
+    pub peers: PeerTraffic,
     /// Its start and restarts.
-    pub node_start: NodeStart,
+    pub node_start: NodeStartTracker,
     /// The warnings that were logged.
     pub warnings: Warnings,
     /// CPU time of the node's threads.
@@ -88,10 +87,10 @@ pub(super) struct Memory {
     /// The tip up to which blocks are counted.
     pub counted_tip: Option<BlockRef>,
     /// The UTXO cache trace went over its budget once: it stays off for the life of the process.
-    pub trace_given_up: bool,
+    pub trace_over_budget: bool,
 }
 
-/// What every connection of a collector works with.
+/// The context of every connection of a collector.
 pub struct Context {
     /// Its settings.
     pub config: Config,
@@ -103,14 +102,14 @@ pub struct Context {
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
     /// Of log lines about failures, over all connections.
-    pub(super) repeats: Repeats,
-    pub(super) memory: RefCell<Memory>,
+    pub(super) repeats: RepeatLimiter,
+    pub(super) persistent_state: RefCell<PersistentState>,
     /// The newest tip that came while there was a connection.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
 
 impl Context {
-    /// Nothing is remembered yet.
+    /// Without any state of a node.
     pub fn new(
         config: Config,
         metrics: Arc<Metrics>,
@@ -120,20 +119,21 @@ impl Context {
         metrics.set_poll_interval(config.poll_interval);
         let http_rpc = config.http_rpc.clone().map(|settings| {
             let metrics = metrics.clone();
-            let count = move |cause: Cause| metrics.exporter.http_rpc_failures.inc_by([cause.name()], 1);
+            let count =
+                move |cause: FailureCause| metrics.exporter.http_rpc_failures.inc_by([cause.name()], 1);
             HttpRpc::new(settings, config.call_timeout, count)
         });
         if http_rpc.is_some() {
             let failures = &metrics.exporter.http_rpc_failures;
-            Cause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
+            FailureCause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
         }
-        let (memory, new_tip) = (RefCell::default(), watch::Sender::default());
-        let repeats = Repeats::default();
-        Context { config, http_rpc, repeats, metrics, status, shutdown, memory, new_tip }
+        let (persistent_state, new_tip) = (RefCell::default(), watch::Sender::default());
+        let repeats = RepeatLimiter::default();
+        Context { config, http_rpc, repeats, metrics, status, shutdown, persistent_state, new_tip }
     }
 
     /// Logs a failure that may come and go: each text at most once a minute, with the number of times.
-    pub(super) fn warn_of(&self, text: &str) {
+    pub(super) fn warn_limited(&self, text: &str) {
         if let Some(suppressed) = self.repeats.admit(text) {
             warn!("{text}{suppressed}");
         }

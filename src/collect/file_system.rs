@@ -16,7 +16,7 @@ const MAX_WAIT: Duration = Duration::from_millis(100);
 
 /// Space on a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Space {
+pub struct DiskSpace {
     /// That users without privileges can write.
     pub free: f64,
     pub size: f64,
@@ -24,7 +24,7 @@ pub struct Space {
 
 /// Directories that may be the one with the node's blocks: that of its chain, below the data directory.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Candidates {
+pub struct DatadirCandidates {
     /// Named by the user.
     pub named: Option<PathBuf>,
     /// The directories of its socket, its cookie, or its log.
@@ -33,7 +33,7 @@ pub struct Candidates {
     pub of_log: Option<PathBuf>,
 }
 
-impl Candidates {
+impl DatadirCandidates {
     /// The directory of a log, from `logpath` of getrpcinfo.
     pub fn directory_of_log(path: &str) -> Option<PathBuf> {
         Path::new(path).parent().filter(|path| path.is_absolute()).map(PathBuf::from)
@@ -56,12 +56,15 @@ fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
 }
 
 /// Reads the space of the file system that `path` is on. A directory without search permission is on that of its parent.
-fn space(path: &Path) -> Option<Space> {
+fn space(path: &Path) -> Option<DiskSpace> {
     for path in path.ancestors() {
         match statvfs(path) {
             Ok(found) => {
                 let bytes = |blocks| blocks as f64 * found.fragment_size() as f64;
-                return Some(Space { free: bytes(found.blocks_available()), size: bytes(found.blocks()) });
+                return Some(DiskSpace {
+                    free: bytes(found.blocks_available()),
+                    size: bytes(found.blocks()),
+                });
             }
             Err(Errno::EACCES) => {}
             Err(error) => {
@@ -73,19 +76,19 @@ fn space(path: &Path) -> Option<Space> {
     None
 }
 
-/// Reads the space in threads of its own, one at a time: a file system that hangs blocks one of them, and no poll.
+/// Reads the space in threads of its own, one at a time: a file system that hangs blocks one thread, and no poll.
 #[derive(Default)]
-pub struct SpaceReader {
+pub struct DiskSpaceReader {
     busy: Arc<AtomicBool>,
 }
 
-impl SpaceReader {
+impl DiskSpaceReader {
     /// `None` if no candidate is a data directory, or its file system does not answer.
-    pub async fn read(&self, candidates: Candidates) -> Option<Space> {
+    pub async fn read(&self, candidates: DatadirCandidates) -> Option<DiskSpace> {
         self.run(move || space(candidates.data_directory()?)).await
     }
 
-    async fn run(&self, read: impl FnOnce() -> Option<Space> + Send + 'static) -> Option<Space> {
+    async fn run(&self, read: impl FnOnce() -> Option<DiskSpace> + Send + 'static) -> Option<DiskSpace> {
         if self.busy.swap(true, Ordering::AcqRel) {
             return None;
         }
@@ -117,7 +120,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         create_dir_all(at("node/blocks")).unwrap();
         create_dir_all(at("run")).unwrap();
-        let candidates = |found: &[&str], log: &str| Candidates {
+        let candidates = |found: &[&str], log: &str| DatadirCandidates {
             found: found.iter().map(|name| at(name)).collect(),
             of_log: Some(at(log)),
             named: None,
@@ -146,13 +149,13 @@ mod tests {
         create_dir_all(at("log/blocks")).unwrap();
         set_permissions(folder.path().join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
         let is_root = has_blocks(&at("node")).is_ok(); // who may look into every directory
-        let found = Candidates { found: vec![at("node")], ..Candidates::default() };
+        let found = DatadirCandidates { found: vec![at("node")], ..DatadirCandidates::default() };
         assert_eq!(found.data_directory().is_some(), is_root);
-        let log = Candidates { of_log: Some(at("log")), ..Candidates::default() };
+        let log = DatadirCandidates { of_log: Some(at("log")), ..DatadirCandidates::default() };
         assert_eq!(log.data_directory().is_some(), is_root);
-        let log = Candidates { of_log: Some(at("node")), ..Candidates::default() };
+        let log = DatadirCandidates { of_log: Some(at("node")), ..DatadirCandidates::default() };
         assert_eq!(log.data_directory(), Some(&*at("node")));
-        let named = Candidates { named: Some(at("log")), ..log };
+        let named = DatadirCandidates { named: Some(at("log")), ..log };
         assert_eq!(named.data_directory(), Some(&*at("log")));
         assert_eq!(space(&at("log")).map(|space| space.size), space(folder.path()).map(|space| space.size));
         set_permissions(folder.path().join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
@@ -160,14 +163,14 @@ mod tests {
 
     #[test]
     fn log_has_a_directory_if_its_path_is_absolute() {
-        let directory = |path| Candidates::directory_of_log(path);
+        let directory = |path| DatadirCandidates::directory_of_log(path);
         assert_eq!(directory("/d/regtest/debug.log"), Some("/d/regtest".into()));
         assert_eq!((directory("debug.log"), directory("/"), directory("")), (None, None, None));
     }
 
     #[tokio::test]
     async fn file_system_that_hangs_blocks_no_poll() {
-        let reader = SpaceReader::default();
+        let reader = DiskSpaceReader::default();
         let (release, hang) = std::sync::mpsc::channel::<()>();
         let hangs = reader.run(move || {
             let _ = hang.recv();
@@ -175,7 +178,7 @@ mod tests {
         });
         assert_eq!(hangs.await, None);
         // While it hangs no other thread is started.
-        let space = Space { free: 1.0, size: 2.0 };
+        let space = DiskSpace { free: 1.0, size: 2.0 };
         assert_eq!(reader.run(move || Some(space)).await, None);
         drop(release);
         while reader.busy.load(Ordering::Acquire) {

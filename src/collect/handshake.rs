@@ -1,4 +1,4 @@
-//! From a connected socket to a node that can be asked.
+//! From a connected socket to a node that can be polled.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -8,24 +8,24 @@ use tokio::net::UnixStream;
 use tracing::info;
 
 use super::context::Context;
-use super::http_rpc::Checker;
+use super::http_rpc_verifier::HttpRpcVerifier;
 use super::next_block;
-use super::session::{End, Ipc, Session, take_leave};
+use super::session::{IpcParts, Session, SessionEnd, disconnect};
 use super::tip::{LONG_POLL, NO_BLOCK};
-use crate::ipc::guard::{Guard, Place};
-use crate::ipc::{Connection, Interfaces, Mining, Thread};
+use crate::ipc::guard::{Guard, GuardPermit};
+use crate::ipc::{Interfaces, IpcConnection, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
-use crate::node_process::Peer;
-use crate::supervisor::Guarded;
+use crate::node_process::SocketPeer;
+use crate::supervisor::GuardedSockets;
 
-/// Opens a session behind a guard: nothing that happens to us from here on harms the node.
+/// Opens a session behind a guard: from here on no failure of the exporter harms the node.
 pub async fn open_guarded(
-    guarded: Guarded,
-    place: Place,
-    node: &Peer,
+    guarded: GuardedSockets,
+    permit: GuardPermit,
+    node: &SocketPeer,
     context: &Rc<Context>,
-) -> Result<Session, End> {
-    let (stream, guard) = Guard::new(place, guarded);
+) -> Result<Session, SessionEnd> {
+    let (stream, guard) = Guard::new(permit, guarded);
     open(stream, Some(guard), node, context).await
 }
 
@@ -34,48 +34,52 @@ pub async fn open_guarded(
 pub async fn open(
     stream: UnixStream,
     guard: Option<Guard>,
-    node: &Peer,
+    node: &SocketPeer,
     context: &Rc<Context>,
-) -> Result<Session, End> {
-    let prepared = context.shutdown.run_until_cancelled(shake_hands(stream, node, context));
-    match prepared.await.unwrap_or(Err(End::ShutdownRequested)) {
-        Ok(Prepared { connection, waiting, subscribing, building, interfaces, http_rpc }) => {
-            let ipc = Ipc { connection, guard, waiting, subscribing, building };
+) -> Result<Session, SessionEnd> {
+    let prepared = context.shutdown.run_until_cancelled(handshake(stream, node, context));
+    match prepared.await.unwrap_or(Err(SessionEnd::ShutdownRequested)) {
+        Ok(PreparedNode { connection, waiting, subscribing, building, interfaces, http_rpc }) => {
+            let ipc = IpcParts { connection, guard, waiting, subscribing, building };
             let interfaces = Rc::new(interfaces);
             Ok(Session::new(Some(ipc), interfaces, http_rpc, node.process(), context))
         }
-        Err(end) => Err(take_leave(guard, end).await),
+        Err(end) => Err(disconnect(guard, end).await),
     }
 }
 
-/// A connection to a node that can be asked.
-struct Prepared {
-    connection: Connection,
-    waiting: Thread,
-    subscribing: Thread,
-    building: Option<Thread>,
+/// A connection to a node that can be polled.
+struct PreparedNode {
+    connection: IpcConnection,
+    waiting: NodeThread,
+    subscribing: NodeThread,
+    building: Option<NodeThread>,
     interfaces: Interfaces,
-    http_rpc: Option<Checker>,
+    http_rpc: Option<HttpRpcVerifier>,
 }
 
-async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Result<Prepared, End> {
-    let connection = Connection::new(stream, context.config.call_timeout).await;
+async fn handshake(
+    stream: UnixStream,
+    node: &SocketPeer,
+    context: &Context,
+) -> Result<PreparedNode, SessionEnd> {
+    let connection = IpcConnection::new(stream, context.config.call_timeout).await;
     let connection = connection.map_err(|error| match error {
         // A node that hangs still accepts connections.
-        CallError::TimedOut(_) => End::Failed(error),
-        error => End::NoNode(error),
+        CallError::TimedOut(_) => SessionEnd::Failed(error),
+        error => SessionEnd::NoNode(error),
     })?;
     let prepared = tokio::select! {
-        prepared = prepare(&connection, node) => prepared,
-        reason = connection.closed() => Err(End::Closed(reason)),
-        () = shutdown_of(node) => Err(End::NodeShutDown),
+        prepared = discover_node(&connection, node) => prepared,
+        reason = connection.closed() => Err(SessionEnd::Closed(reason)),
+        () = wait_for_shutdown(node) => Err(SessionEnd::NodeShutDown),
     };
     let (waiting, subscribing, mut interfaces) = prepared?;
     let checked = async {
         tokio::select! {
-            checker = turn_to_http(&connection, &mut interfaces, context) => checker.map_err(End::from),
-            reason = connection.closed() => Err(End::Closed(reason)),
-            () = shutdown_of(node) => Err(End::NodeShutDown),
+            verifier = add_http_rpc(&connection, &mut interfaces, context) => verifier.map_err(SessionEnd::from),
+            reason = connection.closed() => Err(SessionEnd::Closed(reason)),
+            () = wait_for_shutdown(node) => Err(SessionEnd::NodeShutDown),
         }
     };
     let http_rpc = checked.await?;
@@ -83,64 +87,70 @@ async fn shake_hands(stream: UnixStream, node: &Peer, context: &Context) -> Resu
     if next_block::is_wanted(&interfaces, context.config.next_block) {
         building = Some(connection.thread("exporter-template").await?);
     }
-    Ok(Prepared { connection, waiting, subscribing, building, interfaces, http_rpc })
+    Ok(PreparedNode { connection, waiting, subscribing, building, interfaces, http_rpc })
 }
 
 /// Adds JSON-RPC over HTTP where IPC has none. The first poll uses it if it answers soon.
-async fn turn_to_http(
-    connection: &Connection,
+async fn add_http_rpc(
+    connection: &IpcConnection,
     interfaces: &mut Interfaces,
     context: &Context,
-) -> Result<Option<Checker>, CallError> {
-    const FIRST_CHECK: Duration = Duration::from_secs(2);
+) -> Result<Option<HttpRpcVerifier>, CallError> {
+    const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
     let (None, Some(http)) = (interfaces.json_rpc(), &context.http_rpc) else { return Ok(None) };
-    let checker = Checker::new(http.clone(), interfaces, &connection.thread("exporter-http").await?);
+    let verifier = HttpRpcVerifier::new(http.clone(), interfaces, &connection.thread("exporter-http").await?);
     interfaces.http = Some(http.clone());
-    let _ = tokio::time::timeout(FIRST_CHECK, checker.check()).await; // the session goes on checking
-    Ok(Some(checker))
+    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await; // the session goes on checking
+    Ok(Some(verifier))
 }
 
-/// Resolves when the node shuts down. It looks like one that is starting, and does not exit before we have left.
-async fn shutdown_of(node: &Peer) {
+/// Resolves when the node shuts down. It looks like one that is starting, and does not exit before the exporter disconnects.
+async fn wait_for_shutdown(node: &SocketPeer) {
     const INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-async fn prepare(connection: &Connection, node: &Peer) -> Result<(Thread, Thread, Interfaces), End> {
-    // A thread per kind of work, so that none waits for another.
+async fn discover_node(
+    connection: &IpcConnection,
+    node: &SocketPeer,
+) -> Result<(NodeThread, NodeThread, Interfaces), SessionEnd> {
+    // A thread per kind of work: none waits for another.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
     // Without the answer to a subscription there would be no way to end it: no deadline.
     let subscribing = connection.thread("exporter-subscribe").await?.without_deadline();
-    let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(End::NodeShutDown)?;
+    let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(SessionEnd::NodeShutDown)?;
     match interfaces.json_rpc() {
         Some(json_rpc) => wait_for_warmup(&json_rpc, node).await?,
         None => wait_for_message_handler(node).await,
     }
     // Answered when the chain state is loaded: no deadline.
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
-    interfaces.mining = mining.map(|mining| mining.on(&polling));
+    interfaces.mining = mining.map(|mining| mining.on_thread(&polling));
     if interfaces.mining.is_none() && interfaces.json_rpc().is_some() {
         // Each node has it until it shuts down, which its process shows a moment later.
         match node.is_shutting_down() {
             Some(_) => tokio::time::sleep(Duration::from_millis(500)).await,
-            None => return Err(End::NodeShutDown),
+            None => return Err(SessionEnd::NodeShutDown),
         }
     }
-    if !interfaces.tell_the_tip() {
+    if !interfaces.has_tip_source() {
         wait_for_evidence(node).await?;
         interfaces.mining = Mining::discover_core30(connection, &polling).await?;
     }
-    if !interfaces.tell_the_tip() {
-        return Err(End::NothingOffered);
+    if !interfaces.has_tip_source() {
+        return Err(SessionEnd::NothingOffered);
     }
-    // Nothing else is asked of a node that is going down: estimatesmartfee would never be answered.
+    // No other call to a node that is shutting down: it would never answer estimatesmartfee.
     if let Some(mining) = &interfaces.mining
-        && let Ok(None) = mining.on(&waiting.patient(LONG_POLL)).wait_tip_changed(NO_BLOCK, LONG_POLL).await
+        && let Ok(None) = mining
+            .on_thread(&waiting.with_extra_timeout(LONG_POLL))
+            .wait_tip_changed(NO_BLOCK, LONG_POLL)
+            .await
     {
-        return Err(End::NodeShutDown);
+        return Err(SessionEnd::NodeShutDown);
     }
     info!(
         offered = interfaces.names().join(","),
@@ -150,53 +160,53 @@ async fn prepare(connection: &Connection, node: &Peer) -> Result<(Thread, Thread
     Ok((waiting, subscribing, interfaces))
 }
 
-/// Between two looks at a node that is starting.
+/// Between two checks of a node that is starting.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The thread that a node starts when it has loaded its chain.
 const MESSAGE_HANDLER: &str = "b-msghand";
 
-/// A node without JSON-RPC does not say whether it has loaded its chain, and can abort when it is asked about one that it
-/// has not created yet. Where its threads can be seen, waits for one that it starts after that.
-async fn wait_for_message_handler(node: &Peer) {
-    let mut said = false;
+/// A node without JSON-RPC does not report whether it has loaded its chain, and can abort when a call needs a chain that it has
+/// not created yet. If its threads are visible, waits for one that it starts after that.
+async fn wait_for_message_handler(node: &SocketPeer) {
+    let mut is_logged = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
-        if !said {
+        if !is_logged {
             info!("the node is starting: its thread {MESSAGE_HANDLER} does not exist yet");
-            said = true;
+            is_logged = true;
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-/// The same for Core 30, whose Mining interface does not wait either: it is not asked before its thread was seen.
-async fn wait_for_evidence(node: &Peer) -> Result<(), End> {
+/// The same for Core 30, whose Mining interface does not wait either: it is not called before its thread was seen.
+async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     loop {
         match node.runs_thread(MESSAGE_HANDLER) {
             Some(true) => return Ok(()),
             Some(false) => tokio::time::sleep(RETRY_INTERVAL).await,
-            None => return Err(End::NoEvidence),
+            None => return Err(SessionEnd::NoEvidence),
         }
     }
 }
 
-/// Core's warmup: it answers JSON-RPC with an error, and its other interfaces must not be asked.
+/// Core's warmup: it answers JSON-RPC with an error, and its other interfaces must not be called.
 ///
-/// A node that is shutting down can answer the same. Where its process cannot be seen it is given up after a while, because
-/// it does not exit before we have left.
-async fn wait_for_warmup(json_rpc: &JsonRpc, node: &Peer) -> Result<(), End> {
+/// A node that is shutting down can answer the same. If its process is not visible, the exporter disconnects after a while, because
+/// the node does not exit before that.
+async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), SessionEnd> {
     const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
     let since = Instant::now();
-    let mut said = false;
+    let mut is_logged = false;
     loop {
         match json_rpc.call(Method::Uptime, json!([])).await {
             Err(error) if error.is_warmup() => {
-                if !said {
+                if !is_logged {
                     info!("the node is starting: {error}");
-                    said = true;
+                    is_logged = true;
                 }
                 if node.is_shutting_down().is_none() && since.elapsed() > MAX_BLIND_WAIT {
-                    return Err(End::Loading(error));
+                    return Err(SessionEnd::Loading(error));
                 }
             }
             Err(error @ (CallError::Disconnected(_) | CallError::TimedOut(_))) => return Err(error.into()),

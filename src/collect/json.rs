@@ -24,7 +24,7 @@ pub fn label(value: &Value, field: &str) -> Option<String> {
     value.get(field)?.as_str().map(text::label)
 }
 
-/// The entries of an object whose keys are names that become labels: few, short, of plain characters, whatever the node says.
+/// The entries of an object whose keys are names that become labels: few, short, of plain characters, for any response.
 pub fn entries(value: &Value) -> Vec<(&str, &Value)> {
     const MAX_ENTRIES: usize = 16;
     const MAX_LENGTH: usize = 32;
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_is_absent() {
+    fn non_numbers_are_absent() {
         let value =
             json!({"null": null, "text": "7", "list": [7], "negative": -7, "huge": 1e300, "bool": true});
         for field in ["null", "text", "list", "missing", "bool"] {

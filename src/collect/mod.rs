@@ -1,31 +1,31 @@
-//! What is asked of a node and when; answers become metrics.
+//! Decides which calls are made to a node and when; turns answers into metrics.
 //!
-//! - `collector` connects, reconnects and backs off; `handshake` brings a connection to where the node can be asked;
+//! - `collector` connects, reconnects and backs off; `handshake` prepares a connection until the node can be polled;
 //!   `session` is the loop over such a connection.
-//! - `poll` asks for the node's state at intervals, an area per file as in [`metrics`](crate::metrics); `peers` and `json`
+//! - `poll` reads the node's state at intervals, an area per file as in [`metrics`](crate::metrics); `peers` and `json`
 //!   read its answers.
 //! - `rate_limit` decides when a call may be made again; `suspend` notices that the machine was suspended.
-//! - `http_rpc` decides when JSON-RPC over HTTP is used.
+//! - `http_rpc_verifier` decides when JSON-RPC over HTTP is used.
 //! - `tip` is the long poll that reports new tips and the node's shutdown; `block_counting` decides which blocks are counted then,
 //!   `chain_diff` finds those between two tips.
-//! - `next_block` has the node build a block template now and then.
-//! - `subscriptions` starts and ends subscriptions; `notifications` and `utxo_trace` count what they bring.
-//! - `context` is what every connection works with, and what is remembered from one to the next: peers' traffic, `thread_times`, the
+//! - `next_block` requests block templates periodically.
+//! - `subscriptions` starts and ends subscriptions; `notifications` and `utxo_trace` count their events.
+//! - `context` is the context of every connection, and the state that is kept from one to the next: peers' traffic, `thread_times`, the
 //!   tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
-//! - `check` is `--once` and `--check`.
+//! - `one_shot` is `--once` and `--check`.
 
 mod block_counting;
 mod chain_diff;
-mod check;
 mod collector;
 mod context;
 mod file_system;
 mod handshake;
-mod http_rpc;
+mod http_rpc_verifier;
 mod json;
 mod next_block;
 mod node_start;
 mod notifications;
+mod one_shot;
 mod peers;
 mod poll;
 mod rate_limit;
@@ -37,9 +37,9 @@ mod tip;
 mod utxo_trace;
 mod warnings;
 
-pub use check::{check, once};
 pub use collector::Collector;
-pub use context::{Config, Context, NextBlock, UtxoTrace};
-pub use file_system::Candidates;
+pub use context::{Config, Context, NextBlockMode, UtxoTraceMode};
+pub use file_system::DatadirCandidates;
 pub use handshake::open;
-pub use session::End;
+pub use one_shot::{check, once};
+pub use session::SessionEnd;

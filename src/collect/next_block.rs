@@ -1,7 +1,7 @@
-//! The next block: a template from the node now and then, within a share of its time.
+//! The next block: periodic templates from the node, within a share of its time.
 //!
-//! The node holds its main lock and its mempool's while it builds one. On a thread of its own, so that a build that never ends
-//! keeps nothing else waiting.
+//! The node holds its main lock and its mempool's while it builds one. Templates have a thread of their own: a build that never
+//! ends delays nothing else.
 
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -11,86 +11,86 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::context::{Context, NewTip, NextBlock};
+use super::context::{Context, NewTip, NextBlockMode};
 use super::rate_limit::RateLimit;
 use super::suspend::Suspensions;
-use crate::ipc::{BlockContents, Hash, Interfaces, Mining, Template, Thread};
+use crate::ipc::{BlockContents, BlockHash, BlockTemplate, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 
-/// Whether this node is asked for templates. Development branches that offer Chain or Node are not: when they cannot build
+/// Whether templates are requested from this node. Development branches that offer Chain or Node are not: when they cannot build
 /// one, the exception ends them.
-pub fn is_wanted(interfaces: &Interfaces, wanted: NextBlock) -> bool {
+pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
     let is_branch = interfaces.chain.is_some() || interfaces.node.is_some();
-    if wanted == NextBlock::On && is_branch {
+    if mode == NextBlockMode::On && is_branch {
         info!(
             "--next-block on has no effect: a node with the Chain or Node interface aborts if it cannot build a template"
         );
     }
-    wanted != NextBlock::Off && interfaces.mining.is_some() && !is_branch
+    mode != NextBlockMode::Off && interfaces.mining.is_some() && !is_branch
 }
 
 /// How many times its own duration a template is apart from the next: 1 % of the node's time.
-const SHARE: u32 = 100;
+const TIME_SHARE: u32 = 100;
 
-/// Asks one connection for templates.
-pub struct Builder {
+/// Requests templates over one connection.
+pub struct TemplatePoller {
     mining: Mining,
     context: Rc<Context>,
     new_tip: watch::Receiver<Option<NewTip>>,
     limit: RateLimit,
-    last_on: LastOn,
+    last_parent: LastParent,
     /// The last one failed, which was logged.
     failing: bool,
 }
 
 /// The block that the last template is built on.
 #[derive(Default)]
-struct LastOn(Option<Hash>);
+struct LastParent(Option<BlockHash>);
 
-impl LastOn {
+impl LastParent {
     /// The tip, if this template is the first one on it. The node may have had the block, and a template that was due may have been
     /// built on it, before the tip was reported.
-    fn first_after(&mut self, new_tip: Option<NewTip>, on: Hash) -> Option<NewTip> {
-        let is_first = self.0.replace(on) != Some(on);
-        new_tip.filter(|tip| is_first && tip.hash == on)
+    fn first_after(&mut self, new_tip: Option<NewTip>, parent: BlockHash) -> Option<NewTip> {
+        let is_first = self.0.replace(parent) != Some(parent);
+        new_tip.filter(|tip| is_first && tip.hash == parent)
     }
 }
 
-/// What a template holds.
-struct Contents {
-    on: Hash,
+/// The contents of a template.
+struct TemplateContents {
+    parent: BlockHash,
     transactions: usize,
     weight: u64,
     fees: i64,
     sigops: i64,
 }
 
-impl Builder {
+impl TemplatePoller {
     /// Its calls run on `thread`, which nothing else uses. `None` if the node offers no Mining.
-    pub fn new(interfaces: &Interfaces, thread: &Thread, context: &Rc<Context>) -> Option<Self> {
-        let mining = interfaces.mining.as_ref()?.on(&thread.without_deadline());
+    pub fn new(interfaces: &Interfaces, thread: &NodeThread, context: &Rc<Context>) -> Option<Self> {
+        let mining = interfaces.mining.as_ref()?.on_thread(&thread.without_deadline());
         let new_tip = context.new_tip.subscribe();
         context.metrics.next_block.start();
-        let share = if context.config.next_block == NextBlock::Auto { SHARE } else { 0 };
+        let share = if context.config.next_block == NextBlockMode::Auto { TIME_SHARE } else { 0 };
         let limit = RateLimit::new(context.config.poll_interval, share);
-        Some(Builder {
+        Some(TemplatePoller {
             mining,
             context: context.clone(),
             new_tip,
             limit,
-            last_on: LastOn::default(),
+            last_parent: LastParent::default(),
             failing: false,
         })
     }
 
-    /// Asks for a template now and then, until the node shuts down or has none to give.
+    /// Requests a template periodically, until the node shuts down or cannot build any.
     pub async fn run(mut self) {
         let mut new_tip = None;
         let mut suspensions = Suspensions::new();
-        // Shows that the node is asked, before the first answer.
+        // The series exists before the first answer.
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
-            if self.build(new_tip.take()).await.is_break() {
+            if self.poll(new_tip.take()).await.is_break() {
                 return self.context.metrics.next_block.clear();
             }
             tokio::select! {
@@ -108,12 +108,12 @@ impl Builder {
     }
 
     /// One template, at once, because of a new tip if there is one. It breaks when there will be no other.
-    pub async fn build(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
+    pub async fn poll(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
         let context = self.context.clone();
         let metrics = &context.metrics.next_block;
         let failures = &context.metrics.exporter.poll_failures;
         let started = Instant::now();
-        let answer = self.ask(new_tip).await;
+        let answer = self.request_template(new_tip).await;
         let ended = Instant::now();
         if answer.is_ok() {
             self.limit.succeeded(started, ended);
@@ -142,7 +142,7 @@ impl Builder {
             Err(error) => {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
-                    context.warn_of(&format!(
+                    context.warn_limited(&format!(
                         "the node returned no block template: {error}; retrying until it succeeds"
                     ));
                 }
@@ -151,22 +151,25 @@ impl Builder {
         }
     }
 
-    /// `None` in initial block download, where nothing is asked without need, and when the node is shutting down.
-    async fn ask(&mut self, new_tip: Option<NewTip>) -> Result<Option<Contents>, CallError> {
-        let auto = self.context.config.next_block == NextBlock::Auto;
+    /// `None` in initial block download, where unneeded calls are avoided, and when the node is shutting down.
+    async fn request_template(
+        &mut self,
+        new_tip: Option<NewTip>,
+    ) -> Result<Option<TemplateContents>, CallError> {
+        let auto = self.context.config.next_block == NextBlockMode::Auto;
         if auto && self.mining.is_initial_block_download().await? {
             return Ok(None);
         }
         let asked = Instant::now();
-        let Some(template) = self.create().await? else { return Ok(None) };
+        let Some(template) = self.create_template().await? else { return Ok(None) };
         let created = Instant::now();
         let contents = read(&template).await;
-        // Whatever it held: it would stay in the node's memory.
+        // In any case: it would stay in the node's memory.
         template.destroy().await?;
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
         metrics.duration.observe((created - asked).as_secs_f64());
-        if let Some(tip) = self.last_on.first_after(new_tip, contents.on) {
+        if let Some(tip) = self.last_parent.first_after(new_tip, contents.parent) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
         debug!(took = ?asked.elapsed(), built = ?(created - asked), "template");
@@ -174,15 +177,15 @@ impl Builder {
     }
 
     /// Waits as long as it takes, because the call can be neither cancelled nor made again.
-    async fn create(&self) -> Result<Option<Template>, CallError> {
-        let at_most = self.context.config.call_timeout;
+    async fn create_template(&self) -> Result<Option<BlockTemplate>, CallError> {
+        let call_timeout = self.context.config.call_timeout;
         let mut creating = pin!(self.mining.create_new_block());
-        match timeout(at_most, &mut creating).await {
+        match timeout(call_timeout, &mut creating).await {
             Ok(created) => created,
             Err(_) => {
                 warn!(
                     "the node has not built a block template within {}; waiting for it, without further requests",
-                    humantime::format_duration(at_most)
+                    humantime::format_duration(call_timeout)
                 );
                 creating.await
             }
@@ -190,18 +193,19 @@ impl Builder {
     }
 }
 
-/// Reads what a template holds. The weight is known from the block alone, up to 4 MB on the socket; the node copies it without
+/// Reads the contents of a template. The weight comes from the block, up to 4 MB on the socket; the node copies it without
 /// a lock.
-async fn read(template: &Template) -> Result<Contents, CallError> {
+async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;
-    let read = |block: &[u8]| Some((Hash::try_from(block.get(4..36)?).ok()?, BlockContents::count(block)?));
-    let Some((on, contents)) = template.block(read).await? else {
+    let read =
+        |block: &[u8]| Some((BlockHash::try_from(block.get(4..36)?).ok()?, BlockContents::count(block)?));
+    let Some((parent, contents)) = template.block(read).await? else {
         return Err(CallError::Malformed("the block template is not a valid block".into()));
     };
-    let sum = |of: &[i64]| of.iter().fold(0, |sum: i64, &one| sum.saturating_add(one));
+    let sum = |values: &[i64]| values.iter().fold(0, |sum: i64, &one| sum.saturating_add(one));
     let weight = contents.payload_weight();
-    Ok(Contents { on, transactions: fees.len(), weight, fees: sum(&fees), sigops: sum(&sigops) })
+    Ok(TemplateContents { parent, transactions: fees.len(), weight, fees: sum(&fees), sigops: sum(&sigops) })
 }
 
 #[cfg(test)]
@@ -210,14 +214,14 @@ mod tests {
 
     #[test]
     fn second_template_on_a_tip_is_not_the_first_after_it() {
-        let (a, b) = (Hash([1; 32]), Hash([2; 32]));
+        let (a, b) = (BlockHash([1; 32]), BlockHash([2; 32]));
         let tip = |hash| Some(NewTip { hash, at: Instant::now() });
-        let mut last_on = LastOn::default();
-        assert!(last_on.first_after(None, a).is_none(), "no new tip");
-        assert!(last_on.first_after(tip(b), b).is_some());
-        assert!(last_on.first_after(tip(a), b).is_none(), "on another block");
-        assert!(last_on.first_after(None, a).is_none(), "due, before the tip is reported");
-        assert!(last_on.first_after(tip(a), a).is_none());
-        assert!(last_on.first_after(tip(b), b).is_some(), "a reorg back");
+        let mut last_parent = LastParent::default();
+        assert!(last_parent.first_after(None, a).is_none(), "no new tip");
+        assert!(last_parent.first_after(tip(b), b).is_some());
+        assert!(last_parent.first_after(tip(a), b).is_none(), "on another block");
+        assert!(last_parent.first_after(None, a).is_none(), "due, before the tip is reported");
+        assert!(last_parent.first_after(tip(a), a).is_none());
+        assert!(last_parent.first_after(tip(b), b).is_some(), "a reorg back");
     }
 }

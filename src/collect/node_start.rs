@@ -14,7 +14,7 @@ const TOLERANCE: f64 = 2.0;
 
 /// An uptime and when it was read.
 #[derive(Clone, Copy)]
-pub struct Uptime {
+pub struct UptimeReading {
     /// Seconds.
     pub seconds: f64,
     /// Before the call. Like the uptime of Bitcoin Core 31 this clock stands still while the machine is suspended.
@@ -23,25 +23,25 @@ pub struct Uptime {
     pub returned: Instant,
 }
 
-impl Uptime {
+impl UptimeReading {
     /// Whether another process than before returned this one: it started after the last uptime was returned.
-    fn is_of_another_process(&self, last: &Uptime) -> bool {
+    fn is_of_another_process(&self, last: &UptimeReading) -> bool {
         let expected = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let since_last = self.returned.saturating_duration_since(last.called).as_secs_f64();
         self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
     }
 
     /// Whether the process of the last uptime would have returned this one, if no clock was set.
-    fn continues(&self, last: &Uptime) -> bool {
+    fn continues(&self, last: &UptimeReading) -> bool {
         let least = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let most = last.seconds + self.returned.saturating_duration_since(last.called).as_secs_f64();
         (least - TOLERANCE..=most + TOLERANCE).contains(&self.seconds)
     }
 }
 
-/// What the node that answers is to the one that answered before.
+/// The relation of the node that answers to the one that answered before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Identity {
+pub enum NodeIdentity {
     /// The same process.
     #[default]
     Same,
@@ -53,10 +53,10 @@ pub enum Identity {
 
 /// The node's process, over all connections.
 #[derive(Default)]
-pub struct NodeStart {
+pub struct NodeStartTracker {
     /// Process id and start in clock ticks since boot, where the process is visible.
     process: Option<(i32, u64)>,
-    uptime: Option<Uptime>,
+    uptime: Option<UptimeReading>,
     /// Clock ticks from boot until they were read.
     read: u64,
     /// Unix seconds. Kept until the node is restarted or replaced, because the wall clock can be set.
@@ -65,10 +65,10 @@ pub struct NodeStart {
     is_new_connection: bool,
     restarts: u64,
     /// The least certain one since it was taken.
-    identity: Option<Identity>,
+    identity: Option<NodeIdentity>,
 }
 
-impl NodeStart {
+impl NodeStartTracker {
     /// Restarts that were noticed. A change means that the node is another process than before.
     pub fn restarts(&self) -> u64 {
         self.restarts
@@ -79,19 +79,21 @@ impl NodeStart {
         self.is_new_connection = true;
     }
 
-    /// What the node is to the one that answered when this was called last.
-    pub fn take_identity(&mut self) -> Identity {
-        self.identity.take().unwrap_or(Identity::Unknown)
+    /// The relation of the node to the one that answered at the last call of this method.
+    pub fn take_identity(&mut self) -> NodeIdentity {
+        self.identity.take().unwrap_or(NodeIdentity::Unknown)
     }
 
-    fn identify(&self, process: Option<(i32, u64)>, uptime: Option<Uptime>) -> Identity {
+    fn identify(&self, process: Option<(i32, u64)>, uptime: Option<UptimeReading>) -> NodeIdentity {
         match (self.process, process) {
-            (Some(last), Some(process)) if last == process => Identity::Same,
-            (Some(_), Some((_, started))) if started >= self.read => Identity::StartedSince,
-            (Some(_), Some(_)) => Identity::Unknown,
+            (Some(last), Some(process)) if last == process => NodeIdentity::Same,
+            (Some(_), Some((_, started))) if started >= self.read => NodeIdentity::StartedSince,
+            (Some(_), Some(_)) => NodeIdentity::Unknown,
             _ => match (self.uptime, uptime) {
-                (Some(last), Some(uptime)) if uptime.is_of_another_process(&last) => Identity::StartedSince,
-                _ => Identity::Unknown,
+                (Some(last), Some(uptime)) if uptime.is_of_another_process(&last) => {
+                    NodeIdentity::StartedSince
+                }
+                _ => NodeIdentity::Unknown,
             },
         }
     }
@@ -101,7 +103,7 @@ impl NodeStart {
     pub fn update(
         &mut self,
         process: Option<(i32, u64)>,
-        uptime: Option<Uptime>,
+        uptime: Option<UptimeReading>,
         now: SystemTime,
     ) -> Option<f64> {
         let identity = self.identity.max(Some(self.identify(process, uptime)));
@@ -113,7 +115,7 @@ impl NodeStart {
             },
         };
         if restarted {
-            *self = NodeStart { restarts: self.restarts + 1, ..NodeStart::default() };
+            *self = NodeStartTracker { restarts: self.restarts + 1, ..NodeStartTracker::default() };
         }
         if let (true, None, Some(last), Some(uptime)) = (self.is_new_connection, process, self.uptime, uptime)
             && !uptime.continues(&last)
@@ -153,11 +155,11 @@ mod tests {
 
     /// A node whose uptime is read at each second given. Returns the start times that are shown and the number of restarts.
     fn starts(readings: &[(u64, f64)]) -> (Vec<f64>, u64) {
-        let mut node = NodeStart::default();
+        let mut node = NodeStartTracker::default();
         let begin = Instant::now();
         let starts = readings.iter().map(|&(second, uptime)| {
             let at = begin + Duration::from_secs(second);
-            let uptime = Uptime { seconds: uptime, called: at, returned: at };
+            let uptime = UptimeReading { seconds: uptime, called: at, returned: at };
             node.update(None, Some(uptime), UNIX_EPOCH + Duration::from_secs(1_000_000 + second))
         });
         let starts = starts.map(|start| start.unwrap() - 1e6).collect();
@@ -176,13 +178,13 @@ mod tests {
 
     #[test]
     fn another_node_behind_a_proxy_has_its_own_start() {
-        let (mut node, begin) = (NodeStart::default(), Instant::now());
+        let (mut node, begin) = (NodeStartTracker::default(), Instant::now());
         let mut start = |is_new_connection: bool, second: u64, seconds: Option<f64>| {
             if is_new_connection {
                 node.connected();
             }
             let at = begin + Duration::from_secs(second);
-            let uptime = seconds.map(|seconds| Uptime { seconds, called: at, returned: at });
+            let uptime = seconds.map(|seconds| UptimeReading { seconds, called: at, returned: at });
             node.update(None, uptime, UNIX_EPOCH + Duration::from_secs(1_000_000 + second))
                 .map(|start| start - 1e6)
         };
@@ -206,51 +208,52 @@ mod tests {
     }
 
     #[test]
-    fn another_node_is_told_from_a_restarted_one() {
-        let mut node = NodeStart::default();
+    fn another_node_is_distinguished_from_a_restart() {
+        let mut node = NodeStartTracker::default();
         let begin = Instant::now();
         let mut identity = |process, second, uptime: Option<f64>| {
             let at = begin + Duration::from_secs(second);
-            let uptime = uptime.map(|seconds| Uptime { seconds, called: at, returned: at });
+            let uptime = uptime.map(|seconds| UptimeReading { seconds, called: at, returned: at });
             node.update(process, uptime, SystemTime::now());
             node.take_identity()
         };
-        assert_eq!(identity(None, 145, Some(145.0)), Identity::Unknown, "the first");
-        assert_eq!(identity(None, 160, Some(160.0)), Identity::Unknown, "two can be of the same age");
-        assert_eq!(identity(None, 175, Some(5.0)), Identity::StartedSince);
-        assert_eq!(identity(None, 180, None), Identity::Unknown);
-        assert_eq!(identity(None, 185, Some(90_000.0)), Identity::Unknown, "another, or a clock was set");
+        assert_eq!(identity(None, 145, Some(145.0)), NodeIdentity::Unknown, "the first");
+        assert_eq!(identity(None, 160, Some(160.0)), NodeIdentity::Unknown, "two can be of the same age");
+        assert_eq!(identity(None, 175, Some(5.0)), NodeIdentity::StartedSince);
+        assert_eq!(identity(None, 180, None), NodeIdentity::Unknown);
+        assert_eq!(identity(None, 185, Some(90_000.0)), NodeIdentity::Unknown, "another, or a clock was set");
         // Where the process is visible, it decides.
         let now = (since_boot() * procfs::ticks_per_second() as f64) as u64;
-        assert_eq!(identity(Some((7, 100)), 190, Some(90_005.0)), Identity::Unknown, "not seen before");
-        assert_eq!(identity(Some((7, 100)), 205, Some(1.0)), Identity::Same);
-        assert_eq!(identity(Some((8, now + 1_000_000)), 220, Some(1.0)), Identity::StartedSince);
-        assert_eq!(identity(Some((9, 100)), 235, Some(16.0)), Identity::Unknown, "it ran all the time");
+        assert_eq!(identity(Some((7, 100)), 190, Some(90_005.0)), NodeIdentity::Unknown, "not seen before");
+        assert_eq!(identity(Some((7, 100)), 205, Some(1.0)), NodeIdentity::Same);
+        assert_eq!(identity(Some((8, now + 1_000_000)), 220, Some(1.0)), NodeIdentity::StartedSince);
+        assert_eq!(identity(Some((9, 100)), 235, Some(16.0)), NodeIdentity::Unknown, "it ran all the time");
     }
 
     #[test]
     fn identity_is_the_least_certain_since_it_was_taken() {
-        let mut node = NodeStart::default();
+        let mut node = NodeStartTracker::default();
         let begin = Instant::now();
         let at = |second| begin + Duration::from_secs(second);
-        let update = |node: &mut NodeStart, second, seconds| {
-            let uptime = Uptime { seconds, called: at(second), returned: at(second) };
+        let update = |node: &mut NodeStartTracker, second, seconds| {
+            let uptime = UptimeReading { seconds, called: at(second), returned: at(second) };
             node.update(None, Some(uptime), SystemTime::now());
         };
         update(&mut node, 0, 100.0);
         node.take_identity();
         update(&mut node, 15, 90_000.0);
         update(&mut node, 30, 10.0);
-        assert_eq!(node.take_identity(), Identity::Unknown);
+        assert_eq!(node.take_identity(), NodeIdentity::Unknown);
         update(&mut node, 45, 5.0);
-        assert_eq!(node.take_identity(), Identity::StartedSince);
+        assert_eq!(node.take_identity(), NodeIdentity::StartedSince);
     }
 
     #[test]
     fn visible_process_decides() {
-        let mut node = NodeStart::default();
+        let mut node = NodeStartTracker::default();
         let begin = Instant::now();
-        let uptime = |seconds| Some(Uptime { seconds, called: begin + MINUTE, returned: begin + MINUTE });
+        let uptime =
+            |seconds| Some(UptimeReading { seconds, called: begin + MINUTE, returned: begin + MINUTE });
         let now = SystemTime::now();
         let first = node.update(Some((7, 100)), uptime(90.0), now);
         assert_eq!(node.update(Some((7, 100)), uptime(1.0), now + MINUTE), first, "a step of either clock");
@@ -262,6 +265,6 @@ mod tests {
         // A poll without an uptime changes nothing.
         let last = node.update(Some((8, 10_000)), None, now + MINUTE);
         assert_eq!(last.zip(first).map(|(last, first)| last - first), Some(later));
-        assert_eq!(NodeStart::default().update(None, None, now), None);
+        assert_eq!(NodeStartTracker::default().update(None, None, now), None);
     }
 }

@@ -6,7 +6,7 @@ use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::ipc::ChainEvent;
 use crate::metrics::Metrics;
 
-/// From here on the notifications are seen.
+/// Starts the counters of notifications.
 pub fn start(metrics: &Metrics) {
     let blocks = &metrics.blocks;
     for counter in [

@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::json::{count, flag, number};
-use super::node_start::Identity;
+use super::node_start::NodeIdentity;
 use crate::ipc::PeerStats;
-use crate::metrics::{MESSAGE_TYPES, Network, now};
+use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
 
 /// A peer's clock is off when it differs by more.
 const CLOCK_OFF_SECONDS: u64 = 10;
@@ -21,26 +21,26 @@ const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
 /// The node's number for a peer, and when it connected, Unix seconds: after a restart of the node the numbers begin at 0 again.
 /// The time stays the same for the life of the connection, whatever happens to the node's clock.
-type Connection = (i64, i64);
+type PeerKey = (i64, i64);
 
 /// Transactions that wait for the rate limit of Bitcoin Core 32, before they are queued for each inbound or each outbound peer.
 /// Earlier versions queue them for each peer at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Backlog {
+pub struct AnnouncementBacklog {
     pub inbound: Option<f64>,
     pub outbound: Option<f64>,
 }
 
-impl Backlog {
+impl AnnouncementBacklog {
     /// From getnetworkinfo.
     pub fn from_json(network_info: &Value) -> Self {
         let backlog = |direction| number(&network_info["inv_buckets"][direction], "backlog");
-        Backlog { inbound: backlog("inbound"), outbound: backlog("outbound") }
+        AnnouncementBacklog { inbound: backlog("inbound"), outbound: backlog("outbound") }
     }
 }
 
 /// Transactions that wait to be announced to this peer.
-fn queued(peer: &PeerStats, backlog: Backlog) -> Option<f64> {
+fn queued(peer: &PeerStats, backlog: AnnouncementBacklog) -> Option<f64> {
     let backlog = if peer.is_inbound() { backlog.inbound } else { backlog.outbound };
     let backlog = backlog.filter(|_| peer.relays_transactions).unwrap_or(0.0);
     Some(peer.inv_to_send? as f64 + backlog)
@@ -53,25 +53,25 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
     peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
 }
 
-/// What is remembered of the peers between polls, and from one connection to the next: how much traffic of each was counted already.
+/// Traffic of each peer that is already counted, kept between polls and from one connection to the next.
 #[derive(Default)]
-pub struct Peers {
+pub struct PeerTraffic {
     /// `None` before the first poll.
-    counted: Option<HashMap<(Connection, &'static str, &'static str), u64>>,
+    counted: Option<HashMap<(PeerKey, &'static str, &'static str), u64>>,
     /// When they were seen last, Unix seconds.
     seen: i64,
-    /// What the node of the next ones is to the one of those.
-    node: Identity,
+    /// The relation of the next peers' node to the one of these.
+    node: NodeIdentity,
 }
 
-impl Peers {
-    /// What the node of the next peers is to the one of the last.
-    pub fn are_of(&mut self, node: Identity) {
+impl PeerTraffic {
+    /// Sets the relation of the next peers' node to the one of the last.
+    pub fn set_node_identity(&mut self, node: NodeIdentity) {
         self.node = node;
     }
 
-    /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`Backlog`].
-    pub fn show(&mut self, peers: &[PeerStats], backlog: Backlog, network: &Network) {
+    /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`AnnouncementBacklog`].
+    pub fn show(&mut self, peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
         show_kinds(peers, network);
         show_states(peers, network);
         show_queues(peers, backlog, network);
@@ -79,16 +79,16 @@ impl Peers {
         self.count_traffic(peers, network, now() as i64);
     }
 
-    /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is forgotten: what it had moved stays
-    /// counted. What the peers of the first poll had moved before is not counted: an exporter that was restarted would count it
-    /// again. Neither is what peers of another long-running node had moved when this one was polled last. It is another one if no
+    /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is removed; its traffic stays
+    /// counted. Earlier traffic of the peers of the first poll is not counted: an exporter that was restarted would count it
+    /// again. Neither is the traffic of another long-running node's peers before this one was polled last. It is another one if no
     /// peer is known and there is no other evidence.
-    fn count_traffic(&mut self, peers: &[PeerStats], network: &Network, now: i64) {
+    fn count_traffic(&mut self, peers: &[PeerStats], network: &NetworkMetrics, now: i64) {
         let mut present = HashMap::new();
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
                 for (kind, total) in totals {
-                    // An array's own strings, so that nothing a peer chose becomes a label.
+                    // The array's own strings: no text of a peer becomes a label.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
                     let sum: &mut u64 =
                         present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0);
@@ -97,7 +97,7 @@ impl Peers {
             }
         }
         let is_familiar = |counted: &HashMap<_, _>| present.keys().any(|key| counted.contains_key(key));
-        let is_other_node = std::mem::take(&mut self.node) == Identity::Unknown
+        let is_other_node = std::mem::take(&mut self.node) == NodeIdentity::Unknown
             && !self.counted.as_ref().is_some_and(is_familiar);
         for (key @ ((_, connected), direction, kind), total) in &present {
             let before = match self.counted.as_ref().map(|counted| counted.get(key)) {
@@ -113,7 +113,7 @@ impl Peers {
 }
 
 /// How many peers there are of each network, connection type, transport and version.
-fn show_kinds(peers: &[PeerStats], network: &Network) {
+fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
     let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
     for peer in peers {
@@ -129,7 +129,7 @@ fn show_kinds(peers: &[PeerStats], network: &Network) {
 }
 
 /// Pings, and how many peers are in each state.
-fn show_states(peers: &[PeerStats], network: &Network) {
+fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
     network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
     let how_many = |is: &dyn Fn(&PeerStats) -> bool| peers.iter().filter(|peer| is(peer)).count() as f64;
@@ -151,7 +151,7 @@ fn show_states(peers: &[PeerStats], network: &Network) {
 }
 
 /// Transactions that wait to be announced.
-fn show_queues(peers: &[PeerStats], backlog: Backlog, network: &Network) {
+fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
     let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
     let statistics = [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
     let known = if waiting.is_empty() { &[][..] } else { &statistics };
@@ -159,7 +159,7 @@ fn show_queues(peers: &[PeerStats], backlog: Backlog, network: &Network) {
 }
 
 /// Peers of one autonomous system or of one range of addresses.
-fn show_groups(peers: &[PeerStats], network: &Network) {
+fn show_groups(peers: &[PeerStats], network: &NetworkMetrics) {
     let groups = ["in", "out"].map(|direction| {
         let inbound = direction == "in";
         let peers = || peers.iter().filter(move |peer| peer.is_inbound() == inbound);
@@ -261,18 +261,18 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_peer_that_leaves_takes_no_traffic_back_and_unknown_types_are_other() {
+    fn traffic_of_departed_peers_and_unknown_types_is_kept() {
         let metrics = Metrics::new();
-        let mut peers = Peers::default();
+        let mut peers = PeerTraffic::default();
         let peer = |id, tx, odd| PeerStats {
             id,
             received: vec![("tx".into(), tx), ("*other*".into(), odd), ("evil\"} 1".into(), odd)],
             ..PeerStats::default()
         };
-        peers.show(&[], Backlog::default(), &metrics.network);
-        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], Backlog::default(), &metrics.network);
-        peers.show(&[peer(2, 70, 3)], Backlog::default(), &metrics.network);
-        peers.show(&[peer(2, 60, 3)], Backlog::default(), &metrics.network); // nonsense of the node's: nothing is taken back
+        peers.show(&[], AnnouncementBacklog::default(), &metrics.network);
+        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], AnnouncementBacklog::default(), &metrics.network);
+        peers.show(&[peer(2, 70, 3)], AnnouncementBacklog::default(), &metrics.network);
+        peers.show(&[peer(2, 60, 3)], AnnouncementBacklog::default(), &metrics.network); // nonsense of the node's: nothing is taken back
         let text = metrics.render(Format::Text);
         assert!(
             text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
@@ -288,12 +288,12 @@ mod tests {
     #[test]
     fn totals_near_the_limit_do_not_overflow() {
         let metrics = Metrics::new();
-        let mut peers = Peers::default();
+        let mut peers = PeerTraffic::default();
         let mut poll = |first, second| {
             let received = vec![("evil".into(), first), ("other".into(), second), ("tx".into(), first)];
             peers.show(
                 &[PeerStats { received, ..PeerStats::default() }],
-                Backlog::default(),
+                AnnouncementBacklog::default(),
                 &metrics.network,
             );
         };
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn peers_that_are_gone_are_not_shown() {
         let metrics = Metrics::new();
-        let mut peers = Peers::default();
+        let mut peers = PeerTraffic::default();
         let peer = PeerStats {
             network: "ipv4",
             version: 70016,
@@ -320,7 +320,7 @@ mod tests {
             inv_to_send: Some(7),
             ..PeerStats::default()
         };
-        peers.show(&[peer], Backlog::default(), &metrics.network);
+        peers.show(&[peer], AnnouncementBacklog::default(), &metrics.network);
         let families = [
             "bitcoin_peers_by{",
             "bitcoin_peers_by_version{",
@@ -329,7 +329,7 @@ mod tests {
         ];
         let text = metrics.render(Format::Text);
         assert!(families.iter().all(|family| text.contains(family)), "{text}");
-        peers.show(&[], Backlog::default(), &metrics.network);
+        peers.show(&[], AnnouncementBacklog::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         assert!(!families.iter().any(|family| text.contains(family)), "{text}");
     }
@@ -337,11 +337,11 @@ mod tests {
     #[test]
     fn traffic_is_counted_once_over_restarts_and_clock_steps() {
         let metrics = Metrics::new();
-        let mut peers = Peers::default();
+        let mut peers = PeerTraffic::default();
         let mut counts = |id, connected, total| {
             let sent = vec![("tx".into(), total)];
             let peer = PeerStats { id, connected, sent, ..PeerStats::default() };
-            peers.show(&[peer], Backlog::default(), &metrics.network);
+            peers.show(&[peer], AnnouncementBacklog::default(), &metrics.network);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
@@ -353,9 +353,9 @@ mod tests {
     }
 
     #[test]
-    fn traffic_of_another_node_is_counted_from_the_last_poll_on() {
+    fn traffic_of_another_node_counts_from_the_last_poll() {
         let metrics = Metrics::new();
-        let mut peers = Peers::default();
+        let mut peers = PeerTraffic::default();
         let mut count = |now, of_other: bool, seen: &[(i64, i64, u64)]| {
             let peer = |&(id, connected, total): &(i64, i64, u64)| PeerStats {
                 id,
@@ -363,7 +363,7 @@ mod tests {
                 sent: vec![("tx".into(), total)],
                 ..PeerStats::default()
             };
-            peers.are_of(if of_other { Identity::Unknown } else { Identity::Same });
+            peers.set_node_identity(if of_other { NodeIdentity::Unknown } else { NodeIdentity::Same });
             peers.count_traffic(&seen.iter().map(peer).collect::<Vec<_>>(), &metrics.network, now);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_of_one_neighbourhood_are_told_from_those_of_many() {
+    fn peers_are_grouped_by_neighbourhood() {
         let peer = |network, address: &str| PeerStats {
             network,
             address: ip_address(address),
@@ -430,7 +430,7 @@ mod tests {
         ];
         let shown = |peers: &[PeerStats]| {
             let metrics = Metrics::new();
-            Peers::default().show(peers, Backlog::default(), &metrics.network);
+            PeerTraffic::default().show(peers, AnnouncementBacklog::default(), &metrics.network);
             let Metrics { network, .. } = &*metrics;
             [["netgroup", "in"], ["netgroup", "out"], ["as", "in"], ["as", "out"]]
                 .map(|labels| network.largest_group.get(labels).zip(network.groups.get(labels)))
@@ -446,7 +446,7 @@ mod tests {
         let peer = |blocks: &[i64]| PeerStats { blocks_in_flight: blocks.into(), ..PeerStats::default() };
         let metrics = Metrics::new();
         let peers = [peer(&[7, 8]), peer(&[8]), peer(&[])];
-        Peers::default().show(&peers, Backlog::default(), &metrics.network);
+        PeerTraffic::default().show(&peers, AnnouncementBacklog::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         assert!(text.contains("\nbitcoin_blocks_in_flight 2\n"), "{text}");
         assert!(text.contains("\nbitcoin_peers_with_blocks_in_flight 2\n"), "{text}");
@@ -474,14 +474,17 @@ mod tests {
             ..PeerStats::default()
         };
         let info = json!({"inv_buckets": {"inbound": {"backlog": 900}, "outbound": {"backlog": 40}}});
-        let backlog = Backlog::from_json(&info);
-        assert_eq!(backlog, Backlog { inbound: Some(900.0), outbound: Some(40.0) });
+        let backlog = AnnouncementBacklog::from_json(&info);
+        assert_eq!(backlog, AnnouncementBacklog { inbound: Some(900.0), outbound: Some(40.0) });
         assert_eq!(queued(&peer("inbound", true, Some(7)), backlog), Some(907.0));
         assert_eq!(queued(&peer("manual", true, Some(0)), backlog), Some(40.0));
         assert_eq!(queued(&peer("block-relay-only", false, Some(0)), backlog), Some(0.0));
         assert_eq!(queued(&peer("inbound", true, None), backlog), None);
-        let none = Backlog::from_json(&json!({}));
-        assert_eq!((none, queued(&peer("inbound", true, Some(7)), none)), (Backlog::default(), Some(7.0)));
+        let none = AnnouncementBacklog::from_json(&json!({}));
+        assert_eq!(
+            (none, queued(&peer("inbound", true, Some(7)), none)),
+            (AnnouncementBacklog::default(), Some(7.0))
+        );
     }
 
     #[test]
@@ -516,7 +519,7 @@ mod tests {
         assert_eq!(peers.len(), 3);
         assert_eq!(from_json(&json!({"no": "list"})), None);
         let metrics = Metrics::new();
-        Peers::default().show(&peers, Backlog::default(), &metrics.network);
+        PeerTraffic::default().show(&peers, AnnouncementBacklog::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         for line in
             ["bitcoin_peers_clock_off 1", "bitcoin_peers_low_fee_relay 1", "bitcoin_blocks_in_flight 2"]

@@ -1,4 +1,4 @@
-//! When a call may be made again: after an interval, after its share of the node's time is paid for, and after a back-off
+//! When a call may be made again: after an interval, after a multiple of its own duration, and after a back-off
 //! when it failed.
 
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::metrics;
 
-/// Limits how often the node is asked for one thing.
+/// Limits how often one call is made.
 pub struct RateLimit {
     /// At least between the starts of two calls.
     interval: Duration,
@@ -15,13 +15,13 @@ pub struct RateLimit {
     share: u32,
     max_backoff: Duration,
     /// The interval since the last call has passed, or the back-off after a failure.
-    regular: Instant,
-    /// The node's time is paid for.
-    paid: Instant,
-    /// The last call was made before that.
-    owes: bool,
+    interval_end: Instant,
+    /// When the time budget is restored.
+    busy_until: Instant,
+    /// The last call was made before the budget was restored.
+    in_debt: bool,
     /// No call before its time, which an event brings about, before this.
-    earliest: Instant,
+    earliest_event: Instant,
     /// Failures in a row.
     failures: u32,
     lifetime: Duration,
@@ -32,9 +32,9 @@ impl RateLimit {
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
     /// 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
-    /// However long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so that nothing vanishes in between.
+    /// However long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value vanishes in between.
     const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
-    /// For how long what a call gave is shown.
+    /// Limit on how long the result of a call is shown.
     const MAX_LIFETIME: Duration = Duration::from_secs(5 * 60);
     /// Between the starts of two calls before their time, however fast events come.
     const MIN_EARLY_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,10 +50,10 @@ impl RateLimit {
             interval,
             share,
             max_backoff: Self::MAX_BACKOFF.min(interval),
-            regular: now,
-            paid: now,
-            owes: false,
-            earliest: now,
+            interval_end: now,
+            busy_until: now,
+            in_debt: false,
+            earliest_event: now,
             failures: 0,
             lifetime: metrics::lifetime(interval),
         }
@@ -65,7 +65,7 @@ impl RateLimit {
     }
 
     /// For a call that may always be made, until it fails.
-    pub fn of_failures() -> Self {
+    pub fn for_failures() -> Self {
         RateLimit { max_backoff: Self::MAX_BACKOFF, ..Self::new(Duration::ZERO, 0) }
     }
 
@@ -73,9 +73,9 @@ impl RateLimit {
     pub fn succeeded(&mut self, started: Instant, ended: Instant) {
         let cost = (ended - started).saturating_mul(self.share).min(Self::MAX_INTERVAL);
         self.failures = 0;
-        self.owes = started < self.paid;
-        self.paid = (self.paid.max(started) + cost).min(ended + Self::MAX_INTERVAL);
-        self.regular = started + self.interval;
+        self.in_debt = started < self.busy_until;
+        self.busy_until = (self.busy_until.max(started) + cost).min(ended + Self::MAX_INTERVAL);
+        self.interval_end = started + self.interval;
         let apart = self.due() - started;
         let lifetime = apart.saturating_mul(2).min(Self::MAX_LIFETIME);
         self.lifetime = lifetime.max(metrics::lifetime(self.interval));
@@ -83,35 +83,35 @@ impl RateLimit {
 
     /// The call was made because of an event before its time.
     pub fn was_early(&mut self, started: Instant) {
-        self.earliest = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
+        self.earliest_event = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
     }
 
     /// The call failed.
     pub fn failed(&mut self, ended: Instant) {
         let backoff = Self::MIN_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures));
         self.failures = self.failures.saturating_add(1);
-        self.regular = ended + backoff.min(self.max_backoff);
-        self.earliest = self.regular;
+        self.interval_end = ended + backoff.min(self.max_backoff);
+        self.earliest_event = self.interval_end;
     }
 
     /// The call failed and would fail again: the longest back-off.
-    pub fn failed_for_long(&mut self, ended: Instant) {
+    pub fn failed_permanently(&mut self, ended: Instant) {
         self.failures = u32::MAX;
         self.failed(ended);
     }
 
     /// When the next call may be made.
     pub fn due(&self) -> Instant {
-        self.regular.max(self.paid)
+        self.interval_end.max(self.busy_until)
     }
 
-    /// When the next call may be made because of an event: it does not wait until the last one is paid for, but once; the
-    /// time is paid for afterwards.
+    /// When the next call may be made because of an event: once, it need not wait until the time budget is
+    /// restored; the next one does.
     pub fn due_at_event(&self) -> Instant {
-        if self.owes { self.paid.max(self.earliest) } else { self.earliest }
+        if self.in_debt { self.busy_until.max(self.earliest_event) } else { self.earliest_event }
     }
 
-    /// For how long to show what the last call gave: two intervals.
+    /// For how long to show the result of the last call: two intervals.
     pub fn lifetime(&self) -> Duration {
         self.lifetime
     }
@@ -166,7 +166,7 @@ mod tests {
         limit.succeeded(started, started);
         limit.failed(started);
         assert_eq!(limit.due(), started + SECOND, "a success starts over");
-        limit.failed_for_long(started);
+        limit.failed_permanently(started);
         assert_eq!(limit.due(), started + 60 * SECOND);
         let (mut polls, start) = self::limit(5 * SECOND, 0);
         (0..9).for_each(|_| polls.failed(start));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_early_once_and_paid_for_before_the_next() {
+    fn events_are_early_once_and_charged_to_the_budget() {
         let (mut limit, start) = limit(15 * SECOND, 100);
         limit.succeeded(start, start + SECOND / 2); // paid for after 50 s
         let tip = start + 20 * SECOND;

@@ -1,7 +1,7 @@
 //! The loop over one connection, from the first poll to its end: over IPC, or over HTTP only.
 //!
-//! Nothing is awaited in the loop but its events: polls, the tip, subscriptions and checks of HTTP are tasks of their own, so
-//! that none that has no answer keeps the others, or the end, waiting.
+//! The loop awaits only its events: polls, the tip, subscriptions and checks of HTTP are tasks of their own. A task without an
+//! answer delays neither the others nor the end.
 
 use std::fmt;
 use std::rc::Rc;
@@ -13,37 +13,37 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::context::Context;
-use super::http_rpc::Checker;
-use super::next_block::Builder;
-use super::poll::{PollError, Polled, Poller};
+use super::http_rpc_verifier::HttpRpcVerifier;
+use super::next_block::TemplatePoller;
+use super::poll::{PollError, PollResult, Poller};
 use super::rate_limit::RateLimit;
 use super::subscriptions::Subscriptions;
 use super::suspend::Suspensions;
 use super::tip::{TipEnd, TipWatch};
 use crate::ipc::guard::Guard;
-use crate::ipc::{Connection, Interface, Interfaces, Thread};
+use crate::ipc::{Interface, Interfaces, IpcConnection, NodeThread};
 use crate::json_rpc::http::HttpRpc;
-use crate::json_rpc::{CallError, Failure};
+use crate::json_rpc::{CallError, HttpFailure};
 use crate::metrics::lifetime;
-use crate::node_process::Usage;
-use crate::status::State;
+use crate::node_process::ProcessUsage;
+use crate::status::ConnectionState;
 
 /// How a session ended.
 #[derive(Debug)]
-pub enum End {
+pub enum SessionEnd {
     /// Shutdown was requested.
     ShutdownRequested,
-    /// The node said that it is going down.
+    /// The node announced its shutdown.
     NodeShutDown,
     /// The connection broke, and why.
     Closed(Rc<str>),
-    /// A call failed without which there is no going on.
+    /// A required call failed.
     Failed(CallError),
     /// The node missed this many polls in a row; why the last one failed.
     MissedPolls(u32, PollError),
-    /// The peer did not answer as a node does.
+    /// The peer is not a node.
     NoNode(CallError),
-    /// The node offers nothing that tells its tip.
+    /// The node offers no interface that reports its tip.
     NothingOffered,
     /// The node is starting, and its process cannot be seen.
     Loading(CallError),
@@ -51,44 +51,47 @@ pub enum End {
     NoEvidence,
 }
 
-impl End {
+impl SessionEnd {
     /// All that [`reason`](Self::reason) gives.
     pub const REASONS: [&str; 4] = ["shutdown", "hung", "lost", "refused"];
 
     /// The `reason` label; `None` if shutdown was requested.
     pub fn reason(&self) -> Option<&'static str> {
         match self {
-            End::ShutdownRequested => None,
-            End::NodeShutDown => Some("shutdown"),
-            End::MissedPolls(_, why) if why.is_timeout() => Some("hung"),
-            End::Failed(CallError::TimedOut(_)) => Some("hung"),
-            End::MissedPolls(..) | End::Closed(_) | End::Failed(_) => Some("lost"),
-            End::NoNode(_) | End::NothingOffered | End::Loading(_) | End::NoEvidence => Some("refused"),
+            SessionEnd::ShutdownRequested => None,
+            SessionEnd::NodeShutDown => Some("shutdown"),
+            SessionEnd::MissedPolls(_, why) if why.is_timeout() => Some("hung"),
+            SessionEnd::Failed(CallError::TimedOut(_)) => Some("hung"),
+            SessionEnd::MissedPolls(..) | SessionEnd::Closed(_) | SessionEnd::Failed(_) => Some("lost"),
+            SessionEnd::NoNode(_)
+            | SessionEnd::NothingOffered
+            | SessionEnd::Loading(_)
+            | SessionEnd::NoEvidence => Some("refused"),
         }
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for SessionEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::ShutdownRequested => f.write_str("shutdown requested"),
-            End::NodeShutDown => f.write_str("the node shut down"),
-            End::Closed(why) => write!(f, "lost the connection to the node: {why}"),
-            End::Failed(error @ CallError::TimedOut(_)) => write!(f, "the node does not respond: {error}"),
-            End::Failed(error) => write!(f, "lost the connection to the node: {error}"),
-            End::MissedPolls(missed, last) => {
+            SessionEnd::ShutdownRequested => f.write_str("shutdown requested"),
+            SessionEnd::NodeShutDown => f.write_str("the node shut down"),
+            SessionEnd::Closed(why) => write!(f, "lost the connection to the node: {why}"),
+            SessionEnd::Failed(error @ CallError::TimedOut(_)) => write!(f, "the node does not respond: {error}"),
+            SessionEnd::Failed(error) => write!(f, "lost the connection to the node: {error}"),
+            SessionEnd::MissedPolls(missed, last) => {
                 write!(f, "disconnecting: {missed} polls in a row failed, the last one with: {last}")
             }
-            End::NoNode(error) => write!(
+            SessionEnd::NoNode(error) => write!(
                 f,
                 "no Bitcoin node responds there: {error}; check that it is the socket of bitcoin-node -ipcbind=unix"
             ),
-            End::NothingOffered => {
+            SessionEnd::NothingOffered => {
                 f.write_str("the node has none of the interfaces Mining, Rpc, Chain and Node; use bitcoin-node of Bitcoin \
                      Core 30 or later")
             }
-            End::Loading(error) => write!(f, "the node is starting: {error}"),
-            End::NoEvidence => f.write_str(
+            SessionEnd::Loading(error) => write!(f, "the node is starting: {error}"),
+            SessionEnd::NoEvidence => f.write_str(
                 "this node (Bitcoin Core 30) does not report over IPC whether it has loaded its chain, and aborts if it is \
                  queried too early. Its thread b-msghand would show it, but its process is not visible in /proc; \
                  waiting until it is. Run the exporter in the node's PID namespace (containers: --pid=host or \
@@ -99,44 +102,44 @@ impl fmt::Display for End {
     }
 }
 
-impl From<CallError> for End {
+impl From<CallError> for SessionEnd {
     fn from(error: CallError) -> Self {
-        End::Failed(error)
+        SessionEnd::Failed(error)
     }
 }
 
-/// Polls in a row that a node may miss before a connection without subscriptions is given up, if nothing that was read
-/// from it is shown any more.
+/// Polls in a row that a node may miss before a connection without subscriptions is closed, if all values read from it
+/// have expired.
 const MAX_MISSED_POLLS: u32 = 3;
 
-/// A node that can be asked.
+/// A connection to a node, and its loop.
 pub struct Session {
-    /// `None` for a node that is asked over HTTP only.
-    ipc: Option<Ipc>,
-    /// What the node offers.
+    /// `None` for a node that is polled over HTTP only.
+    ipc: Option<IpcParts>,
+    /// The node's interfaces.
     pub interfaces: Rc<Interfaces>,
     /// JSON-RPC over HTTP, where IPC has none.
-    pub(super) http_rpc: Option<Checker>,
+    pub(super) http_rpc: Option<HttpRpcVerifier>,
     /// The node, if it can be seen in `/proc`.
-    process: Option<Usage>,
+    process: Option<ProcessUsage>,
     context: Rc<Context>,
 }
 
 /// A connection over IPC, and the node's threads on it.
-pub(super) struct Ipc {
-    pub connection: Connection,
+pub(super) struct IpcParts {
+    pub connection: IpcConnection,
     pub guard: Option<Guard>,
     /// Runs the long poll.
-    pub waiting: Thread,
+    pub waiting: NodeThread,
     /// Starts and ends subscriptions.
-    pub subscribing: Thread,
-    /// Builds block templates, if the node is asked for them.
-    pub building: Option<Thread>,
+    pub subscribing: NodeThread,
+    /// Builds block templates, if they are requested from the node.
+    pub building: Option<NodeThread>,
 }
 
-/// What runs beside the loop. Dropping it ends all of it.
-struct Tasks {
-    polls: mpsc::UnboundedReceiver<Result<Polled, PollError>>,
+/// The tasks beside the loop. Dropping it ends all of them.
+struct SessionTasks {
+    polls: mpsc::UnboundedReceiver<Result<PollResult, PollError>>,
     tip: Option<TipWatch>,
     subscriptions: Option<Subscriptions>,
     _others: Vec<AbortOnDropHandle<()>>,
@@ -144,19 +147,19 @@ struct Tasks {
 
 impl Session {
     pub(super) fn new(
-        ipc: Option<Ipc>,
+        ipc: Option<IpcParts>,
         interfaces: Rc<Interfaces>,
-        http_rpc: Option<Checker>,
-        process: Option<Usage>,
+        http_rpc: Option<HttpRpcVerifier>,
+        process: Option<ProcessUsage>,
         context: &Rc<Context>,
     ) -> Self {
         Session { ipc, interfaces, http_rpc, process, context: context.clone() }
     }
 
     /// With a node without IPC that was found usable.
-    pub(super) fn over_http(checker: Checker, context: &Rc<Context>) -> Self {
-        let interfaces = Rc::new(Interfaces::over_http(checker.http().clone()));
-        Self::new(None, interfaces, Some(checker), None, context)
+    pub(super) fn over_http(verifier: HttpRpcVerifier, context: &Rc<Context>) -> Self {
+        let interfaces = Rc::new(Interfaces::over_http(verifier.http().clone()));
+        Self::new(None, interfaces, Some(verifier), None, context)
     }
 
     /// A poller of this connection.
@@ -164,68 +167,68 @@ impl Session {
         Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
     }
 
-    /// Who asks for block templates, if the node is asked for them.
-    pub(super) fn builder(&self) -> Option<Builder> {
-        Builder::new(&self.interfaces, self.ipc.as_ref()?.building.as_ref()?, &self.context)
+    /// The poller of block templates, if templates are requested from the node.
+    pub(super) fn template_poller(&self) -> Option<TemplatePoller> {
+        TemplatePoller::new(&self.interfaces, self.ipc.as_ref()?.building.as_ref()?, &self.context)
     }
 
     /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
-    pub async fn run(self) -> End {
+    pub async fn run(self) -> SessionEnd {
         self.run_until(|| false).await
     }
 
     /// The same, until the node can be reached over IPC instead, which is looked at after each poll.
-    pub(super) async fn run_until(mut self, has_socket: impl Fn() -> bool) -> End {
-        let end = self.until_end(has_socket).await;
+    pub(super) async fn run_until(mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
+        let end = self.wait_for_end(has_socket).await;
         debug!("the session ends: {end}");
-        show_away(&self.context);
-        self.leave(end).await
+        show_disconnected(&self.context);
+        self.finish(end).await
     }
 
     /// Closes the connection before anything was started on it.
     pub async fn close(self) {
-        self.leave(End::ShutdownRequested).await;
+        self.finish(SessionEnd::ShutdownRequested).await;
     }
 
-    async fn leave(self, end: End) -> End {
+    async fn finish(self, end: SessionEnd) -> SessionEnd {
         match self.ipc {
-            Some(Ipc { connection, guard, .. }) => {
+            Some(IpcParts { connection, guard, .. }) => {
                 drop(connection);
-                take_leave(guard, end).await
+                disconnect(guard, end).await
             }
             None => end,
         }
     }
 
-    async fn until_end(&mut self, has_socket: impl Fn() -> bool) -> End {
-        let http = self.http_rpc.as_ref().map(|checker| checker.http().clone());
+    async fn wait_for_end(&mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
+        let http = self.http_rpc.as_ref().map(|verifier| verifier.http().clone());
         let http_only = http.filter(|_| self.ipc.is_none());
         let mut tasks = self.start();
-        let mut health = Health::new(self.context.config.poll_interval);
+        let mut health = PollHealth::new(self.context.config.poll_interval);
         loop {
             tokio::select! {
                 biased;
-                () = self.context.shutdown.cancelled() => return End::ShutdownRequested,
+                () = self.context.shutdown.cancelled() => return SessionEnd::ShutdownRequested,
                 end = TipWatch::ended(&mut tasks.tip) => return match end {
-                    TipEnd::NodeShutsDown => End::NodeShutDown,
+                    TipEnd::NodeShutsDown => SessionEnd::NodeShutDown,
                     TipEnd::Lost(error) => error.into(),
                 },
-                reason = closed(self.ipc.as_ref()) => return End::Closed(reason),
-                failure = node_gone(http_only.as_ref()) => return End::Closed(failure.text.into()),
+                reason = closed(self.ipc.as_ref()) => return SessionEnd::Closed(reason),
+                failure = node_gone(http_only.as_ref()) => return SessionEnd::Closed(failure.text.into()),
                 Some(polled) = tasks.polls.recv() => match polled {
-                    Ok(_) if has_socket() => return End::Closed("switching to IPC, because the node has a socket now".into()),
+                    Ok(_) if has_socket() => return SessionEnd::Closed("switching to IPC, because the node has a socket now".into()),
                     Ok(polled) => {
                         health.succeeded();
                         self.show(polled, tasks.subscriptions.as_ref());
                     }
                     Err(why) => {
                         if health.failed() == 1 {
-                            self.context.warn_of(&format!("a poll failed: {why}"));
+                            self.context.warn_limited(&format!("a poll failed: {why}"));
                         }
                         self.show_failed(&why);
-                        let calls_back = tasks.subscriptions.as_ref().is_some_and(Subscriptions::any);
+                        let calls_back = tasks.subscriptions.as_ref().is_some_and(Subscriptions::is_any_active);
                         if health.is_lost(Instant::now()) && !calls_back {
-                            return End::MissedPolls(health.missed, why);
+                            return SessionEnd::MissedPolls(health.missed, why);
                         }
                     }
                 },
@@ -233,42 +236,42 @@ impl Session {
         }
     }
 
-    /// Starts what runs beside the loop.
-    fn start(&mut self) -> Tasks {
+    /// Starts the tasks beside the loop.
+    fn start(&mut self) -> SessionTasks {
         let new_tip = Rc::new(Notify::new());
         let (sender, polls) = mpsc::unbounded_channel();
         let interval = self.context.config.poll_interval;
         let mut others = vec![spawn(keep_polling(self.poller(), interval, new_tip.clone(), sender))];
-        others.extend(self.http_rpc.take().map(|checker| spawn(checker.keep_checking(new_tip.clone()))));
-        others.extend(self.builder().map(|builder| spawn(builder.run())));
+        others.extend(self.http_rpc.take().map(|verifier| spawn(verifier.keep_verifying(new_tip.clone()))));
+        others.extend(self.template_poller().map(|poller| spawn(poller.run())));
         let waiting = self.ipc.as_ref().map(|ipc| &ipc.waiting);
         let mut tip = TipWatch::start(&self.interfaces, waiting, &self.context, new_tip);
         let subscriptions = self
             .ipc
             .as_mut()
             .and_then(|ipc| Subscriptions::start(&self.interfaces, ipc, tip.as_mut(), &self.context));
-        Tasks { polls, tip, subscriptions, _others: others }
+        SessionTasks { polls, tip, subscriptions, _others: others }
     }
 
     /// A poll succeeded.
-    fn show(&mut self, polled: Polled, subscriptions: Option<&Subscriptions>) {
-        show_up(&self.interfaces, &self.context);
+    fn show(&mut self, polled: PollResult, subscriptions: Option<&Subscriptions>) {
+        show_connected(&self.interfaces, &self.context);
         let (interfaces, node) = (self.interfaces.names(), polled.subversion.clone());
-        self.context.status.set(State::Polled { interfaces, node });
+        self.context.status.set(ConnectionState::Polled { interfaces, node });
         let guard = self.ipc.as_mut().and_then(|ipc| ipc.guard.as_mut());
         if let Some(delay) = guard.and_then(Guard::new_run_delay) {
             self.context.metrics.exporter.guard_run_delay.inc_by(delay);
         }
         if let Some(subscriptions) = subscriptions {
-            subscriptions.polled(polled);
+            subscriptions.on_poll(polled);
         }
     }
 
-    /// A poll failed. What was read before is shown until it is too old.
+    /// A poll failed. Earlier values are shown until they expire.
     fn show_failed(&self, why: &PollError) {
         self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
-        self.context.status.set(State::Connected(format!("the last poll failed: {why}")));
+        self.context.status.set(ConnectionState::Connected(format!("the last poll failed: {why}")));
     }
 }
 
@@ -277,15 +280,15 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
 }
 
 /// Resolves when the connection over IPC is gone; never without one.
-async fn closed(ipc: Option<&Ipc>) -> Rc<str> {
+async fn closed(ipc: Option<&IpcParts>) -> Rc<str> {
     match ipc {
         Some(ipc) => ipc.connection.closed().await,
         None => std::future::pending().await,
     }
 }
 
-/// Resolves when the node that is asked over HTTP only is gone; never for another.
-async fn node_gone(http_only: Option<&HttpRpc>) -> Failure {
+/// Resolves when a node that is polled over HTTP only is gone; never for another.
+async fn node_gone(http_only: Option<&HttpRpc>) -> HttpFailure {
     match http_only {
         Some(http) => http.node_gone().await,
         None => std::future::pending().await,
@@ -293,7 +296,7 @@ async fn node_gone(http_only: Option<&HttpRpc>) -> Failure {
 }
 
 /// Whether polls succeed.
-struct Health {
+struct PollHealth {
     /// In a row.
     missed: u32,
     succeeded_at: Instant,
@@ -301,13 +304,13 @@ struct Health {
     lifetime: Duration,
 }
 
-impl Health {
+impl PollHealth {
     fn new(poll_interval: Duration) -> Self {
-        Health { missed: 0, succeeded_at: Instant::now(), lifetime: lifetime(poll_interval) }
+        PollHealth { missed: 0, succeeded_at: Instant::now(), lifetime: lifetime(poll_interval) }
     }
 
     fn succeeded(&mut self) {
-        *self = Health { missed: 0, succeeded_at: Instant::now(), lifetime: self.lifetime };
+        *self = PollHealth { missed: 0, succeeded_at: Instant::now(), lifetime: self.lifetime };
     }
 
     /// Returns how many failed in a row.
@@ -316,39 +319,39 @@ impl Health {
         self.missed
     }
 
-    /// Whether to give the connection up.
+    /// Whether to close the connection.
     fn is_lost(&self, now: Instant) -> bool {
         self.missed >= MAX_MISSED_POLLS && now - self.succeeded_at >= self.lifetime
     }
 }
 
 /// The node is up, with these interfaces.
-pub(super) fn show_up(interfaces: &Interfaces, context: &Context) {
+pub(super) fn show_connected(interfaces: &Interfaces, context: &Context) {
     context.metrics.exporter.up.set(Some(1));
     show_interfaces(interfaces, context);
 }
 
 /// The node is away: nothing of it is shown.
-pub(super) fn show_away(context: &Context) {
-    context.metrics.node_is_away();
-    let http_only = context.http_rpc.as_ref().filter(|http| http.settings().alone && http.is_wanted());
+pub(super) fn show_disconnected(context: &Context) {
+    context.metrics.clear_node_values();
+    let http_only = context.http_rpc.as_ref().filter(|http| http.config().http_only && http.is_expected());
     let away = http_only.map(|_| ([Interface::HttpRpc.name()], 0.0));
     context.metrics.exporter.interface.replace(away);
 }
 
 fn show_interfaces(interfaces: &Interfaces, context: &Context) {
     let offered = interfaces.names().into_iter().map(|name| ([name], 1.0));
-    let wanted = context.http_rpc.as_ref().is_some_and(HttpRpc::is_wanted) && interfaces.uses_http();
+    let wanted = context.http_rpc.as_ref().is_some_and(HttpRpc::is_expected) && interfaces.uses_http();
     let away = wanted && !interfaces.offers(Interface::HttpRpc);
     let away = away.then_some(([Interface::HttpRpc.name()], 0.0));
     context.metrics.exporter.interface.replace(offered.chain(away));
 }
 
-/// Waits for the guard, which takes leave of the node. A node that shuts down is why it all ended, whatever was noticed first.
-pub(super) async fn take_leave(guard: Option<Guard>, end: End) -> End {
+/// Waits for the guard to disconnect from the node. If the node shuts down, that is the reason of the end, whatever was noticed first.
+pub(super) async fn disconnect(guard: Option<Guard>, end: SessionEnd) -> SessionEnd {
     let Some(guard) = guard else { return end };
-    let shuts_down = guard.leave().await;
-    if shuts_down && !matches!(end, End::ShutdownRequested) { End::NodeShutDown } else { end }
+    let shuts_down = guard.disconnect().await;
+    if shuts_down && !matches!(end, SessionEnd::ShutdownRequested) { SessionEnd::NodeShutDown } else { end }
 }
 
 /// Polls at once, then each interval, at each new tip and when the machine was suspended. A poll that failed is tried again soon.
@@ -356,7 +359,7 @@ async fn keep_polling(
     mut poller: Poller,
     interval: Duration,
     new_tip: Rc<Notify>,
-    polls: mpsc::UnboundedSender<Result<Polled, PollError>>,
+    polls: mpsc::UnboundedSender<Result<PollResult, PollError>>,
 ) {
     /// Between the starts of two polls, however fast tips come: a syncing node connects hundreds of blocks a second.
     const MIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -385,8 +388,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_are_given_up_after_three_polls_and_two_intervals() {
-        let mut health = Health::new(Duration::from_secs(15));
+    fn session_ends_after_three_polls_and_two_intervals() {
+        let mut health = PollHealth::new(Duration::from_secs(15));
         let start = health.succeeded_at;
         let later = start + Duration::from_secs(30);
         let missed: Vec<_> = (0..3).map(|_| health.failed()).collect();
@@ -401,13 +404,13 @@ mod tests {
 
     #[test]
     fn sessions_end_as_hung_or_lost() {
-        let missed = |error| End::MissedPolls(3, PollError::NoAnswer("uptime", error)).reason();
-        assert_eq!(End::MissedPolls(3, PollError::NoTip).reason(), Some("lost"), "it answers");
+        let missed = |error| SessionEnd::MissedPolls(3, PollError::NoAnswer("uptime", error)).reason();
+        assert_eq!(SessionEnd::MissedPolls(3, PollError::NoTip).reason(), Some("lost"), "it answers");
         let timeout = CallError::TimedOut(Duration::from_secs(1));
-        let http = |cause| CallError::Http(Failure::new(cause, ""));
+        let http = |cause| CallError::Http(HttpFailure::new(cause, ""));
         assert_eq!(missed(timeout), Some("hung"));
-        assert_eq!(missed(http(crate::json_rpc::Cause::Timeout)), Some("hung"));
-        assert_eq!(missed(http(crate::json_rpc::Cause::Unauthorized)), Some("lost"));
-        assert_eq!(End::from(CallError::TimedOut(Duration::ZERO)).reason(), Some("hung"));
+        assert_eq!(missed(http(crate::json_rpc::FailureCause::Timeout)), Some("hung"));
+        assert_eq!(missed(http(crate::json_rpc::FailureCause::Unauthorized)), Some("lost"));
+        assert_eq!(SessionEnd::from(CallError::TimedOut(Duration::ZERO)).reason(), Some("hung"));
     }
 }

@@ -10,43 +10,43 @@ use tracing::{debug, error, warn};
 
 use super::context::Context;
 use super::notifications;
-use super::poll::Polled;
-use super::session::Ipc;
+use super::poll::PollResult;
+use super::session::IpcParts;
 use super::tip::TipWatch;
-use super::utxo_trace::{Coins, Trace};
-use crate::ipc::guard::{Event, Notice};
+use super::utxo_trace::{CoinCounter, UtxoCacheTrace};
+use crate::ipc::guard::{GuardEvent, TimedEvent};
 use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
-/// What the node calls back for. The guard ends what is left at the end of the connection.
+/// The subscriptions. The guard ends those that are left at the end of the connection.
 pub struct Subscriptions {
-    polled: watch::Sender<Polled>,
+    polled: watch::Sender<PollResult>,
     any: Rc<Cell<bool>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Subscriptions {
-    /// Subscribes on a thread of the node that runs nothing else. `None` without a guard: nobody would end a subscription.
+    /// Subscribes on a thread of the node that runs nothing else. `None` without a guard: a subscription would never be ended.
     pub fn start(
         interfaces: &Interfaces,
-        ipc: &mut Ipc,
+        ipc: &mut IpcParts,
         tip: Option<&mut TipWatch>,
         context: &Rc<Context>,
     ) -> Option<Self> {
         let guard = ipc.guard.as_mut()?;
-        let on = &ipc.subscribing;
+        let thread = &ipc.subscribing;
         let tracing = interfaces.tracing.as_ref().filter(|_| interfaces.mining.is_some());
-        let (polled, polls) = watch::channel(Polled::default());
+        let (polled, polls) = watch::channel(PollResult::default());
         let any = Rc::<Cell<bool>>::default();
-        let task = Task {
-            chain: interfaces.chain.as_ref().map(|chain| chain.on(on)),
-            tracing: tracing.map(|tracing| tracing.on(on)),
+        let task = SubscriptionTask {
+            chain: interfaces.chain.as_ref().map(|chain| chain.on_thread(thread)),
+            tracing: tracing.map(|tracing| tracing.on_thread(thread)),
             chain_subscription: None,
-            trace: Trace::new(tracing, context),
+            trace: UtxoCacheTrace::new(tracing, context),
             any: any.clone(),
             context: context.clone(),
         };
-        guard.read(count_notices(context.clone(), task.trace.coins(&context.metrics)));
+        guard.forward_events(count_events(context.clone(), task.trace.coins(&context.metrics)));
         let watches = tip.is_some();
         let caught_up = tip.and_then(TipWatch::caught_up);
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(task.run(watches, caught_up, polls)));
@@ -54,33 +54,33 @@ impl Subscriptions {
     }
 
     /// Whether the node calls back.
-    pub fn any(&self) -> bool {
+    pub fn is_any_active(&self) -> bool {
         self.any.get()
     }
 
     /// A poll succeeded: the UTXO cache trace starts or ends with initial block download.
-    pub fn polled(&self, polled: Polled) {
+    pub fn on_poll(&self, polled: PollResult) {
         self.polled.send_replace(polled);
     }
 }
 
-struct Task {
+struct SubscriptionTask {
     chain: Option<Chain>,
     tracing: Option<Tracing>,
     chain_subscription: Option<Subscription>,
-    trace: Trace,
+    trace: UtxoCacheTrace,
     /// Whether the node calls back.
     any: Rc<Cell<bool>>,
     context: Rc<Context>,
 }
 
-impl Task {
+impl SubscriptionTask {
     /// `watches`: the node reports its shutdown.
     async fn run(
         mut self,
         watches: bool,
         caught_up: Option<oneshot::Receiver<()>>,
-        mut polls: watch::Receiver<Polled>,
+        mut polls: watch::Receiver<PollResult>,
     ) {
         if watches {
             if let Some(caught_up) = caught_up {
@@ -98,11 +98,11 @@ impl Task {
                 changed = polls.changed() => match changed {
                     Ok(()) => {
                         let polled = polls.borrow_and_update().clone();
-                        self.polled(&polled).await;
+                        self.on_poll(&polled).await;
                     }
                     Err(_) => return,
                 },
-                () = self.trace.over_budget() => self.trace.give_up(&self.context),
+                () = self.trace.over_budget() => self.trace.stop_over_budget(&self.context),
             }
         }
     }
@@ -120,7 +120,7 @@ impl Task {
         }
     }
 
-    async fn polled(&mut self, polled: &Polled) {
+    async fn on_poll(&mut self, polled: &PollResult) {
         let metrics = &self.context.metrics;
         if let Some(subscription) = self.trace.end_in_ibd(polled, metrics) {
             match subscription.end().await {
@@ -137,27 +137,27 @@ impl Task {
     }
 }
 
-/// Counts what the guard hands on.
-fn count_notices(context: Rc<Context>, coins: Coins) -> impl FnMut(Notice) {
-    move |Notice { event, waited }| {
+/// Counts the guard's events.
+fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
+    move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;
         let callback = match event {
-            Event::Chain(event) => notifications::count(event, metrics),
-            Event::Coin(event) => coins.count(event),
-            Event::OverBudget => return coins.over_budget(),
-            Event::Dropped(events) => {
+            GuardEvent::Chain(event) => notifications::count(event, metrics),
+            GuardEvent::Coin(event) => coins.count(event),
+            GuardEvent::OverBudget => return coins.over_budget(),
+            GuardEvent::Dropped(events) => {
                 warn!(events, "the exporter was too slow: notifications were answered but not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
             }
-            Event::Rejected { call, reason } => {
+            GuardEvent::Rejected { call, reason } => {
                 error!(
                     "the guard rejected a call that is not on its allow-list ({call}: {reason}); the node did not receive \
                      it. This is a bug in the exporter, or an attacker controls it: restart it and report this line"
                 );
                 return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }
-            // What the guard tells about the connection does not get here.
-            Event::Subscribed(_) | Event::Released(_) | Event::NodeShutsDown => return,
+            // Events about the connection do not get here.
+            GuardEvent::Subscribed(_) | GuardEvent::Released(_) | GuardEvent::NodeShutsDown => return,
         };
         metrics.exporter.callbacks.inc_by([callback], 1);
         metrics.exporter.callback_duration.observe(waited.as_secs_f64());

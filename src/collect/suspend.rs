@@ -1,4 +1,4 @@
-//! Whether the machine was suspended: what was read before is old, although no time has passed for timers.
+//! Detects suspends of the machine: earlier values are old, although no time has passed for timers.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use nix::time::ClockId;
 
 use crate::sys::clock;
 
-/// Between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A shorter time is not distinguished from the time between the readings of the two clocks.
 const MIN_SUSPENSION: Duration = Duration::from_secs(1);
 
 /// Notices that the machine was suspended.
 pub struct Suspensions {
-    /// Time that it was suspended since boot, at the last look.
+    /// Time that it was suspended since boot, at the last check.
     before: Duration,
 }
 
@@ -23,15 +23,15 @@ impl Suspensions {
         Suspensions { before: suspended_since_boot() }
     }
 
-    /// Whether it was suspended since the last look.
-    pub fn look(&mut self) -> bool {
+    /// Whether it was suspended since the last check.
+    pub fn check(&mut self) -> bool {
         self.is_longer(suspended_since_boot())
     }
 
     /// Resolves soon after the machine was suspended and runs again.
     pub async fn next(&mut self) {
-        while !self.look() {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+        while !self.check() {
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 

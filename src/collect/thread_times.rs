@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_ends_takes_nothing_back() {
+    fn cpu_time_of_an_ended_thread_is_kept() {
         let mut times = ThreadTimes::default();
         let mut totals = |process, threads: &[(i32, &str, f64)], whole| {
             let threads: Vec<_> = threads

@@ -1,7 +1,7 @@
 //! The tip: a long poll on a thread of its own, always.
 //!
 //! It reports tip changes where there are no notifications, and over IPC it is the only call that reports the node's shutdown.
-//! Over HTTP the tip is looked at twice a second instead.
+//! Over HTTP the tip is read twice a second instead.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,26 +11,26 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::block_counting::{Action, Facts, Headers, Reconnected, next_action};
+use super::block_counting::{CountingAction, CountingConditions, HeaderAccess, ReconnectState, next_action};
 use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
 use super::context::{Context, NewTip};
-use super::node_start::Uptime;
-use crate::ipc::{BlockRef, Hash, Interfaces, Mining, Thread};
+use super::node_start::UptimeReading;
+use crate::ipc::{BlockHash, BlockRef, Interfaces, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::now;
 
-/// One long poll. Short, so that the node's thread is never busy long after we left, and that we can leave between
-/// two of them within the time that a service manager gives us.
+/// One long poll. Short: the node's thread is never busy long after the exporter has disconnected, and the exporter can disconnect
+/// between two of them within the stop timeout of a service manager.
 pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
 
-/// Between two looks at the tip over HTTP. A look costs the node about 0.1 ms, most of it for HTTP.
+/// Between two reads of the tip over HTTP. A read costs the node about 0.1 ms, most of it for HTTP.
 const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The hash of no block: a long poll with it returns the present tip at once.
-pub(super) const NO_BLOCK: Hash = Hash([0; 32]);
+pub(super) const NO_BLOCK: BlockHash = BlockHash([0; 32]);
 
 /// By how much a long poll may end too early before the rest is slept.
-const TOLERATED: Duration = Duration::from_millis(100);
+const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 
 /// Between the starts of two long polls: a node that reorganizes or catches up has thousands in a second, and each
 /// answer costs it time. Those between are counted by their headers.
@@ -42,7 +42,7 @@ const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 /// Why the watch has ended.
 #[derive(Debug)]
 pub enum TipEnd {
-    /// The node said so.
+    /// The node announced its shutdown.
     NodeShutsDown,
     /// The connection is gone.
     Lost(CallError),
@@ -59,17 +59,17 @@ impl TipWatch {
     /// On a thread of the node, or without IPC. `None` if the node offers neither Mining nor JSON-RPC over HTTP alone.
     pub fn start(
         interfaces: &Rc<Interfaces>,
-        on: Option<&Thread>,
+        thread: Option<&NodeThread>,
         context: &Rc<Context>,
         new_tip: Rc<Notify>,
     ) -> Option<Self> {
-        let Some(on) = on else {
+        let Some(thread) = thread else {
             let json_rpc = interfaces.json_rpc()?;
             let source = TipSource::Http(json_rpc.clone());
             return Some(Self::follow(source, Some(json_rpc), interfaces, context, new_tip));
         };
-        let thread = on.patient(LONG_POLL);
-        let source = TipSource::Mining(interfaces.mining.as_ref()?.on(&thread));
+        let thread = thread.with_extra_timeout(LONG_POLL);
+        let source = TipSource::Mining(interfaces.mining.as_ref()?.on_thread(&thread));
         Some(Self::follow(source, interfaces.json_rpc_on(&thread), interfaces, context, new_tip))
     }
 
@@ -86,11 +86,11 @@ impl TipWatch {
             json_rpc,
             context: context.clone(),
             new_tip,
-            reconnected: Reconnected::Now,
+            reconnected: ReconnectState::FirstTip,
             pending: false,
             failures: 0,
             counting: false,
-            restarts: context.memory.borrow().node_start.restarts(),
+            restarts: context.persistent_state.borrow().node_start.restarts(),
         };
         let (first_done, caught_up) = oneshot::channel();
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(follower.run(first_done)));
@@ -114,10 +114,10 @@ impl TipWatch {
     }
 }
 
-/// What reports new tips.
+/// The source of new tips.
 enum TipSource {
     Mining(Mining),
-    /// A long poll over HTTP (`waitfornewblock`) would keep one of the node's few RPC workers from everybody else.
+    /// A long poll over HTTP (`waitfornewblock`) would occupy one of the node's few RPC workers.
     Http(JsonRpc),
 }
 
@@ -153,7 +153,7 @@ async fn next_over_http(json_rpc: &JsonRpc, known: Option<BlockRef>) -> Result<B
     };
     tokio::time::sleep(HTTP_INTERVAL).await;
     let hash = json_rpc.call(Method::GetBestBlockHash, json!([])).await?;
-    let hash: Hash = hash.as_str().unwrap_or_default().parse()?;
+    let hash: BlockHash = hash.as_str().unwrap_or_default().parse()?;
     if hash == known.hash {
         return Ok(known);
     }
@@ -167,7 +167,7 @@ struct TipFollower {
     json_rpc: Option<JsonRpc>,
     context: Rc<Context>,
     new_tip: Rc<Notify>,
-    reconnected: Reconnected,
+    reconnected: ReconnectState,
     /// The blocks up to the tip have to be counted later.
     pending: bool,
     /// Attempts to count them that failed in a row.
@@ -195,12 +195,12 @@ impl TipFollower {
                 Ok(None) => return TipEnd::NodeShutsDown,
                 // The timeout has passed. Should a node not wait, we do.
                 Ok(Some(tip)) if known.is_some_and(|known| known.hash == tip.hash) => {
-                    self.notices_restart();
+                    self.take_restart();
                     if self.pending {
                         self.count_up_to(tip).await;
                     }
                     let early = self.source.wait().saturating_sub(asked.elapsed());
-                    tokio::time::sleep(early.saturating_sub(TOLERATED)).await;
+                    tokio::time::sleep(early.saturating_sub(EARLY_TOLERANCE)).await;
                 }
                 Ok(Some(tip)) => {
                     self.on_new_tip(tip, known.replace(tip).is_none());
@@ -213,7 +213,7 @@ impl TipFollower {
                     // Why HTTP cannot be used is logged elsewhere.
                     if !failed_before && !matches!(error, CallError::Http(_)) {
                         let text = format!("cannot wait for a new tip: {error}; retrying until it succeeds");
-                        self.context.warn_of(&text);
+                        self.context.warn_limited(&text);
                     }
                     first_done.take();
                     tokio::time::sleep(LONG_POLL).await;
@@ -241,7 +241,7 @@ impl TipFollower {
         }
         context.status.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
         self.new_tip.notify_one();
-        let last = context.memory.borrow_mut().last_tip.replace(tip);
+        let last = context.persistent_state.borrow_mut().last_tip.replace(tip);
         if last.is_some_and(|last| last.hash != tip.hash) {
             debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
             if !self.notified() {
@@ -252,7 +252,7 @@ impl TipFollower {
 
     /// With JSON-RPC blocks can be counted; over HTTP that may be some time after the start.
     fn start_counting(&mut self) {
-        if self.counting || self.headers() != Headers::Now {
+        if self.counting || self.header_access() != HeaderAccess::Available {
             return;
         }
         self.counting = true;
@@ -264,50 +264,50 @@ impl TipFollower {
         blocks.uncounted_tip_changes.start();
     }
 
-    fn headers(&self) -> Headers {
+    fn header_access(&self) -> HeaderAccess {
         match &self.json_rpc {
-            None => Headers::Never,
-            Some(json_rpc) if json_rpc.is_available() => Headers::Now,
-            Some(_) => Headers::Later,
+            None => HeaderAccess::Unavailable,
+            Some(json_rpc) if json_rpc.is_available() => HeaderAccess::Available,
+            Some(_) => HeaderAccess::NotYet,
         }
     }
 
     /// Counts the blocks between the tip up to which blocks are counted and this one, as [`next_action`] decides.
     async fn count_up_to(&mut self, tip: BlockRef) {
-        let counted = self.context.memory.borrow().counted_tip;
+        let counted = self.context.persistent_state.borrow().counted_tip;
         let json_rpc = self.json_rpc.clone();
-        let mut facts = Facts {
-            reconnected: std::mem::replace(&mut self.reconnected, Reconnected::CaughtUp),
+        let mut conditions = CountingConditions {
+            reconnected: std::mem::replace(&mut self.reconnected, ReconnectState::CaughtUp),
             notified: self.notified(),
-            headers: self.headers(),
+            headers: self.header_access(),
             restart_checked: false,
         };
         loop {
-            match (next_action(counted, tip, &facts), &json_rpc) {
-                (Action::CheckRestart, Some(json_rpc)) => {
-                    facts.restart_checked = true;
+            match (next_action(counted, tip, &conditions), &json_rpc) {
+                (CountingAction::CheckRestart, Some(json_rpc)) => {
+                    conditions.restart_checked = true;
                     if self.was_restarted(json_rpc).await {
-                        facts.reconnected = Reconnected::Now;
+                        conditions.reconnected = ReconnectState::FirstTip;
                     }
                 }
-                (Action::CheckKnown(old), Some(json_rpc)) => {
+                (CountingAction::CheckKnown(old), Some(json_rpc)) => {
                     let checked = is_known(json_rpc, old).await.map(|()| None);
-                    return self.apply_difference(old, tip, facts, checked);
+                    return self.apply_difference(old, tip, conditions, checked);
                 }
-                (Action::Count(old), Some(json_rpc)) => {
+                (CountingAction::Count(old), Some(json_rpc)) => {
                     let difference = diff_tips(json_rpc, old, tip).await.map(Some);
-                    return self.apply_difference(old, tip, facts, difference);
+                    return self.apply_difference(old, tip, conditions, difference);
                 }
-                (Action::StayRolledBack, _) => {
-                    (self.reconnected, self.pending) = (Reconnected::RolledBack, false);
+                (CountingAction::StayRolledBack, _) => {
+                    (self.reconnected, self.pending) = (ReconnectState::RolledBack, false);
                     return;
                 }
-                (Action::Wait, _) => {
+                (CountingAction::Wait, _) => {
                     self.context.metrics.blocks.height.set(Some(tip.height));
-                    (self.reconnected, self.pending) = (facts.reconnected, true);
+                    (self.reconnected, self.pending) = (conditions.reconnected, true);
                     return;
                 }
-                (Action::ShowHeight, _) => {
+                (CountingAction::ShowHeight, _) => {
                     self.context.metrics.blocks.height.set(Some(tip.height));
                     return self.advance(tip);
                 }
@@ -321,7 +321,7 @@ impl TipFollower {
         &mut self,
         old: BlockRef,
         tip: BlockRef,
-        facts: Facts,
+        conditions: CountingConditions,
         difference: Result<Option<ChainDiff>, CallError>,
     ) {
         let failures = std::mem::take(&mut self.failures);
@@ -337,47 +337,48 @@ impl TipFollower {
                 self.advance(tip);
             }
             // Notifications count the blocks that are connected again.
-            Ok(None) if facts.notified => self.advance(tip),
-            Ok(None) => self.reconnected = Reconnected::RolledBack,
+            Ok(None) if conditions.notified => self.advance(tip),
+            Ok(None) => self.reconnected = ReconnectState::RolledBack,
             Err(error) => {
                 self.context.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
                 let what = format!("cannot count the blocks between {} and {}", old.hash, tip.hash);
                 self.failures = failures + 1;
-                if is_final(&error) || (facts.notified && self.failures >= MAX_FAILURES_BEFORE_NOTIFICATIONS)
+                if is_final(&error)
+                    || (conditions.notified && self.failures >= MAX_FAILURES_BEFORE_NOTIFICATIONS)
                 {
                     warn!("{what}, they are not counted: {error}");
                     blocks.uncounted_tip_changes.inc();
                     return self.advance(tip);
                 }
                 if failures == 0 {
-                    self.context.warn_of(&format!("{what}: {error}; retrying until it succeeds"));
+                    self.context.warn_limited(&format!("{what}: {error}; retrying until it succeeds"));
                 }
-                (self.reconnected, self.pending) = (facts.reconnected, true);
+                (self.reconnected, self.pending) = (conditions.reconnected, true);
             }
         }
     }
 
-    /// Whether the node is another process than before. Over IPC the connection's end tells; over HTTP a node can be restarted
-    /// between two calls.
+    /// Whether the node is another process than before. Over IPC the connection ends with the node; over HTTP a node can be
+    /// restarted between two calls.
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
         let uptime = json_rpc.call(Method::Uptime, json!([])).await.ok().and_then(|uptime| uptime.as_f64());
-        let uptime = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
-        self.context.memory.borrow_mut().node_start.update(None, uptime, SystemTime::now());
-        self.notices_restart()
+        let uptime = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
+        self.context.persistent_state.borrow_mut().node_start.update(None, uptime, SystemTime::now());
+        self.take_restart()
     }
 
     /// Whether a restart was noticed since the last call, by a poll or here.
-    fn notices_restart(&mut self) -> bool {
-        let restarts = self.context.memory.borrow().node_start.restarts();
+    fn take_restart(&mut self) -> bool {
+        let restarts = self.context.persistent_state.borrow().node_start.restarts();
         std::mem::replace(&mut self.restarts, restarts) != restarts
     }
 
     /// The blocks up to this one are counted.
     fn advance(&mut self, tip: BlockRef) {
         (self.pending, self.failures) = (false, 0);
-        self.notices_restart();
-        self.context.memory.borrow_mut().counted_tip = Some(tip);
+        self.take_restart();
+        self.context.persistent_state.borrow_mut().counted_tip = Some(tip);
     }
 }

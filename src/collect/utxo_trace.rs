@@ -1,4 +1,4 @@
-//! The UTXO cache trace: when to subscribe to it. The guard says when it costs the node too much.
+//! The UTXO cache trace: when to subscribe to it. The guard reports when it exceeds its budget.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -7,58 +7,62 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use super::context::{Context, UtxoTrace};
-use super::poll::Polled;
+use super::context::{Context, UtxoTraceMode};
+use super::poll::PollResult;
 use crate::ipc::{CoinEvent, Subscription, Tracing};
 use crate::metrics::Metrics;
 
 /// The state of the trace on one connection.
-enum State {
+enum TraceState {
     /// The node has no such interface.
     NotOffered,
-    /// Not wanted, or refused by the node.
+    /// Not configured, or rejected by the node.
     Off,
     /// Due when the node is out of initial block download.
     Waiting,
     /// Subscribed.
     Active(Subscription),
-    /// It cost the node more than the budget, on this connection or an earlier one.
-    GivenUp,
+    /// It exceeded the budget, on this connection or an earlier one.
+    OverBudget,
 }
 
 /// The trace of one connection.
-pub struct Trace {
-    state: State,
+pub struct UtxoCacheTrace {
+    state: TraceState,
     exceeded: Rc<Notify>,
     /// False once the trace is being ended: events that still arrive are not counted.
     counting: Rc<Cell<bool>>,
 }
 
-impl Trace {
+impl UtxoCacheTrace {
     /// The trace of a node that offers it if `tracing` is there.
     pub fn new(tracing: Option<&Tracing>, context: &Context) -> Self {
         let state = match (tracing, context.config.utxo_trace) {
-            (None, _) => State::NotOffered,
-            (Some(_), UtxoTrace::Off) => State::Off,
-            (Some(_), _) if context.memory.borrow().trace_given_up => State::GivenUp,
-            (Some(_), _) => State::Waiting,
+            (None, _) => TraceState::NotOffered,
+            (Some(_), UtxoTraceMode::Off) => TraceState::Off,
+            (Some(_), _) if context.persistent_state.borrow().trace_over_budget => TraceState::OverBudget,
+            (Some(_), _) => TraceState::Waiting,
         };
-        Trace { state, exceeded: Rc::default(), counting: Rc::default() }
+        UtxoCacheTrace { state, exceeded: Rc::default(), counting: Rc::default() }
     }
 
     /// Counts its events.
-    pub fn coins(&self, metrics: &Arc<Metrics>) -> Coins {
-        Coins { exceeded: self.exceeded.clone(), counting: self.counting.clone(), metrics: metrics.clone() }
+    pub fn coins(&self, metrics: &Arc<Metrics>) -> CoinCounter {
+        CoinCounter {
+            exceeded: self.exceeded.clone(),
+            counting: self.counting.clone(),
+            metrics: metrics.clone(),
+        }
     }
 
     /// Whether it is subscribed to.
     pub fn is_active(&self) -> bool {
-        matches!(self.state, State::Active(_))
+        matches!(self.state, TraceState::Active(_))
     }
 
     /// Whether to subscribe now.
-    pub fn is_due(&self, polled: &Polled) -> bool {
-        matches!(self.state, State::Waiting) && polled.ibd == Some(false)
+    pub fn is_due(&self, polled: &PollResult) -> bool {
+        matches!(self.state, TraceState::Waiting) && polled.ibd == Some(false)
     }
 
     /// Subscribes.
@@ -69,12 +73,12 @@ impl Trace {
         self.state = match tracing.subscribe().await {
             Ok(subscription) => {
                 info!("subscribed to the UTXO cache trace");
-                State::Active(subscription)
+                TraceState::Active(subscription)
             }
             Err(error) => {
                 metrics.utxo_cache.stop();
                 warn!("cannot subscribe to the UTXO cache trace: {error}");
-                State::Off
+                TraceState::Off
             }
         };
     }
@@ -84,30 +88,30 @@ impl Trace {
         if self.is_active() { self.exceeded.notified().await } else { std::future::pending().await }
     }
 
-    /// The node has waited too long: gives the trace up for the life of the process. The guard ends the subscription.
-    pub fn give_up(&mut self, context: &Context) {
+    /// The node has waited too long: turns the trace off for the life of the process. The guard ends the subscription.
+    pub fn stop_over_budget(&mut self, context: &Context) {
         warn!(
             "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is now disabled; raise \
              --utxo-trace-budget, or use --utxo-trace on for no limit",
             humantime::format_duration(context.config.utxo_trace_budget)
         );
-        context.memory.borrow_mut().trace_given_up = true;
+        context.persistent_state.borrow_mut().trace_over_budget = true;
         self.counting.set(false);
         context.metrics.utxo_cache.stop();
-        self.state = State::GivenUp;
+        self.state = TraceState::OverBudget;
         self.show(&context.metrics);
     }
 
     /// The node fell back into initial block download: returns the subscription to end.
-    pub fn end_in_ibd(&mut self, polled: &Polled, metrics: &Metrics) -> Option<Subscription> {
+    pub fn end_in_ibd(&mut self, polled: &PollResult, metrics: &Metrics) -> Option<Subscription> {
         if polled.ibd != Some(true) || !self.is_active() {
             return None;
         }
         info!("the node is in initial block download: the UTXO cache trace is off until it ends");
         self.counting.set(false);
         metrics.utxo_cache.stop();
-        match std::mem::replace(&mut self.state, State::Waiting) {
-            State::Active(subscription) => Some(subscription),
+        match std::mem::replace(&mut self.state, TraceState::Waiting) {
+            TraceState::Active(subscription) => Some(subscription),
             _ => None,
         }
     }
@@ -115,25 +119,25 @@ impl Trace {
     /// Shows the state as a metric, where the node offers a trace.
     pub fn show(&self, metrics: &Metrics) {
         let state = match self.state {
-            State::NotOffered => return,
-            State::Off => "off",
-            State::Waiting => "ibd",
-            State::Active(_) => "active",
-            State::GivenUp => "over_budget",
+            TraceState::NotOffered => return,
+            TraceState::Off => "off",
+            TraceState::Waiting => "ibd",
+            TraceState::Active(_) => "active",
+            TraceState::OverBudget => "over_budget",
         };
         metrics.exporter.utxo_trace.replace([([state], 1.0)]);
     }
 }
 
 /// Counts the trace's events.
-pub struct Coins {
+pub struct CoinCounter {
     exceeded: Rc<Notify>,
     counting: Rc<Cell<bool>>,
     metrics: Arc<Metrics>,
 }
 
-impl Coins {
-    /// The guard has given the trace up.
+impl CoinCounter {
+    /// The guard has ended the trace.
     pub fn over_budget(&self) {
         self.exceeded.notify_one();
     }

@@ -73,7 +73,9 @@ impl Warnings {
         }
         self.0 = texts;
         let kinds = KINDS.iter().map(|(kind, _)| *kind).chain([OTHER]);
-        let counted = kinds.map(|of| (of, self.0.iter().filter(|text| kind(text) == of).count() as f64));
+        let counted = kinds.map(|counted_kind| {
+            (counted_kind, self.0.iter().filter(|text| kind(text) == counted_kind).count() as f64)
+        });
         counted.filter(|(_, count)| complete || *count > 0.0).collect()
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 
 /// A stream on which an answer has to be taken in time, the whole of it: a reader that takes a byte now and then would keep
 /// the rest in memory.
-pub struct Deadline<S> {
+pub struct WriteDeadline<S> {
     stream: S,
     /// From an answer's first byte to its last.
     time: Duration,
@@ -19,10 +19,10 @@ pub struct Deadline<S> {
     due: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S: AsyncWrite + Unpin> Deadline<S> {
+impl<S: AsyncWrite + Unpin> WriteDeadline<S> {
     /// `time` is from an answer's first byte to its last.
     pub fn new(stream: S, time: Duration) -> Self {
-        Deadline { stream, time, due: None }
+        WriteDeadline { stream, time, due: None }
     }
 
     fn stream(&mut self) -> Pin<&mut S> {
@@ -40,13 +40,13 @@ impl<S: AsyncWrite + Unpin> Deadline<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Deadline<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteDeadline<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, to)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Deadline<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         let written = self.stream().poll_write(cx, bytes);
         self.in_time(cx, written)
@@ -87,9 +87,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     #[tokio::test]
-    async fn a_reader_that_takes_a_byte_now_and_then_is_hung_up_on() {
+    async fn slow_reader_is_disconnected() {
         let (ours, mut theirs) = duplex(64);
-        let mut ours = Deadline::new(ours, Duration::from_millis(200));
+        let mut ours = WriteDeadline::new(ours, Duration::from_millis(200));
         let slow = tokio::spawn(async move {
             while let Ok(1) = theirs.read(&mut [0]).await {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -103,7 +103,7 @@ mod tests {
     #[tokio::test]
     async fn each_answer_has_its_own_time() {
         let (ours, mut theirs) = duplex(64);
-        let mut ours = Deadline::new(ours, Duration::from_secs(3600));
+        let mut ours = WriteDeadline::new(ours, Duration::from_secs(3600));
         for _ in 0..2 {
             let answer = async {
                 ours.write_all(&[7; 100]).await.unwrap();

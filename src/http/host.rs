@@ -76,7 +76,7 @@ impl AllowedHosts {
 
     fn allows(&self, host: &[u8]) -> bool {
         let Ok(host) = str::from_utf8(host) else { return false };
-        let name = name_of(host);
+        let name = host_name(host);
         name.is_empty()
             || name.eq_ignore_ascii_case("localhost")
             || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
@@ -85,7 +85,7 @@ impl AllowedHosts {
 }
 
 /// The name or address in `NAME:PORT`.
-fn name_of(host: &str) -> &str {
+fn host_name(host: &str) -> &str {
     split_port(host).0
 }
 
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loopback_listener_answers_to_loopback_names() {
+    fn loopback_listener_accepts_loopback_names() {
         let hosts = AllowedHosts::default();
         for name in [
             "localhost",

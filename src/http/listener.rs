@@ -43,7 +43,7 @@ impl SocketFile {
 }
 
 impl Listener {
-    /// Binds. An address in use is an error that says so; a socket file without a listener is replaced.
+    /// Binds. An address in use is an error with that reason; a socket file without a listener is replaced.
     ///
     /// # Errors
     /// The address cannot be listened on.

@@ -4,21 +4,21 @@
 //! the node.
 //!
 //! - `address` and `listener` are where to listen.
-//! - `server` accepts connections and answers requests; `routes` is what there is to ask for, and for whom, `negotiate` what
-//!   answers look like.
+//! - `server` accepts connections and answers requests; `routes` are the pages and who may read them, `negotiate` selects the
+//!   format.
 //! - `web_config` is `--web.config.file`: TLS and passwords.
 //!
 //! Each attack that is defended against, the part that prevents it, and its test:
 //!
 //! | attack | part | test |
 //! |---|---|---|
-//! | many connections | `connections`: the oldest is closed for a new one, those with a password last | `connections::tests`, `door.rs` |
-//! | many health checks, which need no password | `server::share`: connections of their own | `server::tests` |
+//! | many connections | `connections`: the oldest is closed for a new one, those with a password last | `connections::tests`, `http_abuse.rs` |
+//! | many health checks, which need no password | `server::connection_limit`: connections of their own | `server::tests` |
 //! | a request, a handshake or an idle connection without an end | `HEADER_TIMEOUT`, `HANDSHAKE_TIMEOUT`, `MAX_HEADER_BYTES` | `fuzz/targets/http.rs`, on a paused clock |
-//! | answers that are not read, or byte by byte | `deadline`, `SOCKET_BYTES` | `deadline::tests`, `door.rs` |
-//! | a web page under a name that resolves to loopback (DNS rebinding) | `host` | `host::tests`, `door.rs` |
-//! | guessed passwords, each of which costs bcrypt's time | `web_config::basic_auth`: one check at a time, a short queue, correct passwords remembered | `basic_auth::tests`, `door.rs` |
-//! | user names, told by the time of an answer | `web_config::basic_auth`: unknown names are checked against another user's hash | `basic_auth::tests` |
+//! | answers that are not read, or byte by byte | `deadline`, `SOCKET_BYTES` | `deadline::tests`, `http_abuse.rs` |
+//! | a web page under a name that resolves to loopback (DNS rebinding) | `host` | `host::tests`, `http_abuse.rs` |
+//! | guessed passwords, each of which costs bcrypt's time | `web_config::basic_auth`: one check at a time, a short queue, correct passwords remembered | `basic_auth::tests`, `http_abuse.rs` |
+//! | user names, revealed by the time of an answer | `web_config::basic_auth`: unknown names are checked against another user's hash | `basic_auth::tests` |
 
 mod address;
 pub(crate) mod connections;
@@ -35,5 +35,5 @@ pub use host::HostName;
 pub use listener::Listener;
 pub(crate) use listener::remove_stale_socket;
 pub use routes::Pages;
-pub use server::{Endpoint, Serving, serve_on_thread};
+pub use server::{Endpoint, HttpServerHandle, serve_on_thread};
 pub use web_config::WebConfig;

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scraper_gets_the_format_it_prefers() {
+    fn scraper_gets_its_preferred_format() {
         let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,\
                           application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         for (accept, format) in [

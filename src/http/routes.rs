@@ -1,4 +1,4 @@
-//! What there is to ask for, and the answers.
+//! The pages, and the answers.
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -12,14 +12,14 @@ use serde_json::Value;
 use super::negotiate::negotiate;
 use crate::metrics::Format;
 
-/// What the endpoint shows.
+/// The pages of the endpoint.
 pub trait Pages: Send + Sync + 'static {
     /// `/metrics`
     fn metrics(&self, format: Format) -> String;
     /// `/readyz`: 200, or 503 with what is missing.
     ///
     /// # Errors
-    /// What is missing.
+    /// The part that is missing.
     fn ready(&self) -> Result<(), String>;
     /// `/`: HTML.
     fn index(&self) -> String;
@@ -31,14 +31,14 @@ pub trait Pages: Send + Sync + 'static {
 
 /// Which paths are answered.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Access {
+pub enum EndpointScope {
     /// All.
     Everything,
     /// Only `/livez` and `/readyz`, and their other names.
     Health,
 }
 
-/// What can be asked for.
+/// The paths.
 #[derive(Clone, Copy, PartialEq)]
 enum Route {
     Index,
@@ -49,7 +49,7 @@ enum Route {
 }
 
 impl Route {
-    fn of(path: &str) -> Option<Self> {
+    fn from_path(path: &str) -> Option<Self> {
         match path {
             "/" => Some(Route::Index),
             "/metrics" => Some(Route::Metrics),
@@ -60,8 +60,8 @@ impl Route {
         }
     }
 
-    fn is_for(self, access: Access) -> bool {
-        access == Access::Everything || matches!(self, Route::Live | Route::Ready)
+    fn is_for(self, access: EndpointScope) -> bool {
+        access == EndpointScope::Everything || matches!(self, Route::Live | Route::Ready)
     }
 }
 
@@ -71,8 +71,12 @@ const ONLY_OURS: &str =
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'";
 
 /// The answer to a request that is permitted.
-pub fn answer(request: &Request<Incoming>, access: Access, pages: &impl Pages) -> Response<Full<Bytes>> {
-    let Some(route) = Route::of(request.uri().path()).filter(|route| route.is_for(access)) else {
+pub fn answer(
+    request: &Request<Incoming>,
+    access: EndpointScope,
+    pages: &impl Pages,
+) -> Response<Full<Bytes>> {
+    let Some(route) = Route::from_path(request.uri().path()).filter(|route| route.is_for(access)) else {
         return not_found(access);
     };
     let status = if route == Route::Status { pages.status() } else { None };
@@ -105,10 +109,10 @@ pub fn answer(request: &Request<Incoming>, access: Access, pages: &impl Pages) -
     }
 }
 
-fn not_found(access: Access) -> Response<Full<Bytes>> {
+fn not_found(access: EndpointScope) -> Response<Full<Bytes>> {
     let text = match access {
-        Access::Everything => "not found; try /metrics\n",
-        Access::Health => "not found; this port serves only /health and /ready\n",
+        EndpointScope::Everything => "not found; try /metrics\n",
+        EndpointScope::Health => "not found; this port serves only /health and /ready\n",
     };
     respond(StatusCode::NOT_FOUND, TEXT, text.into())
 }

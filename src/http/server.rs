@@ -24,12 +24,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info, warn};
 
 use super::connections::{Authenticated, Connections};
-use super::deadline::Deadline;
+use super::deadline::WriteDeadline;
 use super::host::AllowedHosts;
-use super::routes::{Access, answer, busy, misdirected, unauthorized};
-use super::web_config::Verdict;
+use super::routes::{EndpointScope, answer, busy, misdirected, unauthorized};
+use super::web_config::AuthResult;
 use super::{HostName, Listener, Pages, WebConfig};
-use crate::priority;
+use crate::scheduling;
 use crate::systemd::Heartbeat;
 
 /// Connections of the process at once, as far as the limit of open files allows. Prometheus uses one. Each costs up to 80 kB,
@@ -55,22 +55,22 @@ const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two attempts to accept a connection.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a listener answers, and to whom.
+/// The pages of a listener, and who may read them.
 pub struct Endpoint {
     web_config: WebConfig,
-    access: Access,
+    access: EndpointScope,
     hosts: AllowedHosts,
 }
 
 impl Endpoint {
     /// Every page, for those whom the configuration permits.
     pub fn all(web_config: WebConfig) -> Self {
-        Endpoint { web_config, access: Access::Everything, hosts: AllowedHosts::default() }
+        Endpoint { web_config, access: EndpointScope::Everything, hosts: AllowedHosts::default() }
     }
 
     /// `/health` and `/ready`, with this certificate, if any.
     pub fn health(web_config: WebConfig) -> Self {
-        Endpoint { web_config, access: Access::Health, hosts: AllowedHosts::default() }
+        Endpoint { web_config, access: EndpointScope::Health, hosts: AllowedHosts::default() }
     }
 
     /// On loopback, answers to these names too.
@@ -79,7 +79,7 @@ impl Endpoint {
     }
 
     fn announce(&self, listener: &Listener) {
-        if self.access == Access::Health {
+        if self.access == EndpointScope::Health {
             let at = listener.describe_with(&self.web_config);
             return info!("serving health checks on {at}/health");
         }
@@ -95,13 +95,13 @@ impl Endpoint {
 
 /// The running server, until it is finished or dropped.
 #[must_use = "dropping it ends the serving"]
-pub struct Serving {
+pub struct HttpServerHandle {
     end: DropGuard,
     /// Disconnected when the thread has ended.
     ended: mpsc::Receiver<Infallible>,
 }
 
-impl Serving {
+impl HttpServerHandle {
     /// Accepts no more connections, answers what was asked, and returns after half a second at the latest.
     pub fn finish(self) {
         drop(self.end);
@@ -117,7 +117,7 @@ pub fn serve_on_thread(
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
     heartbeat: Heartbeat,
-) -> Result<Serving> {
+) -> Result<HttpServerHandle> {
     serve_on_thread_with(max_connections(), listeners, pages, heartbeat)
 }
 
@@ -126,7 +126,7 @@ fn serve_on_thread_with(
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
     heartbeat: Heartbeat,
-) -> Result<Serving> {
+) -> Result<HttpServerHandle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let end = CancellationToken::new();
     let mut servers: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
@@ -137,7 +137,7 @@ fn serve_on_thread_with(
             if !listener.is_on_loopback() {
                 endpoint.hosts = AllowedHosts::any();
             }
-            let connections = Connections::new(share(max_connections, endpoint.access));
+            let connections = Connections::new(connection_limit(max_connections, endpoint.access));
             let (endpoint, pages, end) = (Arc::new(endpoint), pages.clone(), end.clone());
             match &*listener {
                 Listener::Tcp(listener) => {
@@ -156,7 +156,7 @@ fn serve_on_thread_with(
     let (alive, ended) = mpsc::channel();
     std::thread::Builder::new().name("http".into()).spawn(move || {
         let _alive = alive;
-        priority::give_way();
+        scheduling::lower_priority();
         runtime.block_on(async {
             tokio::select! {
                 _ = join_all(servers) => {}
@@ -164,7 +164,7 @@ fn serve_on_thread_with(
             }
         });
     })?;
-    Ok(Serving { end: end.drop_guard(), ended })
+    Ok(HttpServerHandle { end: end.drop_guard(), ended })
 }
 
 /// Accepts connections until `end`, then lets them finish.
@@ -207,10 +207,10 @@ fn max_connections() -> usize {
     limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize
 }
 
-/// The connections of a listener. Health checks have their own, so that they close no scraper's.
-fn share(max_connections: usize, access: Access) -> usize {
+/// The connections of a listener. Health checks have their own, and close no scraper's.
+fn connection_limit(max_connections: usize, access: EndpointScope) -> usize {
     let health = (max_connections / 4).clamp(1, MAX_HEALTH_CONNECTIONS);
-    if access == Access::Health { health } else { max_connections - health }
+    if access == EndpointScope::Health { health } else { max_connections - health }
 }
 
 /// The life of a connection, TLS included.
@@ -236,7 +236,7 @@ async fn serve_stream(
     }
 }
 
-/// Answers one scraper until it is done, breaks the rules, or takes too long. At a graceful shutdown it has one more answer.
+/// Answers one scraper until it is done, breaks the rules, or takes too long. At a graceful shutdown it gets one more answer.
 pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: &Endpoint,
@@ -248,14 +248,14 @@ pub async fn serve_connection(
     let answer = service_fn(async |request: Request<Incoming>| {
         let mut response = if endpoint.hosts.permit(request.uri(), request.headers()) {
             match web_config.users().permit(request.headers()).await {
-                Verdict::Permitted => {
+                AuthResult::Permitted => {
                     if !web_config.users().is_empty() {
                         authenticated.store(true, Relaxed);
                     }
                     answer(&request, endpoint.access, pages)
                 }
-                Verdict::Refused => unauthorized(),
-                Verdict::Busy => busy(),
+                AuthResult::Rejected => unauthorized(),
+                AuthResult::Busy => busy(),
             }
         } else {
             misdirected()
@@ -263,13 +263,13 @@ pub async fn serve_connection(
         response.headers_mut().extend(web_config.headers().clone());
         Ok::<_, Infallible>(response)
     });
-    // Who asks and then says that it has nothing more to ask still waits for its answer.
+    // A client that half-closes after its request still gets the response.
     let connection = http1::Builder::new()
         .half_close(true)
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(Deadline::new(stream, ANSWER_TIMEOUT)), answer);
+        .serve_connection(TokioIo::new(WriteDeadline::new(stream, ANSWER_TIMEOUT)), answer);
     Ok(watcher.watch(connection).await?)
 }
 
@@ -281,9 +281,9 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
 
-    struct Fixed;
+    struct FixedPages;
 
-    impl Pages for Fixed {
+    impl Pages for FixedPages {
         fn metrics(&self, _: Format) -> String {
             "metrics".into()
         }
@@ -310,7 +310,9 @@ mod tests {
 
     #[test]
     fn health_checks_have_a_small_share_of_the_connections() {
-        let shares = |max| (share(max, Access::Everything), share(max, Access::Health));
+        let shares = |max| {
+            (connection_limit(max, EndpointScope::Everything), connection_limit(max, EndpointScope::Health))
+        };
         assert_eq!(shares(256), (240, 16));
         assert_eq!(shares(20), (15, 5));
         assert_eq!(shares(2), (1, 1));
@@ -323,7 +325,7 @@ mod tests {
             (metrics, Endpoint::all(WebConfig::default())),
             (health, Endpoint::health(WebConfig::default())),
         ];
-        let serving = serve_on_thread_with(6, listeners, Arc::new(Fixed), Heartbeat::default()).unwrap();
+        let serving = serve_on_thread_with(6, listeners, Arc::new(FixedPages), Heartbeat::default()).unwrap();
         let mut scrapers: Vec<_> = (0..5).map(|_| TcpStream::connect(metrics_at).unwrap()).collect();
         assert!(scrapers.iter_mut().all(is_answered));
         let mut checks: Vec<_> = (0..30).map(|_| TcpStream::connect(health_at).unwrap()).collect();

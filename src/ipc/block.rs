@@ -1,4 +1,4 @@
-//! What a block holds, counted where the block was received: without a copy, and without an allocation.
+//! The contents of a block, counted where the block was received: without a copy, and without an allocation.
 
 use std::ops::ControlFlow;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Weight units of a byte that is not witness data.
 const WEIGHT_PER_BYTE: u64 = 4;
 
-/// What a block holds.
+/// The contents of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockContents {
     /// Transactions, with the coinbase.

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::connection::{OnThread, call};
-use super::error::if_offered;
-use super::handler::{Callback, Subscription};
-use super::{BlockContents, CallError, Thread};
+use super::connection::{BoundCapability, call};
+use super::error::ok_if_offered;
+use super::subscription::{CallbackObject, Subscription};
+use super::{BlockContents, CallError, NodeThread};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
 /// A notification.
@@ -38,18 +38,18 @@ pub enum ChainEvent {
 }
 
 /// The Chain interface.
-pub struct Chain(pub(super) OnThread<chain::Client>);
+pub struct Chain(pub(super) BoundCapability<chain::Client>);
 
 impl Chain {
     /// The same interface; its calls run on another thread.
-    pub fn on(&self, thread: &Thread) -> Self {
-        Chain(self.0.on(thread))
+    pub fn on_thread(&self, thread: &NodeThread) -> Self {
+        Chain(self.0.on_thread(thread))
     }
 
     /// Whether the node is shutting down; `None` if the capability is no Chain. Safe to ask from the node's first
     /// moment to its last.
     pub(super) async fn shutdown_requested(&self) -> Result<Option<bool>, CallError> {
-        let answer = if_offered(call!(self.0, shutdown_requested_request))?;
+        let answer = ok_if_offered(call!(self.0, shutdown_requested_request))?;
         Ok(answer.map(|answer| answer.get().map(|answer| answer.get_result())).transpose()?)
     }
 
@@ -81,7 +81,7 @@ impl Chain {
     ///
     /// From here on the connection must not be closed before [`Subscription::end`] returned.
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
-        let (callback, released) = Callback::new();
+        let (callback, released) = CallbackObject::new();
         let callback: chain_notifications::Client = capnp_rpc::new_client(callback);
         let answer =
             call!(self.0, handle_notifications_request, |params| params.set_notifications(callback))?;
@@ -90,4 +90,4 @@ impl Chain {
 }
 
 /// The guard answers for it.
-impl chain_notifications::Server for Callback {}
+impl chain_notifications::Server for CallbackObject {}

@@ -22,49 +22,49 @@ use crate::schema::proxy_capnp::{thread, thread_map};
 /// to queue two (`Waiter::post`: `Assertion '!m_fn'`), later nodes reject the second with `thread busy`. Work that may wait needs
 /// a thread of its own.
 #[derive(Clone)]
-pub struct Thread {
+pub struct NodeThread {
     pub(super) client: thread::Client,
     deadline: Duration,
-    calls: Rc<Calls>,
+    calls: Rc<ThreadCalls>,
 }
 
 /// The calls on one thread.
 #[derive(Default)]
-struct Calls {
+struct ThreadCalls {
     /// Held while the node has not answered.
-    turn: Arc<Mutex<()>>,
-    /// Waits for the answer to the last call. It ends with the last use of the thread, so that it does not keep the connection.
+    slot: Arc<Mutex<()>>,
+    /// Waits for the answer to the last call. It ends with the last use of the thread, and so does not keep the connection open.
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
 /// The node has answered all calls on a thread: the next can be sent.
-pub(super) struct Turn(OwnedMutexGuard<()>);
+pub(super) struct ThreadSlot(OwnedMutexGuard<()>);
 
-impl Thread {
+impl NodeThread {
     fn new(client: thread::Client, deadline: Duration) -> Self {
-        Thread { client, deadline, calls: Rc::default() }
+        NodeThread { client, deadline, calls: Rc::default() }
     }
 
     /// Waits until the node has answered the call before, until the deadline.
-    pub(super) async fn turn(&self) -> Result<Turn, CallError> {
-        let turn = tokio::time::timeout(self.deadline, self.calls.turn.clone().lock_owned()).await;
-        turn.map(Turn).map_err(|_| CallError::TimedOut(self.deadline))
+    pub(super) async fn acquire_slot(&self) -> Result<ThreadSlot, CallError> {
+        let slot = tokio::time::timeout(self.deadline, self.calls.slot.clone().lock_owned()).await;
+        slot.map(ThreadSlot).map_err(|_| CallError::TimedOut(self.deadline))
     }
 
-    /// Waits for the answer until the deadline. A call that is given up goes on in the node: the guard waits for it.
-    pub(super) async fn within<T: 'static>(
+    /// Waits for the answer until the deadline. A call that timed out continues in the node: the guard waits for it.
+    pub(super) async fn wait_for_answer<T: 'static>(
         &self,
-        Turn(turn): Turn,
+        ThreadSlot(slot): ThreadSlot,
         answer: Promise<T, capnp::Error>,
     ) -> Result<T, CallError> {
-        let (give, given) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let wait = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
             let answer = answer.await;
-            drop(turn);
-            let _ = give.send(answer); // given up
+            drop(slot);
+            let _ = sender.send(answer); // given up
         }));
         self.calls.last.replace(Some(wait));
-        match tokio::time::timeout(self.deadline, given).await {
+        match tokio::time::timeout(self.deadline, receiver).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_)) => Err(CallError::Disconnected("the connection is closed".into())),
             Err(_) => Err(CallError::TimedOut(self.deadline)),
@@ -72,17 +72,17 @@ impl Thread {
     }
 
     /// The same thread with more time for each call.
-    pub fn patient(&self, extra: Duration) -> Thread {
-        Thread { deadline: self.deadline.saturating_add(extra), ..self.clone() }
+    pub fn with_extra_timeout(&self, extra: Duration) -> NodeThread {
+        NodeThread { deadline: self.deadline.saturating_add(extra), ..self.clone() }
     }
 
     /// The same thread for calls that may take any time.
-    pub fn without_deadline(&self) -> Thread {
-        self.patient(Duration::MAX)
+    pub fn without_deadline(&self) -> NodeThread {
+        self.with_extra_timeout(Duration::MAX)
     }
 }
 
-async fn within<T>(deadline: Duration, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
+async fn wait_for_answer<T>(deadline: Duration, answer: Promise<T, capnp::Error>) -> Result<T, CallError> {
     match tokio::time::timeout(deadline, answer).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(CallError::TimedOut(deadline)),
@@ -91,33 +91,33 @@ async fn within<T>(deadline: Duration, answer: Promise<T, capnp::Error>) -> Resu
 
 /// A capability of the node, and the thread that runs its calls.
 #[derive(Clone)]
-pub(super) struct OnThread<C> {
+pub(super) struct BoundCapability<C> {
     pub client: C,
-    pub thread: Thread,
+    pub thread: NodeThread,
 }
 
-impl<C: Clone> OnThread<C> {
+impl<C: Clone> BoundCapability<C> {
     /// The same capability; its calls run on another thread.
-    pub fn on(&self, thread: &Thread) -> Self {
-        OnThread { client: self.client.clone(), thread: thread.clone() }
+    pub fn on_thread(&self, thread: &NodeThread) -> Self {
+        BoundCapability { client: self.client.clone(), thread: thread.clone() }
     }
 }
 
-/// Sends a request whose parameters have a `context`, to an [`OnThread`], within its thread's deadline.
+/// Sends a request whose parameters have a `context`, to a [`BoundCapability`], within its thread's deadline.
 macro_rules! call {
     ($capability:expr, $request:ident $(, |$params:ident| $set:expr)?) => {{
-        let turn = $capability.thread.turn().await?;
+        let slot = $capability.thread.acquire_slot().await?;
         let mut request = $capability.client.$request();
         request.get().init_context().set_thread($capability.thread.client.clone());
         $({ let mut $params = request.get(); $set; })?
-        $capability.thread.within(turn, request.send().promise).await
+        $capability.thread.wait_for_answer(slot, request.send().promise).await
     }};
 }
 pub(super) use call;
 
 /// A connection to a node after the handshake. Dropping it closes the socket, without a Cap'n Proto Abort message: the
 /// node would log it as an error.
-pub struct Connection {
+pub struct IpcConnection {
     init: init::Client,
     threads: thread_map::Client,
     deadline: Duration,
@@ -125,7 +125,7 @@ pub struct Connection {
     _driver: AbortOnDropHandle<()>,
 }
 
-impl Connection {
+impl IpcConnection {
     /// Bootstraps and constructs. Needs a [`tokio::task::LocalSet`]. Each call is given `deadline`.
     pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
         let (read, write) = stream.into_split();
@@ -145,12 +145,12 @@ impl Connection {
             };
             close.send_replace(Some(reason.into()));
         }));
-        let threads = capnp_rpc::new_client(OurThreads);
-        let mut connection = Connection { init, threads, deadline, closed, _driver: driver };
+        let threads = capnp_rpc::new_client(ExporterThreadMap);
+        let mut connection = IpcConnection { init, threads, deadline, closed, _driver: driver };
         let mut construct = connection.init.construct_request();
         construct.get().set_thread_map(connection.threads.clone());
         let answer = tokio::select! {
-            answer = within(deadline, construct.send().promise) => answer?,
+            answer = wait_for_answer(deadline, construct.send().promise) => answer?,
             reason = connection.closed() => return Err(CallError::Disconnected(reason.to_string())),
         };
         connection.threads = answer.get()?.get_thread_map()?;
@@ -158,16 +158,16 @@ impl Connection {
     }
 
     /// A new thread on the node.
-    pub async fn thread(&self, name: &str) -> Result<Thread, CallError> {
+    pub async fn thread(&self, name: &str) -> Result<NodeThread, CallError> {
         let mut request = self.threads.make_thread_request();
         request.get().set_name(name);
-        let answer = within(self.deadline, request.send().promise).await?;
-        Ok(Thread::new(answer.get()?.get_result()?, self.deadline))
+        let answer = wait_for_answer(self.deadline, request.send().promise).await?;
+        Ok(NodeThread::new(answer.get()?.get_result()?, self.deadline))
     }
 
-    /// What gives the interfaces.
-    pub(super) fn init(&self, on: &Thread) -> OnThread<init::Client> {
-        OnThread { client: self.init.clone(), thread: on.clone() }
+    /// The capability that creates the interfaces.
+    pub(super) fn init(&self, thread: &NodeThread) -> BoundCapability<init::Client> {
+        BoundCapability { client: self.init.clone(), thread: thread.clone() }
     }
 
     /// Resolves with the reason when the connection is gone.
@@ -180,7 +180,7 @@ impl Connection {
     }
 }
 
-/// What the handshake gives the node to ask us for threads with. The guard answers for it.
-struct OurThreads;
+/// The exporter's thread map, which the handshake passes to the node. The guard answers for it.
+struct ExporterThreadMap;
 
-impl thread_map::Server for OurThreads {}
+impl thread_map::Server for ExporterThreadMap {}

@@ -1,4 +1,4 @@
-//! What an error over IPC means.
+//! Errors over IPC.
 
 use super::CallError;
 use super::guard::TOO_LARGE;
@@ -26,7 +26,7 @@ pub(super) fn is_thread_busy(text: &str) -> bool {
 }
 
 /// 'Not offered' is normal: a method that the node does not have answers Unimplemented, one of its stubs Failed.
-pub(super) fn if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
+pub(super) fn ok_if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
         Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(None),

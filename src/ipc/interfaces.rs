@@ -2,10 +2,10 @@
 
 use capnp::capability::FromClientHook;
 
-use super::connection::{OnThread, call};
-use super::error::if_offered;
+use super::connection::{BoundCapability, call};
+use super::error::ok_if_offered;
 use super::json_rpc::ExecuteRpc;
-use super::{CallError, Chain, Connection, Mining, Node, Thread, Tracing};
+use super::{CallError, Chain, IpcConnection, Mining, Node, NodeThread, Tracing};
 use crate::json_rpc::JsonRpc;
 use crate::json_rpc::http::HttpRpc;
 
@@ -49,8 +49,8 @@ impl Interface {
         }
     }
 
-    /// What a node that offers it can be asked for.
-    pub fn gives(self) -> &'static str {
+    /// The data that it provides.
+    pub fn description(self) -> &'static str {
         match self {
             Interface::Mining => "tip changes, the node's shutdown, the next block (see --next-block)",
             Interface::Rpc => {
@@ -64,7 +64,7 @@ impl Interface {
     }
 }
 
-/// What a node offers.
+/// The interfaces of one node.
 #[derive(Default)]
 pub struct Interfaces {
     /// [`Interface::Mining`]
@@ -95,7 +95,7 @@ impl Interfaces {
             Interface::Chain => self.chain.is_some(),
             Interface::Node => self.node.is_some(),
             Interface::Tracing => self.tracing.is_some(),
-            Interface::HttpRpc => self.http.as_ref().is_some_and(HttpRpc::is_used),
+            Interface::HttpRpc => self.http.as_ref().is_some_and(HttpRpc::is_usable),
         }
     }
 
@@ -105,8 +105,8 @@ impl Interfaces {
     }
 
     /// The same; its calls over IPC run on this thread.
-    pub fn json_rpc_on(&self, thread: &Thread) -> Option<JsonRpc> {
-        self.json_rpc_with(|execute_rpc| execute_rpc.on(thread))
+    pub fn json_rpc_on(&self, thread: &NodeThread) -> Option<JsonRpc> {
+        self.json_rpc_with(|execute_rpc| execute_rpc.on_thread(thread))
     }
 
     fn json_rpc_with(&self, over_ipc: impl FnOnce(&ExecuteRpc) -> ExecuteRpc) -> Option<JsonRpc> {
@@ -117,7 +117,7 @@ impl Interfaces {
         }
     }
 
-    /// Whether JSON-RPC is asked for over HTTP, as soon as it can be.
+    /// Whether JSON-RPC is called over HTTP, as soon as that is usable.
     pub fn uses_http(&self) -> bool {
         self.http.is_some()
     }
@@ -137,32 +137,35 @@ impl Interfaces {
         self.all(|offered| !offered).into_iter().filter(|name| *name != Interface::HttpRpc.name()).collect()
     }
 
-    fn all(&self, wanted: impl Fn(bool) -> bool) -> Vec<&'static str> {
+    fn all(&self, is_included: impl Fn(bool) -> bool) -> Vec<&'static str> {
         let all = Interface::ALL.into_iter();
-        all.filter(|it| wanted(self.offers(*it))).map(Interface::name).collect()
+        all.filter(|it| is_included(self.offers(*it))).map(Interface::name).collect()
     }
 
-    /// Whether there is anything that tells the tip.
-    pub fn tell_the_tip(&self) -> bool {
+    /// Whether an interface reports the tip.
+    pub fn has_tip_source(&self) -> bool {
         self.mining.is_some() || self.execute_rpc.is_some() || self.http.is_some() || self.chain.is_some()
     }
 
     /// Finds out what the node offers, all but Mining, with calls that do no harm at any time: a node that has only just
     /// started aborts when it is asked about a chain that it has not loaded. `None` if the node is shutting down: nothing
     /// may be asked of it.
-    pub async fn discover(connection: &Connection, on: &Thread) -> Result<Option<Self>, CallError> {
-        let init = connection.init(on);
+    pub async fn discover(
+        connection: &IpcConnection,
+        thread: &NodeThread,
+    ) -> Result<Option<Self>, CallError> {
+        let init = connection.init(thread);
         let mut offered = Interfaces::default();
-        if let Some(answer) = if_offered(call!(init, make_rpc_or_chain_request))?
+        if let Some(answer) = ok_if_offered(call!(init, make_rpc_or_chain_request))?
             && let Ok(capability) =
                 answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
         {
             // One capability, two candidates: each refuses what it does not implement.
-            let rpc = ExecuteRpc::Rpc(with_thread(&capability, on));
+            let rpc = ExecuteRpc::Rpc(with_thread(&capability, thread));
             if JsonRpc::new(rpc.clone()).is_offered().await? {
                 offered.execute_rpc = Some(rpc);
             } else {
-                let chain = Chain(with_thread(&capability, on));
+                let chain = Chain(with_thread(&capability, thread));
                 match chain.shutdown_requested().await? {
                     Some(true) => return Ok(None),
                     Some(false) => offered.chain = Some(chain),
@@ -170,25 +173,28 @@ impl Interfaces {
                 }
             }
         }
-        if let Some(answer) = if_offered(call!(init, make_node_request))?
+        if let Some(answer) = ok_if_offered(call!(init, make_node_request))?
             && let Ok(client) = answer.get()?.get_result()
         {
-            let client = OnThread { client, thread: on.clone() };
+            let client = BoundCapability { client, thread: thread.clone() };
             let rpc = ExecuteRpc::Node(client.clone());
             if JsonRpc::new(rpc.clone()).is_offered().await? {
                 offered.execute_rpc.get_or_insert(rpc);
                 offered.node = Some(Node(client));
             }
         }
-        if let Some(answer) = if_offered(call!(init, make_tracing_request))?
+        if let Some(answer) = ok_if_offered(call!(init, make_tracing_request))?
             && let Ok(client) = answer.get()?.get_result()
         {
-            offered.tracing = Some(Tracing(OnThread { client, thread: on.clone() }));
+            offered.tracing = Some(Tracing(BoundCapability { client, thread: thread.clone() }));
         }
         Ok(Some(offered))
     }
 }
 
-fn with_thread<C: FromClientHook>(capability: &capnp::capability::Client, on: &Thread) -> OnThread<C> {
-    OnThread { client: FromClientHook::new(capability.hook.add_ref()), thread: on.clone() }
+fn with_thread<C: FromClientHook>(
+    capability: &capnp::capability::Client,
+    thread: &NodeThread,
+) -> BoundCapability<C> {
+    BoundCapability { client: FromClientHook::new(capability.hook.add_ref()), thread: thread.clone() }
 }

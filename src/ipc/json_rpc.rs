@@ -3,9 +3,9 @@
 use futures::future::LocalBoxFuture;
 use serde_json::Value;
 
-use super::connection::{OnThread, call};
-use super::{CallError, Thread};
-use crate::json_rpc::{Method, Response, Transport, error_of, parse, request};
+use super::connection::{BoundCapability, call};
+use super::{CallError, NodeThread};
+use crate::json_rpc::{Method, Response, Transport, call_error, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
 
@@ -13,17 +13,17 @@ use crate::schema::rpc_capnp::rpc;
 #[derive(Clone)]
 pub(super) enum ExecuteRpc {
     /// `Rpc.executeRpc`: JSON-RPC 2.0 objects.
-    Rpc(OnThread<rpc::Client>),
+    Rpc(BoundCapability<rpc::Client>),
     /// `Node.executeRpc`: method and parameters apart.
-    Node(OnThread<node::Client>),
+    Node(BoundCapability<node::Client>),
 }
 
 impl ExecuteRpc {
     /// The same interface; its calls run on another thread.
-    pub fn on(&self, thread: &Thread) -> Self {
+    pub fn on_thread(&self, thread: &NodeThread) -> Self {
         match self {
-            ExecuteRpc::Rpc(capability) => ExecuteRpc::Rpc(capability.on(thread)),
-            ExecuteRpc::Node(capability) => ExecuteRpc::Node(capability.on(thread)),
+            ExecuteRpc::Rpc(capability) => ExecuteRpc::Rpc(capability.on_thread(thread)),
+            ExecuteRpc::Node(capability) => ExecuteRpc::Node(capability.on_thread(thread)),
         }
     }
 
@@ -46,7 +46,7 @@ impl ExecuteRpc {
                 })?;
                 let answer = answer.get()?;
                 if answer.has_rpc_error() {
-                    return Err(error_of(&parse(answer.get_rpc_error()?.to_str()?)?));
+                    return Err(call_error(&parse(answer.get_rpc_error()?.to_str()?)?));
                 }
                 if answer.has_error() {
                     return Err(CallError::Failed(answer.get_error()?.to_str()?.to_string()));

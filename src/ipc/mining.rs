@@ -4,18 +4,18 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::connection::{OnThread, call};
-use super::error::if_offered;
-use super::{CallError, Connection, Thread};
+use super::connection::{BoundCapability, call};
+use super::error::ok_if_offered;
+use super::{CallError, IpcConnection, NodeThread};
 use crate::bitcoin_core;
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 
 /// A block's hash, in the order of the wire; displayed reversed, as users know it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Hash(pub [u8; 32]);
+pub struct BlockHash(pub [u8; 32]);
 
-impl Hash {
+impl BlockHash {
     /// The last 13 of its hexadecimal digits as a number, which is exact as an f64.
     pub fn suffix(&self) -> f64 {
         const DIGITS: u32 = 13;
@@ -24,13 +24,13 @@ impl Hash {
     }
 }
 
-impl fmt::Display for Hash {
+impl fmt::Display for BlockHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&bitcoin_core::hash_text(&self.0))
     }
 }
 
-impl FromStr for Hash {
+impl FromStr for BlockHash {
     type Err = CallError;
     fn from_str(text: &str) -> Result<Self, CallError> {
         let malformed = || CallError::Malformed(format!("not a block hash: {text:.64}"));
@@ -41,15 +41,15 @@ impl FromStr for Hash {
         for (byte, at) in hash.iter_mut().rev().zip((0..).step_by(2)) {
             *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| malformed())?;
         }
-        Ok(Hash(hash))
+        Ok(BlockHash(hash))
     }
 }
 
-impl TryFrom<&[u8]> for Hash {
+impl TryFrom<&[u8]> for BlockHash {
     type Error = CallError;
     fn try_from(bytes: &[u8]) -> Result<Self, CallError> {
         let length = bytes.len();
-        bytes.try_into().map(Hash).map_err(|_| CallError::Malformed(format!("a hash of {length} bytes")))
+        bytes.try_into().map(BlockHash).map_err(|_| CallError::Malformed(format!("a hash of {length} bytes")))
     }
 }
 
@@ -57,7 +57,7 @@ impl TryFrom<&[u8]> for Hash {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockRef {
     /// Its hash.
-    pub hash: Hash,
+    pub hash: BlockHash,
     /// Its height.
     pub height: i32,
 }
@@ -70,7 +70,7 @@ impl BlockRef {
 
 /// Whose schema a node speaks. A default value in it changes how values are encoded.
 #[derive(Clone, Copy)]
-pub(super) enum Schema {
+pub(super) enum MiningSchema {
     /// Core 30's: the timeout of waitTipChanged and the options of a template have no default values.
     Core30,
     /// Core 31's and later: they have.
@@ -79,34 +79,40 @@ pub(super) enum Schema {
 
 /// The Mining interface.
 pub struct Mining {
-    pub(super) capability: OnThread<mining::Client>,
-    pub(super) schema: Schema,
+    pub(super) capability: BoundCapability<mining::Client>,
+    pub(super) schema: MiningSchema,
 }
 
 impl Mining {
     /// Asks for the interface under the ordinal of Core 31 and later. These nodes answer when their chain state is loaded,
     /// which may take long.
-    pub async fn discover(connection: &Connection, on: &Thread) -> Result<Option<Self>, CallError> {
-        let answer = if_offered(call!(connection.init(on), make_mining_request))?;
+    pub async fn discover(
+        connection: &IpcConnection,
+        thread: &NodeThread,
+    ) -> Result<Option<Self>, CallError> {
+        let answer = ok_if_offered(call!(connection.init(thread), make_mining_request))?;
         let client = answer.and_then(|answer| answer.get().ok()?.get_result().ok());
-        Ok(client.map(|client| Self::new(client, on, Schema::Core31)))
+        Ok(client.map(|client| Self::new(client, thread, MiningSchema::Core31)))
     }
 
     /// Asks for the interface under the ordinal of Core 30. That node answers at any time, and aborts when the interface is
     /// used before its chain state is loaded.
-    pub async fn discover_core30(connection: &Connection, on: &Thread) -> Result<Option<Self>, CallError> {
-        let answer = if_offered(call!(connection.init(on), make_mining_core30_request))?;
+    pub async fn discover_core30(
+        connection: &IpcConnection,
+        thread: &NodeThread,
+    ) -> Result<Option<Self>, CallError> {
+        let answer = ok_if_offered(call!(connection.init(thread), make_mining_core30_request))?;
         let client = answer.and_then(|answer| answer.get().ok()?.get_result().ok());
-        Ok(client.map(|client| Self::new(client, on, Schema::Core30)))
+        Ok(client.map(|client| Self::new(client, thread, MiningSchema::Core30)))
     }
 
-    fn new(client: mining::Client, on: &Thread, schema: Schema) -> Self {
-        Mining { capability: OnThread { client, thread: on.clone() }, schema }
+    fn new(client: mining::Client, thread: &NodeThread, schema: MiningSchema) -> Self {
+        Mining { capability: BoundCapability { client, thread: thread.clone() }, schema }
     }
 
     /// The same interface; its calls run on another thread.
-    pub fn on(&self, thread: &Thread) -> Self {
-        Mining { capability: self.capability.on(thread), schema: self.schema }
+    pub fn on_thread(&self, thread: &NodeThread) -> Self {
+        Mining { capability: self.capability.on_thread(thread), schema: self.schema }
     }
 
     /// The tip; `None` before the genesis block is connected.
@@ -125,11 +131,11 @@ impl Mining {
     /// shutting down.
     pub async fn wait_tip_changed(
         &self,
-        current: Hash,
+        current: BlockHash,
         timeout: Duration,
     ) -> Result<Option<BlockRef>, CallError> {
         let mut milliseconds = timeout.as_secs_f64() * 1000.0;
-        if let Schema::Core30 = self.schema {
+        if let MiningSchema::Core30 = self.schema {
             // Undo the exclusive or with the default that our schema brings about.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits());
         }
@@ -149,12 +155,12 @@ mod tests {
     #[test]
     fn hashes_are_read_as_they_are_shown() {
         let text = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f";
-        let hash: Hash = text.parse().unwrap();
+        let hash: BlockHash = text.parse().unwrap();
         assert_eq!((hash.0[0], hash.to_string().as_str()), (0x6f, text));
         assert_eq!(hash.suffix() as u64, u64::from_str_radix(&text[51..], 16).unwrap());
-        assert_eq!(Hash([0xff; 32]).suffix() as u64, (1 << 52) - 1);
+        assert_eq!(BlockHash([0xff; 32]).suffix() as u64, (1 << 52) - 1);
         for wrong in ["", "00", &text[1..], &format!("{}x", &text[1..]), &"é".repeat(32)] {
-            assert!(wrong.parse::<Hash>().is_err(), "{wrong}");
+            assert!(wrong.parse::<BlockHash>().is_err(), "{wrong}");
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::connection::{OnThread, call};
-use super::{CallError, Hash};
+use super::connection::{BoundCapability, call};
+use super::{BlockHash, CallError};
 use crate::schema::node_capnp::{node, node_stats};
 
 /// One peer's statistics, whichever call they came from.
@@ -16,7 +16,7 @@ pub struct PeerStats {
     pub connected: i64,
     /// `ipv4`, `onion` and so on, as getpeerinfo names them.
     pub network: &'static str,
-    /// Its IP address, if it has one. The node does not tell that of a peer that it was given by name (`-addnode=host`).
+    /// Its IP address, if it has one. The node does not report that of a peer that was added by name (`-addnode=host`).
     pub address: Option<IpAddr>,
     /// The autonomous system of the address, if the node has a map of them (`-asmap`).
     pub mapped_as: Option<u32>,
@@ -24,7 +24,7 @@ pub struct PeerStats {
     pub connection_type: &'static str,
     /// `v1`, `v2` or `detecting`.
     pub transport: &'static str,
-    /// Protocol version; 0 before the peer said one.
+    /// Protocol version; 0 before the peer has sent it.
     pub version: i64,
     /// The last ping's round trip.
     pub ping: Option<Duration>,
@@ -38,9 +38,9 @@ pub struct PeerStats {
     pub high_bandwidth_from: bool,
     /// The peer takes part in address relay.
     pub addr_relay: bool,
-    /// How many of the peer's addresses were dropped because it sent too many, if the call tells.
+    /// How many of the peer's addresses were dropped because it sent too many, if the call has it.
     pub addresses_rate_limited: Option<u64>,
-    /// Transactions that wait to be announced to the peer, if the call tells.
+    /// Transactions that wait to be announced to the peer, if the call has it.
     pub inv_to_send: Option<u64>,
     /// The peer's clock against ours, in seconds.
     pub time_offset: i64,
@@ -48,7 +48,7 @@ pub struct PeerStats {
     pub blocks_in_flight: Vec<i64>,
     /// We announce transactions to the peer, if the call has it.
     pub relays_transactions: bool,
-    /// The feerate below which the peer wants no transactions, BTC/kvB, if the call tells.
+    /// The feerate below which the peer wants no transactions, BTC/kvB, if the call has it.
     pub min_fee_filter: Option<f64>,
     /// Bytes sent to the peer, by message type.
     pub sent: Vec<(String, u64)>,
@@ -109,7 +109,7 @@ pub fn ip_address(text: &str) -> Option<IpAddr> {
     text.parse::<SocketAddr>().ok().map(|address| address.ip())
 }
 
-/// The node says 0 or its largest value when it has not measured yet.
+/// The node returns 0 or its largest value before the first measurement.
 fn microseconds(value: i64) -> Option<Duration> {
     (value != i64::MAX)
         .then(|| u64::try_from(value).ok().filter(|&value| value > 0).map(Duration::from_micros))?
@@ -117,7 +117,7 @@ fn microseconds(value: i64) -> Option<Duration> {
 
 /// Which peers [`Node::peers`] counts, as Core's `ConnectionDirection`.
 #[derive(Clone, Copy)]
-pub enum Direction {
+pub enum PeerDirection {
     /// Connections that peers opened.
     In = 1,
     /// Connections that we opened.
@@ -127,7 +127,7 @@ pub enum Direction {
 }
 
 /// The Node interface.
-pub struct Node(pub(super) OnThread<node::Client>);
+pub struct Node(pub(super) BoundCapability<node::Client>);
 
 /// A method that takes only the context and has one plain result.
 macro_rules! plain {
@@ -159,12 +159,12 @@ impl Node {
     }
 
     /// Hash of the tip.
-    pub async fn best_block_hash(&self) -> Result<Hash, CallError> {
+    pub async fn best_block_hash(&self) -> Result<BlockHash, CallError> {
         call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
     /// Connected peers.
-    pub async fn peers(&self, direction: Direction) -> Result<u64, CallError> {
+    pub async fn peers(&self, direction: PeerDirection) -> Result<u64, CallError> {
         Ok(call!(self.0, get_node_count_request, |params| params.set_flags(direction as i32))?
             .get()?
             .get_result())

@@ -2,22 +2,22 @@
 
 use capnp::capability::Request;
 
-use super::connection::{OnThread, call};
+use super::connection::{BoundCapability, call};
 use super::guard::CREATE_NEW_BLOCK;
-use super::mining::Schema;
+use super::mining::MiningSchema;
 use super::{CallError, Mining};
 use crate::schema::mining_capnp::{block_template, create_new_block_core30, mining};
 
 /// A block that the node has put together from its mempool and keeps in memory until [`destroy`](Self::destroy).
-pub struct Template(OnThread<block_template::Client>);
+pub struct BlockTemplate(BoundCapability<block_template::Client>);
 
 impl Mining {
     /// Has the node put together the block that it would mine now. `None` means that the node is shutting down. Core 30 runs
     /// this on the thread that all connections share.
-    pub async fn create_new_block(&self) -> Result<Option<Template>, CallError> {
+    pub async fn create_new_block(&self) -> Result<Option<BlockTemplate>, CallError> {
         let answer = match self.schema {
-            Schema::Core30 => {
-                let turn = self.capability.thread.turn().await?;
+            MiningSchema::Core30 => {
+                let slot = self.capability.thread.acquire_slot().await?;
                 let client = &self.capability.client.client;
                 let (interface, ordinal) = CREATE_NEW_BLOCK; // of each node's schema
                 let mut create: Request<
@@ -29,21 +29,22 @@ impl Mining {
                 options.set_use_mempool(true);
                 options.set_block_reserved_weight(8000);
                 options.set_coinbase_output_max_additional_sigops(400);
-                self.capability.thread.within(turn, create.send().promise).await?
+                self.capability.thread.wait_for_answer(slot, create.send().promise).await?
             }
-            Schema::Core31 => call!(self.capability, create_new_block_request, |params| {
+            MiningSchema::Core31 => call!(self.capability, create_new_block_request, |params| {
                 params.reborrow().init_options();
-                // Not to wait until the node has caught up: whoever asks decides when.
+                // Do not wait until the node has caught up: the caller decides when.
                 params.set_cooldown(false)
             })?,
         };
         let answer = answer.get()?;
         let template = answer.has_result().then(|| answer.get_result()).transpose()?;
-        Ok(template.map(|client| Template(OnThread { client, thread: self.capability.thread.clone() })))
+        Ok(template
+            .map(|client| BlockTemplate(BoundCapability { client, thread: self.capability.thread.clone() })))
     }
 }
 
-impl Template {
+impl BlockTemplate {
     /// Fees of its transactions in satoshis, without the coinbase.
     pub async fn fees(&self) -> Result<Vec<i64>, CallError> {
         let answer = call!(self.0, get_tx_fees_request)?;

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::connection::{OnThread, call};
-use super::handler::{Callback, Subscription};
-use super::{CallError, Thread};
+use super::connection::{BoundCapability, call};
+use super::subscription::{CallbackObject, Subscription};
+use super::{CallError, NodeThread};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
-/// What happened to a coin of how many satoshis.
+/// A change of a coin, with its satoshis.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CoinEvent {
     /// Added to a cache.
@@ -19,19 +19,19 @@ pub enum CoinEvent {
 }
 
 /// The Tracing interface.
-pub struct Tracing(pub(super) OnThread<tracing::Client>);
+pub struct Tracing(pub(super) BoundCapability<tracing::Client>);
 
 impl Tracing {
     /// The same interface; its calls run on another thread.
-    pub fn on(&self, thread: &Thread) -> Self {
-        Tracing(self.0.on(thread))
+    pub fn on_thread(&self, thread: &NodeThread) -> Self {
+        Tracing(self.0.on_thread(thread))
     }
 
     /// Subscribes to the trace, which the guard answers and hands on.
     ///
     /// From here on the connection must not be closed before [`Subscription::end`] returned.
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
-        let (callback, released) = Callback::new();
+        let (callback, released) = CallbackObject::new();
         let callback: utxo_cache_trace::Client = capnp_rpc::new_client(callback);
         let answer = call!(self.0, trace_utxo_cache_request, |params| params.set_callback(callback))?;
         Ok(self.0.subscription(answer.get()?.get_result()?, released))
@@ -39,4 +39,4 @@ impl Tracing {
 }
 
 /// The guard answers for it.
-impl utxo_cache_trace::Server for Callback {}
+impl utxo_cache_trace::Server for CallbackObject {}

@@ -1,12 +1,12 @@
-//! What can go wrong with a call.
+//! The errors of a call.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::{Cause, Failure};
+use super::{FailureCause, HttpFailure};
 use crate::text;
 
-/// A call to the node that did not give what was asked for. The texts come from the node, or from whatever answers in its
+/// A failed call to the node. The texts come from the node, or from a server in its
 /// place, and may be of any length; [`Display`](fmt::Display) bounds them to one line of [`text::MESSAGE_BYTES`].
 #[derive(Debug)]
 pub enum CallError {
@@ -25,8 +25,8 @@ pub enum CallError {
         /// The node's words.
         message: String,
     },
-    /// JSON-RPC over HTTP cannot be used, and why. It says nothing of the connection over IPC.
-    Http(Failure),
+    /// JSON-RPC over HTTP cannot be used, and why. The connection over IPC is not affected.
+    Http(HttpFailure),
     /// The answer is larger than the limit on one. The connection is not affected.
     TooLarge(String),
     /// The answer is not what the schema or the documentation promises.
@@ -38,17 +38,17 @@ impl CallError {
     pub fn is_timeout(&self) -> bool {
         match self {
             CallError::TimedOut(_) => true,
-            CallError::Http(failure) => failure.cause == Cause::Timeout,
+            CallError::Http(failure) => failure.cause == FailureCause::Timeout,
             _ => false,
         }
     }
 
-    /// Whether the calls after this one would fail, too: the node hangs or is gone. What fails over HTTP says so only of a node
-    /// that has nothing else (`is_http_only`), and not if the node is only busy.
+    /// Whether the calls after this one would fail, too: the node hangs or is gone. A failure over HTTP counts only for a node
+    /// without IPC (`is_http_only`), and not if the node is only busy.
     pub fn ends_poll(&self, is_http_only: bool) -> bool {
         match self {
             CallError::TimedOut(_) | CallError::Disconnected(_) => true,
-            CallError::Http(failure) => is_http_only && failure.cause != Cause::Busy,
+            CallError::Http(failure) => is_http_only && failure.cause != FailureCause::Busy,
             _ => false,
         }
     }
@@ -101,14 +101,14 @@ impl std::error::Error for CallError {}
 
 #[cfg(test)]
 #[test]
-fn an_error_is_one_short_line_whatever_the_node_sent() {
+fn error_is_one_short_line() {
     let text = || "x\n".repeat(1 << 20);
     for error in [
         CallError::Unimplemented(text()),
         CallError::Failed(text()),
         CallError::Disconnected(text()),
         CallError::JsonRpc { code: -1, message: text() },
-        CallError::Http(Failure::from(text())),
+        CallError::Http(HttpFailure::from(text())),
         CallError::Malformed(text()),
     ] {
         let line = error.to_string();

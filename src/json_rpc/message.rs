@@ -16,7 +16,7 @@ pub(crate) fn request(method: &str, parameters: &Value) -> String {
 /// A JSON-RPC response object.
 #[derive(Deserialize)]
 pub(crate) struct Response<'a> {
-    /// What has none is no response.
+    /// An object without one is no response.
     #[serde(rename = "id")]
     _id: IgnoredAny,
     #[serde(borrow)]
@@ -28,7 +28,7 @@ impl Response<'_> {
     /// The JSON text of the result; null if there is none.
     pub fn result(self) -> Result<String, CallError> {
         match self.error.filter(|error| !error.is_null()) {
-            Some(error) => Err(error_of(&error)),
+            Some(error) => Err(call_error(&error)),
             None => Ok(self.result.map_or("null", RawValue::get).to_string()),
         }
     }
@@ -40,7 +40,7 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallErro
 }
 
 /// The error in a JSON-RPC error object.
-pub(crate) fn error_of(error: &Value) -> CallError {
+pub(crate) fn call_error(error: &Value) -> CallError {
     /// Limit on its message, in bytes.
     const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn message_of_an_error_is_one_short_line() {
         let message = "\u{1b}[31mEVIL\nERROR forged\r".repeat(100);
-        let error = error_of(&json!({"code": -1, "message": message})).to_string();
+        let error = call_error(&json!({"code": -1, "message": message})).to_string();
         assert!(error.starts_with(" [31mEVIL ERROR forged  [31mEVIL") && error.len() < 230, "{error}");
         assert!(!error.contains(char::is_control));
     }

@@ -35,7 +35,7 @@ pub enum Method {
     Uptime,
 }
 
-/// What a parameter may be.
+/// The type of a parameter.
 enum Parameter {
     /// An integer from the first to the second number.
     Integer(i64, i64),
@@ -85,7 +85,7 @@ impl Method {
 /// Whether this method may be called with these parameters.
 ///
 /// # Errors
-/// What is not permitted, in a few words of bounded length.
+/// The part that is not permitted, in a few words of bounded length.
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
     /// Characters of an unknown name that are shown.
     const SHOWN: usize = 40;
@@ -126,7 +126,7 @@ pub fn method_names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The line of `bitcoin.conf` that permits this user what the exporter calls, and no more.
-pub fn whitelist_of(user: &str) -> String {
+pub fn whitelist_line(user: &str) -> String {
     format!("rpcwhitelist={user}:{}", method_names().collect::<Vec<_>>().join(","))
 }
 
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn docs_list_the_whitelist() {
         let page = include_str!("../../docs/json-rpc.md");
-        let line = whitelist_of("exporter");
+        let line = whitelist_line("exporter");
         assert!(page.lines().any(|found| found.trim() == line), "docs/json-rpc.md lacks this line: {line}");
     }
 }

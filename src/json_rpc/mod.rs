@@ -1,11 +1,11 @@
-//! JSON-RPC: the calls, and what a transport for them is. IPC is one (`src/ipc/json_rpc.rs`), [`http`] is the other.
+//! JSON-RPC: the calls, and the trait of a transport. IPC is one (`src/ipc/json_rpc.rs`), [`http`] is the other.
 //!
 //! Only methods that read are ever called: `methods` has them all. `message` is a request and its response, `error` what can go
-//! wrong with a call to the node, `failure` why one over HTTP failed.
+//! wrong with a call to the node, `http_failure` why one over HTTP failed.
 
 mod error;
-mod failure;
 pub mod http;
+mod http_failure;
 mod message;
 pub(crate) mod methods;
 
@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 pub use error::CallError;
-pub use failure::{Cause, Failure};
-pub(crate) use message::{Response, error_of, parse, request};
-pub use methods::{Method, method_names, whitelist_of};
+pub use http_failure::{FailureCause, HttpFailure};
+pub(crate) use message::{Response, call_error, parse, request};
+pub use methods::{Method, method_names, whitelist_line};
 
 /// How a node takes JSON-RPC.
 pub trait Transport {

@@ -13,20 +13,20 @@ use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{Layer, registry};
 
-use super::queue::{self, MAX_WAITING_LINES, Queue, Writer};
+use super::queue::{self, LineQueue, LogWriter, MAX_WAITING_LINES};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// How often a journal that is away is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An event with its fields as text.
-struct Entry {
+struct JournalEntry {
     metadata: &'static Metadata<'static>,
     /// In the order of the metadata's fields; `None` for those that have no value.
     values: Vec<Option<String>>,
 }
 
-impl Visit for Entry {
+impl Visit for JournalEntry {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.values[field.index()] = Some(value.to_string());
     }
@@ -37,12 +37,12 @@ impl Visit for Entry {
 }
 
 /// Hands events over to the thread. There are no spans in this program.
-struct Entries(Queue<Entry>);
+struct JournalLayer(LineQueue<JournalEntry>);
 
-impl<S: Subscriber> Layer<S> for Entries {
+impl<S: Subscriber> Layer<S> for JournalLayer {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let metadata = event.metadata();
-        let mut entry = Entry { metadata, values: vec![None; metadata.fields().len()] };
+        let mut entry = JournalEntry { metadata, values: vec![None; metadata.fields().len()] };
         event.record(&mut entry);
         self.0.push(entry);
     }
@@ -67,7 +67,7 @@ fn connect() -> io::Result<Dispatch> {
 }
 
 /// Starts the thread. Fails if there is no journal.
-pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
+pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, LogWriter)> {
     let probe = UnixDatagram::unbound()?;
     probe.set_nonblocking(true)?;
     match probe.send_to(&[], SOCKET) {
@@ -77,10 +77,10 @@ pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
     // Connects at once, before the sandbox forbids it.
     let mut connecting = Some(thread::Builder::new().name("log-connect".into()).spawn(connect)?);
     let mut journal = None;
-    let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: Entry| {
+    let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: JournalEntry| {
         // The crate does not report what it could not send. The journal discards what is empty.
         while probe.send_to(&[], SOCKET).is_err() {
-            thread::sleep(RETRY);
+            thread::sleep(RETRY_INTERVAL);
         }
         if let Some(connecting) = connecting.take() {
             journal = connecting.join().ok().transpose()?;
@@ -92,5 +92,5 @@ pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, Writer)> {
         journal.event(&Event::new(entry.metadata, &fields));
         Ok(())
     })?;
-    Ok((Entries(entries), writer))
+    Ok((JournalLayer(entries), writer))
 }

@@ -15,13 +15,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use log_file::LogFile;
-use queue::{MAX_WAITING_LINES, Queue};
-pub use queue::{Writer, dropped_lines};
-pub use repeats::Repeats;
+use queue::{LineQueue, MAX_WAITING_LINES};
+pub use queue::{LogWriter, dropped_lines};
+pub use repeats::RepeatLimiter;
 
 /// Where log lines go and how they look.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Log {
+pub enum LogTarget {
     /// The journal if stderr is connected to it, otherwise text.
     Auto,
     /// Text on stderr.
@@ -34,7 +34,7 @@ pub enum Log {
 
 /// How important a line has to be.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Level {
+pub enum LogLevel {
     /// All messages, including each event.
     Debug,
     /// Normal operation, warnings and errors.
@@ -46,20 +46,20 @@ pub enum Level {
     Error,
 }
 
-impl Level {
+impl LogLevel {
     fn directives(self) -> &'static str {
         match self {
-            Level::Debug => "info,bitcoind_exporter=debug",
-            Level::Info => "info",
-            Level::Warning => "warn",
-            Level::Error => "error",
+            LogLevel::Debug => "info,bitcoind_exporter=debug",
+            LogLevel::Info => "info",
+            LogLevel::Warning => "warn",
+            LogLevel::Error => "error",
         }
     }
 }
 
 /// Dropping it writes the last lines.
 pub struct Logging {
-    _writers: Vec<Writer>,
+    _writers: Vec<LogWriter>,
 }
 
 /// Starts logging, to `file` besides. `RUST_LOG` overrides the level. Nobody waits for a line: stderr, the journal and the file have a
@@ -67,14 +67,15 @@ pub struct Logging {
 ///
 /// # Errors
 /// RUST_LOG is wrong, or the file cannot be opened.
-pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
+pub fn start(log: LogTarget, level: LogLevel, file: Option<&Path>) -> Result<Logging> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(directives) => {
             EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?
         }
         Err(_) => EnvFilter::new(level.directives()),
     };
-    let to_journal = matches!(log, Log::Journal) || (matches!(log, Log::Auto) && stderr_is_the_journal());
+    let to_journal =
+        matches!(log, LogTarget::Journal) || (matches!(log, LogTarget::Auto) && stderr_is_the_journal());
     let (layer, writer) = if to_journal {
         let (layer, writer) =
             journal::start().context("cannot connect to the systemd journal; use --log text")?;
@@ -85,7 +86,7 @@ pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
             .with_writer(move || lines.clone())
             .with_target(false)
             .with_ansi(io::stderr().is_terminal());
-        (if matches!(log, Log::Json) { layer.json().boxed() } else { layer.boxed() }, writer)
+        (if matches!(log, LogTarget::Json) { layer.json().boxed() } else { layer.boxed() }, writer)
     };
     let (mut layers, mut writers) = (vec![layer], vec![writer]);
     if let Some(path) = file {
@@ -99,7 +100,7 @@ pub fn start(log: Log, level: Level, file: Option<&Path>) -> Result<Logging> {
     Ok(Logging { _writers: writers })
 }
 
-fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(Queue<Vec<u8>>, Writer)> {
+fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(LineQueue<Vec<u8>>, LogWriter)> {
     queue::start(thread, MAX_WAITING_LINES, move |line: Vec<u8>| to.write_all(&line))
 }
 
@@ -107,7 +108,7 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(Queue
 ///
 /// # Errors
 /// The thread cannot be started.
-pub fn print_in_background(text: Vec<u8>) -> io::Result<Writer> {
+pub fn print_in_background(text: Vec<u8>) -> io::Result<LogWriter> {
     let (lines, writer) = queue::start("stdout", 1, |text: Vec<u8>| io::stdout().write_all(&text))?;
     lines.push(text);
     Ok(writer)

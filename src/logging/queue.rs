@@ -1,4 +1,4 @@
-//! What is written by a thread of its own, so that nobody waits for who reads it.
+//! Output that a thread of its own writes: no other thread waits for its reader.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Limit on lines that wait to be written. More come only with debug logging or when the target is not read, and are dropped.
 pub const MAX_WAITING_LINES: usize = 10_000;
 /// How long the end of the process waits for the last lines.
-const LAST_LINES: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Lines that were not written, of all targets.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -20,15 +20,15 @@ pub fn dropped_lines() -> u64 {
 }
 
 /// Where lines are handed over. Never waits.
-pub struct Queue<T>(SyncSender<Option<T>>);
+pub struct LineQueue<T>(SyncSender<Option<T>>);
 
-impl<T> Clone for Queue<T> {
+impl<T> Clone for LineQueue<T> {
     fn clone(&self) -> Self {
-        Queue(self.0.clone())
+        LineQueue(self.0.clone())
     }
 }
 
-impl<T> Queue<T> {
+impl<T> LineQueue<T> {
     pub fn push(&self, line: T) {
         if self.0.try_send(Some(line)).is_err() {
             DROPPED.fetch_add(1, Relaxed);
@@ -37,7 +37,7 @@ impl<T> Queue<T> {
 }
 
 /// A line of text.
-impl Write for Queue<Vec<u8>> {
+impl Write for LineQueue<Vec<u8>> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line.to_vec());
         Ok(line.len())
@@ -49,14 +49,14 @@ impl Write for Queue<Vec<u8>> {
 }
 
 /// Dropping it waits until what was handed over is written, for a second at most.
-pub struct Writer {
+pub struct LogWriter {
     end: Box<dyn Fn() -> bool + Send>,
     ended: Receiver<()>,
 }
 
-impl Drop for Writer {
+impl Drop for LogWriter {
     fn drop(&mut self) {
-        let deadline = Instant::now() + LAST_LINES;
+        let deadline = Instant::now() + FLUSH_TIMEOUT;
         while !(self.end)() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
@@ -71,7 +71,7 @@ pub fn start<T: Send + 'static>(
     name: &str,
     capacity: usize,
     mut write: impl FnMut(T) -> io::Result<()> + Send + 'static,
-) -> io::Result<(Queue<T>, Writer)> {
+) -> io::Result<(LineQueue<T>, LogWriter)> {
     let (sender, lines) = sync_channel::<Option<T>>(capacity);
     let (alive, ended) = sync_channel::<()>(0);
     thread::Builder::new().name(name.into()).spawn(move || {
@@ -84,7 +84,7 @@ pub fn start<T: Send + 'static>(
     })?;
     let last = sender.clone();
     let end = Box::new(move || !matches!(last.try_send(None), Err(TrySendError::Full(_))));
-    Ok((Queue(sender), Writer { end, ended }))
+    Ok((LineQueue(sender), LogWriter { end, ended }))
 }
 
 #[cfg(test)]
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_that_blocks_or_fails_costs_lines_and_nothing_else() {
+    fn blocked_or_failed_log_target_loses_only_lines() {
         let (go, blocked) = channel::<()>();
         let (written, lines) = channel();
         let (queue, writer) = start("test", 2, move |line: u32| {

@@ -5,15 +5,15 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 /// Between two lines of the same text.
-const INTERVAL: Duration = Duration::from_secs(60);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// Texts that are remembered, and the limit on lines in one interval.
 const MAX_TEXTS: usize = 16;
 
 /// The texts that were logged last.
 #[derive(Default)]
-pub struct Repeats(RefCell<Vec<Text>>);
+pub struct RepeatLimiter(RefCell<Vec<LoggedText>>);
 
-struct Text {
+struct LoggedText {
     text: String,
     logged: Instant,
     suppressed: u64,
@@ -32,7 +32,7 @@ impl fmt::Display for Suppressed {
     }
 }
 
-impl Repeats {
+impl RepeatLimiter {
     /// Whether to log this text now; `None` if it was logged less than a minute ago.
     pub fn admit(&self, text: &str) -> Option<Suppressed> {
         self.admit_at(text, Instant::now())
@@ -40,7 +40,7 @@ impl Repeats {
 
     fn admit_at(&self, text: &str, now: Instant) -> Option<Suppressed> {
         let mut texts = self.0.borrow_mut();
-        let is_recent = |it: &Text| now.saturating_duration_since(it.logged) < INTERVAL;
+        let is_recent = |it: &LoggedText| now.saturating_duration_since(it.logged) < REPEAT_INTERVAL;
         if let Some(known) = texts.iter_mut().find(|it| it.text == text) {
             if is_recent(known) {
                 known.suppressed += 1;
@@ -53,7 +53,7 @@ impl Repeats {
             let oldest = texts.iter().position(|it| !is_recent(it))?;
             texts.remove(oldest);
         }
-        texts.push(Text { text: text.into(), logged: now, suppressed: 0 });
+        texts.push(LoggedText { text: text.into(), logged: now, suppressed: 0 });
         Some(Suppressed(0))
     }
 }
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn each_text_is_logged_once_a_minute_with_its_count() {
-        let (repeats, start) = (Repeats::default(), Instant::now());
+        let (repeats, start) = (RepeatLimiter::default(), Instant::now());
         let at = |second, text: &str| {
             let admitted = repeats.admit_at(text, start + Duration::from_secs(second));
             admitted.map(|suppressed| suppressed.to_string())
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn many_texts_are_limited_too() {
-        let (repeats, start) = (Repeats::default(), Instant::now());
+        let (repeats, start) = (RepeatLimiter::default(), Instant::now());
         let lines = |from: u64| {
             let admitted = |n: &u64| repeats.admit_at(&n.to_string(), start + Duration::from_secs(from));
             (from..from + 1000).filter(|n| admitted(n).is_some()).count()

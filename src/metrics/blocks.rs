@@ -8,7 +8,7 @@ const STATS: &[&str] = &["JSON-RPC getblockstats of the tip, once per tip, out o
 
 area! {
     /// Blocks.
-    pub struct Blocks {
+    pub struct BlockMetrics {
         last_transactions: Gauge = gauge("bitcoin_last_block_transactions",
             "Transactions of the tip, including the coinbase", STATS).of_node();
         last_weight: Gauge = gauge("bitcoin_last_block_weight",

@@ -5,7 +5,7 @@ use super::pushed::{Gauge, GaugeVec, area};
 
 area! {
     /// The active chain.
-    pub struct Chain {
+    pub struct ChainMetrics {
         height: Gauge = gauge("bitcoin_chain_height",
             "Height of the tip of the active chain", &["Chain.getHeight; getblockchaininfo `blocks`; Mining.getTip"]).of_node();
         header_height: Gauge = gauge("bitcoin_header_height",

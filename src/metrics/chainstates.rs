@@ -1,11 +1,11 @@
-//! What the node keeps of the chain: chainstates and indexes; and the rules that its blocks have to follow.
+//! Chainstates and indexes of the node, and the rules of its blocks.
 
 use super::model::gauge;
 use super::pushed::{Gauge, GaugeVec, area};
 
 area! {
     /// Chainstates, indexes, deployments.
-    pub struct Chainstates {
+    pub struct ChainstateMetrics {
         height: GaugeVec<1> = gauge("bitcoin_chainstate_height",
             "Height of each chainstate: `normal`; with assumeutxo `snapshot`, and `background` until the snapshot is \
              validated",

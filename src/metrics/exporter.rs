@@ -7,7 +7,7 @@ const EXPORTER: &[&str] = &["the exporter"];
 
 area! {
     /// The exporter itself.
-    pub struct Exporter {
+    pub struct ExporterMetrics {
         up: Gauge = gauge("bitcoin_up", "1 while the connection to the node works and the last poll succeeded, otherwise 0", EXPORTER);
         interface: GaugeVec<1> = gauge("bitcoin_exporter_interface",
             "1 for each IPC interface of the node; for http-rpc 1 while JSON-RPC over HTTP works, 0 while it is configured \
@@ -51,7 +51,7 @@ area! {
     }
 }
 
-impl Exporter {
+impl ExporterMetrics {
     /// Shows what is known before there is a node.
     pub(super) fn start(&self) {
         let build = [env!("CARGO_PKG_VERSION"), env!("BUILD_REVISION"), env!("BUILD_RUSTC")];

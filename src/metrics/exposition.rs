@@ -1,7 +1,7 @@
 //! The two exposition formats: OpenMetrics 1.0, and Prometheus text 0.0.4. prometheus-client encodes both.
 //!
 //! They differ in a counter's family, whose name has no `_total` in OpenMetrics, and in exemplars and the end mark, which only
-//! OpenMetrics has. prometheus-client has exemplars only of what it has counted itself, therefore [`Lines`] adds ours.
+//! OpenMetrics has. prometheus-client has exemplars only of what it has counted itself, therefore [`ExemplarWriter`] adds ours.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -50,22 +50,22 @@ pub fn render(families: &[Family], common: &[(&str, &str)], format: Format) -> S
 fn write_family(text: &mut String, family: &Family, common: &[(&str, &str)], format: Format) -> fmt::Result {
     let owned = |text: &str| Cow::Owned(text.to_string());
     let mut registry = Registry::with_labels(common.iter().map(|(name, value)| (owned(name), owned(value))));
-    registry.register_collector(Box::new(Encoded { family: family.clone(), format }));
+    registry.register_collector(Box::new(EncodedFamily { family: family.clone(), format }));
     let exemplars = match format {
         Format::OpenMetrics => exemplars(family),
         Format::Text => BTreeMap::new(),
     };
-    encode_registry(&mut Lines { text, line: 0, exemplars }, &registry)
+    encode_registry(&mut ExemplarWriter { text, line: 0, exemplars }, &registry)
 }
 
 /// A family for prometheus-client's encoder.
 #[derive(Debug)]
-struct Encoded {
+struct EncodedFamily {
     family: Family,
     format: Format,
 }
 
-impl Collector for Encoded {
+impl Collector for EncodedFamily {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let declaration = &self.family.declaration;
         let name = match self.format {
@@ -92,7 +92,7 @@ impl Collector for Encoded {
     }
 }
 
-impl Encoded {
+impl EncodedFamily {
     fn encode_value(&self, encoder: &mut MetricEncoder<'_>, value: &Value) -> fmt::Result {
         // The encoder appends `_total` to a counter's name, which has it already in the text format.
         let appends_total = self.format == Format::OpenMetrics;
@@ -131,7 +131,7 @@ fn whole(number: f64) -> Option<i64> {
 }
 
 /// Passes a family's lines on, and appends exemplars to those of its buckets.
-struct Lines<'a> {
+struct ExemplarWriter<'a> {
     text: &'a mut String,
     /// The number of the line that is written, from 0.
     line: usize,
@@ -139,7 +139,7 @@ struct Lines<'a> {
     exemplars: BTreeMap<usize, String>,
 }
 
-impl Write for Lines<'_> {
+impl Write for ExemplarWriter<'_> {
     fn write_str(&mut self, part: &str) -> fmt::Result {
         for piece in part.split_inclusive('\n') {
             if let Some(end) = piece.strip_suffix('\n') {
@@ -205,7 +205,8 @@ mod tests {
     #[test]
     fn exemplar_is_behind_its_bucket_in_open_metrics_only() {
         let exemplar = Exemplar { labels: vec![("block_height", "7".into())], value: 2.5, time: 1e9 };
-        let counted = model::Histogram { sum: 3.5, counts: vec![1, 1, 0], exemplars: vec![(1, exemplar)] };
+        let counted =
+            model::HistogramValue { sum: 3.5, counts: vec![1, 1, 0], exemplars: vec![(1, exemplar)] };
         let family = histogram("a", "A", &[], &[0.000002, 3.0]).by(&["x"]).samples([(["y"], counted)]);
         let expected = "# HELP a A.\n# TYPE a histogram\na_sum{x=\"y\"} 3.5\na_count{x=\"y\"} 2\n\
                         a_bucket{le=\"0.000002\",x=\"y\"} 1\n\

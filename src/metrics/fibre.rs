@@ -5,7 +5,7 @@ use super::pushed::{GaugeVec, area};
 
 area! {
     /// FIBRE's UDP peers by group.
-    pub struct Fibre {
+    pub struct FibreMetrics {
         peers: GaugeVec<1> = gauge("bitcoin_fibre_peers",
             "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; groups from 64 on are `other`, \
              receive-only peers are `receive`",

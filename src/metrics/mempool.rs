@@ -18,7 +18,7 @@ const DIAGRAM: &[&str] = &[
 
 area! {
     /// The mempool.
-    pub struct Mempool {
+    pub struct MempoolMetrics {
         size: Gauge = gauge("bitcoin_mempool_size",
             "Transactions in the mempool", &["Node.getMempoolSize; getmempoolinfo `size`"]).of_node();
         usage: Gauge = gauge("bitcoin_mempool_bytes",

@@ -1,6 +1,6 @@
 //! The metric families, a file per area.
 //!
-//! Nothing here knows where a number came from. `model` is the whole model: a declaration (name, kind, labels, help, sources,
+//! Nothing here depends on the source of a number. `model` is the whole model: a declaration (name, kind, labels, help, sources,
 //! lifetime) and samples make a family. Values get into families in two ways:
 //!
 //! - **pushed** (`pushed`): an area's table declares a handle for each metric (`chain` is a short one). The code that has a value
@@ -11,9 +11,9 @@
 //! [`render`] writes families as a scraper reads them, and [`markdown`] their declarations as METRICS.md.
 //!
 //! Two lifetimes differ in what happens when the node goes away: what was *read from the node* (gauges, and counters that
-//! the node keeps) disappears, what *we counted* stays. What was read from the node also disappears when it is too old
-//! ([`lifetime`]): each family knows when it was set last, and a scrape checks it, so that a poller that hangs shows
-//! nothing old either.
+//! the node keeps) disappears, what *we counted* stays. A value that was read from the node also disappears when it is too
+//! old ([`lifetime`]): each family has the time of its last update, and a scrape checks it: a poller that hangs exports nothing
+//! old either.
 
 mod blocks;
 mod chain;
@@ -36,28 +36,28 @@ mod utxo_cache;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pushed::{Pushed, Registry};
+use pushed::{PushedFamily, Registry};
 
-pub use blocks::Blocks;
-pub use chain::Chain;
-pub use chainstates::Chainstates;
-pub use exporter::Exporter;
+pub use blocks::BlockMetrics;
+pub use chain::ChainMetrics;
+pub use chainstates::ChainstateMetrics;
+pub use exporter::ExporterMetrics;
 pub use exposition::{Format, render};
-pub use fibre::Fibre;
-pub use mempool::{FEERATE_BANDS, Mempool};
+pub use fibre::FibreMetrics;
+pub use mempool::{FEERATE_BANDS, MempoolMetrics};
 pub use model::{
-    Declaration, Exemplar, Family, Histogram, Kind, Lifetime, Sample, Value, counter, gauge, histogram,
+    Declaration, Exemplar, Family, HistogramValue, Kind, Lifetime, Sample, Value, counter, gauge, histogram,
 };
-pub use network::{MESSAGE_TYPES, Network};
-pub use next_block::NextBlock;
-pub use node::Node;
-pub use node_process::NodeProcess;
+pub use network::{MESSAGE_TYPES, NetworkMetrics};
+pub use next_block::NextBlockMetrics;
+pub use node::NodeMetrics;
+pub use node_process::NodeProcessMetrics;
 pub use pushed::{Counter, CounterVec, Gauge, GaugeVec};
 pub use reference::markdown;
-pub use relay::Relay;
-pub use utxo_cache::UtxoCache;
+pub use relay::RelayMetrics;
+pub use utxo_cache::UtxoCacheMetrics;
 
-/// How long a value that is read from the node at this interval is shown after it was read: two intervals, so that one
+/// How long a value that is read from the node at this interval is shown after it was read: two intervals: one
 /// failure hides nothing. Not less than some seconds, which only tests poll more often than.
 pub fn lifetime(interval: Duration) -> Duration {
     const MIN_LIFETIME: Duration = Duration::from_secs(5);
@@ -66,32 +66,32 @@ pub fn lifetime(interval: Duration) -> Duration {
 
 /// Every family of the IPC exporter.
 pub struct Metrics {
-    pushed: Vec<Arc<Pushed>>,
+    pushed: Vec<Arc<PushedFamily>>,
     poll_lifetime: pushed::PollLifetime,
     /// The active chain.
-    pub chain: Chain,
+    pub chain: ChainMetrics,
     /// Chainstates, indexes and soft forks.
-    pub chainstates: Chainstates,
+    pub chainstates: ChainstateMetrics,
     /// The node itself.
-    pub node: Node,
+    pub node: NodeMetrics,
     /// The node as a process.
-    pub node_process: NodeProcess,
+    pub node_process: NodeProcessMetrics,
     /// Blocks connected and disconnected.
-    pub blocks: Blocks,
+    pub blocks: BlockMetrics,
     /// The mempool and fees.
-    pub mempool: Mempool,
+    pub mempool: MempoolMetrics,
     /// Transactions on their way.
-    pub relay: Relay,
+    pub relay: RelayMetrics,
     /// The next block.
-    pub next_block: NextBlock,
+    pub next_block: NextBlockMetrics,
     /// Peers and traffic.
-    pub network: Network,
+    pub network: NetworkMetrics,
     /// FIBRE's peers.
-    pub fibre: Fibre,
+    pub fibre: FibreMetrics,
     /// The UTXO cache trace.
-    pub utxo_cache: UtxoCache,
+    pub utxo_cache: UtxoCacheMetrics,
     /// The exporter itself and its connection to the node.
-    pub exporter: Exporter,
+    pub exporter: ExporterMetrics,
 }
 
 impl Metrics {
@@ -100,18 +100,18 @@ impl Metrics {
         std::sync::LazyLock::force(&process::STARTED);
         let mut registry = Registry::default();
         let metrics = Metrics {
-            chain: Chain::declare(&mut registry),
-            chainstates: Chainstates::declare(&mut registry),
-            node: Node::declare(&mut registry),
-            node_process: NodeProcess::declare(&mut registry),
-            blocks: Blocks::declare(&mut registry),
-            mempool: Mempool::declare(&mut registry),
-            relay: Relay::declare(&mut registry),
-            next_block: NextBlock::declare(&mut registry),
-            network: Network::declare(&mut registry),
-            fibre: Fibre::declare(&mut registry),
-            utxo_cache: UtxoCache::declare(&mut registry),
-            exporter: Exporter::declare(&mut registry),
+            chain: ChainMetrics::declare(&mut registry),
+            chainstates: ChainstateMetrics::declare(&mut registry),
+            node: NodeMetrics::declare(&mut registry),
+            node_process: NodeProcessMetrics::declare(&mut registry),
+            blocks: BlockMetrics::declare(&mut registry),
+            mempool: MempoolMetrics::declare(&mut registry),
+            relay: RelayMetrics::declare(&mut registry),
+            next_block: NextBlockMetrics::declare(&mut registry),
+            network: NetworkMetrics::declare(&mut registry),
+            fibre: FibreMetrics::declare(&mut registry),
+            utxo_cache: UtxoCacheMetrics::declare(&mut registry),
+            exporter: ExporterMetrics::declare(&mut registry),
             poll_lifetime: registry.poll_lifetime,
             pushed: registry.pushed,
         };
@@ -125,9 +125,9 @@ impl Metrics {
     }
 
     /// Removes everything that was read from the node: it is away, and a stale number is worse than none.
-    pub fn node_is_away(&self) {
+    pub fn clear_node_values(&self) {
         self.exporter.up.set(Some(0));
-        self.pushed.iter().for_each(|family| family.node_is_away());
+        self.pushed.iter().for_each(|family| family.clear_node_values());
     }
 
     /// All families, in the order of METRICS.md, with their samples at this moment.
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn node_values_are_absent_before_they_are_read_and_while_it_is_away() {
+    fn node_values_are_absent_without_the_node() {
         let metrics = Metrics::new();
         let shows = |what: &str| metrics.render(Format::Text).lines().any(|line| line.starts_with(what));
         assert!(!shows("bitcoin_chain_height"));
@@ -171,7 +171,7 @@ mod tests {
         metrics.blocks.connected.inc();
         assert!(shows("bitcoin_chain_height 7") && shows("bitcoin_bytes_recv_total 9"));
         metrics.chain.height.set(Some(8));
-        metrics.node_is_away();
+        metrics.clear_node_values();
         assert!(!shows("bitcoin_chain_height ") && !shows("bitcoin_bytes_recv_total "));
         assert!(shows("bitcoin_blocks_connected_total 1") && shows("bitcoin_up 0"));
     }

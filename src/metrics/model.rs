@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a family is.
+/// The type of a family.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// Only increases; its name ends in `_total`.
@@ -37,12 +37,12 @@ pub enum Lifetime {
     Node,
 }
 
-/// All that is known of a family before there are samples.
+/// The properties of a family without its samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Declaration {
     /// The full name; a counter's ends in `_total`.
     pub name: &'static str,
-    /// What it is.
+    /// Its type.
     pub kind: Kind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
@@ -113,7 +113,7 @@ impl Declaration {
 /// A family at one moment. Without samples it is absent.
 #[derive(Clone, Debug)]
 pub struct Family {
-    /// What it is.
+    /// Its declaration.
     pub declaration: Declaration,
     /// Its samples.
     pub samples: Arc<Vec<Sample>>,
@@ -141,8 +141,8 @@ pub enum Value {
     Count(u64),
     /// A gauge's value, or a counter of seconds.
     Number(f64),
-    /// What a histogram has counted.
-    Histogram(Histogram),
+    /// The counts of a histogram.
+    Histogram(HistogramValue),
 }
 
 impl From<u64> for Value {
@@ -163,8 +163,8 @@ impl From<Duration> for Value {
     }
 }
 
-impl From<Histogram> for Value {
-    fn from(histogram: Histogram) -> Self {
+impl From<HistogramValue> for Value {
+    fn from(histogram: HistogramValue) -> Self {
         Value::Histogram(histogram)
     }
 }
@@ -180,9 +180,9 @@ impl Value {
     }
 }
 
-/// What a histogram has counted.
+/// The counts of a histogram.
 #[derive(Clone, Debug, Default)]
-pub struct Histogram {
+pub struct HistogramValue {
     /// The sum of all values.
     pub sum: f64,
     /// Values in each bucket alone, in the order of the declaration's bounds; the last is of those above all bounds.
@@ -191,10 +191,10 @@ pub struct Histogram {
     pub exemplars: Vec<(usize, Exemplar)>,
 }
 
-impl Histogram {
+impl HistogramValue {
     /// One of these bounds that has counted nothing.
     pub(super) fn empty(bounds: &[f64]) -> Self {
-        Histogram { counts: vec![0; bounds.len() + 1], ..Histogram::default() }
+        HistogramValue { counts: vec![0; bounds.len() + 1], ..HistogramValue::default() }
     }
 
     /// Counts a value in the first bucket whose bound it does not exceed.

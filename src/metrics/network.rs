@@ -17,7 +17,7 @@ const PEERS: &[&str] = &["Node.getNodesStats; getpeerinfo"];
 
 area! {
     /// The network.
-    pub struct Network {
+    pub struct NetworkMetrics {
         peers: Gauge = gauge("bitcoin_peers", "Connected peers", &["Node.getNodeCount; getnetworkinfo `connections`"]).of_node();
         bytes_received: Counter = counter("bitcoin_bytes_recv_total",
             "Bytes received from peers since the node started", &["Node.getTotalBytesRecv; getnettotals"]).of_node();

@@ -10,7 +10,7 @@ const ASSEMBLED: &[&str] = &["JSON-RPC getmininginfo, of a node without Mining"]
 
 area! {
     /// The next block.
-    pub struct NextBlock {
+    pub struct NextBlockMetrics {
         transactions: Gauge = gauge("bitcoin_next_block_transactions",
             "Transactions of the next block, as in a new block template, without the coinbase; from Bitcoin Core 31 on \
              with 8,000 weight units reserved for the coinbase, regardless of -blockreservedweight",
@@ -37,7 +37,7 @@ area! {
     }
 }
 
-impl NextBlock {
+impl NextBlockMetrics {
     /// The node is asked for templates from now on.
     pub fn start(&self) {
         self.duration.start();

@@ -5,7 +5,7 @@ use super::pushed::{Gauge, GaugeVec, area};
 
 area! {
     /// The node itself.
-    pub struct Node {
+    pub struct NodeMetrics {
         node_info: GaugeVec<4> = gauge("bitcoin_node_info",
             "1, with the node's versions and chain as labels; without getnetworkinfo, the versions are empty",
             &["JSON-RPC getnetworkinfo, getblockchaininfo"]).by(&["version", "subversion", "protocol_version", "chain"]).of_node();

@@ -10,7 +10,7 @@ const PROC_OF_USER: &[&str] = &[
 
 area! {
     /// The node as a process.
-    pub struct NodeProcess {
+    pub struct NodeProcessMetrics {
         resident_memory: Gauge = gauge("bitcoin_node_process_resident_memory_bytes", "Resident memory of the node", PROC).of_node();
         threads: Gauge = gauge("bitcoin_node_process_threads", "Threads of the node", PROC).of_node();
         open_fds: Gauge = gauge("bitcoin_node_process_open_fds", "Open file descriptors of the node", PROC_OF_USER).of_node();

@@ -17,7 +17,7 @@ const EXPORTER: &[&str] = &["the exporter"];
 /// start of each process counts, but a service does not see it (`ProcSubset=pid`).
 pub(crate) static STARTED: LazyLock<f64> = LazyLock::new(now);
 
-/// Without /proc (a hidepid mount, say) some are absent.
+/// Without /proc (for example a hidepid mount) some are absent.
 #[rustfmt::skip]
 pub(crate) fn families() -> Vec<Family> {
     let process = Process::myself().ok();

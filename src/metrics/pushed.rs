@@ -12,15 +12,15 @@ use super::model::{self, Declaration, Family, Kind, Lifetime, Sample, Value};
 /// The metrics of an exporter, in the order of METRICS.md.
 #[derive(Default)]
 pub(super) struct Registry {
-    pub pushed: Vec<Arc<Pushed>>,
+    pub pushed: Vec<Arc<PushedFamily>>,
     pub poll_lifetime: PollLifetime,
 }
 
 impl Registry {
     /// Declares a metric.
-    pub fn add<H: From<Arc<Pushed>>>(&mut self, declaration: Declaration) -> H {
+    pub fn add<H: From<Arc<PushedFamily>>>(&mut self, declaration: Declaration) -> H {
         let pushed =
-            Pushed { declaration, poll_lifetime: self.poll_lifetime.clone(), state: Mutex::default() };
+            PushedFamily { declaration, poll_lifetime: self.poll_lifetime.clone(), state: Mutex::default() };
         let pushed = Arc::new(pushed);
         self.pushed.push(pushed.clone());
         H::from(pushed)
@@ -65,26 +65,26 @@ impl PollLifetime {
 }
 
 /// A family whose samples are pushed.
-pub(super) struct Pushed {
+pub(super) struct PushedFamily {
     pub declaration: Declaration,
     poll_lifetime: PollLifetime,
-    state: Mutex<State>,
+    state: Mutex<SampleState>,
 }
 
-struct State {
-    /// Sorted by labels. A scrape takes a reference, so that nobody waits while it is written.
+struct SampleState {
+    /// Sorted by labels. A scrape takes a reference: no update waits while it is written.
     samples: Arc<Vec<Sample>>,
     /// When they are too old: time since boot in milliseconds.
     hidden_from: u64,
 }
 
-impl Default for State {
+impl Default for SampleState {
     fn default() -> Self {
-        State { samples: Arc::default(), hidden_from: u64::MAX }
+        SampleState { samples: Arc::default(), hidden_from: u64::MAX }
     }
 }
 
-impl Pushed {
+impl PushedFamily {
     /// The declaration has to fit the handle.
     fn declared_as(self: Arc<Self>, kind: Kind, labels: usize) -> Arc<Self> {
         let declared = &self.declaration;
@@ -97,10 +97,10 @@ impl Pushed {
     }
 
     /// Those that are too old are removed.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SampleState> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if state.hidden_from < u64::MAX && state.hidden_from <= since_boot() {
-            *state = State::default();
+            *state = SampleState::default();
         }
         state
     }
@@ -110,18 +110,18 @@ impl Pushed {
         Family { declaration: self.declaration, samples: self.state().samples.clone() }
     }
 
-    /// What goes with the node is removed.
-    pub fn node_is_away(&self) {
+    /// Removes values of the node.
+    pub fn clear_node_values(&self) {
         if self.is_of_node() {
             self.clear();
         }
     }
 
     fn clear(&self) {
-        *self.state() = State::default();
+        *self.state() = SampleState::default();
     }
 
-    /// What was read at a poll is shown until the second next one.
+    /// Values of a poll are shown until the second next one.
     fn lifetime(&self) -> Duration {
         if self.is_of_node() { self.poll_lifetime.get() } else { Duration::MAX }
     }
@@ -187,7 +187,7 @@ impl Pushed {
     }
 }
 
-impl State {
+impl SampleState {
     fn show_for(&mut self, time: Duration) {
         self.hidden_from = since_boot().saturating_add(milliseconds(time));
     }
@@ -203,7 +203,7 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 /// A gauge without labels; absent until it is set.
-pub struct Gauge(Arc<Pushed>);
+pub struct Gauge(Arc<PushedFamily>);
 
 impl Gauge {
     /// Shows this value. `None`, or what is no number, means that the node gave no value: the last one stays until it is too
@@ -228,7 +228,7 @@ impl Gauge {
 }
 
 /// A gauge with `N` labels.
-pub struct GaugeVec<const N: usize>(Arc<Pushed>);
+pub struct GaugeVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> GaugeVec<N> {
     /// Makes these the only samples: without any there are none.
@@ -265,7 +265,7 @@ impl<const N: usize> GaugeVec<N> {
 }
 
 /// A counter without labels. It is absent until it is started: a count that stands still would be read as 'nothing happens'.
-pub struct Counter(Arc<Pushed>);
+pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
     /// Events are seen from now on: shows 0.
@@ -297,7 +297,7 @@ impl Counter {
 }
 
 /// A counter with `N` labels.
-pub struct CounterVec<const N: usize>(Arc<Pushed>);
+pub struct CounterVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> CounterVec<N> {
     /// Adds events; zero makes the sample appear.
@@ -311,13 +311,13 @@ impl<const N: usize> CounterVec<N> {
 }
 
 /// A histogram without labels; absent until it is started.
-pub struct Histogram(Arc<Pushed>);
+pub struct Histogram(Arc<PushedFamily>);
 
 impl Histogram {
     /// Events are seen from now on: shows that there were none.
     pub fn start(&self) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
-        self.0.update(Duration::MAX, &[], model::Histogram::empty(bounds).into(), |_| {});
+        self.0.update(Duration::MAX, &[], model::HistogramValue::empty(bounds).into(), |_| {});
     }
     /// One event, once started.
     pub fn observe(&self, value: f64) {
@@ -331,28 +331,28 @@ impl Histogram {
     }
 }
 
-impl From<Arc<Pushed>> for Gauge {
-    fn from(pushed: Arc<Pushed>) -> Self {
+impl From<Arc<PushedFamily>> for Gauge {
+    fn from(pushed: Arc<PushedFamily>) -> Self {
         Gauge(pushed.declared_as(Kind::Gauge, 0))
     }
 }
-impl<const N: usize> From<Arc<Pushed>> for GaugeVec<N> {
-    fn from(pushed: Arc<Pushed>) -> Self {
+impl<const N: usize> From<Arc<PushedFamily>> for GaugeVec<N> {
+    fn from(pushed: Arc<PushedFamily>) -> Self {
         GaugeVec(pushed.declared_as(Kind::Gauge, N))
     }
 }
-impl From<Arc<Pushed>> for Counter {
-    fn from(pushed: Arc<Pushed>) -> Self {
+impl From<Arc<PushedFamily>> for Counter {
+    fn from(pushed: Arc<PushedFamily>) -> Self {
         Counter(pushed.declared_as(Kind::Counter, 0))
     }
 }
-impl<const N: usize> From<Arc<Pushed>> for CounterVec<N> {
-    fn from(pushed: Arc<Pushed>) -> Self {
+impl<const N: usize> From<Arc<PushedFamily>> for CounterVec<N> {
+    fn from(pushed: Arc<PushedFamily>) -> Self {
         CounterVec(pushed.declared_as(Kind::Counter, N))
     }
 }
-impl From<Arc<Pushed>> for Histogram {
-    fn from(pushed: Arc<Pushed>) -> Self {
+impl From<Arc<PushedFamily>> for Histogram {
+    fn from(pushed: Arc<PushedFamily>) -> Self {
         Histogram(pushed)
     }
 }

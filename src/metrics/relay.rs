@@ -7,7 +7,7 @@ const ORPHANS: &[&str] = &["JSON-RPC getorphantxs (Bitcoin Core 29 and later), a
 
 area! {
     /// Relay of transactions.
-    pub struct Relay {
+    pub struct RelayMetrics {
         orphans: Gauge = gauge("bitcoin_orphan_transactions",
             "Orphan transactions waiting for their parents", ORPHANS).of_node();
         orphan_bytes: Gauge = gauge("bitcoin_orphan_bytes", "Serialized size of the orphan transactions", ORPHANS).of_node();

@@ -9,7 +9,7 @@ const UNCACHE: &[&str] = &["UtxoCacheTrace.uncache"];
 
 area! {
     /// The UTXO cache trace, temporary caches included. Values are in satoshis.
-    pub struct UtxoCache {
+    pub struct UtxoCacheMetrics {
         added: Counter = counter("bitcoin_utxo_cache_add_total", "Coins added to a UTXO cache", ADD);
         added_value: Counter = counter("bitcoin_utxo_cache_add_value_total",
             "Value of the coins added to a UTXO cache, in satoshis", ADD);
@@ -22,7 +22,7 @@ area! {
     }
 }
 
-impl UtxoCache {
+impl UtxoCacheMetrics {
     fn all(&self) -> [&Counter; 6] {
         [&self.added, &self.added_value, &self.spent, &self.spent_value, &self.uncached, &self.uncached_value]
     }

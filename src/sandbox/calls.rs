@@ -1,4 +1,4 @@
-//! The lists of system calls. What is not on a list fails with EPERM.
+//! The lists of system calls. A call that is not on its list fails with EPERM.
 //!
 //! Found with strace on each kind of node, with TLS, renewed certificates, JSON-RPC over HTTP, the journal and files, and by the
 //! integration tests, which run with them.
@@ -17,9 +17,9 @@ pub type Result<T> = std::result::Result<T, seccompiler::Error>;
 
 /// Calls that are allowed, with any arguments or with some.
 #[derive(Default)]
-pub struct List(BTreeMap<i64, Vec<SeccompRule>>);
+pub struct SyscallList(BTreeMap<i64, Vec<SeccompRule>>);
 
-impl List {
+impl SyscallList {
     fn any(mut self, calls: &[i64]) -> Self {
         self.0.extend(calls.iter().map(|&call| (call, Vec::new())));
         self
@@ -46,7 +46,7 @@ impl List {
     /// Confines all threads of this process, for good.
     pub fn apply(self) -> Result<()> {
         // The C library uses clone() when there is no clone3(), whose arguments a filter cannot see. Of two filters that deny a
-        // call, the one that was installed last names the error; the list allows it, so that this one does.
+        // call, the one that was installed last names the error; the list allows it, and this filter names it.
         let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
         let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
         let without_clone3 = compile(without_clone3, SeccompAction::Allow, no_such_call)?;
@@ -67,9 +67,9 @@ fn compile(
 }
 
 /// Each process: memory, time, its own threads and signals.
-fn base() -> Result<List> {
+fn base() -> Result<SyscallList> {
     let pid = i64::from(nix::unistd::getpid().as_raw());
-    List::default()
+    SyscallList::default()
         .any(&[
             libc::SYS_brk,
             libc::SYS_madvise,
@@ -132,13 +132,13 @@ const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const OF_X86_64: &[i64] = &[];
 
-/// A guard: what each process does, and the record of its subscriptions.
-pub fn guard() -> Result<List> {
+/// A guard: what each process does, and the store of its subscriptions.
+pub fn guard() -> Result<SyscallList> {
     Ok(base()?.any(&[libc::SYS_pwrite64]))
 }
 
 /// Both exporters: threads, reading files, serving HTTP.
-fn exporter() -> Result<List> {
+fn exporter() -> Result<SyscallList> {
     let list = base()?
         .any(&[
             // Threads.
@@ -147,13 +147,13 @@ fn exporter() -> Result<List> {
             libc::SYS_sched_getaffinity,
             libc::SYS_set_robust_list,
             libc::SYS_getpriority,
-            libc::SYS_setpriority, // they give way to others
+            libc::SYS_setpriority, // they lower their priority
             // Event loops.
             libc::SYS_epoll_create1,
             libc::SYS_epoll_ctl,
             libc::SYS_epoll_pwait,
             libc::SYS_eventfd2,
-            // Reading files and /proc. What can be opened is said below.
+            // Reading files and /proc. Which files can be opened is decided below.
             libc::SYS_faccessat,
             libc::SYS_faccessat2,
             libc::SYS_fstat,
@@ -204,7 +204,7 @@ const FILES_OF_X86_64: &[i64] = &[];
 const WRITING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 
 /// Opening files to read them.
-fn reads_files(list: List) -> Result<List> {
+fn reads_files(list: SyscallList) -> Result<SyscallList> {
     let list = list.masked(libc::SYS_openat, 2, WRITING, libc::O_RDONLY as u64)?;
     #[cfg(target_arch = "x86_64")]
     let list = list.masked(libc::SYS_open, 1, WRITING, libc::O_RDONLY as u64)?;
@@ -213,7 +213,7 @@ fn reads_files(list: List) -> Result<List> {
 
 /// The exporter that polls nodes. It makes TCP and UDP sockets, for JSON-RPC over HTTP and the names of its hosts, and no Unix
 /// sockets: it cannot connect to the node.
-pub fn ipc_exporter() -> Result<List> {
+pub fn ipc_exporter() -> Result<SyscallList> {
     reads_files(exporter()?)?.any(&[libc::SYS_connect, libc::SYS_sendmmsg]).with(
         libc::SYS_socket,
         0,
@@ -223,7 +223,7 @@ pub fn ipc_exporter() -> Result<List> {
 
 /// The exporter of tracepoints: what attaching to the next node needs. With a block log it may open files for writing.
 #[cfg(feature = "usdt")]
-pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<List> {
+pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<SyscallList> {
     let removes: &[i64] = match writes_block_log || removes_socket {
         true => UNLINK,
         false => &[],

@@ -9,11 +9,11 @@ use landlock::{
 };
 
 /// What Linux 6.12 has: files, TCP ports, and no signals or abstract sockets to the outside.
-const ABI_WANTED: ABI = ABI::V6;
+const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// What a process may use. Writing, executing and listening on other ports is denied.
+/// Files and ports that a process may use. Writing, executing and listening on other ports is denied.
 #[derive(Debug, Default)]
-pub struct Files {
+pub struct AllowedFiles {
     /// Files that are read again: certificates, keys, passwords, cookies. The folders that they are in may be read, because a
     /// renewed file is another one.
     pub read: Vec<PathBuf>,
@@ -29,9 +29,9 @@ const NAME_FILES: [&str; 5] =
 const ALWAYS: [&str; 2] = ["/proc", "/etc/passwd"];
 const DNS_PORT: u16 = 53;
 
-impl Files {
-    /// Confines the calling thread, and those that it starts. Returns what the kernel cannot confine; an error says why nothing is
-    /// confined.
+impl AllowedFiles {
+    /// Confines the calling thread, and those that it starts. Returns the part that the kernel cannot confine; an error is the
+    /// reason why nothing is confined.
     pub(super) fn confine(&self) -> Result<Option<String>, String> {
         let status = self.apply().map_err(|error| error.to_string())?;
         match (status.ruleset, status.landlock) {
@@ -55,13 +55,13 @@ impl Files {
     fn apply(&self) -> Result<landlock::RestrictionStatus, RulesetError> {
         let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
-            .handle_access(AccessFs::from_all(ABI_WANTED))?
-            .handle_access(AccessNet::from_all(ABI_WANTED))?
-            .scope(Scope::from_all(ABI_WANTED))?
+            .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
+            .handle_access(AccessNet::from_all(LANDLOCK_ABI))?
+            .scope(Scope::from_all(LANDLOCK_ABI))?
             .create()?;
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         for path in self.paths() {
-            // What is not there cannot be read either.
+            // A missing file cannot be read either.
             let Ok(fd) = PathFd::new(&path) else { continue };
             let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;

@@ -1,6 +1,6 @@
-//! What each process may do once it runs: a filter of system calls (seccomp) and rules for files and ports (Landlock).
+//! The permissions of each process once it runs: a filter of system calls (seccomp) and rules for files and ports (Landlock).
 //!
-//! Both need no privilege. A call that is not on the list fails with EPERM, so that an oversight costs a feature and not the
+//! Both need no privilege. A call that is not on the list fails with EPERM: an oversight costs a feature and not the
 //! process. A kernel or a container without one of the parts costs one log line.
 //!
 //! `calls` has the lists with their reasons, `files` the rules for files and ports.
@@ -12,11 +12,11 @@ use std::sync::Mutex;
 
 use tracing::{debug, warn};
 
-pub use files::Files;
+pub use files::AllowedFiles;
 
 /// Whether to confine the process.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum Sandbox {
+pub enum SandboxMode {
     /// With what the kernel has.
     On,
     /// Not at all, to debug the exporter.
@@ -26,28 +26,28 @@ pub enum Sandbox {
 /// Whether each part is in force.
 static PARTS: Mutex<Vec<(&str, bool)>> = Mutex::new(Vec::new());
 
-/// Each part of the sandbox, and whether it is in force; nothing before [`Confined::filter_calls`].
+/// Each part of the sandbox, and whether it is in force; nothing before [`Confinement::filter_calls`].
 pub fn parts() -> Vec<(&'static str, bool)> {
     PARTS.lock().expect("nobody panics holding it").clone()
 }
 
 /// A process that is being confined: files first, before it has threads, calls last, when it serves.
-pub struct Confined {
-    sandbox: Sandbox,
-    /// What is missing, and why.
+pub struct Confinement {
+    sandbox: SandboxMode,
+    /// The missing parts, and why.
     missing: Vec<String>,
     parts: Vec<(&'static str, bool)>,
 }
 
-impl Confined {
+impl Confinement {
     /// Nothing is confined yet.
-    pub fn new(sandbox: Sandbox) -> Self {
-        Confined { sandbox, missing: Vec::new(), parts: Vec::new() }
+    pub fn new(sandbox: SandboxMode) -> Self {
+        Confinement { sandbox, missing: Vec::new(), parts: Vec::new() }
     }
 
     /// Confines this thread and those that it starts to these files and ports.
-    pub fn files(mut self, files: &Files) -> Self {
-        if self.sandbox == Sandbox::On {
+    pub fn files(mut self, files: &AllowedFiles) -> Self {
+        if self.sandbox == SandboxMode::On {
             let confined = files.confine();
             self.add("landlock", confined);
         }
@@ -66,12 +66,12 @@ impl Confined {
         self.filter(|| calls::usdt_exporter(writes_block_log, removes_socket));
     }
 
-    fn filter(mut self, list: impl FnOnce() -> calls::Result<calls::List>) {
-        if self.sandbox == Sandbox::Off {
+    fn filter(mut self, list: impl FnOnce() -> calls::Result<calls::SyscallList>) {
+        if self.sandbox == SandboxMode::Off {
             warn!("the sandbox is off (--sandbox off)");
             self.parts = vec![("seccomp", false), ("landlock", false)];
         } else {
-            let filtered = list().and_then(calls::List::apply).map(|()| None);
+            let filtered = list().and_then(calls::SyscallList::apply).map(|()| None);
             self.add("seccomp", filtered.map_err(|error| error.to_string()));
             match self.missing.is_empty() {
                 true => debug!("the sandbox is on"),
@@ -94,5 +94,5 @@ impl Confined {
 
 /// Confines a guard, which reads and writes on the sockets that it has. Nothing is logged: the exporter logs the same.
 pub fn confine_guard() {
-    let _ = calls::guard().and_then(calls::List::apply);
+    let _ = calls::guard().and_then(calls::SyscallList::apply);
 }

@@ -14,7 +14,7 @@ const MAX_HASH_BYTES: usize = 64;
 
 /// A block that was the tip.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Block {
+pub struct TipBlock {
     /// Its hash, as users know it.
     pub hash: String,
     /// Its height.
@@ -31,10 +31,10 @@ pub struct Block {
 
 /// The last tips, newest first.
 #[derive(Default)]
-pub struct LastBlocks(Mutex<VecDeque<Block>>);
+pub struct LastBlocks(Mutex<VecDeque<TipBlock>>);
 
 impl LastBlocks {
-    fn kept(&self) -> MutexGuard<'_, VecDeque<Block>> {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<TipBlock>> {
         self.0.lock().expect("nobody panics holding it")
     }
 
@@ -45,11 +45,11 @@ impl LastBlocks {
         if kept.front().is_some_and(|tip| tip.hash == hash) {
             return; // we connected again
         }
-        kept.push_front(Block { hash, height, seen, ..Default::default() });
+        kept.push_front(TipBlock { hash, height, seen, ..Default::default() });
         kept.truncate(MAX_BLOCKS);
     }
 
-    /// What is in a block.
+    /// Sets the contents of a block.
     pub fn describe(&self, hash: &str, transactions: Option<f64>, bytes: Option<f64>, fees: Option<f64>) {
         if let Some(block) = self.kept().iter_mut().find(|block| block.hash == hash) {
             (block.transactions, block.bytes, block.fees) = (transactions, bytes, fees);
@@ -57,7 +57,7 @@ impl LastBlocks {
     }
 
     /// All of them.
-    pub fn all(&self) -> Vec<Block> {
+    pub fn all(&self) -> Vec<TipBlock> {
         self.kept().iter().cloned().collect()
     }
 }

@@ -33,7 +33,7 @@ fn depth(metrics: &Metrics, blocks: &str) -> Option<f64> {
     metrics.mempool.depth_feerate.get([blocks])
 }
 
-/// The mempool's bands of feerates as the page draws them, wider than those of the metric: more cannot be told apart. The
+/// The mempool's bands of feerates as the page draws them, wider than those of the metric: more could not be distinguished. The
 /// lowest feerate of each, and the `from` labels in it.
 const BANDS: [(&str, &[&str]); 8] = [
     ("0", &["0", "0.1", "0.2", "0.5"]),
@@ -46,7 +46,7 @@ const BANDS: [(&str, &[&str]); 8] = [
     ("233", &["233", "377", "610", "987"]),
 ];
 
-/// Whole vbytes in a band; `None` if the node does not tell.
+/// Whole vbytes in a band; `None` without a value of the node.
 fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     let bands = from.iter().map(|from| metrics.mempool.band_vbytes.get([from]));
     bands.sum::<Option<f64>>().map(f64::round)
@@ -55,7 +55,7 @@ fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
 /// Of each column, then of each band.
 type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 
-/// Values over time. What was absent is absent here.
+/// Values over time. Absent values are absent here.
 #[derive(Default)]
 pub struct History(Mutex<VecDeque<(f64, Row)>>);
 
@@ -96,14 +96,14 @@ mod tests {
     use crate::metrics::Format;
 
     #[test]
-    fn an_hour_is_kept_with_its_gaps() {
+    fn history_keeps_an_hour_with_its_gaps() {
         let metrics = Metrics::new();
         let history = History::default();
         metrics.chain.height.set(Some(7));
         metrics.mempool.fee_estimate.replace([(["1"], 2.5), (["3"], 1.5)]);
         metrics.network.bytes_sent.set(Some(9));
         history.keep(&metrics);
-        metrics.node_is_away();
+        metrics.clear_node_values();
         history.keep(&metrics);
         let json = history.json();
         assert_eq!(json["names"][3], "bitcoin_fee_estimate_sat_per_vbyte{blocks=\"1\"}");
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bands_are_all_of_the_mempool() {
+    fn feerate_bands_cover_the_mempool() {
         let metrics = Metrics::new();
         let history = History::default();
         history.keep(&metrics);

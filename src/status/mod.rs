@@ -1,6 +1,6 @@
 //! A node at a glance: the page at `/` of bitcoind-ipc-exporter, and what it reads.
 //!
-//! - `page.html` is the page. It reads `metrics` and `status.json`, and nothing from elsewhere. `look.css` and `look.js` are what
+//! - `page.html` is the page. It reads `metrics` and `status.json`, and nothing from elsewhere. `common.css` and `common.js` are what
 //!   it shares with the page of bitcoind-usdt-exporter.
 //! - `history` is the last hour of what it plots, `blocks` are the last blocks.
 
@@ -21,29 +21,30 @@ pub use history::History;
 
 /// The state of the connection to the node.
 #[derive(Clone, Debug, PartialEq)]
-pub enum State {
+pub enum ConnectionState {
     /// Not connected, and why.
     Disconnected(String),
     /// Connected; the first poll has not succeeded yet, or the last one failed, and why.
     Connected(String),
     /// Connected and polled.
     Polled {
-        /// What the node offers.
+        /// The node's interfaces.
         interfaces: Vec<&'static str>,
-        /// The node's own name, `/Satoshi:31.99.0/`, if it tells.
+        /// The node's own name, `/Satoshi:31.99.0/`, if it reports one.
         node: Option<String>,
     },
 }
 
 /// A page with what both exporters' pages share.
 pub fn page(html: &str) -> String {
-    html.replace("/* look.css */", include_str!("look.css")).replace("/* look.js */", include_str!("look.js"))
+    html.replace("/* common.css */", include_str!("common.css"))
+        .replace("/* common.js */", include_str!("common.js"))
 }
 
-/// What the pages show.
+/// The data of the pages.
 pub struct Status {
     metrics: Arc<Metrics>,
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
     /// The last blocks.
     pub last_blocks: LastBlocks,
     /// The last hour.
@@ -55,23 +56,25 @@ impl Status {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Status {
             metrics,
-            state: Mutex::new(State::Disconnected("connecting".into())),
+            state: Mutex::new(ConnectionState::Disconnected("connecting".into())),
             last_blocks: LastBlocks::default(),
             history: History::default(),
         }
     }
 
     /// Sets the state of the connection. Its texts may be the node's, and are bounded here.
-    pub fn set(&self, state: State) {
+    pub fn set(&self, state: ConnectionState) {
         let state = match state {
-            State::Disconnected(why) => State::Disconnected(text::message(why)),
-            State::Connected(why) => State::Connected(text::message(why)),
-            State::Polled { interfaces, node } => State::Polled { interfaces, node: node.map(text::label) },
+            ConnectionState::Disconnected(why) => ConnectionState::Disconnected(text::message(why)),
+            ConnectionState::Connected(why) => ConnectionState::Connected(text::message(why)),
+            ConnectionState::Polled { interfaces, node } => {
+                ConnectionState::Polled { interfaces, node: node.map(text::label) }
+            }
         };
         *self.state.lock().expect("nobody panics holding it") = state;
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> ConnectionState {
         self.state.lock().expect("nobody panics holding it").clone()
     }
 
@@ -91,8 +94,8 @@ impl Pages for Status {
 
     fn ready(&self) -> Result<(), String> {
         match self.state() {
-            State::Polled { .. } => Ok(()),
-            State::Disconnected(why) | State::Connected(why) => Err(why),
+            ConnectionState::Polled { .. } => Ok(()),
+            ConnectionState::Disconnected(why) | ConnectionState::Connected(why) => Err(why),
         }
     }
 
@@ -102,11 +105,13 @@ impl Pages for Status {
 
     fn status(&self) -> Option<Value> {
         let (ready, text, node) = match self.state() {
-            State::Polled { interfaces, node } => {
+            ConnectionState::Polled { interfaces, node } => {
                 let node = node.unwrap_or("unknown version".into());
                 (true, String::new(), format!("{node} · {}", interfaces.join(", ")))
             }
-            State::Disconnected(why) | State::Connected(why) => (false, why, String::new()),
+            ConnectionState::Disconnected(why) | ConnectionState::Connected(why) => {
+                (false, why, String::new())
+            }
         };
         Some(json!({
             "now": now(),
@@ -128,9 +133,9 @@ fn pages_stay_small_whatever_the_node_sends() {
         status.last_blocks.tip(long(), 1, None);
     }
     for state in [
-        State::Disconnected(long()),
-        State::Connected(long()),
-        State::Polled { interfaces: vec!["Rpc"], node: Some(long()) },
+        ConnectionState::Disconnected(long()),
+        ConnectionState::Connected(long()),
+        ConnectionState::Polled { interfaces: vec!["Rpc"], node: Some(long()) },
     ] {
         status.set(state);
         let json = status.status().unwrap().to_string();

@@ -11,9 +11,9 @@ use nix::sys::socket::{
 
 use crate::sys;
 
-/// What the exporter sends: its kind and a number, as two little-endian words.
+/// A request of the exporter: its kind and a number, as two little-endian words.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Request {
+pub enum SupervisorRequest {
     /// Connect to the node behind a new guard. The UTXO cache trace may take this much of the node's time in ten minutes.
     Connect {
         /// `None`: no limit.
@@ -25,23 +25,23 @@ pub enum Request {
     Watchdog,
     /// It ends: STOPPING=1.
     Stopping,
-    /// What the node's process uses, which only an unconfined process of the same user may see.
+    /// The usage of the node's process, which only an unconfined process of the same user may read.
     Usage,
 }
 
 const REQUEST_BYTES: usize = 16;
 const NO_BUDGET: u64 = u64::MAX;
 
-impl Request {
+impl SupervisorRequest {
     fn encode(self) -> [u8; REQUEST_BYTES] {
         let (kind, value) = match self {
-            Request::Connect { trace_budget } => {
+            SupervisorRequest::Connect { trace_budget } => {
                 (0, trace_budget.map_or(NO_BUDGET, |budget| budget.as_micros() as u64))
             }
-            Request::Ready => (1u64, 0),
-            Request::Watchdog => (2, 0),
-            Request::Stopping => (3, 0),
-            Request::Usage => (4, 0),
+            SupervisorRequest::Ready => (1u64, 0),
+            SupervisorRequest::Watchdog => (2, 0),
+            SupervisorRequest::Stopping => (3, 0),
+            SupervisorRequest::Usage => (4, 0),
         };
         let mut bytes = [0; REQUEST_BYTES];
         bytes[..8].copy_from_slice(&kind.to_le_bytes());
@@ -53,13 +53,13 @@ impl Request {
         let (kind, value) = bytes.split_at_checked(8)?;
         let value = u64::from_le_bytes(value.try_into().ok()?);
         Some(match u64::from_le_bytes(kind.try_into().ok()?) {
-            0 => {
-                Request::Connect { trace_budget: (value != NO_BUDGET).then(|| Duration::from_micros(value)) }
-            }
-            1 => Request::Ready,
-            2 => Request::Watchdog,
-            3 => Request::Stopping,
-            4 => Request::Usage,
+            0 => SupervisorRequest::Connect {
+                trace_budget: (value != NO_BUDGET).then(|| Duration::from_micros(value)),
+            },
+            1 => SupervisorRequest::Ready,
+            2 => SupervisorRequest::Watchdog,
+            3 => SupervisorRequest::Stopping,
+            4 => SupervisorRequest::Usage,
             _ => return None,
         })
     }
@@ -76,14 +76,14 @@ impl Request {
         let mut bytes = [0; REQUEST_BYTES];
         match nix::sys::socket::recv(channel.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            read => Ok(Request::decode(&bytes[..read])),
+            read => Ok(SupervisorRequest::decode(&bytes[..read])),
         }
     }
 }
 
 /// Why there is no connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Failure {
+pub enum ConnectFailure {
     /// The inherited connection has ended, and no path was given.
     NoPath,
     /// Connecting to the path failed with this error number.
@@ -94,9 +94,9 @@ pub enum Failure {
     Busy,
 }
 
-/// What the supervising process answers; a connection comes with [`CONNECTION_FDS`] descriptors.
+/// An answer of the supervising process; a connection comes with [`CONNECTION_FDS`] descriptors.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Reply {
+pub enum SupervisorReply {
     /// A connection behind a guard.
     Connected {
         /// The guard's process.
@@ -107,7 +107,7 @@ pub enum Reply {
         inherited: bool,
     },
     /// There is none.
-    Failed(Failure),
+    Failed(ConnectFailure),
     /// Of the node's process; -1 for what cannot be seen.
     Usage {
         /// Open descriptors.
@@ -124,15 +124,17 @@ pub const CONNECTION_FDS: usize = 3;
 
 const REPLY_WORDS: usize = 4;
 
-impl Reply {
+impl SupervisorReply {
     fn encode(self) -> [u8; REPLY_WORDS * 8] {
         let words: [i64; REPLY_WORDS] = match self {
-            Reply::Connected { guard, node, inherited } => [0, guard.into(), node.into(), inherited.into()],
-            Reply::Failed(Failure::NoPath) => [1, 0, 0, 0],
-            Reply::Failed(Failure::Connect(errno)) => [2, errno.into(), 0, 0],
-            Reply::Failed(Failure::Guard(errno)) => [3, errno.into(), 0, 0],
-            Reply::Failed(Failure::Busy) => [4, 0, 0, 0],
-            Reply::Usage { fds, read_bytes, write_bytes } => [5, fds, read_bytes, write_bytes],
+            SupervisorReply::Connected { guard, node, inherited } => {
+                [0, guard.into(), node.into(), inherited.into()]
+            }
+            SupervisorReply::Failed(ConnectFailure::NoPath) => [1, 0, 0, 0],
+            SupervisorReply::Failed(ConnectFailure::Connect(errno)) => [2, errno.into(), 0, 0],
+            SupervisorReply::Failed(ConnectFailure::Guard(errno)) => [3, errno.into(), 0, 0],
+            SupervisorReply::Failed(ConnectFailure::Busy) => [4, 0, 0, 0],
+            SupervisorReply::Usage { fds, read_bytes, write_bytes } => [5, fds, read_bytes, write_bytes],
         };
         let mut bytes = [0; REPLY_WORDS * 8];
         for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -145,12 +147,12 @@ impl Reply {
         let word = |i: usize| i64::from_le_bytes(bytes[i * 8..][..8].try_into().expect("eight bytes"));
         let small = |i: usize| i32::try_from(word(i)).ok();
         Some(match word(0) {
-            0 => Reply::Connected { guard: small(1)?, node: small(2)?, inherited: word(3) != 0 },
-            1 => Reply::Failed(Failure::NoPath),
-            2 => Reply::Failed(Failure::Connect(small(1)?)),
-            3 => Reply::Failed(Failure::Guard(small(1)?)),
-            4 => Reply::Failed(Failure::Busy),
-            5 => Reply::Usage { fds: word(1), read_bytes: word(2), write_bytes: word(3) },
+            0 => SupervisorReply::Connected { guard: small(1)?, node: small(2)?, inherited: word(3) != 0 },
+            1 => SupervisorReply::Failed(ConnectFailure::NoPath),
+            2 => SupervisorReply::Failed(ConnectFailure::Connect(small(1)?)),
+            3 => SupervisorReply::Failed(ConnectFailure::Guard(small(1)?)),
+            4 => SupervisorReply::Failed(ConnectFailure::Busy),
+            5 => SupervisorReply::Usage { fds: word(1), read_bytes: word(2), write_bytes: word(3) },
             _ => return None,
         })
     }
@@ -179,7 +181,7 @@ impl Reply {
             _ => None,
         });
         let fds = fds.flatten().map(sys::received).collect();
-        match Reply::decode(&bytes) {
+        match SupervisorReply::decode(&bytes) {
             Some(reply) if received == bytes.len() => Ok((reply, fds)),
             _ if received == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Err(io::ErrorKind::InvalidData.into()),
@@ -202,29 +204,32 @@ mod tests {
     fn messages_arrive_as_they_were_sent() {
         let (exporter, supervisor) = pair().unwrap();
         let requests = [
-            Request::Connect { trace_budget: None },
-            Request::Connect { trace_budget: Some(Duration::from_millis(50)) },
-            Request::Ready,
-            Request::Watchdog,
-            Request::Stopping,
-            Request::Usage,
+            SupervisorRequest::Connect { trace_budget: None },
+            SupervisorRequest::Connect { trace_budget: Some(Duration::from_millis(50)) },
+            SupervisorRequest::Ready,
+            SupervisorRequest::Watchdog,
+            SupervisorRequest::Stopping,
+            SupervisorRequest::Usage,
         ];
         for request in requests {
             request.send(&exporter).unwrap();
-            assert_eq!(Request::receive(&supervisor).unwrap(), Some(request));
+            assert_eq!(SupervisorRequest::receive(&supervisor).unwrap(), Some(request));
         }
         let file = std::fs::File::open("/dev/null").unwrap();
         let replies = [
-            (Reply::Connected { guard: 7, node: 0, inherited: true }, vec![file.as_fd(); CONNECTION_FDS]),
-            (Reply::Failed(Failure::NoPath), vec![]),
-            (Reply::Failed(Failure::Connect(111)), vec![]),
-            (Reply::Failed(Failure::Guard(11)), vec![]),
-            (Reply::Failed(Failure::Busy), vec![]),
-            (Reply::Usage { fds: -1, read_bytes: 1 << 40, write_bytes: 0 }, vec![]),
+            (
+                SupervisorReply::Connected { guard: 7, node: 0, inherited: true },
+                vec![file.as_fd(); CONNECTION_FDS],
+            ),
+            (SupervisorReply::Failed(ConnectFailure::NoPath), vec![]),
+            (SupervisorReply::Failed(ConnectFailure::Connect(111)), vec![]),
+            (SupervisorReply::Failed(ConnectFailure::Guard(11)), vec![]),
+            (SupervisorReply::Failed(ConnectFailure::Busy), vec![]),
+            (SupervisorReply::Usage { fds: -1, read_bytes: 1 << 40, write_bytes: 0 }, vec![]),
         ];
         for (reply, fds) in replies {
             reply.send(&supervisor, &fds).unwrap();
-            let (received, received_fds) = Reply::receive(&exporter).unwrap();
+            let (received, received_fds) = SupervisorReply::receive(&exporter).unwrap();
             assert_eq!((received, received_fds.len()), (reply, fds.len()));
         }
     }
@@ -234,11 +239,11 @@ mod tests {
         let (exporter, supervisor) = pair().unwrap();
         for bytes in [&b"x"[..], &[0; 15], &[9; 16], &[0; 4000]] {
             send(exporter.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
-            let received = Request::receive(&supervisor).unwrap();
+            let received = SupervisorRequest::receive(&supervisor).unwrap();
             // A longer one is cut to its beginning.
             assert!(received.is_none() || bytes.len() > REQUEST_BYTES, "{bytes:?}: {received:?}");
         }
         drop(exporter);
-        assert_eq!(Request::receive(&supervisor).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(SupervisorRequest::receive(&supervisor).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -1,4 +1,4 @@
-//! The exporter's side: what it inherits, and its requests.
+//! The exporter's side: its start parameters, and its requests.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,28 +13,28 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
-use super::channel::{CONNECTION_FDS, Failure, Reply, Request};
+use super::channel::{CONNECTION_FDS, ConnectFailure, SupervisorReply, SupervisorRequest};
 use super::process;
 use crate::{sys, systemd};
 
-/// What the exporter's process gets from the one that started it.
-pub struct Start {
+/// The start parameters of the exporter's process.
+pub struct ExporterStart {
     /// For requests.
-    pub client: Rc<Client>,
+    pub client: Rc<SupervisorClient>,
     /// The HTTP socket that the service manager passed.
     pub listener: Option<OwnedFd>,
     /// The connection to the node that was inherited, if there is one.
-    pub inherited: Option<Inherited>,
+    pub inherited: Option<InheritedConnection>,
 }
 
 /// A connection to the node that the supervising process inherited.
 #[derive(Clone, Debug)]
-pub struct Inherited {
+pub struct InheritedConnection {
     /// The path of the socket on which the node listens, if it is absolute.
     pub path: Option<PathBuf>,
 }
 
-impl Start {
+impl ExporterStart {
     /// Reads the arguments behind [`EXPORTER`](super::EXPORTER), except those of the user. Before anything else opens
     /// descriptors.
     pub fn take(arguments: &mut impl Iterator<Item = OsString>) -> Result<Self> {
@@ -44,23 +44,23 @@ impl Start {
         let listener = listener.map(systemd::take_over).transpose()?;
         process::end_with_parent(parent)?;
         systemd::notify_through(channel.try_clone()?);
-        let inherited = inherited.into_vec().strip_prefix(b"=").map(|path| Inherited {
+        let inherited = inherited.into_vec().strip_prefix(b"=").map(|path| InheritedConnection {
             path: (!path.is_empty()).then(|| OsString::from_vec(path.to_vec()).into()),
         });
-        Ok(Start { client: Rc::new(Client(Mutex::new(channel))), listener, inherited })
+        Ok(ExporterStart { client: Rc::new(SupervisorClient(Mutex::new(channel))), listener, inherited })
     }
 }
 
 /// Requests to the supervising process, one at a time.
-pub struct Client(Mutex<OwnedFd>);
+pub struct SupervisorClient(Mutex<OwnedFd>);
 
 /// A connection to the node behind a guard.
-pub struct Guarded {
+pub struct GuardedSockets {
     /// For requests to the node.
     pub stream: UnixStream,
-    /// The guard's [notices](crate::ipc::guard::Notice).
+    /// The guard's [notices](crate::ipc::guard::TimedEvent).
     pub events: UnixStream,
-    /// What happens to the guard: a byte each, and the end when the connection is closed.
+    /// Notices about the guard: a byte each, and the end when the connection is closed.
     pub notices: UnixStream,
     /// The guard's process.
     pub guard: i32,
@@ -70,14 +70,17 @@ pub struct Guarded {
     pub inherited: bool,
 }
 
-impl Client {
+impl SupervisorClient {
     /// Connects to the node.
-    pub async fn connect(&self, trace_budget: Option<Duration>) -> Result<Result<Guarded, Failure>> {
-        let (reply, fds) = self.request(Request::Connect { trace_budget }).await?;
+    pub async fn connect(
+        &self,
+        trace_budget: Option<Duration>,
+    ) -> Result<Result<GuardedSockets, ConnectFailure>> {
+        let (reply, fds) = self.request(SupervisorRequest::Connect { trace_budget }).await?;
         let (guard, node, inherited) = match reply {
-            Reply::Connected { guard, node, inherited } => (guard, node, inherited),
-            Reply::Failed(failure) => return Ok(Err(failure)),
-            Reply::Usage { .. } => bail!("the supervising process answered another request"),
+            SupervisorReply::Connected { guard, node, inherited } => (guard, node, inherited),
+            SupervisorReply::Failed(failure) => return Ok(Err(failure)),
+            SupervisorReply::Usage { .. } => bail!("the supervising process answered another request"),
         };
         let fds: [OwnedFd; CONNECTION_FDS] =
             fds.try_into().map_err(|_| anyhow!("no descriptor is left for a connection to the node"))?;
@@ -87,7 +90,7 @@ impl Client {
             UnixStream::from_std(stream)
         };
         let [connection, events, notices] = fds;
-        Ok(Ok(Guarded {
+        Ok(Ok(GuardedSockets {
             stream: stream(connection)?,
             events: stream(events)?,
             notices: stream(notices)?,
@@ -100,7 +103,8 @@ impl Client {
     /// Open descriptors of the node's process, and the bytes that it read from and wrote to disks; `None` for what cannot be
     /// seen.
     pub async fn usage(&self) -> (Option<u64>, Option<(u64, u64)>) {
-        let Ok((Reply::Usage { fds, read_bytes, write_bytes }, _)) = self.request(Request::Usage).await
+        let Ok((SupervisorReply::Usage { fds, read_bytes, write_bytes }, _)) =
+            self.request(SupervisorRequest::Usage).await
         else {
             return (None, None);
         };
@@ -108,15 +112,15 @@ impl Client {
         (number(fds), number(read_bytes).zip(number(write_bytes)))
     }
 
-    async fn request(&self, request: Request) -> io::Result<(Reply, Vec<OwnedFd>)> {
+    async fn request(&self, request: SupervisorRequest) -> io::Result<(SupervisorReply, Vec<OwnedFd>)> {
         let channel = self.0.lock().await;
         // The reply to a request that was given up.
-        while Reply::receive(&channel).is_ok() {}
+        while SupervisorReply::receive(&channel).is_ok() {}
         request.send(&channel)?;
         let watched = sys::watched(channel.try_clone()?)?;
         loop {
             let mut ready = watched.readable().await?;
-            match Reply::receive(&channel) {
+            match SupervisorReply::receive(&channel) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                 received => return received,
             }

@@ -1,4 +1,4 @@
-//! One connection to the node and the guard on it. The descriptor is kept until the guard has closed the connection, so that a
+//! One connection to the node and the guard on it. The descriptor is kept until the guard has closed the connection, and a
 //! killed guard does not close it and can be replaced.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,23 +9,23 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::Pid;
 
-use super::channel::Reply;
-use super::node_socket::{errno, peer};
+use super::channel::SupervisorReply;
+use super::node_socket::{errno, peer_pid};
 use crate::cli;
-use crate::ipc::guard::{self, Record};
+use crate::ipc::guard::{self, SubscriptionStore};
 
 /// Between two attempts to start a replacement, when there are no memory or no descriptors for it.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What the exporter is told about its guard: a byte each.
-pub struct Notices(OwnedFd);
+/// Notices for the exporter about its guard: a byte each.
+pub struct GuardNotices(OwnedFd);
 
 /// The replacement of a killed guard runs. Other bytes are the signal that killed or stopped a guard.
 pub const REPLACED: u8 = 0;
 /// Added to a signal that stopped the guard, which was resumed.
 pub const STOPPED: u8 = 0x80;
 
-impl Notices {
+impl GuardNotices {
     fn send(&self, notice: u8) {
         use std::os::fd::AsRawFd;
         let _ = send(self.0.as_raw_fd(), &[notice], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
@@ -33,31 +33,32 @@ impl Notices {
 }
 
 /// A connection to the node.
-pub struct Connection {
+pub struct GuardedConnection {
     node: OwnedFd,
-    record: Record,
-    notices: Notices,
+    store: SubscriptionStore,
+    notices: GuardNotices,
     /// `None` while a killed guard has no replacement.
     guard: Option<Pid>,
     retry_at: Instant,
     logged: bool,
 }
 
-impl Connection {
+impl GuardedConnection {
     /// Starts a guard on the node's socket; returns the exporter's ends.
     pub fn start(
         node: OwnedFd,
         inherited: bool,
         trace_budget: Option<Duration>,
-    ) -> Result<(Self, Reply, [OwnedFd; super::channel::CONNECTION_FDS])> {
-        let record = Record::new()?;
+    ) -> Result<(Self, SupervisorReply, [OwnedFd; super::channel::CONNECTION_FDS])> {
+        let store = SubscriptionStore::new()?;
         let (notices, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let started = guard::start(&node, &record, trace_budget, false)?;
-        let reply = Reply::Connected { guard: started.pid.as_raw(), node: peer(&node), inherited };
-        let connection = Connection {
+        let started = guard::start(&node, &store, trace_budget, false)?;
+        let reply =
+            SupervisorReply::Connected { guard: started.pid.as_raw(), node: peer_pid(&node), inherited };
+        let connection = GuardedConnection {
             node,
-            record,
-            notices: Notices(notices.into()),
+            store,
+            notices: GuardNotices(notices.into()),
             guard: Some(started.pid),
             retry_at: Instant::now(),
             logged: false,
@@ -67,7 +68,7 @@ impl Connection {
 
     /// The process on the other end.
     pub fn node(&self) -> i32 {
-        peer(&self.node)
+        peer_pid(&self.node)
     }
 
     /// Whether this process is its guard.
@@ -112,7 +113,7 @@ impl Connection {
             return Some(self.retry_at);
         }
         // The exporter's ends of its connections are closed at once.
-        match guard::start(&self.node, &self.record, None, true) {
+        match guard::start(&self.node, &self.store, None, true) {
             Ok(started) => {
                 self.guard = Some(started.pid);
                 self.notices.send(REPLACED);
@@ -134,10 +135,12 @@ impl Connection {
 /// Sends the answer to a request for a connection.
 pub fn answer(
     channel: &OwnedFd,
-    started: Result<(Reply, [OwnedFd; super::channel::CONNECTION_FDS])>,
+    started: Result<(SupervisorReply, [OwnedFd; super::channel::CONNECTION_FDS])>,
 ) -> std::io::Result<()> {
     match started {
         Ok((reply, fds)) => reply.send(channel, &fds.each_ref().map(OwnedFd::as_fd)),
-        Err(error) => Reply::Failed(super::channel::Failure::Guard(errno(&error))).send(channel, &[]),
+        Err(error) => {
+            SupervisorReply::Failed(super::channel::ConnectFailure::Guard(errno(&error))).send(channel, &[])
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::EXPORTER;
 use crate::cli;
 use crate::ipc::guard;
 
-/// The environment variable that says whether this is a container: 1 or 0. Without it, containers are detected.
+/// The environment variable for whether this is a container: 1 or 0. Without it, containers are detected.
 pub const IN_CONTAINER: &str = "BITCOIND_IPC_EXPORTER_IN_CONTAINER";
 
 /// Whether guards would not survive the end of this process. That of PID 1 is the end of its namespace.

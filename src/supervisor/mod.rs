@@ -19,17 +19,17 @@ mod container;
 mod node_socket;
 mod process;
 
-pub use channel::{Failure, Request};
-pub use client::{Client, Guarded, Inherited, Start};
+pub use channel::{ConnectFailure, SupervisorRequest};
+pub use client::{ExporterStart, GuardedSockets, InheritedConnection, SupervisorClient};
 pub use connection::{REPLACED, STOPPED};
 pub use container::IN_CONTAINER;
 pub use node_socket::NodeSocket;
-pub use process::{Supervised, run};
+pub use process::{SupervisorConfig, run};
 
 /// The first argument of the exporter's process. It is followed by the supervising process's id, the descriptors of the channel
 /// and of the HTTP listener (`-`: none), how the inherited connection is described, and the arguments of the user.
 pub const EXPORTER: &str = "--exporter";
 
-/// The name that `ps` and `top` show for the exporter's process. It is not that of the supervising process, so that `pkill` and
+/// The name that `ps` and `top` show for the exporter's process. It is not that of the supervising process, and `pkill` and
 /// `pidof` with its name find the process to signal, once.
 const EXPORTER_NAME: &std::ffi::CStr = c"bitcoind-exporter";

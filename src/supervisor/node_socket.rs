@@ -10,7 +10,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use super::channel::Failure;
+use super::channel::ConnectFailure;
 
 /// The connection that was inherited, once, and the path to connect to.
 pub struct NodeSocket {
@@ -21,7 +21,7 @@ pub struct NodeSocket {
 impl NodeSocket {
     /// The inherited descriptor must be a connected stream socket.
     pub fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
-        let inherited = inherited.map(checked).transpose()?;
+        let inherited = inherited.map(check_stream_socket).transpose()?;
         Ok(NodeSocket { inherited, path })
     }
 
@@ -36,11 +36,11 @@ impl NodeSocket {
     }
 
     /// A connection, and whether it is the inherited one. Never waits: a node that hangs accepts no more connections.
-    pub fn open(&mut self) -> Result<(OwnedFd, bool), Failure> {
+    pub fn open(&mut self) -> Result<(OwnedFd, bool), ConnectFailure> {
         if let Some(fd) = self.inherited.take() {
             return Ok((fd, true));
         }
-        let path = self.path.as_ref().ok_or(Failure::NoPath)?;
+        let path = self.path.as_ref().ok_or(ConnectFailure::NoPath)?;
         let connected = || -> nix::Result<OwnedFd> {
             let address = UnixAddr::new(path)?;
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -48,12 +48,12 @@ impl NodeSocket {
             connect(fd.as_raw_fd(), &address)?;
             Ok(fd)
         };
-        connected().map(|fd| (fd, false)).map_err(|error| Failure::Connect(error as i32))
+        connected().map(|fd| (fd, false)).map_err(|error| ConnectFailure::Connect(error as i32))
     }
 }
 
 /// The process that listens on the other end; 0 if it is in another PID namespace.
-pub fn peer(fd: &OwnedFd) -> i32 {
+pub fn peer_pid(fd: &OwnedFd) -> i32 {
     getsockopt(fd, sockopt::PeerCredentials).map_or(0, |peer| peer.pid())
 }
 
@@ -63,7 +63,7 @@ pub fn errno(error: &anyhow::Error) -> i32 {
     io.or_else(|| error.downcast_ref::<Errno>().map(|errno| *errno as i32)).unwrap_or(Errno::EIO as i32)
 }
 
-fn checked(fd: OwnedFd) -> Result<OwnedFd> {
+fn check_stream_socket(fd: OwnedFd) -> Result<OwnedFd> {
     let wants = "it must be a connected stream socket";
     let kind = getsockopt(&fd, sockopt::SockType)
         .map_err(|_| anyhow!("the inherited file descriptor is not a socket; {wants}"))?;
@@ -94,7 +94,7 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let mut socket = NodeSocket::new(Some(ours.into()), None).unwrap();
         assert!(socket.open().unwrap().1, "the inherited one");
-        assert_eq!(socket.open().unwrap_err(), Failure::NoPath);
+        assert_eq!(socket.open().unwrap_err(), ConnectFailure::NoPath);
     }
 
     #[test]
@@ -102,11 +102,11 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("node.sock");
         let mut socket = NodeSocket::new(None, Some(path.clone())).unwrap();
-        assert_eq!(socket.open().unwrap_err(), Failure::Connect(Errno::ENOENT as i32));
+        assert_eq!(socket.open().unwrap_err(), ConnectFailure::Connect(Errno::ENOENT as i32));
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let (connected, inherited) = socket.open().unwrap();
-        assert_eq!((peer(&connected), inherited), (std::process::id() as i32, false));
+        assert_eq!((peer_pid(&connected), inherited), (std::process::id() as i32, false));
         drop(listener);
-        assert_eq!(socket.open().unwrap_err(), Failure::Connect(Errno::ECONNREFUSED as i32));
+        assert_eq!(socket.open().unwrap_err(), ConnectFailure::Connect(Errno::ECONNREFUSED as i32));
     }
 }

@@ -21,21 +21,21 @@ use nix::unistd::{Pid, getpid, getppid};
 use procfs::process::Process;
 use sd_notify::NotifyState;
 
-use super::channel::{self, Failure, Reply, Request};
-use super::connection::{self, Connection};
+use super::channel::{self, ConnectFailure, SupervisorReply, SupervisorRequest};
+use super::connection::{self, GuardedConnection};
 use super::node_socket::NodeSocket;
 use super::{EXPORTER, EXPORTER_NAME, container};
-use crate::{cli, http, priority, sys, systemd};
+use crate::{cli, http, scheduling, sys, systemd};
 
-/// How often the last processes are looked for, after the exporter has ended.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often the last processes are checked, after the exporter has ended.
+const REAP_INTERVAL: Duration = Duration::from_millis(20);
 /// How long guards are waited for after the exporter's end, where they survive the end of this process.
-const LINGER: Duration = Duration::from_secs(1);
+const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections to the node at once. The exporter keeps to fewer.
 const MAX_CONNECTIONS: usize = 8;
 
-/// What the supervising process has for the exporter.
-pub struct Supervised {
+/// The configuration of the supervising process.
+pub struct SupervisorConfig {
     /// Where the node is.
     pub node: NodeSocket,
     /// The HTTP socket that the service manager passed.
@@ -46,13 +46,13 @@ pub struct Supervised {
 
 /// Runs the exporter with the arguments of this process. Returns when it and, where they would not survive, its guards have
 /// ended: with the exporter's exit code, or as the signal does that ended it.
-pub fn run(supervised: Supervised) -> Result<ExitCode> {
+pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     let waits_for_guards = container::ends_all()?;
     sys::reset_signal(Signal::SIGCHLD)?;
     // The exporter and the guards inherit it: no set-user-ID program gives them privileges.
     let _ = prctl::set_no_new_privs();
     if waits_for_guards {
-        // What an exporter beside this one leaves behind becomes a child of this process.
+        // Guards of an exporter beside this one become children of this process.
         prctl::set_child_subreaper(true)?;
     }
     let signals = SigSet::all();
@@ -61,24 +61,24 @@ pub fn run(supervised: Supervised) -> Result<ExitCode> {
     let (channel, theirs) = channel::pair()?;
     let exporter = spawn(&supervised, &theirs)?;
     drop(theirs);
-    let Supervised { node, socket_file, listener } = supervised;
+    let SupervisorConfig { node, socket_file, listener } = supervised;
     drop(listener);
-    priority::survive_out_of_memory();
+    scheduling::protect_from_oom_kill();
     // Its memory and its descriptors are not for other processes of its user.
     let _ = prctl::set_dumpable(false);
     let mut supervisor =
         Supervisor { exporter, channel: Some(channel), node, connections: Vec::new(), ended: None };
-    let status = supervisor.until_exporter_ends(&signals)?;
+    let status = supervisor.wait_for_exporter(&signals)?;
     supervisor.channel = None;
     if let Some(path) = socket_file {
         let _ = http::remove_stale_socket(&path);
     }
     supervisor.wait_for_guards(waits_for_guards)?;
-    end_as(status)
+    exit_like(status)
 }
 
 /// Starts the exporter's process, which inherits the channel and the listener.
-fn spawn(supervised: &Supervised, channel: &OwnedFd) -> Result<Pid> {
+fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
     let inherits = |fd: &OwnedFd| -> Result<String> {
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
         Ok(fd.as_raw_fd().to_string())
@@ -107,20 +107,20 @@ struct Supervisor {
     /// `None` after the exporter has closed its end.
     channel: Option<OwnedFd>,
     node: NodeSocket,
-    connections: Vec<Connection>,
+    connections: Vec<GuardedConnection>,
     /// How the exporter ended.
     ended: Option<WaitStatus>,
 }
 
 impl Supervisor {
     /// Forwards signals and answers requests until the exporter has ended; returns how.
-    fn until_exporter_ends(&mut self, signals: &SignalFd) -> Result<WaitStatus> {
+    fn wait_for_exporter(&mut self, signals: &SignalFd) -> Result<WaitStatus> {
         loop {
             self.reap()?;
             if let Some(status) = self.ended {
                 return Ok(status);
             }
-            let retry_at = self.connections.iter_mut().filter_map(Connection::replace).min();
+            let retry_at = self.connections.iter_mut().filter_map(GuardedConnection::replace).min();
             let timeout = retry_at.map_or(PollTimeout::NONE, |at| {
                 PollTimeout::try_from(at.saturating_duration_since(Instant::now()))
                     .unwrap_or(PollTimeout::MAX)
@@ -152,21 +152,21 @@ impl Supervisor {
         }
     }
 
-    /// Answers one request. An exporter that does not keep to the format is not listened to any more.
+    /// Answers one request. Requests of an exporter that violates the format are ignored from then on.
     fn answer(&mut self) {
         let Some(channel) = self.channel.take() else { return };
-        let answered = match Request::receive(&channel) {
-            Ok(Some(Request::Connect { trace_budget })) => self.connect(&channel, trace_budget),
-            Ok(Some(Request::Usage)) => self.usage().send(&channel, &[]),
-            Ok(Some(Request::Ready)) => {
+        let answered = match SupervisorRequest::receive(&channel) {
+            Ok(Some(SupervisorRequest::Connect { trace_budget })) => self.connect(&channel, trace_budget),
+            Ok(Some(SupervisorRequest::Usage)) => self.usage().send(&channel, &[]),
+            Ok(Some(SupervisorRequest::Ready)) => {
                 systemd::notify(NotifyState::Ready);
                 Ok(())
             }
-            Ok(Some(Request::Watchdog)) => {
+            Ok(Some(SupervisorRequest::Watchdog)) => {
                 systemd::notify(NotifyState::Watchdog);
                 Ok(())
             }
-            Ok(Some(Request::Stopping)) => {
+            Ok(Some(SupervisorRequest::Stopping)) => {
                 systemd::notify(NotifyState::Stopping);
                 Ok(())
             }
@@ -185,27 +185,28 @@ impl Supervisor {
 
     fn connect(&mut self, channel: &OwnedFd, trace_budget: Option<Duration>) -> std::io::Result<()> {
         if self.connections.len() >= MAX_CONNECTIONS {
-            return Reply::Failed(Failure::Busy).send(channel, &[]);
+            return SupervisorReply::Failed(ConnectFailure::Busy).send(channel, &[]);
         }
         let (node, inherited) = match self.node.open() {
             Ok(opened) => opened,
-            Err(failure) => return Reply::Failed(failure).send(channel, &[]),
+            Err(failure) => return SupervisorReply::Failed(failure).send(channel, &[]),
         };
-        let started = Connection::start(node, inherited, trace_budget).map(|(connection, reply, fds)| {
-            self.connections.push(connection);
-            (reply, fds)
-        });
+        let started =
+            GuardedConnection::start(node, inherited, trace_budget).map(|(connection, reply, fds)| {
+                self.connections.push(connection);
+                (reply, fds)
+            });
         connection::answer(channel, started)
     }
 
     /// Of the process at the other end of the newest connection.
-    fn usage(&self) -> Reply {
-        let pid = self.connections.last().map_or(0, Connection::node);
+    fn usage(&self) -> SupervisorReply {
+        let pid = self.connections.last().map_or(0, GuardedConnection::node);
         let process = Some(pid).filter(|&pid| pid > 0).and_then(|pid| Process::new(pid).ok());
         let fds = process.as_ref().and_then(|process| process.fd_count().ok());
         let io = process.as_ref().and_then(|process| process.io().ok());
         let number = |value: Option<u64>| value.and_then(|value| i64::try_from(value).ok()).unwrap_or(-1);
-        Reply::Usage {
+        SupervisorReply::Usage {
             fds: number(fds.map(|fds| fds as u64)),
             read_bytes: number(io.as_ref().map(|io| io.read_bytes)),
             write_bytes: number(io.as_ref().map(|io| io.write_bytes)),
@@ -242,13 +243,13 @@ impl Supervisor {
     /// Waits for guards, and as PID 1 for all other exporters of the container. Where they survive this process, it waits for
     /// a second, and longer only for the replacement of a killed one.
     fn wait_for_guards(&mut self, survives_none: bool) -> Result<()> {
-        let deadline = Instant::now() + LINGER;
+        let deadline = Instant::now() + GUARD_EXIT_TIMEOUT;
         let mut signaled = HashSet::new();
         loop {
             let others = container::is_pid_1() && container::end_others(&mut signaled);
             let has_children = self.reap()?;
-            let _ = self.connections.iter_mut().filter_map(Connection::replace).count();
-            let is_unguarded = self.connections.iter().any(Connection::is_unguarded);
+            let _ = self.connections.iter_mut().filter_map(GuardedConnection::replace).count();
+            let is_unguarded = self.connections.iter().any(GuardedConnection::is_unguarded);
             let is_done = match survives_none {
                 true => !has_children && !others,
                 false => self.connections.is_empty() || Instant::now() > deadline,
@@ -256,13 +257,13 @@ impl Supervisor {
             if is_done && !is_unguarded {
                 return Ok(());
             }
-            std::thread::sleep(LOOK_INTERVAL);
+            std::thread::sleep(REAP_INTERVAL);
         }
     }
 }
 
 /// Ends this process as the exporter has ended.
-fn end_as(status: WaitStatus) -> Result<ExitCode> {
+fn exit_like(status: WaitStatus) -> Result<ExitCode> {
     match status {
         WaitStatus::Exited(_, code) => exit(code),
         WaitStatus::Signaled(_, signal, _) => {
@@ -299,7 +300,7 @@ pub(super) fn end_with_parent(parent: Pid) -> Result<()> {
     }
     let _ = prctl::set_name(EXPORTER_NAME);
     SigSet::all().thread_unblock()?;
-    priority::give_way_in_memory();
+    scheduling::prefer_for_oom_kill();
     systemd::close_inherited();
     Ok(())
 }

@@ -14,7 +14,7 @@ use nix::time::ClockId;
 use procfs::process::Process;
 
 use super::file_locks::{self, FileId};
-use crate::node_process::{Node, without_mark};
+use crate::node_process::{NodeProcess, without_mark};
 use crate::sys;
 
 /// Names of binaries that hold a node.
@@ -23,12 +23,12 @@ const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-
 /// A process of a node's binary, and the evidence of which node it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    pub node: Node,
+    pub node: NodeProcess,
     /// The process that started it.
     pub parent: i32,
     /// Since it was started.
     pub age: Duration,
-    /// What it has locked: see [`file_locks`].
+    /// The files that it has locked: see [`file_locks`].
     pub locks: BTreeSet<FileId>,
     /// Its arguments, the program first.
     pub command: Vec<Vec<u8>>,
@@ -38,7 +38,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// Of this process; `None` if it has ended.
-    pub fn of(node: &Node) -> Option<Self> {
+    pub fn from_process(node: &NodeProcess) -> Option<Self> {
         Self::read(node.pid, node.binary.clone(), file_locks::held().remove(&node.pid).unwrap_or_default())
     }
 
@@ -53,7 +53,7 @@ impl Candidate {
         let cgroups =
             cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).map(String::from).collect();
         Some(Candidate {
-            node: Node { pid, started: stat.starttime, binary },
+            node: NodeProcess { pid, started: stat.starttime, binary },
             parent: stat.ppid,
             age: booted.saturating_sub(started),
             locks,
@@ -95,59 +95,59 @@ impl Candidate {
 #[derive(Default)]
 pub struct Scanner {
     /// The processes of the last scan, by their ids.
-    seen: Vec<Seen>,
+    seen: Vec<SeenProcess>,
     /// Up to this process those were reviewed that are there for long.
     reviewed: i32,
 }
 
-struct Seen {
+struct SeenProcess {
     pid: i32,
-    /// In so many scans, up to [`YOUNG`].
+    /// In so many scans, up to [`MIN_SCANS`].
     scans: u32,
     is_candidate: bool,
 }
 
 /// A process may be started as something else, like systemd's executor or a shell, and become the node later: it is looked at in so many
 /// scans.
-const YOUNG: u32 = 10;
+const MIN_SCANS: u32 = 10;
 /// Of those that are there for longer, so many are looked at in each scan.
-const REVIEWED: usize = 50;
+const MAX_REVIEWS: usize = 50;
 
 impl Scanner {
     /// All processes of this binary; without one, of all binaries that hold a node, and of `last`, that of the node which has ended.
     pub fn scan(&mut self, binary: Option<&Path>, last: Option<&Path>) -> Result<Vec<Candidate>> {
         let pids = pids().context("cannot list processes; is /proc mounted?")?;
-        let found = self.look_at(&pids, matcher(binary, last));
+        let found = self.inspect(&pids, matcher(binary, last));
         let mut locks = if found.is_empty() { BTreeMap::new() } else { file_locks::held() };
         let read = |(pid, binary)| Candidate::read(pid, binary, locks.remove(&pid).unwrap_or_default());
         Ok(found.into_iter().filter_map(read).collect())
     }
 
-    /// Those of these processes, in ascending order, that are the node's. Does not look at all of them: see [`YOUNG`] and [`REVIEWED`].
-    fn look_at<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
+    /// Those of these processes, in ascending order, that are the node's. Does not look at all of them: see [`MIN_SCANS`] and [`MAX_REVIEWS`].
+    fn inspect<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
         let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
         let (mut found, mut reviews) = (Vec::new(), 0);
         for &pid in pids {
             while before.next_if(|it| it.pid < pid).is_some() {}
             let seen = before.next_if(|it| it.pid == pid);
-            let mut seen = seen.unwrap_or(Seen { pid, scans: 0, is_candidate: false });
-            let is_old = seen.scans >= YOUNG && !seen.is_candidate;
-            let is_reviewed = is_old && pid > self.reviewed && reviews < REVIEWED;
+            let mut seen = seen.unwrap_or(SeenProcess { pid, scans: 0, is_candidate: false });
+            let is_old = seen.scans >= MIN_SCANS && !seen.is_candidate;
+            let is_reviewed = is_old && pid > self.reviewed && reviews < MAX_REVIEWS;
             if !is_old || is_reviewed {
                 let binary = is_node(pid);
                 seen.is_candidate = binary.is_some();
-                seen.scans = (seen.scans + 1).min(YOUNG);
+                seen.scans = (seen.scans + 1).min(MIN_SCANS);
                 found.extend(binary.map(|binary| (pid, binary)));
             }
             if is_reviewed {
                 reviews += 1;
-                if reviews == REVIEWED {
+                if reviews == MAX_REVIEWS {
                     self.reviewed = pid;
                 }
             }
             self.seen.push(seen);
         }
-        if reviews < REVIEWED {
+        if reviews < MAX_REVIEWS {
             self.reviewed = 0;
         }
         found
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scan_looks_at_new_processes_and_at_a_few_of_the_others() {
+    fn scan_inspects_new_processes_and_a_few_others() {
         let mut scanner = Scanner::default();
         let mut pids: Vec<i32> = (1..=1000).collect();
         let looked = RefCell::new(Vec::new());
@@ -219,21 +219,21 @@ mod tests {
                 looked.borrow_mut().push(pid);
                 (pid == node).then_some(())
             };
-            let found = scanner.look_at(pids, look);
+            let found = scanner.inspect(pids, look);
             (found, looked.borrow().clone())
         };
-        for _ in 0..YOUNG {
+        for _ in 0..MIN_SCANS {
             assert_eq!(scan(&pids, 7).1.len(), 1000);
         }
         // The node is looked at always.
         let (found, looked) = scan(&pids, 7);
-        assert_eq!((found, looked.len()), (vec![(7, ())], 1 + REVIEWED));
+        assert_eq!((found, looked.len()), (vec![(7, ())], 1 + MAX_REVIEWS));
         pids.push(1001);
         let (found, looked) = scan(&pids, 1001);
-        assert_eq!((found, looked.len()), (vec![(1001, ())], 2 + REVIEWED));
+        assert_eq!((found, looked.len()), (vec![(1001, ())], 2 + MAX_REVIEWS));
         // An old process that becomes the node is found within so many scans.
         let scans = (1..20).find(|_| !scan(&pids, 500).0.is_empty());
-        assert!(scans.is_some_and(|scans| scans <= 1 + 1000 / REVIEWED), "{scans:?}");
+        assert!(scans.is_some_and(|scans| scans <= 1 + 1000 / MAX_REVIEWS), "{scans:?}");
         // One that has ended is forgotten: its id may be used again.
         assert!(scan(&[1001], 0).0.is_empty());
         assert_eq!(scan(&pids, 3).0, [(3, ())]);

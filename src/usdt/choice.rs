@@ -9,13 +9,13 @@ use super::file_locks::FileId;
 
 /// A process without a lock is a node only when it is older than this: `-version`, a child that runs the command of `-blocknotify` next, and a
 /// node that has not come to its data directory yet.
-const SETTLED: Duration = Duration::from_secs(1);
+const MIN_NODE_AGE: Duration = Duration::from_secs(1);
 /// A node that looks like another one than that which has ended is traced only when it is older than this.
-const LOOKS_DIFFERENT: Duration = Duration::from_secs(10);
+const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
-/// What a user names besides the binary.
+/// The user's selection besides the binary.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Named<'a> {
+pub struct UserSelection<'a> {
     /// Whether all candidates are of the binary that the user named.
     pub binary: bool,
     pub datadir: Option<&'a Path>,
@@ -24,9 +24,9 @@ pub struct Named<'a> {
     pub unit: Option<&'a str>,
 }
 
-/// What is known of the node that ended, or is traced.
+/// Evidence of the node that ended, or is traced.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct KnownNode {
     pub candidate: Candidate,
     /// Processes of its binary that ran beside it: pid and start.
     pub beside: BTreeSet<(i32, u64)>,
@@ -34,7 +34,7 @@ pub struct Known {
     pub children: BTreeSet<(i32, u64)>,
 }
 
-impl Known {
+impl KnownNode {
     /// Replaces what it has locked by what it has locked now: another node may lock a file that it has released. A node that shuts
     /// down releases all of it, and is known by what it had.
     pub fn update_locks(&mut self, now: &BTreeSet<FileId>) {
@@ -44,16 +44,16 @@ impl Known {
     }
 }
 
-/// What is known of other nodes, as long as the exporter runs.
+/// Evidence of other nodes, kept as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
-pub struct Others {
+pub struct OtherNodes {
     /// There are some, or the user named a process: a node that looks different is another one.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
     pub services: BTreeSet<String>,
 }
 
-/// What was decided.
+/// A decision.
 #[derive(Debug, PartialEq)]
 pub enum Choice {
     /// This is the node.
@@ -65,13 +65,18 @@ pub enum Choice {
 }
 
 /// The node among these processes. `last` is the one that has ended.
-pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Others) -> Choice {
+pub fn choose(
+    all: &[Candidate],
+    named: UserSelection,
+    last: Option<&KnownNode>,
+    others: &OtherNodes,
+) -> Choice {
     let mut rest: Vec<&Candidate> = all.iter().collect();
     if let Some(last) = last {
         rest.retain(|it| it.id() != last.candidate.id());
     }
     if let Some(datadir) = named.datadir {
-        rest = of_datadir(&rest, datadir, named.datadir_locks);
+        rest = with_datadir(&rest, datadir, named.datadir_locks);
     }
     if let Some(unit) = named.unit {
         rest.retain(|it| it.is_in_unit(unit));
@@ -79,7 +84,7 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
     let is_named = named.datadir.is_some() || named.unit.is_some();
     let (mut different, mut waits) = (None, false);
     if let (Some(last), false) = (last, is_named) {
-        let shares_lock = |it: &&&Candidate| has_its_locks(it, last) && !is_another(it, last, others);
+        let shares_lock = |it: &&&Candidate| shares_locks(it, last) && !is_another(it, last, others);
         let likeness = |it: &&&Candidate| (shared_locks(it, last), it.command == last.candidate.command);
         if let Some(same) = rest.iter().filter(shares_lock).max_by_key(likeness) {
             return Choice::Node((*same).clone());
@@ -92,7 +97,7 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
         let parents: Vec<_> = rest.iter().map(|it| it.parent).collect();
         rest.retain(|it| !parents.contains(&it.node.pid));
         // It may be a second node.
-        if rest.iter().any(|it| it.age <= SETTLED) {
+        if rest.iter().any(|it| it.age <= MIN_NODE_AGE) {
             return Choice::Soon;
         }
     }
@@ -115,9 +120,9 @@ pub fn choose(all: &[Candidate], named: Named, last: Option<&Known>, others: &Ot
 /// Without those that are not the next node as far as is known. Besides, one that is another node, and whether one may become the next.
 fn after<'a>(
     mut rest: Vec<&'a Candidate>,
-    named: Named,
-    last: &Known,
-    others: &Others,
+    named: UserSelection,
+    last: &KnownNode,
+    others: &OtherNodes,
 ) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
     // Beside what had nothing locked, which may have been no node, the node may have run.
     let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
@@ -136,7 +141,7 @@ fn after<'a>(
         rest.into_iter().partition(|it| !it.locks.is_empty() && is_alike(it, last, others));
     let (mut different, mut waits) = (None, false);
     for it in unlike {
-        match (others.exist, it.age > LOOKS_DIFFERENT) {
+        match (others.exist, it.age > DIFFERENT_NODE_DELAY) {
             (true, _) if it.locks.is_empty() => waits = true,
             (true, _) => different = Some(it),
             (false, true) => next.push(it),
@@ -147,7 +152,7 @@ fn after<'a>(
 }
 
 /// A process that holds the lock of this data directory; where its lock cannot be seen, one whose command line names it.
-fn of_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
+fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
     let Some(files) = locks else {
         return all.iter().copied().filter(|it| it.names_datadir(datadir)).collect();
     };
@@ -162,21 +167,21 @@ fn of_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]
 }
 
 /// Whether it was started as the node that has ended, and no other node is: for example with a new data directory.
-fn is_alike(it: &Candidate, last: &Known, others: &Others) -> bool {
+fn is_alike(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     let same_service = it.service().is_some_and(|service| {
         last.candidate.service() == Some(service) && !others.services.contains(service)
     });
     same_service || (it.command == last.candidate.command && !others.commands.contains(&it.command))
 }
 
-fn shared_locks(it: &Candidate, last: &Known) -> usize {
+fn shared_locks(it: &Candidate, last: &KnownNode) -> usize {
     it.locks.intersection(&last.candidate.locks).count()
 }
 
 /// Whether it holds locks of the node that has ended. A node locks its data directory, its blocks and its databases. With -reindex it makes
-/// the databases anew, so that another node can have a file with the number of one of theirs: one of several is no evidence for a node that
+/// the databases anew, and another node can get a file with the inode number of one of theirs: one of several is no evidence for a node that
 /// was started otherwise.
-fn has_its_locks(it: &Candidate, last: &Known) -> bool {
+fn shares_locks(it: &Candidate, last: &KnownNode) -> bool {
     let by_chance =
         it.locks.len().min(last.candidate.locks.len()) > 1 && it.command != last.candidate.command;
     shared_locks(it, last) > usize::from(by_chance)
@@ -184,7 +189,7 @@ fn has_its_locks(it: &Candidate, last: &Known) -> bool {
 
 /// Whether it was started as a known other node was, and not as the node that has ended. A file system uses the numbers of deleted files
 /// again: where both data directories were made anew, it may hold a lock of the same number.
-fn is_another(it: &Candidate, last: &Known, others: &Others) -> bool {
+fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
@@ -192,10 +197,10 @@ fn is_another(it: &Candidate, last: &Known, others: &Others) -> bool {
 /// the node that was started beside `bitcoind -help | less`.
 pub fn successor(
     all: &[Candidate],
-    named: Named,
-    present: &Known,
-    last: Option<&Known>,
-    others: &Others,
+    named: UserSelection,
+    present: &KnownNode,
+    last: Option<&KnownNode>,
+    others: &OtherNodes,
 ) -> Option<Candidate> {
     if !present.candidate.locks.is_empty() {
         return None;
@@ -217,7 +222,7 @@ pub fn successor(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node_process::Node;
+    use crate::node_process::NodeProcess;
 
     const DATADIR: u64 = 7;
     const ANOTHER: u64 = 8;
@@ -229,7 +234,7 @@ mod tests {
     /// A process that has locked these files, an hour old.
     fn process(pid: i32, locks: &[u64]) -> Candidate {
         Candidate {
-            node: Node { pid, started: 1, binary: "/usr/bin/bitcoin-node".into() },
+            node: NodeProcess { pid, started: 1, binary: "/usr/bin/bitcoin-node".into() },
             parent: 0,
             age: Duration::from_secs(3600),
             locks: locks.iter().copied().map(lock).collect(),
@@ -246,38 +251,42 @@ mod tests {
         Candidate { parent, ..young(pid, locks) }
     }
 
-    fn known(candidate: Candidate) -> Known {
-        Known { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
+    fn known(candidate: Candidate) -> KnownNode {
+        KnownNode { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
     }
 
-    fn others() -> Others {
-        Others { exist: true, ..Others::default() }
+    fn others() -> OtherNodes {
+        OtherNodes { exist: true, ..OtherNodes::default() }
     }
 
     /// The process that is chosen, of those that run, after `last`.
-    fn chosen(all: &[Candidate], last: Option<&Known>, others: &Others) -> Option<i32> {
-        match choose(all, Named::default(), last, others) {
+    fn chosen(all: &[Candidate], last: Option<&KnownNode>, others: &OtherNodes) -> Option<i32> {
+        match choose(all, UserSelection::default(), last, others) {
             Choice::Node(node) => Some(node.node.pid),
             _ => None,
         }
     }
 
     fn alone(all: &[Candidate]) -> Option<i32> {
-        chosen(all, None, &Others::default())
+        chosen(all, None, &OtherNodes::default())
     }
 
     #[test]
-    fn one_that_has_settled_or_has_a_lock_is_the_node() {
+    fn settled_or_locking_process_is_the_node() {
         assert_eq!(alone(&[process(1, &[])]), Some(1));
         assert_eq!(alone(&[young(1, &[DATADIR])]), Some(1));
-        assert_eq!(choose(&[young(1, &[])], Named::default(), None, &Others::default()), Choice::Soon);
+        assert_eq!(
+            choose(&[young(1, &[])], UserSelection::default(), None, &OtherNodes::default()),
+            Choice::Soon
+        );
         assert_eq!(alone(&[]), None);
     }
 
     #[test]
-    fn of_several_none_is_guessed() {
+    fn several_candidates_are_ambiguous() {
         let all = [process(1, &[DATADIR]), process(2, &[ANOTHER])];
-        let Choice::None(Some(why)) = choose(&all, Named::default(), None, &Others::default()) else {
+        let Choice::None(Some(why)) = choose(&all, UserSelection::default(), None, &OtherNodes::default())
+        else {
             panic!()
         };
         assert!(why.contains("--datadir, --unit or --pid") && why.contains("process 2 ("), "{why}");
@@ -286,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_daemons_parent_nor_a_commands_child_is_the_node() {
+    fn daemon_parent_and_command_child_are_not_the_node() {
         // `-daemonwait`: the child has the lock, or will have it.
         assert_eq!(alone(&[process(1, &[]), child(2, 1, &[DATADIR])]), Some(2));
         assert_eq!(alone(&[process(1, &[]), child(2, 1, &[])]), None);
@@ -296,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_with_the_same_lock_comes_next_whenever_it_started() {
+    fn process_with_the_same_lock_is_the_next_node() {
         let mut last = known(process(1, &[DATADIR]));
         last.beside.insert((3, 1));
         let all = [process(2, &[ANOTHER]), process(3, &[DATADIR]), young(4, &[])];
@@ -304,18 +313,18 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_whose_number_is_used_again_is_no_evidence_for_a_known_other_node() {
+    fn reused_inode_does_not_match_a_known_other_node() {
         let last = known(process(1, &[DATADIR]));
         let other = process(2, &[DATADIR]);
         let commands = BTreeSet::from([other.command.clone()]);
-        let others = Others { commands, ..others() };
+        let others = OtherNodes { commands, ..others() };
         assert_eq!(chosen(std::slice::from_ref(&other), Some(&last), &others), None);
         let again = Candidate { command: last.candidate.command.clone(), ..process(3, &[ANOTHER]) };
         assert_eq!(chosen(&[other, again], Some(&last), &others), Some(3));
     }
 
     #[test]
-    fn one_lock_of_several_is_no_evidence_for_a_node_that_was_started_otherwise() {
+    fn one_shared_lock_does_not_match_another_command_line() {
         let last = known(process(1, &[DATADIR, 11, 12, 13]));
         // The node was started with -reindex and made 12 and 13 anew. Another one has a file with the number 12 since.
         let (node, other) = (process(2, &[DATADIR, 11, 14, 15]), process(3, &[ANOTHER, 12, 16, 17]));
@@ -332,13 +341,13 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_beside_the_node_is_not_the_next_one() {
+    fn process_beside_the_node_is_not_the_next_node() {
         let mut last = known(process(1, &[]));
         last.beside.insert((2, 1));
-        assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &Others::default()), None);
-        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(3));
+        assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &OtherNodes::default()), None);
+        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &OtherNodes::default()), Some(3));
         // It was `bitcoind -version`, which took long.
-        assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &Others::default()), Some(2));
+        assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &OtherNodes::default()), Some(2));
     }
 
     #[test]
@@ -349,12 +358,12 @@ mod tests {
             candidate.node.binary = "/opt/bitcoin-node".into();
             candidate
         };
-        let none = Others::default();
+        let none = OtherNodes::default();
         assert_eq!(chosen(&[moved(process(2, &[ANOTHER]))], Some(&last), &none), None);
         assert_eq!(chosen(&[moved(process(2, &[DATADIR]))], Some(&last), &none), Some(2));
         let unit = Candidate { cgroups: last.candidate.cgroups.clone(), ..moved(process(2, &[ANOTHER])) };
         assert_eq!(chosen(&[unit], Some(&last), &none), Some(2));
-        let named = Named { binary: true, ..Named::default() };
+        let named = UserSelection { binary: true, ..UserSelection::default() };
         let all = [moved(process(2, &[ANOTHER]))];
         assert_eq!(choose(&all, named, Some(&last), &none), Choice::Node(all[0].clone()));
     }
@@ -365,49 +374,53 @@ mod tests {
         last.update_locks(&process(1, &[DATADIR]).locks);
         last.update_locks(&BTreeSet::new());
         assert_eq!(last.candidate.locks, BTreeSet::from([lock(DATADIR)]), "it shuts down");
-        // A wallet, say, that the node has unloaded and another one has loaded.
+        // For example a wallet that the node has unloaded and another one has loaded.
         assert_eq!(chosen(&[process(2, &[ANOTHER])], Some(&last), &others()), None);
         assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &others()), Some(2));
     }
 
     #[test]
-    fn a_child_of_the_ended_process_is_the_next_one() {
+    fn child_of_the_ended_process_is_the_next_node() {
         let mut last = known(process(1, &[]));
         last.children.insert((2, 1));
-        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &Others::default()), Some(2));
+        assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &OtherNodes::default()), Some(2));
     }
 
     #[test]
-    fn another_data_directory_is_another_node_where_there_are_several() {
+    fn another_datadir_is_another_node_among_several() {
         let last = known(process(1, &[DATADIR]));
         let all = [process(2, &[ANOTHER])];
-        let Choice::None(Some(why)) = choose(&all, Named::default(), Some(&last), &others()) else {
+        let Choice::None(Some(why)) = choose(&all, UserSelection::default(), Some(&last), &others()) else {
             panic!()
         };
         assert!(why.contains("process 2 (") && why.contains("--datadir"), "{why}");
         // The only node was moved.
-        assert_eq!(chosen(&all, Some(&last), &Others::default()), Some(2));
-        assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &Others::default()), None);
+        assert_eq!(chosen(&all, Some(&last), &OtherNodes::default()), Some(2));
+        assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &OtherNodes::default()), None);
         // Its data directory was made anew.
         let again = Candidate { command: last.candidate.command.clone(), ..young(2, &[ANOTHER]) };
         assert_eq!(chosen(std::slice::from_ref(&again), Some(&last), &others()), Some(2));
         let commands = BTreeSet::from([again.command.clone()]);
-        assert_eq!(chosen(&[again], Some(&last), &Others { commands, ..others() }), None);
+        assert_eq!(chosen(&[again], Some(&last), &OtherNodes { commands, ..others() }), None);
     }
 
     #[test]
-    fn a_node_that_has_not_locked_its_data_directory_is_waited_for() {
+    fn node_without_lock_is_awaited() {
         let last = known(process(1, &[DATADIR]));
-        let settled = Candidate { age: 2 * SETTLED, ..process(2, &[]) };
-        assert_eq!(choose(&[settled], Named::default(), Some(&last), &Others::default()), Choice::Soon);
+        let settled = Candidate { age: 2 * MIN_NODE_AGE, ..process(2, &[]) };
+        assert_eq!(
+            choose(&[settled], UserSelection::default(), Some(&last), &OtherNodes::default()),
+            Choice::Soon
+        );
     }
 
     #[test]
-    fn a_data_directory_is_named_by_its_lock_else_by_the_command_line() {
+    fn data_directory_is_matched_by_lock_then_command_line() {
         let datadir = Path::new("/data");
         let chosen = |all: &[Candidate], locks: Option<&[FileId]>| {
-            let named = Named { datadir: Some(datadir), datadir_locks: locks, ..Named::default() };
-            match choose(all, named, None, &Others::default()) {
+            let named =
+                UserSelection { datadir: Some(datadir), datadir_locks: locks, ..UserSelection::default() };
+            match choose(all, named, None, &OtherNodes::default()) {
                 Choice::Node(node) => Some(node.node.pid),
                 _ => None,
             }
@@ -427,23 +440,23 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_is_named_by_its_control_group() {
+    fn unit_is_matched_by_its_control_group() {
         let in_group = |pid, group: &str| Candidate { cgroups: vec![group.into()], ..process(pid, &[]) };
         let all = [
             in_group(1, "/system.slice/bitcoind.service"),
             in_group(2, "/system.slice/bitcoind-test.service/payload"),
         ];
         for (unit, pid) in [("bitcoind", 1), ("bitcoind.service", 1), ("bitcoind-test.service", 2)] {
-            let named = Named { unit: Some(unit), ..Named::default() };
-            let choice = choose(&all, named, None, &Others::default());
+            let named = UserSelection { unit: Some(unit), ..UserSelection::default() };
+            let choice = choose(&all, named, None, &OtherNodes::default());
             assert_eq!(choice, Choice::Node(all[pid as usize - 1].clone()), "{unit}");
         }
     }
 
     #[test]
-    fn the_node_is_followed_from_a_process_that_is_not_it() {
-        let next = |all: &[Candidate], present: Candidate, others: &Others| {
-            let next = successor(all, Named::default(), &known(present), None, others);
+    fn node_is_followed_from_another_process() {
+        let next = |all: &[Candidate], present: Candidate, others: &OtherNodes| {
+            let next = successor(all, UserSelection::default(), &known(present), None, others);
             next.map(|it| it.node.pid)
         };
         let waits = process(1, &[]);
@@ -451,9 +464,9 @@ mod tests {
         assert_eq!(next(&all, waits.clone(), &others()), Some(2));
         // `-help` that waits for its reader, and a node beside it.
         let all = [waits.clone(), process(3, &[DATADIR])];
-        assert_eq!(next(&all, waits.clone(), &Others::default()), Some(3));
+        assert_eq!(next(&all, waits.clone(), &OtherNodes::default()), Some(3));
         assert_eq!(next(&all, waits.clone(), &others()), None);
-        assert_eq!(next(&all, process(3, &[DATADIR]), &Others::default()), None);
-        assert_eq!(next(&[waits.clone(), process(3, &[])], waits, &Others::default()), None);
+        assert_eq!(next(&all, process(3, &[DATADIR]), &OtherNodes::default()), None);
+        assert_eq!(next(&[waits.clone(), process(3, &[])], waits, &OtherNodes::default()), None);
     }
 }

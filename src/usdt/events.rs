@@ -10,10 +10,10 @@ use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
 use tracing::info;
 
 use super::Programs;
-use super::blocks::Blocks;
+use super::blocks::BlockTracker;
 
 /// Log lines of one kind in one second; a syncing node connects hundreds of blocks.
-const LINES: u32 = 200;
+const MAX_LINES: u32 = 200;
 
 /// Limits log lines.
 struct LineLimit {
@@ -31,29 +31,32 @@ impl LineLimit {
     /// Writes this line if there is room for it.
     fn line(&mut self, write: impl FnOnce()) {
         if self.second.elapsed() > Duration::from_secs(1) {
-            if self.lines > LINES {
-                info!(events = self.lines - LINES, "too many events within a second: some are not logged");
+            if self.lines > MAX_LINES {
+                info!(
+                    events = self.lines - MAX_LINES,
+                    "too many events within a second: some are not logged"
+                );
             }
             *self = LineLimit::default();
         }
         self.lines += 1;
-        if self.lines <= LINES {
+        if self.lines <= MAX_LINES {
             write();
         }
     }
 }
 
 /// The ring buffers of the programs.
-pub struct Events {
+pub struct EventReader {
     buffers: RingBuffer<'static>,
-    blocks: Arc<Blocks>,
+    blocks: Arc<BlockTracker>,
     /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
     limits: RefCell<(LineLimit, LineLimit)>,
 }
 
-impl Events {
+impl EventReader {
     /// Of these programs; `None` if none of them has events.
-    pub fn of(programs: &Programs) -> Result<Option<Self>> {
+    pub fn from_programs(programs: &Programs) -> Result<Option<Self>> {
         let blocks = programs.blocks();
         let sources = programs.events()?;
         if sources.is_empty() {
@@ -73,7 +76,7 @@ impl Events {
                 0
             })?;
         }
-        Ok(Some(Events { buffers: builder.build()?, blocks, limits: RefCell::default() }))
+        Ok(Some(EventReader { buffers: builder.build()?, blocks, limits: RefCell::default() }))
     }
 
     /// Readable when there are events that must not wait.
@@ -85,7 +88,7 @@ impl Events {
     pub fn consume(&self) -> Result<()> {
         let read = self.buffers.consume();
         let (announced, other) = &mut *self.limits.borrow_mut();
-        for block in self.blocks.settle() {
+        for block in self.blocks.process_queue() {
             let limit = if block.announced_by.is_some() { &mut *announced } else { &mut *other };
             limit.line(|| block.log());
         }

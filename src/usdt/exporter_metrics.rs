@@ -1,12 +1,12 @@
 //! The metrics of the exporter itself. They are known whether or not anything was attached.
 
 use super::bpf::validation::types::errors;
-use super::maps::{Counts, Maps};
+use super::maps::{Maps, PerCpuCounts};
 use crate::metrics::process::STARTED;
 use crate::metrics::{Family, counter, gauge};
 
 // SAFETY: see its declaration in common.h; it is the same in every file of programs.
-unsafe impl Counts for errors {}
+unsafe impl PerCpuCounts for errors {}
 
 const EXPORTER: &[&str] = &["the exporter"];
 
@@ -39,7 +39,7 @@ pub(super) fn families(
 /// The sums of all groups' `errors_map`.
 pub(super) fn errors<'a>(groups: impl Iterator<Item = &'a Maps>) -> Vec<(&'static str, u64)> {
     let each: Vec<errors> = groups.map(|maps| maps.sum("errors_map")).collect();
-    let sum = |of: fn(&errors) -> u64| each.iter().map(of).sum();
+    let sum = |field: fn(&errors) -> u64| each.iter().map(field).sum();
     vec![
         ("argument", sum(|errors| errors.argument)),
         ("unreadable", sum(|errors| errors.unreadable)),

@@ -3,21 +3,21 @@
 use anyhow::Result;
 use tracing::info;
 
-use super::blocks::{Event, Hash, What};
+use super::blocks::{BlockEvent, BlockEventKind, RawBlockHash};
 use super::bpf::fibre::types::{self, counts, delivery, event, kind};
-use super::group::Group;
+use super::group::GroupPrograms;
 use super::histogram::{Buckets, TXS};
-use super::maps::{self, Counts, Maps, Plain, Tallied, Tallies};
-use crate::metrics::{Family, Histogram, counter, histogram};
+use super::maps::{self, Maps, PerCpuCounts, Pod, TallyMap, TallySnapshot};
+use crate::metrics::{Family, HistogramValue, counter, histogram};
 
 // SAFETY: see their declarations in the BPF file.
-unsafe impl Counts for counts {}
+unsafe impl PerCpuCounts for counts {}
 // SAFETY: likewise.
-unsafe impl Plain for delivery {}
+unsafe impl Pod for delivery {}
 // SAFETY: likewise.
-unsafe impl Plain for event {}
+unsafe impl Pod for event {}
 // SAFETY: likewise.
-unsafe impl Plain for types::rodata {}
+unsafe impl Pod for types::rodata {}
 
 const RECONSTRUCTION: Buckets =
     Buckets::new(1e6, &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
@@ -55,22 +55,24 @@ const WON: &[&str] = &["udp:block_race_winner"];
 const RACED: &[&str] = &["udp:block_race_time"];
 const DETAILED: &[&str] = &["udp:block_reconstruction_detail"];
 
-pub(super) struct Fibre {
-    deliveries: Tallies<delivery>,
+pub(super) struct FibreGroup {
+    deliveries: TallyMap<delivery>,
 }
 
 /// Pairs of a mechanism and a peer that are shown at a time.
-const DELIVERIES: usize = 256;
+const MAX_DELIVERIES: usize = 256;
 
-impl Default for Fibre {
+impl Default for FibreGroup {
     fn default() -> Self {
-        Fibre {
-            deliveries: Tallies::new("deliveries_map", DELIVERIES, |delivery: &delivery| delivery.mechanism),
+        FibreGroup {
+            deliveries: TallyMap::new("deliveries_map", MAX_DELIVERIES, |delivery: &delivery| {
+                delivery.mechanism
+            }),
         }
     }
 }
 
-impl Group for Fibre {
+impl GroupPrograms for FibreGroup {
     fn provider(&self) -> &'static str {
         "udp"
     }
@@ -100,10 +102,10 @@ impl Group for Fibre {
     fn families(&self, maps: &Maps) -> Vec<Family> {
         let counts: counts = maps.sum("counts_map");
         let stages = [
-            (["queue"], counted(&STAGE, counts.header_queue_us)),
-            (["maps"], counted(&STAGE, counts.header_maps_us)),
-            (["chunks"], counted(&STAGE, counts.header_chunks_us)),
-            (["finish"], counted(&STAGE, counts.header_finish_us)),
+            (["queue"], histogram_value(&STAGE, counts.header_queue_us)),
+            (["maps"], histogram_value(&STAGE, counts.header_maps_us)),
+            (["chunks"], histogram_value(&STAGE, counts.header_chunks_us)),
+            (["finish"], histogram_value(&STAGE, counts.header_finish_us)),
         ];
         vec![
             counter("fibre_blocks_reconstructed_total", "Blocks reconstructed from FIBRE/UDP chunks", RECONSTRUCTED)
@@ -112,9 +114,9 @@ impl Group for Fibre {
                 .value(counts.chunks_received),
             counter("fibre_chunks_used_total", "FIBRE chunks used to reconstruct blocks", RECONSTRUCTED).value(counts.chunks_used),
             histogram("fibre_block_reconstruction_duration_seconds", "Time to reconstruct a block", RECONSTRUCTED,
-                RECONSTRUCTION.bounds).value(counted(&RECONSTRUCTION, counts.duration_us)),
+                RECONSTRUCTION.bounds).value(histogram_value(&RECONSTRUCTION, counts.duration_us)),
             histogram("fibre_block_chunks_used", "Chunks used for one block", RECONSTRUCTED, CHUNKS.bounds)
-                .value(counted(&CHUNKS, counts.chunks)),
+                .value(histogram_value(&CHUNKS, counts.chunks)),
             counter("fibre_blocks_sent_total", "Blocks that the node began to send over FIBRE", &["udp:block_send_start"])
                 .value(counts.sent),
             counter("fibre_block_race_wins_total", "Blocks by the mechanism that delivered them first", WON)
@@ -125,18 +127,18 @@ impl Group for Fibre {
                 .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
             histogram("fibre_block_race_latency_seconds", "Time until each participating mechanism had the block", RACED,
                 LATENCY.bounds)
-                .by(&["mechanism"]).samples(both(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
+                .by(&["mechanism"]).samples(by_both_mechanisms(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
             histogram("fibre_race_margin_seconds", "Lead of the winner, in races with both mechanisms", RACED,
                 MARGIN.bounds)
-                .by(&["winner"]).samples(both(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
+                .by(&["winner"]).samples(by_both_mechanisms(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
             counter("fibre_races_with_both_total", "Races with both mechanisms", RACED).value(counts.races_with_both),
             histogram("fibre_block_missing_tx_count", "Transactions of a reconstructed block that were not in the mempool", DETAILED,
-                MISSING_TXS.bounds).value(counted(&MISSING_TXS, counts.missing_txs)),
+                MISSING_TXS.bounds).value(histogram_value(&MISSING_TXS, counts.missing_txs)),
             histogram("fibre_block_missing_tx_bytes", "Bytes of a reconstructed block's transactions that were not in the \
                  mempool", DETAILED,
-                BYTES.bounds).value(counted(&BYTES, counts.missing_bytes)),
+                BYTES.bounds).value(histogram_value(&BYTES, counts.missing_bytes)),
             histogram("fibre_block_mempool_tx_count", "Transactions of a reconstructed block that were in the mempool", DETAILED,
-                TXS.bounds).value(counted(&TXS, counts.mempool_txs)),
+                TXS.bounds).value(histogram_value(&TXS, counts.mempool_txs)),
             counter("fibre_block_all_tx_from_mempool_total", "Reconstructed blocks whose transactions were all in the mempool",
                 DETAILED).value(counts.all_from_mempool),
             histogram("fibre_block_header_chunk_duration_seconds",
@@ -149,19 +151,23 @@ impl Group for Fibre {
         Some(log)
     }
 
-    fn block_events(&self, event: &[u8], queue: &mut Vec<Event>) {
+    fn block_events(&self, event: &[u8], queue: &mut Vec<BlockEvent>) {
         let Some(event) = maps::decode::<event>(event) else { return };
-        let what = match event.kind {
-            kind::RECONSTRUCTED => What::Fibre { height: (event.height_known != 0).then_some(event.height) },
-            kind::RACED => What::Raced {
+        let event_kind = match event.kind {
+            kind::RECONSTRUCTED => {
+                BlockEventKind::Fibre { height: (event.height_known != 0).then_some(event.height) }
+            }
+            kind::RACED => BlockEventKind::RaceFinished {
                 height: event.height,
                 udp_ns: Some(event.udp_ns).filter(|time| *time >= 0),
                 compact_ns: Some(event.compact_ns).filter(|time| *time >= 0),
             },
-            kind::WON => What::Won { height: event.height, mechanism: mechanism(event.mechanism) },
+            kind::WON => {
+                BlockEventKind::RaceWon { height: event.height, mechanism: mechanism(event.mechanism) }
+            }
             _ => return,
         };
-        queue.push(Event { time_ns: event.time_ns, hash: raw_hash(&event.hash), what });
+        queue.push(BlockEvent { time_ns: event.time_ns, hash: raw_hash(&event.hash), kind: event_kind });
     }
 
     fn events_processed(&self, maps: &Maps) -> Vec<(&'static str, u64)> {
@@ -177,10 +183,10 @@ impl Group for Fibre {
     }
 }
 
-impl Fibre {
+impl FibreGroup {
     /// By mechanism and peer, sorted. `unknown` are those that the kernel's table had no room for.
     fn deliveries(&self, maps: &Maps, mut unknown: [u64; 4]) -> Vec<([String; 2], u64)> {
-        let Tallied { mut present, removed } = self.deliveries.read(maps);
+        let TallySnapshot { mut present, removed } = self.deliveries.read(maps);
         present.sort_by_key(|(delivery, _)| (delivery.mechanism, maps::text(&delivery.peer)));
         for (count, mechanism) in unknown.iter_mut().zip(0..) {
             *count += removed.get(&mechanism).copied().unwrap_or_default();
@@ -234,27 +240,27 @@ fn log(event: &[u8]) {
 }
 
 /// The hash of a block from 64 hex digits and a NUL, or from 32 raw bytes.
-fn raw_hash(bytes: &[u8; 65]) -> Hash {
+fn raw_hash(bytes: &[u8; 65]) -> RawBlockHash {
     let text = match bytes {
         [digits @ .., 0] if digits.iter().all(u8::is_ascii_hexdigit) => std::str::from_utf8(digits).ok(),
         _ => None,
     };
     let byte = |index: usize| u8::from_str_radix(text?.get(2 * (31 - index)..2 * (32 - index))?, 16).ok();
     let read: Option<Vec<u8>> = (0..32).map(byte).collect();
-    let read = read.and_then(|read| Hash::try_from(read).ok());
+    let read = read.and_then(|read| RawBlockHash::try_from(read).ok());
     read.unwrap_or_else(|| *bytes.first_chunk().expect("65 are more than 32"))
 }
 
-fn counted(buckets: &Buckets, counted: types::histogram) -> Histogram {
-    buckets.counted(counted.sum, counted.buckets)
+fn histogram_value(buckets: &Buckets, counted: types::histogram) -> HistogramValue {
+    buckets.to_histogram(counted.sum, counted.buckets)
 }
 
-fn both(
+fn by_both_mechanisms(
     buckets: &Buckets,
     udp: types::histogram,
     compact: types::histogram,
-) -> [([&'static str; 1], Histogram); 2] {
-    [([FIBRE_UDP], counted(buckets, udp)), ([BIP152_CMPCT], counted(buckets, compact))]
+) -> [([&'static str; 1], HistogramValue); 2] {
+    [([FIBRE_UDP], histogram_value(buckets, udp)), ([BIP152_CMPCT], histogram_value(buckets, compact))]
 }
 
 fn by_mechanism(counts: &[u64]) -> impl Iterator<Item = (&'static str, u64)> {

@@ -45,7 +45,7 @@ fn parse(text: &str) -> BTreeMap<i32, BTreeSet<FileId>> {
 
 /// The lock files of a data directory: its own, and those of its networks. Either this directory or a network's folder in it can be
 /// named. An error if they cannot be seen.
-pub fn of_datadir(datadir: &Path) -> io::Result<Vec<FileId>> {
+pub fn datadir_lock_files(datadir: &Path) -> io::Result<Vec<FileId>> {
     let is_network =
         |name: &str| matches!(name, "testnet3" | "testnet4" | "regtest") || name.starts_with("signet");
     let mut folders = vec![datadir.to_path_buf()];
@@ -86,15 +86,15 @@ mod tests {
     }
 
     #[test]
-    fn a_data_directory_has_a_lock_for_each_network() {
+    fn data_directory_has_a_lock_for_each_network() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(of_datadir(dir.path()).unwrap(), []);
+        assert_eq!(datadir_lock_files(dir.path()).unwrap(), []);
         for folder in ["regtest", "signet_0123", "blocks"] {
             std::fs::create_dir(dir.path().join(folder)).unwrap();
             std::fs::write(dir.path().join(folder).join(".lock"), "").unwrap();
         }
-        assert_eq!(of_datadir(dir.path()).unwrap().len(), 2);
-        assert_eq!(of_datadir(&dir.path().join("regtest")).unwrap().len(), 1);
-        assert!(of_datadir(&dir.path().join("missing")).is_err());
+        assert_eq!(datadir_lock_files(dir.path()).unwrap().len(), 2);
+        assert_eq!(datadir_lock_files(&dir.path().join("regtest")).unwrap().len(), 1);
+        assert!(datadir_lock_files(&dir.path().join("missing")).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What a group of tracepoints is: programs of its own (`bpf/NAME.bpf.c`), loaded and read as one.
+//! The trait of a group of tracepoints: programs of its own (`bpf/NAME.bpf.c`), loaded and read as one.
 
 use anyhow::Result;
 
@@ -7,7 +7,7 @@ use super::maps::Maps;
 use crate::metrics::Family;
 
 /// A group of tracepoints, with a file each for this and for its programs.
-pub(super) trait Group: Send + Sync {
+pub(super) trait GroupPrograms: Send + Sync {
     /// The provider of the tracepoints, `validation`. Their names are those of the programs.
     fn provider(&self) -> &'static str;
     /// The compiled programs.
@@ -27,7 +27,7 @@ pub(super) trait Group: Send + Sync {
         None
     }
     /// Reads from such an event what happened to blocks.
-    fn block_events(&self, _event: &[u8], _queue: &mut Vec<blocks::Event>) {}
+    fn block_events(&self, _event: &[u8], _queue: &mut Vec<blocks::BlockEvent>) {}
     /// How often each tracepoint fired, where `fibre_exporter_events_processed_total` has it.
     fn events_processed(&self, _maps: &Maps) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -1,8 +1,8 @@
 //! Histograms that the programs count.
 
-use super::blocks::Hash;
+use super::blocks::RawBlockHash;
 use super::maps;
-use crate::metrics::{Exemplar, Histogram};
+use crate::metrics::{Exemplar, HistogramValue};
 
 /// `BOUNDS` of `bpf/common.h`; the types of the generated code are checked against it.
 const BOUNDS: usize = 15;
@@ -21,8 +21,8 @@ impl Buckets {
         Buckets { unit, bounds }
     }
 
-    /// Bounds as the programs compare with them. No value is larger than an unused one, so that the first of these takes all
-    /// that is larger than the others.
+    /// Bounds as the programs compare with them. No value is larger than an unused one, and the first of these takes all
+    /// values that are larger than the others.
     pub fn for_programs(&self) -> [u64; BOUNDS] {
         let mut scaled = [i64::MAX as u64; BOUNDS];
         for (scaled, bound) in scaled.iter_mut().zip(self.bounds) {
@@ -31,49 +31,49 @@ impl Buckets {
         scaled
     }
 
-    /// What was counted: the sum, and the values in each bucket. The programs have more buckets than some metrics.
-    pub fn counted(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> Histogram {
+    /// The histogram of these counts: the sum, and the values in each bucket. The programs have more buckets than some metrics.
+    pub fn to_histogram(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> HistogramValue {
         let counts = buckets[..=self.bounds.len()].to_vec();
-        Histogram { sum: sum as f64 / self.unit, counts, exemplars: Vec::new() }
+        HistogramValue { sum: sum as f64 / self.unit, counts, exemplars: Vec::new() }
     }
 }
 
 /// A block that was connected, for exemplars.
 #[derive(Clone, Copy)]
-pub(super) struct Block {
+pub(super) struct BlockId {
     pub height: i32,
-    pub hash: Hash,
+    pub hash: RawBlockHash,
     /// Unix seconds.
     pub time: f64,
 }
 
 /// A histogram that is counted in user space, with the last block in each bucket.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Counted {
+pub(super) struct CountedHistogram {
     sum: u64,
     buckets: [u64; BOUNDS + 1],
-    last: [Option<(u64, Block)>; BOUNDS + 1],
+    last: [Option<(u64, BlockId)>; BOUNDS + 1],
 }
 
-impl Counted {
+impl CountedHistogram {
     /// `value` is in the unit that programs count in.
-    pub fn observe(&mut self, buckets: &Buckets, value: u64, of: &Block) {
+    pub fn observe(&mut self, buckets: &Buckets, value: u64, block: &BlockId) {
         let bucket = buckets.for_programs().iter().filter(|bound| **bound < value).count();
         self.sum = self.sum.wrapping_add(value);
         self.buckets[bucket] += 1;
-        self.last[bucket] = Some((value, *of));
+        self.last[bucket] = Some((value, *block));
     }
 
     /// With the last block in each bucket as exemplar.
-    pub fn shown(&self, buckets: &Buckets) -> Histogram {
-        let exemplar = |&(value, block): &(u64, Block)| {
+    pub fn histogram(&self, buckets: &Buckets) -> HistogramValue {
+        let exemplar = |&(value, block): &(u64, BlockId)| {
             let labels =
                 vec![("block_height", block.height.to_string()), ("block_hash", maps::hash(&block.hash))];
             Exemplar { labels, value: value as f64 / buckets.unit, time: block.time }
         };
         let last = self.last.iter().enumerate();
         let exemplars = last.filter_map(|(bucket, last)| Some((bucket, exemplar(last.as_ref()?)))).collect();
-        Histogram { exemplars, ..buckets.counted(self.sum, self.buckets) }
+        HistogramValue { exemplars, ..buckets.to_histogram(self.sum, self.buckets) }
     }
 }
 

@@ -1,15 +1,15 @@
 //! The thread that writes `debug.log`, of FIBRE's builds that have one: provider `logging`.
 
 use super::bpf::logging::{OBJECT, types};
-use super::group::Group;
+use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Counts, Maps, Plain};
+use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::metrics::{Family, counter, histogram};
 
 // SAFETY: see its declaration in the BPF file.
-unsafe impl Counts for types::counts {}
+unsafe impl PerCpuCounts for types::counts {}
 // SAFETY: arrays of integers.
-unsafe impl Plain for types::rodata {}
+unsafe impl Pod for types::rodata {}
 
 /// The queue has room for 127 lines.
 const DEPTH: Buckets =
@@ -25,9 +25,9 @@ const QUEUED: &[&str] = &["logging:async_file_queued"];
 const STARTED: &[&str] = &["logging:async_file_operation_started"];
 const COMPLETED: &[&str] = &["logging:async_file_operation_completed"];
 
-pub(super) struct Logging;
+pub(super) struct LoggingGroup;
 
-impl Group for Logging {
+impl GroupPrograms for LoggingGroup {
     fn provider(&self) -> &'static str {
         "logging"
     }
@@ -47,14 +47,14 @@ impl Group for Logging {
     #[rustfmt::skip]
     fn families(&self, maps: &Maps) -> Vec<Family> {
         let counts: types::counts = maps.sum("counts_map");
-        let duration = |counted: types::histogram| DURATION.counted(counted.sum, counted.buckets);
+        let duration = |counted: types::histogram| DURATION.to_histogram(counted.sum, counted.buckets);
         vec![
             counter("bitcoin_log_queued_total",
                 "debug.log writes and reopen requests queued", QUEUED)
                 .value(counts.queued),
             histogram("bitcoin_log_queue_depth", "Length of the debug.log queue when an entry is added; at 127 the logging \
                  thread has to wait", QUEUED,
-                DEPTH.bounds).value(DEPTH.counted(counts.depth.sum, counts.depth.buckets)),
+                DEPTH.bounds).value(DEPTH.to_histogram(counts.depth.sum, counts.depth.buckets)),
             histogram("bitcoin_log_queue_wait_seconds", "Time that a line waited in the debug.log queue", STARTED, DURATION.bounds)
                 .value(duration(counts.wait_ns)),
             counter("bitcoin_log_operations_total", "Operations of the thread that writes debug.log: write, reopen, other", COMPLETED)

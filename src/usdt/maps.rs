@@ -9,19 +9,19 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 /// A C struct of the generated code.
 ///
 /// # Safety
-/// It is `repr(C)` and made of integers, so that any bytes of its size are a value of it.
-pub(super) unsafe trait Plain: Copy {}
+/// It is `repr(C)` and made of integers: any bytes of its size are a value of it.
+pub(super) unsafe trait Pod: Copy {}
 
 /// A struct whose sum over all processors is that of its fields.
 ///
 /// # Safety
 /// It is `repr(C)` and made of u64 alone.
-pub(super) unsafe trait Counts: Copy + Default {}
+pub(super) unsafe trait PerCpuCounts: Copy + Default {}
 
 // SAFETY: an array of integers.
-unsafe impl<const N: usize> Plain for [u8; N] {}
+unsafe impl<const N: usize> Pod for [u8; N] {}
 // SAFETY: u64 are integers.
-unsafe impl<T: Counts> Plain for T {}
+unsafe impl<T: PerCpuCounts> Pod for T {}
 
 /// The maps of a group's programs, by name, which ends in `_map`. Without programs there are none, and what is read of them is 0.
 #[derive(Default)]
@@ -29,7 +29,7 @@ pub(super) struct Maps(BTreeMap<String, MapHandle>);
 
 impl Maps {
     /// Those that our files declare; libbpf has some of its own.
-    pub fn of(programs: &Object) -> Result<Self> {
+    pub fn from_object(programs: &Object) -> Result<Self> {
         let named = programs.maps().map(|map| (map.name().to_string_lossy().into_owned(), map));
         let ours = named.filter(|(name, _)| name.ends_with("_map"));
         Ok(Maps(ours.map(|(name, map)| Ok((name, MapHandle::try_from(&map)?))).collect::<Result<_>>()?))
@@ -48,14 +48,14 @@ impl Maps {
     }
 
     /// The value of a map that has a single one.
-    pub fn single_value<T: Plain + Default>(&self, name: &str) -> T {
-        let value = self.get(name).and_then(|map| map.lookup(&FIRST, MapFlags::ANY).ok()?);
+    pub fn single_value<T: Pod + Default>(&self, name: &str) -> T {
+        let value = self.get(name).and_then(|map| map.lookup(&FIRST_KEY, MapFlags::ANY).ok()?);
         value.and_then(|value| decode(&value)).unwrap_or_default()
     }
 
     /// The sum over all processors of such a value; 0 if it cannot be read.
-    pub fn sum<T: Counts>(&self, name: &str) -> T {
-        let processors = self.get(name).and_then(|map| map.lookup_percpu(&FIRST, MapFlags::ANY).ok()?);
+    pub fn sum<T: PerCpuCounts>(&self, name: &str) -> T {
+        let processors = self.get(name).and_then(|map| map.lookup_percpu(&FIRST_KEY, MapFlags::ANY).ok()?);
         let mut sums = vec![0; size_of::<T>()];
         for processor in processors.unwrap_or_default() {
             for (sum, word) in sums.as_chunks_mut::<8>().0.iter_mut().zip(processor.as_chunks::<8>().0) {
@@ -86,16 +86,16 @@ impl Maps {
     }
 }
 
-const FIRST: [u8; 4] = [0; 4];
+const FIRST_KEY: [u8; 4] = [0; 4];
 
 /// The struct in these bytes, if they are as many as it has.
-pub(super) fn decode<T: Plain>(bytes: &[u8]) -> Option<T> {
-    // SAFETY: there are enough bytes, and any are valid for a `Plain` type.
+pub(super) fn decode<T: Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: there are enough bytes, and any are valid for a `Pod` type.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// Changes the struct in these bytes.
-pub(super) fn change<T: Plain>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
+pub(super) fn change<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     let decoded = decode::<T>(bytes);
     debug_assert!(decoded.is_some(), "{} bytes are no {}", bytes.len(), std::any::type_name::<T>());
     if let Some(mut value) = decoded {
@@ -106,31 +106,31 @@ pub(super) fn change<T: Plain>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
 }
 
 /// Counts by keys that peers choose, a `TALLIES_MAP`. Of more than `limit` keys, those that were counted least recently are removed;
-/// their counts are kept, so that no sum decreases.
-pub(super) struct Tallies<K> {
+/// their counts are kept, and no sum decreases.
+pub(super) struct TallyMap<K> {
     map: &'static str,
     limit: usize,
-    /// What a key belongs to, whose counts stay together when it is removed.
+    /// The group of a key, whose counts stay together when it is removed.
     group: fn(&K) -> u32,
     removed: Mutex<BTreeMap<u32, u64>>,
 }
 
 /// The counts at one moment.
-pub(super) struct Tallied<K> {
+pub(super) struct TallySnapshot<K> {
     pub present: Vec<(K, u64)>,
     /// The sum of those that were removed, by group.
     pub removed: BTreeMap<u32, u64>,
 }
 
-impl<K: Plain> Tallies<K> {
+impl<K: Pod> TallyMap<K> {
     pub fn new(map: &'static str, limit: usize, group: fn(&K) -> u32) -> Self {
-        Tallies { map, limit, group, removed: Mutex::default() }
+        TallyMap { map, limit, group, removed: Mutex::default() }
     }
 
     /// Reads them, after the removal of those that are too many.
-    pub fn read(&self, maps: &Maps) -> Tallied<K> {
+    pub fn read(&self, maps: &Maps) -> TallySnapshot<K> {
         let Some(map) = maps.get(self.map) else {
-            return Tallied { present: Vec::new(), removed: BTreeMap::new() };
+            return TallySnapshot { present: Vec::new(), removed: BTreeMap::new() };
         };
         let mut removed = self.removed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let keys: Vec<_> = map.keys().collect();
@@ -153,7 +153,7 @@ impl<K: Plain> Tallies<K> {
             }
         }
         let present = present.iter().filter_map(|(_, key, number)| Some((decode(key)?, *number)));
-        Tallied { present: present.collect(), removed: removed.clone() }
+        TallySnapshot { present: present.collect(), removed: removed.clone() }
     }
 }
 
@@ -163,7 +163,7 @@ fn tally(value: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_ne_bytes(*number), u64::from_ne_bytes(*rest.first_chunk()?)))
 }
 
-/// What was counted by the numbers of names; the last count is that of all other names.
+/// Counts by the numbers of names; the last count is that of all other names.
 pub(super) fn by_name<'a, T>(
     names: impl IntoIterator<Item = &'a str>,
     counts: &[T],

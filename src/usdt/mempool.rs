@@ -3,32 +3,32 @@
 use anyhow::Result;
 
 use super::bpf::mempool::{OBJECT, types};
-use super::group::Group;
-use super::maps::{self, Counts, Maps, Tallied, Tallies};
+use super::group::GroupPrograms;
+use super::maps::{self, Maps, PerCpuCounts, TallyMap, TallySnapshot};
 use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::metrics::{Family, counter};
 
 // SAFETY: see its declaration in the BPF file.
-unsafe impl Counts for types::counts {}
+unsafe impl PerCpuCounts for types::counts {}
 
-pub(super) struct Mempool {
-    rejected: Tallies<Rejection>,
+pub(super) struct MempoolGroup {
+    rejected: TallyMap<RejectionReason>,
 }
 
 /// A reason, NUL-terminated: `REJECTION` of the BPF file.
-type Rejection = [u8; 128];
+type RejectionReason = [u8; 128];
 /// Reasons that are shown at a time.
-const REASONS: usize = 64;
+const MAX_REASONS: usize = 64;
 
 const ADDED: &[&str] = &["mempool:added"];
 
-impl Default for Mempool {
+impl Default for MempoolGroup {
     fn default() -> Self {
-        Mempool { rejected: Tallies::new("rejected_map", REASONS, |_| 0) }
+        MempoolGroup { rejected: TallyMap::new("rejected_map", MAX_REASONS, |_| 0) }
     }
 }
 
-impl Group for Mempool {
+impl GroupPrograms for MempoolGroup {
     fn provider(&self) -> &'static str {
         "mempool"
     }
@@ -63,10 +63,10 @@ impl Group for Mempool {
     }
 }
 
-impl Mempool {
+impl MempoolGroup {
     /// By reason, sorted. `unknown` are those that the kernel's table had no room for.
     fn rejections(&self, maps: &Maps, unknown: u64) -> Vec<([String; 1], u64)> {
-        let Tallied { present, removed } = self.rejected.read(maps);
+        let TallySnapshot { present, removed } = self.rejected.read(maps);
         let mut rejections: Vec<_> =
             present.into_iter().map(|(reason, count)| ([maps::text(&reason)], count)).collect();
         rejections.sort();

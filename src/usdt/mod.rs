@@ -1,17 +1,16 @@
 //! Tracepoints (USDT) of a running node, counted in the kernel.
 //!
 //! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and add to maps; user space reads the maps when it
-//! is scraped, never for an event. Only what is rare and worth a log line also comes as an event.
+//! is scraped, never for an event. Only rare occurrences that are worth a log line also come as events.
 //!
 //! - A file for each group of tracepoints, beside the BPF file of the same name: its metrics and log lines. `group` is the trait
 //!   that they implement; `maps` and `histogram` read what the programs counted.
-//! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed. [`Reader`] reads all metrics.
-//! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by what is known of them,
-//!   `file_locks` among it. [`watch`] attaches to the node and follows its process.
-//! - [`events`] reads the rare events, logs them, and hands those of blocks to `blocks`, which puts the way of each block to the node
-//!   together. [`block_log`] keeps a row of each.
+//! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed. [`MetricsReader`] reads all metrics.
+//! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by evidence,
+//!   `file_locks` among it. [`attach_loop`] attaches to the node and follows its process.
+//! - [`events`] reads the rare events, logs them, and passes those of blocks to `blocks`, which combines the events of each block. [`block_log`] keeps a row of each.
 //! - `clock` turns the kernel's time into the wall clock's.
-//! - [`page`] is what a browser shows of blocks.
+//! - [`page`] is the page of blocks for browsers.
 //! - [`probes`] are a binary's tracepoints; `exporter_metrics` and [`startup_banner`] are about the exporter itself.
 
 pub mod block_log;
@@ -34,22 +33,22 @@ mod privileges;
 pub mod probes;
 mod programs;
 
+pub mod attach_loop;
 pub mod startup_banner;
 pub mod target;
 mod utxocache;
 mod validation;
-pub mod watch;
 
 use std::sync::Arc;
 
 use clap::ValueEnum;
 
 use crate::metrics::{Declaration, Family};
-use group::Group;
+use group::GroupPrograms;
 use maps::Maps;
 
 pub use privileges::check_kernel;
-pub use programs::{Attached, Programs, Reader};
+pub use programs::{AttachResult, MetricsReader, Programs};
 
 /// A group of tracepoints that is turned on and off as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,14 +73,14 @@ impl TracepointGroup {
         TracepointGroup::value_variants()
     }
 
-    fn group(self) -> Arc<dyn Group> {
+    fn group(self) -> Arc<dyn GroupPrograms> {
         match self {
-            TracepointGroup::Fibre => Arc::new(fibre::Fibre::default()),
-            TracepointGroup::Validation => Arc::new(validation::Validation),
-            TracepointGroup::Net => Arc::new(net::Net),
-            TracepointGroup::Mempool => Arc::new(mempool::Mempool::default()),
-            TracepointGroup::Utxocache => Arc::new(utxocache::Utxocache),
-            TracepointGroup::Logging => Arc::new(logging::Logging),
+            TracepointGroup::Fibre => Arc::new(fibre::FibreGroup::default()),
+            TracepointGroup::Validation => Arc::new(validation::ValidationGroup),
+            TracepointGroup::Net => Arc::new(net::NetGroup),
+            TracepointGroup::Mempool => Arc::new(mempool::MempoolGroup::default()),
+            TracepointGroup::Utxocache => Arc::new(utxocache::UtxocacheGroup),
+            TracepointGroup::Logging => Arc::new(logging::LoggingGroup),
         }
     }
 
@@ -98,7 +97,7 @@ fn declarations(families: Vec<Family>) -> Vec<Declaration> {
 /// All metrics of the exporter, for METRICS.md.
 pub fn all_declarations() -> Vec<Declaration> {
     let groups = TracepointGroup::all().iter().flat_map(|group| group.declarations());
-    let blocks = blocks::families(&blocks::Counts::default());
+    let blocks = blocks::families(&blocks::BlockCounts::default());
     let exporter = exporter_metrics::families(0, Vec::new(), Vec::new());
     let others = blocks.into_iter().chain(exporter).chain(crate::metrics::process::families());
     groups.chain(declarations(others.collect())).collect()

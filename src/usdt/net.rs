@@ -3,21 +3,23 @@
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags};
 
-use super::blocks::{Announcement, Compact, ConnectionType, Event, Hash, Reconstructed, What};
+use super::blocks::{
+    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectionType, RawBlockHash, Reconstruction,
+};
 use super::bpf::net::types::{self, connections, counts, direction, event, kind, messages};
-use super::group::Group;
-use super::maps::{self, Counts, Maps, Plain};
+use super::group::GroupPrograms;
+use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::bitcoin_core;
 use crate::metrics::{Family, MESSAGE_TYPES, counter, gauge};
 
 // SAFETY: see their declarations in the BPF file.
-unsafe impl Counts for counts {}
+unsafe impl PerCpuCounts for counts {}
 // SAFETY: likewise.
-unsafe impl Plain for connections {}
+unsafe impl Pod for connections {}
 // SAFETY: likewise.
-unsafe impl Plain for event {}
+unsafe impl Pod for event {}
 // SAFETY: likewise.
-unsafe impl Plain for types::rodata {}
+unsafe impl Pod for types::rodata {}
 
 /// Core's `Network`, by number, and what is unknown.
 const NETWORKS: [&str; 8] = {
@@ -29,9 +31,9 @@ const MESSAGES: &[&str] = &["net:inbound_message", "net:outbound_message"];
 const OPENED: &[&str] = &["net:inbound_connection", "net:outbound_connection"];
 const CLOSED: &[&str] = &["net:closed_connection"];
 
-pub(super) struct Net;
+pub(super) struct NetGroup;
 
-impl Group for Net {
+impl GroupPrograms for NetGroup {
     fn provider(&self) -> &'static str {
         "net"
     }
@@ -50,9 +52,9 @@ impl Group for Net {
 
     fn fill(&self, maps: &Maps) -> Result<()> {
         let Some(types) = maps.get("types_map") else { return Ok(()) };
-        for (slot, of) in (0u32..).zip(slots(multiplier())) {
-            let number = of.unwrap_or(OTHER) as u64;
-            let text = of.map(|number| words(MESSAGE_TYPES[number])).unwrap_or_default();
+        for (slot, message_type) in (0u32..).zip(slots(multiplier())) {
+            let number = message_type.unwrap_or(OTHER) as u64;
+            let text = message_type.map(|number| words(MESSAGE_TYPES[number])).unwrap_or_default();
             let value = [text[0], text[1], number].map(u64::to_ne_bytes).concat();
             types.update(&slot.to_ne_bytes(), &value, MapFlags::ANY)?;
         }
@@ -75,7 +77,7 @@ impl Group for Net {
             gauge("bitcoin_connections",
                 "Open connections by direction, `in` (opened by the peer) or `out` (opened by the node), from the first \
                  opened connection on; later, if others were closed within the two seconds before", OPENED)
-                .by(&["direction"]).samples(open(&connections)),
+                .by(&["direction"]).samples(open_connections(&connections)),
             counter("bitcoin_connections_opened_total", "Connections opened", OPENED).by(&["direction", "network"]).samples(opened),
             counter("bitcoin_connections_closed_total", "Connections closed", CLOSED)
                 .by(&["network"]).samples(NETWORKS.into_iter().zip(counts.closed).map(|(network, closed)| ([network], closed))),
@@ -86,7 +88,7 @@ impl Group for Net {
         ]
     }
 
-    fn block_events(&self, event: &[u8], queue: &mut Vec<Event>) {
+    fn block_events(&self, event: &[u8], queue: &mut Vec<BlockEvent>) {
         if let Some(event) = maps::decode(event) {
             read_message(&event, queue);
         }
@@ -98,7 +100,7 @@ impl Group for Net {
     }
 }
 
-/// Messages that tell of a block, and some that every peer sends: at the beginning, and every two minutes.
+/// Messages about blocks, and some that every peer sends: at the beginning, and every two minutes.
 const INBOUND: [(&str, kind); 8] = [
     ("block", kind::BLOCK),
     ("blocktxn", kind::BLOCKTXN),
@@ -116,7 +118,7 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     let mut kinds = [0; 64];
     for (number, name) in MESSAGE_TYPES.iter().enumerate() {
         let found = messages.iter().find(|(message, _)| message == name);
-        kinds[number] = found.map_or(0, |(_, its)| its.0 as u8);
+        kinds[number] = found.map_or(0, |(_, message_kind)| message_kind.0 as u8);
     }
     kinds
 }
@@ -151,9 +153,9 @@ fn multiplier() -> u64 {
 }
 
 /// The bytes of a message, read from its beginning. A stranger has written them, and they may be cut off.
-struct Bytes<'a>(&'a [u8]);
+struct MessageBytes<'a>(&'a [u8]);
 
-impl Bytes<'_> {
+impl MessageBytes<'_> {
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -171,7 +173,7 @@ impl Bytes<'_> {
     }
 
     /// A block's header: its hash, and its time in Unix seconds.
-    fn header(&mut self) -> Option<(Hash, u32)> {
+    fn header(&mut self) -> Option<(RawBlockHash, u32)> {
         const TIME: usize = 4 + 32 + 32;
         let header: [u8; 80] = self.take()?;
         let time = header[TIME..].first_chunk().map(|time| u32::from_le_bytes(*time))?;
@@ -179,57 +181,67 @@ impl Bytes<'_> {
     }
 }
 
-fn sha256(bytes: &[u8]) -> Hash {
+fn sha256(bytes: &[u8]) -> RawBlockHash {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// What a message tells of blocks. What is cut off or not as it has to be tells nothing.
-fn read_message(event: &event, queue: &mut Vec<Event>) {
+/// Decodes a message's events of blocks. A truncated or malformed message gives none.
+fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     let (peer, time_ns) = (event.peer, event.time_ns);
     if event.kind == kind::ALIVE {
-        let connection = ConnectionType::of(&maps::text(&event.bytes));
-        return queue.push(Event { time_ns, hash: Hash::default(), what: What::Alive { peer, connection } });
+        let connection = ConnectionType::from_name(&maps::text(&event.bytes));
+        return queue.push(BlockEvent {
+            time_ns,
+            hash: RawBlockHash::default(),
+            kind: BlockEventKind::PeerActive { peer, connection },
+        });
     }
     if matches!(event.kind, kind::NEW_HEADER | kind::RECONSTRUCTED) {
-        return queue.extend(told(event));
+        return queue.extend(decode_node_report(event));
     }
     let Some(copied) = event.bytes.get(..event.bytes.len().min(event.size as usize)) else { return };
-    let mut bytes = Bytes(copied);
-    let happened = match event.kind {
+    let mut bytes = MessageBytes(copied);
+    let decoded = match event.kind {
         kind::INV | kind::GETDATA => return read_inventory(event, bytes, queue),
         kind::HEADERS => bytes
             .header()
-            .map(|(hash, time)| (hash, What::Announced { peer, by: Announcement::Headers(time) })),
+            .map(|(hash, time)| (hash, BlockEventKind::Announced { peer, by: Announcement::Headers(time) })),
         kind::CMPCTBLOCK => bytes.header().and_then(|(hash, header_time)| {
             let _nonce: [u8; 8] = bytes.take()?;
             let short_ids = bytes.compact_size().filter(|ids| *ids <= u16::MAX.into())?;
-            Some((hash, What::Compact { peer, compact: Compact { header_time, short_ids } }))
+            Some((hash, BlockEventKind::Compact { peer, compact: CompactBlock { header_time, short_ids } }))
         }),
         kind::BLOCKTXN => bytes.take().and_then(|hash| {
             let behind = 32 + compact_size_length(bytes.compact_size()?);
-            Some((hash, What::Answered { peer, bytes: u64::from(event.size).saturating_sub(behind) }))
+            Some((
+                hash,
+                BlockEventKind::TransactionsReceived {
+                    peer,
+                    bytes: u64::from(event.size).saturating_sub(behind),
+                },
+            ))
         }),
-        kind::BLOCK => bytes.header().map(|(hash, _)| (hash, What::Whole { peer })),
-        kind::GETBLOCKTXN => bytes
-            .take()
-            .and_then(|hash| Some((hash, What::Asked { peer, transactions: bytes.compact_size()? }))),
+        kind::BLOCK => bytes.header().map(|(hash, _)| (hash, BlockEventKind::FullBlock { peer })),
+        kind::GETBLOCKTXN => bytes.take().and_then(|hash| {
+            Some((hash, BlockEventKind::TransactionsRequested { peer, transactions: bytes.compact_size()? }))
+        }),
         _ => None,
     };
-    queue.extend(happened.map(|(hash, what)| Event { time_ns, hash, what }));
+    queue.extend(decoded.map(|(hash, event_kind)| BlockEvent { time_ns, hash, kind: event_kind }));
 }
 
-/// What the node itself says of a block.
-fn told(event: &event) -> Option<Event> {
+/// Decodes the node's own report about a block.
+fn decode_node_report(event: &event) -> Option<BlockEvent> {
     let &event { peer, time_ns, .. } = event;
-    let mut bytes = Bytes(&event.bytes);
+    let mut bytes = MessageBytes(&event.bytes);
     let hash = bytes.take()?;
     let mut number = || bytes.take().map(u32::from_ne_bytes);
-    let what = match event.kind {
-        kind::NEW_HEADER => What::Header { peer },
-        _ => What::Reconstructed {
+    let event_kind = match event.kind {
+        kind::NEW_HEADER => BlockEventKind::HeaderAccepted { peer },
+        _ => BlockEventKind::Reconstructed {
             peer,
-            from: Reconstructed {
+            from: Reconstruction {
                 prefilled: number()?,
                 from_mempool: number()?,
                 from_extra_pool: number()?,
@@ -238,7 +250,7 @@ fn told(event: &event) -> Option<Event> {
             },
         },
     };
-    Some(Event { time_ns, hash, what })
+    Some(BlockEvent { time_ns, hash, kind: event_kind })
 }
 
 fn compact_size_length(number: u64) -> u64 {
@@ -251,7 +263,7 @@ fn compact_size_length(number: u64) -> u64 {
 }
 
 /// An inv or a getdata; the first entries of it are read.
-fn read_inventory(event: &event, mut bytes: Bytes, queue: &mut Vec<Event>) {
+fn read_inventory(event: &event, mut bytes: MessageBytes, queue: &mut Vec<BlockEvent>) {
     const MSG_BLOCK: u32 = 2;
     const MSG_CMPCT_BLOCK: u32 = 4;
     const MSG_WITNESS_FLAG: u32 = 1 << 30;
@@ -265,26 +277,26 @@ fn read_inventory(event: &event, mut bytes: Bytes, queue: &mut Vec<Event>) {
         if inventory != MSG_BLOCK && inventory != MSG_CMPCT_BLOCK {
             continue;
         }
-        let what = match event.kind {
-            kind::GETDATA => What::Fetched { peer, is_compact: inventory == MSG_CMPCT_BLOCK },
-            _ => What::Announced { peer, by: Announcement::Inv },
+        let event_kind = match event.kind {
+            kind::GETDATA => BlockEventKind::Requested { peer, is_compact: inventory == MSG_CMPCT_BLOCK },
+            _ => BlockEventKind::Announced { peer, by: Announcement::Inv },
         };
-        queue.push(Event { time_ns, hash, what });
+        queue.push(BlockEvent { time_ns, hash, kind: event_kind });
     }
 }
 
 /// Messages by direction and type, of those types that were seen.
 fn by_type(
     directions: [(&'static str, &direction); 2],
-    of: fn(&messages) -> u64,
+    field: fn(&messages) -> u64,
 ) -> impl Iterator<Item = ([&'static str; 2], u64)> {
     directions.into_iter().flat_map(move |(direction, counts)| {
         let seen = maps::by_name(MESSAGE_TYPES, &counts.messages).filter(|(_, messages)| messages.number > 0);
-        seen.map(move |(name, messages)| ([direction, name], of(messages)))
+        seen.map(move |(name, messages)| ([direction, name], field(messages)))
     })
 }
 
-fn open(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f64)> {
+fn open_connections(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f64)> {
     let number =
         |open: types::open| open.before.value.saturating_add(open.opened as i64 - open.closed as i64);
     let directions = [("in", connections.inbound), ("out", connections.outbound)];
@@ -296,10 +308,10 @@ fn open(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f
 mod tests {
     // `kind` itself cannot be imported: assert_eq! has a variable of that name.
     use super::types::{self, event};
-    use super::{Announcement, Event, What, maps, read_message};
+    use super::{Announcement, BlockEvent, BlockEventKind, maps, read_message};
 
     /// The message as the programs copy it.
-    fn read(kind: types::kind, message: &[u8]) -> Vec<Event> {
+    fn read(kind: types::kind, message: &[u8]) -> Vec<BlockEvent> {
         let mut event = event { kind, size: message.len() as u32, ..event::default() };
         let length = message.len().min(event.bytes.len());
         event.bytes[..length].copy_from_slice(&message[..length]);
@@ -343,9 +355,13 @@ mod tests {
     }
 
     #[test]
-    fn a_headers_hash_and_time_are_read() {
+    fn header_hash_and_time_are_read() {
         let events = read(types::kind::HEADERS, &header());
-        let [Event { hash, what: What::Announced { by: Announcement::Headers(time), .. }, .. }] = events[..]
+        let [
+            BlockEvent {
+                hash, kind: BlockEventKind::Announced { by: Announcement::Headers(time), .. }, ..
+            },
+        ] = events[..]
         else {
             panic!("{}", events.len())
         };
@@ -353,12 +369,14 @@ mod tests {
     }
 
     #[test]
-    fn of_a_compact_block_the_short_ids_are_counted_in_each_length() {
+    fn compact_block_short_ids_are_counted() {
         for (count, ids) in [(&[5][..], 5), (&[0xfd, 0xc4, 0x09], 2500), (&[0], 0)] {
             let mut message = [&header()[..], &[0; 8], count].concat();
             message.resize(message.len() + 6 * ids + 1, 0);
             let events = read(types::kind::CMPCTBLOCK, &message);
-            let [Event { what: What::Compact { compact, .. }, .. }] = events[..] else { panic!("{ids}") };
+            let [BlockEvent { kind: BlockEventKind::Compact { compact, .. }, .. }] = events[..] else {
+                panic!("{ids}")
+            };
             assert_eq!(compact.short_ids, ids as u64);
         }
         // It claims more than a block can have.
@@ -367,16 +385,22 @@ mod tests {
     }
 
     #[test]
-    fn of_transactions_the_number_and_the_bytes_are_read() {
+    fn transaction_number_and_bytes_are_read() {
         let message = [&[3; 32][..], &[0xfd, 0x00, 0x01], &[0; 1000]].concat();
         let events = read(types::kind::BLOCKTXN, &message);
-        assert!(matches!(events[..], [Event { what: What::Answered { bytes: 1000, .. }, .. }]));
+        assert!(matches!(
+            events[..],
+            [BlockEvent { kind: BlockEventKind::TransactionsReceived { bytes: 1000, .. }, .. }]
+        ));
         let events = read(types::kind::GETBLOCKTXN, &message);
-        assert!(matches!(events[..], [Event { what: What::Asked { transactions: 256, .. }, .. }]));
+        assert!(matches!(
+            events[..],
+            [BlockEvent { kind: BlockEventKind::TransactionsRequested { transactions: 256, .. }, .. }]
+        ));
     }
 
     #[test]
-    fn blocks_are_found_among_the_first_things_of_an_inventory() {
+    fn blocks_are_found_in_the_first_inventory_entries() {
         let entry = |kind: u32, hash: u8| [&kind.to_le_bytes()[..], &[hash; 32]].concat();
         for (entries, expected) in [
             ([entry(2, 1), entry(4 | 1 << 30, 2), entry(2, 3)], &[(1, false), (2, true)][..]),
@@ -385,14 +409,16 @@ mod tests {
             let message = [vec![3], entries.concat()].concat();
             let hashes: Vec<_> = read(types::kind::GETDATA, &message)
                 .iter()
-                .map(|event| (event.hash[0], matches!(event.what, What::Fetched { is_compact: true, .. })))
+                .map(|event| {
+                    (event.hash[0], matches!(event.kind, BlockEventKind::Requested { is_compact: true, .. }))
+                })
                 .collect();
             assert_eq!(hashes, expected);
         }
     }
 
     #[test]
-    fn what_is_cut_off_tells_nothing() {
+    fn truncated_messages_give_no_events() {
         let inventory = [&[1, 2, 0, 0, 0][..], &[9; 32]].concat();
         for (kind, message) in [
             (types::kind::HEADERS, &header()[..]),

@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::blocks::Blocks;
+use super::blocks::BlockTracker;
 use crate::cli::VERSION;
 use crate::metrics::now;
 use crate::status;
 
-/// What the page shows.
-pub struct Page {
-    blocks: Arc<Blocks>,
+/// The data of the page.
+pub struct BlockPage {
+    blocks: Arc<BlockTracker>,
     node_name: String,
 }
 
-impl Page {
-    pub(super) fn of(blocks: Arc<Blocks>, node_name: String) -> Self {
-        Page { blocks, node_name }
+impl BlockPage {
+    pub(super) fn new(blocks: Arc<BlockTracker>, node_name: String) -> Self {
+        BlockPage { blocks, node_name }
     }
 
     /// `/`
@@ -26,7 +26,7 @@ impl Page {
         status::page(include_str!("page.html"))
     }
 
-    /// `/status.json`: the last blocks and races, newest first. `ready` says whether a node is traced, or why not.
+    /// `/status.json`: the last blocks and races, newest first. `ready`: whether a node is traced, or why not.
     pub fn json(&self, ready: &Result<(), String>) -> Value {
         let (blocks, races) = self.blocks.last();
         json!({

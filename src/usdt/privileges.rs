@@ -36,7 +36,7 @@ fn effective() -> u64 {
 /// Whether this kernel can do what we need.
 ///
 /// # Errors
-/// What this kernel lacks.
+/// The feature that this kernel lacks.
 pub fn check_kernel() -> Result<()> {
     const UPROBES: &str = "/sys/bus/event_source/devices/uprobe/type";
     std::fs::metadata(UPROBES).with_context(|| {

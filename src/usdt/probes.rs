@@ -10,9 +10,9 @@ use object::elf::{self, FileHeader64, Machine, NoteType};
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, ReadCache};
 
+use super::attach_loop::readable_binary;
 use super::programs::tracepoints;
-use super::target::Search;
-use super::watch::readable_binary;
+use super::target::NodeSearch;
 use super::{Programs, TracepointGroup, blocks};
 use crate::cli;
 
@@ -40,7 +40,7 @@ impl Site {
     }
 }
 
-/// What the notes of SystemTap's `sys/sdt.h` say.
+/// Name and type of the notes of SystemTap's `sys/sdt.h`.
 const STAPSDT: (&[u8], NoteType) = (b"stapsdt", NoteType(3));
 /// Before the strings: three addresses.
 const ADDRESSES: usize = 3 * 8;
@@ -140,7 +140,7 @@ fn is_arm_register(text: &str) -> bool {
 ///
 /// # Errors
 /// There is no binary, or it cannot be read.
-pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> {
+pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<String> {
     let (path, node) = match (search.find_now(), search.binary()) {
         (Ok(Some(node)), _) => (readable_binary(&node), Some(node)),
         (Ok(None), Some(path)) => (path.clone(), None),
@@ -190,7 +190,7 @@ pub fn table(groups: &[TracepointGroup], search: &mut Search) -> Result<String> 
 /// The metrics of these groups that a tracepoint feeds, and those of the blocks' ways.
 fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
     let declarations = groups.iter().flat_map(|group| group.declarations());
-    let all = declarations.chain(super::declarations(blocks::families(&blocks::Counts::default())));
+    let all = declarations.chain(super::declarations(blocks::families(&blocks::BlockCounts::default())));
     all.filter(|declaration| declaration.sources.contains(&tracepoint)).map(|it| it.name).collect()
 }
 
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_one_machine_is_not_of_another() {
+    fn operands_depend_on_the_architecture() {
         assert_eq!(unreadable(elf::EM_X86_64, "8@x0"), ["8@x0"]);
         assert_eq!(unreadable(elf::EM_AARCH64, "8@%rax"), ["8@%rax"]);
         assert_eq!(unreadable(elf::EM_RISCV, "8@a0"), ["8@a0"]);

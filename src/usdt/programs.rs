@@ -9,34 +9,34 @@ use anyhow::{Result, anyhow};
 use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
-use super::block_log::Recorder;
-use super::blocks::{self, Blocks};
-use super::group::{Group, probe_name};
+use super::block_log::BlockLogThread;
+use super::blocks::{self, BlockTracker};
+use super::group::{GroupPrograms, probe_name};
 use super::maps::Maps;
-use super::page::Page;
+use super::page::BlockPage;
 use super::{TracepointGroup, exporter_metrics, privileges, validation};
 use crate::metrics::{self, Family};
 
 /// The programs of one group, loaded.
-struct Loaded {
+struct LoadedGroup {
     /// Before what they link, in the order in which fields are dropped: detaching uses what libbpf keeps with the programs.
     links: Vec<Link>,
-    group: Arc<dyn Group>,
+    group: Arc<dyn GroupPrograms>,
     maps: Arc<Maps>,
     programs: Object,
-    /// Programs that the kernel refused, and why.
+    /// Programs that the kernel rejected, and why.
     refused: BTreeMap<String, String>,
 }
 
-/// A tracepoint and what became of attaching to it.
-pub struct Attached {
+/// A tracepoint and the result of attaching to it.
+pub struct AttachResult {
     /// `validation:block_connected`
     pub name: String,
     /// Why not.
     pub result: Result<()>,
 }
 
-/// What was attached.
+/// The attachments.
 #[derive(Default)]
 pub(super) struct Attachments {
     /// Tracepoints that were attached at some time.
@@ -47,9 +47,9 @@ pub(super) struct Attachments {
 
 /// All programs that were loaded. They and their counts live as long as this; a node comes and goes.
 pub struct Programs {
-    loaded: Vec<Loaded>,
+    loaded: Vec<LoadedGroup>,
     attachments: Arc<Mutex<Attachments>>,
-    blocks: Arc<Blocks>,
+    blocks: Arc<BlockTracker>,
 }
 
 impl Programs {
@@ -58,15 +58,15 @@ impl Programs {
     /// # Errors
     /// The kernel rejects what all programs of a group need.
     pub fn load(groups: &[TracepointGroup]) -> Result<Self> {
-        quiet_libbpf();
+        capture_libbpf_messages();
         let loaded = groups.iter().map(|group| load(group.group())).collect::<Result<_>>()?;
         Ok(Programs { loaded, attachments: Arc::default(), blocks: Arc::default() })
     }
 
     /// Attaches to a process's tracepoints, in the order of the BPF files; `binary` is its file.
-    pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<Attached> {
+    pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<AttachResult> {
         let mut attached = Vec::new();
-        for Loaded { group, programs, refused, links, .. } in &mut self.loaded {
+        for LoadedGroup { group, programs, refused, links, .. } in &mut self.loaded {
             for program in programs.progs_mut() {
                 let tracepoint = program.name().to_string_lossy();
                 let result = match refused.get(&*tracepoint) {
@@ -74,7 +74,7 @@ impl Programs {
                     None => program.attach_usdt(pid, binary, group.provider(), &*tracepoint).map_err(explain),
                 };
                 let result = result.map(|link| links.push(link));
-                attached.push(Attached { name: probe_name(group.provider(), &tracepoint), result });
+                attached.push(AttachResult { name: probe_name(group.provider(), &tracepoint), result });
             }
         }
         let names = attached.iter().filter(|it| it.result.is_ok()).map(|it| it.name.clone());
@@ -85,15 +85,15 @@ impl Programs {
         attached
     }
 
-    /// Detaches from a process that has ended. The counts stay; what was true of a running node only does not.
+    /// Detaches from a process that has ended. The counts stay; state of the running node does not.
     pub fn detach(&mut self) {
-        // Each waits in the kernel for tens of milliseconds. What libbpf keeps of a group is touched by one thread only.
+        // Each waits in the kernel for tens of milliseconds. One thread only touches libbpf's data of a group.
         thread::scope(|scope| {
-            for Loaded { links, .. } in &mut self.loaded {
+            for LoadedGroup { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
             }
         });
-        for Loaded { links, group, maps, .. } in &mut self.loaded {
+        for LoadedGroup { links, group, maps, .. } in &mut self.loaded {
             links.clear(); // where no thread could be started
             group.node_ended(maps);
         }
@@ -102,34 +102,34 @@ impl Programs {
     }
 
     /// Reads all metrics, wherever the programs are.
-    pub fn reader(&self) -> Reader {
+    pub fn reader(&self) -> MetricsReader {
         std::sync::LazyLock::force(&metrics::process::STARTED);
         let groups = self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone()));
-        Reader {
+        MetricsReader {
             groups: groups.collect(),
             attachments: self.attachments.clone(),
             blocks: self.blocks.clone(),
         }
     }
 
-    /// What the page at `/` shows.
-    pub fn page(&self, node_name: &str) -> Page {
-        Page::of(self.blocks.clone(), node_name.into())
+    /// The page at `/`.
+    pub fn page(&self, node_name: &str) -> BlockPage {
+        BlockPage::new(self.blocks.clone(), node_name.into())
     }
 
     /// Keeps a row for each block that is connected in this file, of the last `keep`.
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn record(&self, file: &Path, keep: u32) -> Result<Recorder> {
-        let (recorder, queue) = Recorder::start(file, keep)?;
-        self.blocks.record(queue);
-        Ok(recorder)
+    pub fn start_block_log(&self, file: &Path, keep: u32) -> Result<BlockLogThread> {
+        let (block_log, queue) = BlockLogThread::start(file, keep)?;
+        self.blocks.set_block_log(queue);
+        Ok(block_log)
     }
 
     /// The groups with events, and their ring buffers. That of connected blocks is the first to be read: all that happened to these
     /// blocks before is then in the other buffers, and is read in the same turn.
-    pub(super) fn events(&self) -> Result<Vec<(Arc<dyn Group>, MapHandle)>> {
+    pub(super) fn events(&self) -> Result<Vec<(Arc<dyn GroupPrograms>, MapHandle)>> {
         let mut loaded: Vec<_> = self.loaded.iter().collect();
         loaded.sort_by_key(|it| it.group.provider() != validation::PROVIDER);
         let buffers =
@@ -137,20 +137,20 @@ impl Programs {
         buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
     }
 
-    /// The blocks whose way to the node is followed.
-    pub(super) fn blocks(&self) -> Arc<Blocks> {
+    /// The blocks that are followed.
+    pub(super) fn blocks(&self) -> Arc<BlockTracker> {
         self.blocks.clone()
     }
 }
 
 /// Reads all metrics.
-pub struct Reader {
-    groups: Vec<(Arc<dyn Group>, Arc<Maps>)>,
+pub struct MetricsReader {
+    groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
     attachments: Arc<Mutex<Attachments>>,
-    blocks: Arc<Blocks>,
+    blocks: Arc<BlockTracker>,
 }
 
-impl Reader {
+impl MetricsReader {
     /// All families with their values at this moment, in the order of METRICS.md. Those that tracepoints feed are absent until these
     /// were attached.
     pub fn families(&self) -> Vec<Family> {
@@ -169,17 +169,17 @@ impl Reader {
 }
 
 /// The group's tracepoints, `validation:block_connected`, in the order of the BPF file. Needs no privilege.
-pub(super) fn tracepoints(group: &dyn Group) -> Result<Vec<String>> {
+pub(super) fn tracepoints(group: &dyn GroupPrograms) -> Result<Vec<String>> {
     let names = names(&open(group, |_| true)?);
     Ok(names.into_iter().map(|name| probe_name(group.provider(), name)).collect())
 }
 
-/// A program that the kernel refuses costs only itself.
-fn load(group: Arc<dyn Group>) -> Result<Loaded> {
+/// A program that the kernel rejects costs only itself.
+fn load(group: Arc<dyn GroupPrograms>) -> Result<LoadedGroup> {
     let mut refused = BTreeMap::new();
     let programs = match open(&*group, |_| true)?.load() {
         Ok(programs) => programs,
-        Err(error) if is_forbidden(&error) => return Err(explain(error)),
+        Err(error) if lacks_privilege(&error) => return Err(explain(error)),
         Err(error) => {
             // libbpf gives up at the first.
             debug!("cannot load all programs of {}: {:#}", group.provider(), explain(error));
@@ -191,13 +191,13 @@ fn load(group: Arc<dyn Group>) -> Result<Loaded> {
             open(&*group, |name| !refused.contains_key(name))?.load().map_err(explain)?
         }
     };
-    let maps = Maps::of(&programs)?;
+    let maps = Maps::from_object(&programs)?;
     group.fill(&maps)?;
-    Ok(Loaded { links: Vec::new(), group, maps: Arc::new(maps), programs, refused })
+    Ok(LoadedGroup { links: Vec::new(), group, maps: Arc::new(maps), programs, refused })
 }
 
 /// The programs of a group with their constants, of which those that are `wanted` will be loaded.
-fn open(group: &dyn Group, wanted: impl Fn(&str) -> bool) -> Result<OpenObject> {
+fn open(group: &dyn GroupPrograms, wanted: impl Fn(&str) -> bool) -> Result<OpenObject> {
     let mut builder = ObjectBuilder::default();
     let builder = builder.name(group.provider()).map_err(explain)?;
     let mut opened = builder.open_memory(group.object()).map_err(explain)?;
@@ -219,31 +219,32 @@ fn names(opened: &OpenObject) -> Vec<String> {
     opened.progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
 }
 
-/// What libbpf said since the last error.
-static SAID: Mutex<Said> = Mutex::new(Said { warnings: Vec::new(), verifier: None });
+/// Messages of libbpf since the last error.
+static LIBBPF_MESSAGES: Mutex<LibbpfMessages> =
+    Mutex::new(LibbpfMessages { warnings: Vec::new(), verifier: None });
 
-struct Said {
+struct LibbpfMessages {
     warnings: Vec<String>,
     verifier: Option<String>,
 }
 
-fn quiet_libbpf() {
+fn capture_libbpf_messages() {
     fn keep(level: PrintLevel, text: String) {
         debug!("{}", text.trim_end());
         if !matches!(level, PrintLevel::Warn) {
             return;
         }
-        let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut messages = LIBBPF_MESSAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if text.contains("-- BEGIN PROG LOAD LOG --") {
-            said.verifier = Some(last_lines(&text));
-        } else if said.warnings.len() < 5 {
-            said.warnings.push(text.lines().next().unwrap_or_default().to_string());
+            messages.verifier = Some(last_lines(&text));
+        } else if messages.warnings.len() < 5 {
+            messages.warnings.push(text.lines().next().unwrap_or_default().to_string());
         }
     }
     libbpf_rs::set_print(Some((PrintLevel::Info, keep)));
 }
 
-/// The end of a verifier's log, where it says what it refuses.
+/// The end of a verifier's log, which has the reason.
 fn last_lines(log: &str) -> String {
     const LINES: usize = 3;
     let lines =
@@ -252,15 +253,15 @@ fn last_lines(log: &str) -> String {
     lines[lines.len().saturating_sub(LINES)..].join(" | ")
 }
 
-/// Whether it failed for want of a privilege.
-fn is_forbidden(error: &libbpf_rs::Error) -> bool {
+/// Whether it failed because a privilege is missing.
+fn lacks_privilege(error: &libbpf_rs::Error) -> bool {
     error.kind() == libbpf_rs::ErrorKind::PermissionDenied && privileges::missing().is_some()
 }
 
 /// An error with what to do about it.
 fn explain(error: libbpf_rs::Error) -> anyhow::Error {
-    let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let (warnings, verifier) = (std::mem::take(&mut said.warnings), said.verifier.take());
+    let mut messages = LIBBPF_MESSAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (warnings, verifier) = (std::mem::take(&mut messages.warnings), messages.verifier.take());
     if error.kind() == libbpf_rs::ErrorKind::PermissionDenied
         && let Some(missing) = privileges::missing()
     {
@@ -276,7 +277,7 @@ fn explain(error: libbpf_rs::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn of_a_verifiers_log_the_end_is_shown() {
+    fn end_of_a_verifier_log_is_shown() {
         let log = "libbpf: prog 'flush': -- BEGIN PROG LOAD LOG --\n0: (bf) r6 = r1\n; event->mode = 1;\n\
                    98: (7b) *(u64 *)(r8 +0) = r1\nR8 invalid mem access 'ringbuf_mem_or_null'\n\
                    processed 98 insns (limit 1000000) max_states_per_insn 0\n-- END PROG LOAD LOG --\n";

@@ -1,10 +1,10 @@
-//! What the exporter prints when it starts.
+//! The text that the exporter prints when it starts.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{Attached, probes};
-use crate::node_process::Node;
+use super::{AttachResult, probes};
+use crate::node_process::NodeProcess;
 
 /// Prints what is traced and where its metrics will be.
 ///
@@ -13,7 +13,7 @@ use crate::node_process::Node;
 pub fn print_start(
     output: &mut impl Write,
     binary: Option<&PathBuf>,
-    node: Option<&Node>,
+    node: Option<&NodeProcess>,
     metrics_at: &str,
     node_name: &str,
 ) -> io::Result<()> {
@@ -26,11 +26,15 @@ pub fn print_start(
     writeln!(output, "  node: {node_name}")
 }
 
-/// Prints what became of each tracepoint.
+/// Prints the result for each tracepoint.
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn print_attached(output: &mut impl Write, node: &Node, attached: &[Attached]) -> io::Result<()> {
+pub fn print_attached(
+    output: &mut impl Write,
+    node: &NodeProcess,
+    attached: &[AttachResult],
+) -> io::Result<()> {
     let sites =
         probes::sites(&node.running_binary()).or_else(|_| probes::sites(&node.binary)).unwrap_or_default();
     let has = |name: &str| sites.iter().any(|site| name == site.probe());
@@ -45,13 +49,13 @@ pub fn print_attached(output: &mut impl Write, node: &Node, attached: &[Attached
     writeln!(output, "\n  {good}/{} probes attached successfully", attached.len())
 }
 
-/// Prints where to look now.
+/// Prints the addresses of metrics and health checks.
 ///
 /// # Errors
 /// The output cannot be written.
 pub fn print_started(
     output: &mut impl Write,
-    node: Option<&Node>,
+    node: Option<&NodeProcess>,
     metrics_at: &str,
     health_at: &str,
 ) -> io::Result<()> {

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::candidates::{Candidate, Scanner};
-use super::choice::{Choice, Known, Named, Others, choose, successor};
+use super::choice::{Choice, KnownNode, OtherNodes, UserSelection, choose, successor};
 use super::{file_locks, privileges};
-use crate::node_process::Node;
+use crate::node_process::NodeProcess;
 
 /// Which node to trace, as the user named it. Without anything, the only one that runs.
 #[derive(Clone, Debug, Default)]
-pub struct Target {
+pub struct NodeSelector {
     /// The binary with the tracepoints.
     pub binary: Option<PathBuf>,
     /// The process. When it has ended, its successor is traced: the one with the same data directory.
@@ -26,10 +26,10 @@ pub struct Target {
     pub unit: Option<String>,
 }
 
-/// What was found.
-pub enum Found {
+/// The result of a search.
+pub enum SearchResult {
     /// The node.
-    Node(Node),
+    Node(NodeProcess),
     /// A process that may be the node, but has just been started.
     Soon,
     /// None, and why. It is ambiguous if there are processes that may be it.
@@ -41,41 +41,41 @@ pub enum Found {
     },
 }
 
-/// Looks for the node, and remembers what distinguishes it from others.
-pub struct Search {
-    target: Target,
+/// Searches for the node, and keeps what distinguishes it from others.
+pub struct NodeSearch {
+    selector: NodeSelector,
     scanner: Scanner,
-    present: Option<Known>,
-    last: Option<Known>,
-    others: Others,
+    present: Option<KnownNode>,
+    last: Option<KnownNode>,
+    others: OtherNodes,
 }
 
-impl Search {
+impl NodeSearch {
     /// Of this node.
-    pub fn new(target: Target) -> Self {
-        let others = Others { exist: target.pid.is_some(), ..Others::default() };
-        Search { target, scanner: Scanner::default(), present: None, last: None, others }
+    pub fn new(selector: NodeSelector) -> Self {
+        let others = OtherNodes { exist: selector.pid.is_some(), ..OtherNodes::default() };
+        NodeSearch { selector, scanner: Scanner::default(), present: None, last: None, others }
     }
 
     /// The binary that the user named.
     pub fn binary(&self) -> Option<&PathBuf> {
-        self.target.binary.as_ref()
+        self.selector.binary.as_ref()
     }
 
     /// The node for a command that does not wait for one; `None` if none runs. Several are an error that lists them.
     ///
     /// # Errors
     /// The named process does not exist, or there are several.
-    pub fn find_now(&mut self) -> Result<Option<Node>> {
-        const PATIENCE: Duration = Duration::from_secs(3);
-        let end = Instant::now() + PATIENCE;
+    pub fn find_now(&mut self) -> Result<Option<NodeProcess>> {
+        const FIND_TIMEOUT: Duration = Duration::from_secs(3);
+        let end = Instant::now() + FIND_TIMEOUT;
         loop {
             match self.find()? {
-                Found::Node(node) => return Ok(Some(node)),
-                Found::Soon if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
-                Found::Soon => return Ok(None),
-                Found::None { is_ambiguous: true, why } => bail!("{why}"),
-                Found::None { .. } => return Ok(None),
+                SearchResult::Node(node) => return Ok(Some(node)),
+                SearchResult::Soon if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
+                SearchResult::Soon => return Ok(None),
+                SearchResult::None { is_ambiguous: true, why } => bail!("{why}"),
+                SearchResult::None { .. } => return Ok(None),
             }
         }
     }
@@ -84,17 +84,19 @@ impl Search {
     ///
     /// # Errors
     /// The named process does not exist.
-    pub fn find(&mut self) -> Result<Found> {
-        if let (Some(pid), None) = (self.target.pid, &self.last) {
-            return Node::of(pid, self.target.binary.as_deref()).map(Found::Node);
+    pub fn find(&mut self) -> Result<SearchResult> {
+        if let (Some(pid), None) = (self.selector.pid, &self.last) {
+            return NodeProcess::from_pid(pid, self.selector.binary.as_deref()).map(SearchResult::Node);
         }
         let last = self.last.as_ref().map(|it| it.candidate.node.binary.as_path());
-        let all = self.scanner.scan(self.target.binary.as_deref(), last)?;
+        let all = self.scanner.scan(self.selector.binary.as_deref(), last)?;
         Ok(match self.decide(|named, others| choose(&all, named, self.last.as_ref(), others)) {
-            (Choice::Node(candidate), _) => Found::Node(candidate.node),
-            (Choice::Soon, _) => Found::Soon,
-            (Choice::None(Some(why)), _) => Found::None { why, is_ambiguous: true },
-            (Choice::None(None), hidden) => Found::None { why: self.none(hidden), is_ambiguous: false },
+            (Choice::Node(candidate), _) => SearchResult::Node(candidate.node),
+            (Choice::Soon, _) => SearchResult::Soon,
+            (Choice::None(Some(why)), _) => SearchResult::None { why, is_ambiguous: true },
+            (Choice::None(None), hidden) => {
+                SearchResult::None { why: self.not_found_message(hidden), is_ambiguous: false }
+            }
         })
     }
 
@@ -102,15 +104,15 @@ impl Search {
     ///
     /// # Errors
     /// The processes cannot be listed.
-    pub fn look_beside(&mut self, node: &Node) -> Result<Option<Node>> {
-        let all = self.scanner.scan(self.target.binary.as_deref(), Some(&node.binary))?;
+    pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
+        let all = self.scanner.scan(self.selector.binary.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
         // It is another one's name while it shuts down.
-        let unseen = || Candidate::of(node).filter(|it| it.id() == id);
+        let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
         let mut present = match self.present.take().filter(|it| it.candidate.id() == id) {
             Some(known) => known,
-            None => Known { candidate: now.clone(), beside: BTreeSet::new(), children: BTreeSet::new() },
+            None => KnownNode { candidate: now.clone(), beside: BTreeSet::new(), children: BTreeSet::new() },
         };
         present.update_locks(&now.locks);
         for other in all.iter().filter(|it| it.id() != id) {
@@ -137,12 +139,12 @@ impl Search {
     }
 
     /// The node that was traced has ended, or another one is it.
-    pub fn ended(&mut self, node: &Node) {
+    pub fn ended(&mut self, node: &NodeProcess) {
         let id = (node.pid, node.started);
         let known = self.present.take().filter(|it| it.candidate.id() == id);
-        let known = known.unwrap_or_else(|| Known::unseen(node.clone()));
+        let known = known.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
         self.last = match self.last.take() {
-            // What had nothing locked does not displace what is known of the node.
+            // A process without locks does not replace the evidence of the node.
             Some(mut last) if known.candidate.locks.is_empty() && !last.candidate.locks.is_empty() => {
                 last.beside.extend(known.beside);
                 last.beside.insert(id);
@@ -154,24 +156,24 @@ impl Search {
     }
 
     /// Decides with what the user named; besides, why the lock of the data directory cannot be seen.
-    fn decide<T>(&self, decide: impl FnOnce(Named, &Others) -> T) -> (T, Option<io::Error>) {
-        let locks = self.target.datadir.as_deref().map(file_locks::of_datadir);
+    fn decide<T>(&self, decide: impl FnOnce(UserSelection, &OtherNodes) -> T) -> (T, Option<io::Error>) {
+        let locks = self.selector.datadir.as_deref().map(file_locks::datadir_lock_files);
         let (locks, hidden) = match locks.transpose() {
             Ok(locks) => (locks, None),
             Err(error) => (None, Some(error)),
         };
-        let named = Named {
-            binary: self.target.binary.is_some(),
-            datadir: self.target.datadir.as_deref(),
+        let named = UserSelection {
+            binary: self.selector.binary.is_some(),
+            datadir: self.selector.datadir.as_deref(),
             datadir_locks: locks.as_deref(),
-            unit: self.target.unit.as_deref(),
+            unit: self.selector.unit.as_deref(),
         };
         (decide(named, &self.others), hidden)
     }
 
     /// The message when there is no node.
-    fn none(&self, hidden: Option<io::Error>) -> String {
-        let Target { binary, datadir, unit, .. } = &self.target;
+    fn not_found_message(&self, hidden: Option<io::Error>) -> String {
+        let NodeSelector { binary, datadir, unit, .. } = &self.selector;
         let binary = binary.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));
         let mut why = match binary {
             Some(binary) => {
@@ -200,10 +202,10 @@ impl Search {
     }
 }
 
-impl Known {
+impl KnownNode {
     /// A node that has ended before it was looked at.
-    fn unseen(node: Node) -> Self {
-        Known {
+    fn without_evidence(node: NodeProcess) -> Self {
+        KnownNode {
             candidate: Candidate {
                 node,
                 parent: 0,

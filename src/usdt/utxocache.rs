@@ -2,21 +2,21 @@
 
 use tracing::info;
 
-use super::blocks::{Event, Hash, What};
+use super::blocks::{BlockEvent, BlockEventKind, RawBlockHash};
 use super::bpf::utxocache::{OBJECT, types};
-use super::group::Group;
+use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Counts, Maps, Plain};
+use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::metrics::{Family, counter, gauge, histogram};
 
 // SAFETY: see their declarations in the BPF file.
-unsafe impl Counts for types::counts {}
+unsafe impl PerCpuCounts for types::counts {}
 // SAFETY: likewise.
-unsafe impl Plain for types::event {}
+unsafe impl Pod for types::event {}
 // SAFETY: likewise.
-unsafe impl Plain for types::last_flush {}
+unsafe impl Pod for types::last_flush {}
 // SAFETY: likewise.
-unsafe impl Plain for types::rodata {}
+unsafe impl Pod for types::rodata {}
 
 const FLUSH_US: Buckets =
     Buckets::new(1e6, &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0]);
@@ -26,9 +26,9 @@ const SPENT: &[&str] = &["utxocache:spent"];
 const UNCACHE: &[&str] = &["utxocache:uncache"];
 const FLUSH: &[&str] = &["utxocache:flush"];
 
-pub(super) struct Utxocache;
+pub(super) struct UtxocacheGroup;
 
-impl Group for Utxocache {
+impl GroupPrograms for UtxocacheGroup {
     fn provider(&self) -> &'static str {
         "utxocache"
     }
@@ -63,7 +63,7 @@ impl Group for Utxocache {
                 .value(uncached.value),
             histogram("bitcoin_utxo_cache_flush_duration_seconds",
                 "Time to write the UTXO cache to disk, by the wall clock of the node; negative values are omitted", FLUSH,
-                FLUSH_US.bounds).value(FLUSH_US.counted(flush_us.sum, flush_us.buckets)),
+                FLUSH_US.bounds).value(FLUSH_US.to_histogram(flush_us.sum, flush_us.buckets)),
             gauge("bitcoin_utxo_cache_flush_coins", "Coins in the UTXO cache at its last flush", FLUSH).value_if_known(known(coins)),
             gauge("bitcoin_utxo_cache_flush_bytes", "Memory of the UTXO cache at its last flush", FLUSH)
                 .value_if_known(known(bytes)),
@@ -74,11 +74,11 @@ impl Group for Utxocache {
         Some(log)
     }
 
-    fn block_events(&self, event: &[u8], queue: &mut Vec<Event>) {
+    fn block_events(&self, event: &[u8], queue: &mut Vec<BlockEvent>) {
         let Some(event) = maps::decode::<types::event>(event) else { return };
         let duration_ns = (event.duration_us.max(0) as u64).saturating_mul(1000);
-        let what = What::Flushed { duration_ns };
-        queue.push(Event { time_ns: event.time_ns, hash: Hash::default(), what });
+        let kind = BlockEventKind::Flushed { duration_ns };
+        queue.push(BlockEvent { time_ns: event.time_ns, hash: RawBlockHash::default(), kind });
     }
 }
 

@@ -1,21 +1,21 @@
-//! Connected blocks: provider `validation`. What is counted of them is in `blocks`, which knows which of them count.
+//! Connected blocks: provider `validation`. `blocks` counts them, and decides which of them count.
 
-use super::blocks::{Connected, Event, Thread, What};
+use super::blocks::{BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread};
 use super::bpf::validation::{OBJECT, types};
-use super::group::Group;
-use super::maps::{self, Counts, Maps, Plain};
+use super::group::GroupPrograms;
+use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::metrics::Family;
 
 // SAFETY: see their declarations in the BPF file.
-unsafe impl Counts for types::counts {}
+unsafe impl PerCpuCounts for types::counts {}
 // SAFETY: likewise.
-unsafe impl Plain for types::event {}
+unsafe impl Pod for types::event {}
 
 pub(super) const PROVIDER: &str = "validation";
 
-pub(super) struct Validation;
+pub(super) struct ValidationGroup;
 
-impl Group for Validation {
+impl GroupPrograms for ValidationGroup {
     fn provider(&self) -> &'static str {
         PROVIDER
     }
@@ -32,19 +32,19 @@ impl Group for Validation {
         vec![("block_connected", maps.sum::<types::counts>("counts_map").fired)]
     }
 
-    fn block_events(&self, event: &[u8], queue: &mut Vec<Event>) {
+    fn block_events(&self, event: &[u8], queue: &mut Vec<BlockEvent>) {
         let Some(event) = maps::decode::<types::event>(event) else { return };
         let thread = maps::text(&event.thread.map(|byte| byte as u8));
-        queue.push(Event {
+        queue.push(BlockEvent {
             time_ns: event.time_ns,
             hash: event.hash,
-            what: What::Connected(Connected {
+            kind: BlockEventKind::Connected(ConnectedBlock {
                 height: event.height,
                 transactions: event.txs,
                 inputs: event.inputs,
                 sigops: event.sigops,
                 duration_ns: event.duration_ns,
-                thread: Thread::named(&thread, event.is_main_thread != 0),
+                thread: ConnectingThread::from_name(&thread, event.is_main_thread != 0),
             }),
         });
     }

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use bitcoind_exporter::cli::{self, Program, Shared};
-use bitcoind_exporter::sandbox::Files;
-use bitcoind_exporter::source::{self, CHAINS, KnownChain, Source, default_datadir};
+use bitcoind_exporter::cli::{self, Cli, CommonArgs};
+use bitcoind_exporter::endpoint::{self, CHAINS, ChainParams, NodeEndpoint, default_datadir};
+use bitcoind_exporter::sandbox::AllowedFiles;
 use bitcoind_exporter::{
-    Candidates, Config, Credentials, HttpRpcSettings, NextBlock, Password, RPC_PASSWORD_VARIABLE, Url,
-    UtxoTrace, http_rpc_tls,
+    Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, Password, RPC_PASSWORD_VARIABLE,
+    Url, UtxoTraceMode, http_rpc_tls,
 };
 use clap::Parser;
 
@@ -48,7 +48,7 @@ pub struct Arguments {
     /// Use of JSON-RPC over HTTP for data not available over IPC. With on or --rpc-url, and without a socket path, the
     /// exporter does not need IPC
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_RPC")]
-    pub rpc: Rpc,
+    pub rpc: HttpRpcMode,
 
     /// URL of the node's JSON-RPC server [default: the chain's port on 127.0.0.1]
     #[arg(long, value_name = "URL", env = "BITCOIND_IPC_EXPORTER_RPC_URL")]
@@ -88,7 +88,7 @@ pub struct Arguments {
     /// Trace of the UTXO cache, for nodes with the Tracing interface. It slows down the connection of blocks. After exceeding
     /// its budget, auto disables the trace until the exporter restarts
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
-    pub utxo_trace: UtxoTrace,
+    pub utxo_trace: UtxoTraceMode,
 
     /// Budget of --utxo-trace auto: time that the node may wait for the trace in ten minutes, the time of a block
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
@@ -97,7 +97,7 @@ pub struct Arguments {
     /// Periodic requests for a block template, for the metrics of the next block (needs the Mining interface). auto requests
     /// one at a new tip and at most once per --poll-interval
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_NEXT_BLOCK")]
-    pub next_block: NextBlock,
+    pub next_block: NextBlockMode,
 
     /// Exit with status 0 when the node shuts down, instead of waiting for the next one. Only a node with IPC announces its
     /// shutdown. This is the default if the connection is inherited and no socket path is given
@@ -113,12 +113,12 @@ pub struct Arguments {
     pub check: bool,
 
     #[command(flatten)]
-    pub shared: Shared,
+    pub common: CommonArgs,
 }
 
 /// Use of JSON-RPC over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum Rpc {
+pub enum HttpRpcMode {
     /// Use it for nodes without JSON-RPC over IPC, if a cookie or a password is available.
     Auto,
     /// Use it for nodes without JSON-RPC over IPC; warn if it fails.
@@ -127,25 +127,24 @@ pub enum Rpc {
     Off,
 }
 
-impl Program for Arguments {
+impl Cli for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_IPC_EXPORTER";
     const METRICS_ADDR: &'static str = "127.0.0.1:9332";
 
-    fn shared(&self) -> &Shared {
-        &self.shared
+    fn common(&self) -> &CommonArgs {
+        &self.common
     }
 }
 
 impl Arguments {
     /// Reads the arguments behind the program's name; exits if they are wrong or ask for help.
     pub fn parse_or_exit(arguments: impl Iterator<Item = OsString>) -> Self {
-        let arguments =
-            std::iter::once("bitcoind-ipc-exporter".into()).chain(arguments.map(spelled_for_clap));
+        let arguments = std::iter::once("bitcoind-ipc-exporter".into()).chain(arguments.map(normalize_ipcfd));
         Self::read(arguments).unwrap_or_else(|error| error.exit())
     }
 
     /// The collector's settings.
-    pub fn config(&self, source: &Source) -> Result<Config> {
+    pub fn config(&self, source: &NodeEndpoint) -> Result<Config> {
         Ok(Config {
             data_directory: self.data_directory(source),
             poll_interval: self.poll_interval,
@@ -159,13 +158,13 @@ impl Arguments {
     }
 
     /// `--chain`, else the one in whose folder the socket is.
-    fn known_chain(&self) -> Option<&'static KnownChain> {
-        let by_folder = || self.socket_path.as_deref().and_then(KnownChain::of_file);
-        self.chain.as_deref().map(KnownChain::named).or_else(by_folder)
+    fn known_chain(&self) -> Option<&'static ChainParams> {
+        let by_folder = || self.socket_path.as_deref().and_then(ChainParams::from_path);
+        self.chain.as_deref().map(ChainParams::from_name).or_else(by_folder)
     }
 
-    fn http_rpc(&self) -> Result<Option<HttpRpcSettings>> {
-        if self.rpc == Rpc::Off {
+    fn http_rpc(&self) -> Result<Option<HttpRpcConfig>> {
+        if self.rpc == HttpRpcMode::Off {
             return Ok(None);
         }
         let chain = self.known_chain();
@@ -193,34 +192,34 @@ impl Arguments {
                     .unwrap_or_else(|| chain_or_main.folder(&default_datadir()).join(".cookie")),
             }),
         };
-        let url = self.rpc_url.clone().unwrap_or_else(|| Url::of_port(chain_or_main.rpc_port));
+        let url = self.rpc_url.clone().unwrap_or_else(|| Url::on_localhost(chain_or_main.rpc_port));
         if !url.tls && self.rpc_ca_file.is_some() {
             bail!("--rpc-ca-file needs an https URL in --rpc-url");
         }
-        let tls = url.tls.then(|| http_rpc_tls::trusting(self.rpc_ca_file.as_deref())).transpose()?;
-        Ok(Some(HttpRpcSettings {
+        let tls = url.tls.then(|| http_rpc_tls::client_config(self.rpc_ca_file.as_deref())).transpose()?;
+        Ok(Some(HttpRpcConfig {
             url,
             tls,
             credentials,
             chain: chain.map(|chain| chain.name.to_string()),
-            required: self.rpc == Rpc::On,
-            alone: self.may_lack_ipc(),
+            required: self.rpc == HttpRpcMode::On,
+            http_only: self.is_http_only_allowed(),
         }))
     }
 
     /// The directory of the chain below `--datadir`, and that of the socket.
-    fn data_directory(&self, source: &Source) -> Candidates {
+    fn data_directory(&self, source: &NodeEndpoint) -> DatadirCandidates {
         let chain = self.known_chain().unwrap_or(&CHAINS[0]);
-        Candidates {
+        DatadirCandidates {
             named: self.datadir.as_deref().map(|datadir| chain.folder(datadir)),
             found: source.socket().iter().filter_map(|path| Some(path.parent()?.to_path_buf())).collect(),
             of_log: None,
         }
     }
 
-    /// What is read while it serves, and connected to.
-    pub fn files(&self, config: &Config) -> Files {
-        let mut files = self.shared.files();
+    /// The files and ports that it uses while it serves.
+    pub fn files(&self, config: &Config) -> AllowedFiles {
+        let mut files = self.common.files();
         if let Some(http) = &config.http_rpc {
             files.read.extend(http.credentials.file().map(PathBuf::from));
             files.connect.push(http.url.port);
@@ -232,23 +231,23 @@ impl Arguments {
     /// The path of the node's socket; `None` if there is nothing but an inherited connection.
     pub fn node_socket(&self, has_inherited: bool) -> Option<PathBuf> {
         let chain = self.chain.as_deref().unwrap_or("main");
-        source::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
+        endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
-    /// Whether no argument says where the node is.
-    pub fn name_no_node(&self) -> bool {
-        self.socket_path.is_none() && self.datadir.is_none() && !self.may_lack_ipc()
+    /// Whether no argument names the node.
+    pub fn has_no_node_argument(&self) -> bool {
+        self.socket_path.is_none() && self.datadir.is_none() && !self.is_http_only_allowed()
     }
 
     /// Whether JSON-RPC over HTTP was asked for, and no connection over IPC.
-    fn may_lack_ipc(&self) -> bool {
-        let asked = self.rpc == Rpc::On || (self.rpc == Rpc::Auto && self.rpc_url.is_some());
+    fn is_http_only_allowed(&self) -> bool {
+        let asked = self.rpc == HttpRpcMode::On || (self.rpc == HttpRpcMode::Auto && self.rpc_url.is_some());
         asked && self.socket_path.is_none() && self.ipc_fd.is_none()
     }
 }
 
 /// Bitcoin Core gives its children `-ipcfd N`, which clap would read as five short options.
-fn spelled_for_clap(argument: OsString) -> OsString {
+fn normalize_ipcfd(argument: OsString) -> OsString {
     match argument.to_str() {
         Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => {
             text.replacen("-ipcfd", "--ipc-fd", 1).into()

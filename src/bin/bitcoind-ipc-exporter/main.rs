@@ -13,14 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use bitcoind_exporter::cli::{self, Program};
+use bitcoind_exporter::cli::{self, Cli};
+use bitcoind_exporter::endpoint::NodeEndpoint;
 use bitcoind_exporter::http::{Address, Listener};
 use bitcoind_exporter::metrics::{Format, Metrics};
-use bitcoind_exporter::sandbox::Confined;
+use bitcoind_exporter::sandbox::Confinement;
 use bitcoind_exporter::service::Service;
-use bitcoind_exporter::source::Source;
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::supervisor::{self, NodeSocket, Supervised};
+use bitcoind_exporter::supervisor::{self, NodeSocket, SupervisorConfig};
 use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, systemd};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ use tracing::info;
 use arguments::Arguments;
 
 /// How long an exporter that systemd starts for a scrape goes on without a node.
-const LINGER: Duration = Duration::from_secs(5);
+const SCRAPE_LINGER_INTERVAL: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
@@ -49,11 +49,11 @@ fn main() -> ExitCode {
 /// The process that is started: it supervises the exporter, which it starts as its child.
 fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let arguments = Arguments::parse_or_exit(arguments);
-    if let Some(printed) = arguments.generate() {
-        return printed.map(|()| ExitCode::SUCCESS);
+    if let Some(ignore_broken_pipe) = arguments.generate() {
+        return ignore_broken_pipe.map(|()| ExitCode::SUCCESS);
     }
     // Before anything else opens descriptors.
-    let mut inherited = systemd::Inherited::take()?;
+    let mut inherited = systemd::InheritedFds::take()?;
     let listener = inherited.http();
     let connection = match arguments.ipc_fd {
         Some(fd) => Some(systemd::take_over(fd).context("--ipc-fd or BITCOIN_IPC_FD")?),
@@ -62,32 +62,32 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     systemd::close_inherited();
     let path = arguments.node_socket(connection.is_some());
     let node = NodeSocket::new(connection, path)?;
-    let socket_file = match (&listener, arguments.shared.metrics_addr) {
+    let socket_file = match (&listener, arguments.common.metrics_addr) {
         (None, Address::Unix(path)) if !arguments.once && !arguments.check => Some(path),
         _ => None,
     };
-    supervisor::run(Supervised { node, listener, socket_file })
+    supervisor::run(SupervisorConfig { node, listener, socket_file })
 }
 
 /// The process that collects and serves. It has no descriptor of the node's socket.
 fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
-    let start = supervisor::Start::take(&mut arguments)?;
+    let start = supervisor::ExporterStart::take(&mut arguments)?;
     let arguments = Arguments::parse_or_exit(arguments);
     let started_by_scrape = start.listener.is_some();
     // systemd starts us for a scrape, and could not connect to the node. Only it can, at our next start.
-    let without_node = started_by_scrape && start.inherited.is_none() && arguments.name_no_node();
+    let without_node = started_by_scrape && start.inherited.is_none() && arguments.has_no_node_argument();
     let path = arguments.node_socket(start.inherited.is_some());
-    let mut source = Source::new(start.client, start.inherited, path);
+    let mut source = NodeEndpoint::new(start.client, start.inherited, path);
     let serves = !arguments.once && !arguments.check;
     let listener = match start.listener {
         Some(fd) => Some(Listener::inherited(fd)?),
-        None if serves => Some(Listener::bind(&arguments.shared.metrics_addr)?),
+        None if serves => Some(Listener::bind(&arguments.common.metrics_addr)?),
         None => None,
     };
     let config = arguments.config(&source)?;
     // Before there are threads, which would stay unconfined.
-    let confined = Confined::new(arguments.shared.sandbox).files(&arguments.files(&config));
-    let _written_at_the_end = arguments.shared.start_logging()?;
+    let confined = Confinement::new(arguments.common.sandbox).files(&arguments.files(&config));
+    let _written_at_the_end = arguments.common.start_logging()?;
 
     let metrics = Metrics::new();
     let status = Arc::new(Status::new(metrics.clone()));
@@ -104,7 +104,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let service = Service::start(&runtime, [(listener, arguments.shared.endpoint()?)], status.clone())?;
+    let service = Service::start(&runtime, [(listener, arguments.common.endpoint()?)], status.clone())?;
     confined.ipc_exporter();
     let collector = Collector::new(context);
     service.run(&runtime, &shutdown, async {
@@ -112,14 +112,14 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         if without_node {
             let why = "systemd passed no connection to the node: the node is not running, or systemd is older than 253 and \
                  needs socket-path.conf";
-            info!("{why}; exiting after {} s, the next scrape starts the exporter again", LINGER.as_secs());
-            collector.wait_without_node(why, LINGER).await;
+            info!("{why}; exiting after {} s, the next scrape starts the exporter again", SCRAPE_LINGER_INTERVAL.as_secs());
+            collector.wait_without_node(why, SCRAPE_LINGER_INTERVAL).await;
             return Ok(());
         }
         let ended = collector.run(source).await;
         if started_by_scrape {
             // A page that is open would start us again at once, and again, until systemd has enough of it.
-            shutdown.run_until_cancelled(tokio::time::sleep(LINGER)).await;
+            shutdown.run_until_cancelled(tokio::time::sleep(SCRAPE_LINGER_INTERVAL)).await;
         }
         ended
     })

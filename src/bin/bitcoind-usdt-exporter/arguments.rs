@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use bitcoind_exporter::cli::{Program, Shared};
+use bitcoind_exporter::cli::{Cli, CommonArgs};
 use bitcoind_exporter::http::{Address, WebConfig};
-use bitcoind_exporter::logging::{self, Level, Logging};
+use bitcoind_exporter::logging::{self, LogLevel, Logging};
 use bitcoind_exporter::usdt::TracepointGroup;
 use bitcoind_exporter::usdt::block_log::DEFAULT_KEEP;
-use bitcoind_exporter::usdt::target::Target;
+use bitcoind_exporter::usdt::target::NodeSelector;
 use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};
 use tracing::info;
 
-use crate::blocks::Blocks;
+use crate::blocks_command::BlocksCommand;
 use crate::settings;
 
 /// Where `fibre_exporter.py` serves metrics, and this exporter.
@@ -129,7 +129,7 @@ pub struct Arguments {
         default_value = "info",
         env = "BITCOIND_USDT_EXPORTER_LOG_LEVEL"
     )]
-    pub log_level: Level,
+    pub log_level: LogLevel,
 
     /// Additional log file. Lines are appended. The file is reopened after it was renamed or removed, e.g. by logrotate
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_LOG_FILE")]
@@ -153,7 +153,7 @@ pub struct Arguments {
     pub print_metrics_reference: bool,
 
     #[command(flatten)]
-    pub shared: Shared,
+    pub common: CommonArgs,
 
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -163,15 +163,15 @@ pub struct Arguments {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Print the blocks of a block log (--block-log), oldest first. Works also while the exporter writes it
-    Blocks(Blocks),
+    Blocks(BlocksCommand),
 }
 
-impl Program for Arguments {
+impl Cli for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_USDT_EXPORTER";
     const METRICS_ADDR: &'static str = "127.0.0.1:9435";
 
-    fn shared(&self) -> &Shared {
-        &self.shared
+    fn common(&self) -> &CommonArgs {
+        &self.common
     }
 
     fn overlay(&mut self, command: &mut clap::Command, given: &ArgMatches) -> Result<(), clap::Error> {
@@ -184,8 +184,8 @@ impl Arguments {
         if self.tracepoints.is_empty() { TracepointGroup::all() } else { &self.tracepoints }
     }
 
-    pub fn target(&self) -> Target {
-        Target {
+    pub fn target(&self) -> NodeSelector {
+        NodeSelector {
             binary: self.bitcoind.clone(),
             pid: self.pid,
             datadir: self.datadir.clone(),
@@ -195,8 +195,8 @@ impl Arguments {
 
     /// Starts logging; dropping what is returned writes the last lines.
     pub fn start_logging(&self) -> Result<Logging> {
-        let level = if self.shared.debug { Level::Debug } else { self.log_level };
-        let logging = logging::start(self.shared.log, level, self.log_file.as_deref())?;
+        let level = if self.common.debug { LogLevel::Debug } else { self.log_level };
+        let logging = logging::start(self.common.log, level, self.log_file.as_deref())?;
         if self.verbose {
             info!("verbose has no effect: events are always logged (--log-level warning hides them)");
         }
@@ -205,30 +205,30 @@ impl Arguments {
 
     /// How the metrics are served.
     pub fn web_config(&self) -> Result<WebConfig> {
-        let user = both(
+        let user = require_both(
             ("metrics_auth_username", self.metrics_auth_username.as_deref()),
             ("metrics_auth_password", self.metrics_auth_password.as_deref()),
         )?;
         match (user, self.certificate()?) {
-            (None, None) => self.shared.web_config(),
-            (user, certificate) => WebConfig::of(user, certificate).context("--tls-cert, --tls-key"),
+            (None, None) => self.common.web_config(),
+            (user, certificate) => WebConfig::from_parts(user, certificate).context("--tls-cert, --tls-key"),
         }
     }
 
     /// How health checks are answered: as `fibre_exporter.py` does, with its certificate and without a password.
     pub fn health_web_config(&self) -> Result<WebConfig> {
-        WebConfig::of(None, self.certificate()?).context("--tls-cert, --tls-key")
+        WebConfig::from_parts(None, self.certificate()?).context("--tls-cert, --tls-key")
     }
 
     fn certificate(&self) -> Result<Option<(&Path, &Path)>> {
-        both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
+        require_both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
     }
 
     /// Where to listen, if systemd passes no socket.
     pub fn address(&self) -> Address {
         match self.port {
             Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
-            None => self.shared.metrics_addr.clone(),
+            None => self.common.metrics_addr.clone(),
         }
     }
 
@@ -250,7 +250,10 @@ pub fn process_id() -> RangedI64ValueParser<i32> {
 }
 
 /// Two settings that need each other.
-fn both<T>((one, first): (&str, Option<T>), (other, second): (&str, Option<T>)) -> Result<Option<(T, T)>> {
+fn require_both<T>(
+    (one, first): (&str, Option<T>),
+    (other, second): (&str, Option<T>),
+) -> Result<Option<(T, T)>> {
     let flag = |name: &str| name.replace('_', "-");
     match (first, second) {
         (Some(first), Some(second)) => Ok(Some((first, second))),

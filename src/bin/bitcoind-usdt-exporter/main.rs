@@ -1,7 +1,7 @@
 //! Prometheus exporter for a Bitcoin node's tracepoints: wiring and exit code.
 
 mod arguments;
-mod blocks;
+mod blocks_command;
 mod settings;
 
 use std::io::{self, Write};
@@ -9,17 +9,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use bitcoind_exporter::cli::{self, Program};
+use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::http::{Address, Endpoint, Listener, Pages};
 use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{self, Format};
-use bitcoind_exporter::sandbox::Confined;
+use bitcoind_exporter::sandbox::Confinement;
 use bitcoind_exporter::service::Service;
-use bitcoind_exporter::systemd::{self, Inherited};
-use bitcoind_exporter::usdt::page::Page;
-use bitcoind_exporter::usdt::target::Search;
-use bitcoind_exporter::usdt::watch::{self, Traced, Tracer};
-use bitcoind_exporter::usdt::{self, Programs, Reader, probes, startup_banner};
+use bitcoind_exporter::systemd::{self, InheritedFds};
+use bitcoind_exporter::usdt::attach_loop::{self, TracedNode, Tracer};
+use bitcoind_exporter::usdt::page::BlockPage;
+use bitcoind_exporter::usdt::target::NodeSearch;
+use bitcoind_exporter::usdt::{self, MetricsReader, Programs, probes, startup_banner};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -36,24 +36,25 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    if let Some(printed) = print(&arguments) {
-        return printed.map(|()| ExitCode::SUCCESS);
+    if let Some(ignore_broken_pipe) = print(&arguments) {
+        return ignore_broken_pipe.map(|()| ExitCode::SUCCESS);
     }
-    let mut inherited = Inherited::take()?;
+    let mut inherited = InheritedFds::take()?;
     systemd::close_inherited();
     let _written_at_the_end = arguments.start_logging()?;
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
-    let mut search = Search::new(arguments.target());
+    let mut search = NodeSearch::new(arguments.target());
     if arguments.list_probes {
         cli::print(&probes::table(arguments.groups(), &mut search)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     usdt::check_kernel()?;
     let programs = Programs::load(arguments.groups()).context("cannot load the BPF programs")?;
-    let metrics = Metrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
+    let metrics = LabelledMetrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
     let page = programs.page(&arguments.node_name);
-    let record = arguments.block_log.as_deref().filter(|_| !arguments.once);
-    let record = record.map(|file| programs.record(file, arguments.block_log_keep)).transpose()?;
+    let block_log = arguments.block_log.as_deref().filter(|_| !arguments.once);
+    let block_log =
+        block_log.map(|file| programs.start_block_log(file, arguments.block_log_keep)).transpose()?;
     let mut tracer = Tracer::new(programs, search);
     if arguments.once {
         tracer.attach_now()?;
@@ -72,19 +73,19 @@ fn run() -> Result<ExitCode> {
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))))
         .map(|(listener, endpoint)| {
-            (listener, endpoint.with_allowed_hosts(&arguments.shared.web_allowed_host))
+            (listener, endpoint.with_allowed_hosts(&arguments.common.web_allowed_host))
         });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let service = Service::start(&runtime, listeners, Arc::new(Status { metrics, ready, page }))?;
+    let service = Service::start(&runtime, listeners, Arc::new(StatusPages { metrics, ready, page }))?;
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
-    Confined::new(arguments.shared.sandbox).usdt_exporter(arguments.block_log.is_some(), removes_socket);
+    Confinement::new(arguments.common.sandbox).usdt_exporter(arguments.block_log.is_some(), removes_socket);
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
-        let followed = shutdown.run_until_cancelled(watch::follow(tracer, traced, health));
+        let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
         followed.await.unwrap_or(Ok(()))
     });
-    if let Some(record) = record {
-        record.finish();
+    if let Some(block_log) = block_log {
+        block_log.finish();
     }
     ended
 }
@@ -92,7 +93,7 @@ fn run() -> Result<ExitCode> {
 /// What is printed at startup.
 fn banner(
     arguments: &Arguments,
-    traced: Option<&Traced>,
+    traced: Option<&TracedNode>,
     metrics_at: &str,
     health_at: &str,
 ) -> io::Result<Vec<u8>> {
@@ -119,7 +120,7 @@ fn print(arguments: &Arguments) -> Option<Result<()>> {
 }
 
 /// The listener for metrics, and the one for health checks besides.
-fn listen(arguments: &Arguments, inherited: &mut Inherited) -> Result<(Listener, Option<Listener>)> {
+fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listener, Option<Listener>)> {
     let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
         None => Listener::bind(&arguments.address())?,
@@ -131,24 +132,24 @@ fn listen(arguments: &Arguments, inherited: &mut Inherited) -> Result<(Listener,
 }
 
 /// All metrics, each sample with the label `node`.
-struct Metrics {
-    reader: Reader,
+struct LabelledMetrics {
+    reader: MetricsReader,
     node_name: String,
 }
 
-impl Metrics {
+impl LabelledMetrics {
     fn render(&self, format: Format) -> String {
         metrics::render(&self.reader.families(), &[("node", &self.node_name)], format)
     }
 }
 
-struct Status {
-    metrics: Metrics,
+struct StatusPages {
+    metrics: LabelledMetrics,
     ready: channel::Receiver<Result<(), String>>,
-    page: Page,
+    page: BlockPage,
 }
 
-impl Pages for Status {
+impl Pages for StatusPages {
     fn metrics(&self, format: Format) -> String {
         self.metrics.render(format)
     }

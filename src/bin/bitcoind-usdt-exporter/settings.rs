@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bitcoind_exporter::files;
-use bitcoind_exporter::logging::Level;
+use bitcoind_exporter::logging::LogLevel;
 use clap::builder::{EnumValueParser, PathBufValueParser, StringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -50,14 +50,14 @@ impl Overlay<'_> {
         self.set(&mut to.port, "port", value_parser!(u16))?;
         self.set(&mut to.health_port, "health_port", value_parser!(u16))?;
         self.set_verbose(&mut to.verbose)?;
-        self.set(&mut to.log_level, "log_level", EnumValueParser::<Level>::new())?;
+        self.set(&mut to.log_level, "log_level", EnumValueParser::<LogLevel>::new())?;
         self.set(&mut to.log_file, "log_file", PathBufValueParser::new())?;
         self.set(&mut to.metrics_auth_username, "metrics_auth_username", StringValueParser::new())?;
         self.set(&mut to.metrics_auth_password, "metrics_auth_password", StringValueParser::new())?;
         self.set(&mut to.tls_cert, "tls_cert", PathBufValueParser::new())?;
         self.set(&mut to.tls_key, "tls_key", PathBufValueParser::new())?;
         self.check_conflicts()?;
-        // Who configures it as they did fibre_exporter.py has Prometheus look for it where that one listened.
+        // With the configuration of fibre_exporter.py, Prometheus scrapes the port of fibre_exporter.py.
         let as_theirs = self.path.is_some() || variable("bitcoind_path").is_some();
         if self.is_given("metrics_addr") {
             to.port = None;
@@ -67,7 +67,7 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// What sets an argument, a key or a variable, and the value.
+    /// The source of an argument, a key or a variable, and its value.
     fn setting(&self, id: &str) -> Option<(String, String)> {
         let key = match id {
             "bitcoind" => "bitcoind_path",
@@ -173,7 +173,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn a_file_is_read_as_python_reads_it() {
+    fn file_is_parsed_as_python_does() {
         let values = parse(
             "# comment\nbitcoind_path: /usr/bin/bitcoind\npid:\nnode_name: 7\nport: 9435\nverbose: true\nlog_file: ''\n",
         )
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said_with_its_key() {
+    fn invalid_value_is_reported_with_its_key() {
         let why = |text: &str| parse(text).unwrap_err();
         assert!(why("metrics-port: 1").starts_with("unknown key metrics-port; the keys are bitcoind_path,"));
         assert!(

@@ -2,16 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::collect::json::number;
 use crate::json_rpc::Method;
 
-pub async fn poll(calls: &mut Calls, tip: Option<&str>, ibd: Option<bool>) {
+pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<bool>) {
     // It reads the block and its undo data, and a syncing node has a new tip every moment.
     let mut stats = Value::Null;
     if let (Some(tip), Some(false)) = (tip, ibd) {
         let wanted = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
-        stats = calls.rpc_of_tip(Method::GetBlockStats, json!([tip, wanted])).await;
+        stats = calls.rpc_once_per_tip(Method::GetBlockStats, json!([tip, wanted])).await;
     }
     let field = |name| number(&stats, name);
     let metrics = &calls.metrics().blocks;

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::collect::json::{flag, number};
-use crate::ipc::{Chain, Hash, Mining, Node};
+use crate::ipc::{BlockHash, Chain, Mining, Node};
 use crate::json_rpc::Method;
 
 /// Spans of the hashrate estimates: a day, and the two weeks of a difficulty period.
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
 
-/// What getchaintips says of a tip.
+/// Statuses of a tip in getchaintips.
 const TIP_STATUSES: [&str; 5] = ["active", "valid-fork", "valid-headers", "headers-only", "invalid"];
 
-/// What the other areas want to know of the tip.
-pub struct Tip {
+/// The tip, for the other areas.
+pub struct PolledTip {
     pub height: Option<f64>,
     /// Known only with JSON-RPC.
     pub hash: Option<String>,
@@ -24,40 +24,40 @@ pub struct Tip {
     pub ibd: Option<bool>,
 }
 
-pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
+pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) -> PolledTip {
     let interfaces = calls.interfaces.clone();
     let (chain, node, mining) =
         (interfaces.chain.as_ref(), interfaces.node.as_ref(), interfaces.mining.as_ref());
     let field = |name| number(info, name);
 
-    let hash = info["bestblockhash"].as_str().and_then(|hash| hash.parse::<Hash>().ok());
+    let hash = info["bestblockhash"].as_str().and_then(|hash| hash.parse::<BlockHash>().ok());
     let mut tip = None;
     if hash.is_none() {
-        tip = calls.ask("Mining.getTip", mining.map(Mining::tip)).await.flatten();
+        tip = calls.call("Mining.getTip", mining.map(Mining::tip)).await.flatten();
     }
     let mut hash = hash.or(tip.map(|tip| tip.hash));
     if hash.is_none() {
-        hash = calls.ask("Node.getBestBlockHash", node.map(Node::best_block_hash)).await;
+        hash = calls.call("Node.getBestBlockHash", node.map(Node::best_block_hash)).await;
     }
-    let mut height = calls.ask("Chain.getHeight", chain.map(Chain::height)).await.flatten().map(f64::from);
+    let mut height = calls.call("Chain.getHeight", chain.map(Chain::height)).await.flatten().map(f64::from);
     height = height.or(field("blocks"));
     height = height.or(tip.map(|tip| tip.height.into()));
-    let headers = calls.ask("Node.getHeaderTip", node.map(Node::header_height)).await.flatten();
-    let mut ibd = calls.ask("Node.isInitialBlockDownload", node.map(Node::is_initial_block_download)).await;
+    let headers = calls.call("Node.getHeaderTip", node.map(Node::header_height)).await.flatten();
+    let mut ibd = calls.call("Node.isInitialBlockDownload", node.map(Node::is_initial_block_download)).await;
     if ibd.is_none() {
-        ibd = calls.ask("Chain.isInitialBlockDownload", chain.map(Chain::is_initial_block_download)).await;
+        ibd = calls.call("Chain.isInitialBlockDownload", chain.map(Chain::is_initial_block_download)).await;
     }
     ibd = ibd.or(info["initialblockdownload"].as_bool());
     if ibd.is_none() {
         let asked = mining.map(Mining::is_initial_block_download);
-        ibd = calls.ask("Mining.isInitialBlockDownload", asked).await;
+        ibd = calls.call("Mining.isInitialBlockDownload", asked).await;
     }
-    let progress = calls.ask("Node.getVerificationProgress", node.map(Node::verification_progress)).await;
-    let tip_time = calls.ask("Node.getLastBlockTime", node.map(Node::last_block_time)).await;
+    let progress = calls.call("Node.getVerificationProgress", node.map(Node::verification_progress)).await;
+    let tip_time = calls.call("Node.getLastBlockTime", node.map(Node::last_block_time)).await;
     let (mut pruned, mut prune_height) = (flag(info, "pruned"), field("pruneheight"));
     if info.is_null() {
-        pruned = calls.ask("Chain.havePruned", chain.map(Chain::have_pruned)).await.map(u8::from);
-        let last = calls.ask("Chain.getPruneHeight", chain.map(Chain::prune_height)).await.flatten();
+        pruned = calls.call("Chain.havePruned", chain.map(Chain::have_pruned)).await.map(u8::from);
+        let last = calls.call("Chain.getPruneHeight", chain.map(Chain::prune_height)).await.flatten();
         prune_height = last.map(|last| f64::from(last) + 1.0);
     }
 
@@ -68,26 +68,26 @@ pub async fn poll(calls: &mut Calls, info: &Value) -> Tip {
     metrics.ibd.set(ibd.map(u8::from));
     metrics.verification_progress.set(progress.or(field("verificationprogress")));
     metrics.tip_timestamp.set(tip_time.map(|time| time as f64).or(field("time")));
-    metrics.tip_hash_suffix.set(hash.as_ref().map(Hash::suffix));
+    metrics.tip_hash_suffix.set(hash.as_ref().map(BlockHash::suffix));
     metrics.difficulty.set(field("difficulty"));
     metrics.size_on_disk.set(field("size_on_disk"));
     metrics.pruned.set(pruned);
     metrics.prune_height.set(prune_height);
-    Tip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd }
+    PolledTip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd }
 }
 
 /// Once per tip.
-pub async fn poll_hashrate(calls: &mut Calls) {
+pub async fn poll_hashrate(calls: &mut RateLimitedCalls) {
     let mut rates = Vec::new();
     for (label, blocks) in HASHRATE_SPANS {
-        let rate = calls.rpc_of_tip(Method::GetNetworkHashps, json!([blocks])).await;
+        let rate = calls.rpc_once_per_tip(Method::GetNetworkHashps, json!([blocks])).await;
         rates.extend(rate.as_f64().map(|rate| ([label], rate)));
     }
     calls.metrics().chain.hashrate.replace_if_any(rates);
 }
 
 /// The tips of the block tree. The node walks its whole block index for them and holds its main lock meanwhile.
-pub async fn poll_tips(calls: &mut Calls, ibd: Option<bool>) {
+pub async fn poll_tips(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
     }

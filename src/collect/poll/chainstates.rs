@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::collect::json::{entries, flag, number};
 use crate::json_rpc::Method;
 
 /// Each poll.
-pub async fn poll(calls: &mut Calls, chain_info: &Value) {
+pub async fn poll(calls: &mut RateLimitedCalls, chain_info: &Value) {
     let answer = calls.rpc(Method::GetChainstates, json!([])).await;
     let states = named(&answer);
     let indexes = calls.rpc(Method::GetIndexInfo, json!([])).await;
@@ -31,8 +31,8 @@ pub async fn poll(calls: &mut Calls, chain_info: &Value) {
 }
 
 /// Once per tip.
-pub async fn poll_deployments(calls: &mut Calls) {
-    let info = calls.rpc_of_tip(Method::GetDeploymentInfo, json!([])).await;
+pub async fn poll_deployments(calls: &mut RateLimitedCalls) {
+    let info = calls.rpc_once_per_tip(Method::GetDeploymentInfo, json!([])).await;
     let known = entries(&info["deployments"]);
     let metrics = &calls.metrics().chainstates;
     metrics.deployment_active.replace_if_any(
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chainstates_are_told_apart() {
+    fn chainstates_are_distinguished() {
         let names = |states: Value| {
             let answer = json!({"headers": 9, "chainstates": states});
             named(&answer)

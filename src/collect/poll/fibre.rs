@@ -5,19 +5,19 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::collect::json::number;
 use crate::json_rpc::Method;
-use crate::metrics::{Fibre, now};
+use crate::metrics::{FibreMetrics, now};
 
 /// Groups up to which the number is the label; the operator of a FIBRE node chooses it.
 const GROUPS: u64 = 64;
-/// What the node calls the group of peers that it only receives from.
+/// The node's number for the group of peers that it only receives from.
 const RECEIVE_GROUP: u64 = u64::MAX;
 
 /// A group's peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Group {
+struct PeerGroup {
     peers: u32,
     connected: u32,
     trusted: u32,
@@ -25,23 +25,23 @@ struct Group {
     round_trip: Option<[f64; 3]>,
     /// Peers with a round trip.
     measured: u32,
-    /// Unix seconds at which the most silent one was heard.
-    heard: Option<f64>,
+    /// When the most silent one sent last, Unix seconds.
+    last_received: Option<f64>,
 }
 
 /// At each poll: silence is worth knowing soon, and the node only copies what it has.
-pub async fn poll(calls: &mut Calls, silence: &mut Silence) {
+pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     let answer = calls.rpc_if_known::<Value>(Method::GetUdpPeerInfo, json!([])).await;
     let Some(groups) = answer.as_ref().and_then(groups) else { return };
     silence.update(&groups, now(), Instant::now());
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }
 
-/// When each group's most silent peer was heard, on a clock that cannot be set: that of the node can, and so can ours.
+/// When each group's most silent peer sent last, on a clock that cannot be set: the wall clocks of the node and the exporter can.
 #[derive(Default)]
-pub struct Silence(BTreeMap<String, Heard>);
+pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
-struct Heard {
+struct LastReceived {
     /// As the node returned it.
     at: f64,
     /// Silence in seconds when it changed, and when that was.
@@ -49,22 +49,22 @@ struct Heard {
     changed: Instant,
 }
 
-impl Silence {
+impl PeerSilence {
     /// Only a time that has changed is compared with `now`, Unix seconds.
-    fn update(&mut self, groups: &BTreeMap<String, Group>, now: f64, changed: Instant) {
+    fn update(&mut self, groups: &BTreeMap<String, PeerGroup>, now: f64, changed: Instant) {
         let mut last = std::mem::take(&mut self.0);
         for (label, group) in groups {
-            let Some(at) = group.heard else { continue };
-            let same = last.remove(label).filter(|heard| heard.at == at);
-            let heard = same.unwrap_or(Heard { at, silence: (now - at).max(0.0), changed });
-            self.0.insert(label.clone(), heard);
+            let Some(at) = group.last_received else { continue };
+            let same = last.remove(label).filter(|last_received| last_received.at == at);
+            let last_received = same.unwrap_or(LastReceived { at, silence: (now - at).max(0.0), changed });
+            self.0.insert(label.clone(), last_received);
         }
     }
 }
 
 /// The groups of an answer; `None` if it is not a list. Group 0 is the one that every node has.
-fn groups(answer: &Value) -> Option<BTreeMap<String, Group>> {
-    let mut groups = BTreeMap::from([("0".to_string(), Group::default())]);
+fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
+    let mut groups = BTreeMap::from([("0".to_string(), PeerGroup::default())]);
     for peer in answer.as_array()? {
         let label = match peer["group"].as_u64() {
             Some(group @ ..GROUPS) => group.to_string(),
@@ -74,9 +74,10 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, Group>> {
         let group = groups.entry(label).or_default();
         group.peers += 1;
         group.trusted += u32::from(peer["ultimatetrust"] == true);
-        if let Some(heard) = number(peer, "lastrecv").filter(|heard| *heard > 0.0) {
+        if let Some(last_received) = number(peer, "lastrecv").filter(|last_received| *last_received > 0.0) {
             group.connected += 1;
-            group.heard = Some(group.heard.unwrap_or(f64::INFINITY).min(seconds(heard)));
+            group.last_received =
+                Some(group.last_received.unwrap_or(f64::INFINITY).min(seconds(last_received)));
         }
         // Without a ping they are 1000000, 0 and 0; those of a device on this machine are 0.
         let times = ["min_recent_rtt", "avg_recent_rtt", "max_recent_rtt"].map(|field| number(peer, field));
@@ -92,17 +93,18 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, Group>> {
     Some(groups)
 }
 
-/// `lastrecv` in seconds. Its help says seconds; FIBRE 30.0 and those before it answer milliseconds.
+/// `lastrecv` in seconds. Its help documents seconds; FIBRE 30.0 and earlier return milliseconds.
 fn seconds(lastrecv: f64) -> f64 {
     /// In seconds the year 5138, in milliseconds 1973.
     const LARGEST_OF_SECONDS: f64 = 1e11;
     if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
 }
 
-fn show(groups: BTreeMap<String, Group>, silence: &Silence, now: Instant, metrics: &Fibre) {
+fn show(groups: BTreeMap<String, PeerGroup>, silence: &PeerSilence, now: Instant, metrics: &FibreMetrics) {
     let groups: Vec<_> = groups.iter().map(|(label, group)| (label.as_str(), *group)).collect();
-    let each =
-        |of: fn(&Group) -> u32| groups.iter().map(move |(label, group)| ([*label], f64::from(of(group))));
+    let each = |count: fn(&PeerGroup) -> u32| {
+        groups.iter().map(move |(label, group)| ([*label], f64::from(count(group))))
+    };
     metrics.peers.replace(each(|group| group.peers));
     metrics.connected.replace(each(|group| group.connected));
     metrics.trusted.replace(each(|group| group.trusted));
@@ -112,8 +114,8 @@ fn show(groups: BTreeMap<String, Group>, silence: &Silence, now: Instant, metric
         Some([([*label, "minimum"], least), ([*label, "mean"], mean), ([*label, "maximum"], most)])
     });
     metrics.round_trip.replace(round_trips.flatten());
-    let silence = silence.0.iter().map(|(label, heard)| {
-        let seconds = heard.silence + (now - heard.changed).as_secs_f64();
+    let silence = silence.0.iter().map(|(label, last_received)| {
+        let seconds = last_received.silence + (now - last_received.changed).as_secs_f64();
         // The node has it in milliseconds.
         ([label.as_str()], (seconds * 1000.0).round() / 1000.0)
     });
@@ -130,7 +132,7 @@ mod tests {
 
     fn shown(answer: &Value) -> String {
         let metrics = Metrics::new();
-        let (groups, mut silence) = (groups(answer).unwrap_or_default(), Silence::default());
+        let (groups, mut silence) = (groups(answer).unwrap_or_default(), PeerSilence::default());
         let now = Instant::now();
         silence.update(&groups, NOW, now);
         show(groups, &silence, now, &metrics.fibre);
@@ -182,9 +184,9 @@ mod tests {
     #[test]
     fn silence_does_not_follow_steps_of_the_clock() {
         let begin = Instant::now();
-        let (metrics, mut silence) = (Metrics::new(), Silence::default());
-        let mut after = |seconds: u64, now: f64, heard: f64| {
-            let groups = groups(&json!([{"group": 0, "lastrecv": heard}])).unwrap();
+        let (metrics, mut silence) = (Metrics::new(), PeerSilence::default());
+        let mut after = |seconds: u64, now: f64, last_received: f64| {
+            let groups = groups(&json!([{"group": 0, "lastrecv": last_received}])).unwrap();
             let at = begin + Duration::from_secs(seconds);
             silence.update(&groups, now, at);
             show(groups, &silence, at, &metrics.fibre);
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_peers_has_none_and_one_without_fibre_says_nothing() {
+    fn node_without_peers_has_zeros_and_without_fibre_nothing() {
         let none = "bitcoin_fibre_peers{group=\"0\"} 0\n\
                     bitcoin_fibre_peers_connected{group=\"0\"} 0\n\
                     bitcoin_fibre_peers_trusted{group=\"0\"} 0\n";

@@ -4,30 +4,30 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Calls;
-use crate::collect::file_system::{Candidates, SpaceReader};
+use super::RateLimitedCalls;
+use crate::collect::file_system::{DatadirCandidates, DiskSpaceReader};
 use crate::ipc::Interfaces;
 use crate::json_rpc::Method;
 use crate::json_rpc::http::Credentials;
 
 /// Looks for the data directory of one connection's node, and reads its file system.
-pub struct DataDirectory {
-    candidates: Candidates,
+pub struct DatadirPoller {
+    candidates: DatadirCandidates,
     log_known: bool,
-    reader: SpaceReader,
+    reader: DiskSpaceReader,
 }
 
-impl DataDirectory {
+impl DatadirPoller {
     /// Nothing is read yet. Without IPC the socket's path is not evidence of the node's directory.
-    pub fn new(mut candidates: Candidates, interfaces: &Interfaces) -> Self {
+    pub fn new(mut candidates: DatadirCandidates, interfaces: &Interfaces) -> Self {
         if interfaces.is_http_only() {
             candidates.found.clear();
         }
-        DataDirectory { candidates, log_known: false, reader: SpaceReader::default() }
+        DatadirPoller { candidates, log_known: false, reader: DiskSpaceReader::default() }
     }
 
     /// Each poll.
-    pub async fn poll(&mut self, calls: &mut Calls) {
+    pub async fn poll(&mut self, calls: &mut RateLimitedCalls) {
         self.add_log(calls).await;
         let mut candidates = self.candidates.clone();
         candidates.found.extend(directory_of_cookie(calls));
@@ -39,18 +39,20 @@ impl DataDirectory {
 
     /// Once per connection. Over IPC the node runs on this machine. Over HTTP it can be elsewhere, and a whitelist need not have
     /// the method: it is called if no other directory is known.
-    async fn add_log(&mut self, calls: &mut Calls) {
+    async fn add_log(&mut self, calls: &mut RateLimitedCalls) {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {
-            let is_local = calls.context.http_rpc.as_ref().is_some_and(|http| http.settings().url.is_local());
-            is_local && self.candidates == Candidates::default() && directory_of_cookie(calls).is_none()
+            let is_local = calls.context.http_rpc.as_ref().is_some_and(|http| http.config().url.is_local());
+            is_local
+                && self.candidates == DatadirCandidates::default()
+                && directory_of_cookie(calls).is_none()
         };
         if self.log_known || calls.json_rpc().is_none() || (over_http && !is_needed()) {
             return;
         }
         self.log_known = true;
         let info = calls.rpc(Method::GetRpcInfo, json!([])).await;
-        let directory = info["logpath"].as_str().and_then(Candidates::directory_of_log);
+        let directory = info["logpath"].as_str().and_then(DatadirCandidates::directory_of_log);
         if over_http {
             self.candidates.found.extend(directory);
         } else {
@@ -60,10 +62,10 @@ impl DataDirectory {
 }
 
 /// If the cookie in it was accepted.
-fn directory_of_cookie(calls: &Calls) -> Option<PathBuf> {
+fn directory_of_cookie(calls: &RateLimitedCalls) -> Option<PathBuf> {
     let http = calls.context.http_rpc.as_ref()?;
-    match &http.settings().credentials {
-        Credentials::Cookie(path) if http.is_used() && calls.interfaces.uses_http() => {
+    match &http.config().credentials {
+        Credentials::Cookie(path) if http.is_usable() && calls.interfaces.uses_http() => {
             Some(path.parent()?.to_path_buf())
         }
         _ => None,

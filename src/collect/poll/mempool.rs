@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::Calls;
-use super::diagram::Feerates;
+use super::RateLimitedCalls;
+use super::feerate_diagram::FeerateDiagram;
 use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 use crate::json_rpc::Method;
@@ -17,13 +17,13 @@ const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
 /// The longest target of Bitcoin Core.
 const MAX_FEE_TARGET: u64 = 1008;
 
-pub async fn poll(calls: &mut Calls) {
+pub async fn poll(calls: &mut RateLimitedCalls) {
     let interfaces = calls.interfaces.clone();
     let node = interfaces.node.as_ref();
     let info = calls.rpc(Method::GetMempoolInfo, json!([])).await;
-    let size = calls.ask("Node.getMempoolSize", node.map(Node::mempool_size)).await;
-    let usage = calls.ask("Node.getMempoolDynamicUsage", node.map(Node::mempool_usage)).await;
-    let max_usage = calls.ask("Node.getMempoolMaxUsage", node.map(Node::mempool_max_usage)).await;
+    let size = calls.call("Node.getMempoolSize", node.map(Node::mempool_size)).await;
+    let usage = calls.call("Node.getMempoolDynamicUsage", node.map(Node::mempool_usage)).await;
+    let max_usage = calls.call("Node.getMempoolMaxUsage", node.map(Node::mempool_max_usage)).await;
 
     let metrics = &calls.metrics().mempool;
     metrics.size.set(size.map(|size| size as f64).or(number(&info, "size")));
@@ -40,7 +40,7 @@ pub async fn poll(calls: &mut Calls) {
 }
 
 /// At each new tip and once a minute. The node first waits until its validation has handled the last blocks.
-pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
+pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) {
     const CALLS: &str = "fee estimates";
     let limit = calls.limit(CALLS, true);
     let started = Instant::now(); // a new limit is due now
@@ -73,11 +73,11 @@ pub async fn poll_fee_estimates(calls: &mut Calls, is_new_tip: bool) {
 }
 
 /// The mempool by feerate. The node holds its mempool's lock meanwhile.
-pub async fn poll_feerates(calls: &mut Calls, ibd: Option<bool>) {
+pub async fn poll_feerates(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
     }
-    let feerates = calls.costly::<Feerates>(Method::GetMempoolFeerateDiagram, json!([])).await;
+    let feerates = calls.costly::<FeerateDiagram>(Method::GetMempoolFeerateDiagram, json!([])).await;
     let Some((feerates, shown_for)) = feerates else { return };
     let metrics = &calls.metrics().mempool;
     let bands = || feerates.bands();

@@ -1,13 +1,13 @@
-//! A poll: what the node offers is asked for, and shown. An area per file, as in [`metrics`](crate::metrics).
+//! A poll: reads the data that the node offers, and exports it. An area per file, as in [`metrics`](crate::metrics).
 //!
 //! One failing call costs only its own metrics, and those only when they are too old (see [`metrics`](crate::metrics)). A
-//! call without an answer ends the poll: the node hangs, and asking on would only add to its queue. No call is made more often
+//! call without an answer ends the poll: the node hangs, and further calls would only add to its queue. No call is made more often
 //! than its rate limit allows.
 
 mod blocks;
 mod chain;
 mod chainstates;
-mod diagram;
+mod feerate_diagram;
 mod fibre;
 mod file_system;
 mod mempool;
@@ -33,11 +33,11 @@ use super::rate_limit::RateLimit;
 use crate::ipc::Interfaces;
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::{Metrics, now};
-use crate::node_process::{Private, Usage};
+use crate::node_process::{PrivateUsage, ProcessUsage};
 
-/// What the rest of the collector wants to know of a poll.
+/// The result of a poll, for the rest of the collector.
 #[derive(Clone, Debug, Default)]
-pub struct Polled {
+pub struct PollResult {
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
     /// `/Satoshi:31.99.0/`
@@ -70,19 +70,19 @@ impl fmt::Display for PollError {
 }
 
 /// Makes the calls of polls, within the rate limit of each.
-struct Calls {
+struct RateLimitedCalls {
     interfaces: Rc<Interfaces>,
     context: Rc<Context>,
     /// The node did not answer a call of this poll.
     failed: Option<PollError>,
-    /// A costly call failed the last poll: this one makes none, so that one that has no answer does not make polls fail for long.
+    /// A costly call failed the last poll. This poll makes none, because one without an answer would make polls fail for long.
     recovers: bool,
     /// Of costly calls, and of those that fail, by name.
     limits: HashMap<&'static str, RateLimit>,
     /// JSON-RPC methods that the node does not have.
     unknown: HashSet<Method>,
     /// Answers that hold as long as the tip stays, by method and parameters.
-    of_tip: HashMap<(Method, String), Value>,
+    answers_for_tip: HashMap<(Method, String), Value>,
     /// Peers were shown over this connection.
     showed_peers: bool,
     /// Version, subversion and protocol version from the last getnetworkinfo; empty if none succeeded.
@@ -102,7 +102,7 @@ fn is_of_costly_call(error: &PollError) -> bool {
 const COSTLY: [&str; 4] =
     ["getchaintips", "getmempoolfeeratediagram", "getorphantxs", "getprivatebroadcastinfo"];
 
-impl Calls {
+impl RateLimitedCalls {
     fn metrics(&self) -> &Metrics {
         &self.context.metrics
     }
@@ -110,7 +110,7 @@ impl Calls {
     /// The rate limit of what has this name, if it is a call that always may be made until it fails.
     fn limit(&mut self, name: &'static str, costly: bool) -> &mut RateLimit {
         let interval = self.context.config.poll_interval;
-        let new = || if costly { RateLimit::costly(interval) } else { RateLimit::of_failures() };
+        let new = || if costly { RateLimit::costly(interval) } else { RateLimit::for_failures() };
         self.limits.entry(name).or_insert_with(new)
     }
 
@@ -120,7 +120,7 @@ impl Calls {
 
     /// Makes a call, which has this name in the schema, if the node offers its interface and it is due. `None` also when it
     /// fails, which is counted under the name, and when an earlier call of this poll had no answer.
-    async fn ask<T>(
+    async fn call<T>(
         &mut self,
         name: &'static str,
         call: Option<impl Future<Output = Result<T, CallError>>>,
@@ -148,7 +148,7 @@ impl Calls {
                 failures.inc_by([name], 1);
                 let ends_poll = error.ends_poll(self.interfaces.is_http_only());
                 match error {
-                    CallError::TooLarge(_) => self.limit(name, costly).failed_for_long(ended),
+                    CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
                     // The next poll may need it, and has a back-off of its own; so have checks of HTTP.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
@@ -176,18 +176,18 @@ impl Calls {
     async fn rpc(&mut self, method: Method, params: Value) -> Value {
         let json_rpc = self.json_rpc();
         let call = json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
-        self.ask(method.name(), call).await.unwrap_or_default()
+        self.call(method.name(), call).await.unwrap_or_default()
     }
 
     /// The same once per tip, if the answer is true as long as the tip stays.
-    async fn rpc_of_tip(&mut self, method: Method, params: Value) -> Value {
+    async fn rpc_once_per_tip(&mut self, method: Method, params: Value) -> Value {
         let key = (method, params.to_string());
-        if let Some(answer) = self.of_tip.get(&key) {
+        if let Some(answer) = self.answers_for_tip.get(&key) {
             return answer.clone();
         }
         let answer = self.rpc(method, params).await;
         if !answer.is_null() {
-            self.of_tip.insert(key, answer.clone());
+            self.answers_for_tip.insert(key, answer.clone());
         }
         answer
     }
@@ -208,7 +208,7 @@ impl Calls {
                 answer => answer,
             }
         };
-        let answer = self.ask(method.name(), Some(call)).await;
+        let answer = self.call(method.name(), Some(call)).await;
         if unknown {
             self.unknown.insert(method);
         }
@@ -228,37 +228,37 @@ impl Calls {
 
 /// Polls one connection.
 pub struct Poller {
-    calls: Calls,
+    calls: RateLimitedCalls,
     /// The tip of the last poll.
     tip: Option<String>,
-    udp_silence: fibre::Silence,
-    data_directory: file_system::DataDirectory,
+    udp_silence: fibre::PeerSilence,
+    data_directory: file_system::DatadirPoller,
     /// The node, if it can be seen.
-    process: Option<Usage>,
+    process: Option<ProcessUsage>,
 }
 
 impl Poller {
     /// Nothing is shown yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
-        context.memory.borrow_mut().node_start.connected();
+        context.persistent_state.borrow_mut().node_start.connected();
         let candidates = context.config.data_directory.clone();
-        let data_directory = file_system::DataDirectory::new(candidates, &interfaces);
-        let calls = Calls {
+        let data_directory = file_system::DatadirPoller::new(candidates, &interfaces);
+        let calls = RateLimitedCalls {
             interfaces,
             context,
             failed: None,
             recovers: false,
             limits: HashMap::new(),
             unknown: HashSet::new(),
-            of_tip: HashMap::new(),
+            answers_for_tip: HashMap::new(),
             showed_peers: false,
             versions: Default::default(),
         };
-        Poller { calls, tip: None, udp_silence: fibre::Silence::default(), data_directory, process: None }
+        Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process: None }
     }
 
     /// Shows what this process uses, too.
-    pub fn with_process(self, process: Option<Usage>) -> Self {
+    pub fn with_process(self, process: Option<ProcessUsage>) -> Self {
         Poller { process, ..self }
     }
 
@@ -267,8 +267,8 @@ impl Poller {
         self.calls.limits.clear();
     }
 
-    /// One poll. An error means that the node did not answer, or could not even tell its tip.
-    pub async fn poll(&mut self) -> Result<Polled, PollError> {
+    /// One poll. An error means that the node did not answer, or did not return its tip.
+    pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {
             Some(error) => Err(PollError::NoAnswer(OVER_HTTP, error)),
@@ -279,12 +279,12 @@ impl Poller {
         let context = &self.calls.context;
         let private = match &self.process {
             Some(process) => process.private().await,
-            None => Private::default(),
+            None => PrivateUsage::default(),
         };
         process::show(
             self.process.as_ref(),
             &private,
-            &mut context.memory.borrow_mut(),
+            &mut context.persistent_state.borrow_mut(),
             &context.metrics.node_process,
         );
         let took = started.elapsed();
@@ -297,13 +297,13 @@ impl Poller {
         polled
     }
 
-    async fn poll_areas(&mut self) -> Result<Polled, PollError> {
+    async fn poll_areas(&mut self) -> Result<PollResult, PollError> {
         let calls = &mut self.calls;
         let chain_info = calls.rpc(Method::GetBlockchainInfo, json!([])).await;
-        let chain::Tip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
+        let chain::PolledTip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
         let is_new_tip = hash.is_none() || hash != self.tip;
         if is_new_tip {
-            calls.of_tip.clear();
+            calls.answers_for_tip.clear();
             self.tip.clone_from(&hash);
         }
         chainstates::poll(calls, &chain_info).await;
@@ -313,7 +313,7 @@ impl Poller {
         relay::poll_orphans(calls).await;
         relay::poll_private_broadcast(calls).await;
         let network_info = calls.rpc(Method::GetNetworkInfo, json!([])).await;
-        let process = self.process.as_ref().map(Usage::id);
+        let process = self.process.as_ref().map(ProcessUsage::id);
         node::poll(calls, process, &chain_info, &network_info).await;
         self.data_directory.poll(calls).await;
         network::poll(calls, &network_info).await;
@@ -327,7 +327,7 @@ impl Poller {
             let unavailable = calls.unavailable().map(|error| PollError::NoAnswer(OVER_HTTP, error));
             return Err(unavailable.unwrap_or(PollError::NoTip));
         }
-        Ok(Polled { ibd, subversion: label(&network_info, "subversion") })
+        Ok(PollResult { ibd, subversion: label(&network_info, "subversion") })
     }
 }
 

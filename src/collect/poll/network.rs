@@ -2,42 +2,42 @@
 
 use serde_json::{Value, json};
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::collect::json::{count, flag, length, number};
-use crate::collect::node_start::Identity;
-use crate::collect::peers::{self, Backlog};
-use crate::ipc::{Direction, NETWORKS, Node, PeerStats};
+use crate::collect::node_start::NodeIdentity;
+use crate::collect::peers::{self, AnnouncementBacklog};
+use crate::ipc::{NETWORKS, Node, PeerDirection, PeerStats};
 use crate::json_rpc::Method;
 
-pub async fn poll(calls: &mut Calls, info: &Value) {
+pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) {
     let interfaces = calls.interfaces.clone();
     let node = interfaces.node.as_ref();
     let mut connections = Vec::new();
     for (direction, field) in [
-        (Direction::Both, "connections"),
-        (Direction::In, "connections_in"),
-        (Direction::Out, "connections_out"),
+        (PeerDirection::Both, "connections"),
+        (PeerDirection::In, "connections_in"),
+        (PeerDirection::Out, "connections_out"),
     ] {
-        let peers = calls.ask("Node.getNodeCount", node.map(|node| node.peers(direction))).await;
+        let peers = calls.call("Node.getNodeCount", node.map(|node| node.peers(direction))).await;
         connections.push(peers.map(|peers| peers as f64).or(number(info, field)));
     }
-    let received = calls.ask("Node.getTotalBytesRecv", node.map(Node::total_bytes_received)).await;
+    let received = calls.call("Node.getTotalBytesRecv", node.map(Node::total_bytes_received)).await;
     let mut received = received.and_then(|total| u64::try_from(total).ok());
-    let sent = calls.ask("Node.getTotalBytesSent", node.map(Node::total_bytes_sent)).await;
+    let sent = calls.call("Node.getTotalBytesSent", node.map(Node::total_bytes_sent)).await;
     let mut sent = sent.and_then(|total| u64::try_from(total).ok());
     if received.is_none() || sent.is_none() {
         let totals = calls.rpc(Method::GetNetTotals, json!([])).await;
         received = received.or(count(&totals, "totalbytesrecv"));
         sent = sent.or(count(&totals, "totalbytessent"));
     }
-    let mut peers = calls.ask("Node.getNodesStats", node.map(Node::peer_stats)).await;
+    let mut peers = calls.call("Node.getNodesStats", node.map(Node::peer_stats)).await;
     if peers.is_none() {
         peers = peers::from_json(&calls.rpc(Method::GetPeerInfo, json!([])).await);
     }
     let addresses = calls.rpc(Method::GetAddrmanInfo, json!([])).await;
     let banned = calls.rpc(Method::ListBanned, json!([])).await;
 
-    let backlog = Backlog::from_json(info);
+    let backlog = AnnouncementBacklog::from_json(info);
     if let Some(peers) = peers {
         show_peers(calls, &peers, backlog);
     }
@@ -65,12 +65,12 @@ pub async fn poll(calls: &mut Calls, info: &Value) {
     metrics.addresses.replace_if_any(known);
 }
 
-fn show_peers(calls: &mut Calls, peers: &[PeerStats], backlog: Backlog) {
-    let memory = &mut *calls.context.memory.borrow_mut();
+fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], backlog: AnnouncementBacklog) {
+    let state = &mut *calls.context.persistent_state.borrow_mut();
     // A connection over IPC leads to one process.
     let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
-    let identity = memory.node_start.take_identity();
-    memory.peers.are_of(if is_same { Identity::Same } else { identity });
-    memory.peers.show(peers, backlog, &calls.context.metrics.network);
+    let identity = state.node_start.take_identity();
+    state.peers.set_node_identity(if is_same { NodeIdentity::Same } else { identity });
+    state.peers.show(peers, backlog, &calls.context.metrics.network);
     calls.showed_peers = true;
 }

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::collect::json::number;
 use crate::json_rpc::Method;
 
-pub async fn poll(calls: &mut Calls) {
+pub async fn poll(calls: &mut RateLimitedCalls) {
     if calls.interfaces.mining.is_some() {
         return;
     }

@@ -4,26 +4,31 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::collect::json::{count, label, number};
-use crate::collect::node_start::Uptime;
+use crate::collect::node_start::UptimeReading;
 use crate::json_rpc::Method;
 
 /// `process` is the node's id and start, if it is visible.
-pub async fn poll(calls: &mut Calls, process: Option<(i32, u64)>, chain_info: &Value, network_info: &Value) {
+pub async fn poll(
+    calls: &mut RateLimitedCalls,
+    process: Option<(i32, u64)>,
+    chain_info: &Value,
+    network_info: &Value,
+) {
     let called = Instant::now();
     let uptime = calls.rpc(Method::Uptime, json!([])).await.as_f64();
-    let read = uptime.map(|seconds| Uptime { seconds, called, returned: Instant::now() });
+    let read = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
     let memory = calls.rpc(Method::GetMemoryInfo, json!([])).await;
 
     let metrics = &calls.metrics().node;
     metrics.uptime.set(uptime);
-    let mut remembered = calls.context.memory.borrow_mut();
-    metrics.start_time.set(remembered.node_start.update(process, read, SystemTime::now()));
+    let mut state = calls.context.persistent_state.borrow_mut();
+    metrics.start_time.set(state.node_start.update(process, read, SystemTime::now()));
     let warnings = [network_info, chain_info].into_iter().find_map(|info| info.get("warnings"));
-    let warnings = warnings.map_or(vec![], |warnings| remembered.warnings.update(warnings));
+    let warnings = warnings.map_or(vec![], |warnings| state.warnings.update(warnings));
     metrics.warnings.replace_if_any(warnings.into_iter().map(|(kind, warnings)| ([kind], warnings)));
-    drop(remembered);
+    drop(state);
     let locked = ["used", "free", "locked"].into_iter();
     metrics
         .memory_locked

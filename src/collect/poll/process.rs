@@ -2,14 +2,19 @@
 
 use procfs::WithCurrentSystemInfo;
 
-use crate::collect::context::Memory;
-use crate::metrics::NodeProcess;
-use crate::node_process::{Private, Usage, cpu_seconds};
+use crate::collect::context::PersistentState;
+use crate::metrics::NodeProcessMetrics;
+use crate::node_process::{PrivateUsage, ProcessUsage, cpu_seconds};
 
 /// Shows what the process uses; nothing when it has ended or cannot be seen.
-pub fn show(process: Option<&Usage>, private: &Private, memory: &mut Memory, metrics: &NodeProcess) {
+pub fn show(
+    process: Option<&ProcessUsage>,
+    private: &PrivateUsage,
+    state: &mut PersistentState,
+    metrics: &NodeProcessMetrics,
+) {
     // Before the total: it has the time of each thread.
-    let threads = process.map(Usage::threads).unwrap_or_default();
+    let threads = process.map(ProcessUsage::threads).unwrap_or_default();
     let seen = process.and_then(|process| Some((process, process.stat()?)));
     let stat = seen.as_ref().map(|(_, stat)| stat);
     metrics.resident_memory.set(stat.map(|stat| stat.rss_bytes().get() as f64));
@@ -22,7 +27,7 @@ pub fn show(process: Option<&Usage>, private: &Private, memory: &mut Memory, met
     metrics.io.replace_if_any(io.into_iter().flatten());
     match seen {
         Some((process, stat)) if !threads.is_empty() => {
-            let times = memory.thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
+            let times = state.thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
             metrics.cpu.replace_if_any(times.map(|(group, seconds)| ([group], seconds)));
         }
         _ => metrics.cpu.replace_if_any([]),

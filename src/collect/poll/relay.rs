@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Calls;
+use super::RateLimitedCalls;
 use crate::json_rpc::Method;
 
-/// What getorphantxs says of one.
+/// An entry of getorphantxs.
 #[derive(Deserialize)]
 struct Orphan {
     bytes: u64,
@@ -14,7 +14,7 @@ struct Orphan {
 
 /// The node copies its list while it holds the lock under which it decides what to download. The list has at most 100
 /// transactions up to Bitcoin Core 29, and some thousand from 30 on.
-pub async fn poll_orphans(calls: &mut Calls) {
+pub async fn poll_orphans(calls: &mut RateLimitedCalls) {
     const WITHOUT_HEX: u8 = 1;
     let orphans = calls.costly::<Vec<Orphan>>(Method::GetOrphanTxs, json!([WITHOUT_HEX])).await;
     let Some((orphans, shown_for)) = orphans else { return };
@@ -24,21 +24,21 @@ pub async fn poll_orphans(calls: &mut Calls) {
     metrics.orphan_bytes.set_for(shown_for, Some(bytes));
 }
 
-/// What getprivatebroadcastinfo says.
+/// The result of getprivatebroadcastinfo.
 #[derive(Deserialize)]
 struct PrivateBroadcast {
-    transactions: Vec<Broadcast>,
+    transactions: Vec<PendingBroadcast>,
 }
 
 /// Of one transaction, whose bytes it has, too.
 #[derive(Deserialize)]
-struct Broadcast {
+struct PendingBroadcast {
     /// Bitcoin Core 32. Before, a transaction stays until it has come back.
     attempts_remaining: Option<u64>,
 }
 
-/// Bitcoin Core 32 says that there is no such method unless it was started with `-privatebroadcast`.
-pub async fn poll_private_broadcast(calls: &mut Calls) {
+/// Bitcoin Core 32 does not have the method unless it was started with `-privatebroadcast`.
+pub async fn poll_private_broadcast(calls: &mut RateLimitedCalls) {
     let broadcast = calls.costly::<PrivateBroadcast>(Method::GetPrivateBroadcastInfo, json!([])).await;
     let Some((broadcast, shown_for)) = broadcast else { return };
     let transactions = broadcast.transactions.iter();

@@ -1,6 +1,6 @@
 //! Users and their passwords.
 //!
-//! bcrypt is slow on purpose. A correct password is remembered, so that a scraper waits only the first time. Checks wait in a
+//! bcrypt is slow on purpose. A correct password is remembered: a scraper waits only the first time. Checks wait in a
 //! short queue, and requests are answered 429 when it is full.
 
 use std::collections::{BTreeMap, HashSet};
@@ -18,11 +18,11 @@ const MAX_WAITING: usize = 64;
 
 /// Whether a request is answered.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Verdict {
+pub enum AuthResult {
     /// From a user with their password.
     Permitted,
     /// Without a password, or with a wrong one.
-    Refused,
+    Rejected,
     /// Too many passwords wait to be checked.
     Busy,
 }
@@ -59,9 +59,9 @@ impl Users {
     }
 
     /// Whether this request comes from a user with their password.
-    pub async fn permit(&self, headers: &HeaderMap) -> Verdict {
+    pub async fn permit(&self, headers: &HeaderMap) -> AuthResult {
         if self.is_empty() {
-            return Verdict::Permitted;
+            return AuthResult::Permitted;
         }
         let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let encoded = given.and_then(|value| value.split_once(' '));
@@ -70,36 +70,36 @@ impl Users {
         let decoded = decoded.and_then(|decoded| String::from_utf8(decoded).ok());
         match decoded.as_deref().and_then(|decoded| decoded.split_once(':')) {
             Some((user, password)) => self.check(user, password).await,
-            None => Verdict::Refused,
+            None => AuthResult::Rejected,
         }
     }
 
-    async fn check(&self, user: &str, password: &str) -> Verdict {
+    async fn check(&self, user: &str, password: &str) -> AuthResult {
         // No user's name holds a colon.
         let digest = digest(&SHA256, format!("{user}:{password}").as_bytes()).as_ref().to_vec();
         let is_remembered = || self.correct.lock().expect("nobody panics holding it").contains(&digest);
         if is_remembered() {
-            return Verdict::Permitted;
+            return AuthResult::Permitted;
         }
-        let Ok(_waiting) = self.waiting.try_acquire() else { return Verdict::Busy };
+        let Ok(_waiting) = self.waiting.try_acquire() else { return AuthResult::Busy };
         let turn = self.one_at_a_time.clone().acquire_owned().await.expect("never closed");
         if is_remembered() {
-            return Verdict::Permitted;
+            return AuthResult::Permitted;
         }
-        // The check of a name that does not exist takes as long, so that its time does not tell which names do.
+        // The check of a name that does not exist takes as long: its time does not reveal which names exist.
         let decoy = || self.hashes.values().next().expect("there are users");
         let (hash, exists) = self.hashes.get(user).map_or_else(|| (decoy(), false), |hash| (hash, true));
         let (password, hash, correct) = (password.to_string(), hash.clone(), self.correct.clone());
-        // The check goes on when the client hangs up, so it owns its turn.
+        // The check continues when the client hangs up, so it owns the permit.
         let verify = move || {
             let _turn = turn;
             if !bcrypt::verify(password, &hash).is_ok_and(|same| same && exists) {
-                return Verdict::Refused;
+                return AuthResult::Rejected;
             }
             correct.lock().expect("nobody panics holding it").insert(digest);
-            Verdict::Permitted
+            AuthResult::Permitted
         };
-        tokio::task::spawn_blocking(verify).await.unwrap_or(Verdict::Refused)
+        tokio::task::spawn_blocking(verify).await.unwrap_or(AuthResult::Rejected)
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
         format!("Basic {}", BASE64_STANDARD.encode(text))
     }
 
-    async fn asks(users: &Users, header: &str) -> Verdict {
+    async fn asks(users: &Users, header: &str) -> AuthResult {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, header.parse().unwrap());
         users.permit(&headers).await
@@ -137,22 +137,22 @@ mod tests {
         let users = users(&[("prom", "secret", 4)]);
         for _ in 0..2 {
             for right in [basic("prom:secret"), basic("prom:secret").replace("Basic", "basic")] {
-                assert_eq!(asks(&users, &right).await, Verdict::Permitted);
+                assert_eq!(asks(&users, &right).await, AuthResult::Permitted);
             }
             for wrong in ["prom:wrong", "prom:", "prom", ":secret", "other:secret", "prom:secret:"] {
-                assert_eq!(asks(&users, &basic(wrong)).await, Verdict::Refused, "{wrong}");
+                assert_eq!(asks(&users, &basic(wrong)).await, AuthResult::Rejected, "{wrong}");
             }
             for wrong in ["", "Basic", "Basic !!!", "Bearer x"] {
-                assert_eq!(asks(&users, wrong).await, Verdict::Refused, "{wrong}");
+                assert_eq!(asks(&users, wrong).await, AuthResult::Rejected, "{wrong}");
             }
         }
-        assert_eq!(users.permit(&HeaderMap::new()).await, Verdict::Refused);
+        assert_eq!(users.permit(&HeaderMap::new()).await, AuthResult::Rejected);
     }
 
     #[tokio::test]
-    async fn known_password_does_not_wait_behind_guesses() {
+    async fn verified_password_does_not_wait_behind_guesses() {
         let users = Arc::new(users(&[("prom", "secret", 8)]));
-        assert_eq!(asks(&users, &basic("prom:secret")).await, Verdict::Permitted);
+        assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
         let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // no check can begin
         let guess = |number: usize| {
             let users = users.clone();
@@ -163,18 +163,18 @@ mod tests {
         others_run().await;
         let answered = guesses.iter().filter(|task| task.is_finished()).count();
         assert_eq!(answered, 100 - MAX_WAITING, "the others are told to come again");
-        assert_eq!(asks(&users, &basic("prom:secret")).await, Verdict::Permitted);
-        assert_eq!(asks(&users, &basic("prom:guess")).await, Verdict::Busy);
+        assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
+        assert_eq!(asks(&users, &basic("prom:guess")).await, AuthResult::Busy);
         drop(turn);
         for (number, task) in guesses.into_iter().enumerate() {
-            let expected = if number < MAX_WAITING { Verdict::Refused } else { Verdict::Busy };
+            let expected = if number < MAX_WAITING { AuthResult::Rejected } else { AuthResult::Busy };
             assert_eq!(task.await.unwrap(), expected, "{number}");
         }
         assert_eq!(users.waiting.available_permits(), MAX_WAITING);
     }
 
     #[tokio::test]
-    async fn a_check_goes_on_when_the_one_who_asked_hangs_up_and_no_other_begins_meanwhile() {
+    async fn password_check_survives_hangup_and_stays_exclusive() {
         let users = users(&[("prom", "secret", 13)]);
         let asked = tokio::time::timeout(Duration::ZERO, asks(&users, &basic("prom:guess"))).await;
         assert!(asked.is_err(), "bcrypt takes longer");
@@ -183,7 +183,7 @@ mod tests {
 
     /// Costs far enough apart that a busy machine does not matter: 2^8 times.
     #[tokio::test]
-    async fn a_name_that_does_not_exist_takes_as_long_as_one_that_does() {
+    async fn unknown_user_takes_as_long_as_a_known_one() {
         let users = users(&[("prom", "secret", 4)]);
         let mut fastest = Duration::MAX;
         for number in 0..5 {

@@ -18,15 +18,15 @@ use serde::Deserialize;
 use tracing::warn;
 
 use crate::files;
+pub(super) use basic_auth::AuthResult;
 use basic_auth::Users;
-pub(super) use basic_auth::Verdict;
-use tls::{Tls, TlsServer};
+use tls::{ReloadableTls, TlsServerConfig};
 
 /// The file, as written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "tls_server_config, http_server_config or basic_auth_users")]
-struct File {
-    tls_server_config: Option<TlsServer>,
+struct WebConfigFile {
+    tls_server_config: Option<TlsServerConfig>,
     http_server_config: Option<HttpServer>,
     #[serde(default)]
     basic_auth_users: BTreeMap<String, String>,
@@ -35,23 +35,23 @@ struct File {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HttpServer {
-    /// Only HTTP/1.1 is served; that may be said, but nothing else.
+    /// Only HTTP/1.1 is served: the only valid value is false.
     #[serde(default)]
     http2: bool,
     #[serde(default)]
     headers: BTreeMap<String, String>,
 }
 
-/// What the file asks for; by default nothing, plain HTTP for everyone.
+/// The configuration of the file; by default plain HTTP for everyone.
 #[derive(Default)]
 pub struct WebConfig {
-    tls: Option<Tls>,
+    tls: Option<ReloadableTls>,
     users: Users,
     headers: HeaderMap,
 }
 
 impl WebConfig {
-    /// What the option asks for; without it, plain HTTP for everyone.
+    /// The configuration of the option; without it, plain HTTP for everyone.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -61,8 +61,9 @@ impl WebConfig {
 
     /// The files that are read again while it serves: certificates, keys, authorities. None if the configuration is invalid, which
     /// [`read`](Self::read) reports.
-    pub fn renewed_files(path: &Path) -> Vec<PathBuf> {
-        let file = files::read_text(path).ok().and_then(|text| serde_yaml_ng::from_str::<File>(&text).ok());
+    pub fn reloaded_files(path: &Path) -> Vec<PathBuf> {
+        let file =
+            files::read_text(path).ok().and_then(|text| serde_yaml_ng::from_str::<WebConfigFile>(&text).ok());
         let tls = file.and_then(|file| file.tls_server_config);
         let folder = path.parent().unwrap_or(Path::new("."));
         tls.map(|tls| tls.within(folder).files()).unwrap_or_default()
@@ -72,13 +73,14 @@ impl WebConfig {
     ///
     /// # Errors
     /// The certificate or the key cannot be read or used.
-    pub fn of(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
+    pub fn from_parts(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
         /// bcrypt's default, 12, takes seconds on small machines. The hash never leaves this process.
         const COST: u32 = 10;
         let users = user.map(|(user, password)| {
             Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, COST)?))
         });
-        let tls = certificate.map(|(certificate, key)| Tls::load(TlsServer::of(certificate, key)));
+        let tls =
+            certificate.map(|(certificate, key)| ReloadableTls::load(TlsServerConfig::new(certificate, key)));
         Ok(WebConfig {
             tls: tls.transpose()?,
             users: Users::new(users.transpose()?.into_iter().collect()),
@@ -98,7 +100,7 @@ impl WebConfig {
     }
 
     fn parse(text: &str, folder: &Path) -> Result<Self> {
-        let file: File = serde_yaml_ng::from_str(if text.trim().is_empty() { "{}" } else { text })?;
+        let file: WebConfigFile = serde_yaml_ng::from_str(if text.trim().is_empty() { "{}" } else { text })?;
         let http = file.http_server_config.unwrap_or_default();
         if http.http2 {
             bail!("http_server_config: http2 is not supported; remove it or set it to false");
@@ -121,18 +123,18 @@ impl WebConfig {
             costs.insert(user.as_str(), cost);
         }
         warn_about_slow_checks(&costs);
-        let tls = file.tls_server_config.map(|tls| Tls::load(tls.within(folder))).transpose()?;
+        let tls = file.tls_server_config.map(|tls| ReloadableTls::load(tls.within(folder))).transpose()?;
         Ok(WebConfig { tls, users: Users::new(file.basic_auth_users), headers })
     }
 
     /// What TLS connections are accepted with, if they have to be.
     pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
-        self.tls.as_ref().map(Tls::current)
+        self.tls.as_ref().map(ReloadableTls::current)
     }
 
     /// Whether a password or a certificate is needed for an answer.
     pub fn protects(&self) -> bool {
-        !self.users.is_empty() || self.tls.as_ref().is_some_and(Tls::asks_for_certificate)
+        !self.users.is_empty() || self.tls.as_ref().is_some_and(ReloadableTls::asks_for_certificate)
     }
 
     /// Headers of every answer.
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bcrypt_cost_that_no_client_waits_for_is_rejected() {
+    fn slow_bcrypt_cost_is_rejected() {
         for good in ["04", "10", "16"] {
             assert_eq!(cost(&hash(good)), Ok(good.parse().unwrap()));
         }
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_refused_with_what_is_wrong() {
+    fn invalid_web_config_is_rejected_with_the_reason() {
         assert!(error("host").contains("expected tls_server_config, http_server_config or basic_auth_users"));
         assert!(error("basic_auth_user: {}").contains("unknown field `basic_auth_user`"));
         assert!(error("\n\nbasic_auth_users:\n  a: [").contains("line "));
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_asks_for_nothing() {
+    fn empty_web_config_sets_nothing() {
         let config = WebConfig::parse("", Path::new("/")).unwrap();
         assert!(config.tls().is_none() && !config.protects());
     }

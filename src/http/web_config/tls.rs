@@ -1,6 +1,6 @@
 //! `tls_server_config`: certificates, which are read again when they are renewed.
 //!
-//! A thread looks for new files, so that a file system that does not answer cannot block the HTTP thread.
+//! A thread checks for new files: a file system that does not answer cannot block the HTTP thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -17,10 +17,10 @@ use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use serde::Deserialize;
 use tracing::{info, warn};
 
-use crate::priority;
+use crate::scheduling;
 use crate::tls::{authorities, certificates, expiry_warning, not_after, read_pem, set_expiry};
 
-/// Between two looks for new files.
+/// Between two checks for new files.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two warnings that a certificate expires.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -28,7 +28,7 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 /// As written in the file.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TlsServer {
+pub struct TlsServerConfig {
     cert_file: PathBuf,
     key_file: PathBuf,
     #[serde(default)]
@@ -62,15 +62,15 @@ enum TlsVersion {
     Tls13,
 }
 
-impl TlsServer {
+impl TlsServerConfig {
     /// A certificate with its key, and the defaults.
-    pub fn of(certificate: &Path, key: &Path) -> Self {
-        TlsServer { cert_file: certificate.into(), key_file: key.into(), ..Self::default() }
+    pub fn new(certificate: &Path, key: &Path) -> Self {
+        TlsServerConfig { cert_file: certificate.into(), key_file: key.into(), ..Self::default() }
     }
 
     /// Paths in the file are relative to it.
     pub fn within(self, folder: &Path) -> Self {
-        TlsServer {
+        TlsServerConfig {
             cert_file: folder.join(self.cert_file),
             key_file: folder.join(self.key_file),
             client_ca_file: self.client_ca_file.map(|path| folder.join(path)),
@@ -83,8 +83,8 @@ impl TlsServer {
         [self.cert_file, self.key_file].into_iter().chain(self.client_ca_file).collect()
     }
 
-    fn read(&self) -> Result<Contents> {
-        Ok(Contents {
+    fn read(&self) -> Result<PemFiles> {
+        Ok(PemFiles {
             certificates: read_pem(&self.cert_file).context("tls_server_config: cert_file")?,
             key: read_pem(&self.key_file).context("tls_server_config: key_file")?,
             client_authorities: match &self.client_ca_file {
@@ -95,7 +95,7 @@ impl TlsServer {
     }
 
     /// The configuration, and when its certificate expires.
-    fn config(&self, contents: &Contents) -> Result<(ServerConfig, Option<SystemTime>)> {
+    fn config(&self, contents: &PemFiles) -> Result<(ServerConfig, Option<SystemTime>)> {
         let certificates = certificates(&contents.certificates, &self.cert_file)?;
         let expires = not_after(&certificates[0]);
         let key = PrivateKeyDer::from_pem_slice(&contents.key)
@@ -146,7 +146,7 @@ impl TlsServer {
 
     fn client_verifier(
         &self,
-        contents: &Contents,
+        contents: &PemFiles,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Arc<dyn ClientCertVerifier>> {
         Ok(
@@ -174,40 +174,40 @@ impl TlsServer {
 
 /// The texts of its files.
 #[derive(PartialEq)]
-struct Contents {
+struct PemFiles {
     certificates: Vec<u8>,
     key: Vec<u8>,
     client_authorities: Option<Vec<u8>>,
 }
 
 /// The certificates in use. Files that change are used within seconds.
-pub struct Tls(Arc<Shared>);
+pub struct ReloadableTls(Arc<TlsState>);
 
-struct Shared {
-    files: TlsServer,
-    loaded: Mutex<Loaded>,
+struct TlsState {
+    files: TlsServerConfig,
+    loaded: Mutex<LoadedCertificates>,
 }
 
-struct Loaded {
+struct LoadedCertificates {
     config: Arc<ServerConfig>,
     /// When its certificate expires; `None` if that cannot be read.
     expires: Option<SystemTime>,
-    contents: Contents,
+    contents: PemFiles,
     /// Why the files cannot be used, as it was logged.
     last_logged: Option<String>,
 }
 
-impl Tls {
+impl ReloadableTls {
     /// Reads the files, and starts the thread that reads them again.
-    pub fn load(files: TlsServer) -> Result<Self> {
+    pub fn load(files: TlsServerConfig) -> Result<Self> {
         let contents = files.read()?;
         let (config, expires) = files.config(&contents)?;
         set_expiry(&files.cert_file, expires);
-        let loaded = Loaded { config: Arc::new(config), expires, contents, last_logged: None };
-        let shared = Arc::new(Shared { files, loaded: Mutex::new(loaded) });
+        let loaded = LoadedCertificates { config: Arc::new(config), expires, contents, last_logged: None };
+        let shared = Arc::new(TlsState { files, loaded: Mutex::new(loaded) });
         let weak = Arc::downgrade(&shared);
         std::thread::Builder::new().name("certificates".into()).spawn(|| reload_while_used(weak))?;
-        Ok(Tls(shared))
+        Ok(ReloadableTls(shared))
     }
 
     /// For the next connection.
@@ -221,8 +221,8 @@ impl Tls {
     }
 }
 
-fn reload_while_used(shared: Weak<Shared>) {
-    priority::give_way();
+fn reload_while_used(shared: Weak<TlsState>) {
+    scheduling::lower_priority();
     let mut warned_at: Option<Instant> = None;
     while let Some(shared) = shared.upgrade() {
         if shared.reload() || warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
@@ -234,8 +234,8 @@ fn reload_while_used(shared: Weak<Shared>) {
     }
 }
 
-impl Shared {
-    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+impl TlsState {
+    fn loaded(&self) -> MutexGuard<'_, LoadedCertificates> {
         self.loaded.lock().expect("nobody panics holding it")
     }
 
@@ -251,7 +251,8 @@ impl Shared {
         let at = self.files.cert_file.display();
         match renewed {
             Ok(Some(((config, expires), contents))) => {
-                *loaded = Loaded { config: Arc::new(config), expires, contents, last_logged: None };
+                *loaded =
+                    LoadedCertificates { config: Arc::new(config), expires, contents, last_logged: None };
                 set_expiry(&self.files.cert_file, expires);
                 info!("using the renewed certificates: {at}");
                 return true;

@@ -1,4 +1,4 @@
-//! The calls that the guard forwards. Everything else is rejected, so that no fault of the exporter can change the node.
+//! The calls that the guard forwards. Everything else is rejected: no fault of the exporter can change the node.
 //!
 //! The socket of a node permits everything: `stop`, wallet calls, submitting blocks, disconnecting peers. The node dispatches a
 //! call by its interface and ordinal, so these two decide here as well, whatever the call is made on.
@@ -28,15 +28,15 @@ const RPC_EXECUTE: Method = (rpc::Client::TYPE_ID, 0);
 const NODE_EXECUTE: Method = (node::Client::TYPE_ID, 42);
 
 /// The methods of an interface that are forwarded.
-struct Interface {
+struct AllowedInterface {
     id: u64,
     name: &'static str,
     /// The ordinal of each, its name, and what it is called for.
     methods: &'static [(u16, &'static str, &'static str)],
 }
 
-const ALLOWED: &[Interface] = &[
-    Interface {
+const ALLOWED: &[AllowedInterface] = &[
+    AllowedInterface {
         id: init::Client::TYPE_ID,
         name: "Init",
         methods: &[
@@ -48,12 +48,12 @@ const ALLOWED: &[Interface] = &[
             (7, "makeTracing", "Tracing"),
         ],
     },
-    Interface {
+    AllowedInterface {
         id: thread_map::Client::TYPE_ID,
         name: "ThreadMap",
         methods: &[(0, "makeThread", "a thread of the node for our calls")],
     },
-    Interface {
+    AllowedInterface {
         id: mining::Client::TYPE_ID,
         name: "Mining",
         methods: &[
@@ -63,7 +63,7 @@ const ALLOWED: &[Interface] = &[
             (4, "createNewBlock", "contents of the next block"),
         ],
     },
-    Interface {
+    AllowedInterface {
         id: block_template::Client::TYPE_ID,
         name: "BlockTemplate",
         methods: &[
@@ -73,12 +73,12 @@ const ALLOWED: &[Interface] = &[
             (4, "getTxSigops", "signature operations"),
         ],
     },
-    Interface {
+    AllowedInterface {
         id: rpc::Client::TYPE_ID,
         name: "Rpc",
         methods: &[(RPC_EXECUTE.1, "executeRpc", "JSON-RPC, the methods of the list in json_rpc/methods.rs")],
     },
-    Interface {
+    AllowedInterface {
         id: chain::Client::TYPE_ID,
         name: "Chain",
         methods: &[
@@ -90,7 +90,7 @@ const ALLOWED: &[Interface] = &[
             (39, "handleNotifications", "subscription"),
         ],
     },
-    Interface {
+    AllowedInterface {
         id: node::Client::TYPE_ID,
         name: "Node",
         methods: &[
@@ -109,12 +109,12 @@ const ALLOWED: &[Interface] = &[
             (NODE_EXECUTE.1, "executeRpc", "JSON-RPC, the methods of the list in json_rpc/methods.rs"),
         ],
     },
-    Interface {
+    AllowedInterface {
         id: tracing::Client::TYPE_ID,
         name: "Tracing",
         methods: &[(0, "traceUtxoCache", "subscription")],
     },
-    Interface {
+    AllowedInterface {
         id: handler::Client::TYPE_ID,
         name: "Handler",
         methods: &[(1, "disconnect", "end of a subscription")],
@@ -126,7 +126,7 @@ const ALLOWED: &[Interface] = &[
 pub struct Rejection {
     /// One of a few hundred texts: `Mining.9`, `Rpc.executeRpc`, `other`.
     pub call: String,
-    /// What is not permitted about it; at most 200 bytes.
+    /// The part of it that is not permitted; at most 200 bytes.
     pub reason: String,
 }
 
@@ -183,7 +183,7 @@ fn text(reader: capnp::text::Reader<'_>) -> capnp::Result<&str> {
 
 /// A JSON-RPC request object.
 #[derive(Deserialize)]
-struct Request<'a> {
+struct JsonRpcRequest<'a> {
     method: Cow<'a, str>,
     params: Value,
 }
@@ -192,7 +192,7 @@ struct Request<'a> {
 /// that parses JSON in another way than we do cannot read anything else in it: no batch, no duplicate key, no escape.
 fn check_request(request: &str, uri: &str) -> Result<(), String> {
     check_size(request, uri)?;
-    let parsed: Request =
+    let parsed: JsonRpcRequest =
         serde_json::from_str(request).map_err(|_| "a request that is not JSON-RPC".to_string())?;
     methods::check(&parsed.method, &parsed.params)?;
     if request_text(&parsed.method, &parsed.params) != request {
@@ -235,7 +235,7 @@ mod tests {
 
     fn verdict(frame: &[u8]) -> Result<(), Rejection> {
         let frame = message::open(frame).unwrap();
-        let Message::Call(call) = Message::of(&frame).unwrap() else { panic!("no call") };
+        let Message::Call(call) = Message::parse(&frame).unwrap() else { panic!("no call") };
         check(&call).unwrap()
     }
 

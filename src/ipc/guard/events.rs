@@ -1,4 +1,4 @@
-//! What the guard tells the exporter, over a bounded queue.
+//! Events of the guard for the exporter, over a bounded queue.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
-use super::frame::{BUFFER_BYTES, Outgoing};
+use super::frame::{BUFFER_BYTES, SendBuffer};
 use super::message::{self, Call};
 use crate::ipc::{BlockContents, ChainEvent, CoinEvent};
 use crate::schema::chain_capnp::chain_notifications;
@@ -18,12 +18,12 @@ use crate::schema::tracing_capnp::utxo_cache_trace;
 
 /// Limit on the bytes of events that wait for the exporter: half a million of them.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
-/// No notice of a callback is larger.
-const MAX_NOTICE_BYTES: usize = 128;
+/// No event of a callback is larger.
+const MAX_EVENT_BYTES: usize = 128;
 
-/// What the exporter needs to know.
+/// An event for the exporter.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub enum Event {
+pub enum GuardEvent {
     /// A notification of the chain.
     Chain(ChainEvent),
     /// An event of the UTXO cache trace.
@@ -34,33 +34,33 @@ pub enum Event {
     Rejected {
         /// One of a few hundred texts, `Mining.9`.
         call: String,
-        /// What is not permitted about it.
+        /// The part of it that is not permitted.
         reason: String,
     },
     /// The UTXO cache trace kept the node waiting too long; the guard unsubscribes from it.
     OverBudget,
-    /// The node is shutting down; the guard takes leave of it.
+    /// The node is shutting down; the guard disconnects from it.
     NodeShutsDown,
     /// A subscription began.
     Subscribed(SubscriptionIds),
-    /// The node has let go of the callback of this number: its subscription is over.
+    /// The node has released the callback of this number: its subscription is over.
     Released(u32),
 }
 
-impl Event {
-    /// What the exporter is told of a callback; nothing of `destroy`. A block is counted here.
-    pub(super) fn of_callback(call: &Call) -> capnp::Result<Option<Self>> {
+impl GuardEvent {
+    /// The event of a callback; none of `destroy`. A block is counted here.
+    pub(super) fn from_callback(call: &Call) -> capnp::Result<Option<Self>> {
         let parameters = call.parameters()?;
         // add, spend and uncache have the same parameters.
         let coin = || -> capnp::Result<i64> {
             Ok(parameters.get_as::<utxo_cache_trace::add_params::Reader>()?.get_utxo_info()?.get_value())
         };
         Ok(Some(match call.method {
-            message::ADDED_TO_MEMPOOL => Event::Chain(ChainEvent::AddedToMempool),
+            message::ADDED_TO_MEMPOOL => GuardEvent::Chain(ChainEvent::AddedToMempool),
             message::REMOVED_FROM_MEMPOOL => {
                 let parameters: chain_notifications::transaction_removed_from_mempool_params::Reader =
                     parameters.get_as()?;
-                Event::Chain(ChainEvent::RemovedFromMempool(parameters.get_reason()))
+                GuardEvent::Chain(ChainEvent::RemovedFromMempool(parameters.get_reason()))
             }
             message::BLOCK_CONNECTED => {
                 let parameters: chain_notifications::block_connected_params::Reader = parameters.get_as()?;
@@ -69,18 +69,20 @@ impl Event {
                 let data = block.get_data()?;
                 let contents = if historical { None } else { BlockContents::count(data) };
                 let (height, bytes) = (block.get_height(), data.len());
-                Event::Chain(ChainEvent::BlockConnected { height, historical, bytes, contents })
+                GuardEvent::Chain(ChainEvent::BlockConnected { height, historical, bytes, contents })
             }
             message::BLOCK_DISCONNECTED => {
                 let parameters: chain_notifications::block_disconnected_params::Reader =
                     parameters.get_as()?;
-                Event::Chain(ChainEvent::BlockDisconnected { height: parameters.get_block()?.get_height() })
+                GuardEvent::Chain(ChainEvent::BlockDisconnected {
+                    height: parameters.get_block()?.get_height(),
+                })
             }
-            message::UPDATED_TIP => Event::Chain(ChainEvent::UpdatedTip),
-            message::FLUSHED => Event::Chain(ChainEvent::Flushed),
-            message::COIN_ADDED => Event::Coin(CoinEvent::Added(coin()?)),
-            message::COIN_SPENT => Event::Coin(CoinEvent::Spent(coin()?)),
-            message::COIN_UNCACHED => Event::Coin(CoinEvent::Uncached(coin()?)),
+            message::UPDATED_TIP => GuardEvent::Chain(ChainEvent::UpdatedTip),
+            message::FLUSHED => GuardEvent::Chain(ChainEvent::Flushed),
+            message::COIN_ADDED => GuardEvent::Coin(CoinEvent::Added(coin()?)),
+            message::COIN_SPENT => GuardEvent::Coin(CoinEvent::Spent(coin()?)),
+            message::COIN_UNCACHED => GuardEvent::Coin(CoinEvent::Uncached(coin()?)),
             _ => return Ok(None),
         }))
     }
@@ -114,18 +116,18 @@ impl FromStr for SubscriptionIds {
 
 /// An event, and how long the node waited.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct Notice {
-    /// What happened.
-    pub event: Event,
+pub struct TimedEvent {
+    /// The event.
+    pub event: GuardEvent,
     /// From the moment that the guard saw the callback to the answer.
     pub waited: Duration,
 }
 
-/// The length of a notice's length.
+/// The length of an event's length.
 const PREFIX: usize = size_of::<u32>();
 
-impl Notice {
-    /// Appends the notice with its length to a queue.
+impl TimedEvent {
+    /// Appends the event with its length to a queue.
     pub fn encode(&self, queue: &mut Vec<u8>) {
         let start = queue.len();
         queue.extend([0; PREFIX]);
@@ -134,7 +136,7 @@ impl Notice {
         queue[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());
     }
 
-    /// The notice at the start of `bytes` and its length; `None` if it is not whole yet, or is none.
+    /// The event at the start of `bytes` and its length; `None` if it is not whole yet, or is none.
     pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
         let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
         let notice = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
@@ -142,10 +144,10 @@ impl Notice {
     }
 }
 
-/// Notices on their way to the exporter.
+/// Events that are not sent to the exporter yet.
 pub struct EventQueue {
     socket: UnixStream,
-    unsent: Outgoing,
+    unsent: SendBuffer,
     blocked: bool,
     dropped: u64,
 }
@@ -153,18 +155,18 @@ pub struct EventQueue {
 impl EventQueue {
     pub fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(EventQueue { socket, unsent: Outgoing::default(), blocked: false, dropped: 0 })
+        Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
     }
 
-    /// Queues what the exporter is told of a callback, or counts it as dropped when the queue is full or there is no memory.
-    pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<Event>>) {
+    /// Queues the event of a callback, or counts it as dropped when the queue is full or there is no memory.
+    pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
-            self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_NOTICE_BYTES).is_ok();
+            self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_EVENT_BYTES).is_ok();
         match event {
             Ok(None) => {}
             Ok(Some(event)) if has_room => {
                 self.append_dropped();
-                self.append(Notice { event, waited });
+                self.append(TimedEvent { event, waited });
             }
             // A callback that does not decode was answered like any other.
             _ => self.dropped += 1,
@@ -174,13 +176,13 @@ impl EventQueue {
         }
     }
 
-    /// Queues what is no callback, whether there is room or not, and sends it at once.
-    pub fn tell(&mut self, event: Event) {
-        self.append(Notice { event, waited: Duration::ZERO });
+    /// Queues an event of another kind, even beyond the limit, and sends it at once.
+    pub fn send(&mut self, event: GuardEvent) {
+        self.append(TimedEvent { event, waited: Duration::ZERO });
         self.flush();
     }
 
-    fn append(&mut self, notice: Notice) {
+    fn append(&mut self, notice: TimedEvent) {
         self.unsent.queue(|queue| notice.encode(queue));
     }
 
@@ -205,9 +207,9 @@ impl EventQueue {
         if self.blocked || self.unsent.is_empty() {
             return;
         }
-        // Without a reader there is nothing to hand on; the exporter's other socket tells that it is gone.
+        // Without a reader events are dropped; the exporter's other socket reports that it is gone.
         if self.unsent.flush_some(&self.socket).is_err() {
-            self.unsent = Outgoing::default();
+            self.unsent = SendBuffer::default();
         }
         self.blocked = !self.unsent.is_empty();
     }
@@ -215,8 +217,8 @@ impl EventQueue {
     /// Queues the number of events that were dropped since the last one that was queued.
     fn append_dropped(&mut self) {
         if self.dropped > 0 {
-            let event = Event::Dropped(std::mem::take(&mut self.dropped));
-            self.append(Notice { event, waited: Duration::ZERO });
+            let event = GuardEvent::Dropped(std::mem::take(&mut self.dropped));
+            self.append(TimedEvent { event, waited: Duration::ZERO });
         }
     }
 
@@ -244,49 +246,49 @@ mod tests {
         let block =
             |contents| ChainEvent::BlockConnected { height: -1, historical: true, bytes: 3, contents };
         let events = [
-            Event::Chain(ChainEvent::AddedToMempool),
-            Event::Chain(ChainEvent::RemovedFromMempool(i32::MIN)),
-            Event::Chain(block(Some(BlockContents { transactions: 7, ..BlockContents::default() }))),
-            Event::Chain(block(None)),
-            Event::Coin(CoinEvent::Uncached(i64::MAX)),
-            Event::Dropped(u64::MAX),
-            Event::Rejected { call: "Mining.9".into(), reason: "method 9 of Mining".into() },
-            Event::Subscribed(SubscriptionIds { callback: 0, handler: u32::MAX, thread: 7 }),
-            Event::Released(u32::MAX),
+            GuardEvent::Chain(ChainEvent::AddedToMempool),
+            GuardEvent::Chain(ChainEvent::RemovedFromMempool(i32::MIN)),
+            GuardEvent::Chain(block(Some(BlockContents { transactions: 7, ..BlockContents::default() }))),
+            GuardEvent::Chain(block(None)),
+            GuardEvent::Coin(CoinEvent::Uncached(i64::MAX)),
+            GuardEvent::Dropped(u64::MAX),
+            GuardEvent::Rejected { call: "Mining.9".into(), reason: "method 9 of Mining".into() },
+            GuardEvent::Subscribed(SubscriptionIds { callback: 0, handler: u32::MAX, thread: 7 }),
+            GuardEvent::Released(u32::MAX),
         ];
         for event in events {
             let mut bytes = Vec::new();
-            let sent = Notice { event, waited: Duration::from_nanos(5) };
+            let sent = TimedEvent { event, waited: Duration::from_nanos(5) };
             sent.encode(&mut bytes);
             for part in 0..bytes.len() {
-                assert!(Notice::decode(&bytes[..part]).is_none());
+                assert!(TimedEvent::decode(&bytes[..part]).is_none());
             }
             bytes.push(0xff);
-            assert_eq!(Notice::decode(&bytes), Some((sent, bytes.len() - 1)));
+            assert_eq!(TimedEvent::decode(&bytes), Some((sent, bytes.len() - 1)));
         }
     }
 
     #[test]
-    fn what_does_not_fit_is_counted() {
+    fn events_beyond_the_queue_are_counted() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut queue = EventQueue::new(ours).unwrap();
-        let coin = || Ok(Some(Event::Coin(CoinEvent::Added(1))));
+        let coin = || Ok(Some(GuardEvent::Coin(CoinEvent::Added(1))));
         let sent = MAX_QUEUED_BYTES as u64 / 7 + 100_000;
         (0..sent).for_each(|_| queue.queue(Duration::ZERO, coin()));
         queue.queue(Duration::ZERO, Ok(None)); // nothing for the exporter
         queue.queue(Duration::ZERO, Err(capnp::Error::failed("does not decode".into())));
-        assert!(queue.unsent.len() <= MAX_QUEUED_BYTES + MAX_NOTICE_BYTES);
+        assert!(queue.unsent.len() <= MAX_QUEUED_BYTES + MAX_EVENT_BYTES);
         let dropped = queue.dropped;
         assert!(dropped > 1);
         let reader = std::thread::spawn(move || {
             let mut bytes = Vec::new();
             io::Read::read_to_end(&mut theirs, &mut bytes).unwrap();
             let (mut rest, mut coins, mut reported) = (&bytes[..], 0, 0);
-            while let Some((Notice { event, .. }, length)) = Notice::decode(rest) {
+            while let Some((TimedEvent { event, .. }, length)) = TimedEvent::decode(rest) {
                 rest = &rest[length..];
                 match event {
-                    Event::Coin(_) => coins += 1,
-                    Event::Dropped(events) => reported += events,
+                    GuardEvent::Coin(_) => coins += 1,
+                    GuardEvent::Dropped(events) => reported += events,
                     _ => panic!("never queued"),
                 }
             }
@@ -313,7 +315,7 @@ mod tests {
         let block =
             ChainEvent::BlockConnected { height: i32::MIN, historical: true, bytes: usize::MAX, contents };
         let mut bytes = Vec::new();
-        Notice { event: Event::Chain(block), waited: Duration::MAX }.encode(&mut bytes);
-        assert!(bytes.len() <= MAX_NOTICE_BYTES, "{}", bytes.len());
+        TimedEvent { event: GuardEvent::Chain(block), waited: Duration::MAX }.encode(&mut bytes);
+        assert!(bytes.len() <= MAX_EVENT_BYTES, "{}", bytes.len());
     }
 }

@@ -15,9 +15,9 @@ const MAX_SEGMENTS: usize = 512;
 /// Size of a buffer between messages.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// What reading from a socket gave.
+/// The outcome of reading from a socket.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Filled {
+pub enum ReadOutcome {
     /// Some bytes.
     Read,
     /// Nothing at the moment.
@@ -28,8 +28,8 @@ pub enum Filled {
 
 /// Reads whole messages.
 #[derive(Default)]
-pub struct Frames {
-    /// Words, so that messages are aligned: each is a whole number of them.
+pub struct FrameReader {
+    /// Words, for the alignment of messages: each is a whole number of words.
     buffer: Vec<Word>,
     /// Where the bytes that were read and not taken yet start and end.
     start: usize,
@@ -40,34 +40,34 @@ pub struct Frames {
     max_skipped_bytes: usize,
 }
 
-impl Frames {
+impl FrameReader {
     /// Of messages up to the first limit; of larger ones up to the second the beginning is taken, what is larger is an error.
     pub fn new(max_message_bytes: usize, max_skipped_bytes: usize) -> Self {
         let buffer = Word::allocate_zeroed_vec(BUFFER_BYTES / 8);
-        Frames { buffer, max_message_bytes, max_skipped_bytes, ..Frames::default() }
+        FrameReader { buffer, max_message_bytes, max_skipped_bytes, ..FrameReader::default() }
     }
 
     /// Reads what has arrived, once.
-    pub fn fill(&mut self, mut from: impl Read) -> io::Result<Filled> {
+    pub fn fill(&mut self, mut from: impl Read) -> io::Result<ReadOutcome> {
         if !self.make_room() {
             self.truncate();
-            return Ok(Filled::Read);
+            return Ok(ReadOutcome::Read);
         }
         let buffer = Word::words_to_bytes_mut(&mut self.buffer);
         let skips = self.skipped > 0 && self.start == self.end;
         let room = if skips { 0..self.skipped.min(buffer.len()) } else { self.end..buffer.len() };
         match from.read(&mut buffer[room]) {
-            Ok(0) => Ok(Filled::End),
+            Ok(0) => Ok(ReadOutcome::End),
             Ok(read) if skips => {
                 self.skipped -= read;
-                Ok(Filled::Read)
+                Ok(ReadOutcome::Read)
             }
             Ok(read) => {
                 self.end += read;
-                Ok(Filled::Read)
+                Ok(ReadOutcome::Read)
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                Ok(Filled::Nothing)
+                Ok(ReadOutcome::Nothing)
             }
             Err(error) => Err(error),
         }
@@ -93,7 +93,7 @@ impl Frames {
     /// Gives the memory of a large message back.
     pub fn shrink(&mut self) {
         if self.has_grown() && self.start == self.end && self.skipped == 0 {
-            *self = Frames::new(self.max_message_bytes, self.max_skipped_bytes);
+            *self = FrameReader::new(self.max_message_bytes, self.max_skipped_bytes);
         }
     }
 
@@ -177,7 +177,7 @@ fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
 
 /// Bytes on their way into a socket that takes no more at the moment.
 #[derive(Default)]
-pub struct Outgoing {
+pub struct SendBuffer {
     bytes: Vec<u8>,
     sent: usize,
 }
@@ -185,10 +185,10 @@ pub struct Outgoing {
 /// Takes memory for more bytes, or fails where there is none. A test's fails on demand.
 type Reserve = fn(&mut Vec<u8>, usize) -> Result<(), TryReserveError>;
 
-impl Outgoing {
+impl SendBuffer {
     /// With the memory for some answers, which then need none when it runs out.
     pub fn with_memory() -> Self {
-        Outgoing { bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
+        SendBuffer { bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -205,7 +205,7 @@ impl Outgoing {
     }
 
     fn send_with(&mut self, mut to: impl Write, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
-        // Before a part of it is sent: what follows a part is taken for the rest of it.
+        // Before a part of it is sent: the receiver takes the next bytes for the rest of it.
         reserve(&mut self.bytes, bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if self.is_empty() {
             let sent = written(to.write(bytes))?;
@@ -272,11 +272,11 @@ mod tests {
         let messages: Vec<_> = [0, 1, 3, 20_000, 2, 600_000, 1].map(message).into();
         let stream = messages.concat();
         for cut in [1usize << 20, 4096, 65_536, 7777] {
-            let (mut frames, mut got) = (Frames::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES), Vec::new());
+            let (mut frames, mut got) = (FrameReader::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES), Vec::new());
             for piece in stream.chunks(cut) {
                 let mut piece = piece;
                 while !piece.is_empty() {
-                    assert_eq!(frames.fill(&mut piece).unwrap(), Filled::Read);
+                    assert_eq!(frames.fill(&mut piece).unwrap(), ReadOutcome::Read);
                     while let Some(frame) = frames.next().unwrap() {
                         got.push(frame.to_vec());
                     }
@@ -307,9 +307,9 @@ mod tests {
     }
 
     #[test]
-    fn a_message_without_memory_for_its_rest_is_not_begun() {
+    fn message_without_memory_for_its_rest_is_not_sent() {
         let no_memory: Reserve = |_, _| Vec::<u8>::new().try_reserve(usize::MAX);
-        let (mut outgoing, mut socket) = (Outgoing::default(), Narrow(Vec::new(), 10));
+        let (mut outgoing, mut socket) = (SendBuffer::default(), Narrow(Vec::new(), 10));
         let [first, lost, last] = [message(2), message(5), message(3)];
         for begun in [0, 10] {
             let error = outgoing.send_with(&mut socket, &lost, no_memory).unwrap_err();
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn answers_need_no_more_memory() {
-        let mut outgoing = Outgoing::with_memory();
+        let mut outgoing = SendBuffer::with_memory();
         let mut socket = Narrow(Vec::new(), 0);
         let capacity = outgoing.bytes.capacity();
         for _ in 0..BUFFER_BYTES / message(6).len() {
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn messages_above_the_limit_are_truncated_and_skipped() {
-        let mut frames = Frames::new(1 << 20, MAX_SKIPPED_BYTES);
+        let mut frames = FrameReader::new(1 << 20, MAX_SKIPPED_BYTES);
         let stream = [message(5), message(200_000), message(7), message((1 << 17) - 1), message(1)].concat();
         let (mut piece, mut got) = (&stream[..], Vec::new());
         while !piece.is_empty() {
@@ -352,14 +352,14 @@ mod tests {
     }
 
     #[test]
-    fn of_a_message_without_memory_the_beginning_is_taken_and_the_rest_skipped() {
-        let mut frames = Frames::new(usize::MAX, usize::MAX);
+    fn message_without_memory_is_truncated_and_skipped() {
+        let mut frames = FrameReader::new(usize::MAX, usize::MAX);
         let mut huge = vec![0xff, 1, 0, 0];
         (0..MAX_SEGMENTS).for_each(|_| huge.extend(u32::MAX.to_le_bytes())); // 17 TB
         huge.extend([7; BUFFER_BYTES]);
         let mut piece = &huge[..];
         let frame = loop {
-            assert_eq!(frames.fill(&mut piece).unwrap(), Filled::Read);
+            assert_eq!(frames.fill(&mut piece).unwrap(), ReadOutcome::Read);
             if let Some(frame) = frames.next().unwrap() {
                 break frame.to_vec();
             }
@@ -378,9 +378,9 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_table_that_lies_is_refused_before_memory_is_taken() {
+    fn false_segment_table_is_rejected_before_allocation() {
         for table in [&b"\xff\xff\xff\xff\x01\x00\x00\x00"[..], b"\x00\x00\x00\x00\xff\xff\xff\xff"] {
-            let mut frames = Frames::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES);
+            let mut frames = FrameReader::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES);
             frames.fill(&mut &table[..]).unwrap();
             assert!(frames.next().is_err());
             assert!(frames.make_room());

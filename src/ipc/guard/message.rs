@@ -1,4 +1,4 @@
-//! A Cap'n Proto RPC message as what matters to the guard.
+//! The parts of a Cap'n Proto RPC message that the guard needs.
 
 use capnp::message::ReaderOptions;
 use capnp::serialize::{NoAllocSliceSegments, read_message_from_flat_slice_no_alloc};
@@ -17,7 +17,7 @@ use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 /// A method: its interface's id and its ordinal in the schema.
 pub type Method = (u64, u16);
 
-// What the exporter asks of the node.
+// Calls of the exporter.
 pub const CONSTRUCT: Method = (init::Client::TYPE_ID, 0);
 pub const MAKE_THREAD: Method = (thread_map::Client::TYPE_ID, 0);
 pub const WAIT_TIP_CHANGED: Method = (mining::Client::TYPE_ID, 3);
@@ -27,7 +27,7 @@ pub const HANDLE_NOTIFICATIONS: Method = (chain::Client::TYPE_ID, 39);
 pub const TRACE_UTXO_CACHE: Method = (tracing::Client::TYPE_ID, 0);
 pub const DISCONNECT: Method = (handler::Client::TYPE_ID, 1);
 
-// What the node asks of us.
+// Calls of the node.
 pub const ADDED_TO_MEMPOOL: Method = (chain_notifications::Client::TYPE_ID, 1);
 pub const REMOVED_FROM_MEMPOOL: Method = (chain_notifications::Client::TYPE_ID, 2);
 pub const BLOCK_CONNECTED: Method = (chain_notifications::Client::TYPE_ID, 3);
@@ -66,7 +66,7 @@ pub fn open(mut frame: &[u8]) -> capnp::Result<Frame<'_>> {
 
 /// A message, whoever sent it.
 pub enum Message<'a> {
-    /// Asks for the other side's first capability.
+    /// Requests the other side's first capability.
     Bootstrap {
         /// The number that the answer will have.
         question: u32,
@@ -75,7 +75,7 @@ pub enum Message<'a> {
     Call(Call<'a>),
     /// Answers a call or a bootstrap.
     Return(Return<'a>),
-    /// The sender has no more use for the answer; before the answer, this cancels the call.
+    /// The sender is done with the answer; before the answer, this cancels the call.
     Finish {
         /// The call's number.
         question: u32,
@@ -90,44 +90,47 @@ pub enum Message<'a> {
         count: u32,
     },
     /// A promised capability became another one.
-    Resolve(Capabilities),
-    /// The sender gives the connection up.
+    Resolve(MessageCapabilities),
+    /// The sender aborts the connection.
     Abort,
-    /// Any other kind. No node and no exporter of ours has a use for one.
+    /// Any other kind. No node and no exporter of ours uses one.
     Other,
 }
 
 impl<'a> Message<'a> {
-    /// The same of a message of which only the beginning is there: nothing is read of what an answer holds.
-    pub fn of_beginning<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
+    /// The same for a truncated message: the results of an answer are not read.
+    pub fn parse_truncated<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         match frame.get_root::<rpc::message::Reader>()?.which()? {
-            rpc::message::Return(it) => {
-                let it = it?;
-                let no_finish_needed = it.get_no_finish_needed();
-                let question = it.get_answer_id();
+            rpc::message::Return(reader) => {
+                let reader = reader?;
+                let no_finish_needed = reader.get_no_finish_needed();
+                let question = reader.get_answer_id();
                 Ok(Message::Return(Return { question, no_finish_needed, outcome: Outcome::Other }))
             }
-            _ => Message::of(frame),
+            _ => Message::parse(frame),
         }
     }
 
     /// Reads what the guard needs to know of a message.
-    pub fn of<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
+    pub fn parse<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         Ok(match frame.get_root::<rpc::message::Reader>()?.which()? {
-            rpc::message::Bootstrap(it) => Message::Bootstrap { question: it?.get_question_id() },
-            rpc::message::Call(it) => Message::Call(Call::of(it?)?),
-            rpc::message::Return(it) => Message::Return(Return::of(it?)?),
-            rpc::message::Finish(it) => {
-                let it = it?;
-                Message::Finish { question: it.get_question_id(), releases: it.get_release_result_caps() }
+            rpc::message::Bootstrap(reader) => Message::Bootstrap { question: reader?.get_question_id() },
+            rpc::message::Call(reader) => Message::Call(Call::parse(reader?)?),
+            rpc::message::Return(reader) => Message::Return(Return::parse(reader?)?),
+            rpc::message::Finish(reader) => {
+                let reader = reader?;
+                Message::Finish {
+                    question: reader.get_question_id(),
+                    releases: reader.get_release_result_caps(),
+                }
             }
-            rpc::message::Release(it) => {
-                let it = it?;
-                Message::Release { export: it.get_id(), count: it.get_reference_count() }
+            rpc::message::Release(reader) => {
+                let reader = reader?;
+                Message::Release { export: reader.get_id(), count: reader.get_reference_count() }
             }
-            rpc::message::Resolve(it) => {
-                let mut capabilities = Capabilities::default();
-                if let rpc::resolve::Cap(descriptor) = it?.which()? {
+            rpc::message::Resolve(reader) => {
+                let mut capabilities = MessageCapabilities::default();
+                if let rpc::resolve::Cap(descriptor) = reader?.which()? {
                     capabilities.add(descriptor?)?;
                 }
                 Message::Resolve(capabilities)
@@ -138,9 +141,9 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What a call is made on.
+/// The target of a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Target {
+pub enum CallTarget {
     /// A capability of the receiver's, by its number.
     Export(u32),
     /// A capability in the answer to another call of the sender's.
@@ -152,15 +155,15 @@ pub struct Call<'a> {
     /// The sender's number for it.
     pub question: u32,
     pub method: Method,
-    pub target: Target,
+    pub target: CallTarget,
     reader: rpc::call::Reader<'a>,
 }
 
 impl<'a> Call<'a> {
-    fn of(reader: rpc::call::Reader<'a>) -> capnp::Result<Self> {
+    fn parse(reader: rpc::call::Reader<'a>) -> capnp::Result<Self> {
         let target = match reader.get_target()?.which()? {
-            message_target::ImportedCap(id) => Target::Export(id),
-            message_target::PromisedAnswer(answer) => Target::Answer(answer?.get_question_id()),
+            message_target::ImportedCap(id) => CallTarget::Export(id),
+            message_target::PromisedAnswer(answer) => CallTarget::Answer(answer?.get_question_id()),
         };
         let method = (reader.get_interface_id(), reader.get_method_id());
         Ok(Call { question: reader.get_question_id(), method, target, reader })
@@ -172,8 +175,8 @@ impl<'a> Call<'a> {
     }
 
     /// The capabilities that go with the parameters.
-    pub fn capabilities(&self) -> capnp::Result<Capabilities> {
-        Capabilities::of(self.reader.get_params()?)
+    pub fn capabilities(&self) -> capnp::Result<MessageCapabilities> {
+        MessageCapabilities::from_payload(self.reader.get_params()?)
     }
 }
 
@@ -187,19 +190,19 @@ pub struct Return<'a> {
 
 /// How a call ended.
 pub enum Outcome<'a> {
-    Results(Capabilities, any_pointer::Reader<'a>),
-    /// It failed. The node's words, empty if they are not text.
+    Results(MessageCapabilities, any_pointer::Reader<'a>),
+    /// It failed. The node's reason, empty if it is not text.
     Exception(&'a str),
     /// Anything else: cancelled, sent elsewhere, or too large.
     Other,
 }
 
 impl<'a> Return<'a> {
-    fn of(reader: return_::Reader<'a>) -> capnp::Result<Self> {
+    fn parse(reader: return_::Reader<'a>) -> capnp::Result<Self> {
         let outcome = match reader.which()? {
             return_::Results(results) => {
                 let results = results?;
-                Outcome::Results(Capabilities::of(results)?, results.get_content())
+                Outcome::Results(MessageCapabilities::from_payload(results)?, results.get_content())
             }
             return_::Exception(exception) => {
                 Outcome::Exception(exception?.get_reason()?.to_str().unwrap_or_default())
@@ -223,7 +226,7 @@ impl Outcome<'_> {
 
 /// The capabilities that go with a message.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Capabilities {
+pub struct MessageCapabilities {
     /// Those that the sender hosts, by its numbers: each is one more reference that the receiver has.
     pub hosted: Vec<u32>,
     /// Those that the receiver hosts, by its numbers.
@@ -232,9 +235,9 @@ pub struct Capabilities {
     pub promised: Vec<u32>,
 }
 
-impl Capabilities {
-    fn of(payload: payload::Reader) -> capnp::Result<Self> {
-        let mut capabilities = Capabilities::default();
+impl MessageCapabilities {
+    fn from_payload(payload: payload::Reader) -> capnp::Result<Self> {
+        let mut capabilities = MessageCapabilities::default();
         for descriptor in payload.get_cap_table()? {
             capabilities.add(descriptor)?;
         }

@@ -1,29 +1,29 @@
 //! The guard: a small process of the same binary between a node and the exporter, from the first byte to the last.
 //!
-//! A node can die of a client that leaves in the middle of a call or with live subscriptions, and it waits for a client
+//! A node can crash because of a client that disconnects in the middle of a call or with live subscriptions, and it waits for a client
 //! that hangs. So the exporter, which can be killed, stopped or out of memory, is never that client. The guard sits on the
 //! node's socket, answers each callback the moment it arrives, hands it on as an event over a bounded queue, and passes
-//! the exporter's own calls through. When the exporter goes away for whatever reason, or the node shuts down, it
-//! unsubscribes, waits for the answers to calls under way, and closes.
+//! the exporter's own calls through. When the exporter exits for any reason, or the node shuts down, it unsubscribes,
+//! waits for the answers to calls under way, and closes.
 //!
 //! - `protocol` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop;
-//! - `message` is a message as what matters here, `written` those that the guard writes itself; `peer` and `frame` are sockets and framing;
-//! - `events` is what the exporter is told; `burst` and `budget` keep the node's waiting short;
-//! - `process` is the guard as a process, which [`supervisor`](crate::supervisor) starts; `record` is what its replacement needs.
+//! - `message` parses messages, `outgoing` writes the guard's own; `framed_socket` and `frame` are sockets and framing;
+//! - `events` are the events for the exporter; `busy_poll` and `trace_budget` keep the node's waiting short;
+//! - `process` is the guard as a process, which [`supervisor`](crate::supervisor) starts; `subscription_store` is for its replacement.
 //!   This file has the exporter's side.
 
 mod allow_list;
-mod budget;
-mod burst;
+mod busy_poll;
 mod events;
 mod frame;
+mod framed_socket;
 mod message;
-mod peer;
+mod outgoing;
 mod process;
 mod protocol;
-mod record;
 mod relay;
-mod written;
+mod subscription_store;
+mod trace_budget;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -38,49 +38,49 @@ use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
 
-use crate::priority;
-use crate::supervisor::{Guarded, REPLACED, STOPPED};
+use crate::scheduling;
+use crate::supervisor::{GuardedSockets, REPLACED, STOPPED};
 
 pub(super) use message::CREATE_NEW_BLOCK;
 
-pub use events::{Event, Notice};
+pub use events::{GuardEvent, TimedEvent};
+pub use outgoing::TOO_LARGE;
 pub(crate) use process::start;
 pub use process::{ARGUMENT, main};
-pub(crate) use record::Record;
 pub use relay::relay;
-pub use written::TOO_LARGE;
+pub(crate) use subscription_store::SubscriptionStore;
 
-/// Places for guards. A guard keeps its place until it has left its node, so that the connections to a node that does not
-/// answer are few.
+/// Permits for guards. A guard keeps its permit until it has disconnected: this limits the connections to a node that does not
+/// answer.
 #[derive(Clone)]
-pub struct Places(Arc<Semaphore>);
+pub struct GuardPermits(Arc<Semaphore>);
 
-impl Places {
+impl GuardPermits {
     const COUNT: usize = 4;
 
-    /// All of them free.
-    #[allow(clippy::new_without_default, reason = "there is no default number of places")]
+    /// All permits are free.
+    #[allow(clippy::new_without_default, reason = "there is no default number of permits")]
     pub fn new() -> Self {
-        Places(Arc::new(Semaphore::new(Self::COUNT)))
+        GuardPermits(Arc::new(Semaphore::new(Self::COUNT)))
     }
 
-    /// Waits for a free place.
-    pub async fn take(&self) -> Place {
+    /// Waits for a free permit.
+    pub async fn acquire(&self) -> GuardPermit {
         match self.0.clone().try_acquire_owned() {
-            Ok(permit) => return Place(permit),
+            Ok(permit) => return GuardPermit(permit),
             Err(_) => warn!("{} guards wait for answers of the node; waiting for one of them", Self::COUNT),
         }
-        Place(self.0.clone().acquire_owned().await.expect("never closed"))
+        GuardPermit(self.0.clone().acquire_owned().await.expect("never closed"))
     }
 }
 
-/// A place for a guard.
-pub struct Place(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+/// A permit for one guard.
+pub struct GuardPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 /// The guard on a connection.
 pub struct Guard {
     pid: i32,
-    /// The notices, until [`read`](Self::read) takes them.
+    /// The events, until [`forward_events`](Self::forward_events) takes them.
     events: Option<UnixStream>,
     reader: Option<JoinHandle<()>>,
     /// Ends when the connection to the node is closed.
@@ -88,10 +88,10 @@ pub struct Guard {
     state: Rc<GuardState>,
     /// As it was read last.
     run_delay: Duration,
-    place: Place,
+    permit: GuardPermit,
 }
 
-/// What is known of the connection.
+/// The state of the connection.
 #[derive(Default)]
 struct GuardState {
     node_shuts_down: Cell<bool>,
@@ -101,35 +101,35 @@ struct GuardState {
 
 impl Guard {
     /// The guard of this connection; returns what to send requests to. Needs a [`tokio::task::LocalSet`].
-    pub fn new(place: Place, guarded: Guarded) -> (UnixStream, Self) {
-        let Guarded { stream, events, notices, guard, .. } = guarded;
+    pub fn new(permit: GuardPermit, guarded: GuardedSockets) -> (UnixStream, Self) {
+        let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();
         let watch = AbortOnDropHandle::new(tokio::task::spawn_local(log_notices(notices, state.clone())));
         let events = Some(events);
-        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO, place })
+        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO, permit })
     }
 
-    /// How long the guard was ready to run and waited for a CPU, since this was called last; `None` if the kernel does not
-    /// tell.
+    /// How long the guard was ready to run and waited for a CPU, since the last call of this method; `None` if the kernel has no
+    /// such statistic.
     pub fn new_run_delay(&mut self) -> Option<Duration> {
-        let total = priority::run_delay(&self.pid.to_string())?;
+        let total = scheduling::run_delay(&self.pid.to_string())?;
         Some(total.saturating_sub(std::mem::replace(&mut self.run_delay, total)))
     }
 
-    /// Gives each notice to `sink`, from here to the end of the connection.
-    pub fn read(&mut self, mut sink: impl FnMut(Notice) + 'static) {
+    /// Passes each event to `sink`, from here to the end of the connection.
+    pub fn forward_events(&mut self, mut sink: impl FnMut(TimedEvent) + 'static) {
         let Some(mut events) = self.events.take() else { return };
         let state = self.state.clone();
         self.reader = Some(tokio::task::spawn_local(async move {
             let mut buffer = Vec::with_capacity(64 * 1024);
-            // The guard is us: what it writes is well-formed, and what does not decode ends the reading.
+            // The guard is the same binary: its events are well-formed. One that does not decode ends the loop.
             while events.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
                 let mut decoded = 0;
-                while let Some((notice, length)) = Notice::decode(&buffer[decoded..]) {
+                while let Some((notice, length)) = TimedEvent::decode(&buffer[decoded..]) {
                     decoded += length;
                     match notice.event {
-                        Event::Subscribed(_) | Event::Released(_) => {}
-                        Event::NodeShutsDown => state.node_shuts_down.set(true),
+                        GuardEvent::Subscribed(_) | GuardEvent::Released(_) => {}
+                        GuardEvent::NodeShutsDown => state.node_shuts_down.set(true),
                         _ => sink(notice),
                     }
                 }
@@ -138,21 +138,21 @@ impl Guard {
         }));
     }
 
-    /// After the exporter's side of the connection was closed: takes the last notices and waits until the guard, or the
+    /// After the exporter's side of the connection was closed: takes the last events and waits until the guard, or the
     /// replacement of a killed one, has disconnected from the node. A guard that still waits for the node after two seconds is
     /// left alone. Returns whether the node is shutting down.
-    pub async fn leave(mut self) -> bool {
-        const AT_MOST: Duration = Duration::from_secs(2);
-        self.read(|_| ());
+    pub async fn disconnect(mut self) -> bool {
+        const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+        self.forward_events(|_| ());
         let state = self.state.clone();
         let mut disconnected = tokio::task::spawn_local(async move {
             if let Some(reader) = self.reader.take() {
                 let _ = reader.await;
             }
             let _ = self.watch.await;
-            drop(self.place);
+            drop(self.permit);
         });
-        while tokio::time::timeout(AT_MOST, &mut disconnected).await.is_err() {
+        while tokio::time::timeout(DISCONNECT_TIMEOUT, &mut disconnected).await.is_err() {
             if !state.is_unguarded.get() {
                 warn!("the node has not answered all calls; the guard waits for it, and ends by itself");
                 break;

@@ -1,4 +1,4 @@
-//! The poll loop between the node and the exporter, and nothing but. The rules are in [`protocol`](super::protocol).
+//! The poll loop between the node and the exporter. The rules are in [`protocol`](super::protocol).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -9,32 +9,32 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::ClockId;
 
-use super::budget::Budget;
-use super::burst::Burst;
-use super::events::{Event, EventQueue, SubscriptionIds};
-use super::frame::{Filled, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES};
+use super::busy_poll::BusyPoll;
+use super::events::{EventQueue, GuardEvent, SubscriptionIds};
+use super::frame::{MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
+use super::framed_socket::FramedSocket;
 use super::message::{self, Message, Return};
-use super::peer::Peer;
-use super::protocol::{FromExporter, FromNode, ProtocolState};
-use super::record::Record;
-use super::written::{self, EmptyAnswer};
-use crate::priority::OwnRunDelay;
+use super::outgoing::{self, EmptyAnswer};
+use super::protocol::{ExporterMessageAction, NodeMessageAction, ProtocolState};
+use super::subscription_store::SubscriptionStore;
+use super::trace_budget::TraceBudget;
+use crate::scheduling::RunDelayFile;
 use crate::{cli, sys, text};
 
-/// Limit on a message of the exporter's, which asks short questions.
+/// Limit on a message of the exporter, whose calls are short.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
 /// Limit on bytes buffered for a node that stopped reading. Beyond it, nothing more is read that would have to be answered
 /// or passed on to it.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
 /// Events are collected this long before they are handed on: a write for each would slow the next answer.
-const COLLECT: Duration = Duration::from_millis(1);
+const EVENT_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 /// A block's memory is kept this long for the next one: taking new memory costs as much as reading the block.
-const KEEP_MEMORY: Duration = Duration::from_millis(200);
+const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Between looks at how long the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Relays until the node is gone, or leave of it was taken. `replaces` are the subscriptions that a killed guard left
-/// behind; then there is nothing to relay. An error says what was wrong with the messages of what is no node.
+/// Relays until the node is gone, or the guard has disconnected cleanly. `replaces` are the subscriptions of a killed guard; then
+/// there is nothing to relay. An error is the reason why the messages of a peer are not those of a node.
 pub fn relay(
     node: UnixStream,
     exporter: UnixStream,
@@ -42,16 +42,16 @@ pub fn relay(
     trace_budget: Option<Duration>,
     replaces: Option<&[SubscriptionIds]>,
 ) -> io::Result<()> {
-    let files = OpenFiles { record: None, run_delay: OwnRunDelay::open() };
-    relay_and_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
+    let files = OpenFiles { store: None, run_delay: RunDelayFile::open() };
+    relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
 }
 
 /// Files that a guard has opened before it is confined.
 pub struct OpenFiles {
     /// Its subscriptions, for its replacement.
-    pub record: Option<Record>,
+    pub store: Option<SubscriptionStore>,
     /// How long it waited for a CPU.
-    pub run_delay: Option<OwnRunDelay>,
+    pub run_delay: Option<RunDelayFile>,
 }
 
 /// The same as a process. With `replaces` it ends the subscriptions in the record.
@@ -63,13 +63,14 @@ pub fn relay_with_files(
     files: OpenFiles,
     replaces: bool,
 ) -> io::Result<()> {
-    let left = files.record.as_ref().map(|record| record.subscriptions().to_vec()).unwrap_or_default();
-    let replaces = replaces.then_some(&left[..]);
-    relay_and_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
+    let left_subscriptions =
+        files.store.as_ref().map(|store| store.subscriptions().to_vec()).unwrap_or_default();
+    let replaces = replaces.then_some(&left_subscriptions[..]);
+    relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
 }
 
-/// `log` takes what has to be known at once.
-fn relay_and_log(
+/// `log` prints messages that must not wait.
+fn relay_with_log(
     node: UnixStream,
     exporter: UnixStream,
     events: UnixStream,
@@ -79,17 +80,17 @@ fn relay_and_log(
     log: impl FnOnce(&str),
 ) -> io::Result<()> {
     let mut relay = Relay {
-        node: Peer::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
-        exporter: Peer::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
+        node: FramedSocket::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
+        exporter: FramedSocket::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
         events: EventQueue::new(events)?,
         files,
         protocol: match replaces {
             Some(subscriptions) => ProtocolState::replacement(subscriptions, now()),
-            None => ProtocolState::new(Budget::new(trace_budget), now()),
+            None => ProtocolState::new(TraceBudget::new(trace_budget), now()),
         },
         answer: EmptyAnswer::new(),
-        burst: Burst::default(),
-        large_at: Duration::ZERO,
+        busy_poll: BusyPoll::default(),
+        last_large_at: Duration::ZERO,
         run_delay_at: Duration::ZERO,
     };
     let mut ended = relay.run();
@@ -106,9 +107,9 @@ fn relay_and_log(
             ));
             ended = Ok(());
         }
-        // A node that is not understood may still have subscriptions: closing would be its end.
+        // A node whose messages cannot be parsed may still have subscriptions: closing would crash it.
         relay.exporter.close();
-        relay.node.drain();
+        relay.node.discard_until_closed();
     }
     relay.node.close();
     relay.events.finish();
@@ -117,16 +118,16 @@ fn relay_and_log(
 }
 
 struct Relay {
-    node: Peer,
-    exporter: Peer,
+    node: FramedSocket,
+    exporter: FramedSocket,
     events: EventQueue,
     files: OpenFiles,
     protocol: ProtocolState,
     answer: EmptyAnswer,
-    burst: Burst,
+    busy_poll: BusyPoll,
     /// When a large message of the node's arrived last.
-    large_at: Duration,
-    /// When it was looked at how long the guard waited for a CPU.
+    last_large_at: Duration,
+    /// When the guard's run delay was read last.
     run_delay_at: Duration,
 }
 
@@ -137,27 +138,27 @@ impl Relay {
                 self.node.send(&call.encode())?;
             }
             while let Some(event) = self.protocol.next_event() {
-                self.files.record.iter_mut().for_each(|record| record.apply(&event));
-                self.events.tell(event);
+                self.files.store.iter_mut().for_each(|store| store.apply(&event));
+                self.events.send(event);
             }
             if self.node.unsent() == 0 && self.protocol.may_close(now()) {
                 return Ok(());
             }
             let (node, exporter) = self.wait()?;
-            if !node.is_empty() && self.node_speaks()? == Filled::End {
+            if !node.is_empty() && self.read_node()? == ReadOutcome::End {
                 return Ok(());
             }
-            if self.spin()? == Filled::End {
+            if self.spin()? == ReadOutcome::End {
                 return Ok(());
             }
-            // What the node said may have been its shutdown.
-            let hears_exporter = !exporter.is_empty() && self.protocol.may_hear_exporter();
-            if hears_exporter && self.exporter_speaks().is_err() {
-                self.protocol.leave(now());
+            // The node may have announced its shutdown.
+            let reads_exporter = !exporter.is_empty() && self.protocol.reads_exporter();
+            if reads_exporter && self.read_exporter().is_err() {
+                self.protocol.drain(now());
             }
             if node.is_empty() {
                 self.events.flush();
-                if now().saturating_sub(self.large_at) >= KEEP_MEMORY {
+                if now().saturating_sub(self.last_large_at) >= MEMORY_KEEP_INTERVAL {
                     self.node.incoming.shrink();
                 }
             }
@@ -169,148 +170,148 @@ impl Relay {
         let node_reads = self.node.unsent() < MAX_UNSENT_BYTES;
         let mut sockets = Vec::with_capacity(3);
         sockets.push(PollFd::new(self.node.as_fd(), self.node.interest(node_reads)));
-        let hears_exporter = self.protocol.may_hear_exporter();
-        if hears_exporter {
+        let reads_exporter = self.protocol.reads_exporter();
+        if reads_exporter {
             sockets.push(PollFd::new(self.exporter.as_fd(), self.exporter.interest(node_reads)));
         }
         if self.events.is_blocked() {
             sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
         }
-        let collect = self.events.is_waiting().then_some(COLLECT);
-        let shrink = self.node.incoming.has_grown().then_some(KEEP_MEMORY);
-        let at_most = [collect, shrink, self.protocol.wait_at_most(now())].into_iter().flatten().min();
+        let flush = self.events.is_waiting().then_some(EVENT_FLUSH_INTERVAL);
+        let shrink = self.node.incoming.has_grown().then_some(MEMORY_KEEP_INTERVAL);
+        let earliest = [flush, shrink, self.protocol.next_wakeup(now())].into_iter().flatten().min();
         // Rounded up, or the loop would spin until it is due.
-        let timeout = at_most.map_or(PollTimeout::NONE, |it| {
-            PollTimeout::try_from(it + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+        let timeout = earliest.map_or(PollTimeout::NONE, |wait| {
+            PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut sockets, timeout) {
             Err(Errno::EINTR) => return Ok((PollFlags::empty(), PollFlags::empty())),
             result => result?,
         };
         let ready = |at: usize| sockets.get(at).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
-        let exporter = if hears_exporter { ready(1) } else { PollFlags::empty() };
-        let (node, events) = (ready(0), ready(1 + usize::from(hears_exporter)));
+        let exporter = if reads_exporter { ready(1) } else { PollFlags::empty() };
+        let (node, events) = (ready(0), ready(1 + usize::from(reads_exporter)));
         if !events.is_empty() {
             self.events.unblock();
         }
         Ok((node, exporter))
     }
 
-    /// In a burst, looks for the next messages of the node instead of going to sleep. Gives way to whatever else wants the
-    /// CPU.
-    fn spin(&mut self) -> io::Result<Filled> {
+    /// In a burst, looks for the next messages of the node instead of going to sleep. Yields to other tasks that
+    /// need the CPU.
+    fn spin(&mut self) -> io::Result<ReadOutcome> {
         let since = now();
         let mut at = since;
-        while self.burst.goes_on(since, at) {
-            if self.node_speaks()? == Filled::End {
-                return Ok(Filled::End);
+        while self.busy_poll.should_spin(since, at) {
+            if self.read_node()? == ReadOutcome::End {
+                return Ok(ReadOutcome::End);
             }
-            let gave_way = now();
+            let yielded_at = now();
             std::thread::yield_now();
             at = now();
-            self.burst.gave_way(gave_way, at);
+            self.busy_poll.on_preempted(yielded_at, at);
         }
-        Ok(Filled::Nothing)
+        Ok(ReadOutcome::Nothing)
     }
 
-    fn node_speaks(&mut self) -> io::Result<Filled> {
+    fn read_node(&mut self) -> io::Result<ReadOutcome> {
         let at = now();
         self.node.flush()?;
         if self.node.unsent() >= MAX_UNSENT_BYTES {
-            return Ok(Filled::Nothing);
+            return Ok(ReadOutcome::Nothing);
         }
         let mut incoming = std::mem::take(&mut self.node.incoming);
         let filled = self.node.fill(&mut incoming)?;
         let is_truncated = incoming.is_truncated();
         while let Some(frame) = incoming.next()? {
-            self.node_sent(frame, is_truncated, at)?;
+            self.handle_node_frame(frame, is_truncated, at)?;
         }
-        if filled == Filled::Read && incoming.is_amid_large() {
-            self.burst.part(at);
-            self.large_at = at;
+        if filled == ReadOutcome::Read && incoming.is_amid_large() {
+            self.busy_poll.on_partial_message(at);
+            self.last_large_at = at;
         }
         self.node.incoming = incoming;
         Ok(filled)
     }
 
-    fn node_sent(&mut self, frame: &[u8], is_truncated: bool, at: Duration) -> io::Result<()> {
+    fn handle_node_frame(&mut self, frame: &[u8], is_truncated: bool, at: Duration) -> io::Result<()> {
         let opened = message::open(frame).map_err(malformed)?;
-        let message = if is_truncated { Message::of_beginning(&opened) } else { Message::of(&opened) };
+        let message = if is_truncated { Message::parse_truncated(&opened) } else { Message::parse(&opened) };
         let message = message.map_err(malformed)?;
         match (self.protocol.on_node(&message, at).map_err(malformed)?, &message) {
-            (FromNode::AnswerCallback, Message::Call(call)) => {
+            (NodeMessageAction::AnswerCallback, Message::Call(call)) => {
                 if message::is_of_trace(call.method)
                     && at.saturating_sub(self.run_delay_at) >= RUN_DELAY_INTERVAL
                 {
                     self.run_delay_at = at;
-                    let run_delay = self.files.run_delay.as_ref().and_then(OwnRunDelay::read);
-                    run_delay.into_iter().for_each(|total| self.protocol.run_delay(total));
+                    let run_delay = self.files.run_delay.as_ref().and_then(RunDelayFile::read);
+                    run_delay.into_iter().for_each(|total| self.protocol.add_run_delay(total));
                 }
                 self.node.send(self.answer.to(call.question))?;
                 let waited = now().saturating_sub(at);
-                self.burst.callback(at);
-                if !self.protocol.is_leaving() {
-                    self.events.queue(waited, Event::of_callback(call));
+                self.busy_poll.on_callback(at);
+                if !self.protocol.is_draining() {
+                    self.events.queue(waited, GuardEvent::from_callback(call));
                 }
             }
-            (FromNode::AnswerThread(question, thread), _) => {
-                self.node.send(&written::thread_answer(question, thread))?
+            (NodeMessageAction::AnswerThread(question, thread), _) => {
+                self.node.send(&outgoing::thread_answer(question, thread))?
             }
-            (FromNode::AnswerUnimplemented(question), _) => {
-                self.node.send(&written::unimplemented(question))?
+            (NodeMessageAction::AnswerUnimplemented(question), _) => {
+                self.node.send(&outgoing::unimplemented(question))?
             }
-            (FromNode::Forward, Message::Return(Return { question, no_finish_needed, .. }))
+            (NodeMessageAction::Forward, Message::Return(Return { question, no_finish_needed, .. }))
                 if is_truncated =>
             {
-                self.forward(&written::too_large(*question, *no_finish_needed), at);
+                self.forward(&outgoing::too_large(*question, *no_finish_needed), at);
             }
-            (FromNode::Forward, _) => self.forward(frame, at),
-            (FromNode::Keep | FromNode::AnswerCallback, _) => {}
+            (NodeMessageAction::Forward, _) => self.forward(frame, at),
+            (NodeMessageAction::Keep | NodeMessageAction::AnswerCallback, _) => {}
         }
         Ok(())
     }
 
-    /// Passes a message on to the exporter, which is given up if it does not read.
+    /// Forwards a message to the exporter, which is disconnected if it does not read.
     fn forward(&mut self, frame: &[u8], at: Duration) {
         let stuck = self.exporter.unsent() > MAX_MESSAGE_BYTES;
         if stuck || self.exporter.send(frame).is_err() {
-            self.protocol.leave(at);
+            self.protocol.drain(at);
         }
     }
 
-    /// An error is the exporter's end.
-    fn exporter_speaks(&mut self) -> io::Result<()> {
+    /// An error means that the exporter is gone.
+    fn read_exporter(&mut self) -> io::Result<()> {
         self.exporter.flush()?;
         let mut incoming = std::mem::take(&mut self.exporter.incoming);
         let filled = self.exporter.fill(&mut incoming)?;
         while let Some(frame) = incoming.next()? {
-            self.exporter_sent(frame)?;
+            self.handle_exporter_frame(frame)?;
         }
         self.exporter.incoming = incoming;
-        if filled == Filled::End { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+        if filled == ReadOutcome::End { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
-    fn exporter_sent(&mut self, frame: &[u8]) -> io::Result<()> {
-        /// For what the guard sends before it.
+    fn handle_exporter_frame(&mut self, frame: &[u8]) -> io::Result<()> {
+        /// For the messages that the guard sends before it.
         const FINISHES_BYTES: usize = 4096;
-        // Before the rules take it for sent.
+        // Before the rules count it as sent.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
-        let message = Message::of(&opened).map_err(malformed)?;
-        let verdict = self.protocol.on_exporter(&message, now()).map_err(malformed)?;
-        // An error of sending is the node's, which is looked at next. What is finished goes first: its number may be the
-        // message's.
+        let message = Message::parse(&opened).map_err(malformed)?;
+        let action = self.protocol.on_exporter(&message, now()).map_err(malformed)?;
+        // An error of sending is the node's, which is handled next. `Finish` messages go first: the message may reuse their
+        // numbers.
         while let Some(finish) = self.protocol.next_finish() {
             let _ = self.node.send(&finish.encode());
         }
-        match verdict {
-            FromExporter::Forward => drop(self.node.send(frame)),
-            FromExporter::Keep => {}
-            FromExporter::Answer(question) => self.exporter.send(self.answer.to(question))?,
-            FromExporter::Reject(question, rejection) => {
-                self.exporter.send(&written::failed(question, &rejection.to_string()))?
+        match action {
+            ExporterMessageAction::Forward => drop(self.node.send(frame)),
+            ExporterMessageAction::Keep => {}
+            ExporterMessageAction::Answer(question) => self.exporter.send(self.answer.to(question))?,
+            ExporterMessageAction::Reject(question, rejection) => {
+                self.exporter.send(&outgoing::failed(question, &rejection.to_string()))?
             }
-            FromExporter::Refuse(why) => return Err(malformed(why)),
+            ExporterMessageAction::Violation(why) => return Err(malformed(why)),
         }
         Ok(())
     }
@@ -331,20 +332,20 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn a_message_that_cannot_be_parsed_is_logged_before_the_node_closes() {
+    fn malformed_message_is_logged_before_the_node_closes() {
         let [(mut node, node_theirs), (_exporter, exporter_theirs), (_events, events_theirs)] =
             [(); 3].map(|()| UnixStream::pair().unwrap());
         let (send, logged) = mpsc::channel();
         let subscription = "1,2,3".parse::<SubscriptionIds>().unwrap();
         let guard = std::thread::spawn(move || {
             let log = move |line: &str| send.send(line.to_string()).unwrap();
-            relay_and_log(
+            relay_with_log(
                 node_theirs,
                 exporter_theirs,
                 events_theirs,
                 None,
                 Some(&[subscription]),
-                OpenFiles { record: None, run_delay: None },
+                OpenFiles { store: None, run_delay: None },
                 log,
             )
         });

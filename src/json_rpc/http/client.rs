@@ -1,4 +1,4 @@
-//! Calls over HTTP: with the credentials that are good now, if the node can be asked.
+//! Calls over HTTP: with the present credentials, if the node is usable.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -13,25 +13,25 @@ use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
-use super::connection::{Answer, Kept, exchange};
-use super::{Cause, Credentials, Failure, Settings};
-use crate::json_rpc::{CallError, Method, Response, Transport, parse, request, whitelist_of};
-use crate::logging::Repeats;
+use super::connection::{HttpResponse, PooledConnection, send_request};
+use super::{Credentials, FailureCause, HttpFailure, HttpRpcConfig};
+use crate::json_rpc::{CallError, Method, Response, Transport, parse, request, whitelist_line};
+use crate::logging::RepeatLimiter;
 
 /// A node's JSON-RPC over HTTP.
 #[derive(Clone)]
-pub struct HttpRpc(Rc<Shared>);
+pub struct HttpRpc(Rc<ClientState>);
 
-struct Shared {
-    settings: Settings,
-    /// One connection: the node never has more than one request of ours to work on, so that others find a worker free.
-    connection: Mutex<Option<Kept>>,
+struct ClientState {
+    config: HttpRpcConfig,
+    /// One connection: the node never has more than one request of ours to work on, and other clients find a free worker.
+    connection: Mutex<Option<PooledConnection>>,
     /// For one call, all in all.
     deadline: Duration,
-    state: watch::Sender<State>,
+    state: watch::Sender<Usability>,
     /// The state as it was logged: why it is not used, empty while it is used. `None` before the first line.
     last_logged: RefCell<Option<String>>,
-    repeats: Repeats,
+    repeats: RepeatLimiter,
     /// There were a cookie or a password when they were read last.
     has_credentials: Cell<bool>,
     /// The collector logs why there is no node.
@@ -42,34 +42,38 @@ struct Shared {
     forbidden: RefCell<BTreeSet<String>>,
     /// It was looked at whether the credentials permit more than reading.
     privileges_checked: Cell<bool>,
-    on_failure: Box<dyn Fn(Cause)>,
+    on_failure: Box<dyn Fn(FailureCause)>,
 }
 
 /// Whether calls are made.
-enum State {
+enum Usability {
     /// It answered, and it is the node that IPC leads to.
-    Used,
+    Usable,
     /// A call failed and the next one would fail as well, or none was made yet.
-    Unused(Failure),
+    Unusable(HttpFailure),
 }
 
 impl HttpRpc {
     /// Connects at the first call. Each call is given `deadline`, all in all. Failures are counted by `on_failure`.
-    pub fn new(settings: Settings, deadline: Duration, on_failure: impl Fn(Cause) + 'static) -> Self {
-        if !settings.url.tls && !settings.url.is_local() {
+    pub fn new(
+        config: HttpRpcConfig,
+        deadline: Duration,
+        on_failure: impl Fn(FailureCause) + 'static,
+    ) -> Self {
+        if !config.url.tls && !config.url.is_local() {
             warn!(
                 "{} is on another machine: requests, including the password, are not encrypted; use https through a TLS proxy",
-                settings.url
+                config.url
             );
         }
-        HttpRpc(Rc::new(Shared {
-            wanted: Cell::new(settings.required),
-            settings,
+        HttpRpc(Rc::new(ClientState {
+            wanted: Cell::new(config.required),
+            config,
             connection: Mutex::default(),
             deadline,
-            state: watch::Sender::new(State::Unused(not_checked())),
+            state: watch::Sender::new(Usability::Unusable(not_checked_yet())),
             last_logged: RefCell::default(),
-            repeats: Repeats::default(),
+            repeats: RepeatLimiter::default(),
             has_credentials: Cell::new(false),
             quiet: Cell::new(false),
             forbidden: RefCell::default(),
@@ -78,29 +82,29 @@ impl HttpRpc {
         }))
     }
 
-    /// Where it is, and how to be let in.
-    pub fn settings(&self) -> &Settings {
-        &self.0.settings
+    /// Its address and credentials.
+    pub fn config(&self) -> &HttpRpcConfig {
+        &self.0.config
     }
 
-    /// Whether it can be asked: it answered, and it is the right node.
-    pub fn is_used(&self) -> bool {
-        matches!(*self.0.state.borrow(), State::Used)
+    /// Whether it is usable: it answered, and it is the right node.
+    pub fn is_usable(&self) -> bool {
+        matches!(*self.0.state.borrow(), Usability::Usable)
     }
 
     /// Whether it should be used: it is required, or there are credentials for it.
-    pub fn is_wanted(&self) -> bool {
+    pub fn is_expected(&self) -> bool {
         self.0.wanted.get()
     }
 
     /// It answers, and it is the right node.
-    pub fn use_it(&self) {
+    pub fn mark_usable(&self) {
         self.0.wanted.set(true);
-        if !self.is_used() {
-            self.0.state.send_replace(State::Used);
+        if !self.is_usable() {
+            self.0.state.send_replace(Usability::Usable);
             let before = self.0.last_logged.replace(Some(String::new()));
             if before.is_none_or(|failure| !failure.is_empty()) {
-                let Settings { url, credentials, .. } = self.settings();
+                let HttpRpcConfig { url, credentials, .. } = self.config();
                 info!("using JSON-RPC over HTTP: {url}, {}", credentials.describe());
             }
         }
@@ -116,15 +120,16 @@ impl HttpRpc {
         self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // a refusal is no fault
         // An error in the answer is an error here.
         if self.request(BEYOND_READING, &Value::from([BEYOND_READING].as_slice())).await.is_ok() {
-            let credentials = &self.settings().credentials;
+            let credentials = &self.config().credentials;
             info!(
                 "{} may call methods that change the node; to restrict the exporter to reading, {}",
                 credentials.describe(),
                 match credentials {
-                    Credentials::User { name, .. } => format!("add to bitcoin.conf: {}", whitelist_of(name)),
+                    Credentials::User { name, .. } =>
+                        format!("add to bitcoin.conf: {}", whitelist_line(name)),
                     Credentials::Cookie(_) => format!(
                         "use --rpc-user with a user of its own, and add to bitcoin.conf: {}",
-                        whitelist_of("exporter")
+                        whitelist_line("exporter")
                     ),
                 }
             );
@@ -133,90 +138,91 @@ impl HttpRpc {
 
     /// It cannot be used until it was found usable again. Logs why when that changes, each reason at most once a minute: one that
     /// comes and goes fills no log.
-    pub fn give_up(&self, failure: Failure) {
-        let Shared { wanted, settings, quiet, last_logged, has_credentials, repeats, .. } = &*self.0;
+    pub fn mark_unusable(&self, failure: HttpFailure) {
+        let ClientState { wanted, config, quiet, last_logged, has_credentials, repeats, .. } = &*self.0;
         wanted.set(wanted.get() || has_credentials.get());
         let is_logged = last_logged.borrow().as_ref() == Some(&failure.text);
         if !is_logged && let Some(suppressed) = repeats.admit(&failure.text) {
             let text = format!("JSON-RPC over HTTP is not used: {failure}{suppressed}");
             if quiet.get() {
                 // The collector logs it.
-            } else if settings.required || has_credentials.get() {
+            } else if config.required || has_credentials.get() {
                 warn!("{text}; retrying until it succeeds");
             } else {
                 info!("{text}");
             }
             last_logged.replace(Some(failure.text.clone()));
         }
-        self.0.state.send_replace(State::Unused(failure));
+        self.0.state.send_replace(Usability::Unusable(failure));
     }
 
     /// It cannot be used, because a call failed.
-    pub fn failed(&self, error: &CallError) {
-        self.give_up(match error {
+    pub fn on_call_failed(&self, error: &CallError) {
+        self.mark_unusable(match error {
             // Its message changes with each step.
             error if error.is_warmup() => {
-                Failure::new(Cause::Warmup, format!("{}: the node is starting", self.settings().url))
+                HttpFailure::new(FailureCause::Warmup, format!("{}: the node is starting", self.config().url))
             }
             CallError::Http(failure) => failure.clone(),
-            error => Failure::new(cause(error).unwrap_or(Cause::Other), error.to_string()),
+            error => HttpFailure::new(cause(error).unwrap_or(FailureCause::Other), error.to_string()),
         });
     }
 
     /// It is not the node that it should be.
-    pub fn differs(&self, text: String) {
-        (self.0.on_failure)(Cause::DifferentNode);
-        self.give_up(Failure::new(Cause::DifferentNode, text));
+    pub fn mark_different_node(&self, text: String) {
+        (self.0.on_failure)(FailureCause::DifferentNode);
+        self.mark_unusable(HttpFailure::new(FailureCause::DifferentNode, text));
     }
 
     /// Why it is not used.
-    pub fn why_not(&self) -> Failure {
+    pub fn unusable_reason(&self) -> HttpFailure {
         match &*self.0.state.borrow() {
-            State::Used => not_checked(),
-            State::Unused(failure) => failure.clone(),
+            Usability::Usable => not_checked_yet(),
+            Usability::Unusable(failure) => failure.clone(),
         }
     }
 
-    /// It may be another node than before. Without IPC (`alone`) whoever asks says what is wrong.
-    pub fn forget_node(&self, alone: bool) {
-        self.0.state.send_replace(State::Unused(not_checked()));
+    /// It may be another node than before. Without IPC (`alone`) the collector logs the reason.
+    pub fn reset_node(&self, alone: bool) {
+        self.0.state.send_replace(Usability::Unusable(not_checked_yet()));
         self.0.quiet.set(alone);
     }
 
     /// Resolves when it is not used any more.
-    pub async fn given_up(&self) {
+    pub async fn became_unusable(&self) {
         // Never closed: we have the sender.
-        let _ = self.0.state.subscribe().wait_for(|state| matches!(state, State::Unused(_))).await;
+        let _ = self.0.state.subscribe().wait_for(|state| matches!(state, Usability::Unusable(_))).await;
     }
 
     /// Resolves when the node that answered before is gone.
-    pub async fn node_gone(&self) -> Failure {
-        let is_gone = |state: &State| matches!(state, State::Unused(failure) if failure.cause.is_node_gone());
+    pub async fn node_gone(&self) -> HttpFailure {
+        let is_gone =
+            |state: &Usability| matches!(state, Usability::Unusable(failure) if failure.cause.is_node_gone());
         let _ = self.0.state.subscribe().wait_for(is_gone).await;
-        self.why_not()
+        self.unusable_reason()
     }
 
     /// A call, whether or not HTTP was found usable.
-    pub async fn ask(&self, method: Method, params: Value) -> Result<Value, CallError> {
-        parse(&self.counted(method.name(), &params).await?)
+    pub async fn query(&self, method: Method, params: Value) -> Result<Value, CallError> {
+        parse(&self.call_and_count(method.name(), &params).await?)
     }
 
     /// A call if HTTP was found usable, which it no longer is when the call fails.
-    async fn usable(&self, method: &str, params: &Value) -> Result<String, CallError> {
+    async fn call_if_usable(&self, method: &str, params: &Value) -> Result<String, CallError> {
         if let Some(error) = self.unavailable() {
             return Err(error);
         }
-        let answer = self.counted(method, params).await;
+        let answer = self.call_and_count(method, params).await;
         if let Err(error) = &answer
-            && self.is_used()
+            && self.is_usable()
             && (error.is_warmup() || matches!(error, CallError::Http(_)))
         {
-            self.failed(error);
+            self.on_call_failed(error);
         }
         answer
     }
 
-    async fn counted(&self, method: &str, params: &Value) -> Result<String, CallError> {
+    async fn call_and_count(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let answer = self.request(method, params).await;
         if let Some(cause) = answer.as_ref().err().and_then(cause) {
             (self.0.on_failure)(cause);
@@ -225,57 +231,65 @@ impl HttpRpc {
     }
 
     async fn request(&self, method: &str, params: &Value) -> Result<String, CallError> {
-        let Shared { settings, connection, deadline, forbidden, .. } = &*self.0;
+        let ClientState { config, connection, deadline, forbidden, .. } = &*self.0;
         let body = Bytes::from(request(method, params));
-        // What others take of the connection's time is no failure of this call. Each has a deadline.
+        // Waiting for the calls of others on this connection is no failure of this call. Each has a deadline.
         let mut slot = connection.lock().await;
-        let answer = match tokio::time::timeout(*deadline, self.patiently(&mut slot, body)).await {
+        let answer = match tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await {
             Ok(answer) => answer,
-            Err(_) => Err(Failure::new(
-                Cause::Timeout,
+            Err(_) => Err(HttpFailure::new(
+                FailureCause::Timeout,
                 format!("no response within {}", humantime::format_duration(*deadline)),
             )),
         };
         drop(slot);
-        let answer = answer.map_err(|failure| error_of(failure.at(&settings.url)))?;
+        let answer = answer.map_err(|failure| call_error(failure.at(&config.url)))?;
         if answer.status == StatusCode::FORBIDDEN && forbidden.borrow_mut().insert(method.into()) {
             warn!(
                 "the node rejects {method} over HTTP (403): allow it in -rpcwhitelist or -rpcallowip of the node"
             );
         }
         read(answer).map_err(|error| match error {
-            CallError::Http(failure) => CallError::Http(failure.at(&settings.url)),
+            CallError::Http(failure) => CallError::Http(failure.at(&config.url)),
             error => error,
         })
     }
 
     /// A node whose work queue is full is asked once more, after a moment.
-    async fn patiently(&self, slot: &mut Option<Kept>, body: Bytes) -> Result<Answer, Failure> {
+    async fn send_with_busy_retry(
+        &self,
+        slot: &mut Option<PooledConnection>,
+        body: Bytes,
+    ) -> Result<HttpResponse, HttpFailure> {
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
-        let answer = self.authorized(slot, body.clone()).await?;
+        let answer = self.send_authorized(slot, body.clone()).await?;
         if answer.status != StatusCode::SERVICE_UNAVAILABLE {
             return Ok(answer);
         }
         tokio::time::sleep(BUSY_RETRY_INTERVAL).await;
-        self.authorized(slot, body).await
+        self.send_authorized(slot, body).await
     }
 
-    async fn read_credentials(&self) -> Result<HeaderValue, Failure> {
-        let read = self.settings().credentials.read().await;
+    async fn read_credentials(&self) -> Result<HeaderValue, HttpFailure> {
+        let read = self.config().credentials.read().await;
         self.0.has_credentials.set(read.is_ok());
-        read.map_err(|why| Failure::new(Cause::Unauthorized, why))
+        read.map_err(|why| HttpFailure::new(FailureCause::Unauthorized, why))
     }
 
     /// The answer to a request with the credentials that were good last time, or with those that are there now.
-    async fn authorized(&self, slot: &mut Option<Kept>, body: Bytes) -> Result<Answer, Failure> {
-        let credentials = &self.settings().credentials;
-        // Taken out, so that a call that is given up closes it: its answer may still come.
-        let kept = slot.take();
-        let first = match &kept {
-            Some(kept) => kept.authorization.clone(),
+    async fn send_authorized(
+        &self,
+        slot: &mut Option<PooledConnection>,
+        body: Bytes,
+    ) -> Result<HttpResponse, HttpFailure> {
+        let credentials = &self.config().credentials;
+        // Taken out: a cancelled call closes the connection, because its answer may still come.
+        let pooled = slot.take();
+        let first = match &pooled {
+            Some(pooled) => pooled.authorization.clone(),
             None => self.read_credentials().await?,
         };
-        let (mut kept, answer) = match exchange(self.settings(), kept, &first, &body).await {
+        let (mut pooled, answer) = match send_request(self.config(), pooled, &first, &body).await {
             Ok(answered) => answered,
             Err(why) => {
                 // A node that has ended has removed its cookie.
@@ -284,24 +298,24 @@ impl HttpRpc {
             }
         };
         if answer.status != StatusCode::UNAUTHORIZED {
-            *slot = Some(kept);
+            *slot = Some(pooled);
             return Ok(answer);
         }
         let refused = || {
             let (describe, advice) = (credentials.describe(), credentials.advice());
             let text = format!("the node rejects {describe} (401); {advice}");
-            Err(Failure::new(Cause::Unauthorized, text))
+            Err(HttpFailure::new(FailureCause::Unauthorized, text))
         };
         let second = self.read_credentials().await?;
         if second == first {
             return refused();
         }
         let answer;
-        (kept, answer) = exchange(self.settings(), Some(kept), &second, &body).await?;
+        (pooled, answer) = send_request(self.config(), Some(pooled), &second, &body).await?;
         if answer.status == StatusCode::UNAUTHORIZED {
             return refused();
         }
-        *slot = Some(kept);
+        *slot = Some(pooled);
         Ok(answer)
     }
 }
@@ -312,43 +326,43 @@ impl Transport for HttpRpc {
         method: Method,
         params: &'a Value,
     ) -> LocalBoxFuture<'a, Result<String, CallError>> {
-        Box::pin(self.usable(method.name(), params))
+        Box::pin(self.call_if_usable(method.name(), params))
     }
 
     fn unavailable(&self) -> Option<CallError> {
-        (!self.is_used()).then(|| CallError::Http(self.why_not()))
+        (!self.is_usable()).then(|| CallError::Http(self.unusable_reason()))
     }
 }
 
 /// Nothing was asked yet.
-fn not_checked() -> Failure {
-    Failure::new(Cause::Other, "the node has not been checked yet")
+fn not_checked_yet() -> HttpFailure {
+    HttpFailure::new(FailureCause::Other, "the node has not been checked yet")
 }
 
-fn error_of(failure: Failure) -> CallError {
+fn call_error(failure: HttpFailure) -> CallError {
     match failure.cause {
-        Cause::TooLarge => CallError::TooLarge(failure.text),
+        FailureCause::TooLarge => CallError::TooLarge(failure.text),
         _ => CallError::Http(failure),
     }
 }
 
-/// What a failed call is counted as; JSON-RPC errors, which do not concern HTTP, are not counted.
-fn cause(error: &CallError) -> Option<Cause> {
+/// The cause that a failed call is counted under; JSON-RPC errors, which do not concern HTTP, are not counted.
+fn cause(error: &CallError) -> Option<FailureCause> {
     match error {
         CallError::Http(failure) => Some(failure.cause),
-        CallError::TooLarge(_) => Some(Cause::TooLarge),
-        CallError::Failed(_) => Some(Cause::Forbidden),
-        error if error.is_warmup() => Some(Cause::Warmup),
+        CallError::TooLarge(_) => Some(FailureCause::TooLarge),
+        CallError::Failed(_) => Some(FailureCause::Forbidden),
+        error if error.is_warmup() => Some(FailureCause::Warmup),
         _ => None,
     }
 }
 
 /// Before 2.0, errors of a call have status codes of their own, and bodies like all others.
-fn read(answer: Answer) -> Result<String, CallError> {
+fn read(answer: HttpResponse) -> Result<String, CallError> {
     let status = answer.status.as_u16();
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {
-        return Err(CallError::Http(Failure::new(
-            Cause::Busy,
+        return Err(CallError::Http(HttpFailure::new(
+            FailureCause::Busy,
             "the node's work queue is full (503): reduce the requests of other clients, or increase -rpcworkqueue",
         )));
     }

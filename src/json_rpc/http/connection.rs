@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Cause, Failure, Settings};
+use super::{FailureCause, HttpFailure, HttpRpcConfig};
 
 /// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
@@ -24,28 +24,28 @@ const MAX_BODY_BYTES: usize = 64 << 20;
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// A connection that is kept.
-pub struct Kept {
+pub struct PooledConnection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// What the node last let us in with.
+    /// The credentials that the node accepted last.
     pub authorization: HeaderValue,
     _driver: AbortOnDropHandle<()>,
 }
 
 /// A whole answer.
-pub struct Answer {
+pub struct HttpResponse {
     pub status: StatusCode,
     pub content_type: Option<String>,
     pub body: Bytes,
 }
 
 /// Sends a request and reads its answer; on a new connection if the node has closed the one that was kept.
-pub async fn exchange(
-    settings: &Settings,
-    kept: Option<Kept>,
+pub async fn send_request(
+    config: &HttpRpcConfig,
+    pooled: Option<PooledConnection>,
     authorization: &HeaderValue,
     body: &Bytes,
-) -> Result<(Kept, Answer), Failure> {
-    let url = &settings.url;
+) -> Result<(PooledConnection, HttpResponse), HttpFailure> {
+    let url = &config.url;
     let request = || {
         Request::post(&url.path)
             .header(HOST, url.authority())
@@ -54,49 +54,52 @@ pub async fn exchange(
             .body(Full::new(body.clone()))
             .map_err(|error| error.to_string())
     };
-    if let Some(mut kept) = kept
-        && kept.sender.ready().await.is_ok()
-        && let Ok(head) = kept.sender.send_request(request()?).await
+    if let Some(mut pooled) = pooled
+        && pooled.sender.ready().await.is_ok()
+        && let Ok(head) = pooled.sender.send_request(request()?).await
     {
-        kept.authorization = authorization.clone();
-        return Ok((kept, whole(head).await?));
+        pooled.authorization = authorization.clone();
+        return Ok((pooled, read_response(head).await?));
     }
-    let mut kept = connect(settings, authorization).await?;
-    let head = kept.sender.send_request(request()?).await;
+    let mut pooled = connect(config, authorization).await?;
+    let head = pooled.sender.send_request(request()?).await;
     let head = head.map_err(|error| {
         format!(
             "no HTTP response ({error}); check that this is the port of the node's JSON-RPC \
              (--rpc-url)"
         )
     })?;
-    Ok((kept, whole(head).await?))
+    Ok((pooled, read_response(head).await?))
 }
 
-async fn connect(settings: &Settings, authorization: &HeaderValue) -> Result<Kept, Failure> {
-    let Settings { url, tls, .. } = settings;
+async fn connect(
+    config: &HttpRpcConfig,
+    authorization: &HeaderValue,
+) -> Result<PooledConnection, HttpFailure> {
+    let HttpRpcConfig { url, tls, .. } = config;
     let stream =
         TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => Failure::new(
-                Cause::Refused,
+            std::io::ErrorKind::ConnectionRefused => HttpFailure::new(
+                FailureCause::Refused,
                 "connection refused; check that the node has -server=1 and this -rpcport (--rpc-url)",
             ),
             _ => format!("cannot connect: {error}").into(),
         })?;
     let _ = stream.set_nodelay(true); // without it a call is only slower
     let stream = match tls.as_ref().filter(|_| url.tls) {
-        Some(tls) => Either::Right(encrypted(stream, &url.host, tls.clone()).await?),
+        Some(tls) => Either::Right(tls_connect(stream, &url.host, tls.clone()).await?),
         None => Either::Left(stream),
     };
     let handshake =
         http1::Builder::new().max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|error| error.to_string())?;
     let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async {
-        let _ = connection.await; // whoever waits for an answer is told
+        let _ = connection.await; // a waiting call gets the error
     }));
-    Ok(Kept { sender, authorization: authorization.clone(), _driver: driver })
+    Ok(PooledConnection { sender, authorization: authorization.clone(), _driver: driver })
 }
 
-async fn encrypted(
+async fn tls_connect(
     stream: TcpStream,
     host: &str,
     config: Arc<ClientConfig>,
@@ -117,17 +120,18 @@ async fn encrypted(
     })
 }
 
-async fn whole(head: Response<Incoming>) -> Result<Answer, Failure> {
+async fn read_response(head: Response<Incoming>) -> Result<HttpResponse, HttpFailure> {
     let (head, body) = head.into_parts();
     let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| match error
         .downcast_ref::<LengthLimitError>()
     {
-        Some(_) => {
-            Failure::new(Cause::TooLarge, format!("the response is larger than {} MB", MAX_BODY_BYTES >> 20))
-        }
+        Some(_) => HttpFailure::new(
+            FailureCause::TooLarge,
+            format!("the response is larger than {} MB", MAX_BODY_BYTES >> 20),
+        ),
         None => format!("the response is incomplete ({error})").into(),
     })?;
     let content_type =
         head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);
-    Ok(Answer { status: head.status, content_type, body: body.to_bytes() })
+    Ok(HttpResponse { status: head.status, content_type, body: body.to_bytes() })
 }

@@ -1,4 +1,4 @@
-//! What a node's JSON-RPC over HTTP asks for: its cookie, or a user with a password.
+//! Credentials for a node's JSON-RPC over HTTP: its cookie, or a user with a password.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +17,7 @@ pub const PASSWORD_VARIABLE: &str = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD";
 /// A cookie is 75 bytes long.
 const MAX_FILE_BYTES: u64 = 4096;
 
-/// How to be let in. Holds no secret itself: each is read when it is needed.
+/// The source of the credentials. Holds no secret itself: each is read when it is needed.
 #[derive(Clone, Debug)]
 pub enum Credentials {
     /// The file that the node writes at each start.
@@ -93,7 +93,7 @@ impl Credentials {
         }
     }
 
-    /// What to do when the node refuses them.
+    /// Advice if the node rejects them.
     pub fn advice(&self) -> &'static str {
         match self {
             Credentials::Cookie(_) => {

@@ -3,10 +3,10 @@
 //! - `url` is where the node's JSON-RPC listens.
 //! - [`credentials`] are the cookie, or a user with a password.
 //! - `client` makes the calls; `connection` is what they go over: one that is kept, one request after the other.
-//! - [`tls`] says which certificates are trusted behind https.
+//! - [`tls`] has the certificates that are trusted for https.
 //!
-//! It does not know what is asked, nor whether this is the node that IPC leads to: [`collect`](crate::collect) finds out
-//! before it uses it.
+//! It does not depend on the methods, and does not check whether this is the node behind the IPC socket:
+//! [`collect`](crate::collect) does before it uses it.
 
 mod client;
 mod connection;
@@ -18,24 +18,24 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 
-use super::{Cause, Failure};
+use super::{FailureCause, HttpFailure};
 pub use client::HttpRpc;
 pub use credentials::{Credentials, Password};
 pub use url::Url;
 
-/// Where a node's JSON-RPC over HTTP is, and how to be let in.
+/// The address of a node's JSON-RPC over HTTP, and its credentials.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct HttpRpcConfig {
     /// Where it listens.
     pub url: Url,
     /// For https.
     pub tls: Option<Arc<ClientConfig>>,
-    /// What it asks for.
+    /// Its credentials.
     pub credentials: Credentials,
-    /// The chain that was asked for, if one was.
+    /// The configured chain, if any.
     pub chain: Option<String>,
-    /// It was asked for: that it cannot be used is a warning, or with `--once` and `--check` an error.
+    /// It was requested: if it is not usable, that is a warning, or with `--once` and `--check` an error.
     pub required: bool,
-    /// It is asked even when there is no connection over IPC.
-    pub alone: bool,
+    /// It is used even without a connection over IPC.
+    pub http_only: bool,
 }

@@ -1,4 +1,4 @@
-//! Which certificates are trusted behind https.
+//! The certificates that are trusted for https.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::tls;
 ///
 /// # Errors
 /// The file cannot be read, or holds no certificate; the system has no authorities.
-pub fn trusting(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
+pub fn client_config(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let roots = match authorities {
         Some(path) => {
             let pem = tls::read_pem(path).context("--rpc-ca-file")?;
             tls::authorities(&pem, path).context("--rpc-ca-file")?
         }
-        None => of_system()?,
+        None => system_roots()?,
     };
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()?
@@ -28,7 +28,7 @@ pub fn trusting(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-fn of_system() -> Result<RootCertStore> {
+fn system_roots() -> Result<RootCertStore> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(found.certs);

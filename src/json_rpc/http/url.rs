@@ -21,7 +21,7 @@ pub struct Url {
 
 impl Url {
     /// The port of this chain on this machine.
-    pub fn of_port(port: u16) -> Self {
+    pub fn on_localhost(port: u16) -> Self {
         Url { tls: false, host: "127.0.0.1".into(), port, path: "/".into() }
     }
 
@@ -83,8 +83,8 @@ mod tests {
 
     #[test]
     fn urls_are_read_as_users_write_them() {
-        assert_eq!("http://127.0.0.1:8332".parse(), Ok(Url::of_port(8332)));
-        assert_eq!("http://127.0.0.1:8332/".parse(), Ok(Url::of_port(8332)));
+        assert_eq!("http://127.0.0.1:8332".parse(), Ok(Url::on_localhost(8332)));
+        assert_eq!("http://127.0.0.1:8332/".parse(), Ok(Url::on_localhost(8332)));
         let six: Url = "http://[::1]:18443/wallet/x".parse().unwrap();
         assert_eq!((six.host.as_str(), six.port, six.path.as_str()), ("::1", 18443, "/wallet/x"));
         assert_eq!(six.to_string(), "http://[::1]:18443/wallet/x");
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_refused_with_what_to_do() {
+    fn unusable_urls_are_rejected_with_advice() {
         for (text, why) in [
             ("127.0.0.1:8332", "expected a URL like"),
             ("http://127.0.0.1", "no port"),

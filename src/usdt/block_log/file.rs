@@ -1,7 +1,7 @@
-//! The file: what makes it ours, its versions, adding rows and forgetting the oldest.
+//! The file: its identification and versions, adding rows and deleting the oldest.
 //!
-//! The journal is SQLite's rollback journal: rows are few, and with it whoever may read the file can read it, without the right to
-//! write beside it.
+//! The journal is SQLite's rollback journal: rows are few, and with it read access to the file is
+//! enough to read it.
 
 use std::error::Error;
 use std::fs::TryLockError;
@@ -17,7 +17,7 @@ use crate::usdt::blocks::BlockReport;
 
 /// `application_id` of the file: "btxb".
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
-/// The versions of the file (`user_version`), each with what makes it of the one before; the first is of an empty file. A new field of
+/// The versions of the file (`user_version`), each with the migration from the one before; the first is of an empty file. A new field of
 /// [`BlockReport`] is a new version, `ALTER TABLE blocks ADD COLUMN …`.
 const VERSIONS: [(i32, &str); 1] = [(
     2,
@@ -55,7 +55,7 @@ const VERSIONS: [(i32, &str); 1] = [(
 )];
 const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
 /// How long to wait for others that use the file.
-const BUSY: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// SQLite's page cache, KiB; its default is 2 MB.
 const CACHE_KIB: i32 = 256;
 
@@ -83,20 +83,20 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
     }
 }
 
-/// What SQLite says, with the file, and what to do where that is known.
+/// An error of SQLite, with the file, and what to do if that is known.
 #[derive(Debug)]
-pub struct Failure {
+pub struct DatabaseError {
     pub code: Option<ErrorCode>,
     text: String,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for DatabaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl Error for Failure {}
+impl Error for DatabaseError {}
 
 pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
     let code = error.sqlite_error_code();
@@ -112,12 +112,12 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
         _ => "",
     };
     // rusqlite has the path in some of its messages.
-    let said = error.to_string().replace(&format!(": {}", path.display()), "");
-    anyhow::Error::new(Failure { code, text: format!("{}: {said}{advice}", path.display()) })
+    let message = error.to_string().replace(&format!(": {}", path.display()), "");
+    anyhow::Error::new(DatabaseError { code, text: format!("{}: {message}{advice}", path.display()) })
 }
 
 /// To be written.
-pub struct File {
+pub struct BlockLogFile {
     path: PathBuf,
     connection: Connection,
     /// Of the file itself. Dropped after the connection: closing a file releases all record locks of the process on it, SQLite's too.
@@ -127,10 +127,10 @@ pub struct File {
     keep: u32,
 }
 
-impl File {
+impl BlockLogFile {
     /// Made, if there is none. An error if another exporter writes it: each block would have two rows.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
-        Self::open_within(BUSY, path, keep)
+        Self::open_within(BUSY_TIMEOUT, path, keep)
     }
 
     /// Waits at most so long for another exporter that ends.
@@ -141,20 +141,20 @@ impl File {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
         let lock = lock(path, busy)?;
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         let version = version(&connection, path)?;
         upgrade(&connection, version, &VERSIONS).map_err(|error| explain(error, path))?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(|error| explain(error, path))?;
         let identity = identity(path).with_context(|| format!("{} no longer exists", path.display()))?;
-        Ok(File { path: path.into(), connection, _lock: lock, identity, keep })
+        Ok(BlockLogFile { path: path.into(), connection, _lock: lock, identity, keep })
     }
 
-    /// Whether it is still what its path names.
+    /// Whether its path still names this file.
     pub fn is_in_place(&self) -> bool {
         identity(&self.path) == Some(self.identity)
     }
 
-    /// Adds these blocks, and forgets the oldest of those that are too many; all of it or nothing.
+    /// Adds these blocks, and deletes the oldest of those that are too many, in one transaction.
     pub fn add<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<()> {
         let columns = columns();
         let places = vec!["?"; columns.len()].join(", ");
@@ -229,13 +229,13 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
     let open = |access| {
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(|error| explain(error, path))?;
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         let version = version(&connection, path)?;
         anyhow::Ok((connection, version))
     };
     let opened = open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.downcast_ref() {
-        // An exporter was killed while it wrote. What it left has to be undone first.
-        Some(Failure { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
+        // An exporter was killed while it wrote. Its unfinished transaction has to be rolled back first.
+        Some(DatabaseError { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
             "an exporter was killed while writing; run this command as a user with write access, or start the exporter, to \
              repair the file",
         ),

@@ -1,6 +1,6 @@
-//! The record: a row for each connected block, in a SQLite file.
+//! The block log: a row for each connected block, in a SQLite file.
 //!
-//! - `file` is the file: what makes it ours, its table, adding rows and forgetting the oldest.
+//! - `file` is the file: its identification, its table, adding rows and deleting the oldest.
 //! - `writer` writes it, on a thread that takes from a bounded queue.
 //! - [`read`] finds rows, also while the exporter writes; [`show`] prints them.
 
@@ -11,10 +11,10 @@ pub mod show;
 mod tests;
 mod writer;
 
-pub(super) use writer::Queue;
-pub use writer::Recorder;
+pub use writer::BlockLogThread;
+pub(super) use writer::ReportQueue;
 
-/// Where the units that we ship have it.
+/// Its path in the shipped units.
 pub const DEFAULT_PATH: &str = "/var/lib/bitcoind-usdt-exporter/blocks.sqlite";
 /// About two years of blocks, 20 MB.
 pub const DEFAULT_KEEP: u32 = 100_000;

@@ -1,4 +1,4 @@
-//! Finds rows of the record, also while the exporter writes.
+//! Finds rows of the block log, also while the exporter writes.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::metrics::now;
 
 /// Which blocks.
 #[derive(Default)]
-pub struct Wanted {
+pub struct BlockFilter {
     /// That took at least so long from the first announcement until they were connected; to be connected, if nobody
     /// announced them.
     pub slow: Option<Duration>,
@@ -30,17 +30,17 @@ pub struct Rows {
     pub rows: Vec<Vec<Value>>,
 }
 
-/// Reads them at once, so that the exporter waits for nobody who reads the output.
+/// Reads them at once: the exporter does not wait for the reader of the output.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn find(path: &Path, wanted: &Wanted) -> Result<Rows> {
+pub fn find(path: &Path, filter: &BlockFilter) -> Result<Rows> {
     let mut names = file::columns();
     let Some(connection) = file::open_to_read(path)? else { return Ok(Rows { names, rows: Vec::new() }) };
     let conditions = [
-        ("coalesce(connected_us, duration_us) >= ?", wanted.slow.map(|slow| slow.as_micros() as f64)),
-        ("time >= ?", wanted.since.map(|since| now() - since.as_secs_f64())),
-        ("block_height = ?", wanted.height.map(f64::from)),
+        ("coalesce(connected_us, duration_us) >= ?", filter.slow.map(|slow| slow.as_micros() as f64)),
+        ("time >= ?", filter.since.map(|since| now() - since.as_secs_f64())),
+        ("block_height = ?", filter.height.map(f64::from)),
     ];
     let (conditions, values): (Vec<_>, Vec<_>) =
         conditions.into_iter().filter_map(|(condition, value)| Some((condition, value?))).unzip();

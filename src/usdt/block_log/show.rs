@@ -1,4 +1,4 @@
-//! Prints rows of the record.
+//! Prints rows of the block log.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use super::read::Rows;
 
 /// How rows are printed.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum Format {
+pub enum OutputFormat {
     /// The most important columns, aligned.
     Table,
     /// One JSON object per line and block, with all columns that have a value.
@@ -19,15 +19,15 @@ pub enum Format {
     Csv,
 }
 
-/// Prints them. Whoever reads may stop before the end.
+/// Prints them. The reader of the output may stop before the end.
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn print(rows: &Rows, format: Format, to: &mut impl Write) -> io::Result<()> {
+pub fn print(rows: &Rows, format: OutputFormat, to: &mut impl Write) -> io::Result<()> {
     let printed = match format {
-        Format::Table => table(rows, to),
-        Format::Json => json(rows, to),
-        Format::Csv => csv(rows, to),
+        OutputFormat::Table => table(rows, to),
+        OutputFormat::Json => json(rows, to),
+        OutputFormat::Csv => csv(rows, to),
     };
     match printed.and_then(|()| to.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -60,7 +60,7 @@ fn csv(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// No text in the record has a comma or a quote: hashes, and words of ours.
+/// No text in the block log has a comma or a quote: hashes, and words of ours.
 fn text(value: &Value) -> String {
     match value {
         Value::Integer(number) => number.to_string(),

@@ -7,10 +7,10 @@ use rusqlite::Connection;
 use rusqlite::types::Value;
 use tempfile::TempDir;
 
-use super::Recorder;
-use super::file::{self, File};
-use super::read::{self, Wanted};
-use super::show::{self, Format};
+use super::BlockLogThread;
+use super::file::{self, BlockLogFile};
+use super::read::{self, BlockFilter};
+use super::show::{self, OutputFormat};
 use crate::metrics::now;
 use crate::usdt::blocks::BlockReport;
 
@@ -27,8 +27,8 @@ fn report(block_height: i64) -> BlockReport {
     }
 }
 
-fn heights(path: &Path, wanted: &Wanted) -> Vec<i64> {
-    let rows = read::find(path, wanted).unwrap();
+fn heights(path: &Path, filter: &BlockFilter) -> Vec<i64> {
+    let rows = read::find(path, filter).unwrap();
     let column = rows.names.iter().position(|name| *name == "block_height").unwrap();
     let height = |row: Vec<Value>| match row[column] {
         Value::Integer(height) => height,
@@ -38,50 +38,50 @@ fn heights(path: &Path, wanted: &Wanted) -> Vec<i64> {
 }
 
 #[test]
-fn the_oldest_are_forgotten_and_the_file_stays_as_large_as_it_is() {
+fn oldest_rows_are_deleted_and_the_file_stays_small() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    let mut file = File::open(&path, 100).unwrap();
+    let mut file = BlockLogFile::open(&path, 100).unwrap();
     file.add(&(0..1000).map(report).collect::<Vec<_>>()).unwrap();
-    assert_eq!(heights(&path, &Wanted::default()), (900..1000).collect::<Vec<_>>());
+    assert_eq!(heights(&path, &BlockFilter::default()), (900..1000).collect::<Vec<_>>());
     let size = path.metadata().unwrap().len();
     for height in 1000..1200 {
         file.add([&report(height)]).unwrap();
     }
-    assert_eq!(heights(&path, &Wanted::default()), (1100..1200).collect::<Vec<_>>());
+    assert_eq!(heights(&path, &BlockFilter::default()), (1100..1200).collect::<Vec<_>>());
     assert_eq!(path.metadata().unwrap().len(), size);
     drop(file);
     // Fewer are kept from now on.
-    File::open(&path, 10).unwrap().add([&report(1200)]).unwrap();
-    assert_eq!(heights(&path, &Wanted::default()), (1191..=1200).collect::<Vec<_>>());
+    BlockLogFile::open(&path, 10).unwrap().add([&report(1200)]).unwrap();
+    assert_eq!(heights(&path, &BlockFilter::default()), (1191..=1200).collect::<Vec<_>>());
 }
 
 #[test]
 fn one_exporter_at_a_time_writes_a_file() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    let mut file = File::open(&path, 10).unwrap();
-    let error = File::open_within(Duration::ZERO, &path, 10).err().unwrap().to_string();
+    let mut file = BlockLogFile::open(&path, 10).unwrap();
+    let error = BlockLogFile::open_within(Duration::ZERO, &path, 10).err().unwrap().to_string();
     assert!(error.contains("is written by another exporter: name another file"), "{error}");
     file.add([&report(1)]).unwrap();
-    assert_eq!(heights(&path, &Wanted::default()), [1], "readers are not kept out");
+    assert_eq!(heights(&path, &BlockFilter::default()), [1], "readers are not kept out");
     drop(file);
-    File::open_within(Duration::ZERO, &path, 10).unwrap().add([&report(2)]).unwrap();
-    assert_eq!(heights(&path, &Wanted::default()), [1, 2]);
+    BlockLogFile::open_within(Duration::ZERO, &path, 10).unwrap().add([&report(2)]).unwrap();
+    assert_eq!(heights(&path, &BlockFilter::default()), [1, 2]);
 }
 
 #[test]
 fn blocks_of_a_stopped_exporter_are_all_kept() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    let (recorder, queue) = Recorder::start(&path, 10_000).unwrap();
+    let (recorder, queue) = BlockLogThread::start(&path, 10_000).unwrap();
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN EXCLUSIVE").unwrap();
     // As many as the kernel holds, at once, while the file cannot be written.
     (0..8000).for_each(|height| queue.push(report(height)));
     reader.execute_batch("COMMIT").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    let rows = || heights(&path, &Wanted::default()).len();
+    let rows = || heights(&path, &BlockFilter::default()).len();
     while rows() < 8000 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -90,53 +90,53 @@ fn blocks_of_a_stopped_exporter_are_all_kept() {
 }
 
 #[test]
-fn rows_are_found_by_what_is_asked_for() {
+fn rows_are_found_by_filter() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let old = BlockReport { time: now() - 7200.0, ..report(1) };
     let unannounced = BlockReport { connected_us: None, duration_us: 150_000, ..report(2) };
-    File::open(&path, 100).unwrap().add(&[old, unannounced, report(100), report(99)]).unwrap();
+    BlockLogFile::open(&path, 100).unwrap().add(&[old, unannounced, report(100), report(99)]).unwrap();
     let slow = Some(Duration::from_millis(100));
-    assert_eq!(heights(&path, &Wanted { slow, ..Default::default() }), [2, 100]);
+    assert_eq!(heights(&path, &BlockFilter { slow, ..Default::default() }), [2, 100]);
     let since = Some(Duration::from_secs(3600));
-    assert_eq!(heights(&path, &Wanted { since, ..Default::default() }), [2, 100, 99]);
-    assert_eq!(heights(&path, &Wanted { slow, since, height: Some(100) }), [100]);
-    assert!(heights(&path, &Wanted { height: Some(7), ..Default::default() }).is_empty());
+    assert_eq!(heights(&path, &BlockFilter { since, ..Default::default() }), [2, 100, 99]);
+    assert_eq!(heights(&path, &BlockFilter { slow, since, height: Some(100) }), [100]);
+    assert!(heights(&path, &BlockFilter { height: Some(7), ..Default::default() }).is_empty());
 }
 
 #[test]
 fn each_format_has_what_is_known() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    File::open(&path, 100).unwrap().add(&[BlockReport { time: 1e9, ..report(7) }]).unwrap();
-    let rows = read::find(&path, &Wanted::default()).unwrap();
+    BlockLogFile::open(&path, 100).unwrap().add(&[BlockReport { time: 1e9, ..report(7) }]).unwrap();
+    let rows = read::find(&path, &BlockFilter::default()).unwrap();
     let printed = |format| {
         let mut text = Vec::new();
         show::print(&rows, format, &mut text).unwrap();
         String::from_utf8(text).unwrap()
     };
-    let table = printed(Format::Table);
+    let table = printed(OutputFormat::Table);
     let line = table.lines().nth(1).unwrap();
     assert!(
         line.starts_with("7       2001-09-09T01:46:40Z  compact_complete  cmpctblock    3     -  "),
         "{table}"
     );
     assert!(line.contains("  7.0  "), "{table}");
-    let object: serde_json::Value = serde_json::from_str(&printed(Format::Json)).unwrap();
+    let object: serde_json::Value = serde_json::from_str(&printed(OutputFormat::Json)).unwrap();
     assert_eq!((object["connected_us"].as_i64(), object.get("compact_us")), (Some(7000), None));
-    let csv = printed(Format::Csv);
+    let csv = printed(OutputFormat::Csv);
     let (names, values) = csv.trim_end().split_once('\n').unwrap();
     assert_eq!(names.split(',').count(), values.split(',').count());
     assert!(names.starts_with("time,block_height,") && values.starts_with("1000000000,7,"), "{csv}");
 }
 
 #[test]
-fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
+fn foreign_or_newer_file_is_left_alone() {
     let dir = TempDir::new().unwrap();
     let refusal = |path: &Path| {
         let before = std::fs::read(path).unwrap();
-        let written = File::open(path, 10).err().unwrap().to_string();
-        assert_eq!(read::find(path, &Wanted::default()).err().unwrap().to_string(), written);
+        let written = BlockLogFile::open(path, 10).err().unwrap().to_string();
+        assert_eq!(read::find(path, &BlockFilter::default()).err().unwrap().to_string(), written);
         assert_eq!(std::fs::read(path).unwrap(), before);
         written
     };
@@ -147,7 +147,7 @@ fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
     std::fs::write(&text, "not a database, but long enough to be looked at. ".repeat(100)).unwrap();
     assert!(refusal(&text).contains("notes: file is not a database; if it was a block log"));
     let newer = dir.path().join("newer");
-    File::open(&newer, 10).unwrap();
+    BlockLogFile::open(&newer, 10).unwrap();
     Connection::open(&newer).unwrap().pragma_update(None, "user_version", 3).unwrap();
     assert!(
         refusal(&newer).contains("newer is a block log of version 3, but this exporter supports version 2")
@@ -155,10 +155,10 @@ fn a_file_of_another_program_or_a_newer_version_is_left_alone() {
 }
 
 #[test]
-fn what_a_killed_exporter_left_unfinished_is_undone_by_who_reads() {
+fn reader_rolls_back_a_killed_exporters_write() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    let mut file = File::open(&path, 10).unwrap();
+    let mut file = BlockLogFile::open(&path, 10).unwrap();
     file.add(&[report(1)]).unwrap();
     // In the middle of the next one, written to the file already: both files as they are then.
     let connection = Connection::open(&path).unwrap();
@@ -170,28 +170,28 @@ fn what_a_killed_exporter_left_unfinished_is_undone_by_who_reads() {
     let left = dir.path().join("left");
     std::fs::copy(&path, &left).unwrap();
     std::fs::copy(dir.path().join("blocks-journal"), dir.path().join("left-journal")).unwrap();
-    assert_eq!(read::find(&left, &Wanted::default()).unwrap().rows.len(), 1);
+    assert_eq!(read::find(&left, &BlockFilter::default()).unwrap().rows.len(), 1);
 }
 
 #[test]
-fn what_is_not_there_is_said() {
+fn missing_block_log_is_reported() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    let error = read::find(&path, &Wanted::default()).err().unwrap().to_string();
+    let error = read::find(&path, &BlockFilter::default()).err().unwrap().to_string();
     assert!(error.contains("there is no block log at"), "{error}");
-    let error = File::open(&dir.path().join("no/folder"), 1).err().unwrap().to_string();
+    let error = BlockLogFile::open(&dir.path().join("no/folder"), 1).err().unwrap().to_string();
     assert!(error.contains("no/folder: unable to open database file"), "{error}");
 }
 
 #[test]
-fn what_is_no_regular_file_is_rejected() {
+fn irregular_block_log_file_is_rejected() {
     let dir = TempDir::new().unwrap();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     for path in [fifo.as_path(), dir.path()] {
-        let Err(error) = Recorder::start(path, 10) else { panic!("{}", path.display()) };
+        let Err(error) = BlockLogThread::start(path, 10) else { panic!("{}", path.display()) };
         assert!(format!("{error:#}").contains("not a regular file; choose another path"), "{error:#}");
-        let error = read::find(path, &Wanted::default()).err().unwrap().to_string();
+        let error = read::find(path, &BlockFilter::default()).err().unwrap().to_string();
         assert!(error.contains("not a regular file"), "{error}");
     }
 }
@@ -200,20 +200,20 @@ fn what_is_no_regular_file_is_rejected() {
 fn locked_file_is_reported_with_advice() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    File::open(&path, 10).unwrap().add([&report(1)]).unwrap();
+    BlockLogFile::open(&path, 10).unwrap().add([&report(1)]).unwrap();
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    let error = read::find(&path, &Wanted::default()).err().unwrap().to_string();
+    let error = read::find(&path, &BlockFilter::default()).err().unwrap().to_string();
     assert!(error.contains("locked") && error.contains("fuser"), "{error}");
     other.execute_batch("COMMIT").unwrap();
-    assert_eq!(heights(&path, &Wanted::default()), [1]);
+    assert_eq!(heights(&path, &BlockFilter::default()), [1]);
 }
 
 #[test]
 fn columns_of_a_new_file_are_the_fields_of_a_report() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    File::open(&path, 10).unwrap();
+    BlockLogFile::open(&path, 10).unwrap();
     let connection = Connection::open(&path).unwrap();
     let mut statement = connection.prepare("SELECT name FROM pragma_table_info('blocks')").unwrap();
     let columns: Vec<String> =
@@ -226,7 +226,7 @@ fn columns_of_a_new_file_are_the_fields_of_a_report() {
 fn file_of_an_earlier_version_keeps_its_rows_and_gets_the_new_column() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    File::open(&path, 10).unwrap().add([&report(1)]).unwrap();
+    BlockLogFile::open(&path, 10).unwrap().add([&report(1)]).unwrap();
     let connection = Connection::open(&path).unwrap();
     let newer =
         [(2, "CREATE TABLE blocks (id INTEGER);"), (3, "ALTER TABLE blocks ADD COLUMN weight INTEGER;")];

@@ -1,4 +1,4 @@
-//! Writes the record on a thread of its own. A file that cannot be written costs no block as long as the queue has room.
+//! Writes the block log on a thread of its own. A file that cannot be written costs no block as long as the queue has room.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -12,29 +12,29 @@ use anyhow::Result;
 use rusqlite::ErrorCode;
 use tracing::{info, warn};
 
-use super::file::{Failure, File};
-use crate::priority;
+use super::file::{BlockLogFile, DatabaseError};
+use crate::scheduling;
 use crate::usdt::blocks::BlockReport;
 
 /// Limit on blocks that wait for the thread, and on those that wait for the file: as many as the kernel holds for an exporter that was
-/// stopped, and adds at once when it runs again (validation.bpf.c). 4 MB each if full.
-const QUEUE: usize = 8192;
+/// stopped, and delivers at once when it runs again (validation.bpf.c). 4 MB each if full.
+const MAX_QUEUED: usize = 8192;
 /// How often a file that cannot be written is tried again.
-const RETRY: Duration = Duration::from_secs(5);
-/// How often the thread looks whether it is to end.
-const LOOK: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the thread checks whether it has to end.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the end of the exporter waits for the file.
-const END: Duration = Duration::from_secs(5);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where blocks are handed over.
-pub struct Queue {
+/// The queue of blocks for the thread.
+pub struct ReportQueue {
     /// Boxed: a channel allocates its places at once.
     sender: SyncSender<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
 }
 
-impl Queue {
-    /// Never waits: what does not fit is counted.
+impl ReportQueue {
+    /// Never waits: blocks that do not fit are counted as lost.
     pub fn push(&self, report: BlockReport) {
         if self.sender.try_send(Box::new(report)).is_err() {
             self.lost.fetch_add(1, Relaxed);
@@ -43,54 +43,54 @@ impl Queue {
 }
 
 /// The thread that writes.
-pub struct Recorder {
+pub struct BlockLogThread {
     ends: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-impl Recorder {
+impl BlockLogThread {
     /// A file that cannot be made, of another program or of a newer version is an error; a full disk and a broken one are not.
-    pub(in crate::usdt) fn start(path: &Path, keep: u32) -> Result<(Self, Queue)> {
-        let (file, said) = match File::open(path, keep) {
+    pub(in crate::usdt) fn start(path: &Path, keep: u32) -> Result<(Self, ReportQueue)> {
+        let (file, error) = match BlockLogFile::open(path, keep) {
             Ok(file) => (Some(file), None),
-            Err(error) if is_passing(&error) => (None, Some(error)),
+            Err(error) if is_temporary(&error) => (None, Some(error)),
             Err(error) => return Err(error.context("cannot open the block log (--block-log)")),
         };
-        let (sender, reports) = sync_channel(QUEUE);
+        let (sender, reports) = sync_channel(MAX_QUEUED);
         let (ends, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut writer = Writer {
+        let mut writer = BlockLogWriter {
             path: path.into(),
             keep,
             file,
             pending: VecDeque::new(),
             lost: lost.clone(),
-            said: None,
-            tried: Instant::now(),
+            last_logged: None,
+            tried_at: Instant::now(),
         };
-        if let Some(error) = said {
-            writer.say(&error);
+        if let Some(error) = error {
+            writer.log_once(&error);
         }
         let end = ends.clone();
         let thread = thread::Builder::new().name("block-log".into()).spawn(move || {
-            priority::give_way();
+            scheduling::lower_priority();
             writer.run(&reports, &end);
         })?;
-        Ok((Recorder { ends, thread }, Queue { sender, lost }))
+        Ok((BlockLogThread { ends, thread }, ReportQueue { sender, lost }))
     }
 
-    /// Writes what waits, if the file lets it.
+    /// Writes the waiting blocks, if the file can be written.
     pub fn finish(self) {
         self.ends.store(true, Relaxed);
-        let deadline = Instant::now() + END;
+        let deadline = Instant::now() + FINISH_TIMEOUT;
         while !self.thread.is_finished() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// Whether it may be over without a change of what the exporter was told.
-fn is_passing(error: &anyhow::Error) -> bool {
-    let code = error.downcast_ref::<Failure>().and_then(|failure| failure.code);
+/// Whether it may pass without a change of the configuration.
+fn is_temporary(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
     matches!(
         code,
         Some(
@@ -102,29 +102,29 @@ fn is_passing(error: &anyhow::Error) -> bool {
     )
 }
 
-struct Writer {
+struct BlockLogWriter {
     path: PathBuf,
     keep: u32,
-    file: Option<File>,
+    file: Option<BlockLogFile>,
     /// Not written yet, oldest first.
     pending: VecDeque<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
-    /// Why it cannot be written, as the log has it.
-    said: Option<String>,
-    tried: Instant,
+    /// The last reason why it cannot be written that was logged.
+    last_logged: Option<String>,
+    tried_at: Instant,
 }
 
-impl Writer {
+impl BlockLogWriter {
     fn run(&mut self, reports: &Receiver<Box<BlockReport>>, ends: &AtomicBool) {
         loop {
-            let first = reports.recv_timeout(LOOK);
+            let first = reports.recv_timeout(CHECK_INTERVAL);
             let is_over = ends.load(Relaxed) || matches!(first, Err(RecvTimeoutError::Disconnected));
             self.pending.extend(first);
-            self.pending.extend(reports.try_iter().take(QUEUE));
-            let too_many = self.pending.len().saturating_sub(QUEUE);
+            self.pending.extend(reports.try_iter().take(MAX_QUEUED));
+            let too_many = self.pending.len().saturating_sub(MAX_QUEUED);
             self.pending.drain(..too_many);
             self.lost.fetch_add(too_many as u64, Relaxed);
-            let is_time = self.said.is_none() || self.tried.elapsed() > RETRY || is_over;
+            let is_time = self.last_logged.is_none() || self.tried_at.elapsed() > RETRY_INTERVAL || is_over;
             if !self.pending.is_empty() && is_time {
                 self.try_to_write();
             }
@@ -135,11 +135,11 @@ impl Writer {
     }
 
     fn try_to_write(&mut self) {
-        self.tried = Instant::now();
+        self.tried_at = Instant::now();
         match self.write() {
             Ok(()) => {
                 self.pending.clear();
-                if self.said.take().is_some() {
+                if self.last_logged.take().is_some() {
                     info!("writing to the block log {} again", self.path.display());
                 }
                 let lost = self.lost.swap(0, Relaxed);
@@ -149,26 +149,26 @@ impl Writer {
             }
             Err(error) => {
                 self.file = None;
-                self.say(&error);
+                self.log_once(&error);
             }
         }
     }
 
     /// Once for each reason.
-    fn say(&mut self, error: &anyhow::Error) {
+    fn log_once(&mut self, error: &anyhow::Error) {
         let why = error.to_string();
-        if self.said.as_ref() != Some(&why) {
+        if self.last_logged.as_ref() != Some(&why) {
             warn!(
-                "cannot write the block log; the last {QUEUE} blocks are kept in memory until it succeeds: {why}"
+                "cannot write the block log; the last {MAX_QUEUED} blocks are kept in memory until it succeeds: {why}"
             );
-            self.said = Some(why);
+            self.last_logged = Some(why);
         }
     }
 
     fn write(&mut self) -> Result<()> {
-        let file = match self.file.take().filter(File::is_in_place) {
+        let file = match self.file.take().filter(BlockLogFile::is_in_place) {
             Some(file) => file,
-            None => File::open(&self.path, self.keep)?,
+            None => BlockLogFile::open(&self.path, self.keep)?,
         };
         self.file.insert(file).add(self.pending.iter().map(Box::as_ref))
     }

@@ -10,25 +10,25 @@
 //!   again is a check.
 //!
 //! At a height whose block is not known, because the exporter is younger, the blocks that follow decide. The node holds a lock from
-//! one connection to the next of a check, so that nothing comes between them.
+//! one connection to the next of a check, and nothing comes between them.
 
 use std::collections::VecDeque;
 
-use super::event::{Hash, Thread};
+use super::event::{ConnectingThread, RawBlockHash};
 
 /// Limit on blocks whose hash is remembered: a reorg within them is known at once.
-const REMEMBERED: usize = 1024;
+const MAX_REMEMBERED: usize = 1024;
 /// Limit on blocks that wait to be decided. A longer row below the known blocks is no reorg.
-const UNDECIDED: usize = 144;
+const MAX_UNDECIDED: usize = 144;
 
 /// The end of the active chain.
 pub struct ActiveChain<T> {
     /// Height of the last of `hashes`.
     tip: i32,
     /// At consecutive heights, without a gap; empty before the first block.
-    hashes: VecDeque<Hash>,
+    hashes: VecDeque<RawBlockHash>,
     /// A row of blocks below `hashes`, at consecutive heights up to `next` - 1.
-    undecided: VecDeque<(Hash, T)>,
+    undecided: VecDeque<(RawBlockHash, T)>,
     next: i32,
     /// More than fit into `undecided`, which is empty then.
     is_long: bool,
@@ -43,8 +43,14 @@ impl<T> Default for ActiveChain<T> {
 impl<T> ActiveChain<T> {
     /// A block was connected. Returns what is certain now to be part of the active chain, in order: this block or none, and those before
     /// it that were not decided.
-    pub fn connected(&mut self, height: i32, hash: Hash, thread: Thread, block: T) -> Vec<T> {
-        if thread == Thread::Main {
+    pub fn connected(
+        &mut self,
+        height: i32,
+        hash: RawBlockHash,
+        thread: ConnectingThread,
+        block: T,
+    ) -> Vec<T> {
+        if thread == ConnectingThread::Main {
             return Vec::new();
         }
         if self.hashes.is_empty() || height > self.tip {
@@ -60,7 +66,7 @@ impl<T> ActiveChain<T> {
             self.wait(height, hash, block);
             return Vec::new();
         };
-        if self.hashes[kept] == hash && thread == Thread::Other {
+        if self.hashes[kept] == hash && thread == ConnectingThread::Other {
             self.forget_undecided();
             return Vec::new();
         }
@@ -80,8 +86,8 @@ impl<T> ActiveChain<T> {
         blocks
     }
 
-    fn extend(&mut self, height: i32, hash: Hash, block: T) -> Vec<T> {
-        if self.hashes.len() == REMEMBERED {
+    fn extend(&mut self, height: i32, hash: RawBlockHash, block: T) -> Vec<T> {
+        if self.hashes.len() == MAX_REMEMBERED {
             self.hashes.pop_front();
         }
         self.hashes.push_back(hash);
@@ -90,12 +96,12 @@ impl<T> ActiveChain<T> {
     }
 
     /// Keeps a block until it is decided.
-    fn wait(&mut self, height: i32, hash: Hash, block: T) {
+    fn wait(&mut self, height: i32, hash: RawBlockHash, block: T) {
         if height != self.next {
             self.forget_undecided();
         }
         self.next = height.wrapping_add(1);
-        if self.undecided.len() == UNDECIDED {
+        if self.undecided.len() == MAX_UNDECIDED {
             self.is_long = true;
             self.undecided.clear();
         }
@@ -121,7 +127,7 @@ mod tests {
     impl Chain {
         fn connect(
             &mut self,
-            thread: Thread,
+            thread: ConnectingThread,
             branch: char,
             heights: impl IntoIterator<Item = i32>,
         ) -> String {
@@ -135,7 +141,7 @@ mod tests {
         }
     }
 
-    use Thread::{Main, Other, Validation};
+    use ConnectingThread::{Main, Other, Validation};
 
     #[test]
     fn check_of_the_database_connects_nothing() {
@@ -203,13 +209,13 @@ mod tests {
     fn memory_is_bounded() {
         let mut chain = Chain::default();
         chain.connect(Other, 'a', 1..=5000);
-        assert_eq!(chain.0.hashes.len(), REMEMBERED);
+        assert_eq!(chain.0.hashes.len(), MAX_REMEMBERED);
         assert_eq!(chain.connect(Other, 'a', 1..=5000), "");
         assert!(chain.0.undecided.is_empty());
         chain.connect(Other, 'b', 1..=3000);
         assert!(chain.0.undecided.is_empty() && chain.0.is_long);
         // Deeper than anything that is undecided for so long: what replaces known blocks is counted.
-        let from = 5001 - REMEMBERED as i32;
+        let from = 5001 - MAX_REMEMBERED as i32;
         assert_eq!(chain.connect(Other, 'b', 3001..from), "");
         assert_eq!(chain.connect(Other, 'b', [from]), format!("{from}b"));
         assert_eq!(chain.0.hashes.len(), 1);

@@ -1,19 +1,19 @@
-//! The report of a block that was connected: its line in the log, its row in the block log, and what the page shows.
+//! The report of a block that was connected: its line in the log, its row in the block log, and its entry on the page.
 
 use rusqlite::ToSql;
 use serde::Serialize;
 use tracing::info;
 
-use super::event::Connected;
-use super::trace::{Arrival, Timeline, Way};
-use crate::usdt::histogram::Block;
+use super::event::ConnectedBlock;
+use super::trace::{ArrivalMethod, BlockArrival, Timeline};
+use crate::usdt::histogram::BlockId;
 use crate::usdt::maps;
 
 /// Declares the report with its fields: the struct, the line in the log, and the columns of the block log.
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
-        /// A connected block. `docs/journal.md` says what each field means; times are since the first announcement. What did not
-        /// happen is `None`, and so is all from `announced_by` on for a block that nobody announced.
+        /// A connected block. `docs/journal.md` describes each field; times are since the first announcement. A stage that did not
+        /// occur is `None`, and so are all fields from `announced_by` on for a block that no peer announced.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
@@ -80,7 +80,11 @@ pub struct Race {
 }
 
 impl BlockReport {
-    pub(super) fn of(block: &Block, connected: &Connected, way: Option<(&Way, &Timeline)>) -> Self {
+    pub(super) fn new(
+        block: &BlockId,
+        connected: &ConnectedBlock,
+        arrival: Option<(&BlockArrival, &Timeline)>,
+    ) -> Self {
         let report = BlockReport {
             time: block.time,
             block_height: block.height.into(),
@@ -89,33 +93,33 @@ impl BlockReport {
             inputs: connected.inputs,
             sigops: connected.sigops,
             duration_us: connected.duration_ns / 1000,
-            arrival: Arrival::Other.label(),
+            arrival: ArrivalMethod::Other.label(),
             ..BlockReport::default()
         };
-        let Some((way, timeline)) = way else { return report };
+        let Some((arrival, timeline)) = arrival else { return report };
         let since_first = |time: u64| (time.saturating_sub(timeline.first_ns) / 1000) as i64;
         let sum = |counts: &[u64]| Some(counts.iter().sum::<u64>() as i64);
         let asked = timeline.peers.iter().filter_map(|peer| peer.asked);
         let answered = timeline.peers.iter().filter_map(|peer| peer.answered);
         BlockReport {
-            arrival: way.arrival.label(),
+            arrival: arrival.arrival.label(),
             announced_by: Some(timeline.first_by.label()),
             announced_peer: Some(timeline.first_peer),
             announcements: sum(&timeline.announcements),
-            header_age_ms: way.header_age_ns.map(|age| (age / 1_000_000) as i64),
+            header_age_ms: arrival.header_age_ns.map(|age| (age / 1_000_000) as i64),
             compact_blocks: sum(&timeline.compact_blocks),
             compact_us: timeline.first_compact_ns().map(since_first),
-            short_ids: way.compact.map(|compact| compact.short_ids as i64),
-            prefilled: way.prefilled.map(|number| number as i64),
-            from_mempool: way.reconstructed.map(|from| from.from_mempool.into()),
-            from_extra_pool: way.reconstructed.map(|from| from.from_extra_pool.into()),
+            short_ids: arrival.compact.map(|compact| compact.short_ids as i64),
+            prefilled: arrival.prefilled.map(|number| number as i64),
+            from_mempool: arrival.reconstructed.map(|from| from.from_mempool.into()),
+            from_extra_pool: arrival.reconstructed.map(|from| from.from_extra_pool.into()),
             asked_peers: Some(asked.clone().count() as i64),
             asked_us: asked.map(|(time, _)| since_first(time)).min(),
             answered_us: answered.map(|(time, _)| since_first(time)).min(),
-            requested: way.requested.map(|(transactions, _)| transactions as i64),
-            requested_bytes: way.requested.map(|(_, bytes)| bytes as i64),
-            complete_us: Some(since_first(way.start_ns)),
-            connected_us: Some(since_first(way.connected_ns)),
+            requested: arrival.requested.map(|(transactions, _)| transactions as i64),
+            requested_bytes: arrival.requested.map(|(_, bytes)| bytes as i64),
+            complete_us: Some(since_first(arrival.start_ns)),
+            connected_us: Some(since_first(arrival.connected_ns)),
             // From another group of tracepoints.
             flush_us: None,
             race_winner: timeline.race_winner,

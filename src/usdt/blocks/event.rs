@@ -1,87 +1,87 @@
-//! What can happen to a block.
+//! Events of a block.
 
 use crate::bitcoin_core::CONNECTION_TYPES;
 
 /// The hash of a block, as the node has it in memory.
-pub type Hash = [u8; 32];
+pub type RawBlockHash = [u8; 32];
 
-/// Something that happened to a block.
-pub struct Event {
+/// An event of a block.
+pub struct BlockEvent {
     /// When, on the monotonic clock, in nanoseconds.
     pub time_ns: u64,
-    pub hash: Hash,
-    pub what: What,
+    pub hash: RawBlockHash,
+    pub kind: BlockEventKind,
 }
 
-/// What happened. `peer` is the node's number for it.
-pub enum What {
+/// The kind of an event. `peer` is the node's number for it.
+pub enum BlockEventKind {
     /// An inv, or a header in headers.
     Announced { peer: i64, by: Announcement },
     /// A cmpctblock came.
-    Compact { peer: i64, compact: Compact },
+    Compact { peer: i64, compact: CompactBlock },
     /// A getdata was sent.
-    Fetched { peer: i64, is_compact: bool },
+    Requested { peer: i64, is_compact: bool },
     /// A getblocktxn was sent.
-    Asked { peer: i64, transactions: u64 },
+    TransactionsRequested { peer: i64, transactions: u64 },
     /// A blocktxn came.
-    Answered { peer: i64, bytes: u64 },
+    TransactionsReceived { peer: i64, bytes: u64 },
     /// A block came.
-    Whole { peer: i64 },
-    /// A peer has sent something; of no block.
-    Alive { peer: i64, connection: ConnectionType },
-    /// The node says whose header it took: new, and valid.
-    Header { peer: i64 },
-    /// The node says that it has put a compact block together.
-    Reconstructed { peer: i64, from: Reconstructed },
+    FullBlock { peer: i64 },
+    /// A peer has sent a message; of no block.
+    PeerActive { peer: i64, connection: ConnectionType },
+    /// The node reports whose header it accepted: new, and valid.
+    HeaderAccepted { peer: i64 },
+    /// The node reports that it has reconstructed a compact block.
+    Reconstructed { peer: i64, from: Reconstruction },
     /// The UTXO cache was written to disk; of no block.
     Flushed { duration_ns: u64 },
-    /// FIBRE has put it together; newer builds pass the height.
+    /// FIBRE has reconstructed it; newer builds pass the height.
     Fibre { height: Option<i32> },
-    /// FIBRE says which mechanism delivered it first.
-    Won { height: i32, mechanism: &'static str },
-    /// FIBRE says how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
-    Raced { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
+    /// FIBRE reports which mechanism delivered it first.
+    RaceWon { height: i32, mechanism: &'static str },
+    /// FIBRE reports how long each mechanism took to have it, in nanoseconds; `None` if it took no part.
+    RaceFinished { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected it.
-    Connected(Connected),
+    Connected(ConnectedBlock),
 }
 
 /// A block that was connected.
-pub struct Connected {
+pub struct ConnectedBlock {
     pub height: i32,
     pub transactions: i64,
     pub inputs: i64,
     pub sigops: i64,
     pub duration_ns: i64,
-    pub thread: Thread,
+    pub thread: ConnectingThread,
 }
 
 /// Threads of the node that connect blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Thread {
-    /// That begins the process: it checks the database at startup, and connects no block of the active chain.
+pub enum ConnectingThread {
+    /// The main thread: it checks the database at startup, and connects no block of the active chain.
     Main,
-    /// Of peers' messages, or of files that are imported: it never checks the database.
+    /// The thread of peers' messages, or of files that are imported: it never checks the database.
     Validation,
-    /// Of RPC, for example.
+    /// A thread of RPC, for example.
     Other,
 }
 
-impl Thread {
+impl ConnectingThread {
     /// By its name, as the kernel has it.
-    pub fn named(name: &str, is_main: bool) -> Self {
+    pub fn from_name(name: &str, is_main: bool) -> Self {
         match name {
-            "b-msghand" | "b-initload" => Thread::Validation,
+            "b-msghand" | "b-initload" => ConnectingThread::Validation,
             // bitcoin-qt's that begins the node.
-            "b-qt-init" => Thread::Main,
-            _ if is_main => Thread::Main,
-            _ => Thread::Other,
+            "b-qt-init" => ConnectingThread::Main,
+            _ if is_main => ConnectingThread::Main,
+            _ => ConnectingThread::Other,
         }
     }
 }
 
 /// Where the transactions of a compact block came from.
 #[derive(Clone, Copy)]
-pub struct Reconstructed {
+pub struct Reconstruction {
     pub prefilled: u32,
     pub from_mempool: u32,
     pub from_extra_pool: u32,
@@ -95,7 +95,7 @@ pub enum Announcement {
     /// With the time in the header, Unix seconds.
     Headers(u32),
     Inv,
-    /// A cmpctblock that was not asked for, with the time in its header.
+    /// A cmpctblock that was not requested, with the time in its header.
     Compact(u32),
 }
 
@@ -124,7 +124,7 @@ impl Announcement {
 
 /// A compact block.
 #[derive(Clone, Copy)]
-pub struct Compact {
+pub struct CompactBlock {
     /// In its header, Unix seconds.
     pub header_time: u32,
     pub short_ids: u64,
@@ -135,7 +135,7 @@ pub struct Compact {
 pub struct ConnectionType(usize);
 
 impl ConnectionType {
-    /// What follows in a later version of the node is `other`; `unknown` is a peer of which nothing was heard that tells.
+    /// Kinds of later versions of the node are `other`; `unknown` is a peer that has sent no message with its kind yet.
     pub const LABELS: [&'static str; 9] = {
         let [a, b, c, d, e, f, g] = CONNECTION_TYPES;
         [a, b, c, d, e, f, g, "other", "unknown"]
@@ -143,7 +143,7 @@ impl ConnectionType {
     pub const UNKNOWN: ConnectionType = ConnectionType(8);
 
     /// As the node writes it; empty if that could not be read.
-    pub fn of(text: &str) -> Self {
+    pub fn from_name(text: &str) -> Self {
         let found = Self::LABELS.iter().position(|label| *label == text);
         ConnectionType(found.unwrap_or(if text.is_empty() { 8 } else { 7 }))
     }

@@ -1,9 +1,9 @@
 //! The metrics of connected blocks.
 
-use super::event::{Announcement, Connected, ConnectionType};
-use super::trace::{Arrival, MODES, Timeline, Way};
+use super::event::{Announcement, ConnectedBlock, ConnectionType};
+use super::trace::{ArrivalMethod, BlockArrival, MODES, Timeline};
 use crate::metrics::{Declaration, Family, counter, gauge, histogram};
-use crate::usdt::histogram::{Block, Buckets, Counted, TXS};
+use crate::usdt::histogram::{BlockId, Buckets, CountedHistogram, TXS};
 
 const DURATION: Buckets =
     Buckets::new(1e9, &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
@@ -20,32 +20,37 @@ const BYTES: Buckets = Buckets::new(1.0, &[
     0.0, 250.0, 1000.0, 5000.0, 10_000.0, 50_000.0, 100_000.0, 250_000.0, 500_000.0, 1_000_000.0, 2_000_000.0, 4_000_000.0,
 ]);
 
-/// What has been counted of connected blocks.
+/// Counts of connected blocks.
 #[derive(Clone, Copy, Default)]
-pub struct Counts {
+pub struct BlockCounts {
     pub connected: u64,
     /// Of the block that was connected, raced or reconstructed last.
     pub last_height: Option<i32>,
     pub announcements: [u64; Announcement::LABELS.len()],
     pub first_announcements: [u64; ConnectionType::LABELS.len()],
-    pub arrivals: [u64; Arrival::LABELS.len()],
+    pub arrivals: [u64; ArrivalMethod::LABELS.len()],
     pub compact_blocks: [u64; MODES.len()],
-    pub arrival_ns: Counted,
-    pub assembly_ns: Counted,
-    pub requested_transactions: Counted,
-    pub requested_bytes: Counted,
-    pub prefilled_transactions: Counted,
-    pub roundtrip_ns: Counted,
-    pub header_age_ns: Counted,
-    duration_ns: Counted,
-    transactions: Counted,
-    inputs: Counted,
-    sigops: Counted,
+    pub arrival_ns: CountedHistogram,
+    pub assembly_ns: CountedHistogram,
+    pub requested_transactions: CountedHistogram,
+    pub requested_bytes: CountedHistogram,
+    pub prefilled_transactions: CountedHistogram,
+    pub roundtrip_ns: CountedHistogram,
+    pub header_age_ns: CountedHistogram,
+    duration_ns: CountedHistogram,
+    transactions: CountedHistogram,
+    inputs: CountedHistogram,
+    sigops: CountedHistogram,
 }
 
-impl Counts {
-    /// Counts a connected block, with what is known of its way.
-    pub fn connected(&mut self, block: &Block, connected: &Connected, way: Option<(&Way, &Timeline)>) {
+impl BlockCounts {
+    /// Counts a connected block, with its arrival if it was announced.
+    pub fn connected(
+        &mut self,
+        block: &BlockId,
+        connected: &ConnectedBlock,
+        arrival: Option<(&BlockArrival, &Timeline)>,
+    ) {
         self.connected += 1;
         self.last_height = Some(block.height);
         for (counted, buckets, value) in [
@@ -58,49 +63,49 @@ impl Counts {
                 counted.observe(buckets, value, block);
             }
         }
-        let Some((way, timeline)) = way else {
-            self.arrivals[Arrival::Other as usize] += 1;
+        let Some((arrival, timeline)) = arrival else {
+            self.arrivals[ArrivalMethod::Other as usize] += 1;
             return;
         };
-        self.arrivals[way.arrival as usize] += 1;
+        self.arrivals[arrival.arrival as usize] += 1;
         for (count, more) in self.announcements.iter_mut().zip(timeline.announcements) {
             *count += more;
         }
         for (count, more) in self.compact_blocks.iter_mut().zip(timeline.compact_blocks) {
             *count += more;
         }
-        self.arrival_ns.observe(&ARRIVAL, way.connected_ns.saturating_sub(timeline.first_ns), block);
+        self.arrival_ns.observe(&ARRIVAL, arrival.connected_ns.saturating_sub(timeline.first_ns), block);
         if let Some(first) = timeline.first_compact_ns() {
-            self.assembly_ns.observe(&ASSEMBLY, way.start_ns.saturating_sub(first), block);
+            self.assembly_ns.observe(&ASSEMBLY, arrival.start_ns.saturating_sub(first), block);
         }
         for peer in &timeline.peers {
             if let (Some((asked, _)), Some((answered, _))) = (peer.asked, peer.answered) {
                 self.roundtrip_ns.observe(&ASSEMBLY, answered.saturating_sub(asked), block);
             }
         }
-        if let Some(age) = way.header_age_ns {
+        if let Some(age) = arrival.header_age_ns {
             self.header_age_ns.observe(&HEADER_AGE, age, block);
         }
-        if let Some((transactions, bytes)) = way.requested {
+        if let Some((transactions, bytes)) = arrival.requested {
             self.requested_transactions.observe(&TXS, transactions, block);
             self.requested_bytes.observe(&BYTES, bytes, block);
         }
-        if let Some(prefilled) = way.prefilled {
+        if let Some(prefilled) = arrival.prefilled {
             self.prefilled_transactions.observe(&TXS, prefilled, block);
         }
     }
 }
 
-/// Tracepoints that feed what is counted of a block's way to the node. It needs the first [`NEEDED`]; where a node has the last two,
-/// they give it more exactly.
-const WAY: &[&str] = &[
+/// Tracepoints that feed the metrics of a block's arrival. They need the first [`REQUIRED_SOURCES`]; where a node has the last two,
+/// they make them more exact.
+const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
     "validation:block_connected",
     "net:block_header",
     "net:compact_block_reconstructed",
 ];
-const NEEDED: usize = 3;
+const REQUIRED_SOURCES: usize = 3;
 const CONNECTED: &[&str] = &["validation:block_connected"];
 /// Each of them has a block's height.
 const HEIGHT: &[&str] = &[
@@ -110,17 +115,17 @@ const HEIGHT: &[&str] = &[
     "validation:block_connected",
 ];
 
-/// Whether what was attached feeds a family: one of its tracepoints, of a block's way all that it cannot do without.
+/// Whether the attached tracepoints feed a family: one of its tracepoints, or for a block's arrival all required ones.
 pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
-        WAY => WAY[..NEEDED].iter().all(|tracepoint| attached(tracepoint)),
+        ARRIVAL_SOURCES => ARRIVAL_SOURCES[..REQUIRED_SOURCES].iter().all(|tracepoint| attached(tracepoint)),
         sources => sources.iter().any(|tracepoint| attached(tracepoint)),
     }
 }
 
 /// The metrics of blocks with these values.
 #[rustfmt::skip]
-pub fn families(c: &Counts) -> Vec<Family> {
+pub fn families(c: &BlockCounts) -> Vec<Family> {
     vec![
         counter("bitcoin_blocks_connected_total",
             "Blocks connected to the active chain. Not counted: blocks reconnected by a check of the database \
@@ -128,13 +133,13 @@ pub fn families(c: &Counts) -> Vec<Family> {
              `reconsiderblock` before others have taken their place. Except for a check at startup, the exporter \
              cannot recognize the first two before it has seen a block of the active chain", CONNECTED).value(c.connected),
         histogram("bitcoin_block_connection_duration_seconds", "Time to connect a block", CONNECTED, DURATION.bounds)
-            .value(c.duration_ns.shown(&DURATION)),
+            .value(c.duration_ns.histogram(&DURATION)),
         histogram("bitcoin_block_tx_count", "Transactions of a connected block", CONNECTED, TXS.bounds)
-            .value(c.transactions.shown(&TXS)),
+            .value(c.transactions.histogram(&TXS)),
         histogram("bitcoin_block_inputs", "Inputs of a connected block, including the coinbase's", CONNECTED, TXS.bounds)
-            .value(c.inputs.shown(&TXS)),
+            .value(c.inputs.histogram(&TXS)),
         histogram("bitcoin_block_sigops", "Cost of a connected block's signature operations", CONNECTED, SIGOPS.bounds)
-            .value(c.sigops.shown(&SIGOPS)),
+            .value(c.sigops.histogram(&SIGOPS)),
         gauge("fibre_last_block_height",
             "Height of the last block that was connected, raced or (if the node passes its height) reconstructed. No \
              tracepoint fires when a block is disconnected: after a reorg the value changes when the new tip is \
@@ -142,42 +147,42 @@ pub fn families(c: &Counts) -> Vec<Family> {
             .value_if_known(c.last_height.map(f64::from)),
         counter("bitcoin_block_announcements_total",
             "Announcements of connected blocks, by message: the first of each peer, until a minute after the block was \
-             connected", WAY).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
+             connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
             "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` until the \
-             peer has sent a ping, pong or verack", WAY)
+             peer has sent a ping, pong or verack", ARRIVAL_SOURCES)
             .by(&["connection_type"]).samples(by(ConnectionType::LABELS, c.first_announcements)),
         counter("bitcoin_block_arrivals_total",
             "Connected blocks by the means that completed them: a compact block without requests, transactions requested \
              for a compact block, a whole block, FIBRE; `other` are blocks without announcement (a sync, a block mined \
-             by the node, a reconnected block)", WAY)
-            .by(&["by"]).samples(by(Arrival::LABELS, c.arrivals)),
-        histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection", WAY,
-            ARRIVAL.bounds).value(c.arrival_ns.shown(&ARRIVAL)),
+             by the node, a reconnected block)", ARRIVAL_SOURCES)
+            .by(&["by"]).samples(by(ArrivalMethod::LABELS, c.arrivals)),
+        histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection", ARRIVAL_SOURCES,
+            ARRIVAL.bounds).value(c.arrival_ns.histogram(&ARRIVAL)),
         histogram("bitcoin_block_assembly_seconds",
             "Time from the first compact block until all transactions had arrived, measured at \
              `net:compact_block_reconstructed` if the node has that tracepoint, otherwise at the beginning of the \
-             block's connection", WAY, ASSEMBLY.bounds)
-            .value(c.assembly_ns.shown(&ASSEMBLY)),
+             block's connection", ARRIVAL_SOURCES, ASSEMBLY.bounds)
+            .value(c.assembly_ns.histogram(&ASSEMBLY)),
         counter("bitcoin_compact_blocks_received_total",
             "Compact blocks received of connected blocks, until a minute after the connection: high_bandwidth ones arrive \
-             as the announcement, low_bandwidth ones were requested", WAY).by(&["mode"]).samples(by(MODES, c.compact_blocks)),
+             as the announcement, low_bandwidth ones were requested", ARRIVAL_SOURCES).by(&["mode"]).samples(by(MODES, c.compact_blocks)),
         histogram("bitcoin_compact_block_requested_transactions",
-            "Transactions requested to complete a compact block, for connected blocks that arrived as a compact block", WAY,
-            TXS.bounds).value(c.requested_transactions.shown(&TXS)),
+            "Transactions requested to complete a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES,
+            TXS.bounds).value(c.requested_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_requested_bytes",
-            "Bytes of the requested transactions, for connected blocks that arrived as a compact block", WAY, BYTES.bounds)
-            .value(c.requested_bytes.shown(&BYTES)),
+            "Bytes of the requested transactions, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES, BYTES.bounds)
+            .value(c.requested_bytes.histogram(&BYTES)),
         histogram("bitcoin_compact_block_prefilled_transactions",
-            "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block", WAY, TXS.bounds)
-            .value(c.prefilled_transactions.shown(&TXS)),
+            "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES, TXS.bounds)
+            .value(c.prefilled_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_roundtrip_seconds",
-            "Time from a getblocktxn to its blocktxn, for connected blocks, before the connection", WAY, ASSEMBLY.bounds)
-            .value(c.roundtrip_ns.shown(&ASSEMBLY)),
+            "Time from a getblocktxn to its blocktxn, for connected blocks, before the connection", ARRIVAL_SOURCES, ASSEMBLY.bounds)
+            .value(c.roundtrip_ns.histogram(&ASSEMBLY)),
         histogram("bitcoin_block_header_age_seconds",
             "Delay between a block's header timestamp and its first announcement, for connected blocks; values outside 0 \
-             to 7200 s are omitted, because they come from a wrong clock or a late announcement", WAY, HEADER_AGE.bounds)
-            .value(c.header_age_ns.shown(&HEADER_AGE)),
+             to 7200 s are omitted, because they come from a wrong clock or a late announcement", ARRIVAL_SOURCES, HEADER_AGE.bounds)
+            .value(c.header_age_ns.histogram(&HEADER_AGE)),
     ]
 }
 

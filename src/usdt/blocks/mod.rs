@@ -1,13 +1,13 @@
-//! A block's way to the node: who announced it, what was asked for, when it was complete.
+//! A block's arrival at the node: which peer announced it, which transactions were requested, when it was complete.
 //!
-//! The programs copy the beginnings of the messages that tell of a block; they are put together here by the block's hash,
-//! when the node has connected the block. What was never connected is not counted.
+//! The programs copy the beginnings of the messages about blocks; they are combined here by the block's hash, when the node has
+//! connected the block. A block that was never connected is not counted.
 //!
-//! - `event` is what can happen to a block, as the messages and tracepoints tell it.
-//! - `trace` is what is known of one block, and how it came.
+//! - `event` are the events of a block, from messages and tracepoints.
+//! - `trace` is the timeline of one block, and how it arrived.
 //! - `active_chain` decides which of the blocks that the node connected count.
-//! - `tracker` follows the blocks, a bounded number of them, from what happened to them.
-//! - `block_report` is what is told of a block when it was connected: in the log, in the block log, on the page.
+//! - `tracker` follows a bounded number of blocks by their events.
+//! - `block_report` is the report of a connected block: in the log, in the block log, on the page.
 //! - `families` are the metrics, with the last block of each bucket as exemplar.
 
 mod active_chain;
@@ -21,7 +21,8 @@ mod tracker;
 
 pub(super) use block_report::BlockReport;
 pub(super) use event::{
-    Announcement, Compact, Connected, ConnectionType, Event, Hash, Reconstructed, Thread, What,
+    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectingThread, ConnectionType,
+    RawBlockHash, Reconstruction,
 };
-pub(super) use families::{Counts, families, is_fed};
-pub(super) use tracker::Blocks;
+pub(super) use families::{BlockCounts, families, is_fed};
+pub(super) use tracker::BlockTracker;

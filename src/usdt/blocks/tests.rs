@@ -1,19 +1,19 @@
-//! What is counted of events in an order that peers do not make on demand.
+//! Counts of events in an order that peers do not produce on demand.
 
-use super::trace::{Arrival, MAX_DELIVERIES, MAX_PEERS};
+use super::trace::{ArrivalMethod, MAX_DELIVERIES, MAX_PEERS};
 use super::tracker::MAX_BLOCKS;
 use super::*;
 
 const MS: u64 = 1_000_000;
-const HASH: Hash = [7; 32];
+const HASH: RawBlockHash = [7; 32];
 
 /// At the height 1, by the thread that handles messages.
-fn connected() -> What {
-    connected_at(1, Thread::Validation)
+fn connected() -> BlockEventKind {
+    connected_at(1, ConnectingThread::Validation)
 }
 
-fn connected_at(height: i32, thread: Thread) -> What {
-    What::Connected(Connected {
+fn connected_at(height: i32, thread: ConnectingThread) -> BlockEventKind {
+    BlockEventKind::Connected(ConnectedBlock {
         height,
         transactions: 1,
         inputs: 0,
@@ -23,35 +23,35 @@ fn connected_at(height: i32, thread: Thread) -> What {
     })
 }
 
-fn compact(peer: i64) -> What {
-    What::Compact { peer, compact: Compact { header_time: u32::MAX, short_ids: 1 } }
+fn compact(peer: i64) -> BlockEventKind {
+    BlockEventKind::Compact { peer, compact: CompactBlock { header_time: u32::MAX, short_ids: 1 } }
 }
 
-fn inv(peer: i64) -> What {
-    What::Announced { peer, by: Announcement::Inv }
+fn inv(peer: i64) -> BlockEventKind {
+    BlockEventKind::Announced { peer, by: Announcement::Inv }
 }
 
-/// What happened, with the milliseconds when it did.
-fn happen(blocks: &Blocks, events: impl IntoIterator<Item = (u64, Hash, What)>) {
-    let events = events.into_iter().map(|(at_ms, hash, what)| Event { time_ns: at_ms * MS, hash, what });
+/// Events, with their milliseconds.
+fn happen(blocks: &BlockTracker, events: impl IntoIterator<Item = (u64, RawBlockHash, BlockEventKind)>) {
+    let events = events.into_iter().map(|(at_ms, hash, kind)| BlockEvent { time_ns: at_ms * MS, hash, kind });
     blocks.add(|queue| queue.extend(events));
-    blocks.settle();
+    blocks.process_queue();
 }
 
-fn arrivals(blocks: &Blocks) -> Vec<(&'static str, u64)> {
+fn arrivals(blocks: &BlockTracker) -> Vec<(&'static str, u64)> {
     let counts = blocks.counts().arrivals;
-    Arrival::LABELS.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
+    ArrivalMethod::LABELS.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
 }
 
 #[test]
-fn what_fibre_put_together_before_it_was_connected_is_fibres() {
-    let blocks = Blocks::default();
+fn block_reconstructed_by_fibre_first_is_fibres() {
+    let blocks = BlockTracker::default();
     // The order in which the buffers are read is another than that in which it happened.
     happen(
         &blocks,
         [
             (110, HASH, connected()),
-            (100, HASH, What::Fibre { height: None }),
+            (100, HASH, BlockEventKind::Fibre { height: None }),
             (101, HASH, compact(1)), // comes while FIBRE's block is being checked
             (90, HASH, inv(2)),
         ],
@@ -65,38 +65,45 @@ fn what_fibre_put_together_before_it_was_connected_is_fibres() {
         [
             (200, other, compact(1)),
             (210, other, connected()), // begun at 205
-            (206, other, What::Fibre { height: None }),
+            (206, other, BlockEventKind::Fibre { height: None }),
         ],
     );
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("fibre", 1)]);
 }
 
-/// The node says of peer 2 that it took its header, and what became of its compact block.
-fn told(requested: u32) -> [(u64, Hash, What); 2] {
+/// The node reports that it accepted the header of peer 2 and reconstructed its compact block.
+fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind); 2] {
     let from =
-        Reconstructed { prefilled: 3, from_mempool: 4, from_extra_pool: 5, requested, requested_bytes: 700 };
-    [(101, HASH, What::Header { peer: 2 }), (103, HASH, What::Reconstructed { peer: 2, from })]
+        Reconstruction { prefilled: 3, from_mempool: 4, from_extra_pool: 5, requested, requested_bytes: 700 };
+    [
+        (101, HASH, BlockEventKind::HeaderAccepted { peer: 2 }),
+        (103, HASH, BlockEventKind::Reconstructed { peer: 2, from }),
+    ]
 }
 
 #[test]
-fn what_the_node_itself_says_of_a_block_comes_before_what_its_messages_tell() {
+fn node_reports_take_precedence_over_messages() {
     for (has, requested, expected) in [
-        // Of a node that can say it, the messages alone do not tell that the block was complete.
+        // If the node reports it, messages do not complete the block.
         (true, None, ("other", 1, None, None, None, 105)),
         (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 3)),
         (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 3)),
         (false, None, ("compact_complete", 1, Some(9), None, Some(0), 105)),
     ] {
-        let blocks = Blocks::default();
+        let blocks = BlockTracker::default();
         blocks.attached(|name| has && name == "net:compact_block_reconstructed");
         // The first peer's header could not be used when it came.
-        happen(&blocks, [(90, HASH, What::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })]);
+        happen(
+            &blocks,
+            [(90, HASH, BlockEventKind::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })],
+        );
         happen(&blocks, [(100, HASH, compact(2))]);
-        happen(&blocks, requested.map(told).into_iter().flatten());
+        happen(&blocks, requested.map(reports_reconstruction).into_iter().flatten());
         let duration_ns = 5 * MS as i64;
-        let thread = Thread::Validation;
-        let connected = Connected { height: 1, transactions: 10, inputs: 0, sigops: 0, duration_ns, thread };
-        happen(&blocks, [(200, HASH, What::Connected(connected))]);
+        let thread = ConnectingThread::Validation;
+        let connected =
+            ConnectedBlock { height: 1, transactions: 10, inputs: 0, sigops: 0, duration_ns, thread };
+        happen(&blocks, [(200, HASH, BlockEventKind::Connected(connected))]);
         let (last, _) = blocks.last();
         let of = &last[0];
         let complete_ms = of.complete_us.unwrap() as u64 / 1000;
@@ -113,23 +120,27 @@ fn what_the_node_itself_says_of_a_block_comes_before_what_its_messages_tell() {
 }
 
 #[test]
-fn what_comes_after_the_node_has_put_a_block_together_did_not_complete_it() {
-    let blocks = Blocks::default();
+fn later_messages_did_not_complete_a_block() {
+    let blocks = BlockTracker::default();
     blocks.attached(|_| true);
     happen(&blocks, [(100, HASH, compact(2))]);
-    happen(&blocks, told(6));
+    happen(&blocks, reports_reconstruction(6));
     // Its parent was missing.
     happen(
         &blocks,
-        [(110, HASH, What::Whole { peer: 9 }), (120, HASH, compact(3)), (200, HASH, connected())],
+        [
+            (110, HASH, BlockEventKind::FullBlock { peer: 9 }),
+            (120, HASH, compact(3)),
+            (200, HASH, connected()),
+        ],
     );
     assert_eq!(arrivals(&blocks), [("compact_requested", 1)]);
     assert_eq!(blocks.last().0[0].requested, Some(6));
 }
 
 #[test]
-fn who_announces_a_block_of_the_nodes_own_is_late_and_counts() {
-    let blocks = Blocks::default();
+fn announcements_of_own_blocks_count_as_late() {
+    let blocks = BlockTracker::default();
     happen(&blocks, [(1, HASH, connected()), (2, HASH, inv(1)), (3, HASH, compact(2))]);
     // Disconnected, and connected again.
     happen(&blocks, [(2000, HASH, connected())]);
@@ -137,50 +148,58 @@ fn who_announces_a_block_of_the_nodes_own_is_late_and_counts() {
     assert_eq!((counts.announcements, counts.compact_blocks), ([0, 1, 1], [1, 0]));
     assert_eq!(arrivals(&blocks), [("other", 2)]);
     // A sync does not displace what waits to be connected.
-    let hash = |number: u16| -> Hash { std::array::from_fn(|at| number.to_le_bytes()[at % 2]) };
+    let hash = |number: u16| -> RawBlockHash { std::array::from_fn(|at| number.to_le_bytes()[at % 2]) };
     happen(&blocks, (1..=MAX_BLOCKS as u16).map(|number| (3000, hash(number), inv(1))));
     happen(
         &blocks,
-        (1000..2000).map(|number| (3001, hash(number), connected_at(number.into(), Thread::Other))),
+        (1000..2000).map(|number| (3001, hash(number), connected_at(number.into(), ConnectingThread::Other))),
     );
     assert!(blocks.state().timelines.iter().all(|it| it.connected_ns.is_none()));
 }
 
 #[test]
-fn a_second_compact_block_of_a_peer_is_not_the_one_that_the_node_works_at() {
-    let blocks = Blocks::default();
-    let lie = What::Compact { peer: 1, compact: Compact { header_time: u32::MAX, short_ids: 0 } };
+fn second_compact_block_of_a_peer_is_ignored() {
+    let blocks = BlockTracker::default();
+    let lie =
+        BlockEventKind::Compact { peer: 1, compact: CompactBlock { header_time: u32::MAX, short_ids: 0 } };
     happen(
         &blocks,
-        [(1, HASH, compact(1)), (2, HASH, What::Asked { peer: 1, transactions: 1 }), (3, HASH, lie)],
+        [
+            (1, HASH, compact(1)),
+            (2, HASH, BlockEventKind::TransactionsRequested { peer: 1, transactions: 1 }),
+            (3, HASH, lie),
+        ],
     );
     // Only the last answer is the one that completed it.
-    let answered = |bytes| What::Answered { peer: 1, bytes };
+    let answered = |bytes| BlockEventKind::TransactionsReceived { peer: 1, bytes };
     happen(&blocks, [(4, HASH, answered(9)), (5, HASH, answered(276)), (20, HASH, connected())]);
     let (last, _) = blocks.last();
     assert_eq!((last[0].short_ids, last[0].requested_bytes), (Some(1), Some(276)));
 }
 
 #[test]
-fn a_hash_alone_announces_a_block_before_a_header_does() {
-    let blocks = Blocks::default();
-    happen(&blocks, [(1, HASH, inv(1)), (2, HASH, compact(2)), (3, HASH, What::Header { peer: 2 })]);
+fn inv_counts_as_an_announcement_before_a_header() {
+    let blocks = BlockTracker::default();
+    happen(
+        &blocks,
+        [(1, HASH, inv(1)), (2, HASH, compact(2)), (3, HASH, BlockEventKind::HeaderAccepted { peer: 2 })],
+    );
     happen(&blocks, [(10, HASH, connected())]);
     let (last, _) = blocks.last();
     assert_eq!((last[0].announced_by, last[0].announced_peer), (Some("inv"), Some(1)));
 }
 
 #[test]
-fn who_won_fibres_race_is_told_with_the_block() {
-    let blocks = Blocks::default();
-    let won = What::Won { height: 1, mechanism: "fibre_udp" };
+fn report_has_the_winner_of_fibres_race() {
+    let blocks = BlockTracker::default();
+    let won = BlockEventKind::RaceWon { height: 1, mechanism: "fibre_udp" };
     happen(&blocks, [(1, HASH, compact(1)), (2, HASH, won), (10, HASH, connected())]);
     assert_eq!(blocks.last().0[0].race_winner, Some("fibre_udp"));
 }
 
 #[test]
-fn a_block_that_is_connected_again_did_not_arrive_again() {
-    let blocks = Blocks::default();
+fn reconnected_block_has_no_second_arrival() {
+    let blocks = BlockTracker::default();
     happen(&blocks, [(1, HASH, compact(1)), (10, HASH, connected()), (50, HASH, connected())]);
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("other", 1)]);
     let counts = blocks.counts();
@@ -188,8 +207,8 @@ fn a_block_that_is_connected_again_did_not_arrive_again() {
 }
 
 #[test]
-fn a_minute_after_it_was_connected_a_block_is_not_announced_any_more() {
-    let blocks = Blocks::default();
+fn announcements_stop_counting_after_a_minute() {
+    let blocks = BlockTracker::default();
     happen(
         &blocks,
         [
@@ -206,12 +225,12 @@ fn a_minute_after_it_was_connected_a_block_is_not_announced_any_more() {
 }
 
 #[test]
-fn many_peers_that_invent_a_block_each_do_not_displace_one_that_the_node_asked_for() {
-    let blocks = Blocks::default();
+fn invented_blocks_do_not_evict_a_requested_one() {
+    let blocks = BlockTracker::default();
     let invented =
         |number: u16| (1, std::array::from_fn(|at| number.to_le_bytes()[at % 2]), inv(number.into()));
     happen(&blocks, (1000..1200).map(invented));
-    happen(&blocks, [(2, HASH, inv(1)), (3, HASH, What::Fetched { peer: 1, is_compact: true })]);
+    happen(&blocks, [(2, HASH, inv(1)), (3, HASH, BlockEventKind::Requested { peer: 1, is_compact: true })]);
     happen(&blocks, (1200..1400).map(invented));
     happen(&blocks, [(4, HASH, compact(1)), (20, HASH, connected())]);
     let (last, _) = blocks.last();
@@ -219,8 +238,8 @@ fn many_peers_that_invent_a_block_each_do_not_displace_one_that_the_node_asked_f
 }
 
 #[test]
-fn what_peers_say_is_bounded() {
-    let blocks = Blocks::default();
+fn state_from_peers_is_bounded() {
+    let blocks = BlockTracker::default();
     let invented = (0..1000u16).map(|number| {
         let mut hash = [0; 32];
         hash[..2].copy_from_slice(&number.to_le_bytes());
@@ -238,7 +257,7 @@ fn what_peers_say_is_bounded() {
 
 #[test]
 fn peers_of_a_node_that_has_ended_are_forgotten() {
-    let blocks = Blocks::default();
+    let blocks = BlockTracker::default();
     happen(&blocks, [(1, HASH, compact(1))]);
     blocks.node_ended();
     happen(&blocks, [(10, HASH, connected())]);
@@ -250,12 +269,12 @@ fn peers_of_a_node_that_has_ended_are_forgotten() {
 const EPOCH_NS: i64 = 1_000_000 * 1_000_000_000;
 
 fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
-    let blocks = Blocks::default();
-    let announced = What::Announced { peer: 1, by: Announcement::Headers(header_time) };
-    blocks.add(|queue| queue.push(Event { time_ns: 5000 * MS, hash: HASH, what: announced }));
-    blocks.settle_at(EPOCH_NS);
-    blocks.add(|queue| queue.push(Event { time_ns: 6000 * MS, hash: HASH, what: connected() }));
-    blocks.settle_at(EPOCH_NS + steps_ns);
+    let blocks = BlockTracker::default();
+    let announced = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(header_time) };
+    blocks.add(|queue| queue.push(BlockEvent { time_ns: 5000 * MS, hash: HASH, kind: announced }));
+    blocks.process_queue_at(EPOCH_NS);
+    blocks.add(|queue| queue.push(BlockEvent { time_ns: 6000 * MS, hash: HASH, kind: connected() }));
+    blocks.process_queue_at(EPOCH_NS + steps_ns);
     let (last, _) = blocks.last();
     assert_eq!(last[0].time, 1_000_006.0 + steps_ns as f64 / 1e9);
     last[0].header_age_ms
@@ -274,14 +293,20 @@ fn header_age_is_by_the_clock_at_the_announcement() {
 
 #[test]
 fn check_of_the_database_leaves_a_block_as_it_was_counted() {
-    let blocks = Blocks::default();
+    let blocks = BlockTracker::default();
     happen(&blocks, [(1, HASH, compact(1)), (10, HASH, connected())]);
-    happen(&blocks, [(20, HASH, connected_at(1, Thread::Other)), (30, HASH, connected_at(1, Thread::Main))]);
+    happen(
+        &blocks,
+        [
+            (20, HASH, connected_at(1, ConnectingThread::Other)),
+            (30, HASH, connected_at(1, ConnectingThread::Main)),
+        ],
+    );
     assert_eq!(arrivals(&blocks), [("compact_complete", 1)]);
     let (last, _) = blocks.last();
     assert_eq!((last.len(), blocks.counts().connected), (1, 1));
     // Of the next node nothing is known, and it may connect the same block.
     blocks.node_ended();
-    happen(&blocks, [(40, HASH, connected_at(1, Thread::Other))]);
+    happen(&blocks, [(40, HASH, connected_at(1, ConnectingThread::Other))]);
     assert_eq!(blocks.counts().connected, 2);
 }

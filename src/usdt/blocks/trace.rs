@@ -1,17 +1,19 @@
-//! What is known of one block, and how it came.
+//! The timeline of one block, and how it arrived.
 
 use std::collections::VecDeque;
 
-use super::event::{Announcement, Compact, Connected, Hash, Reconstructed, What};
+use super::event::{
+    Announcement, BlockEventKind, CompactBlock, ConnectedBlock, RawBlockHash, Reconstruction,
+};
 
 /// Limit on peers that are remembered of one block.
 pub const MAX_PEERS: usize = 256;
 /// Limit on complete deliveries, or what looks like one, that are remembered of one block.
 pub const MAX_DELIVERIES: usize = 32;
 
-/// How a block came that was connected.
+/// How a connected block arrived.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Arrival {
+pub enum ArrivalMethod {
     CompactComplete,
     CompactRequested,
     FullBlock,
@@ -19,7 +21,7 @@ pub enum Arrival {
     Other,
 }
 
-impl Arrival {
+impl ArrivalMethod {
     pub const LABELS: [&'static str; 5] =
         ["compact_complete", "compact_requested", "full_block", "fibre", "other"];
 
@@ -28,44 +30,44 @@ impl Arrival {
     }
 }
 
-/// `mode` of a compact block: sent as the announcement, or asked for.
+/// `mode` of a compact block: sent as the announcement, or requested.
 pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 
-/// What one peer has to do with a block.
-pub struct Peer {
+/// A peer's messages about a block.
+pub struct PeerActivity {
     pub id: i64,
     /// When it announced the block, and how.
     pub announced: Option<(u64, Announcement)>,
-    /// It was asked for a compact block that has not come yet.
+    /// A compact block was requested from it and has not arrived yet.
     pub owes_compact: bool,
     /// Its compact block, and when it came.
-    pub compact: Option<(u64, Compact)>,
-    /// When it was asked for transactions, and for how many.
+    pub compact: Option<(u64, CompactBlock)>,
+    /// When transactions were requested from it, and how many.
     pub asked: Option<(u64, u64)>,
     /// When these came, and their bytes.
     pub answered: Option<(u64, u64)>,
 }
 
-/// What is known of a block.
+/// The events of a block.
 pub struct Timeline {
-    pub hash: Hash,
+    pub hash: RawBlockHash,
     /// How the clocks were related when it was announced: see `clock`.
     pub epoch_ns: i64,
     pub first_ns: u64,
     pub first_peer: i64,
     pub first_by: Announcement,
     pub header_time: Option<u32>,
-    pub peers: Vec<Peer>,
+    pub peers: Vec<PeerActivity>,
     pub announcements: [u64; Announcement::LABELS.len()],
     pub compact_blocks: [u64; MODES.len()],
     /// Messages after which the block may have been complete: when, from whom, and how it came.
-    pub deliveries: VecDeque<(u64, i64, Arrival)>,
-    /// The node has asked for it or of it, or has found its header or its chunks valid: no peer has invented it.
+    pub deliveries: VecDeque<(u64, i64, ArrivalMethod)>,
+    /// The node has requested it or parts of it, or has found its header or its chunks valid: no peer has invented it.
     pub is_wanted: bool,
-    /// The node has said whose header it took.
+    /// The node has reported whose header it accepted.
     pub has_header: bool,
-    /// When the node had put a compact block together, of which peer, and what it says of it.
-    pub reconstructed: Option<(u64, i64, Reconstructed)>,
+    /// When the node had reconstructed a compact block, of which peer, and its report.
+    pub reconstructed: Option<(u64, i64, Reconstruction)>,
     pub fibre_ns: Option<u64>,
     pub race_winner: Option<&'static str>,
     pub connected_ns: Option<u64>,
@@ -73,7 +75,13 @@ pub struct Timeline {
 
 impl Timeline {
     /// Of a block that this peer is the first to announce.
-    pub fn new(hash: Hash, first_ns: u64, first_peer: i64, first_by: Announcement, epoch_ns: i64) -> Self {
+    pub fn new(
+        hash: RawBlockHash,
+        first_ns: u64,
+        first_peer: i64,
+        first_by: Announcement,
+        epoch_ns: i64,
+    ) -> Self {
         Timeline {
             hash,
             epoch_ns,
@@ -101,12 +109,12 @@ impl Timeline {
     }
 
     /// `None` if too many are remembered.
-    pub fn peer(&mut self, id: i64) -> Option<&mut Peer> {
+    pub fn peer(&mut self, id: i64) -> Option<&mut PeerActivity> {
         let position = match self.peers.iter().position(|peer| peer.id == id) {
             Some(position) => position,
             None if self.peers.len() >= MAX_PEERS => return None,
             None => {
-                self.peers.push(Peer {
+                self.peers.push(PeerActivity {
                     id,
                     announced: None,
                     owes_compact: false,
@@ -120,50 +128,52 @@ impl Timeline {
         self.peers.get_mut(position)
     }
 
-    /// What happened to the block before it was connected. `told`: the node itself says when it has put a compact block together.
-    pub fn happened(&mut self, time_ns: u64, what: What, told: bool) {
-        self.is_wanted |= !matches!(what, What::Answered { .. } | What::Whole { .. });
-        match what {
-            What::Fetched { peer, is_compact } => {
+    /// Applies an event before the block was connected. `reports_reconstruction`: the node reports when it has reconstructed a compact
+    /// block.
+    pub fn apply(&mut self, time_ns: u64, kind: BlockEventKind, reports_reconstruction: bool) {
+        self.is_wanted |=
+            !matches!(kind, BlockEventKind::TransactionsReceived { .. } | BlockEventKind::FullBlock { .. });
+        match kind {
+            BlockEventKind::Requested { peer, is_compact } => {
                 if let Some(peer) = self.peer(peer) {
                     peer.owes_compact = is_compact;
                 }
             }
-            What::Asked { peer, transactions } => {
+            BlockEventKind::TransactionsRequested { peer, transactions } => {
                 if let Some(peer) = self.peer(peer) {
                     peer.asked = Some((time_ns, transactions));
                 }
             }
-            What::Answered { peer: id, bytes } => {
+            BlockEventKind::TransactionsReceived { peer: id, bytes } => {
                 let Some(peer) = self.peer(id) else { return };
                 if peer.asked.is_some() {
                     peer.answered = Some((time_ns, bytes));
-                    if !told {
-                        self.deliver(time_ns, id, Arrival::CompactRequested);
+                    if !reports_reconstruction {
+                        self.deliver(time_ns, id, ArrivalMethod::CompactRequested);
                     }
                 }
             }
-            What::Header { peer } => self.header(peer),
-            What::Reconstructed { peer, from } => {
+            BlockEventKind::HeaderAccepted { peer } => self.header(peer),
+            BlockEventKind::Reconstructed { peer, from } => {
                 self.reconstructed.get_or_insert((time_ns, peer, from));
             }
-            What::Whole { peer } => self.deliver(time_ns, peer, Arrival::FullBlock),
-            What::Fibre { .. } => {
+            BlockEventKind::FullBlock { peer } => self.deliver(time_ns, peer, ArrivalMethod::FullBlock),
+            BlockEventKind::Fibre { .. } => {
                 self.fibre_ns.get_or_insert(time_ns);
             }
-            What::Won { mechanism, .. } => self.race_winner = Some(mechanism),
-            // Of the tracker, or of no block.
-            What::Announced { .. }
-            | What::Compact { .. }
-            | What::Connected(_)
-            | What::Alive { .. }
-            | What::Flushed { .. }
-            | What::Raced { .. } => {}
+            BlockEventKind::RaceWon { mechanism, .. } => self.race_winner = Some(mechanism),
+            // Handled by the tracker, or of no block.
+            BlockEventKind::Announced { .. }
+            | BlockEventKind::Compact { .. }
+            | BlockEventKind::Connected(_)
+            | BlockEventKind::PeerActive { .. }
+            | BlockEventKind::Flushed { .. }
+            | BlockEventKind::RaceFinished { .. } => {}
         }
     }
 
-    /// The node says whose header it took. Those that others sent before could not be used: they did not announce the block.
-    /// Who announced only a hash before was the first all the same.
+    /// The node reports whose header it accepted. Earlier headers of other peers were not usable: they did not announce the block.
+    /// A peer that announced only the hash before was still the first.
     pub fn header(&mut self, id: i64) {
         if std::mem::replace(&mut self.has_header, true) {
             return;
@@ -175,69 +185,79 @@ impl Timeline {
         }
     }
 
-    pub fn deliver(&mut self, time_ns: u64, peer: i64, arrival: Arrival) {
+    pub fn deliver(&mut self, time_ns: u64, peer: i64, arrival: ArrivalMethod) {
         if self.deliveries.len() == MAX_DELIVERIES {
             self.deliveries.pop_front();
         }
         self.deliveries.push_back((time_ns, peer, arrival));
     }
 
-    /// What completed the block, as far as the messages tell: what came last before the node began to connect it, and from
-    /// whom. The node handles one message after the other. FIBRE works beside them, and goes on as soon as it has a block.
-    fn arrival(&self, start_ns: u64) -> (Arrival, Option<i64>) {
+    /// The message that completed the block, and its peer: the last one before the node began to connect it. The node handles one
+    /// message after the other. FIBRE works beside them, and continues as soon as it has a block.
+    fn arrival(&self, start_ns: u64) -> (ArrivalMethod, Option<i64>) {
         let reconstructed_ns = self.reconstructed.map_or(u64::MAX, |(time, ..)| time);
         if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {
-            return (Arrival::Fibre, None);
+            return (ArrivalMethod::Fibre, None);
         }
-        // Whatever comes after the node has put it together, it has the block.
+        // After the reconstruction the node has the block, whatever else arrives.
         if let Some((_, id, from)) = self.reconstructed.filter(|_| reconstructed_ns <= start_ns) {
-            let by = if from.requested == 0 { Arrival::CompactComplete } else { Arrival::CompactRequested };
+            let by = if from.requested == 0 {
+                ArrivalMethod::CompactComplete
+            } else {
+                ArrivalMethod::CompactRequested
+            };
             return (by, Some(id));
         }
         let Some(&(_, id, arrival)) = self.deliveries.iter().rfind(|(time, ..)| *time <= start_ns) else {
-            return (Arrival::Other, None);
+            return (ArrivalMethod::Other, None);
         };
         let was_asked = || self.peers.iter().any(|peer| peer.id == id && peer.asked.is_some());
-        if arrival == Arrival::CompactComplete && was_asked() {
-            // Transactions were missing, and the block came from elsewhere before they did: submitted by RPC, say.
-            return (Arrival::Other, None);
+        if arrival == ArrivalMethod::CompactComplete && was_asked() {
+            // Transactions were missing, and the block came from elsewhere first, for example submitted by RPC.
+            return (ArrivalMethod::Other, None);
         }
         (arrival, Some(id))
     }
 }
 
-/// What follows from a timeline when its block is connected.
-pub struct Way {
-    pub arrival: Arrival,
-    /// When all was there: as the node says it of a compact block, else when it began to connect the block.
+/// The arrival of a connected block, derived from its timeline.
+pub struct BlockArrival {
+    pub arrival: ArrivalMethod,
+    /// When all transactions were there: as the node reports it of a compact block, else when it began to connect the block.
     pub start_ns: u64,
     pub connected_ns: u64,
     /// How old the header's time was at the first announcement; `None` if it was in the future.
     pub header_age_ns: Option<u64>,
     /// The compact block that brought the block.
-    pub compact: Option<Compact>,
+    pub compact: Option<CompactBlock>,
     pub prefilled: Option<u64>,
     /// Transactions that were requested to complete it, and their bytes.
     pub requested: Option<(u64, u64)>,
-    /// What the node says of it, where it does.
-    pub reconstructed: Option<Reconstructed>,
+    /// The node's report, if it makes one.
+    pub reconstructed: Option<Reconstruction>,
 }
 
-impl Way {
-    pub fn of(timeline: &Timeline, time_ns: u64, connected: &Connected, header_age_ns: Option<u64>) -> Self {
+impl BlockArrival {
+    pub fn new(
+        timeline: &Timeline,
+        time_ns: u64,
+        connected: &ConnectedBlock,
+        header_age_ns: Option<u64>,
+    ) -> Self {
         let began_ns = time_ns.saturating_sub(connected.duration_ns.max(0) as u64);
         let (arrival, from) = timeline.arrival(began_ns);
-        let came_compact = matches!(arrival, Arrival::CompactComplete | Arrival::CompactRequested);
+        let came_compact =
+            matches!(arrival, ArrivalMethod::CompactComplete | ArrivalMethod::CompactRequested);
         let from = from.filter(|_| came_compact);
         let peer = timeline.peers.iter().find(|peer| Some(peer.id) == from);
-        let told = timeline.reconstructed.filter(|(time, id, _)| *time <= began_ns && Some(*id) == from);
+        let report = timeline.reconstructed.filter(|(time, id, _)| *time <= began_ns && Some(*id) == from);
         let compact = peer.and_then(|peer| Some(peer.compact?.1));
         let requested = || peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1))).unwrap_or_default();
-        let (start_ns, reconstructed) = match told {
+        let (start_ns, reconstructed) = match report {
             Some((time_ns, _, reconstructed)) => (time_ns, Some(reconstructed)),
             None => (began_ns, None),
         };
-        Way {
+        BlockArrival {
             arrival,
             start_ns,
             connected_ns: time_ns,

@@ -1,4 +1,4 @@
-//! Follows blocks from what happened to them, and counts those that were connected.
+//! Follows blocks by their events, and counts those that were connected.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -6,42 +6,44 @@ use std::time::Duration;
 
 use super::active_chain::ActiveChain;
 use super::block_report::{BlockReport, Race};
-use super::event::{Announcement, Compact, Connected, ConnectionType, Event, Hash, What};
-use super::families::Counts;
-use super::trace::{Arrival, Timeline, Way};
-use crate::usdt::histogram::Block;
+use super::event::{
+    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectionType, RawBlockHash,
+};
+use super::families::BlockCounts;
+use super::trace::{ArrivalMethod, BlockArrival, Timeline};
+use crate::usdt::histogram::BlockId;
 use crate::usdt::{block_log, clock, maps};
 
 /// Limit on blocks that are followed at a time.
 pub const MAX_BLOCKS: usize = 64;
 /// Limit on peers whose kind of connection is remembered; a node has 125 by default.
 const MAX_CONNECTIONS: usize = 2048;
-/// Where the node says what became of a compact block.
+/// The node's report of a reconstructed compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// How many of the last blocks, and races, are kept to be shown.
-const LAST: usize = 20;
+/// How many of the last blocks and races are kept for the page.
+const LAST_BLOCKS_LIMIT: usize = 20;
 /// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
-/// tells which blocks it has.
-const LATE: Duration = Duration::from_secs(60);
+/// announces the blocks that it has.
+const LATE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Older than this a header is not by the time of its block's propagation: it was announced late, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
 #[derive(Default)]
-pub struct State {
-    chain: ActiveChain<(u64, Hash, Connected)>,
-    /// [`clock::epoch_ns`], of the events that are being worked off.
+pub struct TrackerState {
+    chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
+    /// [`clock::epoch_ns`], for the events that are being processed.
     epoch_ns: i64,
     /// In the order in which they were first seen.
     pub timelines: VecDeque<Timeline>,
-    counts: Counts,
-    /// Events that are not worked off yet.
-    queue: Vec<Event>,
-    /// The node says when it has put a compact block together: the messages alone do not tell it then.
-    tells_reconstruction: bool,
+    counts: BlockCounts,
+    /// Events that are not processed yet.
+    queue: Vec<BlockEvent>,
+    /// The node reports when it has reconstructed a compact block: the messages do not decide it then.
+    reports_reconstruction: bool,
     /// Connected since the last time that they were taken.
     connected: Vec<BlockReport>,
-    record: Option<block_log::Queue>,
+    block_log: Option<block_log::ReportQueue>,
     /// By the node's numbers for peers, which it counts up.
     connections: BTreeMap<i64, ConnectionType>,
     /// The last flushes of the UTXO cache: begin and end.
@@ -53,37 +55,37 @@ pub struct State {
 
 /// The blocks that are followed, and what was counted of those that were connected.
 #[derive(Default)]
-pub struct Blocks(Mutex<State>);
+pub struct BlockTracker(Mutex<TrackerState>);
 
-impl Blocks {
-    pub fn state(&self) -> MutexGuard<'_, State> {
+impl BlockTracker {
+    pub fn state(&self) -> MutexGuard<'_, TrackerState> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// A copy at one moment.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> BlockCounts {
         self.state().counts
     }
 
-    /// Adds events; they are worked off by [`Blocks::settle`].
-    pub fn add(&self, read: impl FnOnce(&mut Vec<Event>)) {
+    /// Adds events; [`BlockTracker::process_queue`] processes them.
+    pub fn add(&self, read: impl FnOnce(&mut Vec<BlockEvent>)) {
         read(&mut self.state().queue);
     }
 
-    /// Works off what was added, in the order in which it happened. Returns the blocks that were connected, to be logged when nothing
-    /// is locked any more.
-    pub fn settle(&self) -> Vec<BlockReport> {
-        self.settle_at(clock::epoch_ns())
+    /// Processes the added events, in the order of their times. Returns the connected blocks, to be logged when no lock is held any
+    /// more.
+    pub fn process_queue(&self) -> Vec<BlockReport> {
+        self.process_queue_at(clock::epoch_ns())
     }
 
     /// At this relation of the clocks.
-    pub fn settle_at(&self, epoch_ns: i64) -> Vec<BlockReport> {
+    pub fn process_queue_at(&self, epoch_ns: i64) -> Vec<BlockReport> {
         let state = &mut *self.state();
         state.epoch_ns = epoch_ns;
         let mut queue = std::mem::take(&mut state.queue);
         queue.sort_by_key(|event| event.time_ns);
         for event in queue.drain(..) {
-            state.happened(event);
+            state.apply(event);
         }
         state.queue = queue;
         std::mem::take(&mut state.connected)
@@ -97,12 +99,12 @@ impl Blocks {
 
     /// The node has this tracepoint, or not.
     pub fn attached(&self, has: impl Fn(&str) -> bool) {
-        self.state().tells_reconstruction = has(RECONSTRUCTED);
+        self.state().reports_reconstruction = has(RECONSTRUCTED);
     }
 
-    /// Hands on each block that is connected.
-    pub fn record(&self, queue: block_log::Queue) {
-        self.state().record = Some(queue);
+    /// Passes each connected block to this queue.
+    pub fn set_block_log(&self, queue: block_log::ReportQueue) {
+        self.state().block_log = Some(queue);
     }
 
     /// The node has ended. Its numbers for peers start again.
@@ -117,13 +119,13 @@ impl Blocks {
     }
 }
 
-impl State {
-    pub fn find(&mut self, hash: &Hash) -> Option<&mut Timeline> {
+impl TrackerState {
+    pub fn find(&mut self, hash: &RawBlockHash) -> Option<&mut Timeline> {
         self.timelines.iter_mut().rfind(|it| it.hash == *hash)
     }
 
     /// The timeline of a block that is announced.
-    fn open(&mut self, hash: Hash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
+    fn open(&mut self, hash: RawBlockHash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
         let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
             Some(position) => position,
             None => {
@@ -135,8 +137,8 @@ impl State {
         &mut self.timelines[position]
     }
 
-    /// Forgets a block that was connected; without one the first of the peer that announced most blocks first, of those that the
-    /// node has not asked for: hashes cost a peer nothing, and it shall not displace what others announced.
+    /// Evicts a connected block; without one the first block of the peer that announced most blocks first, of those that the node has
+    /// not requested: hashes cost a peer nothing, and it must not evict the blocks of others.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -152,11 +154,11 @@ impl State {
         self.timelines.remove(forgotten.unwrap_or(0));
     }
 
-    fn happened(&mut self, Event { time_ns, hash, what }: Event) {
-        match what {
-            What::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
-            What::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
-            What::Connected(connected) => {
+    fn apply(&mut self, BlockEvent { time_ns, hash, kind }: BlockEvent) {
+        match kind {
+            BlockEventKind::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
+            BlockEventKind::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
+            BlockEventKind::Connected(connected) => {
                 let (height, thread) = (connected.height, connected.thread);
                 for (time_ns, hash, connected) in
                     self.chain.connected(height, hash, thread, (time_ns, hash, connected))
@@ -164,34 +166,36 @@ impl State {
                     self.connected(hash, time_ns, &connected);
                 }
             }
-            What::Alive { peer, connection } => {
+            BlockEventKind::PeerActive { peer, connection } => {
                 self.connections.insert(peer, connection);
                 if self.connections.len() > MAX_CONNECTIONS {
                     self.connections.pop_first();
                 }
             }
-            What::Flushed { duration_ns } => {
+            BlockEventKind::Flushed { duration_ns } => {
                 keep(&mut self.flushes, (time_ns.saturating_sub(duration_ns), time_ns));
             }
-            What::Raced { height, udp_ns, compact_ns } => {
+            BlockEventKind::RaceFinished { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(self.epoch_ns, time_ns), maps::hash(&hash));
                 self.counts.last_height = Some(height);
                 keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
             }
             _ => {
-                if let What::Fibre { height: Some(height) } | What::Won { height, .. } = what {
+                if let BlockEventKind::Fibre { height: Some(height) }
+                | BlockEventKind::RaceWon { height, .. } = kind
+                {
                     self.counts.last_height = Some(height);
                 }
-                let told = self.tells_reconstruction;
-                // Only an announcement begins a timeline: a sync fetches blocks that nobody has announced.
+                let reports_reconstruction = self.reports_reconstruction;
+                // Only an announcement begins a timeline: a sync fetches blocks that no peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
-                    timeline.happened(time_ns, what, told);
+                    timeline.apply(time_ns, kind, reports_reconstruction);
                 }
             }
         }
     }
 
-    fn announced(&mut self, hash: Hash, time_ns: u64, id: i64, by: Announcement) {
+    fn announced(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, by: Announcement) {
         let timeline = self.open(hash, time_ns, id, by);
         let connected_ns = timeline.connected_ns;
         if timeline.header_time.is_none() {
@@ -209,9 +213,9 @@ impl State {
         }
     }
 
-    fn compact(&mut self, hash: Hash, time_ns: u64, id: i64, compact: Compact) {
+    fn compact(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, compact: CompactBlock) {
         let by = Announcement::Compact(compact.header_time);
-        let told = self.tells_reconstruction;
+        let reports_reconstruction = self.reports_reconstruction;
         let was_asked = self
             .find(&hash)
             .and_then(|timeline| timeline.peer(id))
@@ -225,10 +229,10 @@ impl State {
             None => {
                 timeline.compact_blocks[mode] += 1;
                 if let Some(peer) = timeline.peer(id) {
-                    // A node that is at the first one does not look at another.
+                    // A node that processes the first one ignores another.
                     peer.compact.get_or_insert((time_ns, compact));
-                    if !told {
-                        timeline.deliver(time_ns, id, Arrival::CompactComplete);
+                    if !reports_reconstruction {
+                        timeline.deliver(time_ns, id, ArrivalMethod::CompactComplete);
                     }
                 }
             }
@@ -237,38 +241,45 @@ impl State {
         }
     }
 
-    fn connected(&mut self, hash: Hash, time_ns: u64, connected: &Connected) {
-        let block = Block { height: connected.height, hash, time: unix_time(self.epoch_ns, time_ns) };
+    fn connected(&mut self, hash: RawBlockHash, time_ns: u64, connected: &ConnectedBlock) {
+        let block = BlockId { height: connected.height, hash, time: unix_time(self.epoch_ns, time_ns) };
         let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
-        let way = timeline.map(|timeline| {
+        let arrival = timeline.map(|timeline| {
             timeline.connected_ns = Some(time_ns);
             let first_unix = unix_time(timeline.epoch_ns, timeline.first_ns);
             let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, first_unix));
-            (Way::of(timeline, time_ns, connected, header_age_ns), &*timeline)
+            (BlockArrival::new(timeline, time_ns, connected, header_age_ns), &*timeline)
         });
-        if let Some((_, timeline)) = &way {
+        if let Some((_, timeline)) = &arrival {
             let connection = self.connections.get(&timeline.first_peer).copied();
             self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
         }
-        self.counts.connected(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
-        let mut report =
-            BlockReport::of(&block, connected, way.as_ref().map(|(way, timeline)| (way, *timeline)));
-        if let Some((_, timeline)) = &way {
+        self.counts.connected(
+            &block,
+            connected,
+            arrival.as_ref().map(|(arrival, timeline)| (arrival, *timeline)),
+        );
+        let mut report = BlockReport::new(
+            &block,
+            connected,
+            arrival.as_ref().map(|(arrival, timeline)| (arrival, *timeline)),
+        );
+        if let Some((_, timeline)) = &arrival {
             report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
         }
-        let was_announced = way.is_some();
+        let was_announced = arrival.is_some();
         keep(&mut self.last, report.clone());
         self.connected.push(report.clone());
-        if let Some(record) = &self.record {
-            record.push(report);
+        if let Some(block_log) = &self.block_log {
+            block_log.push(report);
         }
         if !was_announced {
             self.remember(hash, time_ns);
         }
     }
 
-    /// A block that nobody announced was connected: who announces it now is late. It does not displace those that wait.
-    fn remember(&mut self, hash: Hash, time_ns: u64) {
+    /// A block that no peer announced was connected: later announcements are late. It does not evict waiting blocks.
+    fn remember(&mut self, hash: RawBlockHash, time_ns: u64) {
         const NOBODY: i64 = -1;
         let is_room =
             self.timelines.len() < MAX_BLOCKS || self.timelines.iter().any(|it| it.connected_ns.is_some());
@@ -290,11 +301,11 @@ fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) 
 
 fn keep<T>(last: &mut VecDeque<T>, it: T) {
     last.push_front(it);
-    last.truncate(LAST);
+    last.truncate(LAST_BLOCKS_LIMIT);
 }
 
 fn is_late(time_ns: u64, connected_ns: u64) -> bool {
-    u128::from(time_ns.saturating_sub(connected_ns)) > LATE.as_nanos()
+    u128::from(time_ns.saturating_sub(connected_ns)) > LATE_LIMIT.as_nanos()
 }
 
 /// Unix seconds of a moment of the programs' clock.

@@ -1,4 +1,4 @@
-/* What the programs share. Counting is done here, in the kernel: user space reads the totals when it is scraped. */
+/* Code that the programs share. Counting is done here, in the kernel: user space reads the totals when it is scraped. */
 #pragma once
 
 #include <stdbool.h>
@@ -12,7 +12,7 @@
 /* Upper bounds of a histogram's buckets. One more bucket counts what is larger than all of them. */
 #define BOUNDS 15
 #define HASH 32
-#define NAME 16
+#define NAME_LEN 16
 /* The longest address that a node prints has 68 characters, an onion service's with its port. */
 #define ADDRESS 72
 
@@ -132,7 +132,7 @@ static __always_inline bool count_key(void *tallies, const void *key)
 }
 
 /* The number of a name; the last one, `size` - 1, for a name that has none. */
-static __always_inline __u32 number_of(void *names, const void *name, __u32 size)
+static __always_inline __u32 lookup_index(void *names, const void *name, __u32 size)
 {
 	__u32 *number = bpf_map_lookup_elem(names, name);
 
@@ -148,14 +148,14 @@ static __noinline long argument(struct pt_regs *ctx, int number)
 }
 
 /* Copies `size` bytes from where an argument points to. */
-static __always_inline void bytes(struct pt_regs *ctx, int number, void *to, __u32 size)
+static __always_inline void read_user_bytes(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user(to, size, (void *)argument(ctx, number)))
 		COUNT_ERROR(unreadable);
 }
 
 /* Copies at most `size` bytes of a string; `to` must be zeroed. */
-static __always_inline void string(struct pt_regs *ctx, int number, void *to, __u32 size)
+static __always_inline void read_user_str(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user_str(to, size, (void *)argument(ctx, number)) < 0)
 		COUNT_ERROR(unreadable);

@@ -1,6 +1,6 @@
-/* What the programs do faster than libbpf's helpers and the kernel's maps. Each hit of a tracepoint is time of the node, and most hits
+/* Paths that are faster than libbpf's helpers and the kernel's maps. Each hit of a tracepoint is time of the node, and most hits
  * are messages and coins. Without one of these a hit took this much longer (x86-64, Linux 6.18, medians of 500 rounds of 200 hits in
- * one run of `cargo bench --bench probe` with programs that lack one each, on a machine where an empty program took 611 ns):
+ * one run of `cargo bench --bench tracepoint_overhead` with programs that lack one each, on a machine where an empty program took 611 ns):
  *
  *                      utxocache:add, 748 ns   net:inbound_message: tx, 792 ns   inv, 883 ns   about a block, 1050 ns
  *   1. arguments       46 ns   6.2 %           49 ns    6.2 %                    98 ns 11.1 %  88 to 122 ns  8 to 12 %
@@ -29,7 +29,7 @@ static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *c
 		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(word) : "r"(ctx), "i"((number) * 8)); \
 		break
 
-static __always_inline unsigned long word(struct pt_regs *ctx, short offset)
+static __always_inline unsigned long read_register(struct pt_regs *ctx, short offset)
 {
 	unsigned long word = 0;
 
@@ -60,13 +60,13 @@ static __always_inline long fetch(struct pt_regs *ctx, const struct __bpf_usdt_s
 		value = argument->val_off;
 		break;
 	case BPF_USDT_ARG_REG:
-		value = word(ctx, argument->reg_off);
+		value = read_register(ctx, argument->reg_off);
 		break;
 	case BPF_USDT_ARG_REG_DEREF:
 	case BPF_USDT_ARG_SIB:
-		value = word(ctx, argument->reg_off) + argument->val_off;
+		value = read_register(ctx, argument->reg_off) + argument->val_off;
 		if (argument->arg_type == BPF_USDT_ARG_SIB)
-			value += word(ctx, argument->idx_reg_off) << argument->scale_bitshift;
+			value += read_register(ctx, argument->idx_reg_off) << argument->scale_bitshift;
 		if (bpf_probe_read_user(&value, sizeof(value), (void *)value))
 			goto failed;
 		break;
@@ -82,22 +82,22 @@ failed:
 
 /* 2. Short texts of at most TEXT_WORDS * 8 - 1 bytes, which libstdc++ keeps inside a std::string: where an argument is the pointer of one,
  * in memory, what follows it is the string's length and the text. One read instead of two. */
-enum { TEXT_WORDS = NAME / 8 };
+enum { NAME_WORDS = NAME_LEN / 8 };
 
 static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 number, __u64 *text)
 {
 	struct {
 		__u64 pointer;
 		__u64 length;
-		__u64 text[TEXT_WORDS];
+		__u64 text[NAME_WORDS];
 	} string;
 	const struct __bpf_usdt_arg_spec *argument;
 
 	if (spec && number <= BPF_USDT_MAX_ARG_CNT && number <= spec->arg_cnt &&
 	    (argument = &spec->args[number - 1])->arg_type == BPF_USDT_ARG_REG_DEREF) {
-		__u64 at = word(ctx, argument->reg_off) + argument->val_off;
+		__u64 at = read_register(ctx, argument->reg_off) + argument->val_off;
 
-		if (!bpf_probe_read_user(&string, sizeof(string), (void *)at) && string.length < NAME &&
+		if (!bpf_probe_read_user(&string, sizeof(string), (void *)at) && string.length < NAME_LEN &&
 		    string.pointer == at + __builtin_offsetof(typeof(string), text)) {
 			/* Behind the text is what was there before. */
 			__u64 bits = string.length * 8;
@@ -107,14 +107,14 @@ static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_u
 			return;
 		}
 	}
-	if (bpf_probe_read_user_str(text, NAME, (void *)fetch(ctx, spec, number)) < 0)
+	if (bpf_probe_read_user_str(text, NAME_LEN, (void *)fetch(ctx, spec, number)) < 0)
 		COUNT_ERROR(unreadable);
 }
 
 /* 3. Numbers of known texts, each in a slot that the text leads to: user space chooses a multiplier with which no two share one. Slots
  * without a text have the number of all others. */
 struct numbered_text {
-	__u64 text[TEXT_WORDS];
+	__u64 text[NAME_WORDS];
 	__u64 number;
 };
 enum { TEXT_SLOTS = 256 };

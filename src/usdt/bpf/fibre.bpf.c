@@ -1,7 +1,7 @@
 /* FIBRE block relay: provider `udp`. */
 #include "common.h"
 
-/* MECHANISMS is a power of two, so that an index can be bounded. */
+/* MECHANISMS is a power of two: an index can be bounded. */
 enum { MECHANISMS = 4, MECHANISM_NAME = 24 };
 /* A hash of 64 hex digits and a NUL. */
 enum { HASH_TEXT = 65 };
@@ -51,7 +51,7 @@ struct event {
 	__s32 height;
 	__u32 height_known;
 	__u64 time_ns; /* monotonic */
-	/* 32 bytes or hex digits: raw_hash() of fibre.rs tells which. */
+	/* 32 bytes or hex digits: raw_hash() of fibre.rs decides which. */
 	__u8 hash[HASH_TEXT];
 	__s64 chunks_used;
 	__s64 chunks_received;
@@ -115,7 +115,7 @@ TRACEPOINT(block_reconstructed)
 	if (has_height)
 		block_height(event, height);
 	block_hash(ctx, event);
-	string(ctx, 2, event->peer, ADDRESS);
+	read_user_str(ctx, 2, event->peer, ADDRESS);
 	event->chunks_used = used;
 	event->chunks_received = received;
 	event->peers = argument(ctx, 5);
@@ -135,9 +135,9 @@ TRACEPOINT(block_race_winner)
 	char mechanism[MECHANISM_NAME] = {};
 	struct event *event;
 
-	string(ctx, 3, mechanism, sizeof(mechanism));
-	string(ctx, 4, delivery.peer, ADDRESS);
-	delivery.mechanism = number_of(&mechanisms_map, mechanism, MECHANISMS);
+	read_user_str(ctx, 3, mechanism, sizeof(mechanism));
+	read_user_str(ctx, 4, delivery.peer, ADDRESS);
+	delivery.mechanism = lookup_index(&mechanisms_map, mechanism, MECHANISMS);
 	count_up(&counts->won, 1);
 	count_up(&counts->wins[delivery.mechanism % MECHANISMS], 1);
 	if (!count_key(&deliveries_map, &delivery))
@@ -181,8 +181,8 @@ TRACEPOINT(block_race_time)
 	event->udp_ns = udp;
 	event->compact_ns = compact;
 	block_hash(ctx, event);
-	string(ctx, 4, event->peer, ADDRESS);
-	string(ctx, 6, event->compact_peer, ADDRESS);
+	read_user_str(ctx, 4, event->peer, ADDRESS);
+	read_user_str(ctx, 6, event->compact_peer, ADDRESS);
 	bpf_ringbuf_submit(event, 0);
 }
 

@@ -4,7 +4,7 @@
  * file again. */
 #include "common.h"
 
-/* More than wait at once; a power of two, so that an index can be bounded. */
+/* More than wait at once; a power of two: an index can be bounded. */
 enum { SLOTS = 256 };
 enum { OTHER, WRITE, REOPEN, KINDS = 4 };
 
@@ -19,7 +19,7 @@ struct counts {
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
 /* An operation and when it was queued or started, monotonic; 0 if that was not seen. */
-struct seen {
+struct timestamp {
 	__u64 sequence;
 	__u64 time_ns;
 };
@@ -28,36 +28,36 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SLOTS);
 	__type(key, __u32);
-	__type(value, struct seen);
+	__type(value, struct timestamp);
 } queued_map SEC(".maps");
 
-SINGLE_VALUE_MAP(started_map, ARRAY, struct seen);
+SINGLE_VALUE_MAP(started_map, ARRAY, struct timestamp);
 
 const volatile __u64 depth_bounds[BOUNDS];
 const volatile __u64 wait_ns_bounds[BOUNDS];
 const volatile __u64 operation_ns_bounds[BOUNDS];
 
 /* The time since an operation was seen, which is forgotten; 0 if it was not. */
-static __always_inline __u64 since(struct seen *seen, __u64 sequence)
+static __always_inline __u64 stop_timer(struct timestamp *started, __u64 sequence)
 {
 	__u64 time_ns;
 
-	if (!seen || !seen->time_ns || seen->sequence != sequence)
+	if (!started || !started->time_ns || started->sequence != sequence)
 		return 0;
-	time_ns = seen->time_ns;
-	seen->time_ns = 0;
+	time_ns = started->time_ns;
+	started->time_ns = 0;
 	return bpf_ktime_get_ns() - time_ns;
 }
 
-static __always_inline void see(struct seen *seen, __u64 sequence)
+static __always_inline void start_timer(struct timestamp *started, __u64 sequence)
 {
-	if (!seen)
+	if (!started)
 		return;
-	seen->sequence = sequence;
-	seen->time_ns = bpf_ktime_get_ns();
+	started->sequence = sequence;
+	started->time_ns = bpf_ktime_get_ns();
 }
 
-static __always_inline struct seen *queued(__u64 sequence)
+static __always_inline struct timestamp *queued(__u64 sequence)
 {
 	__u32 slot = sequence % SLOTS;
 
@@ -70,22 +70,22 @@ TRACEPOINT(async_file_queued)
 
 	count_up(&counts->queued, 1);
 	observe(&counts->depth, depth_bounds, argument(ctx, 2));
-	see(queued(sequence), sequence);
+	start_timer(queued(sequence), sequence);
 }
 
 TRACEPOINT(async_file_operation_started)
 {
 	__u64 sequence = argument(ctx, 1);
-	__u64 waited = since(queued(sequence), sequence);
+	__u64 waited = stop_timer(queued(sequence), sequence);
 
 	if (waited)
 		observe(&counts->wait_ns, wait_ns_bounds, waited);
-	see(single_value(&started_map), sequence);
+	start_timer(single_value(&started_map), sequence);
 }
 
 TRACEPOINT(async_file_operation_completed)
 {
-	__u64 took = since(single_value(&started_map), argument(ctx, 1));
+	__u64 took = stop_timer(single_value(&started_map), argument(ctx, 1));
 	__u32 kind = argument(ctx, 2);
 
 	count_up(&counts->completed[kind < KINDS ? kind : OTHER], 1);

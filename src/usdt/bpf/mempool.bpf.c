@@ -14,7 +14,7 @@ struct counts {
 	__u64 rejected_other;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
-NAMES_MAP(reasons_map, REASONS, NAME); /* of removals */
+NAMES_MAP(reasons_map, REASONS, NAME_LEN); /* of removals */
 
 /* Rejections by reason. If it is full, further reasons are `other`. */
 TALLIES_MAP(rejected_map, 256, char[REJECTION]);
@@ -28,10 +28,10 @@ TRACEPOINT(added)
 
 TRACEPOINT(removed)
 {
-	char reason[NAME] = {};
+	char reason[NAME_LEN] = {};
 
-	string(ctx, 2, reason, sizeof(reason));
-	count_up(&counts->removed[number_of(&reasons_map, reason, REASONS)], 1);
+	read_user_str(ctx, 2, reason, sizeof(reason));
+	count_up(&counts->removed[lookup_index(&reasons_map, reason, REASONS)], 1);
 }
 
 TRACEPOINT(replaced)
@@ -43,7 +43,7 @@ TRACEPOINT(rejected)
 {
 	char reason[REJECTION] = {};
 
-	string(ctx, 2, reason, sizeof(reason));
+	read_user_str(ctx, 2, reason, sizeof(reason));
 	if (!count_key(&rejected_map, reason))
 		count_up(&counts->rejected_other, 1);
 }

@@ -1,7 +1,7 @@
 /* Messages and connections: provider `net`. */
 #include "common.h"
 
-/* Powers of two, so that an index can be bounded. */
+/* Powers of two: an index can be bounded. */
 enum { TYPES = 64, NETWORKS = 8 };
 /* How much of a message is copied: with it an event has two cache lines of 64 bytes, 8 of which the ring buffer takes. A third
  * one costs as much as reading the message does. A node announces up to 8 blocks with their headers; more are a sync's. */
@@ -52,8 +52,8 @@ SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 /* A node counts a closed connection until its network thread has come round, every 50 ms. */
 enum { CLOSED_COUNTS_NS = 2000000000, OPENS_AT_ONCE_NS = 10000000 };
 
-/* A message that tells of a block, or one header of it. ALIVE is one that every peer sends now and then: `bytes` is the kind
- * of connection that it has, which the node says with each message. NEW_HEADER and RECONSTRUCTED are tracepoints of their own,
+/* A message about a block, or one header of it. ALIVE is one that every peer sends periodically: `bytes` is the kind
+ * of connection that it has, which the node passes with each message. NEW_HEADER and RECONSTRUCTED are tracepoints of their own,
  * with the hash in `bytes`. */
 struct event {
 	__u64 time_ns; /* monotonic */
@@ -97,7 +97,7 @@ static __always_inline void read_message(void *to, const void *from, __u64 size)
 }
 
 /* Hands the beginning of a message on: of an inventory what was read of it, of others what is read here. The event is not
- * zeroed: behind the message its bytes say nothing. */
+ * zeroed: the bytes behind the message are undefined. */
 static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u32 kind, __u64 size,
 				 const void *from, const __u64 *inventory)
 {
@@ -157,7 +157,7 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 {
 	const struct __bpf_usdt_spec *spec = arguments(ctx);
 	__u64 size = fetch(ctx, spec, 5);
-	__u64 type[NAME / 8] = {};
+	__u64 type[NAME_LEN / 8] = {};
 	struct messages *messages;
 	__u32 number, kind;
 	const void *from;
@@ -199,7 +199,7 @@ TRACEPOINT(block_header)
 	event->kind = NEW_HEADER;
 	event->time_ns = bpf_ktime_get_ns();
 	event->peer = argument(ctx, 2);
-	bytes(ctx, 4, event->bytes, HASH);
+	read_user_bytes(ctx, 4, event->bytes, HASH);
 	submit(event);
 }
 
@@ -216,7 +216,7 @@ TRACEPOINT(compact_block_reconstructed)
 	event->peer = argument(ctx, 1);
 	for (int i = 0; i < 5; i++)
 		((__u32 *)(event->bytes + HASH))[i] = argument(ctx, 2 + i);
-	bytes(ctx, 7, event->bytes, HASH);
+	read_user_bytes(ctx, 7, event->bytes, HASH);
 	submit(event);
 }
 
@@ -263,11 +263,11 @@ TRACEPOINT(outbound_connection)
 TRACEPOINT(closed_connection)
 {
 	struct connections *connections = single_value(&connections_map);
-	char type[NAME] = {};
+	char type[NAME_LEN] = {};
 	struct open *open;
 
 	count_up(&counts->closed[network(ctx)], 1);
-	string(ctx, 3, type, sizeof(type));
+	read_user_str(ctx, 3, type, sizeof(type));
 	if (!connections)
 		return;
 	open = type[0] == 'i' && type[1] == 'n' ? &connections->inbound : &connections->outbound;

@@ -11,7 +11,7 @@ struct event {
 	__u64 time_ns; /* monotonic */
 	__s32 height;
 	__u32 is_main_thread;
-	char thread[NAME];
+	char thread[NAME_LEN];
 	__u8 hash[HASH];
 	__s64 txs;
 	__s64 inputs;
@@ -33,7 +33,7 @@ TRACEPOINT(block_connected)
 	event->time_ns = bpf_ktime_get_ns();
 	event->is_main_thread = (__u32)thread == thread >> 32;
 	bpf_get_current_comm(event->thread, sizeof(event->thread));
-	bytes(ctx, 1, event->hash, HASH);
+	read_user_bytes(ctx, 1, event->hash, HASH);
 	event->height = argument(ctx, 2);
 	event->txs = argument(ctx, 3);
 	event->inputs = argument(ctx, 4);

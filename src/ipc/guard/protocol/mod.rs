@@ -1,42 +1,41 @@
-//! The guard's rules: what the node owes and is owed. Without I/O, and without a clock of its own.
+//! The guard's rules: which calls are open on both sides. Without I/O, and without a clock of its own.
 //!
-//! A node must not be left in the middle of a call or of a subscription, and it hangs up on (or aborts over) what breaks
-//! the protocol. So every message of either side passes through here:
+//! A client must not disconnect from a node in the middle of a call or of a subscription. A node disconnects, or aborts, when a
+//! client breaks the protocol. So every message of either side passes through here:
 //!
-//! - what the exporter sends is forwarded only if it is a well-formed part of the conversation; otherwise it is swallowed,
-//!   and leave is taken. A call is never cancelled: a `Finish` before the answer is kept until the answer;
-//! - what the node asks is answered by the guard, whether the exporter lives or not;
-//! - a long poll tells when the node is shutting down: the exporter's, and the guard's own where there is none;
-//! - a block template of the node's is called by one call at a time, and let go before the end;
-//! - to take leave is to disconnect each subscription, one after the other, wait until its callback was released, and wait
-//!   for the answer to each call.
+//! - a message of the exporter is forwarded only if it is valid at this point of the protocol; otherwise it is dropped, and a
+//!   clean disconnect starts. A call is never cancelled: a `Finish` before the answer is kept until the answer;
+//! - the guard answers the node's calls, with or without an exporter;
+//! - a long poll reports the node's shutdown: the exporter's, or the guard's own if the exporter has none;
+//! - a block template of the node's has one call at a time, and is released before the close;
+//! - to drain is to disconnect each subscription, one after the other, wait until its callback was released, and wait for the
+//!   answer to each call.
 //!
 //! The state is in parts with methods and tests of their own: `questions` are the calls that the node has to answer,
-//! `capabilities` those of the node's that the exporter has, `tip_watch` the long poll, `template` the life of a block template,
-//! `subscriptions` what the node calls back for. `on_node_message` and `on_exporter_message` take a message of either side into
-//! account, `own_calls` has the guard's own calls and the end.
+//! `capabilities` those of the node's that the exporter has, `shutdown_watch` the long poll, `template` the life of a block template,
+//! `subscriptions` the callbacks. `on_node_message` and `on_exporter_message` handle the messages of either side, `own_calls` has the guard's own calls and the end.
 
 mod capabilities;
 mod on_exporter_message;
 mod on_node_message;
 mod own_calls;
 mod questions;
+mod shutdown_watch;
 mod subscriptions;
 mod template;
-mod tip_watch;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::allow_list::Rejection;
-use super::budget::Budget;
-use super::events::{Event, SubscriptionIds};
-use super::written::Own;
+use super::events::{GuardEvent, SubscriptionIds};
+use super::outgoing::GuardMessage;
+use super::trace_budget::TraceBudget;
 use capabilities::NodeCapabilities;
-use questions::{Purpose, Questions};
-use subscriptions::Subscriptions;
-use template::Template;
-use tip_watch::TipWatch;
+use questions::{CallPurpose, Questions};
+use shutdown_watch::ShutdownWatch;
+use subscriptions::SubscriptionTable;
+use template::TemplateState;
 
 /// The guard's own numbers for questions and exports start here; the exporter counts from zero.
 const OWN_NUMBERS: u32 = 0x7000_0000;
@@ -47,9 +46,9 @@ const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 /// Between attempts at a call that fails.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What to do with a message of the node's.
+/// How to handle a message of the node.
 #[derive(Debug, PartialEq)]
-pub enum FromNode {
+pub enum NodeMessageAction {
     /// Answer the callback with nothing, and hand it on as an event.
     AnswerCallback,
     /// Answer the question, a `makeThread`, with the thread of the second number.
@@ -62,9 +61,9 @@ pub enum FromNode {
     Keep,
 }
 
-/// What to do with a message of the exporter's.
+/// How to handle a message of the exporter.
 #[derive(Debug, PartialEq)]
-pub enum FromExporter {
+pub enum ExporterMessageAction {
     /// Pass it on to the node.
     Forward,
     /// Not for the node, or not yet.
@@ -73,17 +72,17 @@ pub enum FromExporter {
     Answer(u32),
     /// Not permitted: answer the call with an error in the node's place.
     Reject(u32, Rejection),
-    /// It would make the node drop the connection, for this reason: swallow it and take leave.
-    Refuse(&'static str),
+    /// It would make the node drop the connection, for this reason: drop the message and start to drain.
+    Violation(&'static str),
 }
 
-/// The state of a connection.
+/// The protocol's state on a connection.
 pub struct ProtocolState {
     questions: Questions,
     capabilities: NodeCapabilities,
-    tip_watch: TipWatch,
-    template: Template,
-    subscriptions: Subscriptions,
+    shutdown_watch: ShutdownWatch,
+    template: TemplateState,
+    subscriptions: SubscriptionTable,
     /// The next number of a call of the guard's.
     next_question: u32,
     /// The last number of a thread that the guard gave the node.
@@ -93,121 +92,125 @@ pub struct ProtocolState {
     /// Calls of the exporter that were rejected.
     rejected: u32,
     /// `Finish` and `Release` messages to send.
-    finishes: VecDeque<Own>,
-    events: VecDeque<Event>,
-    /// Since when leave is taken.
-    leaving: Option<Duration>,
-    /// Since when this guard stands in for one that was killed.
-    replacing: Option<Duration>,
-    heard_at: Duration,
-    ever_answered: bool,
+    finishes: VecDeque<GuardMessage>,
+    events: VecDeque<GuardEvent>,
+    /// When draining started.
+    draining_since: Option<Duration>,
+    /// When this guard replaced one that was killed.
+    replacing_since: Option<Duration>,
+    last_message_at: Duration,
+    has_answered: bool,
 }
 
 impl ProtocolState {
-    /// A connection on which nothing was said yet.
-    pub fn new(budget: Budget, now: Duration) -> Self {
+    /// A connection without any message yet.
+    pub fn new(budget: TraceBudget, now: Duration) -> Self {
         ProtocolState {
             questions: Questions::default(),
             capabilities: NodeCapabilities::default(),
-            tip_watch: TipWatch::default(),
-            template: Template::default(),
-            subscriptions: Subscriptions::new(budget),
+            shutdown_watch: ShutdownWatch::default(),
+            template: TemplateState::default(),
+            subscriptions: SubscriptionTable::new(budget),
             next_question: OWN_NUMBERS,
             last_thread: OWN_NUMBERS,
             threads_requested: 0,
             rejected: 0,
             finishes: VecDeque::new(),
             events: VecDeque::new(),
-            leaving: None,
-            replacing: None,
-            heard_at: now,
-            ever_answered: false,
+            draining_since: None,
+            replacing_since: None,
+            last_message_at: now,
+            has_answered: false,
         }
     }
 
-    /// A connection whose guard was killed, with the subscriptions that it left: to take leave of the node.
+    /// A connection whose guard was killed, with its subscriptions: to disconnect cleanly.
     pub fn replacement(subscriptions: &[SubscriptionIds], now: Duration) -> Self {
         ProtocolState {
-            subscriptions: Subscriptions::inherited(subscriptions),
+            subscriptions: SubscriptionTable::inherited(subscriptions),
             next_question: REPLACEMENT_NUMBERS,
             last_thread: REPLACEMENT_NUMBERS,
-            replacing: Some(now),
-            ..ProtocolState::new(Budget::new(None), now)
+            replacing_since: Some(now),
+            ..ProtocolState::new(TraceBudget::new(None), now)
         }
     }
 
     /// A call is sent to the node, on this thread of its if it is the exporter's.
-    fn begin(&mut self, number: u32, purpose: Purpose, thread: Option<u32>, now: Duration) {
+    fn begin(&mut self, number: u32, purpose: CallPurpose, thread: Option<u32>, now: Duration) {
         match purpose {
-            Purpose::WaitTipChanged(_) => self.tip_watch.on_poll_start(),
-            Purpose::Subscribe { callback, thread, .. } => self.subscriptions.on_request(callback, thread),
-            Purpose::Disconnect { callback } => {
+            CallPurpose::WaitTipChanged(_) => self.shutdown_watch.on_poll_start(),
+            CallPurpose::Subscribe { callback, thread, .. } => {
+                self.subscriptions.on_request(callback, thread)
+            }
+            CallPurpose::Disconnect { callback } => {
                 self.subscriptions.on_disconnect_start(callback, number >= OWN_NUMBERS)
             }
-            Purpose::CreateNewBlock => self.template.on_create_start(),
-            Purpose::CallTemplate { destroys } => self.template.on_call_start(destroys),
-            Purpose::Handshake | Purpose::MakeThread { .. } | Purpose::Other => {}
+            CallPurpose::CreateNewBlock => self.template.on_create_start(),
+            CallPurpose::CallTemplate { destroys } => self.template.on_call_start(destroys),
+            CallPurpose::Handshake | CallPurpose::MakeThread { .. } | CallPurpose::Other => {}
         }
         self.questions.insert(number, purpose, thread, now);
     }
 
-    /// Whether the guard needs a capability of the node's, so that the exporter's references are not released.
+    /// Whether the guard needs a capability of the node's: then the exporter's references are not released.
     fn is_pinned(&self, id: u32) -> bool {
-        self.tip_watch.is_pinned(id) || self.template.export() == Some(id) || self.subscriptions.is_pinned(id)
+        self.shutdown_watch.is_pinned(id)
+            || self.template.export() == Some(id)
+            || self.subscriptions.is_pinned(id)
     }
 
-    /// Releases the block template if the exporter has no more use for it.
+    /// Releases the block template if the exporter does not use it any more.
     fn release_unused_template(&mut self) {
-        let is_used = |export| self.leaving.is_none() && self.capabilities.has(export);
+        let is_used = |export| self.draining_since.is_none() && self.capabilities.has(export);
         if let Some(export) = self.template.take_unused(is_used) {
             self.capabilities.remove(export);
-            self.finishes.push_back(Own::Release { export, count: 1 });
+            self.finishes.push_back(GuardMessage::Release { export, count: 1 });
         }
     }
 
     /// Whether the exporter's messages may be read. Not while the node answers a `disconnect` of the guard's: another call
     /// for the same subscription would run on the same thread in the middle of it, wait for a lock that it holds, and hang
     /// the node.
-    pub fn may_hear_exporter(&self) -> bool {
-        self.leaving.is_none() && !self.subscriptions.is_disconnecting()
+    pub fn reads_exporter(&self) -> bool {
+        self.draining_since.is_none() && !self.subscriptions.has_own_disconnect()
     }
 
-    /// The exporter is gone, or is as good as gone.
-    pub fn leave(&mut self, now: Duration) {
-        if self.leaving.is_some() {
+    /// The exporter is gone, or broke the protocol: starts the clean disconnect.
+    pub fn drain(&mut self, now: Duration) {
+        if self.draining_since.is_some() {
             return;
         }
-        self.leaving = Some(now);
+        self.draining_since = Some(now);
         // The exporter finishes nothing any more, and until a subscription's call is finished the node holds its callback.
         let answered = self.questions.finish_all().into_iter();
-        self.finishes.extend(answered.map(|question| Own::Finish { question, releases: false }));
+        self.finishes.extend(answered.map(|question| GuardMessage::Finish { question, releases: false }));
         self.release_unused_template();
     }
 
-    /// Whether leave is being taken.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving.is_some()
+    /// Whether the clean disconnect has started.
+    pub fn is_draining(&self) -> bool {
+        self.draining_since.is_some()
     }
 
     fn shut_down(&mut self, now: Duration) {
-        if self.leaving.is_none() {
-            self.events.push_back(Event::NodeShutsDown);
+        if self.draining_since.is_none() {
+            self.events.push_back(GuardEvent::NodeShutsDown);
         }
-        self.leave(now);
+        self.drain(now);
     }
 
-    /// Whether the peer is a node: it has answered something, or a guard before this one spoke to it.
+    /// Whether the peer is a node: it has answered something, or a guard before this one used the connection.
     pub fn is_node(&self) -> bool {
-        self.ever_answered || self.replacing.is_some()
+        self.has_answered || self.replacing_since.is_some()
     }
 
     /// The guard has waited for a CPU this long since it was started, and a node that called back with it.
-    pub fn run_delay(&mut self, total: Duration) {
-        self.subscriptions.run_delay(total);
+    pub fn add_run_delay(&mut self, total: Duration) {
+        self.subscriptions.add_run_delay(total);
     }
 
-    /// What the exporter has to be told.
-    pub fn next_event(&mut self) -> Option<Event> {
+    /// The next event for the exporter.
+    pub fn next_event(&mut self) -> Option<GuardEvent> {
         self.events.pop_front()
     }
 }

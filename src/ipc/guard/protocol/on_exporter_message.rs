@@ -1,12 +1,12 @@
-//! What the exporter says.
+//! Messages of the exporter.
 
 use std::time::Duration;
 
-use super::questions::Finished;
-use super::tip_watch::LongPoll;
-use super::{Event, FromExporter, OWN_NUMBERS, Own, ProtocolState, Purpose};
+use super::questions::FinishAction;
+use super::shutdown_watch::LongPoll;
+use super::{CallPurpose, ExporterMessageAction, GuardEvent, GuardMessage, OWN_NUMBERS, ProtocolState};
 use crate::ipc::guard::allow_list::{self, Rejection};
-use crate::ipc::guard::message::{self, Call, Capabilities, Message, Target};
+use crate::ipc::guard::message::{self, Call, CallTarget, Message, MessageCapabilities};
 
 /// Threads of the node that the exporter may have. It has five at most.
 pub(super) const MAX_THREADS: u32 = 16;
@@ -14,46 +14,55 @@ pub(super) const MAX_THREADS: u32 = 16;
 pub(super) const MAX_REJECTED: u32 = 16;
 
 impl ProtocolState {
-    /// Takes a message of the exporter's into account.
-    pub fn on_exporter(&mut self, message: &Message, now: Duration) -> capnp::Result<FromExporter> {
-        let verdict = match message {
-            Message::Bootstrap { question } => self.ask(*question, Purpose::Handshake, None, now),
+    /// Handles a message of the exporter.
+    pub fn on_exporter(&mut self, message: &Message, now: Duration) -> capnp::Result<ExporterMessageAction> {
+        let action = match message {
+            Message::Bootstrap { question } => self.start_call(*question, CallPurpose::Handshake, None, now),
             Message::Call(call) => self.on_call(call, now)?,
             Message::Finish { question, releases } => self.on_finish(*question, *releases),
             Message::Release { export, count } if self.capabilities.release(*export, *count) => {
-                if self.is_pinned(*export) { FromExporter::Keep } else { FromExporter::Forward }
+                if self.is_pinned(*export) {
+                    ExporterMessageAction::Keep
+                } else {
+                    ExporterMessageAction::Forward
+                }
             }
             Message::Release { .. } => {
-                FromExporter::Refuse("release of a capability that the exporter does not have")
+                ExporterMessageAction::Violation("release of a capability that the exporter does not have")
             }
-            Message::Return(_) => FromExporter::Refuse("response without a request"),
-            Message::Abort => FromExporter::Refuse("abort message"),
-            Message::Resolve(_) | Message::Other => FromExporter::Refuse("unsupported message"),
+            Message::Return(_) => ExporterMessageAction::Violation("response without a request"),
+            Message::Abort => ExporterMessageAction::Violation("abort message"),
+            Message::Resolve(_) | Message::Other => ExporterMessageAction::Violation("unsupported message"),
         };
         self.release_unused_template();
-        Ok(verdict)
+        Ok(action)
     }
 
-    fn on_call(&mut self, call: &Call, now: Duration) -> capnp::Result<FromExporter> {
+    fn on_call(&mut self, call: &Call, now: Duration) -> capnp::Result<ExporterMessageAction> {
         let capabilities = call.capabilities()?;
         if let Err(why) = self.check_capabilities(call, &capabilities) {
-            return Ok(FromExporter::Refuse(why));
+            return Ok(ExporterMessageAction::Violation(why));
         }
         let purpose = match self.on_template_call(call) {
-            Some(purpose) => purpose.map_err(FromExporter::Refuse),
+            Some(purpose) => purpose.map_err(ExporterMessageAction::Violation),
             None => self.purpose(call, &capabilities)?,
         };
         let thread = capabilities.imported.first().copied();
-        Ok(purpose.map_or_else(|verdict| verdict, |purpose| self.ask(call.question, purpose, thread, now)))
+        Ok(purpose
+            .map_or_else(|action| action, |purpose| self.start_call(call.question, purpose, thread, now)))
     }
 
     /// Whether the exporter has what the call uses, and the node may be passed these capabilities: its own threads, and
     /// callbacks where the method takes one.
-    fn check_capabilities(&self, call: &Call, capabilities: &Capabilities) -> Result<(), &'static str> {
-        let Capabilities { hosted, imported, promised } = capabilities;
+    fn check_capabilities(
+        &self,
+        call: &Call,
+        capabilities: &MessageCapabilities,
+    ) -> Result<(), &'static str> {
+        let MessageCapabilities { hosted, imported, promised } = capabilities;
         let has_target = match call.target {
-            Target::Export(id) => self.capabilities.has(id),
-            Target::Answer(question) => self.questions.is_open(question),
+            CallTarget::Export(id) => self.capabilities.has(id),
+            CallTarget::Answer(question) => self.questions.is_open(question),
         };
         let has = imported.iter().all(|id| self.capabilities.has(*id))
             && promised.iter().all(|question| self.questions.is_open(*question));
@@ -68,13 +77,15 @@ impl ProtocolState {
 
     /// The purpose of a call on a block template; `None` for a call on anything else. Templates are called by their own
     /// numbers only.
-    fn on_template_call(&self, call: &Call) -> Option<Result<Purpose, &'static str>> {
+    fn on_template_call(&self, call: &Call) -> Option<Result<CallPurpose, &'static str>> {
         match call.target {
-            Target::Export(id) if self.template.export() == Some(id) => {
+            CallTarget::Export(id) if self.template.export() == Some(id) => {
                 let checked = self.template.may_be_called(call.method);
-                Some(checked.map(|destroys| Purpose::CallTemplate { destroys }))
+                Some(checked.map(|destroys| CallPurpose::CallTemplate { destroys }))
             }
-            Target::Answer(question) if self.questions.gives_template(question, self.template.export()) => {
+            CallTarget::Answer(question)
+                if self.questions.gives_template(question, self.template.export()) =>
+            {
                 Some(Err("call on a block template before its creation"))
             }
             _ => None,
@@ -85,105 +96,117 @@ impl ProtocolState {
     fn purpose(
         &mut self,
         call: &Call,
-        capabilities: &Capabilities,
-    ) -> capnp::Result<Result<Purpose, FromExporter>> {
+        capabilities: &MessageCapabilities,
+    ) -> capnp::Result<Result<CallPurpose, ExporterMessageAction>> {
         if let Err(rejection) = allow_list::check(call)? {
             return Ok(Err(self.reject(call.question, rejection)));
         }
         Ok(match (call.method, call.target) {
-            (message::CONSTRUCT, _) => Ok(Purpose::Handshake),
-            (message::MAKE_THREAD, target) => self.on_make_thread(target).map_err(FromExporter::Refuse),
-            (message::WAIT_TIP_CHANGED, _) => Ok(Purpose::WaitTipChanged(LongPoll::read(call)?)),
-            (message::HANDLE_NOTIFICATIONS | message::TRACE_UTXO_CACHE, _) => {
-                self.on_subscribe(call, capabilities).map_err(FromExporter::Refuse)
+            (message::CONSTRUCT, _) => Ok(CallPurpose::Handshake),
+            (message::MAKE_THREAD, target) => {
+                self.on_make_thread(target).map_err(ExporterMessageAction::Violation)
             }
-            (message::DISCONNECT, Target::Export(handler)) => {
-                let callback = self.subscriptions.disconnectable(handler);
+            (message::WAIT_TIP_CHANGED, _) => Ok(CallPurpose::WaitTipChanged(LongPoll::read(call)?)),
+            (message::HANDLE_NOTIFICATIONS | message::TRACE_UTXO_CACHE, _) => {
+                self.on_subscribe(call, capabilities).map_err(ExporterMessageAction::Violation)
+            }
+            (message::DISCONNECT, CallTarget::Export(handler)) => {
+                let callback = self.subscriptions.disconnectable_callback(handler);
                 // Done already, and doing it twice can hang the node.
                 callback
-                    .map(|callback| Purpose::Disconnect { callback })
-                    .ok_or(FromExporter::Answer(call.question))
+                    .map(|callback| CallPurpose::Disconnect { callback })
+                    .ok_or(ExporterMessageAction::Answer(call.question))
             }
-            (message::DISCONNECT, Target::Answer(_)) => {
-                Err(FromExporter::Refuse("end of a subscription before its beginning"))
+            (message::DISCONNECT, CallTarget::Answer(_)) => {
+                Err(ExporterMessageAction::Violation("end of a subscription before its beginning"))
             }
             (message::CREATE_NEW_BLOCK, _) => {
                 let checked = self.template.may_be_created();
-                checked.map(|()| Purpose::CreateNewBlock).map_err(FromExporter::Refuse)
+                checked.map(|()| CallPurpose::CreateNewBlock).map_err(ExporterMessageAction::Violation)
             }
-            _ => Ok(Purpose::Other),
+            _ => Ok(CallPurpose::Other),
         })
     }
 
-    fn on_make_thread(&mut self, target: Target) -> Result<Purpose, &'static str> {
-        let Target::Export(thread_map) = target else {
+    fn on_make_thread(&mut self, target: CallTarget) -> Result<CallPurpose, &'static str> {
+        let CallTarget::Export(thread_map) = target else {
             return Err("request for a thread before the end of the handshake");
         };
         if self.threads_requested >= MAX_THREADS {
             return Err("request for too many threads");
         }
         self.threads_requested += 1;
-        Ok(Purpose::MakeThread { thread_map })
+        Ok(CallPurpose::MakeThread { thread_map })
     }
 
-    fn on_subscribe(&self, call: &Call, capabilities: &Capabilities) -> Result<Purpose, &'static str> {
+    fn on_subscribe(
+        &self,
+        call: &Call,
+        capabilities: &MessageCapabilities,
+    ) -> Result<CallPurpose, &'static str> {
         let callback = capabilities.hosted.first().copied();
-        // Which of the two is over could not be told when the node releases one.
+        // When the node releases one of the two, it would be unknown which one is over.
         if callback.is_some_and(|callback| self.subscriptions.has_callback(callback)) {
             return Err("second subscription of a callback");
         }
-        // How to end it could not be told.
+        // There would be no way to end it.
         let (Some(callback), Some(&thread)) = (callback, capabilities.imported.first()) else {
             return Err("subscription without a callback or a thread");
         };
-        Ok(Purpose::Subscribe { callback, thread, traces: call.method == message::TRACE_UTXO_CACHE })
+        Ok(CallPurpose::Subscribe { callback, thread, traces: call.method == message::TRACE_UTXO_CACHE })
     }
 
-    fn reject(&mut self, question: u32, rejection: Rejection) -> FromExporter {
+    fn reject(&mut self, question: u32, rejection: Rejection) -> ExporterMessageAction {
         if !self.is_free(question) {
-            return FromExporter::Refuse(NUMBER_IN_USE);
+            return ExporterMessageAction::Violation(NUMBER_IN_USE);
         }
         self.rejected += 1;
         let Rejection { call, reason } = rejection.clone();
-        self.events.push_back(Event::Rejected { call, reason });
+        self.events.push_back(GuardEvent::Rejected { call, reason });
         match self.rejected {
-            MAX_REJECTED.. => FromExporter::Refuse("too many calls that are not permitted"),
-            _ => FromExporter::Reject(question, rejection),
+            MAX_REJECTED.. => ExporterMessageAction::Violation("too many calls that are not permitted"),
+            _ => ExporterMessageAction::Reject(question, rejection),
         }
     }
 
     /// A question of the exporter's, on a thread of the node.
-    fn ask(&mut self, number: u32, purpose: Purpose, thread: Option<u32>, now: Duration) -> FromExporter {
+    fn start_call(
+        &mut self,
+        number: u32,
+        purpose: CallPurpose,
+        thread: Option<u32>,
+        now: Duration,
+    ) -> ExporterMessageAction {
         // Bitcoin Core 30 aborts when it has to queue a second call on a thread.
         if thread.is_some_and(|thread| self.questions.is_running_on(thread)) {
-            return FromExporter::Refuse("two concurrent calls on one thread");
+            return ExporterMessageAction::Violation("two concurrent calls on one thread");
         }
         if !self.is_free(number) {
-            return FromExporter::Refuse(NUMBER_IN_USE);
+            return ExporterMessageAction::Violation(NUMBER_IN_USE);
         }
         self.begin(number, purpose, thread, now);
-        FromExporter::Forward
+        ExporterMessageAction::Forward
     }
 
     fn is_free(&self, number: u32) -> bool {
         number < OWN_NUMBERS && !self.questions.is_used(number)
     }
 
-    fn on_finish(&mut self, number: u32, releases: bool) -> FromExporter {
+    fn on_finish(&mut self, number: u32, releases: bool) -> ExporterMessageAction {
         let results = match self.questions.finish(number, releases) {
-            Err(why) => return FromExporter::Refuse(why),
-            Ok(Finished::Later | Finished::NotNeeded) => return FromExporter::Keep,
-            Ok(Finished::Now(_)) if !releases => return FromExporter::Forward,
-            Ok(Finished::Now(results)) => results,
+            Err(why) => return ExporterMessageAction::Violation(why),
+            Ok(FinishAction::Later | FinishAction::NotNeeded) => return ExporterMessageAction::Keep,
+            Ok(FinishAction::Now(_)) if !releases => return ExporterMessageAction::Forward,
+            Ok(FinishAction::Now(results)) => results,
         };
         for &id in &results {
             self.capabilities.release(id, 1);
         }
         if !results.iter().any(|&id| self.is_pinned(id)) {
-            return FromExporter::Forward;
+            return ExporterMessageAction::Forward;
         }
-        self.finishes.push_back(Own::Finish { question: number, releases: false });
-        FromExporter::Keep
+        self.finishes.push_back(GuardMessage::Finish { question: number, releases: false });
+        ExporterMessageAction::Keep
     }
 }
 

@@ -1,102 +1,107 @@
-//! What the node says.
+//! Messages of the node.
 
 use std::time::Duration;
 
-use super::questions::Answered;
-use super::tip_watch::PollEnd;
-use super::{Event, FromNode, OWN_NUMBERS, Own, ProtocolState, Purpose};
+use super::questions::AnsweredQuestion;
+use super::shutdown_watch::LongPollResult;
+use super::{CallPurpose, GuardEvent, GuardMessage, NodeMessageAction, OWN_NUMBERS, ProtocolState};
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
 impl ProtocolState {
-    /// Takes a message of the node's into account.
-    pub fn on_node(&mut self, message: &Message, now: Duration) -> capnp::Result<FromNode> {
-        self.heard_at = now;
+    /// Handles a message of the node.
+    pub fn on_node(&mut self, message: &Message, now: Duration) -> capnp::Result<NodeMessageAction> {
+        self.last_message_at = now;
         Ok(match message {
             Message::Call(call) if message::is_callback(call.method) => {
                 if message::is_of_trace(call.method) && self.subscriptions.on_trace(now) {
-                    self.events.push_back(Event::OverBudget);
+                    self.events.push_back(GuardEvent::OverBudget);
                 }
-                FromNode::AnswerCallback
+                NodeMessageAction::AnswerCallback
             }
             Message::Call(call) if call.method == message::MAKE_THREAD => {
                 self.last_thread = self.last_thread.checked_add(1).unwrap_or(OWN_NUMBERS);
-                FromNode::AnswerThread(call.question, self.last_thread)
+                NodeMessageAction::AnswerThread(call.question, self.last_thread)
             }
-            Message::Call(call) => FromNode::AnswerUnimplemented(call.question),
-            Message::Bootstrap { question } => FromNode::AnswerUnimplemented(*question),
+            Message::Call(call) => NodeMessageAction::AnswerUnimplemented(call.question),
+            Message::Bootstrap { question } => NodeMessageAction::AnswerUnimplemented(*question),
             // All answers that the node gets are the guard's.
-            Message::Finish { .. } => FromNode::Keep,
+            Message::Finish { .. } => NodeMessageAction::Keep,
             Message::Return(answer) => self.on_answer(answer, now)?,
-            Message::Release { export, .. } if *export >= OWN_NUMBERS => FromNode::Keep,
+            Message::Release { export, .. } if *export >= OWN_NUMBERS => NodeMessageAction::Keep,
             Message::Release { export, count } => {
                 if self.subscriptions.on_release(*export, *count) {
-                    self.events.push_back(Event::Released(*export));
+                    self.events.push_back(GuardEvent::Released(*export));
                 }
-                FromNode::Forward
+                NodeMessageAction::Forward
             }
             Message::Resolve(capabilities) => {
                 self.capabilities.add_refs(&capabilities.hosted);
-                FromNode::Forward
+                NodeMessageAction::Forward
             }
-            Message::Abort => FromNode::Forward,
-            // The exporter would answer that it does not know it, and has nothing else to say to it.
-            Message::Other => FromNode::Keep,
+            Message::Abort => NodeMessageAction::Forward,
+            // The exporter would answer that it is not implemented.
+            Message::Other => NodeMessageAction::Keep,
         })
     }
 
-    fn on_answer(&mut self, answer: &Return, now: Duration) -> capnp::Result<FromNode> {
-        self.ever_answered = true;
+    fn on_answer(&mut self, answer: &Return, now: Duration) -> capnp::Result<NodeMessageAction> {
+        self.has_answered = true;
         let hosted = answer.outcome.hosted();
         let answered = self.questions.answered(answer.question, hosted, answer.no_finish_needed);
-        let Some(answered) = answered else { return Ok(FromNode::Keep) };
-        let Answered { own, finished, .. } = answered;
+        let Some(answered) = answered else { return Ok(NodeMessageAction::Keep) };
+        let AnsweredQuestion { own, finished, .. } = answered;
         if (own || finished.is_some()) && !answer.no_finish_needed {
             let releases = finished.unwrap_or(false);
-            self.finishes.push_back(Own::Finish { question: answer.question, releases });
+            self.finishes.push_back(GuardMessage::Finish { question: answer.question, releases });
         }
         let is_kept = !own && finished != Some(true);
         if is_kept {
             self.capabilities.add_refs(hosted);
         }
-        let are_threads = !own && matches!(answered.purpose, Purpose::MakeThread { .. });
+        let are_threads = !own && matches!(answered.purpose, CallPurpose::MakeThread { .. });
         self.capabilities.set_threads(hosted, are_threads);
         let first = hosted.first().copied();
         match answered.purpose {
-            Purpose::CreateNewBlock => self.template.on_create_end(first.filter(|_| is_kept)),
-            Purpose::CallTemplate { .. } => self.template.on_call_end(),
+            CallPurpose::CreateNewBlock => self.template.on_create_end(first.filter(|_| is_kept)),
+            CallPurpose::CallTemplate { .. } => self.template.on_call_end(),
             _ => {}
         }
         self.release_unused_template();
         self.apply_outcome(answered, &answer.outcome, now)?;
-        Ok(if own { FromNode::Keep } else { FromNode::Forward })
+        Ok(if own { NodeMessageAction::Keep } else { NodeMessageAction::Forward })
     }
 
-    /// Takes the outcome of a call into account.
-    fn apply_outcome(&mut self, answered: Answered, outcome: &Outcome, now: Duration) -> capnp::Result<()> {
+    /// Applies the outcome of a call.
+    fn apply_outcome(
+        &mut self,
+        answered: AnsweredQuestion,
+        outcome: &Outcome,
+        now: Duration,
+    ) -> capnp::Result<()> {
         let first = outcome.hosted().first().copied();
         match answered.purpose {
-            Purpose::MakeThread { .. } if answered.own => self.tip_watch.on_thread(first, now),
-            Purpose::MakeThread { thread_map } if matches!(outcome, Outcome::Results(..)) => {
-                self.tip_watch.set_thread_map(thread_map)
+            CallPurpose::MakeThread { .. } if answered.own => self.shutdown_watch.on_thread(first, now),
+            CallPurpose::MakeThread { thread_map } if matches!(outcome, Outcome::Results(..)) => {
+                self.shutdown_watch.set_thread_map(thread_map)
             }
-            Purpose::WaitTipChanged(poll) => {
-                let end = PollEnd::read(outcome)?;
-                let shuts_down = end == PollEnd::ShutsDown;
+            CallPurpose::WaitTipChanged(poll) => {
+                let end = LongPollResult::read(outcome)?;
+                let shuts_down = end == LongPollResult::ShutsDown;
                 if answered.own {
                     let is_subscribed = !self.subscriptions.is_empty();
-                    self.tip_watch.on_own_poll_end(end, answered.asked_at, is_subscribed, now);
+                    self.shutdown_watch.on_own_poll_end(end, answered.asked_at, is_subscribed, now);
                 } else {
-                    self.tip_watch.on_exporter_poll_end(poll, end, now);
+                    self.shutdown_watch.on_exporter_poll_end(poll, end, now);
                 }
                 if shuts_down {
                     self.shut_down(now);
                 }
             }
-            Purpose::Subscribe { callback, traces, .. } => {
+            CallPurpose::Subscribe { callback, traces, .. } => {
                 let begun = self.subscriptions.on_answer(callback, first, traces);
-                self.events.extend(begun.map(Event::Subscribed));
+                self.events.extend(begun.map(GuardEvent::Subscribed));
             }
-            Purpose::Disconnect { callback } => {
+            CallPurpose::Disconnect { callback } => {
                 let ended = match outcome {
                     Outcome::Results(..) => Ok(()),
                     Outcome::Exception(why) => Err(*why),
@@ -104,11 +109,11 @@ impl ProtocolState {
                 };
                 self.subscriptions.on_disconnect_end(callback, ended, now);
             }
-            Purpose::Handshake
-            | Purpose::MakeThread { .. }
-            | Purpose::CreateNewBlock
-            | Purpose::CallTemplate { .. }
-            | Purpose::Other => {}
+            CallPurpose::Handshake
+            | CallPurpose::MakeThread { .. }
+            | CallPurpose::CreateNewBlock
+            | CallPurpose::CallTemplate { .. }
+            | CallPurpose::Other => {}
         }
         Ok(())
     }

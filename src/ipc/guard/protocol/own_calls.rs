@@ -2,76 +2,79 @@
 
 use std::time::Duration;
 
-use super::{BUSY_RETRY_INTERVAL, OWN_NUMBERS, Own, ProtocolState, Purpose, RETRY_INTERVAL, SubscriptionIds};
+use super::{
+    BUSY_RETRY_INTERVAL, CallPurpose, GuardMessage, OWN_NUMBERS, ProtocolState, RETRY_INTERVAL,
+    SubscriptionIds,
+};
 
-/// From the node's last message to the close: the thread that ran the last call is still putting its tools away.
+/// From the node's last message to the close: the node's worker thread may still be cleaning up after the last call.
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
-/// A guard that replaces a killed one says nothing before the node was silent for this long: the `destroy` of a
+/// A guard that replaces a killed one sends nothing before the node was silent for this long: the `destroy` of a
 /// disconnect under way would have come. A second disconnect in the middle of it hangs the node.
 pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
-/// But a node that never is silent is spoken to after this time.
+/// But if the node is never silent, the guard starts to send after this time.
 pub(super) const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
-/// And the node is left when it was silent for this long, longer than a long poll: which calls the killed guard had passed
-/// on is not known.
+/// And the guard closes when the node was silent for this long, longer than a long poll: it is unknown which calls the killed guard
+/// had forwarded.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a peer is waited for that has not answered anything: no call can be running on a thread of its.
+/// How long to wait for a peer that has not answered anything: no call can be running on a thread of its.
 pub(super) const MAX_HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 
 impl ProtocolState {
     /// A `Finish` or `Release` that has to be sent before anything else.
-    pub fn next_finish(&mut self) -> Option<Own> {
+    pub fn next_finish(&mut self) -> Option<GuardMessage> {
         self.finishes.pop_front()
     }
 
-    /// What has to be said to the node.
-    pub fn next_call(&mut self, now: Duration) -> Option<Own> {
+    /// The next message to the node.
+    pub fn next_call(&mut self, now: Duration) -> Option<GuardMessage> {
         self.next_finish().or_else(|| self.next_disconnect(now)).or_else(|| self.next_watch(now))
     }
 
-    fn next_disconnect(&mut self, now: Duration) -> Option<Own> {
-        let (ids, due_at) = self.subscriptions.next_disconnect(self.is_leaving())?;
-        if now < due_at || !self.has_settled(now) {
+    fn next_disconnect(&mut self, now: Duration) -> Option<GuardMessage> {
+        let (ids, due_at) = self.subscriptions.next_disconnect(self.is_draining())?;
+        if now < due_at || !self.is_quiet(now) {
             return None;
         }
         let SubscriptionIds { callback, handler, thread } = ids;
         let question = self.next_question;
-        self.begin_own(Purpose::Disconnect { callback }, now);
-        Some(Own::Disconnect { question, handler, thread })
+        self.begin_own(CallPurpose::Disconnect { callback }, now);
+        Some(GuardMessage::Disconnect { question, handler, thread })
     }
 
-    fn next_watch(&mut self, now: Duration) -> Option<Own> {
-        if self.is_leaving() {
+    fn next_watch(&mut self, now: Duration) -> Option<GuardMessage> {
+        if self.is_draining() {
             return None;
         }
-        let (purpose, call) = self.tip_watch.next_call(self.next_question, now)?;
+        let (purpose, call) = self.shutdown_watch.next_call(self.next_question, now)?;
         self.begin_own(purpose, now);
         Some(call)
     }
 
     /// The call of the next number is sent.
-    fn begin_own(&mut self, purpose: Purpose, now: Duration) {
+    fn begin_own(&mut self, purpose: CallPurpose, now: Duration) {
         let number = self.next_question;
         self.next_question = number.checked_add(1).unwrap_or(OWN_NUMBERS);
         self.begin(number, purpose, None, now);
     }
 
-    /// When something is due that no message announces.
-    pub fn wait_at_most(&self, now: Duration) -> Option<Duration> {
-        if self.is_leaving() {
+    /// How long the loop may wait for a message.
+    pub fn next_wakeup(&self, now: Duration) -> Option<Duration> {
+        if self.is_draining() {
             let waits_for_node = self.questions.any_unanswered();
             return Some(if waits_for_node { RETRY_INTERVAL } else { BUSY_RETRY_INTERVAL });
         }
         let disconnect = self.subscriptions.next_disconnect(false).map(|(_, due_at)| due_at);
-        let due_at = [self.tip_watch.due_at(), disconnect].into_iter().flatten().min()?;
+        let due_at = [self.shutdown_watch.due_at(), disconnect].into_iter().flatten().min()?;
         Some(due_at.saturating_sub(now))
     }
 
     /// Whether the connection to the node may be closed.
     pub fn may_close(&self, now: Duration) -> bool {
-        let Some(since) = self.leaving else { return false };
-        let no_node = !self.ever_answered && now.saturating_sub(since) >= MAX_HANDSHAKE_WAIT;
-        // Whether the callback of a replaced guard's subscription was released before, nobody has heard.
-        let (is_over, silence) = if self.replacing.is_some() {
+        let Some(since) = self.draining_since else { return false };
+        let no_node = !self.has_answered && now.saturating_sub(since) >= MAX_HANDSHAKE_WAIT;
+        // It is unknown whether the callback of a killed guard's subscription was released before.
+        let (is_over, silence) = if self.replacing_since.is_some() {
             (self.subscriptions.are_disconnected(), SILENCE_TIMEOUT)
         } else {
             (self.subscriptions.is_empty(), SETTLE_TIME)
@@ -79,13 +82,13 @@ impl ProtocolState {
         is_over
             && (no_node || !self.questions.any_unanswered())
             && self.finishes.is_empty()
-            && self.has_settled(now)
-            && now.saturating_sub(self.heard_at) >= silence
+            && self.is_quiet(now)
+            && now.saturating_sub(self.last_message_at) >= silence
     }
 
-    /// Whether a replaced guard's last calls have shown whatever they do.
-    fn has_settled(&self, now: Duration) -> bool {
-        let Some(since) = self.replacing else { return true };
-        now.saturating_sub(self.heard_at) >= QUIET_TIME || now.saturating_sub(since) >= MAX_QUIET_WAIT
+    /// Whether the last calls of a killed guard have had their effect.
+    fn is_quiet(&self, now: Duration) -> bool {
+        let Some(since) = self.replacing_since else { return true };
+        now.saturating_sub(self.last_message_at) >= QUIET_TIME || now.saturating_sub(since) >= MAX_QUIET_WAIT
     }
 }

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::OWN_NUMBERS;
-use super::tip_watch::LongPoll;
+use super::shutdown_watch::LongPoll;
 
-/// What a call is for.
+/// The purpose of a call.
 #[derive(Debug)]
-pub(super) enum Purpose {
+pub(super) enum CallPurpose {
     /// Runs on the node's event loop: bootstrap, `construct`.
     Handshake,
     MakeThread {
@@ -33,20 +33,20 @@ pub(super) enum Purpose {
 /// A call that is not finished.
 #[derive(Debug)]
 struct Question {
-    purpose: Purpose,
+    purpose: CallPurpose,
     /// The node's thread that runs it, of the exporter's calls.
     thread: Option<u32>,
     answered: bool,
     /// The capabilities that came with the answer.
     results: Vec<u32>,
-    /// The exporter finished it before the answer. The value says whether the capabilities of the answer go with it.
+    /// The exporter finished it before the answer. The value: whether the capabilities of the answer are released with it.
     finished: Option<bool>,
     asked_at: Duration,
 }
 
 /// A call that the node has just answered.
-pub(super) struct Answered {
-    pub purpose: Purpose,
+pub(super) struct AnsweredQuestion {
+    pub purpose: CallPurpose,
     /// The guard's own.
     pub own: bool,
     /// See [`Question::finished`].
@@ -54,8 +54,8 @@ pub(super) struct Answered {
     pub asked_at: Duration,
 }
 
-/// What the exporter's `Finish` means.
-pub(super) enum Finished {
+/// The effect of the exporter's `Finish`.
+pub(super) enum FinishAction {
     /// It is sent when the node has answered.
     Later,
     /// The exporter is done with the answer, which came with these capabilities.
@@ -77,7 +77,7 @@ impl Questions {
         self.all.contains_key(&number)
     }
 
-    pub fn insert(&mut self, number: u32, purpose: Purpose, thread: Option<u32>, now: Duration) {
+    pub fn insert(&mut self, number: u32, purpose: CallPurpose, thread: Option<u32>, now: Duration) {
         self.finished_by_node.remove(&number);
         let question =
             Question { purpose, thread, answered: false, results: Vec::new(), finished: None, asked_at: now };
@@ -99,29 +99,36 @@ impl Questions {
     }
 
     pub fn makes_thread(&self, number: u32) -> bool {
-        self.all.get(&number).is_some_and(|question| matches!(question.purpose, Purpose::MakeThread { .. }))
+        self.all
+            .get(&number)
+            .is_some_and(|question| matches!(question.purpose, CallPurpose::MakeThread { .. }))
     }
 
     /// Whether the answer to this call has the block template, or will have one.
     pub fn gives_template(&self, number: u32, template: Option<u32>) -> bool {
         self.all.get(&number).is_some_and(|question| {
-            matches!(question.purpose, Purpose::CreateNewBlock)
+            matches!(question.purpose, CallPurpose::CreateNewBlock)
                 || template.is_some_and(|template| question.results.contains(&template))
         })
     }
 
-    /// The node has answered, with these capabilities. `None` if no such call waits for an answer: it is a replaced guard's,
-    /// or nobody's.
-    pub fn answered(&mut self, number: u32, hosted: &[u32], no_finish_needed: bool) -> Option<Answered> {
+    /// The node has answered, with these capabilities. `None` if no such call waits for an answer: it is a killed guard's,
+    /// or unknown.
+    pub fn answered(
+        &mut self,
+        number: u32,
+        hosted: &[u32],
+        no_finish_needed: bool,
+    ) -> Option<AnsweredQuestion> {
         let question = self.all.get_mut(&number).filter(|question| !question.answered)?;
         question.answered = true;
         let own = number >= OWN_NUMBERS;
         // The guard ends a subscription with the handler that comes with the answer, whatever the exporter sends.
-        if let Purpose::Subscribe { .. } = question.purpose {
+        if let CallPurpose::Subscribe { .. } = question.purpose {
             question.finished = question.finished.map(|_| false);
         }
         let (finished, asked_at) = (question.finished, question.asked_at);
-        let purpose = std::mem::replace(&mut question.purpose, Purpose::Other);
+        let purpose = std::mem::replace(&mut question.purpose, CallPurpose::Other);
         if own || finished.is_some() || no_finish_needed {
             self.all.remove(&number);
             if !own && finished.is_none() {
@@ -130,11 +137,11 @@ impl Questions {
         } else {
             question.results = hosted.to_vec();
         }
-        Some(Answered { purpose, own, finished, asked_at })
+        Some(AnsweredQuestion { purpose, own, finished, asked_at })
     }
 
-    /// The exporter finishes a call. The text says what is wrong.
-    pub fn finish(&mut self, number: u32, releases: bool) -> Result<Finished, &'static str> {
+    /// The exporter finishes a call. The text is the reason of an error.
+    pub fn finish(&mut self, number: u32, releases: bool) -> Result<FinishAction, &'static str> {
         const NOT_ASKED: &str = "finish of an unknown question";
         if number >= OWN_NUMBERS {
             return Err(NOT_ASKED);
@@ -143,12 +150,12 @@ impl Questions {
             Some(question) if question.finished.is_some() => Err("second finish of a question"),
             Some(question) if !question.answered => {
                 question.finished = Some(releases);
-                Ok(Finished::Later)
+                Ok(FinishAction::Later)
             }
-            Some(_) => Ok(Finished::Now(
+            Some(_) => Ok(FinishAction::Now(
                 self.all.remove(&number).map(|question| question.results).unwrap_or_default(),
             )),
-            None if self.finished_by_node.remove(&number) => Ok(Finished::NotNeeded),
+            None if self.finished_by_node.remove(&number) => Ok(FinishAction::NotNeeded),
             None => Err(NOT_ASKED),
         }
     }

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use super::{BUSY_RETRY_INTERVAL, RETRY_INTERVAL, SubscriptionIds};
-use crate::ipc::guard::budget::Budget;
+use crate::ipc::guard::trace_budget::TraceBudget;
 use crate::ipc::is_thread_busy;
 
 /// The node has not answered yet.
 #[derive(Debug)]
-struct Requested {
+struct RequestedSubscription {
     callback: u32,
     thread: u32,
     /// The node has dropped the callback already.
@@ -20,7 +20,7 @@ struct Requested {
 
 /// A callback object of the exporter's that the node may call.
 #[derive(Debug)]
-struct Subscription {
+struct ActiveSubscription {
     ids: SubscriptionIds,
     /// References that the node has.
     references: u32,
@@ -30,26 +30,26 @@ struct Subscription {
 
 /// A `disconnect` that the node has not answered.
 #[derive(Debug)]
-struct Disconnect {
+struct PendingDisconnect {
     callback: u32,
     /// The guard's own.
     own: bool,
 }
 
 /// All subscriptions of a connection, and the budget of the UTXO cache trace among them.
-pub(super) struct Subscriptions {
-    requested: Vec<Requested>,
-    all: Vec<Subscription>,
-    disconnects: Vec<Disconnect>,
+pub(super) struct SubscriptionTable {
+    requested: Vec<RequestedSubscription>,
+    all: Vec<ActiveSubscription>,
+    disconnects: Vec<PendingDisconnect>,
     /// When the guard may try to disconnect again.
     retry_at: Duration,
-    budget: Budget,
+    budget: TraceBudget,
     over_budget: bool,
 }
 
-impl Subscriptions {
-    pub fn new(budget: Budget) -> Self {
-        Subscriptions {
+impl SubscriptionTable {
+    pub fn new(budget: TraceBudget) -> Self {
+        SubscriptionTable {
             requested: Vec::new(),
             all: Vec::new(),
             disconnects: Vec::new(),
@@ -61,8 +61,8 @@ impl Subscriptions {
 
     /// Those that a killed guard left.
     pub fn inherited(ids: &[SubscriptionIds]) -> Self {
-        let inherited = |&ids| Subscription { ids, references: 1, traces: false, disconnected: false };
-        Subscriptions { all: ids.iter().map(inherited).collect(), ..Self::new(Budget::new(None)) }
+        let inherited = |&ids| ActiveSubscription { ids, references: 1, traces: false, disconnected: false };
+        SubscriptionTable { all: ids.iter().map(inherited).collect(), ..Self::new(TraceBudget::new(None)) }
     }
 
     /// Whether the guard needs this capability of the node's.
@@ -87,7 +87,7 @@ impl Subscriptions {
     }
 
     pub fn on_request(&mut self, callback: u32, thread: u32) {
-        self.requested.push(Requested { callback, thread, released: false });
+        self.requested.push(RequestedSubscription { callback, thread, released: false });
     }
 
     /// The node has answered the request, with a handler if it subscribed. Returns a subscription that began.
@@ -98,10 +98,10 @@ impl Subscriptions {
         traces: bool,
     ) -> Option<SubscriptionIds> {
         let at = self.requested.iter().position(|requested| requested.callback == callback)?;
-        let Requested { thread, released, .. } = self.requested.swap_remove(at);
+        let RequestedSubscription { thread, released, .. } = self.requested.swap_remove(at);
         // One that was released already is over.
         let ids = SubscriptionIds { callback, handler: handler.filter(|_| !released)?, thread };
-        self.all.push(Subscription { ids, references: 1, traces, disconnected: false });
+        self.all.push(ActiveSubscription { ids, references: 1, traces, disconnected: false });
         Some(ids)
     }
 
@@ -120,17 +120,17 @@ impl Subscriptions {
 
     /// The node calls back for the UTXO cache trace. Returns whether that exceeds the budget for the first time.
     pub fn on_trace(&mut self, now: Duration) -> bool {
-        self.budget.call(now) && !std::mem::replace(&mut self.over_budget, true)
+        self.budget.on_call(now) && !std::mem::replace(&mut self.over_budget, true)
     }
 
-    /// See [`Budget::run_delay`].
-    pub fn run_delay(&mut self, total: Duration) {
-        self.budget.run_delay(total);
+    /// See [`TraceBudget::add_run_delay`].
+    pub fn add_run_delay(&mut self, total: Duration) {
+        self.budget.add_run_delay(total);
     }
 
     /// The callback of the subscription that the exporter may disconnect by this handler. `None` if it has been, is being, or
     /// never was one.
-    pub fn disconnectable(&self, handler: u32) -> Option<u32> {
+    pub fn disconnectable_callback(&self, handler: u32) -> Option<u32> {
         let subscription = self.all.iter().find(|subscription| subscription.ids.handler == handler)?;
         let callback = subscription.ids.callback;
         let under_way = self.disconnects.iter().any(|disconnect| disconnect.callback == callback);
@@ -138,12 +138,12 @@ impl Subscriptions {
     }
 
     /// Whether a disconnect of the guard's own is under way.
-    pub fn is_disconnecting(&self) -> bool {
+    pub fn has_own_disconnect(&self) -> bool {
         self.disconnects.iter().any(|disconnect| disconnect.own)
     }
 
     pub fn on_disconnect_start(&mut self, callback: u32, own: bool) {
-        self.disconnects.push(Disconnect { callback, own });
+        self.disconnects.push(PendingDisconnect { callback, own });
     }
 
     /// The node has answered; the text is why it failed.
@@ -163,7 +163,7 @@ impl Subscriptions {
 
     /// The subscription that the guard has to disconnect, and when: each if it leaves, the trace if it is over its budget.
     pub fn next_disconnect(&self, leaves: bool) -> Option<(SubscriptionIds, Duration)> {
-        let is_next = |subscription: &&Subscription| {
+        let is_next = |subscription: &&ActiveSubscription| {
             !subscription.disconnected && (leaves || self.over_budget && subscription.traces)
         };
         let next = self.all.iter().find(is_next).filter(|_| self.disconnects.is_empty())?;
@@ -178,8 +178,8 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1);
 
     /// Notifications with callback 70 and handler 5, the trace with callback 71 and handler 6.
-    fn two() -> Subscriptions {
-        let mut subscriptions = Subscriptions::new(Budget::new(Some(Duration::ZERO)));
+    fn two() -> SubscriptionTable {
+        let mut subscriptions = SubscriptionTable::new(TraceBudget::new(Some(Duration::ZERO)));
         for (callback, handler, traces) in [(70, 5, false), (71, 6, true)] {
             subscriptions.on_request(callback, 2);
             assert!(subscriptions.on_answer(callback, Some(handler), traces).is_some());
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn callback_and_thread_are_known_from_the_request_on() {
-        let mut subscriptions = Subscriptions::new(Budget::new(None));
+        let mut subscriptions = SubscriptionTable::new(TraceBudget::new(None));
         subscriptions.on_request(70, 2);
         assert!(subscriptions.has_callback(70) && subscriptions.is_pinned(2));
         assert_eq!(subscriptions.on_answer(70, None, false), None, "refused by the node");
@@ -206,10 +206,13 @@ mod tests {
         assert_eq!(subscriptions.next_disconnect(false), None);
         let (first, at) = subscriptions.next_disconnect(true).unwrap();
         assert_eq!((first.handler, at), (5, Duration::ZERO));
-        assert_eq!(subscriptions.disconnectable(5), Some(70));
+        assert_eq!(subscriptions.disconnectable_callback(5), Some(70));
         subscriptions.on_disconnect_start(70, true);
-        assert!(subscriptions.is_disconnecting());
-        assert_eq!((subscriptions.next_disconnect(true), subscriptions.disconnectable(5)), (None, None));
+        assert!(subscriptions.has_own_disconnect());
+        assert_eq!(
+            (subscriptions.next_disconnect(true), subscriptions.disconnectable_callback(5)),
+            (None, None)
+        );
         for (why, retry_at) in
             [("std::exception: thread busy", NOW + BUSY_RETRY_INTERVAL), ("other", NOW + RETRY_INTERVAL)]
         {
@@ -218,7 +221,7 @@ mod tests {
             subscriptions.on_disconnect_start(70, true);
         }
         subscriptions.on_disconnect_end(70, Ok(()), NOW);
-        assert_eq!(subscriptions.disconnectable(5), None);
+        assert_eq!(subscriptions.disconnectable_callback(5), None);
         let (second, at) = subscriptions.next_disconnect(true).unwrap();
         assert_eq!((second.handler, at), (6, NOW));
         assert!(!subscriptions.are_disconnected());

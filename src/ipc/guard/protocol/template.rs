@@ -2,15 +2,15 @@
 //!
 //! The node keeps a template's transactions in memory until the template is destroyed or released. A destroy while it
 //! answers another call on the template, or a call after one, reads memory that is gone. So the exporter has at most one
-//! template, makes one call on it at a time, and none after a destroy; and only the guard releases it: when the exporter has
-//! no more use for it, or is gone, and no call on it is under way. A released template is destroyed on a thread that the node
-//! has for that, which no answer tells of and nobody waits for.
+//! template, makes one call on it at a time, and none after a destroy; and only the guard releases it: when the exporter
+//! does not use it any more, or is gone, and no call on it is under way. A node destroys a released template on a thread of its own;
+//! no answer reports that, and nothing waits for it.
 
 use crate::ipc::guard::message::{self, Method};
 
 /// The template that the node holds for the exporter.
 #[derive(Debug, Default, PartialEq)]
-pub(super) enum Template {
+pub(super) enum TemplateState {
     #[default]
     None,
     /// `createNewBlock` is under way.
@@ -24,27 +24,27 @@ pub(super) enum Template {
     },
 }
 
-impl Template {
+impl TemplateState {
     /// The node's number for it.
     pub fn export(&self) -> Option<u32> {
         match self {
-            Template::Held { export, .. } => Some(*export),
+            TemplateState::Held { export, .. } => Some(*export),
             _ => None,
         }
     }
 
     /// Whether the exporter may request one.
     pub fn may_be_created(&self) -> Result<(), &'static str> {
-        if *self == Template::None { Ok(()) } else { Err("request for a second block template") }
+        if *self == TemplateState::None { Ok(()) } else { Err("request for a second block template") }
     }
 
     pub fn on_create_start(&mut self) {
-        *self = Template::Requested;
+        *self = TemplateState::Requested;
     }
 
     /// The node has answered; `None` if it has not given one, or the exporter's `Finish` releases it.
     pub fn on_create_end(&mut self, export: Option<u32>) {
-        *self = export.map_or(Template::None, |export| Template::Held {
+        *self = export.map_or(TemplateState::None, |export| TemplateState::Held {
             export,
             called: false,
             destroyed: false,
@@ -55,21 +55,21 @@ impl Template {
     pub fn may_be_called(&self, method: Method) -> Result<bool, &'static str> {
         let destroys = method == message::DESTROY_TEMPLATE;
         match self {
-            Template::Held { called: true, .. } => Err("two concurrent calls on a block template"),
-            Template::Held { destroyed: true, .. } => Err("call on a destroyed block template"),
+            TemplateState::Held { called: true, .. } => Err("two concurrent calls on a block template"),
+            TemplateState::Held { destroyed: true, .. } => Err("call on a destroyed block template"),
             _ if destroys || message::reads_template(method) => Ok(destroys),
             _ => Err("call on a block template that does not read it"),
         }
     }
 
     pub fn on_call_start(&mut self, destroys: bool) {
-        if let Template::Held { called, destroyed, .. } = self {
+        if let TemplateState::Held { called, destroyed, .. } = self {
             (*called, *destroyed) = (true, destroys);
         }
     }
 
     pub fn on_call_end(&mut self) {
-        if let Template::Held { called, .. } = self {
+        if let TemplateState::Held { called, .. } = self {
             *called = false;
         }
     }
@@ -77,8 +77,8 @@ impl Template {
     /// Takes the template if it is to be released: the exporter does not use it, and no call on it is under way.
     pub fn take_unused(&mut self, is_used: impl FnOnce(u32) -> bool) -> Option<u32> {
         match *self {
-            Template::Held { export, called: false, .. } if !is_used(export) => {
-                *self = Template::None;
+            TemplateState::Held { export, called: false, .. } if !is_used(export) => {
+                *self = TemplateState::None;
                 Some(export)
             }
             _ => None,
@@ -95,8 +95,8 @@ mod tests {
     const GET_BLOCK: Method = (block_template::Client::TYPE_ID, 2);
     const SUBMIT_SOLUTION: Method = (block_template::Client::TYPE_ID, 7);
 
-    fn held(called: bool, destroyed: bool) -> Template {
-        Template::Held { export: 90, called, destroyed }
+    fn held(called: bool, destroyed: bool) -> TemplateState {
+        TemplateState::Held { export: 90, called, destroyed }
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn one_template_exists_until_it_is_released() {
-        let mut template = Template::default();
+        let mut template = TemplateState::default();
         assert!(template.may_be_created().is_ok());
         template.on_create_start();
         assert!(template.may_be_created().is_err());

@@ -9,7 +9,7 @@ use capnp_rpc::rpc_capnp as rpc;
 
 use super::on_exporter_message::{MAX_REJECTED, MAX_THREADS};
 use super::own_calls::{MAX_HANDSHAKE_WAIT, MAX_QUIET_WAIT, QUIET_TIME, SETTLE_TIME, SILENCE_TIMEOUT};
-use super::tip_watch::{MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL, TAKEOVER_DELAY};
+use super::shutdown_watch::{MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL, TAKEOVER_DELAY};
 use super::*;
 use crate::ipc::guard::message::{self, Message, Method};
 use crate::schema::chain_capnp::chain;
@@ -94,7 +94,7 @@ fn failure(question: u32, why: &str) -> Vec<u8> {
 }
 
 fn finish(question: u32, releases: bool) -> Vec<u8> {
-    Own::Finish { question, releases }.encode()
+    GuardMessage::Finish { question, releases }.encode()
 }
 
 fn release(export: u32, count: u32) -> Vec<u8> {
@@ -106,22 +106,22 @@ fn release(export: u32, count: u32) -> Vec<u8> {
 }
 
 /// The rules and their clock.
-struct Guard {
+struct TestGuard {
     protocol: ProtocolState,
     now: Duration,
 }
 
-impl Guard {
+impl TestGuard {
     fn new() -> Self {
-        Guard {
-            protocol: ProtocolState::new(Budget::new(None), Duration::from_secs(1)),
+        TestGuard {
+            protocol: ProtocolState::new(TraceBudget::new(None), Duration::from_secs(1)),
             now: Duration::from_secs(1),
         }
     }
 
     fn with_budget(budget: Duration) -> Self {
-        let mut guard = Guard::new();
-        guard.protocol = ProtocolState::new(Budget::new(Some(budget)), guard.now);
+        let mut guard = TestGuard::new();
+        guard.protocol = ProtocolState::new(TraceBudget::new(Some(budget)), guard.now);
         guard
     }
 
@@ -129,21 +129,21 @@ impl Guard {
         self.now += time;
     }
 
-    fn exporter(&mut self, frame: Vec<u8>) -> FromExporter {
+    fn exporter(&mut self, frame: Vec<u8>) -> ExporterMessageAction {
         let frame = message::open(&frame).unwrap();
-        self.protocol.on_exporter(&Message::of(&frame).unwrap(), self.now).unwrap()
+        self.protocol.on_exporter(&Message::parse(&frame).unwrap(), self.now).unwrap()
     }
 
-    fn node(&mut self, frame: Vec<u8>) -> FromNode {
+    fn node(&mut self, frame: Vec<u8>) -> NodeMessageAction {
         let frame = message::open(&frame).unwrap();
-        self.protocol.on_node(&Message::of(&frame).unwrap(), self.now).unwrap()
+        self.protocol.on_node(&Message::parse(&frame).unwrap(), self.now).unwrap()
     }
 
-    fn calls(&mut self) -> Vec<Own> {
+    fn calls(&mut self) -> Vec<GuardMessage> {
         std::iter::from_fn(|| self.protocol.next_call(self.now)).take(10).collect()
     }
 
-    fn events(&mut self) -> Vec<Event> {
+    fn events(&mut self) -> Vec<GuardEvent> {
         std::iter::from_fn(|| self.protocol.next_event()).collect()
     }
 
@@ -151,28 +151,28 @@ impl Guard {
         self.protocol.may_close(self.now)
     }
 
-    /// After a while in which nobody said anything.
+    /// After a silence of both sides.
     fn may_close_soon(&mut self) -> bool {
         assert!(!self.may_close(), "the node's thread may still be busy with the last call");
         self.passes(SETTLE_TIME);
         self.may_close()
     }
 
-    /// Asks, is answered, and finishes.
+    /// Calls, gets the answer, and finishes.
     fn asks(&mut self, frame: Vec<u8>, answer: Vec<u8>) {
-        let question = match Message::of(&message::open(&frame).unwrap()).unwrap() {
+        let question = match Message::parse(&message::open(&frame).unwrap()).unwrap() {
             Message::Bootstrap { question } => question,
             Message::Call(call) => call.question,
             _ => panic!("no question"),
         };
-        assert_eq!(self.exporter(frame), FromExporter::Forward);
-        assert_eq!(self.node(answer), FromNode::Forward);
-        assert_eq!(self.exporter(finish(question, false)), FromExporter::Forward);
+        assert_eq!(self.exporter(frame), ExporterMessageAction::Forward);
+        assert_eq!(self.node(answer), NodeMessageAction::Forward);
+        assert_eq!(self.exporter(finish(question, false)), ExporterMessageAction::Forward);
     }
 
     /// The handshake of an exporter that has not asked for anything else.
     fn connected() -> Self {
-        let mut guard = Guard::new();
+        let mut guard = TestGuard::new();
         guard.connect();
         guard
     }
@@ -189,7 +189,7 @@ impl Guard {
 
     /// With a long poll of the guard's own under way; returns its number.
     fn watching() -> (Self, u32) {
-        let mut guard = Guard::connected();
+        let mut guard = TestGuard::connected();
         let question = guard.watch();
         (guard, question)
     }
@@ -197,20 +197,24 @@ impl Guard {
     fn watch(&mut self) -> u32 {
         self.asks(call(10, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(10, Some(TIP)));
         self.passes(TAKEOVER_DELAY);
-        let [Own::MakeThread { question, thread_map: THREAD_MAP }] = self.calls()[..] else { panic!() };
-        assert_eq!(self.node(results(question, &[OWN_THREAD])), FromNode::Keep);
-        let [finished, Own::WaitTipChanged { question: watch, mining: MINING, thread: OWN_THREAD, tip, .. }] =
-            &self.calls()[..]
+        let [GuardMessage::MakeThread { question, thread_map: THREAD_MAP }] = self.calls()[..] else {
+            panic!()
+        };
+        assert_eq!(self.node(results(question, &[OWN_THREAD])), NodeMessageAction::Keep);
+        let [
+            finished,
+            GuardMessage::WaitTipChanged { question: watch, mining: MINING, thread: OWN_THREAD, tip, .. },
+        ] = &self.calls()[..]
         else {
             panic!()
         };
         assert_eq!(tip, &TIP, "what the exporter was told");
-        assert_eq!(*finished, Own::Finish { question, releases: false });
+        assert_eq!(*finished, GuardMessage::Finish { question, releases: false });
         *watch
     }
 
     fn subscribed() -> Self {
-        let mut guard = Guard::connected();
+        let mut guard = TestGuard::connected();
         guard.subscribe();
         guard
     }
@@ -219,7 +223,7 @@ impl Guard {
         let subscribes = call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]);
         self.asks(subscribes, results(11, &[HANDLER]));
         let ids = SubscriptionIds { callback: CALLBACK, handler: HANDLER, thread: THREAD };
-        assert_eq!(self.events(), [Event::Subscribed(ids)]);
+        assert_eq!(self.events(), [GuardEvent::Subscribed(ids)]);
     }
 
     fn subscribe_to_trace(&mut self) {
@@ -229,12 +233,12 @@ impl Guard {
     }
 
     fn is_called_back(&mut self, method: Method) {
-        assert_eq!(self.node(call(1000, CALLBACK, method, &[], &[])), FromNode::AnswerCallback);
+        assert_eq!(self.node(call(1000, CALLBACK, method, &[], &[])), NodeMessageAction::AnswerCallback);
     }
 
     /// The guard's one call is a disconnect of this handler; returns its number.
     fn disconnects(&mut self, expected: u32) -> u32 {
-        let [Own::Disconnect { question, handler, thread: THREAD }] = self.calls()[..] else {
+        let [GuardMessage::Disconnect { question, handler, thread: THREAD }] = self.calls()[..] else {
             panic!("no disconnect")
         };
         assert_eq!(handler, expected);
@@ -245,22 +249,22 @@ impl Guard {
 const DESTROY: Method = (crate::schema::chain_capnp::chain_notifications::Client::TYPE_ID, 0);
 
 #[test]
-fn nothing_is_closed_before_every_call_was_answered() {
-    let mut guard = Guard::connected();
-    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
-    guard.protocol.leave(guard.now);
+fn connection_stays_open_until_every_call_is_answered() {
+    let mut guard = TestGuard::connected();
+    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), ExporterMessageAction::Forward);
+    guard.protocol.drain(guard.now);
     guard.passes(Duration::from_secs(3600));
     assert!(!guard.may_close(), "a call is under way");
-    assert_eq!(guard.node(results(5, &[])), FromNode::Forward);
-    assert_eq!(guard.calls(), [Own::Finish { question: 5, releases: false }]);
+    assert_eq!(guard.node(results(5, &[])), NodeMessageAction::Forward);
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question: 5, releases: false }]);
     assert!(guard.may_close_soon());
 }
 
 #[test]
-fn a_peer_that_never_answered_anything_is_not_waited_for_without_end() {
-    let mut guard = Guard::new();
+fn silent_peer_is_awaited_for_a_limited_time() {
+    let mut guard = TestGuard::new();
     guard.exporter(bootstrap(0));
-    guard.protocol.leave(guard.now);
+    guard.protocol.drain(guard.now);
     guard.passes(MAX_HANDSHAKE_WAIT - Duration::from_millis(1));
     assert!(!guard.may_close());
     guard.passes(Duration::from_millis(1));
@@ -268,56 +272,56 @@ fn a_peer_that_never_answered_anything_is_not_waited_for_without_end() {
 }
 
 #[test]
-fn a_connection_without_a_word_is_closed_at_once() {
-    let mut guard = Guard::new();
-    guard.protocol.leave(guard.now);
+fn unused_connection_is_closed_at_once() {
+    let mut guard = TestGuard::new();
+    guard.protocol.drain(guard.now);
     assert!(guard.may_close_soon());
 }
 
 #[test]
-fn what_the_exporter_did_not_finish_is_finished() {
-    let mut guard = Guard::connected();
+fn guard_finishes_unfinished_questions() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     guard.node(results(11, &[HANDLER]));
-    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
-    guard.protocol.leave(guard.now);
-    let finish = |question| Own::Finish { question, releases: false };
-    let [subscribed, Own::Disconnect { .. }] = &guard.calls()[..] else { panic!("not finished") };
+    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), ExporterMessageAction::Forward);
+    guard.protocol.drain(guard.now);
+    let finish = |question| GuardMessage::Finish { question, releases: false };
+    let [subscribed, GuardMessage::Disconnect { .. }] = &guard.calls()[..] else { panic!("not finished") };
     assert_eq!(*subscribed, finish(11), "until then the node holds the callback");
     guard.node(results(5, &[]));
     assert_eq!(guard.calls(), [finish(5)]);
 }
 
 #[test]
-fn an_exporter_that_lives_keeps_the_connection() {
-    let mut guard = Guard::subscribed();
+fn running_exporter_keeps_the_connection() {
+    let mut guard = TestGuard::subscribed();
     guard.passes(Duration::from_secs(3600));
-    assert!(!guard.may_close() && guard.protocol.may_hear_exporter());
+    assert!(!guard.may_close() && guard.protocol.reads_exporter());
     assert_eq!(guard.calls(), []);
 }
 
 #[test]
-fn leave_is_disconnect_then_destroy_then_release() {
-    let mut guard = Guard::subscribed();
-    guard.protocol.leave(guard.now);
+fn drain_is_disconnect_then_destroy_then_release() {
+    let mut guard = TestGuard::subscribed();
+    guard.protocol.drain(guard.now);
     let question = guard.disconnects(HANDLER);
     assert_eq!(guard.calls(), [], "one at a time");
     guard.is_called_back(DESTROY);
     guard.passes(SETTLE_TIME);
     assert!(!guard.may_close());
     guard.node(results(question, &[]));
-    assert_eq!(guard.calls(), [Own::Finish { question, releases: false }]);
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question, releases: false }]);
     guard.passes(SETTLE_TIME);
     assert!(!guard.may_close(), "the callback was not released");
     guard.node(release(CALLBACK, 1));
-    assert_eq!(guard.events(), [Event::Released(CALLBACK)]);
+    assert_eq!(guard.events(), [GuardEvent::Released(CALLBACK)]);
     assert!(guard.may_close_soon());
 }
 
 #[test]
-fn a_callback_released_before_the_disconnect_was_answered_is_over_only_with_the_answer() {
-    let mut guard = Guard::subscribed();
-    guard.protocol.leave(guard.now);
+fn early_release_ends_subscription_at_the_answer() {
+    let mut guard = TestGuard::subscribed();
+    guard.protocol.drain(guard.now);
     let question = guard.disconnects(HANDLER);
     guard.node(release(CALLBACK, 1));
     guard.passes(SETTLE_TIME);
@@ -328,39 +332,45 @@ fn a_callback_released_before_the_disconnect_was_answered_is_over_only_with_the_
 }
 
 #[test]
-fn a_callback_is_subscribed_once() {
+fn callback_is_subscribed_once() {
     let subscribes = |question| call(question, CHAIN, message::TRACE_UTXO_CACHE, &[CALLBACK], &[THREAD]);
-    let mut guard = Guard::subscribed();
-    assert!(matches!(guard.exporter(subscribes(12)), FromExporter::Refuse(_)));
-    let mut guard = Guard::connected();
-    assert_eq!(guard.exporter(subscribes(12)), FromExporter::Forward);
-    assert!(matches!(guard.exporter(subscribes(13)), FromExporter::Refuse(_)), "not answered yet");
+    let mut guard = TestGuard::subscribed();
+    assert!(matches!(guard.exporter(subscribes(12)), ExporterMessageAction::Violation(_)));
+    let mut guard = TestGuard::connected();
+    assert_eq!(guard.exporter(subscribes(12)), ExporterMessageAction::Forward);
+    assert!(
+        matches!(guard.exporter(subscribes(13)), ExporterMessageAction::Violation(_)),
+        "not answered yet"
+    );
 }
 
 #[test]
 fn subscriptions_are_disconnected_one_after_the_other() {
-    let mut guard = Guard::subscribed();
+    let mut guard = TestGuard::subscribed();
     guard.subscribe_to_trace();
-    guard.protocol.leave(guard.now);
+    guard.protocol.drain(guard.now);
     let first = guard.disconnects(HANDLER);
     guard.passes(Duration::from_secs(5));
     assert_eq!(guard.calls(), [], "two disconnects at once on one thread are refused");
     guard.node(results(first, &[]));
     let second = guard.calls();
     assert!(
-        matches!(second[..], [Own::Finish { .. }, Own::Disconnect { handler: TRACE_HANDLER, .. }]),
+        matches!(
+            second[..],
+            [GuardMessage::Finish { .. }, GuardMessage::Disconnect { handler: TRACE_HANDLER, .. }]
+        ),
         "{second:?}"
     );
 }
 
 #[test]
-fn a_disconnect_on_a_busy_thread_is_tried_again_soon_and_one_that_fails_later() {
+fn failed_disconnect_is_retried_sooner_if_thread_was_busy() {
     for (why, pause) in [("std::exception: thread busy", BUSY_RETRY_INTERVAL), ("other", RETRY_INTERVAL)] {
-        let mut guard = Guard::subscribed();
-        guard.protocol.leave(guard.now);
+        let mut guard = TestGuard::subscribed();
+        guard.protocol.drain(guard.now);
         let question = guard.disconnects(HANDLER);
         guard.node(failure(question, why));
-        assert_eq!(guard.calls(), [Own::Finish { question, releases: false }]);
+        assert_eq!(guard.calls(), [GuardMessage::Finish { question, releases: false }]);
         guard.passes(pause - Duration::from_micros(1));
         assert_eq!(guard.calls(), [], "{why}");
         guard.passes(Duration::from_micros(1));
@@ -369,50 +379,56 @@ fn a_disconnect_on_a_busy_thread_is_tried_again_soon_and_one_that_fails_later() 
 }
 
 #[test]
-fn a_subscription_that_was_not_answered_yet_is_ended_when_it_is() {
-    let mut guard = Guard::connected();
+fn unanswered_subscription_ends_after_its_answer() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
-    guard.protocol.leave(guard.now);
+    guard.protocol.drain(guard.now);
     guard.passes(Duration::from_secs(60));
     assert!(!guard.may_close());
     guard.node(results(11, &[HANDLER]));
     let calls = guard.calls();
-    assert!(matches!(calls[..], [Own::Finish { question: 11, .. }, Own::Disconnect { .. }]), "{calls:?}");
+    assert!(
+        matches!(calls[..], [GuardMessage::Finish { question: 11, .. }, GuardMessage::Disconnect { .. }]),
+        "{calls:?}"
+    );
 }
 
 /// As by an exporter that ends in the middle of it, and whose end comes after its `Finish`.
 #[test]
-fn a_cancelled_subscription_keeps_its_handler() {
-    let mut guard = Guard::connected();
+fn cancelled_subscription_keeps_its_handler() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
-    assert_eq!(guard.exporter(finish(11, true)), FromExporter::Keep);
-    assert_eq!(guard.exporter(release(THREAD, 1)), FromExporter::Keep);
-    guard.protocol.leave(guard.now);
+    assert_eq!(guard.exporter(finish(11, true)), ExporterMessageAction::Keep);
+    assert_eq!(guard.exporter(release(THREAD, 1)), ExporterMessageAction::Keep);
+    guard.protocol.drain(guard.now);
     guard.node(results(11, &[HANDLER]));
     let calls = guard.calls();
     assert!(
         matches!(
             calls[..],
-            [Own::Finish { question: 11, releases: false }, Own::Disconnect { handler: HANDLER, .. }]
+            [
+                GuardMessage::Finish { question: 11, releases: false },
+                GuardMessage::Disconnect { handler: HANDLER, .. }
+            ]
         ),
         "{calls:?}"
     );
 }
 
 #[test]
-fn a_subscription_that_was_refused_is_none() {
-    let mut guard = Guard::connected();
+fn rejected_subscription_is_none() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     guard.node(release(CALLBACK, 1));
     guard.node(failure(11, "no"));
-    guard.protocol.leave(guard.now);
-    assert_eq!(guard.calls(), [Own::Finish { question: 11, releases: false }]);
+    guard.protocol.drain(guard.now);
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question: 11, releases: false }]);
     assert!(guard.may_close_soon());
 }
 
 #[test]
-fn the_exporter_is_not_heard_while_a_disconnect_of_the_guards_is_answered() {
-    let mut guard = Guard::with_budget(Duration::ZERO);
+fn exporter_is_not_read_during_the_guards_disconnect() {
+    let mut guard = TestGuard::with_budget(Duration::ZERO);
     guard.connect();
     guard.subscribe();
     guard.subscribe_to_trace();
@@ -420,35 +436,35 @@ fn the_exporter_is_not_heard_while_a_disconnect_of_the_guards_is_answered() {
     guard.is_called_back(message::COIN_ADDED);
     guard.passes(Duration::from_micros(50));
     guard.is_called_back(message::COIN_ADDED);
-    assert_eq!(guard.events(), [Event::OverBudget]);
+    assert_eq!(guard.events(), [GuardEvent::OverBudget]);
     let question = guard.disconnects(TRACE_HANDLER);
-    assert!(!guard.protocol.may_hear_exporter(), "a nested disconnect would hang the node");
+    assert!(!guard.protocol.reads_exporter(), "a nested disconnect would hang the node");
     guard.node(results(question, &[]));
-    assert!(guard.protocol.may_hear_exporter());
+    assert!(guard.protocol.reads_exporter());
     // The exporter's own disconnect, which was on its way.
     assert_eq!(
         guard.exporter(call(20, TRACE_HANDLER, message::DISCONNECT, &[], &[THREAD])),
-        FromExporter::Answer(20)
+        ExporterMessageAction::Answer(20)
     );
-    assert_eq!(guard.calls(), [Own::Finish { question, releases: false }], "the notifications stay");
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question, releases: false }], "the notifications stay");
 }
 
 #[test]
-fn the_exporters_own_disconnect_is_passed_on_once() {
-    let mut guard = Guard::subscribed();
+fn exporters_disconnect_is_forwarded_once() {
+    let mut guard = TestGuard::subscribed();
     let disconnect = |question| call(question, HANDLER, message::DISCONNECT, &[], &[THREAD]);
-    assert_eq!(guard.exporter(disconnect(20)), FromExporter::Forward);
-    assert_eq!(guard.exporter(disconnect(21)), FromExporter::Answer(21));
-    guard.protocol.leave(guard.now);
+    assert_eq!(guard.exporter(disconnect(20)), ExporterMessageAction::Forward);
+    assert_eq!(guard.exporter(disconnect(21)), ExporterMessageAction::Answer(21));
+    guard.protocol.drain(guard.now);
     assert_eq!(guard.calls(), [], "it is under way");
     guard.node(results(20, &[]));
-    assert_eq!(guard.calls(), [Own::Finish { question: 20, releases: false }], "it is done");
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question: 20, releases: false }], "it is done");
 }
 
 /// The guard would not know that the node is ending it, and end it once more: the node hangs.
 #[test]
-fn a_subscription_is_not_ended_before_it_has_begun() {
-    let mut guard = Guard::connected();
+fn subscription_cannot_end_before_it_begins() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(11, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK], &[THREAD]));
     let disconnect = message(|it| {
         let mut call = it.init_call();
@@ -459,65 +475,71 @@ fn a_subscription_is_not_ended_before_it_has_begun() {
         call.init_params();
     });
     let verdict = guard.exporter(disconnect);
-    assert_eq!(verdict, FromExporter::Refuse("end of a subscription before its beginning"));
+    assert_eq!(verdict, ExporterMessageAction::Violation("end of a subscription before its beginning"));
 }
 
 #[test]
-fn no_call_is_cancelled() {
-    let mut guard = Guard::connected();
+fn calls_are_never_cancelled() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
-    assert_eq!(guard.exporter(finish(5, true)), FromExporter::Keep);
+    assert_eq!(guard.exporter(finish(5, true)), ExporterMessageAction::Keep);
     assert_eq!(guard.calls(), []);
-    assert_eq!(guard.node(results(5, &[9])), FromNode::Forward);
-    assert_eq!(guard.calls(), [Own::Finish { question: 5, releases: true }]);
+    assert_eq!(guard.node(results(5, &[9])), NodeMessageAction::Forward);
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question: 5, releases: true }]);
     assert_eq!(
         guard.exporter(release(9, 1)),
-        FromExporter::Refuse("release of a capability that the exporter does not have"),
+        ExporterMessageAction::Violation("release of a capability that the exporter does not have"),
         "the capability went with the answer"
     );
 }
 
 #[test]
-fn a_number_is_finished_before_it_is_used_again() {
-    let mut guard = Guard::connected();
+fn question_number_is_finished_before_reuse() {
+    let mut guard = TestGuard::connected();
     let asked = || call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]);
     guard.exporter(asked());
     guard.exporter(finish(5, true));
     guard.node(results(5, &[9]));
-    assert_eq!(guard.exporter(asked()), FromExporter::Forward);
-    assert_eq!(guard.protocol.next_finish(), Some(Own::Finish { question: 5, releases: true }));
+    assert_eq!(guard.exporter(asked()), ExporterMessageAction::Forward);
+    assert_eq!(guard.protocol.next_finish(), Some(GuardMessage::Finish { question: 5, releases: true }));
     assert_eq!(guard.protocol.next_finish(), None);
 }
 
 #[test]
-fn the_long_poll_tells_the_shutdown_whatever_the_exporter_does() {
-    let (mut guard, watch) = Guard::watching();
+fn long_poll_reports_the_shutdown() {
+    let (mut guard, watch) = TestGuard::watching();
     guard.subscribe();
     guard.node(tip_results(watch, None));
-    assert_eq!(guard.events(), [Event::NodeShutsDown]);
-    assert!(guard.protocol.is_leaving() && !guard.protocol.may_hear_exporter());
+    assert_eq!(guard.events(), [GuardEvent::NodeShutsDown]);
+    assert!(guard.protocol.is_draining() && !guard.protocol.reads_exporter());
     let calls = guard.calls();
-    assert!(matches!(calls[..], [Own::Finish { .. }, Own::Disconnect { handler: HANDLER, .. }]), "{calls:?}");
+    assert!(
+        matches!(calls[..], [GuardMessage::Finish { .. }, GuardMessage::Disconnect { handler: HANDLER, .. }]),
+        "{calls:?}"
+    );
 }
 
 #[test]
-fn the_exporters_long_poll_tells_the_shutdown_too() {
-    let mut guard = Guard::subscribed();
+fn exporters_long_poll_reports_the_shutdown() {
+    let mut guard = TestGuard::subscribed();
     guard.exporter(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
-    assert_eq!(guard.node(tip_results(20, None)), FromNode::Forward);
-    assert_eq!(guard.events(), [Event::NodeShutsDown]);
+    assert_eq!(guard.node(tip_results(20, None)), NodeMessageAction::Forward);
+    assert_eq!(guard.events(), [GuardEvent::NodeShutsDown]);
     let calls = guard.calls();
-    assert!(matches!(calls[..], [Own::Finish { question: 20, .. }, Own::Disconnect { .. }]), "{calls:?}");
+    assert!(
+        matches!(calls[..], [GuardMessage::Finish { question: 20, .. }, GuardMessage::Disconnect { .. }]),
+        "{calls:?}"
+    );
 }
 
 #[test]
-fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
-    let (mut guard, watch) = Guard::watching();
+fn long_poll_continues_at_an_interval() {
+    let (mut guard, watch) = TestGuard::watching();
     // Another tip: asked again soon, and with it.
     guard.node(tip_results(watch, Some(OTHER_TIP)));
-    assert_eq!(guard.calls(), [Own::Finish { question: watch, releases: false }]);
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question: watch, releases: false }]);
     guard.passes(MIN_POLL_INTERVAL);
-    let [Own::WaitTipChanged { question, tip, .. }] = &guard.calls()[..] else { panic!() };
+    let [GuardMessage::WaitTipChanged { question, tip, .. }] = &guard.calls()[..] else { panic!() };
     assert_eq!(tip, &OTHER_TIP);
     let question = *question;
     // The same tip at once, as while it reorganizes: not deaf for long, or a shutdown would be missed.
@@ -525,32 +547,32 @@ fn the_long_poll_goes_on_and_is_not_asked_without_pause() {
     guard.calls();
     guard.passes(MIN_POLL_INTERVAL - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
-    assert_eq!(guard.protocol.wait_at_most(guard.now), Some(Duration::from_millis(1)));
+    assert_eq!(guard.protocol.next_wakeup(guard.now), Some(Duration::from_millis(1)));
     guard.passes(Duration::from_millis(1));
-    let [Own::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
+    let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
     // With a subscription less long.
     guard.subscribe();
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
     guard.passes(MIN_SUBSCRIBED_POLL_INTERVAL);
-    let [Own::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
+    let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
     // A failure.
     guard.node(failure(question, "no"));
     guard.calls();
     guard.passes(RETRY_INTERVAL - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.passes(Duration::from_millis(1));
-    assert!(matches!(guard.calls()[..], [Own::WaitTipChanged { .. }]));
+    assert!(matches!(guard.calls()[..], [GuardMessage::WaitTipChanged { .. }]));
 }
 
 #[test]
-fn while_the_exporter_waits_for_a_tip_the_guard_does_not() {
-    let (mut guard, watch) = Guard::watching();
+fn guard_polls_only_without_the_exporters_long_poll() {
+    let (mut guard, watch) = TestGuard::watching();
     guard.exporter(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.node(tip_results(watch, Some(TIP)));
     guard.calls();
     guard.passes(Duration::from_secs(3600));
-    assert_eq!((guard.calls(), guard.protocol.wait_at_most(guard.now)), (vec![], None));
+    assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
     // Answered, and asked again in time.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
@@ -558,35 +580,35 @@ fn while_the_exporter_waits_for_a_tip_the_guard_does_not() {
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
-    // Answered, whether the exporter hears of it or not.
+    // Answered, with or without a running exporter.
     guard.node(failure(21, "no"));
-    assert_eq!(guard.protocol.wait_at_most(guard.now), Some(TAKEOVER_DELAY));
+    assert_eq!(guard.protocol.next_wakeup(guard.now), Some(TAKEOVER_DELAY));
     guard.passes(TAKEOVER_DELAY);
-    assert!(matches!(guard.calls()[..], [Own::WaitTipChanged { .. }]));
+    assert!(matches!(guard.calls()[..], [GuardMessage::WaitTipChanged { .. }]));
 }
 
 #[test]
-fn a_long_poll_under_way_is_waited_for_and_no_other_begun() {
-    let (mut guard, watch) = Guard::watching();
-    guard.protocol.leave(guard.now);
+fn drain_waits_for_a_long_poll_and_starts_none() {
+    let (mut guard, watch) = TestGuard::watching();
+    guard.protocol.drain(guard.now);
     guard.passes(Duration::from_secs(1));
     assert!(!guard.may_close());
     guard.node(tip_results(watch, Some(TIP)));
-    assert_eq!(guard.calls(), [Own::Finish { question: watch, releases: false }]);
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question: watch, releases: false }]);
     guard.passes(Duration::from_secs(1));
     assert_eq!(guard.calls(), []);
     assert!(guard.may_close());
 }
 
 #[test]
-fn a_node_that_was_not_asked_for_its_tip_is_not_watched() {
-    let mut guard = Guard::connected();
+fn node_without_a_long_poll_is_not_watched() {
+    let mut guard = TestGuard::connected();
     guard.passes(Duration::from_secs(60));
-    assert_eq!((guard.calls(), guard.protocol.wait_at_most(guard.now)), (vec![], None));
+    assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
 }
 
 #[test]
-fn what_would_end_the_connection_is_refused() {
+fn protocol_violations_are_rejected() {
     let abort = || message(|it| it.init_abort().set_reason("bye"));
     let unknown = || message(|it| it.init_disembargo().init_context().set_sender_loopback(1));
     let pipelined = |question| {
@@ -617,25 +639,25 @@ fn what_would_end_the_connection_is_refused() {
         ("a release of nothing", release(99, 1), false),
         ("a release", release(CHAIN, 1), true),
     ] {
-        let (mut guard, _) = Guard::watching();
+        let (mut guard, _) = TestGuard::watching();
         guard.exporter(call(30, CHAIN, GET_HEIGHT, &[], &[]));
         let verdict = guard.exporter(frame);
-        assert_eq!(matches!(verdict, FromExporter::Forward), accepted, "{what}: {verdict:?}");
-        assert_eq!(matches!(verdict, FromExporter::Refuse(_)), !accepted, "{what}: {verdict:?}");
+        assert_eq!(matches!(verdict, ExporterMessageAction::Forward), accepted, "{what}: {verdict:?}");
+        assert_eq!(matches!(verdict, ExporterMessageAction::Violation(_)), !accepted, "{what}: {verdict:?}");
     }
 }
 
 #[test]
-fn a_finish_that_is_kept_may_not_come_twice() {
-    let mut guard = Guard::connected();
+fn kept_finish_may_not_be_repeated() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     guard.exporter(finish(5, false));
-    assert!(matches!(guard.exporter(finish(5, false)), FromExporter::Refuse(_)));
+    assert!(matches!(guard.exporter(finish(5, false)), ExporterMessageAction::Violation(_)));
 }
 
 #[test]
-fn a_number_is_free_again_when_no_finish_is_needed() {
-    let mut guard = Guard::connected();
+fn question_number_is_free_if_no_finish_is_needed() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     guard.node(message(|it| {
         let mut answer = it.init_return();
@@ -643,13 +665,13 @@ fn a_number_is_free_again_when_no_finish_is_needed() {
         answer.set_no_finish_needed(true);
         answer.init_results();
     }));
-    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), FromExporter::Forward);
+    assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), ExporterMessageAction::Forward);
 }
 
 /// A call that the exporter gives up in the moment in which the node answers it.
 #[test]
-fn a_finish_that_crosses_an_answer_is_tolerated() {
-    let mut guard = Guard::connected();
+fn finish_that_crosses_an_answer_is_tolerated() {
+    let mut guard = TestGuard::connected();
     guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD]));
     guard.node(message(|it| {
         let mut answer = it.init_return();
@@ -657,60 +679,66 @@ fn a_finish_that_crosses_an_answer_is_tolerated() {
         answer.set_no_finish_needed(true);
         answer.init_results();
     }));
-    assert_eq!(guard.exporter(finish(5, true)), FromExporter::Keep);
-    assert!(matches!(guard.exporter(finish(5, true)), FromExporter::Refuse(_)), "but once");
+    assert_eq!(guard.exporter(finish(5, true)), ExporterMessageAction::Keep);
+    assert!(matches!(guard.exporter(finish(5, true)), ExporterMessageAction::Violation(_)), "but once");
 }
 
 #[test]
-fn what_the_guard_needs_is_not_released() {
-    let (mut guard, _) = Guard::watching();
+fn pinned_capabilities_are_not_released() {
+    let (mut guard, _) = TestGuard::watching();
     guard.subscribe();
     for needed in [THREAD_MAP, MINING, THREAD, HANDLER] {
-        assert_eq!(guard.exporter(release(needed, 1)), FromExporter::Keep, "{needed}");
-        assert!(matches!(guard.exporter(release(needed, 1)), FromExporter::Refuse(_)), "{needed}");
+        assert_eq!(guard.exporter(release(needed, 1)), ExporterMessageAction::Keep, "{needed}");
+        assert!(
+            matches!(guard.exporter(release(needed, 1)), ExporterMessageAction::Violation(_)),
+            "{needed}"
+        );
     }
     // With the answer, too.
     guard.exporter(call(20, CHAIN, GET_HEIGHT, &[], &[]));
     guard.node(results(20, &[MINING]));
-    assert_eq!(guard.exporter(finish(20, true)), FromExporter::Keep);
-    assert_eq!(guard.calls(), [Own::Finish { question: 20, releases: false }]);
-    assert_eq!(guard.exporter(release(CHAIN, 1)), FromExporter::Forward);
+    assert_eq!(guard.exporter(finish(20, true)), ExporterMessageAction::Keep);
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question: 20, releases: false }]);
+    assert_eq!(guard.exporter(release(CHAIN, 1)), ExporterMessageAction::Forward);
 }
 
 #[test]
-fn the_node_is_answered_whether_the_exporter_lives_or_not() {
+fn node_is_answered_with_and_without_the_exporter() {
     for lives in [true, false] {
-        let mut guard = Guard::subscribed();
+        let mut guard = TestGuard::subscribed();
         if !lives {
-            guard.protocol.leave(guard.now);
+            guard.protocol.drain(guard.now);
         }
         guard.is_called_back(message::ADDED_TO_MEMPOOL);
         guard.is_called_back(DESTROY);
         let thread = guard.node(call(1001, 50, message::MAKE_THREAD, &[], &[]));
-        let FromNode::AnswerThread(1001, thread) = thread else { panic!("{thread:?}") };
+        let NodeMessageAction::AnswerThread(1001, thread) = thread else { panic!("{thread:?}") };
         assert!(thread >= OWN_NUMBERS, "not a number of the exporter's");
-        assert_eq!(guard.node(release(thread, 1)), FromNode::Keep);
-        assert_eq!(guard.node(call(1002, 50, (1, 1), &[], &[])), FromNode::AnswerUnimplemented(1002));
-        assert_eq!(guard.node(bootstrap(1003)), FromNode::AnswerUnimplemented(1003));
-        assert_eq!(guard.node(finish(1000, false)), FromNode::Keep);
+        assert_eq!(guard.node(release(thread, 1)), NodeMessageAction::Keep);
+        assert_eq!(
+            guard.node(call(1002, 50, (1, 1), &[], &[])),
+            NodeMessageAction::AnswerUnimplemented(1002)
+        );
+        assert_eq!(guard.node(bootstrap(1003)), NodeMessageAction::AnswerUnimplemented(1003));
+        assert_eq!(guard.node(finish(1000, false)), NodeMessageAction::Keep);
     }
 }
 
 #[test]
-fn an_answer_that_nobody_asked_for_is_kept() {
-    let mut guard = Guard::connected();
-    assert_eq!(guard.node(results(99, &[1])), FromNode::Keep);
+fn unexpected_answer_is_not_forwarded() {
+    let mut guard = TestGuard::connected();
+    assert_eq!(guard.node(results(99, &[1])), NodeMessageAction::Keep);
     guard.asks(call(5, CHAIN, GET_HEIGHT, &[], &[]), results(5, &[]));
-    assert_eq!(guard.node(results(5, &[])), FromNode::Keep, "a second one");
+    assert_eq!(guard.node(results(5, &[])), NodeMessageAction::Keep, "a second one");
 }
 
 #[test]
-fn a_replacement_is_silent_until_the_node_is() {
+fn replacement_waits_until_the_node_is_silent() {
     let ids = SubscriptionIds { callback: CALLBACK, handler: HANDLER, thread: THREAD };
     let now = Duration::from_secs(1);
     let start = || {
-        let mut guard = Guard { protocol: ProtocolState::replacement(&[ids], now), now };
-        guard.protocol.leave(now);
+        let mut guard = TestGuard { protocol: ProtocolState::replacement(&[ids], now), now };
+        guard.protocol.drain(now);
         guard
     };
     // The killed guard's disconnect goes on: it is not asked for again.
@@ -748,21 +776,22 @@ fn a_replacement_is_silent_until_the_node_is() {
 }
 
 #[test]
-fn calls_that_are_not_permitted_get_an_error_and_do_not_reach_the_node() {
-    let mut guard = Guard::connected();
+fn forbidden_calls_get_an_error_and_are_not_forwarded() {
+    let mut guard = TestGuard::connected();
     let submit_block = (mining::Client::TYPE_ID, 9);
-    let FromExporter::Reject(20, rejection) = guard.exporter(call(20, MINING, submit_block, &[], &[THREAD]))
+    let ExporterMessageAction::Reject(20, rejection) =
+        guard.exporter(call(20, MINING, submit_block, &[], &[THREAD]))
     else {
         panic!()
     };
     assert_eq!(rejection.call, "Mining.9");
-    assert!(matches!(&guard.events()[..], [Event::Rejected { .. }]));
+    assert!(matches!(&guard.events()[..], [GuardEvent::Rejected { .. }]));
     // The connection goes on, and the number of the call is free again.
     guard.asks(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(20, Some(TIP)));
     for question in 21..20 + MAX_REJECTED {
         let verdict = guard.exporter(call(question, MINING, submit_block, &[], &[THREAD]));
         let ends = question == 19 + MAX_REJECTED;
-        assert_eq!(matches!(verdict, FromExporter::Refuse(_)), ends, "{question}: {verdict:?}");
+        assert_eq!(matches!(verdict, ExporterMessageAction::Violation(_)), ends, "{question}: {verdict:?}");
     }
 }
 
@@ -775,44 +804,48 @@ fn only_threads_and_callbacks_are_passed_to_the_node() {
         call(20, 0, make(4), &[], &[CHAIN]),
         call(20, CHAIN, message::HANDLE_NOTIFICATIONS, &[CALLBACK, TRACE_CALLBACK], &[THREAD]),
     ] {
-        let mut guard = Guard::connected();
+        let mut guard = TestGuard::connected();
         let verdict = guard.exporter(frame);
-        assert_eq!(verdict, FromExporter::Refuse("unexpected capability in a call"));
+        assert_eq!(verdict, ExporterMessageAction::Violation("unexpected capability in a call"));
     }
 }
 
 #[test]
-fn the_number_of_a_released_thread_permits_nothing_when_it_is_used_again() {
-    let mut guard = Guard::connected();
-    assert_eq!(guard.exporter(release(THREAD, 1)), FromExporter::Forward);
+fn reused_number_of_a_released_thread_permits_nothing() {
+    let mut guard = TestGuard::connected();
+    assert_eq!(guard.exporter(release(THREAD, 1)), ExporterMessageAction::Forward);
     let make = (crate::schema::init_capnp::init::Client::TYPE_ID, 5);
     guard.asks(call(20, 0, make, &[], &[]), results(20, &[THREAD]));
     let verdict = guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
-    assert_eq!(verdict, FromExporter::Refuse("unexpected capability in a call"));
+    assert_eq!(verdict, ExporterMessageAction::Violation("unexpected capability in a call"));
 }
 
 #[test]
 fn threads_of_the_node_are_limited() {
-    let mut guard = Guard::connected();
+    let mut guard = TestGuard::connected();
     for question in 20..20 + MAX_THREADS {
         let verdict = guard.exporter(call(question, THREAD_MAP, message::MAKE_THREAD, &[], &[]));
         // One was made in the handshake.
         let ends = question == 19 + MAX_THREADS;
-        assert_eq!(verdict == FromExporter::Refuse("request for too many threads"), ends, "{question}");
+        assert_eq!(
+            verdict == ExporterMessageAction::Violation("request for too many threads"),
+            ends,
+            "{question}"
+        );
     }
 }
 
 /// Bitcoin Core 30 aborts when it has to queue a second call on a thread.
 #[test]
-fn a_thread_of_the_node_has_one_call_at_a_time() {
-    let mut guard = Guard::connected();
+fn node_thread_has_one_call_at_a_time() {
+    let mut guard = TestGuard::connected();
     let asked = |question| call(question, CHAIN, GET_HEIGHT, &[], &[THREAD]);
-    assert_eq!(guard.exporter(asked(20)), FromExporter::Forward);
+    assert_eq!(guard.exporter(asked(20)), ExporterMessageAction::Forward);
     let verdict = guard.exporter(asked(21));
-    assert_eq!(verdict, FromExporter::Refuse("two concurrent calls on one thread"));
+    assert_eq!(verdict, ExporterMessageAction::Violation("two concurrent calls on one thread"));
     // Given up by the exporter, and still running in the node.
     guard.exporter(finish(20, true));
-    assert!(matches!(guard.exporter(asked(22)), FromExporter::Refuse(_)));
+    assert!(matches!(guard.exporter(asked(22)), ExporterMessageAction::Violation(_)));
     guard.node(results(20, &[]));
-    assert_eq!(guard.exporter(asked(22)), FromExporter::Forward);
+    assert_eq!(guard.exporter(asked(22)), ExporterMessageAction::Forward);
 }

@@ -7,7 +7,7 @@ const TEMPLATE: u32 = 90;
 const GET_BLOCK: Method = (block_template::Client::TYPE_ID, 2);
 const GET_TX_FEES: Method = (block_template::Client::TYPE_ID, 3);
 const SUBMIT_SOLUTION: Method = (block_template::Client::TYPE_ID, 7);
-const RELEASED: [Own; 1] = [Own::Release { export: TEMPLATE, count: 1 }];
+const RELEASED: [GuardMessage; 1] = [GuardMessage::Release { export: TEMPLATE, count: 1 }];
 
 fn create(question: u32) -> Vec<u8> {
     call(question, MINING, message::CREATE_NEW_BLOCK, &[], &[THREAD])
@@ -17,92 +17,95 @@ fn on_template(question: u32, method: Method) -> Vec<u8> {
     call(question, TEMPLATE, method, &[], &[THREAD])
 }
 
-impl Guard {
+impl TestGuard {
     /// The exporter has a template, and has asked nothing of it.
     fn with_template() -> Self {
-        let mut guard = Guard::connected();
+        let mut guard = TestGuard::connected();
         guard.asks(create(30), results(30, &[TEMPLATE]));
         guard
     }
 
     fn is_refused(&mut self, frame: Vec<u8>, why: &'static str) {
-        assert_eq!(self.exporter(frame), FromExporter::Refuse(why));
+        assert_eq!(self.exporter(frame), ExporterMessageAction::Violation(why));
     }
 }
 
 #[test]
-fn a_template_that_the_exporter_drops_is_released_by_the_guard() {
-    let mut guard = Guard::with_template();
+fn guard_releases_a_dropped_template() {
+    let mut guard = TestGuard::with_template();
     assert_eq!(guard.calls(), []);
-    assert_eq!(guard.exporter(release(TEMPLATE, 1)), FromExporter::Keep);
+    assert_eq!(guard.exporter(release(TEMPLATE, 1)), ExporterMessageAction::Keep);
     assert_eq!(guard.calls(), RELEASED);
     guard.asks(create(31), results(31, &[TEMPLATE])); // the node uses its number again
     assert_eq!(guard.calls(), []);
 }
 
 #[test]
-fn a_template_that_is_dropped_with_its_answer_is_released_by_the_guard() {
-    let mut guard = Guard::connected();
+fn guard_releases_a_template_dropped_with_its_answer() {
+    let mut guard = TestGuard::connected();
     guard.exporter(create(30));
     guard.node(results(30, &[TEMPLATE]));
-    assert_eq!(guard.exporter(finish(30, true)), FromExporter::Keep);
+    assert_eq!(guard.exporter(finish(30, true)), ExporterMessageAction::Keep);
     let [finished, released] = &guard.calls()[..] else { panic!() };
-    assert_eq!(*finished, Own::Finish { question: 30, releases: false });
+    assert_eq!(*finished, GuardMessage::Finish { question: 30, releases: false });
     assert_eq!(*released, RELEASED[0]);
 }
 
 #[test]
-fn a_template_whose_answer_nobody_wants_goes_with_it() {
-    let mut guard = Guard::connected();
+fn unwanted_template_is_released_with_its_answer() {
+    let mut guard = TestGuard::connected();
     guard.exporter(create(30));
     guard.exporter(finish(30, true));
     guard.node(results(30, &[TEMPLATE]));
-    assert_eq!(guard.calls(), [Own::Finish { question: 30, releases: true }]);
-    assert_eq!(guard.exporter(create(31)), FromExporter::Forward);
+    assert_eq!(guard.calls(), [GuardMessage::Finish { question: 30, releases: true }]);
+    assert_eq!(guard.exporter(create(31)), ExporterMessageAction::Forward);
 }
 
 #[test]
-fn a_template_is_released_before_the_end() {
-    let mut guard = Guard::with_template();
-    guard.protocol.leave(guard.now);
+fn template_is_released_before_the_close() {
+    let mut guard = TestGuard::with_template();
+    guard.protocol.drain(guard.now);
     assert!(!guard.may_close());
     assert_eq!(guard.calls(), RELEASED);
     assert!(guard.may_close_soon());
 }
 
 #[test]
-fn a_template_under_way_is_waited_for_and_released() {
-    let mut guard = Guard::connected();
+fn drain_waits_for_a_template_and_releases_it() {
+    let mut guard = TestGuard::connected();
     guard.exporter(create(30));
-    guard.protocol.leave(guard.now);
+    guard.protocol.drain(guard.now);
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
     guard.node(results(30, &[TEMPLATE]));
     let calls = guard.calls();
     assert_eq!(calls.len(), 2, "{calls:?}");
-    assert!(calls.contains(&Own::Finish { question: 30, releases: false }) && calls.contains(&RELEASED[0]));
+    assert!(
+        calls.contains(&GuardMessage::Finish { question: 30, releases: false })
+            && calls.contains(&RELEASED[0])
+    );
     assert!(guard.may_close_soon());
 }
 
 #[test]
-fn a_template_that_could_not_be_built_is_none() {
+fn failed_template_is_none() {
     for answer in [failure(30, "TestBlockValidity failed"), results(30, &[])] {
-        let mut guard = Guard::connected();
+        let mut guard = TestGuard::connected();
         guard.asks(create(30), answer);
-        guard.protocol.leave(guard.now);
+        guard.protocol.drain(guard.now);
         assert_eq!(guard.calls(), []);
         assert!(guard.may_close_soon());
     }
 }
 
 #[test]
-fn a_template_is_released_after_the_answer_to_the_last_call_on_it() {
+fn template_is_released_after_its_last_answer() {
     for (method, drops) in [(GET_BLOCK, true), (message::DESTROY_TEMPLATE, true), (GET_BLOCK, false)] {
-        let mut guard = Guard::with_template();
-        assert_eq!(guard.exporter(on_template(31, method)), FromExporter::Forward);
+        let mut guard = TestGuard::with_template();
+        assert_eq!(guard.exporter(on_template(31, method)), ExporterMessageAction::Forward);
         match drops {
-            true => assert_eq!(guard.exporter(release(TEMPLATE, 1)), FromExporter::Keep),
-            false => guard.protocol.leave(guard.now),
+            true => assert_eq!(guard.exporter(release(TEMPLATE, 1)), ExporterMessageAction::Keep),
+            false => guard.protocol.drain(guard.now),
         }
         guard.passes(Duration::from_secs(60));
         assert_eq!((guard.calls(), guard.may_close()), (vec![], false), "the node reads it");
@@ -114,39 +117,39 @@ fn a_template_is_released_after_the_answer_to_the_last_call_on_it() {
 #[test]
 fn one_call_at_a_time_is_made_on_a_template() {
     for (first, second) in [(GET_TX_FEES, message::DESTROY_TEMPLATE), (GET_TX_FEES, GET_BLOCK)] {
-        let mut guard = Guard::with_template();
-        assert_eq!(guard.exporter(on_template(31, first)), FromExporter::Forward);
+        let mut guard = TestGuard::with_template();
+        assert_eq!(guard.exporter(on_template(31, first)), ExporterMessageAction::Forward);
         guard.is_refused(on_template(32, second), "two concurrent calls on a block template");
         guard.node(results(31, &[]));
-        assert_eq!(guard.exporter(on_template(33, second)), FromExporter::Forward);
+        assert_eq!(guard.exporter(on_template(33, second)), ExporterMessageAction::Forward);
     }
 }
 
 #[test]
-fn nothing_is_called_on_a_template_that_was_destroyed() {
+fn template_calls_after_destroy_are_rejected() {
     for method in [GET_TX_FEES, message::DESTROY_TEMPLATE] {
-        let mut guard = Guard::with_template();
+        let mut guard = TestGuard::with_template();
         guard.asks(on_template(31, message::DESTROY_TEMPLATE), results(31, &[]));
         guard.is_refused(on_template(32, method), "call on a destroyed block template");
     }
 }
 
 #[test]
-fn a_template_is_only_read() {
-    let mut guard = Guard::with_template();
+fn template_allows_only_reads() {
+    let mut guard = TestGuard::with_template();
     let why = "call on a block template that does not read it";
     guard.is_refused(on_template(31, SUBMIT_SOLUTION), why);
     guard.is_refused(on_template(31, (block_template::Client::TYPE_ID, 8)), why); // waitNext of Core 31
     for other in [(7, 7), message::MAKE_THREAD, message::WAIT_TIP_CHANGED, message::CREATE_NEW_BLOCK] {
         guard.is_refused(on_template(31, other), why); // whatever else the method is known for
     }
-    assert_eq!(guard.exporter(on_template(31, GET_TX_FEES)), FromExporter::Forward);
+    assert_eq!(guard.exporter(on_template(31, GET_TX_FEES)), ExporterMessageAction::Forward);
 }
 
 #[test]
 fn one_template_at_a_time() {
     let why = "request for a second block template";
-    let mut guard = Guard::connected();
+    let mut guard = TestGuard::connected();
     guard.exporter(create(30));
     guard.is_refused(create(31), why);
     guard.node(results(30, &[TEMPLATE]));
@@ -154,11 +157,11 @@ fn one_template_at_a_time() {
     guard.asks(on_template(32, message::DESTROY_TEMPLATE), results(32, &[]));
     guard.is_refused(create(31), why);
     guard.exporter(release(TEMPLATE, 1));
-    assert_eq!(guard.exporter(create(31)), FromExporter::Forward);
+    assert_eq!(guard.exporter(create(31)), ExporterMessageAction::Forward);
 }
 
 #[test]
-fn nothing_is_called_on_a_template_before_it_is_there() {
+fn template_calls_before_its_answer_are_rejected() {
     let pipelined = || {
         message(|it| {
             let mut call = it.init_call();
@@ -170,7 +173,7 @@ fn nothing_is_called_on_a_template_before_it_is_there() {
         })
     };
     let why = "call on a block template before its creation";
-    let mut guard = Guard::connected();
+    let mut guard = TestGuard::connected();
     guard.exporter(create(30));
     guard.is_refused(pipelined(), why);
     guard.node(results(30, &[TEMPLATE]));
@@ -178,16 +181,19 @@ fn nothing_is_called_on_a_template_before_it_is_there() {
 }
 
 #[test]
-fn a_build_without_end_keeps_the_guard_from_neither_the_shutdown_nor_the_subscriptions() {
-    let (mut guard, watch) = Guard::watching();
+fn endless_build_delays_no_shutdown_or_unsubscribe() {
+    let (mut guard, watch) = TestGuard::watching();
     guard.subscribe();
     guard.exporter(create(30));
     guard.passes(Duration::from_secs(3600));
     guard.node(tip_results(watch, None));
-    assert_eq!(guard.events(), [Event::NodeShutsDown]);
+    assert_eq!(guard.events(), [GuardEvent::NodeShutsDown]);
     let calls = guard.calls();
-    assert!(matches!(calls[..], [Own::Finish { .. }, Own::Disconnect { handler: HANDLER, .. }]), "{calls:?}");
-    let Own::Disconnect { question, .. } = calls[1] else { panic!() };
+    assert!(
+        matches!(calls[..], [GuardMessage::Finish { .. }, GuardMessage::Disconnect { handler: HANDLER, .. }]),
+        "{calls:?}"
+    );
+    let GuardMessage::Disconnect { question, .. } = calls[1] else { panic!() };
     guard.node(results(question, &[]));
     guard.node(release(CALLBACK, 1));
     guard.calls();
@@ -198,14 +204,14 @@ fn a_build_without_end_keeps_the_guard_from_neither_the_shutdown_nor_the_subscri
     assert!(guard.may_close_soon());
 }
 
-/// Who was killed knew of the template. The close frees it, and an answer that is still to come begins the silence anew.
+/// The killed guard had a template. The close frees it, and an answer that is still to come restarts the silence.
 #[test]
-fn a_replacement_knows_no_template() {
+fn replacement_has_no_template() {
     let now = Duration::from_secs(1);
-    let mut guard = Guard { protocol: ProtocolState::replacement(&[], now), now };
-    guard.protocol.leave(now);
+    let mut guard = TestGuard { protocol: ProtocolState::replacement(&[], now), now };
+    guard.protocol.drain(now);
     guard.passes(SILENCE_TIMEOUT - Duration::from_millis(1));
-    assert_eq!(guard.node(results(30, &[TEMPLATE])), FromNode::Keep);
+    assert_eq!(guard.node(results(30, &[TEMPLATE])), NodeMessageAction::Keep);
     guard.passes(SILENCE_TIMEOUT - Duration::from_millis(1));
     assert_eq!((guard.calls(), guard.may_close()), (vec![], false));
     guard.passes(Duration::from_millis(1));

@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bitcoind_exporter::cli;
 use bitcoind_exporter::usdt::block_log::DEFAULT_PATH;
-use bitcoind_exporter::usdt::block_log::read::{self, Wanted};
-use bitcoind_exporter::usdt::block_log::show::{self, Format};
+use bitcoind_exporter::usdt::block_log::read::{self, BlockFilter};
+use bitcoind_exporter::usdt::block_log::show::{self, OutputFormat};
 use clap::Args;
 
 #[derive(Args, Debug)]
-pub struct Blocks {
+pub struct BlocksCommand {
     /// File of the block log; the default is that of the shipped systemd unit
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH, env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
     block_log: PathBuf,
@@ -32,13 +32,13 @@ pub struct Blocks {
 
     /// Output format
     #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    format: OutputFormat,
 }
 
-impl Blocks {
+impl BlocksCommand {
     pub fn show(&self) -> Result<()> {
-        let wanted = Wanted { slow: self.slow, since: self.since, height: self.height };
-        let rows = read::find(&self.block_log, &wanted).context("cannot read the block log")?;
-        cli::printed(show::print(&rows, self.format, &mut BufWriter::new(io::stdout().lock())))
+        let filter = BlockFilter { slow: self.slow, since: self.since, height: self.height };
+        let rows = read::find(&self.block_log, &filter).context("cannot read the block log")?;
+        cli::ignore_broken_pipe(show::print(&rows, self.format, &mut BufWriter::new(io::stdout().lock())))
     }
 }

@@ -12,23 +12,23 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::events::Events;
-use super::target::{Found, Search};
-use super::{Attached, Programs, probes};
-use crate::node_process::Node;
+use super::events::EventReader;
+use super::target::{NodeSearch, SearchResult};
+use super::{AttachResult, Programs, probes};
+use crate::node_process::NodeProcess;
 use crate::sys::watched;
 
 /// For health checks: attached to a node, or why not.
-pub type Health = watch::Sender<Result<(), String>>;
+pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// How often events are read that can wait: those of messages, which wake nobody up.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often events are read that can wait: those of messages, which cause no wake-up.
+const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often to look what runs beside the node.
-const BESIDE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often to check the processes beside the node.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(5);
 /// The same in the first seconds, until the node has locked its data directory.
 const EARLY_INTERVAL: Duration = Duration::from_millis(500);
-const EARLY_LOOKS: u32 = 20;
+const MAX_EARLY_CHECKS: u32 = 20;
 
 /// How long to wait before the node is looked for again: at first, and at most. An idle exporter uses less than 0.2 % of a core with a
 /// thousand processes.
@@ -37,31 +37,31 @@ const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
 /// A process that could not be attached to is tried again so much later, twice as late each time up to the second.
 const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Why there is nothing attached.
-pub enum Failure {
+/// Why nothing is attached.
+pub enum AttachError {
     /// The process has ended, at whatever step.
-    Ended,
+    ProcessEnded,
     /// Anything else.
-    Because(anyhow::Error),
+    Other(anyhow::Error),
 }
 
-impl From<anyhow::Error> for Failure {
+impl From<anyhow::Error> for AttachError {
     fn from(error: anyhow::Error) -> Self {
-        Failure::Because(error)
+        AttachError::Other(error)
     }
 }
 
 /// A node whose tracepoints are attached.
-pub struct Traced {
+pub struct TracedNode {
     /// The process.
-    pub node: Node,
-    /// What became of each tracepoint.
-    pub attached: Vec<Attached>,
+    pub node: NodeProcess,
+    /// The result for each tracepoint.
+    pub attached: Vec<AttachResult>,
     /// Readable when the process has ended.
     end: OwnedFd,
 }
 
-impl Traced {
+impl TracedNode {
     fn has_ended(&self) -> bool {
         let mut end = [PollFd::new(self.end.as_fd(), PollFlags::POLLIN)];
         poll(&mut end, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
@@ -74,18 +74,18 @@ type FileVersion = (u64, u64, i64, i64);
 /// Finds the node and attaches to it.
 pub struct Tracer {
     programs: Programs,
-    search: Search,
+    search: NodeSearch,
     /// Binaries without tracepoints, each with its message.
-    hopeless: BTreeMap<FileVersion, String>,
+    without_probes: BTreeMap<FileVersion, String>,
 }
 
 impl Tracer {
     /// Nothing is attached yet.
-    pub fn new(programs: Programs, search: Search) -> Self {
-        Tracer { programs, search, hopeless: BTreeMap::new() }
+    pub fn new(programs: Programs, search: NodeSearch) -> Self {
+        Tracer { programs, search, without_probes: BTreeMap::new() }
     }
 
-    /// What is attached.
+    /// The programs, with their attachments.
     pub fn programs(&self) -> &Programs {
         &self.programs
     }
@@ -94,14 +94,14 @@ impl Tracer {
     ///
     /// # Errors
     /// There is no node, there are several, or it cannot be attached to.
-    pub fn attach_now(&mut self) -> Result<Traced> {
+    pub fn attach_now(&mut self) -> Result<TracedNode> {
         let node = self
             .search
             .find_now()?
             .context("no node is running; start it, or select it with --bitcoind or --pid")?;
         self.attach(&node).map_err(|failure| match failure {
-            Failure::Ended => anyhow!("{node} has exited"),
-            Failure::Because(error) => error,
+            AttachError::ProcessEnded => anyhow!("{node} has exited"),
+            AttachError::Other(error) => error,
         })
     }
 
@@ -110,50 +110,50 @@ impl Tracer {
     ///
     /// # Errors
     /// The named process does not exist, or the node cannot be attached to.
-    pub fn start(&mut self) -> Result<Option<Traced>> {
-        let Found::Node(node) = self.search.find()? else { return Ok(None) };
+    pub fn start(&mut self) -> Result<Option<TracedNode>> {
+        let SearchResult::Node(node) = self.search.find()? else { return Ok(None) };
         match self.attach(&node) {
             Ok(traced) => Ok(Some(traced)),
-            Err(Failure::Ended) => Ok(None),
-            Err(Failure::Because(error)) => Err(error),
+            Err(AttachError::ProcessEnded) => Ok(None),
+            Err(AttachError::Other(error)) => Err(error),
         }
     }
 
     /// Attaches to a process; no tracepoint at all is an error. Afterwards it runs and is watched, or nothing is attached.
-    fn attach(&mut self, node: &Node) -> Result<Traced, Failure> {
+    fn attach(&mut self, node: &NodeProcess) -> Result<TracedNode, AttachError> {
         // Before anything is attached: later it might be the end of another process.
         let end = node.end()?;
-        self.search.look_beside(node)?;
+        self.search.check_other_processes(node)?;
         let result = match end {
-            None => Err(Failure::Ended),
-            Some(end) => self.attach_probes(node).map_err(Failure::from).map(|attached| Traced {
+            None => Err(AttachError::ProcessEnded),
+            Some(end) => self.attach_probes(node).map_err(AttachError::from).map(|attached| TracedNode {
                 node: node.clone(),
                 attached,
                 end,
             }),
         };
         let result = match result {
-            Ok(traced) if traced.has_ended() => Err(Failure::Ended),
-            Err(Failure::Because(_)) if !node.is_running() => Err(Failure::Ended),
+            Ok(traced) if traced.has_ended() => Err(AttachError::ProcessEnded),
+            Err(AttachError::Other(_)) if !node.is_running() => Err(AttachError::ProcessEnded),
             result => result,
         };
         if result.is_err() {
             self.programs.detach();
         }
-        if matches!(result, Err(Failure::Ended)) {
+        if matches!(result, Err(AttachError::ProcessEnded)) {
             self.search.ended(node);
         }
         result
     }
 
-    fn attach_probes(&mut self, node: &Node) -> Result<Vec<Attached>> {
+    fn attach_probes(&mut self, node: &NodeProcess) -> Result<Vec<AttachResult>> {
         let binary = readable_binary(node);
         let version = version(&binary);
-        if let Some(why) = version.as_ref().and_then(|version| self.hopeless.get(version)) {
+        if let Some(why) = version.as_ref().and_then(|version| self.without_probes.get(version)) {
             return Err(anyhow!("{why}"));
         }
         let attached = self.programs.attach(node.pid, &binary);
-        let Some(Attached { name, result: Err(error) }) =
+        let Some(AttachResult { name, result: Err(error) }) =
             attached.first().filter(|_| attached.iter().all(|it| it.result.is_err()))
         else {
             return Ok(attached);
@@ -167,21 +167,21 @@ impl Tracer {
              (-DWITH_USDT=ON, or --enable-usdt). See: readelf -n {0} | grep -A4 stapsdt",
             node.binary.display()
         );
-        if self.hopeless.len() > 100 {
-            self.hopeless.clear();
+        if self.without_probes.len() > 100 {
+            self.without_probes.clear();
         }
-        self.hopeless.extend(version.map(|version| (version, why.clone())));
+        self.without_probes.extend(version.map(|version| (version, why.clone())));
         Err(anyhow!(why))
     }
 
     /// Waits for the node and attaches. Logs the reason when it changes.
-    async fn find_and_attach(&mut self, health: &Health) -> Traced {
+    async fn find_and_attach(&mut self, health: &HealthSender) -> TracedNode {
         let mut last_logged = String::new();
         let since = Instant::now();
-        let mut failed: Option<(Node, Duration, Instant)> = None;
+        let mut failed: Option<(NodeProcess, Duration, Instant)> = None;
         loop {
             let why = match self.search.find() {
-                Ok(Found::Node(node)) => match &failed {
+                Ok(SearchResult::Node(node)) => match &failed {
                     Some((same, _, next)) if *same == node && Instant::now() < *next => None,
                     _ => match self.attach(&node) {
                         Ok(traced) => {
@@ -189,8 +189,8 @@ impl Tracer {
                             info!("attached {good} tracepoints of {node}");
                             return traced;
                         }
-                        Err(Failure::Ended) => continue,
-                        Err(Failure::Because(error)) => {
+                        Err(AttachError::ProcessEnded) => continue,
+                        Err(AttachError::Other(error)) => {
                             let before = failed.take().filter(|(same, ..)| *same == node);
                             let (first, longest) = REATTACH_INTERVAL;
                             let delay = before.map_or(first, |(_, delay, _)| (2 * delay).min(longest));
@@ -199,8 +199,8 @@ impl Tracer {
                         }
                     },
                 },
-                Ok(Found::Soon) => None,
-                Ok(Found::None { why, .. }) => Some(why),
+                Ok(SearchResult::Soon) => None,
+                Ok(SearchResult::None { why, .. }) => Some(why),
                 Err(error) => Some(format!("{error:#}")),
             };
             if let Some(why) = why.filter(|why| *why != last_logged) {
@@ -215,15 +215,15 @@ impl Tracer {
     }
 
     /// Waits until the node has ended, or another process is the node, and returns that one.
-    async fn wait_for_end(&mut self, traced: &Traced) -> Option<Node> {
+    async fn wait_for_end(&mut self, traced: &TracedNode) -> Option<NodeProcess> {
         let end = traced.end.try_clone().and_then(watched);
         if let Err(error) = &end {
             warn!("cannot watch {}, checking it every {EARLY_INTERVAL:?} instead: {error}", traced.node);
         }
-        let mut looks = 0;
+        let mut checks = 0;
         loop {
-            let is_early = end.is_err() || (!self.search.is_certain() && looks < EARLY_LOOKS);
-            let interval = if is_early { EARLY_INTERVAL } else { BESIDE_INTERVAL };
+            let is_early = end.is_err() || (!self.search.is_certain() && checks < MAX_EARLY_CHECKS);
+            let interval = if is_early { EARLY_INTERVAL } else { OTHERS_INTERVAL };
             let ended = async {
                 match &end {
                     Ok(end) => drop(end.readable().await),
@@ -234,8 +234,8 @@ impl Tracer {
             if traced.has_ended() {
                 return None;
             }
-            looks += 1;
-            match self.search.look_beside(&traced.node) {
+            checks += 1;
+            match self.search.check_other_processes(&traced.node) {
                 Ok(Some(next)) => return Some(next),
                 Ok(None) => {}
                 Err(error) => debug!("{error:#}"),
@@ -246,9 +246,9 @@ impl Tracer {
     /// Follows the node for ever.
     async fn run(
         &mut self,
-        mut first: Option<Traced>,
-        reader: Option<&Events>,
-        health: &Health,
+        mut first: Option<TracedNode>,
+        reader: Option<&EventReader>,
+        health: &HealthSender,
     ) -> Infallible {
         loop {
             let traced = match first.take() {
@@ -257,8 +257,8 @@ impl Tracer {
             };
             let _ = health.send_replace(Ok(()));
             let next = self.wait_for_end(&traced).await;
-            // What this node did is not the next one's.
-            let _ = reader.map(Events::consume);
+            // Events of this node are not the next one's.
+            let _ = reader.map(EventReader::consume);
             self.programs.detach();
             self.search.ended(&traced.node);
             match next {
@@ -276,7 +276,7 @@ impl Tracer {
 }
 
 /// A path to the node's binary that can be read.
-pub(super) fn readable_binary(node: &Node) -> PathBuf {
+pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
 }
 
@@ -289,15 +289,15 @@ fn version(binary: &Path) -> Option<FileVersion> {
 ///
 /// # Errors
 /// Events cannot be read.
-pub async fn follow(mut tracer: Tracer, first: Option<Traced>, health: Health) -> Result<()> {
-    let reader = Events::of(&tracer.programs)?;
+pub async fn follow(mut tracer: Tracer, first: Option<TracedNode>, health: HealthSender) -> Result<()> {
+    let reader = EventReader::from_programs(&tracer.programs)?;
     let reader = reader.as_ref();
     let log = async {
         let Some(reader) = reader else { return std::future::pending::<std::io::Result<Infallible>>().await };
         // SAFETY: the reader lives to the end of this block and keeps its descriptor open.
         let epoll = unsafe { BorrowedFd::borrow_raw(reader.epoll_fd()) };
         let events = watched(epoll.try_clone_to_owned()?)?;
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        let mut ticks = tokio::time::interval(CONSUME_INTERVAL);
         loop {
             tokio::select! {
                 ready = events.readable() => {
@@ -305,7 +305,7 @@ pub async fn follow(mut tracer: Tracer, first: Option<Traced>, health: Health) -
                     let _ = reader.consume();
                     ready.clear_ready();
                 }
-                _ = look.tick() => drop(reader.consume()),
+                _ = ticks.tick() => drop(reader.consume()),
             }
         }
     };

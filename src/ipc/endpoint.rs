@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::{Uid, User};
 
-use crate::supervisor::{Client, Failure, Guarded, Inherited};
+use crate::supervisor::{ConnectFailure, GuardedSockets, InheritedConnection, SupervisorClient};
 
 /// A chain that Bitcoin Core knows.
-pub struct KnownChain {
+pub struct ChainParams {
     /// As `-chain` and getblockchaininfo name it.
     pub name: &'static str,
     /// Below the data directory.
@@ -21,18 +21,18 @@ pub struct KnownChain {
     pub rpc_port: u16,
 }
 
-impl KnownChain {
+impl ChainParams {
     const fn new(name: &'static str, folder: &'static str, rpc_port: u16) -> Self {
-        KnownChain { name, folder, rpc_port }
+        ChainParams { name, folder, rpc_port }
     }
 
     /// The chain of this name.
-    pub fn named(name: &str) -> &'static Self {
+    pub fn from_name(name: &str) -> &'static Self {
         CHAINS.iter().find(|chain| chain.name == name).unwrap_or(&CHAINS[0])
     }
 
     /// The chain in whose folder below a data directory this file is; never mainnet, which has no folder of its own.
-    pub fn of_file(path: &Path) -> Option<&'static Self> {
+    pub fn from_path(path: &Path) -> Option<&'static Self> {
         let folder = path.parent()?.file_name()?;
         CHAINS.iter().find(|chain| folder == chain.folder)
     }
@@ -44,22 +44,22 @@ impl KnownChain {
 }
 
 /// The chains that Bitcoin Core knows; mainnet is first.
-pub static CHAINS: [KnownChain; 5] = [
-    KnownChain::new("main", "", 8332),
-    KnownChain::new("test", "testnet3", 18332),
-    KnownChain::new("testnet4", "testnet4", 48332),
-    KnownChain::new("signet", "signet", 38332),
-    KnownChain::new("regtest", "regtest", 18443),
+pub static CHAINS: [ChainParams; 5] = [
+    ChainParams::new("main", "", 8332),
+    ChainParams::new("test", "testnet3", 18332),
+    ChainParams::new("testnet4", "testnet4", 48332),
+    ChainParams::new("signet", "signet", 38332),
+    ChainParams::new("regtest", "regtest", 18443),
 ];
 
-/// Where a node keeps its data unless it is told otherwise.
+/// A node's default data directory.
 pub fn default_datadir() -> PathBuf {
     std::env::home_dir().unwrap_or("/".into()).join(".bitcoin")
 }
 
 /// Where `bitcoin-node -ipcbind=unix` puts its socket.
 fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
-    KnownChain::named(chain).folder(datadir).join("node.sock")
+    ChainParams::from_name(chain).folder(datadir).join("node.sock")
 }
 
 /// The path to connect to: this one, or that of a node with this data directory; without either, that of a mainnet node with the
@@ -80,21 +80,25 @@ pub fn socket_path(
 
 /// A connection that was inherited, a path to connect to, or both: the first once, then the path. The process that supervises
 /// the exporter has the connection, and connects.
-pub struct Source {
-    supervisor: Rc<Client>,
-    inherited: Option<Inherited>,
+pub struct NodeEndpoint {
+    supervisor: Rc<SupervisorClient>,
+    inherited: Option<InheritedConnection>,
     path: Option<PathBuf>,
     what: String,
 }
 
-impl Source {
+impl NodeEndpoint {
     /// Not connected yet.
-    pub fn new(supervisor: Rc<Client>, inherited: Option<Inherited>, path: Option<PathBuf>) -> Self {
+    pub fn new(
+        supervisor: Rc<SupervisorClient>,
+        inherited: Option<InheritedConnection>,
+        path: Option<PathBuf>,
+    ) -> Self {
         let what = match (&inherited, &path) {
             (None, Some(path)) => path.display().to_string(),
             _ => "the inherited connection".to_string(),
         };
-        Source { supervisor, inherited, path, what }
+        NodeEndpoint { supervisor, inherited, path, what }
     }
 
     /// Whether [`open`](Self::open) can succeed again after the present connection ends.
@@ -119,7 +123,7 @@ impl Source {
     }
 
     /// For requests about the node's process.
-    pub fn supervisor(&self) -> Rc<Client> {
+    pub fn supervisor(&self) -> Rc<SupervisorClient> {
         self.supervisor.clone()
     }
 
@@ -128,25 +132,25 @@ impl Source {
     ///
     /// # Errors
     /// Nothing listens at the path, the inherited connection was used up, or no guard could be started.
-    pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<Guarded> {
+    pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<GuardedSockets> {
         let opened =
             self.supervisor.connect(trace_budget).await.context("no answer of the supervising process")?;
         if let (Some(path), false) = (&self.path, matches!(&opened, Ok(guarded) if guarded.inherited)) {
             self.what = path.display().to_string();
         }
         opened.map_err(|failure| match (failure, &self.path) {
-            (Failure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),
-            (Failure::NoPath | Failure::Connect(_), _) => {
+            (ConnectFailure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),
+            (ConnectFailure::NoPath | ConnectFailure::Connect(_), _) => {
                 anyhow!("the inherited connection has ended and no socket path was given")
             }
-            (Failure::Guard(errno), _) => anyhow!(Error::from_raw_os_error(errno))
+            (ConnectFailure::Guard(errno), _) => anyhow!(Error::from_raw_os_error(errno))
                 .context("cannot start the guard process from /proc/self/exe"),
-            (Failure::Busy, _) => anyhow!("too many guards wait for answers of the node"),
+            (ConnectFailure::Busy, _) => anyhow!("too many guards wait for answers of the node"),
         })
     }
 }
 
-/// What failed, and what to do about it.
+/// An error with the reason and what to do about it.
 fn explain(path: &Path, error: Error) -> anyhow::Error {
     let at = path.display();
     let metadata = path.metadata();
@@ -191,7 +195,7 @@ mod tests {
         assert_eq!(default_socket(datadir, "main"), Path::new("/d/node.sock"));
         assert_eq!(default_socket(datadir, "test"), Path::new("/d/testnet3/node.sock"));
         assert_eq!(default_socket(datadir, "regtest"), Path::new("/d/regtest/node.sock"));
-        let chain_of = |path: &str| KnownChain::of_file(Path::new(path)).map(|chain| chain.name);
+        let chain_of = |path: &str| ChainParams::from_path(Path::new(path)).map(|chain| chain.name);
         assert_eq!(chain_of("/d/testnet3/node.sock"), Some("test"));
         assert_eq!(
             (chain_of("/d/node.sock"), chain_of("/node.sock"), chain_of("node.sock")),

@@ -50,7 +50,7 @@ fn ends_in_the_middle_of_polls_harm_no_node() {
 }
 
 #[test]
-fn a_node_stops_in_order_while_the_exporter_is_stopped() {
+fn node_stops_cleanly_while_exporter_is_stopped() {
     let node = Node::start(&[]);
     // Those of clients have the name of the one that starts them, which the node has others of while it starts.
     let threads = || {
@@ -109,7 +109,7 @@ fn killed_guards_are_replaced_without_subscriptions_too() {
 
 /// What a broken exporter could send instead of ending its connection.
 #[test]
-fn nothing_that_an_exporter_sends_ends_the_connection() {
+fn exporter_messages_never_end_the_connection() {
     let abort = {
         let mut message = capnp::message::Builder::new_default();
         message.init_root::<message::Builder>().init_abort().set_reason("bye");
@@ -147,7 +147,7 @@ fn nothing_that_an_exporter_sends_ends_the_connection() {
 }
 
 #[test]
-fn a_second_signal_ends_the_exporter_at_once() {
+fn second_signal_ends_the_exporter_at_once() {
     let node = FakeNode::start(TRACING);
     let mut exporter =
         Exporter::start(&node.socket(), &["--poll-interval", "50ms", "--call-timeout", "100ms"]).ready();
@@ -162,7 +162,7 @@ fn a_second_signal_ends_the_exporter_at_once() {
 }
 
 #[test]
-fn descriptors_of_whoever_starts_it_are_closed() {
+fn descriptors_of_the_parent_are_closed() {
     let node = Node::start(&[]);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
@@ -176,7 +176,7 @@ fn descriptors_of_whoever_starts_it_are_closed() {
 }
 
 #[test]
-fn a_node_that_crashed_can_be_started_again_while_the_exporter_that_it_launched_lives() {
+fn crashed_node_can_restart_beside_its_launched_exporter() {
     let dir = TempDir::new().unwrap();
     let (socket, log) = (dir.path().join("node.sock"), dir.path().join("log"));
     let pid = dir.path().join("pid");
@@ -230,7 +230,7 @@ fn is_gone(process: Pid) -> bool {
 }
 
 #[test]
-fn a_supervisor_does_not_end_before_the_guard_of_a_killed_exporter() {
+fn supervisor_outlives_the_guard_of_a_killed_exporter() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
     node.hang(true);
@@ -252,7 +252,7 @@ fn a_supervisor_does_not_end_before_the_guard_of_a_killed_exporter() {
 }
 
 #[test]
-fn a_supervisor_passes_sigterm_on() {
+fn supervisor_forwards_sigterm() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
     // A real-time signal, as some runtimes stop a container by, does not end it.
@@ -268,7 +268,7 @@ fn a_supervisor_passes_sigterm_on() {
 }
 
 #[test]
-fn an_exporter_ends_in_order_when_its_supervisor_is_killed() {
+fn exporter_exits_cleanly_if_its_supervisor_is_killed() {
     let node = FakeNode::start(TRACING);
     let supervised = Supervised::start(&node);
     kill(supervised.supervisor.supervisor(), Signal::SIGKILL).unwrap();
@@ -280,7 +280,7 @@ fn an_exporter_ends_in_order_when_its_supervisor_is_killed() {
 }
 
 #[test]
-fn an_exporter_does_not_start_without_its_supervisor() {
+fn exporter_does_not_start_without_its_supervisor() {
     let (channel, _theirs) = UnixStream::pair().unwrap();
     fcntl(&channel, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let arguments = [EXPORTER, "1", &channel.as_raw_fd().to_string(), "-", "-", "/nonexistent"];
@@ -291,7 +291,7 @@ fn an_exporter_does_not_start_without_its_supervisor() {
 }
 
 #[test]
-fn whether_this_is_a_container_is_1_or_0() {
+fn container_variable_is_1_or_0() {
     let output = command().env(IN_CONTAINER, "maybe").arg("/nonexistent").output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("BITCOIND_IPC_EXPORTER_IN_CONTAINER must be 1 or 0"), "{stderr}");
@@ -343,7 +343,7 @@ impl Container {
 }
 
 #[test]
-fn as_pid_1_of_a_container_it_leaves_the_node_in_order() {
+fn pid_1_disconnects_cleanly() {
     let node = Node::start(&[]);
     for (signal, to_init, code) in [(Signal::SIGTERM, true, 0), (Signal::SIGKILL, false, 128 + 9)] {
         for _ in 0..3 {
@@ -360,7 +360,7 @@ fn as_pid_1_of_a_container_it_leaves_the_node_in_order() {
 }
 
 #[test]
-fn as_pid_1_of_a_container_it_ends_when_sigchld_was_ignored() {
+fn pid_1_exits_although_sigchld_was_ignored() {
     let node = FakeNode::start(TRACING);
     let ignored = ["env", "--ignore-signal=CHLD"];
     let Some(mut container) = Container::start(&node.socket(), &ignored) else { return };
@@ -373,7 +373,7 @@ fn as_pid_1_of_a_container_it_ends_when_sigchld_was_ignored() {
 
 /// As by `docker exec`.
 #[test]
-fn as_pid_1_of_a_container_it_waits_for_exporters_that_were_started_beside_it() {
+fn pid_1_waits_for_other_exporters_in_its_container() {
     let node = FakeNode::start(TRACING);
     for in_container in ["0", "1"] {
         let Some(mut container) = Container::start(&node.socket(), &[]) else { return };
@@ -400,7 +400,7 @@ fn as_pid_1_of_a_container_it_waits_for_exporters_that_were_started_beside_it() 
 /// Which threads a node has can only be told for a process as a whole, so this node has one of its own: this test, started
 /// again.
 #[test]
-fn core_30_is_not_asked_for_its_chain_before_it_has_loaded_it() {
+fn core_30_is_not_queried_before_its_chain_is_loaded() {
     const AS_NODE: &str = "TEST_IS_A_LOADING_NODE";
     if std::env::var_os(AS_NODE).is_some() {
         let node = FakeNode::start(Offers { core30: true, loading: true, ..Offers::NOTHING });

@@ -7,22 +7,22 @@ use std::os::unix::net::UnixStream;
 
 use nix::poll::PollFlags;
 
-use super::frame::{Filled, Frames, Outgoing};
+use super::frame::{FrameReader, ReadOutcome, SendBuffer};
 
 /// The node or the exporter.
-pub struct Peer {
+pub struct FramedSocket {
     socket: UnixStream,
-    /// What it sent. Taken out while its frames are read.
-    pub incoming: Frames,
-    outgoing: Outgoing,
+    /// Frames that it sent. Taken out while they are read.
+    pub incoming: FrameReader,
+    outgoing: SendBuffer,
 }
 
-impl Peer {
-    /// The limits are those of [`Frames::new`].
+impl FramedSocket {
+    /// The limits are those of [`FrameReader::new`].
     pub fn new(socket: UnixStream, max_message_bytes: usize, max_skipped_bytes: usize) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        let incoming = Frames::new(max_message_bytes, max_skipped_bytes);
-        Ok(Peer { socket, incoming, outgoing: Outgoing::with_memory() })
+        let incoming = FrameReader::new(max_message_bytes, max_skipped_bytes);
+        Ok(FramedSocket { socket, incoming, outgoing: SendBuffer::with_memory() })
     }
 
     /// Sends at once what the socket takes and keeps the rest.
@@ -46,11 +46,11 @@ impl Peer {
     }
 
     /// Reads what has arrived into `incoming`, which was taken out of `self`.
-    pub fn fill(&self, incoming: &mut Frames) -> io::Result<Filled> {
+    pub fn fill(&self, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
         incoming.fill(&self.socket)
     }
 
-    /// What to poll for.
+    /// The events to poll for.
     pub fn interest(&self, reads: bool) -> PollFlags {
         let mut interest = PollFlags::empty();
         interest.set(PollFlags::POLLIN, reads);
@@ -58,8 +58,8 @@ impl Peer {
         interest
     }
 
-    /// Reads on without understanding, until the other side has closed.
-    pub fn drain(&self) {
+    /// Reads and discards until the other side has closed.
+    pub fn discard_until_closed(&self) {
         let _ = self.socket.set_nonblocking(false);
         let _ = io::copy(&mut &self.socket, &mut io::sink());
     }
@@ -70,7 +70,7 @@ impl Peer {
     }
 }
 
-impl AsFd for Peer {
+impl AsFd for FramedSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -17,7 +17,7 @@ const WEIGHT_PER_VBYTE: f64 = 4.0;
 
 /// A part of the mempool.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Part {
+struct FeeWeight {
     /// In weight units, adjusted for signature operations.
     weight: u64,
     /// With the node's own priorities (`prioritisetransaction`), which can make it negative.
@@ -26,13 +26,13 @@ struct Part {
 
 /// The mempool by feerate.
 #[derive(Debug, Default, PartialEq)]
-pub struct Feerates {
-    bands: [Part; FEERATE_BANDS.len()],
+pub struct FeerateDiagram {
+    bands: [FeeWeight; FEERATE_BANDS.len()],
     /// In sat/vB; of depths that the mempool does not have, none.
     depths: [Option<f64>; DEPTHS.len()],
 }
 
-impl Feerates {
+impl FeerateDiagram {
     /// Of each band its `from` label, vbytes and fees in satoshis.
     pub fn bands(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
         let bands = FEERATE_BANDS.iter().zip(&self.bands);
@@ -45,7 +45,7 @@ impl Feerates {
     }
 
     /// Adds the chunk between two points of the diagram; `None` if there is no such chunk.
-    fn add(&mut self, from: Part, to: Part) -> Option<()> {
+    fn add(&mut self, from: FeeWeight, to: FeeWeight) -> Option<()> {
         let weight = to.weight.checked_sub(from.weight)?;
         let satoshis = to.satoshis.saturating_sub(from.satoshis);
         if weight == 0 {
@@ -68,31 +68,31 @@ impl Feerates {
 
 /// A point of the diagram: all that is mined up to here.
 #[derive(serde::Deserialize)]
-struct Point {
+struct DiagramPoint {
     weight: u64,
     /// In BTC.
     fee: f64,
 }
 
-impl<'de> Deserialize<'de> for Feerates {
+impl<'de> Deserialize<'de> for FeerateDiagram {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(Diagram)
+        deserializer.deserialize_seq(DiagramVisitor)
     }
 }
 
-struct Diagram;
+struct DiagramVisitor;
 
-impl<'de> Visitor<'de> for Diagram {
-    type Value = Feerates;
+impl<'de> Visitor<'de> for DiagramVisitor {
+    type Value = FeerateDiagram;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("no points in the fee rate diagram")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut points: A) -> Result<Feerates, A::Error> {
-        let (mut feerates, mut last) = (Feerates::default(), Part::default());
-        while let Some(Point { weight, fee }) = points.next_element()? {
-            let point = Part { weight, satoshis: (fee * 1e8).round() as i64 };
+    fn visit_seq<A: SeqAccess<'de>>(self, mut points: A) -> Result<FeerateDiagram, A::Error> {
+        let (mut feerates, mut last) = (FeerateDiagram::default(), FeeWeight::default());
+        while let Some(DiagramPoint { weight, fee }) = points.next_element()? {
+            let point = FeeWeight { weight, satoshis: (fee * 1e8).round() as i64 };
             feerates.add(last, point).ok_or_else(|| A::Error::custom("the fee rate diagram decreases"))?;
             last = point;
         }
@@ -104,7 +104,7 @@ impl<'de> Visitor<'de> for Diagram {
 mod tests {
     use super::*;
 
-    fn of(diagram: &str) -> Option<Feerates> {
+    fn of(diagram: &str) -> Option<FeerateDiagram> {
         serde_json::from_str(diagram).ok()
     }
 
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_depth_has_the_feerate_of_the_chunk_that_reaches_it() {
+    fn depth_has_the_feerate_of_the_chunk_that_reaches_it() {
         let feerates =
             of(r#"[{"weight":0,"fee":0},{"weight":3999999,"fee":0.5},{"weight":4000399,"fee":0.50000700},
                 {"weight":13000399,"fee":0.52250700}]"#);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_diagram_is_refused() {
+    fn malformed_diagram_is_rejected() {
         for wrong in [
             r#"[{"weight":4,"fee":1},{"weight":3,"fee":1}]"#,
             r#"[{"weight":0,"fee":1}]"#,

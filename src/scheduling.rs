@@ -1,6 +1,6 @@
-//! Scheduling and memory: the guard, which the node waits for, before HTTP; and how long a process waited for a CPU.
+//! Scheduling and memory: the guard, which the node waits for, comes before HTTP; and how long a process waited for a CPU.
 //!
-//! None of it needs a privilege, and all is best effort: what the kernel or a filter of system calls refuses changes no answer.
+//! None of it needs a privilege, and all is best effort: a call that the kernel or a filter of system calls rejects changes no answer.
 
 use std::fs::File;
 use std::io;
@@ -9,31 +9,31 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// The calling thread gives way to the others of its process.
-pub fn give_way() {
+/// Lowers the calling thread's priority below the others of its process.
+pub fn lower_priority() {
     const NICE: i32 = 10;
     sys::add_nice(NICE);
 }
 
-/// The calling thread runs in slices of 0.1 ms, so that it need not wait for the end of another's (3 ms, say) when it wakes
+/// The calling thread runs in slices of 0.1 ms, and need not wait for the end of another's (3 ms for example) when it wakes
 /// up. Linux 6.12 or later.
-pub fn answer_soon() {
+pub fn shorten_timeslice() {
     const SLICE_NS: u64 = 100_000;
     sys::set_slice(SLICE_NS);
 }
 
-/// How long a process, `self` or its id, was ready to run and waited for a CPU; `None` if the kernel does not tell.
+/// How long a process, `self` or its id, was ready to run and waited for a CPU; `None` if the kernel has no such statistic.
 pub fn run_delay(process: &str) -> Option<Duration> {
     delay(&std::fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?)
 }
 
 /// How long this process waited for a CPU, from a file that stays open.
-pub struct OwnRunDelay(File);
+pub struct RunDelayFile(File);
 
-impl OwnRunDelay {
-    /// `None` if the kernel does not tell.
+impl RunDelayFile {
+    /// `None` if the kernel has no such statistic.
     pub fn open() -> Option<Self> {
-        File::open("/proc/self/schedstat").ok().map(OwnRunDelay)
+        File::open("/proc/self/schedstat").ok().map(RunDelayFile)
     }
 
     /// As [`run_delay`].
@@ -49,12 +49,12 @@ fn delay(statistics: &str) -> Option<Duration> {
 }
 
 /// When memory runs out, the kernel kills this process last: with a privilege never, else by the score that it was given.
-pub fn survive_out_of_memory() {
+pub fn protect_from_oom_kill() {
     let _ = set_oom_score_adj(-1000);
 }
 
 /// When memory runs out, the kernel kills this process before those with the score that it was given.
-pub fn give_way_in_memory() {
+pub fn prefer_for_oom_kill() {
     let _ = oom_score_adj().and_then(|score| set_oom_score_adj(score.saturating_add(1)));
 }
 

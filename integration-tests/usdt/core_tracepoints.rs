@@ -18,7 +18,7 @@ pub fn sum(exporter: &Exporter, metric: &str, labels: &str) -> f64 {
     samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
 }
 
-pub fn a_real_node_with_a_peer_is_counted_as_it_counts_itself() {
+pub fn counts_agree_with_a_real_node_and_its_peer() {
     let mut node = Node::start(&[]);
     let exporter = crate::exporter(node.pid(), &[]);
     assert_eq!(sum(&exporter, "fibre_exporter_probes_attached", ""), 16.0);
@@ -131,7 +131,7 @@ fn reject(fixture: &mut Fixture, reason: &str) {
     fixture.fire(&format!("standard 1 2 3 4 5 inv {reason}"));
 }
 
-pub fn long_rejections_are_told_apart() {
+pub fn long_rejection_reasons_are_distinguished() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
     // As many characters as the longest that a node has.
     let [first, second] = ["a", "b"].map(|last| "r".repeat(117) + last);
@@ -208,7 +208,7 @@ pub fn connections_from_before_the_exporter_are_counted() {
     exporter.wait_for(inbound, 2.0);
 }
 
-pub fn the_table_of_probes_says_what_the_binary_has() {
+pub fn probe_table_lists_the_binarys_probes() {
     let node = Node::start(&[]);
     let output = crate::command()
         .args(["--list-probes", "--pid", &node.pid().to_string()])

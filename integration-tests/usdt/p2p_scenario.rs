@@ -8,11 +8,11 @@ use bitcoin::p2p::message_blockdata::Inventory;
 use bitcoin::p2p::message_compact_blocks::{BlockTxn, GetBlockTxn, SendCmpct};
 use bitcoin::{Amount, Transaction};
 
+use crate::core_tracepoints::sum;
 use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
-use crate::standard::sum;
 
 /// Less than the subsidy, at any height here.
 pub const REWARD: Amount = Amount::from_sat(1000);

@@ -8,32 +8,32 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::connection::{OnThread, call};
+use super::connection::{BoundCapability, call};
 use super::{CallError, is_thread_busy};
 use crate::schema::handler_capnp::handler;
 
 /// A callback object; dropped when the node has released it.
-pub(super) struct Callback {
+pub(super) struct CallbackObject {
     _released: oneshot::Sender<()>,
 }
 
-impl Callback {
+impl CallbackObject {
     pub(super) fn new() -> (Self, oneshot::Receiver<()>) {
         let (sender, receiver) = oneshot::channel();
-        (Callback { _released: sender }, receiver)
+        (CallbackObject { _released: sender }, receiver)
     }
 }
 
 /// A live subscription.
 pub struct Subscription {
-    handler: OnThread<handler::Client>,
+    handler: BoundCapability<handler::Client>,
     released: oneshot::Receiver<()>,
 }
 
-impl<C> OnThread<C> {
+impl<C> BoundCapability<C> {
     /// The subscription that this capability gave; it is ended on the same thread.
     pub fn subscription(&self, client: handler::Client, released: oneshot::Receiver<()>) -> Subscription {
-        Subscription { handler: OnThread { client, thread: self.thread.clone() }, released }
+        Subscription { handler: BoundCapability { client, thread: self.thread.clone() }, released }
     }
 }
 

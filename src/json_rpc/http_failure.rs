@@ -6,7 +6,7 @@ use crate::text;
 
 /// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum FailureCause {
     /// Nothing listens at the address.
     Refused,
     /// No answer within the deadline.
@@ -27,69 +27,69 @@ pub enum Cause {
     Other,
 }
 
-impl Cause {
+impl FailureCause {
     /// All of them.
-    pub const ALL: [Cause; 9] = [
-        Cause::Refused,
-        Cause::Timeout,
-        Cause::Unauthorized,
-        Cause::Forbidden,
-        Cause::Busy,
-        Cause::Warmup,
-        Cause::DifferentNode,
-        Cause::TooLarge,
-        Cause::Other,
+    pub const ALL: [FailureCause; 9] = [
+        FailureCause::Refused,
+        FailureCause::Timeout,
+        FailureCause::Unauthorized,
+        FailureCause::Forbidden,
+        FailureCause::Busy,
+        FailureCause::Warmup,
+        FailureCause::DifferentNode,
+        FailureCause::TooLarge,
+        FailureCause::Other,
     ];
 
     /// The `cause` label.
     pub fn name(self) -> &'static str {
         match self {
-            Cause::Refused => "refused",
-            Cause::Timeout => "timeout",
-            Cause::Unauthorized => "unauthorized",
-            Cause::Forbidden => "forbidden",
-            Cause::Busy => "busy",
-            Cause::Warmup => "warmup",
-            Cause::DifferentNode => "different_node",
-            Cause::TooLarge => "too_large",
-            Cause::Other => "other",
+            FailureCause::Refused => "refused",
+            FailureCause::Timeout => "timeout",
+            FailureCause::Unauthorized => "unauthorized",
+            FailureCause::Forbidden => "forbidden",
+            FailureCause::Busy => "busy",
+            FailureCause::Warmup => "warmup",
+            FailureCause::DifferentNode => "different_node",
+            FailureCause::TooLarge => "too_large",
+            FailureCause::Other => "other",
         }
     }
 
     /// Whether the node that answered before is gone: it ended, was restarted, or another one is in its place.
     pub fn is_node_gone(self) -> bool {
-        matches!(self, Cause::Refused | Cause::Warmup | Cause::DifferentNode)
+        matches!(self, FailureCause::Refused | FailureCause::Warmup | FailureCause::DifferentNode)
     }
 }
 
 /// A failure: its kind and what to log.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Failure {
+pub struct HttpFailure {
     /// Its kind.
-    pub cause: Cause,
-    /// What failed, why, and what to do.
+    pub cause: FailureCause,
+    /// The failed action, the reason, and what to do.
     pub text: String,
 }
 
-impl Failure {
+impl HttpFailure {
     /// A failure with this text.
-    pub fn new(cause: Cause, text: impl Into<String>) -> Self {
-        Failure { cause, text: text::message(text.into()) }
+    pub fn new(cause: FailureCause, text: impl Into<String>) -> Self {
+        HttpFailure { cause, text: text::message(text.into()) }
     }
 
     /// The same at this address.
     pub fn at(self, url: impl fmt::Display) -> Self {
-        Failure { text: format!("{url}: {}", self.text), ..self }
+        HttpFailure { text: format!("{url}: {}", self.text), ..self }
     }
 }
 
-impl From<String> for Failure {
+impl From<String> for HttpFailure {
     fn from(text: String) -> Self {
-        Failure::new(Cause::Other, text)
+        HttpFailure::new(FailureCause::Other, text)
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for HttpFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }

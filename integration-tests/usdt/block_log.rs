@@ -127,7 +127,7 @@ fn objects_if_any(file: &Path) -> Vec<Value> {
 }
 
 /// Only root can be someone else.
-pub fn another_user_reads_it_without_the_right_to_write() {
+pub fn another_user_reads_the_block_log_without_write_access() {
     const NOBODY: u32 = 65534;
     let dir = TempDir::new().unwrap();
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -154,7 +154,7 @@ pub fn another_user_reads_it_without_the_right_to_write() {
 }
 
 /// Only root can mount.
-pub fn a_full_disk_is_said_once_and_costs_no_row() {
+pub fn full_disk_is_logged_once_and_costs_no_row() {
     let dir = TempDir::new().unwrap();
     let disk = Disk::mount(dir.path());
     let scene = Scene::new(&disk.0, &[]);
@@ -176,7 +176,7 @@ pub fn a_full_disk_is_said_once_and_costs_no_row() {
     assert_eq!(scene.said("cannot write"), 1, "{}", scene.exporter.log());
 }
 
-pub fn a_broken_file_is_said_once_and_another_one_is_begun_in_its_place() {
+pub fn corrupt_file_is_logged_once_and_replaced() {
     let dir = TempDir::new().unwrap();
     let scene = Scene::new(dir.path(), &[]);
     scene.node.mine(1);
@@ -204,7 +204,7 @@ pub fn a_broken_file_is_said_once_and_another_one_is_begun_in_its_place() {
     assert_eq!(scene.said("cannot write"), 1, "{}", scene.exporter.log());
 }
 
-pub fn a_file_that_is_no_block_log_is_refused_at_the_start() {
+pub fn foreign_block_log_file_is_rejected_at_startup() {
     let dir = TempDir::new().unwrap();
     let node = Node::start(&[]);
     let file = dir.path().join("notes.txt");

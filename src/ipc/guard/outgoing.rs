@@ -14,30 +14,30 @@ use crate::schema::proxy_capnp::thread_map;
 
 /// A message of the guard's own to the node.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Own {
+pub enum GuardMessage {
     /// `ThreadMap.makeThread`
     MakeThread { question: u32, thread_map: u32 },
     /// `Mining.waitTipChanged`. The timeout is written as the exporter's own call had it.
     WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
     /// `Handler.disconnect`
     Disconnect { question: u32, handler: u32, thread: u32 },
-    /// An answer was taken in.
+    /// An answer was processed.
     Finish { question: u32, releases: bool },
-    /// A block template is let go.
+    /// A block template is released.
     Release { export: u32, count: u32 },
 }
 
-impl Own {
+impl GuardMessage {
     /// The message with its frame.
     pub fn encode(&self) -> Vec<u8> {
         let mut message = Builder::new_default();
         match *self {
-            Own::MakeThread { question, thread_map } => {
+            GuardMessage::MakeThread { question, thread_map } => {
                 let params = init_call(&mut message, question, MAKE_THREAD, thread_map).init_params();
                 let params = params.get_content().init_as::<thread_map::make_thread_params::Builder>();
                 { params }.set_name("exporter-guard");
             }
-            Own::WaitTipChanged { question, mining, thread, ref tip, timeout } => {
+            GuardMessage::WaitTipChanged { question, mining, thread, ref tip, timeout } => {
                 let call = init_call(&mut message, question, WAIT_TIP_CHANGED, mining);
                 let mut table = Vec::new();
                 let mut content = on_thread(call, thread, &mut table);
@@ -46,19 +46,19 @@ impl Own {
                 params.set_current_tip(tip);
                 params.set_timeout(timeout);
             }
-            Own::Disconnect { question, handler, thread } => {
+            GuardMessage::Disconnect { question, handler, thread } => {
                 let call = init_call(&mut message, question, DISCONNECT, handler);
                 let mut table = Vec::new();
                 let mut content = on_thread(call, thread, &mut table);
                 let params = content.reborrow().init_as::<handler::disconnect_params::Builder>();
                 params.init_context().set_thread(capability());
             }
-            Own::Finish { question, releases } => {
+            GuardMessage::Finish { question, releases } => {
                 let mut finish = message.init_root::<rpc::message::Builder>().init_finish();
                 finish.set_question_id(question);
                 finish.set_release_result_caps(releases);
             }
-            Own::Release { export, count } => {
+            GuardMessage::Release { export, count } => {
                 let mut release = message.init_root::<rpc::message::Builder>().init_release();
                 release.set_id(export);
                 release.set_reference_count(count);
@@ -95,7 +95,7 @@ fn on_thread<'a>(
     content
 }
 
-/// A capability is written as its place in the message's table; which one it is, the table says.
+/// A capability is written as its place in the message's table; the table has its number.
 fn capability<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
@@ -160,7 +160,7 @@ pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {
     write_message_to_words(&message)
 }
 
-/// The answer to a call of what we do not have.
+/// The answer to a call of a method that we do not have.
 pub fn unimplemented(question: u32) -> Vec<u8> {
     exception(question, rpc::exception::Type::Unimplemented, "Method not implemented.")
 }
@@ -181,9 +181,9 @@ fn exception(question: u32, kind: rpc::exception::Type, reason: &str) -> Vec<u8>
 fn init_return(message: &mut Builder<HeapAllocator>, question: u32) -> return_::Builder<'_> {
     let mut answer = message.init_root::<rpc::message::Builder>().init_return();
     answer.set_answer_id(question);
-    // The receiver may let go of what it passed along.
+    // The receiver may release the capabilities that it passed.
     answer.set_release_param_caps(true);
-    // Nor need it say that it has the answer. One built with a Cap'n Proto before 1.1 does all the same.
+    // Nor does it have to send `Finish`. One built with a Cap'n Proto before 1.1 sends it all the same.
     answer.set_no_finish_needed(true);
     answer
 }

@@ -9,74 +9,73 @@ use tokio::time::{Instant, sleep_until};
 
 use super::json::number;
 use super::rate_limit::RateLimit;
-use crate::ipc::{BlockRef, Chain, Interfaces, Mining, Thread};
+use crate::ipc::{BlockRef, Chain, Interfaces, Mining, NodeThread};
 use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, Method};
 
-/// Between two looks at whether it is still the same node.
+/// Between two checks whether it is still the same node.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Finds out whether JSON-RPC over HTTP can be used.
-pub struct Checker {
+pub struct HttpRpcVerifier {
     http: HttpRpc,
     mining: Option<Mining>,
     chain: Option<Chain>,
 }
 
-impl Checker {
-    /// Compares with what these interfaces tell. `on` runs nothing else.
-    pub fn new(http: HttpRpc, interfaces: &Interfaces, on: &Thread) -> Self {
-        http.forget_node(false);
-        let mining = interfaces.mining.as_ref().map(|mining| mining.on(on));
-        let chain = interfaces.chain.as_ref().map(|chain| chain.on(on));
-        Checker { http, mining, chain }
+impl HttpRpcVerifier {
+    /// Compares with these interfaces. `thread` runs nothing else.
+    pub fn new(http: HttpRpc, interfaces: &Interfaces, thread: &NodeThread) -> Self {
+        http.reset_node(false);
+        let mining = interfaces.mining.as_ref().map(|mining| mining.on_thread(thread));
+        let chain = interfaces.chain.as_ref().map(|chain| chain.on_thread(thread));
+        HttpRpcVerifier { http, mining, chain }
     }
 
-    /// Of a node without IPC: there is nothing to compare with.
-    pub fn alone(http: HttpRpc) -> Self {
-        http.forget_node(true);
-        Checker { http, mining: None, chain: None }
+    /// For a node without IPC: there is nothing to compare with.
+    pub fn http_only(http: HttpRpc) -> Self {
+        http.reset_node(true);
+        HttpRpcVerifier { http, mining: None, chain: None }
     }
 
-    /// What it checks.
     pub fn http(&self) -> &HttpRpc {
         &self.http
     }
 
-    /// Uses it if it answers and is the same node, else says why not.
-    pub async fn check(&self) {
-        match self.differs().await {
+    /// Marks HTTP as usable if it answers and is the same node, else as unusable with the reason.
+    pub async fn verify(&self) {
+        match self.find_difference().await {
             Ok(None) => {
-                self.http.use_it();
+                self.http.mark_usable();
                 self.http.check_privileges().await;
             }
-            Ok(Some(difference)) => self.http.differs(format!(
+            Ok(Some(difference)) => self.http.mark_different_node(format!(
                 "{} is another node than {}: {difference}; set --rpc-url and --rpc-cookie-file, or --chain, for the right \
                  node",
-                self.http.settings().url,
+                self.http.config().url,
                 if self.mining.is_some() || self.chain.is_some() {
                     "the one behind the IPC socket"
                 } else {
                     "the configured one"
                 },
             )),
-            Err(error) => self.http.failed(&error),
+            Err(error) => self.http.on_call_failed(&error),
         }
     }
 
-    /// Goes on checking. A poll follows at once when it can be used.
-    pub async fn keep_checking(self, usable: Rc<Notify>) {
+    /// Verifies again and again. A poll follows at once when HTTP becomes usable.
+    pub async fn keep_verifying(self, usable: Rc<Notify>) {
         // Core makes a wrong password wait, and logs it: failures back off.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
-            let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.given_up()).await;
-            let was_used = self.http.is_used();
+            let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.became_unusable()).await;
+            let was_used = self.http.is_usable();
             if !was_used {
                 limit.failed(Instant::now());
                 sleep_until(limit.due()).await;
             }
-            self.check().await;
-            if self.http.is_used() {
+            self.verify().await;
+            if self.http.is_usable() {
                 limit.succeeded(Instant::now(), Instant::now());
                 if !was_used {
                     usable.notify_one();
@@ -85,35 +84,35 @@ impl Checker {
         }
     }
 
-    /// What differs between the node behind the IPC socket and the one that answers over HTTP.
-    async fn differs(&self) -> Result<Option<String>, CallError> {
-        let info = self.http.ask(Method::GetBlockchainInfo, json!([])).await?;
-        if let (Some(wanted), Some(chain)) = (&self.http.settings().chain, info["chain"].as_str())
-            && wanted != chain
+    /// The difference between the node behind the IPC socket and the one that answers over HTTP.
+    async fn find_difference(&self) -> Result<Option<String>, CallError> {
+        let info = self.http.query(Method::GetBlockchainInfo, json!([])).await?;
+        if let (Some(configured), Some(chain)) = (&self.http.config().chain, info["chain"].as_str())
+            && configured != chain
         {
-            return Ok(Some(format!("its chain is {chain:?}, not {wanted:?}")));
+            return Ok(Some(format!("its chain is {chain:?}, not {configured:?}")));
         }
         if let Some(mining) = &self.mining
-            && let Some(difference) = self.tip_differs(async || mining.tip().await).await?
+            && let Some(difference) = self.find_tip_difference(async || mining.tip().await).await?
         {
             return Ok(Some(difference));
         }
         match &self.chain {
-            Some(chain) => self.pruned_differently(chain, &info).await,
+            Some(chain) => self.find_prune_difference(chain, &info).await,
             None => Ok(None),
         }
     }
 
-    /// Whether the other has another block at the height of the tip. The tip is looked at before and after: it may change
+    /// Whether the other has another block at the height of the tip. The tip is read before and after: it may change
     /// meanwhile.
-    async fn tip_differs(
+    async fn find_tip_difference(
         &self,
         tip: impl AsyncFn() -> Result<Option<BlockRef>, CallError>,
     ) -> Result<Option<String>, CallError> {
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = tip().await? else { return Ok(None) };
-            let theirs = match self.http.ask(Method::GetBlockHash, json!([before.height])).await {
+            let theirs = match self.http.query(Method::GetBlockHash, json!([before.height])).await {
                 Ok(hash) => hash.as_str().unwrap_or_default().to_string(),
                 Err(CallError::JsonRpc { code: OUT_OF_RANGE, .. }) => "none".into(),
                 Err(error) => return Err(error),
@@ -135,7 +134,7 @@ impl Checker {
         ))
     }
 
-    async fn pruned_differently(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
+    async fn find_prune_difference(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
         let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
         // It grows between the two calls.
         let ours = chain.prune_height().await?.map_or(0.0, |last| f64::from(last) + 1.0);

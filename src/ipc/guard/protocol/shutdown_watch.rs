@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Own, Purpose, RETRY_INTERVAL};
-use crate::ipc::guard::message::{Call, Outcome, Target};
+use super::{CallPurpose, GuardMessage, RETRY_INTERVAL};
+use crate::ipc::guard::message::{Call, CallTarget, Outcome};
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::mining;
 
@@ -25,7 +25,7 @@ pub(super) struct LongPoll {
 impl LongPoll {
     /// `None` if the call names its target by the answer to another call.
     pub fn read(call: &Call) -> capnp::Result<Option<Self>> {
-        let Target::Export(mining) = call.target else { return Ok(None) };
+        let CallTarget::Export(mining) = call.target else { return Ok(None) };
         let params: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
         Ok(Some(LongPoll { mining, timeout: params.get_timeout() }))
     }
@@ -33,7 +33,7 @@ impl LongPoll {
 
 /// How a long poll ended.
 #[derive(Debug, PartialEq)]
-pub(super) enum PollEnd {
+pub(super) enum LongPollResult {
     /// With this tip, after the timeout or a change.
     Tip(Vec<u8>),
     /// Without a tip: the node shuts down.
@@ -41,15 +41,15 @@ pub(super) enum PollEnd {
     Failed,
 }
 
-impl PollEnd {
+impl LongPollResult {
     pub fn read(outcome: &Outcome) -> capnp::Result<Self> {
-        let Outcome::Results(_, content) = outcome else { return Ok(PollEnd::Failed) };
+        let Outcome::Results(_, content) = outcome else { return Ok(LongPollResult::Failed) };
         let results: mining::wait_tip_changed_results::Reader = content.get_as()?;
         if !results.has_result() {
-            return Ok(PollEnd::ShutsDown);
+            return Ok(LongPollResult::ShutsDown);
         }
         let tip: block_ref::Reader = results.get_result()?;
-        Ok(PollEnd::Tip(tip.get_hash()?.to_vec()))
+        Ok(LongPollResult::Tip(tip.get_hash()?.to_vec()))
     }
 }
 
@@ -64,7 +64,7 @@ enum WatchThread {
 
 /// Keeps a long poll under way, from the first one of the exporter's that was answered: the node has loaded its chain then.
 #[derive(Default)]
-pub(super) struct TipWatch {
+pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,
     long_poll: Option<LongPoll>,
     thread: WatchThread,
@@ -76,7 +76,7 @@ pub(super) struct TipWatch {
     due_at: Duration,
 }
 
-impl TipWatch {
+impl ShutdownWatch {
     /// Whether the guard needs this capability of the node's.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.thread_map == Some(id) || self.long_poll.is_some_and(|poll| poll.mining == id)
@@ -100,19 +100,25 @@ impl TipWatch {
     }
 
     /// The node has answered a long poll of the exporter's.
-    pub fn on_exporter_poll_end(&mut self, poll: Option<LongPoll>, end: PollEnd, now: Duration) {
+    pub fn on_exporter_poll_end(&mut self, poll: Option<LongPoll>, end: LongPollResult, now: Duration) {
         self.under_way -= 1;
         self.due_at = now + TAKEOVER_DELAY;
-        if let PollEnd::Tip(tip) = end {
+        if let LongPollResult::Tip(tip) = end {
             (self.long_poll, self.tip) = (poll, tip);
         }
     }
 
     /// The node has answered a long poll of the guard's.
-    pub fn on_own_poll_end(&mut self, end: PollEnd, asked_at: Duration, is_subscribed: bool, now: Duration) {
+    pub fn on_own_poll_end(
+        &mut self,
+        end: LongPollResult,
+        asked_at: Duration,
+        is_subscribed: bool,
+        now: Duration,
+    ) {
         self.under_way -= 1;
         self.due_at = now + RETRY_INTERVAL;
-        if let PollEnd::Tip(tip) = end {
+        if let LongPollResult::Tip(tip) = end {
             self.tip = tip;
             self.due_at =
                 asked_at + if is_subscribed { MIN_SUBSCRIBED_POLL_INTERVAL } else { MIN_POLL_INTERVAL };
@@ -130,16 +136,17 @@ impl TipWatch {
     }
 
     /// The call that is due, under this number.
-    pub fn next_call(&mut self, question: u32, now: Duration) -> Option<(Purpose, Own)> {
+    pub fn next_call(&mut self, question: u32, now: Duration) -> Option<(CallPurpose, GuardMessage)> {
         self.due_at().filter(|due_at| *due_at <= now)?;
         let LongPoll { mining, timeout } = self.long_poll?;
         if let WatchThread::Made(thread) = self.thread {
-            let call = Own::WaitTipChanged { question, mining, thread, tip: self.tip.clone(), timeout };
-            return Some((Purpose::WaitTipChanged(None), call));
+            let call =
+                GuardMessage::WaitTipChanged { question, mining, thread, tip: self.tip.clone(), timeout };
+            return Some((CallPurpose::WaitTipChanged(None), call));
         }
         let thread_map = self.thread_map?;
         self.thread = WatchThread::Requested;
-        Some((Purpose::MakeThread { thread_map }, Own::MakeThread { question, thread_map }))
+        Some((CallPurpose::MakeThread { thread_map }, GuardMessage::MakeThread { question, thread_map }))
     }
 }
 
@@ -150,13 +157,13 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1);
     const POLL: Option<LongPoll> = Some(LongPoll { mining: 3, timeout: 1000.0 });
 
-    fn tip() -> PollEnd {
-        PollEnd::Tip(vec![9; 32])
+    fn tip() -> LongPollResult {
+        LongPollResult::Tip(vec![9; 32])
     }
 
     /// The exporter's long poll was answered, and the guard has a thread for its own.
-    fn ready() -> TipWatch {
-        let mut watch = TipWatch::default();
+    fn ready() -> ShutdownWatch {
+        let mut watch = ShutdownWatch::default();
         watch.set_thread_map(1);
         watch.on_poll_start();
         watch.on_exporter_poll_end(POLL, tip(), NOW);
@@ -166,7 +173,7 @@ mod tests {
 
     #[test]
     fn guard_polls_after_an_answered_poll_on_its_own_thread() {
-        let mut watch = TipWatch::default();
+        let mut watch = ShutdownWatch::default();
         watch.set_thread_map(1);
         assert_eq!(watch.due_at(), None, "the node may not have loaded its chain");
         watch.on_poll_start();
@@ -175,12 +182,13 @@ mod tests {
         let due = NOW + TAKEOVER_DELAY;
         assert_eq!(watch.due_at(), Some(due));
         assert!(watch.next_call(7, due - Duration::from_nanos(1)).is_none());
-        let Some((_, Own::MakeThread { question: 7, thread_map: 1 })) = watch.next_call(7, due) else {
+        let Some((_, GuardMessage::MakeThread { question: 7, thread_map: 1 })) = watch.next_call(7, due)
+        else {
             panic!()
         };
         assert_eq!(watch.due_at(), None, "one request for a thread");
         watch.on_thread(Some(8), due);
-        let Some((_, Own::WaitTipChanged { question: 8, mining: 3, thread: 8, tip, timeout })) =
+        let Some((_, GuardMessage::WaitTipChanged { question: 8, mining: 3, thread: 8, tip, timeout })) =
             watch.next_call(8, due)
         else {
             panic!()
@@ -196,7 +204,7 @@ mod tests {
         for (end, is_subscribed, due) in [
             (tip(), false, asked + MIN_POLL_INTERVAL),
             (tip(), true, asked + MIN_SUBSCRIBED_POLL_INTERVAL),
-            (PollEnd::Failed, true, now + RETRY_INTERVAL),
+            (LongPollResult::Failed, true, now + RETRY_INTERVAL),
         ] {
             let mut watch = ready();
             watch.on_poll_start();
@@ -205,18 +213,21 @@ mod tests {
             watch.on_poll_start();
             assert_eq!(watch.due_at(), None);
         }
-        let mut watch = TipWatch::default();
+        let mut watch = ShutdownWatch::default();
         watch.set_thread_map(1);
         watch.on_poll_start();
-        watch.on_exporter_poll_end(POLL, PollEnd::Failed, NOW);
+        watch.on_exporter_poll_end(POLL, LongPollResult::Failed, NOW);
         assert_eq!(watch.due_at(), None, "a failed poll shows no loaded chain");
     }
 
     #[test]
-    fn a_refused_thread_is_requested_again_later() {
+    fn rejected_thread_is_requested_again_later() {
         let mut watch = ready();
         watch.on_thread(None, NOW);
         assert_eq!(watch.due_at(), Some(NOW + RETRY_INTERVAL));
-        assert!(matches!(watch.next_call(7, NOW + RETRY_INTERVAL), Some((_, Own::MakeThread { .. }))));
+        assert!(matches!(
+            watch.next_call(7, NOW + RETRY_INTERVAL),
+            Some((_, GuardMessage::MakeThread { .. }))
+        ));
     }
 }

@@ -2,14 +2,14 @@
 //! bpftrace where it is installed, its `count()` alone and the same work as ours; in one run, alternating. Prints medians, and what each adds against what
 //! the empty program adds. Needs root, clang and systemtap-sdt-dev.
 //!
-//!     cargo bench --bench probe
+//!     cargo bench --bench tracepoint_overhead
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use bitcoind_exporter::testing::Events;
+use bitcoind_exporter::testing::EventReader;
 use bitcoind_exporter::usdt::{Programs, TracepointGroup};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};
@@ -54,7 +54,7 @@ fn main() {
 
 /// A binary of its own for each: programs on one file would see the others' processes come and go.
 fn compile(dir: &Path, name: &str) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/probe/fires.c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/tracepoint_overhead/fires.c");
     let binary = dir.join(name);
     assert!(Command::new("cc").args(["-O2", "-o"]).arg(&binary).arg(source).status().unwrap().success());
     binary
@@ -75,7 +75,7 @@ fn empty_program(dir: &Path) -> Object {
         .arg("-I")
         .arg(dir.join("include"));
     let object = dir.join("empty.bpf.o");
-    clang.args(["-c", "benches/probe/empty.bpf.c", "-o"]).arg(&object);
+    clang.args(["-c", "benches/tracepoint_overhead/empty.bpf.c", "-o"]).arg(&object);
     assert!(clang.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
     ObjectBuilder::default().open_file(&object).unwrap().load().unwrap()
 }
@@ -102,7 +102,7 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, s
     let mut count = bpftrace(start("count"), provider, tracepoint, "@hits = count();");
     let mut the_same = bpftrace(start("same"), provider, tracepoint, same);
 
-    let events = Events::of(&programs).unwrap();
+    let events = EventReader::from_programs(&programs).unwrap();
     for what in fired {
         let mut times: [Vec<f64>; 5] = Default::default();
         for _ in 0..ROUNDS {

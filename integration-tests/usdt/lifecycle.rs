@@ -13,7 +13,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::free_port;
 use crate::{Fixture, assert_samples, command, compile, fibre};
 
-pub fn a_node_that_restarts_is_attached_again_and_the_counts_go_on() {
+pub fn restarted_node_is_attached_again_and_keeps_counts() {
     let dir = TempDir::new().unwrap();
     let mut fixture = Fixture::start(&compile(dir.path(), &[]));
     let record = dir.path().join("blocks");
@@ -51,7 +51,7 @@ pub fn another_node_of_the_same_binary_is_not_taken_for_the_next_one() {
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 1");
 }
 
-pub fn an_exporter_that_was_started_first_waits_for_the_node() {
+pub fn exporter_started_first_waits_for_the_node() {
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
     let exporter = waiting(&binary);
@@ -63,7 +63,7 @@ pub fn an_exporter_that_was_started_first_waits_for_the_node() {
     assert_samples(&exporter, "fibre_blocks_sent_total 1");
 }
 
-pub fn an_exporter_that_is_killed_leaves_the_node_running_and_untraced() {
+pub fn killed_exporter_leaves_the_node_untraced() {
     let (_dir, mut fixture, exporter) = fibre(&[]);
     fixture.fire("send");
     drop(exporter);
@@ -83,7 +83,7 @@ pub fn two_exporters_on_one_node_count_each_for_itself() {
     assert_samples(&first, "fibre_blocks_sent_total 3");
 }
 
-pub fn the_old_options_ask_for_a_password_and_the_health_port_does_not() {
+pub fn old_options_protect_metrics_but_not_health() {
     let dir = TempDir::new().unwrap();
     let fixture = Fixture::start(&compile(dir.path(), &[]));
     let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
@@ -150,7 +150,7 @@ fn waiting(binary: &Path) -> Exporter {
     Exporter::spawn(&mut command)
 }
 
-pub fn a_node_is_named_by_its_unit() {
+pub fn node_is_selected_by_its_unit() {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     let mounts = mounts.lines().filter_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
         [_, at, "cgroup2", ..] => Some(PathBuf::from(at)),
@@ -187,7 +187,7 @@ pub fn a_node_is_named_by_its_unit() {
     eventually("the group is empty", || std::fs::remove_dir(&group).ok());
 }
 
-pub fn a_journal_that_is_not_read_stops_nothing() {
+pub fn unread_journal_stops_nothing() {
     let dir = TempDir::new().unwrap();
     let mut fixture = Fixture::start(&compile(dir.path(), &["-DSTANDARD"]));
     let run = dir.path().join("run");
@@ -229,7 +229,7 @@ pub fn a_journal_that_is_not_read_stops_nothing() {
     assert!(exporter.terminate().success());
 }
 
-pub fn a_closed_stderr_is_no_panic() {
+pub fn closed_stderr_causes_no_panic() {
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$@\" 2>&-", "sh", env!("CARGO_BIN_EXE_bitcoind-usdt-exporter")]);
     assert_eq!(command.args(["--pid", "4194303"]).status().unwrap().code(), Some(1));
@@ -260,7 +260,7 @@ pub fn wrong_input_is_explained() {
     assert!(refusal(&["--port", "1"]).contains("cannot be used with"));
 }
 
-pub fn what_cannot_be_printed_ends_no_exporter() {
+pub fn failed_output_does_not_end_the_exporter() {
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
     let reference =
         |stdout: Stdio| command().arg("--print-metrics-reference").stdout(stdout).output().unwrap();
@@ -289,7 +289,7 @@ pub fn what_cannot_be_printed_ends_no_exporter() {
     assert!(exporter.terminate().success(), "{}", exporter.log());
 }
 
-pub fn without_privilege_it_says_which_are_missing() {
+pub fn missing_privileges_are_reported() {
     let dir = TempDir::new().unwrap();
     let fixture = Fixture::start(&compile(dir.path(), &[]));
     // The binary where nobody can read it.

@@ -33,7 +33,7 @@ fn connections(wanted: u64) -> u64 {
 }
 
 #[test]
-fn a_scraper_that_is_known_does_not_wait_behind_strangers() {
+fn authenticated_scraper_skips_the_password_queue() {
     let dir = TempDir::new().unwrap();
     let hash = bcrypt::hash("secret", 12).unwrap();
     std::fs::write(dir.path().join("web.yml"), format!("basic_auth_users:\n  prom: {hash}\n")).unwrap();
@@ -71,7 +71,7 @@ fn a_scraper_that_is_known_does_not_wait_behind_strangers() {
 
 /// Connections that are opened as quickly as it goes, each with another guess.
 #[test]
-fn flood_of_connections_keeps_no_scraper_out() {
+fn connection_flood_does_not_block_scrapers() {
     const KEPT: usize = 100;
     let dir = TempDir::new().unwrap();
     let hash = bcrypt::hash("secret", 12).unwrap();
@@ -103,7 +103,7 @@ fn flood_of_connections_keeps_no_scraper_out() {
 }
 
 #[test]
-fn scrapers_that_do_not_read_are_hung_up_on_and_cost_little() {
+fn slow_scrapers_are_disconnected_and_cost_little() {
     let node =
         FakeNode::start(Offers { mining: true, chain: true, node: true, tracing: true, ..Offers::default() });
     let exporter = Exporter::start(&node.socket(), &[]).ready();
@@ -138,7 +138,7 @@ fn status(exporter: &Exporter, path: &str, host: &str) -> (u16, String) {
 }
 
 #[test]
-fn a_loopback_listener_answers_to_loopback_names_and_allowed_ones() {
+fn loopback_listener_accepts_loopback_and_allowed_names() {
     let socket = "/nonexistent/node.sock";
     let exporter = Exporter::start(socket.as_ref(), &["--web.allowed-host", "metrics.example,other.example"]);
     let port = exporter.address().rsplit(':').next().unwrap().to_string();
@@ -166,7 +166,7 @@ fn a_loopback_listener_answers_to_loopback_names_and_allowed_ones() {
 
 /// A page that is fetched again and again over one connection has time for each answer, not for all.
 #[test]
-fn a_scraper_that_keeps_its_connection_is_served() {
+fn kept_alive_scraper_is_served() {
     let exporter = Exporter::start("/nonexistent/node.sock".as_ref(), &[]);
     let mut stream = TcpStream::connect(exporter.address()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

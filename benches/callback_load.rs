@@ -1,7 +1,7 @@
 //! The exporter under load, beside a node that calls back as fast as it is answered. Prints memory and descriptors after
 //! the first 100,000 callbacks and after all, and how long the node waited with and without 64 scrapers.
 //!
-//!     cargo bench --bench load [-- CALLBACKS]
+//!     cargo bench --bench callback_load [-- CALLBACKS]
 
 #[path = "../integration-tests/harness/fake.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
@@ -39,7 +39,7 @@ fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
 
 /// The scrapers are in place of other machines: what they need is not taken from the node.
 #[allow(unsafe_code, reason = "no crate wraps it")]
-fn give_way() {
+fn lower_priority() {
     // SAFETY: takes numbers only; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
@@ -85,7 +85,7 @@ fn main() {
         .map(|_| {
             let (address, gate, done) = (address.clone(), gate.clone(), done.clone());
             std::thread::spawn(move || {
-                give_way();
+                lower_priority();
                 // As Prometheus does, over a connection that is kept.
                 let mut stream = BufReader::new(TcpStream::connect(&address).unwrap());
                 let (mut line, mut page) = (String::new(), Vec::new());

@@ -1,6 +1,6 @@
-//! What each call that the exporter makes costs a node: `cargo bench --bench calls -- SOCKET`, beside a node with JSON-RPC
+//! What each call that the exporter makes costs a node: `cargo bench --bench rpc_cost -- SOCKET`, beside a node with JSON-RPC
 //! over IPC. How long other callers of JSON-RPC over HTTP wait beside an exporter that has nothing but HTTP:
-//! `cargo bench --bench calls -- http://127.0.0.1:PORT COOKIE-FILE`, beside a node with `-rpcthreads=1`.
+//! `cargo bench --bench rpc_cost -- http://127.0.0.1:PORT COOKIE-FILE`, beside a node with `-rpcthreads=1`.
 //!
 //! A call cannot hold the node's main lock for longer than it takes. `uptime`, which takes no lock, is what a call takes at least.
 
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::testing::{Connection, Interfaces, Method};
+use bitcoind_exporter::testing::{Interfaces, IpcConnection, Method};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -25,7 +25,7 @@ fn main() {
     // cargo adds --bench.
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
     let Some(socket) = arguments.next() else {
-        return println!("calls: SKIPPED, no socket was given: cargo bench --bench calls -- SOCKET");
+        return println!("rpc_cost: SKIPPED, no socket was given: cargo bench --bench rpc_cost -- SOCKET");
     };
     if let Some(address) = socket.strip_prefix("http://") {
         return measure_other_callers(address, &arguments.next().expect("the node's cookie file"));
@@ -37,7 +37,7 @@ fn main() {
 async fn measure(socket: &Path) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let node = getsockopt(&stream, sockopt::PeerCredentials).unwrap().pid();
-    let connection = Connection::new(stream, Duration::from_secs(60)).await.unwrap();
+    let connection = IpcConnection::new(stream, Duration::from_secs(60)).await.unwrap();
     let thread = connection.thread("bench").await.unwrap();
     let interfaces = Interfaces::discover(&connection, &thread).await.unwrap();
     let json_rpc = interfaces.expect("a node that is not shutting down").json_rpc().expect("JSON-RPC");

@@ -1,4 +1,4 @@
-//! The subscriptions of a guard, in memory that outlives it: what its replacement needs to disconnect cleanly.
+//! The subscriptions of a guard, in memory that outlives it: for its replacement, which disconnects cleanly.
 //!
 //! The guard writes, the process that supervises it passes it on, unread, to the replacement of a killed guard.
 
@@ -10,18 +10,18 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::events::{Event, SubscriptionIds};
+use super::events::{GuardEvent, SubscriptionIds};
 
 /// Far more than the two subscriptions that the exporter makes.
 const MAX_BYTES: usize = 4096;
 
 /// Memory with the subscriptions of one connection.
-pub struct Record {
+pub struct SubscriptionStore {
     file: File,
     subscriptions: Vec<SubscriptionIds>,
 }
 
-impl Record {
+impl SubscriptionStore {
     /// For a new connection.
     pub fn new() -> io::Result<Self> {
         // MFD_NOEXEC_SEAL; before Linux 6.3 there is no such flag.
@@ -31,7 +31,7 @@ impl Record {
             Errno::EINVAL => create(MFdFlags::empty()),
             error => Err(error),
         })?;
-        Ok(Record { file: fd.into(), subscriptions: Vec::new() })
+        Ok(SubscriptionStore { file: fd.into(), subscriptions: Vec::new() })
     }
 
     /// The one that was passed to this process.
@@ -42,7 +42,7 @@ impl Record {
         let text = String::from_utf8_lossy(&bytes[..read]);
         let ids = text.lines().next().unwrap_or_default().split_whitespace();
         let subscriptions = ids.filter_map(|ids| ids.parse().ok()).collect();
-        Record { file, subscriptions }
+        SubscriptionStore { file, subscriptions }
     }
 
     /// The subscriptions of the connection.
@@ -51,10 +51,10 @@ impl Record {
     }
 
     /// Writes what an event changes.
-    pub(super) fn apply(&mut self, event: &Event) {
+    pub(super) fn apply(&mut self, event: &GuardEvent) {
         match event {
-            Event::Subscribed(ids) => self.subscriptions.push(*ids),
-            Event::Released(callback) => self.subscriptions.retain(|ids| ids.callback != *callback),
+            GuardEvent::Subscribed(ids) => self.subscriptions.push(*ids),
+            GuardEvent::Released(callback) => self.subscriptions.retain(|ids| ids.callback != *callback),
             _ => return,
         }
         let ids: Vec<String> = self.subscriptions.iter().map(SubscriptionIds::to_string).collect();
@@ -66,7 +66,7 @@ impl Record {
     }
 }
 
-impl AsFd for Record {
+impl AsFd for SubscriptionStore {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -74,18 +74,20 @@ impl AsFd for Record {
 
 #[cfg(test)]
 #[test]
-fn the_next_guard_reads_what_the_last_one_wrote() {
-    let mut record = Record::new().unwrap();
-    let next = |record: &Record| Record::inherited(record.as_fd().try_clone_to_owned().unwrap());
+fn replacement_reads_the_subscriptions_of_the_last_guard() {
+    let mut record = SubscriptionStore::new().unwrap();
+    let next = |record: &SubscriptionStore| {
+        SubscriptionStore::inherited(record.as_fd().try_clone_to_owned().unwrap())
+    };
     assert_eq!(next(&record).subscriptions(), []);
     let ids = |callback| SubscriptionIds { callback, handler: callback + 1, thread: 1_000_000 };
-    record.apply(&Event::Subscribed(ids(1)));
-    record.apply(&Event::Subscribed(ids(20)));
+    record.apply(&GuardEvent::Subscribed(ids(1)));
+    record.apply(&GuardEvent::Subscribed(ids(20)));
     let mut replacement = next(&record);
     assert_eq!(replacement.subscriptions(), [ids(1), ids(20)]);
-    replacement.apply(&Event::Released(1));
-    replacement.apply(&Event::NodeShutsDown);
+    replacement.apply(&GuardEvent::Released(1));
+    replacement.apply(&GuardEvent::NodeShutsDown);
     assert_eq!(next(&record).subscriptions(), [ids(20)]);
-    replacement.apply(&Event::Released(20));
+    replacement.apply(&GuardEvent::Released(20));
     assert_eq!(next(&record).subscriptions(), []);
 }

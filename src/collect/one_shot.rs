@@ -5,57 +5,57 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::collector::{NodeTransport, open_transport};
+use super::collector::{NodeTransport, connect_transport};
 use super::context::Context;
 use super::handshake::open_guarded;
-use super::session::{Session, show_up};
-use crate::ipc::guard::Places;
-use crate::ipc::source::Source;
+use super::session::{Session, show_connected};
+use crate::ipc::endpoint::NodeEndpoint;
+use crate::ipc::guard::GuardPermits;
 use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
-use crate::node_process::Peer;
+use crate::node_process::SocketPeer;
 
 /// Connects once and polls once. Returns what the node offers; the metrics have what it answered.
 ///
 /// # Errors
 /// No connection, or a call that failed.
-pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces>> {
+pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let guarded = match open_transport(source, &context).await? {
-        NodeTransport::Ipc(guarded) => guarded,
-        NodeTransport::Http(checker, _) => {
-            let mut session = Session::over_http(checker, &context);
+    let guarded = match connect_transport(source, &context).await? {
+        NodeTransport::IpcParts(guarded) => guarded,
+        NodeTransport::Http(verifier, _) => {
+            let mut session = Session::over_http(verifier, &context);
             session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
-            show_up(&session.interfaces, &context);
+            show_connected(&session.interfaces, &context);
             return Ok(session.interfaces);
         }
     };
-    let node = Peer::of_process(guarded.node, Some(source.supervisor()));
-    let mut session = open_guarded(guarded, Places::new().take().await, &node, &context)
+    let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
+    let mut session = open_guarded(guarded, GuardPermits::new().acquire().await, &node, &context)
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;
-    if let Some(checker) = &session.http_rpc
+    if let Some(verifier) = &session.http_rpc
         && !session.interfaces.offers(Interface::HttpRpc)
     {
-        checker.check().await; // with all its time
+        verifier.verify().await; // with all its time
     }
     let polled = session.poller().poll().await;
-    if let Some(mut builder) = session.builder() {
-        let _ = tokio::time::timeout(context.config.call_timeout, builder.build(None)).await;
+    if let Some(mut poller) = session.template_poller() {
+        let _ = tokio::time::timeout(context.config.call_timeout, poller.poll(None)).await;
     }
     let interfaces = session.interfaces.clone();
     session.close().await;
     polled.map_err(|why| anyhow!("the poll failed: {why}"))?;
     if let Some(http) = &context.http_rpc
         && interfaces.uses_http()
-        && http.settings().required
-        && !http.is_used()
+        && http.config().required
+        && !http.is_usable()
     {
-        bail!("--rpc on: {}", http.why_not());
+        bail!("--rpc on: {}", http.unusable_reason());
     }
-    show_up(&interfaces, &context);
+    show_connected(&interfaces, &context);
     Ok(interfaces)
 }
 
@@ -63,15 +63,15 @@ pub async fn once(source: &mut Source, context: Context) -> Result<Rc<Interfaces
 ///
 /// # Errors
 /// As [`once`].
-pub async fn check(source: &mut Source, context: Context) -> Result<String> {
+pub async fn check(source: &mut NodeEndpoint, context: Context) -> Result<String> {
     let metrics = context.metrics.clone();
     let http = context.http_rpc.clone();
     let interfaces = once(source, context).await?;
     let http = http.filter(|_| interfaces.uses_http()).map(|http| {
-        if http.is_used() {
-            format!("JSON-RPC over HTTP: {}, {}", http.settings().url, http.settings().credentials.describe())
+        if http.is_usable() {
+            format!("JSON-RPC over HTTP: {}, {}", http.config().url, http.config().credentials.describe())
         } else {
-            format!("JSON-RPC over HTTP is not used: {}", http.why_not())
+            format!("JSON-RPC over HTTP is not used: {}", http.unusable_reason())
         }
     });
     let connection = match interfaces.names()[..] {
@@ -93,10 +93,10 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     }
     for interface in Interface::ALL {
         let offered = if interfaces.offers(interface) { "yes" } else { "no " };
-        let (name, gives) = (interface.name(), interface.gives());
-        described.push_str(&format!("interface {name:<9}{offered} {gives}\n"));
+        let (name, description) = (interface.name(), interface.description());
+        described.push_str(&format!("interface {name:<9}{offered} {description}\n"));
     }
-    for advice in what_gives_more(interfaces) {
+    for advice in advice_for(interfaces) {
         described.push_str(&format!("to get more metrics: {advice}\n"));
     }
     described.push_str("metrics of one poll:\n");
@@ -112,8 +112,8 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     described
 }
 
-/// What the user could do to see more of this node.
-fn what_gives_more(interfaces: &Interfaces) -> Vec<&'static str> {
+/// Advice on how to get more metrics of this node.
+fn advice_for(interfaces: &Interfaces) -> Vec<&'static str> {
     let offers = |interface| interfaces.offers(interface);
     let mut advice = Vec::new();
     if !interfaces.json_rpc().is_some_and(|json_rpc| json_rpc.is_available()) {
