@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::eventually;
+use crate::harness::peer::unix_time;
 use crate::harness::prometheus::{Alertmanager, Prometheus};
 use crate::harness::webhook::webhook;
 use crate::scale;
@@ -194,7 +195,14 @@ impl Stack {
     pub fn add_rules(&mut self, rules: &str) {
         std::fs::write(self.dir.path().join("more.yml"), rules).unwrap();
         self.prometheus.stop();
+        let restarted = unix_time();
         self.prometheus.start_again();
+        // Prometheus has its targets some seconds of real time after its start.
+        eventually("targets are scraped again", || {
+            let scraped =
+                self.prometheus.query(&format!("timestamp(up{{job=~\"bitcoind-.*\"}}) > {restarted}"));
+            (scraped != json!([])).then_some(())
+        });
     }
 
     /// Alerts that are `firing` or `pending` now, as name and node: also those that Alertmanager holds back.
