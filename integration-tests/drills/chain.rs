@@ -1,8 +1,9 @@
 //! Faults of the chain: branches, blocks that do not come, nodes that are behind.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use crate::background::beside;
 use crate::fleet::{FACTOR, Fleet, Kind, Plan, critical, warning};
 use crate::harness::eventually;
 use crate::harness::fake::Event;
@@ -164,8 +165,7 @@ pub fn tip_of_three_hours_ago_is_stale() {
     let network = Network::start_with(FACTOR, 3 * HOUR, &[]);
     network.pace.blocks.store(0, Relaxed);
     let fleet = Fleet::start_on("6, 7 tip 3 h old", FACTOR, network, plans);
-    let since = Instant::now();
-    fleet.expect(since, &fleet.names(), &[warning("BitcoinTipStale")], 15.0);
+    fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinTipStale")], 15.0);
 }
 
 /// Drill 7, nodes that do not know it.
@@ -202,26 +202,17 @@ pub fn conditions_alert_though_polls_fail() {
     let names: Vec<_> = behind.iter().map(|it| it.name().to_string()).collect();
     let expected = [critical("BitcoinNoOutboundPeers"), warning("BitcoinBehindFleet")];
     let nodes: Vec<_> = behind.iter().map(|it| it.real()).collect();
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| hang_each_ninth_poll(&nodes, &ended));
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            fleet.expect(since, &names, &expected, 30.0);
-        }));
-        ended.store(true, Relaxed);
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    });
+    let hang = || hang_each_ninth_poll(&nodes);
+    beside(hang, || fleet.expect(since, &names, &expected, 30.0));
 }
 
 /// Longer than the exporter waits for an answer, and less than three polls.
-fn hang_each_ninth_poll(nodes: &[&Node], ended: &AtomicBool) {
+fn hang_each_ninth_poll(nodes: &[&Node]) {
     use nix::sys::signal::Signal;
-    while !ended.load(Relaxed) {
-        std::thread::sleep(Duration::from_millis(8 * 250));
-        nodes.iter().for_each(|node| node.signal(Signal::SIGSTOP));
-        std::thread::sleep(Duration::from_millis(600));
-        nodes.iter().for_each(|node| node.signal(Signal::SIGCONT));
-    }
+    std::thread::sleep(Duration::from_millis(8 * 250));
+    nodes.iter().for_each(|node| node.signal(Signal::SIGSTOP));
+    std::thread::sleep(Duration::from_millis(600));
+    nodes.iter().for_each(|node| node.signal(Signal::SIGCONT));
 }
 
 /// Drill 17: there are peers, and they have no blocks.
@@ -231,6 +222,5 @@ pub fn download_without_blocks_is_stuck() {
     network.pace.blocks.store(0, Relaxed);
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly, Kind::MiningOnly];
     let fleet = Fleet::start_on("17 IBD stuck", FACTOR, network, kinds.map(Plan::new).into());
-    let since = Instant::now();
-    fleet.expect(since, &fleet.names(), &[warning("BitcoinStuckInIBD")], 75.0);
+    fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinStuckInIBD")], 75.0);
 }

@@ -124,8 +124,7 @@ pub fn version_with_a_safety_fix_is_read_within_a_day() {
     let old = |kind: Kind| Plan::new(kind).label("version", "[0-9]+", "300100");
     let plans = vec![old(Kind::Rpc), old(Kind::HttpOnly), Plan::new(Kind::RpcOverHttp)];
     let fleet = Fleet::start_scaled("29 safety fix", FACTOR, plans);
-    let since = Instant::now();
-    fleet.expect(since, &["rpc".into(), "http-only".into()], &[info("BitcoinSafetyFix")], 1440.0);
+    fleet.expect(fleet.since, &["rpc".into(), "http-only".into()], &[info("BitcoinSafetyFix")], 1440.0);
 }
 
 /// Drill 14. The nodes get no blocks: they would end without space for one.
@@ -150,8 +149,7 @@ pub fn unknown_rules_are_a_warning() {
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536870928"]);
     network.hub.mine(4 * 144);
     let fleet = Fleet::start_on("26 unknown rules", FACTOR, network, Kind::REAL.map(Plan::new).into());
-    let since = Instant::now();
-    fleet.expect(since, &fleet.names(), &[warning("BitcoinNodeWarns")], 15.0);
+    fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinNodeWarns")], 15.0);
 }
 
 /// Drill 26: the text of a warning decides. A node with a fatal error ends at once: the answers of a real node, with the texts of Core.
@@ -196,7 +194,6 @@ pub fn warnings_alert_by_kind() {
     let targets: Vec<_> =
         exporters.iter().map(|(name, it)| Target::new("bitcoind-ipc", it.address(), name)).collect();
     let fleet = Fleet::of_targets("26 warnings", FACTOR, &targets);
-    let since = Instant::now();
     let each = [
         ("fatal", critical("BitcoinNodeError")),
         ("branch", critical("BitcoinInvalidBranch")),
@@ -204,5 +201,5 @@ pub fn warnings_alert_by_kind() {
         ("rules", warning("BitcoinNodeWarns")),
     ];
     let each = each.map(|(node, expected)| (node.to_string(), vec![expected]));
-    fleet.expect_each(since, &each, 15.0);
+    fleet.expect_each(fleet.since, &each, 15.0);
 }
