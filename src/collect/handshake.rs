@@ -106,9 +106,9 @@ async fn add_http_rpc(
 
 /// Resolves when the node shuts down. It looks like one that is starting, and does not exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
-    const INTERVAL: Duration = Duration::from_millis(50);
+    const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 

@@ -48,16 +48,16 @@ impl fmt::Display for Url {
 impl FromStr for Url {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = "write it like http://127.0.0.1:8332";
-        let uri: Uri = text.parse().map_err(|error| format!("{error}; {wanted}"))?;
+        let example = "write it like http://127.0.0.1:8332";
+        let uri: Uri = text.parse().map_err(|error| format!("{error}; {example}"))?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err(format!("it is no http:// or https:// URL; {wanted}")),
+            _ => return Err(format!("it is no http:// or https:// URL; {example}")),
         };
         let port = uri.port_u16().or(tls.then_some(443)).filter(|&port| port != 0);
         let (Some(authority), Some(port)) = (uri.authority(), port) else {
-            return Err(format!("it has no port; {wanted}"));
+            return Err(format!("it has no port; {example}"));
         };
         if authority.as_str().contains('@') {
             return Err(
@@ -67,11 +67,11 @@ impl FromStr for Url {
             );
         }
         if uri.query().is_some() {
-            return Err(format!("it has a query; {wanted}"));
+            return Err(format!("it has a query; {example}"));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_string();
         if host.is_empty() {
-            return Err(format!("it has no host; {wanted}"));
+            return Err(format!("it has no host; {example}"));
         }
         Ok(Url { tls, host, port, path: uri.path().into() })
     }
