@@ -61,9 +61,9 @@ pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Gives a signal its default effect. A process that was started with SIGCHLD ignored could not wait for its children.
-pub fn reset_signal(of: Signal) -> nix::Result<()> {
+pub fn reset_signal(reset: Signal) -> nix::Result<()> {
     // SAFETY: the default disposition runs no code of ours.
-    unsafe { signal(of, SigHandler::SigDfl) }.map(drop)
+    unsafe { signal(reset, SigHandler::SigDfl) }.map(drop)
 }
 
 /// The descriptors that were taken over.

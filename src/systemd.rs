@@ -139,13 +139,13 @@ pub struct Heartbeat(Arc<AtomicU64>);
 
 impl Heartbeat {
     /// Between two beats.
-    const INTERVAL: Duration = Duration::from_millis(500);
+    const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
     /// Beats for ever, as long as the runtime that polls this is not stuck.
     pub async fn beat(self) {
         loop {
             self.0.fetch_add(1, Relaxed);
-            tokio::time::sleep(Self::INTERVAL).await;
+            tokio::time::sleep(Self::BEAT_INTERVAL).await;
         }
     }
 
@@ -160,7 +160,7 @@ pub async fn watchdog(other: Heartbeat) {
     let Some(within) = sd_notify::watchdog_enabled() else { return };
     let mut seen = 0;
     loop {
-        tokio::time::sleep((within / 2).max(2 * Heartbeat::INTERVAL)).await;
+        tokio::time::sleep((within / 2).max(2 * Heartbeat::BEAT_INTERVAL)).await;
         if seen != other.count() {
             seen = other.count();
             notify(NotifyState::Watchdog);

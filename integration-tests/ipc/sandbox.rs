@@ -198,7 +198,7 @@ fn confined_exporter_is_denied_unneeded_calls() {
     let dir = TempDir::new().unwrap();
     let (_node, json_rpc) = (prepare(&dir), TcpListener::bind("127.0.0.1:0").unwrap());
     let port = json_rpc.local_addr().unwrap().port().to_string();
-    let said = again("a_confined_exporter_is_denied_what_it_does_not_need", &port, &dir);
+    let said = again("confined_exporter_is_denied_unneeded_calls", &port, &dir);
     for what in DENIED {
         assert!(said.contains(&format!("\n{what}: denied")), "{what}\n{said}");
     }
@@ -232,7 +232,7 @@ fn confined_guard_is_denied_all_but_its_sockets() {
     }
     let dir = TempDir::new().unwrap();
     let _node = prepare(&dir);
-    let said = again("a_confined_guard_is_denied_all_but_its_sockets", "guard", &dir);
+    let said = again("confined_guard_is_denied_all_but_its_sockets", "guard", &dir);
     for what in DENIED.iter().chain(&["open", "socket", "thread"]) {
         assert!(said.contains(&format!("\n{what}: denied")), "{what}\n{said}");
     }
@@ -244,7 +244,7 @@ fn confined_guard_is_denied_all_but_its_sockets() {
 /// As in a container whose own filter forbids it, or on a kernel that has none of it.
 #[test]
 fn forbidden_sandbox_costs_one_log_line() {
-    const TEST: &str = "sandbox::a_forbidden_sandbox_costs_one_log_line";
+    const TEST: &str = "sandbox::forbidden_sandbox_costs_one_log_line";
     if let Some(socket) = role() {
         let forbidden = [libc::SYS_seccomp, libc::SYS_landlock_create_ruleset].map(|call| (call, Vec::new()));
         let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();

@@ -75,7 +75,7 @@ fn node_stops_cleanly_while_exporter_is_stopped() {
 }
 
 #[test]
-fn subscriptions_end_with_the_node_while_the_exporter_is_stopped() {
+fn subscriptions_end_with_the_node_if_exporter_is_stopped() {
     let node = FakeNode::start(TRACING);
     let exporter = Exporter::start(&node.socket(), &["--utxo-trace", "on"]).ready();
     eventually("it is subscribed to both", || {
@@ -411,11 +411,7 @@ fn core_30_is_not_queried_before_its_chain_is_loaded() {
         return;
     }
     let mut process = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "leaving::core_30_is_not_asked_for_its_chain_before_it_has_loaded_it",
-            "--nocapture",
-        ])
+        .args(["--exact", "shutdown::core_30_is_not_queried_before_its_chain_is_loaded", "--nocapture"])
         .env(AS_NODE, "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -260,12 +260,12 @@ pub fn every_expression_returns_data() {
         );
     }
     assert!(prometheus.log().is_empty(), "{}", prometheus.log());
-    the_exporters_agree(&prometheus);
+    exporters_agree(&prometheus);
     rendering::draw(&prometheus);
 }
 
 /// Both exporters of the first node have counted the same, as one expression.
-fn the_exporters_agree(prometheus: &Prometheus) {
+fn exporters_agree(prometheus: &Prometheus) {
     let of =
         |job: &str| format!("sum by (node) (bitcoin_blocks_connected_total{{node=\"first\",job=\"{job}\"}})");
     let agree = format!("{} == {} > 0", of("bitcoind-ipc"), of("bitcoind-usdt"));

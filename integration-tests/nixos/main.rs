@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         skip(&format!("scenarios, which need {needs}"), boots);
     }
     trials.sort_by(|one, other| one.name().cmp(other.name()));
-    let revision = Trial::test("a_build_has_the_revision_that_it_is_given", build_has_the_given_revision);
+    let revision = Trial::test("build_has_the_given_revision", build_has_the_given_revision);
     let no_package = std::env::var_os("DEB").is_none();
     if no_package {
         skip("what needs DEB (contrib/debian/package)", true);

@@ -64,7 +64,7 @@ fn heights(file: &Path) -> Vec<i64> {
     objects(file, &[]).iter().map(|block| block["block_height"].as_i64().unwrap()).collect()
 }
 
-pub fn each_block_is_a_row_that_can_be_read_while_others_are_written() {
+pub fn rows_can_be_read_while_others_are_written() {
     let dir = TempDir::new().unwrap();
     let mut scene = Scene::new(dir.path(), &["--block-log-keep", "100"]);
     let mined = scene.node.mine(3);

@@ -33,7 +33,7 @@ pub fn restarted_node_is_attached_again_and_keeps_counts() {
     assert!(exporter.terminate().success(), "{}", exporter.log());
 }
 
-pub fn another_node_of_the_same_binary_is_not_taken_for_the_next_one() {
+pub fn another_node_of_the_same_binary_is_not_the_next_one() {
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
     let (first, mut other) = (Fixture::start(&binary), Fixture::start(&binary));

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         fibre::probe_with_unreadable_argument_costs_only_itself,
         fibre::binary_without_probes_is_rejected_with_a_hint,
         lifecycle::restarted_node_is_attached_again_and_keeps_counts,
-        lifecycle::another_node_of_the_same_binary_is_not_taken_for_the_next_one,
+        lifecycle::another_node_of_the_same_binary_is_not_the_next_one,
         lifecycle::exporter_started_first_waits_for_the_node,
         lifecycle::killed_exporter_leaves_the_node_untraced,
         lifecycle::two_exporters_on_one_node_count_each_for_itself,
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         blocks::peer_with_invented_blocks_evicts_no_other_blocks,
         blocks::node_reports_are_counted,
         blocks::report_has_the_utxo_flush_a_block_waited_for,
-        block_log::each_block_is_a_row_that_can_be_read_while_others_are_written,
+        block_log::rows_can_be_read_while_others_are_written,
         block_log::corrupt_file_is_logged_once_and_replaced,
         block_log::foreign_block_log_file_is_rejected_at_startup,
     ];

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 /// A local file system answers within microseconds; one behind a network that is gone never does.
-const MAX_WAIT: Duration = Duration::from_millis(100);
+const READ_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Space on a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,7 +104,7 @@ impl DiskSpaceReader {
             self.busy.store(false, Ordering::Release);
             return None;
         }
-        tokio::time::timeout(MAX_WAIT, received).await.ok()?.ok()?
+        tokio::time::timeout(READ_TIMEOUT, received).await.ok()?.ok()?
     }
 }
 

@@ -106,9 +106,9 @@ async fn add_http_rpc(
 
 /// Resolves when the node shuts down. It looks like one that is starting, and does not exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
-    const INTERVAL: Duration = Duration::from_millis(50);
+    const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
@@ -199,7 +199,7 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), Se
     let since = Instant::now();
     let mut is_logged = false;
     loop {
-        match json_rpc.call(Method::Uptime, json!([])).await {
+        match json_rpc.call(Method::UptimeReading, json!([])).await {
             Err(error) if error.is_warmup() => {
                 if !is_logged {
                     info!("the node is starting: {error}");

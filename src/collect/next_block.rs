@@ -160,7 +160,7 @@ impl TemplatePoller {
         if auto && self.mining.is_initial_block_download().await? {
             return Ok(None);
         }
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         let Some(template) = self.create_template().await? else { return Ok(None) };
         let created = Instant::now();
         let contents = read(&template).await;
@@ -168,11 +168,11 @@ impl TemplatePoller {
         template.destroy().await?;
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
-        metrics.duration.observe((created - asked).as_secs_f64());
+        metrics.duration.observe((created - requested_at).as_secs_f64());
         if let Some(tip) = self.last_parent.first_after(new_tip, contents.parent) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
-        debug!(took = ?asked.elapsed(), built = ?(created - asked), "template");
+        debug!(took = ?requested_at.elapsed(), built = ?(created - requested_at), "template");
         Ok(Some(contents))
     }
 

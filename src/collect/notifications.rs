@@ -33,7 +33,7 @@ pub fn start(metrics: &Metrics) {
 
 /// Counts a notification. Returns its name.
 pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
-    let shown = &metrics.blocks;
+    let blocks = &metrics.blocks;
     match event {
         ChainEvent::AddedToMempool => {
             metrics.mempool.added.inc();
@@ -47,19 +47,19 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
         ChainEvent::BlockConnected { height, historical, bytes, contents } => {
             debug!(block_height = height, historical, bytes, "block connected");
             if historical {
-                shown.historical.inc();
+                blocks.historical.inc();
                 return "blockConnected";
             }
-            shown.connected.inc();
-            shown.height.set(Some(height));
+            blocks.connected.inc();
+            blocks.height.set(Some(height));
             match contents {
                 Some(contents) => {
-                    shown.connected_transactions.inc_by(contents.transactions);
-                    shown.connected_inputs.inc_by(contents.inputs);
-                    shown.connected_outputs.inc_by(contents.outputs);
-                    shown.connected_output_value.inc_by(contents.output_value);
-                    shown.connected_weight.inc_by(contents.weight);
-                    shown.connected_bytes.inc_by(bytes as u64);
+                    blocks.connected_transactions.inc_by(contents.transactions);
+                    blocks.connected_inputs.inc_by(contents.inputs);
+                    blocks.connected_outputs.inc_by(contents.outputs);
+                    blocks.connected_output_value.inc_by(contents.output_value);
+                    blocks.connected_weight.inc_by(contents.weight);
+                    blocks.connected_bytes.inc_by(bytes as u64);
                 }
                 None if bytes == 0 => {} // the node left it out
                 None => {
@@ -70,16 +70,16 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
             "blockConnected"
         }
         ChainEvent::BlockDisconnected { height } => {
-            shown.disconnected.inc();
+            blocks.disconnected.inc();
             debug!(block_height = height, "block disconnected");
             "blockDisconnected"
         }
         ChainEvent::UpdatedTip => {
-            shown.tip_updates.inc();
+            blocks.tip_updates.inc();
             "updatedBlockTip"
         }
         ChainEvent::Flushed => {
-            shown.flushes.inc();
+            blocks.flushes.inc();
             debug!("chain state flushed");
             "chainStateFlushed"
         }

@@ -154,8 +154,8 @@ fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
 fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
     let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
     let statistics = [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
-    let known = if waiting.is_empty() { &[][..] } else { &statistics };
-    network.inv_to_send.replace(known.iter().map(|&(statistic, queued)| ([statistic], queued)));
+    let present = if waiting.is_empty() { &[][..] } else { &statistics };
+    network.inv_to_send.replace(present.iter().map(|&(statistic, queued)| ([statistic], queued)));
 }
 
 /// Peers of one autonomous system or of one range of addresses.
@@ -211,7 +211,7 @@ fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1]
 /// The peers of a getpeerinfo answer; `None` if it is not a list.
 pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     use crate::ipc::{CONNECTION_TYPES, NETWORKS, TRANSPORTS, ip_address};
-    let known = |names: &[&'static str], name: &Value| {
+    let known_name = |names: &[&'static str], name: &Value| {
         names.iter().copied().find(|known| Some(*known) == name.as_str()).unwrap_or("other")
     };
     let seconds =
@@ -224,11 +224,11 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     let peers = peers.as_array()?.iter().map(|peer| PeerStats {
         id: peer["id"].as_i64().unwrap_or(-1),
         connected: peer["conntime"].as_i64().unwrap_or(0),
-        network: known(&NETWORKS, &peer["network"]),
+        network: known_name(&NETWORKS, &peer["network"]),
         address: peer["addr"].as_str().and_then(ip_address),
         mapped_as: count(peer, "mapped_as").and_then(|number| u32::try_from(number).ok()),
-        connection_type: known(&CONNECTION_TYPES, &peer["connection_type"]),
-        transport: known(&TRANSPORTS, &peer["transport_protocol_type"]),
+        connection_type: known_name(&CONNECTION_TYPES, &peer["connection_type"]),
+        transport: known_name(&TRANSPORTS, &peer["transport_protocol_type"]),
         version: peer["version"].as_i64().unwrap_or(0),
         ping: seconds(peer, "pingtime"),
         min_ping: seconds(peer, "minping"),

@@ -341,8 +341,8 @@ pub(super) fn show_disconnected(context: &Context) {
 
 fn show_interfaces(interfaces: &Interfaces, context: &Context) {
     let offered = interfaces.names().into_iter().map(|name| ([name], 1.0));
-    let wanted = context.http_rpc.as_ref().is_some_and(HttpRpc::is_expected) && interfaces.uses_http();
-    let away = wanted && !interfaces.offers(Interface::HttpRpc);
+    let is_expected = context.http_rpc.as_ref().is_some_and(HttpRpc::is_expected) && interfaces.uses_http();
+    let away = is_expected && !interfaces.offers(Interface::HttpRpc);
     let away = away.then_some(([Interface::HttpRpc.name()], 0.0));
     context.metrics.exporter.interface.replace(offered.chain(away));
 }

@@ -131,22 +131,22 @@ impl TipSource {
     }
 
     /// Waits for a new tip for the time of a long poll, and returns the tip. `None` means that the node is shutting down.
-    async fn next(&mut self, known: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
+    async fn next(&mut self, last_seen: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
         match self {
             TipSource::Mining(mining) => {
-                let current = known.map_or(NO_BLOCK, |tip| tip.hash);
+                let current = last_seen.map_or(NO_BLOCK, |tip| tip.hash);
                 mining.wait_tip_changed(current, LONG_POLL).await
             }
-            TipSource::Http(json_rpc) => next_over_http(json_rpc, known).await.map(Some),
+            TipSource::Http(json_rpc) => next_over_http(json_rpc, last_seen).await.map(Some),
         }
     }
 }
 
 /// The tip, after a while if one is known.
-async fn next_over_http(json_rpc: &JsonRpc, known: Option<BlockRef>) -> Result<BlockRef, CallError> {
+async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Result<BlockRef, CallError> {
     let height = |height: &Value| height.as_i64().and_then(|height| i32::try_from(height).ok());
     let malformed = || CallError::Malformed("the tip has no height".into());
-    let Some(known) = known else {
+    let Some(last_seen) = last_seen else {
         let info = json_rpc.call(Method::GetBlockchainInfo, json!([])).await?;
         let hash = info["bestblockhash"].as_str().unwrap_or_default().parse()?;
         return Ok(BlockRef { hash, height: height(&info["blocks"]).ok_or_else(malformed)? });
@@ -154,8 +154,8 @@ async fn next_over_http(json_rpc: &JsonRpc, known: Option<BlockRef>) -> Result<B
     tokio::time::sleep(HTTP_INTERVAL).await;
     let hash = json_rpc.call(Method::GetBestBlockHash, json!([])).await?;
     let hash: BlockHash = hash.as_str().unwrap_or_default().parse()?;
-    if hash == known.hash {
-        return Ok(known);
+    if hash == last_seen.hash {
+        return Ok(last_seen);
     }
     let header = json_rpc.call(Method::GetBlockHeader, json!([hash.to_string()])).await?;
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
@@ -184,28 +184,28 @@ impl TipFollower {
         if !self.notified() {
             self.context.metrics.blocks.tip_updates.start();
         }
-        let mut known = None::<BlockRef>;
+        let mut last_seen = None::<BlockRef>;
         let mut failing = false;
         loop {
-            let asked = Instant::now();
+            let started_at = Instant::now();
             self.start_counting();
-            let answer = self.source.next(known).await;
+            let answer = self.source.next(last_seen).await;
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
                 Ok(None) => return TipEnd::NodeShutsDown,
                 // The timeout has passed. Should a node not wait, we do.
-                Ok(Some(tip)) if known.is_some_and(|known| known.hash == tip.hash) => {
+                Ok(Some(tip)) if last_seen.is_some_and(|seen| seen.hash == tip.hash) => {
                     self.take_restart();
                     if self.pending {
                         self.count_up_to(tip).await;
                     }
-                    let early = self.source.wait().saturating_sub(asked.elapsed());
+                    let early = self.source.wait().saturating_sub(started_at.elapsed());
                     tokio::time::sleep(early.saturating_sub(EARLY_TOLERANCE)).await;
                 }
                 Ok(Some(tip)) => {
-                    self.on_new_tip(tip, known.replace(tip).is_none());
+                    self.on_new_tip(tip, last_seen.replace(tip).is_none());
                     self.count_up_to(tip).await;
-                    tokio::time::sleep(MIN_INTERVAL.saturating_sub(asked.elapsed())).await;
+                    tokio::time::sleep(MIN_INTERVAL.saturating_sub(started_at.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
                 // Polls detect a node that hangs. The long poll goes on: only it reports a shutdown.
@@ -341,17 +341,17 @@ impl TipFollower {
             Ok(None) => self.reconnected = ReconnectState::RolledBack,
             Err(error) => {
                 self.context.metrics.exporter.poll_failures.inc_by(["getblockheader"], 1);
-                let what = format!("cannot count the blocks between {} and {}", old.hash, tip.hash);
+                let problem = format!("cannot count the blocks between {} and {}", old.hash, tip.hash);
                 self.failures = failures + 1;
                 if is_final(&error)
                     || (conditions.notified && self.failures >= MAX_FAILURES_BEFORE_NOTIFICATIONS)
                 {
-                    warn!("{what}, they are not counted: {error}");
+                    warn!("{problem}, they are not counted: {error}");
                     blocks.uncounted_tip_changes.inc();
                     return self.advance(tip);
                 }
                 if failures == 0 {
-                    self.context.warn_limited(&format!("{what}: {error}; retrying until it succeeds"));
+                    self.context.warn_limited(&format!("{problem}: {error}; retrying until it succeeds"));
                 }
                 (self.reconnected, self.pending) = (conditions.reconnected, true);
             }
@@ -363,7 +363,8 @@ impl TipFollower {
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
-        let uptime = json_rpc.call(Method::Uptime, json!([])).await.ok().and_then(|uptime| uptime.as_f64());
+        let uptime =
+            json_rpc.call(Method::UptimeReading, json!([])).await.ok().and_then(|uptime| uptime.as_f64());
         let uptime = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
         self.context.persistent_state.borrow_mut().node_start.update(None, uptime, SystemTime::now());
         self.take_restart()

@@ -84,7 +84,7 @@ pub struct NodeEndpoint {
     supervisor: Rc<SupervisorClient>,
     inherited: Option<InheritedConnection>,
     path: Option<PathBuf>,
-    what: String,
+    description: String,
 }
 
 impl NodeEndpoint {
@@ -94,11 +94,11 @@ impl NodeEndpoint {
         inherited: Option<InheritedConnection>,
         path: Option<PathBuf>,
     ) -> Self {
-        let what = match (&inherited, &path) {
+        let description = match (&inherited, &path) {
             (None, Some(path)) => path.display().to_string(),
             _ => "the inherited connection".to_string(),
         };
-        NodeEndpoint { supervisor, inherited, path, what }
+        NodeEndpoint { supervisor, inherited, path, description }
     }
 
     /// Whether [`open`](Self::open) can succeed again after the present connection ends.
@@ -113,7 +113,7 @@ impl NodeEndpoint {
 
     /// For messages.
     pub fn describe(&self) -> &str {
-        &self.what
+        &self.description
     }
 
     /// The file at the path, if there is one: another node makes another.
@@ -136,7 +136,7 @@ impl NodeEndpoint {
         let opened =
             self.supervisor.connect(trace_budget).await.context("no answer of the supervising process")?;
         if let (Some(path), false) = (&self.path, matches!(&opened, Ok(guarded) if guarded.inherited)) {
-            self.what = path.display().to_string();
+            self.description = path.display().to_string();
         }
         opened.map_err(|failure| match (failure, &self.path) {
             (ConnectFailure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),

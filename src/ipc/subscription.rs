@@ -42,10 +42,12 @@ impl Subscription {
     /// released the callback, as long as it takes. (When the connection ends, the guard does so.)
     pub async fn end(self) -> Result<(), CallError> {
         /// Between attempts while the thread is busy with another call.
-        const BUSY: Duration = Duration::from_millis(2);
+        const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
         while let Err(error) = call!(self.handler, disconnect_request) {
             match error {
-                CallError::Failed(why) if is_thread_busy(&why) => tokio::time::sleep(BUSY).await,
+                CallError::Failed(why) if is_thread_busy(&why) => {
+                    tokio::time::sleep(BUSY_RETRY_INTERVAL).await
+                }
                 error => return Err(error),
             }
         }

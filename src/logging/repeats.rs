@@ -41,13 +41,13 @@ impl RepeatLimiter {
     fn admit_at(&self, text: &str, now: Instant) -> Option<Suppressed> {
         let mut texts = self.0.borrow_mut();
         let is_recent = |it: &LoggedText| now.saturating_duration_since(it.logged) < REPEAT_INTERVAL;
-        if let Some(known) = texts.iter_mut().find(|it| it.text == text) {
-            if is_recent(known) {
-                known.suppressed += 1;
+        if let Some(entry) = texts.iter_mut().find(|it| it.text == text) {
+            if is_recent(entry) {
+                entry.suppressed += 1;
                 return None;
             }
-            known.logged = now;
-            return Some(Suppressed(std::mem::take(&mut known.suppressed)));
+            entry.logged = now;
+            return Some(Suppressed(std::mem::take(&mut entry.suppressed)));
         }
         if texts.len() == MAX_TEXTS {
             let oldest = texts.iter().position(|it| !is_recent(it))?;

@@ -101,7 +101,7 @@ impl EncodedFamily {
             (Value::Number(number), Kind::Counter) if appends_total => encoder.encode_counter(number, NONE),
             (Value::Count(count), _) => encoder.encode_gauge(count),
             (Value::Number(number), Kind::Counter) => encoder.encode_gauge(number),
-            (Value::Number(number), _) => match whole(*number) {
+            (Value::Number(number), _) => match as_whole(*number) {
                 Some(whole) => encoder.encode_gauge(&whole),
                 None => encoder.encode_gauge(number),
             },
@@ -124,7 +124,7 @@ impl EncodedFamily {
 const NONE: Option<&Exemplar<NoLabelSet, f64>> = None;
 
 /// A whole number as such.
-fn whole(number: f64) -> Option<i64> {
+fn as_whole(number: f64) -> Option<i64> {
     /// Below this every whole number is an exact f64.
     const EXACT: f64 = (1u64 << 53) as f64;
     (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)

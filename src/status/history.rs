@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::metrics::{Metrics, now};
 
 /// Between two rows.
-pub const INTERVAL: Duration = Duration::from_secs(15);
+pub const ROW_INTERVAL: Duration = Duration::from_secs(15);
 /// An hour of them.
 const MAX_ROWS: usize = 240;
 

@@ -82,7 +82,7 @@ impl Status {
     pub async fn keep_history(&self) {
         loop {
             self.history.keep(&self.metrics);
-            tokio::time::sleep(history::INTERVAL).await;
+            tokio::time::sleep(history::ROW_INTERVAL).await;
         }
     }
 }

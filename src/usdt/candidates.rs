@@ -164,10 +164,10 @@ fn pids() -> io::Result<Vec<i32>> {
 /// The binary of a process, if it is one of those that are looked for. Processes that we may not look into are recognized by their
 /// name alone.
 fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option<PathBuf> {
-    let wanted = binary.or(last).map(Path::to_path_buf);
+    let searched = binary.or(last).map(Path::to_path_buf);
     let is_named = binary.is_some();
-    let file = wanted.as_ref().and_then(|path| path.metadata().ok()).map(|file| (file.dev(), file.ino()));
-    let path = wanted.as_ref().map(|path| path.canonicalize().unwrap_or(path.clone()));
+    let file = searched.as_ref().and_then(|path| path.metadata().ok()).map(|file| (file.dev(), file.ino()));
+    let path = searched.as_ref().map(|path| path.canonicalize().unwrap_or(path.clone()));
     // Of a name the kernel keeps fifteen bytes.
     let name = path.as_ref().and_then(|path| path.file_name()?.to_str());
     let comm = name.map(|name| name.get(..15).unwrap_or(name).to_string());

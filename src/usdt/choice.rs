@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn another_binary_is_another_node_unless_it_has_the_lock_or_the_unit() {
+    fn another_binary_needs_the_lock_or_the_unit() {
         let last =
             known(Candidate { cgroups: vec!["/system.slice/a.service".into()], ..process(1, &[DATADIR]) });
         let moved = |mut candidate: Candidate| {

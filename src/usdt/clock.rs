@@ -11,9 +11,9 @@ use crate::sys;
 /// anew by each call, because the wall clock can be set and the monotonic one stands still while the machine is suspended.
 pub(super) fn epoch_ns() -> i64 {
     /// Longer between the two clocks, and this thread was interrupted.
-    const AT_ONCE_NS: i64 = 20_000;
-    const TRIES: usize = 5;
-    let measured = (0..TRIES).map(|_| {
+    const MAX_GAP_NS: i64 = 20_000;
+    const TRY_LIMIT: usize = 5;
+    let measured = (0..TRY_LIMIT).map(|_| {
         let (before, wall, after) =
             (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_REALTIME), read(ClockId::CLOCK_MONOTONIC));
         (after - before, wall - (before + (after - before) / 2))
@@ -21,7 +21,7 @@ pub(super) fn epoch_ns() -> i64 {
     let mut best = (i64::MAX, 0);
     for one in measured {
         best = best.min(one);
-        if best.0 < AT_ONCE_NS {
+        if best.0 < MAX_GAP_NS {
             break;
         }
     }

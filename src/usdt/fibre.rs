@@ -82,7 +82,7 @@ impl GroupPrograms for FibreGroup {
     }
 
     fn set_constants(&self, rodata: &mut [u8]) {
-        maps::change(rodata, |constants: &mut types::rodata| {
+        maps::modify(rodata, |constants: &mut types::rodata| {
             constants.duration_us_bounds = RECONSTRUCTION.for_programs();
             constants.chunk_bounds = CHUNKS.for_programs();
             constants.latency_ns_bounds = LATENCY.for_programs();
@@ -94,7 +94,7 @@ impl GroupPrograms for FibreGroup {
         });
     }
 
-    fn fill(&self, maps: &Maps) -> Result<()> {
+    fn fill_maps(&self, maps: &Maps) -> Result<()> {
         maps.number_names("mechanisms_map", MECHANISMS.map(|(name, _)| name))
     }
 

@@ -19,7 +19,7 @@ pub(super) trait GroupPrograms: Send + Sync {
     /// Sets the programs' constants, a `types::rodata`, before they are loaded.
     fn set_constants(&self, _rodata: &mut [u8]) {}
     /// Fills maps that the programs only read.
-    fn fill(&self, _maps: &Maps) -> Result<()> {
+    fn fill_maps(&self, _maps: &Maps) -> Result<()> {
         Ok(())
     }
     /// Logs an event of `events_map`.

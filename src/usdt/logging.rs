@@ -37,7 +37,7 @@ impl GroupPrograms for LoggingGroup {
     }
 
     fn set_constants(&self, rodata: &mut [u8]) {
-        maps::change(rodata, |constants: &mut types::rodata| {
+        maps::modify(rodata, |constants: &mut types::rodata| {
             constants.depth_bounds = DEPTH.for_programs();
             constants.wait_ns_bounds = DURATION.for_programs();
             constants.operation_ns_bounds = DURATION.for_programs();

@@ -95,7 +95,7 @@ pub(super) fn decode<T: Pod>(bytes: &[u8]) -> Option<T> {
 }
 
 /// Changes the struct in these bytes.
-pub(super) fn change<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
+pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     let decoded = decode::<T>(bytes);
     debug_assert!(decoded.is_some(), "{} bytes are no {}", bytes.len(), std::any::type_name::<T>());
     if let Some(mut value) = decoded {

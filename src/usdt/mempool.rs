@@ -37,7 +37,7 @@ impl GroupPrograms for MempoolGroup {
         OBJECT
     }
 
-    fn fill(&self, maps: &Maps) -> Result<()> {
+    fn fill_maps(&self, maps: &Maps) -> Result<()> {
         maps.number_names("reasons_map", REMOVAL_REASONS)
     }
 

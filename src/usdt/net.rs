@@ -43,14 +43,14 @@ impl GroupPrograms for NetGroup {
     }
 
     fn set_constants(&self, rodata: &mut [u8]) {
-        maps::change(rodata, |constants: &mut types::rodata| {
+        maps::modify(rodata, |constants: &mut types::rodata| {
             constants.inbound_kinds = kinds(&INBOUND);
             constants.outbound_kinds = kinds(&OUTBOUND);
             constants.multiplier = multiplier();
         });
     }
 
-    fn fill(&self, maps: &Maps) -> Result<()> {
+    fn fill_maps(&self, maps: &Maps) -> Result<()> {
         let Some(types) = maps.get("types_map") else { return Ok(()) };
         for (slot, message_type) in (0u32..).zip(slots(multiplier())) {
             let number = message_type.unwrap_or(OTHER) as u64;
@@ -300,8 +300,8 @@ fn open_connections(connections: &connections) -> impl Iterator<Item = ([&'stati
     let number =
         |open: types::open| open.before.value.saturating_add(open.opened as i64 - open.closed as i64);
     let directions = [("in", connections.inbound), ("out", connections.outbound)];
-    let known = directions.into_iter().filter(|(_, open)| open.before.known != 0);
-    known.map(move |(direction, open)| ([direction], number(open).max(0) as f64))
+    let started = directions.into_iter().filter(|(_, open)| open.before.known != 0);
+    started.map(move |(direction, open)| ([direction], number(open).max(0) as f64))
 }
 
 #[cfg(test)]

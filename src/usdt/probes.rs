@@ -159,8 +159,8 @@ pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<Stri
     writeln!(table, "{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS")?;
     for group in groups {
         let group = group.group();
-        let known = tracepoints(&*group)?;
-        for name in &known {
+        let traced = tracepoints(&*group)?;
+        for name in &traced {
             let sites: Vec<_> = sites.iter().filter(|site| site.probe() == *name).collect();
             let is_attached =
                 attached.as_ref().is_ok_and(|all| all.iter().any(|it| it.name == *name && it.result.is_ok()));
@@ -180,7 +180,7 @@ pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<Stri
                 writeln!(table, "{:60} {operand} cannot be read", "")?;
             }
         }
-        for (name, site) in unknown(&sites, group.provider(), &known) {
+        for (name, site) in unknown(&sites, group.provider(), &traced) {
             writeln!(table, "{name:<38} {:<10} {:<10} {:<72} not supported", "yes", "no", site.arguments)?;
         }
     }
@@ -195,9 +195,9 @@ fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
 }
 
 /// Tracepoints of a provider, beside those that are known; of each its first site.
-fn unknown<'a>(sites: &'a [Site], provider: &str, known: &[String]) -> BTreeMap<String, &'a Site> {
+fn unknown<'a>(sites: &'a [Site], provider: &str, traced: &[String]) -> BTreeMap<String, &'a Site> {
     let mut unknown = BTreeMap::new();
-    for site in sites.iter().filter(|site| site.provider == provider && !known.contains(&site.probe())) {
+    for site in sites.iter().filter(|site| site.provider == provider && !traced.contains(&site.probe())) {
         unknown.entry(site.probe()).or_insert(site);
     }
     unknown

@@ -192,12 +192,12 @@ fn load(group: Arc<dyn GroupPrograms>) -> Result<LoadedGroup> {
         }
     };
     let maps = Maps::from_object(&programs)?;
-    group.fill(&maps)?;
+    group.fill_maps(&maps)?;
     Ok(LoadedGroup { links: Vec::new(), group, maps: Arc::new(maps), programs, refused })
 }
 
-/// The programs of a group with their constants, of which those that are `wanted` will be loaded.
-fn open(group: &dyn GroupPrograms, wanted: impl Fn(&str) -> bool) -> Result<OpenObject> {
+/// The programs of a group with their constants, of which those that are `is_selected` will be loaded.
+fn open(group: &dyn GroupPrograms, is_selected: impl Fn(&str) -> bool) -> Result<OpenObject> {
     let mut builder = ObjectBuilder::default();
     let builder = builder.name(group.provider()).map_err(explain)?;
     let mut opened = builder.open_memory(group.object()).map_err(explain)?;
@@ -209,7 +209,7 @@ fn open(group: &dyn GroupPrograms, wanted: impl Fn(&str) -> bool) -> Result<Open
         }
     }
     for mut program in opened.progs_mut() {
-        let is_wanted = wanted(&program.name().to_string_lossy());
+        let is_wanted = is_selected(&program.name().to_string_lossy());
         program.set_autoload(is_wanted);
     }
     Ok(opened)
@@ -246,11 +246,11 @@ fn capture_libbpf_messages() {
 
 /// The end of a verifier's log, which has the reason.
 fn last_lines(log: &str) -> String {
-    const LINES: usize = 3;
+    const LINE_LIMIT: usize = 3;
     let lines =
         log.lines().filter(|line| !line.contains("PROG LOAD LOG --") && !line.starts_with("processed "));
     let lines: Vec<_> = lines.map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(LINES)..].join(" | ")
+    lines[lines.len().saturating_sub(LINE_LIMIT)..].join(" | ")
 }
 
 /// Whether it failed because a privilege is missing.

@@ -111,7 +111,7 @@ impl NodeSearch {
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
         let mut present = match self.present.take().filter(|it| it.candidate.id() == id) {
-            Some(known) => known,
+            Some(evidence) => evidence,
             None => KnownNode { candidate: now.clone(), beside: BTreeSet::new(), children: BTreeSet::new() },
         };
         present.update_locks(&now.locks);
@@ -141,17 +141,17 @@ impl NodeSearch {
     /// The node that was traced has ended, or another one is it.
     pub fn ended(&mut self, node: &NodeProcess) {
         let id = (node.pid, node.started);
-        let known = self.present.take().filter(|it| it.candidate.id() == id);
-        let known = known.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
+        let evidence = self.present.take().filter(|it| it.candidate.id() == id);
+        let evidence = evidence.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
         self.last = match self.last.take() {
             // A process without locks does not replace the evidence of the node.
-            Some(mut last) if known.candidate.locks.is_empty() && !last.candidate.locks.is_empty() => {
-                last.beside.extend(known.beside);
+            Some(mut last) if evidence.candidate.locks.is_empty() && !last.candidate.locks.is_empty() => {
+                last.beside.extend(evidence.beside);
                 last.beside.insert(id);
-                last.children.extend(known.children);
+                last.children.extend(evidence.children);
                 Some(last)
             }
-            _ => Some(known),
+            _ => Some(evidence),
         };
     }
 

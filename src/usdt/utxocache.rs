@@ -38,7 +38,7 @@ impl GroupPrograms for UtxocacheGroup {
     }
 
     fn set_constants(&self, rodata: &mut [u8]) {
-        maps::change(rodata, |constants: &mut types::rodata| {
+        maps::modify(rodata, |constants: &mut types::rodata| {
             constants.flush_us_bounds = FLUSH_US.for_programs();
         });
     }
@@ -47,7 +47,7 @@ impl GroupPrograms for UtxocacheGroup {
     fn families(&self, maps: &Maps) -> Vec<Family> {
         let types::counts { added, spent, uncached, flush_us } = maps.sum("counts_map");
         let types::last_flush { coins, bytes } = maps.single_value("last_flush_map");
-        let known = |gauge: types::gauge| (gauge.known != 0).then_some(gauge.value as f64);
+        let if_known = |gauge: types::gauge| (gauge.known != 0).then_some(gauge.value as f64);
         vec![
             counter("bitcoin_utxo_cache_add_total",
                 "Coins added to a UTXO cache, including temporary ones (of a block template, or a check of the database)", ADD)
@@ -64,9 +64,9 @@ impl GroupPrograms for UtxocacheGroup {
             histogram("bitcoin_utxo_cache_flush_duration_seconds",
                 "Time to write the UTXO cache to disk, by the wall clock of the node; negative values are omitted", FLUSH,
                 FLUSH_US.bounds).value(FLUSH_US.to_histogram(flush_us.sum, flush_us.buckets)),
-            gauge("bitcoin_utxo_cache_flush_coins", "Coins in the UTXO cache at its last flush", FLUSH).value_if_known(known(coins)),
+            gauge("bitcoin_utxo_cache_flush_coins", "Coins in the UTXO cache at its last flush", FLUSH).value_if_known(if_known(coins)),
             gauge("bitcoin_utxo_cache_flush_bytes", "Memory of the UTXO cache at its last flush", FLUSH)
-                .value_if_known(known(bytes)),
+                .value_if_known(if_known(bytes)),
         ]
     }
 

@@ -10,8 +10,8 @@ pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<b
     // It reads the block and its undo data, and a syncing node has a new tip every moment.
     let mut stats = Value::Null;
     if let (Some(tip), Some(false)) = (tip, ibd) {
-        let wanted = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
-        stats = calls.rpc_once_per_tip(Method::GetBlockStats, json!([tip, wanted])).await;
+        let fields = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
+        stats = calls.rpc_once_per_tip(Method::GetBlockStats, json!([tip, fields])).await;
     }
     let field = |name| number(&stats, name);
     let metrics = &calls.metrics().blocks;

@@ -49,8 +49,8 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) -> PolledTip {
     }
     ibd = ibd.or(info["initialblockdownload"].as_bool());
     if ibd.is_none() {
-        let asked = mining.map(Mining::is_initial_block_download);
-        ibd = calls.call("Mining.isInitialBlockDownload", asked).await;
+        let query = mining.map(Mining::is_initial_block_download);
+        ibd = calls.call("Mining.isInitialBlockDownload", query).await;
     }
     let progress = calls.call("Node.getVerificationProgress", node.map(Node::verification_progress)).await;
     let tip_time = calls.call("Node.getLastBlockTime", node.map(Node::last_block_time)).await;

@@ -9,7 +9,7 @@ use crate::json_rpc::Method;
 /// Each poll.
 pub async fn poll(calls: &mut RateLimitedCalls, chain_info: &Value) {
     let answer = calls.rpc(Method::GetChainstates, json!([])).await;
-    let states = named(&answer);
+    let states = named_chainstates(&answer);
     let indexes = calls.rpc(Method::GetIndexInfo, json!([])).await;
 
     let metrics = &calls.metrics().chainstates;
@@ -21,32 +21,32 @@ pub async fn poll(calls: &mut RateLimitedCalls, chain_info: &Value) {
     });
     metrics.cache.replace_if_any(caches.flatten());
     metrics.background_progress.set(number(&chain_info["backgroundvalidation"], "verificationprogress"));
-    let known = entries(&indexes);
+    let present = entries(&indexes);
     metrics.index_height.replace_if_any(
-        known.iter().filter_map(|(name, index)| Some(([*name], number(index, "best_block_height")?))),
+        present.iter().filter_map(|(name, index)| Some(([*name], number(index, "best_block_height")?))),
     );
     metrics.index_synced.replace_if_any(
-        known.iter().filter_map(|(name, index)| Some(([*name], flag(index, "synced")?.into()))),
+        present.iter().filter_map(|(name, index)| Some(([*name], flag(index, "synced")?.into()))),
     );
 }
 
 /// Once per tip.
 pub async fn poll_deployments(calls: &mut RateLimitedCalls) {
     let info = calls.rpc_once_per_tip(Method::GetDeploymentInfo, json!([])).await;
-    let known = entries(&info["deployments"]);
+    let present = entries(&info["deployments"]);
     let metrics = &calls.metrics().chainstates;
     metrics.deployment_active.replace_if_any(
-        known.iter().filter_map(|(name, fork)| Some(([*name], flag(fork, "active")?.into()))),
+        present.iter().filter_map(|(name, fork)| Some(([*name], flag(fork, "active")?.into()))),
     );
     metrics.deployment_signalling.replace_if_any(
-        known
+        present
             .iter()
             .filter_map(|(name, fork)| Some(([*name], number(&fork["bip9"]["statistics"], "count")?))),
     );
 }
 
 /// A node has one chainstate, or with assumeutxo two until the snapshot is validated.
-fn named(answer: &Value) -> Vec<(&'static str, &Value)> {
+fn named_chainstates(answer: &Value) -> Vec<(&'static str, &Value)> {
     let states = answer["chainstates"].as_array().map_or(&[][..], Vec::as_slice);
     let states = &states[..states.len().min(2)];
     let named = states.iter().map(|state| match state.get("snapshot_blockhash") {
@@ -65,7 +65,7 @@ mod tests {
     fn chainstates_are_distinguished() {
         let names = |states: Value| {
             let answer = json!({"headers": 9, "chainstates": states});
-            named(&answer)
+            named_chainstates(&answer)
                 .into_iter()
                 .map(|(name, state)| (name, state["blocks"].clone()))
                 .collect::<Vec<_>>()

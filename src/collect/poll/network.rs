@@ -44,25 +44,25 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) {
     let metrics = &calls.metrics().network;
     metrics.peers.set(connections[0]);
     let by_direction = [("in", connections[1]), ("out", connections[2])];
-    let known = by_direction.into_iter().filter_map(|(direction, peers)| Some(([direction], peers?)));
-    metrics.connections.replace_if_any(known);
+    let samples = by_direction.into_iter().filter_map(|(direction, peers)| Some(([direction], peers?)));
+    metrics.connections.replace_if_any(samples);
     metrics.bytes_received.set(received);
     metrics.bytes_sent.set(sent);
     let backlogs = [("in", backlog.inbound), ("out", backlog.outbound)];
-    let known = backlogs.into_iter().filter_map(|(direction, backlog)| Some(([direction], backlog?)));
-    metrics.inv_backlog.replace_if_any(known);
+    let samples = backlogs.into_iter().filter_map(|(direction, backlog)| Some(([direction], backlog?)));
+    metrics.inv_backlog.replace_if_any(samples);
     metrics.clock_offset.set(number(info, "timeoffset"));
     metrics.banned.set(length(&banned));
     metrics.active.set(flag(info, "networkactive"));
     let reachable = info["networks"].as_array().into_iter().flatten().filter_map(|network| {
-        let name = NETWORKS.iter().find(|known| network["name"] == **known)?;
+        let name = NETWORKS.iter().find(|name| network["name"] == **name)?;
         Some(([*name], flag(network, "reachable")?.into()))
     });
     metrics.reachable.replace_if_any(reachable);
     metrics.local_addresses.set(length(&info["localaddresses"]));
     let tables = NETWORKS.iter().flat_map(|network| ["new", "tried"].map(|table| [*network, table]));
-    let known = tables.filter_map(|labels| Some((labels, number(&addresses[labels[0]], labels[1])?)));
-    metrics.addresses.replace_if_any(known);
+    let samples = tables.filter_map(|labels| Some((labels, number(&addresses[labels[0]], labels[1])?)));
+    metrics.addresses.replace_if_any(samples);
 }
 
 fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], backlog: AnnouncementBacklog) {

@@ -66,7 +66,7 @@ impl WebConfig {
             files::read_text(path).ok().and_then(|text| serde_yaml_ng::from_str::<WebConfigFile>(&text).ok());
         let tls = file.and_then(|file| file.tls_server_config);
         let folder = path.parent().unwrap_or(Path::new("."));
-        tls.map(|tls| tls.within(folder).files()).unwrap_or_default()
+        tls.map(|tls| tls.relative_to(folder).files()).unwrap_or_default()
     }
 
     /// One user with a password, and a certificate with its key; each may be left out.
@@ -93,10 +93,10 @@ impl WebConfig {
     /// # Errors
     /// The file, or one that it names, cannot be read or is wrong.
     pub fn read(path: &Path) -> Result<Self> {
-        let what = || format!("--web.config.file {}", path.display());
-        let text = files::read_text(path).with_context(what)?;
+        let location = || format!("--web.config.file {}", path.display());
+        let text = files::read_text(path).with_context(location)?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, folder).with_context(what)
+        Self::parse(&text, folder).with_context(location)
     }
 
     fn parse(text: &str, folder: &Path) -> Result<Self> {
@@ -107,10 +107,10 @@ impl WebConfig {
         }
         let mut headers = HeaderMap::new();
         for (name, value) in http.headers {
-            let what = || format!("http_server_config: headers: {name}");
+            let location = || format!("http_server_config: headers: {name}");
             headers.insert(
-                HeaderName::try_from(&name).with_context(what)?,
-                HeaderValue::try_from(&value).with_context(what)?,
+                HeaderName::try_from(&name).with_context(location)?,
+                HeaderValue::try_from(&value).with_context(location)?,
             );
         }
         let mut costs = BTreeMap::new();
@@ -123,7 +123,8 @@ impl WebConfig {
             costs.insert(user.as_str(), cost);
         }
         warn_about_slow_checks(&costs);
-        let tls = file.tls_server_config.map(|tls| ReloadableTls::load(tls.within(folder))).transpose()?;
+        let tls =
+            file.tls_server_config.map(|tls| ReloadableTls::load(tls.relative_to(folder))).transpose()?;
         Ok(WebConfig { tls, users: Users::new(file.basic_auth_users), headers })
     }
 

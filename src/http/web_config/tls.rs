@@ -69,7 +69,7 @@ impl TlsServerConfig {
     }
 
     /// Paths in the file are relative to it.
-    pub fn within(self, folder: &Path) -> Self {
+    pub fn relative_to(self, folder: &Path) -> Self {
         TlsServerConfig {
             cert_file: folder.join(self.cert_file),
             key_file: folder.join(self.key_file),

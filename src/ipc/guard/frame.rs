@@ -115,19 +115,19 @@ impl FrameReader {
     fn make_room(&mut self) -> bool {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
-        let wanted = length(&bytes[self.start..self.end], self.max_skipped_bytes).ok().flatten();
-        let wanted = wanted.unwrap_or(0).max(BUFFER_BYTES);
+        let needed = length(&bytes[self.start..self.end], self.max_skipped_bytes).ok().flatten();
+        let needed = needed.unwrap_or(0).max(BUFFER_BYTES);
         // Tried first, because a lack of memory must not end the guard.
-        let fits = || wanted <= self.max_message_bytes && Vec::<u8>::new().try_reserve_exact(wanted).is_ok();
-        if wanted > bytes.len() && left == bytes.len() && !fits() {
+        let fits = || needed <= self.max_message_bytes && Vec::<u8>::new().try_reserve_exact(needed).is_ok();
+        if needed > bytes.len() && left == bytes.len() && !fits() {
             return false;
         }
-        if wanted > bytes.len() && fits() {
+        if needed > bytes.len() && fits() {
             // Fresh memory of the system's is zero without being written to.
-            let mut resized = Word::allocate_zeroed_vec(wanted / 8);
+            let mut resized = Word::allocate_zeroed_vec(needed / 8);
             Word::words_to_bytes_mut(&mut resized)[..left].copy_from_slice(&bytes[self.start..self.end]);
             self.buffer = resized;
-        } else if self.start + wanted > bytes.len() || left == 0 {
+        } else if self.start + needed > bytes.len() || left == 0 {
             bytes.copy_within(self.start..self.end, 0);
         } else {
             return true;
@@ -159,10 +159,10 @@ impl FrameReader {
 fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
     let number =
         |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().expect("four bytes")) as usize);
-    let wrong = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    let invalid = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     let Some(segments) = number(0).map(|last| last + 1) else { return Ok(None) };
     if segments > MAX_SEGMENTS {
-        return wrong(format!("a message of {segments} segments"));
+        return invalid(format!("a message of {segments} segments"));
     }
     let mut length = (4 + 4 * segments).next_multiple_of(8);
     for segment in 1..=segments {
@@ -170,7 +170,7 @@ fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
         length += words * 8;
     }
     if length > max {
-        return wrong(format!("a message of {length} bytes"));
+        return invalid(format!("a message of {length} bytes"));
     }
     Ok(Some(length))
 }

@@ -125,7 +125,7 @@ impl EmptyAnswer {
     }
 
     /// The answer to this question, with its frame.
-    pub fn to(&mut self, question: u32) -> &[u8] {
+    pub fn for_question(&mut self, question: u32) -> &[u8] {
         self.bytes[self.at..self.at + 4].copy_from_slice(&question.to_le_bytes());
         &self.bytes
     }

@@ -247,7 +247,7 @@ impl Relay {
                     let run_delay = self.files.run_delay.as_ref().and_then(RunDelayFile::read);
                     run_delay.into_iter().for_each(|total| self.protocol.add_run_delay(total));
                 }
-                self.node.send(self.answer.to(call.question))?;
+                self.node.send(self.answer.for_question(call.question))?;
                 let waited = now().saturating_sub(at);
                 self.busy_poll.on_callback(at);
                 if !self.protocol.is_draining() {
@@ -307,7 +307,9 @@ impl Relay {
         match action {
             ExporterMessageAction::Forward => drop(self.node.send(frame)),
             ExporterMessageAction::Keep => {}
-            ExporterMessageAction::Answer(question) => self.exporter.send(self.answer.to(question))?,
+            ExporterMessageAction::Answer(question) => {
+                self.exporter.send(self.answer.for_question(question))?
+            }
             ExporterMessageAction::Reject(question, rejection) => {
                 self.exporter.send(&outgoing::failed(question, &rejection.to_string()))?
             }

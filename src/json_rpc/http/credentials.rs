@@ -105,19 +105,19 @@ impl Credentials {
     }
 }
 
-async fn first_line(path: &Path, what: &'static str) -> Result<String, String> {
-    let read = files::on_thread(path, move |path| read_first_line(path, what)).await;
-    read.unwrap_or_else(|error| Err(format!("cannot read the {what} in {}: {error}", path.display())))
+async fn first_line(path: &Path, secret: &'static str) -> Result<String, String> {
+    let read = files::on_thread(path, move |path| read_first_line(path, secret)).await;
+    read.unwrap_or_else(|error| Err(format!("cannot read the {secret} in {}: {error}", path.display())))
 }
 
-fn read_first_line(path: &Path, what: &str) -> Result<String, String> {
+fn read_first_line(path: &Path, secret: &str) -> Result<String, String> {
     let at = path.display();
     let text = files::read_regular(path, MAX_FILE_BYTES).and_then(|bytes| {
         String::from_utf8(bytes).map_err(|error| Error::new(ErrorKind::InvalidData, error))
     });
     let text = match text {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound && what == "cookie" => {
+        Err(error) if error.kind() == ErrorKind::NotFound && secret == "cookie" => {
             return Err(format!(
                 "there is no cookie at {at}; start the node with -server, or pass its cookie file with --rpc-cookie-file"
             ));
@@ -129,15 +129,15 @@ fn read_first_line(path: &Path, what: &str) -> Result<String, String> {
                 .and_then(|file| User::from_uid(Uid::from_raw(file.uid())).ok().flatten());
             let owner = owner.map_or(String::new(), |user| format!(" (it belongs to user {})", user.name));
             return Err(format!(
-                "cannot read the {what} in {at}: permission denied{owner}; run as that user, or let its group read it \
+                "cannot read the {secret} in {at}: permission denied{owner}; run as that user, or let its group read it \
                  (the node's -rpccookieperms=group)"
             ));
         }
-        Err(error) => return Err(format!("cannot read the {what} in {at}: {error}")),
+        Err(error) => return Err(format!("cannot read the {secret} in {at}: {error}")),
     };
     match text.lines().next() {
         Some(line) if !line.is_empty() => Ok(line.to_string()),
-        _ => Err(format!("{at} is empty: there is no {what} in it")),
+        _ => Err(format!("{at} is empty: there is no {secret} in it")),
     }
 }
 

@@ -48,16 +48,16 @@ impl fmt::Display for Url {
 impl FromStr for Url {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = "expected a URL like http://127.0.0.1:8332";
-        let uri: Uri = text.parse().map_err(|error| format!("{error}; {wanted}"))?;
+        let example = "expected a URL like http://127.0.0.1:8332";
+        let uri: Uri = text.parse().map_err(|error| format!("{error}; {example}"))?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err(format!("not an http:// or https:// URL; {wanted}")),
+            _ => return Err(format!("not an http:// or https:// URL; {example}")),
         };
         let port = uri.port_u16().or(tls.then_some(443)).filter(|&port| port != 0);
         let (Some(authority), Some(port)) = (uri.authority(), port) else {
-            return Err(format!("no port; {wanted}"));
+            return Err(format!("no port; {example}"));
         };
         if authority.as_str().contains('@') {
             return Err(
@@ -67,11 +67,11 @@ impl FromStr for Url {
             );
         }
         if uri.query().is_some() {
-            return Err(format!("queries are not supported; {wanted}"));
+            return Err(format!("queries are not supported; {example}"));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_string();
         if host.is_empty() {
-            return Err(format!("no host; {wanted}"));
+            return Err(format!("no host; {example}"));
         }
         Ok(Url { tls, host, port, path: uri.path().into() })
     }

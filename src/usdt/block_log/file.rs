@@ -72,7 +72,9 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
         Ok((number("application_id")?, number("user_version")?, tables))
     };
     match read().map_err(|error| explain(error, path))? {
-        (APPLICATION, known, _) if VERSIONS.iter().any(|(version, _)| *version == known) => Ok(known),
+        (APPLICATION, file_version, _) if VERSIONS.iter().any(|(version, _)| *version == file_version) => {
+            Ok(file_version)
+        }
         (APPLICATION, other, _) => bail!(
             "{} is a block log of version {other}, but this exporter supports version {VERSION}; use the exporter that \
              wrote it, or another file",

@@ -37,7 +37,7 @@ pub fn print(rows: &Rows, format: OutputFormat, to: &mut impl Write) -> io::Resu
 
 fn json(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
     for row in &rows.rows {
-        let known = rows.names.iter().zip(row).filter_map(|(name, value)| {
+        let fields = rows.names.iter().zip(row).filter_map(|(name, value)| {
             let value = match value {
                 Value::Integer(number) => json!(number),
                 Value::Real(number) => json!(number),
@@ -46,7 +46,7 @@ fn json(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
             };
             Some((name.to_string(), value))
         });
-        writeln!(to, "{}", serde_json::Value::Object(known.collect::<Map<_, _>>()))?;
+        writeln!(to, "{}", serde_json::Value::Object(fields.collect::<Map<_, _>>()))?;
     }
     Ok(())
 }

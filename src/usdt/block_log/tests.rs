@@ -223,7 +223,7 @@ fn columns_of_a_new_file_are_the_fields_of_a_report() {
 }
 
 #[test]
-fn file_of_an_earlier_version_keeps_its_rows_and_gets_the_new_column() {
+fn older_file_keeps_its_rows_and_gets_the_new_column() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     BlockLogFile::open(&path, 10).unwrap().add([&report(1)]).unwrap();

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn reorg_below_the_first_known_block_is_counted_when_it_reaches_it() {
+    fn reorg_below_the_first_known_block_is_counted_later() {
         let mut chain = Chain::default();
         chain.connect(Validation, 'a', [100]);
         assert_eq!(chain.connect(Validation, 'b', 98..=99), "");

@@ -68,11 +68,11 @@ impl BlockCounts {
             return;
         };
         self.arrivals[arrival.arrival as usize] += 1;
-        for (count, more) in self.announcements.iter_mut().zip(timeline.announcements) {
-            *count += more;
+        for (count, added) in self.announcements.iter_mut().zip(timeline.announcements) {
+            *count += added;
         }
-        for (count, more) in self.compact_blocks.iter_mut().zip(timeline.compact_blocks) {
-            *count += more;
+        for (count, added) in self.compact_blocks.iter_mut().zip(timeline.compact_blocks) {
+            *count += added;
         }
         self.arrival_ns.observe(&ARRIVAL, arrival.connected_ns.saturating_sub(timeline.first_ns), block);
         if let Some(first) = timeline.first_compact_ns() {

@@ -156,14 +156,14 @@ impl TrackerState {
 
     fn apply(&mut self, BlockEvent { time_ns, hash, kind }: BlockEvent) {
         match kind {
-            BlockEventKind::Announced { peer, by } => self.announced(hash, time_ns, peer, by),
-            BlockEventKind::Compact { peer, compact } => self.compact(hash, time_ns, peer, compact),
+            BlockEventKind::Announced { peer, by } => self.on_announcement(hash, time_ns, peer, by),
+            BlockEventKind::Compact { peer, compact } => self.on_compact_block(hash, time_ns, peer, compact),
             BlockEventKind::Connected(connected) => {
                 let (height, thread) = (connected.height, connected.thread);
                 for (time_ns, hash, connected) in
                     self.chain.connected(height, hash, thread, (time_ns, hash, connected))
                 {
-                    self.connected(hash, time_ns, &connected);
+                    self.on_connected(hash, time_ns, &connected);
                 }
             }
             BlockEventKind::PeerActive { peer, connection } => {
@@ -173,12 +173,15 @@ impl TrackerState {
                 }
             }
             BlockEventKind::Flushed { duration_ns } => {
-                keep(&mut self.flushes, (time_ns.saturating_sub(duration_ns), time_ns));
+                push_recent(&mut self.flushes, (time_ns.saturating_sub(duration_ns), time_ns));
             }
             BlockEventKind::RaceFinished { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(self.epoch_ns, time_ns), maps::hash(&hash));
                 self.counts.last_height = Some(height);
-                keep(&mut self.races, Race { time, block_height: height, block_hash, udp_ns, compact_ns });
+                push_recent(
+                    &mut self.races,
+                    Race { time, block_height: height, block_hash, udp_ns, compact_ns },
+                );
             }
             _ => {
                 if let BlockEventKind::Fibre { height: Some(height) }
@@ -195,7 +198,7 @@ impl TrackerState {
         }
     }
 
-    fn announced(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, by: Announcement) {
+    fn on_announcement(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, by: Announcement) {
         let timeline = self.open(hash, time_ns, id, by);
         let connected_ns = timeline.connected_ns;
         if timeline.header_time.is_none() {
@@ -213,7 +216,7 @@ impl TrackerState {
         }
     }
 
-    fn compact(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, compact: CompactBlock) {
+    fn on_compact_block(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, compact: CompactBlock) {
         let by = Announcement::Compact(compact.header_time);
         let reports_reconstruction = self.reports_reconstruction;
         let was_asked = self
@@ -221,7 +224,7 @@ impl TrackerState {
             .and_then(|timeline| timeline.peer(id))
             .is_some_and(|peer| std::mem::replace(&mut peer.owes_compact, false));
         if !was_asked {
-            self.announced(hash, time_ns, id, by);
+            self.on_announcement(hash, time_ns, id, by);
         }
         let timeline = self.open(hash, time_ns, id, by);
         let mode = usize::from(was_asked);
@@ -241,7 +244,7 @@ impl TrackerState {
         }
     }
 
-    fn connected(&mut self, hash: RawBlockHash, time_ns: u64, connected: &ConnectedBlock) {
+    fn on_connected(&mut self, hash: RawBlockHash, time_ns: u64, connected: &ConnectedBlock) {
         let block = BlockId { height: connected.height, hash, time: unix_time(self.epoch_ns, time_ns) };
         let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
         let arrival = timeline.map(|timeline| {
@@ -268,18 +271,18 @@ impl TrackerState {
             report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
         }
         let was_announced = arrival.is_some();
-        keep(&mut self.last, report.clone());
+        push_recent(&mut self.last, report.clone());
         self.connected.push(report.clone());
         if let Some(block_log) = &self.block_log {
             block_log.push(report);
         }
         if !was_announced {
-            self.remember(hash, time_ns);
+            self.add_unannounced(hash, time_ns);
         }
     }
 
     /// A block that no peer announced was connected: later announcements are late. It does not evict waiting blocks.
-    fn remember(&mut self, hash: RawBlockHash, time_ns: u64) {
+    fn add_unannounced(&mut self, hash: RawBlockHash, time_ns: u64) {
         const NOBODY: i64 = -1;
         let is_room =
             self.timelines.len() < MAX_BLOCKS || self.timelines.iter().any(|it| it.connected_ns.is_some());
@@ -299,7 +302,7 @@ fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) 
     (!times.is_empty()).then(|| (times.iter().sum::<u64>() / 1000) as i64)
 }
 
-fn keep<T>(last: &mut VecDeque<T>, it: T) {
+fn push_recent<T>(last: &mut VecDeque<T>, it: T) {
     last.push_front(it);
     last.truncate(LAST_BLOCKS_LIMIT);
 }

@@ -136,7 +136,7 @@ impl ProtocolState {
     }
 
     /// A call is sent to the node, on this thread of its if it is the exporter's.
-    fn begin(&mut self, number: u32, purpose: CallPurpose, thread: Option<u32>, now: Duration) {
+    fn begin_call(&mut self, number: u32, purpose: CallPurpose, thread: Option<u32>, now: Duration) {
         match purpose {
             CallPurpose::WaitTipChanged(_) => self.shutdown_watch.on_poll_start(),
             CallPurpose::Subscribe { callback, thread, .. } => {

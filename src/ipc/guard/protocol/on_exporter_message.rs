@@ -184,7 +184,7 @@ impl ProtocolState {
         if !self.is_free(number) {
             return ExporterMessageAction::Violation(NUMBER_IN_USE);
         }
-        self.begin(number, purpose, thread, now);
+        self.begin_call(number, purpose, thread, now);
         ExporterMessageAction::Forward
     }
 

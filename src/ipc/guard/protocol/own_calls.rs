@@ -38,7 +38,7 @@ impl ProtocolState {
         }
         let SubscriptionIds { callback, handler, thread } = ids;
         let question = self.next_question;
-        self.begin_own(CallPurpose::Disconnect { callback }, now);
+        self.begin_own_call(CallPurpose::Disconnect { callback }, now);
         Some(GuardMessage::Disconnect { question, handler, thread })
     }
 
@@ -47,15 +47,15 @@ impl ProtocolState {
             return None;
         }
         let (purpose, call) = self.shutdown_watch.next_call(self.next_question, now)?;
-        self.begin_own(purpose, now);
+        self.begin_own_call(purpose, now);
         Some(call)
     }
 
     /// The call of the next number is sent.
-    fn begin_own(&mut self, purpose: CallPurpose, now: Duration) {
+    fn begin_own_call(&mut self, purpose: CallPurpose, now: Duration) {
         let number = self.next_question;
         self.next_question = number.checked_add(1).unwrap_or(OWN_NUMBERS);
-        self.begin(number, purpose, None, now);
+        self.begin_call(number, purpose, None, now);
     }
 
     /// How long the loop may wait for a message.
