@@ -199,7 +199,7 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), Se
     let since = Instant::now();
     let mut is_logged = false;
     loop {
-        match json_rpc.call(Method::UptimeReading, json!([])).await {
+        match json_rpc.call(Method::Uptime, json!([])).await {
             Err(error) if error.is_warmup() => {
                 if !is_logged {
                     info!("the node is starting: {error}");

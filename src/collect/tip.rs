@@ -363,8 +363,7 @@ impl TipFollower {
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
-        let uptime =
-            json_rpc.call(Method::UptimeReading, json!([])).await.ok().and_then(|uptime| uptime.as_f64());
+        let uptime = json_rpc.call(Method::Uptime, json!([])).await.ok().and_then(|uptime| uptime.as_f64());
         let uptime = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
         self.context.persistent_state.borrow_mut().node_start.update(None, uptime, SystemTime::now());
         self.take_restart()

@@ -17,7 +17,7 @@ pub async fn poll(
     network_info: &Value,
 ) {
     let called = Instant::now();
-    let uptime = calls.rpc(Method::UptimeReading, json!([])).await.as_f64();
+    let uptime = calls.rpc(Method::Uptime, json!([])).await.as_f64();
     let read = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
     let memory = calls.rpc(Method::GetMemoryInfo, json!([])).await;
 
