@@ -75,7 +75,7 @@ impl Service {
             tokio::task::spawn_local(systemd::watchdog(self.heartbeat));
             let second_signal = async {
                 let (first, since) = (signaled().await, Instant::now());
-                info!("{first}: ending");
+                info!("received {first}, exiting");
                 systemd::notify(NotifyState::Stopping);
                 shutdown.cancel();
                 loop {

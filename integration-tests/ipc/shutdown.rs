@@ -154,7 +154,7 @@ fn second_signal_ends_the_exporter_at_once() {
     node.hang(true);
     exporter.wait_for("bitcoin_up", 0.0);
     kill(exporter.supervisor(), Signal::SIGTERM).unwrap();
-    eventually("it ends", || exporter.log().contains("SIGTERM: ending").then_some(()));
+    eventually("it ends", || exporter.log().contains("received SIGTERM, exiting").then_some(()));
     kill(exporter.supervisor(), Signal::SIGINT).unwrap();
     assert_eq!(exporter.ended().code(), Some(128 + Signal::SIGINT as i32));
     node.hang(false);
@@ -261,7 +261,7 @@ fn supervisor_forwards_sigterm() {
     let pending = || Process::new(supervisor.as_raw()).and_then(|it| it.status()).map(|it| it.shdpnd);
     eventually("it has taken the signal", || pending().map_or(true, |it| it == 0).then_some(()));
     assert_eq!(supervised.supervisor.terminate().code(), Some(0), "{}", supervised.supervisor.log());
-    assert_eq!(supervised.supervisor.log().matches("SIGTERM: ending").count(), 1);
+    assert_eq!(supervised.supervisor.log().matches("received SIGTERM, exiting").count(), 1);
     assert!(is_gone(supervised.exporter) && is_gone(supervised.guard));
     assert_eq!(node.unsubscribed(), 2);
     eventually("the connection is closed", || (node.connections() == 0).then_some(()));
@@ -273,7 +273,11 @@ fn exporter_exits_cleanly_if_its_supervisor_is_killed() {
     let supervised = Supervised::start(&node);
     kill(supervised.supervisor.supervisor(), Signal::SIGKILL).unwrap();
     eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
-    assert!(supervised.supervisor.log().contains("SIGTERM: ending"), "{}", supervised.supervisor.log());
+    assert!(
+        supervised.supervisor.log().contains("received SIGTERM, exiting"),
+        "{}",
+        supervised.supervisor.log()
+    );
     eventually("the guard has ended", || is_gone(supervised.guard).then_some(()));
     assert_eq!(node.unsubscribed(), 2);
     eventually("the connection is closed", || (node.connections() == 0).then_some(()));
@@ -286,7 +290,7 @@ fn exporter_does_not_start_without_its_supervisor() {
     let arguments = [EXPORTER, "1", &channel.as_raw_fd().to_string(), "-", "-", "/nonexistent"];
     let output = command().args(arguments).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("the supervising process 1 has ended"), "{stderr}");
+    assert!(stderr.contains("the supervisor (process 1) has exited"), "{stderr}");
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -391,7 +395,7 @@ fn pid_1_waits_for_other_exporters_in_its_container() {
         let ended = eventually("the container ends", || container.0.try_wait().unwrap());
         assert_eq!(ended.code(), Some(0));
         assert_eq!(beside.ended().code(), Some(0), "{}", beside.log());
-        assert_eq!(beside.log().matches("SIGTERM: ending").count(), 1, "{}", beside.log());
+        assert_eq!(beside.log().matches("received SIGTERM, exiting").count(), 1, "{}", beside.log());
         eventually("the connections are closed", || (node.connections() == 0).then_some(()));
         assert!(node.faults().is_empty(), "{:?}", node.faults());
     }

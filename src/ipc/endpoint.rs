@@ -133,19 +133,18 @@ impl NodeEndpoint {
     /// # Errors
     /// Nothing listens at the path, the inherited connection was used up, or no guard could be started.
     pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<GuardedSockets> {
-        let opened =
-            self.supervisor.connect(trace_budget).await.context("no answer of the supervising process")?;
+        let opened = self.supervisor.connect(trace_budget).await.context("the supervisor did not reply")?;
         if let (Some(path), false) = (&self.path, matches!(&opened, Ok(guarded) if guarded.inherited)) {
             self.description = path.display().to_string();
         }
         opened.map_err(|failure| match (failure, &self.path) {
             (ConnectFailure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),
             (ConnectFailure::NoPath | ConnectFailure::Connect(_), _) => {
-                anyhow!("the inherited connection has ended and no socket path was given")
+                anyhow!("the inherited connection is closed, and there is no socket path to reconnect to; add one, or restart the exporter with its node")
             }
             (ConnectFailure::Guard(errno), _) => anyhow!(Error::from_raw_os_error(errno))
                 .context("cannot start the guard process from /proc/self/exe"),
-            (ConnectFailure::Busy, _) => anyhow!("too many guards wait for answers of the node"),
+            (ConnectFailure::Busy, _) => anyhow!("too many guards are waiting for responses of the node"),
         })
     }
 }

@@ -31,13 +31,13 @@ pub(crate) fn families() -> Vec<Family> {
         gauge("process_open_fds", "Open file descriptors of the exporter", PROC).value_if_known(open_fds.map(|fds| fds as f64)),
         gauge("process_start_time_seconds", "Start of the exporter, Unix seconds", EXPORTER).value(*STARTED),
         counter("bitcoin_exporter_log_lines_dropped_total",
-            "Log lines that were not written because stderr, the journal or the log file took them too slowly or failed", EXPORTER)
+            "Log lines not written because stderr, the journal or the log file was too slow or failed", EXPORTER)
             .value(logging::dropped_lines()),
         gauge("bitcoin_exporter_certificate_expiry_timestamp_seconds",
-            "When the certificate that the exporter serves expires, Unix seconds; absent without TLS", EXPORTER)
+            "Expiry of the certificate that the exporter serves, Unix seconds; absent without TLS", EXPORTER)
             .value_if_known(tls::first_expiry()),
         gauge("bitcoin_exporter_sandbox",
-            "1 if this part of the exporter's sandbox is in force, else 0: `seccomp`, `landlock`", EXPORTER)
+            "State of each part of the sandbox, `seccomp` and `landlock`: 1 in force, 0 not in force", EXPORTER)
             .by(&["part"]).samples(sandbox::parts().into_iter().map(|(part, on)| ([part], f64::from(u8::from(on))))),
     ]
 }

@@ -76,7 +76,7 @@ impl Confinement {
             match self.missing.is_empty() {
                 true => debug!("the sandbox is on"),
                 false => {
-                    warn!("the sandbox is incomplete: {}; the exporter goes on", self.missing.join("; "))
+                    warn!("the sandbox is incomplete: {}; continuing without", self.missing.join("; "))
                 }
             }
         }

@@ -80,7 +80,7 @@ impl SupervisorClient {
         let (guard, node, inherited) = match reply {
             SupervisorReply::Connected { guard, node, inherited } => (guard, node, inherited),
             SupervisorReply::Failed(failure) => return Ok(Err(failure)),
-            SupervisorReply::Usage { .. } => bail!("the supervising process answered another request"),
+            SupervisorReply::Usage { .. } => bail!("the supervisor replied to another request"),
         };
         let fds: [OwnedFd; CONNECTION_FDS] =
             fds.try_into().map_err(|_| anyhow!("no descriptor is left for a connection to the node"))?;

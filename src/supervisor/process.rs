@@ -176,7 +176,7 @@ impl Supervisor {
         };
         match answered {
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => cli::print_error(
-                "bitcoind-ipc-exporter: the exporter's process sent what is no request; ignoring it from now on",
+                "bitcoind-ipc-exporter: the exporter process sent an invalid request; the supervisor ignores it from now on. Restart the exporter",
             ),
             // Others are the exporter's, which does not read or has ended.
             _ => self.channel = Some(channel),
@@ -296,7 +296,7 @@ pub(super) fn end_with_parent(parent: Pid) -> Result<()> {
     prctl::set_pdeathsig(Signal::SIGTERM)?;
     // It may have died before this could be set.
     if parent != getppid() {
-        bail!("the supervising process {parent} has ended");
+        bail!("the supervisor (process {parent}) has exited");
     }
     let _ = prctl::set_name(EXPORTER_NAME);
     SigSet::all().thread_unblock()?;

@@ -68,7 +68,10 @@ impl GuardPermits {
     pub async fn acquire(&self) -> GuardPermit {
         match self.0.clone().try_acquire_owned() {
             Ok(permit) => return GuardPermit(permit),
-            Err(_) => warn!("{} guards wait for answers of the node; waiting for one of them", Self::COUNT),
+            Err(_) => warn!(
+                "{} guards are waiting for responses of the node; connecting again when one has disconnected",
+                Self::COUNT
+            ),
         }
         GuardPermit(self.0.clone().acquire_owned().await.expect("never closed"))
     }
@@ -154,7 +157,9 @@ impl Guard {
         });
         while tokio::time::timeout(DISCONNECT_TIMEOUT, &mut disconnected).await.is_err() {
             if !state.is_unguarded.get() {
-                warn!("the node has not answered all calls; the guard waits for it, and ends by itself");
+                warn!(
+                    "the node has not responded to all calls; the guard waits for the responses, then disconnects and exits"
+                );
                 break;
             }
         }

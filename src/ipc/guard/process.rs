@@ -80,13 +80,13 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut argument = || arguments.next().and_then(|it| it.into_string().ok());
     let events: RawFd = argument()
         .and_then(|fd| fd.parse().ok())
-        .context("a guard is started by the process that supervises the exporter")?;
+        .context("a guard process can only be started by the supervisor")?;
     let budget = argument().and_then(|budget| budget.parse().ok()).map(Duration::from_micros);
     let store: Option<RawFd> = argument().and_then(|fd| fd.parse().ok());
     let replaces = match argument().as_deref() {
         None => false,
         Some(REPLACE) => true,
-        Some(other) => bail!("a guard has no argument {other:?}"),
+        Some(other) => bail!("unknown argument of the guard: {other:?}"),
     };
     // It exits after the exporter, which handles these signals.
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
