@@ -26,7 +26,7 @@ pub enum SandboxMode {
 /// Whether each part is in force.
 static PARTS: Mutex<Vec<(&str, bool)>> = Mutex::new(Vec::new());
 
-/// Each part of the sandbox, and whether it is in force; nothing before [`Confinement::filter_calls`].
+/// Each part of the sandbox, and whether it is in force; nothing before [`Confinement::filter`].
 pub fn parts() -> Vec<(&'static str, bool)> {
     PARTS.lock().expect("nobody panics holding it").clone()
 }
