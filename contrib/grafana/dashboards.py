@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes the dashboards. `dashboards.py --check` compares them instead. Needs the packages in requirements.txt.
+"""Writes the dashboards. `dashboards.py --check` compares them with the files instead. Needs the packages in requirements.txt.
 
-A panel is a title, a unit, a description, and a legend for each expression; `{*}` is the choice of job, exporter and
-node, `{*,x="y"}` narrows it, and `{@}` is the choice of node alone, for series of the other exporter.
+A panel has a title, a unit, a description, and a legend for each expression. In an expression, `{*}` selects the job, exporter
+and node that are chosen on the dashboard, `{*,x="y"}` also selects a label, and `{@}` selects only the node, for series of the
+other exporter.
 """
 
 import pathlib
@@ -16,20 +17,22 @@ YES = {0: ("no", "green"), 1: ("yes", "orange")}
 
 
 def rate(metric, labels="", by=""):
-    """Per second, for each node and exporter, and by labels."""
+    """Expression for the rate per second of a counter, for each node and exporter, and by further labels."""
     return f"sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (rate({metric}{{*{labels}}}[$__rate_interval]))"
 
 
-# Blocks come every ten minutes, so what comes with them is counted over an hour: a shorter window is mostly empty.
+# Blocks arrive every ten minutes, so events of blocks are counted over an hour; most shorter windows have none.
 
 
 def hourly(metric, by=""):
-    """Within an hour, for each node and exporter, and by labels. Whole numbers: increase() extrapolates."""
+    """Expression for the increase of a counter within an hour, for each node and exporter, and by further labels. The result is
+    rounded, because increase() extrapolates."""
     return f"round(sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (increase({metric}{{*}}[1h])))"
 
 
 def quantiles(metric, by="", window="1d"):
-    """Median and tail of a histogram over a day, for each node and exporter, and by a label. (An hour has only six blocks.)"""
+    """Expressions for the median and the tail of a histogram over a day, for each node and exporter, and by a label. (An hour has
+    only six blocks.)"""
     grouping = ",".join(["le", "node", "instance", by]).rstrip(",")
     legend = "{{node}} {{%s}}" % by if by else "{{node}}"
     return {
@@ -40,7 +43,7 @@ def quantiles(metric, by="", window="1d"):
 
 
 def mean(metric):
-    """Of a histogram, over an hour."""
+    """Expression for the mean of a histogram over an hour."""
     return f"increase({metric}_sum{{*}}[1h]) / increase({metric}_count{{*}}[1h])"
 
 
@@ -295,7 +298,7 @@ NODE = {
     ],
 }
 
-# From the recording rules.
+# Series of the recording rules.
 FLEET = {
     "At a glance": [
         number("Nodes up", "none", "Number of nodes with a working connection to their exporter.",
@@ -432,7 +435,7 @@ FIBRE = {
 }
 
 def relay():
-    """How blocks arrive at the node."""
+    """Rows of panels about the arrival of blocks at the node."""
     announced = 'sum by (job,instance,node) (increase(bitcoin_block_arrivals_total{*,by!="other"}[%s]))'
     without = 'sum by (job,instance,node) (increase(bitcoin_block_arrivals_total{*,by=~"compact_complete|fibre"}[%s]))'
     shared = f"{without} / {announced}"
@@ -576,8 +579,8 @@ INTERNALS = {
     ],
 }
 
-# The stacked bands of the label `from`; more of them could not be distinguished. Lightness rises from one to the next (viridis), for
-# readers who do not see colours.
+# The bands of the stacked graph, each with its values of the label `from` and its colour; more bands could not be distinguished. The
+# lightness increases from one band to the next (viridis), for people who do not see colours.
 FEERATE_BANDS = {
     "from 233": ("233|377|610|987", "#fde725"),
     "89 to 233": ("89|144", "#a0da39"),
@@ -591,7 +594,7 @@ FEERATE_BANDS = {
 
 
 def by_feerate():
-    """The mempool in stacked bands; the transactions that are mined first are at the bottom."""
+    """Panel with the mempool in stacked bands of fee rates; the transactions that are mined first are at the bottom."""
     queries = {f"{band} sat/vB": f'sum(bitcoin_mempool_feerate_vbytes{{*,from=~"{labels}"}})'
                for band, (labels, _) in FEERATE_BANDS.items()}
     colours = {f"{band} sat/vB": colour for band, (_, colour) in FEERATE_BANDS.items()}
@@ -601,7 +604,7 @@ def by_feerate():
 
 
 def mining():
-    """The values that a miner watches."""
+    """The dashboard with the values that a miner needs."""
     fees, weight = "bitcoin_next_block_fees_satoshis{*}", "bitcoin_next_block_weight{*}"
     templates = "rate(bitcoin_template_duration_seconds"
     return build("bitcoin-mining", "Mining", "The next block: its value, the time to build it, and the delay after a "

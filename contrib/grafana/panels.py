@@ -1,4 +1,4 @@
-"""The shape of our panels and dashboards, over Grafana's own typed builders."""
+"""Functions that build the panels and dashboards of this project, with the typed builders of Grafana's SDK."""
 
 import itertools
 import json
@@ -14,9 +14,9 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 LOGS = model.DataSourceRef(type_val="loki", uid="${logs}")
-# Alerts of our rules, without others in the same Prometheus, which may lack the label `node`.
+# Selects alerts of our rules, without other alerts in the same Prometheus, which may lack the label `node`.
 OUR_ALERTS = 'alertstate="firing",alertname=~"Bitcoin.+|Fibre.+",severity=~"critical|warning|info",node=~"$node"'
-# Events on each graph: (name, colour, expression, text, whether the value is the time). The first is off by default.
+# Annotations on each graph: (name, colour, expression, text, whether the value is the time). The first is off by default.
 ANNOTATIONS = [
     ("Alerts", "red", f"ALERTS{{{OUR_ALERTS}}}", "{{node}}: {{alertname}}", False),
     ("Restarts", "blue", 'bitcoin_node_start_time_seconds{node=~"$node"} * 1000', "{{node}} started", True),
@@ -28,7 +28,7 @@ ANNOTATIONS = [
 
 
 def _selected(expression):
-    """With the choice of job, exporter and node in place of `*`, of node alone in place of `@`."""
+    """Replaces `*` in an expression by the job, exporter and node that are chosen on the dashboard, and `@` by the node only."""
     return expression.replace("{*", '{job=~"$job",instance=~"$instance",node=~"$node"').replace("{@", '{node=~"$node"')
 
 
@@ -47,7 +47,7 @@ def _finish(panel, title, unit, description, queries, instant, span, height):
 
 
 def graph(title, unit, description, queries, span=12, stacked=False, least=0, colours=None):
-    """Values over time; `queries` maps a legend to its expression, `colours` a legend to its colour."""
+    """A graph of values over time; `queries` maps a legend to its expression, `colours` a legend to its colour."""
     panel = (
         timeseries.Panel()
         .line_width(1)
@@ -71,7 +71,7 @@ def graph(title, unit, description, queries, span=12, stacked=False, least=0, co
 
 
 def heatmap(title, unit, description, metric, span=12):
-    """Distribution of a histogram's values over time, for all selected nodes together; a point is an exemplar."""
+    """A heatmap of a histogram's values over time, for all selected nodes together; a point is an exemplar."""
     panel = (
         heatmap_panel.Panel().calculate(False)
         .color(heatmap_panel.HeatmapColorOptions().mode(heatmap_model.HeatmapColorMode.SCHEME).scheme("Blues").steps(32))
@@ -87,8 +87,8 @@ def heatmap(title, unit, description, metric, span=12):
 
 
 def number(title, unit, description, queries, span=4, steps=None, words=None, history=False):
-    """The current value. `steps` sets its colour from a value on (green below the first, unless that is None), `words` maps a value to a
-    text and a colour: {1: ("up", "green")}; `history` draws its history behind it."""
+    """A panel with the current value. `steps` sets its colour from a value on (green below the first, unless that is None). `words` maps a
+    value to a text and a colour, for example {1: ("up", "green")}. `history` draws the earlier values behind it."""
     panel = stat.Panel().graph_mode(
         common_model.BigValueGraphMode.AREA if history else common_model.BigValueGraphMode.NONE).reduce_options(
         common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
@@ -107,13 +107,13 @@ def _mapping(words):
 
 
 def text_of_label(title, description, label, expression, span=4):
-    """A label's value as text, for each node."""
+    """A panel with the value of a label as text, for each node."""
     panel = number(title, "string", description, {"{{node}}: {{%s}}" % label: expression}, span)
     return panel.text_mode(common_model.BigValueTextMode.NAME)
 
 
 def bars(title, unit, description, queries, span=12):
-    """The current values side by side."""
+    """A panel with bars of the current values."""
     panel = (
         bargauge.Panel().orientation(common_model.VizOrientation.HORIZONTAL)
         .display_mode(common_model.BarGaugeDisplayMode.BASIC)
@@ -140,15 +140,15 @@ def rows(title, unit, description, expression, labels, span=12, hidden=(), sort=
 
 
 def _thresholds(steps):
-    """Colours from a value on, none before the first."""
+    """Properties that colour the text of a column from a value on, without a colour below the first."""
     steps = [{"value": None, "color": "text"}, *({"value": value, "color": colour} for value, colour in steps)]
     return [model.DynamicConfigValue(id_val="thresholds", value={"mode": "absolute", "steps": steps}),
             model.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"})]
 
 
 def columns(title, description, columns, by, texts, link):
-    """A table with a row for each value of a label, and a column for each {name: (expression, unit, words or steps)}. `texts` are
-    labels of the first expression, each a column of its own {label: name}; the row's label leads to the dashboard `link`."""
+    """A table with a row for each value of a label, and a column for each {name: (expression, unit, words or steps)}. `texts` are labels
+    of the first expression, each with its own column {label: name}. The label of the row links to the dashboard `link`."""
     panel = table.Panel()
     names = {label: name for label, name in texts.items()}
     for reference, (name, (expression, unit, look)) in zip("ABCDEFGHIJKL", columns.items()):
@@ -175,7 +175,7 @@ def columns(title, description, columns, by, texts, link):
 
 
 def logs(title, description, expression):
-    """Lines of Loki."""
+    """A panel with log lines from Loki."""
     query = loki.Dataquery().expr(expression).ref_id("A").datasource(LOGS)
     panel = (logs_panel.Panel().with_target(query).show_time(True).wrap_log_message(True).enable_log_details(True)
              .dedup_strategy(common_model.LogsDedupStrategy.NONE).sort_order(common_model.LogsSortOrder.DESCENDING))
@@ -195,7 +195,7 @@ def _place(panels, top):
 
 
 def _links():
-    """Links to each dashboard, with the node and the time, but not the exporter, which differs between dashboards."""
+    """Links to each dashboard that keep the node and the time, but not the exporter, which differs between dashboards."""
     boards = {"bitcoin-fleet": "Fleet", "bitcoin-node": "Node", "bitcoin-relay": "Block relay", "bitcoin-mining": "Mining",
               "bitcoin-internals": "Internals", "bitcoin-fibre": "FIBRE"}
     return [dashboard.DashboardLink(title).type(model.DashboardLinkType.LINK).keep_time(True)
@@ -214,7 +214,7 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
         board.link(link)
     if "Logs" in parts:
         board.with_variable(dashboard.DatasourceVariable("logs").label("Logs").type("loki"))
-    # The series `up` also exists while an exporter is down.
+    # Uses the series `up`, which also exists while an exporter is down.
     chosen = [f'job=~"{job}"']
     for name, label, every in [("job", "Job", job), ("instance", "Exporter", ".*"), ("node", "Node", ".*")]:
         query = f"label_values(up{{{','.join(chosen)}}}, {name})"
@@ -223,7 +223,7 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
             .query({"query": query, "refId": name}).refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
             .sort(model.VariableSort.ALPHABETICAL_ASC))
         if name == "node" and one_node:
-            # The first one by default. Not every target has the label.
+            # The first value is the default. Not every target has the label.
             board.with_variable(variable)
         else:
             board.with_variable(
@@ -255,7 +255,7 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
 
 
 def encoded(board):
-    """The dashboard as JSON, with the annotations, which the builders cannot make."""
+    """The dashboard as JSON, with the annotations, which the builders do not support."""
     made = json.loads(json.dumps(board, cls=JSONEncoder))
     made["annotations"] = {"list": [
         {"name": name, "enable": name != "Alerts", "iconColor": colour, "expr": expression, "titleFormat": text,
