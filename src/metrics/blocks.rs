@@ -35,8 +35,8 @@ area! {
              or their contents",
             &["ChainNotifications.blockConnected with `role.historical`"]);
         uncounted_tip_changes: Counter = counter("bitcoin_exporter_uncounted_tip_changes_total",
-            "Tip changes whose blocks could not be counted, because the node does not know the earlier tip: another chain, \
-             or a rebuilt block index",
+            "Tip changes whose blocks could not be counted, because the node does not know the earlier tip (it has \
+             another chain, or has rebuilt its block index)",
             &["Mining.waitTipChanged; headers (JSON-RPC)"]);
         tip_updates: Counter = counter("bitcoin_tip_updates_total",
             "Tip changes", &["ChainNotifications.updatedBlockTip; else Mining.waitTipChanged"]);

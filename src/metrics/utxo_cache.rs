@@ -16,9 +16,9 @@ area! {
         spent: Counter = counter("bitcoin_utxo_cache_spend_total", "Coins spent from a UTXO cache", SPEND);
         spent_value: Counter = counter("bitcoin_utxo_cache_spend_value_total",
             "Value of the coins spent from a UTXO cache, in satoshis", SPEND);
-        uncached: Counter = counter("bitcoin_utxo_cache_uncache_total", "Coins dropped from a UTXO cache unspent", UNCACHE);
+        uncached: Counter = counter("bitcoin_utxo_cache_uncache_total", "Unspent coins dropped from a UTXO cache", UNCACHE);
         uncached_value: Counter = counter("bitcoin_utxo_cache_uncache_value_total",
-            "Value of the coins dropped from a UTXO cache, in satoshis", UNCACHE);
+            "Value of the unspent coins dropped from a UTXO cache, in satoshis", UNCACHE);
     }
 }
 

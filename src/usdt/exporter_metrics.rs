@@ -22,7 +22,7 @@ pub(super) fn families(
     vec![
         gauge("fibre_exporter_up", "1 while the exporter runs", EXPORTER).value(1.0),
         gauge("fibre_exporter_start_time_seconds", "Start time of the exporter, Unix seconds", EXPORTER).value(*STARTED),
-        gauge("fibre_exporter_probes_attached", "Attached tracepoints", EXPORTER).value(attached as f64),
+        gauge("fibre_exporter_probes_attached", "Number of attached tracepoints", EXPORTER).value(attached as f64),
         counter("fibre_exporter_events_processed_total", "FIBRE tracepoint events counted, by tracepoint", EXPORTER)
             .by(&["event_type"]).samples(by_name(events_processed)),
         counter("fibre_exporter_errors_total",

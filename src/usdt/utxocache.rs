@@ -58,8 +58,8 @@ impl GroupPrograms for UtxocacheGroup {
                 .value(spent.number),
             counter("bitcoin_utxo_cache_spend_value_total", "Value of the coins spent from a UTXO cache, in satoshis", SPENT)
                 .value(spent.value),
-            counter("bitcoin_utxo_cache_uncache_total", "Coins dropped from a UTXO cache unspent", UNCACHE).value(uncached.number),
-            counter("bitcoin_utxo_cache_uncache_value_total", "Value of the coins dropped from a UTXO cache, in satoshis", UNCACHE)
+            counter("bitcoin_utxo_cache_uncache_total", "Unspent coins dropped from a UTXO cache", UNCACHE).value(uncached.number),
+            counter("bitcoin_utxo_cache_uncache_value_total", "Value of the unspent coins dropped from a UTXO cache, in satoshis", UNCACHE)
                 .value(uncached.value),
             histogram("bitcoin_utxo_cache_flush_duration_seconds",
                 "Time to write the UTXO cache to disk, measured with the wall clock of the node; negative values are omitted", FLUSH,
