@@ -19,7 +19,7 @@ use crate::supervisor::GuardedSockets;
 /// How a node is reached.
 pub(super) enum NodeTransport {
     /// The socket, connected behind a guard.
-    IpcParts(GuardedSockets),
+    Ipc(GuardedSockets),
     /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
     Http(HttpRpcVerifier, String),
 }
@@ -29,7 +29,7 @@ pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Conte
     let config = &context.config;
     let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);
     let error = match source.open(trace_budget).await {
-        Ok(guarded) => return Ok(NodeTransport::IpcParts(guarded)),
+        Ok(guarded) => return Ok(NodeTransport::Ipc(guarded)),
         Err(error) => error,
     };
     let Some(http) = context.http_rpc.as_ref().filter(|http| http.config().http_only) else {
@@ -79,7 +79,7 @@ impl Collector {
             };
             let connected = Instant::now();
             let (end, node) = match transport {
-                NodeTransport::IpcParts(guarded) => {
+                NodeTransport::Ipc(guarded) => {
                     let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
                     (self.run_over_ipc(guarded, permit, &node).await, Some(node))
                 }
@@ -157,7 +157,7 @@ impl Collector {
                 Ok(transport) => {
                     match &transport {
                         _ if !is_logged => debug!("reconnected"),
-                        NodeTransport::IpcParts(_) => info!("connected to {}", source.describe()),
+                        NodeTransport::Ipc(_) => info!("connected to {}", source.describe()),
                         NodeTransport::Http(_, why) => {
                             info!("no IPC ({why}): polling the node over HTTP only");
                             if self.context.config.exit_with_node {

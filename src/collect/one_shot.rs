@@ -23,7 +23,7 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
     let guarded = match connect_transport(source, &context).await? {
-        NodeTransport::IpcParts(guarded) => guarded,
+        NodeTransport::Ipc(guarded) => guarded,
         NodeTransport::Http(verifier, _) => {
             let mut session = Session::over_http(verifier, &context);
             session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;

@@ -20,7 +20,7 @@ const COLUMNS: [Column; 10] = [
     ("bitcoin_chain_height", |metrics| metrics.chain.height.get()),
     ("bitcoin_mempool_size", |metrics| metrics.mempool.size.get()),
     ("bitcoin_mempool_bytes", |metrics| metrics.mempool.usage.get()),
-    ("bitcoin_fee_estimate_sat_per_vbyte{blocks=\"1\"}", |metrics| metrics.mempool.fee_estimate.get(["1"])),
+    ("bitcoin_fee_estimate_sat_per_vbyte{blocks=\"2\"}", |metrics| metrics.mempool.fee_estimate.get(["2"])),
     ("bitcoin_peers", |metrics| metrics.network.peers.get()),
     ("bitcoin_bytes_recv_total", |metrics| metrics.network.bytes_received.get()),
     ("bitcoin_bytes_sent_total", |metrics| metrics.network.bytes_sent.get()),
@@ -100,13 +100,13 @@ mod tests {
         let metrics = Metrics::new();
         let history = History::default();
         metrics.chain.height.set(Some(7));
-        metrics.mempool.fee_estimate.replace([(["1"], 2.5), (["3"], 1.5)]);
+        metrics.mempool.fee_estimate.replace([(["2"], 2.5), (["3"], 1.5)]);
         metrics.network.bytes_sent.set(Some(9));
         history.keep(&metrics);
         metrics.clear_node_values();
         history.keep(&metrics);
         let json = history.json();
-        assert_eq!(json["names"][3], "bitcoin_fee_estimate_sat_per_vbyte{blocks=\"1\"}");
+        assert_eq!(json["names"][3], "bitcoin_fee_estimate_sat_per_vbyte{blocks=\"2\"}");
         let row = &json["rows"][0];
         assert_eq!(
             (&row[1], &row[2], &row[4], &row[7]),
@@ -142,7 +142,7 @@ mod tests {
         metrics.chain.height.set(Some(1));
         metrics.mempool.size.set(Some(2));
         metrics.mempool.usage.set(Some(3));
-        metrics.mempool.fee_estimate.replace([(["1"], 4.0)]);
+        metrics.mempool.fee_estimate.replace([(["2"], 4.0)]);
         metrics.network.peers.set(Some(5));
         metrics.network.bytes_received.set(Some(6));
         metrics.network.bytes_sent.set(Some(7));

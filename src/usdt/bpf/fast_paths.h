@@ -80,7 +80,7 @@ failed:
 	return 0;
 }
 
-/* 2. Short texts of at most TEXT_WORDS * 8 - 1 bytes, which libstdc++ keeps inside a std::string: where an argument is the pointer of one,
+/* 2. Short texts of at most NAME_WORDS * 8 - 1 bytes, which libstdc++ keeps inside a std::string: where an argument is the pointer of one,
  * in memory, what follows it is the string's length and the text. One read instead of two. */
 enum { NAME_WORDS = NAME_LEN / 8 };
 
