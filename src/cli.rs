@@ -74,7 +74,8 @@ impl CommonArgs {
     /// The files that the endpoint reads while it serves.
     pub fn files(&self) -> AllowedFiles {
         let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
-        AllowedFiles { read, ..AllowedFiles::default() }
+        let read_once = self.web_config_file.iter().cloned().collect();
+        AllowedFiles { read, read_once, ..AllowedFiles::default() }
     }
 
     /// Every page, as `--web.config.file` and `--web.allowed-host` have it.

@@ -17,6 +17,8 @@ pub struct AllowedFiles {
     /// Files that are read again: certificates, keys, passwords, cookies. The folders that they are in may be read, because a
     /// renewed file is another one.
     pub read: Vec<PathBuf>,
+    /// Files that are read once, after the process was confined. Files beside them may not be read.
+    pub read_once: Vec<PathBuf>,
     /// TCP ports to connect to.
     pub connect: Vec<u16>,
     /// Whether names of hosts are resolved.
@@ -76,7 +78,8 @@ impl AllowedFiles {
     fn paths(&self) -> BTreeSet<PathBuf> {
         let names = self.resolves_names.then_some(NAME_FILES).into_iter().flatten();
         let fixed = ALWAYS.into_iter().chain(names).map(PathBuf::from);
-        fixed.chain(self.read.iter().flat_map(|path| folders(path))).collect()
+        let folders = self.read.iter().flat_map(|path| folders(path));
+        fixed.chain(self.read_once.iter().cloned()).chain(folders).collect()
     }
 }
 
