@@ -80,6 +80,7 @@ mod tests {
     }
 
     #[test]
+    /// A text whose formatting never ends.
     fn formatting_stops_at_the_limit() {
         struct EndlessText;
         impl Display for EndlessText {

@@ -38,7 +38,7 @@ pub enum Mode {
     Hangs,
 }
 
-/// An HTTP server that responds as the fake node.
+/// A fake HTTP server for JSON-RPC whose responses the test selects; it has a directory for its cookie.
 pub struct FakeHttp {
     dir: TempDir,
     address: String,

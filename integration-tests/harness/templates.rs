@@ -117,7 +117,7 @@ impl Templates {
     }
 }
 
-/// A block template of the fake node.
+/// A block template of the fake node. It reports a fault if the client calls it after its destroy or during another call.
 struct Template {
     transactions: usize,
     templates: Templates,

@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 
 use super::model::{self, Family, Kind, Value};
 
-/// An exposition format.
+/// A text format in which a scraper can get the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// OpenMetrics 1.0.

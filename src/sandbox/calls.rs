@@ -13,6 +13,7 @@ use seccompiler::{
     apply_filter_all_threads,
 };
 
+/// Result of building or applying a system call filter.
 pub type Result<T> = std::result::Result<T, seccompiler::Error>;
 
 /// An allow-list of system calls. A call is allowed with any arguments, or only with some.

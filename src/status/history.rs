@@ -52,7 +52,7 @@ fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     bands.sum::<Option<f64>>().map(f64::round)
 }
 
-/// One sample of all values: the columns, then the bands.
+/// One row of the history: the values of the columns, then those of the bands.
 type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 
 /// The rows of the last hour. Absent values are stored as absent.

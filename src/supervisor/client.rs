@@ -27,7 +27,7 @@ pub struct ExporterStart {
     pub inherited: Option<InheritedConnection>,
 }
 
-/// A connection to the node that the supervisor inherited, as it describes it to the exporter.
+/// The inherited connection to the node, as the supervisor describes it to the exporter.
 #[derive(Clone, Debug)]
 pub struct InheritedConnection {
     /// Path of the socket on which the node listens, if the path is absolute.

@@ -28,13 +28,13 @@ pub enum GuardEvent {
     Chain(ChainEvent),
     /// An event of the UTXO cache trace.
     Coin(CoinEvent),
-    /// The number of callbacks that were answered without an event, because the queue was full.
+    /// The number of callbacks that got a response but caused no event, because the queue was full.
     Dropped(u64),
     /// A call of the exporter was rejected.
     Rejected {
         /// The method, for example `Mining.9`. There are a few hundred possible values.
         call: String,
-        /// The part of it that is not permitted.
+        /// The part of the call that is not permitted.
         reason: String,
     },
     /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from it.

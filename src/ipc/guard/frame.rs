@@ -198,7 +198,7 @@ impl SendBuffer {
         self.bytes.len() - self.sent
     }
 
-    /// Sends what the socket accepts at once, and buffers the rest. Sends nothing if there is no memory for the rest.
+    /// Sends as many bytes as the socket accepts, and buffers the rest. Sends nothing if there is no memory for the rest.
     pub fn send(&mut self, to: impl Write, bytes: &[u8]) -> io::Result<()> {
         self.send_with(to, bytes, Vec::try_reserve)
     }
@@ -221,18 +221,18 @@ impl SendBuffer {
         self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Appends what `write` writes, without sending it.
+    /// Appends the output of `write`, without sending it.
     pub fn queue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
     }
 
-    /// Sends what the socket accepts.
+    /// Sends as many bytes as the socket accepts.
     pub fn flush(&mut self, mut to: impl Write) -> io::Result<()> {
         while !self.is_empty() && self.flush_some(&mut to)? > 0 {}
         Ok(())
     }
 
-    /// Sends what the socket accepts in one write. Returns the number of bytes.
+    /// Sends as many bytes as the socket accepts in one write. Returns their number.
     pub fn flush_some(&mut self, mut to: impl Write) -> io::Result<usize> {
         let sent = written(to.write(&self.bytes[self.sent..]))?;
         self.sent += sent;

@@ -9,7 +9,7 @@ use nix::poll::PollFlags;
 
 use super::frame::{FrameReader, ReadOutcome, SendBuffer};
 
-/// The connection to the node or to the exporter.
+/// The connection to the node or to the exporter, with its receive and send buffers.
 pub struct FramedSocket {
     socket: UnixStream,
     /// Assembles the received frames. Taken out of the struct while they are handled.
@@ -25,7 +25,7 @@ impl FramedSocket {
         Ok(FramedSocket { socket, incoming, outgoing: SendBuffer::with_memory() })
     }
 
-    /// Sends what the socket accepts at once, and buffers the rest.
+    /// Sends as many bytes as the socket accepts, and buffers the rest.
     pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.outgoing.send(&self.socket, frame)
     }

@@ -141,7 +141,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The target of a call.
+/// The capability on which a call is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CallTarget {
     /// A capability of the receiver, by its export ID.
@@ -188,7 +188,7 @@ pub struct Return<'a> {
     pub outcome: Outcome<'a>,
 }
 
-/// The outcome of a call in its response.
+/// The outcome of a call, as its response reports it.
 pub enum Outcome<'a> {
     Results(MessageCapabilities, any_pointer::Reader<'a>),
     /// The call failed. The text is the node's reason; empty if it is not valid UTF-8.

@@ -97,7 +97,7 @@ pub struct Guard {
     permit: GuardPermit,
 }
 
-/// State of a connection that the exporter's tasks share.
+/// Flags about a connection and its guard, which the exporter's tasks share.
 #[derive(Default)]
 struct GuardState {
     node_shuts_down: Cell<bool>,

@@ -31,7 +31,7 @@ impl LongPoll {
     }
 }
 
-/// The result of a long poll.
+/// The node's response to a long poll of `waitTipChanged`.
 #[derive(Debug, PartialEq)]
 pub(super) enum LongPollResult {
     /// The tip, after the timeout or a change.

@@ -18,7 +18,7 @@ struct RequestedSubscription {
     released: bool,
 }
 
-/// A subscription that the node accepted: it may make callbacks.
+/// A subscription that the node accepted, so that the node may make callbacks.
 #[derive(Debug)]
 struct ActiveSubscription {
     ids: SubscriptionIds,

@@ -105,7 +105,7 @@ fn release(export: u32, count: u32) -> Vec<u8> {
     })
 }
 
-/// A protocol state with a clock that the test advances.
+/// A guard's protocol state without sockets, with a clock that the test advances.
 struct TestGuard {
     protocol: ProtocolState,
     now: Duration,
