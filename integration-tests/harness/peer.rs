@@ -20,7 +20,7 @@ use bitcoin::{
     block, transaction,
 };
 
-/// A P2P connection to a node; closed when dropped.
+/// A scripted P2P peer that is connected to a node; disconnects when dropped.
 pub struct Peer {
     stream: TcpStream,
     messages: Receiver<NetworkMessage>,

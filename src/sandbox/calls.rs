@@ -1,7 +1,7 @@
 //! The allow-lists of system calls (seccomp). A call that is not on the list fails with EPERM.
 //!
 //! The lists were determined with strace on each kind of node, with TLS, renewed certificates, JSON-RPC over HTTP, the journal and log
-//! files. The integration tests run with them.
+//! files, and with the integration tests, which run with these lists.
 
 use std::collections::BTreeMap;
 
@@ -46,8 +46,8 @@ impl SyscallList {
 
     /// Applies the list to all threads of this process. It cannot be removed.
     pub fn apply(self) -> Result<()> {
-        // A filter cannot inspect the arguments of clone3(). If it fails with ENOSYS, the C library uses clone(). If two filters deny a
-        // call, the one that was installed last determines the error. The list therefore allows clone3(), and this filter denies it.
+        // A filter cannot inspect the arguments of clone3(). The C library uses clone() if clone3() fails with ENOSYS. If two filters deny
+        // a call, the one that was installed last determines the error. The list therefore allows clone3(), and this filter denies it.
         let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
         let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
         let without_clone3 = compile(without_clone3, SeccompAction::Allow, no_such_call)?;

@@ -33,8 +33,8 @@ fn depth(metrics: &Metrics, blocks: &str) -> Option<f64> {
     metrics.mempool.depth_feerate.get([blocks])
 }
 
-/// The feerate bands of the mempool that the page draws. They are wider than those of the metric, because more could not be distinguished.
-/// For each band: its lowest feerate, and the `from` labels of the metric's bands in it.
+/// The feerate bands of the mempool that the page draws. They are wider than those of the metric, because more bands could not be
+/// distinguished. For each band: its lowest feerate, and the `from` labels of the metric's bands in it.
 const BANDS: [(&str, &[&str]); 8] = [
     ("0", &["0", "0.1", "0.2", "0.5"]),
     ("1", &["1"]),

@@ -36,7 +36,8 @@ impl NodeSocket {
         described
     }
 
-    /// Opens a connection; returns whether it is the inherited one. Never blocks: a node that hangs accepts no more connections.
+    /// Opens a connection; returns whether it is the inherited one. Connecting never blocks, although a node that hangs accepts no more
+    /// connections.
     pub fn open(&mut self) -> Result<(OwnedFd, bool), ConnectFailure> {
         if let Some(fd) = self.inherited.take() {
             return Ok((fd, true));

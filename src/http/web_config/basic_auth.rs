@@ -30,7 +30,7 @@ pub enum AuthResult {
 /// The users by name, with the bcrypt hashes of their passwords. Verifies the credentials of requests.
 pub struct Users {
     hashes: BTreeMap<String, String>,
-    /// SHA-256 digests of the user names with verified passwords.
+    /// SHA-256 digests of `user:password` for the verified passwords.
     correct: Arc<Mutex<HashSet<Vec<u8>>>>,
     one_at_a_time: Arc<Semaphore>,
     waiting: Semaphore,

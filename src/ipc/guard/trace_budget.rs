@@ -49,8 +49,8 @@ impl TraceBudget {
         self.allowed.is_some_and(|allowed| self.waited > allowed)
     }
 
-    /// Adds the time that the guard waited for a CPU (because of a quota or other tasks) since the last reading. Such time is not the
-    /// node's own work. `total` is the run delay since the guard was started.
+    /// Adds the time that the guard waited for a CPU (because of a quota or other tasks) since the last reading. The node waited meanwhile,
+    /// so this time counts against the budget. `total` is the run delay since the guard was started.
     pub fn add_run_delay(&mut self, total: Duration) {
         let before = self.run_delay.replace(total).unwrap_or(total);
         self.waited += total.saturating_sub(before);

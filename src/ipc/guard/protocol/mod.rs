@@ -183,7 +183,7 @@ impl ProtocolState {
             return;
         }
         self.draining_since = Some(now);
-        // The exporter will send no more `Finish`. The node keeps the callback of a subscription until the call that subscribed is
+        // The exporter will send no more `Finish` messages. The node keeps the callback of a subscription until the call that subscribed is
         // finished.
         let answered = self.questions.finish_all().into_iter();
         self.finishes.extend(answered.map(|question| GuardMessage::Finish { question, releases: false }));

@@ -85,7 +85,7 @@ impl Questions {
         self.all.insert(number, question);
     }
 
-    /// Whether this is an unfinished call of the exporter, so that the exporter can use its response now or later.
+    /// Whether this is a call of the exporter that it has not finished, so that it can use the response now or later.
     pub fn is_open(&self, number: u32) -> bool {
         number < OWN_NUMBERS && self.all.get(&number).is_some_and(|question| question.finished.is_none())
     }
@@ -162,8 +162,8 @@ impl Questions {
         }
     }
 
-    /// Finishes all calls of an exporter that is gone, as soon as they are answered. Returns the question IDs of those that are answered
-    /// already.
+    /// Marks all calls of an exporter that is gone, so that each is finished when the node responds. Returns the question IDs of the calls
+    /// to which the node has responded already.
     pub fn finish_all(&mut self) -> Vec<u32> {
         for question in self.all.values_mut() {
             question.finished.get_or_insert(false);

@@ -7,7 +7,7 @@ use crate::ipc::guard::message::{Call, CallTarget, Outcome};
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::mining;
 
-/// Minimum time between the starts of two long polls, even if the node responds faster. While it reorganizes, it responds at once.
+/// Minimum time between the starts of two long polls, even if the node responds faster. A node that reorganizes its chain responds at once.
 pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The same minimum while there are subscriptions. They have to end within a shutdown of the node, which takes 40 to 90 ms on regtest.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);

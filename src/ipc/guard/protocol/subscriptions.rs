@@ -162,8 +162,8 @@ impl SubscriptionTable {
         };
     }
 
-    /// The subscription that the guard has to disconnect next, and the earliest time: any subscription if it drains, otherwise the trace if
-    /// it is over budget.
+    /// The subscription that the guard has to disconnect next, and the earliest time for it. If the guard drains (`leaves`), this is any
+    /// subscription that is not disconnected; otherwise it is the trace, if the trace is over budget.
     pub fn next_disconnect(&self, leaves: bool) -> Option<(SubscriptionIds, Duration)> {
         let is_next = |subscription: &&ActiveSubscription| {
             !subscription.disconnected && (leaves || self.over_budget && subscription.traces)

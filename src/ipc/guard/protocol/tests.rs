@@ -575,14 +575,14 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.calls();
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
-    // The exporter's poll is answered, and it starts another one in time.
+    // The exporter's poll is answered, and the exporter starts another poll in time.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
-    // The exporter's poll is answered, and it starts no other one.
+    // The exporter's poll is answered, and the exporter starts no other poll.
     guard.node(failure(21, "no"));
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(TAKEOVER_DELAY));
     guard.passes(TAKEOVER_DELAY);
