@@ -28,7 +28,8 @@ pub enum GuardEvent {
     Chain(ChainEvent),
     /// An event of the UTXO cache trace.
     Coin(CoinEvent),
-    /// The number of callbacks that got a response but caused no event, because the queue was full.
+    /// The number of callbacks that got a response but caused no event, because the queue was full, memory was short, or the callback could
+    /// not be decoded.
     Dropped(u64),
     /// A call of the exporter was rejected.
     Rejected {
