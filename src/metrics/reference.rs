@@ -1,4 +1,4 @@
-//! `METRICS.md`, from the declarations.
+//! Writes `METRICS.md` from the declarations.
 
 use super::model::Declaration;
 
@@ -31,7 +31,7 @@ The counters of `bitcoind-usdt-exporter` are absent until a node with the tracep
 node restarts. Each of its metrics also has the label `node` (`--node-name`).
 ";
 
-/// The text of `METRICS.md`: a section for each exporter.
+/// The text of `METRICS.md`, with a section for each exporter.
 pub fn markdown(exporters: &[(&str, Vec<Declaration>)]) -> String {
     let mut text = HEAD.to_string();
     for (exporter, declarations) in exporters {
