@@ -152,7 +152,7 @@ fn are_node_threads(mut names: impl Iterator<Item = String>) -> bool {
     names.any(|name| name.starts_with("b-"))
 }
 
-/// Reads the resource usage of the node's process.
+/// Reader of the resource usage of the node's process.
 pub struct ProcessUsage {
     process: Process,
     /// Start time in clock ticks since boot. A PID is reused, but the pair of PID and start time is not.

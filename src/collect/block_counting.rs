@@ -2,7 +2,7 @@
 
 use crate::ipc::BlockRef;
 
-/// How far this connection is in catching up with the last counted tip of an earlier connection.
+/// Progress of a connection in counting the blocks since the last counted tip of an earlier connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReconnectState {
     /// The first tip of this connection is not processed yet.
@@ -25,7 +25,7 @@ pub enum HeaderAccess {
     Available,
 }
 
-/// The state of the connection that [`next_action`] takes into account.
+/// The state of the connection on which the decision of [`next_action`] depends.
 #[derive(Clone, Copy, Debug)]
 pub struct CountingConditions {
     pub reconnected: ReconnectState,

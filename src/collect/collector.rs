@@ -24,7 +24,7 @@ pub(super) enum NodeTransport {
     Http(HttpRpcVerifier, String),
 }
 
-/// Connects to the node's socket. If that fails and polling over HTTP only is allowed, connects over HTTP.
+/// Connects to the node's socket. If that fails, connects over HTTP, if the exporter may poll without IPC.
 pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
     let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);
@@ -145,8 +145,10 @@ impl Collector {
     /// Tries to connect until it succeeds. Logs the reason of a failure when it changes, and, if `is_logged`, the connection.
     ///
     /// A failed attempt on a socket costs the node nothing, because no node listens there yet. It is repeated every 500 ms, so the
-    /// exporter reconnects soon. Where HTTP only is allowed, attempts back off, because a node may listen and reject the request.
+    /// exporter reconnects soon. If the exporter may poll without IPC, attempts back off, because a node may listen and reject the
+    /// request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
+        /// Time between two attempts to connect to the socket.
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.config().http_only);
         let poll_interval = self.context.config.poll_interval;
@@ -198,13 +200,15 @@ async fn wait_for_exit(node: SocketPeer) {
     }
 }
 
-/// The delay before the exporter reconnects after a connection that was accepted and then failed. It doubles with each failure. Jitter
-/// prevents many exporters from reconnecting at the same time.
+/// The delay before the exporter reconnects after a connection that was accepted and then failed. It doubles with each failure. Random
+/// jitter prevents many exporters from reconnecting at the same time.
 #[derive(Default)]
 struct Backoff(u32);
 
 impl Backoff {
+    /// Shortest delay, after the first failure.
     const MIN: Duration = Duration::from_secs(1);
+    /// Longest delay.
     const MAX: Duration = Duration::from_secs(30);
 
     fn next(&mut self) -> Duration {

@@ -104,7 +104,7 @@ pub struct Context {
     /// Limits repeated log lines about failures, across all connections.
     pub(super) repeats: RepeatLimiter,
     pub(super) persistent_state: RefCell<PersistentState>,
-    /// The newest tip that was reported after the first tip of a connection.
+    /// The newest tip that was reported during a connection, except the first one: it is not known when that one became the tip.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
 

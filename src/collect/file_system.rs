@@ -57,7 +57,8 @@ fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
     path.join("blocks").metadata().map(|blocks| blocks.is_dir()).map_err(|error| error.kind())
 }
 
-/// Reads the space of the file system that contains `path`. Without search permission reads that of the parent directory instead.
+/// Reads the space of the file system that contains `path`. If search permission is missing, reads that of the parent directory
+/// instead.
 fn space(path: &Path) -> Option<DiskSpace> {
     for path in path.ancestors() {
         match statvfs(path) {

@@ -96,11 +96,12 @@ async fn add_http_rpc(
     interfaces: &mut Interfaces,
     context: &Context,
 ) -> Result<Option<HttpRpcVerifier>, CallError> {
+    /// How long the first poll waits for the check of HTTP.
     const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
     let (None, Some(http)) = (interfaces.json_rpc(), &context.http_rpc) else { return Ok(None) };
     let verifier = HttpRpcVerifier::new(http.clone(), interfaces, &connection.thread("exporter-http").await?);
     interfaces.http = Some(http.clone());
-    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await; // the session goes on checking
+    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await; // the session continues the checks
     Ok(Some(verifier))
 }
 
@@ -131,7 +132,7 @@ async fn discover_node(
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
     interfaces.mining = mining.map(|mining| mining.on_thread(&polling));
     if interfaces.mining.is_none() && interfaces.json_rpc().is_some() {
-        // Each such node has Mining until it shuts down. Its process shows the shutdown a moment later.
+        // A node with JSON-RPC over IPC has Mining until it shuts down. Its process shows the shutdown a moment later.
         match node.is_shutting_down() {
             Some(_) => tokio::time::sleep(Duration::from_millis(500)).await,
             None => return Err(SessionEnd::NodeShutDown),
@@ -167,8 +168,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Name of the thread that a node starts when it has loaded its chain.
 const MESSAGE_HANDLER: &str = "b-msghand";
 
-/// Waits until a node without JSON-RPC has loaded its chain, if its threads are visible. Such a node does not report this, and can
-/// abort when a call needs a chain that is not created yet. It starts its message handler thread after that.
+/// Waits until a node without JSON-RPC has loaded its chain, if its threads are visible. Such a node does not report whether it has,
+/// and can abort when a call needs a chain that is not created yet. It starts its message handler thread once the chain is loaded.
 async fn wait_for_message_handler(node: &SocketPeer) {
     let mut is_logged = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
@@ -198,6 +199,7 @@ async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
 /// A node that is shutting down can return the same error. If its process is not visible, the exporter disconnects after five seconds,
 /// because the node does not exit before the exporter disconnects.
 async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), SessionEnd> {
+    /// How long to wait for a node whose process is not visible.
     const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
     let since = Instant::now();
     let mut is_logged = false;

@@ -111,6 +111,7 @@ impl HttpRpcVerifier {
         &self,
         tip: impl AsyncFn() -> Result<Option<BlockRef>, CallError>,
     ) -> Result<Option<String>, CallError> {
+        /// Limit on the comparisons that fail because the tip changes meanwhile.
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = tip().await? else { return Ok(None) };
@@ -136,6 +137,7 @@ impl HttpRpcVerifier {
         ))
     }
 
+    /// The difference if the node behind HTTP has pruned more blocks than the node behind the IPC socket.
     async fn find_prune_difference(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
         let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
         // The prune height can grow between the two calls.

@@ -32,7 +32,7 @@ pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
 /// Minimum time between the starts of two requests for a template, as a multiple of the duration of the first: 1 % of the node's time.
 const TIME_SHARE: u32 = 100;
 
-/// Requests block templates over one connection and exports their contents.
+/// The task that requests block templates over one connection, and exports their contents.
 pub struct TemplatePoller {
     mining: Mining,
     context: Rc<Context>,
@@ -83,7 +83,7 @@ impl TemplatePoller {
         })
     }
 
-    /// Requests templates periodically, until the connection is closed or the node turns out not to have the method.
+    /// Requests templates periodically, until the connection is closed or the node responds that it does not have the method.
     pub async fn run(mut self) {
         let mut new_tip = None;
         let mut suspensions = Suspensions::new();

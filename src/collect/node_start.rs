@@ -24,7 +24,7 @@ pub struct UptimeReading {
 }
 
 impl UptimeReading {
-    /// Whether another process than at the last reading returned this uptime: one that started after the last reading.
+    /// Whether this uptime is that of a new process, which started after the last reading.
     fn is_of_another_process(&self, last: &UptimeReading) -> bool {
         let expected = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let since_last = self.returned.saturating_duration_since(last.called).as_secs_f64();
@@ -39,15 +39,15 @@ impl UptimeReading {
     }
 }
 
-/// The relation of the node that responds now to the node that responded before.
+/// Whether the node that responds now is the node that responded before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeIdentity {
-    /// The same process.
+    /// It is the same process.
     #[default]
     Same,
-    /// A process that started after the node responded before.
+    /// It is another process, which started after the last response.
     StartedSince,
-    /// Another process that has run for longer; or there is no evidence.
+    /// It is another process, which has run for longer; or there is no evidence.
     Unknown,
 }
 
@@ -79,7 +79,7 @@ impl NodeStartTracker {
         self.is_new_connection = true;
     }
 
-    /// The relation of the node that responds now to the node at the last call of this method.
+    /// Whether the node that responds now is the one that responded at the last call of this method.
     pub fn take_identity(&mut self) -> NodeIdentity {
         self.identity.take().unwrap_or(NodeIdentity::Unknown)
     }

@@ -59,7 +59,7 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     Ok(interfaces)
 }
 
-/// Connects once, polls once, and describes the node: its version, its interfaces, and the available metrics.
+/// Connects once, polls once, and describes the node: its version, its interfaces, and the metrics of this poll.
 ///
 /// # Errors
 /// See [`once`].

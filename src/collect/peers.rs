@@ -60,12 +60,12 @@ pub struct PeerTraffic {
     counted: Option<HashMap<(PeerKey, &'static str, &'static str), u64>>,
     /// Time of the last poll, Unix seconds.
     seen: i64,
-    /// The relation of the node of the next peers to the node of the counted peers.
+    /// Whether the node of the next peers is the node of the counted peers.
     node: NodeIdentity,
 }
 
 impl PeerTraffic {
-    /// Sets the relation of the node of the next peers to the node of the last ones.
+    /// Sets whether the node of the next peers is the node of the last ones.
     pub fn set_node_identity(&mut self, node: NodeIdentity) {
         self.node = node;
     }
@@ -82,8 +82,8 @@ impl PeerTraffic {
     /// Adds the growth of each peer's totals since the last poll. A peer that is gone is removed; its traffic stays counted.
     ///
     /// The totals of the peers of the first poll are not counted, because a restarted exporter would count them again. If another
-    /// long-running node responds, the totals of its peers that connected before the last poll are not counted either. It is taken for
-    /// another node if no peer is known and there is no evidence that it is the same.
+    /// long-running node responds, the totals of its peers that connected before the last poll are not counted either. A node is taken
+    /// for another one if none of its peers is known and there is no evidence that it is the same node.
     fn count_traffic(&mut self, peers: &[PeerStats], network: &NetworkMetrics, now: i64) {
         let mut present = HashMap::new();
         for peer in peers {
@@ -159,7 +159,7 @@ fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &Netw
     network.inv_to_send.replace(present.iter().map(|&(statistic, queued)| ([statistic], queued)));
 }
 
-/// Exports how many peers share an autonomous system or a range of addresses.
+/// Exports the number of groups of peers, and the size of the largest one. A group shares an autonomous system or a range of addresses.
 fn show_groups(peers: &[PeerStats], network: &NetworkMetrics) {
     let groups = ["in", "out"].map(|direction| {
         let inbound = direction == "in";
@@ -184,8 +184,9 @@ fn group_sizes<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Vec<usize> {
     occurrences.into_values().collect()
 }
 
-/// The range of a peer's public address: the /16 of an IPv4 address, the /32 of an IPv6 address. Whoever holds one address in a range
-/// can get more of them cheaply. Bitcoin Core opens at most one connection to each range (its netgroups, except those of tunnels).
+/// The range of a peer's public address: the /16 of an IPv4 address, or the /32 of an IPv6 address. Whoever holds one address in a
+/// range can get more of them cheaply. Bitcoin Core opens at most one connection to each range. (Its netgroups are the same ranges,
+/// except for addresses of tunnels.)
 fn netgroup(peer: &PeerStats) -> Option<(bool, [u8; 4])> {
     match (peer.network, peer.address?.to_canonical()) {
         ("ipv4" | "ipv6", IpAddr::V4(address)) => {

@@ -31,10 +31,10 @@ pub struct RateLimit {
 impl RateLimit {
     /// Interval of a call that holds one of the node's main locks.
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
-    /// Share of a call that holds one of the node's main locks: 0.1 % of the node's time.
+    /// Multiple of its duration for a call that holds one of the node's main locks: 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
-    /// Limit on the wait for the time budget, however long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value
-    /// expires before the next call.
+    /// Longest wait until the time budget is restored, however long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no
+    /// value expires before the next call.
     const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
     /// Limit on how long the result of a call is exported.
     const MAX_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -42,6 +42,7 @@ impl RateLimit {
     const MIN_EARLY_INTERVAL: Duration = Duration::from_secs(1);
     /// Back-off after the first failure. It doubles with each failure.
     const MIN_BACKOFF: Duration = Duration::from_secs(1);
+    /// Longest back-off after a failure.
     const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
     /// Creates the limit of a call that is due now, and then after `interval`, or after `share` times its own duration if that is

@@ -137,7 +137,7 @@ pub(super) struct IpcParts {
     pub building: Option<NodeThread>,
 }
 
-/// The tasks that run beside the event loop of a session. Dropping the struct ends all of them.
+/// The tasks of a session that run beside its event loop. Dropping the struct ends all of them.
 struct SessionTasks {
     polls: mpsc::UnboundedReceiver<Result<PollResult, PollError>>,
     tip: Option<TipWatch>,
@@ -237,7 +237,7 @@ impl Session {
         }
     }
 
-    /// Starts the tasks beside the loop.
+    /// Starts the tasks that run beside the event loop.
     fn start(&mut self) -> SessionTasks {
         let new_tip = Rc::new(Notify::new());
         let (sender, polls) = mpsc::unbounded_channel();

@@ -1,5 +1,5 @@
-//! Starts and ends the subscriptions of one connection, and passes their events on. This is a task of its own, because the node may
-//! take any time to respond.
+//! The task that starts and ends the subscriptions of one connection, and the counting of their events. It is a task of its own,
+//! because the node may take any time to respond.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -78,7 +78,7 @@ struct SubscriptionTask {
 }
 
 impl SubscriptionTask {
-    /// Runs the task. `watches`: there is a watch for the tip, which reports the node's shutdown.
+    /// Runs the task. `watches` is true if there is a watch for the tip, which reports the node's shutdown.
     async fn run(
         mut self,
         watches: bool,

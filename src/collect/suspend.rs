@@ -8,12 +8,13 @@ use crate::sys::clock;
 
 /// Time between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum time of a suspend. A shorter time cannot be distinguished from the time between the readings of the two clocks.
+/// Minimum duration of a suspend that is detected. A shorter one cannot be distinguished from the time between the readings of the two
+/// clocks.
 const MIN_SUSPENSION: Duration = Duration::from_secs(1);
 
-/// Detects suspends of the machine.
+/// Detector of suspends of the machine.
 pub struct Suspensions {
-    /// Time for which the machine was suspended since boot, at the last check.
+    /// Total time that the machine was suspended since boot, at the last check.
     before: Duration,
 }
 
@@ -41,7 +42,7 @@ impl Suspensions {
     }
 }
 
-/// Time for which the machine was suspended since boot. CLOCK_BOOTTIME includes it. CLOCK_MONOTONIC and all timers do not.
+/// Total time that the machine was suspended since boot. CLOCK_BOOTTIME includes this time, but CLOCK_MONOTONIC and all timers do not.
 fn suspended_since_boot() -> Duration {
     let running = clock(ClockId::CLOCK_MONOTONIC);
     clock(ClockId::CLOCK_BOOTTIME).saturating_sub(running)

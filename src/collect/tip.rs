@@ -29,11 +29,11 @@ const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 /// A hash that no block has: a long poll with it returns the current tip at once.
 pub(super) const NO_BLOCK: BlockHash = BlockHash([0; 32]);
 
-/// How much too early a long poll may return. If it returns earlier still, the exporter sleeps for the difference.
+/// Tolerance for a long poll that returns before its timeout. The exporter sleeps for the rest of the timeout beyond this tolerance.
 const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 
 /// Minimum time between the starts of two long polls. A node that reorganizes or catches up has thousands of new tips a second, and
-/// each response costs it time. The blocks of the tips between are counted by their headers.
+/// each response costs it time. The blocks of skipped tips are counted by their headers.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Number of failed attempts to count blocks, one second apart, after which the subscription to notifications is no longer delayed.
@@ -56,8 +56,8 @@ pub struct TipWatch {
 }
 
 impl TipWatch {
-    /// Starts the watch on `thread`, a thread of the node, or over HTTP if there is no IPC and thus no thread. Returns `None` if the
-    /// interface for it is missing: Mining over IPC, or JSON-RPC over HTTP.
+    /// Starts the watch on `thread`, or over HTTP if `thread` is `None` because there is no IPC. Returns `None` if the required
+    /// interface is missing: Mining over IPC, or JSON-RPC over HTTP.
     pub fn start(
         interfaces: &Rc<Interfaces>,
         thread: Option<&NodeThread>,
@@ -321,7 +321,8 @@ impl TipFollower {
         }
     }
 
-    /// Counts the blocks of `difference`, or plans a retry if it is an error. `Ok(None)` means that the node was rolled back.
+    /// Counts the blocks of `difference`. `Ok(None)` means that the node was rolled back. After an error plans a retry, or gives up and
+    /// counts the tip change as not counted.
     fn apply_difference(
         &mut self,
         old: BlockRef,

@@ -18,9 +18,9 @@ enum TraceState {
     NotOffered,
     /// Disabled by configuration, or the node rejected the subscription.
     Off,
-    /// The exporter subscribes when the node is out of initial block download.
+    /// Waiting for the end of initial block download; then the exporter subscribes.
     Waiting,
-    /// The exporter is subscribed.
+    /// The exporter is subscribed to the trace.
     Active(Subscription),
     /// The trace exceeded its budget, on this connection or an earlier one.
     OverBudget,

@@ -38,7 +38,7 @@ struct ThreadCalls {
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
-/// The right to send a call on a thread: the node has responded to all earlier ones.
+/// The right to send a call on a thread: the node has responded to all earlier calls.
 pub(super) struct ThreadSlot(OwnedMutexGuard<()>);
 
 impl NodeThread {
@@ -128,7 +128,7 @@ pub struct IpcConnection {
 }
 
 impl IpcConnection {
-    /// Performs the handshake: bootstrap and `construct`. Must run in a [`tokio::task::LocalSet`]. `deadline` is the time for each
+    /// Performs the handshake: bootstrap and `construct`. Must run in a [`tokio::task::LocalSet`]. `deadline` is the timeout of each
     /// call.
     pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
         let (read, write) = stream.into_split();

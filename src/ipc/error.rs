@@ -20,7 +20,7 @@ impl From<capnp::Error> for CallError {
     }
 }
 
-/// Whether this text of an error means that the thread of the node is running another call, or is about to finish one.
+/// Whether an error with this text means that the thread of the node is running another call, or is about to finish one.
 pub(super) fn is_thread_busy(text: &str) -> bool {
     text.contains("thread busy")
 }

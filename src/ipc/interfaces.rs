@@ -147,9 +147,9 @@ impl Interfaces {
         self.mining.is_some() || self.execute_rpc.is_some() || self.http.is_some() || self.chain.is_some()
     }
 
-    /// Discovers all interfaces of the node but Mining. The calls for this are safe at any time. Other calls are not: a node that has
-    /// just started aborts when a call needs a chain that it has not loaded. Returns `None` if the node is shutting down, when it must
-    /// not be called.
+    /// Discovers the interfaces of the node, except Mining. Makes only calls that are safe at any time: a node that has just started
+    /// aborts when a call needs a chain that it has not loaded. Returns `None` if the node is shutting down. No further call may then
+    /// be made.
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,

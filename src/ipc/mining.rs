@@ -135,7 +135,7 @@ impl Mining {
     ) -> Result<Option<BlockRef>, CallError> {
         let mut milliseconds = timeout.as_secs_f64() * 1000.0;
         if let MiningSchema::Core30 = self.schema {
-            // Undo the exclusive or with the default value in our schema.
+            // Undo the XOR with the default value in our schema.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits());
         }
         let answer = call!(self.capability, wait_tip_changed_request, |params| {

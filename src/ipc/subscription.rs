@@ -1,7 +1,8 @@
 //! The life of a subscription, up to its end through the node's Handler interface.
 //!
-//! The order of the last steps matters: a node that loses a callback object before it has destroyed it aborts at the next event. After
-//! the response to `disconnect` the node still calls `destroy`, and then releases the callback. Only then is the subscription over.
+//! The order of the last steps matters: a node aborts at the next event if it has lost a callback object that it has not destroyed yet.
+//! After the response to `disconnect` the node still calls `destroy`, and then releases the callback. Only then is the subscription
+//! over.
 
 use std::time::Duration;
 

@@ -7,7 +7,8 @@ use crate::collect::json::number;
 use crate::json_rpc::Method;
 
 pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<bool>) {
-    // Not during initial block download: the node reads the block and its undo data, and its tip changes all the time.
+    // Called only after initial block download: the node reads the block and its undo data for this call, and a syncing node has a new
+    // tip all the time.
     let mut stats = Value::Null;
     if let (Some(tip), Some(false)) = (tip, ibd) {
         let fields = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];

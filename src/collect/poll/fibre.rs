@@ -10,7 +10,8 @@ use crate::collect::json::number;
 use crate::json_rpc::Method;
 use crate::metrics::{FibreMetrics, now};
 
-/// Limit on the group IDs that become label values, because the operator of a FIBRE node can choose any ID.
+/// Group IDs below this limit become label values; all others, except [`RECEIVE_GROUP`], share one. The operator of a FIBRE node can
+/// choose any ID.
 const GROUPS: u64 = 64;
 /// The node's ID for the group of peers from which it only receives.
 const RECEIVE_GROUP: u64 = u64::MAX;
@@ -37,7 +38,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }
 
-/// How long the most silent peer of each group has been silent. It is measured with a clock that cannot be set, because the wall clocks
+/// The silence of the most silent peer of each group, by group. It is measured with a clock that cannot be set, because the wall clocks
 /// of the node and the exporter can be.
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
@@ -98,7 +99,7 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
 
 /// Converts `lastrecv` to seconds. The help of the method documents seconds, but FIBRE 30.0 and earlier return milliseconds.
 fn seconds(lastrecv: f64) -> f64 {
-    /// Largest value that is taken for seconds. In seconds it is in the year 5138, in milliseconds in 1973.
+    /// Largest value that is taken for seconds. As seconds it is a time in the year 5138, as milliseconds one in 1973.
     const LARGEST_OF_SECONDS: f64 = 1e11;
     if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
 }
@@ -156,7 +157,7 @@ mod tests {
         let answer = json!([
             peer(0, 1_764_000_090_500, [10.0, 30.0, 20.0]), // milliseconds
             peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // seconds
-            peer(0, 0, none),                               // did not answer yet
+            peer(0, 0, none),                               // no response yet
             peer(3, 1_764_000_100_900, none),               // its clock is ahead
             peer(u64::MAX, 1_764_000_000_000, [0.0, 0.0, 0.0]),
             peer(64, 0, none),

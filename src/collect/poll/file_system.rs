@@ -18,8 +18,8 @@ pub struct DatadirPoller {
 }
 
 impl DatadirPoller {
-    /// Creates a poller that has read nothing yet. Without IPC the path of a socket is no evidence of the node's directory, and is
-    /// dropped.
+    /// Creates a poller that has read nothing yet. Without IPC drops the directory of the socket from the candidates, because it is no
+    /// evidence of the node's data directory.
     pub fn new(mut candidates: DatadirCandidates, interfaces: &Interfaces) -> Self {
         if interfaces.is_http_only() {
             candidates.found.clear();

@@ -1,8 +1,8 @@
-//! A poll: reads the state of the node and exports it. Each file has one area, as in [`metrics`](crate::metrics).
+//! One poll of the node: reads its state and exports it. Each file has one area, as in [`metrics`](crate::metrics).
 //!
-//! A call that fails affects only its own metrics, and those only once they expire (see [`metrics`](crate::metrics)). A call without a
-//! response ends the poll: the node hangs, and further calls would only add to its queue. No call is made more often than its rate
-//! limit allows.
+//! A call that fails affects only its own metrics, which are exported until they expire (see [`metrics`](crate::metrics)). A call
+//! without a response ends the poll: the node hangs, and further calls would only add to its queue. No call is made more often than its
+//! rate limit allows.
 
 mod blocks;
 mod chain;
@@ -90,7 +90,7 @@ struct RateLimitedCalls {
     versions: [String; 3],
 }
 
-/// Stands for the name of a call in an error if no call can be made.
+/// Placeholder for the name of a call in an error if no call can be made.
 const OVER_HTTP: &str = "JSON-RPC over HTTP";
 
 /// Whether a costly call made the poll fail, so that the next poll makes no costly calls. After other failures the next poll makes
@@ -265,7 +265,8 @@ impl Poller {
         Poller { process, ..self }
     }
 
-    /// Makes each call due. For use after a suspend of the machine: the last responses are older than the rate limits assume.
+    /// Resets the rate limits, so that each call is due. Used after a suspend of the machine, when the last responses are older than
+    /// the rate limits assume.
     pub fn forget_limits(&mut self) {
         self.calls.limits.clear();
     }

@@ -42,7 +42,7 @@ struct ClientState {
     wanted: Cell<bool>,
     /// Methods that the node did not allow; each was logged.
     forbidden: RefCell<BTreeSet<String>>,
-    /// Whether it was checked if the credentials allow more than reading.
+    /// Whether the check for credentials that allow more than reading was made.
     privileges_checked: Cell<bool>,
     /// Called with the cause of each failure.
     on_failure: Box<dyn Fn(FailureCause)>,
@@ -117,6 +117,7 @@ impl HttpRpc {
     /// Checks whether the credentials allow more than the exporter's methods, and logs how to restrict them. Does this only once. The
     /// check calls `help`, which changes nothing and is not on the exporter's whitelist.
     pub async fn check_privileges(&self) {
+        /// A method that is not on the exporter's whitelist.
         const BEYOND_READING: &str = "help";
         if self.0.privileges_checked.replace(true) {
             return;
@@ -212,7 +213,8 @@ impl HttpRpc {
         parse(&self.call_and_count(method.name(), &params).await?)
     }
 
-    /// Makes a call if HTTP was found usable. Marks HTTP as unusable if the call fails in a way that affects all calls.
+    /// Makes a call if HTTP was found usable. Marks HTTP as unusable if the call fails because of HTTP, or because the node is
+    /// starting.
     async fn call_if_usable(&self, method: &str, params: &Value) -> Result<String, CallError> {
         if let Some(error) = self.unavailable() {
             return Err(error);
@@ -238,7 +240,8 @@ impl HttpRpc {
     async fn request(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let ClientState { config, connection, deadline, forbidden, .. } = &*self.0;
         let body = Bytes::from(request(method, params));
-        // The time that this call waits for other calls on the connection does not count; each of them has a deadline.
+        // The time that this call waits for other calls on the connection is not part of its timeout. Each of those calls has a
+        // timeout.
         let mut slot = connection.lock().await;
         let answer = match tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await {
             Ok(answer) => answer,
@@ -266,6 +269,7 @@ impl HttpRpc {
         slot: &mut Option<PooledConnection>,
         body: Bytes,
     ) -> Result<HttpResponse, HttpFailure> {
+        /// Time until a request is sent again.
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
         let answer = self.send_authorized(slot, body.clone()).await?;
         if answer.status != StatusCode::SERVICE_UNAVAILABLE {
@@ -351,7 +355,7 @@ fn call_error(failure: HttpFailure) -> CallError {
     }
 }
 
-/// The cause under which a failed call is counted. JSON-RPC errors are not counted, except warmup: they do not concern HTTP.
+/// The cause under which a failed call is counted. JSON-RPC errors other than warmup are not counted, because they do not concern HTTP.
 fn cause(error: &CallError) -> Option<FailureCause> {
     match error {
         CallError::Http(failure) => Some(failure.cause),
@@ -362,8 +366,8 @@ fn cause(error: &CallError) -> Option<FailureCause> {
     }
 }
 
-/// Reads the result in a response. Before JSON-RPC 2.0, errors of a call have HTTP status codes of their own, and bodies like all
-/// others.
+/// Reads the result in a response. Nodes without JSON-RPC 2.0 report errors of a call with an HTTP error status. The body is a JSON-RPC
+/// response in any case.
 fn read(answer: HttpResponse) -> Result<String, CallError> {
     let status = answer.status.as_u16();
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {

@@ -1,4 +1,4 @@
-//! A connection to a node's JSON-RPC over HTTP. It is kept open and has one request at a time. Responses are read in full.
+//! The HTTP connection to a node's JSON-RPC. It is kept open and has one request at a time. Responses are read in full.
 
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 //!
 //! - `url` is the address of the node's JSON-RPC.
 //! - [`credentials`] has the sources of credentials: a cookie file, or a user with a password.
-//! - `client` makes the calls. `connection` is the connection for them, which is kept open and has one request at a time.
+//! - `client` makes the calls. `connection` is the HTTP connection, which is kept open and has one request at a time.
 //! - [`tls`] has the certificates that are trusted for https.
 //!
 //! Nothing here checks whether the node is the one behind the IPC socket: [`collect`](crate::collect) does, before it uses HTTP.

@@ -9,7 +9,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::tls;
 
-/// The TLS settings for https. They trust certificates of the authorities in this PEM file, or of the system's authorities without a
+/// Creates the TLS settings for https. They trust the authorities in this PEM file, or the authorities of the system if there is no
 /// file.
 ///
 /// # Errors

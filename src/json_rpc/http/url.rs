@@ -9,11 +9,11 @@ use hyper::Uri;
 /// The address of a node's JSON-RPC over HTTP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
-    /// Whether it is https. Bitcoin Core has no TLS, but a proxy in front of it may have.
+    /// Whether the scheme is https. Bitcoin Core has no TLS, but a proxy in front of it may have TLS.
     pub tls: bool,
     /// Host name or IP address; an IPv6 address has no brackets.
     pub host: String,
-    /// The port.
+    /// Port.
     pub port: u16,
     /// Path of requests. A node without wallets responds on `/`.
     pub path: String,
