@@ -72,6 +72,9 @@ impl Exporter {
         });
         let address = eventually("the exporter says where it serves", || {
             let log = log.lock().unwrap();
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("the exporter ended with {status}: {log}");
+            }
             let (_, rest) = log.split_once("serving metrics on http")?;
             let (_, rest) = rest.split_once("://")?;
             Some(rest.split_once("/metrics")?.0.to_string())
