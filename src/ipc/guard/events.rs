@@ -16,7 +16,7 @@ use crate::ipc::{BlockContents, ChainEvent, CoinEvent};
 use crate::schema::chain_capnp::chain_notifications;
 use crate::schema::tracing_capnp::utxo_cache_trace;
 
-/// Maximum size of the queued events in bytes: about half a million events.
+/// Maximum size of the queued events in bytes: half a million events of 32 bytes.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
 /// Maximum size of the event of one callback.
 const MAX_EVENT_BYTES: usize = 128;
@@ -140,8 +140,8 @@ impl TimedEvent {
     /// Decodes the event at the start of `bytes`. Returns it with its encoded length, or `None` if it is incomplete or invalid.
     pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
         let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
-        let notice = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
-        Some((notice, PREFIX + length))
+        let event = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
+        Some((event, PREFIX + length))
     }
 }
 
@@ -183,8 +183,8 @@ impl EventQueue {
         self.flush();
     }
 
-    fn append(&mut self, notice: TimedEvent) {
-        self.unsent.queue(|queue| notice.encode(queue));
+    fn append(&mut self, event: TimedEvent) {
+        self.unsent.queue(|queue| event.encode(queue));
     }
 
     /// Whether there are events to send and the socket may accept them.
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn notices_arrive_as_they_were_sent_and_only_whole() {
+    fn events_arrive_unchanged_and_complete() {
         let block =
             |contents| ChainEvent::BlockConnected { height: -1, historical: true, bytes: 3, contents };
         let events = [
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn notice_of_a_callback_is_never_larger_than_its_limit() {
+    fn event_of_a_callback_never_exceeds_its_limit() {
         let max = u64::MAX;
         let contents = BlockContents {
             transactions: max,

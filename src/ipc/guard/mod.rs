@@ -131,12 +131,12 @@ impl Guard {
             // The guard is the same binary, so its events are well-formed. An event that cannot be decoded ends the loop.
             while events.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
                 let mut decoded = 0;
-                while let Some((notice, length)) = TimedEvent::decode(&buffer[decoded..]) {
+                while let Some((timed, length)) = TimedEvent::decode(&buffer[decoded..]) {
                     decoded += length;
-                    match notice.event {
+                    match timed.event {
                         GuardEvent::Subscribed(_) | GuardEvent::Released(_) => {}
                         GuardEvent::NodeShutsDown => state.node_shuts_down.set(true),
-                        _ => sink(notice),
+                        _ => sink(timed),
                     }
                 }
                 buffer.drain(..decoded);

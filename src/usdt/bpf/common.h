@@ -39,7 +39,7 @@ struct histogram {
 		__type(value, __u32);            \
 	} name SEC(".maps")
 
-/* Counts by keys that peers choose. User space keeps the number of entries small: `Tallies` in maps.rs. */
+/* Counts by keys that peers choose. User space keeps the number of entries small: `TallyMap` in maps.rs. */
 struct tally {
 	__u64 number;
 	__u64 last_ns; /* monotonic */
