@@ -32,7 +32,7 @@ const EARLY_INTERVAL: Duration = Duration::from_millis(500);
 /// Limit on checks at [`EARLY_INTERVAL`].
 const MAX_EARLY_CHECKS: u32 = 20;
 
-/// Minimum time between two searches for the node. It grows with the time of the search, up to [`MAX_RETRY_INTERVAL`]. With a thousand
+/// Minimum time between two searches for the node. The time grows while no node is found, up to [`MAX_RETRY_INTERVAL`]. With a thousand
 /// processes, an idle exporter uses less than 0.2 % of a core.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time between two searches for the node.
