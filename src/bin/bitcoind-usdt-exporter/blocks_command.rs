@@ -1,4 +1,4 @@
-//! `bitcoind-usdt-exporter blocks`: what the record has.
+//! The subcommand `blocks`, which prints blocks of the block log.
 
 use std::io::{self, BufWriter};
 use std::path::PathBuf;
@@ -36,6 +36,7 @@ pub struct BlocksCommand {
 }
 
 impl BlocksCommand {
+    /// Prints the selected blocks.
     pub fn show(&self) -> Result<()> {
         let filter = BlockFilter { slow: self.slow, since: self.since, height: self.height };
         let rows = read::find(&self.block_log, &filter).context("cannot read the block log")?;

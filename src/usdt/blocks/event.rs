@@ -61,7 +61,7 @@ pub struct ConnectedBlock {
 pub enum ConnectingThread {
     /// The main thread. It checks the database at startup, and connects no block of the active chain.
     Main,
-    /// The thread of peers' messages, or of files that are imported: it never checks the database.
+    /// The thread that handles messages of peers, or the one that imports files. They never check the database.
     Validation,
     /// Another thread, for example one that serves RPC.
     Other,

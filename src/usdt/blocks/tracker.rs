@@ -72,7 +72,7 @@ impl BlockTracker {
         self.state().counts
     }
 
-    /// Adds the events that `read` returns to the queue. [`BlockTracker::process_queue`] processes them.
+    /// Adds the events that `read` appends to the queue. [`BlockTracker::process_queue`] processes them.
     pub fn add(&self, read: impl FnOnce(&mut Vec<BlockEvent>)) {
         read(&mut self.state().queue);
     }
