@@ -41,7 +41,7 @@ fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
 /// Lowers the priority of the calling thread. The scrapers represent other machines: they must not take CPU time from the node.
 #[allow(unsafe_code, reason = "no crate wraps it")]
 fn lower_priority() {
-    // SAFETY: takes numbers only; 0 is the calling thread.
+    // SAFETY: the function takes numbers only; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 

@@ -107,7 +107,7 @@ fn measure_other_callers(address: &str, cookie: &str) {
             .stderr(Stdio::null())
             .spawn()
             .expect("the exporter starts");
-        std::thread::sleep(Duration::from_secs(1)); // its first poll makes every call
+        std::thread::sleep(Duration::from_secs(1)); // the exporter makes every call in its first poll
         beside.extend(time_of_calls(address, cookie));
         exporter.kill().expect("the exporter still runs");
         exporter.wait().expect("it has ended");

@@ -21,7 +21,7 @@ use crate::sys::watched;
 /// Sends the state to the health check: `Ok` if a node is traced, otherwise the reason why not.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// Interval at which events are read that do not wake up the reader: events of messages can wait.
+/// Interval for reading events that do not wake up the reader: events of messages can wait.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the processes beside the node are checked.
@@ -59,7 +59,7 @@ impl From<anyhow::Error> for AttachError {
 pub struct TracedNode {
     /// The process of the node.
     pub node: NodeProcess,
-    /// The result for each tracepoint.
+    /// The result of attaching to each tracepoint.
     pub attached: Vec<AttachResult>,
     /// The pidfd of the process: readable when the process has ended.
     end: OwnedFd,

@@ -10,7 +10,7 @@ use super::file_locks::FileId;
 /// Minimum age of a process without a lock to be a node. A younger process may be `bitcoind -version`, a child that is about to run the
 /// command of `-blocknotify`, or a node that has not locked its data directory yet.
 const MIN_NODE_AGE: Duration = Duration::from_secs(1);
-/// Minimum age of a process that looks like a different node from the one that has ended, before it is traced.
+/// Minimum age at which a process is traced although it looks like a different node from the one that has ended.
 const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
 /// The user's selection of the node: the data directory, the unit, and whether a binary was named.
@@ -56,7 +56,7 @@ pub struct OtherNodes {
 /// The result of [`choose`]: which candidate is the node, or why none is.
 #[derive(Debug, PartialEq)]
 pub enum Choice {
-    /// This is the node.
+    /// This candidate is the node.
     Node(Candidate),
     /// No candidate is the node, but one may turn out to be it soon.
     Soon,
@@ -168,8 +168,8 @@ fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileI
     if exact.is_empty() { holders(|lock, file| lock.inode == file.inode) } else { exact }
 }
 
-/// Whether a process was started like the node that has ended, by the same unit or with the same command line, and no other node was. It
-/// may be that node with, for example, a new data directory.
+/// Whether a process was started like the node that has ended, with the same unit or command line, and no other node was. Such a process
+/// can be the same node with, for example, a new data directory.
 fn is_alike(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     let same_service = it.service().is_some_and(|service| {
         last.candidate.service() == Some(service) && !others.services.contains(service)

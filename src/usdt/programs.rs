@@ -89,8 +89,8 @@ impl Programs {
 
     /// Detaches from a process that has ended. Keeps the counts, and resets the state of the running node.
     pub fn detach(&mut self) {
-        // Each link waits in the kernel for tens of milliseconds. Each group has a thread: only one thread touches libbpf's data of a
-        // group.
+        // Removing a link waits in the kernel for tens of milliseconds: each group has a thread of its own. Only one thread touches
+        // libbpf's data of a group.
         thread::scope(|scope| {
             for LoadedGroup { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());

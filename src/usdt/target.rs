@@ -147,7 +147,7 @@ impl NodeSearch {
         let evidence = self.present.take().filter(|it| it.candidate.id() == id);
         let evidence = evidence.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
         self.last = match self.last.take() {
-            // A process without locks does not replace the evidence of the node.
+            // A process without locks does not replace the evidence about the node.
             Some(mut last) if evidence.candidate.locks.is_empty() && !last.candidate.locks.is_empty() => {
                 last.beside.extend(evidence.beside);
                 last.beside.insert(id);

@@ -44,8 +44,8 @@ pub struct Arguments {
     #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = process_id())]
     pub pid: Option<i32>,
 
-    /// Node's data directory, or a network's folder in it. Selects one of several nodes, by the lock that the node holds there, or,
-    /// if the exporter cannot read the directory, by -datadir on the node's command line
+    /// Node's data directory, or a network's folder in it. Selects one of several nodes: the one that holds the lock there or, if the
+    /// exporter cannot read the directory, the one with this -datadir on its command line
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
 
@@ -139,8 +139,8 @@ pub struct Arguments {
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Print each tracepoint (whether the binary has it and it can be attached, its compiled arguments, and its metrics), and
-    /// exit
+    /// Print a table of the tracepoints, and exit: whether the binary has the tracepoint, whether it can be attached, its compiled
+    /// arguments, and its metrics
     #[arg(long)]
     pub list_probes: bool,
 

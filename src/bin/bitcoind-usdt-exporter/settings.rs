@@ -59,7 +59,7 @@ impl Overlay<'_> {
         self.set(&mut to.tls_cert, "tls_cert", PathBufValueParser::new())?;
         self.set(&mut to.tls_key, "tls_key", PathBufValueParser::new())?;
         self.check_conflicts()?;
-        // With the configuration of fibre_exporter.py, Prometheus scrapes the port of fibre_exporter.py.
+        // If a configuration of fibre_exporter.py is used, Prometheus is assumed to scrape the port of fibre_exporter.py.
         let as_theirs = self.path.is_some() || variable("bitcoind_path").is_some();
         if self.is_given("metrics_addr") {
             to.port = None;

@@ -1,7 +1,6 @@
 //! The SQLite file of the block log: its versions, adding rows, and deleting the oldest.
 //!
-//! The file uses SQLite's rollback journal: few rows are written, and with this type of journal, read access to the file is enough to read
-//! it.
+//! The file uses SQLite's rollback journal: rows are rare, and with this type of journal, read access to the file is enough to read it.
 
 use std::error::Error;
 use std::fs::TryLockError;

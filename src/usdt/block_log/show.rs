@@ -19,7 +19,7 @@ pub enum OutputFormat {
     Csv,
 }
 
-/// Prints rows in this format. A reader that closes the output before its end is no error.
+/// Prints rows in this format. It is no error if the reader closes the output early.
 ///
 /// # Errors
 /// The output cannot be written.

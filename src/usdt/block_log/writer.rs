@@ -16,8 +16,8 @@ use super::file::{BlockLogFile, DatabaseError};
 use crate::scheduling;
 use crate::usdt::blocks::BlockReport;
 
-/// Limit on the blocks that wait for the thread, and limit on those that wait for the file. The kernel holds as many blocks for a stopped
-/// exporter, and delivers them at once when the exporter is resumed (validation.bpf.c). Each limit corresponds to 4 MB.
+/// Limit on the blocks that wait for the thread, and limit on those that wait for the file. The kernel holds about as many blocks for a
+/// stopped exporter, and delivers them at once when the exporter is resumed (validation.bpf.c). Each limit corresponds to 4 MB.
 const MAX_QUEUED: usize = 8192;
 /// Minimum time between two attempts to write, after a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@
 //! - The thread. A check at startup runs on the main thread, which connects no other blocks. The threads that handle messages of peers and
 //!   import files never check the database.
 //! - The height and the hash. A block above the tip is new. If the hash differs from the known one at its height, it is a reorg. If the
-//!   hash is the same, it is a check.
+//!   hash is the same, and the thread does not exclude a check, it is a check.
 //!
 //! If the exporter does not know the block at a height, because it was started later, the following blocks decide. During a check, the node
 //! holds a lock from one connection to the next: it connects no other block in between.

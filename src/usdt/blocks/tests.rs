@@ -7,7 +7,7 @@ use super::*;
 const MS: u64 = 1_000_000;
 const HASH: RawBlockHash = [7; 32];
 
-/// A block at height 1 is connected by the thread that handles messages.
+/// The event of a block at height 1 that the thread of messages has connected.
 fn connected() -> BlockEventKind {
     connected_at(1, ConnectingThread::Validation)
 }

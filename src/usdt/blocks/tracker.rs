@@ -22,7 +22,7 @@ const MAX_CONNECTIONS: usize = 2048;
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
 /// Number of the last blocks and of the last races that are kept for the page. Also the number of flushes that are kept.
 const LAST_BLOCKS_LIMIT: usize = 20;
-/// Maximum time between a block's connection and a message about it that still counts. Later announcements come from peers that have just
+/// Time after a block's connection in which messages about the block still count. Later announcements come from peers that have just
 /// connected, and that announce the blocks they have.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -30,7 +30,7 @@ const LATE_LIMIT: Duration = Duration::from_secs(60);
 /// late, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// The state of a [`BlockTracker`]: timelines of blocks, counts, and what else the events have shown.
+/// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and flushes.
 #[derive(Default)]
 pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
@@ -144,8 +144,8 @@ impl TrackerState {
     }
 
     /// Makes room for another timeline. Evicts the first connected block. If no block is connected, evicts a block that the node has not
-    /// requested: the first one of the peer that was the first to announce most of these. Hashes cost a peer nothing, and it must not evict
-    /// the blocks of other peers.
+    /// requested: the first one of the peer that was the first to announce most of these. Invented hashes cost a peer nothing; with them,
+    /// it must not evict the blocks of other peers.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;

@@ -1,4 +1,4 @@
-/* FIBRE block relay: provider `udp`. */
+/* The tracepoints of FIBRE block relay: provider `udp`. */
 #include "common.h"
 
 /* MECHANISMS is a power of two: the programs can then bound an index with a modulo operation. */

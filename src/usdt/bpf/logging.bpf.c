@@ -1,4 +1,4 @@
-/* The thread that writes debug.log, on nodes that have one: provider `logging`.
+/* The tracepoints of the thread that writes debug.log, on nodes that have this thread: provider `logging`.
  *
  * Any thread of the node queues operations, each with a sequence number. The thread takes the operations in order. It writes a line, or
  * reopens the file. */

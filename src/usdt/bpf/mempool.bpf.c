@@ -1,4 +1,4 @@
-/* The mempool: provider `mempool`. */
+/* The tracepoints of the mempool: provider `mempool`. */
 #include "common.h"
 
 enum { REASONS = 8 };

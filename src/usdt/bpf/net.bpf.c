@@ -1,4 +1,4 @@
-/* P2P messages and connections: provider `net`. */
+/* The tracepoints of P2P messages and connections: provider `net`. */
 #include "common.h"
 
 /* Powers of two: the programs can then bound an index with a modulo operation. */

@@ -1,4 +1,5 @@
-/* The UTXO cache: provider `utxocache`. The three tracepoints of coins fire tens of thousands of times per block. */
+/* The tracepoints of the UTXO cache: provider `utxocache`. Those of coins (`add`, `spent`, `uncache`) fire tens of thousands of times
+ * per block. */
 #include "common.h"
 
 struct coins {

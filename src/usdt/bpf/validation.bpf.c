@@ -1,4 +1,4 @@
-/* Connected blocks: provider `validation`. */
+/* The tracepoint of connected blocks: provider `validation`. */
 #include "common.h"
 
 struct counts {
