@@ -25,8 +25,8 @@ const ECHO: &str = "--echo";
 const SUBSCRIBER: &str = "--subscriber";
 const ROUNDS: usize = 20;
 
-/// A callback to measure: its name, the function that encodes the node's call to the object with a given export ID, and the number of calls
-/// in a round.
+/// A callback to measure, and the number of its calls in a round.
+/// `build` encodes the node's call to the object with a given export ID.
 struct Callback {
     name: &'static str,
     build: fn(u32) -> Vec<u8>,

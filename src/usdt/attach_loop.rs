@@ -18,7 +18,7 @@ use super::{AttachResult, Programs, probes};
 use crate::node_process::NodeProcess;
 use crate::sys::watched;
 
-/// Sends the state to the health check: `Ok` if a node is traced, otherwise the reason why not.
+/// The sender of the state for the health check: `Ok` if a node is traced, otherwise the reason why not.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
 /// Interval for reading events that do not wake up the reader: events of messages can wait.
@@ -37,8 +37,8 @@ const MAX_EARLY_CHECKS: u32 = 20;
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time between two searches for the node.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
-/// Delay before the next attempt to attach to a process after a failure. It starts with the first value, doubles with each failure, and is
-/// capped at the second.
+/// Delay before the next attempt to attach to a process after a failure. The delay starts with the first value and doubles with
+/// each failure, up to the last value.
 const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Why the exporter could not attach to a process.

@@ -91,7 +91,8 @@ impl Candidate {
     }
 }
 
-/// Finds the candidates among all processes. It is called repeatedly, and skips most processes that it has already inspected.
+/// Finds the candidates for the node among all processes.
+/// Each scan inspects the new processes and a few of the others.
 #[derive(Default)]
 pub struct Scanner {
     /// The processes of the last scan, in ascending order of PID.

@@ -48,7 +48,7 @@ impl LineLimit {
     }
 }
 
-/// Reads the ring buffers of all BPF programs.
+/// Reads and logs the events in the ring buffers of all BPF programs.
 pub struct EventReader {
     buffers: RingBuffer<'static>,
     blocks: Arc<BlockTracker>,

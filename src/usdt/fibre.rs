@@ -55,7 +55,7 @@ const WON: &[&str] = &["udp:block_race_winner"];
 const RACED: &[&str] = &["udp:block_race_time"];
 const DETAILED: &[&str] = &["udp:block_reconstruction_detail"];
 
-/// The group `fibre`: blocks that FIBRE reconstructs and sends, and its races against compact blocks.
+/// The tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and its races against compact blocks.
 pub(super) struct FibreGroup {
     deliveries: TallyMap<delivery>,
 }

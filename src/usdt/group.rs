@@ -6,8 +6,7 @@ use super::blocks;
 use super::maps::Maps;
 use crate::metrics::Family;
 
-/// A group of tracepoints and its BPF programs: how to set the programs up, and how to get metrics, log lines and events of blocks from
-/// them.
+/// A group of tracepoints with its BPF programs, and its metrics, log lines and events of blocks.
 pub(super) trait GroupPrograms: Send + Sync {
     /// The provider of the group's tracepoints, for example `validation`. Each BPF program has the name of its tracepoint.
     fn provider(&self) -> &'static str;

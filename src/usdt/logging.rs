@@ -26,7 +26,7 @@ const QUEUED: &[&str] = &["logging:async_file_queued"];
 const STARTED: &[&str] = &["logging:async_file_operation_started"];
 const COMPLETED: &[&str] = &["logging:async_file_operation_completed"];
 
-/// The group `logging`: the queue of `debug.log` lines and the thread that writes them.
+/// The tracepoint group `logging`: the queue of `debug.log` lines and the thread that writes them.
 pub(super) struct LoggingGroup;
 
 impl GroupPrograms for LoggingGroup {

@@ -12,7 +12,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 /// The type is `repr(C)` and consists of integers only. Any bytes of its size are therefore a valid value.
 pub(super) unsafe trait Pod: Copy {}
 
-/// A struct of counters that a BPF map keeps per CPU. The total of each field is its sum over all CPUs.
+/// A struct of counters that a BPF map keeps for each CPU. The total of each field is its sum over all CPUs.
 ///
 /// # Safety
 /// The type is `repr(C)` and consists of u64 only.
@@ -23,8 +23,8 @@ unsafe impl<const N: usize> Pod for [u8; N] {}
 // SAFETY: a `PerCpuCounts` consists of u64, which are integers.
 unsafe impl<T: PerCpuCounts> Pod for T {}
 
-/// The BPF maps of a group's programs, by name. The names end in `_map`. The default has no maps: it stands for programs that are not
-/// loaded, and reads from it return 0.
+/// The BPF maps of a group's programs, by name. The names end in `_map`.
+/// The default has no maps. It stands for programs that are not loaded, and reads from it return 0.
 #[derive(Default)]
 pub(super) struct Maps(BTreeMap<String, MapHandle>);
 
@@ -107,8 +107,8 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     }
 }
 
-/// A `TALLIES_MAP`: counts by keys that peers choose. If there are more than `limit` keys, the least recently counted keys are removed.
-/// Their counts are kept in `removed`; no sum decreases.
+/// Reads a `TALLIES_MAP`, which has counts by keys that peers choose, and limits the number of its keys.
+/// If there are more than `limit` keys, the least recently counted keys are removed. Their counts are added to `removed`: no sum decreases.
 pub(super) struct TallyMap<K> {
     map: &'static str,
     limit: usize,

@@ -11,7 +11,7 @@ use crate::metrics::{Family, counter};
 // SAFETY: the struct consists of u64 only; see mempool.bpf.c.
 unsafe impl PerCpuCounts for types::counts {}
 
-/// The group `mempool`: transactions that the mempool adds, removes, replaces and rejects.
+/// The tracepoint group `mempool`: transactions that the mempool adds, removes, replaces and rejects.
 pub(super) struct MempoolGroup {
     rejected: TallyMap<RejectionReason>,
 }

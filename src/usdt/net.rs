@@ -31,7 +31,7 @@ const MESSAGES: &[&str] = &["net:inbound_message", "net:outbound_message"];
 const OPENED: &[&str] = &["net:inbound_connection", "net:outbound_connection"];
 const CLOSED: &[&str] = &["net:closed_connection"];
 
-/// The group `net`: P2P messages and connections, and the messages about blocks.
+/// The tracepoint group `net`: P2P messages and connections, and the messages about blocks.
 pub(super) struct NetGroup;
 
 impl GroupPrograms for NetGroup {

@@ -136,8 +136,8 @@ fn is_arm_register(text: &str) -> bool {
         || text.strip_prefix('x').and_then(|number| number.parse().ok()).is_some_and(|it: u8| it < 31)
 }
 
-/// The table that `--list-probes` prints. For each tracepoint: whether the binary has it, whether it can be attached, its arguments and
-/// metrics.
+/// The table that `--list-probes` prints. Its rows are tracepoints. The columns show whether the binary has the tracepoint, whether it can be
+/// attached, its arguments, and its metrics.
 ///
 /// # Errors
 /// No node is running and no binary was passed, several nodes are running, or the binary cannot be read.
@@ -188,7 +188,7 @@ pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<Stri
     Ok(table)
 }
 
-/// Names of the metrics that a tracepoint feeds: metrics of these groups, and metrics about the arrival of blocks.
+/// Names of the metrics that a tracepoint feeds: metrics of these groups, and metrics about blocks.
 fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
     let declarations = groups.iter().flat_map(|group| group.declarations());
     let all = declarations.chain(super::declarations(blocks::families(&blocks::BlockCounts::default())));

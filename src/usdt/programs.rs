@@ -46,7 +46,8 @@ pub(super) struct Attachments {
     pub now: usize,
 }
 
-/// The loaded BPF programs of all selected groups. They are attached to one node after the other, and keep their counts when a node exits.
+/// The loaded BPF programs of all selected groups.
+/// They are attached to one node after the other, and keep their counts when a node exits.
 pub struct Programs {
     loaded: Vec<LoadedGroup>,
     attachments: Arc<Mutex<Attachments>>,
@@ -89,8 +90,8 @@ impl Programs {
 
     /// Detaches from a process that has ended. Keeps the counts, and resets the state of the running node.
     pub fn detach(&mut self) {
-        // Removing a link waits in the kernel for tens of milliseconds: each group has a thread of its own. Only one thread touches
-        // libbpf's data of a group.
+        // Removing a link waits in the kernel for tens of milliseconds. Groups are therefore detached in parallel, each by one thread:
+        // libbpf's data of a group must not be touched by two.
         thread::scope(|scope| {
             for LoadedGroup { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());

@@ -26,7 +26,7 @@ const SPENT: &[&str] = &["utxocache:spent"];
 const UNCACHE: &[&str] = &["utxocache:uncache"];
 const FLUSH: &[&str] = &["utxocache:flush"];
 
-/// The group `utxocache`: coins that the node adds, spends and drops, and flushes of the cache to disk.
+/// The tracepoint group `utxocache`: coins that the node adds, spends and drops, and flushes of the cache to disk.
 pub(super) struct UtxocacheGroup;
 
 impl GroupPrograms for UtxocacheGroup {

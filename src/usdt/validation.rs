@@ -13,7 +13,7 @@ unsafe impl Pod for types::event {}
 
 pub(super) const PROVIDER: &str = "validation";
 
-/// The group `validation`: blocks that the node connects.
+/// The tracepoint group `validation`: blocks that the node connects.
 pub(super) struct ValidationGroup;
 
 impl GroupPrograms for ValidationGroup {

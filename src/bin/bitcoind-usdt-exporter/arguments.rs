@@ -159,7 +159,7 @@ pub struct Arguments {
     pub command: Option<Command>,
 }
 
-/// The subcommand, if the binary is not to run as an exporter.
+/// A subcommand, which runs instead of the exporter.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Print the blocks of a block log (--block-log), oldest first. Works even while the exporter writes it

@@ -143,7 +143,7 @@ impl LabelledMetrics {
     }
 }
 
-/// The contents of all pages that the exporter serves over HTTP.
+/// All pages that the exporter serves over HTTP: the metrics, the readiness, the page of blocks and its data.
 struct StatusPages {
     metrics: LabelledMetrics,
     ready: channel::Receiver<Result<(), String>>,

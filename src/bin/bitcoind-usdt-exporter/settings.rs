@@ -35,7 +35,7 @@ pub fn overlay(
     applied.map_err(|why| command.error(ErrorKind::ValueValidation, why))
 }
 
-/// The settings of `fibre_exporter.py`, with the command and the given arguments, which take precedence over them.
+/// Applies the settings of `fibre_exporter.py`, from its file and its variables, to the arguments that the user did not give.
 struct Overlay<'a> {
     command: &'a Command,
     given: &'a ArgMatches,

@@ -118,7 +118,7 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
     anyhow::Error::new(DatabaseError { code, text: format!("{}: {message}{advice}", path.display()) })
 }
 
-/// The file of the block log, open for writing.
+/// The SQLite file of the block log, open and locked for writing.
 pub struct BlockLogFile {
     path: PathBuf,
     connection: Connection,

@@ -22,7 +22,7 @@ pub struct BlockFilter {
     pub height: Option<u32>,
 }
 
-/// Rows of the block log, with all columns.
+/// Rows that were read from the block log, with all columns of the file.
 pub struct Rows {
     /// The names of the columns.
     pub names: Vec<&'static str>,

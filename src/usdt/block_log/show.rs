@@ -70,7 +70,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// A column of the table: title, name in the block log, and the function that formats a value.
+/// A column of the printed table: title, name in the block log, and the function that formats a value.
 type Column = (&'static str, &'static str, fn(&Value) -> String);
 
 const TABLE: [Column; 11] = [

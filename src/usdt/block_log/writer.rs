@@ -26,7 +26,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// Timeout for writing the queued blocks when the exporter exits.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The sending end of the queue of blocks for the thread.
+/// The sender of block reports to the thread that writes the block log.
 pub struct ReportQueue {
     /// The reports are boxed: the channel allocates all its slots at once.
     sender: SyncSender<Box<BlockReport>>,
@@ -104,7 +104,7 @@ fn is_temporary(error: &anyhow::Error) -> bool {
     )
 }
 
-/// The state of the thread: the file, and the blocks that are not written yet.
+/// The state of the thread that writes the block log: the open file, and the blocks that are not written yet.
 struct BlockLogWriter {
     path: PathBuf,
     keep: u32,

@@ -21,7 +21,7 @@ const MAX_REMEMBERED: usize = 1024;
 /// Limit on undecided blocks. A longer sequence of blocks below the known ones is no reorg.
 const MAX_UNDECIDED: usize = 144;
 
-/// The last blocks of the active chain, and the blocks for which it is undecided whether they belong to it.
+/// The last blocks of the node's active chain, and the undecided blocks, which may turn out to belong to it.
 pub struct ActiveChain<T> {
     /// Height of the last block in `hashes`.
     tip: i32,
@@ -122,7 +122,7 @@ impl<T> ActiveChain<T> {
 mod tests {
     use super::*;
 
-    /// An active chain whose blocks are named by their height and a letter for the branch.
+    /// An [`ActiveChain`] for tests. Its blocks are named by their height and a letter for the branch, for example `5a`.
     #[derive(Default)]
     struct Chain(ActiveChain<String>);
 

@@ -12,9 +12,9 @@ use crate::usdt::maps;
 /// Generates the report from its fields: the struct, the line in the log, and the columns of the block log.
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
-        /// The report of a connected block: its contents, and the stages of its arrival. `docs/journal.md` describes each field. The times
-        /// of stages are counted from the first announcement. A stage that did not occur is `None`. If no peer announced the block, all
-        /// fields from `announced_by` on are `None`.
+        /// The report of a connected block: its contents, and the stages of its arrival.
+        /// `docs/journal.md` describes each field. The times of stages are counted from the first announcement. A stage that did not occur
+        /// is `None`. If no peer announced the block, all fields from `announced_by` on are `None`.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {

@@ -14,7 +14,7 @@ pub struct BlockEvent {
     pub kind: BlockEventKind,
 }
 
-/// What happened, with the data of the event. `peer` is the node's ID for the peer.
+/// The type and the data of a [`BlockEvent`]. `peer` is the node's ID for the peer.
 pub enum BlockEventKind {
     /// A peer announced the block with an inv, or with its header in a headers message.
     Announced { peer: i64, by: Announcement },
@@ -80,8 +80,8 @@ impl ConnectingThread {
     }
 }
 
-/// The sources of a reconstructed compact block's transactions, as the node reports them: number of transactions by source, and bytes of
-/// the requested ones.
+/// The number of a reconstructed compact block's transactions by source, as the node reports them.
+/// `requested_bytes` is the size of the requested transactions in bytes.
 #[derive(Clone, Copy)]
 pub struct Reconstruction {
     pub prefilled: u32,
@@ -127,7 +127,7 @@ impl Announcement {
     }
 }
 
-/// The properties of a received compact block that are kept: header time and number of short IDs.
+/// A received compact block: the time in its header, and the number of its short IDs.
 #[derive(Clone, Copy)]
 pub struct CompactBlock {
     /// Time in its header, Unix seconds.

@@ -20,7 +20,7 @@ const BYTES: Buckets = Buckets::new(1.0, &[
     0.0, 250.0, 1000.0, 5000.0, 10_000.0, 50_000.0, 100_000.0, 250_000.0, 500_000.0, 1_000_000.0, 2_000_000.0, 4_000_000.0,
 ]);
 
-/// Counts of connected blocks, and of how they were announced and arrived.
+/// The counts behind the metrics about blocks: connected blocks, their announcements and their arrivals.
 #[derive(Clone, Copy, Default)]
 pub struct BlockCounts {
     pub connected: u64,

@@ -39,7 +39,7 @@ impl ArrivalMethod {
 /// Values of the label `mode` of compact blocks: sent as the announcement, or requested by the node.
 pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 
-/// The messages about one block between the node and one peer.
+/// The messages that the node and one peer have exchanged about one block.
 pub struct PeerActivity {
     /// The node's ID for the peer.
     pub id: i64,
@@ -55,8 +55,8 @@ pub struct PeerActivity {
     pub answered: Option<(u64, u64)>,
 }
 
-/// The state of one announced block, from its events: announcements, messages and reports of the node. Times are nanoseconds on the
-/// monotonic clock.
+/// The history of one announced block: its announcements, messages about it, and the node's reports.
+/// Times are nanoseconds on the monotonic clock.
 pub struct Timeline {
     pub hash: RawBlockHash,
     /// Value of `clock::epoch_ns` when the block was announced.
@@ -236,7 +236,7 @@ impl Timeline {
     }
 }
 
-/// The arrival of a connected block, derived from its timeline.
+/// How and when a connected block arrived, derived from its timeline.
 pub struct BlockArrival {
     pub arrival: ArrivalMethod,
     /// Time at which all transactions had arrived: that of the node's report for a compact block, otherwise the beginning of the
