@@ -126,8 +126,8 @@ impl Scanner {
         Ok(found.into_iter().filter_map(read).collect())
     }
 
-    /// Those of these processes that `is_node` accepts. The PIDs are in ascending order. Does not inspect all processes: see [`MIN_SCANS`]
-    /// and [`MAX_REVIEWS`].
+    /// The processes that `is_node` accepts, in ascending order of PID. Does not inspect all processes: see [`MIN_SCANS`] and
+    /// [`MAX_REVIEWS`].
     fn inspect<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
         let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
         let (mut found, mut reviews) = (Vec::new(), 0);

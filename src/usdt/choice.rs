@@ -197,8 +197,8 @@ fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
-/// The process that is the node instead of the traced process, `present`. Only a process without locks has such a successor: for example
-/// its child after `-daemonwait`, or a node that was started beside `bitcoind -help | less`.
+/// The process that is the node instead of the traced process, `present`. Only a process without locks has such a successor. It is for
+/// example the child after `-daemonwait`, or a node that was started beside `bitcoind -help | less`.
 pub fn successor(
     all: &[Candidate],
     named: UserSelection,

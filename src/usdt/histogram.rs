@@ -21,7 +21,7 @@ impl Buckets {
         Buckets { unit, bounds }
     }
 
-    /// The bounds in the unit of the BPF programs. Unused bounds have the maximum value: no value is above them, and the bucket of the
+    /// The bounds in the unit of the BPF programs. Unused bounds have the maximum value. No value is above them, and the bucket of the
     /// first unused bound has all values above the used ones.
     pub fn for_programs(&self) -> [u64; BOUNDS] {
         let mut scaled = [i64::MAX as u64; BOUNDS];

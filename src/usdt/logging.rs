@@ -68,7 +68,7 @@ impl GroupPrograms for LoggingGroup {
         ]
     }
 
-    /// Clears the times of operations: the next node numbers its operations from the beginning.
+    /// Clears the times of operations. The next node numbers its operations from the beginning.
     fn node_ended(&self, maps: &Maps) {
         maps.zero("queued_map");
         maps.zero("started_map");

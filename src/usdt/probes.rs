@@ -136,7 +136,7 @@ fn is_arm_register(text: &str) -> bool {
         || text.strip_prefix('x').and_then(|number| number.parse().ok()).is_some_and(|it: u8| it < 31)
 }
 
-/// The table that `--list-probes` prints. Its rows are tracepoints. The columns show whether the binary has the tracepoint, whether it can be
+/// The table that `--list-probes` prints, with a row for each tracepoint. The columns show whether the binary has it, whether it can be
 /// attached, its arguments, and its metrics.
 ///
 /// # Errors

@@ -110,7 +110,7 @@ impl NodeSearch {
     pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
         let all = self.scanner.scan(self.selector.binary.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
-        // A node that shuts down renames its main thread: a scan by process name does not find it.
+        // A node that shuts down renames its main thread. A scan by process name then misses it.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
         let mut present = match self.present.take().filter(|it| it.candidate.id() == id) {
@@ -158,8 +158,8 @@ impl NodeSearch {
         };
     }
 
-    /// Calls `decide` with the user's selection and the evidence about other nodes. Also returns the reason why the locks of the data
-    /// directory cannot be accessed, if that is so.
+    /// Calls `decide` with the user's selection and the evidence about other nodes. If the locks of the data directory cannot be accessed,
+    /// also returns the reason.
     fn decide<T>(&self, decide: impl FnOnce(UserSelection, &OtherNodes) -> T) -> (T, Option<io::Error>) {
         let locks = self.selector.datadir.as_deref().map(file_locks::datadir_lock_files);
         let (locks, hidden) = match locks.transpose() {

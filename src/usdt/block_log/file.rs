@@ -122,8 +122,8 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
 pub struct BlockLogFile {
     path: PathBuf,
     connection: Connection,
-    /// The file with its `flock`. Dropped after the connection: closing a file releases all record locks that the process has on it,
-    /// including SQLite's.
+    /// The file with its `flock`. It is dropped after the connection, because closing a file releases all record locks that the process has
+    /// on it, including SQLite's.
     _lock: Option<fs::File>,
     /// Device and inode of the file.
     identity: (u64, u64),
@@ -132,7 +132,8 @@ pub struct BlockLogFile {
 }
 
 impl BlockLogFile {
-    /// Opens the file, or creates it if there is none. An error if another exporter writes to it: each block would have two rows.
+    /// Opens the file, or creates it if there is none. It is an error if another exporter writes to the file, because each block would have
+    /// two rows.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
         Self::open_within(BUSY_TIMEOUT, path, keep)
     }
@@ -180,7 +181,7 @@ impl BlockLogFile {
     }
 }
 
-/// An error if the path exists and is not a regular file: a FIFO, for example, never becomes a database.
+/// An error if the path exists and is not a regular file. A FIFO, for example, never becomes a database.
 fn check_regular(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(file) if !file.is_file() => bail!("{} is not a regular file; choose another path", path.display()),

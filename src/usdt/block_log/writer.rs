@@ -28,7 +28,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The sender of block reports to the thread that writes the block log.
 pub struct ReportQueue {
-    /// The reports are boxed: the channel allocates all its slots at once.
+    /// The reports are boxed, because the channel allocates all its slots at once.
     sender: SyncSender<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
 }

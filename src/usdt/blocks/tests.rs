@@ -265,7 +265,7 @@ fn peers_of_a_node_that_has_ended_are_forgotten() {
     assert_eq!(blocks.counts().announcements, [0; 3]);
 }
 
-/// Unix time at which the kernel's clock is 0, in nanoseconds: second 1,000,000, because header times are whole seconds.
+/// Unix time at which the kernel's clock is 0, in nanoseconds. It is a whole second, because header times are in seconds.
 const EPOCH_NS: i64 = 1_000_000 * 1_000_000_000;
 
 fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {

@@ -74,8 +74,8 @@ pub struct Timeline {
     pub compact_blocks: [u64; MODES.len()],
     /// Messages after which the block may have been complete: time, peer, and method of arrival.
     pub deliveries: VecDeque<(u64, i64, ArrivalMethod)>,
-    /// Whether the node has requested the block or parts of it, or has found its header or its chunks valid. If so, it is not a block that
-    /// a peer has invented.
+    /// Whether the node has requested the block or parts of it, or has found its header or its chunks valid. A peer cannot have invented
+    /// such a block.
     pub is_wanted: bool,
     /// Whether the node has reported from which peer it accepted the header.
     pub has_header: bool,
@@ -123,7 +123,7 @@ impl Timeline {
         came.filter(|time| *time >= self.first_ns).min()
     }
 
-    /// The messages of this peer, added if there are none; `None` if [`MAX_PEERS`] other peers are remembered.
+    /// The activity of this peer, added if there is none; `None` if [`MAX_PEERS`] other peers are remembered.
     pub fn peer(&mut self, id: i64) -> Option<&mut PeerActivity> {
         let position = match self.peers.iter().position(|peer| peer.id == id) {
             Some(position) => position,
@@ -208,8 +208,8 @@ impl Timeline {
         self.deliveries.push_back((time_ns, peer, arrival));
     }
 
-    /// How the block arrived, and from which peer: by the last message before the node began to connect the block. The node handles one
-    /// message after the other. FIBRE works in parallel, and continues as soon as it has a block.
+    /// How the block arrived, and from which peer. The last message before the node began to connect the block is the one that completed
+    /// it, because the node handles one message after the other. FIBRE works in parallel, and continues as soon as it has a block.
     fn arrival(&self, start_ns: u64) -> (ArrivalMethod, Option<i64>) {
         let reconstructed_ns = self.reconstructed.map_or(u64::MAX, |(time, ..)| time);
         if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {

@@ -20,7 +20,7 @@ pub const MAX_BLOCKS: usize = 64;
 const MAX_CONNECTIONS: usize = 2048;
 /// The tracepoint by which the node reports a reconstructed compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// Number of the last blocks and of the last races that are kept for the page. Also the number of flushes that are kept.
+/// Limit on the last blocks and on the last races that are kept for the page, and on the last flushes.
 const LAST_BLOCKS_LIMIT: usize = 20;
 /// Time after a block's connection in which messages about the block still count. Later announcements come from peers that have just
 /// connected, and that announce the blocks they have.
@@ -143,9 +143,9 @@ impl TrackerState {
         &mut self.timelines[position]
     }
 
-    /// Makes room for another timeline. Evicts the first connected block. If no block is connected, evicts a block that the node has not
-    /// requested: the first one of the peer that was the first to announce most of these. Invented hashes cost a peer nothing; with them,
-    /// it must not evict the blocks of other peers.
+    /// Evicts a timeline if there are [`MAX_BLOCKS`]. The first connected block is evicted. If no block is connected, the candidates are
+    /// the blocks that are not `is_wanted`, or all blocks if all are wanted. The peer that announced most candidates first loses its first
+    /// one. Invented hashes cost a peer nothing, but they cannot evict the blocks of other peers.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -198,7 +198,7 @@ impl TrackerState {
                     self.counts.last_height = Some(height);
                 }
                 let reports_reconstruction = self.reports_reconstruction;
-                // Only an announcement adds a timeline: during a sync, the node fetches blocks that no peer has announced.
+                // Only an announcement adds a timeline. During a sync, the node fetches blocks that no peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
                     timeline.apply(time_ns, kind, reports_reconstruction);
                 }
@@ -303,8 +303,8 @@ impl TrackerState {
     }
 }
 
-/// Microseconds between a block's first announcement and its connection in which the node wrote the UTXO cache to disk; `None` if it did
-/// not.
+/// Time in which the node wrote the UTXO cache to disk between a block's first announcement and its connection, in microseconds; `None` if
+/// it did not.
 fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) -> Option<i64> {
     let within = |&(begin, end): &(u64, u64)| end.min(connected_ns).checked_sub(begin.max(first_ns));
     let times: Vec<u64> = flushes.iter().filter_map(within).filter(|time| *time > 0).collect();
@@ -327,8 +327,8 @@ fn unix_time(epoch_ns: i64, moment_ns: u64) -> f64 {
     epoch_ns.saturating_add_unsigned(moment_ns) as f64 / 1e9
 }
 
-/// Nanoseconds from the header's timestamp to the announcement of the block, both in Unix seconds. `None` if the announcement was not later
-/// than the timestamp, or if the difference exceeds [`MAX_HEADER_AGE`].
+/// Time from the header's timestamp to the announcement of the block, in nanoseconds. Both arguments are Unix seconds. `None` if the
+/// announcement was not later than the timestamp, or if the time exceeds [`MAX_HEADER_AGE`].
 fn age_ns(header_time: u32, announced: f64) -> Option<u64> {
     let age = announced - f64::from(header_time);
     (age > 0.0 && age <= MAX_HEADER_AGE.as_secs_f64()).then_some((age * 1e9) as u64)
