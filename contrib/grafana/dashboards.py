@@ -375,9 +375,9 @@ FIBRE = {
         graph("Wins by mechanism", "percentunit", "Share of the races within an hour, by winning mechanism.",
               {"{{node}} {{mechanism}}": "increase(fibre_block_race_wins_total{*}[1h]) / on (job,instance,node) "
                "group_left () sum by (job,instance,node) (increase(fibre_block_race_wins_total{*}[1h]))"}),
-        graph("Relay latency", "s", "Time until each participating mechanism had the block.",
+        graph("Relay latency", "s", "Time until each relay mechanism that took part in a race had the block.",
               quantiles("fibre_block_race_latency_seconds", by="mechanism")),
-        graph("Winning margin", "s", "Lead of the winner, in races with both mechanisms.",
+        graph("Winning margin", "s", "Time between the winner and the other mechanism, in races in which both relay mechanisms took part.",
               quantiles("fibre_race_margin_seconds", by="winner")),
         bars("Block race results", "none", "Blocks in the selected time range by the mechanism that delivered them first, and races with "
              "both mechanisms.",
@@ -491,7 +491,8 @@ def relay():
                   {"{{node}} {{by}}": hourly("bitcoin_block_announcements_total", by="by")}),
         ],
         "FIBRE and compact blocks": [
-            graph("Winning margin", "s", "Lead of the winner, in races with both mechanisms. Median and tail over a day.",
+            graph("Winning margin", "s",
+                  "Time between the winner and the other mechanism, in races in which both relay mechanisms took part. Median and tail over a day.",
                   quantiles("fibre_race_margin_seconds", by="winner")),
             graph("Wins", "none", "Races within an hour, by winning mechanism.",
                   {"{{node}} {{mechanism}}": hourly("fibre_block_race_wins_total", by="mechanism")}, stacked=True),
@@ -530,7 +531,8 @@ INTERNALS = {
         graph("Flush time", "s", "Time to write the UTXO cache to disk.",
               quantiles("bitcoin_utxo_cache_flush_duration_seconds")),
         graph("Coins at the last flush", "none", "Coins in the UTXO cache at its last flush to disk.", {NAME: "bitcoin_utxo_cache_flush_coins{*}"}),
-        graph("Memory at the last flush", "bytes", "Memory of the UTXO cache at its last flush to disk.", {NAME: "bitcoin_utxo_cache_flush_bytes{*}"}),
+        graph("Memory at the last flush", "bytes", "Memory used by the UTXO cache at its last flush to disk.",
+              {NAME: "bitcoin_utxo_cache_flush_bytes{*}"}),
         graph("Coins", "cps", "Coins added to, spent from and dropped from the UTXO cache per second.",
               {"{{node}} added": rate("bitcoin_utxo_cache_add_total"),
                "{{node}} spent": rate("bitcoin_utxo_cache_spend_total"),

@@ -10,14 +10,17 @@ area! {
     /// Metrics about the tip's contents and about connected and disconnected blocks.
     pub struct BlockMetrics {
         last_transactions: Gauge = gauge("bitcoin_last_block_transactions",
-            "Transactions of the tip, including the coinbase", STATS).of_node();
+            "Transactions in the tip block, including the coinbase", STATS).of_node();
         last_weight: Gauge = gauge("bitcoin_last_block_weight",
-            "Weight of the tip's transactions, without the coinbase", STATS).of_node();
+            "Weight of the transactions in the tip block, without the coinbase", STATS).of_node();
         last_size: Gauge = gauge("bitcoin_last_block_size_bytes",
-            "Size of the tip's transactions, without the coinbase", STATS).of_node();
-        last_fees: Gauge = gauge("bitcoin_last_block_fees_satoshis", "Total fees of the tip", STATS).of_node();
-        last_inputs: Gauge = gauge("bitcoin_last_block_inputs", "Inputs of the tip, without the coinbase", STATS).of_node();
-        last_outputs: Gauge = gauge("bitcoin_last_block_outputs", "Outputs of the tip, including the coinbase", STATS).of_node();
+            "Serialized size of the transactions in the tip block, without the coinbase", STATS).of_node();
+        last_fees: Gauge = gauge("bitcoin_last_block_fees_satoshis",
+            "Total fees of the transactions in the tip block, in satoshis", STATS).of_node();
+        last_inputs: Gauge = gauge("bitcoin_last_block_inputs",
+            "Transaction inputs in the tip block, without the coinbase", STATS).of_node();
+        last_outputs: Gauge = gauge("bitcoin_last_block_outputs",
+            "Transaction outputs in the tip block, including the coinbase", STATS).of_node();
         height: Gauge = gauge("bitcoin_block_height",
             "Height of the last block counted as connected",
             &["ChainNotifications.blockConnected; else tip changes from Mining.waitTipChanged"]);
@@ -40,13 +43,13 @@ area! {
         flushes: Counter = counter("bitcoin_chain_state_flushes_total",
             "Flushes of the chain state to disk", &["ChainNotifications.chainStateFlushed"]);
         connected_transactions: Counter = counter("bitcoin_connected_transactions_total",
-            "Transactions of connected blocks, including the coinbase", BLOCK);
+            "Transactions in connected blocks, including the coinbase", BLOCK);
         connected_inputs: Counter = counter("bitcoin_connected_inputs_total",
-            "Inputs of connected blocks, without the coinbase", BLOCK);
+            "Transaction inputs in connected blocks, without the coinbase", BLOCK);
         connected_outputs: Counter = counter("bitcoin_connected_outputs_total",
-            "Outputs of connected blocks, including the coinbase", BLOCK);
+            "Transaction outputs in connected blocks, including the coinbase", BLOCK);
         connected_output_value: Counter = counter("bitcoin_connected_output_value_satoshis_total",
-            "Value of the outputs of connected blocks, including the coinbase, in satoshis", BLOCK);
+            "Total value of the transaction outputs in connected blocks, including the coinbase, in satoshis", BLOCK);
         connected_weight: Counter = counter("bitcoin_connected_weight_total", "Weight of connected blocks, in weight units", BLOCK);
         connected_bytes: Counter = counter("bitcoin_connected_bytes_total", "Serialized size of connected blocks", BLOCK);
     }

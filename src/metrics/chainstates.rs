@@ -11,7 +11,7 @@ area! {
              validated",
             &["JSON-RPC getchainstates `blocks`"]).by(&["chainstate"]).of_node();
         cache: GaugeVec<2> = gauge("bitcoin_chainstate_cache_bytes",
-            "Size limit of each coin cache: `db` is the database's, `tip` the one in memory",
+            "Size limit of each coin cache: `db` is the cache of the coin database, `tip` is the cache of coins in memory",
             &["JSON-RPC getchainstates"]).by(&["chainstate", "cache"]).of_node();
         background_progress: Gauge = gauge("bitcoin_background_validation_progress",
             "Share of the transactions up to the assumeutxo snapshot that are verified in the background, 0 to 1",

@@ -10,44 +10,44 @@ area! {
     pub struct ExporterMetrics {
         up: Gauge = gauge("bitcoin_up", "1 while the connection to the node works and the last poll succeeded, otherwise 0", EXPORTER);
         interface: GaugeVec<1> = gauge("bitcoin_exporter_interface",
-            "1 for each IPC interface of the node; for http-rpc 1 while JSON-RPC over HTTP works, 0 while it is configured \
-             and fails",
+            "1 for each IPC interface of the node. `http-rpc` is 1 while JSON-RPC over HTTP works, and 0 while it is \
+             configured and fails",
             EXPORTER).by(&["interface"]);
         http_rpc_failures: CounterVec<1> = counter("bitcoin_exporter_http_rpc_failures_total",
             "Failed requests over HTTP, by cause: refused (connection), timeout, unauthorized (401), busy (503 twice), warmup (the \
              node is starting), different_node, too_large, forbidden (403), other",
             EXPORTER).by(&["cause"]);
         utxo_trace: GaugeVec<1> = gauge("bitcoin_exporter_utxo_trace",
-            "1 for the current state of the UTXO cache trace: active, off, ibd (waits for the end of initial block \
-             download), over_budget (disabled)",
+            "1 for the current state of the UTXO cache trace: active, off, ibd (it waits for the end of initial block \
+             download), over_budget (disabled because it exceeded its budget)",
             EXPORTER).by(&["state"]).of_node();
-        connects: Counter = counter("bitcoin_exporter_connects_total", "Connections to the node", EXPORTER);
+        connects: Counter = counter("bitcoin_exporter_connects_total", "Connections made to the node", EXPORTER);
         disconnects: CounterVec<1> = counter("bitcoin_exporter_disconnects_total",
-            "Ended connections to the node, by reason", EXPORTER).by(&["reason"]);
+            "Closed connections to the node, by reason", EXPORTER).by(&["reason"]);
         poll_duration: Histogram = histogram("bitcoin_exporter_poll_duration_seconds",
             "Duration of a poll of the node",
             EXPORTER, &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
         poll_failures: CounterVec<1> = counter("bitcoin_exporter_poll_failures_total",
-            "Failed calls to the node, by call", EXPORTER).by(&["call"]);
+            "Failed calls to the node, by name of the call", EXPORTER).by(&["call"]);
         last_poll: Gauge = gauge("bitcoin_exporter_last_poll_timestamp_seconds",
             "End time of the last successful poll, Unix seconds", EXPORTER);
         callbacks: CounterVec<1> = counter("bitcoin_exporter_callbacks_total",
             "Notifications received from the node", EXPORTER).by(&["callback"]);
         callback_duration: Histogram = histogram("bitcoin_exporter_callback_duration_seconds",
-            "Time from the guard's receipt of a notification to its response; \
-             bitcoin_exporter_guard_run_delay_seconds_total has the time that the guard waited for a CPU before",
+            "Time from the moment at which the guard receives a notification until it has responded. It excludes the time \
+             that the guard waited for a CPU before; bitcoin_exporter_guard_run_delay_seconds_total has that",
             EXPORTER, &[2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1, 1.0]);
         guard_run_delay: Counter = counter("bitcoin_exporter_guard_run_delay_seconds_total",
-            "Time that the guard was ready to run and waited for a CPU; the node may have waited with it",
+            "Time during which the guard was ready to run and waited for a CPU; the node may have waited for the guard during it",
             &["/proc/PID/schedstat of the guard"]);
         events_dropped: CounterVec<1> = counter("bitcoin_exporter_events_dropped_total",
-            "Events that were answered but not counted because counting fell behind", EXPORTER).by(&["event"]);
+            "Notifications that the guard answered but the exporter did not count, because counting fell behind", EXPORTER).by(&["event"]);
         rejected_calls: CounterVec<1> = counter("bitcoin_exporter_rejected_calls_total",
             "Calls rejected by the guard because they are not on its allow-list; 0 unless the exporter is faulty or \
              compromised",
             EXPORTER).by(&["call"]);
         build_info: GaugeVec<3> = gauge("bitcoind_ipc_exporter_build_info",
-            "1, with the version, revision and compiler of this binary as labels", EXPORTER).by(&["version", "revision", "rustc"]);
+            "Always 1, with the version, revision and compiler of this binary as labels", EXPORTER).by(&["version", "revision", "rustc"]);
     }
 }
 

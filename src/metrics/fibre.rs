@@ -7,8 +7,8 @@ area! {
     /// Metrics about FIBRE's UDP peers, by group.
     pub struct FibreMetrics {
         peers: GaugeVec<1> = gauge("bitcoin_fibre_peers",
-            "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; groups from 64 on are `other`, \
-             receive-only peers are `receive`",
+            "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; group numbers of 64 and above are \
+             `other`, receive-only peers are `receive`",
             &["JSON-RPC getudppeerinfo"]).by(&["group"]).of_node();
         connected: GaugeVec<1> = gauge("bitcoin_fibre_peers_connected",
             "FIBRE/UDP peers that have responded", &["JSON-RPC getudppeerinfo `lastrecv`"]).by(&["group"]).of_node();
@@ -16,11 +16,11 @@ area! {
             "FIBRE/UDP peers whose chunks are relayed before the block is validated",
             &["JSON-RPC getudppeerinfo `ultimatetrust`"]).by(&["group"]).of_node();
         round_trip: GaugeVec<2> = gauge("bitcoin_fibre_peer_round_trip_seconds",
-            "Round trip time to a group's FIBRE/UDP peers over the last ten pings of each (one in 15 minutes): minimum, \
-             mean, maximum",
+            "Minimum, mean and maximum round trip time to the FIBRE/UDP peers of a group, over the last ten pings of each \
+             peer (one ping in 15 minutes)",
             &["JSON-RPC getudppeerinfo `min_recent_rtt`, `avg_recent_rtt`, `max_recent_rtt`"]).by(&["group", "statistic"]).of_node();
         silence: GaugeVec<1> = gauge("bitcoin_fibre_peer_silence_seconds",
-            "Time since the last packet of the most silent of a group's connected FIBRE/UDP peers; each sends a packet \
+            "Longest time since a connected FIBRE/UDP peer of the group sent its last packet; each peer sends a packet \
              every 10 seconds",
             &["JSON-RPC getudppeerinfo `lastrecv`, against the exporter's clock"]).by(&["group"]).of_node();
     }

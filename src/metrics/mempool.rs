@@ -22,24 +22,25 @@ area! {
         size: Gauge = gauge("bitcoin_mempool_size",
             "Transactions in the mempool", &["Node.getMempoolSize; getmempoolinfo `size`"]).of_node();
         usage: Gauge = gauge("bitcoin_mempool_bytes",
-            "Memory of the mempool", &["Node.getMempoolDynamicUsage; getmempoolinfo `usage`"]).of_node();
+            "Memory used by the mempool", &["Node.getMempoolDynamicUsage; getmempoolinfo `usage`"]).of_node();
         max_usage: Gauge = gauge("bitcoin_mempool_max_bytes",
             "Memory limit of the mempool", &["Node.getMempoolMaxUsage; getmempoolinfo `maxmempool`"]).of_node();
         vbytes: Gauge = gauge("bitcoin_mempool_vbytes",
             "Virtual size of the mempool's transactions", &["JSON-RPC getmempoolinfo `bytes`"]).of_node();
-        fees: Gauge = gauge("bitcoin_mempool_fees_satoshis", "Total fees of the mempool's transactions", INFO).of_node();
+        fees: Gauge = gauge("bitcoin_mempool_fees_satoshis", "Total fees of the mempool's transactions, in satoshis", INFO).of_node();
         min_feerate: Gauge = gauge("bitcoin_mempool_min_feerate_sat_per_vbyte",
             "Lowest fee rate that the mempool accepts", INFO).of_node();
         incremental_feerate: Gauge = gauge("bitcoin_mempool_incremental_feerate_sat_per_vbyte",
-            "Additional fee rate of a replacement, and step by which the minimum fee rate rises when the mempool is full",
+            "Minimum fee rate increment, which applies to a replacement of transactions and to the mempool's minimum fee \
+             rate when the mempool is full",
             &["JSON-RPC getmempoolinfo `incrementalrelayfee`"]).of_node();
         relay_min_feerate: Gauge = gauge("bitcoin_mempool_relay_min_feerate_sat_per_vbyte",
-            "Lowest fee rate that the node relays, even if the mempool is empty",
+            "Lowest fee rate of transactions that the node relays, even if the mempool is empty",
             &["JSON-RPC getmempoolinfo `minrelaytxfee`"]).of_node();
         loaded: Gauge = gauge("bitcoin_mempool_loaded",
-            "1 after the mempool of the last run was loaded or failed to load, otherwise 0", INFO).of_node();
+            "1 after the node has tried to load the mempool of its last run, whether it succeeded or failed; otherwise 0", INFO).of_node();
         optimal: Gauge = gauge("bitcoin_mempool_optimal",
-            "1 if the mempool's order by fee rate is known to be optimal, otherwise 0",
+            "1 if the node's order of the mempool's transactions by fee rate is known to be optimal, otherwise 0",
             &["JSON-RPC getmempoolinfo (Bitcoin Core 31)"]).of_node();
         unbroadcast: Gauge = gauge("bitcoin_mempool_unbroadcast",
             "Own transactions of the node that no peer has requested yet", INFO).of_node();
@@ -48,15 +49,17 @@ area! {
              the node uses instead; absent without an estimate",
             &["JSON-RPC estimatesmartfee, at each new tip and once a minute"]).by(&["blocks"]).of_node();
         band_vbytes: GaugeVec<1> = gauge("bitcoin_mempool_feerate_vbytes",
-            "Virtual size of the mempool's transactions in a band of fee rates. A band begins at `from` sat/vB and ends at \
-             the next band; a transaction has the fee rate of the chunk with which it would be mined",
+            "Virtual size of the mempool's transactions in a band of fee rates. A band begins at `from` sat/vB and ends \
+             where the next band begins. A transaction belongs to the band of its chunk, which is the group of \
+             transactions with which it would be mined",
             DIAGRAM).by(&["from"]).of_node();
         band_fees: GaugeVec<1> = gauge("bitcoin_mempool_feerate_fees_satoshis",
-            "Total fees of the mempool's transactions in a band of fee rates, including changes by prioritisetransaction",
+            "Total fees of the mempool's transactions in a band of fee rates, in satoshis, including changes by \
+             prioritisetransaction",
             DIAGRAM).by(&["from"]).of_node();
         depth_feerate: GaugeVec<1> = gauge("bitcoin_mempool_depth_feerate_sat_per_vbyte",
-            "Lowest fee rate in the given number of blocks (1,000,000 vB each) filled with the best transactions of the \
-             mempool; absent if the mempool has fewer",
+            "Lowest fee rate in the given number of blocks (1,000,000 vB each), if they are filled with the best \
+             transactions of the mempool; absent if the mempool cannot fill them",
             DIAGRAM).by(&["blocks"]).of_node();
         added: Counter = counter("bitcoin_mempool_tx_added_total",
             "Transactions added to the mempool", &["ChainNotifications.transactionAddedToMempool"]);

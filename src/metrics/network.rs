@@ -30,18 +30,19 @@ area! {
             "Connected peers by network, connection type and transport protocol",
             PEERS).by(&["network", "connection_type", "transport"]).of_node();
         ping: GaugeVec<1> = gauge("bitcoin_peer_ping_seconds",
-            "Last ping time of the connected peers, at percentiles 50, 90 and 100", PEERS).by(&["percentile"]).of_node();
+            "Percentiles 50, 90 and 100 of the last ping times of the connected peers", PEERS).by(&["percentile"]).of_node();
         min_ping: GaugeVec<1> = gauge("bitcoin_peer_min_ping_seconds",
-            "Shortest ping time of each connected peer, at percentiles 50, 90 and 100",
+            "Percentiles 50, 90 and 100 of the shortest ping times of the connected peers",
             PEERS).by(&["percentile"]).of_node();
         high_bandwidth: GaugeVec<1> = gauge("bitcoin_peers_high_bandwidth",
-            "BIP152 high-bandwidth peers: `to` peers selected by the node, `from` peers that selected the node",
+            "BIP152 high-bandwidth peers by direction: `to` counts peers that the node selected, `from` counts peers that \
+             selected the node",
             PEERS).by(&["direction"]).of_node();
         addr_relay: Gauge = gauge("bitcoin_peers_addr_relay", "Peers that take part in address relay", PEERS).of_node();
         clock_off: Gauge = gauge("bitcoin_peers_clock_off",
             "Peers whose clock differs from the node's by more than 10 seconds", PEERS).of_node();
         ping_overdue: Gauge = gauge("bitcoin_peers_ping_overdue",
-            "Peers with a ping unanswered for more than 5 seconds", PEERS).of_node();
+            "Peers that have not responded to a ping for more than 5 seconds", PEERS).of_node();
         with_blocks_in_flight: Gauge = gauge("bitcoin_peers_with_blocks_in_flight",
             "Peers from which the node is downloading blocks", PEERS).of_node();
         blocks_in_flight: Gauge = gauge("bitcoin_blocks_in_flight",
@@ -55,42 +56,43 @@ area! {
             "Peers with rate-limited addr messages",
             &["Node.getNodesStats; getpeerinfo `addr_rate_limited`"]).of_node();
         inv_to_send: GaugeVec<1> = gauge("bitcoin_peers_inv_to_send",
-            "Transactions waiting to be announced to the connected peers, in their own queues and in the common backlog: \
-             `sum` over all peers, `max` for one peer; absent without peers",
+            "Transactions waiting to be announced to the connected peers, in the peers' own queues and in the common \
+             backlog: `sum` is the total over all peers, `max` the largest number for one peer; absent without peers",
             &["getpeerinfo `inv_to_send` (Bitcoin Core 31 and later; Node.getNodesStats has no such field) plus getnetworkinfo \
                `inv_buckets` (32 and later)"]).by(&["statistic"]).of_node();
         inv_backlog: GaugeVec<1> = gauge("bitcoin_inv_backlog",
-            "Transactions held back by the rate limit of announcements to all inbound or all outbound peers",
+            "Transactions held back by the rate limit on announcements, in the common backlog of all inbound or of all \
+             outbound peers",
             &["JSON-RPC getnetworkinfo `inv_buckets` (Bitcoin Core 32 and later)"]).by(&["direction"]).of_node();
         clock_offset: Gauge = gauge("bitcoin_clock_offset_seconds",
             "Median offset of the clocks of outbound peers from the node's, in seconds; 0 with fewer than five outbound \
              peers",
             &["JSON-RPC getnetworkinfo `timeoffset`"]).of_node();
         largest_group: GaugeVec<2> = gauge("bitcoin_peers_largest_group",
-            "Peers of one direction in the largest group of addresses: `netgroup` is an IPv4 /16 or an IPv6 /32, `as` an \
-             autonomous system, absent unless the node has a map of them (-asmap)",
+            "Peers in the largest address group, by direction and type of group: `netgroup` is an IPv4 /16 or an IPv6 \
+             /32, `as` is an autonomous system. `as` is absent unless the node has a map of autonomous systems (-asmap)",
             &["Node.getNodesStats; getpeerinfo `addr`, `mapped_as`"]).by(&["by", "direction"]).of_node();
         groups: GaugeVec<2> = gauge("bitcoin_peers_groups",
-            "Number of groups of addresses (as above) of the peers of one direction; only IPv4 and IPv6 peers have a \
-             netgroup",
+            "Address groups with at least one connected peer, by direction and type of group (as above); only IPv4 and \
+             IPv6 peers have a netgroup",
             &["Node.getNodesStats; getpeerinfo `addr`, `mapped_as`"]).by(&["by", "direction"]).of_node();
         message_bytes: CounterVec<2> = counter("bitcoin_p2p_message_bytes_total",
-            "Bytes of P2P messages, by type, of the peers seen at polls since the exporter started. Bytes of disconnected \
-             peers remain counted; bytes that the peers of a node that was already running exchanged before are not \
-             counted",
+            "Bytes of P2P messages, by direction and type, of all peers that polls have seen since the exporter started. \
+             Bytes of disconnected peers remain counted. If a node was already running when the exporter first polled it, \
+             bytes from before that poll are not counted",
             PEERS).by(&["direction", "type"]);
         banned: Gauge = gauge("bitcoin_banned", "Banned addresses and subnets", &["JSON-RPC listbanned"]).of_node();
         active: Gauge = gauge("bitcoin_network_active",
-            "1 if the node's network is active, 0 if it is switched off (setnetworkactive)",
+            "1 if the node's P2P network is active, 0 if it is switched off (setnetworkactive)",
             &["JSON-RPC getnetworkinfo `networkactive`"]).of_node();
         reachable: GaugeVec<1> = gauge("bitcoin_network_reachable",
             "1 if the node opens connections to this network, otherwise 0",
             &["JSON-RPC getnetworkinfo `networks`"]).by(&["network"]).of_node();
         local_addresses: Gauge = gauge("bitcoin_local_addresses",
-            "Own addresses that the node announces to peers", &["JSON-RPC getnetworkinfo `localaddresses`"]).of_node();
+            "The node's own addresses that it announces to peers", &["JSON-RPC getnetworkinfo `localaddresses`"]).of_node();
         addresses: GaugeVec<2> = gauge("bitcoin_addrman_addresses",
-            "Peer addresses in the node's address manager: received from peers (table `new`), or with a successful \
-             connection (`tried`)",
+            "Peer addresses in the node's address manager by table: `new` has addresses received from peers, `tried` has \
+             addresses to which a connection has succeeded",
             &["JSON-RPC getaddrmaninfo"]).by(&["network", "table"]).of_node();
     }
 }

@@ -12,28 +12,31 @@ area! {
     /// Metrics about the next block, from block templates.
     pub struct NextBlockMetrics {
         transactions: Gauge = gauge("bitcoin_next_block_transactions",
-            "Transactions of the next block, as in a new block template, without the coinbase; from Bitcoin Core 31 on \
-             with 8,000 weight units reserved for the coinbase, regardless of -blockreservedweight",
+            "Transactions in a new block template, without the coinbase. From Bitcoin Core 31 on, the template reserves \
+             8,000 weight units for the coinbase, regardless of -blockreservedweight",
             &["Mining.createNewBlock, BlockTemplate.getTxFees"]).of_node();
         weight: Gauge = gauge("bitcoin_next_block_weight",
-            "Weight of the next block's transactions, without the coinbase",
+            "Weight of the transactions in a new block template, without the coinbase",
             &["Mining.createNewBlock, BlockTemplate.getBlock"]).of_node();
         fees: Gauge = gauge("bitcoin_next_block_fees_satoshis",
-            "Total fees of the next block", &["Mining.createNewBlock, BlockTemplate.getTxFees"]).of_node();
+            "Total fees of the transactions in a new block template, in satoshis",
+            &["Mining.createNewBlock, BlockTemplate.getTxFees"]).of_node();
         sigops: Gauge = gauge("bitcoin_next_block_sigops",
-            "Cost of the next block's signature operations, without the coinbase's, as counted for the limit of 80,000",
+            "Signature operation cost of the transactions in a new block template, without the coinbase, as counted for \
+             the limit of 80,000",
             &["Mining.createNewBlock, BlockTemplate.getTxSigops"]).of_node();
         duration: Histogram = histogram("bitcoin_template_duration_seconds",
-            "Response time of the node to a request for a block template", &["Mining.createNewBlock"], &BUCKETS);
+            "Time until the node responded to a request for a block template", &["Mining.createNewBlock"], &BUCKETS);
         after_tip: Histogram = histogram("bitcoin_template_after_tip_seconds",
             "Time from learning of a new tip to receiving the first template built on it",
             &["Mining.waitTipChanged, Mining.createNewBlock"], &BUCKETS);
         assembled_transactions: Gauge = gauge("bitcoin_assembled_block_transactions",
-            "Transactions of the last block template that the node built, for any client and at any time, without the \
-             coinbase; absent before the first",
+            "Transactions in the last block template that the node built, for any client and at any time, without the \
+             coinbase; absent before the first template",
             ASSEMBLED).of_node();
         assembled_weight: Gauge = gauge("bitcoin_assembled_block_weight",
-            "Weight of the last block template, including the weight reserved for header and coinbase", ASSEMBLED).of_node();
+            "Weight of the last block template that the node built, including the weight reserved for the header and the coinbase",
+            ASSEMBLED).of_node();
     }
 }
 

@@ -7,22 +7,22 @@ area! {
     /// Metrics about the node itself.
     pub struct NodeMetrics {
         node_info: GaugeVec<4> = gauge("bitcoin_node_info",
-            "1, with the node's versions and chain as labels; without getnetworkinfo, the versions are empty",
+            "Always 1, with the node's versions and chain as labels; without getnetworkinfo, the versions are empty",
             &["JSON-RPC getnetworkinfo, getblockchaininfo"]).by(&["version", "subversion", "protocol_version", "chain"]).of_node();
         uptime: Gauge = gauge("bitcoin_node_uptime_seconds",
-            "Time since the node started, in seconds, as it reports it; up to Bitcoin Core 30 by its wall clock",
+            "Uptime that the node reports, in seconds; Bitcoin Core up to 30 measures it with the wall clock",
             &["JSON-RPC uptime"]).of_node();
         memory_locked: GaugeVec<1> = gauge("bitcoin_memory_locked_bytes",
-            "Memory of the node's locked pool, which holds keys", &["JSON-RPC getmemoryinfo"]).by(&["state"]).of_node();
+            "Memory of the node's locked pool, which holds keys, by state", &["JSON-RPC getmemoryinfo"]).by(&["state"]).of_node();
         warnings: GaugeVec<1> = gauge("bitcoin_warnings",
-            "Current warnings of the node by kind: `large_work_invalid_chain`, `fatal_internal_error`, \
-             `clock_out_of_sync`, `unknown_new_rules_activated`, `pre_release`, `other`; with \
-             `-deprecatedrpc=warnings` the node returns one warning, and the other kinds are absent. Their text is \
-             logged when it changes",
+            "Number of current warnings of the node by kind: `large_work_invalid_chain`, `fatal_internal_error`, \
+             `clock_out_of_sync`, `unknown_new_rules_activated`, `pre_release`, `other`. With `-deprecatedrpc=warnings` \
+             the node returns only one warning, and the other kinds are absent. The exporter logs the text of the \
+             warnings when it changes",
             &["JSON-RPC getnetworkinfo, else getblockchaininfo `warnings`"]).by(&["kind"]).of_node();
         start_time: Gauge = gauge("bitcoin_node_start_time_seconds",
-            "Start time of the node, Unix seconds. It changes when the node restarts, not when a clock is set. Rounded \
-             down; two exporters that cannot see the node's process can differ by a second",
+            "Start time of the node, Unix seconds, rounded down. It changes when the node restarts, not when a clock is \
+             set. Two exporters that cannot see the node's process can differ by a second",
             &["The node's process; without it JSON-RPC uptime"]).of_node();
         file_system_free: Gauge = gauge("bitcoin_datadir_filesystem_free_bytes",
             "Free space for unprivileged users on the file system that holds the node's data directory; absent if the directory is \

@@ -11,16 +11,17 @@ const PROC_OF_USER: &[&str] = &[
 area! {
     /// Metrics about the node's process.
     pub struct NodeProcessMetrics {
-        resident_memory: Gauge = gauge("bitcoin_node_process_resident_memory_bytes", "Resident memory of the node", PROC).of_node();
-        threads: Gauge = gauge("bitcoin_node_process_threads", "Threads of the node", PROC).of_node();
-        open_fds: Gauge = gauge("bitcoin_node_process_open_fds", "Open file descriptors of the node", PROC_OF_USER).of_node();
+        resident_memory: Gauge = gauge("bitcoin_node_process_resident_memory_bytes",
+            "Resident memory of the node's process", PROC).of_node();
+        threads: Gauge = gauge("bitcoin_node_process_threads", "Threads of the node's process", PROC).of_node();
+        open_fds: Gauge = gauge("bitcoin_node_process_open_fds", "Open file descriptors of the node's process", PROC_OF_USER).of_node();
         cpu: CounterVec<1> = counter("bitcoin_node_process_cpu_seconds_total",
-            "CPU time of the node, user and system: msghand, scriptch (script checks), net, http, capnp-loop (IPC), scheduler; \
-             `other` is the rest",
+            "CPU time of the node, user and system, by thread: `msghand`, `scriptch` (script checks), `net`, `http`, \
+             `capnp-loop` (IPC), `scheduler`, and `other` for the remaining threads",
             PROC).by(&["thread"]).of_node();
         io: CounterVec<1> = counter("bitcoin_node_process_io_bytes_total",
             "Bytes that the node read from disk (`read`) and wrote to disk (`write`)", PROC_OF_USER).by(&["direction"]).of_node();
         page_faults: CounterVec<1> = counter("bitcoin_node_process_page_faults_total",
-            "Page faults of the node; `major` ones waited for the disk", PROC).by(&["kind"]).of_node();
+            "Page faults of the node by kind; a `major` fault had to read from disk", PROC).by(&["kind"]).of_node();
     }
 }

@@ -29,15 +29,15 @@ pub(crate) fn families() -> Vec<Family> {
         gauge("process_resident_memory_bytes", "Resident memory of the exporter", PROC)
             .value_if_known(stat.as_ref().map(|stat| stat.rss_bytes().get() as f64)),
         gauge("process_open_fds", "Open file descriptors of the exporter", PROC).value_if_known(open_fds.map(|fds| fds as f64)),
-        gauge("process_start_time_seconds", "Start of the exporter, Unix seconds", EXPORTER).value(*STARTED),
+        gauge("process_start_time_seconds", "Start time of the exporter, Unix seconds", EXPORTER).value(*STARTED),
         counter("bitcoin_exporter_log_lines_dropped_total",
             "Log lines not written because stderr, the journal or the log file was too slow or failed", EXPORTER)
             .value(logging::dropped_lines()),
         gauge("bitcoin_exporter_certificate_expiry_timestamp_seconds",
-            "Expiry of the certificate that the exporter serves, Unix seconds; absent without TLS", EXPORTER)
+            "Expiry time of the certificate that the exporter serves, Unix seconds; absent without TLS", EXPORTER)
             .value_if_known(tls::first_expiry()),
         gauge("bitcoin_exporter_sandbox",
-            "State of each part of the sandbox, `seccomp` and `landlock`: 1 in force, 0 not in force", EXPORTER)
+            "1 if this part of the sandbox, `seccomp` or `landlock`, is in force, otherwise 0", EXPORTER)
             .by(&["part"]).samples(sandbox::parts().into_iter().map(|(part, on)| ([part], f64::from(u8::from(on))))),
     ]
 }

@@ -24,15 +24,15 @@ pub(super) fn families(
         gauge("fibre_exporter_up", "1 while the exporter runs", EXPORTER).value(1.0),
         gauge("fibre_exporter_start_time_seconds", "Start time of the exporter, Unix seconds", EXPORTER).value(*STARTED),
         gauge("fibre_exporter_probes_attached", "Attached tracepoints", EXPORTER).value(attached as f64),
-        counter("fibre_exporter_events_processed_total", "FIBRE events counted, by tracepoint", EXPORTER)
+        counter("fibre_exporter_events_processed_total", "FIBRE tracepoint events counted, by tracepoint", EXPORTER)
             .by(&["event_type"]).samples(by_name(events_processed)),
         counter("fibre_exporter_errors_total",
-            "Events that were lost or read incompletely: an argument could not be read, memory was not resident, or the \
-             buffer for log events was full", EXPORTER)
+            "Events that were lost or read incompletely, by cause: `argument` (an argument could not be read), \
+             `unreadable` (memory was not resident), `lost` (the buffer for log events was full)", EXPORTER)
             .by(&["error_type"]).samples(by_name(errors)),
-        gauge("fibre_exporter_info", "1, with the exporter's version", EXPORTER)
+        gauge("fibre_exporter_info", "Always 1, with the exporter's version as a label", EXPORTER)
             .by(&["version"]).samples([([env!("CARGO_PKG_VERSION")], 1.0)]),
-        gauge("bitcoind_usdt_exporter_build_info", "1, with the version, revision and compiler of this binary as labels", EXPORTER)
+        gauge("bitcoind_usdt_exporter_build_info", "Always 1, with the version, revision and compiler of this binary as labels", EXPORTER)
             .by(&["version", "revision", "rustc"]).samples([(build, 1.0)]),
     ]
 }

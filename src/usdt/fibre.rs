@@ -114,36 +114,39 @@ impl GroupPrograms for FibreGroup {
             counter("fibre_chunks_received_total", "FIBRE chunks received for reconstructed blocks", RECONSTRUCTED)
                 .value(counts.chunks_received),
             counter("fibre_chunks_used_total", "FIBRE chunks used to reconstruct blocks", RECONSTRUCTED).value(counts.chunks_used),
-            histogram("fibre_block_reconstruction_duration_seconds", "Time to reconstruct a block", RECONSTRUCTED,
+            histogram("fibre_block_reconstruction_duration_seconds", "Time to reconstruct a block from FIBRE chunks", RECONSTRUCTED,
                 RECONSTRUCTION.bounds).value(histogram_value(&RECONSTRUCTION, counts.duration_us)),
-            histogram("fibre_block_chunks_used", "Chunks used for one block", RECONSTRUCTED, CHUNKS.bounds)
+            histogram("fibre_block_chunks_used", "FIBRE chunks used to reconstruct a block", RECONSTRUCTED, CHUNKS.bounds)
                 .value(histogram_value(&CHUNKS, counts.chunks)),
             counter("fibre_blocks_sent_total", "Blocks that the node began to send over FIBRE", &["udp:block_send_start"])
                 .value(counts.sent),
-            counter("fibre_block_race_wins_total", "Blocks by the mechanism that delivered them first", WON)
+            counter("fibre_block_race_wins_total", "Blocks by the relay mechanism that delivered them first", WON)
                 .by(&["mechanism"]).samples(by_mechanism(&counts.wins).map(|(mechanism, wins)| ([mechanism], wins))),
             counter("fibre_block_deliveries_total",
-                "Blocks by the mechanism and the peer that delivered them first; of more than 256 pairs, the least recent are added to \
-                 the peer `other`", WON)
+                "Blocks by the relay mechanism and the peer that delivered them first. If there are more than 256 pairs, \
+                 the least recent are added to the peer `other`", WON)
                 .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
-            histogram("fibre_block_race_latency_seconds", "Time until each participating mechanism had the block", RACED,
+            histogram("fibre_block_race_latency_seconds", "Time until each relay mechanism that took part in a race had the block", RACED,
                 LATENCY.bounds)
                 .by(&["mechanism"]).samples(by_both_mechanisms(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
-            histogram("fibre_race_margin_seconds", "Lead of the winner, in races with both mechanisms", RACED,
+            histogram("fibre_race_margin_seconds", "Time between the winner and the other mechanism, in races in which \
+                 both relay mechanisms took part", RACED,
                 MARGIN.bounds)
                 .by(&["winner"]).samples(by_both_mechanisms(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
-            counter("fibre_races_with_both_total", "Races with both mechanisms", RACED).value(counts.races_with_both),
-            histogram("fibre_block_missing_tx_count", "Transactions of a reconstructed block that were not in the mempool", DETAILED,
+            counter("fibre_races_with_both_total", "Races in which both relay mechanisms took part", RACED).value(counts.races_with_both),
+            histogram("fibre_block_missing_tx_count",
+                "Transactions of a block reconstructed by FIBRE that were not in the mempool", DETAILED,
                 MISSING_TXS.bounds).value(histogram_value(&MISSING_TXS, counts.missing_txs)),
-            histogram("fibre_block_missing_tx_bytes", "Bytes of a reconstructed block's transactions that were not in the \
-                 mempool", DETAILED,
+            histogram("fibre_block_missing_tx_bytes", "Total size of the transactions of a block reconstructed by FIBRE \
+                 that were not in the mempool", DETAILED,
                 BYTES.bounds).value(histogram_value(&BYTES, counts.missing_bytes)),
-            histogram("fibre_block_mempool_tx_count", "Transactions of a reconstructed block that were in the mempool", DETAILED,
+            histogram("fibre_block_mempool_tx_count", "Transactions of a block reconstructed by FIBRE that were in the mempool", DETAILED,
                 TXS.bounds).value(histogram_value(&TXS, counts.mempool_txs)),
-            counter("fibre_block_all_tx_from_mempool_total", "Reconstructed blocks whose transactions were all in the mempool",
+            counter("fibre_block_all_tx_from_mempool_total", "Blocks reconstructed by FIBRE whose transactions were all \
+                 in the mempool",
                 DETAILED).value(counts.all_from_mempool),
             histogram("fibre_block_header_chunk_duration_seconds",
-                "Time of the stages of reading a block's header chunk: queue, maps, chunks, finish",
+                "Duration of each stage in which FIBRE processes the header chunk of a block: queue, maps, chunks, finish",
                 &["udp:block_header_chunk"], STAGE.bounds).by(&["stage"]).samples(stages),
         ]
     }

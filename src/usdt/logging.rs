@@ -54,14 +54,15 @@ impl GroupPrograms for LoggingGroup {
             counter("bitcoin_log_queued_total",
                 "debug.log writes and reopen requests queued", QUEUED)
                 .value(counts.queued),
-            histogram("bitcoin_log_queue_depth", "Length of the debug.log queue when an entry is added; at 127 the logging \
-                 thread has to wait", QUEUED,
+            histogram("bitcoin_log_queue_depth", "Length of the debug.log queue when an entry is added; at a length of \
+                 127 the thread that logs has to wait", QUEUED,
                 DEPTH.bounds).value(DEPTH.to_histogram(counts.depth.sum, counts.depth.buckets)),
             histogram("bitcoin_log_queue_wait_seconds", "Time that a line waited in the debug.log queue", STARTED, DURATION.bounds)
                 .value(duration(counts.wait_ns)),
-            counter("bitcoin_log_operations_total", "Operations of the thread that writes debug.log: write, reopen, other", COMPLETED)
+            counter("bitcoin_log_operations_total",
+                "Operations of the thread that writes debug.log, by kind: write, reopen, other", COMPLETED)
                 .by(&["kind"]).samples(KINDS.into_iter().zip(counts.completed).map(|(kind, count)| ([kind], count))),
-            histogram("bitcoin_log_operation_duration_seconds", "Time to write a line to debug.log, or to reopen it",
+            histogram("bitcoin_log_operation_duration_seconds", "Time to write a line to debug.log, or to reopen the file",
                 COMPLETED, DURATION.bounds)
                 .by(&["kind"])
                 .samples([(["write"], duration(counts.write_ns)), (["reopen"], duration(counts.reopen_ns))]),

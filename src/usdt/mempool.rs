@@ -48,7 +48,7 @@ impl GroupPrograms for MempoolGroup {
         let removed = maps::by_name(REMOVAL_REASONS, &counts.removed).map(|(reason, count)| ([reason], *count));
         vec![
             counter("bitcoin_mempool_tx_added_total", "Transactions added to the mempool", ADDED).value(counts.added),
-            counter("bitcoin_mempool_added_fees_satoshis_total", "Total fees of the transactions added to the mempool", ADDED)
+            counter("bitcoin_mempool_added_fees_satoshis_total", "Total fees of the transactions added to the mempool, in satoshis", ADDED)
                 .value(counts.added_fees),
             counter("bitcoin_mempool_added_vbytes_total", "Total virtual size of the transactions added to the mempool", ADDED)
                 .value(counts.added_vbytes),
@@ -57,8 +57,8 @@ impl GroupPrograms for MempoolGroup {
             counter("bitcoin_mempool_tx_replaced_total", "Transactions replaced by transactions with higher fees", &["mempool:replaced"])
                 .value(counts.replaced),
             counter("bitcoin_mempool_tx_rejected_total",
-                "Transactions rejected by the mempool, by reason, including those of `testmempoolaccept` with one \
-                 transaction. Of more than 64 reasons, the least recent are added to `other`", &["mempool:rejected"])
+                "Transactions rejected by the mempool, by reason, including rejections by calls of `testmempoolaccept` \
+                 with one transaction. If there are more than 64 reasons, the least recent are added to `other`", &["mempool:rejected"])
                 .by(&["reason"]).samples(self.rejections(maps, counts.rejected_other)),
         ]
     }

@@ -71,20 +71,24 @@ impl GroupPrograms for NetGroup {
             NETWORKS.into_iter().zip(counts.opened).map(move |(network, opened)| ([direction, network], opened))
         });
         vec![
-            counter("bitcoin_p2p_messages_total", "Messages from and to peers; unknown types are `other`", MESSAGES)
+            counter("bitcoin_p2p_messages_total", "P2P messages received from peers (`in`) and sent to peers (`out`), by \
+                 type; unknown types are `other`", MESSAGES)
                 .by(&["direction", "type"]).samples(by_type(directions, |messages| messages.number)),
-            counter("bitcoin_p2p_message_bytes_total", "Bytes of the messages from and to peers, without their headers", MESSAGES)
+            counter("bitcoin_p2p_message_bytes_total", "Bytes of the P2P messages received from peers (`in`) and sent to \
+                 peers (`out`), by type, without the message headers", MESSAGES)
                 .by(&["direction", "type"]).samples(by_type(directions, |messages| messages.bytes)),
             gauge("bitcoin_connections",
-                "Open connections by direction, `in` (opened by the peer) or `out` (opened by the node), from the first \
-                 opened connection on; later, if others were closed within the two seconds before", OPENED)
+                "Open connections by direction, `in` (opened by the peer) or `out` (opened by the node). The value \
+                 appears when a connection is opened and none was closed in the two seconds before", OPENED)
                 .by(&["direction"]).samples(open_connections(&connections)),
-            counter("bitcoin_connections_opened_total", "Connections opened", OPENED).by(&["direction", "network"]).samples(opened),
-            counter("bitcoin_connections_closed_total", "Connections closed", CLOSED)
+            counter("bitcoin_connections_opened_total",
+                "Connections opened, by direction and network", OPENED).by(&["direction", "network"]).samples(opened),
+            counter("bitcoin_connections_closed_total", "Connections closed, by network", CLOSED)
                 .by(&["network"]).samples(NETWORKS.into_iter().zip(counts.closed).map(|(network, closed)| ([network], closed))),
-            counter("bitcoin_connections_evicted_total", "Inbound connections evicted in favour of others",
+            counter("bitcoin_connections_evicted_total", "Inbound connections that the node evicted in favour of others",
                 &["net:evicted_inbound_connection"]).value(counts.evicted),
-            counter("bitcoin_connections_misbehaving_total", "Misbehaving peers", &["net:misbehaving_connection"])
+            counter("bitcoin_connections_misbehaving_total",
+                "Misbehaving peers that the node has detected", &["net:misbehaving_connection"])
                 .value(counts.misbehaving),
         ]
     }

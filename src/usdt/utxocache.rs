@@ -51,11 +51,11 @@ impl GroupPrograms for UtxocacheGroup {
         let if_known = |gauge: types::gauge| (gauge.known != 0).then_some(gauge.value as f64);
         vec![
             counter("bitcoin_utxo_cache_add_total",
-                "Coins added to a UTXO cache, including temporary ones (of a block template, or a check of the database)", ADD)
+                "Coins added to a UTXO cache, including temporary caches (those of a block template or of a check of the database)", ADD)
                 .value(added.number),
             counter("bitcoin_utxo_cache_add_value_total", "Value of the coins added to a UTXO cache, in satoshis", ADD)
                 .value(added.value),
-            counter("bitcoin_utxo_cache_spend_total", "Coins spent from a UTXO cache, including temporary ones", SPENT)
+            counter("bitcoin_utxo_cache_spend_total", "Coins spent from a UTXO cache, including temporary caches", SPENT)
                 .value(spent.number),
             counter("bitcoin_utxo_cache_spend_value_total", "Value of the coins spent from a UTXO cache, in satoshis", SPENT)
                 .value(spent.value),
@@ -63,10 +63,10 @@ impl GroupPrograms for UtxocacheGroup {
             counter("bitcoin_utxo_cache_uncache_value_total", "Value of the coins dropped from a UTXO cache, in satoshis", UNCACHE)
                 .value(uncached.value),
             histogram("bitcoin_utxo_cache_flush_duration_seconds",
-                "Time to write the UTXO cache to disk, by the wall clock of the node; negative values are omitted", FLUSH,
+                "Time to write the UTXO cache to disk, measured with the wall clock of the node; negative values are omitted", FLUSH,
                 FLUSH_US.bounds).value(FLUSH_US.to_histogram(flush_us.sum, flush_us.buckets)),
             gauge("bitcoin_utxo_cache_flush_coins", "Coins in the UTXO cache at its last flush", FLUSH).value_if_known(if_known(coins)),
-            gauge("bitcoin_utxo_cache_flush_bytes", "Memory of the UTXO cache at its last flush", FLUSH)
+            gauge("bitcoin_utxo_cache_flush_bytes", "Memory used by the UTXO cache at its last flush", FLUSH)
                 .value_if_known(if_known(bytes)),
         ]
     }

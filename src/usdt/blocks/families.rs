@@ -129,17 +129,18 @@ pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> boo
 pub fn families(c: &BlockCounts) -> Vec<Family> {
     vec![
         counter("bitcoin_blocks_connected_total",
-            "Blocks connected to the active chain. Not counted: blocks reconnected by a check of the database \
-             (`verifychain`, `-checklevel=4`), blocks below a UTXO snapshot, and blocks reconnected by \
-             `reconsiderblock` before others have taken their place. Except for a check at startup, the exporter \
-             cannot recognize the first two before it has seen a block of the active chain", CONNECTED).value(c.connected),
+            "Blocks connected to the active chain. Three kinds are not counted: blocks that a check of the database \
+             reconnects (`verifychain`, `-checklevel=4`), blocks below a UTXO snapshot, and blocks that `reconsiderblock` \
+             reconnects before other blocks have replaced them. Except for a check at startup, the exporter cannot \
+             recognize the first two kinds before it has seen a block of the active chain", CONNECTED).value(c.connected),
         histogram("bitcoin_block_connection_duration_seconds", "Time to connect a block", CONNECTED, DURATION.bounds)
             .value(c.duration_ns.histogram(&DURATION)),
-        histogram("bitcoin_block_tx_count", "Transactions of a connected block", CONNECTED, TXS.bounds)
+        histogram("bitcoin_block_tx_count", "Transactions in a connected block", CONNECTED, TXS.bounds)
             .value(c.transactions.histogram(&TXS)),
-        histogram("bitcoin_block_inputs", "Inputs of a connected block, including the coinbase's", CONNECTED, TXS.bounds)
+        histogram("bitcoin_block_inputs",
+            "Transaction inputs in a connected block, including the input of the coinbase", CONNECTED, TXS.bounds)
             .value(c.inputs.histogram(&TXS)),
-        histogram("bitcoin_block_sigops", "Cost of a connected block's signature operations", CONNECTED, SIGOPS.bounds)
+        histogram("bitcoin_block_sigops", "Signature operation cost of a connected block", CONNECTED, SIGOPS.bounds)
             .value(c.sigops.histogram(&SIGOPS)),
         gauge("fibre_last_block_height",
             "Height of the last block that was connected, raced or (if the node passes its height) reconstructed. No \
@@ -147,38 +148,41 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
              connected", HEIGHT)
             .value_if_known(c.last_height.map(f64::from)),
         counter("bitcoin_block_announcements_total",
-            "Announcements of connected blocks, by message: the first of each peer, until a minute after the block was \
-             connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
+            "Announcements of connected blocks, by type of message. The first announcement by each peer is counted, until \
+             a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
             "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` until the \
              peer has sent a ping, pong or verack", ARRIVAL_SOURCES)
             .by(&["connection_type"]).samples(by(ConnectionType::LABELS, c.first_announcements)),
         counter("bitcoin_block_arrivals_total",
-            "Connected blocks by the means that completed them: a compact block without requests, transactions requested \
-             for a compact block, a whole block, FIBRE; `other` are blocks without announcement (a sync, a block mined \
-             by the node, a reconnected block)", ARRIVAL_SOURCES)
+            "Connected blocks by how the node received them: `compact_complete` (a compact block without requests), \
+             `compact_requested` (a compact block and requested transactions), `full_block` (a full block), `fibre` \
+             (FIBRE), `other` (no announcement: a sync, a block mined by the node, a reconnected block)", ARRIVAL_SOURCES)
             .by(&["by"]).samples(by(ArrivalMethod::LABELS, c.arrivals)),
         histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection", ARRIVAL_SOURCES,
             ARRIVAL.bounds).value(c.arrival_ns.histogram(&ARRIVAL)),
         histogram("bitcoin_block_assembly_seconds",
-            "Time from the first compact block until all transactions had arrived, measured at \
-             `net:compact_block_reconstructed` if the node has that tracepoint, otherwise at the beginning of the \
-             block's connection", ARRIVAL_SOURCES, ASSEMBLY.bounds)
+            "Time from the first compact block until all transactions of the block had arrived. The end is measured at \
+             `net:compact_block_reconstructed` if the node has that tracepoint, otherwise when the node begins to connect \
+             the block", ARRIVAL_SOURCES, ASSEMBLY.bounds)
             .value(c.assembly_ns.histogram(&ASSEMBLY)),
         counter("bitcoin_compact_blocks_received_total",
-            "Compact blocks received of connected blocks, until a minute after the connection: high_bandwidth ones arrive \
-             as the announcement, low_bandwidth ones were requested", ARRIVAL_SOURCES).by(&["mode"]).samples(by(MODES, c.compact_blocks)),
+            "Compact blocks received for connected blocks, by mode, until a minute after the block was connected: a \
+             `high_bandwidth` compact block arrives as the announcement, a `low_bandwidth` one was requested", ARRIVAL_SOURCES)
+            .by(&["mode"]).samples(by(MODES, c.compact_blocks)),
         histogram("bitcoin_compact_block_requested_transactions",
             "Transactions requested to complete a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES,
             TXS.bounds).value(c.requested_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_requested_bytes",
-            "Bytes of the requested transactions, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES, BYTES.bounds)
+            "Bytes of the transactions requested to complete a compact block, for connected blocks that arrived as a compact block",
+            ARRIVAL_SOURCES, BYTES.bounds)
             .value(c.requested_bytes.histogram(&BYTES)),
         histogram("bitcoin_compact_block_prefilled_transactions",
             "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES, TXS.bounds)
             .value(c.prefilled_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_roundtrip_seconds",
-            "Time from a getblocktxn to its blocktxn, for connected blocks, before the connection", ARRIVAL_SOURCES, ASSEMBLY.bounds)
+            "Time from sending a getblocktxn message until receiving the blocktxn response, for connected blocks; \
+             responses after the block was connected are omitted", ARRIVAL_SOURCES, ASSEMBLY.bounds)
             .value(c.roundtrip_ns.histogram(&ASSEMBLY)),
         histogram("bitcoin_block_header_age_seconds",
             "Delay between a block's header timestamp and its first announcement, for connected blocks; values outside 0 \
