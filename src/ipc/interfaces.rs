@@ -191,8 +191,8 @@ impl Interfaces {
         Ok(Some(offered))
     }
 }
-/// The capability as a client of one interface, with the thread that runs its calls.
 
+/// The capability as a client of one interface, with the thread that runs its calls.
 fn with_thread<C: FromClientHook>(
     capability: &capnp::capability::Client,
     thread: &NodeThread,
