@@ -1,5 +1,5 @@
-//! How long a node waits for the answer to a callback: the guard, a bare capnp-rpc subscriber, and a bare socket ping-pong
-//! of the same sizes, in one run, taking turns. Prints medians and ratios.
+//! Measures how long a node waits for the response to a callback: from the guard, from a bare capnp-rpc subscriber, and from a bare socket
+//! ping-pong with messages of the same sizes. The three alternate in one run. Prints medians and ratios.
 //!
 //!     cargo bench --bench callback
 
@@ -20,12 +20,13 @@ use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// The first arguments of the processes at the other end.
+/// First arguments of this program when it runs as the other end of a connection.
 const ECHO: &str = "--echo";
 const SUBSCRIBER: &str = "--subscriber";
 const ROUNDS: usize = 20;
 
-/// A callback as the node sends it, on the object of this number.
+/// A callback to measure, and the number of its calls in a round.
+/// `build` encodes the node's call to the object with a given export ID.
 struct Callback {
     name: &'static str,
     build: fn(u32) -> Vec<u8>,
@@ -38,6 +39,7 @@ const CALLBACKS: [Callback; 3] = [
     Callback { name: "blockConnected (4 MB)", build: block, calls: 20 },
 ];
 
+/// Encodes a call of the node to the object with the export ID `target`.
 fn call(target: u32, interface: u64, method: u16, fill: impl FnOnce(capnp::any_pointer::Builder)) -> Vec<u8> {
     let mut message = capnp::message::Builder::new_default();
     let mut call = message.init_root::<message::Builder>().init_call();
@@ -49,6 +51,7 @@ fn call(target: u32, interface: u64, method: u16, fill: impl FnOnce(capnp::any_p
     write_message_to_words(&message)
 }
 
+/// A call of `UtxoCacheTrace.add`.
 fn coin(target: u32) -> Vec<u8> {
     call(target, utxo_cache_trace::Client::TYPE_ID, 1, |content| {
         let mut coin = content.init_as::<utxo_cache_trace::add_params::Builder>().init_utxo_info();
@@ -57,6 +60,7 @@ fn coin(target: u32) -> Vec<u8> {
     })
 }
 
+/// A call of `transactionAddedToMempool`.
 fn transaction(target: u32) -> Vec<u8> {
     call(target, chain_notifications::Client::TYPE_ID, 1, |content| {
         content
@@ -65,6 +69,7 @@ fn transaction(target: u32) -> Vec<u8> {
     })
 }
 
+/// A call of `blockConnected`.
 fn block(target: u32) -> Vec<u8> {
     call(target, chain_notifications::Client::TYPE_ID, 3, |content| {
         let params = content.init_as::<chain_notifications::block_connected_params::Builder>();
@@ -72,7 +77,7 @@ fn block(target: u32) -> Vec<u8> {
     })
 }
 
-/// A block of 4 MB with 10,000 transactions, more than any real one has: the guard counts them.
+/// A block of 4 MB with 10,000 transactions, more than any real block has: the guard counts them.
 fn block_data() -> Vec<u8> {
     let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
     let mut transaction = block.txdata[0].clone();
@@ -81,6 +86,7 @@ fn block_data() -> Vec<u8> {
     bitcoin::consensus::serialize(&block)
 }
 
+/// The node's `Finish` message for the call.
 fn finish() -> Vec<u8> {
     let mut message = capnp::message::Builder::new_default();
     message.init_root::<message::Builder>().init_finish().set_question_id(7);
@@ -92,10 +98,10 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Reads a message into a buffer.
+/// A function that reads the response to a callback from a socket into a buffer.
 type Reads = fn(&mut UnixStream, &mut Vec<u8>);
 
-/// From the first byte of the request to the last of the answer.
+/// The time from the first byte of the request to the last byte of the response. Sends `after` afterwards.
 fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8>, after: &[u8]) -> Duration {
     let asked = Instant::now();
     socket.write_all(request).unwrap();
@@ -105,7 +111,7 @@ fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8
     took
 }
 
-/// Reads the next message.
+/// Reads the next Cap'n Proto message.
 fn read_frame(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     frame.resize(8, 0);
     socket.read_exact(frame).unwrap();
@@ -120,7 +126,7 @@ fn read_frame(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     socket.read_exact(&mut frame[header..]).unwrap();
 }
 
-/// Reads messages until an answer.
+/// Reads messages until a response (`Return`).
 fn read_answer(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     loop {
         read_frame(socket, frame);
@@ -131,7 +137,7 @@ fn read_answer(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     }
 }
 
-/// This program again, with its end of a connection as descriptor 0.
+/// Starts this program as the other end of a connection, which it has as descriptor 0. Returns our end, and the child process.
 fn start(arguments: &[String]) -> (UnixStream, Child) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
@@ -142,12 +148,12 @@ fn start(arguments: &[String]) -> (UnixStream, Child) {
     (ours, child)
 }
 
-/// The other end of the bare ping-pong, on descriptor 0.
+/// The other end of the bare ping-pong, on descriptor 0. `sizes` are the bytes of a request, of a response, and of the message afterwards.
 fn echo(mut sizes: impl Iterator<Item = String>) {
     let mut size = || sizes.next().unwrap().parse::<usize>().unwrap();
     let mut socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     let (mut request, mut answer, mut after) = (vec![0; size()], vec![0; size()], vec![0; size()]);
-    // The frame of an answer of one segment.
+    // The frame header of a response with one segment.
     let words = (answer.len() / 8 - 1) as u32;
     answer[4..8].copy_from_slice(&words.to_le_bytes());
     while socket.read_exact(&mut request).is_ok() {
@@ -158,7 +164,7 @@ fn echo(mut sizes: impl Iterator<Item = String>) {
     }
 }
 
-/// What a client of the interface would write first.
+/// A minimal callback object, as a client of the interface would implement it.
 struct Subscriber;
 
 impl chain_notifications::Server for Subscriber {
@@ -192,7 +198,7 @@ impl utxo_cache_trace::Server for Subscriber {
     }
 }
 
-/// A capnp-rpc subscriber on descriptor 0, whose callback object is its bootstrap capability.
+/// Runs a capnp-rpc subscriber on descriptor 0. Its callback object is its bootstrap capability.
 fn subscriber(traces: bool) {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     socket.set_nonblocking(true).unwrap();
@@ -210,13 +216,13 @@ fn subscriber(traces: bool) {
     });
 }
 
-/// The subscriber's callback object: its number on the connection.
+/// Requests the subscriber's callback object. Returns its export ID.
 fn bootstrap(socket: &mut UnixStream) -> u32 {
     let mut message = capnp::message::Builder::new_default();
     message.init_root::<message::Builder>().init_bootstrap().set_question_id(0);
     socket.write_all(&write_message_to_words(&message)).unwrap();
     read_answer(socket, &mut Vec::new());
-    0 // the first that it gives away
+    0 // the ID of its first export
 }
 
 fn main() {
@@ -229,6 +235,7 @@ fn main() {
     CALLBACKS.iter().for_each(measure);
 }
 
+/// Measures one callback, and prints the medians and ratios.
 fn measure(callback: &Callback) {
     let (mut node, guarded) = UnixStream::pair().unwrap();
     let (exporter, exporter_theirs) = UnixStream::pair().unwrap();

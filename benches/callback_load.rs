@@ -1,5 +1,5 @@
-//! The exporter under load, beside a node that calls back as fast as it is answered. Prints memory and descriptors after
-//! the first 100,000 callbacks and after all, and how long the node waited with and without 64 scrapers.
+//! Measures the exporter under load, with a fake node that makes the next callback as soon as the last one is answered. Prints memory and
+//! descriptors after the first 100,000 callbacks and after all of them, and how long the node waited with and without 64 scrapers.
 //!
 //!     cargo bench --bench callback_load [-- CALLBACKS]
 
@@ -21,15 +21,16 @@ use fake::{Event, FakeNode, Offers};
 use nix::libc;
 use procfs::process::{Process, all_processes};
 
+/// Number of callbacks in one batch.
 const BATCH: usize = 20_000;
-/// Batches without scrapers and batches with them, in turns.
+/// Number of batches without scrapers, and of batches with scrapers. The two alternate.
 const ROUNDS: usize = 25;
 
-/// Resident kB and open descriptors of the exporter and its guard.
-fn used(exporter: i32) -> Vec<(u64, usize)> {
-    let guard = all_processes().unwrap().flatten().find(|it| it.stat().is_ok_and(|it| it.ppid == exporter));
-    let of = |it: Process| (it.status().unwrap().vmrss.unwrap(), it.fd_count().unwrap());
-    [Process::new(exporter).unwrap(), guard.expect("a guard")].map(of).into()
+/// Resident memory in kB and number of open descriptors of the supervisor, the exporter and the guard.
+fn used(supervisor: i32) -> Vec<(u64, usize)> {
+    let is_part = |it: &Process| it.pid == supervisor || it.stat().is_ok_and(|stat| stat.ppid == supervisor);
+    let parts = all_processes().unwrap().flatten().filter(is_part);
+    parts.map(|it| (it.status().unwrap().vmrss.unwrap(), it.fd_count().unwrap())).collect()
 }
 
 fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
@@ -37,10 +38,10 @@ fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
     waits[waits.len() * percent / 100]
 }
 
-/// The scrapers are in place of other machines: what they need is not taken from the node.
+/// Lowers the priority of the calling thread. The scrapers represent other machines: they must not take CPU time from the node.
 #[allow(unsafe_code, reason = "no crate wraps it")]
 fn lower_priority() {
-    // SAFETY: takes numbers only; 0 is the calling thread.
+    // SAFETY: the function takes numbers only; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 
@@ -71,13 +72,13 @@ fn main() {
     for _ in 0..100_000 / BATCH {
         fire();
     }
-    println!("after 100,000 callbacks, exporter and guard: {:?} (kB, descriptors)", used(pid));
+    println!("after 100,000 callbacks, supervisor, exporter and guard: {:?} (kB, descriptors)", used(pid));
     for _ in 0..callbacks / BATCH {
         fire();
     }
     println!("after {callbacks} more: {:?}", used(pid));
 
-    // Locked while nobody may scrape.
+    // Locked for writing while scrapers have to pause.
     let gate = Arc::new(RwLock::new(()));
     let mut locked = gate.write().unwrap();
     let done = Arc::new(AtomicBool::new(false));
@@ -86,7 +87,7 @@ fn main() {
             let (address, gate, done) = (address.clone(), gate.clone(), done.clone());
             std::thread::spawn(move || {
                 lower_priority();
-                // As Prometheus does, over a connection that is kept.
+                // Like Prometheus, over a persistent connection.
                 let mut stream = BufReader::new(TcpStream::connect(&address).unwrap());
                 let (mut line, mut page) = (String::new(), Vec::new());
                 let mut scrapes = 0;

@@ -1,8 +1,8 @@
-//! What each call that the exporter makes costs a node: `cargo bench --bench rpc_cost -- SOCKET`, beside a node with JSON-RPC
-//! over IPC. How long other callers of JSON-RPC over HTTP wait beside an exporter that has nothing but HTTP:
-//! `cargo bench --bench rpc_cost -- http://127.0.0.1:PORT COOKIE-FILE`, beside a node with `-rpcthreads=1`.
+//! Measures the cost of each call that the exporter makes: `cargo bench --bench rpc_cost -- SOCKET`, with a node that has JSON-RPC over
+//! IPC. Also measures how long other clients wait for JSON-RPC over HTTP beside an exporter that polls over HTTP only:
+//! `cargo bench --bench rpc_cost -- http://127.0.0.1:PORT COOKIE-FILE`, with a node that runs with `-rpcthreads=1`.
 //!
-//! A call cannot hold the node's main lock for longer than it takes. `uptime`, which takes no lock, is what a call takes at least.
+//! A call cannot hold the node's main lock for longer than the call takes. `uptime` takes no lock: its time is the minimum of any call.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,7 +18,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
-/// Of each call.
+/// Number of repetitions of each call.
 const CALLS: usize = 300;
 
 fn main() {
@@ -34,6 +34,7 @@ fn main() {
     tokio::task::LocalSet::new().block_on(&runtime, measure(Path::new(&socket)));
 }
 
+/// Measures each call over IPC, and prints times and CPU time.
 async fn measure(socket: &Path) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let node = getsockopt(&stream, sockopt::PeerCredentials).unwrap().pid();
@@ -75,7 +76,7 @@ async fn measure(socket: &Path) {
         for _ in 0..CALLS {
             let asked = Instant::now();
             match json_rpc.call(method, params.clone()).await {
-                Err(error) if error.is_unknown_method() => break, // of this version, or not switched on
+                Err(error) if error.is_unknown_method() => break, // not in this version, or not enabled
                 answer => drop(answer.unwrap_or_else(|error| panic!("{}: {error}", method.name()))),
             }
             took.push(asked.elapsed().as_secs_f64() * 1e3);
@@ -89,12 +90,12 @@ async fn measure(socket: &Path) {
         let arguments = if method == Method::GetBlockStats { "tip".into() } else { params.to_string() };
         println!("{} {arguments}, {:.2}, {:.2}, {cpu:.2}", method.name(), took[CALLS / 2], took[CALLS - 1]);
     }
-    // Each call was answered; the thread that ran the last one may still be at it.
+    // All calls were answered, but the node's worker thread may still be cleaning up after the last one.
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// The median time of a call of another client, alone and beside an exporter, in turns, so that what else the machine does
-/// meets both.
+/// Measures the calls of another client, alone and beside an exporter. The two cases alternate, because other
+/// load on the machine then affects both.
 fn measure_other_callers(address: &str, cookie: &str) {
     const ROUNDS: usize = 10;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
@@ -106,7 +107,7 @@ fn measure_other_callers(address: &str, cookie: &str) {
             .stderr(Stdio::null())
             .spawn()
             .expect("the exporter starts");
-        std::thread::sleep(Duration::from_secs(1)); // its first poll makes every call
+        std::thread::sleep(Duration::from_secs(1)); // the exporter makes every call in its first poll
         beside.extend(time_of_calls(address, cookie));
         exporter.kill().expect("the exporter still runs");
         exporter.wait().expect("it has ended");
@@ -121,7 +122,7 @@ fn measure_other_callers(address: &str, cookie: &str) {
     println!("ratio of the medians: {:.2}", beside.0 / alone.0);
 }
 
-/// Of calls that are spread over three seconds, each in milliseconds.
+/// Times of 300 calls that are spread over three seconds, in milliseconds.
 fn time_of_calls(address: &str, cookie: &str) -> Vec<f64> {
     const CALLS: usize = 300;
     let authorization = STANDARD.encode(fs::read_to_string(cookie).expect("the node's cookie").trim());

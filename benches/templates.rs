@@ -1,7 +1,8 @@
-//! What the exporter costs a miner: `cargo bench --bench templates -- SOCKET [SECONDS [ROUNDS]]`, beside a node with a mempool.
+//! Measures the cost of the exporter for a miner: `cargo bench --bench templates -- SOCKET [SECONDS [ROUNDS]]`, with a node that has
+//! transactions in its mempool.
 //!
-//! A client asks for block templates back to back, as a template provider does at its worst, in turns alone and with an exporter
-//! beside it, which runs with its default options. Each turn takes so many seconds.
+//! A client requests block templates back to back, the worst case of a template provider. Turns without an exporter alternate with turns
+//! beside an exporter that runs with its default options. Each turn takes SECONDS.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -24,7 +25,7 @@ fn main() {
     tokio::task::LocalSet::new().block_on(&runtime, measured);
 }
 
-/// Of a turn, in milliseconds: how many templates, mean, median, 99th percentile.
+/// The result of one turn: the number of templates, and the mean, median and 99th percentile of the time for one template, in milliseconds.
 struct Turn {
     templates: usize,
     mean: f64,
@@ -32,6 +33,7 @@ struct Turn {
     tail: f64,
 }
 
+/// Runs the turns, and prints the result of each and the ratios.
 async fn measure(socket: &Path, time: Duration, rounds: u64) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let connection = IpcConnection::new(stream, Duration::from_secs(60)).await.unwrap();
@@ -46,7 +48,7 @@ async fn measure(socket: &Path, time: Duration, rounds: u64) {
         for with in [false, true] {
             let exporter = with.then(|| start(socket));
             if with {
-                tokio::time::sleep(Duration::from_secs(1)).await; // it connects
+                tokio::time::sleep(Duration::from_secs(1)).await; // time for the exporter to connect
             }
             let turn = turn(&mining, time).await;
             println!("{with}, {}, {:.3}, {:.3}, {:.3}", turn.templates, turn.mean, turn.median, turn.tail);
@@ -66,10 +68,11 @@ async fn measure(socket: &Path, time: Duration, rounds: u64) {
         ratio(|it| it.median),
         ratio(|it| it.tail)
     );
-    // Each call was answered; the thread that ran the last one may still be at it.
+    // All calls were answered, but the node's worker thread may still be cleaning up after the last one.
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
+/// Requests templates for this time.
 async fn turn(mining: &Mining, time: Duration) -> Turn {
     let since = Instant::now();
     let mut took = Vec::new();
@@ -85,6 +88,7 @@ async fn turn(mining: &Mining, time: Duration) -> Turn {
     Turn { templates, mean, median: took[templates / 2], tail: took[templates * 99 / 100] }
 }
 
+/// Starts an exporter.
 fn start(socket: &Path) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
     command
@@ -94,6 +98,7 @@ fn start(socket: &Path) -> Child {
     command.stderr(Stdio::null()).spawn().expect("the exporter starts")
 }
 
+/// Stops an exporter, and waits until it has exited.
 fn end(mut exporter: Child) {
     let pid = nix::unistd::Pid::from_raw(exporter.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();

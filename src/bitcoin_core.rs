@@ -1,9 +1,9 @@
-//! Names and notations of Bitcoin Core, over IPC, in JSON and in tracepoints.
+//! Names and notations that Bitcoin Core uses over IPC, in JSON and in tracepoints.
 
-/// Names of Core's `Network`, in its order; as getpeerinfo gives them.
+/// Names of the values of Core's `Network`, in its order, as in getpeerinfo.
 pub const NETWORKS: [&str; 7] =
     ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal"];
-/// Names of Core's `ConnectionType`, in its order; as getpeerinfo gives them.
+/// Names of the values of Core's `ConnectionType`, in its order, as in getpeerinfo.
 pub const CONNECTION_TYPES: [&str; 7] = [
     "inbound",
     "outbound-full-relay",
@@ -13,13 +13,14 @@ pub const CONNECTION_TYPES: [&str; 7] = [
     "addr-fetch",
     "private-broadcast",
 ];
-/// Names of Core's `TransportProtocolType`, in its order; as getpeerinfo gives them.
+/// Names of the values of Core's `TransportProtocolType`, in its order, as in getpeerinfo.
 pub const TRANSPORTS: [&str; 3] = ["detecting", "v1", "v2"];
 
-/// Why a transaction left the mempool: names of Core's `MemPoolRemovalReason`, in its order; as `mempool:removed` gives them.
+/// Reasons why a transaction left the mempool: names of the values of Core's `MemPoolRemovalReason`, in its order, as in
+/// `mempool:removed`.
 pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block", "conflict", "replaced"];
 
-/// A hash as users write it: the bytes of the wire in reverse order, in hexadecimal.
+/// The usual notation of a hash: its wire bytes in reverse order, in hexadecimal.
 pub fn hash_text(hash: &[u8; 32]) -> String {
     hash.iter().rev().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,4 @@
-//! The arguments that both binaries have, and how each names its environment variables.
+//! The command line arguments that both binaries share, and the names of their environment variables.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -14,11 +14,12 @@ use crate::http::{Address, Endpoint, HostName, WebConfig};
 use crate::logging::{self, LogTarget};
 use crate::sandbox::{AllowedFiles, SandboxMode};
 
-/// The version, and what the binary was built from.
+/// The version, with the revision and the compiler that the binary was built from.
 pub const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
 
-/// The arguments of both binaries. The names of environment variables lack the prefix that [`Cli`] gives.
+/// The command line arguments that both binaries share. The names of the environment variables are given without the prefix, which [`Cli`]
+/// adds.
 #[derive(Args, Debug)]
 pub struct CommonArgs {
     /// Address of the metrics endpoint: HOST:PORT (IPv6 in brackets) or unix:/path. A socket passed by systemd takes precedence
@@ -54,19 +55,19 @@ pub struct CommonArgs {
 }
 
 impl CommonArgs {
-    /// Starts logging; dropping what is returned writes the last lines.
+    /// Starts logging. Dropping the returned value writes the queued lines.
     ///
     /// # Errors
-    /// A target cannot be opened, or RUST_LOG is wrong.
+    /// A log target cannot be opened, or RUST_LOG is invalid.
     pub fn start_logging(&self) -> Result<logging::Logging> {
         let level = if self.debug { logging::LogLevel::Debug } else { logging::LogLevel::Info };
         logging::start(self.log, level, None)
     }
 
-    /// What `--web.config.file` asks for.
+    /// The configuration in `--web.config.file`.
     ///
     /// # Errors
-    /// The file cannot be read, or is wrong.
+    /// The file cannot be read or is invalid.
     pub fn web_config(&self) -> Result<WebConfig> {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
@@ -74,19 +75,20 @@ impl CommonArgs {
     /// The files that the endpoint reads while it serves.
     pub fn files(&self) -> AllowedFiles {
         let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
-        AllowedFiles { read, ..AllowedFiles::default() }
+        let read_once = self.web_config_file.iter().cloned().collect();
+        AllowedFiles { read, read_once, ..AllowedFiles::default() }
     }
 
-    /// Every page, as `--web.config.file` and `--web.allowed-host` have it.
+    /// An endpoint with all pages, configured by `--web.config.file` and `--web.allowed-host`.
     ///
     /// # Errors
-    /// As [`Self::web_config`].
+    /// Those of [`Self::web_config`].
     pub fn endpoint(&self) -> Result<Endpoint> {
         Ok(Endpoint::all(self.web_config()?).with_allowed_hosts(&self.web_allowed_host))
     }
 }
 
-/// Reads a duration like `15s` of at least a millisecond, and not longer than any clock can count.
+/// Parses a duration like `15s`, from one millisecond to a hundred years, which every clock can represent.
 ///
 /// # Errors
 /// The reason why the text is invalid.
@@ -102,24 +104,24 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Writes a line to standard error. Where that is closed or full the line is lost: `eprintln!` would panic.
+/// Writes a line to standard error. If it is closed or full the line is lost; `eprintln!` would panic.
 pub fn print_error(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Prints the output of a command.
+/// Prints the output of a command to standard output.
 ///
 /// # Errors
-/// Standard output cannot be written, for another reason than a reader that has ended.
+/// Standard output cannot be written. A reader that closes the pipe early is not an error.
 pub fn print(text: &str) -> Result<()> {
     let mut output = io::stdout().lock();
     ignore_broken_pipe(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
 }
 
-/// The result of printing. A reader that closes the pipe early (`| head`) is no error.
+/// Converts the result of printing. A reader that closes the pipe early (`| head`) is not an error.
 ///
 /// # Errors
-/// The result's own, with what failed.
+/// The error of `written`, with context.
 pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -127,25 +129,25 @@ pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
     }
 }
 
-/// A binary's arguments, with [`CommonArgs`] among them.
+/// The command line of a binary, which includes [`CommonArgs`].
 pub trait Cli: Parser {
-    /// The prefix of the names of environment variables.
+    /// Prefix of the names of environment variables.
     const ENVIRONMENT: &'static str;
-    /// The default of `--metrics-addr`.
+    /// Default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;
 
-    /// The arguments that both binaries have.
+    /// The arguments that both binaries share.
     fn common(&self) -> &CommonArgs;
 
-    /// Lays other sources of settings under the arguments that were given.
+    /// Applies other sources of settings to options that the arguments in `given` do not set.
     ///
     /// # Errors
-    /// A source cannot be read, or has a wrong value.
+    /// A source cannot be read, or has an invalid value.
     fn overlay(&mut self, _command: &mut Command, _given: &ArgMatches) -> Result<(), clap::Error> {
         Ok(())
     }
 
-    /// The command line, as documented.
+    /// The command with all options, as documented.
     fn full_command() -> Command {
         let mut command = Self::command().version(VERSION);
         for argument in CommonArgs::augment_args(Command::new("shared")).get_arguments() {
@@ -157,10 +159,10 @@ pub trait Cli: Parser {
         command.mut_arg("metrics_addr", |argument| argument.required(false).default_value(Self::METRICS_ADDR))
     }
 
-    /// Reads the arguments. The error is also a request for help or for the version.
+    /// Parses the arguments. clap also returns a request for help or for the version as an error.
     ///
     /// # Errors
-    /// A wrong argument, or a request for help or for the version.
+    /// An invalid argument, or a request for help or for the version.
     fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::full_command();
         let given = command.try_get_matches_from_mut(arguments)?;
@@ -169,7 +171,7 @@ pub trait Cli: Parser {
         Ok(program)
     }
 
-    /// Prints what `--generate` asks for; `None` if it asks for nothing.
+    /// Prints the file that `--generate` names; `None` without that option.
     fn generate(&self) -> Option<Result<()>> {
         Some(ignore_broken_pipe(generate::print(self.common().generate?, Self::full_command())))
     }

@@ -1,7 +1,7 @@
-//! Files that users name: certificates, keys, configuration, passwords, logs.
+//! Reads and opens files that users name: certificates, keys, configuration, passwords, logs.
 //!
-//! Opening or reading a file can block without end: a FIFO without a writer, a mount whose server is gone. So each is opened
-//! on a thread of its own, with a deadline, and read only if it is a regular file (symbolic links are followed).
+//! Opening or reading a file can block indefinitely: a FIFO without a writer, or a mount whose server is gone. Therefore each file is
+//! opened on a thread of its own, with a deadline, and read only if it is a regular file (symbolic links are followed).
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
@@ -13,39 +13,39 @@ use std::time::{Duration, Instant};
 use nix::libc::{ENXIO, O_NONBLOCK};
 use tokio::sync::oneshot;
 
-/// Limit on a file. The system's bundle of authorities has 220 kB.
+/// Maximum size of a file. The system's bundle of certificate authorities has 220 kB.
 const MAX_BYTES: u64 = 4 << 20;
-/// How long a file may take.
+/// Timeout for opening or reading a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// A path is not tried again while an earlier attempt takes longer than this.
+/// If an earlier attempt on a path takes longer than this, the path is not tried again until it ends.
 const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
-/// Attempts on one path at once.
+/// Maximum number of concurrent attempts on one path.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Attempts under way: each has a thread that may block without end.
+/// Attempts under way, with their start time. Each has a thread that may block indefinitely.
 static ATTEMPTS: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
 
-/// The bytes of a file of at most 4 MiB; waits for five seconds at most.
+/// Reads a file of at most 4 MiB; waits for five seconds at most.
 ///
 /// # Errors
-/// It cannot be read in time, is no regular file, or is too large.
+/// The file cannot be read in time, is not a regular file, or is too large.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     with_timeout(path, READ_TIMEOUT, |path| read_regular(path, MAX_BYTES))?
 }
 
-/// As [`read`], for UTF-8.
+/// Reads a UTF-8 file like [`read`].
 ///
 /// # Errors
-/// As [`read`], or it is not UTF-8.
+/// Those of [`read`], or the file is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).map_err(|error| Error::new(ErrorKind::InvalidData, error))
 }
 
-/// Opens a file to append to it, and makes it if there is none; waits for five seconds at most. A FIFO must have a reader, and what does
-/// not fit into it fails instead of waiting.
+/// Opens a file to append to it, and creates it if it does not exist; waits for five seconds at most. A FIFO must have a reader. A write
+/// that does not fit into the FIFO fails instead of blocking.
 ///
 /// # Errors
-/// It cannot be opened in time, or is a FIFO without a reader.
+/// The file cannot be opened in time, or is a FIFO without a reader.
 pub fn append_to(path: &Path) -> Result<File> {
     let open = |path: &Path| File::options().append(true).create(true).custom_flags(O_NONBLOCK).open(path);
     with_timeout(path, READ_TIMEOUT, open)?.map_err(|error| match error.raw_os_error() {
@@ -54,10 +54,10 @@ pub fn append_to(path: &Path) -> Result<File> {
     })
 }
 
-/// Runs `read` on a thread of its own and waits for its result, five seconds at most.
+/// Runs `read` on a thread of its own, and waits for its result for five seconds at most.
 ///
 /// # Errors
-/// There was no result in time.
+/// No result within the timeout.
 pub async fn on_thread<T: Send + 'static>(
     path: &Path,
     read: impl FnOnce(&Path) -> T + Send + 'static,
@@ -70,7 +70,7 @@ pub async fn on_thread<T: Send + 'static>(
     }
 }
 
-/// As [`on_thread`], and blocks the calling thread.
+/// Like [`on_thread`], but blocks the calling thread.
 fn with_timeout<T: Send + 'static>(
     path: &Path,
     timeout: Duration,
@@ -96,7 +96,7 @@ fn start<T: 'static>(
     Ok(())
 }
 
-/// An attempt that is under way, until it is dropped.
+/// An attempt to read or open a file. It is registered in [`ATTEMPTS`] until it is dropped.
 struct FileAttempt {
     path: PathBuf,
     since: Instant,
@@ -128,17 +128,17 @@ fn blocked() -> Error {
     Error::new(ErrorKind::TimedOut, "reading it takes too long; check its file system")
 }
 
-/// The bytes of a regular file. Blocks while its file system does.
+/// Reads a regular file. Blocks if its file system blocks.
 ///
 /// # Errors
-/// It cannot be read, is no regular file, or is larger than `max_bytes`.
+/// The file cannot be read, is not a regular file, or is larger than `max_bytes`.
 pub fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let irregular = || Error::new(ErrorKind::InvalidInput, "it is not a regular file");
-    // Before it is opened: opening can have an effect, on a tape drive or a FIFO's writer.
+    // Checked before the file is opened, because opening can have an effect on a tape drive or on the writer of a FIFO.
     if !path.metadata()?.is_file() {
         return Err(irregular());
     }
-    // It may have been replaced by a FIFO meanwhile, which blocks when it is opened otherwise.
+    // The file may have been replaced by a FIFO since, which would block without O_NONBLOCK.
     let file = File::options().read(true).custom_flags(O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(irregular());
@@ -196,7 +196,7 @@ mod tests {
         assert!(error.to_string().contains("FIFO without a reader"), "{error}");
         let _reader = File::options().read(true).custom_flags(O_NONBLOCK).open(&fifo).unwrap();
         let mut writer = append_to(&fifo).unwrap();
-        // More than it holds.
+        // More than the FIFO holds.
         assert_eq!(writer.write_all(&[0; 1 << 20]).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 

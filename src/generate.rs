@@ -1,10 +1,10 @@
-//! Files that packages ship beside a binary: its manual page, and completions for shells.
+//! Generates files that packages ship with a binary: its manual page, and shell completions.
 
 use std::io::{self, Write};
 
 use clap_complete::Shell;
 
-/// The file to print.
+/// A file that `--generate` prints.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum PackageFile {
     /// The manual page.
@@ -17,7 +17,7 @@ pub enum PackageFile {
     Zsh,
 }
 
-/// Prints it to standard output.
+/// Prints the file to standard output.
 pub fn print(what: PackageFile, mut command: clap::Command) -> io::Result<()> {
     let name = command.get_name().to_string();
     let mut output = Vec::new();
@@ -34,7 +34,7 @@ pub fn print(what: PackageFile, mut command: clap::Command) -> io::Result<()> {
     io::stdout().write_all(&output)
 }
 
-/// One page with all commands: the page that clap_mangen makes refers to one for each.
+/// Writes one manual page with all subcommands. The page that clap_mangen generates refers to a separate page for each.
 fn manual(command: clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
     let commands: Vec<_> = command.get_subcommands().cloned().collect();
     let man = clap_mangen::Man::new(command);

@@ -1,33 +1,33 @@
 //! Prometheus exporters for a running Bitcoin node.
 //!
-//! Data flows one way: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
+//! Data flows in one direction: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
 //!
-//! - [`ipc`] talks to a node over its Cap'n Proto socket: where the connection comes from, the handshake, one file per
-//!   interface, and the [guard](ipc::guard), a process of its own that faces the node. It does not depend on metrics.
-//! - [`json_rpc`] has the JSON-RPC methods that are called, requests, answers and errors, and the transport over HTTP, for nodes
-//!   whose IPC has none.
-//! - [`collect`] decides which calls to make to a node and when, subscribes, reconnects, and turns answers into metrics.
-//! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts when it is scraped;
-//!   blocks are counted from events.
-//! - [`metrics`] is the registry and its families. It does not depend on the source of a number.
-//! - [`status`] is the page that shows a node at a glance.
-//! - [`http`] serves a registry and pages to scrapers and browsers. It does not depend on nodes.
+//! - [`ipc`] is the client of a node's Cap'n Proto socket: the connection, the handshake, one file per interface, and the
+//!   [guard](ipc::guard), a separate process that relays between node and exporter. It does not depend on metrics.
+//! - [`json_rpc`] has the JSON-RPC methods that are called, requests, responses and errors, and the transport over HTTP for nodes whose IPC
+//!   has no JSON-RPC.
+//! - [`collect`] decides which calls to make to a node and when, subscribes, reconnects, and converts responses into metrics.
+//! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts at the scrape. Blocks are
+//!   counted from events.
+//! - [`metrics`] has the metric families and the exposition formats. It does not depend on the source of a value.
+//! - [`status`] is the status page of the IPC exporter.
+//! - [`http`] serves metrics and pages to scrapers and browsers. It does not depend on nodes.
 //!
 //! Used by both binaries:
 //!
-//! - [`cli`] has the arguments that both take, [`generate`] prints what packages ship beside the binaries.
-//! - [`service`] is the life of a process, [`systemd`] its inherited descriptors and notifications.
-//! - [`node_process`] is the node as a process; `bitcoin_core` has names and notations of Bitcoin Core.
-//! - [`text`] bounds text from others; [`files`] reads files that users name, `tls` the certificates in them.
+//! - [`cli`] has the shared command line arguments; [`generate`] prints the files that packages ship with the binaries.
+//! - [`service`] runs a process from startup to shutdown; [`systemd`] has inherited descriptors and notifications.
+//! - [`node_process`] inspects the node's process; `bitcoin_core` has names and notations of Bitcoin Core.
+//! - [`text`] limits the length of untrusted text; [`files`] reads files that users name; `tls` parses the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
-//! - [`supervisor`] is the process that holds the node's connection, starts the guards and the exporter.
-//! - [`sandbox`] confines each process to the system calls, files and ports that it needs.
+//! - [`supervisor`] is the process that holds the node's connection and starts the guards and the exporter.
+//! - [`sandbox`] restricts each process to the system calls, files and ports that it needs.
 //! - `testing` has the items that only tests, benches and fuzz targets use.
 //! - [`scheduling`] sets the priorities of processes and threads; `sys` has the calls that need `unsafe`.
 //!
-//! The main thread runs everything that touches the node. HTTP has a thread of its own: no scraper can delay an answer to
-//! the node; between them are atomics, and locks that are held for a lookup, never while a line is logged. Log lines
-//! are written by threads that only take from bounded queues: a target that is not read delays nothing.
+//! Everything that touches the node runs on the main thread. HTTP has a thread of its own, so that no scraper can delay a response to the
+//! node. The two threads share atomics, and locks that are held for a lookup and never while a line is logged. Threads that only read from
+//! bounded queues write the log lines, so that a log target that is not read delays nothing.
 
 #![cfg_attr(
     not(test),
@@ -75,7 +75,7 @@ pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
 pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
 pub use json_rpc::http::{Credentials, HttpRpcConfig, Password, Url, tls as http_rpc_tls};
 
-/// The text of `METRICS.md`.
+/// The text of `METRICS.md`, from the declarations of both exporters.
 #[cfg(feature = "usdt")]
 pub fn metrics_reference() -> String {
     metrics::markdown(&[
@@ -94,7 +94,7 @@ fn metrics_md_matches_the_registries() {
     );
 }
 
-/// Code generated from `schema/`: a module for each file.
+/// Code generated from `schema/`: one module per schema file.
 #[allow(
     missing_docs,
     unsafe_code,

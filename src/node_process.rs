@@ -1,4 +1,4 @@
-//! The node as a process: finding it, what it runs, noticing its end.
+//! The node's process: identifies it, reads its resource usage, and detects its exit.
 
 use std::cell::Cell;
 use std::fmt;
@@ -16,19 +16,20 @@ use tokio::net::UnixStream;
 use crate::supervisor::SupervisorClient;
 use crate::sys;
 
-/// A process that may be the node.
+/// A process that may be the node, identified by its PID and its start time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeProcess {
-    /// Its process id.
+    /// PID of the process.
     pub pid: i32,
-    /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
+    /// Start time in clock ticks since boot. A PID is reused, but the pair of PID and start time is not.
     pub started: u64,
-    /// The path of its binary when it was started.
+    /// Path of the binary when the process was started.
     pub binary: PathBuf,
 }
 
 impl NodeProcess {
-    /// The process of this id; its binary is `binary` if we may not see it.
+    /// The process with this PID. Its binary is `binary` if given, else the path in `/proc`, which the exporter may not be permitted to
+    /// read.
     pub fn from_pid(pid: i32, binary: Option<&Path>) -> Result<Self> {
         let process = Process::new(pid).with_context(|| format!("there is no process {pid}"))?;
         let started = process.stat().with_context(|| format!("there is no process {pid}"))?.starttime;
@@ -42,21 +43,21 @@ impl NodeProcess {
         }
     }
 
-    /// Whether it runs, and its id was not used again.
+    /// Whether the process is running, and its PID was not reused.
     pub fn is_running(&self) -> bool {
         let stat = Process::new(self.pid).and_then(|process| process.stat());
         stat.is_ok_and(|stat| stat.starttime == self.started && !matches!(stat.state, 'Z' | 'X' | 'x'))
     }
 
-    /// A path to the binary that stays right when the file is replaced.
+    /// A path to the binary of the process that stays valid when the file is replaced.
     pub fn running_binary(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/exe", self.pid))
     }
 
-    /// Becomes readable when the process ends; `None` if it has.
+    /// A descriptor that becomes readable when the process exits; `None` if it has exited.
     pub fn end(&self) -> Result<Option<OwnedFd>> {
         match sys::pidfd_open(self.pid) {
-            // Its id may be that of another process by now.
+            // The PID may belong to another process by now.
             Ok(end) => Ok(self.is_running().then_some(end)),
             Err(error) if error.raw_os_error() == Some(ESRCH) && self.is_running() => bail!(
                 "cannot watch process {}: /proc belongs to another PID namespace; in a container, use --pid=host",
@@ -74,25 +75,26 @@ impl fmt::Display for NodeProcess {
     }
 }
 
-/// The node's process at the other end of a socket. It is not visible if it is in another PID namespace, and if another program, a
-/// proxy, listens in front of the node.
+/// The process at the other end of a socket, which is the node unless a proxy listens in front of it. The node's process is not visible
+/// if it is in another PID namespace, or behind a proxy.
 pub struct SocketPeer {
     pid: Option<i32>,
     supervisor: Option<Rc<SupervisorClient>>,
-    /// It was seen to be a node.
+    /// Whether the process was found to be a node.
     is_node: Cell<bool>,
-    /// Becomes readable when the process ends.
+    /// Descriptor that becomes readable when the process exits.
     end: Option<OwnedFd>,
 }
 
 impl SocketPeer {
-    /// The process that listens on the other end.
+    /// The process that listens at the other end of the socket.
     pub fn from_stream(stream: &UnixStream) -> Self {
         let credentials = getsockopt(stream, sockopt::PeerCredentials).ok();
         Self::from_pid(credentials.map_or(0, |peer| peer.pid()), None)
     }
 
-    /// The process of this id; 0 for one in another PID namespace. `supervisor` reads values that only an unconfined process may read.
+    /// The process with this PID; 0 for a process in another PID namespace. `supervisor` reads the values that only an unconfined
+    /// process may read.
     pub fn from_pid(pid: i32, supervisor: Option<Rc<SupervisorClient>>) -> Self {
         let pid = Some(pid).filter(|&pid| pid > 0);
         SocketPeer {
@@ -103,7 +105,7 @@ impl SocketPeer {
         }
     }
 
-    /// The process, if it can be seen in `/proc` and is a node, as its threads show.
+    /// The process, if it is visible in `/proc` and its threads show that it is a node.
     fn node(&self) -> Option<Process> {
         let process = Process::new(self.pid?).ok()?;
         if !self.is_node.get() {
@@ -113,28 +115,27 @@ impl SocketPeer {
         self.is_node.get().then_some(process)
     }
 
-    /// The node's process, to look at what it uses; `None` if it is not visible.
+    /// The reader of the resource usage of the node's process; `None` if the process is not visible.
     pub fn process(&self) -> Option<ProcessUsage> {
         let process = self.node()?;
         let started = process.stat().ok()?.starttime;
         Some(ProcessUsage { process, started, supervisor: self.supervisor.clone() })
     }
 
-    /// Whether a thread of this name runs in the node; `None` if its process is not visible.
+    /// Whether the node has a thread with this name; `None` if its process is not visible.
     pub fn runs_thread(&self, name: &str) -> Option<bool> {
         let tasks = self.node()?.tasks().ok()?;
         let names = tasks.flatten().filter_map(|task| Some(task.stat().ok()?.comm));
         Some(names.into_iter().any(|comm| comm == name))
     }
 
-    /// Whether the node shuts down, by the name that its main thread has from then on; `None` if its process is not
-    /// visible.
+    /// Whether the node is shutting down, which the name of its main thread shows; `None` if its process is not visible.
     pub fn is_shutting_down(&self) -> Option<bool> {
         let stat = self.node()?.stat().ok()?;
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when it has ended; an error if the system cannot report it, or if it is not the node.
+    /// Resolves when the process has exited. Returns an error if the system cannot report this, or if the process is not the node.
     pub async fn ended(self) -> io::Result<()> {
         let is_proxy = self.pid.is_some_and(|pid| Process::new(pid).is_ok()) && self.node().is_none();
         if is_proxy {
@@ -145,56 +146,56 @@ impl SocketPeer {
     }
 }
 
-/// Whether threads of these names are a node's. Bitcoin Core's names begin with `b-`, that of the thread which serves the socket
-/// included.
+/// Whether threads with these names belong to a node. The names of Bitcoin Core's threads begin with `b-`, including that of the thread
+/// which serves the socket.
 fn are_node_threads(mut names: impl Iterator<Item = String>) -> bool {
     names.any(|name| name.starts_with("b-"))
 }
 
-/// Resource usage of a process.
+/// Reader of the resource usage of the node's process.
 pub struct ProcessUsage {
     process: Process,
-    /// When it was started, in clock ticks since boot: a process id is used again, this pair is not.
+    /// Start time in clock ticks since boot. A PID is reused, but the pair of PID and start time is not.
     started: u64,
     supervisor: Option<Rc<SupervisorClient>>,
 }
 
-/// Values that only a process of the same user may read, and none that Landlock confines.
+/// Resource usage that only a process of the same user may read, if Landlock does not confine that process.
 #[derive(Default)]
 pub struct PrivateUsage {
-    /// Open descriptors.
+    /// Number of open descriptors.
     pub open_fds: Option<u64>,
     /// Bytes that were read from and written to disks.
     pub io: Option<(u64, u64)>,
 }
 
-/// CPU time of a thread.
+/// CPU time of one thread of the node.
 pub struct ThreadTime {
-    /// Its id.
+    /// Thread ID.
     pub id: i32,
-    /// Its name, of which the kernel keeps fifteen bytes.
+    /// Name of the thread, of which the kernel keeps fifteen bytes.
     pub name: String,
-    /// User and system time.
+    /// User and system time, in seconds.
     pub seconds: f64,
 }
 
 impl ProcessUsage {
-    /// Which process this is, of all since boot.
+    /// PID and start time of the process, which no other process since boot has.
     pub fn id(&self) -> (i32, u64) {
         (self.process.pid, self.started)
     }
 
-    /// `None` when it has ended.
+    /// The contents of `/proc/PID/stat`; `None` if the process has exited.
     pub fn stat(&self) -> Option<Stat> {
         self.process.stat().ok().filter(|stat| stat.starttime == self.started)
     }
 
-    /// Of the threads that run.
+    /// CPU time of each running thread.
     pub fn threads(&self) -> Vec<ThreadTime> {
         let tasks = self.process.tasks().into_iter().flatten().flatten();
         let times = tasks.filter_map(|task| {
             let stat = task.stat().ok()?;
-            // In nanoseconds: a node has some fifty threads, and each may have worked for less than a hundredth.
+            // In nanoseconds: a node has about fifty threads, and each may have run for less than a hundredth of a second.
             let precise = task.schedstat().ok().map(|it| it.sum_exec_runtime as f64 / 1e9);
             Some(ThreadTime {
                 id: task.tid,
@@ -205,7 +206,7 @@ impl ProcessUsage {
         times.collect()
     }
 
-    /// As the supervising process sees it.
+    /// The resource usage that the supervisor reads; empty without a supervisor.
     pub async fn private(&self) -> PrivateUsage {
         let Some(supervisor) = &self.supervisor else { return PrivateUsage::default() };
         let (open_fds, io) = supervisor.usage().await;
@@ -213,12 +214,12 @@ impl ProcessUsage {
     }
 }
 
-/// CPU time of a process or thread, user and system.
+/// CPU time of a process or thread in seconds, user and system.
 pub fn cpu_seconds(stat: &Stat) -> f64 {
     (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
 }
 
-/// Without the mark that the kernel appends when the file was removed or replaced.
+/// The path without the mark that the kernel appends when the file was removed or replaced.
 pub(crate) fn without_mark(path: &Path) -> PathBuf {
     path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.into(), PathBuf::from)
 }

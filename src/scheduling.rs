@@ -1,6 +1,8 @@
-//! Scheduling and memory: the guard, which the node waits for, comes before HTTP; and how long a process waited for a CPU.
+//! CPU scheduling and OOM priorities of threads and processes, and the statistic of their run delay. The node waits for the guard, so the
+//! guard's priority is above that of HTTP.
 //!
-//! None of it needs a privilege, and all is best effort: a call that the kernel or a filter of system calls rejects changes no answer.
+//! None of this needs privileges, and all of it is best effort. If the kernel or a system call filter rejects a call, the exporter works
+//! without it.
 
 use std::fs::File;
 use std::io;
@@ -9,34 +11,35 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// Lowers the calling thread's priority below the others of its process.
+/// Lowers the priority of the calling thread below that of the other threads of its process.
 pub fn lower_priority() {
     const NICE: i32 = 10;
     sys::add_nice(NICE);
 }
 
-/// The calling thread runs in slices of 0.1 ms, and need not wait for the end of another's (3 ms for example) when it wakes
-/// up. Linux 6.12 or later.
+/// Sets the time slice of the calling thread to 0.1 ms. After it wakes up, it then does not have to wait for the end of another thread's
+/// slice (for example 3 ms). Needs Linux 6.12 or later.
 pub fn shorten_timeslice() {
     const SLICE_NS: u64 = 100_000;
     sys::set_slice(SLICE_NS);
 }
 
-/// How long a process, `self` or its id, was ready to run and waited for a CPU; `None` if the kernel has no such statistic.
+/// Run delay of a process, given as `self` or its PID: the time that it was ready to run and waited for a CPU. `None` if the kernel has no
+/// such statistic.
 pub fn run_delay(process: &str) -> Option<Duration> {
     delay(&std::fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?)
 }
 
-/// How long this process waited for a CPU, from a file that stays open.
+/// The open statistics file with this process's run delay, which stays readable in the sandbox.
 pub struct RunDelayFile(File);
 
 impl RunDelayFile {
-    /// `None` if the kernel has no such statistic.
+    /// Opens the file; `None` if the kernel has no such statistic.
     pub fn open() -> Option<Self> {
         File::open("/proc/self/schedstat").ok().map(RunDelayFile)
     }
 
-    /// As [`run_delay`].
+    /// Reads the value that [`run_delay`] returns.
     pub fn read(&self) -> Option<Duration> {
         let mut statistics = [0; 128];
         let read = self.0.read_at(&mut statistics, 0).ok()?;
@@ -48,17 +51,18 @@ fn delay(statistics: &str) -> Option<Duration> {
     Some(Duration::from_nanos(statistics.split_whitespace().nth(1)?.parse().ok()?))
 }
 
-/// When memory runs out, the kernel kills this process last: with a privilege never, else by the score that it was given.
+/// Makes the kernel kill this process last when memory runs out: never, if the process has the privilege, otherwise according to its
+/// initial OOM score adjustment.
 pub fn protect_from_oom_kill() {
     let _ = set_oom_score_adj(-1000);
 }
 
-/// When memory runs out, the kernel kills this process before those with the score that it was given.
+/// Makes the kernel kill this process before those with its initial OOM score adjustment when memory runs out.
 pub fn prefer_for_oom_kill() {
     let _ = oom_score_adj().and_then(|score| set_oom_score_adj(score.saturating_add(1)));
 }
 
-/// How soon the kernel kills this process when memory runs out: -1000 (never) to 1000 (first).
+/// OOM score adjustment of this process: from -1000 (never killed) to 1000 (killed first).
 fn oom_score_adj() -> io::Result<i32> {
     let text = std::fs::read_to_string("/proc/self/oom_score_adj")?;
     text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())

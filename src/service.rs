@@ -1,4 +1,4 @@
-//! A process's life: ready, watchdog, signals, the orderly end.
+//! Runs a process from startup to shutdown: readiness, watchdog, signals.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use tracing::info;
 use crate::http::{self, Endpoint, HttpServerHandle, Listener, Pages};
 use crate::systemd::{self, Heartbeat};
 
-/// A signal that is repeated within this time is the same request: a service manager that signals all processes of a unit reaches
-/// the exporter directly, and through the process that supervises it.
+/// A signal that is repeated within this time is the same request. A service manager that signals all processes of a unit reaches the
+/// exporter twice: directly, and through the supervisor.
 const SAME_SIGNAL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A process that serves metrics.
+/// A running exporter process: its HTTP server, and its signal handlers.
 pub struct Service {
     listeners: Vec<Arc<Listener>>,
     serving: HttpServerHandle,
@@ -30,7 +30,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Serves, and notifies the service manager. Signals are for [`run`](Self::run), which drives this runtime.
+    /// Starts the HTTP server, and notifies the service manager. Signals are handled by [`run`](Self::run), which drives this runtime.
     ///
     /// # Errors
     /// The server cannot be started.
@@ -43,8 +43,8 @@ impl Service {
         let listeners: Vec<_> = listeners.collect();
         let kept = listeners.iter().map(|(listener, _)| listener.clone()).collect();
         let heartbeat = Heartbeat::default();
-        // Before there is another runtime, the server's: any runtime takes signals for all, and what one takes before
-        // the signal has a receiver is lost.
+        // The handlers are registered before the server creates another runtime: any runtime receives signals for all, and a signal that
+        // arrives before its handler is registered is lost.
         let (terminate, interrupt) = {
             let _entered = runtime.enter();
             (signal::signal(SignalKind::terminate())?, signal::signal(SignalKind::interrupt())?)
@@ -54,11 +54,11 @@ impl Service {
         Ok(Service { listeners: kept, serving, heartbeat, terminate, interrupt })
     }
 
-    /// Does the work on this thread until it is done. SIGTERM or SIGINT cancels `shutdown`, at which the work has to end in
-    /// order; a second one ends all at once.
+    /// Runs `work` on this thread until it finishes. SIGTERM or SIGINT cancels `shutdown`, after which the work must finish cleanly. A
+    /// second signal ends everything at once.
     ///
     /// # Errors
-    /// That of the work.
+    /// The error of `work`.
     pub fn run(
         mut self,
         runtime: &Runtime,

@@ -1,4 +1,4 @@
-//! Code that needs `unsafe` in both exporters: system calls that no crate wraps, and what this process inherited.
+//! The `unsafe` code that both exporters need: system calls that no crate wraps, and inherited descriptors.
 #![allow(unsafe_code, reason = "this is its place")]
 
 use std::io;
@@ -14,21 +14,21 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 
-/// The time of a clock; 0 if the kernel does not have it.
+/// The time of a clock; zero if the kernel does not have the clock.
 pub fn clock(id: ClockId) -> Duration {
     clock_gettime(id).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Adds to the calling thread's nice value, which is that of its process at first, at most to 19.
+/// Adds to the nice value of the calling thread, up to 19. A thread starts with the nice value of its process.
 pub fn add_nice(by: i32) {
-    // SAFETY: takes a number only. On Linux it is the calling thread's.
+    // SAFETY: passes only a number. On Linux the value belongs to the calling thread.
     unsafe { libc::nice(by) };
 }
 
-/// How long the calling thread runs at a stretch, where it is scheduled as usual. Linux 6.12 or later.
+/// Sets the time slice of the calling thread, if it has the default scheduling policy. Needs Linux 6.12 or later.
 pub fn set_slice(nanoseconds: u64) {
     const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
-    // SAFETY: all of its fields are numbers.
+    // SAFETY: all fields are numbers.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes no more than `SIZE` bytes into `attributes`.
     let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) };
@@ -39,45 +39,45 @@ pub fn set_slice(nanoseconds: u64) {
     }
 }
 
-/// A descriptor that becomes readable when the process ends.
+/// Opens a descriptor that becomes readable when the process exits.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: takes two numbers, and touches no memory of ours.
+    // SAFETY: passes two numbers; the call accesses no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd)?;
-    // SAFETY: the system call has just made this descriptor, and nobody else has it.
+    // SAFETY: the system call has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// A descriptor that arrived in a message.
+/// Takes ownership of a descriptor that was received in a message.
 pub fn received(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for this process, and nobody else has it.
+    // SAFETY: the kernel has just created this descriptor for this process, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// A descriptor whose readiness can be awaited.
+/// Registers a descriptor with the runtime, so that its readiness can be awaited.
 pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd always gives the same descriptor, and keeps it open.
+    // SAFETY: an OwnedFd always returns the same descriptor, and keeps it open.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// Gives a signal its default effect. A process that was started with SIGCHLD ignored could not wait for its children.
+/// Resets a signal to its default action. A process that was started with SIGCHLD ignored could not wait for its children.
 pub fn reset_signal(reset: Signal) -> nix::Result<()> {
-    // SAFETY: the default disposition runs no code of ours.
+    // SAFETY: the default action runs no code of this process.
     unsafe { signal(reset, SigHandler::SigDfl) }.map(drop)
 }
 
-/// The descriptors that were taken over.
+/// The inherited descriptors that were taken over.
 static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-/// The descriptors that were taken over; none is while this is held.
+/// Locks the list of descriptors that were taken over. While the lock is held, no other descriptor is taken over.
 pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
     TAKEN.lock().expect("nobody panics holding it")
 }
 
-/// Takes over a descriptor that this process inherited, and makes it close-on-exec. Each may be taken over once.
+/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. Each descriptor can be taken over once.
 ///
 /// # Errors
-/// It is not open, was taken over before, or is standard input, output or error.
+/// The descriptor is not open, was taken over before, or is standard input, output or error.
 pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
     let mut taken = taken_over();
     if fd <= 2 {
@@ -94,8 +94,8 @@ pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
         );
     }
     taken.push(fd);
-    // SAFETY: the descriptor is open, and nothing else in this process owns it: it was inherited (we are called
-    // before anything else opens descriptors), and the list above hands each number out once.
+    // SAFETY: the descriptor is open, and nothing else in this process owns it. It was inherited, because this is called before anything
+    // else opens descriptors, and the list above returns each number only once.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(fd)

@@ -1,4 +1,4 @@
-//! Inherited file descriptors, and notifications of the service manager.
+//! Descriptors inherited from the service manager, and notifications to it.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
@@ -18,19 +18,19 @@ use crate::supervisor::SupervisorRequest;
 pub use crate::sys::take_over;
 use crate::sys::taken_over;
 
-/// Descriptors that systemd passed, by their names in LISTEN_FDNAMES.
+/// The descriptors that systemd passed to this process, by their names in LISTEN_FDNAMES.
 #[derive(Default)]
 pub struct InheritedFds(BTreeMap<String, Vec<OwnedFd>>);
 
 impl InheritedFds {
-    /// Takes over the descriptors of LISTEN_FDS; none if the variables are meant for another process.
+    /// Takes ownership of the descriptors in LISTEN_FDS. There are none if the variables are for another process.
     ///
     /// # Errors
-    /// LISTEN_FDS is wrong, or a descriptor is not open.
+    /// LISTEN_FDS is invalid, or a descriptor is not open.
     pub fn take() -> Result<Self> {
         let mut inherited = InheritedFds::default();
         const FAILED: &str = "cannot read LISTEN_FDS";
-        // Without descriptors the crate takes any LISTEN_FDNAMES for wrong.
+        // If there are no descriptors, the crate rejects any LISTEN_FDNAMES.
         if sd_notify::listen_fds().context(FAILED)?.len() == 0 {
             return Ok(inherited);
         }
@@ -41,12 +41,12 @@ impl InheritedFds {
         Ok(inherited)
     }
 
-    /// The connection to the node: `OpenFile=/path/node.sock:ipc`.
+    /// Takes the connection to the node, passed as `OpenFile=/path/node.sock:ipc`.
     pub fn ipc(&mut self) -> Option<OwnedFd> {
         self.0.get_mut("ipc")?.pop()
     }
 
-    /// The listening socket for HTTP: the one named `http`, else the only listening one.
+    /// Takes the listening socket for HTTP: the one named `http`, otherwise the only listening one.
     pub fn http(&mut self) -> Option<OwnedFd> {
         if let Some(fd) = self.0.get_mut("http").and_then(Vec::pop) {
             return Some(fd);
@@ -60,24 +60,24 @@ impl InheritedFds {
     }
 }
 
-/// Closes every inherited descriptor that was not taken over, but 0, 1 and 2. A node that launches us does not close its
-/// own: its listening sockets and its lock would stay in use when it is gone.
+/// Closes every inherited descriptor that was not taken over, except 0, 1 and 2. A node that starts the exporter does not close its
+/// descriptors: its listening sockets and its lock would stay in use after it exits.
 pub fn close_inherited() {
     let taken = taken_over();
     let open: Vec<RawFd> = match std::fs::read_dir("/proc/self/fd") {
         Ok(entries) => entries.flatten().filter_map(|it| it.file_name().to_str()?.parse().ok()).collect(),
-        Err(_) => (3..1024).collect(), // no /proc: what a process usually may have
+        Err(_) => (3..1024).collect(), // no /proc: the usual limit of a process
     };
     for fd in open.into_iter().filter(|fd| *fd > 2 && !taken.contains(fd)) {
-        // The directory that was just read is among them, and closed already.
+        // The list includes the directory that was just read, which is closed already.
         let _ = nix::unistd::close(fd);
     }
 }
 
-/// The process that notifies the service manager in place of this one.
+/// The channel to the supervisor, which notifies the service manager for this process.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
 
-/// The service manager. It is connected to before the process is confined, which makes no sockets any more.
+/// The socket to the service manager. It is connected before the sandbox is applied, which forbids new sockets.
 static MANAGER: LazyLock<Option<UnixDatagram>> = LazyLock::new(|| {
     let address = std::env::var_os("NOTIFY_SOCKET")?;
     let address = match address.as_encoded_bytes().strip_prefix(b"@") {
@@ -92,13 +92,13 @@ static MANAGER: LazyLock<Option<UnixDatagram>> = LazyLock::new(|| {
     connected().inspect_err(log_failure).ok()
 });
 
-/// Has the supervising process at the other end of this channel send notifications.
+/// Makes the supervisor at the other end of this channel send the notifications.
 pub fn notify_through(channel: OwnedFd) {
     let _ = SUPERVISOR.set(channel);
 }
 
-/// Notifies the service manager, if there is one. A thread sends, because a service manager that does not read would delay this
-/// process; notifications that exceed the thread's queue are dropped.
+/// Notifies the service manager, if there is one. A separate thread sends, because a service manager that does not read would delay this
+/// process. Notifications that exceed the thread's queue are dropped.
 pub fn notify(state: NotifyState<'static>) {
     static MESSAGES: LazyLock<Option<SyncSender<NotifyState<'static>>>> = LazyLock::new(start_notifying);
     let request = match state {
@@ -133,15 +133,15 @@ fn log_failure(error: &std::io::Error) {
     tracing::warn!("cannot notify the service manager: {error}");
 }
 
-/// Shows that a thread's event loop is not stuck.
+/// A counter that shows that a thread's event loop is running.
 #[derive(Clone, Default)]
 pub struct Heartbeat(Arc<AtomicU64>);
 
 impl Heartbeat {
-    /// Between two beats.
+    /// Interval between two beats.
     const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
-    /// Beats for ever, as long as the runtime that polls this is not stuck.
+    /// Counts up in a loop that never returns, as long as the runtime that polls it is running.
     pub async fn beat(self) {
         loop {
             self.0.fetch_add(1, Relaxed);
@@ -154,8 +154,8 @@ impl Heartbeat {
     }
 }
 
-/// Sends WATCHDOG=1 at twice the rate that the service manager wants, if it wants any, as long as neither this runtime nor
-/// the other thread's is stuck.
+/// Sends WATCHDOG=1 to the service manager at twice the required rate, if it requires one, as long as this runtime and the one that beats
+/// `other` are running.
 pub async fn watchdog(other: Heartbeat) {
     let Some(within) = sd_notify::watchdog_enabled() else { return };
     let mut seen = 0;

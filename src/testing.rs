@@ -1,4 +1,4 @@
-//! Items for tests, benches and fuzz targets, not for the binaries.
+//! Items that only tests, benches and fuzz targets use, not the binaries.
 
 pub use crate::collect::{SessionEnd, open};
 pub use crate::http::connections::Authenticated;
@@ -12,7 +12,7 @@ pub use crate::node_process::SocketPeer;
 pub use crate::usdt::events::EventReader;
 pub use hyper_util::server::graceful::GracefulShutdown;
 
-/// The schemas' modules.
+/// The generated schema modules.
 pub mod schema {
     pub use crate::schema::{
         chain_capnp, common_capnp, handler_capnp, init_capnp, mining_capnp, node_capnp, proxy_capnp,

@@ -1,34 +1,35 @@
-//! Limits on text from others: a node, a server, a client. Each text is bounded once, where it enters.
+//! Limits the length of untrusted text from a node, a server or a client. Each text is truncated once, where the program receives it.
 
 use std::fmt::{self, Display, Write};
 
-/// Limit on the value of a label, in bytes.
+/// Maximum size of a label value in bytes.
 pub const LABEL_BYTES: usize = 256;
-/// Limit on a field of a log line and on a message on a page, in bytes.
+/// Maximum size in bytes of a field in a log line, and of a message on a page.
 pub const MESSAGE_BYTES: usize = 1024;
 
-/// The mark in place of the rest.
+/// Replaces the rest of a truncated text.
 const CUT: char = '…';
 
-/// At most `limit` bytes of the text, in one line: control characters become spaces, and a cut text ends in `…`. Formatting
-/// stops at the limit, so a large value costs no memory.
+/// Formats the text with at most `limit` bytes, in one line. Control characters become spaces, and a truncated text ends with `…`.
+/// Formatting stops at the limit, so a large value costs no memory.
 pub fn bounded(text: impl Display, limit: usize) -> String {
     let mut bounded = BoundedText { text: String::new(), limit };
-    // The error of a full `BoundedText`.
+    // The error means that the limit was reached.
     let _ = write!(bounded, "{text}");
     bounded.text
 }
 
-/// The text as a message in a log line or on a page: [`bounded`] by [`MESSAGE_BYTES`].
+/// The text as a message for a log line or a page: [`bounded`] by [`MESSAGE_BYTES`].
 pub fn message(text: impl Display) -> String {
     bounded(text, MESSAGE_BYTES)
 }
 
-/// The text as the value of a label: [`bounded`] by [`LABEL_BYTES`].
+/// The text as a label value: [`bounded`] by [`LABEL_BYTES`].
 pub fn label(text: impl Display) -> String {
     bounded(text, LABEL_BYTES)
 }
 
+/// A writer that truncates text at a limit and then returns an error.
 struct BoundedText {
     text: String,
     limit: usize,
@@ -79,6 +80,7 @@ mod tests {
     }
 
     #[test]
+    /// A text whose formatting never ends.
     fn formatting_stops_at_the_limit() {
         struct EndlessText;
         impl Display for EndlessText {

@@ -1,4 +1,4 @@
-//! Certificates in files, for serving and for calls over TLS; when the served ones expire.
+//! Parses certificates, for serving and for calls over TLS, and tracks when the served ones expire.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::files;
 
-/// The certificates in the text of a PEM file; at least one.
+/// The certificates in a PEM file; at least one.
 pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.with_context(|| format!("certificates of {}", path.display()))?;
@@ -24,7 +24,7 @@ pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'stati
     Ok(certificates)
 }
 
-/// The authorities whose certificates are in the text of a PEM file.
+/// The certificate authorities in a PEM file.
 pub fn authorities(pem: &[u8], path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem, path)? {
@@ -33,17 +33,17 @@ pub fn authorities(pem: &[u8], path: &Path) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// The text of a PEM file.
+/// Reads a PEM file.
 pub fn read_pem(path: &Path) -> Result<Vec<u8>> {
     files::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// When a certificate expires: `notAfter` of RFC 5280, 4.1.2.5; `None` if it is malformed or before 1970.
+/// Expiry time of a certificate: `notAfter` of RFC 5280, 4.1.2.5; `None` if it is malformed or before 1970.
 pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     let mut reader = SliceReader::new(certificate).ok()?;
     let since_1970 = reader.sequence(|certificate| {
         read_first(certificate, |fields| {
-            // Version 1 lacks the version; then serial number, algorithm, issuer.
+            // Certificates of version 1 have no version field. Serial number, algorithm and issuer follow.
             if Tag::peek(fields)?.is_context_specific() {
                 AnyRef::decode(fields)?;
             }
@@ -62,7 +62,7 @@ pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     since_1970.ok().map(|since_1970| UNIX_EPOCH + since_1970)
 }
 
-/// Reads the next field, a sequence, and skips the fields behind it.
+/// Reads the next field, which is a sequence, and skips the fields after it.
 fn read_first<'a, T>(
     fields: &mut SliceReader<'a>,
     read: impl FnOnce(&mut SliceReader<'a>) -> der::Result<T>,
@@ -72,10 +72,10 @@ fn read_first<'a, T>(
     Ok(first)
 }
 
-/// Of each served certificate, by its file.
+/// Expiry times of the served certificates, by file.
 static EXPIRY: Mutex<BTreeMap<PathBuf, SystemTime>> = Mutex::new(BTreeMap::new());
 
-/// Sets when the certificate that is served from this file expires.
+/// Sets the expiry time of the certificate that is served from this file.
 pub fn set_expiry(path: &Path, at: Option<SystemTime>) {
     let mut expiry = EXPIRY.lock().expect("nobody panics holding it");
     match at {
@@ -84,15 +84,15 @@ pub fn set_expiry(path: &Path, at: Option<SystemTime>) {
     }
 }
 
-/// When the first of the served certificates expires, in Unix seconds; `None` without any.
+/// Earliest expiry time of the served certificates, in Unix seconds; `None` if there are none.
 pub fn first_expiry() -> Option<f64> {
     let expiry = EXPIRY.lock().expect("nobody panics holding it");
     expiry.values().min().map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
 }
 
-/// The warning about a certificate that has expired or expires soon.
+/// A warning text for a certificate that has expired or expires soon.
 pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Option<String> {
-    /// Certificates for 90 days are usually renewed 30 days before their end.
+    /// Certificates for 90 days are usually renewed 30 days before they expire.
     const WARNING_PERIOD: Duration = Duration::from_secs(14 * 24 * 60 * 60);
     let (path, at) = (path.display(), humantime::format_rfc3339_seconds(expires));
     match expires.duration_since(now) {

@@ -1,6 +1,7 @@
-/* Fires the two busiest tracepoints, with the arguments that a node gives them. As in a node that GCC has built, those that are
- * read of a message are in registers, but for the type: that is a std::string in memory. Reads what and how many times from
- * standard input, a line each: `add TIMES` or a message's type, `inv TIMES`, `inv_block TIMES` for one of blocks; says how many nanoseconds one took. */
+/* Fires the two busiest tracepoints, with the arguments that a node passes. As in a node that was built with GCC, the arguments of a
+ * message that are read are in registers. The exception is the type, which is a std::string in memory.
+ * Reads commands from standard input, one per line: `add TIMES`, or the type of a message and TIMES, for example `inv TIMES`.
+ * `inv_block TIMES` is an inv with a block. Prints the time of one hit in nanoseconds. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <stdbool.h>
 #include <stdint.h>
@@ -16,6 +17,7 @@
 SEMAPHORE(utxocache_add);
 SEMAPHORE(net_inbound_message);
 
+/* The arguments of both tracepoints. */
 struct coin {
 	unsigned char hash[32];
 	uint32_t index, height;
@@ -25,7 +27,7 @@ struct coin {
 		const char *pointer;
 		uint64_t length;
 		char text[16];
-	} type; /* as libstdc++ has a string */
+	} type; /* layout of a std::string of libstdc++ */
 	unsigned char message[16384];
 };
 
@@ -64,7 +66,7 @@ int main(void)
 		snprintf(coin->type.text, sizeof(coin->type.text), "%.15s", is_inv ? "inv" : what);
 		coin->type.length = strlen(coin->type.text);
 		memset(coin->message, 0, sizeof(coin->message));
-		coin->message[0] = 1; /* an inventory of one thing, one header */
+		coin->message[0] = 1; /* an inventory with one entry, or one header */
 		coin->message[1] = is_inv ? 1 + (what[3] != 0) : 0;
 		size = !strcmp(what, "headers") ? 82 : sizeof(coin->message);
 		clock_gettime(CLOCK_MONOTONIC, &from);

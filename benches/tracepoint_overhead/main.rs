@@ -1,6 +1,7 @@
-//! What one hit of a tracepoint costs the node: with nothing attached, with an empty BPF program, with ours, and with
-//! bpftrace where it is installed, its `count()` alone and the same work as ours; in one run, alternating. Prints medians, and what each adds against what
-//! the empty program adds. Needs root, clang and systemtap-sdt-dev.
+//! Measures the cost of one hit of a tracepoint for the node: with nothing attached, with an empty BPF program, with our program, and with
+//! bpftrace if it is installed, once with `count()` alone and once with the same work as our program. The variants alternate in one run.
+//! Prints the medians, and for each variant the ratio of its overhead to that of the empty program. Needs root, clang and
+//! systemtap-sdt-dev.
 //!
 //!     cargo bench --bench tracepoint_overhead
 
@@ -14,11 +15,13 @@ use bitcoind_exporter::usdt::{Programs, TracepointGroup};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};
 
-/// Many short rounds: most are over before another process gets the processor, so that the medians hold on a busy machine.
+/// Number of rounds. Most of these short rounds end before another process gets the CPU: the medians are then valid on a busy machine.
 const ROUNDS: usize = 500;
-/// Of messages that are handed on to user space, fewer than make the program wake it up. Each round is read before the next.
+/// Hits in one round. For messages that our program passes to user space, this is less than the number of events after which it wakes up
+/// user space. The events of a round are read before the next round.
 const HITS: usize = 200;
 
+/// A process of the program `fires.c`, which fires a tracepoint on request and reports the time of one hit.
 struct Fires {
     child: Child,
     input: ChildStdin,
@@ -32,7 +35,7 @@ impl Fires {
         Fires { child, input, output }
     }
 
-    /// Nanoseconds for one.
+    /// Fires a tracepoint this many times. Returns the time of one hit in nanoseconds.
     fn fire(&mut self, what: &str, times: usize) -> f64 {
         writeln!(self.input, "{what} {times}").unwrap();
         let mut line = String::new();
@@ -52,7 +55,8 @@ fn main() {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// A binary of its own for each: programs on one file would see the others' processes come and go.
+/// Compiles `fires.c` to a binary of this name. Each variant needs a binary of its own: programs that are attached to one file would notice
+/// the starts and exits of the other variants' processes.
 fn compile(dir: &Path, name: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/tracepoint_overhead/fires.c");
     let binary = dir.join(name);
@@ -60,7 +64,7 @@ fn compile(dir: &Path, name: &str) -> PathBuf {
     binary
 }
 
-/// `empty.bpf.c`, compiled with the headers of our libbpf and loaded.
+/// Compiles `empty.bpf.c` with the headers of our libbpf, and loads it.
 fn empty_program(dir: &Path) -> Object {
     let headers = dir.join("include/bpf");
     std::fs::create_dir_all(&headers).unwrap();
@@ -80,7 +84,8 @@ fn empty_program(dir: &Path) -> Object {
     ObjectBuilder::default().open_file(&object).unwrap().load().unwrap()
 }
 
-/// Four ways to be traced, each with a process of its own. `same` is what ours does, for bpftrace; `fired` is what is fired.
+/// Measures a tracepoint with nothing attached and in four traced variants, each with a process of its own. `same` is the bpftrace action
+/// with the same work as our program. `fired` lists what is fired.
 fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, same: &str, fired: &[&str]) {
     let start = |name: &str| {
         let binary = compile(dir, &format!("{name}-{tracepoint}"));
@@ -140,7 +145,7 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, s
     }
 }
 
-/// A process that bpftrace counts the hits of; ready when it has attached.
+/// Attaches bpftrace to a process. Returns when bpftrace has attached; `None` if it is not installed.
 fn bpftrace(
     (fires, binary): (Fires, PathBuf),
     provider: &str,

@@ -1,4 +1,5 @@
-//! The guard between a node and an exporter that both say anything. The input is pieces: who speaks, how much, what.
+//! Fuzzes the guard between a node and an exporter that both send arbitrary bytes. The input is a sequence of pieces: sender, length,
+//! bytes.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 
 nix::ioctl_read_bad!(unread_by_the_other, 0x5411 /* TIOCOUTQ */, nix::libc::c_int);
 
-/// Until the other end has read what was sent, or stopped reading.
+/// Waits until the guard has read the bytes that were sent to it, or for 2 ms.
 fn taken(socket: &UnixStream) {
     let since = Instant::now();
     let mut left = 1;
@@ -45,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
             while socket.read(&mut sink).is_ok_and(|read| read > 0) {}
         }
     }
-    // The exporter goes first when the input ends with an odd byte: then leave is taken, for a moment.
+    // If the last input byte is odd, the exporter closes its side first, so that the guard drains for a moment.
     if data.last().is_some_and(|last| last & 1 == 1) {
         let _ = exporter.shutdown(Shutdown::Both);
         std::thread::sleep(Duration::from_millis(1));

@@ -1,4 +1,4 @@
-//! Anything at all speaks to the metrics endpoint.
+//! Fuzzes the metrics endpoint with arbitrary bytes from a client.
 #![no_main]
 
 use std::time::Duration;
@@ -9,6 +9,7 @@ use bitcoind_exporter::testing::{Authenticated, GracefulShutdown, serve_connecti
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// Pages with fixed contents.
 struct FixedPages;
 
 impl Pages for FixedPages {
@@ -29,8 +30,8 @@ fuzz_target!(|data: &[u8]| {
     runtime.block_on(async {
         let (ours, theirs) = tokio::io::duplex(4096);
         let (mut read, mut write) = tokio::io::split(theirs);
-        // A first byte with its lowest bit set: a client that does not read while it writes. With the next: one that
-        // leaves the connection open.
+        // The first input byte selects the client. With its lowest bit set, the client does not read for a minute. With the next bit set,
+        // it leaves the connection open.
         let (first, requests) = data.split_first().map_or((0, data), |(first, rest)| (*first, rest));
         let reader = async {
             if first & 1 == 1 {
@@ -49,7 +50,7 @@ fuzz_target!(|data: &[u8]| {
         let open = Endpoint::all(WebConfig::default());
         let graceful = GracefulShutdown::new();
         let served = async {
-            // On a paused clock this is the proof that no client keeps a connection for ever.
+            // The clock is paused, so this proves that no client can keep a connection open indefinitely.
             tokio::time::timeout(
                 Duration::from_secs(3600),
                 serve_connection(ours, &open, &FixedPages, &Authenticated::default(), graceful.watcher()),

@@ -1,4 +1,4 @@
-//! A node that answers each JSON-RPC with whatever it likes: the lines of the input, in turn.
+//! Fuzzes the JSON-RPC results of a node: it responds with the lines of the input, in turn.
 #![no_main]
 
 use std::cell::Cell;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
 
+/// A node whose JSON-RPC responses come from the input.
 #[derive(Clone)]
 struct Node {
     answers: Rc<Vec<String>>,
@@ -77,7 +78,7 @@ impl rpc::Server for Node {
 }
 
 fuzz_target!(|text: &str| {
-    let mut answers = vec![r#"{"id":1,"result":1}"#.to_string(); 2]; // for uptime, asked twice before the first poll
+    let mut answers = vec![r#"{"id":1,"result":1}"#.to_string(); 2]; // for uptime, which is called twice before the first poll
     answers.extend(text.lines().map(|line| format!(r#"{{"id":1,"result":{line}}}"#)));
     let node = Node { answers: answers.into(), next: Rc::default() };
     let runtime =

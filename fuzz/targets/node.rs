@@ -1,4 +1,4 @@
-//! Anything at all speaks to the exporter as its node: a whole session of it, polls and long polls and all.
+//! Fuzzes a whole session of the exporter with polls and long polls. The node sends the messages in the input.
 #![no_main]
 
 use std::rc::Rc;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
 
-/// The length of the message that `data` starts with, by its segment table; all of it if there is none.
+/// The length of the message at the start of `data`, from its segment table; the length of `data` if there is none.
 fn message(data: &[u8]) -> usize {
     let number = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().unwrap()) as usize);
     let length = || {
@@ -29,7 +29,7 @@ fn message(data: &[u8]) -> usize {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // Time passes only when nobody has anything to do: no wait is a real one.
+    // The paused clock advances only when all tasks wait, so no wait takes real time.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -53,7 +53,7 @@ fuzz_target!(|data: &[u8]| {
                 Err(end) => end,
             }
         };
-        // One message after the other, each when the exporter has nothing left to do for the last.
+        // Sends one message after the other, each when the exporter has processed the previous one.
         let peer = async {
             let mut rest = data;
             let mut sink = vec![0; 65_536];
@@ -73,7 +73,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(!matches!(end, SessionEnd::ShutdownRequested));
         METRICS.node_is_away();
     });
-    // Nothing that a peer says makes the page grow without end.
+    // No input may make the page grow without limit.
     let page = METRICS.render(Format::OpenMetrics);
     assert!(page.len() < 200_000 && page.ends_with("# EOF\n"));
 });

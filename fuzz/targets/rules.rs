@@ -1,8 +1,10 @@
-//! The guard between a strict node, which behaves, and an exporter that says anything. The input is what either says next.
+//! Fuzzes the guard between a strict node, which behaves correctly, and an exporter that sends arbitrary messages. The input decides what
+//! each sends next.
 //!
-//! The node panics over a call that would change it, and over what a real one would hang up on, abort or hang over: a broken protocol, a cancelled call, a second
-//! disconnect of a handler, two calls at once on a block template or one after its destroy, a template left behind, an end while
-//! something is owed. Each of its calls must be answered exactly once.
+//! The node panics on a call that would change it, and on everything that would make a real node disconnect, abort or hang. These are a
+//! protocol violation, a cancelled call, a second disconnect of a handler, two concurrent calls on a block template, a call on a template
+//! after its destroy, a template that is not released, and a close while a call or a subscription is unfinished. The guard must respond to
+//! each of the node's calls exactly once.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,8 +48,8 @@ const METHODS: [(u64, u16); 19] = [
     (rpc::Client::TYPE_ID, 0),
     (0, 0),
 ];
-/// What would change the node: loading wallets, submitting a solution or a block, shutting down, disconnecting peers, a JSON-RPC
-/// without a method, an interface that we do not know.
+/// Calls that the guard must reject: loading wallets, submitting a solution or a block, shutting down, disconnecting peers, JSON-RPC
+/// without a method, and an unknown interface.
 const FORBIDDEN: &[(u64, u16)] = METHODS.split_at(12).1;
 const MAKE_THREAD: (u64, u16) = METHODS[1];
 const WAIT_TIP_CHANGED: (u64, u16) = METHODS[2];
@@ -56,7 +58,7 @@ const CREATE_NEW_BLOCK: (u64, u16) = METHODS[8];
 const READS_TEMPLATE: [(u64, u16); 2] = [METHODS[9], METHODS[10]];
 const DESTROY_TEMPLATE: (u64, u16) = METHODS[11];
 
-/// A call that the node was asked.
+/// A call that the node received.
 struct Asked {
     method: Option<(u64, u16)>,
     target: u32,
@@ -65,19 +67,19 @@ struct Asked {
     results: Vec<u32>,
 }
 
-/// A node that knows the rules.
+/// A strict node, which checks the protocol rules and panics if the guard violates one.
 struct Node {
     socket: UnixStream,
     buffer: Vec<u8>,
     closed: bool,
     questions: BTreeMap<u32, Asked>,
     exports: BTreeMap<u32, u32>,
-    /// Handler to callback.
+    /// Callback of each subscription, by handler.
     subscriptions: BTreeMap<u32, u32>,
     disconnected: BTreeSet<u32>,
-    /// Block templates, and whether each was destroyed.
+    /// Whether each block template was destroyed.
     templates: BTreeMap<u32, bool>,
-    /// Calls of its own that were not answered.
+    /// Question IDs of its own calls that are unanswered.
     waiting: BTreeSet<u32>,
     next: u32,
 }
@@ -108,7 +110,7 @@ impl Node {
         let _ = self.socket.write_all(frame);
     }
 
-    /// Takes in what the guard has said.
+    /// Reads and handles the messages of the guard.
     fn listen(&mut self) {
         let mut chunk = [0; 65_536];
         loop {
@@ -235,7 +237,7 @@ impl Node {
         self.questions.values().any(|it| it.target == id && !it.answered)
     }
 
-    /// Answers one of the questions that it was asked.
+    /// Responds to one of the unanswered calls, with results or with an error.
     fn answer(&mut self, which: u8, how: u8) {
         let open: Vec<u32> =
             self.questions.iter().filter(|(_, it)| !it.answered).map(|(id, _)| *id).collect();
@@ -263,7 +265,7 @@ impl Node {
             }
         }
         if fails && method == Some(DISCONNECT) {
-            self.disconnected.remove(&target); // it may be tried again
+            self.disconnected.remove(&target); // the disconnect may be retried
         }
         let frame = build(|it| {
             let mut answer: return_::Builder = it.init_return();
@@ -286,7 +288,7 @@ impl Node {
         self.send(&frame);
     }
 
-    /// Calls back, or asks for a thread to do so, which it has no reason for without a subscription.
+    /// Makes a callback, or requests a thread for one. Does nothing without a subscription.
     fn call(&mut self, what: u8) {
         let Some(&target) = self.subscriptions.values().next() else { return };
         self.next += 1;
@@ -301,7 +303,7 @@ impl Node {
         self.send(&call(question, target, method, &[]));
     }
 
-    /// Lets go of the callback of a subscription that was disconnected, and whose call was finished.
+    /// Releases the callback of a subscription that was disconnected and whose subscribing call was finished.
     fn let_go(&mut self) {
         let settled = |handler: &&u32| {
             let ends = |it: &Asked| it.method == Some(DISCONNECT) && it.target == **handler && !it.answered;
@@ -389,7 +391,7 @@ fuzz_target!(|data: &[u8]| {
         if let Some(frame) = said {
             let _ = exporter.write_all(&frame);
         }
-        // The guard is another thread: give it the time to react to some of it.
+        // The guard runs in another thread: sometimes wait until it has reacted.
         if c & 3 == 0 {
             std::thread::sleep(Duration::from_micros(100));
         }
@@ -399,7 +401,7 @@ fuzz_target!(|data: &[u8]| {
             break;
         }
     }
-    // The exporter dies, and the node answers what it is asked: the guard has to be done soon, and not before.
+    // The exporter exits, and the node responds to all calls. The guard must then disconnect soon, but not earlier.
     drop(exporter);
     let since = Instant::now();
     while !node.closed {

@@ -13,7 +13,7 @@ use crate::harness::eventually;
 use crate::harness::exporter::{Exporter, command};
 use crate::harness::fake::{FakeNode, Offers};
 use crate::harness::fixture;
-use crate::harness::node::{Node, bitcoin_node, free_port};
+use crate::harness::node::{Node, bitcoin_node};
 use crate::hidden_rpc::HiddenRpc;
 use crate::network::{Network, WITHOUT_CHECKS};
 use crate::report;
@@ -210,9 +210,8 @@ pub struct Member {
     usdt_address: Option<String>,
 }
 
-fn free_address() -> String {
-    format!("127.0.0.1:{}", free_port())
-}
+/// The first time. After a restart, an exporter listens where it did before.
+const ANY_PORT: &str = "127.0.0.1:0";
 
 impl Member {
     fn start(plan: Plan, network: &Network) -> Self {
@@ -307,9 +306,12 @@ impl Member {
                 }
             }
         }
-        let address = self.address.get_or_insert_with(free_address);
-        command.args(&self.plan.exporter).args(["--metrics-addr", address]);
-        self.ipc = Some(Exporter::spawn_where_it_listens(&mut command));
+        command
+            .args(&self.plan.exporter)
+            .args(["--metrics-addr", self.address.as_deref().unwrap_or(ANY_PORT)]);
+        let exporter = Exporter::spawn_where_it_listens(&mut command);
+        self.address = Some(exporter.address().into());
+        self.ipc = Some(exporter);
     }
 
     pub fn restart_exporter(&mut self) {
@@ -319,11 +321,12 @@ impl Member {
 
     pub fn start_usdt(&mut self) {
         let pid = self.real().pid().to_string();
-        let address = self.usdt_address.get_or_insert_with(free_address);
         let mut command = fixture::command();
         command.args(["--pid", &pid, "--node-name", &self.plan.name, "--health-port", "0"]);
-        let exporter = Exporter::spawn_where_it_listens(command.args(["--metrics-addr", address]));
-        self.usdt = Some(exporter.ready());
+        command.args(["--metrics-addr", self.usdt_address.as_deref().unwrap_or(ANY_PORT)]);
+        let exporter = Exporter::spawn_where_it_listens(&mut command).ready();
+        self.usdt_address = Some(exporter.address().into());
+        self.usdt = Some(exporter);
     }
 
     /// The node is gone at once.

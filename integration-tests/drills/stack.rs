@@ -195,7 +195,7 @@ impl Stack {
     pub fn add_rules(&mut self, rules: &str) {
         std::fs::write(self.dir.path().join("more.yml"), rules).unwrap();
         self.prometheus.stop();
-        let restarted = unix_time();
+        let restarted = unix_time() + 1;
         self.prometheus.start_again();
         // Prometheus has its targets some seconds of real time after its start.
         eventually("targets are scraped again", || {

@@ -1,4 +1,4 @@
-//! A headless Chromium, driven over WebDriver.
+//! A headless Chromium, controlled over WebDriver.
 
 use std::process::{Child, Command, Stdio};
 
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// One page in one browser; ended with its test.
+/// A browser with one page; closed when dropped.
 pub struct Browser {
     driver: Child,
     session: String,
@@ -44,7 +44,7 @@ impl Browser {
         ];
         arguments.extend(dark.then(|| "--force-dark-mode".to_string()));
         let mut options = json!({"args": arguments});
-        // No window is as narrow as a phone.
+        // The window cannot be as narrow as a phone, so a phone is emulated.
         if width < 500 {
             let phone = json!({"width": width, "height": height, "pixelRatio": 1.0, "touch": false});
             options["mobileEmulation"] = json!({"deviceMetrics": phone});
@@ -67,12 +67,12 @@ impl Browser {
         self.ask("url", json!({"url": url}));
     }
 
-    /// What this function's body returns.
+    /// Runs a function body in the page, and returns its result.
     pub fn run(&self, script: &str) -> Value {
         self.ask("execute/sync", json!({"script": script, "args": []}))
     }
 
-    /// Presses these keys, where the focus is.
+    /// Presses these keys in the focused element.
     pub fn press(&self, keys: &str) {
         let actions: Vec<_> = keys
             .chars()
@@ -81,13 +81,13 @@ impl Browser {
         self.ask("actions", json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}));
     }
 
-    /// What was written to the console since the last time.
+    /// Console lines that were written since the last call.
     pub fn console(&self) -> Vec<String> {
         let lines = self.ask("se/log", json!({"type": "browser"}));
         lines.as_array().unwrap().iter().map(|line| line["message"].to_string()).collect()
     }
 
-    /// A PNG, in Base64.
+    /// A screenshot as PNG, in Base64.
     pub fn screenshot(&self) -> String {
         let picture = send("GET", &format!("{}/screenshot", self.session), None).unwrap();
         picture.as_str().unwrap().to_string()
@@ -102,7 +102,7 @@ impl Drop for Browser {
     }
 }
 
-/// The `value` of the answer.
+/// Sends a WebDriver request, and returns the `value` of the response.
 fn send(method: &str, url: &str, body: Option<Value>) -> Result<Value, String> {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--max-time", "60", "-X", method, url, "-H", "Content-Type: application/json"]);

@@ -1,4 +1,4 @@
-//! The exporter's process and its endpoint.
+//! Starts an exporter, and reads its log and its endpoint.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,12 +16,12 @@ use super::eventually;
 
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
-    // Where tests run in a container, too, it ends as it does elsewhere.
+    // If the tests run in a container, the exporter behaves as outside of one.
     command.stdin(Stdio::null()).env_remove("RUST_LOG").env(IN_CONTAINER, "0");
     command
 }
 
-/// A running exporter; killed at the end of its test if it still runs.
+/// A running exporter; killed when dropped if it is still running.
 pub struct Exporter {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -29,27 +29,27 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Beside the node whose socket this is, listening on a port of its own.
+    /// Starts an exporter for the node with this socket, on a free port.
     pub fn start(socket: &Path, arguments: &[&str]) -> Self {
         Self::spawn(command().arg(socket).args(arguments))
     }
 
-    /// With any arguments; waits until it says where it serves.
+    /// Starts an exporter with any arguments on a free port; waits until it logs its address.
     pub fn spawn(command: &mut Command) -> Self {
         Self::spawn_and_read(command, usize::MAX)
     }
 
-    /// Where its arguments, or the lack of them, say.
+    /// Starts an exporter on the address that its arguments or its default select.
     pub fn spawn_where_it_listens(command: &mut Command) -> Self {
         Self::spawn_as_it_is(command, usize::MAX)
     }
 
-    /// Reads only so much of its log, and leaves the rest in the pipe.
+    /// Reads only the first `at_most` bytes of the log, and leaves the rest in the pipe, which fills up.
     pub fn spawn_and_read(command: &mut Command, at_most: usize) -> Self {
         Self::spawn_as_it_is(command.args(["--metrics-addr", "127.0.0.1:0"]), at_most)
     }
 
-    /// Without a word on stderr; it serves at this address.
+    /// Starts an exporter that serves at this address, without reading its stderr.
     pub fn spawn_at(command: &mut Command, address: &str) -> Self {
         let child = command.stderr(Stdio::inherit()).spawn().expect("the exporter starts");
         let exporter = Exporter { child, log: Arc::default(), address: address.into() };
@@ -68,10 +68,13 @@ impl Exporter {
             {
                 lines.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..read]));
             }
-            std::mem::forget(stderr); // open, and full
+            std::mem::forget(stderr); // stays open, so that the pipe fills up
         });
         let address = eventually("the exporter says where it serves", || {
             let log = log.lock().unwrap();
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("the exporter ended with {status}: {log}");
+            }
             let (_, rest) = log.split_once("serving metrics on http")?;
             let (_, rest) = rest.split_once("://")?;
             Some(rest.split_once("/metrics")?.0.to_string())
@@ -92,7 +95,7 @@ impl Exporter {
         self.log.lock().unwrap().clone()
     }
 
-    /// The status, unless it hangs up.
+    /// The status code; `None` if the exporter closes the connection without a response.
     pub fn try_request(&self, request: &str) -> Option<u16> {
         let mut stream = TcpStream::connect(&self.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -102,7 +105,7 @@ impl Exporter {
         answer.split(' ').nth(1)?.parse().ok()
     }
 
-    /// Status, headers and body.
+    /// Status code, headers and body.
     pub fn request(&self, request: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(&self.address).expect("the exporter listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -124,7 +127,7 @@ impl Exporter {
         self.get("/metrics").1
     }
 
-    /// The sample's value; the name with its labels as printed.
+    /// Value of a sample, given by its name with the labels as printed.
     pub fn value(&self, sample: &str) -> Option<f64> {
         let text = self.metrics();
         text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
@@ -140,7 +143,7 @@ impl Exporter {
         assert!(found.is_ok(), "{sample} is {last:?}, expected {value}; log:\n{}", self.log());
     }
 
-    /// How often it has polled.
+    /// Number of polls so far.
     pub fn polls(&self) -> f64 {
         self.value("bitcoin_exporter_poll_duration_seconds_count").unwrap()
     }
@@ -150,12 +153,12 @@ impl Exporter {
         eventually("polls go on", || (self.polls() >= before + more).then_some(()));
     }
 
-    /// The process that was started, which supervises the others.
+    /// PID of the supervisor, the process that was started.
     pub fn supervisor(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    /// The process that serves. That of the USDT exporter has no supervisor.
+    /// PID of the process that serves. The USDT exporter has no supervisor.
     pub fn pid(&self) -> Pid {
         eventually("the exporter's process runs", || {
             let started = self.supervisor();
@@ -164,17 +167,17 @@ impl Exporter {
         })
     }
 
-    /// To the process that serves.
+    /// Sends a signal to the process that serves.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("the exporter runs");
     }
 
-    /// The process that faces the node, if there is one.
+    /// PID of the guard, if there is one.
     pub fn guard(&self) -> Option<Pid> {
         child_of(self.supervisor(), "bitcoind-guard")
     }
 
-    /// The exit status, when it ends by itself.
+    /// Waits for the exporter to exit, and returns its status.
     pub fn ended(&mut self) -> ExitStatus {
         eventually("the exporter ends", || self.child.try_wait().unwrap())
     }
@@ -185,7 +188,7 @@ impl Exporter {
     }
 }
 
-/// The child of a process, by the name of its command; not a guard that replaces another.
+/// PID of the child with this command name; replacement guards are excluded.
 pub fn child_of(parent: Pid, name: &str) -> Option<Pid> {
     let processes =
         all_processes().unwrap().flatten().filter_map(|process| Some((process.stat().ok()?, process)));

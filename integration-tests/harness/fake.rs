@@ -1,9 +1,9 @@
-//! A node that offers any subset of interfaces and calls back on demand.
+//! A fake node with any subset of the IPC interfaces, which makes callbacks on demand.
 //!
-//! It is as unforgiving as the real ones: where one of them would have aborted or hung, that is a fault, and a fault fails
-//! the test that started the node. A client may not leave with a live subscription or in the middle of a call, nor cancel
-//! one, nor abort, nor disconnect a handler twice, nor leave a block template behind (`templates`). `disconnect` destroys the callback, before its answer or some
-//! milliseconds after it, and only then releases it.
+//! It is as unforgiving as the real nodes. What would make one of them abort or hang is a fault, and a fault fails the test that started
+//! the node. A client must not disconnect with a live subscription or in the middle of a call, cancel a call, abort, disconnect a handler
+//! twice, or leave a block template behind (`templates`). `disconnect` destroys the callback, either before its response or some
+//! milliseconds after it, and releases it only then.
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::templates::{Outcome, Step, Templates, Watched};
 
-/// The block at the tip in the beginning.
+/// Number of the block that is the tip at the start.
 const FIRST_TIP: u8 = 7;
 
 fn now_ms() -> u64 {
@@ -41,26 +41,26 @@ fn height_of(block: u8) -> i32 {
     35 + i32::from(block)
 }
 
-/// What the fake node offers and says.
+/// The interfaces and properties of a fake node.
 #[derive(Clone, Copy, Default)]
 pub struct Offers {
     pub mining: bool,
-    /// Mining under the ordinal that Core 30 has it.
+    /// Mining has the ordinal of Core 30.
     pub core30: bool,
     pub rpc: bool,
     pub chain: bool,
     pub node: bool,
     pub tracing: bool,
     pub ibd: bool,
-    /// Negative and huge values.
+    /// Values are negative or huge.
     pub absurd: bool,
     /// The long poll fails at once.
     pub tip_fails: bool,
-    /// The chain is not loaded yet, and to be asked about it is a fault.
+    /// The chain is not loaded yet, and a call about it is a fault.
     pub loading: bool,
-    /// It is a FIBRE node with a peer.
+    /// The node is a FIBRE node with one peer.
     pub fibre: bool,
-    /// Mining gives block templates.
+    /// Mining returns block templates.
     pub templates: bool,
 }
 
@@ -81,7 +81,7 @@ impl Offers {
     };
 }
 
-/// A callback to make.
+/// A callback that the fake node makes.
 #[derive(Clone)]
 pub enum Event {
     Added,
@@ -90,7 +90,7 @@ pub enum Event {
         height: i32,
         data: Vec<u8>,
     },
-    /// In the background chainstate of an assumeutxo node.
+    /// A block connected to the background chainstate of an assumeutxo node.
     Historical {
         height: i32,
         data: Vec<u8>,
@@ -103,9 +103,10 @@ pub enum Event {
     Uncache(i64),
 }
 
-/// From the calls to their answers; a call that failed is not among them.
+/// Response times of the callbacks that succeeded.
 pub type Answers = Vec<Duration>;
 
+/// A command of the test to the thread of the fake node.
 enum Command {
     Fire(Vec<Event>, mpsc::Sender<Answers>),
     SetIbd(bool),
@@ -120,9 +121,10 @@ enum Command {
     AnswerTooMuch(bool),
 }
 
+/// Faults and call counts of a fake node, which the test reads.
 #[derive(Default)]
 pub struct Counts {
-    /// What would have killed or hung a real node.
+    /// Descriptions of client errors that would make a real node abort or hang.
     faults: Mutex<Vec<String>>,
     unsubscribed: AtomicU32,
     long_polls: AtomicU32,
@@ -131,11 +133,11 @@ pub struct Counts {
     asked_for_udp_peers: AtomicU32,
     /// Calls of getpeerinfo.
     asked_for_peers: AtomicU32,
-    /// It was ended on purpose.
+    /// The test ended the node on purpose.
     ended: AtomicBool,
     /// Requests for a block template.
     pub templates: AtomicU32,
-    /// Calls that hang because they were told to.
+    /// Calls that hang because the test requested it.
     pub hanging: AtomicU32,
 }
 
@@ -145,7 +147,7 @@ impl Counts {
     }
 }
 
-/// Runs a part of the node; a panic in it is a fault.
+/// Runs a task of the node; a panic in it is a fault.
 fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     let counts = counts.clone();
     tokio::task::spawn_local(async move {
@@ -155,6 +157,7 @@ fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     });
 }
 
+/// A fake node on a thread of its own. When dropped, it fails the test if there were faults.
 pub struct FakeNode {
     dir: TempDir,
     commands: async_mpsc::UnboundedSender<Command>,
@@ -169,7 +172,7 @@ impl FakeNode {
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
-        // Core 30 has this thread when it has loaded its chain, and no other way to tell.
+        // Core 30 has a thread with this name when it has loaded its chain, and reports it in no other way.
         let name = if offers.loading { "b-init" } else { "b-msghand" };
         std::thread::Builder::new()
             .name(name.into())
@@ -202,12 +205,12 @@ impl FakeNode {
         self.dir.path().join("node.sock")
     }
 
-    /// Makes the calls one after the other, each after the answer to the last; returns how many subscribers answered.
+    /// Makes the callbacks one after the other, each after the response to the previous one. Returns the number of responses.
     pub fn fire(&self, events: Vec<Event>) -> usize {
         self.fire_and_time(events).len()
     }
 
-    /// How long the node waited for each answer.
+    /// Like [`Self::fire`]; returns the response times.
     pub fn fire_and_time(&self, events: Vec<Event>) -> Answers {
         let (sender, answers) = mpsc::channel();
         assert!(self.commands.send(Command::Fire(events, sender)).is_ok(), "the fake node runs");
@@ -218,62 +221,62 @@ impl FakeNode {
         assert!(self.commands.send(Command::SetIbd(ibd)).is_ok(), "the fake node runs");
     }
 
-    /// Leaves questions for its height unanswered until it is told otherwise.
+    /// Sets whether calls for the height hang.
     pub fn hang(&self, hangs: bool) {
         assert!(self.commands.send(Command::Hang(hangs)).is_ok(), "the fake node runs");
     }
 
-    /// Leaves subscriptions unanswered until it is told otherwise.
+    /// Sets whether requests for subscriptions hang.
     pub fn hang_subscriptions(&self, hang: bool) {
         assert!(self.commands.send(Command::HangSubscriptions(hang)).is_ok(), "the fake node runs");
     }
 
-    /// Answers getpeerinfo with more than the exporter takes, until it is told otherwise.
+    /// Sets whether the response to getpeerinfo exceeds the exporter's limit.
     pub fn answer_too_much(&self, too_much: bool) {
         assert!(self.commands.send(Command::AnswerTooMuch(too_much)).is_ok(), "the fake node runs");
     }
 
-    /// How often it was asked for its peers by JSON-RPC.
+    /// Number of getpeerinfo calls.
     pub fn asked_for_peers(&self) -> u32 {
         self.counts.asked_for_peers.load(Relaxed)
     }
 
-    /// The chain is loaded now.
+    /// Completes the loading of the chain.
     pub fn load(&self) {
         assert!(self.commands.send(Command::Load).is_ok(), "the fake node runs");
     }
 
-    /// What comes of the next request for a block template.
+    /// Sets the outcome of the next request for a block template.
     pub fn set_outcome(&self, outcome: Outcome) {
         assert!(self.commands.send(Command::SetOutcome(outcome)).is_ok(), "the fake node runs");
     }
 
-    /// Leaves this call about a block template unanswered until it is told otherwise.
+    /// Sets the step at which calls about block templates hang.
     pub fn hang_at(&self, step: Option<Step>) {
         assert!(self.commands.send(Command::HangAt(step)).is_ok(), "the fake node runs");
     }
 
-    /// Whether a call hangs that was told to.
+    /// Whether a call hangs at present.
     pub fn hangs(&self) -> bool {
         self.counts.hanging.load(Relaxed) > 0
     }
 
-    /// How often it was asked for a block template.
+    /// Number of requests for a block template.
     pub fn templates(&self) -> u32 {
         self.counts.templates.load(Relaxed)
     }
 
-    /// Block `n` of its chain, at height 35 + `n`, is the tip.
+    /// Sets the tip to block `n` of the chain, at height 35 + `n`.
     pub fn set_tip(&self, block: u8) {
         assert!(self.commands.send(Command::SetTip(block)).is_ok(), "the fake node runs");
     }
 
-    /// Answers questions for headers with this instead, an error or a result, until it is told otherwise.
+    /// Sets a response to requests for headers, an error or a result; `None` restores the normal response.
     pub fn answer_headers(&self, answer: Option<Value>) {
         assert!(self.commands.send(Command::AnswerHeaders(answer)).is_ok(), "the fake node runs");
     }
 
-    /// The block that the last long poll took for the tip.
+    /// The number of the block that the last long poll had as the current tip.
     pub fn waits_for_change_of(&self) -> u32 {
         self.counts.waits_for_change_of.load(Relaxed)
     }
@@ -286,32 +289,32 @@ impl FakeNode {
         assert!(self.commands.send(Command::ShutDown).is_ok(), "the fake node runs");
     }
 
-    /// Ends it at once, with calls under way.
+    /// Stops the node at once, with calls under way.
     pub fn end(self) {
         self.counts.ended.store(true, Relaxed);
     }
 
-    /// What would have killed or hung a real node.
+    /// Descriptions of client errors that would make a real node abort or hang.
     pub fn faults(&self) -> Vec<String> {
         self.counts.faults.lock().unwrap().clone()
     }
 
-    /// Forgets the faults so far: the connection was cut on purpose.
+    /// Clears the faults so far, after the test cut the connection on purpose.
     pub fn forgive(&self) {
         self.counts.faults.lock().unwrap().clear();
     }
 
-    /// Present connections.
+    /// Number of open connections.
     pub fn connections(&self) -> u32 {
         self.counts.connections.load(Relaxed)
     }
 
-    /// How often it was asked to wait for a new tip.
+    /// Number of `waitTipChanged` calls.
     pub fn long_polls(&self) -> u32 {
         self.counts.long_polls.load(Relaxed)
     }
 
-    /// Subscriptions that were ended completely.
+    /// Number of subscriptions that ended cleanly.
     pub fn unsubscribed(&self) -> u32 {
         self.counts.unsubscribed.load(Relaxed)
     }
@@ -327,15 +330,17 @@ impl Drop for FakeNode {
     }
 }
 
+/// The callback object of a subscription.
 #[derive(Clone)]
 enum Callback {
     Chain(chain_notifications::Client),
     Trace(utxo_cache_trace::Client),
 }
 
-/// A callback until the node has released it.
+/// The callback of a subscription; `None` after the node has released it.
 type Held = Rc<RefCell<Option<Callback>>>;
 
+/// The state of a fake node, which its interfaces share.
 struct State {
     offers: Offers,
     ibd: Cell<bool>,
@@ -344,13 +349,13 @@ struct State {
     subscriptions_hang: watch::Sender<bool>,
     answers_too_much: Cell<bool>,
     shutting_down: watch::Sender<bool>,
-    /// How many there were.
+    /// Number of subscriptions so far.
     subscriptions: Cell<u32>,
     tip: watch::Sender<u8>,
     templates: Templates,
     header_answer: RefCell<Option<Value>>,
     started: Instant,
-    /// By connection.
+    /// The callbacks, each with the number of its connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
     counts: Arc<Counts>,
 }
@@ -399,7 +404,7 @@ async fn run(
     }
 }
 
-/// The life of a connection.
+/// Serves one connection until it is closed.
 async fn serve(state: Rc<State>, stream: UnixStream, connection: usize) {
     let (read, write) = stream.into_split();
     let reads = Watched { reads: read.compat(), templates: state.templates.clone(), connection };
@@ -474,7 +479,7 @@ async fn fire(state: &State, event: Event, answers: &mut Answers) {
     }
 }
 
-/// Declares a method of a fake interface.
+/// Defines a method of an interface of the fake node.
 macro_rules! method {
     ($module:ident::$name:ident($params:ident: $Params:ident, $results:ident: $Results:ident), |$this:ident| $body:block) => {
         async fn $name(self: Rc<Self>, $params: $module::$Params, #[allow(unused_mut, reason = "not in each use of the macro")] mut $results: $module::$Results) -> Result<(), Error> {
@@ -491,6 +496,7 @@ fn refused<T>(offered: bool, what: T) -> Result<T, Error> {
     if offered { Ok(what) } else { Err(Error::unimplemented("Method not implemented".into())) }
 }
 
+/// The Init interface of one connection to the fake node.
 struct Init {
     state: Rc<State>,
     connection: usize,
@@ -545,6 +551,7 @@ impl init::Server for Init {
     });
 }
 
+/// The fake node's thread map.
 struct Threads;
 
 impl thread_map::Server for Threads {
@@ -553,11 +560,12 @@ impl thread_map::Server for Threads {
     });
 }
 
+/// A thread of the fake node.
 struct Thread;
 
 impl thread::Server for Thread {}
 
-/// Every interface in one.
+/// All interfaces of the fake node except Init, for one connection.
 struct Fake {
     state: Rc<State>,
     connection: usize,
@@ -599,7 +607,7 @@ impl Fake {
         }
         match method {
             "getpeerinfo" if self.state.answers_too_much.get() => json!({"result": "x".repeat(70_000_000)}),
-            // As FIBRE 30.0 answers: `lastrecv` in milliseconds, the round trips too.
+            // The response of FIBRE 30.0, with `lastrecv` and the round trip times in milliseconds.
             "getudppeerinfo" if self.state.offers.fibre => json!({"result": [{
                 "addr": "192.0.2.1:8336", "group": 2, "lastrecv": now_ms(), "ultimatetrust": true,
                 "min_recent_rtt": 10.5, "max_recent_rtt": 20.25, "avg_recent_rtt": 15.125
@@ -625,8 +633,8 @@ impl Fake {
     }
 }
 
-/// A call that the node is busy with. A real node can abort when its client is gone before the answer, or when the client
-/// cancels the call.
+/// A call that is under way. A real node can abort when its client disconnects before the response, or cancels the call. Dropping it
+/// unanswered is a fault.
 struct InCall {
     state: Rc<State>,
     answered: bool,
@@ -669,7 +677,7 @@ impl mining::Server for Fake {
         let params = params.get()?;
         let mut milliseconds = params.get_timeout();
         if this.state.offers.core30 {
-            milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits()); // no default in its schema
+            milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits()); // the schema of Core 30 has no default
         }
         let timeout = Duration::from_secs_f64(milliseconds / 1000.0);
         assert!((100..10_000).contains(&timeout.as_millis()), "a long poll of {timeout:?}");
@@ -801,10 +809,11 @@ impl tracing::Server for Fake {
     });
 }
 
+/// The handler of a subscription, through which the client ends it.
 struct Handler {
     callback: Held,
     disconnected: Cell<bool>,
-    /// Whether the callback is destroyed before `disconnect` is answered, or after.
+    /// Whether the callback is destroyed before the response to `disconnect`, or after it.
     destroys_first: bool,
     counts: Arc<Counts>,
 }

@@ -1,4 +1,4 @@
-//! An HTTP server that answers as a node's JSON-RPC would, and not as it should.
+//! A fake JSON-RPC server over HTTP, with correct and incorrect responses.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -14,36 +14,36 @@ use tempfile::TempDir;
 use super::exporter::{Exporter, command};
 use super::fake::FakeNode;
 
-/// What the HTTP server does with a request.
+/// How the fake server responds to a request.
 #[derive(Clone)]
 pub enum Mode {
-    /// Answers as the fake node's JSON-RPC, to those with the cookie.
+    /// Responds like the fake node's JSON-RPC, to requests with the cookie.
     Works,
-    /// Has these answers, by method or by method and first parameter, and no other methods.
+    /// Responds with these results, by method, or by method and first parameter. Other methods do not exist.
     Answers(Arc<Value>),
-    /// Answers each call with this error message.
+    /// Responds to each call with this error message.
     Error(Arc<str>),
     Status(&'static str),
-    /// The same to this number of requests, then as `Works`.
+    /// Responds with this status to the given number of requests, then like `Works`.
     StatusOf(usize, &'static str),
-    /// Reads every second request on a connection and closes it without an answer.
+    /// Closes the connection without a response to every second request on it.
     Closes,
     Html,
     Redirects,
-    /// Another step each time.
+    /// Reports another step of the startup each time.
     Starts,
-    /// Sends a byte of its answer now and then.
+    /// Sends a byte of its response now and then.
     NeverEnds,
     TooLarge,
     Hangs,
 }
 
-/// An HTTP server that says it is the fake node.
+/// A fake HTTP server for JSON-RPC whose responses the test selects; it has a directory for its cookie.
 pub struct FakeHttp {
     dir: TempDir,
     address: String,
     mode: Arc<Mutex<Mode>>,
-    /// What it does with single methods instead.
+    /// Modes for single methods, which override `mode`.
     of_methods: Arc<Mutex<BTreeMap<String, Mode>>>,
     cookie: Arc<Mutex<String>>,
     pub seen: Arc<Mutex<Vec<String>>>,
@@ -82,7 +82,7 @@ impl FakeHttp {
         *self.mode.lock().unwrap() = mode;
     }
 
-    /// What it does with this method instead, until it is told otherwise.
+    /// Sets the mode of one method; `None` removes it.
     pub fn set_method(&self, method: &str, mode: Option<Mode>) {
         let mut of_methods = self.of_methods.lock().unwrap();
         match mode {
@@ -91,12 +91,12 @@ impl FakeHttp {
         };
     }
 
-    /// How often this method was called.
+    /// Number of calls of this method.
     pub fn calls_of(&self, method: &str) -> usize {
         self.seen.lock().unwrap().iter().filter(|seen| *seen == method).count()
     }
 
-    /// An exporter that has nothing but this.
+    /// Starts an exporter that is connected only to this server.
     pub fn only_exporter(&self, more: &[&str]) -> Exporter {
         let datadir = self.dir.path().to_str().unwrap();
         let mut command = command();
@@ -104,7 +104,7 @@ impl FakeHttp {
         Exporter::spawn(&mut command).ready()
     }
 
-    /// Where it is, as arguments.
+    /// Arguments with the URL and cookie file of this server.
     pub fn arguments(&self) -> [String; 4] {
         let (url, cookie) = (format!("http://{}", self.address), self.dir.path().join("cookie"));
         ["--rpc-url".into(), url, "--rpc-cookie-file".into(), cookie.display().to_string()]
@@ -118,7 +118,7 @@ impl FakeHttp {
     }
 }
 
-/// Answers until the connection ends; `None` when it has.
+/// Handles requests until the connection ends; returns `None` then.
 fn answer(
     stream: TcpStream,
     mode: &Mutex<Mode>,
@@ -155,7 +155,7 @@ fn answer(
     None
 }
 
-/// The request, and whether it has the cookie.
+/// Reads a request, and whether it has the cookie.
 fn read_request(input: &mut impl BufRead, cookie: &Mutex<String>) -> Option<(Value, bool)> {
     let (mut length, mut is_authorized) = (0, false);
     loop {
@@ -230,7 +230,7 @@ fn respond(output: &mut TcpStream, mode: &Mode, request: &Value, requests: usize
     }
 }
 
-/// What a node that works answers.
+/// The result of a correct node.
 fn works(method: &str) -> Value {
     match method {
         "getblockchaininfo" => {

@@ -1,4 +1,4 @@
-//! The USDT exporter, and a program with FIBRE's tracepoints beside it.
+//! Starts the USDT exporter, and a test program with FIBRE's tracepoints.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use bitcoind_exporter::usdt;
 use super::exporter::Exporter;
 use super::skip::skip;
 
-/// Whether this machine cannot do BPF; reports that the tests that need it are skipped.
+/// Whether this machine cannot run BPF programs. If so, reports that the tests that need it are skipped.
 pub fn cannot_bpf() -> bool {
     const CAP_SYS_ADMIN: u64 = 21;
     const CAP_BPF: u64 = 39;
@@ -29,13 +29,13 @@ pub fn command() -> Command {
     command
 }
 
-/// Beside this process, attached.
+/// Starts the USDT exporter attached to the process with this PID.
 pub fn exporter(pid: u32, arguments: &[&str]) -> Exporter {
     let pid = pid.to_string();
     Exporter::spawn(command().args(["--pid", &pid, "--health-port", "0"]).args(arguments)).ready()
 }
 
-/// `fixture.c`, compiled with these options.
+/// Compiles `fixture.c` with these options; returns the path of the binary.
 pub fn compile(dir: &Path, options: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/usdt/fixture.c");
     let binary = dir.join(format!("fixture{}", options.concat()));
@@ -45,7 +45,7 @@ pub fn compile(dir: &Path, options: &[&str]) -> PathBuf {
     binary
 }
 
-/// A running fixture; killed at the end of its test.
+/// A running test program with tracepoints; killed when dropped.
 pub struct Fixture {
     child: Child,
     input: ChildStdin,

@@ -1,4 +1,4 @@
-//! What the tests of both exporters use.
+//! The test harness that the tests of both exporters share.
 #![allow(dead_code, reason = "each uses a part of it")]
 
 pub mod browser;
@@ -18,7 +18,7 @@ pub mod without_rpc;
 
 use std::time::{Duration, Instant};
 
-/// Waits until `found` gives something; panics with `what` after a generous while.
+/// Waits until `found` returns a value; panics with `what` after 30 seconds.
 pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {

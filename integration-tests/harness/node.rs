@@ -1,4 +1,4 @@
-//! A real bitcoin-node on regtest.
+//! Runs a real bitcoin-node on regtest.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,19 +19,20 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// The node that `integration-tests/bitcoin-node` yields.
+/// Path of the bitcoin-node that `integration-tests/bitcoin-node` provides.
 pub fn bitcoin_node() -> PathBuf {
     std::env::var_os("BITCOIN_NODE").expect("BITCOIN_NODE is not set: use integration-tests/run").into()
 }
 
-/// Its `bitcoin-cli`.
+/// Path of the `bitcoin-cli` that belongs to it.
 pub fn bitcoin_cli() -> PathBuf {
     let node = bitcoin_node();
     let beside = node.with_file_name("bitcoin-cli");
     if beside.exists() { beside } else { node.parent().unwrap().with_file_name("bin").join("bitcoin-cli") }
 }
 
-/// `bitcoind`, which has no IPC. Where only the other one was built (BITCOIN_NODE of some other build), that one without IPC.
+/// Path and arguments of `bitcoind`, which has no IPC. If there is none (BITCOIN_NODE is another build), bitcoin-node without IPC replaces
+/// it.
 fn bitcoind() -> (PathBuf, Vec<String>) {
     let beside = bitcoin_cli().with_file_name("bitcoind");
     match std::env::var_os("BITCOIND").map(PathBuf::from).or(Some(beside).filter(|path| path.exists())) {
@@ -43,14 +44,13 @@ fn bitcoind() -> (PathBuf, Vec<String>) {
     }
 }
 
-/// Below those that the system hands out to whoever connects or asks for any, so that it is still free when the node binds it, and
-/// when it is started again.
+/// A free port below the ephemeral ports that the system assigns. It is still free when the node binds it, and when the node is restarted.
 pub fn free_port() -> u16 {
     let mut candidates = std::iter::repeat_with(|| rand::random_range(10_000..32_000)).take(1000);
     candidates.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }
 
-/// As Core's share/rpcauth/rpcauth.py makes it.
+/// An -rpcauth argument like that of Core's share/rpcauth/rpcauth.py.
 pub fn rpcauth(user: &str, password: &str) -> String {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"salt");
     let digest = ring::hmac::sign(&key, password.as_bytes());
@@ -58,6 +58,7 @@ pub fn rpcauth(user: &str, password: &str) -> String {
     format!("-rpcauth={user}:salt${digest}")
 }
 
+/// A running node on regtest, with its own data directory; killed when dropped.
 pub struct Node {
     dir: TempDir,
     rpc_port: u16,
@@ -72,24 +73,24 @@ impl Node {
         Self::start_program(bitcoin_node(), [&["-ipcbind=unix"], arguments].concat())
     }
 
-    /// `bitcoind`.
+    /// Starts `bitcoind`.
     pub fn start_bitcoind(arguments: &[&str]) -> Self {
         let (program, needed) = bitcoind();
         let needed: Vec<_> = needed.iter().map(String::as_str).collect();
         Self::start_program(program, [&needed[..], arguments].concat())
     }
 
-    /// Another build than BITCOIN_NODE.
+    /// Starts another build than BITCOIN_NODE.
     pub fn start_program(program: PathBuf, arguments: Vec<&str>) -> Self {
         Self::start_program_in(TempDir::new().unwrap(), program, arguments)
     }
 
-    /// With its data in this directory.
+    /// Starts a node with this data directory.
     pub fn start_in(dir: TempDir, arguments: &[&str]) -> Self {
         Self::start_program_in(dir, bitcoin_node(), [&["-ipcbind=unix"], arguments].concat())
     }
 
-    /// Another build, with its data in this directory.
+    /// Starts another build with this data directory.
     pub fn start_program_in(dir: TempDir, program: PathBuf, arguments: Vec<&str>) -> Self {
         let arguments: Vec<_> = arguments.into_iter().map(str::to_string).collect();
         let (rpc_port, p2p_port) = (free_port(), free_port());
@@ -122,7 +123,7 @@ impl Node {
             .expect("the node starts")
     }
 
-    /// Whether it runs; not if something else took one of its ports before it did.
+    /// Whether the node is running; false if another process took one of its ports first.
     fn has_its_ports(&mut self) -> bool {
         eventually("the node starts", || match self.child.try_wait().unwrap() {
             Some(_) => Some(!self.stderr().contains("Unable to bind")),
@@ -146,13 +147,13 @@ impl Node {
         self.dir.path().join("regtest/node.sock")
     }
 
-    /// Where it is for an exporter without a socket, as arguments.
+    /// Arguments for an exporter that polls this node over HTTP only.
     pub fn over_http(&self) -> [String; 6] {
         let datadir = self.dir().display().to_string();
         ["--datadir".into(), datadir, "--chain".into(), "regtest".into(), "--rpc-url".into(), self.rpc_url()]
     }
 
-    /// Where its JSON-RPC listens.
+    /// URL of the node's JSON-RPC server.
     pub fn rpc_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.rpc_port)
     }
@@ -187,7 +188,7 @@ impl Node {
         serde_json::from_str(&self.cli(arguments)).expect("JSON")
     }
 
-    /// Mines blocks whose outputs anyone can spend; returns their hashes.
+    /// Mines blocks whose coinbase outputs anyone can spend; returns their hashes.
     pub fn mine(&self, blocks: u32) -> Vec<String> {
         let hashes = self.json(&["generatetodescriptor", &blocks.to_string(), "raw(51)"]);
         hashes.as_array().unwrap().iter().map(|hash| hash.as_str().unwrap().to_string()).collect()
@@ -197,14 +198,14 @@ impl Node {
         self.json(&["getblock", block])["tx"][0].as_str().unwrap().parse().unwrap()
     }
 
-    /// Makes calls over HTTP, all in one request; panics if one of them failed.
+    /// Makes JSON-RPC calls over HTTP in one batch; panics if one fails.
     pub fn batch(&self, calls: &[(&str, Value)]) {
         let answers = self.try_batch(calls).unwrap();
         let failed = answers.iter().find(|answer| !answer["error"].is_null());
         assert!(failed.is_none() && answers.len() == calls.len(), "{failed:?}");
     }
 
-    /// The answers to calls over HTTP, all in one request.
+    /// Makes JSON-RPC calls over HTTP in one batch; returns the responses.
     pub fn try_batch(&self, calls: &[(&str, Value)]) -> std::io::Result<Vec<Value>> {
         let call = |(method, params): &(&str, Value)| json!({"id": 1, "method": method, "params": params});
         let body = Value::from_iter(calls.iter().map(call)).to_string();
@@ -222,8 +223,8 @@ impl Node {
         Ok(serde_json::from_str(body)?)
     }
 
-    /// Fills the mempool with transactions that do not depend on each other: the coinbase of `block` is divided, mined, and
-    /// each part spent with another fee.
+    /// Fills the mempool with independent transactions. The coinbase of `block` is divided, the result is mined, and each part is spent
+    /// with a different fee.
     pub fn fan_out(&self, block: &str, transactions: u64) {
         let (mut divided, _) = self.spending(self.coinbase_of(block), 0);
         let whole: Amount = divided.output.iter().map(|output| output.value).sum();
@@ -243,15 +244,15 @@ impl Node {
         self.batch(&parts.collect::<Vec<_>>());
     }
 
-    /// A transaction that spends the first output of another, not sent, and its real fee in satoshis.
+    /// Creates a transaction that spends the first output of another, without sending it. Returns it with its actual fee in satoshis.
     fn spending(&self, previous: Txid, fee: u64) -> (Transaction, u64) {
-        // In the chain, even if the mempool spends it already; else in the mempool.
+        // Looks for the output in the chain, even if a mempool transaction spends it already, then in the mempool.
         let output = |mempool: &str| self.cli(&["gettxout", &previous.to_string(), "0", mempool]);
         let output = Some(output("false")).filter(|it| !it.is_empty()).unwrap_or_else(|| output("true"));
         let output: Value = serde_json::from_str(&output).expect("an output that is not spent");
         let value = Amount::from_btc(output["value"].as_f64().unwrap());
         let anyone = || ScriptBuf::from_hex("51").unwrap();
-        // Two outputs: with one the transaction would be too small to be relayed.
+        // There are two outputs, because a transaction with one would be too small to be relayed.
         let value = value.unwrap();
         let half = (value - Amount::from_sat(fee)) / 2;
         let transaction = Transaction {
@@ -271,26 +272,25 @@ impl Node {
         (transaction, (value - half * 2).to_sat())
     }
 
-    /// A transaction that spends the coinbase of a block; the node does not know it.
+    /// Creates a transaction that spends the coinbase of a block, without sending it.
     pub fn spending_coinbase_of(&self, block: &str, fee: u64) -> Transaction {
         self.spending(self.coinbase_of(block), fee).0
     }
 
-    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its size in bytes.
+    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its virtual size in vbytes.
     pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
         let (_, fee, size) = self.spend(self.coinbase_of(block), fee);
         (fee, size)
     }
 
-    /// Sends a transaction that spends the first output of another; returns its id, its fee in satoshis and its size in
-    /// bytes.
+    /// Sends a transaction that spends the first output of another; returns its ID, its fee in satoshis and its virtual size in vbytes.
     pub fn spend(&self, previous: Txid, fee: u64) -> (Txid, u64, u64) {
         let (transaction, fee) = self.spending(previous, fee);
         self.cli(&["sendrawtransaction", &serialize_hex(&transaction), "0"]);
         (transaction.compute_txid(), fee, transaction.vsize() as u64)
     }
 
-    /// `bitcoin-cli stop`, and the exit status.
+    /// Runs `bitcoin-cli stop`, and returns the node's exit status.
     pub fn stop(&mut self) -> ExitStatus {
         self.cli(&["stop"]);
         self.ended()
@@ -305,7 +305,7 @@ impl Node {
         let _ = self.child.wait();
     }
 
-    /// Kills the node if it runs, and starts it again on the same data.
+    /// Kills the node if it is running, and starts it again with the same data directory.
     pub fn restart(&mut self) {
         self.kill();
         self.child =
@@ -313,12 +313,12 @@ impl Node {
         self.until_it_answers();
     }
 
-    /// The next start has this argument besides.
+    /// Adds this argument at the next start.
     pub fn add_argument(&mut self, argument: &str) {
         self.arguments.push(argument.into());
     }
 
-    /// The next start is without this argument of the first.
+    /// Removes this argument at the next start.
     pub fn forget_argument(&mut self, argument: &str) {
         self.arguments.retain(|it| it != argument);
     }

@@ -1,4 +1,4 @@
-//! A peer of a node on regtest that says what a test has it say.
+//! A scripted P2P peer of a node on regtest.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ use bitcoin::{
     block, transaction,
 };
 
-/// Its connection ends with it.
+/// A scripted P2P peer that is connected to a node; disconnects when dropped.
 pub struct Peer {
     stream: TcpStream,
     messages: Receiver<NetworkMessage>,
@@ -28,17 +28,17 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Connects to a node and shakes hands, also about compact blocks.
+    /// Connects to a node and completes the handshake, including compact blocks.
     pub fn connect(port: u16) -> Self {
         Self::connect_with_clock(port, 0)
     }
 
-    /// The same with a clock that differs by so many seconds.
+    /// Like [`Self::connect`], with a clock that is `offset` seconds off.
     pub fn connect_with_clock(port: u16, offset: i64) -> Self {
         Self::connect_as(port, offset, false)
     }
 
-    /// A peer that the node announces transactions to.
+    /// Connects a peer to which the node announces transactions.
     pub fn connect_for_transactions(port: u16) -> Self {
         Self::connect_as(port, 0, true)
     }
@@ -80,7 +80,7 @@ impl Peer {
         self.say(NetworkMessage::CmpctBlock(CmpctBlock { compact_block }));
     }
 
-    /// Waits for a message of the node's; others before it are lost.
+    /// Waits for a message of the node that `wanted` accepts. Earlier messages are discarded.
     pub fn hear<T>(&mut self, what: &str, mut wanted: impl FnMut(NetworkMessage) -> Option<T>) -> T {
         loop {
             let message = self.messages.recv_timeout(Duration::from_secs(30));
@@ -91,7 +91,7 @@ impl Peer {
         }
     }
 
-    /// Waits until the node has handled all that was said. What it said meanwhile is lost.
+    /// Waits until the node has handled all sent messages. Its messages before that are discarded.
     pub fn until_handled(&mut self) {
         self.pings += 1;
         let ping = self.pings;
@@ -106,7 +106,7 @@ impl Drop for Peer {
     }
 }
 
-/// Hands on what the node says, to the end of the connection.
+/// Forwards the node's messages until the connection is closed.
 fn read(mut stream: TcpStream, messages: &Sender<NetworkMessage>) {
     const HEADER: usize = 24;
     loop {
@@ -131,7 +131,7 @@ pub fn unix_time() -> u32 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as u32
 }
 
-/// A block for regtest with these transactions, none of which has a witness. Its coinbase pays `reward`.
+/// Builds a regtest block with these transactions, none of which has a witness. Its coinbase pays `reward`.
 pub fn block_on(previous: &Header, height: i64, time: u32, reward: Amount, txs: &[Transaction]) -> Block {
     let coinbase = Transaction {
         version: transaction::Version::TWO,

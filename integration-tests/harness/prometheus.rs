@@ -1,4 +1,4 @@
-//! A real Prometheus, promtool, Alertmanager, and VictoriaMetrics.
+//! Runs real monitoring programs: Prometheus, promtool, Alertmanager and VictoriaMetrics.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,16 +16,16 @@ fn program(variable: &str) -> PathBuf {
         .into()
 }
 
-/// The one that `integration-tests/promtool` yields.
+/// Path of the promtool that `integration-tests/promtool` provides.
 pub fn promtool() -> PathBuf {
     program("PROMTOOL")
 }
 
-/// A server program on a free port, in a folder of its own; ended with its test.
+/// A server program on a free port with its own directory; killed when dropped.
 struct Server {
     program: PathBuf,
     arguments: Vec<String>,
-    /// Answers with 200 as soon as the program serves.
+    /// Path that returns status 200 as soon as the program serves.
     ready: &'static str,
     child: Child,
     port: u16,
@@ -33,7 +33,8 @@ struct Server {
 }
 
 impl Server {
-    /// With `config` as the file `config.yml`; `{address}` there and in an argument is where it is to listen.
+    /// Starts the program with `config` in the file `config.yml`. `{address}` in the configuration and in the arguments is replaced by the
+    /// address to listen on.
     fn start(program: PathBuf, config: &str, arguments: &[&str], ready: &'static str) -> Self {
         let dir = TempDir::new().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -78,7 +79,7 @@ impl Server {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    /// What it answers to a request that curl makes with these arguments.
+    /// The JSON response to a request that curl makes with these arguments.
     fn json(&self, path: &str, arguments: &[&str]) -> Result<Value, String> {
         let output = Command::new("curl")
             .args(["-sS", "--max-time", "20"])
@@ -91,7 +92,7 @@ impl Server {
         })
     }
 
-    /// The `data` of an answer in the format of Prometheus' API.
+    /// The `data` of a response in the format of Prometheus' API.
     fn api(&self, path: &str, arguments: &[&str]) -> Result<Value, String> {
         let answer = self.json(path, arguments)?;
         match answer["status"].as_str() {
@@ -115,13 +116,13 @@ impl Server {
         answer.unwrap_or_else(|error| panic!("{expression}: {error}"))["result"].take()
     }
 
-    /// Ends it in order.
+    /// Stops the program with SIGTERM.
     fn stop(&mut self) {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("it runs");
         self.child.wait().unwrap();
     }
 
-    /// On the same data and port as before.
+    /// Starts the program again with the same data and port.
     fn start_again(&mut self) {
         self.child = Self::launch(&self.program, &self.arguments, &self.dir);
         self.until_it_answers();
@@ -135,16 +136,16 @@ impl Drop for Server {
     }
 }
 
-/// A running Prometheus.
+/// A running Prometheus server.
 pub struct Prometheus(Server);
 
 impl Prometheus {
-    /// With this configuration; waits until it answers.
+    /// Starts Prometheus with this configuration; waits until it responds.
     pub fn start(config: &str) -> Self {
         Self::start_with(config, &["--enable-feature=exemplar-storage"])
     }
 
-    /// With these arguments besides.
+    /// Starts Prometheus with additional arguments.
     pub fn start_with(config: &str, more: &[&str]) -> Self {
         let arguments = [
             "--config.file=config.yml",
@@ -177,7 +178,7 @@ impl Prometheus {
         self.0.log()
     }
 
-    /// The `data` of an answer of its API.
+    /// The `data` of a response of its API.
     pub fn api(&self, path: &str) -> Result<Value, String> {
         self.0.api(&format!("api/v1/{path}"), &[])
     }
@@ -187,7 +188,7 @@ impl Prometheus {
         self.0.query(expression)
     }
 
-    /// The results of an expression over the last seconds.
+    /// The results of an expression over the last `seconds`.
     pub fn query_range(&self, expression: &str, seconds: u64, step: u64) -> Value {
         self.0.query_range(expression, seconds, step)
     }
@@ -224,7 +225,7 @@ impl Alertmanager {
         let body = alerts.to_string();
         let said =
             self.0.json("api/v2/alerts", &["-H", "Content-Type: application/json", "--data", &body, "-f"]);
-        // It answers with nothing.
+        // The response is empty.
         assert_eq!(said.unwrap_err(), "");
     }
 
@@ -233,7 +234,7 @@ impl Alertmanager {
     }
 }
 
-/// A running VictoriaMetrics.
+/// A running VictoriaMetrics server.
 pub struct VictoriaMetrics(Server);
 
 impl VictoriaMetrics {
@@ -242,7 +243,7 @@ impl VictoriaMetrics {
             "-storageDataPath=data",
             "-httpListenAddr={address}",
             "-loggerLevel=WARN",
-            // By default queries do not see the last 30 seconds.
+            // By default queries do not include the last 30 seconds.
             "-search.latencyOffset=0s",
             "-search.disableCache",
         ];

@@ -1,4 +1,4 @@
-//! A connection to a node that can be cut while the node runs on.
+//! Proxies that can cut the connection to a node while the node keeps running.
 
 use std::io::copy;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-/// A socket that passes everything on to a node's.
+/// A Unix socket that forwards connections to a node's socket.
 pub struct Proxy {
     dir: TempDir,
     state: Arc<Mutex<State>>,
 }
 
+/// State of a proxy, shared with its threads.
 #[derive(Default)]
 struct State {
-    /// The node's socket; `None` while connections wait.
+    /// The node's socket; `None` while new connections have to wait.
     node: Option<PathBuf>,
     open: Vec<UnixStream>,
     ended: bool,
@@ -37,7 +38,7 @@ impl Proxy {
         self.dir.path().join("node.sock")
     }
 
-    /// Cuts every connection; new ones wait for [`resume`](Self::resume).
+    /// Cuts every connection. New ones wait for [`resume`](Self::resume).
     pub fn cut(&self) {
         let mut state = self.state.lock().unwrap();
         state.node = None;
@@ -46,7 +47,7 @@ impl Proxy {
         }
     }
 
-    /// Passes new connections on to this node.
+    /// Forwards waiting and new connections to this node.
     pub fn resume(&self, node: &Path) {
         self.state.lock().unwrap().node = Some(node.into());
     }
@@ -56,11 +57,11 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.cut();
         self.state.lock().unwrap().ended = true;
-        let _ = UnixStream::connect(self.socket()); // so that accept returns
+        let _ = UnixStream::connect(self.socket()); // makes accept return
     }
 }
 
-/// False when the proxy has ended.
+/// Forwards one connection. Returns false if the proxy has ended.
 fn pass_on(client: UnixStream, state: &Mutex<State>) -> bool {
     let node = loop {
         let mut state = state.lock().unwrap();
@@ -85,14 +86,14 @@ fn pass_on(client: UnixStream, state: &Mutex<State>) -> bool {
     true
 }
 
-/// A port that passes everything on to another, until it ends: then it is closed.
+/// A TCP port that forwards connections to another one; closed when dropped.
 pub struct TcpProxy {
     port: u16,
     ended: Arc<Mutex<bool>>,
 }
 
 impl TcpProxy {
-    /// `target` is a host and a port.
+    /// Forwards to `target`, a host with a port.
     pub fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -1,7 +1,7 @@
-//! What a machine cannot run is skipped.
+//! Reports tests that this machine cannot run.
 
-/// Reports tests that are skipped, and what they need. `integration-tests/run` sets REQUIRE_ALL: then it fails if the machine
-/// could run them, so that nothing is skipped for a tool that could not be got, or for a fault of ours.
+/// Reports skipped tests and their requirements. `integration-tests/run` sets REQUIRE_ALL. Then this panics if the machine could run the
+/// tests, so that none is skipped because a tool could not be installed or because of a bug in this project.
 pub fn skip(tests: &str, machine_can: bool) {
     let all_required = std::env::var_os("REQUIRE_ALL").is_some_and(|value| !value.is_empty());
     assert!(

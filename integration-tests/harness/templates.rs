@@ -1,4 +1,4 @@
-//! Block templates of the fake node, as unforgiving as the real one's.
+//! Block templates of the fake node. They are as unforgiving as those of a real node.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -18,18 +18,18 @@ use tokio::sync::watch;
 
 use super::fake::Counts;
 
-/// What comes of a request for a template.
+/// The outcome of a request for a block template.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
-    /// A template of this many transactions.
+    /// A template with this many transactions.
     Transactions(usize),
-    /// It cannot be built.
+    /// An error: the template cannot be built.
     Failure,
-    /// The node is shutting down.
+    /// No template, because the node is shutting down.
     Nothing,
 }
 
-/// The call that is not answered until the node is told otherwise.
+/// A call about a block template that can be made to hang.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     Create,
@@ -37,13 +37,13 @@ pub enum Step {
     Destroy,
 }
 
-/// The templates of a node.
+/// The block templates of a fake node.
 #[derive(Clone)]
 pub struct Templates {
     pub outcome: Rc<Cell<Outcome>>,
     pub hangs_at: watch::Sender<Option<Step>>,
     counts: Arc<Counts>,
-    /// For each template that was not let go, its connection.
+    /// The connection number of each template that the client has not released.
     held: Rc<RefCell<Vec<usize>>>,
 }
 
@@ -65,7 +65,7 @@ impl Templates {
         }
     }
 
-    /// Answers createNewBlock with a template, or with nothing.
+    /// Responds to createNewBlock, with or without a template.
     pub async fn create(
         &self,
         params: &mining::CreateNewBlockParams,
@@ -94,7 +94,7 @@ impl Templates {
         })))
     }
 
-    /// The parameters have another shape on Core 30, and other default values.
+    /// Checks the parameters, which have another structure and other defaults on Core 30.
     fn check_options(&self, params: &mining::CreateNewBlockParams, core30: bool) -> Result<(), Error> {
         let params = params.get()?;
         let right = if core30 {
@@ -117,6 +117,7 @@ impl Templates {
     }
 }
 
+/// A block template of the fake node. It reports a fault if the client calls it after its destroy or during another call.
 struct Template {
     transactions: usize,
     templates: Templates,
@@ -137,7 +138,7 @@ impl Drop for Template {
 }
 
 impl Template {
-    /// A call on it. A real node would read memory that is gone.
+    /// Records a call on the template. If it is destroyed or has another call, a real node would read freed memory.
     async fn is_called(&self, step: Step) {
         if self.destroyed.get() {
             self.templates.counts.fault("a template was called after its destroy");
@@ -149,7 +150,7 @@ impl Template {
         self.busy.set(false);
     }
 
-    /// 1,000 satoshis, 4 signature operations and some bytes each.
+    /// The block with the template's transactions. Each has a fee of 1,000 satoshis, 4 signature operations and some bytes.
     fn block(&self) -> Vec<u8> {
         let mut block = constants::genesis_block(Network::Regtest);
         block.header.prev_blockhash =
@@ -204,7 +205,7 @@ impl block_template::Server for Template {
     }
 }
 
-/// The reading half of a connection: at its end no template may be left.
+/// The reading half of a connection. At end of file, a template that is not released is a fault.
 pub struct Watched<R> {
     pub reads: R,
     pub templates: Templates,

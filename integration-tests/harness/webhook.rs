@@ -1,4 +1,4 @@
-//! The operator's end of Alertmanager.
+//! A webhook that receives Alertmanager's notifications, in place of the operator.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::Value;
 
-/// Receives messages of Alertmanager; returns the URL for it, and the messages. It ends with the receiver.
+/// Starts a server for Alertmanager's notifications; returns its URL and the received messages. The server stops when the receiver is
+/// dropped.
 pub fn webhook() -> (String, Receiver<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! A real node's IPC without its JSON-RPC: what Bitcoin Core 31 offers.
+//! Proxies a real node's IPC without its JSON-RPC, as in Bitcoin Core 31.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// A socket that passes on what Mining needs to the node. Ends when it is dropped.
+/// A socket that forwards only the calls that Mining needs to a node; stops when dropped.
 pub struct WithoutRpc {
     dir: TempDir,
     _end: oneshot::Sender<()>,
@@ -25,7 +25,7 @@ impl WithoutRpc {
         listener.set_nonblocking(true).unwrap();
         let (end, ended) = oneshot::channel();
         let node = node.to_path_buf();
-        // The thread that a node has when it has loaded its chain.
+        // The name of the thread that a node has when it has loaded its chain.
         let thread = std::thread::Builder::new().name("b-msghand".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -44,7 +44,7 @@ impl WithoutRpc {
     }
 }
 
-/// The same on this thread, until the process ends.
+/// Serves the same proxy on this thread until the process exits.
 pub fn serve_forever(socket: &Path, node: &Path) {
     let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -79,6 +79,7 @@ fn network(
     twoparty::VatNetwork::new(read.compat(), write.compat_write(), side, Default::default())
 }
 
+/// The Init interface of the proxy: forwards `construct` and `makeMining` to the node.
 struct Init(init::Client);
 
 impl init::Server for Init {

@@ -139,6 +139,7 @@ fn status(exporter: &Exporter, path: &str, host: &str) -> (u16, String) {
 
 #[test]
 fn loopback_listener_accepts_loopback_and_allowed_names() {
+    const REJECTED: &str = "rejected a request for the host";
     let socket = "/nonexistent/node.sock";
     let exporter = Exporter::start(socket.as_ref(), &["--web.allowed-host", "metrics.example,other.example"]);
     let port = exporter.address().rsplit(':').next().unwrap().to_string();
@@ -152,8 +153,10 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     }
     let (status_of_ten, _, _) = exporter.request("GET /livez HTTP/1.0\r\n\r\n");
     assert_eq!(status_of_ten, 200, "HTTP/1.0 has no host");
+    // A thread writes the log.
+    eventually("the rejection is logged", || exporter.log().contains(REJECTED).then_some(()));
     let log = exporter.log();
-    assert_eq!(log.matches("rejected a request for the host").count(), 1, "{log}");
+    assert_eq!(log.matches(REJECTED).count(), 1, "{log}");
     // Others can reach it anyway.
     let open = Exporter::spawn_where_it_listens(command().args(["--metrics-addr", "0.0.0.0:0", socket]));
     let local = format!("127.0.0.1:{}", open.address().rsplit(':').next().unwrap());

@@ -188,6 +188,17 @@ fn password_guesses_delay_no_authenticated_client() {
     guessers.iter_mut().for_each(|guesser| drop(guesser.wait()));
 }
 
+/// The sandbox permits the folders of certificates, and this configuration has none.
+#[test]
+fn web_config_of_users_only_is_read_in_the_sandbox() {
+    let dir = TempDir::new().unwrap();
+    let hash = bcrypt::hash("secret", 4).unwrap();
+    let exporter = start(dir.path(), &format!("basic_auth_users:\n  prom: {hash}\n"));
+    let (status, _, _) =
+        exporter.request("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert_eq!(status, 401);
+}
+
 #[test]
 fn invalid_web_config_is_rejected_at_startup() {
     let dir = TempDir::new().unwrap();

@@ -72,7 +72,8 @@ pub fn each_alert_has_its_tests_and_its_section() {
         let is_named = annotation("summary").starts_with("{{ or $labels.node $labels.instance }}: ");
         assert_eq!(is_named, !of_no_node.contains(&alert), "{alert}");
     }
-    for (section, _) in &sections[3..] {
+    let results = ["Drills", "Quiet day"];
+    for (section, _) in sections[3..].iter().filter(|(section, _)| !results.contains(section)) {
         assert!(alerts.iter().any(|rule| rule["alert"] == **section), "{section} is no alert");
     }
 }

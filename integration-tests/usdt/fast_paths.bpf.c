@@ -11,8 +11,8 @@ SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 struct results {
 	__s64 ours[ARGUMENTS];
 	__s64 helpers[ARGUMENTS];
-	__u64 our_text[TEXT_WORDS];
-	__u64 helpers_text[TEXT_WORDS];
+	__u64 our_text[NAME_WORDS];
+	__u64 helpers_text[NAME_WORDS];
 	/* Arguments by where they are, `enum __bpf_usdt_arg_type`. */
 	__u64 places[4];
 };
@@ -39,7 +39,7 @@ TRACEPOINT(operands)
 TRACEPOINT(text)
 {
 	struct results *results = single_value(&results_map);
-	__u64 text[TEXT_WORDS] = {};
+	__u64 text[NAME_WORDS] = {};
 	long pointer = 0;
 
 	if (!results)

@@ -125,8 +125,8 @@ pub fn wrong_settings_are_explained_with_their_names() {
         ("pid: 0", "config.yaml: pid: invalid value '0'"),
         ("verbose: perhaps", "config.yaml: verbose: \"perhaps\" is neither true nor false"),
         ("log_level: LOUD", "config.yaml: log_level: invalid value 'LOUD'"),
-        ("tls_cert: /nonexistent", "tls_cert without tls_key"),
-        ("metrics_auth_password: secret", "metrics_auth_password without metrics_auth_username"),
+        ("tls_cert: /nonexistent", "tls_cert is set without tls_key"),
+        ("metrics_auth_password: secret", "metrics_auth_password is set without metrics_auth_username"),
         ("log_file: /nonexistent/x", "cannot log to /nonexistent/x"),
         ("a: b: c", "config.yaml: "),
     ] {

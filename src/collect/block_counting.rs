@@ -1,60 +1,61 @@
-//! Decides which blocks are counted when the tip changes, without a call.
+//! Decides which blocks are counted when the tip changes. Makes no calls.
 
 use crate::ipc::BlockRef;
 
-/// The relation of the last counted tip of an earlier connection to this one.
+/// Progress of a connection in counting the blocks since the last counted tip of an earlier connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReconnectState {
-    /// The first tip of this connection is not known yet.
+    /// The first tip of this connection is not processed yet.
     FirstTip,
-    /// The node came back at a lower height: after a crash it goes back to its last flush and connects the same blocks
-    /// again, which is no reorganization. Until it is as high as before nothing is counted.
+    /// The node has returned with a lower height. After a crash it goes back to its last flush and connects the same blocks again,
+    /// which is not a reorganization. Nothing is counted until it has reached the earlier height.
     RolledBack,
-    /// The blocks that came between the connections are counted.
+    /// The blocks that were connected between the two connections are counted.
     CaughtUp,
 }
 
-/// Whether headers can be requested.
+/// Whether headers can be requested from the node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeaderAccess {
     /// The node has no JSON-RPC.
     Unavailable,
-    /// When JSON-RPC over HTTP can be used.
+    /// They can be requested once JSON-RPC over HTTP is usable.
     NotYet,
+    /// They can be requested now.
     Available,
 }
 
-/// The conditions for a decision when the tip changes.
+/// The state of the connection on which the decision of [`next_action`] depends.
 #[derive(Clone, Copy, Debug)]
 pub struct CountingConditions {
     pub reconnected: ReconnectState,
-    /// Notifications count the blocks of this connection.
+    /// Whether notifications count the blocks of this connection.
     pub notified: bool,
     pub headers: HeaderAccess,
-    /// The answer to [`CountingAction::CheckRestart`] is in `reconnected`.
+    /// Whether [`CountingAction::CheckRestart`] was done; its result is in `reconnected`.
     pub restart_checked: bool,
 }
 
-/// The step to count the blocks up to the tip.
+/// The next step in counting the blocks up to a new tip.
 #[derive(Debug, PartialEq)]
 pub enum CountingAction {
-    /// There are none to count.
+    /// There is nothing to count here. The new tip becomes the last counted tip.
     Advance,
-    /// They cannot be counted. Only the height is shown.
+    /// The blocks cannot be counted. Only the height is exported.
     ShowHeight,
-    /// They are counted when headers can be requested. The height is shown.
+    /// The blocks are counted later, when headers can be requested. The height is exported now.
     Wait,
-    /// Find out whether the node was restarted, and decide again.
+    /// Check whether the node was restarted, and decide again.
     CheckRestart,
-    /// Check that the node knows this tip, up to which blocks are counted: then it was rolled back.
+    /// Check whether the node has this block, the last counted tip. If it has, the node was rolled back.
     CheckKnown(BlockRef),
-    /// The node was rolled back, and is not as high as before.
+    /// The node was rolled back, and has not reached its earlier height.
     StayRolledBack,
-    /// Count the blocks from this tip on.
+    /// Count the blocks from this tip to the new one.
     Count(BlockRef),
 }
 
-/// `counted` is the tip up to which blocks are counted, over all connections.
+/// Decides the next step for the new tip `tip`. `counted` is the last counted tip, over all connections.
 pub fn next_action(
     counted: Option<BlockRef>,
     tip: BlockRef,
@@ -93,7 +94,7 @@ mod tests {
         let from = Some(old);
         let (polled, notified) = (false, true);
         for (counted, tip, notified, headers, reconnected, expected) in [
-            // The first tip of all, and the same tip again.
+            // The first tip ever, and the same tip again.
             (None, higher, polled, HeaderAccess::Available, FirstTip, Advance),
             (from, old, polled, HeaderAccess::Available, FirstTip, Advance),
             (from, old, polled, HeaderAccess::NotYet, CaughtUp, Advance),
@@ -107,12 +108,12 @@ mod tests {
             (from, lower, polled, HeaderAccess::Available, FirstTip, CheckKnown(old)),
             (from, lower, polled, HeaderAccess::Available, RolledBack, StayRolledBack),
             (from, lower, polled, HeaderAccess::Available, CaughtUp, CheckRestart),
-            // Without headers.
+            // Headers cannot be requested.
             (from, higher, polled, HeaderAccess::Unavailable, FirstTip, ShowHeight),
             (from, lower, polled, HeaderAccess::Unavailable, CaughtUp, ShowHeight),
             (from, higher, polled, HeaderAccess::NotYet, FirstTip, Wait),
             (from, lower, polled, HeaderAccess::NotYet, RolledBack, Wait),
-            // Notifications count what comes after the first tip of a connection.
+            // Notifications count the blocks after the first tip of a connection.
             (from, higher, notified, HeaderAccess::Available, FirstTip, Count(old)),
             (from, lower, notified, HeaderAccess::Available, FirstTip, CheckKnown(old)),
             (from, higher, notified, HeaderAccess::Available, CaughtUp, Advance),

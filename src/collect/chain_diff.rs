@@ -1,39 +1,39 @@
-//! How many blocks lie between two tips, by walking headers over JSON-RPC.
+//! Counts the blocks between two tips by walking headers over JSON-RPC.
 
 use serde_json::{Value, json};
 
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 
-/// Whether a retry is useless: the node does not know the block, because it is on another chain or its block index was rebuilt.
-/// All other failures pass, malformed responses of a proxy included.
+/// Whether a retry is useless, because the node does not have the block: the node is on another chain, or its block index was rebuilt.
+/// All other failures are temporary, including malformed responses of a proxy.
 pub fn is_final(error: &CallError) -> bool {
     /// `RPC_INVALID_ADDRESS_OR_KEY` in Core's rpc/protocol.h.
     const BLOCK_NOT_FOUND: i64 = -5;
     matches!(error, CallError::JsonRpc { code: BLOCK_NOT_FOUND, .. })
 }
 
-/// An error if the node does not know the block.
+/// Returns an error if the node does not have the block.
 pub async fn is_known(json_rpc: &JsonRpc, old: BlockRef) -> Result<(), CallError> {
     Header::read(json_rpc.call(Method::GetBlockHeader, json!([old.hash.to_string()])).await?).map(drop)
 }
 
-/// The way from one tip to another.
+/// The numbers of blocks that are disconnected and connected on the way from one tip to another.
 #[derive(Debug, PartialEq)]
 pub struct ChainDiff {
     pub disconnected: u64,
     pub connected: u64,
 }
 
-/// Further ahead than this, asking the active chain by height is cheaper than walking.
+/// Maximum height difference for a walk over headers. Above it, a request for the active chain's block at the old height is cheaper.
 const MAX_STEPS: i32 = 16;
 
-/// Steps back from the old tip to the last block that the new one builds on. Headers never change, so the walk is
-/// exact even while the chain moves on.
+/// Counts the blocks between two tips. Walks back from both to their last common block. Headers never change, so the result is exact
+/// even if the tip changes meanwhile.
 pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<ChainDiff, CallError> {
     let header = async |hash: &str| Header::read(json_rpc.call(Method::GetBlockHeader, json!([hash])).await?);
-    // Where the new tip is far ahead, the node knows its ancestor: the active chain's block at that height. It is asked
-    // first: if the new tip is active after it was, then that block is an ancestor.
+    // If the new tip is far ahead, its ancestor at the old height is the active chain's block at that height. This block is requested
+    // before the header of the new tip: if the new tip is in the active chain after that, the block is its ancestor.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = if ahead > MAX_STEPS {
         Some(parse_hash(json_rpc.call(Method::GetBlockHash, json!([old.height])).await?)?)
@@ -41,11 +41,11 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
         None
     };
     let tip = header(&new.hash.to_string()).await?;
-    // The usual step, one block on top of another, needs one call.
+    // The usual case, one new block on top of the old tip, takes one call.
     if tip.previous == old.hash.to_string() {
         return Ok(ChainDiff { disconnected: 0, connected: 1 });
     }
-    // The old chain back to the height of the new one and vice versa, then both together until they meet.
+    // Walk the higher chain back to the height of the lower one, then both chains until they meet.
     let (mut ours, mut our_height) = (old.hash.to_string(), old.height);
     let (mut theirs, mut their_height) = (new.hash.to_string(), new.height);
     match at_old_height {
@@ -73,6 +73,7 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
     Ok(ChainDiff { disconnected: distance(old.height), connected: distance(new.height) })
 }
 
+/// A block header in a response to getblockheader: the hash of its parent, and whether it is in the active chain.
 struct Header {
     previous: String,
     active: bool,
@@ -81,7 +82,7 @@ struct Header {
 impl Header {
     fn read(header: Value) -> Result<Self, CallError> {
         let previous = match &header["previousblockhash"] {
-            // The genesis block.
+            // The genesis block has no parent.
             Value::Null if header["height"] == 0 => String::new(),
             previous => parse_hash(previous.clone())?,
         };
@@ -92,7 +93,7 @@ impl Header {
     }
 }
 
-/// A block hash as the node prints it.
+/// Parses a block hash, and returns it in the node's notation.
 fn parse_hash(value: Value) -> Result<String, CallError> {
     let hash: BlockHash = value.as_str().unwrap_or_default().parse()?;
     Ok(hash.to_string())
@@ -134,7 +135,8 @@ mod tests {
         }
     }
 
-    /// A node whose active chain is `a0` to `a40`. The branch `b` leaves it after `a30` and ends with `b34`.
+    /// A transport to a node whose active chain is `a0` to `a40`. The branch `b` forks off after `a30` and ends with `b34`. Records the
+    /// names of the methods that are called.
     struct Chains(Rc<RefCell<Vec<String>>>);
 
     fn block(branch: char, height: i32) -> BlockRef {
@@ -175,7 +177,7 @@ mod tests {
         }
     }
 
-    /// The difference, and how many calls it took.
+    /// The difference between two tips, and the number of calls to find it.
     async fn diff(old: BlockRef, new: BlockRef) -> (Result<ChainDiff, CallError>, usize) {
         let calls = Rc::new(RefCell::new(Vec::new()));
         let json_rpc = JsonRpc::new(Chains(calls.clone()));
@@ -211,7 +213,7 @@ mod tests {
             let error = diff(old, new).await.0.unwrap_err();
             assert!(is_final(&error), "{error}");
         }
-        // Of another chain, down to the genesis block.
+        // Two chains that have no common block, down to height 0.
         let old = BlockRef { height: 0, ..block('a', 1) };
         let new = BlockRef { height: 0, ..block('a', 3) };
         assert!(matches!(diff(old, new).await.0, Err(CallError::Malformed(_))));

@@ -1,4 +1,4 @@
-//! Connects, collects, and connects again.
+//! The main loop: connects to the node, runs a session, and reconnects when the session has ended.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -16,20 +16,20 @@ use crate::node_process::SocketPeer;
 use crate::status::ConnectionState;
 use crate::supervisor::GuardedSockets;
 
-/// How a node is reached.
+/// An open connection to a node, by transport.
 pub(super) enum NodeTransport {
-    /// The socket, connected behind a guard.
-    IpcParts(GuardedSockets),
-    /// JSON-RPC over HTTP, which answered; and why there is no connection over IPC.
+    /// IPC: a connection to the node's socket, behind a guard.
+    Ipc(GuardedSockets),
+    /// JSON-RPC over HTTP, which has responded, and the reason why there is no connection over IPC.
     Http(HttpRpcVerifier, String),
 }
 
-/// Connects to the socket. If that fails and HTTP alone is allowed, connects over HTTP.
+/// Connects to the node's socket. If that fails, connects over HTTP, if the exporter may poll without IPC.
 pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
     let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);
     let error = match source.open(trace_budget).await {
-        Ok(guarded) => return Ok(NodeTransport::IpcParts(guarded)),
+        Ok(guarded) => return Ok(NodeTransport::Ipc(guarded)),
         Err(error) => error,
     };
     let Some(http) = context.http_rpc.as_ref().filter(|http| http.config().http_only) else {
@@ -44,14 +44,14 @@ pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Conte
     }
 }
 
-/// Connects, collects, reconnects.
+/// The collector of a node's metrics: connects to the node, runs a session, and reconnects when the session has ended.
 pub struct Collector {
     context: Rc<Context>,
     guards: guard::GuardPermits,
 }
 
 impl Collector {
-    /// Has not connected yet.
+    /// Creates a collector that is not connected yet.
     pub fn new(context: Context) -> Self {
         for reason in SessionEnd::REASONS {
             context.metrics.exporter.disconnects.inc_by([reason], 0);
@@ -59,15 +59,15 @@ impl Collector {
         Collector { context: Rc::new(context), guards: guard::GuardPermits::new() }
     }
 
-    /// Collects until shutdown is requested, or the node ends and there is nothing to reconnect to. Needs a
-    /// [`tokio::task::LocalSet`].
+    /// Collects until shutdown is requested, or until the node shuts down and the exporter either exits with the node or has no path to
+    /// reconnect to. Must run in a [`tokio::task::LocalSet`].
     ///
     /// # Errors
-    /// An inherited connection ended, and there is no path to reconnect to.
+    /// An inherited connection has failed, and there is no path to reconnect to.
     pub async fn run(self, mut source: NodeEndpoint) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
-        // A connection that fails again and again is logged once a minute.
+        // Whether the next connection is logged: a connection that fails repeatedly is logged once a minute.
         let mut is_logged = true;
         loop {
             let Some(permit) = shutdown.run_until_cancelled(self.guards.acquire()).await else {
@@ -79,7 +79,7 @@ impl Collector {
             };
             let connected = Instant::now();
             let (end, node) = match transport {
-                NodeTransport::IpcParts(guarded) => {
+                NodeTransport::Ipc(guarded) => {
                     let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
                     (self.run_over_ipc(guarded, permit, &node).await, Some(node))
                 }
@@ -121,7 +121,7 @@ impl Collector {
         }
     }
 
-    /// Shows that there is no node, for this time or until shutdown is requested.
+    /// Shows on the status page that there is no node, until `time` has passed or shutdown is requested.
     pub async fn wait_without_node(self, why: &str, time: Duration) {
         self.context.status.set(ConnectionState::Disconnected(why.to_string()));
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
@@ -142,11 +142,13 @@ impl Collector {
         }
     }
 
-    /// Connects and keeps trying. Logs why it waits when the reason changes, and, if `is_logged`, the connection.
+    /// Tries to connect until it succeeds. Logs the reason of a failure when it changes, and, if `is_logged`, the connection.
     ///
-    /// Trying a socket costs a node nothing: no node listens yet. So it is done often, and the exporter is back soon. Over HTTP
-    /// a node may listen and refuse.
+    /// A failed attempt on a socket costs the node nothing, because no node listens there yet. It is repeated every 500 ms, so the
+    /// exporter reconnects soon. If the exporter may poll without IPC, attempts back off, because a node may listen and reject the
+    /// request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
+        /// Time between two attempts to connect to the socket.
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.config().http_only);
         let poll_interval = self.context.config.poll_interval;
@@ -157,7 +159,7 @@ impl Collector {
                 Ok(transport) => {
                     match &transport {
                         _ if !is_logged => debug!("reconnected"),
-                        NodeTransport::IpcParts(_) => info!("connected to {}", source.describe()),
+                        NodeTransport::Ipc(_) => info!("connected to {}", source.describe()),
                         NodeTransport::Http(_, why) => {
                             info!("no IPC ({why}): polling the node over HTTP only");
                             if self.context.config.exit_with_node {
@@ -188,23 +190,25 @@ impl Collector {
     }
 }
 
-/// A node that is shutting down still accepts connections, and aborts when a client calls an interface that it has already
-/// destroyed. So its exit is awaited before the next connection.
+/// Waits until the node's process has exited, before the next connection. A node that is shutting down still accepts connections, and
+/// aborts when a client calls an interface that it has already destroyed.
 async fn wait_for_exit(node: SocketPeer) {
-    /// If the system does not report whether the process is gone.
+    /// Time to wait if the system does not report the exit of the process.
     const BLIND_TIMEOUT: Duration = Duration::from_secs(10);
     if node.ended().await.is_err() {
         tokio::time::sleep(BLIND_TIMEOUT).await;
     }
 }
 
-/// Between connections that were accepted and then failed: doubling, with jitter: many exporters do not
-/// reconnect at once.
+/// The delay before the exporter reconnects after a connection that was accepted and then failed. It doubles with each failure. Random
+/// jitter prevents many exporters from reconnecting at the same time.
 #[derive(Default)]
 struct Backoff(u32);
 
 impl Backoff {
+    /// Shortest delay, after the first failure.
     const MIN: Duration = Duration::from_secs(1);
+    /// Longest delay.
     const MAX: Duration = Duration::from_secs(30);
 
     fn next(&mut self) -> Duration {
@@ -213,7 +217,7 @@ impl Backoff {
         full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN)
     }
 
-    /// The same, at most `longest`: a node in a crash loop is up for a short time.
+    /// Like [`next`](Self::next), but at most `longest`: a node in a crash loop is up for a short time only.
     fn next_within(&mut self, longest: Duration) -> Duration {
         self.next().min(longest)
     }

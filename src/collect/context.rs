@@ -1,4 +1,4 @@
-//! The context of every connection of a collector.
+//! The settings and handles that all connections of a collector share, and the state that is kept between connections.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::logging::RepeatLimiter;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
-/// When to subscribe to the UTXO cache trace, which makes the node slower.
+/// When to subscribe to the UTXO cache trace, which slows the node.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum UtxoTraceMode {
     /// After initial block download, until the cost exceeds the budget.
@@ -32,7 +32,7 @@ pub enum UtxoTraceMode {
     Off,
 }
 
-/// When to have the node build block templates.
+/// When to request block templates from the node.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum NextBlockMode {
     /// After initial block download, for at most 1 % of the node's time.
@@ -46,70 +46,70 @@ pub enum NextBlockMode {
 /// The collector's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Between the starts of two polls.
+    /// Time between the starts of two polls.
     pub poll_interval: Duration,
-    /// For the answer to one call.
+    /// Timeout for the response to one call.
     pub call_timeout: Duration,
-    /// Whether to subscribe to the UTXO cache trace.
+    /// When to subscribe to the UTXO cache trace.
     pub utxo_trace: UtxoTraceMode,
-    /// When to have the node build block templates.
+    /// When to request block templates from the node.
     pub next_block: NextBlockMode,
-    /// How long the node may wait for the trace in ten minutes.
+    /// Time that the node may wait for the UTXO cache trace in ten minutes.
     pub utxo_trace_budget: Duration,
-    /// End when the node shuts down, instead of waiting for the next one.
+    /// Exit when the node shuts down, instead of waiting for the next node.
     pub exit_with_node: bool,
-    /// JSON-RPC over HTTP, where IPC has none.
+    /// JSON-RPC over HTTP, for nodes without JSON-RPC over IPC.
     pub http_rpc: Option<http::HttpRpcConfig>,
-    /// Where the node's blocks may be, to look at its file system.
+    /// Directories that may be the node's data directory, to read the size and free space of its file system.
     pub data_directory: DatadirCandidates,
 }
 
-/// A block that became the tip, and when the exporter learned of it.
+/// A block that became the tip, and the time at which the exporter learned of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewTip {
     pub hash: BlockHash,
     pub at: Instant,
 }
 
-/// State of a node that is kept from one connection to the next: a reconnect neither counts twice nor misses anything.
+/// State of the node that is kept from one connection to the next. With it a reconnect neither counts an event twice nor misses one.
 #[derive(Default)]
 pub(super) struct PersistentState {
-    /// Traffic by peer.
+    /// Traffic of each peer that is already counted.
     pub peers: PeerTraffic,
-    /// Its start and restarts.
+    /// Start time and restarts of the node.
     pub node_start: NodeStartTracker,
     /// The warnings that were logged.
     pub warnings: Warnings,
-    /// CPU time of the node's threads.
+    /// CPU time of the node's threads, by group.
     pub thread_times: ThreadTimes,
     /// The last tip that the node announced.
     pub last_tip: Option<BlockRef>,
     /// The tip up to which blocks are counted.
     pub counted_tip: Option<BlockRef>,
-    /// The UTXO cache trace went over its budget once: it stays off for the life of the process.
+    /// Whether the UTXO cache trace has exceeded its budget. It then stays off for the life of the exporter's process.
     pub trace_over_budget: bool,
 }
 
-/// The context of every connection of a collector.
+/// The settings and handles that all connections of a collector share, and the state that is kept between connections.
 pub struct Context {
-    /// Its settings.
+    /// The collector's settings.
     pub config: Config,
-    /// Set from the node's answers.
+    /// The metrics, which are set from the node's responses.
     pub metrics: Arc<Metrics>,
-    /// The connection's state and the last blocks, for pages.
+    /// The state of the connection and the last blocks, for the status page.
     pub status: Arc<Status>,
-    /// Cancelled when the process should end.
+    /// Cancelled when the process should exit.
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
-    /// Of log lines about failures, over all connections.
+    /// Limits repeated log lines about failures, across all connections.
     pub(super) repeats: RepeatLimiter,
     pub(super) persistent_state: RefCell<PersistentState>,
-    /// The newest tip that came while there was a connection.
+    /// The newest tip that was reported during a connection, except the first one: it is not known when that one became the tip.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
 
 impl Context {
-    /// Without any state of a node.
+    /// Creates a context without any state of a node.
     pub fn new(
         config: Config,
         metrics: Arc<Metrics>,
@@ -132,7 +132,7 @@ impl Context {
         Context { config, http_rpc, repeats, metrics, status, shutdown, persistent_state, new_tip }
     }
 
-    /// Logs a failure that may come and go: each text at most once a minute, with the number of times.
+    /// Logs a failure that may recur. Each text is logged at most once a minute, with the number of suppressed repeats.
     pub(super) fn warn_limited(&self, text: &str) {
         if let Some(suppressed) = self.repeats.admit(text) {
             warn!("{text}{suppressed}");

@@ -1,4 +1,4 @@
-//! Space on the file system that holds the node's data directory.
+//! Size and free space of the file system that holds the node's data directory.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,36 +11,38 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-/// A local file system answers within microseconds; one behind a network that is gone never does.
+/// Timeout for reading the space of a file system. A local file system responds within microseconds; a network file system whose server
+/// is gone never responds.
 const READ_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Space on a file system, in bytes.
+/// Size and free space of a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DiskSpace {
-    /// That users without privileges can write.
+    /// Space that users without privileges can use.
     pub free: f64,
     pub size: f64,
 }
 
-/// Directories that may be the one with the node's blocks: that of its chain, below the data directory.
+/// Candidates for the directory that has the node's `blocks`: the directory of its chain in the data directory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatadirCandidates {
-    /// Named by the user.
+    /// The directory that the user named.
     pub named: Option<PathBuf>,
-    /// The directories of its socket, its cookie, or its log.
+    /// Directories of the node's socket, cookie or log.
     pub found: Vec<PathBuf>,
-    /// That of its log, if the node runs on this machine.
+    /// Directory of the node's log, if the node runs on this machine.
     pub of_log: Option<PathBuf>,
 }
 
 impl DatadirCandidates {
-    /// The directory of a log, from `logpath` of getrpcinfo.
+    /// The directory of the node's log, from `logpath` in the response to getrpcinfo. `None` if the path is not absolute.
     pub fn directory_of_log(path: &str) -> Option<PathBuf> {
         Path::new(path).parent().filter(|path| path.is_absolute()).map(PathBuf::from)
     }
 
-    /// The one that has blocks. One that may not be searched counts if it is named, or if the log is there and not in a directory
-    /// of logs (`-debuglogfile`). So the exporter needs no permission in the data directory.
+    /// The first candidate that has `blocks`. A candidate that the exporter may not search is accepted if the user named it, or if it
+    /// is the directory of the log and not a directory for logs (`-debuglogfile`). The exporter therefore needs no permission in the
+    /// data directory.
     fn data_directory(&self) -> Option<&Path> {
         let is_of_logs = |path: &Path| path.iter().any(|part| part == "log" || part == "logs");
         let log = self.of_log.as_deref();
@@ -55,7 +57,8 @@ fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
     path.join("blocks").metadata().map(|blocks| blocks.is_dir()).map_err(|error| error.kind())
 }
 
-/// Reads the space of the file system that `path` is on. A directory without search permission is on that of its parent.
+/// Reads the space of the file system that contains `path`. If search permission is missing, reads that of the parent directory
+/// instead.
 fn space(path: &Path) -> Option<DiskSpace> {
     for path in path.ancestors() {
         match statvfs(path) {
@@ -76,14 +79,15 @@ fn space(path: &Path) -> Option<DiskSpace> {
     None
 }
 
-/// Reads the space in threads of its own, one at a time: a file system that hangs blocks one thread, and no poll.
+/// Reads disk space in threads of its own, one at a time. A file system that hangs blocks one thread, and no poll.
 #[derive(Default)]
 pub struct DiskSpaceReader {
     busy: Arc<AtomicBool>,
 }
 
 impl DiskSpaceReader {
-    /// `None` if no candidate is a data directory, or its file system does not answer.
+    /// Reads the space of the file system of the data directory. Returns `None` if no candidate is a data directory, or if its file
+    /// system does not respond.
     pub async fn read(&self, candidates: DatadirCandidates) -> Option<DiskSpace> {
         self.run(move || space(candidates.data_directory()?)).await
     }
@@ -97,7 +101,7 @@ impl DiskSpaceReader {
         let reading = std::thread::Builder::new().name("file-system".into()).spawn(move || {
             let space = read();
             busy.store(false, Ordering::Release);
-            let _ = result.send(space); // fails when it took too long
+            let _ = result.send(space); // fails after the timeout
         });
         if let Err(error) = reading {
             debug!("cannot start a thread to read the free disk space: {error}");
@@ -148,7 +152,7 @@ mod tests {
         create_dir_all(at("node/blocks")).unwrap();
         create_dir_all(at("log/blocks")).unwrap();
         set_permissions(folder.path().join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
-        let is_root = has_blocks(&at("node")).is_ok(); // who may look into every directory
+        let is_root = has_blocks(&at("node")).is_ok(); // root may search every directory
         let found = DatadirCandidates { found: vec![at("node")], ..DatadirCandidates::default() };
         assert_eq!(found.data_directory().is_some(), is_root);
         let log = DatadirCandidates { of_log: Some(at("log")), ..DatadirCandidates::default() };
@@ -184,7 +188,7 @@ mod tests {
         while reader.busy.load(Ordering::Acquire) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // A busy machine may take longer than a poll waits.
+        // A busy machine may need longer than the timeout of one read.
         let mut read = None;
         for _ in 0..1000 {
             read = read.or(reader.run(move || Some(space)).await);

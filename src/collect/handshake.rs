@@ -1,4 +1,4 @@
-//! From a connected socket to a node that can be polled.
+//! Prepares a connection: from a connected socket to a node that can be polled.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
-/// Opens a session behind a guard: from here on no failure of the exporter harms the node.
+/// Opens a session behind a guard. From here on no failure of the exporter harms the node.
 pub async fn open_guarded(
     guarded: GuardedSockets,
     permit: GuardPermit,
@@ -29,8 +29,8 @@ pub async fn open_guarded(
     open(stream, Some(guard), node, context).await
 }
 
-/// Shakes hands over a connection behind a guard, finds out what the node offers, and waits until it has loaded its chain.
-/// The fuzzer has no guard: its peer is no node.
+/// Performs the Cap'n Proto handshake, discovers the node's interfaces, and waits until the node has loaded its chain. Only the fuzzer
+/// passes no guard: its peer is not a node.
 pub async fn open(
     stream: UnixStream,
     guard: Option<Guard>,
@@ -48,7 +48,7 @@ pub async fn open(
     }
 }
 
-/// A connection to a node that can be polled.
+/// A connection to a node that can be polled, with the node's threads and interfaces.
 struct PreparedNode {
     connection: IpcConnection,
     waiting: NodeThread,
@@ -90,21 +90,22 @@ async fn handshake(
     Ok(PreparedNode { connection, waiting, subscribing, building, interfaces, http_rpc })
 }
 
-/// Adds JSON-RPC over HTTP where IPC has none. The first poll uses it if it answers soon.
+/// Adds JSON-RPC over HTTP for a node without JSON-RPC over IPC. The first poll uses it if it responds within two seconds.
 async fn add_http_rpc(
     connection: &IpcConnection,
     interfaces: &mut Interfaces,
     context: &Context,
 ) -> Result<Option<HttpRpcVerifier>, CallError> {
+    /// How long the first poll waits for the check of HTTP.
     const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
     let (None, Some(http)) = (interfaces.json_rpc(), &context.http_rpc) else { return Ok(None) };
     let verifier = HttpRpcVerifier::new(http.clone(), interfaces, &connection.thread("exporter-http").await?);
     interfaces.http = Some(http.clone());
-    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await; // the session goes on checking
+    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await; // the session continues the checks
     Ok(Some(verifier))
 }
 
-/// Resolves when the node shuts down. It looks like one that is starting, and does not exit before the exporter disconnects.
+/// Resolves when the node shuts down. Such a node looks like one that is starting, and does not exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
     const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
@@ -112,25 +113,26 @@ async fn wait_for_shutdown(node: &SocketPeer) {
     }
 }
 
+/// Creates the node's threads, discovers its interfaces, and waits until it has loaded its chain.
 async fn discover_node(
     connection: &IpcConnection,
     node: &SocketPeer,
 ) -> Result<(NodeThread, NodeThread, Interfaces), SessionEnd> {
-    // A thread per kind of work: none waits for another.
+    // One thread for each type of work, so that none waits for another.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
-    // Without the answer to a subscription there would be no way to end it: no deadline.
+    // No deadline: without the response to a subscribe call the subscription could not be ended.
     let subscribing = connection.thread("exporter-subscribe").await?.without_deadline();
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(SessionEnd::NodeShutDown)?;
     match interfaces.json_rpc() {
         Some(json_rpc) => wait_for_warmup(&json_rpc, node).await?,
         None => wait_for_message_handler(node).await,
     }
-    // Answered when the chain state is loaded: no deadline.
+    // No deadline: the node responds when its chain state is loaded.
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
     interfaces.mining = mining.map(|mining| mining.on_thread(&polling));
     if interfaces.mining.is_none() && interfaces.json_rpc().is_some() {
-        // Each node has it until it shuts down, which its process shows a moment later.
+        // A node with JSON-RPC over IPC has Mining until it shuts down. Its process shows the shutdown a moment later.
         match node.is_shutting_down() {
             Some(_) => tokio::time::sleep(Duration::from_millis(500)).await,
             None => return Err(SessionEnd::NodeShutDown),
@@ -143,7 +145,7 @@ async fn discover_node(
     if !interfaces.has_tip_source() {
         return Err(SessionEnd::NothingOffered);
     }
-    // No other call to a node that is shutting down: it would never answer estimatesmartfee.
+    // Make no other call to a node that is shutting down: it would never respond to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) = mining
             .on_thread(&waiting.with_extra_timeout(LONG_POLL))
@@ -160,14 +162,14 @@ async fn discover_node(
     Ok((waiting, subscribing, interfaces))
 }
 
-/// Between two checks of a node that is starting.
+/// Time between two checks of a node that is starting.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The thread that a node starts when it has loaded its chain.
+/// Name of the thread that a node starts when it has loaded its chain.
 const MESSAGE_HANDLER: &str = "b-msghand";
 
-/// A node without JSON-RPC does not report whether it has loaded its chain, and can abort when a call needs a chain that it has
-/// not created yet. If its threads are visible, waits for one that it starts after that.
+/// Waits until a node without JSON-RPC has loaded its chain, if its threads are visible. Such a node does not report whether it has,
+/// and can abort when a call needs a chain that is not created yet. It starts its message handler thread once the chain is loaded.
 async fn wait_for_message_handler(node: &SocketPeer) {
     let mut is_logged = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
@@ -179,7 +181,8 @@ async fn wait_for_message_handler(node: &SocketPeer) {
     }
 }
 
-/// The same for Core 30, whose Mining interface does not wait either: it is not called before its thread was seen.
+/// Waits until a Core 30 node has loaded its chain. Its Mining interface does not wait for the chain, and is not called before the
+/// message handler thread was seen. Returns an error if the threads are not visible.
 async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     loop {
         match node.runs_thread(MESSAGE_HANDLER) {
@@ -190,11 +193,13 @@ async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     }
 }
 
-/// Core's warmup: it answers JSON-RPC with an error, and its other interfaces must not be called.
+/// Waits until Core's warmup is over. During warmup the node responds to JSON-RPC with an error, and its other interfaces must not be
+/// called.
 ///
-/// A node that is shutting down can answer the same. If its process is not visible, the exporter disconnects after a while, because
-/// the node does not exit before that.
+/// A node that is shutting down can return the same error. If its process is not visible, the exporter disconnects after five seconds,
+/// because the node does not exit before the exporter disconnects.
 async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), SessionEnd> {
+    /// How long to wait for a node whose process is not visible.
     const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
     let since = Instant::now();
     let mut is_logged = false;

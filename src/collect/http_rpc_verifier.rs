@@ -1,4 +1,5 @@
-//! When JSON-RPC over HTTP is used: where IPC has none, once it answers, and only if both lead to the same node.
+//! Decides when JSON-RPC over HTTP is used: for a node without JSON-RPC over IPC, once it responds, and only if HTTP and IPC lead to
+//! the same node.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,10 +14,10 @@ use crate::ipc::{BlockRef, Chain, Interfaces, Mining, NodeThread};
 use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, Method};
 
-/// Between two checks whether it is still the same node.
+/// Time between two checks whether HTTP still leads to the same node.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Finds out whether JSON-RPC over HTTP can be used.
+/// Verifies that JSON-RPC over HTTP responds and leads to the same node as IPC.
 pub struct HttpRpcVerifier {
     http: HttpRpc,
     mining: Option<Mining>,
@@ -24,7 +25,7 @@ pub struct HttpRpcVerifier {
 }
 
 impl HttpRpcVerifier {
-    /// Compares with these interfaces. `thread` runs nothing else.
+    /// Creates a verifier that compares with these interfaces. `thread` runs no other calls.
     pub fn new(http: HttpRpc, interfaces: &Interfaces, thread: &NodeThread) -> Self {
         http.reset_node(false);
         let mining = interfaces.mining.as_ref().map(|mining| mining.on_thread(thread));
@@ -32,7 +33,7 @@ impl HttpRpcVerifier {
         HttpRpcVerifier { http, mining, chain }
     }
 
-    /// For a node without IPC: there is nothing to compare with.
+    /// Creates a verifier for a node without IPC, which has nothing to compare with.
     pub fn http_only(http: HttpRpc) -> Self {
         http.reset_node(true);
         HttpRpcVerifier { http, mining: None, chain: None }
@@ -42,7 +43,7 @@ impl HttpRpcVerifier {
         &self.http
     }
 
-    /// Marks HTTP as usable if it answers and is the same node, else as unusable with the reason.
+    /// Marks HTTP as usable if it responds and leads to the right node, else as unusable with the reason.
     pub async fn verify(&self) {
         match self.find_difference().await {
             Ok(None) => {
@@ -63,9 +64,10 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Verifies again and again. A poll follows at once when HTTP becomes usable.
+    /// Verifies periodically, and when HTTP becomes unusable. When HTTP becomes usable, `usable` is notified so that a poll follows at
+    /// once.
     pub async fn keep_verifying(self, usable: Rc<Notify>) {
-        // Core makes a wrong password wait, and logs it: failures back off.
+        // Core delays the response to a wrong password, and logs it. Failures therefore back off.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
             let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.became_unusable()).await;
@@ -84,7 +86,7 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// The difference between the node behind the IPC socket and the one that answers over HTTP.
+    /// The difference between the node behind the IPC socket and the node that responds over HTTP; `None` if they are the same.
     async fn find_difference(&self) -> Result<Option<String>, CallError> {
         let info = self.http.query(Method::GetBlockchainInfo, json!([])).await?;
         if let (Some(configured), Some(chain)) = (&self.http.config().chain, info["chain"].as_str())
@@ -103,12 +105,13 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Whether the other has another block at the height of the tip. The tip is read before and after: it may change
-    /// meanwhile.
+    /// The difference if the node behind HTTP has another block at the height of the tip. The tip is read before and after, because it
+    /// may change meanwhile.
     async fn find_tip_difference(
         &self,
         tip: impl AsyncFn() -> Result<Option<BlockRef>, CallError>,
     ) -> Result<Option<String>, CallError> {
+        /// Limit on the comparisons that fail because the tip changes meanwhile.
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = tip().await? else { return Ok(None) };
@@ -134,9 +137,10 @@ impl HttpRpcVerifier {
         ))
     }
 
+    /// The difference if the node behind HTTP has pruned more blocks than the node behind the IPC socket.
     async fn find_prune_difference(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
         let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
-        // It grows between the two calls.
+        // The prune height can grow between the two calls.
         let ours = chain.prune_height().await?.map_or(0.0, |last| f64::from(last) + 1.0);
         Ok((ours < theirs).then(|| format!("it is pruned to height {theirs}, not {ours}")))
     }

@@ -1,30 +1,31 @@
-//! Reading the node's JSON: a field that is missing, null, of another type or out of range is absent, never a panic.
+//! Reads fields of the node's JSON. A field that is missing, null, of another type or out of range is `None`, never a panic.
 
 use serde_json::Value;
 
 use crate::text;
 
-/// A number as a gauge takes it.
+/// A field with a finite number, as the value of a gauge.
 pub fn number(value: &Value, field: &str) -> Option<f64> {
     value.get(field)?.as_f64().filter(|number| number.is_finite())
 }
 
-/// A count.
+/// A field with an integer that is not negative.
 pub fn count(value: &Value, field: &str) -> Option<u64> {
     value.get(field)?.as_u64()
 }
 
-/// 0 or 1.
+/// A boolean field, as 0 or 1.
 pub fn flag(value: &Value, field: &str) -> Option<u8> {
     value.get(field)?.as_bool().map(u8::from)
 }
 
-/// Text that becomes a label.
+/// A text field, as a label value.
 pub fn label(value: &Value, field: &str) -> Option<String> {
     value.get(field)?.as_str().map(text::label)
 }
 
-/// The entries of an object whose keys are names that become labels: few, short, of plain characters, for any response.
+/// The entries of an object whose keys become label values. Whatever the response, they are at most 16, with keys of at most 32 plain
+/// characters.
 pub fn entries(value: &Value) -> Vec<(&str, &Value)> {
     const MAX_ENTRIES: usize = 16;
     const MAX_LENGTH: usize = 32;
@@ -36,17 +37,17 @@ pub fn entries(value: &Value) -> Vec<(&str, &Value)> {
     entries.map(|(name, value)| (name.as_str(), value)).take(MAX_ENTRIES).collect()
 }
 
-/// How long a list is.
+/// Length of a list.
 pub fn length(value: &Value) -> Option<f64> {
     value.as_array().map(|list| list.len() as f64)
 }
 
-/// Satoshis, of an amount in BTC.
+/// A field with an amount in BTC, in satoshis.
 pub fn satoshis(value: &Value, field: &str) -> Option<f64> {
     number(value, field).map(|btc| (btc * 1e8).round())
 }
 
-/// sat/vB, of a feerate in BTC/kvB.
+/// A field with a feerate in BTC/kvB, in sat/vB.
 pub fn sat_per_vbyte(value: &Value, field: &str) -> Option<f64> {
     satoshis(value, field).map(|per_kvb| per_kvb / 1000.0)
 }

@@ -1,18 +1,19 @@
-//! Decides which calls are made to a node and when; turns answers into metrics.
+//! Decides which calls are made to a node and when, and turns the responses into metrics.
 //!
-//! - `collector` connects, reconnects and backs off; `handshake` prepares a connection until the node can be polled;
-//!   `session` is the loop over such a connection.
-//! - `poll` reads the node's state at intervals, an area per file as in [`metrics`](crate::metrics); `peers` and `json`
-//!   read its answers.
-//! - `rate_limit` decides when a call may be made again; `suspend` notices that the machine was suspended.
+//! - `collector` connects, reconnects and backs off. `handshake` prepares a connection until the node can be polled. `session` is the
+//!   event loop of one connection.
+//! - `poll` reads the node's state at intervals, with one file per area as in [`metrics`](crate::metrics). `peers` and `json` read the
+//!   responses.
+//! - `rate_limit` decides when a call may be made again. `suspend` detects that the machine was suspended.
 //! - `http_rpc_verifier` decides when JSON-RPC over HTTP is used.
-//! - `tip` is the long poll that reports new tips and the node's shutdown; `block_counting` decides which blocks are counted then,
-//!   `chain_diff` finds those between two tips.
+//! - `tip` runs the long poll that reports new tips and the node's shutdown. `block_counting` decides which blocks are counted at a new
+//!   tip; `chain_diff` counts the blocks between two tips.
 //! - `next_block` requests block templates periodically.
-//! - `subscriptions` starts and ends subscriptions; `notifications` and `utxo_trace` count their events.
-//! - `context` is the context of every connection, and the state that is kept from one to the next: peers' traffic, `thread_times`, the
-//!   tip, `node_start` and `warnings`. `file_system` reads the space on its disk.
-//! - `one_shot` is `--once` and `--check`.
+//! - `subscriptions` starts and ends subscriptions. `notifications` and `utxo_trace` count their events.
+//! - `context` has the settings that all connections share, and the state that is kept from one connection to the next: the traffic of
+//!   peers, `thread_times`, the tip, `node_start` and `warnings`. `file_system` reads the size and free space of the node's file
+//!   system.
+//! - `one_shot` implements `--once` and `--check`.
 
 mod block_counting;
 mod chain_diff;

@@ -1,7 +1,7 @@
-//! The next block: periodic templates from the node, within a share of its time.
+//! The next block: requests block templates from the node periodically, within a share of the node's time.
 //!
-//! The node holds its main lock and its mempool's while it builds one. Templates have a thread of their own: a build that never
-//! ends delays nothing else.
+//! The node holds its main lock and the mempool's lock while it builds a template. Templates have a thread of their own, so a build
+//! that never returns delays no other call.
 
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -17,8 +17,8 @@ use super::suspend::Suspensions;
 use crate::ipc::{BlockContents, BlockHash, BlockTemplate, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 
-/// Whether templates are requested from this node. Development branches that offer Chain or Node are not: when they cannot build
-/// one, the exception ends them.
+/// Whether templates are requested from this node. Development branches with the Chain or Node interface are excluded: such a node
+/// aborts with an exception if it cannot build a template.
 pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
     let is_branch = interfaces.chain.is_some() || interfaces.node.is_some();
     if mode == NextBlockMode::On && is_branch {
@@ -29,34 +29,34 @@ pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
     mode != NextBlockMode::Off && interfaces.mining.is_some() && !is_branch
 }
 
-/// How many times its own duration a template is apart from the next: 1 % of the node's time.
+/// Minimum time between the starts of two requests for a template, as a multiple of the duration of the first: 1 % of the node's time.
 const TIME_SHARE: u32 = 100;
 
-/// Requests templates over one connection.
+/// The task that requests block templates over one connection, and exports their contents.
 pub struct TemplatePoller {
     mining: Mining,
     context: Rc<Context>,
     new_tip: watch::Receiver<Option<NewTip>>,
     limit: RateLimit,
     last_parent: LastParent,
-    /// The last one failed, which was logged.
+    /// Whether the last request failed; the failure was logged.
     failing: bool,
 }
 
-/// The block that the last template is built on.
+/// The block on which the last template is built.
 #[derive(Default)]
 struct LastParent(Option<BlockHash>);
 
 impl LastParent {
-    /// The tip, if this template is the first one on it. The node may have had the block, and a template that was due may have been
-    /// built on it, before the tip was reported.
+    /// Returns `new_tip` if this template is the first one that is built on it. The node may have had the block before it reported the
+    /// tip, and a template that was due may have been built on it.
     fn first_after(&mut self, new_tip: Option<NewTip>, parent: BlockHash) -> Option<NewTip> {
         let is_first = self.0.replace(parent) != Some(parent);
         new_tip.filter(|tip| is_first && tip.hash == parent)
     }
 }
 
-/// The contents of a template.
+/// The parent block of a template, and the totals of its transactions.
 struct TemplateContents {
     parent: BlockHash,
     transactions: usize,
@@ -66,7 +66,7 @@ struct TemplateContents {
 }
 
 impl TemplatePoller {
-    /// Its calls run on `thread`, which nothing else uses. `None` if the node offers no Mining.
+    /// Creates a poller whose calls run on `thread`, which runs no other calls. Returns `None` if the node has no Mining interface.
     pub fn new(interfaces: &Interfaces, thread: &NodeThread, context: &Rc<Context>) -> Option<Self> {
         let mining = interfaces.mining.as_ref()?.on_thread(&thread.without_deadline());
         let new_tip = context.new_tip.subscribe();
@@ -83,11 +83,11 @@ impl TemplatePoller {
         })
     }
 
-    /// Requests a template periodically, until the node shuts down or cannot build any.
+    /// Requests templates periodically, until the connection is closed or the node responds that it does not have the method.
     pub async fn run(mut self) {
         let mut new_tip = None;
         let mut suspensions = Suspensions::new();
-        // The series exists before the first answer.
+        // The series exists before the first response.
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
             if self.poll(new_tip.take()).await.is_break() {
@@ -99,7 +99,7 @@ impl TemplatePoller {
                 Ok(()) = self.new_tip.changed() => match self.limit.due_at_event() {
                     due if due <= Instant::now() => new_tip = *self.new_tip.borrow_and_update(),
                     due => {
-                        self.context.metrics.next_block.clear(); // it was on another block
+                        self.context.metrics.next_block.clear(); // it was built on another block
                         sleep_until(due).await;
                     }
                 }
@@ -107,7 +107,8 @@ impl TemplatePoller {
         }
     }
 
-    /// One template, at once, because of a new tip if there is one. It breaks when there will be no other.
+    /// Requests one template now. `new_tip` is the tip that caused the request, if any. Returns `Break` if there will be no further
+    /// template.
     pub async fn poll(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
         let context = self.context.clone();
         let metrics = &context.metrics.next_block;
@@ -151,7 +152,8 @@ impl TemplatePoller {
         }
     }
 
-    /// `None` in initial block download, where unneeded calls are avoided, and when the node is shutting down.
+    /// Requests a template and reads it. Returns `None` in initial block download (mode `auto`), where unneeded calls are avoided, and
+    /// when the node is shutting down.
     async fn request_template(
         &mut self,
         new_tip: Option<NewTip>,
@@ -164,7 +166,7 @@ impl TemplatePoller {
         let Some(template) = self.create_template().await? else { return Ok(None) };
         let created = Instant::now();
         let contents = read(&template).await;
-        // In any case: it would stay in the node's memory.
+        // Also after an error: the template would stay in the node's memory.
         template.destroy().await?;
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
@@ -176,7 +178,7 @@ impl TemplatePoller {
         Ok(Some(contents))
     }
 
-    /// Waits as long as it takes, because the call can be neither cancelled nor made again.
+    /// Has the node build a template. Waits without a limit, because the call can be neither cancelled nor made again.
     async fn create_template(&self) -> Result<Option<BlockTemplate>, CallError> {
         let call_timeout = self.context.config.call_timeout;
         let mut creating = pin!(self.mining.create_new_block());
@@ -193,8 +195,8 @@ impl TemplatePoller {
     }
 }
 
-/// Reads the contents of a template. The weight comes from the block, up to 4 MB on the socket; the node copies it without
-/// a lock.
+/// Reads the contents of a template. The weight is computed from the block, which is up to 4 MB on the socket. The node copies the
+/// block without a lock.
 async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;

@@ -1,7 +1,7 @@
-//! When the node started, and whether it was restarted or is another one.
+//! Determines when the node started, and whether it was restarted or replaced by another node.
 //!
-//! The uptime of Bitcoin Core 30 and earlier is the difference of two readings of its wall clock: it jumps when that clock is set.
-//! From 31 on it is monotonic. So an uptime that is smaller than expected is no restart.
+//! The uptime of Bitcoin Core 30 and earlier is the difference of two readings of its wall clock, and jumps when that clock is set.
+//! From version 31 on it is monotonic. An uptime that is smaller than expected is therefore not enough evidence of a restart.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,29 +9,29 @@ use nix::time::ClockId;
 
 use crate::sys;
 
-/// Uptimes are whole seconds.
+/// Tolerance in seconds when two uptimes are compared: they are whole seconds.
 const TOLERANCE: f64 = 2.0;
 
-/// An uptime and when it was read.
+/// An uptime of the node, and the time at which it was read.
 #[derive(Clone, Copy)]
 pub struct UptimeReading {
-    /// Seconds.
+    /// The uptime in seconds.
     pub seconds: f64,
-    /// Before the call. Like the uptime of Bitcoin Core 31 this clock stands still while the machine is suspended.
+    /// Time before the call. Like the uptime of Bitcoin Core 31, this clock stands still while the machine is suspended.
     pub called: Instant,
-    /// After the call.
+    /// Time after the call.
     pub returned: Instant,
 }
 
 impl UptimeReading {
-    /// Whether another process than before returned this one: it started after the last uptime was returned.
+    /// Whether this uptime is that of a new process, which started after the last reading.
     fn is_of_another_process(&self, last: &UptimeReading) -> bool {
         let expected = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let since_last = self.returned.saturating_duration_since(last.called).as_secs_f64();
         self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
     }
 
-    /// Whether the process of the last uptime would have returned this one, if no clock was set.
+    /// Whether the process of the last reading would return this uptime if no clock was set.
     fn continues(&self, last: &UptimeReading) -> bool {
         let least = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let most = last.seconds + self.returned.saturating_duration_since(last.called).as_secs_f64();
@@ -39,47 +39,47 @@ impl UptimeReading {
     }
 }
 
-/// The relation of the node that answers to the one that answered before.
+/// Whether the node that responds now is the node that responded before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeIdentity {
-    /// The same process.
+    /// It is the same process.
     #[default]
     Same,
-    /// A process that started since.
+    /// It is another process, which started after the last response.
     StartedSince,
-    /// Another one that has run for longer, or there is no evidence.
+    /// It is another process, which has run for longer; or there is no evidence.
     Unknown,
 }
 
-/// The node's process, over all connections.
+/// Tracks the start time, the restarts and the identity of the node's process, over all connections.
 #[derive(Default)]
 pub struct NodeStartTracker {
-    /// Process id and start in clock ticks since boot, where the process is visible.
+    /// PID, and start time in clock ticks since boot, if the process is visible.
     process: Option<(i32, u64)>,
     uptime: Option<UptimeReading>,
-    /// Clock ticks from boot until they were read.
+    /// Time of the last update, in clock ticks since boot.
     read: u64,
-    /// Unix seconds. Kept until the node is restarted or replaced, because the wall clock can be set.
+    /// Start time of the process, Unix seconds. Kept until the node is restarted or replaced, because the wall clock can be set.
     started: Option<f64>,
-    /// No uptime was read since the last connection was opened. A proxy can lead it to another node.
+    /// Whether no uptime was read since the last connection was opened. A proxy can route a new connection to another node.
     is_new_connection: bool,
     restarts: u64,
-    /// The least certain one since it was taken.
+    /// The least certain identity since the last [`take_identity`](Self::take_identity).
     identity: Option<NodeIdentity>,
 }
 
 impl NodeStartTracker {
-    /// Restarts that were noticed. A change means that the node is another process than before.
+    /// Number of restarts that were noticed. If it changes, the node is another process than before.
     pub fn restarts(&self) -> u64 {
         self.restarts
     }
 
-    /// A connection was opened.
+    /// Records that a connection was opened.
     pub fn connected(&mut self) {
         self.is_new_connection = true;
     }
 
-    /// The relation of the node to the one that answered at the last call of this method.
+    /// Whether the node that responds now is the one that responded at the last call of this method.
     pub fn take_identity(&mut self) -> NodeIdentity {
         self.identity.take().unwrap_or(NodeIdentity::Unknown)
     }
@@ -98,8 +98,8 @@ impl NodeStartTracker {
         }
     }
 
-    /// The start of the present process, Unix seconds: from `/proc`, if the process is visible there, else `now` minus its
-    /// uptime.
+    /// Updates the state from a reading. Returns the start time of the current process, Unix seconds: from `/proc` if the process is
+    /// visible there, else `now` minus its uptime.
     pub fn update(
         &mut self,
         process: Option<(i32, u64)>,
@@ -136,12 +136,12 @@ impl NodeStartTracker {
     }
 }
 
-/// Seconds since this process was started.
+/// Age of a process in seconds.
 fn age((_, ticks): (i32, u64)) -> f64 {
     since_boot() - ticks as f64 / procfs::ticks_per_second() as f64
 }
 
-/// Seconds.
+/// Seconds since boot.
 fn since_boot() -> f64 {
     sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64()
 }
@@ -153,7 +153,7 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// A node whose uptime is read at each second given. Returns the start times that are shown and the number of restarts.
+    /// Reads the uptime of a node at each of these seconds. Returns the start times that are exported, and the number of restarts.
     fn starts(readings: &[(u64, f64)]) -> (Vec<f64>, u64) {
         let mut node = NodeStartTracker::default();
         let begin = Instant::now();
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(identity(None, 175, Some(5.0)), NodeIdentity::StartedSince);
         assert_eq!(identity(None, 180, None), NodeIdentity::Unknown);
         assert_eq!(identity(None, 185, Some(90_000.0)), NodeIdentity::Unknown, "another, or a clock was set");
-        // Where the process is visible, it decides.
+        // If the process is visible, it decides.
         let now = (since_boot() * procfs::ticks_per_second() as f64) as u64;
         assert_eq!(identity(Some((7, 100)), 190, Some(90_005.0)), NodeIdentity::Unknown, "not seen before");
         assert_eq!(identity(Some((7, 100)), 205, Some(1.0)), NodeIdentity::Same);

@@ -1,4 +1,4 @@
-//! The chain's notifications, counted.
+//! Counts the notifications of the Chain interface.
 
 use tracing::{debug, warn};
 
@@ -61,7 +61,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
                     blocks.connected_weight.inc_by(contents.weight);
                     blocks.connected_bytes.inc_by(bytes as u64);
                 }
-                None if bytes == 0 => {} // the node left it out
+                None if bytes == 0 => {} // the node has omitted the block
                 None => {
                     warn!(bytes, "cannot parse a block from the node; its contents are not counted");
                     metrics.exporter.events_dropped.inc_by(["block_contents"], 1);

@@ -15,15 +15,15 @@ use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
 use crate::node_process::SocketPeer;
 
-/// Connects once and polls once. Returns what the node offers; the metrics have what it answered.
+/// Connects once and polls once. Returns the node's interfaces; the values of the poll are in the metrics.
 ///
 /// # Errors
-/// No connection, or a call that failed.
+/// There is no connection, a call failed, or JSON-RPC over HTTP is required and not usable.
 pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
     let guarded = match connect_transport(source, &context).await? {
-        NodeTransport::IpcParts(guarded) => guarded,
+        NodeTransport::Ipc(guarded) => guarded,
         NodeTransport::Http(verifier, _) => {
             let mut session = Session::over_http(verifier, &context);
             session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
@@ -39,7 +39,7 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     if let Some(verifier) = &session.http_rpc
         && !session.interfaces.offers(Interface::HttpRpc)
     {
-        verifier.verify().await; // with all its time
+        verifier.verify().await; // with the full timeout
     }
     let polled = session.poller().poll().await;
     if let Some(mut poller) = session.template_poller() {
@@ -59,10 +59,10 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     Ok(interfaces)
 }
 
-/// Connects once and describes the node: what it is, what it offers, and which metrics follow from it.
+/// Connects once, polls once, and describes the node: its version, its interfaces, and the metrics of this poll.
 ///
 /// # Errors
-/// As [`once`].
+/// See [`once`].
 pub async fn check(source: &mut NodeEndpoint, context: Context) -> Result<String> {
     let metrics = context.metrics.clone();
     let http = context.http_rpc.clone();
@@ -112,7 +112,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     described
 }
 
-/// Advice on how to get more metrics of this node.
+/// Advice on how to get more metrics from this node.
 fn advice_for(interfaces: &Interfaces) -> Vec<&'static str> {
     let offers = |interface| interfaces.offers(interface);
     let mut advice = Vec::new();

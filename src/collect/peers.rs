@@ -1,4 +1,4 @@
-//! Each peer's statistics, counted over the present peers.
+//! Metrics of the connected peers, from the statistics of each peer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
@@ -12,19 +12,19 @@ use super::node_start::NodeIdentity;
 use crate::ipc::PeerStats;
 use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
 
-/// A peer's clock is off when it differs by more.
+/// A peer's clock is off if it differs from the node's clock by more than this.
 const CLOCK_OFF_SECONDS: u64 = 10;
-/// A ping is overdue when it has been unanswered for longer.
+/// A ping is overdue if it has been unanswered for longer than this.
 const PING_OVERDUE: Duration = Duration::from_secs(5);
-/// 1 sat/vB in BTC/kvB; peers that filter at less take cheaper transactions.
+/// 1 sat/vB in BTC/kvB. A peer with a lower fee filter accepts cheaper transactions.
 const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
-/// The node's number for a peer, and when it connected, Unix seconds: after a restart of the node the numbers begin at 0 again.
-/// The time stays the same for the life of the connection, whatever happens to the node's clock.
+/// Key of a peer: its ID on the node, and the time at which it connected, Unix seconds. The time is needed because after a restart of
+/// the node the IDs begin at 0 again. It is constant for the life of the connection, whatever happens to the node's clock.
 type PeerKey = (i64, i64);
 
-/// Transactions that wait for the rate limit of Bitcoin Core 32, before they are queued for each inbound or each outbound peer.
-/// Earlier versions queue them for each peer at once.
+/// Number of transactions that wait for the rate limit of Bitcoin Core 32, before they are queued for each inbound or each outbound
+/// peer. Earlier versions queue transactions for each peer at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AnnouncementBacklog {
     pub inbound: Option<f64>,
@@ -32,22 +32,22 @@ pub struct AnnouncementBacklog {
 }
 
 impl AnnouncementBacklog {
-    /// From getnetworkinfo.
+    /// Reads the backlog in a response to getnetworkinfo.
     pub fn from_json(network_info: &Value) -> Self {
         let backlog = |direction| number(&network_info["inv_buckets"][direction], "backlog");
         AnnouncementBacklog { inbound: backlog("inbound"), outbound: backlog("outbound") }
     }
 }
 
-/// Transactions that wait to be announced to this peer.
+/// Number of transactions that wait to be announced to this peer.
 fn queued(peer: &PeerStats, backlog: AnnouncementBacklog) -> Option<f64> {
     let backlog = if peer.is_inbound() { backlog.inbound } else { backlog.outbound };
     let backlog = backlog.filter(|_| peer.relays_transactions).unwrap_or(0.0);
     Some(peer.inv_to_send? as f64 + backlog)
 }
 
-/// Whether the peer wants transactions below 1 sat/vB. Its filter is 0 until it has sent one, as peers without transaction relay
-/// never do.
+/// Whether the peer wants transactions below 1 sat/vB. Its filter is 0 until it has sent one; peers without transaction relay never
+/// send one.
 fn has_low_fee_filter(peer: &PeerStats) -> bool {
     let is_low = |filter| filter > 0.0 && filter < ONE_SAT_PER_VBYTE;
     peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
@@ -56,21 +56,21 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
 /// Traffic of each peer that is already counted, kept between polls and from one connection to the next.
 #[derive(Default)]
 pub struct PeerTraffic {
-    /// `None` before the first poll.
+    /// Bytes by peer, direction and message type; `None` before the first poll.
     counted: Option<HashMap<(PeerKey, &'static str, &'static str), u64>>,
-    /// When they were seen last, Unix seconds.
+    /// Time of the last poll, Unix seconds.
     seen: i64,
-    /// The relation of the next peers' node to the one of these.
+    /// Whether the node of the next peers is the node of the counted peers.
     node: NodeIdentity,
 }
 
 impl PeerTraffic {
-    /// Sets the relation of the next peers' node to the one of the last.
+    /// Sets whether the node of the next peers is the node of the last ones.
     pub fn set_node_identity(&mut self, node: NodeIdentity) {
         self.node = node;
     }
 
-    /// Shows the present peers. `backlog` is what inbound and outbound peers have in common, see [`AnnouncementBacklog`].
+    /// Exports the connected peers. `backlog` is the queue that all inbound or all outbound peers share, see [`AnnouncementBacklog`].
     pub fn show(&mut self, peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
         show_kinds(peers, network);
         show_states(peers, network);
@@ -79,16 +79,17 @@ impl PeerTraffic {
         self.count_traffic(peers, network, now() as i64);
     }
 
-    /// Adds what each peer's totals have grown by since the last poll. A peer that is gone is removed; its traffic stays
-    /// counted. Earlier traffic of the peers of the first poll is not counted: an exporter that was restarted would count it
-    /// again. Neither is the traffic of another long-running node's peers before this one was polled last. It is another one if no
-    /// peer is known and there is no other evidence.
+    /// Adds the growth of each peer's totals since the last poll. A peer that is gone is removed; its traffic stays counted.
+    ///
+    /// The totals of the peers of the first poll are not counted, because a restarted exporter would count them again. If another
+    /// long-running node responds, the totals of its peers that connected before the last poll are not counted either. A node is taken
+    /// for another one if none of its peers is known and there is no evidence that it is the same node.
     fn count_traffic(&mut self, peers: &[PeerStats], network: &NetworkMetrics, now: i64) {
         let mut present = HashMap::new();
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
                 for (kind, total) in totals {
-                    // The array's own strings: no text of a peer becomes a label.
+                    // Only the array's own strings become labels, never text from a peer.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
                     let sum: &mut u64 =
                         present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0);
@@ -112,7 +113,7 @@ impl PeerTraffic {
     }
 }
 
-/// How many peers there are of each network, connection type, transport and version.
+/// Exports the number of peers by network, connection type and transport, and by version.
 fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
     let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
@@ -128,7 +129,7 @@ fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
 }
 
-/// Pings, and how many peers are in each state.
+/// Exports ping times, and the number of peers in each state.
 fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
     network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
@@ -150,7 +151,7 @@ fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.addr_rate_limited.set(Some(how_many(&is_limited)));
 }
 
-/// Transactions that wait to be announced.
+/// Exports the number of transactions that wait to be announced.
 fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
     let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
     let statistics = [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
@@ -158,7 +159,7 @@ fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &Netw
     network.inv_to_send.replace(present.iter().map(|&(statistic, queued)| ([statistic], queued)));
 }
 
-/// Peers of one autonomous system or of one range of addresses.
+/// Exports the number of groups of peers, and the size of the largest one. A group shares an autonomous system or a range of addresses.
 fn show_groups(peers: &[PeerStats], network: &NetworkMetrics) {
     let groups = ["in", "out"].map(|direction| {
         let inbound = direction == "in";
@@ -174,7 +175,7 @@ fn show_groups(peers: &[PeerStats], network: &NetworkMetrics) {
     network.groups.replace(groups.map(|(labels, sizes)| (*labels, sizes.len() as f64)));
 }
 
-/// How often each value occurs.
+/// The number of occurrences of each value.
 fn group_sizes<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Vec<usize> {
     let mut occurrences = HashMap::new();
     for value in values {
@@ -183,8 +184,9 @@ fn group_sizes<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Vec<usize> {
     occurrences.into_values().collect()
 }
 
-/// The /16 of a public IPv4 address, the /32 of an IPv6 one: whoever holds one address there can have more of them cheaply. Bitcoin
-/// Core opens at most one connection into each (its netgroups, but for those of tunnels).
+/// The range of a peer's public address: the /16 of an IPv4 address, or the /32 of an IPv6 address. Whoever holds one address in a
+/// range can get more of them cheaply. Bitcoin Core opens at most one connection to each range. (Its netgroups are the same ranges,
+/// except for addresses of tunnels.)
 fn netgroup(peer: &PeerStats) -> Option<(bool, [u8; 4])> {
     match (peer.network, peer.address?.to_canonical()) {
         ("ipv4" | "ipv6", IpAddr::V4(address)) => {
@@ -196,8 +198,8 @@ fn netgroup(peer: &PeerStats) -> Option<(bool, [u8; 4])> {
     }
 }
 
-/// The 50th, 90th and 100th percentile: the smallest value that this share of the values does not exceed. None without
-/// values.
+/// The 50th, 90th and 100th percentile with their label values. A percentile is the smallest value that this share of the values does
+/// not exceed. Empty without values.
 fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1], f64)> {
     let mut values: Vec<_> = values.collect();
     values.sort();
@@ -208,7 +210,7 @@ fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1]
         .collect()
 }
 
-/// The peers of a getpeerinfo answer; `None` if it is not a list.
+/// Reads the peers in a response to getpeerinfo; `None` if it is not a list.
 pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     use crate::ipc::{CONNECTION_TYPES, NETWORKS, TRANSPORTS, ip_address};
     let known_name = |names: &[&'static str], name: &Value| {
@@ -272,7 +274,7 @@ mod tests {
         peers.show(&[], AnnouncementBacklog::default(), &metrics.network);
         peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], AnnouncementBacklog::default(), &metrics.network);
         peers.show(&[peer(2, 70, 3)], AnnouncementBacklog::default(), &metrics.network);
-        peers.show(&[peer(2, 60, 3)], AnnouncementBacklog::default(), &metrics.network); // nonsense of the node's: nothing is taken back
+        peers.show(&[peer(2, 60, 3)], AnnouncementBacklog::default(), &metrics.network); // an invalid decrease: counters keep their values
         let text = metrics.render(Format::Text);
         assert!(
             text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
@@ -371,10 +373,10 @@ mod tests {
         };
         assert_eq!(count(1000, false, &[(0, 500, 100)]), 0);
         assert_eq!(count(1015, false, &[(0, 500, 200), (1, 1010, 50)]), 150);
-        // One peer has been there for long, one has connected since.
+        // One peer connected long ago, one since the last poll.
         assert_eq!(count(1030, true, &[(7, 100, 9_000_000), (8, 1020, 30)]), 180);
         assert_eq!(count(1045, false, &[(7, 100, 9_000_005), (8, 1020, 30)]), 185);
-        // A known peer is evidence, also where the node's clock is behind ours.
+        // A known peer is evidence, even if the node's clock is behind the exporter's.
         assert_eq!(count(1060, true, &[(7, 100, 9_000_010), (8, 1020, 30), (9, 900, 10)]), 200);
     }
 
@@ -398,7 +400,7 @@ mod tests {
         assert_eq!(groups(&spread), (4, Some(1)));
         let near = [peer("ipv4", "192.0.200.7:53123"), peer("ipv6", "[2001:db8:ffff::2]:8333")];
         assert_eq!(groups(&[&spread[..], &near].concat()), (4, Some(2)));
-        // Their addresses cost nothing, are somebody else's, or are unknown.
+        // Addresses that cost nothing, are not the peer's own, or are unknown.
         let others = [
             peer("onion", "127.0.0.1:50000"),
             peer("onion", "127.0.0.1:50001"),

@@ -1,5 +1,4 @@
-//! When a call may be made again: after an interval, after a multiple of its own duration, and after a back-off
-//! when it failed.
+//! Decides when a call may be made again: after an interval, after a multiple of its own duration, and after a back-off if it failed.
 
 use std::time::Duration;
 
@@ -7,43 +6,48 @@ use tokio::time::Instant;
 
 use crate::metrics;
 
-/// Limits how often one call is made.
+/// Limits how often one call is made: by an interval, by a share of the node's time, and by a back-off after failures.
 pub struct RateLimit {
-    /// At least between the starts of two calls.
+    /// Minimum time between the starts of two calls.
     interval: Duration,
-    /// How many times its own duration a call is apart from the next; zero without a budget.
+    /// Minimum time between the starts of two calls as a multiple of the duration of the first; zero without a time budget.
     share: u32,
+    /// Limit on the back-off after a failure.
     max_backoff: Duration,
-    /// The interval since the last call has passed, or the back-off after a failure.
+    /// End of the interval since the last call, or of the back-off after a failure.
     interval_end: Instant,
     /// When the time budget is restored.
     busy_until: Instant,
-    /// The last call was made before the budget was restored.
+    /// Whether the last call was made before the budget was restored.
     in_debt: bool,
-    /// No call before its time, which an event brings about, before this.
+    /// Earliest time of a call that an event causes before the call is due.
     earliest_event: Instant,
     /// Failures in a row.
     failures: u32,
+    /// How long the result of the last call is exported.
     lifetime: Duration,
 }
 
 impl RateLimit {
-    /// The interval of a call that holds one of the node's main locks.
+    /// Interval of a call that holds one of the node's main locks.
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
-    /// 0.1 % of the node's time.
+    /// Multiple of its duration for a call that holds one of the node's main locks: 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
-    /// However long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value vanishes in between.
+    /// Longest wait until the time budget is restored, however long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no
+    /// value expires before the next call.
     const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
-    /// Limit on how long the result of a call is shown.
+    /// Limit on how long the result of a call is exported.
     const MAX_LIFETIME: Duration = Duration::from_secs(5 * 60);
-    /// Between the starts of two calls before their time, however fast events come.
+    /// Minimum time between the starts of two calls that events cause before the calls are due.
     const MIN_EARLY_INTERVAL: Duration = Duration::from_secs(1);
-    /// After the first failure; doubled with each.
+    /// Back-off after the first failure. It doubles with each failure.
     const MIN_BACKOFF: Duration = Duration::from_secs(1);
+    /// Longest back-off after a failure.
     const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-    /// Due now, then at an interval of at least `share` times the duration of the call. A failure is tried again after one
-    /// second, then after two, four and so on, at most the interval or one minute.
+    /// Creates the limit of a call that is due now, and then after `interval`, or after `share` times its own duration if that is
+    /// longer. After a failure the call is due after one second, then after two, four and so on, at most after the interval or one
+    /// minute.
     pub fn new(interval: Duration, share: u32) -> Self {
         let now = Instant::now();
         RateLimit {
@@ -59,17 +63,17 @@ impl RateLimit {
         }
     }
 
-    /// For a call that holds one of the node's main locks.
+    /// Creates the limit of a call that holds one of the node's main locks.
     pub fn costly(poll_interval: Duration) -> Self {
         Self::new(Self::COSTLY_INTERVAL.max(poll_interval), Self::COSTLY_SHARE)
     }
 
-    /// For a call that may always be made, until it fails.
+    /// Creates the limit of a call that may always be made until it fails.
     pub fn for_failures() -> Self {
         RateLimit { max_backoff: Self::MAX_BACKOFF, ..Self::new(Duration::ZERO, 0) }
     }
 
-    /// The call was answered.
+    /// Records that the call had a response.
     pub fn succeeded(&mut self, started: Instant, ended: Instant) {
         let cost = (ended - started).saturating_mul(self.share).min(Self::MAX_INTERVAL);
         self.failures = 0;
@@ -81,12 +85,12 @@ impl RateLimit {
         self.lifetime = lifetime.max(metrics::lifetime(self.interval));
     }
 
-    /// The call was made because of an event before its time.
+    /// Records that an event caused the call before it was due.
     pub fn was_early(&mut self, started: Instant) {
         self.earliest_event = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
     }
 
-    /// The call failed.
+    /// Records that the call failed.
     pub fn failed(&mut self, ended: Instant) {
         let backoff = Self::MIN_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures));
         self.failures = self.failures.saturating_add(1);
@@ -94,7 +98,7 @@ impl RateLimit {
         self.earliest_event = self.interval_end;
     }
 
-    /// The call failed and would fail again: the longest back-off.
+    /// Records that the call failed and would fail again. Sets the longest back-off.
     pub fn failed_permanently(&mut self, ended: Instant) {
         self.failures = u32::MAX;
         self.failed(ended);
@@ -105,13 +109,13 @@ impl RateLimit {
         self.interval_end.max(self.busy_until)
     }
 
-    /// When the next call may be made because of an event: once, it need not wait until the time budget is
-    /// restored; the next one does.
+    /// When the next call may be made because of an event. One such call need not wait until the time budget is restored; the next one
+    /// has to.
     pub fn due_at_event(&self) -> Instant {
         if self.in_debt { self.busy_until.max(self.earliest_event) } else { self.earliest_event }
     }
 
-    /// For how long to show the result of the last call: two intervals.
+    /// How long to export the result of the last call: two intervals.
     pub fn lifetime(&self) -> Duration {
         self.lifetime
     }
@@ -176,13 +180,13 @@ mod tests {
     #[test]
     fn events_are_early_once_and_charged_to_the_budget() {
         let (mut limit, start) = limit(15 * SECOND, 100);
-        limit.succeeded(start, start + SECOND / 2); // paid for after 50 s
+        limit.succeeded(start, start + SECOND / 2); // the budget is restored after 50 s
         let tip = start + 20 * SECOND;
         assert!(limit.due_at_event() < tip);
         limit.succeeded(tip, tip + SECOND / 2);
         limit.was_early(tip);
         assert_eq!((limit.due(), limit.due_at_event()), (start + 100 * SECOND, start + 100 * SECOND));
-        // As many events as one likes: over all of it 1 %.
+        // However many events there are, the calls take 1 % of the time.
         let (mut limit, start) = self::limit(15 * SECOND, 100);
         let (mut now, mut busy) = (start, Duration::ZERO);
         for _ in 0..1000 {
@@ -202,7 +206,7 @@ mod tests {
         limit.succeeded(start, start);
         limit.was_early(start);
         assert_eq!(limit.due_at_event(), start + SECOND);
-        // Without a budget.
+        // Without a time budget.
         let (mut limit, start) = self::limit(15 * SECOND, 0);
         limit.succeeded(start, start + 10 * SECOND);
         limit.was_early(start);

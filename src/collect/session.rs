@@ -1,7 +1,7 @@
-//! The loop over one connection, from the first poll to its end: over IPC, or over HTTP only.
+//! The event loop of one connection, from the first poll to the disconnect, over IPC or over HTTP only.
 //!
-//! The loop awaits only its events: polls, the tip, subscriptions and checks of HTTP are tasks of their own. A task without an
-//! answer delays neither the others nor the end.
+//! Polls, the tip, subscriptions and checks of HTTP are tasks of their own, and the loop awaits only their events. A task that waits
+//! for a response delays neither the other tasks nor the disconnect.
 
 use std::fmt;
 use std::rc::Rc;
@@ -28,34 +28,34 @@ use crate::metrics::lifetime;
 use crate::node_process::ProcessUsage;
 use crate::status::ConnectionState;
 
-/// How a session ended.
+/// The reason why a session has ended.
 #[derive(Debug)]
 pub enum SessionEnd {
     /// Shutdown was requested.
     ShutdownRequested,
     /// The node announced its shutdown.
     NodeShutDown,
-    /// The connection broke, and why.
+    /// The connection was closed, for this reason.
     Closed(Rc<str>),
     /// A required call failed.
     Failed(CallError),
-    /// The node missed this many polls in a row; why the last one failed.
+    /// This number of polls in a row failed, the last one with this error.
     MissedPolls(u32, PollError),
-    /// The peer is not a node.
+    /// No Bitcoin node responds on the socket.
     NoNode(CallError),
-    /// The node offers no interface that reports its tip.
+    /// The node has no interface that reports its tip.
     NothingOffered,
-    /// The node is starting, and its process cannot be seen.
+    /// The node is starting, and its process is not visible in `/proc`.
     Loading(CallError),
-    /// A node of Core 30 whose process cannot be seen.
+    /// A node of Bitcoin Core 30 whose process is not visible in `/proc`, so that it is unknown whether it has loaded its chain.
     NoEvidence,
 }
 
 impl SessionEnd {
-    /// All that [`reason`](Self::reason) gives.
+    /// All values of [`reason`](Self::reason).
     pub const REASONS: [&str; 4] = ["shutdown", "hung", "lost", "refused"];
 
-    /// The `reason` label; `None` if shutdown was requested.
+    /// Value of the `reason` label; `None` if shutdown was requested.
     pub fn reason(&self) -> Option<&'static str> {
         match self {
             SessionEnd::ShutdownRequested => None,
@@ -108,36 +108,36 @@ impl From<CallError> for SessionEnd {
     }
 }
 
-/// Polls in a row that a node may miss before a connection without subscriptions is closed, if all values read from it
-/// have expired.
+/// Number of failed polls in a row after which a connection without subscriptions is closed, if all values read from the node have also
+/// expired.
 const MAX_MISSED_POLLS: u32 = 3;
 
-/// A connection to a node, and its loop.
+/// A connection to a node that can be polled, with its event loop.
 pub struct Session {
-    /// `None` for a node that is polled over HTTP only.
+    /// The connection over IPC; `None` for a node that is polled over HTTP only.
     ipc: Option<IpcParts>,
     /// The node's interfaces.
     pub interfaces: Rc<Interfaces>,
-    /// JSON-RPC over HTTP, where IPC has none.
+    /// Verifies JSON-RPC over HTTP, for a node without JSON-RPC over IPC.
     pub(super) http_rpc: Option<HttpRpcVerifier>,
-    /// The node, if it can be seen in `/proc`.
+    /// The node's process, if it is visible in `/proc`.
     process: Option<ProcessUsage>,
     context: Rc<Context>,
 }
 
-/// A connection over IPC, and the node's threads on it.
+/// A connection over IPC, its guard, and the node's threads that run its calls.
 pub(super) struct IpcParts {
     pub connection: IpcConnection,
     pub guard: Option<Guard>,
-    /// Runs the long poll.
+    /// Thread of the long poll for the tip.
     pub waiting: NodeThread,
-    /// Starts and ends subscriptions.
+    /// Thread for starting and ending subscriptions.
     pub subscribing: NodeThread,
-    /// Builds block templates, if they are requested from the node.
+    /// Thread for building block templates, if templates are requested from the node.
     pub building: Option<NodeThread>,
 }
 
-/// The tasks beside the loop. Dropping it ends all of them.
+/// The tasks of a session that run beside its event loop. Dropping the struct ends all of them.
 struct SessionTasks {
     polls: mpsc::UnboundedReceiver<Result<PollResult, PollError>>,
     tip: Option<TipWatch>,
@@ -156,28 +156,29 @@ impl Session {
         Session { ipc, interfaces, http_rpc, process, context: context.clone() }
     }
 
-    /// With a node without IPC that was found usable.
+    /// Creates a session with a node without IPC, whose JSON-RPC over HTTP was found usable.
     pub(super) fn over_http(verifier: HttpRpcVerifier, context: &Rc<Context>) -> Self {
         let interfaces = Rc::new(Interfaces::over_http(verifier.http().clone()));
         Self::new(None, interfaces, Some(verifier), None, context)
     }
 
-    /// A poller of this connection.
+    /// Creates the poller of this connection.
     pub fn poller(&mut self) -> Poller {
         Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
     }
 
-    /// The poller of block templates, if templates are requested from the node.
+    /// Creates the poller of block templates, if templates are requested from the node.
     pub(super) fn template_poller(&self) -> Option<TemplatePoller> {
         TemplatePoller::new(&self.interfaces, self.ipc.as_ref()?.building.as_ref()?, &self.context)
     }
 
-    /// Subscribes, polls and follows the tip until something ends it; unsubscribes and closes.
+    /// Subscribes, polls and follows the tip until the session ends. Then unsubscribes and closes the connection.
     pub async fn run(self) -> SessionEnd {
         self.run_until(|| false).await
     }
 
-    /// The same, until the node can be reached over IPC instead, which is looked at after each poll.
+    /// Like [`run`](Self::run), but also ends the session when the node becomes reachable over IPC. `has_socket` checks this after each
+    /// successful poll.
     pub(super) async fn run_until(mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
         let end = self.wait_for_end(has_socket).await;
         debug!("the session ends: {end}");
@@ -185,7 +186,7 @@ impl Session {
         self.finish(end).await
     }
 
-    /// Closes the connection before anything was started on it.
+    /// Closes the connection of a session that was not run.
     pub async fn close(self) {
         self.finish(SessionEnd::ShutdownRequested).await;
     }
@@ -236,7 +237,7 @@ impl Session {
         }
     }
 
-    /// Starts the tasks beside the loop.
+    /// Starts the tasks that run beside the event loop.
     fn start(&mut self) -> SessionTasks {
         let new_tip = Rc::new(Notify::new());
         let (sender, polls) = mpsc::unbounded_channel();
@@ -253,7 +254,7 @@ impl Session {
         SessionTasks { polls, tip, subscriptions, _others: others }
     }
 
-    /// A poll succeeded.
+    /// Exports the result of a successful poll, and passes it to the subscriptions.
     fn show(&mut self, polled: PollResult, subscriptions: Option<&Subscriptions>) {
         show_connected(&self.interfaces, &self.context);
         let (interfaces, node) = (self.interfaces.names(), polled.subversion.clone());
@@ -267,7 +268,7 @@ impl Session {
         }
     }
 
-    /// A poll failed. Earlier values are shown until they expire.
+    /// Exports that a poll failed. Values of earlier polls are exported until they expire.
     fn show_failed(&self, why: &PollError) {
         self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
@@ -279,7 +280,7 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::task::spawn_local(task))
 }
 
-/// Resolves when the connection over IPC is gone; never without one.
+/// Resolves when the connection over IPC is closed; never without one.
 async fn closed(ipc: Option<&IpcParts>) -> Rc<str> {
     match ipc {
         Some(ipc) => ipc.connection.closed().await,
@@ -287,7 +288,7 @@ async fn closed(ipc: Option<&IpcParts>) -> Rc<str> {
     }
 }
 
-/// Resolves when a node that is polled over HTTP only is gone; never for another.
+/// Resolves when a node that is polled over HTTP only is gone; never for a node with IPC.
 async fn node_gone(http_only: Option<&HttpRpc>) -> HttpFailure {
     match http_only {
         Some(http) => http.node_gone().await,
@@ -295,12 +296,12 @@ async fn node_gone(http_only: Option<&HttpRpc>) -> HttpFailure {
     }
 }
 
-/// Whether polls succeed.
+/// The number of failed polls in a row and the time of the last success, which decide whether the connection is lost.
 struct PollHealth {
-    /// In a row.
+    /// Failed polls in a row.
     missed: u32,
     succeeded_at: Instant,
-    /// For how long what was polled is shown.
+    /// How long a polled value is exported.
     lifetime: Duration,
 }
 
@@ -313,7 +314,7 @@ impl PollHealth {
         *self = PollHealth { missed: 0, succeeded_at: Instant::now(), lifetime: self.lifetime };
     }
 
-    /// Returns how many failed in a row.
+    /// Counts a failed poll. Returns the number of failed polls in a row.
     fn failed(&mut self) -> u32 {
         self.missed += 1;
         self.missed
@@ -325,13 +326,13 @@ impl PollHealth {
     }
 }
 
-/// The node is up, with these interfaces.
+/// Exports that the node is up, and its interfaces.
 pub(super) fn show_connected(interfaces: &Interfaces, context: &Context) {
     context.metrics.exporter.up.set(Some(1));
     show_interfaces(interfaces, context);
 }
 
-/// The node is away: nothing of it is shown.
+/// Exports that the node is down, and removes all values that were read from it.
 pub(super) fn show_disconnected(context: &Context) {
     context.metrics.clear_node_values();
     let http_only = context.http_rpc.as_ref().filter(|http| http.config().http_only && http.is_expected());
@@ -347,21 +348,23 @@ fn show_interfaces(interfaces: &Interfaces, context: &Context) {
     context.metrics.exporter.interface.replace(offered.chain(away));
 }
 
-/// Waits for the guard to disconnect from the node. If the node shuts down, that is the reason of the end, whatever was noticed first.
+/// Waits for the guard to disconnect from the node, and returns the reason why the session has ended. If the guard reports that the
+/// node shuts down, this is the reason instead of `end`, unless shutdown of the exporter was requested.
 pub(super) async fn disconnect(guard: Option<Guard>, end: SessionEnd) -> SessionEnd {
     let Some(guard) = guard else { return end };
     let shuts_down = guard.disconnect().await;
     if shuts_down && !matches!(end, SessionEnd::ShutdownRequested) { SessionEnd::NodeShutDown } else { end }
 }
 
-/// Polls at once, then each interval, at each new tip and when the machine was suspended. A poll that failed is tried again soon.
+/// Polls at once, then after each interval, at each new tip, and after a suspend of the machine. A failed poll is retried after a
+/// back-off.
 async fn keep_polling(
     mut poller: Poller,
     interval: Duration,
     new_tip: Rc<Notify>,
     polls: mpsc::UnboundedSender<Result<PollResult, PollError>>,
 ) {
-    /// Between the starts of two polls, however fast tips come: a syncing node connects hundreds of blocks a second.
+    /// Minimum time between the starts of two polls at new tips: a syncing node connects hundreds of blocks a second.
     const MIN_INTERVAL: Duration = Duration::from_secs(1);
     let mut limit = RateLimit::new(interval, 0);
     let mut suspensions = Suspensions::new();

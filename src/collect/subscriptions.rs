@@ -1,5 +1,5 @@
-//! The subscriptions of one connection: when they start and end, and where their events go. A task of their own, because a node
-//! may take any time to answer.
+//! The task that starts and ends the subscriptions of one connection, and the counting of their events. It is a task of its own,
+//! because the node may take any time to respond.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use crate::ipc::guard::{GuardEvent, TimedEvent};
 use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
-/// The subscriptions. The guard ends those that are left at the end of the connection.
+/// The subscriptions of one connection. The guard ends those that are active when the connection is closed.
 pub struct Subscriptions {
     polled: watch::Sender<PollResult>,
     any: Rc<Cell<bool>>,
@@ -26,7 +26,8 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Subscribes on a thread of the node that runs nothing else. `None` without a guard: a subscription would never be ended.
+    /// Starts the task that subscribes, on a thread of the node that runs no other calls. Returns `None` without a guard, because
+    /// nothing would end the subscriptions.
     pub fn start(
         interfaces: &Interfaces,
         ipc: &mut IpcParts,
@@ -53,29 +54,31 @@ impl Subscriptions {
         Some(Subscriptions { polled, any, _task: task })
     }
 
-    /// Whether the node calls back.
+    /// Whether a subscription is active, so that the node calls back.
     pub fn is_any_active(&self) -> bool {
         self.any.get()
     }
 
-    /// A poll succeeded: the UTXO cache trace starts or ends with initial block download.
+    /// Passes on the result of a successful poll. The UTXO cache trace starts when initial block download is over, and ends when the
+    /// node is in it again.
     pub fn on_poll(&self, polled: PollResult) {
         self.polled.send_replace(polled);
     }
 }
 
+/// The state of the task that starts and ends the subscriptions of one connection.
 struct SubscriptionTask {
     chain: Option<Chain>,
     tracing: Option<Tracing>,
     chain_subscription: Option<Subscription>,
     trace: UtxoCacheTrace,
-    /// Whether the node calls back.
+    /// Whether a subscription is active, so that the node calls back.
     any: Rc<Cell<bool>>,
     context: Rc<Context>,
 }
 
 impl SubscriptionTask {
-    /// `watches`: the node reports its shutdown.
+    /// Runs the task. `watches` is true if there is a watch for the tip, which reports the node's shutdown.
     async fn run(
         mut self,
         watches: bool,
@@ -107,7 +110,7 @@ impl SubscriptionTask {
         }
     }
 
-    /// Subscribes to the chain's notifications, if the node has them, when the blocks that came before are counted.
+    /// Subscribes to the chain's notifications if the node has them. Called when the earlier blocks are counted.
     async fn start_chain(&mut self) {
         let Some(chain) = &self.chain else { return };
         match chain.subscribe().await {
@@ -137,7 +140,7 @@ impl SubscriptionTask {
     }
 }
 
-/// Counts the guard's events.
+/// Returns the function that counts the guard's events.
 fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;
@@ -156,7 +159,7 @@ fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEve
                 );
                 return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }
-            // Events about the connection do not get here.
+            // Events about the connection are not passed to this function.
             GuardEvent::Subscribed(_) | GuardEvent::Released(_) | GuardEvent::NodeShutsDown => return,
         };
         metrics.exporter.callbacks.inc_by([callback], 1);

@@ -1,4 +1,4 @@
-//! Detects suspends of the machine: earlier values are old, although no time has passed for timers.
+//! Detects that the machine was suspended. Earlier values are then old, although no time has passed for timers.
 
 use std::time::Duration;
 
@@ -6,29 +6,30 @@ use nix::time::ClockId;
 
 use crate::sys::clock;
 
-/// Between two checks.
+/// Time between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A shorter time is not distinguished from the time between the readings of the two clocks.
+/// Minimum duration of a suspend that is detected. A shorter one cannot be distinguished from the time between the readings of the two
+/// clocks.
 const MIN_SUSPENSION: Duration = Duration::from_secs(1);
 
-/// Notices that the machine was suspended.
+/// Detector of suspends of the machine.
 pub struct Suspensions {
-    /// Time that it was suspended since boot, at the last check.
+    /// Total time that the machine was suspended since boot, at the last check.
     before: Duration,
 }
 
 impl Suspensions {
-    /// From now on.
+    /// Creates a detector for suspends from now on.
     pub fn new() -> Self {
         Suspensions { before: suspended_since_boot() }
     }
 
-    /// Whether it was suspended since the last check.
+    /// Whether the machine was suspended since the last check.
     pub fn check(&mut self) -> bool {
         self.is_longer(suspended_since_boot())
     }
 
-    /// Resolves soon after the machine was suspended and runs again.
+    /// Resolves soon after a suspend, when the machine runs again.
     pub async fn next(&mut self) {
         while !self.check() {
             tokio::time::sleep(CHECK_INTERVAL).await;
@@ -41,7 +42,7 @@ impl Suspensions {
     }
 }
 
-/// CLOCK_BOOTTIME counts the time in which the machine is suspended, CLOCK_MONOTONIC, and with it each timer, does not.
+/// Total time that the machine was suspended since boot. CLOCK_BOOTTIME includes this time, but CLOCK_MONOTONIC and all timers do not.
 fn suspended_since_boot() -> Duration {
     let running = clock(ClockId::CLOCK_MONOTONIC);
     clock(ClockId::CLOCK_BOOTTIME).saturating_sub(running)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::node_process::ThreadTime;
 
-/// Groups of threads, and what the names of their threads begin with. (Bitcoin Core puts `b-` before each.)
+/// Groups of threads, each with the prefixes of its threads' names. Bitcoin Core adds `b-` before each name.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("msghand", &["msghand"]),
     ("scriptch", &["scriptch"]),
@@ -13,21 +13,22 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("capnp-loop", &["capnp-loop"]),
     ("scheduler", &["scheduler"]),
 ];
-/// All other threads.
+/// The group of all other threads.
 const OTHER: &str = "other";
 
-/// CPU time by group of threads. A thread that ends takes nothing back.
+/// CPU time of the node's process, by group of threads. The time of a thread stays counted after the thread has exited.
 #[derive(Default)]
 pub struct ThreadTimes {
+    /// PID and start time of the process.
     process: Option<(i32, u64)>,
-    /// By thread, as it was last seen.
+    /// CPU time in seconds at the last reading, by thread ID.
     threads: HashMap<i32, f64>,
-    /// By group, and [`OTHER`] last.
+    /// CPU time in seconds, by group; the last element is [`OTHER`].
     totals: [f64; GROUPS.len() + 1],
 }
 
 impl ThreadTimes {
-    /// The totals, of the threads that run and of the whole process.
+    /// Updates and returns the CPU time of each group. `threads` are the running threads, `whole` is the CPU time of the process.
     pub fn by_group(
         &mut self,
         process: (i32, u64),
@@ -40,7 +41,7 @@ impl ThreadTimes {
         let before = std::mem::take(&mut self.threads);
         for thread in threads {
             self.threads.insert(thread.id, thread.seconds);
-            // A thread of the same id with less time is another one.
+            // A thread with the same ID and less time is a new one.
             let known = before.get(&thread.id).filter(|known| **known <= thread.seconds);
             let name = thread.name.strip_prefix("b-").unwrap_or(&thread.name);
             let group =
@@ -50,7 +51,7 @@ impl ThreadTimes {
             }
         }
         let [groups @ .., other] = &mut self.totals;
-        // The kernel rounds: never less than before.
+        // The kernel rounds, but a counter must never decrease.
         *other = other.max(whole - groups.iter().sum::<f64>());
         GROUPS.map(|(name, _)| name).into_iter().chain([OTHER]).zip(self.totals)
     }
@@ -73,7 +74,7 @@ mod tests {
         };
         let main = (1, "bitcoin-node", 2.0);
         assert_eq!(totals(1, &[main, (2, "b-http_pool_3", 1.0)], 3.0), (1.0, 0.0, 2.0));
-        // One ends, which nobody saw at the last; another begins with its id.
+        // One thread exits unobserved, and a new thread has its ID.
         assert_eq!(
             totals(1, &[main, (2, "b-http", 0.5), (3, "b-scriptch.12", 0.25)], 4.0),
             (1.5, 0.25, 2.25)

@@ -1,7 +1,7 @@
-//! The tip: a long poll on a thread of its own, always.
+//! The watch for new tips: a long poll that is always under way, on a thread of its own.
 //!
-//! It reports tip changes where there are no notifications, and over IPC it is the only call that reports the node's shutdown.
-//! Over HTTP the tip is read twice a second instead.
+//! It reports tip changes of nodes without notifications. Over IPC it is also the only call that reports the node's shutdown. Over HTTP
+//! the tip is read twice a second instead.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,44 +19,45 @@ use crate::ipc::{BlockHash, BlockRef, Interfaces, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::now;
 
-/// One long poll. Short: the node's thread is never busy long after the exporter has disconnected, and the exporter can disconnect
-/// between two of them within the stop timeout of a service manager.
+/// Timeout of one long poll. It is short for two reasons: the node's thread is free soon after the exporter has disconnected, and the
+/// exporter can disconnect between two long polls within the stop timeout of a service manager.
 pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
 
-/// Between two reads of the tip over HTTP. A read costs the node about 0.1 ms, most of it for HTTP.
+/// Time between two reads of the tip over HTTP. A read costs the node about 0.1 ms, most of it for HTTP.
 const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The hash of no block: a long poll with it returns the present tip at once.
+/// A hash that no block has: a long poll with it returns the current tip at once.
 pub(super) const NO_BLOCK: BlockHash = BlockHash([0; 32]);
 
-/// By how much a long poll may end too early before the rest is slept.
+/// Tolerance for a long poll that returns before its timeout. The exporter sleeps for the rest of the timeout beyond this tolerance.
 const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 
-/// Between the starts of two long polls: a node that reorganizes or catches up has thousands in a second, and each
-/// answer costs it time. Those between are counted by their headers.
+/// Minimum time between the starts of two long polls. A node that reorganizes or catches up has thousands of new tips a second, and
+/// each response costs it time. The blocks of skipped tips are counted by their headers.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Failed attempts to count blocks, a second apart, until the subscription to notifications is not delayed any longer.
+/// Number of failed attempts to count blocks, one second apart, after which the subscription to notifications is no longer delayed.
 const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 
-/// Why the watch has ended.
+/// The reason why the watch for new tips has ended.
 #[derive(Debug)]
 pub enum TipEnd {
     /// The node announced its shutdown.
     NodeShutsDown,
-    /// The connection is gone.
+    /// The connection is closed.
     Lost(CallError),
 }
 
-/// Follows the tip in a task of its own.
+/// The task that follows the tip of one connection; ended when dropped.
 pub struct TipWatch {
     task: AbortOnDropHandle<TipEnd>,
-    /// Ends when the first tip was taken into account, or could not be had.
+    /// Resolves when the first tip was processed or could not be read.
     caught_up: Option<oneshot::Receiver<()>>,
 }
 
 impl TipWatch {
-    /// On a thread of the node, or without IPC. `None` if the node offers neither Mining nor JSON-RPC over HTTP alone.
+    /// Starts the watch on `thread`, or over HTTP if `thread` is `None` because there is no IPC. Returns `None` if the required
+    /// interface is missing: Mining over IPC, or JSON-RPC over HTTP.
     pub fn start(
         interfaces: &Rc<Interfaces>,
         thread: Option<&NodeThread>,
@@ -97,12 +98,13 @@ impl TipWatch {
         TipWatch { task, caught_up: Some(caught_up) }
     }
 
-    /// Ends, once, when the blocks that came while there was no connection are counted: from then on notifications may count.
+    /// Returns a receiver that resolves when the blocks that were connected before this connection are counted: from then on
+    /// notifications may count blocks. Returns `None` at the second call.
     pub fn caught_up(&mut self) -> Option<oneshot::Receiver<()>> {
         self.caught_up.take()
     }
 
-    /// Resolves when the watch has ended; never without a watch.
+    /// Resolves when the watch has ended; never if there is no watch.
     pub async fn ended(watch: &mut Option<Self>) -> TipEnd {
         match watch {
             Some(TipWatch { task, .. }) => match task.await {
@@ -114,15 +116,16 @@ impl TipWatch {
     }
 }
 
-/// The source of new tips.
+/// The interface that reports new tips.
 enum TipSource {
+    /// A long poll (`waitTipChanged`).
     Mining(Mining),
-    /// A long poll over HTTP (`waitfornewblock`) would occupy one of the node's few RPC workers.
+    /// Reads of the tip at an interval. A long poll over HTTP (`waitfornewblock`) would occupy one of the node's few RPC workers.
     Http(JsonRpc),
 }
 
 impl TipSource {
-    /// How long the wait for a new tip takes if none comes.
+    /// How long the wait for a new tip lasts if there is none.
     fn wait(&self) -> Duration {
         match self {
             TipSource::Mining(_) => LONG_POLL,
@@ -130,7 +133,8 @@ impl TipSource {
         }
     }
 
-    /// Waits for a new tip for the time of a long poll, and returns the tip. `None` means that the node is shutting down.
+    /// Waits for a tip other than `last_seen`, for the time of [`wait`](Self::wait), and returns the current tip. `None` means that the
+    /// node is shutting down.
     async fn next(&mut self, last_seen: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
         match self {
             TipSource::Mining(mining) => {
@@ -142,7 +146,7 @@ impl TipSource {
     }
 }
 
-/// The tip, after a while if one is known.
+/// Reads the tip over HTTP. If `last_seen` is given, waits for [`HTTP_INTERVAL`] first.
 async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Result<BlockRef, CallError> {
     let height = |height: &Value| height.as_i64().and_then(|height| i32::try_from(height).ok());
     let malformed = || CallError::Malformed("the tip has no height".into());
@@ -161,6 +165,7 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
+/// The state of the task behind a [`TipWatch`]: follows the tip, and counts the blocks up to each new tip.
 struct TipFollower {
     interfaces: Rc<Interfaces>,
     source: TipSource,
@@ -168,13 +173,13 @@ struct TipFollower {
     context: Rc<Context>,
     new_tip: Rc<Notify>,
     reconnected: ReconnectState,
-    /// The blocks up to the tip have to be counted later.
+    /// Whether the blocks up to the tip are still to be counted.
     pending: bool,
-    /// Attempts to count them that failed in a row.
+    /// Failed attempts in a row to count these blocks.
     failures: u32,
-    /// The counters of blocks are shown.
+    /// Whether the block counters were started.
     counting: bool,
-    /// Restarts of the node that were noticed when it last returned its tip.
+    /// Number of the node's restarts that were known when it last returned its tip.
     restarts: u64,
 }
 
@@ -193,7 +198,7 @@ impl TipFollower {
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
                 Ok(None) => return TipEnd::NodeShutsDown,
-                // The timeout has passed. Should a node not wait, we do.
+                // The timeout has passed. If the node has returned too early, sleep for the rest.
                 Ok(Some(tip)) if last_seen.is_some_and(|seen| seen.hash == tip.hash) => {
                     self.take_restart();
                     if self.pending {
@@ -208,9 +213,9 @@ impl TipFollower {
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(started_at.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
-                // Polls detect a node that hangs. The long poll goes on: only it reports a shutdown.
+                // Polls detect a node that hangs. The long poll continues, because only it reports a shutdown.
                 Err(error) => {
-                    // Why HTTP cannot be used is logged elsewhere.
+                    // The HTTP client logs why HTTP cannot be used.
                     if !failed_before && !matches!(error, CallError::Http(_)) {
                         let text = format!("cannot wait for a new tip: {error}; retrying until it succeeds");
                         self.context.warn_limited(&text);
@@ -219,7 +224,7 @@ impl TipFollower {
                     tokio::time::sleep(LONG_POLL).await;
                 }
             }
-            // Notifications count from here on: not before the blocks without them are counted.
+            // Notifications count blocks from here on, but not before the earlier blocks are counted by their headers.
             if !(self.notified() && self.pending) {
                 first_done.take();
             }
@@ -231,7 +236,7 @@ impl TipFollower {
         self.interfaces.chain.is_some()
     }
 
-    /// Shows a tip. When the first one of a connection became the tip is not known.
+    /// Publishes a new tip. The first tip of a connection has no time, because it is not known when it became the tip.
     fn on_new_tip(&self, tip: BlockRef, is_first: bool) {
         let context = &self.context;
         let seen = (!is_first).then(now);
@@ -250,7 +255,7 @@ impl TipFollower {
         }
     }
 
-    /// With JSON-RPC blocks can be counted; over HTTP that may be some time after the start.
+    /// Starts the block counters once JSON-RPC is available, which over HTTP may be some time after the start.
     fn start_counting(&mut self) {
         if self.counting || self.header_access() != HeaderAccess::Available {
             return;
@@ -272,7 +277,7 @@ impl TipFollower {
         }
     }
 
-    /// Counts the blocks between the tip up to which blocks are counted and this one, as [`next_action`] decides.
+    /// Counts the blocks between the last counted tip and `tip`, as [`next_action`] decides.
     async fn count_up_to(&mut self, tip: BlockRef) {
         let counted = self.context.persistent_state.borrow().counted_tip;
         let json_rpc = self.json_rpc.clone();
@@ -316,7 +321,8 @@ impl TipFollower {
         }
     }
 
-    /// Counts the blocks between two tips, if the difference was found. `None`: the node was rolled back.
+    /// Counts the blocks of `difference`. `Ok(None)` means that the node was rolled back. After an error plans a retry, or gives up and
+    /// counts the tip change as not counted.
     fn apply_difference(
         &mut self,
         old: BlockRef,
@@ -358,7 +364,7 @@ impl TipFollower {
         }
     }
 
-    /// Whether the node is another process than before. Over IPC the connection ends with the node; over HTTP a node can be
+    /// Whether the node is another process than before. Over IPC the connection is closed when the node exits; over HTTP a node can be
     /// restarted between two calls.
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
@@ -369,13 +375,13 @@ impl TipFollower {
         self.take_restart()
     }
 
-    /// Whether a restart was noticed since the last call, by a poll or here.
+    /// Whether a restart was noticed since the last call of this method, by a poll or by `was_restarted`.
     fn take_restart(&mut self) -> bool {
         let restarts = self.context.persistent_state.borrow().node_start.restarts();
         std::mem::replace(&mut self.restarts, restarts) != restarts
     }
 
-    /// The blocks up to this one are counted.
+    /// Records that the blocks up to `tip` are counted.
     fn advance(&mut self, tip: BlockRef) {
         (self.pending, self.failures) = (false, 0);
         self.take_restart();

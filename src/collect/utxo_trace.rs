@@ -1,4 +1,4 @@
-//! The UTXO cache trace: when to subscribe to it. The guard reports when it exceeds its budget.
+//! The UTXO cache trace: decides when to subscribe to it, and counts its events. The guard reports when the trace exceeds its budget.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,30 +12,31 @@ use super::poll::PollResult;
 use crate::ipc::{CoinEvent, Subscription, Tracing};
 use crate::metrics::Metrics;
 
-/// The state of the trace on one connection.
+/// State of the UTXO cache trace on one connection.
 enum TraceState {
-    /// The node has no such interface.
+    /// The node does not offer the trace.
     NotOffered,
-    /// Not configured, or rejected by the node.
+    /// Disabled by configuration, or the node rejected the subscription.
     Off,
-    /// Due when the node is out of initial block download.
+    /// Waiting for the end of initial block download; then the exporter subscribes.
     Waiting,
-    /// Subscribed.
+    /// The exporter is subscribed to the trace.
     Active(Subscription),
-    /// It exceeded the budget, on this connection or an earlier one.
+    /// The trace exceeded its budget, on this connection or an earlier one.
     OverBudget,
 }
 
-/// The trace of one connection.
+/// The UTXO cache trace of one connection: its state, and whether its events are counted.
 pub struct UtxoCacheTrace {
     state: TraceState,
+    /// Notified when the trace exceeds its budget.
     exceeded: Rc<Notify>,
-    /// False once the trace is being ended: events that still arrive are not counted.
+    /// Whether events are counted. False once the trace is being ended, although events still arrive.
     counting: Rc<Cell<bool>>,
 }
 
 impl UtxoCacheTrace {
-    /// The trace of a node that offers it if `tracing` is there.
+    /// Creates the trace of a connection. `tracing` is `None` if the node does not offer it.
     pub fn new(tracing: Option<&Tracing>, context: &Context) -> Self {
         let state = match (tracing, context.config.utxo_trace) {
             (None, _) => TraceState::NotOffered,
@@ -46,7 +47,7 @@ impl UtxoCacheTrace {
         UtxoCacheTrace { state, exceeded: Rc::default(), counting: Rc::default() }
     }
 
-    /// Counts its events.
+    /// Creates the counter of the trace's events.
     pub fn coins(&self, metrics: &Arc<Metrics>) -> CoinCounter {
         CoinCounter {
             exceeded: self.exceeded.clone(),
@@ -55,7 +56,7 @@ impl UtxoCacheTrace {
         }
     }
 
-    /// Whether it is subscribed to.
+    /// Whether the exporter is subscribed to the trace.
     pub fn is_active(&self) -> bool {
         matches!(self.state, TraceState::Active(_))
     }
@@ -65,9 +66,9 @@ impl UtxoCacheTrace {
         matches!(self.state, TraceState::Waiting) && polled.ibd == Some(false)
     }
 
-    /// Subscribes.
+    /// Subscribes to the trace.
     pub async fn start(&mut self, tracing: &Tracing, metrics: &Metrics) {
-        // The first events may arrive before the answer.
+        // The first events may arrive before the response.
         metrics.utxo_cache.start();
         self.counting.set(true);
         self.state = match tracing.subscribe().await {
@@ -83,12 +84,12 @@ impl UtxoCacheTrace {
         };
     }
 
-    /// Resolves when the node has waited too long.
+    /// Resolves when the trace has exceeded its budget; never if the trace is not active.
     pub async fn over_budget(&self) {
         if self.is_active() { self.exceeded.notified().await } else { std::future::pending().await }
     }
 
-    /// The node has waited too long: turns the trace off for the life of the process. The guard ends the subscription.
+    /// Turns the trace off for the life of the process, because it has exceeded its budget. The guard ends the subscription.
     pub fn stop_over_budget(&mut self, context: &Context) {
         warn!(
             "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is now disabled; raise \
@@ -102,7 +103,7 @@ impl UtxoCacheTrace {
         self.show(&context.metrics);
     }
 
-    /// The node fell back into initial block download: returns the subscription to end.
+    /// Stops the trace if the node has fallen back into initial block download. Returns the subscription, which the caller has to end.
     pub fn end_in_ibd(&mut self, polled: &PollResult, metrics: &Metrics) -> Option<Subscription> {
         if polled.ibd != Some(true) || !self.is_active() {
             return None;
@@ -116,7 +117,7 @@ impl UtxoCacheTrace {
         }
     }
 
-    /// Shows the state as a metric, where the node offers a trace.
+    /// Exports the state as a metric, if the node offers the trace.
     pub fn show(&self, metrics: &Metrics) {
         let state = match self.state {
             TraceState::NotOffered => return,
@@ -129,7 +130,7 @@ impl UtxoCacheTrace {
     }
 }
 
-/// Counts the trace's events.
+/// Counts the events of the UTXO cache trace.
 pub struct CoinCounter {
     exceeded: Rc<Notify>,
     counting: Rc<Cell<bool>>,
@@ -137,12 +138,12 @@ pub struct CoinCounter {
 }
 
 impl CoinCounter {
-    /// The guard has ended the trace.
+    /// Records that the guard has ended the trace, because it exceeded its budget.
     pub fn over_budget(&self) {
         self.exceeded.notify_one();
     }
 
-    /// Counts a coin. Returns the callback's name.
+    /// Counts a change of a coin. Returns the name of the callback.
     pub fn count(&self, event: CoinEvent) -> &'static str {
         let cache = &self.metrics.utxo_cache;
         let (coins, total, value, callback) = match event {

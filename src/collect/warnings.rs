@@ -5,7 +5,8 @@ use tracing::{info, warn};
 
 use crate::text;
 
-/// A warning of each kind has one of these texts. From `node::Warnings` of Bitcoin Core 28 to 32, and `GetWarnings` before.
+/// The kinds of warnings. Each warning of a kind contains one of its texts, which are from `node::Warnings` of Bitcoin Core 28 to 32,
+/// and from `GetWarnings` of earlier versions.
 const KINDS: [(&str, &[&str]); 5] = [
     (
         "large_work_invalid_chain",
@@ -36,10 +37,10 @@ const KINDS: [(&str, &[&str]); 5] = [
     ),
 ];
 
-/// All other warnings.
+/// The kind of all other warnings.
 const OTHER: &str = "other";
 
-/// More warnings than Bitcoin Core has kinds of.
+/// Limit on the number of warnings that are read; Bitcoin Core has fewer kinds.
 const MAX_WARNINGS: usize = 16;
 
 fn kind(text: &str) -> &'static str {
@@ -47,16 +48,16 @@ fn kind(text: &str) -> &'static str {
     found.map_or(OTHER, |(kind, _)| kind)
 }
 
-/// The warnings that were logged, over all connections.
+/// The warnings in the last response, which were logged; kept over all connections.
 #[derive(Default)]
 pub struct Warnings(Vec<String>);
 
 impl Warnings {
-    /// Reads `warnings` of a response and logs those that are new or gone. Returns the number of warnings of each kind, and
-    /// nothing if the response has no warnings.
+    /// Reads the field `warnings` of a response, and logs warnings that are new or gone. Returns the number of warnings of each kind,
+    /// or nothing if the response has no warnings.
     ///
-    /// It is an array. With `-deprecatedrpc=warnings`, and before Bitcoin Core 28, it is a string with one of them, or an empty
-    /// one: then the number of the other kinds is not known.
+    /// The field is an array. With `-deprecatedrpc=warnings`, and before Bitcoin Core 28, it is a string with one of the warnings, or
+    /// an empty string. With a single warning the numbers of the other kinds are not known.
     pub fn update(&mut self, warnings: &Value) -> Vec<(&'static str, f64)> {
         let (texts, complete) = match warnings {
             Value::Array(texts) => (texts.iter().filter_map(Value::as_str).collect(), true),
@@ -141,7 +142,7 @@ mod tests {
             ]
         );
         assert!(kinds(json!("")).iter().all(|(_, count)| *count == 0.0) && kinds(json!("")).len() == 6);
-        // Of -deprecatedrpc=warnings.
+        // The format of -deprecatedrpc=warnings.
         assert_eq!(kinds(json!("This is a pre-release test build - ")), [("pre_release", 1.0)]);
         assert_eq!((kinds(Value::Null), kinds(json!({"0": "x"}))), (vec![], vec![]));
     }

@@ -1,14 +1,14 @@
-//! Where to listen, as users write it.
+//! Parses the addresses on which the endpoint listens.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where to listen.
+/// An address to listen on, from an option.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Address {
-    /// `HOST:PORT`, `[IPv6]:PORT`
+    /// TCP: `HOST:PORT` or `[IPv6]:PORT`
     Tcp(String),
-    /// `unix:/path`
+    /// Unix socket: `unix:/path`
     Unix(PathBuf),
 }
 

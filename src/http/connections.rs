@@ -1,4 +1,4 @@
-//! The limit on connections.
+//! Limits the number of concurrent HTTP connections.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,24 +7,24 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-/// Whether a request on a connection had a correct password.
+/// Flag of a connection: whether a request on it had a correct password.
 pub type Authenticated = Arc<AtomicBool>;
 
-/// A limited number of connections. A new one is always accepted: at the limit the oldest is closed for it, of those without a
-/// password if there are any. So a flood closes its own connections.
+/// The open connections of a listener, limited in number. A new connection is always accepted. At the limit, the oldest one without a
+/// password is closed for it; if all have one, the oldest of all. A flood of connections therefore closes only its own.
 pub struct Connections {
     limit: usize,
-    /// The oldest first.
+    /// Oldest first.
     open: VecDeque<(AbortHandle, Authenticated)>,
 }
 
 impl Connections {
-    /// Accepts at most this many at once.
+    /// Allows at most this number of concurrent connections.
     pub fn new(limit: usize) -> Self {
         Connections { limit, open: VecDeque::new() }
     }
 
-    /// Serves a connection in a task of its own.
+    /// Serves a connection in a new task.
     pub fn spawn<F>(&mut self, serve: impl FnOnce(Authenticated) -> F)
     where
         F: Future<Output = ()> + Send + 'static,

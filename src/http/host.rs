@@ -1,7 +1,7 @@
-//! Which names a listener on loopback is called by: a defence against DNS rebinding.
+//! Checks the `Host` header of requests to a loopback listener, as a defence against DNS rebinding.
 //!
-//! A web page can give its own name the address 127.0.0.1, and its script then reads what listens there as if it were its own
-//! server. The browser sends the page's name in the `Host` header, so names that are not loopback's are rejected.
+//! A web page can make its own host name resolve to 127.0.0.1. Its script can then read a service on loopback as if it were its own server.
+//! The browser sends the page's host name in the `Host` header, so requests for names other than loopback's are rejected.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::text;
 
-/// A host name or address as `--web.allowed-host` takes it: without scheme and port, in small letters.
+/// A host name or address, as in `--web.allowed-host`: without scheme and port, in lower case.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostName(String);
 
@@ -35,7 +35,7 @@ impl FromStr for HostName {
     }
 }
 
-/// The names that a listener answers to.
+/// The host names for which a listener serves requests.
 #[derive(Default)]
 pub struct AllowedHosts {
     any: bool,
@@ -44,7 +44,7 @@ pub struct AllowedHosts {
 }
 
 impl AllowedHosts {
-    /// Loopback's names and these.
+    /// Loopback's names and `names`.
     pub fn loopback_and(names: Vec<HostName>) -> Self {
         AllowedHosts { names, ..Self::default() }
     }
@@ -54,7 +54,7 @@ impl AllowedHosts {
         AllowedHosts { any: true, ..Self::default() }
     }
 
-    /// Whether a request may be answered. Browsers always send a name, so a request without one may. The first rejected name is
+    /// Whether a request may be served. Browsers always send a host name, so a request without one is permitted. The first rejected name is
     /// logged.
     pub fn permit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         if self.any {
@@ -84,12 +84,13 @@ impl AllowedHosts {
     }
 }
 
-/// The name or address in `NAME:PORT`.
+/// The host name or address in `NAME:PORT`.
 fn host_name(host: &str) -> &str {
     split_port(host).0
 }
 
-/// The name or address, without the brackets of IPv6 and the dot of a complete name, and the digits of the port.
+/// Splits off the port. Returns the host name or address, without the brackets of an IPv6 address or the trailing dot of a name, and the
+/// digits of the port.
 fn split_port(host: &str) -> (&str, Option<&str>) {
     let host = host.trim();
     if let Some((address, rest)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {

@@ -1,4 +1,4 @@
-//! The socket that scrapers connect to.
+//! The socket on which the HTTP endpoint listens.
 
 use std::io;
 use std::net::TcpListener;
@@ -12,22 +12,22 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 
 use super::{Address, WebConfig};
 
-/// Removes a socket file on which nothing listens any more.
+/// Removes the file of a Unix socket on which no process listens any more.
 pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let is_stale = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket())
         && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
     if is_stale { std::fs::remove_file(path) } else { Ok(()) }
 }
 
-/// A socket that listens.
+/// A listening socket of the HTTP endpoint.
 pub enum Listener {
-    /// TCP.
+    /// TCP socket.
     Tcp(TcpListener),
-    /// A Unix socket, with its file if we made it.
+    /// Unix socket, with its file if this process created it.
     Unix(UnixListener, Option<SocketFile>),
 }
 
-/// The file of a Unix socket.
+/// The identity of a Unix socket's file: path, device and inode.
 #[derive(PartialEq)]
 pub struct SocketFile {
     path: PathBuf,
@@ -43,10 +43,10 @@ impl SocketFile {
 }
 
 impl Listener {
-    /// Binds. An address in use is an error with that reason; a socket file without a listener is replaced.
+    /// Binds the address. An address that is in use is an error with that reason. A socket file on which no process listens is replaced.
     ///
     /// # Errors
-    /// The address cannot be listened on.
+    /// The process cannot listen on the address.
     pub fn bind(address: &Address) -> Result<Self> {
         match address {
             Address::Tcp(address) => {
@@ -70,10 +70,10 @@ impl Listener {
         }
     }
 
-    /// A socket that the service manager listens on for us.
+    /// Takes over a listening socket that the service manager passed.
     ///
     /// # Errors
-    /// It is not a listening socket.
+    /// The descriptor is not a listening socket.
     pub fn inherited(fd: OwnedFd) -> Result<Self> {
         if !getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false) {
             bail!("the inherited HTTP file descriptor is not a listening socket");
@@ -85,7 +85,7 @@ impl Listener {
         })
     }
 
-    /// Removes the socket file, if we made one, and nobody has another in its place.
+    /// Removes the socket file, if this process created it and the path still names the same file.
     pub fn remove_file(&self) {
         if let Listener::Unix(_, Some(file)) = self
             && SocketFile::at(&file.path).is_ok_and(|present| present == *file)
@@ -94,7 +94,7 @@ impl Listener {
         }
     }
 
-    /// Whether it listens on a loopback address, which browsers of this machine can connect to, and no other machine.
+    /// Whether the address is a loopback address: browsers on this machine can connect to it, other machines cannot.
     pub(super) fn is_on_loopback(&self) -> bool {
         match self {
             Listener::Tcp(listener) => {
@@ -104,12 +104,12 @@ impl Listener {
         }
     }
 
-    /// Whether only this machine can connect.
+    /// Whether only processes on this machine can connect.
     pub(super) fn is_local(&self) -> bool {
         matches!(self, Listener::Unix(..)) || self.is_on_loopback()
     }
 
-    /// With the scheme that the configuration asks for.
+    /// The URL, with the scheme that the web configuration requires.
     pub fn describe_with(&self, web_config: &WebConfig) -> String {
         match web_config.tls() {
             Some(_) => self.describe().replacen("http://", "https://", 1),
@@ -117,7 +117,7 @@ impl Listener {
         }
     }
 
-    /// As a user would type it.
+    /// The URL, in the form that a user would type.
     pub fn describe(&self) -> String {
         match self {
             Listener::Tcp(listener) => listener

@@ -1,8 +1,9 @@
-//! Which format a scraper is answered in.
+//! Selects the exposition format of a response.
 
 use crate::metrics::Format;
 
-/// The format with the higher quality in Accept, OpenMetrics 1.0 only where it is named; text when in doubt.
+/// Selects the format with the higher quality in the `Accept` header. OpenMetrics 1.0 is selected only if the header names it; the default
+/// is the text format.
 pub fn negotiate<'a>(accept: impl Iterator<Item = &'a str>) -> Format {
     let (mut open_metrics, mut text) = (0.0_f64, 0.0_f64);
     for range in accept.flat_map(|value| value.split(',')) {

@@ -1,4 +1,4 @@
-//! The pages, and the answers.
+//! The paths of the endpoint and their responses.
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -12,33 +12,33 @@ use serde_json::Value;
 use super::negotiate::negotiate;
 use crate::metrics::Format;
 
-/// The pages of the endpoint.
+/// The contents of the endpoint's paths, which each exporter implements.
 pub trait Pages: Send + Sync + 'static {
     /// `/metrics`
     fn metrics(&self, format: Format) -> String;
-    /// `/readyz`: 200, or 503 with what is missing.
+    /// `/readyz`: status 200 if ready, otherwise 503 with the reason.
     ///
     /// # Errors
-    /// The part that is missing.
+    /// The reason why the exporter is not ready.
     fn ready(&self) -> Result<(), String>;
     /// `/`: HTML.
     fn index(&self) -> String;
-    /// `/status.json`: what the page at `/` reads, if it reads anything.
+    /// `/status.json`: the data for the page at `/`; `None` if the page needs none.
     fn status(&self) -> Option<Value> {
         None
     }
 }
 
-/// Which paths are answered.
+/// The set of paths that a listener serves.
 #[derive(Clone, Copy, PartialEq)]
 pub enum EndpointScope {
-    /// All.
+    /// All paths.
     Everything,
-    /// Only `/livez` and `/readyz`, and their other names.
+    /// Only `/livez` and `/readyz`, and their aliases.
     Health,
 }
 
-/// The paths.
+/// The resource that a path names, for all its aliases.
 #[derive(Clone, Copy, PartialEq)]
 enum Route {
     Index,
@@ -66,11 +66,11 @@ impl Route {
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
-/// The page at `/` runs its own script, which reads nothing from elsewhere.
+/// Content security policy: the page at `/` may run its own script, which may connect only to this server.
 const ONLY_OURS: &str =
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'";
 
-/// The answer to a request that is permitted.
+/// The response to a request that is permitted.
 pub fn answer(
     request: &Request<Incoming>,
     access: EndpointScope,
@@ -126,16 +126,16 @@ fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>
         .expect("these headers are valid")
 }
 
-/// Asked by a name that a listener on loopback does not answer to.
+/// The response to a request whose host name the loopback listener does not serve.
 pub fn misdirected() -> Response<Full<Bytes>> {
     let text = "a listener on loopback accepts only requests for loopback's names (localhost, 127.0.0.1, [::1]); allow \
          others, e.g. a reverse proxy's, with --web.allowed-host NAME\n";
     respond(StatusCode::MISDIRECTED_REQUEST, TEXT, text.into())
 }
 
-/// Too many passwords wait to be checked.
+/// The response if too many passwords are waiting to be verified.
 pub fn busy() -> Response<Full<Bytes>> {
-    /// Retry-After, in seconds.
+    /// Value of the Retry-After header, in seconds.
     const RETRY_SECONDS: u32 = 10;
     Response::builder()
         .status(StatusCode::TOO_MANY_REQUESTS)
@@ -145,7 +145,7 @@ pub fn busy() -> Response<Full<Bytes>> {
         .expect("these headers are valid")
 }
 
-/// No password, or a wrong one.
+/// The response to a request without a password or with a wrong one.
 pub fn unauthorized() -> Response<Full<Bytes>> {
     Response::builder()
         .status(StatusCode::UNAUTHORIZED)

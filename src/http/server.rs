@@ -1,4 +1,4 @@
-//! Accepting connections and answering on them, on a thread of its own.
+//! The HTTP server: accepts connections and handles their requests, on a thread of its own.
 
 use std::convert::Infallible;
 use std::os::fd::AsFd;
@@ -32,30 +32,31 @@ use super::{HostName, Listener, Pages, WebConfig};
 use crate::scheduling;
 use crate::systemd::Heartbeat;
 
-/// Connections of the process at once, as far as the limit of open files allows. Prometheus uses one. Each costs up to 80 kB,
-/// most of it an answer that is not read.
+/// Maximum number of concurrent connections of the process, if the limit on open files permits it. Prometheus uses one. Each connection
+/// costs up to 80 kB, most of it a response that the client does not read.
 const MAX_CONNECTIONS: u64 = 256;
-/// Of these, for health checks, which need no password.
+/// Maximum number of these connections for health checks, which need no password.
 const MAX_HEALTH_CONNECTIONS: usize = 16;
-/// Open files that are not scrapers' connections.
+/// Descriptors reserved for everything except HTTP connections.
 const OTHER_FILES: u64 = 64;
-/// A request's line and headers; Prometheus sends about 300 bytes.
+/// Maximum size of a request line with headers. Prometheus sends about 300 bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// To send a request's headers, the first byte included; so an idle kept-alive connection ends after it.
+/// Maximum time to receive the headers of a request, including the wait for its first byte. An idle kept-alive connection is closed after
+/// it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
-/// To take an answer. Prometheus gives up after 10 s.
+/// Maximum time to send a response. Prometheus has a timeout of 10 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Socket buffers of a connection. By default the kernel buffers megabytes: a client that sends a hundred requests and
-/// reads nothing would have a hundred answers made.
+/// Size of the socket buffers of a connection. By default the kernel buffers megabytes: for a client that sends a hundred requests and
+/// reads nothing, a hundred responses would be rendered.
 const SOCKET_BYTES: usize = 32 * 1024;
-/// For a TLS handshake.
+/// Maximum duration of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the answers that are under way when the serving ends.
+/// Maximum wait at shutdown for responses that are being sent.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
-/// Between two attempts to accept a connection.
+/// Interval between attempts to accept a connection after an error.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The pages of a listener, and who may read them.
+/// The configuration of a listener: the paths that it serves, the clients that it permits, and the host names.
 pub struct Endpoint {
     web_config: WebConfig,
     access: EndpointScope,
@@ -63,17 +64,17 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Every page, for those whom the configuration permits.
+    /// Serves all paths, to clients that the web configuration permits.
     pub fn all(web_config: WebConfig) -> Self {
         Endpoint { web_config, access: EndpointScope::Everything, hosts: AllowedHosts::default() }
     }
 
-    /// `/health` and `/ready`, with this certificate, if any.
+    /// Serves only the health checks, over TLS if the web configuration has a certificate.
     pub fn health(web_config: WebConfig) -> Self {
         Endpoint { web_config, access: EndpointScope::Health, hosts: AllowedHosts::default() }
     }
 
-    /// On loopback, answers to these names too.
+    /// On loopback, serves requests for these host names, too.
     pub fn with_allowed_hosts(self, names: &[HostName]) -> Self {
         Endpoint { hosts: AllowedHosts::loopback_and(names.to_vec()), ..self }
     }
@@ -93,23 +94,23 @@ impl Endpoint {
     }
 }
 
-/// The running server, until it is finished or dropped.
+/// Handle of the running server, which stops when the handle is dropped.
 #[must_use = "dropping it ends the serving"]
 pub struct HttpServerHandle {
     end: DropGuard,
-    /// Disconnected when the thread has ended.
+    /// Disconnected when the server's thread has exited.
     ended: mpsc::Receiver<Infallible>,
 }
 
 impl HttpServerHandle {
-    /// Accepts no more connections, answers what was asked, and returns after half a second at the latest.
+    /// Accepts no more connections, responds to the requests received so far, and returns after half a second at the latest.
     pub fn finish(self) {
         drop(self.end);
         let _ = self.ended.recv_timeout(FINISH_TIMEOUT);
     }
 }
 
-/// Serves on a thread of its own.
+/// Starts the server on a thread of its own.
 ///
 /// # Errors
 /// The runtime, a listener or the thread cannot be set up.
@@ -167,7 +168,7 @@ fn serve_on_thread_with(
     Ok(HttpServerHandle { end: end.drop_guard(), ended })
 }
 
-/// Accepts connections until `end`, then lets them finish.
+/// Accepts connections until `end` is cancelled, then waits for the open ones to finish.
 async fn serve<L>(
     mut listener: L,
     mut connections: Connections,
@@ -187,11 +188,11 @@ async fn serve<L>(
                 let (endpoint, pages, watcher) = (endpoint.clone(), pages.clone(), graceful.watcher());
                 connections
                     .spawn(|authenticated| serve_stream(stream, endpoint, pages, authenticated, watcher));
-                // Lets a connection that was closed for this one end before the next is accepted.
+                // Lets a connection that was closed for this one end before the next one is accepted.
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                // Out of descriptors, most likely: waiting is better than spinning.
+                // The most likely cause is a lack of descriptors, so retry after a pause instead of at once.
                 warn!("cannot accept a connection: {error}");
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
@@ -201,19 +202,20 @@ async fn serve<L>(
     let _ = tokio::time::timeout(FINISH_TIMEOUT, graceful.shutdown()).await;
 }
 
-/// How many connections the limit of open files has room for.
+/// The number of connections that the limit on open files permits.
 fn max_connections() -> usize {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize
 }
 
-/// The connections of a listener. Health checks have their own, and close no scraper's.
+/// The maximum number of connections of one listener. Health checks have a limit of their own, so that they never close a scraper's
+/// connection.
 fn connection_limit(max_connections: usize, access: EndpointScope) -> usize {
     let health = (max_connections / 4).clamp(1, MAX_HEALTH_CONNECTIONS);
     if access == EndpointScope::Health { health } else { max_connections - health }
 }
 
-/// The life of a connection, TLS included.
+/// Serves one connection from the TLS handshake, if any, to the close.
 async fn serve_stream(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: Arc<Endpoint>,
@@ -236,7 +238,8 @@ async fn serve_stream(
     }
 }
 
-/// Answers one scraper until it is done, breaks the rules, or takes too long. At a graceful shutdown it gets one more answer.
+/// Handles the requests of one client until it disconnects, violates a limit, or takes too long. At a graceful shutdown it gets one more
+/// response.
 pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: &Endpoint,
@@ -281,6 +284,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
 
+    /// Pages with fixed contents.
     struct FixedPages;
 
     impl Pages for FixedPages {
@@ -302,7 +306,7 @@ mod tests {
         (Arc::new(listener), address)
     }
 
-    /// Whether a request on this connection is answered.
+    /// Whether the server responds to a request on this connection.
     fn is_answered(stream: &mut TcpStream) -> bool {
         let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
         stream.write_all(request).is_ok() && stream.read(&mut [0; 1024]).is_ok_and(|read| read > 0)

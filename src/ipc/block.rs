@@ -1,4 +1,4 @@
-//! The contents of a block, counted where the block was received: without a copy, and without an allocation.
+//! Counts the contents of a block in the buffer in which it was received, without a copy and without an allocation.
 
 use std::ops::ControlFlow;
 
@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 /// Weight units of a byte that is not witness data.
 const WEIGHT_PER_BYTE: u64 = 4;
 
-/// The contents of a block.
+/// Counts of a block: transactions, inputs, outputs, their value, and weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockContents {
-    /// Transactions, with the coinbase.
+    /// Number of transactions, including the coinbase.
     pub transactions: u64,
-    /// Inputs, without the coinbase's.
+    /// Number of inputs, excluding that of the coinbase.
     pub inputs: u64,
-    /// Outputs, with the coinbase's.
+    /// Number of outputs, including those of the coinbase.
     pub outputs: u64,
-    /// Satoshis of the outputs.
+    /// Total value of the outputs, in satoshis.
     pub output_value: u64,
-    /// Weight units of the whole block.
+    /// Weight of the block, in weight units.
     pub weight: u64,
-    /// Weight units of the coinbase.
+    /// Weight of the coinbase, in weight units.
     pub coinbase_weight: u64,
-    /// Weight units of the header and of the number of transactions.
+    /// Weight of the header and of the field with the number of transactions, in weight units.
     pub header_weight: u64,
 }
 
@@ -41,7 +41,7 @@ impl Visitor for BlockContents {
         ControlFlow::Continue(())
     }
     fn visit_tx_ins(&mut self, total_inputs: usize) {
-        self.inputs = self.inputs.saturating_add(total_inputs as u64); // claimed before they are parsed
+        self.inputs = self.inputs.saturating_add(total_inputs as u64); // the block's claim; the inputs are not parsed yet
     }
     fn visit_tx_outs(&mut self, total_outputs: usize) {
         self.outputs = self.outputs.saturating_add(total_outputs as u64);
@@ -53,7 +53,7 @@ impl Visitor for BlockContents {
 }
 
 impl BlockContents {
-    /// Counts a serialized block; `None` if this is none.
+    /// Counts the contents of a serialized block. Returns `None` if the bytes are not a block.
     pub fn count(block: &[u8]) -> Option<Self> {
         let mut contents = BlockContents::default();
         let parsed = Block::visit(block, &mut contents).ok()?;
@@ -67,11 +67,11 @@ impl BlockContents {
         };
         contents.header_weight = WEIGHT_PER_BYTE * (80 + count_bytes);
         contents.weight += contents.header_weight;
-        contents.inputs = contents.inputs.saturating_sub(1); // the coinbase's
+        contents.inputs = contents.inputs.saturating_sub(1); // that of the coinbase
         Some(contents)
     }
 
-    /// Weight units of the transactions, without the coinbase.
+    /// Weight of the transactions without the coinbase, in weight units.
     pub fn payload_weight(&self) -> u64 {
         self.weight - self.header_weight - self.coinbase_weight
     }

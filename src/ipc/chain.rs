@@ -1,4 +1,4 @@
-//! Chain: height, and the notifications of the validation queue.
+//! The Chain interface: height, initial block download, pruning, and the notifications of the validation queue.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,22 +8,22 @@ use super::subscription::{CallbackObject, Subscription};
 use super::{BlockContents, CallError, NodeThread};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
-/// A notification.
+/// A notification of the Chain interface, reduced to what is counted.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum ChainEvent {
     /// `transactionAddedToMempool`
     AddedToMempool,
-    /// `transactionRemovedFromMempool`, with Core's number for the reason.
+    /// `transactionRemovedFromMempool`, with the reason as a value of Core's `MemPoolRemovalReason`.
     RemovedFromMempool(i32),
     /// `blockConnected`
     BlockConnected {
         /// The block's height.
         height: i32,
-        /// Connected to the background chainstate of an assumeutxo node, far below the tip.
+        /// Whether the block was connected to the background chainstate of an assumeutxo node, far below the tip.
         historical: bool,
-        /// Bytes of the serialized block; 0 if the node left it out.
+        /// Size of the serialized block in bytes; 0 if the node omitted the block.
         bytes: usize,
-        /// `None` if it cannot be parsed, or is `historical`, which is not counted.
+        /// `None` if the block cannot be parsed, or if it is `historical`, because the contents of such blocks are not counted.
         contents: Option<BlockContents>,
     },
     /// `blockDisconnected`
@@ -37,23 +37,23 @@ pub enum ChainEvent {
     Flushed,
 }
 
-/// The Chain interface.
+/// A node's Chain interface, with the thread that runs its calls.
 pub struct Chain(pub(super) BoundCapability<chain::Client>);
 
 impl Chain {
-    /// The same interface; its calls run on another thread.
+    /// The same interface, with calls that run on another thread.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         Chain(self.0.on_thread(thread))
     }
 
-    /// Whether the node is shutting down; `None` if the capability is no Chain. Safe to ask from the node's first
-    /// moment to its last.
+    /// Whether the node is shutting down; `None` if the capability is not a Chain. Safe to call from the node's first moment to its
+    /// last.
     pub(super) async fn shutdown_requested(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self.0, shutdown_requested_request))?;
         Ok(answer.map(|answer| answer.get().map(|answer| answer.get_result())).transpose()?)
     }
 
-    /// Height of the tip; `None` without one.
+    /// Height of the tip; `None` if there is none.
     pub async fn height(&self) -> Result<Option<i32>, CallError> {
         let answer = call!(self.0, get_height_request)?;
         let answer = answer.get()?;
@@ -77,9 +77,9 @@ impl Chain {
         Ok(answer.get_has_result().then(|| answer.get_result()))
     }
 
-    /// Subscribes to the notifications, which the guard answers and hands on.
+    /// Subscribes to the notifications. The guard answers them and passes them on as events.
     ///
-    /// From here on the connection must not be closed before [`Subscription::end`] returned.
+    /// From here on the connection must not be closed before [`Subscription::end`] has returned.
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = CallbackObject::new();
         let callback: chain_notifications::Client = capnp_rpc::new_client(callback);
@@ -89,5 +89,5 @@ impl Chain {
     }
 }
 
-/// The guard answers for it.
+/// Has no methods, because the guard answers the node's calls to this object.
 impl chain_notifications::Server for CallbackObject {}

@@ -16,11 +16,11 @@ use super::CallError;
 use crate::schema::init_capnp::init;
 use crate::schema::proxy_capnp::{thread, thread_map};
 
-/// A thread of the node that runs our calls, one at a time, and how long one may take.
+/// A thread of the node that runs the exporter's calls, one at a time, and the deadline of each call.
 ///
-/// A second call is sent when the first is answered, also when that is after its deadline. Bitcoin Core 30 aborts when it has
-/// to queue two (`Waiter::post`: `Assertion '!m_fn'`), later nodes reject the second with `thread busy`. Work that may wait needs
-/// a thread of its own.
+/// A second call is sent only after the response to the first, even if that comes after its deadline. Bitcoin Core 30 aborts when it
+/// has to queue a second call (`Waiter::post`: `Assertion '!m_fn'`). Later nodes reject it with `thread busy`. Calls that may block
+/// need a thread of their own.
 #[derive(Clone)]
 pub struct NodeThread {
     pub(super) client: thread::Client,
@@ -28,16 +28,17 @@ pub struct NodeThread {
     calls: Rc<ThreadCalls>,
 }
 
-/// The calls on one thread.
+/// The state of the calls on one thread of the node.
 #[derive(Default)]
 struct ThreadCalls {
-    /// Held while the node has not answered.
+    /// Locked while the node has not responded to a call.
     slot: Arc<Mutex<()>>,
-    /// Waits for the answer to the last call. It ends with the last use of the thread, and so does not keep the connection open.
+    /// The task that waits for the response to the last call. It ends when the thread is no longer used, so that it does not keep the
+    /// connection open.
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
-/// The node has answered all calls on a thread: the next can be sent.
+/// The right to send a call on a thread: the node has responded to all earlier calls.
 pub(super) struct ThreadSlot(OwnedMutexGuard<()>);
 
 impl NodeThread {
@@ -45,13 +46,13 @@ impl NodeThread {
         NodeThread { client, deadline, calls: Rc::default() }
     }
 
-    /// Waits until the node has answered the call before, until the deadline.
+    /// Waits until the node has responded to the last call, at most until the deadline.
     pub(super) async fn acquire_slot(&self) -> Result<ThreadSlot, CallError> {
         let slot = tokio::time::timeout(self.deadline, self.calls.slot.clone().lock_owned()).await;
         slot.map(ThreadSlot).map_err(|_| CallError::TimedOut(self.deadline))
     }
 
-    /// Waits for the answer until the deadline. A call that timed out continues in the node: the guard waits for it.
+    /// Waits for the response until the deadline. A call that timed out continues in the node, and the guard waits for it.
     pub(super) async fn wait_for_answer<T: 'static>(
         &self,
         ThreadSlot(slot): ThreadSlot,
@@ -61,7 +62,7 @@ impl NodeThread {
         let wait = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
             let answer = answer.await;
             drop(slot);
-            let _ = sender.send(answer); // given up
+            let _ = sender.send(answer); // fails after the deadline
         }));
         self.calls.last.replace(Some(wait));
         match tokio::time::timeout(self.deadline, receiver).await {
@@ -71,12 +72,12 @@ impl NodeThread {
         }
     }
 
-    /// The same thread with more time for each call.
+    /// The same thread, with more time for each call.
     pub fn with_extra_timeout(&self, extra: Duration) -> NodeThread {
         NodeThread { deadline: self.deadline.saturating_add(extra), ..self.clone() }
     }
 
-    /// The same thread for calls that may take any time.
+    /// The same thread, for calls without a deadline.
     pub fn without_deadline(&self) -> NodeThread {
         self.with_extra_timeout(Duration::MAX)
     }
@@ -97,13 +98,14 @@ pub(super) struct BoundCapability<C> {
 }
 
 impl<C: Clone> BoundCapability<C> {
-    /// The same capability; its calls run on another thread.
+    /// The same capability, with calls that run on another thread.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         BoundCapability { client: self.client.clone(), thread: thread.clone() }
     }
 }
 
-/// Sends a request whose parameters have a `context`, to a [`BoundCapability`], within its thread's deadline.
+/// Sends a request that has a `context` parameter to a [`BoundCapability`], and waits for the response until the deadline of its
+/// thread.
 macro_rules! call {
     ($capability:expr, $request:ident $(, |$params:ident| $set:expr)?) => {{
         let slot = $capability.thread.acquire_slot().await?;
@@ -115,8 +117,8 @@ macro_rules! call {
 }
 pub(super) use call;
 
-/// A connection to a node after the handshake. Dropping it closes the socket, without a Cap'n Proto Abort message: the
-/// node would log it as an error.
+/// A connection to a node after the Cap'n Proto handshake. Dropping it closes the socket without an Abort message, which the node would
+/// log as an error.
 pub struct IpcConnection {
     init: init::Client,
     threads: thread_map::Client,
@@ -126,7 +128,8 @@ pub struct IpcConnection {
 }
 
 impl IpcConnection {
-    /// Bootstraps and constructs. Needs a [`tokio::task::LocalSet`]. Each call is given `deadline`.
+    /// Performs the handshake: bootstrap and `construct`. Must run in a [`tokio::task::LocalSet`]. `deadline` is the timeout of each
+    /// call.
     pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
         let (read, write) = stream.into_split();
         let network = twoparty::VatNetwork::new(
@@ -157,7 +160,7 @@ impl IpcConnection {
         Ok(connection)
     }
 
-    /// A new thread on the node.
+    /// Creates a thread on the node.
     pub async fn thread(&self, name: &str) -> Result<NodeThread, CallError> {
         let mut request = self.threads.make_thread_request();
         request.get().set_name(name);
@@ -165,12 +168,12 @@ impl IpcConnection {
         Ok(NodeThread::new(answer.get()?.get_result()?, self.deadline))
     }
 
-    /// The capability that creates the interfaces.
+    /// The node's capability that creates the interfaces.
     pub(super) fn init(&self, thread: &NodeThread) -> BoundCapability<init::Client> {
         BoundCapability { client: self.init.clone(), thread: thread.clone() }
     }
 
-    /// Resolves with the reason when the connection is gone.
+    /// Resolves with the reason when the connection is closed.
     pub async fn closed(&self) -> Rc<str> {
         let mut closed = self.closed.clone();
         match closed.wait_for(Option::is_some).await {
@@ -180,7 +183,7 @@ impl IpcConnection {
     }
 }
 
-/// The exporter's thread map, which the handshake passes to the node. The guard answers for it.
+/// The exporter's thread map, which the handshake passes to the node. Has no methods, because the guard answers the node's calls to it.
 struct ExporterThreadMap;
 
 impl thread_map::Server for ExporterThreadMap {}

@@ -1,4 +1,4 @@
-//! Where the connection to a node comes from.
+//! The source of connections to a node: an inherited connection, a socket path, or both.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,13 +11,13 @@ use nix::unistd::{Uid, User};
 
 use crate::supervisor::{ConnectFailure, GuardedSockets, InheritedConnection, SupervisorClient};
 
-/// A chain that Bitcoin Core knows.
+/// A chain of Bitcoin Core: its name, its directory, and its default port.
 pub struct ChainParams {
-    /// As `-chain` and getblockchaininfo name it.
+    /// Name of the chain in `-chain` and in getblockchaininfo.
     pub name: &'static str,
-    /// Below the data directory.
+    /// Directory of the chain below the data directory; empty for mainnet.
     folder: &'static str,
-    /// Of JSON-RPC over HTTP.
+    /// Default port of JSON-RPC over HTTP.
     pub rpc_port: u16,
 }
 
@@ -26,24 +26,24 @@ impl ChainParams {
         ChainParams { name, folder, rpc_port }
     }
 
-    /// The chain of this name.
+    /// The chain with this name; mainnet if there is none.
     pub fn from_name(name: &str) -> &'static Self {
         CHAINS.iter().find(|chain| chain.name == name).unwrap_or(&CHAINS[0])
     }
 
-    /// The chain in whose folder below a data directory this file is; never mainnet, which has no folder of its own.
+    /// The chain whose directory contains this file; never mainnet, which has no directory of its own below the data directory.
     pub fn from_path(path: &Path) -> Option<&'static Self> {
         let folder = path.parent()?.file_name()?;
         CHAINS.iter().find(|chain| folder == chain.folder)
     }
 
-    /// Where a node on this chain has its socket and its cookie.
+    /// The directory in which a node on this chain has its socket and its cookie.
     pub fn folder(&self, datadir: &Path) -> PathBuf {
         datadir.join(self.folder)
     }
 }
 
-/// The chains that Bitcoin Core knows; mainnet is first.
+/// The chains of Bitcoin Core; mainnet is first.
 pub static CHAINS: [ChainParams; 5] = [
     ChainParams::new("main", "", 8332),
     ChainParams::new("test", "testnet3", 18332),
@@ -52,18 +52,18 @@ pub static CHAINS: [ChainParams; 5] = [
     ChainParams::new("regtest", "regtest", 18443),
 ];
 
-/// A node's default data directory.
+/// The default data directory of a node.
 pub fn default_datadir() -> PathBuf {
     std::env::home_dir().unwrap_or("/".into()).join(".bitcoin")
 }
 
-/// Where `bitcoin-node -ipcbind=unix` puts its socket.
+/// Default path of the socket of `bitcoin-node -ipcbind=unix`.
 fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
     ChainParams::from_name(chain).folder(datadir).join("node.sock")
 }
 
-/// The path to connect to: this one, or that of a node with this data directory; without either, that of a mainnet node with the
-/// usual one, unless a connection was inherited.
+/// The socket path to connect to: `socket_path`, or the default path in `datadir`. Without both it is the default path in the default
+/// data directory, unless a connection was inherited.
 pub fn socket_path(
     has_inherited: bool,
     socket_path: Option<PathBuf>,
@@ -78,8 +78,8 @@ pub fn socket_path(
     }
 }
 
-/// A connection that was inherited, a path to connect to, or both: the first once, then the path. The process that supervises
-/// the exporter has the connection, and connects.
+/// The source of connections to a node: an inherited connection, a socket path, or both. With both, the inherited connection is used
+/// once, and then the path. The supervisor has the inherited connection, and opens new ones.
 pub struct NodeEndpoint {
     supervisor: Rc<SupervisorClient>,
     inherited: Option<InheritedConnection>,
@@ -88,7 +88,7 @@ pub struct NodeEndpoint {
 }
 
 impl NodeEndpoint {
-    /// Not connected yet.
+    /// Creates a source that is not connected yet.
     pub fn new(
         supervisor: Rc<SupervisorClient>,
         inherited: Option<InheritedConnection>,
@@ -101,37 +101,37 @@ impl NodeEndpoint {
         NodeEndpoint { supervisor, inherited, path, description }
     }
 
-    /// Whether [`open`](Self::open) can succeed again after the present connection ends.
+    /// Whether [`open`](Self::open) can succeed again after the current connection is closed.
     pub fn can_reopen(&self) -> bool {
         self.path.is_some()
     }
 
-    /// Where the node's socket is, if that is known.
+    /// Path of the node's socket, if it is known.
     pub fn socket(&self) -> Option<PathBuf> {
         self.path.clone().or_else(|| self.inherited.as_ref()?.path.clone())
     }
 
-    /// For messages.
+    /// Description of the connection for messages.
     pub fn describe(&self) -> &str {
         &self.description
     }
 
-    /// The file at the path, if there is one: another node makes another.
+    /// Inode and change time of the file at the path, if there is one. Another node creates another file.
     pub fn file(&self) -> Option<(u64, i64, i64)> {
         let file = self.path.as_ref()?.metadata().ok()?;
         Some((file.ino(), file.ctime(), file.ctime_nsec()))
     }
 
-    /// For requests about the node's process.
+    /// The client of the supervisor, for requests about the node's process.
     pub fn supervisor(&self) -> Rc<SupervisorClient> {
         self.supervisor.clone()
     }
 
-    /// The inherited connection if it was not used yet, else a new connection to the path, behind a guard. The UTXO cache trace
-    /// may take `trace_budget` of the node's time in ten minutes.
+    /// Opens a connection behind a guard: the inherited connection if it was not used yet, else a new connection to the path.
+    /// `trace_budget` is the time of the node that the UTXO cache trace may take in ten minutes.
     ///
     /// # Errors
-    /// Nothing listens at the path, the inherited connection was used up, or no guard could be started.
+    /// Nothing listens at the path, the inherited connection was already used, or no guard could be started.
     pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<GuardedSockets> {
         let opened = self.supervisor.connect(trace_budget).await.context("the supervisor did not reply")?;
         if let (Some(path), false) = (&self.path, matches!(&opened, Ok(guarded) if guarded.inherited)) {
@@ -149,7 +149,7 @@ impl NodeEndpoint {
     }
 }
 
-/// An error with the reason and what to do about it.
+/// Converts the error of a connection attempt to an error with the reason and what to do about it.
 fn explain(path: &Path, error: Error) -> anyhow::Error {
     let at = path.display();
     let metadata = path.metadata();

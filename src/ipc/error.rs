@@ -1,4 +1,4 @@
-//! Errors over IPC.
+//! Conversion of Cap'n Proto errors to [`CallError`].
 
 use super::CallError;
 use super::guard::TOO_LARGE;
@@ -20,12 +20,13 @@ impl From<capnp::Error> for CallError {
     }
 }
 
-/// Whether a call failed with this text because its thread of the node runs another one, or is about to end one.
+/// Whether an error with this text means that the thread of the node is running another call, or is about to finish one.
 pub(super) fn is_thread_busy(text: &str) -> bool {
     text.contains("thread busy")
 }
 
-/// 'Not offered' is normal: a method that the node does not have answers Unimplemented, one of its stubs Failed.
+/// Converts the error of a method that the node does not offer to `None`, which is no failure. A missing method returns Unimplemented,
+/// a stub of one returns Failed.
 pub(super) fn ok_if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),

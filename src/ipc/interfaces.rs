@@ -1,4 +1,4 @@
-//! The interfaces that a node can offer: the one list of them, and finding out which ones a node has.
+//! The list of the interfaces that a node can offer, and the discovery of those that a node has.
 
 use capnp::capability::FromClientHook;
 
@@ -9,25 +9,25 @@ use super::{CallError, Chain, IpcConnection, Mining, Node, NodeThread, Tracing};
 use crate::json_rpc::JsonRpc;
 use crate::json_rpc::http::HttpRpc;
 
-/// An interface of a node.
+/// An interface that a node can offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
-    /// Tip and initial block download: every node, once its chain state is loaded.
+    /// Tip and initial block download, in every node with IPC once its chain state is loaded.
     Mining,
-    /// Every JSON-RPC: Bitcoin Core 32.
+    /// All JSON-RPC methods, in Bitcoin Core 32.
     Rpc,
-    /// Chain notifications: development branches.
+    /// Chain notifications, in development branches.
     Chain,
-    /// Node state, per-peer statistics and every JSON-RPC: development branches.
+    /// Node state, per-peer statistics and all JSON-RPC methods, in development branches.
     Node,
-    /// UTXO cache trace: a development branch.
+    /// UTXO cache trace, in a development branch.
     Tracing,
-    /// Every JSON-RPC over HTTP instead of IPC: each node with a port and a password for it.
+    /// All JSON-RPC methods, over HTTP instead of IPC, in every node with a port and a password for HTTP.
     HttpRpc,
 }
 
 impl Interface {
-    /// All of them, in the order in which they are shown.
+    /// All interfaces, in the order in which they are shown.
     pub const ALL: [Interface; 6] = [
         Interface::Mining,
         Interface::Rpc,
@@ -37,7 +37,7 @@ impl Interface {
         Interface::HttpRpc,
     ];
 
-    /// As the `interface` label has it.
+    /// Value of the `interface` label.
     pub fn name(self) -> &'static str {
         match self {
             Interface::Mining => "mining",
@@ -49,7 +49,7 @@ impl Interface {
         }
     }
 
-    /// The data that it provides.
+    /// The data that the interface provides.
     pub fn description(self) -> &'static str {
         match self {
             Interface::Mining => "tip changes, the node's shutdown, the next block (see --next-block)",
@@ -64,7 +64,7 @@ impl Interface {
     }
 }
 
-/// The interfaces of one node.
+/// The interfaces that a node has.
 #[derive(Default)]
 pub struct Interfaces {
     /// [`Interface::Mining`]
@@ -75,19 +75,19 @@ pub struct Interfaces {
     pub node: Option<Node>,
     /// [`Interface::Tracing`]
     pub tracing: Option<Tracing>,
-    /// [`Interface::HttpRpc`], which need not be usable yet, where IPC has no JSON-RPC.
+    /// [`Interface::HttpRpc`], for a node without JSON-RPC over IPC. It may not be usable yet.
     pub http: Option<HttpRpc>,
-    /// Of [`Interface::Rpc`], else of [`Interface::Node`].
+    /// JSON-RPC over IPC, by [`Interface::Rpc`], else by [`Interface::Node`].
     pub(super) execute_rpc: Option<ExecuteRpc>,
 }
 
 impl Interfaces {
-    /// Of a node without IPC.
+    /// The interfaces of a node without IPC.
     pub fn over_http(http: HttpRpc) -> Self {
         Interfaces { http: Some(http), ..Interfaces::default() }
     }
 
-    /// Whether the node has this one.
+    /// Whether the node has this interface.
     pub fn offers(&self, interface: Interface) -> bool {
         match interface {
             Interface::Mining => self.mining.is_some(),
@@ -99,12 +99,12 @@ impl Interfaces {
         }
     }
 
-    /// JSON-RPC, over IPC if the node has it there.
+    /// JSON-RPC: over IPC if the node has it there, else over HTTP.
     pub fn json_rpc(&self) -> Option<JsonRpc> {
         self.json_rpc_with(ExecuteRpc::clone)
     }
 
-    /// The same; its calls over IPC run on this thread.
+    /// Like [`json_rpc`](Self::json_rpc), with calls over IPC that run on this thread.
     pub fn json_rpc_on(&self, thread: &NodeThread) -> Option<JsonRpc> {
         self.json_rpc_with(|execute_rpc| execute_rpc.on_thread(thread))
     }
@@ -117,7 +117,7 @@ impl Interfaces {
         }
     }
 
-    /// Whether JSON-RPC is called over HTTP, as soon as that is usable.
+    /// Whether JSON-RPC is called over HTTP, as soon as HTTP is usable.
     pub fn uses_http(&self) -> bool {
         self.http.is_some()
     }
@@ -127,12 +127,12 @@ impl Interfaces {
         self.uses_http() && self.mining.is_none() && self.chain.is_none() && self.node.is_none()
     }
 
-    /// The names of those that the node has.
+    /// The names of the interfaces that the node has.
     pub fn names(&self) -> Vec<&'static str> {
         self.all(|offered| offered)
     }
 
-    /// The names of those that the node does not have over IPC.
+    /// The names of the interfaces that the node does not have over IPC.
     pub fn missing(&self) -> Vec<&'static str> {
         self.all(|offered| !offered).into_iter().filter(|name| *name != Interface::HttpRpc.name()).collect()
     }
@@ -142,14 +142,14 @@ impl Interfaces {
         all.filter(|it| is_included(self.offers(*it))).map(Interface::name).collect()
     }
 
-    /// Whether an interface reports the tip.
+    /// Whether the node has an interface that reports the tip.
     pub fn has_tip_source(&self) -> bool {
         self.mining.is_some() || self.execute_rpc.is_some() || self.http.is_some() || self.chain.is_some()
     }
 
-    /// Finds out what the node offers, all but Mining, with calls that do no harm at any time: a node that has only just
-    /// started aborts when it is asked about a chain that it has not loaded. `None` if the node is shutting down: nothing
-    /// may be asked of it.
+    /// Discovers the interfaces of the node, except Mining. Makes only calls that are safe at any time: a node that has just started
+    /// aborts when a call needs a chain that it has not loaded. Returns `None` if the node is shutting down. No further call may then
+    /// be made.
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -160,7 +160,7 @@ impl Interfaces {
             && let Ok(capability) =
                 answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
         {
-            // One capability, two candidates: each refuses what it does not implement.
+            // One capability, which may be Rpc or Chain: it rejects calls that it does not implement.
             let rpc = ExecuteRpc::Rpc(with_thread(&capability, thread));
             if JsonRpc::new(rpc.clone()).is_offered().await? {
                 offered.execute_rpc = Some(rpc);
@@ -192,6 +192,7 @@ impl Interfaces {
     }
 }
 
+/// The capability as a client of one interface, with the thread that runs its calls.
 fn with_thread<C: FromClientHook>(
     capability: &capnp::capability::Client,
     thread: &NodeThread,

@@ -1,4 +1,4 @@
-//! JSON-RPC over IPC, by either interface that has it: it needs no cookie and no port.
+//! JSON-RPC over IPC, by either of the two interfaces that have it. It needs no cookie and no port.
 
 use futures::future::LocalBoxFuture;
 use serde_json::Value;
@@ -9,17 +9,17 @@ use crate::json_rpc::{Method, Response, Transport, call_error, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
 
-/// The `executeRpc` of an interface.
+/// An interface with the method `executeRpc`: the IPC transport of JSON-RPC.
 #[derive(Clone)]
 pub(super) enum ExecuteRpc {
-    /// `Rpc.executeRpc`: JSON-RPC 2.0 objects.
+    /// `Rpc.executeRpc`, which takes and returns JSON-RPC 2.0 objects.
     Rpc(BoundCapability<rpc::Client>),
-    /// `Node.executeRpc`: method and parameters apart.
+    /// `Node.executeRpc`, which takes the method and its parameters separately.
     Node(BoundCapability<node::Client>),
 }
 
 impl ExecuteRpc {
-    /// The same interface; its calls run on another thread.
+    /// The same interface, with calls that run on another thread.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         match self {
             ExecuteRpc::Rpc(capability) => ExecuteRpc::Rpc(capability.on_thread(thread)),

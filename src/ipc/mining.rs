@@ -1,4 +1,4 @@
-//! Mining: the one interface that every node has.
+//! The Mining interface, the only one that every node with IPC has.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,12 +11,12 @@ use crate::bitcoin_core;
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 
-/// A block's hash, in the order of the wire; displayed reversed, as users know it.
+/// A block hash in wire byte order. It is displayed in reverse byte order, as is usual.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockHash(pub [u8; 32]);
 
 impl BlockHash {
-    /// The last 13 of its hexadecimal digits as a number, which is exact as an f64.
+    /// The last 13 hexadecimal digits as a number, which is exact as an f64.
     pub fn suffix(&self) -> f64 {
         const DIGITS: u32 = 13;
         let low = u64::from_le_bytes(*self.0.first_chunk().expect("32 bytes"));
@@ -53,12 +53,12 @@ impl TryFrom<&[u8]> for BlockHash {
     }
 }
 
-/// A block in the chain.
+/// Hash and height of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockRef {
-    /// Its hash.
+    /// Hash of the block.
     pub hash: BlockHash,
-    /// Its height.
+    /// Height of the block.
     pub height: i32,
 }
 
@@ -68,24 +68,24 @@ impl BlockRef {
     }
 }
 
-/// Whose schema a node speaks. A default value in it changes how values are encoded.
+/// The version of the Mining schema that a node uses. Default values in the schema change the encoding of values.
 #[derive(Clone, Copy)]
 pub(super) enum MiningSchema {
-    /// Core 30's: the timeout of waitTipChanged and the options of a template have no default values.
+    /// Core 30: the timeout of waitTipChanged and the options of a template have no default values.
     Core30,
-    /// Core 31's and later: they have.
+    /// Core 31 and later: they have default values.
     Core31,
 }
 
-/// The Mining interface.
+/// A node's Mining interface, with the thread that runs its calls.
 pub struct Mining {
     pub(super) capability: BoundCapability<mining::Client>,
     pub(super) schema: MiningSchema,
 }
 
 impl Mining {
-    /// Asks for the interface under the ordinal of Core 31 and later. These nodes answer when their chain state is loaded,
-    /// which may take long.
+    /// Requests the interface by the ordinal of Core 31 and later. These nodes respond when their chain state is loaded, which may take
+    /// long.
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -95,8 +95,8 @@ impl Mining {
         Ok(client.map(|client| Self::new(client, thread, MiningSchema::Core31)))
     }
 
-    /// Asks for the interface under the ordinal of Core 30. That node answers at any time, and aborts when the interface is
-    /// used before its chain state is loaded.
+    /// Requests the interface by the ordinal of Core 30. That node responds at any time, and aborts when the interface is used before
+    /// its chain state is loaded.
     pub async fn discover_core30(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -110,7 +110,7 @@ impl Mining {
         Mining { capability: BoundCapability { client, thread: thread.clone() }, schema }
     }
 
-    /// The same interface; its calls run on another thread.
+    /// The same interface, with calls that run on another thread.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         Mining { capability: self.capability.on_thread(thread), schema: self.schema }
     }
@@ -127,8 +127,7 @@ impl Mining {
         Ok(call!(self.capability, is_initial_block_download_request)?.get()?.get_result())
     }
 
-    /// Waits until the tip is not `current`, at most `timeout`, and returns the tip. `None` means that the node is
-    /// shutting down.
+    /// Waits until the tip is not `current`, for at most `timeout`, and returns the tip. `None` means that the node is shutting down.
     pub async fn wait_tip_changed(
         &self,
         current: BlockHash,
@@ -136,7 +135,7 @@ impl Mining {
     ) -> Result<Option<BlockRef>, CallError> {
         let mut milliseconds = timeout.as_secs_f64() * 1000.0;
         if let MiningSchema::Core30 = self.schema {
-            // Undo the exclusive or with the default that our schema brings about.
+            // Undo the XOR with the default value in our schema.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits());
         }
         let answer = call!(self.capability, wait_tip_changed_request, |params| {

@@ -1,11 +1,11 @@
-//! Talking to a node over its Cap'n Proto socket.
+//! The client of a node's IPC: Cap'n Proto over a Unix socket.
 //!
-//! - [`endpoint`] is where the socket comes from.
-//! - `connection` is the handshake, the node's threads and their deadlines.
-//! - `interfaces` is the list of interfaces, and finds out which of them a node offers.
-//! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the interfaces; `template` is a block that Mining puts
-//!   together; `subscription` is a subscription of the last two.
-//! - `block` counts what a block holds; `error` is what an error over IPC means.
+//! - [`endpoint`] is the source of connections.
+//! - `connection` has the handshake, the node's threads and the deadlines of calls.
+//! - `interfaces` lists the interfaces and discovers which of them a node has.
+//! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the interfaces. `template` is a block template of Mining. `subscription`
+//!   is a subscription of Chain or Tracing.
+//! - `block` counts the contents of a block. `error` converts the errors of Cap'n Proto.
 //! - [`guard`] is the process between the node and the exporter.
 
 mod block;

@@ -1,4 +1,4 @@
-//! Node: state of the mempool and the network, and statistics of each peer.
+//! The Node interface: state of the mempool and the network, and statistics of each peer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,48 +7,48 @@ use super::connection::{BoundCapability, call};
 use super::{BlockHash, CallError};
 use crate::schema::node_capnp::{node, node_stats};
 
-/// One peer's statistics, whichever call they came from.
+/// Statistics of one peer, from Node.getNodesStats or from getpeerinfo.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PeerStats {
-    /// The node's number for the peer; the same process never uses it again.
+    /// The node's ID for the peer; the same process never uses it again.
     pub id: i64,
-    /// When it connected, Unix seconds by the node's clock of then.
+    /// Time at which the peer connected, Unix seconds, by the node's clock at that time.
     pub connected: i64,
-    /// `ipv4`, `onion` and so on, as getpeerinfo names them.
+    /// Network with its name in getpeerinfo, for example `ipv4` or `onion`.
     pub network: &'static str,
-    /// Its IP address, if it has one. The node does not report that of a peer that was added by name (`-addnode=host`).
+    /// IP address of the peer, if it has one. The node does not report the address of a peer that was added by name (`-addnode=host`).
     pub address: Option<IpAddr>,
-    /// The autonomous system of the address, if the node has a map of them (`-asmap`).
+    /// Autonomous system of the address, if the node has a map of them (`-asmap`).
     pub mapped_as: Option<u32>,
-    /// `inbound`, `outbound-full-relay` and so on, as getpeerinfo names them.
+    /// Connection type with its name in getpeerinfo, for example `inbound` or `outbound-full-relay`.
     pub connection_type: &'static str,
-    /// `v1`, `v2` or `detecting`.
+    /// Transport protocol: `v1`, `v2` or `detecting`.
     pub transport: &'static str,
     /// Protocol version; 0 before the peer has sent it.
     pub version: i64,
-    /// The last ping's round trip.
+    /// Round-trip time of the last ping.
     pub ping: Option<Duration>,
-    /// The shortest round trip.
+    /// Shortest round-trip time of a ping.
     pub min_ping: Option<Duration>,
-    /// How long a ping has been unanswered.
+    /// Time for which a ping has been unanswered.
     pub ping_wait: Option<Duration>,
-    /// We chose the peer for high-bandwidth compact blocks.
+    /// Whether the node chose the peer for high-bandwidth compact blocks.
     pub high_bandwidth_to: bool,
-    /// The peer chose us for high-bandwidth compact blocks.
+    /// Whether the peer chose the node for high-bandwidth compact blocks.
     pub high_bandwidth_from: bool,
-    /// The peer takes part in address relay.
+    /// Whether the peer takes part in address relay.
     pub addr_relay: bool,
-    /// How many of the peer's addresses were dropped because it sent too many, if the call has it.
+    /// Number of the peer's addresses that were dropped because it sent too many; `None` if the call does not report it.
     pub addresses_rate_limited: Option<u64>,
-    /// Transactions that wait to be announced to the peer, if the call has it.
+    /// Number of transactions that wait to be announced to the peer; `None` if the call does not report it.
     pub inv_to_send: Option<u64>,
-    /// The peer's clock against ours, in seconds.
+    /// Difference of the peer's clock to the node's, in seconds.
     pub time_offset: i64,
-    /// Heights of the blocks that we are downloading from the peer.
+    /// Heights of the blocks that the node is downloading from the peer.
     pub blocks_in_flight: Vec<i64>,
-    /// We announce transactions to the peer, if the call has it.
+    /// Whether the node announces transactions to the peer; false if the call does not report it.
     pub relays_transactions: bool,
-    /// The feerate below which the peer wants no transactions, BTC/kvB, if the call has it.
+    /// Feerate in BTC/kvB below which the peer wants no transactions; `None` if the call does not report it.
     pub min_fee_filter: Option<f64>,
     /// Bytes sent to the peer, by message type.
     pub sent: Vec<(String, u64)>,
@@ -58,6 +58,7 @@ pub struct PeerStats {
 
 pub use crate::bitcoin_core::{CONNECTION_TYPES, NETWORKS, TRANSPORTS};
 
+/// The name with this index, or `other`.
 fn name(names: &[&'static str], index: i32) -> &'static str {
     usize::try_from(index).ok().and_then(|index| names.get(index)).unwrap_or(&"other")
 }
@@ -104,32 +105,33 @@ impl PeerStats {
     }
 }
 
-/// Of an address with a port, as the node writes it.
+/// Parses the IP address in an address with a port, as the node writes it.
 pub fn ip_address(text: &str) -> Option<IpAddr> {
     text.parse::<SocketAddr>().ok().map(|address| address.ip())
 }
 
-/// The node returns 0 or its largest value before the first measurement.
+/// Converts a time in microseconds. Before the first measurement the node returns 0 or the largest value, which are converted to
+/// `None`.
 fn microseconds(value: i64) -> Option<Duration> {
     (value != i64::MAX)
         .then(|| u64::try_from(value).ok().filter(|&value| value > 0).map(Duration::from_micros))?
 }
 
-/// Which peers [`Node::peers`] counts, as Core's `ConnectionDirection`.
+/// Direction of the connections that [`Node::peers`] counts, with the values of Core's `ConnectionDirection`.
 #[derive(Clone, Copy)]
 pub enum PeerDirection {
     /// Connections that peers opened.
     In = 1,
-    /// Connections that we opened.
+    /// Connections that the node opened.
     Out = 2,
-    /// All.
+    /// All connections.
     Both = 3,
 }
 
-/// The Node interface.
+/// A node's Node interface, with the thread that runs its calls.
 pub struct Node(pub(super) BoundCapability<node::Client>);
 
-/// A method that takes only the context and has one plain result.
+/// Defines methods that take only the context and return one primitive value.
 macro_rules! plain {
     ($($(#[$doc:meta])* $name:ident = $request:ident -> $type:ty;)*) => {
         $($(#[$doc])* pub async fn $name(&self) -> Result<$type, CallError> {
@@ -144,15 +146,15 @@ impl Node {
         total_bytes_received = get_total_bytes_recv_request -> i64;
         /// Bytes sent to peers since the node started.
         total_bytes_sent = get_total_bytes_sent_request -> i64;
-        /// Transactions in the mempool.
+        /// Number of transactions in the mempool.
         mempool_size = get_mempool_size_request -> u64;
         /// Bytes of memory that the mempool uses.
         mempool_usage = get_mempool_dynamic_usage_request -> u64;
         /// Bytes of memory that the mempool may use.
         mempool_max_usage = get_mempool_max_usage_request -> u64;
-        /// Time in the tip's header, Unix seconds.
+        /// Timestamp in the header of the tip, Unix seconds.
         last_block_time = get_last_block_time_request -> i64;
-        /// 0 to 1.
+        /// Progress of the verification of the chain, from 0 to 1.
         verification_progress = get_verification_progress_request -> f64;
         /// Whether the node is in initial block download.
         is_initial_block_download = is_initial_block_download_request -> bool;
@@ -163,7 +165,7 @@ impl Node {
         call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
-    /// Connected peers.
+    /// Number of connected peers.
     pub async fn peers(&self, direction: PeerDirection) -> Result<u64, CallError> {
         Ok(call!(self.0, get_node_count_request, |params| params.set_flags(direction as i32))?
             .get()?
@@ -177,7 +179,7 @@ impl Node {
         Ok(answer.get_result().then(|| answer.get_height()))
     }
 
-    /// Each peer's statistics.
+    /// Statistics of each peer.
     pub async fn peer_stats(&self) -> Result<Vec<PeerStats>, CallError> {
         let answer = call!(self.0, get_nodes_stats_request)?;
         answer.get()?.get_stats()?.iter().map(PeerStats::read).collect()

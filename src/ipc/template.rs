@@ -1,4 +1,4 @@
-//! Block templates, which Mining gives. Only read: the guard passes nothing else on.
+//! Block templates of the Mining interface. They are only read: the guard forwards no other calls on them, except `destroy`.
 
 use capnp::capability::Request;
 
@@ -8,23 +8,23 @@ use super::mining::MiningSchema;
 use super::{CallError, Mining};
 use crate::schema::mining_capnp::{block_template, create_new_block_core30, mining};
 
-/// A block that the node has put together from its mempool and keeps in memory until [`destroy`](Self::destroy).
+/// A block that the node has assembled from its mempool, and keeps in memory until [`destroy`](Self::destroy).
 pub struct BlockTemplate(BoundCapability<block_template::Client>);
 
 impl Mining {
-    /// Has the node put together the block that it would mine now. `None` means that the node is shutting down. Core 30 runs
-    /// this on the thread that all connections share.
+    /// Has the node assemble the block that it would mine now. `None` means that the node is shutting down. Core 30 does this on the
+    /// thread that all connections share.
     pub async fn create_new_block(&self) -> Result<Option<BlockTemplate>, CallError> {
         let answer = match self.schema {
             MiningSchema::Core30 => {
                 let slot = self.capability.thread.acquire_slot().await?;
                 let client = &self.capability.client.client;
-                let (interface, ordinal) = CREATE_NEW_BLOCK; // of each node's schema
+                let (interface, ordinal) = CREATE_NEW_BLOCK; // the same in each node's schema
                 let mut create: Request<
                     create_new_block_core30::Owned,
                     mining::create_new_block_results::Owned,
                 > = client.new_call(interface, ordinal, None);
-                // The node's own default values, which later nodes have in their schema.
+                // The default values of the node, which later nodes have in their schema.
                 let mut options = create.get().init_options();
                 options.set_use_mempool(true);
                 options.set_block_reserved_weight(8000);
@@ -45,25 +45,25 @@ impl Mining {
 }
 
 impl BlockTemplate {
-    /// Fees of its transactions in satoshis, without the coinbase.
+    /// Fee of each transaction in satoshis, without the coinbase.
     pub async fn fees(&self) -> Result<Vec<i64>, CallError> {
         let answer = call!(self.0, get_tx_fees_request)?;
         Ok(answer.get()?.get_result()?.iter().collect())
     }
 
-    /// Cost of the signature operations of its transactions, as the consensus limit of 80,000 counts it, without the coinbase.
+    /// Cost of the signature operations of each transaction, as the consensus limit of 80,000 counts it, without the coinbase.
     pub async fn sigops(&self) -> Result<Vec<i64>, CallError> {
         let answer = call!(self.0, get_tx_sigops_request)?;
         Ok(answer.get()?.get_result()?.iter().collect())
     }
 
-    /// Reads the block, up to 4 MB, where it was received. Its coinbase is a dummy.
+    /// Passes the serialized block, which is up to 4 MB, to `read` without a copy. Its coinbase is a dummy.
     pub async fn block<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CallError> {
         let answer = call!(self.0, get_block_request)?;
         Ok(read(answer.get()?.get_result()?))
     }
 
-    /// Has the node destroy it, and waits until it has.
+    /// Has the node destroy the template, and waits until it is destroyed.
     pub async fn destroy(self) -> Result<(), CallError> {
         call!(self.0, destroy_request).map(drop)
     }

@@ -1,4 +1,4 @@
-//! Tracing: the UTXO cache trace, one call per coin while the node holds its main lock.
+//! The Tracing interface: the UTXO cache trace. The node makes one call per coin while it holds its main lock.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,29 +7,29 @@ use super::subscription::{CallbackObject, Subscription};
 use super::{CallError, NodeThread};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
-/// A change of a coin, with its satoshis.
+/// A change of a coin in a UTXO cache, with the coin's value in satoshis.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CoinEvent {
-    /// Added to a cache.
+    /// The coin was added to a cache.
     Added(i64),
-    /// Spent from a cache.
+    /// The coin was spent from a cache.
     Spent(i64),
-    /// Dropped from a cache, unspent.
+    /// The coin was dropped from a cache, unspent.
     Uncached(i64),
 }
 
-/// The Tracing interface.
+/// A node's Tracing interface, with the thread that runs its calls.
 pub struct Tracing(pub(super) BoundCapability<tracing::Client>);
 
 impl Tracing {
-    /// The same interface; its calls run on another thread.
+    /// The same interface, with calls that run on another thread.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         Tracing(self.0.on_thread(thread))
     }
 
-    /// Subscribes to the trace, which the guard answers and hands on.
+    /// Subscribes to the trace. The guard answers its callbacks and passes them on as events.
     ///
-    /// From here on the connection must not be closed before [`Subscription::end`] returned.
+    /// From here on the connection must not be closed before [`Subscription::end`] has returned.
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = CallbackObject::new();
         let callback: utxo_cache_trace::Client = capnp_rpc::new_client(callback);
@@ -38,5 +38,5 @@ impl Tracing {
     }
 }
 
-/// The guard answers for it.
+/// Has no methods, because the guard answers the node's calls to this object.
 impl utxo_cache_trace::Server for CallbackObject {}

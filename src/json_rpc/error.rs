@@ -1,4 +1,4 @@
-//! The errors of a call.
+//! The error of a call to the node.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,35 +6,35 @@ use std::time::Duration;
 use super::{FailureCause, HttpFailure};
 use crate::text;
 
-/// A failed call to the node. The texts come from the node, or from a server in its
-/// place, and may be of any length; [`Display`](fmt::Display) bounds them to one line of [`text::MESSAGE_BYTES`].
+/// The reason why a call to the node failed. The texts come from the node, or from a server in its place, and may have any length.
+/// [`Display`](fmt::Display) truncates them to one line of [`text::MESSAGE_BYTES`].
 #[derive(Debug)]
 pub enum CallError {
-    /// No answer within the deadline.
+    /// There was no response within the deadline.
     TimedOut(Duration),
     /// The node does not have this method or interface.
     Unimplemented(String),
-    /// The node has it and could not do it.
+    /// The node has the method and could not execute it.
     Failed(String),
-    /// The connection is gone.
+    /// The connection is closed.
     Disconnected(String),
-    /// The node's JSON-RPC answered with an error object.
+    /// JSON-RPC returned an error object.
     JsonRpc {
-        /// Core's number for it, -28 while it starts.
+        /// Core's error code, for example -28 while the node is starting.
         code: i64,
-        /// The node's words.
+        /// The node's error message.
         message: String,
     },
-    /// JSON-RPC over HTTP cannot be used, and why. The connection over IPC is not affected.
+    /// JSON-RPC over HTTP cannot be used, for this reason. The connection over IPC is not affected.
     Http(HttpFailure),
-    /// The answer is larger than the limit on one. The connection is not affected.
+    /// The response is larger than the limit. The connection is not affected.
     TooLarge(String),
-    /// The answer is not what the schema or the documentation promises.
+    /// The response does not match the schema or the documentation.
     Malformed(String),
 }
 
 impl CallError {
-    /// No answer within the deadline, whatever the transport.
+    /// Whether there was no response within the deadline, over any transport.
     pub fn is_timeout(&self) -> bool {
         match self {
             CallError::TimedOut(_) => true,
@@ -43,7 +43,7 @@ impl CallError {
         }
     }
 
-    /// Whether the calls after this one would fail, too: the node hangs or is gone. A failure over HTTP counts only for a node
+    /// Whether the calls after this one would fail, too, because the node hangs or is gone. A failure over HTTP counts only for a node
     /// without IPC (`is_http_only`), and not if the node is only busy.
     pub fn ends_poll(&self, is_http_only: bool) -> bool {
         match self {
@@ -53,14 +53,14 @@ impl CallError {
         }
     }
 
-    /// The node is still loading its block index and chain state.
+    /// Whether the node is still loading its block index and chain state.
     pub fn is_warmup(&self) -> bool {
         /// `RPC_IN_WARMUP` in Core's rpc/protocol.h.
         const RPC_IN_WARMUP: i64 = -28;
         matches!(self, CallError::JsonRpc { code: RPC_IN_WARMUP, .. })
     }
 
-    /// The node's JSON-RPC does not have this method.
+    /// Whether the node's JSON-RPC does not have this method.
     pub fn is_unknown_method(&self) -> bool {
         /// `RPC_METHOD_NOT_FOUND` in Core's rpc/protocol.h.
         const RPC_METHOD_NOT_FOUND: i64 = -32601;

@@ -4,31 +4,31 @@ use std::fmt;
 
 use crate::text;
 
-/// The kind of a failure.
+/// The cause of a failed request over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureCause {
     /// Nothing listens at the address.
     Refused,
-    /// No answer within the deadline.
+    /// There was no response within the deadline.
     Timeout,
-    /// No credentials, or the node rejects them.
+    /// There are no credentials, or the node rejects them.
     Unauthorized,
-    /// The node does not permit the method, or this client.
+    /// The node does not allow the method, or does not allow this client.
     Forbidden,
     /// The node's work queue is full.
     Busy,
     /// The node is starting.
     Warmup,
-    /// It is not the node behind the IPC socket, or not on the configured chain.
+    /// The node is not the one behind the IPC socket, or not on the configured chain.
     DifferentNode,
-    /// The answer is larger than the limit.
+    /// The response is larger than the limit.
     TooLarge,
-    /// Anything else: TLS, a proxy, a broken connection.
+    /// Any other cause, for example TLS, a proxy or a broken connection.
     Other,
 }
 
 impl FailureCause {
-    /// All of them.
+    /// All causes.
     pub const ALL: [FailureCause; 9] = [
         FailureCause::Refused,
         FailureCause::Timeout,
@@ -41,7 +41,7 @@ impl FailureCause {
         FailureCause::Other,
     ];
 
-    /// The `cause` label.
+    /// Value of the `cause` label.
     pub fn name(self) -> &'static str {
         match self {
             FailureCause::Refused => "refused",
@@ -56,28 +56,28 @@ impl FailureCause {
         }
     }
 
-    /// Whether the node that answered before is gone: it ended, was restarted, or another one is in its place.
+    /// Whether the node that responded before is gone: it has exited, was restarted, or another one is in its place.
     pub fn is_node_gone(self) -> bool {
         matches!(self, FailureCause::Refused | FailureCause::Warmup | FailureCause::DifferentNode)
     }
 }
 
-/// A failure: its kind and what to log.
+/// A failed request over HTTP: its cause, and the text to log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpFailure {
-    /// Its kind.
+    /// Cause of the failure.
     pub cause: FailureCause,
     /// The failed action, the reason, and what to do.
     pub text: String,
 }
 
 impl HttpFailure {
-    /// A failure with this text.
+    /// Creates a failure with this cause and text.
     pub fn new(cause: FailureCause, text: impl Into<String>) -> Self {
         HttpFailure { cause, text: text::message(text.into()) }
     }
 
-    /// The same at this address.
+    /// The same failure, with this URL in front of its text.
     pub fn at(self, url: impl fmt::Display) -> Self {
         HttpFailure { text: format!("{url}: {}", self.text), ..self }
     }

@@ -1,4 +1,4 @@
-//! A JSON-RPC request, and the response to one.
+//! JSON-RPC requests and responses.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -16,7 +16,7 @@ pub(crate) fn request(method: &str, parameters: &Value) -> String {
 /// A JSON-RPC response object.
 #[derive(Deserialize)]
 pub(crate) struct Response<'a> {
-    /// An object without one is no response.
+    /// Only for the check that it is present: an object without an ID is not a response.
     #[serde(rename = "id")]
     _id: IgnoredAny,
     #[serde(borrow)]
@@ -34,14 +34,14 @@ impl Response<'_> {
     }
 }
 
-/// Reads JSON of the node's.
+/// Parses JSON from the node.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
     serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("unexpected JSON: {error}")))
 }
 
-/// The error in a JSON-RPC error object.
+/// Converts a JSON-RPC error object to a [`CallError`].
 pub(crate) fn call_error(error: &Value) -> CallError {
-    /// Limit on its message, in bytes.
+    /// Limit on the error message, in bytes.
     const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
     CallError::JsonRpc {

@@ -1,10 +1,10 @@
-//! The JSON-RPC methods that are called, and the parameters that each may have. None of them changes the node.
+//! The JSON-RPC methods that the exporter calls, and the parameters that each may have. None of them changes the node.
 //!
 //! The exporter can call no other method, and the guard forwards no other call.
 
 use serde_json::Value;
 
-/// A method that the exporter may call.
+/// A JSON-RPC method that the exporter may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "they have the names of Bitcoin Core")]
 pub enum Method {
@@ -35,9 +35,9 @@ pub enum Method {
     Uptime,
 }
 
-/// The type of a parameter.
+/// The values that one parameter of a method may have.
 enum Parameter {
-    /// An integer from the first to the second number.
+    /// An integer from the first to the second number, both included.
     Integer(i64, i64),
     /// A block hash: 64 lower-case hex digits.
     Hash,
@@ -76,18 +76,18 @@ const METHODS: &[(Method, &str, &[Parameter])] = &[
 ];
 
 impl Method {
-    /// The name in a request.
+    /// The name of the method in a request.
     pub const fn name(self) -> &'static str {
         METHODS[self as usize].1
     }
 }
 
-/// Whether this method may be called with these parameters.
+/// Checks that this method may be called with these parameters.
 ///
 /// # Errors
-/// The part that is not permitted, in a few words of bounded length.
+/// The part that is not allowed, in a few words of bounded length.
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
-    /// Characters of an unknown name that are shown.
+    /// Number of characters of an unknown name in the error.
     const SHOWN: usize = 40;
     let Some((_, _, permitted)) = METHODS.iter().find(|(_, listed, _)| *listed == name) else {
         return Err(format!("method {:?}", name.chars().take(SHOWN).collect::<String>()));
@@ -125,7 +125,7 @@ pub fn method_names() -> impl Iterator<Item = &'static str> {
     METHODS.iter().map(|(_, name, _)| *name)
 }
 
-/// The line of `bitcoin.conf` that permits this user what the exporter calls, and no more.
+/// The line for `bitcoin.conf` that allows this user only the methods that the exporter calls.
 pub fn whitelist_line(user: &str) -> String {
     format!("rpcwhitelist={user}:{}", method_names().collect::<Vec<_>>().join(","))
 }

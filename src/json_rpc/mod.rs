@@ -1,7 +1,7 @@
-//! JSON-RPC: the calls, and the trait of a transport. IPC is one (`src/ipc/json_rpc.rs`), [`http`] is the other.
+//! JSON-RPC calls, and the trait of their transports: IPC (`src/ipc/json_rpc.rs`) and [`http`].
 //!
-//! Only methods that read are ever called: `methods` has them all. `message` is a request and its response, `error` what can go
-//! wrong with a call to the node, `http_failure` why one over HTTP failed.
+//! Only methods that read are called; `methods` lists them. `message` has requests and responses, `error` has the errors of calls, and
+//! `http_failure` has the failures of requests over HTTP.
 
 mod error;
 pub mod http;
@@ -20,42 +20,42 @@ pub use http_failure::{FailureCause, HttpFailure};
 pub(crate) use message::{Response, call_error, parse, request};
 pub use methods::{Method, method_names, whitelist_line};
 
-/// How a node takes JSON-RPC.
+/// A transport for JSON-RPC calls to a node.
 pub trait Transport {
-    /// Makes a call; returns the JSON text of its result.
+    /// Makes a call. Returns the JSON text of the result.
     fn call<'a>(&'a self, method: Method, params: &'a Value)
     -> LocalBoxFuture<'a, Result<String, CallError>>;
 
-    /// Why no call can be made now.
+    /// Why no call can be made now; `None` if one can.
     fn unavailable(&self) -> Option<CallError> {
         None
     }
 }
 
-/// JSON-RPC, whatever the transport.
+/// A JSON-RPC client over any transport.
 #[derive(Clone)]
 pub struct JsonRpc(Rc<dyn Transport>);
 
 impl JsonRpc {
-    /// Over this transport.
+    /// Creates a client over this transport.
     pub fn new(transport: impl Transport + 'static) -> Self {
         JsonRpc(Rc::new(transport))
     }
 
-    /// Whether a call can be made now; over IPC always.
+    /// Whether a call can be made now; always true over IPC.
     pub fn is_available(&self) -> bool {
         self.unavailable().is_none()
     }
 
-    /// Why no call can be made now.
+    /// Why no call can be made now; `None` if one can.
     pub fn unavailable(&self) -> Option<CallError> {
         self.0.unavailable()
     }
 
-    /// Whether what was taken for JSON-RPC is. `uptime` is safe to call from the node's first moment.
+    /// Whether the node has JSON-RPC at the other end of this transport. Calls `uptime`, which is safe from the node's first moment.
     ///
     /// # Errors
-    /// The node does not answer, or the connection is gone.
+    /// The node does not respond, or the connection is closed.
     pub async fn is_offered(&self) -> Result<bool, CallError> {
         match self.call(Method::Uptime, json!([])).await {
             Ok(_) | Err(CallError::JsonRpc { .. }) => Ok(true),
@@ -64,7 +64,7 @@ impl JsonRpc {
         }
     }
 
-    /// One call; `params` is an array or an object. No result is null.
+    /// Makes a call. `params` is an array. Returns null if there is no result.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -72,8 +72,8 @@ impl JsonRpc {
         Ok(self.call_as(method, params).await?.unwrap_or_default())
     }
 
-    /// One call whose result is read into a type of its own while it is parsed, without a tree of it in memory. `None` if there
-    /// is no result.
+    /// Makes a call, and parses the result directly into `T`, without a tree of JSON values in memory. Returns `None` if there is no
+    /// result.
     ///
     /// # Errors
     /// See [`CallError`].

@@ -1,4 +1,4 @@
-//! The systemd journal. Writing to its socket blocks while nothing reads it, so a separate thread writes.
+//! Log target for the systemd journal. Writing to its socket blocks if nothing reads it, so a separate thread writes.
 
 use std::fmt::Debug;
 use std::io;
@@ -16,13 +16,13 @@ use tracing_subscriber::{Layer, registry};
 use super::queue::{self, LineQueue, LogWriter, MAX_WAITING_LINES};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// How often a journal that is away is tried again.
+/// Interval between attempts to reach a journal that is not running.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An event with its fields as text.
+/// A log event for the journal, with its field values as text.
 struct JournalEntry {
     metadata: &'static Metadata<'static>,
-    /// In the order of the metadata's fields; `None` for those that have no value.
+    /// Values in the order of the metadata's fields; `None` for fields without a value.
     values: Vec<Option<String>>,
 }
 
@@ -36,7 +36,7 @@ impl Visit for JournalEntry {
     }
 }
 
-/// Hands events over to the thread. There are no spans in this program.
+/// Queues events for the writer thread. Spans are ignored: this program has none.
 struct JournalLayer(LineQueue<JournalEntry>);
 
 impl<S: Subscriber> Layer<S> for JournalLayer {
@@ -48,7 +48,7 @@ impl<S: Subscriber> Layer<S> for JournalLayer {
     }
 }
 
-/// Connects to the journal. Blocks while it is full.
+/// Connects to the journal. Blocks while its socket is full.
 fn connect() -> io::Result<Dispatch> {
     let priorities = PriorityMappings {
         error: Priority::Error,
@@ -57,28 +57,29 @@ fn connect() -> io::Result<Dispatch> {
         debug: Priority::Debug,
         trace: Priority::Debug,
     };
-    // Fields are found under their own names, `journalctl BLOCK_HEIGHT=800000`, and levels are those of syslog.
+    // Field names have no prefix, so that `journalctl BLOCK_HEIGHT=800000` finds them. Levels are mapped to syslog priorities.
     let journal = tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(priorities);
-    // As users know it, also for the process that the supervising one starts.
+    // The identifier is the file name of the binary, which users know, also in the exporter process of the supervisor.
     let binary = std::env::current_exe().ok();
     let name = binary.as_deref().and_then(Path::file_name).unwrap_or_default();
     let journal = journal.with_syslog_identifier(name.to_string_lossy().into());
     Ok(Dispatch::new(registry().with(journal)))
 }
 
-/// Starts the thread. Fails if there is no journal.
+/// Starts the writer thread. Fails if there is no journal.
 pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, LogWriter)> {
     let probe = UnixDatagram::unbound()?;
     probe.set_nonblocking(true)?;
     match probe.send_to(&[], SOCKET) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-        _ => probe.set_nonblocking(false)?, // also a full journal is one
+        _ => probe.set_nonblocking(false)?, // a journal whose socket is full exists, too
     }
-    // Connects at once, before the sandbox forbids it.
+    // Connects now, because the sandbox will forbid it later.
     let mut connecting = Some(thread::Builder::new().name("log-connect".into()).spawn(connect)?);
     let mut journal = None;
     let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: JournalEntry| {
-        // The crate does not report what it could not send. The journal discards what is empty.
+        // The crate does not report entries that it could not send, so this tests the socket with an empty message, which the journal
+        // discards.
         while probe.send_to(&[], SOCKET).is_err() {
             thread::sleep(RETRY_INTERVAL);
         }

@@ -1,4 +1,4 @@
-//! Logging to stderr or to the journal, and to a file.
+//! Logging to stderr or the journal, and optionally to a file.
 
 mod journal;
 mod log_file;
@@ -19,7 +19,7 @@ use queue::{LineQueue, MAX_WAITING_LINES};
 pub use queue::{LogWriter, dropped_lines};
 pub use repeats::RepeatLimiter;
 
-/// Where log lines go and how they look.
+/// The target and format of log lines.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum LogTarget {
     /// The journal if stderr is connected to it, otherwise text.
@@ -32,7 +32,7 @@ pub enum LogTarget {
     Journal,
 }
 
-/// How important a line has to be.
+/// The minimum level of log lines.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum LogLevel {
     /// All messages, including each event.
@@ -57,16 +57,16 @@ impl LogLevel {
     }
 }
 
-/// Dropping it writes the last lines.
+/// Handle of the log writers. Dropping it writes the queued lines.
 pub struct Logging {
     _writers: Vec<LogWriter>,
 }
 
-/// Starts logging, to `file` besides. `RUST_LOG` overrides the level. Nobody waits for a line: stderr, the journal and the file have a
-/// thread and a bounded queue each, and [`dropped_lines`] counts what they could not write.
+/// Starts logging to `log`, and also to `file` if it is given. `RUST_LOG` overrides the level. No caller waits for a line to be written:
+/// stderr, the journal and the file have a thread and a bounded queue each, and [`dropped_lines`] counts the lines that were not written.
 ///
 /// # Errors
-/// RUST_LOG is wrong, or the file cannot be opened.
+/// RUST_LOG is invalid, or the file cannot be opened.
 pub fn start(log: LogTarget, level: LogLevel, file: Option<&Path>) -> Result<Logging> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(directives) => {
@@ -104,7 +104,8 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(LineQ
     queue::start(thread, MAX_WAITING_LINES, move |line: Vec<u8>| to.write_all(&line))
 }
 
-/// Prints to standard output. A reader that does not read delays nothing; dropping what is returned waits for it for a second.
+/// Prints to standard output from another thread, so that a reader that does not read delays nothing. Dropping the returned writer waits
+/// for that thread for a second at most.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -114,7 +115,8 @@ pub fn print_in_background(text: Vec<u8>) -> io::Result<LogWriter> {
     Ok(writer)
 }
 
-/// systemd sets JOURNAL_STREAM to the device and inode of the stream that it connected to the journal.
+/// Whether stderr is connected to the journal. systemd sets JOURNAL_STREAM to the device and inode of the stream that it connected to the
+/// journal.
 fn stderr_is_the_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     std::fs::metadata("/proc/self/fd/2")

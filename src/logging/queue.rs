@@ -1,4 +1,4 @@
-//! Output that a thread of its own writes: no other thread waits for its reader.
+//! Output queues with a writer thread each, so that no other thread waits for a slow target.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,20 +6,20 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Limit on lines that wait to be written. More come only with debug logging or when the target is not read, and are dropped.
+/// Maximum number of queued lines. Only debug logging or a target that is not read exceeds it; further lines are dropped.
 pub const MAX_WAITING_LINES: usize = 10_000;
-/// How long the end of the process waits for the last lines.
+/// Maximum wait at exit for the queued lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Lines that were not written, of all targets.
+/// Number of lines that were not written, for all targets.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Log lines that were not written because their target took them too slowly or not at all.
+/// Number of log lines that were not written because their target accepted them too slowly or not at all.
 pub fn dropped_lines() -> u64 {
     DROPPED.load(Relaxed)
 }
 
-/// Where lines are handed over. Never waits.
+/// The sending end of an output queue. Pushing a line never blocks.
 pub struct LineQueue<T>(SyncSender<Option<T>>);
 
 impl<T> Clone for LineQueue<T> {
@@ -36,7 +36,7 @@ impl<T> LineQueue<T> {
     }
 }
 
-/// A line of text.
+/// Each write queues its bytes as one line.
 impl Write for LineQueue<Vec<u8>> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line.to_vec());
@@ -48,7 +48,7 @@ impl Write for LineQueue<Vec<u8>> {
     }
 }
 
-/// Dropping it waits until what was handed over is written, for a second at most.
+/// Handle of a writer thread. Dropping it waits until the queued lines are written, for a second at most.
 pub struct LogWriter {
     end: Box<dyn Fn() -> bool + Send>,
     ended: Receiver<()>,
@@ -60,13 +60,13 @@ impl Drop for LogWriter {
         while !(self.end)() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
-        // A thread that has ended has dropped the other half.
+        // A thread that has exited has dropped its sender, which ends this wait.
         let left = deadline.saturating_duration_since(Instant::now());
         let _ = self.ended.recv_timeout(left);
     }
 }
 
-/// Starts a thread of this name that writes what is handed over. Lines that fail are counted as dropped.
+/// Starts a thread with this name that writes the queued lines. Lines whose write fails are counted as dropped.
 pub fn start<T: Send + 'static>(
     name: &str,
     capacity: usize,
@@ -107,7 +107,7 @@ mod tests {
         })
         .unwrap();
         let before = dropped_lines();
-        // One is with the thread, two wait.
+        // The thread holds one line, and two are queued.
         (1..=100).for_each(|line| queue.push(line));
         assert!((97..=98).contains(&(dropped_lines() - before)));
         (0..3).for_each(|_| go.send(()).unwrap());

@@ -1,25 +1,26 @@
-//! Limits lines about what comes and goes: each text is logged at most once a minute, with the number of repetitions.
+//! Rate limit for repeated log lines: each text is logged at most once a minute, with the number of repetitions.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Between two lines of the same text.
+/// Minimum time between two lines with the same text.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
-/// Texts that are remembered, and the limit on lines in one interval.
+/// Maximum number of remembered texts, which also limits the number of lines in one interval.
 const MAX_TEXTS: usize = 16;
 
-/// The texts that were logged last.
+/// Limits how often the same text is logged; remembers the texts that were logged last.
 #[derive(Default)]
 pub struct RepeatLimiter(RefCell<Vec<LoggedText>>);
 
+/// A text that was logged, with the number of repetitions since then.
 struct LoggedText {
     text: String,
     logged: Instant,
     suppressed: u64,
 }
 
-/// How often a text was not logged since its last line. Displayed as the end of the next line, nothing if never.
+/// Number of times that a text was suppressed since its last line. It is displayed at the end of the next line; zero displays nothing.
 #[derive(Debug, PartialEq)]
 pub struct Suppressed(u64);
 
@@ -33,7 +34,8 @@ impl fmt::Display for Suppressed {
 }
 
 impl RepeatLimiter {
-    /// Whether to log this text now; `None` if it was logged less than a minute ago.
+    /// Decides whether to log this text now; `None` if it was logged less than a minute ago, or if too many texts were logged in the last
+    /// minute.
     pub fn admit(&self, text: &str) -> Option<Suppressed> {
         self.admit_at(text, Instant::now())
     }

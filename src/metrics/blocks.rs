@@ -1,4 +1,4 @@
-//! Blocks: what the last one holds, and those that were connected and disconnected.
+//! Metrics about blocks: the contents of the tip, and connected and disconnected blocks.
 
 use super::model::{counter, gauge};
 use super::pushed::{Counter, Gauge, area};
@@ -7,7 +7,7 @@ const BLOCK: &[&str] = &["the block in ChainNotifications.blockConnected"];
 const STATS: &[&str] = &["JSON-RPC getblockstats of the tip, once per tip, out of initial block download"];
 
 area! {
-    /// Blocks.
+    /// Metrics about the tip's contents and about connected and disconnected blocks.
     pub struct BlockMetrics {
         last_transactions: Gauge = gauge("bitcoin_last_block_transactions",
             "Transactions in the tip block, including the coinbase", STATS).of_node();

@@ -1,10 +1,10 @@
-//! The active chain: tip, headers, difficulty.
+//! Metrics about the active chain: tip, headers, difficulty.
 
 use super::model::gauge;
 use super::pushed::{Gauge, GaugeVec, area};
 
 area! {
-    /// The active chain.
+    /// Metrics about the active chain.
     pub struct ChainMetrics {
         height: Gauge = gauge("bitcoin_chain_height",
             "Height of the tip of the active chain", &["Chain.getHeight; getblockchaininfo `blocks`; Mining.getTip"]).of_node();

@@ -1,10 +1,10 @@
-//! Chainstates and indexes of the node, and the rules of its blocks.
+//! Metrics about the node's chainstates and indexes, and about soft fork deployments.
 
 use super::model::gauge;
 use super::pushed::{Gauge, GaugeVec, area};
 
 area! {
-    /// Chainstates, indexes, deployments.
+    /// Metrics about chainstates, indexes and soft fork deployments.
     pub struct ChainstateMetrics {
         height: GaugeVec<1> = gauge("bitcoin_chainstate_height",
             "Height of each chainstate: `normal`; with assumeutxo `snapshot`, and `background` until the snapshot is \

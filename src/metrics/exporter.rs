@@ -1,4 +1,4 @@
-//! The exporter itself and its connection to the node.
+//! Metrics about the exporter itself and its connection to the node.
 
 use super::model::{counter, gauge, histogram};
 use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, Histogram, area};
@@ -6,7 +6,7 @@ use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, Histogram, area};
 const EXPORTER: &[&str] = &["the exporter"];
 
 area! {
-    /// The exporter itself.
+    /// Metrics about the exporter itself and its connection to the node.
     pub struct ExporterMetrics {
         up: Gauge = gauge("bitcoin_up", "1 while the connection to the node works and the last poll succeeded, otherwise 0", EXPORTER);
         interface: GaugeVec<1> = gauge("bitcoin_exporter_interface",
@@ -52,7 +52,7 @@ area! {
 }
 
 impl ExporterMetrics {
-    /// Shows what is known before there is a node.
+    /// Sets the values that exist before there is a node.
     pub(super) fn start(&self) {
         let build = [env!("CARGO_PKG_VERSION"), env!("BUILD_REVISION"), env!("BUILD_RUSTC")];
         self.build_info.replace([(build, 1.0)]);

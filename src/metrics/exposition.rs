@@ -1,7 +1,7 @@
-//! The two exposition formats: OpenMetrics 1.0, and Prometheus text 0.0.4. prometheus-client encodes both.
+//! Writes the two exposition formats: OpenMetrics 1.0, and Prometheus text 0.0.4. prometheus-client encodes both.
 //!
-//! They differ in a counter's family, whose name has no `_total` in OpenMetrics, and in exemplars and the end mark, which only
-//! OpenMetrics has. prometheus-client has exemplars only of what it has counted itself, therefore [`ExemplarWriter`] adds ours.
+//! The formats differ in two points. In OpenMetrics the family name of a counter has no `_total`; and only OpenMetrics has exemplars and an
+//! end mark. prometheus-client supports exemplars only for values that it counted itself, so [`ExemplarWriter`] adds ours.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 
 use super::model::{self, Family, Kind, Value};
 
-/// An exposition format.
+/// A text format in which a scraper can get the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// OpenMetrics 1.0.
@@ -26,7 +26,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The `Content-Type` of an answer in this format.
+    /// The `Content-Type` of a response in this format.
     pub fn content_type(self) -> &'static str {
         match self {
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -35,7 +35,7 @@ impl Format {
     }
 }
 
-/// All samples as a scraper reads them. Each also has the `common` labels, names and values.
+/// Writes all samples in the given format. Each sample also has the `common` labels, given as names and values.
 pub fn render(families: &[Family], common: &[(&str, &str)], format: Format) -> String {
     let mut text = String::with_capacity(64 * 1024);
     for family in families.iter().filter(|family| !family.samples.is_empty()) {
@@ -58,7 +58,7 @@ fn write_family(text: &mut String, family: &Family, common: &[(&str, &str)], for
     encode_registry(&mut ExemplarWriter { text, line: 0, exemplars }, &registry)
 }
 
-/// A family for prometheus-client's encoder.
+/// Adapter that prometheus-client encodes: a family in one of the formats.
 #[derive(Debug)]
 struct EncodedFamily {
     family: Family,
@@ -94,7 +94,7 @@ impl Collector for EncodedFamily {
 
 impl EncodedFamily {
     fn encode_value(&self, encoder: &mut MetricEncoder<'_>, value: &Value) -> fmt::Result {
-        // The encoder appends `_total` to a counter's name, which has it already in the text format.
+        // The encoder appends `_total` to the name of a counter. In the text format our name already has it.
         let appends_total = self.format == Format::OpenMetrics;
         match (value, self.family.declaration.kind) {
             (Value::Count(count), Kind::Counter) if appends_total => encoder.encode_counter(count, NONE),
@@ -120,22 +120,22 @@ impl EncodedFamily {
     }
 }
 
-/// No exemplar.
+/// The exemplar argument for samples without one.
 const NONE: Option<&Exemplar<NoLabelSet, f64>> = None;
 
-/// A whole number as such.
+/// The number as an integer, if it is one and exact.
 fn as_whole(number: f64) -> Option<i64> {
-    /// Below this every whole number is an exact f64.
+    /// Below this bound every integer is an exact f64.
     const EXACT: f64 = (1u64 << 53) as f64;
     (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
 }
 
-/// Passes a family's lines on, and appends exemplars to those of its buckets.
+/// Copies the encoded lines of a family, and appends exemplars to the lines of its buckets.
 struct ExemplarWriter<'a> {
     text: &'a mut String,
-    /// The number of the line that is written, from 0.
+    /// Index of the line that is being written, starting at 0.
     line: usize,
-    /// By number of the line.
+    /// Exemplars by line index.
     exemplars: BTreeMap<usize, String>,
 }
 
@@ -157,8 +157,8 @@ impl Write for ExemplarWriter<'_> {
     }
 }
 
-/// The exemplars of a histogram by the line of their bucket in what is encoded. HELP and TYPE come first, and a sample's sum and
-/// count before its buckets.
+/// The exemplars of a histogram, by line index of their bucket in the encoded family. The HELP and TYPE lines come first. The sum and count
+/// of a sample come before its buckets.
 fn exemplars(family: &Family) -> BTreeMap<usize, String> {
     let mut lines = BTreeMap::new();
     let mut first = 2;
@@ -172,7 +172,7 @@ fn exemplars(family: &Family) -> BTreeMap<usize, String> {
     lines
 }
 
-/// Names and values of an exemplar's labels are the exporter's own, without characters to escape.
+/// Formats an exemplar. Names and values of its labels are the exporter's own, and have no characters to escape.
 fn suffix(exemplar: &model::Exemplar) -> String {
     let labels: Vec<_> = exemplar.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
     format!(" # {{{}}} {} {:.3}", labels.join(","), exemplar.value, exemplar.time)

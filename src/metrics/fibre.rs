@@ -1,10 +1,10 @@
-//! FIBRE's peers, where the node is a FIBRE node.
+//! Metrics about the peers of FIBRE, for a node with FIBRE.
 
 use super::model::gauge;
 use super::pushed::{GaugeVec, area};
 
 area! {
-    /// FIBRE's UDP peers by group.
+    /// Metrics about FIBRE's UDP peers, by group.
     pub struct FibreMetrics {
         peers: GaugeVec<1> = gauge("bitcoin_fibre_peers",
             "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; group numbers of 64 and above are \

@@ -1,9 +1,9 @@
-//! The mempool and what fees it asks.
+//! Metrics about the mempool and feerates.
 
 use super::model::{counter, gauge};
 use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, area};
 
-/// Where a band of feerates begins: as the `from` label has it, and in tenths of a sat/vB.
+/// Lower bounds of the feerate bands: the value of the `from` label, and the feerate in tenths of a sat/vB.
 #[rustfmt::skip]
 pub const FEERATE_BANDS: [(&str, u64); 19] = [
     ("0", 0), ("0.1", 1), ("0.2", 2), ("0.5", 5), ("1", 10), ("2", 20), ("3", 30), ("5", 50), ("8", 80),
@@ -17,7 +17,7 @@ const DIAGRAM: &[&str] = &[
 ];
 
 area! {
-    /// The mempool.
+    /// Metrics about the mempool, its feerates and fee estimates.
     pub struct MempoolMetrics {
         size: Gauge = gauge("bitcoin_mempool_size",
             "Transactions in the mempool", &["Node.getMempoolSize; getmempoolinfo `size`"]).of_node();

@@ -1,19 +1,19 @@
-//! The metric families, a file per area.
+//! The metric families of the IPC exporter, with a file per area, and the model that both exporters use.
 //!
-//! Nothing here depends on the source of a number. `model` is the whole model: a declaration (name, kind, labels, help, sources,
-//! lifetime) and samples make a family. Values get into families in two ways:
+//! This module does not depend on the source of a value. `model` is the whole model: a declaration (name, kind, labels, help, sources,
+//! lifetime) and samples make a family. There are two ways to make a family:
 //!
-//! - **pushed** (`pushed`): an area's table declares a handle for each metric (`chain` is a short one). The code that has a value
-//!   sets it: `metrics.chain.height.set(Some(7))`. Values from polls of a node are pushed.
-//! - **read when scraped**: a function returns families with their present values, each in the same expression as its declaration.
+//! - **pushed** (`pushed`): the table of an area declares a handle for each metric (`chain` is a short example). Code that has a value sets
+//!   it: `metrics.chain.height.set(Some(7))`. Values from polls of a node are pushed.
+//! - **read at the scrape**: a function returns families with their present values, each in the same expression as its declaration.
 //!   `process` and the tracepoint groups of `usdt` do so.
 //!
-//! [`render`] writes families as a scraper reads them, and [`markdown`] their declarations as METRICS.md.
+//! [`render`] writes families in an exposition format, and [`markdown`] writes their declarations as METRICS.md.
 //!
-//! Two lifetimes differ in what happens when the node goes away: what was *read from the node* (gauges, and counters that
-//! the node keeps) disappears, what *we counted* stays. A value that was read from the node also disappears when it is too
-//! old ([`lifetime`]): each family has the time of its last update, and a scrape checks it: a poller that hangs exports nothing
-//! old either.
+//! A family has one of two lifetimes, which differ when the node goes away. Values that were *read from the node* (gauges, and counters
+//! that the node keeps) disappear. Values that *the exporter counted* stay. A value that was read from the node also disappears when it is
+//! older than its [`lifetime`]. Each family has the time of its last update, and a scrape checks it. A poller that hangs therefore exports
+//! no old values.
 
 mod blocks;
 mod chain;
@@ -57,45 +57,45 @@ pub use reference::markdown;
 pub use relay::RelayMetrics;
 pub use utxo_cache::UtxoCacheMetrics;
 
-/// How long a value that is read from the node at this interval is shown after it was read: two intervals: one
-/// failure hides nothing. Not less than some seconds, which only tests poll more often than.
+/// How long a value is exported after it was read from the node, if the node is polled at this interval. It is two intervals, so one failed
+/// poll hides nothing, but at least five seconds. Only tests poll at such short intervals.
 pub fn lifetime(interval: Duration) -> Duration {
     const MIN_LIFETIME: Duration = Duration::from_secs(5);
     interval.saturating_mul(2).max(MIN_LIFETIME)
 }
 
-/// Every family of the IPC exporter.
+/// The metric families of the IPC exporter, by area.
 pub struct Metrics {
     pushed: Vec<Arc<PushedFamily>>,
     poll_lifetime: pushed::PollLifetime,
-    /// The active chain.
+    /// Metrics about the active chain.
     pub chain: ChainMetrics,
-    /// Chainstates, indexes and soft forks.
+    /// Metrics about chainstates, indexes and soft forks.
     pub chainstates: ChainstateMetrics,
-    /// The node itself.
+    /// Metrics about the node itself.
     pub node: NodeMetrics,
-    /// The node as a process.
+    /// Metrics about the node's process.
     pub node_process: NodeProcessMetrics,
-    /// Blocks connected and disconnected.
+    /// Metrics about the tip's contents, and connected and disconnected blocks.
     pub blocks: BlockMetrics,
-    /// The mempool and fees.
+    /// Metrics about the mempool and fees.
     pub mempool: MempoolMetrics,
-    /// Transactions on their way.
+    /// Metrics about transactions that are not in the mempool.
     pub relay: RelayMetrics,
-    /// The next block.
+    /// Metrics about the next block.
     pub next_block: NextBlockMetrics,
-    /// Peers and traffic.
+    /// Metrics about peers and traffic.
     pub network: NetworkMetrics,
-    /// FIBRE's peers.
+    /// Metrics about FIBRE's peers.
     pub fibre: FibreMetrics,
-    /// The UTXO cache trace.
+    /// Metrics from the UTXO cache trace.
     pub utxo_cache: UtxoCacheMetrics,
-    /// The exporter itself and its connection to the node.
+    /// Metrics about the exporter itself and its connection to the node.
     pub exporter: ExporterMetrics,
 }
 
 impl Metrics {
-    /// All families, with no samples but those of the exporter itself.
+    /// Creates all families. Only those about the exporter itself have samples.
     pub fn new() -> Arc<Self> {
         std::sync::LazyLock::force(&process::STARTED);
         let mut registry = Registry::default();
@@ -119,28 +119,28 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// The node is polled at this interval: what was read from it is shown for two of them. Until this is called, for ever.
+    /// Sets the interval of polls. Values read from the node expire after two intervals; until this is called they never expire.
     pub fn set_poll_interval(&self, interval: Duration) {
         self.poll_lifetime.set(lifetime(interval));
     }
 
-    /// Removes everything that was read from the node: it is away, and a stale number is worse than none.
+    /// Removes all values that were read from the node, because the node is away and an old value would mislead.
     pub fn clear_node_values(&self) {
         self.exporter.up.set(Some(0));
         self.pushed.iter().for_each(|family| family.clear_node_values());
     }
 
-    /// All families, in the order of METRICS.md, with their samples at this moment.
+    /// All families with their present samples, in the order of METRICS.md.
     pub fn families(&self) -> Vec<Family> {
         self.pushed.iter().map(|family| family.family()).chain(process::families()).collect()
     }
 
-    /// All samples as a scraper reads them.
+    /// All samples in the given exposition format.
     pub fn render(&self, format: Format) -> String {
         render(&self.families(), &[], format)
     }
 
-    /// The names of the families that have samples.
+    /// Names of the families that have samples.
     pub fn present(&self) -> Vec<&'static str> {
         let families = self.families().into_iter().filter(|family| !family.samples.is_empty());
         families.map(|family| family.declaration.name).collect()
@@ -152,7 +152,7 @@ impl Metrics {
     }
 }
 
-/// The present time, in Unix seconds.
+/// The present time in Unix seconds.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
@@ -211,7 +211,7 @@ mod tests {
         assert!(shows("bitcoin_blocks_connected_total 1") && shows("bitcoin_up 0"), "what was counted stays");
         assert!(!metrics.present().contains(&"bitcoin_chain_height"));
         assert_eq!((metrics.chain.height.get(), metrics.chain.tips.get(["active"])), (None, None));
-        // A call with its own rate limit sets how long.
+        // A call with its own rate limit sets the lifetime of its values.
         metrics.chain.tips.replace_for(Duration::MAX, [(["active"], 1.0)]);
         assert!(shows("bitcoin_chain_tips{") && !shows("bitcoin_chain_height "));
         metrics.set_poll_interval(Duration::from_secs(15));
@@ -243,7 +243,7 @@ mod tests {
     fn histogram_counts_a_value_in_the_first_bucket_that_reaches_it() {
         let metrics = Metrics::new();
         let histogram = &metrics.next_block.duration;
-        histogram.observe(1.0); // not started
+        histogram.observe(1.0); // ignored: not started
         let shows = |line: &str| metrics.render(Format::Text).contains(line);
         assert!(!shows("bitcoin_template_duration_seconds"));
         histogram.start();

@@ -1,24 +1,24 @@
-//! The model: a family is a declaration and its samples at one moment.
+//! The metric model: a family is a declaration with its samples at one moment.
 //!
-//! Every metric has one [`Declaration`], whether its values are pushed (`pushed`) or read when it is scraped. The expositions
-//! ([`exposition`](super::exposition)) and METRICS.md ([`reference`](super::reference)) are made of nothing else.
+//! Every metric has one [`Declaration`], whether its values are pushed (`pushed`) or read at the scrape. The exposition formats
+//! ([`exposition`](super::exposition)) and METRICS.md ([`reference`](super::reference)) are generated only from families and declarations.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The type of a family.
+/// The type of a metric family.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
-    /// Only increases; its name ends in `_total`.
+    /// Never decreases; the name ends in `_total`.
     Counter,
-    /// Increases and decreases.
+    /// Can increase and decrease.
     Gauge,
-    /// Counts values in buckets with these upper bounds, in the unit of the metric. One more bucket is for all larger values.
+    /// Counts values in buckets with these upper bounds, in the unit of the metric. One more bucket counts all larger values.
     Histogram(&'static [f64]),
 }
 
 impl Kind {
-    /// As the expositions and METRICS.md have it.
+    /// Name of the type in the exposition formats and in METRICS.md.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Counter => "counter",
@@ -28,38 +28,38 @@ impl Kind {
     }
 }
 
-/// How long samples are shown.
+/// How long the samples of a family are exported.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Lifetime {
     /// As long as the exporter runs.
     Exporter,
-    /// Values of the node: until it is away or they are too old (METRICS.md has the rule).
+    /// For values of the node: until the node goes away or the values are too old (METRICS.md has the rule).
     Node,
 }
 
-/// The properties of a family without its samples.
+/// The description of a metric family: everything except its samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Declaration {
-    /// The full name; a counter's ends in `_total`.
+    /// The full name; the name of a counter ends in `_total`.
     pub name: &'static str,
-    /// Its type.
+    /// Type of the family.
     pub kind: Kind,
-    /// The names of its labels.
+    /// Names of the labels.
     pub labels: &'static [&'static str],
-    /// A sentence without its full stop. It has the unit, unless the name has it.
+    /// Help text: one sentence without a full stop. It has the unit, unless the name has it.
     pub help: &'static str,
-    /// Where its values come from; of tracepoints their names, `net:inbound_message`.
+    /// Sources of the values. For tracepoints these are their names, for example `net:inbound_message`.
     pub sources: &'static [&'static str],
-    /// How long its samples are shown.
+    /// How long the samples are exported.
     pub lifetime: Lifetime,
 }
 
-/// A gauge of the exporter's own.
+/// Declares a gauge whose value is the exporter's own.
 pub const fn gauge(name: &'static str, help: &'static str, sources: &'static [&'static str]) -> Declaration {
     Declaration { name, kind: Kind::Gauge, labels: &[], help, sources, lifetime: Lifetime::Exporter }
 }
 
-/// A counter that the exporter adds to.
+/// Declares a counter that the exporter increments.
 pub const fn counter(
     name: &'static str,
     help: &'static str,
@@ -68,7 +68,7 @@ pub const fn counter(
     Declaration { kind: Kind::Counter, ..gauge(name, help, sources) }
 }
 
-/// A histogram with these upper bounds.
+/// Declares a histogram with these upper bounds.
 pub const fn histogram(
     name: &'static str,
     help: &'static str,
@@ -79,27 +79,27 @@ pub const fn histogram(
 }
 
 impl Declaration {
-    /// With these labels.
+    /// Sets the label names.
     pub const fn by(self, labels: &'static [&'static str]) -> Self {
         Declaration { labels, ..self }
     }
 
-    /// Its values are the node's.
+    /// Sets the lifetime to that of values read from the node.
     pub const fn of_node(self) -> Self {
         Declaration { lifetime: Lifetime::Node, ..self }
     }
 
-    /// The family with one sample, without labels.
+    /// A family with one sample without labels.
     pub fn value(self, value: impl Into<Value>) -> Family {
         self.value_if_known(Some(value))
     }
 
-    /// The same; absent without a value.
+    /// A family with one sample without labels, or with none if there is no value.
     pub fn value_if_known(self, value: Option<impl Into<Value>>) -> Family {
         self.samples(value.map(|value| ([""; 0], value)))
     }
 
-    /// The family with these samples: for each the values of its labels, and its value.
+    /// A family with these samples, each given as label values and a value.
     pub fn samples<L, V>(self, samples: impl IntoIterator<Item = (L, V)>) -> Family
     where
         L: IntoIterator<Item: Into<String>>,
@@ -110,21 +110,21 @@ impl Declaration {
     }
 }
 
-/// A family at one moment. Without samples it is absent.
+/// A metric family with its samples at one moment. A family without samples is not exported.
 #[derive(Clone, Debug)]
 pub struct Family {
-    /// Its declaration.
+    /// Declaration of the family.
     pub declaration: Declaration,
-    /// Its samples.
+    /// Present samples.
     pub samples: Arc<Vec<Sample>>,
 }
 
-/// One sample.
+/// One sample of a family: label values and a value.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// As many as the declaration has labels.
+    /// Label values, in the order of the declaration's label names.
     pub labels: Vec<String>,
-    /// Its value.
+    /// Value of the sample.
     pub value: Value,
 }
 
@@ -134,14 +134,14 @@ impl Sample {
     }
 }
 
-/// A sample's value.
+/// The value of a sample, by type of the family.
 #[derive(Clone, Debug)]
 pub enum Value {
-    /// A counter's total.
+    /// Value of a counter that counts events.
     Count(u64),
-    /// A gauge's value, or a counter of seconds.
+    /// Value of a gauge, or of a counter of seconds.
     Number(f64),
-    /// The counts of a histogram.
+    /// Value of a histogram.
     Histogram(HistogramValue),
 }
 
@@ -170,7 +170,7 @@ impl From<HistogramValue> for Value {
 }
 
 impl Value {
-    /// The number of a gauge or a counter.
+    /// The number of a gauge or counter; `None` for a histogram.
     pub fn number(&self) -> Option<f64> {
         match self {
             Value::Count(count) => Some(*count as f64),
@@ -180,19 +180,20 @@ impl Value {
     }
 }
 
-/// The counts of a histogram.
+/// The value of a histogram: sum, bucket counts and exemplars.
 #[derive(Clone, Debug, Default)]
 pub struct HistogramValue {
-    /// The sum of all values.
+    /// Sum of all observed values.
     pub sum: f64,
-    /// Values in each bucket alone, in the order of the declaration's bounds; the last is of those above all bounds.
+    /// Number of values in each bucket, not cumulative, in the order of the declaration's bounds. The last one counts values above all
+    /// bounds.
     pub counts: Vec<u64>,
-    /// Examples of what is in a bucket, with the bucket's place in `counts`.
+    /// Exemplars, each with the index of its bucket in `counts`.
     pub exemplars: Vec<(usize, Exemplar)>,
 }
 
 impl HistogramValue {
-    /// One of these bounds that has counted nothing.
+    /// A histogram with these bounds and no observations.
     pub(super) fn empty(bounds: &[f64]) -> Self {
         HistogramValue { counts: vec![0; bounds.len() + 1], ..HistogramValue::default() }
     }
@@ -204,13 +205,13 @@ impl HistogramValue {
     }
 }
 
-/// An example of what is in a bucket, for scrapers that ask for OpenMetrics.
+/// An exemplar of a histogram bucket, which only OpenMetrics exports.
 #[derive(Clone, Debug)]
 pub struct Exemplar {
-    /// OpenMetrics allows 128 characters, names and values together.
+    /// Labels. OpenMetrics allows 128 characters for all names and values together.
     pub labels: Vec<(&'static str, String)>,
-    /// In the unit of the metric.
+    /// Observed value, in the unit of the metric.
     pub value: f64,
-    /// Unix seconds.
+    /// Time of the observation in Unix seconds.
     pub time: f64,
 }

@@ -1,9 +1,9 @@
-//! Peers and traffic.
+//! Metrics about peers and P2P traffic.
 
 use super::model::{counter, gauge};
 use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, area};
 
-/// The message types that become label values; the rest are `other`, whatever a peer calls them.
+/// P2P message types that are used as label values. All others are counted as `other`, so that peers cannot create series.
 #[rustfmt::skip]
 pub const MESSAGE_TYPES: [&str; 36] = [
     "addr", "addrv2", "block", "blocktxn", "cfcheckpt", "cfheaders", "cfilter", "cmpctblock", "feature",
@@ -16,7 +16,7 @@ pub const MESSAGE_TYPES: [&str; 36] = [
 const PEERS: &[&str] = &["Node.getNodesStats; getpeerinfo"];
 
 area! {
-    /// The network.
+    /// Metrics about peers, P2P traffic and known addresses.
     pub struct NetworkMetrics {
         peers: Gauge = gauge("bitcoin_peers", "Connected peers", &["Node.getNodeCount; getnetworkinfo `connections`"]).of_node();
         bytes_received: Counter = counter("bitcoin_bytes_recv_total",

@@ -1,15 +1,15 @@
-//! The next block: what the node would mine now.
+//! Metrics about the next block: the block template that the node would mine on now.
 
 use super::model::{gauge, histogram};
 use super::pushed::{Gauge, Histogram, area};
 
-/// Seconds that a template may take: a millisecond with an empty mempool, 10 to 300 ms with a full one.
+/// Bucket bounds in seconds for the time to get a template: a millisecond with an empty mempool, 10 to 300 ms with a full one.
 const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 const ASSEMBLED: &[&str] = &["JSON-RPC getmininginfo, of a node without Mining"];
 
 area! {
-    /// The next block.
+    /// Metrics about the next block, from block templates.
     pub struct NextBlockMetrics {
         transactions: Gauge = gauge("bitcoin_next_block_transactions",
             "Transactions in a new block template, without the coinbase. From Bitcoin Core 31 on, the template reserves \
@@ -41,13 +41,13 @@ area! {
 }
 
 impl NextBlockMetrics {
-    /// The node is asked for templates from now on.
+    /// Starts the histograms, when the exporter starts to request templates.
     pub fn start(&self) {
         self.duration.start();
         self.after_tip.start();
     }
 
-    /// There is no next block to show.
+    /// Removes the gauges, when there is no template.
     pub fn clear(&self) {
         for gauge in [&self.transactions, &self.weight, &self.fees, &self.sigops] {
             gauge.clear();

@@ -1,10 +1,10 @@
-//! The node itself: version, uptime, memory.
+//! Metrics about the node itself: version, uptime, memory.
 
 use super::model::gauge;
 use super::pushed::{Gauge, GaugeVec, area};
 
 area! {
-    /// The node itself.
+    /// Metrics about the node itself.
     pub struct NodeMetrics {
         node_info: GaugeVec<4> = gauge("bitcoin_node_info",
             "Always 1, with the node's versions and chain as labels; without getnetworkinfo, the versions are empty",

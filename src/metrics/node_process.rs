@@ -1,4 +1,4 @@
-//! The node as a process.
+//! Metrics about the node's process, from `/proc`.
 
 use super::model::{counter, gauge};
 use super::pushed::{CounterVec, Gauge, area};
@@ -9,7 +9,7 @@ const PROC_OF_USER: &[&str] = &[
 ];
 
 area! {
-    /// The node as a process.
+    /// Metrics about the node's process.
     pub struct NodeProcessMetrics {
         resident_memory: Gauge = gauge("bitcoin_node_process_resident_memory_bytes",
             "Resident memory of the node's process", PROC).of_node();

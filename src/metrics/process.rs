@@ -1,5 +1,5 @@
-//! The exporter's own process: the metrics that Prometheus client libraries share, from `/proc/self`, its log, and the
-//! certificate that it serves. They are read when they are scraped.
+//! Metrics about the exporter's own process: those that Prometheus client libraries share, from `/proc/self`, and those about its log and
+//! its TLS certificate. They are read at the scrape.
 
 use std::sync::LazyLock;
 
@@ -13,11 +13,11 @@ use crate::{logging, sandbox, tls};
 const PROC: &[&str] = &["/proc/self"];
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// When the metrics were declared, which a process does first, in Unix seconds. `/proc/stat` has the time of boot, from which the
-/// start of each process counts, but a service does not see it (`ProcSubset=pid`).
+/// Time at which the metrics were declared, in Unix seconds. A process declares them first, so it serves as the start time. The start time
+/// in `/proc` is relative to the boot time in `/proc/stat`, which a service cannot read (`ProcSubset=pid`).
 pub(crate) static STARTED: LazyLock<f64> = LazyLock::new(now);
 
-/// Without /proc (for example a hidepid mount) some are absent.
+/// The families of the exporter's own process. Without /proc (for example on a hidepid mount) some are absent.
 #[rustfmt::skip]
 pub(crate) fn families() -> Vec<Family> {
     let process = Process::myself().ok();

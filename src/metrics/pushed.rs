@@ -1,4 +1,4 @@
-//! Metrics whose values are pushed: handles to their samples, and how long these are shown.
+//! Metrics with pushed values: the handles that set their samples, and the expiry of the samples.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::model::{self, Declaration, Family, Kind, Lifetime, Sample, Value};
 
-/// The metrics of an exporter, in the order of METRICS.md.
+/// Collects the metrics of an exporter in the order of METRICS.md while they are declared.
 #[derive(Default)]
 pub(super) struct Registry {
     pub pushed: Vec<Arc<PushedFamily>>,
@@ -17,7 +17,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Declares a metric.
+    /// Declares a metric and returns its handle.
     pub fn add<H: From<Arc<PushedFamily>>>(&mut self, declaration: Declaration) -> H {
         let pushed =
             PushedFamily { declaration, poll_lifetime: self.poll_lifetime.clone(), state: Mutex::default() };
@@ -27,7 +27,7 @@ impl Registry {
     }
 }
 
-/// Declares the metrics of an area: a struct with a handle for each, and one line that has all that is known of it.
+/// Declares the metrics of an area: a struct with a handle for each metric, and one line per metric with its declaration.
 macro_rules! area {
     ($(#[$doc:meta])* pub struct $Area:ident { $($field:ident: $Handle:ty = $declaration:expr;)* }) => {
         $(#[$doc])*
@@ -45,7 +45,7 @@ macro_rules! area {
 }
 pub(super) use area;
 
-/// How long values that are read at each poll are shown; without end until it is set.
+/// How long values are exported that are read at each poll; unlimited until it is set.
 #[derive(Clone)]
 pub(super) struct PollLifetime(Arc<AtomicU64>);
 
@@ -64,17 +64,18 @@ impl PollLifetime {
     }
 }
 
-/// A family whose samples are pushed.
+/// A metric family whose samples are pushed through a handle.
 pub(super) struct PushedFamily {
     pub declaration: Declaration,
     poll_lifetime: PollLifetime,
     state: Mutex<SampleState>,
 }
 
+/// The present samples of a pushed family, and when they expire.
 struct SampleState {
-    /// Sorted by labels. A scrape takes a reference: no update waits while it is written.
+    /// Sorted by labels. A scrape takes a reference, so that an update does not wait while the samples are written.
     samples: Arc<Vec<Sample>>,
-    /// When they are too old: time since boot in milliseconds.
+    /// Time at which the samples expire, in milliseconds since boot.
     hidden_from: u64,
 }
 
@@ -85,7 +86,7 @@ impl Default for SampleState {
 }
 
 impl PushedFamily {
-    /// The declaration has to fit the handle.
+    /// Checks that the declaration matches the type of the handle.
     fn declared_as(self: Arc<Self>, kind: Kind, labels: usize) -> Arc<Self> {
         let declared = &self.declaration;
         debug_assert_eq!((declared.kind, declared.labels.len()), (kind, labels), "{}", declared.name);
@@ -96,7 +97,7 @@ impl PushedFamily {
         self.declaration.lifetime == Lifetime::Node
     }
 
-    /// Those that are too old are removed.
+    /// The present state. Removes the samples if they have expired.
     fn state(&self) -> MutexGuard<'_, SampleState> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if state.hidden_from < u64::MAX && state.hidden_from <= since_boot() {
@@ -105,12 +106,12 @@ impl PushedFamily {
         state
     }
 
-    /// The present samples.
+    /// The family with its present samples.
     pub fn family(&self) -> Family {
         Family { declaration: self.declaration, samples: self.state().samples.clone() }
     }
 
-    /// Removes values of the node.
+    /// Removes the samples if they are values of the node.
     pub fn clear_node_values(&self) {
         if self.is_of_node() {
             self.clear();
@@ -121,12 +122,12 @@ impl PushedFamily {
         *self.state() = SampleState::default();
     }
 
-    /// Values of a poll are shown until the second next one.
+    /// How long values are exported that are set at each poll. Values of the node expire after two polls.
     fn lifetime(&self) -> Duration {
         if self.is_of_node() { self.poll_lifetime.get() } else { Duration::MAX }
     }
 
-    /// Changes one sample, which is made from `new` if there is none, and shows all of them for this long.
+    /// Changes one sample, which is created from `new` if it does not exist. All samples of the family then expire after `shown_for`.
     fn update(&self, shown_for: Duration, labels: &[&str], new: Value, update: impl FnOnce(&mut Value)) {
         let mut state = self.state();
         state.show_for(shown_for);
@@ -140,7 +141,7 @@ impl PushedFamily {
         update(&mut samples[place].value);
     }
 
-    /// Makes these the only samples; of two with the same labels the later.
+    /// Replaces all samples by these. If two have the same labels, the later one is used.
     fn replace<L: IntoIterator<Item: Into<String>>>(
         &self,
         shown_for: Duration,
@@ -157,7 +158,7 @@ impl PushedFamily {
         state.samples = Arc::new(samples.collect());
     }
 
-    /// The same, unless there are none.
+    /// Replaces all samples by these, unless there are none.
     fn replace_if_any<L: IntoIterator<Item: Into<String>>>(
         &self,
         samples: impl IntoIterator<Item = (L, f64)>,
@@ -173,7 +174,7 @@ impl PushedFamily {
         samples.iter().find(|sample| sample.labels == labels)?.value.number()
     }
 
-    /// Adds to a total that does not age.
+    /// Adds to a total that never expires.
     fn add(&self, labels: &[&str], amount: Value) {
         let zero = match amount {
             Value::Count(_) => Value::Count(0),
@@ -193,7 +194,7 @@ impl SampleState {
     }
 }
 
-/// Time since boot in milliseconds, the time in which the machine was suspended included.
+/// Time since boot in milliseconds, including the time during which the machine was suspended.
 fn since_boot() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| milliseconds(time.into()))
 }
@@ -202,22 +203,21 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A gauge without labels; absent until it is set.
+/// Handle of a gauge without labels; absent until it is set.
 pub struct Gauge(Arc<PushedFamily>);
 
 impl Gauge {
-    /// Shows this value. `None`, or what is no number, means that the node gave no value: the last one stays until it is too
-    /// old.
+    /// Sets the value. `None`, or a value that is not finite, means that the node gave no value: the last one stays until it expires.
     pub fn set(&self, value: Option<impl Into<f64>>) {
         self.set_for(self.0.lifetime(), value);
     }
-    /// The same, from a call with a rate limit of its own.
+    /// Sets the value from a call with its own rate limit, with the time until it expires.
     pub fn set_for(&self, shown_for: Duration, value: Option<impl Into<f64>>) {
         if let Some(value) = value.map(Into::into).filter(|value: &f64| value.is_finite()) {
             self.0.update(shown_for, &[], Value::Number(value), |shown| *shown = Value::Number(value));
         }
     }
-    /// The value that is shown.
+    /// The present value.
     pub fn get(&self) -> Option<f64> {
         self.0.get(&[])
     }
@@ -227,19 +227,19 @@ impl Gauge {
     }
 }
 
-/// A gauge with `N` labels.
+/// Handle of a gauge with `N` labels.
 pub struct GaugeVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> GaugeVec<N> {
-    /// Makes these the only samples: without any there are none.
+    /// Replaces all samples by these; if there are none, the gauge is absent.
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace(self.0.lifetime(), samples);
     }
-    /// The same for a call that may have failed: without any sample the last ones stay until they are too old.
+    /// Like [`Self::replace`], for a call that may have failed: if there are no samples, the last ones stay until they expire.
     pub fn replace_if_any<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace_if_any(samples);
     }
-    /// The same, from a call with a rate limit of its own.
+    /// Like [`Self::replace`], from a call with its own rate limit, with the time until the samples expire.
     pub fn replace_for<'a>(
         &self,
         shown_for: Duration,
@@ -247,11 +247,11 @@ impl<const N: usize> GaugeVec<N> {
     ) {
         self.0.replace(shown_for, samples);
     }
-    /// One sample's value.
+    /// The present value of one sample.
     pub fn get(&self, labels: [&str; N]) -> Option<f64> {
         self.0.get(&labels)
     }
-    /// The labels of each sample, name and value.
+    /// The label names and values of each present sample.
     pub fn labels_present(&self) -> Vec<Vec<(&'static str, String)>> {
         let Family { declaration, samples } = self.0.family();
         let labels =
@@ -264,62 +264,62 @@ impl<const N: usize> GaugeVec<N> {
     }
 }
 
-/// A counter without labels. It is absent until it is started: a count that stands still would be read as 'nothing happens'.
+/// Handle of a counter without labels. It is absent until it is started, because a constant count would be read as "no events".
 pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
-    /// Events are seen from now on: shows 0.
+    /// Starts at 0, because events are counted from now on.
     pub fn start(&self) {
         self.inc_by(0u64);
     }
-    /// One event.
+    /// Counts one event.
     pub fn inc(&self) {
         self.inc_by(1u64);
     }
-    /// Adds events, or a time in seconds.
+    /// Adds a number of events, or a time in seconds.
     pub fn inc_by(&self, amount: impl Into<Value>) {
         self.0.add(&[], amount.into());
     }
-    /// Events are no longer seen.
+    /// Removes the counter, because events are no longer counted.
     pub fn stop(&self) {
         self.0.clear();
     }
-    /// Shows a total that the node keeps; without one the last stays until it is too old.
+    /// Sets a total that the node keeps; with `None` the last one stays until it expires.
     pub fn set(&self, total: Option<u64>) {
         if let Some(total) = total {
             self.0.update(self.0.lifetime(), &[], Value::Count(total), |shown| *shown = Value::Count(total));
         }
     }
-    /// The total that is shown.
+    /// The present total.
     pub fn get(&self) -> Option<f64> {
         self.0.get(&[])
     }
 }
 
-/// A counter with `N` labels.
+/// Handle of a counter with `N` labels.
 pub struct CounterVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> CounterVec<N> {
-    /// Adds events; zero makes the sample appear.
+    /// Adds events; adding zero creates the sample.
     pub fn inc_by(&self, labels: [&str; N], events: u64) {
         self.0.add(&labels, Value::Count(events));
     }
-    /// Makes these totals, which the node keeps, the only ones; without any the last stay until they are too old.
+    /// Replaces all samples by these totals, which the node keeps; if there are none, the last ones stay until they expire.
     pub fn replace_if_any<'a>(&self, totals: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace_if_any(totals);
     }
 }
 
-/// A histogram without labels; absent until it is started.
+/// Handle of a histogram without labels; absent until it is started.
 pub struct Histogram(Arc<PushedFamily>);
 
 impl Histogram {
-    /// Events are seen from now on: shows that there were none.
+    /// Starts with no observations, because values are observed from now on.
     pub fn start(&self) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         self.0.update(Duration::MAX, &[], model::HistogramValue::empty(bounds).into(), |_| {});
     }
-    /// One event, once started.
+    /// Observes one value, if the histogram was started.
     pub fn observe(&self, value: f64) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         let mut state = self.0.state();

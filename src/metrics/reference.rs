@@ -1,4 +1,4 @@
-//! `METRICS.md`, from the declarations.
+//! Writes `METRICS.md` from the declarations.
 
 use super::model::Declaration;
 
@@ -33,7 +33,7 @@ A counter of `bitcoind-usdt-exporter` is absent until a node with its tracepoint
 restarts. Each metric of this exporter also has the label `node` (`--node-name`).
 ";
 
-/// The text of `METRICS.md`: a section for each exporter.
+/// The text of `METRICS.md`, with a section for each exporter.
 pub fn markdown(exporters: &[(&str, Vec<Declaration>)]) -> String {
     let mut text = HEAD.to_string();
     for (exporter, declarations) in exporters {

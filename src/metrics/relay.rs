@@ -1,4 +1,4 @@
-//! Transactions on their way: not in the mempool yet, or not to be seen there.
+//! Metrics about transactions that are not in the mempool: orphans, and private broadcasts.
 
 use super::model::gauge;
 use super::pushed::{Gauge, area};
@@ -6,7 +6,7 @@ use super::pushed::{Gauge, area};
 const ORPHANS: &[&str] = &["JSON-RPC getorphantxs (Bitcoin Core 29 and later), at most once a minute"];
 
 area! {
-    /// Relay of transactions.
+    /// Metrics about orphan transactions and private broadcasts.
     pub struct RelayMetrics {
         orphans: Gauge = gauge("bitcoin_orphan_transactions",
             "Orphan transactions waiting for their parents", ORPHANS).of_node();

@@ -1,4 +1,4 @@
-//! The UTXO cache trace.
+//! Metrics from the UTXO cache trace of the node's Tracing interface.
 
 use super::model::counter;
 use super::pushed::{Counter, area};
@@ -8,7 +8,7 @@ const SPEND: &[&str] = &["UtxoCacheTrace.spend"];
 const UNCACHE: &[&str] = &["UtxoCacheTrace.uncache"];
 
 area! {
-    /// The UTXO cache trace, temporary caches included. Values are in satoshis.
+    /// Counters from the UTXO cache trace, which includes temporary caches. Values are in satoshis.
     pub struct UtxoCacheMetrics {
         added: Counter = counter("bitcoin_utxo_cache_add_total", "Coins added to a UTXO cache", ADD);
         added_value: Counter = counter("bitcoin_utxo_cache_add_value_total",
@@ -27,12 +27,12 @@ impl UtxoCacheMetrics {
         [&self.added, &self.added_value, &self.spent, &self.spent_value, &self.uncached, &self.uncached_value]
     }
 
-    /// From here on the trace is seen.
+    /// Starts the counters, because the trace is active from now on.
     pub fn start(&self) {
         self.all().into_iter().for_each(Counter::start);
     }
 
-    /// The trace was given up.
+    /// Removes the counters, because the trace has ended.
     pub fn stop(&self) {
         self.all().into_iter().for_each(Counter::stop);
     }

@@ -1,7 +1,7 @@
-//! The lists of system calls. A call that is not on its list fails with EPERM.
+//! The allow-lists of system calls (seccomp). A call that is not on the list fails with EPERM.
 //!
-//! Found with strace on each kind of node, with TLS, renewed certificates, JSON-RPC over HTTP, the journal and files, and by the
-//! integration tests, which run with them.
+//! The lists were determined with strace on each kind of node, with TLS, renewed certificates, JSON-RPC over HTTP, the journal and log
+//! files, and with the integration tests, which run with these lists.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,10 @@ use seccompiler::{
     apply_filter_all_threads,
 };
 
+/// Result of building or applying a system call filter.
 pub type Result<T> = std::result::Result<T, seccompiler::Error>;
 
-/// Calls that are allowed, with any arguments or with some.
+/// An allow-list of system calls. A call is allowed with any arguments, or only with some.
 #[derive(Default)]
 pub struct SyscallList(BTreeMap<i64, Vec<SeccompRule>>);
 
@@ -25,12 +26,12 @@ impl SyscallList {
         self
     }
 
-    /// With this argument, by its position, having this value in these bits.
+    /// Allows a call if the argument at this position, masked with `mask`, equals `value`.
     fn masked(self, call: i64, argument: u8, mask: u64, value: u64) -> Result<Self> {
         self.when(call, SeccompCondition::new(argument, Qword, MaskedEq(mask), value)?)
     }
 
-    /// With one of these values as the argument at this position.
+    /// Allows a call if the argument at this position is one of `values`.
     fn with(mut self, call: i64, argument: u8, values: &[i64]) -> Result<Self> {
         for &value in values {
             self = self.when(call, SeccompCondition::new(argument, Dword, Eq, value as u32 as u64)?)?;
@@ -43,10 +44,10 @@ impl SyscallList {
         Ok(self)
     }
 
-    /// Confines all threads of this process, for good.
+    /// Applies the list to all threads of this process. It cannot be removed.
     pub fn apply(self) -> Result<()> {
-        // The C library uses clone() when there is no clone3(), whose arguments a filter cannot see. Of two filters that deny a
-        // call, the one that was installed last names the error; the list allows it, and this filter names it.
+        // A filter cannot inspect the arguments of clone3(). The C library uses clone() if clone3() fails with ENOSYS. If two filters deny
+        // a call, the one that was installed last determines the error. The list therefore allows clone3(), and this filter denies it.
         let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
         let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
         let without_clone3 = compile(without_clone3, SeccompAction::Allow, no_such_call)?;
@@ -66,7 +67,7 @@ fn compile(
     Ok(SeccompFilter::new(rules, other, listed, arch)?.try_into()?)
 }
 
-/// Each process: memory, time, its own threads and signals.
+/// Calls that every process makes: memory, time, its own threads and signals.
 fn base() -> Result<SyscallList> {
     let pid = i64::from(nix::unistd::getpid().as_raw());
     SyscallList::default()
@@ -75,7 +76,7 @@ fn base() -> Result<SyscallList> {
             libc::SYS_madvise,
             libc::SYS_mremap,
             libc::SYS_munmap,
-            // The C library reads clocks without a system call where it can.
+            // The C library normally reads clocks without a system call, but not on every machine.
             libc::SYS_clock_getres,
             libc::SYS_clock_gettime,
             libc::SYS_clock_nanosleep,
@@ -93,7 +94,7 @@ fn base() -> Result<SyscallList> {
             libc::SYS_rt_sigreturn,
             libc::SYS_sched_yield,
             libc::SYS_sigaltstack,
-            // On the descriptors that it has.
+            // Reads and writes of open descriptors.
             libc::SYS_close,
             libc::SYS_ppoll,
             libc::SYS_pread64,
@@ -106,12 +107,12 @@ fn base() -> Result<SyscallList> {
             libc::SYS_writev,
         ])
         .any(OF_X86_64)
-        // No memory becomes executable.
+        // Memory cannot be made executable.
         .masked(libc::SYS_mmap, 2, libc::PROT_EXEC as u64, 0)?
         .masked(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64, 0)?
-        // abort() of this process.
+        // For abort() of this process.
         .with(libc::SYS_tgkill, 0, &[pid])?
-        // Sockets that do not wait; whether stderr is a terminal.
+        // For nonblocking sockets, and for the check whether stderr is a terminal.
         .with(libc::SYS_ioctl, 1, &[libc::FIONBIO as i64, libc::TCGETS as i64])?
         .with(libc::SYS_fcntl, 1, &FCNTL)
 }
@@ -122,22 +123,22 @@ const FCNTL: [i64; 7] = [
     libc::F_GETFL as i64,
     libc::F_SETFL as i64,
     libc::F_DUPFD_CLOEXEC as i64,
-    libc::F_ADD_SEALS as i64, // a long entry of the journal
+    libc::F_ADD_SEALS as i64, // for a long journal entry
     libc::F_GET_SEALS as i64,
 ];
 
-/// Older forms, which other architectures do not have.
+/// Older variants of system calls that only x86_64 has.
 #[cfg(target_arch = "x86_64")]
 const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const OF_X86_64: &[i64] = &[];
 
-/// A guard: what each process does, and the store of its subscriptions.
+/// Calls of a guard: those of every process, and writing its subscription store.
 pub fn guard() -> Result<SyscallList> {
     Ok(base()?.any(&[libc::SYS_pwrite64]))
 }
 
-/// Both exporters: threads, reading files, serving HTTP.
+/// Calls of both exporters: threads, reading files, serving HTTP.
 fn exporter() -> Result<SyscallList> {
     let list = base()?
         .any(&[
@@ -147,13 +148,13 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_sched_getaffinity,
             libc::SYS_set_robust_list,
             libc::SYS_getpriority,
-            libc::SYS_setpriority, // they lower their priority
+            libc::SYS_setpriority, // to lower the priority of a thread
             // Event loops.
             libc::SYS_epoll_create1,
             libc::SYS_epoll_ctl,
             libc::SYS_epoll_pwait,
             libc::SYS_eventfd2,
-            // Reading files and /proc. Which files can be opened is decided below.
+            // Reading files and /proc. Which files can be opened is restricted below.
             libc::SYS_faccessat,
             libc::SYS_faccessat2,
             libc::SYS_fstat,
@@ -165,14 +166,14 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_readlinkat,
             libc::SYS_statfs,
             libc::SYS_statx,
-            // The end of the node, and its user.
+            // Watching for the node's exit, and reading the user ID.
             libc::SYS_pidfd_open,
             libc::SYS_getegid,
             libc::SYS_geteuid,
             libc::SYS_getgid,
             libc::SYS_getuid,
             libc::SYS_uname,
-            // Scrapers' connections, and descriptors from the supervising process.
+            // HTTP connections, and descriptors from the supervisor.
             libc::SYS_accept4,
             libc::SYS_getpeername,
             libc::SYS_getsockname,
@@ -180,16 +181,16 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_recvmsg,
             libc::SYS_sendmsg,
             libc::SYS_setsockopt,
-            // A long entry of the journal.
+            // For a long journal entry.
             libc::SYS_ftruncate,
             libc::SYS_memfd_create,
         ])
         .any(FILES_OF_X86_64)
-        // New threads, and no new processes.
+        // New threads are allowed, new processes are not.
         .masked(libc::SYS_clone, 0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)?
-        // Names of threads and of their memory.
+        // Names of threads and of memory mappings.
         .with(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as i64, libc::PR_SET_VMA as i64])?
-        // Limits can be read and not set.
+        // Resource limits can be read but not set.
         .masked(libc::SYS_prlimit64, 2, u64::MAX, 0)?;
     Ok(list)
 }
@@ -200,10 +201,10 @@ const FILES_OF_X86_64: &[i64] =
 #[cfg(not(target_arch = "x86_64"))]
 const FILES_OF_X86_64: &[i64] = &[];
 
-/// Flags of open() that make, change or truncate a file.
+/// Flags of open() that create, write or truncate a file.
 const WRITING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 
-/// Opening files to read them.
+/// Allows opening files for reading only.
 fn reads_files(list: SyscallList) -> Result<SyscallList> {
     let list = list.masked(libc::SYS_openat, 2, WRITING, libc::O_RDONLY as u64)?;
     #[cfg(target_arch = "x86_64")]
@@ -211,8 +212,8 @@ fn reads_files(list: SyscallList) -> Result<SyscallList> {
     Ok(list)
 }
 
-/// The exporter that polls nodes. It makes TCP and UDP sockets, for JSON-RPC over HTTP and the names of its hosts, and no Unix
-/// sockets: it cannot connect to the node.
+/// Calls of the IPC exporter. It may create TCP and UDP sockets, for JSON-RPC over HTTP and for DNS, but no Unix sockets: it cannot connect
+/// to the node.
 pub fn ipc_exporter() -> Result<SyscallList> {
     reads_files(exporter()?)?.any(&[libc::SYS_connect, libc::SYS_sendmmsg]).with(
         libc::SYS_socket,
@@ -221,7 +222,7 @@ pub fn ipc_exporter() -> Result<SyscallList> {
     )
 }
 
-/// The exporter of tracepoints: what attaching to the next node needs. With a block log it may open files for writing.
+/// Calls of the USDT exporter, including those that attach to the next node. With a block log it may open files for writing.
 #[cfg(feature = "usdt")]
 pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<SyscallList> {
     let removes: &[i64] = match writes_block_log || removes_socket {
@@ -231,7 +232,7 @@ pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<Sys
     let list = exporter()?
         .any(removes)
         .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
-        // Events of tracepoints are enabled and disabled.
+        // Enabling and disabling tracepoint events.
         .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
     if !writes_block_log {
         return reads_files(list);
@@ -247,7 +248,7 @@ pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<Sys
             libc::SYS_fsync,
             libc::SYS_pwrite64,
         ])
-        // SQLite's locks.
+        // File locks of SQLite.
         .with(libc::SYS_fcntl, 1, &[libc::F_GETLK as i64, libc::F_SETLK as i64, libc::F_SETLKW as i64])?;
     #[cfg(target_arch = "x86_64")]
     let list = list.any(&[libc::SYS_open]);
@@ -259,6 +260,6 @@ const UNLINK: &[i64] = &[libc::SYS_unlink, libc::SYS_unlinkat];
 #[cfg(all(feature = "usdt", not(target_arch = "x86_64")))]
 const UNLINK: &[i64] = &[libc::SYS_unlinkat];
 
-/// PERF_EVENT_IOC_ENABLE, _DISABLE, _SET_BPF.
+/// The ioctl requests PERF_EVENT_IOC_ENABLE, _DISABLE and _SET_BPF.
 #[cfg(feature = "usdt")]
 const PERF_EVENTS: [i64; 3] = [0x2400, 0x2401, 0x4004_2408];

@@ -1,4 +1,4 @@
-//! The files that a process may read and the ports that it may connect to.
+//! Landlock rules: the files that a process may read and the TCP ports to which it may connect.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,30 +8,33 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// What Linux 6.12 has: files, TCP ports, and no signals or abstract sockets to the outside.
+/// The Landlock ABI of Linux 6.12. It restricts files, TCP ports, and signals and abstract sockets to processes outside the sandbox.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// Files and ports that a process may use. Writing, executing and listening on other ports is denied.
+/// Files and ports that a process may use. Writing, executing, and listening on other ports are denied.
 #[derive(Debug, Default)]
 pub struct AllowedFiles {
-    /// Files that are read again: certificates, keys, passwords, cookies. The folders that they are in may be read, because a
-    /// renewed file is another one.
+    /// Files that are read again while the process runs: certificates, keys, passwords, cookies. Their directories may be read, too,
+    /// because a renewed file is a new inode.
     pub read: Vec<PathBuf>,
-    /// TCP ports to connect to.
+    /// Files that are read once, after the process was confined. Files beside them may not be read.
+    pub read_once: Vec<PathBuf>,
+    /// TCP ports to which the process may connect.
     pub connect: Vec<u16>,
-    /// Whether names of hosts are resolved.
+    /// Whether the process resolves host names.
     pub resolves_names: bool,
 }
 
-/// Read by the C library to resolve names, and to name the owner of a socket.
+/// Files that the C library reads to resolve names.
 const NAME_FILES: [&str; 5] =
     ["/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/gai.conf"];
+/// Paths that every process may read. The C library reads /etc/passwd to find the user name of a socket's owner.
 const ALWAYS: [&str; 2] = ["/proc", "/etc/passwd"];
 const DNS_PORT: u16 = 53;
 
 impl AllowedFiles {
-    /// Confines the calling thread, and those that it starts. Returns the part that the kernel cannot confine; an error is the
-    /// reason why nothing is confined.
+    /// Applies the rules to the calling thread and to threads that it starts later. Returns a description of the restrictions that the
+    /// kernel lacks. An error is the reason why nothing is restricted.
     pub(super) fn confine(&self) -> Result<Option<String>, String> {
         let status = self.apply().map_err(|error| error.to_string())?;
         match (status.ruleset, status.landlock) {
@@ -61,7 +64,7 @@ impl AllowedFiles {
             .create()?;
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         for path in self.paths() {
-            // A missing file cannot be read either.
+            // No rule for a missing file: it could not be read anyway.
             let Ok(fd) = PathFd::new(&path) else { continue };
             let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
@@ -76,16 +79,17 @@ impl AllowedFiles {
     fn paths(&self) -> BTreeSet<PathBuf> {
         let names = self.resolves_names.then_some(NAME_FILES).into_iter().flatten();
         let fixed = ALWAYS.into_iter().chain(names).map(PathBuf::from);
-        fixed.chain(self.read.iter().flat_map(|path| folders(path))).collect()
+        let folders = self.read.iter().flat_map(|path| folders(path));
+        fixed.chain(self.read_once.iter().cloned()).chain(folders).collect()
     }
 }
 
-/// The folders that a file may be found in when it was replaced: its own, and where symbolic links on the way lead to.
+/// The directories in which a replaced file may be found: its own directory, and the target directories of symbolic links in its path.
 fn folders(path: &Path) -> Vec<PathBuf> {
     let Ok(path) = std::path::absolute(path) else { return Vec::new() };
     let mut folders = Vec::from_iter(path.parent().map(PathBuf::from));
     for part in path.ancestors() {
-        // /run/secrets -> /run/secrets.d/1: the next one is /run/secrets.d/2.
+        // For example, /run/secrets links to /run/secrets.d/1, and later to /run/secrets.d/2.
         if part.is_symlink()
             && let Ok(target) = part.canonicalize()
         {
@@ -107,7 +111,7 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let at = |name: &str| root.join(name);
-        // As certbot, sops-nix and Kubernetes have it.
+        // The directory layouts of certbot, sops-nix and Kubernetes.
         for folder in ["live/x", "archive/x", "secrets.d/1", "k8s/..2026"] {
             std::fs::create_dir_all(at(folder)).unwrap();
         }

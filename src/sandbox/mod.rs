@@ -1,9 +1,9 @@
-//! The permissions of each process once it runs: a filter of system calls (seccomp) and rules for files and ports (Landlock).
+//! The sandbox of each process: a system call filter (seccomp), and rules for files and ports (Landlock).
 //!
-//! Both need no privilege. A call that is not on the list fails with EPERM: an oversight costs a feature and not the
-//! process. A kernel or a container without one of the parts costs one log line.
+//! Neither needs privileges. A call that is not on the list fails with EPERM, so that a missing entry breaks one feature and does not kill
+//! the process. If the kernel or the container lacks one of the two, it is logged once.
 //!
-//! `calls` has the lists with their reasons, `files` the rules for files and ports.
+//! `calls` has the system call lists with their reasons, `files` the rules for files and ports.
 
 mod calls;
 mod files;
@@ -14,38 +14,39 @@ use tracing::{debug, warn};
 
 pub use files::AllowedFiles;
 
-/// Whether to confine the process.
+/// Option that turns the sandbox of a process on or off.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum SandboxMode {
-    /// With what the kernel has.
+    /// Use all parts that the kernel supports.
     On,
-    /// Not at all, to debug the exporter.
+    /// No sandbox, to debug the exporter.
     Off,
 }
 
-/// Whether each part is in force.
+/// The parts of the sandbox, and whether each one is active.
 static PARTS: Mutex<Vec<(&str, bool)>> = Mutex::new(Vec::new());
 
-/// Each part of the sandbox, and whether it is in force; nothing before [`Confinement::filter`].
+/// The parts of the sandbox, and whether each one is active; empty before [`Confinement::filter`].
 pub fn parts() -> Vec<(&'static str, bool)> {
     PARTS.lock().expect("nobody panics holding it").clone()
 }
 
-/// A process that is being confined: files first, before it has threads, calls last, when it serves.
+/// Builder that applies the sandbox in two steps. File rules come first, before the process has threads. The system call filter comes last,
+/// when the process serves requests.
 pub struct Confinement {
     sandbox: SandboxMode,
-    /// The missing parts, and why.
+    /// The parts that could not be applied, with the reasons.
     missing: Vec<String>,
     parts: Vec<(&'static str, bool)>,
 }
 
 impl Confinement {
-    /// Nothing is confined yet.
+    /// Starts without any restriction.
     pub fn new(sandbox: SandboxMode) -> Self {
         Confinement { sandbox, missing: Vec::new(), parts: Vec::new() }
     }
 
-    /// Confines this thread and those that it starts to these files and ports.
+    /// Restricts this thread, and threads that it starts later, to these files and ports.
     pub fn files(mut self, files: &AllowedFiles) -> Self {
         if self.sandbox == SandboxMode::On {
             let confined = files.confine();
@@ -54,13 +55,13 @@ impl Confinement {
         self
     }
 
-    /// Confines all threads to the system calls of an exporter that asks nodes over IPC and HTTP.
+    /// Restricts all threads to the system calls of the IPC exporter.
     pub fn ipc_exporter(self) {
         self.filter(calls::ipc_exporter);
     }
 
-    /// Confines all threads to the system calls of the exporter of tracepoints, which may write a block log, and remove the file of
-    /// its own Unix socket.
+    /// Restricts all threads to the system calls of the USDT exporter, which may write a block log and remove the file of its own Unix
+    /// socket.
     #[cfg(feature = "usdt")]
     pub fn usdt_exporter(self, writes_block_log: bool, removes_socket: bool) {
         self.filter(|| calls::usdt_exporter(writes_block_log, removes_socket));
@@ -92,7 +93,7 @@ impl Confinement {
     }
 }
 
-/// Confines a guard, which reads and writes on the sockets that it has. Nothing is logged: the exporter logs the same.
+/// Restricts a guard to reading and writing its open sockets. Nothing is logged, because the exporter logs the same.
 pub fn confine_guard() {
     let _ = calls::guard().and_then(calls::SyscallList::apply);
 }

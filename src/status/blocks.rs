@@ -1,4 +1,4 @@
-//! The last blocks. They are no metrics: a label for each block would be endless.
+//! The last blocks, for the status page. They are not metrics, because a label per block would create an unlimited number of series.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -7,29 +7,29 @@ use serde::Serialize;
 
 use crate::text;
 
-/// How many are kept.
+/// Number of blocks that are kept.
 const MAX_BLOCKS: usize = 10;
-/// Limit on a block's hash.
+/// Maximum length of a block hash in bytes.
 const MAX_HASH_BYTES: usize = 64;
 
-/// A block that was the tip.
+/// A block that became the tip, as the status page shows it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TipBlock {
-    /// Its hash, as users know it.
+    /// Block hash as 64 hexadecimal digits, in the byte order of `bitcoin-cli`.
     pub hash: String,
-    /// Its height.
+    /// Block height.
     pub height: i32,
-    /// When it became the tip, Unix seconds; unknown for the one that was the tip when the exporter connected.
+    /// Unix time at which it became the tip; `None` for the block that was the tip when the exporter connected.
     pub seen: Option<f64>,
-    /// Transactions, coinbase included.
+    /// Number of transactions, including the coinbase.
     pub transactions: Option<f64>,
-    /// Size of its transactions, without the coinbase.
+    /// Size of the transactions in bytes, without the coinbase.
     pub bytes: Option<f64>,
-    /// Fees of its transactions, satoshis.
+    /// Fees of the transactions in satoshis.
     pub fees: Option<f64>,
 }
 
-/// The last tips, newest first.
+/// The last blocks that became the tip, newest first.
 #[derive(Default)]
 pub struct LastBlocks(Mutex<VecDeque<TipBlock>>);
 
@@ -38,25 +38,25 @@ impl LastBlocks {
         self.0.lock().expect("nobody panics holding it")
     }
 
-    /// This block is the tip. Its hash is 64 digits, or whatever a node sends in its place.
+    /// Records a new tip. A node sends 64 hexadecimal digits as the hash; other text is truncated.
     pub fn tip(&self, hash: String, height: i32, seen: Option<f64>) {
         let hash = text::bounded(hash, MAX_HASH_BYTES);
         let mut kept = self.kept();
         if kept.front().is_some_and(|tip| tip.hash == hash) {
-            return; // we connected again
+            return; // the exporter reconnected
         }
         kept.push_front(TipBlock { hash, height, seen, ..Default::default() });
         kept.truncate(MAX_BLOCKS);
     }
 
-    /// Sets the contents of a block.
+    /// Sets the number of transactions, size and fees of a block.
     pub fn describe(&self, hash: &str, transactions: Option<f64>, bytes: Option<f64>, fees: Option<f64>) {
         if let Some(block) = self.kept().iter_mut().find(|block| block.hash == hash) {
             (block.transactions, block.bytes, block.fees) = (transactions, bytes, fees);
         }
     }
 
-    /// All of them.
+    /// All recorded blocks, newest first.
     pub fn all(&self) -> Vec<TipBlock> {
         self.kept().iter().cloned().collect()
     }

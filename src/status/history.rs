@@ -1,4 +1,4 @@
-//! The last hour of what the page plots.
+//! The last hour of the values that the status page plots.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -8,19 +8,19 @@ use serde_json::{Value, json};
 
 use crate::metrics::{Metrics, now};
 
-/// Between two rows.
+/// Interval between two rows.
 pub const ROW_INTERVAL: Duration = Duration::from_secs(15);
-/// An hour of them.
+/// Number of rows in an hour.
 const MAX_ROWS: usize = 240;
 
-/// A line of the page's plots: the sample's name, as the page knows it, and its present value.
+/// A curve of the status page: the name of its sample, and a function that reads its present value.
 type Column = (&'static str, fn(&Metrics) -> Option<f64>);
 
 const COLUMNS: [Column; 10] = [
     ("bitcoin_chain_height", |metrics| metrics.chain.height.get()),
     ("bitcoin_mempool_size", |metrics| metrics.mempool.size.get()),
     ("bitcoin_mempool_bytes", |metrics| metrics.mempool.usage.get()),
-    ("bitcoin_fee_estimate_sat_per_vbyte{blocks=\"1\"}", |metrics| metrics.mempool.fee_estimate.get(["1"])),
+    ("bitcoin_fee_estimate_sat_per_vbyte{blocks=\"2\"}", |metrics| metrics.mempool.fee_estimate.get(["2"])),
     ("bitcoin_peers", |metrics| metrics.network.peers.get()),
     ("bitcoin_bytes_recv_total", |metrics| metrics.network.bytes_received.get()),
     ("bitcoin_bytes_sent_total", |metrics| metrics.network.bytes_sent.get()),
@@ -33,8 +33,8 @@ fn depth(metrics: &Metrics, blocks: &str) -> Option<f64> {
     metrics.mempool.depth_feerate.get([blocks])
 }
 
-/// The mempool's bands of feerates as the page draws them, wider than those of the metric: more could not be distinguished. The
-/// lowest feerate of each, and the `from` labels in it.
+/// The feerate bands of the mempool that the page draws. They are wider than those of the metric, because more bands could not be
+/// distinguished. For each band: its lowest feerate, and the `from` labels of the metric's bands in it.
 const BANDS: [(&str, &[&str]); 8] = [
     ("0", &["0", "0.1", "0.2", "0.5"]),
     ("1", &["1"]),
@@ -46,21 +46,21 @@ const BANDS: [(&str, &[&str]); 8] = [
     ("233", &["233", "377", "610", "987"]),
 ];
 
-/// Whole vbytes in a band; `None` without a value of the node.
+/// Virtual size of the transactions in a band, in whole vbytes; `None` if the node has not reported it.
 fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     let bands = from.iter().map(|from| metrics.mempool.band_vbytes.get([from]));
     bands.sum::<Option<f64>>().map(f64::round)
 }
 
-/// Of each column, then of each band.
+/// One row of the history: the values of the columns, then those of the bands.
 type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 
-/// Values over time. Absent values are absent here.
+/// The rows of the last hour. Absent values are stored as absent.
 #[derive(Default)]
 pub struct History(Mutex<VecDeque<(f64, Row)>>);
 
 impl History {
-    /// Adds a row of the present values.
+    /// Appends a row with the present values.
     pub fn keep(&self, metrics: &Metrics) {
         let mut values = Row::default();
         let columns = COLUMNS.iter().map(|(_, value)| value(metrics));
@@ -72,7 +72,7 @@ impl History {
         rows.drain(..outdated);
     }
 
-    /// `{"names": [name, …], "rows": [[Unix seconds, value or null, …], …]}`, oldest first. A band's name is `sat/vB from` its
+    /// `{"names": [name, …], "rows": [[Unix seconds, value or null, …], …]}`, oldest row first. The name of a band is `sat/vB from` and its
     /// lowest feerate.
     pub fn json(&self) -> Value {
         let rows = self.0.lock().expect("nobody panics holding it");
@@ -100,13 +100,13 @@ mod tests {
         let metrics = Metrics::new();
         let history = History::default();
         metrics.chain.height.set(Some(7));
-        metrics.mempool.fee_estimate.replace([(["1"], 2.5), (["3"], 1.5)]);
+        metrics.mempool.fee_estimate.replace([(["2"], 2.5), (["3"], 1.5)]);
         metrics.network.bytes_sent.set(Some(9));
         history.keep(&metrics);
         metrics.clear_node_values();
         history.keep(&metrics);
         let json = history.json();
-        assert_eq!(json["names"][3], "bitcoin_fee_estimate_sat_per_vbyte{blocks=\"1\"}");
+        assert_eq!(json["names"][3], "bitcoin_fee_estimate_sat_per_vbyte{blocks=\"2\"}");
         let row = &json["rows"][0];
         assert_eq!(
             (&row[1], &row[2], &row[4], &row[7]),
@@ -131,7 +131,7 @@ mod tests {
         let expected = BANDS.iter().map(|(_, from)| json!((100.25 * from.len() as f64).round()));
         assert_eq!(bands(1), expected.collect::<Vec<_>>());
         assert_eq!(json["names"][1 + COLUMNS.len()], "sat/vB from 1");
-        // Those of the metric, each once, and each begins with its first.
+        // Each band of the metric is in exactly one band of the page, and each of those starts with its lowest feerate.
         assert_eq!(shown, crate::metrics::FEERATE_BANDS.map(|(from, _)| from));
         assert!(BANDS.iter().all(|(begins, from)| from[0] == *begins));
     }
@@ -142,7 +142,7 @@ mod tests {
         metrics.chain.height.set(Some(1));
         metrics.mempool.size.set(Some(2));
         metrics.mempool.usage.set(Some(3));
-        metrics.mempool.fee_estimate.replace([(["1"], 4.0)]);
+        metrics.mempool.fee_estimate.replace([(["2"], 4.0)]);
         metrics.network.peers.set(Some(5));
         metrics.network.bytes_received.set(Some(6));
         metrics.network.bytes_sent.set(Some(7));

@@ -1,8 +1,8 @@
-//! A node at a glance: the page at `/` of bitcoind-ipc-exporter, and what it reads.
+//! The status page at `/` of bitcoind-ipc-exporter, and its data.
 //!
-//! - `page.html` is the page. It reads `metrics` and `status.json`, and nothing from elsewhere. `common.css` and `common.js` are what
-//!   it shares with the page of bitcoind-usdt-exporter.
-//! - `history` is the last hour of what it plots, `blocks` are the last blocks.
+//! - `page.html` is the page. It loads `metrics` and `status.json`, and nothing from other servers. It shares `common.css` and `common.js`
+//!   with the page of bitcoind-usdt-exporter.
+//! - `history` has the last hour of the plotted values, `blocks` the last blocks.
 
 mod blocks;
 mod history;
@@ -19,40 +19,40 @@ use crate::text;
 pub use blocks::LastBlocks;
 pub use history::History;
 
-/// The state of the connection to the node.
+/// State of the connection to the node, as the status page and `/readyz` report it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ConnectionState {
-    /// Not connected, and why.
+    /// Not connected, with the reason.
     Disconnected(String),
-    /// Connected; the first poll has not succeeded yet, or the last one failed, and why.
+    /// Connected, but the first poll has not succeeded yet or the last one failed, with the reason.
     Connected(String),
-    /// Connected and polled.
+    /// Connected, and the last poll succeeded.
     Polled {
-        /// The node's interfaces.
+        /// Names of the node's interfaces.
         interfaces: Vec<&'static str>,
-        /// The node's own name, `/Satoshi:31.99.0/`, if it reports one.
+        /// The node's user agent, for example `/Satoshi:31.99.0/`, if it reports one.
         node: Option<String>,
     },
 }
 
-/// A page with what both exporters' pages share.
+/// Inserts the style sheet and script that both exporters share into a page.
 pub fn page(html: &str) -> String {
     html.replace("/* common.css */", include_str!("common.css"))
         .replace("/* common.js */", include_str!("common.js"))
 }
 
-/// The data of the pages.
+/// The data of the IPC exporter's status page and health checks.
 pub struct Status {
     metrics: Arc<Metrics>,
     state: Mutex<ConnectionState>,
     /// The last blocks.
     pub last_blocks: LastBlocks,
-    /// The last hour.
+    /// The last hour of the plotted values.
     pub history: History,
 }
 
 impl Status {
-    /// Not connected yet.
+    /// Initial status: not connected yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Status {
             metrics,
@@ -62,7 +62,7 @@ impl Status {
         }
     }
 
-    /// Sets the state of the connection. Its texts may be the node's, and are bounded here.
+    /// Sets the state of the connection. Texts in it may come from the node, so they are truncated to a limit.
     pub fn set(&self, state: ConnectionState) {
         let state = match state {
             ConnectionState::Disconnected(why) => ConnectionState::Disconnected(text::message(why)),
@@ -78,7 +78,7 @@ impl Status {
         self.state.lock().expect("nobody panics holding it").clone()
     }
 
-    /// Keeps the history, for ever.
+    /// Records the history in a loop that never returns.
     pub async fn keep_history(&self) {
         loop {
             self.history.keep(&self.metrics);

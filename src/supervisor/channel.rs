@@ -1,4 +1,4 @@
-//! The messages between the supervising process and the exporter: fixed sizes, descriptors by `SCM_RIGHTS`.
+//! The messages between the supervisor and the exporter. They have fixed sizes; descriptors are passed with `SCM_RIGHTS`.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,21 +11,21 @@ use nix::sys::socket::{
 
 use crate::sys;
 
-/// A request of the exporter: its kind and a number, as two little-endian words.
+/// A request of the exporter to the supervisor, encoded as two little-endian words: kind and value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SupervisorRequest {
-    /// Connect to the node behind a new guard. The UTXO cache trace may take this much of the node's time in ten minutes.
+    /// Connect to the node through a new guard. The budget limits the time of the node that the UTXO cache trace may take in ten minutes.
     Connect {
         /// `None`: no limit.
         trace_budget: Option<Duration>,
     },
-    /// The exporter serves: READY=1.
+    /// Notify the service manager that the exporter serves requests: READY=1.
     Ready,
-    /// Its event loops run: WATCHDOG=1.
+    /// Notify the service manager that the exporter's event loops run: WATCHDOG=1.
     Watchdog,
-    /// It ends: STOPPING=1.
+    /// Notify the service manager that the exporter is stopping: STOPPING=1.
     Stopping,
-    /// The usage of the node's process, which only an unconfined process of the same user may read.
+    /// Read the resource usage of the node's process, which only an unconfined process of the same user may read.
     Usage,
 }
 
@@ -64,14 +64,15 @@ impl SupervisorRequest {
         })
     }
 
-    /// Sends it; fails if the other end is gone or does not read.
+    /// Sends the request. Fails if the supervisor is gone or does not read.
     pub fn send(self, channel: &OwnedFd) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         send(channel.as_raw_fd(), &self.encode(), flags)?;
         Ok(())
     }
 
-    /// The next one, if there is one; `Ok(None)` for what is none. An error of kind `UnexpectedEof` is the other end's end.
+    /// Receives the next request, if there is one; `Ok(None)` for an invalid message. Fails with `UnexpectedEof` if the exporter has closed
+    /// its end.
     pub fn receive(channel: &OwnedFd) -> io::Result<Option<Self>> {
         let mut bytes = [0; REQUEST_BYTES];
         match nix::sys::socket::recv(channel.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)? {
@@ -81,45 +82,45 @@ impl SupervisorRequest {
     }
 }
 
-/// Why there is no connection.
+/// The reason why the supervisor could not connect to the node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectFailure {
-    /// The inherited connection has ended, and no path was given.
+    /// The inherited connection is closed, and no socket path was given.
     NoPath,
     /// Connecting to the path failed with this error number.
     Connect(i32),
     /// The guard could not be started, with this error number.
     Guard(i32),
-    /// Too many guards still wait for answers of the node.
+    /// Too many guards are still waiting for responses of the node.
     Busy,
 }
 
-/// An answer of the supervising process; a connection comes with [`CONNECTION_FDS`] descriptors.
+/// A response of the supervisor to the exporter. [`CONNECTION_FDS`] descriptors are passed with [`Self::Connected`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SupervisorReply {
-    /// A connection behind a guard.
+    /// A connection to the node through a guard.
     Connected {
-        /// The guard's process.
+        /// PID of the guard.
         guard: i32,
-        /// The process that listens on the node's socket; 0 if it is in another PID namespace.
+        /// PID of the process that listens on the node's socket; 0 if it is in another PID namespace.
         node: i32,
         /// Whether this is the connection that was inherited.
         inherited: bool,
     },
-    /// There is none.
+    /// No connection.
     Failed(ConnectFailure),
-    /// Of the node's process; -1 for what cannot be seen.
+    /// Resource usage of the node's process; -1 for values that cannot be read.
     Usage {
-        /// Open descriptors.
+        /// Number of open descriptors.
         fds: i64,
-        /// Bytes that it read from disks.
+        /// Bytes read from disks.
         read_bytes: i64,
-        /// Bytes that it wrote to disks.
+        /// Bytes written to disks.
         write_bytes: i64,
     },
 }
 
-/// The exporter's ends: of the connection, of the events, of the guard's state.
+/// Number of descriptors passed for a connection: the sockets for requests, for events, and for notices about the guard.
 pub const CONNECTION_FDS: usize = 3;
 
 const REPLY_WORDS: usize = 4;
@@ -157,7 +158,7 @@ impl SupervisorReply {
         })
     }
 
-    /// Sends it with these descriptors.
+    /// Sends the response with these descriptors.
     pub fn send(self, channel: &OwnedFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = self.encode();
         let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
@@ -168,7 +169,7 @@ impl SupervisorReply {
         Ok(())
     }
 
-    /// The next one, with its descriptors.
+    /// Receives the next response, with its descriptors.
     pub fn receive(channel: &OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
         let mut bytes = [0; REPLY_WORDS * 8];
         let mut control = nix::cmsg_space!([RawFd; CONNECTION_FDS]);
@@ -189,7 +190,7 @@ impl SupervisorReply {
     }
 }
 
-/// Two ends that keep messages apart.
+/// Creates the two ends of a channel that preserves message boundaries.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
@@ -240,7 +241,7 @@ mod tests {
         for bytes in [&b"x"[..], &[0; 15], &[9; 16], &[0; 4000]] {
             send(exporter.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
             let received = SupervisorRequest::receive(&supervisor).unwrap();
-            // A longer one is cut to its beginning.
+            // A longer message is truncated.
             assert!(received.is_none() || bytes.len() > REQUEST_BYTES, "{bytes:?}: {received:?}");
         }
         drop(exporter);

@@ -1,4 +1,4 @@
-//! The exporter's side: its start parameters, and its requests.
+//! The exporter's side of the supervisor channel: its start parameters and its requests.
 
 use std::ffi::OsString;
 use std::io;
@@ -17,25 +17,25 @@ use super::channel::{CONNECTION_FDS, ConnectFailure, SupervisorReply, Supervisor
 use super::process;
 use crate::{sys, systemd};
 
-/// The start parameters of the exporter's process.
+/// The parameters that the supervisor passes to the exporter process.
 pub struct ExporterStart {
-    /// For requests.
+    /// The client for requests to the supervisor.
     pub client: Rc<SupervisorClient>,
     /// The HTTP socket that the service manager passed.
     pub listener: Option<OwnedFd>,
-    /// The connection to the node that was inherited, if there is one.
+    /// The inherited connection to the node, if there is one.
     pub inherited: Option<InheritedConnection>,
 }
 
-/// A connection to the node that the supervising process inherited.
+/// The inherited connection to the node, as the supervisor describes it to the exporter.
 #[derive(Clone, Debug)]
 pub struct InheritedConnection {
-    /// The path of the socket on which the node listens, if it is absolute.
+    /// Path of the socket on which the node listens, if the path is absolute.
     pub path: Option<PathBuf>,
 }
 
 impl ExporterStart {
-    /// Reads the arguments behind [`EXPORTER`](super::EXPORTER), except those of the user. Before anything else opens
+    /// Reads the arguments after [`EXPORTER`](super::EXPORTER), except those of the user. Must be called before anything else opens
     /// descriptors.
     pub fn take(arguments: &mut impl Iterator<Item = OsString>) -> Result<Self> {
         let (parent, channel, listener, inherited) = process::arguments(arguments)
@@ -51,27 +51,27 @@ impl ExporterStart {
     }
 }
 
-/// Requests to the supervising process, one at a time.
+/// Sends requests to the supervisor, one at a time.
 pub struct SupervisorClient(Mutex<OwnedFd>);
 
-/// A connection to the node behind a guard.
+/// The exporter's sockets of a connection to the node through a guard, with the PIDs of both.
 pub struct GuardedSockets {
-    /// For requests to the node.
+    /// Socket for requests to the node.
     pub stream: UnixStream,
-    /// The guard's [notices](crate::ipc::guard::TimedEvent).
+    /// Socket for the guard's [events](crate::ipc::guard::TimedEvent).
     pub events: UnixStream,
-    /// Notices about the guard: a byte each, and the end when the connection is closed.
+    /// Socket for notices about the guard, one byte each. It is closed when the connection to the node is closed.
     pub notices: UnixStream,
-    /// The guard's process.
+    /// PID of the guard.
     pub guard: i32,
-    /// The node's process; 0 if it is in another PID namespace.
+    /// PID of the node; 0 if it is in another PID namespace.
     pub node: i32,
     /// Whether this is the inherited connection.
     pub inherited: bool,
 }
 
 impl SupervisorClient {
-    /// Connects to the node.
+    /// Requests a connection to the node.
     pub async fn connect(
         &self,
         trace_budget: Option<Duration>,
@@ -100,8 +100,8 @@ impl SupervisorClient {
         }))
     }
 
-    /// Open descriptors of the node's process, and the bytes that it read from and wrote to disks; `None` for what cannot be
-    /// seen.
+    /// The number of open descriptors of the node's process, and the bytes that it read from and wrote to disks; `None` for values that
+    /// cannot be read.
     pub async fn usage(&self) -> (Option<u64>, Option<(u64, u64)>) {
         let Ok((SupervisorReply::Usage { fds, read_bytes, write_bytes }, _)) =
             self.request(SupervisorRequest::Usage).await
@@ -114,7 +114,7 @@ impl SupervisorClient {
 
     async fn request(&self, request: SupervisorRequest) -> io::Result<(SupervisorReply, Vec<OwnedFd>)> {
         let channel = self.0.lock().await;
-        // The reply to a request that was given up.
+        // Discards the reply to an earlier request whose caller no longer waits.
         while SupervisorReply::receive(&channel).is_ok() {}
         request.send(&channel)?;
         let watched = sys::watched(channel.try_clone()?)?;

@@ -1,5 +1,5 @@
-//! One connection to the node and the guard on it. The descriptor is kept until the guard has closed the connection, and a
-//! killed guard does not close it and can be replaced.
+//! A connection to the node and its guard. The supervisor keeps the node's descriptor until the guard has closed the connection. If a guard
+//! is killed, the connection stays open and a replacement can use it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -14,15 +14,15 @@ use super::node_socket::{errno, peer_pid};
 use crate::cli;
 use crate::ipc::guard::{self, SubscriptionStore};
 
-/// Between two attempts to start a replacement, when there are no memory or no descriptors for it.
+/// Interval between attempts to start a replacement guard while memory or descriptors are short.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Notices for the exporter about its guard: a byte each.
+/// The socket for notices to the exporter about its guard, one byte each.
 pub struct GuardNotices(OwnedFd);
 
-/// The replacement of a killed guard runs. Other bytes are the signal that killed or stopped a guard.
+/// Notice that the replacement of a killed guard is running. Other values are the signal that killed or stopped a guard.
 pub const REPLACED: u8 = 0;
-/// Added to a signal that stopped the guard, which was resumed.
+/// Flag in a notice: the signal stopped the guard, which has been resumed.
 pub const STOPPED: u8 = 0x80;
 
 impl GuardNotices {
@@ -32,7 +32,7 @@ impl GuardNotices {
     }
 }
 
-/// A connection to the node.
+/// A connection to the node with its guard, and the state that a replacement guard needs.
 pub struct GuardedConnection {
     node: OwnedFd,
     store: SubscriptionStore,
@@ -44,7 +44,7 @@ pub struct GuardedConnection {
 }
 
 impl GuardedConnection {
-    /// Starts a guard on the node's socket; returns the exporter's ends.
+    /// Starts a guard for the node's socket. Returns the reply to the exporter, and the descriptors to pass with it.
     pub fn start(
         node: OwnedFd,
         inherited: bool,
@@ -66,12 +66,12 @@ impl GuardedConnection {
         Ok((connection, reply, [started.exporter.into(), started.events.into(), theirs.into()]))
     }
 
-    /// The process on the other end.
+    /// PID of the process at the other end; 0 if it is in another PID namespace.
     pub fn node(&self) -> i32 {
         peer_pid(&self.node)
     }
 
-    /// Whether this process is its guard.
+    /// Whether this process is the guard of the connection.
     pub fn is_guarded_by(&self, pid: Pid) -> bool {
         self.guard == Some(pid)
     }
@@ -81,7 +81,7 @@ impl GuardedConnection {
         self.guard.is_none()
     }
 
-    /// The guard was killed. `has_exporter`: whether the exporter is there to log it.
+    /// Records that the guard was killed. `has_exporter` is whether an exporter is running, which logs it.
     pub fn was_killed(&mut self, signal: Signal, has_exporter: bool) {
         self.notices.send(signal as u8);
         if !has_exporter {
@@ -96,7 +96,7 @@ impl GuardedConnection {
         self.logged = false;
     }
 
-    /// The guard was stopped, and the node waits for it.
+    /// Resumes a guard that was stopped, because the node waits for it.
     pub fn was_stopped(&self, signal: Signal) {
         if let Some(guard) = self.guard {
             let _ = kill(guard, Signal::SIGCONT);
@@ -104,7 +104,7 @@ impl GuardedConnection {
         }
     }
 
-    /// Starts a replacement where one is due; returns when to call this again.
+    /// Starts a replacement guard if one is due. Returns the time of the next attempt, if another one is needed.
     pub fn replace(&mut self) -> Option<Instant> {
         if self.guard.is_some() {
             return None;
@@ -112,7 +112,7 @@ impl GuardedConnection {
         if self.retry_at > Instant::now() {
             return Some(self.retry_at);
         }
-        // The exporter's ends of its connections are closed at once.
+        // The replacement serves no exporter: its exporter sockets are closed at once.
         match guard::start(&self.node, &self.store, None, true) {
             Ok(started) => {
                 self.guard = Some(started.pid);
@@ -132,7 +132,7 @@ impl GuardedConnection {
     }
 }
 
-/// Sends the answer to a request for a connection.
+/// Sends the reply to a request for a connection.
 pub fn answer(
     channel: &OwnedFd,
     started: Result<(SupervisorReply, [OwnedFd; super::channel::CONNECTION_FDS])>,

@@ -1,4 +1,4 @@
-//! Containers, where the end of one process is the end of all others.
+//! Container support: when one process (PID 1, or the container's main process) exits, all others are killed.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -13,10 +13,10 @@ use super::EXPORTER;
 use crate::cli;
 use crate::ipc::guard;
 
-/// The environment variable for whether this is a container: 1 or 0. Without it, containers are detected.
+/// Environment variable that states whether this is a container: 1 or 0. If it is not set, containers are detected.
 pub const IN_CONTAINER: &str = "BITCOIND_IPC_EXPORTER_IN_CONTAINER";
 
-/// Whether guards would not survive the end of this process. That of PID 1 is the end of its namespace.
+/// Whether the guards would be killed when this process exits. The exit of PID 1 kills all processes of its PID namespace.
 pub fn ends_all() -> Result<bool> {
     if is_pid_1() {
         return Ok(true);
@@ -33,15 +33,15 @@ pub fn is_pid_1() -> bool {
     getpid() == Pid::from_raw(1)
 }
 
-/// Whether a container runtime started this process. A service of a systemd that runs in a container does not count: systemd
-/// does not kill the guard.
+/// Whether a container runtime started this process. A service of a systemd inside a container does not count, because that systemd does
+/// not kill the guard.
 fn is_in_container() -> bool {
     std::env::var_os("INVOCATION_ID").is_none()
         && (std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
             || ["/.dockerenv", "/run/.containerenv"].iter().any(|file| Path::new(file).exists()))
 }
 
-/// Sends SIGTERM, once, to each other exporter of this PID namespace. Returns whether an exporter or a guard is left.
+/// Sends SIGTERM, once, to each other exporter of this PID namespace. Returns whether an exporter or a guard is still running.
 pub fn end_others(signaled: &mut HashSet<i32>) -> bool {
     let Some((own, processes)) = Process::myself().and_then(|own| own.stat()).ok().zip(all_processes().ok())
     else {

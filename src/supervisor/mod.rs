@@ -1,16 +1,16 @@
-//! The process that is started: it holds the node's connection, starts the guards and the exporter, and parses nothing from
-//! either.
+//! The supervisor: the process that the user starts. It holds the node's connection, and starts the guards and the exporter. It parses no
+//! data of the node or of the exporter, except the exporter's fixed-size requests.
 //!
-//! The exporter serves HTTP and parses the node's answers, so it holds no descriptor of the node's socket. It requests a
-//! connection over a [`channel`] and gets its ends of a new guard's sockets. This process keeps the node's descriptor until the
-//! guard has closed the connection, and replaces a guard that was killed. Besides, it forwards signals to the exporter and
-//! notifications to the service manager, and reports what the node's process uses.
+//! The exporter serves HTTP and parses the node's responses, and therefore holds no descriptor of the node's socket. It requests a
+//! connection over a [`channel`], and gets the sockets of a new guard. The supervisor keeps the node's descriptor until the guard has
+//! closed the connection, and replaces a guard that was killed. It also forwards signals to the exporter and notifications to the service
+//! manager, and reads the resource usage of the node's process.
 //!
-//! It ends after the exporter, as the exporter ended. In a container, where the end of this process is the end of all others, it
-//! first waits for the guards; as PID 1 also for exporters that were started beside it (`docker exec`).
+//! The supervisor exits after the exporter, with the same exit code or signal. In a container, where its exit kills all other processes, it
+//! first waits for the guards. As PID 1 it also waits for other exporters in the container (started with `docker exec`).
 //!
-//! `client` is the exporter's side, `process` this process, `connection` one guarded connection, `node_socket` where it comes
-//! from, `container` what is different in a container.
+//! `client` is the exporter's side of the channel, `process` the supervisor's main loop, `connection` one connection with its guard,
+//! `node_socket` the source of connections, and `container` the differences in a container.
 
 mod channel;
 mod client;
@@ -26,10 +26,10 @@ pub use container::IN_CONTAINER;
 pub use node_socket::NodeSocket;
 pub use process::{SupervisorConfig, run};
 
-/// The first argument of the exporter's process. It is followed by the supervising process's id, the descriptors of the channel
-/// and of the HTTP listener (`-`: none), how the inherited connection is described, and the arguments of the user.
+/// The first argument of the exporter process. The next arguments are the supervisor's PID, the descriptors of the channel and of the HTTP
+/// listener (`-`: none), the description of the inherited connection, and the arguments of the user.
 pub const EXPORTER: &str = "--exporter";
 
-/// The name that `ps` and `top` show for the exporter's process. It is not that of the supervising process, and `pkill` and
-/// `pidof` with its name find the process to signal, once.
+/// The process name that `ps` and `top` show for the exporter. It differs from the supervisor's name, so that `pkill` and `pidof` with the
+/// supervisor's name find only the supervisor, which forwards signals.
 const EXPORTER_NAME: &std::ffi::CStr = c"bitcoind-exporter";

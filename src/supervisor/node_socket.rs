@@ -1,4 +1,4 @@
-//! Where the supervising process gets the node's connection from.
+//! The source of connections to the node: an inherited socket, or a path.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,20 +12,21 @@ use nix::sys::socket::{
 
 use super::channel::ConnectFailure;
 
-/// The connection that was inherited, once, and the path to connect to.
+/// The inherited connection, which can be used once, and the path for new connections.
 pub struct NodeSocket {
     inherited: Option<OwnedFd>,
     path: Option<PathBuf>,
 }
 
 impl NodeSocket {
-    /// The inherited descriptor must be a connected stream socket.
+    /// Checks that the inherited descriptor is a connected stream socket.
     pub fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
         let inherited = inherited.map(check_stream_socket).transpose()?;
         Ok(NodeSocket { inherited, path })
     }
 
-    /// For the exporter: `-` without an inherited connection, else `=` and the path that the node has bound it to.
+    /// Describes the inherited connection for the exporter: `-` if there is none, otherwise `=` and the path to which the node has bound
+    /// it.
     pub fn describe_inherited(&self) -> std::ffi::OsString {
         let Some(fd) = &self.inherited else { return "-".into() };
         let peer: Option<UnixAddr> = getpeername(fd.as_raw_fd()).ok();
@@ -35,7 +36,8 @@ impl NodeSocket {
         described
     }
 
-    /// A connection, and whether it is the inherited one. Never waits: a node that hangs accepts no more connections.
+    /// Opens a connection; returns whether it is the inherited one. Connecting never blocks, although a node that hangs accepts no more
+    /// connections.
     pub fn open(&mut self) -> Result<(OwnedFd, bool), ConnectFailure> {
         if let Some(fd) = self.inherited.take() {
             return Ok((fd, true));
@@ -52,7 +54,7 @@ impl NodeSocket {
     }
 }
 
-/// The process that listens on the other end; 0 if it is in another PID namespace.
+/// PID of the process that listens at the other end; 0 if it is in another PID namespace.
 pub fn peer_pid(fd: &OwnedFd) -> i32 {
     getsockopt(fd, sockopt::PeerCredentials).map_or(0, |peer| peer.pid())
 }

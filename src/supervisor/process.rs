@@ -1,4 +1,4 @@
-//! The supervising process. It has one thread, which waits for signals and for requests of the exporter.
+//! The supervisor process. Its single thread waits for signals and for requests of the exporter.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -27,32 +27,32 @@ use super::node_socket::NodeSocket;
 use super::{EXPORTER, EXPORTER_NAME, container};
 use crate::{cli, http, scheduling, sys, systemd};
 
-/// How often the last processes are checked, after the exporter has ended.
+/// Interval between checks for remaining processes, after the exporter has exited.
 const REAP_INTERVAL: Duration = Duration::from_millis(20);
-/// How long guards are waited for after the exporter's end, where they survive the end of this process.
+/// Maximum wait for guards after the exporter has exited, if they survive the exit of the supervisor.
 const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections to the node at once. The exporter keeps to fewer.
+/// Maximum number of concurrent connections to the node. The exporter has a lower limit of its own.
 const MAX_CONNECTIONS: usize = 8;
 
-/// The configuration of the supervising process.
+/// The configuration of the supervisor.
 pub struct SupervisorConfig {
-    /// Where the node is.
+    /// Source of connections to the node.
     pub node: NodeSocket,
     /// The HTTP socket that the service manager passed.
     pub listener: Option<OwnedFd>,
-    /// The path of the Unix socket that the exporter listens on, to remove it at the end.
+    /// Path of the Unix socket on which the exporter listens, which is removed at the end.
     pub socket_file: Option<PathBuf>,
 }
 
-/// Runs the exporter with the arguments of this process. Returns when it and, where they would not survive, its guards have
-/// ended: with the exporter's exit code, or as the signal does that ended it.
+/// Runs the exporter with the arguments of this process. Returns when the exporter has exited, and also its guards if they would be killed
+/// with this process. The result is the exporter's exit code. If a signal ended the exporter, the same signal ends this process.
 pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     let waits_for_guards = container::ends_all()?;
     sys::reset_signal(Signal::SIGCHLD)?;
-    // The exporter and the guards inherit it: no set-user-ID program gives them privileges.
+    // The exporter and the guards inherit this flag: no set-user-ID program can give them privileges.
     let _ = prctl::set_no_new_privs();
     if waits_for_guards {
-        // Guards of an exporter beside this one become children of this process.
+        // The guards of other exporters in the container become children of this process.
         prctl::set_child_subreaper(true)?;
     }
     let signals = SigSet::all();
@@ -64,7 +64,7 @@ pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     let SupervisorConfig { node, socket_file, listener } = supervised;
     drop(listener);
     scheduling::protect_from_oom_kill();
-    // Its memory and its descriptors are not for other processes of its user.
+    // Other processes of the same user must not access the memory and descriptors of this process.
     let _ = prctl::set_dumpable(false);
     let mut supervisor =
         Supervisor { exporter, channel: Some(channel), node, connections: Vec::new(), ended: None };
@@ -77,7 +77,7 @@ pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     exit_like(status)
 }
 
-/// Starts the exporter's process, which inherits the channel and the listener.
+/// Starts the exporter process, which inherits the channel and the listener.
 fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
     let inherits = |fd: &OwnedFd| -> Result<String> {
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -93,27 +93,28 @@ fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
         .arg(supervised.node.describe_inherited())
         .args(std::env::args_os().skip(1))
         .env_remove("NOTIFY_SOCKET")
-        // In a process group of its own it gets a terminal's Ctrl-C from us, and once.
+        // In a process group of its own, the exporter gets a terminal's Ctrl-C only once: from the supervisor.
         .process_group(0);
     if sd_notify::watchdog_enabled().is_some() {
-        command.env_remove("WATCHDOG_PID"); // it is meant for this process, which passes notifications on
+        command.env_remove("WATCHDOG_PID"); // meant for the supervisor, which forwards notifications
     }
     let child = command.spawn().context("cannot start the exporter's process from /proc/self/exe")?;
     Ok(Pid::from_raw(child.id() as i32))
 }
 
+/// State of the supervisor's main loop: the exporter process, and the connections with their guards.
 struct Supervisor {
     exporter: Pid,
-    /// `None` after the exporter has closed its end.
+    /// The channel to the exporter; `None` after the exporter has closed its end.
     channel: Option<OwnedFd>,
     node: NodeSocket,
     connections: Vec<GuardedConnection>,
-    /// How the exporter ended.
+    /// Wait status of the exporter, after it has exited.
     ended: Option<WaitStatus>,
 }
 
 impl Supervisor {
-    /// Forwards signals and answers requests until the exporter has ended; returns how.
+    /// Forwards signals and handles requests until the exporter has exited. Returns its wait status.
     fn wait_for_exporter(&mut self, signals: &SignalFd) -> Result<WaitStatus> {
         loop {
             self.reap()?;
@@ -139,20 +140,20 @@ impl Supervisor {
         }
     }
 
-    /// Forwards the signals that arrived.
+    /// Forwards pending signals to the exporter.
     fn forward(&self, signals: &SignalFd) {
-        // Real-time signals have no name and mean nothing to the exporter.
+        // Real-time signals have no name, and the exporter does not use them.
         while let Ok(Some(info)) = signals.read_signal() {
             if let Ok(signal) = Signal::try_from(info.ssi_signo as i32)
                 && signal != Signal::SIGCHLD
             {
-                // An error means that the exporter has ended already.
+                // An error means that the exporter has already exited.
                 let _ = kill(self.exporter, signal);
             }
         }
     }
 
-    /// Answers one request. Requests of an exporter that violates the format are ignored from then on.
+    /// Handles one request. After an invalid request, all further requests of the exporter are ignored.
     fn answer(&mut self) {
         let Some(channel) = self.channel.take() else { return };
         let answered = match SupervisorRequest::receive(&channel) {
@@ -178,7 +179,7 @@ impl Supervisor {
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => cli::print_error(
                 "bitcoind-ipc-exporter: the exporter process sent an invalid request; the supervisor ignores it from now on. Restart the exporter",
             ),
-            // Others are the exporter's, which does not read or has ended.
+            // Other errors are caused by the exporter, which does not read or has exited.
             _ => self.channel = Some(channel),
         }
     }
@@ -199,7 +200,7 @@ impl Supervisor {
         connection::answer(channel, started)
     }
 
-    /// Of the process at the other end of the newest connection.
+    /// Reads the resource usage of the process at the other end of the newest connection.
     fn usage(&self) -> SupervisorReply {
         let pid = self.connections.last().map_or(0, GuardedConnection::node);
         let process = Some(pid).filter(|&pid| pid > 0).and_then(|pid| Process::new(pid).ok());
@@ -213,7 +214,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes what has happened to children. A guard that was killed is replaced, one that was stopped resumed.
+    /// Reaps children that exited. Replaces a guard that was killed, and resumes one that was stopped.
     fn reap(&mut self) -> Result<bool> {
         loop {
             let status = match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
@@ -240,8 +241,8 @@ impl Supervisor {
         }
     }
 
-    /// Waits for guards, and as PID 1 for all other exporters of the container. Where they survive this process, it waits for
-    /// a second, and longer only for the replacement of a killed one.
+    /// Waits for the guards, and as PID 1 also for all other exporters of the container. If the guards survive this process, it waits for a
+    /// second at most, and longer only until a killed guard is replaced.
     fn wait_for_guards(&mut self, survives_none: bool) -> Result<()> {
         let deadline = Instant::now() + GUARD_EXIT_TIMEOUT;
         let mut signaled = HashSet::new();
@@ -262,24 +263,24 @@ impl Supervisor {
     }
 }
 
-/// Ends this process as the exporter has ended.
+/// Exits with the exporter's exit code or signal.
 fn exit_like(status: WaitStatus) -> Result<ExitCode> {
     match status {
         WaitStatus::Exited(_, code) => exit(code),
         WaitStatus::Signaled(_, signal, _) => {
-            // One core is enough.
+            // The exporter has already written a core dump.
             let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
             let _ = sys::reset_signal(signal); // an error for SIGKILL, whose effect is always the default
             raise(signal)?;
             SigSet::all().thread_unblock()?;
-            // PID 1 does not end by a signal of its own.
+            // PID 1 is not ended by a signal that it sends to itself.
             Ok(ExitCode::from(128 + signal as u8))
         }
         _ => Ok(ExitCode::FAILURE),
     }
 }
 
-/// The arguments behind [`EXPORTER`], as [`spawn`] passes them.
+/// Parses the arguments after [`EXPORTER`], in the format of [`spawn`].
 pub(super) fn arguments(
     mut arguments: impl Iterator<Item = OsString>,
 ) -> Option<(Pid, i32, Option<i32>, OsString)> {
@@ -291,10 +292,10 @@ pub(super) fn arguments(
     Some((Pid::from_raw(parent), channel, listener, arguments.next()?))
 }
 
-/// Only for the exporter's process, which must not be without the one that supervises it.
+/// Makes the exporter process exit when its supervisor exits. Sets its name and OOM preference, and closes inherited descriptors.
 pub(super) fn end_with_parent(parent: Pid) -> Result<()> {
     prctl::set_pdeathsig(Signal::SIGTERM)?;
-    // It may have died before this could be set.
+    // The parent may have exited before this was set.
     if parent != getppid() {
         bail!("the supervisor (process {parent}) has exited");
     }

@@ -1,4 +1,4 @@
-//! The life of the node: finding it, attaching, noticing its end, and again.
+//! Finds the node, attaches to it, waits until it exits, and starts again.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -18,30 +18,34 @@ use super::{AttachResult, Programs, probes};
 use crate::node_process::NodeProcess;
 use crate::sys::watched;
 
-/// For health checks: attached to a node, or why not.
+/// The sender of the state for the health check: `Ok` if a node is traced, otherwise the reason why not.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// How often events are read that can wait: those of messages, which cause no wake-up.
+/// Interval for reading events that do not wake up the reader: events of messages can wait.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often to check the processes beside the node.
+/// Interval at which the processes beside the node are checked.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(5);
-/// The same in the first seconds, until the node has locked its data directory.
+/// The same interval in the first seconds, until the node has locked its data directory. Also the interval at which the node is checked if
+/// its exit cannot be watched.
 const EARLY_INTERVAL: Duration = Duration::from_millis(500);
+/// Limit on checks at [`EARLY_INTERVAL`].
 const MAX_EARLY_CHECKS: u32 = 20;
 
-/// How long to wait before the node is looked for again: at first, and at most. An idle exporter uses less than 0.2 % of a core with a
-/// thousand processes.
+/// Minimum time between two searches for the node. The time grows while no node is found, up to [`MAX_RETRY_INTERVAL`]. With a thousand
+/// processes, an idle exporter uses less than 0.2 % of a core.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// Maximum time between two searches for the node.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
-/// A process that could not be attached to is tried again so much later, twice as late each time up to the second.
+/// Delay before the next attempt to attach to a process after a failure. The delay starts with the first value and doubles with
+/// each failure, up to the last value.
 const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Why nothing is attached.
+/// Why the exporter could not attach to a process.
 pub enum AttachError {
-    /// The process has ended, at whatever step.
+    /// The process ended before, while or after the programs were attached.
     ProcessEnded,
-    /// Anything else.
+    /// Any other error.
     Other(anyhow::Error),
 }
 
@@ -53,11 +57,11 @@ impl From<anyhow::Error> for AttachError {
 
 /// A node whose tracepoints are attached.
 pub struct TracedNode {
-    /// The process.
+    /// The process of the node.
     pub node: NodeProcess,
-    /// The result for each tracepoint.
+    /// The result of attaching to each tracepoint.
     pub attached: Vec<AttachResult>,
-    /// Readable when the process has ended.
+    /// The pidfd of the process: readable when the process has ended.
     end: OwnedFd,
 }
 
@@ -68,32 +72,32 @@ impl TracedNode {
     }
 }
 
-/// A file as it is now: device, inode, time of its last change.
+/// Identifies the version of a file: device, inode, and the time of its last change in seconds and nanoseconds.
 type FileVersion = (u64, u64, i64, i64);
 
-/// Finds the node and attaches to it.
+/// Finds the node and attaches the BPF programs to it; starts again when the node exits.
 pub struct Tracer {
     programs: Programs,
     search: NodeSearch,
-    /// Binaries without tracepoints, each with its message.
+    /// Binaries that have none of the requested tracepoints, each with its error message. They are not read again.
     without_probes: BTreeMap<FileVersion, String>,
 }
 
 impl Tracer {
-    /// Nothing is attached yet.
+    /// A tracer with loaded programs that are not attached yet.
     pub fn new(programs: Programs, search: NodeSearch) -> Self {
         Tracer { programs, search, without_probes: BTreeMap::new() }
     }
 
-    /// The programs, with their attachments.
+    /// The BPF programs.
     pub fn programs(&self) -> &Programs {
         &self.programs
     }
 
-    /// Attaches to the node that runs for a command that does not wait for one. An error if there is none, or several.
+    /// Attaches to the running node, for a command that does not wait for a node.
     ///
     /// # Errors
-    /// There is no node, there are several, or it cannot be attached to.
+    /// No node is running, several are running, or the exporter cannot attach to the node.
     pub fn attach_now(&mut self) -> Result<TracedNode> {
         let node = self
             .search
@@ -105,11 +109,10 @@ impl Tracer {
         })
     }
 
-    /// Attaches to the node if one runs and it is clear which. An error if the user named a process that there is not, and if the node
-    /// cannot be attached to.
+    /// Attaches to the node if one is running and it is clear which process it is; otherwise returns `None`.
     ///
     /// # Errors
-    /// The named process does not exist, or the node cannot be attached to.
+    /// The process that the user named does not exist, or the exporter cannot attach to the node.
     pub fn start(&mut self) -> Result<Option<TracedNode>> {
         let SearchResult::Node(node) = self.search.find()? else { return Ok(None) };
         match self.attach(&node) {
@@ -119,9 +122,10 @@ impl Tracer {
         }
     }
 
-    /// Attaches to a process; no tracepoint at all is an error. Afterwards it runs and is watched, or nothing is attached.
+    /// Attaches to a process. It is an error if no tracepoint can be attached. Afterwards, either the process is running and its exit is
+    /// watched, or nothing is attached.
     fn attach(&mut self, node: &NodeProcess) -> Result<TracedNode, AttachError> {
-        // Before anything is attached: later it might be the end of another process.
+        // Open the pidfd before anything is attached: later, the PID might belong to another process.
         let end = node.end()?;
         self.search.check_other_processes(node)?;
         let result = match end {
@@ -146,6 +150,7 @@ impl Tracer {
         result
     }
 
+    /// Attaches the programs to the tracepoints of a process. An error gives the reason why none could be attached.
     fn attach_probes(&mut self, node: &NodeProcess) -> Result<Vec<AttachResult>> {
         let binary = readable_binary(node);
         let version = version(&binary);
@@ -174,7 +179,7 @@ impl Tracer {
         Err(anyhow!(why))
     }
 
-    /// Waits for the node and attaches. Logs the reason when it changes.
+    /// Searches until a node is found and attached. Logs the reason of a failure when the reason changes.
     async fn find_and_attach(&mut self, health: &HealthSender) -> TracedNode {
         let mut last_logged = String::new();
         let since = Instant::now();
@@ -208,13 +213,13 @@ impl Tracer {
                 let _ = health.send_replace(Err(why.clone()));
                 last_logged = why;
             }
-            // Soon after the end of a node its next one is likely.
+            // The next node is likely to start soon after the last one has exited.
             let interval = (since.elapsed() / 20).clamp(RETRY_INTERVAL, MAX_RETRY_INTERVAL);
             tokio::time::sleep(interval).await;
         }
     }
 
-    /// Waits until the node has ended, or another process is the node, and returns that one.
+    /// Waits until the node has exited, or until another process is found to be the node. Returns that other process.
     async fn wait_for_end(&mut self, traced: &TracedNode) -> Option<NodeProcess> {
         let end = traced.end.try_clone().and_then(watched);
         if let Err(error) = &end {
@@ -243,7 +248,7 @@ impl Tracer {
         }
     }
 
-    /// Follows the node for ever.
+    /// Attaches to one node after the other, forever. If there is a `first` node, it is already attached.
     async fn run(
         &mut self,
         mut first: Option<TracedNode>,
@@ -257,7 +262,7 @@ impl Tracer {
             };
             let _ = health.send_replace(Ok(()));
             let next = self.wait_for_end(&traced).await;
-            // Events of this node are not the next one's.
+            // Read the events of this node now: the next node must not get them.
             let _ = reader.map(EventReader::consume);
             self.programs.detach();
             self.search.ended(&traced.node);
@@ -275,17 +280,18 @@ impl Tracer {
     }
 }
 
-/// A path to the node's binary that can be read.
+/// A readable path to the node's binary: that of the running process, if it can be read.
 pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
 }
 
+/// The version of a binary; `None` if the file cannot be accessed.
 fn version(binary: &Path) -> Option<FileVersion> {
     let file = binary.metadata().ok()?;
     Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
 }
 
-/// Logs events and follows the node for ever. `first` is attached already.
+/// Logs events, and attaches to one node after the other, forever. If there is a `first` node, it is already attached.
 ///
 /// # Errors
 /// Events cannot be read.
@@ -294,7 +300,7 @@ pub async fn follow(mut tracer: Tracer, first: Option<TracedNode>, health: Healt
     let reader = reader.as_ref();
     let log = async {
         let Some(reader) = reader else { return std::future::pending::<std::io::Result<Infallible>>().await };
-        // SAFETY: the reader lives to the end of this block and keeps its descriptor open.
+        // SAFETY: the reader lives until the end of this block, and keeps its descriptor open.
         let epoll = unsafe { BorrowedFd::borrow_raw(reader.epoll_fd()) };
         let events = watched(epoll.try_clone_to_owned()?)?;
         let mut ticks = tokio::time::interval(CONSUME_INTERVAL);

@@ -1,4 +1,4 @@
-//! The processes that may be the node.
+//! Lists the processes that may be the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -17,27 +17,27 @@ use super::file_locks::{self, FileId};
 use crate::node_process::{NodeProcess, without_mark};
 use crate::sys;
 
-/// Names of binaries that hold a node.
+/// File names of the binaries that run a node.
 const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-gui"];
 
-/// A process of a node's binary, and the evidence of which node it is.
+/// A process of a node's binary, with the evidence that identifies which node it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     pub node: NodeProcess,
-    /// The process that started it.
+    /// PID of its parent process.
     pub parent: i32,
-    /// Since it was started.
+    /// Time since its start.
     pub age: Duration,
-    /// The files that it has locked: see [`file_locks`].
+    /// Files that it has locked for writing: see [`file_locks`].
     pub locks: BTreeSet<FileId>,
-    /// Its arguments, the program first.
+    /// Its command line, beginning with the program.
     pub command: Vec<Vec<u8>>,
-    /// Its control groups, `/system.slice/bitcoind.service`.
+    /// Paths of its control groups, for example `/system.slice/bitcoind.service`.
     pub cgroups: Vec<String>,
 }
 
 impl Candidate {
-    /// Of this process; `None` if it has ended.
+    /// The candidate for this process; `None` if the process has ended.
     pub fn from_process(node: &NodeProcess) -> Option<Self> {
         Self::read(node.pid, node.binary.clone(), file_locks::held().remove(&node.pid).unwrap_or_default())
     }
@@ -62,24 +62,24 @@ impl Candidate {
         })
     }
 
-    /// Which process this is, of all since boot.
+    /// PID and start time, which identify the process among all processes since boot.
     pub fn id(&self) -> (i32, u64) {
         (self.node.pid, self.node.started)
     }
 
-    /// The service that it runs in, by its innermost control group of that kind.
+    /// Name of the systemd service that it runs in: its innermost control group whose name ends in `.service`.
     pub fn service(&self) -> Option<&str> {
         let mut parts = self.cgroups.iter().flat_map(|path| path.rsplit('/'));
         parts.find(|part| part.ends_with(".service"))
     }
 
-    /// Whether it runs in this unit: `bitcoind.service`, or `bitcoind` for short.
+    /// Whether it runs in this systemd unit. The unit is named with its suffix, for example `bitcoind.service`, or without it.
     pub fn is_in_unit(&self, unit: &str) -> bool {
         let is_unit = |part: &str| part == unit || part.strip_suffix(".service") == Some(unit);
         self.cgroups.iter().flat_map(|path| path.split('/')).any(is_unit)
     }
 
-    /// Whether its command line names this data directory.
+    /// Whether its command line names this data directory with an absolute path.
     pub fn names_datadir(&self, datadir: &Path) -> bool {
         let mut named = self.command.iter().filter_map(|argument| {
             let argument = argument.strip_prefix(b"-")?;
@@ -91,30 +91,33 @@ impl Candidate {
     }
 }
 
-/// Finds candidates, again and again.
+/// Finds the candidates for the node among all processes.
+/// Each scan inspects the new processes and a few of the others.
 #[derive(Default)]
 pub struct Scanner {
-    /// The processes of the last scan, by their ids.
+    /// The processes of the last scan, in ascending order of PID.
     seen: Vec<SeenProcess>,
-    /// Up to this process those were reviewed that are there for long.
+    /// PID up to which the older processes have been reviewed in the current round.
     reviewed: i32,
 }
 
+/// A process of the last scan, and how often it has been inspected.
 struct SeenProcess {
     pid: i32,
-    /// In so many scans, up to [`MIN_SCANS`].
+    /// Number of scans that have inspected it, up to [`MIN_SCANS`].
     scans: u32,
     is_candidate: bool,
 }
 
-/// A process may be started as something else, like systemd's executor or a shell, and become the node later: it is looked at in so many
-/// scans.
+/// Number of scans that inspect each new process. A process can start as another program, for example systemd's executor or a shell, and
+/// become the node later.
 const MIN_SCANS: u32 = 10;
-/// Of those that are there for longer, so many are looked at in each scan.
+/// Limit on older processes that each scan reviews.
 const MAX_REVIEWS: usize = 50;
 
 impl Scanner {
-    /// All processes of this binary; without one, of all binaries that hold a node, and of `last`, that of the node which has ended.
+    /// All processes of the binary that the user named. Without one: all processes of `last`, the binary of the node that has ended, and of
+    /// all binaries that run a node.
     pub fn scan(&mut self, binary: Option<&Path>, last: Option<&Path>) -> Result<Vec<Candidate>> {
         let pids = pids().context("cannot list processes; is /proc mounted?")?;
         let found = self.inspect(&pids, matcher(binary, last));
@@ -123,7 +126,8 @@ impl Scanner {
         Ok(found.into_iter().filter_map(read).collect())
     }
 
-    /// Those of these processes, in ascending order, that are the node's. Does not look at all of them: see [`MIN_SCANS`] and [`MAX_REVIEWS`].
+    /// The processes that `is_node` accepts, in ascending order of PID. Does not inspect all processes: see [`MIN_SCANS`] and
+    /// [`MAX_REVIEWS`].
     fn inspect<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
         let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
         let (mut found, mut reviews) = (Vec::new(), 0);
@@ -154,6 +158,7 @@ impl Scanner {
     }
 }
 
+/// PIDs of all processes, in ascending order.
 fn pids() -> io::Result<Vec<i32>> {
     let entries = fs::read_dir("/proc")?.flatten();
     let mut pids: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
@@ -161,20 +166,20 @@ fn pids() -> io::Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// The binary of a process, if it is one of those that are looked for. Processes that we may not look into are recognized by their
-/// name alone.
+/// A function that returns the binary of a process, if it is one that the scan searches for. If permissions hide the binary, the process is
+/// recognized by its name and its command line.
 fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option<PathBuf> {
     let searched = binary.or(last).map(Path::to_path_buf);
     let is_named = binary.is_some();
     let file = searched.as_ref().and_then(|path| path.metadata().ok()).map(|file| (file.dev(), file.ino()));
     let path = searched.as_ref().map(|path| path.canonicalize().unwrap_or(path.clone()));
-    // Of a name the kernel keeps fifteen bytes.
+    // The kernel keeps the first fifteen bytes of a process name.
     let name = path.as_ref().and_then(|path| path.file_name()?.to_str());
     let comm = name.map(|name| name.get(..15).unwrap_or(name).to_string());
     move |pid| match fs::read_link(format!("/proc/{pid}/exe")) {
         Ok(exe) => {
             let exe = without_mark(&exe);
-            // In another mount namespace its path is another one.
+            // In another mount namespace, the same file has another path.
             let is_same_file = || {
                 let running = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
                 Some(file? == (running.dev(), running.ino()))
@@ -193,8 +198,8 @@ fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option
     }
 }
 
-/// Whether this binary may be the one that a process was started as, by the path on its command line. In a container that is the end of
-/// the path that the binary has outside.
+/// Whether a process may have been started from this binary, by the program's path on its command line. In a container, that path is the
+/// end of the path that the binary has outside. A relative path is always accepted.
 fn may_have_started(pid: i32, binary: &Path) -> bool {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let program = Path::new(OsStr::from_bytes(command.split(|&byte| byte == 0).next().unwrap_or_default()));
@@ -225,16 +230,16 @@ mod tests {
         for _ in 0..MIN_SCANS {
             assert_eq!(scan(&pids, 7).1.len(), 1000);
         }
-        // The node is looked at always.
+        // Every scan inspects the node.
         let (found, looked) = scan(&pids, 7);
         assert_eq!((found, looked.len()), (vec![(7, ())], 1 + MAX_REVIEWS));
         pids.push(1001);
         let (found, looked) = scan(&pids, 1001);
         assert_eq!((found, looked.len()), (vec![(1001, ())], 2 + MAX_REVIEWS));
-        // An old process that becomes the node is found within so many scans.
+        // An old process that becomes the node is found within a limited number of scans.
         let scans = (1..20).find(|_| !scan(&pids, 500).0.is_empty());
         assert!(scans.is_some_and(|scans| scans <= 1 + 1000 / MAX_REVIEWS), "{scans:?}");
-        // One that has ended is forgotten: its id may be used again.
+        // A process that has ended is forgotten: its PID may be used again.
         assert!(scan(&[1001], 0).0.is_empty());
         assert_eq!(scan(&pids, 3).0, [(3, ())]);
     }

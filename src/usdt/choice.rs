@@ -1,4 +1,4 @@
-//! Which of several processes is the node. Decides by evidence, without I/O.
+//! Selects the node among several processes, by evidence and without I/O.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,36 +7,36 @@ use std::time::Duration;
 use super::candidates::Candidate;
 use super::file_locks::FileId;
 
-/// A process without a lock is a node only when it is older than this: `-version`, a child that runs the command of `-blocknotify` next, and a
-/// node that has not come to its data directory yet.
+/// Minimum age of a process without a lock to be a node. A younger process may be `bitcoind -version`, a child that is about to run the
+/// command of `-blocknotify`, or a node that has not locked its data directory yet.
 const MIN_NODE_AGE: Duration = Duration::from_secs(1);
-/// A node that looks like another one than that which has ended is traced only when it is older than this.
+/// Minimum age at which a process is traced although it looks like a different node from the one that has ended.
 const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
-/// The user's selection besides the binary.
+/// The user's selection of the node: the data directory, the unit, and whether a binary was named.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UserSelection<'a> {
-    /// Whether all candidates are of the binary that the user named.
+    /// Whether the user named a binary. All candidates then run that binary.
     pub binary: bool,
     pub datadir: Option<&'a Path>,
-    /// Its lock files, if they can be seen.
+    /// Lock files of the data directory, if they can be accessed.
     pub datadir_locks: Option<&'a [FileId]>,
     pub unit: Option<&'a str>,
 }
 
-/// Evidence of the node that ended, or is traced.
+/// Evidence about one node: the node that is traced, or the last one that was traced.
 #[derive(Clone, Debug)]
 pub struct KnownNode {
     pub candidate: Candidate,
-    /// Processes of its binary that ran beside it: pid and start.
+    /// Candidates that ran beside it, each as PID and start time.
     pub beside: BTreeSet<(i32, u64)>,
-    /// Its children, likewise. After `-daemon` and `-daemonwait` one of them is the node.
+    /// Its child processes, each as PID and start time. With `-daemon` and `-daemonwait`, one of them is the node.
     pub children: BTreeSet<(i32, u64)>,
 }
 
 impl KnownNode {
-    /// Replaces what it has locked by what it has locked now: another node may lock a file that it has released. A node that shuts
-    /// down releases all of it, and is known by what it had.
+    /// Replaces the known locks with the current ones: another node can lock a file that this node has released. A node that shuts down
+    /// releases all locks; the last known locks are then kept to identify it.
     pub fn update_locks(&mut self, now: &BTreeSet<FileId>) {
         if !now.is_empty() {
             self.candidate.locks.clone_from(now);
@@ -44,27 +44,27 @@ impl KnownNode {
     }
 }
 
-/// Evidence of other nodes, kept as long as the exporter runs.
+/// Evidence about all nodes other than the traced one, kept as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
-    /// There are some, or the user named a process: a node that looks different is another one.
+    /// Whether other nodes exist, or the user named a process. A process that looks different is then another node.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
     pub services: BTreeSet<String>,
 }
 
-/// A decision.
+/// The result of [`choose`]: which candidate is the node, or why none is.
 #[derive(Debug, PartialEq)]
 pub enum Choice {
-    /// This is the node.
+    /// This candidate is the node.
     Node(Candidate),
-    /// There is one that may become it soon.
+    /// No candidate is the node, but one may turn out to be it soon.
     Soon,
-    /// There is none, and the reason if it is known.
+    /// No candidate is the node. The reason is given if several may be it, or if the only one is a different node.
     None(Option<String>),
 }
 
-/// The node among these processes. `last` is the one that has ended.
+/// Selects the node among these candidates. `last` is the node that has ended.
 pub fn choose(
     all: &[Candidate],
     named: UserSelection,
@@ -96,7 +96,7 @@ pub fn choose(
     } else {
         let parents: Vec<_> = rest.iter().map(|it| it.parent).collect();
         rest.retain(|it| !parents.contains(&it.node.pid));
-        // It may be a second node.
+        // A young process may be a second node.
         if rest.iter().any(|it| it.age <= MIN_NODE_AGE) {
             return Choice::Soon;
         }
@@ -117,17 +117,18 @@ pub fn choose(
     }
 }
 
-/// Without those that are not the next node as far as is known. Besides, one that is another node, and whether one may become the next.
+/// Applies the evidence about the node that has ended, `last`. Returns the candidates that may be the next node, a candidate that is a
+/// different node, and whether to wait for a candidate that may become the next node.
 fn after<'a>(
     mut rest: Vec<&'a Candidate>,
     named: UserSelection,
     last: &KnownNode,
     others: &OtherNodes,
 ) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
-    // Beside what had nothing locked, which may have been no node, the node may have run.
+    // If the last process had no locks, it may not have been the node: the node may have run beside it.
     let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
     rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
-    // A node of another binary is another node, unless it is known for the same one.
+    // A process of another binary is another node, unless it was started like the last node.
     let is_same_binary = |it: &Candidate| named.binary || it.node.binary == last.candidate.node.binary;
     rest.retain(|it| is_same_binary(it) || is_alike(it, last, others));
     let children: Vec<_> = rest.iter().copied().filter(|it| last.children.contains(&it.id())).collect();
@@ -151,7 +152,8 @@ fn after<'a>(
     (next, different, waits)
 }
 
-/// A process that holds the lock of this data directory; where its lock cannot be seen, one whose command line names it.
+/// The candidates that hold the lock of this data directory. If its lock files cannot be accessed, those whose command line names the
+/// directory.
 fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
     let Some(files) = locks else {
         return all.iter().copied().filter(|it| it.names_datadir(datadir)).collect();
@@ -162,11 +164,12 @@ fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileI
         all.iter().filter(holds).copied().collect::<Vec<_>>()
     };
     let exact = holders(|lock, file| lock == file);
-    // Of btrfs and overlayfs, `stat` reports another device than `/proc/locks`.
+    // On btrfs and overlayfs, `stat` reports another device than `/proc/locks`.
     if exact.is_empty() { holders(|lock, file| lock.inode == file.inode) } else { exact }
 }
 
-/// Whether it was started as the node that has ended, and no other node is: for example with a new data directory.
+/// Whether a process was started like the node that has ended, with the same unit or command line, and no other node was. Such a process
+/// can be the same node with, for example, a new data directory.
 fn is_alike(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     let same_service = it.service().is_some_and(|service| {
         last.candidate.service() == Some(service) && !others.services.contains(service)
@@ -174,27 +177,28 @@ fn is_alike(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     same_service || (it.command == last.candidate.command && !others.commands.contains(&it.command))
 }
 
+/// Number of files that both processes have locked.
 fn shared_locks(it: &Candidate, last: &KnownNode) -> usize {
     it.locks.intersection(&last.candidate.locks).count()
 }
 
-/// Whether it holds locks of the node that has ended. A node locks its data directory, its blocks and its databases. With -reindex it makes
-/// the databases anew, and another node can get a file with the inode number of one of theirs: one of several is no evidence for a node that
-/// was started otherwise.
+/// Whether a process holds enough locks of the node that has ended to be that node. A node locks its data directory, its blocks and its
+/// databases. With -reindex it creates the databases again, and another node can get a file with the inode number of a deleted database.
+/// One shared lock of several is therefore no evidence for a process with another command line.
 fn shares_locks(it: &Candidate, last: &KnownNode) -> bool {
     let by_chance =
         it.locks.len().min(last.candidate.locks.len()) > 1 && it.command != last.candidate.command;
     shared_locks(it, last) > usize::from(by_chance)
 }
 
-/// Whether it was started as a known other node was, and not as the node that has ended. A file system uses the numbers of deleted files
-/// again: where both data directories were made anew, it may hold a lock of the same number.
+/// Whether a process was started like a known other node, and not like the node that has ended. A file system reuses the inode numbers of
+/// deleted files. If both data directories were created again, the other node can hold a lock with the same inode number.
 fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
-/// The process that is the node instead of the one that is traced, `present`, which has nothing locked: its child after `-daemonwait`, or
-/// the node that was started beside `bitcoind -help | less`.
+/// The process that is the node instead of the traced process, `present`. Only a process without locks has such a successor. It is for
+/// example the child after `-daemonwait`, or a node that was started beside `bitcoind -help | less`.
 pub fn successor(
     all: &[Candidate],
     named: UserSelection,
@@ -231,7 +235,7 @@ mod tests {
         FileId { device: (8, 1), inode }
     }
 
-    /// A process that has locked these files, an hour old.
+    /// An hour-old process that has locked the files with these inode numbers.
     fn process(pid: i32, locks: &[u64]) -> Candidate {
         Candidate {
             node: NodeProcess { pid, started: 1, binary: "/usr/bin/bitcoin-node".into() },
@@ -243,6 +247,7 @@ mod tests {
         }
     }
 
+    /// The same, but just started.
     fn young(pid: i32, locks: &[u64]) -> Candidate {
         Candidate { age: Duration::from_millis(100), ..process(pid, locks) }
     }
@@ -259,7 +264,7 @@ mod tests {
         OtherNodes { exist: true, ..OtherNodes::default() }
     }
 
-    /// The process that is chosen, of those that run, after `last`.
+    /// PID of the process that is chosen after `last` has ended; `None` if none is chosen.
     fn chosen(all: &[Candidate], last: Option<&KnownNode>, others: &OtherNodes) -> Option<i32> {
         match choose(all, UserSelection::default(), last, others) {
             Choice::Node(node) => Some(node.node.pid),
@@ -267,6 +272,7 @@ mod tests {
         }
     }
 
+    /// PID of the process that is chosen if no node was traced before.
     fn alone(all: &[Candidate]) -> Option<i32> {
         chosen(all, None, &OtherNodes::default())
     }
@@ -296,11 +302,11 @@ mod tests {
 
     #[test]
     fn daemon_parent_and_command_child_are_not_the_node() {
-        // `-daemonwait`: the child has the lock, or will have it.
+        // `-daemonwait`: the child holds the lock, or will hold it.
         assert_eq!(alone(&[process(1, &[]), child(2, 1, &[DATADIR])]), Some(2));
         assert_eq!(alone(&[process(1, &[]), child(2, 1, &[])]), None);
         assert_eq!(alone(&[process(1, &[]), Candidate { parent: 1, ..process(2, &[]) }]), Some(2));
-        // `-blocknotify`: no child has its parent's lock.
+        // `-blocknotify`: a child never holds the lock of its parent.
         assert_eq!(alone(&[process(1, &[DATADIR]), child(2, 1, &[])]), Some(1));
     }
 
@@ -326,13 +332,13 @@ mod tests {
     #[test]
     fn one_shared_lock_does_not_match_another_command_line() {
         let last = known(process(1, &[DATADIR, 11, 12, 13]));
-        // The node was started with -reindex and made 12 and 13 anew. Another one has a file with the number 12 since.
+        // The node was restarted with -reindex and created files 12 and 13 again. Another node now has a file with inode number 12.
         let (node, other) = (process(2, &[DATADIR, 11, 14, 15]), process(3, &[ANOTHER, 12, 16, 17]));
         for all in [[node.clone(), other.clone()], [other.clone(), node.clone()]] {
             assert_eq!(chosen(&all, Some(&last), &others()), Some(2));
         }
         assert_eq!(chosen(std::slice::from_ref(&other), Some(&last), &others()), None);
-        // It has not come to more yet.
+        // The node has locked only its data directory so far.
         let early = process(2, &[DATADIR]);
         assert_eq!(chosen(&[other.clone(), early.clone()], Some(&last), &others()), Some(2));
         assert_eq!(chosen(&[early], Some(&last), &others()), Some(2));
@@ -346,7 +352,7 @@ mod tests {
         last.beside.insert((2, 1));
         assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &OtherNodes::default()), None);
         assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &OtherNodes::default()), Some(3));
-        // It was `bitcoind -version`, which took long.
+        // The last process was `bitcoind -version`, which took long.
         assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &OtherNodes::default()), Some(2));
     }
 
@@ -374,7 +380,7 @@ mod tests {
         last.update_locks(&process(1, &[DATADIR]).locks);
         last.update_locks(&BTreeSet::new());
         assert_eq!(last.candidate.locks, BTreeSet::from([lock(DATADIR)]), "it shuts down");
-        // For example a wallet that the node has unloaded and another one has loaded.
+        // The lock may be that of a wallet that this node has unloaded and another one has loaded.
         assert_eq!(chosen(&[process(2, &[ANOTHER])], Some(&last), &others()), None);
         assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &others()), Some(2));
     }
@@ -394,10 +400,10 @@ mod tests {
             panic!()
         };
         assert!(why.contains("process 2 (") && why.contains("--datadir"), "{why}");
-        // The only node was moved.
+        // There is no other node: the data directory was moved.
         assert_eq!(chosen(&all, Some(&last), &OtherNodes::default()), Some(2));
         assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &OtherNodes::default()), None);
-        // Its data directory was made anew.
+        // The data directory was created again: the command line is the same.
         let again = Candidate { command: last.candidate.command.clone(), ..young(2, &[ANOTHER]) };
         assert_eq!(chosen(std::slice::from_ref(&again), Some(&last), &others()), Some(2));
         let commands = BTreeSet::from([again.command.clone()]);
@@ -462,7 +468,7 @@ mod tests {
         let waits = process(1, &[]);
         let all = [waits.clone(), child(2, 1, &[DATADIR])];
         assert_eq!(next(&all, waits.clone(), &others()), Some(2));
-        // `-help` that waits for its reader, and a node beside it.
+        // A `bitcoind -help` that waits for the reader of its output, and a node beside it.
         let all = [waits.clone(), process(3, &[DATADIR])];
         assert_eq!(next(&all, waits.clone(), &OtherNodes::default()), Some(3));
         assert_eq!(next(&all, waits.clone(), &others()), None);

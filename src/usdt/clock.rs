@@ -1,4 +1,4 @@
-//! The clock of the kernel, which the programs read, and the wall clock.
+//! Converts times of the kernel's monotonic clock, which the BPF programs read, to the wall clock.
 
 use std::fs;
 use std::sync::LazyLock;
@@ -7,10 +7,11 @@ use nix::time::ClockId;
 
 use crate::sys;
 
-/// Unix time in nanoseconds when the kernel's monotonic clock was 0: plus a time of the programs, the Unix time of that moment. Measured
-/// anew by each call, because the wall clock can be set and the monotonic one stands still while the machine is suspended.
+/// Unix time at which the kernel's monotonic clock was 0, in nanoseconds. The sum of this value and a time from the BPF programs is the
+/// Unix time of that moment. Each call measures the value again: the wall clock can be set, and the monotonic clock stops while the machine
+/// is suspended.
 pub(super) fn epoch_ns() -> i64 {
-    /// Longer between the two clocks, and this thread was interrupted.
+    /// If more time passes between the two readings of the monotonic clock, this thread was interrupted.
     const MAX_GAP_NS: i64 = 20_000;
     const TRY_LIMIT: usize = 5;
     let measured = (0..TRY_LIMIT).map(|_| {
@@ -28,13 +29,15 @@ pub(super) fn epoch_ns() -> i64 {
     best.1 + *NAMESPACE_OFFSET_NS
 }
 
+/// The time of a clock, in nanoseconds.
 fn read(clock: ClockId) -> i64 {
     sys::clock(clock).as_nanos() as i64
 }
 
-/// How far the monotonic clock of our time namespace is ahead of the kernel's. It cannot change while a process is in the namespace.
+/// Nanoseconds by which the monotonic clock of our time namespace is ahead of the kernel's. The offset cannot change while a process is in
+/// the namespace.
 static NAMESPACE_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
-    // The file has the offsets of the namespace that children will be in.
+    // `timens_offsets` has the offsets of the namespace for children, which can be another one than our own.
     let namespace = |name| fs::read_link(format!("/proc/self/ns/{name}")).ok();
     match namespace("time") {
         Some(ours) if namespace("time_for_children") == Some(ours.clone()) => {
@@ -47,7 +50,8 @@ static NAMESPACE_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
     }
 });
 
-/// Of `/proc/PID/timens_offsets`: a line each for the clocks, with seconds and nanoseconds.
+/// Parses `/proc/PID/timens_offsets`: the offset of the monotonic clock, in nanoseconds. The file has a line with seconds and nanoseconds
+/// for each clock.
 fn monotonic_ns(offsets: &str) -> Option<i64> {
     let mut words = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?.split_whitespace();
     let mut number = || words.next()?.parse::<i64>().ok();

@@ -1,4 +1,4 @@
-//! The rare events: log lines, and what happens to blocks.
+//! Reads the events in the ring buffers of the BPF programs: logs them, and passes events of blocks to the block tracker.
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
@@ -12,12 +12,14 @@ use tracing::info;
 use super::Programs;
 use super::blocks::BlockTracker;
 
-/// Log lines of one kind in one second; a syncing node connects hundreds of blocks.
+/// Limit on log lines of one kind per second. A syncing node connects hundreds of blocks per second.
 const MAX_LINES: u32 = 200;
 
-/// Limits log lines.
+/// Limits log lines of one kind to [`MAX_LINES`] per second.
 struct LineLimit {
+    /// Start of the current second.
     second: Instant,
+    /// Lines in the current second, including those that were not written.
     lines: u32,
 }
 
@@ -28,7 +30,7 @@ impl Default for LineLimit {
 }
 
 impl LineLimit {
-    /// Writes this line if there is room for it.
+    /// Writes this line, unless the limit for the current second is reached.
     fn line(&mut self, write: impl FnOnce()) {
         if self.second.elapsed() > Duration::from_secs(1) {
             if self.lines > MAX_LINES {
@@ -46,16 +48,16 @@ impl LineLimit {
     }
 }
 
-/// The ring buffers of the programs.
+/// Reads and logs the events in the ring buffers of all BPF programs.
 pub struct EventReader {
     buffers: RingBuffer<'static>,
     blocks: Arc<BlockTracker>,
-    /// For blocks that were announced, and for others: a sync does not push out the lines of the former.
+    /// Limits for the lines of announced blocks and of other blocks. A sync therefore does not suppress the lines of announced blocks.
     limits: RefCell<(LineLimit, LineLimit)>,
 }
 
 impl EventReader {
-    /// Of these programs; `None` if none of them has events.
+    /// A reader of the events of these programs; `None` if none of the programs has events.
     pub fn from_programs(programs: &Programs) -> Result<Option<Self>> {
         let blocks = programs.blocks();
         let sources = programs.events()?;
@@ -64,7 +66,7 @@ impl EventReader {
         }
         let mut builder = RingBufferBuilder::new();
         for (group, buffer) in sources {
-            // The ring buffer borrows it; both live as long as the process.
+            // The ring buffer borrows the map handle; both live as long as the process.
             let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
             let mut limit = LineLimit::default();
             let blocks = blocks.clone();
@@ -79,12 +81,12 @@ impl EventReader {
         Ok(Some(EventReader { buffers: builder.build()?, blocks, limits: RefCell::default() }))
     }
 
-    /// Readable when there are events that must not wait.
+    /// The epoll descriptor of the ring buffers, readable when there are events that must not wait.
     pub fn epoll_fd(&self) -> RawFd {
         self.buffers.epoll_fd()
     }
 
-    /// Reads all that there is.
+    /// Reads all events in the ring buffers, and logs the blocks that were connected.
     pub fn consume(&self) -> Result<()> {
         let read = self.buffers.consume();
         let (announced, other) = &mut *self.limits.borrow_mut();

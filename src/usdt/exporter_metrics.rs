@@ -1,16 +1,17 @@
-//! The metrics of the exporter itself. They are known whether or not anything was attached.
+//! The metrics about the exporter itself. They are exported even if no tracepoint is attached.
 
 use super::bpf::validation::types::errors;
 use super::maps::{Maps, PerCpuCounts};
 use crate::metrics::process::STARTED;
 use crate::metrics::{Family, counter, gauge};
 
-// SAFETY: see its declaration in common.h; it is the same in every file of programs.
+// SAFETY: `struct errors` of common.h consists of u64 only, and all BPF files include the same declaration.
 unsafe impl PerCpuCounts for errors {}
 
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// `attached` is how many tracepoints are attached at present; `events_processed` and `errors` are counts by name.
+/// The metrics about the exporter. `attached` is the number of currently attached tracepoints; `events_processed` and `errors` are counts
+/// by name.
 #[rustfmt::skip]
 pub(super) fn families(
     attached: usize,
@@ -36,7 +37,7 @@ pub(super) fn families(
     ]
 }
 
-/// The sums of all groups' `errors_map`.
+/// Errors of the BPF programs by type: the sum of `errors_map` over all groups.
 pub(super) fn errors<'a>(groups: impl Iterator<Item = &'a Maps>) -> Vec<(&'static str, u64)> {
     let each: Vec<errors> = groups.map(|maps| maps.sum("errors_map")).collect();
     let sum = |field: fn(&errors) -> u64| each.iter().map(field).sum();

@@ -1,4 +1,4 @@
-//! FIBRE block relay: provider `udp`.
+//! Tracepoints of FIBRE block relay, provider `udp`.
 
 use anyhow::Result;
 use tracing::info;
@@ -10,13 +10,13 @@ use super::histogram::{Buckets, TXS};
 use super::maps::{self, Maps, PerCpuCounts, Pod, TallyMap, TallySnapshot};
 use crate::metrics::{Family, HistogramValue, counter, histogram};
 
-// SAFETY: see their declarations in the BPF file.
+// SAFETY: the struct consists of u64 only; see fibre.bpf.c.
 unsafe impl PerCpuCounts for counts {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see fibre.bpf.c.
 unsafe impl Pod for delivery {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see fibre.bpf.c.
 unsafe impl Pod for event {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see fibre.bpf.c.
 unsafe impl Pod for types::rodata {}
 
 const RECONSTRUCTION: Buckets =
@@ -42,10 +42,10 @@ const STAGE: Buckets = Buckets::new(1e6, &[
 const FIBRE_UDP: &str = "fibre_udp";
 const BIP152_CMPCT: &str = "bip152_cmpct";
 
-/// What FIBRE calls its mechanisms, and what the labels do; all else is `other`.
+/// Names of mechanisms in FIBRE's tracepoints, and their labels. The label of all other mechanisms is `other`.
 const MECHANISMS: [(&str, &str); 2] = [("FIBRE/UDP", FIBRE_UDP), ("BIP152/CMPCTBLOCK", BIP152_CMPCT)];
 
-/// The label of a mechanism's number.
+/// The label of the mechanism with this index in [`MECHANISMS`].
 fn mechanism(number: u32) -> &'static str {
     MECHANISMS.get(number as usize).map_or("other", |(_, label)| label)
 }
@@ -55,11 +55,12 @@ const WON: &[&str] = &["udp:block_race_winner"];
 const RACED: &[&str] = &["udp:block_race_time"];
 const DETAILED: &[&str] = &["udp:block_reconstruction_detail"];
 
+/// The tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and its races against compact blocks.
 pub(super) struct FibreGroup {
     deliveries: TallyMap<delivery>,
 }
 
-/// Pairs of a mechanism and a peer that are shown at a time.
+/// Limit on pairs of a mechanism and a peer that have a series of their own.
 const MAX_DELIVERIES: usize = 256;
 
 impl Default for FibreGroup {
@@ -187,7 +188,8 @@ impl GroupPrograms for FibreGroup {
 }
 
 impl FibreGroup {
-    /// By mechanism and peer, sorted. `unknown` are those that the kernel's table had no room for.
+    /// First deliveries of blocks by mechanism and peer, sorted. `unknown` has, by mechanism, the number of those whose peer did not fit
+    /// into the BPF map.
     fn deliveries(&self, maps: &Maps, mut unknown: [u64; 4]) -> Vec<([String; 2], u64)> {
         let TallySnapshot { mut present, removed } = self.deliveries.read(maps);
         present.sort_by_key(|(delivery, _)| (delivery.mechanism, maps::text(&delivery.peer)));
@@ -242,7 +244,7 @@ fn log(event: &[u8]) {
     }
 }
 
-/// The hash of a block from 64 hex digits and a NUL, or from 32 raw bytes.
+/// Decodes the hash of a block from 64 hex digits and a NUL, or from 32 raw bytes.
 fn raw_hash(bytes: &[u8; 65]) -> RawBlockHash {
     let text = match bytes {
         [digits @ .., 0] if digits.iter().all(u8::is_ascii_hexdigit) => std::str::from_utf8(digits).ok(),
@@ -292,7 +294,7 @@ mod tests {
             bytes[64] = 0;
             assert_eq!(block_hash(&bytes), written);
         }
-        // Raw bytes that happen to be digits: the text would have to end behind the 64th.
+        // Raw bytes that happen to be hex digits: a text would need a NUL after the 64th digit.
         bytes[64] = b'0';
         let reversed: String = bytes[..32].iter().rev().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(block_hash(&bytes), reversed);

@@ -1,4 +1,4 @@
-//! The trait of a group of tracepoints: programs of its own (`bpf/NAME.bpf.c`), loaded and read as one.
+//! The trait that each group of tracepoints implements. The BPF programs of a group (`bpf/NAME.bpf.c`) are loaded and read together.
 
 use anyhow::Result;
 
@@ -6,37 +6,38 @@ use super::blocks;
 use super::maps::Maps;
 use crate::metrics::Family;
 
-/// A group of tracepoints, with a file each for this and for its programs.
+/// A group of tracepoints with its BPF programs, and its metrics, log lines and events of blocks.
 pub(super) trait GroupPrograms: Send + Sync {
-    /// The provider of the tracepoints, `validation`. Their names are those of the programs.
+    /// The provider of the group's tracepoints, for example `validation`. Each BPF program has the name of its tracepoint.
     fn provider(&self) -> &'static str;
-    /// The compiled programs.
+    /// The object file with the compiled BPF programs.
     fn object(&self) -> &'static [u8];
-    /// Its metrics with their present values; without maps, to describe them, all counts are 0. Their sources are tracepoints,
-    /// `validation:block_connected`: before one of them was attached to a node, a family is absent.
+    /// The group's metrics with their current values. With empty [`Maps`], which serve to describe the metrics, all counts are 0. The
+    /// sources of a family are tracepoints, for example `validation:block_connected`. A scrape omits a family until one of its tracepoints
+    /// has been attached to a node.
     fn families(&self, maps: &Maps) -> Vec<Family>;
 
-    /// Sets the programs' constants, a `types::rodata`, before they are loaded.
+    /// Sets the constants of the BPF programs, a `types::rodata`, before the programs are loaded.
     fn set_constants(&self, _rodata: &mut [u8]) {}
-    /// Fills maps that the programs only read.
+    /// Fills the BPF maps that the programs only read.
     fn fill_maps(&self, _maps: &Maps) -> Result<()> {
         Ok(())
     }
-    /// Logs an event of `events_map`.
+    /// The function that logs an event of `events_map`; `None` if the group logs no events.
     fn log(&self) -> Option<fn(&[u8])> {
         None
     }
-    /// Reads from such an event what happened to blocks.
+    /// Decodes an event of `events_map`, and appends the events of blocks in it to `queue`.
     fn block_events(&self, _event: &[u8], _queue: &mut Vec<blocks::BlockEvent>) {}
-    /// How often each tracepoint fired, where `fibre_exporter_events_processed_total` has it.
+    /// Hits of each tracepoint that `fibre_exporter_events_processed_total` reports, with the tracepoint's name.
     fn events_processed(&self, _maps: &Maps) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
-    /// The node has exited: resets what holds for a running node only.
+    /// Resets the state of the running node in the BPF maps, after the node has exited. Counts are kept.
     fn node_ended(&self, _maps: &Maps) {}
 }
 
-/// `validation:block_connected`
+/// The full name of a tracepoint, for example `validation:block_connected`.
 pub(super) fn probe_name(provider: &str, tracepoint: impl std::fmt::Display) -> String {
     format!("{provider}:{tracepoint}")
 }

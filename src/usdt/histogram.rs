@@ -1,17 +1,17 @@
-//! Histograms that the programs count.
+//! Histograms of values that BPF programs or user space count.
 
 use super::blocks::RawBlockHash;
 use super::maps;
 use crate::metrics::{Exemplar, HistogramValue};
 
-/// `BOUNDS` of `bpf/common.h`; the types of the generated code are checked against it.
+/// Number of upper bounds: `BOUNDS` of `bpf/common.h`. The compiler checks it against the types of the generated code.
 const BOUNDS: usize = 15;
 
-/// The buckets of a histogram.
+/// The upper bounds of a histogram's buckets, and the conversion between the unit of the metric and that of the BPF programs.
 pub(super) struct Buckets {
-    /// How many of what the programs count make one of what the metric shows.
+    /// Units of the BPF programs in one unit of the metric: for example 1e9, if the programs count nanoseconds and the metric has seconds.
     unit: f64,
-    /// Upper bounds, as the metric shows them.
+    /// Upper bounds, in the unit of the metric.
     pub bounds: &'static [f64],
 }
 
@@ -21,8 +21,8 @@ impl Buckets {
         Buckets { unit, bounds }
     }
 
-    /// Bounds as the programs compare with them. No value is larger than an unused one, and the first of these takes all
-    /// values that are larger than the others.
+    /// The bounds in the unit of the BPF programs. Unused bounds have the maximum value. No value is above them, and the bucket of the
+    /// first unused bound has all values above the used ones.
     pub fn for_programs(&self) -> [u64; BOUNDS] {
         let mut scaled = [i64::MAX as u64; BOUNDS];
         for (scaled, bound) in scaled.iter_mut().zip(self.bounds) {
@@ -31,32 +31,34 @@ impl Buckets {
         scaled
     }
 
-    /// The histogram of these counts: the sum, and the values in each bucket. The programs have more buckets than some metrics.
+    /// Converts counts of the BPF programs: the sum of the values, and the number of values in each bucket. Buckets that the metric does
+    /// not use are omitted.
     pub fn to_histogram(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> HistogramValue {
         let counts = buckets[..=self.bounds.len()].to_vec();
         HistogramValue { sum: sum as f64 / self.unit, counts, exemplars: Vec::new() }
     }
 }
 
-/// A block that was connected, for exemplars.
+/// Height, hash and time of a connected block, for exemplars and reports.
 #[derive(Clone, Copy)]
 pub(super) struct BlockId {
     pub height: i32,
     pub hash: RawBlockHash,
-    /// Unix seconds.
+    /// Time of the connection, Unix seconds.
     pub time: f64,
 }
 
-/// A histogram that is counted in user space, with the last block in each bucket.
+/// A histogram counted in user space, with the last block in each bucket.
 #[derive(Clone, Copy, Default)]
 pub(super) struct CountedHistogram {
     sum: u64,
     buckets: [u64; BOUNDS + 1],
+    /// The last value in each bucket, and its block.
     last: [Option<(u64, BlockId)>; BOUNDS + 1],
 }
 
 impl CountedHistogram {
-    /// `value` is in the unit that programs count in.
+    /// Counts a block's value. `value` is in the unit of the BPF programs.
     pub fn observe(&mut self, buckets: &Buckets, value: u64, block: &BlockId) {
         let bucket = buckets.for_programs().iter().filter(|bound| **bound < value).count();
         self.sum = self.sum.wrapping_add(value);
@@ -64,7 +66,7 @@ impl CountedHistogram {
         self.last[bucket] = Some((value, *block));
     }
 
-    /// With the last block in each bucket as exemplar.
+    /// The histogram in the unit of the metric, with the last block in each bucket as its exemplar.
     pub fn histogram(&self, buckets: &Buckets) -> HistogramValue {
         let exemplar = |&(value, block): &(u64, BlockId)| {
             let labels =
@@ -77,6 +79,7 @@ impl CountedHistogram {
     }
 }
 
+/// Buckets of numbers of transactions or inputs of a block.
 pub(super) const TXS: Buckets = Buckets::new(
     1.0,
     &[0.0, 1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 7500.0, 10000.0],

@@ -1,4 +1,4 @@
-//! The thread that writes `debug.log`, of FIBRE's builds that have one: provider `logging`.
+//! Tracepoints of the thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this thread.
 
 use super::bpf::logging::{OBJECT, types};
 use super::group::GroupPrograms;
@@ -6,12 +6,12 @@ use super::histogram::Buckets;
 use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::metrics::{Family, counter, histogram};
 
-// SAFETY: see its declaration in the BPF file.
+// SAFETY: the struct consists of u64 only; see logging.bpf.c.
 unsafe impl PerCpuCounts for types::counts {}
 // SAFETY: arrays of integers.
 unsafe impl Pod for types::rodata {}
 
-/// The queue has room for 127 lines.
+/// Buckets of the length of the debug.log queue, which holds 127 lines.
 const DEPTH: Buckets =
     Buckets::new(1.0, &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 80.0, 96.0, 112.0, 126.0, 127.0]);
 #[rustfmt::skip]
@@ -19,12 +19,14 @@ const DURATION: Buckets = Buckets::new(1e9, &[
     0.000001, 0.000005, 0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0,
 ]);
 
+/// Labels of operations, in the order of their numbers in logging.bpf.c.
 const KINDS: [&str; 3] = ["other", "write", "reopen"];
 
 const QUEUED: &[&str] = &["logging:async_file_queued"];
 const STARTED: &[&str] = &["logging:async_file_operation_started"];
 const COMPLETED: &[&str] = &["logging:async_file_operation_completed"];
 
+/// The tracepoint group `logging`: the queue of `debug.log` lines and the thread that writes them.
 pub(super) struct LoggingGroup;
 
 impl GroupPrograms for LoggingGroup {
@@ -67,7 +69,7 @@ impl GroupPrograms for LoggingGroup {
         ]
     }
 
-    /// The next one numbers its operations from the beginning.
+    /// Clears the times of operations. The next node numbers its operations from the beginning.
     fn node_ended(&self, maps: &Maps) {
         maps.zero("queued_map");
         maps.zero("started_map");

@@ -1,4 +1,4 @@
-//! Reading the programs' maps, by the structs of the generated code.
+//! Reads the BPF programs' maps, with the C structs of the generated code.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -6,54 +6,55 @@ use std::sync::Mutex;
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 
-/// A C struct of the generated code.
+/// A type that can be decoded from the bytes of a BPF map or event, such as a C struct of the generated code.
 ///
 /// # Safety
-/// It is `repr(C)` and made of integers: any bytes of its size are a value of it.
+/// The type is `repr(C)` and consists of integers only. Any bytes of its size are therefore a valid value.
 pub(super) unsafe trait Pod: Copy {}
 
-/// A struct whose sum over all processors is that of its fields.
+/// A struct of counters that a BPF map keeps for each CPU. The total of each field is its sum over all CPUs.
 ///
 /// # Safety
-/// It is `repr(C)` and made of u64 alone.
+/// The type is `repr(C)` and consists of u64 only.
 pub(super) unsafe trait PerCpuCounts: Copy + Default {}
 
 // SAFETY: an array of integers.
 unsafe impl<const N: usize> Pod for [u8; N] {}
-// SAFETY: u64 are integers.
+// SAFETY: a `PerCpuCounts` consists of u64, which are integers.
 unsafe impl<T: PerCpuCounts> Pod for T {}
 
-/// The maps of a group's programs, by name, which ends in `_map`. Without programs there are none, and what is read of them is 0.
+/// The BPF maps of a group's programs, by name. The names end in `_map`.
+/// The default has no maps. It stands for programs that are not loaded, and reads from it return 0.
 #[derive(Default)]
 pub(super) struct Maps(BTreeMap<String, MapHandle>);
 
 impl Maps {
-    /// Those that our files declare; libbpf has some of its own.
+    /// The maps that our BPF files declare. libbpf adds maps of its own, which are skipped.
     pub fn from_object(programs: &Object) -> Result<Self> {
         let named = programs.maps().map(|map| (map.name().to_string_lossy().into_owned(), map));
         let ours = named.filter(|(name, _)| name.ends_with("_map"));
         Ok(Maps(ours.map(|(name, map)| Ok((name, MapHandle::try_from(&map)?))).collect::<Result<_>>()?))
     }
 
-    /// A map that every file with programs need not have.
+    /// A map that not every BPF file declares; `None` if this group's file does not.
     pub fn find(&self, name: &str) -> Option<&MapHandle> {
         self.0.get(name)
     }
 
-    /// A map of the group's own; `None` only if nothing is loaded.
+    /// A map that the group's BPF file declares; `None` only if no programs are loaded.
     pub fn get(&self, name: &str) -> Option<&MapHandle> {
         let map = self.find(name);
         debug_assert!(map.is_some() || self.0.is_empty(), "there is no {name}");
         map
     }
 
-    /// The value of a map that has a single one.
+    /// The value of a map with a single value (`SINGLE_VALUE_MAP`); 0 if it cannot be read.
     pub fn single_value<T: Pod + Default>(&self, name: &str) -> T {
         let value = self.get(name).and_then(|map| map.lookup(&FIRST_KEY, MapFlags::ANY).ok()?);
         value.and_then(|value| decode(&value)).unwrap_or_default()
     }
 
-    /// The sum over all processors of such a value; 0 if it cannot be read.
+    /// The value of a per-CPU map with a single value, summed over all CPUs; 0 if it cannot be read.
     pub fn sum<T: PerCpuCounts>(&self, name: &str) -> T {
         let processors = self.get(name).and_then(|map| map.lookup_percpu(&FIRST_KEY, MapFlags::ANY).ok()?);
         let mut sums = vec![0; size_of::<T>()];
@@ -65,7 +66,7 @@ impl Maps {
         decode(&sums).unwrap_or_default()
     }
 
-    /// Sets all values of an array to 0.
+    /// Sets all values of an array map to 0.
     pub fn zero(&self, name: &str) {
         let Some(map) = self.get(name) else { return };
         let zero = vec![0; map.value_size() as usize];
@@ -74,7 +75,7 @@ impl Maps {
         }
     }
 
-    /// Gives the names their numbers, from 0 on, in a `NAMES_MAP`.
+    /// Fills a `NAMES_MAP` with these names and their indexes, counted from 0.
     pub fn number_names<'a>(&self, name: &str, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let Some(map) = self.get(name) else { return Ok(()) };
         for (number, name) in (0u32..).zip(names) {
@@ -86,39 +87,42 @@ impl Maps {
     }
 }
 
+/// Key of the only value of a `SINGLE_VALUE_MAP`.
 const FIRST_KEY: [u8; 4] = [0; 4];
 
-/// The struct in these bytes, if they are as many as it has.
+/// Decodes these bytes; `None` if their number is not the size of the struct.
 pub(super) fn decode<T: Pod>(bytes: &[u8]) -> Option<T> {
-    // SAFETY: there are enough bytes, and any are valid for a `Pod` type.
+    // SAFETY: the number of bytes is the size of `T`, and any bytes are a valid value of a `Pod` type.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// Changes the struct in these bytes.
+/// Decodes the struct in these bytes, changes it, and writes it back.
 pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     let decoded = decode::<T>(bytes);
     debug_assert!(decoded.is_some(), "{} bytes are no {}", bytes.len(), std::any::type_name::<T>());
     if let Some(mut value) = decoded {
         change(&mut value);
-        // SAFETY: `decode` has checked that the bytes are as many as the struct has.
+        // SAFETY: `decode` has checked that the number of bytes is the size of `T`.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
     }
 }
 
-/// Counts by keys that peers choose, a `TALLIES_MAP`. Of more than `limit` keys, those that were counted least recently are removed;
-/// their counts are kept, and no sum decreases.
+/// Reads a `TALLIES_MAP`, which has counts by keys that peers choose, and limits the number of its keys.
+/// If there are more than `limit` keys, the least recently counted keys are removed. Their counts are added to `removed`: no sum decreases.
 pub(super) struct TallyMap<K> {
     map: &'static str,
     limit: usize,
-    /// The group of a key, whose counts stay together when it is removed.
+    /// The group of a key. The counts of removed keys are kept by group.
     group: fn(&K) -> u32,
+    /// Sum of the counts of removed keys, by group.
     removed: Mutex<BTreeMap<u32, u64>>,
 }
 
-/// The counts at one moment.
+/// The counts of a [`TallyMap`] at one moment.
 pub(super) struct TallySnapshot<K> {
+    /// Keys in the map, with their counts.
     pub present: Vec<(K, u64)>,
-    /// The sum of those that were removed, by group.
+    /// Sum of the counts of removed keys, by group.
     pub removed: BTreeMap<u32, u64>,
 }
 
@@ -127,7 +131,7 @@ impl<K: Pod> TallyMap<K> {
         TallyMap { map, limit, group, removed: Mutex::default() }
     }
 
-    /// Reads them, after the removal of those that are too many.
+    /// Removes the keys beyond the limit, and returns the counts.
     pub fn read(&self, maps: &Maps) -> TallySnapshot<K> {
         let Some(map) = maps.get(self.map) else {
             return TallySnapshot { present: Vec::new(), removed: BTreeMap::new() };
@@ -144,7 +148,7 @@ impl<K: Pod> TallyMap<K> {
         present.sort();
         let too_many = present.len().saturating_sub(self.limit);
         for (_, key, number) in present.drain(..too_many) {
-            // Before Linux 5.14 the count cannot be taken with the key; what is added in between is lost.
+            // Before Linux 5.14, an entry cannot be read and deleted in one step: counts that are added in between are lost.
             let taken = map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
             let number = taken.map_or(number, |(number, _)| number);
             let is_gone = taken.is_some() || map.delete(&key).is_ok();
@@ -157,13 +161,13 @@ impl<K: Pod> TallyMap<K> {
     }
 }
 
-/// The number and the time of a `struct tally`.
+/// The count and the time of the last hit, from a `struct tally`.
 fn tally(value: &[u8]) -> Option<(u64, u64)> {
     let (number, rest) = value.split_first_chunk()?;
     Some((u64::from_ne_bytes(*number), u64::from_ne_bytes(*rest.first_chunk()?)))
 }
 
-/// Counts by the numbers of names; the last count is that of all other names.
+/// Pairs each name with the count at its index. The last count is that of all other names, `other`.
 pub(super) fn by_name<'a, T>(
     names: impl IntoIterator<Item = &'a str>,
     counts: &[T],
@@ -171,7 +175,7 @@ pub(super) fn by_name<'a, T>(
     names.into_iter().zip(counts).chain(counts.last().map(|other| ("other", other)))
 }
 
-/// A C string in an array.
+/// The NUL-terminated string in an array of bytes.
 pub(super) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()

@@ -1,4 +1,4 @@
-//! The mempool: provider `mempool`.
+//! Tracepoints of the mempool, provider `mempool`.
 
 use anyhow::Result;
 
@@ -8,16 +8,17 @@ use super::maps::{self, Maps, PerCpuCounts, TallyMap, TallySnapshot};
 use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::metrics::{Family, counter};
 
-// SAFETY: see its declaration in the BPF file.
+// SAFETY: the struct consists of u64 only; see mempool.bpf.c.
 unsafe impl PerCpuCounts for types::counts {}
 
+/// The tracepoint group `mempool`: transactions that the mempool adds, removes, replaces and rejects.
 pub(super) struct MempoolGroup {
     rejected: TallyMap<RejectionReason>,
 }
 
-/// A reason, NUL-terminated: `REJECTION` of the BPF file.
+/// The reason for a rejection, NUL-terminated. Its size is `REJECTION` of mempool.bpf.c.
 type RejectionReason = [u8; 128];
-/// Reasons that are shown at a time.
+/// Limit on reasons for rejections that have a series of their own.
 const MAX_REASONS: usize = 64;
 
 const ADDED: &[&str] = &["mempool:added"];
@@ -64,7 +65,7 @@ impl GroupPrograms for MempoolGroup {
 }
 
 impl MempoolGroup {
-    /// By reason, sorted. `unknown` are those that the kernel's table had no room for.
+    /// Rejections by reason, sorted. `unknown` is the number of those whose reason did not fit into the BPF map.
     fn rejections(&self, maps: &Maps, unknown: u64) -> Vec<([String; 1], u64)> {
         let TallySnapshot { present, removed } = self.rejected.read(maps);
         let mut rejections: Vec<_> =

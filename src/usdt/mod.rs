@@ -1,17 +1,18 @@
-//! Tracepoints (USDT) of a running node, counted in the kernel.
+//! Counts the tracepoints (USDT) of a running node in the kernel, with BPF programs.
 //!
-//! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and add to maps; user space reads the maps when it
-//! is scraped, never for an event. Only rare occurrences that are worth a log line also come as events.
+//! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and count in BPF maps. User space reads the maps at a scrape, not at
+//! each hit. Only rare events, and events of blocks, also go to user space through ring buffers.
 //!
-//! - A file for each group of tracepoints, beside the BPF file of the same name: its metrics and log lines. `group` is the trait
-//!   that they implement; `maps` and `histogram` read what the programs counted.
-//! - `programs` loads the BPF programs and attaches them, `privileges` explains why that failed. [`MetricsReader`] reads all metrics.
-//! - [`target`] finds the node that is traced: `candidates` are the processes that may be it, `choice` decides by evidence,
-//!   `file_locks` among it. [`attach_loop`] attaches to the node and follows its process.
-//! - [`events`] reads the rare events, logs them, and passes those of blocks to `blocks`, which combines the events of each block. [`block_log`] keeps a row of each.
-//! - `clock` turns the kernel's time into the wall clock's.
-//! - [`page`] is the page of blocks for browsers.
-//! - [`probes`] are a binary's tracepoints; `exporter_metrics` and [`startup_banner`] are about the exporter itself.
+//! - Each group of tracepoints has a file here, with its metrics and log lines, and a BPF file of the same name. `group` has the trait that
+//!   the groups implement. `maps` and `histogram` read the counts of the BPF programs.
+//! - `programs` loads the BPF programs and attaches them; `privileges` explains why that failed. [`MetricsReader`] reads all metrics.
+//! - [`target`] finds the node to trace: `candidates` lists the processes that may be the node, and `choice` selects one by evidence, for
+//!   example by the locks that `file_locks` reads. [`attach_loop`] attaches to the node and watches its process.
+//! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the events of each block.
+//!   [`block_log`] stores a row for each connected block.
+//! - `clock` converts the kernel's monotonic time to Unix time.
+//! - [`page`] is the HTML page of recent blocks.
+//! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` and [`startup_banner`] describe the exporter itself.
 
 pub mod block_log;
 mod blocks;
@@ -50,14 +51,14 @@ use maps::Maps;
 pub use privileges::check_kernel;
 pub use programs::{AttachResult, MetricsReader, Programs};
 
-/// A group of tracepoints that is turned on and off as one.
+/// A group of tracepoints that `--tracepoints` turns on or off together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TracepointGroup {
     /// FIBRE block relay.
     Fibre,
     /// Connected blocks.
     Validation,
-    /// Messages and connections.
+    /// P2P messages and connections.
     Net,
     /// The mempool.
     Mempool,
@@ -68,11 +69,12 @@ pub enum TracepointGroup {
 }
 
 impl TracepointGroup {
-    /// All of them, in the order of METRICS.md.
+    /// All groups, in the order of METRICS.md.
     pub fn all() -> &'static [TracepointGroup] {
         TracepointGroup::value_variants()
     }
 
+    /// The implementation of the group.
     fn group(self) -> Arc<dyn GroupPrograms> {
         match self {
             TracepointGroup::Fibre => Arc::new(fibre::FibreGroup::default()),
@@ -84,7 +86,7 @@ impl TracepointGroup {
         }
     }
 
-    /// Its metrics.
+    /// The declarations of the group's metrics.
     fn declarations(self) -> Vec<Declaration> {
         declarations(self.group().families(&Maps::default()))
     }
@@ -94,7 +96,7 @@ fn declarations(families: Vec<Family>) -> Vec<Declaration> {
     families.into_iter().map(|family| family.declaration).collect()
 }
 
-/// All metrics of the exporter, for METRICS.md.
+/// The declarations of all metrics of the exporter, for METRICS.md.
 pub fn all_declarations() -> Vec<Declaration> {
     let groups = TracepointGroup::all().iter().flat_map(|group| group.declarations());
     let blocks = blocks::families(&blocks::BlockCounts::default());
@@ -103,7 +105,7 @@ pub fn all_declarations() -> Vec<Declaration> {
     groups.chain(declarations(others.collect())).collect()
 }
 
-/// Generated from `bpf/`: for each file the types of its maps, and the compiled programs.
+/// Code that `build.rs` generates from `bpf/`: the types of the maps and the compiled programs of each BPF file.
 #[allow(
     missing_docs,
     clippy::all,

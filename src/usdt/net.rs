@@ -1,4 +1,4 @@
-//! Messages and connections: provider `net`.
+//! Tracepoints of P2P messages and connections, provider `net`.
 
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags};
@@ -12,16 +12,16 @@ use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::bitcoin_core;
 use crate::metrics::{Family, MESSAGE_TYPES, counter, gauge};
 
-// SAFETY: see their declarations in the BPF file.
+// SAFETY: the struct consists of u64 only; see net.bpf.c.
 unsafe impl PerCpuCounts for counts {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for connections {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for event {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for types::rodata {}
 
-/// Core's `Network`, by number, and what is unknown.
+/// Labels of Bitcoin Core's `Network`, in the order of its values. The last label is that of unknown values.
 const NETWORKS: [&str; 8] = {
     let [a, b, c, d, e, f, g] = bitcoin_core::NETWORKS;
     [a, b, c, d, e, f, g, "other"]
@@ -31,6 +31,7 @@ const MESSAGES: &[&str] = &["net:inbound_message", "net:outbound_message"];
 const OPENED: &[&str] = &["net:inbound_connection", "net:outbound_connection"];
 const CLOSED: &[&str] = &["net:closed_connection"];
 
+/// The tracepoint group `net`: P2P messages and connections, and the messages about blocks.
 pub(super) struct NetGroup;
 
 impl GroupPrograms for NetGroup {
@@ -98,13 +99,14 @@ impl GroupPrograms for NetGroup {
         }
     }
 
-    /// Its connections have ended, too.
+    /// Clears the open connections: they have ended with the node.
     fn node_ended(&self, maps: &Maps) {
         maps.zero("connections_map");
     }
 }
 
-/// Messages about blocks, and some that every peer sends: at the beginning, and every two minutes.
+/// Inbound messages that the programs pass to user space: messages about blocks, and messages that every peer sends at the beginning and
+/// every two minutes.
 const INBOUND: [(&str, kind); 8] = [
     ("block", kind::BLOCK),
     ("blocktxn", kind::BLOCKTXN),
@@ -115,9 +117,10 @@ const INBOUND: [(&str, kind); 8] = [
     ("pong", kind::ALIVE),
     ("verack", kind::ALIVE),
 ];
+/// Outbound messages that the programs pass to user space.
 const OUTBOUND: [(&str, kind); 2] = [("getblocktxn", kind::GETBLOCKTXN), ("getdata", kind::GETDATA)];
 
-/// By the numbers of message types.
+/// The event kind of each message type, by the index of the type.
 fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     let mut kinds = [0; 64];
     for (number, name) in MESSAGE_TYPES.iter().enumerate() {
@@ -127,10 +130,10 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     kinds
 }
 
-/// `TYPES` less one of the BPF file, the number of all types that have none.
+/// Index of all unknown message types: `TYPES` - 1 of net.bpf.c.
 const OTHER: usize = 63;
 
-/// A type's text as the programs compare it.
+/// The name of a message type as two words, which the programs compare.
 fn words(text: &str) -> [u64; 2] {
     let mut bytes = [0; 16];
     bytes[..text.len()].copy_from_slice(text.as_bytes());
@@ -138,7 +141,7 @@ fn words(text: &str) -> [u64; 2] {
     [word(0), word(8)]
 }
 
-/// Which type is in which of the programs' slots; of two in one the later.
+/// The message type in each slot of the BPF map. If two types share a slot, it has the later one.
 fn slots(multiplier: u64) -> [Option<usize>; 256] {
     let mut slots = [None; 256];
     for (number, text) in MESSAGE_TYPES.iter().enumerate() {
@@ -148,7 +151,7 @@ fn slots(multiplier: u64) -> [Option<usize>; 256] {
     slots
 }
 
-/// One with which each type has a slot of its own.
+/// A multiplier with which each message type has a slot of its own.
 fn multiplier() -> u64 {
     const ODD: u64 = 0x2545_f491_4f6c_dd1d;
     let candidates = (0..).map(|step: u64| ODD.wrapping_mul(2 * step + 1));
@@ -156,17 +159,18 @@ fn multiplier() -> u64 {
     candidates.take(1 << 16).find(is_alone).expect("one in some hundred is one")
 }
 
-/// The bytes of a message, read from its beginning. A stranger has written them, and they may be cut off.
+/// Decoder for the copied bytes of a P2P message. The bytes are untrusted input, and may be truncated.
 struct MessageBytes<'a>(&'a [u8]);
 
 impl MessageBytes<'_> {
+    /// Takes the next `N` bytes.
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*taken)
     }
 
-    /// A number of Bitcoin's variable length.
+    /// Takes an integer in Bitcoin's variable-length format (CompactSize).
     fn compact_size(&mut self) -> Option<u64> {
         Some(match self.take()? {
             [0xfd] => u16::from_le_bytes(self.take()?).into(),
@@ -176,7 +180,7 @@ impl MessageBytes<'_> {
         })
     }
 
-    /// A block's header: its hash, and its time in Unix seconds.
+    /// Takes a block header. Returns the hash of the block, and the time in the header in Unix seconds.
     fn header(&mut self) -> Option<(RawBlockHash, u32)> {
         const TIME: usize = 4 + 32 + 32;
         let header: [u8; 80] = self.take()?;
@@ -190,7 +194,7 @@ fn sha256(bytes: &[u8]) -> RawBlockHash {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// Decodes a message's events of blocks. A truncated or malformed message gives none.
+/// Decodes the block events of a message, and appends them to `queue`. A truncated or malformed message has none.
 fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     let (peer, time_ns) = (event.peer, event.time_ns);
     if event.kind == kind::ALIVE {
@@ -235,7 +239,7 @@ fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     queue.extend(decoded.map(|(hash, event_kind)| BlockEvent { time_ns, hash, kind: event_kind }));
 }
 
-/// Decodes the node's own report about a block.
+/// Decodes the node's own report about a block: an accepted header, or a reconstructed compact block.
 fn decode_node_report(event: &event) -> Option<BlockEvent> {
     let &event { peer, time_ns, .. } = event;
     let mut bytes = MessageBytes(&event.bytes);
@@ -257,6 +261,7 @@ fn decode_node_report(event: &event) -> Option<BlockEvent> {
     Some(BlockEvent { time_ns, hash, kind: event_kind })
 }
 
+/// Length of a number as CompactSize, in bytes.
 fn compact_size_length(number: u64) -> u64 {
     match number {
         0..0xfd => 1,
@@ -266,7 +271,7 @@ fn compact_size_length(number: u64) -> u64 {
     }
 }
 
-/// An inv or a getdata; the first entries of it are read.
+/// Decodes the block entries of an inv or getdata. The programs copy only the first entries of the message.
 fn read_inventory(event: &event, mut bytes: MessageBytes, queue: &mut Vec<BlockEvent>) {
     const MSG_BLOCK: u32 = 2;
     const MSG_CMPCT_BLOCK: u32 = 4;
@@ -289,7 +294,7 @@ fn read_inventory(event: &event, mut bytes: MessageBytes, queue: &mut Vec<BlockE
     }
 }
 
-/// Messages by direction and type, of those types that were seen.
+/// Messages by direction and type. Types without a message are omitted.
 fn by_type(
     directions: [(&'static str, &direction); 2],
     field: fn(&messages) -> u64,
@@ -300,6 +305,7 @@ fn by_type(
     })
 }
 
+/// Number of open connections by direction. A direction is omitted until its number is known.
 fn open_connections(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f64)> {
     let number =
         |open: types::open| open.before.value.saturating_add(open.opened as i64 - open.closed as i64);
@@ -314,7 +320,7 @@ mod tests {
     use super::types::{self, event};
     use super::{Announcement, BlockEvent, BlockEventKind, maps, read_message};
 
-    /// The message as the programs copy it.
+    /// Decodes a message in the form in which the programs copy it.
     fn read(kind: types::kind, message: &[u8]) -> Vec<BlockEvent> {
         let mut event = event { kind, size: message.len() as u32, ..event::default() };
         let length = message.len().min(event.bytes.len());
@@ -324,7 +330,7 @@ mod tests {
         queue
     }
 
-    /// The block after the first one of the main chain.
+    /// The header of the block after the genesis block of the main chain.
     fn header() -> [u8; 80] {
         let header = "010000006fe28c0ab6f1b372c1a6a246ae63f74f931e8365e15a089c68d6190000000000982051fd1e4ba744bbbe680e1\
                       fee14677ba1a3c3540bf7b1cdb606e857233e0e61bc6649ffff001d01e36299";
@@ -342,7 +348,7 @@ mod tests {
         assert_eq!(numbers, (0..crate::metrics::MESSAGE_TYPES.len()).collect::<Vec<_>>());
     }
 
-    /// `number_of_text` of the BPF header finds each type, and nothing else.
+    /// Follows `number_of_text` of fast_paths.h: it finds each message type, and nothing else.
     #[test]
     fn text_of_no_type_has_the_number_of_the_others() {
         let (multiplier, slots) = (super::multiplier(), super::slots(super::multiplier()));
@@ -383,7 +389,7 @@ mod tests {
             };
             assert_eq!(compact.short_ids, ids as u64);
         }
-        // It claims more than a block can have.
+        // A message that claims more transactions than a block can have.
         let message = [&header()[..], &[0; 8], &[0xff; 9]].concat();
         assert!(read(types::kind::CMPCTBLOCK, &message).is_empty());
     }

@@ -1,5 +1,5 @@
-//! The page at `/` of bitcoind-usdt-exporter: `page.html`, and what it reads. It reads `metrics` and `status.json`, and nothing
-//! from elsewhere.
+//! The HTML page at `/` of bitcoind-usdt-exporter (`page.html`), and its data. The page loads `metrics` and `status.json` from the
+//! exporter, and nothing from other hosts.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::cli::VERSION;
 use crate::metrics::now;
 use crate::status;
 
-/// The data of the page.
+/// The page of recent blocks and races: its HTML, and its data for `status.json`.
 pub struct BlockPage {
     blocks: Arc<BlockTracker>,
     node_name: String,
@@ -21,12 +21,13 @@ impl BlockPage {
         BlockPage { blocks, node_name }
     }
 
-    /// `/`
+    /// The response to `/`.
     pub fn html(&self) -> String {
         status::page(include_str!("page.html"))
     }
 
-    /// `/status.json`: the last blocks and races, newest first. `ready`: whether a node is traced, or why not.
+    /// The response to `/status.json`: the last blocks and races, newest first. `ready` is `Ok` if a node is traced, otherwise the reason
+    /// why not.
     pub fn json(&self, ready: &Result<(), String>) -> Value {
         let (blocks, races) = self.blocks.last();
         json!({

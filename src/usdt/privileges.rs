@@ -1,11 +1,11 @@
-//! Whether this process and this kernel can do what we need, and what to do if not.
+//! Checks whether this process has the privileges, and this kernel the features, that tracing needs. The errors name the remedy.
 
 use anyhow::{Context, Result, anyhow};
 
 /// The capabilities that BPF programs on tracepoints need.
 const CAPABILITIES: [(&str, u32); 2] = [("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
-/// Which capabilities are missing, and what to do about it; `None` if none is.
+/// An error that names the missing capabilities and the remedy; `None` if no capability is missing.
 pub(super) fn missing() -> Option<anyhow::Error> {
     let have = effective();
     let missing: Vec<_> =
@@ -21,22 +21,22 @@ pub(super) fn missing() -> Option<anyhow::Error> {
     ))
 }
 
-/// Whether the binaries of other users' processes can be seen: root, or `CAP_SYS_PTRACE`.
+/// Whether this process can read the binary paths of other users' processes: it needs root or `CAP_SYS_PTRACE`.
 pub(super) fn sees_other_users() -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
     effective() >> CAP_SYS_PTRACE & 1 == 1
 }
 
-/// The effective capabilities of this process, a bit each.
+/// The effective capabilities of this process, one bit for each.
 fn effective() -> u64 {
     let status = procfs::process::Process::myself().and_then(|it| it.status());
     status.map_or(0, |status| status.capeff)
 }
 
-/// Whether this kernel can do what we need.
+/// Checks that this kernel has the features that tracing needs.
 ///
 /// # Errors
-/// The feature that this kernel lacks.
+/// The kernel lacks a feature; the error names it.
 pub fn check_kernel() -> Result<()> {
     const UPROBES: &str = "/sys/bus/event_source/devices/uprobe/type";
     std::fs::metadata(UPROBES).with_context(|| {

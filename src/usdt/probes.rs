@@ -1,4 +1,4 @@
-//! The tracepoints that a binary has, from its ELF notes.
+//! Lists the tracepoints of a binary, from its ELF notes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,39 +16,39 @@ use super::target::NodeSearch;
 use super::{Programs, TracepointGroup, blocks};
 use crate::cli;
 
-/// A place in a binary where a tracepoint fires. One tracepoint may have several.
+/// An instruction of a binary at which a tracepoint fires. A tracepoint can have several sites.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Site {
-    /// `validation`
+    /// Provider of the tracepoint, for example `validation`.
     pub provider: String,
-    /// `block_connected`
+    /// Name of the tracepoint, for example `block_connected`.
     pub name: String,
-    /// Its arguments as compiled, `-8@%rbx 4@24(%rcx)`.
+    /// Compiled arguments, each with size and location, for example `-8@%rbx 4@24(%rcx)`.
     pub arguments: String,
     machine: Machine,
 }
 
 impl Site {
-    /// `validation:block_connected`
+    /// Full name of the tracepoint, for example `validation:block_connected`.
     pub fn probe(&self) -> String {
         format!("{}:{}", self.provider, self.name)
     }
 
-    /// Arguments that libbpf cannot read, because of which it does not attach to the tracepoint.
+    /// Arguments that libbpf cannot read. It does not attach to a tracepoint with such an argument.
     pub fn unreadable(&self) -> Vec<&str> {
         operands(&self.arguments).into_iter().filter(|operand| !is_readable(self.machine, operand)).collect()
     }
 }
 
-/// Name and type of the notes of SystemTap's `sys/sdt.h`.
+/// Name and type of the ELF notes that SystemTap's `sys/sdt.h` writes for tracepoints.
 const STAPSDT: (&[u8], NoteType) = (b"stapsdt", NoteType(3));
-/// Before the strings: three addresses.
+/// Size in bytes of the three addresses before the strings of a note.
 const ADDRESSES: usize = 3 * 8;
 
-/// All sites of a 64-bit binary.
+/// All tracepoint sites of a 64-bit ELF binary.
 ///
 /// # Errors
-/// It cannot be read, or is not a 64-bit ELF binary.
+/// The file cannot be read, or is not a 64-bit ELF binary.
 pub fn sites(path: &Path) -> Result<Vec<Site>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     read(&ReadCache::new(file)).with_context(|| format!("{} is not a 64-bit ELF binary", path.display()))
@@ -74,7 +74,7 @@ fn read(data: &ReadCache<File>) -> object::Result<Vec<Site>> {
     Ok(sites)
 }
 
-/// The arguments of a note, each `SIZE@PLACE`. A place in brackets may have spaces in it.
+/// Splits the arguments of a note into operands, each `SIZE@LOCATION`. A location in brackets can contain spaces.
 fn operands(arguments: &str) -> Vec<&str> {
     let mut in_brackets = false;
     let operands = arguments.split(|character: char| {
@@ -88,7 +88,7 @@ fn operands(arguments: &str) -> Vec<&str> {
     operands.filter(|operand| !operand.is_empty()).collect()
 }
 
-/// Whether libbpf reads this operand: `parse_usdt_arg` of its usdt.c.
+/// Whether libbpf can read this operand, by the rules of `parse_usdt_arg` in its usdt.c.
 fn is_readable(machine: Machine, operand: &str) -> bool {
     let Some((size, place)) = operand.split_once('@') else { return false };
     let is_number = |text: &str| text.trim().parse::<i64>().is_ok();
@@ -136,10 +136,11 @@ fn is_arm_register(text: &str) -> bool {
         || text.strip_prefix('x').and_then(|number| number.parse().ok()).is_some_and(|it: u8| it < 31)
 }
 
-/// The table of `--list-probes`.
+/// The table that `--list-probes` prints, with a row for each tracepoint. The columns show whether the binary has it, whether it can be
+/// attached, its arguments, and its metrics.
 ///
 /// # Errors
-/// There is no binary, or it cannot be read.
+/// No node is running and no binary was passed, several nodes are running, or the binary cannot be read.
 pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<String> {
     let (path, node) = match (search.find_now(), search.binary()) {
         (Ok(Some(node)), _) => (readable_binary(&node), Some(node)),
@@ -187,14 +188,14 @@ pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<Stri
     Ok(table)
 }
 
-/// The metrics of these groups that a tracepoint feeds, and those of the blocks' ways.
+/// Names of the metrics that a tracepoint feeds: metrics of these groups, and metrics about blocks.
 fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
     let declarations = groups.iter().flat_map(|group| group.declarations());
     let all = declarations.chain(super::declarations(blocks::families(&blocks::BlockCounts::default())));
     all.filter(|declaration| declaration.sources.contains(&tracepoint)).map(|it| it.name).collect()
 }
 
-/// Tracepoints of a provider, beside those that are known; of each its first site.
+/// Tracepoints of a provider that the exporter does not support, each with its first site.
 fn unknown<'a>(sites: &'a [Site], provider: &str, traced: &[String]) -> BTreeMap<String, &'a Site> {
     let mut unknown = BTreeMap::new();
     for site in sites.iter().filter(|site| site.provider == provider && !traced.contains(&site.probe())) {

@@ -1,4 +1,4 @@
-//! The BPF programs: loading them, and attaching them to a node's tracepoints.
+//! Loads the BPF programs, and attaches them to a node's tracepoints.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,35 +17,37 @@ use super::page::BlockPage;
 use super::{TracepointGroup, exporter_metrics, privileges, validation};
 use crate::metrics::{self, Family};
 
-/// The programs of one group, loaded.
+/// The loaded BPF programs of one group, with their maps and their attachments to the node.
 struct LoadedGroup {
-    /// Before what they link, in the order in which fields are dropped: detaching uses what libbpf keeps with the programs.
+    /// Attachments to the node's tracepoints. They are declared before `programs` and therefore dropped first: detaching uses data that
+    /// libbpf keeps with the programs.
     links: Vec<Link>,
     group: Arc<dyn GroupPrograms>,
     maps: Arc<Maps>,
     programs: Object,
-    /// Programs that the kernel rejected, and why.
+    /// Programs that the kernel rejected, with the reason.
     refused: BTreeMap<String, String>,
 }
 
 /// A tracepoint and the result of attaching to it.
 pub struct AttachResult {
-    /// `validation:block_connected`
+    /// Full name of the tracepoint, for example `validation:block_connected`.
     pub name: String,
-    /// Why not.
+    /// `Ok` if the tracepoint is attached, otherwise the reason why not.
     pub result: Result<()>,
 }
 
-/// The attachments.
+/// Which tracepoints have ever been attached to a node, and how many are attached now.
 #[derive(Default)]
 pub(super) struct Attachments {
-    /// Tracepoints that were attached at some time.
+    /// Full names of the tracepoints that have been attached to a node at least once.
     ever: BTreeSet<String>,
-    /// How many are attached at present.
+    /// Number of tracepoints that are attached now.
     pub now: usize,
 }
 
-/// All programs that were loaded. They and their counts live as long as this; a node comes and goes.
+/// The loaded BPF programs of all selected groups.
+/// They are attached to one node after the other, and keep their counts when a node exits.
 pub struct Programs {
     loaded: Vec<LoadedGroup>,
     attachments: Arc<Mutex<Attachments>>,
@@ -56,14 +58,15 @@ impl Programs {
     /// Loads the programs of these groups into the kernel.
     ///
     /// # Errors
-    /// The kernel rejects what all programs of a group need.
+    /// A capability is missing, or the kernel rejects something that all programs of a group need.
     pub fn load(groups: &[TracepointGroup]) -> Result<Self> {
         capture_libbpf_messages();
         let loaded = groups.iter().map(|group| load(group.group())).collect::<Result<_>>()?;
         Ok(Programs { loaded, attachments: Arc::default(), blocks: Arc::default() })
     }
 
-    /// Attaches to a process's tracepoints, in the order of the BPF files; `binary` is its file.
+    /// Attaches the programs to the tracepoints of a process. `binary` is the file of the process. The results are in the order of the BPF
+    /// files.
     pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<AttachResult> {
         let mut attached = Vec::new();
         for LoadedGroup { group, programs, refused, links, .. } in &mut self.loaded {
@@ -85,23 +88,24 @@ impl Programs {
         attached
     }
 
-    /// Detaches from a process that has ended. The counts stay; state of the running node does not.
+    /// Detaches from a process that has ended. Keeps the counts, and resets the state of the running node.
     pub fn detach(&mut self) {
-        // Each waits in the kernel for tens of milliseconds. One thread only touches libbpf's data of a group.
+        // Removing a link waits in the kernel for tens of milliseconds. Groups are therefore detached in parallel, each by one thread:
+        // libbpf's data of a group must not be touched by two.
         thread::scope(|scope| {
             for LoadedGroup { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
             }
         });
         for LoadedGroup { links, group, maps, .. } in &mut self.loaded {
-            links.clear(); // where no thread could be started
+            links.clear(); // if no thread could be started
             group.node_ended(maps);
         }
         self.attachments.lock().expect("nobody panics holding it").now = 0;
         self.blocks.node_ended();
     }
 
-    /// Reads all metrics, wherever the programs are.
+    /// A reader of all metrics. It does not borrow the programs, and can move to another thread.
     pub fn reader(&self) -> MetricsReader {
         std::sync::LazyLock::force(&metrics::process::STARTED);
         let groups = self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone()));
@@ -112,12 +116,12 @@ impl Programs {
         }
     }
 
-    /// The page at `/`.
+    /// The HTML page at `/`, with its data.
     pub fn page(&self, node_name: &str) -> BlockPage {
         BlockPage::new(self.blocks.clone(), node_name.into())
     }
 
-    /// Keeps a row for each block that is connected in this file, of the last `keep`.
+    /// Starts to write a row for each connected block to this file. The file keeps the last `keep` blocks.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -127,8 +131,8 @@ impl Programs {
         Ok(block_log)
     }
 
-    /// The groups with events, and their ring buffers. That of connected blocks is the first to be read: all that happened to these
-    /// blocks before is then in the other buffers, and is read in the same turn.
+    /// The groups with events, and their ring buffers. The ring buffer of connected blocks comes first and is read first. All earlier
+    /// events of these blocks are then in the other ring buffers, and are read in the same pass.
     pub(super) fn events(&self) -> Result<Vec<(Arc<dyn GroupPrograms>, MapHandle)>> {
         let mut loaded: Vec<_> = self.loaded.iter().collect();
         loaded.sort_by_key(|it| it.group.provider() != validation::PROVIDER);
@@ -137,13 +141,13 @@ impl Programs {
         buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
     }
 
-    /// The blocks that are followed.
+    /// The tracker of blocks, which processes events of blocks.
     pub(super) fn blocks(&self) -> Arc<BlockTracker> {
         self.blocks.clone()
     }
 }
 
-/// Reads all metrics.
+/// Reads all metrics of the exporter at a scrape: the counts in the BPF maps, and those of the block tracker.
 pub struct MetricsReader {
     groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
     attachments: Arc<Mutex<Attachments>>,
@@ -151,8 +155,8 @@ pub struct MetricsReader {
 }
 
 impl MetricsReader {
-    /// All families with their values at this moment, in the order of METRICS.md. Those that tracepoints feed are absent until these
-    /// were attached.
+    /// All families with their current values, in the order of METRICS.md. A family of tracepoints is absent until one of them has been
+    /// attached, or, for the metrics about a block's arrival, until all required ones have been attached.
     pub fn families(&self) -> Vec<Family> {
         let (ever, now) = {
             let attachments = self.attachments.lock().expect("nobody panics holding it");
@@ -168,20 +172,20 @@ impl MetricsReader {
     }
 }
 
-/// The group's tracepoints, `validation:block_connected`, in the order of the BPF file. Needs no privilege.
+/// Full names of the group's tracepoints, for example `validation:block_connected`, in the order of the BPF file. Needs no privilege.
 pub(super) fn tracepoints(group: &dyn GroupPrograms) -> Result<Vec<String>> {
     let names = names(&open(group, |_| true)?);
     Ok(names.into_iter().map(|name| probe_name(group.provider(), name)).collect())
 }
 
-/// A program that the kernel rejects costs only itself.
+/// Loads the programs of a group. If the kernel rejects a program, the others are loaded without it.
 fn load(group: Arc<dyn GroupPrograms>) -> Result<LoadedGroup> {
     let mut refused = BTreeMap::new();
     let programs = match open(&*group, |_| true)?.load() {
         Ok(programs) => programs,
         Err(error) if lacks_privilege(&error) => return Err(explain(error)),
         Err(error) => {
-            // libbpf gives up at the first.
+            // libbpf stops at the first program that the kernel rejects: load each program alone to find all of them.
             debug!("cannot load all programs of {}: {:#}", group.provider(), explain(error));
             for name in names(&open(&*group, |_| true)?) {
                 if let Err(error) = open(&*group, |it| it == name)?.load() {
@@ -196,7 +200,7 @@ fn load(group: Arc<dyn GroupPrograms>) -> Result<LoadedGroup> {
     Ok(LoadedGroup { links: Vec::new(), group, maps: Arc::new(maps), programs, refused })
 }
 
-/// The programs of a group with their constants, of which those that are `is_selected` will be loaded.
+/// Opens the programs of a group and sets their constants. Only the programs that `is_selected` accepts will be loaded.
 fn open(group: &dyn GroupPrograms, is_selected: impl Fn(&str) -> bool) -> Result<OpenObject> {
     let mut builder = ObjectBuilder::default();
     let builder = builder.name(group.provider()).map_err(explain)?;
@@ -215,19 +219,22 @@ fn open(group: &dyn GroupPrograms, is_selected: impl Fn(&str) -> bool) -> Result
     Ok(opened)
 }
 
+/// Names of the programs, in the order of the BPF file.
 fn names(opened: &OpenObject) -> Vec<String> {
     opened.progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
 }
 
-/// Messages of libbpf since the last error.
+/// Messages that libbpf has printed since the last error.
 static LIBBPF_MESSAGES: Mutex<LibbpfMessages> =
     Mutex::new(LibbpfMessages { warnings: Vec::new(), verifier: None });
 
+/// Messages of libbpf that explain an error: its warnings, and the end of the verifier's log.
 struct LibbpfMessages {
     warnings: Vec<String>,
     verifier: Option<String>,
 }
 
+/// Keeps libbpf's messages for [`explain`] instead of printing them to stderr.
 fn capture_libbpf_messages() {
     fn keep(level: PrintLevel, text: String) {
         debug!("{}", text.trim_end());
@@ -244,7 +251,7 @@ fn capture_libbpf_messages() {
     libbpf_rs::set_print(Some((PrintLevel::Info, keep)));
 }
 
-/// The end of a verifier's log, which has the reason.
+/// The last lines of a verifier's log, which contain the reason for the rejection.
 fn last_lines(log: &str) -> String {
     const LINE_LIMIT: usize = 3;
     let lines =
@@ -253,12 +260,12 @@ fn last_lines(log: &str) -> String {
     lines[lines.len().saturating_sub(LINE_LIMIT)..].join(" | ")
 }
 
-/// Whether it failed because a privilege is missing.
+/// Whether the error means that a capability is missing.
 fn lacks_privilege(error: &libbpf_rs::Error) -> bool {
     error.kind() == libbpf_rs::ErrorKind::PermissionDenied && privileges::missing().is_some()
 }
 
-/// An error with what to do about it.
+/// Adds the reason and, if known, the remedy to an error of libbpf.
 fn explain(error: libbpf_rs::Error) -> anyhow::Error {
     let mut messages = LIBBPF_MESSAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (warnings, verifier) = (std::mem::take(&mut messages.warnings), messages.verifier.take());

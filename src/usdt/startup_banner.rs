@@ -1,4 +1,4 @@
-//! The text that the exporter prints when it starts.
+//! The text that the exporter prints at startup.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{AttachResult, probes};
 use crate::node_process::NodeProcess;
 
-/// Prints what is traced and where its metrics will be.
+/// Prints the traced binary, the address of the metrics, and the node's name.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -26,7 +26,7 @@ pub fn print_start(
     writeln!(output, "  node: {node_name}")
 }
 
-/// Prints the result for each tracepoint.
+/// Prints for each tracepoint whether it is attached, and if not, the reason.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -49,7 +49,7 @@ pub fn print_attached(
     writeln!(output, "\n  {good}/{} probes attached successfully", attached.len())
 }
 
-/// Prints the addresses of metrics and health checks.
+/// Prints the addresses of the metrics and of the health check, and whether the exporter waits for events or for the node.
 ///
 /// # Errors
 /// The output cannot be written.

@@ -1,4 +1,4 @@
-//! Which node is traced, and where it comes from again when it has ended.
+//! Finds the node to trace, and the next one after it has exited.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,59 +13,62 @@ use super::choice::{Choice, KnownNode, OtherNodes, UserSelection, choose, succes
 use super::{file_locks, privileges};
 use crate::node_process::NodeProcess;
 
-/// Which node to trace, as the user named it. Without anything, the only one that runs.
+/// The user's selection of the node to trace. Without a selection, it is the only running node.
 #[derive(Clone, Debug, Default)]
 pub struct NodeSelector {
-    /// The binary with the tracepoints.
+    /// Path of the binary with the tracepoints.
     pub binary: Option<PathBuf>,
-    /// The process. When it has ended, its successor is traced: the one with the same data directory.
+    /// PID of the node. After that process has ended, the next process with the same data directory is traced.
     pub pid: Option<i32>,
-    /// The data directory.
+    /// Data directory of the node.
     pub datadir: Option<PathBuf>,
-    /// The systemd unit, `bitcoind.service`.
+    /// systemd unit of the node, for example `bitcoind.service`.
     pub unit: Option<String>,
 }
 
-/// The result of a search.
+/// The result of one search: the node, or why none was found.
 pub enum SearchResult {
-    /// The node.
+    /// The process of the node.
     Node(NodeProcess),
-    /// A process that may be the node, but has just been started.
+    /// A process may be the node, but has just been started: search again soon.
     Soon,
-    /// None, and why. It is ambiguous if there are processes that may be it.
+    /// No node was found, or several processes may be the node.
     None {
-        /// To be shown.
+        /// The reason, for the user.
         why: String,
-        /// Whether there are.
+        /// Whether there are processes that may be the node.
         is_ambiguous: bool,
     },
 }
 
-/// Searches for the node, and keeps what distinguishes it from others.
+/// Searches for the node, and keeps evidence that distinguishes it from other nodes.
 pub struct NodeSearch {
     selector: NodeSelector,
     scanner: Scanner,
+    /// The node that is traced.
     present: Option<KnownNode>,
+    /// The last node that was traced.
     last: Option<KnownNode>,
     others: OtherNodes,
 }
 
 impl NodeSearch {
-    /// Of this node.
+    /// A search for the node that the user selected.
     pub fn new(selector: NodeSelector) -> Self {
         let others = OtherNodes { exist: selector.pid.is_some(), ..OtherNodes::default() };
         NodeSearch { selector, scanner: Scanner::default(), present: None, last: None, others }
     }
 
-    /// The binary that the user named.
+    /// Path of the binary that the user named.
     pub fn binary(&self) -> Option<&PathBuf> {
         self.selector.binary.as_ref()
     }
 
-    /// The node for a command that does not wait for one; `None` if none runs. Several are an error that lists them.
+    /// The running node, for a command that does not wait for a node; `None` if no node is running. Waits at most three seconds for a
+    /// process that has just been started.
     ///
     /// # Errors
-    /// The named process does not exist, or there are several.
+    /// The process that the user named does not exist, or several processes may be the node; the error lists them.
     pub fn find_now(&mut self) -> Result<Option<NodeProcess>> {
         const FIND_TIMEOUT: Duration = Duration::from_secs(3);
         let end = Instant::now() + FIND_TIMEOUT;
@@ -80,10 +83,10 @@ impl NodeSearch {
         }
     }
 
-    /// The node, if it runs. An error if the user named a process and there is none.
+    /// Searches for the node once.
     ///
     /// # Errors
-    /// The named process does not exist.
+    /// The process that the user named does not exist, or the processes cannot be listed.
     pub fn find(&mut self) -> Result<SearchResult> {
         if let (Some(pid), None) = (self.selector.pid, &self.last) {
             return NodeProcess::from_pid(pid, self.selector.binary.as_deref()).map(SearchResult::Node);
@@ -100,14 +103,14 @@ impl NodeSearch {
         })
     }
 
-    /// Looks at what runs beside the node that is traced. Returns the process that is the node instead of it, if there is one.
+    /// Collects evidence about the processes beside the traced node. Returns another process if that one is the node instead.
     ///
     /// # Errors
     /// The processes cannot be listed.
     pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
         let all = self.scanner.scan(self.selector.binary.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
-        // It is another one's name while it shuts down.
+        // A node that shuts down renames its main thread. A scan by process name then misses it.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
         let mut present = match self.present.take().filter(|it| it.candidate.id() == id) {
@@ -133,18 +136,18 @@ impl NodeSearch {
         Ok(next.map(|candidate| candidate.node))
     }
 
-    /// Whether it is known by its data directory's lock that this is the node.
+    /// Whether the lock of the data directory proves that the traced process is the node.
     pub fn is_certain(&self) -> bool {
         self.present.as_ref().is_some_and(|present| !present.candidate.locks.is_empty())
     }
 
-    /// The node that was traced has ended, or another one is it.
+    /// Records that `node` is no longer traced: it has ended, or another process is the node.
     pub fn ended(&mut self, node: &NodeProcess) {
         let id = (node.pid, node.started);
         let evidence = self.present.take().filter(|it| it.candidate.id() == id);
         let evidence = evidence.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
         self.last = match self.last.take() {
-            // A process without locks does not replace the evidence of the node.
+            // A process without locks does not replace the evidence about the node.
             Some(mut last) if evidence.candidate.locks.is_empty() && !last.candidate.locks.is_empty() => {
                 last.beside.extend(evidence.beside);
                 last.beside.insert(id);
@@ -155,7 +158,8 @@ impl NodeSearch {
         };
     }
 
-    /// Decides with what the user named; besides, why the lock of the data directory cannot be seen.
+    /// Calls `decide` with the user's selection and the evidence about other nodes. If the locks of the data directory cannot be accessed,
+    /// also returns the reason.
     fn decide<T>(&self, decide: impl FnOnce(UserSelection, &OtherNodes) -> T) -> (T, Option<io::Error>) {
         let locks = self.selector.datadir.as_deref().map(file_locks::datadir_lock_files);
         let (locks, hidden) = match locks.transpose() {
@@ -171,7 +175,7 @@ impl NodeSearch {
         (decide(named, &self.others), hidden)
     }
 
-    /// The message when there is no node.
+    /// The message for the user if no node was found. `hidden` is the reason why the locks of the data directory cannot be accessed.
     fn not_found_message(&self, hidden: Option<io::Error>) -> String {
         let NodeSelector { binary, datadir, unit, .. } = &self.selector;
         let binary = binary.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));
@@ -203,7 +207,7 @@ impl NodeSearch {
 }
 
 impl KnownNode {
-    /// A node that has ended before it was looked at.
+    /// A node that has ended before any evidence was collected.
     fn without_evidence(node: NodeProcess) -> Self {
         KnownNode {
             candidate: Candidate {

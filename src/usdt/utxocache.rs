@@ -1,4 +1,4 @@
-//! The UTXO cache: provider `utxocache`.
+//! Tracepoints of the UTXO cache, provider `utxocache`.
 
 use tracing::info;
 
@@ -9,13 +9,13 @@ use super::histogram::Buckets;
 use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::metrics::{Family, counter, gauge, histogram};
 
-// SAFETY: see their declarations in the BPF file.
+// SAFETY: the struct consists of u64 only; see utxocache.bpf.c.
 unsafe impl PerCpuCounts for types::counts {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see utxocache.bpf.c.
 unsafe impl Pod for types::event {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see utxocache.bpf.c.
 unsafe impl Pod for types::last_flush {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see utxocache.bpf.c.
 unsafe impl Pod for types::rodata {}
 
 const FLUSH_US: Buckets =
@@ -26,6 +26,7 @@ const SPENT: &[&str] = &["utxocache:spent"];
 const UNCACHE: &[&str] = &["utxocache:uncache"];
 const FLUSH: &[&str] = &["utxocache:flush"];
 
+/// The tracepoint group `utxocache`: coins that the node adds, spends and drops, and flushes of the cache to disk.
 pub(super) struct UtxocacheGroup;
 
 impl GroupPrograms for UtxocacheGroup {

@@ -1,4 +1,4 @@
-//! Connected blocks: provider `validation`. `blocks` counts them, and decides which of them count.
+//! Tracepoint of connected blocks, provider `validation`. `blocks` decides which of them belong to the active chain, and counts those.
 
 use super::blocks::{BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread};
 use super::bpf::validation::{OBJECT, types};
@@ -6,13 +6,14 @@ use super::group::GroupPrograms;
 use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::metrics::Family;
 
-// SAFETY: see their declarations in the BPF file.
+// SAFETY: the struct consists of u64 only; see validation.bpf.c.
 unsafe impl PerCpuCounts for types::counts {}
-// SAFETY: likewise.
+// SAFETY: the struct consists of integers only; see validation.bpf.c.
 unsafe impl Pod for types::event {}
 
 pub(super) const PROVIDER: &str = "validation";
 
+/// The tracepoint group `validation`: blocks that the node connects.
 pub(super) struct ValidationGroup;
 
 impl GroupPrograms for ValidationGroup {

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line arguments of bitcoind-ipc-exporter.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -116,7 +116,7 @@ pub struct Arguments {
     pub common: CommonArgs,
 }
 
-/// Use of JSON-RPC over HTTP.
+/// Whether to use JSON-RPC over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum HttpRpcMode {
     /// Use it for nodes without JSON-RPC over IPC, if a cookie or a password is available.
@@ -137,13 +137,13 @@ impl Cli for Arguments {
 }
 
 impl Arguments {
-    /// Reads the arguments behind the program's name; exits if they are wrong or ask for help.
+    /// Parses the arguments after the program name. Exits if they are invalid, or for `--help` and `--version`.
     pub fn parse_or_exit(arguments: impl Iterator<Item = OsString>) -> Self {
         let arguments = std::iter::once("bitcoind-ipc-exporter".into()).chain(arguments.map(normalize_ipcfd));
         Self::read(arguments).unwrap_or_else(|error| error.exit())
     }
 
-    /// The collector's settings.
+    /// The configuration of the collector.
     pub fn config(&self, source: &NodeEndpoint) -> Result<Config> {
         Ok(Config {
             data_directory: self.data_directory(source),
@@ -157,7 +157,7 @@ impl Arguments {
         })
     }
 
-    /// `--chain`, else the one in whose folder the socket is.
+    /// The chain of `--chain`, otherwise the chain in whose directory the socket is.
     fn known_chain(&self) -> Option<&'static ChainParams> {
         let by_folder = || self.socket_path.as_deref().and_then(ChainParams::from_path);
         self.chain.as_deref().map(ChainParams::from_name).or_else(by_folder)
@@ -207,7 +207,7 @@ impl Arguments {
         }))
     }
 
-    /// The directory of the chain below `--datadir`, and that of the socket.
+    /// Candidates for the node's data directory: the directory of the chain in `--datadir`, and the directory of the socket.
     fn data_directory(&self, source: &NodeEndpoint) -> DatadirCandidates {
         let chain = self.known_chain().unwrap_or(&CHAINS[0]);
         DatadirCandidates {
@@ -217,7 +217,7 @@ impl Arguments {
         }
     }
 
-    /// The files and ports that it uses while it serves.
+    /// The files and ports that the exporter uses while it serves.
     pub fn files(&self, config: &Config) -> AllowedFiles {
         let mut files = self.common.files();
         if let Some(http) = &config.http_rpc {
@@ -228,25 +228,25 @@ impl Arguments {
         files
     }
 
-    /// The path of the node's socket; `None` if there is nothing but an inherited connection.
+    /// Path of the node's socket; `None` if there is only an inherited connection.
     pub fn node_socket(&self, has_inherited: bool) -> Option<PathBuf> {
         let chain = self.chain.as_deref().unwrap_or("main");
         endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
-    /// Whether no argument names the node.
+    /// Whether no argument identifies the node.
     pub fn has_no_node_argument(&self) -> bool {
         self.socket_path.is_none() && self.datadir.is_none() && !self.is_http_only_allowed()
     }
 
-    /// Whether JSON-RPC over HTTP was asked for, and no connection over IPC.
+    /// Whether the arguments request JSON-RPC over HTTP and no connection over IPC.
     fn is_http_only_allowed(&self) -> bool {
         let asked = self.rpc == HttpRpcMode::On || (self.rpc == HttpRpcMode::Auto && self.rpc_url.is_some());
         asked && self.socket_path.is_none() && self.ipc_fd.is_none()
     }
 }
 
-/// Bitcoin Core gives its children `-ipcfd N`, which clap would read as five short options.
+/// Bitcoin Core starts its children with `-ipcfd N`, which clap would parse as five short options.
 fn normalize_ipcfd(argument: OsString) -> OsString {
     match argument.to_str() {
         Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => {

@@ -1,4 +1,4 @@
-//! Prometheus exporter for a Bitcoin node over its IPC socket: arguments, wiring, exit code.
+//! Prometheus exporter for a Bitcoin node over its IPC socket: arguments, setup, exit code.
 #![deny(
     clippy::print_stderr,
     clippy::print_stdout,
@@ -28,7 +28,7 @@ use tracing::info;
 
 use arguments::Arguments;
 
-/// How long an exporter that systemd starts for a scrape goes on without a node.
+/// How long an exporter that systemd started for a scrape keeps running without a node.
 const SCRAPE_LINGER_INTERVAL: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -40,19 +40,19 @@ fn main() -> ExitCode {
         None => supervise(arguments),
     };
     result.unwrap_or_else(|error| {
-        // Logging may not have started, or may go elsewhere.
+        // Logging may not have started, or its target may not be stderr.
         cli::print_error(format_args!("bitcoind-ipc-exporter: {error:#}"));
         ExitCode::FAILURE
     })
 }
 
-/// The process that is started: it supervises the exporter, which it starts as its child.
+/// Runs the supervisor, the process that the user starts. It starts the exporter as its child.
 fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let arguments = Arguments::parse_or_exit(arguments);
     if let Some(ignore_broken_pipe) = arguments.generate() {
         return ignore_broken_pipe.map(|()| ExitCode::SUCCESS);
     }
-    // Before anything else opens descriptors.
+    // Must be called before anything else opens descriptors.
     let mut inherited = systemd::InheritedFds::take()?;
     let listener = inherited.http();
     let connection = match arguments.ipc_fd {
@@ -69,12 +69,13 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     supervisor::run(SupervisorConfig { node, listener, socket_file })
 }
 
-/// The process that collects and serves. It has no descriptor of the node's socket.
+/// Runs the exporter process, which collects and serves. It has no descriptor of the node's socket.
 fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let start = supervisor::ExporterStart::take(&mut arguments)?;
     let arguments = Arguments::parse_or_exit(arguments);
     let started_by_scrape = start.listener.is_some();
-    // systemd starts us for a scrape, and could not connect to the node. Only it can, at our next start.
+    // systemd started this process for a scrape, but could not connect to the node. Only systemd can do so, when it starts the exporter
+    // again.
     let without_node = started_by_scrape && start.inherited.is_none() && arguments.has_no_node_argument();
     let path = arguments.node_socket(start.inherited.is_some());
     let mut source = NodeEndpoint::new(start.client, start.inherited, path);
@@ -85,7 +86,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         None => None,
     };
     let config = arguments.config(&source)?;
-    // Before there are threads, which would stay unconfined.
+    // Applied before there are threads, which would stay unrestricted.
     let confined = Confinement::new(arguments.common.sandbox).files(&arguments.files(&config));
     let _written_at_the_end = arguments.common.start_logging()?;
 
@@ -118,7 +119,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         }
         let ended = collector.run(source).await;
         if started_by_scrape {
-            // A page that is open would start us again at once, and again, until systemd has enough of it.
+            // An open status page would start the exporter again at once, repeatedly, until systemd's start limit is reached.
             shutdown.run_until_cancelled(tokio::time::sleep(SCRAPE_LINGER_INTERVAL)).await;
         }
         ended

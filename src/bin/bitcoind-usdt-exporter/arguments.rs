@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of bitcoind-usdt-exporter.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use tracing::info;
 use crate::blocks_command::BlocksCommand;
 use crate::settings;
 
-/// Where `fibre_exporter.py` serves metrics, and this exporter.
+/// Port of the metrics endpoint by default, in `fibre_exporter.py` and in this exporter.
 pub const DEFAULT_PORT: u16 = 9435;
 
 /// Exports Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
@@ -39,13 +39,13 @@ pub struct Arguments {
     #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
     pub bitcoind: Option<PathBuf>,
 
-    /// Id of the node's process [default: the process that runs the binary]. After it has ended, the next process with the same data
-    /// directory is traced
+    /// PID of the node [default: the process that runs the binary]. After it has ended, the next process with the same data directory is
+    /// traced
     #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = process_id())]
     pub pid: Option<i32>,
 
-    /// Node's data directory, or a network's folder in it. Selects one of several nodes, by the lock that the node holds there, or,
-    /// if the exporter cannot read the directory, by -datadir on the node's command line
+    /// Node's data directory, or a network's folder in it. Selects one of several nodes: the one that holds the lock there or, if the
+    /// exporter cannot read the directory, the one with this -datadir on its command line
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
 
@@ -139,8 +139,8 @@ pub struct Arguments {
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Print each tracepoint (whether the binary has it and it can be attached, its compiled arguments, and its metrics), and
-    /// exit
+    /// Print a table of the tracepoints, and exit: whether the binary has the tracepoint, whether it can be attached, its compiled
+    /// arguments, and its metrics
     #[arg(long)]
     pub list_probes: bool,
 
@@ -159,10 +159,10 @@ pub struct Arguments {
     pub command: Option<Command>,
 }
 
-/// What it does besides being an exporter.
+/// A subcommand, which runs instead of the exporter.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Print the blocks of a block log (--block-log), oldest first. Works also while the exporter writes it
+    /// Print the blocks of a block log (--block-log), oldest first. Works even while the exporter writes it
     Blocks(BlocksCommand),
 }
 
@@ -180,10 +180,12 @@ impl Cli for Arguments {
 }
 
 impl Arguments {
+    /// The selected groups of tracepoints; all groups if none was selected.
     pub fn groups(&self) -> &[TracepointGroup] {
         if self.tracepoints.is_empty() { TracepointGroup::all() } else { &self.tracepoints }
     }
 
+    /// The selected node.
     pub fn target(&self) -> NodeSelector {
         NodeSelector {
             binary: self.bitcoind.clone(),
@@ -193,7 +195,7 @@ impl Arguments {
         }
     }
 
-    /// Starts logging; dropping what is returned writes the last lines.
+    /// Starts logging. Dropping the returned value writes the last lines.
     pub fn start_logging(&self) -> Result<Logging> {
         let level = if self.common.debug { LogLevel::Debug } else { self.log_level };
         let logging = logging::start(self.common.log, level, self.log_file.as_deref())?;
@@ -203,7 +205,7 @@ impl Arguments {
         Ok(logging)
     }
 
-    /// How the metrics are served.
+    /// TLS and authentication of the metrics endpoint.
     pub fn web_config(&self) -> Result<WebConfig> {
         let user = require_both(
             ("metrics_auth_username", self.metrics_auth_username.as_deref()),
@@ -215,16 +217,17 @@ impl Arguments {
         }
     }
 
-    /// How health checks are answered: as `fibre_exporter.py` does, with its certificate and without a password.
+    /// TLS of the health endpoint. As in `fibre_exporter.py`, it uses the certificate and needs no password.
     pub fn health_web_config(&self) -> Result<WebConfig> {
         WebConfig::from_parts(None, self.certificate()?).context("--tls-cert, --tls-key")
     }
 
+    /// Files of the certificate and its private key, if both are set.
     fn certificate(&self) -> Result<Option<(&Path, &Path)>> {
         require_both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
     }
 
-    /// Where to listen, if systemd passes no socket.
+    /// Address of the metrics endpoint, if systemd passes no socket.
     pub fn address(&self) -> Address {
         match self.port {
             Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
@@ -232,7 +235,7 @@ impl Arguments {
         }
     }
 
-    /// Where to listen for health checks besides.
+    /// Address of the additional endpoint for health checks; `None` if it is disabled, or if the metrics endpoint is a Unix socket.
     pub fn health_address(&self) -> Option<Address> {
         match (self.address(), self.health_port) {
             (Address::Tcp(address), port @ 1..) => {
@@ -244,12 +247,12 @@ impl Arguments {
     }
 }
 
-/// A process id as users write it.
+/// Parser for a PID that the user passes.
 pub fn process_id() -> RangedI64ValueParser<i32> {
     clap::value_parser!(i32).range(1..)
 }
 
-/// Two settings that need each other.
+/// Combines two settings that need each other. It is an error if only one is set.
 fn require_both<T>(
     (one, first): (&str, Option<T>),
     (other, second): (&str, Option<T>),

@@ -1,4 +1,4 @@
-//! `bitcoind-usdt-exporter blocks`: what the record has.
+//! The subcommand `blocks`, which prints blocks of the block log.
 
 use std::io::{self, BufWriter};
 use std::path::PathBuf;
@@ -11,18 +11,19 @@ use bitcoind_exporter::usdt::block_log::read::{self, BlockFilter};
 use bitcoind_exporter::usdt::block_log::show::{self, OutputFormat};
 use clap::Args;
 
+/// Arguments of the subcommand `blocks`: the file, the filter, and the output format.
 #[derive(Args, Debug)]
 pub struct BlocksCommand {
     /// File of the block log; the default is that of the shipped systemd unit
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH, env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
     block_log: PathBuf,
 
-    /// Print only blocks with at least this time from their first announcement to their connection (100ms, 2s). For blocks that no
-    /// peer announced, the time to connect them counts
+    /// Print only blocks with at least this time (for example 100ms or 2s) from their first announcement to their connection. For blocks
+    /// that no peer announced, the time to connect them counts
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     slow: Option<Duration>,
 
-    /// Print only blocks that were connected within the last 24h, 7d, …
+    /// Print only blocks that were connected within the last period of this length, for example 24h or 7d
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     since: Option<Duration>,
 
@@ -36,6 +37,7 @@ pub struct BlocksCommand {
 }
 
 impl BlocksCommand {
+    /// Prints the selected blocks.
     pub fn show(&self) -> Result<()> {
         let filter = BlockFilter { slow: self.slow, since: self.since, height: self.height };
         let rows = read::find(&self.block_log, &filter).context("cannot read the block log")?;

@@ -90,7 +90,7 @@ fn run() -> Result<ExitCode> {
     ended
 }
 
-/// What is printed at startup.
+/// The text that is printed at startup.
 fn banner(
     arguments: &Arguments,
     traced: Option<&TracedNode>,
@@ -108,7 +108,7 @@ fn banner(
     Ok(output)
 }
 
-/// Prints what needs no node; `None` if nothing of that is asked for.
+/// Runs the commands that only print something and need no node; `None` if no such command was requested.
 fn print(arguments: &Arguments) -> Option<Result<()>> {
     if let Some(Command::Blocks(blocks)) = &arguments.command {
         return Some(blocks.show());
@@ -119,7 +119,7 @@ fn print(arguments: &Arguments) -> Option<Result<()>> {
     arguments.generate()
 }
 
-/// The listener for metrics, and the one for health checks besides.
+/// The listener for the metrics, and the additional one for health checks, if it is enabled.
 fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listener, Option<Listener>)> {
     let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
@@ -131,7 +131,7 @@ fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listen
     Ok((listener, health.transpose()?))
 }
 
-/// All metrics, each sample with the label `node`.
+/// Renders all metrics, with the label `node` on each sample.
 struct LabelledMetrics {
     reader: MetricsReader,
     node_name: String,
@@ -143,6 +143,7 @@ impl LabelledMetrics {
     }
 }
 
+/// All pages that the exporter serves over HTTP: the metrics, the readiness, the page of blocks and its data.
 struct StatusPages {
     metrics: LabelledMetrics,
     ready: channel::Receiver<Result<(), String>>,

@@ -1,7 +1,7 @@
-//! The settings of `fibre_exporter.py`: its file, overlaid by its environment variables.
+//! Settings of `fibre_exporter.py`: its configuration file, and its environment variables, which override the file.
 //!
-//! Each is an argument under another name. It applies where neither the command line nor this exporter's own environment sets
-//! that argument.
+//! Each setting corresponds to an argument of this exporter. It applies if neither the command line nor this exporter's own environment
+//! variables set that argument.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,11 +16,12 @@ use serde_yaml_ng::Value;
 
 use super::arguments::{Arguments, DEFAULT_PORT, process_id};
 
-/// The keys of the file, some of which have two names. In capitals and behind `FIBRE_` they are the variables.
+/// The keys of the configuration file, some of which have two names. The name of an environment variable is `FIBRE_` and the key in
+/// capitals.
 const KEYS: &str = "bitcoind_path, bitcoind, pid, node_name, metrics_port, port, health_port, verbose, log_level, log_file, \
                     metrics_auth_username, metrics_auth_password, tls_cert, tls_key";
 
-/// Lays the file and the variables under the arguments. Errors name the key, or the variable.
+/// Sets the arguments that are not given, from the environment variables and the file. Errors name the key or the variable.
 pub fn overlay(
     arguments: &mut Arguments,
     command: &mut Command,
@@ -34,7 +35,7 @@ pub fn overlay(
     applied.map_err(|why| command.error(ErrorKind::ValueValidation, why))
 }
 
-/// The file, overlaid by the variables, and the arguments above them.
+/// Applies the settings of `fibre_exporter.py`, from its file and its variables, to the arguments that the user did not give.
 struct Overlay<'a> {
     command: &'a Command,
     given: &'a ArgMatches,
@@ -43,6 +44,7 @@ struct Overlay<'a> {
 }
 
 impl Overlay<'_> {
+    /// Sets all arguments that have a setting and are not given.
     fn apply(&self, to: &mut Arguments) -> Result<(), String> {
         self.set(&mut to.bitcoind, "bitcoind", PathBufValueParser::new())?;
         self.set(&mut to.pid, "pid", process_id())?;
@@ -57,7 +59,7 @@ impl Overlay<'_> {
         self.set(&mut to.tls_cert, "tls_cert", PathBufValueParser::new())?;
         self.set(&mut to.tls_key, "tls_key", PathBufValueParser::new())?;
         self.check_conflicts()?;
-        // With the configuration of fibre_exporter.py, Prometheus scrapes the port of fibre_exporter.py.
+        // If a configuration of fibre_exporter.py is used, Prometheus is assumed to scrape the port of fibre_exporter.py.
         let as_theirs = self.path.is_some() || variable("bitcoind_path").is_some();
         if self.is_given("metrics_addr") {
             to.port = None;
@@ -67,7 +69,7 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// The source of an argument, a key or a variable, and its value.
+    /// The setting for an argument: its source, which is a key of the file or a variable, and its value.
     fn setting(&self, id: &str) -> Option<(String, String)> {
         let key = match id {
             "bitcoind" => "bitcoind_path",
@@ -81,7 +83,7 @@ impl Overlay<'_> {
         variable(key).or_else(of_file)
     }
 
-    /// Sets an argument, unless it is given.
+    /// Sets an argument, unless it is given. An invalid setting is always an error.
     fn set<P: TypedValueParser>(
         &self,
         to: &mut impl From<P::Value>,
@@ -100,7 +102,7 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// YAML's words before 1.2, which Python reads.
+    /// Sets `verbose`. Accepts the words for true and false of YAML before 1.2, which Python reads.
     fn set_verbose(&self, to: &mut bool) -> Result<(), String> {
         let Some((what, value)) = self.setting("verbose") else { return Ok(()) };
         match value.to_lowercase().as_str() {
@@ -111,7 +113,7 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// `--web.config.file` does what these do.
+    /// Rejects settings that conflict with `--web.config.file`, which configures the same.
     fn check_conflicts(&self) -> Result<(), String> {
         let ids = ["metrics_auth_username", "metrics_auth_password", "tls_cert", "tls_key"];
         let set = ids.iter().filter(|id| self.setting(id).is_some());
@@ -122,6 +124,7 @@ impl Overlay<'_> {
         Err(format!("the argument '--web.config.file <PATH>' cannot be used with {}", set.join(", ")))
     }
 
+    /// The declaration of an argument.
     fn argument(&self, id: &str) -> &Arg {
         self.command.get_arguments().find(|argument| argument.get_id() == id).expect("it is declared")
     }
@@ -132,14 +135,14 @@ impl Overlay<'_> {
     }
 }
 
-/// The variable of a key, and its value. An empty one is none, as in Python.
+/// Name and value of the environment variable of a key. An empty variable counts as not set, as in Python.
 fn variable(key: &str) -> Option<(String, String)> {
     let variable = format!("FIBRE_{}", key.to_uppercase());
     let value = std::env::var(&variable).ok()?;
     (!value.is_empty()).then_some((variable, value))
 }
 
-/// The file's keys and values; those without a value are left out.
+/// Keys and values of the file. Keys without a value are omitted.
 fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
     let at = path.display();
     let text = files::read_text(path).map_err(|error| format!("--config {at}: {error}"))?;

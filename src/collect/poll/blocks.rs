@@ -1,4 +1,4 @@
-//! The last block, once per tip.
+//! Metrics of the last block, read once per tip.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,8 @@ use crate::collect::json::number;
 use crate::json_rpc::Method;
 
 pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<bool>) {
-    // It reads the block and its undo data, and a syncing node has a new tip every moment.
+    // Called only after initial block download: the node reads the block and its undo data for this call, and a syncing node has a new
+    // tip all the time.
     let mut stats = Value::Null;
     if let (Some(tip), Some(false)) = (tip, ibd) {
         let fields = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
@@ -24,7 +25,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<b
         (&metrics.last_outputs, field("outs")),
     ];
     for (gauge, value) in shown {
-        // Its last value is of an earlier block.
+        // The exported value is that of an earlier block.
         if tip.is_some() && value.is_none() {
             gauge.clear();
         }

@@ -1,4 +1,4 @@
-//! The active chain: tip, headers, initial block download; tips of the block tree and the hashrate.
+//! Metrics of the active chain (tip, headers, initial block download), the tips of the block tree, and the hashrate.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use crate::collect::json::{flag, number};
 use crate::ipc::{BlockHash, Chain, Mining, Node};
 use crate::json_rpc::Method;
 
-/// Spans of the hashrate estimates: a day, and the two weeks of a difficulty period.
+/// Spans of the hashrate estimates, as label value and as number of blocks: a day, and the two weeks of a difficulty period.
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
 
 /// Statuses of a tip in getchaintips.
 const TIP_STATUSES: [&str; 5] = ["active", "valid-fork", "valid-headers", "headers-only", "invalid"];
 
-/// The tip, for the other areas.
+/// The tip that a poll has read, for the other areas of the same poll.
 pub struct PolledTip {
     pub height: Option<f64>,
-    /// Known only with JSON-RPC.
+    /// `None` without JSON-RPC.
     pub hash: Option<String>,
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
@@ -76,7 +76,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) -> PolledTip {
     PolledTip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd }
 }
 
-/// Once per tip.
+/// Reads the hashrate estimates once per tip.
 pub async fn poll_hashrate(calls: &mut RateLimitedCalls) {
     let mut rates = Vec::new();
     for (label, blocks) in HASHRATE_SPANS {
@@ -86,7 +86,8 @@ pub async fn poll_hashrate(calls: &mut RateLimitedCalls) {
     calls.metrics().chain.hashrate.replace_if_any(rates);
 }
 
-/// The tips of the block tree. The node walks its whole block index for them and holds its main lock meanwhile.
+/// Counts the tips of the block tree by status, after initial block download. For this call the node walks its whole block index and
+/// holds its main lock meanwhile.
 pub async fn poll_tips(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;

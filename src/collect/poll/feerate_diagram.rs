@@ -1,4 +1,4 @@
-//! The mempool's feerate diagram, folded into bands and depths while it is parsed: a large mempool has 100,000 chunks.
+//! The mempool's feerate diagram, aggregated into bands and depths while it is parsed, because a large mempool has 100,000 chunks.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 use crate::metrics::FEERATE_BANDS;
 
-/// The depths whose feerate is shown: as the `blocks` label has it, and in blocks.
+/// The depths for which a feerate is exported: value of the `blocks` label, and number of blocks.
 const DEPTHS: [(&str, u64); 4] = [("1", 1), ("2", 2), ("3", 3), ("6", 6)];
 
 /// Weight units of a block.
@@ -15,43 +15,43 @@ const BLOCK_WEIGHT: u64 = 4_000_000;
 /// Weight units of a virtual byte.
 const WEIGHT_PER_VBYTE: f64 = 4.0;
 
-/// A part of the mempool.
+/// Weight and fees of a part of the mempool.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct FeeWeight {
-    /// In weight units, adjusted for signature operations.
+    /// Weight units, adjusted for signature operations.
     weight: u64,
-    /// With the node's own priorities (`prioritisetransaction`), which can make it negative.
+    /// Fees in satoshis, modified by the node's priorities (`prioritisetransaction`), which can make them negative.
     satoshis: i64,
 }
 
-/// The mempool by feerate.
+/// Weight and fees of the mempool by feerate band, and the feerate at several depths.
 #[derive(Debug, Default, PartialEq)]
 pub struct FeerateDiagram {
     bands: [FeeWeight; FEERATE_BANDS.len()],
-    /// In sat/vB; of depths that the mempool does not have, none.
+    /// Feerate in sat/vB at each depth; `None` if the mempool does not reach the depth.
     depths: [Option<f64>; DEPTHS.len()],
 }
 
 impl FeerateDiagram {
-    /// Of each band its `from` label, vbytes and fees in satoshis.
+    /// For each band: its `from` label, its vbytes, and its fees in satoshis.
     pub fn bands(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
         let bands = FEERATE_BANDS.iter().zip(&self.bands);
         bands.map(|((from, _), part)| (*from, part.weight as f64 / WEIGHT_PER_VBYTE, part.satoshis as f64))
     }
 
-    /// Of each depth that the mempool has its `blocks` label and its feerate in sat/vB.
+    /// For each depth that the mempool reaches: its `blocks` label, and its feerate in sat/vB.
     pub fn depths(&self) -> impl Iterator<Item = (&'static str, f64)> {
         DEPTHS.iter().zip(&self.depths).filter_map(|((blocks, _), feerate)| Some((*blocks, (*feerate)?)))
     }
 
-    /// Adds the chunk between two points of the diagram; `None` if there is no such chunk.
+    /// Adds the chunk between two points of the diagram. Returns `None` if no chunk can lie between these points.
     fn add(&mut self, from: FeeWeight, to: FeeWeight) -> Option<()> {
         let weight = to.weight.checked_sub(from.weight)?;
         let satoshis = to.satoshis.saturating_sub(from.satoshis);
         if weight == 0 {
             return (satoshis == 0).then_some(()); // the diagram's first point
         }
-        // In tenths of a sat/vB, as the bands are: exact, and never too large.
+        // Compared in tenths of a sat/vB, like the bounds of the bands: exact, and without overflow.
         let reaches = |tenths: u64| i128::from(satoshis) * 40 >= i128::from(tenths) * i128::from(weight);
         let band = FEERATE_BANDS.iter().rposition(|&(_, tenths)| reaches(tenths)).unwrap_or(0);
         let band = &mut self.bands[band];
@@ -66,11 +66,11 @@ impl FeerateDiagram {
     }
 }
 
-/// A point of the diagram: all that is mined up to here.
+/// A point of the diagram: total weight and fee of all chunks up to this one, in the order in which they would be mined.
 #[derive(serde::Deserialize)]
 struct DiagramPoint {
     weight: u64,
-    /// In BTC.
+    /// Total fee in BTC.
     fee: f64,
 }
 
@@ -80,6 +80,7 @@ impl<'de> Deserialize<'de> for FeerateDiagram {
     }
 }
 
+/// Parses the points of a diagram, and adds up the chunks between them.
 struct DiagramVisitor;
 
 impl<'de> Visitor<'de> for DiagramVisitor {

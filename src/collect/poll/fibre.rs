@@ -1,4 +1,4 @@
-//! FIBRE's UDP peers.
+//! Metrics of a FIBRE node's UDP peers.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,26 +10,27 @@ use crate::collect::json::number;
 use crate::json_rpc::Method;
 use crate::metrics::{FibreMetrics, now};
 
-/// Groups up to which the number is the label; the operator of a FIBRE node chooses it.
+/// Group IDs below this limit become label values; all others, except [`RECEIVE_GROUP`], share one. The operator of a FIBRE node can
+/// choose any ID.
 const GROUPS: u64 = 64;
-/// The node's number for the group of peers that it only receives from.
+/// The node's ID for the group of peers from which it only receives.
 const RECEIVE_GROUP: u64 = u64::MAX;
 
-/// A group's peers.
+/// Statistics of the UDP peers of one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct PeerGroup {
     peers: u32,
     connected: u32,
     trusted: u32,
-    /// Minimum, sum of the means, maximum, in seconds.
+    /// Round-trip times in seconds: minimum, sum of the means, maximum.
     round_trip: Option<[f64; 3]>,
-    /// Peers with a round trip.
+    /// Number of peers with a measured round-trip time.
     measured: u32,
-    /// When the most silent one sent last, Unix seconds.
+    /// Time of the last packet from the peer that has been silent the longest, Unix seconds.
     last_received: Option<f64>,
 }
 
-/// At each poll: silence is worth knowing soon, and the node only copies what it has.
+/// Reads the UDP peers at each poll, because silence should be detected soon, and the node only copies a list for this call.
 pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     let answer = calls.rpc_if_known::<Value>(Method::GetUdpPeerInfo, json!([])).await;
     let Some(groups) = answer.as_ref().and_then(groups) else { return };
@@ -37,20 +38,23 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }
 
-/// When each group's most silent peer sent last, on a clock that cannot be set: the wall clocks of the node and the exporter can.
+/// The silence of the most silent peer of each group, by group. It is measured with a clock that cannot be set, because the wall clocks
+/// of the node and the exporter can be.
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
+/// The receive time that the node returned last for one group, and the silence at that time.
 struct LastReceived {
-    /// As the node returned it.
+    /// Receive time as the node returned it.
     at: f64,
-    /// Silence in seconds when it changed, and when that was.
+    /// Silence in seconds when `at` last changed.
     silence: f64,
+    /// When `at` last changed.
     changed: Instant,
 }
 
 impl PeerSilence {
-    /// Only a time that has changed is compared with `now`, Unix seconds.
+    /// Updates the silence of each group. Only a receive time that has changed is compared with `now`, Unix seconds.
     fn update(&mut self, groups: &BTreeMap<String, PeerGroup>, now: f64, changed: Instant) {
         let mut last = std::mem::take(&mut self.0);
         for (label, group) in groups {
@@ -62,7 +66,7 @@ impl PeerSilence {
     }
 }
 
-/// The groups of an answer; `None` if it is not a list. Group 0 is the one that every node has.
+/// The groups of the peers in a response; `None` if the response is not a list. Group 0 exists on every node.
 fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
     let mut groups = BTreeMap::from([("0".to_string(), PeerGroup::default())]);
     for peer in answer.as_array()? {
@@ -79,7 +83,7 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
             group.last_received =
                 Some(group.last_received.unwrap_or(f64::INFINITY).min(seconds(last_received)));
         }
-        // Without a ping they are 1000000, 0 and 0; those of a device on this machine are 0.
+        // Without a ping the values are 1000000, 0 and 0. For a device on the node's machine they are 0.
         let times = ["min_recent_rtt", "avg_recent_rtt", "max_recent_rtt"].map(|field| number(peer, field));
         if let [Some(least), Some(mean), Some(most)] = times
             && mean > 0.0
@@ -93,9 +97,9 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
     Some(groups)
 }
 
-/// `lastrecv` in seconds. Its help documents seconds; FIBRE 30.0 and earlier return milliseconds.
+/// Converts `lastrecv` to seconds. The help of the method documents seconds, but FIBRE 30.0 and earlier return milliseconds.
 fn seconds(lastrecv: f64) -> f64 {
-    /// In seconds the year 5138, in milliseconds 1973.
+    /// Largest value that is taken for seconds. As seconds it is a time in the year 5138, as milliseconds one in 1973.
     const LARGEST_OF_SECONDS: f64 = 1e11;
     if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
 }
@@ -116,7 +120,7 @@ fn show(groups: BTreeMap<String, PeerGroup>, silence: &PeerSilence, now: Instant
     metrics.round_trip.replace(round_trips.flatten());
     let silence = silence.0.iter().map(|(label, last_received)| {
         let seconds = last_received.silence + (now - last_received.changed).as_secs_f64();
-        // The node has it in milliseconds.
+        // The node measures in milliseconds.
         ([label.as_str()], (seconds * 1000.0).round() / 1000.0)
     });
     metrics.silence.replace(silence);
@@ -153,7 +157,7 @@ mod tests {
         let answer = json!([
             peer(0, 1_764_000_090_500, [10.0, 30.0, 20.0]), // milliseconds
             peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // seconds
-            peer(0, 0, none),                               // did not answer yet
+            peer(0, 0, none),                               // no response yet
             peer(3, 1_764_000_100_900, none),               // its clock is ahead
             peer(u64::MAX, 1_764_000_000_000, [0.0, 0.0, 0.0]),
             peer(64, 0, none),

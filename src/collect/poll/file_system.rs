@@ -1,4 +1,4 @@
-//! The file system that holds the node's data directory.
+//! Size and free space of the file system that holds the node's data directory.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::ipc::Interfaces;
 use crate::json_rpc::Method;
 use crate::json_rpc::http::Credentials;
 
-/// Looks for the data directory of one connection's node, and reads its file system.
+/// Finds the data directory of the connected node, and reads the size and free space of its file system.
 pub struct DatadirPoller {
     candidates: DatadirCandidates,
     log_known: bool,
@@ -18,7 +18,8 @@ pub struct DatadirPoller {
 }
 
 impl DatadirPoller {
-    /// Nothing is read yet. Without IPC the socket's path is not evidence of the node's directory.
+    /// Creates a poller that has read nothing yet. Without IPC drops the directory of the socket from the candidates, because it is no
+    /// evidence of the node's data directory.
     pub fn new(mut candidates: DatadirCandidates, interfaces: &Interfaces) -> Self {
         if interfaces.is_http_only() {
             candidates.found.clear();
@@ -26,7 +27,7 @@ impl DatadirPoller {
         DatadirPoller { candidates, log_known: false, reader: DiskSpaceReader::default() }
     }
 
-    /// Each poll.
+    /// Reads the file system at each poll.
     pub async fn poll(&mut self, calls: &mut RateLimitedCalls) {
         self.add_log(calls).await;
         let mut candidates = self.candidates.clone();
@@ -37,8 +38,9 @@ impl DatadirPoller {
         metrics.file_system_size.set(space.map(|space| space.size));
     }
 
-    /// Once per connection. Over IPC the node runs on this machine. Over HTTP it can be elsewhere, and a whitelist need not have
-    /// the method: it is called if no other directory is known.
+    /// Adds the directory of the node's log to the candidates, once per connection. Over IPC the node runs on this machine. Over HTTP
+    /// the node can be on another machine, and a whitelist may lack getrpcinfo. It is then called only if the URL is local and no other
+    /// directory is known.
     async fn add_log(&mut self, calls: &mut RateLimitedCalls) {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {
@@ -61,7 +63,7 @@ impl DatadirPoller {
     }
 }
 
-/// If the cookie in it was accepted.
+/// The directory of the cookie file, if the node has accepted the cookie.
 fn directory_of_cookie(calls: &RateLimitedCalls) -> Option<PathBuf> {
     let http = calls.context.http_rpc.as_ref()?;
     match &http.config().credentials {

@@ -1,4 +1,4 @@
-//! The mempool and fee estimates.
+//! Metrics of the mempool and of fee estimates.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::json_rpc::Method;
 /// Confirmation targets of the fee estimates, in blocks.
 const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
 
-/// The longest target of Bitcoin Core.
+/// Longest confirmation target in Bitcoin Core, in blocks.
 const MAX_FEE_TARGET: u64 = 1008;
 
 pub async fn poll(calls: &mut RateLimitedCalls) {
@@ -39,7 +39,8 @@ pub async fn poll(calls: &mut RateLimitedCalls) {
     metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
 }
 
-/// At each new tip and once a minute. The node first waits until its validation has handled the last blocks.
+/// Reads the fee estimates at each new tip and once a minute. Before it responds, the node waits until its validation queue has
+/// processed the last blocks.
 pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) {
     const CALLS: &str = "fee estimates";
     let limit = calls.limit(CALLS, true);
@@ -49,7 +50,7 @@ pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) 
     if calls.recovers || !is_due {
         return;
     }
-    // A node that has not seen enough blocks for a target estimates for a shorter one, and returns which.
+    // A node that has not seen enough blocks for a target returns the estimate for a shorter one, and that target.
     let mut estimates = BTreeMap::new();
     for target in FEE_TARGETS {
         let estimate = calls.rpc(Method::EstimateSmartFee, json!([target])).await;
@@ -67,12 +68,12 @@ pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) 
         limit.was_early(started);
     }
     let shown_for = limit.lifetime();
-    // None from a node that has no estimate any more.
+    // Empty if the node no longer has any estimate.
     let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
     calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
 
-/// The mempool by feerate. The node holds its mempool's lock meanwhile.
+/// Reads the mempool by feerate, after initial block download. The node holds the mempool's lock meanwhile.
 pub async fn poll_feerates(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;

@@ -1,8 +1,8 @@
-//! A poll: reads the data that the node offers, and exports it. An area per file, as in [`metrics`](crate::metrics).
+//! One poll of the node: reads its state and exports it. Each file has one area, as in [`metrics`](crate::metrics).
 //!
-//! One failing call costs only its own metrics, and those only when they are too old (see [`metrics`](crate::metrics)). A
-//! call without an answer ends the poll: the node hangs, and further calls would only add to its queue. No call is made more often
-//! than its rate limit allows.
+//! A call that fails affects only its own metrics, which are exported until they expire (see [`metrics`](crate::metrics)). A call
+//! without a response ends the poll: the node hangs, and further calls would only add to its queue. No call is made more often than its
+//! rate limit allows.
 
 mod blocks;
 mod chain;
@@ -35,26 +35,26 @@ use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::{Metrics, now};
 use crate::node_process::{PrivateUsage, ProcessUsage};
 
-/// The result of a poll, for the rest of the collector.
+/// The values of a poll that the rest of the collector needs.
 #[derive(Clone, Debug, Default)]
 pub struct PollResult {
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
-    /// `/Satoshi:31.99.0/`
+    /// User agent of the node, for example `/Satoshi:31.99.0/`.
     pub subversion: Option<String>,
 }
 
-/// Why a poll failed.
+/// The reason why a poll failed.
 #[derive(Debug)]
 pub enum PollError {
-    /// This call had no answer.
+    /// There was no response to this call, for this reason.
     NoAnswer(&'static str, CallError),
-    /// No call gave the height of the tip.
+    /// No call returned the height of the tip.
     NoTip,
 }
 
 impl PollError {
-    /// Whether the node did not answer in time.
+    /// Whether the node did not respond in time.
     pub fn is_timeout(&self) -> bool {
         matches!(self, PollError::NoAnswer(_, error) if error.is_timeout())
     }
@@ -69,36 +69,37 @@ impl fmt::Display for PollError {
     }
 }
 
-/// Makes the calls of polls, within the rate limit of each.
+/// Makes the calls of the polls of one connection, each within its rate limit.
 struct RateLimitedCalls {
     interfaces: Rc<Interfaces>,
     context: Rc<Context>,
-    /// The node did not answer a call of this poll.
+    /// The call of this poll to which the node did not respond, if any.
     failed: Option<PollError>,
-    /// A costly call failed the last poll. This poll makes none, because one without an answer would make polls fail for long.
+    /// Whether a costly call made the last poll fail. This poll then makes no costly calls: one that never gets a response would make
+    /// polls fail for a long time.
     recovers: bool,
-    /// Of costly calls, and of those that fail, by name.
+    /// Rate limits of costly calls and of calls that fail, by name of the call.
     limits: HashMap<&'static str, RateLimit>,
     /// JSON-RPC methods that the node does not have.
     unknown: HashSet<Method>,
-    /// Answers that hold as long as the tip stays, by method and parameters.
+    /// Responses that are valid until the tip changes, by method and parameters.
     answers_for_tip: HashMap<(Method, String), Value>,
-    /// Peers were shown over this connection.
+    /// Whether peers were exported over this connection.
     showed_peers: bool,
-    /// Version, subversion and protocol version from the last getnetworkinfo; empty if none succeeded.
+    /// Version, subversion and protocol version in the last response to getnetworkinfo; empty if there was none.
     versions: [String; 3],
 }
 
-/// In place of a call, where none can be made.
+/// Placeholder for the name of a call in an error if no call can be made.
 const OVER_HTTP: &str = "JSON-RPC over HTTP";
 
-/// Whether the next poll makes no costly calls. After other failures it makes them: a node that misses every second poll would
-/// get none.
+/// Whether a costly call made the poll fail, so that the next poll makes no costly calls. After other failures the next poll makes
+/// them: otherwise a node that misses every second poll would get none.
 fn is_of_costly_call(error: &PollError) -> bool {
     matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == Method::EstimateSmartFee.name())
 }
 
-/// Calls that hold one of the node's main locks, or wait for another thread of the node's.
+/// Calls that hold one of the node's main locks, or wait for another thread of the node.
 const COSTLY: [&str; 4] =
     ["getchaintips", "getmempoolfeeratediagram", "getorphantxs", "getprivatebroadcastinfo"];
 
@@ -107,7 +108,7 @@ impl RateLimitedCalls {
         &self.context.metrics
     }
 
-    /// The rate limit of what has this name, if it is a call that always may be made until it fails.
+    /// The rate limit of the call with this name; created if there is none. A call that is not costly is limited only after a failure.
     fn limit(&mut self, name: &'static str, costly: bool) -> &mut RateLimit {
         let interval = self.context.config.poll_interval;
         let new = || if costly { RateLimit::costly(interval) } else { RateLimit::for_failures() };
@@ -118,8 +119,9 @@ impl RateLimitedCalls {
         self.limits.get(name).is_none_or(|limit| limit.due() <= Instant::now())
     }
 
-    /// Makes a call, which has this name in the schema, if the node offers its interface and it is due. `None` also when it
-    /// fails, which is counted under the name, and when an earlier call of this poll had no answer.
+    /// Makes a call if it is due and the node offers its interface (`call` is `Some`). `name` is its name in the schema, or that of its
+    /// JSON-RPC method. Returns `None` if the call was not made, if it failed, or if an earlier call of this poll had no response. A
+    /// failure is counted under the name.
     async fn call<T>(
         &mut self,
         name: &'static str,
@@ -149,7 +151,7 @@ impl RateLimitedCalls {
                 let ends_poll = error.ends_poll(self.interfaces.is_http_only());
                 match error {
                     CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
-                    // The next poll may need it, and has a back-off of its own; so have checks of HTTP.
+                    // The call is not limited, because the next poll may need it. Polls and checks of HTTP have back-offs of their own.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
                     _ => self.limit(name, costly).failed(ended),
@@ -162,7 +164,7 @@ impl RateLimitedCalls {
         }
     }
 
-    /// Why no call can be made now.
+    /// Why no call can be made now; `None` for a node with IPC.
     fn unavailable(&self) -> Option<CallError> {
         self.interfaces.json_rpc().filter(|_| self.interfaces.is_http_only())?.unavailable()
     }
@@ -172,14 +174,14 @@ impl RateLimitedCalls {
         self.interfaces.json_rpc().filter(JsonRpc::is_available)
     }
 
-    /// Makes a JSON-RPC. Null where there is no answer: it has none of the fields that are looked for.
+    /// Makes a JSON-RPC call. Returns null if there is no response; null has none of the fields that are read.
     async fn rpc(&mut self, method: Method, params: Value) -> Value {
         let json_rpc = self.json_rpc();
         let call = json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
         self.call(method.name(), call).await.unwrap_or_default()
     }
 
-    /// The same once per tip, if the answer is true as long as the tip stays.
+    /// Like `rpc`, but once per tip, for a method whose response is valid until the tip changes.
     async fn rpc_once_per_tip(&mut self, method: Method, params: Value) -> Value {
         let key = (method, params.to_string());
         if let Some(answer) = self.answers_for_tip.get(&key) {
@@ -192,7 +194,8 @@ impl RateLimitedCalls {
         answer
     }
 
-    /// Makes a JSON-RPC that not every node has: that it does not is no failure. `None` where there is no answer.
+    /// Makes a call of a JSON-RPC method that not every node has. A missing method does not count as a failure. Returns `None` if there
+    /// is no response.
     async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<T> {
         if self.unknown.contains(&method) {
             return None;
@@ -215,7 +218,7 @@ impl RateLimitedCalls {
         answer.flatten()
     }
 
-    /// The same for a call that holds one of the node's main locks, if it is due; and for how long its answer is shown.
+    /// Like `rpc_if_known`, for a costly call, if it is due. Also returns how long the response is exported.
     async fn costly<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<(T, Duration)> {
         debug_assert!(COSTLY.contains(&method.name()), "{method:?}");
         if self.recovers {
@@ -226,19 +229,19 @@ impl RateLimitedCalls {
     }
 }
 
-/// Polls one connection.
+/// The poller of one connection: reads the state of the node and exports it.
 pub struct Poller {
     calls: RateLimitedCalls,
-    /// The tip of the last poll.
+    /// Hash of the tip at the last poll.
     tip: Option<String>,
     udp_silence: fibre::PeerSilence,
     data_directory: file_system::DatadirPoller,
-    /// The node, if it can be seen.
+    /// The node's process, if it is visible.
     process: Option<ProcessUsage>,
 }
 
 impl Poller {
-    /// Nothing is shown yet.
+    /// Creates a poller that has exported nothing yet.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
         context.persistent_state.borrow_mut().node_start.connected();
         let candidates = context.config.data_directory.clone();
@@ -257,17 +260,18 @@ impl Poller {
         Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process: None }
     }
 
-    /// Shows what this process uses, too.
+    /// Also exports the resource usage of this process.
     pub fn with_process(self, process: Option<ProcessUsage>) -> Self {
         Poller { process, ..self }
     }
 
-    /// Makes each call due: what the last ones gave is older than their limits know.
+    /// Resets the rate limits, so that each call is due. Used after a suspend of the machine, when the last responses are older than
+    /// the rate limits assume.
     pub fn forget_limits(&mut self) {
         self.calls.limits.clear();
     }
 
-    /// One poll. An error means that the node did not answer, or did not return its tip.
+    /// Makes one poll. An error means that there was no response to a call, or that no call returned the tip.
     pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {

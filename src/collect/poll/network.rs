@@ -1,4 +1,4 @@
-//! Connections, traffic and peers.
+//! Metrics of P2P connections, traffic and peers.
 
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) {
 
 fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], backlog: AnnouncementBacklog) {
     let state = &mut *calls.context.persistent_state.borrow_mut();
-    // A connection over IPC leads to one process.
+    // All responses over one IPC connection come from the same process.
     let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
     let identity = state.node_start.take_identity();
     state.peers.set_node_identity(if is_same { NodeIdentity::Same } else { identity });

@@ -1,4 +1,4 @@
-//! The block that the node put together last, where it cannot be asked for one.
+//! Metrics of the block template that the node assembled last, for nodes without the Mining interface.
 
 use serde_json::json;
 

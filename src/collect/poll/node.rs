@@ -1,4 +1,4 @@
-//! The node itself: version, start, memory, warnings.
+//! Metrics of the node itself: version, start time, locked memory, warnings.
 
 use std::time::{Instant, SystemTime};
 
@@ -9,7 +9,8 @@ use crate::collect::json::{count, label, number};
 use crate::collect::node_start::UptimeReading;
 use crate::json_rpc::Method;
 
-/// `process` is the node's id and start, if it is visible.
+/// Reads the uptime and the memory, and exports the node's versions and warnings. `process` is the PID and the start time of the node's
+/// process, if it is visible.
 pub async fn poll(
     calls: &mut RateLimitedCalls,
     process: Option<(i32, u64)>,
@@ -41,7 +42,7 @@ pub async fn poll(
     if let (Some(version), Some(subversion), Some(protocol)) = versions {
         calls.versions = [version.to_string(), subversion, protocol.to_string()];
     }
-    // The rules need the chain, also of a node whose versions are not known: a whitelist can lack getnetworkinfo.
+    // The alerting rules need the `chain` label, even if the versions are unknown: a whitelist can lack getnetworkinfo.
     if let Some(chain) = label(chain_info, "chain") {
         let [version, subversion, protocol] = &calls.versions;
         calls.metrics().node.node_info.replace([([&**version, &**subversion, &**protocol, &*chain], 1.0)]);

@@ -1,4 +1,4 @@
-//! The node as a process: its memory, CPU time, disks, descriptors.
+//! Metrics of the node's process: memory, CPU time, disk I/O, descriptors.
 
 use procfs::WithCurrentSystemInfo;
 
@@ -6,14 +6,14 @@ use crate::collect::context::PersistentState;
 use crate::metrics::NodeProcessMetrics;
 use crate::node_process::{PrivateUsage, ProcessUsage, cpu_seconds};
 
-/// Shows what the process uses; nothing when it has ended or cannot be seen.
+/// Exports the resource usage of the process; nothing if it has exited or is not visible.
 pub fn show(
     process: Option<&ProcessUsage>,
     private: &PrivateUsage,
     state: &mut PersistentState,
     metrics: &NodeProcessMetrics,
 ) {
-    // Before the total: it has the time of each thread.
+    // Read before the total of the process, which includes the time of each thread.
     let threads = process.map(ProcessUsage::threads).unwrap_or_default();
     let seen = process.and_then(|process| Some((process, process.stat()?)));
     let stat = seen.as_ref().map(|(_, stat)| stat);

@@ -1,4 +1,4 @@
-//! Transactions on their way: orphans, and those that are broadcast privately.
+//! Metrics of transaction relay: orphan transactions, and transactions that are broadcast privately.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -6,14 +6,14 @@ use serde_json::json;
 use super::RateLimitedCalls;
 use crate::json_rpc::Method;
 
-/// An entry of getorphantxs.
+/// An orphan transaction in a response to getorphantxs.
 #[derive(Deserialize)]
 struct Orphan {
     bytes: u64,
 }
 
-/// The node copies its list while it holds the lock under which it decides what to download. The list has at most 100
-/// transactions up to Bitcoin Core 29, and some thousand from 30 on.
+/// Reads the orphan transactions. The node copies its list while it holds the lock under which it decides which transactions to
+/// download. The list has at most 100 transactions up to Bitcoin Core 29, and several thousand from 30 on.
 pub async fn poll_orphans(calls: &mut RateLimitedCalls) {
     const WITHOUT_HEX: u8 = 1;
     let orphans = calls.costly::<Vec<Orphan>>(Method::GetOrphanTxs, json!([WITHOUT_HEX])).await;
@@ -24,20 +24,20 @@ pub async fn poll_orphans(calls: &mut RateLimitedCalls) {
     metrics.orphan_bytes.set_for(shown_for, Some(bytes));
 }
 
-/// The result of getprivatebroadcastinfo.
+/// The response to getprivatebroadcastinfo.
 #[derive(Deserialize)]
 struct PrivateBroadcast {
     transactions: Vec<PendingBroadcast>,
 }
 
-/// Of one transaction, whose bytes it has, too.
+/// A transaction in a response to getprivatebroadcastinfo. The response also has the bytes of the transaction, which are skipped.
 #[derive(Deserialize)]
 struct PendingBroadcast {
-    /// Bitcoin Core 32. Before, a transaction stays until it has come back.
+    /// Since Bitcoin Core 32. In earlier versions a transaction stays in the list until the network has relayed it back to the node.
     attempts_remaining: Option<u64>,
 }
 
-/// Bitcoin Core 32 does not have the method unless it was started with `-privatebroadcast`.
+/// Counts the transactions that are still to be broadcast privately. Bitcoin Core 32 has the method only with `-privatebroadcast`.
 pub async fn poll_private_broadcast(calls: &mut RateLimitedCalls) {
     let broadcast = calls.costly::<PrivateBroadcast>(Method::GetPrivateBroadcastInfo, json!([])).await;
     let Some((broadcast, shown_for)) = broadcast else { return };

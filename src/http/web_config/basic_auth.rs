@@ -1,7 +1,7 @@
-//! Users and their passwords.
+//! Basic authentication: users and their passwords.
 //!
-//! bcrypt is slow on purpose. A correct password is remembered: a scraper waits only the first time. Checks wait in a
-//! short queue, and requests are answered 429 when it is full.
+//! bcrypt is slow on purpose. The digest of a verified password is remembered: a scraper waits only the first time. Checks wait in a short
+//! queue. When it is full, requests get status 429.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -13,24 +13,24 @@ use hyper::header::AUTHORIZATION;
 use ring::digest::{SHA256, digest};
 use tokio::sync::Semaphore;
 
-/// Passwords that may wait to be checked; with a check of a tenth of a second the last waits for some seconds.
+/// Maximum number of passwords that wait to be verified. If each check takes a tenth of a second, the last one waits for some seconds.
 const MAX_WAITING: usize = 64;
 
-/// Whether a request is answered.
+/// The result of authenticating a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AuthResult {
-    /// From a user with their password.
+    /// The request has the correct password of a user.
     Permitted,
-    /// Without a password, or with a wrong one.
+    /// The request has no password or a wrong one.
     Rejected,
-    /// Too many passwords wait to be checked.
+    /// Too many passwords are waiting to be verified.
     Busy,
 }
 
-/// The users, by name, with the bcrypt hashes of their passwords.
+/// The users by name, with the bcrypt hashes of their passwords. Verifies the credentials of requests.
 pub struct Users {
     hashes: BTreeMap<String, String>,
-    /// Digests of names with their passwords.
+    /// SHA-256 digests of `user:password` for the verified passwords.
     correct: Arc<Mutex<HashSet<Vec<u8>>>>,
     one_at_a_time: Arc<Semaphore>,
     waiting: Semaphore,
@@ -43,7 +43,7 @@ impl Default for Users {
 }
 
 impl Users {
-    /// Without users everyone is permitted.
+    /// If there are no users, every request is permitted.
     pub fn new(hashes: BTreeMap<String, String>) -> Self {
         Users {
             hashes,
@@ -58,7 +58,7 @@ impl Users {
         self.hashes.is_empty()
     }
 
-    /// Whether this request comes from a user with their password.
+    /// Checks whether the request has the correct password of a user.
     pub async fn permit(&self, headers: &HeaderMap) -> AuthResult {
         if self.is_empty() {
             return AuthResult::Permitted;
@@ -75,7 +75,7 @@ impl Users {
     }
 
     async fn check(&self, user: &str, password: &str) -> AuthResult {
-        // No user's name holds a colon.
+        // A user name cannot contain a colon.
         let digest = digest(&SHA256, format!("{user}:{password}").as_bytes()).as_ref().to_vec();
         let is_remembered = || self.correct.lock().expect("nobody panics holding it").contains(&digest);
         if is_remembered() {
@@ -86,11 +86,12 @@ impl Users {
         if is_remembered() {
             return AuthResult::Permitted;
         }
-        // The check of a name that does not exist takes as long: its time does not reveal which names exist.
+        // An unknown name is checked against another user's hash. It takes the same time, which therefore does not reveal whether a name
+        // exists.
         let decoy = || self.hashes.values().next().expect("there are users");
         let (hash, exists) = self.hashes.get(user).map_or_else(|| (decoy(), false), |hash| (hash, true));
         let (password, hash, correct) = (password.to_string(), hash.clone(), self.correct.clone());
-        // The check continues when the client hangs up, so it owns the permit.
+        // The check continues if the client disconnects, and therefore owns the permit.
         let verify = move || {
             let _turn = turn;
             if !bcrypt::verify(password, &hash).is_ok_and(|same| same && exists) {
@@ -125,7 +126,7 @@ mod tests {
         users.permit(&headers).await
     }
 
-    /// Lets the other tasks come as far as they can.
+    /// Lets the other tasks run until they wait.
     async fn others_run() {
         for _ in 0..100 {
             tokio::task::yield_now().await;
@@ -153,7 +154,7 @@ mod tests {
     async fn verified_password_does_not_wait_behind_guesses() {
         let users = Arc::new(users(&[("prom", "secret", 8)]));
         assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
-        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // no check can begin
+        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // no check can start
         let guess = |number: usize| {
             let users = users.clone();
             let header = basic(&format!("prom:{number}"));
@@ -181,7 +182,7 @@ mod tests {
         assert_eq!(users.one_at_a_time.available_permits(), 0, "its check is under way");
     }
 
-    /// Costs far enough apart that a busy machine does not matter: 2^8 times.
+    /// The two bcrypt costs differ by a factor of 2^8 in time, far more than a busy machine can change.
     #[tokio::test]
     async fn unknown_user_takes_as_long_as_a_known_one() {
         let users = users(&[("prom", "secret", 4)]);

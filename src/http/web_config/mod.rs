@@ -1,4 +1,4 @@
-//! `--web.config.file`: TLS and basic authentication, in the format that the Prometheus exporters share.
+//! `--web.config.file`: TLS and basic authentication, in the format of the Prometheus exporters.
 //!
 //! <https://prometheus.io/docs/prometheus/latest/configuration/https/>
 
@@ -22,7 +22,7 @@ pub(super) use basic_auth::AuthResult;
 use basic_auth::Users;
 use tls::{ReloadableTls, TlsServerConfig};
 
-/// The file, as written.
+/// The configuration file as it is written in YAML.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "tls_server_config, http_server_config or basic_auth_users")]
 struct WebConfigFile {
@@ -32,17 +32,18 @@ struct WebConfigFile {
     basic_auth_users: BTreeMap<String, String>,
 }
 
+/// The `http_server_config` section of the configuration file.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HttpServer {
-    /// Only HTTP/1.1 is served: the only valid value is false.
+    /// Only HTTP/1.1 is supported, so the only valid value is false.
     #[serde(default)]
     http2: bool,
     #[serde(default)]
     headers: BTreeMap<String, String>,
 }
 
-/// The configuration of the file; by default plain HTTP for everyone.
+/// The web configuration in use: TLS, users and response headers. The default is plain HTTP without authentication.
 #[derive(Default)]
 pub struct WebConfig {
     tls: Option<ReloadableTls>,
@@ -51,16 +52,16 @@ pub struct WebConfig {
 }
 
 impl WebConfig {
-    /// The configuration of the option; without it, plain HTTP for everyone.
+    /// Reads the file of the option. Without the option, plain HTTP without authentication.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// Those of [`Self::read`].
     pub fn from_option(path: Option<&Path>) -> Result<Self> {
         path.map_or_else(|| Ok(Self::default()), Self::read)
     }
 
-    /// The files that are read again while it serves: certificates, keys, authorities. None if the configuration is invalid, which
-    /// [`read`](Self::read) reports.
+    /// The files that are read again while the server runs: certificate, key and certificate authorities. Empty if the configuration is
+    /// invalid; [`read`](Self::read) reports that.
     pub fn reloaded_files(path: &Path) -> Vec<PathBuf> {
         let file =
             files::read_text(path).ok().and_then(|text| serde_yaml_ng::from_str::<WebConfigFile>(&text).ok());
@@ -69,12 +70,12 @@ impl WebConfig {
         tls.map(|tls| tls.relative_to(folder).files()).unwrap_or_default()
     }
 
-    /// One user with a password, and a certificate with its key; each may be left out.
+    /// A configuration with one user and a password, and with a certificate and its key; both are optional.
     ///
     /// # Errors
     /// The certificate or the key cannot be read or used.
     pub fn from_parts(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
-        /// bcrypt's default, 12, takes seconds on small machines. The hash never leaves this process.
+        /// bcrypt's default cost, 12, takes seconds on small machines. The hash never leaves this process.
         const COST: u32 = 10;
         let users = user.map(|(user, password)| {
             Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, COST)?))
@@ -88,10 +89,10 @@ impl WebConfig {
         })
     }
 
-    /// Reads the file. Errors name the line, or the file that the configuration names.
+    /// Reads the file. Errors name the line, or the file to which the configuration refers.
     ///
     /// # Errors
-    /// The file, or one that it names, cannot be read or is wrong.
+    /// The file, or a file to which it refers, cannot be read or is invalid.
     pub fn read(path: &Path) -> Result<Self> {
         let location = || format!("--web.config.file {}", path.display());
         let text = files::read_text(path).with_context(location)?;
@@ -128,32 +129,32 @@ impl WebConfig {
         Ok(WebConfig { tls, users: Users::new(file.basic_auth_users), headers })
     }
 
-    /// What TLS connections are accepted with, if they have to be.
+    /// The TLS configuration for a new connection; `None` for plain HTTP.
     pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
         self.tls.as_ref().map(ReloadableTls::current)
     }
 
-    /// Whether a password or a certificate is needed for an answer.
+    /// Whether clients need a password or a certificate.
     pub fn protects(&self) -> bool {
         !self.users.is_empty() || self.tls.as_ref().is_some_and(ReloadableTls::asks_for_certificate)
     }
 
-    /// Headers of every answer.
+    /// Headers that are added to every response.
     pub(super) fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// The users that are permitted.
+    /// The users and their passwords.
     pub(super) fn users(&self) -> &Users {
         &self.users
     }
 }
 
-/// The cost of a bcrypt hash, or what is wrong with it.
+/// The cost of a bcrypt hash, or the reason why the hash is invalid.
 fn cost(hash: &str) -> Result<u32, String> {
-    /// bcrypt's own.
+    /// Minimum cost of bcrypt itself.
     const MIN_COST: u32 = 4;
-    /// A check takes some seconds, and a scraper waits for it. Each step more doubles that.
+    /// At this cost a check takes some seconds, for which a scraper waits. Each increment doubles the time.
     const MAX_COST: u32 = 16;
     let parts = hash.parse::<bcrypt::HashParts>().map_err(|error| format!("not a bcrypt hash ({error})"))?;
     match parts.get_cost() {
@@ -162,9 +163,9 @@ fn cost(hash: &str) -> Result<u32, String> {
     }
 }
 
-/// Logs users whose passwords take longer than a second to check.
+/// Logs a warning for users whose passwords take longer than a second to verify.
 fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
-    /// Cheap enough to be measured at startup.
+    /// A cost that is low enough to measure at startup.
     const MEASURED_COST: u32 = 6;
     /// With a lower cost, a check takes less than a second on any machine.
     const MAYBE_SLOW_COST: u32 = 10;
@@ -176,7 +177,7 @@ fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
         let _ = bcrypt::hash("", MEASURED_COST);
         since.elapsed()
     };
-    // Of several, because another thread may have had the processor.
+    // The minimum of three measurements, because another thread may have used the CPU.
     let measured = (0..3).map(|_| measure()).min().unwrap_or_default();
     for (user, cost) in costs {
         let check = check_time(measured, MEASURED_COST, *cost);
@@ -190,7 +191,7 @@ fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
     }
 }
 
-/// The time of a check, from the time of one with another cost. Each step doubles it.
+/// Estimates the time of a check from the time of a check with another cost. Each increment doubles it.
 fn check_time(measured: Duration, measured_cost: u32, cost: u32) -> Duration {
     measured.mul_f64(2_f64.powi(cost as i32 - measured_cost as i32))
 }
@@ -199,7 +200,7 @@ fn check_time(measured: Duration, measured_cost: u32, cost: u32) -> Duration {
 mod tests {
     use super::*;
 
-    /// Made with cost 4, and given another.
+    /// A hash that was computed with cost 4, but states another cost.
     fn hash(cost: &str) -> String {
         bcrypt::hash("secret", 4).unwrap().replacen("$04$", &format!("${cost}$"), 1)
     }

@@ -1,6 +1,6 @@
-//! `tls_server_config`: certificates, which are read again when they are renewed.
+//! `tls_server_config`: TLS certificates, which are read again when they are renewed.
 //!
-//! A thread checks for new files: a file system that does not answer cannot block the HTTP thread.
+//! A thread checks for new files, so that a file system that does not respond cannot block the HTTP thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -20,12 +20,12 @@ use tracing::{info, warn};
 use crate::scheduling;
 use crate::tls::{authorities, certificates, expiry_warning, not_after, read_pem, set_expiry};
 
-/// Between two checks for new files.
+/// Interval between checks for new files.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two warnings that a certificate expires.
+/// Interval between warnings that a certificate expires soon.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// As written in the file.
+/// The `tls_server_config` section of the configuration file.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsServerConfig {
@@ -38,14 +38,15 @@ pub struct TlsServerConfig {
     min_version: Option<TlsVersion>,
     #[serde(default)]
     max_version: Option<TlsVersion>,
-    /// By Go's names; of TLS 1.2 only, as there.
+    /// Go's names of the permitted cipher suites. As in Go, they apply only to TLS 1.2.
     #[serde(default)]
     cipher_suites: Vec<String>,
-    /// Accepted and without effect, as in Go since 1.18.
+    /// Accepted without effect, as in Go since 1.18.
     #[serde(default, rename = "prefer_server_cipher_suites")]
     _prefer_server_cipher_suites: bool,
 }
 
+/// The policy for client certificates, with the names of Go.
 #[derive(Clone, Copy, Default, Deserialize, PartialEq)]
 enum ClientAuth {
     #[default]
@@ -54,6 +55,7 @@ enum ClientAuth {
     RequireAndVerifyClientCert,
 }
 
+/// A TLS version, as in `min_version` and `max_version`.
 #[derive(Clone, Copy, Deserialize, PartialEq, PartialOrd)]
 enum TlsVersion {
     #[serde(rename = "TLS12")]
@@ -63,12 +65,12 @@ enum TlsVersion {
 }
 
 impl TlsServerConfig {
-    /// A certificate with its key, and the defaults.
+    /// A configuration with this certificate and key, and defaults for the rest.
     pub fn new(certificate: &Path, key: &Path) -> Self {
         TlsServerConfig { cert_file: certificate.into(), key_file: key.into(), ..Self::default() }
     }
 
-    /// Paths in the file are relative to it.
+    /// Resolves relative paths against the directory of the configuration file.
     pub fn relative_to(self, folder: &Path) -> Self {
         TlsServerConfig {
             cert_file: folder.join(self.cert_file),
@@ -78,7 +80,7 @@ impl TlsServerConfig {
         }
     }
 
-    /// The files that it is read from.
+    /// The files that the configuration names.
     pub fn files(self) -> Vec<PathBuf> {
         [self.cert_file, self.key_file].into_iter().chain(self.client_ca_file).collect()
     }
@@ -94,7 +96,7 @@ impl TlsServerConfig {
         })
     }
 
-    /// The configuration, and when its certificate expires.
+    /// Builds the server configuration. Returns it with the expiry time of its certificate.
     fn config(&self, contents: &PemFiles) -> Result<(ServerConfig, Option<SystemTime>)> {
         let certificates = certificates(&contents.certificates, &self.cert_file)?;
         let expires = not_after(&certificates[0]);
@@ -111,7 +113,7 @@ impl TlsServerConfig {
         Ok((config, expires))
     }
 
-    /// The cipher suites that are permitted.
+    /// The crypto provider with the permitted cipher suites.
     fn provider(&self) -> Result<CryptoProvider> {
         let mut provider = default_provider();
         if !self.cipher_suites.is_empty() {
@@ -172,7 +174,7 @@ impl TlsServerConfig {
     }
 }
 
-/// The texts of its files.
+/// The contents of the certificate, key and certificate authority files.
 #[derive(PartialEq)]
 struct PemFiles {
     certificates: Vec<u8>,
@@ -180,25 +182,27 @@ struct PemFiles {
     client_authorities: Option<Vec<u8>>,
 }
 
-/// The certificates in use. Files that change are used within seconds.
+/// The TLS configuration in use. A thread replaces it within seconds when its files change.
 pub struct ReloadableTls(Arc<TlsState>);
 
+/// State shared by the HTTP thread and the thread that reloads certificates.
 struct TlsState {
     files: TlsServerConfig,
     loaded: Mutex<LoadedCertificates>,
 }
 
+/// The TLS configuration in use and the file contents that it was built from.
 struct LoadedCertificates {
     config: Arc<ServerConfig>,
-    /// When its certificate expires; `None` if that cannot be read.
+    /// Expiry time of the certificate; `None` if it cannot be parsed.
     expires: Option<SystemTime>,
     contents: PemFiles,
-    /// Why the files cannot be used, as it was logged.
+    /// The last logged reason why the new files cannot be used.
     last_logged: Option<String>,
 }
 
 impl ReloadableTls {
-    /// Reads the files, and starts the thread that reads them again.
+    /// Reads the files, and starts the thread that reloads them.
     pub fn load(files: TlsServerConfig) -> Result<Self> {
         let contents = files.read()?;
         let (config, expires) = files.config(&contents)?;
@@ -210,7 +214,7 @@ impl ReloadableTls {
         Ok(ReloadableTls(shared))
     }
 
-    /// For the next connection.
+    /// The TLS configuration for the next connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         self.0.loaded().config.clone()
     }
@@ -239,10 +243,10 @@ impl TlsState {
         self.loaded.lock().expect("nobody panics holding it")
     }
 
-    /// Uses the files if they have changed; returns whether it does. Why they cannot be used is logged once, and the last good
-    /// ones stay.
+    /// Reads the files and uses them if they have changed; returns whether it does. If they cannot be used, the reason is logged once and
+    /// the last valid files stay in use.
     fn reload(&self) -> bool {
-        // Without the lock, which the HTTP thread takes.
+        // Read without holding the lock, which the HTTP thread needs.
         let renewed = self.files.read().and_then(|contents| {
             let is_used = self.loaded().contents == contents;
             (!is_used).then(|| Ok((self.files.config(&contents)?, contents))).transpose()

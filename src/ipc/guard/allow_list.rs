@@ -1,7 +1,7 @@
-//! The calls that the guard forwards. Everything else is rejected: no fault of the exporter can change the node.
+//! The allow-list: the calls that the guard forwards to the node. It rejects all others, so no fault of the exporter can change the node.
 //!
-//! The socket of a node permits everything: `stop`, wallet calls, submitting blocks, disconnecting peers. The node dispatches a
-//! call by its interface and ordinal, so these two decide here as well, whatever the call is made on.
+//! The node's socket permits everything: `stop`, wallet calls, submitting blocks, disconnecting peers. The node dispatches a call by its
+//! interface ID and method ordinal. The allow-list uses the same two, whichever capability is called.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,17 +21,17 @@ use crate::schema::proxy_capnp::thread_map;
 use crate::schema::rpc_capnp::rpc;
 use crate::schema::tracing_capnp::tracing;
 
-/// Limit on the text of a JSON-RPC request; the longest of ours has 400 bytes.
+/// Maximum size of a JSON-RPC request. The exporter's longest request has 400 bytes.
 const MAX_REQUEST_BYTES: usize = 4096;
 
 const RPC_EXECUTE: Method = (rpc::Client::TYPE_ID, 0);
 const NODE_EXECUTE: Method = (node::Client::TYPE_ID, 42);
 
-/// The methods of an interface that are forwarded.
+/// The methods of one interface that the guard forwards.
 struct AllowedInterface {
     id: u64,
     name: &'static str,
-    /// The ordinal of each, its name, and what it is called for.
+    /// Ordinal, name and purpose of each method.
     methods: &'static [(u16, &'static str, &'static str)],
 }
 
@@ -121,12 +121,12 @@ const ALLOWED: &[AllowedInterface] = &[
     },
 ];
 
-/// Why a call is rejected.
+/// A rejected call and the reason, for the log and for the error response to the exporter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejection {
-    /// One of a few hundred texts: `Mining.9`, `Rpc.executeRpc`, `other`.
+    /// The method, for example `Mining.9` or `Rpc.executeRpc`, or `other`. There are a few hundred possible values.
     pub call: String,
-    /// The part of it that is not permitted; at most 200 bytes.
+    /// The part of the call that is not permitted; at most 200 bytes.
     pub reason: String,
 }
 
@@ -136,17 +136,18 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// How many capabilities of its own the exporter may pass with this call: its thread map, or a callback.
+/// The maximum number of capabilities that the exporter may host for this call. It is 1 for the methods that take the exporter's thread map
+/// or a callback, otherwise 0.
 pub fn hosted_capabilities(method: Method) -> usize {
     let passes_one =
         [message::CONSTRUCT, message::HANDLE_NOTIFICATIONS, message::TRACE_UTXO_CACHE].contains(&method);
     usize::from(passes_one)
 }
 
-/// Whether the call may be forwarded, by its method and, for JSON-RPC, by its parameters.
+/// Checks the method of a call and, for JSON-RPC, its parameters against the allow-list.
 ///
 /// # Errors
-/// Parameters that are not a valid message of the method's type.
+/// The parameters are not a valid message of the method's type.
 pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
     let (id, ordinal) = call.method;
     let Some(interface) = ALLOWED.iter().find(|interface| interface.id == id) else {
@@ -154,7 +155,7 @@ pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
         return Ok(Err(Rejection { call: "other".into(), reason }));
     };
     let Some((_, name, _)) = interface.methods.iter().find(|(number, ..)| *number == ordinal) else {
-        /// No interface of a node has more methods.
+        /// An upper limit on the ordinals of all interfaces of a node.
         const MAX_ORDINAL: u16 = 63;
         let call = match ordinal {
             0..=MAX_ORDINAL => format!("{}.{ordinal}", interface.name),
@@ -181,15 +182,15 @@ fn text(reader: capnp::text::Reader<'_>) -> capnp::Result<&str> {
     Ok(reader.to_str()?)
 }
 
-/// A JSON-RPC request object.
+/// A JSON-RPC request that the exporter sends, parsed for the check.
 #[derive(Deserialize)]
 struct JsonRpcRequest<'a> {
     method: Cow<'a, str>,
     params: Value,
 }
 
-/// A request has to be the text that the exporter writes for the method and parameters that are in it, to the byte. A node
-/// that parses JSON in another way than we do cannot read anything else in it: no batch, no duplicate key, no escape.
+/// Checks that a request equals, byte for byte, the exporter's own encoding of its method and parameters. A node whose JSON parser differs
+/// from ours therefore cannot read anything else in it: the request has no batch, duplicate key or escape.
 fn check_request(request: &str, uri: &str) -> Result<(), String> {
     check_size(request, uri)?;
     let parsed: JsonRpcRequest =
@@ -201,18 +202,18 @@ fn check_request(request: &str, uri: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The same where method and parameters are apart.
+/// The same check for a request whose method and parameters are separate arguments.
 fn check_command(method: &str, parameters: &str, uri: &str) -> Result<(), String> {
     check_size(parameters, uri)?;
     let parsed: Value =
         serde_json::from_str(parameters).map_err(|_| "parameters that are not JSON".to_string())?;
     methods::check(method, &parsed)?;
-    // The text that the exporter sends.
+    // The exporter's own encoding.
     let written = parsed.to_string();
     if written == parameters { Ok(()) } else { Err("parameters in an unexpected form".into()) }
 }
 
-/// A URI names a wallet; without one there is none.
+/// Checks the size of the JSON text, and that there is no URI. A URI selects a wallet.
 fn check_size(json: &str, uri: &str) -> Result<(), String> {
     if !uri.is_empty() {
         return Err("a URI".into());
@@ -269,7 +270,7 @@ mod tests {
         })
     }
 
-    /// The interfaces with the most harmful methods, by what the node has under these ordinals.
+    /// The trailing comments name the node's method with this ordinal.
     #[test]
     fn methods_that_change_the_node_are_rejected() {
         for (method, call_name) in [
@@ -306,7 +307,7 @@ mod tests {
         assert_eq!(node_call("getblockhash", "[7]", ""), Ok(()));
     }
 
-    /// By the names in the sources of the interfaces, because no node at hand makes the exporter use each of them.
+    /// Compares the list with the method names in the sources of the interfaces: no test node makes the exporter call all of them.
     #[test]
     fn every_call_of_the_exporter_is_listed() {
         for (interface, source) in [

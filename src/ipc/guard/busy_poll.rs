@@ -1,45 +1,46 @@
-//! Callbacks in a burst: a block's coins, or transactions sent over RPC.
+//! Busy polling during bursts of callbacks: the coins of a block, or transactions sent over RPC.
 
 use std::time::Duration;
 
-/// Callbacks that follow each other closer than this are a burst. The guard then spins this long for the next one before
-/// it sleeps, because waking up takes longer than answering.
+/// Maximum gap between two callbacks of a burst. During a burst the guard spins for this long before it sleeps, because waking up takes
+/// longer than responding.
 const MAX_GAP: Duration = Duration::from_micros(300);
-/// Limit on spinning at a stretch: events are sent after it.
+/// Maximum duration of one spin. Events are sent after it.
 const MAX_STRETCH: Duration = Duration::from_millis(1);
-/// A yield longer than this means that an unrelated task had the CPU.
+/// A `sched_yield` that takes longer than this means that an unrelated task had the CPU.
 const LONG_YIELD: Duration = Duration::from_micros(80);
-/// Then block in poll(2) this long instead of spinning: a woken task preempts, one that yielded queues.
+/// After such a yield, the guard blocks in poll(2) instead of spinning for this long: a woken task preempts the running one, a task that
+/// yielded waits in the run queue.
 const PREEMPTED_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Whether to look for the next message instead of going to sleep.
+/// Decides whether the guard polls the node's socket in a loop or sleeps in poll(2).
 #[derive(Default)]
 pub struct BusyPoll {
     last_callback_at: Duration,
     is_burst: bool,
-    /// An unrelated task needs the CPU until then.
+    /// No spinning before this time, because an unrelated task needs the CPU.
     preempted_until: Duration,
 }
 
 impl BusyPoll {
-    /// A callback arrived.
+    /// Records a callback.
     pub fn on_callback(&mut self, now: Duration) {
         self.is_burst = now.saturating_sub(self.last_callback_at) < MAX_GAP;
         self.last_callback_at = now;
     }
 
-    /// Part of a large message arrived: the rest is on its way.
+    /// Records that part of a large message arrived. The rest is expected at once, like the next callback of a burst.
     pub fn on_partial_message(&mut self, now: Duration) {
         (self.is_burst, self.last_callback_at) = (true, now);
     }
 
-    /// Whether to look for the next message. It has been looked for since `since`.
+    /// Whether the guard should continue to spin. It has been spinning since `since`.
     pub fn should_spin(&self, since: Duration, now: Duration) -> bool {
         let until = (since + MAX_STRETCH).min(self.last_callback_at + MAX_GAP);
         self.is_burst && now >= self.preempted_until && now < until
     }
 
-    /// The guard yielded at `from` and ran again at `to`.
+    /// Records a yield from `from` to `to`.
     pub fn on_preempted(&mut self, from: Duration, to: Duration) {
         if to.saturating_sub(from) > LONG_YIELD {
             self.preempted_until = to + PREEMPTED_INTERVAL;

@@ -1,4 +1,4 @@
-//! Events of the guard for the exporter, over a bounded queue.
+//! Events that the guard sends to the exporter over a bounded queue.
 
 use std::fmt;
 use std::io;
@@ -16,39 +16,40 @@ use crate::ipc::{BlockContents, ChainEvent, CoinEvent};
 use crate::schema::chain_capnp::chain_notifications;
 use crate::schema::tracing_capnp::utxo_cache_trace;
 
-/// Limit on the bytes of events that wait for the exporter: half a million of them.
+/// Maximum size of the queued events in bytes: half a million events of 32 bytes.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
-/// No event of a callback is larger.
+/// Maximum size of the event of one callback.
 const MAX_EVENT_BYTES: usize = 128;
 
-/// An event for the exporter.
+/// An event that the guard reports to the exporter: a callback of the node, or a change of the connection's state.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum GuardEvent {
-    /// A notification of the chain.
+    /// A chain notification.
     Chain(ChainEvent),
     /// An event of the UTXO cache trace.
     Coin(CoinEvent),
-    /// This many callbacks were answered and not handed on: the exporter was too slow.
+    /// The number of callbacks that got a response but caused no event, because the queue was full, memory was short, or the callback could
+    /// not be decoded.
     Dropped(u64),
-    /// A call of the exporter's was not forwarded.
+    /// A call of the exporter was rejected.
     Rejected {
-        /// One of a few hundred texts, `Mining.9`.
+        /// The method, for example `Mining.9`. There are a few hundred possible values.
         call: String,
-        /// The part of it that is not permitted.
+        /// The part of the call that is not permitted.
         reason: String,
     },
-    /// The UTXO cache trace kept the node waiting too long; the guard unsubscribes from it.
+    /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from it.
     OverBudget,
-    /// The node is shutting down; the guard disconnects from it.
+    /// The node is shutting down, and the guard disconnects from it.
     NodeShutsDown,
-    /// A subscription began.
+    /// The node accepted a subscription.
     Subscribed(SubscriptionIds),
-    /// The node has released the callback of this number: its subscription is over.
+    /// The node released the callback with this export ID: its subscription is over.
     Released(u32),
 }
 
 impl GuardEvent {
-    /// The event of a callback; none of `destroy`. A block is counted here.
+    /// Decodes a callback of the node into an event; `None` for `destroy`. The contents of a block are counted here.
     pub(super) fn from_callback(call: &Call) -> capnp::Result<Option<Self>> {
         let parameters = call.parameters()?;
         // add, spend and uncache have the same parameters.
@@ -88,14 +89,14 @@ impl GuardEvent {
     }
 }
 
-/// The numbers that a subscription's parts have on the connection: what is needed to end it.
+/// The Cap'n Proto IDs of a subscription, which the guard needs to end it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SubscriptionIds {
-    /// The exporter's number for the callback.
+    /// The exporter's export ID for the callback.
     pub callback: u32,
-    /// The node's number for the handler of the subscription.
+    /// The node's export ID for the subscription's handler.
     pub handler: u32,
-    /// The node's number for the thread that runs calls of the handler.
+    /// The node's export ID for the thread that runs the calls on the handler.
     pub thread: u32,
 }
 
@@ -114,20 +115,20 @@ impl FromStr for SubscriptionIds {
     }
 }
 
-/// An event, and how long the node waited.
+/// An event with the time that the node waited for the response to its callback.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimedEvent {
     /// The event.
     pub event: GuardEvent,
-    /// From the moment that the guard saw the callback to the answer.
+    /// Time from reading the callback to sending the response.
     pub waited: Duration,
 }
 
-/// The length of an event's length.
+/// Size of the length field in front of each encoded event.
 const PREFIX: usize = size_of::<u32>();
 
 impl TimedEvent {
-    /// Appends the event with its length to a queue.
+    /// Appends the event, preceded by its length, to a queue.
     pub fn encode(&self, queue: &mut Vec<u8>) {
         let start = queue.len();
         queue.extend([0; PREFIX]);
@@ -136,15 +137,15 @@ impl TimedEvent {
         queue[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());
     }
 
-    /// The event at the start of `bytes` and its length; `None` if it is not whole yet, or is none.
+    /// Decodes the event at the start of `bytes`. Returns it with its encoded length, or `None` if it is incomplete or invalid.
     pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
         let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
-        let notice = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
-        Some((notice, PREFIX + length))
+        let event = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
+        Some((event, PREFIX + length))
     }
 }
 
-/// Events that are not sent to the exporter yet.
+/// The queue of events to send to the exporter.
 pub struct EventQueue {
     socket: UnixStream,
     unsent: SendBuffer,
@@ -158,7 +159,7 @@ impl EventQueue {
         Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
     }
 
-    /// Queues the event of a callback, or counts it as dropped when the queue is full or there is no memory.
+    /// Queues the event of a callback. Counts it as dropped if the queue is full or memory is short.
     pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
             self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_EVENT_BYTES).is_ok();
@@ -168,7 +169,7 @@ impl EventQueue {
                 self.append_dropped();
                 self.append(TimedEvent { event, waited });
             }
-            // A callback that does not decode was answered like any other.
+            // A callback that cannot be decoded was answered like any other.
             _ => self.dropped += 1,
         }
         if self.unsent.len() > BUFFER_BYTES {
@@ -176,45 +177,45 @@ impl EventQueue {
         }
     }
 
-    /// Queues an event of another kind, even beyond the limit, and sends it at once.
+    /// Queues an event of another kind, even beyond the size limit, and sends the queue at once.
     pub fn send(&mut self, event: GuardEvent) {
         self.append(TimedEvent { event, waited: Duration::ZERO });
         self.flush();
     }
 
-    fn append(&mut self, notice: TimedEvent) {
-        self.unsent.queue(|queue| notice.encode(queue));
+    fn append(&mut self, event: TimedEvent) {
+        self.unsent.queue(|queue| event.encode(queue));
     }
 
-    /// Whether there is something that the socket may take.
+    /// Whether there are events to send and the socket may accept them.
     pub fn is_waiting(&self) -> bool {
         !self.unsent.is_empty() && !self.blocked
     }
 
-    /// Whether the socket takes nothing until it is polled to be writable.
+    /// Whether the socket's buffer is full, until poll(2) reports it as writable.
     pub fn is_blocked(&self) -> bool {
         self.blocked
     }
 
-    /// The socket may take more.
+    /// Records that the socket is writable again.
     pub fn unblock(&mut self) {
         self.blocked = false;
     }
 
-    /// Sends what the socket takes in one piece. After a pause of the exporter's it takes several, and the node's next callback
-    /// goes first.
+    /// Sends as much as the socket accepts in one write. After the exporter was paused, the queue needs several writes; the node's next
+    /// callback is handled between them.
     pub fn flush(&mut self) {
         if self.blocked || self.unsent.is_empty() {
             return;
         }
-        // Without a reader events are dropped; the exporter's other socket reports that it is gone.
+        // If nobody reads the events they are dropped. The exporter's other socket reports that the exporter is gone.
         if self.unsent.flush_some(&self.socket).is_err() {
             self.unsent = SendBuffer::default();
         }
         self.blocked = !self.unsent.is_empty();
     }
 
-    /// Queues the number of events that were dropped since the last one that was queued.
+    /// Queues the number of events that were dropped since the last such event.
     fn append_dropped(&mut self) {
         if self.dropped > 0 {
             let event = GuardEvent::Dropped(std::mem::take(&mut self.dropped));
@@ -222,7 +223,7 @@ impl EventQueue {
         }
     }
 
-    /// Sends the last events, within a second.
+    /// Sends the remaining events, with a timeout of one second.
     pub fn finish(mut self) {
         self.append_dropped();
         let _ = self.socket.set_nonblocking(false);
@@ -242,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn notices_arrive_as_they_were_sent_and_only_whole() {
+    fn events_arrive_unchanged_and_complete() {
         let block =
             |contents| ChainEvent::BlockConnected { height: -1, historical: true, bytes: 3, contents };
         let events = [
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn notice_of_a_callback_is_never_larger_than_its_limit() {
+    fn event_of_a_callback_never_exceeds_its_limit() {
         let max = u64::MAX;
         let contents = BlockContents {
             transactions: max,

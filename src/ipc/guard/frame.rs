@@ -1,53 +1,53 @@
-//! Cap'n Proto's stream framing: whole messages out of bytes that arrive in pieces, and back.
+//! Cap'n Proto's stream framing: assembles complete messages from a byte stream, and buffers outgoing messages.
 
 use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
 
 use capnp::Word;
 
-/// Limit on a message of the node's. A block is at most 4 MB; answers to polls are smaller. Of a larger one only the
-/// beginning is taken.
+/// Maximum size of a message of the node. A block has at most 4 MB, and responses to polls are smaller. A larger message is truncated.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// A frame with a larger length is not a message: Cap'n Proto has no text above 512 MiB.
+/// A frame with a larger length is invalid: Cap'n Proto has no text above 512 MiB.
 pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
-/// Limit on the segments of a message: that of Cap'n Proto's own readers.
+/// Maximum number of segments of a message, the limit of Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;
-/// Size of a buffer between messages.
+/// Size of a read or write buffer without a large message in it.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// The outcome of reading from a socket.
+/// The outcome of reading from a socket once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReadOutcome {
-    /// Some bytes.
+    /// Some bytes were read.
     Read,
-    /// Nothing at the moment.
+    /// No bytes are available at the moment.
     Nothing,
-    /// The end: the other side has closed.
+    /// End of file: the other side closed the connection.
     End,
 }
 
-/// Reads whole messages.
+/// Assembles complete Cap'n Proto messages from the bytes of a socket. Truncates or rejects messages that are too large.
 #[derive(Default)]
 pub struct FrameReader {
-    /// Words, for the alignment of messages: each is a whole number of words.
+    /// Words instead of bytes, because messages must be aligned to words. Each message has a whole number of words.
     buffer: Vec<Word>,
-    /// Where the bytes that were read and not taken yet start and end.
+    /// The range of the buffer with bytes that were read and not consumed yet.
     start: usize,
     end: usize,
-    /// Bytes to come of a message of which only the beginning was taken.
+    /// Bytes of a truncated message that are still to be read and discarded.
     skipped: usize,
     max_message_bytes: usize,
     max_skipped_bytes: usize,
 }
 
 impl FrameReader {
-    /// Of messages up to the first limit; of larger ones up to the second the beginning is taken, what is larger is an error.
+    /// Messages up to `max_message_bytes` are read in full. Larger ones up to `max_skipped_bytes` are truncated. Messages beyond that are
+    /// an error.
     pub fn new(max_message_bytes: usize, max_skipped_bytes: usize) -> Self {
         let buffer = Word::allocate_zeroed_vec(BUFFER_BYTES / 8);
         FrameReader { buffer, max_message_bytes, max_skipped_bytes, ..FrameReader::default() }
     }
 
-    /// Reads what has arrived, once.
+    /// Reads the available bytes with one call.
     pub fn fill(&mut self, mut from: impl Read) -> io::Result<ReadOutcome> {
         if !self.make_room() {
             self.truncate();
@@ -73,31 +73,31 @@ impl FrameReader {
         }
     }
 
-    /// Whether a message larger than the buffer between messages has begun to arrive.
+    /// Whether a message larger than [`BUFFER_BYTES`] has begun to arrive.
     pub fn is_amid_large(&self) -> bool {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
         self.skipped > 0
             || matches!(length(bytes, self.max_skipped_bytes), Ok(Some(length)) if length > BUFFER_BYTES)
     }
 
-    /// Whether of the message that is next only the beginning was taken.
+    /// Whether the next message is truncated.
     pub fn is_truncated(&self) -> bool {
         self.skipped > 0
     }
 
-    /// Whether a large message has left memory behind.
+    /// Whether the buffer still has the size of a large message.
     pub fn has_grown(&self) -> bool {
         self.buffer.len() * 8 > BUFFER_BYTES
     }
 
-    /// Gives the memory of a large message back.
+    /// Frees the memory of a large message.
     pub fn shrink(&mut self) {
         if self.has_grown() && self.start == self.end && self.skipped == 0 {
             *self = FrameReader::new(self.max_message_bytes, self.max_skipped_bytes);
         }
     }
 
-    /// The next whole message, with its segment table.
+    /// The next complete message, with its segment table.
     pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
         match length(bytes, self.max_skipped_bytes)? {
@@ -110,20 +110,20 @@ impl FrameReader {
         }
     }
 
-    /// Moves what is left to the front, and grows to the size of the message that is arriving, never beyond. False if a
-    /// message fills the buffer and is larger than the limit, or than there is memory for.
+    /// Moves the unread bytes to the front of the buffer, and grows it to the size of the message that is arriving, but no further. Returns
+    /// false if a message fills the buffer and exceeds the limit or the available memory.
     fn make_room(&mut self) -> bool {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
         let needed = length(&bytes[self.start..self.end], self.max_skipped_bytes).ok().flatten();
         let needed = needed.unwrap_or(0).max(BUFFER_BYTES);
-        // Tried first, because a lack of memory must not end the guard.
+        // The allocation is tried first: a failed one must not end the guard.
         let fits = || needed <= self.max_message_bytes && Vec::<u8>::new().try_reserve_exact(needed).is_ok();
         if needed > bytes.len() && left == bytes.len() && !fits() {
             return false;
         }
         if needed > bytes.len() && fits() {
-            // Fresh memory of the system's is zero without being written to.
+            // New pages from the kernel are zero, so this does not touch them.
             let mut resized = Word::allocate_zeroed_vec(needed / 8);
             Word::words_to_bytes_mut(&mut resized)[..left].copy_from_slice(&bytes[self.start..self.end]);
             self.buffer = resized;
@@ -136,8 +136,7 @@ impl FrameReader {
         true
     }
 
-    /// Makes a message of the bytes that have arrived of one that is too large: its beginning, which is enough to answer it. The
-    /// rest is skipped.
+    /// Truncates a message that is too large to the bytes that have arrived, which are enough to respond to it. The rest is skipped.
     fn truncate(&mut self) {
         let bytes = &mut Word::words_to_bytes_mut(&mut self.buffer)[self.start..self.end];
         let Ok(Some(whole)) = length(bytes, self.max_skipped_bytes) else { return };
@@ -155,7 +154,7 @@ impl FrameReader {
     }
 }
 
-/// The length of the message that starts here, once its segment table is there.
+/// The length of the message at the start of `bytes`; `None` while its segment table is incomplete.
 fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
     let number =
         |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().expect("four bytes")) as usize);
@@ -175,18 +174,18 @@ fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
     Ok(Some(length))
 }
 
-/// Bytes on their way into a socket that takes no more at the moment.
+/// Bytes to send that the socket has not accepted yet.
 #[derive(Default)]
 pub struct SendBuffer {
     bytes: Vec<u8>,
     sent: usize,
 }
 
-/// Takes memory for more bytes, or fails where there is none. A test's fails on demand.
+/// Reserves memory for more bytes, or fails if there is not enough. A test passes a function that fails.
 type Reserve = fn(&mut Vec<u8>, usize) -> Result<(), TryReserveError>;
 
 impl SendBuffer {
-    /// With the memory for some answers, which then need none when it runs out.
+    /// Creates a buffer with memory for some responses, which can then be sent even if memory runs out.
     pub fn with_memory() -> Self {
         SendBuffer { bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
     }
@@ -199,13 +198,13 @@ impl SendBuffer {
         self.bytes.len() - self.sent
     }
 
-    /// Sends at once what the socket takes and keeps the rest. Without memory for the rest nothing is sent.
+    /// Sends as many bytes as the socket accepts, and buffers the rest. Sends nothing if there is no memory for the rest.
     pub fn send(&mut self, to: impl Write, bytes: &[u8]) -> io::Result<()> {
         self.send_with(to, bytes, Vec::try_reserve)
     }
 
     fn send_with(&mut self, mut to: impl Write, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
-        // Before a part of it is sent: the receiver takes the next bytes for the rest of it.
+        // Before any part of the message is sent, because the receiver would take the next bytes for its rest.
         reserve(&mut self.bytes, bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if self.is_empty() {
             let sent = written(to.write(bytes))?;
@@ -217,23 +216,23 @@ impl SendBuffer {
         }
     }
 
-    /// Makes room for more bytes, if there is memory.
+    /// Reserves memory for this number of bytes.
     pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
         self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Appends with `write` and sends nothing yet.
+    /// Appends the output of `write`, without sending it.
     pub fn queue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
     }
 
-    /// Sends what the socket takes.
+    /// Sends as many bytes as the socket accepts.
     pub fn flush(&mut self, mut to: impl Write) -> io::Result<()> {
         while !self.is_empty() && self.flush_some(&mut to)? > 0 {}
         Ok(())
     }
 
-    /// Sends what the socket takes in one piece; returns how many bytes.
+    /// Sends as many bytes as the socket accepts in one write. Returns their number.
     pub fn flush_some(&mut self, mut to: impl Write) -> io::Result<usize> {
         let sent = written(to.write(&self.bytes[self.sent..]))?;
         self.sent += sent;
@@ -288,7 +287,7 @@ mod tests {
         }
     }
 
-    /// Takes at most so many bytes, then none.
+    /// A writer that accepts up to this number of bytes, then reports that it would block.
     struct Narrow(Vec<u8>, usize);
 
     impl Write for Narrow {

@@ -1,4 +1,4 @@
-//! A socket with the frames that arrive on it and the bytes that it did not take yet.
+//! A nonblocking socket with Cap'n Proto framing and a send buffer.
 
 use std::io;
 use std::net::Shutdown;
@@ -9,48 +9,48 @@ use nix::poll::PollFlags;
 
 use super::frame::{FrameReader, ReadOutcome, SendBuffer};
 
-/// The node or the exporter.
+/// The connection to the node or to the exporter, with its receive and send buffers.
 pub struct FramedSocket {
     socket: UnixStream,
-    /// Frames that it sent. Taken out while they are read.
+    /// Assembles the received frames. Taken out of the struct while they are handled.
     pub incoming: FrameReader,
     outgoing: SendBuffer,
 }
 
 impl FramedSocket {
-    /// The limits are those of [`FrameReader::new`].
+    /// Takes the limits of [`FrameReader::new`].
     pub fn new(socket: UnixStream, max_message_bytes: usize, max_skipped_bytes: usize) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let incoming = FrameReader::new(max_message_bytes, max_skipped_bytes);
         Ok(FramedSocket { socket, incoming, outgoing: SendBuffer::with_memory() })
     }
 
-    /// Sends at once what the socket takes and keeps the rest.
+    /// Sends as many bytes as the socket accepts, and buffers the rest.
     pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.outgoing.send(&self.socket, frame)
     }
 
-    /// Takes the memory to send so many bytes.
+    /// Reserves memory to send this number of bytes.
     pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
         self.outgoing.reserve(bytes)
     }
 
-    /// Sends what was kept.
+    /// Sends the buffered bytes.
     pub fn flush(&mut self) -> io::Result<()> {
         self.outgoing.flush(&self.socket)
     }
 
-    /// Bytes that the socket did not take yet.
+    /// Number of bytes in the send buffer.
     pub fn unsent(&self) -> usize {
         self.outgoing.len()
     }
 
-    /// Reads what has arrived into `incoming`, which was taken out of `self`.
+    /// Reads the available bytes into `incoming`, which was taken out of `self`.
     pub fn fill(&self, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
         incoming.fill(&self.socket)
     }
 
-    /// The events to poll for.
+    /// The events for which poll(2) has to wait.
     pub fn interest(&self, reads: bool) -> PollFlags {
         let mut interest = PollFlags::empty();
         interest.set(PollFlags::POLLIN, reads);
@@ -58,13 +58,13 @@ impl FramedSocket {
         interest
     }
 
-    /// Reads and discards until the other side has closed.
+    /// Reads and discards bytes until the other side closes the connection.
     pub fn discard_until_closed(&self) {
         let _ = self.socket.set_nonblocking(false);
         let _ = io::copy(&mut &self.socket, &mut io::sink());
     }
 
-    /// Ends the connection for both sides.
+    /// Shuts the connection down in both directions.
     pub fn close(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }

@@ -1,4 +1,4 @@
-//! The parts of a Cap'n Proto RPC message that the guard needs.
+//! Parses the parts of Cap'n Proto RPC messages that the guard needs.
 
 use capnp::message::ReaderOptions;
 use capnp::serialize::{NoAllocSliceSegments, read_message_from_flat_slice_no_alloc};
@@ -14,7 +14,7 @@ use crate::schema::mining_capnp::{block_template, mining};
 use crate::schema::proxy_capnp::thread_map;
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
-/// A method: its interface's id and its ordinal in the schema.
+/// A method, identified by its interface ID and its ordinal in the schema.
 pub type Method = (u64, u16);
 
 // Calls of the exporter.
@@ -38,67 +38,67 @@ pub const COIN_ADDED: Method = (utxo_cache_trace::Client::TYPE_ID, 1);
 pub const COIN_SPENT: Method = (utxo_cache_trace::Client::TYPE_ID, 2);
 pub const COIN_UNCACHED: Method = (utxo_cache_trace::Client::TYPE_ID, 3);
 
-/// Whether it is a method of a block template that reads: the block, the fees, the signature operations. Later ones
-/// submit a block, or wait, under ordinals that differ between nodes.
+/// Whether the method reads from a block template: the block, its fees, or its signature operations. Methods with higher ordinals submit a
+/// block or wait, and their ordinals differ between nodes.
 pub fn reads_template((interface, ordinal): Method) -> bool {
     interface == block_template::Client::TYPE_ID && (2..=4).contains(&ordinal)
 }
 
-/// Whether the node calls a callback of a subscription; `destroy` is one.
+/// Whether the method belongs to the callback of a subscription; `destroy` does, too.
 pub fn is_callback((interface, _): Method) -> bool {
     interface == chain_notifications::Client::TYPE_ID || is_of_trace((interface, 0))
 }
 
-/// Whether it is a callback of the UTXO cache trace.
+/// Whether the method belongs to the callback of the UTXO cache trace.
 pub fn is_of_trace((interface, _): Method) -> bool {
     interface == utxo_cache_trace::Client::TYPE_ID
 }
 
-/// A frame whose segments were found.
+/// A Cap'n Proto message whose segment table was parsed, without a copy of its segments.
 pub type Frame<'a> = message::Reader<NoAllocSliceSegments<'a>>;
 
-/// Finds the segments of a frame.
+/// Parses the segment table of a frame.
 pub fn open(mut frame: &[u8]) -> capnp::Result<Frame<'_>> {
     let mut options = ReaderOptions::new();
     options.traversal_limit_in_words(Some(2 * MAX_MESSAGE_BYTES / 8));
     read_message_from_flat_slice_no_alloc(&mut frame, options)
 }
 
-/// A message, whoever sent it.
+/// A Cap'n Proto RPC message of the node or of the exporter.
 pub enum Message<'a> {
-    /// Requests the other side's first capability.
+    /// Requests the receiver's bootstrap capability.
     Bootstrap {
-        /// The number that the answer will have.
+        /// The sender's question ID, which the response repeats.
         question: u32,
     },
     /// Calls a method of a capability.
     Call(Call<'a>),
-    /// Answers a call or a bootstrap.
+    /// Response to a call or a bootstrap.
     Return(Return<'a>),
-    /// The sender is done with the answer; before the answer, this cancels the call.
+    /// The sender no longer needs the response. Sent before the response, this cancels the call.
     Finish {
-        /// The call's number.
+        /// The question ID of the call.
         question: u32,
-        /// Whether the capabilities of the answer are released with it.
+        /// Whether the capabilities in the response are released, too.
         releases: bool,
     },
     /// The sender drops references to a capability of the receiver.
     Release {
-        /// The receiver's number for it.
+        /// The receiver's export ID for the capability.
         export: u32,
-        /// How many references.
+        /// Number of references to drop.
         count: u32,
     },
-    /// A promised capability became another one.
+    /// A promised capability was resolved to another capability.
     Resolve(MessageCapabilities),
     /// The sender aborts the connection.
     Abort,
-    /// Any other kind. No node and no exporter of ours uses one.
+    /// Any other message type. Nodes and our exporter send none.
     Other,
 }
 
 impl<'a> Message<'a> {
-    /// The same for a truncated message: the results of an answer are not read.
+    /// Parses a truncated message. The results in a response are not read.
     pub fn parse_truncated<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         match frame.get_root::<rpc::message::Reader>()?.which()? {
             rpc::message::Return(reader) => {
@@ -111,7 +111,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Reads what the guard needs to know of a message.
+    /// Parses the parts of a message that the guard needs.
     pub fn parse<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         Ok(match frame.get_root::<rpc::message::Reader>()?.which()? {
             rpc::message::Bootstrap(reader) => Message::Bootstrap { question: reader?.get_question_id() },
@@ -141,18 +141,18 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The target of a call.
+/// The capability on which a call is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CallTarget {
-    /// A capability of the receiver's, by its number.
+    /// A capability of the receiver, by its export ID.
     Export(u32),
-    /// A capability in the answer to another call of the sender's.
+    /// A capability in the response to another call of the sender, by that call's question ID.
     Answer(u32),
 }
 
-/// A call of a method.
+/// A message that calls a method of a capability.
 pub struct Call<'a> {
-    /// The sender's number for it.
+    /// The sender's question ID.
     pub question: u32,
     pub method: Method,
     pub target: CallTarget,
@@ -169,31 +169,31 @@ impl<'a> Call<'a> {
         Ok(Call { question: reader.get_question_id(), method, target, reader })
     }
 
-    /// The parameters. Capabilities in them cannot be used.
+    /// The parameters. The reader cannot resolve capabilities in them.
     pub fn parameters(&self) -> capnp::Result<any_pointer::Reader<'a>> {
         Ok(self.reader.get_params()?.get_content())
     }
 
-    /// The capabilities that go with the parameters.
+    /// The capabilities passed with the parameters.
     pub fn capabilities(&self) -> capnp::Result<MessageCapabilities> {
         MessageCapabilities::from_payload(self.reader.get_params()?)
     }
 }
 
-/// The answer to a call.
+/// A `Return` message: the response to a call or a bootstrap.
 pub struct Return<'a> {
     pub question: u32,
-    /// The sender has forgotten the call already and wants no `Finish`.
+    /// The sender has already forgotten the call and needs no `Finish`.
     pub no_finish_needed: bool,
     pub outcome: Outcome<'a>,
 }
 
-/// How a call ended.
+/// The outcome of a call, as its response reports it.
 pub enum Outcome<'a> {
     Results(MessageCapabilities, any_pointer::Reader<'a>),
-    /// It failed. The node's reason, empty if it is not text.
+    /// The call failed. The text is the node's reason; empty if it is not valid UTF-8.
     Exception(&'a str),
-    /// Anything else: cancelled, sent elsewhere, or too large.
+    /// Any other outcome: cancelled, redirected, or too large.
     Other,
 }
 
@@ -215,7 +215,7 @@ impl<'a> Return<'a> {
 }
 
 impl Outcome<'_> {
-    /// The capabilities of the sender that came with the answer.
+    /// The export IDs of the sender's capabilities in the response.
     pub fn hosted(&self) -> &[u32] {
         match self {
             Outcome::Results(capabilities, _) => &capabilities.hosted,
@@ -224,14 +224,14 @@ impl Outcome<'_> {
     }
 }
 
-/// The capabilities that go with a message.
+/// The capabilities passed in a message.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MessageCapabilities {
-    /// Those that the sender hosts, by its numbers: each is one more reference that the receiver has.
+    /// Export IDs of capabilities that the sender hosts. Each one gives the receiver one more reference.
     pub hosted: Vec<u32>,
-    /// Those that the receiver hosts, by its numbers.
+    /// Export IDs of capabilities that the receiver hosts.
     pub imported: Vec<u32>,
-    /// Those in answers that the receiver gives, by the questions' numbers.
+    /// Question IDs of calls to the receiver whose responses contain the capabilities.
     pub promised: Vec<u32>,
 }
 

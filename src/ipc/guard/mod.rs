@@ -1,16 +1,19 @@
-//! The guard: a small process of the same binary between a node and the exporter, from the first byte to the last.
+//! The guard: a small process of the same binary that relays between the node and the exporter, from the first byte of a connection to the
+//! last.
 //!
-//! A node can crash because of a client that disconnects in the middle of a call or with live subscriptions, and it waits for a client
-//! that hangs. So the exporter, which can be killed, stopped or out of memory, is never that client. The guard sits on the
-//! node's socket, answers each callback the moment it arrives, hands it on as an event over a bounded queue, and passes
-//! the exporter's own calls through. When the exporter exits for any reason, or the node shuts down, it unsubscribes,
-//! waits for the answers to calls under way, and closes.
+//! A node can crash because of a client that disconnects in the middle of a call or with live subscriptions, and it waits for a client that
+//! hangs. The exporter can be killed, stopped or out of memory, and therefore is never that client. The guard has the node's socket. It
+//! responds to each callback as soon as it arrives, forwards the callback as an event over a bounded queue, and relays the exporter's own
+//! calls. When the exporter exits for any reason, or the node shuts down, the guard unsubscribes, waits for the responses to calls under
+//! way, and closes the connection.
 //!
-//! - `protocol` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop;
-//! - `message` parses messages, `outgoing` writes the guard's own; `framed_socket` and `frame` are sockets and framing;
-//! - `events` are the events for the exporter; `busy_poll` and `trace_budget` keep the node's waiting short;
-//! - `process` is the guard as a process, which [`supervisor`](crate::supervisor) starts; `subscription_store` is for its replacement.
-//!   This file has the exporter's side.
+//! - `protocol` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop.
+//! - `message` parses messages, `outgoing` encodes the guard's own messages, and `framed_socket` and `frame` are sockets and framing.
+//! - `events` has the events for the exporter. `busy_poll` and `trace_budget` limit how long the node waits.
+//! - `process` is the guard as a process, which the [`supervisor`](crate::supervisor) starts. `subscription_store` passes the subscriptions
+//!   to a replacement guard.
+//!
+//! This file has the exporter's side.
 
 mod allow_list;
 mod busy_poll;
@@ -50,15 +53,15 @@ pub use process::{ARGUMENT, main};
 pub use relay::relay;
 pub(crate) use subscription_store::SubscriptionStore;
 
-/// Permits for guards. A guard keeps its permit until it has disconnected: this limits the connections to a node that does not
-/// answer.
+/// The pool of permits to run a guard. A guard keeps its permit until it has disconnected from the node, which limits the connections to a
+/// node that does not respond.
 #[derive(Clone)]
 pub struct GuardPermits(Arc<Semaphore>);
 
 impl GuardPermits {
     const COUNT: usize = 4;
 
-    /// All permits are free.
+    /// A pool in which all permits are free.
     #[allow(clippy::new_without_default, reason = "there is no default number of permits")]
     pub fn new() -> Self {
         GuardPermits(Arc::new(Semaphore::new(Self::COUNT)))
@@ -77,33 +80,33 @@ impl GuardPermits {
     }
 }
 
-/// A permit for one guard.
+/// A permit for one guard; returned to the pool when dropped.
 pub struct GuardPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
-/// The guard on a connection.
+/// The exporter's handle to the guard of one connection.
 pub struct Guard {
     pid: i32,
-    /// The events, until [`forward_events`](Self::forward_events) takes them.
+    /// The event socket, until [`forward_events`](Self::forward_events) takes it.
     events: Option<UnixStream>,
     reader: Option<JoinHandle<()>>,
-    /// Ends when the connection to the node is closed.
+    /// The task that logs the supervisor's notices; it finishes when the connection to the node is closed.
     watch: AbortOnDropHandle<()>,
     state: Rc<GuardState>,
-    /// As it was read last.
+    /// The guard's run delay at the last reading.
     run_delay: Duration,
     permit: GuardPermit,
 }
 
-/// The state of the connection.
+/// Flags about a connection and its guard, which the exporter's tasks share.
 #[derive(Default)]
 struct GuardState {
     node_shuts_down: Cell<bool>,
-    /// The guard was killed, and its replacement does not run yet.
+    /// The guard was killed, and its replacement is not running yet.
     is_unguarded: Cell<bool>,
 }
 
 impl Guard {
-    /// The guard of this connection; returns what to send requests to. Needs a [`tokio::task::LocalSet`].
+    /// Creates the handle for the guard of this connection, and returns the socket for requests with it. Needs a [`tokio::task::LocalSet`].
     pub fn new(permit: GuardPermit, guarded: GuardedSockets) -> (UnixStream, Self) {
         let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();
@@ -112,28 +115,28 @@ impl Guard {
         (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO, permit })
     }
 
-    /// How long the guard was ready to run and waited for a CPU, since the last call of this method; `None` if the kernel has no
-    /// such statistic.
+    /// The guard's run delay since the last call of this method: the time that it was ready to run and waited for a CPU. `None` if the
+    /// kernel has no such statistic.
     pub fn new_run_delay(&mut self) -> Option<Duration> {
         let total = scheduling::run_delay(&self.pid.to_string())?;
         Some(total.saturating_sub(std::mem::replace(&mut self.run_delay, total)))
     }
 
-    /// Passes each event to `sink`, from here to the end of the connection.
+    /// Passes each event to `sink`, until the connection ends.
     pub fn forward_events(&mut self, mut sink: impl FnMut(TimedEvent) + 'static) {
         let Some(mut events) = self.events.take() else { return };
         let state = self.state.clone();
         self.reader = Some(tokio::task::spawn_local(async move {
             let mut buffer = Vec::with_capacity(64 * 1024);
-            // The guard is the same binary: its events are well-formed. One that does not decode ends the loop.
+            // The guard is the same binary, so its events are well-formed. An event that cannot be decoded ends the loop.
             while events.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
                 let mut decoded = 0;
-                while let Some((notice, length)) = TimedEvent::decode(&buffer[decoded..]) {
+                while let Some((timed, length)) = TimedEvent::decode(&buffer[decoded..]) {
                     decoded += length;
-                    match notice.event {
+                    match timed.event {
                         GuardEvent::Subscribed(_) | GuardEvent::Released(_) => {}
                         GuardEvent::NodeShutsDown => state.node_shuts_down.set(true),
-                        _ => sink(notice),
+                        _ => sink(timed),
                     }
                 }
                 buffer.drain(..decoded);
@@ -141,9 +144,9 @@ impl Guard {
         }));
     }
 
-    /// After the exporter's side of the connection was closed: takes the last events and waits until the guard, or the
-    /// replacement of a killed one, has disconnected from the node. A guard that still waits for the node after two seconds is
-    /// left alone. Returns whether the node is shutting down.
+    /// Reads the last events, and waits until the guard, or the replacement of a killed guard, has disconnected from the node. For use
+    /// after the exporter's side of the connection was closed. If the guard still waits for the node after two seconds, it continues
+    /// without the exporter. Returns whether the node is shutting down.
     pub async fn disconnect(mut self) -> bool {
         const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
         self.forward_events(|_| ());
@@ -167,7 +170,7 @@ impl Guard {
     }
 }
 
-/// Logs what the supervising process reports about the guard, until the connection to the node is closed.
+/// Logs the supervisor's notices about the guard, until the connection to the node is closed.
 async fn log_notices(mut notices: UnixStream, state: Rc<GuardState>) {
     let name = |signal: u8| Signal::try_from(i32::from(signal)).map_or("a signal", Signal::as_str);
     while let Ok(notice) = notices.read_u8().await {

@@ -1,4 +1,4 @@
-//! The messages that the guard writes itself.
+//! Encodes the messages that the guard sends itself.
 
 use capnp::any_pointer;
 use capnp::capability::FromClientHook;
@@ -12,23 +12,23 @@ use crate::schema::handler_capnp::handler;
 use crate::schema::mining_capnp::mining;
 use crate::schema::proxy_capnp::thread_map;
 
-/// A message of the guard's own to the node.
+/// A message to the node that the guard sends on its own behalf.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GuardMessage {
     /// `ThreadMap.makeThread`
     MakeThread { question: u32, thread_map: u32 },
-    /// `Mining.waitTipChanged`. The timeout is written as the exporter's own call had it.
+    /// `Mining.waitTipChanged`. The timeout is that of the exporter's own call.
     WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
     /// `Handler.disconnect`
     Disconnect { question: u32, handler: u32, thread: u32 },
-    /// An answer was processed.
+    /// A response was processed.
     Finish { question: u32, releases: bool },
-    /// A block template is released.
+    /// Releases a block template.
     Release { export: u32, count: u32 },
 }
 
 impl GuardMessage {
-    /// The message with its frame.
+    /// Encodes the message with its segment table.
     pub fn encode(&self) -> Vec<u8> {
         let mut message = Builder::new_default();
         match *self {
@@ -82,7 +82,7 @@ fn init_call(
     call
 }
 
-/// The place for the parameters of a call whose first and only capability is a thread of the node's.
+/// Prepares the parameters of a call whose first and only capability is a thread of the node.
 fn on_thread<'a>(
     call: rpc::call::Builder<'a>,
     thread: u32,
@@ -95,16 +95,16 @@ fn on_thread<'a>(
     content
 }
 
-/// A capability is written as its place in the message's table; the table has its number.
+/// A capability is encoded as its index in the message's capability table, which has its ID. The capability itself is never called.
 fn capability<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
 }
 
-/// An answer without results, as callbacks have. Built once; only the question's number differs.
+/// A response without results, as for callbacks. It is encoded once; only the question ID differs.
 pub struct EmptyAnswer {
     bytes: Vec<u8>,
-    /// Where the question's number is.
+    /// Offset of the question ID in `bytes`.
     at: usize,
 }
 
@@ -124,14 +124,14 @@ impl EmptyAnswer {
         EmptyAnswer { bytes, at: differing[0] }
     }
 
-    /// The answer to this question, with its frame.
+    /// The encoded response to the call with this question ID.
     pub fn for_question(&mut self, question: u32) -> &[u8] {
         self.bytes[self.at..self.at + 4].copy_from_slice(&question.to_le_bytes());
         &self.bytes
     }
 }
 
-/// The answer to `makeThread`: a thread of ours, by our number for it.
+/// The response to `makeThread`, with the export ID of a thread that the guard hosts.
 pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut payload = init_return(&mut message, question).init_results();
@@ -144,11 +144,11 @@ pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
     write_message_to_words(&message)
 }
 
-/// With this text the guard answers the exporter's call in the node's place.
+/// Error text of the guard's response to the exporter in place of the node's response.
 pub const TOO_LARGE: &str =
     "the node's response is larger than 64 MiB, or the guard has too little memory for it";
 
-/// The answer in place of one that was too large. The exporter finishes the node's, if it is to be finished.
+/// The response in place of one that is too large. The exporter finishes the call, if the node needs a `Finish`.
 pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut answer = init_return(&mut message, question);
@@ -160,12 +160,12 @@ pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {
     write_message_to_words(&message)
 }
 
-/// The answer to a call of a method that we do not have.
+/// The response to a call of a method that the guard does not implement.
 pub fn unimplemented(question: u32) -> Vec<u8> {
     exception(question, rpc::exception::Type::Unimplemented, "Method not implemented.")
 }
 
-/// The answer to a call that was not forwarded, and why.
+/// The response to a call that was rejected, with the reason.
 pub fn failed(question: u32, reason: &str) -> Vec<u8> {
     exception(question, rpc::exception::Type::Failed, reason)
 }
@@ -183,7 +183,7 @@ fn init_return(message: &mut Builder<HeapAllocator>, question: u32) -> return_::
     answer.set_answer_id(question);
     // The receiver may release the capabilities that it passed.
     answer.set_release_param_caps(true);
-    // Nor does it have to send `Finish`. One built with a Cap'n Proto before 1.1 sends it all the same.
+    // The receiver does not have to send `Finish`. Cap'n Proto before 1.1 sends it anyway.
     answer.set_no_finish_needed(true);
     answer
 }

@@ -1,4 +1,4 @@
-//! The guard as a process: its arguments both ways, its name, its signals, what happens when memory runs out.
+//! The guard as a process: its start, arguments, name, signal mask and protection from the OOM killer.
 
 use std::ffi::OsString;
 use std::io;
@@ -19,28 +19,28 @@ use super::subscription_store::SubscriptionStore;
 use crate::scheduling::RunDelayFile;
 use crate::{sandbox, scheduling, systemd};
 
-/// The first argument of a guard. The second is the descriptor that events go to, the third the budget of the UTXO cache
-/// trace in microseconds or `-`, the fourth the descriptor of its [`SubscriptionStore`] or `-`. A fifth, `--replace`, makes it end the
-/// subscriptions in the record, which a killed guard left behind.
+/// The first argument of a guard process. The second is the descriptor of the event socket. The third is the time budget of the UTXO cache
+/// trace in microseconds, or `-`. The fourth is the descriptor of its [`SubscriptionStore`], or `-`. A fifth, `--replace`, makes it end the
+/// subscriptions in that store, which a killed guard left behind.
 pub const ARGUMENT: &str = "--guard";
 const REPLACE: &str = "--replace";
 
-/// The name that `ps` and `top` show, and the first word of its command line. Not the exporter's: a command that
-/// ends the exporter by name does not end the guard.
+/// The process name that `ps` and `top` show, and the first word of the command line. It differs from the exporter's name: a command that
+/// kills the exporter by name does not kill the guard.
 const NAME: &std::ffi::CStr = c"bitcoind-guard";
 
-/// A guard that was started, and the exporter's ends of its two connections.
+/// A guard process that was started, with the exporter's ends of its two sockets.
 pub struct StartedGuard {
-    /// Its process, a child of this one.
+    /// PID of the guard, a child of this process.
     pub pid: Pid,
-    /// Takes calls, returns answers.
+    /// Socket for the exporter's calls and the node's responses.
     pub exporter: StdUnixStream,
-    /// Sends [events](super::TimedEvent).
+    /// Socket that sends [events](super::TimedEvent).
     pub events: StdUnixStream,
 }
 
-/// Starts a guard on the connection `node`. One that `replaces` another disconnects at once. For a process with one thread: a
-/// child that is started meanwhile would inherit descriptors.
+/// Starts a guard for the connection `node`. A guard that `replaces` another one only disconnects. Only for a process with one thread: a
+/// child that another thread starts at the same time would inherit the descriptors.
 pub fn start(
     node: &OwnedFd,
     store: &SubscriptionStore,
@@ -49,7 +49,7 @@ pub fn start(
 ) -> Result<StartedGuard> {
     let (exporter, exporter_theirs) = StdUnixStream::pair()?;
     let (events, events_theirs) = StdUnixStream::pair()?;
-    // Those that have no standard place.
+    // These two descriptors have no fixed number, so the guard inherits them under their present numbers.
     let store = store.as_fd().try_clone_to_owned()?;
     for fd in [events_theirs.as_fd(), store.as_fd()] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -71,11 +71,11 @@ pub fn start(
     Ok(StartedGuard { pid: Pid::from_raw(child.id() as i32), exporter, events })
 }
 
-/// Runs a guard with the arguments behind [`ARGUMENT`]: the node on descriptor 0, the exporter on 1. Returns when it has
+/// Runs a guard process with the arguments after [`ARGUMENT`]. The node is on descriptor 0, the exporter on 1. Returns when the guard has
 /// disconnected from the node.
 ///
 /// # Errors
-/// The arguments or descriptors are not those that an exporter gives, or the peer is no node.
+/// The arguments or descriptors are not those that the supervisor passes, or the peer is not a node.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut argument = || arguments.next().and_then(|it| it.into_string().ok());
     let events: RawFd = argument()
@@ -88,7 +88,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
         Some(REPLACE) => true,
         Some(other) => bail!("unknown argument of the guard: {other:?}"),
     };
-    // It exits after the exporter, which handles these signals.
+    // The guard exits after the exporter, which handles these signals.
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
         .into_iter()
         .collect::<SigSet>()
@@ -101,9 +101,9 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let node = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = StdUnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     let files = OpenFiles { store, run_delay: RunDelayFile::open() };
-    // Its memory is not for other processes of its user, the exporter's among them.
+    // Other processes of the same user, for example the exporter, must not read the guard's memory.
     let _ = prctl::set_dumpable(false);
     sandbox::confine_guard();
-    // 0 and 1 stay open as duplicates: the other sides notice the shutdown, not the close.
+    // Descriptors 0 and 1 stay open as duplicates: the other sides are notified by the shutdown of the sockets, not by the close.
     Ok(relay_with_files(node, exporter, events.into(), budget, files, replaces)?)
 }

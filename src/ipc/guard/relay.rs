@@ -21,20 +21,20 @@ use super::trace_budget::TraceBudget;
 use crate::scheduling::RunDelayFile;
 use crate::{cli, sys, text};
 
-/// Limit on a message of the exporter, whose calls are short.
+/// Maximum size of a message of the exporter, whose calls are short.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
-/// Limit on bytes buffered for a node that stopped reading. Beyond it, nothing more is read that would have to be answered
-/// or passed on to it.
+/// Maximum number of bytes buffered for a node that does not read. Beyond it, the guard reads nothing more that it would have to respond to
+/// or to forward to the node.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
-/// Events are collected this long before they are handed on: a write for each would slow the next answer.
+/// Events are collected for this long before they are sent: a write for each event would delay the next response.
 const EVENT_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
-/// A block's memory is kept this long for the next one: taking new memory costs as much as reading the block.
+/// The memory of a block is kept for this long for the next block: allocating memory again costs as much as reading the block.
 const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
-/// Between looks at how long the guard waited for a CPU.
+/// Interval between readings of the guard's run delay.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Relays until the node is gone, or the guard has disconnected cleanly. `replaces` are the subscriptions of a killed guard; then
-/// there is nothing to relay. An error is the reason why the messages of a peer are not those of a node.
+/// Relays messages until the node is gone, or the guard has disconnected cleanly. `replaces` has the subscriptions of a killed guard;
+/// nothing is relayed then. An error is the reason why the messages of the peer are not those of a node.
 pub fn relay(
     node: UnixStream,
     exporter: UnixStream,
@@ -46,15 +46,15 @@ pub fn relay(
     relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
 }
 
-/// Files that a guard has opened before it is confined.
+/// Files that a guard opens before its sandbox is applied.
 pub struct OpenFiles {
-    /// Its subscriptions, for its replacement.
+    /// The guard's subscriptions, for its replacement.
     pub store: Option<SubscriptionStore>,
-    /// How long it waited for a CPU.
+    /// The statistic of how long the guard waited for a CPU.
     pub run_delay: Option<RunDelayFile>,
 }
 
-/// The same as a process. With `replaces` it ends the subscriptions in the record.
+/// Like [`relay`], with the files of a guard process. With `replaces` it ends the subscriptions in the store.
 pub fn relay_with_files(
     node: UnixStream,
     exporter: UnixStream,
@@ -69,7 +69,7 @@ pub fn relay_with_files(
     relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
 }
 
-/// `log` prints messages that must not wait.
+/// Like [`relay`]. `log` prints messages that must not be delayed.
 fn relay_with_log(
     node: UnixStream,
     exporter: UnixStream,
@@ -95,7 +95,7 @@ fn relay_with_log(
     };
     let mut ended = relay.run();
     if ended.is_err() && relay.protocol.is_node() {
-        // Others mean that the node is gone.
+        // Other errors mean that the node is gone.
         if let Err(error) = &ended
             && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::OutOfMemory)
         {
@@ -107,7 +107,7 @@ fn relay_with_log(
             ));
             ended = Ok(());
         }
-        // A node whose messages cannot be parsed may still have subscriptions: closing would crash it.
+        // A node whose messages cannot be parsed may still have subscriptions: closing the connection would crash it.
         relay.exporter.close();
         relay.node.discard_until_closed();
     }
@@ -117,6 +117,7 @@ fn relay_with_log(
     ended
 }
 
+/// The sockets, the protocol state and the timers of the poll loop.
 struct Relay {
     node: FramedSocket,
     exporter: FramedSocket,
@@ -125,9 +126,9 @@ struct Relay {
     protocol: ProtocolState,
     answer: EmptyAnswer,
     busy_poll: BusyPoll,
-    /// When a large message of the node's arrived last.
+    /// When the last large message of the node arrived.
     last_large_at: Duration,
-    /// When the guard's run delay was read last.
+    /// When the guard's run delay was last read.
     run_delay_at: Duration,
 }
 
@@ -151,7 +152,7 @@ impl Relay {
             if self.spin()? == ReadOutcome::End {
                 return Ok(());
             }
-            // The node may have announced its shutdown.
+            // The node may have announced its shutdown, after which the exporter is not read.
             let reads_exporter = !exporter.is_empty() && self.protocol.reads_exporter();
             if reads_exporter && self.read_exporter().is_err() {
                 self.protocol.drain(now());
@@ -165,7 +166,7 @@ impl Relay {
         }
     }
 
-    /// Waits for either side, or until something is due.
+    /// Waits until a socket is ready, or a timer is due.
     fn wait(&mut self) -> io::Result<(PollFlags, PollFlags)> {
         let node_reads = self.node.unsent() < MAX_UNSENT_BYTES;
         let mut sockets = Vec::with_capacity(3);
@@ -180,7 +181,7 @@ impl Relay {
         let flush = self.events.is_waiting().then_some(EVENT_FLUSH_INTERVAL);
         let shrink = self.node.incoming.has_grown().then_some(MEMORY_KEEP_INTERVAL);
         let earliest = [flush, shrink, self.protocol.next_wakeup(now())].into_iter().flatten().min();
-        // Rounded up, or the loop would spin until it is due.
+        // Rounded up: otherwise the loop would spin until the timer is due.
         let timeout = earliest.map_or(PollTimeout::NONE, |wait| {
             PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
         });
@@ -197,8 +198,7 @@ impl Relay {
         Ok((node, exporter))
     }
 
-    /// In a burst, looks for the next messages of the node instead of going to sleep. Yields to other tasks that
-    /// need the CPU.
+    /// During a burst, reads the node's next messages in a loop instead of sleeping. Yields to other tasks that need the CPU.
     fn spin(&mut self) -> io::Result<ReadOutcome> {
         let since = now();
         let mut at = since;
@@ -271,7 +271,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Forwards a message to the exporter, which is disconnected if it does not read.
+    /// Forwards a message to the exporter. An exporter that does not read is disconnected.
     fn forward(&mut self, frame: &[u8], at: Duration) {
         let stuck = self.exporter.unsent() > MAX_MESSAGE_BYTES;
         if stuck || self.exporter.send(frame).is_err() {
@@ -279,7 +279,7 @@ impl Relay {
         }
     }
 
-    /// An error means that the exporter is gone.
+    /// Handles the exporter's messages. An error means that the exporter is gone.
     fn read_exporter(&mut self) -> io::Result<()> {
         self.exporter.flush()?;
         let mut incoming = std::mem::take(&mut self.exporter.incoming);
@@ -292,15 +292,15 @@ impl Relay {
     }
 
     fn handle_exporter_frame(&mut self, frame: &[u8]) -> io::Result<()> {
-        /// For the messages that the guard sends before it.
+        /// Memory for the messages that the guard sends before the forwarded one.
         const FINISHES_BYTES: usize = 4096;
-        // Before the rules count it as sent.
+        // The memory is reserved before the protocol state counts the message as sent.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::parse(&opened).map_err(malformed)?;
         let action = self.protocol.on_exporter(&message, now()).map_err(malformed)?;
-        // An error of sending is the node's, which is handled next. `Finish` messages go first: the message may reuse their
-        // numbers.
+        // A send error concerns the node's connection and is handled with the node's next event. `Finish` messages go first, because the
+        // forwarded message may reuse their question IDs.
         while let Some(finish) = self.protocol.next_finish() {
             let _ = self.node.send(&finish.encode());
         }

@@ -1,6 +1,6 @@
-//! The subscriptions of a guard, in memory that outlives it: for its replacement, which disconnects cleanly.
+//! The store of a guard's subscriptions, in shared memory that outlives the guard. A replacement guard reads it and disconnects cleanly.
 //!
-//! The guard writes, the process that supervises it passes it on, unread, to the replacement of a killed guard.
+//! The guard writes it. The supervisor passes it, without reading it, to the replacement of a killed guard.
 
 use std::fs::File;
 use std::io;
@@ -12,19 +12,19 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::events::{GuardEvent, SubscriptionIds};
 
-/// Far more than the two subscriptions that the exporter makes.
+/// Size limit, far more than the two subscriptions of the exporter need.
 const MAX_BYTES: usize = 4096;
 
-/// Memory with the subscriptions of one connection.
+/// The subscriptions of one connection, and the memory file that has a copy for a replacement guard.
 pub struct SubscriptionStore {
     file: File,
     subscriptions: Vec<SubscriptionIds>,
 }
 
 impl SubscriptionStore {
-    /// For a new connection.
+    /// Creates an empty store for a new connection.
     pub fn new() -> io::Result<Self> {
-        // MFD_NOEXEC_SEAL; before Linux 6.3 there is no such flag.
+        // Linux has the flag MFD_NOEXEC_SEAL since 6.3; without it the call is repeated.
         let not_executable = MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL);
         let create = |flags| memfd_create(c"subscriptions", MFdFlags::MFD_CLOEXEC | flags);
         let fd = create(not_executable).or_else(|error| match error {
@@ -34,7 +34,7 @@ impl SubscriptionStore {
         Ok(SubscriptionStore { file: fd.into(), subscriptions: Vec::new() })
     }
 
-    /// The one that was passed to this process.
+    /// Reads the store whose descriptor this process inherited.
     pub(super) fn inherited(fd: OwnedFd) -> Self {
         let file = File::from(fd);
         let mut bytes = [0; MAX_BYTES];
@@ -45,12 +45,12 @@ impl SubscriptionStore {
         SubscriptionStore { file, subscriptions }
     }
 
-    /// The subscriptions of the connection.
+    /// The subscriptions at present.
     pub(super) fn subscriptions(&self) -> &[SubscriptionIds] {
         &self.subscriptions
     }
 
-    /// Writes what an event changes.
+    /// Updates the store for an event that starts or ends a subscription.
     pub(super) fn apply(&mut self, event: &GuardEvent) {
         match event {
             GuardEvent::Subscribed(ids) => self.subscriptions.push(*ids),
@@ -61,7 +61,7 @@ impl SubscriptionStore {
         let mut line = ids.join(" ");
         line.truncate(MAX_BYTES - 1);
         line.push('\n');
-        // Without it the replacement of a killed guard would not end its subscriptions; nothing can be done about it here.
+        // If the write fails, the replacement of a killed guard would not end the subscriptions. Nothing can be done about it here.
         let _ = self.file.write_all_at(line.as_bytes(), 0);
     }
 }

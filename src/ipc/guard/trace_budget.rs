@@ -1,30 +1,30 @@
-//! How long the node waits for the UTXO cache trace.
+//! The time budget of the UTXO cache trace: limits how long the node waits for the exporter.
 //!
-//! The node calls for every coin while it holds its main lock, and each call is a round trip of tens of microseconds,
-//! most of it the node's own thread switches. The waiting shows as the time between one call and the next in a burst.
+//! The node makes a call for every coin while it holds its main lock. Each call is a round trip of tens of microseconds, most of it thread
+//! switches of the node. The waiting time is measured as the time between two calls of a burst.
 
 use std::time::Duration;
 
-/// The time of a block. Blocks that follow each other more closely share one budget: a hundred in a minute do not
-/// block the node a hundred times.
+/// Period of the budget, the average time between two blocks. Blocks within one period share the budget: a hundred blocks in a minute do
+/// not use it a hundred times.
 const BUDGET_PERIOD: Duration = Duration::from_secs(600);
-/// The node did not wait between calls that are further apart than this.
+/// Maximum gap between two calls of a burst. A longer gap is not waiting time of the node.
 const MAX_BURST_GAP: Duration = Duration::from_millis(250);
-/// A longer gap between two calls is the node's own work, script checks for example, and no round trip.
+/// Limit on the waiting time per gap: a longer gap has work of the node, for example script checks, besides the round trip.
 const MAX_ROUND_TRIP: Duration = Duration::from_micros(500);
 
-/// How long the node has waited in the present period, and the limit.
+/// Measures how long the node has waited in the present period, and compares it with the budget.
 pub struct TraceBudget {
     allowed: Option<Duration>,
     began: Duration,
     last: Duration,
     waited: Duration,
-    /// The guard's run delay at its last reading in this burst.
+    /// The guard's run delay at the last reading in this burst.
     run_delay: Option<Duration>,
 }
 
 impl TraceBudget {
-    /// `None` allows everything.
+    /// `None` sets no limit.
     pub fn new(allowed: Option<Duration>) -> Self {
         TraceBudget {
             allowed,
@@ -35,7 +35,7 @@ impl TraceBudget {
         }
     }
 
-    /// A call arrives; `true` if the node has waited too long.
+    /// Records a call; returns `true` if the node has waited too long.
     pub fn on_call(&mut self, now: Duration) -> bool {
         if now.saturating_sub(self.began) > BUDGET_PERIOD {
             (self.began, self.waited) = (now, Duration::ZERO);
@@ -49,7 +49,8 @@ impl TraceBudget {
         self.allowed.is_some_and(|allowed| self.waited > allowed)
     }
 
-    /// Time spent waiting for a CPU (a quota, other tasks) is not the node's work. `total` is since the guard was started.
+    /// Adds the time that the guard waited for a CPU (because of a quota or other tasks) since the last reading. The node waited meanwhile,
+    /// so this time counts against the budget. `total` is the run delay since the guard was started.
     pub fn add_run_delay(&mut self, total: Duration) {
         let before = self.run_delay.replace(total).unwrap_or(total);
         self.waited += total.saturating_sub(before);
@@ -77,7 +78,7 @@ mod tests {
         budget.on_call(now);
         assert_eq!(budget.waited, Duration::from_millis(40) + MAX_ROUND_TRIP);
         let calls = (1..=1000).map(|i| budget.on_call(now + Duration::from_micros(40) * i));
-        assert_eq!(calls.filter(|&over| over).count(), 1000 - 237); // 9.5 ms are left
+        assert_eq!(calls.filter(|&over| over).count(), 1000 - 237); // 9.5 ms of the budget are left
         assert!(!budget.on_call(start + BUDGET_PERIOD + Duration::from_micros(1)));
         assert_eq!(budget.waited, Duration::ZERO);
     }
@@ -87,7 +88,7 @@ mod tests {
         let mut budget = TraceBudget::new(Some(Duration::from_millis(50)));
         let now = Duration::from_secs(1000);
         budget.on_call(now);
-        budget.add_run_delay(Duration::from_secs(7)); // earlier
+        budget.add_run_delay(Duration::from_secs(7)); // run delay from before the burst
         assert!(!budget.on_call(now + Duration::from_micros(40)));
         budget.add_run_delay(Duration::from_millis(7060));
         assert!(budget.on_call(now + Duration::from_millis(61)));

@@ -1,4 +1,4 @@
-//! Calls over HTTP: with the present credentials, if the node is usable.
+//! The client of JSON-RPC over HTTP. It uses the current credentials, and makes calls only if the node was found usable.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -18,43 +18,47 @@ use super::{Credentials, FailureCause, HttpFailure, HttpRpcConfig};
 use crate::json_rpc::{CallError, Method, Response, Transport, parse, request, whitelist_line};
 use crate::logging::RepeatLimiter;
 
-/// A node's JSON-RPC over HTTP.
+/// A client of a node's JSON-RPC over HTTP. Clones share the connection and the state.
 #[derive(Clone)]
 pub struct HttpRpc(Rc<ClientState>);
 
+/// The connection and the state that all clones of an [`HttpRpc`] share.
 struct ClientState {
     config: HttpRpcConfig,
-    /// One connection: the node never has more than one request of ours to work on, and other clients find a free worker.
+    /// The only connection. With one connection the node processes at most one request of the exporter, and other clients find a free
+    /// worker.
     connection: Mutex<Option<PooledConnection>>,
-    /// For one call, all in all.
+    /// Timeout of one call, including retries.
     deadline: Duration,
     state: watch::Sender<Usability>,
-    /// The state as it was logged: why it is not used, empty while it is used. `None` before the first line.
+    /// The state in the last log line: the reason why HTTP is not used, or empty if it is used. `None` before the first line.
     last_logged: RefCell<Option<String>>,
     repeats: RepeatLimiter,
-    /// There were a cookie or a password when they were read last.
+    /// Whether there was a cookie or a password at the last reading.
     has_credentials: Cell<bool>,
-    /// The collector logs why there is no node.
+    /// Whether the collector logs failures instead, as the reason why there is no node.
     quiet: Cell<bool>,
-    /// There were credentials once, or it is required: it should be used.
+    /// Whether HTTP should be used: there were credentials once, or HTTP is required.
     wanted: Cell<bool>,
-    /// Methods that were refused, which was logged.
+    /// Methods that the node did not allow; each was logged.
     forbidden: RefCell<BTreeSet<String>>,
-    /// It was looked at whether the credentials permit more than reading.
+    /// Whether the check for credentials that allow more than reading was made.
     privileges_checked: Cell<bool>,
+    /// Called with the cause of each failure.
     on_failure: Box<dyn Fn(FailureCause)>,
 }
 
-/// Whether calls are made.
+/// Whether calls are made over HTTP.
 enum Usability {
-    /// It answered, and it is the node that IPC leads to.
+    /// The node responded, and it is the one behind the IPC socket, if there is one.
     Usable,
-    /// A call failed and the next one would fail as well, or none was made yet.
+    /// A call failed and the next one would fail, too, or no call was made yet.
     Unusable(HttpFailure),
 }
 
 impl HttpRpc {
-    /// Connects at the first call. Each call is given `deadline`, all in all. Failures are counted by `on_failure`.
+    /// Creates a client that connects at the first call. `deadline` is the timeout of one call, including retries. `on_failure` counts
+    /// failures.
     pub fn new(
         config: HttpRpcConfig,
         deadline: Duration,
@@ -82,22 +86,22 @@ impl HttpRpc {
         }))
     }
 
-    /// Its address and credentials.
+    /// The address, the credentials and the other settings.
     pub fn config(&self) -> &HttpRpcConfig {
         &self.0.config
     }
 
-    /// Whether it is usable: it answered, and it is the right node.
+    /// Whether HTTP is usable: the node responded, and it is the right node.
     pub fn is_usable(&self) -> bool {
         matches!(*self.0.state.borrow(), Usability::Usable)
     }
 
-    /// Whether it should be used: it is required, or there are credentials for it.
+    /// Whether HTTP should be used: it is required, or there were credentials for it.
     pub fn is_expected(&self) -> bool {
         self.0.wanted.get()
     }
 
-    /// It answers, and it is the right node.
+    /// Records that the node responds and is the right node.
     pub fn mark_usable(&self) {
         self.0.wanted.set(true);
         if !self.is_usable() {
@@ -110,15 +114,16 @@ impl HttpRpc {
         }
     }
 
-    /// Logs, once, how to restrict credentials that permit more than the exporter's methods. `help` changes nothing, and is not on
-    /// the exporter's whitelist.
+    /// Checks whether the credentials allow more than the exporter's methods, and logs how to restrict them. Does this only once. The
+    /// check calls `help`, which changes nothing and is not on the exporter's whitelist.
     pub async fn check_privileges(&self) {
+        /// A method that is not on the exporter's whitelist.
         const BEYOND_READING: &str = "help";
         if self.0.privileges_checked.replace(true) {
             return;
         }
-        self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // a refusal is no fault
-        // An error in the answer is an error here.
+        self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // do not log a rejection
+        // A JSON-RPC error in the response is an error here.
         if self.request(BEYOND_READING, &Value::from([BEYOND_READING].as_slice())).await.is_ok() {
             let credentials = &self.config().credentials;
             info!(
@@ -136,8 +141,8 @@ impl HttpRpc {
         }
     }
 
-    /// It cannot be used until it was found usable again. Logs why when that changes, each reason at most once a minute: one that
-    /// comes and goes fills no log.
+    /// Records that HTTP cannot be used until it is found usable again. Logs the reason when it changes, each reason at most once a
+    /// minute, so that a reason that comes and goes does not fill the log.
     pub fn mark_unusable(&self, failure: HttpFailure) {
         let ClientState { wanted, config, quiet, last_logged, has_credentials, repeats, .. } = &*self.0;
         wanted.set(wanted.get() || has_credentials.get());
@@ -156,10 +161,10 @@ impl HttpRpc {
         self.0.state.send_replace(Usability::Unusable(failure));
     }
 
-    /// It cannot be used, because a call failed.
+    /// Records that HTTP cannot be used, because a call failed.
     pub fn on_call_failed(&self, error: &CallError) {
         self.mark_unusable(match error {
-            // Its message changes with each step.
+            // The message changes with each step of the node's startup.
             error if error.is_warmup() => {
                 HttpFailure::new(FailureCause::Warmup, format!("{}: the node is starting", self.config().url))
             }
@@ -168,13 +173,13 @@ impl HttpRpc {
         });
     }
 
-    /// It is not the node that it should be.
+    /// Records that another node than the right one responds.
     pub fn mark_different_node(&self, text: String) {
         (self.0.on_failure)(FailureCause::DifferentNode);
         self.mark_unusable(HttpFailure::new(FailureCause::DifferentNode, text));
     }
 
-    /// Why it is not used.
+    /// Why HTTP is not used.
     pub fn unusable_reason(&self) -> HttpFailure {
         match &*self.0.state.borrow() {
             Usability::Usable => not_checked_yet(),
@@ -182,19 +187,20 @@ impl HttpRpc {
         }
     }
 
-    /// It may be another node than before. Without IPC (`alone`) the collector logs the reason.
+    /// Marks HTTP as not checked yet, because the node may be another one than before. Without IPC (`alone`) the collector logs the
+    /// reason.
     pub fn reset_node(&self, alone: bool) {
         self.0.state.send_replace(Usability::Unusable(not_checked_yet()));
         self.0.quiet.set(alone);
     }
 
-    /// Resolves when it is not used any more.
+    /// Resolves when HTTP is no longer usable.
     pub async fn became_unusable(&self) {
-        // Never closed: we have the sender.
+        // Never an error: `self` has the sender.
         let _ = self.0.state.subscribe().wait_for(|state| matches!(state, Usability::Unusable(_))).await;
     }
 
-    /// Resolves when the node that answered before is gone.
+    /// Resolves when the node that responded before is gone.
     pub async fn node_gone(&self) -> HttpFailure {
         let is_gone =
             |state: &Usability| matches!(state, Usability::Unusable(failure) if failure.cause.is_node_gone());
@@ -202,12 +208,13 @@ impl HttpRpc {
         self.unusable_reason()
     }
 
-    /// A call, whether or not HTTP was found usable.
+    /// Makes a call, whether or not HTTP was found usable.
     pub async fn query(&self, method: Method, params: Value) -> Result<Value, CallError> {
         parse(&self.call_and_count(method.name(), &params).await?)
     }
 
-    /// A call if HTTP was found usable, which it no longer is when the call fails.
+    /// Makes a call if HTTP was found usable. Marks HTTP as unusable if the call fails because of HTTP, or because the node is
+    /// starting.
     async fn call_if_usable(&self, method: &str, params: &Value) -> Result<String, CallError> {
         if let Some(error) = self.unavailable() {
             return Err(error);
@@ -233,7 +240,8 @@ impl HttpRpc {
     async fn request(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let ClientState { config, connection, deadline, forbidden, .. } = &*self.0;
         let body = Bytes::from(request(method, params));
-        // Waiting for the calls of others on this connection is no failure of this call. Each has a deadline.
+        // The time that this call waits for other calls on the connection is not part of its timeout. Each of those calls has a
+        // timeout.
         let mut slot = connection.lock().await;
         let answer = match tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await {
             Ok(answer) => answer,
@@ -255,12 +263,13 @@ impl HttpRpc {
         })
     }
 
-    /// A node whose work queue is full is asked once more, after a moment.
+    /// Sends a request. If the node's work queue is full, sends it once more after a moment.
     async fn send_with_busy_retry(
         &self,
         slot: &mut Option<PooledConnection>,
         body: Bytes,
     ) -> Result<HttpResponse, HttpFailure> {
+        /// Time until a request is sent again.
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
         let answer = self.send_authorized(slot, body.clone()).await?;
         if answer.status != StatusCode::SERVICE_UNAVAILABLE {
@@ -276,14 +285,14 @@ impl HttpRpc {
         read.map_err(|why| HttpFailure::new(FailureCause::Unauthorized, why))
     }
 
-    /// The answer to a request with the credentials that were good last time, or with those that are there now.
+    /// Sends a request with the credentials that were accepted last, and, if the node rejects them, with the current ones.
     async fn send_authorized(
         &self,
         slot: &mut Option<PooledConnection>,
         body: Bytes,
     ) -> Result<HttpResponse, HttpFailure> {
         let credentials = &self.config().credentials;
-        // Taken out: a cancelled call closes the connection, because its answer may still come.
+        // Taken out of the slot: the connection of a cancelled call is closed, because the response may still arrive on it.
         let pooled = slot.take();
         let first = match &pooled {
             Some(pooled) => pooled.authorization.clone(),
@@ -292,7 +301,7 @@ impl HttpRpc {
         let (mut pooled, answer) = match send_request(self.config(), pooled, &first, &body).await {
             Ok(answered) => answered,
             Err(why) => {
-                // A node that has ended has removed its cookie.
+                // A node that has exited has removed its cookie.
                 let _ = self.read_credentials().await;
                 return Err(why);
             }
@@ -334,7 +343,7 @@ impl Transport for HttpRpc {
     }
 }
 
-/// Nothing was asked yet.
+/// The reason why HTTP is not used before the first check.
 fn not_checked_yet() -> HttpFailure {
     HttpFailure::new(FailureCause::Other, "the node has not been checked yet")
 }
@@ -346,7 +355,7 @@ fn call_error(failure: HttpFailure) -> CallError {
     }
 }
 
-/// The cause that a failed call is counted under; JSON-RPC errors, which do not concern HTTP, are not counted.
+/// The cause under which a failed call is counted. JSON-RPC errors other than warmup are not counted, because they do not concern HTTP.
 fn cause(error: &CallError) -> Option<FailureCause> {
     match error {
         CallError::Http(failure) => Some(failure.cause),
@@ -357,7 +366,8 @@ fn cause(error: &CallError) -> Option<FailureCause> {
     }
 }
 
-/// Before 2.0, errors of a call have status codes of their own, and bodies like all others.
+/// Reads the result in a response. Nodes without JSON-RPC 2.0 report errors of a call with an HTTP error status. The body is a JSON-RPC
+/// response in any case.
 fn read(answer: HttpResponse) -> Result<String, CallError> {
     let status = answer.status.as_u16();
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {

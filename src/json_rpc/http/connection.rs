@@ -1,4 +1,4 @@
-//! A connection to a node's JSON-RPC: opened, kept, one request after the other, whole answers.
+//! The HTTP connection to a node's JSON-RPC. It is kept open and has one request at a time. Responses are read in full.
 
 use std::sync::Arc;
 
@@ -18,27 +18,27 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{FailureCause, HttpFailure, HttpRpcConfig};
 
-/// Limit on an answer. getpeerinfo of 1,000 peers is 2 MB.
+/// Limit on the body of a response. A response to getpeerinfo with 1,000 peers is 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
-/// Limit on an answer's status line and headers; Core's are about 150 bytes.
+/// Limit on the status line and the headers of a response; those of Core are about 150 bytes.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// A connection that is kept.
+/// An HTTP connection to the node that is kept open between requests.
 pub struct PooledConnection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// The credentials that the node accepted last.
+    /// The `Authorization` header that the node accepted last.
     pub authorization: HeaderValue,
     _driver: AbortOnDropHandle<()>,
 }
 
-/// A whole answer.
+/// An HTTP response that was read in full.
 pub struct HttpResponse {
     pub status: StatusCode,
     pub content_type: Option<String>,
     pub body: Bytes,
 }
 
-/// Sends a request and reads its answer; on a new connection if the node has closed the one that was kept.
+/// Sends a request and reads the response. Opens a new connection if there is none, or if the node has closed it.
 pub async fn send_request(
     config: &HttpRpcConfig,
     pooled: Option<PooledConnection>,

@@ -11,37 +11,37 @@ use nix::unistd::{Uid, User};
 
 use crate::files;
 
-/// The password of `--rpc-user`, where it comes from the environment.
+/// Environment variable with the password of `--rpc-user`.
 pub const PASSWORD_VARIABLE: &str = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD";
 
-/// A cookie is 75 bytes long.
+/// Limit on the size of a cookie file or password file. A cookie is 75 bytes long.
 const MAX_FILE_BYTES: u64 = 4096;
 
-/// The source of the credentials. Holds no secret itself: each is read when it is needed.
+/// The source of the credentials for JSON-RPC over HTTP. It has no secret itself: secrets are read when they are needed.
 #[derive(Clone, Debug)]
 pub enum Credentials {
-    /// The file that the node writes at each start.
+    /// The cookie file, which the node writes at each start.
     Cookie(PathBuf),
     /// A user of the node's `-rpcauth` or `-rpcuser`.
     User {
-        /// Its name.
+        /// Name of the user.
         name: String,
-        /// Its password.
+        /// Source of the password.
         password: Password,
     },
 }
 
-/// Where a password is.
+/// The source of a password.
 #[derive(Clone, Debug)]
 pub enum Password {
     /// The first line of this file.
     File(PathBuf),
-    /// [`PASSWORD_VARIABLE`].
+    /// The environment variable [`PASSWORD_VARIABLE`].
     Environment,
 }
 
 impl Credentials {
-    /// The file that they are read from at each request.
+    /// The file from which the secret is read; `None` if it is in the environment.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Credentials::Cookie(path) | Credentials::User { password: Password::File(path), .. } => {
@@ -51,10 +51,10 @@ impl Credentials {
         }
     }
 
-    /// The `Authorization` header, of what is there now.
+    /// Reads the current credentials. Returns them as an `Authorization` header.
     ///
     /// # Errors
-    /// The file cannot be read, or holds no cookie or password.
+    /// The file cannot be read, or has no cookie or password; or the environment variable is not set.
     pub async fn read(&self) -> Result<HeaderValue, String> {
         let both = match self {
             Credentials::Cookie(path) => {
@@ -80,7 +80,7 @@ impl Credentials {
         Ok(header)
     }
 
-    /// For messages.
+    /// Description of the credentials for messages, without the secret.
     pub fn describe(&self) -> String {
         match self {
             Credentials::Cookie(path) => format!("the cookie in {}", path.display()),
@@ -93,7 +93,7 @@ impl Credentials {
         }
     }
 
-    /// Advice if the node rejects them.
+    /// Advice for the case that the node rejects the credentials.
     pub fn advice(&self) -> &'static str {
         match self {
             Credentials::Cookie(_) => {

@@ -1,12 +1,11 @@
-//! JSON-RPC over HTTP, for nodes whose IPC has none, or that have no IPC.
+//! JSON-RPC over HTTP, for nodes without JSON-RPC over IPC, or without IPC.
 //!
-//! - `url` is where the node's JSON-RPC listens.
-//! - [`credentials`] are the cookie, or a user with a password.
-//! - `client` makes the calls; `connection` is what they go over: one that is kept, one request after the other.
+//! - `url` is the address of the node's JSON-RPC.
+//! - [`credentials`] has the sources of credentials: a cookie file, or a user with a password.
+//! - `client` makes the calls. `connection` is the HTTP connection, which is kept open and has one request at a time.
 //! - [`tls`] has the certificates that are trusted for https.
 //!
-//! It does not depend on the methods, and does not check whether this is the node behind the IPC socket:
-//! [`collect`](crate::collect) does before it uses it.
+//! Nothing here checks whether the node is the one behind the IPC socket: [`collect`](crate::collect) does, before it uses HTTP.
 
 mod client;
 mod connection;
@@ -23,19 +22,19 @@ pub use client::HttpRpc;
 pub use credentials::{Credentials, Password};
 pub use url::Url;
 
-/// The address of a node's JSON-RPC over HTTP, and its credentials.
+/// Settings of JSON-RPC over HTTP: the node's address, the credentials, and when to use it.
 #[derive(Clone, Debug)]
 pub struct HttpRpcConfig {
-    /// Where it listens.
+    /// The address of the node's JSON-RPC.
     pub url: Url,
-    /// For https.
+    /// TLS settings, for https.
     pub tls: Option<Arc<ClientConfig>>,
-    /// Its credentials.
+    /// The source of the credentials.
     pub credentials: Credentials,
     /// The configured chain, if any.
     pub chain: Option<String>,
-    /// It was requested: if it is not usable, that is a warning, or with `--once` and `--check` an error.
+    /// Whether HTTP was requested. If it is then not usable, a warning is logged, and `--once` and `--check` return an error.
     pub required: bool,
-    /// It is used even without a connection over IPC.
+    /// Whether HTTP is used even without a connection over IPC.
     pub http_only: bool,
 }

@@ -9,10 +9,11 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::tls;
 
-/// Trusts what these authorities have signed, in a PEM file; without it those of the system.
+/// Creates the TLS settings for https. They trust the authorities in this PEM file, or the authorities of the system if there is no
+/// file.
 ///
 /// # Errors
-/// The file cannot be read, or holds no certificate; the system has no authorities.
+/// The file cannot be read, or has no certificate; the system has no authorities.
 pub fn client_config(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let roots = match authorities {
         Some(path) => {

@@ -1,4 +1,4 @@
-//! `http://HOST:PORT` or `https://HOST`.
+//! The address of a node's JSON-RPC: `http://HOST:PORT` or `https://HOST`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,32 +6,32 @@ use std::str::FromStr;
 
 use hyper::Uri;
 
-/// Where a node's JSON-RPC listens.
+/// The address of a node's JSON-RPC over HTTP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
-    /// Behind https: Bitcoin Core has no TLS, but what stands in front of it may.
+    /// Whether the scheme is https. Bitcoin Core has no TLS, but a proxy in front of it may have TLS.
     pub tls: bool,
-    /// A name or an address, IPv6 without its brackets.
+    /// Host name or IP address; an IPv6 address has no brackets.
     pub host: String,
-    /// Its port.
+    /// Port.
     pub port: u16,
-    /// Below it; a node without wallets answers on `/`.
+    /// Path of requests. A node without wallets responds on `/`.
     pub path: String,
 }
 
 impl Url {
-    /// The port of this chain on this machine.
+    /// The address of this port on this machine.
     pub fn on_localhost(port: u16) -> Self {
         Url { tls: false, host: "127.0.0.1".into(), port, path: "/".into() }
     }
 
-    /// As the `Host` header has it.
+    /// Value of the `Host` header.
     pub fn authority(&self) -> String {
         let Url { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// Whether what is sent there stays on this machine.
+    /// Whether requests to this address stay on this machine.
     pub fn is_local(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }

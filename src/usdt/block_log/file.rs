@@ -1,7 +1,6 @@
-//! The file: its identification and versions, adding rows and deleting the oldest.
+//! The SQLite file of the block log: its versions, adding rows, and deleting the oldest.
 //!
-//! The journal is SQLite's rollback journal: rows are few, and with it read access to the file is
-//! enough to read it.
+//! The file uses SQLite's rollback journal: rows are rare, and with this type of journal, read access to the file is enough to read it.
 
 use std::error::Error;
 use std::fs::TryLockError;
@@ -17,8 +16,8 @@ use crate::usdt::blocks::BlockReport;
 
 /// `application_id` of the file: "btxb".
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
-/// The versions of the file (`user_version`), each with the migration from the one before; the first is of an empty file. A new field of
-/// [`BlockReport`] is a new version, `ALTER TABLE blocks ADD COLUMN …`.
+/// The versions of the file (`user_version`), each with the migration from the previous version. The first migration starts with an empty
+/// file. A new field of [`BlockReport`] needs a new version with `ALTER TABLE blocks ADD COLUMN …`.
 const VERSIONS: [(i32, &str); 1] = [(
     2,
     "CREATE TABLE blocks (
@@ -54,17 +53,17 @@ const VERSIONS: [(i32, &str); 1] = [(
     CREATE INDEX blocks_by_height ON blocks (block_height);",
 )];
 const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
-/// How long to wait for others that use the file.
+/// Timeout for the lock of another process that uses the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// SQLite's page cache, KiB; its default is 2 MB.
+/// Size of SQLite's page cache in KiB. SQLite's default is 2 MB.
 const CACHE_KIB: i32 = 256;
 
-/// The columns of a report.
+/// Names of the columns that a [`BlockReport`] fills.
 pub fn columns() -> Vec<&'static str> {
     BlockReport::default().columns().into_iter().map(|(name, _)| name).collect()
 }
 
-/// The version of a file that is ours; 0 without a table, of nobody.
+/// The version of a block log; 0 for an empty database. An error if the file belongs to another program, or its version is not supported.
 fn version(connection: &Connection, path: &Path) -> Result<i32> {
     let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0));
     let read = || -> rusqlite::Result<(i32, i32, i32)> {
@@ -85,7 +84,7 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
     }
 }
 
-/// An error of SQLite, with the file, and what to do if that is known.
+/// An error of SQLite, with the path of the file and, if known, the remedy.
 #[derive(Debug)]
 pub struct DatabaseError {
     pub code: Option<ErrorCode>,
@@ -100,6 +99,7 @@ impl fmt::Display for DatabaseError {
 
 impl Error for DatabaseError {}
 
+/// Adds the path of the file and, if known, the remedy to an error of SQLite.
 pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
     let code = error.sqlite_error_code();
     let advice = match code {
@@ -113,29 +113,32 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
         }
         _ => "",
     };
-    // rusqlite has the path in some of its messages.
+    // Some messages of rusqlite contain the path already.
     let message = error.to_string().replace(&format!(": {}", path.display()), "");
     anyhow::Error::new(DatabaseError { code, text: format!("{}: {message}{advice}", path.display()) })
 }
 
-/// To be written.
+/// The SQLite file of the block log, open and locked for writing.
 pub struct BlockLogFile {
     path: PathBuf,
     connection: Connection,
-    /// Of the file itself. Dropped after the connection: closing a file releases all record locks of the process on it, SQLite's too.
+    /// The file with its `flock`. It is dropped after the connection, because closing a file releases all record locks that the process has
+    /// on it, including SQLite's.
     _lock: Option<fs::File>,
-    /// Device and inode.
+    /// Device and inode of the file.
     identity: (u64, u64),
+    /// Number of most recent blocks to keep.
     keep: u32,
 }
 
 impl BlockLogFile {
-    /// Made, if there is none. An error if another exporter writes it: each block would have two rows.
+    /// Opens the file, or creates it if there is none. It is an error if another exporter writes to the file, because each block would have
+    /// two rows.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
         Self::open_within(BUSY_TIMEOUT, path, keep)
     }
 
-    /// Waits at most so long for another exporter that ends.
+    /// Like [`BlockLogFile::open`], but waits at most this long for another exporter that is about to exit.
     pub(super) fn open_within(busy: Duration, path: &Path, keep: u32) -> Result<Self> {
         check_regular(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -151,12 +154,12 @@ impl BlockLogFile {
         Ok(BlockLogFile { path: path.into(), connection, _lock: lock, identity, keep })
     }
 
-    /// Whether its path still names this file.
+    /// Whether the path still names the open file.
     pub fn is_in_place(&self) -> bool {
         identity(&self.path) == Some(self.identity)
     }
 
-    /// Adds these blocks, and deletes the oldest of those that are too many, in one transaction.
+    /// Adds these blocks, and deletes the oldest blocks beyond the limit, in one transaction.
     pub fn add<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<()> {
         let columns = columns();
         let places = vec!["?"; columns.len()].join(", ");
@@ -178,7 +181,7 @@ impl BlockLogFile {
     }
 }
 
-/// An error if it is there and no regular file: a FIFO never becomes a database.
+/// An error if the path exists and is not a regular file. A FIFO, for example, never becomes a database.
 fn check_regular(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(file) if !file.is_file() => bail!("{} is not a regular file; choose another path", path.display()),
@@ -186,8 +189,8 @@ fn check_regular(path: &Path) -> Result<()> {
     }
 }
 
-/// Locks the file against other exporters (`flock`; SQLite's locks are of another kind, and readers take none). `None` on a file
-/// system without such locks.
+/// Locks the file against other exporters with `flock`. SQLite uses locks of another type, and readers take no `flock`. `None` if the file
+/// system does not support `flock`.
 fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
     const RETRY_INTERVAL: Duration = Duration::from_millis(50);
     let file = fs::File::open(path).with_context(|| path.display().to_string())?;
@@ -205,7 +208,7 @@ fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
     }
 }
 
-/// Makes a file of this version one of the last.
+/// Migrates a file from this version to the last one.
 pub(super) fn upgrade(connection: &Connection, from: i32, versions: &[(i32, &str)]) -> rusqlite::Result<()> {
     for (version, change) in versions.iter().filter(|(version, _)| *version > from) {
         connection.execute_batch(&format!(
@@ -215,11 +218,12 @@ pub(super) fn upgrade(connection: &Connection, from: i32, versions: &[(i32, &str
     Ok(())
 }
 
+/// Device and inode of a file; `None` if it cannot be accessed.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
 }
 
-/// To be read. A file that was not begun yet has no table.
+/// Opens the file for reading. `None` if it has no table yet, because no exporter has written to it.
 pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
     if !path.exists() {
         bail!(
@@ -236,7 +240,7 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
         anyhow::Ok((connection, version))
     };
     let opened = open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.downcast_ref() {
-        // An exporter was killed while it wrote. Its unfinished transaction has to be rolled back first.
+        // An exporter was killed while it wrote to the file. Its unfinished transaction has to be rolled back first.
         Some(DatabaseError { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
             "an exporter was killed while writing; run this command as a user with write access, or start the exporter, to \
              repair the file",

@@ -1,8 +1,8 @@
 //! The block log: a row for each connected block, in a SQLite file.
 //!
-//! - `file` is the file: its identification, its table, adding rows and deleting the oldest.
-//! - `writer` writes it, on a thread that takes from a bounded queue.
-//! - [`read`] finds rows, also while the exporter writes; [`show`] prints them.
+//! - `file` opens and migrates the file, adds rows, and deletes the oldest.
+//! - `writer` writes rows on a thread of its own, from a bounded queue.
+//! - [`read`] finds rows, even while the exporter writes. [`show`] prints them.
 
 mod file;
 pub mod read;
@@ -14,7 +14,7 @@ mod writer;
 pub use writer::BlockLogThread;
 pub(super) use writer::ReportQueue;
 
-/// Its path in the shipped units.
+/// Default path of the block log: that of the shipped systemd units.
 pub const DEFAULT_PATH: &str = "/var/lib/bitcoind-usdt-exporter/blocks.sqlite";
-/// About two years of blocks, 20 MB.
+/// Default number of blocks to keep: about two years, 20 MB.
 pub const DEFAULT_KEEP: u32 = 100_000;

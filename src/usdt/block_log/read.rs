@@ -1,4 +1,4 @@
-//! Finds rows of the block log, also while the exporter writes.
+//! Finds rows of the block log, even while the exporter writes.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,27 +10,27 @@ use rusqlite::types::Value;
 use super::file;
 use crate::metrics::now;
 
-/// Which blocks.
+/// Conditions for the blocks to find. A block has to meet all that are set.
 #[derive(Default)]
 pub struct BlockFilter {
-    /// That took at least so long from the first announcement until they were connected; to be connected, if nobody
-    /// announced them.
+    /// Minimum time from the first announcement of the block to its connection. For a block that no peer announced, minimum time to connect
+    /// it.
     pub slow: Option<Duration>,
-    /// That were connected within this time.
+    /// Maximum time since the block was connected.
     pub since: Option<Duration>,
-    /// Of this height.
+    /// Height of the block.
     pub height: Option<u32>,
 }
 
-/// Rows with all columns.
+/// Rows that were read from the block log, with all columns of the file.
 pub struct Rows {
     /// The names of the columns.
     pub names: Vec<&'static str>,
-    /// As many values in each, oldest first.
+    /// The rows, oldest first. Each has a value for each column.
     pub rows: Vec<Vec<Value>>,
 }
 
-/// Reads them at once: the exporter does not wait for the reader of the output.
+/// Finds the blocks that meet the filter. Reads all rows into memory first: a slow reader of the output cannot block the exporter.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -46,7 +46,7 @@ pub fn find(path: &Path, filter: &BlockFilter) -> Result<Rows> {
         conditions.into_iter().filter_map(|(condition, value)| Some((condition, value?))).unzip();
     let conditions = if conditions.is_empty() { "true".to_string() } else { conditions.join(" AND ") };
     let read = || -> rusqlite::Result<Vec<Vec<Value>>> {
-        // A file of an earlier version has fewer.
+        // A file of an earlier version has fewer columns.
         names.retain(|name| connection.column_exists(None, "blocks", name).unwrap_or(true));
         let query = format!("SELECT {} FROM blocks WHERE {conditions} ORDER BY id", names.join(", "));
         let mut statement = connection.prepare(&query)?;

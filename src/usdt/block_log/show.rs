@@ -8,7 +8,7 @@ use serde_json::{Map, json};
 
 use super::read::Rows;
 
-/// How rows are printed.
+/// The output format of the subcommand `blocks`.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum OutputFormat {
     /// The most important columns, aligned.
@@ -19,7 +19,7 @@ pub enum OutputFormat {
     Csv,
 }
 
-/// Prints them. The reader of the output may stop before the end.
+/// Prints rows in this format. It is no error if the reader closes the output early.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -60,7 +60,7 @@ fn csv(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// No text in the block log has a comma or a quote: hashes, and words of ours.
+/// A value as text, without quotes: the texts in the block log are hashes and labels of ours, without commas and quotes.
 fn text(value: &Value) -> String {
     match value {
         Value::Integer(number) => number.to_string(),
@@ -70,7 +70,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Title, column, and how its values are written.
+/// A column of the printed table: title, name in the block log, and the function that formats a value.
 type Column = (&'static str, &'static str, fn(&Value) -> String);
 
 const TABLE: [Column; 11] = [

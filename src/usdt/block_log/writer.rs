@@ -1,4 +1,4 @@
-//! Writes the block log on a thread of its own. A file that cannot be written costs no block as long as the queue has room.
+//! Writes the block log on a thread of its own. While the file cannot be written, no block is lost until the queue is full.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -16,25 +16,25 @@ use super::file::{BlockLogFile, DatabaseError};
 use crate::scheduling;
 use crate::usdt::blocks::BlockReport;
 
-/// Limit on blocks that wait for the thread, and on those that wait for the file: as many as the kernel holds for an exporter that was
-/// stopped, and delivers at once when it runs again (validation.bpf.c). 4 MB each if full.
+/// Limit on the blocks that wait for the thread, and limit on those that wait for the file. The kernel holds about as many blocks for a
+/// stopped exporter, and delivers them at once when the exporter is resumed (validation.bpf.c). Each limit corresponds to 4 MB.
 const MAX_QUEUED: usize = 8192;
-/// How often a file that cannot be written is tried again.
+/// Minimum time between two attempts to write, after a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the thread checks whether it has to end.
+/// Interval at which the thread checks whether it has to exit.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
-/// How long the end of the exporter waits for the file.
+/// Timeout for writing the queued blocks when the exporter exits.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The queue of blocks for the thread.
+/// The sender of block reports to the thread that writes the block log.
 pub struct ReportQueue {
-    /// Boxed: a channel allocates its places at once.
+    /// The reports are boxed, because the channel allocates all its slots at once.
     sender: SyncSender<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
 }
 
 impl ReportQueue {
-    /// Never waits: blocks that do not fit are counted as lost.
+    /// Adds a block to the queue without waiting. If the queue is full, the block is counted as lost.
     pub fn push(&self, report: BlockReport) {
         if self.sender.try_send(Box::new(report)).is_err() {
             self.lost.fetch_add(1, Relaxed);
@@ -42,14 +42,16 @@ impl ReportQueue {
     }
 }
 
-/// The thread that writes.
+/// Handle of the thread that writes the block log.
 pub struct BlockLogThread {
+    /// Set when the thread has to exit.
     ends: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl BlockLogThread {
-    /// A file that cannot be made, of another program or of a newer version is an error; a full disk and a broken one are not.
+    /// Starts the thread. A file that cannot be created, belongs to another program or has an unsupported version is an error. A full disk,
+    /// an I/O error, and a corrupt or locked file are not: the thread tries again.
     pub(in crate::usdt) fn start(path: &Path, keep: u32) -> Result<(Self, ReportQueue)> {
         let (file, error) = match BlockLogFile::open(path, keep) {
             Ok(file) => (Some(file), None),
@@ -78,7 +80,7 @@ impl BlockLogThread {
         Ok((BlockLogThread { ends, thread }, ReportQueue { sender, lost }))
     }
 
-    /// Writes the waiting blocks, if the file can be written.
+    /// Stops the thread after it has written the queued blocks, if the file can be written. Waits at most `FINISH_TIMEOUT`.
     pub fn finish(self) {
         self.ends.store(true, Relaxed);
         let deadline = Instant::now() + FINISH_TIMEOUT;
@@ -88,7 +90,7 @@ impl BlockLogThread {
     }
 }
 
-/// Whether it may pass without a change of the configuration.
+/// Whether the error may disappear without a change of the configuration.
 fn is_temporary(error: &anyhow::Error) -> bool {
     let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
     matches!(
@@ -102,19 +104,22 @@ fn is_temporary(error: &anyhow::Error) -> bool {
     )
 }
 
+/// The state of the thread that writes the block log: the open file, and the blocks that are not written yet.
 struct BlockLogWriter {
     path: PathBuf,
     keep: u32,
     file: Option<BlockLogFile>,
-    /// Not written yet, oldest first.
+    /// Blocks that are not written yet, oldest first.
     pending: VecDeque<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
-    /// The last reason why it cannot be written that was logged.
+    /// The last logged reason why the file cannot be written; `None` after a success.
     last_logged: Option<String>,
+    /// Time of the last attempt to write.
     tried_at: Instant,
 }
 
 impl BlockLogWriter {
+    /// Writes blocks until the thread has to exit.
     fn run(&mut self, reports: &Receiver<Box<BlockReport>>, ends: &AtomicBool) {
         loop {
             let first = reports.recv_timeout(CHECK_INTERVAL);
@@ -154,7 +159,7 @@ impl BlockLogWriter {
         }
     }
 
-    /// Once for each reason.
+    /// Logs why the file cannot be written, unless the same reason was logged last.
     fn log_once(&mut self, error: &anyhow::Error) {
         let why = error.to_string();
         if self.last_logged.as_ref() != Some(&why) {

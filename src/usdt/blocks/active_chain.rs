@@ -1,36 +1,37 @@
-//! Which of the blocks that the node connects become part of its active chain.
+//! Decides which of the blocks that the node connects belong to its active chain.
 //!
-//! `validation:block_connected` also fires when the node checks its database (`verifychain` and `-checklevel=4` connect the last blocks
-//! once more, in a cache that is dropped), and for the chainstate that validates, after a UTXO snapshot was loaded, the blocks below
-//! it. No argument distinguishes them. These do:
+//! `validation:block_connected` also fires in two other cases. A check of the database (`verifychain`, `-checklevel=4`) connects the last
+//! blocks once more, in a cache that is dropped afterwards. After a UTXO snapshot was loaded, a second chainstate validates the blocks
+//! below the snapshot and connects them. No argument of the tracepoint distinguishes these cases. The following properties do:
 //!
-//! - the thread: a check at startup runs on the main thread, which connects nothing else; messages of peers and the import of files
-//!   only ever connect for good;
-//! - the height and the hash: a block above the tip is new; another hash than the known one at its height is a reorg; the same hash
-//!   again is a check.
+//! - The thread. A check at startup runs on the main thread, which connects no other blocks. The threads that handle messages of peers and
+//!   import files never check the database.
+//! - The height and the hash. A block above the tip is new. If the hash differs from the known one at its height, it is a reorg. If the
+//!   hash is the same, and the thread does not exclude a check, it is a check.
 //!
-//! At a height whose block is not known, because the exporter is younger, the blocks that follow decide. The node holds a lock from
-//! one connection to the next of a check, and nothing comes between them.
+//! If the exporter does not know the block at a height, because it was started later, the following blocks decide. During a check, the node
+//! holds a lock from one connection to the next: it connects no other block in between.
 
 use std::collections::VecDeque;
 
 use super::event::{ConnectingThread, RawBlockHash};
 
-/// Limit on blocks whose hash is remembered: a reorg within them is known at once.
+/// Limit on blocks whose hash is remembered. A reorg within these blocks is recognized at once.
 const MAX_REMEMBERED: usize = 1024;
-/// Limit on blocks that wait to be decided. A longer row below the known blocks is no reorg.
+/// Limit on undecided blocks. A longer sequence of blocks below the known ones is no reorg.
 const MAX_UNDECIDED: usize = 144;
 
-/// The end of the active chain.
+/// The last blocks of the node's active chain, and the undecided blocks, which may turn out to belong to it.
 pub struct ActiveChain<T> {
-    /// Height of the last of `hashes`.
+    /// Height of the last block in `hashes`.
     tip: i32,
-    /// At consecutive heights, without a gap; empty before the first block.
+    /// Hashes of the last blocks, at consecutive heights without a gap; empty before the first block.
     hashes: VecDeque<RawBlockHash>,
-    /// A row of blocks below `hashes`, at consecutive heights up to `next` - 1.
+    /// Undecided blocks below `hashes`, at consecutive heights up to `next` - 1.
     undecided: VecDeque<(RawBlockHash, T)>,
+    /// Height of the block that continues the undecided ones.
     next: i32,
-    /// More than fit into `undecided`, which is empty then.
+    /// Whether there were more undecided blocks than the limit. `undecided` is empty then.
     is_long: bool,
 }
 
@@ -41,8 +42,8 @@ impl<T> Default for ActiveChain<T> {
 }
 
 impl<T> ActiveChain<T> {
-    /// A block was connected. Returns what is certain now to be part of the active chain, in order: this block or none, and those before
-    /// it that were not decided.
+    /// Adds a connected block. Returns the blocks that are now certain to belong to the active chain, in order: none, this block, or the
+    /// undecided blocks before it and this block.
     pub fn connected(
         &mut self,
         height: i32,
@@ -54,7 +55,7 @@ impl<T> ActiveChain<T> {
             return Vec::new();
         }
         if self.hashes.is_empty() || height > self.tip {
-            // Not the next height: what came before belonged to another chainstate, or the snapshot of one was loaded.
+            // Not the next height: the known blocks belonged to another chainstate, or a UTXO snapshot was loaded.
             if height != self.tip.wrapping_add(1) {
                 self.hashes.clear();
             }
@@ -70,7 +71,7 @@ impl<T> ActiveChain<T> {
             self.forget_undecided();
             return Vec::new();
         }
-        // A reorg. One that began below the known blocks has reached them.
+        // A reorg. If it began below the known blocks, it has reached them now.
         let mut blocks = Vec::new();
         if self.next == height && (self.is_long || !self.undecided.is_empty()) {
             self.hashes.clear();
@@ -86,6 +87,7 @@ impl<T> ActiveChain<T> {
         blocks
     }
 
+    /// Appends a block to the active chain, and returns it.
     fn extend(&mut self, height: i32, hash: RawBlockHash, block: T) -> Vec<T> {
         if self.hashes.len() == MAX_REMEMBERED {
             self.hashes.pop_front();
@@ -95,7 +97,7 @@ impl<T> ActiveChain<T> {
         vec![block]
     }
 
-    /// Keeps a block until it is decided.
+    /// Keeps a block as undecided.
     fn wait(&mut self, height: i32, hash: RawBlockHash, block: T) {
         if height != self.next {
             self.forget_undecided();
@@ -120,11 +122,12 @@ impl<T> ActiveChain<T> {
 mod tests {
     use super::*;
 
-    /// A chain, with blocks that are named by their heights and a letter for the branch.
+    /// An [`ActiveChain`] for tests. Its blocks are named by their height and a letter for the branch, for example `5a`.
     #[derive(Default)]
     struct Chain(ActiveChain<String>);
 
     impl Chain {
+        /// Connects the blocks of a branch at these heights. Returns the names of the blocks that are counted.
         fn connect(
             &mut self,
             thread: ConnectingThread,
@@ -151,7 +154,7 @@ mod tests {
         assert_eq!(chain.connect(Other, 'a', 5..=6), "");
         assert_eq!(chain.connect(Other, 'a', 1..=6), "", "of blocks that are older than the exporter");
         assert_eq!(chain.connect(Other, 'a', [7]), "7a");
-        // Interrupted.
+        // The check is interrupted.
         assert_eq!(chain.connect(Other, 'a', 1..=2), "");
         assert_eq!(chain.connect(Other, 'a', [8]), "8a");
         assert_eq!(chain.connect(Other, 'a', 1..=8), "");
@@ -164,7 +167,7 @@ mod tests {
             chain.connect(thread, 'a', 1..=6);
             assert_eq!(chain.connect(thread, 'b', 5..=7), "5b 6b 7b");
             assert_eq!(chain.connect(thread, 'a', 5..=8), "5a 6a 7a 8a", "and back");
-            // To a shorter branch, and back: the old tip is not known any more.
+            // A reorg to a shorter branch, and back: the old tip is not known any more.
             assert_eq!(chain.connect(thread, 'c', [5]), "5c");
             assert_eq!(chain.connect(thread, 'a', 5..=8), "5a 6a 7a 8a");
         }
@@ -174,7 +177,7 @@ mod tests {
     fn block_connected_again_for_a_peer_is_counted() {
         let mut chain = Chain::default();
         chain.connect(Validation, 'a', 1..=6);
-        // A branch whose first block was invalid.
+        // The node connects its own blocks again, after a branch whose first block was invalid.
         assert_eq!(chain.connect(Validation, 'a', 5..=6), "5a 6a");
         assert_eq!(chain.connect(Other, 'a', 5..=6), "");
     }
@@ -198,7 +201,7 @@ mod tests {
         assert_eq!(chain.connect(Validation, 'a', [302]), "302a");
         assert_eq!(chain.connect(Validation, 'a', 201..=300), "");
         assert_eq!(chain.connect(Validation, 'b', 302..=303), "302b 303b");
-        // The exporter is younger than the background validation: it is known at the next block.
+        // The exporter was started during the background validation. It recognizes this at the next block of the active chain.
         let mut chain = Chain::default();
         assert_eq!(chain.connect(Validation, 'a', 20..=21), "20a 21a");
         assert_eq!(chain.connect(Validation, 'a', [301]), "301a");
@@ -214,7 +217,7 @@ mod tests {
         assert!(chain.0.undecided.is_empty());
         chain.connect(Other, 'b', 1..=3000);
         assert!(chain.0.undecided.is_empty() && chain.0.is_long);
-        // Deeper than anything that is undecided for so long: what replaces known blocks is counted.
+        // The sequence exceeded the limit on undecided blocks: only blocks that replace known ones are counted.
         let from = 5001 - MAX_REMEMBERED as i32;
         assert_eq!(chain.connect(Other, 'b', 3001..from), "");
         assert_eq!(chain.connect(Other, 'b', [from]), format!("{from}b"));

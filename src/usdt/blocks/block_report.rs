@@ -1,4 +1,4 @@
-//! The report of a block that was connected: its line in the log, its row in the block log, and its entry on the page.
+//! The report of a connected block: its line in the log, its row in the block log, and its entry on the page.
 
 use rusqlite::ToSql;
 use serde::Serialize;
@@ -9,26 +9,27 @@ use super::trace::{ArrivalMethod, BlockArrival, Timeline};
 use crate::usdt::histogram::BlockId;
 use crate::usdt::maps;
 
-/// Declares the report with its fields: the struct, the line in the log, and the columns of the block log.
+/// Generates the report from its fields: the struct, the line in the log, and the columns of the block log.
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
-        /// A connected block. `docs/journal.md` describes each field; times are since the first announcement. A stage that did not
-        /// occur is `None`, and so are all fields from `announced_by` on for a block that no peer announced.
+        /// The report of a connected block: its contents, and the stages of its arrival.
+        /// `docs/journal.md` describes each field. The times of stages are counted from the first announcement. A stage that did not occur
+        /// is `None`. If no peer announced the block, all fields from `announced_by` on are `None`.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
-            /// When it was connected, Unix seconds. A line in the log has a time of its own.
+            /// Time of the connection, Unix seconds. It is not in the log line, which has a time of its own.
             pub time: f64,
             $(pub $field: $type,)*
         }
 
         impl BlockReport {
-            /// Its line in the log, each stage a field of its own.
+            /// Logs the report as one line, with a field for each stage.
             pub fn log(&self) {
                 info!($($field = self.$field,)* "block connected");
             }
 
-            /// Its row in the block log: the name of each column, and its value.
+            /// The row in the block log: name and value of each column.
             pub fn columns(&self) -> Vec<(&'static str, &dyn ToSql)> {
                 vec![("time", &self.time as &dyn ToSql), $((stringify!($field), &self.$field)),*]
             }
@@ -66,20 +67,21 @@ block_report! {
     race_winner: Option<&'static str>,
 }
 
-/// A race of FIBRE against compact blocks.
+/// The result of a race between FIBRE/UDP and compact blocks for one block.
 #[derive(Clone, Debug, Serialize)]
 pub struct Race {
-    /// When its end was known, Unix seconds.
+    /// Time at which the result was known, Unix seconds.
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// Nanoseconds until the block was there by FIBRE/UDP; `None` if that took no part.
+    /// Nanoseconds until FIBRE/UDP had delivered the block; `None` if it took no part.
     pub udp_ns: Option<i64>,
-    /// By a compact block, likewise.
+    /// Nanoseconds until a compact block had delivered the block; `None` if compact blocks took no part.
     pub compact_ns: Option<i64>,
 }
 
 impl BlockReport {
+    /// The report of a connected block. `arrival` is `None` if no peer announced the block.
     pub(super) fn new(
         block: &BlockId,
         connected: &ConnectedBlock,
@@ -120,7 +122,7 @@ impl BlockReport {
             requested_bytes: arrival.requested.map(|(_, bytes)| bytes as i64),
             complete_us: Some(since_first(arrival.start_ns)),
             connected_us: Some(since_first(arrival.connected_ns)),
-            // From another group of tracepoints.
+            // The tracker sets it: flushes come from another group of tracepoints.
             flush_us: None,
             race_winner: timeline.race_winner,
             ..report

@@ -1,4 +1,4 @@
-//! The metrics of connected blocks.
+//! The metrics about connected blocks and their arrival.
 
 use super::event::{Announcement, ConnectedBlock, ConnectionType};
 use super::trace::{ArrivalMethod, BlockArrival, MODES, Timeline};
@@ -20,11 +20,11 @@ const BYTES: Buckets = Buckets::new(1.0, &[
     0.0, 250.0, 1000.0, 5000.0, 10_000.0, 50_000.0, 100_000.0, 250_000.0, 500_000.0, 1_000_000.0, 2_000_000.0, 4_000_000.0,
 ]);
 
-/// Counts of connected blocks.
+/// The counts behind the metrics about blocks: connected blocks, their announcements and their arrivals.
 #[derive(Clone, Copy, Default)]
 pub struct BlockCounts {
     pub connected: u64,
-    /// Of the block that was connected, raced or reconstructed last.
+    /// Height of the block that was connected, raced or reconstructed last.
     pub last_height: Option<i32>,
     pub announcements: [u64; Announcement::LABELS.len()],
     pub first_announcements: [u64; ConnectionType::LABELS.len()],
@@ -44,7 +44,7 @@ pub struct BlockCounts {
 }
 
 impl BlockCounts {
-    /// Counts a connected block, with its arrival if it was announced.
+    /// Counts a connected block. `arrival` is `None` if no peer announced the block.
     pub fn connected(
         &mut self,
         block: &BlockId,
@@ -96,8 +96,8 @@ impl BlockCounts {
     }
 }
 
-/// Tracepoints that feed the metrics of a block's arrival. They need the first [`REQUIRED_SOURCES`]; where a node has the last two,
-/// they make them more exact.
+/// Tracepoints that feed the metrics about a block's arrival. The metrics need the first [`REQUIRED_SOURCES`]. The last two make the
+/// metrics more exact, if the node has them.
 const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
@@ -107,7 +107,7 @@ const ARRIVAL_SOURCES: &[&str] = &[
 ];
 const REQUIRED_SOURCES: usize = 3;
 const CONNECTED: &[&str] = &["validation:block_connected"];
-/// Each of them has a block's height.
+/// Tracepoints that pass a block's height.
 const HEIGHT: &[&str] = &[
     "udp:block_race_winner",
     "udp:block_race_time",
@@ -115,7 +115,8 @@ const HEIGHT: &[&str] = &[
     "validation:block_connected",
 ];
 
-/// Whether the attached tracepoints feed a family: one of its tracepoints, or for a block's arrival all required ones.
+/// Whether the attached tracepoints feed a family. One of the family's tracepoints is enough, but the metrics about a block's arrival need
+/// all required ones.
 pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => ARRIVAL_SOURCES[..REQUIRED_SOURCES].iter().all(|tracepoint| attached(tracepoint)),
@@ -123,7 +124,7 @@ pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> boo
     }
 }
 
-/// The metrics of blocks with these values.
+/// The metrics about blocks, with these values.
 #[rustfmt::skip]
 pub fn families(c: &BlockCounts) -> Vec<Family> {
     vec![
@@ -190,6 +191,7 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
     ]
 }
 
+/// Pairs each label with its count.
 fn by<const N: usize>(
     labels: [&'static str; N],
     counts: [u64; N],

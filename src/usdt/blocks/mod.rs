@@ -1,14 +1,14 @@
-//! A block's arrival at the node: which peer announced it, which transactions were requested, when it was complete.
+//! Follows a block's arrival at the node: which peer announced it, which transactions were requested, when it was complete.
 //!
-//! The programs copy the beginnings of the messages about blocks; they are combined here by the block's hash, when the node has
-//! connected the block. A block that was never connected is not counted.
+//! The BPF programs copy the first bytes of the messages about blocks. The messages are combined here by the block's hash, and evaluated
+//! when the node has connected the block. A block that was never connected is not counted.
 //!
-//! - `event` are the events of a block, from messages and tracepoints.
-//! - `trace` is the timeline of one block, and how it arrived.
-//! - `active_chain` decides which of the blocks that the node connected count.
-//! - `tracker` follows a bounded number of blocks by their events.
-//! - `block_report` is the report of a connected block: in the log, in the block log, on the page.
-//! - `families` are the metrics, with the last block of each bucket as exemplar.
+//! - `event` has the events of a block, which come from messages and tracepoints.
+//! - `trace` has the timeline of one block, and decides how the block arrived.
+//! - `active_chain` decides which of the connected blocks belong to the active chain. Only these are counted.
+//! - `tracker` applies the events to the timelines of a bounded number of blocks.
+//! - `block_report` has the report of a connected block, for the log, the block log and the page.
+//! - `families` has the metrics about blocks, with the last block of each bucket as its exemplar.
 
 mod active_chain;
 mod block_report;

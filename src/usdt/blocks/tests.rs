@@ -1,4 +1,4 @@
-//! Counts of events in an order that peers do not produce on demand.
+//! Tests of the block tracker with events in an order that peers do not produce on demand.
 
 use super::trace::{ArrivalMethod, MAX_DELIVERIES, MAX_PEERS};
 use super::tracker::MAX_BLOCKS;
@@ -7,7 +7,7 @@ use super::*;
 const MS: u64 = 1_000_000;
 const HASH: RawBlockHash = [7; 32];
 
-/// At the height 1, by the thread that handles messages.
+/// The event of a block at height 1 that the thread of messages has connected.
 fn connected() -> BlockEventKind {
     connected_at(1, ConnectingThread::Validation)
 }
@@ -31,7 +31,7 @@ fn inv(peer: i64) -> BlockEventKind {
     BlockEventKind::Announced { peer, by: Announcement::Inv }
 }
 
-/// Events, with their milliseconds.
+/// Processes these events, each with its time in milliseconds.
 fn happen(blocks: &BlockTracker, events: impl IntoIterator<Item = (u64, RawBlockHash, BlockEventKind)>) {
     let events = events.into_iter().map(|(at_ms, hash, kind)| BlockEvent { time_ns: at_ms * MS, hash, kind });
     blocks.add(|queue| queue.extend(events));
@@ -46,13 +46,13 @@ fn arrivals(blocks: &BlockTracker) -> Vec<(&'static str, u64)> {
 #[test]
 fn block_reconstructed_by_fibre_first_is_fibres() {
     let blocks = BlockTracker::default();
-    // The order in which the buffers are read is another than that in which it happened.
+    // The ring buffers are not read in the order in which the events happened.
     happen(
         &blocks,
         [
             (110, HASH, connected()),
             (100, HASH, BlockEventKind::Fibre { height: None }),
-            (101, HASH, compact(1)), // comes while FIBRE's block is being checked
+            (101, HASH, compact(1)), // arrives while FIBRE's block is being checked
             (90, HASH, inv(2)),
         ],
     );
@@ -64,7 +64,7 @@ fn block_reconstructed_by_fibre_first_is_fibres() {
         &blocks,
         [
             (200, other, compact(1)),
-            (210, other, connected()), // begun at 205
+            (210, other, connected()), // the connection began at 205
             (206, other, BlockEventKind::Fibre { height: None }),
         ],
     );
@@ -84,7 +84,7 @@ fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind
 #[test]
 fn node_reports_take_precedence_over_messages() {
     for (has, requested, expected) in [
-        // If the node reports it, messages do not complete the block.
+        // If the node has the tracepoint of reconstructed blocks, messages do not complete a block.
         (true, None, ("other", 1, None, None, None, 105)),
         (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 3)),
         (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 3)),
@@ -92,7 +92,7 @@ fn node_reports_take_precedence_over_messages() {
     ] {
         let blocks = BlockTracker::default();
         blocks.attached(|name| has && name == "net:compact_block_reconstructed");
-        // The first peer's header could not be used when it came.
+        // The node could not use the header of the first peer.
         happen(
             &blocks,
             [(90, HASH, BlockEventKind::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })],
@@ -125,7 +125,7 @@ fn later_messages_did_not_complete_a_block() {
     blocks.attached(|_| true);
     happen(&blocks, [(100, HASH, compact(2))]);
     happen(&blocks, reports_reconstruction(6));
-    // Its parent was missing.
+    // The parent of the block was missing.
     happen(
         &blocks,
         [
@@ -142,12 +142,12 @@ fn later_messages_did_not_complete_a_block() {
 fn announcements_of_own_blocks_count_as_late() {
     let blocks = BlockTracker::default();
     happen(&blocks, [(1, HASH, connected()), (2, HASH, inv(1)), (3, HASH, compact(2))]);
-    // Disconnected, and connected again.
+    // The block is disconnected and connected again.
     happen(&blocks, [(2000, HASH, connected())]);
     let counts = blocks.counts();
     assert_eq!((counts.announcements, counts.compact_blocks), ([0, 1, 1], [1, 0]));
     assert_eq!(arrivals(&blocks), [("other", 2)]);
-    // A sync does not displace what waits to be connected.
+    // Blocks of a sync do not evict blocks that wait to be connected.
     let hash = |number: u16| -> RawBlockHash { std::array::from_fn(|at| number.to_le_bytes()[at % 2]) };
     happen(&blocks, (1..=MAX_BLOCKS as u16).map(|number| (3000, hash(number), inv(1))));
     happen(
@@ -170,7 +170,7 @@ fn second_compact_block_of_a_peer_is_ignored() {
             (3, HASH, lie),
         ],
     );
-    // Only the last answer is the one that completed it.
+    // The last response completed the block.
     let answered = |bytes| BlockEventKind::TransactionsReceived { peer: 1, bytes };
     happen(&blocks, [(4, HASH, answered(9)), (5, HASH, answered(276)), (20, HASH, connected())]);
     let (last, _) = blocks.last();
@@ -265,7 +265,7 @@ fn peers_of_a_node_that_has_ended_are_forgotten() {
     assert_eq!(blocks.counts().announcements, [0; 3]);
 }
 
-/// Header times are seconds: at the second 1,000,000 of the wall clock the kernel's is 0.
+/// Unix time at which the kernel's clock is 0, in nanoseconds. It is a whole second, because header times are in seconds.
 const EPOCH_NS: i64 = 1_000_000 * 1_000_000_000;
 
 fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
@@ -305,7 +305,7 @@ fn check_of_the_database_leaves_a_block_as_it_was_counted() {
     assert_eq!(arrivals(&blocks), [("compact_complete", 1)]);
     let (last, _) = blocks.last();
     assert_eq!((last.len(), blocks.counts().connected), (1, 1));
-    // Of the next node nothing is known, and it may connect the same block.
+    // Nothing is known about the next node, and it may connect the same block.
     blocks.node_ended();
     happen(&blocks, [(40, HASH, connected_at(1, ConnectingThread::Other))]);
     assert_eq!(blocks.counts().connected, 2);

@@ -1,4 +1,4 @@
-//! The timeline of one block, and how it arrived.
+//! The timeline of one block, and how the block arrived.
 
 use std::collections::VecDeque;
 
@@ -6,22 +6,28 @@ use super::event::{
     Announcement, BlockEventKind, CompactBlock, ConnectedBlock, RawBlockHash, Reconstruction,
 };
 
-/// Limit on peers that are remembered of one block.
+/// Limit on peers that are remembered for one block.
 pub const MAX_PEERS: usize = 256;
-/// Limit on complete deliveries, or what looks like one, that are remembered of one block.
+/// Limit on deliveries that are remembered for one block: messages after which the block may have been complete.
 pub const MAX_DELIVERIES: usize = 32;
 
-/// How a connected block arrived.
+/// How a connected block arrived at the node.
 #[derive(Clone, Copy, PartialEq)]
 pub enum ArrivalMethod {
+    /// As a compact block, without requests for transactions.
     CompactComplete,
+    /// As a compact block whose missing transactions were requested.
     CompactRequested,
+    /// As a block message, in full.
     FullBlock,
+    /// Over FIBRE/UDP.
     Fibre,
+    /// By other means, for example submitted by RPC, or without an announcement.
     Other,
 }
 
 impl ArrivalMethod {
+    /// Labels, in the order of the variants.
     pub const LABELS: [&'static str; 5] =
         ["compact_complete", "compact_requested", "full_block", "fibre", "other"];
 
@@ -30,51 +36,60 @@ impl ArrivalMethod {
     }
 }
 
-/// `mode` of a compact block: sent as the announcement, or requested.
+/// Values of the label `mode` of compact blocks: sent as the announcement, or requested by the node.
 pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 
-/// A peer's messages about a block.
+/// The messages that the node and one peer have exchanged about one block.
 pub struct PeerActivity {
+    /// The node's ID for the peer.
     pub id: i64,
-    /// When it announced the block, and how.
+    /// Time and message of the peer's announcement.
     pub announced: Option<(u64, Announcement)>,
-    /// A compact block was requested from it and has not arrived yet.
+    /// Whether the node has requested a compact block that has not arrived yet.
     pub owes_compact: bool,
-    /// Its compact block, and when it came.
+    /// Arrival time and properties of the peer's first compact block.
     pub compact: Option<(u64, CompactBlock)>,
-    /// When transactions were requested from it, and how many.
+    /// Time of the request for transactions (getblocktxn), and their number.
     pub asked: Option<(u64, u64)>,
-    /// When these came, and their bytes.
+    /// Arrival time of the requested transactions (blocktxn), and their bytes.
     pub answered: Option<(u64, u64)>,
 }
 
-/// The events of a block.
+/// The history of one announced block: its announcements, messages about it, and the node's reports.
+/// Times are nanoseconds on the monotonic clock.
 pub struct Timeline {
     pub hash: RawBlockHash,
-    /// How the clocks were related when it was announced: see `clock`.
+    /// Value of `clock::epoch_ns` when the block was announced.
     pub epoch_ns: i64,
+    /// Time, peer and message of the first announcement.
     pub first_ns: u64,
     pub first_peer: i64,
     pub first_by: Announcement,
+    /// Time in the block's header, Unix seconds.
     pub header_time: Option<u32>,
     pub peers: Vec<PeerActivity>,
+    /// Announcements before the connection, by message.
     pub announcements: [u64; Announcement::LABELS.len()],
+    /// Compact blocks before the connection, by mode.
     pub compact_blocks: [u64; MODES.len()],
-    /// Messages after which the block may have been complete: when, from whom, and how it came.
+    /// Messages after which the block may have been complete: time, peer, and method of arrival.
     pub deliveries: VecDeque<(u64, i64, ArrivalMethod)>,
-    /// The node has requested it or parts of it, or has found its header or its chunks valid: no peer has invented it.
+    /// Whether the node has requested the block or parts of it, or has found its header or its chunks valid. A peer cannot have invented
+    /// such a block.
     pub is_wanted: bool,
-    /// The node has reported whose header it accepted.
+    /// Whether the node has reported from which peer it accepted the header.
     pub has_header: bool,
-    /// When the node had reconstructed a compact block, of which peer, and its report.
+    /// Time of the node's report that it has reconstructed a compact block, the peer that sent the compact block, and the report.
     pub reconstructed: Option<(u64, i64, Reconstruction)>,
+    /// Time at which FIBRE had reconstructed the block.
     pub fibre_ns: Option<u64>,
     pub race_winner: Option<&'static str>,
+    /// Time at which the node had connected the block.
     pub connected_ns: Option<u64>,
 }
 
 impl Timeline {
-    /// Of a block that this peer is the first to announce.
+    /// The timeline of a block that this peer is the first to announce.
     pub fn new(
         hash: RawBlockHash,
         first_ns: u64,
@@ -102,13 +117,13 @@ impl Timeline {
         }
     }
 
-    /// When the first compact block came, since it was announced.
+    /// Arrival time of the first compact block that arrived with or after the first announcement.
     pub fn first_compact_ns(&self) -> Option<u64> {
         let came = self.peers.iter().filter_map(|peer| Some(peer.compact?.0));
         came.filter(|time| *time >= self.first_ns).min()
     }
 
-    /// `None` if too many are remembered.
+    /// The activity of this peer, added if there is none; `None` if [`MAX_PEERS`] other peers are remembered.
     pub fn peer(&mut self, id: i64) -> Option<&mut PeerActivity> {
         let position = match self.peers.iter().position(|peer| peer.id == id) {
             Some(position) => position,
@@ -128,8 +143,8 @@ impl Timeline {
         self.peers.get_mut(position)
     }
 
-    /// Applies an event before the block was connected. `reports_reconstruction`: the node reports when it has reconstructed a compact
-    /// block.
+    /// Applies an event that occurred before the block was connected. `reports_reconstruction` is whether the node reports reconstructed
+    /// compact blocks.
     pub fn apply(&mut self, time_ns: u64, kind: BlockEventKind, reports_reconstruction: bool) {
         self.is_wanted |=
             !matches!(kind, BlockEventKind::TransactionsReceived { .. } | BlockEventKind::FullBlock { .. });
@@ -162,7 +177,7 @@ impl Timeline {
                 self.fibre_ns.get_or_insert(time_ns);
             }
             BlockEventKind::RaceWon { mechanism, .. } => self.race_winner = Some(mechanism),
-            // Handled by the tracker, or of no block.
+            // The tracker handles these events, or they belong to no block.
             BlockEventKind::Announced { .. }
             | BlockEventKind::Compact { .. }
             | BlockEventKind::Connected(_)
@@ -172,8 +187,8 @@ impl Timeline {
         }
     }
 
-    /// The node reports whose header it accepted. Earlier headers of other peers were not usable: they did not announce the block.
-    /// A peer that announced only the hash before was still the first.
+    /// Applies the node's report that it accepted the header from this peer. Earlier headers from other peers were not usable, and do not
+    /// count as announcements. A peer that announced only the hash before (inv) still counts as the first.
     pub fn header(&mut self, id: i64) {
         if std::mem::replace(&mut self.has_header, true) {
             return;
@@ -185,6 +200,7 @@ impl Timeline {
         }
     }
 
+    /// Remembers a message after which the block may have been complete. The oldest one is dropped if there are too many.
     pub fn deliver(&mut self, time_ns: u64, peer: i64, arrival: ArrivalMethod) {
         if self.deliveries.len() == MAX_DELIVERIES {
             self.deliveries.pop_front();
@@ -192,14 +208,14 @@ impl Timeline {
         self.deliveries.push_back((time_ns, peer, arrival));
     }
 
-    /// The message that completed the block, and its peer: the last one before the node began to connect it. The node handles one
-    /// message after the other. FIBRE works beside them, and continues as soon as it has a block.
+    /// How the block arrived, and from which peer. The last message before the node began to connect the block is the one that completed
+    /// it, because the node handles one message after the other. FIBRE works in parallel, and continues as soon as it has a block.
     fn arrival(&self, start_ns: u64) -> (ArrivalMethod, Option<i64>) {
         let reconstructed_ns = self.reconstructed.map_or(u64::MAX, |(time, ..)| time);
         if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {
             return (ArrivalMethod::Fibre, None);
         }
-        // After the reconstruction the node has the block, whatever else arrives.
+        // After the reconstruction, the node has the block: later messages did not complete it.
         if let Some((_, id, from)) = self.reconstructed.filter(|_| reconstructed_ns <= start_ns) {
             let by = if from.requested == 0 {
                 ArrivalMethod::CompactComplete
@@ -213,27 +229,30 @@ impl Timeline {
         };
         let was_asked = || self.peers.iter().any(|peer| peer.id == id && peer.asked.is_some());
         if arrival == ArrivalMethod::CompactComplete && was_asked() {
-            // Transactions were missing, and the block came from elsewhere first, for example submitted by RPC.
+            // Transactions were missing from the compact block, and the block arrived first by other means, for example submitted by RPC.
             return (ArrivalMethod::Other, None);
         }
         (arrival, Some(id))
     }
 }
 
-/// The arrival of a connected block, derived from its timeline.
+/// How and when a connected block arrived, derived from its timeline.
 pub struct BlockArrival {
     pub arrival: ArrivalMethod,
-    /// When all transactions were there: as the node reports it of a compact block, else when it began to connect the block.
+    /// Time at which all transactions had arrived: that of the node's report for a compact block, otherwise the beginning of the
+    /// connection.
     pub start_ns: u64,
+    /// Time at which the node had connected the block.
     pub connected_ns: u64,
-    /// How old the header's time was at the first announcement; `None` if it was in the future.
+    /// Age of the header's timestamp at the first announcement. `None` if the timestamp is not known, is in the future, or is too old.
     pub header_age_ns: Option<u64>,
-    /// The compact block that brought the block.
+    /// The compact block that the block was completed from.
     pub compact: Option<CompactBlock>,
+    /// Number of transactions that were prefilled in the compact block.
     pub prefilled: Option<u64>,
-    /// Transactions that were requested to complete it, and their bytes.
+    /// Number and bytes of the transactions that were requested to complete the compact block.
     pub requested: Option<(u64, u64)>,
-    /// The node's report, if it makes one.
+    /// The node's report of the reconstruction, if the node has that tracepoint.
     pub reconstructed: Option<Reconstruction>,
 }
 
@@ -263,7 +282,7 @@ impl BlockArrival {
             connected_ns: time_ns,
             header_age_ns,
             compact,
-            // A compact block has all transactions of the block, as short ids or whole.
+            // A compact block has all transactions of the block, as short IDs or prefilled.
             prefilled: match reconstructed {
                 Some(from) => Some(from.prefilled.into()),
                 None => {

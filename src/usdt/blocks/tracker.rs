@@ -1,4 +1,4 @@
-//! Follows blocks by their events, and counts those that were connected.
+//! Applies events to the timelines of blocks, and counts the blocks that were connected.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -14,71 +14,76 @@ use super::trace::{ArrivalMethod, BlockArrival, Timeline};
 use crate::usdt::histogram::BlockId;
 use crate::usdt::{block_log, clock, maps};
 
-/// Limit on blocks that are followed at a time.
+/// Limit on blocks with a timeline.
 pub const MAX_BLOCKS: usize = 64;
-/// Limit on peers whose kind of connection is remembered; a node has 125 by default.
+/// Limit on peers whose connection type is remembered. A node has up to 125 peers by default.
 const MAX_CONNECTIONS: usize = 2048;
-/// The node's report of a reconstructed compact block.
+/// The tracepoint by which the node reports a reconstructed compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// How many of the last blocks and races are kept for the page.
+/// Limit on the last blocks and on the last races that are kept for the page, and on the last flushes.
 const LAST_BLOCKS_LIMIT: usize = 20;
-/// Messages that come so long after the block was connected still count. Later than this, a peer that has just connected
-/// announces the blocks that it has.
+/// Time after a block's connection in which messages about the block still count. Later announcements come from peers that have just
+/// connected, and that announce the blocks they have.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Older than this a header is not by the time of its block's propagation: it was announced late, or a clock is wrong.
+/// Maximum age of a header's timestamp at the first announcement. A greater age is not a delay of propagation: the block was announced
+/// late, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
+/// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and flushes.
 #[derive(Default)]
 pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
-    /// [`clock::epoch_ns`], for the events that are being processed.
+    /// Value of [`clock::epoch_ns`] for the events that are being processed.
     epoch_ns: i64,
-    /// In the order in which they were first seen.
+    /// Timelines of blocks, in the order in which the blocks were first seen.
     pub timelines: VecDeque<Timeline>,
     counts: BlockCounts,
     /// Events that are not processed yet.
     queue: Vec<BlockEvent>,
-    /// The node reports when it has reconstructed a compact block: the messages do not decide it then.
+    /// Whether the node reports reconstructed compact blocks. If so, its reports and not the messages decide whether a compact block was
+    /// completed.
     reports_reconstruction: bool,
-    /// Connected since the last time that they were taken.
+    /// Reports of blocks that were connected since [`BlockTracker::process_queue`] returned the last ones.
     connected: Vec<BlockReport>,
     block_log: Option<block_log::ReportQueue>,
-    /// By the node's numbers for peers, which it counts up.
+    /// Connection types of peers, by the node's ID for the peer. The node assigns ascending IDs.
     connections: BTreeMap<i64, ConnectionType>,
-    /// The last flushes of the UTXO cache: begin and end.
+    /// Begin and end of the last flushes of the UTXO cache, in nanoseconds on the monotonic clock.
     flushes: VecDeque<(u64, u64)>,
-    /// The last that were connected, and the last races, newest first.
+    /// Reports of the last connected blocks, newest first.
     last: VecDeque<BlockReport>,
+    /// The last races, newest first.
     races: VecDeque<Race>,
 }
 
-/// The blocks that are followed, and what was counted of those that were connected.
+/// Tracks the arrival of blocks by their events, and counts the blocks that were connected.
 #[derive(Default)]
 pub struct BlockTracker(Mutex<TrackerState>);
 
 impl BlockTracker {
+    /// Locks the state.
     pub fn state(&self) -> MutexGuard<'_, TrackerState> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A copy at one moment.
+    /// A copy of the counts at one moment.
     pub fn counts(&self) -> BlockCounts {
         self.state().counts
     }
 
-    /// Adds events; [`BlockTracker::process_queue`] processes them.
+    /// Adds the events that `read` appends to the queue. [`BlockTracker::process_queue`] processes them.
     pub fn add(&self, read: impl FnOnce(&mut Vec<BlockEvent>)) {
         read(&mut self.state().queue);
     }
 
-    /// Processes the added events, in the order of their times. Returns the connected blocks, to be logged when no lock is held any
-    /// more.
+    /// Processes the queued events in the order of their times. Returns the reports of connected blocks: the caller logs them after the
+    /// lock was released.
     pub fn process_queue(&self) -> Vec<BlockReport> {
         self.process_queue_at(clock::epoch_ns())
     }
 
-    /// At this relation of the clocks.
+    /// Like [`BlockTracker::process_queue`], with this value of [`clock::epoch_ns`].
     pub fn process_queue_at(&self, epoch_ns: i64) -> Vec<BlockReport> {
         let state = &mut *self.state();
         state.epoch_ns = epoch_ns;
@@ -91,40 +96,41 @@ impl BlockTracker {
         std::mem::take(&mut state.connected)
     }
 
-    /// The last blocks that were connected, and the last races; newest first.
+    /// The reports of the last connected blocks, and the last races, newest first.
     pub fn last(&self) -> (Vec<BlockReport>, Vec<Race>) {
         let state = self.state();
         (state.last.iter().cloned().collect(), state.races.iter().cloned().collect())
     }
 
-    /// The node has this tracepoint, or not.
+    /// Records whether the node has the tracepoint of reconstructed compact blocks. `has` returns whether a tracepoint was attached.
     pub fn attached(&self, has: impl Fn(&str) -> bool) {
         self.state().reports_reconstruction = has(RECONSTRUCTED);
     }
 
-    /// Passes each connected block to this queue.
+    /// Sets the queue that gets the report of each connected block.
     pub fn set_block_log(&self, queue: block_log::ReportQueue) {
         self.state().block_log = Some(queue);
     }
 
-    /// The node has ended. Its numbers for peers start again.
+    /// Clears the state of a node that has ended. The next node assigns its IDs for peers from the beginning.
     pub fn node_ended(&self) {
         let mut state = self.state();
         state.timelines.clear();
         state.connections.clear();
         state.queue.clear();
         state.flushes.clear();
-        // The next one may connect its blocks again, or be one of another chain.
+        // The next node may connect its blocks again, or may be one of another chain.
         state.chain = ActiveChain::default();
     }
 }
 
 impl TrackerState {
+    /// The latest timeline of a block.
     pub fn find(&mut self, hash: &RawBlockHash) -> Option<&mut Timeline> {
         self.timelines.iter_mut().rfind(|it| it.hash == *hash)
     }
 
-    /// The timeline of a block that is announced.
+    /// The timeline of an announced block, added if there is none.
     fn open(&mut self, hash: RawBlockHash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
         let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
             Some(position) => position,
@@ -137,8 +143,9 @@ impl TrackerState {
         &mut self.timelines[position]
     }
 
-    /// Evicts a connected block; without one the first block of the peer that announced most blocks first, of those that the node has
-    /// not requested: hashes cost a peer nothing, and it must not evict the blocks of others.
+    /// Evicts a timeline if there are [`MAX_BLOCKS`]. The first connected block is evicted. If no block is connected, the candidates are
+    /// the blocks that are not `is_wanted`, or all blocks if all are wanted. The peer that announced most candidates first loses its first
+    /// one. Invented hashes cost a peer nothing, but they cannot evict the blocks of other peers.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -154,6 +161,7 @@ impl TrackerState {
         self.timelines.remove(forgotten.unwrap_or(0));
     }
 
+    /// Processes one event.
     fn apply(&mut self, BlockEvent { time_ns, hash, kind }: BlockEvent) {
         match kind {
             BlockEventKind::Announced { peer, by } => self.on_announcement(hash, time_ns, peer, by),
@@ -190,7 +198,7 @@ impl TrackerState {
                     self.counts.last_height = Some(height);
                 }
                 let reports_reconstruction = self.reports_reconstruction;
-                // Only an announcement begins a timeline: a sync fetches blocks that no peer has announced.
+                // Only an announcement adds a timeline. During a sync, the node fetches blocks that no peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
                     timeline.apply(time_ns, kind, reports_reconstruction);
                 }
@@ -232,7 +240,7 @@ impl TrackerState {
             None => {
                 timeline.compact_blocks[mode] += 1;
                 if let Some(peer) = timeline.peer(id) {
-                    // A node that processes the first one ignores another.
+                    // A node that processes a peer's first compact block ignores another one from that peer.
                     peer.compact.get_or_insert((time_ns, compact));
                     if !reports_reconstruction {
                         timeline.deliver(time_ns, id, ArrivalMethod::CompactComplete);
@@ -281,7 +289,8 @@ impl TrackerState {
         }
     }
 
-    /// A block that no peer announced was connected: later announcements are late. It does not evict waiting blocks.
+    /// Adds a timeline for a connected block that no peer had announced. Later announcements of it then count as late. Does not evict
+    /// blocks that wait to be connected.
     fn add_unannounced(&mut self, hash: RawBlockHash, time_ns: u64) {
         const NOBODY: i64 = -1;
         let is_room =
@@ -294,29 +303,32 @@ impl TrackerState {
     }
 }
 
-/// How much of the time from the first announcement of a block until it was connected the UTXO cache was being written; `None` if
-/// it was not.
+/// Time in which the node wrote the UTXO cache to disk between a block's first announcement and its connection, in microseconds; `None` if
+/// it did not.
 fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) -> Option<i64> {
     let within = |&(begin, end): &(u64, u64)| end.min(connected_ns).checked_sub(begin.max(first_ns));
     let times: Vec<u64> = flushes.iter().filter_map(within).filter(|time| *time > 0).collect();
     (!times.is_empty()).then(|| (times.iter().sum::<u64>() / 1000) as i64)
 }
 
+/// Adds an element to the last ones, newest first, and drops those beyond the limit.
 fn push_recent<T>(last: &mut VecDeque<T>, it: T) {
     last.push_front(it);
     last.truncate(LAST_BLOCKS_LIMIT);
 }
 
+/// Whether a message about a connected block comes too late to count.
 fn is_late(time_ns: u64, connected_ns: u64) -> bool {
     u128::from(time_ns.saturating_sub(connected_ns)) > LATE_LIMIT.as_nanos()
 }
 
-/// Unix seconds of a moment of the programs' clock.
+/// Converts a time on the monotonic clock to Unix seconds.
 fn unix_time(epoch_ns: i64, moment_ns: u64) -> f64 {
     epoch_ns.saturating_add_unsigned(moment_ns) as f64 / 1e9
 }
 
-/// How long after the header's time, Unix seconds, a block was announced; `None` if it was before, or absurdly long.
+/// Time from the header's timestamp to the announcement of the block, in nanoseconds. Both arguments are Unix seconds. `None` if the
+/// announcement was not later than the timestamp, or if the time exceeds [`MAX_HEADER_AGE`].
 fn age_ns(header_time: u32, announced: f64) -> Option<u64> {
     let age = announced - f64::from(header_time);
     (age > 0.0 && age <= MAX_HEADER_AGE.as_secs_f64()).then_some((age * 1e9) as u64)

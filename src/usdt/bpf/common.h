@@ -1,4 +1,4 @@
-/* Code that the programs share. Counting is done here, in the kernel: user space reads the totals when it is scraped. */
+/* Code that the BPF programs share. The programs count in the kernel, and user space reads the totals at a scrape. */
 #pragma once
 
 #include <stdbool.h>
@@ -9,11 +9,11 @@
 #include <bpf/bpf_tracing.h>
 #include <bpf/usdt.bpf.h>
 
-/* Upper bounds of a histogram's buckets. One more bucket counts what is larger than all of them. */
+/* Number of upper bounds of a histogram. One more bucket has the values above all bounds. */
 #define BOUNDS 15
 #define HASH 32
 #define NAME_LEN 16
-/* The longest address that a node prints has 68 characters, an onion service's with its port. */
+/* The longest address that a node prints is that of an onion service with its port: 68 characters. */
 #define ADDRESS 72
 
 struct histogram {
@@ -21,7 +21,7 @@ struct histogram {
 	__u64 buckets[BOUNDS + 1];
 };
 
-/* A map with a single value. */
+/* A BPF map with a single value. */
 #define SINGLE_VALUE_MAP(name, map_type, value_type)   \
 	struct {                                       \
 		__uint(type, BPF_MAP_TYPE_##map_type); \
@@ -30,7 +30,7 @@ struct histogram {
 		__type(value, value_type);             \
 	} name SEC(".maps")
 
-/* Names, to which user space gives numbers from 0 on. `size` is that of the map; a power of two. */
+/* A BPF map from names to their indexes, which user space assigns from 0 on. `size` is the capacity of the map, a power of two. */
 #define NAMES_MAP(name, size, length)            \
 	struct {                                 \
 		__uint(type, BPF_MAP_TYPE_HASH); \
@@ -39,7 +39,7 @@ struct histogram {
 		__type(value, __u32);            \
 	} name SEC(".maps")
 
-/* Counts by keys that peers choose. User space keeps the number of entries small: `Tallies` in maps.rs. */
+/* The count of a key that peers choose, and the time of its last hit. User space keeps the number of keys small: `TallyMap` in maps.rs. */
 struct tally {
 	__u64 number;
 	__u64 last_ns; /* monotonic */
@@ -52,7 +52,7 @@ struct tally {
 		__type(value, struct tally);     \
 	} name SEC(".maps")
 
-/* Events for user space, in a ring buffer of `size` bytes. Each file that has it declares its own `struct event`. */
+/* A ring buffer of `size` bytes with events for user space. Each BPF file that uses it declares its own `struct event`. */
 #define EVENTS_MAP(size)                                                                               \
 	const volatile struct event event_layout; /* puts the struct into the generated Rust code */ \
 	struct {                                                                                   \
@@ -63,17 +63,17 @@ struct tally {
 struct errors {
 	__u64 argument;   /* an argument could not be fetched */
 	__u64 unreadable; /* memory that an argument points to is not resident */
-	__u64 lost;       /* no room for a log event */
+	__u64 lost;       /* the ring buffer had no room for an event */
 };
 SINGLE_VALUE_MAP(errors_map, PERCPU_ARRAY, struct errors);
 
-/* A value that is absent until it is known. */
+/* A value that is not known until `known` is set. */
 struct gauge {
 	__u64 known;
 	__s64 value;
 };
 
-/* Programs can be preempted by others on their processor, so even what is per processor is added to atomically. */
+/* Adds atomically, even to per-CPU values: a program can be preempted by another one on the same CPU. */
 static __always_inline void count_up(__u64 *to, __u64 amount)
 {
 	__sync_fetch_and_add(to, amount);
@@ -93,9 +93,9 @@ static __always_inline void *single_value(void *map)
 			count_up(&errors->kind, 1);                  \
 	})
 
-/* The bucket is the number of bounds that are smaller than the value. It is found without a branch: of branches for each
- * bound there would be so many paths that the verifiers of old kernels do not come to an end. A negative value is not
- * observed: nodes measure some durations with the wall clock, which can be set back. */
+/* Counts a value in a histogram. The bucket is the number of bounds that are smaller than the value. It is computed without branches:
+ * with a branch for each bound there would be so many paths that the verifiers of old kernels do not finish. Negative values are
+ * omitted: nodes measure some durations with the wall clock, which can be set back. */
 static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __s64 value)
 {
 	__u32 bucket = 0;
@@ -109,6 +109,7 @@ static __always_inline void observe(struct histogram *histogram, const volatile 
 	count_up(&histogram->buckets[bucket & BOUNDS], 1);
 }
 
+/* Sets a value, which is known from now on. */
 static __always_inline void set(struct gauge *gauge, __s64 value)
 {
 	gauge->value = value;
@@ -131,7 +132,7 @@ static __always_inline bool count_key(void *tallies, const void *key)
 	return true;
 }
 
-/* The number of a name; the last one, `size` - 1, for a name that has none. */
+/* The index of a name; `size` - 1 for a name without an index. */
 static __always_inline __u32 lookup_index(void *names, const void *name, __u32 size)
 {
 	__u32 *number = bpf_map_lookup_elem(names, name);
@@ -141,27 +142,27 @@ static __always_inline __u32 lookup_index(void *names, const void *name, __u32 s
 
 #include "fast_paths.h"
 
-/* An argument, counted from 1 as the documentation of the tracepoints does; 0 if it cannot be fetched. */
+/* The value of an argument; 0 if it cannot be fetched. Arguments are counted from 1, as in the documentation of the tracepoints. */
 static __noinline long argument(struct pt_regs *ctx, int number)
 {
 	return fetch(ctx, arguments(ctx), number);
 }
 
-/* Copies `size` bytes from where an argument points to. */
+/* Copies `size` bytes from the address that an argument contains. */
 static __always_inline void read_user_bytes(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user(to, size, (void *)argument(ctx, number)))
 		COUNT_ERROR(unreadable);
 }
 
-/* Copies at most `size` bytes of a string; `to` must be zeroed. */
+/* Copies at most `size` bytes of the string whose address an argument contains; `to` must be zeroed. */
 static __always_inline void read_user_str(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user_str(to, size, (void *)argument(ctx, number)) < 0)
 		COUNT_ERROR(unreadable);
 }
 
-/* A program for a tracepoint, with `counts`, this processor's value of the file's `counts_map`. */
+/* Defines the BPF program for a tracepoint. In its body, `counts` is the value of the file's `counts_map` for this CPU. */
 #define TRACEPOINT(name)                                                                   \
 	static __always_inline void on_##name(struct pt_regs *ctx, struct counts *counts); \
 	SEC("usdt") int name(struct pt_regs *ctx)                                          \
@@ -173,8 +174,8 @@ static __always_inline void read_user_str(struct pt_regs *ctx, int number, void 
 	}                                                                                  \
 	static __always_inline void on_##name(struct pt_regs *ctx, struct counts *counts)
 
-/* Room for an event in `events_map`, zeroed; NULL, counted, if there is none. Test it at once: before Linux 6.2 or so the
- * verifier forgets, behind other code, that a reservation was NULL. */
+/* Reserves a zeroed event in `events_map`. If the ring buffer is full, the result is NULL and an error is counted. Test the result at
+ * once: before about Linux 6.2, the verifier forgets that a reservation was NULL when other code follows first. */
 #define RESERVE()                                                                                \
 	({                                                                                       \
 		struct event *event = bpf_ringbuf_reserve(&events_map, sizeof(struct event), 0); \

@@ -1,21 +1,22 @@
-/* Paths that are faster than libbpf's helpers and the kernel's maps. Each hit of a tracepoint is time of the node, and most hits
- * are messages and coins. Without one of these a hit took this much longer (x86-64, Linux 6.18, medians of 500 rounds of 200 hits in
- * one run of `cargo bench --bench tracepoint_overhead` with programs that lack one each, on a machine where an empty program took 611 ns):
+/* Code that is faster than libbpf's helpers and the kernel's hash maps. Each hit of a tracepoint takes time of the node, and most hits are
+ * messages and coins. The table shows how much longer a hit took without each fast path. Measured on x86-64 with Linux 6.18: medians of
+ * 500 rounds of 200 hits in one run of `cargo bench --bench tracepoint_overhead`, with programs that each lack one fast path, on a
+ * machine where a hit of an empty program took 611 ns.
  *
  *                      utxocache:add, 748 ns   net:inbound_message: tx, 792 ns   inv, 883 ns   about a block, 1050 ns
  *   1. arguments       46 ns   6.2 %           49 ns    6.2 %                    98 ns 11.1 %  88 to 122 ns  8 to 12 %
  *   2. short texts     -                       91 ns   11.5 %                   109 ns 12.4 %  73 to  98 ns  7 to  9 %
  *   3. numbered texts  -                       62 ns    7.8 %                    68 ns  7.7 %  60 to  77 ns  6 to  7 %
  *
- * One that gains less than 5 % of a hit is not worth its lines. Results equal those of the helpers and of a hash map:
- * integration-tests/usdt/fast_paths.rs, and the tests of net.rs. */
+ * A fast path that gains less than 5 % of a hit is not worth its code. Tests check that the results equal those of the helpers and of a
+ * hash map: integration-tests/usdt/fast_paths.rs, and the tests of net.rs. */
 #pragma once
 
-/* 1. Arguments. libbpf's bpf_usdt_arg() finds the description of the arguments anew for each argument, and reads registers with a
- * helper. Here the description is found once, and a register, which is a word of the context, is loaded. The struct with the
- * description is libbpf's own (usdt.bpf.h): a libbpf that changes it changes the results of the test. */
+/* 1. Arguments. libbpf's bpf_usdt_arg() looks up the description of the arguments again for each argument, and reads registers with a
+ * helper. Here the description is looked up once, and a register, which is a word of the context, is loaded directly. The struct with
+ * the description is libbpf's own (usdt.bpf.h). If a new libbpf changes the struct, the results of the test change. */
 
-/* Where the arguments of the tracepoint that was hit are. */
+/* The description of where the arguments of the current tracepoint are. */
 static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *ctx)
 {
 	int id = __bpf_usdt_spec_id(ctx);
@@ -23,12 +24,13 @@ static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *c
 	return bpf_map_lookup_elem(&__bpf_usdt_specs, &id);
 }
 
-/* The assembler keeps the compiler from making one load of all: the verifier refuses one from a place that it does not know. */
+/* Inline assembly keeps the compiler from merging the loads into one: the verifier rejects a load at an offset that it does not know. */
 #define WORD(number)                                                                               \
 	case (number) * 8:                                                                         \
 		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(word) : "r"(ctx), "i"((number) * 8)); \
 		break
 
+/* The register at this offset of the context. */
 static __always_inline unsigned long read_register(struct pt_regs *ctx, short offset)
 {
 	unsigned long word = 0;
@@ -46,7 +48,7 @@ static __always_inline unsigned long read_register(struct pt_regs *ctx, short of
 	return word;
 }
 
-/* An argument, counted from 1; 0, and counted as an error, if it cannot be fetched. */
+/* The value of an argument, counted from 1. If it cannot be fetched, the value is 0 and an error is counted. */
 static __always_inline long fetch(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 number)
 {
 	const struct __bpf_usdt_arg_spec *argument;
@@ -80,8 +82,8 @@ failed:
 	return 0;
 }
 
-/* 2. Short texts of at most TEXT_WORDS * 8 - 1 bytes, which libstdc++ keeps inside a std::string: where an argument is the pointer of one,
- * in memory, what follows it is the string's length and the text. One read instead of two. */
+/* 2. Short texts of at most NAME_WORDS * 8 - 1 bytes, which libstdc++ stores inside a std::string. If an argument is the pointer in a
+ * std::string and is read from memory, the length and the text follow the pointer. One read then replaces two. */
 enum { NAME_WORDS = NAME_LEN / 8 };
 
 static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 number, __u64 *text)
@@ -99,7 +101,7 @@ static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_u
 
 		if (!bpf_probe_read_user(&string, sizeof(string), (void *)at) && string.length < NAME_LEN &&
 		    string.pointer == at + __builtin_offsetof(typeof(string), text)) {
-			/* Behind the text is what was there before. */
+			/* The bytes after the text are undefined. */
 			__u64 bits = string.length * 8;
 
 			text[0] = bits < 64 ? string.text[0] & ((1ull << bits) - 1) : string.text[0];
@@ -111,8 +113,8 @@ static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_u
 		COUNT_ERROR(unreadable);
 }
 
-/* 3. Numbers of known texts, each in a slot that the text leads to: user space chooses a multiplier with which no two share one. Slots
- * without a text have the number of all others. */
+/* 3. Indexes of known texts. Each text has a slot, which is computed from the text. User space chooses a multiplier with which no two
+ * texts share a slot. Slots without a text have the index of unknown texts. */
 struct numbered_text {
 	__u64 text[NAME_WORDS];
 	__u64 number;
@@ -126,6 +128,7 @@ enum { TEXT_SLOTS = 256 };
 		__type(value, struct numbered_text);       \
 	} name SEC(".maps")
 
+/* The index of a text; `other` for an unknown text. */
 static __always_inline __u32 number_of_text(void *texts, __u64 multiplier, const __u64 *text, __u32 other)
 {
 	__u32 slot = ((text[0] ^ text[1]) * multiplier) >> 56;

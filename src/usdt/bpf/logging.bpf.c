@@ -1,10 +1,10 @@
-/* The thread that writes debug.log, where a node has one: provider `logging`.
+/* The tracepoints of the thread that writes debug.log, on nodes that have this thread: provider `logging`.
  *
- * Any thread queues an operation under a sequence number; one thread takes them in order, and writes the line or opens the
- * file again. */
+ * Any thread of the node queues operations, each with a sequence number. The thread takes the operations in order. It writes a line, or
+ * reopens the file. */
 #include "common.h"
 
-/* More than wait at once; a power of two: an index can be bounded. */
+/* More slots than operations wait at once. A power of two: the programs can then bound an index with a modulo operation. */
 enum { SLOTS = 256 };
 enum { OTHER, WRITE, REOPEN, KINDS = 4 };
 
@@ -18,12 +18,13 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* An operation and when it was queued or started, monotonic; 0 if that was not seen. */
+/* An operation, and the time at which it was queued or started, monotonic; 0 if that was not seen. */
 struct timestamp {
 	__u64 sequence;
 	__u64 time_ns;
 };
 
+/* Times at which operations were queued, by sequence number modulo SLOTS. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SLOTS);
@@ -31,13 +32,14 @@ struct {
 	__type(value, struct timestamp);
 } queued_map SEC(".maps");
 
+/* The operation that the thread executes at present. */
 SINGLE_VALUE_MAP(started_map, ARRAY, struct timestamp);
 
 const volatile __u64 depth_bounds[BOUNDS];
 const volatile __u64 wait_ns_bounds[BOUNDS];
 const volatile __u64 operation_ns_bounds[BOUNDS];
 
-/* The time since an operation was seen, which is forgotten; 0 if it was not. */
+/* The time since start_timer() was called for an operation; 0 if it was not. Clears the timer. */
 static __always_inline __u64 stop_timer(struct timestamp *started, __u64 sequence)
 {
 	__u64 time_ns;
@@ -57,6 +59,7 @@ static __always_inline void start_timer(struct timestamp *started, __u64 sequenc
 	started->time_ns = bpf_ktime_get_ns();
 }
 
+/* The slot of an operation in queued_map. */
 static __always_inline struct timestamp *queued(__u64 sequence)
 {
 	__u32 slot = sequence % SLOTS;

@@ -1,8 +1,8 @@
-/* The mempool: provider `mempool`. */
+/* The tracepoints of the mempool: provider `mempool`. */
 #include "common.h"
 
 enum { REASONS = 8 };
-/* The longest reason of a rejection has 118 characters. */
+/* Size of a reason for a rejection; the longest one has 118 characters. */
 enum { REJECTION = 128 };
 
 struct counts {
@@ -14,9 +14,9 @@ struct counts {
 	__u64 rejected_other;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
-NAMES_MAP(reasons_map, REASONS, NAME_LEN); /* of removals */
+NAMES_MAP(reasons_map, REASONS, NAME_LEN); /* reasons for removals */
 
-/* Rejections by reason. If it is full, further reasons are `other`. */
+/* Rejections by reason. If the map is full, further reasons count as `other`. */
 TALLIES_MAP(rejected_map, 256, char[REJECTION]);
 
 TRACEPOINT(added)

@@ -1,14 +1,16 @@
-/* Messages and connections: provider `net`. */
+/* The tracepoints of P2P messages and connections: provider `net`. */
 #include "common.h"
 
-/* Powers of two: an index can be bounded. */
+/* Powers of two: the programs can then bound an index with a modulo operation. */
 enum { TYPES = 64, NETWORKS = 8 };
-/* How much of a message is copied: with it an event has two cache lines of 64 bytes, 8 of which the ring buffer takes. A third
- * one costs as much as reading the message does. A node announces up to 8 blocks with their headers; more are a sync's. */
+/* COPIED bytes of a message are copied. An event then takes two cache lines of 64 bytes, including 8 bytes of the ring buffer. A third
+ * cache line would cost as much as reading the message. A node announces up to ANNOUNCED_HEADERS blocks with their headers; more
+ * headers in a message belong to a sync. */
 enum { COPIED = 96, HEADER = 80, ANNOUNCED_HEADERS = 8 };
-/* Types of inventory; one bit asks for witnesses. */
+/* Types of inventory entries. MSG_WITNESS_FLAG is a bit that requests witnesses. */
 enum { MSG_BLOCK = 2, MSG_CMPCT_BLOCK = 4, MSG_WITNESS_FLAG = 1 << 30 };
-/* The ring buffer is read when a block was connected, every few seconds, and after so many events, which take an eighth of it. */
+/* User space is woken up after this number of events, which take an eighth of the ring buffer. It also reads the ring buffer when a
+ * block was connected, and every few seconds. */
 enum { WAKEUP = 256 };
 
 struct messages {
@@ -30,17 +32,17 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* Numbers of the types of messages. */
+/* Indexes of the message types, by name. */
 NUMBERED_TEXTS_MAP(types_map);
 const volatile __u64 multiplier;
 
-/* Open connections of one direction: `before` + `opened` - `closed`. */
+/* The connections of one direction. The number of open ones is `before` + `opened` - `closed`. */
 struct open {
 	__u64 opened;
 	__u64 closed;
 	__u64 last_opened_ns; /* monotonic */
 	__u64 last_closed_ns;
-	/* How many were open before these counts began. */
+	/* Connections that were open before these counts began. */
 	struct gauge before;
 };
 struct connections {
@@ -49,16 +51,16 @@ struct connections {
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-/* A node counts a closed connection until its network thread has come round, every 50 ms. */
+/* A node still counts a closed connection as open until its network thread has handled it, every 50 ms. */
 enum { CLOSED_COUNTS_NS = 2000000000, OPENS_AT_ONCE_NS = 10000000 };
 
-/* A message about a block, or one header of it. ALIVE is one that every peer sends periodically: `bytes` is the kind
- * of connection that it has, which the node passes with each message. NEW_HEADER and RECONSTRUCTED are tracepoints of their own,
- * with the hash in `bytes`. */
+/* An event for user space: a message about a block, or one header of a headers message. ALIVE is a message that every peer sends at the
+ * beginning or periodically. Its `bytes` are the peer's connection type, which the node passes with each message. NEW_HEADER and
+ * RECONSTRUCTED come from tracepoints of their own, with the block's hash in `bytes`. */
 struct event {
 	__u64 time_ns; /* monotonic */
 	__s64 peer;
-	/* Bytes of the message, of HEADERS those of the header. */
+	/* Size of the message in bytes; for HEADERS, the size of the header. */
 	__u32 size;
 	enum kind {
 		UNRELATED,
@@ -77,27 +79,28 @@ struct event {
 };
 EVENTS_MAP(256 * 1024);
 
-/* `enum kind` by the number of a message's type. */
+/* The `enum kind` of each message type, by the index of the type. */
 const volatile __u8 inbound_kinds[TYPES];
 const volatile __u8 outbound_kinds[TYPES];
 
-/* How many events there were. Two at once may count one: then it is read a little later. */
+/* Number of submitted events. Two that are submitted at once may count as one: user space is then woken up a little later. */
 __u32 copied;
 
+/* Submits an event, and wakes up user space after each WAKEUP events. */
 static __always_inline void submit(struct event *event)
 {
 	bpf_ringbuf_submit(event, ++copied % WAKEUP ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
 }
 
-/* Copies from a message what fits. `size` is how much there is. */
+/* Copies a message, at most COPIED bytes. `size` is the size of the message. */
 static __always_inline void read_message(void *to, const void *from, __u64 size)
 {
 	if (bpf_probe_read_user(to, size < COPIED ? size : COPIED, from))
 		COUNT_ERROR(unreadable);
 }
 
-/* Hands the beginning of a message on: of an inventory what was read of it, of others what is read here. The event is not
- * zeroed: the bytes behind the message are undefined. */
+/* Passes the first bytes of a message to user space. The bytes of an inventory were already read, other messages are read here. The
+ * event is not zeroed: the bytes after the message are undefined. */
 static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u32 kind, __u64 size,
 				 const void *from, const __u64 *inventory)
 {
@@ -107,7 +110,8 @@ static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_sp
 		COUNT_ERROR(lost);
 		return;
 	}
-	/* If its second cache line has to be fetched from where the events are read, this begins early. */
+	/* Write to the second cache line first. If the line has to be fetched from the CPU that reads the events, the fetch begins
+	 * early. */
 	event->bytes[COPIED - 1] = 0;
 	event->kind = kind;
 	event->time_ns = bpf_ktime_get_ns();
@@ -124,7 +128,7 @@ static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_sp
 	submit(event);
 }
 
-/* An inventory is handed on if its first entry is a block; a node puts blocks before transactions. */
+/* Passes an inventory to user space if its first entry is a block: a node puts blocks before transactions. */
 static __always_inline void copy_inventory(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u32 kind, __u64 size,
 					   const void *from)
 {
@@ -138,7 +142,8 @@ static __always_inline void copy_inventory(struct pt_regs *ctx, const struct __b
 		copy(ctx, spec, kind, size, from, inventory);
 }
 
-/* Their number is one byte, and each is followed by a number of transactions, which is 0. */
+/* Passes each header of a headers message to user space, unless there are more than ANNOUNCED_HEADERS. The number of headers is one
+ * byte, and each header is followed by its number of transactions, which is 0. */
 static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 size,
 					 const void *from)
 {
@@ -153,6 +158,7 @@ static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf
 	}
 }
 
+/* Counts a message, and passes it to user space if its type is one of `kinds`. */
 static __always_inline void message(struct pt_regs *ctx, struct direction *direction, const volatile __u8 *kinds)
 {
 	const struct __bpf_usdt_spec *spec = arguments(ctx);
@@ -189,7 +195,7 @@ TRACEPOINT(outbound_message)
 	message(ctx, &counts->outbound, outbound_kinds);
 }
 
-/* A header is new, and valid. */
+/* The node accepted a header that is new and valid. */
 TRACEPOINT(block_header)
 {
 	struct event *event = RESERVE();
@@ -203,8 +209,8 @@ TRACEPOINT(block_header)
 	submit(event);
 }
 
-/* A compact block has become a block. Behind its hash come the numbers of transactions that were prefilled, from the mempool,
- * from the pool of extra transactions, and requested, and the bytes of these. */
+/* The node reconstructed a block from a compact block. After the hash, `bytes` has the numbers of transactions that were prefilled,
+ * found in the mempool, found in the extra pool, and requested, and the bytes of the requested ones. */
 TRACEPOINT(compact_block_reconstructed)
 {
 	struct event *event = RESERVE();
@@ -220,7 +226,7 @@ TRACEPOINT(compact_block_reconstructed)
 	submit(event);
 }
 
-/* The number of the connection's network; the last one for all that are not known. */
+/* The index of the connection's network; the last index for unknown networks. */
 static __always_inline __u32 network(struct pt_regs *ctx)
 {
 	__u32 network = argument(ctx, 4);
@@ -228,9 +234,9 @@ static __always_inline __u32 network(struct pt_regs *ctx)
 	return (network < NETWORKS ? network : NETWORKS - 1) % NETWORKS;
 }
 
-/* The node passes the number of its connections of this direction. It is neither from the moment of the event nor without those
- * that have just been closed: `before`, which never changes, follows from it only when nothing else has happened of late. Until
- * then it is not known. */
+/* Counts an opened connection. The node passes the number of its connections of this direction. That number may be from another moment
+ * than the event, and includes connections that have just been closed. `before`, which never changes, is therefore computed only if no
+ * other connection was opened or closed recently. Until then, it is not known. */
 static __always_inline void opened(struct pt_regs *ctx, struct open *open)
 {
 	__u64 now = bpf_ktime_get_ns();

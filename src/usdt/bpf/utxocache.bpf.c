@@ -1,4 +1,5 @@
-/* The UTXO cache: provider `utxocache`. The three for coins fire tens of thousands of times a block. */
+/* The tracepoints of the UTXO cache: provider `utxocache`. Those of coins (`add`, `spent`, `uncache`) fire tens of thousands of times
+ * per block. */
 #include "common.h"
 
 struct coins {
@@ -20,8 +21,9 @@ struct last_flush {
 };
 SINGLE_VALUE_MAP(last_flush_map, ARRAY, struct last_flush);
 
+/* A flush of the UTXO cache to disk. */
 struct event {
-	__u64 time_ns; /* monotonic, at its end */
+	__u64 time_ns; /* end of the flush, monotonic */
 	__s64 duration_us;
 	__s64 mode;
 	__s64 coins;
@@ -36,7 +38,7 @@ static __always_inline void count(struct pt_regs *ctx, struct coins *coins)
 	__s64 value = argument(ctx, 4);
 
 	count_up(&coins->number, 1);
-	/* A coin that is spent already has -1: after a crash, a node spends coins a second time. */
+	/* A coin that is already spent has the value -1: after a crash, a node spends coins a second time. */
 	count_up(&coins->value, value > 0 ? value : 0);
 }
 

@@ -1,4 +1,4 @@
-/* Connected blocks: provider `validation`. */
+/* The tracepoint of connected blocks: provider `validation`. */
 #include "common.h"
 
 struct counts {
@@ -6,7 +6,7 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* Of which of these the block belongs to the active chain, user space decides: active_chain.rs. */
+/* A connected block. User space decides whether it belongs to the active chain: active_chain.rs. */
 struct event {
 	__u64 time_ns; /* monotonic */
 	__s32 height;
@@ -18,7 +18,7 @@ struct event {
 	__s64 sigops;
 	__s64 duration_ns;
 };
-/* Room for 8,000 blocks: a syncing node connects thousands within seconds. */
+/* The ring buffer has room for 8,000 blocks: a syncing node connects thousands within seconds. */
 EVENTS_MAP(1024 * 1024);
 
 TRACEPOINT(block_connected)

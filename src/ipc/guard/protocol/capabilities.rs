@@ -1,13 +1,13 @@
-//! The node's capabilities that the exporter has.
+//! The capabilities of the node to which the exporter has references.
 
 use std::collections::{HashMap, HashSet};
 
-/// By the node's numbers for them.
+/// The node's capabilities that the exporter has, by the node's export IDs.
 #[derive(Default)]
 pub(super) struct NodeCapabilities {
-    /// The references that the exporter has to each.
+    /// Number of the exporter's references to each capability.
     references: HashMap<u32, u32>,
-    /// Those that are threads, which calls may pass to the node. No others are passed.
+    /// The export IDs of threads, which calls may pass to the node. No other capabilities may be passed.
     threads: HashSet<u32>,
 }
 
@@ -20,12 +20,12 @@ impl NodeCapabilities {
         self.threads.contains(&id)
     }
 
-    /// The exporter has each of these once more.
+    /// Adds one reference of the exporter to each capability.
     pub fn add_refs(&mut self, ids: &[u32]) {
         ids.iter().for_each(|&id| *self.references.entry(id).or_default() += 1);
     }
 
-    /// These came with an answer; whether they are threads. The number of a released one may be used again.
+    /// Records whether the capabilities in a response are threads. The node may reuse the export ID of a released capability.
     pub fn set_threads(&mut self, ids: &[u32], are_threads: bool) {
         for id in ids {
             if are_threads {
@@ -36,7 +36,7 @@ impl NodeCapabilities {
         }
     }
 
-    /// The exporter drops references; false if it does not have so many.
+    /// Removes references of the exporter; returns false if it has fewer.
     pub fn release(&mut self, id: u32, count: u32) -> bool {
         match self.references.get_mut(&id) {
             Some(references) if *references >= count => {
@@ -47,7 +47,7 @@ impl NodeCapabilities {
         }
     }
 
-    /// The exporter has it no more.
+    /// Records that the exporter no longer has the capability.
     pub fn remove(&mut self, id: u32) {
         self.references.remove(&id);
     }

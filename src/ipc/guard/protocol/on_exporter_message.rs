@@ -1,4 +1,4 @@
-//! Messages of the exporter.
+//! Handles messages of the exporter.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use super::{CallPurpose, ExporterMessageAction, GuardEvent, GuardMessage, OWN_NU
 use crate::ipc::guard::allow_list::{self, Rejection};
 use crate::ipc::guard::message::{self, Call, CallTarget, Message, MessageCapabilities};
 
-/// Threads of the node that the exporter may have. It has five at most.
+/// Maximum number of node threads that the exporter may request. It requests five at most.
 pub(super) const MAX_THREADS: u32 = 16;
-/// Rejected calls after which the connection ends. The exporter makes none.
+/// Number of rejected calls after which the guard disconnects. The exporter normally makes none.
 pub(super) const MAX_REJECTED: u32 = 16;
 
 impl ProtocolState {
-    /// Handles a message of the exporter.
+    /// Decides how to handle a message of the exporter, and updates the state.
     pub fn on_exporter(&mut self, message: &Message, now: Duration) -> capnp::Result<ExporterMessageAction> {
         let action = match message {
             Message::Bootstrap { question } => self.start_call(*question, CallPurpose::Handshake, None, now),
@@ -52,8 +52,8 @@ impl ProtocolState {
             .map_or_else(|action| action, |purpose| self.start_call(call.question, purpose, thread, now)))
     }
 
-    /// Whether the exporter has what the call uses, and the node may be passed these capabilities: its own threads, and
-    /// callbacks where the method takes one.
+    /// Checks that the exporter has the capability that the call is made on, and that the capabilities in the parameters may be passed to
+    /// the node. They may be threads of the node, or callbacks if the method takes one.
     fn check_capabilities(
         &self,
         call: &Call,
@@ -75,8 +75,7 @@ impl ProtocolState {
         if may_pass { Ok(()) } else { Err("unexpected capability in a call") }
     }
 
-    /// The purpose of a call on a block template; `None` for a call on anything else. Templates are called by their own
-    /// numbers only.
+    /// The purpose of a call on a block template; `None` for a call on anything else. The exporter may address templates only by export ID.
     fn on_template_call(&self, call: &Call) -> Option<Result<CallPurpose, &'static str>> {
         match call.target {
             CallTarget::Export(id) if self.template.export() == Some(id) => {
@@ -92,7 +91,7 @@ impl ProtocolState {
         }
     }
 
-    /// The purpose of a call that may be forwarded, else what to do instead.
+    /// The purpose of a call that may be forwarded, otherwise the action that replaces forwarding.
     fn purpose(
         &mut self,
         call: &Call,
@@ -112,7 +111,7 @@ impl ProtocolState {
             }
             (message::DISCONNECT, CallTarget::Export(handler)) => {
                 let callback = self.subscriptions.disconnectable_callback(handler);
-                // Done already, and doing it twice can hang the node.
+                // The subscription is disconnected already, or is being disconnected. A second disconnect can hang the node.
                 callback
                     .map(|callback| CallPurpose::Disconnect { callback })
                     .ok_or(ExporterMessageAction::Answer(call.question))
@@ -145,11 +144,11 @@ impl ProtocolState {
         capabilities: &MessageCapabilities,
     ) -> Result<CallPurpose, &'static str> {
         let callback = capabilities.hosted.first().copied();
-        // When the node releases one of the two, it would be unknown which one is over.
+        // When the node releases the callback, the guard could not tell which of the two subscriptions is over.
         if callback.is_some_and(|callback| self.subscriptions.has_callback(callback)) {
             return Err("second subscription of a callback");
         }
-        // There would be no way to end it.
+        // The guard could not end the subscription without them.
         let (Some(callback), Some(&thread)) = (callback, capabilities.imported.first()) else {
             return Err("subscription without a callback or a thread");
         };
@@ -169,7 +168,7 @@ impl ProtocolState {
         }
     }
 
-    /// A question of the exporter's, on a thread of the node.
+    /// Starts a call of the exporter, which runs on `thread` of the node, if any.
     fn start_call(
         &mut self,
         number: u32,

@@ -1,4 +1,4 @@
-//! Messages of the node.
+//! Handles messages of the node.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{CallPurpose, GuardEvent, GuardMessage, NodeMessageAction, OWN_NUMBER
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
 impl ProtocolState {
-    /// Handles a message of the node.
+    /// Decides how to handle a message of the node, and updates the state.
     pub fn on_node(&mut self, message: &Message, now: Duration) -> capnp::Result<NodeMessageAction> {
         self.last_message_at = now;
         Ok(match message {
@@ -24,7 +24,7 @@ impl ProtocolState {
             }
             Message::Call(call) => NodeMessageAction::AnswerUnimplemented(call.question),
             Message::Bootstrap { question } => NodeMessageAction::AnswerUnimplemented(*question),
-            // All answers that the node gets are the guard's.
+            // All responses to the node's calls are sent by the guard.
             Message::Finish { .. } => NodeMessageAction::Keep,
             Message::Return(answer) => self.on_answer(answer, now)?,
             Message::Release { export, .. } if *export >= OWN_NUMBERS => NodeMessageAction::Keep,
@@ -39,7 +39,7 @@ impl ProtocolState {
                 NodeMessageAction::Forward
             }
             Message::Abort => NodeMessageAction::Forward,
-            // The exporter would answer that it is not implemented.
+            // The exporter would respond that it does not implement the message.
             Message::Other => NodeMessageAction::Keep,
         })
     }
@@ -71,7 +71,7 @@ impl ProtocolState {
         Ok(if own { NodeMessageAction::Keep } else { NodeMessageAction::Forward })
     }
 
-    /// Applies the outcome of a call.
+    /// Updates the state for the outcome of a call.
     fn apply_outcome(
         &mut self,
         answered: AnsweredQuestion,

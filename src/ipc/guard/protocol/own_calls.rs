@@ -1,4 +1,4 @@
-//! The guard's own calls, when they are due, and when the connection may be closed.
+//! The guard's own calls and their timing, and the decision when the connection may be closed.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use super::{
     SubscriptionIds,
 };
 
-/// From the node's last message to the close: the node's worker thread may still be cleaning up after the last call.
+/// Time from the node's last message to the close. The node's worker thread may still be cleaning up after the last call.
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
-/// A guard that replaces a killed one sends nothing before the node was silent for this long: the `destroy` of a
-/// disconnect under way would have come. A second disconnect in the middle of it hangs the node.
+/// Silence of the node after which a replacement guard starts to send. If a disconnect of the killed guard was under way, its `destroy`
+/// would have arrived within this time. A second disconnect in the middle of the first one hangs the node.
 pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
-/// But if the node is never silent, the guard starts to send after this time.
+/// Time after which a replacement guard starts to send even if the node is never silent.
 pub(super) const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
-/// And the guard closes when the node was silent for this long, longer than a long poll: it is unknown which calls the killed guard
-/// had forwarded.
+/// Silence of the node after which a replacement guard closes the connection. It is longer than a long poll, because the replacement does
+/// not know which calls the killed guard had forwarded.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long to wait for a peer that has not answered anything: no call can be running on a thread of its.
+/// Maximum wait for a peer that has not sent any response. None of its threads can be running a call.
 pub(super) const MAX_HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 
 impl ProtocolState {
-    /// A `Finish` or `Release` that has to be sent before anything else.
+    /// Takes the next `Finish` or `Release`, which have to be sent before anything else.
     pub fn next_finish(&mut self) -> Option<GuardMessage> {
         self.finishes.pop_front()
     }
 
-    /// The next message to the node.
+    /// Takes the next message to the node.
     pub fn next_call(&mut self, now: Duration) -> Option<GuardMessage> {
         self.next_finish().or_else(|| self.next_disconnect(now)).or_else(|| self.next_watch(now))
     }
@@ -51,14 +51,14 @@ impl ProtocolState {
         Some(call)
     }
 
-    /// The call of the next number is sent.
+    /// Records that the guard sends a call with the next question ID.
     fn begin_own_call(&mut self, purpose: CallPurpose, now: Duration) {
         let number = self.next_question;
         self.next_question = number.checked_add(1).unwrap_or(OWN_NUMBERS);
         self.begin_call(number, purpose, None, now);
     }
 
-    /// How long the loop may wait for a message.
+    /// Maximum time that the loop may wait for a message.
     pub fn next_wakeup(&self, now: Duration) -> Option<Duration> {
         if self.is_draining() {
             let waits_for_node = self.questions.any_unanswered();
@@ -73,7 +73,7 @@ impl ProtocolState {
     pub fn may_close(&self, now: Duration) -> bool {
         let Some(since) = self.draining_since else { return false };
         let no_node = !self.has_answered && now.saturating_sub(since) >= MAX_HANDSHAKE_WAIT;
-        // It is unknown whether the callback of a killed guard's subscription was released before.
+        // A replacement guard does not know whether the callback of the killed guard's subscription was released before it started.
         let (is_over, silence) = if self.replacing_since.is_some() {
             (self.subscriptions.are_disconnected(), SILENCE_TIMEOUT)
         } else {
@@ -86,7 +86,7 @@ impl ProtocolState {
             && now.saturating_sub(self.last_message_at) >= silence
     }
 
-    /// Whether the last calls of a killed guard have had their effect.
+    /// Whether the node has completed the last calls of the killed guard. Always true for a guard that is not a replacement.
     fn is_quiet(&self, now: Duration) -> bool {
         let Some(since) = self.replacing_since else { return true };
         now.saturating_sub(self.last_message_at) >= QUIET_TIME || now.saturating_sub(since) >= MAX_QUIET_WAIT

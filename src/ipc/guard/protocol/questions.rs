@@ -1,4 +1,4 @@
-//! The calls that the node has to answer, the exporter's and the guard's own.
+//! The calls to the node that are not finished, the exporter's and the guard's own. Cap'n Proto calls them questions.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::OWN_NUMBERS;
 use super::shutdown_watch::LongPoll;
 
-/// The purpose of a call.
+/// The purpose of a call to the node, which determines how its response changes the state.
 #[derive(Debug)]
 pub(super) enum CallPurpose {
-    /// Runs on the node's event loop: bootstrap, `construct`.
+    /// A call that runs on the node's event loop: bootstrap, `construct`.
     Handshake,
     MakeThread {
         thread_map: u32,
@@ -30,45 +30,46 @@ pub(super) enum CallPurpose {
     Other,
 }
 
-/// A call that is not finished.
+/// A call to the node that is not finished.
 #[derive(Debug)]
 struct Question {
     purpose: CallPurpose,
-    /// The node's thread that runs it, of the exporter's calls.
+    /// The node's thread that runs a call of the exporter.
     thread: Option<u32>,
     answered: bool,
-    /// The capabilities that came with the answer.
+    /// Export IDs of the capabilities in the response.
     results: Vec<u32>,
-    /// The exporter finished it before the answer. The value: whether the capabilities of the answer are released with it.
+    /// Set if the exporter sent `Finish` before the response. The value is whether that `Finish` releases the capabilities of the response.
     finished: Option<bool>,
     asked_at: Duration,
 }
 
-/// A call that the node has just answered.
+/// A call to the node whose response has just arrived.
 pub(super) struct AnsweredQuestion {
     pub purpose: CallPurpose,
-    /// The guard's own.
+    /// Whether it is a call of the guard itself.
     pub own: bool,
     /// See [`Question::finished`].
     pub finished: Option<bool>,
     pub asked_at: Duration,
 }
 
-/// The effect of the exporter's `Finish`.
+/// How the guard handles a `Finish` of the exporter.
 pub(super) enum FinishAction {
-    /// It is sent when the node has answered.
+    /// Send it when the node has responded.
     Later,
-    /// The exporter is done with the answer, which came with these capabilities.
+    /// Send it now. The response contained the capabilities with these export IDs.
     Now(Vec<u32>),
-    /// The node needs none.
+    /// Do not send it, because the node does not need it.
     NotNeeded,
 }
 
-/// The calls that are not finished, by their numbers.
+/// All unfinished calls to the node, by question ID.
 #[derive(Default)]
 pub(super) struct Questions {
     all: HashMap<u32, Question>,
-    /// The exporter's numbers of answered calls that need no `Finish`. It may have sent one before it had the answer.
+    /// Question IDs of the exporter's calls whose response needs no `Finish`. The exporter may have sent `Finish` before it received the
+    /// response.
     finished_by_node: HashSet<u32>,
 }
 
@@ -84,7 +85,7 @@ impl Questions {
         self.all.insert(number, question);
     }
 
-    /// Whether the exporter can use the answer to this call of its own, whenever it comes.
+    /// Whether this is a call of the exporter that it has not finished, so that it can use the response now or later.
     pub fn is_open(&self, number: u32) -> bool {
         number < OWN_NUMBERS && self.all.get(&number).is_some_and(|question| question.finished.is_none())
     }
@@ -93,7 +94,7 @@ impl Questions {
         self.all.values().any(|question| !question.answered)
     }
 
-    /// Whether a call of the exporter's runs on this thread of the node.
+    /// Whether a call of the exporter is running on this thread of the node.
     pub fn is_running_on(&self, thread: u32) -> bool {
         self.all.values().any(|question| !question.answered && question.thread == Some(thread))
     }
@@ -104,7 +105,7 @@ impl Questions {
             .is_some_and(|question| matches!(question.purpose, CallPurpose::MakeThread { .. }))
     }
 
-    /// Whether the answer to this call has the block template, or will have one.
+    /// Whether the response to this call contains the block template, or may contain one.
     pub fn gives_template(&self, number: u32, template: Option<u32>) -> bool {
         self.all.get(&number).is_some_and(|question| {
             matches!(question.purpose, CallPurpose::CreateNewBlock)
@@ -112,8 +113,8 @@ impl Questions {
         })
     }
 
-    /// The node has answered, with these capabilities. `None` if no such call waits for an answer: it is a killed guard's,
-    /// or unknown.
+    /// Records the node's response with its capabilities. `None` if no such call is unanswered: the call is one of a killed guard, or
+    /// unknown.
     pub fn answered(
         &mut self,
         number: u32,
@@ -123,7 +124,8 @@ impl Questions {
         let question = self.all.get_mut(&number).filter(|question| !question.answered)?;
         question.answered = true;
         let own = number >= OWN_NUMBERS;
-        // The guard ends a subscription with the handler that comes with the answer, whatever the exporter sends.
+        // The guard ends a subscription through the handler in the response, and therefore keeps it, whatever the exporter's `Finish`
+        // releases.
         if let CallPurpose::Subscribe { .. } = question.purpose {
             question.finished = question.finished.map(|_| false);
         }
@@ -140,7 +142,7 @@ impl Questions {
         Some(AnsweredQuestion { purpose, own, finished, asked_at })
     }
 
-    /// The exporter finishes a call. The text is the reason of an error.
+    /// Records a `Finish` of the exporter. The text is the reason of an error.
     pub fn finish(&mut self, number: u32, releases: bool) -> Result<FinishAction, &'static str> {
         const NOT_ASKED: &str = "finish of an unknown question";
         if number >= OWN_NUMBERS {
@@ -160,7 +162,8 @@ impl Questions {
         }
     }
 
-    /// The exporter is gone: its calls are finished when they are answered. Returns those that are answered already.
+    /// Marks all calls of an exporter that is gone, so that each is finished when the node responds. Returns the question IDs of the calls
+    /// to which the node has responded already.
     pub fn finish_all(&mut self) -> Vec<u32> {
         for question in self.all.values_mut() {
             question.finished.get_or_insert(false);

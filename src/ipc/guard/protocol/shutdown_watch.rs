@@ -1,4 +1,4 @@
-//! The long poll by which a node reports its shutdown: the exporter's, and the guard's own where the exporter has none.
+//! The long poll through which a node reports its shutdown: the exporter's, or the guard's own if the exporter has none.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use crate::ipc::guard::message::{Call, CallTarget, Outcome};
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::mining;
 
-/// Between the starts of two long polls, however fast the node answers: it does not wait at all while it reorganizes.
+/// Minimum time between the starts of two long polls, even if the node responds faster. A node that reorganizes its chain responds at once.
 pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The same while there are subscriptions, which have to end within a shutdown of the node: 40 to 90 ms on regtest.
+/// The same minimum while there are subscriptions. They have to end within a shutdown of the node, which takes 40 to 90 ms on regtest.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// From the end of the exporter's long poll to the guard's own, if the exporter starts no other. Shorter than a shutdown of
-/// the node, too.
+/// Time from the end of the exporter's long poll to the start of the guard's own, if the exporter starts no other. It is shorter than a
+/// shutdown of the node, too.
 pub(super) const TAKEOVER_DELAY: Duration = Duration::from_millis(10);
 
-/// A long poll as the exporter's own call had it.
+/// The parameters of the exporter's long poll, which the guard's own long polls reuse.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct LongPoll {
     mining: u32,
@@ -23,7 +23,7 @@ pub(super) struct LongPoll {
 }
 
 impl LongPoll {
-    /// `None` if the call names its target by the answer to another call.
+    /// Reads the parameters of a call; `None` if the target of the call is in the response to another call.
     pub fn read(call: &Call) -> capnp::Result<Option<Self>> {
         let CallTarget::Export(mining) = call.target else { return Ok(None) };
         let params: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
@@ -31,12 +31,12 @@ impl LongPoll {
     }
 }
 
-/// How a long poll ended.
+/// The node's response to a long poll of `waitTipChanged`.
 #[derive(Debug, PartialEq)]
 pub(super) enum LongPollResult {
-    /// With this tip, after the timeout or a change.
+    /// The tip, after the timeout or a change.
     Tip(Vec<u8>),
-    /// Without a tip: the node shuts down.
+    /// No tip: the node is shutting down.
     ShutsDown,
     Failed,
 }
@@ -53,7 +53,7 @@ impl LongPollResult {
     }
 }
 
-/// The node's thread for the guard's long polls.
+/// State of the node's thread for the guard's long polls.
 #[derive(Debug, Default)]
 enum WatchThread {
     #[default]
@@ -62,32 +62,32 @@ enum WatchThread {
     Made(u32),
 }
 
-/// Keeps a long poll under way, from the first one of the exporter's that was answered: the node has loaded its chain then.
+/// Keeps a long poll under way. It starts with the first response to a long poll of the exporter: the node has loaded its chain by then.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,
     long_poll: Option<LongPoll>,
     thread: WatchThread,
-    /// The last that a long poll returned.
+    /// The last tip that a long poll returned.
     tip: Vec<u8>,
-    /// Long polls that the node has not answered, the exporter's and the guard's.
+    /// Number of long polls that the node has not answered, the exporter's and the guard's.
     under_way: u32,
-    /// When the guard's own long poll is due, if none is under way.
+    /// When the guard's own long poll is due, if no long poll is under way.
     due_at: Duration,
 }
 
 impl ShutdownWatch {
-    /// Whether the guard needs this capability of the node's.
+    /// Whether the guard needs this capability of the node.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.thread_map == Some(id) || self.long_poll.is_some_and(|poll| poll.mining == id)
     }
 
-    /// The exporter got a thread from this thread map.
+    /// Records the thread map from which the exporter got a thread.
     pub fn set_thread_map(&mut self, thread_map: u32) {
         self.thread_map = Some(thread_map);
     }
 
-    /// The node has answered the guard's request for a thread.
+    /// Records the node's response to the guard's request for a thread.
     pub fn on_thread(&mut self, thread: Option<u32>, now: Duration) {
         match thread {
             Some(thread) => self.thread = WatchThread::Made(thread),
@@ -99,7 +99,7 @@ impl ShutdownWatch {
         self.under_way += 1;
     }
 
-    /// The node has answered a long poll of the exporter's.
+    /// Records the node's response to a long poll of the exporter.
     pub fn on_exporter_poll_end(&mut self, poll: Option<LongPoll>, end: LongPollResult, now: Duration) {
         self.under_way -= 1;
         self.due_at = now + TAKEOVER_DELAY;
@@ -108,7 +108,7 @@ impl ShutdownWatch {
         }
     }
 
-    /// The node has answered a long poll of the guard's.
+    /// Records the node's response to a long poll of the guard.
     pub fn on_own_poll_end(
         &mut self,
         end: LongPollResult,
@@ -125,7 +125,7 @@ impl ShutdownWatch {
         }
     }
 
-    /// When [`next_call`](Self::next_call) has one.
+    /// Time at which [`next_call`](Self::next_call) returns a call.
     pub fn due_at(&self) -> Option<Duration> {
         let can_poll = match self.thread {
             WatchThread::None => self.thread_map.is_some(),
@@ -135,7 +135,7 @@ impl ShutdownWatch {
         (self.under_way == 0 && can_poll && self.long_poll.is_some()).then_some(self.due_at)
     }
 
-    /// The call that is due, under this number.
+    /// The call that is due, with this question ID.
     pub fn next_call(&mut self, question: u32, now: Duration) -> Option<(CallPurpose, GuardMessage)> {
         self.due_at().filter(|due_at| *due_at <= now)?;
         let LongPoll { mining, timeout } = self.long_poll?;
@@ -161,7 +161,7 @@ mod tests {
         LongPollResult::Tip(vec![9; 32])
     }
 
-    /// The exporter's long poll was answered, and the guard has a thread for its own.
+    /// A watch after the response to the exporter's long poll, with a thread for the guard's own.
     fn ready() -> ShutdownWatch {
         let mut watch = ShutdownWatch::default();
         watch.set_thread_map(1);

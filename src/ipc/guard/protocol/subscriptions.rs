@@ -1,7 +1,7 @@
-//! The callbacks that the node may call, from the request for a subscription until the node has released them.
+//! The subscriptions of a connection, from the exporter's request until the node has released the callback.
 //!
-//! A subscription is over when its `disconnect` was answered and its callback released. Two disconnects at once on one thread are
-//! rejected by the node, and a second one of the same subscription hangs it.
+//! A subscription is over when the node has responded to its `disconnect` and released its callback. A node rejects two concurrent
+//! disconnects on one thread, and hangs on a second disconnect of the same subscription.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use super::{BUSY_RETRY_INTERVAL, RETRY_INTERVAL, SubscriptionIds};
 use crate::ipc::guard::trace_budget::TraceBudget;
 use crate::ipc::is_thread_busy;
 
-/// The node has not answered yet.
+/// A subscription that the exporter requested, before the node's response.
 #[derive(Debug)]
 struct RequestedSubscription {
     callback: u32,
     thread: u32,
-    /// The node has dropped the callback already.
+    /// Whether the node has already released the callback.
     released: bool,
 }
 
-/// A callback object of the exporter's that the node may call.
+/// A subscription that the node accepted, so that the node may make callbacks.
 #[derive(Debug)]
 struct ActiveSubscription {
     ids: SubscriptionIds,
-    /// References that the node has.
+    /// Number of the node's references to the callback.
     references: u32,
     traces: bool,
     disconnected: bool,
@@ -32,16 +32,16 @@ struct ActiveSubscription {
 #[derive(Debug)]
 struct PendingDisconnect {
     callback: u32,
-    /// The guard's own.
+    /// Whether the guard made the call itself.
     own: bool,
 }
 
-/// All subscriptions of a connection, and the budget of the UTXO cache trace among them.
+/// All subscriptions of a connection, and the time budget of the UTXO cache trace.
 pub(super) struct SubscriptionTable {
     requested: Vec<RequestedSubscription>,
     all: Vec<ActiveSubscription>,
     disconnects: Vec<PendingDisconnect>,
-    /// When the guard may try to disconnect again.
+    /// Time of the next attempt of the guard to disconnect.
     retry_at: Duration,
     budget: TraceBudget,
     over_budget: bool,
@@ -59,13 +59,13 @@ impl SubscriptionTable {
         }
     }
 
-    /// Those that a killed guard left.
+    /// The subscriptions that a killed guard left behind.
     pub fn inherited(ids: &[SubscriptionIds]) -> Self {
         let inherited = |&ids| ActiveSubscription { ids, references: 1, traces: false, disconnected: false };
         SubscriptionTable { all: ids.iter().map(inherited).collect(), ..Self::new(TraceBudget::new(None)) }
     }
 
-    /// Whether the guard needs this capability of the node's.
+    /// Whether the guard needs this capability of the node.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.all.iter().any(|subscription| [subscription.ids.handler, subscription.ids.thread].contains(&id))
             || self.requested.iter().any(|requested| requested.thread == id)
@@ -75,12 +75,12 @@ impl SubscriptionTable {
         self.all.is_empty()
     }
 
-    /// Whether the node has answered the disconnect of each.
+    /// Whether the node has answered the `disconnect` of every subscription.
     pub fn are_disconnected(&self) -> bool {
         self.all.iter().all(|subscription| subscription.disconnected)
     }
 
-    /// Whether a subscription has this callback, or will have it when the node has answered.
+    /// Whether a subscription, accepted or requested, has this callback.
     pub fn has_callback(&self, callback: u32) -> bool {
         self.all.iter().any(|subscription| subscription.ids.callback == callback)
             || self.requested.iter().any(|requested| requested.callback == callback)
@@ -90,7 +90,8 @@ impl SubscriptionTable {
         self.requested.push(RequestedSubscription { callback, thread, released: false });
     }
 
-    /// The node has answered the request, with a handler if it subscribed. Returns a subscription that began.
+    /// Records the node's response to a request, with a handler if the node accepted the subscription. Returns the IDs of a subscription
+    /// that began.
     pub fn on_answer(
         &mut self,
         callback: u32,
@@ -99,13 +100,13 @@ impl SubscriptionTable {
     ) -> Option<SubscriptionIds> {
         let at = self.requested.iter().position(|requested| requested.callback == callback)?;
         let RequestedSubscription { thread, released, .. } = self.requested.swap_remove(at);
-        // One that was released already is over.
+        // A subscription whose callback was released already is over.
         let ids = SubscriptionIds { callback, handler: handler.filter(|_| !released)?, thread };
         self.all.push(ActiveSubscription { ids, references: 1, traces, disconnected: false });
         Some(ids)
     }
 
-    /// The node drops references to a callback. Returns whether its subscription is over.
+    /// Drops references of the node to a callback. Returns whether its subscription is over.
     pub fn on_release(&mut self, callback: u32, count: u32) -> bool {
         for requested in self.requested.iter_mut().filter(|requested| requested.callback == callback) {
             requested.released |= count > 0;
@@ -118,7 +119,7 @@ impl SubscriptionTable {
         self.all.len() < before
     }
 
-    /// The node calls back for the UTXO cache trace. Returns whether that exceeds the budget for the first time.
+    /// Records a callback of the UTXO cache trace. Returns whether it exceeds the budget for the first time.
     pub fn on_trace(&mut self, now: Duration) -> bool {
         self.budget.on_call(now) && !std::mem::replace(&mut self.over_budget, true)
     }
@@ -128,8 +129,8 @@ impl SubscriptionTable {
         self.budget.add_run_delay(total);
     }
 
-    /// The callback of the subscription that the exporter may disconnect by this handler. `None` if it has been, is being, or
-    /// never was one.
+    /// The callback of the subscription that the exporter may disconnect through this handler. `None` if the subscription is disconnected
+    /// already, a disconnect is under way, or it never existed.
     pub fn disconnectable_callback(&self, handler: u32) -> Option<u32> {
         let subscription = self.all.iter().find(|subscription| subscription.ids.handler == handler)?;
         let callback = subscription.ids.callback;
@@ -137,7 +138,7 @@ impl SubscriptionTable {
         (!subscription.disconnected && !under_way).then_some(callback)
     }
 
-    /// Whether a disconnect of the guard's own is under way.
+    /// Whether a disconnect that the guard made itself is under way.
     pub fn has_own_disconnect(&self) -> bool {
         self.disconnects.iter().any(|disconnect| disconnect.own)
     }
@@ -146,7 +147,7 @@ impl SubscriptionTable {
         self.disconnects.push(PendingDisconnect { callback, own });
     }
 
-    /// The node has answered; the text is why it failed.
+    /// Records the node's response to a `disconnect`. The text is the reason of a failure.
     pub fn on_disconnect_end(&mut self, callback: u32, ended: Result<(), &str>, now: Duration) {
         self.disconnects.retain(|disconnect| disconnect.callback != callback);
         self.retry_at = match ended {
@@ -161,7 +162,8 @@ impl SubscriptionTable {
         };
     }
 
-    /// The subscription that the guard has to disconnect, and when: each if it leaves, the trace if it is over its budget.
+    /// The subscription that the guard has to disconnect next, and the earliest time for it. If the guard drains (`leaves`), this is any
+    /// subscription that is not disconnected; otherwise it is the trace, if the trace is over budget.
     pub fn next_disconnect(&self, leaves: bool) -> Option<(SubscriptionIds, Duration)> {
         let is_next = |subscription: &&ActiveSubscription| {
             !subscription.disconnected && (leaves || self.over_budget && subscription.traces)
@@ -177,7 +179,7 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(1);
 
-    /// Notifications with callback 70 and handler 5, the trace with callback 71 and handler 6.
+    /// Two subscriptions: notifications with callback 70 and handler 5, and the trace with callback 71 and handler 6.
     fn two() -> SubscriptionTable {
         let mut subscriptions = SubscriptionTable::new(TraceBudget::new(Some(Duration::ZERO)));
         for (callback, handler, traces) in [(70, 5, false), (71, 6, true)] {

@@ -1,14 +1,14 @@
-//! The life of a block template.
+//! The state of a block template, from the request to the release.
 //!
-//! The node keeps a template's transactions in memory until the template is destroyed or released. A destroy while it
-//! answers another call on the template, or a call after one, reads memory that is gone. So the exporter has at most one
-//! template, makes one call on it at a time, and none after a destroy; and only the guard releases it: when the exporter
-//! does not use it any more, or is gone, and no call on it is under way. A node destroys a released template on a thread of its own;
-//! no answer reports that, and nothing waits for it.
+//! The node keeps the transactions of a template in memory until the template is destroyed or released. If it destroys a template while it
+//! handles another call on it, or handles a call after the destroy, it reads freed memory. Therefore the exporter has at most one template,
+//! makes one call on it at a time, and makes none after a destroy. Only the guard releases the template, when the exporter no longer uses
+//! it or is gone, and no call on it is under way. A node destroys a released template on a thread of its own; no response reports the end
+//! of that, and nothing waits for it.
 
 use crate::ipc::guard::message::{self, Method};
 
-/// The template that the node holds for the exporter.
+/// State of the block template that the node holds for the exporter.
 #[derive(Debug, Default, PartialEq)]
 pub(super) enum TemplateState {
     #[default]
@@ -16,16 +16,16 @@ pub(super) enum TemplateState {
     /// `createNewBlock` is under way.
     Requested,
     Held {
-        /// The node's number for it.
+        /// The node's export ID for the template.
         export: u32,
-        /// A call on it is under way.
+        /// Whether a call on the template is under way.
         called: bool,
         destroyed: bool,
     },
 }
 
 impl TemplateState {
-    /// The node's number for it.
+    /// The node's export ID for the template, if it holds one.
     pub fn export(&self) -> Option<u32> {
         match self {
             TemplateState::Held { export, .. } => Some(*export),
@@ -33,7 +33,7 @@ impl TemplateState {
         }
     }
 
-    /// Whether the exporter may request one.
+    /// Checks that the exporter may request a template.
     pub fn may_be_created(&self) -> Result<(), &'static str> {
         if *self == TemplateState::None { Ok(()) } else { Err("request for a second block template") }
     }
@@ -42,7 +42,7 @@ impl TemplateState {
         *self = TemplateState::Requested;
     }
 
-    /// The node has answered; `None` if it has not given one, or the exporter's `Finish` releases it.
+    /// Records the end of `createNewBlock`. `None` if the response has no template, or if the exporter's `Finish` releases it.
     pub fn on_create_end(&mut self, export: Option<u32>) {
         *self = export.map_or(TemplateState::None, |export| TemplateState::Held {
             export,
@@ -51,7 +51,7 @@ impl TemplateState {
         });
     }
 
-    /// Whether the exporter may call this method of it now, and whether that destroys it.
+    /// Checks that the exporter may call this method of the template now. Returns whether the call destroys the template.
     pub fn may_be_called(&self, method: Method) -> Result<bool, &'static str> {
         let destroys = method == message::DESTROY_TEMPLATE;
         match self {
@@ -74,7 +74,7 @@ impl TemplateState {
         }
     }
 
-    /// Takes the template if it is to be released: the exporter does not use it, and no call on it is under way.
+    /// Takes the template if it has to be released, because the exporter does not use it and no call on it is under way.
     pub fn take_unused(&mut self, is_used: impl FnOnce(u32) -> bool) -> Option<u32> {
         match *self {
             TemplateState::Held { export, called: false, .. } if !is_used(export) => {

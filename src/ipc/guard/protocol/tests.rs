@@ -1,4 +1,4 @@
-//! A row per rule, and per fault that a real node has shown.
+//! One test for each rule of the protocol, and for each fault that a real node has shown.
 
 mod templates;
 
@@ -24,7 +24,7 @@ const TRACE_HANDLER: u32 = 6;
 const CALLBACK: u32 = 70;
 const TRACE_CALLBACK: u32 = 71;
 const OWN_THREAD: u32 = 8;
-/// A call without a rule of its own.
+/// A method without a rule of its own.
 const GET_HEIGHT: Method = (chain::Client::TYPE_ID, 1);
 const TIP: [u8; 32] = [9; 32];
 const OTHER_TIP: [u8; 32] = [8; 32];
@@ -105,7 +105,7 @@ fn release(export: u32, count: u32) -> Vec<u8> {
     })
 }
 
-/// The rules and their clock.
+/// A guard's protocol state without sockets, with a clock that the test advances.
 struct TestGuard {
     protocol: ProtocolState,
     now: Duration,
@@ -151,14 +151,14 @@ impl TestGuard {
         self.protocol.may_close(self.now)
     }
 
-    /// After a silence of both sides.
+    /// Whether the connection may be closed after both sides were silent for `SETTLE_TIME`.
     fn may_close_soon(&mut self) -> bool {
         assert!(!self.may_close(), "the node's thread may still be busy with the last call");
         self.passes(SETTLE_TIME);
         self.may_close()
     }
 
-    /// Calls, gets the answer, and finishes.
+    /// Makes a call as the exporter, passes the node's response, and finishes the call.
     fn asks(&mut self, frame: Vec<u8>, answer: Vec<u8>) {
         let question = match Message::parse(&message::open(&frame).unwrap()).unwrap() {
             Message::Bootstrap { question } => question,
@@ -170,7 +170,7 @@ impl TestGuard {
         assert_eq!(self.exporter(finish(question, false)), ExporterMessageAction::Forward);
     }
 
-    /// The handshake of an exporter that has not asked for anything else.
+    /// A guard after the exporter's handshake, without any further call.
     fn connected() -> Self {
         let mut guard = TestGuard::new();
         guard.connect();
@@ -187,7 +187,7 @@ impl TestGuard {
         assert_eq!(self.calls(), []);
     }
 
-    /// With a long poll of the guard's own under way; returns its number.
+    /// A guard whose own long poll is under way, with its question ID.
     fn watching() -> (Self, u32) {
         let mut guard = TestGuard::connected();
         let question = guard.watch();
@@ -236,7 +236,7 @@ impl TestGuard {
         assert_eq!(self.node(call(1000, CALLBACK, method, &[], &[])), NodeMessageAction::AnswerCallback);
     }
 
-    /// The guard's one call is a disconnect of this handler; returns its number.
+    /// Checks that the guard's one call is a disconnect of this handler; returns its question ID.
     fn disconnects(&mut self, expected: u32) -> u32 {
         let [GuardMessage::Disconnect { question, handler, thread: THREAD }] = self.calls()[..] else {
             panic!("no disconnect")
@@ -393,7 +393,7 @@ fn unanswered_subscription_ends_after_its_answer() {
     );
 }
 
-/// As by an exporter that ends in the middle of it, and whose end comes after its `Finish`.
+/// An exporter that exits while it subscribes sends `Finish` before its connection closes.
 #[test]
 fn cancelled_subscription_keeps_its_handler() {
     let mut guard = TestGuard::connected();
@@ -441,7 +441,7 @@ fn exporter_is_not_read_during_the_guards_disconnect() {
     assert!(!guard.protocol.reads_exporter(), "a nested disconnect would hang the node");
     guard.node(results(question, &[]));
     assert!(guard.protocol.reads_exporter());
-    // The exporter's own disconnect, which was on its way.
+    // The exporter's own disconnect was already sent.
     assert_eq!(
         guard.exporter(call(20, TRACE_HANDLER, message::DISCONNECT, &[], &[THREAD])),
         ExporterMessageAction::Answer(20)
@@ -461,7 +461,8 @@ fn exporters_disconnect_is_forwarded_once() {
     assert_eq!(guard.calls(), [GuardMessage::Finish { question: 20, releases: false }], "it is done");
 }
 
-/// The guard would not know that the node is ending it, and end it once more: the node hangs.
+/// If the exporter could end the subscription before the node's response, the guard would not know of it and would end the subscription
+/// again. The node would hang.
 #[test]
 fn subscription_cannot_end_before_it_begins() {
     let mut guard = TestGuard::connected();
@@ -535,14 +536,15 @@ fn exporters_long_poll_reports_the_shutdown() {
 #[test]
 fn long_poll_continues_at_an_interval() {
     let (mut guard, watch) = TestGuard::watching();
-    // Another tip: asked again soon, and with it.
+    // The node returns another tip: the next poll starts soon, and has that tip.
     guard.node(tip_results(watch, Some(OTHER_TIP)));
     assert_eq!(guard.calls(), [GuardMessage::Finish { question: watch, releases: false }]);
     guard.passes(MIN_POLL_INTERVAL);
     let [GuardMessage::WaitTipChanged { question, tip, .. }] = &guard.calls()[..] else { panic!() };
     assert_eq!(tip, &OTHER_TIP);
     let question = *question;
-    // The same tip at once, as while it reorganizes: not deaf for long, or a shutdown would be missed.
+    // The node returns the same tip at once, as it does while it reorganizes. The next poll starts soon, because a shutdown could be missed
+    // without one.
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
     guard.passes(MIN_POLL_INTERVAL - Duration::from_millis(1));
@@ -550,13 +552,13 @@ fn long_poll_continues_at_an_interval() {
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(Duration::from_millis(1)));
     guard.passes(Duration::from_millis(1));
     let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
-    // With a subscription less long.
+    // The interval is shorter if there is a subscription.
     guard.subscribe();
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
     guard.passes(MIN_SUBSCRIBED_POLL_INTERVAL);
     let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
-    // A failure.
+    // The poll fails.
     guard.node(failure(question, "no"));
     guard.calls();
     guard.passes(RETRY_INTERVAL - Duration::from_millis(1));
@@ -573,14 +575,14 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.calls();
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
-    // Answered, and asked again in time.
+    // The exporter's poll is answered, and the exporter starts another poll in time.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
-    // Answered, with or without a running exporter.
+    // The exporter's poll is answered, and the exporter starts no other poll.
     guard.node(failure(21, "no"));
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(TAKEOVER_DELAY));
     guard.passes(TAKEOVER_DELAY);
@@ -668,7 +670,7 @@ fn question_number_is_free_if_no_finish_is_needed() {
     assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), ExporterMessageAction::Forward);
 }
 
-/// A call that the exporter gives up in the moment in which the node answers it.
+/// The exporter's `Finish` and the node's response are sent at the same time.
 #[test]
 fn finish_that_crosses_an_answer_is_tolerated() {
     let mut guard = TestGuard::connected();
@@ -694,7 +696,7 @@ fn pinned_capabilities_are_not_released() {
             "{needed}"
         );
     }
-    // With the answer, too.
+    // The same for the capabilities of a response that a `Finish` would release.
     guard.exporter(call(20, CHAIN, GET_HEIGHT, &[], &[]));
     guard.node(results(20, &[MINING]));
     assert_eq!(guard.exporter(finish(20, true)), ExporterMessageAction::Keep);
@@ -741,7 +743,7 @@ fn replacement_waits_until_the_node_is_silent() {
         guard.protocol.drain(now);
         guard
     };
-    // The killed guard's disconnect goes on: it is not asked for again.
+    // The killed guard's disconnect is under way: the replacement does not repeat it.
     let mut guard = start();
     guard.passes(QUIET_TIME - Duration::from_millis(1));
     guard.is_called_back(DESTROY);
@@ -753,7 +755,7 @@ fn replacement_waits_until_the_node_is_silent() {
     guard.passes(Duration::from_millis(1));
     assert!(guard.may_close());
 
-    // It had not begun.
+    // The killed guard had not sent the disconnect.
     let mut guard = start();
     guard.passes(QUIET_TIME);
     let question = guard.disconnects(HANDLER);
@@ -764,7 +766,7 @@ fn replacement_waits_until_the_node_is_silent() {
     guard.passes(SILENCE_TIMEOUT);
     assert!(guard.may_close(), "whether the callback was released before, nobody has heard");
 
-    // A node that never is silent.
+    // The node is never silent.
     let mut guard = start();
     let mut waited = Duration::ZERO;
     while guard.calls().is_empty() {
@@ -786,7 +788,7 @@ fn forbidden_calls_get_an_error_and_are_not_forwarded() {
     };
     assert_eq!(rejection.call, "Mining.9");
     assert!(matches!(&guard.events()[..], [GuardEvent::Rejected { .. }]));
-    // The connection goes on, and the number of the call is free again.
+    // The connection stays open, and the question ID is free again.
     guard.asks(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(20, Some(TIP)));
     for question in 21..20 + MAX_REJECTED {
         let verdict = guard.exporter(call(question, MINING, submit_block, &[], &[THREAD]));
@@ -825,7 +827,7 @@ fn threads_of_the_node_are_limited() {
     let mut guard = TestGuard::connected();
     for question in 20..20 + MAX_THREADS {
         let verdict = guard.exporter(call(question, THREAD_MAP, message::MAKE_THREAD, &[], &[]));
-        // One was made in the handshake.
+        // The handshake requested one thread.
         let ends = question == 19 + MAX_THREADS;
         assert_eq!(
             verdict == ExporterMessageAction::Violation("request for too many threads"),
@@ -843,7 +845,7 @@ fn node_thread_has_one_call_at_a_time() {
     assert_eq!(guard.exporter(asked(20)), ExporterMessageAction::Forward);
     let verdict = guard.exporter(asked(21));
     assert_eq!(verdict, ExporterMessageAction::Violation("two concurrent calls on one thread"));
-    // Given up by the exporter, and still running in the node.
+    // The exporter has given up the call, but the node still runs it.
     guard.exporter(finish(20, true));
     assert!(matches!(guard.exporter(asked(22)), ExporterMessageAction::Violation(_)));
     guard.node(results(20, &[]));

@@ -1,4 +1,4 @@
-//! Block templates: a test per rule.
+//! One test for each rule about block templates.
 
 use super::*;
 use crate::schema::mining_capnp::block_template;
@@ -18,7 +18,7 @@ fn on_template(question: u32, method: Method) -> Vec<u8> {
 }
 
 impl TestGuard {
-    /// The exporter has a template, and has asked nothing of it.
+    /// A guard whose exporter has a template and has made no call on it.
     fn with_template() -> Self {
         let mut guard = TestGuard::connected();
         guard.asks(create(30), results(30, &[TEMPLATE]));
@@ -36,7 +36,7 @@ fn guard_releases_a_dropped_template() {
     assert_eq!(guard.calls(), []);
     assert_eq!(guard.exporter(release(TEMPLATE, 1)), ExporterMessageAction::Keep);
     assert_eq!(guard.calls(), RELEASED);
-    guard.asks(create(31), results(31, &[TEMPLATE])); // the node uses its number again
+    guard.asks(create(31), results(31, &[TEMPLATE])); // the node reuses the export ID
     assert_eq!(guard.calls(), []);
 }
 
@@ -141,7 +141,7 @@ fn template_allows_only_reads() {
     guard.is_refused(on_template(31, SUBMIT_SOLUTION), why);
     guard.is_refused(on_template(31, (block_template::Client::TYPE_ID, 8)), why); // waitNext of Core 31
     for other in [(7, 7), message::MAKE_THREAD, message::WAIT_TIP_CHANGED, message::CREATE_NEW_BLOCK] {
-        guard.is_refused(on_template(31, other), why); // whatever else the method is known for
+        guard.is_refused(on_template(31, other), why); // methods that are permitted on other capabilities
     }
     assert_eq!(guard.exporter(on_template(31, GET_TX_FEES)), ExporterMessageAction::Forward);
 }
@@ -204,7 +204,7 @@ fn endless_build_delays_no_shutdown_or_unsubscribe() {
     assert!(guard.may_close_soon());
 }
 
-/// The killed guard had a template. The close frees it, and an answer that is still to come restarts the silence.
+/// The killed guard had a template. The close frees it. A response that arrives late restarts the wait for silence.
 #[test]
 fn replacement_has_no_template() {
     let now = Duration::from_secs(1);
