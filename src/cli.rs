@@ -147,7 +147,7 @@ pub trait Cli: Parser {
         Ok(())
     }
 
-    /// The command with all options, as documented.
+    /// The command with every option that `--help` and the manual page list.
     fn full_command() -> Command {
         let mut command = Self::command().version(VERSION);
         for argument in CommonArgs::augment_args(Command::new("shared")).get_arguments() {

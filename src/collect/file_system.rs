@@ -23,7 +23,7 @@ pub struct DiskSpace {
     pub size: f64,
 }
 
-/// Candidates for the directory that has the node's `blocks`: the directory of its chain in the data directory.
+/// Paths that may be the directory of the node's chain, which contains `blocks`: below the data directory, or itself for mainnet.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatadirCandidates {
     /// The directory that the user named.

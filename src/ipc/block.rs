@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Weight units of a byte that is not witness data.
 const WEIGHT_PER_BYTE: u64 = 4;
 
-/// Counts of a block: transactions, inputs, outputs, their value, and weights.
+/// Totals of a block: the numbers of transactions, inputs and outputs, the value of the outputs, and the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockContents {
     /// Number of transactions, including the coinbase.

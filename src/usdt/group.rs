@@ -6,7 +6,7 @@ use super::blocks;
 use super::maps::Maps;
 use crate::metrics::Family;
 
-/// A group of tracepoints with its BPF programs, and its metrics, log lines and events of blocks.
+/// What a group of tracepoints provides: its BPF programs, metrics, log lines and block events.
 pub(super) trait GroupPrograms: Send + Sync {
     /// The provider of the group's tracepoints, for example `validation`. Each BPF program has the name of its tracepoint.
     fn provider(&self) -> &'static str;

@@ -107,7 +107,7 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     }
 }
 
-/// Reads a `TALLIES_MAP`, which has counts by keys that peers choose, and limits the number of its keys.
+/// Reader of a `TALLIES_MAP`, a BPF map of counts. It limits the number of keys, because peers choose them.
 /// If there are more than `limit` keys, the least recently counted keys are removed. Their counts are added to `removed`: no sum decreases.
 pub(super) struct TallyMap<K> {
     map: &'static str,

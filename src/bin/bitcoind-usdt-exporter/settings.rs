@@ -83,7 +83,7 @@ impl Overlay<'_> {
         variable(key).or_else(of_file)
     }
 
-    /// Sets an argument, unless it is given. An invalid setting is always an error.
+    /// Sets an argument that is not given on the command line. An invalid setting is an error in any case.
     fn set<P: TypedValueParser>(
         &self,
         to: &mut impl From<P::Value>,

@@ -38,7 +38,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }
 
-/// The silence of the most silent peer of each group, by group. It is measured with a clock that cannot be set, because the wall clocks
+/// For each group of peers, the time since the node last received something from its most silent peer. It is measured with a clock that cannot be set, because the wall clocks
 /// of the node and the exporter can be.
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
@@ -54,7 +54,8 @@ struct LastReceived {
 }
 
 impl PeerSilence {
-    /// Updates the silence of each group. Only a receive time that has changed is compared with `now`, Unix seconds.
+    /// Updates the silence of each group. A receive time is compared with `now` (in Unix seconds) only if it has changed since the last
+    /// update.
     fn update(&mut self, groups: &BTreeMap<String, PeerGroup>, now: f64, changed: Instant) {
         let mut last = std::mem::take(&mut self.0);
         for (label, group) in groups {

@@ -85,7 +85,7 @@ impl FrameReader {
         self.skipped > 0
     }
 
-    /// Whether the buffer still has the size of a large message.
+    /// Whether the buffer was enlarged for a large message, and not shrunk since.
     pub fn has_grown(&self) -> bool {
         self.buffer.len() * 8 > BUFFER_BYTES
     }

@@ -1,4 +1,4 @@
-//! The SQLite file of the block log: its versions, adding rows, and deleting the oldest.
+//! The SQLite file of the block log. Migrates the file to the current version, adds rows, and deletes the oldest rows.
 //!
 //! The file uses SQLite's rollback journal: rows are rare, and with this type of journal, read access to the file is enough to read it.
 
