@@ -118,7 +118,7 @@ fuzz_target!(|text: &str| {
             }
             session.close().await;
         }
-        METRICS.node_is_away();
+        METRICS.clear_node_values();
         server.abort();
     });
 });

@@ -71,7 +71,7 @@ fuzz_target!(|data: &[u8]| {
         };
         let (end, ()) = tokio::join!(exporter, peer);
         assert!(!matches!(end, SessionEnd::ShutdownRequested));
-        METRICS.node_is_away();
+        METRICS.clear_node_values();
     });
     // No input may make the page grow without limit.
     let page = METRICS.render(Format::OpenMetrics);
