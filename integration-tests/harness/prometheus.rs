@@ -223,10 +223,10 @@ impl Alertmanager {
     /// Sends alerts, as Prometheus does.
     pub fn send(&self, alerts: &Value) {
         let body = alerts.to_string();
-        let said =
+        let message =
             self.0.json("api/v2/alerts", &["-H", "Content-Type: application/json", "--data", &body, "-f"]);
         // The response is empty.
-        assert_eq!(said.unwrap_err(), "");
+        assert_eq!(message.unwrap_err(), "");
     }
 
     pub fn alerts(&self) -> Value {

@@ -20,9 +20,9 @@ use crate::harness::fake_http::{FakeHttp, Mode};
 fn refusal(arguments: &[&str]) -> String {
     let output = command().args(arguments).output().unwrap();
     assert!(!output.status.success(), "{arguments:?} succeeded");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!said.contains("panicked"), "{said}");
-    said
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(!message.contains("panicked"), "{message}");
+    message
 }
 
 #[test]
@@ -63,8 +63,11 @@ fn wrong_options_are_explained() {
     assert!(refusal(&["--utxo-trace", "maybe"]).contains("auto, on, off"));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let said = refusal(&["--metrics-addr", &address, "/nonexistent/node.sock"]);
-    assert!(said.contains(&format!("cannot listen on {address}")) && said.contains("in use"), "{said}");
+    let message = refusal(&["--metrics-addr", &address, "/nonexistent/node.sock"]);
+    assert!(
+        message.contains(&format!("cannot listen on {address}")) && message.contains("in use"),
+        "{message}"
+    );
 }
 
 /// A peer that is no node: says `greeting`, then hangs up or stays.
@@ -97,8 +100,8 @@ fn peer_that_is_no_node_is_rejected_and_retried() {
         b"\x00\x00\x00\x00\x00\x00\x00\x00",
     ] {
         let (_dir, path) = peer(greeting, false);
-        let said = refusal(&["--once", path.to_str().unwrap()]);
-        assert!(said.contains("no Bitcoin node responds there"), "{greeting:?}: {said}");
+        let message = refusal(&["--once", path.to_str().unwrap()]);
+        assert!(message.contains("no Bitcoin node responds there"), "{greeting:?}: {message}");
         let exporter = Exporter::start(&path, &[]);
         eventually("it is tried again", || {
             exporter.value("bitcoin_exporter_connects_total").filter(|&n| n >= 2.0)
@@ -110,8 +113,8 @@ fn peer_that_is_no_node_is_rejected_and_retried() {
 #[test]
 fn silent_peer_is_disconnected_at_the_deadline() {
     let (_dir, path) = peer(b"", true);
-    let said = refusal(&["--once", "--call-timeout", "200ms", path.to_str().unwrap()]);
-    assert!(said.contains("no response within 200ms"), "{said}");
+    let message = refusal(&["--once", "--call-timeout", "200ms", path.to_str().unwrap()]);
+    assert!(message.contains("no response within 200ms"), "{message}");
 }
 
 /// `eprintln!` would panic, and a panic of PID 1 ends its container.

@@ -94,20 +94,20 @@ fn blocks_are_counted_over_http_and_the_source_is_shown() {
             String::from_utf8(output.stderr).unwrap(),
         )
     };
-    let (good, said, _) = check(&[]);
-    assert!(good && said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
-    assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    let (good, message, _) = check(&[]);
+    assert!(good && message.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{message}");
+    assert!(message.contains("  bitcoin_difficulty\n"), "{message}");
     assert!(
-        !said.contains("more metrics: enable") && !said.contains("more metrics: run bitcoin-node"),
-        "{said}"
+        !message.contains("more metrics: enable") && !message.contains("more metrics: run bitcoin-node"),
+        "{message}"
     );
     assert!(
-        said.contains("\nto get more metrics: run bitcoind-usdt-exporter to count each transaction"),
-        "{said}"
+        message.contains("\nto get more metrics: run bitcoind-usdt-exporter to count each transaction"),
+        "{message}"
     );
-    let (good, said, _) = check(&["--rpc", "off"]);
-    assert!(good && said.contains("\nto get more metrics: enable JSON-RPC over HTTP"), "{said}");
-    assert!(!said.contains("  bitcoin_difficulty\n"), "{said}");
+    let (good, message, _) = check(&["--rpc", "off"]);
+    assert!(good && message.contains("\nto get more metrics: enable JSON-RPC over HTTP"), "{message}");
+    assert!(!message.contains("  bitcoin_difficulty\n"), "{message}");
     let (good, _, error) = check(&["--rpc", "on", "--chain", "signet"]);
     assert!(!good && error.contains("its chain is \"regtest\", not \"signet\""), "{error}");
 }
@@ -251,12 +251,12 @@ fn restarted_node_has_another_cookie() {
         .wait_for("bitcoin_difficulty", node.json(&["getblockchaininfo"])["difficulty"].as_f64().unwrap());
 }
 
-/// An endpoint with this fault costs nothing but its own metrics, is said once, and used when it is mended.
-fn fault(mode: Mode, said: &str) {
+/// An endpoint with this fault costs only its own metrics, is logged once, and is used again when it works.
+fn fault(mode: Mode, message: &str) {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
     let http = FakeHttp::start(mode);
     let exporter = http.exporter(&node, &["--call-timeout", "1s"]);
-    eventually(said, || exporter.log().contains(said).then_some(()));
+    eventually(message, || exporter.log().contains(message).then_some(()));
     eventually("it is tried again", || (http.seen.lock().unwrap().len() > 2).then_some(()));
     assert_eq!((exporter.value(USED), exporter.value("bitcoin_difficulty")), (Some(0.0), None));
     assert_eq!(
@@ -427,20 +427,20 @@ fn https_is_used_if_its_authority_is_trusted() {
             .arg(authority)
             .output()
             .unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8(said).unwrap())
+        let message = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(message).unwrap())
     };
     let url = format!("https://localhost:{port}");
-    let (good, said) = check(&url, &ours);
-    assert!(good && said.contains(&format!("JSON-RPC over HTTP: {url}")), "{said}");
-    assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    let (good, message) = check(&url, &ours);
+    assert!(good && message.contains(&format!("JSON-RPC over HTTP: {url}")), "{message}");
+    assert!(message.contains("  bitcoin_difficulty\n"), "{message}");
 
-    let (good, said) = check(&url, &another);
-    assert!(!good && said.contains("TLS failed") && said.contains("--rpc-ca-file"), "{said}");
-    let (good, said) = check(&format!("https://127.0.0.1:{port}"), &ours);
-    assert!(!good && said.contains("TLS failed"), "the certificate is for localhost: {said}");
-    let (good, said) = check(&node.rpc_url().replace("http", "https"), &ours);
-    assert!(!good && said.contains("check that the server uses https"), "{said}");
-    let (good, said) = check(&url, &dir.path().join("missing.pem"));
-    assert!(!good && said.contains("--rpc-ca-file: cannot read"), "{said}");
+    let (good, message) = check(&url, &another);
+    assert!(!good && message.contains("TLS failed") && message.contains("--rpc-ca-file"), "{message}");
+    let (good, message) = check(&format!("https://127.0.0.1:{port}"), &ours);
+    assert!(!good && message.contains("TLS failed"), "the certificate is for localhost: {message}");
+    let (good, message) = check(&node.rpc_url().replace("http", "https"), &ours);
+    assert!(!good && message.contains("check that the server uses https"), "{message}");
+    let (good, message) = check(&url, &dir.path().join("missing.pem"));
+    assert!(!good && message.contains("--rpc-ca-file: cannot read"), "{message}");
 }

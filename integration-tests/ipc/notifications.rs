@@ -160,8 +160,8 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
 fn node_without_interfaces_is_rejected() {
     let node = FakeNode::start(Offers::default());
     let output = command().args(["--check"]).arg(node.socket()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("has none of the interfaces"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && message.contains("has none of the interfaces"), "{message}");
 }
 
 #[test]

@@ -371,9 +371,9 @@ fn promtool_finds_nothing_in_the_metrics() {
         .unwrap();
     check.stdin.take().unwrap().write_all(exporter.metrics().as_bytes()).unwrap();
     let output = check.wait_with_output().unwrap();
-    let said =
+    let message =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.is_empty(), "{said}");
+    assert!(output.status.success() && message.is_empty(), "{message}");
 }
 
 /// promtool reads only the older format; that the other one is right too, a real Prometheus says.
@@ -494,13 +494,13 @@ fn silent_connections_do_not_block_scrapers() {
         (0..1000).map(|_| std::net::TcpStream::connect(exporter.address()).expect("it accepts")).collect();
     for (i, stream) in silent.iter_mut().enumerate() {
         // Some say nothing, some begin a request, some speak TLS, some never read the answer.
-        let said: &[u8] = [
+        let message: &[u8] = [
             &b""[..],
             b"GET /met",
             b"\x16\x03\x01\x02\x00",
             b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
         ][i % 4];
-        stream.write_all(said).unwrap();
+        stream.write_all(message).unwrap();
     }
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
     drop(silent);

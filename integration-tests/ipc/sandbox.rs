@@ -198,17 +198,20 @@ fn confined_exporter_is_denied_unneeded_calls() {
     let dir = TempDir::new().unwrap();
     let (_node, json_rpc) = (prepare(&dir), TcpListener::bind("127.0.0.1:0").unwrap());
     let port = json_rpc.local_addr().unwrap().port().to_string();
-    let said = again("confined_exporter_is_denied_unneeded_calls", &port, &dir);
+    let message = again("confined_exporter_is_denied_unneeded_calls", &port, &dir);
     for what in DENIED {
-        assert!(said.contains(&format!("\n{what}: denied")), "{what}\n{said}");
+        assert!(message.contains(&format!("\n{what}: denied")), "{what}\n{message}");
     }
     for what in ["open certificate", "open /proc", "connect JSON-RPC", "thread"] {
-        assert!(said.contains(&format!("\n{what}: not denied")), "{what}\n{said}");
+        assert!(message.contains(&format!("\n{what}: not denied")), "{what}\n{message}");
     }
     match has_landlock_6() {
         true => {
-            assert!(said.contains("(\"landlock\", true)"), "{said}");
-            assert!(said.contains("\nopen: denied") && said.contains("\nconnect TCP: denied"), "{said}");
+            assert!(message.contains("(\"landlock\", true)"), "{message}");
+            assert!(
+                message.contains("\nopen: denied") && message.contains("\nconnect TCP: denied"),
+                "{message}"
+            );
         }
         false => eprintln!("SKIPPED: Landlock of this kernel does not confine files, ports and signals"),
     }
@@ -232,12 +235,12 @@ fn confined_guard_is_denied_all_but_its_sockets() {
     }
     let dir = TempDir::new().unwrap();
     let _node = prepare(&dir);
-    let said = again("confined_guard_is_denied_all_but_its_sockets", "guard", &dir);
+    let message = again("confined_guard_is_denied_all_but_its_sockets", "guard", &dir);
     for what in DENIED.iter().chain(&["open", "socket", "thread"]) {
-        assert!(said.contains(&format!("\n{what}: denied")), "{what}\n{said}");
+        assert!(message.contains(&format!("\n{what}: denied")), "{what}\n{message}");
     }
     for what in ["sockets", "record", "not waiting"] {
-        assert!(said.contains(&format!("\n{what}: not denied")), "{what}\n{said}");
+        assert!(message.contains(&format!("\n{what}: not denied")), "{what}\n{message}");
     }
 }
 

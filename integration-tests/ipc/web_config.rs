@@ -36,8 +36,8 @@ fn curl(exporter: &Exporter, dir: &Path, arguments: &[&str]) -> Result<(u16, Str
         .arg(format!("{scheme}://localhost:{port}/metrics"))
         .output()
         .expect("curl");
-    let said = String::from_utf8(output.stdout).unwrap();
-    let (body, status) = said.rsplit_once('\n').unwrap();
+    let message = String::from_utf8(output.stdout).unwrap();
+    let (body, status) = message.rsplit_once('\n').unwrap();
     match output.status.code() {
         Some(0) => Ok((status.parse().unwrap(), body.to_string())),
         code => Err(code.unwrap()),
@@ -205,6 +205,9 @@ fn invalid_web_config_is_rejected_at_startup() {
     let path = dir.path().join("web.yml");
     std::fs::write(&path, "basic_auth_users:\n  prom: [\n").unwrap();
     let output = command().arg("--web.config.file").arg(&path).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && said.contains("web.yml") && said.contains("line "), "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && message.contains("web.yml") && message.contains("line "),
+        "{message}"
+    );
 }

@@ -100,34 +100,38 @@ fn check_and_once_need_no_ipc_and_report_errors() {
     node.mine(3);
     let run = |arguments: &[&str]| {
         let output = command().args(arguments).output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8(said).unwrap())
+        let message = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(message).unwrap())
     };
     let arguments = node.over_http();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (good, said) = run(&[&arguments[..], &["--check"]].concat());
-    assert!(good && said.contains("connection: HTTP only ("), "{said}");
-    assert!(said.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{said}");
-    assert!(said.contains("  bitcoin_difficulty\n"), "{said}");
+    let (good, message) = run(&[&arguments[..], &["--check"]].concat());
+    assert!(good && message.contains("connection: HTTP only ("), "{message}");
+    assert!(message.contains(&format!("JSON-RPC over HTTP: {}", node.rpc_url())), "{message}");
+    assert!(message.contains("  bitcoin_difficulty\n"), "{message}");
     assert!(
-        said.contains("\nto get more metrics: run bitcoin-node with -ipcbind=unix")
-            && !said.contains("(--rpc on)"),
-        "{said}"
+        message.contains("\nto get more metrics: run bitcoin-node with -ipcbind=unix")
+            && !message.contains("(--rpc on)"),
+        "{message}"
     );
-    let (good, said) = run(&[&arguments[..], &["--once"]].concat());
+    let (good, message) = run(&[&arguments[..], &["--once"]].concat());
     assert!(
-        good && said.contains("\nbitcoin_chain_height 3\n") && said.contains("\nbitcoin_up 1\n"),
-        "{said}"
+        good && message.contains("\nbitcoin_chain_height 3\n") && message.contains("\nbitcoin_up 1\n"),
+        "{message}"
     );
 
     // Both ways are named where neither works; a socket that was named is not done without.
-    let (good, said) = run(&[&arguments[..4], &["--rpc-url", "http://127.0.0.1:1", "--check"]].concat());
-    assert!(!good && said.contains("no such socket") && said.contains("connection refused"), "{said}");
+    let (good, message) = run(&[&arguments[..4], &["--rpc-url", "http://127.0.0.1:1", "--check"]].concat());
+    assert!(
+        !good && message.contains("no such socket") && message.contains("connection refused"),
+        "{message}"
+    );
     let socket = node.socket();
-    let (good, said) = run(&[&arguments[..], &["--check", socket.to_str().unwrap()]].concat());
-    assert!(!good && said.contains("no such socket") && !said.contains("HTTP"), "{said}");
-    let (good, said) = run(&[&arguments[..2], &arguments[4..], &["--chain", "signet", "--check"]].concat());
-    assert!(!good && said.contains("cookie"), "{said}");
+    let (good, message) = run(&[&arguments[..], &["--check", socket.to_str().unwrap()]].concat());
+    assert!(!good && message.contains("no such socket") && !message.contains("HTTP"), "{message}");
+    let (good, message) =
+        run(&[&arguments[..2], &arguments[4..], &["--chain", "signet", "--check"]].concat());
+    assert!(!good && message.contains("cookie"), "{message}");
 }
 
 #[test]

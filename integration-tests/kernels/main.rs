@@ -170,7 +170,7 @@ impl Kernel {
         program
     }
 
-    /// Boots it with this program and these variables; what the exporter shows, and what it said.
+    /// Boots it with this program and these variables; what the exporter shows, and what it message.
     fn boot(&self, program: &Path, commands: &str, variables: &[&str]) -> (String, String) {
         let (Some(folder), Some(exporter)) = (&self.folder, &self.exporter) else { unreachable!("checked") };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -179,9 +179,9 @@ impl Kernel {
         let mut boot = boot.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         boot.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
         let output = boot.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-        assert!(output.status.success(), "{said}");
-        let (metrics, log) = said.split_once("\nlog:\n").unwrap_or_else(|| panic!("{said}"));
+        let message = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        assert!(output.status.success(), "{message}");
+        let (metrics, log) = message.split_once("\nlog:\n").unwrap_or_else(|| panic!("{message}"));
         (metrics.replace("node=\"localhost\",", "").replace("{node=\"localhost\"}", ""), log.to_string())
     }
 }

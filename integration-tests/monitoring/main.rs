@@ -95,8 +95,8 @@ fn contrib() -> PathBuf {
 
 fn succeeds(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&said));
+    let message = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&message));
 }
 
 fn dashboards_are_up_to_date(python: &std::ffi::OsStr) {

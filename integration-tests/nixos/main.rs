@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// What can be said of the Nix files without nixpkgs: `evaluate.nix` has stand-ins for its packages and its NixOS, and `lib.nix`
+/// What can be verified of the Nix files without nixpkgs: `evaluate.nix` has stand-ins for its packages and its NixOS, and `lib.nix`
 /// for its lib. With NIXPKGS_LIB, a folder of nixpkgs' own lib, that one has to give the same.
 fn nix() -> Vec<Trial> {
     let has_nix = Command::new("nix-instantiate").arg("--version").output().is_ok();
@@ -293,8 +293,8 @@ fn build_has_the_given_revision() -> Result<(), Failed> {
         .env("CARGO_CFG_TARGET_ARCH", std::env::consts::ARCH)
         .env("BUILD_REVISION", "0123abc")
         .output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.lines().any(|line| line == "cargo::rustc-env=BUILD_REVISION=0123abc"), "{said}");
+    let message = String::from_utf8_lossy(&output.stdout);
+    assert!(message.lines().any(|line| line == "cargo::rustc-env=BUILD_REVISION=0123abc"), "{message}");
     Ok(())
 }
 
@@ -328,7 +328,7 @@ fn run(command: &[&Path], root: &OsStr) -> Result<(), Failed> {
         .env("EXPORTERS", exporters)
         .env("ROOT", root)
         .output()?;
-    let said =
-        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
-    if output.status.success() { Ok(()) } else { Err(said.into()) }
+    let message =
+        [output.stdout, output.stderr].map(|message| String::from_utf8_lossy(&message).into_owned()).concat();
+    if output.status.success() { Ok(()) } else { Err(message.into()) }
 }

@@ -39,7 +39,7 @@ impl Scene {
         eventually("the blocks are in the record", || (self.heights() == heights).then_some(()));
     }
 
-    fn said(&self, what: &str) -> usize {
+    fn logged(&self, what: &str) -> usize {
         self.exporter.log().lines().filter(|line| line.contains(what)).count()
     }
 }
@@ -89,7 +89,7 @@ pub fn rows_can_be_read_while_others_are_written() {
         }
     });
     scene.until(104..=203);
-    assert_eq!(scene.said("block log"), 0, "{}", scene.exporter.log());
+    assert_eq!(scene.logged("block log"), 0, "{}", scene.exporter.log());
 
     // What waits is written before the end.
     scene.node.mine(1);
@@ -144,10 +144,10 @@ pub fn another_user_reads_the_block_log_without_write_access() {
     assert_eq!(text(as_nobody()).lines().count(), 2);
     std::fs::set_permissions(&scene.file, PermissionsExt::from_mode(0o600)).unwrap();
     let refused = as_nobody();
-    let said = String::from_utf8(refused.stderr).unwrap();
+    let message = String::from_utf8(refused.stderr).unwrap();
     assert!(
-        !refused.status.success() && said.contains("blocks.sqlite: unable to open database file"),
-        "{said}"
+        !refused.status.success() && message.contains("blocks.sqlite: unable to open database file"),
+        "{message}"
     );
     scene.node.mine(1);
     scene.until(1..=3);
@@ -165,15 +165,17 @@ pub fn full_disk_is_logged_once_and_costs_no_row() {
     std::fs::write(&filler, vec![0; 2 << 20]).unwrap_err();
     // More than the free part of the file's last page has room for.
     scene.node.mine(60);
-    eventually("the exporter says that the disk is full", || (scene.said("cannot write") == 1).then_some(()));
+    eventually("the exporter logs that the disk is full", || {
+        (scene.logged("cannot write") == 1).then_some(())
+    });
     assert!(scene.exporter.log().contains("database or disk is full"), "{}", scene.exporter.log());
     scene.exporter.wait_for("bitcoin_blocks_connected_total{node=\"localhost\"}", 62.0);
     std::fs::remove_file(&filler).unwrap();
     scene.until(1..=62);
     eventually("the exporter says that it goes on", || {
-        (scene.said("writing to the block log") == 1).then_some(())
+        (scene.logged("writing to the block log") == 1).then_some(())
     });
-    assert_eq!(scene.said("cannot write"), 1, "{}", scene.exporter.log());
+    assert_eq!(scene.logged("cannot write"), 1, "{}", scene.exporter.log());
 }
 
 pub fn corrupt_file_is_logged_once_and_replaced() {
@@ -185,15 +187,15 @@ pub fn corrupt_file_is_logged_once_and_replaced() {
     std::fs::write(&scene.file, vec![b'x'; length]).unwrap();
     scene.node.mine(2);
     eventually("the exporter says that the file is broken", || {
-        (scene.said("cannot write") == 1).then_some(())
+        (scene.logged("cannot write") == 1).then_some(())
     });
-    let said = String::from_utf8(blocks(&scene.file, &[]).stderr).unwrap();
-    assert!(said.contains("file is not a database") && said.contains("move it away"), "{said}");
+    let message = String::from_utf8(blocks(&scene.file, &[]).stderr).unwrap();
+    assert!(message.contains("file is not a database") && message.contains("move it away"), "{message}");
     std::fs::rename(&scene.file, dir.path().join("broken")).unwrap();
     eventually("a file is there again", || scene.file.exists().then_some(()));
     scene.until(2..=3);
     eventually("the exporter says that it goes on", || {
-        (scene.said("writing to the block log") == 1).then_some(())
+        (scene.logged("writing to the block log") == 1).then_some(())
     });
 
     // Removed under the exporter's hands, it would be written where nobody finds it.
@@ -201,7 +203,7 @@ pub fn corrupt_file_is_logged_once_and_replaced() {
     scene.node.mine(1);
     eventually("a file is there again", || scene.file.exists().then_some(()));
     scene.until([4]);
-    assert_eq!(scene.said("cannot write"), 1, "{}", scene.exporter.log());
+    assert_eq!(scene.logged("cannot write"), 1, "{}", scene.exporter.log());
 }
 
 pub fn foreign_block_log_file_is_rejected_at_startup() {
@@ -213,16 +215,16 @@ pub fn foreign_block_log_file_is_rejected_at_startup() {
     let mut exporter = command();
     exporter.args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0", "--pid", &pid, "--block-log"]);
     let refused = exporter.arg(&file).output().unwrap();
-    let said = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(1), "{said}");
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{message}");
     assert!(
-        said.contains("cannot open the block log (--block-log)") && said.contains("not a database"),
-        "{said}"
+        message.contains("cannot open the block log (--block-log)") && message.contains("not a database"),
+        "{message}"
     );
     assert!(std::fs::read_to_string(&file).unwrap().starts_with("of an operator"));
     let none = blocks(&dir.path().join("none"), &[]);
-    let said = String::from_utf8(none.stderr).unwrap();
-    assert!(!none.status.success() && said.contains("start the exporter with --block-log"), "{said}");
+    let message = String::from_utf8(none.stderr).unwrap();
+    assert!(!none.status.success() && message.contains("start the exporter with --block-log"), "{message}");
 }
 
 /// A disk of 1 MB; unmounted when its test ends.

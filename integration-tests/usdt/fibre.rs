@@ -314,11 +314,11 @@ pub fn binary_without_probes_is_rejected_with_a_hint() {
         .args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0", "--pid", &pid])
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
     assert!(
-        said.contains("ERROR: No USDT probes could be attached.") && said.contains("readelf -n"),
-        "{said}"
+        message.contains("ERROR: No USDT probes could be attached.") && message.contains("readelf -n"),
+        "{message}"
     );
 }
 

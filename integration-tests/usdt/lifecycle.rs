@@ -123,10 +123,10 @@ pub fn several_nodes_are_listed_and_none_is_guessed() {
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
     let (first, second) = (Fixture::start(&binary), Fixture::start(&binary));
-    let said = refusal(&["--list-probes", "--bitcoind", binary.to_str().unwrap()]);
-    assert!(said.contains("select one with --datadir, --unit or --pid"), "{said}");
+    let text = refusal(&["--list-probes", "--bitcoind", binary.to_str().unwrap()]);
+    assert!(text.contains("select one with --datadir, --unit or --pid"), "{text}");
     for fixture in [first, second] {
-        assert!(said.contains(&format!("process {} ({})", fixture.pid(), binary.display())), "{said}");
+        assert!(text.contains(&format!("process {} ({})", fixture.pid(), binary.display())), "{text}");
     }
 }
 
@@ -246,9 +246,9 @@ pub fn refusal(arguments: &[&str]) -> String {
 pub fn refused(command: &mut Command) -> String {
     let output = command.args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0"]).output().unwrap();
     assert!(!output.status.success(), "{command:?} succeeded");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!said.contains("panicked"), "{said}");
-    said
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!text.contains("panicked"), "{text}");
+    text
 }
 
 pub fn wrong_input_is_explained() {
@@ -265,11 +265,11 @@ pub fn failed_output_does_not_end_the_exporter() {
     let reference =
         |stdout: Stdio| command().arg("--print-metrics-reference").stdout(stdout).output().unwrap();
     let output = reference(full().into());
-    let said = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
-        (output.status.code(), said.contains("cannot write to standard output")),
+        (output.status.code(), text.contains("cannot write to standard output")),
         (Some(1), true),
-        "{said}"
+        "{text}"
     );
     // Who reads it has enough of it.
     let (reader, writer) = std::io::pipe().unwrap();
@@ -300,7 +300,7 @@ pub fn missing_privileges_are_reported() {
     nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]).arg(&copy);
     nobody.args(["--bitcoind", "/bin/sh", "--health-port", "0", "--metrics-addr", "127.0.0.1:0", "--pid"]);
     let output = nobody.arg(fixture.pid().to_string()).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
-    assert!(said.contains("CAP_PERFMON and CAP_BPF") && said.contains("setcap"), "{said}");
+    assert!(text.contains("CAP_PERFMON and CAP_BPF") && text.contains("setcap"), "{text}");
 }

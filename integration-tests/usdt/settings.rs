@@ -130,25 +130,25 @@ pub fn wrong_settings_are_explained_with_their_names() {
         ("log_file: /nonexistent/x", "cannot log to /nonexistent/x"),
         ("a: b: c", "config.yaml: "),
     ] {
-        let said = with_file(text);
-        assert!(said.contains(why), "{text}: {said}");
-        assert!(!said.contains("secret"), "{said}");
+        let message = with_file(text);
+        assert!(message.contains(why), "{text}: {message}");
+        assert!(!message.contains("secret"), "{message}");
     }
     let both = file(dir.path(), "tls_cert: c.pem\ntls_key: k.pem");
-    let said = refused(command().args(["--web.config.file", "web.yml", "--config"]).arg(both));
+    let message = refused(command().args(["--web.config.file", "web.yml", "--config"]).arg(both));
     let why = "'--web.config.file <PATH>' cannot be used with '--tls-cert <PATH>', '--tls-key <PATH>'";
-    assert!(said.contains(why), "{said}");
-    let said = refused(command().args(["-c", "/nonexistent/c.yaml"]));
-    assert!(said.contains("--config /nonexistent/c.yaml: No such file"), "{said}");
+    assert!(message.contains(why), "{message}");
+    let message = refused(command().args(["-c", "/nonexistent/c.yaml"]));
+    assert!(message.contains("--config /nonexistent/c.yaml: No such file"), "{message}");
     for (variable, value, why) in [
         ("FIBRE_PID", "self", "FIBRE_PID: invalid value 'self'"),
         ("FIBRE_HEALTH_PORT", "-1", "FIBRE_HEALTH_PORT: invalid value '-1'"),
         ("FIBRE_VERBOSE", "1", "FIBRE_VERBOSE: \"1\" is neither true nor false"),
-        ("FIBRE_TLS_KEY", "/nonexistent", "tls_key without tls_cert"),
+        ("FIBRE_TLS_KEY", "/nonexistent", "tls_key is set without tls_cert"),
         // It would be every process's unit.
         ("BITCOIND_USDT_EXPORTER_UNIT", "", "a value is required for '--unit <NAME>'"),
     ] {
-        let said = refused(command().env(variable, value));
-        assert!(said.contains(why), "{variable}={value}: {said}");
+        let message = refused(command().env(variable, value));
+        assert!(message.contains(why), "{variable}={value}: {message}");
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use super::queue::{self, LineQueue, LogWriter, MAX_WAITING_LINES};
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// Interval between attempts to reach a journal that is not running.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Time that the start of the exporter waits for a journal whose socket is full.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A log event for the journal, with its field values as text.
 struct JournalEntry {
@@ -74,19 +77,20 @@ pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, LogWriter)> {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
         _ => probe.set_nonblocking(false)?, // a journal whose socket is full exists, too
     }
-    // Connects now, because the sandbox will forbid it later.
-    let mut connecting = Some(thread::Builder::new().name("log-connect".into()).spawn(connect)?);
-    let mut journal = None;
+    // Connects now, because the sandbox will forbid it later. If the socket is full, the thread has made its own socket by the timeout.
+    let (sender, connected) = mpsc::channel();
+    thread::Builder::new().name("log-connect".into()).spawn(move || sender.send(connect()))?;
+    let mut journal = connected.recv_timeout(CONNECT_TIMEOUT).ok().transpose()?;
     let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: JournalEntry| {
         // The crate does not report entries that it could not send, so this tests the socket with an empty message, which the journal
         // discards.
         while probe.send_to(&[], SOCKET).is_err() {
             thread::sleep(RETRY_INTERVAL);
         }
-        if let Some(connecting) = connecting.take() {
-            journal = connecting.join().ok().transpose()?;
-        }
-        let Some(journal) = &journal else { return Err(io::ErrorKind::NotConnected.into()) };
+        let journal = match &journal {
+            Some(journal) => Dispatch::clone(journal),
+            None => journal.insert(connected.recv().map_err(io::Error::other)??).clone(),
+        };
         let values: Vec<_> =
             entry.values.iter().map(|value| value.as_ref().map(|value| value as &dyn Value)).collect();
         let fields = entry.metadata.fields().value_set_all(&values);

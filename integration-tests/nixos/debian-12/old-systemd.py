@@ -5,12 +5,12 @@ start_all()
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
 
-with subtest("it installs, a scrape starts it, and it says what is missing"):
+with subtest("it installs, a scrape starts it, and it logs what is missing"):
     machine.succeed("DEBIAN_FRONTEND=noninteractive dpkg -i /root/bitcoind-exporter.deb")
     machine.wait_until_succeeds("curl -sf http://127.0.0.1:9332/metrics | grep -x 'bitcoin_up 0'")
     machine.wait_until_succeeds("journalctl -u bitcoind-ipc-exporter | grep 'older than 253 and needs socket-path.conf'")
 
-with subtest("with the drop-in for old systemd it connects by itself"):
+with subtest("with the drop-in for old systemd it connects"):
     machine.succeed(
         "mkdir /etc/systemd/system/bitcoind-ipc-exporter.service.d",
         "cp /usr/share/doc/bitcoind-exporter/examples/bitcoind-ipc-exporter.service.d/socket-path.conf.example "
