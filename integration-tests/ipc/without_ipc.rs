@@ -145,6 +145,6 @@ fn missing_node_is_awaited() {
     });
     std::fs::write(dir.path().join(".cookie"), "__cookie__:1").unwrap();
     eventually("it says what is wrong now", || exporter.log().contains("connection refused").then_some(()));
-    assert_eq!(exporter.log().matches("WARN").count(), 2, "{}", exporter.log());
+    assert_eq!(exporter.log().matches("cannot connect").count(), 2, "{}", exporter.log());
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
 }
