@@ -16,9 +16,9 @@ pub(super) struct MempoolGroup {
     rejected: TallyMap<RejectionReason>,
 }
 
-/// The reason for a rejection, NUL-terminated. Its size is `REJECTION` of mempool.bpf.c.
+/// The node's reason for rejecting a transaction, NUL-terminated. The size is `REJECTION` of mempool.bpf.c.
 type RejectionReason = [u8; 128];
-/// Limit on reasons for rejections that have a series of their own.
+/// Limit on rejection reasons that have their own series.
 const MAX_REASONS: usize = 64;
 
 const ADDED: &[&str] = &["mempool:added"];
@@ -65,7 +65,8 @@ impl GroupPrograms for MempoolGroup {
 }
 
 impl MempoolGroup {
-    /// Rejections by reason, sorted. `unknown` is the number of those whose reason did not fit into the BPF map.
+    /// Number of rejected transactions by reason, sorted. `unknown` is the number of rejections whose reason did not
+    /// fit into the BPF map.
     fn rejections(&self, maps: &Maps, unknown: u64) -> Vec<([String; 1], u64)> {
         let TallySnapshot { present, removed } = self.rejected.read(maps);
         let mut rejections: Vec<_> =

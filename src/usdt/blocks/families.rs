@@ -1,4 +1,4 @@
-//! The metrics about connected blocks and their arrival.
+//! The metrics about connected blocks, and about the arrival of blocks at the node.
 
 use super::event::{Announcement, ConnectedBlock, ConnectionType};
 use super::trace::{ArrivalMethod, BlockArrival, MODES, Timeline};
@@ -24,7 +24,7 @@ const BYTES: Buckets = Buckets::new(1.0, &[
 #[derive(Clone, Copy, Default)]
 pub struct BlockCounts {
     pub connected: u64,
-    /// Height of the block that was connected, raced or reconstructed last.
+    /// Height of the last block that was connected, that took part in a FIBRE race, or that FIBRE reconstructed.
     pub last_height: Option<i32>,
     pub announcements: [u64; Announcement::LABELS.len()],
     pub first_announcements: [u64; ConnectionType::LABELS.len()],
@@ -96,8 +96,8 @@ impl BlockCounts {
     }
 }
 
-/// Tracepoints that feed the metrics about a block's arrival. The metrics need the first [`REQUIRED_SOURCES`]. The last two make the
-/// metrics more exact, if the node has them.
+/// Tracepoints that feed the metrics about a block's arrival. The first [`REQUIRED_SOURCES`] are required. The last two
+/// are optional, and make the metrics more accurate.
 const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
@@ -107,7 +107,7 @@ const ARRIVAL_SOURCES: &[&str] = &[
 ];
 const REQUIRED_SOURCES: usize = 3;
 const CONNECTED: &[&str] = &["validation:block_connected"];
-/// Tracepoints that pass a block's height.
+/// Tracepoints that have a block's height among their arguments.
 const HEIGHT: &[&str] = &[
     "udp:block_race_winner",
     "udp:block_race_time",
@@ -115,8 +115,8 @@ const HEIGHT: &[&str] = &[
     "validation:block_connected",
 ];
 
-/// Whether the attached tracepoints feed a family. One of the family's tracepoints is enough, but the metrics about a block's arrival need
-/// all required ones.
+/// Whether a family has data if these tracepoints have been attached. A family needs one of its tracepoints. The
+/// metrics about a block's arrival need the first [`REQUIRED_SOURCES`] of theirs.
 pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => ARRIVAL_SOURCES[..REQUIRED_SOURCES].iter().all(|tracepoint| attached(tracepoint)),
@@ -124,7 +124,7 @@ pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> boo
     }
 }
 
-/// The metrics about blocks, with these values.
+/// The metrics about blocks, with these counts as their values.
 #[rustfmt::skip]
 pub fn families(c: &BlockCounts) -> Vec<Family> {
     vec![
@@ -191,7 +191,7 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
     ]
 }
 
-/// Pairs each label with its count.
+/// Pairs each label value with the count at the same index.
 fn by<const N: usize>(
     labels: [&'static str; N],
     counts: [u64; N],
