@@ -121,17 +121,15 @@ impl GroupPrograms for FibreGroup {
                 .value(histogram_value(&CHUNKS, counts.chunks)),
             counter("fibre_blocks_sent_total", "Blocks that the node began to send over FIBRE", &["udp:block_send_start"])
                 .value(counts.sent),
-            counter("fibre_block_race_wins_total", "Blocks by the relay mechanism that delivered them first", WON)
+            counter("fibre_block_race_wins_total", "Blocks, by the relay mechanism that delivered the block first", WON)
                 .by(&["mechanism"]).samples(by_mechanism(&counts.wins).map(|(mechanism, wins)| ([mechanism], wins))),
             counter("fibre_block_deliveries_total",
-                "Blocks by the relay mechanism and the peer that delivered them first. If there are more than 256 pairs, \
-                 the least recent are added to the peer `other`", WON)
+                "Blocks, by the relay mechanism and the peer that delivered the block first. If there are more than 256 pairs, the counts of the least recent pairs are added to the peer `other`", WON)
                 .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
-            histogram("fibre_block_race_latency_seconds", "Time until each relay mechanism that took part in a race had the block", RACED,
+            histogram("fibre_block_race_latency_seconds", "Time until a relay mechanism had delivered the block, for each mechanism that took part in the race", RACED,
                 LATENCY.bounds)
                 .by(&["mechanism"]).samples(by_both_mechanisms(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
-            histogram("fibre_race_margin_seconds", "Time between the winner and the other mechanism, in races in which \
-                 both relay mechanisms took part", RACED,
+            histogram("fibre_race_margin_seconds", "Time between the deliveries by the winner and by the other mechanism, in races in which both relay mechanisms took part", RACED,
                 MARGIN.bounds)
                 .by(&["winner"]).samples(by_both_mechanisms(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
             counter("fibre_races_with_both_total", "Races in which both relay mechanisms took part", RACED).value(counts.races_with_both),

@@ -57,7 +57,7 @@ impl GroupPrograms for LoggingGroup {
             histogram("bitcoin_log_queue_depth", "Length of the debug.log queue when an entry is added; at a length of \
                  127 the thread that logs has to wait", QUEUED,
                 DEPTH.bounds).value(DEPTH.to_histogram(counts.depth.sum, counts.depth.buckets)),
-            histogram("bitcoin_log_queue_wait_seconds", "Time that a line waited in the debug.log queue", STARTED, DURATION.bounds)
+            histogram("bitcoin_log_queue_wait_seconds", "Time that a write or reopen request waited in the debug.log queue", STARTED, DURATION.bounds)
                 .value(duration(counts.wait_ns)),
             counter("bitcoin_log_operations_total",
                 "Operations of the thread that writes debug.log, by kind: write, reopen, other", COMPLETED)

@@ -58,7 +58,7 @@ impl GroupPrograms for MempoolGroup {
                 .value(counts.replaced),
             counter("bitcoin_mempool_tx_rejected_total",
                 "Transactions rejected by the mempool, by reason, including rejections by calls of `testmempoolaccept` \
-                 with one transaction. If there are more than 64 reasons, the least recent are added to `other`", &["mempool:rejected"])
+                 with one transaction. If there are more than 64 reasons, the counts of the least recent reasons are added to `other`", &["mempool:rejected"])
                 .by(&["reason"]).samples(self.rejections(maps, counts.rejected_other)),
         ]
     }

@@ -52,7 +52,7 @@ impl GroupPrograms for UtxocacheGroup {
         let if_known = |gauge: types::gauge| (gauge.known != 0).then_some(gauge.value as f64);
         vec![
             counter("bitcoin_utxo_cache_add_total",
-                "Coins added to a UTXO cache, including temporary caches (those of a block template or of a check of the database)", ADD)
+                "Coins added to a UTXO cache, including temporary caches (for a block template or a check of the database)", ADD)
                 .value(added.number),
             counter("bitcoin_utxo_cache_add_value_total", "Value of the coins added to a UTXO cache, in satoshis", ADD)
                 .value(added.value),

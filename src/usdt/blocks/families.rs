@@ -143,13 +143,10 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
         histogram("bitcoin_block_sigops", "Signature operation cost of a connected block", CONNECTED, SIGOPS.bounds)
             .value(c.sigops.histogram(&SIGOPS)),
         gauge("fibre_last_block_height",
-            "Height of the last block that was connected, raced or (if the node passes its height) reconstructed. No \
-             tracepoint fires when a block is disconnected: after a reorg the value changes when the new tip is \
-             connected", HEIGHT)
+            "Height of the last block that was connected, took part in a FIBRE race or (if the tracepoint has its height) was reconstructed. No tracepoint fires when a block is disconnected, so after a reorg the value changes when the first block of the new branch is connected", HEIGHT)
             .value_if_known(c.last_height.map(f64::from)),
         counter("bitcoin_block_announcements_total",
-            "Announcements of connected blocks, by type of message. The first announcement by each peer is counted, until \
-             a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
+            "Announcements of connected blocks, by message type. Only the first announcement by each peer is counted, and only until a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
             "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` until the \
              peer has sent a ping, pong or verack", ARRIVAL_SOURCES)
@@ -167,8 +164,7 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
              the block", ARRIVAL_SOURCES, ASSEMBLY.bounds)
             .value(c.assembly_ns.histogram(&ASSEMBLY)),
         counter("bitcoin_compact_blocks_received_total",
-            "Compact blocks received for connected blocks, by mode, until a minute after the block was connected: a \
-             `high_bandwidth` compact block arrives as the announcement, a `low_bandwidth` one was requested", ARRIVAL_SOURCES)
+            "Compact blocks received for connected blocks, by mode, until a minute after the block was connected: a `high_bandwidth` compact block is itself the announcement, a `low_bandwidth` compact block was requested by the node", ARRIVAL_SOURCES)
             .by(&["mode"]).samples(by(MODES, c.compact_blocks)),
         histogram("bitcoin_compact_block_requested_transactions",
             "Transactions requested to complete a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES,
