@@ -1,4 +1,5 @@
-//! Bad input ends with one sentence that says what failed and what to do.
+//! Tests that invalid arguments and inputs make the exporter exit with one sentence, which names the failure and the
+//! remedy.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -16,7 +17,7 @@ use crate::eventually;
 use crate::exporter::{Exporter, command};
 use crate::harness::fake_http::{FakeHttp, Mode};
 
-/// What it says when it ends; that it ends unsuccessfully is asserted.
+/// Runs the exporter with these arguments, asserts that it exits with an error, and returns its error message.
 fn refusal(arguments: &[&str]) -> String {
     let output = command().args(arguments).output().unwrap();
     assert!(!output.status.success(), "{arguments:?} succeeded");
@@ -70,7 +71,8 @@ fn wrong_options_are_explained() {
     );
 }
 
-/// A peer that is no node: says `greeting`, then hangs up or stays.
+/// Starts a server on a Unix socket that is not a node. It sends `greeting`, then closes the connection or, if `stays`
+/// is true, keeps it open.
 fn peer(greeting: &'static [u8], stays: bool) -> (TempDir, std::path::PathBuf) {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("node.sock");
@@ -117,7 +119,7 @@ fn silent_peer_is_disconnected_at_the_deadline() {
     assert!(message.contains("no response within 200ms"), "{message}");
 }
 
-/// `eprintln!` would panic, and a panic of PID 1 ends its container.
+/// If stderr cannot be written, `eprintln!` would panic, and a panic of PID 1 would end the container.
 #[test]
 fn unprintable_error_ends_the_process_cleanly() {
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
@@ -125,7 +127,7 @@ fn unprintable_error_ends_the_process_cleanly() {
     assert_eq!(failure(&["--once", "/nonexistent/node.sock"]), Some(1));
     assert_eq!(failure(&["--guard"]), Some(1));
     assert_eq!(failure(&["--no-such-option"]), Some(2));
-    // As its own parent, which is what PID 1 does.
+    // In a container, the supervisor waits for its child processes before it exits. The exit code must be the same.
     let supervised =
         command().args(["--once", "/nonexistent/node.sock"]).env(IN_CONTAINER, "1").stderr(full()).status();
     assert_eq!(supervised.unwrap().code(), Some(1));
@@ -184,7 +186,8 @@ fn text_of_a_node_is_bounded_in_labels_and_logs() {
     assert!(log.len() < 5000, "{}", log.len());
 }
 
-/// As those of a service that starts the exporter from a script: the variables are inherited.
+/// If a systemd service starts the exporter from a script, the exporter inherits the variables LISTEN_FDS and
+/// LISTEN_PID, which are meant for the script.
 #[test]
 fn descriptors_for_another_process_are_ignored() {
     let mut command = command();

@@ -1,4 +1,4 @@
-//! What calls that fail, hang or are too slow cost: their own metrics when these are too old, and nothing else.
+//! Tests that a call which fails, hangs or is too slow affects only its own metrics, and these only when they expire.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ const HEIGHT: &str = "bitcoin_chain_height";
 const CONNECTS: &str = "bitcoin_exporter_connects_total";
 const BUSY: &str = "503 Service Unavailable";
 
-/// Polls often, and waits a second for an answer. What it reads is shown for five seconds.
+/// Arguments for frequent polls and a call timeout of a second. Values then expire after five seconds.
 const QUICK: [&str; 4] = ["--poll-interval", "100ms", "--call-timeout", "1s"];
 
 fn failures(exporter: &Exporter, cause: &str) -> f64 {
@@ -39,7 +39,8 @@ fn costly_call_without_answer_is_repeated_soon() {
     exporter.wait_for(UP, 1.0);
     assert_eq!(exporter.value(CONNECTS), Some(1.0), "the other calls work");
     http.set_method("getorphantxs", None);
-    // Before, after a thousand times its deadline.
+    // After a timeout, the call is repeated after a back-off of seconds. Its usual rate limit would be a thousand times
+    // the duration of the call.
     exporter.wait_for("bitcoin_orphan_transactions", 1.0);
     let asked = http.calls_of("getorphantxs");
     exporter.wait_for_polls(10.0);
@@ -79,7 +80,8 @@ fn last_block_of_an_earlier_tip_is_not_shown() {
     };
     set_tip(&"07".repeat(32));
     answers("getblockstats", json!({"txs": 3, "total_size": 700}));
-    // What it reads is shown for two minutes; a new tip triggers a poll.
+    // With this interval, values expire after two minutes. The next poll happens earlier, because a new tip triggers a
+    // poll.
     let exporter = http.only_exporter(&["--poll-interval", "60s"]);
     exporter.wait_for("bitcoin_last_block_transactions", 3.0);
     http.set_method("getblockstats", Some(Mode::Error("Block not available (pruned data)".into())));
@@ -132,7 +134,8 @@ fn hanging_http_node_is_disconnected_as_hung() {
     assert!(failures(&exporter, "timeout") >= 1.0);
 }
 
-/// The node closes an idle connection exactly while the next request is on its way.
+/// The node closes an idle HTTP connection after the exporter has sent the next request and before the node has read
+/// it.
 #[test]
 fn request_on_a_closing_connection_is_repeated() {
     let http = FakeHttp::start(Mode::Closes);
@@ -248,7 +251,7 @@ fn rpc_workers_are_not_held() {
     assert_eq!(failures(&exporter, "busy"), 0.0);
 }
 
-/// A subscription and the trace, neither of which the node ever answers.
+/// The node does not respond to the request for a subscription or for the UTXO cache trace.
 #[test]
 fn unanswered_subscription_keeps_nothing_waiting() {
     let offers = Offers { mining: true, chain: true, node: true, tracing: true, ..Offers::default() };
@@ -266,7 +269,7 @@ fn unanswered_subscription_keeps_nothing_waiting() {
             exporter.wait_for(UP, 1.0);
         }
         assert!(exporter.terminate().success());
-        // The guard waits for the answer, ends the subscription, and leaves.
+        // The guard waits for the node's response, ends the subscription, and then disconnects.
         assert_eq!(node.connections(), 1);
         node.hang_subscriptions(false);
         eventually("the guard has left", || (node.connections() == 0).then_some(()));
@@ -344,8 +347,8 @@ fn node_that_misses_polls_keeps_its_values_for_two_intervals() {
     exporter.wait_for(HEIGHT, 42.0);
 }
 
-/// Bitcoin Core 30 aborts when it has to queue a second call on one of its threads, and the guard ends the connection rather than
-/// passing one on.
+/// Bitcoin Core 30 aborts when it has to queue a second call on one of its threads. The exporter must not make such a
+/// call, and the guard disconnects if it receives one.
 #[test]
 fn calls_without_answer_are_not_repeated_on_their_thread() {
     let node = Node::start(&[]);
@@ -354,7 +357,7 @@ fn calls_without_answer_are_not_repeated_on_their_thread() {
         Exporter::start(&node.socket(), &["--poll-interval", "10s", "--call-timeout", "500ms"]).ready();
     node.signal(Signal::SIGSTOP);
     eventually("a call has no answer", || exporter.log().contains("no response within").then_some(()));
-    // Longer than the next calls on the same thread wait.
+    // Wait longer than the timeout of the next calls on the same thread.
     std::thread::sleep(std::time::Duration::from_secs(3));
     node.signal(Signal::SIGCONT);
     node.mine(2);

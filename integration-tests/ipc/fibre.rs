@@ -1,4 +1,4 @@
-//! FIBRE's peers, of a node that has them and of one that does not.
+//! Tests of the metrics about FIBRE/UDP peers, on a fake node with FIBRE and on one without.
 
 use crate::exporter::Exporter;
 use crate::fake::{FakeNode, Offers};

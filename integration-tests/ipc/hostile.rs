@@ -1,4 +1,4 @@
-//! Peers and scrapers that mean harm, and a node that hangs.
+//! Tests with hostile nodes, hostile scrapers and texts of excessive length, and with a node that hangs.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -20,7 +20,7 @@ use crate::fake::{Event, FakeNode, Offers};
 use crate::harness::fake_http::{FakeHttp, Mode};
 use crate::node::Node;
 
-/// Megabytes of a process's resident memory.
+/// Resident memory of the exporter in MB.
 fn resident(exporter: &Exporter) -> f64 {
     exporter.value("process_resident_memory_bytes").unwrap() / 1e6
 }
@@ -33,7 +33,7 @@ fn peer_that_never_reads_costs_no_memory() {
     let exporter = Exporter::start(&path, &["--call-timeout", "1h"]);
     let (mut peer, _) = listener.accept().unwrap();
     peer.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
-    // Cap'n Proto's Bootstrap, each with a number of its own: a question that has to be answered.
+    // Send Cap'n Proto Bootstrap messages, each with a new question ID. The exporter has to respond to each.
     let mut sent = 0;
     let refused = (0u32..4_000_000).find_map(|question| {
         let mut message = capnp::message::Builder::new_default();
@@ -47,7 +47,7 @@ fn peer_that_never_reads_costs_no_memory() {
             Err(error) => Some(error.kind()),
         }
     });
-    // It is either not read from any more, or hung up on.
+    // The exporter must either stop reading from the connection or close it.
     assert!(
         matches!(
             refused,
@@ -73,7 +73,7 @@ fn peer_with_endless_calls_costs_no_memory() {
     let (mut peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let guard = eventually("there is a guard", || exporter.guard());
-    // For one thread more, each with a long name. Each question has a number of its own and is never finished.
+    // Send requests for threads, each with a long name and a new question ID, and never send a Finish message.
     let name = "x".repeat(8000);
     let mut answers = [0; 65536];
     for question in 0u32..30_000 {
@@ -112,7 +112,7 @@ fn hostile_requests_do_not_block_scrapers() {
     assert!(refused || answer.starts_with(b"HTTP/1.1 4"), "endless headers end");
     still_serves("endless headers");
 
-    // A thousand requests in one go, and nobody reads the answers until later.
+    // Send a thousand requests without reading the responses until later.
     let mut pipelined = connect();
     let request = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     pipelined.write_all(request.repeat(999).as_bytes()).unwrap();
@@ -122,7 +122,8 @@ fn hostile_requests_do_not_block_scrapers() {
     pipelined.read_to_string(&mut answers).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1000);
 
-    // The exporter is stopped meanwhile, and so reads the second request together with the end.
+    // The exporter is stopped while the client sends the second request and closes its side. The exporter then reads
+    // the request and the end of file at the same time.
     let mut half_closed = connect();
     half_closed.write_all(request.as_bytes()).unwrap();
     half_closed.read_exact(&mut [0]).unwrap();
@@ -153,7 +154,7 @@ fn hostile_requests_do_not_block_scrapers() {
     });
 }
 
-/// Texts of a megabyte each, where a node has short ones.
+/// The server sends texts of a megabyte in fields in which a node sends short texts.
 #[test]
 fn long_texts_of_a_server_leave_pages_and_log_lines_short() {
     let text = "<b>\n\u{1b}[31m".repeat(1 << 17);
@@ -193,7 +194,7 @@ fn hanging_node_is_disconnected_and_reconnected() {
     let options = ["--call-timeout", "200ms", "--poll-interval", "100ms"];
     let exporter = Exporter::start(&node.socket(), &options).ready();
     node.signal(Signal::SIGSTOP);
-    // On a busy machine it may have been given up before.
+    // On a busy machine the exporter may have closed a connection as hung before this point.
     let hung = || exporter.value("bitcoin_exporter_disconnects_total{reason=\"hung\"}").unwrap_or(0.0);
     let before = hung();
     eventually("it is given up", || (hung() > before).then_some(()));
@@ -250,7 +251,7 @@ fn a_service_manager_that_does_not_read_stops_nothing() {
     let (node, dir) = (Node::start(&[]), TempDir::new().unwrap());
     let socket = dir.path().join("notify");
     let _manager = UnixDatagram::bind(&socket).unwrap();
-    // Full before the exporter starts.
+    // Fill the notification socket before the exporter starts.
     let earlier = UnixDatagram::unbound().unwrap();
     earlier.set_nonblocking(true).unwrap();
     while earlier.send_to(b"STATUS=x", &socket).is_ok() {}

@@ -1,4 +1,4 @@
-//! Strangers at the endpoint's door.
+//! Tests of the metrics endpoint with unauthenticated and abusive clients.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use crate::eventually;
 use crate::exporter::{Exporter, command};
 use crate::fake::{FakeNode, Offers};
 
-/// A request with a user's password.
+/// A scrape request with this user name and password.
 fn request(user: &str, password: &str) -> String {
     let credentials = BASE64_STANDARD.encode(format!("{user}:{password}"));
     format!(
@@ -24,7 +24,8 @@ fn request(user: &str, password: &str) -> String {
     )
 }
 
-/// As many as wanted, as far as the limit of open files allows.
+/// Raises the limit of open files if possible. Returns `wanted`, or a smaller number of connections that the limit
+/// permits.
 fn connections(wanted: u64) -> u64 {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let limit = soft.max(hard.min(wanted + 200));
@@ -42,7 +43,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     let exporter = Exporter::spawn(&mut command);
     let known = request("prom", "secret");
     assert_eq!(exporter.request(&known).0, 200);
-    // More than an hour of checks, if each were made.
+    // If each of these passwords were checked, the checks would take more than an hour.
     let strangers: Vec<_> = (0..connections(4400))
         .map(|number| {
             let mut stream = TcpStream::connect(exporter.address()).expect("it accepts");
@@ -56,7 +57,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     for mut stream in strangers {
         stream.set_nonblocking(true).unwrap();
         let mut answer = [0; 1024];
-        // Others were hung up on, or wait.
+        // The other connections were closed by the exporter or are still waiting.
         let read = stream.read(&mut answer).unwrap_or(0);
         let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
         if answer.starts_with("http/1.1 429") {
@@ -69,7 +70,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     assert_eq!(exporter.request(&known).0, 200);
 }
 
-/// Connections that are opened as quickly as it goes, each with another guess.
+/// Clients open connections as fast as possible, each with another wrong password.
 #[test]
 fn connection_flood_does_not_block_scrapers() {
     const KEPT: usize = 100;
@@ -153,11 +154,11 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     }
     let (status_of_ten, _, _) = exporter.request("GET /livez HTTP/1.0\r\n\r\n");
     assert_eq!(status_of_ten, 200, "HTTP/1.0 has no host");
-    // A thread writes the log.
+    // Wait for the line, because a separate thread writes the log.
     eventually("the rejection is logged", || exporter.log().contains(REJECTED).then_some(()));
     let log = exporter.log();
     assert_eq!(log.matches(REJECTED).count(), 1, "{log}");
-    // Others can reach it anyway.
+    // An exporter on a non-loopback address accepts every host name, because other machines can reach it in any case.
     let open = Exporter::spawn_where_it_listens(command().args(["--metrics-addr", "0.0.0.0:0", socket]));
     let local = format!("127.0.0.1:{}", open.address().rsplit(':').next().unwrap());
     let mut stream = TcpStream::connect(local).unwrap();
@@ -167,7 +168,7 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// A page that is fetched again and again over one connection has time for each answer, not for all.
+/// The timeout of a persistent connection applies to each response separately, and not to the whole connection.
 #[test]
 fn kept_alive_scraper_is_served() {
     let exporter = Exporter::start("/nonexistent/node.sock".as_ref(), &[]);

@@ -1,4 +1,4 @@
-//! JSON-RPC over HTTP beside a real node, and what goes wrong with it.
+//! Tests of JSON-RPC over HTTP in addition to IPC, with a real node and with faults of an HTTP server.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -20,7 +20,7 @@ use crate::node::{Node, rpcauth};
 
 const USED: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
 
-/// Where the node's cookie is, as arguments.
+/// Arguments with the URL and the cookie file of the node's JSON-RPC server.
 fn over_http(node: &Node) -> [String; 4] {
     let cookie = node.dir().join("regtest/.cookie");
     ["--rpc-url".into(), node.rpc_url(), "--rpc-cookie-file".into(), cookie.display().to_string()]
@@ -30,13 +30,14 @@ fn borrowed(arguments: &[String]) -> Vec<&str> {
     arguments.iter().map(String::as_str).collect()
 }
 
-/// What one poll shows of the node, by sample.
+/// The samples about the node after one poll (`--once`), by sample name.
 fn polled(socket: &std::path::Path, arguments: &[String]) -> BTreeMap<String, String> {
     let output = command().arg(socket).args(arguments).arg("--once").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let of_node = text.lines().filter(|line| line.starts_with("bitcoin_"));
-    // What is between the exporter and the node is another process. Each has a template of its own built.
+    // Exclude metrics that differ between the two runs: in one run the socket belongs to a proxy process, and each run
+    // requests its own block template.
     let others = ["bitcoin_exporter_", "bitcoin_node_process_", "bitcoin_template_"];
     let of_node = of_node.filter(|line| !others.iter().any(|prefix| line.starts_with(prefix)));
     of_node
@@ -53,7 +54,8 @@ fn http_gives_what_ipc_gives() {
     let without = WithoutRpc::start(&node.socket());
     let mut over_ipc = polled(&node.socket(), &[]);
     let mut over_http = polled(&without.socket(), &over_http(&node));
-    // Time passes between the two, others write to the disk, and the process behind the second socket is this one.
+    // Exclude values that change between the two runs, that depend on other programs, or that are read from the process
+    // behind the socket, which is this test process in the second run.
     for name in [
         "bitcoin_node_uptime_seconds",
         "bitcoin_datadir_filesystem_free_bytes",
@@ -149,13 +151,13 @@ fn documented_whitelist_is_sufficient_and_minimal() {
     assert_eq!(failures.filter(|line| !line.ends_with(" 0")).collect::<Vec<_>>(), [""; 0]);
     assert!(!exporter.log().contains("(403)"), "{}", exporter.log());
 
-    // A user without a list is told of one.
+    // For a user without a whitelist, the exporter logs the whitelist to add.
     let all = as_user("all");
     let advice = format!("add to bitcoin.conf: {}", whitelist_line("all"));
     eventually("the advice is logged", || all.log().contains(&advice).then_some(()));
     assert!(!exporter.log().contains("bitcoin.conf") && !less.log().contains("bitcoin.conf"));
 
-    // The node really has that list.
+    // Check that the node enforces the whitelist.
     let mut stream = TcpStream::connect(node.rpc_url().strip_prefix("http://").unwrap()).unwrap();
     let body = json!({"method": "stop", "params": [], "id": 1}).to_string();
     let authorization = STANDARD.encode("exporter:secret word");
@@ -251,7 +253,8 @@ fn restarted_node_has_another_cookie() {
         .wait_for("bitcoin_difficulty", node.json(&["getblockchaininfo"])["difficulty"].as_f64().unwrap());
 }
 
-/// An endpoint with this fault costs only its own metrics, is logged once, and is used again when it works.
+/// Checks that an HTTP server with this fault affects only the metrics from HTTP, that the fault is logged once, and
+/// that the exporter uses HTTP again after the fault ends.
 fn fault(mode: Mode, message: &str) {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
     let http = FakeHttp::start(mode);
@@ -376,7 +379,7 @@ fn password_in_an_argument_is_rejected() {
     );
 }
 
-/// Accepts TLS, and passes on what it gets to this address.
+/// Starts a TLS server that forwards the decrypted data to the address `target`. Returns its port.
 fn tls_in_front_of(target: String, config: rustls::ServerConfig) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();

@@ -1,5 +1,5 @@
-//! The IPC exporter as a user runs it: the binary, beside a real bitcoin-node on regtest, and beside a fake node for
-//! what the real one does not offer or will not do.
+//! Integration tests of the binary bitcoind-ipc-exporter, with a real bitcoin-node on regtest, and with a fake node for
+//! interfaces and faults that the real node does not have.
 
 mod bad_input;
 mod failing_calls;

@@ -1,4 +1,5 @@
-//! The next block: what a template tells, and that no end of the exporter leaves one behind or in the middle of it.
+//! Tests of the metrics of the next block, and that the exporter's exit leaves no block template and no unfinished call
+//! on a template in the node.
 
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ fn left(node: &FakeNode) {
     eventually("the connection is closed", || (node.connections() == 0).then_some(()));
 }
 
-/// What getblocktemplate says, as [`next_block`] has it.
+/// The values of [`next_block`], computed from getblocktemplate.
 fn block_template(node: &Node) -> [Option<f64>; 4] {
     let template = node.json(&["getblocktemplate", r#"{"rules":["segwit"]}"#]);
     let transactions = template["transactions"].as_array().unwrap();
@@ -76,7 +77,8 @@ fn once_and_check_print_the_next_block() {
     assert!(text.contains("  bitcoin_next_block_fees_satoshis\n"), "{text}");
 }
 
-/// As --once, but over HTTP alone, where nothing is asked of Mining.
+/// Over HTTP only, there is no Mining interface, and the metrics describe the last template that the node built for any
+/// client.
 #[test]
 fn without_mining_the_block_that_was_assembled_last_is_shown() {
     let node = Node::start(&[]);
@@ -94,7 +96,8 @@ fn without_mining_the_block_that_was_assembled_last_is_shown() {
     assert_eq!(next_block(&exporter), [None; 4]);
 }
 
-/// The tip's time, and so that of the next block, is three hours ahead of the node's clock.
+/// The tip's timestamp, and therefore the minimum timestamp of the next block, is three hours ahead of the node's
+/// clock.
 #[test]
 fn real_node_survives_a_failed_template() {
     let mut node = Node::start(&[]);
@@ -183,7 +186,7 @@ fn endless_template_build_delays_nothing() {
         "and no other is asked for"
     );
     assert_eq!(exporter.log().matches("has not built a block template").count(), 1);
-    // The node shuts down: it interrupts the build, and the guard has waited for that.
+    // A node that shuts down interrupts the build of the template. The guard must have waited for that response.
     node.set_outcome(Outcome::Nothing);
     node.shut_down();
     node.hang_at(None);
@@ -209,7 +212,7 @@ fn failed_template_is_absent_and_retried() {
     assert_eq!(next_block(&exporter), [Some(3.0), Some(3.0 * 816.0), Some(3000.0), Some(12.0)]);
 }
 
-/// More than any chain permits: 20,000 transactions in 4.1 MB.
+/// The template has 20,000 transactions in 4.1 MB, which is more than a real block can have.
 #[test]
 fn huge_template_is_read() {
     let node = FakeNode::start(TEMPLATES);
@@ -248,7 +251,7 @@ fn templates_are_not_requested_from_branch_nodes() {
     }
 }
 
-/// The node's memory after some templates and after many more.
+/// Compares the node's memory after 30 templates and after 150 templates.
 #[test]
 fn templates_do_not_stay_in_the_node() {
     let node = Node::start(&[]);
@@ -263,6 +266,6 @@ fn templates_do_not_stay_in_the_node() {
     let before = until(30.0);
     let after = until(150.0);
     assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(1.0), "all over one connection");
-    // A template of 2,000 transactions shares them with the mempool, and takes 100 kB of its own.
+    // A template of 2,000 transactions shares the transactions with the mempool, and takes 100 kB of additional memory.
     assert!(after < before + 6 * 1024, "{before} kB after 30 templates, {after} kB after 150");
 }

@@ -1,4 +1,5 @@
-//! Control of the exporter's end of a connection permits reading, and no change: the guard beside a real node.
+//! Tests with a real node that a client which controls the exporter's end of a guard's connection can only read, and
+//! cannot change the node.
 
 use std::os::unix::net::UnixStream as Stream;
 use std::path::Path;
@@ -61,7 +62,7 @@ impl Attacker {
         Ok(answer.get().unwrap().get_result().unwrap().to_string().unwrap())
     }
 
-    /// Calls a method of the interface that a method of Init gives, in one go: the second call is made on the first one's answer.
+    /// Calls a method of Init and, pipelined on its result, a method of the interface that it returns.
     async fn call(&self, ordinal_of_init: u16, method: (u64, u16)) -> Result<(), String> {
         let client = &self.init.client;
         let make = client.new_call::<init::make_mining_params::Owned, init::make_mining_results::Owned>(
@@ -101,7 +102,7 @@ fn attack<F: Future<Output = ()>>(node: &Node, attack: impl FnOnce(Attacker) -> 
 fn guard_forwards_no_json_rpc_that_changes_the_node() {
     let node = Node::start(&[]);
     node.mine(101);
-    // With a wallet there is something to steal.
+    // With a wallet in the node, the test can check that no call sends coins.
     let has_wallet = node.try_cli(&["createwallet", "hot"]).is_ok();
     let address = if has_wallet {
         node.cli(&["getnewaddress"])

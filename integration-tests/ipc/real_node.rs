@@ -1,4 +1,4 @@
-//! Beside a real node with the Mining and Rpc interfaces.
+//! Tests with a real node that has the Mining and Rpc interfaces.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -16,7 +16,7 @@ use crate::exporter::{Exporter, command};
 use crate::harness::prometheus::{Prometheus, promtool};
 use crate::node::Node;
 
-/// `warnings` is a string then.
+/// With `-deprecatedrpc=warnings`, the field `warnings` is a string instead of an array.
 #[test]
 fn deprecated_warnings_are_shown_by_kind() {
     let node = Node::start(&["-deprecatedrpc=warnings"]);
@@ -44,7 +44,7 @@ fn identity_of_tip_start_and_disk_of_a_node_are_shown() {
     let up = exporter.value("bitcoin_node_uptime_seconds").unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!(start + up <= now && start + up > now - 3600.0, "{start} {up} {now}");
-    // Another exporter shows the same start, because it sees the process.
+    // A second exporter exports the same start time, because it reads the time from the node's process.
     let other = Exporter::start(&node.socket(), &[]).ready();
     assert_eq!(other.value("bitcoin_node_start_time_seconds"), Some(start));
 }
@@ -120,7 +120,7 @@ fn blocks_and_reorgs_are_counted_exactly() {
     node.mine(1);
     expect(43.0, 1.0, 52.0);
 
-    // Two branches of three blocks: preciousblock switches from one to the other at once.
+    // Create two branches of three blocks. `preciousblock` switches between the branches in one step.
     let old_tip = node.cli(&["getbestblockhash"]);
     let fork = node.cli(&["getblockhash", "50"]);
     node.cli(&["invalidateblock", &fork]);
@@ -159,11 +159,12 @@ fn transactions_in_the_mempool_show_with_their_fees() {
 fn mempool_is_exported_by_mining_feerate() {
     let node = Node::start(&[]);
     let blocks = node.mine(105);
-    // Each transaction has 71 vB: at 1, 10 and 100 sat/vB.
+    // Transactions of 71 vB with fee rates of 1, 10 and 100 sat/vB.
     for (block, fee) in [(0, 72), (1, 720), (2, 7_200)] {
         node.spend_coinbase_of(&blocks[block], fee);
     }
-    // A child that pays for its parent, which would be in the band from 0.1: together they pay some 20 sat/vB.
+    // A child pays for its parent. The parent's own fee rate is in the band from 0.1 sat/vB. Together, parent and child
+    // have a fee rate of about 20 sat/vB.
     let (parent, ..) = node.spend(node.coinbase_of(&blocks[3]), 10);
     node.spend(parent, 2_901);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
@@ -204,7 +205,7 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
         );
         exporter.wait_for(&by, 1.0);
     }
-    // Blocks go from one to the other: what one sends the other receives.
+    // The nodes relay blocks in one direction. The bytes sent by one node must equal the bytes received by the other.
     let sample = |exporter: &Exporter, direction: &str, kind: &str| {
         exporter
             .value(&format!("bitcoin_p2p_message_bytes_total{{direction=\"{direction}\",type=\"{kind}\"}}"))
@@ -215,7 +216,7 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
             .filter_map(|kind| sample(exporter, direction, kind))
             .sum::<f64>()
     };
-    // What was moved before an exporter's first poll is not counted by it.
+    // Bytes from before an exporter's first poll are not counted.
     let before = eventually("no messages are on their way", || {
         let both = || (moved(&inbound, "out"), moved(&outbound, "in"));
         let first = both();
@@ -332,7 +333,7 @@ fn exporter_started_first_connects_to_a_later_node() {
     assert!(status == 503 && why.contains("no such socket"), "{why}");
     let _node = Node::start(&[&format!("-ipcbind=unix:{}", socket.display())]);
     exporter.wait_for("bitcoin_up", 1.0);
-    // It has tried twice a second all the while.
+    // The exporter has retried twice a second during this time.
     assert_eq!(exporter.log().matches("no such socket").count(), 1, "one line per change of state");
 }
 
@@ -376,7 +377,7 @@ fn promtool_finds_nothing_in_the_metrics() {
     assert!(output.status.success() && message.is_empty(), "{message}");
 }
 
-/// promtool reads only the older format; that the other one is right too, a real Prometheus says.
+/// promtool parses only the text format. A real Prometheus server checks the OpenMetrics format.
 #[test]
 fn prometheus_scrapes_open_metrics() {
     let node = Node::start(&[]);
@@ -452,7 +453,7 @@ fn idle_exporter_uses_little_cpu() {
     let (cpu_before, polls_before) = (cpu(), polls());
     eventually("three seconds have passed", || (polls() >= polls_before + 3).then_some(()));
     let spent = cpu() - cpu_before;
-    // A long poll that the node does not wait for costs more than this.
+    // If the node answered long polls at once, the exporter would use more CPU time than this limit.
     assert!(spent < 0.3, "{spent} s of CPU in 3 s");
 }
 
@@ -493,7 +494,8 @@ fn silent_connections_do_not_block_scrapers() {
     let mut silent: Vec<_> =
         (0..1000).map(|_| std::net::TcpStream::connect(exporter.address()).expect("it accepts")).collect();
     for (i, stream) in silent.iter_mut().enumerate() {
-        // Some say nothing, some begin a request, some speak TLS, some never read the answer.
+        // Some clients send nothing, some send the beginning of a request, some send a TLS handshake, and some never
+        // read the response.
         let message: &[u8] = [
             &b""[..],
             b"GET /met",
@@ -534,7 +536,8 @@ fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
     assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"csv\"}"), Some(1.0));
     assert_eq!(exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"csv\"}"), None);
 
-    // Without the indexes, below the height of one soft fork and while another one is signalled for.
+    // A node without indexes, at a height below the activation of one soft fork and in the signalling period of another
+    // one.
     let node = Node::start(&["-testactivationheight=csv@2000", "-vbparams=testdummy:0:999999999999"]);
     node.mine(200);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
@@ -612,7 +615,7 @@ fn node_process_metrics_are_exported() {
     let faults = exporter.value("bitcoin_node_process_page_faults_total{kind=\"minor\"}").unwrap();
     let after = (cpu(), process().stat().unwrap().minflt as f64);
     let total: f64 = shown.values().sum();
-    // The kernel counts in hundredths.
+    // The kernel reports CPU times in hundredths of a second.
     assert!(before.0 - 0.02 <= total && total <= after.0 + 0.02, "{before:?} {shown:?} {after:?}");
     assert!(before.1 <= faults && faults <= after.1, "{before:?} {faults} {after:?}");
     assert!(shown["other"] > 0.0 && shown.len() == 7, "{shown:?}");
@@ -623,7 +626,7 @@ fn node_process_metrics_are_exported() {
     let written = exporter.value("bitcoin_node_process_io_bytes_total{direction=\"write\"}").unwrap();
     assert!(written <= process().io().unwrap().write_bytes as f64);
 
-    // Requests over HTTP are the work of its threads for that.
+    // Requests over HTTP increase the CPU time of the node's HTTP threads.
     let http = shown["http"];
     eventually("the node works for HTTP", || {
         (0..20).for_each(|_| drop(node.cli(&["getblockstats", "50"])));

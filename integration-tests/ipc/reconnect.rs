@@ -1,4 +1,4 @@
-//! What was counted stays true over reconnects and failed calls.
+//! Tests that counters remain correct across reconnects and failed calls.
 
 use std::process::Command;
 
@@ -10,14 +10,14 @@ use crate::fake::{Event, FakeNode, Offers};
 use crate::harness::proxy::Proxy;
 use crate::node::Node;
 
-/// Sums all samples of a family.
+/// The sum of all samples whose line begins with `family`.
 fn sum(exporter: &Exporter, family: &str) -> f64 {
     let text = exporter.metrics();
     let samples = text.lines().filter(|line| line.starts_with(family));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// All bytes of messages with the present peers, as the node counts them.
+/// Bytes of all messages exchanged with the current peers, as the node counts them in getpeerinfo.
 fn message_bytes(node: &Node) -> f64 {
     let peers = node.json(&["getpeerinfo"]);
     let totals = |peer: &Value, field: &str| -> f64 {
@@ -39,7 +39,7 @@ fn traffic_is_counted_once_over_a_reconnect_to_the_same_node() {
     eventually("the blocks are relayed", || (node.cli(&["getblockcount"]) == "20").then_some(()));
     let proxy = Proxy::start(&node.socket());
     let exporter = Exporter::start(&proxy.socket(), &["--poll-interval", "100ms"]).ready();
-    // What the peers had moved before the exporter's start is not counted.
+    // Bytes that were exchanged before the exporter started are not counted.
     let counted = || sum(&exporter, "bitcoin_p2p_message_bytes_total{");
     let before = eventually("no messages are on their way", || {
         let difference = || message_bytes(&node) - counted();
@@ -74,12 +74,12 @@ fn blocks_that_come_during_a_reconnect_are_counted() {
     node.cli(&["invalidateblock", &tip]);
     node.cli(&["generatetodescriptor", "30", "raw(52)"]); // other outputs, or the first would be the same block
     proxy.resume(&node.socket());
-    // From height 11 to 44: the block that was invalidated was never seen.
+    // Heights 11 to 44 are counted. The exporter has never seen the invalidated block.
     exporter.wait_for("bitcoin_blocks_connected_total", 34.0);
     assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
     assert_eq!(exporter.value("bitcoin_block_height"), Some(44.0));
 
-    // A reorganization of two blocks.
+    // A reorg of two blocks happens while the exporter is disconnected.
     proxy.cut();
     node.cli(&["invalidateblock", &node.cli(&["getblockhash", "43"])]);
     node.mine(5);
@@ -89,7 +89,7 @@ fn blocks_that_come_during_a_reconnect_are_counted() {
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
 }
 
-/// After a crash a node goes back to its last flush and connects the same blocks again.
+/// After a crash, a node starts at its last flushed tip and connects the following blocks again.
 #[test]
 fn node_back_at_a_lower_height_has_not_reorganized() {
     let node = Node::start(&[]);
@@ -128,7 +128,7 @@ fn another_chain_is_an_uncounted_tip_change() {
     assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
 }
 
-/// An error, and what a proxy answers in the node's place.
+/// The responses are an error, and a malformed result as from a proxy.
 #[test]
 fn failed_and_malformed_answers_lose_no_block() {
     let error = json!({"error": {"code": -32603, "message": "Internal error"}});
@@ -183,7 +183,7 @@ fn reconnect_blocks_are_counted_beside_notifications() {
     node.fire(vec![Event::Connected { height: 48, data: Vec::new() }]);
     exporter.wait_for("bitcoin_blocks_connected_total", 6.0);
     exporter.wait_for("bitcoin_block_height", 48.0);
-    // In order, before the proxy cuts it again.
+    // Stop the exporter cleanly before the proxy is dropped and cuts the connection.
     assert!(exporter.terminate().success());
     eventually("it has left the node", || (node.connections() == 0).then_some(()));
 }
@@ -227,7 +227,7 @@ fn historical_blocks_are_no_blocks_of_the_active_chain() {
     assert_eq!(exporter.value("bitcoin_block_height"), Some(100.0));
 }
 
-/// As in the units, whose `ProcSubset=pid` hides the rest of /proc.
+/// The systemd units set `ProcSubset=pid`, which hides all files in /proc except the folders of processes.
 #[test]
 fn exporter_start_time_needs_no_proc_stat() {
     let script = "mount -t proc -o subset=pid proc /proc && test ! -e /proc/stat && exec \"$@\"";

@@ -1,4 +1,4 @@
-//! Many small reorganizations of a real node.
+//! Tests with many reorgs of a real node.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,9 +7,10 @@ use crate::exporter::{Exporter, command};
 use crate::fake::{FakeNode, Offers};
 use crate::node::Node;
 
-/// A node's blocks, as its user sees them come and go.
+/// A model of the node's block tree and active chain, which computes the expected counts of connected and disconnected
+/// blocks.
 struct Tree {
-    /// Each block's parent and height.
+    /// Parent hash and height of each block, by the hash of the block.
     blocks: HashMap<String, (String, u32)>,
     tip: String,
     connected: f64,
@@ -22,12 +23,12 @@ impl Tree {
         self.blocks.insert(hash.into(), (parent.into(), height));
     }
 
-    /// The ancestor so many blocks below the tip.
+    /// The hash of the ancestor that is `depth` blocks below the tip.
     fn below_tip(&self, depth: u64) -> String {
         (0..depth).fold(self.tip.clone(), |hash, _| self.blocks[&hash].0.clone())
     }
 
-    /// Counts the way to a new tip.
+    /// Switches to a new tip, and counts the blocks that are disconnected and connected on the way.
     fn switch_to(&mut self, tip: &str) {
         let (mut old, mut new) = (self.tip.clone(), tip.to_string());
         while old != new {
@@ -46,7 +47,7 @@ impl Tree {
     }
 }
 
-/// The seed is fixed, so that a failure comes again.
+/// The seed is fixed, and a failure can therefore be reproduced.
 #[test]
 fn thousand_invalidations_and_reconnects_are_counted() {
     let node = Node::start(&[]);
@@ -84,7 +85,7 @@ fn thousand_invalidations_and_reconnects_are_counted() {
             }
             _ => {
                 let blocks = (1 + next(3)).to_string();
-                // Another output each time, or it would be a block that is there already.
+                // Each step mines to a different output. With the same output, the block would equal an existing block.
                 let mined = node.json(&["generatetodescriptor", &blocks, &format!("raw(04{step:08x})")]);
                 let mut parent = tree.tip.clone();
                 for hash in mined.as_array().unwrap() {
@@ -108,7 +109,7 @@ fn thousand_invalidations_and_reconnects_are_counted() {
     exporter.wait_for("bitcoin_chain_height", height);
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
 
-    // One that comes now asks for the chain's tips at once.
+    // A newly started exporter requests the chain tips in its first poll.
     let mut by_status: BTreeMap<String, u32> = BTreeMap::new();
     for tip in node.json(&["getchaintips"]).as_array().unwrap() {
         *by_status.entry(tip["status"].as_str().unwrap().into()).or_default() += 1;
@@ -122,7 +123,7 @@ fn thousand_invalidations_and_reconnects_are_counted() {
     assert!(by_status.len() > 1, "{by_status:?}");
 }
 
-/// A node that reorganizes or catches up has thousands of tips in a second.
+/// During a reorg or a catch-up, the tip of a node can change thousands of times a second.
 #[test]
 fn rapid_tip_changes_are_polled_at_an_interval() {
     let node = FakeNode::start(Offers { mining: true, rpc: true, ..Offers::default() });
@@ -132,7 +133,7 @@ fn rapid_tip_changes_are_polled_at_an_interval() {
         node.set_tip(block);
         std::thread::sleep(std::time::Duration::from_millis(4));
     }
-    // The exporter's and the guard's, each at most 20 in a second.
+    // The exporter and the guard each make at most 20 long polls a second.
     let most = 2.0 * (20.0 * since.elapsed().as_secs_f64() + 2.0);
     let polls = f64::from(node.long_polls() - polls);
     assert!(polls <= most, "{polls} long polls, {most} at most");

@@ -1,4 +1,4 @@
-//! What each process holds and may do: the exporter has no way to the node but its guard.
+//! Tests of the descriptors and rights of each process. The exporter can reach the node only through its guard.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -21,25 +21,25 @@ use tempfile::TempDir;
 use crate::exporter::{Exporter, command};
 use crate::node::Node;
 
-/// The result of a system call that no crate wraps.
+/// Makes a system call that no crate wraps, and returns its result.
 #[allow(unsafe_code, reason = "no crate wraps them")]
 fn call(number: i64, arguments: [i64; 4]) -> io::Result<i64> {
     let [a, b, c, d] = arguments;
-    // SAFETY: the calls made here take numbers and null pointers.
+    // SAFETY: the callers pass only numbers and null pointers.
     match unsafe { libc::syscall(number, a, b, c, d, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
         result => Ok(result),
     }
 }
 
-/// Sockets of a process whose other end this process has.
+/// Number of sockets of the process `holder` that are connected to the process `peer`.
 fn sockets_of(holder: Pid, peer: u32) -> usize {
     let pidfd = call(libc::SYS_pidfd_open, [holder.as_raw().into(), 0, 0, 0]).unwrap();
     let is_connected_to_peer = |fd: i32| {
         let ours =
             call(libc::SYS_pidfd_getfd, [pidfd, fd.into(), 0, 0]).expect("descriptors can be duplicated");
         #[allow(unsafe_code, reason = "it comes from a system call that no crate wraps")]
-        // SAFETY: the call has just made it.
+        // SAFETY: the system call has just created this descriptor.
         let ours = unsafe { OwnedFd::from_raw_fd(ours as i32) };
         getsockopt(&ours, sockopt::PeerCredentials).is_ok_and(|credentials| credentials.pid() as u32 == peer)
     };
@@ -55,7 +55,7 @@ fn only_supervisor_and_guard_have_the_nodes_socket() {
     let guard = exporter.guard().unwrap();
     assert_eq!(sockets_of(exporter.pid(), node.pid()), 0);
     assert!(sockets_of(guard, node.pid()) >= 1 && sockets_of(exporter.supervisor(), node.pid()) >= 1);
-    // After a reconnect, too.
+    // Repeat the check after a reconnect.
     nix::sys::signal::kill(guard, Signal::SIGKILL).unwrap();
     exporter.wait_for("bitcoin_exporter_connects_total", 2.0);
     exporter.wait_for("bitcoin_up", 1.0);
@@ -70,7 +70,7 @@ fn each_process_is_confined() {
     for (pid, filter) in [(exporter.supervisor(), 0), (exporter.pid(), 2), (exporter.guard().unwrap(), 2)] {
         let status = status(pid);
         let expected = (Some(1), Some(filter));
-        // Where the tests run in a container, all have its filter.
+        // In a container, all processes have the seccomp filter of the container.
         let own = Process::myself().unwrap().status().unwrap().seccomp;
         assert!((status.nonewprivs, status.seccomp) == expected || own == Some(2), "{pid}: {status:?}");
     }
@@ -79,7 +79,7 @@ fn each_process_is_confined() {
     assert!(!exporter.log().contains("sandbox is incomplete") || !has_landlock_6(), "{}", exporter.log());
 }
 
-/// Whether the kernel confines files, ports and signals.
+/// Whether the kernel has Landlock ABI 6 or later, which restricts files, TCP ports and signals.
 fn has_landlock_6() -> bool {
     call(libc::SYS_landlock_create_ruleset, [0, 0, 1, 0]).is_ok_and(|abi| abi >= 6)
 }
@@ -95,7 +95,7 @@ fn sandbox_off_is_logged_and_exported() {
 
 const ROLE: &str = "TEST_RUNS_IN_SANDBOX";
 
-/// Starts this test again as a process of its own; returns what it printed.
+/// Runs this test in a new process with the environment variable [`ROLE`] set to `role`, and returns the output.
 fn again(test: &str, role: &str, dir: &TempDir) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("sandbox::{test}"), "--nocapture"])
@@ -112,13 +112,13 @@ fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
 
-/// Prints what became of an attempt.
+/// Prints whether a call was denied.
 fn report<T>(what: &str, result: io::Result<T>) {
     let denied = result.err().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
     println!("\n{what}: {}", if denied { "denied" } else { "not denied" });
 }
 
-/// What neither the exporter nor a guard may do.
+/// Makes all calls that the sandboxes of the exporter and of the guard must deny, and reports the results.
 fn attempt_everything() {
     report("execve", Err::<(), _>(Command::new("/bin/true").exec()));
     report("fork", call(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0]));
@@ -244,7 +244,8 @@ fn confined_guard_is_denied_all_but_its_sockets() {
     }
 }
 
-/// As in a container whose own filter forbids it, or on a kernel that has none of it.
+/// The system calls that install the sandbox fail, as in a container whose filter forbids them, or on a kernel without
+/// seccomp and Landlock.
 #[test]
 fn forbidden_sandbox_costs_one_log_line() {
     const TEST: &str = "sandbox::forbidden_sandbox_costs_one_log_line";

@@ -1,5 +1,5 @@
-//! No end of the exporter, and none of the node's, harms the node: the guard's promises, beside a real node and beside a
-//! fake one that offers what the real one does not.
+//! Tests that neither an exit of the exporter nor a shutdown of the node harms the node. They check the rules of the
+//! guard with a real node, and with a fake node that has interfaces which the real node lacks.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -36,7 +36,7 @@ fn ends_in_the_middle_of_polls_harm_no_node() {
     node.mine(3);
     for i in 0..30 {
         let mut exporter = Exporter::start(&node.socket(), &["--poll-interval", "1ms"]);
-        // At its start, in its first polls, and later.
+        // The delay covers the exporter's start, its first polls, and later polls.
         std::thread::sleep(Duration::from_millis(5 * (i % 10)));
         match i % 3 {
             0 => drop(exporter.terminate()),
@@ -52,7 +52,8 @@ fn ends_in_the_middle_of_polls_harm_no_node() {
 #[test]
 fn node_stops_cleanly_while_exporter_is_stopped() {
     let node = Node::start(&[]);
-    // Those of clients have the name of the one that starts them, which the node has others of while it starts.
+    // Count the node's threads whose name ends in `capnp-loop`: the threads for clients inherit this name from the
+    // thread that creates them. While the node starts, other threads have the name, too.
     let threads = || {
         let tasks = Process::new(node.pid() as i32).unwrap().tasks().unwrap().flatten();
         tasks.filter_map(|task| task.stat().ok()).filter(|stat| stat.comm.ends_with("capnp-loop")).count()
@@ -67,7 +68,7 @@ fn node_stops_cleanly_while_exporter_is_stopped() {
     });
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
     exporter.signal(Signal::SIGSTOP);
-    // Four of the exporter's, and the one on which the guard waits for the node's end.
+    // Four threads serve the exporter. The fifth serves the guard's long poll for the node's shutdown.
     eventually("the guard asks for the tip itself", || (threads() >= before + 5).then_some(()));
     assert_stops_in_order(node);
     exporter.signal(Signal::SIGCONT);
@@ -107,7 +108,7 @@ fn killed_guards_are_replaced_without_subscriptions_too() {
     assert_stops_in_order(node);
 }
 
-/// What a broken exporter could send instead of ending its connection.
+/// The messages that a faulty exporter could send before its connection ends.
 #[test]
 fn exporter_messages_never_end_the_connection() {
     let abort = {
@@ -201,7 +202,7 @@ fn crashed_node_can_restart_beside_its_launched_exporter() {
     eventually("it ends", || Process::new(launched).is_err().then_some(()));
 }
 
-/// An exporter behind another process that is PID 1 of its container.
+/// An exporter in a container in which another process is PID 1.
 struct Supervised {
     supervisor: Exporter,
     exporter: Pid,
@@ -209,7 +210,7 @@ struct Supervised {
 }
 
 impl Supervised {
-    /// Returns when it is subscribed to both the chain and the UTXO trace.
+    /// Starts the exporter, and returns when it is subscribed to both the chain notifications and the UTXO cache trace.
     fn start(node: &FakeNode) -> Self {
         let mut command = command();
         command
@@ -234,7 +235,7 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
     node.hang(true);
-    // Between two polls no call is under way, and the guard could end at once.
+    // Wait for a call that hangs. Between two polls no call is under way, and the guard could exit at once.
     eventually("a call is under way", || node.hangs().then_some(()));
     kill(supervised.exporter, Signal::SIGKILL).unwrap();
     eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
@@ -255,7 +256,7 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
 fn supervisor_forwards_sigterm() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
-    // A real-time signal, as some runtimes stop a container by, does not end it.
+    // A real-time signal, which some container runtimes send to stop a container, must not end the supervisor.
     let supervisor = supervised.supervisor.supervisor();
     assert!(Command::new("sh").args(["-c", &format!("kill -37 {supervisor}")]).status().unwrap().success());
     let pending = || Process::new(supervisor.as_raw()).and_then(|it| it.status()).map(|it| it.shdpnd);
@@ -302,7 +303,8 @@ fn container_variable_is_1_or_0() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// An exporter that is PID 1 of a namespace; the process outside that the namespace ends with.
+/// An exporter that is PID 1 of a PID namespace. The value is the process `unshare` outside the namespace, which exits
+/// when the namespace ends.
 struct Container(Child);
 
 impl Drop for Container {
@@ -313,7 +315,8 @@ impl Drop for Container {
 }
 
 impl Container {
-    /// `program` runs the exporter: nothing, or a command that executes its arguments.
+    /// Starts the exporter as PID 1, or with `program`, a command that executes its arguments, as a child process of
+    /// that command.
     fn start(socket: &Path, program: &[&str]) -> Option<Self> {
         let unshare = |arguments: &[&str]| {
             let mut unshare = Command::new("unshare");
@@ -375,7 +378,7 @@ fn pid_1_exits_although_sigchld_was_ignored() {
     assert_eq!(ended.code(), Some(0));
 }
 
-/// As by `docker exec`.
+/// The second exporter is started in the namespace of the first, as by `docker exec`.
 #[test]
 fn pid_1_waits_for_other_exporters_in_its_container() {
     let node = FakeNode::start(TRACING);
@@ -401,8 +404,8 @@ fn pid_1_waits_for_other_exporters_in_its_container() {
     }
 }
 
-/// Which threads a node has can only be told for a process as a whole, so this node has one of its own: this test, started
-/// again.
+/// The exporter reads the thread names of the whole node process. The fake node therefore runs in a separate process,
+/// which is this test binary with the environment variable AS_NODE.
 #[test]
 fn core_30_is_not_queried_before_its_chain_is_loaded() {
     const AS_NODE: &str = "TEST_IS_A_LOADING_NODE";

@@ -1,4 +1,4 @@
-//! A proxy in front of the node's socket: another process, which outlives nodes.
+//! Tests with a proxy in front of the node's socket, a separate process that runs longer than the nodes behind it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
@@ -15,10 +15,10 @@ use crate::node::Node;
 
 const NODE: &str = "TEST_IS_A_SOCKET_PROXY_OF";
 
-/// This test, started again, is the proxy.
+/// A running proxy process, which is this test binary with the environment variable [`NODE`].
 struct ProxyProcess {
     child: Child,
-    /// Kept open: it writes to it at its end.
+    /// The proxy's stdout, which is kept open because the test harness writes to it when the process exits.
     _output: BufReader<ChildStdout>,
     socket: PathBuf,
     dir: TempDir,
@@ -41,7 +41,7 @@ impl ProxyProcess {
         ProxyProcess { child, _output: output, socket, dir }
     }
 
-    /// Where new connections lead.
+    /// Makes the proxy forward new connections to this node.
     fn turn_to(&self, node: &Path) {
         let (new, link) = (self.dir.path().join("new"), self.dir.path().join("node"));
         symlink(node, &new).unwrap();
@@ -78,21 +78,21 @@ fn process_of_a_proxy_is_not_the_node() {
     let start = |exporter: &Exporter| exporter.value("bitcoin_node_start_time_seconds").unwrap();
     assert!((start(&exporter) - start(&direct)).abs() <= 3.0, "{} {}", start(&exporter), start(&direct));
     drop(direct);
-    // Its end is not awaited either.
+    // The exporter must not wait for the exit of the proxy either.
     node.stop();
     exporter.wait_for("bitcoin_up", 0.0);
     node.restart();
     exporter.wait_for("bitcoin_up", 1.0);
 }
 
-/// All bytes of messages that the exporter has counted.
+/// Bytes of all messages that the exporter has counted.
 fn counted(exporter: &Exporter) -> f64 {
     let text = exporter.metrics();
     let samples = text.lines().filter(|line| line.starts_with("bitcoin_p2p_message_bytes_total{"));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// All bytes that a node has moved with its only peer, by its own count.
+/// Bytes that a node has exchanged with its only peer, from getpeerinfo.
 fn moved(node: &Node) -> f64 {
     let totals = |field: &str| -> f64 {
         let peers: Value = node.json(&["getpeerinfo"]);
@@ -115,7 +115,8 @@ fn traffic_of_another_long_running_node_is_not_counted() {
     let exporter = Exporter::start(&proxy.socket, &["--poll-interval", "500ms"]).ready();
     exporter.wait_for("bitcoin_peers", 0.0);
     let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-    // A connection is not told from the last poll within the same second.
+    // Connection times have a resolution of a second. Wait until the last poll and the new connection are not in the
+    // same second.
     let before = polls();
     eventually("it polls on", || (polls() >= before + 4.0).then_some(()));
     proxy.turn_to(&other.socket());

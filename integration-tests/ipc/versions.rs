@@ -1,8 +1,9 @@
-//! What JSON-RPC says in each version of Bitcoin Core, and what the exporter makes of it, exactly.
+//! Tests of the exact metrics that the exporter derives from the JSON-RPC results of each version of Bitcoin Core.
 //!
-//! `integration-tests/answers/core-28.json` has the answers of Bitcoin Core 28 and the metrics that follow; each later file has what
-//! changed since, as a merge patch (RFC 7396: null removes; an object is also applied to each element of an array). The fields
-//! are those of `src/rpc/*.cpp` at the commits where the release branches began, the values are made up.
+//! `integration-tests/answers/core-28.json` has the JSON-RPC results of Bitcoin Core 28 and the expected metrics. The
+//! file of each later version has the changes as a merge patch (RFC 7396: null removes a field; in these files, an
+//! object is also applied to each element of an array). The fields are taken from `src/rpc/*.cpp` at the commits where
+//! the release branches began. The values are invented.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,7 +38,7 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// The samples of the node, from one poll.
+/// The samples about the node after one poll (`--once`), by sample name.
 fn polled(http: &FakeHttp) -> BTreeMap<String, f64> {
     let output = command().args(http.arguments()).arg("--once").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -47,7 +48,7 @@ fn polled(http: &FakeHttp) -> BTreeMap<String, f64> {
     let samples = samples.map(|line| line.rsplit_once(' ').unwrap());
     let mut samples: BTreeMap<_, f64> =
         samples.map(|(name, value)| (name.to_string(), value.parse().unwrap())).collect();
-    // The only one that depends on the present time.
+    // This sample is checked separately, because it depends on the current time.
     let start = samples.remove("bitcoin_node_start_time_seconds").unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     let uptime = samples["bitcoin_node_uptime_seconds"];

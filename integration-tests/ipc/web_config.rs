@@ -1,4 +1,4 @@
-//! `--web.config.file`, with curl as the scraper.
+//! Tests of `--web.config.file`, with curl as the client.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::eventually;
 use crate::exporter::{Exporter, command};
 
-/// A certificate for localhost, and its key.
+/// Writes a certificate for localhost and its key to cert.pem and key.pem in this directory.
 fn certificate(dir: &Path) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
     std::fs::write(dir.join("cert.pem"), made.cert.pem()).unwrap();
@@ -23,7 +23,7 @@ fn start(dir: &Path, config: &str) -> Exporter {
     Exporter::spawn(command.arg("--web.config.file").arg(dir.join("web.yml")).arg(dir.join("none.sock")))
 }
 
-/// The status and the body, or curl's exit code.
+/// Requests the metrics with curl. Returns the status and the body, or curl's exit code as the error.
 fn curl(exporter: &Exporter, dir: &Path, arguments: &[&str]) -> Result<(u16, String), i32> {
     let port = exporter.address().rsplit(':').next().unwrap();
     let scheme = if exporter.log().contains("https://") { "https" } else { "http" };
@@ -57,7 +57,7 @@ fn tls_is_served_and_renewed_certificates_are_used() {
         assert!(body.contains("\nbitcoin_up 0\n") && body.contains("x-frame-options: deny"), "{body}");
     }
     assert!(curl(&exporter, dir.path(), &["--tls-max", "1.1"]).is_err());
-    // Plain text on the TLS port gets no answer, and keeps nobody else from one.
+    // A plain-text request to the TLS port gets no response, and does not affect other clients.
     let plain = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exporter.get("/metrics")));
     assert!(plain.is_err());
 
@@ -93,7 +93,7 @@ fn blocking_certificate_keeps_the_last_good_one() {
     eventually("it is logged", || (logged("certificates exist again") > 0).then_some(()));
     assert_eq!(logged("it is not a regular file"), 1);
     assert_eq!(scraped(), Ok(200));
-    // At the start the exporter ends.
+    // At startup, a certificate file that is a FIFO makes the exporter exit with an error.
     replace_by_fifo();
     let end = |config: &Path| {
         let output = command().arg("--web.config.file").arg(config).arg("/none.sock").output().unwrap();
@@ -179,7 +179,7 @@ fn password_guesses_delay_no_authenticated_client() {
                 .spawn()
         })
         .collect();
-    // The right one is remembered, and does not wait behind the checks of the wrong ones.
+    // The correct password was verified before, and its request skips the queue of wrong passwords.
     assert_eq!(curl(&exporter, dir.path(), &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
     let mut guessers: Vec<_> = guessers.into_iter().map(Result::unwrap).collect();
     let waiting =
@@ -188,7 +188,8 @@ fn password_guesses_delay_no_authenticated_client() {
     guessers.iter_mut().for_each(|guesser| drop(guesser.wait()));
 }
 
-/// The sandbox permits the folders of certificates, and this configuration has none.
+/// The sandbox permits reading the folders of certificates. This configuration has no certificate, and web.yml must be
+/// readable all the same.
 #[test]
 fn web_config_of_users_only_is_read_in_the_sandbox() {
     let dir = TempDir::new().unwrap();

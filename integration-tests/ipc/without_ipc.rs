@@ -1,4 +1,4 @@
-//! A real `bitcoind`, which has no IPC: everything comes from JSON-RPC over HTTP.
+//! Tests with a real `bitcoind`, which has no IPC and is polled over HTTP only.
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -25,12 +25,13 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     exporter.wait_for("bitcoin_blocks_connected_total", 30.0);
     exporter.wait_for("bitcoin_block_height", 40.0);
     assert!(exporter.value("bitcoin_tip_updates_total").unwrap() >= 1.0);
-    // A reorganization of 33 blocks, in one step as far as the exporter sees.
+    // A reorg of 33 blocks. It is faster than the interval at which the exporter checks the tip, and appears as one
+    // change.
     node.cli(&["invalidateblock", &blocks[7]]);
     node.cli(&["generatetodescriptor", "35", "raw(52)"]);
     exporter.wait_for("bitcoin_chain_height", 42.0);
     exporter.wait_for("bitcoin_block_height", 42.0);
-    // Blocks that came and went between two looks may be missing on both sides.
+    // Blocks that were connected and disconnected between two checks of the tip may be missing from both counters.
     let counted = |name: &str| exporter.value(name).unwrap();
     assert_eq!(
         counted("bitcoin_blocks_connected_total") - counted("bitcoin_blocks_disconnected_total"),
@@ -38,7 +39,8 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     );
     assert_eq!(counted("bitcoin_blocks_disconnected_total"), 33.0);
 
-    // While it is away nothing is shown of it, and then what came meanwhile is counted. Its cookie is another one.
+    // While the node is down, its metrics are absent. After its restart with a new cookie, the exporter counts the
+    // blocks that were connected in the meantime.
     node.stop();
     exporter.wait_for("bitcoin_up", 0.0);
     assert_eq!(exporter.value("bitcoin_chain_height"), None);
@@ -51,7 +53,8 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     assert_eq!(exporter.log().matches("polling the node over HTTP only").count(), 2, "{}", exporter.log());
 }
 
-/// As after a crash, when it goes back to its last flush and connects the same blocks again.
+/// Simulates a restart after a crash with `invalidateblock`: the node starts at an earlier tip and connects the following
+/// blocks again.
 #[test]
 fn rollback_between_two_calls_is_no_reorg() {
     let mut node = Node::start_bitcoind(&[]);
@@ -73,7 +76,7 @@ fn rollback_between_two_calls_is_no_reorg() {
     node.mine(3);
     exporter.wait_for("bitcoin_blocks_connected_total", 3.0);
     assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
-    // What the same node does is a reorganization.
+    // Without a restart, the same change of the tip is counted as a reorg.
     node.cli(&["invalidateblock", &blocks[17]]);
     exporter.wait_for("bitcoin_blocks_disconnected_total", 6.0);
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
@@ -120,7 +123,8 @@ fn check_and_once_need_no_ipc_and_report_errors() {
         "{message}"
     );
 
-    // Both ways are named where neither works; a socket that was named is not done without.
+    // If neither IPC nor HTTP works, the error has the reason for each. An explicit socket path is required, and the
+    // exporter does not continue over HTTP alone.
     let (good, message) = run(&[&arguments[..4], &["--rpc-url", "http://127.0.0.1:1", "--check"]].concat());
     assert!(
         !good && message.contains("no such socket") && message.contains("connection refused"),
