@@ -1,8 +1,8 @@
-//! Every BPF program on real kernels: loaded, attached to a program with all tracepoints, and counted, in Debian's kernels
-//! under QEMU.
+//! Tests of all BPF programs on Debian's kernels under QEMU: loading, attaching to a program with all tracepoints, and
+//! counting.
 //!
-//! Needs $KERNELS, a folder that `integration-tests/kernels/fetch` makes, and for arm64 $DEB_ARM64, the package that
-//! `contrib/debian/package arm64` makes. What is not there is skipped, and says so.
+//! Needs $KERNELS, the folder that `integration-tests/kernels/fetch` creates, and for arm64 $DEB_ARM64, the package
+//! that `contrib/debian/package arm64` builds. Tests whose files are missing are skipped, and the skip is printed.
 
 #[path = "../harness/skip.rs"]
 mod skip;
@@ -28,7 +28,8 @@ way 1 2 3 4 500
 standard 8 2 3 4 5000000 block text
 ";
 
-/// What the exporter shows after these commands, of each tracepoint something that is not 0; the label `node` is left out.
+/// Samples that the exporter must export after [`COMMANDS`], without the label `node`. They include a value other than
+/// 0 for each tracepoint.
 const SAMPLES: &str = r#"
     fibre_exporter_probes_attached 27
     fibre_exporter_errors_total{error_type="argument"} 0
@@ -74,7 +75,7 @@ const SAMPLES: &str = r#"
     bitcoin_log_operation_duration_seconds_count{kind="write"} 1
 "#;
 
-/// What bitcoin-cli does with a real node. That connects to itself, and notices it.
+/// Commands of bitcoin-cli for the test with a real node. The node connects to itself and detects this.
 const NODE_COMMANDS: &str = "\
 generatetodescriptor 5 raw(51)#8lvh9jxk
 addnode 127.0.0.1:18444 onetry
@@ -101,7 +102,7 @@ const REAL_NODE: &str = "a_real_node_on_arm64_is_counted";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Guests beside each other take longer, in sum, than one after the other.
+    // Run one virtual machine at a time, because concurrent ones take longer in total.
     arguments.test_threads = Some(1);
     let missing_node = std::env::var_os("NODE_ARM64")
         .is_none()
@@ -131,7 +132,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// A kernel and what runs on it.
+/// A kernel to test, with the exporter and the compiler for its architecture.
 struct Kernel {
     folder: Option<PathBuf>,
     exporter: Option<PathBuf>,
@@ -156,21 +157,21 @@ impl Kernel {
         }
     }
 
-    /// A program with tracepoints, for this kernel.
+    /// Compiles `fixture.c` for this kernel's architecture, and returns the path of the program.
     fn fixture(&self) -> PathBuf {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let program = dir.join(format!("tracepoints-{}", self.compiler));
         let mut compiler = Command::new(self.compiler);
         compiler.args(["-O2", "-pthread", "-DDETAIL", "-DNEWEST", "-DSTANDARD", "-o"]).arg(&program);
-        // The header is the same for all machines.
+        // The header `sys/sdt.h` is the same for all architectures.
         compiler.args(["-idirafter", "/usr/include/x86_64-linux-gnu"]);
         compiler.arg(root.join("integration-tests/usdt/fixture.c"));
         assert!(compiler.status().expect(self.compiler).success());
         program
     }
 
-    /// Boots it with this program and these variables; what the exporter shows, and what it message.
+    /// Boots the kernel with this program and these variables. Returns the exporter's metrics and its log.
     fn boot(&self, program: &Path, commands: &str, variables: &[&str]) -> (String, String) {
         let (Some(folder), Some(exporter)) = (&self.folder, &self.exporter) else { unreachable!("checked") };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -186,7 +187,7 @@ impl Kernel {
     }
 }
 
-/// The exporter in a Debian package.
+/// Extracts a Debian package, and returns the path of the exporter in it.
 fn exporter_in(package: &Path) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package-arm64");
     let extracted = Command::new("dpkg-deb").arg("--extract").args([package, &folder]).status();
@@ -224,7 +225,7 @@ fn assert_samples(samples: &str, metrics: &str, log: &str) {
     }
 }
 
-/// Under lockdown a kernel refuses all programs that read an argument.
+/// A kernel in lockdown mode `confidentiality` rejects all BPF programs that read an argument.
 fn refused(kernel: &Kernel) {
     let (metrics, log) = kernel.boot(&kernel.fixture(), COMMANDS, &["lockdown=confidentiality"]);
     for sample in [

@@ -1,4 +1,4 @@
-//! The record of blocks beside a real node: written, read, and on disks that are full or broken.
+//! Tests of the block log with a real node: writing, reading, a full disk and a corrupt file.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -14,7 +14,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::fixture::command;
 use crate::harness::node::Node;
 
-/// A node, and an exporter that records its blocks in a file of this folder.
+/// A running node, and an exporter that writes the node's blocks to a block log in a temporary folder.
 struct Scene {
     node: Node,
     exporter: Exporter,
@@ -80,7 +80,7 @@ pub fn rows_can_be_read_while_others_are_written() {
     assert!(text(blocks(&scene.file, &[])).lines().nth(3).unwrap().ends_with(&mined[2]));
     assert!(text(blocks(&scene.file, &["--format", "csv"])).contains(&format!(",3,{},1,", mined[2])));
 
-    // Reading and writing at once, and the bound.
+    // Read the block log while the exporter writes it, and check the limit on the number of blocks.
     std::thread::scope(|scope| {
         scope.spawn(|| (0..40).for_each(|_| drop(scene.node.mine(5))));
         for _ in 0..40 {
@@ -91,7 +91,7 @@ pub fn rows_can_be_read_while_others_are_written() {
     scene.until(104..=203);
     assert_eq!(scene.logged("block log"), 0, "{}", scene.exporter.log());
 
-    // What waits is written before the end.
+    // The exporter writes queued blocks before it exits.
     scene.node.mine(1);
     eventually("the block is known", || {
         let status: Value = serde_json::from_str(&scene.exporter.get("/status.json").1).unwrap();
@@ -101,7 +101,7 @@ pub fn rows_can_be_read_while_others_are_written() {
     assert_eq!(scene.heights(), (105..=204).collect::<Vec<_>>());
 }
 
-/// Only root can make a time namespace.
+/// Runs as root, because only root can create a time namespace.
 pub fn times_are_right_in_a_time_namespace() {
     let dir = TempDir::new().unwrap();
     let node = Node::start(&[]);
@@ -121,12 +121,12 @@ pub fn times_are_right_in_a_time_namespace() {
     assert!((now - 600.0..=now).contains(&time), "{time} is not within the ten minutes before {now}");
 }
 
-/// Rows of a file that may not be there yet.
+/// The rows of a block log as JSON objects; empty if the file does not exist yet.
 fn objects_if_any(file: &Path) -> Vec<Value> {
     if file.exists() { objects(file, &[]) } else { Vec::new() }
 }
 
-/// Only root can be someone else.
+/// Runs as root, because only root can start a process as another user.
 pub fn another_user_reads_the_block_log_without_write_access() {
     const NOBODY: u32 = 65534;
     let dir = TempDir::new().unwrap();
@@ -153,7 +153,7 @@ pub fn another_user_reads_the_block_log_without_write_access() {
     scene.until(1..=3);
 }
 
-/// Only root can mount.
+/// Runs as root, because only root can mount a file system.
 pub fn full_disk_is_logged_once_and_costs_no_row() {
     let dir = TempDir::new().unwrap();
     let disk = Disk::mount(dir.path());
@@ -161,9 +161,9 @@ pub fn full_disk_is_logged_once_and_costs_no_row() {
     scene.node.mine(2);
     scene.until(1..=2);
     let filler = disk.0.join("filler");
-    // Writes until there is no room.
+    // Fill the disk: the write fails when no space is left.
     std::fs::write(&filler, vec![0; 2 << 20]).unwrap_err();
-    // More than the free part of the file's last page has room for.
+    // Mine more blocks than fit into the free part of the last page of the SQLite file.
     scene.node.mine(60);
     eventually("the exporter logs that the disk is full", || {
         (scene.logged("cannot write") == 1).then_some(())
@@ -198,7 +198,8 @@ pub fn corrupt_file_is_logged_once_and_replaced() {
         (scene.logged("writing to the block log") == 1).then_some(())
     });
 
-    // Removed under the exporter's hands, it would be written where nobody finds it.
+    // Remove the file while the exporter has it open. The exporter must create a new file and not continue to write to
+    // the removed one.
     std::fs::remove_file(&scene.file).unwrap();
     scene.node.mine(1);
     eventually("a file is there again", || scene.file.exists().then_some(()));
@@ -227,7 +228,7 @@ pub fn foreign_block_log_file_is_rejected_at_startup() {
     assert!(!none.status.success() && message.contains("start the exporter with --block-log"), "{message}");
 }
 
-/// A disk of 1 MB; unmounted when its test ends.
+/// A mounted file system of 1 MB. It is unmounted when this value is dropped.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -241,7 +242,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // The exporter may have the file open still.
+        // Unmount lazily, because the exporter may still have a file open.
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }

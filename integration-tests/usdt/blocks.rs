@@ -1,4 +1,5 @@
-//! The way of blocks to a real node, from peers that a script plays, against the lines of the node's own log.
+//! Tests of the metrics and reports about a block's arrival at a real node. Scripted peers send the blocks, and the
+//! results are compared with the node's debug.log.
 
 use bitcoin::Amount;
 use bitcoin::bip152::BlockTransactions;
@@ -38,14 +39,16 @@ pub fn check_of_the_database_counts_no_block() {
             (exporter.value(event).or(exporter.value(other)) == Some(number)).then_some(())
         });
     };
-    // Other blocks than before at the same height and time.
+    // Mines blocks that differ from earlier blocks at the same height and time, because the script of the coinbase
+    // output differs.
     let mine_branch = |blocks: u32, script: &str| {
         let descriptor = node.json(&["getdescriptorinfo", &format!("raw({script})")])["descriptor"].clone();
         node.cli(&["generatetodescriptor", &blocks.to_string(), descriptor.as_str().unwrap()]);
     };
     node.mine(1);
     connected(1);
-    // The last block, and ten that are older than the exporter.
+    // The check of the database connects the last block again, and ten blocks that were connected before the exporter
+    // started.
     node.cli(&["verifychain", "4", "0"]);
     fired(12.0);
     node.mine(2);
@@ -53,7 +56,7 @@ pub fn check_of_the_database_counts_no_block() {
     node.cli(&["verifychain", "4", "2"]);
     fired(16.0);
 
-    // Three blocks are replaced by four, by RPC; then another check, and the next block.
+    // Replace three blocks with four by RPC, check the database again, and mine the next block.
     node.cli(&["invalidateblock", &node.cli(&["getblockhash", "11"])]);
     mine_branch(4, "52");
     connected(7);
@@ -63,7 +66,7 @@ pub fn check_of_the_database_counts_no_block() {
     connected(8);
     assert_eq!(sum(&exporter, "fibre_last_block_height", ""), 15.0);
 
-    // To a shorter branch, and back.
+    // Reorg to a shorter branch, and back.
     let second = node.cli(&["getblockhash", "11"]);
     node.cli(&["invalidateblock", &second]);
     mine_branch(1, "53");
@@ -79,11 +82,12 @@ pub fn check_at_startup_and_background_validation_count_no_block() {
         let expected = format!("bitcoin_blocks_connected_total {blocks}\nfibre_last_block_height {height}");
         crate::assert_samples(&exporter, &expected);
     };
-    // Hash bytes are those of the heights, or of another branch.
+    // The byte that fills a block's hash is its height modulo 256 on the first branch, and another value on other
+    // branches.
     (94..=100).for_each(|height| fixture.fire(&format!("main block {height} {height} 1000")));
     fixture.fire("named b-msghand block 101 101 1000");
     connected(1, 101);
-    // A snapshot is loaded; the blocks below are validated in the background.
+    // Simulate the load of a UTXO snapshot, and the background validation of the blocks below it.
     fixture.fire("named b-msghand block 201 201 1000");
     connected(2, 201);
     for height in 102..=200 {
@@ -94,11 +98,11 @@ pub fn check_at_startup_and_background_validation_count_no_block() {
         }
     }
     connected(12, 211);
-    // A reorg, and one on the second height that is known.
+    // A reorg of one block, and a reorg at the second known height.
     fixture.fire("named b-msghand block 211 1 1000");
     fixture.fire("named b-msghand block 212 2 1000");
     connected(14, 212);
-    // Measured while the clock was set back: a block without a duration.
+    // A block with a negative duration, as after the node's clock was set back.
     fixture.fire("named b-msghand block 213 3 -1000");
     connected(15, 213);
     crate::assert_samples(
@@ -113,10 +117,11 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     let record = dir.path().join("blocks");
     let (mut scene, [mut peer]) = Scene::with("net,validation", &["--block-log", record.to_str().unwrap()]);
 
-    // The exporter is younger than the connection.
+    // The peer connected before the exporter started. Exchange a ping and a pong, because the exporter reads the peer's
+    // connection type from them.
     peer.until_handled();
 
-    // The node has all transactions.
+    // A compact block of which the node has all transactions.
     let known = scene.transactions(2);
     known.iter().for_each(|transaction| scene.send(transaction));
     let complete = scene.block(&known);
@@ -127,7 +132,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.field(&complete, "short_ids").as_deref(), Some("2"));
     assert_eq!(scene.field(&complete, "asked_us"), None);
 
-    // One is missing, one is prefilled.
+    // A compact block of which one transaction is missing and one is prefilled.
     let unknown = scene.transactions(2);
     let one = scene.block(&unknown);
     peer.say_compact(&one, &[1]);
@@ -138,7 +143,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.field(&one, "requested").as_deref(), Some("1"));
     assert_eq!(scene.field(&one, "prefilled").as_deref(), Some("2"));
 
-    // Many are missing; the short ids fill more than what is copied of the message.
+    // A compact block with many missing transactions. Its short IDs exceed the bytes that the BPF program copies.
     let many = scene.transactions(40);
     let many = scene.block(&many);
     peer.say_compact(&many, &[7, 8]);
@@ -184,7 +189,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
         scene.sum("bitcoin_block_assembly_seconds_sum", ""),
     );
     assert!(arrival > assembly && assembly > scene.sum("bitcoin_compact_block_roundtrip_seconds_sum", ""));
-    // Each was made five seconds before it was announced, or a little more.
+    // The header timestamp of each block is at least five seconds before its announcement.
     assert_eq!(scene.sum("bitcoin_block_header_age_seconds_count", ""), 3.0);
     assert_eq!(scene.sum("bitcoin_block_header_age_seconds_bucket", "le=\"2.0\""), 0.0);
     assert!(scene.sum("bitcoin_block_header_age_seconds_sum", "") >= 15.0);
@@ -194,7 +199,8 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
 pub fn three_announcing_peers_are_distinguished() {
     let (mut scene, [mut first, mut second, mut third]) = Scene::new();
 
-    // Of the first the node asks a compact block; the third's comes before.
+    // The node requests a compact block from the first peer. The compact block of the third peer arrives before the
+    // response.
     let block = scene.block(&[]);
     first.say(NetworkMessage::Headers(vec![block.header]));
     fetched(&mut first, Inventory::CompactBlock(block.block_hash()));
@@ -204,14 +210,15 @@ pub fn three_announcing_peers_are_distinguished() {
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
     assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
-    // It has sent nothing that tells since the exporter was started.
+    // The first peer has sent no message from which the exporter reads the connection type since the exporter started.
     assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"unknown\""), 1.0);
     assert_eq!(scene.field(&block, "arrival").as_deref(), Some("compact_complete"));
     for by in ["headers", "inv", "cmpctblock"] {
         assert_eq!(scene.sum("bitcoin_block_announcements_total", &format!("by=\"{by}\"")), 1.0, "{by}");
     }
 
-    // What was asked for comes late, and so does a fourth announcement; both count, without another block.
+    // The requested compact block and a fourth announcement arrive after the block's connection. Both are counted for
+    // this block.
     first.say_compact(&block, &[]);
     first.until_handled();
     let mut fourth = Peer::connect(scene.node.p2p_port);
@@ -226,7 +233,8 @@ pub fn three_announcing_peers_are_distinguished() {
         (inv == 2.0 && asked == 1.0).then_some(())
     });
 
-    // The same peer in three ways is one announcement. This time it is the first's answer that completes the block.
+    // Three announcements by the same peer count as one. For this block, the response of the first peer completes the
+    // block.
     let next = scene.block(&[]);
     first.say(NetworkMessage::Headers(vec![next.header]));
     fetched(&mut first, Inventory::CompactBlock(next.block_hash()));
@@ -244,7 +252,7 @@ pub fn three_announcing_peers_are_distinguished() {
 pub fn block_by_another_message_is_no_compact_block() {
     let (mut scene, [mut peer]) = Scene::new();
 
-    // Another transaction than was asked for: the node fetches the whole block.
+    // The peer sends another transaction than requested, and the node downloads the full block.
     let [asked, other] = scene.transactions(2).try_into().unwrap();
     let wrong = scene.block(&[asked]);
     peer.say_compact(&wrong, &[]);
@@ -257,7 +265,7 @@ pub fn block_by_another_message_is_no_compact_block() {
     scene.connected(&wrong);
     assert_eq!(scene.field(&wrong, "arrival").as_deref(), Some("full_block"));
 
-    // The node waits for transactions, and the block comes by RPC.
+    // While the node waits for requested transactions, the block is submitted by RPC.
     let [unknown] = scene.transactions(1).try_into().unwrap();
     let submitted = scene.block(&[unknown]);
     peer.say_compact(&submitted, &[]);
@@ -270,7 +278,7 @@ pub fn block_by_another_message_is_no_compact_block() {
     assert_eq!(scene.sum("bitcoin_compact_block_requested_transactions_count", ""), 0.0);
     assert_eq!(scene.reconstructed(&[&wrong, &submitted]).len(), 0);
 
-    // Its coinbase pays too much: complete, but never connected.
+    // The coinbase pays too much. The node reconstructs this block and rejects it.
     let invalid = block_on(&scene.tip, scene.height + 1, unix_time() - 5, Amount::ONE_BTC * 50, &[]);
     peer.say_compact(&invalid, &[]);
     peer.until_handled();
@@ -316,7 +324,7 @@ pub fn header_sync_announces_nothing() {
     assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 0.0);
     assert_eq!(scene.sum("bitcoin_block_arrival_seconds_count", ""), 0.0);
 
-    // The next one is announced, with its predecessor.
+    // The next block and its parent are announced in one headers message.
     let first = block_on(&scene.tip, scene.height + 1, scene.tip.time + 1, REWARD, &[]);
     let second = block_on(&first.header, scene.height + 2, scene.tip.time + 2, REWARD, &[]);
     peer.say(NetworkMessage::Headers(vec![first.header, second.header]));
@@ -384,7 +392,7 @@ pub fn report_has_the_utxo_flush_a_block_waited_for() {
     let duration = |line: &str| -> i64 {
         line.split_once("duration_us=").unwrap().1.split(' ').next().unwrap().parse().unwrap()
     };
-    // The node measures it too, a moment before the tracepoint.
+    // debug.log has the duration of each flush, too. The node measures it slightly before the tracepoint fires.
     assert!(told > 0 && told <= flushed.map(duration).sum(), "{told}: {log}");
 
     let next = scene.block(&[]);

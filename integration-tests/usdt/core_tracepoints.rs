@@ -1,4 +1,5 @@
-//! The standard tracepoints, of a real bitcoin-node with a second one as its peer, against what the node itself says.
+//! Tests of the tracepoints of Bitcoin Core, with a real bitcoin-node that has a second node as its peer. The results
+//! are compared with RPC results and debug.log.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::harness::fixture::Fixture;
 use crate::harness::node::Node;
 use crate::harness::peer::Peer;
 
-/// The sum of all samples of a metric whose labels contain these.
+/// The sum of all samples of a metric whose label text contains `labels`.
 pub fn sum(exporter: &Exporter, metric: &str, labels: &str) -> f64 {
     let text = exporter.metrics();
     let samples =
@@ -55,10 +56,11 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
         node.mine(1);
     }
     eventually("the peer follows", || (peer.cli(&["getblockcount"]) == "109").then_some(()));
-    // Without connected blocks it is not known which announcements count.
+    // An exporter without `validation:block_connected` has no metric of announcements, because only announcements of
+    // connected blocks count.
     assert!(exporter.metrics().contains("\nbitcoin_block_announcements_total{"));
     assert!(!of_peer.metrics().contains("\nbitcoin_block_announcements_total{"));
-    // By message type, what one sent the other has received, to the byte.
+    // For each message type, the bytes that one node sent equal the bytes that the other node received.
     let of_type = |exporter: &Exporter, metric: &str, direction: &str, kind: &str| {
         sum(exporter, metric, &format!("direction=\"{direction}\",type=\"{kind}\""))
     };
@@ -71,8 +73,8 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
             });
         }
     }
-    // And what the node says itself, which counts what frames a message besides: a header of 24 bytes in version 1 of the
-    // transport, at least 20 in version 2.
+    // Compare with getpeerinfo, which also counts the framing of each message: a header of 24 bytes in version 1 of the
+    // transport protocol, at least 20 bytes in version 2.
     let peers = node.json(&["getpeerinfo"]);
     for (kind, told) in peers[0]["bytessent_per_msg"].as_object().unwrap() {
         let messages = of_type(&exporter, "bitcoin_p2p_messages_total", "out", kind);
@@ -96,7 +98,8 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
     eventually("the flush at the end is seen", || {
         (sum(&exporter, "bitcoin_utxo_cache_flush_duration_seconds_count", "") >= 1.0).then_some(())
     });
-    // A node that ends flushes more than once; the gauges are of the last one, the log has all.
+    // A node that shuts down flushes several times. The gauges have the values of the last flush, and the log has a
+    // line for each.
     assert!(exporter.metrics().contains("\nbitcoin_utxo_cache_flush_bytes{"));
     let log = exporter.log();
     let flushed = log.lines().filter(|line| line.contains("UTXO cache flushed"));
@@ -126,14 +129,14 @@ pub fn rejected_transactions_are_counted_by_reason() {
     assert!(!exporter.metrics().contains("bitcoin_blocks_connected_total"), "only what was asked for");
 }
 
-/// Commands of the fixture that reject a transaction for this reason.
+/// Fires the tracepoint of a transaction that is rejected for this reason.
 fn reject(fixture: &mut Fixture, reason: &str) {
     fixture.fire(&format!("standard 1 2 3 4 5 inv {reason}"));
 }
 
 pub fn long_rejection_reasons_are_distinguished() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
-    // As many characters as the longest that a node has.
+    // Reasons of 118 characters, which is the length of the longest reason of a node.
     let [first, second] = ["a", "b"].map(|last| "r".repeat(117) + last);
     reject(&mut fixture, &first);
     reject(&mut fixture, &second);
@@ -155,11 +158,11 @@ pub fn full_table_of_rejections_removes_the_least_recent() {
         |reason: &str| sum(&exporter, "bitcoin_mempool_tx_rejected_total", &format!("reason=\"{reason}\""));
     (0..80).for_each(|number| reject(&mut fixture, &format!("reason-{number}")));
     assert_eq!((total(), of("other"), of("reason-79"), of("reason-15")), (80.0, 16.0, 1.0, 0.0));
-    // One that was removed comes again, and takes the place of the next.
+    // A reason whose series was removed occurs again. Its series replaces the next least recent one.
     reject(&mut fixture, "reason-0");
     reject(&mut fixture, "reason-0");
     assert_eq!((total(), of("other"), of("reason-0"), of("reason-16")), (82.0, 17.0, 2.0, 0.0));
-    // More at once than the programs have room for.
+    // More new reasons between two scrapes than the BPF map can hold.
     (0..400).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
     assert_eq!(total(), 482.0);
     (400..500).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
@@ -167,7 +170,7 @@ pub fn full_table_of_rejections_removes_the_least_recent() {
     assert_eq!(exporter.metrics().matches("\nbitcoin_mempool_tx_rejected_total{").count(), 65);
 }
 
-/// Waits until the exporter counts as many inbound connections as the node.
+/// Waits until the exporter's number of inbound connections equals the node's number.
 fn counts_inbound_connections(exporter: &Exporter, node: &Node) {
     eventually("the exporter and the node count the same connections", || {
         let of_node = node.json(&["getnetworkinfo"])["connections_in"].as_f64().unwrap();
@@ -194,7 +197,8 @@ pub fn connections_from_before_the_exporter_are_counted() {
     let mut peers: Vec<_> = (0..3).map(|_| Peer::connect(node.p2p_port)).collect();
     let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
     let inbound = "bitcoin_connections{node=\"localhost\",direction=\"in\"}";
-    // The node counts the closed one for another moment: how many there are is not known.
+    // The node still counts the closed connection for a short time, and the exporter does not compute the number of
+    // open connections.
     drop(peers.pop());
     eventually("the end of the connection is seen", || {
         (sum(&exporter, "bitcoin_connections_closed_total", "") == 1.0).then_some(())

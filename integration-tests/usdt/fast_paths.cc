@@ -1,5 +1,4 @@
-// Fires tracepoints whose arguments are in all places and of all widths. Reads a line for each text from standard input: one that is
-// short enough to be inside its std::string, or a longer one. Says `fired` after each.
+// Fires tracepoints whose arguments have all kinds of locations and all widths. Reads texts from standard input, one per line: texts that are short enough to be stored inside a std::string, and longer ones. Prints `fired` after each.
 #define _SDT_HAS_SEMAPHORES 1
 #include <cstdint>
 #include <iostream>
@@ -25,8 +24,7 @@ struct widths {
 	uint64_t u64;
 };
 
-// In memory by a register, in registers, in memory by two, and a constant. (libbpf 1.7 misreads one in memory by a register before one
-// by two.)
+// The arguments are in memory addressed by one register, in registers, in memory addressed by two registers, and a constant. (libbpf 1.7 misreads an argument in memory that is addressed by one register if an argument addressed by two registers follows.)
 static __attribute__((noinline)) void operands(const widths *all, const int32_t *table, int64_t index, uint8_t byte)
 {
 	if (test_operands_semaphore)
@@ -34,7 +32,7 @@ static __attribute__((noinline)) void operands(const widths *all, const int32_t 
 			     index, table[index], byte, -7);
 }
 
-// As a node has the type of a message: the string is a member, and its text's pointer is read from memory.
+// Passes a string as a node passes the type of a message: the std::string is a member of another object, and the pointer to its text is read from memory.
 static __attribute__((noinline)) void text(const std::string *strings)
 {
 	if (test_text_semaphore)

@@ -1,4 +1,4 @@
-//! What the programs do faster than libbpf's helpers gives the same results: see src/usdt/bpf/fast_paths.h.
+//! Tests that the fast paths of the BPF programs (src/usdt/bpf/fast_paths.h) give the same results as libbpf's helpers.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,13 +11,14 @@ use crate::harness::fixture::Fixture;
 
 const ARGUMENTS: usize = 12;
 
-/// What `fast_paths.bpf.c` has read.
+/// The values that `fast_paths.bpf.c` has read.
 struct Results {
-    /// Of each argument: as the exporter reads it, and the helper's value.
+    /// For each argument, the value that the exporter's code reads and the value that libbpf's helper reads.
     arguments: Vec<(i64, i64)>,
-    /// Of the text likewise, NUL-padded.
+    /// The text that the exporter's code reads and the text that libbpf's helper reads, both NUL-padded.
     text: ([u8; 16], [u8; 16]),
-    /// Arguments that were constants, in registers, in memory by one register, by two.
+    /// Number of arguments that were a constant, in a register, in memory addressed by one register, and in memory
+    /// addressed by two registers.
     places: [i64; 4],
 }
 
@@ -82,7 +83,7 @@ pub fn fast_paths_read_what_libbpfs_helpers_read() {
         let place = text.len() % 4;
         assert_eq!(*element, ([1, -2, 3, -40_000][place], [1, -2, 3, -40_000][place]));
         assert_eq!((*index, *byte, *constant), ((place as i64, place as i64), (250, 250), (-7, -7)));
-        // The compiler chose each place that there is.
+        // Each kind of location must occur among the arguments.
         assert!(places.iter().all(|arguments| *arguments > 0), "{places:?}");
 
         assert_eq!(ours, helpers, "{text:?}");

@@ -1,4 +1,4 @@
-//! Every metric of FIBRE, from known values.
+//! Tests of every metric of FIBRE's tracepoints, which the fixture fires with known values.
 
 use tempfile::TempDir;
 
@@ -157,7 +157,8 @@ pub fn newest_fibre_tracepoint_arguments_are_read() {
 
 pub fn log_writer_thread_is_traced() {
     let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST"]);
-    // Two lines wait, and an order to open the file again; then what was queued before anybody looked.
+    // Two lines and a reopen request are queued and executed. Then operations are executed that were queued before the
+    // exporter attached.
     for line in [
         "log_queued 254 1",
         "log_queued 255 2",
@@ -205,7 +206,7 @@ pub fn last_block_is_the_last_seen_by_any_tracepoint() {
     assert_samples(&exporter, "fibre_last_block_height 800002");
     fixture.fire("time 800003 1 a 2 b");
     assert_samples(&exporter, "fibre_last_block_height 800003");
-    // A reorg.
+    // A reorg to a lower height.
     fixture.fire("block 800001 3 1000");
     assert_samples(
         &exporter,
@@ -223,7 +224,7 @@ pub fn restarted_node_does_not_finish_what_the_last_one_queued() {
     eventually("it notices the end", || (exporter.get("/ready").0 == 503).then_some(()));
     let mut fixture = crate::Fixture::start(&compile(dir.path(), &["-DNEWEST"]));
     eventually("it is attached again", || (exporter.get("/ready").0 == 200).then_some(()));
-    // Queued before the exporter had attached.
+    // Operations that were queued before the exporter attached have no waiting time.
     fixture.fire("log_completed 1 1 0");
     fixture.fire("log_started 2 1");
     fixture.fire("log_completed 2 1 0");
@@ -259,7 +260,7 @@ pub fn negative_durations_are_not_observed() {
     );
 }
 
-/// The hash that the fixture fires.
+/// The hash that the fixture passes to the tracepoints, in the usual notation.
 fn fixture_hash() -> String {
     (0..32u8).rev().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,5 @@
-/* A process with the tracepoints of FIBRE. It fires what it is told on standard input, a line each:
+/* A program with the tracepoints of FIBRE and Bitcoin Core. It fires the tracepoints that it reads from standard input, one
+ * command per line:
  *
  *   [repeat THREADS TIMES] reconstructed SOURCE USED RECEIVED PEERS MICROSECONDS [HEIGHT]
  *   [repeat THREADS TIMES] send
@@ -14,7 +15,8 @@
  *
  *   [main | named THREAD] block HEIGHT HASH_BYTE NANOSECONDS                      (with -DSTANDARD)
  *
- * and says `fired` after each; on a thread of its own, but for `main`. With -DNEWEST `reconstructed` has the hash as text, and the height. */
+ * After each command it prints `fired`. Each command runs on a new thread, except `main`, which runs on the main thread. With
+ * -DNEWEST, `reconstructed` passes the hash as text, and the height. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <pthread.h>
 #include <stdbool.h>
@@ -28,7 +30,7 @@
 
 #define SEMAPHORE(name) \
 	__extension__ volatile unsigned short name##_semaphore __attribute__((unused, section(".probes")))
-/* As a node does: nothing before somebody has attached. */
+/* Fires a tracepoint only if a tracer is attached, as a node does. */
 #define FIRE(arguments, provider, name, ...)   \
 	if (provider##_##name##_semaphore)     \
 		STAP_PROBE##arguments(provider, name, __VA_ARGS__)
@@ -70,7 +72,7 @@ SEMAPHORE(net_misbehaving_connection);
 SEMAPHORE(net_block_header);
 SEMAPHORE(net_compact_block_reconstructed);
 
-/* Each standard tracepoint once. */
+/* Fires each tracepoint of Bitcoin Core once. */
 static __attribute__((noinline)) void fire_standard(const void *hash, const char (*texts)[128], const int64_t *n)
 {
 	FIRE(6, validation, block_connected, hash, (int32_t)n[0], (uint64_t)n[1], (int32_t)n[2], (uint64_t)n[3], n[4]);
@@ -94,7 +96,7 @@ static __attribute__((noinline)) void fire_standard(const void *hash, const char
 	     (uint32_t)n[4], hash);
 }
 
-/* A block that is connected; all bytes of its hash are the same. */
+/* Fires the tracepoint of a connected block. All bytes of its hash are equal. */
 static __attribute__((noinline)) void fire_block(const int64_t *n)
 {
 	unsigned char hash[32];
@@ -103,7 +105,8 @@ static __attribute__((noinline)) void fire_block(const int64_t *n)
 	FIRE(6, validation, block_connected, hash, (int32_t)n[0], (uint64_t)1, (int32_t)1, (uint64_t)0, n[2]);
 }
 
-/* A block's way: an inv of peer 1, then a compact block of peer 2, of which the node itself tells. */
+/* Fires the events of a block's arrival: an inv message from peer 1, a compact block from peer 2, and the node's
+ * reports about the header and the reconstruction of this compact block. */
 static __attribute__((noinline)) void fire_way(const void *hash, const int64_t *n)
 {
 	const uint32_t prefilled = n[0], mempool = n[1], extra_pool = n[2], requested = n[3], bytes = n[4];
@@ -229,7 +232,7 @@ int main(void)
 	char line[512];
 	struct event *event = calloc(1, sizeof(*event));
 
-	/* No memory behind the hash: nobody reads more than its 32 bytes. */
+	/* The hash is at the end of a mapped page. A program that reads more than its 32 bytes gets an error. */
 	char *pages = mmap(NULL, 2 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (!event || pages == MAP_FAILED || munmap(pages + (1 << 16), 1 << 16))

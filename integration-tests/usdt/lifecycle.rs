@@ -1,4 +1,4 @@
-//! The life of the node and of the exporter, and wrong input.
+//! Tests of starts and exits of the node and of the exporter, and of invalid arguments.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -23,13 +23,13 @@ pub fn restarted_node_is_attached_again_and_keeps_counts() {
     drop(fixture);
     eventually("it notices the end", || (exporter.get("/ready").0 == 503).then_some(()));
     assert_samples(&exporter, "fibre_exporter_probes_attached 0\nfibre_blocks_sent_total 1");
-    // An upgrade: the same path, another file.
+    // Simulate an upgrade, which replaces the file at the same path.
     std::fs::remove_file(dir.path().join("fixture")).unwrap();
     let mut fixture = Fixture::start(&compile(dir.path(), &[]));
     eventually("it is attached again", || (exporter.get("/ready").0 == 200).then_some(()));
     fixture.fire("send");
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 2");
-    // What libbpf freed when it detached is not used again.
+    // The exit must not access memory that libbpf freed when it detached from the first process.
     assert!(exporter.terminate().success(), "{}", exporter.log());
 }
 
@@ -38,7 +38,7 @@ pub fn another_node_of_the_same_binary_is_not_the_next_one() {
     let binary = compile(dir.path(), &[]);
     let (first, mut other) = (Fixture::start(&binary), Fixture::start(&binary));
     let exporter = crate::exporter(first.pid(), &["--node-name", "relay"]);
-    // Longer than the end of a node takes to be noticed: the next one may be running by then.
+    // Wait longer than the exporter takes to notice the exit of a node. The next node may already run then.
     std::thread::sleep(std::time::Duration::from_secs(3));
     drop(first);
     eventually("it waits", || exporter.log().contains("no new process of").then_some(()));
@@ -143,7 +143,7 @@ pub fn several_nodes_are_waited_for_until_one_is_left() {
     assert_samples(&exporter, "fibre_blocks_sent_total 1");
 }
 
-/// Started before the node.
+/// Starts an exporter before its node runs.
 fn waiting(binary: &Path) -> Exporter {
     let mut command = command();
     command.arg("--bitcoind").arg(binary).args(["--node-name", "relay", "--health-port", "0"]);
@@ -194,7 +194,7 @@ pub fn unread_journal_stops_nothing() {
     std::fs::create_dir_all(run.join("systemd/journal")).unwrap();
     let socket = run.join("systemd/journal/socket");
     let _journal = UnixDatagram::bind(&socket).unwrap();
-    // Full before the exporter starts.
+    // Fill the journal socket before the exporter starts.
     let earlier = UnixDatagram::unbound().unwrap();
     earlier.set_nonblocking(true).unwrap();
     while earlier.send_to(b"MESSAGE=x", &socket).is_ok() {}
@@ -242,7 +242,7 @@ pub fn refusal(arguments: &[&str]) -> String {
     refused(command().args(arguments))
 }
 
-/// What it says of wrong input.
+/// Runs the exporter, asserts that it exits with an error, and returns its error message.
 pub fn refused(command: &mut Command) -> String {
     let output = command.args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0"]).output().unwrap();
     assert!(!output.status.success(), "{command:?} succeeded");
@@ -271,7 +271,7 @@ pub fn failed_output_does_not_end_the_exporter() {
         (Some(1), true),
         "{text}"
     );
-    // Who reads it has enough of it.
+    // The reader of the output has closed the pipe.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = reference(writer.into());
@@ -292,7 +292,7 @@ pub fn failed_output_does_not_end_the_exporter() {
 pub fn missing_privileges_are_reported() {
     let dir = TempDir::new().unwrap();
     let fixture = Fixture::start(&compile(dir.path(), &[]));
-    // The binary where nobody can read it.
+    // Copy the exporter to a folder that an unprivileged user can access.
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let copy = dir.path().join("exporter");
     std::fs::copy(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter"), &copy).unwrap();

@@ -1,7 +1,8 @@
-//! The USDT exporter as a user runs it: the binary, on the real kernel, beside a program with FIBRE's tracepoints and
-//! beside a real bitcoin-node with the standard ones.
+//! Integration tests of the binary bitcoind-usdt-exporter on the running kernel, with a test program that has FIBRE's
+//! tracepoints, and with a real bitcoin-node that has Bitcoin Core's tracepoints.
 //!
-//! Needs root, or the capabilities that the exporter needs. A machine that cannot do BPF skips these tests and says so.
+//! Needs root, or the capabilities that the exporter needs. On a machine that cannot run BPF programs, these tests are
+//! skipped, and the skip is printed.
 
 mod block_log;
 mod blocks;
@@ -92,7 +93,7 @@ fn main() -> ExitCode {
         lifecycle::closed_stderr_causes_no_panic,
         settings::wrong_settings_are_explained_with_their_names,
     ];
-    // Only root can start a process without privileges, or mount.
+    // These tests run only as root, because they start processes without privileges or mount file systems.
     let as_root = tests![
         lifecycle::missing_privileges_are_reported,
         lifecycle::node_is_selected_by_its_unit,
@@ -108,7 +109,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), with_bpf.chain(as_root).chain(without).collect()).exit_code()
 }
 
-/// A fixture with or without `udp:block_reconstruction_detail`, and an exporter beside it.
+/// Starts a fixture that was compiled with these options, and an exporter that is attached to it.
 fn fibre(options: &[&str]) -> (TempDir, Fixture, Exporter) {
     let dir = TempDir::new().unwrap();
     let fixture = Fixture::start(&compile(dir.path(), options));
@@ -116,7 +117,8 @@ fn fibre(options: &[&str]) -> (TempDir, Fixture, Exporter) {
     (dir, fixture, exporter)
 }
 
-/// Waits for these samples, given without the `node` label: `name{a="b"} 1`. What is counted from events follows them.
+/// Waits until the exporter exports these samples, which are given without the label `node`, for example `name{a="b"}
+/// 1`. The wait is needed because metrics that are counted from events follow with a delay.
 fn assert_samples(exporter: &Exporter, expected: &str) {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
@@ -130,7 +132,7 @@ fn assert_samples(exporter: &Exporter, expected: &str) {
     }
 }
 
-/// The first of these samples that is not in the text.
+/// The first of the samples in `expected` that is missing from `text`.
 fn missing_sample(text: &str, expected: &str) -> Option<String> {
     let expected = expected.lines().map(str::trim).filter(|line| !line.is_empty());
     let labelled = expected.map(|line| {

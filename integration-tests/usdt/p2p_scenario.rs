@@ -1,4 +1,5 @@
-//! A real node whose blocks come from peers that a script plays, and an exporter beside it.
+//! A test scenario with a real node, scripted P2P peers that send blocks to the node, and an exporter that traces the
+//! node.
 
 use bitcoin::bip152::BlockTransactions;
 use bitcoin::block::{Block, Header};
@@ -14,29 +15,29 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
 
-/// Less than the subsidy, at any height here.
+/// Reward of the coinbase outputs. It is less than the subsidy at any height in these tests.
 pub const REWARD: Amount = Amount::from_sat(1000);
 
-/// A node whose log tells of compact blocks, with an exporter beside it.
+/// A running node that logs compact blocks (`-debug=cmpctblock`), and an exporter that traces it.
 pub struct Scene {
     pub node: Node,
     pub exporter: Exporter,
-    /// Blocks whose coinbase can be spent.
+    /// Hashes of blocks whose coinbase is mature and unspent.
     mature: Vec<String>,
     pub tip: Header,
     pub height: i64,
 }
 
 impl Scene {
-    /// With peers that the node has asked for compact blocks as announcements (high bandwidth), as it does with a peer that
-    /// has brought one.
+    /// Starts a scenario with `N` peers that are high-bandwidth compact block peers of the node, because each has sent
+    /// the node a compact block.
     pub fn new<const N: usize>() -> (Self, [Peer; N]) {
         Self::with("net,validation", &[])
     }
 
-    /// With these groups of tracepoints, and further arguments of the exporter.
+    /// Like [`Self::new`], with these groups of tracepoints and these additional arguments of the exporter.
     pub fn with<const N: usize>(tracepoints: &str, arguments: &[&str]) -> (Self, [Peer; N]) {
-        // The peers' blocks can then have any time up to now.
+        // The chain's timestamps are an hour old, and the peers' blocks can therefore have any timestamp up to now.
         let an_hour_ago = unix_time() - 3600;
         let node = Node::start(&["-debug=cmpctblock", &format!("-mocktime={an_hour_ago}")]);
         let mut mature = node.mine(160);
@@ -69,7 +70,7 @@ impl Scene {
         self.node.cli(&["sendrawtransaction", &serialize_hex(transaction), "0"]);
     }
 
-    /// A valid block on the tip, not told to the node yet.
+    /// Builds a valid block on the tip, without sending it to the node.
     pub fn block(&self, transactions: &[Transaction]) -> Block {
         block_on(&self.tip, self.height + 1, unix_time() - 5, REWARD, transactions)
     }
@@ -95,7 +96,7 @@ impl Scene {
         })
     }
 
-    /// A field of this line.
+    /// The value of a field in the exporter's log line of a block; `None` if the line lacks the field.
     pub fn field(&self, block: &Block, name: &str) -> Option<String> {
         let entry = self.entry(block);
         let value = entry.split_once(&format!(" {name}="))?.1;
@@ -106,7 +107,8 @@ impl Scene {
         sum(&self.exporter, metric, labels)
     }
 
-    /// Of each of these blocks that the node put together, what it logged: prefilled, requested, bytes.
+    /// For each of these blocks that the node reconstructed, the numbers in debug.log: prefilled transactions,
+    /// requested transactions, requested bytes.
     pub fn reconstructed(&self, blocks: &[&Block]) -> Vec<[u64; 3]> {
         let log = std::fs::read(self.node.dir().join("regtest/debug.log")).unwrap();
         let log = String::from_utf8_lossy(&log).into_owned();
@@ -136,7 +138,7 @@ pub fn give(peer: &mut Peer, request: &GetBlockTxn, block: &Block) {
     peer.say(NetworkMessage::BlockTxn(BlockTxn { transactions }));
 }
 
-/// Waits for a getdata of this one thing.
+/// Waits for a getdata message from the node with exactly this inventory entry.
 pub fn fetched(peer: &mut Peer, wanted: Inventory) {
     peer.hear("getdata", |message| (message == NetworkMessage::GetData(vec![wanted])).then_some(()));
 }

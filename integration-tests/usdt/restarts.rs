@@ -1,4 +1,4 @@
-//! A real node that ends and starts again, in all the ways in which nodes do.
+//! Tests with a real node that exits and is restarted in different ways: stopped, killed, daemonized, upgraded.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::{bitcoin_cli, bitcoin_node, free_port};
 
-/// A node with a data directory of its own, which may daemonize.
+/// A node with its own data directory, which the test restarts. The node may daemonize.
 struct Restarted {
     dir: TempDir,
     program: PathBuf,
@@ -35,7 +35,8 @@ impl Restarted {
             .args(self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        // Another test that starts a process while the binary is copied keeps that open for a moment.
+        // Retry, because a process that another test forks while the binary is being copied can keep the copy open for
+        // writing for a short time.
         self.starter = Some(eventually("the node starts", || node.spawn().ok()));
     }
 
@@ -55,7 +56,7 @@ impl Restarted {
         serde_json::from_str(&mined).unwrap()
     }
 
-    /// The process that is the node: the one that wrote the file.
+    /// PID of the node's process, from the PID file that the node writes.
     fn pid(&self) -> Option<Pid> {
         let pid = std::fs::read_to_string(self.dir.path().join("regtest/bitcoind.pid"))
             .ok()?
@@ -108,15 +109,16 @@ fn is_attached_to(exporter: &Exporter, node: &Restarted) {
     });
 }
 
-/// Every block that is mined now is counted once.
+/// Mines blocks, and checks that the exporter counts each of them once.
 fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
-    // A killed node that has lost its chain mines the same blocks again.
+    // Search only the new part of the log, because a killed node that has lost its last blocks mines identical blocks
+    // again.
     let start = exporter.log().len();
     let logged = |hash: &str| exporter.log()[start..].matches(&format!("block_hash=\"{hash}\"")).count();
     let all_logged = |hashes: &[String]| {
         eventually("each block is logged", || hashes.iter().all(|hash| logged(hash) > 0).then_some(()));
     };
-    // What was connected while the node started comes before it.
+    // Wait for one block first. Blocks that the node connected during its start are then counted, too.
     all_logged(&node.mine(1));
     let before = connected(exporter, name);
     let mined = node.mine(3);
@@ -125,7 +127,7 @@ fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
     assert!(mined.iter().all(|hash| logged(hash) == 1), "{}", exporter.log());
 }
 
-/// Each way twice, the second time with the exporter stopped meanwhile.
+/// Restarts the node in this way twice. During the second restart, the exporter is stopped (SIGSTOP).
 fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
     let dir = TempDir::new().unwrap();
     let program = dir.path().join("bitcoin-node");
@@ -149,7 +151,7 @@ fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
         node.start();
         node.wait();
         if is_stopped {
-            // The node runs for long when it is noticed that its predecessor has ended.
+            // Wait until the new node has run for some seconds before the exporter notices the exit of the old node.
             std::thread::sleep(std::time::Duration::from_secs(3));
             exporter.signal(Signal::SIGCONT);
         }
@@ -195,7 +197,7 @@ pub fn processes_that_end_at_once_are_not_the_node() {
     counts_each_block(&exporter, &node, "relay");
 }
 
-/// Restarts two nodes of one binary, the second before the first.
+/// Stops two nodes of the same binary, and restarts the second before the first.
 fn two_nodes(name: impl Fn(&Restarted) -> [String; 2]) {
     let (mut first, mut second) =
         (Restarted::new(&bitcoin_node(), &[]), Restarted::new(&bitcoin_node(), &[]));
@@ -215,7 +217,7 @@ fn two_nodes(name: impl Fn(&Restarted) -> [String; 2]) {
         is_attached_to(&exporters[1], &second);
         let before = connected(&exporters[0], "t1");
         counts_each_block(&exporters[1], &second, "t2");
-        // Longer than another node has to be there to be taken for this one.
+        // Wait longer than the age (10 s) at which a process that looks like a different node would be traced.
         std::thread::sleep(std::time::Duration::from_secs(11));
         assert_eq!(exporters[0].get("/ready").0, 503, "{}", exporters[0].log());
         first.start();

@@ -1,4 +1,4 @@
-//! What `fibre_exporter.py` reads from its file and from the environment.
+//! Tests of the settings of `fibre_exporter.py`, from its configuration file and its environment variables.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,14 +16,14 @@ fn once() -> Command {
     once
 }
 
-/// A file of `fibre_exporter.py`.
+/// Writes a configuration file of `fibre_exporter.py` with this text.
 fn file(dir: &Path, text: &str) -> PathBuf {
     let path = dir.join("config.yaml");
     std::fs::write(&path, text).unwrap();
     path
 }
 
-/// What it prints of one metric.
+/// Runs the exporter, and returns the sample of `fibre_exporter_probes_attached` from its output.
 fn printed(command: &mut Command) -> String {
     let output = command.stdout(std::process::Stdio::piped()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -55,7 +55,7 @@ pub fn each_source_of_settings_comes_before_the_next() {
     by_variable.env("BITCOIND_USDT_EXPORTER_NODE_NAME", "of-ours");
     assert_eq!(printed(&mut by_variable), attached("of-ours"));
     assert_eq!(printed(by_variable.args(["-n", "of-argument"])), attached("of-argument"));
-    // No file at all.
+    // Run without a configuration file.
     let mut without = once();
     without.env("FIBRE_BITCOIND_PATH", &binary).env("FIBRE_PID", first.pid().to_string());
     assert_eq!(printed(&mut without), attached("localhost"));
@@ -66,7 +66,7 @@ pub fn fibre_exporter_settings_keep_its_port() {
     let binary = compile(dir.path(), &[]);
     let _fixture = Fixture::start(&binary);
     let path = file(dir.path(), &format!("bitcoind_path: {}\nverbose: true\n", binary.display()));
-    // In a network of its own, where it may listen on every address.
+    // Run the exporter in its own network namespace, because it listens on all addresses.
     let alone = |arguments: &[&str]| {
         let mut unshared = Command::new("unshare");
         unshared.args(["-n", env!("CARGO_BIN_EXE_bitcoind-usdt-exporter")]).args(arguments);
@@ -145,7 +145,7 @@ pub fn wrong_settings_are_explained_with_their_names() {
         ("FIBRE_HEALTH_PORT", "-1", "FIBRE_HEALTH_PORT: invalid value '-1'"),
         ("FIBRE_VERBOSE", "1", "FIBRE_VERBOSE: \"1\" is neither true nor false"),
         ("FIBRE_TLS_KEY", "/nonexistent", "tls_key is set without tls_cert"),
-        // It would be every process's unit.
+        // An empty unit name would match every process.
         ("BITCOIND_USDT_EXPORTER_UNIT", "", "a value is required for '--unit <NAME>'"),
     ] {
         let message = refused(command().env(variable, value));
