@@ -81,8 +81,8 @@ mod tests {
     }
 
     #[test]
-    /// A text whose formatting never ends.
     fn formatting_stops_at_the_limit() {
+        /// A text whose formatting never ends.
         struct EndlessText;
         impl Display for EndlessText {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,8 +1,8 @@
-//! Work that goes on while a drill waits.
+//! Runs work on another thread while a drill waits.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Ends the work, also when the drill panics.
+/// Guard value that ends the background work when it is dropped, also if the drill panics.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -11,7 +11,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Runs `work` again and again until `drill` has ended.
+/// Runs `work` repeatedly on another thread until `drill` has returned.
 pub fn beside(mut work: impl FnMut() + Send, drill: impl FnOnce()) {
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {

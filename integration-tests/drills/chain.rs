@@ -1,4 +1,4 @@
-//! Faults of the chain: branches, blocks that do not come, nodes that are behind.
+//! Drills with faults of the chain: branches, missing blocks, and nodes that are behind.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ fn mines_no_blocks(fleet: &Fleet) {
     fleet.network.pace.blocks.store(0, Relaxed);
 }
 
-/// Drill 10. Mining alone has the tip's hash and height: a branch that is longer looks like the next block.
+/// Drill 10. Nodes with only Mining are excluded: they provide only the tip's hash and height, and a longer branch
+/// looks like the next block.
 pub fn reorganization_of_four_blocks_is_deep() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly, Kind::Subscribed];
     let fleet = Fleet::start("10 reorg of 4 blocks", kinds.map(Plan::new).into());
@@ -28,7 +29,7 @@ pub fn reorganization_of_four_blocks_is_deep() {
     let tip = height(hub);
     let fork = hub.cli(&["getblockhash", &(tip - 3).to_string()]);
     hub.cli(&["invalidateblock", &fork]);
-    // Another address, so that the blocks are others.
+    // Mine to another script, because the blocks would otherwise equal the invalidated ones.
     hub.cli(&["generatetodescriptor", "5", "raw(52)"]);
     let hash = hub.cli(&["getblockhash", &(tip + 1).to_string()]);
     for member in &fleet.members {
@@ -44,8 +45,8 @@ pub fn reorganization_of_four_blocks_is_deep() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinDeepReorg")], 5.0);
 }
 
-/// Drill 8: the nodes enforce relative lock times (BIP 68), their peer, which mines, does not. getchaintips is called once a minute
-/// of real time, so a minute of the drill's takes ten seconds.
+/// Drill 8: the nodes enforce relative lock times (BIP 68), and their peer, which mines, does not. getchaintips is
+/// called once a minute of real time. Therefore a minute of the drill takes ten seconds of real time.
 pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     const FACTOR: u32 = 6;
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-testactivationheight=csv@100000"]);
@@ -67,7 +68,7 @@ pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     }
 }
 
-/// Two nodes, each with a peer of its own, and both on one chain until now.
+/// Starts two nodes on the same chain, each with its own peer.
 fn two_sides(drill: &'static str, kind: Kind) -> (Fleet, Node) {
     let network = Network::start(FACTOR);
     network.pace.blocks.store(0, Relaxed);
@@ -103,7 +104,7 @@ fn divide(fleet: &Fleet, other: &Node) {
     fleet.network.pace.transactions.store(true, Relaxed);
 }
 
-/// Drill 9, at equal heights: one of the two.
+/// Drill 9, tips of equal height: the alert fires for one of the two nodes.
 pub fn two_tips_of_equal_height_are_a_split() {
     for (drill, kind) in [("9 equal heights, IPC", Kind::Rpc), ("9 equal heights, HTTP only", Kind::HttpOnly)]
     {
@@ -113,7 +114,7 @@ pub fn two_tips_of_equal_height_are_a_split() {
         let since = Instant::now();
         fleet.network.hub.mine(1);
         other.cli(&["generatetodescriptor", "1", "raw(52)"]);
-        // The number of the other one is greater.
+        // Mine until the tip hash suffix of the other node is greater.
         let suffix = |node: &Node| {
             let hash = node.cli(&["getbestblockhash"]);
             u64::from_str_radix(&hash[hash.len() - 13..], 16).unwrap()
@@ -123,7 +124,7 @@ pub fn two_tips_of_equal_height_are_a_split() {
     }
 }
 
-/// Drill 9, at different heights: the one that is behind.
+/// Drill 9, tips of different heights: the alert fires for the node with the lower height.
 pub fn two_tips_of_different_heights_are_a_split() {
     let (fleet, other) = two_sides("9 different heights", Kind::RpcOverHttp);
     fleet.quiet(2.0);
@@ -136,7 +137,7 @@ pub fn two_tips_of_different_heights_are_a_split() {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Drill 7, nodes that know their tip's time, and 6: a whitelist without getnetworkinfo.
+/// Drill 7 for nodes that provide the timestamp of their tip, and drill 6 for a whitelist without getnetworkinfo.
 pub fn tip_of_three_hours_ago_is_stale() {
     let methods: Vec<_> =
         bitcoind_exporter::testing::method_names().filter(|it| *it != "getnetworkinfo").collect();
@@ -168,10 +169,10 @@ pub fn tip_of_three_hours_ago_is_stale() {
     fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinTipStale")], 15.0);
 }
 
-/// Drill 7, nodes that do not know it.
+/// Drill 7 for nodes that do not provide the timestamp of their tip.
 pub fn no_new_block_for_two_hours_is_an_alert() {
     const FACTOR: u32 = 120;
-    // Regtest's difficulty is how the rules know regtest here.
+    // For this node, the rules recognize regtest by its difficulty.
     let plan = Plan::new(Kind::MiningOnly);
     let fleet = Fleet::start_scaled("7 no block for 2 h", FACTOR, vec![plan, Plan::new(Kind::Subscribed)]);
     let since = Instant::now();
@@ -179,7 +180,7 @@ pub fn no_new_block_for_two_hours_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinNoNewBlock")], 135.0);
 }
 
-/// Drill 4: while one poll in nine fails.
+/// Drill 4: two conditions must fire their alerts although one poll in nine fails.
 pub fn conditions_alert_though_polls_fail() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let behind = kinds.map(|kind| Plan::new(kind).alone().without_usdt().node(&["-connect=0"]));
@@ -189,7 +190,7 @@ pub fn conditions_alert_though_polls_fail() {
     let since = Instant::now();
     let behind: Vec<_> = fleet.members[1..].iter().collect();
     for member in &behind {
-        // Its blocks up to now, by hand.
+        // Submit the existing blocks to the node, which has no peer.
         let (node, hub) = (member.real(), &fleet.network.hub);
         for at in 1..=10 {
             let hash = hub.cli(&["getblockhash", &at.to_string()]);
@@ -206,7 +207,7 @@ pub fn conditions_alert_though_polls_fail() {
     beside(hang, || fleet.expect(since, &names, &expected, 30.0));
 }
 
-/// Longer than the exporter waits for an answer, and less than three polls.
+/// Stops the nodes in each ninth poll, for longer than the call timeout and shorter than three polls.
 fn hang_each_ninth_poll(nodes: &[&Node]) {
     use nix::sys::signal::Signal;
     std::thread::sleep(Duration::from_millis(8 * 250));
@@ -215,7 +216,7 @@ fn hang_each_ninth_poll(nodes: &[&Node]) {
     nodes.iter().for_each(|node| node.signal(Signal::SIGCONT));
 }
 
-/// Drill 17: there are peers, and they have no blocks.
+/// Drill 17: the nodes are in initial block download, and their peers have no blocks.
 pub fn download_without_blocks_is_stuck() {
     const FACTOR: u32 = 120;
     let network = Network::start_with(FACTOR, 72 * HOUR, &[]);

@@ -1,4 +1,4 @@
-//! What the dashboards count as alerts.
+//! Drill that compares the alerts which the dashboards count with the alerts that fire.
 
 use std::path::Path;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::fleet::{Expected, Fleet, Kind, Plan, critical, warning};
 
-/// Expressions over alerts of all dashboards, for any node.
+/// The expressions of all dashboards that contain `ALERTS`, with all nodes selected.
 fn expressions() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/grafana/dashboards");
     let mut found = Vec::new();
@@ -35,7 +35,7 @@ fn collect(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Drill 25: a Prometheus that evaluates others' rules as well, one of which has our label.
+/// Drill 25: Prometheus also evaluates rules of other projects. One of them sets the label `node`.
 pub fn others_alerts_are_not_counted() {
     let mut fleet =
         Fleet::start("25 unrelated alerts", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);
@@ -58,7 +58,7 @@ pub fn others_alerts_are_not_counted() {
     for expression in &expressions {
         assert_eq!(sum(&fleet, expression), 0.0, "{expression}");
     }
-    // Ours are counted.
+    // The dashboards count the alerts of this project.
     let since = Instant::now();
     fleet.member("rpc").kill();
     let name = "NodeFilesystemSpaceFillingUp";

@@ -1,14 +1,14 @@
-//! A file system for one node.
+//! A small file system for the data directory of one node.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::statvfs::statvfs;
 
-/// Bytes. A node does not start with less than 50 MiB of free space.
+/// Size in bytes. A node does not start with less than 50 MiB of free space.
 const SIZE: u64 = 200 << 20;
 
-/// Needs root.
+/// A mounted file system of [`SIZE`] bytes. Mounting needs root.
 pub struct Disk {
     place: PathBuf,
 }
@@ -22,7 +22,7 @@ impl Disk {
         Disk { place: place.into() }
     }
 
-    /// Leaves this share of the file system free.
+    /// Fills the file system until this share (0 to 1) is free.
     pub fn fill(&self, free: f64) {
         let state = statvfs(&self.place).unwrap();
         let available = state.blocks_available() as f64 * state.fragment_size() as f64;

@@ -1,4 +1,4 @@
-//! Exporters that stop, do not answer or see nothing.
+//! Drills with exporters that exit, do not respond or have no node, and with failures of the monitoring programs.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::harness::node::rpcauth;
 use crate::harness::{eventually, fixture};
 use crate::stack::Target;
 
-/// Drill 18. Both exporters of one node, and one exporter of each other fault.
+/// Drill 18: both exporters of one node are killed, and each other fault affects one exporter.
 pub fn exporter_that_does_not_answer_is_down() {
     let authority = Authority::new();
     let web = |text: String| {
@@ -40,20 +40,20 @@ pub fn exporter_that_does_not_answer_is_down() {
         usdt.signal(Signal::SIGKILL);
     }
     fleet.member("frozen").exporter().signal(Signal::SIGSTOP);
-    // Somebody has configured a password, and Prometheus has none.
+    // This exporter requires a password, which Prometheus does not send.
     let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO"; // any
     let password = web(format!("basic_auth_users: {{prometheus: '{hash}'}}"));
     let member = fleet.member("password");
     member.plan = member.plan.clone().exporter(&["--web.config.file", &password]);
     member.restart_exporter();
-    // Prometheus keeps its connection for as long as the exporter runs.
+    // Restart the exporter, because Prometheus would otherwise keep using its existing TLS connection.
     authority.write_certificate(true);
     fleet.member("certificate").restart_exporter();
     fleet.expect(since, &fleet.names(), &[critical("BitcoinExporterDown")], 8.0);
     fleet.member("frozen").exporter().signal(Signal::SIGCONT);
 }
 
-/// An authority, and what it signs.
+/// A certificate authority, and the certificate of an exporter that it signs.
 struct Authority {
     dir: TempDir,
     issuer: Issuer<'static, KeyPair>,
@@ -71,7 +71,7 @@ impl Authority {
         authority
     }
 
-    /// A new certificate of the exporter, valid or not.
+    /// Writes a new certificate for the exporter, which is expired if `expired` is true.
     fn write_certificate(&self, expired: bool) {
         let mut parameters = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
         if expired {
@@ -85,7 +85,7 @@ impl Authority {
     }
 }
 
-/// Drill 5.
+/// Drill 5: JSON-RPC over HTTP fails while IPC works.
 pub fn json_rpc_lost_beside_ipc_is_an_alert() {
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "old").unwrap();
@@ -110,9 +110,10 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinRpcLost")], 12.0);
 }
 
-/// Drill 19: no node was ever there; and the node is gone, which nothing else watches.
+/// Drill 19: one USDT exporter never finds a node, and another one loses its node, which has no IPC exporter in this
+/// Prometheus.
 pub fn usdt_exporter_without_tracepoints_is_an_alert() {
-    // The other one keeps the job of the IPC exporters in use.
+    // The second node keeps a target in the job of the IPC exporters.
     let plans = vec![Plan::new(Kind::Rpc).named("lost"), Plan::new(Kind::HttpOnly).named("other")];
     let mut fleet = Fleet::start("19 no tracepoints", plans);
     let mut command = fixture::command();
@@ -127,15 +128,15 @@ pub fn usdt_exporter_without_tracepoints_is_an_alert() {
     ];
     targets.extend(fleet.members[1].targets());
     let since = Instant::now();
-    // The IPC exporter of this node is in another Prometheus.
+    // Remove the target of this node's IPC exporter, as if another Prometheus scraped it.
     fleet.stack.set_targets(&targets);
     fleet.expect(since, &["lost".into(), "never".into()], &[warning("BitcoinNoProbes")], 60.0);
 }
 
-/// Drill 22: the targets of one exporter vanish.
+/// Drill 22: the targets of one job vanish.
 pub fn job_without_targets_is_an_alert() {
     let fleet = Fleet::start("22 targets vanish", vec![Plan::new(Kind::Rpc)]);
-    // The rule looks back every 10 minutes.
+    // The rule samples the earlier targets every 10 minutes.
     fleet.quiet(12.0);
     let since = Instant::now();
     let targets: Vec<_> =
@@ -144,7 +145,7 @@ pub fn job_without_targets_is_an_alert() {
     fleet.expect(since, &[String::new()], &[critical("BitcoinNothingScraped")], 15.0);
 }
 
-/// Drill 22: a rule fails; then Alertmanager dies, and Prometheus.
+/// Drill 22: a rule fails to evaluate. Then Alertmanager is killed, and then Prometheus.
 pub fn monitoring_watches_itself() {
     let mut fleet = Fleet::start("22 monitoring", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);
     fleet.quiet(2.0);
@@ -153,7 +154,7 @@ pub fn monitoring_watches_itself() {
     let since = Instant::now();
     fleet.stack.add_rules("groups: [{name: broken, rules: [{record: x, expr: up * on () up}]}]");
     fleet.expect(since, &[String::new()], &[warning("BitcoinRuleFailures")], 15.0);
-    // Nothing arrives, which is what the service behind the watchdog notices.
+    // Checks that no message arrives any more. A dead man's switch would detect this.
     let silent = |fleet: &Fleet| {
         fleet.stack.watchdog_came();
         std::thread::sleep(fleet.stack.minutes(12.0).max(Duration::from_secs(3)));
@@ -164,14 +165,14 @@ pub fn monitoring_watches_itself() {
     fleet.stack.alertmanager.start_again();
     eventually("the watchdog", || came(&fleet));
     fleet.stack.prometheus.stop();
-    // Alertmanager repeats what it has until it is out of date.
+    // Alertmanager repeats its current alerts until they expire.
     std::thread::sleep(fleet.stack.minutes(6.0));
     silent(&fleet);
     fleet.stack.prometheus.start_again();
     eventually("the watchdog", || came(&fleet));
 }
 
-/// Drill 28: another version of the exporter.
+/// Drill 28: a planned upgrade of the exporters, which restarts them.
 pub fn upgrade_of_the_exporters_is_no_alert() {
     let mut fleet = Fleet::start("28 upgrade of exporter", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);

@@ -1,4 +1,5 @@
-//! FIBRE, with a program that has its tracepoints, and answers of a node that has its call.
+//! Drills of the alerts about FIBRE, with a program that has FIBRE's tracepoints, and with JSON-RPC responses of a
+//! FIBRE node.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,7 +15,7 @@ use crate::harness::fixture::{self, Fixture, cannot_bpf, compile};
 use crate::harness::peer::unix_time;
 use crate::stack::{INTERVAL, Target};
 
-/// A node with FIBRE.
+/// A simulated FIBRE node: a fixture process that fires FIBRE's tracepoints, and the exporter that traces it.
 pub struct FibreNode {
     _dir: TempDir,
     fixture: Fixture,
@@ -34,18 +35,18 @@ impl FibreNode {
         Target::new("bitcoind-usdt", self.exporter.address(), "fibre")
     }
 
-    /// Connects a block, which FIBRE reconstructed or not.
+    /// Fires the tracepoints of a connected block and, if `reconstructed` is true, of its reconstruction by FIBRE.
     pub fn block(&mut self, reconstructed: bool) {
         self.height += 1;
         if reconstructed {
             self.fixture.fire("reconstructed a 2500 2600 2 20000");
         }
-        // The last byte: one of the block's hash.
+        // The last number of the command before the duration is the byte that fills the block's hash.
         self.fixture.fire(&format!("named b-msghand block {} {} 1000", self.height, self.height % 251));
     }
 }
 
-/// Drill 20: blocks come, and none of them from FIBRE.
+/// Drill 20: blocks are connected, and FIBRE reconstructs none of them.
 pub fn fibre_without_blocks_is_silent() {
     const FACTOR: u32 = 120;
     if cannot_bpf() {
@@ -65,8 +66,8 @@ pub fn fibre_without_blocks_is_silent() {
     fleet.expect(since, &["fibre".into()], &[warning("FibreSilent")], 360.0);
 }
 
-/// Drill 20: one group's peers are silent, or have never answered. They were silent for most of two minutes before: that time is
-/// real.
+/// Drill 20: the peers of one group are silent, or have never responded. Their silence begins at nearly two minutes,
+/// because the limit of two minutes is real time in this drill.
 pub fn fibre_peers_that_are_silent_are_an_alert() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let peer = |group: u32, heard: Duration| {
@@ -97,7 +98,7 @@ pub fn fibre_peers_that_are_silent_are_an_alert() {
     );
     let since = Instant::now();
     let expected = [warning("FibrePeerSilent")];
-    // The other one sends.
+    // The peers of the other group keep sending.
     let sends = || {
         respond([now(), start]);
         std::thread::sleep(Duration::from_millis(500));

@@ -1,4 +1,4 @@
-//! The nodes of a drill, an exporter beside each, and what watches them.
+//! The nodes of a drill, with an exporter for each node and the monitoring programs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,18 +19,19 @@ use crate::network::{Network, WITHOUT_CHECKS};
 use crate::report;
 use crate::stack::{Alert, INTERVAL, Received, Stack, Target};
 
-/// How an exporter gets at its node.
+/// The kind of a node: how its exporter connects to it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Kind {
-    /// IPC with Rpc (Core 32's tree).
+    /// IPC with the interfaces Mining and Rpc (Core 32).
     Rpc,
-    /// IPC with Mining, and JSON-RPC over HTTP (Core 30, 31). CORE31_NODE, else the same node behind a proxy that hides Rpc.
+    /// IPC with Mining, and JSON-RPC over HTTP (Core 30, 31). Uses the program in CORE31_NODE. If that is not set, uses
+    /// the node of `Rpc` behind a proxy that hides the interface Rpc.
     RpcOverHttp,
-    /// JSON-RPC over HTTP.
+    /// JSON-RPC over HTTP, without IPC.
     HttpOnly,
-    /// IPC with Mining, without HTTP.
+    /// IPC with Mining, without JSON-RPC.
     MiningOnly,
-    /// Notifications. A fake node.
+    /// A fake node with notifications.
     Subscribed,
 }
 
@@ -50,33 +51,33 @@ impl Kind {
     }
 }
 
-/// How a node is set up.
+/// The configuration of a node of a drill, and of its exporters.
 #[derive(Clone)]
 pub struct Plan {
     pub name: String,
-    /// A name that its target gets later.
+    /// A label `node` that the target gets later in the drill.
     pub later_name: Option<String>,
     pub kind: Kind,
-    /// Besides those that connect it to the hub.
+    /// Arguments of the node, in addition to the arguments that connect it to the hub.
     pub node: Vec<String>,
     pub exporter: Vec<String>,
-    /// Of its targets.
+    /// Additional labels of the node's targets.
     pub target_labels: Vec<(&'static str, &'static str)>,
-    /// Another program than BITCOIN_NODE.
+    /// Path of the node's program, if that is not BITCOIN_NODE.
     pub program: Option<PathBuf>,
-    /// Labels that Prometheus stores with another value: (label, pattern, value).
+    /// Labels of samples that a relabel rule of Prometheus replaces: (label, pattern of the value, new value).
     pub labels: Vec<(String, String, String)>,
     pub usdt: bool,
     pub connected: bool,
-    /// The authority of the exporter's certificate, if Prometheus has to use TLS.
+    /// Certificate of the authority that signed the exporter's certificate, if the endpoint uses TLS.
     pub authority: Option<PathBuf>,
-    /// Keeps what the exporter reports of the data directory's file system. In other drills that is this machine's disk, which may be
-    /// full.
+    /// Whether Prometheus stores the metrics of the data directory's file system. Other drills drop them, because they
+    /// describe this machine's disk, which may be full.
     pub disk: bool,
 }
 
 impl Plan {
-    /// A node on main, named after its kind.
+    /// A plan for a node of this kind, named after the kind, whose samples name the chain main.
     pub fn new(kind: Kind) -> Self {
         Plan {
             name: kind.name().into(),
@@ -98,7 +99,8 @@ impl Plan {
         Plan { name: name.into(), ..self }
     }
 
-    /// Its target is renamed to this; its samples are stored as before.
+    /// The label `node` of the target changes to this name later. The node's samples are stored under the earlier name
+    /// until then.
     pub fn later_named(self, name: &str) -> Self {
         Plan { later_name: Some(name.into()), ..self }
     }
@@ -108,7 +110,7 @@ impl Plan {
         self
     }
 
-    /// Its targets have this label.
+    /// Adds this label to the node's targets.
     pub fn target_label(mut self, name: &'static str, value: &'static str) -> Self {
         self.target_labels.push((name, value));
         self
@@ -123,19 +125,19 @@ impl Plan {
         self
     }
 
-    /// Regtest is stored as this chain, where a rule depends on it.
+    /// Prometheus stores this chain instead of regtest in the labels on which rules depend.
     pub fn chain(mut self, chain: &str) -> Self {
         self.labels[0].2 = chain.into();
         self
     }
 
-    /// Stores another value of a label.
+    /// Prometheus stores `value` instead of a label value that matches `pattern`.
     pub fn label(mut self, label: &str, pattern: &str, value: &str) -> Self {
         self.labels.push((label.into(), pattern.into(), value.into()));
         self
     }
 
-    /// Of JSON-RPC over HTTP.
+    /// Arguments of the exporter with the credentials for JSON-RPC over HTTP.
     fn credentials(&self, node: &Node) -> Vec<String> {
         let regtest = node.dir().join("regtest");
         if self.exporter.iter().any(|it| it == "--rpc-user") {
@@ -154,7 +156,7 @@ impl Plan {
     }
 
     fn relabeling(&self) -> impl Iterator<Item = Value> + '_ {
-        // Also where the target has no name.
+        // The pattern also matches the empty name, because a target may have no label `node`.
         let names = format!("({}|{}|)", self.name, self.later_name.as_deref().unwrap_or_default());
         let disk = (!self.disk).then(|| {
             json!({
@@ -173,12 +175,12 @@ impl Plan {
         disk.into_iter().chain(labels)
     }
 
-    /// The data directory is a file system of its own, which is watched.
+    /// The data directory is on a separate file system, whose metrics are stored.
     pub fn on_own_disk(self) -> Self {
         Plan { disk: true, ..self }
     }
 
-    /// Without the USDT exporter.
+    /// The node has no USDT exporter.
     pub fn without_usdt(self) -> Self {
         Plan { usdt: false, ..self }
     }
@@ -187,30 +189,31 @@ impl Plan {
         Plan { authority: Some(authority.into()), ..self }
     }
 
-    /// Not connected to the hub.
+    /// The node is not connected to the hub.
     pub fn alone(self) -> Self {
         Plan { connected: false, ..self }
     }
 }
 
-/// A node that is watched.
+/// A running node of a drill, with its exporters.
 pub struct Member {
     pub plan: Plan,
-    // In the order in which they end.
+    // The fields are dropped in this order: the exporters exit before the node.
     pub ipc: Option<Exporter>,
     pub usdt: Option<Exporter>,
     pub gate: Option<Gate>,
     hidden: Option<HiddenRpc>,
     pub fake: Option<FakeNode>,
     real: Option<Node>,
-    /// Unmounted after the end of the node.
+    /// The node's file system, which is unmounted after the node has exited.
     pub disk: Option<Disk>,
-    /// Where the exporters listen, also after a restart.
+    /// Address of the IPC exporter's endpoint. It stays the same after a restart of the exporter.
     address: Option<String>,
     usdt_address: Option<String>,
 }
 
-/// The first time. After a restart, an exporter listens where it did before.
+/// The listening address at an exporter's first start. After a restart, the exporter gets the address of its first
+/// start.
 const ANY_PORT: &str = "127.0.0.1:0";
 
 impl Member {
@@ -329,7 +332,7 @@ impl Member {
         self.usdt = Some(exporter);
     }
 
-    /// The node is gone at once.
+    /// Kills the node with SIGKILL.
     pub fn kill(&mut self) {
         self.fake = None;
         if let Some(node) = &mut self.real {
@@ -340,7 +343,7 @@ impl Member {
         }
     }
 
-    /// `bitcoin-cli stop`.
+    /// Stops the node with `bitcoin-cli stop`.
     pub fn stop(&mut self) {
         self.real_mut().stop();
         if let Some(proxy) = &mut self.hidden {
@@ -348,7 +351,7 @@ impl Member {
         }
     }
 
-    /// After it was killed or stopped.
+    /// Starts the node again, after it was killed or stopped.
     pub fn start_again(&mut self) {
         self.real_mut().restart();
         if let Some(proxy) = &mut self.hidden {
@@ -356,7 +359,7 @@ impl Member {
         }
     }
 
-    /// Another chain in its data directory, behind the same socket and port.
+    /// Replaces the node's data directory with an empty one, so that another chain is at the same socket and port.
     pub fn replace_chain(&mut self) {
         self.stop();
         let dir = self.real().dir().join("regtest");
@@ -366,7 +369,7 @@ impl Member {
         self.start_again();
     }
 
-    /// SIGSTOP, and SIGCONT.
+    /// Stops the node with SIGSTOP (`hangs` is true), or resumes it with SIGCONT.
     pub fn hang(&self, hangs: bool) {
         match &self.fake {
             Some(fake) => fake.hang(hangs),
@@ -419,20 +422,21 @@ impl Expected {
     }
 }
 
+/// The running nodes of a drill, with their exporters, their network and the monitoring programs.
 pub struct Fleet {
     drill: &'static str,
     pub stack: Stack,
     pub members: Vec<Member>,
     pub network: Network,
-    /// All targets are scraped since then.
+    /// Time since which all targets have been scraped.
     pub since: Instant,
 }
 
-/// A minute of the operator's time takes a second.
+/// Default factor by which all durations are divided: a simulated minute takes a second of real time.
 pub const FACTOR: u32 = 60;
 
 impl Fleet {
-    /// Nodes that are well, and watched.
+    /// Starts these nodes and the monitoring programs, with the default factor.
     pub fn start(drill: &'static str, plans: Vec<Plan>) -> Self {
         Self::start_scaled(drill, FACTOR, plans)
     }
@@ -441,14 +445,14 @@ impl Fleet {
         Self::start_on(drill, factor, Network::start(factor), plans)
     }
 
-    /// On a network that runs already.
+    /// Like [`Self::start_scaled`], with nodes that are connected to an existing network.
     pub fn start_on(drill: &'static str, factor: u32, network: Network, plans: Vec<Plan>) -> Self {
         let mut members: Vec<_> = plans.into_iter().map(|plan| Member::start(plan, &network)).collect();
         let relabeling: Vec<_> = members.iter().flat_map(|it| it.plan.relabeling()).collect();
         for member in members.iter().filter(|it| it.plan.connected && it.real.is_some()) {
             eventually("the node has the blocks of its peer", || {
                 let height = |node: &Node| node.cli(&["getblockcount"]).parse::<u32>().unwrap();
-                // The hub goes on mining.
+                // The comparison allows a difference of one block, because the hub continues to mine.
                 (height(member.real()) + 1 >= height(&network.hub)).then_some(())
             });
         }
@@ -465,14 +469,14 @@ impl Fleet {
         fleet.watched(targets.len())
     }
 
-    /// Without nodes of its own.
+    /// Starts only the monitoring programs, with these targets and without nodes.
     pub fn of_targets(drill: &'static str, factor: u32, targets: &[Target]) -> Self {
         let network = Network::start(factor);
         let stack = Stack::start(factor, targets, &[], None);
         Fleet { drill, stack, members: Vec::new(), network, since: Instant::now() }.watched(targets.len())
     }
 
-    /// Once each target was scraped.
+    /// Waits until each target was scraped.
     fn watched(mut self, targets: usize) -> Self {
         self.stack.wait_for_targets(targets);
         self.since = Instant::now();
@@ -492,7 +496,7 @@ impl Fleet {
         self.members.iter_mut().find(|it| it.plan.name == name).expect("a member")
     }
 
-    /// Lets this much of the drill's time pass in which nothing may be received.
+    /// Waits for this number of simulated minutes, and checks that no message arrives in that time.
     pub fn quiet(&self, minutes: f64) {
         std::thread::sleep(self.stack.minutes(minutes));
         let received = self.stack.received();
@@ -500,17 +504,19 @@ impl Fleet {
         assert_eq!(self.stack.alerts("firing"), BTreeSet::new(), "{}: before the fault", self.drill);
     }
 
-    /// Waits until the operator has got these alerts about each of these nodes, and a little longer: they are all.
+    /// Waits until the webhook has received these alerts about each of these nodes, and a short time longer. Panics if
+    /// another alert arrives.
     pub fn expect(&self, since: Instant, nodes: &[String], expected: &[Expected], within: f64) {
         let each: Vec<_> = nodes.iter().map(|node| (node.clone(), expected.to_vec())).collect();
         self.expect_each(since, &each, within);
     }
 
-    /// The same with alerts for each node; an empty name is an alert without the label `node`.
+    /// Like [`Self::expect`], with separate alerts for each node. An empty name stands for an alert without the label
+    /// `node`.
     pub fn expect_each(&self, since: Instant, each: &[(String, Vec<Expected>)], within: f64) {
         let wanted: BTreeSet<_> =
             each.iter().flat_map(|(node, all)| all.iter().map(|it| it.of(node))).collect();
-        // A busy machine delays scrapes, polls and evaluations.
+        // The timeout is longer than `within`, because a busy machine delays scrapes, polls and evaluations.
         let end = Instant::now() + self.stack.minutes(3.0 * within) + Duration::from_secs(20);
         loop {
             let received = self.stack.received();

@@ -1,4 +1,4 @@
-//! A TCP port in front of a node's JSON-RPC, which can be closed or respond itself.
+//! A TCP proxy in front of a node's JSON-RPC port, which can close connections or respond with an error status.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -6,22 +6,25 @@ use std::sync::{Arc, Mutex};
 
 use crate::harness::node::Node;
 
+/// How a [`Gate`] treats connections.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Mode {
     Open,
-    /// Connections end at once.
+    /// The gate closes new connections at once.
     Closed,
-    /// Each request gets this status.
+    /// The gate responds to each request with this HTTP status.
     Status(&'static str),
-    /// As closed, and the port is given up.
+    /// The gate closes all connections and its listening port.
     Ended,
 }
 
+/// A running TCP proxy in front of a node's JSON-RPC port.
 pub struct Gate {
     port: u16,
     state: Arc<Mutex<State>>,
 }
 
+/// The mode of a gate and its open connections, shared with its threads.
 struct State {
     mode: Mode,
     open: Vec<TcpStream>,
@@ -44,7 +47,7 @@ impl Gate {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Ends the present connections; new ones are treated like this.
+    /// Closes all open connections, and treats new connections according to `mode`.
     pub fn set(&self, mode: Mode) {
         let mut state = self.state.lock().unwrap();
         state.mode = mode;
@@ -61,7 +64,7 @@ impl Drop for Gate {
     }
 }
 
-/// False when the gate has ended.
+/// Handles a new connection. Returns false if the mode is `Ended`.
 fn accept(client: TcpStream, target: u16, state: &Mutex<State>) -> bool {
     let mut state = state.lock().unwrap();
     match state.mode {
@@ -72,7 +75,7 @@ fn accept(client: TcpStream, target: u16, state: &Mutex<State>) -> bool {
         }
         Mode::Open => {
             let Ok(node) = TcpStream::connect(("127.0.0.1", target)) else { return true };
-            // Of those that ended nothing is left but the descriptor.
+            // Remove the descriptors of closed connections.
             state.open.retain(|it| it.peer_addr().is_ok());
             state.open.extend([client.try_clone().unwrap(), node.try_clone().unwrap()]);
             pass(client, node);

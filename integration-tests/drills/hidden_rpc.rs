@@ -1,4 +1,5 @@
-//! [`WithoutRpc`](crate::harness::without_rpc) in a process of its own: exporters wait for the end of the process that was the node.
+//! Runs [`WithoutRpc`](crate::harness::without_rpc) in a separate process, because an exporter waits for the exit of
+//! the process behind the socket.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +11,7 @@ use crate::harness::without_rpc::serve_forever;
 
 const VARIABLE: &str = "DRILLS_HIDE_RPC_OF";
 
-/// Serves, and does not return, where this process was started for that.
+/// If this process was started as a proxy, runs the proxy and does not return.
 pub fn serve_if_asked() {
     if let Some(node) = std::env::var_os(VARIABLE) {
         let socket = std::env::args_os().nth(1).expect("the socket");
@@ -18,6 +19,7 @@ pub fn serve_if_asked() {
     }
 }
 
+/// A running proxy process that hides the interface Rpc of a node.
 pub struct HiddenRpc {
     dir: TempDir,
     node: PathBuf,
@@ -46,7 +48,7 @@ impl HiddenRpc {
         self.dir.path().join("node.sock")
     }
 
-    /// Ends with its node.
+    /// Stops the proxy process. Called when the node has stopped.
     pub fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -1,4 +1,4 @@
-//! Faults inside a node: an index, background validation.
+//! Drills with faults inside a node: a stuck index and stuck background validation.
 
 use std::time::Instant;
 
@@ -24,7 +24,8 @@ pub fn index_that_stands_still_is_stuck() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinIndexStuck")], 75.0);
 }
 
-/// A network on the chain of a snapshot, whose blocks nobody sends: its node is pruned.
+/// Starts a network whose hub has a chain with an assumeutxo snapshot. The hub is pruned and sends no blocks below the
+/// snapshot.
 pub fn network_above_a_snapshot(factor: u32) -> (Network, Snapshot) {
     let mut snapshot = None;
     let prepare = |hub: &Node| snapshot = Some(Snapshot::write(hub));
@@ -32,7 +33,7 @@ pub fn network_above_a_snapshot(factor: u32) -> (Network, Snapshot) {
     (network, snapshot.unwrap())
 }
 
-/// Nodes that start from the snapshot, as an operator would.
+/// Starts nodes from the snapshot with `loadtxoutset`, as an operator would.
 pub fn fleet_from_a_snapshot(
     drill: &'static str,
     factor: u32,
@@ -45,7 +46,8 @@ pub fn fleet_from_a_snapshot(
     for member in &fleet.members {
         let node = member.real();
         snapshot.load(node);
-        // In initial block download it takes nothing from a pruned node.
+        // Submit the blocks above the snapshot, because a node in initial block download requests no blocks from a
+        // pruned peer.
         Snapshot::give_those_above(&fleet.network.hub, node);
     }
     let hub = &fleet.network.hub;
@@ -65,7 +67,7 @@ pub fn background_validation_without_blocks_is_stuck() {
     const FACTOR: u32 = 120;
     let (network, snapshot) = network_above_a_snapshot(FACTOR);
     let fleet = fleet_from_a_snapshot("16 background validation stuck", FACTOR, network, &snapshot);
-    // Some of them came.
+    // The nodes get the first ten of these blocks.
     for member in &fleet.members {
         (1..=10).for_each(|height| snapshot.give(member.real(), height));
     }

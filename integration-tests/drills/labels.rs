@@ -1,4 +1,4 @@
-//! Labels that change, that two nodes share, or that are missing.
+//! Drills with labels that change, that two nodes share, or that are missing.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::fleet::{Fleet, Kind, Plan, critical};
 use crate::harness::eventually;
 
-/// What the fleet's dashboard and rules need of each node.
+/// Series that must exist for each node, because the fleet's dashboard and rules need them.
 const RECORDS: [&str; 4] = [
     "instance:bitcoin_chain:info",
     "instance:bitcoin_chain_height:value",
@@ -31,7 +31,7 @@ fn has_records(fleet: &Fleet, nodes: &[&str]) {
     assert_eq!(failures[0]["value"][1], "0", "rules failed");
 }
 
-/// Drill 23.
+/// Drill 23: a node is renamed, a node's chain is replaced, and two sites use the same address.
 pub fn changed_labels_disturb_no_rule() {
     let plans = vec![
         Plan::new(Kind::Rpc).named("renamed").later_named("new-name"),
@@ -48,18 +48,18 @@ pub fn changed_labels_disturb_no_rule() {
         .flat_map(|it| it.targets())
         .map(|target| match target.labels["node"].as_str() {
             "renamed" => target.label("node", "new-name"),
-            // Two sites whose machines have one address.
+            // The machines of two sites have the same address.
             "site-a" | "site-b" => target.label("instance", "10.0.0.1:9332"),
             _ => target,
         })
         .collect();
     fleet.stack.set_targets(&targets);
-    // A new chain behind the same address: another data directory.
+    // A node with another data directory, and therefore another chain, runs at the same address.
     fleet.member("replaced").replace_chain();
     std::thread::sleep(fleet.stack.minutes(45.0));
     has_records(&fleet, &["new-name", "site-a", "site-b", "replaced"]);
     fleet.expect(since, &[], &[], 45.0);
-    // All rules still work.
+    // Check that the rules still work for all these nodes.
     let since = Instant::now();
     for name in ["renamed", "site-a", "replaced"] {
         fleet.member(name).kill();
@@ -68,7 +68,7 @@ pub fn changed_labels_disturb_no_rule() {
     fleet.expect(since, &down, &[critical("BitcoinNodeDown")], 12.0);
 }
 
-/// Drill 24.
+/// Drill 24: targets without the label `node`.
 pub fn targets_without_names_are_told_apart() {
     let plans = ["one", "two"].map(|name| Plan::new(Kind::Rpc).named(name).without_usdt());
     let mut fleet = Fleet::start("24 no node label", plans.into());
@@ -82,13 +82,13 @@ pub fn targets_without_names_are_told_apart() {
         })
         .collect();
     fleet.stack.set_targets(&targets);
-    // Presented as main: the other rules of a fleet apply.
+    // The samples name the chain main, and the rules for nodes on mainnet apply.
     fleet.quiet(2.0);
     let since = Instant::now();
     let down = targets[0].address.clone();
     fleet.member("one").kill();
     fleet.network.hub.cli(&["setnetworkactive", "false"]);
-    // One message names the machine that is down, one the other, which is not held back.
+    // One message names the address of the node that is down. The alert of the other target must not be suppressed.
     let wanted = [(down, "BitcoinNodeDown"), (targets[1].address.clone(), "BitcoinNoOutboundPeers")];
     let end = Instant::now() + fleet.stack.minutes(60.0);
     let has = |instance: &str, name: &str| {

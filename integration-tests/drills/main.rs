@@ -1,8 +1,9 @@
-//! Fault drills: real nodes, both exporters, a real Prometheus with the shipped rules, a real Alertmanager with the shipped routes, and
-//! the operator's webhook. Each drill injects one fault and compares what the operator gets with what docs/alerts.md promises. Time is
-//! scaled ([`scale`]).
+//! Fault drills with real nodes, both exporters, Prometheus with the shipped rules, Alertmanager with the shipped
+//! routes, and a webhook in place of the operator. Each drill injects one fault, and compares the received messages
+//! with the expectation in docs/alerts.md. All durations are divided by a factor ([`scale`]).
 //!
-//! DRILLS_REPORT=FILE keeps the table of what was alerted when. DRILLS=all runs those as well that take more than two minutes.
+//! DRILLS_REPORT=FILE writes the table of alerts and their times to FILE. DRILLS=all also runs the drills that take
+//! more than two minutes.
 
 mod background;
 mod chain;
@@ -36,7 +37,8 @@ fn main() -> ExitCode {
     hidden_rpc::serve_if_asked();
     let _priority = Priority::raise();
     let mut arguments = Arguments::from_args();
-    // Each has some servers, nodes and exporters, and waits most of the time.
+    // Number of drills that run at the same time. Each drill runs several servers, nodes and exporters, but waits most
+    // of the time.
     const AT_A_TIME: usize = 4;
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(AT_A_TIME));
     let trials = vec![
@@ -121,10 +123,10 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// A drill's time is scaled, so that it is 60 times as sensitive to a wait for a processor as what it stands for: Prometheus gives an
-/// exporter 250 ms for a scrape, not 10 s. Where the user may do that, everything that it starts comes before other programs. Linux
-/// shares processors between sessions first, by the nice value of the whole session, and within each by those of its processes
-/// (sched(7), autogroup).
+/// Raised CPU priority of all processes of the drills, if this user may raise it. A drill is 60 times as sensitive to
+/// delays as real operation: the timeout of a scrape is 250 ms instead of 10 s. Linux shares processors between
+/// sessions first, by the nice value of the whole session, and within each by those of its processes (sched(7),
+/// autogroup).
 struct Priority {
     session_before: Option<String>,
 }
@@ -135,7 +137,7 @@ impl Priority {
     fn raise() -> Self {
         let mut renice = std::process::Command::new("renice");
         let _ = renice.args(["-n", "-20", "-p", &std::process::id().to_string()]).output();
-        // Such as "/autogroup-25 nice 0".
+        // The file contains for example "/autogroup-25 nice 0".
         let before = std::fs::read_to_string(Self::SESSION).ok();
         let session_before = before.and_then(|it| Some(it.split_whitespace().last()?.to_string()));
         let _ = std::fs::write(Self::SESSION, "-20");
@@ -151,7 +153,7 @@ impl Drop for Priority {
     }
 }
 
-/// A drill that takes more than two minutes.
+/// A trial for a drill that takes more than two minutes, which is ignored unless DRILLS=all.
 fn long_trial(name: &str, drill: impl FnOnce() + Send + 'static) -> Trial {
     trial(name, drill).with_ignored_flag(std::env::var_os("DRILLS").is_none_or(|it| it != "all"))
 }

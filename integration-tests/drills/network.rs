@@ -1,4 +1,5 @@
-//! A network for the nodes that are watched: a node that nobody watches, which mines and sends transactions.
+//! A P2P network for the monitored nodes: a hub, which is a node without an exporter that mines blocks and sends
+//! transactions.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,16 +19,17 @@ use crate::harness::peer::unix_time;
 
 const MINED: u32 = 160;
 
-/// What a node on regtest checks after each transaction and block, and one on main does not.
+/// Arguments that disable the additional consistency checks of regtest after each transaction and block.
 pub const WITHOUT_CHECKS: [&str; 2] = ["-checkmempool=0", "-checkblockindex=0"];
 
-/// What it sends on its own.
+/// The rate at which the hub mines blocks and sends transactions.
 pub struct Pace {
     pub transactions: AtomicBool,
-    /// Milliseconds between blocks; 0: none.
+    /// Milliseconds of real time between blocks; 0 for no blocks.
     pub blocks: AtomicU32,
 }
 
+/// A running hub, with the thread that mines its blocks and sends its transactions.
 pub struct Network {
     pub hub: Arc<Node>,
     pub pace: Arc<Pace>,
@@ -36,23 +38,23 @@ pub struct Network {
 }
 
 impl Network {
-    /// A block every ten minutes of the drill's time, and a transaction more often.
+    /// Starts a network with a block every ten simulated minutes, and transactions in shorter intervals.
     pub fn start(factor: u32) -> Self {
         Self::start_with(factor, Duration::ZERO, &[])
     }
 
-    /// Its blocks have times that are so long ago.
+    /// Like [`Self::start`], but the timestamps of the first blocks are `age` in the past.
     pub fn start_with(factor: u32, age: Duration, arguments: &[&str]) -> Self {
         Self::start_from(factor, age, arguments, |_| ())
     }
 
-    /// On blocks that its node has by then.
+    /// Like [`Self::start`], but `prepare` can give blocks to the hub first.
     pub fn start_prepared(factor: u32, arguments: &[&str], prepare: impl FnOnce(&Node)) -> Self {
         Self::start_from(factor, Duration::ZERO, arguments, prepare)
     }
 
     fn start_from(factor: u32, age: Duration, arguments: &[&str], prepare: impl FnOnce(&Node)) -> Self {
-        // It announces transactions at once.
+        // With this permission for loopback, the hub announces transactions to its peers without delay.
         let hub =
             Node::start(&[&["-whitelist=noban,in,out@127.0.0.1"], &WITHOUT_CHECKS[..], arguments].concat());
         prepare(&hub);
@@ -83,7 +85,7 @@ impl Drop for Network {
     }
 }
 
-/// Failures are part of some drills.
+/// Mines blocks and sends transactions until `ended`. Errors are ignored, because in some drills the hub fails.
 fn live(node: &Node, pace: &Pace, ended: &AtomicBool, mut coins: VecDeque<Transaction>, factor: u32) {
     let between = Duration::from_millis(u64::from(30_000 / factor));
     let mut last_block = Instant::now();
@@ -102,7 +104,7 @@ fn live(node: &Node, pace: &Pace, ended: &AtomicBool, mut coins: VecDeque<Transa
     }
 }
 
-/// Spends the first output; nearly all of it is the first output again.
+/// A transaction that spends the first output of `previous`. Its own first output has the value minus the fee.
 fn spending(previous: &Transaction) -> Transaction {
     const FEE: Amount = Amount::from_sat(1_000);
     const SMALL: Amount = Amount::from_sat(10_000);

@@ -1,4 +1,4 @@
-//! Nodes that go down, hang or restart.
+//! Drills with nodes that exit, hang, restart, report warnings or have a full disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ fn of_all_kinds() -> Vec<Plan> {
     Kind::ALL.map(Plan::new).into()
 }
 
-/// Drill 1.
+/// Drill 1: nodes are killed and stay down.
 pub fn killed_node_is_down() {
     let mut fleet = Fleet::start("1 node killed", of_all_kinds());
     fleet.quiet(2.0);
@@ -30,7 +30,7 @@ pub fn killed_node_is_down() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeDown")], 12.0);
 }
 
-/// Drill 3.
+/// Drill 3: nodes hang (SIGSTOP).
 pub fn hanging_node_is_down() {
     let fleet = Fleet::start("3 node hangs", of_all_kinds());
     fleet.quiet(2.0);
@@ -58,7 +58,7 @@ pub fn planned_restart_is_no_alert() {
     fleet.expect(since, &[], &[], 30.0);
 }
 
-/// Drill 28: another version in place of the program, from Core 31 where there is one.
+/// Drill 28: the node's program is replaced with another version. The first version is Core 31 if CORE31_NODE is set.
 pub fn upgrade_of_the_node_is_no_alert() {
     let dir = tempfile::TempDir::new().unwrap();
     let before = std::env::var_os("CORE31_NODE").map_or_else(bitcoin_node, PathBuf::from);
@@ -88,7 +88,7 @@ pub fn upgrade_of_the_node_is_no_alert() {
     assert_eq!(versions.as_array().unwrap().len(), 3, "{versions}");
 }
 
-/// Drill 2: up for a minute, down for seven.
+/// Drill 2: the nodes run for one minute, and are down for seven minutes, repeatedly.
 pub fn crash_loop_is_critical() {
     const FACTOR: u32 = 20;
     let plans = Kind::REAL.into_iter().chain([Kind::MiningOnly]).map(Plan::new);
@@ -118,7 +118,7 @@ pub fn node_without_templates_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinNoTemplate")], 45.0);
 }
 
-/// Drill 29. Regtest's node of today is stored with the version of an older one.
+/// Drill 29: Prometheus stores an older version in the label of the current node.
 pub fn version_with_a_safety_fix_is_read_within_a_day() {
     const FACTOR: u32 = 240;
     let old = |kind: Kind| Plan::new(kind).label("version", "[0-9]+", "300100");
@@ -127,7 +127,7 @@ pub fn version_with_a_safety_fix_is_read_within_a_day() {
     fleet.expect(fleet.since, &["rpc".into(), "http-only".into()], &[info("BitcoinSafetyFix")], 1440.0);
 }
 
-/// Drill 14. The nodes get no blocks: they would end without space for one.
+/// Drill 14. No blocks are mined, because a node without space for a block shuts down.
 pub fn full_disk_is_an_alert() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("drill 14 needs root, to mount a file system");
@@ -143,16 +143,17 @@ pub fn full_disk_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinDiskFull")], 30.0);
 }
 
-/// Drill 26: soft-fork rules that the node does not know, by real blocks.
+/// Drill 26: blocks signal a soft fork that the node does not support, and the node warns about it.
 pub fn unknown_rules_are_a_warning() {
-    // Periods of 144 blocks that signal bit 4, the highest that the node watches.
+    // Four periods of 144 blocks that signal with bit 4, the highest bit that the node watches.
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536870928"]);
     network.hub.mine(4 * 144);
     let fleet = Fleet::start_on("26 unknown rules", FACTOR, network, Kind::REAL.map(Plan::new).into());
     fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinNodeWarns")], 15.0);
 }
 
-/// Drill 26: the text of a warning decides. A node with a fatal error ends at once: the answers of a real node, with the texts of Core.
+/// Drill 26: the text of a warning determines the alert. A real node exits after a fatal error, and therefore a fake
+/// server sends recorded responses with Bitcoin Core's warning texts.
 pub fn warnings_alert_by_kind() {
     let answers: Value = serde_json::from_str(include_str!("../answers/core-28.json")).unwrap();
     let with = |text: &str| {

@@ -1,4 +1,4 @@
-//! Faults of peers: none, of one kind, silent, or hostile.
+//! Drills with faults of peers: no peers, peers of one group, silent peers, hostile peers.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,7 +18,7 @@ use crate::harness::eventually;
 use crate::harness::peer::{Peer, unix_time};
 use crate::network::Network;
 
-/// Drill 11.
+/// Drill 11: nodes without outbound peers.
 pub fn node_without_outbound_peers_is_an_alert() {
     let fleet = Fleet::start("11 no outbound peer", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);
@@ -27,7 +27,7 @@ pub fn node_without_outbound_peers_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNoOutboundPeers")], 15.0);
 }
 
-/// A SOCKS5 proxy behind which one node has every address.
+/// A SOCKS5 proxy that connects every requested address to the same node.
 struct Socks {
     port: u16,
     ended: Arc<AtomicBool>,
@@ -58,7 +58,7 @@ impl Drop for Socks {
     }
 }
 
-/// RFC 1928, as far as Bitcoin Core uses it.
+/// Handles a SOCKS5 connection (RFC 1928), with the features that Bitcoin Core uses.
 fn connect(mut client: TcpStream, target: u16) -> Option<()> {
     let mut greeting = [0; 2];
     client.read_exact(&mut greeting).ok()?;
@@ -80,7 +80,7 @@ fn connect(mut client: TcpStream, target: u16) -> Option<()> {
     Some(())
 }
 
-/// Drill 11: all outbound peers in one /16, among many inbound ones.
+/// Drill 11: all outbound peers are in one /16, and there are many inbound peers.
 pub fn outbound_peers_of_one_group_are_an_alert() {
     let network = Network::start(FACTOR);
     let socks = Socks::start(network.hub.p2p_port);
@@ -95,7 +95,7 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         plan(Kind::Rpc, "rpc", &one),
         plan(Kind::RpcOverHttp, "rpc-over-http", &one),
         plan(Kind::HttpOnly, "http-only", &one),
-        // As a node chooses its peers.
+        // A node whose peers are in different groups, as a node chooses them by default.
         plan(Kind::Rpc, "well", &|at| format!("{}.8.8.1:8333", 40 + at)).without_usdt(),
     ];
     let fleet = Fleet::start_on("11 one group", FACTOR, network, plans);
@@ -105,13 +105,13 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         .flat_map(|it| (0..12).map(|_| Peer::connect(it.real().p2p_port)).collect::<Vec<_>>())
         .collect();
     let names: Vec<_> = fleet.names().into_iter().filter(|it| it != "well").collect();
-    // They have been in one group for as long as anybody looks.
+    // The condition holds since the first scrape.
     let since = fleet.since;
     fleet.expect(since, &names, &[warning("BitcoinOutboundPeersOfOneGroup")], 15.0);
     drop(inbound);
 }
 
-/// Drill 12. The node that gets blocks only is none of it.
+/// Drill 12: peers send no transactions. The alert must not fire for the node with -blocksonly.
 pub fn peers_without_transactions_are_an_alert() {
     let blocks_only = Plan::new(Kind::Rpc).named("blocksonly").without_usdt().node(&["-blocksonly"]);
     let plans = Kind::REAL.into_iter().map(Plan::new).chain([blocks_only]).collect();
@@ -128,7 +128,7 @@ pub fn peers_without_transactions_are_an_alert() {
     fleet.expect(since, &names, &[warning("BitcoinNoTransactions")], 40.0);
 }
 
-/// Drill 13.
+/// Drill 13: the clocks of most peers differ from the node's clock.
 pub fn clock_that_differs_from_most_peers_is_an_alert() {
     let right = Plan::new(Kind::Rpc).named("right").without_usdt();
     let fleet = Fleet::start("13 clocks", Kind::REAL.into_iter().map(Plan::new).chain([right]).collect());
@@ -146,29 +146,30 @@ pub fn clock_that_differs_from_most_peers_is_an_alert() {
     drop(peers);
 }
 
-/// Drill 27.
+/// Drill 27: 30 peers violate the protocol.
 pub fn peers_that_misbehave_are_an_alert() {
     let fleet = Fleet::start("27 misbehaving peers", vec![Plan::new(Kind::Rpc)]);
     fleet.quiet(2.0);
     let since = Instant::now();
     for _ in 0..30 {
         let mut peer = Peer::connect(fleet.members[0].real().p2p_port);
-        // More than a message may have.
+        // More entries than an inv message may have.
         let too_many = vec![bitcoin::p2p::message_blockdata::Inventory::Error; 50_001];
         peer.say(NetworkMessage::Inv(too_many));
-        // A node drops what it has not handled when a connection ends. Peers that may not be banned stay connected.
+        // Wait until the node has handled the message, because it drops unhandled messages when a connection ends. The
+        // node does not disconnect these peers, because they have the permission noban.
         peer.until_handled();
     }
     fleet.expect(since, &["rpc".into()], &[warning("BitcoinPeersMisbehave")], 30.0);
 }
 
-/// Drill 27.
+/// Drill 27: peers send many addresses.
 pub fn flood_of_addresses_is_an_alert() {
     let fleet = Fleet::start("27 address flood", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);
     let since = Instant::now();
     let mut peers: Vec<_> = fleet.members.iter().map(|it| Peer::connect(it.real().p2p_port)).collect();
-    // 0.6 MB a minute for 25 minutes: the alert waits until it has lasted for 5.
+    // 0.6 MB a minute for 25 minutes. The alert fires after the condition has held for 5 minutes.
     for round in 0..50 {
         for of_round in 0..24 {
             for peer in &mut peers {
@@ -190,7 +191,7 @@ fn addresses(round: u32) -> Vec<AddrV2Message> {
     (0..1000).map(address).collect()
 }
 
-/// Drill 27: transactions wait for a peer, which has no permission that lets it have all at once.
+/// Drill 27: transactions wait to be announced to a peer that lacks the permission for immediate announcements.
 pub fn backlog_of_announcements_is_an_alert() {
     let network = Network::start(FACTOR);
     let connect = format!("-connect={}", network.address());
@@ -207,22 +208,24 @@ pub fn backlog_of_announcements_is_an_alert() {
     fleet.quiet(2.0);
     let peers: Vec<_> =
         fleet.members.iter().map(|it| Peer::connect_for_transactions(it.real().p2p_port)).collect();
-    // A block would have most of them. The network itself spends the coinbases of the first 60 blocks.
+    // Mine no blocks, because a block would confirm most of the transactions. The network spends the coinbases of the
+    // first 60 blocks; this drill uses a later one.
     fleet.network.pace.blocks.store(0, Relaxed);
-    // That takes as long as it takes.
+    // Create the transactions before the measurement begins.
     hub.fan_out(&hub.cli(&["getblockhash", "61"]), 9_000);
     let since = Instant::now();
     fleet.expect(since, &fleet.names(), &[warning("BitcoinInvBacklog")], 30.0);
     drop(peers);
 }
 
-/// Drill 27: two peers request a transaction of a large block again and again, for which the node reads the whole block.
+/// Drill 27: two peers repeatedly request a transaction of a large block. For each request, the node reads the whole
+/// block.
 pub fn message_handler_without_time_left_is_an_alert() {
     let fleet = Fleet::start("27 message handler", vec![Plan::new(Kind::Rpc).without_usdt()]);
     let (hub, node) = (&fleet.network.hub, fleet.members[0].real());
     hub.fan_out(&hub.cli(&["getblockhash", "61"]), 5_000);
     let large = hub.mine(1).remove(0);
-    // The latest block is in the node's memory.
+    // Mine another block, because the node serves the newest block from memory.
     let latest = hub.mine(1).remove(0);
     eventually("the node has the blocks", || {
         node.try_cli(&["getblockheader", &latest]).is_ok().then_some(())
@@ -231,7 +234,7 @@ pub fn message_handler_without_time_left_is_an_alert() {
     let since = Instant::now();
     let mut peers = [(); 2].map(|()| Peer::connect(node.p2p_port));
     let txs_request = BlockTransactionsRequest { block_hash: large.parse().unwrap(), indexes: vec![0] };
-    // While the one waits, the requests of the other one are handled.
+    // While one peer waits for its response, the node handles the request of the other peer.
     let requests = || {
         for peer in &mut peers {
             peer.until_handled();

@@ -1,4 +1,4 @@
-//! A node with a fault, by a library that is loaded into it.
+//! A node with a fault that a preloaded library (`preload.c`) injects.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -8,17 +8,18 @@ use tempfile::TempDir;
 
 use crate::harness::node::bitcoin_node;
 
+/// A script that starts bitcoin-node with the preloaded library and a fault.
 pub struct Faulty {
     dir: TempDir,
 }
 
 impl Faulty {
-    /// On a disk that reads at this rate.
+    /// A node whose reads from disk are limited to this rate.
     pub fn slow_disk(bytes_per_second: u64) -> Self {
         Self::with(&format!("PRELOAD_BYTES_PER_SECOND={bytes_per_second}"))
     }
 
-    /// With a thread that hangs.
+    /// A node whose thread with this name hangs.
     pub fn hanging_thread(name: &str) -> Self {
         Self::with(&format!("PRELOAD_HANGS={name}"))
     }
@@ -30,7 +31,7 @@ impl Faulty {
         let mut compiler = Command::new("cc");
         compiler.args(["-O2", "-shared", "-fPIC", "-o"]).args([&library, &source]);
         assert!(compiler.status().expect("a C compiler").success());
-        // The node is this process, so that it has its id.
+        // Use `exec`, because the node must have the PID of the started process.
         let script = format!(
             "#!/bin/sh\nLD_PRELOAD={} {setting} exec {} \"$@\"\n",
             library.display(),

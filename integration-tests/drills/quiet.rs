@@ -1,5 +1,5 @@
-//! Drill 30, the quiet day: situations in which no alert may come. In the suite a shorter part of it;
-//! DRILLS_QUIET_MINUTES=1440 is the whole day, in 24 minutes.
+//! Drill 30, the quiet day: situations in which no alert may fire. By default, a shorter time is simulated.
+//! DRILLS_QUIET_MINUTES=1440 simulates a whole day, in 24 minutes of real time.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,7 +20,7 @@ use crate::preload::Faulty;
 use crate::report;
 use crate::snapshot::Snapshot;
 
-/// Minutes of the operator's time. Longer than an hour, the window of most rules.
+/// Number of simulated minutes. The default is longer than an hour, which is the window of most rules.
 fn minutes() -> f64 {
     let given = std::env::var("DRILLS_QUIET_MINUTES").ok();
     given.map_or(75.0, |it| it.parse().expect("DRILLS_QUIET_MINUTES is a number"))
@@ -32,11 +32,12 @@ fn passes(fleet: &Fleet) {
     was_quiet(fleet, since);
 }
 
-/// Nothing was received, nothing is held back, and the rules were evaluated.
+/// Checks that no alert was received, no alert is suppressed, and all rules were evaluated.
 fn was_quiet(fleet: &Fleet, since: Instant) {
     fleet.expect(since, &[], &[], minutes());
     assert_eq!(fleet.stack.alerts("firing"), BTreeSet::new(), "firing, and not sent yet or held back");
-    // After a failed scrape of itself, Prometheus has no current sample of these.
+    // Use the last sample within an hour, because after a failed scrape of itself, Prometheus has no current sample of
+    // these series.
     let number = |series: &str| -> f64 {
         let query = format!("sum(last_over_time({series}[1h]))");
         fleet.stack.prometheus.query(&query)[0]["value"][1].as_str().unwrap().parse().unwrap()
@@ -54,7 +55,7 @@ fn was_quiet(fleet: &Fleet, since: Instant) {
     });
 }
 
-/// Nodes with peers, blocks, transactions and indexes. Each has connections to all others.
+/// Nodes with peers, blocks, transactions and indexes. Each node is connected to all other nodes.
 pub fn nodes_on_main_are_quiet() {
     let plans = vec![
         Plan::new(Kind::Rpc).node(&["-txindex"]),
@@ -77,7 +78,7 @@ pub fn nodes_on_main_are_quiet() {
     }
 }
 
-/// Signet and two private signets, which have one name and different blocks.
+/// Signet and two private signets. All report the chain name `signet`, and have different blocks.
 pub fn nodes_on_signets_are_quiet() {
     let miner = |blocks: u32| {
         let miner = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
@@ -104,14 +105,14 @@ pub fn nodes_on_signets_are_quiet() {
     was_quiet(&fleet, since);
 }
 
-/// Regtest as it is, without peers and without blocks; and nodes without a network.
+/// Nodes on regtest without peers and without blocks, and nodes with `-networkactive=0`.
 pub fn nodes_without_peers_are_quiet() {
     let alone = |kind: Kind, name: &str| Plan::new(kind).named(name).alone().node(&["-connect=0"]);
     let plans = vec![
         alone(Kind::Rpc, "regtest-rpc").chain("regtest"),
         alone(Kind::RpcOverHttp, "regtest-rpc-over-http").chain("regtest"),
         alone(Kind::HttpOnly, "regtest-http-only").chain("regtest"),
-        // It does not report its chain (docs/alerts.md, `chain_id`).
+        // This node does not report its chain, and its target needs the label `chain_id` (docs/alerts.md).
         alone(Kind::MiningOnly, "regtest-mining-only").target_label("chain_id", "regtest"),
         alone(Kind::Rpc, "offline-rpc").without_usdt().node(&["-networkactive=0"]),
         alone(Kind::HttpOnly, "offline-http-only").node(&["-networkactive=0"]),
@@ -119,19 +120,19 @@ pub fn nodes_without_peers_are_quiet() {
     passes(&Fleet::start_scaled("30 regtest, -networkactive=0", FACTOR, plans));
 }
 
-/// Initial block download that goes on, and the hour after it.
+/// A continuing initial block download, and the time after its end.
 pub fn download_is_quiet() {
     let network = Network::start_with(FACTOR, Duration::from_secs(72 * 3600), &[]);
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let fleet = Fleet::start_on("30 IBD and the hour after it", FACTOR, network, kinds.map(Plan::new).into());
-    // A hundred blocks an hour.
+    // Mine a hundred blocks per simulated hour.
     fleet.network.pace.blocks.store(500, Relaxed);
     let since = Instant::now();
     fleet.stack.wait(fleet.stack.minutes(minutes()));
     in_download(&fleet, true);
     fleet.network.hub.cli(&["setmocktime", "0"]);
     fleet.network.pace.blocks.store(600_000 / FACTOR, Relaxed);
-    // Some rules look back for six hours.
+    // The windows of some rules are six hours long.
     fleet.stack.wait(fleet.stack.minutes((minutes() / 4.0).max(60.0)));
     in_download(&fleet, false);
     was_quiet(&fleet, since);
@@ -144,7 +145,7 @@ fn in_download(fleet: &Fleet, expected: bool) {
     }
 }
 
-/// Nodes that started from an assumeutxo snapshot, and validate the blocks below it all day.
+/// Nodes that were started from an assumeutxo snapshot, and validate the blocks below it during the whole time.
 pub fn background_validation_is_quiet() {
     let (network, snapshot) = network_above_a_snapshot(FACTOR);
     let fleet = fleet_from_a_snapshot("30 assumeutxo", FACTOR, network, &snapshot);
@@ -161,7 +162,7 @@ pub fn background_validation_is_quiet() {
     was_quiet(&fleet, since);
 }
 
-/// A node with FIBRE that is cut off for a while, again and again, and catches up without FIBRE.
+/// A FIBRE node that is repeatedly disconnected for hours, and catches up without FIBRE.
 pub fn fibre_that_catches_up_is_quiet() {
     if cannot_bpf() {
         return eprintln!("FIBRE needs BPF");
@@ -170,7 +171,7 @@ pub fn fibre_that_catches_up_is_quiet() {
     let mut node = FibreNode::start();
     let fleet = Fleet::of_targets("30 FIBRE catches up", FACTOR, &[node.target()]);
     let since = Instant::now();
-    // As it is, and cut off: hours.
+    // Pairs of hours: connected time with FIBRE, and disconnected time.
     for (works, away) in [(1.0, 6.5), (2.0, 5.5), (0.5, 3.0), (1.5, 2.5)] {
         for _ in 0..(works * 6.0) as u32 {
             node.block(true);
@@ -179,7 +180,7 @@ pub fn fibre_that_catches_up_is_quiet() {
         fleet.stack.wait(fleet.stack.minutes(60.0 * away));
         (0..(away * 6.0) as u32).for_each(|_| node.block(false));
     }
-    // Of a new node: initial block download.
+    // Blocks of initial block download, as on a new node.
     for _ in 0..90 {
         (0..20).for_each(|_| node.block(false));
         fleet.stack.wait(fleet.stack.minutes(1.0));
@@ -187,9 +188,10 @@ pub fn fibre_that_catches_up_is_quiet() {
     was_quiet(&fleet, since);
 }
 
-/// -reindex, and exporters that start before their node.
+/// Nodes that run -reindex, and exporters that are started before their node.
 pub fn reindex_and_late_nodes_are_quiet() {
-    // The first phase, in which only headers grow, takes an hour and a half, the second as long.
+    // Number of large blocks. With it, each of the two phases of -reindex takes an hour and a half of simulated time.
+    // In the first phase only the headers grow.
     const BLOCKS: u32 = 60;
     let faulty = Faulty::slow_disk(650_000);
     let reindex =
@@ -223,7 +225,7 @@ pub fn reindex_and_late_nodes_are_quiet() {
     was_quiet(&fleet, since);
 }
 
-/// Blocks of 0.95 MB.
+/// Mines this number of blocks of 0.95 MB.
 fn fill_blocks(hub: &Node, number: u32) {
     let mature = hub.mine(number + 100);
     let large = ScriptBuf::from_bytes(vec![0x51; 10_000]);

@@ -1,4 +1,4 @@
-//! Blocks that come slowly, and compact blocks whose transactions the node does not have.
+//! Drills with blocks that arrive slowly, and with compact blocks whose transactions are missing from the mempool.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -13,15 +13,15 @@ use crate::harness::peer::Peer;
 use crate::harness::{eventually, fixture};
 use crate::network::Network;
 
-/// Six hours take three minutes.
+/// Six simulated hours take three minutes.
 const FACTOR: u32 = 120;
 
-/// Without templates, whose time depends on what else this machine does.
+/// The exporter requests no templates, because their duration depends on the load of this machine.
 fn rpc() -> Plan {
     Plan::new(Kind::Rpc).exporter(&["--next-block", "off"])
 }
 
-/// Drill 21: the node takes none of the transactions that miners take.
+/// Drill 21: the node's policy rejects the transactions that miners accept.
 pub fn compact_blocks_without_transactions_are_an_alert() {
     if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");
@@ -30,12 +30,13 @@ pub fn compact_blocks_without_transactions_are_an_alert() {
     let plans = vec![rpc().named("strict").node(&policy), rpc().named("well")];
     let fleet = Fleet::start_scaled("21 compact blocks", FACTOR, plans);
     let since = Instant::now();
-    // It gets no transactions either.
+    // Because of -minrelaytxfee, the node gets no transactions from its peers. Only this alert must fire.
     let expected = [warning("BitcoinCompactBlocksIncomplete")];
     fleet.expect(since, &["strict".into()], &expected, 360.0);
 }
 
-/// Drill 21: a peer announces blocks six seconds before the node gets them. That time is real, so a day of the drill is not shorter.
+/// Drill 21: a peer announces blocks six seconds before the node gets them. The limit of the alert is five seconds of
+/// real time, because latencies are not divided by the factor.
 pub fn blocks_that_come_slowly_are_an_alert() {
     const DELAY: Duration = Duration::from_secs(6);
     if fixture::cannot_bpf() {
@@ -43,13 +44,13 @@ pub fn blocks_that_come_slowly_are_an_alert() {
     }
     let network = Network::start(crate::fleet::FACTOR);
     network.pace.blocks.store(0, Relaxed);
-    // Its peer has the chain up to now, and gets no more of it.
+    // This peer gets the chain up to the current tip and no later blocks.
     let peer = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
     peer.cli(&["addnode", &network.address(), "onetry"]);
     let tip = |node: &Node| node.cli(&["getbestblockhash"]);
     eventually("the peer has the chain", || (tip(&peer) == tip(&network.hub)).then_some(()));
     peer.cli(&["setnetworkactive", "false"]);
-    // Connections end a little later, and not if the network is on again by then.
+    // Wait until the connections are closed, because `setnetworkactive true` before that would keep them open.
     eventually("the peer is alone", || (peer.cli(&["getconnectioncount"]) == "0").then_some(()));
     peer.cli(&["setnetworkactive", "true"]);
     let connect = format!("-connect=127.0.0.1:{}", peer.p2p_port);

@@ -1,33 +1,34 @@
-//! The table of what was alerted when.
+//! The table of the alerts and their times, which DRILLS_REPORT writes.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
+/// A row in the table of alerts: a drill, a node, and the time until an alert.
 pub struct Line {
     pub drill: &'static str,
     pub node: String,
     pub kind: String,
     pub alert: String,
-    /// From the fault until the operator was told.
+    /// Real time from the fault to the message to the webhook; `None` if no message arrived.
     pub after: Option<Duration>,
-    /// The same in the operator's time.
+    /// The same time in simulated minutes.
     pub minutes: Option<f64>,
-    /// Minutes.
+    /// Required maximum of `minutes`.
     pub within: f64,
 }
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 
-/// A situation in which no alert came.
+/// A row in the table of the quiet day: a situation in which no alert fired.
 pub struct QuietDay {
     pub situation: &'static str,
-    /// Of the operator's time.
+    /// Simulated minutes.
     pub minutes: f64,
-    /// Exporters that were scraped.
+    /// Number of exporters that Prometheus scraped.
     pub targets: f64,
     pub series: f64,
     pub samples: f64,
-    /// Of rules.
+    /// Number of rule evaluations.
     pub evaluations: f64,
 }
 
@@ -41,7 +42,7 @@ pub fn add(line: Line) {
     LINES.lock().unwrap().push(line);
 }
 
-/// Of all drills; empty without any.
+/// The tables of all drills that have run; empty if there was none.
 pub fn tables() -> String {
     let tables = [table(), quiet_table()];
     tables.into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\n")

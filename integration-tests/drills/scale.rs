@@ -1,45 +1,48 @@
-//! Scales the time of rules and routes: every duration and range is divided by a factor, so that ten minutes pass in ten seconds.
+//! Scales the time of rules and routes by dividing every duration and range by a factor. With a factor of 60, ten
+//! minutes become ten seconds.
 //!
-//! `for`, `keep_firing_for`, a group's `interval`, ranges, subqueries, offsets and the horizon of `predict_linear` are durations by
-//! their place. A number that is compared with seconds can be a span of the drill's time (an uptime), or one of real time (the age of
-//! a header, a latency): [`SECONDS`] has each kind, and an expression that it does not cover is an error.
+//! `for`, `keep_firing_for`, a group's `interval`, ranges, subqueries, offsets and the horizon of `predict_linear` are
+//! recognized as durations by their position. A number that is compared with a value in seconds is either simulated
+//! time (for example an uptime), which is divided, or real time (for example the age of a header, a latency).
+//! [`SECONDS`] classifies these values. An expression that it does not cover is an error.
 
 use serde_json::Value;
 
-/// How a number is to be treated that is compared with seconds.
+/// The kind of a number that is compared with a value in seconds.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Unit {
-    /// It passes as fast as the drill's time.
+    /// Simulated time, which is divided by the factor.
     Scaled,
-    /// It is given by the node or the drill, as it would be in operation.
+    /// Real time or a count, which is not divided.
     Real,
 }
 
-/// By a part of the operand that the number is compared with, spaces removed. The first match decides.
+/// Classification of values in seconds: a part of the expression that a number is compared with (without spaces), and
+/// its unit. The first match applies.
 const SECONDS: [(&str, Unit); 15] = [
-    // Counts, not seconds.
+    // These values are counts, not seconds.
     ("changes(", Unit::Real),
     ("_seconds_count", Unit::Real),
-    // Latencies of the node and of the exporter.
+    // These values are latencies of the node and of the exporter.
     ("histogram_quantile(", Unit::Real),
     ("_seconds_sum", Unit::Real),
     ("_seconds_bucket", Unit::Real),
-    // Headers have the time that the drill mines them with.
+    // The drill chooses the timestamps of headers in real time.
     ("tip_timestamp_seconds", Unit::Real),
     ("tip_age_seconds", Unit::Real),
     ("certificate_expiry", Unit::Real),
-    // Of the node's and its peers' clocks, and of peers that send every ten real seconds.
+    // These values are clock offsets, and the silence of peers that send a packet every ten seconds of real time.
     ("offset_seconds", Unit::Real),
     ("silence_seconds", Unit::Real),
     ("cpu_seconds_total", Unit::Real),
-    // Of processes that run for as long as the drill.
+    // These values are the age of a process of the drill.
     ("node_uptime_seconds", Unit::Scaled),
     ("node_start_time_seconds", Unit::Scaled),
     ("process_start_time_seconds", Unit::Scaled),
     ("time()-timestamp(", Unit::Scaled),
 ];
 
-/// Milliseconds of a PromQL duration, as in `1d12h` or `250ms`.
+/// The length of a PromQL duration such as `1d12h` or `250ms`, in milliseconds.
 pub fn milliseconds(duration: &str) -> Result<u64, String> {
     let (mut rest, mut total) = (duration, 0);
     while !rest.is_empty() {
@@ -61,20 +64,20 @@ pub fn milliseconds(duration: &str) -> Result<u64, String> {
     Ok(total)
 }
 
-/// The duration divided by the factor, at Prometheus' resolution.
+/// The duration divided by the factor, rounded to Prometheus' resolution of a millisecond.
 pub fn duration(duration: &str, factor: u32) -> Result<String, String> {
     let scaled = milliseconds(duration)? as f64 / f64::from(factor);
     Ok(format!("{}ms", (scaled.round() as u64).max(u64::from(scaled > 0.0))))
 }
 
-/// A piece of an expression.
+/// A token of a PromQL expression.
 #[derive(Clone, PartialEq, Debug)]
 enum Token {
     Space(String),
     Text(String),
     /// A name, a keyword, a number or a duration.
     Word(String),
-    /// What is between brackets.
+    /// The text between square brackets.
     Range(String),
     Operator(String),
 }
@@ -125,7 +128,7 @@ fn end_of_text(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// A duration, not a plain number nor a name.
+/// Whether the word is a duration, and not a plain number or a name.
 fn is_duration(word: &str) -> bool {
     word.starts_with(|it: char| it.is_ascii_digit()) && milliseconds(word).is_ok()
 }
@@ -141,8 +144,8 @@ fn divided(word: &str, factor: u32) -> Result<String, String> {
     }
 }
 
-/// The operand to the left of the operator at `at`, spaces removed: back to the parenthesis that encloses it, or to an operator between
-/// vectors.
+/// The operand to the left of the operator at `at`, without spaces. It begins after the enclosing parenthesis or after
+/// an operator between vectors.
 fn left_operand(tokens: &[Token], at: usize) -> String {
     let (mut depth, mut start) = (0, at);
     while start > 0 {
@@ -158,7 +161,7 @@ fn left_operand(tokens: &[Token], at: usize) -> String {
     tokens[start..at].iter().filter(|it| !matches!(it, Token::Space(_))).map(Token::text).collect()
 }
 
-/// Whether the number that is compared with this operand is a span of the drill's time.
+/// Whether a number that is compared with this operand is simulated time.
 fn is_scaled(operand: &str) -> Result<bool, String> {
     if !operand.contains("_seconds") && !operand.contains("time()") {
         return Ok(false);
@@ -169,7 +172,7 @@ fn is_scaled(operand: &str) -> Result<bool, String> {
     Ok(*unit == Unit::Scaled)
 }
 
-/// The expression with all of its spans of time divided by the factor.
+/// The expression with all simulated times divided by the factor.
 pub fn expression(expression: &str, factor: u32) -> Result<String, String> {
     let tokens = tokens(expression);
     let mut scaled = String::new();
@@ -193,12 +196,12 @@ pub fn expression(expression: &str, factor: u32) -> Result<String, String> {
     Ok(scaled)
 }
 
-/// The last token before this one that is neither space nor a sign.
+/// Index of the last token before `at` that is neither a space nor a sign.
 fn before(tokens: &[Token], at: usize) -> Option<usize> {
     tokens[..at].iter().rposition(|it| !matches!(it, Token::Space(_)) && it.text() != "-")
 }
 
-/// Whether this number or duration outside of brackets is a span of the drill's time.
+/// Whether the number or duration at `at`, outside of brackets, is simulated time.
 fn is_span(tokens: &[Token], at: usize) -> Result<bool, String> {
     let Some(before) = before(tokens, at) else { return Ok(false) };
     match &tokens[before] {
@@ -210,16 +213,16 @@ fn is_span(tokens: &[Token], at: usize) -> Result<bool, String> {
     }
 }
 
-/// Second arguments of `predict_linear`, in seconds.
+/// Parser state that finds the second arguments of `predict_linear`, which are in seconds.
 #[derive(Default)]
 struct Horizons {
     depth: u32,
-    /// The depth of each call that is open, and whether its second argument has begun.
+    /// For each unclosed call, the depth of its parentheses, and whether its second argument has begun.
     open: Vec<(u32, bool)>,
 }
 
 impl Horizons {
-    /// The text, with a division around a second argument.
+    /// The text of a token, with a division by the factor appended to a second argument.
     fn divided(&mut self, text: &str, before: Option<&Token>, factor: u32) -> String {
         match text {
             "(" => {
@@ -249,7 +252,7 @@ impl Horizons {
     }
 }
 
-/// A file of rules.
+/// Scales all rules of a rules file.
 pub fn rules(mut file: Value, factor: u32) -> Result<Value, String> {
     for group in file["groups"].as_array_mut().ok_or("no groups")? {
         scale_key(group, "interval", factor)?;
@@ -271,7 +274,7 @@ fn scale_key(object: &mut Value, key: &str, factor: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// A configuration of Alertmanager: the waits of all routes.
+/// Scales the intervals of all routes in a configuration of Alertmanager.
 pub fn routes(mut config: Value, factor: u32) -> Result<Value, String> {
     scale_route(&mut config["route"], factor)?;
     let default = "5m"; // Alertmanager's
@@ -281,7 +284,7 @@ pub fn routes(mut config: Value, factor: u32) -> Result<Value, String> {
 }
 
 fn scale_route(route: &mut Value, factor: u32) -> Result<(), String> {
-    // Also Alertmanager's, where the root has none.
+    // If the root route lacks an interval, Alertmanager's default is scaled and set.
     for key in ["group_wait", "group_interval", "repeat_interval"] {
         scale_key(route, key, factor)?;
     }
@@ -329,6 +332,6 @@ pub fn only_spans_of_the_drills_time_are_scaled() {
         scaled("time() - bitcoin_node_start_time_seconds < 1h"),
         "time() - bitcoin_node_start_time_seconds < 60000ms"
     );
-    // The rule's author has to decide.
+    // The author of a rule with a new metric in seconds has to add the metric to SECONDS.
     assert!(expression("bitcoin_new_thing_seconds > 60", 60).unwrap_err().contains("SECONDS"));
 }

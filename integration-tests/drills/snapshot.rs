@@ -1,5 +1,5 @@
-//! A node that starts from an assumeutxo snapshot. Bitcoin Core accepts one of regtest's chain of 200 blocks that pay to anyone
-//! (`m_assumeutxo_data` of regtest, in kernel/chainparams.cpp).
+//! Starts nodes from an assumeutxo snapshot. On regtest, Bitcoin Core accepts the snapshot of a chain of 200 blocks
+//! whose outputs anyone can spend (`m_assumeutxo_data` of regtest in kernel/chainparams.cpp).
 
 use std::path::{Path, PathBuf};
 
@@ -57,14 +57,14 @@ fn block(previous: &Header, height: u32) -> Block {
     block
 }
 
-/// The chain below a snapshot, and the snapshot.
+/// The blocks of the chain up to a snapshot, and the snapshot file.
 pub struct Snapshot {
     blocks: Vec<Block>,
     dir: TempDir,
 }
 
 impl Snapshot {
-    /// Has a node that has no blocks yet take the chain, and write its snapshot.
+    /// Submits the chain to a node without blocks, and makes the node write the snapshot.
     pub fn write(node: &Node) -> Self {
         let mut tip = genesis_block(Network::Regtest).header;
         let blocks: Vec<_> = (1..=HEIGHT)
@@ -86,7 +86,7 @@ impl Snapshot {
         self.dir.path().join("snapshot")
     }
 
-    /// Has a node that has no blocks yet start from it. Its background validation waits for blocks.
+    /// Loads the snapshot into a node without blocks. The node's background validation then waits for blocks.
     pub fn load(&self, node: &Node) {
         let headers: Vec<_> =
             self.blocks.iter().map(|it| ("submitheader", json!([serialize_hex(&it.header)]))).collect();
@@ -94,12 +94,12 @@ impl Snapshot {
         node.cli(&["loadtxoutset", &Path::display(&self.file()).to_string()]);
     }
 
-    /// Gives the node one of the blocks that its background validation waits for, from height 1 on.
+    /// Submits the block at this height, for which the node's background validation waits. The first height is 1.
     pub fn give(&self, node: &Node, height: u32) {
         node.batch(&[("submitblock", json!([serialize_hex(&self.blocks[height as usize - 1])]))]);
     }
 
-    /// Gives a node the blocks above the snapshot that another one has.
+    /// Submits the blocks above the snapshot from one node to another node.
     pub fn give_those_above(from: &Node, to: &Node) {
         let tip: u32 = from.cli(&["getblockcount"]).parse().unwrap();
         let results = |calls: Vec<(&str, Value)>| -> Vec<Value> {
@@ -111,7 +111,8 @@ impl Snapshot {
         to.batch(&calls);
     }
 
-    /// Blocks below the snapshot, but for its own: background validation is not complete before that.
+    /// Number of blocks below the snapshot block. Background validation is complete only after the snapshot block
+    /// itself.
     pub fn below() -> u32 {
         HEIGHT - 1
     }

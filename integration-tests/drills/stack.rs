@@ -1,4 +1,5 @@
-//! Prometheus with the shipped rules, Alertmanager with the shipped routes, both with their time scaled, and the operator's webhook.
+//! The monitoring programs of a drill: Prometheus with the shipped rules, Alertmanager with the shipped routes, both
+//! with scaled durations, and a webhook in place of the operator.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,10 +18,10 @@ use crate::harness::prometheus::{Alertmanager, Prometheus};
 use crate::harness::webhook::webhook;
 use crate::scale;
 
-/// Fires always.
+/// Name of the alert that always fires.
 const WATCHDOG: &str = "BitcoinWatchdog";
 
-/// Between scrapes, evaluations and polls.
+/// Interval between scrapes, between rule evaluations, and between polls.
 pub const INTERVAL: &str = "250ms";
 
 fn contrib() -> PathBuf {
@@ -32,7 +33,7 @@ fn yaml(path: &Path) -> Value {
         .unwrap_or_else(|error| panic!("{path:?}: {error}"))
 }
 
-/// What Prometheus scrapes.
+/// A target that Prometheus scrapes.
 #[derive(Clone)]
 pub struct Target {
     pub job: &'static str,
@@ -51,14 +52,14 @@ impl Target {
     }
 }
 
-/// An alert as the operator gets it.
+/// An alert in a message to the webhook.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Alert {
     pub name: String,
     pub severity: String,
-    /// Where the routes send it.
+    /// The receiver that the routes select.
     pub receiver: String,
-    /// The label, or nothing.
+    /// Value of the label `node`; empty if the alert lacks the label.
     pub node: String,
 }
 
@@ -68,7 +69,7 @@ impl fmt::Debug for Alert {
     }
 }
 
-/// The first message about an alert.
+/// The first message about an alert that the webhook received.
 #[derive(Clone)]
 pub struct Received {
     pub alert: Alert,
@@ -83,6 +84,7 @@ impl fmt::Debug for Received {
     }
 }
 
+/// The running monitoring programs of a drill, and the messages that the webhook has received.
 pub struct Stack {
     pub prometheus: Prometheus,
     pub alertmanager: Alertmanager,
@@ -94,7 +96,8 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// `relabeling` applies to the samples; certificates are checked with `authority`.
+    /// Starts the monitoring programs. `relabeling` are relabel rules for the samples. `authority` is the certificate
+    /// authority of exporters with TLS.
     pub fn start(factor: u32, targets: &[Target], relabeling: &[Value], authority: Option<&Path>) -> Self {
         let (url, messages) = webhook();
         let dir = TempDir::new().unwrap();
@@ -109,7 +112,7 @@ impl Stack {
         if let Some(authority) = authority {
             config["scrape_configs"][0]["tls_config"] = json!({"ca_file": authority});
         }
-        // What the rules wait for besides, divided as well.
+        // Scale the durations that are set by Prometheus' options, too.
         let scaled = |text: &str| scale::duration(text, factor).unwrap();
         let prometheus = Prometheus::start_with(
             &config.to_string(),
@@ -124,22 +127,22 @@ impl Stack {
         Stack { prometheus, alertmanager, messages, received, watchdog: false.into(), factor, dir }
     }
 
-    /// Replaces what is scraped.
+    /// Replaces the targets that Prometheus scrapes.
     pub fn set_targets(&self, targets: &[Target]) {
         write_targets(self.dir.path(), targets);
     }
 
-    /// This many minutes of the drill's time.
+    /// The real duration of this number of simulated minutes.
     pub fn minutes(&self, minutes: f64) -> Duration {
         Duration::from_secs_f64(minutes * 60.0 / f64::from(self.factor))
     }
 
-    /// The same span in the operator's time, in minutes.
+    /// The number of simulated minutes in a real duration.
     pub fn in_minutes(&self, span: Duration) -> f64 {
         span.as_secs_f64() * f64::from(self.factor) / 60.0
     }
 
-    /// Lets this span pass and notes when messages arrive.
+    /// Waits for this real duration, and records the arrival times of messages.
     pub fn wait(&self, span: Duration) {
         let end = Instant::now() + span;
         while Instant::now() < end {
@@ -148,7 +151,8 @@ impl Stack {
         }
     }
 
-    /// Everything that the operator has got, and what was only recorded by Alertmanager (receiver `nobody`).
+    /// All alerts that the webhook has received, including the alerts of the receiver `nobody`, which would send no
+    /// message in operation.
     pub fn received(&self) -> Vec<Received> {
         let mut received = self.received.lock().unwrap();
         for message in self.messages.lock().unwrap().try_iter() {
@@ -173,31 +177,32 @@ impl Stack {
         received.clone()
     }
 
-    /// Whether the dead man's switch came since the last call.
+    /// Whether a message about the watchdog alert has arrived since the last call.
     pub fn watchdog_came(&self) -> bool {
         self.received();
         self.watchdog.swap(false, Relaxed)
     }
 
-    /// Forgets that there was no target: Prometheus has its targets five seconds of real time after its start.
+    /// Discards the alert that no target existed. It fires because Prometheus reads its targets only five seconds of
+    /// real time after its start.
     pub fn forget_start(&self) {
         const ALERT: &str = "BitcoinNothingScraped";
         eventually("targets are no alert any more", || {
             (!self.alerts("firing").iter().any(|it| it.starts_with(ALERT))).then_some(())
         });
-        // Until Alertmanager has sent it.
+        // Wait until Alertmanager has sent the alert.
         std::thread::sleep(self.minutes(1.0));
         self.received();
         self.received.lock().unwrap().retain(|it| it.alert.name != ALERT);
     }
 
-    /// Has Prometheus evaluate these rules as well, as they are.
+    /// Adds rules to Prometheus without scaling them.
     pub fn add_rules(&mut self, rules: &str) {
         std::fs::write(self.dir.path().join("more.yml"), rules).unwrap();
         self.prometheus.stop();
         let restarted = unix_time() + 1;
         self.prometheus.start_again();
-        // Prometheus has its targets some seconds of real time after its start.
+        // After a restart, Prometheus reads its targets some seconds of real time later.
         eventually("targets are scraped again", || {
             let scraped =
                 self.prometheus.query(&format!("timestamp(up{{job=~\"bitcoind-.*\"}}) > {restarted}"));
@@ -205,7 +210,8 @@ impl Stack {
         });
     }
 
-    /// Alerts that are `firing` or `pending` now, as name and node: also those that Alertmanager holds back.
+    /// Names and nodes of the alerts in this state (`firing` or `pending`) in Prometheus, including alerts that
+    /// Alertmanager suppresses.
     pub fn alerts(&self, state: &str) -> BTreeSet<String> {
         let alerts = self.prometheus.query(&format!("ALERTS{{alertstate=\"{state}\"}}"));
         let label = |it: &Value, name: &str| it["metric"][name].as_str().unwrap_or_default().to_string();
@@ -214,7 +220,7 @@ impl Stack {
         texts.filter(|it| !it.starts_with(WATCHDOG)).collect()
     }
 
-    /// How often each target failed, how long scrapes took at most, and the last error of each.
+    /// A text with the number of failed scrapes, the longest scrape and the last error of each target.
     pub fn failed_scrapes(&self) -> String {
         let failed = self.prometheus.query("count_over_time((up == 0)[1h:250ms]) > 0");
         let slowest = self.prometheus.query("topk(3, max_over_time(scrape_duration_seconds[1h]))");
@@ -229,7 +235,8 @@ impl Stack {
         format!("failed {failed}, slowest {slowest}, last errors {errors:#?}")
     }
 
-    /// Waits until each target was scraped. On a busy machine not all of them are at a time.
+    /// Waits until each target was scraped successfully at least once. On a busy machine, not all targets are up at the
+    /// same time.
     pub fn wait_for_targets(&self, number: usize) {
         eventually("every target is scraped", || {
             let up = self.prometheus.query("count(max_over_time(up{job=~\"bitcoind-.*\"}[1m]) == 1)");
@@ -238,7 +245,8 @@ impl Stack {
     }
 }
 
-/// The shipped configuration; each receiver is the webhook, also the one that sends nothing.
+/// The shipped configuration of Alertmanager with scaled durations. Each receiver is the webhook, including the
+/// receiver that sends no messages in operation.
 fn alertmanager_config(webhook: &str, factor: u32) -> Value {
     let mut config = scale::routes(yaml(&contrib().join("alertmanager/alertmanager.yml")), factor).unwrap();
     for receiver in config["receivers"].as_array_mut().unwrap() {
@@ -247,7 +255,7 @@ fn alertmanager_config(webhook: &str, factor: u32) -> Value {
     config
 }
 
-/// The shipped configuration with this folder's rules and targets.
+/// The shipped configuration of Prometheus with the rules and targets in this folder.
 fn prometheus_config(dir: &Path, alertmanager: &str, relabeling: &[Value]) -> Value {
     let mut config = yaml(&contrib().join("prometheus/prometheus.yml"));
     config["global"]["scrape_interval"] = INTERVAL.into();
@@ -263,7 +271,7 @@ fn prometheus_config(dir: &Path, alertmanager: &str, relabeling: &[Value]) -> Va
             let file = dir.join(format!("{}.json", job["job_name"].as_str().unwrap()));
             job["file_sd_configs"] = json!([{"files": [file]}]);
         }
-        // Prometheus and Alertmanager themselves.
+        // The jobs that scrape Prometheus and Alertmanager.
         let own = job.get_mut("static_configs").and_then(Value::as_array_mut);
         for target in own.into_iter().flatten() {
             for address in target["targets"].as_array_mut().unwrap() {
@@ -282,7 +290,7 @@ fn write_targets(dir: &Path, targets: &[Target]) {
         let of_job = targets.iter().filter(|it| it.job == job);
         let entries: Vec<_> =
             of_job.map(|it| json!({"targets": [it.address], "labels": it.labels})).collect();
-        // Prometheus must never read half a file.
+        // Write to a temporary file and rename it, because Prometheus must not read an incomplete file.
         let (new, file) = (dir.join(format!("{job}.new")), dir.join(format!("{job}.json")));
         std::fs::write(&new, Value::from(entries).to_string()).unwrap();
         std::fs::rename(new, file).unwrap();

@@ -18,7 +18,9 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::node::Node;
 
+/// A thread map of the client that creates no threads.
 struct NoThreads;
+
 impl thread_map::Server for NoThreads {}
 
 /// A client that sends arbitrary calls, behind a guard.

@@ -78,6 +78,7 @@ fn nix() -> Vec<Trial> {
     if !has_nix {
         skip("the Nix files, which need nix-instantiate", true);
     }
+    /// A function that runs a test of the Nix files.
     type Test = fn() -> Result<(), Failed>;
     let tests: [(&str, Test); 5] = [
         ("nix_files_parse", nix_files_parse),
