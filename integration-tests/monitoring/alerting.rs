@@ -1,4 +1,4 @@
-//! Alerts, from the node that goes down to the message that somebody gets.
+//! Tests of the alerts, from the fault of a node to the message to the webhook.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -21,11 +21,12 @@ fn alerts() -> Vec<Value> {
     groups.flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
 }
 
-/// Where `runbook_url` leads without the external label `runbooks`.
+/// The beginning of the template of each `runbook_url`: the external label `runbooks`, or without that label the path
+/// of the installed page.
 const RUNBOOKS: &str =
     "{{ or $externalLabels.runbooks `file:///usr/share/doc/bitcoind-exporter/docs/alerts.md` }}";
 
-/// promtool's tests.
+/// The files with promtool tests.
 fn tests() -> Vec<PathBuf> {
     let files = std::fs::read_dir(contrib().join("prometheus/tests")).unwrap();
     files
@@ -66,7 +67,8 @@ pub fn each_alert_has_its_tests_and_its_section() {
         let is_watchdog = alert == "BitcoinWatchdog";
         assert!(is_watchdog || does_not.contains(alert), "no test leaves {alert} silent");
         assert!(is_watchdog || ["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
-        // A target without the label `node` is named by its address. Alerting itself has no node.
+        // The summary of each alert names the node or, without the label `node`, the address. Alerts about alerting
+        // itself have no node.
         let of_no_node =
             ["BitcoinWatchdog", "BitcoinNothingScraped", "BitcoinRuleFailures", "BitcoinAlertsNotDelivered"];
         let is_named = annotation("summary").starts_with("{{ or $labels.node $labels.instance }}: ");
@@ -78,7 +80,8 @@ pub fn each_alert_has_its_tests_and_its_section() {
     }
 }
 
-/// The times between blocks are exponentially distributed, with a mean of ten minutes.
+/// Computes the rate of false alarms. The times between blocks are exponentially distributed with a mean of ten
+/// minutes.
 pub fn block_gap_alert_fires_less_than_once_in_four_years() {
     let minutes =
         |rule: &Value| -> f64 { rule["for"].as_str().unwrap().strip_suffix('m').unwrap().parse().unwrap() };
@@ -95,7 +98,7 @@ pub fn block_gap_alert_fires_less_than_once_in_four_years() {
     }
 }
 
-/// 30 days of races of 15 nodes with an unchanged win rate: no alert.
+/// Simulates 30 days of races on 15 nodes with constant win rates. The alert must not fire.
 pub fn unchanged_win_rate_causes_no_alert() {
     let mut state = 20_090_103_u64;
     let mut random = || {
@@ -105,7 +108,7 @@ pub fn unchanged_win_rate_causes_no_alert() {
     let mut series = Vec::new();
     for (node, rate) in [0.1, 0.3, 0.5, 0.8, 0.95].into_iter().cycle().take(15).enumerate() {
         let (mut udp, mut compact) = (vec![0], vec![0]);
-        // A race about every ten minutes.
+        // The nodes have a race about every ten minutes.
         for _ in 0..30 * 144 {
             let mut wins = [udp[udp.len() - 1], compact[compact.len() - 1]];
             let mut minutes = -10.0 * (1.0 - random()).ln();
@@ -142,7 +145,7 @@ pub fn unchanged_win_rate_causes_no_alert() {
     succeeds(Command::new(promtool()).args(["test", "rules"]).arg(file));
 }
 
-/// The configuration of Alertmanager, without its waits, and with a webhook on loopback for the operator.
+/// Starts Alertmanager with the shipped configuration, without waits, and with the webhook as the operator's receiver.
 fn alertmanager(webhook: &str) -> Alertmanager {
     let mut config = yaml(&contrib().join("alertmanager/alertmanager.yml"));
     config["route"]["group_wait"] = "1s".into();
@@ -158,7 +161,7 @@ fn alertmanager(webhook: &str) -> Alertmanager {
     Alertmanager::start(&config.to_string())
 }
 
-/// The next message about this alert.
+/// Waits for the next message in which this alert has this status.
 fn message(messages: &Receiver<Value>, alert: &str, status: &str) -> Value {
     eventually(&format!("a message that {alert} is {status}"), || {
         messages.try_iter().find_map(|message| {
@@ -174,7 +177,7 @@ pub fn operator_is_notified_of_node_down_and_up() {
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1s"]).ready();
     let (url, messages) = webhook();
     let alertmanager = alertmanager(&url);
-    // Our rules, without their waits, and with what happened within 3 seconds instead of 2 minutes.
+    // The shipped rules without `for`, and with windows of 3 seconds instead of 2 minutes.
     let dir = TempDir::new().unwrap();
     let mut alerts = yaml(&contrib().join("prometheus/rules/alerts.yml"));
     for group in alerts["groups"].as_array_mut().unwrap() {
@@ -210,7 +213,7 @@ pub fn alerts_caused_by_a_down_node_are_inhibited() {
     let (url, messages) = webhook();
     let alertmanager = alertmanager(&url);
     let alert = |name: &str, node: &str, severity: &str| json!({"labels": {"alertname": name, "node": node, "instance": node, "severity": severity}});
-    // Of a target without the label `node`.
+    // Alerts of targets without the label `node`.
     let nameless = |name: &str, instance: &str, severity: &str| json!({"labels": {"alertname": name, "instance": instance, "severity": severity}});
     alertmanager.send(&json!([
         alert("BitcoinNodeDown", "one", "critical"),
@@ -235,7 +238,7 @@ pub fn alerts_caused_by_a_down_node_are_inhibited() {
     eventually("the rest of the node is kept back", || {
         (kept_back() == expected.clone().into()).then_some(())
     });
-    // Each node is a message of its own, of what is not kept back.
+    // There is one message for each node, with all alerts that are not suppressed.
     let mut told = BTreeSet::new();
     eventually("all nodes are in messages", || {
         for message in messages.try_iter() {

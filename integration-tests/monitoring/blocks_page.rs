@@ -1,4 +1,4 @@
-//! The page of bitcoind-usdt-exporter, in a browser.
+//! Tests of the page of bitcoind-usdt-exporter in a browser.
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -19,7 +19,7 @@ fn open(exporter: &Exporter, width: u32, dark: bool) -> Browser {
     browser
 }
 
-/// A node whose blocks come from another one, each announced.
+/// Starts a node that gets announced blocks from a second node, and an exporter for it.
 fn followed() -> ([Node; 2], Exporter) {
     let miner = Node::start(&[]);
     miner.mine(1);
@@ -58,7 +58,7 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     };
     let bars = "const bar = [...document.querySelectorAll('details')][0].querySelectorAll('rect');
                 return [...bar].map(it => [it.getAttribute('class'), Number(it.getAttribute('x')), Number(it.getAttribute('width'))])";
-    // Each to its own scale: the stages are shares of the whole.
+    // With a separate scale for each block, each bar fills the full width.
     browser.run("document.querySelector('[value=each]').click()");
     let drawn = browser.run(bars);
     let (last, whole) = (drawn.as_array().unwrap().last().unwrap(), field("connected_us"));
@@ -69,7 +69,7 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     );
     keep(&browser, "blocks.png");
 
-    // A block with all stages, and one of which the node had more than enough before a peer answered.
+    // Stages of a block with all stages, and of a block that was complete before a peer had responded to a request.
     let stages = |block: &str| browser.run(&format!("return stages({block}).map(it => it.slice(0, 3))"));
     assert_eq!(
         stages(
@@ -91,13 +91,13 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     );
     assert_eq!(stages("{announced_by: null}"), serde_json::json!([]));
 
-    // From the keyboard: to the second block, and open it.
+    // Select the second block with the keyboard, and open it.
     browser.run("document.querySelector('summary').focus()");
     browser.press("\u{e015}\u{e007}"); // arrow down, enter
     let opened = "const open = document.querySelector('details[open]'); return open && open.innerText";
     let shown: Value = browser.run(opened);
     assert!(shown.as_str().unwrap().contains(&mined[1]), "{shown}");
-    // It stays open when the page is refreshed.
+    // The block stays open when the page is refreshed.
     mine(&miner, &exporter, 1);
     eventually("the next block is shown", || {
         (browser.run("return document.querySelectorAll('details').length") == 4).then_some(())
@@ -153,13 +153,13 @@ pub fn races_of_fibre_are_shown() {
     );
     keep(&browser, "races.png");
 
-    // Nothing else runs this binary.
+    // No other process runs this binary, and the node is therefore gone.
     drop(fixture);
     eventually("the page says that the node is gone", || {
         (browser.run("return $('state').textContent") == "not traced").then_some(())
     });
     let wrong = browser.run("return $('wrong').innerText");
-    // Why: it has ended, and then that no new process of the binary runs.
+    // The page has the reason: first that the process has exited, then that no new process of the binary is running.
     assert!(wrong.as_str().unwrap().contains("fixture"), "{wrong}");
     assert_eq!(browser.run("return $('races').rows.length"), 2);
     assert_eq!(browser.console(), Vec::<String>::new());

@@ -1,5 +1,5 @@
-//! The compose stack. Its images cannot run here: what decides about them is tried with the same user, capabilities, folders
-//! and relabel rules.
+//! Tests of the compose stack. Its images cannot run in the tests. Their users, capabilities, folders and relabel rules
+//! are tested with other programs.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
@@ -34,8 +34,8 @@ pub fn compose_images_are_pinned_and_hardened() {
         assert!(service["healthcheck"]["test"].is_array(), "{name}");
         for volume in service["volumes"].as_array().unwrap() {
             match volume.as_str() {
-                // Docker makes a folder where such a source is missing: only for files of ours, which are there, and for
-                // volumes of its own.
+                // Docker creates a folder if the source of a short mount is missing. Short mounts are therefore used
+                // only for files of this repository and for volumes.
                 Some(short) => {
                     let source = short.split(':').next().unwrap();
                     let is_ours = source.starts_with('.') && folder.join(source).exists();
@@ -58,7 +58,7 @@ pub fn compose_images_are_pinned_and_hardened() {
     {
         assert!(example.contains(variable), "{variable}");
     }
-    // Every variable of the files is in the example, with its default.
+    // Every variable of the Compose files is in .env.example, with its default.
     for file in ["compose.yaml", "exporters.yaml"] {
         let text = std::fs::read_to_string(folder.join(file)).unwrap();
         for variable in text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap()) {
@@ -69,7 +69,7 @@ pub fn compose_images_are_pinned_and_hardened() {
     }
 }
 
-/// Alloy's image gives the folder of its data to 473:473 with mode 770; a new volume takes that over.
+/// In Alloy's image, the data folder belongs to 473:473 and has the mode 770. A new volume has the same owner and mode.
 pub fn alloy_may_keep_its_positions_and_read_what_belongs_to_others() {
     let alloy = services()["alloy"].take();
     let (user, group) = alloy["user"].as_str().unwrap().split_once(':').expect("user:group");
@@ -105,7 +105,8 @@ pub fn alloy_may_keep_its_positions_and_read_what_belongs_to_others() {
     );
 }
 
-/// The relabel rules of a block of config.alloy, as Prometheus takes them: its own code is what Alloy runs.
+/// The relabel rules in a block of config.alloy, in the format of Prometheus. Alloy uses Prometheus' code for these
+/// rules.
 fn relabel_rules(block: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(contrib().join("compose/config.alloy")).unwrap();
     let body = text.split_once(&format!("{block} {{\n")).expect("the block").1.split_once("\n}").unwrap().0;
@@ -113,7 +114,7 @@ fn relabel_rules(block: &str) -> Vec<Value> {
     rules
         .map(|rule| {
             let settings = rule.lines().filter_map(|line| line.split_once('='));
-            // What an attribute is set to is written as in JSON.
+            // The values of attributes have the syntax of JSON.
             settings
                 .map(|(name, value)| (name.trim().to_string(), serde_json::from_str(value.trim()).unwrap()))
                 .collect::<serde_json::Map<String, Value>>()
@@ -122,7 +123,8 @@ fn relabel_rules(block: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Alloy gives lines of the journal the component's name as `job`, whatever `labels` says; the rules come after that.
+/// Alloy sets the label `job` of journal lines to the name of the component, and overwrites `labels`. The relabel rules
+/// are applied after that.
 pub fn lines_of_the_journal_have_their_labels() {
     let line = |(place, (unit, tag)): (usize, (&str, &str))| {
         json!({"targets": [format!("127.0.0.1:{}", place + 1)], "labels": {
@@ -132,7 +134,8 @@ pub fn lines_of_the_journal_have_their_labels() {
             "job": "loki.source.journal.exporters",
         }})
     };
-    // Units, and what else writes to the journal; containers of exporters.yaml, and another one.
+    // The entries are of the exporters' units, of another unit, of containers of exporters.yaml, and of another
+    // container.
     let units = [
         ("bitcoind-ipc-exporter.service", ""),
         ("bitcoind-ipc-exporter@signet.service", ""),
@@ -153,7 +156,7 @@ pub fn lines_of_the_journal_have_their_labels() {
     });
     let mut labels: Vec<_> =
         targets.as_array().unwrap().iter().map(|target| target["labels"].clone()).collect();
-    // What Prometheus adds.
+    // Prometheus adds the label `instance`.
     labels.iter_mut().for_each(|labels| drop(labels.as_object_mut().unwrap().remove("instance")));
     labels.sort_by_key(|labels| labels["unit"].to_string());
     let expected = |unit: &str| json!({"job": "bitcoind-exporter", "level": "info", "unit": unit});
@@ -172,7 +175,8 @@ pub fn lines_of_the_journal_have_their_labels() {
     assert_eq!(labels, expected);
 }
 
-/// What an installation in a clone holds of secrets is neither committed nor sent to the image's build.
+/// Files with secrets that an installation creates in a clone are ignored by Git and excluded from the build context of
+/// the images.
 pub fn secrets_stay_out_of_git_and_images() {
     let root = contrib().with_file_name("");
     let secrets =

@@ -1,4 +1,4 @@
-//! Exemplars, from a real node to a real Prometheus.
+//! Tests of exemplars, with a real node and a real Prometheus server.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +33,7 @@ pub fn exemplar_of_a_bucket_is_its_last_block() {
     for (sample, exemplar) in &exemplars {
         assert!(sample.contains("_bucket{"), "{sample}");
         let (labels, value) = exemplar.split_once("} ").unwrap();
-        // OpenMetrics counts names and values.
+        // OpenMetrics limits the characters of all label names and values together.
         assert!(labels.chars().filter(|it| !"=\",".contains(*it)).count() <= 128, "{labels}");
         let value: f64 = value.split(' ').next().unwrap().parse().unwrap();
         let (_, bound) = sample.split_once("le=\"").unwrap();
@@ -45,7 +45,7 @@ pub fn exemplar_of_a_bucket_is_its_last_block() {
     for family in ["bitcoin_block_arrival_seconds", "bitcoin_block_tx_count", "bitcoin_block_sigops"] {
         assert!(families.contains(family), "{families:?}");
     }
-    // Each block has one transaction: the last of them is the bucket's.
+    // Each block has one transaction, and all blocks are in one bucket. The exemplar is the last block.
     let of_tx_count =
         exemplars.iter().find(|(sample, _)| sample.starts_with("bitcoin_block_tx_count")).unwrap();
     let labels = format!("block_height=\"4\",block_hash=\"{}\"}} 1 ", mined[2]);

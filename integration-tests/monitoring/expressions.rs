@@ -1,4 +1,4 @@
-//! Every expression of every panel, rule and alert, evaluated.
+//! Evaluates every expression of all panels, rules and alerts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::rendering;
 use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
-/// What has no data here, and why.
+/// Expressions that have no data in this test, each with the reason.
 const WITHOUT: [(&str, &str); 7] = [
     (
         "bitcoin_fee_estimate_sat_per_vbyte",
@@ -34,12 +34,12 @@ const WITHOUT: [(&str, &str); 7] = [
     ("fall_in_standard_errors", "as above"),
 ];
 
-/// Everything that can be seen at once: two real nodes that relay to each other, with both exporters beside the first; a
-/// real one that ends; a fake one with the notifications that these do not offer, one that has shut down, and FIBRE's
-/// tracepoints.
+/// All sources of data that can exist at the same time: two real nodes that relay to each other, with both exporters on
+/// the first node; a real node that exits; a fake node with notifications; a fake node that has shut down; and a
+/// program with FIBRE's tracepoints.
 struct Stack {
     nodes: [Node; 2],
-    /// Flushes when it ends.
+    /// A node that exits during the test, and flushes its UTXO cache at its exit.
     ends: Node,
     fake: FakeNode,
     fixture: Fixture,
@@ -84,7 +84,7 @@ impl Stack {
     fn prometheus(&self, store: &VictoriaMetrics) -> Prometheus {
         let targets = |exporters: &[Exporter], names: &[&str]| -> String {
             let target = |(exporter, name): (&Exporter, &&str)| {
-                // Nodes of regtest are compared where they have the same `chain_id`.
+                // Nodes on regtest are compared with each other only if they have the same `chain_id`.
                 format!("{{targets: ['{}'], labels: {{node: {name}, chain_id: ours}}}}", exporter.address())
             };
             exporters.iter().zip(names).map(target).collect::<Vec<_>>().join(", ")
@@ -112,10 +112,10 @@ impl Stack {
         ))
     }
 
-    /// Something of everything.
+    /// Causes an event of each kind.
     fn live(&mut self, round: u64) {
         let [first, second] = &self.nodes;
-        // A transaction, another that replaces it, and one that nobody wants.
+        // Send a transaction, a transaction that replaces it, and a transaction that the node rejects.
         if let Some(block) = self.spendable.pop() {
             first.spend_coinbase_of(&block, 5_000);
             if round.is_multiple_of(2) {
@@ -131,7 +131,7 @@ impl Stack {
             first.mine(1);
         }
         if round == 4 {
-            // A reorganization of one block, a connection that ends, and one in each direction.
+            // Cause a reorg of one block, a closed connection, and a new connection in each direction.
             let tip = first.cli(&["getbestblockhash"]);
             first.cli(&["invalidateblock", &tip]);
             first.mine(2);
@@ -169,7 +169,7 @@ impl Stack {
     }
 }
 
-/// `where` to `expression`.
+/// All expressions, by the place in which they are used.
 fn expressions() -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for dashboard in dashboards() {
@@ -193,7 +193,7 @@ fn expressions() -> BTreeMap<String, String> {
     {
         all.extend(rules(file).into_iter().map(|(name, expression)| (format!("{file}/{name}"), expression)));
     }
-    // An alert is silent when all is well; but each series that it watches is there.
+    // An alert does not fire in this test, but each series in its expression must exist.
     for (alert, expression) in rules("rules/alerts.yml") {
         for series in series(&expression) {
             all.insert(format!("alert {alert}/{series}"), series);
@@ -202,7 +202,7 @@ fn expressions() -> BTreeMap<String, String> {
     all
 }
 
-/// The names of series in an expression.
+/// The names of the series in an expression.
 pub fn series(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
     let is_series = |word: &&str| {
@@ -224,14 +224,14 @@ pub fn every_expression_returns_data() {
     let scraped = format!("count(up == 1) == {}", stack.ipc.len() + stack.usdt.len());
     eventually("all exporters are scraped", || has_data(&prometheus.query(&scraped)).then_some(()));
     let mut missing = expressions();
-    // The same of a store that has other code for the same language.
+    // Repeat with VictoriaMetrics, which has its own implementation of PromQL.
     let mut missing_in_store = missing.clone();
     let count = missing.len();
     let end = Instant::now() + Duration::from_secs(180);
     for round in 0.. {
         stack.live(round);
         if round == 2 {
-            // Events that are answered and cannot be counted.
+            // Cause notifications that the guard answers and the stopped exporter cannot count.
             stack.ipc[2].signal(Signal::SIGSTOP);
             let block = vec![0; 3_900_000];
             stack.fake.fire((0..40).map(|height| Event::Connected { height, data: block.clone() }).collect());
@@ -264,7 +264,7 @@ pub fn every_expression_returns_data() {
     rendering::draw(&prometheus);
 }
 
-/// Both exporters of the first node have counted the same, as one expression.
+/// Checks with one expression that both exporters of the first node have counted the same number of blocks.
 fn exporters_agree(prometheus: &Prometheus) {
     let of =
         |job: &str| format!("sum by (node) (bitcoin_blocks_connected_total{{node=\"first\",job=\"{job}\"}})");

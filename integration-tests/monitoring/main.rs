@@ -1,7 +1,6 @@
-//! The monitoring stack as an operator gets it: dashboards and rules, against a real Prometheus that scrapes both exporters
-//! beside real nodes.
+//! Tests of the shipped dashboards and rules, with a real Prometheus server that scrapes both exporters of real nodes.
 //!
-//! What needs BPF, or the Python package that the dashboards are made with, is skipped where there is none, and it says so.
+//! Tests that need BPF or the Python package for the dashboards are skipped if it is missing, and the skip is printed.
 
 mod alerting;
 mod blocks_page;
@@ -75,7 +74,7 @@ fn main() -> ExitCode {
         trial("every_expression_returns_data", expressions::every_expression_returns_data)
             .with_ignored_flag(cannot),
     ];
-    // docs/picture makes it.
+    // `docs/picture` sets SCREENSHOTS to create the picture of the README.
     if std::env::var_os("SCREENSHOTS").is_some() {
         trials.push(trial("picture_of_the_page", status_page::picture_of_the_page));
     }
@@ -108,7 +107,7 @@ fn dashboards() -> Vec<Value> {
     files.map(|file| serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap()).collect()
 }
 
-/// The panels that show something, those of collapsed rows included.
+/// All panels except rows, including the panels in collapsed rows.
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     let all = dashboard["panels"].as_array().unwrap().iter();
     let all =
@@ -127,7 +126,8 @@ fn dashboards_are_complete() {
         assert!(identities.insert(uid.to_string()), "{uid} twice");
         let variables = dashboard["templating"]["list"].as_array().unwrap();
         let named = |name: &str| variables.iter().find(|variable| variable["name"] == name).unwrap();
-        // A dashboard is of one exporter, because both count some things under one name; `up` is there also while that one is not.
+        // A dashboard shows data of one exporter, because some metric names exist in both exporters. The variables use
+        // `up`, which also exists while the exporter is down.
         let job = named("job")["allValue"].as_str().unwrap();
         assert!(["bitcoind-ipc", "bitcoind-usdt|fibre"].contains(&job), "{uid}: {job}");
         for name in ["job", "instance", "node"] {
@@ -136,7 +136,7 @@ fn dashboards_are_complete() {
             let is_one = name == "node" && ["bitcoin-node", "bitcoin-mining"].contains(&uid);
             assert_eq!(named(name)["allValue"].is_null(), is_one, "{uid}: {name}");
         }
-        // The other exporter of a node has another job and address.
+        // Links do not keep the job and the exporter, because the other exporter of a node has another job and address.
         for link in dashboard["links"].as_array().unwrap() {
             assert_eq!((&link["type"], &link["includeVars"]), (&"link".into(), &false.into()), "{uid}");
             assert!(link["url"].as_str().unwrap().ends_with("?${node:queryparam}"), "{uid}: {link}");
@@ -169,7 +169,7 @@ fn dashboards_are_complete() {
                 let expression = target["expr"].as_str().unwrap();
                 let legend = target["legendFormat"].as_str().unwrap_or_default();
                 assert!(!legend.contains("instance"), "{title}: {legend}");
-                // Which are the largest changes from step to step.
+                // `topk` is not used in graphs, because the largest series can change from step to step.
                 assert!(target["range"] != true || !expression.contains("topk"), "{title}: {expression}");
                 if expression.contains("ALERTS{") {
                     assert!(
@@ -180,7 +180,7 @@ fn dashboards_are_complete() {
                 let is_graph_of_buckets = target["range"] == true && expression.contains("_bucket");
                 assert_eq!(target["exemplar"] == true, is_graph_of_buckets, "{title}: exemplars");
                 let is_heatmap = panel["type"] == "heatmap";
-                // increase() extrapolates, so that it finds 7.1 blocks.
+                // increase() extrapolates, and would return for example 7.1 blocks. Such expressions need round().
                 if !is_heatmap && (expression.starts_with("increase(") || expression.starts_with("sum by")) {
                     let is_share = expression.contains(" / ");
                     assert!(is_share || !expression.contains("increase("), "{title}: {expression}");
@@ -188,7 +188,7 @@ fn dashboards_are_complete() {
                 if expression.contains("histogram_quantile") {
                     assert!(expression.contains("(le,node,instance"), "{title}: {expression}");
                 }
-                // What comes with blocks is absent in most windows of some minutes.
+                // Windows of some minutes rarely contain an event of a block.
                 let of_blocks = ["block", "race", "reconstruct", "chunks", "connected_", "flush"];
                 if series(expression).iter().any(|name| of_blocks.iter().any(|part| name.contains(part))) {
                     assert!(!expression.contains("$__rate_interval"), "{title}: {expression}");
@@ -210,7 +210,7 @@ fn dashboards_are_complete() {
     );
 }
 
-/// No panel lies on another one.
+/// Checks that no two panels overlap.
 fn panels_do_not_overlap() {
     for dashboard in dashboards() {
         let mut groups = vec![dashboard["panels"].as_array().unwrap().clone()];
@@ -231,7 +231,7 @@ fn panels_do_not_overlap() {
     }
 }
 
-/// What the panels of logs ask for is what Alloy sends.
+/// Checks that the log panels query only labels that Alloy sets.
 fn panels_of_logs_ask_for_labels_that_alloy_sets() {
     let alloy = std::fs::read_to_string(contrib().join("compose/config.alloy")).unwrap();
     let boards = dashboards();
@@ -256,7 +256,8 @@ fn promtool_accepts_rules_and_configurations() {
     let files = |part: &str| -> Vec<PathBuf> {
         std::fs::read_dir(folder.join(part)).unwrap().map(|file| file.unwrap().path()).collect()
     };
-    // A target that does not exist is an alert without end: only the exporter that everybody has.
+    // By default there is only a target for bitcoind-ipc-exporter, because a target without an exporter fires an alert
+    // permanently.
     let targets = files("targets").into_iter().filter(|file| file.extension().unwrap() == "yml");
     assert_eq!(targets.collect::<Vec<_>>(), [folder.join("targets/ipc.yml")]);
     for config in ["prometheus.yml", "remote-write.yml"] {
@@ -271,7 +272,7 @@ fn yaml(path: &Path) -> Value {
         .unwrap_or_else(|error| panic!("{path:?}: {error}"))
 }
 
-/// The rules of a file: (what it records or alerts, expression).
+/// The rules of a file: (name of the record or alert, expression).
 fn rules(file: &str) -> Vec<(String, String)> {
     let parsed = yaml(&contrib().join("prometheus").join(file));
     let groups = parsed["groups"].as_array().unwrap().iter();

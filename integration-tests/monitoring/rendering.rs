@@ -1,5 +1,6 @@
-//! The dashboards as plain pages, for a person to look at: panels where they lie, with the data of their queries. This is not
-//! Grafana. It shows what a layout, a query, a legend and a unit make together. The pictures are kept where SCREENSHOTS says.
+//! Renders the dashboards as HTML pages without Grafana, with the layout of the panels and the results of their
+//! queries. A person can then check layouts, queries, legends and units. The pictures are written to the folder in
+//! SCREENSHOTS.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::harness::prometheus::Prometheus;
 use crate::status_page::keep;
 use crate::{dashboards, is_of_loki};
 
-/// What the variables choose: all that they find.
+/// Replaces the variables in an expression with the selection of all values.
 fn chosen(expression: &str, job: &str) -> String {
     let expression = expression.replace("$__rate_interval", "1m").replace("$__range", "1h");
     let expression = expression.replace("$__interval", "1m");
@@ -29,7 +30,8 @@ fn number(value: &Value) -> Option<f64> {
     value.as_str()?.parse().ok().filter(|value: &f64| value.is_finite())
 }
 
-/// A table's columns and rows: a query's labels, or a column for each query.
+/// The columns and rows of a table panel. With one query, the columns are its labels. With several queries, each query
+/// is a column.
 fn table(panel: &Value, prometheus: &Prometheus, job: &str) -> (Vec<String>, Vec<Vec<String>>) {
     let targets = panel["targets"].as_array().unwrap();
     let organized = panel["transformations"].as_array().unwrap().last().unwrap()["options"].clone();
@@ -120,7 +122,7 @@ fn drawn(panel: &Value, prometheus: &Prometheus, job: &str) -> Value {
     drawn
 }
 
-/// Rows with their panels.
+/// The rows of a dashboard, each with its panels and their data.
 fn groups(board: &Value, prometheus: &Prometheus) -> Vec<Value> {
     let job = match board["uid"].as_str().unwrap() {
         "bitcoin-node" | "bitcoin-fleet" | "bitcoin-mining" => "bitcoind-ipc",
@@ -143,7 +145,8 @@ fn groups(board: &Value, prometheus: &Prometheus) -> Vec<Value> {
     groups
 }
 
-/// Draws every dashboard on a screen, with all rows open, and on a phone, as it opens.
+/// Draws every dashboard in the size of a screen with all rows open, and in the size of a phone with the initial state
+/// of the rows.
 pub fn draw(prometheus: &Prometheus) {
     let dir = TempDir::new().unwrap();
     for board in dashboards() {

@@ -1,4 +1,4 @@
-//! The exporter's own page, in a browser.
+//! Tests of the page of bitcoind-ipc-exporter in a browser.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 
-/// Kept where SCREENSHOTS says, for those who want to look.
+/// Writes a screenshot to the folder in SCREENSHOTS, if that is set.
 pub fn keep(browser: &Browser, name: &str) {
     if let Some(folder) = std::env::var_os("SCREENSHOTS") {
         let file = std::path::Path::new(&folder).join(name);
@@ -58,7 +58,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     let mut compared = 0;
     for sample in samples.as_array().unwrap().iter().map(|sample| sample.as_str().unwrap()) {
         if sample.contains('"') {
-            // No fee estimate on a chain without fees.
+            // Without transactions with fees, the node has no fee estimate.
             assert_eq!(exporter.value(sample), None);
         } else if sample == "bitcoin_node_uptime_seconds" {
             assert!(shown(sample).as_str().is_some());
@@ -87,7 +87,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
         text(&browser, "wrong")
     );
 
-    // From the keyboard: to the first plot, back in time, and away.
+    // With the keyboard, select the first plot, move back in time, and leave the plot.
     eventually("the plot has points", || {
         (browser.run("return plots[0].points.length > 1") == true).then_some(())
     });
@@ -96,7 +96,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     assert!(browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
     browser.press("\u{e00c}"); // escape
     assert!(!browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
-    // The mempool by feerate: one transaction in its band, from the keyboard, too.
+    // The chart of the mempool by fee rate shows the only transaction in its band, also with the keyboard.
     assert_eq!(browser.run("return $('bands').hidden"), false);
     browser.run("bands.figure.focus()");
     browser.press("\u{e011}"); // home
@@ -135,7 +135,7 @@ pub fn status_page_fits_a_phone_in_dark_mode() {
     assert_eq!(browser.console(), Vec::<String>::new());
 }
 
-/// Picture for the README: a node with a peer, transactions and blocks, over some time.
+/// Creates the picture for the README: the page of a node with a peer, transactions and blocks over some time.
 pub fn picture_of_the_page() {
     let first = Node::start(&[]);
     let second = Node::start(&[&format!("-addnode=127.0.0.1:{}", first.p2p_port)]);

@@ -1,4 +1,4 @@
-//! A store that scales out: what Prometheus has scraped arrives, though the store goes away in between.
+//! Tests of remote write to VictoriaMetrics: all scraped samples arrive, even if the store is down for a time.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,8 @@ use crate::harness::node::Node;
 use crate::harness::prometheus::{Prometheus, VictoriaMetrics};
 use crate::{contrib, yaml};
 
-/// The section of contrib/prometheus/remote-write.yml, to this store, without a password.
+/// The section `remote_write` of contrib/prometheus/remote-write.yml, with the URL of this store and without a
+/// password.
 pub fn remote_write(store: &VictoriaMetrics) -> Value {
     let mut section = yaml(&contrib().join("prometheus/remote-write.yml"))["remote_write"].take();
     let settings = section[0].as_object_mut().unwrap();
@@ -20,7 +21,7 @@ pub fn remote_write(store: &VictoriaMetrics) -> Value {
     section
 }
 
-/// Samples by series and time.
+/// Values of samples, by series (label names and values) and time.
 type Samples = BTreeMap<(BTreeMap<String, String>, u64), f64>;
 
 fn samples(answer: &Value) -> Samples {
@@ -29,7 +30,7 @@ fn samples(answer: &Value) -> Samples {
         let metric = series["metric"].as_object().unwrap().iter();
         let mut labels: BTreeMap<_, _> =
             metric.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_string())).collect();
-        // Which Prometheus adds as it writes on.
+        // Prometheus adds this external label when it writes to the store.
         labels.remove("fleet");
         for sample in series["values"].as_array().unwrap() {
             let milliseconds = (sample[0].as_f64().unwrap() * 1000.0).round() as u64;
@@ -65,11 +66,11 @@ pub fn store_gets_all_samples_after_an_outage() {
             (height(prometheus.query("bitcoin_chain_height")) == Some(blocks)).then_some(())
         });
     }
-    // Everything that was scraped while the store was away, and before.
+    // All samples that were scraped before and during the outage of the store.
     let ours = "{job=\"bitcoind-ipc\",__name__=~\"bitcoin_.*\"}[10m]";
     let scraped = samples(&prometheus.query(ours));
     store.start_again();
-    // VictoriaMetrics keeps fewer digits than a float has.
+    // VictoriaMetrics stores fewer digits than an f64 has.
     let is_close = |value: f64, stored: &f64| (value - stored).abs() <= 1e-9 * value.abs();
     let missing = |stored: &Samples| {
         let has = |at: &_, value: f64| stored.get(at).is_some_and(|stored| is_close(value, stored));
@@ -89,6 +90,6 @@ pub fn store_gets_all_samples_after_an_outage() {
         .map(|(_, value)| *value as u32)
         .collect();
     assert!((0..=5).all(|height| heights.contains(&height)), "{heights:?}");
-    // The site is known.
+    // The store has the external label of the site.
     assert_eq!(store.query("bitcoin_up")[0]["metric"]["fleet"], "bitcoin");
 }

@@ -1,5 +1,5 @@
-# What module.nix makes of some configurations, and what flake.nix gives, with stand-ins for the packages and for NixOS' own
-# options. `lib` is nixpkgs' or ./lib.nix.
+# Evaluates module.nix with some configurations, and flake.nix, with replacements for nixpkgs' packages and for NixOS'
+# options. `lib` is nixpkgs' lib or ./lib.nix.
 {
   lib ? import ./lib.nix,
 }:
@@ -18,13 +18,13 @@ let
     };
   };
 
-  # Of NixOS, what the module and the machine set.
+  # The NixOS options that module.nix and machine.nix set.
   nixos = {
     options = {
       assertions = defaultsTo [ ] (types.listOf types.raw);
       environment.systemPackages = defaultsTo [ ] (types.listOf types.package);
       networking.hostName = defaultsTo "machine" types.str;
-      # Of nixpkgs: a node for each name. Of nix-bitcoin: options of one node.
+      # nixpkgs' module has options for a node per name, nix-bitcoin's module has options for one node.
       services.bitcoind = defaultsTo { } (types.attrsOf types.raw);
       services.prometheus = {
         enable = lib.mkEnableOption "Prometheus";
@@ -57,7 +57,7 @@ let
       users.users = defaultsTo { } (types.attrsOf types.raw);
     };
   };
-  # As nixos/lib/utils.nix has it.
+  # Like the function in nixos/lib/utils.nix.
   utils.escapeSystemdExecArgs =
     arguments:
     builtins.concatStringsSep " " (
@@ -76,7 +76,7 @@ let
     packages = map (it: it.name) config.environment.systemPackages;
   };
 
-  # nixpkgs: names of packages, which is what a package is made of here.
+  # Replacement for nixpkgs, in which a package consists of its name.
   package = name: arguments: {
     type = "derivation";
     inherit name arguments;
@@ -119,8 +119,8 @@ let
       final = builtins.foldl' (pkgs: overlay: pkgs // overlay final pkgs) base overlays;
     in
     final;
-  # As nixos/lib/testing/nodes.nix and nixos/modules/misc/nixpkgs/read-only.nix do: pkgs are those of the test, and nixpkgs.* of
-  # a machine are read-only.
+  # Like nixos/lib/testing/nodes.nix and nixos/modules/misc/nixpkgs/read-only.nix: machines use the `pkgs` of the test,
+  # and a machine's options nixpkgs.* are read-only.
   runNixOSTest =
     pkgs: test:
     let
@@ -166,13 +166,13 @@ let
       legacyPackages.x86_64-linux = makePkgs [ ];
       legacyPackages.aarch64-linux = makePkgs [ ];
     };
-    # Nothing but the node itself may need it.
+    # Only the package of the node may use this input.
     bitcoin-node-src = throw "bitcoin-node-src is fetched";
   };
   inherit (flake.packages.x86_64-linux) default bitcoin-node;
 in
 {
-  # By default systemd connects, and the exporter has a user of its own.
+  # By default systemd connects to the socket, and the exporter runs as its own user.
   default = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
@@ -180,7 +180,7 @@ in
       bindsTo = [ "bitcoind.service" ];
     };
   };
-  # The configuration of ipc-exporter-rust, unchanged.
+  # A configuration that was written for ipc-exporter-rust.
   as-before = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
@@ -192,7 +192,7 @@ in
       bindsTo = [ "bitcoind-mainnet.service" ];
     };
   };
-  # A node of nixpkgs' module: its user is known.
+  # A node of nixpkgs' module, whose user is the default of the exporter's user.
   known-owner = evaluate {
     services.bitcoind.main = {
       enable = true;
@@ -205,7 +205,7 @@ in
       socketPath = "/var/lib/bitcoind-main/node.sock";
     };
   };
-  # nix-bitcoin's node, with the socket and over HTTP.
+  # nix-bitcoin's node, once with the socket and once over HTTP.
   flat-owner = evaluate {
     services.bitcoind = {
       enable = true;
@@ -236,7 +236,7 @@ in
       };
     };
   };
-  # Bitcoin Core 30 and 31.
+  # JSON-RPC over HTTP in addition to IPC, for Bitcoin Core 30 and 31.
   rpc-beside-ipc = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
@@ -289,7 +289,7 @@ in
       allowedHosts = [ "metrics.example.com" ];
     };
   };
-  # These have to fail.
+  # The evaluation of these configurations must fail.
   errors =
     builtins.mapAttrs (_: configuration: !(builtins.tryEval (builtins.deepSeq (evaluate configuration) null)).success)
       {
@@ -311,7 +311,7 @@ in
     node-post-install = bitcoin-node.arguments.postInstall;
     build-headers = default.arguments.env.C_INCLUDE_PATH;
     shell-headers = flake.devShells.x86_64-linux.default.arguments.env.C_INCLUDE_PATH;
-    # A machine with overlays of its own.
+    # A machine of the test driver that sets nixpkgs.overlays.
     overlays-in-a-machine-fail =
       !(builtins.tryEval (
         builtins.deepSeq ((makePkgs [ ]).testers.runNixOSTest {

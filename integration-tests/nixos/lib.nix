@@ -1,6 +1,6 @@
-# What flake.nix, module.nix and machine.nix use of nixpkgs' lib, with its meaning: options and their types, merged definitions
-# with priorities, and errors for options that do not exist and values of the wrong type. With it they are evaluated where there
-# is no nixpkgs. With nixpkgs' own lib (NIXPKGS_LIB) the test compares what comes out of both.
+# A replacement for the part of nixpkgs' lib that flake.nix, module.nix and machine.nix use: options and their types,
+# merged definitions with priorities, and errors for unknown options and values of the wrong type. It allows evaluating
+# these files without nixpkgs. If NIXPKGS_LIB is set, the test compares the results with those of nixpkgs' lib.
 let
   inherit (builtins)
     attrNames
@@ -22,7 +22,8 @@ let
     ;
   is = type: it: isAttrs it && it._type or null == type;
 
-  # Conditions and priorities move down to the options, so that what is defined can be known before any condition is.
+  # Moves conditions and priorities down to the single options. The names of the defined options are then known before a
+  # condition is evaluated.
   pushDown =
     it:
     if is "merge" it then
@@ -33,7 +34,7 @@ let
       map (mapAttrs (_: lib.mkOverride it.priority)) (pushDown it.content)
     else
       [ it ];
-  # The definitions that hold, with their priorities.
+  # The definitions whose conditions are true, with their priorities.
   discharge =
     it:
     if is "merge" it then

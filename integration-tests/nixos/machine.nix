@@ -1,4 +1,5 @@
-# The machine of the scenarios: a regtest node as bitcoind.service, both exporters, bitcoin-cli that knows where it is.
+# The virtual machine of the scenarios: a regtest node as bitcoind.service, both exporters, and a bitcoin-cli with the
+# node's data directory.
 { lib, pkgs, ... }:
 let
   node = lib.getExe' pkgs.bitcoin-node "bitcoin-node";
@@ -23,7 +24,7 @@ in
     group = "bitcoin";
   };
   users.groups.bitcoin = { };
-  # The scenarios start it.
+  # The scenarios start this service.
   systemd.services.bitcoind.serviceConfig = {
     User = "bitcoin";
     RuntimeDirectory = "bitcoind";
@@ -36,7 +37,7 @@ in
     after = [ "bitcoind.service" ];
     bindsTo = [ "bitcoind.service" ];
   };
-  # Started by its scenario.
+  # The scenario about this service starts it.
   systemd.services.prometheus.wantedBy = lib.mkForce [ ];
   services.prometheus = {
     enable = true;

@@ -1,9 +1,10 @@
-//! The scenarios of the NixOS VM tests, run here in containers of Debian with a real systemd. Each is a file that uses
-//! only the vocabulary of the NixOS test driver; `nspawn` gives it that.
+//! Runs the scenarios of the NixOS VM tests in Debian containers with a real systemd. A scenario is a Python file that
+//! uses the functions of the NixOS test driver, which `nspawn` implements.
 //!
 //! Needs root, and TRIXIE and BOOKWORM in the environment (`../debian-root`); for the ways to install, DEB
-//! (`../../contrib/debian/package`), TARBALL (`../../contrib/debian/tarball`) and INSTALLED (a folder where `cargo install` put
-//! the exporters); for the images, SLIM (`../debian-root trixie slim`) and Podman. What is not there is skipped, and it says so.
+//! (`../../contrib/debian/package`), TARBALL (`../../contrib/debian/tarball`) and INSTALLED (a folder where `cargo
+//! install` put the exporters); for the images, SLIM (`../debian-root trixie slim`) and Podman. Tests whose files or
+//! programs are missing are skipped, and the skip is printed.
 
 #[path = "../harness/skip.rs"]
 mod skip;
@@ -19,7 +20,7 @@ use tempfile::TempDir;
 fn main() -> ExitCode {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/nixos");
     let boots = can_boot();
-    // Those in the last folders are about how a Debian package lays things out, and other ways to install.
+    // The scenarios in the other folders test the Debian package, the tarball and `cargo install`.
     let folders = [
         ("scenarios", "TRIXIE"),
         ("debian", "TRIXIE"),
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
         ("any-debian", "TRIXIE"),
         ("any-debian", "BOOKWORM"),
     ];
-    // What a scenario asks for is in a variable.
+    // Text in a scenario, and the environment variable with the file that the scenario then needs.
     let needs = [
         ("machine.with_package()", "DEB"),
         ("machine.with_tarball()", "TARBALL"),
@@ -71,8 +72,8 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// What can be verified of the Nix files without nixpkgs: `evaluate.nix` has stand-ins for its packages and its NixOS, and `lib.nix`
-/// for its lib. With NIXPKGS_LIB, a folder of nixpkgs' own lib, that one has to give the same.
+/// Tests of the Nix files without nixpkgs: `evaluate.nix` replaces its packages and its NixOS modules, and `lib.nix`
+/// replaces its lib. If NIXPKGS_LIB is set to the folder of nixpkgs' lib, the results with that lib must be the same.
 fn nix() -> Vec<Trial> {
     let has_nix = Command::new("nix-instantiate").arg("--version").output().is_ok();
     if !has_nix {
@@ -155,7 +156,7 @@ fn nix_module_evaluates() -> Result<(), Failed> {
     assert_eq!(["rpc-beside-ipc", "without-ipc", "neither", "cookie-without-ipc"].map(failed), [0, 0, 1, 1]);
     let usdt = &made["usdt"]["services"]["bitcoind-usdt-exporter"];
     let command = usdt["ExecStart"].as_str().unwrap();
-    // systemd expands the last one, and nothing of what the configuration says.
+    // systemd must expand only the specifier that the module adds, and no `%` or `$` in values of the configuration.
     assert!(command.contains(r#""--node-name" "50%% of $$HOME" "#), "{command}");
     let block_log =
         r#""--block-log" "/var/lib/bitcoind-usdt-exporter/blocks.sqlite" "--block-log-keep" "100000""#;
@@ -191,7 +192,7 @@ fn nix_flake_evaluates() -> Result<(), Failed> {
         assert_eq!(check["failed"].as_array().unwrap().len(), 0, "{name}");
         assert_eq!(services["prometheus"]["wantedBy"].as_array().unwrap().len(), 0, "{name}");
     }
-    // The stand-in of the test driver has pkgs that are read-only.
+    // As in the real test driver, `pkgs` of a machine is read-only.
     assert_eq!(flake["overlays-in-a-machine-fail"], true);
     assert_eq!(flake["revision"], "0123abc");
     assert_eq!(flake["version"], env!("CARGO_PKG_VERSION"));
@@ -200,7 +201,7 @@ fn nix_flake_evaluates() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Runs what the packages run after the installation.
+/// Runs the packages' postInstall scripts, and checks the installed files.
 fn nix_packages_install_what_they_should() -> Result<(), Failed> {
     let flake = evaluate()?["flake"].take();
     let out = TempDir::new().unwrap();
@@ -229,7 +230,7 @@ fn nix_packages_install_what_they_should() -> Result<(), Failed> {
         let page = std::fs::read_to_string(out.path().join(format!("share/man/man1/{name}.1")))?;
         assert!(page.contains(".TH"), "{name}: {page}");
     }
-    // Units for another layout do not belong there.
+    // The systemd units are for Debian's layout, and must not be installed.
     assert!(!out.path().join("lib/systemd").exists());
 
     std::fs::write(libexec.join("bitcoin-node"), "the node")?;
@@ -238,7 +239,8 @@ fn nix_packages_install_what_they_should() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Nix itself finds every input in flake.lock: it needs no network, and changes nothing.
+/// Checks that flake.lock has every input: Nix evaluates the flake without network access and without changing the lock
+/// file.
 fn nix_flake_is_locked() -> Result<(), Failed> {
     let dir = TempDir::new().unwrap();
     let flake = dir.path().join("flake");
@@ -253,7 +255,7 @@ fn nix_flake_is_locked() -> Result<(), Failed> {
         .arg(format!("path:{}", flake.display()))
         .env("XDG_CACHE_HOME", dir.path())
         .output()?;
-    // What it copied to its store is read-only.
+    // The files in Nix's store are read-only. Make them writable to delete them.
     Command::new("chmod").arg("-R").arg("u+w").arg(dir.path()).status()?;
     if output.status.success() {
         Ok(())
@@ -275,7 +277,7 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
     }
 }
 
-/// build.rs takes a revision from who builds without a git repository, as the flake does.
+/// Checks that build.rs uses BUILD_REVISION, which the flake sets because its build has no git repository.
 fn build_has_the_given_revision() -> Result<(), Failed> {
     // target/debug/build/bitcoind-exporter-…/out; the script itself is in another folder of that name.
     let builds = Path::new(env!("OUT_DIR")).ancestors().nth(2).expect("the folder of all builds");
@@ -309,7 +311,7 @@ fn nix_instantiate(arguments: &[&str]) -> Result<String, Failed> {
     }
 }
 
-/// Whether this process may make what a container of systemd needs.
+/// Whether this process may create the mounts that a systemd container needs.
 fn can_boot() -> bool {
     let mounts = [
         "--mount",
@@ -322,7 +324,7 @@ fn can_boot() -> bool {
 
 fn run(command: &[&Path], root: &OsStr) -> Result<(), Failed> {
     let exporters = Path::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")).parent().expect("a folder");
-    // Nothing in a scenario waits longer than this in all.
+    // Timeout for a whole scenario, in seconds.
     let output = Command::new("timeout")
         .arg("600")
         .args(command)

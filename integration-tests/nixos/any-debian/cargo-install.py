@@ -1,4 +1,5 @@
-# `cargo install --path . --root /usr/local`: binaries alone, which run as they are; and the clone's units for them.
+# Tests the result of `cargo install --path . --root /usr/local`: the binaries run without other files, and also with
+# the systemd units of the clone.
 machine.with_cargo_install()
 start_all()
 machine.succeed("systemctl start bitcoind.service")

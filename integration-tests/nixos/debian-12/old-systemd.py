@@ -1,4 +1,4 @@
-# The Debian package where systemd is older than its unit: no OpenFile=.
+# Tests the Debian package on Debian 12, whose systemd does not support OpenFile= in the unit.
 
 machine.with_package()
 start_all()

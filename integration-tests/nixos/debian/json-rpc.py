@@ -1,5 +1,6 @@
-# The IPC exporter's unit with its drop-in for JSON-RPC besides IPC, with the node's cookie: without a node, with one, and again.
-# (This node has JSON-RPC over IPC, so that HTTP is not used; Bitcoin Core 30 and 31 have not.)
+# Tests the IPC exporter's unit with the drop-in for JSON-RPC over HTTP and the node's cookie: without a node, with a
+# node, and after the node's restart. (This node has JSON-RPC over IPC, and the exporter does not use HTTP. Bitcoin Core
+# 30 and 31 lack JSON-RPC over IPC.)
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
 UNIT = "bitcoind-ipc-exporter.service"

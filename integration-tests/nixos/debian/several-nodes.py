@@ -1,4 +1,5 @@
-# Two nodes, each with an exporter of the template unit; and an exporter for a systemd that has no OpenFile=.
+# Tests two nodes, each with an instance of the template unit, and an exporter with the drop-in for a systemd without
+# OpenFile=.
 
 
 def scrape(port):

@@ -1,9 +1,9 @@
-# A node without IPC, beside the IPC exporter's unit with its drop-in for that: JSON-RPC over HTTP on loopback, with a password
-# that only root can read.
+# Tests the IPC exporter's unit with the drop-in for a node without IPC: JSON-RPC over HTTP on loopback, with a password
+# file that only root can read.
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
 UNIT = "bitcoind-ipc-exporter.service"
-# As Core's share/rpcauth/rpcauth.py makes it, of "one password".
+# The output of Bitcoin Core's share/rpcauth/rpcauth.py for the password "one password".
 RPCAUTH = "exporter:salt$f52d05b9ffcd47952cec8f4d416b1fbe3b5128487afc13ed9cb0dd8a0bfc21fc"
 
 

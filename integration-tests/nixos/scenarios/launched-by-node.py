@@ -1,12 +1,12 @@
-# The node launches the exporter (-startupnotify), in its own service; the exporter ends with it.
+# The node starts the exporter (-startupnotify) in the node's service, and the exporter exits with the node.
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9400/metrics"
 LAUNCH = "bitcoind-ipc-exporter --exit-with-node --metrics-addr 127.0.0.1:9400 /run/bitcoind/node.sock"
-# Not of this grep itself.
+# The brackets in the pattern prevent a match with this grep process itself.
 RUNS = "grep -qsz -e '[-]-exit-with-node' /proc/[0-9]*/cmdline"
 
 start_all()
-# The first start makes the directory that the configuration belongs in.
+# The first start of the node creates the directory for the configuration file.
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
 machine.succeed("systemctl stop bitcoind.service", f"echo startupnotify=exec $(command -v bitcoind-ipc-exporter) {LAUNCH.partition(' ')[2]} "

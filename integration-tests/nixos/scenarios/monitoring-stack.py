@@ -1,4 +1,4 @@
-# A real Prometheus scrapes both exporters, and they agree.
+# A real Prometheus server scrapes both exporters, and their metrics agree.
 import json
 import shlex
 

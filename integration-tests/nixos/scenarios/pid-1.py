@@ -1,10 +1,11 @@
-# The exporter as PID 1 of a namespace of its own, as in a container: however it ends, the node lives and stops in order.
+# The exporter is PID 1 of a PID namespace, as in a container. After any kind of exit of the exporter, the node still
+# runs and can be stopped cleanly.
 RUN = "unshare --pid --fork --kill-child --mount-proc bitcoind-ipc-exporter --poll-interval 5ms"
 SOCKET = "/run/bitcoind/node.sock"
 
 
 def child(parent, command):
-    """The child of a process that runs this command."""
+    """PID of the child process with this command name."""
     pids = machine.succeed(f"cat /proc/{parent}/task/{parent}/children").split()
     names = {machine.succeed(f"cat /proc/{pid}/comm").strip(): pid for pid in pids}
     return names[command]
@@ -18,7 +19,8 @@ def run(name, command):
 
 def start(name):
     run(name, RUN)
-    # unshare, PID 1 as a child of it, and as children of that the exporter and its guard.
+    # The process tree is: unshare, its child process PID 1 (the supervisor), and as child processes of PID 1 the
+    # exporter and its guard.
     unshare = machine.succeed(f"systemctl show -P MainPID {name}").strip()
     init = child(unshare, "bitcoind-ipc-ex")
     exporter = child(init, "bitcoind-export")

@@ -1,5 +1,5 @@
-# The IPC exporter as a service: the first scrape starts it, it has no other way to the node than what systemd hands it,
-# and it ends and comes back with the node.
+# The IPC exporter as a service: the first scrape starts it, it reaches the node only through the connection that
+# systemd passes, it exits with the node, and it is started again after the node's start.
 import json
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
@@ -10,7 +10,7 @@ def mine(blocks):
 
 
 def pid_of(name):
-    """The newest process of this name."""
+    """PID of the newest process with this name."""
     files = machine.succeed(f"grep -slx {name} /proc/[0-9]*/comm || true").split()
     return max(int(file.split("/")[2]) for file in files)
 
@@ -61,7 +61,7 @@ with subtest("all of its processes are confined, and its main process notifies f
     for name in ["bitcoind-export", "bitcoind-guard"]:
         status = machine.succeed(f"cat /proc/{pid_of(name)}/status")
         assert "\nSeccomp:\t2\n" in status and "\nNoNewPrivs:\t1\n" in status, status
-    # The container's own filter forbids Landlock in old versions of systemd-nspawn.
+    # In old versions of systemd-nspawn, the seccomp filter of the container forbids Landlock.
     machine.succeed(f"{SCRAPE} | grep -Fx 'bitcoin_exporter_sandbox{{part=\"seccomp\"}} 1'")
     machine.succeed(f"kill -9 {pid_of('bitcoind-export')}")
     machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
@@ -89,7 +89,7 @@ with subtest("the journal has its fields"):
     entries = machine.succeed("journalctl -o json -u bitcoind-ipc-exporter.service "
                               "MESSAGE=\"the node's interfaces\"").splitlines()
     entry = json.loads(entries[0])
-    # The node of the VM tests offers more.
+    # The node of the VM tests has more interfaces.
     assert entry["PRIORITY"] == "6" and entry["OFFERED"].startswith("mining"), entry
 
 with subtest("a node that ends in order is no failure, and the next scrape finds the next node"):
@@ -109,6 +109,6 @@ with subtest("a node that is killed is seen as away, and found again"):
 
 with subtest("uninstalling leaves nothing"):
     machine.succeed("systemctl stop bitcoind-ipc-exporter.socket bitcoind-ipc-exporter.service")
-    # Not of this grep itself.
+    # The brackets in the pattern prevent a match with this grep process itself.
     machine.wait_until_fails("grep -qsz -e 'bitcoind[-]ipc' /proc/[0-9]*/cmdline")
     machine.fail("ls -d /var/lib/*ipc-exporter* /var/lib/private/*ipc-exporter* /run/*ipc-exporter*")

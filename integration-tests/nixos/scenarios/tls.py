@@ -1,4 +1,4 @@
-# TLS and a password for the endpoint, with curl and with a real Prometheus, and a certificate that is renewed.
+# TLS and a password for the endpoint, with curl and with a real Prometheus server, and the renewal of the certificate.
 import json
 
 FOLDER = "/run/tls"
@@ -19,7 +19,7 @@ scrape_configs:
 
 
 def certificate(serial):
-    """A new certificate for localhost, signed by the authority."""
+    """Creates a new certificate for localhost, signed by the certificate authority."""
     machine.succeed(
         f"cd {FOLDER} && openssl req -newkey rsa:2048 -nodes -keyout new.key -subj /CN=localhost -out new.csr 2>&1",
         f"cd {FOLDER} && printf 'subjectAltName=DNS:localhost' > san && openssl x509 -req -in new.csr -CA ca.pem "
@@ -50,7 +50,7 @@ put("web.yml", WEB_CONFIG)
 put("prometheus.yml", PROMETHEUS.replace("FOLDER", FOLDER))
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
-# The service's socket has the usual port.
+# The port 9332 is used by the socket unit of the service.
 machine.succeed("systemd-run --unit=exporter --uid=bitcoin bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9333 "
                 f"--web.config.file {FOLDER}/web.yml /run/bitcoind/node.sock")
 
