@@ -111,7 +111,7 @@ fn measure_other_callers(address: &str, cookie: &str) {
         std::thread::sleep(Duration::from_secs(1)); // the exporter makes every call in its first poll
         beside.extend(time_of_calls(address, cookie));
         exporter.kill().expect("the exporter still runs");
-        exporter.wait().expect("it has ended");
+        exporter.wait().expect("the exporter has exited");
     }
     let [alone, beside] = [&mut alone, &mut beside].map(|times| {
         times.sort_by(f64::total_cmp);

@@ -55,11 +55,11 @@ const MAKE_THREAD: (u64, u16) = METHODS[1];
 const WAIT_TIP_CHANGED: (u64, u16) = METHODS[2];
 const DISCONNECT: (u64, u16) = METHODS[5];
 const CREATE_NEW_BLOCK: (u64, u16) = METHODS[8];
-const READS_TEMPLATE: [(u64, u16); 2] = [METHODS[9], METHODS[10]];
+const TEMPLATE_READS: [(u64, u16); 2] = [METHODS[9], METHODS[10]];
 const DESTROY_TEMPLATE: (u64, u16) = METHODS[11];
 
 /// A call that the node has received from the guard and that is not finished.
-struct Asked {
+struct ReceivedCall {
     method: Option<(u64, u16)>,
     target: u32,
     callback: Option<u32>,
@@ -72,7 +72,7 @@ struct Node {
     socket: UnixStream,
     buffer: Vec<u8>,
     closed: bool,
-    questions: BTreeMap<u32, Asked>,
+    questions: BTreeMap<u32, ReceivedCall>,
     exports: BTreeMap<u32, u32>,
     /// Export ID of the callback of each subscription, by the export ID of the subscription's handler.
     subscriptions: BTreeMap<u32, u32>,
@@ -80,7 +80,7 @@ struct Node {
     /// Whether `destroy` was called on a block template, by the template's export ID.
     templates: BTreeMap<u32, bool>,
     /// Question IDs of the node's calls to the guard that are unanswered.
-    waiting: BTreeSet<u32>,
+    unanswered_calls: BTreeSet<u32>,
     next: u32,
 }
 
@@ -111,7 +111,7 @@ impl Node {
     }
 
     /// Reads the messages that the guard has sent so far, and handles them.
-    fn listen(&mut self) {
+    fn read_messages(&mut self) {
         let mut chunk = [0; 65_536];
         loop {
             match self.socket.read(&mut chunk) {
@@ -132,29 +132,32 @@ impl Node {
         loop {
             let mut next = rest;
             let Ok(frame) = read_message_from_flat_slice(&mut next, ReaderOptions::new()) else { break };
-            self.hear(frame.get_root().expect("the guard sends messages"));
+            self.handle_message(frame.get_root().expect("the guard sends messages"));
             rest = next;
         }
         self.buffer = rest.to_vec();
     }
 
-    fn hear(&mut self, message: message::Reader) {
-        match message.which().expect("a known kind") {
-            message::Bootstrap(it) => self.ask(it.unwrap().get_question_id(), None, 0, None),
+    fn handle_message(&mut self, message: message::Reader) {
+        match message.which().expect("a known type of message") {
+            message::Bootstrap(it) => self.record_call(it.unwrap().get_question_id(), None, 0, None),
             message::Call(it) => {
                 let it = it.unwrap();
                 let method = (it.get_interface_id(), it.get_method_id());
-                assert!(!FORBIDDEN.contains(&method), "a call that changes the node");
+                assert!(!FORBIDDEN.contains(&method), "the guard forwarded a forbidden call");
                 let target = match it.get_target().unwrap().which().unwrap() {
                     message_target::ImportedCap(id) => {
-                        assert!(self.exports.contains_key(&id), "a call of nothing");
+                        assert!(self.exports.contains_key(&id), "a call on an unknown export");
                         id
                     }
                     message_target::PromisedAnswer(it) => {
-                        let asked = self.questions.get(&it.unwrap().get_question_id()).expect("of no answer");
+                        let asked = self
+                            .questions
+                            .get(&it.unwrap().get_question_id())
+                            .expect("a call pipelined on an unknown question");
                         assert!(
                             asked.method != Some(CREATE_NEW_BLOCK),
-                            "of a template that is not there yet"
+                            "a call pipelined on a template that was not returned yet"
                         );
                         u32::MAX
                     }
@@ -163,33 +166,37 @@ impl Node {
                 for descriptor in it.get_params().unwrap().get_cap_table().unwrap() {
                     match descriptor.which().unwrap() {
                         cap_descriptor::ReceiverHosted(id) => {
-                            assert!(self.exports.contains_key(&id), "a parameter that is nothing")
+                            assert!(self.exports.contains_key(&id), "an unknown export as a parameter")
                         }
                         cap_descriptor::SenderHosted(id) => callback = callback.or(Some(id)),
                         _ => {}
                     }
                 }
                 if method == DISCONNECT && self.subscriptions.contains_key(&target) {
-                    assert!(self.disconnected.insert(target), "a second disconnect");
+                    assert!(self.disconnected.insert(target), "a second disconnect of a handler");
                 }
                 if method == CREATE_NEW_BLOCK {
-                    let asked = |it: &Asked| it.method == Some(method) && !it.answered;
+                    let asked = |it: &ReceivedCall| it.method == Some(method) && !it.answered;
                     let busy = self.questions.values().any(asked) || !self.templates.is_empty();
-                    assert!(!busy, "a second template");
+                    assert!(!busy, "a second template before the first was released");
                 }
                 if let Some(destroyed) = self.templates.get(&target) {
-                    assert!(!destroyed, "a call of a template that was destroyed");
-                    assert!(!self.is_called(target), "two calls of a template at once");
+                    assert!(!destroyed, "a call on a destroyed template");
+                    assert!(!self.is_called(target), "two concurrent calls on a template");
                     let destroys = method == DESTROY_TEMPLATE;
-                    assert!(destroys || READS_TEMPLATE.contains(&method), "more than reading");
+                    assert!(
+                        destroys || TEMPLATE_READS.contains(&method),
+                        "a call on a template that does not only read"
+                    );
                     self.templates.insert(target, destroys);
                 }
-                self.ask(it.get_question_id(), Some(method), target, callback);
+                self.record_call(it.get_question_id(), Some(method), target, callback);
             }
             message::Finish(it) => {
                 let it = it.unwrap();
-                let asked = self.questions.remove(&it.get_question_id()).expect("a finish of a question");
-                assert!(asked.answered, "a cancelled call");
+                let asked =
+                    self.questions.remove(&it.get_question_id()).expect("a finish of an unknown question");
+                assert!(asked.answered, "a finish before the response, which cancels the call");
                 if it.get_release_result_caps() {
                     asked.results.iter().for_each(|&id| self.release(id, 1));
                 }
@@ -200,33 +207,33 @@ impl Node {
             }
             message::Return(it) => {
                 assert!(
-                    self.waiting.remove(&it.unwrap().get_answer_id()),
-                    "an answer to nothing, or a second one"
+                    self.unanswered_calls.remove(&it.unwrap().get_answer_id()),
+                    "a response to an unknown or already answered call"
                 );
             }
             _ => panic!("a message that would end the connection"),
         }
     }
 
-    fn ask(&mut self, number: u32, method: Option<(u64, u16)>, target: u32, callback: Option<u32>) {
-        let asked = Asked { method, target, callback, answered: false, results: Vec::new() };
-        assert!(self.questions.insert(number, asked).is_none(), "a question's number in use");
+    fn record_call(&mut self, number: u32, method: Option<(u64, u16)>, target: u32, callback: Option<u32>) {
+        let asked = ReceivedCall { method, target, callback, answered: false, results: Vec::new() };
+        assert!(self.questions.insert(number, asked).is_none(), "a question ID that is in use");
     }
 
     fn release(&mut self, id: u32, count: u32) {
         let Some(held) = self.exports.get_mut(&id) else {
-            return assert_eq!(count, 0, "a release of nothing");
+            return assert_eq!(count, 0, "a release of an unknown export");
         };
-        assert!(*held >= count, "too many releases");
+        assert!(*held >= count, "more references released than held");
         *held -= count;
         if *held == 0 {
             assert!(
                 !self.subscriptions.contains_key(&id),
-                "a handler released before its subscription is over"
+                "a handler released before its subscription has ended"
             );
             assert!(
                 !self.is_called(id) || !self.templates.contains_key(&id),
-                "a release of a template in use"
+                "a template released during a call on it"
             );
             self.templates.remove(&id);
             self.exports.remove(&id);
@@ -239,7 +246,7 @@ impl Node {
 
     /// Responds to one of the unanswered calls from the guard, with results or with an error. `which` selects the call
     /// and `how` the response.
-    fn answer(&mut self, which: u8, how: u8) {
+    fn respond(&mut self, which: u8, how: u8) {
         let open: Vec<u32> =
             self.questions.iter().filter(|(_, it)| !it.answered).map(|(id, _)| *id).collect();
         let Some(&number) = open.get(usize::from(which) % open.len().max(1)) else { return };
@@ -249,14 +256,15 @@ impl Node {
         asked.answered = true;
         let fails = how % 5 == 4;
         let on_template = self.templates.contains_key(&asked.target);
-        let gives_none = [Some(WAIT_TIP_CHANGED), Some(DISCONNECT)].contains(&asked.method) || on_template;
-        let gives = !fails && !gives_none;
-        if gives {
+        let returns_nothing =
+            [Some(WAIT_TIP_CHANGED), Some(DISCONNECT)].contains(&asked.method) || on_template;
+        let returns_capability = !fails && !returns_nothing;
+        if returns_capability {
             asked.results.push(new);
         }
         let (method, target, callback) = (asked.method, asked.target, asked.callback);
         let subscribes = [Some(METHODS[3]), Some(METHODS[4])].contains(&method);
-        if gives {
+        if returns_capability {
             self.exports.insert(new, 1);
             if method == Some(CREATE_NEW_BLOCK) {
                 self.templates.insert(new, false);
@@ -276,7 +284,7 @@ impl Node {
                 return;
             }
             let mut payload = answer.init_results();
-            if gives {
+            if returns_capability {
                 payload.reborrow().init_cap_table(1).get(0).set_sender_hosted(new);
             }
             if method == Some(WAIT_TIP_CHANGED) {
@@ -291,7 +299,7 @@ impl Node {
 
     /// Makes a call on the callback of a subscription: a notification, a request for a thread, or an unknown method.
     /// Does nothing if there is no subscription.
-    fn call(&mut self, what: u8) {
+    fn make_callback(&mut self, what: u8) {
         let Some(&target) = self.subscriptions.values().next() else { return };
         self.next += 1;
         let question = self.next;
@@ -301,17 +309,18 @@ impl Node {
             2 => MAKE_THREAD,
             _ => (7, 7),
         };
-        self.waiting.insert(question);
+        self.unanswered_calls.insert(question);
         self.send(&call(question, target, method, &[]));
     }
 
     /// Releases the callback of a subscription whose handler was disconnected and whose subscribing call is finished,
     /// as a real node does.
-    fn let_go(&mut self) {
+    fn release_callback(&mut self) {
         let settled = |handler: &&u32| {
-            let ends = |it: &Asked| it.method == Some(DISCONNECT) && it.target == **handler && !it.answered;
+            let ends =
+                |it: &ReceivedCall| it.method == Some(DISCONNECT) && it.target == **handler && !it.answered;
             let callback = self.subscriptions[handler];
-            let subscribes = |it: &Asked| it.callback == Some(callback);
+            let subscribes = |it: &ReceivedCall| it.callback == Some(callback);
             !self.questions.values().any(|it| ends(it) || subscribes(it))
         };
         let Some(&handler) = self.disconnected.iter().find(settled) else { return };
@@ -324,11 +333,11 @@ impl Node {
         }));
     }
 
-    fn is_owed_nothing(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.subscriptions.is_empty()
             && self.templates.is_empty()
             && self.questions.values().all(|it| it.answered)
-            && self.waiting.is_empty()
+            && self.unanswered_calls.is_empty()
     }
 }
 
@@ -350,7 +359,7 @@ fuzz_target!(|data: &[u8]| {
         subscriptions: BTreeMap::new(),
         disconnected: BTreeSet::new(),
         templates: BTreeMap::new(),
-        waiting: BTreeSet::new(),
+        unanswered_calls: BTreeSet::new(),
         next: 0,
     };
     let mut sink = [0; 65_536];
@@ -358,7 +367,7 @@ fuzz_target!(|data: &[u8]| {
     for step in &mut steps {
         let [what, a, b, c] = *step else { unreachable!() };
         let (question, id) = (u32::from(a) % 16, u32::from(b) % 16);
-        let said = match what % 12 {
+        let exporter_frame = match what % 12 {
             0 => Some(build(|it| it.init_bootstrap().set_question_id(question))),
             1..=4 => {
                 let thread = u32::from(c) % 8 + 1;
@@ -379,26 +388,26 @@ fuzz_target!(|data: &[u8]| {
             6 if c > 120 => Some(build(|it| it.init_abort().set_reason("bye"))),
             6 if c > 112 => Some(step.to_vec()),
             7 => {
-                node.call(a);
+                node.make_callback(a);
                 None
             }
             8 => {
-                node.let_go();
+                node.release_callback();
                 None
             }
             _ => {
-                node.answer(a, b);
+                node.respond(a, b);
                 None
             }
         };
-        if let Some(frame) = said {
+        if let Some(frame) = exporter_frame {
             let _ = exporter.write_all(&frame);
         }
         // Some steps wait until the guard, which runs in another thread, has handled the message.
         if c & 3 == 0 {
             std::thread::sleep(Duration::from_micros(100));
         }
-        node.listen();
+        node.read_messages();
         while exporter.read(&mut sink).is_ok_and(|read| read > 0) {}
         if node.closed {
             break;
@@ -408,21 +417,21 @@ fuzz_target!(|data: &[u8]| {
     drop(exporter);
     let since = Instant::now();
     while !node.closed {
-        assert!(since.elapsed() < Duration::from_secs(20), "the guard never leaves");
-        node.answer(0, 0);
-        node.let_go();
+        assert!(since.elapsed() < Duration::from_secs(20), "the guard does not disconnect");
+        node.respond(0, 0);
+        node.release_callback();
         std::thread::sleep(Duration::from_micros(200));
-        node.listen();
+        node.read_messages();
     }
     guard.join().expect("the guard does not panic").expect("the node behaved");
     let unanswered: Vec<_> = node.questions.iter().filter(|(_, it)| !it.answered).map(|(id, _)| id).collect();
     assert!(
-        node.is_owed_nothing(),
-        "the guard has left in the middle of something: subscriptions {:?}, templates {:?}, questions {unanswered:?}, \
+        node.is_idle(),
+        "the guard disconnected with unfinished work: subscriptions {:?}, templates {:?}, questions {unanswered:?}, \
          calls {:?}",
         node.subscriptions,
         node.templates,
-        node.waiting
+        node.unanswered_calls
     );
     drop(events);
 });

@@ -97,7 +97,7 @@ fn divide(fleet: &Fleet, other: &Node) {
     for peer in peers.as_array().unwrap().iter().filter(|it| it["inbound"] == false) {
         other.cli(&["disconnectnode", "", &peer["id"].to_string()]);
     }
-    eventually("the sides are apart", || {
+    eventually("the two sides are disconnected", || {
         let peers = other.json(&["getpeerinfo"]);
         peers.as_array().unwrap().iter().all(|it| it["inbound"] == true).then_some(())
     });

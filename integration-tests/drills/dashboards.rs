@@ -45,7 +45,7 @@ pub fn others_alerts_are_not_counted() {
             {alert: Watchdog, expr: vector(1), labels: {severity: none}},
             {alert: NodeFilesystemSpaceFillingUp, expr: 'up{job=~\"bitcoind-.*\"} * 0 + 1', labels: {severity: warning}}]}]",
     );
-    crate::harness::eventually("the others' alerts fire", || {
+    crate::harness::eventually("the alerts of the other project fire", || {
         let others = fleet.stack.alerts("firing");
         others.iter().any(|it| it.starts_with("NodeFilesystemSpaceFillingUp")).then_some(())
     });

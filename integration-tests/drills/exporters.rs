@@ -104,7 +104,7 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
     fleet.member("busy").gate.as_ref().unwrap().set(gate::Mode::Status("503 Service Unavailable"));
     let password = fleet.member("password");
     password.stop();
-    password.real_mut().forget_argument(&old);
+    password.real_mut().remove_argument(&old);
     password.real_mut().add_argument(&new);
     password.start_again();
     fleet.expect(since, &fleet.names(), &[warning("BitcoinRpcLost")], 12.0);
@@ -149,27 +149,27 @@ pub fn job_without_targets_is_an_alert() {
 pub fn monitoring_watches_itself() {
     let mut fleet = Fleet::start("22 monitoring", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);
     fleet.quiet(2.0);
-    let came = |fleet: &Fleet| fleet.stack.watchdog_came().then_some(());
-    eventually("the watchdog", || came(&fleet));
+    let came = |fleet: &Fleet| fleet.stack.watchdog_arrived().then_some(());
+    eventually("the watchdog's message arrives", || came(&fleet));
     let since = Instant::now();
     fleet.stack.add_rules("groups: [{name: broken, rules: [{record: x, expr: up * on () up}]}]");
     fleet.expect(since, &[String::new()], &[warning("BitcoinRuleFailures")], 15.0);
     // Checks that no message arrives any more. A dead man's switch would detect this.
     let silent = |fleet: &Fleet| {
-        fleet.stack.watchdog_came();
+        fleet.stack.watchdog_arrived();
         std::thread::sleep(fleet.stack.minutes(12.0).max(Duration::from_secs(3)));
-        assert!(!fleet.stack.watchdog_came());
+        assert!(!fleet.stack.watchdog_arrived());
     };
     fleet.stack.alertmanager.stop();
     silent(&fleet);
     fleet.stack.alertmanager.start_again();
-    eventually("the watchdog", || came(&fleet));
+    eventually("the watchdog's message arrives", || came(&fleet));
     fleet.stack.prometheus.stop();
     // Alertmanager repeats its current alerts until they expire.
     std::thread::sleep(fleet.stack.minutes(6.0));
     silent(&fleet);
     fleet.stack.prometheus.start_again();
-    eventually("the watchdog", || came(&fleet));
+    eventually("the watchdog's message arrives", || came(&fleet));
 }
 
 /// Drill 28: a planned upgrade of the exporters, which restarts them.

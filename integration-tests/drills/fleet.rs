@@ -312,7 +312,7 @@ impl Member {
         command
             .args(&self.plan.exporter)
             .args(["--metrics-addr", self.address.as_deref().unwrap_or(ANY_PORT)]);
-        let exporter = Exporter::spawn_where_it_listens(&mut command);
+        let exporter = Exporter::spawn_without_address(&mut command);
         self.address = Some(exporter.address().into());
         self.ipc = Some(exporter);
     }
@@ -327,7 +327,7 @@ impl Member {
         let mut command = fixture::command();
         command.args(["--pid", &pid, "--node-name", &self.plan.name, "--health-port", "0"]);
         command.args(["--metrics-addr", self.usdt_address.as_deref().unwrap_or(ANY_PORT)]);
-        let exporter = Exporter::spawn_where_it_listens(&mut command).ready();
+        let exporter = Exporter::spawn_without_address(&mut command).ready();
         self.usdt_address = Some(exporter.address().into());
         self.usdt = Some(exporter);
     }
@@ -480,7 +480,7 @@ impl Fleet {
     fn watched(mut self, targets: usize) -> Self {
         self.stack.wait_for_targets(targets);
         self.since = Instant::now();
-        self.stack.forget_start();
+        self.stack.discard_startup_alert();
         self
     }
 

@@ -48,7 +48,7 @@ pub fn fleet_from_a_snapshot(
         snapshot.load(node);
         // Submit the blocks above the snapshot, because a node in initial block download requests no blocks from a
         // pruned peer.
-        Snapshot::give_those_above(&fleet.network.hub, node);
+        Snapshot::submit_blocks_above(&fleet.network.hub, node);
     }
     let hub = &fleet.network.hub;
     eventually("the nodes have the tip", || {

@@ -78,7 +78,7 @@ pub fn upgrade_of_the_node_is_no_alert() {
     for member in &mut fleet.members {
         install(&bitcoin_node(), &place(member.plan.kind));
         member.stop();
-        member.real_mut().forget_argument("-uacomment=before");
+        member.real_mut().remove_argument("-uacomment=before");
         member.start_again();
     }
     std::thread::sleep(fleet.stack.minutes(30.0));

@@ -155,10 +155,10 @@ pub fn peers_that_misbehave_are_an_alert() {
         let mut peer = Peer::connect(fleet.members[0].real().p2p_port);
         // More entries than an inv message may have.
         let too_many = vec![bitcoin::p2p::message_blockdata::Inventory::Error; 50_001];
-        peer.say(NetworkMessage::Inv(too_many));
+        peer.send(NetworkMessage::Inv(too_many));
         // Wait until the node has handled the message, because it drops unhandled messages when a connection ends. The
         // node does not disconnect these peers, because they have the permission noban.
-        peer.until_handled();
+        peer.wait_until_handled();
     }
     fleet.expect(since, &["rpc".into()], &[warning("BitcoinPeersMisbehave")], 30.0);
 }
@@ -173,7 +173,7 @@ pub fn flood_of_addresses_is_an_alert() {
     for round in 0..50 {
         for of_round in 0..24 {
             for peer in &mut peers {
-                peer.say(NetworkMessage::AddrV2(addresses(24 * round + of_round)));
+                peer.send(NetworkMessage::AddrV2(addresses(24 * round + of_round)));
             }
         }
         fleet.stack.wait(fleet.stack.minutes(0.5));
@@ -237,9 +237,9 @@ pub fn message_handler_without_time_left_is_an_alert() {
     // While one peer waits for its response, the node handles the request of the other peer.
     let requests = || {
         for peer in &mut peers {
-            peer.until_handled();
+            peer.wait_until_handled();
             for _ in 0..16 {
-                peer.say(NetworkMessage::GetBlockTxn(GetBlockTxn { txs_request: txs_request.clone() }));
+                peer.send(NetworkMessage::GetBlockTxn(GetBlockTxn { txs_request: txs_request.clone() }));
             }
         }
     };

@@ -29,11 +29,11 @@ fn minutes() -> f64 {
 fn passes(fleet: &Fleet) {
     let since = Instant::now();
     fleet.stack.wait(fleet.stack.minutes(minutes()));
-    was_quiet(fleet, since);
+    assert_quiet(fleet, since);
 }
 
 /// Checks that no alert was received, no alert is suppressed, and all rules were evaluated.
-fn was_quiet(fleet: &Fleet, since: Instant) {
+fn assert_quiet(fleet: &Fleet, since: Instant) {
     fleet.expect(since, &[], &[], minutes());
     assert_eq!(fleet.stack.alerts("firing"), BTreeSet::new(), "firing, and not sent yet or held back");
     // Use the last sample within an hour, because after a failed scrape of itself, Prometheus has no current sample of
@@ -102,7 +102,7 @@ pub fn nodes_on_signets_are_quiet() {
         miners.iter().for_each(|it| drop(it.mine(1)));
         fleet.stack.wait(fleet.stack.minutes(10.0));
     }
-    was_quiet(&fleet, since);
+    assert_quiet(&fleet, since);
 }
 
 /// Nodes on regtest without peers and without blocks, and nodes with `-networkactive=0`.
@@ -135,7 +135,7 @@ pub fn download_is_quiet() {
     // The windows of some rules are six hours long.
     fleet.stack.wait(fleet.stack.minutes((minutes() / 4.0).max(60.0)));
     in_download(&fleet, false);
-    was_quiet(&fleet, since);
+    assert_quiet(&fleet, since);
 }
 
 fn in_download(fleet: &Fleet, expected: bool) {
@@ -159,7 +159,7 @@ pub fn background_validation_is_quiet() {
         let states = member.real().json(&["getchainstates"]);
         assert_eq!(states["chainstates"][0]["blocks"], Snapshot::below(), "{states}");
     }
-    was_quiet(&fleet, since);
+    assert_quiet(&fleet, since);
 }
 
 /// A FIBRE node that is repeatedly disconnected for hours, and catches up without FIBRE.
@@ -185,7 +185,7 @@ pub fn fibre_that_catches_up_is_quiet() {
         (0..20).for_each(|_| node.block(false));
         fleet.stack.wait(fleet.stack.minutes(1.0));
     }
-    was_quiet(&fleet, since);
+    assert_quiet(&fleet, since);
 }
 
 /// Nodes that run -reindex, and exporters that are started before their node.
@@ -222,7 +222,7 @@ pub fn reindex_and_late_nodes_are_quiet() {
         fleet.member(name).start_again();
     }
     fleet.stack.wait(fleet.stack.minutes(minutes()));
-    was_quiet(&fleet, since);
+    assert_quiet(&fleet, since);
 }
 
 /// Mines this number of blocks of 0.95 MB.

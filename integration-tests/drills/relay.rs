@@ -63,7 +63,7 @@ pub fn blocks_that_come_slowly_are_an_alert() {
     for _ in 0..18 {
         let hash = hub.mine(1).remove(0);
         let header: Header = deserialize_hex(&hub.cli(&["getblockheader", &hash, "false"])).unwrap();
-        announcer.say(NetworkMessage::Headers(vec![header]));
+        announcer.send(NetworkMessage::Headers(vec![header]));
         fleet.stack.wait(DELAY);
         slow.cli(&["submitblock", &hub.cli(&["getblock", &hash, "0"])]);
         fleet.stack.wait(fleet.stack.minutes(10.0).saturating_sub(DELAY));

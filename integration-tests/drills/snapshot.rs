@@ -100,7 +100,7 @@ impl Snapshot {
     }
 
     /// Submits the blocks above the snapshot from one node to another node.
-    pub fn give_those_above(from: &Node, to: &Node) {
+    pub fn submit_blocks_above(from: &Node, to: &Node) {
         let tip: u32 = from.cli(&["getblockcount"]).parse().unwrap();
         let results = |calls: Vec<(&str, Value)>| -> Vec<Value> {
             from.try_batch(&calls).unwrap().into_iter().map(|mut it| it["result"].take()).collect()

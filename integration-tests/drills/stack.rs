@@ -178,16 +178,16 @@ impl Stack {
     }
 
     /// Whether a message about the watchdog alert has arrived since the last call.
-    pub fn watchdog_came(&self) -> bool {
+    pub fn watchdog_arrived(&self) -> bool {
         self.received();
         self.watchdog.swap(false, Relaxed)
     }
 
     /// Discards the alert that no target existed. It fires because Prometheus reads its targets only five seconds of
     /// real time after its start.
-    pub fn forget_start(&self) {
+    pub fn discard_startup_alert(&self) {
         const ALERT: &str = "BitcoinNothingScraped";
-        eventually("targets are no alert any more", || {
+        eventually("the alert about missing targets has ended", || {
             (!self.alerts("firing").iter().any(|it| it.starts_with(ALERT))).then_some(())
         });
         // Wait until Alertmanager has sent the alert.

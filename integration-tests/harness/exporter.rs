@@ -42,7 +42,7 @@ impl Exporter {
 
     /// Starts an exporter without adding an address to its arguments, and waits until it logs the address of its
     /// endpoint.
-    pub fn spawn_where_it_listens(command: &mut Command) -> Self {
+    pub fn spawn_without_address(command: &mut Command) -> Self {
         Self::spawn_as_it_is(command, usize::MAX)
     }
 
@@ -73,7 +73,7 @@ impl Exporter {
             }
             std::mem::forget(stderr); // stays open, so that the pipe fills up
         });
-        let address = eventually("the exporter says where it serves", || {
+        let address = eventually("the exporter logs its address", || {
             let log = log.lock().unwrap();
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("the exporter ended with {status}: {log}");
@@ -114,7 +114,7 @@ impl Exporter {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
+        stream.read_to_string(&mut answer).expect("a response");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, head.to_lowercase(), body.to_string())
@@ -153,7 +153,7 @@ impl Exporter {
 
     pub fn wait_for_polls(&self, more: f64) {
         let before = self.polls();
-        eventually("polls go on", || (self.polls() >= before + more).then_some(()));
+        eventually("polls continue", || (self.polls() >= before + more).then_some(()));
     }
 
     /// PID of the process that was started: the supervisor, or the USDT exporter.
@@ -183,7 +183,7 @@ impl Exporter {
 
     /// Waits for the exporter to exit, and returns its status.
     pub fn ended(&mut self) -> ExitStatus {
-        eventually("the exporter ends", || self.child.try_wait().unwrap())
+        eventually("the exporter exits", || self.child.try_wait().unwrap())
     }
 
     pub fn terminate(&mut self) -> ExitStatus {

@@ -119,7 +119,7 @@ enum Command {
     SetOutcome(Outcome),
     HangAt(Option<Step>),
     HangSubscriptions(bool),
-    AnswerTooMuch(bool),
+    OversizeResponse(bool),
 }
 
 /// Faults and call counts of a fake node, which the test reads.
@@ -130,10 +130,10 @@ pub struct Counts {
     unsubscribed: AtomicU32,
     long_polls: AtomicU32,
     connections: AtomicU32,
-    waits_for_change_of: AtomicU32,
-    asked_for_udp_peers: AtomicU32,
+    last_awaited_tip: AtomicU32,
+    getudppeerinfo_calls: AtomicU32,
     /// Calls of getpeerinfo.
-    asked_for_peers: AtomicU32,
+    getpeerinfo_calls: AtomicU32,
     /// The test has stopped the node, and closed connections are no faults.
     ended: AtomicBool,
     /// Requests for a block template.
@@ -187,7 +187,7 @@ impl FakeNode {
                     loading: Cell::new(offers.loading),
                     hangs: watch::channel(false).0,
                     subscriptions_hang: watch::channel(false).0,
-                    answers_too_much: Cell::new(false),
+                    oversizes_response: Cell::new(false),
                     shutting_down: watch::channel(false).0,
                     tip: watch::channel(FIRST_TIP).0,
                     templates: Templates::new(&shared),
@@ -235,13 +235,13 @@ impl FakeNode {
     }
 
     /// Sets whether the response to getpeerinfo exceeds the exporter's limit.
-    pub fn answer_too_much(&self, too_much: bool) {
-        assert!(self.commands.send(Command::AnswerTooMuch(too_much)).is_ok(), "the fake node runs");
+    pub fn oversize_response(&self, too_much: bool) {
+        assert!(self.commands.send(Command::OversizeResponse(too_much)).is_ok(), "the fake node runs");
     }
 
     /// Number of getpeerinfo calls.
-    pub fn asked_for_peers(&self) -> u32 {
-        self.counts.asked_for_peers.load(Relaxed)
+    pub fn getpeerinfo_calls(&self) -> u32 {
+        self.counts.getpeerinfo_calls.load(Relaxed)
     }
 
     /// Completes the loading of the chain.
@@ -280,12 +280,12 @@ impl FakeNode {
     }
 
     /// The number of the block that the last long poll passed as the current tip.
-    pub fn waits_for_change_of(&self) -> u32 {
-        self.counts.waits_for_change_of.load(Relaxed)
+    pub fn last_awaited_tip(&self) -> u32 {
+        self.counts.last_awaited_tip.load(Relaxed)
     }
 
-    pub fn asked_for_udp_peers(&self) -> u32 {
-        self.counts.asked_for_udp_peers.load(Relaxed)
+    pub fn getudppeerinfo_calls(&self) -> u32 {
+        self.counts.getudppeerinfo_calls.load(Relaxed)
     }
 
     pub fn shut_down(&self) {
@@ -303,7 +303,7 @@ impl FakeNode {
     }
 
     /// Clears the recorded faults. For tests that have cut the connection on purpose.
-    pub fn forgive(&self) {
+    pub fn clear_faults(&self) {
         self.counts.faults.lock().unwrap().clear();
     }
 
@@ -350,7 +350,7 @@ struct State {
     loading: Cell<bool>,
     hangs: watch::Sender<bool>,
     subscriptions_hang: watch::Sender<bool>,
-    answers_too_much: Cell<bool>,
+    oversizes_response: Cell<bool>,
     shutting_down: watch::Sender<bool>,
     /// Number of subscriptions that clients have made so far.
     subscriptions: Cell<u32>,
@@ -391,7 +391,7 @@ async fn run(
                 Some(Command::SetIbd(ibd)) => state.ibd.set(ibd),
                 Some(Command::Hang(hangs)) => { state.hangs.send_replace(hangs); }
                 Some(Command::HangSubscriptions(hang)) => { state.subscriptions_hang.send_replace(hang); }
-                Some(Command::AnswerTooMuch(too_much)) => state.answers_too_much.set(too_much),
+                Some(Command::OversizeResponse(too_much)) => state.oversizes_response.set(too_much),
                 Some(Command::Load) => {
                     state.loading.set(false);
                     nix::sys::prctl::set_name(c"b-msghand").unwrap();
@@ -603,13 +603,13 @@ impl Fake {
         let hash = |block: u8| format!("{block:02x}").repeat(32);
         let tip = *self.state.tip.borrow();
         if method == "getudppeerinfo" {
-            self.state.counts.asked_for_udp_peers.fetch_add(1, Relaxed);
+            self.state.counts.getudppeerinfo_calls.fetch_add(1, Relaxed);
         }
         if method == "getpeerinfo" {
-            self.state.counts.asked_for_peers.fetch_add(1, Relaxed);
+            self.state.counts.getpeerinfo_calls.fetch_add(1, Relaxed);
         }
         match method {
-            "getpeerinfo" if self.state.answers_too_much.get() => json!({"result": "x".repeat(70_000_000)}),
+            "getpeerinfo" if self.state.oversizes_response.get() => json!({"result": "x".repeat(70_000_000)}),
             // The response of FIBRE 30.0, with `lastrecv` and the round trip times in milliseconds.
             "getudppeerinfo" if self.state.offers.fibre => json!({"result": [{
                 "addr": "192.0.2.1:8336", "group": 2, "lastrecv": now_ms(), "ultimatetrust": true,
@@ -687,7 +687,7 @@ impl mining::Server for Fake {
         let mut call = InCall { state: this.state.clone(), answered: false };
         let mut shutting_down = this.state.shutting_down.subscribe();
         let known: Vec<u8> = params.get_current_tip()?.to_vec();
-        this.state.counts.waits_for_change_of.store(known[0].into(), Relaxed);
+        this.state.counts.last_awaited_tip.store(known[0].into(), Relaxed);
         let mut tip = this.state.tip.subscribe();
         tokio::select! {
             _ = tip.wait_for(|&tip| known != [tip; 32]) => {}

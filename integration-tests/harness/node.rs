@@ -133,7 +133,7 @@ impl Node {
     }
 
     fn until_it_answers(&mut self) {
-        eventually("the node answers", || {
+        eventually("the node responds", || {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "the node ended: {}", self.stderr());
             self.try_cli(&["getblockcount"]).ok()
@@ -301,7 +301,7 @@ impl Node {
     }
 
     pub fn ended(&mut self) -> ExitStatus {
-        eventually("the node ends", || self.child.try_wait().unwrap())
+        eventually("the node exits", || self.child.try_wait().unwrap())
     }
 
     pub fn kill(&mut self) {
@@ -323,7 +323,7 @@ impl Node {
     }
 
     /// Removes this argument from the command line of the next start.
-    pub fn forget_argument(&mut self, argument: &str) {
+    pub fn remove_argument(&mut self, argument: &str) {
         self.arguments.retain(|it| it != argument);
     }
 

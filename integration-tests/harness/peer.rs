@@ -63,25 +63,25 @@ impl Peer {
         );
         version.version = 70_016;
         version.relay = relay;
-        peer.say(NetworkMessage::Version(version));
-        peer.hear("verack", |message| matches!(message, NetworkMessage::Verack).then_some(()));
-        peer.say(NetworkMessage::Verack);
-        peer.say(NetworkMessage::SendCmpct(SendCmpct { send_compact: false, version: 2 }));
-        peer.until_handled();
+        peer.send(NetworkMessage::Version(version));
+        peer.receive("verack", |message| matches!(message, NetworkMessage::Verack).then_some(()));
+        peer.send(NetworkMessage::Verack);
+        peer.send(NetworkMessage::SendCmpct(SendCmpct { send_compact: false, version: 2 }));
+        peer.wait_until_handled();
         peer
     }
 
-    pub fn say(&mut self, message: NetworkMessage) {
+    pub fn send(&mut self, message: NetworkMessage) {
         self.stream.write_all(&serialize(&RawNetworkMessage::new(Magic::REGTEST, message))).unwrap();
     }
 
-    pub fn say_compact(&mut self, block: &Block, prefill: &[usize]) {
+    pub fn send_compact_block(&mut self, block: &Block, prefill: &[usize]) {
         let compact_block = HeaderAndShortIds::from_block(block, rand::random(), 2, prefill).unwrap();
-        self.say(NetworkMessage::CmpctBlock(CmpctBlock { compact_block }));
+        self.send(NetworkMessage::CmpctBlock(CmpctBlock { compact_block }));
     }
 
     /// Waits for a message from the node for which `wanted` returns a value. Earlier messages are discarded.
-    pub fn hear<T>(&mut self, what: &str, mut wanted: impl FnMut(NetworkMessage) -> Option<T>) -> T {
+    pub fn receive<T>(&mut self, what: &str, mut wanted: impl FnMut(NetworkMessage) -> Option<T>) -> T {
         loop {
             let message = self.messages.recv_timeout(Duration::from_secs(30));
             let message = message.unwrap_or_else(|error| panic!("{what} does not come: {error}"));
@@ -93,11 +93,11 @@ impl Peer {
 
     /// Waits until the node has handled all messages that this peer has sent. Messages that the node sends in the
     /// meantime are discarded.
-    pub fn until_handled(&mut self) {
+    pub fn wait_until_handled(&mut self) {
         self.pings += 1;
         let ping = self.pings;
-        self.say(NetworkMessage::Ping(ping));
-        self.hear("pong", |message| (message == NetworkMessage::Pong(ping)).then_some(()));
+        self.send(NetworkMessage::Ping(ping));
+        self.receive("pong", |message| (message == NetworkMessage::Pong(ping)).then_some(()));
     }
 }
 

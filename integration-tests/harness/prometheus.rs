@@ -60,7 +60,7 @@ impl Server {
     }
 
     fn until_it_answers(&mut self) {
-        eventually("the server answers", || {
+        eventually("the server responds", || {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "{:?}: {}", self.program, self.log());
             let probe = Command::new("curl")
@@ -118,7 +118,7 @@ impl Server {
 
     /// Stops the program with SIGTERM.
     fn stop(&mut self) {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("it runs");
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("the program runs");
         self.child.wait().unwrap();
     }
 

@@ -30,7 +30,7 @@ impl Proxy {
         let listener = UnixListener::bind(dir.path().join("node.sock")).unwrap();
         let state = Arc::new(Mutex::new(State { node: Some(node.into()), ..State::default() }));
         let shared = state.clone();
-        std::thread::spawn(move || listener.incoming().flatten().all(|stream| pass_on(stream, &shared)));
+        std::thread::spawn(move || listener.incoming().flatten().all(|stream| forward(stream, &shared)));
         Proxy { dir, state }
     }
 
@@ -62,7 +62,7 @@ impl Drop for Proxy {
 }
 
 /// Forwards one connection to the node. Returns false if the proxy was dropped.
-fn pass_on(client: UnixStream, state: &Mutex<State>) -> bool {
+fn forward(client: UnixStream, state: &Mutex<State>) -> bool {
     let node = loop {
         let mut state = state.lock().unwrap();
         if state.ended {

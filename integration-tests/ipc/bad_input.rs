@@ -105,7 +105,7 @@ fn peer_that_is_no_node_is_rejected_and_retried() {
         let message = refusal(&["--once", path.to_str().unwrap()]);
         assert!(message.contains("no Bitcoin node responds there"), "{greeting:?}: {message}");
         let exporter = Exporter::start(&path, &[]);
-        eventually("it is tried again", || {
+        eventually("the exporter retries", || {
             exporter.value("bitcoin_exporter_connects_total").filter(|&n| n >= 2.0)
         });
         assert_eq!(exporter.value("bitcoin_up"), Some(0.0));

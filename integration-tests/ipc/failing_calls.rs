@@ -35,7 +35,7 @@ fn costly_call_without_answer_is_repeated_soon() {
     let http = FakeHttp::start(Mode::Works);
     http.set_method("getorphantxs", Some(Mode::Hangs));
     let exporter = http.only_exporter(&QUICK);
-    eventually("it times out again", || (failures(&exporter, "timeout") >= 3.0).then_some(()));
+    eventually("the call times out again", || (failures(&exporter, "timeout") >= 3.0).then_some(()));
     exporter.wait_for(UP, 1.0);
     assert_eq!(exporter.value(CONNECTS), Some(1.0), "the other calls work");
     http.set_method("getorphantxs", None);
@@ -54,10 +54,10 @@ fn failing_call_backs_off_and_keeps_metrics_two_intervals() {
     exporter.wait_for("bitcoin_mempool_size", 5.0);
     http.set_method("getmempoolinfo", Some(Mode::Status("403 Forbidden")));
     let failed = "bitcoin_exporter_poll_failures_total{call=\"getmempoolinfo\"}";
-    eventually("it fails", || (exporter.value(failed)? >= 1.0).then_some(()));
+    eventually("the call fails", || (exporter.value(failed)? >= 1.0).then_some(()));
     let asked = http.calls_of("getmempoolinfo");
     assert_eq!(exporter.value("bitcoin_mempool_size"), Some(5.0), "one failure hides nothing");
-    eventually("it is too old", || exporter.value("bitcoin_mempool_size").is_none().then_some(()));
+    eventually("the value expires", || exporter.value("bitcoin_mempool_size").is_none().then_some(()));
     assert_eq!((exporter.value(UP), exporter.value(HEIGHT)), (Some(1.0), Some(42.0)));
     assert!(http.calls_of("getmempoolinfo") - asked < 6, "it backs off");
     http.set_method("getmempoolinfo", None);
@@ -87,7 +87,7 @@ fn last_block_of_an_earlier_tip_is_not_shown() {
     http.set_method("getblockstats", Some(Mode::Error("Block not available (pruned data)".into())));
     set_tip(&"08".repeat(32));
     let shown = || exporter.value("bitcoin_last_block_transactions");
-    eventually("the block before is not shown", || shown().is_none().then_some(()));
+    eventually("the values of the previous block are absent", || shown().is_none().then_some(()));
     assert_eq!((exporter.value(UP), exporter.value(HEIGHT)), (Some(1.0), Some(42.0)));
 }
 
@@ -149,7 +149,7 @@ fn request_on_a_closing_connection_is_repeated() {
 fn http_is_never_waited_on_for_blocks() {
     let http = FakeHttp::start(Mode::Works);
     let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
-    eventually("it looks at the tip", || (http.calls_of("getbestblockhash") >= 3).then_some(()));
+    eventually("the exporter polls the tip", || (http.calls_of("getbestblockhash") >= 3).then_some(()));
     let seen = http.seen.lock().unwrap().clone();
     assert!(!seen.iter().any(|method| method.starts_with("wait")), "{seen:?}");
     drop(exporter);
@@ -165,7 +165,7 @@ fn http_beside_ipc_that_fails_is_0_and_counted() {
     http.set(Mode::Hangs);
     exporter.wait_for(HTTP, 0.0);
     assert_eq!(exporter.value("bitcoin_difficulty"), Some(7.0), "one failure hides nothing");
-    eventually("it is too old", || exporter.value("bitcoin_difficulty").is_none().then_some(()));
+    eventually("the value expires", || exporter.value("bitcoin_difficulty").is_none().then_some(()));
     assert_eq!((exporter.value(UP), exporter.value(HEIGHT)), (Some(1.0), Some(42.0)));
     assert!(failures(&exporter, "timeout") >= 1.0);
     http.set(Mode::Works);
@@ -201,7 +201,7 @@ fn http_only_node_that_comes_and_goes_is_logged_once_a_minute() {
     for _ in 0..3 {
         let before = disconnects(&exporter, "lost");
         http.set(Mode::Starts);
-        eventually("it is lost", || (disconnects(&exporter, "lost") > before).then_some(()));
+        eventually("the connection is lost", || (disconnects(&exporter, "lost") > before).then_some(()));
         http.set(Mode::Works);
         exporter.wait_for(UP, 1.0);
     }
@@ -225,7 +225,7 @@ fn real_node_keeps_ipc_metrics_when_http_ends() {
     exporter.wait_for("bitcoin_peers", 0.0);
     drop(proxy);
     exporter.wait_for(HTTP, 0.0);
-    eventually("it is too old", || exporter.value("bitcoin_peers").is_none().then_some(()));
+    eventually("the value expires", || exporter.value("bitcoin_peers").is_none().then_some(()));
     assert_eq!((exporter.value(UP), exporter.value(HEIGHT)), (Some(1.0), Some(3.0)));
     let before = failures(&exporter, "refused");
     eventually("each check is counted", || (failures(&exporter, "refused") > before).then_some(()));
@@ -272,7 +272,7 @@ fn unanswered_subscription_keeps_nothing_waiting() {
         // The guard waits for the node's response, ends the subscription, and then disconnects.
         assert_eq!(node.connections(), 1);
         node.hang_subscriptions(false);
-        eventually("the guard has left", || (node.connections() == 0).then_some(()));
+        eventually("the guard has disconnected", || (node.connections() == 0).then_some(()));
         assert_eq!(node.unsubscribed(), 1);
     }
 }
@@ -292,16 +292,16 @@ fn node_that_ends_before_it_answers_a_subscription_is_noticed() {
 #[test]
 fn answer_above_the_limit_costs_its_metric_only() {
     let node = FakeNode::start(Offers { mining: true, rpc: true, ..Offers::default() });
-    node.answer_too_much(true);
+    node.oversize_response(true);
     let mut exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
     let failed = "bitcoin_exporter_poll_failures_total{call=\"getpeerinfo\"}";
     exporter.wait_for(failed, 1.0);
     exporter.wait_for_polls(20.0);
-    assert_eq!(node.asked_for_peers(), 1, "it is not asked again at once");
+    assert_eq!(node.getpeerinfo_calls(), 1, "it is not asked again at once");
     assert_eq!((exporter.value(UP), exporter.value(CONNECTS)), (Some(1.0), Some(1.0)));
     assert_eq!(exporter.value(HEIGHT), Some(42.0));
     assert!(exporter.terminate().success());
-    eventually("it has left the node", || (node.connections() == 0).then_some(()));
+    eventually("the guard has disconnected", || (node.connections() == 0).then_some(()));
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn answer_above_the_limit_over_http_costs_its_metric_only() {
     let http = FakeHttp::start(Mode::Works);
     http.set_method("getpeerinfo", Some(Mode::TooLarge));
     let exporter = http.only_exporter(&["--poll-interval", "100ms"]);
-    eventually("it is too large", || (failures(&exporter, "too_large") == 1.0).then_some(()));
+    eventually("the response is too large", || (failures(&exporter, "too_large") == 1.0).then_some(()));
     exporter.wait_for_polls(20.0);
     assert_eq!(http.calls_of("getpeerinfo"), 1, "it is not asked again at once");
     assert_eq!((exporter.value(UP), exporter.value(HTTP)), (Some(1.0), Some(1.0)));
@@ -321,7 +321,9 @@ fn node_hanging_from_the_start_counts_as_hung() {
     let node = Node::start(&[]);
     node.signal(Signal::SIGSTOP);
     let mut exporter = Exporter::start(&node.socket(), &QUICK);
-    eventually("it is given up", || (disconnects(&exporter, "hung") >= 1.0).then_some(()));
+    eventually("the exporter closes the connection as hung", || {
+        (disconnects(&exporter, "hung") >= 1.0).then_some(())
+    });
     assert_eq!(disconnects(&exporter, "refused"), 0.0);
     let log = exporter.log();
     assert!(
@@ -341,7 +343,7 @@ fn node_that_misses_polls_keeps_its_values_for_two_intervals() {
     exporter.wait_for(UP, 0.0);
     assert_eq!(exporter.value(HEIGHT), Some(42.0), "one missed poll hides nothing");
     assert_eq!(exporter.value("bitcoin_exporter_interface{interface=\"chain\"}"), Some(1.0));
-    eventually("it is too old", || exporter.value(HEIGHT).is_none().then_some(()));
+    eventually("the value expires", || exporter.value(HEIGHT).is_none().then_some(()));
     node.hang(false);
     exporter.wait_for(UP, 1.0);
     exporter.wait_for(HEIGHT, 42.0);

@@ -30,11 +30,11 @@ fn peers_are_shown_by_group_and_without_their_addresses() {
     let silence = exporter.value("bitcoin_fibre_peer_silence_seconds{group=\"2\"}").unwrap();
     assert!((0.0..60.0).contains(&silence), "{silence}: milliseconds are not taken for seconds");
     polled_often(&exporter);
-    assert!(node.asked_for_udp_peers() >= 10, "{}", node.asked_for_udp_peers());
+    assert!(node.getudppeerinfo_calls() >= 10, "{}", node.getudppeerinfo_calls());
     let text = exporter.metrics();
     assert!(!text.contains("192.0.2.1"), "{text}");
     node.shut_down();
-    eventually("they go with the node", || {
+    eventually("the metrics of the peers are removed with the node", || {
         (!exporter.metrics().contains("\nbitcoin_fibre_peer")).then_some(())
     });
 }
@@ -52,5 +52,5 @@ fn unknown_method_is_called_once() {
         let failures = "bitcoin_exporter_poll_failures_total{call=\"getudppeerinfo\"}";
         assert_eq!(exporter.value(failures), Some(0.0));
     }
-    assert_eq!(fake.asked_for_udp_peers(), 1);
+    assert_eq!(fake.getudppeerinfo_calls(), 1);
 }

@@ -72,7 +72,7 @@ fn peer_with_endless_calls_costs_no_memory() {
     let exporter = Exporter::start(&path, &["--call-timeout", "1h"]);
     let (mut peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let guard = eventually("there is a guard", || exporter.guard());
+    let guard = eventually("the exporter has a guard", || exporter.guard());
     // Send requests for threads, each with a long name and a new question ID, and never send a Finish message.
     let name = "x".repeat(8000);
     let mut answers = [0; 65536];
@@ -98,7 +98,7 @@ fn hostile_requests_do_not_block_scrapers() {
     let exporter = Exporter::start("/nonexistent/node.sock".as_ref(), &[]);
     let before = exporter.value("process_open_fds").unwrap();
     let connect = || {
-        let stream = TcpStream::connect(exporter.address()).expect("it accepts");
+        let stream = TcpStream::connect(exporter.address()).expect("the exporter accepts the connection");
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
         stream
@@ -174,7 +174,7 @@ fn long_texts_of_a_server_leave_pages_and_log_lines_short() {
         let http = FakeHttp::start(mode);
         let options = ["--chain", "regtest", "--poll-interval", "50ms"];
         let exporter = Exporter::spawn(command().args(http.arguments()).args(options));
-        eventually("it has asked", || (http.seen.lock().unwrap().len() > 2).then_some(()));
+        eventually("the exporter has sent requests", || (http.seen.lock().unwrap().len() > 2).then_some(()));
         let (_, ready) = exporter.get("/readyz");
         assert!(ready.len() < 2048, "{} bytes of /readyz", ready.len());
         let (_, page) = exporter.get("/");
@@ -197,7 +197,7 @@ fn hanging_node_is_disconnected_and_reconnected() {
     // On a busy machine the exporter may have closed a connection as hung before this point.
     let hung = || exporter.value("bitcoin_exporter_disconnects_total{reason=\"hung\"}").unwrap_or(0.0);
     let before = hung();
-    eventually("it is given up", || (hung() > before).then_some(()));
+    eventually("the exporter closes the connection as hung", || (hung() > before).then_some(()));
     exporter.wait_for("bitcoin_up", 0.0);
     let height = || exporter.value("bitcoin_chain_height");
     eventually("a stopped node's height is not known", || height().is_none().then_some(()));
@@ -212,7 +212,7 @@ fn hanging_node_with_subscriptions_is_kept() {
         FakeNode::start(Offers { mining: true, rpc: false, chain: true, node: true, ..Offers::default() });
     let options = ["--call-timeout", "100ms", "--poll-interval", "50ms"];
     let exporter = Exporter::start(&node.socket(), &options).ready();
-    eventually("it is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
+    eventually("the exporter is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
     let connects = exporter.value("bitcoin_exporter_connects_total");
     node.hang(true);
     exporter.wait_for("bitcoin_up", 0.0);
@@ -222,7 +222,7 @@ fn hanging_node_with_subscriptions_is_kept() {
             failures.lines().filter(|line| line.starts_with("bitcoin_exporter_poll_failures_total"));
         failures.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
     };
-    eventually("many polls are missed", || (missed(&exporter) >= 6.0).then_some(()));
+    eventually("many polls fail", || (missed(&exporter) >= 6.0).then_some(()));
     node.hang(false);
     exporter.wait_for("bitcoin_up", 1.0);
     assert_eq!(exporter.value("bitcoin_exporter_connects_total"), connects);
@@ -238,10 +238,10 @@ fn requests_at_exit_are_answered_without_delay() {
     let _silent = TcpStream::connect(exporter.address()).unwrap();
     assert_eq!(exporter.get("/livez").0, 200); // both are accepted
     exporter.signal(Signal::SIGTERM);
-    eventually("it accepts no more", || exporter.log().contains("SIGTERM").then_some(()));
+    eventually("the exporter handles SIGTERM", || exporter.log().contains("SIGTERM").then_some(()));
     slow.write_all(b"\r\n").unwrap();
     let mut answer = String::new();
-    slow.read_to_string(&mut answer).expect("an answer, and the connection's end");
+    slow.read_to_string(&mut answer).expect("a response and the end of the connection");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\nbitcoin_up 0"), "{answer}");
     assert!(exporter.ended().success());
 }

@@ -46,7 +46,8 @@ fn authenticated_scraper_skips_the_password_queue() {
     // If each of these passwords were checked, the checks would take more than an hour.
     let strangers: Vec<_> = (0..connections(4400))
         .map(|number| {
-            let mut stream = TcpStream::connect(exporter.address()).expect("it accepts");
+            let mut stream =
+                TcpStream::connect(exporter.address()).expect("the exporter accepts the connection");
             stream.set_nonblocking(true).unwrap();
             let _ = stream.write_all(request("prom", &format!("guess-{number}")).as_bytes());
             stream
@@ -95,7 +96,9 @@ fn connection_flood_does_not_block_scrapers() {
     };
     let scraped: Vec<_> = std::thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(flood)));
-        eventually("they are more than it keeps", || (opened.load(Relaxed) > 1000).then_some(()));
+        eventually("there are more connections than the limit", || {
+            (opened.load(Relaxed) > 1000).then_some(())
+        });
         let answers = (0..20).map(|_| exporter.try_request(&known)).collect();
         over.store(true, Relaxed);
         answers
@@ -114,7 +117,8 @@ fn slow_scrapers_are_disconnected_and_cost_little() {
     let mut most: f64 = 0.0;
     let scrapers: Vec<_> = (0..connections(4000))
         .map(|number| {
-            let mut stream = TcpStream::connect(exporter.address()).expect("it accepts");
+            let mut stream =
+                TcpStream::connect(exporter.address()).expect("the exporter accepts the connection");
             setsockopt(&stream, sockopt::RcvBuf, &2048).unwrap();
             stream.set_nonblocking(true).unwrap();
             let _ =
@@ -128,7 +132,7 @@ fn slow_scrapers_are_disconnected_and_cost_little() {
     most = most.max(resident());
     println!("{} scrapers that do not read: {resident_before} MB before, {most} MB at most", scrapers.len());
     assert!(most - resident_before < 20.0, "{resident_before} MB before, {most} MB at most");
-    eventually("they are hung up on", || (files() <= files_before).then_some(()));
+    eventually("the connections are closed", || (files() <= files_before).then_some(()));
     drop(scrapers);
 }
 
@@ -159,7 +163,7 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     let log = exporter.log();
     assert_eq!(log.matches(REJECTED).count(), 1, "{log}");
     // An exporter on a non-loopback address accepts every host name, because other machines can reach it in any case.
-    let open = Exporter::spawn_where_it_listens(command().args(["--metrics-addr", "0.0.0.0:0", socket]));
+    let open = Exporter::spawn_without_address(command().args(["--metrics-addr", "0.0.0.0:0", socket]));
     let local = format!("127.0.0.1:{}", open.address().rsplit(':').next().unwrap());
     let mut stream = TcpStream::connect(local).unwrap();
     let mut answer = String::new();

@@ -209,7 +209,7 @@ fn http_of_another_node_is_not_used() {
     other.cli(&["generatetodescriptor", "5", "raw(52)"]);
     let without = WithoutRpc::start(&node.socket());
     let exporter = Exporter::start(&without.socket(), &borrowed(&over_http(&other))).ready();
-    eventually("the exporter says that it is another node", || {
+    eventually("the exporter logs that another node responds", || {
         exporter
             .log()
             .contains("is another node than the one behind the IPC socket: its block at height 3 is")
@@ -260,7 +260,7 @@ fn fault(mode: Mode, message: &str) {
     let http = FakeHttp::start(mode);
     let exporter = http.exporter(&node, &["--call-timeout", "1s"]);
     eventually(message, || exporter.log().contains(message).then_some(()));
-    eventually("it is tried again", || (http.seen.lock().unwrap().len() > 2).then_some(()));
+    eventually("the exporter retries", || (http.seen.lock().unwrap().len() > 2).then_some(()));
     assert_eq!((exporter.value(USED), exporter.value("bitcoin_difficulty")), (Some(0.0), None));
     assert_eq!(
         (exporter.value("bitcoin_up"), exporter.value("bitcoin_chain_height")),
@@ -308,7 +308,7 @@ fn oversized_body_is_rejected() {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
     let http = FakeHttp::start(Mode::TooLarge);
     let exporter = http.exporter(&node, &[]);
-    eventually("it is refused", || {
+    eventually("the request is rejected", || {
         exporter.log().contains("the response is larger than 64 MB").then_some(())
     });
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
@@ -321,10 +321,10 @@ fn http_that_hangs_in_use_ends_no_session() {
     let exporter = http.exporter(&node, &["--call-timeout", "1s"]);
     exporter.wait_for("bitcoin_difficulty", 7.0);
     http.set(Mode::Hangs);
-    eventually("it is given up", || exporter.log().contains("not used").then_some(()));
-    eventually("its metrics are gone", || exporter.value("bitcoin_difficulty").is_none().then_some(()));
+    eventually("the exporter stops using HTTP", || exporter.log().contains("not used").then_some(()));
+    eventually("its metrics are absent", || exporter.value("bitcoin_difficulty").is_none().then_some(()));
     let polled = exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-    eventually("polls go on", || {
+    eventually("polls continue", || {
         (exporter.value("bitcoin_exporter_poll_duration_seconds_count")? > polled + 10.0).then_some(())
     });
     assert_eq!(
@@ -342,7 +342,9 @@ fn new_cookie_is_read_after_a_401() {
     exporter.wait_for("bitcoin_difficulty", 7.0);
     http.change_cookie("__cookie__:2");
     let asked = http.seen.lock().unwrap().len();
-    eventually("it is asked again", || (http.seen.lock().unwrap().len() > asked + 20).then_some(()));
+    eventually("the exporter repeats the request", || {
+        (http.seen.lock().unwrap().len() > asked + 20).then_some(())
+    });
     assert_eq!(exporter.value("bitcoin_difficulty"), Some(7.0));
     assert!(!exporter.log().contains("not used"), "{}", exporter.log());
 }

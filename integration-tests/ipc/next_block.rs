@@ -56,13 +56,15 @@ fn next_block_agrees_with_getblocktemplate() {
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "500ms"]).ready();
     let expected = block_template(&node);
     assert_eq!(expected[0], Some(5000.0));
-    eventually("the exporter tells the same", || (next_block(&exporter) == expected).then_some(()));
+    eventually("the exporter's values equal the node's", || {
+        (next_block(&exporter) == expected).then_some(())
+    });
     let templates = || exporter.value("bitcoin_template_duration_seconds_count").unwrap();
     let after_tip = || exporter.value("bitcoin_template_after_tip_seconds_count").unwrap();
     assert!(templates() >= 1.0 && after_tip() == 0.0);
     node.mine(1);
     eventually("there is a template on the new tip", || (after_tip() == 1.0).then_some(()));
-    eventually("it is empty", || (next_block(&exporter) == [Some(0.0); 4]).then_some(()));
+    eventually("the template is empty", || (next_block(&exporter) == [Some(0.0); 4]).then_some(()));
 }
 
 #[test]
@@ -109,7 +111,7 @@ fn real_node_survives_a_failed_template() {
         node.try_cli(&["getblocktemplate", r#"{"rules":["segwit"]}"#]).unwrap_err().contains("time-too-new")
     );
     let exporter = Exporter::start(&node.socket(), &OFTEN).ready();
-    eventually("it fails", || exporter.log().contains("time-too-new").then_some(()));
+    eventually("the call fails", || exporter.log().contains("time-too-new").then_some(()));
     assert_eq!((exporter.value("bitcoin_up"), next_block(&exporter)), (Some(1.0), [None; 4]));
     drop(exporter);
     assert!(node.stop().success(), "{}", node.stderr());
@@ -154,7 +156,7 @@ fn exit_at_each_step_of_a_template_releases_it() {
             let mut exporter = Exporter::start(&node.socket(), &OFTEN);
             is_shown(&exporter);
             node.hang_at(Some(step));
-            eventually("it hangs", || node.hangs().then_some(()));
+            eventually("the call hangs", || node.hangs().then_some(()));
             exporter.signal(signal);
             exporter.ended();
             std::thread::sleep(Duration::from_millis(200)); // longer than a guard that does not wait would take
@@ -177,9 +179,9 @@ fn endless_template_build_delays_nothing() {
     let asked = node.templates();
     let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
     let before = polls();
-    eventually("polls go on", || (polls() >= before + 5.0).then_some(()));
+    eventually("polls continue", || (polls() >= before + 5.0).then_some(()));
     let long_polls = node.long_polls();
-    eventually("the long poll goes on", || (node.long_polls() > long_polls + 1).then_some(()));
+    eventually("the long poll continues", || (node.long_polls() > long_polls + 1).then_some(()));
     assert_eq!(
         (exporter.value("bitcoin_up"), node.templates()),
         (Some(1.0), asked),
@@ -204,7 +206,7 @@ fn failed_template_is_absent_and_retried() {
     is_not_shown(&exporter);
     let failures =
         || exporter.value("bitcoin_exporter_poll_failures_total{call=\"Mining.createNewBlock\"}").unwrap();
-    eventually("it is asked again", || (failures() >= 3.0).then_some(()));
+    eventually("the exporter repeats the request", || (failures() >= 3.0).then_some(()));
     assert_eq!(exporter.log().matches("returned no block template").count(), 1, "{}", exporter.log());
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
     node.set_outcome(Outcome::Transactions(3));
@@ -223,7 +225,7 @@ fn huge_template_is_read() {
         drop(exporter);
         Exporter::start(&node.socket(), &OFTEN)
     };
-    eventually("it is read", || (next_block(&exporter)[0] == Some(20_000.0)).then_some(()));
+    eventually("the template is read", || (next_block(&exporter)[0] == Some(20_000.0)).then_some(()));
     assert_eq!(next_block(&exporter)[2], Some(20_000_000.0));
 }
 
@@ -234,7 +236,7 @@ fn templates_are_not_requested_from_branch_nodes() {
         let exporter =
             Exporter::start(&node.socket(), &[arguments, &["--poll-interval", "10ms"]].concat()).ready();
         let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-        eventually("it was polled some times", || (polls() >= 5.0).then_some(()));
+        eventually("the node was polled several times", || (polls() >= 5.0).then_some(()));
         let timed = exporter.value("bitcoin_template_duration_seconds_count").is_some();
         assert_eq!(next_block(&exporter)[0].is_some(), node.templates() > 0);
         assert_eq!(timed, node.templates() > 0 || offers.ibd);

@@ -220,9 +220,9 @@ fn one_failing_call_costs_only_its_own_metrics() {
 fn failing_long_poll_is_retried_at_an_interval() {
     let node = FakeNode::start(Offers { tip_fails: true, ..TRACING });
     let exporter = subscribed(&node, &[]);
-    eventually("it is tried again", || (node.long_polls() >= 3).then_some(()));
+    eventually("the exporter retries", || (node.long_polls() >= 3).then_some(()));
     let (before, since) = (node.long_polls(), Instant::now());
-    eventually("and again", || (node.long_polls() >= before + 3).then_some(()));
+    eventually("the exporter retries again", || (node.long_polls() >= before + 3).then_some(()));
     assert!(since.elapsed() > Duration::from_secs(2), "one a second: three in {:?}", since.elapsed());
     assert_eq!(exporter.log().matches("cannot wait for a new tip").count(), 1);
     assert_eq!(exporter.value("bitcoin_up"), Some(1.0));
@@ -302,7 +302,7 @@ fn sudden_death_of_the_exporter_never_harms_the_node() {
             let exporter = Exporter::start(&node.socket(), &["--utxo-trace", "on", "--poll-interval", "5ms"]);
             let signals = [Signal::SIGKILL, Signal::SIGABRT];
             if run % 2 == 0 {
-                eventually("it is subscribed", || exporter.value("bitcoin_mempool_tx_added_total"));
+                eventually("the exporter is subscribed", || exporter.value("bitcoin_mempool_tx_added_total"));
             }
             std::thread::sleep(Duration::from_micros(next(120_000)));
             exporter.signal(signals[next(2) as usize]);
@@ -376,7 +376,7 @@ fn replacement_guard_disconnects_for_a_killed_one() {
     let node = FakeNode::start(TRACING);
     let exporter = subscribed(&node, &["--utxo-trace", "on"]);
     for kills in 1..=3 {
-        eventually("it is subscribed to both", || {
+        eventually("the exporter has both subscriptions", || {
             (node.fire(vec![Event::Added, Event::Add(1)]) == 2).then_some(())
         });
         kill(exporter.guard().unwrap(), Signal::SIGKILL).unwrap();

@@ -289,7 +289,7 @@ fn exporter_launched_by_the_node_exits_with_it() {
     };
     eventually("the launched exporter polled", || metrics()?.contains("\nbitcoin_up 1\n").then_some(()));
     assert!(node.stop().success());
-    eventually("the exporter ended", || (!http.exists()).then_some(()));
+    eventually("the exporter has exited", || (!http.exists()).then_some(()));
     assert!(std::fs::read_to_string(&log).unwrap().contains("the node shut down; exiting"));
 }
 
@@ -481,9 +481,9 @@ fn systemd_passes_the_connection_and_the_listening_socket() {
         stream.read_to_string(&mut answer).ok()?;
         answer.contains("\nbitcoin_up 1\n").then_some(())
     };
-    eventually("it serves on the passed socket what the passed connection gives", scraped);
+    eventually("the exporter serves metrics of the passed connection on the passed socket", scraped);
     kill(Pid::from_raw(exporter.id() as i32), Signal::SIGTERM).unwrap();
-    assert!(eventually("it ends", || exporter.try_wait().unwrap()).success());
+    assert!(eventually("the process exits", || exporter.try_wait().unwrap()).success());
 }
 
 #[test]
@@ -491,8 +491,11 @@ fn silent_connections_do_not_block_scrapers() {
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     let before = exporter.value("process_open_fds").unwrap();
-    let mut silent: Vec<_> =
-        (0..1000).map(|_| std::net::TcpStream::connect(exporter.address()).expect("it accepts")).collect();
+    let mut silent: Vec<_> = (0..1000)
+        .map(|_| {
+            std::net::TcpStream::connect(exporter.address()).expect("the exporter accepts the connection")
+        })
+        .collect();
     for (i, stream) in silent.iter_mut().enumerate() {
         // Some clients send nothing, some send the beginning of a request, some send a TLS handshake, and some never
         // read the response.

@@ -144,9 +144,9 @@ fn blocks_after(answer: &Value) {
     node.answer_headers(Some(answer.clone()));
     node.set_tip(9);
     let failures = "bitcoin_exporter_poll_failures_total{call=\"getblockheader\"}";
-    eventually("it is tried again", || exporter.value(failures).filter(|&failures| failures >= 2.0));
+    eventually("the exporter retries", || exporter.value(failures).filter(|&failures| failures >= 2.0));
     node.set_tip(12);
-    eventually("and again", || exporter.value(failures).filter(|&failures| failures >= 4.0));
+    eventually("the exporter retries again", || exporter.value(failures).filter(|&failures| failures >= 4.0));
     assert_eq!(exporter.value("bitcoin_blocks_connected_total"), Some(0.0));
     node.answer_headers(None);
     exporter.wait_for("bitcoin_blocks_connected_total", 5.0);
@@ -161,31 +161,31 @@ fn reconnect_blocks_are_counted_beside_notifications() {
     let node = FakeNode::start(Offers { mining: true, chain: true, node: true, ..Offers::default() });
     let proxy = Proxy::start(&node.socket());
     let mut exporter = Exporter::start(&proxy.socket(), &[]).ready();
-    eventually("it is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
+    eventually("the exporter is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
     node.set_tip(8);
     node.fire(vec![Event::Connected { height: 43, data: Vec::new() }]);
     exporter.wait_for("bitcoin_blocks_connected_total", 1.0);
-    eventually("it waits for the next tip", || (node.waits_for_change_of() == 8).then_some(()));
+    eventually("the long poll waits for the next tip", || (node.last_awaited_tip() == 8).then_some(()));
     proxy.cut();
     exporter.wait_for("bitcoin_up", 0.0);
-    eventually("the node has noticed", || (node.connections() == 0).then_some(()));
-    node.forgive();
+    eventually("the node has seen the end of the connection", || (node.connections() == 0).then_some(()));
+    node.clear_faults();
     node.set_tip(12);
     node.answer_headers(Some(json!({"result": null})));
     proxy.resume(&node.socket());
     let failures = "bitcoin_exporter_poll_failures_total{call=\"getblockheader\"}";
-    eventually("it is tried again", || exporter.value(failures).filter(|&failures| failures >= 2.0));
+    eventually("the exporter retries", || exporter.value(failures).filter(|&failures| failures >= 2.0));
     node.answer_headers(None);
     exporter.wait_for("bitcoin_blocks_connected_total", 5.0);
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
-    eventually("it is subscribed again", || (node.fire(vec![Event::Added]) == 1).then_some(()));
+    eventually("the exporter is subscribed again", || (node.fire(vec![Event::Added]) == 1).then_some(()));
     node.set_tip(13);
     node.fire(vec![Event::Connected { height: 48, data: Vec::new() }]);
     exporter.wait_for("bitcoin_blocks_connected_total", 6.0);
     exporter.wait_for("bitcoin_block_height", 48.0);
     // Stop the exporter cleanly before the proxy is dropped and cuts the connection.
     assert!(exporter.terminate().success());
-    eventually("it has left the node", || (node.connections() == 0).then_some(()));
+    eventually("the guard has disconnected", || (node.connections() == 0).then_some(()));
 }
 
 #[test]
@@ -193,12 +193,14 @@ fn counts_stay_when_a_poll_fails() {
     let node = FakeNode::start(Offers { mining: true, chain: true, node: true, ..Offers::default() });
     let options = ["--call-timeout", "200ms", "--poll-interval", "50ms"];
     let exporter = Exporter::start(&node.socket(), &options).ready();
-    eventually("it is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
+    eventually("the exporter is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
     node.fire(vec![Event::Connected { height: 100, data: Vec::new() }]);
     exporter.wait_for("bitcoin_block_height", 100.0);
     node.hang(true);
     exporter.wait_for("bitcoin_up", 0.0);
-    eventually("what was read goes", || exporter.value("bitcoin_chain_height").is_none().then_some(()));
+    eventually("values read from the node are removed", || {
+        exporter.value("bitcoin_chain_height").is_none().then_some(())
+    });
     assert_eq!(exporter.value("bitcoin_block_height"), Some(100.0), "what was counted stays");
     node.hang(false);
     exporter.wait_for("bitcoin_up", 1.0);
@@ -209,7 +211,7 @@ fn counts_stay_when_a_poll_fails() {
 fn historical_blocks_are_no_blocks_of_the_active_chain() {
     let node = FakeNode::start(Offers { mining: true, chain: true, node: true, ..Offers::default() });
     let exporter = Exporter::start(&node.socket(), &[]).ready();
-    eventually("it is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
+    eventually("the exporter is subscribed", || (node.fire(vec![Event::Added]) == 1).then_some(()));
     let data = bitcoin::consensus::serialize(&bitcoin::blockdata::constants::genesis_block(
         bitcoin::Network::Bitcoin,
     ));

@@ -33,9 +33,9 @@ fn transactions_whose_parents_have_not_come_are_orphans() {
             }],
         };
         bytes += child.total_size() as f64;
-        peer.say(NetworkMessage::Tx(child));
+        peer.send(NetworkMessage::Tx(child));
     }
-    peer.until_handled();
+    peer.wait_until_handled();
     assert_eq!(node.json(&["getorphantxs"]).as_array().unwrap().len(), 2);
 
     let exporter = Exporter::start(&node.socket(), &[]).ready();

@@ -263,7 +263,7 @@ fn forbidden_sandbox_costs_one_log_line() {
     let node = Node::start(&[]);
     let mut wrapped = Command::new(std::env::current_exe().unwrap());
     wrapped.args(["--exact", TEST, "--nocapture"]).env(ROLE, node.socket()).stdin(Stdio::null());
-    let exporter = Exporter::spawn_where_it_listens(&mut wrapped).ready();
+    let exporter = Exporter::spawn_without_address(&mut wrapped).ready();
     let log = exporter.log();
     assert_eq!(log.matches("sandbox").count(), 1, "{log}");
     assert!(log.contains("the sandbox is incomplete: no landlock") && log.contains("; no seccomp"), "{log}");

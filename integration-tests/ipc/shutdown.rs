@@ -69,7 +69,7 @@ fn node_stops_cleanly_while_exporter_is_stopped() {
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
     exporter.signal(Signal::SIGSTOP);
     // Four threads serve the exporter. The fifth serves the guard's long poll for the node's shutdown.
-    eventually("the guard asks for the tip itself", || (threads() >= before + 5).then_some(()));
+    eventually("the guard makes its own long poll", || (threads() >= before + 5).then_some(()));
     assert_stops_in_order(node);
     exporter.signal(Signal::SIGCONT);
     exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"shutdown\"}", 1.0);
@@ -79,7 +79,7 @@ fn node_stops_cleanly_while_exporter_is_stopped() {
 fn subscriptions_end_with_the_node_if_exporter_is_stopped() {
     let node = FakeNode::start(TRACING);
     let exporter = Exporter::start(&node.socket(), &["--utxo-trace", "on"]).ready();
-    eventually("it is subscribed to both", || {
+    eventually("the exporter has both subscriptions", || {
         (node.fire(vec![Event::Added, Event::Add(1)]) == 2).then_some(())
     });
     exporter.signal(Signal::SIGSTOP);
@@ -98,7 +98,7 @@ fn killed_guards_are_replaced_without_subscriptions_too() {
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1ms"]).ready();
     for kills in 1..=3 {
         kill(exporter.guard().unwrap(), Signal::SIGKILL).unwrap();
-        eventually("the replacement disconnects", || {
+        eventually("the replacement guard disconnects", || {
             (exporter.log().matches("starting a replacement to disconnect cleanly").count() == kills)
                 .then_some(())
         });
@@ -155,11 +155,11 @@ fn second_signal_ends_the_exporter_at_once() {
     node.hang(true);
     exporter.wait_for("bitcoin_up", 0.0);
     kill(exporter.supervisor(), Signal::SIGTERM).unwrap();
-    eventually("it ends", || exporter.log().contains("received SIGTERM, exiting").then_some(()));
+    eventually("the process exits", || exporter.log().contains("received SIGTERM, exiting").then_some(()));
     kill(exporter.supervisor(), Signal::SIGINT).unwrap();
     assert_eq!(exporter.ended().code(), Some(128 + Signal::SIGINT as i32));
     node.hang(false);
-    eventually("the guard has left", || (node.connections() == 0).then_some(()));
+    eventually("the guard has disconnected", || (node.connections() == 0).then_some(()));
 }
 
 #[test]
@@ -195,11 +195,11 @@ fn crashed_node_can_restart_beside_its_launched_exporter() {
     };
     eventually("the launched exporter is connected", || connected(1));
     let launched: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-    node.forget_argument(&notify); // the second start launches none
+    node.remove_argument(&notify); // the second start launches none
     node.restart();
     eventually("the first node's exporter is connected to the second", || connected(2));
     kill(Pid::from_raw(launched), Signal::SIGTERM).unwrap();
-    eventually("it ends", || Process::new(launched).is_err().then_some(()));
+    eventually("the process exits", || Process::new(launched).is_err().then_some(()));
 }
 
 /// An exporter in a container in which another process is PID 1.
@@ -218,10 +218,10 @@ impl Supervised {
             .args(["--utxo-trace", "on", "--poll-interval", "1ms"])
             .env(IN_CONTAINER, "1");
         let supervisor = Exporter::spawn(&mut command).ready();
-        eventually("it is subscribed to both", || {
+        eventually("the exporter has both subscriptions", || {
             (node.fire(vec![Event::Added, Event::Add(1)]) == 2).then_some(())
         });
-        let (exporter, guard) = (supervisor.pid(), supervisor.guard().expect("it has a guard"));
+        let (exporter, guard) = (supervisor.pid(), supervisor.guard().expect("the exporter has a guard"));
         Supervised { supervisor, exporter, guard }
     }
 }
@@ -238,7 +238,7 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
     // Wait for a call that hangs. Between two polls no call is under way, and the guard could exit at once.
     eventually("a call is under way", || node.hangs().then_some(()));
     kill(supervised.exporter, Signal::SIGKILL).unwrap();
-    eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
+    eventually("the exporter has exited", || is_gone(supervised.exporter).then_some(()));
     std::thread::sleep(Duration::from_millis(300)); // longer than a supervisor that does not wait would take
     assert!(
         !is_gone(supervised.supervisor.supervisor()),
@@ -260,7 +260,7 @@ fn supervisor_forwards_sigterm() {
     let supervisor = supervised.supervisor.supervisor();
     assert!(Command::new("sh").args(["-c", &format!("kill -37 {supervisor}")]).status().unwrap().success());
     let pending = || Process::new(supervisor.as_raw()).and_then(|it| it.status()).map(|it| it.shdpnd);
-    eventually("it has taken the signal", || pending().map_or(true, |it| it == 0).then_some(()));
+    eventually("the supervisor has read the signal", || pending().map_or(true, |it| it == 0).then_some(()));
     assert_eq!(supervised.supervisor.terminate().code(), Some(0), "{}", supervised.supervisor.log());
     assert_eq!(supervised.supervisor.log().matches("received SIGTERM, exiting").count(), 1);
     assert!(is_gone(supervised.exporter) && is_gone(supervised.guard));
@@ -273,13 +273,13 @@ fn exporter_exits_cleanly_if_its_supervisor_is_killed() {
     let node = FakeNode::start(TRACING);
     let supervised = Supervised::start(&node);
     kill(supervised.supervisor.supervisor(), Signal::SIGKILL).unwrap();
-    eventually("the exporter has ended", || is_gone(supervised.exporter).then_some(()));
+    eventually("the exporter has exited", || is_gone(supervised.exporter).then_some(()));
     assert!(
         supervised.supervisor.log().contains("received SIGTERM, exiting"),
         "{}",
         supervised.supervisor.log()
     );
-    eventually("the guard has ended", || is_gone(supervised.guard).then_some(()));
+    eventually("the guard has exited", || is_gone(supervised.guard).then_some(()));
     assert_eq!(node.unsubscribed(), 2);
     eventually("the connection is closed", || (node.connections() == 0).then_some(()));
 }
@@ -345,7 +345,7 @@ impl Container {
 
     fn exporter(&self) -> Pid {
         let init = self.init();
-        eventually("it has started the exporter", || child_of(init, "bitcoind-export"))
+        eventually("the supervisor has started the exporter", || child_of(init, "bitcoind-export"))
     }
 }
 
@@ -356,10 +356,10 @@ fn pid_1_disconnects_cleanly() {
         for _ in 0..3 {
             let Some(mut container) = Container::start(&node.socket(), &[]) else { return };
             let exporter = container.exporter();
-            eventually("it has a guard", || child_of(container.init(), "bitcoind-guard"));
+            eventually("the exporter has a guard", || child_of(container.init(), "bitcoind-guard"));
             std::thread::sleep(Duration::from_millis(50)); // into the polls
             kill(if to_init { container.init() } else { exporter }, signal).unwrap();
-            let ended = eventually("the container ends", || container.0.try_wait().unwrap());
+            let ended = eventually("the container exits", || container.0.try_wait().unwrap());
             assert_eq!(ended.code(), Some(code), "{signal}");
         }
     }
@@ -372,9 +372,9 @@ fn pid_1_exits_although_sigchld_was_ignored() {
     let ignored = ["env", "--ignore-signal=CHLD"];
     let Some(mut container) = Container::start(&node.socket(), &ignored) else { return };
     container.exporter();
-    eventually("it has a guard", || child_of(container.init(), "bitcoind-guard"));
+    eventually("the exporter has a guard", || child_of(container.init(), "bitcoind-guard"));
     kill(container.init(), Signal::SIGTERM).unwrap();
-    let ended = eventually("the container ends", || container.0.try_wait().unwrap());
+    let ended = eventually("the container exits", || container.0.try_wait().unwrap());
     assert_eq!(ended.code(), Some(0));
 }
 
@@ -395,7 +395,7 @@ fn pid_1_waits_for_other_exporters_in_its_container() {
         let mut beside = Exporter::spawn(&mut beside).ready();
         eventually("both are subscribed", || (node.fire(vec![Event::Added]) == 2).then_some(()));
         kill(init, Signal::SIGTERM).unwrap();
-        let ended = eventually("the container ends", || container.0.try_wait().unwrap());
+        let ended = eventually("the container exits", || container.0.try_wait().unwrap());
         assert_eq!(ended.code(), Some(0));
         assert_eq!(beside.ended().code(), Some(0), "{}", beside.log());
         assert_eq!(beside.log().matches("received SIGTERM, exiting").count(), 1, "{}", beside.log());
@@ -427,7 +427,9 @@ fn core_30_is_not_queried_before_its_chain_is_loaded() {
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(process.stdout.take().unwrap()));
     let socket = lines.find_map(|line| Some(line.unwrap().split_once("socket: ")?.1.to_string())).unwrap();
     let exporter = Exporter::spawn(command().arg(&socket));
-    eventually("it waits", || exporter.log().contains("the node is starting").then_some(()));
+    eventually("the exporter waits for the node", || {
+        exporter.log().contains("the node is starting").then_some(())
+    });
     std::thread::sleep(Duration::from_millis(600)); // some looks
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
     let mut stdin = process.stdin.take().unwrap();

@@ -42,7 +42,7 @@ impl ProxyProcess {
     }
 
     /// Makes the proxy forward new connections to this node.
-    fn turn_to(&self, node: &Path) {
+    fn forward_to(&self, node: &Path) {
         let (new, link) = (self.dir.path().join("new"), self.dir.path().join("node"));
         symlink(node, &new).unwrap();
         std::fs::rename(new, link).unwrap();
@@ -118,8 +118,8 @@ fn traffic_of_another_long_running_node_is_not_counted() {
     // Connection times have a resolution of a second. Wait until the last poll and the new connection are not in the
     // same second.
     let before = polls();
-    eventually("it polls on", || (polls() >= before + 4.0).then_some(()));
-    proxy.turn_to(&other.socket());
+    eventually("polls continue", || (polls() >= before + 4.0).then_some(()));
+    proxy.forward_to(&other.socket());
     node.stop();
     exporter.wait_for("bitcoin_peers", 1.0);
     let (counted, moved) = (counted(&exporter), moved(&other));

@@ -63,10 +63,14 @@ fn tls_is_served_and_renewed_certificates_are_used() {
 
     certificate(dir.path());
     let scraped = || curl(&exporter, dir.path(), &[]).map(|(status, _)| status);
-    eventually("the new one is used", || (scraped() == Ok(200)).then_some(()));
-    eventually("it is logged", || exporter.log().contains("using the renewed certificates").then_some(()));
+    eventually("the new certificate is used", || (scraped() == Ok(200)).then_some(()));
+    eventually("the log line is written", || {
+        exporter.log().contains("using the renewed certificates").then_some(())
+    });
     std::fs::write(dir.path().join("key.pem"), "no key").unwrap();
-    eventually("it is logged", || exporter.log().contains("keeping the current ones").then_some(()));
+    eventually("the log line is written", || {
+        exporter.log().contains("keeping the current ones").then_some(())
+    });
     assert_eq!(scraped(), Ok(200), "the old one stays");
 }
 
@@ -86,11 +90,11 @@ fn blocking_certificate_keeps_the_last_good_one() {
     };
     replace_by_fifo();
     let logged = |text: &str| exporter.log().matches(text).count();
-    eventually("it is logged", || (logged("it is not a regular file") > 0).then_some(()));
+    eventually("the log line is written", || (logged("it is not a regular file") > 0).then_some(()));
     assert_eq!(scraped(), Ok(200), "the old one stays");
     std::fs::remove_file(&served).unwrap();
     std::fs::copy(dir.path().join("cert.pem"), &served).unwrap();
-    eventually("it is logged", || (logged("certificates exist again") > 0).then_some(()));
+    eventually("the log line is written", || (logged("certificates exist again") > 0).then_some(()));
     assert_eq!(logged("it is not a regular file"), 1);
     assert_eq!(scraped(), Ok(200));
     // At startup, a certificate file that is a FIFO makes the exporter exit with an error.
@@ -118,7 +122,9 @@ fn certificates_that_expire_are_logged_and_exported() {
     };
     expires(2020);
     let exporter = start(dir.path(), "tls_server_config: {cert_file: cert.pem, key_file: key.pem}");
-    eventually("it is logged", || exporter.log().contains("expired at 2020-01-01T00:00:00Z").then_some(()));
+    eventually("the log line is written", || {
+        exporter.log().contains("expired at 2020-01-01T00:00:00Z").then_some(())
+    });
     let shown = || {
         let (_, body) = curl(&exporter, dir.path(), &["--insecure"]).ok()?;
         let name = "bitcoin_exporter_certificate_expiry_timestamp_seconds ";
@@ -126,7 +132,9 @@ fn certificates_that_expire_are_logged_and_exported() {
     };
     assert_eq!(shown(), Some(1_577_836_800.0));
     expires(4000);
-    eventually("the renewed one is shown", || (shown() == Some(64_060_588_800.0)).then_some(()));
+    eventually("the expiry time of the renewed certificate is exported", || {
+        (shown() == Some(64_060_588_800.0)).then_some(())
+    });
     assert_eq!(exporter.log().matches("expired at").count(), 1);
 }
 

@@ -63,7 +63,7 @@ fn rollback_between_two_calls_is_no_reorg() {
     exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
     let uptime = || node.cli(&["uptime"]).parse::<u64>().unwrap();
     let began = uptime();
-    eventually("the exporter watches for longer than it takes for a restart to show", || {
+    eventually("the exporter has run long enough to detect a restart", || {
         (uptime() > began + 3).then_some(())
     });
     exporter.signal(Signal::SIGSTOP);
@@ -89,7 +89,7 @@ fn node_restarted_with_ipc_is_polled_over_ipc() {
     let exporter = beside(&node, &["--poll-interval", "500ms"]);
     exporter.wait_for(USED, 1.0);
     node.stop();
-    node.forget_argument("-noipcbind");
+    node.remove_argument("-noipcbind");
     node.restart();
     exporter.wait_for("bitcoin_exporter_interface{interface=\"rpc\"}", 1.0);
     assert_eq!(exporter.value(USED), None);
@@ -143,12 +143,14 @@ fn missing_node_is_awaited() {
     let dir = TempDir::new().unwrap();
     let datadir = dir.path().to_str().unwrap();
     let exporter = Exporter::spawn(command().args(["--datadir", datadir, "--rpc-url", "http://127.0.0.1:1"]));
-    eventually("it says both", || {
+    eventually("the exporter logs both reasons", || {
         let log = exporter.log();
         (log.contains("no such socket") && log.contains("there is no cookie at")).then_some(())
     });
     std::fs::write(dir.path().join(".cookie"), "__cookie__:1").unwrap();
-    eventually("it says what is wrong now", || exporter.log().contains("connection refused").then_some(()));
+    eventually("the exporter logs the new reason", || {
+        exporter.log().contains("connection refused").then_some(())
+    });
     assert_eq!(exporter.log().matches("cannot connect").count(), 2, "{}", exporter.log());
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
 }

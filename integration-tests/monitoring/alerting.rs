@@ -198,7 +198,9 @@ pub fn operator_is_notified_of_node_down_and_up() {
         {"targets": [exporter.address()], "labels": {"node": "mynode"}},
     ]}]);
     let prometheus = Prometheus::start(&config.to_string());
-    eventually("the node is seen", || (prometheus.query("bitcoin_up")[0]["value"][1] == "1").then_some(()));
+    eventually("Prometheus has scraped the node", || {
+        (prometheus.query("bitcoin_up")[0]["value"][1] == "1").then_some(())
+    });
 
     node.stop();
     let fired = message(&messages, "BitcoinNodeDown", "firing");
@@ -235,7 +237,7 @@ pub fn alerts_caused_by_a_down_node_are_inhibited() {
     };
     let expected = [("BitcoinNoProbes", "one"), ("FibreSilent", "one"), ("BitcoinTipStale", "host-a")]
         .map(|(name, node)| (name.to_string(), node.to_string()));
-    eventually("the rest of the node is kept back", || {
+    eventually("the node's other alerts are suppressed", || {
         (kept_back() == expected.clone().into()).then_some(())
     });
     // There is one message for each node, with all alerts that are not suppressed.

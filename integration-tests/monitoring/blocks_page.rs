@@ -155,7 +155,7 @@ pub fn races_of_fibre_are_shown() {
 
     // No other process runs this binary, and the node is therefore gone.
     drop(fixture);
-    eventually("the page says that the node is gone", || {
+    eventually("the page shows that the node has exited", || {
         (browser.run("return $('state').textContent") == "not traced").then_some(())
     });
     let wrong = browser.run("return $('wrong').innerText");

@@ -150,7 +150,7 @@ pub fn lines_of_the_journal_have_their_labels() {
         "relabel_configs": relabel_rules("loki.relabel \"journal\""),
     }]});
     let prometheus = Prometheus::start(&config.to_string());
-    let targets = eventually("the targets are there", || {
+    let targets = eventually("the targets are loaded", || {
         let targets = prometheus.api("targets?state=active").unwrap()["activeTargets"].take();
         (!targets.as_array().unwrap().is_empty()).then_some(targets)
     });

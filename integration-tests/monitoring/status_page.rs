@@ -112,7 +112,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     keep(&browser, "up.png");
 
     node.stop();
-    eventually("the page says that the node is down", || {
+    eventually("the page shows that the node is down", || {
         (text(&browser, "state") == "down" && shown("bitcoin_chain_height").is_null()).then_some(())
     });
     assert!(text(&browser, "wrong").contains("node"), "{}", text(&browser, "wrong"));

@@ -172,7 +172,7 @@ pub fn full_disk_is_logged_once_and_costs_no_row() {
     scene.exporter.wait_for("bitcoin_blocks_connected_total{node=\"localhost\"}", 62.0);
     std::fs::remove_file(&filler).unwrap();
     scene.until(1..=62);
-    eventually("the exporter says that it goes on", || {
+    eventually("the exporter logs that it writes again", || {
         (scene.logged("writing to the block log") == 1).then_some(())
     });
     assert_eq!(scene.logged("cannot write"), 1, "{}", scene.exporter.log());
@@ -186,15 +186,15 @@ pub fn corrupt_file_is_logged_once_and_replaced() {
     let length = std::fs::metadata(&scene.file).unwrap().len() as usize;
     std::fs::write(&scene.file, vec![b'x'; length]).unwrap();
     scene.node.mine(2);
-    eventually("the exporter says that the file is broken", || {
+    eventually("the exporter logs that the file is corrupt", || {
         (scene.logged("cannot write") == 1).then_some(())
     });
     let message = String::from_utf8(blocks(&scene.file, &[]).stderr).unwrap();
     assert!(message.contains("file is not a database") && message.contains("move it away"), "{message}");
     std::fs::rename(&scene.file, dir.path().join("broken")).unwrap();
-    eventually("a file is there again", || scene.file.exists().then_some(()));
+    eventually("the file exists again", || scene.file.exists().then_some(()));
     scene.until(2..=3);
-    eventually("the exporter says that it goes on", || {
+    eventually("the exporter logs that it writes again", || {
         (scene.logged("writing to the block log") == 1).then_some(())
     });
 
@@ -202,7 +202,7 @@ pub fn corrupt_file_is_logged_once_and_replaced() {
     // the removed one.
     std::fs::remove_file(&scene.file).unwrap();
     scene.node.mine(1);
-    eventually("a file is there again", || scene.file.exists().then_some(()));
+    eventually("the file exists again", || scene.file.exists().then_some(()));
     scene.until([4]);
     assert_eq!(scene.logged("cannot write"), 1, "{}", scene.exporter.log());
 }

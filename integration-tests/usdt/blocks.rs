@@ -28,7 +28,7 @@ pub fn check_of_the_database_counts_no_block() {
         exporter.wait_for("bitcoin_blocks_connected_total{node=\"localhost\"}", number as f64);
         assert_eq!(sum(&exporter, "bitcoin_block_arrivals_total", ""), number as f64);
         assert_eq!(sum(&exporter, "bitcoin_block_tx_count_count", ""), number as f64);
-        eventually("each has a row", || (objects(&record, &[]).len() == number).then_some(()));
+        eventually("each block has a row", || (objects(&record, &[]).len() == number).then_some(()));
     };
     let fired = |number: f64| {
         let event =
@@ -119,13 +119,13 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
 
     // The peer connected before the exporter started. Exchange a ping and a pong, because the exporter reads the peer's
     // connection type from them.
-    peer.until_handled();
+    peer.wait_until_handled();
 
     // A compact block of which the node has all transactions.
     let known = scene.transactions(2);
     known.iter().for_each(|transaction| scene.send(transaction));
     let complete = scene.block(&known);
-    peer.say_compact(&complete, &[]);
+    peer.send_compact_block(&complete, &[]);
     scene.connected(&complete);
     assert_eq!(scene.field(&complete, "arrival").as_deref(), Some("compact_complete"));
     assert_eq!(scene.field(&complete, "announced_by").as_deref(), Some("cmpctblock"));
@@ -135,7 +135,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     // A compact block of which one transaction is missing and one is prefilled.
     let unknown = scene.transactions(2);
     let one = scene.block(&unknown);
-    peer.say_compact(&one, &[1]);
+    peer.send_compact_block(&one, &[1]);
     let request = requested(&mut peer);
     give(&mut peer, &request, &one);
     scene.connected(&one);
@@ -146,7 +146,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     // A compact block with many missing transactions. Its short IDs exceed the bytes that the BPF program copies.
     let many = scene.transactions(40);
     let many = scene.block(&many);
-    peer.say_compact(&many, &[7, 8]);
+    peer.send_compact_block(&many, &[7, 8]);
     let request = requested(&mut peer);
     give(&mut peer, &request, &many);
     scene.connected(&many);
@@ -202,11 +202,11 @@ pub fn three_announcing_peers_are_distinguished() {
     // The node requests a compact block from the first peer. The compact block of the third peer arrives before the
     // response.
     let block = scene.block(&[]);
-    first.say(NetworkMessage::Headers(vec![block.header]));
+    first.send(NetworkMessage::Headers(vec![block.header]));
     fetched(&mut first, Inventory::CompactBlock(block.block_hash()));
-    second.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
-    second.until_handled();
-    third.say_compact(&block, &[]);
+    second.send(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    second.wait_until_handled();
+    third.send_compact_block(&block, &[]);
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
     assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
@@ -219,12 +219,12 @@ pub fn three_announcing_peers_are_distinguished() {
 
     // The requested compact block and a fourth announcement arrive after the block's connection. Both are counted for
     // this block.
-    first.say_compact(&block, &[]);
-    first.until_handled();
+    first.send_compact_block(&block, &[]);
+    first.wait_until_handled();
     let mut fourth = Peer::connect(scene.node.p2p_port);
-    fourth.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
-    fourth.until_handled();
-    eventually("they are counted", || {
+    fourth.send(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    fourth.wait_until_handled();
+    eventually("the late messages are counted", || {
         let [inv, asked] = [
             ("bitcoin_block_announcements_total", "by=\"inv\""),
             ("bitcoin_compact_blocks_received_total", "low"),
@@ -236,10 +236,10 @@ pub fn three_announcing_peers_are_distinguished() {
     // Three announcements by the same peer count as one. For this block, the response of the first peer completes the
     // block.
     let next = scene.block(&[]);
-    first.say(NetworkMessage::Headers(vec![next.header]));
+    first.send(NetworkMessage::Headers(vec![next.header]));
     fetched(&mut first, Inventory::CompactBlock(next.block_hash()));
-    first.say(NetworkMessage::Inv(vec![Inventory::Block(next.block_hash())]));
-    first.say_compact(&next, &[]);
+    first.send(NetworkMessage::Inv(vec![Inventory::Block(next.block_hash())]));
+    first.send_compact_block(&next, &[]);
     scene.connected(&next);
     assert_eq!(scene.sum("bitcoin_block_announcements_total", "by=\"headers\""), 2.0);
     assert_eq!(scene.sum("bitcoin_block_announcements_total", "by=\"inv\""), 2.0);
@@ -255,20 +255,20 @@ pub fn block_by_another_message_is_no_compact_block() {
     // The peer sends another transaction than requested, and the node downloads the full block.
     let [asked, other] = scene.transactions(2).try_into().unwrap();
     let wrong = scene.block(&[asked]);
-    peer.say_compact(&wrong, &[]);
+    peer.send_compact_block(&wrong, &[]);
     let request = requested(&mut peer);
     let transactions =
         BlockTransactions { block_hash: request.txs_request.block_hash, transactions: vec![other] };
-    peer.say(NetworkMessage::BlockTxn(BlockTxn { transactions }));
+    peer.send(NetworkMessage::BlockTxn(BlockTxn { transactions }));
     fetched(&mut peer, Inventory::WitnessBlock(wrong.block_hash()));
-    peer.say(NetworkMessage::Block(wrong.clone()));
+    peer.send(NetworkMessage::Block(wrong.clone()));
     scene.connected(&wrong);
     assert_eq!(scene.field(&wrong, "arrival").as_deref(), Some("full_block"));
 
     // While the node waits for requested transactions, the block is submitted by RPC.
     let [unknown] = scene.transactions(1).try_into().unwrap();
     let submitted = scene.block(&[unknown]);
-    peer.say_compact(&submitted, &[]);
+    peer.send_compact_block(&submitted, &[]);
     requested(&mut peer);
     scene.node.cli(&["submitblock", &serialize_hex(&submitted)]);
     scene.connected(&submitted);
@@ -280,10 +280,10 @@ pub fn block_by_another_message_is_no_compact_block() {
 
     // The coinbase pays too much. The node reconstructs this block and rejects it.
     let invalid = block_on(&scene.tip, scene.height + 1, unix_time() - 5, Amount::ONE_BTC * 50, &[]);
-    peer.say_compact(&invalid, &[]);
-    peer.until_handled();
+    peer.send_compact_block(&invalid, &[]);
+    peer.wait_until_handled();
     let valid = scene.block(&[]);
-    peer.say_compact(&valid, &[]);
+    peer.send_compact_block(&valid, &[]);
     scene.connected(&valid);
     assert_eq!(scene.reconstructed(&[&invalid, &valid]).len(), 2);
     assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 3.0);
@@ -299,17 +299,17 @@ pub fn header_sync_announces_nothing() {
         last = block.header;
         blocks.push(block);
     }
-    peer.say(NetworkMessage::Headers(blocks.iter().map(|block| block.header).collect()));
+    peer.send(NetworkMessage::Headers(blocks.iter().map(|block| block.header).collect()));
     let mut given = 0;
     while given < blocks.len() {
-        let wanted = peer.hear("getdata", |message| match message {
+        let wanted = peer.receive("getdata", |message| match message {
             NetworkMessage::GetData(wanted) => Some(wanted),
             _ => None,
         });
         for inventory in wanted {
             let Inventory::WitnessBlock(hash) = inventory else { panic!("{inventory:?}") };
             let block = blocks.iter().find(|block| block.block_hash() == hash).unwrap();
-            peer.say(NetworkMessage::Block(block.clone()));
+            peer.send(NetworkMessage::Block(block.clone()));
             given += 1;
         }
     }
@@ -317,7 +317,7 @@ pub fn header_sync_announces_nothing() {
     eventually("all are connected", || {
         (scene.node.cli(&["getblockcount"]) == scene.height.to_string()).then_some(())
     });
-    eventually("all are counted", || {
+    eventually("all events are counted", || {
         (scene.sum("bitcoin_block_arrivals_total", "other") == 2000.0).then_some(())
     });
     assert_eq!(scene.sum("bitcoin_blocks_connected_total", ""), 2000.0);
@@ -327,9 +327,9 @@ pub fn header_sync_announces_nothing() {
     // The next block and its parent are announced in one headers message.
     let first = block_on(&scene.tip, scene.height + 1, scene.tip.time + 1, REWARD, &[]);
     let second = block_on(&first.header, scene.height + 2, scene.tip.time + 2, REWARD, &[]);
-    peer.say(NetworkMessage::Headers(vec![first.header, second.header]));
+    peer.send(NetworkMessage::Headers(vec![first.header, second.header]));
     for block in [&first, &second] {
-        peer.say(NetworkMessage::Block(block.clone()));
+        peer.send(NetworkMessage::Block(block.clone()));
     }
     scene.connected(&second);
     assert_eq!(scene.sum("bitcoin_block_announcements_total", "by=\"headers\""), 2.0);
@@ -340,14 +340,14 @@ pub fn header_sync_announces_nothing() {
 pub fn peer_with_invented_blocks_evicts_no_other_blocks() {
     let (mut scene, [mut honest, mut other]) = Scene::new();
     let block = scene.block(&[]);
-    honest.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
-    honest.until_handled();
+    honest.send(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    honest.wait_until_handled();
     for _ in 0..500 {
         let invented = deserialize(&rand::random::<[u8; 32]>()).unwrap();
-        other.say(NetworkMessage::Inv(vec![Inventory::Block(invented)]));
+        other.send(NetworkMessage::Inv(vec![Inventory::Block(invented)]));
     }
-    other.until_handled();
-    honest.say_compact(&block, &[]);
+    other.wait_until_handled();
+    honest.send_compact_block(&block, &[]);
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("inv"));
     assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 1.0);
@@ -381,10 +381,10 @@ pub fn node_reports_are_counted() {
 pub fn report_has_the_utxo_flush_a_block_waited_for() {
     let (mut scene, [mut peer]) = Scene::with("net,validation,utxocache", &[]);
     let block = scene.block(&[]);
-    peer.say(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
-    peer.until_handled();
+    peer.send(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
+    peer.wait_until_handled();
     scene.node.cli(&["gettxoutsetinfo"]); // writes the cache first
-    peer.say_compact(&block, &[]);
+    peer.send_compact_block(&block, &[]);
     scene.connected(&block);
     let told: i64 = scene.field(&block, "flush_us").unwrap().parse().unwrap();
     let log = scene.exporter.log();
@@ -396,7 +396,7 @@ pub fn report_has_the_utxo_flush_a_block_waited_for() {
     assert!(told > 0 && told <= flushed.map(duration).sum(), "{told}: {log}");
 
     let next = scene.block(&[]);
-    peer.say_compact(&next, &[]);
+    peer.send_compact_block(&next, &[]);
     scene.connected(&next);
     assert_eq!(scene.field(&next, "flush_us"), None);
 }

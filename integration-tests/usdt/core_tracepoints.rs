@@ -95,7 +95,7 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
     let added = sum(&exporter, "bitcoin_utxo_cache_add_total", "");
     assert!(added >= 109.0, "{added}");
     assert!(node.stop().success());
-    eventually("the flush at the end is seen", || {
+    eventually("the flush at the node's exit is counted", || {
         (sum(&exporter, "bitcoin_utxo_cache_flush_duration_seconds_count", "") >= 1.0).then_some(())
     });
     // A node that shuts down flushes several times. The gauges have the values of the last flush, and the log has a

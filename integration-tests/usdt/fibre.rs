@@ -221,9 +221,11 @@ pub fn restarted_node_does_not_finish_what_the_last_one_queued() {
     fixture.fire("log_started 1 1");
     assert_samples(&exporter, "bitcoin_log_queue_wait_seconds_count 1");
     drop(fixture);
-    eventually("it notices the end", || (exporter.get("/ready").0 == 503).then_some(()));
+    eventually("the exporter notices the exit of the node", || {
+        (exporter.get("/ready").0 == 503).then_some(())
+    });
     let mut fixture = crate::Fixture::start(&compile(dir.path(), &["-DNEWEST"]));
-    eventually("it is attached again", || (exporter.get("/ready").0 == 200).then_some(()));
+    eventually("the exporter attaches to the new node", || (exporter.get("/ready").0 == 200).then_some(()));
     // Operations that were queued before the exporter attached have no waiting time.
     fixture.fire("log_completed 1 1 0");
     fixture.fire("log_started 2 1");

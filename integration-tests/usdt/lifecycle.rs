@@ -21,12 +21,14 @@ pub fn restarted_node_is_attached_again_and_keeps_counts() {
     let mut exporter = crate::exporter(fixture.pid(), &arguments);
     fixture.fire("send");
     drop(fixture);
-    eventually("it notices the end", || (exporter.get("/ready").0 == 503).then_some(()));
+    eventually("the exporter notices the exit of the node", || {
+        (exporter.get("/ready").0 == 503).then_some(())
+    });
     assert_samples(&exporter, "fibre_exporter_probes_attached 0\nfibre_blocks_sent_total 1");
     // Simulate an upgrade, which replaces the file at the same path.
     std::fs::remove_file(dir.path().join("fixture")).unwrap();
     let mut fixture = Fixture::start(&compile(dir.path(), &[]));
-    eventually("it is attached again", || (exporter.get("/ready").0 == 200).then_some(()));
+    eventually("the exporter attaches to the new node", || (exporter.get("/ready").0 == 200).then_some(()));
     fixture.fire("send");
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 2");
     // The exit must not access memory that libbpf freed when it detached from the first process.
@@ -41,11 +43,13 @@ pub fn another_node_of_the_same_binary_is_not_the_next_one() {
     // Wait longer than the exporter takes to notice the exit of a node. The next node may already run then.
     std::thread::sleep(std::time::Duration::from_secs(3));
     drop(first);
-    eventually("it waits", || exporter.log().contains("no new process of").then_some(()));
+    eventually("the exporter waits for the node", || {
+        exporter.log().contains("no new process of").then_some(())
+    });
     other.fire("send");
     assert_samples(&exporter, "fibre_exporter_probes_attached 0\nfibre_blocks_sent_total 0");
     let mut next = Fixture::start(&binary);
-    eventually("the next one is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+    eventually("the exporter attaches to the next node", || (exporter.get("/ready").0 == 200).then_some(()));
     other.fire("send");
     next.fire("send");
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 1");
@@ -58,7 +62,7 @@ pub fn exporter_started_first_waits_for_the_node() {
     assert_eq!(exporter.get("/ready").0, 503);
     assert_eq!(exporter.get("/health").0, 200);
     let mut fixture = Fixture::start(&binary);
-    eventually("it is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+    eventually("the exporter attaches to the node", || (exporter.get("/ready").0 == 200).then_some(()));
     fixture.fire("send");
     assert_samples(&exporter, "fibre_blocks_sent_total 1");
 }
@@ -114,8 +118,8 @@ pub fn old_options_protect_metrics_but_not_health() {
     assert_eq!(status(&["-u", "prometheus:guess"], &metrics), "401");
     assert_eq!(status(&[], &metrics), "401");
     let health = |page: &str| status(&[], &format!("https://localhost:{health}/{page}"));
-    eventually("the health port answers", || (health("health") == "200").then_some(()));
-    eventually("it is attached", || (health("ready") == "200").then_some(()));
+    eventually("the health port responds", || (health("health") == "200").then_some(()));
+    eventually("the exporter attaches to the node", || (health("ready") == "200").then_some(()));
     assert_eq!((health("metrics").as_str(), health("").as_str()), ("404", "404"));
 }
 
@@ -135,10 +139,12 @@ pub fn several_nodes_are_waited_for_until_one_is_left() {
     let binary = compile(dir.path(), &[]);
     let (first, mut second) = (Fixture::start(&binary), Fixture::start(&binary));
     let exporter = waiting(&binary);
-    eventually("it waits", || exporter.log().contains("several nodes are running").then_some(()));
+    eventually("the exporter waits for the node", || {
+        exporter.log().contains("several nodes are running").then_some(())
+    });
     assert_eq!(exporter.get("/ready").0, 503);
     drop(first);
-    eventually("it is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+    eventually("the exporter attaches to the node", || (exporter.get("/ready").0 == 200).then_some(()));
     second.fire("send");
     assert_samples(&exporter, "fibre_blocks_sent_total 1");
 }
@@ -177,10 +183,12 @@ pub fn node_is_selected_by_its_unit() {
     node.fire("send");
     assert_samples(&exporter, "fibre_blocks_sent_total 1");
     drop(node);
-    eventually("it waits", || exporter.log().contains(&format!("in unit {unit}")).then_some(()));
+    eventually("the exporter waits for the node", || {
+        exporter.log().contains(&format!("in unit {unit}")).then_some(())
+    });
     let mut next = Fixture::start(&binary);
     std::fs::write(group.join("cgroup.procs"), next.pid().to_string()).unwrap();
-    eventually("it is attached", || (exporter.get("/ready").0 == 200).then_some(()));
+    eventually("the exporter attaches to the node", || (exporter.get("/ready").0 == 200).then_some(()));
     next.fire("send");
     assert_samples(&exporter, "fibre_blocks_sent_total 2");
     drop(next);
@@ -216,7 +224,7 @@ pub fn unread_journal_stops_nothing() {
     for _ in 0..30 {
         fixture.fire("repeat 1 10 named b-msghand standard 1 1 1 1 1 text text");
     }
-    eventually("all are counted", || {
+    eventually("all events are counted", || {
         (exporter.value("bitcoin_blocks_connected_total{node=\"relay\"}")? == 300.0).then_some(())
     });
     assert_eq!((exporter.get("/health").0, exporter.get("/ready").0), (200, 200));

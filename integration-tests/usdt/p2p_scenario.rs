@@ -50,11 +50,11 @@ impl Scene {
             height += 1;
             let block = block_on(&tip, height, unix_time() - 5, REWARD, &[]);
             tip = block.header;
-            peer.say(NetworkMessage::Headers(vec![tip]));
+            peer.send(NetworkMessage::Headers(vec![tip]));
             fetched(peer, Inventory::CompactBlock(tip.block_hash()));
-            peer.say_compact(&block, &[]);
+            peer.send_compact_block(&block, &[]);
             let high_bandwidth = SendCmpct { send_compact: true, version: 2 };
-            peer.hear("sendcmpct", |message| {
+            peer.receive("sendcmpct", |message| {
                 (message == NetworkMessage::SendCmpct(high_bandwidth)).then_some(())
             });
         }
@@ -127,7 +127,7 @@ impl Scene {
 }
 
 pub fn requested(peer: &mut Peer) -> GetBlockTxn {
-    peer.hear("getblocktxn", |message| match message {
+    peer.receive("getblocktxn", |message| match message {
         NetworkMessage::GetBlockTxn(request) => Some(request),
         _ => None,
     })
@@ -135,10 +135,10 @@ pub fn requested(peer: &mut Peer) -> GetBlockTxn {
 
 pub fn give(peer: &mut Peer, request: &GetBlockTxn, block: &Block) {
     let transactions = BlockTransactions::from_request(&request.txs_request, block).unwrap();
-    peer.say(NetworkMessage::BlockTxn(BlockTxn { transactions }));
+    peer.send(NetworkMessage::BlockTxn(BlockTxn { transactions }));
 }
 
 /// Waits for a getdata message from the node with exactly this inventory entry.
 pub fn fetched(peer: &mut Peer, wanted: Inventory) {
-    peer.hear("getdata", |message| (message == NetworkMessage::GetData(vec![wanted])).then_some(()));
+    peer.receive("getdata", |message| (message == NetworkMessage::GetData(vec![wanted])).then_some(()));
 }

@@ -41,7 +41,7 @@ impl Restarted {
     }
 
     fn wait(&self) {
-        eventually("the node answers", || self.cli(&["getblockcount"]));
+        eventually("the node responds", || self.cli(&["getblockcount"]));
     }
 
     fn cli(&self, arguments: &[&str]) -> Option<String> {
@@ -69,7 +69,7 @@ impl Restarted {
     fn end(&mut self, signal: Signal) {
         let pid = self.pid().expect("the node runs");
         kill(pid, signal).unwrap();
-        eventually("the node ends", || {
+        eventually("the node exits", || {
             let _ = self.starter.as_mut()?.try_wait();
             (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
         });
@@ -188,7 +188,7 @@ pub fn processes_that_end_at_once_are_not_the_node() {
     for _ in 0..50 {
         let mut version = Command::new(&program);
         version.arg("-version").stdout(Stdio::null());
-        assert!(eventually("it starts", || version.status().ok()).success());
+        assert!(eventually("the copied program starts", || version.status().ok()).success());
     }
     let mut node = Restarted::new(&program, &[]);
     node.start();

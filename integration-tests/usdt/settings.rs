@@ -73,17 +73,17 @@ pub fn fibre_exporter_settings_keep_its_port() {
         unshared.stdout(std::process::Stdio::null()).env_remove("RUST_LOG");
         unshared
     };
-    let by_file = Exporter::spawn_where_it_listens(&mut alone(&["--config", path.to_str().unwrap()]));
+    let by_file = Exporter::spawn_without_address(&mut alone(&["--config", path.to_str().unwrap()]));
     assert_eq!(by_file.address(), "0.0.0.0:9435");
-    eventually("it says what is without effect", || {
+    eventually("the exporter logs the option without effect", || {
         by_file.log().contains("verbose has no effect").then_some(())
     });
     assert_eq!(by_file.log().matches("verbose").count(), 1, "{}", by_file.log());
-    let by_variables = Exporter::spawn_where_it_listens(
+    let by_variables = Exporter::spawn_without_address(
         alone(&[]).env("FIBRE_BITCOIND_PATH", &binary).env("FIBRE_METRICS_PORT", "9535"),
     );
     assert_eq!(by_variables.address(), "0.0.0.0:9535");
-    let by_ours = Exporter::spawn_where_it_listens(&mut alone(&["--bitcoind", binary.to_str().unwrap()]));
+    let by_ours = Exporter::spawn_without_address(&mut alone(&["--bitcoind", binary.to_str().unwrap()]));
     assert_eq!(by_ours.address(), "127.0.0.1:9435");
 }
 
