@@ -92,7 +92,7 @@ pub(super) struct PersistentState {
     pub trace_over_budget: bool,
 }
 
-/// The settings and handles that all connections of a collector share, and the state that is kept between connections.
+/// Data that all connections of a collector share: settings, handles, and state that is kept between connections.
 pub struct Context {
     /// The collector's settings.
     pub config: Config,

@@ -38,7 +38,7 @@ pub enum SessionEnd {
     NodeShutDown,
     /// The connection was closed, for this reason.
     Closed(Rc<str>),
-    /// A call that is needed to prepare the connection failed.
+    /// A call that the connection depends on failed, while the connection was prepared or in the watch for new tips.
     Failed(CallError),
     /// This number of polls in a row failed. The error is the error of the last poll.
     MissedPolls(u32, PollError),
