@@ -44,10 +44,10 @@ impl AllowedFiles {
         let status = self.apply().map_err(|error| error.to_string())?;
         match (status.ruleset, status.landlock) {
             (RulesetStatus::NotEnforced, LandlockStatus::NotImplemented) => {
-                Err("the kernel has none, Linux 5.13 or later has, or a container forbids it".into())
+                Err("not supported by the kernel (Linux 5.13 or later supports it), or forbidden by the container".into())
             }
             (RulesetStatus::NotEnforced, _) => {
-                Err("it is not among the kernel's security modules (lsm=)".into())
+                Err("not enabled among the kernel's security modules; see the boot parameter lsm=".into())
             }
             (RulesetStatus::PartiallyEnforced, LandlockStatus::Available { effective_abi, .. }) => {
                 Ok(Some(format!(
