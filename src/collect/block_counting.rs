@@ -112,7 +112,7 @@ mod tests {
             (from, lower, polled, HeaderAccess::Available, FirstTip, CheckKnown(old)),
             (from, lower, polled, HeaderAccess::Available, RolledBack, StayRolledBack),
             (from, lower, polled, HeaderAccess::Available, CaughtUp, CheckRestart),
-            // Headers cannot be requested.
+            // Without access to headers, blocks are not counted, or counted later.
             (from, higher, polled, HeaderAccess::Unavailable, FirstTip, ShowHeight),
             (from, lower, polled, HeaderAccess::Unavailable, CaughtUp, ShowHeight),
             (from, higher, polled, HeaderAccess::NotYet, FirstTip, Wait),

@@ -24,22 +24,22 @@ use crate::status::Status;
 /// When to subscribe to the UTXO cache trace, which slows the node.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum UtxoTraceMode {
-    /// After initial block download, until the cost exceeds the budget.
+    /// Subscribe after initial block download, until the trace exceeds its time budget.
     Auto,
-    /// After initial block download, without a budget.
+    /// Subscribe after initial block download, without a time budget.
     On,
-    /// Never.
+    /// Never subscribe.
     Off,
 }
 
 /// When to request block templates from the node.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum NextBlockMode {
-    /// After initial block download, for at most 1 % of the node's time.
+    /// Request templates after initial block download, for at most 1 % of the node's time.
     Auto,
-    /// At each poll and each new tip, without a limit.
+    /// Request a template at each poll interval and at each new tip, without a limit on the node's time.
     On,
-    /// Never.
+    /// Never request templates.
     Off,
 }
 
@@ -82,7 +82,7 @@ pub(super) struct PersistentState {
     pub node_start: NodeStartTracker,
     /// The node's warnings in the last response, which have been logged.
     pub warnings: Warnings,
-    /// CPU time of the node's threads, by group.
+    /// Counted CPU time of the node's threads, by group of threads.
     pub thread_times: ThreadTimes,
     /// The last tip that the node returned.
     pub last_tip: Option<BlockRef>,

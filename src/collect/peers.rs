@@ -136,7 +136,8 @@ fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
 }
 
-/// Exports ping times, and the number of peers in each state.
+/// Exports percentiles of the ping times, and the numbers of peers with certain properties, for example with an overdue
+/// ping.
 fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
     network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));

@@ -273,7 +273,7 @@ pub async fn serve_connection(
         response.headers_mut().extend(web_config.headers().clone());
         Ok::<_, Infallible>(response)
     });
-    // A client that half-closes after its request still gets the response.
+    // With `half_close`, a client that shuts down its sending side after the request still receives the response.
     let connection = http1::Builder::new()
         .half_close(true)
         .timer(TokioTimer::new())

@@ -12,11 +12,12 @@ use crate::schema::chain_capnp::{chain, chain_notifications};
 /// A notification of the Chain interface, with only the values that the exporter counts.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum ChainEvent {
-    /// `transactionAddedToMempool`
+    /// `transactionAddedToMempool`: a transaction entered the mempool.
     AddedToMempool,
-    /// `transactionRemovedFromMempool`, with the reason as a value of Core's `MemPoolRemovalReason`.
+    /// `transactionRemovedFromMempool`: a transaction left the mempool. The number is the reason, a value of Core's
+    /// `MemPoolRemovalReason`.
     RemovedFromMempool(i32),
-    /// `blockConnected`
+    /// `blockConnected`: a block was connected to a chainstate.
     BlockConnected {
         /// The block's height.
         height: i32,
@@ -28,14 +29,14 @@ pub enum ChainEvent {
         /// of historical blocks are not counted.
         contents: Option<BlockContents>,
     },
-    /// `blockDisconnected`
+    /// `blockDisconnected`: a block was disconnected from the active chain.
     BlockDisconnected {
         /// The block's height.
         height: i32,
     },
-    /// `updatedBlockTip`
+    /// `updatedBlockTip`: the tip has changed.
     UpdatedTip,
-    /// `chainStateFlushed`
+    /// `chainStateFlushed`: the node has written its chainstate to disk.
     Flushed,
 }
 

@@ -131,8 +131,8 @@ pub struct IpcConnection {
 }
 
 impl IpcConnection {
-    /// Performs the handshake: bootstrap and `construct`. Must run in a [`tokio::task::LocalSet`]. `deadline` is the timeout of each
-    /// call.
+    /// Performs the Cap'n Proto handshake: requests the node's bootstrap capability and calls `construct`. Must run in
+    /// a [`tokio::task::LocalSet`]. `deadline` is the timeout of each call.
     pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
         let (read, write) = stream.into_split();
         let network = twoparty::VatNetwork::new(
@@ -163,7 +163,7 @@ impl IpcConnection {
         Ok(connection)
     }
 
-    /// Creates a thread on the node.
+    /// Creates a thread in the node, which runs calls of the exporter.
     pub async fn thread(&self, name: &str) -> Result<NodeThread, CallError> {
         let mut request = self.threads.make_thread_request();
         request.get().set_name(name);
@@ -171,7 +171,7 @@ impl IpcConnection {
         Ok(NodeThread::new(answer.get()?.get_result()?, self.deadline))
     }
 
-    /// The node's capability that creates the interfaces.
+    /// The node's Init capability, whose methods return the other interfaces.
     pub(super) fn init(&self, thread: &NodeThread) -> BoundCapability<init::Client> {
         BoundCapability { client: self.init.clone(), thread: thread.clone() }
     }

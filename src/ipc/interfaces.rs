@@ -37,7 +37,7 @@ impl Interface {
         Interface::HttpRpc,
     ];
 
-    /// Value of the `interface` label.
+    /// Value of the metric label `interface`.
     pub fn name(self) -> &'static str {
         match self {
             Interface::Mining => "mining",
@@ -64,16 +64,16 @@ impl Interface {
     }
 }
 
-/// The interfaces that a node has.
+/// The clients of the interfaces that a node has.
 #[derive(Default)]
 pub struct Interfaces {
-    /// [`Interface::Mining`]
+    /// Client of [`Interface::Mining`]; `None` if the node does not have it.
     pub mining: Option<Mining>,
-    /// [`Interface::Chain`]
+    /// Client of [`Interface::Chain`]; `None` if the node does not have it.
     pub chain: Option<Chain>,
     /// [`Interface::Node`]
     pub node: Option<Node>,
-    /// [`Interface::Tracing`]
+    /// Client of [`Interface::Tracing`]; `None` if the node does not have it.
     pub tracing: Option<Tracing>,
     /// [`Interface::HttpRpc`], set only for a node without JSON-RPC over IPC. [`HttpRpc::is_usable`] reports whether
     /// calls can be made over it.

@@ -20,7 +20,7 @@ impl Mining {
             MiningSchema::Core30 => {
                 let slot = self.capability.thread.acquire_slot().await?;
                 let client = &self.capability.client.client;
-                let (interface, ordinal) = CREATE_NEW_BLOCK; // the same in each node's schema
+                let (interface, ordinal) = CREATE_NEW_BLOCK; // equal in the schemas of Core 30 and 31
                 let mut create: Request<
                     create_new_block_core30::Owned,
                     mining::create_new_block_results::Owned,

@@ -41,7 +41,7 @@ impl FailureCause {
         FailureCause::Other,
     ];
 
-    /// Value of the `cause` label.
+    /// Value of the metric label `cause`.
     pub fn name(self) -> &'static str {
         match self {
             FailureCause::Refused => "refused",

@@ -42,7 +42,7 @@ enum Parameter {
     Integer(i64, i64),
     /// A block hash: 64 lower-case hex digits.
     Hash,
-    /// A list of field names.
+    /// An array of names of response fields, for getblockstats.
     Names,
 }
 use Parameter::{Hash, Integer, Names};

@@ -152,7 +152,7 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_set_robust_list,
             libc::SYS_getpriority,
             libc::SYS_setpriority, // lowers the priority of a thread
-            // Event loops.
+            // Event loops (epoll).
             libc::SYS_epoll_create1,
             libc::SYS_epoll_ctl,
             libc::SYS_epoll_pwait,

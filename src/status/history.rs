@@ -10,7 +10,7 @@ use crate::metrics::{Metrics, now};
 
 /// Interval between two rows of the history.
 pub const ROW_INTERVAL: Duration = Duration::from_secs(15);
-/// Number of rows in an hour.
+/// Maximum number of rows, which cover an hour.
 const MAX_ROWS: usize = 240;
 
 /// A column of the history, which is a curve on the status page: the name of the sample, and a function that reads its

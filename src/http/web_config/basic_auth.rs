@@ -156,7 +156,7 @@ mod tests {
     async fn verified_password_does_not_wait_behind_guesses() {
         let users = Arc::new(users(&[("prom", "secret", 8)]));
         assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
-        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // no check can start
+        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // while the test has this permit, no password check can start
         let guess = |number: usize| {
             let users = users.clone();
             let header = basic(&format!("prom:{number}"));

@@ -324,7 +324,7 @@ mod tests {
             let words = source.split(|character: char| !(character.is_alphanumeric() || character == '_'));
             let called: Vec<_> = words
                 .filter_map(|word| word.strip_suffix("_request"))
-                .filter(|call| *call != "create_new_block") // a method of Mining
+                .filter(|call| *call != "create_new_block") // is a method of Mining, not of BlockTemplate
                 .map(|call| call.replace('_', "").to_lowercase())
                 .collect();
             assert!(!called.is_empty(), "{interface}");

@@ -120,7 +120,7 @@ impl FromStr for SubscriptionIds {
 /// An event, with the time for which the node waited for the guard's response to the callback.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimedEvent {
-    /// The event.
+    /// The callback, or the change of the connection's state.
     pub event: GuardEvent,
     /// Time from reading the callback to sending the response, measured in the guard; zero for events that are not
     /// callbacks.
@@ -140,7 +140,8 @@ impl TimedEvent {
         queue[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());
     }
 
-    /// Decodes the event at the start of `bytes`. Returns it with its encoded length, or `None` if it is incomplete or invalid.
+    /// Decodes the event at the start of `bytes`. Returns the event and the number of bytes of its encoding; `None` if
+    /// the event is incomplete or invalid.
     pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
         let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
         let event = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
@@ -162,7 +163,7 @@ impl EventQueue {
         Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
     }
 
-    /// Queues the event of a callback. Counts it as dropped if the queue is full or memory is short.
+    /// Queues the event of a callback. Counts the event as dropped if the queue is full or memory is short.
     pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
             self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_EVENT_BYTES).is_ok();

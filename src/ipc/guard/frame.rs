@@ -18,7 +18,7 @@ pub const BUFFER_BYTES: usize = 64 << 10;
 /// The outcome of one read from a socket.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReadOutcome {
-    /// Some bytes were read.
+    /// At least one byte was read.
     Read,
     /// The socket has no bytes to read at the moment.
     Nothing,
@@ -244,7 +244,7 @@ impl SendBuffer {
         Ok(())
     }
 
-    /// Makes one write with as many buffered bytes as the socket accepts. Returns their number.
+    /// Makes one write with as many buffered bytes as the socket accepts. Returns the number of bytes that were sent.
     pub fn flush_some(&mut self, mut to: impl Write) -> io::Result<usize> {
         let sent = written(to.write(&self.bytes[self.sent..]))?;
         self.sent += sent;
@@ -366,7 +366,7 @@ mod tests {
     fn message_without_memory_is_truncated_and_skipped() {
         let mut frames = FrameReader::new(usize::MAX, usize::MAX);
         let mut huge = vec![0xff, 1, 0, 0];
-        (0..MAX_SEGMENTS).for_each(|_| huge.extend(u32::MAX.to_le_bytes())); // 17 TB
+        (0..MAX_SEGMENTS).for_each(|_| huge.extend(u32::MAX.to_le_bytes())); // a message of 17 TB
         huge.extend([7; BUFFER_BYTES]);
         let mut piece = &huge[..];
         let frame = loop {

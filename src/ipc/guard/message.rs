@@ -83,14 +83,14 @@ pub enum Message<'a> {
         /// Whether this message also releases the capabilities in the response.
         releases: bool,
     },
-    /// The sender drops references to a capability of the receiver.
+    /// The sender drops references to a capability that the receiver hosts.
     Release {
         /// The receiver's export ID for the capability.
         export: u32,
         /// Number of references to drop.
         count: u32,
     },
-    /// A promised capability was resolved to another capability.
+    /// The sender has resolved a promised capability to another capability.
     Resolve(MessageCapabilities),
     /// The sender aborts the connection.
     Abort,
@@ -152,7 +152,7 @@ pub enum CallTarget {
     Answer(u32),
 }
 
-/// A message that calls a method of a capability.
+/// A `Call` message, which calls a method of a capability.
 pub struct Call<'a> {
     /// The sender's question ID, which the response repeats.
     pub question: u32,
@@ -177,7 +177,7 @@ impl<'a> Call<'a> {
         Ok(self.reader.get_params()?.get_content())
     }
 
-    /// The capabilities passed with the parameters.
+    /// Returns the IDs of the capabilities that are passed in the parameters.
     pub fn capabilities(&self) -> capnp::Result<MessageCapabilities> {
         MessageCapabilities::from_payload(self.reader.get_params()?)
     }

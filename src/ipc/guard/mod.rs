@@ -65,7 +65,7 @@ pub struct GuardPermits(Arc<Semaphore>);
 impl GuardPermits {
     const COUNT: usize = 4;
 
-    /// A pool in which all permits are free.
+    /// Creates a pool in which all permits are free.
     #[allow(clippy::new_without_default, reason = "there is no default number of permits")]
     pub fn new() -> Self {
         GuardPermits(Arc::new(Semaphore::new(Self::COUNT)))
@@ -96,7 +96,7 @@ pub struct Guard {
     /// The task that logs the supervisor's notices about the guard. It ends when the connection to the node is closed.
     watch: AbortOnDropHandle<()>,
     state: Rc<GuardState>,
-    /// The guard's run delay at the last reading.
+    /// The guard's total run delay when it was last read.
     run_delay: Duration,
     permit: GuardPermit,
 }

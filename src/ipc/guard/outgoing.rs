@@ -15,11 +15,11 @@ use crate::schema::proxy_capnp::thread_map;
 /// A message to the node that originates in the guard, not in the exporter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GuardMessage {
-    /// `ThreadMap.makeThread`
+    /// A call of `ThreadMap.makeThread`.
     MakeThread { question: u32, thread_map: u32 },
-    /// `Mining.waitTipChanged`, with the timeout that the exporter used in its last call of this method.
+    /// A call of `Mining.waitTipChanged`, with the timeout that the exporter used in its last call of this method.
     WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
-    /// `Handler.disconnect`
+    /// A call of `Handler.disconnect`, which ends a subscription.
     Disconnect { question: u32, handler: u32, thread: u32 },
     /// Cap'n Proto `Finish`: the response to the call `question` was processed.
     Finish { question: u32, releases: bool },

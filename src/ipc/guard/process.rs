@@ -34,9 +34,9 @@ const NAME: &std::ffi::CStr = c"bitcoind-guard";
 pub struct StartedGuard {
     /// PID of the guard, a child of this process.
     pub pid: Pid,
-    /// Socket for the exporter's calls and the node's responses.
+    /// Socket for Cap'n Proto messages between the exporter and the node, which the guard relays.
     pub exporter: StdUnixStream,
-    /// Socket that sends [events](super::TimedEvent).
+    /// Socket on which the guard sends [events](super::TimedEvent).
     pub events: StdUnixStream,
 }
 
@@ -73,11 +73,11 @@ pub fn start(
     Ok(StartedGuard { pid: Pid::from_raw(child.id() as i32), exporter, events })
 }
 
-/// Runs a guard process with the arguments after [`ARGUMENT`]. The node is on descriptor 0, the exporter on 1. Returns when the guard has
-/// disconnected from the node.
+/// Runs a guard process with the arguments after [`ARGUMENT`]. The node's socket must be descriptor 0, and the
+/// exporter's socket descriptor 1. Returns when the guard has disconnected from the node.
 ///
-/// # Errors
-/// The arguments or descriptors are not those that the supervisor passes, or the peer is not a node.
+/// # Errors The process was not started by the supervisor (other arguments or descriptors), or the process at the other
+/// end of the node's socket is not a node.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut argument = || arguments.next().and_then(|it| it.into_string().ok());
     let events: RawFd = argument()

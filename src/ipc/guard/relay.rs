@@ -123,7 +123,7 @@ fn relay_with_log(
     ended
 }
 
-/// The sockets, the protocol state and the timers of the poll loop.
+/// State of the poll loop: the sockets, the protocol state, and the times at which timers started.
 struct Relay {
     node: FramedSocket,
     exporter: FramedSocket,

@@ -10,15 +10,15 @@ use super::{
 /// Minimum time between the node's last message and the guard's close of the connection. The node's worker thread may
 /// still be cleaning up after the last call.
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
-/// Silence of the node after which a replacement guard starts to send. If the killed guard had a `disconnect` call
-/// under way, the node's `destroy` call for it would have arrived within this time. A second `disconnect` in the middle
-/// of the first one hangs the node.
+/// Time without a message from the node after which a replacement guard starts to send. If the killed guard had a
+/// `disconnect` call under way, the node's `destroy` call for it would have arrived within this time. A second
+/// `disconnect` in the middle of the first one hangs the node.
 pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
 /// Time since the start of a replacement guard after which it starts to send, even if the node is never silent for
 /// [`QUIET_TIME`].
 pub(super) const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
-/// Silence of the node after which a replacement guard closes the connection. It is longer than a long poll, because
-/// the killed guard may have forwarded a long poll that the replacement guard has no record of.
+/// Time without a message from the node after which a replacement guard closes the connection. It is longer than a long
+/// poll, because the killed guard may have forwarded a long poll that the replacement guard has no record of.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum wait for responses from a process that has not sent any response yet. Such a process cannot have a thread
 /// that runs a call, so the guard may close the connection.

@@ -52,7 +52,7 @@ pub(super) struct AnsweredQuestion {
     pub purpose: CallPurpose,
     /// Whether the guard itself made the call.
     pub own: bool,
-    /// See [`Question::finished`].
+    /// Same meaning as [`Question::finished`].
     pub finished: Option<bool>,
     pub asked_at: Duration,
 }
