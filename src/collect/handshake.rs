@@ -150,8 +150,8 @@ async fn discover_node(
     if !interfaces.has_tip_source() {
         return Err(SessionEnd::NothingOffered);
     }
-    // A long poll is the first call, because its response shows whether the node is shutting down. No other call must
-    // be made to a node that is shutting down; for example, it never responds to estimatesmartfee.
+    // A long poll follows the discovery, because its response shows whether the node is shutting down. No other call
+    // must be made to a node that is shutting down; for example, it never responds to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) = mining
             .on_thread(&waiting.with_extra_timeout(LONG_POLL))

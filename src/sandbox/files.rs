@@ -12,8 +12,8 @@ use landlock::{
 /// the sandbox, and connections to their abstract Unix sockets.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// The files that a process may read and the TCP ports to which it may connect. All other file access, and listening on
-/// further TCP ports, is denied.
+/// The files that a process may read and the TCP ports to which it may connect. Reading other files, writing and
+/// executing files, and listening on further TCP ports are denied.
 #[derive(Debug, Default)]
 pub struct AllowedFiles {
     /// Files that the process reads repeatedly: certificates, keys, passwords, cookies. The process may read all files
