@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(after(0, NOW, NOW - 3.0), Some(3.0));
         assert_eq!(after(15, NOW + 3615.0, NOW - 3.0), Some(18.0), "+1 h");
         assert_eq!(after(30, NOW + 20.0, NOW - 3.0), Some(33.0), "-10 s");
-        assert_eq!(after(45, NOW + 35.0, NOW + 34.0), Some(1.0), "heard");
+        assert_eq!(after(45, NOW + 35.0, NOW + 34.0), Some(1.0), "a new packet");
         assert_eq!(after(60, NOW + 40.0, NOW + 41.0), Some(0.0), "the node's clock is ahead");
     }
 
