@@ -82,8 +82,8 @@ pub fn close_inherited() {
 /// a process without a supervisor.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
 
-/// The socket to the service manager; `None` if there is none. It is connected before the sandbox is applied, because
-/// the sandbox forbids new Unix sockets.
+/// The socket to the service manager; `None` if there is none. The socket is connected before the sandbox is applied,
+/// because the sandbox forbids new Unix sockets.
 static MANAGER: LazyLock<Option<UnixDatagram>> = LazyLock::new(|| {
     let address = std::env::var_os("NOTIFY_SOCKET")?;
     let address = match address.as_encoded_bytes().strip_prefix(b"@") {
@@ -144,11 +144,11 @@ fn log_failure(error: &std::io::Error) {
 pub struct Heartbeat(Arc<AtomicU64>);
 
 impl Heartbeat {
-    /// Interval between two increments.
+    /// Interval between two increments of the counter.
     const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
-    /// Increments the counter periodically. Never returns. The counter stops if the runtime that runs this future
-    /// hangs.
+    /// Increments the counter periodically, in a loop that never returns. The counter stops if the runtime that runs
+    /// this future hangs.
     pub async fn beat(self) {
         loop {
             self.0.fetch_add(1, Relaxed);

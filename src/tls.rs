@@ -15,7 +15,8 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::files;
 
-/// Parses the certificates in the contents of a PEM file. Returns at least one. `path` is used in error messages.
+/// Parses the certificates in the contents of a PEM file. Returns an error if there is no certificate. `path` is used
+/// in error messages.
 pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.with_context(|| format!("certificates of {}", path.display()))?;
@@ -95,8 +96,8 @@ pub fn first_expiry() -> Option<f64> {
 
 /// Returns a warning for a certificate that has expired or expires within two weeks.
 pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Option<String> {
-    /// Time before the expiry from which the warning is returned. It is shorter than 30 days, because certificates with
-    /// a lifetime of 90 days are usually renewed 30 days before they expire.
+    /// Time before the expiry from which the warning is returned. The period is shorter than 30 days, because
+    /// certificates with a lifetime of 90 days are usually renewed 30 days before they expire.
     const WARNING_PERIOD: Duration = Duration::from_secs(14 * 24 * 60 * 60);
     let (path, at) = (path.display(), humantime::format_rfc3339_seconds(expires));
     match expires.duration_since(now) {

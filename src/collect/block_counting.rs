@@ -33,7 +33,8 @@ pub struct CountingConditions {
     /// Whether the blocks of this connection are counted from notifications (`blockConnected`).
     pub notified: bool,
     pub headers: HeaderAccess,
-    /// Whether [`CountingAction::CheckRestart`] was performed for this tip. Its result is in `reconnected`.
+    /// Whether [`CountingAction::CheckRestart`] was performed for this tip. The result of that check is in
+    /// `reconnected`.
     pub restart_checked: bool,
 }
 

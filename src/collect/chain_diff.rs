@@ -1,4 +1,5 @@
-//! Counts the blocks between two tips. It follows the parent hashes in block headers, which it requests over JSON-RPC.
+//! Counts the blocks between two tips. The code follows the parent hashes in block headers, which it requests over
+//! JSON-RPC.
 
 use serde_json::{Value, json};
 

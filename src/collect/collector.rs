@@ -59,8 +59,8 @@ impl Collector {
         Collector { context: Rc::new(context), guards: guard::GuardPermits::new() }
     }
 
-    /// Collects until shutdown of the exporter is requested. Also returns when the node shuts down, if
-    /// `--exit-with-node` is set or there is no socket path to reconnect to. Must run in a [`tokio::task::LocalSet`].
+    /// Collects until shutdown of the exporter is requested. If `--exit-with-node` is set, or there is no socket path
+    /// to reconnect to, also returns when the node shuts down. Must run in a [`tokio::task::LocalSet`].
     ///
     /// # Errors The inherited connection has failed, and there is no socket path to reconnect to.
     pub async fn run(self, mut source: NodeEndpoint) -> Result<()> {
@@ -103,7 +103,7 @@ impl Collector {
                     info!(reason, "{end}; exiting");
                     return Ok(());
                 }
-                info!(reason, "{end}; waiting for the next one");
+                info!(reason, "{end}; waiting until a node runs again");
                 if let Some(node) = node {
                     shutdown.run_until_cancelled(wait_for_exit(node)).await;
                 }
@@ -209,9 +209,9 @@ async fn wait_for_exit(node: SocketPeer) {
 struct Backoff(u32);
 
 impl Backoff {
-    /// Minimum delay, after the first failure.
+    /// Minimum delay before a reconnect, which applies after the first failure.
     const MIN: Duration = Duration::from_secs(1);
-    /// Maximum delay.
+    /// Maximum delay before a reconnect.
     const MAX: Duration = Duration::from_secs(30);
 
     fn next(&mut self) -> Duration {

@@ -72,7 +72,7 @@ pub(super) struct NewTip {
     pub at: Instant,
 }
 
-/// State about the node that is kept from one connection to the next. It ensures that events around a reconnect are
+/// State about the node that is kept from one connection to the next. With this state, events around a reconnect are
 /// counted exactly once.
 #[derive(Default)]
 pub(super) struct PersistentState {
@@ -112,7 +112,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// Creates a context with an empty [`PersistentState`].
+    /// Creates a context with an empty `PersistentState`.
     pub fn new(
         config: Config,
         metrics: Arc<Metrics>,

@@ -11,8 +11,8 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-/// Timeout for reading the size and free space of a file system. For a local file system the call takes microseconds;
-/// for a network file system whose server is gone it never returns.
+/// Timeout for reading the size and free space of a file system. For a local file system statvfs(2) takes microseconds;
+/// for a network file system whose server does not respond, statvfs(2) never returns.
 const READ_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Size and free space of a file system, in bytes.
@@ -42,9 +42,9 @@ impl DatadirCandidates {
         Path::new(path).parent().filter(|path| path.is_absolute()).map(PathBuf::from)
     }
 
-    /// Returns the first candidate that contains `blocks`. The exporter may lack permission to check a candidate. Such
-    /// a candidate is accepted if the user configured it, or if it is the directory of the log file and no part of its
-    /// path is `log` or `logs` (`-debuglogfile`). The exporter therefore needs no permission for the data directory.
+    /// Returns the first candidate that contains `blocks`. A candidate that the exporter has no permission to check is
+    /// accepted if the user configured it, or if it is the directory of the log file and no part of its path is `log`
+    /// or `logs` (`-debuglogfile`). The exporter therefore needs no permission for the data directory.
     fn data_directory(&self) -> Option<&Path> {
         let is_of_logs = |path: &Path| path.iter().any(|part| part == "log" || part == "logs");
         let log = self.of_log.as_deref();

@@ -150,8 +150,8 @@ async fn discover_node(
     if !interfaces.has_tip_source() {
         return Err(SessionEnd::NothingOffered);
     }
-    // This call detects a node that is shutting down, to which no other call must be made. For example, such a node
-    // never responds to estimatesmartfee.
+    // A long poll follows the discovery, because its response shows whether the node is shutting down. No other call
+    // must be made to a node that is shutting down; for example, it never responds to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) = mining
             .on_thread(&waiting.with_extra_timeout(LONG_POLL))
@@ -174,9 +174,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Name of the thread that a node starts when it has loaded its chain.
 const MESSAGE_HANDLER: &str = "b-msghand";
 
-/// Waits until a node without JSON-RPC over IPC has loaded its chain, if its threads are visible in `/proc`. Such a
-/// node does not report over IPC whether it has loaded the chain, and can abort when a call needs the chain before. The
-/// node starts its message handler thread once the chain is loaded.
+/// Waits until a node without JSON-RPC over IPC has loaded its chain, if its threads are visible in `/proc`. A node
+/// without JSON-RPC over IPC does not report whether it has loaded the chain, and can abort if a call needs the chain
+/// before it is loaded. The node starts its message handler thread once the chain is loaded.
 async fn wait_for_message_handler(node: &SocketPeer) {
     let mut is_logged = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
@@ -188,9 +188,9 @@ async fn wait_for_message_handler(node: &SocketPeer) {
     }
 }
 
-/// Waits until a node of Bitcoin Core 30 has loaded its chain. Its Mining interface can be called before that, and the
-/// node then aborts. The exporter therefore does not call it before the node's message handler thread exists. Returns
-/// an error if the node's threads are not visible.
+/// Waits until a node of Bitcoin Core 30 has loaded its chain. Bitcoin Core 30 aborts if its Mining interface is called
+/// before the chain is loaded. The exporter therefore does not call Mining before the node's message handler thread
+/// exists. Returns an error if the node's threads are not visible.
 async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     loop {
         match node.runs_thread(MESSAGE_HANDLER) {

@@ -24,8 +24,8 @@ pub struct HttpRpcVerifier {
 }
 
 impl HttpRpcVerifier {
-    /// Creates a verifier that compares the responses over HTTP with the responses of these IPC interfaces. Its IPC
-    /// calls run on `thread`, which must run no other calls.
+    /// Creates a verifier that compares the responses over HTTP with the responses of these IPC interfaces. The
+    /// verifier's IPC calls run on `thread`, which must run no other calls.
     pub fn new(http: HttpRpc, interfaces: &Interfaces, thread: &NodeThread) -> Self {
         http.reset_node(false);
         let mining = interfaces.mining.as_ref().map(|mining| mining.on_thread(thread));
@@ -33,7 +33,8 @@ impl HttpRpcVerifier {
         HttpRpcVerifier { http, mining, chain }
     }
 
-    /// Creates a verifier for a node without IPC. It compares only the chain's name with the configured name.
+    /// Creates a verifier for a node without IPC. This verifier compares only the name of the node's chain with the
+    /// configured name.
     pub fn http_only(http: HttpRpc) -> Self {
         http.reset_node(true);
         HttpRpcVerifier { http, mining: None, chain: None }
@@ -140,8 +141,8 @@ impl HttpRpcVerifier {
         ))
     }
 
-    /// Compares the prune heights. Returns a description of the difference if the node behind HTTP has pruned more
-    /// blocks than the node behind the IPC socket.
+    /// Compares the prune heights of the two nodes. Returns a description of the difference if the node behind HTTP has
+    /// pruned more blocks than the node behind the IPC socket.
     async fn find_prune_difference(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
         let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
         // A higher prune height over IPC is no difference, because the node may have pruned blocks between the two

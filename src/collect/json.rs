@@ -1,5 +1,5 @@
-//! Functions that read fields of the node's JSON responses. They return `None` if a field is missing, null, of another
-//! type or out of range.
+//! Functions that read fields of the node's JSON responses. The functions return `None` if a field is missing, null, of
+//! another type or out of range.
 
 use serde_json::Value;
 

@@ -50,9 +50,9 @@ pub struct TemplatePoller {
 struct LastParent(Option<BlockHash>);
 
 impl LastParent {
-    /// Returns `new_tip` if the template with this parent is the first template that is built on `new_tip`. It may not
-    /// be the first, because the node may have built an earlier template on the block before it reported the block as
-    /// the tip.
+    /// Returns `new_tip` if the template with this parent is the first template that is built on `new_tip`. An earlier
+    /// template may have the same parent, because the node may have built a template on the block before it reported
+    /// the block as the tip.
     fn first_after(&mut self, new_tip: Option<NewTip>, parent: BlockHash) -> Option<NewTip> {
         let is_first = self.0.replace(parent) != Some(parent);
         new_tip.filter(|tip| is_first && tip.hash == parent)

@@ -16,7 +16,7 @@ const TOLERANCE: f64 = 2.0;
 /// An uptime of the node, and the times before and after the call that returned it.
 #[derive(Clone, Copy)]
 pub struct UptimeReading {
-    /// The uptime in seconds.
+    /// The node's uptime in seconds.
     pub seconds: f64,
     /// Time before the call, on the monotonic clock. Like the uptime of Bitcoin Core 31, this clock does not advance
     /// while the machine is suspended.
@@ -45,7 +45,7 @@ impl UptimeReading {
 /// Whether the node process that responds now is the process that responded before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeIdentity {
-    /// The same process responds.
+    /// The process that responded before also responds now.
     #[default]
     Same,
     /// Another process responds, which started after the previous response.
@@ -63,8 +63,8 @@ pub struct NodeStartTracker {
     uptime: Option<UptimeReading>,
     /// Time of the last update, in clock ticks since boot.
     read: u64,
-    /// Start time of the process, Unix seconds. It is computed once and kept until another process responds, because a
-    /// later computation would change if the wall clock is set.
+    /// Start time of the process, Unix seconds. The start time is computed once and kept until another process
+    /// responds, because a later computation would give another result if the wall clock is set.
     started: Option<f64>,
     /// Whether no uptime was read since the current connection was opened. A proxy can route a new connection to
     /// another node.

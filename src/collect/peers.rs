@@ -55,7 +55,7 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
     peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
 }
 
-/// The bytes of each peer that are already counted. This state is kept between polls and from one connection of the
+/// The bytes of each peer that are already counted. The bytes are kept between polls and from one connection of the
 /// exporter to the next.
 #[derive(Default)]
 pub struct PeerTraffic {

@@ -11,8 +11,8 @@ use crate::metrics;
 pub struct RateLimit {
     /// Minimum time between the starts of two calls.
     interval: Duration,
-    /// Minimum time between the starts of two calls, as a multiple of the duration of the first call. This is the time
-    /// budget: with 100, calls take at most 1 % of the node's time. Zero for no time budget.
+    /// Minimum time between the starts of two calls, as a multiple of the duration of the first call. The value is
+    /// called the time budget: with 100, calls take at most 1 % of the node's time. Zero for no time budget.
     share: u32,
     /// Maximum back-off after a failure.
     max_backoff: Duration,
@@ -36,7 +36,7 @@ impl RateLimit {
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
     /// Value of `share` for costly calls: they take at most 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
-    /// Maximum wait because of the time budget, even after a very long call. It is less than
+    /// Maximum wait because of the time budget, even after a very long call. This maximum is less than
     /// [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value expires before the next call.
     const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
     /// Maximum time for which the result of a call is exported.
@@ -101,7 +101,8 @@ impl RateLimit {
         self.earliest_event = self.interval_end;
     }
 
-    /// Records that the call failed and that a repetition would fail, too. Sets the maximum back-off.
+    /// Records that the call failed and that a repetition would fail, too. The next call is due after the maximum
+    /// back-off.
     pub fn failed_permanently(&mut self, ended: Instant) {
         self.failures = u32::MAX;
         self.failed(ended);

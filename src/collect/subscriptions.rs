@@ -1,5 +1,5 @@
-//! Starts and ends the subscriptions of one connection, and counts their events. This is done in a separate task,
-//! because the node may respond late to the calls that start and end subscriptions.
+//! Starts and ends the subscriptions of one connection, and counts their events. A separate task makes the calls that
+//! start and end subscriptions, because the node may respond late to them.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -27,9 +27,9 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Starts the task. Its calls run on `ipc.subscribing`, a thread of the node that runs no other calls. Returns
-    /// `None` if the connection has no guard, because nothing would then end the subscriptions when the exporter is
-    /// gone.
+    /// Starts the task that subscribes. The task's calls run on `ipc.subscribing`, a thread of the node that runs no
+    /// other calls. Returns `None` if the connection has no guard, because no process would then end the subscriptions
+    /// after an exit of the exporter.
     pub fn start(
         interfaces: &Interfaces,
         ipc: &mut IpcParts,
@@ -80,8 +80,8 @@ struct SubscriptionTask {
 }
 
 impl SubscriptionTask {
-    /// Runs the task. `watches` is true if there is a watch for new tips, which also detects the node's shutdown.
-    /// `caught_up` resolves when notifications may start.
+    /// Runs the task until the session ends. `watches` is true if there is a watch for new tips, which also detects the
+    /// node's shutdown. `caught_up` resolves when notifications may start.
     async fn run(
         mut self,
         watches: bool,

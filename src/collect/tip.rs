@@ -20,8 +20,9 @@ use crate::ipc::{BlockHash, BlockRef, Interfaces, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::now;
 
-/// Timeout of one long poll. It is short because the guard has to wait for the response before it can disconnect: the
-/// exporter has to stop within the stop timeout of the service manager, and the node's thread should be free soon.
+/// Timeout of one long poll. The timeout is short, because the guard has to wait for the response before it can
+/// disconnect. A service manager limits the time for which the exporter may stop, and the node's thread should be free
+/// soon.
 pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
 
 /// Interval between two reads of the tip over HTTP. A read takes the node about 0.1 ms, most of it for HTTP.
@@ -231,8 +232,8 @@ impl TipFollower {
                     tokio::time::sleep(LONG_POLL).await;
                 }
             }
-            // Dropping the sender starts the subscription to notifications, which then count blocks. It is kept until
-            // the earlier blocks are counted by their headers.
+            // Dropping the sender starts the subscription to notifications, which then count blocks. The sender is kept
+            // until the earlier blocks are counted by their headers.
             if !(self.notified() && self.pending) {
                 first_done.take();
             }

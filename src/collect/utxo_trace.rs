@@ -32,7 +32,8 @@ pub struct UtxoCacheTrace {
     state: TraceState,
     /// Notified when the guard reports that the trace has exceeded its time budget.
     exceeded: Rc<Notify>,
-    /// Whether events are counted. Events that arrive while the subscription is being ended are not counted.
+    /// Whether the events of the trace are counted. Events that arrive while the subscription is being ended are not
+    /// counted.
     counting: Rc<Cell<bool>>,
 }
 

@@ -18,7 +18,8 @@ const KINDS: [(&str, &[&str]); 5] = [
     ("clock_out_of_sync", &["computer's date and time"]),
     ("unknown_new_rules_activated", &["nknown new rules activated"]),
     ("pre_release", &["This is a pre-release test build"]),
-    // The errors that Bitcoin Core passes to `AbortNode`. Each is listed, because they have no common text.
+    // The errors that Bitcoin Core passes to `AbortNode`. Each of these errors is listed, because their texts have no
+    // common part.
     (
         "fatal_internal_error",
         &[
@@ -48,7 +49,7 @@ fn kind(text: &str) -> &'static str {
     found.map_or(OTHER, |(kind, _)| kind)
 }
 
-/// The warnings in the last response, which have been logged. They are kept from one connection to the next.
+/// The warnings in the last response, which have been logged. The list is kept from one connection to the next.
 #[derive(Default)]
 pub struct Warnings(Vec<String>);
 

@@ -32,9 +32,9 @@ use super::{HostName, Listener, Pages, WebConfig};
 use crate::scheduling;
 use crate::systemd::Heartbeat;
 
-/// Maximum number of concurrent HTTP connections of the process. It is lower if the limit on open files is low.
-/// Prometheus uses one connection. Each connection needs up to 80 kB of memory, most of it for a response that the
-/// client has not read yet.
+/// Maximum number of concurrent HTTP connections of the process. If the limit on open files is low, `max_connections`
+/// lowers this number. Prometheus uses one connection. Each connection needs up to 80 kB of memory, most of it for a
+/// response that the client has not read yet.
 const MAX_CONNECTIONS: u64 = 256;
 /// Maximum number of connections of the health check listener, which are part of [`MAX_CONNECTIONS`]. Health checks
 /// need no password.
@@ -108,7 +108,7 @@ pub struct HttpServerHandle {
 
 impl HttpServerHandle {
     /// Stops the server: accepts no more connections, responds to the requests received so far, and returns after at
-    /// most [`FINISH_TIMEOUT`].
+    /// most half a second.
     pub fn finish(self) {
         drop(self.end);
         let _ = self.ended.recv_timeout(FINISH_TIMEOUT);

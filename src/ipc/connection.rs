@@ -35,12 +35,13 @@ pub struct NodeThread {
 struct ThreadCalls {
     /// A lock that is held from before a call is sent until its response arrives.
     slot: Arc<Mutex<()>>,
-    /// The task that waits for the response to the last call. It is aborted when the last clone of the [`NodeThread`]
-    /// is dropped, because it would keep the connection open.
+    /// The task that waits for the response to the last call. The task is aborted when the last clone of the
+    /// [`NodeThread`] is dropped, because it would keep the connection open.
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
-/// Permission to send a call on a thread. It exists only while no other call on the thread is waiting for a response.
+/// Permission to send a call on a thread. A slot can be acquired only while no other call on the thread is waiting for
+/// a response.
 pub(super) struct ThreadSlot(OwnedMutexGuard<()>);
 
 impl NodeThread {
@@ -176,7 +177,7 @@ impl IpcConnection {
         BoundCapability { client: self.init.clone(), thread: thread.clone() }
     }
 
-    /// Waits until the connection is closed. Returns the reason.
+    /// Waits until the connection is closed, and returns the reason of the close.
     pub async fn closed(&self) -> Rc<str> {
         let mut closed = self.closed.clone();
         match closed.wait_for(Option::is_some).await {
@@ -186,8 +187,8 @@ impl IpcConnection {
     }
 }
 
-/// The exporter's thread map, an object that the handshake passes to the node. It has no methods, because the guard
-/// responds to the node's calls to it.
+/// The exporter's thread map, an object that the handshake passes to the node. The implementation has no methods,
+/// because the guard responds to the node's calls to this object.
 struct ExporterThreadMap;
 
 impl thread_map::Server for ExporterThreadMap {}

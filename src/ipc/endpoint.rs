@@ -144,7 +144,7 @@ impl NodeEndpoint {
         opened.map_err(|failure| match (failure, &self.path) {
             (ConnectFailure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),
             (ConnectFailure::NoPath | ConnectFailure::Connect(_), _) => {
-                anyhow!("the inherited connection is closed, and there is no socket path to reconnect to; add one, or restart the exporter with its node")
+                anyhow!("the inherited connection is closed, and there is no socket path to reconnect to; pass a socket path, or restart the exporter together with the node")
             }
             (ConnectFailure::Guard(errno), _) => anyhow!(Error::from_raw_os_error(errno))
                 .context("cannot start the guard process from /proc/self/exe"),

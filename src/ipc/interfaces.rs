@@ -16,11 +16,12 @@ pub enum Interface {
     Mining,
     /// All JSON-RPC methods over IPC. Bitcoin Core 32 has this interface.
     Rpc,
-    /// Chain notifications. Development branches have this interface.
+    /// Chain notifications. Nodes of development branches have this interface.
     Chain,
-    /// Node state, per-peer statistics and all JSON-RPC methods over IPC. Development branches have this interface.
+    /// Node state, per-peer statistics and all JSON-RPC methods over IPC. Nodes of development branches have this
+    /// interface.
     Node,
-    /// UTXO cache trace. One development branch has this interface.
+    /// UTXO cache trace. Nodes of one development branch have this interface.
     Tracing,
     /// All JSON-RPC methods over HTTP. Every node with an RPC port and an RPC password or cookie has this interface.
     HttpRpc,
@@ -49,7 +50,7 @@ impl Interface {
         }
     }
 
-    /// Description of the data that the interface provides, for the output of `--check`.
+    /// Description of the data that the interface provides, which `--check` prints.
     pub fn description(self) -> &'static str {
         match self {
             Interface::Mining => "tip changes, the node's shutdown, the next block (see --next-block)",
@@ -71,7 +72,7 @@ pub struct Interfaces {
     pub mining: Option<Mining>,
     /// Client of [`Interface::Chain`]; `None` if the node does not have it.
     pub chain: Option<Chain>,
-    /// [`Interface::Node`]
+    /// Client of [`Interface::Node`]; `None` if the node does not have it.
     pub node: Option<Node>,
     /// Client of [`Interface::Tracing`]; `None` if the node does not have it.
     pub tracing: Option<Tracing>,

@@ -86,8 +86,8 @@ pub struct Mining {
 }
 
 impl Mining {
-    /// Requests the Mining interface with the method ordinal of Core 31 and later. These nodes respond only when their
-    /// chain state is loaded, which can take a long time. `None` if the node does not have this method.
+    /// Requests the Mining interface with the method ordinal of Core 31 and later. Core 31 and later respond only when
+    /// their chain state is loaded, which can take a long time. `None` if the node does not have this method.
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -138,8 +138,8 @@ impl Mining {
     ) -> Result<Option<BlockRef>, CallError> {
         let mut milliseconds = timeout.as_secs_f64() * 1000.0;
         if let MiningSchema::Core30 = self.schema {
-            // Our schema has the default value MAX_DOUBLE, and the encoder applies XOR with it. This line cancels that
-            // XOR, because the schema of Core 30 has no default value.
+            // Our schema has the default value MAX_DOUBLE, and the encoder applies XOR with it. The XOR here cancels
+            // the encoder's XOR, because the schema of Core 30 has no default value.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits());
         }
         let answer = call!(self.capability, wait_tip_changed_request, |params| {

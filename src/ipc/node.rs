@@ -127,11 +127,11 @@ fn microseconds(value: i64) -> Option<Duration> {
 /// `ConnectionDirection`.
 #[derive(Clone, Copy)]
 pub enum PeerDirection {
-    /// Connections that peers opened.
+    /// Inbound connections, which peers opened.
     In = 1,
-    /// Connections that the node opened.
+    /// Outbound connections, which the node opened.
     Out = 2,
-    /// All connections.
+    /// Connections in both directions.
     Both = 3,
 }
 
@@ -173,7 +173,7 @@ impl Node {
         call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
-    /// Number of connected peers with this direction.
+    /// Number of peers that are connected in this direction.
     pub async fn peers(&self, direction: PeerDirection) -> Result<u64, CallError> {
         Ok(call!(self.0, get_node_count_request, |params| params.set_flags(direction as i32))?
             .get()?
@@ -187,7 +187,7 @@ impl Node {
         Ok(answer.get_result().then(|| answer.get_height()))
     }
 
-    /// Statistics of each peer.
+    /// Statistics of each connected peer.
     pub async fn peer_stats(&self) -> Result<Vec<PeerStats>, CallError> {
         let answer = call!(self.0, get_nodes_stats_request)?;
         answer.get()?.get_stats()?.iter().map(PeerStats::read).collect()

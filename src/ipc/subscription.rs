@@ -12,7 +12,8 @@ use super::connection::{BoundCapability, call};
 use super::{CallError, is_thread_busy};
 use crate::schema::handler_capnp::handler;
 
-/// The exporter's object that receives the node's callbacks. It is dropped when the node has released its references.
+/// The exporter's object that receives the node's callbacks. The object is dropped when the node has released its
+/// references.
 pub(super) struct CallbackObject {
     _released: oneshot::Sender<()>,
 }
@@ -53,7 +54,7 @@ impl Subscription {
                 error => return Err(error),
             }
         }
-        // The sender never sends. Dropping the callback object drops the sender, which ends this wait with an error.
+        // No value is ever sent. Dropping the callback object drops the sender, which ends this wait with an error.
         let _ = self.released.await;
         Ok(())
     }

@@ -44,9 +44,9 @@ impl CallError {
         }
     }
 
-    /// Whether the poll has to end, because the node hangs or is gone and further calls would fail, too. A failure over
-    /// HTTP ends the poll only if the node is polled over HTTP only (`is_http_only`), and not if only the node's work
-    /// queue is full.
+    /// Whether the poll has to end, because the node hangs or has exited and further calls would fail, too. A failure
+    /// over HTTP ends the poll only if the node is polled over HTTP only (`is_http_only`), and not if only the node's
+    /// work queue is full.
     pub fn ends_poll(&self, is_http_only: bool) -> bool {
         match self {
             CallError::TimedOut(_) | CallError::Disconnected(_) => true,
@@ -89,7 +89,7 @@ impl CallError {
                 write!(f, "no response within {}", humantime::format_duration(*after))
             }
             CallError::Unimplemented(text) => write!(f, "not implemented by the node ({text})"),
-            CallError::Failed(text) => write!(f, "the node failed: {text}"),
+            CallError::Failed(text) => write!(f, "the node could not execute the call: {text}"),
             CallError::Disconnected(text) => write!(f, "the connection is closed ({text})"),
             CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
             CallError::Http(failure) => fmt::Display::fmt(failure, f),

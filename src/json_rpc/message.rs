@@ -1,4 +1,4 @@
-//! JSON-RPC requests and responses.
+//! Encodes JSON-RPC requests, and decodes responses.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;

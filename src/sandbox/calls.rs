@@ -217,8 +217,8 @@ fn reads_files(list: SyscallList) -> Result<SyscallList> {
     Ok(list)
 }
 
-/// The system calls of the IPC exporter. It may create TCP and UDP sockets, for JSON-RPC over HTTP and for DNS, but no
-/// Unix sockets, so it cannot connect to the node's IPC socket.
+/// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP and for
+/// DNS, but no Unix sockets, so it cannot connect to the node's IPC socket.
 pub fn ipc_exporter() -> Result<SyscallList> {
     reads_files(exporter()?)?.any(&[libc::SYS_connect, libc::SYS_sendmmsg]).with(
         libc::SYS_socket,

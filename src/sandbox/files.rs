@@ -8,12 +8,12 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// The Landlock ABI of Linux 6.12. It restricts access to files and TCP ports, and sending signals and connecting to
-/// abstract Unix sockets of processes outside of the sandbox.
+/// The Landlock ABI of Linux 6.12. This ABI can restrict access to files and TCP ports, signals to processes outside of
+/// the sandbox, and connections to their abstract Unix sockets.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// The files that a process may read and the TCP ports to which it may connect. All other file access, and listening on
-/// further TCP ports, is denied.
+/// The files that a process may read and the TCP ports to which it may connect. Reading other files, writing and
+/// executing files, and listening on further TCP ports are denied.
 #[derive(Debug, Default)]
 pub struct AllowedFiles {
     /// Files that the process reads repeatedly: certificates, keys, passwords, cookies. The process may read all files

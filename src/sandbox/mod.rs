@@ -44,7 +44,7 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Creates a builder. Nothing is restricted yet.
+    /// Creates a builder without restricting the process.
     pub fn new(sandbox: SandboxMode) -> Self {
         Confinement { sandbox, missing: Vec::new(), parts: Vec::new() }
     }
@@ -63,8 +63,8 @@ impl Confinement {
         self.filter(calls::ipc_exporter);
     }
 
-    /// Restricts all threads of the process to the system calls of the USDT exporter. The parameters are whether it
-    /// writes a block log, and whether it removes the file of its own Unix socket.
+    /// Restricts all threads of the process to the system calls of the USDT exporter. The parameters are whether the
+    /// exporter writes a block log, and whether it removes the file of its own Unix socket.
     #[cfg(feature = "usdt")]
     pub fn usdt_exporter(self, writes_block_log: bool, removes_socket: bool) {
         self.filter(|| calls::usdt_exporter(writes_block_log, removes_socket));

@@ -1,5 +1,5 @@
-//! The last blocks that became the tip, for the status page. They are not exported as metrics, because one label value
-//! per block would create an unlimited number of series.
+//! The last blocks that became the tip, for the status page. The blocks are not exported as metrics, because one label
+//! value per block would create an unlimited number of series.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -18,7 +18,7 @@ const MAX_HASH_BYTES: usize = 64;
 pub struct TipBlock {
     /// Block hash as 64 hexadecimal digits, in the byte order of `bitcoin-cli`.
     pub hash: String,
-    /// Block height.
+    /// Height of the block.
     pub height: i32,
     /// Time at which the exporter saw the block become the tip, in Unix seconds; `None` for the block that was the tip
     /// when the exporter connected.

@@ -34,9 +34,9 @@ fn depth(metrics: &Metrics, blocks: &str) -> Option<f64> {
     metrics.mempool.depth_feerate.get([blocks])
 }
 
-/// The fee rate bands of the mempool that the status page draws. Each of them combines several bands of the metric,
-/// because more bands could not be distinguished on the page. For each band: its lowest fee rate in sat/vB, and the
-/// `from` labels of the metric's bands that it combines.
+/// The fee rate bands of the mempool that the status page draws. Each of the page's bands combines several bands of the
+/// metric, because more bands could not be distinguished on the page. For each band: its lowest fee rate in sat/vB, and
+/// the `from` labels of the metric's bands that it combines.
 const BANDS: [(&str, &[&str]); 8] = [
     ("0", &["0", "0.1", "0.2", "0.5"]),
     ("1", &["1"]),
@@ -55,7 +55,7 @@ fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     bands.sum::<Option<f64>>().map(f64::round)
 }
 
-/// One row of the history: the values of the [`COLUMNS`], then the values of the [`BANDS`].
+/// One row of the history: the values of the `COLUMNS`, then the values of the `BANDS`.
 type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 
 /// The rows of the last hour, each with its time in Unix seconds. A value that the node has not reported is `None`.
@@ -63,7 +63,7 @@ type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 pub struct History(Mutex<VecDeque<(f64, Row)>>);
 
 impl History {
-    /// Appends a row with the current values, and removes the oldest rows beyond [`MAX_ROWS`].
+    /// Appends a row with the current values, and removes the oldest rows beyond `MAX_ROWS`.
     pub fn keep(&self, metrics: &Metrics) {
         let mut values = Row::default();
         let columns = COLUMNS.iter().map(|(_, value)| value(metrics));

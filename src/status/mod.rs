@@ -1,7 +1,7 @@
 //! The status page of bitcoind-ipc-exporter at `/`, and the data that it shows.
 //!
-//! - `page.html` is the page. Its script loads `/metrics` and `/status.json`; the page loads nothing from other
-//!   servers. It shares `common.css` and `common.js` with the page of bitcoind-usdt-exporter.
+//! - `page.html` is the page. The page's script loads `/metrics` and `/status.json`; the page loads nothing from other
+//!   servers. The status pages of both exporters include `common.css` and `common.js`.
 //! - `history` stores the plotted values of the last hour, `blocks` the last blocks that became the tip.
 
 mod blocks;
@@ -78,7 +78,7 @@ impl Status {
         self.state.lock().expect("nobody panics holding it").clone()
     }
 
-    /// Appends a row to the history periodically. Never returns.
+    /// Appends a row to the history every 15 seconds, in a loop that never returns.
     pub async fn keep_history(&self) {
         loop {
             self.history.keep(&self.metrics);

@@ -40,7 +40,7 @@ impl ExporterStart {
     /// `arguments`. Must be called before the process opens any descriptor, because it closes inherited descriptors.
     pub fn take(arguments: &mut impl Iterator<Item = OsString>) -> Result<Self> {
         let (parent, channel, listener, inherited) = process::arguments(arguments)
-            .context("this argument is for the process that supervises the exporter")?;
+            .context("invalid arguments after --exporter, which only the supervisor may pass")?;
         let channel = systemd::take_over(channel)?;
         let listener = listener.map(systemd::take_over).transpose()?;
         process::end_with_parent(parent)?;
@@ -116,8 +116,8 @@ impl SupervisorClient {
 
     async fn request(&self, request: SupervisorRequest) -> io::Result<(SupervisorReply, Vec<OwnedFd>)> {
         let channel = self.0.lock().await;
-        // If the caller of an earlier request was cancelled, the reply to that request is still in the channel. This
-        // discards it.
+        // If the caller of an earlier request was cancelled, the reply to that request may still be in the channel. The
+        // loop discards such replies.
         while SupervisorReply::receive(&channel).is_ok() {}
         request.send(&channel)?;
         let watched = sys::watched(channel.try_clone()?)?;

@@ -84,8 +84,8 @@ impl GuardedConnection {
         self.guard.is_none()
     }
 
-    /// Records that a signal killed the guard, and notifies the exporter. If the exporter has exited (`has_exporter` is
-    /// false), the supervisor logs the event instead of the exporter.
+    /// Records that a signal killed the guard, and sends a notice to the exporter. If the exporter has exited
+    /// (`has_exporter` is false), the supervisor logs the event instead of the exporter.
     pub fn was_killed(&mut self, signal: Signal, has_exporter: bool) {
         self.notices.send(signal as u8);
         if !has_exporter {
@@ -100,8 +100,8 @@ impl GuardedConnection {
         self.logged = false;
     }
 
-    /// Resumes a guard that a signal has stopped, because the node waits for the guard's responses. Notifies the
-    /// exporter.
+    /// Resumes a guard that a signal has stopped, because the node waits for the guard's responses, and sends a notice
+    /// to the exporter.
     pub fn was_stopped(&self, signal: Signal) {
         if let Some(guard) = self.guard {
             let _ = kill(guard, Signal::SIGCONT);
@@ -129,7 +129,7 @@ impl GuardedConnection {
             Err(error) => {
                 if !std::mem::replace(&mut self.logged, true) {
                     cli::print_error(format_args!(
-                        "bitcoind-ipc-exporter: {error:#}; retrying: without a guard the node can abort"
+                        "bitcoind-ipc-exporter: {error:#}; retrying, because the node can abort without a guard"
                     ));
                 }
                 self.retry_at = Instant::now() + RETRY_INTERVAL;

@@ -1,5 +1,5 @@
-//! Container support. When the main process of a container exits, the kernel or the container runtime kills all other
-//! processes of the container, including the guards.
+//! Decides what the supervisor has to wait for in a container. When the main process of a container exits, the kernel
+//! or the container runtime kills all other processes of the container, including the guards.
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -1,11 +1,12 @@
-//! The supervisor: the process that the user starts. It opens the connections to the node, and starts the guards and
-//! the exporter process. It parses no data from the node, and only fixed-size requests from the exporter.
+//! The supervisor: the process that the user starts. The supervisor opens the connections to the node, and starts the
+//! guards and the exporter process. The supervisor parses no data from the node, and only fixed-size requests from the
+//! exporter.
 //!
 //! The exporter process serves HTTP and parses the node's responses. Because both are risky, it has no descriptor of
-//! the node's socket. It requests a connection over a [`channel`], and receives sockets to a new guard. The supervisor
-//! keeps a descriptor of the node's socket until the guard has exited, and replaces a guard that was killed. It also
-//! forwards signals to the exporter, forwards the exporter's notifications to the service manager, and reads the
-//! resource usage of the node's process.
+//! the node's socket. The exporter requests a connection over a [`channel`], and receives sockets to a new guard. The
+//! supervisor keeps a descriptor of the node's socket until the guard has exited, and replaces a guard that was killed.
+//! The supervisor also forwards signals to the exporter, forwards the exporter's notifications to the service manager,
+//! and reads the resource usage of the node's process.
 //!
 //! The supervisor exits after the exporter, with the same exit code or signal. In a container, the supervisor first
 //! waits until all guards have exited, because its exit kills all other processes. As PID 1 it also waits for other
@@ -34,6 +35,6 @@ pub use process::{SupervisorConfig, run};
 /// (see [`NodeSocket::describe_inherited`]), and the user's arguments.
 pub const EXPORTER: &str = "--exporter";
 
-/// The exporter's process name in `ps` and `top`. It differs from the supervisor's name, so `pkill` and `pidof` with
-/// the supervisor's name match only the supervisor, which forwards signals to the exporter.
+/// The exporter's process name in `ps` and `top`. The exporter's name differs from the supervisor's name, so `pkill`
+/// and `pidof` with the supervisor's name match only the supervisor, which forwards signals to the exporter.
 const EXPORTER_NAME: &std::ffi::CStr = c"bitcoind-exporter";

@@ -20,7 +20,8 @@ pub struct NodeSocket {
 }
 
 impl NodeSocket {
-    /// Stores the configuration. Returns an error if the inherited descriptor is not a connected stream socket.
+    /// Stores the inherited connection and the path. Returns an error if the inherited descriptor is not a connected
+    /// stream socket.
     pub fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
         let inherited = inherited.map(check_stream_socket).transpose()?;
         Ok(NodeSocket { inherited, path })

@@ -1,4 +1,4 @@
-//! The supervisor's main loop. Its only thread waits for signals and for requests of the exporter.
+//! The supervisor's main loop. The supervisor's only thread waits for signals and for requests of the exporter.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -52,8 +52,8 @@ pub struct SupervisorConfig {
 pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     let waits_for_guards = container::ends_all()?;
     sys::reset_signal(Signal::SIGCHLD)?;
-    // The exporter and the guards inherit this flag. It prevents them from gaining privileges by executing a
-    // set-user-ID program.
+    // The exporter and the guards inherit this flag. The flag prevents these processes from gaining privileges by
+    // executing a set-user-ID program.
     let _ = prctl::set_no_new_privs();
     if waits_for_guards {
         // When another supervisor in the container exits, its guards become children of this process, which then waits
@@ -98,8 +98,8 @@ fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
         .arg(supervised.node.describe_inherited())
         .args(std::env::args_os().skip(1))
         .env_remove("NOTIFY_SOCKET")
-        // The exporter has its own process group. Otherwise Ctrl-C in a terminal would signal it twice: from the
-        // terminal, and from the supervisor, which forwards the signal.
+        // The exporter has its own process group. In the supervisor's process group, Ctrl-C in a terminal would signal
+        // it twice: from the terminal, and from the supervisor, which forwards the signal.
         .process_group(0);
     if sd_notify::watchdog_enabled().is_some() {
         command.env_remove("WATCHDOG_PID"); // names the supervisor, so sd_notify in the exporter would ignore WATCHDOG_USEC
@@ -283,7 +283,7 @@ fn exit_like(status: WaitStatus) -> Result<ExitCode> {
             let _ = sys::reset_signal(signal); // fails for SIGKILL, which always has its default effect
             raise(signal)?;
             SigSet::all().thread_unblock()?;
-            // This line is reached only by PID 1, which a signal that it sends to itself does not end.
+            // Only PID 1 reaches this line, because a signal that PID 1 sends to itself does not end it.
             Ok(ExitCode::from(128 + signal as u8))
         }
         _ => Ok(ExitCode::FAILURE),

@@ -6,7 +6,7 @@ use super::RateLimitedCalls;
 use crate::collect::json::{entries, flag, number};
 use crate::json_rpc::Method;
 
-/// Reads the chainstates and the state of the indexes. Called at each poll.
+/// Reads the chainstates and the state of the indexes. This function is called at each poll.
 pub async fn poll(calls: &mut RateLimitedCalls, chain_info: &Value) {
     let answer = calls.rpc(Method::GetChainstates, json!([])).await;
     let states = named_chainstates(&answer);

@@ -1,5 +1,5 @@
-//! Parser of the mempool's fee rate diagram (getmempoolfeeratediagram). It aggregates the chunks into bands and depths
-//! while it parses them, because a large mempool has 100,000 chunks.
+//! Parser of the mempool's fee rate diagram (getmempoolfeeratediagram). The parser aggregates the chunks into bands and
+//! depths without storing them, because a large mempool has 100,000 chunks.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ struct FeeWeight {
 }
 
 /// Summary of the fee rate diagram: weight and fees of the mempool by fee rate band, and the fee rate at each of the
-/// [`DEPTHS`].
+/// `DEPTHS`.
 #[derive(Debug, Default, PartialEq)]
 pub struct FeerateDiagram {
     bands: [FeeWeight; FEERATE_BANDS.len()],

@@ -39,8 +39,9 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }
 
-/// For each group of UDP peers, the time since the node last received a packet from the group's most silent peer. It is
-/// measured with the exporter's monotonic clock, because the wall clocks of the node and of the exporter can be set.
+/// For each group of UDP peers, the time since the node last received a packet from the group's most silent peer. The
+/// time is measured with the exporter's monotonic clock, because the wall clocks of the node and of the exporter can be
+/// set.
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
@@ -163,7 +164,7 @@ mod tests {
         let none = [1_000_000.0, 0.0, 0.0];
         let answer = json!([
             peer(0, 1_764_000_090_500, [10.0, 30.0, 20.0]), // milliseconds
-            peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // seconds
+            peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // lastrecv in seconds
             peer(0, 0, none),                               // no response yet
             peer(3, 1_764_000_100_900, none),               // its clock is ahead
             peer(u64::MAX, 1_764_000_000_000, [0.0, 0.0, 0.0]),
@@ -206,7 +207,7 @@ mod tests {
         assert_eq!(after(0, NOW, NOW - 3.0), Some(3.0));
         assert_eq!(after(15, NOW + 3615.0, NOW - 3.0), Some(18.0), "+1 h");
         assert_eq!(after(30, NOW + 20.0, NOW - 3.0), Some(33.0), "-10 s");
-        assert_eq!(after(45, NOW + 35.0, NOW + 34.0), Some(1.0), "heard");
+        assert_eq!(after(45, NOW + 35.0, NOW + 34.0), Some(1.0), "a new packet");
         assert_eq!(after(60, NOW + 40.0, NOW + 41.0), Some(0.0), "the node's clock is ahead");
     }
 

@@ -18,8 +18,8 @@ pub struct DatadirPoller {
 }
 
 impl DatadirPoller {
-    /// Creates a poller. If the node is polled only over HTTP, removes the directory of the IPC socket from the
-    /// candidates, because that directory need not belong to this node.
+    /// Creates a poller of the data directory's file system. If the node is polled only over HTTP, removes the
+    /// directory of the IPC socket from the candidates, because that directory need not belong to this node.
     pub fn new(mut candidates: DatadirCandidates, interfaces: &Interfaces) -> Self {
         if interfaces.is_http_only() {
             candidates.found.clear();
@@ -27,7 +27,7 @@ impl DatadirPoller {
         DatadirPoller { candidates, log_known: false, reader: DiskSpaceReader::default() }
     }
 
-    /// Reads and exports the size and free space. Called at each poll.
+    /// Reads and exports the size and free space. This function is called at each poll.
     pub async fn poll(&mut self, calls: &mut RateLimitedCalls) {
         self.add_log(calls).await;
         let mut candidates = self.candidates.clone();

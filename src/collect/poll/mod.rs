@@ -95,8 +95,8 @@ struct RateLimitedCalls {
 /// Text in an error in place of the name of a call, if no call could be made because HTTP is not usable.
 const OVER_HTTP: &str = "JSON-RPC over HTTP";
 
-/// Whether a costly call made the poll fail. The next poll then makes no costly calls. After any other failure the next
-/// poll makes them, because they would otherwise never be made if every second poll fails.
+/// Whether a costly call made the poll fail. If so, the next poll makes no costly calls. After any other failure the
+/// next poll makes costly calls, because they would never be made if every second poll fails.
 fn is_of_costly_call(error: &PollError) -> bool {
     matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == Method::EstimateSmartFee.name())
 }
@@ -225,8 +225,8 @@ impl RateLimitedCalls {
         answer.flatten()
     }
 
-    /// Like `rpc_if_known`, for a costly call. Also returns the time for which the values in the response are to be
-    /// exported.
+    /// Like `rpc_if_known`, for a costly call. Returns the result, and the time for which the values in the result are
+    /// to be exported.
     async fn costly<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<(T, Duration)> {
         debug_assert!(COSTLY.contains(&method.name()), "{method:?}");
         if self.recovers {
@@ -273,8 +273,8 @@ impl Poller {
         Poller { process, ..self }
     }
 
-    /// Resets the rate limits, which makes every call due. Called after a suspend of the machine, because the rate
-    /// limits do not include the time of the suspend.
+    /// Resets the rate limits, which makes every call due. The session calls this after a suspend of the machine,
+    /// because the rate limits do not include the time of the suspend.
     pub fn forget_limits(&mut self) {
         self.calls.limits.clear();
     }

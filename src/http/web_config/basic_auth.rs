@@ -165,7 +165,7 @@ mod tests {
         let guesses: Vec<_> = (0..100).map(guess).collect();
         others_run().await;
         let answered = guesses.iter().filter(|task| task.is_finished()).count();
-        assert_eq!(answered, 100 - MAX_WAITING, "the others are told to come again");
+        assert_eq!(answered, 100 - MAX_WAITING, "the other requests get status 429");
         assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
         assert_eq!(asks(&users, &basic("prom:guess")).await, AuthResult::Busy);
         drop(turn);

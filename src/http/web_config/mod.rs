@@ -146,7 +146,7 @@ impl WebConfig {
         &self.headers
     }
 
-    /// The configured users.
+    /// The users that may make requests, with the hashes of their passwords.
     pub(super) fn users(&self) -> &Users {
         &self.users
     }
@@ -168,7 +168,7 @@ fn cost(hash: &str) -> Result<u32, String> {
 
 /// Logs a warning for users whose passwords take longer than a second to verify.
 fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
-    /// Cost of the hash whose time is measured. It is low, so the measurement does not delay the startup.
+    /// Cost of the hash whose time is measured. The cost is low, so the measurement does not delay the startup.
     const MEASURED_COST: u32 = 6;
     /// Cost below which a check takes less than a second on any machine.
     const MAYBE_SLOW_COST: u32 = 10;

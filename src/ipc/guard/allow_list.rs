@@ -127,7 +127,7 @@ const ALLOWED: &[AllowedInterface] = &[
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejection {
     /// The rejected method, for example `Mining.9` or `Rpc.executeRpc`; `other` for unknown interfaces and for ordinals
-    /// above 63. It is a label value, so the number of possible values is limited to a few hundred.
+    /// above 63. The text becomes a label value, so the number of possible texts is limited to a few hundred.
     pub call: String,
     /// The part of the call that the allow-list does not permit; at most 200 bytes.
     pub reason: String,
@@ -139,8 +139,8 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Maximum number of the exporter's own capabilities in the parameters of a call of this method. It is 1 for methods
-/// whose parameters contain the exporter's thread map or a callback object, and 0 for all other methods.
+/// Maximum number of the exporter's own capabilities in the parameters of a call of this method. The number is 1 for
+/// methods whose parameters contain the exporter's thread map or a callback object, and 0 for all other methods.
 pub fn hosted_capabilities(method: Method) -> usize {
     let passes_one =
         [message::CONSTRUCT, message::HANDLE_NOTIFICATIONS, message::TRACE_UTXO_CACHE].contains(&method);

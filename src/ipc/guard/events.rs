@@ -33,8 +33,8 @@ pub enum GuardEvent {
     Dropped(u64),
     /// The guard rejected a call of the exporter that is not on the allow-list.
     Rejected {
-        /// The rejected method, for example `Mining.9`. It is a label value, so the number of possible values is
-        /// limited to a few hundred.
+        /// The rejected method, for example `Mining.9`. The text becomes a label value, so the number of possible texts
+        /// is limited to a few hundred.
         call: String,
         /// The part of the call that the allow-list does not permit.
         reason: String,

@@ -26,8 +26,8 @@ pub enum ReadOutcome {
     End,
 }
 
-/// Receive buffer that assembles complete Cap'n Proto messages from the bytes of a socket. It truncates or rejects
-/// messages that are too large.
+/// Receive buffer that assembles complete Cap'n Proto messages from the bytes of a socket. The buffer truncates or
+/// rejects messages that are too large.
 #[derive(Default)]
 pub struct FrameReader {
     /// The buffer consists of 8-byte words, because Cap'n Proto messages must be aligned to words. The length of each

@@ -171,7 +171,7 @@ impl<'a> Call<'a> {
         Ok(Call { question: reader.get_question_id(), method, target, reader })
     }
 
-    /// Reader of the call's parameters. It cannot resolve the capabilities in the parameters; see
+    /// Reader of the call's parameters. The reader cannot resolve the capabilities in the parameters; see
     /// [`capabilities`](Self::capabilities).
     pub fn parameters(&self) -> capnp::Result<any_pointer::Reader<'a>> {
         Ok(self.reader.get_params()?.get_content())

@@ -3,7 +3,7 @@
 //!
 //! A node can crash if its client disconnects in the middle of a call or with active subscriptions, and a node waits
 //! for a client that hangs. The exporter can be killed, stopped or out of memory. Therefore the node's client is the
-//! guard, not the exporter: the guard has the node's socket. It responds to each callback immediately, sends the
+//! guard, not the exporter: the guard has the node's socket. The guard responds to each callback immediately, sends the
 //! callback as an event through a bounded queue to the exporter, and relays the exporter's own calls. When the exporter
 //! exits for any reason, or the node shuts down, the guard unsubscribes, waits for the responses to unfinished calls,
 //! and closes the connection.
@@ -93,7 +93,8 @@ pub struct Guard {
     /// The socket for the guard's events; `None` after [`forward_events`](Self::forward_events) was called.
     events: Option<UnixStream>,
     reader: Option<JoinHandle<()>>,
-    /// The task that logs the supervisor's notices about the guard. It ends when the connection to the node is closed.
+    /// The task that logs the supervisor's notices about the guard. The task ends when the connection to the node is
+    /// closed.
     watch: AbortOnDropHandle<()>,
     state: Rc<GuardState>,
     /// The guard's total run delay when it was last read.
@@ -110,8 +111,8 @@ struct GuardState {
 }
 
 impl Guard {
-    /// Creates the handle to the guard of this connection. Also returns the socket for Cap'n Proto requests to the
-    /// node. Must run in a [`tokio::task::LocalSet`].
+    /// Creates the handle to the guard of this connection. Returns the socket for Cap'n Proto messages to and from the
+    /// node, and the handle. Must run in a [`tokio::task::LocalSet`].
     pub fn new(permit: GuardPermit, guarded: GuardedSockets) -> (UnixStream, Self) {
         let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();

@@ -26,8 +26,8 @@ use crate::{sandbox, scheduling, systemd};
 pub const ARGUMENT: &str = "--guard";
 const REPLACE: &str = "--replace";
 
-/// The guard's process name in `ps` and `top`, and the first word of its command line. It differs from the exporter's
-/// name, so a command that kills the exporter by name does not kill the guard.
+/// The guard's process name in `ps` and `top`, and the first word of its command line. The guard's name differs from
+/// the exporter's name, so a command that kills the exporter by name does not kill the guard.
 const NAME: &std::ffi::CStr = c"bitcoind-guard";
 
 /// A running guard process, with the exporter's ends of the guard's two sockets.

@@ -289,7 +289,8 @@ impl Relay {
         }
     }
 
-    /// Reads and handles the exporter's messages. Returns an error if the exporter is gone or broke the protocol.
+    /// Reads and handles the exporter's messages. Returns an error if the exporter has closed its connection or has
+    /// broken the protocol.
     fn read_exporter(&mut self) -> io::Result<()> {
         self.exporter.flush()?;
         let mut incoming = std::mem::take(&mut self.exporter.incoming);

@@ -48,7 +48,7 @@ impl SubscriptionStore {
         SubscriptionStore { file, subscriptions }
     }
 
-    /// The currently active subscriptions.
+    /// The subscriptions that are active now.
     pub(super) fn subscriptions(&self) -> &[SubscriptionIds] {
         &self.subscriptions
     }
@@ -64,8 +64,8 @@ impl SubscriptionStore {
         let mut line = ids.join(" ");
         line.truncate(MAX_BYTES - 1);
         line.push('\n');
-        // A write error is ignored, because there is no remedy. Its effect: if this guard is killed, the replacement
-        // guard does not end the subscriptions that are missing in the file.
+        // A write error is ignored, because there is no remedy. After a write error, a replacement guard does not end
+        // the subscriptions that are missing in the file.
         let _ = self.file.write_all_at(line.as_bytes(), 0);
     }
 }

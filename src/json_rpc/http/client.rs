@@ -1,4 +1,4 @@
-//! The client of JSON-RPC over HTTP. It makes a poll's calls only after a check has found HTTP usable.
+//! The client of JSON-RPC over HTTP. The client makes a poll's calls only after a check has found HTTP usable.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -42,7 +42,7 @@ struct ClientState {
     quiet: Cell<bool>,
     /// Whether the user expects that HTTP is used: HTTP is required, or credentials were found at least once.
     wanted: Cell<bool>,
-    /// Methods that the node rejected with HTTP status 403. Each of them was logged once.
+    /// Methods that the node rejected with HTTP status 403. The rejection of each of these methods was logged once.
     forbidden: RefCell<BTreeSet<String>>,
     /// Whether [`check_privileges`](HttpRpc::check_privileges) has been called.
     privileges_checked: Cell<bool>,
@@ -204,7 +204,7 @@ impl HttpRpc {
         let _ = self.0.state.subscribe().wait_for(|state| matches!(state, Usability::Unusable(_))).await;
     }
 
-    /// Waits until a failure shows that the node that responded before no longer runs. Returns the failure.
+    /// Waits until a failure shows that the node that responded before no longer runs. Returns that failure.
     pub async fn node_gone(&self) -> HttpFailure {
         let is_gone =
             |state: &Usability| matches!(state, Usability::Unusable(failure) if failure.cause.is_node_gone());
@@ -244,8 +244,8 @@ impl HttpRpc {
     async fn request(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let ClientState { config, connection, deadline, forbidden, .. } = &*self.0;
         let body = Bytes::from(request(method, params));
-        // The timeout starts after the wait for the connection. That wait is limited, because each earlier call on the
-        // connection has a timeout.
+        // The timeout starts after the wait for the connection. The wait for the connection is limited, because each
+        // earlier call on the connection has a timeout.
         let mut slot = connection.lock().await;
         let answer = match tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await {
             Ok(answer) => answer,
@@ -273,7 +273,7 @@ impl HttpRpc {
         slot: &mut Option<PooledConnection>,
         body: Bytes,
     ) -> Result<HttpResponse, HttpFailure> {
-        /// Time between the two attempts.
+        /// Time between the two attempts to send the request.
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
         let answer = self.send_authorized(slot, body.clone()).await?;
         if answer.status != StatusCode::SERVICE_UNAVAILABLE {
@@ -307,7 +307,8 @@ impl HttpRpc {
         let (mut pooled, answer) = match send_request(self.config(), pooled, &first, &body).await {
             Ok(answered) => answered,
             Err(why) => {
-                // This updates `has_credentials`: a node that has exited has deleted its cookie file.
+                // Reading the credentials again updates `has_credentials`, because a node that has exited has deleted
+                // its cookie file.
                 let _ = self.read_credentials().await;
                 return Err(why);
             }
@@ -349,7 +350,7 @@ impl Transport for HttpRpc {
     }
 }
 
-/// The failure that represents "not checked yet".
+/// Returns the reason why HTTP is not used before the first check.
 fn not_checked_yet() -> HttpFailure {
     HttpFailure::new(FailureCause::Other, "the node has not been checked yet")
 }

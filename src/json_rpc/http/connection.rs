@@ -1,5 +1,5 @@
-//! The HTTP connection to a node's JSON-RPC. It stays open between requests, carries one request at a time, and reads
-//! each response into memory.
+//! The HTTP connection to a node's JSON-RPC. The connection stays open between requests, carries one request at a time,
+//! and reads each response into memory.
 
 use std::sync::Arc;
 

@@ -25,9 +25,9 @@ pub enum Credentials {
     Cookie(PathBuf),
     /// An RPC user that the node's option `-rpcauth` or `-rpcuser` defines.
     User {
-        /// Name of the user.
+        /// Name of the RPC user.
         name: String,
-        /// Source of the password.
+        /// The source from which the password is read.
         password: Password,
     },
 }

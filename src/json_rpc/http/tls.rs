@@ -9,8 +9,8 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::tls;
 
-/// Creates the TLS settings for https. They trust the CA certificates in the PEM file `authorities`, or the system's CA
-/// certificates if it is `None`.
+/// Creates the TLS settings for https. The exporter then trusts the CA certificates in the PEM file `authorities`, or
+/// the system's CA certificates if `authorities` is `None`.
 ///
 /// # Errors The file cannot be read or contains no certificate, or the system has no CA certificates.
 pub fn client_config(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {

@@ -7,8 +7,8 @@ use std::collections::{HashMap, HashSet};
 pub(super) struct NodeCapabilities {
     /// Number of references that the exporter has to each capability.
     references: HashMap<u32, u32>,
-    /// Export IDs of the node's threads. They are the only capabilities of the node that the exporter may pass in the
-    /// parameters of a call.
+    /// Export IDs of the node's threads. Threads are the only capabilities of the node that the exporter may pass in
+    /// the parameters of a call.
     threads: HashSet<u32>,
 }
 

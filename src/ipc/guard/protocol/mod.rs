@@ -1,5 +1,5 @@
 //! The guard's protocol rules and the state that they need: the calls, capabilities and subscriptions of a connection.
-//! This code makes no I/O, and callers pass the current time.
+//! The code in this module does no I/O, and its callers pass the current time.
 //!
 //! A node can crash if a client disconnects in the middle of a call or with an active subscription. A node disconnects
 //! or aborts if a client breaks the protocol. Therefore the guard applies these rules to every message of the node and
@@ -8,7 +8,7 @@
 //! - The guard forwards a message of the exporter only if it is valid in the current state. The guard drops an invalid
 //!   message and starts a clean disconnect. The guard never cancels a call: if the exporter sends `Finish` before the
 //!   node's response, the guard forwards the `Finish` only after the response.
-//! - The guard responds to the node's calls, even if the exporter is gone.
+//! - The guard responds to the node's calls, even if the exporter has exited.
 //! - A long poll (`waitTipChanged`) is always under way, because its response announces the node's shutdown. If the
 //!   exporter has no long poll under way, the guard makes one.
 //! - At most one call on a block template is under way, and the guard releases the template before it closes the
@@ -45,8 +45,8 @@ use template::TemplateState;
 
 /// First question ID and first export ID that the guard allocates for itself. The exporter allocates its IDs from zero.
 const OWN_NUMBERS: u32 = 0x7000_0000;
-/// First ID that a replacement guard allocates. It differs from [`OWN_NUMBERS`], because late responses to the killed
-/// guard's calls must not match a call of the replacement guard.
+/// First ID that a replacement guard allocates. The number differs from [`OWN_NUMBERS`], because late responses to the
+/// killed guard's calls must not match a call of the replacement guard.
 const REPLACEMENT_NUMBERS: u32 = OWN_NUMBERS + (1 << 20);
 /// Interval between the guard's `disconnect` calls while the node's thread is busy with another call.
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
@@ -86,8 +86,8 @@ pub enum ExporterMessageAction {
     Violation(&'static str),
 }
 
-/// The protocol state of one connection. It determines how the guard handles each message, and which messages the guard
-/// itself sends.
+/// The protocol state of one connection. The state determines how the guard handles each message, and which messages
+/// the guard itself sends.
 pub struct ProtocolState {
     questions: Questions,
     capabilities: NodeCapabilities,
@@ -165,8 +165,8 @@ impl ProtocolState {
         self.questions.insert(number, purpose, thread, now);
     }
 
-    /// Whether the guard needs this capability of the node for a clean disconnect. If so, the guard does not forward
-    /// the exporter's release of it.
+    /// Whether the guard needs this capability of the node for a clean disconnect. The guard does not forward the
+    /// exporter's release of such a capability.
     fn is_pinned(&self, id: u32) -> bool {
         self.shutdown_watch.is_pinned(id)
             || self.template.export() == Some(id)
@@ -182,14 +182,16 @@ impl ProtocolState {
         }
     }
 
-    /// Whether the guard may read the exporter's messages. It does not read them during the clean disconnect, and while
-    /// the node handles a `disconnect` call of the guard. Another call for the same subscription would then run on the
-    /// same thread in the middle of the `disconnect`, wait for a lock that the `disconnect` holds, and hang the node.
+    /// Whether the guard may read the exporter's messages. The guard does not read them during the clean disconnect,
+    /// and not while the node handles a `disconnect` call of the guard: another call of the exporter for the same
+    /// subscription would run on the same thread in the middle of the `disconnect`, wait for a lock that the
+    /// `disconnect` holds, and hang the node.
     pub fn reads_exporter(&self) -> bool {
         self.draining_since.is_none() && !self.subscriptions.has_own_disconnect()
     }
 
-    /// Starts the clean disconnect, because the exporter is gone or broke the protocol.
+    /// Starts the clean disconnect. The caller calls this if the exporter has closed its connection or has broken the
+    /// protocol.
     pub fn drain(&mut self, now: Duration) {
         if self.draining_since.is_some() {
             return;

@@ -8,9 +8,9 @@ use super::{CallPurpose, ExporterMessageAction, GuardEvent, GuardMessage, OWN_NU
 use crate::ipc::guard::allow_list::{self, Rejection};
 use crate::ipc::guard::message::{self, Call, CallTarget, Message, MessageCapabilities};
 
-/// Maximum number of threads of the node that the exporter may request. It requests at most five.
+/// Maximum number of threads of the node that the exporter may request. The exporter requests at most five threads.
 pub(super) const MAX_THREADS: u32 = 16;
-/// Number of rejected calls after which the guard disconnects. The exporter makes none unless it has a bug.
+/// Number of rejected calls after which the guard disconnects. The exporter makes such calls only if it has a bug.
 pub(super) const MAX_REJECTED: u32 = 16;
 
 impl ProtocolState {
@@ -53,8 +53,8 @@ impl ProtocolState {
     }
 
     /// Checks that the exporter has the capability whose method it calls, and that it may pass the capabilities in the
-    /// parameters to the node. It may pass threads of the node, and a callback object or thread map of its own if the
-    /// method has such a parameter.
+    /// parameters to the node. The exporter may pass threads of the node, and a callback object or thread map of its
+    /// own if the method has such a parameter.
     fn check_capabilities(
         &self,
         call: &Call,

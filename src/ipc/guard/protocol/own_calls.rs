@@ -17,11 +17,11 @@ pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
 /// Time since the start of a replacement guard after which it starts to send, even if the node is never silent for
 /// [`QUIET_TIME`].
 pub(super) const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
-/// Time without a message from the node after which a replacement guard closes the connection. It is longer than a long
-/// poll, because the killed guard may have forwarded a long poll that the replacement guard has no record of.
+/// Time without a message from the node after which a replacement guard closes the connection. The time is longer than
+/// a long poll, because the killed guard may have forwarded a long poll that the replacement guard has no record of.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum wait for responses from a process that has not sent any response yet. Such a process cannot have a thread
-/// that runs a call, so the guard may close the connection.
+/// Maximum wait for responses from a process that has not sent any response yet. A process that has not responded to
+/// the handshake cannot have a thread that runs a call, so the guard may close the connection.
 pub(super) const MAX_HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 
 impl ProtocolState {

@@ -167,9 +167,9 @@ impl Questions {
         }
     }
 
-    /// Marks all calls as finished by the exporter, which is gone. The guard then sends `Finish` for each call when the
-    /// node responds. Returns the question IDs of calls to which the node has already responded, for which the caller
-    /// has to send `Finish` now.
+    /// Marks all calls as finished by the exporter, because the exporter no longer sends `Finish` messages. The guard
+    /// then sends `Finish` for each call when the node responds. Returns the question IDs of calls to which the node
+    /// has already responded, for which the caller has to send `Finish` now.
     pub fn finish_all(&mut self) -> Vec<u32> {
         for question in self.all.values_mut() {
             question.finished.get_or_insert(false);

@@ -9,13 +9,14 @@ use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::mining;
 
 /// Minimum time between the starts of two long polls of the guard. During a reorganization a node responds to a long
-/// poll immediately, so the guard would otherwise repeat the call in a tight loop.
+/// poll immediately, so without this minimum the guard would repeat the call in a tight loop.
 pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Minimum time between the starts of two long polls of the guard while there are subscriptions. The guard has to end
 /// subscriptions before the node has shut down, which takes 40 to 90 ms on regtest.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time after the end of the exporter's long poll after which the guard starts a long poll, if the exporter has not
-/// started another one. It is also shorter than a shutdown of the node.
+/// started another one. The delay is shorter than a shutdown of the node, so the guard's long poll can still announce
+/// the shutdown.
 pub(super) const TAKEOVER_DELAY: Duration = Duration::from_millis(10);
 
 /// Parameters of the exporter's last long poll, which the guard uses for its own long polls.
@@ -66,8 +67,8 @@ enum WatchThread {
     Made(u32),
 }
 
-/// State of the long polls of a connection. It ensures that a long poll is always under way, from the first response to
-/// a long poll of the exporter on, because that response shows that the node has loaded its chain state.
+/// State of the long polls of a connection. The guard uses it to keep a long poll always under way, from the first
+/// response to a long poll of the exporter on, because that response shows that the node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,

@@ -3,9 +3,9 @@
 //! The node keeps the transactions of a template in memory until the template is destroyed or released. A node reads
 //! freed memory if it destroys a template while it handles another call on the template, or if it handles a call after
 //! `destroy`. Therefore the exporter has at most one template, makes one call on it at a time, and makes no call after
-//! `destroy`. Only the guard releases the template, when the exporter no longer uses it or is gone, and no call on it
-//! is under way. The node destroys a released template on a separate thread and sends no message when that is done; the
-//! guard does not wait for it.
+//! `destroy`. Only the guard releases the template, as soon as the exporter has released it or has exited and no call
+//! on the template is under way. The node destroys a released template on a separate thread and sends no message when
+//! that is done; the guard does not wait for it.
 
 use crate::ipc::guard::message::{self, Method};
 

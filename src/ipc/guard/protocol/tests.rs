@@ -208,7 +208,7 @@ impl TestGuard {
         else {
             panic!()
         };
-        assert_eq!(tip, &TIP, "what the exporter was told");
+        assert_eq!(tip, &TIP, "the tip that the node returned to the exporter");
         assert_eq!(*finished, GuardMessage::Finish { question, releases: false });
         *watch
     }
