@@ -11,38 +11,40 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-/// Timeout for reading the space of a file system. A local file system responds within microseconds; a network file system whose server
-/// is gone never responds.
+/// Timeout for reading the size and free space of a file system. For a local file system statvfs(2) takes microseconds;
+/// for a network file system whose server does not respond, statvfs(2) never returns.
 const READ_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Size and free space of a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DiskSpace {
-    /// Space that users without privileges can use.
+    /// Free space that unprivileged users can use.
     pub free: f64,
     pub size: f64,
 }
 
-/// Paths that may be the directory of the node's chain, which contains `blocks`: below the data directory, or itself for mainnet.
+/// Paths that may be the directory of the node's chain, which contains `blocks`. For mainnet this is the data
+/// directory, for other chains a directory in it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatadirCandidates {
-    /// The directory that the user named.
+    /// The directory that the user configured.
     pub named: Option<PathBuf>,
-    /// Directories of the node's socket, cookie or log.
+    /// Directories that contain the node's IPC socket, cookie or log file.
     pub found: Vec<PathBuf>,
-    /// Directory of the node's log, if the node runs on this machine.
+    /// Directory of the node's log file, if the node runs on this machine.
     pub of_log: Option<PathBuf>,
 }
 
 impl DatadirCandidates {
-    /// The directory of the node's log, from `logpath` in the response to getrpcinfo. `None` if the path is not absolute.
+    /// Returns the directory of the log file whose path is `logpath` in the response to getrpcinfo. `None` if the path
+    /// is not absolute.
     pub fn directory_of_log(path: &str) -> Option<PathBuf> {
         Path::new(path).parent().filter(|path| path.is_absolute()).map(PathBuf::from)
     }
 
-    /// The first candidate that has `blocks`. A candidate that the exporter may not search is accepted if the user named it, or if it
-    /// is the directory of the log and not a directory for logs (`-debuglogfile`). The exporter therefore needs no permission in the
-    /// data directory.
+    /// Returns the first candidate that contains `blocks`. A candidate that the exporter has no permission to check is
+    /// accepted if the user configured it, or if it is the directory of the log file and no part of its path is `log`
+    /// or `logs` (`-debuglogfile`). The exporter therefore needs no permission for the data directory.
     fn data_directory(&self) -> Option<&Path> {
         let is_of_logs = |path: &Path| path.iter().any(|part| part == "log" || part == "logs");
         let log = self.of_log.as_deref();
@@ -57,8 +59,8 @@ fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
     path.join("blocks").metadata().map(|blocks| blocks.is_dir()).map_err(|error| error.kind())
 }
 
-/// Reads the space of the file system that contains `path`. If search permission is missing, reads that of the parent directory
-/// instead.
+/// Reads the size and free space of the file system that contains `path`. If the exporter lacks permission to access
+/// `path`, uses its nearest accessible parent directory.
 fn space(path: &Path) -> Option<DiskSpace> {
     for path in path.ancestors() {
         match statvfs(path) {
@@ -79,15 +81,16 @@ fn space(path: &Path) -> Option<DiskSpace> {
     None
 }
 
-/// Reads disk space in threads of its own, one at a time. A file system that hangs blocks one thread, and no poll.
+/// Reader of disk space, which runs the system call on a separate thread. If a file system hangs, the thread hangs, but
+/// no poll, and no second thread is started.
 #[derive(Default)]
 pub struct DiskSpaceReader {
     busy: Arc<AtomicBool>,
 }
 
 impl DiskSpaceReader {
-    /// Reads the space of the file system of the data directory. Returns `None` if no candidate is a data directory, or if its file
-    /// system does not respond.
+    /// Reads the size and free space of the data directory's file system. Returns `None` if no candidate is a data
+    /// directory, or if the file system does not respond.
     pub async fn read(&self, candidates: DatadirCandidates) -> Option<DiskSpace> {
         self.run(move || space(candidates.data_directory()?)).await
     }
@@ -101,7 +104,7 @@ impl DiskSpaceReader {
         let reading = std::thread::Builder::new().name("file-system".into()).spawn(move || {
             let space = read();
             busy.store(false, Ordering::Release);
-            let _ = result.send(space); // fails after the timeout
+            let _ = result.send(space); // fails if the caller has timed out
         });
         if let Err(error) = reading {
             debug!("cannot start a thread to read the free disk space: {error}");
@@ -152,7 +155,7 @@ mod tests {
         create_dir_all(at("node/blocks")).unwrap();
         create_dir_all(at("log/blocks")).unwrap();
         set_permissions(folder.path().join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
-        let is_root = has_blocks(&at("node")).is_ok(); // root may search every directory
+        let is_root = has_blocks(&at("node")).is_ok(); // root may access every directory
         let found = DatadirCandidates { found: vec![at("node")], ..DatadirCandidates::default() };
         assert_eq!(found.data_directory().is_some(), is_root);
         let log = DatadirCandidates { of_log: Some(at("log")), ..DatadirCandidates::default() };
@@ -181,14 +184,14 @@ mod tests {
             None
         });
         assert_eq!(hangs.await, None);
-        // While it hangs no other thread is started.
+        // While the first thread hangs, no other thread is started.
         let space = DiskSpace { free: 1.0, size: 2.0 };
         assert_eq!(reader.run(move || Some(space)).await, None);
         drop(release);
         while reader.busy.load(Ordering::Acquire) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // A busy machine may need longer than the timeout of one read.
+        // On a busy machine one read may exceed its timeout, so the read is repeated.
         let mut read = None;
         for _ in 0..1000 {
             read = read.or(reader.run(move || Some(space)).await);

@@ -1,4 +1,4 @@
-//! JSON-RPC requests and responses.
+//! Encodes JSON-RPC requests, and decodes responses.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::CallError;
 use crate::text;
 
-/// The text of a JSON-RPC 2.0 request.
+/// Encodes a JSON-RPC 2.0 request.
 pub(crate) fn request(method: &str, parameters: &Value) -> String {
     json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}).to_string()
 }
@@ -16,7 +16,8 @@ pub(crate) fn request(method: &str, parameters: &Value) -> String {
 /// A JSON-RPC response object.
 #[derive(Deserialize)]
 pub(crate) struct Response<'a> {
-    /// Only for the check that it is present: an object without an ID is not a response.
+    /// Makes deserialization fail if the object has no `id`, because an object without an ID is not a JSON-RPC
+    /// response.
     #[serde(rename = "id")]
     _id: IgnoredAny,
     #[serde(borrow)]
@@ -25,7 +26,7 @@ pub(crate) struct Response<'a> {
 }
 
 impl Response<'_> {
-    /// The JSON text of the result; null if there is none.
+    /// Returns the JSON text of the result, or `null` if the response has no result.
     pub fn result(self) -> Result<String, CallError> {
         match self.error.filter(|error| !error.is_null()) {
             Some(error) => Err(call_error(&error)),
@@ -34,14 +35,14 @@ impl Response<'_> {
     }
 }
 
-/// Parses JSON from the node.
+/// Parses a JSON text from the node.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
     serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("unexpected JSON: {error}")))
 }
 
 /// Converts a JSON-RPC error object to a [`CallError`].
 pub(crate) fn call_error(error: &Value) -> CallError {
-    /// Limit on the error message, in bytes.
+    /// Maximum length of the error message, in bytes.
     const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
     CallError::JsonRpc {

@@ -1,7 +1,7 @@
-//! JSON-RPC calls, and the trait of their transports: IPC (`src/ipc/json_rpc.rs`) and [`http`].
+//! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/json_rpc.rs`) and [`http`].
 //!
-//! Only methods that read are called; `methods` lists them. `message` has requests and responses, `error` has the errors of calls, and
-//! `http_failure` has the failures of requests over HTTP.
+//! `methods` lists the permitted methods, which only read the node's state. `message` encodes requests and decodes
+//! responses, `error` contains the error type of calls, and `http_failure` the failures of requests over HTTP.
 
 mod error;
 pub mod http;
@@ -20,19 +20,19 @@ pub use http_failure::{FailureCause, HttpFailure};
 pub(crate) use message::{Response, call_error, parse, request};
 pub use methods::{Method, method_names, whitelist_line};
 
-/// A transport for JSON-RPC calls to a node.
+/// A transport for JSON-RPC calls to a node, implemented for IPC and for HTTP.
 pub trait Transport {
     /// Makes a call. Returns the JSON text of the result.
     fn call<'a>(&'a self, method: Method, params: &'a Value)
     -> LocalBoxFuture<'a, Result<String, CallError>>;
 
-    /// Why no call can be made now; `None` if one can.
+    /// The reason why no call can be made now; `None` if calls can be made.
     fn unavailable(&self) -> Option<CallError> {
         None
     }
 }
 
-/// A JSON-RPC client over any transport.
+/// A JSON-RPC client, over IPC or HTTP.
 #[derive(Clone)]
 pub struct JsonRpc(Rc<dyn Transport>);
 
@@ -42,17 +42,18 @@ impl JsonRpc {
         JsonRpc(Rc::new(transport))
     }
 
-    /// Whether a call can be made now; always true over IPC.
+    /// Whether a call can be made now. Over IPC this is always true.
     pub fn is_available(&self) -> bool {
         self.unavailable().is_none()
     }
 
-    /// Why no call can be made now; `None` if one can.
+    /// The reason why no call can be made now; `None` if calls can be made.
     pub fn unavailable(&self) -> Option<CallError> {
         self.0.unavailable()
     }
 
-    /// Whether the node has JSON-RPC at the other end of this transport. Calls `uptime`, which is safe from the node's first moment.
+    /// Tests with a call of `uptime` whether the node offers JSON-RPC over this transport. The node responds to
+    /// `uptime` safely even while it starts.
     ///
     /// # Errors
     /// The node does not respond, or the connection is closed.
@@ -64,7 +65,7 @@ impl JsonRpc {
         }
     }
 
-    /// Makes a call. `params` is an array. Returns null if there is no result.
+    /// Makes a call. `params` must be a JSON array. Returns JSON null if the response has no result.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -72,8 +73,8 @@ impl JsonRpc {
         Ok(self.call_as(method, params).await?.unwrap_or_default())
     }
 
-    /// Makes a call, and parses the result directly into `T`, without a tree of JSON values in memory. Returns `None` if there is no
-    /// result.
+    /// Makes a call, and parses the JSON text of the result directly into `T`, which needs less memory than a
+    /// [`Value`]. Returns `None` if the response has no result.
     ///
     /// # Errors
     /// See [`CallError`].

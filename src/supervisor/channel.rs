@@ -1,4 +1,5 @@
-//! The messages between the supervisor and the exporter. They have fixed sizes; descriptors are passed with `SCM_RIGHTS`.
+//! The messages between the exporter and its supervisor. All messages have a fixed size, and descriptors are passed
+//! with `SCM_RIGHTS`.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,21 +12,23 @@ use nix::sys::socket::{
 
 use crate::sys;
 
-/// A request of the exporter to the supervisor, encoded as two little-endian words: kind and value.
+/// A request of the exporter to the supervisor, encoded as two little-endian 64-bit integers: the kind of the request,
+/// and a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SupervisorRequest {
-    /// Connect to the node through a new guard. The budget limits the time of the node that the UTXO cache trace may take in ten minutes.
+    /// Connect to the node through a new guard.
     Connect {
-        /// `None`: no limit.
+        /// Time for which the UTXO cache trace may delay the node in ten minutes; `None` for no limit.
         trace_budget: Option<Duration>,
     },
-    /// Notify the service manager that the exporter serves requests: READY=1.
+    /// Notify the service manager that the exporter serves HTTP requests (READY=1).
     Ready,
-    /// Notify the service manager that the exporter's event loops run: WATCHDOG=1.
+    /// Notify the service manager that the exporter's event loops do not hang (WATCHDOG=1).
     Watchdog,
-    /// Notify the service manager that the exporter is stopping: STOPPING=1.
+    /// Notify the service manager that the exporter is stopping (STOPPING=1).
     Stopping,
-    /// Read the resource usage of the node's process, which only an unconfined process of the same user may read.
+    /// Read the resource usage of the node's process. The supervisor reads it for the exporter, because the kernel
+    /// permits this only to a process of the same user that is not sandboxed.
     Usage,
 }
 
@@ -64,15 +67,15 @@ impl SupervisorRequest {
         })
     }
 
-    /// Sends the request. Fails if the supervisor is gone or does not read.
+    /// Sends the request without blocking. Returns an error if the supervisor has exited or does not read its requests.
     pub fn send(self, channel: &OwnedFd) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         send(channel.as_raw_fd(), &self.encode(), flags)?;
         Ok(())
     }
 
-    /// Receives the next request, if there is one; `Ok(None)` for an invalid message. Fails with `UnexpectedEof` if the exporter has closed
-    /// its end.
+    /// Receives the next request without blocking. Returns `Ok(None)` for an invalid message, `WouldBlock` if there is
+    /// no message, and `UnexpectedEof` if the exporter has closed its end of the channel.
     pub fn receive(channel: &OwnedFd) -> io::Result<Option<Self>> {
         let mut bytes = [0; REQUEST_BYTES];
         match nix::sys::socket::recv(channel.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)? {
@@ -85,42 +88,45 @@ impl SupervisorRequest {
 /// The reason why the supervisor could not connect to the node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectFailure {
-    /// The inherited connection is closed, and no socket path was given.
+    /// The inherited connection has been used already, and no socket path is configured.
     NoPath,
-    /// Connecting to the path failed with this error number.
+    /// connect(2) to the socket path failed with this errno.
     Connect(i32),
-    /// The guard could not be started, with this error number.
+    /// Starting the guard process failed with this errno.
     Guard(i32),
-    /// Too many guards are still waiting for responses of the node.
+    /// The maximum number of connections is reached, because guards of earlier connections still wait for responses of
+    /// the node.
     Busy,
 }
 
-/// A response of the supervisor to the exporter. [`CONNECTION_FDS`] descriptors are passed with [`Self::Connected`].
+/// A response of the supervisor to the exporter. A [`Self::Connected`] message also passes [`CONNECTION_FDS`]
+/// descriptors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SupervisorReply {
-    /// A connection to the node through a guard.
+    /// The supervisor has started a guard on a connection to the node.
     Connected {
         /// PID of the guard.
         guard: i32,
-        /// PID of the process that listens on the node's socket; 0 if it is in another PID namespace.
+        /// PID of the process at the other end of the node's socket; 0 if that process is in another PID namespace.
         node: i32,
-        /// Whether this is the connection that was inherited.
+        /// Whether the guard uses the inherited connection.
         inherited: bool,
     },
-    /// No connection.
+    /// The supervisor could not open the connection or could not start the guard.
     Failed(ConnectFailure),
-    /// Resource usage of the node's process; -1 for values that cannot be read.
+    /// Resource usage of the node's process. A value of -1 means that the supervisor could not read it.
     Usage {
-        /// Number of open descriptors.
+        /// Number of open file descriptors.
         fds: i64,
-        /// Bytes read from disks.
+        /// Bytes read from storage devices.
         read_bytes: i64,
-        /// Bytes written to disks.
+        /// Bytes written to storage devices.
         write_bytes: i64,
     },
 }
 
-/// Number of descriptors passed for a connection: the sockets for requests, for events, and for notices about the guard.
+/// Number of descriptors that are passed for a connection: the socket for Cap'n Proto messages, the socket for the
+/// guard's events, and the socket for the supervisor's notices about the guard.
 pub const CONNECTION_FDS: usize = 3;
 
 const REPLY_WORDS: usize = 4;
@@ -158,7 +164,7 @@ impl SupervisorReply {
         })
     }
 
-    /// Sends the response with these descriptors.
+    /// Sends the response and passes these descriptors, without blocking.
     pub fn send(self, channel: &OwnedFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = self.encode();
         let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
@@ -169,7 +175,7 @@ impl SupervisorReply {
         Ok(())
     }
 
-    /// Receives the next response, with its descriptors.
+    /// Receives the next response and its descriptors, without blocking.
     pub fn receive(channel: &OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
         let mut bytes = [0; REPLY_WORDS * 8];
         let mut control = nix::cmsg_space!([RawFd; CONNECTION_FDS]);
@@ -190,7 +196,7 @@ impl SupervisorReply {
     }
 }
 
-/// Creates the two ends of a channel that preserves message boundaries.
+/// Creates the two ends of the channel: connected sockets that preserve message boundaries.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
@@ -241,7 +247,7 @@ mod tests {
         for bytes in [&b"x"[..], &[0; 15], &[9; 16], &[0; 4000]] {
             send(exporter.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
             let received = SupervisorRequest::receive(&supervisor).unwrap();
-            // A longer message is truncated.
+            // Receiving truncates a longer message to a valid size, so it can be valid.
             assert!(received.is_none() || bytes.len() > REQUEST_BYTES, "{bytes:?}: {received:?}");
         }
         drop(exporter);

@@ -1,4 +1,4 @@
-//! Metrics of the node's process: memory, CPU time, disk I/O, descriptors.
+//! Metrics of the node's process: memory, CPU time, disk I/O, open file descriptors.
 
 use procfs::WithCurrentSystemInfo;
 
@@ -6,14 +6,14 @@ use crate::collect::context::PersistentState;
 use crate::metrics::NodeProcessMetrics;
 use crate::node_process::{PrivateUsage, ProcessUsage, cpu_seconds};
 
-/// Exports the resource usage of the process; nothing if it has exited or is not visible.
+/// Exports the resource usage of the process. Exports no values if the process has exited or is not visible in `/proc`.
 pub fn show(
     process: Option<&ProcessUsage>,
     private: &PrivateUsage,
     state: &mut PersistentState,
     metrics: &NodeProcessMetrics,
 ) {
-    // Read before the total of the process, which includes the time of each thread.
+    // The CPU times of the threads are read before the CPU time of the process, so their sum cannot exceed it.
     let threads = process.map(ProcessUsage::threads).unwrap_or_default();
     let seen = process.and_then(|process| Some((process, process.stat()?)));
     let stat = seen.as_ref().map(|(_, stat)| stat);
