@@ -44,10 +44,10 @@ use subscriptions::SubscriptionTable;
 use template::TemplateState;
 
 /// First question ID and first export ID that the guard allocates for itself. The exporter allocates its IDs from zero.
-const OWN_NUMBERS: u32 = 0x7000_0000;
-/// First ID that a replacement guard allocates. The number differs from [`OWN_NUMBERS`], because late responses to the
+const FIRST_GUARD_ID: u32 = 0x7000_0000;
+/// First ID that a replacement guard allocates. The number differs from [`FIRST_GUARD_ID`], because late responses to the
 /// killed guard's calls must not match a call of the replacement guard.
-const REPLACEMENT_NUMBERS: u32 = OWN_NUMBERS + (1 << 20);
+const REPLACEMENT_NUMBERS: u32 = FIRST_GUARD_ID + (1 << 20);
 /// Interval between the guard's `disconnect` calls while the node's thread is busy with another call.
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 /// Interval after which the guard repeats one of its own calls that failed.
@@ -122,8 +122,8 @@ impl ProtocolState {
             shutdown_watch: ShutdownWatch::default(),
             template: TemplateState::default(),
             subscriptions: SubscriptionTable::new(budget),
-            next_question: OWN_NUMBERS,
-            last_thread: OWN_NUMBERS,
+            next_question: FIRST_GUARD_ID,
+            last_thread: FIRST_GUARD_ID,
             threads_requested: 0,
             rejected: 0,
             finishes: VecDeque::new(),
@@ -156,7 +156,7 @@ impl ProtocolState {
                 self.subscriptions.on_request(callback, thread)
             }
             CallPurpose::Disconnect { callback } => {
-                self.subscriptions.on_disconnect_start(callback, number >= OWN_NUMBERS)
+                self.subscriptions.on_disconnect_start(callback, number >= FIRST_GUARD_ID)
             }
             CallPurpose::CreateNewBlock => self.template.on_create_start(),
             CallPurpose::CallTemplate { destroys } => self.template.on_call_start(destroys),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::questions::FinishAction;
 use super::shutdown_watch::LongPoll;
-use super::{CallPurpose, ExporterMessageAction, GuardEvent, GuardMessage, OWN_NUMBERS, ProtocolState};
+use super::{CallPurpose, ExporterMessageAction, GuardEvent, GuardMessage, FIRST_GUARD_ID, ProtocolState};
 use crate::ipc::guard::allow_list::{self, Rejection};
 use crate::ipc::guard::message::{self, Call, CallTarget, Message, MessageCapabilities};
 
@@ -193,7 +193,7 @@ impl ProtocolState {
     }
 
     fn is_free(&self, number: u32) -> bool {
-        number < OWN_NUMBERS && !self.questions.is_used(number)
+        number < FIRST_GUARD_ID && !self.questions.is_used(number)
     }
 
     fn on_finish(&mut self, number: u32, releases: bool) -> ExporterMessageAction {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::questions::AnsweredQuestion;
 use super::shutdown_watch::LongPollResult;
-use super::{CallPurpose, GuardEvent, GuardMessage, NodeMessageAction, OWN_NUMBERS, ProtocolState};
+use super::{CallPurpose, GuardEvent, GuardMessage, NodeMessageAction, FIRST_GUARD_ID, ProtocolState};
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
 impl ProtocolState {
@@ -19,7 +19,7 @@ impl ProtocolState {
                 NodeMessageAction::AnswerCallback
             }
             Message::Call(call) if call.method == message::MAKE_THREAD => {
-                self.last_thread = self.last_thread.checked_add(1).unwrap_or(OWN_NUMBERS);
+                self.last_thread = self.last_thread.checked_add(1).unwrap_or(FIRST_GUARD_ID);
                 NodeMessageAction::AnswerThread(call.question, self.last_thread)
             }
             Message::Call(call) => NodeMessageAction::AnswerUnimplemented(call.question),
@@ -27,7 +27,7 @@ impl ProtocolState {
             // A `Finish` of the node refers to a response that the guard sent, so the exporter does not need it.
             Message::Finish { .. } => NodeMessageAction::Keep,
             Message::Return(answer) => self.on_answer(answer, now)?,
-            Message::Release { export, .. } if *export >= OWN_NUMBERS => NodeMessageAction::Keep,
+            Message::Release { export, .. } if *export >= FIRST_GUARD_ID => NodeMessageAction::Keep,
             Message::Release { export, count } => {
                 if self.subscriptions.on_release(*export, *count) {
                     self.events.push_back(GuardEvent::Released(*export));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    BUSY_RETRY_INTERVAL, CallPurpose, GuardMessage, OWN_NUMBERS, ProtocolState, RETRY_INTERVAL,
+    BUSY_RETRY_INTERVAL, CallPurpose, GuardMessage, FIRST_GUARD_ID, ProtocolState, RETRY_INTERVAL,
     SubscriptionIds,
 };
 
@@ -59,7 +59,7 @@ impl ProtocolState {
     /// Records that the guard sends a call of its own, which has the next question ID.
     fn begin_own_call(&mut self, purpose: CallPurpose, now: Duration) {
         let number = self.next_question;
-        self.next_question = number.checked_add(1).unwrap_or(OWN_NUMBERS);
+        self.next_question = number.checked_add(1).unwrap_or(FIRST_GUARD_ID);
         self.begin_call(number, purpose, None, now);
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::OWN_NUMBERS;
+use super::FIRST_GUARD_ID;
 use super::shutdown_watch::LongPoll;
 
 /// The purpose of a call to the node, which determines how its response changes the state.
@@ -91,7 +91,7 @@ impl Questions {
     /// Whether the exporter made this call and has not sent `Finish` for it. The exporter may then use capabilities in
     /// the response.
     pub fn is_open(&self, number: u32) -> bool {
-        number < OWN_NUMBERS && self.all.get(&number).is_some_and(|question| question.finished.is_none())
+        number < FIRST_GUARD_ID && self.all.get(&number).is_some_and(|question| question.finished.is_none())
     }
 
     pub fn any_unanswered(&self) -> bool {
@@ -128,7 +128,7 @@ impl Questions {
     ) -> Option<AnsweredQuestion> {
         let question = self.all.get_mut(&number).filter(|question| !question.answered)?;
         question.answered = true;
-        let own = number >= OWN_NUMBERS;
+        let own = number >= FIRST_GUARD_ID;
         // The guard needs the handler in the response to end the subscription. An early `Finish` of the exporter
         // therefore does not release the handler.
         if let CallPurpose::Subscribe { .. } = question.purpose {
@@ -150,7 +150,7 @@ impl Questions {
     /// Records a `Finish` of the exporter. The error text is the rule that the `Finish` breaks.
     pub fn finish(&mut self, number: u32, releases: bool) -> Result<FinishAction, &'static str> {
         const NOT_ASKED: &str = "finish of an unknown question";
-        if number >= OWN_NUMBERS {
+        if number >= FIRST_GUARD_ID {
             return Err(NOT_ASKED);
         }
         match self.all.get_mut(&number) {

@@ -632,12 +632,12 @@ fn protocol_violations_are_rejected() {
         ("a known one", call(20, CHAIN, GET_HEIGHT, &[], &[THREAD]), true),
         ("an unknown question's answer", pipelined(77), false),
         ("a finished question's answer", pipelined(0), false),
-        ("a guard's question's answer", pipelined(OWN_NUMBERS), false),
+        ("a guard's question's answer", pipelined(FIRST_GUARD_ID), false),
         ("a question's number in use", bootstrap(30), false),
-        ("a guard's number", bootstrap(OWN_NUMBERS), false),
+        ("a guard's number", bootstrap(FIRST_GUARD_ID), false),
         ("one that was finished", bootstrap(0), true),
         ("a finish of nothing", finish(99, false), false),
-        ("a finish of a guard's", finish(OWN_NUMBERS, false), false),
+        ("a finish of a guard's", finish(FIRST_GUARD_ID, false), false),
         ("a second finish", finish(1, false), false),
         ("too many releases", release(CHAIN, 2), false),
         ("a release of nothing", release(99, 1), false),
@@ -717,7 +717,7 @@ fn node_is_answered_with_and_without_the_exporter() {
         guard.is_called_back(DESTROY);
         let thread = guard.node(call(1001, 50, message::MAKE_THREAD, &[], &[]));
         let NodeMessageAction::AnswerThread(1001, thread) = thread else { panic!("{thread:?}") };
-        assert!(thread >= OWN_NUMBERS, "not an export ID of the exporter");
+        assert!(thread >= FIRST_GUARD_ID, "not an export ID of the exporter");
         assert_eq!(guard.node(release(thread, 1)), NodeMessageAction::Keep);
         assert_eq!(
             guard.node(call(1002, 50, (1, 1), &[], &[])),
