@@ -43,7 +43,7 @@ fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
 /// time from the node.
 #[allow(unsafe_code, reason = "no crate wraps it")]
 fn lower_priority() {
-    // SAFETY: the function takes numbers only; 0 is the calling thread.
+    // SAFETY: the arguments are numbers; 0 means the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 

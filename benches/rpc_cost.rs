@@ -77,7 +77,7 @@ async fn measure(socket: &Path) {
         for _ in 0..CALLS {
             let asked = Instant::now();
             match json_rpc.call(method, params.clone()).await {
-                Err(error) if error.is_unknown_method() => break, // not in this version, or not enabled
+                Err(error) if error.is_unknown_method() => break, // this version lacks the method, or the feature is not enabled
                 answer => drop(answer.unwrap_or_else(|error| panic!("{}: {error}", method.name()))),
             }
             took.push(asked.elapsed().as_secs_f64() * 1e3);

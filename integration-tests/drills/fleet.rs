@@ -359,7 +359,8 @@ impl Member {
         }
     }
 
-    /// Replaces the node's data directory with an empty one, so that another chain is at the same socket and port.
+    /// Replaces the node's data directory with an empty one. The node at the same socket and port then has another
+    /// chain.
     pub fn replace_chain(&mut self) {
         self.stop();
         let dir = self.real().dir().join("regtest");

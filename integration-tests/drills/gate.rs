@@ -60,7 +60,7 @@ impl Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         self.set(Mode::Ended);
-        let _ = TcpStream::connect(("127.0.0.1", self.port)); // so that accept returns
+        let _ = TcpStream::connect(("127.0.0.1", self.port)); // a connection makes the blocking accept return
     }
 }
 

@@ -124,9 +124,9 @@ fn main() -> ExitCode {
 }
 
 /// Raised CPU priority of all processes of the drills, if this user may raise it. A drill is 60 times as sensitive to
-/// delays as real operation: the timeout of a scrape is 250 ms instead of 10 s. Linux shares processors between
-/// sessions first, by the nice value of the whole session, and within each by those of its processes (sched(7),
-/// autogroup).
+/// delays as real operation: the timeout of a scrape is 250 ms instead of 10 s. Linux first distributes CPU time
+/// between sessions, by the nice value of each session, and then between the processes of a session, by their nice
+/// values (sched(7), autogroup). Therefore both nice values are raised.
 struct Priority {
     session_before: Option<String>,
 }

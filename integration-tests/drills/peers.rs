@@ -54,7 +54,7 @@ impl Socks {
 impl Drop for Socks {
     fn drop(&mut self) {
         self.ended.store(true, Relaxed);
-        let _ = TcpStream::connect(("127.0.0.1", self.port)); // so that accept returns
+        let _ = TcpStream::connect(("127.0.0.1", self.port)); // a connection makes the blocking accept return
     }
 }
 

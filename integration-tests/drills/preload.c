@@ -1,8 +1,8 @@
-/* Faults of a node that it is loaded into (LD_PRELOAD):
+/* A library that is loaded into a node (LD_PRELOAD) and injects the faults that these environment variables select:
  *
- *   PRELOAD_BYTES_PER_SECOND  files are read at this rate. The first large read is fast, so that the node answers as soon as it has its
- *                             first blocks.
- *   PRELOAD_HANGS             the thread that takes this name does nothing from then on. */
+ *   PRELOAD_BYTES_PER_SECOND  limits the rate at which files are read. The first large read is not limited, and the node
+ *                             therefore responds as soon as it has its first blocks.
+ *   PRELOAD_HANGS             the thread that gets this name hangs from then on. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>

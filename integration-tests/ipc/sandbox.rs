@@ -193,7 +193,7 @@ fn confined_exporter_is_denied_unneeded_calls() {
         report("connect JSON-RPC", TcpStream::connect(("127.0.0.1", port)));
         report("connect TCP", TcpStream::connect(("127.0.0.1", port - 1)));
         report("thread", std::thread::Builder::new().spawn(|| ()).map(|thread| thread.join().unwrap()));
-        std::process::exit(0); // not the harness's end: it is confined, too
+        std::process::exit(0); // do not return to the test harness, because the sandbox restricts it, too
     }
     let dir = TempDir::new().unwrap();
     let (_node, json_rpc) = (prepare(&dir), TcpListener::bind("127.0.0.1:0").unwrap());

@@ -47,7 +47,7 @@ int main()
 	std::string strings[3];
 	uint8_t byte = 250;
 
-	asm volatile("" : "+r"(values), "+r"(byte)); // what is in them is not known to the compiler
+	asm volatile("" : "+r"(values), "+r"(byte)); // hides the values from the compiler
 
 	std::cout << "ready" << std::endl;
 	while (std::getline(std::cin, strings[1])) {

@@ -1,8 +1,8 @@
 //! Writes the two exposition formats, OpenMetrics 1.0 and Prometheus text 0.0.4, with the encoder of prometheus-client.
 //!
-//! The formats differ in two points. In OpenMetrics the family name of a counter has no `_total`. Only OpenMetrics has
-//! exemplars and an end mark (`# EOF`). prometheus-client encodes exemplars only of its own metric types, and
-//! [`ExemplarWriter`] therefore adds the exemplars of this crate.
+//! The two formats differ in the names of counters and in exemplars. In OpenMetrics the family name of a counter has no
+//! `_total`. Only OpenMetrics has exemplars and an end mark (`# EOF`). prometheus-client encodes exemplars only of its
+//! own metric types, and [`ExemplarWriter`] therefore adds the exemplars of this crate.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};

@@ -293,7 +293,7 @@ mod tests {
             bytes[64] = 0;
             assert_eq!(block_hash(&bytes), written);
         }
-        // Raw bytes that happen to be hex digits: a text would need a NUL after the 64th digit.
+        // Without a NUL after the 64th digit, the bytes are a raw hash, even if they are all hex digits.
         bytes[64] = b'0';
         let reversed: String = bytes[..32].iter().rev().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(block_hash(&bytes), reversed);

@@ -123,8 +123,8 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         }
         let ended = collector.run(source).await;
         if started_by_scrape {
-            // Wait before exiting. Otherwise the requests of an open status page would start the exporter again and
-            // again, until systemd's start limit is reached.
+            // Wait before exiting. Without the wait, the requests of an open status page would start the exporter
+            // repeatedly, until systemd's start limit is reached.
             shutdown.run_until_cancelled(tokio::time::sleep(SCRAPE_LINGER_INTERVAL)).await;
         }
         ended

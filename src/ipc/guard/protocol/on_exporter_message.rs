@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::questions::FinishAction;
 use super::shutdown_watch::LongPoll;
-use super::{CallPurpose, ExporterMessageAction, GuardEvent, GuardMessage, FIRST_GUARD_ID, ProtocolState};
+use super::{CallPurpose, ExporterMessageAction, FIRST_GUARD_ID, GuardEvent, GuardMessage, ProtocolState};
 use crate::ipc::guard::allow_list::{self, Rejection};
 use crate::ipc::guard::message::{self, Call, CallTarget, Message, MessageCapabilities};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::questions::AnsweredQuestion;
 use super::shutdown_watch::LongPollResult;
-use super::{CallPurpose, GuardEvent, GuardMessage, NodeMessageAction, FIRST_GUARD_ID, ProtocolState};
+use super::{CallPurpose, FIRST_GUARD_ID, GuardEvent, GuardMessage, NodeMessageAction, ProtocolState};
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
 impl ProtocolState {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    BUSY_RETRY_INTERVAL, CallPurpose, GuardMessage, FIRST_GUARD_ID, ProtocolState, RETRY_INTERVAL,
+    BUSY_RETRY_INTERVAL, CallPurpose, FIRST_GUARD_ID, GuardMessage, ProtocolState, RETRY_INTERVAL,
     SubscriptionIds,
 };
 
