@@ -56,8 +56,8 @@ fn main() {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Compiles `fires.c` to a binary of this name. Each variant needs its own binary, because the kernel inserts a
-/// breakpoint into every process of a file that a program is attached to.
+/// Compiles `fires.c` to a binary of this name. Each variant needs its own binary, because a program that is attached
+/// to a file is affected by the starts and exits of all processes of that file.
 fn compile(dir: &Path, name: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/tracepoint_overhead/fires.c");
     let binary = dir.join(name);

@@ -26,7 +26,8 @@ impl WithoutRpc {
         listener.set_nonblocking(true).unwrap();
         let (end, ended) = oneshot::channel();
         let node = node.to_path_buf();
-        // The exporter looks for a thread with this name to detect that a node of Core 30 or 31 has loaded its chain.
+        // The exporter looks for a thread with this name in the node's process, to detect that the node has loaded its
+        // chain.
         let thread = std::thread::Builder::new().name("b-msghand".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async {
