@@ -17,7 +17,7 @@
 //!
 //! - [`cli`] has the shared command line arguments; [`generate`] prints the files that packages ship with the binaries.
 //! - [`service`] runs a process from startup to shutdown; [`systemd`] has inherited descriptors and notifications.
-//! - [`node_process`] inspects the node's process; `bitcoin_core` has names and notations of Bitcoin Core.
+//! - [`node_process`] inspects the node's process; [`bitcoin_core`] has names, notations and chains of Bitcoin Core.
 //! - [`text`] limits the length of untrusted text; [`files`] reads files that users name; `tls` parses the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
 //! - [`supervisor`] is the process that holds the node's connection and starts the guards and the exporter.
@@ -42,7 +42,7 @@
     reason = "the documentation is for developers, with private items"
 )]
 
-mod bitcoin_core;
+pub mod bitcoin_core;
 pub mod cli;
 mod collect;
 pub mod files;

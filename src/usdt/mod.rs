@@ -14,6 +14,7 @@
 //! - [`page`] is the HTML page of recent blocks.
 //! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` and [`startup_banner`] describe the exporter itself.
 
+pub mod attach_loop;
 pub mod block_log;
 mod blocks;
 mod candidates;
@@ -33,8 +34,6 @@ pub mod page;
 mod privileges;
 pub mod probes;
 mod programs;
-
-pub mod attach_loop;
 pub mod startup_banner;
 pub mod target;
 mod utxocache;

@@ -1,9 +1,13 @@
-//! Cap'n Proto's stream framing: assembles complete messages from a byte stream, and buffers outgoing messages.
+//! Cap'n Proto's stream framing: assembles complete messages from a byte stream, buffers outgoing messages, and does both on a socket.
 
 use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
 use capnp::Word;
+use nix::poll::PollFlags;
 
 /// Maximum size of a message of the node. A block has at most 4 MB, and responses to polls are smaller. A larger message is truncated.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -252,6 +256,73 @@ fn written(result: io::Result<usize>) -> io::Result<usize> {
     match result {
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
         result => result,
+    }
+}
+
+/// The connection to the node or to the exporter: a nonblocking socket with its receive and send buffers.
+pub struct FramedSocket {
+    socket: UnixStream,
+    /// Assembles the received frames. Taken out of the struct while they are handled.
+    pub incoming: FrameReader,
+    outgoing: SendBuffer,
+}
+
+impl FramedSocket {
+    /// Takes the limits of [`FrameReader::new`].
+    pub fn new(socket: UnixStream, max_message_bytes: usize, max_skipped_bytes: usize) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let incoming = FrameReader::new(max_message_bytes, max_skipped_bytes);
+        Ok(FramedSocket { socket, incoming, outgoing: SendBuffer::with_memory() })
+    }
+
+    /// Sends as many bytes as the socket accepts, and buffers the rest.
+    pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        self.outgoing.send(&self.socket, frame)
+    }
+
+    /// Reserves memory to send this number of bytes.
+    pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
+        self.outgoing.reserve(bytes)
+    }
+
+    /// Sends the buffered bytes.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.outgoing.flush(&self.socket)
+    }
+
+    /// Number of bytes in the send buffer.
+    pub fn unsent(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Reads the available bytes into `incoming`, which was taken out of `self`.
+    pub fn fill(&self, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
+        incoming.fill(&self.socket)
+    }
+
+    /// The events for which poll(2) has to wait.
+    pub fn interest(&self, reads: bool) -> PollFlags {
+        let mut interest = PollFlags::empty();
+        interest.set(PollFlags::POLLIN, reads);
+        interest.set(PollFlags::POLLOUT, self.unsent() > 0);
+        interest
+    }
+
+    /// Reads and discards bytes until the other side closes the connection.
+    pub fn discard_until_closed(&self) {
+        let _ = self.socket.set_nonblocking(false);
+        let _ = io::copy(&mut &self.socket, &mut io::sink());
+    }
+
+    /// Shuts the connection down in both directions.
+    pub fn close(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl AsFd for FramedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

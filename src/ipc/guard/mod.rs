@@ -8,7 +8,7 @@
 //! way, and closes the connection.
 //!
 //! - `protocol` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop.
-//! - `message` parses messages, `outgoing` encodes the guard's own messages, and `framed_socket` and `frame` are sockets and framing.
+//! - `message` parses messages, `outgoing` encodes the guard's own messages, and `frame` has the sockets with their framing.
 //! - `events` has the events for the exporter. `busy_poll` and `trace_budget` limit how long the node waits.
 //! - `process` is the guard as a process, which the [`supervisor`](crate::supervisor) starts. `subscription_store` passes the subscriptions
 //!   to a replacement guard.
@@ -19,7 +19,6 @@ mod allow_list;
 mod busy_poll;
 mod events;
 mod frame;
-mod framed_socket;
 mod message;
 mod outgoing;
 mod process;

@@ -11,8 +11,7 @@ use nix::time::ClockId;
 
 use super::busy_poll::BusyPoll;
 use super::events::{EventQueue, GuardEvent, SubscriptionIds};
-use super::frame::{MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
-use super::framed_socket::FramedSocket;
+use super::frame::{FramedSocket, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
 use super::message::{self, Message, Return};
 use super::outgoing::{self, EmptyAnswer};
 use super::protocol::{ExporterMessageAction, NodeMessageAction, ProtocolState};

@@ -17,7 +17,8 @@ use crate::usdt::blocks::BlockReport;
 /// `application_id` of the file: "btxb".
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
 /// The versions of the file (`user_version`), each with the migration from the previous version. The first migration starts with an empty
-/// file. A new field of [`BlockReport`] needs a new version with `ALTER TABLE blocks ADD COLUMN …`.
+/// file. A new field of [`BlockReport`] needs a new version with `ALTER TABLE blocks ADD COLUMN …`. Version 1 existed only before the first
+/// release, with other columns, and is not supported.
 const VERSIONS: [(i32, &str); 1] = [(
     2,
     "CREATE TABLE blocks (
