@@ -95,13 +95,12 @@ fn declarations(families: Vec<Family>) -> Vec<Declaration> {
     families.into_iter().map(|family| family.declaration).collect()
 }
 
-/// The declarations of all metrics of the exporter, for METRICS.md.
+/// The declarations of all metrics that only this exporter has, for METRICS.md.
 pub fn all_declarations() -> Vec<Declaration> {
     let groups = TracepointGroup::all().iter().flat_map(|group| group.declarations());
     let blocks = blocks::families(&blocks::BlockCounts::default());
     let exporter = exporter_metrics::families(0, Vec::new(), Vec::new());
-    let others = blocks.into_iter().chain(exporter).chain(crate::metrics::process::families());
-    groups.chain(declarations(others.collect())).collect()
+    groups.chain(declarations(blocks)).chain(declarations(exporter)).collect()
 }
 
 /// Code that `build.rs` generates from `bpf/`: the types of the maps and the compiled programs of each BPF file.

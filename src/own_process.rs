@@ -6,20 +6,19 @@ use std::sync::LazyLock;
 use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
 
-use super::model::{Family, counter, gauge};
-use super::now;
+use crate::metrics::{Family, counter, gauge, now};
 use crate::{logging, sandbox, tls};
 
 const PROC: &[&str] = &["/proc/self"];
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// Time at which the metrics were declared, in Unix seconds. A process declares them first, so it serves as the start time. The start time
-/// in `/proc` is relative to the boot time in `/proc/stat`, which a service cannot read (`ProcSubset=pid`).
-pub(crate) static STARTED: LazyLock<f64> = LazyLock::new(now);
+/// Start time of the process, in Unix seconds: the time of the first use, before the process serves metrics. The start time in `/proc` is
+/// relative to the boot time in `/proc/stat`, which a service cannot read (`ProcSubset=pid`).
+pub static STARTED: LazyLock<f64> = LazyLock::new(now);
 
 /// The families of the exporter's own process. Without /proc (for example on a hidepid mount) some are absent.
 #[rustfmt::skip]
-pub(crate) fn families() -> Vec<Family> {
+pub fn families() -> Vec<Family> {
     let process = Process::myself().ok();
     let stat = process.as_ref().and_then(|process| process.stat().ok());
     let open_fds = process.as_ref().and_then(|process| process.fd_count().ok());
