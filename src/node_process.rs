@@ -9,11 +9,9 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use nix::libc::ESRCH;
-use nix::sys::socket::{getsockopt, sockopt};
 use procfs::process::{Process, Stat};
-use tokio::net::UnixStream;
 
-use crate::supervisor::SupervisorClient;
+use crate::supervisor::{PrivateUsage, SupervisorClient};
 use crate::sys;
 
 /// A process that may be the node, identified by its PID and its start time.
@@ -87,12 +85,6 @@ pub struct SocketPeer {
 }
 
 impl SocketPeer {
-    /// The process that listens at the other end of the socket.
-    pub fn from_stream(stream: &UnixStream) -> Self {
-        let credentials = getsockopt(stream, sockopt::PeerCredentials).ok();
-        Self::from_pid(credentials.map_or(0, |peer| peer.pid()), None)
-    }
-
     /// The process with this PID; 0 for a process in another PID namespace. `supervisor` reads the values that only an unconfined
     /// process may read.
     pub fn from_pid(pid: i32, supervisor: Option<Rc<SupervisorClient>>) -> Self {
@@ -160,15 +152,6 @@ pub struct ProcessUsage {
     supervisor: Option<Rc<SupervisorClient>>,
 }
 
-/// Resource usage that only a process of the same user may read, if Landlock does not confine that process.
-#[derive(Default)]
-pub struct PrivateUsage {
-    /// Number of open descriptors.
-    pub open_fds: Option<u64>,
-    /// Bytes that were read from and written to disks.
-    pub io: Option<(u64, u64)>,
-}
-
 /// CPU time of one thread of the node.
 pub struct ThreadTime {
     /// Thread ID.
@@ -208,9 +191,10 @@ impl ProcessUsage {
 
     /// The resource usage that the supervisor reads; empty without a supervisor.
     pub async fn private(&self) -> PrivateUsage {
-        let Some(supervisor) = &self.supervisor else { return PrivateUsage::default() };
-        let (open_fds, io) = supervisor.usage().await;
-        PrivateUsage { open_fds, io }
+        match &self.supervisor {
+            Some(supervisor) => supervisor.usage().await,
+            None => PrivateUsage::default(),
+        }
     }
 }
 

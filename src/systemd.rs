@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt};
-use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
 
 use crate::supervisor::SupervisorRequest;
 pub use crate::sys::take_over;
@@ -74,6 +74,27 @@ pub fn close_inherited() {
     }
 }
 
+/// A state of this process that the service manager is notified of.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Notification {
+    /// The process serves requests.
+    Ready,
+    /// The event loops of the process run.
+    Watchdog,
+    /// The process is stopping.
+    Stopping,
+}
+
+impl Notification {
+    fn text(self) -> &'static str {
+        match self {
+            Notification::Ready => "READY=1",
+            Notification::Watchdog => "WATCHDOG=1",
+            Notification::Stopping => "STOPPING=1",
+        }
+    }
+}
+
 /// The channel to the supervisor, which notifies the service manager for this process.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
 
@@ -99,16 +120,10 @@ pub fn notify_through(channel: OwnedFd) {
 
 /// Notifies the service manager, if there is one. A separate thread sends, because a service manager that does not read would delay this
 /// process. Notifications that exceed the thread's queue are dropped.
-pub fn notify(state: NotifyState<'static>) {
-    static MESSAGES: LazyLock<Option<SyncSender<NotifyState<'static>>>> = LazyLock::new(start_notifying);
-    let request = match state {
-        NotifyState::Ready => Some(SupervisorRequest::Ready),
-        NotifyState::Watchdog => Some(SupervisorRequest::Watchdog),
-        NotifyState::Stopping => Some(SupervisorRequest::Stopping),
-        _ => None,
-    };
-    if let (Some(supervisor), Some(request)) = (SUPERVISOR.get(), request) {
-        let _ = request.send(supervisor).inspect_err(log_failure);
+pub fn notify(state: Notification) {
+    static MESSAGES: LazyLock<Option<SyncSender<Notification>>> = LazyLock::new(start_notifying);
+    if let Some(supervisor) = SUPERVISOR.get() {
+        let _ = SupervisorRequest::Notify(state).send(supervisor).inspect_err(log_failure);
     } else if MANAGER.is_some()
         && let Some(messages) = &*MESSAGES
     {
@@ -116,13 +131,13 @@ pub fn notify(state: NotifyState<'static>) {
     }
 }
 
-fn start_notifying() -> Option<SyncSender<NotifyState<'static>>> {
+fn start_notifying() -> Option<SyncSender<Notification>> {
     const MAX_WAITING: usize = 4;
     let manager = MANAGER.as_ref()?;
-    let (sender, messages) = sync_channel::<NotifyState>(MAX_WAITING);
+    let (sender, messages) = sync_channel(MAX_WAITING);
     let send = move || {
         for state in messages {
-            let _ = manager.send(state.to_string().as_bytes()).inspect_err(log_failure);
+            let _ = manager.send(Notification::text(state).as_bytes()).inspect_err(log_failure);
         }
     };
     let started = thread::Builder::new().name("notify".into()).spawn(send);
@@ -163,7 +178,7 @@ pub async fn watchdog(other: Heartbeat) {
         tokio::time::sleep((within / 2).max(2 * Heartbeat::BEAT_INTERVAL)).await;
         if seen != other.count() {
             seen = other.count();
-            notify(NotifyState::Watchdog);
+            notify(Notification::Watchdog);
         }
     }
 }

@@ -46,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
         };
         let status = Arc::new(Status::new(METRICS.clone()));
         let context = Rc::new(Context::new(config, METRICS.clone(), status, CancellationToken::new()));
-        let node = SocketPeer::from_stream(&ours);
+        let node = SocketPeer::from_pid(std::process::id() as i32, None);
         let exporter = async {
             match open(ours, None, &node, &context).await {
                 Ok(session) => session.run().await,

@@ -1,7 +1,7 @@
 //! A connection to the node and its guard. The supervisor keeps the node's descriptor until the guard has closed the connection. If a guard
 //! is killed, the connection stays open and a replacement can use it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -9,8 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::Pid;
 
-use super::channel::SupervisorReply;
-use super::node_socket::{errno, peer_pid};
+use super::channel::{CONNECTION_FDS, SupervisorReply};
+use super::node_socket::peer_pid;
 use crate::cli;
 use crate::ipc::guard::{self, SubscriptionStore};
 
@@ -27,7 +27,6 @@ pub const STOPPED: u8 = 0x80;
 
 impl GuardNotices {
     fn send(&self, notice: u8) {
-        use std::os::fd::AsRawFd;
         let _ = send(self.0.as_raw_fd(), &[notice], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
     }
 }
@@ -49,7 +48,7 @@ impl GuardedConnection {
         node: OwnedFd,
         inherited: bool,
         trace_budget: Option<Duration>,
-    ) -> Result<(Self, SupervisorReply, [OwnedFd; super::channel::CONNECTION_FDS])> {
+    ) -> Result<(Self, SupervisorReply, [OwnedFd; CONNECTION_FDS])> {
         let store = SubscriptionStore::new()?;
         let (notices, theirs) = std::os::unix::net::UnixStream::pair()?;
         let started = guard::start(&node, &store, trace_budget, false)?;
@@ -128,19 +127,6 @@ impl GuardedConnection {
                 self.retry_at = Instant::now() + RETRY_INTERVAL;
                 Some(self.retry_at)
             }
-        }
-    }
-}
-
-/// Sends the reply to a request for a connection.
-pub fn answer(
-    channel: &OwnedFd,
-    started: Result<(SupervisorReply, [OwnedFd; super::channel::CONNECTION_FDS])>,
-) -> std::io::Result<()> {
-    match started {
-        Ok((reply, fds)) => reply.send(channel, &fds.each_ref().map(OwnedFd::as_fd)),
-        Err(error) => {
-            SupervisorReply::Failed(super::channel::ConnectFailure::Guard(errno(&error))).send(channel, &[])
         }
     }
 }
