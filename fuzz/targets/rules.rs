@@ -12,7 +12,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::testing::relay;
+use bitcoind_exporter::testing::{OpenFiles, relay};
 use bitcoind_exporter::testing::schema::chain_capnp::{chain, chain_notifications};
 use bitcoind_exporter::testing::schema::handler_capnp::handler;
 use bitcoind_exporter::testing::schema::init_capnp::init;
@@ -336,7 +336,7 @@ fuzz_target!(|data: &[u8]| {
         socket.set_nonblocking(true).unwrap();
     }
     let guard = std::thread::spawn(move || {
-        relay(node_theirs, exporter_theirs, events_theirs, Some(Duration::from_micros(1)), None)
+        relay(node_theirs, exporter_theirs, events_theirs, Some(Duration::from_micros(1)), OpenFiles::default())
     });
     let mut node = Node {
         socket: node,

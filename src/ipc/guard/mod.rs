@@ -49,7 +49,7 @@ pub use events::{GuardEvent, TimedEvent};
 pub use outgoing::TOO_LARGE;
 pub(crate) use process::start;
 pub use process::{ARGUMENT, main};
-pub use relay::relay;
+pub use relay::{OpenFiles, relay};
 pub(crate) use subscription_store::SubscriptionStore;
 
 /// The pool of permits to run a guard. A guard keeps its permit until it has disconnected from the node, which limits the connections to a

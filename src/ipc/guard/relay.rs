@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::ClockId;
 
 use super::busy_poll::BusyPoll;
-use super::events::{EventQueue, GuardEvent, SubscriptionIds};
+use super::events::{EventQueue, GuardEvent};
 use super::frame::{FramedSocket, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
 use super::message::{self, Message, Return};
 use super::outgoing::{self, EmptyAnswer};
@@ -32,40 +32,27 @@ const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Interval between readings of the guard's run delay.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Relays messages until the node is gone, or the guard has disconnected cleanly. `replaces` has the subscriptions of a killed guard;
-/// nothing is relayed then. An error is the reason why the messages of the peer are not those of a node.
-pub fn relay(
-    node: UnixStream,
-    exporter: UnixStream,
-    events: UnixStream,
-    trace_budget: Option<Duration>,
-    replaces: Option<&[SubscriptionIds]>,
-) -> io::Result<()> {
-    let files = OpenFiles { store: None, run_delay: RunDelayFile::open() };
-    relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
-}
-
-/// Files that a guard opens before its sandbox is applied.
+/// Files that a guard opens before its sandbox is applied. The default has none.
+#[derive(Default)]
 pub struct OpenFiles {
     /// The guard's subscriptions, for its replacement.
     pub store: Option<SubscriptionStore>,
     /// The statistic of how long the guard waited for a CPU.
     pub run_delay: Option<RunDelayFile>,
+    /// Whether the store has the subscriptions of a killed guard, which this guard replaces.
+    pub replaces: bool,
 }
 
-/// Like [`relay`], with the files of a guard process. With `replaces` it ends the subscriptions in the store.
-pub fn relay_with_files(
+/// Relays messages until the node is gone, or the guard has disconnected cleanly. A replacement guard relays nothing; it ends the
+/// subscriptions in the store. An error is the reason why the messages of the peer are not those of a node.
+pub fn relay(
     node: UnixStream,
     exporter: UnixStream,
     events: UnixStream,
     trace_budget: Option<Duration>,
     files: OpenFiles,
-    replaces: bool,
 ) -> io::Result<()> {
-    let left_subscriptions =
-        files.store.as_ref().map(|store| store.subscriptions().to_vec()).unwrap_or_default();
-    let replaces = replaces.then_some(&left_subscriptions[..]);
-    relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
+    relay_with_log(node, exporter, events, trace_budget, files, |line| cli::print_error(line))
 }
 
 /// Like [`relay`]. `log` prints messages that must not be delayed.
@@ -74,19 +61,20 @@ fn relay_with_log(
     exporter: UnixStream,
     events: UnixStream,
     trace_budget: Option<Duration>,
-    replaces: Option<&[SubscriptionIds]>,
     files: OpenFiles,
     log: impl FnOnce(&str),
 ) -> io::Result<()> {
+    let subscriptions = files.store.as_ref().filter(|_| files.replaces).map(SubscriptionStore::subscriptions);
+    let protocol = match subscriptions {
+        Some(subscriptions) => ProtocolState::replacement(subscriptions, now()),
+        None => ProtocolState::new(TraceBudget::new(trace_budget), now()),
+    };
     let mut relay = Relay {
         node: FramedSocket::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
         exporter: FramedSocket::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
         events: EventQueue::new(events)?,
         files,
-        protocol: match replaces {
-            Some(subscriptions) => ProtocolState::replacement(subscriptions, now()),
-            None => ProtocolState::new(TraceBudget::new(trace_budget), now()),
-        },
+        protocol,
         answer: EmptyAnswer::new(),
         busy_poll: BusyPoll::default(),
         last_large_at: Duration::ZERO,
@@ -337,18 +325,12 @@ mod tests {
         let [(mut node, node_theirs), (_exporter, exporter_theirs), (_events, events_theirs)] =
             [(); 3].map(|()| UnixStream::pair().unwrap());
         let (send, logged) = mpsc::channel();
-        let subscription = "1,2,3".parse::<SubscriptionIds>().unwrap();
+        let mut store = SubscriptionStore::new().unwrap();
+        store.apply(&GuardEvent::Subscribed("1,2,3".parse().unwrap()));
+        let files = OpenFiles { store: Some(store), replaces: true, ..OpenFiles::default() };
         let guard = std::thread::spawn(move || {
             let log = move |line: &str| send.send(line.to_string()).unwrap();
-            relay_with_log(
-                node_theirs,
-                exporter_theirs,
-                events_theirs,
-                None,
-                Some(&[subscription]),
-                OpenFiles { store: None, run_delay: None },
-                log,
-            )
+            relay_with_log(node_theirs, exporter_theirs, events_theirs, None, files, log)
         });
         node.write_all(&[0xff; 64]).unwrap();
         let line = logged.recv_timeout(Duration::from_secs(60)).expect("a log line while the node is there");
