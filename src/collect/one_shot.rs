@@ -91,7 +91,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     if let Some(http) = http {
         described.push_str(&format!("{http}\n"));
     }
-    for interface in Interface::ALL {
+    for interface in Interface::all() {
         let offered = if interfaces.offers(interface) { "yes" } else { "no " };
         let (name, description) = (interface.name(), interface.description());
         described.push_str(&format!("interface {name:<9}{offered} {description}\n"));

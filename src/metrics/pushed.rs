@@ -72,17 +72,12 @@ pub(super) struct PushedFamily {
 }
 
 /// The present samples of a pushed family, and when they expire.
+#[derive(Default)]
 struct SampleState {
     /// Sorted by labels. A scrape takes a reference, so that an update does not wait while the samples are written.
     samples: Arc<Vec<Sample>>,
-    /// Time at which the samples expire, in milliseconds since boot.
-    hidden_from: u64,
-}
-
-impl Default for SampleState {
-    fn default() -> Self {
-        SampleState { samples: Arc::default(), hidden_from: u64::MAX }
-    }
+    /// Time at which the samples expire, in milliseconds since boot; `None` if they do not expire.
+    hidden_from: Option<u64>,
 }
 
 impl PushedFamily {
@@ -100,7 +95,7 @@ impl PushedFamily {
     /// The present state. Removes the samples if they have expired.
     fn state(&self) -> MutexGuard<'_, SampleState> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if state.hidden_from < u64::MAX && state.hidden_from <= since_boot() {
+        if state.hidden_from.is_some_and(|time| time <= since_boot()) {
             *state = SampleState::default();
         }
         state
@@ -190,7 +185,7 @@ impl PushedFamily {
 
 impl SampleState {
     fn show_for(&mut self, time: Duration) {
-        self.hidden_from = since_boot().saturating_add(milliseconds(time));
+        self.hidden_from = since_boot().checked_add(milliseconds(time));
     }
 }
 

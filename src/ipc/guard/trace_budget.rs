@@ -14,6 +14,7 @@ const MAX_BURST_GAP: Duration = Duration::from_millis(250);
 const MAX_ROUND_TRIP: Duration = Duration::from_micros(500);
 
 /// Measures how long the node has waited in the present period, and compares it with the budget.
+#[derive(Default)]
 pub struct TraceBudget {
     allowed: Option<Duration>,
     began: Duration,
@@ -26,13 +27,7 @@ pub struct TraceBudget {
 impl TraceBudget {
     /// `None` sets no limit.
     pub fn new(allowed: Option<Duration>) -> Self {
-        TraceBudget {
-            allowed,
-            began: Duration::ZERO,
-            last: Duration::ZERO,
-            waited: Duration::ZERO,
-            run_delay: None,
-        }
+        TraceBudget { allowed, ..TraceBudget::default() }
     }
 
     /// Records a call; returns `true` if the node has waited too long.

@@ -30,7 +30,9 @@ struct ClientState {
     connection: Mutex<Option<PooledConnection>>,
     /// Timeout of one call, including retries.
     deadline: Duration,
-    state: watch::Sender<Usability>,
+    /// Why no calls are made: a call failed and the next one would fail, too, or no call was made yet. `None` if the node responded, and it
+    /// is the one behind the IPC socket, if there is one.
+    unusable: watch::Sender<Option<HttpFailure>>,
     /// The state in the last log line: the reason why HTTP is not used, or empty if it is used. `None` before the first line.
     last_logged: RefCell<Option<String>>,
     repeats: RepeatLimiter,
@@ -46,14 +48,6 @@ struct ClientState {
     privileges_checked: Cell<bool>,
     /// Called with the cause of each failure.
     on_failure: Box<dyn Fn(FailureCause)>,
-}
-
-/// Whether calls are made over HTTP.
-enum Usability {
-    /// The node responded, and it is the one behind the IPC socket, if there is one.
-    Usable,
-    /// A call failed and the next one would fail, too, or no call was made yet.
-    Unusable(HttpFailure),
 }
 
 impl HttpRpc {
@@ -75,7 +69,7 @@ impl HttpRpc {
             config,
             connection: Mutex::default(),
             deadline,
-            state: watch::Sender::new(Usability::Unusable(not_checked_yet())),
+            unusable: watch::Sender::new(Some(not_checked_yet())),
             last_logged: RefCell::default(),
             repeats: RepeatLimiter::default(),
             has_credentials: Cell::new(false),
@@ -93,7 +87,7 @@ impl HttpRpc {
 
     /// Whether HTTP is usable: the node responded, and it is the right node.
     pub fn is_usable(&self) -> bool {
-        matches!(*self.0.state.borrow(), Usability::Usable)
+        self.0.unusable.borrow().is_none()
     }
 
     /// Whether HTTP should be used: it is required, or there were credentials for it.
@@ -105,7 +99,7 @@ impl HttpRpc {
     pub fn mark_usable(&self) {
         self.0.wanted.set(true);
         if !self.is_usable() {
-            self.0.state.send_replace(Usability::Usable);
+            self.0.unusable.send_replace(None);
             let before = self.0.last_logged.replace(Some(String::new()));
             if before.is_none_or(|failure| !failure.is_empty()) {
                 let HttpRpcConfig { url, credentials, .. } = self.config();
@@ -158,7 +152,7 @@ impl HttpRpc {
             }
             last_logged.replace(Some(failure.text.clone()));
         }
-        self.0.state.send_replace(Usability::Unusable(failure));
+        self.0.unusable.send_replace(Some(failure));
     }
 
     /// Records that HTTP cannot be used, because a call failed.
@@ -181,30 +175,28 @@ impl HttpRpc {
 
     /// Why HTTP is not used.
     pub fn unusable_reason(&self) -> HttpFailure {
-        match &*self.0.state.borrow() {
-            Usability::Usable => not_checked_yet(),
-            Usability::Unusable(failure) => failure.clone(),
-        }
+        self.0.unusable.borrow().clone().unwrap_or_else(not_checked_yet)
     }
 
     /// Marks HTTP as not checked yet, because the node may be another one than before. Without IPC (`alone`) the collector logs the
     /// reason.
     pub fn reset_node(&self, alone: bool) {
-        self.0.state.send_replace(Usability::Unusable(not_checked_yet()));
+        self.0.unusable.send_replace(Some(not_checked_yet()));
         self.0.quiet.set(alone);
     }
 
     /// Resolves when HTTP is no longer usable.
     pub async fn became_unusable(&self) {
         // Never an error: `self` has the sender.
-        let _ = self.0.state.subscribe().wait_for(|state| matches!(state, Usability::Unusable(_))).await;
+        let _ = self.0.unusable.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Resolves when the node that responded before is gone.
     pub async fn node_gone(&self) -> HttpFailure {
-        let is_gone =
-            |state: &Usability| matches!(state, Usability::Unusable(failure) if failure.cause.is_node_gone());
-        let _ = self.0.state.subscribe().wait_for(is_gone).await;
+        let is_gone = |failure: &Option<HttpFailure>| {
+            failure.as_ref().is_some_and(|failure| failure.cause.is_node_gone())
+        };
+        let _ = self.0.unusable.subscribe().wait_for(is_gone).await;
         self.unusable_reason()
     }
 

@@ -40,6 +40,7 @@ impl ArrivalMethod {
 pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 
 /// The messages that the node and one peer have exchanged about one block.
+#[derive(Default)]
 pub struct PeerActivity {
     /// The node's ID for the peer.
     pub id: i64,
@@ -129,14 +130,7 @@ impl Timeline {
             Some(position) => position,
             None if self.peers.len() >= MAX_PEERS => return None,
             None => {
-                self.peers.push(PeerActivity {
-                    id,
-                    announced: None,
-                    owes_compact: false,
-                    compact: None,
-                    asked: None,
-                    answered: None,
-                });
+                self.peers.push(PeerActivity { id, ..PeerActivity::default() });
                 self.peers.len() - 1
             }
         };

@@ -79,6 +79,7 @@ pub enum ExporterMessageAction {
 }
 
 /// The protocol state of one connection, which decides how each message is handled and which messages the guard sends.
+#[derive(Default)]
 pub struct ProtocolState {
     questions: Questions,
     capabilities: NodeCapabilities,
@@ -108,21 +109,11 @@ impl ProtocolState {
     /// The state of a connection without any message.
     pub fn new(budget: TraceBudget, now: Duration) -> Self {
         ProtocolState {
-            questions: Questions::default(),
-            capabilities: NodeCapabilities::default(),
-            shutdown_watch: ShutdownWatch::default(),
-            template: TemplateState::default(),
             subscriptions: SubscriptionTable::new(budget),
             next_question: OWN_NUMBERS,
             last_thread: OWN_NUMBERS,
-            threads_requested: 0,
-            rejected: 0,
-            finishes: VecDeque::new(),
-            events: VecDeque::new(),
-            draining_since: None,
-            replacing_since: None,
             last_message_at: now,
-            has_answered: false,
+            ..ProtocolState::default()
         }
     }
 
@@ -133,7 +124,8 @@ impl ProtocolState {
             next_question: REPLACEMENT_NUMBERS,
             last_thread: REPLACEMENT_NUMBERS,
             replacing_since: Some(now),
-            ..ProtocolState::new(TraceBudget::new(None), now)
+            last_message_at: now,
+            ..ProtocolState::default()
         }
     }
 
