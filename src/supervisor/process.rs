@@ -30,8 +30,9 @@ use crate::{cli, http, scheduling, sys, systemd};
 const REAP_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum wait for guards after the exporter has exited, if they survive the exit of the supervisor.
 const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum number of concurrent connections to the node. The exporter has a lower limit of its own.
-const MAX_CONNECTIONS: usize = 8;
+/// Maximum number of concurrent connections to the node. The guard of a connection that the exporter has left keeps it open until the node
+/// has responded to all calls.
+const MAX_CONNECTIONS: usize = 4;
 
 /// The configuration of the supervisor.
 pub struct SupervisorConfig {

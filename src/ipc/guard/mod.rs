@@ -29,13 +29,11 @@ mod trace_budget;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
@@ -52,36 +50,6 @@ pub use process::{ARGUMENT, main};
 pub use relay::{OpenFiles, relay};
 pub(crate) use subscription_store::SubscriptionStore;
 
-/// The pool of permits to run a guard. A guard keeps its permit until it has disconnected from the node, which limits the connections to a
-/// node that does not respond.
-#[derive(Clone)]
-pub struct GuardPermits(Arc<Semaphore>);
-
-impl GuardPermits {
-    const COUNT: usize = 4;
-
-    /// A pool in which all permits are free.
-    #[allow(clippy::new_without_default, reason = "there is no default number of permits")]
-    pub fn new() -> Self {
-        GuardPermits(Arc::new(Semaphore::new(Self::COUNT)))
-    }
-
-    /// Waits for a free permit.
-    pub async fn acquire(&self) -> GuardPermit {
-        match self.0.clone().try_acquire_owned() {
-            Ok(permit) => return GuardPermit(permit),
-            Err(_) => warn!(
-                "{} guards are waiting for responses of the node; connecting again when one has disconnected",
-                Self::COUNT
-            ),
-        }
-        GuardPermit(self.0.clone().acquire_owned().await.expect("never closed"))
-    }
-}
-
-/// A permit for one guard; returned to the pool when dropped.
-pub struct GuardPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
-
 /// The exporter's handle to the guard of one connection.
 pub struct Guard {
     pid: i32,
@@ -93,7 +61,6 @@ pub struct Guard {
     state: Rc<GuardState>,
     /// The guard's run delay at the last reading.
     run_delay: Duration,
-    permit: GuardPermit,
 }
 
 /// Flags about a connection and its guard, which the exporter's tasks share.
@@ -106,12 +73,12 @@ struct GuardState {
 
 impl Guard {
     /// Creates the handle for the guard of this connection, and returns the socket for requests with it. Needs a [`tokio::task::LocalSet`].
-    pub fn new(permit: GuardPermit, guarded: GuardedSockets) -> (UnixStream, Self) {
+    pub fn new(guarded: GuardedSockets) -> (UnixStream, Self) {
         let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();
         let watch = AbortOnDropHandle::new(tokio::task::spawn_local(log_notices(notices, state.clone())));
         let events = Some(events);
-        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO, permit })
+        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO })
     }
 
     /// The guard's run delay since the last call of this method: the time that it was ready to run and waited for a CPU. `None` if the
@@ -155,7 +122,6 @@ impl Guard {
                 let _ = reader.await;
             }
             let _ = self.watch.await;
-            drop(self.permit);
         });
         while tokio::time::timeout(DISCONNECT_TIMEOUT, &mut disconnected).await.is_err() {
             if !state.is_unguarded.get() {
