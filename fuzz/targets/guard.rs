@@ -33,7 +33,13 @@ fuzz_target!(|data: &[u8]| {
         socket.set_nonblocking(true).unwrap();
     }
     let guard = std::thread::spawn(move || {
-        relay(node_theirs, exporter_theirs, events_theirs, Some(Duration::from_millis(50)), OpenFiles::default())
+        relay(
+            node_theirs,
+            exporter_theirs,
+            events_theirs,
+            Some(Duration::from_millis(50)),
+            OpenFiles::default(),
+        )
     });
     let (mut rest, mut sink) = (data, [0; 4096]);
     while let [head, low, high, tail @ ..] = rest {
