@@ -1,4 +1,5 @@
-//! Compiles the Cap'n Proto schemas and the BPF programs, and records what the binaries were built from.
+//! Compiles the Cap'n Proto schemas and the BPF programs, and passes the git revision and the compiler version to the
+//! binaries.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,7 +36,8 @@ fn main() {
         println!("cargo::error=cannot write to {}: {error}", out.display());
     }
 
-    // Where there is no git repository, who builds may know the revision.
+    // Outside a git repository, for example in a package build, the environment variable BUILD_REVISION has the
+    // revision.
     println!("cargo::rerun-if-env-changed=BUILD_REVISION");
     let revision = env::var("BUILD_REVISION").ok();
     let revision = revision.or_else(|| output("git", &["rev-parse", "--short=12", "HEAD"]));
@@ -50,7 +52,7 @@ fn main() {
     }
 }
 
-/// The files of schema/, in the order of their names.
+/// The paths of the files in schema/, sorted by name.
 fn schemas() -> Vec<PathBuf> {
     let files = fs::read_dir("schema").expect("the folder schema/ is readable").flatten();
     let mut schemas: Vec<_> = files
@@ -75,7 +77,8 @@ mod bpf {
 
     const PROGRAMS: &str = "src/usdt/bpf";
 
-    /// `bpf.rs`, with a module for each file of programs: the types of its maps, and the programs.
+    /// Compiles the BPF files and writes `bpf.rs`, which has a module for each BPF file, with the Rust types of its
+    /// maps and its compiled programs.
     pub fn compile() {
         println!("cargo::rerun-if-changed={PROGRAMS}");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
@@ -109,14 +112,16 @@ mod bpf {
     }
 
     fn arguments(out: &Path) -> Vec<String> {
-        // libbpf-cargo would put them into a folder with another name each time.
+        // Write libbpf's headers to a fixed path. libbpf-cargo would write them to a folder with a random name, and
+        // builds would not be reproducible.
         let libbpf = out.join("libbpf/bpf");
         fs::create_dir_all(&libbpf).expect("OUT_DIR is writable");
         for (name, text) in libbpf_sys::API_HEADERS {
             fs::write(libbpf.join(name), text).expect("OUT_DIR is writable");
         }
         let mut arguments = vec!["-Wall".to_string(), "-Wno-pass-failed".into()];
-        // BTF has the names of the source files: the same wherever it is built.
+        // BTF contains the paths of the source files. Map them to relative paths, because builds in different folders
+        // must produce identical files.
         if let Ok(here) = env::current_dir() {
             arguments.push(format!("-ffile-prefix-map={}=.", here.display()));
         }
@@ -126,7 +131,8 @@ mod bpf {
         arguments
     }
 
-    /// Where Debian keeps the headers that differ by machine: those of this one, and those for cross-compiling.
+    /// The include flag for Debian's architecture-specific headers: the folder for native builds or, if that is
+    /// missing, the folder for cross-compiling.
     fn headers() -> Option<String> {
         let machine = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
         let paths =

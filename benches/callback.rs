@@ -1,5 +1,6 @@
-//! Measures how long a node waits for the response to a callback: from the guard, from a bare capnp-rpc subscriber, and from a bare socket
-//! ping-pong with messages of the same sizes. The three alternate in one run. Prints medians and ratios.
+//! Measures the time that a node waits for the response to a callback, for three responders: the guard, a subscriber
+//! that uses only capnp-rpc, and a process that exchanges messages of the same sizes over a socket (ping-pong). The
+//! responders alternate in one run. Prints medians and ratios.
 //!
 //!     cargo bench --bench callback
 
@@ -20,13 +21,13 @@ use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// First arguments of this program when it runs as the other end of a connection.
+/// First argument of this program when it runs as a child process that responds to callbacks.
 const ECHO: &str = "--echo";
 const SUBSCRIBER: &str = "--subscriber";
 const ROUNDS: usize = 20;
 
-/// A callback to measure, and the number of its calls in a round.
-/// `build` encodes the node's call to the object with a given export ID.
+/// A callback to measure, and the number of its calls in a round. `build` encodes the node's call; its argument is the
+/// export ID of the callback object.
 struct Callback {
     name: &'static str,
     build: fn(u32) -> Vec<u8>,
@@ -77,7 +78,7 @@ fn block(target: u32) -> Vec<u8> {
     })
 }
 
-/// A block of 4 MB with 10,000 transactions, more than any real block has: the guard counts them.
+/// A block of 4 MB with 10,000 transactions, which the guard counts. No real block has so many.
 fn block_data() -> Vec<u8> {
     let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
     let mut transaction = block.txdata[0].clone();
@@ -86,7 +87,7 @@ fn block_data() -> Vec<u8> {
     bitcoin::consensus::serialize(&block)
 }
 
-/// The node's `Finish` message for the call.
+/// The node's `Finish` message for a callback.
 fn finish() -> Vec<u8> {
     let mut message = capnp::message::Builder::new_default();
     message.init_root::<message::Builder>().init_finish().set_question_id(7);
@@ -101,7 +102,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// A function that reads the response to a callback from a socket into a buffer.
 type Reads = fn(&mut UnixStream, &mut Vec<u8>);
 
-/// The time from the first byte of the request to the last byte of the response. Sends `after` afterwards.
+/// Sends a request and reads the response. Returns the time from the first byte of the request to the last byte of the
+/// response. Sends `after` when the response is complete.
 fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8>, after: &[u8]) -> Duration {
     let asked = Instant::now();
     socket.write_all(request).unwrap();
@@ -126,7 +128,7 @@ fn read_frame(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     socket.read_exact(&mut frame[header..]).unwrap();
 }
 
-/// Reads messages until a response (`Return`).
+/// Reads messages until one is a response (`Return`).
 fn read_answer(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     loop {
         read_frame(socket, frame);
@@ -137,7 +139,8 @@ fn read_answer(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     }
 }
 
-/// Starts this program as the other end of a connection, which it has as descriptor 0. Returns our end, and the child process.
+/// Starts this program as a child process with a connected socket as descriptor 0. Returns the other end of the socket,
+/// and the child process.
 fn start(arguments: &[String]) -> (UnixStream, Child) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
@@ -148,12 +151,13 @@ fn start(arguments: &[String]) -> (UnixStream, Child) {
     (ours, child)
 }
 
-/// The other end of the bare ping-pong, on descriptor 0. `sizes` are the bytes of a request, of a response, and of the message afterwards.
+/// The child process of the ping-pong, which responds on descriptor 0. `sizes` are the sizes in bytes of a request, of
+/// a response, and of the message after the response.
 fn echo(mut sizes: impl Iterator<Item = String>) {
     let mut size = || sizes.next().unwrap().parse::<usize>().unwrap();
     let mut socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     let (mut request, mut answer, mut after) = (vec![0; size()], vec![0; size()], vec![0; size()]);
-    // The frame header of a response with one segment.
+    // The segment table of a response with one segment.
     let words = (answer.len() / 8 - 1) as u32;
     answer[4..8].copy_from_slice(&words.to_le_bytes());
     while socket.read_exact(&mut request).is_ok() {
@@ -198,7 +202,7 @@ impl utxo_cache_trace::Server for Subscriber {
     }
 }
 
-/// Runs a capnp-rpc subscriber on descriptor 0. Its callback object is its bootstrap capability.
+/// Runs a capnp-rpc subscriber on descriptor 0. The bootstrap capability of the connection is the callback object.
 fn subscriber(traces: bool) {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     socket.set_nonblocking(true).unwrap();
@@ -235,7 +239,7 @@ fn main() {
     CALLBACKS.iter().for_each(measure);
 }
 
-/// Measures one callback, and prints the medians and ratios.
+/// Measures one callback with the three responders, and prints the medians and ratios.
 fn measure(callback: &Callback) {
     let (mut node, guarded) = UnixStream::pair().unwrap();
     let (exporter, exporter_theirs) = UnixStream::pair().unwrap();

@@ -1,5 +1,6 @@
-//! Measures the exporter under load, with a fake node that makes the next callback as soon as the last one is answered. Prints memory and
-//! descriptors after the first 100,000 callbacks and after all of them, and how long the node waited with and without 64 scrapers.
+//! Measures the exporter under load, with a fake node that makes the next callback as soon as the last one is answered.
+//! Prints the memory and the number of descriptors of the exporter's processes after the first 100,000 callbacks and
+//! after all callbacks, and the time that the node waited with and without 64 scrapers.
 //!
 //!     cargo bench --bench callback_load [-- CALLBACKS]
 
@@ -23,7 +24,7 @@ use procfs::process::{Process, all_processes};
 
 /// Number of callbacks in one batch.
 const BATCH: usize = 20_000;
-/// Number of batches without scrapers, and of batches with scrapers. The two alternate.
+/// Number of batches without scrapers, and number of batches with scrapers. Both kinds of batches alternate.
 const ROUNDS: usize = 25;
 
 /// Resident memory in kB and number of open descriptors of the supervisor, the exporter and the guard.
@@ -38,7 +39,8 @@ fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
     waits[waits.len() * percent / 100]
 }
 
-/// Lowers the priority of the calling thread. The scrapers represent other machines: they must not take CPU time from the node.
+/// Lowers the priority of the calling thread, which is a scraper. Real scrapers run on other machines and take no CPU
+/// time from the node.
 #[allow(unsafe_code, reason = "no crate wraps it")]
 fn lower_priority() {
     // SAFETY: the function takes numbers only; 0 is the calling thread.
@@ -78,7 +80,7 @@ fn main() {
     }
     println!("after {callbacks} more: {:?}", used(pid));
 
-    // Locked for writing while scrapers have to pause.
+    // The main thread locks this for writing while the scrapers have to pause.
     let gate = Arc::new(RwLock::new(()));
     let mut locked = gate.write().unwrap();
     let done = Arc::new(AtomicBool::new(false));
@@ -87,7 +89,7 @@ fn main() {
             let (address, gate, done) = (address.clone(), gate.clone(), done.clone());
             std::thread::spawn(move || {
                 lower_priority();
-                // Like Prometheus, over a persistent connection.
+                // Each scraper uses a persistent connection, as Prometheus does.
                 let mut stream = BufReader::new(TcpStream::connect(&address).unwrap());
                 let (mut line, mut page) = (String::new(), Vec::new());
                 let mut scrapes = 0;

@@ -2,7 +2,8 @@
 //! IPC. Also measures how long other clients wait for JSON-RPC over HTTP beside an exporter that polls over HTTP only:
 //! `cargo bench --bench rpc_cost -- http://127.0.0.1:PORT COOKIE-FILE`, with a node that runs with `-rpcthreads=1`.
 //!
-//! A call cannot hold the node's main lock for longer than the call takes. `uptime` takes no lock: its time is the minimum of any call.
+//! The duration of a call is an upper bound for the time that the call holds the node's main lock. `uptime` takes no
+//! lock, and its duration is the minimum for any call.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -22,7 +23,7 @@ use tokio::net::UnixStream;
 const CALLS: usize = 300;
 
 fn main() {
-    // cargo adds --bench.
+    // Skip the option --bench, which cargo adds.
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
     let Some(socket) = arguments.next() else {
         return println!("rpc_cost: SKIPPED, no socket was given: cargo bench --bench rpc_cost -- SOCKET");
@@ -90,12 +91,12 @@ async fn measure(socket: &Path) {
         let arguments = if method == Method::GetBlockStats { "tip".into() } else { params.to_string() };
         println!("{} {arguments}, {:.2}, {:.2}, {cpu:.2}", method.name(), took[CALLS / 2], took[CALLS - 1]);
     }
-    // All calls were answered, but the node's worker thread may still be cleaning up after the last one.
+    // All calls were answered, but the node's worker thread may still be cleaning up after the last call.
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Measures the calls of another client, alone and beside an exporter. The two cases alternate, because other
-/// load on the machine then affects both.
+/// Measures the duration of another client's calls, without an exporter and with a running exporter. Both cases
+/// alternate, because other load on the machine then affects both equally.
 fn measure_other_callers(address: &str, cookie: &str) {
     const ROUNDS: usize = 10;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
@@ -122,7 +123,7 @@ fn measure_other_callers(address: &str, cookie: &str) {
     println!("ratio of the medians: {:.2}", beside.0 / alone.0);
 }
 
-/// Times of 300 calls that are spread over three seconds, in milliseconds.
+/// Durations in milliseconds of 300 calls that are spread over three seconds.
 fn time_of_calls(address: &str, cookie: &str) -> Vec<f64> {
     const CALLS: usize = 300;
     let authorization = STANDARD.encode(fs::read_to_string(cookie).expect("the node's cookie").trim());
@@ -152,7 +153,7 @@ fn time_of_calls(address: &str, cookie: &str) -> Vec<f64> {
     std::iter::repeat_with(call).take(CALLS).collect()
 }
 
-/// CPU time of all threads of a process.
+/// User plus system CPU time of all threads of a process.
 fn cpu(process: i32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
     let spent = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());

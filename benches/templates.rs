@@ -1,8 +1,9 @@
 //! Measures the cost of the exporter for a miner: `cargo bench --bench templates -- SOCKET [SECONDS [ROUNDS]]`, with a node that has
 //! transactions in its mempool.
 //!
-//! A client requests block templates back to back, the worst case of a template provider. Turns without an exporter alternate with turns
-//! beside an exporter that runs with its default options. Each turn takes SECONDS.
+//! A client requests block templates back to back, which is the maximum load of a template provider. Turns without an
+//! exporter alternate with turns in which an exporter with default options is connected to the node. Each turn takes
+//! SECONDS.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,7 +13,7 @@ use bitcoind_exporter::testing::{IpcConnection, Mining};
 use tokio::net::UnixStream;
 
 fn main() {
-    // cargo adds --bench.
+    // Skip the option --bench, which cargo adds.
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let Some(socket) = arguments.first() else {
         return println!("templates: SKIPPED, no socket was given: cargo bench --bench templates -- SOCKET");
@@ -68,11 +69,11 @@ async fn measure(socket: &Path, time: Duration, rounds: u64) {
         ratio(|it| it.median),
         ratio(|it| it.tail)
     );
-    // All calls were answered, but the node's worker thread may still be cleaning up after the last one.
+    // All calls were answered, but the node's worker thread may still be cleaning up after the last call.
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Requests templates for this time.
+/// Requests templates back to back for `time`, and returns the result.
 async fn turn(mining: &Mining, time: Duration) -> Turn {
     let since = Instant::now();
     let mut took = Vec::new();
@@ -98,7 +99,7 @@ fn start(socket: &Path) -> Child {
     command.stderr(Stdio::null()).spawn().expect("the exporter starts")
 }
 
-/// Stops an exporter, and waits until it has exited.
+/// Stops an exporter with SIGTERM, and waits until it has exited.
 fn end(mut exporter: Child) {
     let pid = nix::unistd::Pid::from_raw(exporter.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();

@@ -12,29 +12,33 @@ interface Mining {
     isInitialBlockDownload @1 (context :Proxy.Context) -> (result :Bool);
     getTip @2 (context :Proxy.Context) -> (result :Common.BlockRef, hasResult :Bool);
     waitTipChanged @3 (context :Proxy.Context, currentTip :Data, timeout :Float64 = .maxDouble) -> (result :Common.BlockRef);
-    # Timeout in milliseconds. Core 30 has no default value for it, which makes the encoding another one. No result means that the node is shutting down, and only that
+    # `timeout` is in milliseconds. Core 30 has no default value for `timeout`, so the same timeout has a different
+    # encoding there. The node returns no result only if it is shutting down.
     createNewBlock @4 (context :Proxy.Context, options :BlockCreateOptions, cooldown :Bool = true) -> (result :BlockTemplate);
-    # Of Core 31 and later. No result means that the node is shutting down
+    # Core 31 and later. The node returns no result only if it is shutting down.
 }
 
 struct CreateNewBlockCore30 {
-    # The parameters of Core 30's createNewBlock: without a context it runs on the thread that all connections share.
+    # The parameters of createNewBlock in Core 30. They have no context, and the call therefore runs on the thread that
+    # all connections share.
     options @0 :BlockCreateOptions;
 }
 
 struct BlockCreateOptions {
-    # As they are on the wire: Core 31 has default values, true, 8000 and 400, so that zeros mean those there. Core 30 has none.
+    # The fields as encoded on the wire. Core 31 declares the default values true, 8000 and 400, which Cap'n Proto
+    # encodes as zero. Core 30 declares no default values.
     useMempool @0 :Bool;
     blockReservedWeight @1 :UInt64;
     coinbaseOutputMaxAdditionalSigops @2 :UInt64;
 }
 
 interface BlockTemplate {
-    # The node keeps the template's transactions in memory until it is destroyed or released.
+    # The node keeps the template's transactions in memory until `destroy` is called or the capability is released.
     destroy @0 (context :Proxy.Context) -> ();
     unusedGetBlockHeader @1 ();
     getBlock @2 (context :Proxy.Context) -> (result :Data);
     getTxFees @3 (context :Proxy.Context) -> (result :List(Int64));
     getTxSigops @4 (context :Proxy.Context) -> (result :List(Int64));
-    # Both without the coinbase. What follows differs between Core 30 and 31, and is not called
+    # getTxFees and getTxSigops omit the coinbase. The methods with higher ordinals differ between Core 30 and 31, and
+    # the exporter does not call them.
 }

@@ -58,7 +58,7 @@ struct NodeStats {
     unused3 @3 :Int64;
     unused4 @4 :Int64;
     timeConnected @5 :Int64;    # Unix seconds
-    addrName @6 :Text;          # with its port; the name that -addnode gave it, if it did
+    addrName @6 :Text;          # address with port; for a peer from -addnode, the name in that option
     version @7 :Int32;
     unused8 @8 :Text;
     inbound @9 :Bool;
@@ -71,12 +71,12 @@ struct NodeStats {
     recvBytesPerMsgType @16 :List(Common.PairUInt64(Text));
     unused17 @17 :Int32;
     pingTime @18 :Int64;        # microseconds
-    minPingTime @19 :Int64;     # microseconds; the largest value when there was no pong yet
+    minPingTime @19 :Int64;     # microseconds; before the first pong, the maximum value of Int64
     unused20 @20 :Text;
     unused21 @21 :Data;
     unused22 @22 :Data;
     network @23 :Int32;
-    mappedAs @24 :UInt32;       # 0 without -asmap, or where it does not have the address
+    mappedAs @24 :UInt32;       # 0 without -asmap, or if the map lacks the address
     connType @25 :Int32;
     transportType @26 :UInt8;
     unused27 @27 :Text;
@@ -87,7 +87,7 @@ struct NodeStateStats {
     unused0 @0 :Int32;
     unused1 @1 :Int32;
     unused2 @2 :Int32;
-    pingWait @3 :Int64;         # microseconds since the ping that has no pong yet
+    pingWait @3 :Int64;         # microseconds since the last ping, while its pong is outstanding
     heightInFlight @4 :List(Int32);
     unused5 @5 :UInt64;
     addressesRateLimited @6 :UInt64;

@@ -1,4 +1,4 @@
-# Threads and call contexts: what libmultiprocess adds to every call.
+# Threads and call contexts, which libmultiprocess adds to the parameters of every call.
 #
 # Ordinals: src/ipc/libmultiprocess/include/mp/proxy.capnp of Bitcoin Core at 02306cc915ca (Core 32) and 1b3d58f128a5
 # (Core 31).
@@ -13,6 +13,6 @@ interface Thread {
 }
 
 struct Context {
-    thread @0 :Thread;          # the thread of the callee that is to run this call
-    callbackThread @1 :Thread;  # the thread of the caller that is to run callbacks of it
+    thread @0 :Thread;          # the callee's thread that runs this call
+    callbackThread @1 :Thread;  # the caller's thread that runs the callbacks of this call
 }

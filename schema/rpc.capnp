@@ -5,5 +5,5 @@ using Proxy = import "proxy.capnp";
 
 interface Rpc {
     executeRpc @0 (context :Proxy.Context, request :Text, uri :Text, user :Text) -> (result :Text);
-    # request and result are JSON-RPC 2.0 objects
+    # `request` and `result` are JSON-RPC 2.0 objects
 }

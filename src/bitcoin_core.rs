@@ -1,11 +1,12 @@
-//! Names and notations that Bitcoin Core uses over IPC, in JSON and in tracepoints, and its chains.
+//! Names of enum values and the hash notation that Bitcoin Core uses over IPC, in JSON and in tracepoints, and the
+//! chains of Bitcoin Core.
 
 use std::path::{Path, PathBuf};
 
-/// Names of the values of Core's `Network`, in its order, as in getpeerinfo.
+/// Names of the values of Bitcoin Core's enum `Network`, in the order of the enum, as getpeerinfo returns them.
 pub const NETWORKS: [&str; 7] =
     ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal"];
-/// Names of the values of Core's `ConnectionType`, in its order, as in getpeerinfo.
+/// Names of the values of Bitcoin Core's enum `ConnectionType`, in the order of the enum, as getpeerinfo returns them.
 pub const CONNECTION_TYPES: [&str; 7] = [
     "inbound",
     "outbound-full-relay",
@@ -15,19 +16,20 @@ pub const CONNECTION_TYPES: [&str; 7] = [
     "addr-fetch",
     "private-broadcast",
 ];
-/// Names of the values of Core's `TransportProtocolType`, in its order, as in getpeerinfo.
+/// Names of the values of Bitcoin Core's enum `TransportProtocolType`, in the order of the enum, as getpeerinfo returns
+/// them.
 pub const TRANSPORTS: [&str; 3] = ["detecting", "v1", "v2"];
 
-/// Reasons why a transaction left the mempool: names of the values of Core's `MemPoolRemovalReason`, in its order, as in
-/// `mempool:removed`.
+/// Reasons for which a transaction is removed from the mempool: names of the values of Bitcoin Core's enum
+/// `MemPoolRemovalReason`, in the order of the enum, as the tracepoint `mempool:removed` passes them.
 pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block", "conflict", "replaced"];
 
-/// The usual notation of a hash: its wire bytes in reverse order, in hexadecimal.
+/// The usual notation of a hash: its bytes on the wire, in reverse order and in hexadecimal.
 pub fn hash_text(hash: &[u8; 32]) -> String {
     hash.iter().rev().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A chain of Bitcoin Core: its name, its directory, and its default port.
+/// Parameters of one of Bitcoin Core's chains: its name, its directory, and its default RPC port.
 pub struct ChainParams {
     /// Name of the chain in `-chain` and in getblockchaininfo.
     pub name: &'static str,
@@ -42,18 +44,19 @@ impl ChainParams {
         ChainParams { name, folder, rpc_port }
     }
 
-    /// The chain with this name; mainnet if there is none.
+    /// The chain with this name; mainnet if no chain has this name.
     pub fn from_name(name: &str) -> &'static Self {
         CHAINS.iter().find(|chain| chain.name == name).unwrap_or(&CHAINS[0])
     }
 
-    /// The chain whose directory contains this file; never mainnet, which has no directory of its own below the data directory.
+    /// The chain whose directory contains this file. Never returns mainnet, because mainnet's files are directly in the
+    /// data directory.
     pub fn from_path(path: &Path) -> Option<&'static Self> {
         let folder = path.parent()?.file_name()?;
         CHAINS.iter().find(|chain| folder == chain.folder)
     }
 
-    /// The directory in which a node on this chain has its socket and its cookie.
+    /// The directory in which a node on this chain creates its IPC socket and its RPC cookie.
     pub fn folder(&self, datadir: &Path) -> PathBuf {
         datadir.join(self.folder)
     }
@@ -68,7 +71,7 @@ pub static CHAINS: [ChainParams; 5] = [
     ChainParams::new("regtest", "regtest", 18443),
 ];
 
-/// The default data directory of a node.
+/// The default data directory of a node: `~/.bitcoin`.
 pub fn default_datadir() -> PathBuf {
     std::env::home_dir().unwrap_or("/".into()).join(".bitcoin")
 }

@@ -1,4 +1,4 @@
-//! The command line arguments that both binaries share, and the names of their environment variables.
+//! The command line arguments that both binaries share, and functions that print to standard output and error.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -14,12 +14,12 @@ use crate::http::{Address, Endpoint, HostName, WebConfig};
 use crate::logging::{self, LogTarget};
 use crate::sandbox::{AllowedFiles, SandboxMode};
 
-/// The version, with the revision and the compiler that the binary was built from.
+/// The version of the package, with the git revision and the compiler version of the build.
 pub const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ", ", env!("BUILD_RUSTC"), ")");
 
-/// The command line arguments that both binaries share. The names of the environment variables are given without the prefix, which [`Cli`]
-/// adds.
+/// The command line arguments that both binaries share. The names of the environment variables in the attributes lack
+/// the prefix of the binary, which [`Cli`] adds.
 #[derive(Args, Debug)]
 pub struct CommonArgs {
     /// Address of the metrics endpoint: HOST:PORT (IPv6 in brackets) or unix:/path. A socket passed by systemd takes precedence
@@ -55,7 +55,7 @@ pub struct CommonArgs {
 }
 
 impl CommonArgs {
-    /// Starts logging. Dropping the returned value writes the queued lines.
+    /// Starts logging. When the returned value is dropped, the queued lines are written.
     ///
     /// # Errors
     /// A log target cannot be opened, or RUST_LOG is invalid.
@@ -64,7 +64,7 @@ impl CommonArgs {
         logging::start(self.log, level, None)
     }
 
-    /// The configuration in `--web.config.file`.
+    /// Reads the configuration in `--web.config.file`; the default configuration without that argument.
     ///
     /// # Errors
     /// The file cannot be read or is invalid.
@@ -72,7 +72,7 @@ impl CommonArgs {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
 
-    /// The files that the endpoint reads while it serves.
+    /// The files that the sandbox has to allow because the endpoint reads them while it serves.
     pub fn files(&self) -> AllowedFiles {
         let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
         let read_once = self.web_config_file.iter().cloned().collect();
@@ -82,13 +82,14 @@ impl CommonArgs {
     /// An endpoint with all pages, configured by `--web.config.file` and `--web.allowed-host`.
     ///
     /// # Errors
-    /// Those of [`Self::web_config`].
+    /// The errors of [`Self::web_config`].
     pub fn endpoint(&self) -> Result<Endpoint> {
         Ok(Endpoint::all(self.web_config()?).with_allowed_hosts(&self.web_allowed_host))
     }
 }
 
-/// Parses a duration like `15s`, from one millisecond to a hundred years, which every clock can represent.
+/// Parses a duration like `15s`. Accepts one millisecond to a hundred years. Longer durations could overflow when they
+/// are added to a time.
 ///
 /// # Errors
 /// The reason why the text is invalid.
@@ -104,7 +105,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Writes a line to standard error. If it is closed or full the line is lost; `eprintln!` would panic.
+/// Writes a line to standard error. If standard error is closed or its file system is full, the line is lost.
+/// `eprintln!` would panic.
 pub fn print_error(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
@@ -118,10 +120,11 @@ pub fn print(text: &str) -> Result<()> {
     ignore_broken_pipe(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
 }
 
-/// Converts the result of printing. A reader that closes the pipe early (`| head`) is not an error.
+/// Converts the result of printing to standard output. The error of a closed pipe becomes `Ok`, because a reader may
+/// close the pipe early (`| head`).
 ///
 /// # Errors
-/// The error of `written`, with context.
+/// The error in `written`, with context.
 pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -139,7 +142,7 @@ pub trait Cli: Parser {
     /// The arguments that both binaries share.
     fn common(&self) -> &CommonArgs;
 
-    /// Applies other sources of settings to options that the arguments in `given` do not set.
+    /// Sets options that the command line (`given`) does not set, from other sources, for example a configuration file.
     ///
     /// # Errors
     /// A source cannot be read, or has an invalid value.
@@ -147,7 +150,7 @@ pub trait Cli: Parser {
         Ok(())
     }
 
-    /// The command with every option that `--help` and the manual page list.
+    /// The clap command with all options that `--help` and the manual page list.
     fn full_command() -> Command {
         let mut command = Self::command().version(VERSION);
         for argument in CommonArgs::augment_args(Command::new("shared")).get_arguments() {
@@ -171,7 +174,7 @@ pub trait Cli: Parser {
         Ok(program)
     }
 
-    /// Prints the file that `--generate` names; `None` without that option.
+    /// Prints the file that `--generate` requests. Returns `None` without that option.
     fn generate(&self) -> Option<Result<()>> {
         Some(ignore_broken_pipe(generate::print(self.common().generate?, Self::full_command())))
     }

@@ -1,7 +1,9 @@
-//! Reads and opens files that users name: certificates, keys, configuration, passwords, logs.
+//! Reads and opens files whose paths the user configures: certificates, keys, configuration files, password files, log
+//! files.
 //!
-//! Opening or reading a file can block indefinitely: a FIFO without a writer, or a mount whose server is gone. Therefore each file is
-//! opened on a thread of its own, with a deadline, and read only if it is a regular file (symbolic links are followed).
+//! Opening or reading a file can block indefinitely, for example a FIFO without a writer, or a network mount whose
+//! server does not respond. Each file is therefore opened on a separate thread with a timeout, and read only if it is a
+//! regular file (symbolic links are followed).
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
@@ -13,22 +15,23 @@ use std::time::{Duration, Instant};
 use nix::libc::{ENXIO, O_NONBLOCK};
 use tokio::sync::oneshot;
 
-/// Maximum size of a file. The system's bundle of certificate authorities has 220 kB.
+/// Maximum size of a file. For comparison: the system's bundle of certificate authorities has 220 kB.
 const MAX_BYTES: u64 = 4 << 20;
 /// Timeout for opening or reading a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// If an earlier attempt on a path takes longer than this, the path is not tried again until it ends.
+/// If an unfinished attempt to open or read a path has lasted longer than this, new attempts on the same path fail at
+/// once.
 const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum number of concurrent attempts on one path.
+/// Maximum number of unfinished attempts on one path.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Attempts under way, with their start time. Each has a thread that may block indefinitely.
+/// Unfinished attempts: path and start time. Each attempt has a thread, which may block indefinitely.
 static ATTEMPTS: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
 
-/// Reads a file of at most 4 MiB; waits for five seconds at most.
+/// Reads a file of at most 4 MiB. Blocks for at most five seconds.
 ///
 /// # Errors
-/// The file cannot be read in time, is not a regular file, or is too large.
+/// The file cannot be read within the timeout, is not a regular file, or is too large.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     with_timeout(path, READ_TIMEOUT, |path| read_regular(path, MAX_BYTES))?
 }
@@ -36,16 +39,16 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// Reads a UTF-8 file like [`read`].
 ///
 /// # Errors
-/// Those of [`read`], or the file is not UTF-8.
+/// The errors of [`read`], or the file is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).map_err(|error| Error::new(ErrorKind::InvalidData, error))
 }
 
-/// Opens a file to append to it, and creates it if it does not exist; waits for five seconds at most. A FIFO must have a reader. A write
-/// that does not fit into the FIFO fails instead of blocking.
+/// Opens a file for appending, and creates the file if it does not exist. Blocks for at most five seconds. If the path
+/// is a FIFO, it must have a reader, and a write that does not fit into the FIFO's buffer fails instead of blocking.
 ///
 /// # Errors
-/// The file cannot be opened in time, or is a FIFO without a reader.
+/// The file cannot be opened within the timeout, or is a FIFO without a reader.
 pub fn append_to(path: &Path) -> Result<File> {
     let open = |path: &Path| File::options().append(true).create(true).custom_flags(O_NONBLOCK).open(path);
     with_timeout(path, READ_TIMEOUT, open)?.map_err(|error| match error.raw_os_error() {
@@ -54,10 +57,10 @@ pub fn append_to(path: &Path) -> Result<File> {
     })
 }
 
-/// Runs `read` on a thread of its own, and waits for its result for five seconds at most.
+/// Runs `read` with this path on a separate thread, and waits at most five seconds for its result.
 ///
 /// # Errors
-/// No result within the timeout.
+/// `read` returned no result within the timeout, or earlier attempts on the path are unfinished.
 pub async fn on_thread<T: Send + 'static>(
     path: &Path,
     read: impl FnOnce(&Path) -> T + Send + 'static,
@@ -70,7 +73,7 @@ pub async fn on_thread<T: Send + 'static>(
     }
 }
 
-/// Like [`on_thread`], but blocks the calling thread.
+/// Like [`on_thread`], but blocks the calling thread, for at most `timeout`.
 fn with_timeout<T: Send + 'static>(
     path: &Path,
     timeout: Duration,
@@ -96,7 +99,7 @@ fn start<T: 'static>(
     Ok(())
 }
 
-/// An attempt to read or open a file. It is registered in [`ATTEMPTS`] until it is dropped.
+/// An unfinished attempt to read or open a file. The attempt is listed in [`ATTEMPTS`] until this value is dropped.
 struct FileAttempt {
     path: PathBuf,
     since: Instant,
@@ -128,17 +131,17 @@ fn blocked() -> Error {
     Error::new(ErrorKind::TimedOut, "reading it takes too long; check its file system")
 }
 
-/// Reads a regular file. Blocks if its file system blocks.
+/// Reads a regular file. Blocks as long as the file system blocks.
 ///
 /// # Errors
 /// The file cannot be read, is not a regular file, or is larger than `max_bytes`.
 pub fn read_regular(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let irregular = || Error::new(ErrorKind::InvalidInput, "it is not a regular file");
-    // Checked before the file is opened, because opening can have an effect on a tape drive or on the writer of a FIFO.
+    // The type is checked before the file is opened, because opening a tape drive or a FIFO has side effects.
     if !path.metadata()?.is_file() {
         return Err(irregular());
     }
-    // The file may have been replaced by a FIFO since, which would block without O_NONBLOCK.
+    // The file may have been replaced with a FIFO after the check. Opening a FIFO would block without O_NONBLOCK.
     let file = File::options().read(true).custom_flags(O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(irregular());
@@ -196,7 +199,7 @@ mod tests {
         assert!(error.to_string().contains("FIFO without a reader"), "{error}");
         let _reader = File::options().read(true).custom_flags(O_NONBLOCK).open(&fifo).unwrap();
         let mut writer = append_to(&fifo).unwrap();
-        // More than the FIFO holds.
+        // 1 MiB is more than the buffer of a FIFO.
         assert_eq!(writer.write_all(&[0; 1 << 20]).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 

@@ -1,4 +1,4 @@
-//! Generates files that packages ship with a binary: its manual page, and shell completions.
+//! Generates files that packages ship with a binary: the manual page and shell completions.
 
 use std::io::{self, Write};
 
@@ -34,7 +34,8 @@ pub fn print(what: PackageFile, mut command: clap::Command) -> io::Result<()> {
     io::stdout().write_all(&output)
 }
 
-/// Writes one manual page with all subcommands. The page that clap_mangen generates refers to a separate page for each.
+/// Writes one manual page that describes all subcommands. The page of clap_mangen only refers to a separate page for
+/// each subcommand.
 fn manual(command: clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
     let commands: Vec<_> = command.get_subcommands().cloned().collect();
     let man = clap_mangen::Man::new(command);

@@ -2,40 +2,48 @@
 //!
 //! Data flows in one direction: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
 //!
-//! - [`ipc`] is the client of a node's Cap'n Proto socket: the connection, the handshake, one file per interface, and the
-//!   [guard](ipc::guard), a separate process that relays between node and exporter. It does not depend on metrics.
-//! - [`json_rpc`] has the JSON-RPC methods that are called, requests, responses and errors, and the transport over HTTP for nodes whose IPC
-//!   has no JSON-RPC.
-//! - [`collect`] decides which calls to make to a node and when, subscribes, reconnects, and converts responses into metrics.
+//! - [`ipc`] is the client of a node's Cap'n Proto socket: the connection, the handshake, one file per interface, and
+//!   the [guard](ipc::guard), a separate process that relays between node and exporter. `ipc` does not depend on
+//!   `metrics`.
+//! - [`json_rpc`] has the JSON-RPC methods that the exporter calls, the requests, responses and errors, and the
+//!   transport over HTTP for nodes without JSON-RPC over IPC.
+//! - [`collect`] schedules the calls to a node, subscribes to notifications, reconnects, and converts responses into
+//!   metrics.
 //! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts at the scrape. Blocks are
 //!   counted from events.
-//! - [`metrics`] has the metric families and the exposition formats. It does not depend on the source of a value.
+//! - [`metrics`] has the metric families and the exposition formats. `metrics` does not depend on the sources of the
+//!   values.
 //! - [`status`] is the status page of the IPC exporter.
-//! - [`http`] serves metrics and pages to scrapers and browsers. It does not depend on nodes.
+//! - [`http`] serves metrics and pages to scrapers and browsers. `http` does not depend on the modules that communicate
+//!   with nodes.
 //!
-//! Used by both binaries:
+//! Modules that both binaries use:
 //!
 //! - [`cli`] has the shared command line arguments; [`generate`] prints the files that packages ship with the binaries.
-//! - [`service`] runs a process from startup to shutdown; [`systemd`] has inherited descriptors and notifications.
-//! - [`node_process`] inspects the node's process; `own_process` has the metrics about the exporter's own process; [`bitcoin_core`] has
-//!   names, notations and chains of Bitcoin Core.
-//! - [`text`] limits the length of untrusted text; [`files`] reads files that users name; `tls` parses the certificates in them.
-//! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
+//! - [`service`] runs a process from startup to shutdown. [`systemd`] takes inherited descriptors and sends
+//!   notifications to systemd.
+//! - [`node_process`] inspects the node's process. `own_process` has the metrics about the exporter's own process.
+//!   [`bitcoin_core`] has names of enum values, the hash notation and the chains of Bitcoin Core.
+//! - [`text`] limits the length of untrusted text. [`files`] reads files whose paths the user configures. `tls` parses
+//!   certificates.
+//! - [`logging`] writes the log to stderr or the journal, and optionally to a file. Each log target has its own thread
+//!   and bounded queue.
 //! - [`supervisor`] is the process that holds the node's connection and starts the guards and the exporter.
 //! - [`sandbox`] restricts each process to the system calls, files and ports that it needs.
-//! - `testing` has the items that only tests, benches and fuzz targets use.
-//! - [`scheduling`] sets the priorities of processes and threads; `sys` has the calls that need `unsafe`.
+//! - `testing` exports the items that only tests, benches and fuzz targets use.
+//! - [`scheduling`] sets the priorities of processes and threads. `sys` has the system calls that need `unsafe`.
 //!
-//! Everything that touches the node runs on the main thread. HTTP has a thread of its own, so that no scraper can delay a response to the
-//! node. The two threads share atomics, and locks that are held for a lookup and never while a line is logged. Threads that only read from
-//! bounded queues write the log lines, so that a log target that is not read delays nothing.
+//! All code that communicates with the node runs on the main thread. HTTP runs on a separate thread, because a slow
+//! scraper must not delay a response to the node. The two threads share atomics, and locks that are held only for a
+//! lookup and never while a line is logged. Log lines are written by threads that read from bounded queues. A log
+//! target that is not read therefore delays no other thread.
 
 #![cfg_attr(
     not(test),
     deny(
         clippy::print_stderr,
         clippy::print_stdout,
-        reason = "they panic when it is closed: cli::print_error, cli::print"
+        reason = "they panic if the output is closed: use cli::print_error or cli::print"
     )
 )]
 #![allow(
@@ -53,7 +61,7 @@ mod ipc;
 mod json_rpc;
 pub mod logging;
 pub mod metrics;
-#[cfg_attr(not(feature = "usdt"), allow(dead_code, reason = "the USDT exporter searches for the process"))]
+#[cfg_attr(not(feature = "usdt"), allow(dead_code, reason = "used only by the USDT exporter"))]
 mod node_process;
 mod own_process;
 pub mod sandbox;
@@ -68,7 +76,7 @@ pub mod testing;
 mod text;
 mod tls;
 #[cfg(feature = "usdt")]
-#[allow(unsafe_code, reason = "what the kernel writes into maps is read as C structs")]
+#[allow(unsafe_code, reason = "values of BPF maps are read as C structs")]
 pub mod usdt;
 
 pub use collect::{Collector, Config, Context, DatadirCandidates, NextBlockMode, UtxoTraceMode, check, once};

@@ -1,4 +1,4 @@
-//! The node's process: identifies it, reads its resource usage, and detects its exit.
+//! Identifies the node's process, reads its resource usage, and detects its exit.
 
 use std::cell::Cell;
 use std::fmt;
@@ -26,8 +26,8 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// The process with this PID. Its binary is `binary` if given, else the path in `/proc`, which the exporter may not be permitted to
-    /// read.
+    /// The process with this PID. If `binary` is `None`, the path of its binary is read from `/proc`, for which the
+    /// exporter may lack the permission.
     pub fn from_pid(pid: i32, binary: Option<&Path>) -> Result<Self> {
         let process = Process::new(pid).with_context(|| format!("there is no process {pid}"))?;
         let started = process.stat().with_context(|| format!("there is no process {pid}"))?.starttime;
@@ -41,21 +41,21 @@ impl NodeProcess {
         }
     }
 
-    /// Whether the process is running, and its PID was not reused.
+    /// Whether the process still runs. False if another process has the same PID now.
     pub fn is_running(&self) -> bool {
         let stat = Process::new(self.pid).and_then(|process| process.stat());
         stat.is_ok_and(|stat| stat.starttime == self.started && !matches!(stat.state, 'Z' | 'X' | 'x'))
     }
 
-    /// A path to the binary of the process that stays valid when the file is replaced.
+    /// The path `/proc/PID/exe`, which refers to the binary that the process runs even if the file was replaced.
     pub fn running_binary(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/exe", self.pid))
     }
 
-    /// A descriptor that becomes readable when the process exits; `None` if it has exited.
+    /// Opens a pidfd, which becomes readable when the process exits; `None` if the process has already exited.
     pub fn end(&self) -> Result<Option<OwnedFd>> {
         match sys::pidfd_open(self.pid) {
-            // The PID may belong to another process by now.
+            // The kernel may have assigned the PID to another process in the meantime.
             Ok(end) => Ok(self.is_running().then_some(end)),
             Err(error) if error.raw_os_error() == Some(ESRCH) && self.is_running() => bail!(
                 "cannot watch process {}: /proc belongs to another PID namespace; in a container, use --pid=host",
@@ -73,20 +73,20 @@ impl fmt::Display for NodeProcess {
     }
 }
 
-/// The process at the other end of a socket, which is the node unless a proxy listens in front of it. The node's process is not visible
-/// if it is in another PID namespace, or behind a proxy.
+/// The process at the other end of the exporter's socket: the node, or a proxy that forwards to the node. The node's
+/// process is not visible if it is in another PID namespace or behind a proxy.
 pub struct SocketPeer {
     pid: Option<i32>,
     supervisor: Option<Rc<SupervisorClient>>,
-    /// Whether the process was found to be a node.
+    /// Whether the names of its threads have shown that the process is a node.
     is_node: Cell<bool>,
-    /// Descriptor that becomes readable when the process exits.
+    /// The pidfd of the process, which becomes readable when the process exits.
     end: Option<OwnedFd>,
 }
 
 impl SocketPeer {
-    /// The process with this PID; 0 for a process in another PID namespace. `supervisor` reads the values that only an unconfined
-    /// process may read.
+    /// The process with this PID. The PID is 0 for a process in another PID namespace. Through `supervisor`, the
+    /// exporter reads the values that a process in the sandbox may not read.
     pub fn from_pid(pid: i32, supervisor: Option<Rc<SupervisorClient>>) -> Self {
         let pid = Some(pid).filter(|&pid| pid > 0);
         SocketPeer {
@@ -97,7 +97,7 @@ impl SocketPeer {
         }
     }
 
-    /// The process, if it is visible in `/proc` and its threads show that it is a node.
+    /// The process; `None` if it is not visible in `/proc`, or if its threads do not show that it is a node.
     fn node(&self) -> Option<Process> {
         let process = Process::new(self.pid?).ok()?;
         if !self.is_node.get() {
@@ -107,27 +107,28 @@ impl SocketPeer {
         self.is_node.get().then_some(process)
     }
 
-    /// The reader of the resource usage of the node's process; `None` if the process is not visible.
+    /// A reader of the resource usage of the node's process; `None` if the process is not visible.
     pub fn process(&self) -> Option<ProcessUsage> {
         let process = self.node()?;
         let started = process.stat().ok()?.starttime;
         Some(ProcessUsage { process, started, supervisor: self.supervisor.clone() })
     }
 
-    /// Whether the node has a thread with this name; `None` if its process is not visible.
+    /// Whether the node has a thread with this name; `None` if the node's process is not visible.
     pub fn runs_thread(&self, name: &str) -> Option<bool> {
         let tasks = self.node()?.tasks().ok()?;
         let names = tasks.flatten().filter_map(|task| Some(task.stat().ok()?.comm));
         Some(names.into_iter().any(|comm| comm == name))
     }
 
-    /// Whether the node is shutting down, which the name of its main thread shows; `None` if its process is not visible.
+    /// Whether the name of the node's main thread shows that the node is shutting down; `None` if the node's process is
+    /// not visible.
     pub fn is_shutting_down(&self) -> Option<bool> {
         let stat = self.node()?.stat().ok()?;
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when the process has exited. Returns an error if the system cannot report this, or if the process is not the node.
+    /// Resolves when the process has exited. Returns an error if the process has no pidfd or is not the node.
     pub async fn ended(self) -> io::Result<()> {
         let is_proxy = self.pid.is_some_and(|pid| Process::new(pid).is_ok()) && self.node().is_none();
         if is_proxy {
@@ -138,8 +139,8 @@ impl SocketPeer {
     }
 }
 
-/// Whether threads with these names belong to a node. The names of Bitcoin Core's threads begin with `b-`, including that of the thread
-/// which serves the socket.
+/// Whether threads with these names belong to a node. The names of Bitcoin Core's threads, including the thread that
+/// serves the IPC socket, begin with `b-`.
 fn are_node_threads(mut names: impl Iterator<Item = String>) -> bool {
     names.any(|name| name.starts_with("b-"))
 }
@@ -156,14 +157,14 @@ pub struct ProcessUsage {
 pub struct ThreadTime {
     /// Thread ID.
     pub id: i32,
-    /// Name of the thread, of which the kernel keeps fifteen bytes.
+    /// The first fifteen bytes of the thread's name. The kernel stores no more.
     pub name: String,
-    /// User and system time, in seconds.
+    /// User plus system time, in seconds.
     pub seconds: f64,
 }
 
 impl ProcessUsage {
-    /// PID and start time of the process, which no other process since boot has.
+    /// PID and start time of the process. No other process since boot has the same pair.
     pub fn id(&self) -> (i32, u64) {
         (self.process.pid, self.started)
     }
@@ -178,7 +179,8 @@ impl ProcessUsage {
         let tasks = self.process.tasks().into_iter().flatten().flatten();
         let times = tasks.filter_map(|task| {
             let stat = task.stat().ok()?;
-            // In nanoseconds: a node has about fifty threads, and each may have run for less than a hundredth of a second.
+            // Prefer the time in nanoseconds from schedstat. The times in stat have a resolution of a hundredth of a
+            // second, and the errors of a node's about fifty threads would add up.
             let precise = task.schedstat().ok().map(|it| it.sum_exec_runtime as f64 / 1e9);
             Some(ThreadTime {
                 id: task.tid,
@@ -189,7 +191,7 @@ impl ProcessUsage {
         times.collect()
     }
 
-    /// The resource usage that the supervisor reads; empty without a supervisor.
+    /// Requests from the supervisor the resource usage that this process may not read; empty without a supervisor.
     pub async fn private(&self) -> PrivateUsage {
         match &self.supervisor {
             Some(supervisor) => supervisor.usage().await,
@@ -198,12 +200,12 @@ impl ProcessUsage {
     }
 }
 
-/// CPU time of a process or thread in seconds, user and system.
+/// User plus system CPU time of a process or thread, in seconds.
 pub fn cpu_seconds(stat: &Stat) -> f64 {
     (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
 }
 
-/// The path without the mark that the kernel appends when the file was removed or replaced.
+/// The path without the suffix ` (deleted)`, which the kernel appends if the file was removed or replaced.
 pub(crate) fn without_mark(path: &Path) -> PathBuf {
     path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.into(), PathBuf::from)
 }

@@ -1,5 +1,5 @@
-//! Metrics about the exporter's own process: those that Prometheus client libraries share, from `/proc/self`, and those about its log and
-//! its TLS certificate. They are read at the scrape.
+//! Metrics about the exporter's own process, whose values are read at the scrape: the `process_*` metrics of Prometheus
+//! client libraries, from `/proc/self`, and metrics about the exporter's log, TLS certificate and sandbox.
 
 use std::sync::LazyLock;
 
@@ -12,11 +12,12 @@ use crate::{logging, sandbox, tls};
 const PROC: &[&str] = &["/proc/self"];
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// Start time of the process, in Unix seconds: the time of the first use, before the process serves metrics. The start time in `/proc` is
-/// relative to the boot time in `/proc/stat`, which a service cannot read (`ProcSubset=pid`).
+/// Time of the first use of this variable, in Unix seconds. Both exporters use it at startup, and this time is
+/// therefore exported as the start time. The start time in `/proc` is relative to the boot time in `/proc/stat`, which
+/// a service with `ProcSubset=pid` cannot read.
 pub static STARTED: LazyLock<f64> = LazyLock::new(now);
 
-/// The families of the exporter's own process. Without /proc (for example on a hidepid mount) some are absent.
+/// The families of the exporter's own process. Families from `/proc/self` are absent if `/proc` cannot be read.
 #[rustfmt::skip]
 pub fn families() -> Vec<Family> {
     let process = Process::myself().ok();

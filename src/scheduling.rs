@@ -1,8 +1,8 @@
-//! CPU scheduling and OOM priorities of threads and processes, and the statistic of their run delay. The node waits for the guard, so the
-//! guard's priority is above that of HTTP.
+//! CPU scheduling and OOM priorities of threads and processes, and the kernel's statistic of their run delay. The
+//! guard's priority is higher than the priority of HTTP, because the node waits for the guard.
 //!
-//! None of this needs privileges, and all of it is best effort. If the kernel or a system call filter rejects a call, the exporter works
-//! without it.
+//! No function here needs privileges. Errors are ignored: if the kernel or a system call filter rejects a call, the
+//! exporter keeps the default priority.
 
 use std::fs::File;
 use std::io;
@@ -17,20 +17,21 @@ pub fn lower_priority() {
     sys::add_nice(NICE);
 }
 
-/// Sets the time slice of the calling thread to 0.1 ms. After it wakes up, it then does not have to wait for the end of another thread's
-/// slice (for example 3 ms). Needs Linux 6.12 or later.
+/// Sets the time slice of the calling thread to 0.1 ms. With this short slice, the scheduler runs the thread soon after
+/// it wakes up, instead of at the end of another thread's slice (for example 3 ms). Needs Linux 6.12 or later.
 pub fn shorten_timeslice() {
     const SLICE_NS: u64 = 100_000;
     sys::set_slice(SLICE_NS);
 }
 
-/// Run delay of a process, given as `self` or its PID: the time that it was ready to run and waited for a CPU. `None` if the kernel has no
-/// such statistic.
+/// Run delay of a process: the total time that the process was runnable and waited for a CPU. `process` is `self` or a
+/// PID. `None` if the kernel has no such statistic.
 pub fn run_delay(process: &str) -> Option<Duration> {
     delay(&std::fs::read_to_string(format!("/proc/{process}/schedstat")).ok()?)
 }
 
-/// The open statistics file with this process's run delay, which stays readable in the sandbox.
+/// The open file `/proc/self/schedstat`, which has this process's run delay. The open file remains readable in the
+/// sandbox.
 pub struct RunDelayFile(File);
 
 impl RunDelayFile {
@@ -39,7 +40,7 @@ impl RunDelayFile {
         File::open("/proc/self/schedstat").ok().map(RunDelayFile)
     }
 
-    /// Reads the value that [`run_delay`] returns.
+    /// Reads the run delay of this process; see [`run_delay`].
     pub fn read(&self) -> Option<Duration> {
         let mut statistics = [0; 128];
         let read = self.0.read_at(&mut statistics, 0).ok()?;
@@ -51,13 +52,14 @@ fn delay(statistics: &str) -> Option<Duration> {
     Some(Duration::from_nanos(statistics.split_whitespace().nth(1)?.parse().ok()?))
 }
 
-/// Makes the kernel kill this process last when memory runs out: never, if the process has the privilege, otherwise according to its
-/// initial OOM score adjustment.
+/// Protects this process from the kernel's OOM killer, by an OOM score adjustment of -1000. Has no effect without the
+/// privilege to lower the adjustment.
 pub fn protect_from_oom_kill() {
     let _ = set_oom_score_adj(-1000);
 }
 
-/// Makes the kernel kill this process before those with its initial OOM score adjustment when memory runs out.
+/// Increases the OOM score adjustment of this process by 1. Of processes with equal memory use and equal initial
+/// adjustment, the OOM killer then kills this process first.
 pub fn prefer_for_oom_kill() {
     let _ = oom_score_adj().and_then(|score| set_oom_score_adj(score.saturating_add(1)));
 }

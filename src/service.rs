@@ -15,8 +15,8 @@ use tracing::info;
 use crate::http::{self, Endpoint, HttpServerHandle, Listener, Pages};
 use crate::systemd::{self, Heartbeat};
 
-/// A signal that is repeated within this time is the same request. A service manager that signals all processes of a unit reaches the
-/// exporter twice: directly, and through the supervisor.
+/// A second signal of the same kind within this time is ignored as a duplicate. If a service manager sends a signal to
+/// all processes of a unit, the exporter receives it twice: directly, and from the supervisor.
 const SAME_SIGNAL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A running exporter process: its HTTP server, and its signal handlers.
@@ -29,7 +29,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the HTTP server, and notifies the service manager. Signals are handled by [`run`](Self::run), which drives this runtime.
+    /// Starts the HTTP server, and notifies the service manager. [`run`](Self::run) handles signals and drives
+    /// `runtime`.
     ///
     /// # Errors
     /// The server cannot be started.
@@ -42,8 +43,8 @@ impl Service {
         let listeners: Vec<_> = listeners.collect();
         let kept = listeners.iter().map(|(listener, _)| listener.clone()).collect();
         let heartbeat = Heartbeat::default();
-        // The handlers are registered before the server creates another runtime: any runtime receives signals for all, and a signal that
-        // arrives before its handler is registered is lost.
+        // Register the signal handlers before the server creates a second tokio runtime. Once any runtime receives
+        // signals, it receives them for all runtimes, and a signal without a registered handler is lost.
         let (terminate, interrupt) = {
             let _entered = runtime.enter();
             (signal::signal(SignalKind::terminate())?, signal::signal(SignalKind::interrupt())?)
@@ -53,8 +54,8 @@ impl Service {
         Ok(Service { listeners: kept, serving, heartbeat, terminate, interrupt })
     }
 
-    /// Runs `work` on this thread until it finishes. SIGTERM or SIGINT cancels `shutdown`, after which the work must finish cleanly. A
-    /// second signal ends everything at once.
+    /// Runs `work` on this thread until it finishes. SIGTERM or SIGINT cancels `shutdown`, after which `work` must
+    /// finish. After a second signal, this function returns without waiting for `work`.
     ///
     /// # Errors
     /// The error of `work`.

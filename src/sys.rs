@@ -1,5 +1,5 @@
 //! The `unsafe` code that both exporters need: system calls that no crate wraps, and inherited descriptors.
-#![allow(unsafe_code, reason = "this is its place")]
+#![allow(unsafe_code, reason = "this module contains the unsafe code")]
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -14,14 +14,14 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::unix::AsyncFd;
 
-/// The time of a clock; zero if the kernel does not have the clock.
+/// The current time of a clock; zero if the kernel does not support the clock.
 pub fn clock(id: ClockId) -> Duration {
     clock_gettime(id).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Adds to the nice value of the calling thread, up to 19. A thread starts with the nice value of its process.
 pub fn add_nice(by: i32) {
-    // SAFETY: passes only a number. On Linux the value belongs to the calling thread.
+    // SAFETY: the call gets only a number. On Linux, the nice value belongs to the calling thread.
     unsafe { libc::nice(by) };
 }
 
@@ -34,42 +34,43 @@ pub fn set_slice(nanoseconds: u64) {
     let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) };
     if got == 0 && attributes.sched_policy == libc::SCHED_OTHER as u32 {
         attributes.sched_runtime = nanoseconds;
-        // SAFETY: the kernel reads `attributes`, whose size it has written there.
+        // SAFETY: the kernel reads `attributes`, whose field `size` the previous call has set.
         unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     }
 }
 
 /// Opens a descriptor that becomes readable when the process exits.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: passes two numbers; the call accesses no memory of this process.
+    // SAFETY: the call gets two numbers and accesses no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd)?;
     // SAFETY: the system call has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Takes ownership of a descriptor that was received in a message.
+/// Takes ownership of a descriptor that this process received in a message on a Unix socket.
 pub fn received(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just created this descriptor for this process, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Registers a descriptor with the runtime, so that its readiness can be awaited.
+/// Registers a descriptor with the tokio runtime, which can then await its readiness.
 pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd always returns the same descriptor, and keeps it open.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// Resets a signal to its default action. A process that was started with SIGCHLD ignored could not wait for its children.
+/// Resets a signal to its default action. Needed for SIGCHLD: a process that was started with SIGCHLD ignored cannot
+/// wait for its child processes.
 pub fn reset_signal(reset: Signal) -> nix::Result<()> {
     // SAFETY: the default action runs no code of this process.
     unsafe { signal(reset, SigHandler::SigDfl) }.map(drop)
 }
 
-/// The inherited descriptors that were taken over.
+/// Numbers of the inherited descriptors that this process has taken over.
 static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-/// Locks the list of descriptors that were taken over. While the lock is held, no other descriptor is taken over.
+/// Locks the list of descriptors that were taken over. While the lock is held, [`take_over`] blocks.
 pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
     TAKEN.lock().expect("nobody panics holding it")
 }
@@ -94,8 +95,9 @@ pub fn take_over(fd: RawFd) -> Result<OwnedFd> {
         );
     }
     taken.push(fd);
-    // SAFETY: the descriptor is open, and nothing else in this process owns it. It was inherited, because this is called before anything
-    // else opens descriptors, and the list above returns each number only once.
+    // SAFETY: the descriptor is open, and no other value in this process owns it. The descriptor was inherited, because
+    // this function is called before the process opens descriptors, and `TAKEN` prevents that a number is taken over
+    // twice.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(fd)

@@ -1,4 +1,4 @@
-//! Descriptors inherited from the service manager, and notifications to it.
+//! Descriptors that the service manager passes to this process, and notifications to the service manager.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
@@ -18,19 +18,20 @@ use crate::supervisor::SupervisorRequest;
 pub use crate::sys::take_over;
 use crate::sys::taken_over;
 
-/// The descriptors that systemd passed to this process, by their names in LISTEN_FDNAMES.
+/// The descriptors that systemd passed to this process, keyed by their names in LISTEN_FDNAMES.
 #[derive(Default)]
 pub struct InheritedFds(BTreeMap<String, Vec<OwnedFd>>);
 
 impl InheritedFds {
-    /// Takes ownership of the descriptors in LISTEN_FDS. There are none if the variables are for another process.
+    /// Takes ownership of the descriptors that the variable LISTEN_FDS announces. There are none if LISTEN_PID names
+    /// another process.
     ///
-    /// # Errors
-    /// LISTEN_FDS is invalid, or a descriptor is not open.
+    /// # Errors LISTEN_FDS is invalid, or one of the descriptors is not open.
     pub fn take() -> Result<Self> {
         let mut inherited = InheritedFds::default();
         const FAILED: &str = "cannot read LISTEN_FDS";
-        // If there are no descriptors, the crate rejects any LISTEN_FDNAMES.
+        // `listen_fds_with_names` is called only if there are descriptors, because it returns an error for
+        // LISTEN_FDNAMES without descriptors.
         if sd_notify::listen_fds().context(FAILED)?.len() == 0 {
             return Ok(inherited);
         }
@@ -41,12 +42,13 @@ impl InheritedFds {
         Ok(inherited)
     }
 
-    /// Takes the connection to the node, passed as `OpenFile=/path/node.sock:ipc`.
+    /// Takes the connection to the node, which the unit passes with `OpenFile=/path/node.sock:ipc`.
     pub fn ipc(&mut self) -> Option<OwnedFd> {
         self.0.get_mut("ipc")?.pop()
     }
 
-    /// Takes the listening socket for HTTP: the one named `http`, otherwise the only listening one.
+    /// Takes the listening socket for HTTP: the descriptor named `http`, or, if there is none, the only listening
+    /// socket among the descriptors.
     pub fn http(&mut self) -> Option<OwnedFd> {
         if let Some(fd) = self.0.get_mut("http").and_then(Vec::pop) {
             return Some(fd);
@@ -60,28 +62,30 @@ impl InheritedFds {
     }
 }
 
-/// Closes every inherited descriptor that was not taken over, except 0, 1 and 2. A node that starts the exporter does not close its
-/// descriptors: its listening sockets and its lock would stay in use after it exits.
+/// Closes every inherited descriptor that was not taken over, except 0, 1 and 2. A node that starts the exporter passes
+/// all its own descriptors to it. If they stayed open, the node's listening sockets and its lock would stay in use
+/// after the node has exited.
 pub fn close_inherited() {
     let taken = taken_over();
     let open: Vec<RawFd> = match std::fs::read_dir("/proc/self/fd") {
         Ok(entries) => entries.flatten().filter_map(|it| it.file_name().to_str()?.parse().ok()).collect(),
-        Err(_) => (3..1024).collect(), // no /proc: the usual limit of a process
+        Err(_) => (3..1024).collect(), // /proc cannot be read: all descriptors up to the usual limit
     };
     for fd in open.into_iter().filter(|fd| *fd > 2 && !taken.contains(fd)) {
-        // The list includes the directory that was just read, which is closed already.
+        // An error is ignored, because the list includes the descriptor of /proc/self/fd itself, which is closed
+        // already.
         let _ = nix::unistd::close(fd);
     }
 }
 
-/// A state of this process that the service manager is notified of.
+/// A state of this process of which the service manager is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Notification {
-    /// The process serves requests.
+    /// The process serves HTTP requests (READY=1).
     Ready,
-    /// The event loops of the process run.
+    /// The event loops of the process do not hang (WATCHDOG=1).
     Watchdog,
-    /// The process is stopping.
+    /// The process is stopping (STOPPING=1).
     Stopping,
 }
 
@@ -95,10 +99,12 @@ impl Notification {
     }
 }
 
-/// The channel to the supervisor, which notifies the service manager for this process.
+/// The channel to the supervisor, which sends notifications to the service manager on behalf of this process. Unset in
+/// a process without a supervisor.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
 
-/// The socket to the service manager. It is connected before the sandbox is applied, which forbids new sockets.
+/// The socket to the service manager; `None` if there is none. The socket is connected before the sandbox is applied,
+/// because the sandbox forbids new Unix sockets.
 static MANAGER: LazyLock<Option<UnixDatagram>> = LazyLock::new(|| {
     let address = std::env::var_os("NOTIFY_SOCKET")?;
     let address = match address.as_encoded_bytes().strip_prefix(b"@") {
@@ -113,13 +119,13 @@ static MANAGER: LazyLock<Option<UnixDatagram>> = LazyLock::new(|| {
     connected().inspect_err(log_failure).ok()
 });
 
-/// Makes the supervisor at the other end of this channel send the notifications.
+/// Makes [`notify`] send notifications over this channel to the supervisor, which forwards them to the service manager.
 pub fn notify_through(channel: OwnedFd) {
     let _ = SUPERVISOR.set(channel);
 }
 
-/// Notifies the service manager, if there is one. A separate thread sends, because a service manager that does not read would delay this
-/// process. Notifications that exceed the thread's queue are dropped.
+/// Notifies the service manager, if there is one. A separate thread sends the notification, because a service manager
+/// that does not read its socket would block the caller. If the thread's queue is full, the notification is dropped.
 pub fn notify(state: Notification) {
     static MESSAGES: LazyLock<Option<SyncSender<Notification>>> = LazyLock::new(start_notifying);
     if let Some(supervisor) = SUPERVISOR.get() {
@@ -148,15 +154,16 @@ fn log_failure(error: &std::io::Error) {
     tracing::warn!("cannot notify the service manager: {error}");
 }
 
-/// A counter that shows that a thread's event loop is running.
+/// A counter that a thread's event loop increments periodically, which shows that the event loop does not hang.
 #[derive(Clone, Default)]
 pub struct Heartbeat(Arc<AtomicU64>);
 
 impl Heartbeat {
-    /// Interval between two beats.
+    /// Interval between two increments of the counter.
     const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
-    /// Counts up in a loop that never returns, as long as the runtime that polls it is running.
+    /// Increments the counter periodically, in a loop that never returns. The counter stops if the runtime that runs
+    /// this future hangs.
     pub async fn beat(self) {
         loop {
             self.0.fetch_add(1, Relaxed);
@@ -169,8 +176,9 @@ impl Heartbeat {
     }
 }
 
-/// Sends WATCHDOG=1 to the service manager at twice the required rate, if it requires one, as long as this runtime and the one that beats
-/// `other` are running.
+/// Sends WATCHDOG=1 to the service manager at twice the rate that the service manager requires. Sends it only while the
+/// runtime that runs this future and the runtime that increments `other` do not hang. Returns immediately if the
+/// service manager requires no watchdog.
 pub async fn watchdog(other: Heartbeat) {
     let Some(within) = sd_notify::watchdog_enabled() else { return };
     let mut seen = 0;

@@ -1,4 +1,4 @@
-//! Items that only tests, benches and fuzz targets use, not the binaries.
+//! Re-exports for tests, benches and fuzz targets. The binaries do not use this module.
 
 pub use crate::collect::{SessionEnd, open};
 pub use crate::http::connections::Authenticated;

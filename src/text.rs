@@ -1,4 +1,5 @@
-//! Limits the length of untrusted text from a node, a server or a client. Each text is truncated once, where the program receives it.
+//! Limits the length of untrusted text from a node, a server or a client. Each text is truncated once, in the code that
+//! receives it.
 
 use std::fmt::{self, Display, Write};
 
@@ -7,24 +8,24 @@ pub const LABEL_BYTES: usize = 256;
 /// Maximum size in bytes of a field in a log line, and of a message on a page.
 pub const MESSAGE_BYTES: usize = 1024;
 
-/// Replaces the rest of a truncated text.
+/// The last character of a truncated text.
 const CUT: char = '…';
 
-/// Formats the text with at most `limit` bytes, in one line. Control characters become spaces, and a truncated text ends with `…`.
-/// Formatting stops at the limit, so a large value costs no memory.
+/// Formats the text in one line of at most `limit` bytes. Control characters become spaces, and a truncated text ends
+/// with `…`. Formatting stops at the limit, and a large value therefore takes no additional memory.
 pub fn bounded(text: impl Display, limit: usize) -> String {
     let mut bounded = BoundedText { text: String::new(), limit };
-    // The error means that the limit was reached.
+    // An error means that the limit was reached.
     let _ = write!(bounded, "{text}");
     bounded.text
 }
 
-/// The text as a message for a log line or a page: [`bounded`] by [`MESSAGE_BYTES`].
+/// The text for a log line or a page, truncated to [`MESSAGE_BYTES`] by [`bounded`].
 pub fn message(text: impl Display) -> String {
     bounded(text, MESSAGE_BYTES)
 }
 
-/// The text as a label value: [`bounded`] by [`LABEL_BYTES`].
+/// The text as a label value, truncated to [`LABEL_BYTES`] by [`bounded`].
 pub fn label(text: impl Display) -> String {
     bounded(text, LABEL_BYTES)
 }

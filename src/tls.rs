@@ -1,4 +1,5 @@
-//! Parses certificates, for serving and for calls over TLS, and tracks when the served ones expire.
+//! Parses certificates for the HTTPS server and for the client of JSON-RPC over HTTPS, and tracks the expiry of the
+//! server's certificates.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::files;
 
-/// The certificates in a PEM file; at least one.
+/// Parses the certificates in the contents of a PEM file. Returns an error if there is no certificate. `path` is used
+/// in error messages.
 pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.with_context(|| format!("certificates of {}", path.display()))?;
@@ -24,7 +26,7 @@ pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'stati
     Ok(certificates)
 }
 
-/// The certificate authorities in a PEM file.
+/// Parses the CA certificates in the contents of a PEM file. `path` is used in error messages.
 pub fn authorities(pem: &[u8], path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem, path)? {
@@ -33,17 +35,19 @@ pub fn authorities(pem: &[u8], path: &Path) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Reads a PEM file.
+/// Reads the contents of a PEM file, without parsing them.
 pub fn read_pem(path: &Path) -> Result<Vec<u8>> {
     files::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Expiry time of a certificate: `notAfter` of RFC 5280, 4.1.2.5; `None` if it is malformed or before 1970.
+/// Expiry time of a DER-encoded certificate (`notAfter`, RFC 5280, 4.1.2.5); `None` if the certificate is malformed or
+/// expired before 1970.
 pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     let mut reader = SliceReader::new(certificate).ok()?;
     let since_1970 = reader.sequence(|certificate| {
         read_first(certificate, |fields| {
-            // Certificates of version 1 have no version field. Serial number, algorithm and issuer follow.
+            // Skip the version, which certificates of version 1 do not have. Then skip the serial number, the signature
+            // algorithm and the issuer.
             if Tag::peek(fields)?.is_context_specific() {
                 AnyRef::decode(fields)?;
             }
@@ -62,7 +66,7 @@ pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     since_1970.ok().map(|since_1970| UNIX_EPOCH + since_1970)
 }
 
-/// Reads the next field, which is a sequence, and skips the fields after it.
+/// Reads the next field, which is a DER sequence, with `read`, and skips the fields after it.
 fn read_first<'a, T>(
     fields: &mut SliceReader<'a>,
     read: impl FnOnce(&mut SliceReader<'a>) -> der::Result<T>,
@@ -72,10 +76,10 @@ fn read_first<'a, T>(
     Ok(first)
 }
 
-/// Expiry times of the served certificates, by file.
+/// Expiry times of the HTTPS server's certificates, by path of the certificate file.
 static EXPIRY: Mutex<BTreeMap<PathBuf, SystemTime>> = Mutex::new(BTreeMap::new());
 
-/// Sets the expiry time of the certificate that is served from this file.
+/// Sets the expiry time of the HTTPS server's certificate in this file; `None` if it is unknown.
 pub fn set_expiry(path: &Path, at: Option<SystemTime>) {
     let mut expiry = EXPIRY.lock().expect("nobody panics holding it");
     match at {
@@ -84,15 +88,16 @@ pub fn set_expiry(path: &Path, at: Option<SystemTime>) {
     }
 }
 
-/// Earliest expiry time of the served certificates, in Unix seconds; `None` if there are none.
+/// Earliest expiry time of the HTTPS server's certificates, in Unix seconds; `None` if no expiry time is known.
 pub fn first_expiry() -> Option<f64> {
     let expiry = EXPIRY.lock().expect("nobody panics holding it");
     expiry.values().min().map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
 }
 
-/// A warning text for a certificate that has expired or expires soon.
+/// Returns a warning for a certificate that has expired or expires within two weeks.
 pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Option<String> {
-    /// Certificates for 90 days are usually renewed 30 days before they expire.
+    /// Time before the expiry from which the warning is returned. The period is shorter than 30 days, because
+    /// certificates with a lifetime of 90 days are usually renewed 30 days before they expire.
     const WARNING_PERIOD: Duration = Duration::from_secs(14 * 24 * 60 * 60);
     let (path, at) = (path.display(), humantime::format_rfc3339_seconds(expires));
     match expires.duration_since(now) {

@@ -1,7 +1,7 @@
-/* Fires the two busiest tracepoints, with the arguments that a node passes. As in a node that was built with GCC, the arguments of a
- * message that are read are in registers. The exception is the type, which is a std::string in memory.
- * Reads commands from standard input, one per line: `add TIMES`, or the type of a message and TIMES, for example `inv TIMES`.
- * `inv_block TIMES` is an inv with a block. Prints the time of one hit in nanoseconds. */
+/* Fires the two tracepoints with the most hits, with the arguments that a node passes. As in a node built with GCC, the
+ * arguments of a message that the exporter reads are in registers, except the message type, which is a std::string in
+ * memory. Reads commands from standard input, one per line: `add TIMES`, or a message type and TIMES, for example `inv
+ * TIMES`. `inv_block TIMES` is an inv with a block. Prints the time of one hit in nanoseconds. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <stdbool.h>
 #include <stdint.h>
@@ -17,7 +17,7 @@
 SEMAPHORE(utxocache_add);
 SEMAPHORE(net_inbound_message);
 
-/* The arguments of both tracepoints. */
+/* The memory that the arguments of both tracepoints point to. */
 struct coin {
 	unsigned char hash[32];
 	uint32_t index, height;
@@ -66,7 +66,7 @@ int main(void)
 		snprintf(coin->type.text, sizeof(coin->type.text), "%.15s", is_inv ? "inv" : what);
 		coin->type.length = strlen(coin->type.text);
 		memset(coin->message, 0, sizeof(coin->message));
-		coin->message[0] = 1; /* an inventory with one entry, or one header */
+		coin->message[0] = 1; /* the number of inventory entries or of headers in the message */
 		coin->message[1] = is_inv ? 1 + (what[3] != 0) : 0;
 		size = !strcmp(what, "headers") ? 82 : sizeof(coin->message);
 		clock_gettime(CLOCK_MONOTONIC, &from);

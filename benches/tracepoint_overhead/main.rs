@@ -1,7 +1,7 @@
-//! Measures the cost of one hit of a tracepoint for the node: with nothing attached, with an empty BPF program, with our program, and with
-//! bpftrace if it is installed, once with `count()` alone and once with the same work as our program. The variants alternate in one run.
-//! Prints the medians, and for each variant the ratio of its overhead to that of the empty program. Needs root, clang and
-//! systemtap-sdt-dev.
+//! Measures the cost of one hit of a tracepoint for the node in these variants: no program attached, an empty BPF
+//! program, the exporter's program and, if bpftrace is installed, bpftrace with only `count()` and bpftrace with the
+//! same work as the exporter's program. The variants alternate in one run. Prints the medians, and the ratio of each
+//! variant's overhead to the overhead of the empty program. Needs root, clang and systemtap-sdt-dev.
 //!
 //!     cargo bench --bench tracepoint_overhead
 
@@ -15,13 +15,14 @@ use bitcoind_exporter::usdt::{Programs, TracepointGroup};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};
 
-/// Number of rounds. Most of these short rounds end before another process gets the CPU: the medians are then valid on a busy machine.
+/// Number of rounds. A round is short, and most rounds end before another process gets the CPU. The medians are
+/// therefore valid on a busy machine.
 const ROUNDS: usize = 500;
-/// Hits in one round. For messages that our program passes to user space, this is less than the number of events after which it wakes up
-/// user space. The events of a round are read before the next round.
+/// Hits in one round. The number is below the number of events (WAKEUP in net.bpf.c) after which the exporter's program
+/// wakes up user space. The events of a round are read before the next round.
 const HITS: usize = 200;
 
-/// A process of the program `fires.c`, which fires a tracepoint on request and reports the time of one hit.
+/// A running process of the program `fires.c`, which fires a tracepoint on request and prints the time of one hit.
 struct Fires {
     child: Child,
     input: ChildStdin,
@@ -55,8 +56,8 @@ fn main() {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Compiles `fires.c` to a binary of this name. Each variant needs a binary of its own: programs that are attached to one file would notice
-/// the starts and exits of the other variants' processes.
+/// Compiles `fires.c` to a binary of this name. Each variant needs its own binary, because the kernel inserts a
+/// breakpoint into every process of a file that a program is attached to.
 fn compile(dir: &Path, name: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/tracepoint_overhead/fires.c");
     let binary = dir.join(name);
@@ -64,7 +65,7 @@ fn compile(dir: &Path, name: &str) -> PathBuf {
     binary
 }
 
-/// Compiles `empty.bpf.c` with the headers of our libbpf, and loads it.
+/// Compiles `empty.bpf.c` with the headers of the crate libbpf-sys, and loads the program.
 fn empty_program(dir: &Path) -> Object {
     let headers = dir.join("include/bpf");
     std::fs::create_dir_all(&headers).unwrap();
@@ -84,8 +85,8 @@ fn empty_program(dir: &Path) -> Object {
     ObjectBuilder::default().open_file(&object).unwrap().load().unwrap()
 }
 
-/// Measures a tracepoint with nothing attached and in four traced variants, each with a process of its own. `same` is the bpftrace action
-/// with the same work as our program. `fired` lists what is fired.
+/// Measures a tracepoint in all variants, each with its own process. `same` is the bpftrace action with the same work
+/// as the exporter's program. `fired` lists the commands for `fires.c`.
 fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, same: &str, fired: &[&str]) {
     let start = |name: &str| {
         let binary = compile(dir, &format!("{name}-{tracepoint}"));
@@ -145,7 +146,7 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, s
     }
 }
 
-/// Attaches bpftrace to a process. Returns when bpftrace has attached; `None` if it is not installed.
+/// Attaches bpftrace to a process. Returns when bpftrace has attached; returns `None` if bpftrace is not installed.
 fn bpftrace(
     (fires, binary): (Fires, PathBuf),
     provider: &str,

@@ -21,7 +21,8 @@ def rate(metric, labels="", by=""):
     return f"sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (rate({metric}{{*{labels}}}[$__rate_interval]))"
 
 
-# Blocks arrive every ten minutes, so events of blocks are counted over an hour; most shorter windows have none.
+# Blocks arrive every ten minutes on average. Events of blocks are therefore counted over an hour, because many shorter
+# windows contain no event.
 
 
 def hourly(metric, by=""):
@@ -579,8 +580,9 @@ INTERNALS = {
     ],
 }
 
-# The bands of the stacked graph, each with its values of the label `from` and its colour; more bands could not be distinguished. The
-# lightness increases from one band to the next (viridis), for people who do not see colours.
+# The bands of the stacked graph: for each band the values of the label `from` that it sums, and its colour. More bands
+# would have colours that are hard to distinguish. The lightness increases from one band to the next (viridis), for
+# people who do not see colours.
 FEERATE_BANDS = {
     "from 233": ("233|377|610|987", "#fde725"),
     "89 to 233": ("89|144", "#a0da39"),
@@ -594,7 +596,7 @@ FEERATE_BANDS = {
 
 
 def by_feerate():
-    """Panel with the mempool in stacked bands of fee rates; the transactions that are mined first are at the bottom."""
+    """Panel with the mempool's virtual size in stacked bands of fee rates. The band with the highest fee rates, which is mined first, is at the bottom."""
     queries = {f"{band} sat/vB": f'sum(bitcoin_mempool_feerate_vbytes{{*,from=~"{labels}"}})'
                for band, (labels, _) in FEERATE_BANDS.items()}
     colours = {f"{band} sat/vB": colour for band, (_, colour) in FEERATE_BANDS.items()}

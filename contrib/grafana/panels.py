@@ -14,9 +14,10 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 LOGS = model.DataSourceRef(type_val="loki", uid="${logs}")
-# Selects alerts of our rules, without other alerts in the same Prometheus, which may lack the label `node`.
+# Selects the alerts of this project's rules. Other alerts in the same Prometheus may lack the label `node`.
 OUR_ALERTS = 'alertstate="firing",alertname=~"Bitcoin.+|Fibre.+",severity=~"critical|warning|info",node=~"$node"'
-# Annotations on each graph: (name, colour, expression, text, whether the value is the time). The first is off by default.
+# Annotations on each graph: (name, colour, expression, text, whether the value of the expression is the time of the
+# annotation). The annotation `Alerts` is off by default.
 ANNOTATIONS = [
     ("Alerts", "red", f"ALERTS{{{OUR_ALERTS}}}", "{{node}}: {{alertname}}", False),
     ("Restarts", "blue", 'bitcoin_node_start_time_seconds{node=~"$node"} * 1000', "{{node}} started", True),
@@ -28,7 +29,8 @@ ANNOTATIONS = [
 
 
 def _selected(expression):
-    """Replaces `*` in an expression by the job, exporter and node that are chosen on the dashboard, and `@` by the node only."""
+    """Replaces `{*` in an expression with a selector for the job, exporter and node that are chosen on the dashboard, and `{@` with a
+    selector for the node only."""
     return expression.replace("{*", '{job=~"$job",instance=~"$instance",node=~"$node"').replace("{@", '{node=~"$node"')
 
 
@@ -71,7 +73,7 @@ def graph(title, unit, description, queries, span=12, stacked=False, least=0, co
 
 
 def heatmap(title, unit, description, metric, span=12):
-    """A heatmap of a histogram's values over time, for all selected nodes together; a point is an exemplar."""
+    """A heatmap of a histogram's values over time, summed over all selected nodes. Each point is an exemplar."""
     panel = (
         heatmap_panel.Panel().calculate(False)
         .color(heatmap_panel.HeatmapColorOptions().mode(heatmap_model.HeatmapColorMode.SCHEME).scheme("Blues").steps(32))
@@ -87,8 +89,9 @@ def heatmap(title, unit, description, metric, span=12):
 
 
 def number(title, unit, description, queries, span=4, steps=None, words=None, history=False):
-    """A panel with the current value. `steps` sets its colour from a value on (green below the first, unless that is None). `words` maps a
-    value to a text and a colour, for example {1: ("up", "green")}. `history` draws the earlier values behind it."""
+    """A panel with the current value. `steps` are pairs of a value and the colour from that value on. Below the first value the colour is
+    green, unless the first value is None. `words` maps a value to a text and a colour, for example {1: ("up", "green")}. `history` draws
+    a graph of earlier values behind the value."""
     panel = stat.Panel().graph_mode(
         common_model.BigValueGraphMode.AREA if history else common_model.BigValueGraphMode.NONE).reduce_options(
         common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
@@ -140,15 +143,17 @@ def rows(title, unit, description, expression, labels, span=12, hidden=(), sort=
 
 
 def _thresholds(steps):
-    """Properties that colour the text of a column from a value on, without a colour below the first."""
+    """Properties that colour the text of a table column by pairs of a value and the colour from that value on. Below the first value, the
+    text has the default colour."""
     steps = [{"value": None, "color": "text"}, *({"value": value, "color": colour} for value, colour in steps)]
     return [model.DynamicConfigValue(id_val="thresholds", value={"mode": "absolute", "steps": steps}),
             model.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"})]
 
 
 def columns(title, description, columns, by, texts, link):
-    """A table with a row for each value of a label, and a column for each {name: (expression, unit, words or steps)}. `texts` are labels
-    of the first expression, each with its own column {label: name}. The label of the row links to the dashboard `link`."""
+    """A table with a row for each value of a label, and a column for each {name: (expression, unit, words or steps)}. `texts` maps labels
+    of the first expression to the names of additional columns, which show the values of these labels. The label of the row links to the
+    dashboard `link`."""
     panel = table.Panel()
     names = {label: name for label, name in texts.items()}
     for reference, (name, (expression, unit, look)) in zip("ABCDEFGHIJKL", columns.items()):
@@ -195,7 +200,8 @@ def _place(panels, top):
 
 
 def _links():
-    """Links to each dashboard that keep the node and the time, but not the exporter, which differs between dashboards."""
+    """Links to all dashboards. A link keeps the selected node and time range, but not the selected exporter, because dashboards differ in
+    their exporters."""
     boards = {"bitcoin-fleet": "Fleet", "bitcoin-node": "Node", "bitcoin-relay": "Block relay", "bitcoin-mining": "Mining",
               "bitcoin-internals": "Internals", "bitcoin-fibre": "FIBRE"}
     return [dashboard.DashboardLink(title).type(model.DashboardLinkType.LINK).keep_time(True)
@@ -203,8 +209,8 @@ def _links():
 
 
 def build(uid, title, description, job, parts, unfolded=2, one_node=False):
-    """A dashboard of {row: panels}; rows from index `unfolded` on are collapsed. `job` is a pattern of the jobs. It
-    shows all nodes, or with `one_node` the selected one."""
+    """A dashboard of {row: panels}; rows from index `unfolded` on are collapsed. `job` is a pattern of the jobs. The dashboard shows all
+    nodes by default, or with `one_node` always a single node."""
     board = (
         dashboard.Dashboard(title).uid(uid).description(description).tags(["bitcoin"]).refresh("30s")
         .time("now-6h", "now").timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR)
@@ -214,7 +220,7 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
         board.link(link)
     if "Logs" in parts:
         board.with_variable(dashboard.DatasourceVariable("logs").label("Logs").type("loki"))
-    # Uses the series `up`, which also exists while an exporter is down.
+    # The values of the variables come from the series `up`, because `up` also exists while an exporter is down.
     chosen = [f'job=~"{job}"']
     for name, label, every in [("job", "Job", job), ("instance", "Exporter", ".*"), ("node", "Node", ".*")]:
         query = f"label_values(up{{{','.join(chosen)}}}, {name})"
@@ -223,7 +229,7 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
             .query({"query": query, "refId": name}).refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
             .sort(model.VariableSort.ALPHABETICAL_ASC))
         if name == "node" and one_node:
-            # The first value is the default. Not every target has the label.
+            # Without a default value, Grafana selects the first node. Targets without the label `node` cannot be selected.
             board.with_variable(variable)
         else:
             board.with_variable(
@@ -255,7 +261,7 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
 
 
 def encoded(board):
-    """The dashboard as JSON, with the annotations, which the builders do not support."""
+    """The dashboard as JSON. Adds the annotations, which the builders of the SDK do not support."""
     made = json.loads(json.dumps(board, cls=JSONEncoder))
     made["annotations"] = {"list": [
         {"name": name, "enable": name != "Alerts", "iconColor": colour, "expr": expression, "titleFormat": text,

@@ -1,5 +1,5 @@
-//! Fuzzes the guard between a node and an exporter that both send arbitrary bytes. The input is a sequence of pieces: sender, length,
-//! bytes.
+//! Fuzzes the guard between a node and an exporter that both send arbitrary bytes. The fuzz input is a sequence of
+//! pieces, each with its sender, its length and its bytes.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -13,11 +13,11 @@ use libfuzzer_sys::fuzz_target;
 
 nix::ioctl_read_bad!(unread_by_the_other, 0x5411 /* TIOCOUTQ */, nix::libc::c_int);
 
-/// Waits until the guard has read the bytes that were sent to it, or for 2 ms.
+/// Waits until the guard has read all bytes that were sent to this socket, at most 2 ms.
 fn taken(socket: &UnixStream) {
     let since = Instant::now();
     let mut left = 1;
-    // SAFETY: writes an int to a valid int, on a descriptor that is open.
+    // SAFETY: the call writes an int to `left`, and the descriptor is open.
     while left > 0 && unsafe { unread_by_the_other(socket.as_raw_fd(), &mut left) }.is_ok() {
         if since.elapsed() > Duration::from_millis(2) {
             return;
@@ -52,7 +52,8 @@ fuzz_target!(|data: &[u8]| {
             while socket.read(&mut sink).is_ok_and(|read| read > 0) {}
         }
     }
-    // If the last input byte is odd, the exporter closes its side first, so that the guard drains for a moment.
+    // If the last input byte is odd, the exporter closes its connection before the node does, and the guard disconnects
+    // from the node in the meantime.
     if data.last().is_some_and(|last| last & 1 == 1) {
         let _ = exporter.shutdown(Shutdown::Both);
         std::thread::sleep(Duration::from_millis(1));
@@ -65,5 +66,5 @@ fuzz_target!(|data: &[u8]| {
     while let Some((_, length)) = TimedEvent::decode(rest) {
         rest = &rest[length..];
     }
-    assert!(rest.is_empty(), "only whole notices");
+    assert!(rest.is_empty(), "the guard writes only complete events");
 });

@@ -9,7 +9,7 @@ use bitcoind_exporter::testing::{Authenticated, GracefulShutdown, serve_connecti
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Pages with fixed contents.
+/// The pages that the fuzzed endpoint serves, with fixed contents.
 struct FixedPages;
 
 impl Pages for FixedPages {
@@ -30,8 +30,8 @@ fuzz_target!(|data: &[u8]| {
     runtime.block_on(async {
         let (ours, theirs) = tokio::io::duplex(4096);
         let (mut read, mut write) = tokio::io::split(theirs);
-        // The first input byte selects the client. With its lowest bit set, the client does not read for a minute. With the next bit set,
-        // it leaves the connection open.
+        // The first input byte selects the client. If its lowest bit is set, the client does not read for a minute. If
+        // the next bit is set, the client does not close the connection.
         let (first, requests) = data.split_first().map_or((0, data), |(first, rest)| (*first, rest));
         let reader = async {
             if first & 1 == 1 {
@@ -50,7 +50,8 @@ fuzz_target!(|data: &[u8]| {
         let open = Endpoint::all(WebConfig::default());
         let graceful = GracefulShutdown::new();
         let served = async {
-            // The clock is paused, so this proves that no client can keep a connection open indefinitely.
+            // The tokio clock is paused and advances when all tasks wait. A timeout here therefore means that the
+            // client can keep a connection open indefinitely.
             tokio::time::timeout(
                 Duration::from_secs(3600),
                 serve_connection(ours, &open, &FixedPages, &Authenticated::default(), graceful.watcher()),
@@ -59,6 +60,6 @@ fuzz_target!(|data: &[u8]| {
             .expect("ends")
         };
         let (_, (), answers) = tokio::join!(served, writer, reader);
-        assert!(answers.is_empty() || answers.starts_with(b"HTTP/1."), "only answers of ours");
+        assert!(answers.is_empty() || answers.starts_with(b"HTTP/1."), "the endpoint sends only HTTP responses");
     });
 });

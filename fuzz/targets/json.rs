@@ -1,4 +1,4 @@
-//! Fuzzes the JSON-RPC results of a node: it responds with the lines of the input, in turn.
+//! Fuzzes the parsers of JSON-RPC results. The node responds to each request with the next line of the input.
 #![no_main]
 
 use std::cell::Cell;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
 
-/// A node whose JSON-RPC responses come from the input.
+/// A node whose JSON-RPC responses are lines of the input.
 #[derive(Clone)]
 struct Node {
     answers: Rc<Vec<String>>,

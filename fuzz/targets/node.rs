@@ -1,4 +1,4 @@
-//! Fuzzes a whole session of the exporter with polls and long polls. The node sends the messages in the input.
+//! Fuzzes a session of the exporter, with polls and long polls, against a node that sends the messages in the input.
 #![no_main]
 
 use std::rc::Rc;
@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
 
-/// The length of the message at the start of `data`, from its segment table; the length of `data` if there is none.
+/// The length in bytes of the Cap'n Proto message at the start of `data`, from its segment table; the length of `data`
+/// if there is no complete message.
 fn message(data: &[u8]) -> usize {
     let number = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().unwrap()) as usize);
     let length = || {
@@ -29,7 +30,7 @@ fn message(data: &[u8]) -> usize {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // The paused clock advances only when all tasks wait, so no wait takes real time.
+    // The clock is paused and advances only when all tasks wait. Waiting therefore takes no real time.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -53,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
                 Err(end) => end,
             }
         };
-        // Sends one message after the other, each when the exporter has processed the previous one.
+        // The node sends a message when the exporter has processed the previous message.
         let peer = async {
             let mut rest = data;
             let mut sink = vec![0; 65_536];

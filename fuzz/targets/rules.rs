@@ -1,10 +1,10 @@
-//! Fuzzes the guard between a strict node, which behaves correctly, and an exporter that sends arbitrary messages. The input decides what
-//! each sends next.
+//! Fuzzes the guard between a strict node, which behaves correctly, and an exporter that sends arbitrary messages. The
+//! input selects the messages of both.
 //!
-//! The node panics on a call that would change it, and on everything that would make a real node disconnect, abort or hang. These are a
-//! protocol violation, a cancelled call, a second disconnect of a handler, two concurrent calls on a block template, a call on a template
-//! after its destroy, a template that is not released, and a close while a call or a subscription is unfinished. The guard must respond to
-//! each of the node's calls exactly once.
+//! The node panics on a call that would change the state of a real node, and on everything that would make a real node
+//! disconnect, abort or hang: a protocol violation, a cancelled call, a second disconnect of a handler, two concurrent
+//! calls on a block template, a call on a template after its destroy, a template that is not released, and a close
+//! while a call or a subscription is unfinished. The guard must respond to each of the node's calls exactly once.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +58,7 @@ const CREATE_NEW_BLOCK: (u64, u16) = METHODS[8];
 const READS_TEMPLATE: [(u64, u16); 2] = [METHODS[9], METHODS[10]];
 const DESTROY_TEMPLATE: (u64, u16) = METHODS[11];
 
-/// A call that the node received.
+/// A call that the node has received from the guard and that is not finished.
 struct Asked {
     method: Option<(u64, u16)>,
     target: u32,
@@ -74,12 +74,12 @@ struct Node {
     closed: bool,
     questions: BTreeMap<u32, Asked>,
     exports: BTreeMap<u32, u32>,
-    /// Callback of each subscription, by handler.
+    /// Export ID of the callback of each subscription, by the export ID of the subscription's handler.
     subscriptions: BTreeMap<u32, u32>,
     disconnected: BTreeSet<u32>,
-    /// Whether each block template was destroyed.
+    /// Whether `destroy` was called on a block template, by the template's export ID.
     templates: BTreeMap<u32, bool>,
-    /// Question IDs of its own calls that are unanswered.
+    /// Question IDs of the node's calls to the guard that are unanswered.
     waiting: BTreeSet<u32>,
     next: u32,
 }
@@ -110,7 +110,7 @@ impl Node {
         let _ = self.socket.write_all(frame);
     }
 
-    /// Reads and handles the messages of the guard.
+    /// Reads the messages that the guard has sent so far, and handles them.
     fn listen(&mut self) {
         let mut chunk = [0; 65_536];
         loop {
@@ -237,7 +237,8 @@ impl Node {
         self.questions.values().any(|it| it.target == id && !it.answered)
     }
 
-    /// Responds to one of the unanswered calls, with results or with an error.
+    /// Responds to one of the unanswered calls from the guard, with results or with an error. `which` selects the call
+    /// and `how` the response.
     fn answer(&mut self, which: u8, how: u8) {
         let open: Vec<u32> =
             self.questions.iter().filter(|(_, it)| !it.answered).map(|(id, _)| *id).collect();
@@ -288,7 +289,8 @@ impl Node {
         self.send(&frame);
     }
 
-    /// Makes a callback, or requests a thread for one. Does nothing without a subscription.
+    /// Makes a call on the callback of a subscription: a notification, a request for a thread, or an unknown method.
+    /// Does nothing if there is no subscription.
     fn call(&mut self, what: u8) {
         let Some(&target) = self.subscriptions.values().next() else { return };
         self.next += 1;
@@ -303,7 +305,8 @@ impl Node {
         self.send(&call(question, target, method, &[]));
     }
 
-    /// Releases the callback of a subscription that was disconnected and whose subscribing call was finished.
+    /// Releases the callback of a subscription whose handler was disconnected and whose subscribing call is finished,
+    /// as a real node does.
     fn let_go(&mut self) {
         let settled = |handler: &&u32| {
             let ends = |it: &Asked| it.method == Some(DISCONNECT) && it.target == **handler && !it.answered;
@@ -397,7 +400,7 @@ fuzz_target!(|data: &[u8]| {
         if let Some(frame) = said {
             let _ = exporter.write_all(&frame);
         }
-        // The guard runs in another thread: sometimes wait until it has reacted.
+        // Some steps wait until the guard, which runs in another thread, has handled the message.
         if c & 3 == 0 {
             std::thread::sleep(Duration::from_micros(100));
         }

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// A browser with one page; closed when dropped.
+/// A running headless Chromium with one page. It is closed when this value is dropped.
 pub struct Browser {
     driver: Child,
     session: String,
@@ -44,7 +44,7 @@ impl Browser {
         ];
         arguments.extend(dark.then(|| "--force-dark-mode".to_string()));
         let mut options = json!({"args": arguments});
-        // The window cannot be as narrow as a phone, so a phone is emulated.
+        // Chromium's window has a minimum width of 500 pixels. For a narrower page, emulate a phone.
         if width < 500 {
             let phone = json!({"width": width, "height": height, "pixelRatio": 1.0, "touch": false});
             options["mobileEmulation"] = json!({"deviceMetrics": phone});
@@ -67,12 +67,12 @@ impl Browser {
         self.ask("url", json!({"url": url}));
     }
 
-    /// Runs a function body in the page, and returns its result.
+    /// Runs a JavaScript function body in the page, and returns its result.
     pub fn run(&self, script: &str) -> Value {
         self.ask("execute/sync", json!({"script": script, "args": []}))
     }
 
-    /// Presses these keys in the focused element.
+    /// Sends these keys to the focused element.
     pub fn press(&self, keys: &str) {
         let actions: Vec<_> = keys
             .chars()
@@ -81,7 +81,7 @@ impl Browser {
         self.ask("actions", json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}));
     }
 
-    /// Console lines that were written since the last call.
+    /// Lines that the page has written to the console since the last call of this function.
     pub fn console(&self) -> Vec<String> {
         let lines = self.ask("se/log", json!({"type": "browser"}));
         lines.as_array().unwrap().iter().map(|line| line["message"].to_string()).collect()

@@ -1,4 +1,4 @@
-//! Starts an exporter, and reads its log and its endpoint.
+//! Starts an exporter, reads its log, and sends requests to its endpoint.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,12 +16,13 @@ use super::eventually;
 
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
-    // If the tests run in a container, the exporter behaves as outside of one.
+    // Without this variable, an exporter that is tested in a container would detect the container, and its supervisor
+    // would wait for the guards.
     command.stdin(Stdio::null()).env_remove("RUST_LOG").env(IN_CONTAINER, "0");
     command
 }
 
-/// A running exporter; killed when dropped if it is still running.
+/// A running exporter. When this value is dropped, the exporter is killed if it is still running.
 pub struct Exporter {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -34,22 +35,24 @@ impl Exporter {
         Self::spawn(command().arg(socket).args(arguments))
     }
 
-    /// Starts an exporter with any arguments on a free port; waits until it logs its address.
+    /// Starts an exporter with `command` on a free port, and waits until it logs the address of its endpoint.
     pub fn spawn(command: &mut Command) -> Self {
         Self::spawn_and_read(command, usize::MAX)
     }
 
-    /// Starts an exporter on the address that its arguments or its default select.
+    /// Starts an exporter without adding an address to its arguments, and waits until it logs the address of its
+    /// endpoint.
     pub fn spawn_where_it_listens(command: &mut Command) -> Self {
         Self::spawn_as_it_is(command, usize::MAX)
     }
 
-    /// Reads only the first `at_most` bytes of the log, and leaves the rest in the pipe, which fills up.
+    /// Starts an exporter, reads only the first `at_most` bytes of its log, and leaves the following bytes in the pipe,
+    /// which fills up.
     pub fn spawn_and_read(command: &mut Command, at_most: usize) -> Self {
         Self::spawn_as_it_is(command.args(["--metrics-addr", "127.0.0.1:0"]), at_most)
     }
 
-    /// Starts an exporter that serves at this address, without reading its stderr.
+    /// Starts an exporter that serves at this address. Its stderr is inherited and not read.
     pub fn spawn_at(command: &mut Command, address: &str) -> Self {
         let child = command.stderr(Stdio::inherit()).spawn().expect("the exporter starts");
         let exporter = Exporter { child, log: Arc::default(), address: address.into() };
@@ -95,7 +98,7 @@ impl Exporter {
         self.log.lock().unwrap().clone()
     }
 
-    /// The status code; `None` if the exporter closes the connection without a response.
+    /// Sends a raw request. Returns the status code; `None` if the exporter closes the connection without a response.
     pub fn try_request(&self, request: &str) -> Option<u16> {
         let mut stream = TcpStream::connect(&self.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -105,7 +108,7 @@ impl Exporter {
         answer.split(' ').nth(1)?.parse().ok()
     }
 
-    /// Status code, headers and body.
+    /// Sends a raw request. Returns the status code, the headers and the body of the response.
     pub fn request(&self, request: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(&self.address).expect("the exporter listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -127,7 +130,7 @@ impl Exporter {
         self.get("/metrics").1
     }
 
-    /// Value of a sample, given by its name with the labels as printed.
+    /// Value of a sample in the metrics. `sample` is the name with the labels, as in the exposition format.
     pub fn value(&self, sample: &str) -> Option<f64> {
         let text = self.metrics();
         text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
@@ -143,7 +146,7 @@ impl Exporter {
         assert!(found.is_ok(), "{sample} is {last:?}, expected {value}; log:\n{}", self.log());
     }
 
-    /// Number of polls so far.
+    /// Number of polls that the exporter has made so far.
     pub fn polls(&self) -> f64 {
         self.value("bitcoin_exporter_poll_duration_seconds_count").unwrap()
     }
@@ -153,12 +156,13 @@ impl Exporter {
         eventually("polls go on", || (self.polls() >= before + more).then_some(()));
     }
 
-    /// PID of the supervisor, the process that was started.
+    /// PID of the process that was started: the supervisor, or the USDT exporter.
     pub fn supervisor(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    /// PID of the process that serves. The USDT exporter has no supervisor.
+    /// PID of the process that serves the metrics: the supervisor's child process, or the USDT exporter, which has no
+    /// supervisor.
     pub fn pid(&self) -> Pid {
         eventually("the exporter's process runs", || {
             let started = self.supervisor();
@@ -167,12 +171,12 @@ impl Exporter {
         })
     }
 
-    /// Sends a signal to the process that serves.
+    /// Sends a signal to the process that serves the metrics.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("the exporter runs");
     }
 
-    /// PID of the guard, if there is one.
+    /// PID of the guard; `None` if no guard runs.
     pub fn guard(&self) -> Option<Pid> {
         child_of(self.supervisor(), "bitcoind-guard")
     }
@@ -188,7 +192,8 @@ impl Exporter {
     }
 }
 
-/// PID of the child with this command name; replacement guards are excluded.
+/// PID of the child process of `parent` with this name in `/proc`; replacement guards, which have another name, are
+/// excluded.
 pub fn child_of(parent: Pid, name: &str) -> Option<Pid> {
     let processes =
         all_processes().unwrap().flatten().filter_map(|process| Some((process.stat().ok()?, process)));

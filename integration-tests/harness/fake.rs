@@ -1,9 +1,10 @@
-//! A fake node with any subset of the IPC interfaces, which makes callbacks on demand.
+//! A fake node with any subset of the IPC interfaces. Tests request its callbacks.
 //!
-//! It is as unforgiving as the real nodes. What would make one of them abort or hang is a fault, and a fault fails the test that started
-//! the node. A client must not disconnect with a live subscription or in the middle of a call, cancel a call, abort, disconnect a handler
-//! twice, or leave a block template behind (`templates`). `disconnect` destroys the callback, either before its response or some
-//! milliseconds after it, and releases it only then.
+//! The fake node is as strict as real nodes. A client error that would make a real node abort or hang is recorded as a
+//! fault, and a fault fails the test that started the node. A client must not disconnect with a live subscription or in
+//! the middle of a call, cancel a call, abort, disconnect a handler twice, or leave a block template behind
+//! (`templates`). After `disconnect`, the fake node destroys the callback, either before it responds or some
+//! milliseconds later, and then releases it.
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::templates::{Outcome, Step, Templates, Watched};
 
-/// Number of the block that is the tip at the start.
+/// Number of the block that is the tip when the fake node starts.
 const FIRST_TIP: u8 = 7;
 
 fn now_ms() -> u64 {
@@ -45,18 +46,18 @@ fn height_of(block: u8) -> i32 {
 #[derive(Clone, Copy, Default)]
 pub struct Offers {
     pub mining: bool,
-    /// Mining has the ordinal of Core 30.
+    /// `makeMining` has the ordinal of Core 30.
     pub core30: bool,
     pub rpc: bool,
     pub chain: bool,
     pub node: bool,
     pub tracing: bool,
     pub ibd: bool,
-    /// Values are negative or huge.
+    /// Responses contain negative or huge values.
     pub absurd: bool,
-    /// The long poll fails at once.
+    /// The long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
-    /// The chain is not loaded yet, and a call about it is a fault.
+    /// The chain is not loaded yet, and a call that reads the chain is a fault.
     pub loading: bool,
     /// The node is a FIBRE node with one peer.
     pub fibre: bool,
@@ -103,10 +104,10 @@ pub enum Event {
     Uncache(i64),
 }
 
-/// Response times of the callbacks that succeeded.
+/// For each callback that succeeded, the time until the client's response.
 pub type Answers = Vec<Duration>;
 
-/// A command of the test to the thread of the fake node.
+/// A command from the test's thread to the fake node's thread.
 enum Command {
     Fire(Vec<Event>, mpsc::Sender<Answers>),
     SetIbd(bool),
@@ -133,11 +134,11 @@ pub struct Counts {
     asked_for_udp_peers: AtomicU32,
     /// Calls of getpeerinfo.
     asked_for_peers: AtomicU32,
-    /// The test ended the node on purpose.
+    /// The test has stopped the node, and closed connections are no faults.
     ended: AtomicBool,
     /// Requests for a block template.
     pub templates: AtomicU32,
-    /// Calls that hang because the test requested it.
+    /// Number of calls that hang at present because the test requested it.
     pub hanging: AtomicU32,
 }
 
@@ -147,7 +148,7 @@ impl Counts {
     }
 }
 
-/// Runs a task of the node; a panic in it is a fault.
+/// Runs a task of the node. A panic in the task is recorded as a fault.
 fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     let counts = counts.clone();
     tokio::task::spawn_local(async move {
@@ -157,7 +158,7 @@ fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     });
 }
 
-/// A fake node on a thread of its own. When dropped, it fails the test if there were faults.
+/// A fake node that runs on a separate thread. When this value is dropped, the test fails if there were faults.
 pub struct FakeNode {
     dir: TempDir,
     commands: async_mpsc::UnboundedSender<Command>,
@@ -172,7 +173,8 @@ impl FakeNode {
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
-        // Core 30 has a thread with this name when it has loaded its chain, and reports it in no other way.
+        // The exporter detects by the name `b-msghand` of this thread that Core 30 has loaded its chain. Core 30
+        // reports that in no other way.
         let name = if offers.loading { "b-init" } else { "b-msghand" };
         std::thread::Builder::new()
             .name(name.into())
@@ -205,12 +207,13 @@ impl FakeNode {
         self.dir.path().join("node.sock")
     }
 
-    /// Makes the callbacks one after the other, each after the response to the previous one. Returns the number of responses.
+    /// Makes these callbacks one after the other, each after the response to the previous one. Returns the number of
+    /// callbacks that succeeded.
     pub fn fire(&self, events: Vec<Event>) -> usize {
         self.fire_and_time(events).len()
     }
 
-    /// Like [`Self::fire`]; returns the response times.
+    /// Like [`Self::fire`], but returns the response times.
     pub fn fire_and_time(&self, events: Vec<Event>) -> Answers {
         let (sender, answers) = mpsc::channel();
         assert!(self.commands.send(Command::Fire(events, sender)).is_ok(), "the fake node runs");
@@ -266,17 +269,17 @@ impl FakeNode {
         self.counts.templates.load(Relaxed)
     }
 
-    /// Sets the tip to block `n` of the chain, at height 35 + `n`.
+    /// Sets the tip to block number `block` of the chain, at height 35 + `block`.
     pub fn set_tip(&self, block: u8) {
         assert!(self.commands.send(Command::SetTip(block)).is_ok(), "the fake node runs");
     }
 
-    /// Sets a response to requests for headers, an error or a result; `None` restores the normal response.
+    /// Sets the response (an error or a result) to requests for headers. `None` restores the normal response.
     pub fn answer_headers(&self, answer: Option<Value>) {
         assert!(self.commands.send(Command::AnswerHeaders(answer)).is_ok(), "the fake node runs");
     }
 
-    /// The number of the block that the last long poll had as the current tip.
+    /// The number of the block that the last long poll passed as the current tip.
     pub fn waits_for_change_of(&self) -> u32 {
         self.counts.waits_for_change_of.load(Relaxed)
     }
@@ -289,7 +292,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::ShutDown).is_ok(), "the fake node runs");
     }
 
-    /// Stops the node at once, with calls under way.
+    /// Stops the node at once, even if calls are under way.
     pub fn end(self) {
         self.counts.ended.store(true, Relaxed);
     }
@@ -299,7 +302,7 @@ impl FakeNode {
         self.counts.faults.lock().unwrap().clone()
     }
 
-    /// Clears the faults so far, after the test cut the connection on purpose.
+    /// Clears the recorded faults. For tests that have cut the connection on purpose.
     pub fn forgive(&self) {
         self.counts.faults.lock().unwrap().clear();
     }
@@ -314,7 +317,7 @@ impl FakeNode {
         self.counts.long_polls.load(Relaxed)
     }
 
-    /// Number of subscriptions that ended cleanly.
+    /// Number of subscriptions that the client has ended with `disconnect`.
     pub fn unsubscribed(&self) -> u32 {
         self.counts.unsubscribed.load(Relaxed)
     }
@@ -337,7 +340,7 @@ enum Callback {
     Trace(utxo_cache_trace::Client),
 }
 
-/// The callback of a subscription; `None` after the node has released it.
+/// The callback of a subscription; `None` after the fake node has released the callback.
 type Held = Rc<RefCell<Option<Callback>>>;
 
 /// The state of a fake node, which its interfaces share.
@@ -349,13 +352,13 @@ struct State {
     subscriptions_hang: watch::Sender<bool>,
     answers_too_much: Cell<bool>,
     shutting_down: watch::Sender<bool>,
-    /// Number of subscriptions so far.
+    /// Number of subscriptions that clients have made so far.
     subscriptions: Cell<u32>,
     tip: watch::Sender<u8>,
     templates: Templates,
     header_answer: RefCell<Option<Value>>,
     started: Instant,
-    /// The callbacks, each with the number of its connection.
+    /// The callbacks of all subscriptions, each with the number of its connection.
     callbacks: RefCell<Vec<(usize, Held)>>,
     counts: Arc<Counts>,
 }
@@ -633,8 +636,8 @@ impl Fake {
     }
 }
 
-/// A call that is under way. A real node can abort when its client disconnects before the response, or cancels the call. Dropping it
-/// unanswered is a fault.
+/// A call that is under way. A real node can abort when its client disconnects before the response or cancels the call.
+/// Therefore a fault is recorded if this value is dropped before the response.
 struct InCall {
     state: Rc<State>,
     answered: bool,
@@ -809,11 +812,12 @@ impl tracing::Server for Fake {
     });
 }
 
-/// The handler of a subscription, through which the client ends it.
+/// The handler of a subscription. The client calls `disconnect` on the handler to end the subscription.
 struct Handler {
     callback: Held,
     disconnected: Cell<bool>,
-    /// Whether the callback is destroyed before the response to `disconnect`, or after it.
+    /// Whether the fake node destroys the callback before it responds to `disconnect`. If false, it destroys the
+    /// callback after the response.
     destroys_first: bool,
     counts: Arc<Counts>,
 }

@@ -17,28 +17,29 @@ use super::fake::FakeNode;
 /// How the fake server responds to a request.
 #[derive(Clone)]
 pub enum Mode {
-    /// Responds like the fake node's JSON-RPC, to requests with the cookie.
+    /// Responds like the fake node's JSON-RPC if the request has the cookie, otherwise with 401.
     Works,
-    /// Responds with these results, by method, or by method and first parameter. Other methods do not exist.
+    /// Responds with these results. The keys are methods, or a method and its first parameter. For other methods,
+    /// responds with the error "Method not found".
     Answers(Arc<Value>),
     /// Responds to each call with this error message.
     Error(Arc<str>),
     Status(&'static str),
     /// Responds with this status to the given number of requests, then like `Works`.
     StatusOf(usize, &'static str),
-    /// Closes the connection without a response to every second request on it.
+    /// Responds to the first request on a connection, and closes the connection without a response to the second.
     Closes,
     Html,
     Redirects,
-    /// Reports another step of the startup each time.
+    /// Responds with the warmup error (-28), with a different message each time.
     Starts,
-    /// Sends a byte of its response now and then.
+    /// Sends a response of which a byte arrives from time to time, and which never ends.
     NeverEnds,
     TooLarge,
     Hangs,
 }
 
-/// A fake HTTP server for JSON-RPC whose responses the test selects; it has a directory for its cookie.
+/// A fake HTTP server for JSON-RPC, with a temporary directory for its cookie. The test selects the responses.
 pub struct FakeHttp {
     dir: TempDir,
     address: String,
@@ -82,7 +83,7 @@ impl FakeHttp {
         *self.mode.lock().unwrap() = mode;
     }
 
-    /// Sets the mode of one method; `None` removes it.
+    /// Sets the mode for one method. `None` removes the mode of the method.
     pub fn set_method(&self, method: &str, mode: Option<Mode>) {
         let mut of_methods = self.of_methods.lock().unwrap();
         match mode {
@@ -96,7 +97,7 @@ impl FakeHttp {
         self.seen.lock().unwrap().iter().filter(|seen| *seen == method).count()
     }
 
-    /// Starts an exporter that is connected only to this server.
+    /// Starts an exporter that polls this server over HTTP and has no IPC connection.
     pub fn only_exporter(&self, more: &[&str]) -> Exporter {
         let datadir = self.dir.path().to_str().unwrap();
         let mut command = command();
@@ -118,7 +119,7 @@ impl FakeHttp {
     }
 }
 
-/// Handles requests until the connection ends; returns `None` then.
+/// Handles the requests of a connection. Returns `None` when the connection ends.
 fn answer(
     stream: TcpStream,
     mode: &Mutex<Mode>,
@@ -155,7 +156,7 @@ fn answer(
     None
 }
 
-/// Reads a request, and whether it has the cookie.
+/// Reads a request. Returns its JSON body, and whether it has the cookie.
 fn read_request(input: &mut impl BufRead, cookie: &Mutex<String>) -> Option<(Value, bool)> {
     let (mut length, mut is_authorized) = (0, false);
     loop {
@@ -230,7 +231,7 @@ fn respond(output: &mut TcpStream, mode: &Mode, request: &Value, requests: usize
     }
 }
 
-/// The result of a correct node.
+/// The result that a correct node returns for this method.
 fn works(method: &str) -> Value {
     match method {
         "getblockchaininfo" => {

@@ -1,4 +1,4 @@
-//! Starts the USDT exporter, and a test program with FIBRE's tracepoints.
+//! Starts the USDT exporter, and compiles and runs a test program with FIBRE's tracepoints (`fixture.c`).
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use bitcoind_exporter::usdt;
 use super::exporter::Exporter;
 use super::skip::skip;
 
-/// Whether this machine cannot run BPF programs. If so, reports that the tests that need it are skipped.
+/// Whether this machine cannot run BPF programs. If true, this function has reported that the tests that need BPF are
+/// skipped.
 pub fn cannot_bpf() -> bool {
     const CAP_SYS_ADMIN: u64 = 21;
     const CAP_BPF: u64 = 39;
@@ -45,7 +46,7 @@ pub fn compile(dir: &Path, options: &[&str]) -> PathBuf {
     binary
 }
 
-/// A running test program with tracepoints; killed when dropped.
+/// A running process of `fixture.c`. It is killed when this value is dropped.
 pub struct Fixture {
     child: Child,
     input: ChildStdin,

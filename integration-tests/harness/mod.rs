@@ -1,5 +1,5 @@
-//! The test harness that the tests of both exporters share.
-#![allow(dead_code, reason = "each uses a part of it")]
+//! The test harness of all integration tests: fake and real nodes, exporters, proxies, peers and monitoring programs.
+#![allow(dead_code, reason = "each test binary uses a part of the harness")]
 
 pub mod browser;
 pub mod exporter;
@@ -18,7 +18,7 @@ pub mod without_rpc;
 
 use std::time::{Duration, Instant};
 
-/// Waits until `found` returns a value; panics with `what` after 30 seconds.
+/// Calls `found` repeatedly until it returns a value, and returns the value. Panics with `what` after 30 seconds.
 pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {

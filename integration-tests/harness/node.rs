@@ -24,15 +24,15 @@ pub fn bitcoin_node() -> PathBuf {
     std::env::var_os("BITCOIN_NODE").expect("BITCOIN_NODE is not set: use integration-tests/run").into()
 }
 
-/// Path of the `bitcoin-cli` that belongs to it.
+/// Path of the `bitcoin-cli` of the same build as [`bitcoin_node`].
 pub fn bitcoin_cli() -> PathBuf {
     let node = bitcoin_node();
     let beside = node.with_file_name("bitcoin-cli");
     if beside.exists() { beside } else { node.parent().unwrap().with_file_name("bin").join("bitcoin-cli") }
 }
 
-/// Path and arguments of `bitcoind`, which has no IPC. If there is none (BITCOIN_NODE is another build), bitcoin-node without IPC replaces
-/// it.
+/// Path and arguments of `bitcoind`, which has no IPC. If the build of BITCOIN_NODE has no `bitcoind`, `bitcoin-node
+/// -noipcbind` is used.
 fn bitcoind() -> (PathBuf, Vec<String>) {
     let beside = bitcoin_cli().with_file_name("bitcoind");
     match std::env::var_os("BITCOIND").map(PathBuf::from).or(Some(beside).filter(|path| path.exists())) {
@@ -44,13 +44,14 @@ fn bitcoind() -> (PathBuf, Vec<String>) {
     }
 }
 
-/// A free port below the ephemeral ports that the system assigns. It is still free when the node binds it, and when the node is restarted.
+/// A free port below the system's range of ephemeral ports. The port stays free until the node binds it, also when the
+/// node is restarted, because the system does not assign it to other sockets.
 pub fn free_port() -> u16 {
     let mut candidates = std::iter::repeat_with(|| rand::random_range(10_000..32_000)).take(1000);
     candidates.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }
 
-/// An -rpcauth argument like that of Core's share/rpcauth/rpcauth.py.
+/// An -rpcauth argument in the format of Bitcoin Core's share/rpcauth/rpcauth.py.
 pub fn rpcauth(user: &str, password: &str) -> String {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"salt");
     let digest = ring::hmac::sign(&key, password.as_bytes());
@@ -58,7 +59,7 @@ pub fn rpcauth(user: &str, password: &str) -> String {
     format!("-rpcauth={user}:salt${digest}")
 }
 
-/// A running node on regtest, with its own data directory; killed when dropped.
+/// A running node on regtest, with its own data directory. The node is killed when this value is dropped.
 pub struct Node {
     dir: TempDir,
     rpc_port: u16,
@@ -80,7 +81,7 @@ impl Node {
         Self::start_program(program, [&needed[..], arguments].concat())
     }
 
-    /// Starts another build than BITCOIN_NODE.
+    /// Starts a node of another build than BITCOIN_NODE.
     pub fn start_program(program: PathBuf, arguments: Vec<&str>) -> Self {
         Self::start_program_in(TempDir::new().unwrap(), program, arguments)
     }
@@ -90,7 +91,7 @@ impl Node {
         Self::start_program_in(dir, bitcoin_node(), [&["-ipcbind=unix"], arguments].concat())
     }
 
-    /// Starts another build with this data directory.
+    /// Starts a node of another build with this data directory.
     pub fn start_program_in(dir: TempDir, program: PathBuf, arguments: Vec<&str>) -> Self {
         let arguments: Vec<_> = arguments.into_iter().map(str::to_string).collect();
         let (rpc_port, p2p_port) = (free_port(), free_port());
@@ -123,7 +124,7 @@ impl Node {
             .expect("the node starts")
     }
 
-    /// Whether the node is running; false if another process took one of its ports first.
+    /// Waits until the node has started. Returns false if another process already used one of its ports.
     fn has_its_ports(&mut self) -> bool {
         eventually("the node starts", || match self.child.try_wait().unwrap() {
             Some(_) => Some(!self.stderr().contains("Unable to bind")),
@@ -198,14 +199,14 @@ impl Node {
         self.json(&["getblock", block])["tx"][0].as_str().unwrap().parse().unwrap()
     }
 
-    /// Makes JSON-RPC calls over HTTP in one batch; panics if one fails.
+    /// Makes these JSON-RPC calls over HTTP in one batch. Panics if a call fails.
     pub fn batch(&self, calls: &[(&str, Value)]) {
         let answers = self.try_batch(calls).unwrap();
         let failed = answers.iter().find(|answer| !answer["error"].is_null());
         assert!(failed.is_none() && answers.len() == calls.len(), "{failed:?}");
     }
 
-    /// Makes JSON-RPC calls over HTTP in one batch; returns the responses.
+    /// Makes these JSON-RPC calls over HTTP in one batch. Returns the responses.
     pub fn try_batch(&self, calls: &[(&str, Value)]) -> std::io::Result<Vec<Value>> {
         let call = |(method, params): &(&str, Value)| json!({"id": 1, "method": method, "params": params});
         let body = Value::from_iter(calls.iter().map(call)).to_string();
@@ -223,8 +224,8 @@ impl Node {
         Ok(serde_json::from_str(body)?)
     }
 
-    /// Fills the mempool with independent transactions. The coinbase of `block` is divided, the result is mined, and each part is spent
-    /// with a different fee.
+    /// Fills the mempool with independent transactions. A mined transaction splits the coinbase of `block` into
+    /// outputs, and each transaction in the mempool spends one of these outputs, with a different fee.
     pub fn fan_out(&self, block: &str, transactions: u64) {
         let (mut divided, _) = self.spending(self.coinbase_of(block), 0);
         let whole: Amount = divided.output.iter().map(|output| output.value).sum();
@@ -244,15 +245,17 @@ impl Node {
         self.batch(&parts.collect::<Vec<_>>());
     }
 
-    /// Creates a transaction that spends the first output of another, without sending it. Returns it with its actual fee in satoshis.
+    /// Creates a transaction that spends the first output of the transaction `previous`, without sending it. Returns
+    /// the new transaction with its actual fee in satoshis.
     fn spending(&self, previous: Txid, fee: u64) -> (Transaction, u64) {
-        // Looks for the output in the chain, even if a mempool transaction spends it already, then in the mempool.
+        // Query the output first from the chain, which also finds an output that a mempool transaction spends, then
+        // from the mempool.
         let output = |mempool: &str| self.cli(&["gettxout", &previous.to_string(), "0", mempool]);
         let output = Some(output("false")).filter(|it| !it.is_empty()).unwrap_or_else(|| output("true"));
         let output: Value = serde_json::from_str(&output).expect("an output that is not spent");
         let value = Amount::from_btc(output["value"].as_f64().unwrap());
         let anyone = || ScriptBuf::from_hex("51").unwrap();
-        // There are two outputs, because a transaction with one would be too small to be relayed.
+        // Use two outputs, because the node does not relay a transaction that is as small as one with a single output.
         let value = value.unwrap();
         let half = (value - Amount::from_sat(fee)) / 2;
         let transaction = Transaction {
@@ -283,7 +286,8 @@ impl Node {
         (fee, size)
     }
 
-    /// Sends a transaction that spends the first output of another; returns its ID, its fee in satoshis and its virtual size in vbytes.
+    /// Sends a transaction that spends the first output of the transaction `previous`. Returns the new transaction's
+    /// ID, its fee in satoshis and its virtual size in vbytes.
     pub fn spend(&self, previous: Txid, fee: u64) -> (Txid, u64, u64) {
         let (transaction, fee) = self.spending(previous, fee);
         self.cli(&["sendrawtransaction", &serialize_hex(&transaction), "0"]);
@@ -313,12 +317,12 @@ impl Node {
         self.until_it_answers();
     }
 
-    /// Adds this argument at the next start.
+    /// Adds this argument to the command line of the next start.
     pub fn add_argument(&mut self, argument: &str) {
         self.arguments.push(argument.into());
     }
 
-    /// Removes this argument at the next start.
+    /// Removes this argument from the command line of the next start.
     pub fn forget_argument(&mut self, argument: &str) {
         self.arguments.retain(|it| it != argument);
     }

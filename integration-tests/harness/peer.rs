@@ -20,7 +20,7 @@ use bitcoin::{
     block, transaction,
 };
 
-/// A scripted P2P peer that is connected to a node; disconnects when dropped.
+/// A scripted P2P peer that is connected to a node. The connection is closed when this value is dropped.
 pub struct Peer {
     stream: TcpStream,
     messages: Receiver<NetworkMessage>,
@@ -28,12 +28,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Connects to a node and completes the handshake, including compact blocks.
+    /// Connects to a node and completes the handshake, including the negotiation of compact blocks.
     pub fn connect(port: u16) -> Self {
         Self::connect_with_clock(port, 0)
     }
 
-    /// Like [`Self::connect`], with a clock that is `offset` seconds off.
+    /// Like [`Self::connect`], but the peer's clock differs from the machine's clock by `offset` seconds.
     pub fn connect_with_clock(port: u16, offset: i64) -> Self {
         Self::connect_as(port, offset, false)
     }
@@ -80,7 +80,7 @@ impl Peer {
         self.say(NetworkMessage::CmpctBlock(CmpctBlock { compact_block }));
     }
 
-    /// Waits for a message of the node that `wanted` accepts. Earlier messages are discarded.
+    /// Waits for a message from the node for which `wanted` returns a value. Earlier messages are discarded.
     pub fn hear<T>(&mut self, what: &str, mut wanted: impl FnMut(NetworkMessage) -> Option<T>) -> T {
         loop {
             let message = self.messages.recv_timeout(Duration::from_secs(30));
@@ -91,7 +91,8 @@ impl Peer {
         }
     }
 
-    /// Waits until the node has handled all sent messages. Its messages before that are discarded.
+    /// Waits until the node has handled all messages that this peer has sent. Messages that the node sends in the
+    /// meantime are discarded.
     pub fn until_handled(&mut self) {
         self.pings += 1;
         let ping = self.pings;
@@ -106,7 +107,7 @@ impl Drop for Peer {
     }
 }
 
-/// Forwards the node's messages until the connection is closed.
+/// Reads messages from the node and passes them to `messages` until the connection is closed.
 fn read(mut stream: TcpStream, messages: &Sender<NetworkMessage>) {
     const HEADER: usize = 24;
     loop {

@@ -1,4 +1,4 @@
-//! Runs real monitoring programs: Prometheus, promtool, Alertmanager and VictoriaMetrics.
+//! Runs Prometheus, promtool, Alertmanager and VictoriaMetrics.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -21,11 +21,11 @@ pub fn promtool() -> PathBuf {
     program("PROMTOOL")
 }
 
-/// A server program on a free port with its own directory; killed when dropped.
+/// A running server program on a free port with its own data directory. It is killed when this value is dropped.
 struct Server {
     program: PathBuf,
     arguments: Vec<String>,
-    /// Path that returns status 200 as soon as the program serves.
+    /// URL path that returns status 200 as soon as the program is ready.
     ready: &'static str,
     child: Child,
     port: u16,
@@ -33,8 +33,8 @@ struct Server {
 }
 
 impl Server {
-    /// Starts the program with `config` in the file `config.yml`. `{address}` in the configuration and in the arguments is replaced by the
-    /// address to listen on.
+    /// Starts the program with `config` in the file `config.yml`. `{address}` in the configuration and in the arguments
+    /// is replaced with the address that the program listens on.
     fn start(program: PathBuf, config: &str, arguments: &[&str], ready: &'static str) -> Self {
         let dir = TempDir::new().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -79,7 +79,7 @@ impl Server {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    /// The JSON response to a request that curl makes with these arguments.
+    /// Runs curl with this URL path and these arguments, and parses the response as JSON.
     fn json(&self, path: &str, arguments: &[&str]) -> Result<Value, String> {
         let output = Command::new("curl")
             .args(["-sS", "--max-time", "20"])
@@ -92,7 +92,7 @@ impl Server {
         })
     }
 
-    /// The `data` of a response in the format of Prometheus' API.
+    /// Like [`Self::json`], but returns the field `data` of a response of Prometheus' HTTP API.
     fn api(&self, path: &str, arguments: &[&str]) -> Result<Value, String> {
         let answer = self.json(path, arguments)?;
         match answer["status"].as_str() {
@@ -178,17 +178,17 @@ impl Prometheus {
         self.0.log()
     }
 
-    /// The `data` of a response of its API.
+    /// The field `data` of a response of Prometheus' HTTP API.
     pub fn api(&self, path: &str) -> Result<Value, String> {
         self.0.api(&format!("api/v1/{path}"), &[])
     }
 
-    /// The present result of an expression.
+    /// The result of an expression at the current time.
     pub fn query(&self, expression: &str) -> Value {
         self.0.query(expression)
     }
 
-    /// The results of an expression over the last `seconds`.
+    /// The results of an expression over the last `seconds`, at intervals of `step` seconds.
     pub fn query_range(&self, expression: &str, seconds: u64, step: u64) -> Value {
         self.0.query_range(expression, seconds, step)
     }
@@ -220,12 +220,12 @@ impl Alertmanager {
         self.0.start_again();
     }
 
-    /// Sends alerts, as Prometheus does.
+    /// Sends alerts to Alertmanager, as Prometheus does.
     pub fn send(&self, alerts: &Value) {
         let body = alerts.to_string();
         let message =
             self.0.json("api/v2/alerts", &["-H", "Content-Type: application/json", "--data", &body, "-f"]);
-        // The response is empty.
+        // Alertmanager's response is empty and not JSON.
         assert_eq!(message.unwrap_err(), "");
     }
 

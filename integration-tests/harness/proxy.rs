@@ -1,4 +1,4 @@
-//! Proxies that can cut the connection to a node while the node keeps running.
+//! Proxies between an exporter and a node, which can cut the connection while the node keeps running.
 
 use std::io::copy;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-/// A Unix socket that forwards connections to a node's socket.
+/// A proxy that listens on a Unix socket and forwards connections to a node's socket.
 pub struct Proxy {
     dir: TempDir,
     state: Arc<Mutex<State>>,
@@ -18,7 +18,7 @@ pub struct Proxy {
 /// State of a proxy, shared with its threads.
 #[derive(Default)]
 struct State {
-    /// The node's socket; `None` while new connections have to wait.
+    /// Path of the node's socket; `None` while new connections have to wait.
     node: Option<PathBuf>,
     open: Vec<UnixStream>,
     ended: bool,
@@ -38,7 +38,7 @@ impl Proxy {
         self.dir.path().join("node.sock")
     }
 
-    /// Cuts every connection. New ones wait for [`resume`](Self::resume).
+    /// Closes every connection. New connections wait until [`resume`](Self::resume) is called.
     pub fn cut(&self) {
         let mut state = self.state.lock().unwrap();
         state.node = None;
@@ -61,7 +61,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Forwards one connection. Returns false if the proxy has ended.
+/// Forwards one connection to the node. Returns false if the proxy was dropped.
 fn pass_on(client: UnixStream, state: &Mutex<State>) -> bool {
     let node = loop {
         let mut state = state.lock().unwrap();
@@ -86,14 +86,15 @@ fn pass_on(client: UnixStream, state: &Mutex<State>) -> bool {
     true
 }
 
-/// A TCP port that forwards connections to another one; closed when dropped.
+/// A proxy that listens on a TCP port and forwards connections to another port. The port is closed when this value is
+/// dropped.
 pub struct TcpProxy {
     port: u16,
     ended: Arc<Mutex<bool>>,
 }
 
 impl TcpProxy {
-    /// Forwards to `target`, a host with a port.
+    /// Starts a proxy that forwards to `target`, given as HOST:PORT.
     pub fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();

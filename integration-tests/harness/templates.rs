@@ -1,4 +1,4 @@
-//! Block templates of the fake node. They are as unforgiving as those of a real node.
+//! Block templates of the fake node. A client error that would crash a real node is recorded as a fault.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -23,13 +23,13 @@ use super::fake::Counts;
 pub enum Outcome {
     /// A template with this many transactions.
     Transactions(usize),
-    /// An error: the template cannot be built.
+    /// An error, because the template cannot be built.
     Failure,
     /// No template, because the node is shutting down.
     Nothing,
 }
 
-/// A call about a block template that can be made to hang.
+/// A call on the Mining interface or on a block template that a test can cause to hang.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     Create,
@@ -43,7 +43,7 @@ pub struct Templates {
     pub outcome: Rc<Cell<Outcome>>,
     pub hangs_at: watch::Sender<Option<Step>>,
     counts: Arc<Counts>,
-    /// The connection number of each template that the client has not released.
+    /// For each template that the client has not released, the number of its connection.
     held: Rc<RefCell<Vec<usize>>>,
 }
 
@@ -94,7 +94,7 @@ impl Templates {
         })))
     }
 
-    /// Checks the parameters, which have another structure and other defaults on Core 30.
+    /// Checks the parameters of createNewBlock, whose structure and defaults differ between Core 30 and later versions.
     fn check_options(&self, params: &mining::CreateNewBlockParams, core30: bool) -> Result<(), Error> {
         let params = params.get()?;
         let right = if core30 {
@@ -117,7 +117,8 @@ impl Templates {
     }
 }
 
-/// A block template of the fake node. It reports a fault if the client calls it after its destroy or during another call.
+/// A block template of the fake node. A fault is recorded if the client calls the template after `destroy` or during
+/// another call.
 struct Template {
     transactions: usize,
     templates: Templates,
@@ -138,7 +139,8 @@ impl Drop for Template {
 }
 
 impl Template {
-    /// Records a call on the template. If it is destroyed or has another call, a real node would read freed memory.
+    /// Records a call on the template. If the template was destroyed or has another call under way, a real node would
+    /// read freed memory, and a fault is recorded.
     async fn is_called(&self, step: Step) {
         if self.destroyed.get() {
             self.templates.counts.fault("a template was called after its destroy");
@@ -150,7 +152,8 @@ impl Template {
         self.busy.set(false);
     }
 
-    /// The block with the template's transactions. Each has a fee of 1,000 satoshis, 4 signature operations and some bytes.
+    /// The block with the template's transactions. Each transaction has a fee of 1,000 satoshis and a signature
+    /// operation cost of 4.
     fn block(&self) -> Vec<u8> {
         let mut block = constants::genesis_block(Network::Regtest);
         block.header.prev_blockhash =
@@ -205,7 +208,7 @@ impl block_template::Server for Template {
     }
 }
 
-/// The reading half of a connection. At end of file, a template that is not released is a fault.
+/// The reading half of a client's connection. If a template is not released at end of file, a fault is recorded.
 pub struct Watched<R> {
     pub reads: R,
     pub templates: Templates,

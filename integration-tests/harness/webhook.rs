@@ -1,4 +1,4 @@
-//! A webhook that receives Alertmanager's notifications, in place of the operator.
+//! A webhook that receives Alertmanager's notifications, as an operator's receiver would.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::Value;
 
-/// Starts a server for Alertmanager's notifications; returns its URL and the received messages. The server stops when the receiver is
-/// dropped.
+/// Starts an HTTP server for Alertmanager's notifications. Returns its URL and a channel with the received
+/// notifications. The server stops when the channel's receiver is dropped.
 pub fn webhook() -> (String, Receiver<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());

@@ -1,4 +1,5 @@
-//! Proxies a real node's IPC without its JSON-RPC, as in Bitcoin Core 31.
+//! A proxy in front of a real node's IPC socket that hides the interface Rpc. The node then has the same interfaces as
+//! Bitcoin Core 31.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// A socket that forwards only the calls that Mining needs to a node; stops when dropped.
+/// A running proxy that forwards only the calls of Init and Mining to a node. It stops when this value is dropped.
 pub struct WithoutRpc {
     dir: TempDir,
     _end: oneshot::Sender<()>,
@@ -25,7 +26,7 @@ impl WithoutRpc {
         listener.set_nonblocking(true).unwrap();
         let (end, ended) = oneshot::channel();
         let node = node.to_path_buf();
-        // The name of the thread that a node has when it has loaded its chain.
+        // The exporter looks for a thread with this name to detect that a node of Core 30 or 31 has loaded its chain.
         let thread = std::thread::Builder::new().name("b-msghand".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -44,7 +45,7 @@ impl WithoutRpc {
     }
 }
 
-/// Serves the same proxy on this thread until the process exits.
+/// Runs the proxy on the calling thread until the process exits.
 pub fn serve_forever(socket: &Path, node: &Path) {
     let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -79,7 +80,7 @@ fn network(
     twoparty::VatNetwork::new(read.compat(), write.compat_write(), side, Default::default())
 }
 
-/// The Init interface of the proxy: forwards `construct` and `makeMining` to the node.
+/// The Init interface of the proxy, which forwards `construct` and `makeMining` to the node.
 struct Init(init::Client);
 
 impl init::Server for Init {

@@ -1,61 +1,65 @@
-//! Decides which blocks are counted when the tip changes. Makes no calls.
+//! Decides which blocks are counted when the tip changes. This file makes no calls to the node.
 
 use crate::ipc::BlockRef;
 
-/// Progress of a connection in counting the blocks since the last counted tip of an earlier connection.
+/// Progress of a connection in counting the blocks since the tip up to which earlier connections have counted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReconnectState {
-    /// The first tip of this connection is not processed yet.
+    /// The first tip that the node returned on this connection is not processed yet.
     FirstTip,
-    /// The node has returned with a lower height. After a crash it goes back to its last flush and connects the same blocks again,
-    /// which is not a reorganization. Nothing is counted until it has reached the earlier height.
+    /// The node was restarted and its height is lower than before. After a crash a node starts from its last flushed
+    /// state and connects the same blocks again, which is not a reorganization. No blocks are counted until the node
+    /// has reached the earlier height.
     RolledBack,
-    /// The blocks that were connected between the two connections are counted.
+    /// All blocks that the node connected before this connection are counted.
     CaughtUp,
 }
 
-/// Whether headers can be requested from the node.
+/// Whether block headers can be requested from the node over JSON-RPC.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeaderAccess {
     /// The node has no JSON-RPC.
     Unavailable,
-    /// They can be requested once JSON-RPC over HTTP is usable.
+    /// Headers can be requested later, when JSON-RPC over HTTP is usable.
     NotYet,
-    /// They can be requested now.
+    /// Headers can be requested now.
     Available,
 }
 
-/// The state of the connection on which the decision of [`next_action`] depends.
+/// The state of the connection that [`next_action`] needs for its decision.
 #[derive(Clone, Copy, Debug)]
 pub struct CountingConditions {
     pub reconnected: ReconnectState,
-    /// Whether notifications count the blocks of this connection.
+    /// Whether the blocks of this connection are counted from notifications (`blockConnected`).
     pub notified: bool,
     pub headers: HeaderAccess,
-    /// Whether [`CountingAction::CheckRestart`] was done; its result is in `reconnected`.
+    /// Whether [`CountingAction::CheckRestart`] was performed for this tip. The result of that check is in
+    /// `reconnected`.
     pub restart_checked: bool,
 }
 
 /// The next step in counting the blocks up to a new tip.
 #[derive(Debug, PartialEq)]
 pub enum CountingAction {
-    /// There is nothing to count here. The new tip becomes the last counted tip.
+    /// Count no blocks by their headers, and make the new tip the last counted tip.
     Advance,
-    /// The blocks cannot be counted. Only the height is exported.
+    /// Export only the height, because headers cannot be requested and the blocks cannot be counted.
     ShowHeight,
-    /// The blocks are counted later, when headers can be requested. The height is exported now.
+    /// Export the height now, and count the blocks later, when headers can be requested.
     Wait,
-    /// Check whether the node was restarted, and decide again.
+    /// Check whether the node was restarted, then call [`next_action`] again.
     CheckRestart,
-    /// Check whether the node has this block, the last counted tip. If it has, the node was rolled back.
+    /// Check whether the node has this block, which is the last counted tip. If the node has the block, the node was
+    /// rolled back to a lower height.
     CheckKnown(BlockRef),
-    /// The node was rolled back, and has not reached its earlier height.
+    /// Count no blocks, because the node was rolled back and has not reached its earlier height yet.
     StayRolledBack,
-    /// Count the blocks from this tip to the new one.
+    /// Count the blocks from this tip to the new tip.
     Count(BlockRef),
 }
 
-/// Decides the next step for the new tip `tip`. `counted` is the last counted tip, over all connections.
+/// Decides the next step for the new tip `tip`. `counted` is the tip up to which blocks are counted, on this or an
+/// earlier connection.
 pub fn next_action(
     counted: Option<BlockRef>,
     tip: BlockRef,
@@ -94,26 +98,27 @@ mod tests {
         let from = Some(old);
         let (polled, notified) = (false, true);
         for (counted, tip, notified, headers, reconnected, expected) in [
-            // The first tip ever, and the same tip again.
+            // The exporter's first tip, and a tip that equals the last counted tip.
             (None, higher, polled, HeaderAccess::Available, FirstTip, Advance),
             (from, old, polled, HeaderAccess::Available, FirstTip, Advance),
             (from, old, polled, HeaderAccess::NotYet, CaughtUp, Advance),
-            // Without notifications each change is counted by headers.
+            // Without notifications, the blocks of each tip change are counted by their headers.
             (from, higher, polled, HeaderAccess::Available, FirstTip, Count(old)),
             (from, higher, polled, HeaderAccess::Available, CaughtUp, Count(old)),
             (from, beside, polled, HeaderAccess::Available, CaughtUp, Count(old)),
             (from, higher, polled, HeaderAccess::Available, RolledBack, Count(old)),
             (from, beside, polled, HeaderAccess::Available, RolledBack, Count(old)),
-            // A lower tip is a rollback after a reconnect, else a reorganization, unless the node was restarted.
+            // A lower tip is a rollback if it is the first tip of a connection. Otherwise it is a reorganization,
+            // unless the node was restarted.
             (from, lower, polled, HeaderAccess::Available, FirstTip, CheckKnown(old)),
             (from, lower, polled, HeaderAccess::Available, RolledBack, StayRolledBack),
             (from, lower, polled, HeaderAccess::Available, CaughtUp, CheckRestart),
-            // Headers cannot be requested.
+            // Without access to headers, blocks are not counted, or counted later.
             (from, higher, polled, HeaderAccess::Unavailable, FirstTip, ShowHeight),
             (from, lower, polled, HeaderAccess::Unavailable, CaughtUp, ShowHeight),
             (from, higher, polled, HeaderAccess::NotYet, FirstTip, Wait),
             (from, lower, polled, HeaderAccess::NotYet, RolledBack, Wait),
-            // Notifications count the blocks after the first tip of a connection.
+            // With notifications, headers are used only for the first tip of a connection.
             (from, higher, notified, HeaderAccess::Available, FirstTip, Count(old)),
             (from, lower, notified, HeaderAccess::Available, FirstTip, CheckKnown(old)),
             (from, higher, notified, HeaderAccess::Available, CaughtUp, Advance),

@@ -1,39 +1,42 @@
-//! Counts the blocks between two tips by walking headers over JSON-RPC.
+//! Counts the blocks between two tips. The code follows the parent hashes in block headers, which it requests over
+//! JSON-RPC.
 
 use serde_json::{Value, json};
 
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 
-/// Whether a retry is useless, because the node does not have the block: the node is on another chain, or its block index was rebuilt.
-/// All other failures are temporary, including malformed responses of a proxy.
+/// Whether this error is permanent, because the node does not have the block: the node is on another chain, or its
+/// block index was rebuilt. All other errors may be temporary, including malformed responses of a proxy.
 pub fn is_final(error: &CallError) -> bool {
     /// `RPC_INVALID_ADDRESS_OR_KEY` in Core's rpc/protocol.h.
     const BLOCK_NOT_FOUND: i64 = -5;
     matches!(error, CallError::JsonRpc { code: BLOCK_NOT_FOUND, .. })
 }
 
-/// Returns an error if the node does not have the block.
+/// Returns an error if the node does not have the block `old`.
 pub async fn is_known(json_rpc: &JsonRpc, old: BlockRef) -> Result<(), CallError> {
     Header::read(json_rpc.call(Method::GetBlockHeader, json!([old.hash.to_string()])).await?).map(drop)
 }
 
-/// The numbers of blocks that are disconnected and connected on the way from one tip to another.
+/// The numbers of blocks that a node disconnects and connects when it changes from one tip to another.
 #[derive(Debug, PartialEq)]
 pub struct ChainDiff {
     pub disconnected: u64,
     pub connected: u64,
 }
 
-/// Maximum height difference for a walk over headers. Above it, a request for the active chain's block at the old height is cheaper.
+/// Maximum height difference between the tips for which all headers between them are requested. Above it, one request
+/// for the hash of the active chain's block at the old height is cheaper.
 const MAX_STEPS: i32 = 16;
 
-/// Counts the blocks between two tips. Walks back from both to their last common block. Headers never change, so the result is exact
-/// even if the tip changes meanwhile.
+/// Counts the blocks between two tips, from each of them back to their last common block. The result is exact even if
+/// the node's tip changes during the calls, because headers never change.
 pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<ChainDiff, CallError> {
     let header = async |hash: &str| Header::read(json_rpc.call(Method::GetBlockHeader, json!([hash])).await?);
-    // If the new tip is far ahead, its ancestor at the old height is the active chain's block at that height. This block is requested
-    // before the header of the new tip: if the new tip is in the active chain after that, the block is its ancestor.
+    // If the new tip is far ahead, its ancestor at the old height is requested as the active chain's block at that
+    // height. The new tip's header is requested afterwards. If the header shows that the new tip is still in the active
+    // chain, the block is its ancestor.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = if ahead > MAX_STEPS {
         Some(parse_hash(json_rpc.call(Method::GetBlockHash, json!([old.height])).await?)?)
@@ -41,11 +44,12 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
         None
     };
     let tip = header(&new.hash.to_string()).await?;
-    // The usual case, one new block on top of the old tip, takes one call.
+    // In the usual case, one new block on top of the old tip, this one call is enough.
     if tip.previous == old.hash.to_string() {
         return Ok(ChainDiff { disconnected: 0, connected: 1 });
     }
-    // Walk the higher chain back to the height of the lower one, then both chains until they meet.
+    // Go back from the higher tip to the height of the lower tip, then go back on both chains until they have the same
+    // block.
     let (mut ours, mut our_height) = (old.hash.to_string(), old.height);
     let (mut theirs, mut their_height) = (new.hash.to_string(), new.height);
     match at_old_height {
@@ -73,7 +77,7 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
     Ok(ChainDiff { disconnected: distance(old.height), connected: distance(new.height) })
 }
 
-/// A block header in a response to getblockheader: the hash of its parent, and whether it is in the active chain.
+/// A block header from getblockheader: the hash of the parent block, and whether the block is in the active chain.
 struct Header {
     previous: String,
     active: bool,
@@ -93,7 +97,7 @@ impl Header {
     }
 }
 
-/// Parses a block hash, and returns it in the node's notation.
+/// Parses a block hash, and returns it as 64 lower-case hex digits.
 fn parse_hash(value: Value) -> Result<String, CallError> {
     let hash: BlockHash = value.as_str().unwrap_or_default().parse()?;
     Ok(hash.to_string())
@@ -135,8 +139,8 @@ mod tests {
         }
     }
 
-    /// A transport to a node whose active chain is `a0` to `a40`. The branch `b` forks off after `a30` and ends with `b34`. Records the
-    /// names of the methods that are called.
+    /// A fake JSON-RPC transport. The node's active chain is `a0` to `a40`; the branch `b` forks off after `a30` and
+    /// ends with `b34`. The field records the names of the called methods.
     struct Chains(Rc<RefCell<Vec<String>>>);
 
     fn block(branch: char, height: i32) -> BlockRef {
@@ -177,7 +181,7 @@ mod tests {
         }
     }
 
-    /// The difference between two tips, and the number of calls to find it.
+    /// Returns the result of `diff_tips`, and the number of JSON-RPC calls that it made.
     async fn diff(old: BlockRef, new: BlockRef) -> (Result<ChainDiff, CallError>, usize) {
         let calls = Rc::new(RefCell::new(Vec::new()));
         let json_rpc = JsonRpc::new(Chains(calls.clone()));
@@ -192,13 +196,13 @@ mod tests {
         for (old, new, disconnected, connected, max_calls) in [
             (a(39), a(40), 0, 1, 1),
             (a(36), a(40), 0, 4, 4),
-            (a(20), a(40), 0, 20, 2), // by height
+            (a(20), a(40), 0, 20, 2), // a request by height replaces 20 headers
             (a(40), a(38), 2, 0, 3),
             (b(31), a(31), 1, 1, 3),
             (b(34), a(34), 4, 4, 9),
             (b(34), a(40), 4, 10, 15),
             (a(40), b(34), 10, 4, 15),
-            (a(2), b(34), 0, 32, 34), // far ahead, and not active any more
+            (a(2), b(34), 0, 32, 34), // the new tip is far ahead, but no longer in the active chain
             (a(30), b(31), 0, 1, 1),
         ] {
             let (diff, calls) = diff(old, new).await;
@@ -213,7 +217,7 @@ mod tests {
             let error = diff(old, new).await.0.unwrap_err();
             assert!(is_final(&error), "{error}");
         }
-        // Two chains that have no common block, down to height 0.
+        // Two chains without a common block: their blocks differ even at height 0.
         let old = BlockRef { height: 0, ..block('a', 1) };
         let new = BlockRef { height: 0, ..block('a', 3) };
         assert!(matches!(diff(old, new).await.0, Err(CallError::Malformed(_))));

@@ -1,4 +1,4 @@
-//! The main loop: connects to the node, runs a session, and reconnects when the session has ended.
+//! The exporter's main loop: connects to the node, runs a session, and reconnects when the session has ended.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -15,15 +15,15 @@ use crate::node_process::SocketPeer;
 use crate::status::ConnectionState;
 use crate::supervisor::GuardedSockets;
 
-/// An open connection to a node, by transport.
+/// An open connection to a node, over one of two transports.
 pub(super) enum NodeTransport {
-    /// IPC: a connection to the node's socket, behind a guard.
+    /// A connection to the node's IPC socket, through a guard.
     Ipc(GuardedSockets),
-    /// JSON-RPC over HTTP, which has responded, and the reason why there is no connection over IPC.
+    /// JSON-RPC over HTTP, to which the node has responded. The text is the reason why there is no connection over IPC.
     Http(HttpRpcVerifier, String),
 }
 
-/// Connects to the node's socket. If that fails, connects over HTTP, if the exporter may poll without IPC.
+/// Connects to the node's IPC socket. If that fails and the exporter may poll without IPC, connects over HTTP.
 pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
     let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);
@@ -49,7 +49,7 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Creates a collector that is not connected yet.
+    /// Creates a collector without connecting to the node.
     pub fn new(context: Context) -> Self {
         for reason in SessionEnd::REASONS {
             context.metrics.exporter.disconnects.inc_by([reason], 0);
@@ -57,15 +57,15 @@ impl Collector {
         Collector { context: Rc::new(context) }
     }
 
-    /// Collects until shutdown is requested, or until the node shuts down and the exporter either exits with the node or has no path to
-    /// reconnect to. Must run in a [`tokio::task::LocalSet`].
+    /// Collects until shutdown of the exporter is requested. If `--exit-with-node` is set, or there is no socket path
+    /// to reconnect to, also returns when the node shuts down. Must run in a [`tokio::task::LocalSet`].
     ///
-    /// # Errors
-    /// An inherited connection has failed, and there is no path to reconnect to.
+    /// # Errors The inherited connection has failed, and there is no socket path to reconnect to.
     pub async fn run(self, mut source: NodeEndpoint) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
-        // Whether the next connection is logged: a connection that fails repeatedly is logged once a minute.
+        // Whether the next connection is logged. If connections fail repeatedly with the same error, only one per
+        // minute is logged.
         let mut is_logged = true;
         loop {
             let Some(transport) = shutdown.run_until_cancelled(self.connect(&mut source, is_logged)).await
@@ -97,7 +97,7 @@ impl Collector {
                     info!(reason, "{end}; exiting");
                     return Ok(());
                 }
-                info!(reason, "{end}; waiting for the next one");
+                info!(reason, "{end}; waiting until a node runs again");
                 if let Some(node) = node {
                     shutdown.run_until_cancelled(wait_for_exit(node)).await;
                 }
@@ -115,7 +115,8 @@ impl Collector {
         }
     }
 
-    /// Shows on the status page that there is no node, until `time` has passed or shutdown is requested.
+    /// Shows `why` on the status page as the reason why the exporter is not connected. Returns after `time`, or when
+    /// shutdown is requested.
     pub async fn wait_without_node(self, why: &str, time: Duration) {
         self.context.status.set(ConnectionState::Disconnected(why.to_string()));
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
@@ -131,13 +132,14 @@ impl Collector {
         }
     }
 
-    /// Tries to connect until it succeeds. Logs the reason of a failure when it changes, and, if `is_logged`, the connection.
+    /// Repeats attempts to connect until one succeeds. Logs the reason of a failure when the reason changes. Logs the
+    /// successful connection if `is_logged` is set.
     ///
-    /// A failed attempt on a socket costs the node nothing, because no node listens there yet. It is repeated every 500 ms, so the
-    /// exporter reconnects soon. If the exporter may poll without IPC, attempts back off, because a node may listen and reject the
-    /// request.
+    /// Attempts on a socket are repeated every 500 ms, because an attempt fails only if no node listens there, and then
+    /// costs the node nothing. If the exporter may poll over HTTP only, attempts back off, because a running node may
+    /// receive and reject each request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
-        /// Time between two attempts to connect to the socket.
+        /// Interval between two attempts to connect to the socket.
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.config().http_only);
         let poll_interval = self.context.config.poll_interval;
@@ -179,25 +181,26 @@ impl Collector {
     }
 }
 
-/// Waits until the node's process has exited, before the next connection. A node that is shutting down still accepts connections, and
-/// aborts when a client calls an interface that it has already destroyed.
+/// Waits until the node's process has exited, before the exporter connects again. A node that is shutting down still
+/// accepts connections, and aborts when a client calls an interface that the node has already destroyed.
 async fn wait_for_exit(node: SocketPeer) {
-    /// Time to wait if the system does not report the exit of the process.
+    /// Time to wait if the exporter cannot observe the exit of the process.
     const BLIND_TIMEOUT: Duration = Duration::from_secs(10);
     if node.ended().await.is_err() {
         tokio::time::sleep(BLIND_TIMEOUT).await;
     }
 }
 
-/// The delay before the exporter reconnects after a connection that was accepted and then failed. It doubles with each failure. Random
-/// jitter prevents many exporters from reconnecting at the same time.
+/// The delay before the exporter reconnects after a connection that was accepted and then failed. The value is the
+/// number of failures in a row. The delay doubles with each failure. Random jitter prevents many exporters from
+/// reconnecting at the same time.
 #[derive(Default)]
 struct Backoff(u32);
 
 impl Backoff {
-    /// Shortest delay, after the first failure.
+    /// Minimum delay before a reconnect, which applies after the first failure.
     const MIN: Duration = Duration::from_secs(1);
-    /// Longest delay.
+    /// Maximum delay before a reconnect.
     const MAX: Duration = Duration::from_secs(30);
 
     fn next(&mut self) -> Duration {
@@ -206,7 +209,8 @@ impl Backoff {
         full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN)
     }
 
-    /// Like [`next`](Self::next), but at most `longest`: a node in a crash loop is up for a short time only.
+    /// Like [`next`](Self::next), but at most `longest`, because a node in a crash loop is reachable only for a short
+    /// time after each start.
     fn next_within(&mut self, longest: Duration) -> Duration {
         self.next().min(longest)
     }

@@ -24,29 +24,29 @@ use crate::status::Status;
 /// When to subscribe to the UTXO cache trace, which slows the node.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum UtxoTraceMode {
-    /// After initial block download, until the cost exceeds the budget.
+    /// Subscribe after initial block download, until the trace exceeds its time budget.
     Auto,
-    /// After initial block download, without a budget.
+    /// Subscribe after initial block download, without a time budget.
     On,
-    /// Never.
+    /// Never subscribe.
     Off,
 }
 
 /// When to request block templates from the node.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum NextBlockMode {
-    /// After initial block download, for at most 1 % of the node's time.
+    /// Request templates after initial block download, for at most 1 % of the node's time.
     Auto,
-    /// At each poll and each new tip, without a limit.
+    /// Request a template at each poll interval and at each new tip, without a limit on the node's time.
     On,
-    /// Never.
+    /// Never request templates.
     Off,
 }
 
 /// The collector's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Time between the starts of two polls.
+    /// Interval between the starts of two polls.
     pub poll_interval: Duration,
     /// Timeout for the response to one call.
     pub call_timeout: Duration,
@@ -54,62 +54,65 @@ pub struct Config {
     pub utxo_trace: UtxoTraceMode,
     /// When to request block templates from the node.
     pub next_block: NextBlockMode,
-    /// Time that the node may wait for the UTXO cache trace in ten minutes.
+    /// Time for which the UTXO cache trace may delay the node in ten minutes.
     pub utxo_trace_budget: Duration,
-    /// Exit when the node shuts down, instead of waiting for the next node.
+    /// Whether the exporter exits when the node shuts down. If false, the exporter waits until the node runs again.
     pub exit_with_node: bool,
-    /// JSON-RPC over HTTP, for nodes without JSON-RPC over IPC.
+    /// Settings of JSON-RPC over HTTP, which is used for nodes without JSON-RPC over IPC; `None` if HTTP is disabled.
     pub http_rpc: Option<http::HttpRpcConfig>,
-    /// Directories that may be the node's data directory, to read the size and free space of its file system.
+    /// Directories that may be the node's data directory. The exporter exports the size and free space of its file
+    /// system.
     pub data_directory: DatadirCandidates,
 }
 
-/// A block that became the tip, and the time at which the exporter learned of it.
+/// A block that became the tip, with the time at which the node reported the block to the exporter.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NewTip {
     pub hash: BlockHash,
     pub at: Instant,
 }
 
-/// State of the node that is kept from one connection to the next. With it a reconnect neither counts an event twice nor misses one.
+/// State about the node that is kept from one connection to the next. With this state, events around a reconnect are
+/// counted exactly once.
 #[derive(Default)]
 pub(super) struct PersistentState {
-    /// Traffic of each peer that is already counted.
+    /// Bytes of each peer that are already counted.
     pub peers: PeerTraffic,
-    /// Start time and restarts of the node.
+    /// Start time, number of restarts and identity of the node's process.
     pub node_start: NodeStartTracker,
-    /// The warnings that were logged.
+    /// The node's warnings in the last response, which have been logged.
     pub warnings: Warnings,
-    /// CPU time of the node's threads, by group.
+    /// Counted CPU time of the node's threads, by group of threads.
     pub thread_times: ThreadTimes,
-    /// The last tip that the node announced.
+    /// The last tip that the node returned.
     pub last_tip: Option<BlockRef>,
-    /// The tip up to which blocks are counted.
+    /// The last counted tip: all blocks up to it are counted.
     pub counted_tip: Option<BlockRef>,
-    /// Whether the UTXO cache trace has exceeded its budget. It then stays off for the life of the exporter's process.
+    /// Whether the UTXO cache trace has exceeded its budget. The trace then stays off until the exporter is restarted.
     pub trace_over_budget: bool,
 }
 
-/// The settings and handles that all connections of a collector share, and the state that is kept between connections.
+/// Data that all connections of a collector share: settings, handles, and state that is kept between connections.
 pub struct Context {
     /// The collector's settings.
     pub config: Config,
-    /// The metrics, which are set from the node's responses.
+    /// The metrics, whose values are set from the node's responses.
     pub metrics: Arc<Metrics>,
-    /// The state of the connection and the last blocks, for the status page.
+    /// The data of the status page: the state of the connection, and the last blocks.
     pub status: Arc<Status>,
-    /// Cancelled when the process should exit.
+    /// Token that is cancelled when the exporter has to exit.
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
-    /// Limits repeated log lines about failures, across all connections.
+    /// Limits repeated log lines about failures, over all connections.
     pub(super) repeats: RepeatLimiter,
     pub(super) persistent_state: RefCell<PersistentState>,
-    /// The newest tip that was reported during a connection, except the first one: it is not known when that one became the tip.
+    /// The newest tip that the node has reported. The first tip of each connection is not stored, because the time at
+    /// which it became the tip is unknown.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
 
 impl Context {
-    /// Creates a context without any state of a node.
+    /// Creates a context with an empty `PersistentState`.
     pub fn new(
         config: Config,
         metrics: Arc<Metrics>,
@@ -132,7 +135,7 @@ impl Context {
         Context { config, http_rpc, repeats, metrics, status, shutdown, persistent_state, new_tip }
     }
 
-    /// Logs a failure that may recur. Each text is logged at most once a minute, with the number of suppressed repeats.
+    /// Logs a warning that may recur. Each text is logged at most once a minute, with the number of suppressed lines.
     pub(super) fn warn_limited(&self, text: &str) {
         if let Some(suppressed) = self.repeats.admit(text) {
             warn!("{text}{suppressed}");

@@ -1,4 +1,4 @@
-//! Size and free space of the file system that holds the node's data directory.
+//! Metrics of the file system that contains the node's data directory: size and free space.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -10,31 +10,33 @@ use tracing::debug;
 
 use crate::files;
 
-/// Timeout for reading the space of a file system. A local file system responds within microseconds; a network file system whose server
-/// is gone never responds.
+/// Timeout for reading the size and free space of a file system. For a local file system statvfs(2) takes microseconds;
+/// for a network file system whose server does not respond, statvfs(2) never returns.
 const READ_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Size and free space of a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DiskSpace {
-    /// Space that users without privileges can use.
+    /// Free space that unprivileged users can use.
     pub free: f64,
     pub size: f64,
 }
 
-/// Paths that may be the directory of the node's chain, which contains `blocks`: below the data directory, or itself for mainnet.
+/// Paths that may be the directory of the node's chain, which contains `blocks`. For mainnet this is the data
+/// directory, for other chains a directory in it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatadirCandidates {
-    /// The directory that the user named.
+    /// The directory that the user configured.
     pub named: Option<PathBuf>,
-    /// Directories of the node's socket, cookie or log.
+    /// Directories that contain the node's IPC socket, cookie or log file.
     pub found: Vec<PathBuf>,
-    /// Directory of the node's log, if the node runs on this machine.
+    /// Directory of the node's log file, if the node runs on this machine.
     pub of_log: Option<PathBuf>,
 }
 
 impl DatadirCandidates {
-    /// The directory of the node's log, from `logpath` in the response to getrpcinfo. `None` if the path is not absolute.
+    /// Returns the directory of the log file whose path is `logpath` in the response to getrpcinfo. `None` if the path
+    /// is not absolute.
     pub fn directory_of_log(path: &str) -> Option<PathBuf> {
         Path::new(path).parent().filter(|path| path.is_absolute()).map(PathBuf::from)
     }
@@ -43,9 +45,9 @@ impl DatadirCandidates {
         self.named.iter().chain(&self.found).chain(&self.of_log).map(PathBuf::as_path)
     }
 
-    /// The first candidate that has `blocks`. A candidate that the exporter may not search is accepted if the user named it, or if it
-    /// is the directory of the log and not a directory for logs (`-debuglogfile`). The exporter therefore needs no permission in the
-    /// data directory.
+    /// Returns the first candidate that contains `blocks`. A candidate that the exporter has no permission to check is
+    /// accepted if the user configured it, or if it is the directory of the log file and no part of its path is `log`
+    /// or `logs` (`-debuglogfile`). The exporter therefore needs no permission for the data directory.
     fn data_directory(&self) -> Option<&Path> {
         let is_of_logs = |path: &Path| path.iter().any(|part| part == "log" || part == "logs");
         let log = self.of_log.as_deref();
@@ -59,8 +61,8 @@ fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
     path.join("blocks").metadata().map(|blocks| blocks.is_dir()).map_err(|error| error.kind())
 }
 
-/// Reads the space of the file system that contains `path`. If search permission is missing, reads that of the parent directory
-/// instead.
+/// Reads the size and free space of the file system that contains `path`. If the exporter lacks permission to access
+/// `path`, uses its nearest accessible parent directory.
 fn space(path: &Path) -> Option<DiskSpace> {
     for path in path.ancestors() {
         match statvfs(path) {
@@ -81,8 +83,8 @@ fn space(path: &Path) -> Option<DiskSpace> {
     None
 }
 
-/// Reads the space of the file system of the data directory. Returns `None` if no candidate is a data directory, or if its file system
-/// does not respond.
+/// Reads the size and free space of the data directory's file system. Returns `None` if no candidate is a data
+/// directory, or if the file system does not respond.
 pub async fn read(candidates: DatadirCandidates) -> Option<DiskSpace> {
     let first = candidates.all().next()?.to_path_buf();
     let read = files::on_thread(&first, move |_| space(candidates.data_directory()?));
@@ -129,7 +131,7 @@ mod tests {
         create_dir_all(at("node/blocks")).unwrap();
         create_dir_all(at("log/blocks")).unwrap();
         set_permissions(folder.path().join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
-        let is_root = has_blocks(&at("node")).is_ok(); // root may search every directory
+        let is_root = has_blocks(&at("node")).is_ok(); // root may access every directory
         let found = DatadirCandidates { found: vec![at("node")], ..DatadirCandidates::default() };
         assert_eq!(found.data_directory().is_some(), is_root);
         let log = DatadirCandidates { of_log: Some(at("log")), ..DatadirCandidates::default() };

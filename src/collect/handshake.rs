@@ -1,4 +1,4 @@
-//! Prepares a connection: from a connected socket to a node that can be polled.
+//! Prepares a connection over IPC, from the connected socket until the node can be polled.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
-/// Opens a session behind a guard. From here on no failure of the exporter harms the node.
+/// Opens a session on the sockets of a guard. The guard disconnects cleanly from the node even if the exporter fails.
 pub async fn open_guarded(
     guarded: GuardedSockets,
     node: &SocketPeer,
@@ -28,8 +28,8 @@ pub async fn open_guarded(
     open(stream, Some(guard), node, context).await
 }
 
-/// Performs the Cap'n Proto handshake, discovers the node's interfaces, and waits until the node has loaded its chain. Only the fuzzer
-/// passes no guard: its peer is not a node.
+/// Performs the Cap'n Proto handshake, discovers the node's interfaces, and waits until the node has loaded its chain.
+/// `guard` is `None` only in the fuzzer, which plays the role of the node.
 pub async fn open(
     stream: UnixStream,
     guard: Option<Guard>,
@@ -54,7 +54,8 @@ async fn handshake(
 ) -> Result<(IpcParts, Interfaces, Option<HttpRpcVerifier>), SessionEnd> {
     let connection = IpcConnection::new(stream, context.config.call_timeout).await;
     let connection = connection.map_err(|error| match error {
-        // A node that hangs still accepts connections.
+        // The kernel accepts connections for a node that hangs, so a timeout does not mean that the process is not a
+        // node.
         CallError::TimedOut(_) => SessionEnd::Failed(error),
         error => SessionEnd::NoNode(error),
     })?;
@@ -80,22 +81,24 @@ async fn handshake(
     Ok((ipc, interfaces, http_rpc))
 }
 
-/// Adds JSON-RPC over HTTP for a node without JSON-RPC over IPC. The first poll uses it if it responds within two seconds.
+/// Adds JSON-RPC over HTTP to the interfaces of a node without JSON-RPC over IPC. The first poll uses HTTP if the check
+/// of HTTP succeeds within two seconds.
 async fn add_http_rpc(
     connection: &IpcConnection,
     interfaces: &mut Interfaces,
     context: &Context,
 ) -> Result<Option<HttpRpcVerifier>, CallError> {
-    /// How long the first poll waits for the check of HTTP.
+    /// Maximum time for which the first poll waits for the check of HTTP.
     const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
     let (None, Some(http)) = (interfaces.json_rpc(), &context.http_rpc) else { return Ok(None) };
     let verifier = HttpRpcVerifier::new(http.clone(), interfaces, &connection.thread("exporter-http").await?);
     interfaces.http = Some(http.clone());
-    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await; // the session continues the checks
+    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await; // after a timeout, the session repeats the check
     Ok(Some(verifier))
 }
 
-/// Resolves when the node shuts down. Such a node looks like one that is starting, and does not exit before the exporter disconnects.
+/// Waits until the node is shutting down. Over IPC, a node that is shutting down cannot be distinguished from a node
+/// that is starting, and it does not exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
     const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
@@ -103,26 +106,28 @@ async fn wait_for_shutdown(node: &SocketPeer) {
     }
 }
 
-/// Creates the node's threads, discovers its interfaces, and waits until it has loaded its chain.
+/// Creates threads in the node, discovers the node's interfaces, and waits until the node has loaded its chain.
 async fn discover_node(
     connection: &IpcConnection,
     node: &SocketPeer,
 ) -> Result<(NodeThread, NodeThread, Interfaces), SessionEnd> {
-    // One thread for each type of work, so that none waits for another.
+    // Each type of work has its own thread, so a call of one type does not wait for a call of another type.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
-    // No deadline: without the response to a subscribe call the subscription could not be ended.
+    // Calls on this thread have no deadline, because the exporter needs the response to a subscribe call to end the
+    // subscription.
     let subscribing = connection.thread("exporter-subscribe").await?.without_deadline();
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(SessionEnd::NodeShutDown)?;
     match interfaces.json_rpc() {
         Some(json_rpc) => wait_for_warmup(&json_rpc, node).await?,
         None => wait_for_message_handler(node).await,
     }
-    // No deadline: the node responds when its chain state is loaded.
+    // This call has no deadline, because the node responds only when its chain state is loaded.
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
     interfaces.mining = mining.map(|mining| mining.on_thread(&polling));
     if interfaces.mining.is_none() && interfaces.json_rpc().is_some() {
-        // A node with JSON-RPC over IPC has Mining until it shuts down. Its process shows the shutdown a moment later.
+        // A node with JSON-RPC over IPC offers Mining unless it is shutting down. If the node's process is visible,
+        // `wait_for_shutdown` detects the shutdown within the next 500 ms.
         match node.is_shutting_down() {
             Some(_) => tokio::time::sleep(Duration::from_millis(500)).await,
             None => return Err(SessionEnd::NodeShutDown),
@@ -135,7 +140,8 @@ async fn discover_node(
     if !interfaces.has_tip_source() {
         return Err(SessionEnd::NothingOffered);
     }
-    // Make no other call to a node that is shutting down: it would never respond to estimatesmartfee.
+    // A long poll follows the discovery, because its response shows whether the node is shutting down. No other call
+    // must be made to a node that is shutting down; for example, it never responds to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) = mining
             .on_thread(&waiting.with_extra_timeout(LONG_POLL))
@@ -152,14 +158,15 @@ async fn discover_node(
     Ok((waiting, subscribing, interfaces))
 }
 
-/// Time between two checks of a node that is starting.
+/// Interval between two checks whether a node has finished starting.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Name of the thread that a node starts when it has loaded its chain.
 const MESSAGE_HANDLER: &str = "b-msghand";
 
-/// Waits until a node without JSON-RPC has loaded its chain, if its threads are visible. Such a node does not report whether it has,
-/// and can abort when a call needs a chain that is not created yet. It starts its message handler thread once the chain is loaded.
+/// Waits until a node without JSON-RPC over IPC has loaded its chain, if its threads are visible in `/proc`. A node
+/// without JSON-RPC over IPC does not report whether it has loaded the chain, and can abort if a call needs the chain
+/// before it is loaded. The node starts its message handler thread once the chain is loaded.
 async fn wait_for_message_handler(node: &SocketPeer) {
     let mut is_logged = false;
     while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
@@ -171,8 +178,9 @@ async fn wait_for_message_handler(node: &SocketPeer) {
     }
 }
 
-/// Waits until a Core 30 node has loaded its chain. Its Mining interface does not wait for the chain, and is not called before the
-/// message handler thread was seen. Returns an error if the threads are not visible.
+/// Waits until a node of Bitcoin Core 30 has loaded its chain. Bitcoin Core 30 aborts if its Mining interface is called
+/// before the chain is loaded. The exporter therefore does not call Mining before the node's message handler thread
+/// exists. Returns an error if the node's threads are not visible.
 async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     loop {
         match node.runs_thread(MESSAGE_HANDLER) {
@@ -183,13 +191,13 @@ async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     }
 }
 
-/// Waits until Core's warmup is over. During warmup the node responds to JSON-RPC with an error, and its other interfaces must not be
-/// called.
+/// Waits until Core's RPC warmup is over. During warmup the node responds to JSON-RPC calls with the error
+/// RPC_IN_WARMUP, and its other interfaces must not be called.
 ///
-/// A node that is shutting down can return the same error. If its process is not visible, the exporter disconnects after five seconds,
-/// because the node does not exit before the exporter disconnects.
+/// A node that is shutting down can return the same error, and does not exit before the exporter disconnects. If the
+/// node's process is not visible, the exporter therefore disconnects after five seconds.
 async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), SessionEnd> {
-    /// How long to wait for a node whose process is not visible.
+    /// Maximum wait for a node whose process is not visible.
     const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
     let since = Instant::now();
     let mut is_logged = false;

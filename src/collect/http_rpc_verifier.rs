@@ -1,5 +1,4 @@
-//! Decides when JSON-RPC over HTTP is used: for a node without JSON-RPC over IPC, once it responds, and only if HTTP and IPC lead to
-//! the same node.
+//! Checks whether JSON-RPC over HTTP can be used: the node must respond, and HTTP and IPC must lead to the same node.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,10 +13,10 @@ use crate::ipc::{Chain, Interfaces, Mining, NodeThread};
 use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, Method};
 
-/// Time between two checks whether HTTP still leads to the same node.
+/// Interval between two checks whether HTTP still leads to the same node as IPC.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Verifies that JSON-RPC over HTTP responds and leads to the same node as IPC.
+/// Checker that JSON-RPC over HTTP responds and leads to the same node as IPC.
 pub struct HttpRpcVerifier {
     http: HttpRpc,
     mining: Option<Mining>,
@@ -25,7 +24,8 @@ pub struct HttpRpcVerifier {
 }
 
 impl HttpRpcVerifier {
-    /// Creates a verifier that compares with these interfaces. `thread` runs no other calls.
+    /// Creates a verifier that compares the responses over HTTP with the responses of these IPC interfaces. The
+    /// verifier's IPC calls run on `thread`, which must run no other calls.
     pub fn new(http: HttpRpc, interfaces: &Interfaces, thread: &NodeThread) -> Self {
         http.reset_node(false);
         let mining = interfaces.mining.as_ref().map(|mining| mining.on_thread(thread));
@@ -33,7 +33,8 @@ impl HttpRpcVerifier {
         HttpRpcVerifier { http, mining, chain }
     }
 
-    /// Creates a verifier for a node without IPC, which has nothing to compare with.
+    /// Creates a verifier for a node without IPC. This verifier compares only the name of the node's chain with the
+    /// configured name.
     pub fn http_only(http: HttpRpc) -> Self {
         http.reset_node(true);
         HttpRpcVerifier { http, mining: None, chain: None }
@@ -43,7 +44,8 @@ impl HttpRpcVerifier {
         &self.http
     }
 
-    /// Marks HTTP as usable if it responds and leads to the right node, else as unusable with the reason.
+    /// Marks HTTP as usable if it responds and leads to the right node. Otherwise marks it as unusable, with the
+    /// reason.
     pub async fn verify(&self) {
         match self.find_difference().await {
             Ok(None) => {
@@ -64,10 +66,10 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Verifies periodically, and when HTTP becomes unusable. When HTTP becomes usable, `usable` is notified so that a poll follows at
-    /// once.
+    /// Repeats the check periodically, and when HTTP becomes unusable. When HTTP becomes usable, notifies `usable`,
+    /// which starts a poll immediately.
     pub async fn keep_verifying(self, usable: Rc<Notify>) {
-        // Core delays the response to a wrong password, and logs it. Failures therefore back off.
+        // Checks back off after failures, because Core delays its response to a wrong password and logs each of them.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
             let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.became_unusable()).await;
@@ -86,7 +88,8 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// The difference between the node behind the IPC socket and the node that responds over HTTP; `None` if they are the same.
+    /// Compares the node behind the IPC socket with the node that responds over HTTP. Returns a description of the
+    /// difference; `None` if no difference was found.
     async fn find_difference(&self) -> Result<Option<String>, CallError> {
         let info = self.http.query(Method::GetBlockchainInfo, json!([])).await?;
         if let (Some(configured), Some(chain)) = (&self.http.config().chain, info["chain"].as_str())
@@ -105,10 +108,11 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// The difference if the node behind HTTP has another block at the height of the tip. The tip is read before and after, because it
-    /// may change meanwhile.
+    /// Compares the block at the height of the tip. Returns a description of the difference if the node behind HTTP has
+    /// another block at that height. The tip is read before and after the HTTP call, because the tip may change during
+    /// the call.
     async fn find_tip_difference(&self, mining: &Mining) -> Result<Option<String>, CallError> {
-        /// Limit on the comparisons that fail because the tip changes meanwhile.
+        /// Maximum number of comparisons that are repeated because the tip changed during the call.
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = mining.tip().await? else { return Ok(None) };
@@ -134,14 +138,16 @@ impl HttpRpcVerifier {
         ))
     }
 
-    /// The difference if the node behind HTTP has pruned more blocks than the node behind the IPC socket.
+    /// Compares the prune heights of the two nodes. Returns a description of the difference if the node behind HTTP has
+    /// pruned more blocks than the node behind the IPC socket.
     async fn find_prune_difference(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
         let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
-        // The prune height can grow between the two calls.
+        // A higher prune height over IPC is no difference, because the node may have pruned blocks between the two
+        // calls.
         let ours = chain.prune_height().await?.map_or(0.0, |last| f64::from(last) + 1.0);
         Ok((ours < theirs).then(|| format!("it is pruned to height {theirs}, not {ours}")))
     }
 }
 
-/// Core's `RPC_INVALID_PARAMETER`: the height is above the tip.
+/// Core's error code `RPC_INVALID_PARAMETER`, which getblockhash returns if the height is above the tip.
 const OUT_OF_RANGE: i64 = -8;

@@ -1,31 +1,32 @@
-//! Reads fields of the node's JSON. A field that is missing, null, of another type or out of range is `None`, never a panic.
+//! Functions that read fields of the node's JSON responses. The functions return `None` if a field is missing, null, of
+//! another type or out of range.
 
 use serde_json::Value;
 
 use crate::text;
 
-/// A field with a finite number, as the value of a gauge.
+/// Reads a field that contains a finite number.
 pub fn number(value: &Value, field: &str) -> Option<f64> {
     value.get(field)?.as_f64().filter(|number| number.is_finite())
 }
 
-/// A field with an integer that is not negative.
+/// Reads a field that contains a non-negative integer.
 pub fn count(value: &Value, field: &str) -> Option<u64> {
     value.get(field)?.as_u64()
 }
 
-/// A boolean field, as 0 or 1.
+/// Reads a boolean field, and converts it to 0 or 1.
 pub fn flag(value: &Value, field: &str) -> Option<u8> {
     value.get(field)?.as_bool().map(u8::from)
 }
 
-/// A text field, as a label value.
+/// Reads a text field, and converts it to a safe label value.
 pub fn label(value: &Value, field: &str) -> Option<String> {
     value.get(field)?.as_str().map(text::label)
 }
 
-/// The entries of an object whose keys become label values. Whatever the response, they are at most 16, with keys of at most 32 plain
-/// characters.
+/// Returns the entries of an object whose keys become label values. To limit the cardinality, returns at most 16
+/// entries, and only entries whose keys have at most 32 characters from `A-Z a-z 0-9 _ -` and space.
 pub fn entries(value: &Value) -> Vec<(&str, &Value)> {
     const MAX_ENTRIES: usize = 16;
     const MAX_LENGTH: usize = 32;
@@ -37,17 +38,17 @@ pub fn entries(value: &Value) -> Vec<(&str, &Value)> {
     entries.map(|(name, value)| (name.as_str(), value)).take(MAX_ENTRIES).collect()
 }
 
-/// Length of a list.
+/// Number of elements of a JSON array.
 pub fn length(value: &Value) -> Option<f64> {
     value.as_array().map(|list| list.len() as f64)
 }
 
-/// A field with an amount in BTC, in satoshis.
+/// Reads a field that contains an amount in BTC, and converts it to satoshis.
 pub fn satoshis(value: &Value, field: &str) -> Option<f64> {
     number(value, field).map(|btc| (btc * 1e8).round())
 }
 
-/// A field with a feerate in BTC/kvB, in sat/vB.
+/// Reads a field that contains a fee rate in BTC/kvB, and converts it to sat/vB.
 pub fn sat_per_vbyte(value: &Value, field: &str) -> Option<f64> {
     satoshis(value, field).map(|per_kvb| per_kvb / 1000.0)
 }

@@ -1,18 +1,19 @@
-//! Decides which calls are made to a node and when, and turns the responses into metrics.
+//! The collector: decides which calls the exporter makes to the node and when, and converts the responses to metrics.
 //!
-//! - `collector` connects, reconnects and backs off. `handshake` prepares a connection until the node can be polled. `session` is the
-//!   event loop of one connection.
-//! - `poll` reads the node's state at intervals, with one file per area as in [`metrics`](crate::metrics). `peers` and `json` read the
-//!   responses.
-//! - `rate_limit` decides when a call may be made again. `suspend` detects that the machine was suspended.
-//! - `http_rpc_verifier` decides when JSON-RPC over HTTP is used.
+//! - `collector` connects to the node and reconnects. `handshake` prepares a connection until the node can be polled.
+//!   `session` is the event loop of one connection.
+//! - `poll` reads the node's state periodically, with one file per area as in [`metrics`](crate::metrics). `peers` and
+//!   `json` parse responses.
+//! - `rate_limit` decides when a call may be repeated. `suspend` detects that the machine was suspended.
+//! - `http_rpc_verifier` checks whether JSON-RPC over HTTP can be used.
 //! - `tip` runs the long poll that reports new tips and the node's shutdown. `block_counting` decides which blocks are counted at a new
 //!   tip; `chain_diff` counts the blocks between two tips.
 //! - `next_block` requests block templates periodically.
 //! - `subscriptions` starts and ends subscriptions. `notifications` and `utxo_trace` count their events.
-//! - `context` has the settings that all connections share, and the state that is kept from one connection to the next: the traffic of
-//!   peers, `thread_times`, the tip, `node_start` and `warnings`. `file_system` reads the size and free space of the node's file
-//!   system.
+//! - `context` contains the settings that all connections share, and the state that is kept from one connection to the
+//!   next: the counted traffic of peers, the CPU times in `thread_times`, the tip, the start time in `node_start`, and
+//!   the logged `warnings`. `file_system` reads the size and free space of the file system of the node's data
+//!   directory.
 //! - `one_shot` implements `--once` and `--check`.
 
 mod block_counting;

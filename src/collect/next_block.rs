@@ -1,7 +1,8 @@
-//! The next block: requests block templates from the node periodically, within a share of the node's time.
+//! Metrics of the next block: requests block templates from the node periodically, for a limited share of the node's
+//! time.
 //!
-//! The node holds its main lock and the mempool's lock while it builds a template. Templates have a thread of their own, so a build
-//! that never returns delays no other call.
+//! The node holds `cs_main` and the mempool's lock while it builds a template. The calls run on a separate thread of
+//! the node, so a build that never returns does not delay other calls.
 
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -17,8 +18,8 @@ use super::suspend::Suspensions;
 use crate::ipc::{BlockContents, BlockHash, BlockTemplate, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 
-/// Whether templates are requested from this node. Development branches with the Chain or Node interface are excluded: such a node
-/// aborts with an exception if it cannot build a template.
+/// Whether the exporter requests templates from this node. Nodes of development branches, which have the Chain or the
+/// Node interface, are excluded, because such a node aborts with an exception if it cannot build a template.
 pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
     let is_branch = interfaces.chain.is_some() || interfaces.node.is_some();
     if mode == NextBlockMode::On && is_branch {
@@ -29,7 +30,8 @@ pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
     mode != NextBlockMode::Off && interfaces.mining.is_some() && !is_branch
 }
 
-/// Minimum time between the starts of two requests for a template, as a multiple of the duration of the first: 1 % of the node's time.
+/// Minimum time between the starts of two requests for a template, as a multiple of the duration of the first request.
+/// With 100, requests take at most 1 % of the node's time.
 const TIME_SHARE: u32 = 100;
 
 /// The task that requests block templates over one connection, and exports their contents.
@@ -39,17 +41,18 @@ pub struct TemplatePoller {
     new_tip: watch::Receiver<Option<NewTip>>,
     limit: RateLimit,
     last_parent: LastParent,
-    /// Whether the last request failed; the failure was logged.
+    /// Whether the last request failed. Only the first of several failures in a row is logged.
     failing: bool,
 }
 
-/// The block on which the last template is built.
+/// Parent block of the last template.
 #[derive(Default)]
 struct LastParent(Option<BlockHash>);
 
 impl LastParent {
-    /// Returns `new_tip` if this template is the first one that is built on it. The node may have had the block before it reported the
-    /// tip, and a template that was due may have been built on it.
+    /// Returns `new_tip` if the template with this parent is the first template that is built on `new_tip`. An earlier
+    /// template may have the same parent, because the node may have built a template on the block before it reported
+    /// the block as the tip.
     fn first_after(&mut self, new_tip: Option<NewTip>, parent: BlockHash) -> Option<NewTip> {
         let is_first = self.0.replace(parent) != Some(parent);
         new_tip.filter(|tip| is_first && tip.hash == parent)
@@ -66,7 +69,8 @@ struct TemplateContents {
 }
 
 impl TemplatePoller {
-    /// Creates a poller whose calls run on `thread`, which runs no other calls. Returns `None` if the node has no Mining interface.
+    /// Creates a poller whose calls run on `thread`, which must run no other calls. Returns `None` if the node has no
+    /// Mining interface.
     pub fn new(interfaces: &Interfaces, thread: &NodeThread, context: &Rc<Context>) -> Option<Self> {
         let mining = interfaces.mining.as_ref()?.on_thread(&thread.without_deadline());
         let new_tip = context.new_tip.subscribe();
@@ -83,11 +87,12 @@ impl TemplatePoller {
         })
     }
 
-    /// Requests templates periodically, until the connection is closed or the node responds that it does not have the method.
+    /// Requests templates periodically, until the connection is closed or the node returns that it does not have the
+    /// method.
     pub async fn run(mut self) {
         let mut new_tip = None;
         let mut suspensions = Suspensions::new();
-        // The series exists before the first response.
+        // Creates the series with value 0 before the first response.
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
             if self.poll(new_tip.take()).await.is_break() {
@@ -99,7 +104,7 @@ impl TemplatePoller {
                 Ok(()) = self.new_tip.changed() => match self.limit.due_at_event() {
                     due if due <= Instant::now() => new_tip = *self.new_tip.borrow_and_update(),
                     due => {
-                        self.context.metrics.next_block.clear(); // it was built on another block
+                        self.context.metrics.next_block.clear(); // the exported template was built on another block
                         sleep_until(due).await;
                     }
                 }
@@ -107,8 +112,8 @@ impl TemplatePoller {
         }
     }
 
-    /// Requests one template now. `new_tip` is the tip that caused the request, if any. Returns `Break` if there will be no further
-    /// template.
+    /// Requests one template now, and exports its contents. `new_tip` is the tip that caused the request, if any.
+    /// Returns `Break` if further requests cannot succeed.
     pub async fn poll(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
         let context = self.context.clone();
         let metrics = &context.metrics.next_block;
@@ -152,8 +157,8 @@ impl TemplatePoller {
         }
     }
 
-    /// Requests a template and reads it. Returns `None` in initial block download (mode `auto`), where unneeded calls are avoided, and
-    /// when the node is shutting down.
+    /// Requests a template and reads its contents. Returns `None` when the node is shutting down, and in mode `auto`
+    /// also during initial block download, when no template is requested.
     async fn request_template(
         &mut self,
         new_tip: Option<NewTip>,
@@ -166,7 +171,7 @@ impl TemplatePoller {
         let Some(template) = self.create_template().await? else { return Ok(None) };
         let created = Instant::now();
         let contents = read(&template).await;
-        // Also after an error: the template would stay in the node's memory.
+        // The template is destroyed even if reading it failed, because it would stay in the node's memory.
         template.destroy().await?;
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;
@@ -178,7 +183,8 @@ impl TemplatePoller {
         Ok(Some(contents))
     }
 
-    /// Has the node build a template. Waits without a limit, because the call can be neither cancelled nor made again.
+    /// Requests a template from the node. Waits without a time limit, because the call can be neither cancelled nor
+    /// repeated while it is under way.
     async fn create_template(&self) -> Result<Option<BlockTemplate>, CallError> {
         let call_timeout = self.context.config.call_timeout;
         let mut creating = pin!(self.mining.create_new_block());
@@ -195,8 +201,8 @@ impl TemplatePoller {
     }
 }
 
-/// Reads the contents of a template. The weight is computed from the block, which is up to 4 MB on the socket. The node copies the
-/// block without a lock.
+/// Reads the contents of a template. The weight is computed from the serialized block, for which the node sends up to 4
+/// MB. The node holds no lock while it copies the block.
 async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;

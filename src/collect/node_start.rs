@@ -1,7 +1,8 @@
-//! Determines when the node started, and whether it was restarted or replaced by another node.
+//! Determines the start time of the node's process, and whether the node was restarted or another node responds.
 //!
-//! The uptime of Bitcoin Core 30 and earlier is the difference of two readings of its wall clock, and jumps when that clock is set.
-//! From version 31 on it is monotonic. An uptime that is smaller than expected is therefore not enough evidence of a restart.
+//! Bitcoin Core 30 and earlier compute the uptime as the difference of two wall clock readings, so it jumps when the
+//! clock is set. From version 31 on the uptime is monotonic. An uptime that is smaller than expected is therefore not
+//! sufficient evidence of a restart.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,29 +10,31 @@ use nix::time::ClockId;
 
 use crate::sys;
 
-/// Tolerance in seconds when two uptimes are compared: they are whole seconds.
+/// Tolerance in seconds when two uptimes are compared, because the node rounds its uptime to whole seconds.
 const TOLERANCE: f64 = 2.0;
 
-/// An uptime of the node, and the time at which it was read.
+/// An uptime of the node, and the times before and after the call that returned it.
 #[derive(Clone, Copy)]
 pub struct UptimeReading {
-    /// The uptime in seconds.
+    /// The node's uptime in seconds.
     pub seconds: f64,
-    /// Time before the call. Like the uptime of Bitcoin Core 31, this clock stands still while the machine is suspended.
+    /// Time before the call, on the monotonic clock. Like the uptime of Bitcoin Core 31, this clock does not advance
+    /// while the machine is suspended.
     pub called: Instant,
-    /// Time after the call.
+    /// Time after the call, on the same clock.
     pub returned: Instant,
 }
 
 impl UptimeReading {
-    /// Whether this uptime is that of a new process, which started after the last reading.
+    /// Whether this uptime shows that the node's process started after the reading `last`.
     fn is_of_another_process(&self, last: &UptimeReading) -> bool {
         let expected = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let since_last = self.returned.saturating_duration_since(last.called).as_secs_f64();
         self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
     }
 
-    /// Whether the process of the last reading would return this uptime if no clock was set.
+    /// Whether the process that returned the uptime `last` would now return this uptime, provided that its clock was
+    /// not set in between.
     fn continues(&self, last: &UptimeReading) -> bool {
         let least = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let most = last.seconds + self.returned.saturating_duration_since(last.called).as_secs_f64();
@@ -39,47 +42,51 @@ impl UptimeReading {
     }
 }
 
-/// Whether the node that responds now is the node that responded before.
+/// Whether the node process that responds now is the process that responded before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeIdentity {
-    /// It is the same process.
+    /// The process that responded before also responds now.
     #[default]
     Same,
-    /// It is another process, which started after the last response.
+    /// Another process responds, which started after the previous response.
     StartedSince,
-    /// It is another process, which has run for longer; or there is no evidence.
+    /// Another process responds, which started before the previous response, or there is no evidence of which process
+    /// responds.
     Unknown,
 }
 
-/// Tracks the start time, the restarts and the identity of the node's process, over all connections.
+/// Tracker of the start time, the restarts and the identity of the node's process, over all connections.
 #[derive(Default)]
 pub struct NodeStartTracker {
-    /// PID, and start time in clock ticks since boot, if the process is visible.
+    /// PID, and start time in clock ticks since boot; `None` if the process is not visible in `/proc`.
     process: Option<(i32, u64)>,
     uptime: Option<UptimeReading>,
     /// Time of the last update, in clock ticks since boot.
     read: u64,
-    /// Start time of the process, Unix seconds. Kept until the node is restarted or replaced, because the wall clock can be set.
+    /// Start time of the process, Unix seconds. The start time is computed once and kept until another process
+    /// responds, because a later computation would give another result if the wall clock is set.
     started: Option<f64>,
-    /// Whether no uptime was read since the last connection was opened. A proxy can route a new connection to another node.
+    /// Whether no uptime was read since the current connection was opened. A proxy can route a new connection to
+    /// another node.
     is_new_connection: bool,
     restarts: u64,
-    /// The least certain identity since the last [`take_identity`](Self::take_identity).
+    /// The least certain of the identities that were determined since the last call of
+    /// [`take_identity`](Self::take_identity).
     identity: Option<NodeIdentity>,
 }
 
 impl NodeStartTracker {
-    /// Number of restarts that were noticed. If it changes, the node is another process than before.
+    /// Number of detected restarts. A change of this number means that another process responds than before.
     pub fn restarts(&self) -> u64 {
         self.restarts
     }
 
-    /// Records that a connection was opened.
+    /// Records that a new connection to the node was opened.
     pub fn connected(&mut self) {
         self.is_new_connection = true;
     }
 
-    /// Whether the node that responds now is the one that responded at the last call of this method.
+    /// Returns whether the process that responds now is the process that responded at the previous call of this method.
     pub fn take_identity(&mut self) -> NodeIdentity {
         self.identity.take().unwrap_or(NodeIdentity::Unknown)
     }
@@ -98,8 +105,8 @@ impl NodeStartTracker {
         }
     }
 
-    /// Updates the state from a reading. Returns the start time of the current process, Unix seconds: from `/proc` if the process is
-    /// visible there, else `now` minus its uptime.
+    /// Updates the state from a reading. Returns the start time of the current process in Unix seconds, computed from
+    /// `/proc` if the process is visible there, otherwise as `now` minus the uptime.
     pub fn update(
         &mut self,
         process: Option<(i32, u64)>,
@@ -136,12 +143,12 @@ impl NodeStartTracker {
     }
 }
 
-/// Age of a process in seconds.
+/// Age in seconds of a process with this PID and start time in clock ticks since boot.
 fn age((_, ticks): (i32, u64)) -> f64 {
     since_boot() - ticks as f64 / procfs::ticks_per_second() as f64
 }
 
-/// Seconds since boot.
+/// Seconds since boot, including the time for which the machine was suspended.
 fn since_boot() -> f64 {
     sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64()
 }
@@ -153,7 +160,8 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// Reads the uptime of a node at each of these seconds. Returns the start times that are exported, and the number of restarts.
+    /// Passes readings (time in seconds, uptime) to a tracker. Returns the start times that it returned, and the number
+    /// of restarts.
     fn starts(readings: &[(u64, f64)]) -> (Vec<f64>, u64) {
         let mut node = NodeStartTracker::default();
         let begin = Instant::now();
@@ -222,7 +230,7 @@ mod tests {
         assert_eq!(identity(None, 175, Some(5.0)), NodeIdentity::StartedSince);
         assert_eq!(identity(None, 180, None), NodeIdentity::Unknown);
         assert_eq!(identity(None, 185, Some(90_000.0)), NodeIdentity::Unknown, "another, or a clock was set");
-        // If the process is visible, it decides.
+        // If the process is visible, its PID and start time determine the result, and the uptime is ignored.
         let now = (since_boot() * procfs::ticks_per_second() as f64) as u64;
         assert_eq!(identity(Some((7, 100)), 190, Some(90_005.0)), NodeIdentity::Unknown, "not seen before");
         assert_eq!(identity(Some((7, 100)), 205, Some(1.0)), NodeIdentity::Same);
@@ -262,7 +270,7 @@ mod tests {
         let ticks = procfs::ticks_per_second() as f64;
         assert!((later - 9_900.0 / ticks).abs() <= 1.0, "{later}");
         assert_eq!(node.restarts(), 1);
-        // A poll without an uptime changes nothing.
+        // A reading without an uptime does not change the start time.
         let last = node.update(Some((8, 10_000)), None, now + MINUTE);
         assert_eq!(last.zip(first).map(|(last, first)| last - first), Some(later));
         assert_eq!(NodeStartTracker::default().update(None, None, now), None);

@@ -1,4 +1,4 @@
-//! Counts the notifications of the Chain interface.
+//! Updates the metrics for notifications of the Chain interface.
 
 use tracing::{debug, warn};
 
@@ -6,7 +6,7 @@ use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::ipc::ChainEvent;
 use crate::metrics::Metrics;
 
-/// Starts the counters of notifications.
+/// Creates the series of the counters of notifications, with value 0.
 pub fn start(metrics: &Metrics) {
     let blocks = &metrics.blocks;
     for counter in [
@@ -31,7 +31,7 @@ pub fn start(metrics: &Metrics) {
     }
 }
 
-/// Counts a notification. Returns its name.
+/// Counts a notification. Returns the name of the notification's method.
 pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
     let blocks = &metrics.blocks;
     match event {
@@ -61,7 +61,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
                     blocks.connected_weight.inc_by(contents.weight);
                     blocks.connected_bytes.inc_by(bytes as u64);
                 }
-                None if bytes == 0 => {} // the node has omitted the block
+                None if bytes == 0 => {} // the node omitted the block data
                 None => {
                     warn!(bytes, "cannot parse a block from the node; its contents are not counted");
                     metrics.exporter.events_dropped.inc_by(["block_contents"], 1);

@@ -1,4 +1,4 @@
-//! `--once` and `--check`: one connection, one poll.
+//! Implements `--once` and `--check`: opens one connection and makes one poll.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -14,10 +14,9 @@ use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
 use crate::node_process::SocketPeer;
 
-/// Connects once and polls once. Returns the node's interfaces; the values of the poll are in the metrics.
+/// Connects to the node and polls it once. Stores the polled values in the metrics, and returns the node's interfaces.
 ///
-/// # Errors
-/// There is no connection, a call failed, or JSON-RPC over HTTP is required and not usable.
+/// # Errors The exporter cannot connect to the node, the poll failed, or JSON-RPC over HTTP is required and not usable.
 pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
@@ -38,7 +37,7 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     if let Some(verifier) = &session.http_rpc
         && !session.interfaces.offers(Interface::HttpRpc)
     {
-        verifier.verify().await; // with the full timeout
+        verifier.verify().await; // repeats the check with the full call timeout
     }
     let polled = session.poller().poll().await;
     if let Some(mut poller) = session.template_poller() {
@@ -58,7 +57,8 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     Ok(interfaces)
 }
 
-/// Connects once, polls once, and describes the node: its version, its interfaces, and the metrics of this poll.
+/// Connects to the node, polls it once, and returns a description of the node: its version, its interfaces, and the
+/// names of the metrics that the poll set.
 ///
 /// # Errors
 /// See [`once`].
@@ -111,7 +111,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     described
 }
 
-/// Advice on how to get more metrics from this node.
+/// Returns advice on how to get more metrics from this node.
 fn advice_for(interfaces: &Interfaces) -> Vec<&'static str> {
     let offers = |interface| interfaces.offers(interface);
     let mut advice = Vec::new();

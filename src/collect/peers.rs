@@ -1,4 +1,4 @@
-//! Metrics of the connected peers, from the statistics of each peer.
+//! Metrics of the node's connected peers, computed from the statistics of each peer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
@@ -12,19 +12,21 @@ use super::node_start::NodeIdentity;
 use crate::ipc::PeerStats;
 use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
 
-/// A peer's clock is off if it differs from the node's clock by more than this.
+/// Difference in seconds between a peer's clock and the node's clock above which the peer's clock counts as wrong.
 const CLOCK_OFF_SECONDS: u64 = 10;
-/// A ping is overdue if it has been unanswered for longer than this.
+/// Time without a response after which a ping counts as overdue.
 const PING_OVERDUE: Duration = Duration::from_secs(5);
-/// 1 sat/vB in BTC/kvB. A peer with a lower fee filter accepts cheaper transactions.
+/// 1 sat/vB, in BTC/kvB. A peer with a lower fee filter accepts transactions below 1 sat/vB.
 const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
-/// Key of a peer: its ID on the node, and the time at which it connected, Unix seconds. The time is needed because after a restart of
-/// the node the IDs begin at 0 again. It is constant for the life of the connection, whatever happens to the node's clock.
+/// Key of a peer: the node's ID for the peer, and the time at which the peer connected in Unix seconds. The time is
+/// part of the key because IDs start at 0 again after a restart of the node. The node stores the time once per
+/// connection, so changes of its clock do not affect it.
 type PeerKey = (i64, i64);
 
-/// Number of transactions that wait for the rate limit of Bitcoin Core 32, before they are queued for each inbound or each outbound
-/// peer. Earlier versions queue transactions for each peer at once.
+/// Number of transactions that Bitcoin Core 32 holds back because of its rate limit for announcements, before it queues
+/// them for all inbound or all outbound peers. Earlier versions have no such limit and queue transactions for each peer
+/// immediately.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AnnouncementBacklog {
     pub inbound: Option<f64>,
@@ -32,45 +34,47 @@ pub struct AnnouncementBacklog {
 }
 
 impl AnnouncementBacklog {
-    /// Reads the backlog in a response to getnetworkinfo.
+    /// Reads the backlog from a response to getnetworkinfo.
     pub fn from_json(network_info: &Value) -> Self {
         let backlog = |direction| number(&network_info["inv_buckets"][direction], "backlog");
         AnnouncementBacklog { inbound: backlog("inbound"), outbound: backlog("outbound") }
     }
 }
 
-/// Number of transactions that wait to be announced to this peer.
+/// Number of transactions that the node has yet to announce to this peer, including the backlog.
 fn queued(peer: &PeerStats, backlog: AnnouncementBacklog) -> Option<f64> {
     let backlog = if peer.is_inbound() { backlog.inbound } else { backlog.outbound };
     let backlog = backlog.filter(|_| peer.relays_transactions).unwrap_or(0.0);
     Some(peer.inv_to_send? as f64 + backlog)
 }
 
-/// Whether the peer wants transactions below 1 sat/vB. Its filter is 0 until it has sent one; peers without transaction relay never
-/// send one.
+/// Whether the peer accepts transactions below 1 sat/vB. A filter of 0 does not count, because the node reports 0 until
+/// the peer has sent a filter, and peers without transaction relay never send a filter.
 fn has_low_fee_filter(peer: &PeerStats) -> bool {
     let is_low = |filter| filter > 0.0 && filter < ONE_SAT_PER_VBYTE;
     peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
 }
 
-/// Traffic of each peer that is already counted, kept between polls and from one connection to the next.
+/// The bytes of each peer that are already counted. The bytes are kept between polls and from one connection of the
+/// exporter to the next.
 #[derive(Default)]
 pub struct PeerTraffic {
-    /// Bytes by peer, direction and message type; `None` before the first poll.
+    /// Bytes that the node reported at the last poll, by peer, direction and message type; `None` before the first
+    /// poll.
     counted: Option<HashMap<(PeerKey, &'static str, &'static str), u64>>,
-    /// Time of the last poll, Unix seconds.
+    /// Time of the last poll, in Unix seconds.
     seen: i64,
-    /// Whether the node of the next peers is the node of the counted peers.
+    /// Whether the node that reports the next peers is the node that reported the peers in `counted`.
     node: NodeIdentity,
 }
 
 impl PeerTraffic {
-    /// Sets whether the node of the next peers is the node of the last ones.
+    /// Sets whether the node that reports the next peers is the node that reported the previous peers.
     pub fn set_node_identity(&mut self, node: NodeIdentity) {
         self.node = node;
     }
 
-    /// Exports the connected peers. `backlog` is the queue that all inbound or all outbound peers share, see [`AnnouncementBacklog`].
+    /// Exports the metrics of the connected peers.
     pub fn show(&mut self, peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
         show_kinds(peers, network);
         show_states(peers, network);
@@ -79,17 +83,20 @@ impl PeerTraffic {
         self.count_traffic(peers, network, now() as i64);
     }
 
-    /// Adds the growth of each peer's totals since the last poll. A peer that is gone is removed; its traffic stays counted.
+    /// Adds the increase of each peer's byte totals since the last poll to the counters. A peer that has disconnected
+    /// is removed from the state, and its counted bytes remain in the counters.
     ///
-    /// The totals of the peers of the first poll are not counted, because a restarted exporter would count them again. If another
-    /// long-running node responds, the totals of its peers that connected before the last poll are not counted either. A node is taken
-    /// for another one if none of its peers is known and there is no evidence that it is the same node.
+    /// The totals at the first poll are not counted, because an exporter that was restarted would count them again. If
+    /// another long-running node responds, the totals of its peers that connected before the last poll are also not
+    /// counted. A node is treated as another node if none of its peers was seen before and there is no evidence that it
+    /// is the same node.
     fn count_traffic(&mut self, peers: &[PeerStats], network: &NetworkMetrics, now: i64) {
         let mut present = HashMap::new();
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
                 for (kind, total) in totals {
-                    // Only the array's own strings become labels, never text from a peer.
+                    // The label is the string in MESSAGE_TYPES. The node's string, which a peer could have chosen,
+                    // never becomes a label.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
                     let sum: &mut u64 =
                         present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0);
@@ -113,7 +120,7 @@ impl PeerTraffic {
     }
 }
 
-/// Exports the number of peers by network, connection type and transport, and by version.
+/// Exports the number of peers by network, connection type and transport, and by protocol version.
 fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
     let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
@@ -129,7 +136,8 @@ fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
 }
 
-/// Exports ping times, and the number of peers in each state.
+/// Exports percentiles of the ping times, and the numbers of peers with certain properties, for example with an overdue
+/// ping.
 fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
     network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
@@ -142,7 +150,7 @@ fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     let is_overdue = |peer: &PeerStats| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE);
     network.ping_overdue.set(Some(how_many(&is_overdue)));
     network.with_blocks_in_flight.set(Some(how_many(&|peer| !peer.blocks_in_flight.is_empty())));
-    // A block is requested from up to three peers.
+    // Heights are collected in a set, because the node may request one block from up to three peers.
     let in_flight: HashSet<_> = peers.iter().flat_map(|peer| &peer.blocks_in_flight).collect();
     network.blocks_in_flight.set(Some(in_flight.len() as f64));
     let has_filters = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
@@ -151,7 +159,7 @@ fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.addr_rate_limited.set(Some(how_many(&is_limited)));
 }
 
-/// Exports the number of transactions that wait to be announced.
+/// Exports the sum and the maximum over all peers of the number of transactions that the node has yet to announce.
 fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
     let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
     let statistics = [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
@@ -159,7 +167,8 @@ fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &Netw
     network.inv_to_send.replace(present.iter().map(|&(statistic, queued)| ([statistic], queued)));
 }
 
-/// Exports the number of groups of peers, and the size of the largest one. A group shares an autonomous system or a range of addresses.
+/// Exports the number of peer groups, and the size of the largest group. The peers of a group are in the same
+/// autonomous system or in the same address range.
 fn show_groups(peers: &[PeerStats], network: &NetworkMetrics) {
     let groups = ["in", "out"].map(|direction| {
         let inbound = direction == "in";
@@ -175,7 +184,7 @@ fn show_groups(peers: &[PeerStats], network: &NetworkMetrics) {
     network.groups.replace(groups.map(|(labels, sizes)| (*labels, sizes.len() as f64)));
 }
 
-/// The number of occurrences of each value.
+/// Returns the number of occurrences of each distinct value.
 fn group_sizes<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Vec<usize> {
     let mut occurrences = HashMap::new();
     for value in values {
@@ -184,9 +193,9 @@ fn group_sizes<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Vec<usize> {
     occurrences.into_values().collect()
 }
 
-/// The range of a peer's public address: the /16 of an IPv4 address, or the /32 of an IPv6 address. Whoever holds one address in a
-/// range can get more of them cheaply. Bitcoin Core opens at most one connection to each range. (Its netgroups are the same ranges,
-/// except for addresses of tunnels.)
+/// The range that contains a peer's public address: the /16 of an IPv4 address, or the /32 of an IPv6 address. An
+/// attacker with one address in a range can get more addresses in it cheaply, so Bitcoin Core opens at most one
+/// connection to each range. Core's netgroups are the same ranges, except for addresses of tunnels.
 fn netgroup(peer: &PeerStats) -> Option<(bool, [u8; 4])> {
     match (peer.network, peer.address?.to_canonical()) {
         ("ipv4" | "ipv6", IpAddr::V4(address)) => {
@@ -198,8 +207,8 @@ fn netgroup(peer: &PeerStats) -> Option<(bool, [u8; 4])> {
     }
 }
 
-/// The 50th, 90th and 100th percentile with their label values. A percentile is the smallest value that this share of the values does
-/// not exceed. Empty without values.
+/// Returns the 50th, 90th and 100th percentile in seconds, each with its label value. The p-th percentile is the
+/// smallest value for which at least p % of the values are not larger. The result is empty if there are no values.
 fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1], f64)> {
     let mut values: Vec<_> = values.collect();
     values.sort();
@@ -210,7 +219,7 @@ fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1]
         .collect()
 }
 
-/// Reads the peers in a response to getpeerinfo; `None` if it is not a list.
+/// Reads the peers from a response to getpeerinfo; `None` if the response is not an array.
 pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     use crate::ipc::{CONNECTION_TYPES, NETWORKS, TRANSPORTS, ip_address};
     let known_name = |names: &[&'static str], name: &Value| {
@@ -274,7 +283,7 @@ mod tests {
         peers.show(&[], AnnouncementBacklog::default(), &metrics.network);
         peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], AnnouncementBacklog::default(), &metrics.network);
         peers.show(&[peer(2, 70, 3)], AnnouncementBacklog::default(), &metrics.network);
-        peers.show(&[peer(2, 60, 3)], AnnouncementBacklog::default(), &metrics.network); // an invalid decrease: counters keep their values
+        peers.show(&[peer(2, 60, 3)], AnnouncementBacklog::default(), &metrics.network); // a decrease is invalid, and the counters keep their values
         let text = metrics.render(Format::Text);
         assert!(
             text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
@@ -373,10 +382,11 @@ mod tests {
         };
         assert_eq!(count(1000, false, &[(0, 500, 100)]), 0);
         assert_eq!(count(1015, false, &[(0, 500, 200), (1, 1010, 50)]), 150);
-        // One peer connected long ago, one since the last poll.
+        // Another node with two peers: the first connected long ago, the second since the last poll.
         assert_eq!(count(1030, true, &[(7, 100, 9_000_000), (8, 1020, 30)]), 180);
         assert_eq!(count(1045, false, &[(7, 100, 9_000_005), (8, 1020, 30)]), 185);
-        // A known peer is evidence, even if the node's clock is behind the exporter's.
+        // A peer that was seen before is evidence of the same node, so peer 9 is counted although its connection time
+        // is before the last poll.
         assert_eq!(count(1060, true, &[(7, 100, 9_000_010), (8, 1020, 30), (9, 900, 10)]), 200);
     }
 
@@ -400,7 +410,8 @@ mod tests {
         assert_eq!(groups(&spread), (4, Some(1)));
         let near = [peer("ipv4", "192.0.200.7:53123"), peer("ipv6", "[2001:db8:ffff::2]:8333")];
         assert_eq!(groups(&[&spread[..], &near].concat()), (4, Some(2)));
-        // Addresses that cost nothing, are not the peer's own, or are unknown.
+        // Peers without a group: addresses that cost nothing (Tor, I2P), that are not the peer's own, or that are
+        // unknown.
         let others = [
             peer("onion", "127.0.0.1:50000"),
             peer("onion", "127.0.0.1:50001"),

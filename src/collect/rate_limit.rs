@@ -1,4 +1,5 @@
-//! Decides when a call may be made again: after an interval, after a multiple of its own duration, and after a back-off if it failed.
+//! Decides when a call to the node may be repeated: after an interval, after a multiple of the duration of the last
+//! call, and after a back-off if the call failed.
 
 use std::time::Duration;
 
@@ -6,48 +7,50 @@ use tokio::time::Instant;
 
 use crate::metrics;
 
-/// Limits how often one call is made: by an interval, by a share of the node's time, and by a back-off after failures.
+/// Rate limit of one type of call: an interval, a maximum share of the node's time, and a back-off after failures.
 pub struct RateLimit {
     /// Minimum time between the starts of two calls.
     interval: Duration,
-    /// Minimum time between the starts of two calls as a multiple of the duration of the first; zero without a time budget.
+    /// Minimum time between the starts of two calls, as a multiple of the duration of the first call. The value is
+    /// called the time budget: with 100, calls take at most 1 % of the node's time. Zero for no time budget.
     share: u32,
-    /// Limit on the back-off after a failure.
+    /// Maximum back-off after a failure.
     max_backoff: Duration,
-    /// End of the interval since the last call, or of the back-off after a failure.
+    /// End of the interval after the last call, or of the back-off if that call failed.
     interval_end: Instant,
-    /// When the time budget is restored.
+    /// Time at which the time budget permits the next call.
     busy_until: Instant,
-    /// Whether the last call was made before the budget was restored.
+    /// Whether the last call was made before the time budget permitted it.
     in_debt: bool,
-    /// Earliest time of a call that an event causes before the call is due.
+    /// Earliest time at which an event (a new tip) may cause a call before the call is due.
     earliest_event: Instant,
-    /// Failures in a row.
+    /// Number of failures in a row.
     failures: u32,
-    /// How long the result of the last call is exported.
+    /// Time for which the result of the last call is exported.
     lifetime: Duration,
 }
 
 impl RateLimit {
-    /// Interval of a call that holds one of the node's main locks.
+    /// Minimum interval of a costly call, during which the node holds one of its main locks (`cs_main` or the mempool's
+    /// lock).
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
-    /// Multiple of its duration for a call that holds one of the node's main locks: 0.1 % of the node's time.
+    /// Value of `share` for costly calls: they take at most 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
-    /// Longest wait until the time budget is restored, however long a call took. Less than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no
-    /// value expires before the next call.
+    /// Maximum wait because of the time budget, even after a very long call. This maximum is less than
+    /// [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value expires before the next call.
     const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
-    /// Limit on how long the result of a call is exported.
+    /// Maximum time for which the result of a call is exported.
     const MAX_LIFETIME: Duration = Duration::from_secs(5 * 60);
-    /// Minimum time between the starts of two calls that events cause before the calls are due.
+    /// Minimum time between the starts of two calls that are made early because of events.
     const MIN_EARLY_INTERVAL: Duration = Duration::from_secs(1);
-    /// Back-off after the first failure. It doubles with each failure.
+    /// Back-off after the first failure. The back-off doubles with each further failure.
     const MIN_BACKOFF: Duration = Duration::from_secs(1);
-    /// Longest back-off after a failure.
+    /// Maximum back-off after a failure.
     const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-    /// Creates the limit of a call that is due now, and then after `interval`, or after `share` times its own duration if that is
-    /// longer. After a failure the call is due after one second, then after two, four and so on, at most after the interval or one
-    /// minute.
+    /// Creates the limit of a call that is due now. After a success the next call is due after `interval`, or after
+    /// `share` times the duration of the call if that is longer. After failures in a row, the next call is due after
+    /// one second, two seconds, four seconds and so on, at most after `interval` or one minute, whichever is shorter.
     pub fn new(interval: Duration, share: u32) -> Self {
         let now = Instant::now();
         RateLimit {
@@ -63,17 +66,17 @@ impl RateLimit {
         }
     }
 
-    /// Creates the limit of a call that holds one of the node's main locks.
+    /// Creates the limit of a costly call, during which the node holds one of its main locks.
     pub fn costly(poll_interval: Duration) -> Self {
         Self::new(Self::COSTLY_INTERVAL.max(poll_interval), Self::COSTLY_SHARE)
     }
 
-    /// Creates the limit of a call that may always be made until it fails.
+    /// Creates the limit of a call that is limited only by the back-off after failures.
     pub fn for_failures() -> Self {
         RateLimit { max_backoff: Self::MAX_BACKOFF, ..Self::new(Duration::ZERO, 0) }
     }
 
-    /// Records that the call had a response.
+    /// Records that the call succeeded.
     pub fn succeeded(&mut self, started: Instant, ended: Instant) {
         let cost = (ended - started).saturating_mul(self.share).min(Self::MAX_INTERVAL);
         self.failures = 0;
@@ -85,7 +88,7 @@ impl RateLimit {
         self.lifetime = lifetime.max(metrics::lifetime(self.interval));
     }
 
-    /// Records that an event caused the call before it was due.
+    /// Records that the call that started at `started` was made early because of an event.
     pub fn was_early(&mut self, started: Instant) {
         self.earliest_event = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
     }
@@ -98,24 +101,25 @@ impl RateLimit {
         self.earliest_event = self.interval_end;
     }
 
-    /// Records that the call failed and would fail again. Sets the longest back-off.
+    /// Records that the call failed and that a repetition would fail, too. The next call is due after the maximum
+    /// back-off.
     pub fn failed_permanently(&mut self, ended: Instant) {
         self.failures = u32::MAX;
         self.failed(ended);
     }
 
-    /// When the next call may be made.
+    /// Time at which the next regular call may be made.
     pub fn due(&self) -> Instant {
         self.interval_end.max(self.busy_until)
     }
 
-    /// When the next call may be made because of an event. One such call need not wait until the time budget is restored; the next one
-    /// has to.
+    /// Time at which the next call may be made because of an event. One early call may exceed the time budget; the call
+    /// after it has to wait until the time budget permits it.
     pub fn due_at_event(&self) -> Instant {
         if self.in_debt { self.busy_until.max(self.earliest_event) } else { self.earliest_event }
     }
 
-    /// How long to export the result of the last call: two intervals.
+    /// Time for which the result of the last call is exported: twice the time until the next call is due.
     pub fn lifetime(&self) -> Duration {
         self.lifetime
     }
@@ -127,7 +131,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A limit, and the time at which its first call is due.
+    /// Returns a new limit, and the time at which its first call is due.
     fn limit(interval: Duration, share: u32) -> (RateLimit, Instant) {
         let limit = RateLimit::new(interval, share);
         let start = limit.due();
@@ -180,13 +184,13 @@ mod tests {
     #[test]
     fn events_are_early_once_and_charged_to_the_budget() {
         let (mut limit, start) = limit(15 * SECOND, 100);
-        limit.succeeded(start, start + SECOND / 2); // the budget is restored after 50 s
+        limit.succeeded(start, start + SECOND / 2); // the time budget permits the next call after 50 s
         let tip = start + 20 * SECOND;
         assert!(limit.due_at_event() < tip);
         limit.succeeded(tip, tip + SECOND / 2);
         limit.was_early(tip);
         assert_eq!((limit.due(), limit.due_at_event()), (start + 100 * SECOND, start + 100 * SECOND));
-        // However many events there are, the calls take 1 % of the time.
+        // With any number of events, the calls take at most 1 % of the time.
         let (mut limit, start) = self::limit(15 * SECOND, 100);
         let (mut now, mut busy) = (start, Duration::ZERO);
         for _ in 0..1000 {
@@ -206,7 +210,7 @@ mod tests {
         limit.succeeded(start, start);
         limit.was_early(start);
         assert_eq!(limit.due_at_event(), start + SECOND);
-        // Without a time budget.
+        // A limit without a time budget.
         let (mut limit, start) = self::limit(15 * SECOND, 0);
         limit.succeeded(start, start + 10 * SECOND);
         limit.was_early(start);

@@ -1,7 +1,8 @@
-//! The event loop of one connection, from the first poll to the disconnect, over IPC or over HTTP only.
+//! The event loop of one connection, from the first poll to the disconnect. The connection uses IPC, or only HTTP.
 //!
-//! Polls, the tip, subscriptions and checks of HTTP are tasks of their own, and the loop awaits only their events. A task that waits
-//! for a response delays neither the other tasks nor the disconnect.
+//! Polls, the watch for new tips, subscriptions, block templates and checks of HTTP run as separate tasks, and the
+//! event loop awaits only their events. A task that waits for a response of the node therefore delays neither the other
+//! tasks nor the disconnect.
 
 use std::fmt;
 use std::rc::Rc;
@@ -31,31 +32,33 @@ use crate::status::ConnectionState;
 /// The reason why a session has ended.
 #[derive(Debug)]
 pub enum SessionEnd {
-    /// Shutdown was requested.
+    /// Shutdown of the exporter was requested.
     ShutdownRequested,
     /// The node announced its shutdown.
     NodeShutDown,
     /// The connection was closed, for this reason.
     Closed(Rc<str>),
-    /// A required call failed.
+    /// A call that the connection depends on failed, while the connection was prepared or in the watch for new tips.
     Failed(CallError),
-    /// This number of polls in a row failed, the last one with this error.
+    /// Several polls in a row failed. The values are their number, and the error of the last poll.
     MissedPolls(u32, PollError),
-    /// No Bitcoin node responds on the socket.
+    /// The process at the other end of the socket does not respond like a Bitcoin node.
     NoNode(CallError),
     /// The node has no interface that reports its tip.
     NothingOffered,
-    /// The node is starting, and its process is not visible in `/proc`.
+    /// The node returns the warmup error, and its process is not visible in `/proc`, so it may be starting or shutting
+    /// down.
     Loading(CallError),
-    /// A node of Bitcoin Core 30 whose process is not visible in `/proc`, so that it is unknown whether it has loaded its chain.
+    /// The node is Bitcoin Core 30 and its process is not visible in `/proc`, so the exporter cannot determine whether
+    /// the node has loaded its chain.
     NoEvidence,
 }
 
 impl SessionEnd {
-    /// All values of [`reason`](Self::reason).
+    /// All values that [`reason`](Self::reason) returns.
     pub const REASONS: [&str; 4] = ["shutdown", "hung", "lost", "refused"];
 
-    /// Value of the `reason` label; `None` if shutdown was requested.
+    /// Value of the metric label `reason`; `None` if shutdown of the exporter was requested.
     pub fn reason(&self) -> Option<&'static str> {
         match self {
             SessionEnd::ShutdownRequested => None,
@@ -108,36 +111,36 @@ impl From<CallError> for SessionEnd {
     }
 }
 
-/// Number of failed polls in a row after which a connection without subscriptions is closed, if all values read from the node have also
-/// expired.
+/// Number of failed polls in a row after which the exporter closes the connection, if all polled values have expired
+/// and no subscription is active.
 const MAX_MISSED_POLLS: u32 = 3;
 
-/// A connection to a node that can be polled, with its event loop.
+/// A connection to a node that can be polled, and the event loop of the connection.
 pub struct Session {
-    /// The connection over IPC; `None` for a node that is polled over HTTP only.
+    /// The connection over IPC; `None` if the node is polled only over HTTP.
     ipc: Option<IpcParts>,
     /// The node's interfaces.
     pub interfaces: Rc<Interfaces>,
-    /// Verifies JSON-RPC over HTTP, for a node without JSON-RPC over IPC.
+    /// The verifier of JSON-RPC over HTTP; `None` for a node with JSON-RPC over IPC.
     pub(super) http_rpc: Option<HttpRpcVerifier>,
-    /// The node's process, if it is visible in `/proc`.
+    /// The node's process; `None` if it is not visible in `/proc`.
     process: Option<ProcessUsage>,
     context: Rc<Context>,
 }
 
-/// A connection over IPC, its guard, and the node's threads that run its calls.
+/// A connection over IPC, its guard, and the node's threads that run the exporter's calls.
 pub(super) struct IpcParts {
     pub connection: IpcConnection,
     pub guard: Option<Guard>,
-    /// Thread of the long poll for the tip.
+    /// Thread that runs the long poll for the tip.
     pub waiting: NodeThread,
-    /// Thread for starting and ending subscriptions.
+    /// Thread that runs the calls that start and end subscriptions.
     pub subscribing: NodeThread,
-    /// Thread for building block templates, if templates are requested from the node.
+    /// Thread that builds block templates; `None` if the exporter requests no templates from this node.
     pub building: Option<NodeThread>,
 }
 
-/// The tasks of a session that run beside its event loop. Dropping the struct ends all of them.
+/// The tasks of a session that run concurrently with its event loop. Dropping the struct aborts all of them.
 struct SessionTasks {
     polls: mpsc::UnboundedReceiver<Result<PollResult, PollError>>,
     tip: Option<TipWatch>,
@@ -156,29 +159,30 @@ impl Session {
         Session { ipc, interfaces, http_rpc, process, context: context.clone() }
     }
 
-    /// Creates a session with a node without IPC, whose JSON-RPC over HTTP was found usable.
+    /// Creates a session for a node that is polled only over HTTP. HTTP must have been found usable.
     pub(super) fn over_http(verifier: HttpRpcVerifier, context: &Rc<Context>) -> Self {
         let interfaces = Rc::new(Interfaces::over_http(verifier.http().clone()));
         Self::new(None, interfaces, Some(verifier), None, context)
     }
 
-    /// Creates the poller of this connection.
+    /// Creates the poller of this session.
     pub fn poller(&mut self) -> Poller {
         Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
     }
 
-    /// Creates the poller of block templates, if templates are requested from the node.
+    /// Creates the poller of block templates; `None` if the exporter requests no templates from this node.
     pub(super) fn template_poller(&self) -> Option<TemplatePoller> {
         TemplatePoller::new(&self.interfaces, self.ipc.as_ref()?.building.as_ref()?, &self.context)
     }
 
-    /// Subscribes, polls and follows the tip until the session ends. Then unsubscribes and closes the connection.
+    /// Subscribes, polls and follows the tip until the session ends. Then closes the connection and waits until the
+    /// guard has unsubscribed and disconnected.
     pub async fn run(self) -> SessionEnd {
         self.run_until(|| false).await
     }
 
-    /// Like [`run`](Self::run), but also ends the session when the node becomes reachable over IPC. `has_socket` checks this after each
-    /// successful poll.
+    /// Like [`run`](Self::run), but also ends the session when `has_socket` returns true after a successful poll, which
+    /// means that the node is now reachable over IPC.
     pub(super) async fn run_until(mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
         let end = self.wait_for_end(has_socket).await;
         debug!("the session ends: {end}");
@@ -186,7 +190,7 @@ impl Session {
         self.finish(end).await
     }
 
-    /// Closes the connection of a session that was not run.
+    /// Closes the connection of a session on which [`run`](Self::run) was not called.
     pub async fn close(self) {
         self.finish(SessionEnd::ShutdownRequested).await;
     }
@@ -237,7 +241,7 @@ impl Session {
         }
     }
 
-    /// Starts the tasks that run beside the event loop.
+    /// Starts the tasks that run concurrently with the event loop.
     fn start(&mut self) -> SessionTasks {
         let new_tip = Rc::new(Notify::new());
         let (sender, polls) = mpsc::unbounded_channel();
@@ -254,7 +258,7 @@ impl Session {
         SessionTasks { polls, tip, subscriptions, _others: others }
     }
 
-    /// Exports the result of a successful poll, and passes it to the subscriptions.
+    /// Exports that a poll succeeded, and passes its result to the subscriptions.
     fn show(&mut self, polled: PollResult, subscriptions: Option<&Subscriptions>) {
         show_connected(&self.interfaces, &self.context);
         let (interfaces, node) = (self.interfaces.names(), polled.subversion.clone());
@@ -268,7 +272,7 @@ impl Session {
         }
     }
 
-    /// Exports that a poll failed. Values of earlier polls are exported until they expire.
+    /// Exports that a poll failed. Values of earlier polls remain exported until they expire.
     fn show_failed(&self, why: &PollError) {
         self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
@@ -280,7 +284,8 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::task::spawn_local(task))
 }
 
-/// Resolves when the connection over IPC is closed; never without one.
+/// Waits until the connection over IPC is closed, and returns the reason. Never returns if there is no connection over
+/// IPC.
 async fn closed(ipc: Option<&IpcParts>) -> Rc<str> {
     match ipc {
         Some(ipc) => ipc.connection.closed().await,
@@ -288,7 +293,8 @@ async fn closed(ipc: Option<&IpcParts>) -> Rc<str> {
     }
 }
 
-/// Resolves when a node that is polled over HTTP only is gone; never for a node with IPC.
+/// Waits until a node that is polled only over HTTP no longer runs, and returns the failure. Never returns for a node
+/// with IPC.
 async fn node_gone(http_only: Option<&HttpRpc>) -> HttpFailure {
     match http_only {
         Some(http) => http.node_gone().await,
@@ -296,12 +302,13 @@ async fn node_gone(http_only: Option<&HttpRpc>) -> HttpFailure {
     }
 }
 
-/// The number of failed polls in a row and the time of the last success, which decide whether the connection is lost.
+/// State that determines whether the connection is lost: the number of failed polls in a row, and the time of the last
+/// successful poll.
 struct PollHealth {
-    /// Failed polls in a row.
+    /// Number of failed polls in a row.
     missed: u32,
     succeeded_at: Instant,
-    /// How long a polled value is exported.
+    /// Time for which a polled value is exported.
     lifetime: Duration,
 }
 
@@ -320,19 +327,19 @@ impl PollHealth {
         self.missed
     }
 
-    /// Whether to close the connection.
+    /// Whether the exporter should close the connection.
     fn is_lost(&self, now: Instant) -> bool {
         self.missed >= MAX_MISSED_POLLS && now - self.succeeded_at >= self.lifetime
     }
 }
 
-/// Exports that the node is up, and its interfaces.
+/// Exports that the node is up, and which interfaces it has.
 pub(super) fn show_connected(interfaces: &Interfaces, context: &Context) {
     context.metrics.exporter.up.set(Some(1));
     show_interfaces(interfaces, context);
 }
 
-/// Exports that the node is down, and removes all values that were read from it.
+/// Exports that the node is down, and removes all values that were read from the node.
 pub(super) fn show_disconnected(context: &Context) {
     context.metrics.clear_node_values();
     let http_only = context.http_rpc.as_ref().filter(|http| http.config().http_only && http.is_expected());
@@ -348,23 +355,25 @@ fn show_interfaces(interfaces: &Interfaces, context: &Context) {
     context.metrics.exporter.interface.replace(offered.chain(away));
 }
 
-/// Waits for the guard to disconnect from the node, and returns the reason why the session has ended. If the guard reports that the
-/// node shuts down, this is the reason instead of `end`, unless shutdown of the exporter was requested.
+/// Waits until the guard has disconnected from the node, and returns the reason why the session has ended. The reason
+/// is `end`, except that it is [`SessionEnd::NodeShutDown`] if the guard reports that the node is shutting down and
+/// `end` is not a requested shutdown of the exporter.
 pub(super) async fn disconnect(guard: Option<Guard>, end: SessionEnd) -> SessionEnd {
     let Some(guard) = guard else { return end };
     let shuts_down = guard.disconnect().await;
     if shuts_down && !matches!(end, SessionEnd::ShutdownRequested) { SessionEnd::NodeShutDown } else { end }
 }
 
-/// Polls at once, then after each interval, at each new tip, and after a suspend of the machine. A failed poll is retried after a
-/// back-off.
+/// Polls the node immediately, then after each interval, at each new tip, and after a suspend of the machine. Repeats a
+/// failed poll after a back-off.
 async fn keep_polling(
     mut poller: Poller,
     interval: Duration,
     new_tip: Rc<Notify>,
     polls: mpsc::UnboundedSender<Result<PollResult, PollError>>,
 ) {
-    /// Minimum time between the starts of two polls at new tips: a syncing node connects hundreds of blocks a second.
+    /// Minimum time between the starts of two polls, even if new tips arrive faster. During initial block download a
+    /// node connects hundreds of blocks per second.
     const MIN_INTERVAL: Duration = Duration::from_secs(1);
     let mut limit = RateLimit::new(interval, 0);
     let mut suspensions = Suspensions::new();

@@ -1,5 +1,5 @@
-//! The task that starts and ends the subscriptions of one connection, and the counting of their events. It is a task of its own,
-//! because the node may take any time to respond.
+//! Starts and ends the subscriptions of one connection, and counts their events. A separate task makes the calls that
+//! start and end subscriptions, because the node may respond late to them.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,7 +18,8 @@ use crate::ipc::guard::{GuardEvent, TimedEvent};
 use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
-/// The subscriptions of one connection. The guard ends those that are active when the connection is closed.
+/// Handle to the task that starts and ends the subscriptions of one connection. When the connection is closed, the
+/// guard ends the subscriptions that are still active.
 pub struct Subscriptions {
     polled: watch::Sender<PollResult>,
     any: Rc<Cell<bool>>,
@@ -26,8 +27,9 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Starts the task that subscribes, on a thread of the node that runs no other calls. Returns `None` without a guard, because
-    /// nothing would end the subscriptions.
+    /// Starts the task that subscribes. The task's calls run on `ipc.subscribing`, a thread of the node that runs no
+    /// other calls. Returns `None` if the connection has no guard, because no process would then end the subscriptions
+    /// after an exit of the exporter.
     pub fn start(
         interfaces: &Interfaces,
         ipc: &mut IpcParts,
@@ -54,31 +56,32 @@ impl Subscriptions {
         Some(Subscriptions { polled, any, _task: task })
     }
 
-    /// Whether a subscription is active, so that the node calls back.
+    /// Whether a subscription is active, which means that the node makes callbacks.
     pub fn is_any_active(&self) -> bool {
         self.any.get()
     }
 
-    /// Passes on the result of a successful poll. The UTXO cache trace starts when initial block download is over, and ends when the
-    /// node is in it again.
+    /// Passes the result of a successful poll to the task. The task starts the UTXO cache trace when the node is not in
+    /// initial block download, and ends the trace when the node is in initial block download again.
     pub fn on_poll(&self, polled: PollResult) {
         self.polled.send_replace(polled);
     }
 }
 
-/// The state of the task that starts and ends the subscriptions of one connection.
+/// State of the task that starts and ends the subscriptions of one connection.
 struct SubscriptionTask {
     chain: Option<Chain>,
     tracing: Option<Tracing>,
     chain_subscription: Option<Subscription>,
     trace: UtxoCacheTrace,
-    /// Whether a subscription is active, so that the node calls back.
+    /// Whether a subscription is active, which means that the node makes callbacks.
     any: Rc<Cell<bool>>,
     context: Rc<Context>,
 }
 
 impl SubscriptionTask {
-    /// Runs the task. `watches` is true if there is a watch for the tip, which reports the node's shutdown.
+    /// Runs the task until the session ends. `watches` is true if there is a watch for new tips, which also detects the
+    /// node's shutdown. `caught_up` resolves when notifications may start.
     async fn run(
         mut self,
         watches: bool,
@@ -87,7 +90,7 @@ impl SubscriptionTask {
     ) {
         if watches {
             if let Some(caught_up) = caught_up {
-                let _ = caught_up.await; // fails when the watch has ended, which ends the session
+                let _ = caught_up.await; // an error means that the watch has ended, which also ends the session
             }
             self.start_chain().await;
         } else if self.chain.is_some() {
@@ -110,7 +113,8 @@ impl SubscriptionTask {
         }
     }
 
-    /// Subscribes to the chain's notifications if the node has them. Called when the earlier blocks are counted.
+    /// Subscribes to chain notifications if the node has the Chain interface. Must be called only after all earlier
+    /// blocks are counted.
     async fn start_chain(&mut self) {
         let Some(chain) = &self.chain else { return };
         match chain.subscribe().await {
@@ -118,7 +122,7 @@ impl SubscriptionTask {
                 notifications::start(&self.context.metrics);
                 self.chain_subscription = Some(subscription);
             }
-            Err(CallError::Disconnected(_)) => {} // ends the session
+            Err(CallError::Disconnected(_)) => {} // the closed connection ends the session
             Err(error) => warn!("cannot subscribe to the chain's notifications: {error}"),
         }
     }
@@ -140,7 +144,7 @@ impl SubscriptionTask {
     }
 }
 
-/// Returns the function that counts the guard's events.
+/// Returns a function that counts an event of the guard.
 fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;
@@ -159,7 +163,7 @@ fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEve
                 );
                 return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }
-            // Events about the connection are not passed to this function.
+            // `Guard::forward_events` does not pass these events to this function.
             GuardEvent::Subscribed(_) | GuardEvent::Released(_) | GuardEvent::NodeShutsDown => return,
         };
         metrics.exporter.callbacks.inc_by([callback], 1);

@@ -1,4 +1,5 @@
-//! Detects that the machine was suspended. Earlier values are then old, although no time has passed for timers.
+//! Detects that the machine was suspended. After a suspend, earlier values are outdated, although timers have not
+//! advanced during the suspend.
 
 use std::time::Duration;
 
@@ -6,20 +7,20 @@ use nix::time::ClockId;
 
 use crate::sys::clock;
 
-/// Time between two checks.
+/// Interval between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum duration of a suspend that is detected. A shorter one cannot be distinguished from the time between the readings of the two
-/// clocks.
+/// Minimum duration of a suspend that is detected. A shorter suspend cannot be distinguished from a delay between the
+/// readings of the two clocks.
 const MIN_SUSPENSION: Duration = Duration::from_secs(1);
 
 /// Detector of suspends of the machine.
 pub struct Suspensions {
-    /// Total time that the machine was suspended since boot, at the last check.
+    /// Total suspend time since boot, at the last check.
     before: Duration,
 }
 
 impl Suspensions {
-    /// Creates a detector for suspends from now on.
+    /// Creates a detector of suspends that start after this call.
     pub fn new() -> Self {
         Suspensions { before: suspended_since_boot() }
     }
@@ -29,7 +30,7 @@ impl Suspensions {
         self.is_longer(suspended_since_boot())
     }
 
-    /// Resolves soon after a suspend, when the machine runs again.
+    /// Waits for the next suspend. Returns within a second after the machine has resumed.
     pub async fn next(&mut self) {
         while !self.check() {
             tokio::time::sleep(CHECK_INTERVAL).await;
@@ -42,7 +43,8 @@ impl Suspensions {
     }
 }
 
-/// Total time that the machine was suspended since boot. CLOCK_BOOTTIME includes this time, but CLOCK_MONOTONIC and all timers do not.
+/// Total time for which the machine was suspended since boot, computed as CLOCK_BOOTTIME, which includes this time,
+/// minus CLOCK_MONOTONIC, which does not.
 fn suspended_since_boot() -> Duration {
     let running = clock(ClockId::CLOCK_MONOTONIC);
     clock(ClockId::CLOCK_BOOTTIME).saturating_sub(running)

@@ -1,10 +1,11 @@
-//! CPU time of the node by group of threads.
+//! CPU time of the node's process by group of threads.
 
 use std::collections::HashMap;
 
 use crate::node_process::ThreadTime;
 
-/// Groups of threads, each with the prefixes of its threads' names. Bitcoin Core adds `b-` before each name.
+/// Groups of threads: label value, and prefixes of the names of the group's threads, without the `b-` that Bitcoin Core
+/// puts in front of each name.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("msghand", &["msghand"]),
     ("scriptch", &["scriptch"]),
@@ -13,13 +14,14 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("capnp-loop", &["capnp-loop"]),
     ("scheduler", &["scheduler"]),
 ];
-/// The group of all other threads.
+/// Label value of the group of all other threads.
 const OTHER: &str = "other";
 
-/// CPU time of the node's process, by group of threads. The time of a thread stays counted after the thread has exited.
+/// Counters of the CPU time of the node's process, by group of threads. The CPU time of a thread remains counted after
+/// the thread has exited.
 #[derive(Default)]
 pub struct ThreadTimes {
-    /// PID and start time of the process.
+    /// PID of the process, and its start time in clock ticks since boot.
     process: Option<(i32, u64)>,
     /// CPU time in seconds at the last reading, by thread ID.
     threads: HashMap<i32, f64>,
@@ -28,7 +30,8 @@ pub struct ThreadTimes {
 }
 
 impl ThreadTimes {
-    /// Updates and returns the CPU time of each group. `threads` are the running threads, `whole` is the CPU time of the process.
+    /// Updates and returns the CPU time of each group in seconds. `threads` are the process's running threads, and
+    /// `whole` is the CPU time of the whole process in seconds.
     pub fn by_group(
         &mut self,
         process: (i32, u64),
@@ -41,7 +44,7 @@ impl ThreadTimes {
         let before = std::mem::take(&mut self.threads);
         for thread in threads {
             self.threads.insert(thread.id, thread.seconds);
-            // A thread with the same ID and less time is a new one.
+            // If the CPU time of a thread ID has decreased, the kernel has reused the ID for a new thread.
             let known = before.get(&thread.id).filter(|known| **known <= thread.seconds);
             let name = thread.name.strip_prefix("b-").unwrap_or(&thread.name);
             let group =
@@ -51,7 +54,7 @@ impl ThreadTimes {
             }
         }
         let [groups @ .., other] = &mut self.totals;
-        // The kernel rounds, but a counter must never decrease.
+        // The difference can decrease slightly because the kernel rounds the times, but a counter must not decrease.
         *other = other.max(whole - groups.iter().sum::<f64>());
         GROUPS.map(|(name, _)| name).into_iter().chain([OTHER]).zip(self.totals)
     }
@@ -74,13 +77,13 @@ mod tests {
         };
         let main = (1, "bitcoin-node", 2.0);
         assert_eq!(totals(1, &[main, (2, "b-http_pool_3", 1.0)], 3.0), (1.0, 0.0, 2.0));
-        // One thread exits unobserved, and a new thread has its ID.
+        // Thread 2 exits between two readings, and a new thread reuses its ID.
         assert_eq!(
             totals(1, &[main, (2, "b-http", 0.5), (3, "b-scriptch.12", 0.25)], 4.0),
             (1.5, 0.25, 2.25)
         );
         assert_eq!(totals(1, &[main], 4.0), (1.5, 0.25, 2.25));
-        // Another process.
+        // The node was restarted as another process.
         assert_eq!(totals(2, &[main], 2.0), (0.0, 0.0, 2.0));
     }
 }

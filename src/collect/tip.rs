@@ -1,7 +1,8 @@
-//! The watch for new tips: a long poll that is always under way, on a thread of its own.
+//! The watch for new tips: over IPC, a long poll (`waitTipChanged`) that is always under way, on a separate thread of
+//! the node.
 //!
-//! It reports tip changes of nodes without notifications. Over IPC it is also the only call that reports the node's shutdown. Over HTTP
-//! the tip is read twice a second instead.
+//! The watch reports tip changes, including those of nodes without notifications. Over IPC the long poll is also the
+//! only call whose response announces the node's shutdown. Over HTTP the exporter reads the tip twice a second instead.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,45 +20,50 @@ use crate::ipc::{BlockHash, BlockRef, Interfaces, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::now;
 
-/// Timeout of one long poll. It is short for two reasons: the node's thread is free soon after the exporter has disconnected, and the
-/// exporter can disconnect between two long polls within the stop timeout of a service manager.
+/// Timeout of one long poll. The timeout is short, because the guard has to wait for the response before it can
+/// disconnect. A service manager limits the time for which the exporter may stop, and the node's thread should be free
+/// soon.
 pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
 
-/// Time between two reads of the tip over HTTP. A read costs the node about 0.1 ms, most of it for HTTP.
+/// Interval between two reads of the tip over HTTP. A read takes the node about 0.1 ms, most of it for HTTP.
 const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A hash that no block has: a long poll with it returns the current tip at once.
+/// A hash that no block has. A long poll with this hash as the current tip returns immediately.
 pub(super) const NO_BLOCK: BlockHash = BlockHash([0; 32]);
 
-/// Tolerance for a long poll that returns before its timeout. The exporter sleeps for the rest of the timeout beyond this tolerance.
+/// Tolerance for a long poll that returns the same tip before its timeout. If it returns earlier than this tolerance
+/// allows, the exporter sleeps before the next long poll.
 const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 
-/// Minimum time between the starts of two long polls. A node that reorganizes or catches up has thousands of new tips a second, and
-/// each response costs it time. The blocks of skipped tips are counted by their headers.
+/// Minimum time between the starts of two long polls. A node that reorganizes or catches up has thousands of new tips
+/// per second, and each response costs the node time. The blocks between two reported tips are counted by their
+/// headers.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Number of failed attempts to count blocks, one second apart, after which the subscription to notifications is no longer delayed.
+/// Number of failed attempts to count the earlier blocks, one per second, after which the exporter subscribes to
+/// notifications without having counted these blocks.
 const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 
 /// The reason why the watch for new tips has ended.
 #[derive(Debug)]
 pub enum TipEnd {
-    /// The node announced its shutdown.
+    /// The response to a long poll announced the node's shutdown.
     NodeShutsDown,
-    /// The connection is closed.
+    /// The connection to the node is closed.
     Lost(CallError),
 }
 
-/// The task that follows the tip of one connection; ended when dropped.
+/// Handle to the task that watches for new tips on one connection. Dropping it aborts the task.
 pub struct TipWatch {
     task: AbortOnDropHandle<TipEnd>,
-    /// Resolves when the first tip was processed or could not be read.
+    /// Receiver that resolves when the blocks up to the first tip are counted, or when they cannot be counted or the
+    /// tip cannot be read.
     caught_up: Option<oneshot::Receiver<()>>,
 }
 
 impl TipWatch {
-    /// Starts the watch on `thread`, or over HTTP if `thread` is `None` because there is no IPC. Returns `None` if the required
-    /// interface is missing: Mining over IPC, or JSON-RPC over HTTP.
+    /// Starts the watch. Over IPC its calls run on `thread`; if `thread` is `None`, there is no IPC and the watch uses
+    /// HTTP. Returns `None` if the interface that the watch needs is missing: Mining over IPC, or JSON-RPC over HTTP.
     pub fn start(
         interfaces: &Rc<Interfaces>,
         thread: Option<&NodeThread>,
@@ -92,13 +98,13 @@ impl TipWatch {
         Some(TipWatch { task, caught_up: Some(caught_up) })
     }
 
-    /// Returns a receiver that resolves when the blocks that were connected before this connection are counted: from then on
-    /// notifications may count blocks. Returns `None` at the second call.
+    /// Returns a receiver that resolves when all blocks up to the first tip of this connection are counted. After that,
+    /// notifications may count blocks. Returns `None` if it was called before.
     pub fn caught_up(&mut self) -> Option<oneshot::Receiver<()>> {
         self.caught_up.take()
     }
 
-    /// Resolves when the watch has ended; never if there is no watch.
+    /// Waits until the watch has ended, and returns the reason. Never returns if `watch` is `None`.
     pub async fn ended(watch: &mut Option<Self>) -> TipEnd {
         match watch {
             Some(TipWatch { task, .. }) => match task.await {
@@ -112,14 +118,15 @@ impl TipWatch {
 
 /// The interface that reports new tips.
 enum TipSource {
-    /// A long poll (`waitTipChanged`).
+    /// Long polls over IPC (`Mining.waitTipChanged`).
     Mining(Mining),
-    /// Reads of the tip at an interval. A long poll over HTTP (`waitfornewblock`) would occupy one of the node's few RPC workers.
+    /// Periodic reads of the tip over HTTP. A long poll over HTTP (`waitfornewblock`) would occupy one of the node's
+    /// few RPC worker threads.
     Http(JsonRpc),
 }
 
 impl TipSource {
-    /// How long the wait for a new tip lasts if there is none.
+    /// Time for which [`next`](Self::next) waits if there is no new tip.
     fn wait(&self) -> Duration {
         match self {
             TipSource::Mining(_) => LONG_POLL,
@@ -127,8 +134,8 @@ impl TipSource {
         }
     }
 
-    /// Waits for a tip other than `last_seen`, for the time of [`wait`](Self::wait), and returns the current tip. `None` means that the
-    /// node is shutting down.
+    /// Waits until the tip differs from `last_seen`, for at most the time that [`wait`](Self::wait) returns, and
+    /// returns the current tip. `None` means that the node is shutting down.
     async fn next(&mut self, last_seen: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
         match self {
             TipSource::Mining(mining) => {
@@ -140,7 +147,7 @@ impl TipSource {
     }
 }
 
-/// Reads the tip over HTTP. If `last_seen` is given, waits for [`HTTP_INTERVAL`] first.
+/// Reads the tip over HTTP. If `last_seen` is `Some`, waits for [`HTTP_INTERVAL`] before it reads the tip.
 async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Result<BlockRef, CallError> {
     let height = |height: &Value| height.as_i64().and_then(|height| i32::try_from(height).ok());
     let malformed = || CallError::Malformed("the tip has no height".into());
@@ -159,7 +166,7 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
-/// The state of the task behind a [`TipWatch`]: follows the tip, and counts the blocks up to each new tip.
+/// State of the task of a [`TipWatch`], which follows the tip and counts the blocks up to each new tip.
 struct TipFollower {
     interfaces: Rc<Interfaces>,
     source: TipSource,
@@ -167,13 +174,13 @@ struct TipFollower {
     context: Rc<Context>,
     new_tip: Rc<Notify>,
     reconnected: ReconnectState,
-    /// Whether the blocks up to the tip are still to be counted.
+    /// Whether the blocks up to the current tip are not counted yet, and counting them has to be retried.
     pending: bool,
-    /// Failed attempts in a row to count these blocks.
+    /// Number of failed attempts in a row to count these blocks.
     failures: u32,
-    /// Whether the block counters were started.
+    /// Whether the series of the block counters have been created.
     counting: bool,
-    /// Number of the node's restarts that were known when it last returned its tip.
+    /// Number of detected restarts of the node when the last tip was processed.
     restarts: u64,
 }
 
@@ -192,7 +199,7 @@ impl TipFollower {
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
                 Ok(None) => return TipEnd::NodeShutsDown,
-                // The timeout has passed. If the node has returned too early, sleep for the rest.
+                // The tip has not changed. If the node has responded before the timeout, sleep for the remaining time.
                 Ok(Some(tip)) if last_seen.is_some_and(|seen| seen.hash == tip.hash) => {
                     self.take_restart();
                     if self.pending {
@@ -207,9 +214,10 @@ impl TipFollower {
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(started_at.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
-                // Polls detect a node that hangs. The long poll continues, because only it reports a shutdown.
+                // Errors do not end the watch, because only the long poll announces a shutdown. Failed polls end the
+                // session if the node hangs.
                 Err(error) => {
-                    // The HTTP client logs why HTTP cannot be used.
+                    // `HttpRpc` already logs the reason why HTTP cannot be used.
                     if !failed_before && !matches!(error, CallError::Http(_)) {
                         let text = format!("cannot wait for a new tip: {error}; retrying until it succeeds");
                         self.context.warn_limited(&text);
@@ -218,19 +226,21 @@ impl TipFollower {
                     tokio::time::sleep(LONG_POLL).await;
                 }
             }
-            // Notifications count blocks from here on, but not before the earlier blocks are counted by their headers.
+            // Dropping the sender starts the subscription to notifications, which then count blocks. The sender is kept
+            // until the earlier blocks are counted by their headers.
             if !(self.notified() && self.pending) {
                 first_done.take();
             }
         }
     }
 
-    /// Whether notifications count blocks.
+    /// Whether the node has the Chain interface, so its notifications count blocks.
     fn notified(&self) -> bool {
         self.interfaces.chain.is_some()
     }
 
-    /// Publishes a new tip. The first tip of a connection has no time, because it is not known when it became the tip.
+    /// Publishes a new tip to the status page, the pollers and the metrics. The first tip of a connection is published
+    /// without a time, because the time at which it became the tip is unknown.
     fn on_new_tip(&self, tip: BlockRef, is_first: bool) {
         let context = &self.context;
         let seen = (!is_first).then(now);
@@ -249,7 +259,8 @@ impl TipFollower {
         }
     }
 
-    /// Starts the block counters once JSON-RPC is available, which over HTTP may be some time after the start.
+    /// Creates the series of the block counters when JSON-RPC is available. Over HTTP it may become available some time
+    /// after the start of the session.
     fn start_counting(&mut self) {
         if self.counting || self.header_access() != HeaderAccess::Available {
             return;
@@ -271,7 +282,7 @@ impl TipFollower {
         }
     }
 
-    /// Counts the blocks between the last counted tip and `tip`, as [`next_action`] decides.
+    /// Counts the blocks between the last counted tip and `tip`. [`next_action`] decides each step.
     async fn count_up_to(&mut self, tip: BlockRef) {
         let counted = self.context.persistent_state.borrow().counted_tip;
         let json_rpc = self.json_rpc.clone();
@@ -315,8 +326,9 @@ impl TipFollower {
         }
     }
 
-    /// Counts the blocks of `difference`. `Ok(None)` means that the node was rolled back. After an error plans a retry, or gives up and
-    /// counts the tip change as not counted.
+    /// Adds the numbers of blocks in `difference` to the counters. `Ok(None)` means that the node was rolled back.
+    /// After an error, either retries later, or adds 1 to the counter of uncounted tip changes and makes `tip` the last
+    /// counted tip.
     fn apply_difference(
         &mut self,
         old: BlockRef,
@@ -336,7 +348,7 @@ impl TipFollower {
                 }
                 self.advance(tip);
             }
-            // Notifications count the blocks that are connected again.
+            // With notifications, the blocks that the node connects again are counted from notifications.
             Ok(None) if conditions.notified => self.advance(tip),
             Ok(None) => self.reconnected = ReconnectState::RolledBack,
             Err(error) => {
@@ -358,8 +370,8 @@ impl TipFollower {
         }
     }
 
-    /// Whether the node is another process than before. Over IPC the connection is closed when the node exits; over HTTP a node can be
-    /// restarted between two calls.
+    /// Whether the node was restarted since the last tip. Over IPC always false, because the connection closes when the
+    /// node exits. Over HTTP a node can be restarted between two calls, so the uptime is read.
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
@@ -369,13 +381,13 @@ impl TipFollower {
         self.take_restart()
     }
 
-    /// Whether a restart was noticed since the last call of this method, by a poll or by `was_restarted`.
+    /// Returns whether a poll or `was_restarted` has detected a restart since the previous call of this method.
     fn take_restart(&mut self) -> bool {
         let restarts = self.context.persistent_state.borrow().node_start.restarts();
         std::mem::replace(&mut self.restarts, restarts) != restarts
     }
 
-    /// Records that the blocks up to `tip` are counted.
+    /// Makes `tip` the last counted tip.
     fn advance(&mut self, tip: BlockRef) {
         (self.pending, self.failures) = (false, 0);
         self.take_restart();

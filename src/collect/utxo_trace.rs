@@ -1,4 +1,5 @@
-//! The UTXO cache trace: decides when to subscribe to it, and counts its events. The guard reports when the trace exceeds its budget.
+//! Decides when to subscribe to the UTXO cache trace, and counts its events. The guard reports when the trace exceeds
+//! its time budget.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,29 +15,30 @@ use crate::metrics::Metrics;
 
 /// State of the UTXO cache trace on one connection.
 enum TraceState {
-    /// The node does not offer the trace.
+    /// The node has no Tracing interface, or no Mining interface, without which there is no trace.
     NotOffered,
-    /// Disabled by configuration, or the node rejected the subscription.
+    /// The trace is disabled by configuration, or the node rejected the subscription.
     Off,
-    /// Waiting for the end of initial block download; then the exporter subscribes.
+    /// The exporter waits for the end of initial block download and then subscribes.
     Waiting,
     /// The exporter is subscribed to the trace.
     Active(Subscription),
-    /// The trace exceeded its budget, on this connection or an earlier one.
+    /// The trace exceeded its time budget on this or an earlier connection and stays off.
     OverBudget,
 }
 
-/// The UTXO cache trace of one connection: its state, and whether its events are counted.
+/// The UTXO cache trace of one connection: the state of the subscription, and whether its events are counted.
 pub struct UtxoCacheTrace {
     state: TraceState,
-    /// Notified when the trace exceeds its budget.
+    /// Notified when the guard reports that the trace has exceeded its time budget.
     exceeded: Rc<Notify>,
-    /// Whether events are counted. False once the trace is being ended, although events still arrive.
+    /// Whether the events of the trace are counted. Events that arrive while the subscription is being ended are not
+    /// counted.
     counting: Rc<Cell<bool>>,
 }
 
 impl UtxoCacheTrace {
-    /// Creates the trace of a connection. `tracing` is `None` if the node does not offer it.
+    /// Creates the state for a new connection. `tracing` is `None` if the node does not offer the trace.
     pub fn new(tracing: Option<&Tracing>, context: &Context) -> Self {
         let state = match (tracing, context.config.utxo_trace) {
             (None, _) => TraceState::NotOffered,
@@ -47,7 +49,7 @@ impl UtxoCacheTrace {
         UtxoCacheTrace { state, exceeded: Rc::default(), counting: Rc::default() }
     }
 
-    /// Creates the counter of the trace's events.
+    /// Creates the object that counts the events of this trace.
     pub fn coins(&self, metrics: &Arc<Metrics>) -> CoinCounter {
         CoinCounter {
             exceeded: self.exceeded.clone(),
@@ -61,14 +63,14 @@ impl UtxoCacheTrace {
         matches!(self.state, TraceState::Active(_))
     }
 
-    /// Whether to subscribe now.
+    /// Whether the exporter should subscribe to the trace now.
     pub fn is_due(&self, polled: &PollResult) -> bool {
         matches!(self.state, TraceState::Waiting) && polled.ibd == Some(false)
     }
 
     /// Subscribes to the trace.
     pub async fn start(&mut self, tracing: &Tracing, metrics: &Metrics) {
-        // The first events may arrive before the response.
+        // Counting starts before the subscribe call, because the first events may arrive before its response.
         metrics.utxo_cache.start();
         self.counting.set(true);
         self.state = match tracing.subscribe().await {
@@ -84,12 +86,14 @@ impl UtxoCacheTrace {
         };
     }
 
-    /// Resolves when the trace has exceeded its budget; never if the trace is not active.
+    /// Waits until the trace has exceeded its time budget. Never returns if the exporter is not subscribed to the
+    /// trace.
     pub async fn over_budget(&self) {
         if self.is_active() { self.exceeded.notified().await } else { std::future::pending().await }
     }
 
-    /// Turns the trace off for the life of the process, because it has exceeded its budget. The guard ends the subscription.
+    /// Turns the trace off until the exporter is restarted, because the trace has exceeded its time budget. The guard
+    /// ends the subscription.
     pub fn stop_over_budget(&mut self, context: &Context) {
         warn!(
             "the UTXO cache trace kept the node waiting for more than {} in ten minutes and is now disabled; raise \
@@ -103,7 +107,8 @@ impl UtxoCacheTrace {
         self.show(&context.metrics);
     }
 
-    /// Stops the trace if the node has fallen back into initial block download. Returns the subscription, which the caller has to end.
+    /// Stops counting if the last poll found the node in initial block download again. Returns the subscription, which
+    /// the caller has to end.
     pub fn end_in_ibd(&mut self, polled: &PollResult, metrics: &Metrics) -> Option<Subscription> {
         if polled.ibd != Some(true) || !self.is_active() {
             return None;
@@ -117,7 +122,7 @@ impl UtxoCacheTrace {
         }
     }
 
-    /// Exports the state as a metric, if the node offers the trace.
+    /// Exports the state of the trace as a metric, if the node offers the trace.
     pub fn show(&self, metrics: &Metrics) {
         let state = match self.state {
             TraceState::NotOffered => return,
@@ -130,7 +135,7 @@ impl UtxoCacheTrace {
     }
 }
 
-/// Counts the events of the UTXO cache trace.
+/// Counter of the events of the UTXO cache trace.
 pub struct CoinCounter {
     exceeded: Rc<Notify>,
     counting: Rc<Cell<bool>>,
@@ -138,12 +143,12 @@ pub struct CoinCounter {
 }
 
 impl CoinCounter {
-    /// Records that the guard has ended the trace, because it exceeded its budget.
+    /// Handles the guard's report that the trace has exceeded its time budget.
     pub fn over_budget(&self) {
         self.exceeded.notify_one();
     }
 
-    /// Counts a change of a coin. Returns the name of the callback.
+    /// Counts a change of a coin. Returns the name of the callback method.
     pub fn count(&self, event: CoinEvent) -> &'static str {
         let cache = &self.metrics.utxo_cache;
         let (coins, total, value, callback) = match event {

@@ -1,12 +1,12 @@
-//! The node's warnings: counted by kind, and logged when their text changes.
+//! Counts the node's warnings by kind, and logs warnings that appear or disappear.
 
 use serde_json::Value;
 use tracing::{info, warn};
 
 use crate::text;
 
-/// The kinds of warnings. Each warning of a kind contains one of its texts, which are from `node::Warnings` of Bitcoin Core 28 to 32,
-/// and from `GetWarnings` of earlier versions.
+/// Kinds of warnings: label value, and texts of which a warning of this kind contains at least one. The texts are from
+/// `node::Warnings` of Bitcoin Core 28 to 32, and from `GetWarnings` of earlier versions.
 const KINDS: [(&str, &[&str]); 5] = [
     (
         "large_work_invalid_chain",
@@ -18,7 +18,8 @@ const KINDS: [(&str, &[&str]); 5] = [
     ("clock_out_of_sync", &["computer's date and time"]),
     ("unknown_new_rules_activated", &["nknown new rules activated"]),
     ("pre_release", &["This is a pre-release test build"]),
-    // All errors that Bitcoin Core passes to `AbortNode`. They have no text in common.
+    // The errors that Bitcoin Core passes to `AbortNode`. Each of these errors is listed, because their texts have no
+    // common part.
     (
         "fatal_internal_error",
         &[
@@ -37,10 +38,10 @@ const KINDS: [(&str, &[&str]); 5] = [
     ),
 ];
 
-/// The kind of all other warnings.
+/// Label value of the kind of all other warnings.
 const OTHER: &str = "other";
 
-/// Limit on the number of warnings that are read; Bitcoin Core has fewer kinds.
+/// Maximum number of warnings that are read from a response. Bitcoin Core has fewer warnings.
 const MAX_WARNINGS: usize = 16;
 
 fn kind(text: &str) -> &'static str {
@@ -48,16 +49,17 @@ fn kind(text: &str) -> &'static str {
     found.map_or(OTHER, |(kind, _)| kind)
 }
 
-/// The warnings in the last response, which were logged; kept over all connections.
+/// The warnings in the last response, which have been logged. The list is kept from one connection to the next.
 #[derive(Default)]
 pub struct Warnings(Vec<String>);
 
 impl Warnings {
-    /// Reads the field `warnings` of a response, and logs warnings that are new or gone. Returns the number of warnings of each kind,
-    /// or nothing if the response has no warnings.
+    /// Reads the field `warnings` of a response, and logs warnings that appeared or disappeared. Returns the number of
+    /// warnings of each kind, or an empty list if the response has no such field.
     ///
-    /// The field is an array. With `-deprecatedrpc=warnings`, and before Bitcoin Core 28, it is a string with one of the warnings, or
-    /// an empty string. With a single warning the numbers of the other kinds are not known.
+    /// The field is an array of all warnings. With `-deprecatedrpc=warnings`, and before Bitcoin Core 28, it is a
+    /// string with only one of the warnings, or an empty string. If it is a non-empty string, only the kind of that
+    /// warning is returned, because the numbers of the other kinds are unknown.
     pub fn update(&mut self, warnings: &Value) -> Vec<(&'static str, f64)> {
         let (texts, complete) = match warnings {
             Value::Array(texts) => (texts.iter().filter_map(Value::as_str).collect(), true),
@@ -142,7 +144,7 @@ mod tests {
             ]
         );
         assert!(kinds(json!("")).iter().all(|(_, count)| *count == 0.0) && kinds(json!("")).len() == 6);
-        // The format of -deprecatedrpc=warnings.
+        // The string format, as with `-deprecatedrpc=warnings`.
         assert_eq!(kinds(json!("This is a pre-release test build - ")), [("pre_release", 1.0)]);
         assert_eq!((kinds(Value::Null), kinds(json!({"0": "x"}))), (vec![], vec![]));
     }

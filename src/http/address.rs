@@ -1,14 +1,14 @@
-//! Parses the addresses on which the endpoint listens.
+//! Parses the addresses on which the HTTP endpoint listens.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// An address to listen on, from an option.
+/// An address on which the HTTP endpoint listens, parsed from a command line option.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Address {
-    /// TCP: `HOST:PORT` or `[IPv6]:PORT`
+    /// TCP address: `HOST:PORT` or `[IPv6]:PORT`.
     Tcp(String),
-    /// Unix socket: `unix:/path`
+    /// Path of a Unix socket, written as `unix:/path`.
     Unix(PathBuf),
 }
 

@@ -7,24 +7,25 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-/// Flag of a connection: whether a request on it had a correct password.
+/// Flag of a connection, which is set when a request on the connection had a correct password.
 pub type Authenticated = Arc<AtomicBool>;
 
-/// The open connections of a listener, limited in number. A new connection is always accepted. At the limit, the oldest one without a
-/// password is closed for it; if all have one, the oldest of all. A flood of connections therefore closes only its own.
+/// The open connections of a listener, up to a maximum number. A new connection is always accepted. If the maximum is
+/// reached, the oldest connection without a correct password is closed, or the oldest connection if all have a correct
+/// password. Clients that flood the listener without a password therefore close only connections without a password.
 pub struct Connections {
     limit: usize,
-    /// Oldest first.
+    /// Task and flag of each connection, oldest first.
     open: VecDeque<(AbortHandle, Authenticated)>,
 }
 
 impl Connections {
-    /// Allows at most this number of concurrent connections.
+    /// Creates an empty set of at most `limit` concurrent connections.
     pub fn new(limit: usize) -> Self {
         Connections { limit, open: VecDeque::new() }
     }
 
-    /// Serves a connection in a new task.
+    /// Serves a new connection in a new task, after closing an old connection if the maximum is reached.
     pub fn spawn<F>(&mut self, serve: impl FnOnce(Authenticated) -> F)
     where
         F: Future<Output = ()> + Send + 'static,

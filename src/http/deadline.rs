@@ -1,4 +1,4 @@
-//! Disconnects clients that do not read their response in time.
+//! Disconnects HTTP clients that do not read a response before a deadline.
 
 use std::future::Future;
 use std::io::{Error, ErrorKind, IoSlice, Result};
@@ -9,18 +9,18 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream with a deadline for sending each response in full. Without it, a client that reads a byte now and then would keep the rest of
-/// the response in memory.
+/// A stream with a deadline for sending each complete response. Without the deadline, a client that reads very slowly
+/// would keep the response in the exporter's memory.
 pub struct WriteDeadline<S> {
     stream: S,
     /// Maximum time from the first to the last byte of a response.
     time: Duration,
-    /// Timer of the response that is being sent.
+    /// Timer of the response that is being sent; `None` between responses.
     due: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncWrite + Unpin> WriteDeadline<S> {
-    /// `time` is the maximum time from the first to the last byte of a response.
+    /// Wraps `stream`. `time` is the maximum time from the first to the last byte of a response.
     pub fn new(stream: S, time: Duration) -> Self {
         WriteDeadline { stream, time, due: None }
     }
@@ -29,7 +29,7 @@ impl<S: AsyncWrite + Unpin> WriteDeadline<S> {
         Pin::new(&mut self.stream)
     }
 
-    /// Returns the result of a write, or an error if the write is pending and the deadline has passed.
+    /// Returns `result`, or a timeout error if `result` is pending and the deadline has passed.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, result: Poll<Result<T>>) -> Poll<Result<T>> {
         let due = self.due.get_or_insert_with(|| Box::pin(sleep(self.time)));
         if result.is_ready() {
@@ -65,7 +65,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes after each response.
+    /// hyper flushes the stream after each response, so a completed flush ends the deadline of the response.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let flushed = self.stream().poll_flush(cx);
         if flushed.is_ready() {

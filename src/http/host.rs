@@ -1,7 +1,9 @@
-//! Checks the `Host` header of requests to a loopback listener, as a defence against DNS rebinding.
+//! Checks the `Host` header of requests to a listener on a loopback address, as a defence against DNS rebinding.
 //!
-//! A web page can make its own host name resolve to 127.0.0.1. Its script can then read a service on loopback as if it were its own server.
-//! The browser sends the page's host name in the `Host` header, so requests for names other than loopback's are rejected.
+//! The operator of a web page can make the page's host name resolve to 127.0.0.1. A script of the page can then read
+//! the responses of a service on loopback, because the browser treats the service as the page's own server. The browser
+//! sends the page's host name in the `Host` header. Requests for host names other than `localhost`, loopback addresses
+//! and the allowed names are therefore rejected.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -13,7 +15,7 @@ use tracing::warn;
 
 use crate::text;
 
-/// A host name or address, as in `--web.allowed-host`: without scheme and port, in lower case.
+/// A host name or IP address from `--web.allowed-host`, in lower case, without scheme and port.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostName(String);
 
@@ -35,7 +37,7 @@ impl FromStr for HostName {
     }
 }
 
-/// The host names for which a listener serves requests.
+/// The set of host names for which a listener serves requests.
 #[derive(Default)]
 pub struct AllowedHosts {
     any: bool,
@@ -44,18 +46,18 @@ pub struct AllowedHosts {
 }
 
 impl AllowedHosts {
-    /// Loopback's names and `names`.
+    /// Allows `localhost`, loopback addresses, and `names`.
     pub fn loopback_and(names: Vec<HostName>) -> Self {
         AllowedHosts { names, ..Self::default() }
     }
 
-    /// Every name, for a listener that is not on loopback.
+    /// Allows every host name, for a listener that is not on a loopback address.
     pub fn any() -> Self {
         AllowedHosts { any: true, ..Self::default() }
     }
 
-    /// Whether a request may be served. Browsers always send a host name, so a request without one is permitted. The first rejected name is
-    /// logged.
+    /// Whether the host name of a request is allowed. A request without a host name is allowed, because it does not
+    /// come from a browser. Logs the first rejected name.
     pub fn permit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         if self.any {
             return true;
@@ -84,13 +86,13 @@ impl AllowedHosts {
     }
 }
 
-/// The host name or address in `NAME:PORT`.
+/// Returns the host name or address in `NAME:PORT`.
 fn host_name(host: &str) -> &str {
     split_port(host).0
 }
 
-/// Splits off the port. Returns the host name or address, without the brackets of an IPv6 address or the trailing dot of a name, and the
-/// digits of the port.
+/// Splits `HOST:PORT`. Returns the host name or address, without the brackets of an IPv6 address and without a trailing
+/// dot, and the digits of the port if there is one.
 fn split_port(host: &str) -> (&str, Option<&str>) {
     let host = host.trim();
     if let Some((address, rest)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {

@@ -1,4 +1,4 @@
-//! The socket on which the HTTP endpoint listens.
+//! The sockets on which the HTTP endpoint listens.
 
 use std::io;
 use std::net::TcpListener;
@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 
 use super::{Address, WebConfig};
 
-/// Removes the file of a Unix socket on which no process listens any more.
+/// Removes the file at `path` if it is a Unix socket on which no process listens.
 pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let is_stale = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket())
         && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
@@ -21,9 +21,9 @@ pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
 
 /// A listening socket of the HTTP endpoint.
 pub enum Listener {
-    /// TCP socket.
+    /// A TCP socket.
     Tcp(TcpListener),
-    /// Unix socket, with its file if this process created it.
+    /// A Unix socket, and the identity of its file if this process created the file.
     Unix(UnixListener, Option<SocketFile>),
 }
 
@@ -43,10 +43,9 @@ impl SocketFile {
 }
 
 impl Listener {
-    /// Binds the address. An address that is in use is an error with that reason. A socket file on which no process listens is replaced.
+    /// Listens on the address. Replaces the file of a Unix socket on which no process listens.
     ///
-    /// # Errors
-    /// The process cannot listen on the address.
+    /// # Errors The process cannot listen on the address, for example because another process listens on it.
     pub fn bind(address: &Address) -> Result<Self> {
         match address {
             Address::Tcp(address) => {
@@ -70,7 +69,7 @@ impl Listener {
         }
     }
 
-    /// Takes over a listening socket that the service manager passed.
+    /// Uses a listening socket that the service manager passed.
     ///
     /// # Errors
     /// The descriptor is not a listening socket.
@@ -85,7 +84,7 @@ impl Listener {
         })
     }
 
-    /// Removes the socket file, if this process created it and the path still names the same file.
+    /// Removes the file of a Unix socket if this process created the file, and no other file has replaced it.
     pub fn remove_file(&self) {
         if let Listener::Unix(_, Some(file)) = self
             && SocketFile::at(&file.path).is_ok_and(|present| present == *file)
@@ -94,7 +93,8 @@ impl Listener {
         }
     }
 
-    /// Whether the address is a loopback address: browsers on this machine can connect to it, other machines cannot.
+    /// Whether the listener has a loopback TCP address. Browsers on this machine can connect to it, but other machines
+    /// cannot.
     pub(super) fn is_on_loopback(&self) -> bool {
         match self {
             Listener::Tcp(listener) => {
@@ -104,12 +104,12 @@ impl Listener {
         }
     }
 
-    /// Whether only processes on this machine can connect.
+    /// Whether only processes on this machine can connect to the listener.
     pub(super) fn is_local(&self) -> bool {
         matches!(self, Listener::Unix(..)) || self.is_on_loopback()
     }
 
-    /// The URL, with the scheme that the web configuration requires.
+    /// Returns the listener's URL for log messages, with the scheme `https` if the web configuration has TLS.
     pub fn describe_with(&self, web_config: &WebConfig) -> String {
         match web_config.tls() {
             Some(_) => self.describe().replacen("http://", "https://", 1),
@@ -117,7 +117,7 @@ impl Listener {
         }
     }
 
-    /// The URL, in the form that a user would type.
+    /// Returns the listener's URL for log messages: `http://ADDRESS:PORT` or `unix:PATH`.
     pub fn describe(&self) -> String {
         match self {
             Listener::Tcp(listener) => listener

@@ -1,22 +1,25 @@
-//! The HTTP endpoint with the metrics.
+//! The HTTP endpoint that serves the metrics, the status page and the health checks.
 //!
-//! It has a thread of its own: a slow or hostile scraper, or rendering a large page, cannot delay a response to the node.
+//! The endpoint runs on its own thread, so a slow or hostile client, or the rendering of a large page, cannot delay a
+//! response to the node.
 //!
-//! - `address` and `listener` have the addresses and sockets to listen on.
-//! - `server` accepts connections and handles requests; `routes` has the paths and their responses; `negotiate` selects the format.
-//! - `web_config` is `--web.config.file`: TLS and passwords.
+//! - `address` parses addresses, and `listener` opens the listening sockets.
+//! - `server` accepts connections and handles requests; `routes` builds the response for each path; `negotiate` selects
+//!   the exposition format.
+//! - `web_config` reads `--web.config.file`: TLS and passwords.
 //!
-//! The table lists the attacks that the endpoint defends against, the part that prevents each one, and its test:
+//! The table lists the attacks that the endpoint defends against, the code that prevents each attack, and the test of
+//! that code:
 //!
 //! | attack | part | test |
 //! |---|---|---|
-//! | many connections | `connections`: the oldest one is closed for a new one, those with a password last | `connections::tests`, `http_abuse.rs` |
-//! | many health checks, which need no password | `server::connection_limit`: connections of their own | `server::tests` |
+//! | many connections | `connections`: a new connection replaces the oldest connection, preferably one without a correct password | `connections::tests`, `http_abuse.rs` |
+//! | many health checks, which need no password | `server::connection_limit`: a separate limit for the health port | `server::tests` |
 //! | a request, a handshake or an idle connection that never ends | `HEADER_TIMEOUT`, `HANDSHAKE_TIMEOUT`, `MAX_HEADER_BYTES` | `fuzz/targets/http.rs`, on a paused clock |
-//! | responses that the client does not read, or reads byte by byte | `deadline`, `SOCKET_BYTES` | `deadline::tests`, `http_abuse.rs` |
+//! | clients that do not read their responses, or read them byte by byte | `deadline`, `SOCKET_BYTES` | `deadline::tests`, `http_abuse.rs` |
 //! | a web page whose host name resolves to loopback (DNS rebinding) | `host` | `host::tests`, `http_abuse.rs` |
-//! | password guesses, each of which costs the time of a bcrypt check | `web_config::basic_auth`: one check at a time, a short queue, verified passwords are remembered | `basic_auth::tests`, `http_abuse.rs` |
-//! | user names, revealed by the response time | `web_config::basic_auth`: unknown names are checked against another user's hash | `basic_auth::tests` |
+//! | many wrong passwords, each of which costs the CPU time of a bcrypt check | `web_config::basic_auth`: one check at a time, a short queue, verified passwords are not checked again | `basic_auth::tests`, `http_abuse.rs` |
+//! | finding valid user names by the response time | `web_config::basic_auth`: passwords of unknown users are checked against another user's hash | `basic_auth::tests` |
 
 mod address;
 pub(crate) mod connections;

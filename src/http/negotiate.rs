@@ -1,9 +1,9 @@
-//! Selects the exposition format of a response.
+//! Selects the exposition format of a response: OpenMetrics or Prometheus' text format.
 
 use crate::metrics::Format;
 
-/// Selects the format with the higher quality in the `Accept` header. OpenMetrics 1.0 is selected only if the header names it; the default
-/// is the text format.
+/// Selects the format with the higher quality value (`q`) in the `Accept` header, which has the values `accept`.
+/// OpenMetrics 1.0 is selected only if the header names it. The default is the text format.
 pub fn negotiate<'a>(accept: impl Iterator<Item = &'a str>) -> Format {
     let (mut open_metrics, mut text) = (0.0_f64, 0.0_f64);
     for range in accept.flat_map(|value| value.split(',')) {

@@ -1,4 +1,4 @@
-//! The paths of the endpoint and their responses.
+//! The paths of the HTTP endpoint, and the response for each path.
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -12,18 +12,17 @@ use serde_json::Value;
 use super::negotiate::negotiate;
 use crate::metrics::Format;
 
-/// The contents of the endpoint's paths, which each exporter implements.
+/// The contents of the HTTP endpoint's pages, which each of the two exporters implements.
 pub trait Pages: Send + Sync + 'static {
-    /// `/metrics`
+    /// Body of `/metrics` in this format.
     fn metrics(&self, format: Format) -> String;
-    /// `/readyz`: status 200 if ready, otherwise 503 with the reason.
+    /// Result of the readiness check `/readyz`: `Ok` is served as status 200, an error as status 503.
     ///
-    /// # Errors
-    /// The reason why the exporter is not ready.
+    /// # Errors The text is the reason why the exporter is not ready.
     fn ready(&self) -> Result<(), String>;
-    /// `/`: HTML.
+    /// Body of `/`, the HTML status page.
     fn index(&self) -> String;
-    /// `/status.json`: the data for the page at `/`; `None` if the page needs none.
+    /// Body of `/status.json`, the data that the page at `/` shows; `None` if the page needs no data.
     fn status(&self) -> Option<Value> {
         None
     }
@@ -34,11 +33,11 @@ pub trait Pages: Send + Sync + 'static {
 pub enum EndpointScope {
     /// All paths.
     Everything,
-    /// Only `/livez` and `/readyz`, and their aliases.
+    /// Only `/livez` and `/readyz`, and their aliases `/health` and `/ready`.
     Health,
 }
 
-/// The resource that a path names, for all its aliases.
+/// The resource that a path names. Aliases of a path name the same resource.
 #[derive(Clone, Copy, PartialEq)]
 enum Route {
     Index,
@@ -66,11 +65,12 @@ impl Route {
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
-/// Content security policy: the page at `/` may run its own script, which may connect only to this server.
+/// Content security policy of the page at `/`: the browser runs the page's inline script, which may connect only to
+/// this server.
 const ONLY_OURS: &str =
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'";
 
-/// The response to a request that is permitted.
+/// Builds the response to a request whose host name is allowed and whose credentials are correct.
 pub fn answer(
     request: &Request<Incoming>,
     access: EndpointScope,
@@ -126,16 +126,16 @@ fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>
         .expect("these headers are valid")
 }
 
-/// The response to a request whose host name the loopback listener does not serve.
+/// Builds the response to a request whose host name is not allowed (see `host`).
 pub fn misdirected() -> Response<Full<Bytes>> {
     let text = "a listener on loopback accepts only requests for loopback's names (localhost, 127.0.0.1, [::1]); allow \
          others, e.g. a reverse proxy's, with --web.allowed-host NAME\n";
     respond(StatusCode::MISDIRECTED_REQUEST, TEXT, text.into())
 }
 
-/// The response if too many passwords are waiting to be verified.
+/// Builds the response to a request with a password if too many passwords are waiting to be verified.
 pub fn busy() -> Response<Full<Bytes>> {
-    /// Value of the Retry-After header, in seconds.
+    /// Value of the `Retry-After` header, in seconds.
     const RETRY_SECONDS: u32 = 10;
     Response::builder()
         .status(StatusCode::TOO_MANY_REQUESTS)
@@ -145,7 +145,7 @@ pub fn busy() -> Response<Full<Bytes>> {
         .expect("these headers are valid")
 }
 
-/// The response to a request without a password or with a wrong one.
+/// Builds the response to a request without a password, or with a wrong password.
 pub fn unauthorized() -> Response<Full<Bytes>> {
     Response::builder()
         .status(StatusCode::UNAUTHORIZED)

@@ -1,4 +1,4 @@
-//! The HTTP server: accepts connections and handles their requests, on a thread of its own.
+//! The HTTP server, which accepts connections and handles their requests on a separate thread.
 
 use std::convert::Infallible;
 use std::os::fd::AsFd;
@@ -32,31 +32,33 @@ use super::{HostName, Listener, Pages, WebConfig};
 use crate::scheduling;
 use crate::systemd::Heartbeat;
 
-/// Maximum number of concurrent connections of the process, if the limit on open files permits it. Prometheus uses one. Each connection
-/// costs up to 80 kB, most of it a response that the client does not read.
+/// Maximum number of concurrent HTTP connections of the process. If the limit on open files is low, `max_connections`
+/// lowers this number. Prometheus uses one connection. Each connection needs up to 80 kB of memory, most of it for a
+/// response that the client has not read yet.
 const MAX_CONNECTIONS: u64 = 256;
-/// Maximum number of these connections for health checks, which need no password.
+/// Maximum number of connections of the health check listener, which are part of [`MAX_CONNECTIONS`]. Health checks
+/// need no password.
 const MAX_HEALTH_CONNECTIONS: usize = 16;
-/// Descriptors reserved for everything except HTTP connections.
+/// Number of file descriptors that are reserved for other purposes than HTTP connections.
 const OTHER_FILES: u64 = 64;
-/// Maximum size of a request line with headers. Prometheus sends about 300 bytes.
+/// Maximum size of a request's first line and headers, in bytes. Prometheus sends about 300 bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Maximum time to receive the headers of a request, including the wait for its first byte. An idle kept-alive connection is closed after
-/// it.
+/// Maximum time to receive the headers of a request, including the wait for the first byte. An idle keep-alive
+/// connection is therefore closed after this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
-/// Maximum time to send a response. Prometheus has a timeout of 10 s.
+/// Maximum time to send a response. Prometheus' default timeout for a scrape is 10 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Size of the socket buffers of a connection. By default the kernel buffers megabytes: for a client that sends a hundred requests and
-/// reads nothing, a hundred responses would be rendered.
+/// Size of the kernel's send and receive buffers of a connection, in bytes. By default the kernel buffers megabytes, so
+/// the server would render a hundred responses for a client that sends a hundred requests and reads no response.
 const SOCKET_BYTES: usize = 32 * 1024;
 /// Maximum duration of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum wait at shutdown for responses that are being sent.
+/// Maximum time for which a shutdown waits for responses that are being sent.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
-/// Interval between attempts to accept a connection after an error.
+/// Time after a failed accept(2) until the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The configuration of a listener: the paths that it serves, the clients that it permits, and the host names.
+/// The configuration of a listener: the paths that it serves, TLS and users, and the allowed host names.
 pub struct Endpoint {
     web_config: WebConfig,
     access: EndpointScope,
@@ -64,17 +66,19 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Serves all paths, to clients that the web configuration permits.
+    /// Creates the configuration of a listener that serves all paths, with the TLS settings and users of the web
+    /// configuration.
     pub fn all(web_config: WebConfig) -> Self {
         Endpoint { web_config, access: EndpointScope::Everything, hosts: AllowedHosts::default() }
     }
 
-    /// Serves only the health checks, over TLS if the web configuration has a certificate.
+    /// Creates the configuration of a listener that serves only the health checks, over TLS if the web configuration
+    /// has a certificate.
     pub fn health(web_config: WebConfig) -> Self {
         Endpoint { web_config, access: EndpointScope::Health, hosts: AllowedHosts::default() }
     }
 
-    /// On loopback, serves requests for these host names, too.
+    /// Also allows requests for these host names, if the listener has a loopback address.
     pub fn with_allowed_hosts(self, names: &[HostName]) -> Self {
         Endpoint { hosts: AllowedHosts::loopback_and(names.to_vec()), ..self }
     }
@@ -94,26 +98,26 @@ impl Endpoint {
     }
 }
 
-/// Handle of the running server, which stops when the handle is dropped.
+/// Handle to the running HTTP server. Dropping it stops the server.
 #[must_use = "dropping it ends the serving"]
 pub struct HttpServerHandle {
     end: DropGuard,
-    /// Disconnected when the server's thread has exited.
+    /// Channel without messages, which the server's thread closes when it exits.
     ended: mpsc::Receiver<Infallible>,
 }
 
 impl HttpServerHandle {
-    /// Accepts no more connections, responds to the requests received so far, and returns after half a second at the latest.
+    /// Stops the server: accepts no more connections, responds to the requests received so far, and returns after at
+    /// most half a second.
     pub fn finish(self) {
         drop(self.end);
         let _ = self.ended.recv_timeout(FINISH_TIMEOUT);
     }
 }
 
-/// Starts the server on a thread of its own.
+/// Starts the server on a new thread.
 ///
-/// # Errors
-/// The runtime, a listener or the thread cannot be set up.
+/// # Errors The runtime or the thread cannot be created, or a listener cannot be used.
 pub fn serve_on_thread(
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
@@ -168,7 +172,8 @@ fn serve_on_thread_with(
     Ok(HttpServerHandle { end: end.drop_guard(), ended })
 }
 
-/// Accepts connections until `end` is cancelled, then waits for the open ones to finish.
+/// Accepts connections until `end` is cancelled, then waits for the responses on open connections, for at most
+/// [`FINISH_TIMEOUT`].
 async fn serve<L>(
     mut listener: L,
     mut connections: Connections,
@@ -188,11 +193,12 @@ async fn serve<L>(
                 let (endpoint, pages, watcher) = (endpoint.clone(), pages.clone(), graceful.watcher());
                 connections
                     .spawn(|authenticated| serve_stream(stream, endpoint, pages, authenticated, watcher));
-                // Lets a connection that was closed for this one end before the next one is accepted.
+                // If `spawn` aborted the task of an old connection, this lets that task end before the next connection
+                // is accepted.
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                // The most likely cause is a lack of descriptors, so retry after a pause instead of at once.
+                // The most likely cause is a lack of file descriptors, which an immediate retry would not resolve.
                 warn!("cannot accept a connection: {error}");
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
@@ -202,20 +208,21 @@ async fn serve<L>(
     let _ = tokio::time::timeout(FINISH_TIMEOUT, graceful.shutdown()).await;
 }
 
-/// The number of connections that the limit on open files permits.
+/// The maximum number of HTTP connections of the process, as far as the limit on open files permits.
 fn max_connections() -> usize {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize
 }
 
-/// The maximum number of connections of one listener. Health checks have a limit of their own, so that they never close a scraper's
-/// connection.
+/// The maximum number of connections of one listener. The health check listener has a separate limit, so connections
+/// for health checks never cause the close of a scraper's connection.
 fn connection_limit(max_connections: usize, access: EndpointScope) -> usize {
     let health = (max_connections / 4).clamp(1, MAX_HEALTH_CONNECTIONS);
     if access == EndpointScope::Health { health } else { max_connections - health }
 }
 
-/// Serves one connection from the TLS handshake, if any, to the close.
+/// Serves one connection: makes the TLS handshake if TLS is configured, then handles requests until the connection is
+/// closed.
 async fn serve_stream(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: Arc<Endpoint>,
@@ -238,8 +245,8 @@ async fn serve_stream(
     }
 }
 
-/// Handles the requests of one client until it disconnects, violates a limit, or takes too long. At a graceful shutdown it gets one more
-/// response.
+/// Handles the requests of one client until the client disconnects, exceeds a size limit, or exceeds a timeout. At a
+/// graceful shutdown, the response to the current request is still sent.
 pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: &Endpoint,
@@ -266,7 +273,7 @@ pub async fn serve_connection(
         response.headers_mut().extend(web_config.headers().clone());
         Ok::<_, Infallible>(response)
     });
-    // A client that half-closes after its request still gets the response.
+    // With `half_close`, a client that shuts down its sending side after the request still receives the response.
     let connection = http1::Builder::new()
         .half_close(true)
         .timer(TokioTimer::new())
@@ -284,7 +291,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
 
-    /// Pages with fixed contents.
+    /// Test implementation of [`Pages`] with fixed contents.
     struct FixedPages;
 
     impl Pages for FixedPages {
@@ -306,7 +313,7 @@ mod tests {
         (Arc::new(listener), address)
     }
 
-    /// Whether the server responds to a request on this connection.
+    /// Sends a request on this connection, and returns whether the server responds.
     fn is_answered(stream: &mut TcpStream) -> bool {
         let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
         stream.write_all(request).is_ok() && stream.read(&mut [0; 1024]).is_ok_and(|read| read > 0)

@@ -6,7 +6,7 @@ use bitcoin_slices::bsl::{Block, Transaction, TxOut};
 use bitcoin_slices::{Visit, Visitor};
 use serde::{Deserialize, Serialize};
 
-/// Weight units of a byte that is not witness data.
+/// Weight of one byte of non-witness data, in weight units.
 const WEIGHT_PER_BYTE: u64 = 4;
 
 /// Totals of a block: the numbers of transactions, inputs and outputs, the value of the outputs, and the weights.
@@ -14,9 +14,9 @@ const WEIGHT_PER_BYTE: u64 = 4;
 pub struct BlockContents {
     /// Number of transactions, including the coinbase.
     pub transactions: u64,
-    /// Number of inputs, excluding that of the coinbase.
+    /// Number of inputs, excluding the coinbase's input.
     pub inputs: u64,
-    /// Number of outputs, including those of the coinbase.
+    /// Number of outputs, including the coinbase's outputs.
     pub outputs: u64,
     /// Total value of the outputs, in satoshis.
     pub output_value: u64,
@@ -24,7 +24,7 @@ pub struct BlockContents {
     pub weight: u64,
     /// Weight of the coinbase, in weight units.
     pub coinbase_weight: u64,
-    /// Weight of the header and of the field with the number of transactions, in weight units.
+    /// Weight of the 80-byte header and of the transaction count after it, in weight units.
     pub header_weight: u64,
 }
 
@@ -41,7 +41,7 @@ impl Visitor for BlockContents {
         ControlFlow::Continue(())
     }
     fn visit_tx_ins(&mut self, total_inputs: usize) {
-        self.inputs = self.inputs.saturating_add(total_inputs as u64); // the block's claim; the inputs are not parsed yet
+        self.inputs = self.inputs.saturating_add(total_inputs as u64); // the count field is not validated yet, so the sum could overflow
     }
     fn visit_tx_outs(&mut self, total_outputs: usize) {
         self.outputs = self.outputs.saturating_add(total_outputs as u64);
@@ -67,11 +67,11 @@ impl BlockContents {
         };
         contents.header_weight = WEIGHT_PER_BYTE * (80 + count_bytes);
         contents.weight += contents.header_weight;
-        contents.inputs = contents.inputs.saturating_sub(1); // that of the coinbase
+        contents.inputs = contents.inputs.saturating_sub(1); // the coinbase's input
         Some(contents)
     }
 
-    /// Weight of the transactions without the coinbase, in weight units.
+    /// Weight of all transactions except the coinbase, in weight units.
     pub fn payload_weight(&self) -> u64 {
         self.weight - self.header_weight - self.coinbase_weight
     }

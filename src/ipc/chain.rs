@@ -1,4 +1,5 @@
-//! The Chain interface: height, initial block download, pruning, and the notifications of the validation queue.
+//! Client of the Chain interface: height, initial block download, pruning, and Core's validation notifications
+//! (`CValidationInterface`).
 
 use serde::{Deserialize, Serialize};
 
@@ -8,14 +9,15 @@ use super::subscription::{CallbackObject, Subscription};
 use super::{BlockContents, CallError, NodeThread};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
-/// A notification of the Chain interface, reduced to what is counted.
+/// A notification of the Chain interface, with only the values that the exporter counts.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum ChainEvent {
-    /// `transactionAddedToMempool`
+    /// `transactionAddedToMempool`: a transaction entered the mempool.
     AddedToMempool,
-    /// `transactionRemovedFromMempool`, with the reason as a value of Core's `MemPoolRemovalReason`.
+    /// `transactionRemovedFromMempool`: a transaction left the mempool. The number is the reason, a value of Core's
+    /// `MemPoolRemovalReason`.
     RemovedFromMempool(i32),
-    /// `blockConnected`
+    /// `blockConnected`: a block was connected to a chainstate.
     BlockConnected {
         /// The block's height.
         height: i32,
@@ -23,37 +25,38 @@ pub enum ChainEvent {
         historical: bool,
         /// Size of the serialized block in bytes; 0 if the node omitted the block.
         bytes: usize,
-        /// `None` if the block cannot be parsed, or if it is `historical`, because the contents of such blocks are not counted.
+        /// Totals of the block's contents. `None` if the block cannot be parsed, or if it is `historical`: the contents
+        /// of historical blocks are not counted.
         contents: Option<BlockContents>,
     },
-    /// `blockDisconnected`
+    /// `blockDisconnected`: a block was disconnected from the active chain.
     BlockDisconnected {
         /// The block's height.
         height: i32,
     },
-    /// `updatedBlockTip`
+    /// `updatedBlockTip`: the tip has changed.
     UpdatedTip,
-    /// `chainStateFlushed`
+    /// `chainStateFlushed`: the node has written its chainstate to disk.
     Flushed,
 }
 
-/// A node's Chain interface, with the thread that runs its calls.
+/// Client of a node's Chain interface, with the node's thread that runs the calls.
 pub struct Chain(pub(super) BoundCapability<chain::Client>);
 
 impl Chain {
-    /// The same interface, with calls that run on another thread.
+    /// Returns a client of the same interface whose calls run on `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         Chain(self.0.on_thread(thread))
     }
 
-    /// Whether the node is shutting down; `None` if the capability is not a Chain. Safe to call from the node's first moment to its
-    /// last.
+    /// Whether the node is shutting down; `None` if the capability is not a Chain. This call is safe even while the
+    /// node starts or shuts down.
     pub(super) async fn shutdown_requested(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self.0, shutdown_requested_request))?;
         Ok(answer.map(|answer| answer.get().map(|answer| answer.get_result())).transpose()?)
     }
 
-    /// Height of the tip; `None` if there is none.
+    /// Height of the tip; `None` if the node has no tip yet.
     pub async fn height(&self) -> Result<Option<i32>, CallError> {
         let answer = call!(self.0, get_height_request)?;
         let answer = answer.get()?;
@@ -65,21 +68,22 @@ impl Chain {
         Ok(call!(self.0, is_initial_block_download_request)?.get()?.get_result())
     }
 
-    /// Whether blocks were pruned.
+    /// Whether the node has pruned any blocks.
     pub async fn have_pruned(&self) -> Result<bool, CallError> {
         Ok(call!(self.0, have_pruned_request)?.get()?.get_result())
     }
 
-    /// Height of the last pruned block.
+    /// Height of the last pruned block; `None` if no block was pruned.
     pub async fn prune_height(&self) -> Result<Option<i32>, CallError> {
         let answer = call!(self.0, get_prune_height_request)?;
         let answer = answer.get()?;
         Ok(answer.get_has_result().then(|| answer.get_result()))
     }
 
-    /// Subscribes to the notifications. The guard answers them and passes them on as events.
+    /// Subscribes to the notifications. The guard responds to each notification and sends it to the exporter as an
+    /// event.
     ///
-    /// From here on the connection must not be closed before [`Subscription::end`] has returned.
+    /// After this call the connection must stay open until [`Subscription::end`] has returned.
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = CallbackObject::new();
         let callback: chain_notifications::Client = capnp_rpc::new_client(callback);
@@ -89,5 +93,5 @@ impl Chain {
     }
 }
 
-/// Has no methods, because the guard answers the node's calls to this object.
+/// The implementation has no methods, because the guard responds to the node's calls to this object.
 impl chain_notifications::Server for CallbackObject {}

@@ -1,4 +1,5 @@
-//! A connection to a node: the handshake, the node's threads, and the deadline of each call.
+//! A connection to a node: the Cap'n Proto handshake, the node's threads for the exporter's calls, and the deadline of
+//! each call.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,11 +17,12 @@ use super::CallError;
 use crate::schema::init_capnp::init;
 use crate::schema::proxy_capnp::{thread, thread_map};
 
-/// A thread of the node that runs the exporter's calls, one at a time, and the deadline of each call.
+/// Handle to a thread of the node that runs the exporter's calls one at a time, with the deadline of each call.
 ///
-/// A second call is sent only after the response to the first, even if that comes after its deadline. Bitcoin Core 30 aborts when it
-/// has to queue a second call (`Waiter::post`: `Assertion '!m_fn'`). Later nodes reject it with `thread busy`. Calls that may block
-/// need a thread of their own.
+/// The exporter sends a second call only after the response to the first call, even if that response arrives after the
+/// deadline. Bitcoin Core 30 aborts when it has to queue a second call (`Waiter::post`: `Assertion '!m_fn'`). Later
+/// versions reject the second call with the error `thread busy`. A call that may block for long (a long poll) needs its
+/// own thread.
 #[derive(Clone)]
 pub struct NodeThread {
     pub(super) client: thread::Client,
@@ -28,17 +30,18 @@ pub struct NodeThread {
     calls: Rc<ThreadCalls>,
 }
 
-/// The state of the calls on one thread of the node.
+/// State of the calls on one thread of the node, shared by all clones of its [`NodeThread`].
 #[derive(Default)]
 struct ThreadCalls {
-    /// Locked while the node has not responded to a call.
+    /// A lock that is held from before a call is sent until its response arrives.
     slot: Arc<Mutex<()>>,
-    /// The task that waits for the response to the last call. It ends when the thread is no longer used, so that it does not keep the
-    /// connection open.
+    /// The task that waits for the response to the last call. The task is aborted when the last clone of the
+    /// [`NodeThread`] is dropped, because it would keep the connection open.
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
-/// The right to send a call on a thread: the node has responded to all earlier calls.
+/// Permission to send a call on a thread. A slot can be acquired only while no other call on the thread is waiting for
+/// a response.
 pub(super) struct ThreadSlot(OwnedMutexGuard<()>);
 
 impl NodeThread {
@@ -46,13 +49,14 @@ impl NodeThread {
         NodeThread { client, deadline, calls: Rc::default() }
     }
 
-    /// Waits until the node has responded to the last call, at most until the deadline.
+    /// Waits until the node has responded to the last call on this thread, for at most the deadline of a call.
     pub(super) async fn acquire_slot(&self) -> Result<ThreadSlot, CallError> {
         let slot = tokio::time::timeout(self.deadline, self.calls.slot.clone().lock_owned()).await;
         slot.map(ThreadSlot).map_err(|_| CallError::TimedOut(self.deadline))
     }
 
-    /// Waits for the response until the deadline. A call that timed out continues in the node, and the guard waits for it.
+    /// Waits for the response for at most the deadline. The node continues to run a call that timed out, and the guard
+    /// waits for its response before it closes the connection.
     pub(super) async fn wait_for_answer<T: 'static>(
         &self,
         ThreadSlot(slot): ThreadSlot,
@@ -62,7 +66,7 @@ impl NodeThread {
         let wait = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
             let answer = answer.await;
             drop(slot);
-            let _ = sender.send(answer); // fails after the deadline
+            let _ = sender.send(answer); // fails if the caller has already timed out
         }));
         self.calls.last.replace(Some(wait));
         match tokio::time::timeout(self.deadline, receiver).await {
@@ -72,12 +76,12 @@ impl NodeThread {
         }
     }
 
-    /// The same thread, with more time for each call.
+    /// Returns a handle to the same thread whose deadline is longer by `extra`.
     pub fn with_extra_timeout(&self, extra: Duration) -> NodeThread {
         NodeThread { deadline: self.deadline.saturating_add(extra), ..self.clone() }
     }
 
-    /// The same thread, for calls without a deadline.
+    /// Returns a handle to the same thread whose calls have no deadline.
     pub fn without_deadline(&self) -> NodeThread {
         self.with_extra_timeout(Duration::MAX)
     }
@@ -90,7 +94,7 @@ async fn wait_for_answer<T>(deadline: Duration, answer: Promise<T, capnp::Error>
     }
 }
 
-/// A capability of the node, and the thread that runs its calls.
+/// A capability of the node, and the node's thread that runs calls on the capability.
 #[derive(Clone)]
 pub(super) struct BoundCapability<C> {
     pub client: C,
@@ -98,14 +102,14 @@ pub(super) struct BoundCapability<C> {
 }
 
 impl<C: Clone> BoundCapability<C> {
-    /// The same capability, with calls that run on another thread.
+    /// Returns the same capability, bound to `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         BoundCapability { client: self.client.clone(), thread: thread.clone() }
     }
 }
 
-/// Sends a request that has a `context` parameter to a [`BoundCapability`], and waits for the response until the deadline of its
-/// thread.
+/// Sends a request with a `context` parameter on a [`BoundCapability`], and waits for the response for at most the
+/// deadline of the capability's thread. The `context` names the thread that runs the call.
 macro_rules! call {
     ($capability:expr, $request:ident $(, |$params:ident| $set:expr)?) => {{
         let slot = $capability.thread.acquire_slot().await?;
@@ -117,8 +121,8 @@ macro_rules! call {
 }
 pub(super) use call;
 
-/// A connection to a node after the Cap'n Proto handshake. Dropping it closes the socket without an Abort message, which the node would
-/// log as an error.
+/// A connection to a node after the Cap'n Proto handshake. Dropping it closes the socket without a Cap'n Proto Abort
+/// message, because the node would log an Abort as an error.
 pub struct IpcConnection {
     init: init::Client,
     threads: thread_map::Client,
@@ -128,8 +132,8 @@ pub struct IpcConnection {
 }
 
 impl IpcConnection {
-    /// Performs the handshake: bootstrap and `construct`. Must run in a [`tokio::task::LocalSet`]. `deadline` is the timeout of each
-    /// call.
+    /// Performs the Cap'n Proto handshake: requests the node's bootstrap capability and calls `construct`. Must run in
+    /// a [`tokio::task::LocalSet`]. `deadline` is the timeout of each call.
     pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
         let (read, write) = stream.into_split();
         let network = twoparty::VatNetwork::new(
@@ -160,7 +164,7 @@ impl IpcConnection {
         Ok(connection)
     }
 
-    /// Creates a thread on the node.
+    /// Creates a thread in the node, which runs calls of the exporter.
     pub async fn thread(&self, name: &str) -> Result<NodeThread, CallError> {
         let mut request = self.threads.make_thread_request();
         request.get().set_name(name);
@@ -168,12 +172,12 @@ impl IpcConnection {
         Ok(NodeThread::new(answer.get()?.get_result()?, self.deadline))
     }
 
-    /// The node's capability that creates the interfaces.
+    /// The node's Init capability, whose methods return the other interfaces.
     pub(super) fn init(&self, thread: &NodeThread) -> BoundCapability<init::Client> {
         BoundCapability { client: self.init.clone(), thread: thread.clone() }
     }
 
-    /// Resolves with the reason when the connection is closed.
+    /// Waits until the connection is closed, and returns the reason of the close.
     pub async fn closed(&self) -> Rc<str> {
         let mut closed = self.closed.clone();
         match closed.wait_for(Option::is_some).await {
@@ -183,7 +187,8 @@ impl IpcConnection {
     }
 }
 
-/// The exporter's thread map, which the handshake passes to the node. Has no methods, because the guard answers the node's calls to it.
+/// The exporter's thread map, an object that the handshake passes to the node. The implementation has no methods,
+/// because the guard responds to the node's calls to this object.
 struct ExporterThreadMap;
 
 impl thread_map::Server for ExporterThreadMap {}

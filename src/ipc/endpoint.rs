@@ -1,4 +1,4 @@
-//! The source of connections to a node: an inherited connection, a socket path, or both.
+//! Opens connections to a node, from an inherited connection, a socket path, or both.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -17,8 +17,8 @@ fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
     ChainParams::from_name(chain).folder(datadir).join("node.sock")
 }
 
-/// The socket path to connect to: `socket_path`, or the default path in `datadir`. Without both it is the default path in the default
-/// data directory, unless a connection was inherited.
+/// Returns the socket path to connect to: `socket_path`, or the default path in `datadir`. If neither is set, returns
+/// the default path in the default data directory, or `None` if a connection was inherited.
 pub fn socket_path(
     has_inherited: bool,
     socket_path: Option<PathBuf>,
@@ -33,8 +33,9 @@ pub fn socket_path(
     }
 }
 
-/// The source of connections to a node: an inherited connection, a socket path, or both. With both, the inherited connection is used
-/// once, and then the path. The supervisor has the inherited connection, and opens new ones.
+/// The configured way to reach a node: an inherited connection, a socket path, or both. If both are configured, the
+/// inherited connection is used first, and the socket path for every later connection. The supervisor process owns the
+/// inherited connection and opens new connections.
 pub struct NodeEndpoint {
     supervisor: Rc<SupervisorClient>,
     inherited: Option<InheritedConnection>,
@@ -43,7 +44,7 @@ pub struct NodeEndpoint {
 }
 
 impl NodeEndpoint {
-    /// Creates a source that is not connected yet.
+    /// Stores the configuration without opening a connection.
     pub fn new(
         supervisor: Rc<SupervisorClient>,
         inherited: Option<InheritedConnection>,
@@ -66,24 +67,26 @@ impl NodeEndpoint {
         self.path.clone().or_else(|| self.inherited.as_ref()?.path.clone())
     }
 
-    /// Description of the connection for messages.
+    /// Text for log messages that names the connection: the socket path, or `the inherited connection`.
     pub fn describe(&self) -> &str {
         &self.description
     }
 
-    /// Inode and change time of the file at the path, if there is one. Another node creates another file.
+    /// Inode and change time (seconds, nanoseconds) of the socket file, if the path is known and the file exists. A
+    /// restarted node creates a new file, so these values change.
     pub fn file(&self) -> Option<(u64, i64, i64)> {
         let file = self.path.as_ref()?.metadata().ok()?;
         Some((file.ino(), file.ctime(), file.ctime_nsec()))
     }
 
-    /// The client of the supervisor, for requests about the node's process.
+    /// The client of the supervisor, which sends it requests about the node's process.
     pub fn supervisor(&self) -> Rc<SupervisorClient> {
         self.supervisor.clone()
     }
 
-    /// Opens a connection behind a guard: the inherited connection if it was not used yet, else a new connection to the path.
-    /// `trace_budget` is the time of the node that the UTXO cache trace may take in ten minutes.
+    /// Starts a guard on a connection to the node: on the inherited connection if it was not used yet, otherwise on a
+    /// new connection to the socket path. `trace_budget` is the time for which the UTXO cache trace may delay the node
+    /// in ten minutes; `None` sets no limit.
     ///
     /// # Errors
     /// Nothing listens at the path, the inherited connection was already used, or no guard could be started.
@@ -95,7 +98,7 @@ impl NodeEndpoint {
         opened.map_err(|failure| match (failure, &self.path) {
             (ConnectFailure::Connect(errno), Some(path)) => explain(path, Error::from_raw_os_error(errno)),
             (ConnectFailure::NoPath | ConnectFailure::Connect(_), _) => {
-                anyhow!("the inherited connection is closed, and there is no socket path to reconnect to; add one, or restart the exporter with its node")
+                anyhow!("the inherited connection is closed, and there is no socket path to reconnect to; pass a socket path, or restart the exporter together with the node")
             }
             (ConnectFailure::Guard(errno), _) => anyhow!(Error::from_raw_os_error(errno))
                 .context("cannot start the guard process from /proc/self/exe"),
@@ -104,7 +107,7 @@ impl NodeEndpoint {
     }
 }
 
-/// Converts the error of a connection attempt to an error with the reason and what to do about it.
+/// Converts the I/O error of a failed connection attempt to an error message with the cause and a remedy.
 fn explain(path: &Path, error: Error) -> anyhow::Error {
     let at = path.display();
     let metadata = path.metadata();

@@ -20,13 +20,14 @@ impl From<capnp::Error> for CallError {
     }
 }
 
-/// Whether an error with this text means that the thread of the node is running another call, or is about to finish one.
+/// Whether this error text means that the node's thread is still running another call, or is still cleaning up after
+/// one.
 pub(super) fn is_thread_busy(text: &str) -> bool {
     text.contains("thread busy")
 }
 
-/// Converts the error of a method that the node does not offer to `None`, which is no failure. A missing method returns Unimplemented,
-/// a stub of one returns Failed.
+/// Returns `None` if the node does not offer the method. A node returns Unimplemented for a method that it does not
+/// have, and Failed for a method that it has only as a stub.
 pub(super) fn ok_if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),

@@ -1,4 +1,4 @@
-//! The list of the interfaces that a node can offer, and the discovery of those that a node has.
+//! The list of interfaces that a node can offer, and the discovery of the interfaces that the connected node has.
 
 use capnp::capability::FromClientHook;
 
@@ -12,17 +12,18 @@ use crate::json_rpc::http::HttpRpc;
 /// An interface that a node can offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
-    /// Tip and initial block download, in every node with IPC once its chain state is loaded.
+    /// Tip and initial block download. Every node with IPC has this interface once its chain state is loaded.
     Mining,
-    /// All JSON-RPC methods, in Bitcoin Core 32.
+    /// All JSON-RPC methods over IPC. Bitcoin Core 32 has this interface.
     Rpc,
-    /// Chain notifications, in development branches.
+    /// Chain notifications. Nodes of development branches have this interface.
     Chain,
-    /// Node state, per-peer statistics and all JSON-RPC methods, in development branches.
+    /// Node state, per-peer statistics and all JSON-RPC methods over IPC. Nodes of development branches have this
+    /// interface.
     Node,
-    /// UTXO cache trace, in a development branch.
+    /// UTXO cache trace. Nodes of one development branch have this interface.
     Tracing,
-    /// All JSON-RPC methods, over HTTP instead of IPC, in every node with a port and a password for HTTP.
+    /// All JSON-RPC methods over HTTP. Every node with an RPC port and an RPC password or cookie has this interface.
     HttpRpc,
 }
 
@@ -41,41 +42,42 @@ const INTERFACES: [(Interface, &str, &str); 6] = [
 ];
 
 impl Interface {
-    /// All interfaces, in the order in which they are shown.
+    /// All interfaces, in the order in which metrics and log messages list them.
     pub fn all() -> impl Iterator<Item = Interface> {
         INTERFACES.iter().map(|(interface, ..)| *interface)
     }
 
-    /// Value of the `interface` label.
+    /// Value of the metric label `interface`.
     pub fn name(self) -> &'static str {
         INTERFACES[self as usize].1
     }
 
-    /// The data that the interface provides.
+    /// Description of the data that the interface provides, which `--check` prints.
     pub fn description(self) -> &'static str {
         INTERFACES[self as usize].2
     }
 }
 
-/// The interfaces that a node has.
+/// The clients of the interfaces that a node has.
 #[derive(Default)]
 pub struct Interfaces {
-    /// [`Interface::Mining`]
+    /// Client of [`Interface::Mining`]; `None` if the node does not have it.
     pub mining: Option<Mining>,
-    /// [`Interface::Chain`]
+    /// Client of [`Interface::Chain`]; `None` if the node does not have it.
     pub chain: Option<Chain>,
-    /// [`Interface::Node`]
+    /// Client of [`Interface::Node`]; `None` if the node does not have it.
     pub node: Option<Node>,
-    /// [`Interface::Tracing`]
+    /// Client of [`Interface::Tracing`]; `None` if the node does not have it.
     pub tracing: Option<Tracing>,
-    /// [`Interface::HttpRpc`], for a node without JSON-RPC over IPC. It may not be usable yet.
+    /// [`Interface::HttpRpc`], set only for a node without JSON-RPC over IPC. [`HttpRpc::is_usable`] reports whether
+    /// calls can be made over it.
     pub http: Option<HttpRpc>,
-    /// JSON-RPC over IPC, by [`Interface::Rpc`], else by [`Interface::Node`].
+    /// JSON-RPC over IPC: through [`Interface::Rpc`] if the node has it, otherwise through [`Interface::Node`].
     pub(super) execute_rpc: Option<ExecuteRpc>,
 }
 
 impl Interfaces {
-    /// The interfaces of a node without IPC.
+    /// The interfaces of a node that is polled only over HTTP.
     pub fn over_http(http: HttpRpc) -> Self {
         Interfaces { http: Some(http), ..Interfaces::default() }
     }
@@ -92,12 +94,13 @@ impl Interfaces {
         }
     }
 
-    /// JSON-RPC: over IPC if the node has it there, else over HTTP.
+    /// Client for JSON-RPC: over IPC if the node has JSON-RPC over IPC, otherwise over HTTP. `None` if the node has
+    /// neither.
     pub fn json_rpc(&self) -> Option<JsonRpc> {
         self.json_rpc_with(ExecuteRpc::clone)
     }
 
-    /// Like [`json_rpc`](Self::json_rpc), with calls over IPC that run on this thread.
+    /// Like [`json_rpc`](Self::json_rpc), but calls over IPC run on `thread`.
     pub fn json_rpc_on(&self, thread: &NodeThread) -> Option<JsonRpc> {
         self.json_rpc_with(|execute_rpc| execute_rpc.on_thread(thread))
     }
@@ -110,12 +113,12 @@ impl Interfaces {
         }
     }
 
-    /// Whether JSON-RPC is called over HTTP, as soon as HTTP is usable.
+    /// Whether JSON-RPC calls to this node go over HTTP. HTTP may not be usable yet.
     pub fn uses_http(&self) -> bool {
         self.http.is_some()
     }
 
-    /// Whether there is no connection over IPC.
+    /// Whether the node is polled only over HTTP, without a connection over IPC.
     pub fn is_http_only(&self) -> bool {
         self.uses_http() && self.mining.is_none() && self.chain.is_none() && self.node.is_none()
     }
@@ -136,9 +139,9 @@ impl Interfaces {
         self.mining.is_some() || self.execute_rpc.is_some() || self.http.is_some() || self.chain.is_some()
     }
 
-    /// Discovers the interfaces of the node, except Mining. Makes only calls that are safe at any time: a node that has just started
-    /// aborts when a call needs a chain that it has not loaded. Returns `None` if the node is shutting down. No further call may then
-    /// be made.
+    /// Discovers the interfaces of the node, except Mining. Makes only calls that are safe at any time: a node that has
+    /// just started aborts if a call needs the chain state before the chain state is loaded. Returns `None` if the node
+    /// is shutting down; the caller must then make no further call.
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -149,7 +152,8 @@ impl Interfaces {
             && let Ok(capability) =
                 answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
         {
-            // One capability, which may be Rpc or Chain: it rejects calls that it does not implement.
+            // Depending on the node's version, this capability is an Rpc or a Chain. A node rejects calls that the
+            // capability does not implement, so a test call shows which it is.
             let rpc = ExecuteRpc::Rpc(with_thread(&capability, thread));
             if JsonRpc::new(rpc.clone()).is_offered().await? {
                 offered.execute_rpc = Some(rpc);
@@ -181,7 +185,7 @@ impl Interfaces {
     }
 }
 
-/// The capability as a client of one interface, with the thread that runs its calls.
+/// Converts an untyped capability to a client of the interface `C`, bound to the node's thread that runs the calls.
 fn with_thread<C: FromClientHook>(
     capability: &capnp::capability::Client,
     thread: &NodeThread,

@@ -1,4 +1,5 @@
-//! JSON-RPC over IPC, by either of the two interfaces that have it. It needs no cookie and no port.
+//! JSON-RPC over IPC, through the method `executeRpc` of the Rpc or the Node interface. Unlike HTTP, it needs no cookie
+//! and no port.
 
 use futures::future::LocalBoxFuture;
 use serde_json::Value;
@@ -9,7 +10,7 @@ use crate::json_rpc::{Method, Response, Transport, call_error, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
 
-/// An interface with the method `executeRpc`: the IPC transport of JSON-RPC.
+/// IPC transport of JSON-RPC: a client of an interface with the method `executeRpc`.
 #[derive(Clone)]
 pub(super) enum ExecuteRpc {
     /// `Rpc.executeRpc`, which takes and returns JSON-RPC 2.0 objects.
@@ -19,7 +20,7 @@ pub(super) enum ExecuteRpc {
 }
 
 impl ExecuteRpc {
-    /// The same interface, with calls that run on another thread.
+    /// Returns a client of the same interface whose calls run on `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         match self {
             ExecuteRpc::Rpc(capability) => ExecuteRpc::Rpc(capability.on_thread(thread)),

@@ -1,4 +1,4 @@
-//! The Mining interface, the only one that every node with IPC has.
+//! Client of the Mining interface, the only interface that every node with IPC has.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,12 +11,12 @@ use crate::bitcoin_core;
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 
-/// A block hash in wire byte order. It is displayed in reverse byte order, as is usual.
+/// A block hash in the byte order of the P2P protocol. `Display` prints it in reverse byte order, like Bitcoin Core.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockHash(pub [u8; 32]);
 
 impl BlockHash {
-    /// The last 13 hexadecimal digits as a number, which is exact as an f64.
+    /// The last 13 hexadecimal digits of the displayed hash as a number. An f64 represents 13 digits (52 bits) exactly.
     pub fn suffix(&self) -> f64 {
         const DIGITS: u32 = 13;
         let low = u64::from_le_bytes(*self.0.first_chunk().expect("32 bytes"));
@@ -68,24 +68,26 @@ impl BlockRef {
     }
 }
 
-/// The version of the Mining schema that a node uses. Default values in the schema change the encoding of values.
+/// The version of the Mining schema that a node uses. Cap'n Proto encodes a value as its XOR with the default value in
+/// the schema, so the versions encode some values differently.
 #[derive(Clone, Copy)]
 pub(super) enum MiningSchema {
-    /// Core 30: the timeout of waitTipChanged and the options of a template have no default values.
+    /// Schema of Core 30: the timeout of waitTipChanged and the options of createNewBlock have no default values.
     Core30,
-    /// Core 31 and later: they have default values.
+    /// Schema of Core 31 and later: the timeout of waitTipChanged and the options of createNewBlock have default
+    /// values.
     Core31,
 }
 
-/// A node's Mining interface, with the thread that runs its calls.
+/// Client of a node's Mining interface, with the node's thread that runs the calls.
 pub struct Mining {
     pub(super) capability: BoundCapability<mining::Client>,
     pub(super) schema: MiningSchema,
 }
 
 impl Mining {
-    /// Requests the interface by the ordinal of Core 31 and later. These nodes respond when their chain state is loaded, which may take
-    /// long.
+    /// Requests the Mining interface with the method ordinal of Core 31 and later. Core 31 and later respond only when
+    /// their chain state is loaded, which can take a long time. `None` if the node does not have this method.
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -95,8 +97,8 @@ impl Mining {
         Ok(client.map(|client| Self::new(client, thread, MiningSchema::Core31)))
     }
 
-    /// Requests the interface by the ordinal of Core 30. That node responds at any time, and aborts when the interface is used before
-    /// its chain state is loaded.
+    /// Requests the Mining interface with the method ordinal of Core 30. Core 30 responds at any time, but aborts if
+    /// the interface is used before the chain state is loaded. `None` if the node does not have this method.
     pub async fn discover_core30(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -110,12 +112,12 @@ impl Mining {
         Mining { capability: BoundCapability { client, thread: thread.clone() }, schema }
     }
 
-    /// The same interface, with calls that run on another thread.
+    /// Returns a client of the same interface whose calls run on `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         Mining { capability: self.capability.on_thread(thread), schema: self.schema }
     }
 
-    /// The tip; `None` before the genesis block is connected.
+    /// The tip of the active chain; `None` before the genesis block is connected.
     pub async fn tip(&self) -> Result<Option<BlockRef>, CallError> {
         let answer = call!(self.capability, get_tip_request)?;
         let answer = answer.get()?;
@@ -127,7 +129,8 @@ impl Mining {
         Ok(call!(self.capability, is_initial_block_download_request)?.get()?.get_result())
     }
 
-    /// Waits until the tip is not `current`, for at most `timeout`, and returns the tip. `None` means that the node is shutting down.
+    /// Waits until the node's tip differs from `current`, for at most `timeout`, and returns the tip. `None` means that
+    /// the node is shutting down.
     pub async fn wait_tip_changed(
         &self,
         current: BlockHash,
@@ -135,7 +138,8 @@ impl Mining {
     ) -> Result<Option<BlockRef>, CallError> {
         let mut milliseconds = timeout.as_secs_f64() * 1000.0;
         if let MiningSchema::Core30 = self.schema {
-            // Undo the XOR with the default value in our schema.
+            // Our schema has the default value MAX_DOUBLE, and the encoder applies XOR with it. The XOR here cancels
+            // the encoder's XOR, because the schema of Core 30 has no default value.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits());
         }
         let answer = call!(self.capability, wait_tip_changed_request, |params| {

@@ -1,12 +1,12 @@
 //! The client of a node's IPC: Cap'n Proto over a Unix socket.
 //!
-//! - [`endpoint`] is the source of connections.
-//! - `connection` has the handshake, the node's threads and the deadlines of calls.
+//! - [`endpoint`] opens connections to the node: an inherited connection, or new ones to a socket path.
+//! - `connection` contains the Cap'n Proto handshake, the handles to the node's threads, and the deadline of each call.
 //! - `interfaces` lists the interfaces and discovers which of them a node has.
-//! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the interfaces. `template` is a block template of Mining. `subscription`
-//!   is a subscription of Chain or Tracing.
-//! - `block` counts the contents of a block. `error` converts the errors of Cap'n Proto.
-//! - [`guard`] is the process between the node and the exporter.
+//! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the clients of the node's interfaces. `template` is the
+//!   client of a block template. `subscription` is a subscription to the callbacks of Chain or Tracing.
+//! - `block` counts the contents of a block. `error` converts Cap'n Proto errors to `CallError`.
+//! - [`guard`] is the process that relays Cap'n Proto messages between the node and the exporter.
 
 mod block;
 mod chain;

@@ -1,4 +1,4 @@
-//! The Node interface: state of the mempool and the network, and statistics of each peer.
+//! Client of the Node interface: state of the mempool and the network, and statistics of each peer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,45 +10,50 @@ use crate::schema::node_capnp::{node, node_stats};
 /// Statistics of one peer, from Node.getNodesStats or from getpeerinfo.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PeerStats {
-    /// The node's ID for the peer; the same process never uses it again.
+    /// The node's ID for the peer. A node does not reuse an ID until it restarts.
     pub id: i64,
-    /// Time at which the peer connected, Unix seconds, by the node's clock at that time.
+    /// Time at which the peer connected, in Unix seconds of the node's clock.
     pub connected: i64,
-    /// Network with its name in getpeerinfo, for example `ipv4` or `onion`.
+    /// Network of the peer, named as in getpeerinfo, for example `ipv4` or `onion`.
     pub network: &'static str,
-    /// IP address of the peer, if it has one. The node does not report the address of a peer that was added by name (`-addnode=host`).
+    /// IP address of the peer, if the peer has one and the node reports it. The node reports no address for a peer that
+    /// was added by host name (`-addnode=host`).
     pub address: Option<IpAddr>,
-    /// Autonomous system of the address, if the node has a map of them (`-asmap`).
+    /// Number of the autonomous system (AS) of the address, if the node uses an AS map (`-asmap`).
     pub mapped_as: Option<u32>,
-    /// Connection type with its name in getpeerinfo, for example `inbound` or `outbound-full-relay`.
+    /// Connection type, named as in getpeerinfo, for example `inbound` or `outbound-full-relay`.
     pub connection_type: &'static str,
-    /// Transport protocol: `v1`, `v2` or `detecting`.
+    /// P2P transport protocol: `v1`, `v2` or `detecting`.
     pub transport: &'static str,
-    /// Protocol version; 0 before the peer has sent it.
+    /// P2P protocol version; 0 before the peer has sent its `version` message.
     pub version: i64,
     /// Round-trip time of the last ping.
     pub ping: Option<Duration>,
     /// Shortest round-trip time of a ping.
     pub min_ping: Option<Duration>,
-    /// Time for which a ping has been unanswered.
+    /// Time since the node sent a ping that the peer has not answered yet; `None` if no ping is unanswered.
     pub ping_wait: Option<Duration>,
-    /// Whether the node chose the peer for high-bandwidth compact blocks.
+    /// Whether the node selected the peer as a BIP 152 high-bandwidth peer.
     pub high_bandwidth_to: bool,
-    /// Whether the peer chose the node for high-bandwidth compact blocks.
+    /// Whether the peer selected the node as a BIP 152 high-bandwidth peer.
     pub high_bandwidth_from: bool,
     /// Whether the peer takes part in address relay.
     pub addr_relay: bool,
-    /// Number of the peer's addresses that were dropped because it sent too many; `None` if the call does not report it.
+    /// Number of addresses from the peer that the node dropped because of its rate limit; `None` if the call that
+    /// returned these statistics does not report the number.
     pub addresses_rate_limited: Option<u64>,
-    /// Number of transactions that wait to be announced to the peer; `None` if the call does not report it.
+    /// Number of transactions that the node has yet to announce to the peer; `None` if the call that returned these
+    /// statistics does not report the number.
     pub inv_to_send: Option<u64>,
-    /// Difference of the peer's clock to the node's, in seconds.
+    /// The peer's clock minus the node's clock, in seconds.
     pub time_offset: i64,
     /// Heights of the blocks that the node is downloading from the peer.
     pub blocks_in_flight: Vec<i64>,
-    /// Whether the node announces transactions to the peer; false if the call does not report it.
+    /// Whether the node announces transactions to the peer; false if the call that returned these statistics does not
+    /// report it.
     pub relays_transactions: bool,
-    /// Feerate in BTC/kvB below which the peer wants no transactions; `None` if the call does not report it.
+    /// The peer's minimum fee rate for transactions (BIP 133 `feefilter`), in BTC/kvB; `None` if the call that returned
+    /// these statistics does not report it.
     pub min_fee_filter: Option<f64>,
     /// Bytes sent to the peer, by message type.
     pub sent: Vec<(String, u64)>,
@@ -58,7 +63,7 @@ pub struct PeerStats {
 
 pub use crate::bitcoin_core::{CONNECTION_TYPES, NETWORKS, TRANSPORTS};
 
-/// The name with this index, or `other`.
+/// The element of `names` at this index, or `other` if the index is out of range.
 fn name(names: &[&'static str], index: i32) -> &'static str {
     usize::try_from(index).ok().and_then(|index| names.get(index)).unwrap_or(&"other")
 }
@@ -105,33 +110,36 @@ impl PeerStats {
     }
 }
 
-/// Parses the IP address in an address with a port, as the node writes it.
+/// Parses a peer address of the form `IP:port` or `[IPv6]:port`, and returns the IP address. `None` for a host name or
+/// an onion address.
 pub fn ip_address(text: &str) -> Option<IpAddr> {
     text.parse::<SocketAddr>().ok().map(|address| address.ip())
 }
 
-/// Converts a time in microseconds. Before the first measurement the node returns 0 or the largest value, which are converted to
-/// `None`.
+/// Converts a number of microseconds to a duration. The node returns 0 or `i64::MAX` before the first measurement; both
+/// values are converted to `None`.
 fn microseconds(value: i64) -> Option<Duration> {
     (value != i64::MAX)
         .then(|| u64::try_from(value).ok().filter(|&value| value > 0).map(Duration::from_micros))?
 }
 
-/// Direction of the connections that [`Node::peers`] counts, with the values of Core's `ConnectionDirection`.
+/// Direction of the peer connections that [`Node::peers`] counts. The discriminants are the values of Core's
+/// `ConnectionDirection`.
 #[derive(Clone, Copy)]
 pub enum PeerDirection {
-    /// Connections that peers opened.
+    /// Inbound connections, which peers opened.
     In = 1,
-    /// Connections that the node opened.
+    /// Outbound connections, which the node opened.
     Out = 2,
-    /// All connections.
+    /// Connections in both directions.
     Both = 3,
 }
 
-/// A node's Node interface, with the thread that runs its calls.
+/// Client of a node's Node interface, with the node's thread that runs the calls.
 pub struct Node(pub(super) BoundCapability<node::Client>);
 
-/// Defines methods that take only the context and return one primitive value.
+/// Defines client methods for the methods of Node that have no parameter except the context and that return one
+/// primitive value.
 macro_rules! plain {
     ($($(#[$doc:meta])* $name:ident = $request:ident -> $type:ty;)*) => {
         $($(#[$doc])* pub async fn $name(&self) -> Result<$type, CallError> {
@@ -150,11 +158,11 @@ impl Node {
         mempool_size = get_mempool_size_request -> u64;
         /// Bytes of memory that the mempool uses.
         mempool_usage = get_mempool_dynamic_usage_request -> u64;
-        /// Bytes of memory that the mempool may use.
+        /// Maximum memory of the mempool, in bytes (`-maxmempool`).
         mempool_max_usage = get_mempool_max_usage_request -> u64;
         /// Timestamp in the header of the tip, Unix seconds.
         last_block_time = get_last_block_time_request -> i64;
-        /// Progress of the verification of the chain, from 0 to 1.
+        /// Core's estimate of the verified fraction of the chain, from 0 to 1.
         verification_progress = get_verification_progress_request -> f64;
         /// Whether the node is in initial block download.
         is_initial_block_download = is_initial_block_download_request -> bool;
@@ -165,21 +173,21 @@ impl Node {
         call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
-    /// Number of connected peers.
+    /// Number of peers that are connected in this direction.
     pub async fn peers(&self, direction: PeerDirection) -> Result<u64, CallError> {
         Ok(call!(self.0, get_node_count_request, |params| params.set_flags(direction as i32))?
             .get()?
             .get_result())
     }
 
-    /// Height of the best known header.
+    /// Height of the best known header; `None` if the node has no header.
     pub async fn header_height(&self) -> Result<Option<i32>, CallError> {
         let answer = call!(self.0, get_header_tip_request)?;
         let answer = answer.get()?;
         Ok(answer.get_result().then(|| answer.get_height()))
     }
 
-    /// Statistics of each peer.
+    /// Statistics of each connected peer.
     pub async fn peer_stats(&self) -> Result<Vec<PeerStats>, CallError> {
         let answer = call!(self.0, get_nodes_stats_request)?;
         answer.get()?.get_stats()?.iter().map(PeerStats::read).collect()

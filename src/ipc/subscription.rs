@@ -1,8 +1,8 @@
-//! The life of a subscription, up to its end through the node's Handler interface.
+//! A subscription to callbacks of the node, which is ended through the node's Handler interface.
 //!
-//! The order of the last steps matters: a node aborts at the next event if it has lost a callback object that it has not destroyed yet.
-//! After the response to `disconnect` the node still calls `destroy`, and then releases the callback. Only then is the subscription
-//! over.
+//! The subscription is over when three steps have happened in this order: the node has responded to `disconnect`, has
+//! called `destroy` on the callback object, and has released the callback object. If the connection closes before the
+//! `destroy` call, the node aborts at its next event.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use super::connection::{BoundCapability, call};
 use super::{CallError, is_thread_busy};
 use crate::schema::handler_capnp::handler;
 
-/// An object for the node's callbacks; dropped when the node has released it.
+/// The exporter's object that receives the node's callbacks. The object is dropped when the node has released its
+/// references.
 pub(super) struct CallbackObject {
     _released: oneshot::Sender<()>,
 }
@@ -31,17 +32,19 @@ pub struct Subscription {
 }
 
 impl<C> BoundCapability<C> {
-    /// Creates the subscription of a handler that this capability returned. The subscription is ended on the same thread.
+    /// Creates the subscription for the handler that a call on this capability returned. The call that ends the
+    /// subscription runs on the thread of this capability.
     pub fn subscription(&self, client: handler::Client, released: oneshot::Receiver<()>) -> Subscription {
         Subscription { handler: BoundCapability { client, thread: self.thread.clone() }, released }
     }
 }
 
 impl Subscription {
-    /// Ends the subscription while the connection stays open: disconnects it, and waits until the node has destroyed and released the
-    /// callback, as long as that takes. (When the connection is closed, the guard ends the subscription.)
+    /// Ends the subscription while the connection stays open: calls `disconnect`, and waits without a time limit until
+    /// the node has destroyed and released the callback object. If the exporter closes the connection instead, the
+    /// guard ends the subscription.
     pub async fn end(self) -> Result<(), CallError> {
-        /// Time between two attempts while the thread is busy with another call.
+        /// Interval between two `disconnect` calls while the node's thread is busy with another call.
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
         while let Err(error) = call!(self.handler, disconnect_request) {
             match error {
@@ -51,7 +54,7 @@ impl Subscription {
                 error => return Err(error),
             }
         }
-        // An error means that the callback was dropped.
+        // No value is ever sent. Dropping the callback object drops the sender, which ends this wait with an error.
         let _ = self.released.await;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Block templates of the Mining interface. They are only read: the guard forwards no other calls on them, except `destroy`.
+//! Client of the Mining interface's block templates. The guard forwards only calls that read a template, and `destroy`.
 
 use capnp::capability::Request;
 
@@ -8,23 +8,25 @@ use super::mining::MiningSchema;
 use super::{CallError, Mining};
 use crate::schema::mining_capnp::{block_template, create_new_block_core30, mining};
 
-/// A block that the node has assembled from its mempool, and keeps in memory until [`destroy`](Self::destroy).
+/// A block template that the node has assembled from its mempool, and that it keeps in memory until
+/// [`destroy`](Self::destroy).
 pub struct BlockTemplate(BoundCapability<block_template::Client>);
 
 impl Mining {
-    /// Has the node assemble the block that it would mine now. `None` means that the node is shutting down. Core 30 does this on the
-    /// thread that all connections share.
+    /// Requests a template of the block that the node would mine now. `None` means that the node is shutting down. Core
+    /// 30 assembles the template on its event loop thread, which serves all IPC connections.
     pub async fn create_new_block(&self) -> Result<Option<BlockTemplate>, CallError> {
         let answer = match self.schema {
             MiningSchema::Core30 => {
                 let slot = self.capability.thread.acquire_slot().await?;
                 let client = &self.capability.client.client;
-                let (interface, ordinal) = CREATE_NEW_BLOCK; // the same in each node's schema
+                let (interface, ordinal) = CREATE_NEW_BLOCK; // equal in the schemas of Core 30 and 31
                 let mut create: Request<
                     create_new_block_core30::Owned,
                     mining::create_new_block_results::Owned,
                 > = client.new_call(interface, ordinal, None);
-                // The default values of the node, which later nodes have in their schema.
+                // Core's default values for these options. The schema of Core 31 and later contains them; the schema of
+                // Core 30 does not.
                 let mut options = create.get().init_options();
                 options.set_use_mempool(true);
                 options.set_block_reserved_weight(8000);
@@ -33,7 +35,8 @@ impl Mining {
             }
             MiningSchema::Core31 => call!(self.capability, create_new_block_request, |params| {
                 params.reborrow().init_options();
-                // Do not wait until the node has caught up: the caller decides when.
+                // With the default value `true`, the node responds only after it has caught up with the chain. The
+                // caller of this method decides when a template makes sense.
                 params.set_cooldown(false)
             })?,
         };
@@ -45,25 +48,26 @@ impl Mining {
 }
 
 impl BlockTemplate {
-    /// Fee of each transaction in satoshis, without the coinbase.
+    /// Fee of each transaction except the coinbase, in satoshis.
     pub async fn fees(&self) -> Result<Vec<i64>, CallError> {
         let answer = call!(self.0, get_tx_fees_request)?;
         Ok(answer.get()?.get_result()?.iter().collect())
     }
 
-    /// Cost of the signature operations of each transaction, as the consensus limit of 80,000 counts it, without the coinbase.
+    /// Signature operations cost of each transaction except the coinbase. The consensus limit for a block is 80,000.
     pub async fn sigops(&self) -> Result<Vec<i64>, CallError> {
         let answer = call!(self.0, get_tx_sigops_request)?;
         Ok(answer.get()?.get_result()?.iter().collect())
     }
 
-    /// Passes the serialized block, which is up to 4 MB, to `read` without a copy. Its coinbase is a dummy.
+    /// Passes the serialized block, which has up to 4 MB, to `read` without copying it. The block's coinbase is a
+    /// dummy.
     pub async fn block<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CallError> {
         let answer = call!(self.0, get_block_request)?;
         Ok(read(answer.get()?.get_result()?))
     }
 
-    /// Has the node destroy the template, and waits until it is destroyed.
+    /// Requests that the node destroys the template, and waits until the node has destroyed it.
     pub async fn destroy(self) -> Result<(), CallError> {
         call!(self.0, destroy_request).map(drop)
     }

@@ -1,4 +1,5 @@
-//! The Tracing interface: the UTXO cache trace. The node makes one call per coin while it holds its main lock.
+//! Client of the Tracing interface: the UTXO cache trace. The node makes one callback per added, spent or uncached
+//! coin, and holds `cs_main` while it waits for the response.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,29 +8,29 @@ use super::subscription::{CallbackObject, Subscription};
 use super::{CallError, NodeThread};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
-/// A change of a coin in a UTXO cache, with the coin's value in satoshis.
+/// A change of one coin in a UTXO cache. The number is the coin's value in satoshis.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CoinEvent {
     /// The coin was added to a cache.
     Added(i64),
     /// The coin was spent from a cache.
     Spent(i64),
-    /// The coin was dropped from a cache, unspent.
+    /// The unspent coin was removed from a cache.
     Uncached(i64),
 }
 
-/// A node's Tracing interface, with the thread that runs its calls.
+/// Client of a node's Tracing interface, with the node's thread that runs the calls.
 pub struct Tracing(pub(super) BoundCapability<tracing::Client>);
 
 impl Tracing {
-    /// The same interface, with calls that run on another thread.
+    /// Returns a client of the same interface whose calls run on `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         Tracing(self.0.on_thread(thread))
     }
 
-    /// Subscribes to the trace. The guard answers its callbacks and passes them on as events.
+    /// Subscribes to the trace. The guard responds to each callback and sends it to the exporter as an event.
     ///
-    /// From here on the connection must not be closed before [`Subscription::end`] has returned.
+    /// After this call the connection must stay open until [`Subscription::end`] has returned.
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = CallbackObject::new();
         let callback: utxo_cache_trace::Client = capnp_rpc::new_client(callback);
@@ -38,5 +39,5 @@ impl Tracing {
     }
 }
 
-/// Has no methods, because the guard answers the node's calls to this object.
+/// The implementation has no methods, because the guard responds to the node's calls to this object.
 impl utxo_cache_trace::Server for CallbackObject {}

@@ -1,4 +1,4 @@
-//! The error of a call to the node.
+//! The error type of calls to the node, over IPC and over HTTP.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,17 +6,18 @@ use std::time::Duration;
 use super::{FailureCause, HttpFailure};
 use crate::text;
 
-/// The reason why a call to the node failed. The texts come from the node, or from a server in its place, and may have any length.
-/// [`Display`](fmt::Display) truncates them to one line of [`text::MESSAGE_BYTES`].
+/// The reason why a call to the node failed. The texts are untrusted and may have any length, because they come from
+/// the node or from another server at its address. [`Display`](fmt::Display) truncates the message to one line of at
+/// most [`text::MESSAGE_BYTES`] bytes.
 #[derive(Debug)]
 pub enum CallError {
     /// There was no response within the deadline.
     TimedOut(Duration),
     /// The node does not have this method or interface.
     Unimplemented(String),
-    /// The node has the method and could not execute it.
+    /// The node has the method, but could not execute the call.
     Failed(String),
-    /// The connection is closed.
+    /// The connection to the node is closed.
     Disconnected(String),
     /// JSON-RPC returned an error object.
     JsonRpc {
@@ -25,16 +26,16 @@ pub enum CallError {
         /// The node's error message.
         message: String,
     },
-    /// JSON-RPC over HTTP cannot be used, for this reason. The connection over IPC is not affected.
+    /// JSON-RPC over HTTP cannot be used, for this reason. The failure does not affect the connection over IPC.
     Http(HttpFailure),
-    /// The response is larger than the limit. The connection is not affected.
+    /// The response is larger than the limit. The connection can still be used.
     TooLarge(String),
-    /// The response does not match the schema or the documentation.
+    /// The response does not have the format in the Cap'n Proto schema or in Core's RPC documentation.
     Malformed(String),
 }
 
 impl CallError {
-    /// Whether there was no response within the deadline, over any transport.
+    /// Whether the call failed because there was no response within the deadline, over IPC or HTTP.
     pub fn is_timeout(&self) -> bool {
         match self {
             CallError::TimedOut(_) => true,
@@ -43,8 +44,9 @@ impl CallError {
         }
     }
 
-    /// Whether the calls after this one would fail, too, because the node hangs or is gone. A failure over HTTP counts only for a node
-    /// without IPC (`is_http_only`), and not if the node is only busy.
+    /// Whether the poll has to end, because the node hangs or has exited and further calls would fail, too. A failure
+    /// over HTTP ends the poll only if the node is polled over HTTP only (`is_http_only`), and not if only the node's
+    /// work queue is full.
     pub fn ends_poll(&self, is_http_only: bool) -> bool {
         match self {
             CallError::TimedOut(_) | CallError::Disconnected(_) => true,
@@ -87,7 +89,7 @@ impl CallError {
                 write!(f, "no response within {}", humantime::format_duration(*after))
             }
             CallError::Unimplemented(text) => write!(f, "not implemented by the node ({text})"),
-            CallError::Failed(text) => write!(f, "the node failed: {text}"),
+            CallError::Failed(text) => write!(f, "the node could not execute the call: {text}"),
             CallError::Disconnected(text) => write!(f, "the connection is closed ({text})"),
             CallError::JsonRpc { code, message } => write!(f, "{message} (JSON-RPC error {code})"),
             CallError::Http(failure) => fmt::Display::fmt(failure, f),

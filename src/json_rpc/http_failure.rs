@@ -1,25 +1,25 @@
-//! Why a request over HTTP failed.
+//! The failure of a JSON-RPC request over HTTP, and its cause.
 
 use std::fmt;
 
 use crate::text;
 
-/// The cause of a failed request over HTTP.
+/// The cause of a failed JSON-RPC request over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureCause {
-    /// Nothing listens at the address.
+    /// The connection was refused, because no process listens at the address.
     Refused,
     /// There was no response within the deadline.
     Timeout,
-    /// There are no credentials, or the node rejects them.
+    /// The exporter has no credentials, or the node rejects the credentials.
     Unauthorized,
-    /// The node does not allow the method, or does not allow this client.
+    /// The node does not allow the method (`-rpcwhitelist`) or the client's address (`-rpcallowip`).
     Forbidden,
-    /// The node's work queue is full.
+    /// The node's RPC work queue is full.
     Busy,
-    /// The node is starting.
+    /// The node is starting and rejects calls (RPC_IN_WARMUP).
     Warmup,
-    /// The node is not the one behind the IPC socket, or not on the configured chain.
+    /// The node that responds over HTTP is not the node behind the IPC socket, or is not on the configured chain.
     DifferentNode,
     /// The response is larger than the limit.
     TooLarge,
@@ -41,23 +41,24 @@ impl FailureCause {
         "other",
     ];
 
-    /// Value of the `cause` label.
+    /// Value of the metric label `cause`.
     pub fn name(self) -> &'static str {
         Self::NAMES[self as usize]
     }
 
-    /// Whether the node that responded before is gone: it has exited, was restarted, or another one is in its place.
+    /// Whether this cause means that the node that responded before no longer runs: it has exited, it was restarted, or
+    /// another node responds now.
     pub fn is_node_gone(self) -> bool {
         matches!(self, FailureCause::Refused | FailureCause::Warmup | FailureCause::DifferentNode)
     }
 }
 
-/// A failed request over HTTP: its cause, and the text to log.
+/// A failed JSON-RPC request over HTTP: its cause, and a text for the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpFailure {
     /// Cause of the failure.
     pub cause: FailureCause,
-    /// The failed action, the reason, and what to do.
+    /// Text for the log: what failed, why, and the remedy.
     pub text: String,
 }
 
@@ -67,7 +68,7 @@ impl HttpFailure {
         HttpFailure { cause, text: text::message(text.into()) }
     }
 
-    /// The same failure, with this URL in front of its text.
+    /// Returns the same failure, with `url` in front of the text.
     pub fn at(self, url: impl fmt::Display) -> Self {
         HttpFailure { text: format!("{url}: {}", self.text), ..self }
     }

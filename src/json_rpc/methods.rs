@@ -1,6 +1,7 @@
-//! The JSON-RPC methods that the exporter calls, and the parameters that each may have. None of them changes the node.
+//! The JSON-RPC methods that the exporter calls, with the permitted parameters of each method. No method in the list
+//! changes the node's state.
 //!
-//! The exporter can call no other method, and the guard forwards no other call.
+//! The exporter and the guard check each call against this list and reject all other calls.
 
 use serde_json::Value;
 
@@ -35,18 +36,18 @@ pub enum Method {
     Uptime,
 }
 
-/// The values that one parameter of a method may have.
+/// The permitted values of one parameter of a method.
 enum Parameter {
-    /// An integer from the first to the second number, both included.
+    /// An integer between the two numbers, inclusive.
     Integer(i64, i64),
     /// A block hash: 64 lower-case hex digits.
     Hash,
-    /// A list of field names.
+    /// An array of names of response fields, for getblockstats.
     Names,
 }
 use Parameter::{Hash, Integer, Names};
 
-/// Name and parameters of each method, in the order of [`Method`], which is alphabetical.
+/// Name and parameters of each method, in the order of the variants of [`Method`], which is alphabetical.
 const METHODS: &[(Method, &str, &[Parameter])] = &[
     (Method::EstimateSmartFee, "estimatesmartfee", &[Integer(1, 1008)]),
     (Method::GetAddrmanInfo, "getaddrmaninfo", &[]),
@@ -76,18 +77,18 @@ const METHODS: &[(Method, &str, &[Parameter])] = &[
 ];
 
 impl Method {
-    /// The name of the method in a request.
+    /// The method's name in a JSON-RPC request.
     pub const fn name(self) -> &'static str {
         METHODS[self as usize].1
     }
 }
 
-/// Checks that this method may be called with these parameters.
+/// Checks that the list permits a call of the method `name` with these parameters.
 ///
-/// # Errors
-/// The part that is not allowed, in a few words of bounded length.
+/// # Errors The method is not in the list, or its parameters are not permitted. The text names the method and has a
+/// bounded length.
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
-    /// Number of characters of an unknown name in the error.
+    /// Maximum number of characters of an unknown method name in the error text.
     const SHOWN: usize = 40;
     let Some((_, _, permitted)) = METHODS.iter().find(|(_, listed, _)| *listed == name) else {
         return Err(format!("method {:?}", name.chars().take(SHOWN).collect::<String>()));
@@ -120,12 +121,12 @@ impl Parameter {
     }
 }
 
-/// The names of all methods.
+/// The names of all methods in the list.
 pub fn method_names() -> impl Iterator<Item = &'static str> {
     METHODS.iter().map(|(_, name, _)| *name)
 }
 
-/// The line for `bitcoin.conf` that allows this user only the methods that the exporter calls.
+/// Returns the line for `bitcoin.conf` that restricts the RPC user `user` to the methods that the exporter calls.
 pub fn whitelist_line(user: &str) -> String {
     format!("rpcwhitelist={user}:{}", method_names().collect::<Vec<_>>().join(","))
 }

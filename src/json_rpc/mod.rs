@@ -1,7 +1,7 @@
-//! JSON-RPC calls, and the trait of their transports: IPC (`src/ipc/json_rpc.rs`) and [`http`].
+//! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/json_rpc.rs`) and [`http`].
 //!
-//! Only methods that read are called; `methods` lists them. `error` has the errors of calls, and `http_failure` has the failures of
-//! requests over HTTP. This file has requests and responses.
+//! `methods` lists the permitted methods, which only read the node's state. `error` contains the error type
+//! of calls, and `http_failure` the failures of requests over HTTP. This file encodes requests and decodes responses.
 
 mod error;
 pub mod http;
@@ -21,19 +21,19 @@ pub use error::CallError;
 pub use http_failure::{FailureCause, HttpFailure};
 pub use methods::{Method, method_names, whitelist_line};
 
-/// A transport for JSON-RPC calls to a node.
+/// A transport for JSON-RPC calls to a node, implemented for IPC and for HTTP.
 pub trait Transport {
     /// Makes a call. Returns the JSON text of the result.
     fn call<'a>(&'a self, method: Method, params: &'a Value)
     -> LocalBoxFuture<'a, Result<String, CallError>>;
 
-    /// Why no call can be made now; `None` if one can.
+    /// The reason why no call can be made now; `None` if calls can be made.
     fn unavailable(&self) -> Option<CallError> {
         None
     }
 }
 
-/// A JSON-RPC client over any transport.
+/// A JSON-RPC client, over IPC or HTTP.
 #[derive(Clone)]
 pub struct JsonRpc(Rc<dyn Transport>);
 
@@ -43,17 +43,18 @@ impl JsonRpc {
         JsonRpc(Rc::new(transport))
     }
 
-    /// Whether a call can be made now; always true over IPC.
+    /// Whether a call can be made now. Over IPC this is always true.
     pub fn is_available(&self) -> bool {
         self.unavailable().is_none()
     }
 
-    /// Why no call can be made now; `None` if one can.
+    /// The reason why no call can be made now; `None` if calls can be made.
     pub fn unavailable(&self) -> Option<CallError> {
         self.0.unavailable()
     }
 
-    /// Whether the node has JSON-RPC at the other end of this transport. Calls `uptime`, which is safe from the node's first moment.
+    /// Tests with a call of `uptime` whether the node offers JSON-RPC over this transport. The node responds to
+    /// `uptime` safely even while it starts.
     ///
     /// # Errors
     /// The node does not respond, or the connection is closed.
@@ -65,7 +66,7 @@ impl JsonRpc {
         }
     }
 
-    /// Makes a call. `params` is an array. Returns null if there is no result.
+    /// Makes a call. `params` must be a JSON array. Returns JSON null if the response has no result.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -73,8 +74,8 @@ impl JsonRpc {
         Ok(self.call_as(method, params).await?.unwrap_or_default())
     }
 
-    /// Makes a call, and parses the result directly into `T`, without a tree of JSON values in memory. Returns `None` if there is no
-    /// result.
+    /// Makes a call, and parses the JSON text of the result directly into `T`, which needs less memory than a
+    /// [`Value`]. Returns `None` if the response has no result.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -91,7 +92,7 @@ impl JsonRpc {
     }
 }
 
-/// The text of a JSON-RPC 2.0 request.
+/// Encodes a JSON-RPC 2.0 request.
 pub(crate) fn request(method: &str, parameters: &Value) -> String {
     json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}).to_string()
 }
@@ -99,7 +100,8 @@ pub(crate) fn request(method: &str, parameters: &Value) -> String {
 /// A JSON-RPC response object.
 #[derive(Deserialize)]
 pub(crate) struct Response<'a> {
-    /// Only for the check that it is present: an object without an ID is not a response.
+    /// Makes deserialization fail if the object has no `id`, because an object without an ID is not a JSON-RPC
+    /// response.
     #[serde(rename = "id")]
     _id: IgnoredAny,
     #[serde(borrow)]
@@ -108,7 +110,7 @@ pub(crate) struct Response<'a> {
 }
 
 impl Response<'_> {
-    /// The JSON text of the result; null if there is none.
+    /// Returns the JSON text of the result, or `null` if the response has no result.
     pub fn result(self) -> Result<String, CallError> {
         match self.error.filter(|error| !error.is_null()) {
             Some(error) => Err(call_error(&error)),
@@ -117,14 +119,14 @@ impl Response<'_> {
     }
 }
 
-/// Parses JSON from the node.
+/// Parses a JSON text from the node.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
     serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("unexpected JSON: {error}")))
 }
 
 /// Converts a JSON-RPC error object to a [`CallError`].
 pub(crate) fn call_error(error: &Value) -> CallError {
-    /// Limit on the error message, in bytes.
+    /// Maximum length of the error message, in bytes.
     const MAX_BYTES: usize = 200;
     let message = error["message"].as_str().unwrap_or("an error without a message");
     CallError::JsonRpc {

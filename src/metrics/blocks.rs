@@ -4,7 +4,8 @@ use super::model::{counter, gauge};
 use super::pushed::{Counter, Gauge, area};
 
 const BLOCK: &[&str] = &["the block in ChainNotifications.blockConnected"];
-const STATS: &[&str] = &["JSON-RPC getblockstats of the tip, once per tip, out of initial block download"];
+const STATS: &[&str] =
+    &["JSON-RPC getblockstats of the tip, once per tip, not during initial block download"];
 
 area! {
     /// Metrics about the tip's contents and about connected and disconnected blocks.
@@ -23,13 +24,13 @@ area! {
             "Transaction outputs in the tip block, including the coinbase", STATS).of_node();
         height: Gauge = gauge("bitcoin_block_height",
             "Height of the last block counted as connected",
-            &["ChainNotifications.blockConnected; else tip changes from Mining.waitTipChanged"]);
+            &["ChainNotifications.blockConnected; without ChainNotifications, tip changes from Mining.waitTipChanged"]);
         connected: Counter = counter("bitcoin_blocks_connected_total",
             "Blocks connected to the active chain, without the historical blocks of an assumeutxo node",
-            &["ChainNotifications.blockConnected; else counted from headers after tip changes (JSON-RPC)"]);
+            &["ChainNotifications.blockConnected; without ChainNotifications, the headers after a tip change (JSON-RPC)"]);
         disconnected: Counter = counter("bitcoin_blocks_disconnected_total",
             "Blocks disconnected from the active chain by reorganizations",
-            &["ChainNotifications.blockDisconnected; else counted from headers after tip changes (JSON-RPC)"]);
+            &["ChainNotifications.blockDisconnected; without ChainNotifications, the headers after a tip change (JSON-RPC)"]);
         historical: Counter = counter("bitcoin_historical_blocks_connected_total",
             "Blocks below an assumeutxo snapshot, connected in the background to validate it. No other metric counts them \
              or their contents",
@@ -39,9 +40,9 @@ area! {
              another chain, or has rebuilt its block index)",
             &["Mining.waitTipChanged; headers (JSON-RPC)"]);
         tip_updates: Counter = counter("bitcoin_tip_updates_total",
-            "Tip changes", &["ChainNotifications.updatedBlockTip; else Mining.waitTipChanged"]);
+            "Changes of the tip of the active chain", &["ChainNotifications.updatedBlockTip; without ChainNotifications, Mining.waitTipChanged"]);
         flushes: Counter = counter("bitcoin_chain_state_flushes_total",
-            "Flushes of the chain state to disk", &["ChainNotifications.chainStateFlushed"]);
+            "Flushes of the chainstate to disk", &["ChainNotifications.chainStateFlushed"]);
         connected_transactions: Counter = counter("bitcoin_connected_transactions_total",
             "Transactions in connected blocks, including the coinbase", BLOCK);
         connected_inputs: Counter = counter("bitcoin_connected_inputs_total",

@@ -12,12 +12,12 @@ area! {
             "Height of the best known header", &["Node.getHeaderTip; getblockchaininfo `headers`"]).of_node();
         ibd: Gauge = gauge("bitcoin_ibd",
             "1 while the node is in initial block download, otherwise 0",
-            &["Node, else Chain: isInitialBlockDownload; getblockchaininfo; Mining.isInitialBlockDownload"]).of_node();
+            &["Node.isInitialBlockDownload; Chain.isInitialBlockDownload; getblockchaininfo; Mining.isInitialBlockDownload"]).of_node();
         verification_progress: Gauge = gauge("bitcoin_verification_progress",
-            "Estimated share of verified transactions of the chain, 0 to 1",
+            "Verified share of all transactions in the chain, as estimated by the node, 0 to 1",
             &["Node.getVerificationProgress; getblockchaininfo"]).of_node();
         tip_timestamp: Gauge = gauge("bitcoin_tip_timestamp_seconds",
-            "Timestamp in the tip's header, Unix seconds; set by its miner",
+            "Timestamp in the tip's header, which the block's miner chose, Unix seconds",
             &["Node.getLastBlockTime; getblockchaininfo `time`"]).of_node();
         tip_hash_suffix: Gauge = gauge("bitcoin_tip_hash_suffix",
             "Last 13 hexadecimal digits of the tip's hash, as a number; equal on nodes with the same tip",
@@ -28,15 +28,15 @@ area! {
             "Size of the block and undo files on disk", &["JSON-RPC getblockchaininfo `size_on_disk`"]).of_node();
         pruned: Gauge = gauge("bitcoin_pruned",
             "1 if the node prunes old blocks, otherwise 0",
-            &["JSON-RPC getblockchaininfo; without it Chain.havePruned (blocks were pruned already)"]).of_node();
+            &["JSON-RPC getblockchaininfo; without JSON-RPC, Chain.havePruned, which is 1 only after blocks were pruned"]).of_node();
         prune_height: Gauge = gauge("bitcoin_prune_height",
             "Height of the first complete block on disk, on a pruned node",
-            &["JSON-RPC getblockchaininfo `pruneheight`; without it Chain.getPruneHeight (the last pruned block) plus one"]).of_node();
+            &["JSON-RPC getblockchaininfo `pruneheight`; without JSON-RPC, Chain.getPruneHeight (the last pruned block) plus one"]).of_node();
         tips: GaugeVec<1> = gauge("bitcoin_chain_tips",
             "Tips of the block tree by status",
-            &["JSON-RPC getchaintips, at most once a minute, out of initial block download"]).by(&["status"]).of_node();
+            &["JSON-RPC getchaintips, at most once a minute, not during initial block download"]).by(&["status"]).of_node();
         hashrate: GaugeVec<1> = gauge("bitcoin_hashrate_estimate",
-            "Estimated hash rate of the network over the last blocks, hashes per second",
+            "Estimated hash rate of the network over the last `blocks` blocks, hashes per second",
             &["JSON-RPC getnetworkhashps, once per tip"]).by(&["blocks"]).of_node();
     }
 }

@@ -10,8 +10,7 @@ area! {
     pub struct ExporterMetrics {
         up: Gauge = gauge("bitcoin_up", "1 while the connection to the node works and the last poll succeeded, otherwise 0", EXPORTER);
         interface: GaugeVec<1> = gauge("bitcoin_exporter_interface",
-            "1 for each IPC interface of the node. `http-rpc` is 1 while JSON-RPC over HTTP works, and 0 while it is \
-             configured and fails",
+            "1 for each IPC interface that the node has. `http-rpc` is 1 while JSON-RPC over HTTP works, and 0 while it is configured but fails",
             EXPORTER).by(&["interface"]);
         http_rpc_failures: CounterVec<1> = counter("bitcoin_exporter_http_rpc_failures_total",
             "Failed requests over HTTP, by cause: refused (connection), timeout, unauthorized (401), busy (503 twice), warmup (the \
@@ -23,7 +22,7 @@ area! {
             EXPORTER).by(&["state"]).of_node();
         connects: Counter = counter("bitcoin_exporter_connects_total", "Connections made to the node", EXPORTER);
         disconnects: CounterVec<1> = counter("bitcoin_exporter_disconnects_total",
-            "Closed connections to the node, by reason", EXPORTER).by(&["reason"]);
+            "Connections to the node that were closed, by reason", EXPORTER).by(&["reason"]);
         poll_duration: Histogram = histogram("bitcoin_exporter_poll_duration_seconds",
             "Duration of a poll of the node",
             EXPORTER, &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
@@ -32,16 +31,15 @@ area! {
         last_poll: Gauge = gauge("bitcoin_exporter_last_poll_timestamp_seconds",
             "End time of the last successful poll, Unix seconds", EXPORTER);
         callbacks: CounterVec<1> = counter("bitcoin_exporter_callbacks_total",
-            "Notifications received from the node", EXPORTER).by(&["callback"]);
+            "Notifications received from the node, by callback", EXPORTER).by(&["callback"]);
         callback_duration: Histogram = histogram("bitcoin_exporter_callback_duration_seconds",
-            "Time from the moment at which the guard receives a notification until it has responded. It excludes the time \
-             that the guard waited for a CPU before; bitcoin_exporter_guard_run_delay_seconds_total has that",
+            "Time from the moment at which the guard receives a notification until it has responded. It excludes the time before, in which the guard waited for a CPU; that time is in bitcoin_exporter_guard_run_delay_seconds_total",
             EXPORTER, &[2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1, 1.0]);
         guard_run_delay: Counter = counter("bitcoin_exporter_guard_run_delay_seconds_total",
-            "Time during which the guard was ready to run and waited for a CPU; the node may have waited for the guard during it",
+            "Time that the guard was runnable and waited for a CPU, and during which the node may have waited for the guard",
             &["/proc/PID/schedstat of the guard"]);
         events_dropped: CounterVec<1> = counter("bitcoin_exporter_events_dropped_total",
-            "Notifications that the guard answered but the exporter did not count, because counting fell behind", EXPORTER).by(&["event"]);
+            "Notifications that the guard answered but the exporter did not count, because the guard's event queue was full", EXPORTER).by(&["event"]);
         rejected_calls: CounterVec<1> = counter("bitcoin_exporter_rejected_calls_total",
             "Calls rejected by the guard because they are not on its allow-list; 0 unless the exporter is faulty or \
              compromised",
@@ -52,7 +50,7 @@ area! {
 }
 
 impl ExporterMetrics {
-    /// Sets the values that exist before there is a node.
+    /// Sets the metrics that have a value before the exporter has connected to a node.
     pub(super) fn start(&self) {
         let build = [env!("CARGO_PKG_VERSION"), env!("BUILD_REVISION"), env!("BUILD_RUSTC")];
         self.build_info.replace([(build, 1.0)]);

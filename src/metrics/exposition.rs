@@ -1,7 +1,8 @@
-//! Writes the two exposition formats: OpenMetrics 1.0, and Prometheus text 0.0.4. prometheus-client encodes both.
+//! Writes the two exposition formats, OpenMetrics 1.0 and Prometheus text 0.0.4, with the encoder of prometheus-client.
 //!
-//! The formats differ in two points. In OpenMetrics the family name of a counter has no `_total`; and only OpenMetrics has exemplars and an
-//! end mark. prometheus-client supports exemplars only for values that it counted itself, so [`ExemplarWriter`] adds ours.
+//! The formats differ in two points. In OpenMetrics the family name of a counter has no `_total`. Only OpenMetrics has
+//! exemplars and an end mark (`# EOF`). prometheus-client encodes exemplars only of its own metric types, and
+//! [`ExemplarWriter`] therefore adds the exemplars of this crate.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -16,7 +17,7 @@ use prometheus_client::registry::Registry;
 
 use super::model::{self, Family, Kind, Value};
 
-/// A text format in which a scraper can get the metrics.
+/// An exposition format that a scraper can request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// OpenMetrics 1.0.
@@ -35,7 +36,8 @@ impl Format {
     }
 }
 
-/// Writes all samples in the given format. Each sample also has the `common` labels, given as names and values.
+/// Writes all samples in the given format. Each sample also gets the labels in `common`, which are pairs of name and
+/// value.
 pub fn render(families: &[Family], common: &[(&str, &str)], format: Format) -> String {
     let mut text = String::with_capacity(64 * 1024);
     for family in families.iter().filter(|family| !family.samples.is_empty()) {
@@ -58,7 +60,7 @@ fn write_family(text: &mut String, family: &Family, common: &[(&str, &str)], for
     encode_registry(&mut ExemplarWriter { text, line: 0, exemplars }, &registry)
 }
 
-/// Adapter that prometheus-client encodes: a family in one of the formats.
+/// A family and the format to encode it in. Implements the traits by which prometheus-client encodes metrics.
 #[derive(Debug)]
 struct EncodedFamily {
     family: Family,
@@ -94,7 +96,8 @@ impl Collector for EncodedFamily {
 
 impl EncodedFamily {
     fn encode_value(&self, encoder: &mut MetricEncoder<'_>, value: &Value) -> fmt::Result {
-        // The encoder appends `_total` to the name of a counter. In the text format our name already has it.
+        // The encoder appends `_total` to the name of a counter. In the text format, the name in the declaration
+        // already ends in `_total`.
         let appends_total = self.format == Format::OpenMetrics;
         match (value, self.family.declaration.kind) {
             (Value::Count(count), Kind::Counter) if appends_total => encoder.encode_counter(count, NONE),
@@ -120,17 +123,17 @@ impl EncodedFamily {
     }
 }
 
-/// The exemplar argument for samples without one.
+/// The exemplar argument for samples without an exemplar.
 const NONE: Option<&Exemplar<NoLabelSet, f64>> = None;
 
-/// The number as an integer, if it is one and exact.
+/// The number as an integer; `None` if it has a fraction or is not exactly representable as an f64.
 fn as_whole(number: f64) -> Option<i64> {
-    /// Below this bound every integer is an exact f64.
+    /// Every integer below this bound is exactly representable as an f64.
     const EXACT: f64 = (1u64 << 53) as f64;
     (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
 }
 
-/// Copies the encoded lines of a family, and appends exemplars to the lines of its buckets.
+/// Writer that copies the encoded lines of a family to the output, and appends exemplars to the lines of buckets.
 struct ExemplarWriter<'a> {
     text: &'a mut String,
     /// Index of the line that is being written, starting at 0.
@@ -157,8 +160,8 @@ impl Write for ExemplarWriter<'_> {
     }
 }
 
-/// The exemplars of a histogram, by line index of their bucket in the encoded family. The HELP and TYPE lines come first. The sum and count
-/// of a sample come before its buckets.
+/// The exemplars of a histogram, by the line index of their bucket in the encoded family. The encoded family begins
+/// with the HELP and TYPE lines. For each sample, the lines of the sum and the count precede the lines of the buckets.
 fn exemplars(family: &Family) -> BTreeMap<usize, String> {
     let mut lines = BTreeMap::new();
     let mut first = 2;
@@ -172,7 +175,8 @@ fn exemplars(family: &Family) -> BTreeMap<usize, String> {
     lines
 }
 
-/// Formats an exemplar. Names and values of its labels are the exporter's own, and have no characters to escape.
+/// Formats an exemplar. The label names and values are chosen by the exporter and contain no characters that need
+/// escaping.
 fn suffix(exemplar: &model::Exemplar) -> String {
     let labels: Vec<_> = exemplar.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
     format!(" # {{{}}} {} {:.3}", labels.join(","), exemplar.value, exemplar.time)

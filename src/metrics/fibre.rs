@@ -1,17 +1,17 @@
-//! Metrics about the peers of FIBRE, for a node with FIBRE.
+//! Metrics about FIBRE/UDP peers, which only nodes with FIBRE have.
 
 use super::model::gauge;
 use super::pushed::{GaugeVec, area};
 
 area! {
-    /// Metrics about FIBRE's UDP peers, by group.
+    /// Metrics about FIBRE/UDP peers, by group.
     pub struct FibreMetrics {
         peers: GaugeVec<1> = gauge("bitcoin_fibre_peers",
             "FIBRE/UDP peers that the node has or tries to reach, by group of -udpport; group numbers of 64 and above are \
              `other`, receive-only peers are `receive`",
             &["JSON-RPC getudppeerinfo"]).by(&["group"]).of_node();
         connected: GaugeVec<1> = gauge("bitcoin_fibre_peers_connected",
-            "FIBRE/UDP peers that have responded", &["JSON-RPC getudppeerinfo `lastrecv`"]).by(&["group"]).of_node();
+            "FIBRE/UDP peers from which the node has received a packet", &["JSON-RPC getudppeerinfo `lastrecv`"]).by(&["group"]).of_node();
         trusted: GaugeVec<1> = gauge("bitcoin_fibre_peers_trusted",
             "FIBRE/UDP peers whose chunks are relayed before the block is validated",
             &["JSON-RPC getudppeerinfo `ultimatetrust`"]).by(&["group"]).of_node();
@@ -22,6 +22,6 @@ area! {
         silence: GaugeVec<1> = gauge("bitcoin_fibre_peer_silence_seconds",
             "Longest time since a connected FIBRE/UDP peer of the group sent its last packet; each peer sends a packet \
              every 10 seconds",
-            &["JSON-RPC getudppeerinfo `lastrecv`, against the exporter's clock"]).by(&["group"]).of_node();
+            &["The exporter's clock minus JSON-RPC getudppeerinfo `lastrecv`"]).by(&["group"]).of_node();
     }
 }

@@ -3,7 +3,7 @@
 use super::model::{counter, gauge};
 use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, area};
 
-/// Lower bounds of the feerate bands: the value of the `from` label, and the feerate in tenths of a sat/vB.
+/// Lower bounds of the fee rate bands: for each the value of the `from` label, and the fee rate in tenths of a sat/vB.
 #[rustfmt::skip]
 pub const FEERATE_BANDS: [(&str, u64); 19] = [
     ("0", 0), ("0.1", 1), ("0.2", 2), ("0.5", 5), ("1", 10), ("2", 20), ("3", 30), ("5", 50), ("8", 80),
@@ -13,11 +13,11 @@ pub const FEERATE_BANDS: [(&str, u64); 19] = [
 
 const INFO: &[&str] = &["JSON-RPC getmempoolinfo"];
 const DIAGRAM: &[&str] = &[
-    "JSON-RPC getmempoolfeeratediagram (Bitcoin Core 31 and later), at most once a minute, out of initial block download",
+    "JSON-RPC getmempoolfeeratediagram (Bitcoin Core 31 and later), at most once a minute, not during initial block download",
 ];
 
 area! {
-    /// Metrics about the mempool, its feerates and fee estimates.
+    /// Metrics about the mempool, its fee rates and fee estimates.
     pub struct MempoolMetrics {
         size: Gauge = gauge("bitcoin_mempool_size",
             "Transactions in the mempool", &["Node.getMempoolSize; getmempoolinfo `size`"]).of_node();
@@ -38,7 +38,7 @@ area! {
             "Lowest fee rate of transactions that the node relays, even if the mempool is empty",
             &["JSON-RPC getmempoolinfo `minrelaytxfee`"]).of_node();
         loaded: Gauge = gauge("bitcoin_mempool_loaded",
-            "1 after the node has tried to load the mempool of its last run, whether it succeeded or failed; otherwise 0", INFO).of_node();
+            "1 after the node has finished or failed to load the mempool file of its last run, otherwise 0", INFO).of_node();
         optimal: Gauge = gauge("bitcoin_mempool_optimal",
             "1 if the node's order of the mempool's transactions by fee rate is known to be optimal, otherwise 0",
             &["JSON-RPC getmempoolinfo (Bitcoin Core 31)"]).of_node();

@@ -1,19 +1,19 @@
 //! The metric families of the IPC exporter, with a file per area, and the model that both exporters use.
 //!
-//! This module does not depend on the source of a value. `model` is the whole model: a declaration (name, kind, labels, help, sources,
-//! lifetime) and samples make a family. There are two ways to make a family:
+//! This module does not depend on the sources of values. `model` has the types: a family consists of a declaration
+//! (name, kind, labels, help, sources, lifetime) and samples. There are two ways to create a family:
 //!
-//! - **pushed** (`pushed`): the table of an area declares a handle for each metric (`chain` is a short example). Code that has a value sets
-//!   it: `metrics.chain.height.set(Some(7))`. Values from polls of a node are pushed.
-//! - **read at the scrape**: a function returns families with their present values, each in the same expression as its declaration.
-//!   `own_process` and the tracepoint groups of `usdt` do so.
+//! - **pushed** (`pushed`): the table of an area declares a handle for each metric (`chain` is a short example). Code
+//!   that has a value sets it: `metrics.chain.height.set(Some(7))`. Values from polls of the node are pushed.
+//! - **read at the scrape**: a function returns families with their current values, and declares each family in the
+//!   same expression. `own_process` and the tracepoint groups of `usdt` have such functions.
 //!
-//! [`render`] writes families in an exposition format, and [`markdown`] writes their declarations as METRICS.md.
+//! [`render`] writes families in an exposition format. [`markdown`] writes METRICS.md from the declarations.
 //!
-//! A family has one of two lifetimes, which differ when the node goes away. Values that were *read from the node* (gauges, and counters
-//! that the node keeps) disappear. Values that *the exporter counted* stay. A value that was read from the node also disappears when it is
-//! older than its [`lifetime`]. Each family has the time of its last update, and a scrape checks it. A poller that hangs therefore exports
-//! no old values.
+//! A family has one of two lifetimes. Values that were *read from the node* (gauges, and counters that the node keeps)
+//! are removed when the connection to the node is lost, or when they are older than their [`lifetime`]. Values that
+//! *the exporter counted* are kept. Each family has an expiry time, which every scrape checks. Expired values are
+//! therefore not exported even if a poller hangs.
 
 mod blocks;
 mod chain;
@@ -56,8 +56,9 @@ pub use reference::markdown;
 pub use relay::RelayMetrics;
 pub use utxo_cache::UtxoCacheMetrics;
 
-/// How long a value is exported after it was read from the node, if the node is polled at this interval. It is two intervals, so one failed
-/// poll hides nothing, but at least five seconds. Only tests poll at such short intervals.
+/// Time for which a value is exported after it was read from the node, if the node is polled at this interval. The time
+/// is two intervals, and a single failed poll therefore removes no value. The minimum of five seconds matters only for
+/// tests, which poll at shorter intervals.
 pub fn lifetime(interval: Duration) -> Duration {
     const MIN_LIFETIME: Duration = Duration::from_secs(5);
     interval.saturating_mul(2).max(MIN_LIFETIME)
@@ -75,17 +76,17 @@ pub struct Metrics {
     pub node: NodeMetrics,
     /// Metrics about the node's process.
     pub node_process: NodeProcessMetrics,
-    /// Metrics about the tip's contents, and connected and disconnected blocks.
+    /// Metrics about the contents of the tip block, and about connected and disconnected blocks.
     pub blocks: BlockMetrics,
     /// Metrics about the mempool and fees.
     pub mempool: MempoolMetrics,
-    /// Metrics about transactions that are not in the mempool.
+    /// Metrics about orphan transactions and private broadcasts.
     pub relay: RelayMetrics,
     /// Metrics about the next block.
     pub next_block: NextBlockMetrics,
     /// Metrics about peers and traffic.
     pub network: NetworkMetrics,
-    /// Metrics about FIBRE's peers.
+    /// Metrics about FIBRE/UDP peers.
     pub fibre: FibreMetrics,
     /// Metrics from the UTXO cache trace.
     pub utxo_cache: UtxoCacheMetrics,
@@ -94,7 +95,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Creates all families. Only those about the exporter itself have samples.
+    /// Creates all families. Only the families about the exporter itself have samples then.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::default();
         let metrics = Metrics {
@@ -117,18 +118,19 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// Sets the interval of polls. Values read from the node expire after two intervals; until this is called they never expire.
+    /// Sets the interval of polls. Values read from the node expire after two intervals. Before the first call of this
+    /// function, they do not expire.
     pub fn set_poll_interval(&self, interval: Duration) {
         self.poll_lifetime.set(lifetime(interval));
     }
 
-    /// Removes all values that were read from the node, because the node is away and an old value would mislead.
+    /// Removes all values that were read from the node. Called when the connection to the node is lost.
     pub fn clear_node_values(&self) {
         self.exporter.up.set(Some(0));
         self.pushed.iter().for_each(|family| family.clear_node_values());
     }
 
-    /// All families with their present samples, in the order of METRICS.md.
+    /// All families with their current samples, in the order of METRICS.md.
     pub fn families(&self) -> Vec<Family> {
         self.pushed.iter().map(|family| family.family()).collect()
     }
@@ -151,7 +153,7 @@ impl Metrics {
     }
 }
 
-/// The present time in Unix seconds.
+/// The current time in Unix seconds.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
@@ -210,7 +212,7 @@ mod tests {
         assert!(shows("bitcoin_blocks_connected_total 1") && shows("bitcoin_up 0"), "what was counted stays");
         assert!(!metrics.present().contains(&"bitcoin_chain_height"));
         assert_eq!((metrics.chain.height.get(), metrics.chain.tips.get(["active"])), (None, None));
-        // A call with its own rate limit sets the lifetime of its values.
+        // Values of a call with its own rate limit have a lifetime that the caller sets.
         metrics.chain.tips.replace_for(Duration::MAX, [(["active"], 1.0)]);
         assert!(shows("bitcoin_chain_tips{") && !shows("bitcoin_chain_height "));
         metrics.set_poll_interval(Duration::from_secs(15));

@@ -1,7 +1,8 @@
-//! The metric model: a family is a declaration with its samples at one moment.
+//! The types of the metric model: a family is a declaration with its samples at one moment.
 //!
-//! Every metric has one [`Declaration`], whether its values are pushed (`pushed`) or read at the scrape. The exposition formats
-//! ([`exposition`](super::exposition)) and METRICS.md ([`reference`](super::reference)) are generated only from families and declarations.
+//! Every metric has one [`Declaration`], whether its values are pushed (`pushed`) or read at the scrape.
+//! [`exposition`](super::exposition) writes the exposition formats from families, and [`reference`](super::reference)
+//! writes METRICS.md from declarations.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,12 @@ use std::time::Duration;
 /// The type of a metric family.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
-    /// Never decreases; the name ends in `_total`.
+    /// A value that never decreases. The name of the metric ends in `_total`.
     Counter,
-    /// Can increase and decrease.
+    /// A value that can increase and decrease.
     Gauge,
-    /// Counts values in buckets with these upper bounds, in the unit of the metric. One more bucket counts all larger values.
+    /// Counts of values in buckets with these upper bounds, in the unit of the metric. An additional last bucket counts
+    /// all larger values.
     Histogram(&'static [f64]),
 }
 
@@ -28,38 +30,39 @@ impl Kind {
     }
 }
 
-/// How long the samples of a family are exported.
+/// The event that ends the export of a family's samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Lifetime {
-    /// As long as the exporter runs.
+    /// The samples are exported as long as the exporter runs.
     Exporter,
-    /// For values of the node: until the node goes away or the values are too old (METRICS.md has the rule).
+    /// The samples were read from the node. They are exported until the connection to the node is lost or they expire
+    /// (METRICS.md has the rules).
     Node,
 }
 
 /// The description of a metric family: everything except its samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Declaration {
-    /// The full name; the name of a counter ends in `_total`.
+    /// The full name of the metric. The name of a counter ends in `_total`.
     pub name: &'static str,
     /// Type of the family.
     pub kind: Kind,
     /// Names of the labels.
     pub labels: &'static [&'static str],
-    /// Help text: one sentence without a full stop. It has the unit, unless the name has it.
+    /// Help text: one sentence without a full stop at the end. It states the unit, unless the name contains the unit.
     pub help: &'static str,
-    /// Sources of the values. For tracepoints these are their names, for example `net:inbound_message`.
+    /// Sources of the values. A tracepoint is given as its full name, for example `net:inbound_message`.
     pub sources: &'static [&'static str],
-    /// How long the samples are exported.
+    /// The event that ends the export of the samples.
     pub lifetime: Lifetime,
 }
 
-/// Declares a gauge whose value is the exporter's own.
+/// Declares a gauge with [`Lifetime::Exporter`].
 pub const fn gauge(name: &'static str, help: &'static str, sources: &'static [&'static str]) -> Declaration {
     Declaration { name, kind: Kind::Gauge, labels: &[], help, sources, lifetime: Lifetime::Exporter }
 }
 
-/// Declares a counter that the exporter increments.
+/// Declares a counter with [`Lifetime::Exporter`].
 pub const fn counter(
     name: &'static str,
     help: &'static str,
@@ -68,7 +71,7 @@ pub const fn counter(
     Declaration { kind: Kind::Counter, ..gauge(name, help, sources) }
 }
 
-/// Declares a histogram with these upper bounds.
+/// Declares a histogram with these upper bounds and [`Lifetime::Exporter`].
 pub const fn histogram(
     name: &'static str,
     help: &'static str,
@@ -84,7 +87,7 @@ impl Declaration {
         Declaration { labels, ..self }
     }
 
-    /// Sets the lifetime to that of values read from the node.
+    /// Sets the lifetime to [`Lifetime::Node`].
     pub const fn of_node(self) -> Self {
         Declaration { lifetime: Lifetime::Node, ..self }
     }
@@ -94,12 +97,12 @@ impl Declaration {
         self.value_if_known(Some(value))
     }
 
-    /// A family with one sample without labels, or with none if there is no value.
+    /// A family with one sample without labels if there is a value, otherwise without samples.
     pub fn value_if_known(self, value: Option<impl Into<Value>>) -> Family {
         self.samples(value.map(|value| ([""; 0], value)))
     }
 
-    /// A family with these samples, each given as label values and a value.
+    /// A family with these samples. Each sample is a pair of its label values and its value.
     pub fn samples<L, V>(self, samples: impl IntoIterator<Item = (L, V)>) -> Family
     where
         L: IntoIterator<Item: Into<String>>,
@@ -115,11 +118,11 @@ impl Declaration {
 pub struct Family {
     /// Declaration of the family.
     pub declaration: Declaration,
-    /// Present samples.
+    /// The current samples.
     pub samples: Arc<Vec<Sample>>,
 }
 
-/// One sample of a family: label values and a value.
+/// One sample of a family: its label values and its value.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// Label values, in the order of the declaration's label names.
@@ -134,7 +137,7 @@ impl Sample {
     }
 }
 
-/// The value of a sample, by type of the family.
+/// The value of a sample. The variant depends on the type of the family.
 #[derive(Clone, Debug)]
 pub enum Value {
     /// Value of a counter that counts events.
@@ -170,7 +173,7 @@ impl From<HistogramValue> for Value {
 }
 
 impl Value {
-    /// The number of a gauge or counter; `None` for a histogram.
+    /// The value of a gauge or counter as a number; `None` for a histogram.
     pub fn number(&self) -> Option<f64> {
         match self {
             Value::Count(count) => Some(*count as f64),
@@ -185,8 +188,8 @@ impl Value {
 pub struct HistogramValue {
     /// Sum of all observed values.
     pub sum: f64,
-    /// Number of values in each bucket, not cumulative, in the order of the declaration's bounds. The last one counts values above all
-    /// bounds.
+    /// Number of values in each bucket, not cumulative, in the order of the declaration's bounds. The last element
+    /// counts values above all bounds.
     pub counts: Vec<u64>,
     /// Exemplars, each with the index of its bucket in `counts`.
     pub exemplars: Vec<(usize, Exemplar)>,
@@ -198,17 +201,18 @@ impl HistogramValue {
         HistogramValue { counts: vec![0; bounds.len() + 1], ..HistogramValue::default() }
     }
 
-    /// Counts a value in the first bucket whose bound it does not exceed.
+    /// Adds a value to the first bucket whose upper bound is not below the value.
     pub(super) fn observe(&mut self, bounds: &[f64], value: f64) {
         self.sum += value;
         self.counts[bounds.iter().filter(|bound| value > **bound).count()] += 1;
     }
 }
 
-/// An exemplar of a histogram bucket, which only OpenMetrics exports.
+/// An exemplar of a histogram bucket: labels, value and time of one observation. Exemplars are exported only in
+/// OpenMetrics.
 #[derive(Clone, Debug)]
 pub struct Exemplar {
-    /// Labels. OpenMetrics allows 128 characters for all names and values together.
+    /// Labels. OpenMetrics allows at most 128 characters for all label names and values of an exemplar together.
     pub labels: Vec<(&'static str, String)>,
     /// Observed value, in the unit of the metric.
     pub value: f64,

@@ -1,12 +1,13 @@
-//! Metrics about the next block: the block template that the node would mine on now.
+//! Metrics about the next block: the contents of the block template that the node returns to a request now.
 
 use super::model::{gauge, histogram};
 use super::pushed::{Gauge, Histogram, area};
 
-/// Bucket bounds in seconds for the time to get a template: a millisecond with an empty mempool, 10 to 300 ms with a full one.
+/// Bucket bounds in seconds for the time until the node returns a template. The time is about a millisecond with an
+/// empty mempool, and 10 to 300 ms with a full mempool.
 const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-const ASSEMBLED: &[&str] = &["JSON-RPC getmininginfo, of a node without Mining"];
+const ASSEMBLED: &[&str] = &["JSON-RPC getmininginfo, for nodes without the Mining interface"];
 
 area! {
     /// Metrics about the next block, from block templates.
@@ -28,7 +29,7 @@ area! {
         duration: Histogram = histogram("bitcoin_template_duration_seconds",
             "Time until the node responded to a request for a block template", &["Mining.createNewBlock"], &BUCKETS);
         after_tip: Histogram = histogram("bitcoin_template_after_tip_seconds",
-            "Time from learning of a new tip to receiving the first template built on it",
+            "Time from the notification of a new tip to the receipt of the first template built on that tip",
             &["Mining.waitTipChanged, Mining.createNewBlock"], &BUCKETS);
         assembled_transactions: Gauge = gauge("bitcoin_assembled_block_transactions",
             "Transactions in the last block template that the node built, for any client and at any time, without the \
@@ -41,13 +42,13 @@ area! {
 }
 
 impl NextBlockMetrics {
-    /// Starts the histograms, when the exporter starts to request templates.
+    /// Starts the histograms with no observations. Called when the exporter starts to request templates.
     pub fn start(&self) {
         self.duration.start();
         self.after_tip.start();
     }
 
-    /// Removes the gauges, when there is no template.
+    /// Removes the gauges. Called when the exporter has no current template.
     pub fn clear(&self) {
         for gauge in [&self.transactions, &self.weight, &self.fees, &self.sigops] {
             gauge.clear();

@@ -19,16 +19,16 @@ area! {
              `clock_out_of_sync`, `unknown_new_rules_activated`, `pre_release`, `other`. With `-deprecatedrpc=warnings` \
              the node returns only one warning, and the other kinds are absent. The exporter logs the text of the \
              warnings when it changes",
-            &["JSON-RPC getnetworkinfo, else getblockchaininfo `warnings`"]).by(&["kind"]).of_node();
+            &["JSON-RPC getnetworkinfo `warnings`; getblockchaininfo `warnings`"]).by(&["kind"]).of_node();
         start_time: Gauge = gauge("bitcoin_node_start_time_seconds",
             "Start time of the node, Unix seconds, rounded down. It changes when the node restarts, not when a clock is \
              set. Two exporters that cannot see the node's process can differ by a second",
-            &["The node's process; without it JSON-RPC uptime"]).of_node();
+            &["Start time of the node's process; if the process is not visible, JSON-RPC uptime"]).of_node();
         file_system_free: Gauge = gauge("bitcoin_datadir_filesystem_free_bytes",
             "Free space for unprivileged users on the file system that holds the node's data directory; absent if the directory is \
              not known or on another machine",
-            &["statvfs, of the directory of the socket, the cookie or the log (JSON-RPC getrpcinfo), or --datadir"]).of_node();
+            &["statvfs of the directory of the socket, the cookie or debug.log (from JSON-RPC getrpcinfo), or of --datadir"]).of_node();
         file_system_size: Gauge = gauge("bitcoin_datadir_filesystem_size_bytes",
-            "Size of the file system that holds the node's data directory", &["statvfs, as above"]).of_node();
+            "Size of the file system that holds the node's data directory", &["statvfs of the directory of the socket, the cookie or debug.log (from JSON-RPC getrpcinfo), or of --datadir"]).of_node();
     }
 }

@@ -1,4 +1,4 @@
-//! Metrics with pushed values: the handles that set their samples, and the expiry of the samples.
+//! Metrics with pushed values: the handles through which code sets samples, and the expiry of the samples.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::model::{self, Declaration, Family, Kind, Lifetime, Sample, Value};
 
-/// Collects the metrics of an exporter in the order of METRICS.md while they are declared.
+/// List of an exporter's declared metrics, in the order of METRICS.md.
 #[derive(Default)]
 pub(super) struct Registry {
     pub pushed: Vec<Arc<PushedFamily>>,
@@ -27,7 +27,8 @@ impl Registry {
     }
 }
 
-/// Declares the metrics of an area: a struct with a handle for each metric, and one line per metric with its declaration.
+/// Declares the metrics of an area. Generates a struct that has a field for each metric, whose value is the handle of
+/// the metric.
 macro_rules! area {
     ($(#[$doc:meta])* pub struct $Area:ident { $($field:ident: $Handle:ty = $declaration:expr;)* }) => {
         $(#[$doc])*
@@ -45,7 +46,7 @@ macro_rules! area {
 }
 pub(super) use area;
 
-/// How long values are exported that are read at each poll; unlimited until it is set.
+/// Time in milliseconds for which a value that is read at each poll is exported. The time is unlimited until it is set.
 #[derive(Clone)]
 pub(super) struct PollLifetime(Arc<AtomicU64>);
 
@@ -71,17 +72,18 @@ pub(super) struct PushedFamily {
     state: Mutex<SampleState>,
 }
 
-/// The present samples of a pushed family, and when they expire.
+/// The current samples of a pushed family, and their expiry time.
 #[derive(Default)]
 struct SampleState {
-    /// Sorted by labels. A scrape takes a reference, so that an update does not wait while the samples are written.
+    /// Sorted by labels. A scrape clones the `Arc`, and an update therefore does not wait while the scrape writes the
+    /// samples.
     samples: Arc<Vec<Sample>>,
     /// Time at which the samples expire, in milliseconds since boot; `None` if they do not expire.
     hidden_from: Option<u64>,
 }
 
 impl PushedFamily {
-    /// Checks that the declaration matches the type of the handle.
+    /// Panics in debug builds if the declaration has another kind or another number of labels than the handle.
     fn declared_as(self: Arc<Self>, kind: Kind, labels: usize) -> Arc<Self> {
         let declared = &self.declaration;
         debug_assert_eq!((declared.kind, declared.labels.len()), (kind, labels), "{}", declared.name);
@@ -92,7 +94,7 @@ impl PushedFamily {
         self.declaration.lifetime == Lifetime::Node
     }
 
-    /// The present state. Removes the samples if they have expired.
+    /// Locks and returns the state, after removing the samples if they have expired.
     fn state(&self) -> MutexGuard<'_, SampleState> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if state.hidden_from.is_some_and(|time| time <= since_boot()) {
@@ -101,12 +103,12 @@ impl PushedFamily {
         state
     }
 
-    /// The family with its present samples.
+    /// The family with its current samples.
     pub fn family(&self) -> Family {
         Family { declaration: self.declaration, samples: self.state().samples.clone() }
     }
 
-    /// Removes the samples if they are values of the node.
+    /// Removes the samples if the family's lifetime is [`Lifetime::Node`].
     pub fn clear_node_values(&self) {
         if self.is_of_node() {
             self.clear();
@@ -117,12 +119,14 @@ impl PushedFamily {
         *self.state() = SampleState::default();
     }
 
-    /// How long values are exported that are set at each poll. Values of the node expire after two polls.
+    /// Time for which values that are set at each poll are exported: two poll intervals for values of the node,
+    /// otherwise unlimited.
     fn lifetime(&self) -> Duration {
         if self.is_of_node() { self.poll_lifetime.get() } else { Duration::MAX }
     }
 
-    /// Changes one sample, which is created from `new` if it does not exist. All samples of the family then expire after `shown_for`.
+    /// Applies `update` to the sample with these label values, which is created with the value `new` if it does not
+    /// exist. All samples of the family expire `shown_for` after this call.
     fn update(&self, shown_for: Duration, labels: &[&str], new: Value, update: impl FnOnce(&mut Value)) {
         let mut state = self.state();
         state.show_for(shown_for);
@@ -136,7 +140,7 @@ impl PushedFamily {
         update(&mut samples[place].value);
     }
 
-    /// Replaces all samples by these. If two have the same labels, the later one is used.
+    /// Replaces all samples with `samples`. If two samples have the same labels, the later one is used.
     fn replace<L: IntoIterator<Item: Into<String>>>(
         &self,
         shown_for: Duration,
@@ -153,7 +157,7 @@ impl PushedFamily {
         state.samples = Arc::new(samples.collect());
     }
 
-    /// Replaces all samples by these, unless there are none.
+    /// Replaces all samples with `samples`, unless `samples` is empty.
     fn replace_if_any<L: IntoIterator<Item: Into<String>>>(
         &self,
         samples: impl IntoIterator<Item = (L, f64)>,
@@ -169,7 +173,7 @@ impl PushedFamily {
         samples.iter().find(|sample| sample.labels == labels)?.value.number()
     }
 
-    /// Adds to a total that never expires.
+    /// Adds to a total, whose sample does not expire.
     fn add(&self, labels: &[&str], amount: Value) {
         let zero = match amount {
             Value::Count(_) => Value::Count(0),
@@ -202,17 +206,18 @@ fn milliseconds(time: Duration) -> u64 {
 pub struct Gauge(Arc<PushedFamily>);
 
 impl Gauge {
-    /// Sets the value. `None`, or a value that is not finite, means that the node gave no value: the last one stays until it expires.
+    /// Sets the value. If `value` is `None` or not finite, because the node returned no value, the last value is kept
+    /// until it expires.
     pub fn set(&self, value: Option<impl Into<f64>>) {
         self.set_for(self.0.lifetime(), value);
     }
-    /// Sets the value from a call with its own rate limit, with the time until it expires.
+    /// Sets a value from a call with its own rate limit. The value expires after `shown_for`.
     pub fn set_for(&self, shown_for: Duration, value: Option<impl Into<f64>>) {
         if let Some(value) = value.map(Into::into).filter(|value: &f64| value.is_finite()) {
             self.0.update(shown_for, &[], Value::Number(value), |shown| *shown = Value::Number(value));
         }
     }
-    /// The present value.
+    /// The current value; `None` if the gauge is absent.
     pub fn get(&self) -> Option<f64> {
         self.0.get(&[])
     }
@@ -226,15 +231,16 @@ impl Gauge {
 pub struct GaugeVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> GaugeVec<N> {
-    /// Replaces all samples by these; if there are none, the gauge is absent.
+    /// Replaces all samples with `samples`. If `samples` is empty, the gauge is then absent.
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace(self.0.lifetime(), samples);
     }
-    /// Like [`Self::replace`], for a call that may have failed: if there are no samples, the last ones stay until they expire.
+    /// Like [`Self::replace`], for a call that may have failed: if `samples` is empty, the last samples are kept until
+    /// they expire.
     pub fn replace_if_any<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace_if_any(samples);
     }
-    /// Like [`Self::replace`], from a call with its own rate limit, with the time until the samples expire.
+    /// Like [`Self::replace`], for a call with its own rate limit. The samples expire after `shown_for`.
     pub fn replace_for<'a>(
         &self,
         shown_for: Duration,
@@ -242,11 +248,11 @@ impl<const N: usize> GaugeVec<N> {
     ) {
         self.0.replace(shown_for, samples);
     }
-    /// The present value of one sample.
+    /// The current value of the sample with these label values; `None` if there is no such sample.
     pub fn get(&self, labels: [&str; N]) -> Option<f64> {
         self.0.get(&labels)
     }
-    /// The label names and values of each present sample.
+    /// The label names and values of each current sample.
     pub fn labels_present(&self) -> Vec<Vec<(&'static str, String)>> {
         let Family { declaration, samples } = self.0.family();
         let labels =
@@ -259,11 +265,12 @@ impl<const N: usize> GaugeVec<N> {
     }
 }
 
-/// Handle of a counter without labels. It is absent until it is started, because a constant count would be read as "no events".
+/// Handle of a counter without labels. The counter is absent until it is started, because a count of 0 would mean that
+/// no events occurred.
 pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
-    /// Starts at 0, because events are counted from now on.
+    /// Starts the counter at 0. Called when the exporter begins to count the events.
     pub fn start(&self) {
         self.inc_by(0u64);
     }
@@ -271,21 +278,21 @@ impl Counter {
     pub fn inc(&self) {
         self.inc_by(1u64);
     }
-    /// Adds a number of events, or a time in seconds.
+    /// Adds a number of events or a time in seconds to the counter.
     pub fn inc_by(&self, amount: impl Into<Value>) {
         self.0.add(&[], amount.into());
     }
-    /// Removes the counter, because events are no longer counted.
+    /// Removes the counter. Called when the exporter no longer counts the events.
     pub fn stop(&self) {
         self.0.clear();
     }
-    /// Sets a total that the node keeps; with `None` the last one stays until it expires.
+    /// Sets a total that the node keeps. If `total` is `None`, the last total is kept until it expires.
     pub fn set(&self, total: Option<u64>) {
         if let Some(total) = total {
             self.0.update(self.0.lifetime(), &[], Value::Count(total), |shown| *shown = Value::Count(total));
         }
     }
-    /// The present total.
+    /// The current total; `None` if the counter is absent.
     pub fn get(&self) -> Option<f64> {
         self.0.get(&[])
     }
@@ -295,26 +302,28 @@ impl Counter {
 pub struct CounterVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> CounterVec<N> {
-    /// Adds events; adding zero creates the sample.
+    /// Adds a number of events to the sample with these label values. Adding zero creates the sample if it does not
+    /// exist.
     pub fn inc_by(&self, labels: [&str; N], events: u64) {
         self.0.add(&labels, Value::Count(events));
     }
-    /// Replaces all samples by these totals, which the node keeps; if there are none, the last ones stay until they expire.
+    /// Replaces all samples with these totals, which the node keeps. If `totals` is empty, the last samples are kept
+    /// until they expire.
     pub fn replace_if_any<'a>(&self, totals: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace_if_any(totals);
     }
 }
 
-/// Handle of a histogram without labels; absent until it is started.
+/// Handle of a histogram without labels. The histogram is absent until it is started.
 pub struct Histogram(Arc<PushedFamily>);
 
 impl Histogram {
-    /// Starts with no observations, because values are observed from now on.
+    /// Starts the histogram with no observations. Called when the exporter begins to observe values.
     pub fn start(&self) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         self.0.update(Duration::MAX, &[], model::HistogramValue::empty(bounds).into(), |_| {});
     }
-    /// Observes one value, if the histogram was started.
+    /// Adds one observed value. Does nothing if the histogram was not started.
     pub fn observe(&self, value: f64) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         let mut state = self.0.state();

@@ -1,4 +1,4 @@
-//! Metrics about transactions that are not in the mempool: orphans, and private broadcasts.
+//! Metrics about orphan transactions and private broadcasts, which are not in the mempool.
 
 use super::model::gauge;
 use super::pushed::{Gauge, area};

@@ -8,7 +8,8 @@ const SPEND: &[&str] = &["UtxoCacheTrace.spend"];
 const UNCACHE: &[&str] = &["UtxoCacheTrace.uncache"];
 
 area! {
-    /// Counters from the UTXO cache trace, which includes temporary caches. Values are in satoshis.
+    /// Counters from the UTXO cache trace. The trace also reports coins of temporary caches, for example of a block
+    /// template.
     pub struct UtxoCacheMetrics {
         added: Counter = counter("bitcoin_utxo_cache_add_total", "Coins added to a UTXO cache", ADD);
         added_value: Counter = counter("bitcoin_utxo_cache_add_value_total",
@@ -27,12 +28,12 @@ impl UtxoCacheMetrics {
         [&self.added, &self.added_value, &self.spent, &self.spent_value, &self.uncached, &self.uncached_value]
     }
 
-    /// Starts the counters, because the trace is active from now on.
+    /// Starts the counters at 0. Called when the trace becomes active.
     pub fn start(&self) {
         self.all().into_iter().for_each(Counter::start);
     }
 
-    /// Removes the counters, because the trace has ended.
+    /// Removes the counters. Called when the trace has ended.
     pub fn stop(&self) {
         self.all().into_iter().for_each(Counter::stop);
     }

@@ -1,7 +1,8 @@
-//! The allow-lists of system calls (seccomp). A call that is not on the list fails with EPERM.
+//! The allow-lists of system calls (seccomp), one for each kind of process. A system call that is not on the list fails
+//! with EPERM.
 //!
-//! The lists were determined with strace on each kind of node, with TLS, renewed certificates, JSON-RPC over HTTP, the journal and log
-//! files, and with the integration tests, which run with these lists.
+//! The lists were determined with strace: the exporters ran with each kind of node, TLS, renewed certificates, JSON-RPC
+//! over HTTP, the journal and log files. The integration tests run with these lists.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,8 @@ use seccompiler::{
 /// Result of building or applying a system call filter.
 pub type Result<T> = std::result::Result<T, seccompiler::Error>;
 
-/// An allow-list of system calls. A call is allowed with any arguments, or only with some.
+/// An allow-list of system calls: for each allowed call, the conditions on its arguments. A call without conditions is
+/// allowed with any arguments.
 #[derive(Default)]
 pub struct SyscallList(BTreeMap<i64, Vec<SeccompRule>>);
 
@@ -26,12 +28,12 @@ impl SyscallList {
         self
     }
 
-    /// Allows a call if the argument at this position, masked with `mask`, equals `value`.
+    /// Allows a call if its argument at the position `argument`, after a bitwise AND with `mask`, equals `value`.
     fn masked(self, call: i64, argument: u8, mask: u64, value: u64) -> Result<Self> {
         self.when(call, SeccompCondition::new(argument, Qword, MaskedEq(mask), value)?)
     }
 
-    /// Allows a call if the argument at this position is one of `values`.
+    /// Allows a call if its argument at the position `argument` is one of `values`.
     fn with(mut self, call: i64, argument: u8, values: &[i64]) -> Result<Self> {
         for &value in values {
             self = self.when(call, SeccompCondition::new(argument, Dword, Eq, value as u32 as u64)?)?;
@@ -44,10 +46,11 @@ impl SyscallList {
         Ok(self)
     }
 
-    /// Applies the list to all threads of this process. It cannot be removed.
+    /// Applies the list to all threads of this process. The kernel does not permit its removal.
     pub fn apply(self) -> Result<()> {
-        // A filter cannot inspect the arguments of clone3(). The C library uses clone() if clone3() fails with ENOSYS. If two filters deny
-        // a call, the one that was installed last determines the error. The list therefore allows clone3(), and this filter denies it.
+        // A filter cannot inspect the arguments of clone3(), so clone3() is denied with ENOSYS, after which the C
+        // library uses clone(). If two filters deny a call, the filter that was installed last determines the error.
+        // The list therefore allows clone3(), and a separate filter denies it.
         let without_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
         let no_such_call = SeccompAction::Errno(libc::ENOSYS as u32);
         let without_clone3 = compile(without_clone3, SeccompAction::Allow, no_such_call)?;
@@ -67,7 +70,7 @@ fn compile(
     Ok(SeccompFilter::new(rules, other, listed, arch)?.try_into()?)
 }
 
-/// Calls that every process makes: memory, time, its own threads and signals.
+/// System calls that every process needs: memory, time, its own threads and signals, open descriptors.
 fn base() -> Result<SyscallList> {
     let pid = i64::from(nix::unistd::getpid().as_raw());
     SyscallList::default()
@@ -76,7 +79,7 @@ fn base() -> Result<SyscallList> {
             libc::SYS_madvise,
             libc::SYS_mremap,
             libc::SYS_munmap,
-            // The C library normally reads clocks without a system call, but not on every machine.
+            // On some machines the C library reads clocks with a system call.
             libc::SYS_clock_getres,
             libc::SYS_clock_gettime,
             libc::SYS_clock_nanosleep,
@@ -86,7 +89,7 @@ fn base() -> Result<SyscallList> {
             libc::SYS_exit_group,
             libc::SYS_futex,
             libc::SYS_getpid,
-            libc::SYS_getrandom, // seeds of hash maps
+            libc::SYS_getrandom, // hash maps need random seeds
             libc::SYS_gettid,
             libc::SYS_restart_syscall,
             libc::SYS_rt_sigaction,
@@ -94,7 +97,7 @@ fn base() -> Result<SyscallList> {
             libc::SYS_rt_sigreturn,
             libc::SYS_sched_yield,
             libc::SYS_sigaltstack,
-            // Reads and writes of open descriptors.
+            // Reading and writing open descriptors.
             libc::SYS_close,
             libc::SYS_ppoll,
             libc::SYS_pread64,
@@ -107,12 +110,12 @@ fn base() -> Result<SyscallList> {
             libc::SYS_writev,
         ])
         .any(OF_X86_64)
-        // Memory cannot be made executable.
+        // Mapping memory is allowed only without PROT_EXEC, so the process cannot create executable memory.
         .masked(libc::SYS_mmap, 2, libc::PROT_EXEC as u64, 0)?
         .masked(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64, 0)?
-        // For abort() of this process.
+        // abort() of this process sends itself a signal with tgkill().
         .with(libc::SYS_tgkill, 0, &[pid])?
-        // For nonblocking sockets, and for the check whether stderr is a terminal.
+        // FIONBIO makes sockets nonblocking, and TCGETS checks whether stderr is a terminal.
         .with(libc::SYS_ioctl, 1, &[libc::FIONBIO as i64, libc::TCGETS as i64])?
         .with(libc::SYS_fcntl, 1, &FCNTL)
 }
@@ -123,38 +126,39 @@ const FCNTL: [i64; 7] = [
     libc::F_GETFL as i64,
     libc::F_SETFL as i64,
     libc::F_DUPFD_CLOEXEC as i64,
-    libc::F_ADD_SEALS as i64, // for a long journal entry
+    libc::F_ADD_SEALS as i64, // a long journal entry is passed in a sealed memfd
     libc::F_GET_SEALS as i64,
 ];
 
-/// Older variants of system calls that only x86_64 has.
+/// Older variants of system calls, which exist on x86_64 but not on arm64.
 #[cfg(target_arch = "x86_64")]
 const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const OF_X86_64: &[i64] = &[];
 
-/// Calls of a guard: those of every process, and writing its subscription store.
+/// The system calls of a guard: the calls that every process needs, and pwrite64() for its subscription store.
 pub fn guard() -> Result<SyscallList> {
     Ok(base()?.any(&[libc::SYS_pwrite64]))
 }
 
-/// Calls of both exporters: threads, reading files, serving HTTP.
+/// The system calls that both exporters need: threads, event loops, reading files, serving HTTP.
 fn exporter() -> Result<SyscallList> {
     let list = base()?
         .any(&[
-            // Threads.
+            // Creating threads and setting their priority.
             libc::SYS_membarrier,
             libc::SYS_rseq,
             libc::SYS_sched_getaffinity,
             libc::SYS_set_robust_list,
             libc::SYS_getpriority,
-            libc::SYS_setpriority, // to lower the priority of a thread
-            // Event loops.
+            libc::SYS_setpriority, // lowers the priority of a thread
+            // Event loops (epoll).
             libc::SYS_epoll_create1,
             libc::SYS_epoll_ctl,
             libc::SYS_epoll_pwait,
             libc::SYS_eventfd2,
-            // Reading files and /proc. Which files can be opened is restricted below.
+            // Reading files and /proc. The rules for open() and openat() are in `reads_files`, and Landlock restricts
+            // the paths.
             libc::SYS_faccessat,
             libc::SYS_faccessat2,
             libc::SYS_fstat,
@@ -166,7 +170,7 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_readlinkat,
             libc::SYS_statfs,
             libc::SYS_statx,
-            // Watching for the node's exit, and reading the user ID.
+            // Detecting the node's exit, and reading user and group IDs and the kernel's version.
             libc::SYS_pidfd_open,
             libc::SYS_getegid,
             libc::SYS_geteuid,
@@ -181,16 +185,17 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_recvmsg,
             libc::SYS_sendmsg,
             libc::SYS_setsockopt,
-            // For a long journal entry.
+            // A long journal entry is passed in a memfd.
             libc::SYS_ftruncate,
             libc::SYS_memfd_create,
         ])
         .any(FILES_OF_X86_64)
-        // New threads are allowed, new processes are not.
+        // clone() is allowed only with CLONE_THREAD: the process can create threads, but no processes.
         .masked(libc::SYS_clone, 0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)?
-        // Names of threads and of memory mappings.
+        // Setting the names of threads and of memory mappings.
         .with(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as i64, libc::PR_SET_VMA as i64])?
-        // Resource limits can be read but not set.
+        // prlimit64() is allowed only without new limits, so the process can read its resource limits but not change
+        // them.
         .masked(libc::SYS_prlimit64, 2, u64::MAX, 0)?;
     Ok(list)
 }
@@ -201,10 +206,10 @@ const FILES_OF_X86_64: &[i64] =
 #[cfg(not(target_arch = "x86_64"))]
 const FILES_OF_X86_64: &[i64] = &[];
 
-/// Flags of open() that create, write or truncate a file.
+/// Bits of the flags of open() that select write access, create a file or truncate a file.
 const WRITING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 
-/// Allows opening files for reading only.
+/// Allows opening files, but only for reading.
 fn reads_files(list: SyscallList) -> Result<SyscallList> {
     let list = list.masked(libc::SYS_openat, 2, WRITING, libc::O_RDONLY as u64)?;
     #[cfg(target_arch = "x86_64")]
@@ -212,8 +217,8 @@ fn reads_files(list: SyscallList) -> Result<SyscallList> {
     Ok(list)
 }
 
-/// Calls of the IPC exporter. It may create TCP and UDP sockets, for JSON-RPC over HTTP and for DNS, but no Unix sockets: it cannot connect
-/// to the node.
+/// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP and for
+/// DNS, but no Unix sockets, so it cannot connect to the node's IPC socket.
 pub fn ipc_exporter() -> Result<SyscallList> {
     reads_files(exporter()?)?.any(&[libc::SYS_connect, libc::SYS_sendmmsg]).with(
         libc::SYS_socket,
@@ -222,14 +227,15 @@ pub fn ipc_exporter() -> Result<SyscallList> {
     )
 }
 
-/// Calls of the USDT exporter, including those that attach to the next node. With a block log it may open files for writing.
+/// The system calls of the USDT exporter, including the calls that attach to a restarted node. If it writes a block
+/// log, it may also open files for writing.
 #[cfg(feature = "usdt")]
 pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<SyscallList> {
     let removes = if writes_block_log || removes_socket { UNLINK } else { &[] };
     let list = exporter()?
         .any(removes)
         .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
-        // Enabling and disabling tracepoint events.
+        // The ioctl requests that attach BPF programs to tracepoints, and enable and disable them.
         .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
     if !writes_block_log {
         return reads_files(list);
@@ -245,7 +251,7 @@ pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<Sys
             libc::SYS_fsync,
             libc::SYS_pwrite64,
         ])
-        // File locks of SQLite.
+        // SQLite, which writes the block log, locks its files.
         .with(libc::SYS_fcntl, 1, &[libc::F_GETLK as i64, libc::F_SETLK as i64, libc::F_SETLKW as i64])?;
     #[cfg(target_arch = "x86_64")]
     let list = list.any(&[libc::SYS_open]);

@@ -1,4 +1,4 @@
-//! Landlock rules: the files that a process may read and the TCP ports to which it may connect.
+//! Landlock rules: the files that a process may read, and the TCP ports to which it may connect.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,41 +8,46 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// The Landlock ABI of Linux 6.12. It restricts files, TCP ports, and signals and abstract sockets to processes outside the sandbox.
+/// The Landlock ABI of Linux 6.12. This ABI can restrict access to files and TCP ports, signals to processes outside of
+/// the sandbox, and connections to their abstract Unix sockets.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// Files and ports that a process may use. Writing, executing, and listening on other ports are denied.
+/// The files that a process may read and the TCP ports to which it may connect. Reading other files, writing and
+/// executing files, and listening on further TCP ports are denied.
 #[derive(Debug, Default)]
 pub struct AllowedFiles {
-    /// Files that are read again while the process runs: certificates, keys, passwords, cookies. Their directories may be read, too,
-    /// because a renewed file is a new inode.
+    /// Files that the process reads repeatedly: certificates, keys, passwords, cookies. The process may read all files
+    /// in their directories, because Landlock rules apply to inodes and a renewed file has a new inode.
     pub read: Vec<PathBuf>,
-    /// Files that are read once, after the process was confined. Files beside them may not be read.
+    /// Files that the process reads only once, after the rules are applied. The process may not read other files in
+    /// their directories.
     pub read_once: Vec<PathBuf>,
     /// TCP ports to which the process may connect.
     pub connect: Vec<u16>,
-    /// Whether the process resolves host names.
+    /// Whether the process resolves host names, for which it needs the resolver's configuration files and the DNS port.
     pub resolves_names: bool,
 }
 
-/// Files that the C library reads to resolve names.
+/// Files that the C library reads to resolve host names.
 const NAME_FILES: [&str; 5] =
     ["/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/gai.conf"];
-/// Paths that every process may read. The C library reads /etc/passwd to find the user name of a socket's owner.
+/// Paths that every process may read. The exporter uses `/etc/passwd`, through the C library, to log the name of a
+/// file's owner.
 const ALWAYS: [&str; 2] = ["/proc", "/etc/passwd"];
 const DNS_PORT: u16 = 53;
 
 impl AllowedFiles {
-    /// Applies the rules to the calling thread and to threads that it starts later. Returns a description of the restrictions that the
-    /// kernel lacks. An error is the reason why nothing is restricted.
+    /// Applies the rules to the calling thread and to threads that it starts later. Returns a description of the
+    /// restrictions that the kernel does not support, or `None` if it supports all. The error is the reason why no rule
+    /// could be applied.
     pub(super) fn confine(&self) -> Result<Option<String>, String> {
         let status = self.apply().map_err(|error| error.to_string())?;
         match (status.ruleset, status.landlock) {
             (RulesetStatus::NotEnforced, LandlockStatus::NotImplemented) => {
-                Err("the kernel has none, Linux 5.13 or later has, or a container forbids it".into())
+                Err("not supported by the kernel (Linux 5.13 or later supports it), or forbidden by the container".into())
             }
             (RulesetStatus::NotEnforced, _) => {
-                Err("it is not among the kernel's security modules (lsm=)".into())
+                Err("not enabled among the kernel's security modules; see the boot parameter lsm=".into())
             }
             (RulesetStatus::PartiallyEnforced, LandlockStatus::Available { effective_abi, .. }) => {
                 Ok(Some(format!(
@@ -64,7 +69,7 @@ impl AllowedFiles {
             .create()?;
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         for path in self.paths() {
-            // No rule for a missing file: it could not be read anyway.
+            // A missing file needs no rule, because it cannot be read.
             let Ok(fd) = PathFd::new(&path) else { continue };
             let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
@@ -84,12 +89,13 @@ impl AllowedFiles {
     }
 }
 
-/// The directories in which a replaced file may be found: its own directory, and the target directories of symbolic links in its path.
+/// The directories in which a renewed version of a file may appear: the directory of the file, and the directories of
+/// the targets of all symbolic links in its path.
 fn folders(path: &Path) -> Vec<PathBuf> {
     let Ok(path) = std::path::absolute(path) else { return Vec::new() };
     let mut folders = Vec::from_iter(path.parent().map(PathBuf::from));
     for part in path.ancestors() {
-        // For example, /run/secrets links to /run/secrets.d/1, and later to /run/secrets.d/2.
+        // For example, /run/secrets is a link to /run/secrets.d/1, and after a renewal to /run/secrets.d/2.
         if part.is_symlink()
             && let Ok(target) = part.canonicalize()
         {

@@ -1,9 +1,11 @@
-//! The sandbox of each process: a system call filter (seccomp), and rules for files and ports (Landlock).
+//! The sandbox of each process: a filter of system calls (seccomp), and rules for files and TCP ports (Landlock).
 //!
-//! Neither needs privileges. A call that is not on the list fails with EPERM, so that a missing entry breaks one feature and does not kill
-//! the process. If the kernel or the container lacks one of the two, it is logged once.
+//! Applying them needs no privileges. A system call that is not on the list fails with EPERM instead of killing the
+//! process, so an entry that is missing by mistake breaks only one feature. If the kernel or the container does not
+//! support seccomp or Landlock, this is logged once.
 //!
-//! `calls` has the system call lists with their reasons, `files` the rules for files and ports.
+//! `calls` contains the lists of system calls with the reason for each entry, `files` the rules for files and TCP
+//! ports.
 
 mod calls;
 mod files;
@@ -23,30 +25,31 @@ pub enum SandboxMode {
     Off,
 }
 
-/// The parts of the sandbox, and whether each one is active.
+/// The value that [`parts`] returns.
 static PARTS: Mutex<Vec<(&str, bool)>> = Mutex::new(Vec::new());
 
-/// The parts of the sandbox, and whether each one is active; empty before [`Confinement::filter`].
+/// Names of the parts of the sandbox (`seccomp`, `landlock`), and whether each part is active. Empty until the system
+/// call filter has been applied.
 pub fn parts() -> Vec<(&'static str, bool)> {
     PARTS.lock().expect("nobody panics holding it").clone()
 }
 
-/// Builder that applies the sandbox in two steps. File rules come first, before the process has threads. The system call filter comes last,
-/// when the process serves requests.
+/// Builder that applies the sandbox in two steps: first the rules for files and ports, before the process starts
+/// threads, and last the system call filter, when the process is ready to serve requests.
 pub struct Confinement {
     sandbox: SandboxMode,
-    /// The parts that could not be applied, with the reasons.
+    /// Descriptions of the restrictions that could not be applied, with the reasons.
     missing: Vec<String>,
     parts: Vec<(&'static str, bool)>,
 }
 
 impl Confinement {
-    /// Starts without any restriction.
+    /// Creates a builder without restricting the process.
     pub fn new(sandbox: SandboxMode) -> Self {
         Confinement { sandbox, missing: Vec::new(), parts: Vec::new() }
     }
 
-    /// Restricts this thread, and threads that it starts later, to these files and ports.
+    /// Restricts the calling thread, and threads that it starts later, to these files and ports.
     pub fn files(mut self, files: &AllowedFiles) -> Self {
         if self.sandbox == SandboxMode::On {
             let confined = files.confine();
@@ -55,13 +58,13 @@ impl Confinement {
         self
     }
 
-    /// Restricts all threads to the system calls of the IPC exporter.
+    /// Restricts all threads of the process to the system calls of the IPC exporter.
     pub fn ipc_exporter(self) {
         self.filter(calls::ipc_exporter);
     }
 
-    /// Restricts all threads to the system calls of the USDT exporter, which may write a block log and remove the file of its own Unix
-    /// socket.
+    /// Restricts all threads of the process to the system calls of the USDT exporter. The parameters are whether the
+    /// exporter writes a block log, and whether it removes the file of its own Unix socket.
     #[cfg(feature = "usdt")]
     pub fn usdt_exporter(self, writes_block_log: bool, removes_socket: bool) {
         self.filter(|| calls::usdt_exporter(writes_block_log, removes_socket));
@@ -92,7 +95,8 @@ impl Confinement {
     }
 }
 
-/// Restricts a guard to reading and writing its open sockets. Nothing is logged, because the exporter logs the same.
+/// Restricts this process, a guard, to the system calls for its open sockets. A failure is not logged, because the
+/// exporter fails for the same reason and logs it.
 pub fn confine_guard() {
     let _ = calls::guard().and_then(calls::SyscallList::apply);
 }

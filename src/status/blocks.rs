@@ -1,4 +1,5 @@
-//! The last blocks, for the status page. They are not metrics, because a label per block would create an unlimited number of series.
+//! The last blocks that became the tip, for the status page. The blocks are not exported as metrics, because one label
+//! value per block would create an unlimited number of series.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -7,25 +8,26 @@ use serde::Serialize;
 
 use crate::text;
 
-/// Number of blocks that are kept.
+/// Number of blocks that are stored.
 const MAX_BLOCKS: usize = 10;
-/// Maximum length of a block hash in bytes.
+/// Maximum stored length of a block hash, in bytes.
 const MAX_HASH_BYTES: usize = 64;
 
-/// A block that became the tip, as the status page shows it.
+/// A block that became the tip, with the values that the status page shows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TipBlock {
     /// Block hash as 64 hexadecimal digits, in the byte order of `bitcoin-cli`.
     pub hash: String,
-    /// Block height.
+    /// Height of the block.
     pub height: i32,
-    /// Unix time at which it became the tip; `None` for the block that was the tip when the exporter connected.
+    /// Time at which the exporter saw the block become the tip, in Unix seconds; `None` for the block that was the tip
+    /// when the exporter connected.
     pub seen: Option<f64>,
-    /// Number of transactions, including the coinbase.
+    /// Number of transactions, including the coinbase; `None` if the node has not reported it.
     pub transactions: Option<f64>,
-    /// Size of the transactions in bytes, without the coinbase.
+    /// Total size of all transactions except the coinbase, in bytes; `None` if the node has not reported it.
     pub bytes: Option<f64>,
-    /// Fees of the transactions in satoshis.
+    /// Total fees of the transactions, in satoshis; `None` if the node has not reported them.
     pub fees: Option<f64>,
 }
 
@@ -38,18 +40,18 @@ impl LastBlocks {
         self.0.lock().expect("nobody panics holding it")
     }
 
-    /// Records a new tip. A node sends 64 hexadecimal digits as the hash; other text is truncated.
+    /// Records a new tip. The hash is truncated to 64 bytes, because it may come from a server that is not a node.
     pub fn tip(&self, hash: String, height: i32, seen: Option<f64>) {
         let hash = text::bounded(hash, MAX_HASH_BYTES);
         let mut kept = self.kept();
         if kept.front().is_some_and(|tip| tip.hash == hash) {
-            return; // the exporter reconnected
+            return; // the exporter reconnected, and the tip has not changed
         }
         kept.push_front(TipBlock { hash, height, seen, ..Default::default() });
         kept.truncate(MAX_BLOCKS);
     }
 
-    /// Sets the number of transactions, size and fees of a block.
+    /// Sets the number of transactions, the size and the fees of a recorded block.
     pub fn describe(&self, hash: &str, transactions: Option<f64>, bytes: Option<f64>, fees: Option<f64>) {
         if let Some(block) = self.kept().iter_mut().find(|block| block.hash == hash) {
             (block.transactions, block.bytes, block.fees) = (transactions, bytes, fees);

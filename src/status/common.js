@@ -1,6 +1,6 @@
-// What the scripts of both exporters' pages share.
+// Functions that the scripts of both exporters' status pages share.
 const $ = id => document.getElementById(id);
-// Text of the metrics, to {sample: value}.
+// Parses metrics in Prometheus' text format. Returns an object {sample with labels: value}.
 function parse(text) {
   const samples = {};
   for (const line of text.split("\n")) {

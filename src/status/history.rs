@@ -1,4 +1,4 @@
-//! The last hour of the values that the status page plots.
+//! The values of the last hour that the status page plots.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 
 use crate::metrics::{Metrics, now};
 
-/// Interval between two rows.
+/// Interval between two rows of the history.
 pub const ROW_INTERVAL: Duration = Duration::from_secs(15);
-/// Number of rows in an hour.
+/// Maximum number of rows, which cover an hour.
 const MAX_ROWS: usize = 240;
 
-/// A curve of the status page: the name of its sample, and a function that reads its present value.
+/// A column of the history, which is a curve on the status page: the name of the sample, and a function that reads its
+/// current value.
 type Column = (&'static str, fn(&Metrics) -> Option<f64>);
 
 const COLUMNS: [Column; 10] = [
@@ -33,8 +34,9 @@ fn depth(metrics: &Metrics, blocks: &str) -> Option<f64> {
     metrics.mempool.depth_feerate.get([blocks])
 }
 
-/// The feerate bands of the mempool that the page draws. They are wider than those of the metric, because more bands could not be
-/// distinguished. For each band: its lowest feerate, and the `from` labels of the metric's bands in it.
+/// The fee rate bands of the mempool that the status page draws. Each of the page's bands combines several bands of the
+/// metric, because more bands could not be distinguished on the page. For each band: its lowest fee rate in sat/vB, and
+/// the `from` labels of the metric's bands that it combines.
 const BANDS: [(&str, &[&str]); 8] = [
     ("0", &["0", "0.1", "0.2", "0.5"]),
     ("1", &["1"]),
@@ -46,21 +48,22 @@ const BANDS: [(&str, &[&str]); 8] = [
     ("233", &["233", "377", "610", "987"]),
 ];
 
-/// Virtual size of the transactions in a band, in whole vbytes; `None` if the node has not reported it.
+/// Total virtual size of the transactions in these bands of the metric, in whole vbytes; `None` if the node has not
+/// reported it.
 fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     let bands = from.iter().map(|from| metrics.mempool.band_vbytes.get([from]));
     bands.sum::<Option<f64>>().map(f64::round)
 }
 
-/// One row of the history: the values of the columns, then those of the bands.
+/// One row of the history: the values of the `COLUMNS`, then the values of the `BANDS`.
 type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 
-/// The rows of the last hour. Absent values are stored as absent.
+/// The rows of the last hour, each with its time in Unix seconds. A value that the node has not reported is `None`.
 #[derive(Default)]
 pub struct History(Mutex<VecDeque<(f64, Row)>>);
 
 impl History {
-    /// Appends a row with the present values.
+    /// Appends a row with the current values, and removes the oldest rows beyond `MAX_ROWS`.
     pub fn keep(&self, metrics: &Metrics) {
         let mut values = Row::default();
         let columns = COLUMNS.iter().map(|(_, value)| value(metrics));
@@ -72,8 +75,8 @@ impl History {
         rows.drain(..outdated);
     }
 
-    /// `{"names": [name, …], "rows": [[Unix seconds, value or null, …], …]}`, oldest row first. The name of a band is `sat/vB from` and its
-    /// lowest feerate.
+    /// Returns the history as `{"names": [name, …], "rows": [[Unix seconds, value or null, …], …]}`, oldest row first.
+    /// The name of a band is `sat/vB from`, followed by its lowest fee rate.
     pub fn json(&self) -> Value {
         let rows = self.0.lock().expect("nobody panics holding it");
         let rows: Vec<Value> = rows
@@ -131,7 +134,8 @@ mod tests {
         let expected = BANDS.iter().map(|(_, from)| json!((100.25 * from.len() as f64).round()));
         assert_eq!(bands(1), expected.collect::<Vec<_>>());
         assert_eq!(json["names"][1 + COLUMNS.len()], "sat/vB from 1");
-        // Each band of the metric is in exactly one band of the page, and each of those starts with its lowest feerate.
+        // Each band of the metric is in exactly one band of the page, and the name of each band of the page is its
+        // lowest fee rate.
         assert_eq!(shown, crate::metrics::FEERATE_BANDS.map(|(from, _)| from));
         assert!(BANDS.iter().all(|(begins, from)| from[0] == *begins));
     }

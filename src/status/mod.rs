@@ -1,8 +1,8 @@
-//! The status page at `/` of bitcoind-ipc-exporter, and its data.
+//! The status page of bitcoind-ipc-exporter at `/`, and the data that it shows.
 //!
-//! - `page.html` is the page. It loads `metrics` and `status.json`, and nothing from other servers. It shares `common.css` and `common.js`
-//!   with the page of bitcoind-usdt-exporter.
-//! - `history` has the last hour of the plotted values, `blocks` the last blocks.
+//! - `page.html` is the page. The page's script loads `/metrics` and `/status.json`; the page loads nothing from other
+//!   servers. The status pages of both exporters include `common.css` and `common.js`.
+//! - `history` stores the plotted values of the last hour, `blocks` the last blocks that became the tip.
 
 mod blocks;
 mod history;
@@ -19,23 +19,23 @@ use crate::{own_process, text};
 pub use blocks::LastBlocks;
 pub use history::History;
 
-/// State of the connection to the node, as the status page and `/readyz` report it.
+/// State of the connection to the node, which the status page and `/readyz` report.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ConnectionState {
-    /// Not connected, with the reason.
+    /// The exporter is not connected to the node, for this reason.
     Disconnected(String),
-    /// Connected, but the first poll has not succeeded yet or the last one failed, with the reason.
+    /// The exporter is connected, but no poll has succeeded yet or the last poll failed, for this reason.
     Connected(String),
-    /// Connected, and the last poll succeeded.
+    /// The exporter is connected, and the last poll succeeded.
     Polled {
         /// Names of the node's interfaces.
         interfaces: Vec<&'static str>,
-        /// The node's user agent, for example `/Satoshi:31.99.0/`, if it reports one.
+        /// The node's user agent, for example `/Satoshi:31.99.0/`; `None` if the node does not report it.
         node: Option<String>,
     },
 }
 
-/// Inserts the style sheet and script that both exporters share into a page.
+/// Inserts the style sheet and the script that both exporters share into the HTML of a page.
 pub fn page(html: &str) -> String {
     html.replace("/* common.css */", include_str!("common.css"))
         .replace("/* common.js */", include_str!("common.js"))
@@ -45,14 +45,14 @@ pub fn page(html: &str) -> String {
 pub struct Status {
     metrics: Arc<Metrics>,
     state: Mutex<ConnectionState>,
-    /// The last blocks.
+    /// The last blocks that became the tip.
     pub last_blocks: LastBlocks,
-    /// The last hour of the plotted values.
+    /// The plotted values of the last hour.
     pub history: History,
 }
 
 impl Status {
-    /// Initial status: not connected yet.
+    /// Creates the data before the first connection to the node.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         std::sync::LazyLock::force(&own_process::STARTED);
         Status {
@@ -63,7 +63,7 @@ impl Status {
         }
     }
 
-    /// Sets the state of the connection. Texts in it may come from the node, so they are truncated to a limit.
+    /// Sets the state of the connection. Truncates the texts in it, because they may come from the node.
     pub fn set(&self, state: ConnectionState) {
         let state = match state {
             ConnectionState::Disconnected(why) => ConnectionState::Disconnected(text::message(why)),
@@ -79,7 +79,7 @@ impl Status {
         self.state.lock().expect("nobody panics holding it").clone()
     }
 
-    /// Records the history in a loop that never returns.
+    /// Appends a row to the history every 15 seconds, in a loop that never returns.
     pub async fn keep_history(&self) {
         loop {
             self.history.keep(&self.metrics);

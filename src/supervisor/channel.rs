@@ -1,4 +1,5 @@
-//! The messages between the supervisor and the exporter. Their sizes are limited; descriptors are passed with `SCM_RIGHTS`.
+//! The messages between the exporter and its supervisor. The size of a message is limited, and descriptors are passed
+//! with `SCM_RIGHTS`.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -17,27 +18,28 @@ use crate::systemd::Notification;
 /// A request of the exporter to the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SupervisorRequest {
-    /// Connect to the node through a new guard. The budget limits the time of the node that the UTXO cache trace may take in ten minutes.
+    /// Connect to the node through a new guard.
     Connect {
-        /// `None`: no limit.
+        /// Time for which the UTXO cache trace may delay the node in ten minutes; `None` for no limit.
         trace_budget: Option<Duration>,
     },
     /// Notify the service manager of this state of the exporter.
     Notify(Notification),
-    /// Read the resource usage of the node's process, which only an unconfined process of the same user may read.
+    /// Read the resource usage of the node's process. The supervisor reads it for the exporter, because the kernel
+    /// permits this only to a process of the same user that is not sandboxed.
     Usage,
 }
 
 impl SupervisorRequest {
-    /// Sends the request. Fails if the supervisor is gone or does not read.
+    /// Sends the request without blocking. Returns an error if the supervisor has exited or does not read its requests.
     pub fn send(self, channel: &OwnedFd) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         send(channel.as_raw_fd(), encode(&self, &mut [0; MAX_BYTES]), flags)?;
         Ok(())
     }
 
-    /// Receives the next request, if there is one; `Ok(None)` for an invalid message. Fails with `UnexpectedEof` if the exporter has closed
-    /// its end.
+    /// Receives the next request without blocking. Returns `Ok(None)` for an invalid message, `WouldBlock` if there is
+    /// no message, and `UnexpectedEof` if the exporter has closed its end of the channel.
     pub fn receive(channel: &OwnedFd) -> io::Result<Option<Self>> {
         let mut bytes = [0; MAX_BYTES];
         match nix::sys::socket::recv(channel.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)? {
@@ -50,44 +52,48 @@ impl SupervisorRequest {
 /// The reason why the supervisor could not connect to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ConnectFailure {
-    /// The inherited connection is closed, and no socket path was given.
+    /// The inherited connection has been used already, and no socket path is configured.
     NoPath,
-    /// Connecting to the path failed with this error number.
+    /// connect(2) to the socket path failed with this errno.
     Connect(i32),
-    /// The guard could not be started, with this error number.
+    /// Starting the guard process failed with this errno.
     Guard(i32),
-    /// Too many guards are still waiting for responses of the node.
+    /// The maximum number of connections is reached, because guards of earlier connections still wait for responses of
+    /// the node.
     Busy,
 }
 
-/// A response of the supervisor to the exporter. [`CONNECTION_FDS`] descriptors are passed with [`Self::Connected`].
+/// A response of the supervisor to the exporter. A [`Self::Connected`] message also passes [`CONNECTION_FDS`]
+/// descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SupervisorReply {
-    /// A connection to the node through a guard.
+    /// The supervisor has started a guard on a connection to the node.
     Connected {
         /// PID of the guard.
         guard: i32,
-        /// PID of the process that listens on the node's socket; 0 if it is in another PID namespace.
+        /// PID of the process at the other end of the node's socket; 0 if that process is in another PID namespace.
         node: i32,
-        /// Whether this is the connection that was inherited.
+        /// Whether the guard uses the inherited connection.
         inherited: bool,
     },
-    /// No connection.
+    /// The supervisor could not open the connection or could not start the guard.
     Failed(ConnectFailure),
     /// Resource usage of the node's process.
     Usage(PrivateUsage),
 }
 
-/// Resource usage of the node's process that only an unconfined process of the same user may read. `None` for values that cannot be read.
+/// Resource usage that only a process of the node's user may read, and only if Landlock does not restrict that process.
+/// `None` for values that the supervisor could not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PrivateUsage {
-    /// Number of open descriptors.
+    /// Number of open file descriptors.
     pub open_fds: Option<u64>,
-    /// Bytes read from disks and bytes written to disks.
+    /// Bytes that the process has read from disk, and bytes that it has written to disk.
     pub io: Option<(u64, u64)>,
 }
 
-/// Number of descriptors passed for a connection: the sockets for requests, for events, and for notices about the guard.
+/// Number of descriptors that are passed for a connection: the socket for Cap'n Proto messages, the socket for the
+/// guard's events, and the socket for the supervisor's notices about the guard.
 pub const CONNECTION_FDS: usize = 3;
 
 /// Limit on the size of an encoded message. The longest one has 33 bytes.
@@ -104,7 +110,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 }
 
 impl SupervisorReply {
-    /// Sends the response with these descriptors.
+    /// Sends the response and passes these descriptors, without blocking.
     pub fn send(self, channel: &OwnedFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut bytes = [0; MAX_BYTES];
         let bytes = encode(&self, &mut bytes);
@@ -116,7 +122,7 @@ impl SupervisorReply {
         Ok(())
     }
 
-    /// Receives the next response, with its descriptors.
+    /// Receives the next response and its descriptors, without blocking.
     pub fn receive(channel: &OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
         let mut bytes = [0; MAX_BYTES];
         let mut control = nix::cmsg_space!([RawFd; CONNECTION_FDS]);
@@ -137,7 +143,7 @@ impl SupervisorReply {
     }
 }
 
-/// Creates the two ends of a channel that preserves message boundaries.
+/// Creates the two ends of the channel: connected sockets that preserve message boundaries.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }

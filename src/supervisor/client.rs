@@ -1,4 +1,5 @@
-//! The exporter's side of the supervisor channel: its start parameters and its requests.
+//! The exporter's side of the supervisor channel: the exporter process's start parameters and its requests to the
+//! supervisor.
 
 use std::ffi::OsString;
 use std::io;
@@ -21,25 +22,25 @@ use crate::{sys, systemd};
 pub struct ExporterStart {
     /// The client for requests to the supervisor.
     pub client: Rc<SupervisorClient>,
-    /// The HTTP socket that the service manager passed.
+    /// The listening HTTP socket that the service manager passed, if any.
     pub listener: Option<OwnedFd>,
-    /// The inherited connection to the node, if there is one.
+    /// Description of the inherited connection to the node, if there is one.
     pub inherited: Option<InheritedConnection>,
 }
 
-/// The inherited connection to the node, as the supervisor describes it to the exporter.
+/// Description of the inherited connection to the node, which only the supervisor has.
 #[derive(Clone, Debug)]
 pub struct InheritedConnection {
-    /// Path of the socket on which the node listens, if the path is absolute.
+    /// Path on which the node's socket listens, if the kernel reports an absolute path.
     pub path: Option<PathBuf>,
 }
 
 impl ExporterStart {
-    /// Reads the arguments after [`EXPORTER`](super::EXPORTER), except those of the user. Must be called before anything else opens
-    /// descriptors.
+    /// Reads the supervisor's arguments after [`EXPORTER`](super::EXPORTER), and leaves the user's arguments in
+    /// `arguments`. Must be called before the process opens any descriptor, because it closes inherited descriptors.
     pub fn take(arguments: &mut impl Iterator<Item = OsString>) -> Result<Self> {
         let (parent, channel, listener, inherited) = process::arguments(arguments)
-            .context("this argument is for the process that supervises the exporter")?;
+            .context("invalid arguments after --exporter, which only the supervisor may pass")?;
         let channel = systemd::take_over(channel)?;
         let listener = listener.map(systemd::take_over).transpose()?;
         process::end_with_parent(parent)?;
@@ -51,27 +52,28 @@ impl ExporterStart {
     }
 }
 
-/// Sends requests to the supervisor, one at a time.
+/// Client of the supervisor, which sends one request at a time over the channel.
 pub struct SupervisorClient(Mutex<OwnedFd>);
 
-/// The exporter's sockets of a connection to the node through a guard, with the PIDs of both.
+/// The exporter's sockets to one guard, with the PIDs of the guard and of the node.
 pub struct GuardedSockets {
-    /// Socket for requests to the node.
+    /// Socket for Cap'n Proto messages to and from the node, which the guard relays.
     pub stream: UnixStream,
-    /// Socket for the guard's [events](crate::ipc::guard::TimedEvent).
+    /// Socket on which the guard sends [events](crate::ipc::guard::TimedEvent).
     pub events: UnixStream,
-    /// Socket for notices about the guard, one byte each. It is closed when the connection to the node is closed.
+    /// Socket on which the supervisor sends notices about the guard, of one byte each. The supervisor closes it when
+    /// the connection to the node is closed.
     pub notices: UnixStream,
     /// PID of the guard.
     pub guard: i32,
-    /// PID of the node; 0 if it is in another PID namespace.
+    /// PID of the node; 0 if the node is in another PID namespace.
     pub node: i32,
-    /// Whether this is the inherited connection.
+    /// Whether the guard uses the inherited connection.
     pub inherited: bool,
 }
 
 impl SupervisorClient {
-    /// Requests a connection to the node.
+    /// Requests a connection to the node through a new guard. The inner result is the supervisor's reply.
     pub async fn connect(
         &self,
         trace_budget: Option<Duration>,
@@ -110,7 +112,8 @@ impl SupervisorClient {
 
     async fn request(&self, request: SupervisorRequest) -> io::Result<(SupervisorReply, Vec<OwnedFd>)> {
         let channel = self.0.lock().await;
-        // Discards the reply to an earlier request whose caller no longer waits.
+        // If the caller of an earlier request was cancelled, the reply to that request may still be in the channel. The
+        // loop discards such replies.
         while SupervisorReply::receive(&channel).is_ok() {}
         request.send(&channel)?;
         let watched = sys::watched(channel.try_clone()?)?;

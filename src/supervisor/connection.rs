@@ -1,5 +1,6 @@
-//! A connection to the node and its guard. The supervisor keeps the node's descriptor until the guard has closed the connection. If a guard
-//! is killed, the connection stays open and a replacement can use it.
+//! A connection to the node and the guard of the connection. The supervisor keeps a descriptor of the node's socket
+//! until the guard has exited. If a guard is killed, the connection therefore stays open, and the supervisor starts a
+//! replacement guard on it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -14,15 +15,16 @@ use super::node_socket::peer_pid;
 use crate::cli;
 use crate::ipc::guard::{self, SubscriptionStore};
 
-/// Interval between attempts to start a replacement guard while memory or descriptors are short.
+/// Interval between attempts to start a replacement guard, if an attempt fails because memory or descriptors are short.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The socket for notices to the exporter about its guard, one byte each.
+/// The supervisor's end of the socket on which it sends notices about a guard to the exporter, of one byte each.
 pub struct GuardNotices(OwnedFd);
 
-/// Notice that the replacement of a killed guard is running. Other values are the signal that killed or stopped a guard.
+/// Notice that the replacement of a killed guard is running. Any other notice is the number of the signal that killed
+/// or stopped the guard.
 pub const REPLACED: u8 = 0;
-/// Flag in a notice: the signal stopped the guard, which has been resumed.
+/// Bit that is set in a notice if the signal stopped the guard. The supervisor has then resumed the guard.
 pub const STOPPED: u8 = 0x80;
 
 impl GuardNotices {
@@ -31,19 +33,20 @@ impl GuardNotices {
     }
 }
 
-/// A connection to the node with its guard, and the state that a replacement guard needs.
+/// A connection to the node, its current guard, and the subscription list for a replacement guard.
 pub struct GuardedConnection {
     node: OwnedFd,
     store: SubscriptionStore,
     notices: GuardNotices,
-    /// `None` while a killed guard has no replacement.
+    /// PID of the guard; `None` while a killed guard has no replacement.
     guard: Option<Pid>,
     retry_at: Instant,
     logged: bool,
 }
 
 impl GuardedConnection {
-    /// Starts a guard for the node's socket. Returns the reply to the exporter, and the descriptors to pass with it.
+    /// Starts a guard for the node's socket. Returns the reply to the exporter, and the descriptors to pass with the
+    /// reply.
     pub fn start(
         node: OwnedFd,
         inherited: bool,
@@ -65,7 +68,7 @@ impl GuardedConnection {
         Ok((connection, reply, [started.exporter.into(), started.events.into(), theirs.into()]))
     }
 
-    /// PID of the process at the other end; 0 if it is in another PID namespace.
+    /// PID of the process at the other end of the node's socket; 0 if that process is in another PID namespace.
     pub fn node(&self) -> i32 {
         peer_pid(&self.node)
     }
@@ -80,7 +83,8 @@ impl GuardedConnection {
         self.guard.is_none()
     }
 
-    /// Records that the guard was killed. `has_exporter` is whether an exporter is running, which logs it.
+    /// Records that a signal killed the guard, and sends a notice to the exporter. If the exporter has exited
+    /// (`has_exporter` is false), the supervisor logs the event instead of the exporter.
     pub fn was_killed(&mut self, signal: Signal, has_exporter: bool) {
         self.notices.send(signal as u8);
         if !has_exporter {
@@ -95,7 +99,8 @@ impl GuardedConnection {
         self.logged = false;
     }
 
-    /// Resumes a guard that was stopped, because the node waits for it.
+    /// Resumes a guard that a signal has stopped, because the node waits for the guard's responses, and sends a notice
+    /// to the exporter.
     pub fn was_stopped(&self, signal: Signal) {
         if let Some(guard) = self.guard {
             let _ = kill(guard, Signal::SIGCONT);
@@ -103,7 +108,8 @@ impl GuardedConnection {
         }
     }
 
-    /// Starts a replacement guard if one is due. Returns the time of the next attempt, if another one is needed.
+    /// Starts a replacement guard if the guard was killed and the time for the next attempt has come. Returns the time
+    /// of the next attempt if there is still no guard.
     pub fn replace(&mut self) -> Option<Instant> {
         if self.guard.is_some() {
             return None;
@@ -111,7 +117,8 @@ impl GuardedConnection {
         if self.retry_at > Instant::now() {
             return Some(self.retry_at);
         }
-        // The replacement serves no exporter: its exporter sockets are closed at once.
+        // The replacement guard only disconnects from the node. Dropping `started` closes the exporter's ends of its
+        // sockets.
         match guard::start(&self.node, &self.store, None, true) {
             Ok(started) => {
                 self.guard = Some(started.pid);
@@ -121,7 +128,7 @@ impl GuardedConnection {
             Err(error) => {
                 if !std::mem::replace(&mut self.logged, true) {
                     cli::print_error(format_args!(
-                        "bitcoind-ipc-exporter: {error:#}; retrying: without a guard the node can abort"
+                        "bitcoind-ipc-exporter: {error:#}; retrying, because the node can abort without a guard"
                     ));
                 }
                 self.retry_at = Instant::now() + RETRY_INTERVAL;

@@ -1,4 +1,5 @@
-//! Container support: when one process (PID 1, or the container's main process) exits, all others are killed.
+//! Decides what the supervisor has to wait for in a container. When the main process of a container exits, the kernel
+//! or the container runtime kills all other processes of the container, including the guards.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -13,10 +14,12 @@ use super::EXPORTER;
 use crate::cli;
 use crate::ipc::guard;
 
-/// Environment variable that states whether this is a container: 1 or 0. If it is not set, containers are detected.
+/// Name of the environment variable that overrides the detection of containers: `1` in a container, `0` outside of a
+/// container.
 pub const IN_CONTAINER: &str = "BITCOIND_IPC_EXPORTER_IN_CONTAINER";
 
-/// Whether the guards would be killed when this process exits. The exit of PID 1 kills all processes of its PID namespace.
+/// Whether the guards would be killed when this process exits, because it is PID 1 of its PID namespace or runs in a
+/// container.
 pub fn ends_all() -> Result<bool> {
     if is_pid_1() {
         return Ok(true);
@@ -33,19 +36,20 @@ pub fn is_pid_1() -> bool {
     getpid() == Pid::from_raw(1)
 }
 
-/// Whether a container runtime started this process. A service of a systemd inside a container does not count, because that systemd does
-/// not kill the guard.
+/// Whether a container runtime started this process. False for a service of a systemd that runs inside a container,
+/// because systemd keeps the guard alive when the service's main process exits.
 fn is_in_container() -> bool {
     std::env::var_os("INVOCATION_ID").is_none()
         && (std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
             || ["/.dockerenv", "/run/.containerenv"].iter().any(|file| Path::new(file).exists()))
 }
 
-/// Sends SIGTERM, once, to each other exporter of this PID namespace. Returns whether an exporter or a guard is still running.
+/// Sends SIGTERM to each other supervisor in this PID namespace, unless its PID is in `signaled`. Returns whether
+/// another supervisor, exporter or guard process is still running.
 pub fn end_others(signaled: &mut HashSet<i32>) -> bool {
     let Some((own, processes)) = Process::myself().and_then(|own| own.stat()).ok().zip(all_processes().ok())
     else {
-        return false; // no /proc
+        return false; // /proc cannot be read
     };
     let is_part = |process: &Process| {
         let first = process.cmdline().ok().and_then(|arguments| arguments.into_iter().nth(1));

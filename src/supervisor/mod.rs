@@ -1,16 +1,20 @@
-//! The supervisor: the process that the user starts. It holds the node's connection, and starts the guards and the exporter. It parses no
-//! data of the node or of the exporter, except the exporter's fixed-size requests.
+//! The supervisor: the process that the user starts. The supervisor opens the connections to the node, and starts the
+//! guards and the exporter process. The supervisor parses no data from the node, and only fixed-size requests from the
+//! exporter.
 //!
-//! The exporter serves HTTP and parses the node's responses, and therefore holds no descriptor of the node's socket. It requests a
-//! connection over a [`channel`], and gets the sockets of a new guard. The supervisor keeps the node's descriptor until the guard has
-//! closed the connection, and replaces a guard that was killed. It also forwards signals to the exporter and notifications to the service
-//! manager, and reads the resource usage of the node's process.
+//! The exporter process serves HTTP and parses the node's responses. Because both are risky, it has no descriptor of
+//! the node's socket. The exporter requests a connection over a [`channel`], and receives sockets to a new guard. The
+//! supervisor keeps a descriptor of the node's socket until the guard has exited, and replaces a guard that was killed.
+//! The supervisor also forwards signals to the exporter, forwards the exporter's notifications to the service manager,
+//! and reads the resource usage of the node's process.
 //!
-//! The supervisor exits after the exporter, with the same exit code or signal. In a container, where its exit kills all other processes, it
-//! first waits for the guards. As PID 1 it also waits for other exporters in the container (started with `docker exec`).
+//! The supervisor exits after the exporter, with the same exit code or signal. In a container, the supervisor first
+//! waits until all guards have exited, because its exit kills all other processes. As PID 1 it also waits for other
+//! exporters in the container, which were started with `docker exec`.
 //!
-//! `client` is the exporter's side of the channel, `process` the supervisor's main loop, `connection` one connection with its guard,
-//! `node_socket` the source of connections, and `container` the differences in a container.
+//! `client` is the exporter's side of the channel, `process` the supervisor's main loop, and `connection` a connection
+//! with its guard. `node_socket` opens connections to the node. `container` contains the code that is needed only in
+//! containers.
 
 mod channel;
 mod client;
@@ -26,10 +30,11 @@ pub use container::IN_CONTAINER;
 pub use node_socket::NodeSocket;
 pub use process::{SupervisorConfig, run};
 
-/// The first argument of the exporter process. The next arguments are the supervisor's PID, the descriptors of the channel and of the HTTP
-/// listener (`-`: none), the description of the inherited connection, and the arguments of the user.
+/// The first argument of the exporter process. The next arguments are the supervisor's PID, the descriptor of the
+/// channel, the descriptor of the HTTP listener (`-` if there is none), the description of the inherited connection
+/// (see [`NodeSocket::describe_inherited`]), and the user's arguments.
 pub const EXPORTER: &str = "--exporter";
 
-/// The process name that `ps` and `top` show for the exporter. It differs from the supervisor's name, so that `pkill` and `pidof` with the
-/// supervisor's name find only the supervisor, which forwards signals.
+/// The exporter's process name in `ps` and `top`. The exporter's name differs from the supervisor's name, so `pkill`
+/// and `pidof` with the supervisor's name match only the supervisor, which forwards signals to the exporter.
 const EXPORTER_NAME: &std::ffi::CStr = c"bitcoind-exporter";

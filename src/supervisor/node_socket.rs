@@ -1,4 +1,4 @@
-//! The source of connections to the node: an inherited socket, or a path.
+//! Opens connections to the node, from an inherited descriptor or a socket path.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,21 +12,24 @@ use nix::sys::socket::{
 
 use super::channel::ConnectFailure;
 
-/// The inherited connection, which can be used once, and the path for new connections.
+/// The configured way to reach the node: an inherited connection, which can be used once, and a socket path for new
+/// connections.
 pub struct NodeSocket {
     inherited: Option<OwnedFd>,
     path: Option<PathBuf>,
 }
 
 impl NodeSocket {
-    /// Checks that the inherited descriptor is a connected stream socket.
+    /// Stores the inherited connection and the path. Returns an error if the inherited descriptor is not a connected
+    /// stream socket.
     pub fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
         let inherited = inherited.map(check_stream_socket).transpose()?;
         Ok(NodeSocket { inherited, path })
     }
 
-    /// Describes the inherited connection for the exporter: `-` if there is none, otherwise `=` and the path to which the node has bound
-    /// it.
+    /// Encodes the description of the inherited connection that is passed to the exporter: `-` if there is none,
+    /// otherwise `=` followed by the path to which the node has bound its socket (empty if the path is unknown or not
+    /// absolute).
     pub fn describe_inherited(&self) -> std::ffi::OsString {
         let Some(fd) = &self.inherited else { return "-".into() };
         let peer: Option<UnixAddr> = getpeername(fd.as_raw_fd()).ok();
@@ -36,8 +39,8 @@ impl NodeSocket {
         described
     }
 
-    /// Opens a connection; returns whether it is the inherited one. Connecting never blocks, although a node that hangs accepts no more
-    /// connections.
+    /// Opens a connection to the node. Also returns whether it is the inherited connection. Connecting never blocks; it
+    /// fails if the node hangs and its queue of pending connections is full.
     pub fn open(&mut self) -> Result<(OwnedFd, bool), ConnectFailure> {
         if let Some(fd) = self.inherited.take() {
             return Ok((fd, true));
@@ -54,12 +57,12 @@ impl NodeSocket {
     }
 }
 
-/// PID of the process that listens at the other end; 0 if it is in another PID namespace.
+/// PID of the process at the other end of the socket; 0 if that process is in another PID namespace.
 pub fn peer_pid(fd: &OwnedFd) -> i32 {
     getsockopt(fd, sockopt::PeerCredentials).map_or(0, |peer| peer.pid())
 }
 
-/// The error number of an I/O error.
+/// Returns the errno of an I/O error, or EIO for an error without an errno.
 pub fn errno(error: &anyhow::Error) -> i32 {
     let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
     io.or_else(|| error.downcast_ref::<Errno>().map(|errno| *errno as i32)).unwrap_or(Errno::EIO as i32)

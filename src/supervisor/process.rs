@@ -1,4 +1,4 @@
-//! The supervisor process. Its single thread waits for signals and for requests of the exporter.
+//! The supervisor's main loop. The supervisor's only thread waits for signals and for requests of the exporter.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -26,9 +26,10 @@ use super::node_socket::{NodeSocket, errno};
 use super::{EXPORTER, EXPORTER_NAME, container};
 use crate::{cli, http, scheduling, sys, systemd};
 
-/// Interval between checks for remaining processes, after the exporter has exited.
+/// Interval between checks for processes that are still running, after the exporter has exited.
 const REAP_INTERVAL: Duration = Duration::from_millis(20);
-/// Maximum wait for guards after the exporter has exited, if they survive the exit of the supervisor.
+/// Maximum time for which the supervisor waits for the guards after the exporter has exited, if the guards survive the
+/// supervisor's exit.
 const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum number of concurrent connections to the node. The guard of a connection that the exporter has left keeps it open until the node
 /// has responded to all calls.
@@ -36,23 +37,27 @@ const MAX_CONNECTIONS: usize = 4;
 
 /// The configuration of the supervisor.
 pub struct SupervisorConfig {
-    /// Source of connections to the node.
+    /// The way to open connections to the node.
     pub node: NodeSocket,
-    /// The HTTP socket that the service manager passed.
+    /// The listening HTTP socket that the service manager passed, if any.
     pub listener: Option<OwnedFd>,
-    /// Path of the Unix socket on which the exporter listens, which is removed at the end.
+    /// Path of the Unix socket on which the exporter serves HTTP, if any. The supervisor removes the file when the
+    /// exporter has exited.
     pub socket_file: Option<PathBuf>,
 }
 
-/// Runs the exporter with the arguments of this process. Returns when the exporter has exited, and also its guards if they would be killed
-/// with this process. The result is the exporter's exit code. If a signal ended the exporter, the same signal ends this process.
+/// Runs the exporter process with the arguments of this process. Returns the exporter's exit code when the exporter has
+/// exited; in a container, only when the guards have exited, too. If a signal ended the exporter, the same signal ends
+/// this process.
 pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     let waits_for_guards = container::ends_all()?;
     sys::reset_signal(Signal::SIGCHLD)?;
-    // The exporter and the guards inherit this flag: no set-user-ID program can give them privileges.
+    // The exporter and the guards inherit this flag. The flag prevents these processes from gaining privileges by
+    // executing a set-user-ID program.
     let _ = prctl::set_no_new_privs();
     if waits_for_guards {
-        // The guards of other exporters in the container become children of this process.
+        // When another supervisor in the container exits, its guards become children of this process, which then waits
+        // for them.
         prctl::set_child_subreaper(true)?;
     }
     let signals = SigSet::all();
@@ -64,7 +69,7 @@ pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     let SupervisorConfig { node, socket_file, listener } = supervised;
     drop(listener);
     scheduling::protect_from_oom_kill();
-    // Other processes of the same user must not access the memory and descriptors of this process.
+    // Prevents other processes of the same user from accessing the memory and descriptors of this process.
     let _ = prctl::set_dumpable(false);
     let mut supervisor =
         Supervisor { exporter, channel: Some(channel), node, connections: Vec::new(), ended: None };
@@ -77,7 +82,7 @@ pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     exit_like(status)
 }
 
-/// Starts the exporter process, which inherits the channel and the listener.
+/// Starts the exporter process, which inherits the descriptors of the channel and of the listener.
 fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
     let inherits = |fd: &OwnedFd| -> Result<String> {
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -93,28 +98,29 @@ fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
         .arg(supervised.node.describe_inherited())
         .args(std::env::args_os().skip(1))
         .env_remove("NOTIFY_SOCKET")
-        // In a process group of its own, the exporter gets a terminal's Ctrl-C only once: from the supervisor.
+        // The exporter has its own process group. In the supervisor's process group, Ctrl-C in a terminal would signal
+        // it twice: from the terminal, and from the supervisor, which forwards the signal.
         .process_group(0);
     if sd_notify::watchdog_enabled().is_some() {
-        command.env_remove("WATCHDOG_PID"); // meant for the supervisor, which forwards notifications
+        command.env_remove("WATCHDOG_PID"); // names the supervisor, so sd_notify in the exporter would ignore WATCHDOG_USEC
     }
     let child = command.spawn().context("cannot start the exporter's process from /proc/self/exe")?;
     Ok(Pid::from_raw(child.id() as i32))
 }
 
-/// State of the supervisor's main loop: the exporter process, and the connections with their guards.
+/// State of the supervisor's main loop: the exporter process, and the open connections with their guards.
 struct Supervisor {
     exporter: Pid,
     /// The channel to the exporter; `None` after the exporter has closed its end.
     channel: Option<OwnedFd>,
     node: NodeSocket,
     connections: Vec<GuardedConnection>,
-    /// Wait status of the exporter, after it has exited.
+    /// Wait status of the exporter; `None` while the exporter is running.
     ended: Option<WaitStatus>,
 }
 
 impl Supervisor {
-    /// Forwards signals and handles requests until the exporter has exited. Returns its wait status.
+    /// Forwards signals and handles requests until the exporter has exited. Returns the exporter's wait status.
     fn wait_for_exporter(&mut self, signals: &SignalFd) -> Result<WaitStatus> {
         loop {
             self.reap()?;
@@ -140,20 +146,21 @@ impl Supervisor {
         }
     }
 
-    /// Forwards pending signals to the exporter.
+    /// Forwards all pending signals to the exporter, except SIGCHLD.
     fn forward(&self, signals: &SignalFd) {
-        // Real-time signals have no name, and the exporter does not use them.
+        // `Signal::try_from` fails for real-time signals, which the exporter does not use.
         while let Ok(Some(info)) = signals.read_signal() {
             if let Ok(signal) = Signal::try_from(info.ssi_signo as i32)
                 && signal != Signal::SIGCHLD
             {
-                // An error means that the exporter has already exited.
+                // An error means that the exporter has exited already, so it is ignored.
                 let _ = kill(self.exporter, signal);
             }
         }
     }
 
-    /// Handles one request. After an invalid request, all further requests of the exporter are ignored.
+    /// Handles one request of the exporter. After an invalid request, closes the channel, which ignores all further
+    /// requests.
     fn answer(&mut self) {
         let Some(channel) = self.channel.take() else { return };
         let answered = match SupervisorRequest::receive(&channel) {
@@ -171,7 +178,7 @@ impl Supervisor {
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => cli::print_error(
                 "bitcoind-ipc-exporter: the exporter process sent an invalid request; the supervisor ignores it from now on. Restart the exporter",
             ),
-            // Other errors are caused by the exporter, which does not read or has exited.
+            // Other errors mean that the exporter does not read its replies or has exited.
             _ => self.channel = Some(channel),
         }
     }
@@ -193,7 +200,7 @@ impl Supervisor {
         }
     }
 
-    /// Reads the resource usage of the process at the other end of the newest connection.
+    /// Reads the resource usage of the node's process, which is at the other end of the newest connection.
     fn usage(&self) -> SupervisorReply {
         let pid = self.connections.last().map_or(0, GuardedConnection::node);
         let process = Some(pid).filter(|&pid| pid > 0).and_then(|pid| Process::new(pid).ok());
@@ -203,7 +210,8 @@ impl Supervisor {
         }))
     }
 
-    /// Reaps children that exited. Replaces a guard that was killed, and resumes one that was stopped.
+    /// Reaps child processes that have exited. Records guards that were killed, for a replacement, and resumes guards
+    /// that were stopped. Returns whether there are still child processes.
     fn reap(&mut self) -> Result<bool> {
         loop {
             let status = match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
@@ -230,8 +238,9 @@ impl Supervisor {
         }
     }
 
-    /// Waits for the guards, and as PID 1 also for all other exporters of the container. If the guards survive this process, it waits for a
-    /// second at most, and longer only until a killed guard is replaced.
+    /// Waits until the guards have exited, and as PID 1 also until all other exporters of the container have exited. If
+    /// the guards survive the exit of this process (`survives_none` is false), the wait ends after
+    /// [`GUARD_EXIT_TIMEOUT`] at the latest, except that it continues until each killed guard has a replacement.
     fn wait_for_guards(&mut self, survives_none: bool) -> Result<()> {
         let deadline = Instant::now() + GUARD_EXIT_TIMEOUT;
         let mut signaled = HashSet::new();
@@ -253,24 +262,26 @@ impl Supervisor {
     }
 }
 
-/// Exits with the exporter's exit code or signal.
+/// Ends this process with the exporter's exit code or signal.
 fn exit_like(status: WaitStatus) -> Result<ExitCode> {
     match status {
         WaitStatus::Exited(_, code) => exit(code),
         WaitStatus::Signaled(_, signal, _) => {
-            // The exporter has already written a core dump.
+            // If the signal causes a core dump, the exporter has written one, and this process must not write a second
+            // one.
             let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-            let _ = sys::reset_signal(signal); // an error for SIGKILL, whose effect is always the default
+            let _ = sys::reset_signal(signal); // fails for SIGKILL, which always has its default effect
             raise(signal)?;
             SigSet::all().thread_unblock()?;
-            // PID 1 is not ended by a signal that it sends to itself.
+            // Only PID 1 reaches this line, because a signal that PID 1 sends to itself does not end it.
             Ok(ExitCode::from(128 + signal as u8))
         }
         _ => Ok(ExitCode::FAILURE),
     }
 }
 
-/// Parses the arguments after [`EXPORTER`], in the format of [`spawn`].
+/// Parses the arguments after [`EXPORTER`] that [`spawn`] passes: the supervisor's PID, the channel's descriptor, the
+/// listener's descriptor, and the description of the inherited connection.
 pub(super) fn arguments(
     mut arguments: impl Iterator<Item = OsString>,
 ) -> Option<(Pid, i32, Option<i32>, OsString)> {
@@ -282,10 +293,11 @@ pub(super) fn arguments(
     Some((Pid::from_raw(parent), channel, listener, arguments.next()?))
 }
 
-/// Makes the exporter process exit when its supervisor exits. Sets its name and OOM preference, and closes inherited descriptors.
+/// Sets up the exporter process: SIGTERM when its supervisor exits, process name, signal mask, OOM preference, and no
+/// inherited descriptors.
 pub(super) fn end_with_parent(parent: Pid) -> Result<()> {
     prctl::set_pdeathsig(Signal::SIGTERM)?;
-    // The parent may have exited before this was set.
+    // The supervisor may have exited before `set_pdeathsig` was called.
     if parent != getppid() {
         bail!("the supervisor (process {parent}) has exited");
     }

@@ -1,4 +1,5 @@
-//! Finds the node, attaches to it, waits until it exits, and starts again.
+//! Finds the node, attaches the BPF programs to its tracepoints, waits until the node exits, and then searches for the
+//! next node.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -18,34 +19,36 @@ use super::{AttachResult, Programs, probes};
 use crate::node_process::NodeProcess;
 use crate::sys::watched;
 
-/// The sender of the state for the health check: `Ok` if a node is traced, otherwise the reason why not.
+/// Channel that passes the result of the health check to the HTTP endpoint: `Ok` if a node is traced, otherwise the
+/// reason why no node is traced.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// Interval for reading events that do not wake up the reader: events of messages can wait.
+/// Interval at which the ring buffers are read if no event wakes up the reader. Events of P2P messages do not wake it
+/// up, because they may be read late.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Interval at which the processes beside the node are checked.
+/// Interval at which the exporter checks whether a process other than the traced one is the node.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(5);
-/// The same interval in the first seconds, until the node has locked its data directory. Also the interval at which the node is checked if
-/// its exit cannot be watched.
+/// Replaces [`OTHERS_INTERVAL`] in the first seconds of tracing, until the node has locked its data directory. Also the
+/// interval at which the exporter checks whether the node still runs, if its pidfd cannot be polled.
 const EARLY_INTERVAL: Duration = Duration::from_millis(500);
-/// Limit on checks at [`EARLY_INTERVAL`].
+/// Number of checks at [`EARLY_INTERVAL`] after which the interval is [`OTHERS_INTERVAL`].
 const MAX_EARLY_CHECKS: u32 = 20;
 
-/// Minimum time between two searches for the node. The time grows while no node is found, up to [`MAX_RETRY_INTERVAL`]. With a thousand
-/// processes, an idle exporter uses less than 0.2 % of a core.
+/// Minimum time between two searches for the node. While no node is found, this time grows up to
+/// [`MAX_RETRY_INTERVAL`]. With a thousand processes, an idle exporter uses less than 0.2 % of a core.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time between two searches for the node.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
-/// Delay before the next attempt to attach to a process after a failure. The delay starts with the first value and doubles with
-/// each failure, up to the last value.
+/// Minimum and maximum delay between a failure to attach to a process and the next attempt. The delay doubles with each
+/// failure.
 const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Why the exporter could not attach to a process.
+/// The reason why the exporter could not attach to a process.
 pub enum AttachError {
-    /// The process ended before, while or after the programs were attached.
+    /// The process ended before or while the programs were attached, or immediately afterwards.
     ProcessEnded,
-    /// Any other error.
+    /// An error other than the end of the process.
     Other(anyhow::Error),
 }
 
@@ -61,7 +64,7 @@ pub struct TracedNode {
     pub node: NodeProcess,
     /// The result of attaching to each tracepoint.
     pub attached: Vec<AttachResult>,
-    /// The pidfd of the process: readable when the process has ended.
+    /// The pidfd of the process. It becomes readable when the process ends.
     end: OwnedFd,
 }
 
@@ -72,14 +75,16 @@ impl TracedNode {
     }
 }
 
-/// Identifies the version of a file: device, inode, and the time of its last change in seconds and nanoseconds.
+/// Key of one version of a file: device, inode, and the time of the last change in seconds and nanoseconds.
 type FileVersion = (u64, u64, i64, i64);
 
-/// Finds the node and attaches the BPF programs to it; starts again when the node exits.
+/// The BPF programs and the search for the node that they are attached to. When the node exits, the tracer searches for
+/// the next node.
 pub struct Tracer {
     programs: Programs,
     search: NodeSearch,
-    /// Binaries that have none of the requested tracepoints, each with its error message. They are not read again.
+    /// Binaries that have none of the requested tracepoints, each with its error message. The exporter does not read
+    /// these binaries again.
     without_probes: BTreeMap<FileVersion, String>,
 }
 
@@ -94,7 +99,7 @@ impl Tracer {
         &self.programs
     }
 
-    /// Attaches to the running node, for a command that does not wait for a node.
+    /// Attaches to the running node. For commands that fail if no node is running, instead of waiting for one.
     ///
     /// # Errors
     /// No node is running, several are running, or the exporter cannot attach to the node.
@@ -109,7 +114,7 @@ impl Tracer {
         })
     }
 
-    /// Attaches to the node if one is running and it is clear which process it is; otherwise returns `None`.
+    /// Attaches to the node. Returns `None` if no node is running, or if several processes may be the node.
     ///
     /// # Errors
     /// The process that the user named does not exist, or the exporter cannot attach to the node.
@@ -122,10 +127,11 @@ impl Tracer {
         }
     }
 
-    /// Attaches to a process. It is an error if no tracepoint can be attached. Afterwards, either the process is running and its exit is
-    /// watched, or nothing is attached.
+    /// Attaches to a process. If no tracepoint can be attached, the result is an error. After an error, no program is
+    /// attached.
     fn attach(&mut self, node: &NodeProcess) -> Result<TracedNode, AttachError> {
-        // Open the pidfd before anything is attached: later, the PID might belong to another process.
+        // Open the pidfd before any program is attached, because the kernel may later assign the PID to another
+        // process.
         let end = node.end()?;
         self.search.check_other_processes(node)?;
         let result = match end {
@@ -150,7 +156,8 @@ impl Tracer {
         result
     }
 
-    /// Attaches the programs to the tracepoints of a process. An error gives the reason why none could be attached.
+    /// Attaches the programs to the tracepoints of a process. If no tracepoint could be attached, the error contains
+    /// the reason for the first one.
     fn attach_probes(&mut self, node: &NodeProcess) -> Result<Vec<AttachResult>> {
         let binary = readable_binary(node);
         let version = version(&binary);
@@ -219,7 +226,8 @@ impl Tracer {
         }
     }
 
-    /// Waits until the node has exited, or until another process is found to be the node. Returns that other process.
+    /// Waits until the traced process has exited, or until evidence shows that another process is the node. Returns the
+    /// other process, or `None` after an exit.
     async fn wait_for_end(&mut self, traced: &TracedNode) -> Option<NodeProcess> {
         let end = traced.end.try_clone().and_then(watched);
         if let Err(error) = &end {
@@ -248,7 +256,7 @@ impl Tracer {
         }
     }
 
-    /// Attaches to one node after the other, forever. If there is a `first` node, it is already attached.
+    /// Attaches to one node after the other, forever. `first` is a node that is already attached.
     async fn run(
         &mut self,
         mut first: Option<TracedNode>,
@@ -262,7 +270,7 @@ impl Tracer {
             };
             let _ = health.send_replace(Ok(()));
             let next = self.wait_for_end(&traced).await;
-            // Read the events of this node now: the next node must not get them.
+            // Read the remaining events of this node now, because later they would be attributed to the next node.
             let _ = reader.map(EventReader::consume);
             self.programs.detach();
             self.search.ended(&traced.node);
@@ -280,7 +288,8 @@ impl Tracer {
     }
 }
 
-/// A readable path to the node's binary: that of the running process, if it can be read.
+/// A readable path to the node's binary: `/proc/PID/exe` of the running process if that can be read, otherwise the path
+/// of the file.
 pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
 }
@@ -291,7 +300,8 @@ fn version(binary: &Path) -> Option<FileVersion> {
     Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
 }
 
-/// Logs events, and attaches to one node after the other, forever. If there is a `first` node, it is already attached.
+/// Reads and logs events, and attaches to one node after the other, forever. `first` is a node that is already
+/// attached.
 ///
 /// # Errors
 /// Events cannot be read.

@@ -24,15 +24,15 @@ const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     pub node: NodeProcess,
-    /// PID of its parent process.
+    /// PID of the candidate's parent process.
     pub parent: i32,
-    /// Time since its start.
+    /// Time since the process was started.
     pub age: Duration,
-    /// Files that it has locked for writing: see [`file_locks`].
+    /// Files that the process has locked for writing, as [`file_locks`] reads them.
     pub locks: BTreeSet<FileId>,
-    /// Its command line, beginning with the program.
+    /// Command line of the process: the path of the program, then its arguments.
     pub command: Vec<Vec<u8>>,
-    /// Paths of its control groups, for example `/system.slice/bitcoind.service`.
+    /// Paths of the control groups of the process, for example `/system.slice/bitcoind.service`.
     pub cgroups: Vec<String>,
 }
 
@@ -67,19 +67,20 @@ impl Candidate {
         (self.node.pid, self.node.started)
     }
 
-    /// Name of the systemd service that it runs in: its innermost control group whose name ends in `.service`.
+    /// Name of the systemd service that the process runs in: the innermost control group whose name ends in `.service`.
     pub fn service(&self) -> Option<&str> {
         let mut parts = self.cgroups.iter().flat_map(|path| path.rsplit('/'));
         parts.find(|part| part.ends_with(".service"))
     }
 
-    /// Whether it runs in this systemd unit. The unit is named with its suffix, for example `bitcoind.service`, or without it.
+    /// Whether the process runs in this systemd unit. `unit` may have the suffix of the unit type (`bitcoind.service`)
+    /// or omit it (`bitcoind`).
     pub fn is_in_unit(&self, unit: &str) -> bool {
         let is_unit = |part: &str| part == unit || part.strip_suffix(".service") == Some(unit);
         self.cgroups.iter().flat_map(|path| path.split('/')).any(is_unit)
     }
 
-    /// Whether its command line names this data directory with an absolute path.
+    /// Whether the command line of the process contains this data directory as an absolute path.
     pub fn names_datadir(&self, datadir: &Path) -> bool {
         let mut named = self.command.iter().filter_map(|argument| {
             let argument = argument.strip_prefix(b"-")?;
@@ -91,33 +92,33 @@ impl Candidate {
     }
 }
 
-/// Finds the candidates for the node among all processes.
-/// Each scan inspects the new processes and a few of the others.
+/// Scanner of `/proc` that lists the candidates among all processes. Each scan inspects all new processes and at most
+/// [`MAX_REVIEWS`] older ones.
 #[derive(Default)]
 pub struct Scanner {
     /// The processes of the last scan, in ascending order of PID.
     seen: Vec<SeenProcess>,
-    /// PID up to which the older processes have been reviewed in the current round.
+    /// Highest PID of the older processes that have been inspected in the current round through all of them.
     reviewed: i32,
 }
 
-/// A process of the last scan, and how often it has been inspected.
+/// A process that the last scan listed, and the number of times it has been inspected.
 struct SeenProcess {
     pid: i32,
-    /// Number of scans that have inspected it, up to [`MIN_SCANS`].
+    /// Number of scans that have inspected the process, at most [`MIN_SCANS`].
     scans: u32,
     is_candidate: bool,
 }
 
-/// Number of scans that inspect each new process. A process can start as another program, for example systemd's executor or a shell, and
-/// become the node later.
+/// Number of scans that inspect each new process. A process can start as another program, for example systemd's
+/// executor or a shell, and execute the node's binary later.
 const MIN_SCANS: u32 = 10;
-/// Limit on older processes that each scan reviews.
+/// Limit on older processes that one scan inspects.
 const MAX_REVIEWS: usize = 50;
 
 impl Scanner {
-    /// All processes of the binary that the user named. Without one: all processes of `last`, the binary of the node that has ended, and of
-    /// all binaries that run a node.
+    /// Lists the processes of `binary`, the binary that the user named. If `binary` is `None`, lists the processes of
+    /// [`BINARIES`] and of `last`, the binary of the node that has ended.
     pub fn scan(&mut self, binary: Option<&Path>, last: Option<&Path>) -> Result<Vec<Candidate>> {
         let pids = pids().context("cannot list processes; is /proc mounted?")?;
         let found = self.inspect(&pids, matcher(binary, last));
@@ -126,8 +127,9 @@ impl Scanner {
         Ok(found.into_iter().filter_map(read).collect())
     }
 
-    /// The processes that `is_node` accepts, in ascending order of PID. Does not inspect all processes: see [`MIN_SCANS`] and
-    /// [`MAX_REVIEWS`].
+    /// The processes that `is_node` accepts, in ascending order of PID. `is_node` is called for each process in its
+    /// first [`MIN_SCANS`] scans, for each process that it accepted last, and for at most [`MAX_REVIEWS`] other
+    /// processes.
     fn inspect<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
         let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
         let (mut found, mut reviews) = (Vec::new(), 0);
@@ -166,8 +168,9 @@ fn pids() -> io::Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// A function that returns the binary of a process, if it is one that the scan searches for. If permissions hide the binary, the process is
-/// recognized by its name and its command line.
+/// A function that maps a PID to the path of the process's binary, or to `None` if the scan does not search for that
+/// binary. If this user has no permission to read the path of the binary, the function compares the name and the
+/// command line of the process.
 fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option<PathBuf> {
     let searched = binary.or(last).map(Path::to_path_buf);
     let is_named = binary.is_some();
@@ -179,7 +182,7 @@ fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option
     move |pid| match fs::read_link(format!("/proc/{pid}/exe")) {
         Ok(exe) => {
             let exe = without_mark(&exe);
-            // In another mount namespace, the same file has another path.
+            // A process in another mount namespace has another path for the same file.
             let is_same_file = || {
                 let running = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
                 Some(file? == (running.dev(), running.ino()))
@@ -198,8 +201,9 @@ fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option
     }
 }
 
-/// Whether a process may have been started from this binary, by the program's path on its command line. In a container, that path is the
-/// end of the path that the binary has outside. A relative path is always accepted.
+/// Whether the first argument of a process's command line is compatible with this binary: an absolute path has to be a
+/// suffix of the binary's path, because the path inside a container lacks the container's root, or it has to resolve to
+/// the binary. A relative path is always accepted.
 fn may_have_started(pid: i32, binary: &Path) -> bool {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let program = Path::new(OsStr::from_bytes(command.split(|&byte| byte == 0).next().unwrap_or_default()));
@@ -239,7 +243,7 @@ mod tests {
         // An old process that becomes the node is found within a limited number of scans.
         let scans = (1..20).find(|_| !scan(&pids, 500).0.is_empty());
         assert!(scans.is_some_and(|scans| scans <= 1 + 1000 / MAX_REVIEWS), "{scans:?}");
-        // A process that has ended is forgotten: its PID may be used again.
+        // The scanner forgets a process that has ended, because the kernel may assign its PID again.
         assert!(scan(&[1001], 0).0.is_empty());
         assert_eq!(scan(&pids, 3).0, [(3, ())]);
     }

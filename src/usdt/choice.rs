@@ -1,4 +1,4 @@
-//! Selects the node among several processes, by evidence and without I/O.
+//! Selects the node among several processes, from evidence that the caller has collected. This module does no I/O.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,19 +7,21 @@ use std::time::Duration;
 use super::candidates::Candidate;
 use super::file_locks::FileId;
 
-/// Minimum age of a process without a lock to be a node. A younger process may be `bitcoind -version`, a child that is about to run the
-/// command of `-blocknotify`, or a node that has not locked its data directory yet.
+/// Minimum age at which a process that holds no file lock is taken for a node. A younger process may be `bitcoind
+/// -version`, a child that is about to run the command of `-blocknotify`, or a node that has not locked its data
+/// directory yet.
 const MIN_NODE_AGE: Duration = Duration::from_secs(1);
-/// Minimum age at which a process is traced although it looks like a different node from the one that has ended.
+/// Minimum age at which a process is traced if its lock, command line and unit all differ from those of the node that
+/// has ended.
 const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
-/// The user's selection of the node: the data directory, the unit, and whether a binary was named.
+/// The user's selection of the node: the data directory, the systemd unit, and whether the user named a binary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UserSelection<'a> {
     /// Whether the user named a binary. All candidates then run that binary.
     pub binary: bool,
     pub datadir: Option<&'a Path>,
-    /// Lock files of the data directory, if they can be accessed.
+    /// Lock files of the data directory; `None` if the exporter cannot access them.
     pub datadir_locks: Option<&'a [FileId]>,
     pub unit: Option<&'a str>,
 }
@@ -28,15 +30,17 @@ pub struct UserSelection<'a> {
 #[derive(Clone, Debug)]
 pub struct KnownNode {
     pub candidate: Candidate,
-    /// Candidates that ran beside it, each as PID and start time.
+    /// Candidates that ran at the same time as this node, each as PID and start time.
     pub beside: BTreeSet<(i32, u64)>,
-    /// Its child processes, each as PID and start time. With `-daemon` and `-daemonwait`, one of them is the node.
+    /// Child processes of this node, each as PID and start time. With `-daemon` and `-daemonwait`, one of the child
+    /// processes is the node.
     pub children: BTreeSet<(i32, u64)>,
 }
 
 impl KnownNode {
-    /// Replaces the known locks with the current ones: another node can lock a file that this node has released. A node that shuts down
-    /// releases all locks; the last known locks are then kept to identify it.
+    /// Replaces the known locks with the current locks, because another node can lock a file that this node has
+    /// released. If the node holds no locks any more, because it shuts down, the last known locks are kept to identify
+    /// the node.
     pub fn update_locks(&mut self, now: &BTreeSet<FileId>) {
         if !now.is_empty() {
             self.candidate.locks.clone_from(now);
@@ -47,24 +51,27 @@ impl KnownNode {
 /// Evidence about all nodes other than the traced one, kept as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
-    /// Whether other nodes exist, or the user named a process. A process that looks different is then another node.
+    /// Whether other nodes exist, or the user named a PID. If so, a process with another lock, command line and unit is
+    /// never selected.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
     pub services: BTreeSet<String>,
 }
 
-/// The result of [`choose`]: which candidate is the node, or why none is.
+/// The result of [`choose`]: the candidate that is the node, or the reason why no candidate is.
 #[derive(Debug, PartialEq)]
 pub enum Choice {
     /// This candidate is the node.
     Node(Candidate),
-    /// No candidate is the node, but one may turn out to be it soon.
+    /// No candidate is the node yet, but a candidate that was just started may become the node.
     Soon,
-    /// No candidate is the node. The reason is given if several may be it, or if the only one is a different node.
+    /// No candidate is the node. If several candidates may be the node, or the only candidate is a different node, the
+    /// text is the reason for the user.
     None(Option<String>),
 }
 
-/// Selects the node among these candidates. `last` is the node that has ended.
+/// Selects the node among these candidates. `last` is the evidence about the node that was traced before, and has
+/// ended.
 pub fn choose(
     all: &[Candidate],
     named: UserSelection,
@@ -96,7 +103,7 @@ pub fn choose(
     } else {
         let parents: Vec<_> = rest.iter().map(|it| it.parent).collect();
         rest.retain(|it| !parents.contains(&it.node.pid));
-        // A young process may be a second node.
+        // A process younger than `MIN_NODE_AGE` may be a second node.
         if rest.iter().any(|it| it.age <= MIN_NODE_AGE) {
             return Choice::Soon;
         }
@@ -117,18 +124,18 @@ pub fn choose(
     }
 }
 
-/// Applies the evidence about the node that has ended, `last`. Returns the candidates that may be the next node, a candidate that is a
-/// different node, and whether to wait for a candidate that may become the next node.
+/// Applies the evidence about the node that has ended, `last`. Returns three values: the candidates that may be the
+/// next node, a candidate that is a different node, and whether a candidate may become the next node when it is older.
 fn after<'a>(
     mut rest: Vec<&'a Candidate>,
     named: UserSelection,
     last: &KnownNode,
     others: &OtherNodes,
 ) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
-    // If the last process had no locks, it may not have been the node: the node may have run beside it.
+    // If the traced process had no locks, it may not have been the node. The node may then have run at the same time.
     let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
     rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
-    // A process of another binary is another node, unless it was started like the last node.
+    // A process of another binary is another node, unless it has the command line or the unit of the last node.
     let is_same_binary = |it: &Candidate| named.binary || it.node.binary == last.candidate.node.binary;
     rest.retain(|it| is_same_binary(it) || is_alike(it, last, others));
     let children: Vec<_> = rest.iter().copied().filter(|it| last.children.contains(&it.id())).collect();
@@ -152,8 +159,8 @@ fn after<'a>(
     (next, different, waits)
 }
 
-/// The candidates that hold the lock of this data directory. If its lock files cannot be accessed, those whose command line names the
-/// directory.
+/// The candidates that hold the lock of this data directory. If the lock files of the directory cannot be accessed, the
+/// candidates whose command line contains the directory.
 fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
     let Some(files) = locks else {
         return all.iter().copied().filter(|it| it.names_datadir(datadir)).collect();
@@ -164,12 +171,12 @@ fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileI
         all.iter().filter(holds).copied().collect::<Vec<_>>()
     };
     let exact = holders(|lock, file| lock == file);
-    // On btrfs and overlayfs, `stat` reports another device than `/proc/locks`.
+    // On btrfs and overlayfs, the device number in `stat` differs from the device number in `/proc/locks`.
     if exact.is_empty() { holders(|lock, file| lock.inode == file.inode) } else { exact }
 }
 
-/// Whether a process was started like the node that has ended, with the same unit or command line, and no other node was. Such a process
-/// can be the same node with, for example, a new data directory.
+/// Whether a process has the unit or the command line of the node that has ended, and no other known node has the same
+/// unit or command line. Such a process can be the same node with, for example, a new data directory.
 fn is_alike(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     let same_service = it.service().is_some_and(|service| {
         last.candidate.service() == Some(service) && !others.services.contains(service)
@@ -182,23 +189,26 @@ fn shared_locks(it: &Candidate, last: &KnownNode) -> usize {
     it.locks.intersection(&last.candidate.locks).count()
 }
 
-/// Whether a process holds enough locks of the node that has ended to be that node. A node locks its data directory, its blocks and its
-/// databases. With -reindex it creates the databases again, and another node can get a file with the inode number of a deleted database.
-/// One shared lock of several is therefore no evidence for a process with another command line.
+/// Whether a process holds enough locks of the node that has ended to be that node. A node locks its data directory,
+/// its blocks and its databases. With -reindex, a node deletes its databases and creates them again. Another node can
+/// then create a file with the inode number of a deleted database. If both processes hold several locks and have
+/// different command lines, one common lock is therefore no evidence.
 fn shares_locks(it: &Candidate, last: &KnownNode) -> bool {
     let by_chance =
         it.locks.len().min(last.candidate.locks.len()) > 1 && it.command != last.candidate.command;
     shared_locks(it, last) > usize::from(by_chance)
 }
 
-/// Whether a process was started like a known other node, and not like the node that has ended. A file system reuses the inode numbers of
-/// deleted files. If both data directories were created again, the other node can hold a lock with the same inode number.
+/// Whether a process has the command line of a known other node, and not the command line of the node that has ended. A
+/// file system reuses the inode numbers of deleted files. If the data directories of both nodes were deleted and
+/// created again, the other node can hold a lock with an inode number of the ended node.
 fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
-/// The process that is the node instead of the traced process, `present`. Only a process without locks has such a successor. It is for
-/// example the child after `-daemonwait`, or a node that was started beside `bitcoind -help | less`.
+/// The process that is the node, if the traced process, `present`, is not. `None` if `present` holds a lock. The
+/// successor is for example the child process after `-daemonwait`, or a node that was started while `bitcoind -help |
+/// less` ran.
 pub fn successor(
     all: &[Candidate],
     named: UserSelection,
@@ -247,7 +257,7 @@ mod tests {
         }
     }
 
-    /// The same, but just started.
+    /// A 100 ms old process that has locked the files with these inode numbers.
     fn young(pid: i32, locks: &[u64]) -> Candidate {
         Candidate { age: Duration::from_millis(100), ..process(pid, locks) }
     }
@@ -264,7 +274,7 @@ mod tests {
         OtherNodes { exist: true, ..OtherNodes::default() }
     }
 
-    /// PID of the process that is chosen after `last` has ended; `None` if none is chosen.
+    /// PID of the process that is chosen after `last` has ended; `None` if no process is chosen.
     fn chosen(all: &[Candidate], last: Option<&KnownNode>, others: &OtherNodes) -> Option<i32> {
         match choose(all, UserSelection::default(), last, others) {
             Choice::Node(node) => Some(node.node.pid),
@@ -302,11 +312,11 @@ mod tests {
 
     #[test]
     fn daemon_parent_and_command_child_are_not_the_node() {
-        // `-daemonwait`: the child holds the lock, or will hold it.
+        // With `-daemonwait`, the child process holds the lock of the data directory, or will lock it soon.
         assert_eq!(alone(&[process(1, &[]), child(2, 1, &[DATADIR])]), Some(2));
         assert_eq!(alone(&[process(1, &[]), child(2, 1, &[])]), None);
         assert_eq!(alone(&[process(1, &[]), Candidate { parent: 1, ..process(2, &[]) }]), Some(2));
-        // `-blocknotify`: a child never holds the lock of its parent.
+        // A child process that runs the command of `-blocknotify` never holds the lock of the node.
         assert_eq!(alone(&[process(1, &[DATADIR]), child(2, 1, &[])]), Some(1));
     }
 
@@ -332,7 +342,8 @@ mod tests {
     #[test]
     fn one_shared_lock_does_not_match_another_command_line() {
         let last = known(process(1, &[DATADIR, 11, 12, 13]));
-        // The node was restarted with -reindex and created files 12 and 13 again. Another node now has a file with inode number 12.
+        // The node was restarted with -reindex and created the files with inode numbers 12 and 13 again. Another node
+        // now has a file with inode number 12.
         let (node, other) = (process(2, &[DATADIR, 11, 14, 15]), process(3, &[ANOTHER, 12, 16, 17]));
         for all in [[node.clone(), other.clone()], [other.clone(), node.clone()]] {
             assert_eq!(chosen(&all, Some(&last), &others()), Some(2));
@@ -352,7 +363,7 @@ mod tests {
         last.beside.insert((2, 1));
         assert_eq!(chosen(&[process(1, &[]), process(2, &[])], Some(&last), &OtherNodes::default()), None);
         assert_eq!(chosen(&[process(2, &[]), process(3, &[])], Some(&last), &OtherNodes::default()), Some(3));
-        // The last process was `bitcoind -version`, which took long.
+        // The process that was traced before was a slow `bitcoind -version`.
         assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &OtherNodes::default()), Some(2));
     }
 
@@ -380,7 +391,7 @@ mod tests {
         last.update_locks(&process(1, &[DATADIR]).locks);
         last.update_locks(&BTreeSet::new());
         assert_eq!(last.candidate.locks, BTreeSet::from([lock(DATADIR)]), "it shuts down");
-        // The lock may be that of a wallet that this node has unloaded and another one has loaded.
+        // The lock may belong to a wallet that the traced node has unloaded and that another node has loaded.
         assert_eq!(chosen(&[process(2, &[ANOTHER])], Some(&last), &others()), None);
         assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &others()), Some(2));
     }
@@ -400,10 +411,10 @@ mod tests {
             panic!()
         };
         assert!(why.contains("process 2 (") && why.contains("--datadir"), "{why}");
-        // There is no other node: the data directory was moved.
+        // No other node exists, and the data directory was moved.
         assert_eq!(chosen(&all, Some(&last), &OtherNodes::default()), Some(2));
         assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &OtherNodes::default()), None);
-        // The data directory was created again: the command line is the same.
+        // The data directory was deleted and created again, and the node was started with the same command line.
         let again = Candidate { command: last.candidate.command.clone(), ..young(2, &[ANOTHER]) };
         assert_eq!(chosen(std::slice::from_ref(&again), Some(&last), &others()), Some(2));
         let commands = BTreeSet::from([again.command.clone()]);
@@ -434,7 +445,7 @@ mod tests {
         let all = [process(1, &[ANOTHER]), process(2, &[DATADIR])];
         assert_eq!(chosen(&all, Some(&[lock(DATADIR)])), Some(2));
         assert_eq!(chosen(&all, Some(&[lock(9)])), None);
-        // On btrfs `stat` reports another device.
+        // On btrfs, the device number in `stat` differs from the device number in `/proc/locks`.
         assert_eq!(chosen(&all, Some(&[FileId { device: (0, 30), inode: DATADIR }])), Some(2));
         assert_eq!(chosen(&all, None), None);
         let command = |argument: &str| vec![b"bitcoin-node".to_vec(), argument.into()];
@@ -468,7 +479,7 @@ mod tests {
         let waits = process(1, &[]);
         let all = [waits.clone(), child(2, 1, &[DATADIR])];
         assert_eq!(next(&all, waits.clone(), &others()), Some(2));
-        // A `bitcoind -help` that waits for the reader of its output, and a node beside it.
+        // A `bitcoind -help` waits until its output is read, while a node runs.
         let all = [waits.clone(), process(3, &[DATADIR])];
         assert_eq!(next(&all, waits.clone(), &OtherNodes::default()), Some(3));
         assert_eq!(next(&all, waits.clone(), &others()), None);

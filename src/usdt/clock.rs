@@ -7,11 +7,12 @@ use nix::time::ClockId;
 
 use crate::sys;
 
-/// Unix time at which the kernel's monotonic clock was 0, in nanoseconds. The sum of this value and a time from the BPF programs is the
-/// Unix time of that moment. Each call measures the value again: the wall clock can be set, and the monotonic clock stops while the machine
-/// is suspended.
+/// Unix time at which the kernel's monotonic clock was 0, in nanoseconds. This value plus a monotonic time from a BPF
+/// program is the Unix time of the same moment. Each call measures the value again, because the wall clock can be set
+/// and the monotonic clock stops while the machine is suspended.
 pub(super) fn epoch_ns() -> i64 {
-    /// If more time passes between the two readings of the monotonic clock, this thread was interrupted.
+    /// Maximum time between the two readings of the monotonic clock, in nanoseconds. After a longer time, this thread
+    /// was interrupted and the measurement is repeated.
     const MAX_GAP_NS: i64 = 20_000;
     const TRY_LIMIT: usize = 5;
     let measured = (0..TRY_LIMIT).map(|_| {
@@ -34,10 +35,11 @@ fn read(clock: ClockId) -> i64 {
     sys::clock(clock).as_nanos() as i64
 }
 
-/// Nanoseconds by which the monotonic clock of our time namespace is ahead of the kernel's. The offset cannot change while a process is in
-/// the namespace.
+/// Nanoseconds by which the monotonic clock of this process's time namespace is ahead of the kernel's monotonic clock.
+/// The offset cannot change while a process is in the namespace.
 static NAMESPACE_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
-    // `timens_offsets` has the offsets of the namespace for children, which can be another one than our own.
+    // `timens_offsets` has the offsets of the time namespace for child processes, which can differ from the time
+    // namespace of this process.
     let namespace = |name| fs::read_link(format!("/proc/self/ns/{name}")).ok();
     match namespace("time") {
         Some(ours) if namespace("time_for_children") == Some(ours.clone()) => {
@@ -50,8 +52,8 @@ static NAMESPACE_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
     }
 });
 
-/// Parses `/proc/PID/timens_offsets`: the offset of the monotonic clock, in nanoseconds. The file has a line with seconds and nanoseconds
-/// for each clock.
+/// Parses `/proc/PID/timens_offsets`, which has one line per clock with seconds and nanoseconds. Returns the offset of
+/// the monotonic clock in nanoseconds.
 fn monotonic_ns(offsets: &str) -> Option<i64> {
     let mut words = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?.split_whitespace();
     let mut number = || words.next()?.parse::<i64>().ok();

@@ -1,4 +1,5 @@
-//! Reads the events in the ring buffers of the BPF programs: logs them, and passes events of blocks to the block tracker.
+//! Reads the events in the ring buffers of the BPF programs, logs the events, and passes events of blocks to the block
+//! tracker.
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
@@ -19,7 +20,7 @@ const MAX_LINES: u32 = 200;
 struct LineLimit {
     /// Start of the current second.
     second: Instant,
-    /// Lines in the current second, including those that were not written.
+    /// Lines in the current second, including lines that were dropped because of the limit.
     lines: u32,
 }
 
@@ -30,7 +31,7 @@ impl Default for LineLimit {
 }
 
 impl LineLimit {
-    /// Writes this line, unless the limit for the current second is reached.
+    /// Calls `write` to log a line, unless the limit for the current second is reached.
     fn line(&mut self, write: impl FnOnce()) {
         if self.second.elapsed() > Duration::from_secs(1) {
             if self.lines > MAX_LINES {
@@ -48,16 +49,17 @@ impl LineLimit {
     }
 }
 
-/// Reads and logs the events in the ring buffers of all BPF programs.
+/// Reader of the ring buffers of all BPF programs, which also logs their events.
 pub struct EventReader {
     buffers: RingBuffer<'static>,
     blocks: Arc<BlockTracker>,
-    /// Limits for the lines of announced blocks and of other blocks. A sync therefore does not suppress the lines of announced blocks.
+    /// Two limits: the first for the log lines of announced blocks, the second for the log lines of other blocks.
+    /// Because they are separate, blocks of a sync do not suppress the lines of announced blocks.
     limits: RefCell<(LineLimit, LineLimit)>,
 }
 
 impl EventReader {
-    /// A reader of the events of these programs; `None` if none of the programs has events.
+    /// A reader of the events of these programs; `None` if no program has a ring buffer.
     pub fn from_programs(programs: &Programs) -> Result<Option<Self>> {
         let blocks = programs.blocks();
         let sources = programs.events()?;
@@ -66,7 +68,7 @@ impl EventReader {
         }
         let mut builder = RingBufferBuilder::new();
         for (group, buffer) in sources {
-            // The ring buffer borrows the map handle; both live as long as the process.
+            // The ring buffer borrows the map handle. The handle is leaked because both live as long as the process.
             let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
             let mut limit = LineLimit::default();
             let blocks = blocks.clone();
@@ -81,12 +83,13 @@ impl EventReader {
         Ok(Some(EventReader { buffers: builder.build()?, blocks, limits: RefCell::default() }))
     }
 
-    /// The epoll descriptor of the ring buffers, readable when there are events that must not wait.
+    /// The epoll descriptor of the ring buffers. It becomes readable when a BPF program submits an event that wakes up
+    /// user space.
     pub fn epoll_fd(&self) -> RawFd {
         self.buffers.epoll_fd()
     }
 
-    /// Reads all events in the ring buffers, and logs the blocks that were connected.
+    /// Reads all events in the ring buffers, and logs a line for each block that the node has connected.
     pub fn consume(&self) -> Result<()> {
         let read = self.buffers.consume();
         let (announced, other) = &mut *self.limits.borrow_mut();

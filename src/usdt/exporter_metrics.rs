@@ -1,17 +1,17 @@
-//! The metrics about the exporter itself. They are exported even if no tracepoint is attached.
+//! The metrics about the exporter itself. These metrics are exported even if no tracepoint is attached.
 
 use super::bpf::validation::types::errors;
 use super::maps::{Maps, PerCpuCounts};
 use crate::metrics::{Family, counter, gauge};
 use crate::own_process::STARTED;
 
-// SAFETY: `struct errors` of common.h consists of u64 only, and all BPF files include the same declaration.
+// SAFETY: `struct errors` of common.h consists of u64 fields only, and all BPF files include that declaration.
 unsafe impl PerCpuCounts for errors {}
 
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// The metrics about the exporter. `attached` is the number of currently attached tracepoints; `events_processed` and `errors` are counts
-/// by name.
+/// The metrics about the exporter. `attached` is the number of currently attached tracepoints. `events_processed` has
+/// the number of events by tracepoint, and `errors` the number of errors by type.
 #[rustfmt::skip]
 pub(super) fn families(
     attached: usize,
@@ -37,7 +37,7 @@ pub(super) fn families(
     ]
 }
 
-/// Errors of the BPF programs by type: the sum of `errors_map` over all groups.
+/// Number of errors in the BPF programs by type, summed over the `errors_map` of all groups.
 pub(super) fn errors<'a>(groups: impl Iterator<Item = &'a Maps>) -> Vec<(&'static str, u64)> {
     let each: Vec<errors> = groups.map(|maps| maps.sum("errors_map")).collect();
     let sum = |field: fn(&errors) -> u64| each.iter().map(field).sum();

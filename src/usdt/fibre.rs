@@ -42,10 +42,11 @@ const STAGE: Buckets = Buckets::new(1e6, &[
 const FIBRE_UDP: &str = "fibre_udp";
 const BIP152_CMPCT: &str = "bip152_cmpct";
 
-/// Names of mechanisms in FIBRE's tracepoints, and their labels. The label of all other mechanisms is `other`.
+/// Names of relay mechanisms in FIBRE's tracepoints, each with its label value. A mechanism with another name has the
+/// label value `other`.
 const MECHANISMS: [(&str, &str); 2] = [("FIBRE/UDP", FIBRE_UDP), ("BIP152/CMPCTBLOCK", BIP152_CMPCT)];
 
-/// The label of the mechanism with this index in [`MECHANISMS`].
+/// The label value of the mechanism with this index in [`MECHANISMS`]; `other` for an index beyond the last.
 fn mechanism(number: u32) -> &'static str {
     MECHANISMS.get(number as usize).map_or("other", |(_, label)| label)
 }
@@ -55,12 +56,12 @@ const WON: &[&str] = &["udp:block_race_winner"];
 const RACED: &[&str] = &["udp:block_race_time"];
 const DETAILED: &[&str] = &["udp:block_reconstruction_detail"];
 
-/// The tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and its races against compact blocks.
+/// The tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and races of FIBRE against compact blocks.
 pub(super) struct FibreGroup {
     deliveries: TallyMap<delivery>,
 }
 
-/// Limit on pairs of a mechanism and a peer that have a series of their own.
+/// Limit on pairs of a relay mechanism and a peer that have their own series.
 const MAX_DELIVERIES: usize = 256;
 
 impl Default for FibreGroup {
@@ -120,17 +121,15 @@ impl GroupPrograms for FibreGroup {
                 .value(histogram_value(&CHUNKS, counts.chunks)),
             counter("fibre_blocks_sent_total", "Blocks that the node began to send over FIBRE", &["udp:block_send_start"])
                 .value(counts.sent),
-            counter("fibre_block_race_wins_total", "Blocks by the relay mechanism that delivered them first", WON)
+            counter("fibre_block_race_wins_total", "Blocks, by the relay mechanism that delivered the block first", WON)
                 .by(&["mechanism"]).samples(by_mechanism(&counts.wins).map(|(mechanism, wins)| ([mechanism], wins))),
             counter("fibre_block_deliveries_total",
-                "Blocks by the relay mechanism and the peer that delivered them first. If there are more than 256 pairs, \
-                 the least recent are added to the peer `other`", WON)
+                "Blocks, by the relay mechanism and the peer that delivered the block first. If there are more than 256 pairs, the counts of the least recent pairs are added to the peer `other`", WON)
                 .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
-            histogram("fibre_block_race_latency_seconds", "Time until each relay mechanism that took part in a race had the block", RACED,
+            histogram("fibre_block_race_latency_seconds", "Time until a relay mechanism had delivered the block, for each mechanism that took part in the race", RACED,
                 LATENCY.bounds)
                 .by(&["mechanism"]).samples(by_both_mechanisms(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
-            histogram("fibre_race_margin_seconds", "Time between the winner and the other mechanism, in races in which \
-                 both relay mechanisms took part", RACED,
+            histogram("fibre_race_margin_seconds", "Time between the deliveries by the winner and by the other mechanism, in races in which both relay mechanisms took part", RACED,
                 MARGIN.bounds)
                 .by(&["winner"]).samples(by_both_mechanisms(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
             counter("fibre_races_with_both_total", "Races in which both relay mechanisms took part", RACED).value(counts.races_with_both),
@@ -188,8 +187,8 @@ impl GroupPrograms for FibreGroup {
 }
 
 impl FibreGroup {
-    /// First deliveries of blocks by mechanism and peer, sorted. `unknown` has, by mechanism, the number of those whose peer did not fit
-    /// into the BPF map.
+    /// Number of first deliveries of blocks by mechanism and peer, sorted. `unknown` has the number of first deliveries
+    /// by mechanism whose peer did not fit into the BPF map.
     fn deliveries(&self, maps: &Maps, mut unknown: [u64; 4]) -> Vec<([String; 2], u64)> {
         let TallySnapshot { mut present, removed } = self.deliveries.read(maps);
         present.sort_by_key(|(delivery, _)| (delivery.mechanism, maps::text(&delivery.peer)));
@@ -244,7 +243,7 @@ fn log(event: &[u8]) {
     }
 }
 
-/// Decodes the hash of a block from 64 hex digits and a NUL, or from 32 raw bytes.
+/// The block hash that the tracepoint passed, either as 64 hex digits and a NUL or as 32 raw bytes.
 fn raw_hash(bytes: &[u8; 65]) -> RawBlockHash {
     let text = match bytes {
         [digits @ .., 0] if digits.iter().all(u8::is_ascii_hexdigit) => std::str::from_utf8(digits).ok(),

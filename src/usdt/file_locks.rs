@@ -1,7 +1,7 @@
-//! Lists which process has locked which file.
+//! Lists the files that each process has locked for writing, from `/proc/locks`.
 //!
-//! A node locks `.lock` in the directory of its network as long as it runs, and no child process inherits the lock. `/proc/locks` shows the
-//! lock to every user, with the device and inode of the file.
+//! A node locks `.lock` in the directory of its network as long as it runs, and no child process inherits the lock.
+//! Every user can read the lock in `/proc/locks`, with the PID of its holder and the device and inode of the file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,7 +12,7 @@ use nix::sys::stat::{major, minor};
 
 use crate::bitcoin_core::CHAINS;
 
-/// Identity of a file, independent of its path.
+/// Identity of a file, independent of its path: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileId {
     /// Major and minor number of the file system's device.
@@ -20,13 +20,13 @@ pub struct FileId {
     pub inode: u64,
 }
 
-/// Files that are locked for writing, by PID of the process that holds the lock. Empty if the system does not list them.
+/// Files that are locked for writing, by PID of the process that holds the lock. Empty if `/proc/locks` cannot be read.
 pub fn held() -> BTreeMap<i32, BTreeSet<FileId>> {
     parse(&std::fs::read_to_string("/proc/locks").unwrap_or_default())
 }
 
-/// Parses `/proc/locks`. A line is for example `1: POSIX  ADVISORY  WRITE 1234 fe:00:464 0 EOF`. A process that waits for a lock has an
-/// arrow before the type of the lock; these lines are skipped.
+/// Parses `/proc/locks`. A line is for example `1: POSIX  ADVISORY  WRITE 1234 fe:00:464 0 EOF`. Lines with an arrow
+/// before the type of the lock are skipped: they describe a process that waits for the lock.
 fn parse(text: &str) -> BTreeMap<i32, BTreeSet<FileId>> {
     let mut held: BTreeMap<i32, BTreeSet<FileId>> = BTreeMap::new();
     for line in text.lines() {
@@ -46,8 +46,8 @@ fn parse(text: &str) -> BTreeMap<i32, BTreeSet<FileId>> {
     held
 }
 
-/// The `.lock` files of a data directory: its own, and those of the networks in it. `datadir` can also be the directory of a network. An
-/// error if the files cannot be accessed.
+/// The `.lock` files of a data directory: the one in the directory itself, and the ones in the directories of the
+/// networks in it. `datadir` can also be the directory of a network. Returns an error if the files cannot be accessed.
 pub fn datadir_lock_files(datadir: &Path) -> io::Result<Vec<FileId>> {
     // The name of a custom signet's directory begins with `signet`.
     let is_network =

@@ -6,20 +6,20 @@ use super::blocks;
 use super::maps::Maps;
 use crate::metrics::Family;
 
-/// What a group of tracepoints provides: its BPF programs, metrics, log lines and block events.
+/// A group of tracepoints, with its BPF programs, metrics, log lines and block events.
 pub(super) trait GroupPrograms: Send + Sync {
     /// The provider of the group's tracepoints, for example `validation`. Each BPF program has the name of its tracepoint.
     fn provider(&self) -> &'static str;
     /// The object file with the compiled BPF programs.
     fn object(&self) -> &'static [u8];
-    /// The group's metrics with their current values. With empty [`Maps`], which serve to describe the metrics, all counts are 0. The
-    /// sources of a family are tracepoints, for example `validation:block_connected`. A scrape omits a family until one of its tracepoints
-    /// has been attached to a node.
+    /// The group's metrics with their current values. With empty [`Maps`] all counts are 0; the caller then uses only
+    /// the declarations of the metrics. The sources of a family are tracepoints, for example
+    /// `validation:block_connected`. A scrape omits a family until one of its tracepoints has been attached to a node.
     fn families(&self, maps: &Maps) -> Vec<Family>;
 
     /// Sets the constants of the BPF programs, a `types::rodata`, before the programs are loaded.
     fn set_constants(&self, _rodata: &mut [u8]) {}
-    /// Fills the BPF maps that the programs only read.
+    /// Fills the BPF maps that the programs read but do not change.
     fn fill_maps(&self, _maps: &Maps) -> Result<()> {
         Ok(())
     }
@@ -29,11 +29,12 @@ pub(super) trait GroupPrograms: Send + Sync {
     }
     /// Decodes an event of `events_map`, and appends the events of blocks in it to `queue`.
     fn block_events(&self, _event: &[u8], _queue: &mut Vec<blocks::BlockEvent>) {}
-    /// Hits of each tracepoint that `fibre_exporter_events_processed_total` reports, with the tracepoint's name.
+    /// Names of the tracepoints in `fibre_exporter_events_processed_total`, each with its number of hits.
     fn events_processed(&self, _maps: &Maps) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
-    /// Resets the state of the running node in the BPF maps, after the node has exited. Counts are kept.
+    /// Called after a node has exited. Resets the values in the BPF maps that describe a running node, for example open
+    /// connections. Counts are kept.
     fn node_ended(&self, _maps: &Maps) {}
 }
 

@@ -1,15 +1,18 @@
-//! Histograms of values that BPF programs or user space count.
+//! Histograms whose values are counted by BPF programs or in user space.
 
 use super::blocks::RawBlockHash;
 use super::maps;
 use crate::metrics::{Exemplar, HistogramValue};
 
-/// Number of upper bounds: `BOUNDS` of `bpf/common.h`. The compiler checks it against the types of the generated code.
+/// Number of upper bounds: `BOUNDS` of `bpf/common.h`. If the two numbers differ, the array types of the generated code
+/// do not compile.
 const BOUNDS: usize = 15;
 
-/// The upper bounds of a histogram's buckets, and the conversion between the unit of the metric and that of the BPF programs.
+/// The upper bounds of a histogram's buckets, and the factor between the unit of the metric and the unit that the BPF
+/// programs count in.
 pub(super) struct Buckets {
-    /// Units of the BPF programs in one unit of the metric: for example 1e9, if the programs count nanoseconds and the metric has seconds.
+    /// Units of the BPF programs per unit of the metric: for example 1e9 if the programs count nanoseconds and the
+    /// metric is in seconds.
     unit: f64,
     /// Upper bounds, in the unit of the metric.
     pub bounds: &'static [f64],
@@ -21,8 +24,8 @@ impl Buckets {
         Buckets { unit, bounds }
     }
 
-    /// The bounds in the unit of the BPF programs. Unused bounds have the maximum value. No value is above them, and the bucket of the
-    /// first unused bound has all values above the used ones.
+    /// The bounds in the unit of the BPF programs. Unused bounds have the maximum value of u64. No value is above an
+    /// unused bound, and the bucket of the first unused bound contains all values above the last used bound.
     pub fn for_programs(&self) -> [u64; BOUNDS] {
         let mut scaled = [i64::MAX as u64; BOUNDS];
         for (scaled, bound) in scaled.iter_mut().zip(self.bounds) {
@@ -31,8 +34,8 @@ impl Buckets {
         scaled
     }
 
-    /// Converts counts of the BPF programs: the sum of the values, and the number of values in each bucket. Buckets that the metric does
-    /// not use are omitted.
+    /// Converts the counts of the BPF programs to a histogram. `sum` is the sum of all values, `buckets` the number of
+    /// values in each bucket. Buckets that the metric does not use are omitted.
     pub fn to_histogram(&self, sum: u64, buckets: [u64; BOUNDS + 1]) -> HistogramValue {
         let counts = buckets[..=self.bounds.len()].to_vec();
         HistogramValue { sum: sum as f64 / self.unit, counts, exemplars: Vec::new() }
@@ -48,17 +51,17 @@ pub(super) struct BlockId {
     pub time: f64,
 }
 
-/// A histogram counted in user space, with the last block in each bucket.
+/// A histogram counted in user space, which also keeps the last block of each bucket.
 #[derive(Clone, Copy, Default)]
 pub(super) struct CountedHistogram {
     sum: u64,
     buckets: [u64; BOUNDS + 1],
-    /// The last value in each bucket, and its block.
+    /// The last value in each bucket, with the block that had this value.
     last: [Option<(u64, BlockId)>; BOUNDS + 1],
 }
 
 impl CountedHistogram {
-    /// Counts a block's value. `value` is in the unit of the BPF programs.
+    /// Adds the value of a block. `value` is in the unit of the BPF programs.
     pub fn observe(&mut self, buckets: &Buckets, value: u64, block: &BlockId) {
         let bucket = buckets.for_programs().iter().filter(|bound| **bound < value).count();
         self.sum = self.sum.wrapping_add(value);
@@ -79,7 +82,7 @@ impl CountedHistogram {
     }
 }
 
-/// Buckets of numbers of transactions or inputs of a block.
+/// Buckets for the number of transactions or of inputs in a block.
 pub(super) const TXS: Buckets = Buckets::new(
     1.0,
     &[0.0, 1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 7500.0, 10000.0],

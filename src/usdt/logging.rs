@@ -19,14 +19,14 @@ const DURATION: Buckets = Buckets::new(1e9, &[
     0.000001, 0.000005, 0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0,
 ]);
 
-/// Labels of operations, in the order of their numbers in logging.bpf.c.
+/// Label values of the kinds of operations, in the order of the enum in logging.bpf.c.
 const KINDS: [&str; 3] = ["other", "write", "reopen"];
 
 const QUEUED: &[&str] = &["logging:async_file_queued"];
 const STARTED: &[&str] = &["logging:async_file_operation_started"];
 const COMPLETED: &[&str] = &["logging:async_file_operation_completed"];
 
-/// The tracepoint group `logging`: the queue of `debug.log` lines and the thread that writes them.
+/// The tracepoint group `logging`: the queue of `debug.log` lines, and the node's thread that writes the lines.
 pub(super) struct LoggingGroup;
 
 impl GroupPrograms for LoggingGroup {
@@ -57,7 +57,7 @@ impl GroupPrograms for LoggingGroup {
             histogram("bitcoin_log_queue_depth", "Length of the debug.log queue when an entry is added; at a length of \
                  127 the thread that logs has to wait", QUEUED,
                 DEPTH.bounds).value(DEPTH.to_histogram(counts.depth.sum, counts.depth.buckets)),
-            histogram("bitcoin_log_queue_wait_seconds", "Time that a line waited in the debug.log queue", STARTED, DURATION.bounds)
+            histogram("bitcoin_log_queue_wait_seconds", "Time that a write or reopen request waited in the debug.log queue", STARTED, DURATION.bounds)
                 .value(duration(counts.wait_ns)),
             counter("bitcoin_log_operations_total",
                 "Operations of the thread that writes debug.log, by kind: write, reopen, other", COMPLETED)
@@ -69,7 +69,7 @@ impl GroupPrograms for LoggingGroup {
         ]
     }
 
-    /// Clears the times of operations. The next node numbers its operations from the beginning.
+    /// Clears the times of operations, because the next node counts its operations from the beginning.
     fn node_ended(&self, maps: &Maps) {
         maps.zero("queued_map");
         maps.zero("started_map");

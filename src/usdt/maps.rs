@@ -1,4 +1,4 @@
-//! Reads the BPF programs' maps, with the C structs of the generated code.
+//! Reads the BPF maps, and decodes their values to the C structs in the generated code.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 /// A type that can be decoded from the bytes of a BPF map or event, such as a C struct of the generated code.
 ///
 /// # Safety
-/// The type is `repr(C)` and consists of integers only. Any bytes of its size are therefore a valid value.
+/// The type is `repr(C)` and consists of integers only. Any bytes of the type's size are therefore a valid value.
 pub(super) unsafe trait Pod: Copy {}
 
 /// A struct of counters that a BPF map keeps for each CPU. The total of each field is its sum over all CPUs.
@@ -23,25 +23,25 @@ unsafe impl<const N: usize> Pod for [u8; N] {}
 // SAFETY: a `PerCpuCounts` consists of u64, which are integers.
 unsafe impl<T: PerCpuCounts> Pod for T {}
 
-/// The BPF maps of a group's programs, by name. The names end in `_map`.
-/// The default has no maps. It stands for programs that are not loaded, and reads from it return 0.
+/// The BPF maps of a group's programs, by name. The names end in `_map`. The default has no maps, and reads from it
+/// return 0. It is used when no programs are loaded.
 #[derive(Default)]
 pub(super) struct Maps(BTreeMap<String, MapHandle>);
 
 impl Maps {
-    /// The maps that our BPF files declare. libbpf adds maps of its own, which are skipped.
+    /// The maps that the BPF files of this crate declare. Maps that libbpf adds are skipped.
     pub fn from_object(programs: &Object) -> Result<Self> {
         let named = programs.maps().map(|map| (map.name().to_string_lossy().into_owned(), map));
         let ours = named.filter(|(name, _)| name.ends_with("_map"));
         Ok(Maps(ours.map(|(name, map)| Ok((name, MapHandle::try_from(&map)?))).collect::<Result<_>>()?))
     }
 
-    /// A map that not every BPF file declares; `None` if this group's file does not.
+    /// A map that only some BPF files declare; `None` if this group's file does not declare the map.
     pub fn find(&self, name: &str) -> Option<&MapHandle> {
         self.0.get(name)
     }
 
-    /// A map that the group's BPF file declares; `None` only if no programs are loaded.
+    /// A map that the group's BPF file declares; `None` if no programs are loaded.
     pub fn get(&self, name: &str) -> Option<&MapHandle> {
         let map = self.find(name);
         debug_assert!(map.is_some() || self.0.is_empty(), "there is no {name}");
@@ -75,7 +75,7 @@ impl Maps {
         }
     }
 
-    /// Fills a `NAMES_MAP` with these names and their indexes, counted from 0.
+    /// Fills a `NAMES_MAP` with these names. Each name gets its position in `names`, counted from 0, as its index.
     pub fn number_names<'a>(&self, name: &str, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let Some(map) = self.get(name) else { return Ok(()) };
         for (number, name) in (0u32..).zip(names) {
@@ -90,7 +90,7 @@ impl Maps {
 /// Key of the only value of a `SINGLE_VALUE_MAP`.
 const FIRST_KEY: [u8; 4] = [0; 4];
 
-/// Decodes these bytes; `None` if their number is not the size of the struct.
+/// Decodes these bytes to a struct; `None` if the number of bytes differs from the size of the struct.
 pub(super) fn decode<T: Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: the number of bytes is the size of `T`, and any bytes are a valid value of a `Pod` type.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
@@ -107,12 +107,13 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     }
 }
 
-/// Reader of a `TALLIES_MAP`, a BPF map of counts. It limits the number of keys, because peers choose them.
-/// If there are more than `limit` keys, the least recently counted keys are removed. Their counts are added to `removed`: no sum decreases.
+/// Reader of a `TALLIES_MAP`, a BPF map of counts. The reader limits the number of keys, because peers choose the keys.
+/// If there are more than `limit` keys, the least recently counted keys are removed. Their counts are added to
+/// `removed`, and the sum over all keys therefore never decreases.
 pub(super) struct TallyMap<K> {
     map: &'static str,
     limit: usize,
-    /// The group of a key. The counts of removed keys are kept by group.
+    /// Maps a key to its group. The counts of removed keys are summed by group.
     group: fn(&K) -> u32,
     /// Sum of the counts of removed keys, by group.
     removed: Mutex<BTreeMap<u32, u64>>,
@@ -148,7 +149,8 @@ impl<K: Pod> TallyMap<K> {
         present.sort();
         let too_many = present.len().saturating_sub(self.limit);
         for (_, key, number) in present.drain(..too_many) {
-            // Before Linux 5.14, an entry cannot be read and deleted in one step: counts that are added in between are lost.
+            // Before Linux 5.14, an entry cannot be read and deleted in one step. Hits between the two steps are not
+            // counted.
             let taken = map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
             let number = taken.map_or(number, |(number, _)| number);
             let is_gone = taken.is_some() || map.delete(&key).is_ok();
@@ -161,13 +163,13 @@ impl<K: Pod> TallyMap<K> {
     }
 }
 
-/// The count and the time of the last hit, from a `struct tally`.
+/// Decodes a `struct tally` to the count and the time of the last hit.
 fn tally(value: &[u8]) -> Option<(u64, u64)> {
     let (number, rest) = value.split_first_chunk()?;
     Some((u64::from_ne_bytes(*number), u64::from_ne_bytes(*rest.first_chunk()?)))
 }
 
-/// Pairs each name with the count at its index. The last count is that of all other names, `other`.
+/// Pairs each name with the count at the same index. The last element of `counts` gets the name `other`.
 pub(super) fn by_name<'a, T>(
     names: impl IntoIterator<Item = &'a str>,
     counts: &[T],

@@ -16,9 +16,9 @@ pub(super) struct MempoolGroup {
     rejected: TallyMap<RejectionReason>,
 }
 
-/// The reason for a rejection, NUL-terminated. Its size is `REJECTION` of mempool.bpf.c.
+/// The node's reason for rejecting a transaction, NUL-terminated. The size is `REJECTION` of mempool.bpf.c.
 type RejectionReason = [u8; 128];
-/// Limit on reasons for rejections that have a series of their own.
+/// Limit on rejection reasons that have their own series.
 const MAX_REASONS: usize = 64;
 
 const ADDED: &[&str] = &["mempool:added"];
@@ -58,14 +58,15 @@ impl GroupPrograms for MempoolGroup {
                 .value(counts.replaced),
             counter("bitcoin_mempool_tx_rejected_total",
                 "Transactions rejected by the mempool, by reason, including rejections by calls of `testmempoolaccept` \
-                 with one transaction. If there are more than 64 reasons, the least recent are added to `other`", &["mempool:rejected"])
+                 with one transaction. If there are more than 64 reasons, the counts of the least recent reasons are added to `other`", &["mempool:rejected"])
                 .by(&["reason"]).samples(self.rejections(maps, counts.rejected_other)),
         ]
     }
 }
 
 impl MempoolGroup {
-    /// Rejections by reason, sorted. `unknown` is the number of those whose reason did not fit into the BPF map.
+    /// Number of rejected transactions by reason, sorted. `unknown` is the number of rejections whose reason did not
+    /// fit into the BPF map.
     fn rejections(&self, maps: &Maps, unknown: u64) -> Vec<([String; 1], u64)> {
         let TallySnapshot { present, removed } = self.rejected.read(maps);
         let mut rejections: Vec<_> =

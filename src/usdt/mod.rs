@@ -1,18 +1,23 @@
 //! Counts the tracepoints (USDT) of a running node in the kernel, with BPF programs.
 //!
-//! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and count in BPF maps. User space reads the maps at a scrape, not at
-//! each hit. Only rare events, and events of blocks, also go to user space through ring buffers.
+//! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and count in BPF maps. User space reads the maps
+//! at a scrape, not at each hit. Only rare events, and events of blocks, are also sent to user space through BPF ring
+//! buffers.
 //!
-//! - Each group of tracepoints has a file here, with its metrics and log lines, and a BPF file of the same name. `group` has the trait that
-//!   the groups implement. `maps` and `histogram` read the counts of the BPF programs.
-//! - `programs` loads the BPF programs and attaches them; `privileges` explains why that failed. [`MetricsReader`] reads all metrics.
-//! - [`target`] finds the node to trace: `candidates` lists the processes that may be the node, and `choice` selects one by evidence, for
-//!   example by the locks that `file_locks` reads. [`attach_loop`] attaches to the node and watches its process.
+//! - Each group of tracepoints has a Rust file in this folder, with the group's metrics and log lines, and a BPF file
+//!   of the same name in `bpf/`. `group` has the trait that the groups implement. `maps` and `histogram` read the
+//!   counts of the BPF programs.
+//! - `programs` loads the BPF programs and attaches them. `privileges` checks capabilities and kernel features, and its
+//!   errors name what is missing. [`MetricsReader`] reads all metrics.
+//! - [`target`] finds the node to trace: `candidates` lists the processes that may be the node, and `choice` selects
+//!   one of these processes by evidence, for example by the file locks that `file_locks` reads. [`attach_loop`]
+//!   attaches to the node and watches its process.
 //! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the events of each block.
 //!   [`block_log`] stores a row for each connected block.
 //! - `clock` converts the kernel's monotonic time to Unix time.
 //! - [`page`] is the HTML page of recent blocks.
-//! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` and [`startup_banner`] describe the exporter itself.
+//! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` has the metrics about the exporter itself, and
+//!   [`startup_banner`] prints the text at startup.
 
 pub mod attach_loop;
 pub mod block_log;
@@ -103,7 +108,7 @@ pub fn all_declarations() -> Vec<Declaration> {
     groups.chain(declarations(blocks)).chain(declarations(exporter)).collect()
 }
 
-/// Code that `build.rs` generates from `bpf/`: the types of the maps and the compiled programs of each BPF file.
+/// Code that `build.rs` generates from `bpf/`: for each BPF file, the Rust types of its maps and its compiled programs.
 #[allow(
     missing_docs,
     clippy::all,

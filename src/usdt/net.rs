@@ -21,7 +21,8 @@ unsafe impl Pod for event {}
 // SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for types::rodata {}
 
-/// Labels of Bitcoin Core's `Network`, in the order of its values. The last label is that of unknown values.
+/// Label values for Bitcoin Core's enum `Network`, in the order of its values. The last label value is used for unknown
+/// values.
 const NETWORKS: [&str; 8] = {
     let [a, b, c, d, e, f, g] = bitcoin_core::NETWORKS;
     [a, b, c, d, e, f, g, "other"]
@@ -31,7 +32,7 @@ const MESSAGES: &[&str] = &["net:inbound_message", "net:outbound_message"];
 const OPENED: &[&str] = &["net:inbound_connection", "net:outbound_connection"];
 const CLOSED: &[&str] = &["net:closed_connection"];
 
-/// The tracepoint group `net`: P2P messages and connections, and the messages about blocks.
+/// The tracepoint group `net`: P2P messages and connections, and the contents of messages about blocks.
 pub(super) struct NetGroup;
 
 impl GroupPrograms for NetGroup {
@@ -99,14 +100,14 @@ impl GroupPrograms for NetGroup {
         }
     }
 
-    /// Clears the open connections: they have ended with the node.
+    /// Resets the number of open connections, because all connections end with the node.
     fn node_ended(&self, maps: &Maps) {
         maps.zero("connections_map");
     }
 }
 
-/// Inbound messages that the programs pass to user space: messages about blocks, and messages that every peer sends at the beginning and
-/// every two minutes.
+/// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, which
+/// every peer sends after connecting or every two minutes.
 const INBOUND: [(&str, kind); 8] = [
     ("block", kind::BLOCK),
     ("blocktxn", kind::BLOCKTXN),
@@ -117,7 +118,7 @@ const INBOUND: [(&str, kind); 8] = [
     ("pong", kind::ALIVE),
     ("verack", kind::ALIVE),
 ];
-/// Outbound messages that the programs pass to user space.
+/// Outbound messages that the BPF programs pass to user space.
 const OUTBOUND: [(&str, kind); 2] = [("getblocktxn", kind::GETBLOCKTXN), ("getdata", kind::GETDATA)];
 
 /// The event kind of each message type, by the index of the type.
@@ -130,10 +131,10 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     kinds
 }
 
-/// Index of all unknown message types: `TYPES` - 1 of net.bpf.c.
+/// Common index of all message types that are not in `MESSAGE_TYPES`: `TYPES` - 1 of net.bpf.c.
 const OTHER: usize = 63;
 
-/// The name of a message type as two words, which the programs compare.
+/// The name of a message type as two 64-bit words, the form in which the BPF programs compare names.
 fn words(text: &str) -> [u64; 2] {
     let mut bytes = [0; 16];
     bytes[..text.len()].copy_from_slice(text.as_bytes());
@@ -141,7 +142,7 @@ fn words(text: &str) -> [u64; 2] {
     [word(0), word(8)]
 }
 
-/// The message type in each slot of the BPF map. If two types share a slot, it has the later one.
+/// Index of the message type in each slot of the BPF map. If two types share a slot, the slot has the later type.
 fn slots(multiplier: u64) -> [Option<usize>; 256] {
     let mut slots = [None; 256];
     for (number, text) in MESSAGE_TYPES.iter().enumerate() {
@@ -151,7 +152,7 @@ fn slots(multiplier: u64) -> [Option<usize>; 256] {
     slots
 }
 
-/// A multiplier with which each message type has a slot of its own.
+/// A multiplier for which no two message types share a slot.
 fn multiplier() -> u64 {
     const ODD: u64 = 0x2545_f491_4f6c_dd1d;
     let candidates = (0..).map(|step: u64| ODD.wrapping_mul(2 * step + 1));
@@ -163,14 +164,14 @@ fn multiplier() -> u64 {
 struct MessageBytes<'a>(&'a [u8]);
 
 impl MessageBytes<'_> {
-    /// Takes the next `N` bytes.
+    /// Removes the next `N` bytes and returns them; `None` if fewer are left.
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*taken)
     }
 
-    /// Takes an integer in Bitcoin's variable-length format (CompactSize).
+    /// Reads an integer in Bitcoin's variable-length format (CompactSize).
     fn compact_size(&mut self) -> Option<u64> {
         Some(match self.take()? {
             [0xfd] => u16::from_le_bytes(self.take()?).into(),
@@ -180,7 +181,7 @@ impl MessageBytes<'_> {
         })
     }
 
-    /// Takes a block header. Returns the hash of the block, and the time in the header in Unix seconds.
+    /// Reads a block header. Returns the hash of the block, and the timestamp in the header in Unix seconds.
     fn header(&mut self) -> Option<(RawBlockHash, u32)> {
         const TIME: usize = 4 + 32 + 32;
         let header: [u8; 80] = self.take()?;
@@ -194,7 +195,8 @@ fn sha256(bytes: &[u8]) -> RawBlockHash {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// Decodes the block events of a message, and appends them to `queue`. A truncated or malformed message has none.
+/// Decodes the block events of a message, and appends the events to `queue`. For a truncated or malformed message, no
+/// event is appended.
 fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     let (peer, time_ns) = (event.peer, event.time_ns);
     if event.kind == kind::ALIVE {
@@ -239,7 +241,7 @@ fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     queue.extend(decoded.map(|(hash, event_kind)| BlockEvent { time_ns, hash, kind: event_kind }));
 }
 
-/// Decodes the node's own report about a block: an accepted header, or a reconstructed compact block.
+/// Decodes the event of a tracepoint by which the node reports an accepted header or a reconstructed compact block.
 fn decode_node_report(event: &event) -> Option<BlockEvent> {
     let &event { peer, time_ns, .. } = event;
     let mut bytes = MessageBytes(&event.bytes);
@@ -261,7 +263,7 @@ fn decode_node_report(event: &event) -> Option<BlockEvent> {
     Some(BlockEvent { time_ns, hash, kind: event_kind })
 }
 
-/// Length of a number as CompactSize, in bytes.
+/// Length of a number in CompactSize format, in bytes.
 fn compact_size_length(number: u64) -> u64 {
     match number {
         0..0xfd => 1,
@@ -271,7 +273,8 @@ fn compact_size_length(number: u64) -> u64 {
     }
 }
 
-/// Decodes the block entries of an inv or getdata. The programs copy only the first entries of the message.
+/// Decodes the block entries of an inv or getdata message. `bytes` has only the first entries, because the BPF programs
+/// copy only the beginning of a message.
 fn read_inventory(event: &event, mut bytes: MessageBytes, queue: &mut Vec<BlockEvent>) {
     const MSG_BLOCK: u32 = 2;
     const MSG_CMPCT_BLOCK: u32 = 4;
@@ -294,7 +297,7 @@ fn read_inventory(event: &event, mut bytes: MessageBytes, queue: &mut Vec<BlockE
     }
 }
 
-/// Messages by direction and type. Types without a message are omitted.
+/// The value of `field` for each direction and message type. Types without messages are omitted.
 fn by_type(
     directions: [(&'static str, &direction); 2],
     field: fn(&messages) -> u64,
@@ -320,7 +323,7 @@ mod tests {
     use super::types::{self, event};
     use super::{Announcement, BlockEvent, BlockEventKind, maps, read_message};
 
-    /// Decodes a message in the form in which the programs copy it.
+    /// Decodes a message, truncated to the length that the BPF programs copy.
     fn read(kind: types::kind, message: &[u8]) -> Vec<BlockEvent> {
         let mut event = event { kind, size: message.len() as u32, ..event::default() };
         let length = message.len().min(event.bytes.len());
@@ -330,7 +333,7 @@ mod tests {
         queue
     }
 
-    /// The header of the block after the genesis block of the main chain.
+    /// The header of block 1 of mainnet.
     fn header() -> [u8; 80] {
         let header = "010000006fe28c0ab6f1b372c1a6a246ae63f74f931e8365e15a089c68d6190000000000982051fd1e4ba744bbbe680e1\
                       fee14677ba1a3c3540bf7b1cdb606e857233e0e61bc6649ffff001d01e36299";
@@ -348,7 +351,8 @@ mod tests {
         assert_eq!(numbers, (0..crate::metrics::MESSAGE_TYPES.len()).collect::<Vec<_>>());
     }
 
-    /// Follows `number_of_text` of fast_paths.h: it finds each message type, and nothing else.
+    /// Repeats the lookup of `number_of_text` in fast_paths.h: every message type has its own index, and every other
+    /// text has the index `OTHER`.
     #[test]
     fn text_of_no_type_has_the_number_of_the_others() {
         let (multiplier, slots) = (super::multiplier(), super::slots(super::multiplier()));
@@ -389,7 +393,7 @@ mod tests {
             };
             assert_eq!(compact.short_ids, ids as u64);
         }
-        // A message that claims more transactions than a block can have.
+        // The short ID count of this message exceeds the number of transactions that a block can have.
         let message = [&header()[..], &[0; 8], &[0xff; 9]].concat();
         assert!(read(types::kind::CMPCTBLOCK, &message).is_empty());
     }

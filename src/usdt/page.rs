@@ -1,5 +1,5 @@
-//! The HTML page at `/` of bitcoind-usdt-exporter (`page.html`), and its data. The page loads `metrics` and `status.json` from the
-//! exporter, and nothing from other hosts.
+//! The HTML page at `/` of bitcoind-usdt-exporter (`page.html`), and its data. The page loads `metrics` and
+//! `status.json` from the exporter, and loads no resource from another host.
 
 use std::sync::Arc;
 
@@ -26,8 +26,8 @@ impl BlockPage {
         status::page(include_str!("page.html"))
     }
 
-    /// The response to `/status.json`: the last blocks and races, newest first. `ready` is `Ok` if a node is traced, otherwise the reason
-    /// why not.
+    /// The response to `/status.json`: the last blocks and races, newest first. `ready` is `Ok` if a node is traced,
+    /// otherwise the reason why no node is traced.
     pub fn json(&self, ready: &Result<(), String>) -> Value {
         let (blocks, races) = self.blocks.last();
         json!({

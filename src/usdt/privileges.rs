@@ -1,4 +1,5 @@
-//! Checks whether this process has the privileges, and this kernel the features, that tracing needs. The errors name the remedy.
+//! Checks whether this process has the capabilities and this kernel has the features that tracing needs. The errors
+//! name the remedy.
 
 use anyhow::{Context, Result, anyhow};
 
@@ -21,7 +22,7 @@ pub(super) fn missing() -> Option<anyhow::Error> {
     ))
 }
 
-/// Whether this process can read the binary paths of other users' processes: it needs root or `CAP_SYS_PTRACE`.
+/// Whether this process can read the binary paths of other users' processes, which requires `CAP_SYS_PTRACE`.
 pub(super) fn sees_other_users() -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
     effective() >> CAP_SYS_PTRACE & 1 == 1

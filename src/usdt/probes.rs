@@ -34,15 +34,15 @@ impl Site {
         format!("{}:{}", self.provider, self.name)
     }
 
-    /// Arguments that libbpf cannot read. It does not attach to a tracepoint with such an argument.
+    /// Arguments whose location libbpf cannot parse. libbpf does not attach to a tracepoint with such an argument.
     pub fn unreadable(&self) -> Vec<&str> {
         operands(&self.arguments).into_iter().filter(|operand| !is_readable(self.machine, operand)).collect()
     }
 }
 
-/// Name and type of the ELF notes that SystemTap's `sys/sdt.h` writes for tracepoints.
+/// Name and type of the ELF notes that describe tracepoints (written by SystemTap's `sys/sdt.h`).
 const STAPSDT: (&[u8], NoteType) = (b"stapsdt", NoteType(3));
-/// Size in bytes of the three addresses before the strings of a note.
+/// Size in bytes of the three addresses that precede the strings in a note.
 const ADDRESSES: usize = 3 * 8;
 
 /// All tracepoint sites of a 64-bit ELF binary.
@@ -74,7 +74,7 @@ fn read(data: &ReadCache<File>) -> object::Result<Vec<Site>> {
     Ok(sites)
 }
 
-/// Splits the arguments of a note into operands, each `SIZE@LOCATION`. A location in brackets can contain spaces.
+/// Splits the arguments of a note into operands of the form `SIZE@LOCATION`. A location in brackets can contain spaces.
 fn operands(arguments: &str) -> Vec<&str> {
     let mut in_brackets = false;
     let operands = arguments.split(|character: char| {
@@ -136,8 +136,8 @@ fn is_arm_register(text: &str) -> bool {
         || text.strip_prefix('x').and_then(|number| number.parse().ok()).is_some_and(|it: u8| it < 31)
 }
 
-/// The table that `--list-probes` prints, with a row for each tracepoint. The columns show whether the binary has it, whether it can be
-/// attached, its arguments, and its metrics.
+/// The table that `--list-probes` prints, with a row for each tracepoint. The columns show whether the binary has the
+/// tracepoint, whether it can be attached, its arguments, and its metrics.
 ///
 /// # Errors
 /// No node is running and no binary was passed, several nodes are running, or the binary cannot be read.
@@ -188,14 +188,15 @@ pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<Stri
     Ok(table)
 }
 
-/// Names of the metrics that a tracepoint feeds: metrics of these groups, and metrics about blocks.
+/// Names of the metrics that have this tracepoint as a source, among the metrics of these groups and the metrics about
+/// blocks.
 fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
     let declarations = groups.iter().flat_map(|group| group.declarations());
     let all = declarations.chain(super::declarations(blocks::families(&blocks::BlockCounts::default())));
     all.filter(|declaration| declaration.sources.contains(&tracepoint)).map(|it| it.name).collect()
 }
 
-/// Tracepoints of a provider that the exporter does not support, each with its first site.
+/// Tracepoints of a provider for which the exporter has no program, each with its first site.
 fn unknown<'a>(sites: &'a [Site], provider: &str, traced: &[String]) -> BTreeMap<String, &'a Site> {
     let mut unknown = BTreeMap::new();
     for site in sites.iter().filter(|site| site.provider == provider && !traced.contains(&site.probe())) {

@@ -20,13 +20,13 @@ use crate::own_process;
 
 /// The loaded BPF programs of one group, with their maps and their attachments to the node.
 struct LoadedGroup {
-    /// Attachments to the node's tracepoints. They are declared before `programs` and therefore dropped first: detaching uses data that
-    /// libbpf keeps with the programs.
+    /// Attachments to the node's tracepoints. This field is declared before `programs`, and Rust therefore drops it
+    /// first. Detaching uses data that libbpf stores in `programs`.
     links: Vec<Link>,
     group: Arc<dyn GroupPrograms>,
     maps: Arc<Maps>,
     programs: Object,
-    /// Programs that the kernel rejected, with the reason.
+    /// Names of the programs that the kernel rejected, each with the reason.
     refused: BTreeMap<String, String>,
 }
 
@@ -34,11 +34,11 @@ struct LoadedGroup {
 pub struct AttachResult {
     /// Full name of the tracepoint, for example `validation:block_connected`.
     pub name: String,
-    /// `Ok` if the tracepoint is attached, otherwise the reason why not.
+    /// `Ok` if the tracepoint is attached, otherwise the reason why it is not attached.
     pub result: Result<()>,
 }
 
-/// Which tracepoints have ever been attached to a node, and how many are attached now.
+/// The tracepoints that have been attached to any node so far, and the number of tracepoints that are attached now.
 #[derive(Default)]
 pub(super) struct Attachments {
     /// Full names of the tracepoints that have been attached to a node at least once.
@@ -47,8 +47,8 @@ pub(super) struct Attachments {
     pub now: usize,
 }
 
-/// The loaded BPF programs of all selected groups.
-/// They are attached to one node after the other, and keep their counts when a node exits.
+/// The loaded BPF programs of all selected groups. The programs are attached to one node after the other, and keep
+/// their counts when a node exits.
 pub struct Programs {
     loaded: Vec<LoadedGroup>,
     attachments: Arc<Mutex<Attachments>>,
@@ -59,15 +59,15 @@ impl Programs {
     /// Loads the programs of these groups into the kernel.
     ///
     /// # Errors
-    /// A capability is missing, or the kernel rejects something that all programs of a group need.
+    /// A capability is missing, or the kernel rejects a map or another object that all programs of a group need.
     pub fn load(groups: &[TracepointGroup]) -> Result<Self> {
         capture_libbpf_messages();
         let loaded = groups.iter().map(|group| load(group.group())).collect::<Result<_>>()?;
         Ok(Programs { loaded, attachments: Arc::default(), blocks: Arc::default() })
     }
 
-    /// Attaches the programs to the tracepoints of a process. `binary` is the file of the process. The results are in the order of the BPF
-    /// files.
+    /// Attaches the programs to the tracepoints of a process. `binary` is the file of the process. The results are in
+    /// the order of the programs in the BPF files.
     pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<AttachResult> {
         let mut attached = Vec::new();
         for LoadedGroup { group, programs, refused, links, .. } in &mut self.loaded {
@@ -89,24 +89,24 @@ impl Programs {
         attached
     }
 
-    /// Detaches from a process that has ended. Keeps the counts, and resets the state of the running node.
+    /// Detaches from a process that has ended. Keeps the counts, and resets the values that describe a running node.
     pub fn detach(&mut self) {
-        // Removing a link waits in the kernel for tens of milliseconds. Groups are therefore detached in parallel, each by one thread:
-        // libbpf's data of a group must not be touched by two.
+        // Removing a link waits in the kernel for tens of milliseconds. Groups are therefore detached in parallel. Each
+        // group is detached by a single thread, because libbpf's data of a group is not thread-safe.
         thread::scope(|scope| {
             for LoadedGroup { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
             }
         });
         for LoadedGroup { links, group, maps, .. } in &mut self.loaded {
-            links.clear(); // if no thread could be started
+            links.clear(); // in case the thread could not be started
             group.node_ended(maps);
         }
         self.attachments.lock().expect("nobody panics holding it").now = 0;
         self.blocks.node_ended();
     }
 
-    /// A reader of all metrics. It does not borrow the programs, and can move to another thread.
+    /// A reader of all metrics. The reader does not borrow the programs, and can move to another thread.
     pub fn reader(&self) -> MetricsReader {
         std::sync::LazyLock::force(&own_process::STARTED);
         let groups = self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone()));
@@ -117,12 +117,13 @@ impl Programs {
         }
     }
 
-    /// The HTML page at `/`, with its data.
+    /// The page at `/`: its HTML, and its data for `/status.json`.
     pub fn page(&self, node_name: &str) -> BlockPage {
         BlockPage::new(self.blocks.clone(), node_name.into())
     }
 
-    /// Starts to write a row for each connected block to this file. The file keeps the last `keep` blocks.
+    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
+    /// blocks.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -132,8 +133,9 @@ impl Programs {
         Ok(block_log)
     }
 
-    /// The groups with events, and their ring buffers. The ring buffer of connected blocks comes first and is read first. All earlier
-    /// events of these blocks are then in the other ring buffers, and are read in the same pass.
+    /// The groups that have a ring buffer, each with its ring buffer. The ring buffer of connected blocks is the first
+    /// element and is therefore read first. The earlier events of a block that was read from it are already in the
+    /// other ring buffers, and are read in the same pass.
     pub(super) fn events(&self) -> Result<Vec<(Arc<dyn GroupPrograms>, MapHandle)>> {
         let mut loaded: Vec<_> = self.loaded.iter().collect();
         loaded.sort_by_key(|it| it.group.provider() != validation::PROVIDER);
@@ -142,13 +144,14 @@ impl Programs {
         buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
     }
 
-    /// The tracker of blocks, which processes events of blocks.
+    /// The block tracker, which processes the events of blocks.
     pub(super) fn blocks(&self) -> Arc<BlockTracker> {
         self.blocks.clone()
     }
 }
 
-/// Reads all metrics of the exporter at a scrape: the counts in the BPF maps, and those of the block tracker.
+/// Reader of all metrics of the exporter at a scrape: the counts in the BPF maps, the counts of the block tracker, and
+/// the metrics about the exporter.
 pub struct MetricsReader {
     groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
     attachments: Arc<Mutex<Attachments>>,
@@ -156,8 +159,9 @@ pub struct MetricsReader {
 }
 
 impl MetricsReader {
-    /// All families with their current values, in the order of METRICS.md. A family of tracepoints is absent until one of them has been
-    /// attached, or, for the metrics about a block's arrival, until all required ones have been attached.
+    /// All families with their current values, in the order of METRICS.md. A family that is fed by tracepoints is
+    /// absent until one of these tracepoints has been attached. The metrics about a block's arrival are absent until
+    /// all tracepoints that they require have been attached.
     pub fn families(&self) -> Vec<Family> {
         let (ever, now) = {
             let attachments = self.attachments.lock().expect("nobody panics holding it");
@@ -173,8 +177,8 @@ impl MetricsReader {
     }
 }
 
-/// Whether the attached tracepoints feed a family. One of the family's tracepoints is enough, but the metrics about a block's arrival need
-/// all required ones.
+/// Whether a family has data if these tracepoints have been attached. A family needs one of its tracepoints. The
+/// metrics about a block's arrival need [`REQUIRED_ARRIVAL_SOURCES`].
 fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => REQUIRED_ARRIVAL_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
@@ -182,20 +186,23 @@ fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     }
 }
 
-/// Full names of the group's tracepoints, for example `validation:block_connected`, in the order of the BPF file. Needs no privilege.
+/// Full names of the group's tracepoints, for example `validation:block_connected`, in the order of the BPF file. Needs
+/// no capability, because the programs are not loaded.
 pub(super) fn tracepoints(group: &dyn GroupPrograms) -> Result<Vec<String>> {
     let names = names(&open(group, |_| true)?);
     Ok(names.into_iter().map(|name| probe_name(group.provider(), name)).collect())
 }
 
-/// Loads the programs of a group. If the kernel rejects a program, the others are loaded without it.
+/// Loads the programs of a group. If the kernel rejects a program, the other programs are loaded without the rejected
+/// one.
 fn load(group: Arc<dyn GroupPrograms>) -> Result<LoadedGroup> {
     let mut refused = BTreeMap::new();
     let programs = match open(&*group, |_| true)?.load() {
         Ok(programs) => programs,
         Err(error) if lacks_privilege(&error) => return Err(explain(error)),
         Err(error) => {
-            // libbpf stops at the first program that the kernel rejects: load each program alone to find all of them.
+            // libbpf stops at the first program that the kernel rejects. To find all rejected programs, load each
+            // program separately.
             debug!("cannot load all programs of {}: {:#}", group.provider(), explain(error));
             for name in names(&open(&*group, |_| true)?) {
                 if let Err(error) = open(&*group, |it| it == name)?.load() {
@@ -234,7 +241,7 @@ fn names(opened: &OpenObject) -> Vec<String> {
     opened.progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
 }
 
-/// Messages that libbpf has printed since the last error.
+/// Messages that libbpf has emitted since the last error.
 static LIBBPF_MESSAGES: Mutex<LibbpfMessages> =
     Mutex::new(LibbpfMessages { warnings: Vec::new(), verifier: None });
 
@@ -244,7 +251,8 @@ struct LibbpfMessages {
     verifier: Option<String>,
 }
 
-/// Keeps libbpf's messages for [`explain`] instead of printing them to stderr.
+/// Registers a callback that keeps libbpf's messages for [`explain`], instead of libbpf's default, which prints them to
+/// stderr.
 fn capture_libbpf_messages() {
     fn keep(level: PrintLevel, text: String) {
         debug!("{}", text.trim_end());
@@ -275,7 +283,7 @@ fn lacks_privilege(error: &libbpf_rs::Error) -> bool {
     error.kind() == libbpf_rs::ErrorKind::PermissionDenied && privileges::missing().is_some()
 }
 
-/// Adds the reason and, if known, the remedy to an error of libbpf.
+/// Adds the reason from libbpf's messages and, if known, the remedy to an error of libbpf.
 fn explain(error: libbpf_rs::Error) -> anyhow::Error {
     let mut messages = LIBBPF_MESSAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (warnings, verifier) = (std::mem::take(&mut messages.warnings), messages.verifier.take());

@@ -1,4 +1,4 @@
-//! The text that the exporter prints at startup.
+//! The text that the exporter prints to stdout at startup.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{AttachResult, probes};
 use crate::node_process::NodeProcess;
 
-/// Prints the traced binary, the address of the metrics, and the node's name.
+/// Prints the path of the traced binary, the address of the metrics, and the node's name.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -26,7 +26,7 @@ pub fn print_start(
     writeln!(output, "  node: {node_name}")
 }
 
-/// Prints for each tracepoint whether it is attached, and if not, the reason.
+/// Prints a line for each tracepoint: whether the tracepoint is attached, and if not, the reason.
 ///
 /// # Errors
 /// The output cannot be written.

@@ -1,4 +1,4 @@
-//! Finds the node to trace, and the next one after it has exited.
+//! Finds the node to trace, and after its exit the next node.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,7 +13,7 @@ use super::choice::{Choice, KnownNode, OtherNodes, UserSelection, choose, succes
 use super::{file_locks, privileges};
 use crate::node_process::NodeProcess;
 
-/// The user's selection of the node to trace. Without a selection, it is the only running node.
+/// The user's selection of the node to trace. Without a selection, the only running node is traced.
 #[derive(Clone, Debug, Default)]
 pub struct NodeSelector {
     /// Path of the binary with the tracepoints.
@@ -26,22 +26,22 @@ pub struct NodeSelector {
     pub unit: Option<String>,
 }
 
-/// The result of one search: the node, or why none was found.
+/// The result of one search: the node, or the reason why no node was found.
 pub enum SearchResult {
     /// The process of the node.
     Node(NodeProcess),
-    /// A process may be the node, but has just been started: search again soon.
+    /// No node was found yet. A process that was just started may be the node, and the caller should search again soon.
     Soon,
     /// No node was found, or several processes may be the node.
     None {
-        /// The reason, for the user.
+        /// The reason, as a message for the user.
         why: String,
-        /// Whether there are processes that may be the node.
+        /// Whether processes were found that may be the node.
         is_ambiguous: bool,
     },
 }
 
-/// Searches for the node, and keeps evidence that distinguishes it from other nodes.
+/// The search for the node, with the evidence that distinguishes the node from other nodes.
 pub struct NodeSearch {
     selector: NodeSelector,
     scanner: Scanner,
@@ -53,7 +53,7 @@ pub struct NodeSearch {
 }
 
 impl NodeSearch {
-    /// A search for the node that the user selected.
+    /// A search with the user's selection, and without evidence.
     pub fn new(selector: NodeSelector) -> Self {
         let others = OtherNodes { exist: selector.pid.is_some(), ..OtherNodes::default() };
         NodeSearch { selector, scanner: Scanner::default(), present: None, last: None, others }
@@ -64,8 +64,8 @@ impl NodeSearch {
         self.selector.binary.as_ref()
     }
 
-    /// The running node, for a command that does not wait for a node; `None` if no node is running. Waits at most three seconds for a
-    /// process that has just been started.
+    /// The running node; `None` if no node is running. Waits at most three seconds if a process that was just started
+    /// may become the node. For commands that fail if no node is running, instead of waiting for one.
     ///
     /// # Errors
     /// The process that the user named does not exist, or several processes may be the node; the error lists them.
@@ -103,14 +103,15 @@ impl NodeSearch {
         })
     }
 
-    /// Collects evidence about the processes beside the traced node. Returns another process if that one is the node instead.
+    /// Collects evidence about the traced process and about all other candidates. Returns another process if the
+    /// evidence shows that the other process is the node.
     ///
     /// # Errors
     /// The processes cannot be listed.
     pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
         let all = self.scanner.scan(self.selector.binary.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
-        // A node that shuts down renames its main thread. A scan by process name then misses it.
+        // A node that shuts down renames its main thread. A scan by process name then does not list the node.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
         let mut present = match self.present.take().filter(|it| it.candidate.id() == id) {
@@ -141,13 +142,14 @@ impl NodeSearch {
         self.present.as_ref().is_some_and(|present| !present.candidate.locks.is_empty())
     }
 
-    /// Records that `node` is no longer traced: it has ended, or another process is the node.
+    /// Records that `node` is no longer traced, because the process has ended or another process is the node.
     pub fn ended(&mut self, node: &NodeProcess) {
         let id = (node.pid, node.started);
         let evidence = self.present.take().filter(|it| it.candidate.id() == id);
         let evidence = evidence.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
         self.last = match self.last.take() {
-            // A process without locks does not replace the evidence about the node.
+            // A process without locks may not have been a node. The evidence about the node that was traced before is
+            // therefore kept.
             Some(mut last) if evidence.candidate.locks.is_empty() && !last.candidate.locks.is_empty() => {
                 last.beside.extend(evidence.beside);
                 last.beside.insert(id);
@@ -158,8 +160,8 @@ impl NodeSearch {
         };
     }
 
-    /// Calls `decide` with the user's selection and the evidence about other nodes. If the locks of the data directory cannot be accessed,
-    /// also returns the reason.
+    /// Calls `decide` with the user's selection and the evidence about other nodes, and returns its result. The second
+    /// value is the error if the lock files of the data directory cannot be accessed.
     fn decide<T>(&self, decide: impl FnOnce(UserSelection, &OtherNodes) -> T) -> (T, Option<io::Error>) {
         let locks = self.selector.datadir.as_deref().map(file_locks::datadir_lock_files);
         let (locks, hidden) = match locks.transpose() {
@@ -175,7 +177,8 @@ impl NodeSearch {
         (decide(named, &self.others), hidden)
     }
 
-    /// The message for the user if no node was found. `hidden` is the reason why the locks of the data directory cannot be accessed.
+    /// The message for the user if no node was found. `hidden` is the error if the lock files of the data directory
+    /// cannot be accessed.
     fn not_found_message(&self, hidden: Option<io::Error>) -> String {
         let NodeSelector { binary, datadir, unit, .. } = &self.selector;
         let binary = binary.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));
@@ -207,7 +210,7 @@ impl NodeSearch {
 }
 
 impl KnownNode {
-    /// A node that has ended before any evidence was collected.
+    /// An entry for a node that ended before the exporter collected evidence about it.
     fn without_evidence(node: NodeProcess) -> Self {
         KnownNode {
             candidate: Candidate {

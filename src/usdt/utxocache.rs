@@ -26,7 +26,8 @@ const SPENT: &[&str] = &["utxocache:spent"];
 const UNCACHE: &[&str] = &["utxocache:uncache"];
 const FLUSH: &[&str] = &["utxocache:flush"];
 
-/// The tracepoint group `utxocache`: coins that the node adds, spends and drops, and flushes of the cache to disk.
+/// The tracepoint group `utxocache`: coins that the node adds to the UTXO cache, spends, or drops from it, and flushes
+/// of the cache to disk.
 pub(super) struct UtxocacheGroup;
 
 impl GroupPrograms for UtxocacheGroup {
@@ -51,7 +52,7 @@ impl GroupPrograms for UtxocacheGroup {
         let if_known = |gauge: types::gauge| (gauge.known != 0).then_some(gauge.value as f64);
         vec![
             counter("bitcoin_utxo_cache_add_total",
-                "Coins added to a UTXO cache, including temporary caches (those of a block template or of a check of the database)", ADD)
+                "Coins added to a UTXO cache, including temporary caches (for a block template or a check of the database)", ADD)
                 .value(added.number),
             counter("bitcoin_utxo_cache_add_value_total", "Value of the coins added to a UTXO cache, in satoshis", ADD)
                 .value(added.value),

@@ -1,4 +1,5 @@
-//! Tracepoint of connected blocks, provider `validation`. `blocks` decides which of them belong to the active chain, and counts those.
+//! Tracepoint of connected blocks, provider `validation`. The module `blocks` decides which connected blocks belong to
+//! the active chain, and counts these blocks.
 
 use super::blocks::{BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread};
 use super::bpf::validation::{OBJECT, types};

@@ -17,7 +17,7 @@ use bitcoind_exporter::{
 };
 use clap::Parser;
 
-/// Exports Prometheus metrics of a running Bitcoin node over its IPC socket, without hurting the node.
+/// Exports Prometheus metrics of a running Bitcoin node, which it polls over the node's IPC socket.
 ///
 /// The node is a bitcoin-node (Bitcoin Core 30 or later) started with -ipcbind=unix. Any other node is polled with JSON-RPC
 /// over HTTP (--rpc on). The available metrics depend on the node's interfaces; --check lists them. Without a socket path,
@@ -38,11 +38,12 @@ pub struct Arguments {
     #[arg(long, value_name = "N", env = "BITCOIN_IPC_FD")]
     pub ipc_fd: Option<RawFd>,
 
-    /// Node's data directory, to find the socket and the cookie if no path is given [default: ~/.bitcoin]
+    /// Node's data directory, in which the socket and the cookie are searched if their paths are not given [default:
+    /// ~/.bitcoin]
     #[arg(long, value_name = "DIR", env = "BITCOIND_IPC_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
 
-    /// Node's chain [default: from the folder of the socket, otherwise main]
+    /// Node's chain [default: the chain in whose folder the socket is, otherwise main]
     #[arg(long, env = "BITCOIND_IPC_EXPORTER_CHAIN", value_parser = CHAINS.each_ref().map(|chain| chain.name))]
     pub chain: Option<String>,
 
@@ -55,7 +56,8 @@ pub struct Arguments {
     #[arg(long, value_name = "URL", env = "BITCOIND_IPC_EXPORTER_RPC_URL")]
     pub rpc_url: Option<Url>,
 
-    /// PEM file with the certificate authorities to trust for an https URL [default: those of the system]
+    /// PEM file with the certificate authorities to trust for an https URL [default: the system's certificate
+    /// authorities]
     #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_RPC_CA_FILE", requires = "rpc_url")]
     pub rpc_ca_file: Option<PathBuf>,
 
@@ -91,7 +93,8 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
     pub utxo_trace: UtxoTraceMode,
 
-    /// Budget of --utxo-trace auto: time that the node may wait for the trace in ten minutes, the time of a block
+    /// Budget of --utxo-trace auto: time that the node may wait for the trace in ten minutes (the average time between
+    /// two blocks)
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
     pub utxo_trace_budget: Duration,
 
@@ -117,14 +120,14 @@ pub struct Arguments {
     pub common: CommonArgs,
 }
 
-/// Whether to use JSON-RPC over HTTP.
+/// The value of `--rpc`: whether to use JSON-RPC over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum HttpRpcMode {
-    /// Use it for nodes without JSON-RPC over IPC, if a cookie or a password is available.
+    /// Use HTTP for nodes without JSON-RPC over IPC, if a cookie or a password is available.
     Auto,
-    /// Use it for nodes without JSON-RPC over IPC; warn if it fails.
+    /// Use HTTP for nodes without JSON-RPC over IPC, and log a warning if HTTP fails.
     On,
-    /// Never.
+    /// Do not use HTTP.
     Off,
 }
 
@@ -138,7 +141,7 @@ impl Cli for Arguments {
 }
 
 impl Arguments {
-    /// Parses the arguments after the program name. Exits if they are invalid, or for `--help` and `--version`.
+    /// Parses the arguments after the program name. Exits the process after invalid arguments, `--help` or `--version`.
     pub fn parse_or_exit(arguments: impl Iterator<Item = OsString>) -> Self {
         let arguments = std::iter::once("bitcoind-ipc-exporter".into()).chain(arguments.map(normalize_ipcfd));
         Self::read(arguments).unwrap_or_else(|error| error.exit())
@@ -158,7 +161,7 @@ impl Arguments {
         })
     }
 
-    /// The chain of `--chain`, otherwise the chain in whose directory the socket is.
+    /// The chain in `--chain`. Without `--chain`, the chain in whose directory the socket is, if that is known.
     fn known_chain(&self) -> Option<&'static ChainParams> {
         let by_folder = || self.socket_path.as_deref().and_then(ChainParams::from_path);
         self.chain.as_deref().map(ChainParams::from_name).or_else(by_folder)
@@ -208,7 +211,7 @@ impl Arguments {
         }))
     }
 
-    /// Candidates for the node's data directory: the directory of the chain in `--datadir`, and the directory of the socket.
+    /// Candidates for the node's data directory: the chain's directory in `--datadir`, and the directory of the socket.
     fn data_directory(&self, source: &NodeEndpoint) -> DatadirCandidates {
         let chain = self.known_chain().unwrap_or(&CHAINS[0]);
         DatadirCandidates {
@@ -218,7 +221,7 @@ impl Arguments {
         }
     }
 
-    /// The files and ports that the exporter uses while it serves.
+    /// The files and ports that the sandbox has to allow because the exporter uses them while it serves.
     pub fn files(&self, config: &Config) -> AllowedFiles {
         let mut files = self.common.files();
         if let Some(http) = &config.http_rpc {
@@ -229,13 +232,13 @@ impl Arguments {
         files
     }
 
-    /// Path of the node's socket; `None` if there is only an inherited connection.
+    /// Path of the node's socket; `None` if the connection is inherited and neither a path nor a data directory is given.
     pub fn node_socket(&self, has_inherited: bool) -> Option<PathBuf> {
         let chain = self.chain.as_deref().unwrap_or("main");
         endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
-    /// Whether no argument identifies the node.
+    /// Whether the arguments contain neither a socket path nor a data directory, and do not request HTTP without IPC.
     pub fn has_no_node_argument(&self) -> bool {
         self.socket_path.is_none() && self.datadir.is_none() && !self.is_http_only_allowed()
     }
@@ -247,7 +250,8 @@ impl Arguments {
     }
 }
 
-/// Bitcoin Core starts its children with `-ipcfd N`, which clap would parse as five short options.
+/// Rewrites `-ipcfd` to `--ipc-fd`. Bitcoin Core starts child processes with `-ipcfd N`, which clap would parse as five
+/// short options.
 fn normalize_ipcfd(argument: OsString) -> OsString {
     match argument.to_str() {
         Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => {

@@ -1,8 +1,9 @@
-//! Prometheus exporter for a Bitcoin node over its IPC socket: arguments, setup, exit code.
+//! The main program of bitcoind-ipc-exporter: parses the arguments, starts the supervisor or the exporter process, and
+//! sets the exit code.
 #![deny(
     clippy::print_stderr,
     clippy::print_stdout,
-    reason = "they panic when it is closed: cli::print_error, cli::print"
+    reason = "they panic if the output is closed: use cli::print_error or cli::print"
 )]
 
 mod arguments;
@@ -28,7 +29,7 @@ use tracing::info;
 
 use arguments::Arguments;
 
-/// How long an exporter that systemd started for a scrape keeps running without a node.
+/// Time after which an exporter that systemd started for a scrape exits if it has no node.
 const SCRAPE_LINGER_INTERVAL: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -40,19 +41,21 @@ fn main() -> ExitCode {
         None => supervise(arguments),
     };
     result.unwrap_or_else(|error| {
-        // Logging may not have started, or its target may not be stderr.
+        // Print the error to stderr, because logging may not have started, or its target may not be stderr.
         cli::print_error(format_args!("bitcoind-ipc-exporter: {error:#}"));
         ExitCode::FAILURE
     })
 }
 
-/// Runs the supervisor, the process that the user starts. It starts the exporter as its child.
+/// Runs the supervisor, which is the process that the user starts. The supervisor starts the exporter process as its
+/// child.
 fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let arguments = Arguments::parse_or_exit(arguments);
     if let Some(printed) = arguments.generate() {
         return printed.map(|()| ExitCode::SUCCESS);
     }
-    // Must be called before anything else opens descriptors.
+    // Take inherited descriptors before this process opens any descriptor, because the numbers could otherwise refer to
+    // other files.
     let mut inherited = systemd::InheritedFds::take()?;
     let listener = inherited.http();
     let connection = match arguments.ipc_fd {
@@ -69,13 +72,14 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     supervisor::run(SupervisorConfig { node, listener, socket_file })
 }
 
-/// Runs the exporter process, which collects and serves. It has no descriptor of the node's socket.
+/// Runs the exporter process, which polls the node through the guard and serves the metrics. It has no descriptor of
+/// the node's socket.
 fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let start = supervisor::ExporterStart::take(&mut arguments)?;
     let arguments = Arguments::parse_or_exit(arguments);
     let started_by_scrape = start.listener.is_some();
-    // systemd started this process for a scrape, but could not connect to the node. Only systemd can do so, when it starts the exporter
-    // again.
+    // True if systemd started this process for a scrape and could not connect to the node. This process has no socket
+    // path, and only systemd can connect, when it starts the exporter again.
     let without_node = started_by_scrape && start.inherited.is_none() && arguments.has_no_node_argument();
     let path = arguments.node_socket(start.inherited.is_some());
     let mut source = NodeEndpoint::new(start.client, start.inherited, path);
@@ -86,7 +90,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         None => None,
     };
     let config = arguments.config(&source)?;
-    // Applied before there are threads, which would stay unrestricted.
+    // Prepare the sandbox before threads are started, because earlier threads would not be restricted.
     let confined = Confinement::new(arguments.common.sandbox).files(&arguments.files(&config));
     let _written_at_the_end = arguments.common.start_logging()?;
 
@@ -119,7 +123,8 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         }
         let ended = collector.run(source).await;
         if started_by_scrape {
-            // An open status page would start the exporter again at once, repeatedly, until systemd's start limit is reached.
+            // Wait before exiting. Otherwise the requests of an open status page would start the exporter again and
+            // again, until systemd's start limit is reached.
             shutdown.run_until_cancelled(tokio::time::sleep(SCRAPE_LINGER_INTERVAL)).await;
         }
         ended

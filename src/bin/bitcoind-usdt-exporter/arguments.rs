@@ -16,7 +16,7 @@ use tracing::info;
 use crate::blocks_command::BlocksCommand;
 use crate::settings;
 
-/// Port of the metrics endpoint by default, in `fibre_exporter.py` and in this exporter.
+/// Default port of the metrics endpoint in `fibre_exporter.py`, which this exporter also uses.
 pub const DEFAULT_PORT: u16 = 9435;
 
 /// Exports Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
@@ -44,12 +44,12 @@ pub struct Arguments {
     #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = process_id())]
     pub pid: Option<i32>,
 
-    /// Node's data directory, or a network's folder in it. Selects one of several nodes: the one that holds the lock there or, if the
-    /// exporter cannot read the directory, the one with this -datadir on its command line
+    /// Node's data directory, or a network's folder in it. Selects one of several nodes: the node that holds the lock
+    /// of the directory or, if the exporter cannot read the directory, the node with this -datadir on its command line
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
 
-    /// Node's systemd unit, e.g. bitcoind.service. Selects one of several nodes, by its control group
+    /// Node's systemd unit, e.g. bitcoind.service. Selects one of several nodes by the unit that the node runs in
     #[arg(
         long,
         value_name = "NAME",
@@ -68,7 +68,8 @@ pub struct Arguments {
     )]
     pub node_name: String,
 
-    /// Port of the metrics endpoint, on all addresses instead of --metrics-addr. Anyone who can reach it can read the metrics
+    /// Port of the metrics endpoint. Listens on all addresses and replaces --metrics-addr. Anyone who can reach the
+    /// port can read the metrics
     #[arg(long, value_name = "N", env = "BITCOIND_USDT_EXPORTER_PORT", conflicts_with = "metrics_addr")]
     pub port: Option<u16>,
 
@@ -162,7 +163,7 @@ pub struct Arguments {
 /// A subcommand, which runs instead of the exporter.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Print the blocks of a block log (--block-log), oldest first. Works even while the exporter writes it
+    /// Print the blocks of a block log (--block-log), oldest first. Works even while the exporter writes the file
     Blocks(BlocksCommand),
 }
 
@@ -195,7 +196,7 @@ impl Arguments {
         }
     }
 
-    /// Starts logging. Dropping the returned value writes the last lines.
+    /// Starts logging. When the returned value is dropped, the queued lines are written.
     pub fn start_logging(&self) -> Result<Logging> {
         let level = if self.common.debug { LogLevel::Debug } else { self.log_level };
         let logging = logging::start(self.common.log, level, self.log_file.as_deref())?;
@@ -217,7 +218,8 @@ impl Arguments {
         }
     }
 
-    /// TLS of the health endpoint. As in `fibre_exporter.py`, it uses the certificate and needs no password.
+    /// TLS of the health endpoint. As in `fibre_exporter.py`, the health endpoint uses the certificate of the metrics
+    /// endpoint and needs no password.
     pub fn health_web_config(&self) -> Result<WebConfig> {
         WebConfig::from_parts(None, self.certificate()?).context("--tls-cert, --tls-key")
     }
@@ -227,7 +229,7 @@ impl Arguments {
         require_both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
     }
 
-    /// Address of the metrics endpoint, if systemd passes no socket.
+    /// Address of the metrics endpoint. Not used if systemd passes a socket.
     pub fn address(&self) -> Address {
         match self.port {
             Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
@@ -252,7 +254,7 @@ pub fn process_id() -> RangedI64ValueParser<i32> {
     clap::value_parser!(i32).range(1..)
 }
 
-/// Combines two settings that need each other. It is an error if only one is set.
+/// Combines two settings that require each other. Returns an error if only one of them is set.
 fn require_both<T>(
     (one, first): (&str, Option<T>),
     (other, second): (&str, Option<T>),

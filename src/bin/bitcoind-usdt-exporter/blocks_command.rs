@@ -14,12 +14,12 @@ use clap::Args;
 /// Arguments of the subcommand `blocks`: the file, the filter, and the output format.
 #[derive(Args, Debug)]
 pub struct BlocksCommand {
-    /// File of the block log; the default is that of the shipped systemd unit
+    /// File of the block log. The default is the file of the shipped systemd unit
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH, env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
     block_log: PathBuf,
 
-    /// Print only blocks with at least this time (for example 100ms or 2s) from their first announcement to their connection. For blocks
-    /// that no peer announced, the time to connect them counts
+    /// Print only blocks with at least this time (for example 100ms or 2s) from their first announcement to their
+    /// connection. For blocks that no peer announced, the duration of their connection is compared
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     slow: Option<Duration>,
 
@@ -37,7 +37,7 @@ pub struct BlocksCommand {
 }
 
 impl BlocksCommand {
-    /// Prints the selected blocks.
+    /// Prints the blocks that match the filter.
     pub fn show(&self) -> Result<()> {
         let filter = BlockFilter { slow: self.slow, since: self.since, height: self.height };
         let rows = read::find(&self.block_log, &filter).context("cannot read the block log")?;

@@ -1,4 +1,5 @@
-//! Prometheus exporter for a Bitcoin node's tracepoints: wiring and exit code.
+//! The main program of bitcoind-usdt-exporter: parses the arguments, starts the parts of the exporter, and sets the
+//! exit code.
 
 mod arguments;
 mod blocks_command;
@@ -28,7 +29,7 @@ use arguments::{Arguments, Command};
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| {
-        // A closed stderr is no error.
+        // Ignore the result, because stderr may be closed.
         let _ = writeln!(io::stderr(), "ERROR: {error:#}");
         ExitCode::FAILURE
     })
@@ -90,7 +91,7 @@ fn run() -> Result<ExitCode> {
     ended
 }
 
-/// The text that is printed at startup.
+/// The text that the exporter prints at startup.
 fn banner(
     arguments: &Arguments,
     traced: Option<&TracedNode>,
@@ -108,7 +109,8 @@ fn banner(
     Ok(output)
 }
 
-/// Runs the commands that only print something and need no node; `None` if no such command was requested.
+/// Runs the options and subcommands that print something and exit, without a node to trace; `None` if none of them was
+/// requested.
 fn print(arguments: &Arguments) -> Option<Result<()>> {
     if let Some(Command::Blocks(blocks)) = &arguments.command {
         return Some(blocks.show());
@@ -119,7 +121,7 @@ fn print(arguments: &Arguments) -> Option<Result<()>> {
     arguments.generate()
 }
 
-/// The listener for the metrics, and the additional one for health checks, if it is enabled.
+/// The listener for the metrics, and the additional listener for health checks if that is enabled.
 fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listener, Option<Listener>)> {
     let listener = match inherited.http() {
         Some(fd) => Listener::inherited(fd)?,
@@ -131,7 +133,7 @@ fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listen
     Ok((listener, health.transpose()?))
 }
 
-/// Renders all metrics, with the label `node` on each sample.
+/// The metrics that the endpoint serves, with the label `node` on each sample.
 struct LabelledMetrics {
     reader: MetricsReader,
     node_name: String,
@@ -143,7 +145,8 @@ impl LabelledMetrics {
     }
 }
 
-/// All pages that the exporter serves over HTTP: the metrics, the readiness, the page of blocks and its data.
+/// The pages that the exporter serves over HTTP: metrics, readiness, the page of recent blocks, and the data of that
+/// page.
 struct StatusPages {
     metrics: LabelledMetrics,
     ready: channel::Receiver<Result<(), String>>,

@@ -1,7 +1,7 @@
 //! Settings of `fibre_exporter.py`: its configuration file, and its environment variables, which override the file.
 //!
-//! Each setting corresponds to an argument of this exporter. It applies if neither the command line nor this exporter's own environment
-//! variables set that argument.
+//! Each setting corresponds to an argument of this exporter. A setting is used if neither the command line nor this
+//! exporter's own environment variables set the argument.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,12 +16,13 @@ use serde_yaml_ng::Value;
 
 use super::arguments::{Arguments, DEFAULT_PORT, process_id};
 
-/// The keys of the configuration file, some of which have two names. The name of an environment variable is `FIBRE_` and the key in
-/// capitals.
+/// The keys of the configuration file, some of which have two names. The name of the environment variable of a key is
+/// `FIBRE_` followed by the key in capitals.
 const KEYS: &str = "bitcoind_path, bitcoind, pid, node_name, metrics_port, port, health_port, verbose, log_level, log_file, \
                     metrics_auth_username, metrics_auth_password, tls_cert, tls_key";
 
-/// Sets the arguments that are not given, from the environment variables and the file. Errors name the key or the variable.
+/// Sets the arguments that the user did not give, from the environment variables and the configuration file of
+/// `fibre_exporter.py`. Errors name the key or the variable.
 pub fn overlay(
     arguments: &mut Arguments,
     command: &mut Command,
@@ -35,7 +36,8 @@ pub fn overlay(
     applied.map_err(|why| command.error(ErrorKind::ValueValidation, why))
 }
 
-/// Applies the settings of `fibre_exporter.py`, from its file and its variables, to the arguments that the user did not give.
+/// The settings of `fibre_exporter.py` from its configuration file, with the values that clap has parsed, to decide
+/// which arguments to set.
 struct Overlay<'a> {
     command: &'a Command,
     given: &'a ArgMatches,
@@ -44,7 +46,7 @@ struct Overlay<'a> {
 }
 
 impl Overlay<'_> {
-    /// Sets all arguments that have a setting and are not given.
+    /// Sets all arguments that have a setting and that the user did not give.
     fn apply(&self, to: &mut Arguments) -> Result<(), String> {
         self.set(&mut to.bitcoind, "bitcoind", PathBufValueParser::new())?;
         self.set(&mut to.pid, "pid", process_id())?;
@@ -59,7 +61,8 @@ impl Overlay<'_> {
         self.set(&mut to.tls_cert, "tls_cert", PathBufValueParser::new())?;
         self.set(&mut to.tls_key, "tls_key", PathBufValueParser::new())?;
         self.check_conflicts()?;
-        // If a configuration of fibre_exporter.py is used, Prometheus is assumed to scrape the port of fibre_exporter.py.
+        // If settings of fibre_exporter.py are used, Prometheus probably scrapes the port of fibre_exporter.py. That
+        // port is therefore the default.
         let as_theirs = self.path.is_some() || variable("bitcoind_path").is_some();
         if self.is_given("metrics_addr") {
             to.port = None;
@@ -69,7 +72,8 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// The setting for an argument: its source, which is a key of the file or a variable, and its value.
+    /// The setting for an argument. Returns its source (a key of the file or the name of an environment variable) and
+    /// its value.
     fn setting(&self, id: &str) -> Option<(String, String)> {
         let key = match id {
             "bitcoind" => "bitcoind_path",
@@ -83,7 +87,7 @@ impl Overlay<'_> {
         variable(key).or_else(of_file)
     }
 
-    /// Sets an argument that is not given on the command line. An invalid setting is an error in any case.
+    /// Sets an argument if the user did not give it. An invalid setting is an error even if the user gave the argument.
     fn set<P: TypedValueParser>(
         &self,
         to: &mut impl From<P::Value>,
@@ -102,7 +106,8 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// Sets `verbose`. Accepts the words for true and false of YAML before 1.2, which Python reads.
+    /// Sets `verbose`. Accepts the words that YAML 1.1, which Python's YAML parser implements, defines for true and
+    /// false.
     fn set_verbose(&self, to: &mut bool) -> Result<(), String> {
         let Some((what, value)) = self.setting("verbose") else { return Ok(()) };
         match value.to_lowercase().as_str() {
@@ -113,7 +118,7 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// Rejects settings that conflict with `--web.config.file`, which configures the same.
+    /// Returns an error if `--web.config.file` is given together with settings for TLS or authentication.
     fn check_conflicts(&self) -> Result<(), String> {
         let ids = ["metrics_auth_username", "metrics_auth_password", "tls_cert", "tls_key"];
         let set = ids.iter().filter(|id| self.setting(id).is_some());
@@ -124,7 +129,7 @@ impl Overlay<'_> {
         Err(format!("the argument '--web.config.file <PATH>' cannot be used with {}", set.join(", ")))
     }
 
-    /// The declaration of an argument.
+    /// The clap declaration of an argument.
     fn argument(&self, id: &str) -> &Arg {
         self.command.get_arguments().find(|argument| argument.get_id() == id).expect("it is declared")
     }
@@ -135,14 +140,15 @@ impl Overlay<'_> {
     }
 }
 
-/// Name and value of the environment variable of a key. An empty variable counts as not set, as in Python.
+/// Name and value of the environment variable of a key. `None` if the variable is not set or empty: fibre_exporter.py
+/// also ignores empty variables.
 fn variable(key: &str) -> Option<(String, String)> {
     let variable = format!("FIBRE_{}", key.to_uppercase());
     let value = std::env::var(&variable).ok()?;
     (!value.is_empty()).then_some((variable, value))
 }
 
-/// Keys and values of the file. Keys without a value are omitted.
+/// Reads the keys and values of the configuration file. Keys without a value are omitted.
 fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
     let at = path.display();
     let text = files::read_text(path).map_err(|error| format!("--config {at}: {error}"))?;

@@ -1,4 +1,4 @@
-//! Metrics of the last block, read once per tip.
+//! Metrics of the block at the tip, which are read once per tip with getblockstats.
 
 use serde_json::{Value, json};
 
@@ -7,8 +7,8 @@ use crate::collect::json::number;
 use crate::json_rpc::Method;
 
 pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<bool>) {
-    // Called only after initial block download: the node reads the block and its undo data for this call, and a syncing node has a new
-    // tip all the time.
+    // The call is made only after initial block download, because the node reads the block and its undo data from disk
+    // for it, and a syncing node has many new tips per second.
     let mut stats = Value::Null;
     if let (Some(tip), Some(false)) = (tip, ibd) {
         let fields = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
@@ -25,7 +25,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<b
         (&metrics.last_outputs, field("outs")),
     ];
     for (gauge, value) in shown {
-        // The exported value is that of an earlier block.
+        // Without a new value, the exported value would belong to an earlier block.
         if tip.is_some() && value.is_none() {
             gauge.clear();
         }

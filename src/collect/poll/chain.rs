@@ -1,4 +1,5 @@
-//! Metrics of the active chain (tip, headers, initial block download), the tips of the block tree, and the hashrate.
+//! Metrics of the active chain (tip, headers, initial block download), of all tips of the block tree (getchaintips),
+//! and of the hashrate.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +10,17 @@ use crate::collect::json::{flag, number};
 use crate::ipc::{BlockHash, Chain, Mining, Node};
 use crate::json_rpc::Method;
 
-/// Spans of the hashrate estimates, as label value and as number of blocks: a day, and the two weeks of a difficulty period.
+/// Periods of the hashrate estimates, as label value and as number of blocks: 144 blocks (a day), and 2016 blocks (a
+/// difficulty period of two weeks).
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
 
-/// Statuses of a tip in getchaintips.
+/// Values of the field `status` in getchaintips, which become label values.
 const TIP_STATUSES: [&str; 5] = ["active", "valid-fork", "valid-headers", "headers-only", "invalid"];
 
-/// The tip that a poll has read, for the other areas of the same poll.
+/// The tip that a poll has read. The other areas of the same poll use it.
 pub struct PolledTip {
     pub height: Option<f64>,
-    /// `None` without JSON-RPC.
+    /// Hash of the tip; `None` if getblockchaininfo returned no response.
     pub hash: Option<String>,
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
@@ -86,8 +88,8 @@ pub async fn poll_hashrate(calls: &mut RateLimitedCalls) {
     calls.metrics().chain.hashrate.replace_if_any(rates);
 }
 
-/// Counts the tips of the block tree by status, after initial block download. For this call the node walks its whole block index and
-/// holds its main lock meanwhile.
+/// Counts the tips of the block tree by status, only after initial block download. For getchaintips the node iterates
+/// over its whole block index while it holds `cs_main`.
 pub async fn poll_tips(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;

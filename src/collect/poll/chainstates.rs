@@ -1,4 +1,4 @@
-//! Metrics of chainstates, indexes and soft forks.
+//! Metrics of the node's chainstates, of its optional indexes, and of soft forks.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::RateLimitedCalls;
 use crate::collect::json::{entries, flag, number};
 use crate::json_rpc::Method;
 
-/// Reads the chainstates and the indexes at each poll.
+/// Reads the chainstates and the state of the indexes. This function is called at each poll.
 pub async fn poll(calls: &mut RateLimitedCalls, chain_info: &Value) {
     let answer = calls.rpc(Method::GetChainstates, json!([])).await;
     let states = named_chainstates(&answer);
@@ -30,7 +30,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, chain_info: &Value) {
     );
 }
 
-/// Reads the soft forks once per tip.
+/// Reads the deployment state of soft forks, once per tip.
 pub async fn poll_deployments(calls: &mut RateLimitedCalls) {
     let info = calls.rpc_once_per_tip(Method::GetDeploymentInfo, json!([])).await;
     let present = entries(&info["deployments"]);
@@ -45,8 +45,8 @@ pub async fn poll_deployments(calls: &mut RateLimitedCalls) {
     );
 }
 
-/// The chainstates in a response, with their label values. A node has one chainstate; with assumeutxo it has two until the snapshot is
-/// validated.
+/// Returns the chainstates in a response to getchainstates, with their label values. A node has one chainstate, and
+/// with assumeutxo two chainstates until the snapshot is validated.
 fn named_chainstates(answer: &Value) -> Vec<(&'static str, &Value)> {
     let states = answer["chainstates"].as_array().map_or(&[][..], Vec::as_slice);
     let states = &states[..states.len().min(2)];

@@ -1,4 +1,5 @@
-//! The mempool's feerate diagram, aggregated into bands and depths while it is parsed, because a large mempool has 100,000 chunks.
+//! Parser of the mempool's fee rate diagram (getmempoolfeeratediagram). The parser aggregates the chunks into bands and
+//! depths without storing them, because a large mempool has 100,000 chunks.
 
 use std::fmt;
 
@@ -6,52 +7,56 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 use crate::metrics::FEERATE_BANDS;
 
-/// The depths for which a feerate is exported: value of the `blocks` label, and number of blocks.
+/// Depths in the mempool for which a fee rate is exported: value of the `blocks` label, and depth as a number of full
+/// blocks.
 const DEPTHS: [(&str, u64); 4] = [("1", 1), ("2", 2), ("3", 3), ("6", 6)];
 
-/// Weight units of a block.
+/// Maximum weight of a block, in weight units.
 const BLOCK_WEIGHT: u64 = 4_000_000;
 
-/// Weight units of a virtual byte.
+/// Weight of one virtual byte, in weight units.
 const WEIGHT_PER_VBYTE: f64 = 4.0;
 
-/// Weight and fees of a part of the mempool.
+/// Total weight and fees of a part of the mempool.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct FeeWeight {
-    /// Weight units, adjusted for signature operations.
+    /// Weight in weight units, adjusted for signature operations.
     weight: u64,
-    /// Fees in satoshis, modified by the node's priorities (`prioritisetransaction`), which can make them negative.
+    /// Fees in satoshis, including the fee deltas of `prioritisetransaction`, which can make the total negative.
     satoshis: i64,
 }
 
-/// Weight and fees of the mempool by feerate band, and the feerate at several depths.
+/// Summary of the fee rate diagram: weight and fees of the mempool by fee rate band, and the fee rate at each of the
+/// `DEPTHS`.
 #[derive(Debug, Default, PartialEq)]
 pub struct FeerateDiagram {
     bands: [FeeWeight; FEERATE_BANDS.len()],
-    /// Feerate in sat/vB at each depth; `None` if the mempool does not reach the depth.
+    /// Fee rate in sat/vB at each depth; `None` if the mempool is smaller than the depth.
     depths: [Option<f64>; DEPTHS.len()],
 }
 
 impl FeerateDiagram {
-    /// For each band: its `from` label, its vbytes, and its fees in satoshis.
+    /// Returns for each band its `from` label, its size in vbytes, and its fees in satoshis.
     pub fn bands(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
         let bands = FEERATE_BANDS.iter().zip(&self.bands);
         bands.map(|((from, _), part)| (*from, part.weight as f64 / WEIGHT_PER_VBYTE, part.satoshis as f64))
     }
 
-    /// For each depth that the mempool reaches: its `blocks` label, and its feerate in sat/vB.
+    /// Returns for each depth that the mempool reaches its `blocks` label, and its fee rate in sat/vB.
     pub fn depths(&self) -> impl Iterator<Item = (&'static str, f64)> {
         DEPTHS.iter().zip(&self.depths).filter_map(|((blocks, _), feerate)| Some((*blocks, (*feerate)?)))
     }
 
-    /// Adds the chunk between two points of the diagram. Returns `None` if no chunk can lie between these points.
+    /// Adds the chunk between two consecutive points of the diagram. Returns `None` if the points are invalid: the
+    /// weight decreases, or the fee changes without a change of the weight.
     fn add(&mut self, from: FeeWeight, to: FeeWeight) -> Option<()> {
         let weight = to.weight.checked_sub(from.weight)?;
         let satoshis = to.satoshis.saturating_sub(from.satoshis);
         if weight == 0 {
-            return (satoshis == 0).then_some(()); // the diagram's first point
+            return (satoshis == 0).then_some(()); // the first point of the diagram is (0, 0)
         }
-        // Compared in tenths of a sat/vB, like the bounds of the bands: exact, and without overflow.
+        // The chunk's fee rate is compared with the bounds of the bands, which are in tenths of a sat/vB, with integers
+        // that cannot overflow.
         let reaches = |tenths: u64| i128::from(satoshis) * 40 >= i128::from(tenths) * i128::from(weight);
         let band = FEERATE_BANDS.iter().rposition(|&(_, tenths)| reaches(tenths)).unwrap_or(0);
         let band = &mut self.bands[band];
@@ -66,11 +71,12 @@ impl FeerateDiagram {
     }
 }
 
-/// A point of the diagram: total weight and fee of all chunks up to this one, in the order in which they would be mined.
+/// A point of the diagram in the node's JSON: total weight and fees of the first chunks, in the order in which they
+/// would be mined.
 #[derive(serde::Deserialize)]
 struct DiagramPoint {
     weight: u64,
-    /// Total fee in BTC.
+    /// Total fees in BTC.
     fee: f64,
 }
 
@@ -80,7 +86,7 @@ impl<'de> Deserialize<'de> for FeerateDiagram {
     }
 }
 
-/// Parses the points of a diagram, and adds up the chunks between them.
+/// Serde visitor that parses the points of a diagram and adds the chunks between them to a [`FeerateDiagram`].
 struct DiagramVisitor;
 
 impl<'de> Visitor<'de> for DiagramVisitor {

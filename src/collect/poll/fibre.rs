@@ -1,4 +1,4 @@
-//! Metrics of a FIBRE node's UDP peers.
+//! Metrics of the UDP peers of a FIBRE node (getudppeerinfo).
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,27 +10,28 @@ use crate::collect::json::number;
 use crate::json_rpc::Method;
 use crate::metrics::{FibreMetrics, now};
 
-/// Group IDs below this limit become label values; all others, except [`RECEIVE_GROUP`], share one. The operator of a FIBRE node can
-/// choose any ID.
+/// Group IDs below this limit become label values. All higher IDs, except [`RECEIVE_GROUP`], share the label value
+/// `other`, because the operator of a FIBRE node can choose any ID.
 const GROUPS: u64 = 64;
-/// The node's ID for the group of peers from which it only receives.
+/// Group ID of the peers from which the node only receives.
 const RECEIVE_GROUP: u64 = u64::MAX;
 
-/// Statistics of the UDP peers of one group.
+/// Statistics of one group of UDP peers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct PeerGroup {
     peers: u32,
     connected: u32,
     trusted: u32,
-    /// Round-trip times in seconds: minimum, sum of the means, maximum.
+    /// Round-trip times in seconds: minimum over all peers, sum of the peers' means, maximum over all peers.
     round_trip: Option<[f64; 3]>,
     /// Number of peers with a measured round-trip time.
     measured: u32,
-    /// Time of the last packet from the peer that has been silent the longest, Unix seconds.
+    /// Time of the last packet from the most silent peer, in Unix seconds of the node's clock.
     last_received: Option<f64>,
 }
 
-/// Reads the UDP peers at each poll, because silence should be detected soon, and the node only copies a list for this call.
+/// Reads the UDP peers at each poll. A silent peer is then detected soon, and the call is cheap, because the node only
+/// copies a list.
 pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     let answer = calls.rpc_if_known::<Value>(Method::GetUdpPeerInfo, json!([])).await;
     let Some(groups) = answer.as_ref().and_then(groups) else { return };
@@ -38,24 +39,26 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }
 
-/// For each group of peers, the time since the node last received something from its most silent peer. It is measured with a clock that cannot be set, because the wall clocks
-/// of the node and the exporter can be.
+/// For each group of UDP peers, the time since the node last received a packet from the group's most silent peer. The
+/// time is measured with the exporter's monotonic clock, because the wall clocks of the node and of the exporter can be
+/// set.
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
-/// The receive time that the node returned last for one group, and the silence at that time.
+/// The last receive time that the node returned for one group, and the silence when it was first returned.
 struct LastReceived {
-    /// Receive time as the node returned it.
+    /// Receive time that the node returned, in Unix seconds.
     at: f64,
-    /// Silence in seconds when `at` last changed.
+    /// Silence in seconds at the time `changed`.
     silence: f64,
-    /// When `at` last changed.
+    /// Time at which the node first returned the value `at`.
     changed: Instant,
 }
 
 impl PeerSilence {
-    /// Updates the silence of each group. A receive time is compared with `now` (in Unix seconds) only if it has changed since the last
-    /// update.
+    /// Updates the silence of each group. If the receive time of a group has changed since the last update, its silence
+    /// is `now` (Unix seconds) minus the receive time. If it has not changed, the silence continues to grow with the
+    /// monotonic clock.
     fn update(&mut self, groups: &BTreeMap<String, PeerGroup>, now: f64, changed: Instant) {
         let mut last = std::mem::take(&mut self.0);
         for (label, group) in groups {
@@ -67,7 +70,8 @@ impl PeerSilence {
     }
 }
 
-/// The groups of the peers in a response; `None` if the response is not a list. Group 0 exists on every node.
+/// Computes the statistics of each group from a response to getudppeerinfo; `None` if the response is not an array.
+/// Group 0 is always present, because every FIBRE node has it.
 fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
     let mut groups = BTreeMap::from([("0".to_string(), PeerGroup::default())]);
     for peer in answer.as_array()? {
@@ -84,7 +88,8 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
             group.last_received =
                 Some(group.last_received.unwrap_or(f64::INFINITY).min(seconds(last_received)));
         }
-        // Without a ping the values are 1000000, 0 and 0. For a device on the node's machine they are 0.
+        // Before the first ping the node returns 1000000, 0 and 0. For a device on the node's own machine it returns 0,
+        // 0 and 0.
         let times = ["min_recent_rtt", "avg_recent_rtt", "max_recent_rtt"].map(|field| number(peer, field));
         if let [Some(least), Some(mean), Some(most)] = times
             && mean > 0.0
@@ -98,9 +103,11 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
     Some(groups)
 }
 
-/// Converts `lastrecv` to seconds. The help of the method documents seconds, but FIBRE 30.0 and earlier return milliseconds.
+/// Converts `lastrecv` to seconds. The help text of getudppeerinfo documents seconds, but FIBRE 30.0 and earlier return
+/// milliseconds.
 fn seconds(lastrecv: f64) -> f64 {
-    /// Largest value that is taken for seconds. As seconds it is a time in the year 5138, as milliseconds one in 1973.
+    /// Largest value that is interpreted as seconds. In seconds it is a time in the year 5138, in milliseconds a time
+    /// in 1973.
     const LARGEST_OF_SECONDS: f64 = 1e11;
     if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
 }
@@ -121,7 +128,7 @@ fn show(groups: BTreeMap<String, PeerGroup>, silence: &PeerSilence, now: Instant
     metrics.round_trip.replace(round_trips.flatten());
     let silence = silence.0.iter().map(|(label, last_received)| {
         let seconds = last_received.silence + (now - last_received.changed).as_secs_f64();
-        // The node measures in milliseconds.
+        // The value is rounded to milliseconds, the resolution of the node's receive times.
         ([label.as_str()], (seconds * 1000.0).round() / 1000.0)
     });
     metrics.silence.replace(silence);
@@ -157,7 +164,7 @@ mod tests {
         let none = [1_000_000.0, 0.0, 0.0];
         let answer = json!([
             peer(0, 1_764_000_090_500, [10.0, 30.0, 20.0]), // milliseconds
-            peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // seconds
+            peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // lastrecv in seconds
             peer(0, 0, none),                               // no response yet
             peer(3, 1_764_000_100_900, none),               // its clock is ahead
             peer(u64::MAX, 1_764_000_000_000, [0.0, 0.0, 0.0]),
@@ -200,7 +207,7 @@ mod tests {
         assert_eq!(after(0, NOW, NOW - 3.0), Some(3.0));
         assert_eq!(after(15, NOW + 3615.0, NOW - 3.0), Some(18.0), "+1 h");
         assert_eq!(after(30, NOW + 20.0, NOW - 3.0), Some(33.0), "-10 s");
-        assert_eq!(after(45, NOW + 35.0, NOW + 34.0), Some(1.0), "heard");
+        assert_eq!(after(45, NOW + 35.0, NOW + 34.0), Some(1.0), "a new packet");
         assert_eq!(after(60, NOW + 40.0, NOW + 41.0), Some(0.0), "the node's clock is ahead");
     }
 

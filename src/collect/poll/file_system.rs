@@ -1,4 +1,4 @@
-//! Size and free space of the file system that holds the node's data directory.
+//! Metrics of the file system that contains the node's data directory: size and free space.
 
 use std::path::PathBuf;
 
@@ -10,15 +10,15 @@ use crate::ipc::Interfaces;
 use crate::json_rpc::Method;
 use crate::json_rpc::http::Credentials;
 
-/// Finds the data directory of the connected node, and reads the size and free space of its file system.
+/// Poller of the size and free space of the file system that contains the connected node's data directory.
 pub struct DatadirPoller {
     candidates: DatadirCandidates,
     log_known: bool,
 }
 
 impl DatadirPoller {
-    /// Creates a poller that has read nothing yet. Without IPC drops the directory of the socket from the candidates, because it is no
-    /// evidence of the node's data directory.
+    /// Creates a poller of the data directory's file system. If the node is polled only over HTTP, removes the
+    /// directory of the IPC socket from the candidates, because that directory need not belong to this node.
     pub fn new(mut candidates: DatadirCandidates, interfaces: &Interfaces) -> Self {
         if interfaces.is_http_only() {
             candidates.found.clear();
@@ -26,7 +26,7 @@ impl DatadirPoller {
         DatadirPoller { candidates, log_known: false }
     }
 
-    /// Reads the file system at each poll.
+    /// Reads and exports the size and free space. This function is called at each poll.
     pub async fn poll(&mut self, calls: &mut RateLimitedCalls) {
         self.add_log(calls).await;
         let mut candidates = self.candidates.clone();
@@ -37,9 +37,9 @@ impl DatadirPoller {
         metrics.file_system_size.set(space.map(|space| space.size));
     }
 
-    /// Adds the directory of the node's log to the candidates, once per connection. Over IPC the node runs on this machine. Over HTTP
-    /// the node can be on another machine, and a whitelist may lack getrpcinfo. It is then called only if the URL is local and no other
-    /// directory is known.
+    /// Adds the directory of the node's log file, which getrpcinfo returns, to the candidates once per connection. Over
+    /// IPC the node runs on this machine. Over HTTP the node can run on another machine, and `-rpcwhitelist` may not
+    /// permit getrpcinfo; getrpcinfo is then called only if the URL is local and no other candidate is known.
     async fn add_log(&mut self, calls: &mut RateLimitedCalls) {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {
@@ -62,7 +62,7 @@ impl DatadirPoller {
     }
 }
 
-/// The directory of the cookie file, if the node has accepted the cookie.
+/// Returns the directory of the cookie file, if the node has accepted the cookie in it.
 fn directory_of_cookie(calls: &RateLimitedCalls) -> Option<PathBuf> {
     let http = calls.context.http_rpc.as_ref()?;
     match &http.config().credentials {

@@ -14,7 +14,7 @@ use crate::json_rpc::Method;
 /// Confirmation targets of the fee estimates, in blocks.
 const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
 
-/// Longest confirmation target in Bitcoin Core, in blocks.
+/// Maximum confirmation target in Bitcoin Core, in blocks.
 const MAX_FEE_TARGET: u64 = 1008;
 
 pub async fn poll(calls: &mut RateLimitedCalls) {
@@ -39,18 +39,19 @@ pub async fn poll(calls: &mut RateLimitedCalls) {
     metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
 }
 
-/// Reads the fee estimates at each new tip and once a minute. Before it responds, the node waits until its validation queue has
-/// processed the last blocks.
+/// Reads the fee estimates at each new tip and once a minute. The call is rate-limited, because the node responds only
+/// after its validation queue has processed the last blocks.
 pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) {
     const CALLS: &str = "fee estimates";
     let limit = calls.limit(CALLS, true);
-    let started = Instant::now(); // a new limit is due now
+    let started = Instant::now(); // read after the limit was created, which is then due
     let is_early = limit.due() > started;
     let is_due = !is_early || is_new_tip && limit.due_at_event() <= started;
     if calls.recovers || !is_due {
         return;
     }
-    // A node that has not seen enough blocks for a target returns the estimate for a shorter one, and that target.
+    // If the node has not seen enough blocks to estimate for a target, it returns the estimate for a different target,
+    // and that target in `blocks`.
     let mut estimates = BTreeMap::new();
     for target in FEE_TARGETS {
         let estimate = calls.rpc(Method::EstimateSmartFee, json!([target])).await;
@@ -68,12 +69,13 @@ pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) 
         limit.was_early(started);
     }
     let shown_for = limit.lifetime();
-    // Empty if the node no longer has any estimate.
+    // If the node no longer has any estimate, this removes all series.
     let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
     calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
 
-/// Reads the mempool by feerate, after initial block download. The node holds the mempool's lock meanwhile.
+/// Reads the mempool's fee rate diagram, only after initial block download. The node holds the mempool's lock during
+/// the call.
 pub async fn poll_feerates(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
@@ -85,5 +87,5 @@ pub async fn poll_feerates(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     metrics.band_vbytes.replace_for(shown_for, bands().map(|(from, vbytes, _)| ([from], vbytes)));
     metrics.band_fees.replace_for(shown_for, bands().map(|(from, _, satoshis)| ([from], satoshis)));
     let depths = feerates.depths().map(|(blocks, feerate)| ([blocks], feerate));
-    metrics.depth_feerate.replace_for(shown_for, depths); // none if the mempool is smaller than a block
+    metrics.depth_feerate.replace_for(shown_for, depths); // no series if the mempool is smaller than a block
 }

@@ -1,8 +1,9 @@
-//! One poll of the node: reads its state and exports it. Each file has one area, as in [`metrics`](crate::metrics).
+//! One poll of the node, which reads the node's state and exports it. Each file reads one area of metrics, with the
+//! same names as in [`metrics`](crate::metrics).
 //!
-//! A call that fails affects only its own metrics, which are exported until they expire (see [`metrics`](crate::metrics)). A call
-//! without a response ends the poll: the node hangs, and further calls would only add to its queue. No call is made more often than its
-//! rate limit allows.
+//! A call that fails affects only the metrics that it sets: their last values are exported until they expire (see
+//! [`metrics`](crate::metrics)). A call without a response ends the poll, because the node hangs and would only queue
+//! further calls. No call is made more often than its rate limit permits.
 
 mod blocks;
 mod chain;
@@ -35,26 +36,26 @@ use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::{Metrics, now};
 use crate::node_process::ProcessUsage;
 
-/// The values of a poll that the rest of the collector needs.
+/// The values of a successful poll that other parts of the collector need.
 #[derive(Clone, Debug, Default)]
 pub struct PollResult {
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
-    /// User agent of the node, for example `/Satoshi:31.99.0/`.
+    /// The node's user agent, for example `/Satoshi:31.99.0/`.
     pub subversion: Option<String>,
 }
 
 /// The reason why a poll failed.
 #[derive(Debug)]
 pub enum PollError {
-    /// There was no response to this call, for this reason.
+    /// The call with this name got no response, because of this error.
     NoAnswer(&'static str, CallError),
-    /// No call returned the height of the tip.
+    /// All calls that return the height of the tip failed.
     NoTip,
 }
 
 impl PollError {
-    /// Whether the node did not respond in time.
+    /// Whether the poll failed because the node did not respond within the call timeout.
     pub fn is_timeout(&self) -> bool {
         matches!(self, PollError::NoAnswer(_, error) if error.is_timeout())
     }
@@ -69,37 +70,38 @@ impl fmt::Display for PollError {
     }
 }
 
-/// Makes the calls of the polls of one connection, each within its rate limit.
+/// Client for the calls that the polls of one connection make, with a rate limit for each call.
 struct RateLimitedCalls {
     interfaces: Rc<Interfaces>,
     context: Rc<Context>,
-    /// The call of this poll to which the node did not respond, if any.
+    /// Set if a call of the current poll got no response. No further calls are then made in this poll.
     failed: Option<PollError>,
-    /// Whether a costly call made the last poll fail. This poll then makes no costly calls: one that never gets a response would make
-    /// polls fail for a long time.
+    /// Whether a costly call made the last poll fail. The current poll then makes no costly calls, because a costly
+    /// call that never gets a response would make all polls fail.
     recovers: bool,
-    /// Rate limits of costly calls and of calls that fail, by name of the call.
+    /// Rate limits of costly calls and of calls that have failed, by name of the call.
     limits: HashMap<&'static str, RateLimit>,
-    /// JSON-RPC methods that the node does not have.
+    /// JSON-RPC methods for which the node has returned that it does not have them.
     unknown: HashSet<Method>,
     /// Responses that are valid until the tip changes, by method and parameters.
     answers_for_tip: HashMap<(Method, String), Value>,
-    /// Whether peers were exported over this connection.
+    /// Whether metrics of peers were exported during this connection.
     showed_peers: bool,
-    /// Version, subversion and protocol version in the last response to getnetworkinfo; empty if there was none.
+    /// Version, subversion and protocol version in the last response to getnetworkinfo; empty before the first
+    /// response.
     versions: [String; 3],
 }
 
-/// Placeholder for the name of a call in an error if no call can be made.
+/// Text in an error in place of the name of a call, if no call could be made because HTTP is not usable.
 const OVER_HTTP: &str = "JSON-RPC over HTTP";
 
-/// Whether a costly call made the poll fail, so that the next poll makes no costly calls. After other failures the next poll makes
-/// them: otherwise a node that misses every second poll would get none.
+/// Whether a costly call made the poll fail. If so, the next poll makes no costly calls. After any other failure the
+/// next poll makes costly calls, because they would never be made if every second poll fails.
 fn is_of_costly_call(error: &PollError) -> bool {
     matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == Method::EstimateSmartFee.name())
 }
 
-/// Calls that hold one of the node's main locks, or wait for another thread of the node.
+/// Calls during which the node holds one of its main locks, or waits for another thread.
 const COSTLY: [&str; 4] =
     ["getchaintips", "getmempoolfeeratediagram", "getorphantxs", "getprivatebroadcastinfo"];
 
@@ -108,7 +110,8 @@ impl RateLimitedCalls {
         &self.context.metrics
     }
 
-    /// The rate limit of the call with this name; created if there is none. A call that is not costly is limited only after a failure.
+    /// Returns the rate limit of the call with this name, and creates it if necessary. A call that is not costly is
+    /// limited only by the back-off after failures.
     fn limit(&mut self, name: &'static str, costly: bool) -> &mut RateLimit {
         let interval = self.context.config.poll_interval;
         let new = || if costly { RateLimit::costly(interval) } else { RateLimit::for_failures() };
@@ -119,9 +122,9 @@ impl RateLimitedCalls {
         self.limits.get(name).is_none_or(|limit| limit.due() <= Instant::now())
     }
 
-    /// Makes a call if it is due and the node offers its interface (`call` is `Some`). `name` is its name in the schema, or that of its
-    /// JSON-RPC method. Returns `None` if the call was not made, if it failed, or if an earlier call of this poll had no response. A
-    /// failure is counted under the name.
+    /// Makes a call if it is due and the node offers the interface (`call` is `Some`). `name` is the name of the method
+    /// in the Cap'n Proto schema or in JSON-RPC; failures are counted under this name. Returns `None` if the call was
+    /// not made (also because an earlier call of this poll got no response), or if it failed.
     async fn call<T>(
         &mut self,
         name: &'static str,
@@ -151,7 +154,8 @@ impl RateLimitedCalls {
                 let ends_poll = error.ends_poll(self.interfaces.is_http_only());
                 match error {
                     CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
-                    // The call is not limited, because the next poll may need it. Polls and checks of HTTP have back-offs of their own.
+                    // The next poll may need this call, so it gets no back-off. Polls and checks of HTTP have their own
+                    // back-off.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
                     _ => self.limit(name, costly).failed(ended),
@@ -164,24 +168,27 @@ impl RateLimitedCalls {
         }
     }
 
-    /// Why no call can be made now; `None` for a node with IPC.
+    /// The reason why no call can be made now, because the node is polled only over HTTP and HTTP is not usable. `None`
+    /// if calls can be made.
     fn unavailable(&self) -> Option<CallError> {
         self.interfaces.json_rpc().filter(|_| self.interfaces.is_http_only())?.unavailable()
     }
 
-    /// JSON-RPC, if a call can be made now.
+    /// The JSON-RPC client; `None` if no JSON-RPC call can be made now.
     fn json_rpc(&self) -> Option<JsonRpc> {
         self.interfaces.json_rpc().filter(JsonRpc::is_available)
     }
 
-    /// Makes a JSON-RPC call. Returns null if there is no response; null has none of the fields that are read.
+    /// Makes a JSON-RPC call. Returns JSON null if the call was not made or failed. Reading any field of null returns
+    /// `None`.
     async fn rpc(&mut self, method: Method, params: Value) -> Value {
         let json_rpc = self.json_rpc();
         let call = json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
         self.call(method.name(), call).await.unwrap_or_default()
     }
 
-    /// Like `rpc`, but once per tip, for a method whose response is valid until the tip changes.
+    /// Like `rpc`, for a method whose response is valid until the tip changes: makes the call once per tip, and returns
+    /// the stored response after that.
     async fn rpc_once_per_tip(&mut self, method: Method, params: Value) -> Value {
         let key = (method, params.to_string());
         if let Some(answer) = self.answers_for_tip.get(&key) {
@@ -194,8 +201,8 @@ impl RateLimitedCalls {
         answer
     }
 
-    /// Makes a call of a JSON-RPC method that not every node has. A missing method does not count as a failure. Returns `None` if there
-    /// is no response.
+    /// Makes a JSON-RPC call of a method that not every node has. If the node does not have the method, this does not
+    /// count as a failure, and the call is not repeated. Returns `None` if there is no result.
     async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<T> {
         if self.unknown.contains(&method) {
             return None;
@@ -218,7 +225,8 @@ impl RateLimitedCalls {
         answer.flatten()
     }
 
-    /// Like `rpc_if_known`, for a costly call, if it is due. Also returns how long the response is exported.
+    /// Like `rpc_if_known`, for a costly call. Returns the result, and the time for which the values in the result are
+    /// to be exported.
     async fn costly<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<(T, Duration)> {
         debug_assert!(COSTLY.contains(&method.name()), "{method:?}");
         if self.recovers {
@@ -229,19 +237,19 @@ impl RateLimitedCalls {
     }
 }
 
-/// The poller of one connection: reads the state of the node and exports it.
+/// The poller of one connection, which reads the node's state and exports it.
 pub struct Poller {
     calls: RateLimitedCalls,
     /// Hash of the tip at the last poll.
     tip: Option<String>,
     udp_silence: fibre::PeerSilence,
     data_directory: file_system::DatadirPoller,
-    /// The node's process, if it is visible.
+    /// The node's process; `None` if it is not visible in `/proc`.
     process: Option<ProcessUsage>,
 }
 
 impl Poller {
-    /// Creates a poller that has exported nothing yet.
+    /// Creates a poller for a new connection.
     pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
         context.persistent_state.borrow_mut().node_start.connected();
         let candidates = context.config.data_directory.clone();
@@ -260,18 +268,18 @@ impl Poller {
         Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process: None }
     }
 
-    /// Also exports the resource usage of this process.
+    /// Returns a poller that also exports the resource usage of the node's process.
     pub fn with_process(self, process: Option<ProcessUsage>) -> Self {
         Poller { process, ..self }
     }
 
-    /// Resets the rate limits, so that each call is due. Used after a suspend of the machine, when the last responses are older than
-    /// the rate limits assume.
+    /// Resets the rate limits, which makes every call due. The session calls this after a suspend of the machine,
+    /// because the rate limits do not include the time of the suspend.
     pub fn forget_limits(&mut self) {
         self.calls.limits.clear();
     }
 
-    /// Makes one poll. An error means that there was no response to a call, or that no call returned the tip.
+    /// Makes one poll. Returns an error if a call got no response, or if no call returned the tip.
     pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {

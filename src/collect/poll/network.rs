@@ -1,4 +1,4 @@
-//! Metrics of P2P connections, traffic and peers.
+//! Metrics of the node's P2P network: connections, traffic, peers and addresses.
 
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) {
 
 fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], backlog: AnnouncementBacklog) {
     let state = &mut *calls.context.persistent_state.borrow_mut();
-    // All responses over one IPC connection come from the same process.
+    // Over one IPC connection, all responses come from the same node process.
     let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
     let identity = state.node_start.take_identity();
     state.peers.set_node_identity(if is_same { NodeIdentity::Same } else { identity });

@@ -1,4 +1,5 @@
-//! Metrics of the block template that the node assembled last, for nodes without the Mining interface.
+//! Metrics of the last block template that the node assembled for any client (getmininginfo), for nodes without the
+//! Mining interface.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! Metrics of the node itself: version, start time, locked memory, warnings.
+//! Metrics of the node as a whole: version, start time, locked memory, warnings.
 
 use std::time::{Instant, SystemTime};
 
@@ -9,8 +9,9 @@ use crate::collect::json::{count, label, number};
 use crate::collect::node_start::UptimeReading;
 use crate::json_rpc::Method;
 
-/// Reads the uptime and the memory, and exports the node's versions and warnings. `process` is the PID and the start time of the node's
-/// process, if it is visible.
+/// Reads the uptime and the memory usage, and exports them with the node's versions and warnings. `process` is the PID
+/// and the start time (in clock ticks since boot) of the node's process; `None` if the process is not visible in
+/// `/proc`.
 pub async fn poll(
     calls: &mut RateLimitedCalls,
     process: Option<(i32, u64)>,
@@ -42,7 +43,8 @@ pub async fn poll(
     if let (Some(version), Some(subversion), Some(protocol)) = versions {
         calls.versions = [version.to_string(), subversion, protocol.to_string()];
     }
-    // The alerting rules need the `chain` label, even if the versions are unknown: a whitelist can lack getnetworkinfo.
+    // The metric is exported even without versions (`-rpcwhitelist` may not permit getnetworkinfo), because the
+    // alerting rules need its label `chain`.
     if let Some(chain) = label(chain_info, "chain") {
         let [version, subversion, protocol] = &calls.versions;
         calls.metrics().node.node_info.replace([([&**version, &**subversion, &**protocol, &*chain], 1.0)]);

@@ -1,4 +1,4 @@
-//! Metrics of the node's process: memory, CPU time, disk I/O, descriptors.
+//! Metrics of the node's process: memory, CPU time, disk I/O, open file descriptors.
 
 use procfs::WithCurrentSystemInfo;
 
@@ -6,7 +6,7 @@ use crate::collect::context::Context;
 use crate::node_process::{ProcessUsage, cpu_seconds};
 use crate::supervisor::PrivateUsage;
 
-/// Exports the resource usage of the process; nothing if it has exited or is not visible.
+/// Exports the resource usage of the process. Exports no values if the process has exited or is not visible in `/proc`.
 pub async fn poll(process: Option<&ProcessUsage>, context: &Context) {
     let private = match process {
         Some(process) => process.private().await,
@@ -14,6 +14,7 @@ pub async fn poll(process: Option<&ProcessUsage>, context: &Context) {
     };
     let metrics = &context.metrics.node_process;
     let state = &mut context.persistent_state.borrow_mut();
+    // The CPU times of the threads are read before the CPU time of the process, so their sum cannot exceed it.
     let threads = process.map(ProcessUsage::threads).unwrap_or_default();
     let seen = process.and_then(|process| Some((process, process.stat()?)));
     let stat = seen.as_ref().map(|(_, stat)| stat);

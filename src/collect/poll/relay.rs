@@ -1,4 +1,4 @@
-//! Metrics of transaction relay: orphan transactions, and transactions that are broadcast privately.
+//! Metrics of transaction relay: orphan transactions, and private broadcasts of transactions.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -12,8 +12,8 @@ struct Orphan {
     bytes: u64,
 }
 
-/// Reads the orphan transactions. The node copies its list while it holds the lock under which it decides which transactions to
-/// download. The list has at most 100 transactions up to Bitcoin Core 29, and several thousand from 30 on.
+/// Reads the orphan transactions. The node copies the list while it holds the lock of its transaction download logic.
+/// The list has at most 100 transactions up to Bitcoin Core 29, and up to several thousand from version 30 on.
 pub async fn poll_orphans(calls: &mut RateLimitedCalls) {
     const WITHOUT_HEX: u8 = 1;
     let orphans = calls.costly::<Vec<Orphan>>(Method::GetOrphanTxs, json!([WITHOUT_HEX])).await;
@@ -30,14 +30,17 @@ struct PrivateBroadcast {
     transactions: Vec<PendingBroadcast>,
 }
 
-/// A transaction in a response to getprivatebroadcastinfo. The response also has the bytes of the transaction, which are skipped.
+/// A transaction in a response to getprivatebroadcastinfo. The response also contains the transaction's bytes, which
+/// the parser skips.
 #[derive(Deserialize)]
 struct PendingBroadcast {
-    /// Since Bitcoin Core 32. In earlier versions a transaction stays in the list until the network has relayed it back to the node.
+    /// Number of remaining broadcast attempts; `None` before Bitcoin Core 32. In earlier versions a transaction stays
+    /// in the list until the network has relayed it back to the node.
     attempts_remaining: Option<u64>,
 }
 
-/// Counts the transactions that are still to be broadcast privately. Bitcoin Core 32 has the method only with `-privatebroadcast`.
+/// Counts the transactions that the node has yet to broadcast privately. In Bitcoin Core 32 the method exists only with
+/// `-privatebroadcast`.
 pub async fn poll_private_broadcast(calls: &mut RateLimitedCalls) {
     let broadcast = calls.costly::<PrivateBroadcast>(Method::GetPrivateBroadcastInfo, json!([])).await;
     let Some((broadcast, shown_for)) = broadcast else { return };

@@ -1,7 +1,8 @@
-//! Basic authentication: users and their passwords.
+//! HTTP basic authentication: verifies the users and passwords of requests.
 //!
-//! bcrypt is slow on purpose. The digest of a verified password is remembered: a scraper waits only the first time. Checks wait in a short
-//! queue. When it is full, requests get status 429.
+//! A bcrypt check is slow by design. The digest of a verified password is stored, so only a client's first request
+//! waits for the check. Checks run one at a time, and requests wait for their check in a short queue. When the queue is
+//! full, requests with an unverified password get status 429.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,8 @@ use hyper::header::AUTHORIZATION;
 use ring::digest::{SHA256, digest};
 use tokio::sync::Semaphore;
 
-/// Maximum number of passwords that wait to be verified. If each check takes a tenth of a second, the last one waits for some seconds.
+/// Maximum number of requests in the queue for a password check. If each check takes a tenth of a second, the last
+/// request waits for about six seconds.
 const MAX_WAITING: usize = 64;
 
 /// The result of authenticating a request.
@@ -21,16 +23,16 @@ const MAX_WAITING: usize = 64;
 pub enum AuthResult {
     /// The request has the correct password of a user.
     Permitted,
-    /// The request has no password or a wrong one.
+    /// The request has no password or a wrong password.
     Rejected,
-    /// Too many passwords are waiting to be verified.
+    /// The queue of password checks is full.
     Busy,
 }
 
-/// The users by name, with the bcrypt hashes of their passwords. Verifies the credentials of requests.
+/// The configured users, with the bcrypt hash of each user's password. Verifies the credentials of requests.
 pub struct Users {
     hashes: BTreeMap<String, String>,
-    /// SHA-256 digests of `user:password` for the verified passwords.
+    /// SHA-256 digests of `user:password` for all passwords that were verified.
     correct: Arc<Mutex<HashSet<Vec<u8>>>>,
     one_at_a_time: Arc<Semaphore>,
     waiting: Semaphore,
@@ -43,7 +45,7 @@ impl Default for Users {
 }
 
 impl Users {
-    /// If there are no users, every request is permitted.
+    /// Creates the users from a map of names to bcrypt hashes. If the map is empty, every request is permitted.
     pub fn new(hashes: BTreeMap<String, String>) -> Self {
         Users {
             hashes,
@@ -53,12 +55,12 @@ impl Users {
         }
     }
 
-    /// Whether there are no users.
+    /// Whether no users are configured.
     pub fn is_empty(&self) -> bool {
         self.hashes.is_empty()
     }
 
-    /// Checks whether the request has the correct password of a user.
+    /// Checks whether the headers of a request contain the correct password of a user.
     pub async fn permit(&self, headers: &HeaderMap) -> AuthResult {
         if self.is_empty() {
             return AuthResult::Permitted;
@@ -75,7 +77,7 @@ impl Users {
     }
 
     async fn check(&self, user: &str, password: &str) -> AuthResult {
-        // A user name cannot contain a colon.
+        // The combination is unambiguous, because a user name cannot contain a colon.
         let digest = digest(&SHA256, format!("{user}:{password}").as_bytes()).as_ref().to_vec();
         let is_remembered = || self.correct.lock().expect("nobody panics holding it").contains(&digest);
         if is_remembered() {
@@ -86,12 +88,12 @@ impl Users {
         if is_remembered() {
             return AuthResult::Permitted;
         }
-        // An unknown name is checked against another user's hash. It takes the same time, which therefore does not reveal whether a name
-        // exists.
+        // The password of an unknown user is checked against another user's hash. The response time is then the same,
+        // so it does not reveal whether a user name exists.
         let decoy = || self.hashes.values().next().expect("there are users");
         let (hash, exists) = self.hashes.get(user).map_or_else(|| (decoy(), false), |hash| (hash, true));
         let (password, hash, correct) = (password.to_string(), hash.clone(), self.correct.clone());
-        // The check continues if the client disconnects, and therefore owns the permit.
+        // The check owns the permit, because it continues if the client disconnects in the meantime.
         let verify = move || {
             let _turn = turn;
             if !bcrypt::verify(password, &hash).is_ok_and(|same| same && exists) {
@@ -126,7 +128,7 @@ mod tests {
         users.permit(&headers).await
     }
 
-    /// Lets the other tasks run until they wait.
+    /// Lets all other tasks run until they wait.
     async fn others_run() {
         for _ in 0..100 {
             tokio::task::yield_now().await;
@@ -154,7 +156,7 @@ mod tests {
     async fn verified_password_does_not_wait_behind_guesses() {
         let users = Arc::new(users(&[("prom", "secret", 8)]));
         assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
-        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // no check can start
+        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // while the test has this permit, no password check can start
         let guess = |number: usize| {
             let users = users.clone();
             let header = basic(&format!("prom:{number}"));
@@ -163,7 +165,7 @@ mod tests {
         let guesses: Vec<_> = (0..100).map(guess).collect();
         others_run().await;
         let answered = guesses.iter().filter(|task| task.is_finished()).count();
-        assert_eq!(answered, 100 - MAX_WAITING, "the others are told to come again");
+        assert_eq!(answered, 100 - MAX_WAITING, "the other requests get status 429");
         assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
         assert_eq!(asks(&users, &basic("prom:guess")).await, AuthResult::Busy);
         drop(turn);
@@ -182,7 +184,8 @@ mod tests {
         assert_eq!(users.one_at_a_time.available_permits(), 0, "its check is under way");
     }
 
-    /// The two bcrypt costs differ by a factor of 2^8 in time, far more than a busy machine can change.
+    /// The times of the two bcrypt costs differ by a factor of 2^8, far more than the load of a busy machine can
+    /// change.
     #[tokio::test]
     async fn unknown_user_takes_as_long_as_a_known_one() {
         let users = users(&[("prom", "secret", 4)]);

@@ -1,4 +1,4 @@
-//! `--web.config.file`: TLS and basic authentication, in the format of the Prometheus exporters.
+//! Reads `--web.config.file`: TLS and basic authentication, in the file format of the official Prometheus exporters.
 //!
 //! <https://prometheus.io/docs/prometheus/latest/configuration/https/>
 
@@ -22,7 +22,7 @@ pub(super) use basic_auth::AuthResult;
 use basic_auth::Users;
 use tls::{ReloadableTls, TlsServerConfig};
 
-/// The configuration file as it is written in YAML.
+/// The contents of the YAML configuration file, before validation.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "tls_server_config, http_server_config or basic_auth_users")]
 struct WebConfigFile {
@@ -43,7 +43,8 @@ struct HttpServer {
     headers: BTreeMap<String, String>,
 }
 
-/// The web configuration in use: TLS, users and response headers. The default is plain HTTP without authentication.
+/// A validated web configuration: TLS settings, users and response headers. The default is plain HTTP without
+/// authentication.
 #[derive(Default)]
 pub struct WebConfig {
     tls: Option<ReloadableTls>,
@@ -52,16 +53,16 @@ pub struct WebConfig {
 }
 
 impl WebConfig {
-    /// Reads the file of the option. Without the option, plain HTTP without authentication.
+    /// Reads the configuration file if `path` is `Some`. Otherwise returns the default, plain HTTP without
+    /// authentication.
     ///
-    /// # Errors
-    /// Those of [`Self::read`].
+    /// # Errors See [`Self::read`].
     pub fn from_option(path: Option<&Path>) -> Result<Self> {
         path.map_or_else(|| Ok(Self::default()), Self::read)
     }
 
-    /// The files that are read again while the server runs: certificate, key and certificate authorities. Empty if the configuration is
-    /// invalid; [`read`](Self::read) reports that.
+    /// Returns the paths of the files that the server reads repeatedly: certificate, key and CA certificates. Returns
+    /// no paths if the configuration is invalid; [`read`](Self::read) then returns the error.
     pub fn reloaded_files(path: &Path) -> Vec<PathBuf> {
         let file =
             files::read_text(path).ok().and_then(|text| serde_yaml_ng::from_str::<WebConfigFile>(&text).ok());
@@ -70,12 +71,13 @@ impl WebConfig {
         tls.map(|tls| tls.relative_to(folder).files()).unwrap_or_default()
     }
 
-    /// A configuration with one user and a password, and with a certificate and its key; both are optional.
+    /// Creates a configuration with an optional user and password, and with an optional certificate and key.
     ///
     /// # Errors
     /// The certificate or the key cannot be read or used.
     pub fn from_parts(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
-        /// bcrypt's default cost, 12, takes seconds on small machines. The hash never leaves this process.
+        /// Lower than bcrypt's default of 12, for which a check takes seconds on small machines. A low cost is
+        /// sufficient, because the hash never leaves this process.
         const COST: u32 = 10;
         let users = user.map(|(user, password)| {
             Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, COST)?))
@@ -89,10 +91,10 @@ impl WebConfig {
         })
     }
 
-    /// Reads the file. Errors name the line, or the file to which the configuration refers.
+    /// Reads and validates the configuration file. Errors contain the line in it, or the name of the file to which it
+    /// refers.
     ///
-    /// # Errors
-    /// The file, or a file to which it refers, cannot be read or is invalid.
+    /// # Errors The configuration file, or a file to which it refers, cannot be read or is invalid.
     pub fn read(path: &Path) -> Result<Self> {
         let location = || format!("--web.config.file {}", path.display());
         let text = files::read_text(path).with_context(location)?;
@@ -129,32 +131,33 @@ impl WebConfig {
         Ok(WebConfig { tls, users: Users::new(file.basic_auth_users), headers })
     }
 
-    /// The TLS configuration for a new connection; `None` for plain HTTP.
+    /// The current TLS configuration, for a new connection; `None` for plain HTTP.
     pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
         self.tls.as_ref().map(ReloadableTls::current)
     }
 
-    /// Whether clients need a password or a certificate.
+    /// Whether clients need a password or a client certificate.
     pub fn protects(&self) -> bool {
         !self.users.is_empty() || self.tls.as_ref().is_some_and(ReloadableTls::asks_for_certificate)
     }
 
-    /// Headers that are added to every response.
+    /// Configured headers, which the server adds to every response.
     pub(super) fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// The users and their passwords.
+    /// The users that may make requests, with the hashes of their passwords.
     pub(super) fn users(&self) -> &Users {
         &self.users
     }
 }
 
-/// The cost of a bcrypt hash, or the reason why the hash is invalid.
+/// Returns the cost of a bcrypt hash, or the reason why the hash is invalid.
 fn cost(hash: &str) -> Result<u32, String> {
-    /// Minimum cost of bcrypt itself.
+    /// Minimum cost that bcrypt permits.
     const MIN_COST: u32 = 4;
-    /// At this cost a check takes some seconds, for which a scraper waits. Each increment doubles the time.
+    /// Maximum cost that the exporter permits. At this cost a check takes several seconds, for which the first scrape
+    /// waits. Each increment of the cost doubles the time.
     const MAX_COST: u32 = 16;
     let parts = hash.parse::<bcrypt::HashParts>().map_err(|error| format!("not a bcrypt hash ({error})"))?;
     match parts.get_cost() {
@@ -165,9 +168,9 @@ fn cost(hash: &str) -> Result<u32, String> {
 
 /// Logs a warning for users whose passwords take longer than a second to verify.
 fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
-    /// A cost that is low enough to measure at startup.
+    /// Cost of the hash whose time is measured. The cost is low, so the measurement does not delay the startup.
     const MEASURED_COST: u32 = 6;
-    /// With a lower cost, a check takes less than a second on any machine.
+    /// Cost below which a check takes less than a second on any machine.
     const MAYBE_SLOW_COST: u32 = 10;
     if costs.values().all(|cost| *cost < MAYBE_SLOW_COST) {
         return;
@@ -177,7 +180,7 @@ fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
         let _ = bcrypt::hash("", MEASURED_COST);
         since.elapsed()
     };
-    // The minimum of three measurements, because another thread may have used the CPU.
+    // The minimum of three measurements is used, because other threads may use the CPU during a measurement.
     let measured = (0..3).map(|_| measure()).min().unwrap_or_default();
     for (user, cost) in costs {
         let check = check_time(measured, MEASURED_COST, *cost);
@@ -191,7 +194,8 @@ fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
     }
 }
 
-/// Estimates the time of a check from the time of a check with another cost. Each increment doubles it.
+/// Estimates the time of a check with cost `cost` from the measured time of a check with another cost. Each increment
+/// of the cost doubles the time.
 fn check_time(measured: Duration, measured_cost: u32, cost: u32) -> Duration {
     measured.mul_f64(2_f64.powi(cost as i32 - measured_cost as i32))
 }
@@ -200,7 +204,7 @@ fn check_time(measured: Duration, measured_cost: u32, cost: u32) -> Duration {
 mod tests {
     use super::*;
 
-    /// A hash that was computed with cost 4, but states another cost.
+    /// Returns a bcrypt hash that was computed with cost 4, but contains another cost.
     fn hash(cost: &str) -> String {
         bcrypt::hash("secret", 4).unwrap().replacen("$04$", &format!("${cost}$"), 1)
     }

@@ -1,6 +1,7 @@
-//! `tls_server_config`: TLS certificates, which are read again when they are renewed.
+//! Implements `tls_server_config`: TLS settings and certificates, which are reloaded when their files change.
 //!
-//! A thread checks for new files, so that a file system that does not respond cannot block the HTTP thread.
+//! A separate thread checks for changed files, because reading from a file system that does not respond would block the
+//! HTTP thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -20,7 +21,7 @@ use tracing::{info, warn};
 use crate::scheduling;
 use crate::tls::{authorities, certificates, expiry_warning, not_after, read_pem, set_expiry};
 
-/// Interval between checks for new files.
+/// Interval between checks for changed files.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval between warnings that a certificate expires soon.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -38,15 +39,15 @@ pub struct TlsServerConfig {
     min_version: Option<TlsVersion>,
     #[serde(default)]
     max_version: Option<TlsVersion>,
-    /// Go's names of the permitted cipher suites. As in Go, they apply only to TLS 1.2.
+    /// Names of the permitted cipher suites, in the notation of Go. As in Go, the list applies only to TLS 1.2.
     #[serde(default)]
     cipher_suites: Vec<String>,
-    /// Accepted without effect, as in Go since 1.18.
+    /// The option is accepted for compatibility and has no effect, as in Go since 1.18.
     #[serde(default, rename = "prefer_server_cipher_suites")]
     _prefer_server_cipher_suites: bool,
 }
 
-/// The policy for client certificates, with the names of Go.
+/// The policy for client certificates. The names of the variants are from Go's crypto/tls.
 #[derive(Clone, Copy, Default, Deserialize, PartialEq)]
 enum ClientAuth {
     #[default]
@@ -55,7 +56,7 @@ enum ClientAuth {
     RequireAndVerifyClientCert,
 }
 
-/// A TLS version, as in `min_version` and `max_version`.
+/// A TLS version, for `min_version` and `max_version`.
 #[derive(Clone, Copy, Deserialize, PartialEq, PartialOrd)]
 enum TlsVersion {
     #[serde(rename = "TLS12")]
@@ -65,7 +66,7 @@ enum TlsVersion {
 }
 
 impl TlsServerConfig {
-    /// A configuration with this certificate and key, and defaults for the rest.
+    /// Creates a configuration with this certificate file and key file. All other settings have their defaults.
     pub fn new(certificate: &Path, key: &Path) -> Self {
         TlsServerConfig { cert_file: certificate.into(), key_file: key.into(), ..Self::default() }
     }
@@ -80,7 +81,7 @@ impl TlsServerConfig {
         }
     }
 
-    /// The files that the configuration names.
+    /// Returns the paths of the files to which the configuration refers.
     pub fn files(self) -> Vec<PathBuf> {
         [self.cert_file, self.key_file].into_iter().chain(self.client_ca_file).collect()
     }
@@ -96,7 +97,8 @@ impl TlsServerConfig {
         })
     }
 
-    /// Builds the server configuration. Returns it with the expiry time of its certificate.
+    /// Builds the rustls server configuration from the contents of the files. Also returns the expiry time of the
+    /// server's certificate.
     fn config(&self, contents: &PemFiles) -> Result<(ServerConfig, Option<SystemTime>)> {
         let certificates = certificates(&contents.certificates, &self.cert_file)?;
         let expires = not_after(&certificates[0]);
@@ -113,7 +115,7 @@ impl TlsServerConfig {
         Ok((config, expires))
     }
 
-    /// The crypto provider with the permitted cipher suites.
+    /// Returns the crypto provider, restricted to the permitted cipher suites.
     fn provider(&self) -> Result<CryptoProvider> {
         let mut provider = default_provider();
         if !self.cipher_suites.is_empty() {
@@ -174,7 +176,7 @@ impl TlsServerConfig {
     }
 }
 
-/// The contents of the certificate, key and certificate authority files.
+/// The contents of the three PEM files: certificate, key, and CA certificates for client certificates.
 #[derive(PartialEq)]
 struct PemFiles {
     certificates: Vec<u8>,
@@ -182,27 +184,27 @@ struct PemFiles {
     client_authorities: Option<Vec<u8>>,
 }
 
-/// The TLS configuration in use. A thread replaces it within seconds when its files change.
+/// The server's TLS configuration. A thread replaces it within seconds when the files change.
 pub struct ReloadableTls(Arc<TlsState>);
 
-/// State shared by the HTTP thread and the thread that reloads certificates.
+/// State that the HTTP thread shares with the thread that reloads certificates.
 struct TlsState {
     files: TlsServerConfig,
     loaded: Mutex<LoadedCertificates>,
 }
 
-/// The TLS configuration in use and the file contents that it was built from.
+/// The current TLS configuration, with the file contents that it was built from.
 struct LoadedCertificates {
     config: Arc<ServerConfig>,
     /// Expiry time of the certificate; `None` if it cannot be parsed.
     expires: Option<SystemTime>,
     contents: PemFiles,
-    /// The last logged reason why the new files cannot be used.
+    /// The last logged reason why the changed files cannot be used; `None` if the files are in use.
     last_logged: Option<String>,
 }
 
 impl ReloadableTls {
-    /// Reads the files, and starts the thread that reloads them.
+    /// Reads the files, and starts the thread that reloads them when they change.
     pub fn load(files: TlsServerConfig) -> Result<Self> {
         let contents = files.read()?;
         let (config, expires) = files.config(&contents)?;
@@ -214,12 +216,12 @@ impl ReloadableTls {
         Ok(ReloadableTls(shared))
     }
 
-    /// The TLS configuration for the next connection.
+    /// The current TLS configuration, for a new connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         self.0.loaded().config.clone()
     }
 
-    /// Whether clients need a certificate.
+    /// Whether the server rejects clients without a client certificate.
     pub fn asks_for_certificate(&self) -> bool {
         self.0.files.client_auth_type == ClientAuth::RequireAndVerifyClientCert
     }
@@ -243,10 +245,10 @@ impl TlsState {
         self.loaded.lock().expect("nobody panics holding it")
     }
 
-    /// Reads the files and uses them if they have changed; returns whether it does. If they cannot be used, the reason is logged once and
-    /// the last valid files stay in use.
+    /// Reads the files. If they have changed, starts to use them and returns true. If they cannot be used, logs the
+    /// reason once and continues to use the last valid contents.
     fn reload(&self) -> bool {
-        // Read without holding the lock, which the HTTP thread needs.
+        // The files are read before the lock is taken, because the HTTP thread waits for the lock.
         let renewed = self.files.read().and_then(|contents| {
             let is_used = self.loaded().contents == contents;
             (!is_used).then(|| Ok((self.files.config(&contents)?, contents))).transpose()

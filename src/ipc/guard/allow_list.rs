@@ -1,7 +1,9 @@
-//! The allow-list: the calls that the guard forwards to the node. It rejects all others, so no fault of the exporter can change the node.
+//! The allow-list of the calls that the guard forwards to the node. The guard rejects all other calls, so no bug in the
+//! exporter can change the node's state.
 //!
-//! The node's socket permits everything: `stop`, wallet calls, submitting blocks, disconnecting peers. The node dispatches a call by its
-//! interface ID and method ordinal. The allow-list uses the same two, whichever capability is called.
+//! A client of the node's IPC socket may make any call, including `stop`, wallet calls, submitting blocks and
+//! disconnecting peers. The node selects the method by the interface ID and the method ordinal in a call. The
+//! allow-list checks these two values, regardless of the capability that is called.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,17 +23,17 @@ use crate::schema::proxy_capnp::thread_map;
 use crate::schema::rpc_capnp::rpc;
 use crate::schema::tracing_capnp::tracing;
 
-/// Maximum size of a JSON-RPC request. The exporter's longest request has 400 bytes.
+/// Maximum size of a JSON-RPC request in bytes. The exporter's longest request has 400 bytes.
 const MAX_REQUEST_BYTES: usize = 4096;
 
 const RPC_EXECUTE: Method = (rpc::Client::TYPE_ID, 0);
 const NODE_EXECUTE: Method = (node::Client::TYPE_ID, 42);
 
-/// The methods of one interface that the guard forwards.
+/// One interface of the node, with the methods that the guard forwards.
 struct AllowedInterface {
     id: u64,
     name: &'static str,
-    /// Ordinal, name and purpose of each method.
+    /// Ordinal in the schema, name and purpose of each forwarded method.
     methods: &'static [(u16, &'static str, &'static str)],
 }
 
@@ -121,12 +123,13 @@ const ALLOWED: &[AllowedInterface] = &[
     },
 ];
 
-/// A rejected call and the reason, for the log and for the error response to the exporter.
+/// A rejected call and the reason, which the exporter logs and which the error response contains.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejection {
-    /// The method, for example `Mining.9` or `Rpc.executeRpc`, or `other`. There are a few hundred possible values.
+    /// The rejected method, for example `Mining.9` or `Rpc.executeRpc`; `other` for unknown interfaces and for ordinals
+    /// above 63. The text becomes a label value, so the number of possible texts is limited to a few hundred.
     pub call: String,
-    /// The part of the call that is not permitted; at most 200 bytes.
+    /// The part of the call that the allow-list does not permit; at most 200 bytes.
     pub reason: String,
 }
 
@@ -136,8 +139,8 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// The maximum number of capabilities that the exporter may host for this call. It is 1 for the methods that take the exporter's thread map
-/// or a callback, otherwise 0.
+/// Maximum number of the exporter's own capabilities in the parameters of a call of this method. The number is 1 for
+/// methods whose parameters contain the exporter's thread map or a callback object, and 0 for all other methods.
 pub fn hosted_capabilities(method: Method) -> usize {
     let passes_one =
         [message::CONSTRUCT, message::HANDLE_NOTIFICATIONS, message::TRACE_UTXO_CACHE].contains(&method);
@@ -146,8 +149,7 @@ pub fn hosted_capabilities(method: Method) -> usize {
 
 /// Checks the method of a call and, for JSON-RPC, its parameters against the allow-list.
 ///
-/// # Errors
-/// The parameters are not a valid message of the method's type.
+/// # Errors The parameters are not a valid Cap'n Proto struct of the method's parameter type.
 pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
     let (id, ordinal) = call.method;
     let Some(interface) = ALLOWED.iter().find(|interface| interface.id == id) else {
@@ -155,7 +157,7 @@ pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
         return Ok(Err(Rejection { call: "other".into(), reason }));
     };
     let Some((_, name, _)) = interface.methods.iter().find(|(number, ..)| *number == ordinal) else {
-        /// An upper limit on the ordinals of all interfaces of a node.
+        /// Higher than the ordinal of any method in the node's schema.
         const MAX_ORDINAL: u16 = 63;
         let call = match ordinal {
             0..=MAX_ORDINAL => format!("{}.{ordinal}", interface.name),
@@ -182,15 +184,16 @@ fn text(reader: capnp::text::Reader<'_>) -> capnp::Result<&str> {
     Ok(reader.to_str()?)
 }
 
-/// A JSON-RPC request that the exporter sends, parsed for the check.
+/// Method and parameters of a JSON-RPC request from the exporter.
 #[derive(Deserialize)]
 struct JsonRpcRequest<'a> {
     method: Cow<'a, str>,
     params: Value,
 }
 
-/// Checks that a request equals, byte for byte, the exporter's own encoding of its method and parameters. A node whose JSON parser differs
-/// from ours therefore cannot read anything else in it: the request has no batch, duplicate key or escape.
+/// Checks a request's method and parameters, and that the request equals, byte for byte, the exporter's own encoding of
+/// them. The request then contains no batch, duplicate key or escape, which the node's JSON parser and the guard's JSON
+/// parser could interpret differently.
 fn check_request(request: &str, uri: &str) -> Result<(), String> {
     check_size(request, uri)?;
     let parsed: JsonRpcRequest =
@@ -202,18 +205,18 @@ fn check_request(request: &str, uri: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The same check for a request whose method and parameters are separate arguments.
+/// Like [`check_request`], for a call whose method and parameters are separate arguments.
 fn check_command(method: &str, parameters: &str, uri: &str) -> Result<(), String> {
     check_size(parameters, uri)?;
     let parsed: Value =
         serde_json::from_str(parameters).map_err(|_| "parameters that are not JSON".to_string())?;
     methods::check(method, &parsed)?;
-    // The exporter's own encoding.
+    // The exporter's own encoding of the parameters.
     let written = parsed.to_string();
     if written == parameters { Ok(()) } else { Err("parameters in an unexpected form".into()) }
 }
 
-/// Checks the size of the JSON text, and that there is no URI. A URI selects a wallet.
+/// Checks the size of the JSON text, and that the URI is empty. A URI selects a wallet.
 fn check_size(json: &str, uri: &str) -> Result<(), String> {
     if !uri.is_empty() {
         return Err("a URI".into());
@@ -270,7 +273,7 @@ mod tests {
         })
     }
 
-    /// The trailing comments name the node's method with this ordinal.
+    /// The comments at the ends of the lines name the node's method with that ordinal.
     #[test]
     fn methods_that_change_the_node_are_rejected() {
         for (method, call_name) in [
@@ -307,7 +310,8 @@ mod tests {
         assert_eq!(node_call("getblockhash", "[7]", ""), Ok(()));
     }
 
-    /// Compares the list with the method names in the sources of the interfaces: no test node makes the exporter call all of them.
+    /// Compares the allow-list with the method names in the source files of the interfaces, because no test node has
+    /// all interfaces and the exporter therefore never makes all calls in the tests.
     #[test]
     fn every_call_of_the_exporter_is_listed() {
         for (interface, source) in [
@@ -320,7 +324,7 @@ mod tests {
             let words = source.split(|character: char| !(character.is_alphanumeric() || character == '_'));
             let called: Vec<_> = words
                 .filter_map(|word| word.strip_suffix("_request"))
-                .filter(|call| *call != "create_new_block") // a method of Mining
+                .filter(|call| *call != "create_new_block") // is a method of Mining, not of BlockTemplate
                 .map(|call| call.replace('_', "").to_lowercase())
                 .collect();
             assert!(!called.is_empty(), "{interface}");

@@ -1,4 +1,4 @@
-//! Events that the guard sends to the exporter over a bounded queue.
+//! Events that the guard sends to the exporter, and the bounded queue of events that are not sent yet.
 
 use std::fmt;
 use std::io;
@@ -16,43 +16,45 @@ use crate::ipc::{BlockContents, ChainEvent, CoinEvent};
 use crate::schema::chain_capnp::chain_notifications;
 use crate::schema::tracing_capnp::utxo_cache_trace;
 
-/// Maximum size of the queued events in bytes: half a million events of 32 bytes.
+/// Maximum size of all queued events in bytes, enough for half a million events of 32 bytes.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
-/// Maximum size of the event of one callback.
+/// Maximum encoded size of the event for one callback, in bytes.
 const MAX_EVENT_BYTES: usize = 128;
 
 /// An event that the guard reports to the exporter: a callback of the node, or a change of the connection's state.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum GuardEvent {
-    /// A chain notification.
+    /// A callback of the subscription to chain notifications.
     Chain(ChainEvent),
-    /// An event of the UTXO cache trace.
+    /// A callback of the UTXO cache trace.
     Coin(CoinEvent),
-    /// The number of callbacks that got a response but caused no event, because the queue was full, memory was short, or the callback could
-    /// not be decoded.
+    /// Number of callbacks to which the guard responded, but for which it queued no event, because the queue was full,
+    /// memory was short, or the callback could not be decoded.
     Dropped(u64),
-    /// A call of the exporter was rejected.
+    /// The guard rejected a call of the exporter that is not on the allow-list.
     Rejected {
-        /// The method, for example `Mining.9`. There are a few hundred possible values.
+        /// The rejected method, for example `Mining.9`. The text becomes a label value, so the number of possible texts
+        /// is limited to a few hundred.
         call: String,
-        /// The part of the call that is not permitted.
+        /// The part of the call that the allow-list does not permit.
         reason: String,
     },
     /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from it.
     OverBudget,
-    /// The node is shutting down, and the guard disconnects from it.
+    /// The node has announced its shutdown, and the guard disconnects from the node.
     NodeShutsDown,
     /// The node accepted a subscription.
     Subscribed(SubscriptionIds),
-    /// The node released the callback with this export ID: its subscription is over.
+    /// The node released the callback object with this export ID, which means that the subscription has ended.
     Released(u32),
 }
 
 impl GuardEvent {
-    /// Decodes a callback of the node into an event; `None` for `destroy`. The contents of a block are counted here.
+    /// Decodes a callback of the node into an event, and counts the contents of a connected block. Returns `None` for
+    /// the callback `destroy`, for which there is no event.
     pub(super) fn from_callback(call: &Call) -> capnp::Result<Option<Self>> {
         let parameters = call.parameters()?;
-        // add, spend and uncache have the same parameters.
+        // The callbacks `add`, `spend` and `uncache` have the same parameters, so one reader type serves all three.
         let coin = || -> capnp::Result<i64> {
             Ok(parameters.get_as::<utxo_cache_trace::add_params::Reader>()?.get_utxo_info()?.get_value())
         };
@@ -89,7 +91,7 @@ impl GuardEvent {
     }
 }
 
-/// The Cap'n Proto IDs of a subscription, which the guard needs to end it.
+/// The Cap'n Proto IDs that the guard needs to end a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SubscriptionIds {
     /// The exporter's export ID for the callback.
@@ -115,20 +117,21 @@ impl FromStr for SubscriptionIds {
     }
 }
 
-/// An event with the time that the node waited for the response to its callback.
+/// An event, with the time for which the node waited for the guard's response to the callback.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimedEvent {
-    /// The event.
+    /// The callback, or the change of the connection's state.
     pub event: GuardEvent,
-    /// Time from reading the callback to sending the response.
+    /// Time from reading the callback to sending the response, measured in the guard; zero for events that are not
+    /// callbacks.
     pub waited: Duration,
 }
 
-/// Size of the length field in front of each encoded event.
+/// Size of the length field in front of each encoded event, in bytes.
 const PREFIX: usize = size_of::<u32>();
 
 impl TimedEvent {
-    /// Appends the event, preceded by its length, to a queue.
+    /// Appends the encoded length and the encoded event to `queue`.
     pub fn encode(&self, queue: &mut Vec<u8>) {
         let start = queue.len();
         queue.extend([0; PREFIX]);
@@ -137,7 +140,8 @@ impl TimedEvent {
         queue[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());
     }
 
-    /// Decodes the event at the start of `bytes`. Returns it with its encoded length, or `None` if it is incomplete or invalid.
+    /// Decodes the event at the start of `bytes`. Returns the event and the number of bytes of its encoding; `None` if
+    /// the event is incomplete or invalid.
     pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
         let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
         let event = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
@@ -145,7 +149,7 @@ impl TimedEvent {
     }
 }
 
-/// The queue of events to send to the exporter.
+/// The bounded queue of encoded events, with the socket over which the guard sends them to the exporter.
 pub struct EventQueue {
     socket: UnixStream,
     unsent: SendBuffer,
@@ -159,7 +163,7 @@ impl EventQueue {
         Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
     }
 
-    /// Queues the event of a callback. Counts it as dropped if the queue is full or memory is short.
+    /// Queues the event of a callback. Counts the event as dropped if the queue is full or memory is short.
     pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
             self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_EVENT_BYTES).is_ok();
@@ -169,7 +173,8 @@ impl EventQueue {
                 self.append_dropped();
                 self.append(TimedEvent { event, waited });
             }
-            // A callback that cannot be decoded was answered like any other.
+            // The guard has already responded to this callback. A callback that cannot be decoded also counts as
+            // dropped.
             _ => self.dropped += 1,
         }
         if self.unsent.len() > BUFFER_BYTES {
@@ -177,7 +182,7 @@ impl EventQueue {
         }
     }
 
-    /// Queues an event of another kind, even beyond the size limit, and sends the queue at once.
+    /// Queues an event that does not come from a callback, even if the queue is full, and sends the queue immediately.
     pub fn send(&mut self, event: GuardEvent) {
         self.append(TimedEvent { event, waited: Duration::ZERO });
         self.flush();
@@ -187,35 +192,37 @@ impl EventQueue {
         self.unsent.queue(|queue| event.encode(queue));
     }
 
-    /// Whether there are events to send and the socket may accept them.
+    /// Whether the queue has unsent events and the socket is not known to be full.
     pub fn is_waiting(&self) -> bool {
         !self.unsent.is_empty() && !self.blocked
     }
 
-    /// Whether the socket's buffer is full, until poll(2) reports it as writable.
+    /// Whether the last write filled the socket's buffer, and poll(2) has not reported the socket as writable since
+    /// then.
     pub fn is_blocked(&self) -> bool {
         self.blocked
     }
 
-    /// Records that the socket is writable again.
+    /// Records that poll(2) has reported the socket as writable.
     pub fn unblock(&mut self) {
         self.blocked = false;
     }
 
-    /// Sends as much as the socket accepts in one write. After the exporter was paused, the queue needs several writes; the node's next
-    /// callback is handled between them.
+    /// Makes one write with as many queued bytes as the socket accepts. A long queue (the exporter was stopped for a
+    /// while) needs several writes; the guard handles callbacks of the node between them.
     pub fn flush(&mut self) {
         if self.blocked || self.unsent.is_empty() {
             return;
         }
-        // If nobody reads the events they are dropped. The exporter's other socket reports that the exporter is gone.
+        // A write error means that the exporter has closed this socket, so the queued events are discarded. The guard
+        // detects the exporter's exit on the other socket, which carries the exporter's calls.
         if self.unsent.flush_some(&self.socket).is_err() {
             self.unsent = SendBuffer::default();
         }
         self.blocked = !self.unsent.is_empty();
     }
 
-    /// Queues the number of events that were dropped since the last such event.
+    /// Queues a [`GuardEvent::Dropped`] with the number of events dropped since the previous `Dropped` event.
     fn append_dropped(&mut self) {
         if self.dropped > 0 {
             let event = GuardEvent::Dropped(std::mem::take(&mut self.dropped));
@@ -223,7 +230,7 @@ impl EventQueue {
         }
     }
 
-    /// Sends the remaining events, with a timeout of one second.
+    /// Sends the remaining queued events. Gives up after one second.
     pub fn finish(mut self) {
         self.append_dropped();
         let _ = self.socket.set_nonblocking(false);
@@ -276,7 +283,7 @@ mod tests {
         let coin = || Ok(Some(GuardEvent::Coin(CoinEvent::Added(1))));
         let sent = MAX_QUEUED_BYTES as u64 / 7 + 100_000;
         (0..sent).for_each(|_| queue.queue(Duration::ZERO, coin()));
-        queue.queue(Duration::ZERO, Ok(None)); // nothing for the exporter
+        queue.queue(Duration::ZERO, Ok(None)); // the callback `destroy`, which causes no event
         queue.queue(Duration::ZERO, Err(capnp::Error::failed("does not decode".into())));
         assert!(queue.unsent.len() <= MAX_QUEUED_BYTES + MAX_EVENT_BYTES);
         let dropped = queue.dropped;

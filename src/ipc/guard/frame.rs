@@ -1,4 +1,4 @@
-//! Cap'n Proto's stream framing: assembles complete messages from a byte stream, buffers outgoing messages, and does both on a socket.
+//! Cap'n Proto's stream framing: assembles complete messages from the bytes of a socket, and buffers outgoing messages.
 
 use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
@@ -9,49 +9,53 @@ use std::os::unix::net::UnixStream;
 use capnp::Word;
 use nix::poll::PollFlags;
 
-/// Maximum size of a message of the node. A block has at most 4 MB, and responses to polls are smaller. A larger message is truncated.
+/// Maximum size in bytes of a message from the node. A block has at most 4 MB, and responses to polls are smaller. The
+/// guard truncates a larger message.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// A frame with a larger length is invalid: Cap'n Proto has no text above 512 MiB.
+/// Maximum length in bytes of a valid frame. The largest Cap'n Proto text has 512 MiB, so a node sends no longer frame.
 pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
-/// Maximum number of segments of a message, the limit of Cap'n Proto's own readers.
+/// Maximum number of segments of a message, equal to the limit in Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;
-/// Size of a read or write buffer without a large message in it.
+/// Size in bytes of a read or write buffer that contains no large message.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// The outcome of reading from a socket once.
+/// The outcome of one read from a socket.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReadOutcome {
-    /// Some bytes were read.
+    /// At least one byte was read.
     Read,
-    /// No bytes are available at the moment.
+    /// The socket has no bytes to read at the moment.
     Nothing,
     /// End of file: the other side closed the connection.
     End,
 }
 
-/// Assembles complete Cap'n Proto messages from the bytes of a socket. Truncates or rejects messages that are too large.
+/// Receive buffer that assembles complete Cap'n Proto messages from the bytes of a socket. The buffer truncates or
+/// rejects messages that are too large.
 #[derive(Default)]
 pub struct FrameReader {
-    /// Words instead of bytes, because messages must be aligned to words. Each message has a whole number of words.
+    /// The buffer consists of 8-byte words, because Cap'n Proto messages must be aligned to words. The length of each
+    /// message is a multiple of 8 bytes.
     buffer: Vec<Word>,
-    /// The range of the buffer with bytes that were read and not consumed yet.
+    /// Byte offset in the buffer of the first byte that was read from the socket and not consumed yet.
     start: usize,
+    /// Byte offset in the buffer after the last byte that was read from the socket.
     end: usize,
-    /// Bytes of a truncated message that are still to be read and discarded.
+    /// Number of remaining bytes of a truncated message, which are read from the socket and discarded.
     skipped: usize,
     max_message_bytes: usize,
     max_skipped_bytes: usize,
 }
 
 impl FrameReader {
-    /// Messages up to `max_message_bytes` are read in full. Larger ones up to `max_skipped_bytes` are truncated. Messages beyond that are
-    /// an error.
+    /// Creates a buffer that reads messages of up to `max_message_bytes` in full, truncates larger messages of up to
+    /// `max_skipped_bytes`, and returns an error for messages larger than `max_skipped_bytes`.
     pub fn new(max_message_bytes: usize, max_skipped_bytes: usize) -> Self {
         let buffer = Word::allocate_zeroed_vec(BUFFER_BYTES / 8);
         FrameReader { buffer, max_message_bytes, max_skipped_bytes, ..FrameReader::default() }
     }
 
-    /// Reads the available bytes with one call.
+    /// Reads from `from` once, into the free space of the buffer.
     pub fn fill(&mut self, mut from: impl Read) -> io::Result<ReadOutcome> {
         if !self.make_room() {
             self.truncate();
@@ -77,31 +81,32 @@ impl FrameReader {
         }
     }
 
-    /// Whether a message larger than [`BUFFER_BYTES`] has begun to arrive.
+    /// Whether the message that is arriving is larger than [`BUFFER_BYTES`].
     pub fn is_amid_large(&self) -> bool {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
         self.skipped > 0
             || matches!(length(bytes, self.max_skipped_bytes), Ok(Some(length)) if length > BUFFER_BYTES)
     }
 
-    /// Whether the next message is truncated.
+    /// Whether the message that [`next`](Self::next) returns next is truncated.
     pub fn is_truncated(&self) -> bool {
         self.skipped > 0
     }
 
-    /// Whether the buffer was enlarged for a large message, and not shrunk since.
+    /// Whether the buffer was enlarged for a large message and has not been shrunk since.
     pub fn has_grown(&self) -> bool {
         self.buffer.len() * 8 > BUFFER_BYTES
     }
 
-    /// Frees the memory of a large message.
+    /// Shrinks an enlarged buffer to [`BUFFER_BYTES`] if it has no unread bytes.
     pub fn shrink(&mut self) {
         if self.has_grown() && self.start == self.end && self.skipped == 0 {
             *self = FrameReader::new(self.max_message_bytes, self.max_skipped_bytes);
         }
     }
 
-    /// The next complete message, with its segment table.
+    /// Returns the next complete message, including its segment table; `None` until all bytes of the message have
+    /// arrived.
     pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
         match length(bytes, self.max_skipped_bytes)? {
@@ -114,20 +119,21 @@ impl FrameReader {
         }
     }
 
-    /// Moves the unread bytes to the front of the buffer, and grows it to the size of the message that is arriving, but no further. Returns
-    /// false if a message fills the buffer and exceeds the limit or the available memory.
+    /// Makes room in the buffer for the message that is arriving: moves the unread bytes to the front, and grows the
+    /// buffer to exactly the size of the message if the message does not fit. Returns false if the message fills the
+    /// buffer and is larger than the limit or the available memory.
     fn make_room(&mut self) -> bool {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
         let needed = length(&bytes[self.start..self.end], self.max_skipped_bytes).ok().flatten();
         let needed = needed.unwrap_or(0).max(BUFFER_BYTES);
-        // The allocation is tried first: a failed one must not end the guard.
+        // The fallible allocation is a test: if it fails, the later infallible allocation would abort the guard.
         let fits = || needed <= self.max_message_bytes && Vec::<u8>::new().try_reserve_exact(needed).is_ok();
         if needed > bytes.len() && left == bytes.len() && !fits() {
             return false;
         }
         if needed > bytes.len() && fits() {
-            // New pages from the kernel are zero, so this does not touch them.
+            // The kernel provides zeroed pages, so this allocation does not write to the memory.
             let mut resized = Word::allocate_zeroed_vec(needed / 8);
             Word::words_to_bytes_mut(&mut resized)[..left].copy_from_slice(&bytes[self.start..self.end]);
             self.buffer = resized;
@@ -140,7 +146,8 @@ impl FrameReader {
         true
     }
 
-    /// Truncates a message that is too large to the bytes that have arrived, which are enough to respond to it. The rest is skipped.
+    /// Truncates a message that is too large to the bytes that have arrived, which include the question ID for the
+    /// response. The remaining bytes are skipped.
     fn truncate(&mut self) {
         let bytes = &mut Word::words_to_bytes_mut(&mut self.buffer)[self.start..self.end];
         let Ok(Some(whole)) = length(bytes, self.max_skipped_bytes) else { return };
@@ -158,7 +165,8 @@ impl FrameReader {
     }
 }
 
-/// The length of the message at the start of `bytes`; `None` while its segment table is incomplete.
+/// Returns the length in bytes of the message at the start of `bytes`; `None` if `bytes` does not contain the complete
+/// segment table.
 fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
     let number =
         |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().expect("four bytes")) as usize);
@@ -178,18 +186,20 @@ fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
     Ok(Some(length))
 }
 
-/// Bytes to send that the socket has not accepted yet.
+/// Buffer of outgoing bytes that the socket has not accepted yet.
 #[derive(Default)]
 pub struct SendBuffer {
     bytes: Vec<u8>,
     sent: usize,
 }
 
-/// Reserves memory for more bytes, or fails if there is not enough. A test passes a function that fails.
+/// A function that reserves memory for more bytes, or fails if memory is short. A test passes a function that always
+/// fails.
 type Reserve = fn(&mut Vec<u8>, usize) -> Result<(), TryReserveError>;
 
 impl SendBuffer {
-    /// Creates a buffer with memory for some responses, which can then be sent even if memory runs out.
+    /// Creates a buffer with [`BUFFER_BYTES`] of reserved memory, so responses can be sent even if memory runs out
+    /// later.
     pub fn with_memory() -> Self {
         SendBuffer { bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
     }
@@ -202,13 +212,15 @@ impl SendBuffer {
         self.bytes.len() - self.sent
     }
 
-    /// Sends as many bytes as the socket accepts, and buffers the rest. Sends nothing if there is no memory for the rest.
+    /// Sends as many bytes as the socket accepts, and buffers the remaining bytes. Sends nothing if memory is too short
+    /// to buffer the bytes.
     pub fn send(&mut self, to: impl Write, bytes: &[u8]) -> io::Result<()> {
         self.send_with(to, bytes, Vec::try_reserve)
     }
 
     fn send_with(&mut self, mut to: impl Write, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
-        // Before any part of the message is sent, because the receiver would take the next bytes for its rest.
+        // The memory is reserved before any byte is sent. After a partly sent message, the receiver would read the next
+        // message as the missing part.
         reserve(&mut self.bytes, bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if self.is_empty() {
             let sent = written(to.write(bytes))?;
@@ -225,7 +237,7 @@ impl SendBuffer {
         self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Appends the output of `write`, without sending it.
+    /// Appends the bytes that `write` produces, without sending them.
     pub fn queue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
     }
@@ -236,7 +248,7 @@ impl SendBuffer {
         Ok(())
     }
 
-    /// Sends as many bytes as the socket accepts in one write. Returns their number.
+    /// Makes one write with as many buffered bytes as the socket accepts. Returns the number of bytes that were sent.
     pub fn flush_some(&mut self, mut to: impl Write) -> io::Result<usize> {
         let sent = written(to.write(&self.bytes[self.sent..]))?;
         self.sent += sent;
@@ -259,33 +271,33 @@ fn written(result: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// The connection to the node or to the exporter: a nonblocking socket with its receive and send buffers.
+/// The guard's nonblocking socket to the node or to the exporter, with its receive and send buffers.
 pub struct FramedSocket {
     socket: UnixStream,
-    /// Assembles the received frames. Taken out of the struct while they are handled.
+    /// The receive buffer. The relay takes it out of the struct while it handles the received messages.
     pub incoming: FrameReader,
     outgoing: SendBuffer,
 }
 
 impl FramedSocket {
-    /// Takes the limits of [`FrameReader::new`].
+    /// Makes the socket nonblocking. The limits have the meaning of the parameters of [`FrameReader::new`].
     pub fn new(socket: UnixStream, max_message_bytes: usize, max_skipped_bytes: usize) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let incoming = FrameReader::new(max_message_bytes, max_skipped_bytes);
         Ok(FramedSocket { socket, incoming, outgoing: SendBuffer::with_memory() })
     }
 
-    /// Sends as many bytes as the socket accepts, and buffers the rest.
+    /// Sends as many bytes of the frame as the socket accepts, and buffers the remaining bytes.
     pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.outgoing.send(&self.socket, frame)
     }
 
-    /// Reserves memory to send this number of bytes.
+    /// Reserves send buffer memory for this number of bytes.
     pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
         self.outgoing.reserve(bytes)
     }
 
-    /// Sends the buffered bytes.
+    /// Sends as many buffered bytes as the socket accepts.
     pub fn flush(&mut self) -> io::Result<()> {
         self.outgoing.flush(&self.socket)
     }
@@ -295,12 +307,12 @@ impl FramedSocket {
         self.outgoing.len()
     }
 
-    /// Reads the available bytes into `incoming`, which was taken out of `self`.
+    /// Reads from the socket once, into the receive buffer `incoming`, which the caller has taken out of `self`.
     pub fn fill(&self, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
         incoming.fill(&self.socket)
     }
 
-    /// The events for which poll(2) has to wait.
+    /// The events for which poll(2) has to wait: readable if `reads`, and writable if there are unsent bytes.
     pub fn interest(&self, reads: bool) -> PollFlags {
         let mut interest = PollFlags::empty();
         interest.set(PollFlags::POLLIN, reads);
@@ -314,7 +326,7 @@ impl FramedSocket {
         let _ = io::copy(&mut &self.socket, &mut io::sink());
     }
 
-    /// Shuts the connection down in both directions.
+    /// Shuts down the socket in both directions.
     pub fn close(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
@@ -358,7 +370,7 @@ mod tests {
         }
     }
 
-    /// A writer that accepts up to this number of bytes, then reports that it would block.
+    /// A writer that accepts this number of bytes in total and then returns `WouldBlock`.
     struct Narrow(Vec<u8>, usize);
 
     impl Write for Narrow {
@@ -425,7 +437,7 @@ mod tests {
     fn message_without_memory_is_truncated_and_skipped() {
         let mut frames = FrameReader::new(usize::MAX, usize::MAX);
         let mut huge = vec![0xff, 1, 0, 0];
-        (0..MAX_SEGMENTS).for_each(|_| huge.extend(u32::MAX.to_le_bytes())); // 17 TB
+        (0..MAX_SEGMENTS).for_each(|_| huge.extend(u32::MAX.to_le_bytes())); // a message of 17 TB
         huge.extend([7; BUFFER_BYTES]);
         let mut piece = &huge[..];
         let frame = loop {

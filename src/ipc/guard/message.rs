@@ -17,7 +17,7 @@ use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 /// A method, identified by its interface ID and its ordinal in the schema.
 pub type Method = (u64, u16);
 
-// Calls of the exporter.
+// Methods of the node that the exporter calls.
 pub const CONSTRUCT: Method = (init::Client::TYPE_ID, 0);
 pub const MAKE_THREAD: Method = (thread_map::Client::TYPE_ID, 0);
 pub const WAIT_TIP_CHANGED: Method = (mining::Client::TYPE_ID, 3);
@@ -27,7 +27,7 @@ pub const HANDLE_NOTIFICATIONS: Method = (chain::Client::TYPE_ID, 39);
 pub const TRACE_UTXO_CACHE: Method = (tracing::Client::TYPE_ID, 0);
 pub const DISCONNECT: Method = (handler::Client::TYPE_ID, 1);
 
-// Calls of the node.
+// Methods of the exporter's callback objects that the node calls.
 pub const ADDED_TO_MEMPOOL: Method = (chain_notifications::Client::TYPE_ID, 1);
 pub const REMOVED_FROM_MEMPOOL: Method = (chain_notifications::Client::TYPE_ID, 2);
 pub const BLOCK_CONNECTED: Method = (chain_notifications::Client::TYPE_ID, 3);
@@ -38,67 +38,68 @@ pub const COIN_ADDED: Method = (utxo_cache_trace::Client::TYPE_ID, 1);
 pub const COIN_SPENT: Method = (utxo_cache_trace::Client::TYPE_ID, 2);
 pub const COIN_UNCACHED: Method = (utxo_cache_trace::Client::TYPE_ID, 3);
 
-/// Whether the method reads from a block template: the block, its fees, or its signature operations. Methods with higher ordinals submit a
-/// block or wait, and their ordinals differ between nodes.
+/// Whether the method reads the block, the fees, or the signature operations of a block template. Template methods with
+/// higher ordinals submit a block or wait for a change, and their ordinals differ between versions of the node.
 pub fn reads_template((interface, ordinal): Method) -> bool {
     interface == block_template::Client::TYPE_ID && (2..=4).contains(&ordinal)
 }
 
-/// Whether the method belongs to the callback of a subscription; `destroy` does, too.
+/// Whether the method is a callback of a subscription. The method `destroy` of a callback object also counts as a
+/// callback.
 pub fn is_callback((interface, _): Method) -> bool {
     interface == chain_notifications::Client::TYPE_ID || is_of_trace((interface, 0))
 }
 
-/// Whether the method belongs to the callback of the UTXO cache trace.
+/// Whether the method is a callback of the UTXO cache trace.
 pub fn is_of_trace((interface, _): Method) -> bool {
     interface == utxo_cache_trace::Client::TYPE_ID
 }
 
-/// A Cap'n Proto message whose segment table was parsed, without a copy of its segments.
+/// Reader of a Cap'n Proto message, which borrows the message's bytes without copying them.
 pub type Frame<'a> = message::Reader<NoAllocSliceSegments<'a>>;
 
-/// Parses the segment table of a frame.
+/// Parses the segment table of a complete message, and returns a reader of the message.
 pub fn open(mut frame: &[u8]) -> capnp::Result<Frame<'_>> {
     let mut options = ReaderOptions::new();
     options.traversal_limit_in_words(Some(2 * MAX_MESSAGE_BYTES / 8));
     read_message_from_flat_slice_no_alloc(&mut frame, options)
 }
 
-/// A Cap'n Proto RPC message of the node or of the exporter.
+/// A parsed Cap'n Proto RPC message from the node or from the exporter.
 pub enum Message<'a> {
-    /// Requests the receiver's bootstrap capability.
+    /// The sender requests the receiver's bootstrap capability.
     Bootstrap {
         /// The sender's question ID, which the response repeats.
         question: u32,
     },
-    /// Calls a method of a capability.
+    /// The sender calls a method of one of the receiver's capabilities.
     Call(Call<'a>),
-    /// Response to a call or a bootstrap.
+    /// The sender responds to a call or a bootstrap request.
     Return(Return<'a>),
-    /// The sender no longer needs the response. Sent before the response, this cancels the call.
+    /// The sender no longer needs the response to a call. A `Finish` that arrives before the response cancels the call.
     Finish {
         /// The question ID of the call.
         question: u32,
-        /// Whether the capabilities in the response are released, too.
+        /// Whether this message also releases the capabilities in the response.
         releases: bool,
     },
-    /// The sender drops references to a capability of the receiver.
+    /// The sender drops references to a capability that the receiver hosts.
     Release {
         /// The receiver's export ID for the capability.
         export: u32,
         /// Number of references to drop.
         count: u32,
     },
-    /// A promised capability was resolved to another capability.
+    /// The sender has resolved a promised capability to another capability.
     Resolve(MessageCapabilities),
     /// The sender aborts the connection.
     Abort,
-    /// Any other message type. Nodes and our exporter send none.
+    /// Any other message type. Bitcoin Core and the exporter send no other types.
     Other,
 }
 
 impl<'a> Message<'a> {
-    /// Parses a truncated message. The results in a response are not read.
+    /// Parses a truncated message. If it is a response, the results are not parsed, because they are incomplete.
     pub fn parse_truncated<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         match frame.get_root::<rpc::message::Reader>()?.which()? {
             rpc::message::Return(reader) => {
@@ -141,18 +142,19 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The capability on which a call is made.
+/// The capability whose method is called.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CallTarget {
-    /// A capability of the receiver, by its export ID.
+    /// A capability that the receiver hosts, identified by the receiver's export ID.
     Export(u32),
-    /// A capability in the response to another call of the sender, by that call's question ID.
+    /// A capability in the response to an earlier call of the sender, identified by the question ID of the earlier call
+    /// (promise pipelining).
     Answer(u32),
 }
 
-/// A message that calls a method of a capability.
+/// A `Call` message, which calls a method of a capability.
 pub struct Call<'a> {
-    /// The sender's question ID.
+    /// The sender's question ID, which the response repeats.
     pub question: u32,
     pub method: Method,
     pub target: CallTarget,
@@ -169,12 +171,13 @@ impl<'a> Call<'a> {
         Ok(Call { question: reader.get_question_id(), method, target, reader })
     }
 
-    /// The parameters. The reader cannot resolve capabilities in them.
+    /// Reader of the call's parameters. The reader cannot resolve the capabilities in the parameters; see
+    /// [`capabilities`](Self::capabilities).
     pub fn parameters(&self) -> capnp::Result<any_pointer::Reader<'a>> {
         Ok(self.reader.get_params()?.get_content())
     }
 
-    /// The capabilities passed with the parameters.
+    /// Returns the IDs of the capabilities that are passed in the parameters.
     pub fn capabilities(&self) -> capnp::Result<MessageCapabilities> {
         MessageCapabilities::from_payload(self.reader.get_params()?)
     }
@@ -183,15 +186,16 @@ impl<'a> Call<'a> {
 /// A `Return` message: the response to a call or a bootstrap.
 pub struct Return<'a> {
     pub question: u32,
-    /// The sender has already forgotten the call and needs no `Finish`.
+    /// Whether the sender of the response needs no `Finish` for this call, because it has already discarded the call's
+    /// state.
     pub no_finish_needed: bool,
     pub outcome: Outcome<'a>,
 }
 
-/// The outcome of a call, as its response reports it.
+/// The outcome of a call, which the response reports.
 pub enum Outcome<'a> {
     Results(MessageCapabilities, any_pointer::Reader<'a>),
-    /// The call failed. The text is the node's reason; empty if it is not valid UTF-8.
+    /// The call failed. The text is the reason in the node's response, or empty if the reason is not valid UTF-8.
     Exception(&'a str),
     /// Any other outcome: cancelled, redirected, or too large.
     Other,
@@ -215,7 +219,7 @@ impl<'a> Return<'a> {
 }
 
 impl Outcome<'_> {
-    /// The export IDs of the sender's capabilities in the response.
+    /// The export IDs of the capabilities in the response that the sender of the response hosts.
     pub fn hosted(&self) -> &[u32] {
         match self {
             Outcome::Results(capabilities, _) => &capabilities.hosted,
@@ -224,14 +228,15 @@ impl Outcome<'_> {
     }
 }
 
-/// The capabilities passed in a message.
+/// The IDs of the capabilities that a message passes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MessageCapabilities {
-    /// Export IDs of capabilities that the sender hosts. Each one gives the receiver one more reference.
+    /// Export IDs of capabilities that the sender hosts. Each occurrence adds one reference that the receiver has to
+    /// release.
     pub hosted: Vec<u32>,
     /// Export IDs of capabilities that the receiver hosts.
     pub imported: Vec<u32>,
-    /// Question IDs of calls to the receiver whose responses contain the capabilities.
+    /// Question IDs of earlier calls from the sender to the receiver, whose responses contain the passed capabilities.
     pub promised: Vec<u32>,
 }
 

@@ -1,19 +1,23 @@
-//! The guard: a small process of the same binary that relays between the node and the exporter, from the first byte of a connection to the
-//! last.
+//! The guard: a small process of the same binary that relays all messages of a connection between the node and the
+//! exporter.
 //!
-//! A node can crash because of a client that disconnects in the middle of a call or with live subscriptions, and it waits for a client that
-//! hangs. The exporter can be killed, stopped or out of memory, and therefore is never that client. The guard has the node's socket. It
-//! responds to each callback as soon as it arrives, forwards the callback as an event over a bounded queue, and relays the exporter's own
-//! calls. When the exporter exits for any reason, or the node shuts down, the guard unsubscribes, waits for the responses to calls under
-//! way, and closes the connection.
+//! A node can crash if its client disconnects in the middle of a call or with active subscriptions, and a node waits
+//! for a client that hangs. The exporter can be killed, stopped or out of memory. Therefore the node's client is the
+//! guard, not the exporter: the guard has the node's socket. The guard responds to each callback immediately, sends the
+//! callback as an event through a bounded queue to the exporter, and relays the exporter's own calls. When the exporter
+//! exits for any reason, or the node shuts down, the guard unsubscribes, waits for the responses to unfinished calls,
+//! and closes the connection.
 //!
-//! - `protocol` has the rules, without I/O; `allow_list` has the calls that are forwarded; `relay` is the poll loop.
-//! - `message` parses messages, `outgoing` encodes the guard's own messages, and `frame` has the sockets with their framing.
-//! - `events` has the events for the exporter. `busy_poll` and `trace_budget` limit how long the node waits.
-//! - `process` is the guard as a process, which the [`supervisor`](crate::supervisor) starts. `subscription_store` passes the subscriptions
-//!   to a replacement guard.
+//! - `protocol` decides how each message is handled, without I/O; `allow_list` lists the calls that the guard forwards;
+//!   `relay` is the poll loop.
+//! - `message` parses messages, `outgoing` encodes the messages that originate in the guard, and `frame` implements
+//!   Cap'n Proto's framing on sockets.
+//! - `events` defines the events for the exporter. `busy_poll` and `trace_budget` limit the time for which the node
+//!   waits.
+//! - `process` starts and sets up the guard process, on behalf of the [`supervisor`](crate::supervisor).
+//!   `subscription_store` passes the subscriptions to a replacement guard.
 //!
-//! This file has the exporter's side.
+//! This file contains the code that runs in the exporter: its handle to a guard.
 
 mod allow_list;
 mod busy_poll;
@@ -50,29 +54,31 @@ pub use process::{ARGUMENT, main};
 pub use relay::{OpenFiles, relay};
 pub(crate) use subscription_store::SubscriptionStore;
 
-/// The exporter's handle to the guard of one connection.
+/// The exporter's handle to the guard process of one connection.
 pub struct Guard {
     pid: i32,
-    /// The event socket, until [`forward_events`](Self::forward_events) takes it.
+    /// The socket for the guard's events; `None` after [`forward_events`](Self::forward_events) was called.
     events: Option<UnixStream>,
     reader: Option<JoinHandle<()>>,
-    /// The task that logs the supervisor's notices; it finishes when the connection to the node is closed.
+    /// The task that logs the supervisor's notices about the guard. The task ends when the connection to the node is
+    /// closed.
     watch: AbortOnDropHandle<()>,
     state: Rc<GuardState>,
-    /// The guard's run delay at the last reading.
+    /// The guard's total run delay when it was last read.
     run_delay: Duration,
 }
 
-/// Flags about a connection and its guard, which the exporter's tasks share.
+/// Flags of a connection and its guard, which several tasks of the exporter share.
 #[derive(Default)]
 struct GuardState {
     node_shuts_down: Cell<bool>,
-    /// The guard was killed, and its replacement is not running yet.
+    /// Whether the guard was killed and its replacement is not running yet.
     is_unguarded: Cell<bool>,
 }
 
 impl Guard {
-    /// Creates the handle for the guard of this connection, and returns the socket for requests with it. Needs a [`tokio::task::LocalSet`].
+    /// Creates the handle to the guard of this connection. Returns the socket for Cap'n Proto messages to and from the
+    /// node, and the handle. Must run in a [`tokio::task::LocalSet`].
     pub fn new(guarded: GuardedSockets) -> (UnixStream, Self) {
         let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();
@@ -81,20 +87,21 @@ impl Guard {
         (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO })
     }
 
-    /// The guard's run delay since the last call of this method: the time that it was ready to run and waited for a CPU. `None` if the
-    /// kernel has no such statistic.
+    /// The guard's run delay since the last call of this method, which is the time for which the guard was ready to run
+    /// and waited for a CPU. `None` if the kernel does not provide this statistic.
     pub fn new_run_delay(&mut self) -> Option<Duration> {
         let total = scheduling::run_delay(&self.pid.to_string())?;
         Some(total.saturating_sub(std::mem::replace(&mut self.run_delay, total)))
     }
 
-    /// Passes each event to `sink`, until the connection ends.
+    /// Starts a task that passes each event of the guard to `sink`, until the guard closes the event socket.
     pub fn forward_events(&mut self, mut sink: impl FnMut(TimedEvent) + 'static) {
         let Some(mut events) = self.events.take() else { return };
         let state = self.state.clone();
         self.reader = Some(tokio::task::spawn_local(async move {
             let mut buffer = Vec::with_capacity(64 * 1024);
-            // The guard is the same binary, so its events are well-formed. An event that cannot be decoded ends the loop.
+            // The guard and the exporter are the same binary, so every event can be decoded once all its bytes have
+            // arrived.
             while events.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
                 let mut decoded = 0;
                 while let Some((timed, length)) = TimedEvent::decode(&buffer[decoded..]) {
@@ -110,9 +117,10 @@ impl Guard {
         }));
     }
 
-    /// Reads the last events, and waits until the guard, or the replacement of a killed guard, has disconnected from the node. For use
-    /// after the exporter's side of the connection was closed. If the guard still waits for the node after two seconds, it continues
-    /// without the exporter. Returns whether the node is shutting down.
+    /// Reads the remaining events, and waits until the guard, or the replacement of a killed guard, has disconnected
+    /// from the node. The caller must have closed the exporter's side of the connection. The wait ends after two
+    /// seconds if a guard is running; the guard then continues to wait for the node without the exporter. Returns
+    /// whether the node is shutting down.
     pub async fn disconnect(mut self) -> bool {
         const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
         self.forward_events(|_| ());
@@ -135,7 +143,8 @@ impl Guard {
     }
 }
 
-/// Logs the supervisor's notices about the guard, until the connection to the node is closed.
+/// Logs the supervisor's notices about the guard (stopped, killed, replaced), until the connection to the node is
+/// closed.
 async fn log_notices(mut notices: UnixStream, state: Rc<GuardState>) {
     let name = |signal: u8| Signal::try_from(i32::from(signal)).map_or("a signal", Signal::as_str);
     while let Ok(notice) = notices.read_u8().await {

@@ -1,4 +1,4 @@
-//! Encodes the messages that the guard sends itself.
+//! Encodes the messages that originate in the guard, to the node and to the exporter.
 
 use capnp::any_pointer;
 use capnp::capability::FromClientHook;
@@ -12,23 +12,23 @@ use crate::schema::handler_capnp::handler;
 use crate::schema::mining_capnp::mining;
 use crate::schema::proxy_capnp::thread_map;
 
-/// A message to the node that the guard sends on its own behalf.
+/// A message to the node that originates in the guard, not in the exporter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GuardMessage {
-    /// `ThreadMap.makeThread`
+    /// A call of `ThreadMap.makeThread`.
     MakeThread { question: u32, thread_map: u32 },
-    /// `Mining.waitTipChanged`. The timeout is that of the exporter's own call.
+    /// A call of `Mining.waitTipChanged`, with the timeout that the exporter used in its last call of this method.
     WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
-    /// `Handler.disconnect`
+    /// A call of `Handler.disconnect`, which ends a subscription.
     Disconnect { question: u32, handler: u32, thread: u32 },
-    /// A response was processed.
+    /// Cap'n Proto `Finish`: the response to the call `question` was processed.
     Finish { question: u32, releases: bool },
-    /// Releases a block template.
+    /// Cap'n Proto `Release`: drops `count` references to a block template of the node.
     Release { export: u32, count: u32 },
 }
 
 impl GuardMessage {
-    /// Encodes the message with its segment table.
+    /// Encodes the message, including its segment table.
     pub fn encode(&self) -> Vec<u8> {
         let mut message = Builder::new_default();
         match *self {
@@ -82,7 +82,8 @@ fn init_call(
     call
 }
 
-/// Prepares the parameters of a call whose first and only capability is a thread of the node.
+/// Initializes the parameters of a call. The call's capability table contains one entry, the node's thread that runs
+/// the call.
 fn on_thread<'a>(
     call: rpc::call::Builder<'a>,
     thread: u32,
@@ -95,16 +96,18 @@ fn on_thread<'a>(
     content
 }
 
-/// A capability is encoded as its index in the message's capability table, which has its ID. The capability itself is never called.
+/// Returns a placeholder for a capability. Only the placeholder's index in the message's capability table is encoded.
+/// The table contains the real ID, and the placeholder is never called.
 fn capability<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
 }
 
-/// A response without results, as for callbacks. It is encoded once; only the question ID differs.
+/// The encoded response without results that the guard sends to each callback. The message is encoded once, and only
+/// the question ID is replaced for each response.
 pub struct EmptyAnswer {
     bytes: Vec<u8>,
-    /// Offset of the question ID in `bytes`.
+    /// Byte offset of the question ID in `bytes`.
     at: usize,
 }
 
@@ -131,7 +134,8 @@ impl EmptyAnswer {
     }
 }
 
-/// The response to `makeThread`, with the export ID of a thread that the guard hosts.
+/// Encodes the response to a `makeThread` call of the node. `thread` is the export ID of the thread object that the
+/// guard hosts.
 pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut payload = init_return(&mut message, question).init_results();
@@ -144,11 +148,12 @@ pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
     write_message_to_words(&message)
 }
 
-/// Error text of the guard's response to the exporter in place of the node's response.
+/// Error text of the guard's response to the exporter if it cannot forward the node's response.
 pub const TOO_LARGE: &str =
     "the node's response is larger than 64 MiB, or the guard has too little memory for it";
 
-/// The response in place of one that is too large. The exporter finishes the call, if the node needs a `Finish`.
+/// Encodes an error response to the exporter, which replaces a node's response that is too large. The flag
+/// `no_finish_needed` of the node's response is kept, so the exporter sends the `Finish` that the node needs.
 pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut answer = init_return(&mut message, question);
@@ -160,12 +165,12 @@ pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {
     write_message_to_words(&message)
 }
 
-/// The response to a call of a method that the guard does not implement.
+/// Encodes the error response to a call of a method that the guard does not implement.
 pub fn unimplemented(question: u32) -> Vec<u8> {
     exception(question, rpc::exception::Type::Unimplemented, "Method not implemented.")
 }
 
-/// The response to a call that was rejected, with the reason.
+/// Encodes the error response to a call of the exporter that the guard rejected, with the reason.
 pub fn failed(question: u32, reason: &str) -> Vec<u8> {
     exception(question, rpc::exception::Type::Failed, reason)
 }
@@ -181,9 +186,11 @@ fn exception(question: u32, kind: rpc::exception::Type, reason: &str) -> Vec<u8>
 fn init_return(message: &mut Builder<HeapAllocator>, question: u32) -> return_::Builder<'_> {
     let mut answer = message.init_root::<rpc::message::Builder>().init_return();
     answer.set_answer_id(question);
-    // The receiver may release the capabilities that it passed.
+    // The sender drops its references to the capabilities in the call's parameters, so the receiver need not wait for
+    // `Release` messages.
     answer.set_release_param_caps(true);
-    // The receiver does not have to send `Finish`. Cap'n Proto before 1.1 sends it anyway.
+    // The receiver need not send `Finish` for this call. Cap'n Proto versions before 1.1 ignore this flag and send
+    // `Finish`.
     answer.set_no_finish_needed(true);
     answer
 }

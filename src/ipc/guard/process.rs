@@ -1,4 +1,4 @@
-//! The guard as a process: its start, arguments, name, signal mask and protection from the OOM killer.
+//! Starts the guard process and sets it up: arguments, process name, signal mask, OOM preference and sandbox.
 
 use std::ffi::OsString;
 use std::io;
@@ -19,28 +19,30 @@ use super::subscription_store::SubscriptionStore;
 use crate::scheduling::RunDelayFile;
 use crate::{sandbox, scheduling, systemd};
 
-/// The first argument of a guard process. The second is the descriptor of the event socket. The third is the time budget of the UTXO cache
-/// trace in microseconds, or `-`. The fourth is the descriptor of its [`SubscriptionStore`], or `-`. A fifth, `--replace`, makes it end the
-/// subscriptions in that store, which a killed guard left behind.
+/// The first argument of a guard process. The second argument is the descriptor of the event socket. The third is the
+/// time budget of the UTXO cache trace in microseconds, or `-` for no limit. The fourth is the descriptor of the
+/// guard's [`SubscriptionStore`], or `-`. The optional fifth, `--replace`, starts a replacement guard, which ends the
+/// subscriptions in that store and disconnects.
 pub const ARGUMENT: &str = "--guard";
 const REPLACE: &str = "--replace";
 
-/// The process name that `ps` and `top` show, and the first word of the command line. It differs from the exporter's name: a command that
-/// kills the exporter by name does not kill the guard.
+/// The guard's process name in `ps` and `top`, and the first word of its command line. The guard's name differs from
+/// the exporter's name, so a command that kills the exporter by name does not kill the guard.
 const NAME: &std::ffi::CStr = c"bitcoind-guard";
 
-/// A guard process that was started, with the exporter's ends of its two sockets.
+/// A running guard process, with the exporter's ends of the guard's two sockets.
 pub struct StartedGuard {
     /// PID of the guard, a child of this process.
     pub pid: Pid,
-    /// Socket for the exporter's calls and the node's responses.
+    /// Socket for Cap'n Proto messages between the exporter and the node, which the guard relays.
     pub exporter: StdUnixStream,
-    /// Socket that sends [events](super::TimedEvent).
+    /// Socket on which the guard sends [events](super::TimedEvent).
     pub events: StdUnixStream,
 }
 
-/// Starts a guard for the connection `node`. A guard that `replaces` another one only disconnects. Only for a process with one thread: a
-/// child that another thread starts at the same time would inherit the descriptors.
+/// Starts a guard for the connection `node`. If `replaces` is set, the new guard replaces a killed guard and only
+/// disconnects. The calling process must have one thread, because a child process that another thread starts at the
+/// same time would inherit the guard's descriptors.
 pub fn start(
     node: &OwnedFd,
     store: &SubscriptionStore,
@@ -49,7 +51,7 @@ pub fn start(
 ) -> Result<StartedGuard> {
     let (exporter, exporter_theirs) = StdUnixStream::pair()?;
     let (events, events_theirs) = StdUnixStream::pair()?;
-    // These two descriptors have no fixed number, so the guard inherits them under their present numbers.
+    // The guard inherits these two descriptors with their current numbers, which are passed as arguments.
     let store = store.as_fd().try_clone_to_owned()?;
     for fd in [events_theirs.as_fd(), store.as_fd()] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -63,7 +65,7 @@ pub fn start(
         .env_clear()
         .stdin(Stdio::from(node.try_clone()?))
         .stdout(Stdio::from(OwnedFd::from(exporter_theirs)))
-        .process_group(0); // a terminal's Ctrl-C is for the exporter
+        .process_group(0); // Ctrl-C in a terminal must not signal the guard
     if replaces {
         command.arg(REPLACE);
     }
@@ -71,11 +73,11 @@ pub fn start(
     Ok(StartedGuard { pid: Pid::from_raw(child.id() as i32), exporter, events })
 }
 
-/// Runs a guard process with the arguments after [`ARGUMENT`]. The node is on descriptor 0, the exporter on 1. Returns when the guard has
-/// disconnected from the node.
+/// Runs a guard process with the arguments after [`ARGUMENT`]. The node's socket must be descriptor 0, and the
+/// exporter's socket descriptor 1. Returns when the guard has disconnected from the node.
 ///
-/// # Errors
-/// The arguments or descriptors are not those that the supervisor passes, or the peer is not a node.
+/// # Errors The process was not started by the supervisor (other arguments or descriptors), or the process at the other
+/// end of the node's socket is not a node.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut argument = || arguments.next().and_then(|it| it.into_string().ok());
     let events: RawFd = argument()
@@ -88,7 +90,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
         Some(REPLACE) => true,
         Some(other) => bail!("unknown argument of the guard: {other:?}"),
     };
-    // The guard exits after the exporter, which handles these signals.
+    // The guard blocks these signals, because it has to exit after the exporter, which handles them.
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
         .into_iter()
         .collect::<SigSet>()
@@ -101,9 +103,10 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let node = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = StdUnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     let files = OpenFiles { store, run_delay: RunDelayFile::open(), replaces };
-    // Other processes of the same user, for example the exporter, must not read the guard's memory.
+    // Prevents other processes of the same user, for example the exporter, from reading the guard's memory.
     let _ = prctl::set_dumpable(false);
     sandbox::confine_guard();
-    // Descriptors 0 and 1 stay open as duplicates: the other sides are notified by the shutdown of the sockets, not by the close.
+    // Descriptors 0 and 1 stay open as duplicates of the two sockets, so closing a socket does not end its connection.
+    // The relay therefore calls shutdown(2).
     Ok(relay(node, exporter, events.into(), budget, files)?)
 }

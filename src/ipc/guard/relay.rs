@@ -1,4 +1,5 @@
-//! The poll loop between the node and the exporter. The rules are in [`protocol`](super::protocol).
+//! The poll loop that reads, handles and forwards the messages of the node and of the exporter.
+//! [`protocol`](super::protocol) decides how each message is handled.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -20,31 +21,34 @@ use super::trace_budget::TraceBudget;
 use crate::scheduling::RunDelayFile;
 use crate::{cli, sys, text};
 
-/// Maximum size of a message of the exporter, whose calls are short.
+/// Maximum size in bytes of a message from the exporter. The exporter's calls are short.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
-/// Maximum number of bytes buffered for a node that does not read. Beyond it, the guard reads nothing more that it would have to respond to
-/// or to forward to the node.
+/// Maximum number of bytes that are buffered for a node that does not read. Above this limit, the guard reads neither
+/// the node's nor the exporter's messages, because each of them could add bytes to send to the node.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
-/// Events are collected for this long before they are sent: a write for each event would delay the next response.
+/// Time for which the guard collects events before it sends them to the exporter. One write for each event would delay
+/// the response to the node's next callback.
 const EVENT_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
-/// The memory of a block is kept for this long for the next block: allocating memory again costs as much as reading the block.
+/// Time for which the receive buffer keeps the memory of a block for the next block. Allocating the memory again takes
+/// as long as reading the block.
 const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
-/// Interval between readings of the guard's run delay.
+/// Minimum interval between readings of the guard's run delay, the time for which the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Files that a guard opens before its sandbox is applied. The default has none.
 #[derive(Default)]
 pub struct OpenFiles {
-    /// The guard's subscriptions, for its replacement.
+    /// The memory file to which the guard writes its subscriptions, for a replacement guard.
     pub store: Option<SubscriptionStore>,
-    /// The statistic of how long the guard waited for a CPU.
+    /// The kernel's statistic of the time for which the guard waited for a CPU.
     pub run_delay: Option<RunDelayFile>,
     /// Whether the store has the subscriptions of a killed guard, which this guard replaces.
     pub replaces: bool,
 }
 
-/// Relays messages until the node is gone, or the guard has disconnected cleanly. A replacement guard relays nothing; it ends the
-/// subscriptions in the store. An error is the reason why the messages of the peer are not those of a node.
+/// Relays messages until the node closes the connection, or the guard has disconnected cleanly. A guard that replaces a
+/// killed one ends the subscriptions in the store, disconnects, and relays nothing. Returns an error if the process at
+/// the other end of `node` does not behave like a node.
 pub fn relay(
     node: UnixStream,
     exporter: UnixStream,
@@ -55,7 +59,7 @@ pub fn relay(
     relay_with_log(node, exporter, events, trace_budget, files, |line| cli::print_error(line))
 }
 
-/// Like [`relay`]. `log` prints messages that must not be delayed.
+/// Like [`relay`], with a parameter for the log: `log` prints a line immediately.
 fn relay_with_log(
     node: UnixStream,
     exporter: UnixStream,
@@ -82,7 +86,7 @@ fn relay_with_log(
     };
     let mut ended = relay.run();
     if ended.is_err() && relay.protocol.is_node() {
-        // Other errors mean that the node is gone.
+        // Errors of other kinds mean that the node has closed the connection.
         if let Err(error) = &ended
             && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::OutOfMemory)
         {
@@ -94,7 +98,8 @@ fn relay_with_log(
             ));
             ended = Ok(());
         }
-        // A node whose messages cannot be parsed may still have subscriptions: closing the connection would crash it.
+        // If the node's messages cannot be parsed, the node may still have subscriptions, and closing the connection
+        // could crash the node. The connection therefore stays open until the node closes it.
         relay.exporter.close();
         relay.node.discard_until_closed();
     }
@@ -104,7 +109,7 @@ fn relay_with_log(
     ended
 }
 
-/// The sockets, the protocol state and the timers of the poll loop.
+/// State of the poll loop: the sockets, the protocol state, and the times at which timers started.
 struct Relay {
     node: FramedSocket,
     exporter: FramedSocket,
@@ -113,9 +118,9 @@ struct Relay {
     protocol: ProtocolState,
     answer: EmptyAnswer,
     busy_poll: BusyPoll,
-    /// When the last large message of the node arrived.
+    /// Time at which the last large message of the node arrived.
     last_large_at: Duration,
-    /// When the guard's run delay was last read.
+    /// Time at which the guard's run delay was last read.
     run_delay_at: Duration,
 }
 
@@ -139,7 +144,8 @@ impl Relay {
             if self.spin()? == ReadOutcome::End {
                 return Ok(());
             }
-            // The node may have announced its shutdown, after which the exporter is not read.
+            // The protocol state is checked again, because the messages handled above may have announced the node's
+            // shutdown. After that the guard reads no messages of the exporter.
             let reads_exporter = !exporter.is_empty() && self.protocol.reads_exporter();
             if reads_exporter && self.read_exporter().is_err() {
                 self.protocol.drain(now());
@@ -153,7 +159,8 @@ impl Relay {
         }
     }
 
-    /// Waits until a socket is ready, or a timer is due.
+    /// Waits until a socket is ready, or a timer is due. Returns the poll(2) events of the node's and of the exporter's
+    /// socket.
     fn wait(&mut self) -> io::Result<(PollFlags, PollFlags)> {
         let node_reads = self.node.unsent() < MAX_UNSENT_BYTES;
         let mut sockets = Vec::with_capacity(3);
@@ -168,7 +175,8 @@ impl Relay {
         let flush = self.events.is_waiting().then_some(EVENT_FLUSH_INTERVAL);
         let shrink = self.node.incoming.has_grown().then_some(MEMORY_KEEP_INTERVAL);
         let earliest = [flush, shrink, self.protocol.next_wakeup(now())].into_iter().flatten().min();
-        // Rounded up: otherwise the loop would spin until the timer is due.
+        // The timeout is rounded up to a millisecond. If it were rounded down to zero, the loop would run without
+        // sleeping until the timer is due.
         let timeout = earliest.map_or(PollTimeout::NONE, |wait| {
             PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
         });
@@ -185,7 +193,8 @@ impl Relay {
         Ok((node, exporter))
     }
 
-    /// During a burst, reads the node's next messages in a loop instead of sleeping. Yields to other tasks that need the CPU.
+    /// During a burst of callbacks, reads the node's next messages in a loop instead of sleeping. Calls `sched_yield`
+    /// after each read, for other tasks that need the CPU.
     fn spin(&mut self) -> io::Result<ReadOutcome> {
         let since = now();
         let mut at = since;
@@ -258,7 +267,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Forwards a message to the exporter. An exporter that does not read is disconnected.
+    /// Forwards a message to the exporter. If the exporter does not read its socket, starts the clean disconnect.
     fn forward(&mut self, frame: &[u8], at: Duration) {
         let stuck = self.exporter.unsent() > MAX_MESSAGE_BYTES;
         if stuck || self.exporter.send(frame).is_err() {
@@ -266,7 +275,8 @@ impl Relay {
         }
     }
 
-    /// Handles the exporter's messages. An error means that the exporter is gone.
+    /// Reads and handles the exporter's messages. Returns an error if the exporter has closed its connection or has
+    /// broken the protocol.
     fn read_exporter(&mut self) -> io::Result<()> {
         self.exporter.flush()?;
         let mut incoming = std::mem::take(&mut self.exporter.incoming);
@@ -279,15 +289,16 @@ impl Relay {
     }
 
     fn handle_exporter_frame(&mut self, frame: &[u8]) -> io::Result<()> {
-        /// Memory for the messages that the guard sends before the forwarded one.
+        /// Memory in bytes for the `Finish` messages that the guard sends before it forwards this message.
         const FINISHES_BYTES: usize = 4096;
-        // The memory is reserved before the protocol state counts the message as sent.
+        // The memory is reserved first, because `ProtocolState` counts the message as sent and the message must then
+        // fit.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::parse(&opened).map_err(malformed)?;
         let action = self.protocol.on_exporter(&message, now()).map_err(malformed)?;
-        // A send error concerns the node's connection and is handled with the node's next event. `Finish` messages go first, because the
-        // forwarded message may reuse their question IDs.
+        // Errors of `self.node.send` are ignored here, because the next read from the node's socket returns them. The
+        // `Finish` messages are sent first, because the forwarded message may reuse their question IDs.
         while let Some(finish) = self.protocol.next_finish() {
             let _ = self.node.send(&finish.encode());
         }

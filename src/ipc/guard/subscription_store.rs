@@ -1,6 +1,8 @@
-//! The store of a guard's subscriptions, in shared memory that outlives the guard. A replacement guard reads it and disconnects cleanly.
+//! The list of a guard's active subscriptions, in a memory file that outlives the guard. A replacement guard reads the
+//! list, ends the subscriptions and disconnects.
 //!
-//! The guard writes it. The supervisor passes it, without reading it, to the replacement of a killed guard.
+//! The guard writes the file. The supervisor passes the file's descriptor to the replacement of a killed guard, and
+//! does not read the file.
 
 use std::fs::File;
 use std::io;
@@ -12,10 +14,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::events::{GuardEvent, SubscriptionIds};
 
-/// Size limit, far more than the two subscriptions of the exporter need.
+/// Maximum size of the file in bytes. The exporter has at most two subscriptions, which need far less.
 const MAX_BYTES: usize = 4096;
 
-/// The subscriptions of one connection, and the memory file that has a copy for a replacement guard.
+/// The active subscriptions of one connection, with a copy in a memory file for a replacement guard.
 pub struct SubscriptionStore {
     file: File,
     subscriptions: Vec<SubscriptionIds>,
@@ -24,7 +26,8 @@ pub struct SubscriptionStore {
 impl SubscriptionStore {
     /// Creates an empty store for a new connection.
     pub fn new() -> io::Result<Self> {
-        // Linux has the flag MFD_NOEXEC_SEAL since 6.3; without it the call is repeated.
+        // Kernels before Linux 6.3 reject the flag MFD_NOEXEC_SEAL with EINVAL. The call is then repeated without the
+        // flag.
         let not_executable = MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL);
         let create = |flags| memfd_create(c"subscriptions", MFdFlags::MFD_CLOEXEC | flags);
         let fd = create(not_executable).or_else(|error| match error {
@@ -34,7 +37,7 @@ impl SubscriptionStore {
         Ok(SubscriptionStore { file: fd.into(), subscriptions: Vec::new() })
     }
 
-    /// Reads the store whose descriptor this process inherited.
+    /// Reads the subscriptions from the memory file whose descriptor this process inherited.
     pub(super) fn inherited(fd: OwnedFd) -> Self {
         let file = File::from(fd);
         let mut bytes = [0; MAX_BYTES];
@@ -45,12 +48,12 @@ impl SubscriptionStore {
         SubscriptionStore { file, subscriptions }
     }
 
-    /// The subscriptions at present.
+    /// The subscriptions that are active now.
     pub(super) fn subscriptions(&self) -> &[SubscriptionIds] {
         &self.subscriptions
     }
 
-    /// Updates the store for an event that starts or ends a subscription.
+    /// Updates the list and the memory file if the event starts or ends a subscription.
     pub(super) fn apply(&mut self, event: &GuardEvent) {
         match event {
             GuardEvent::Subscribed(ids) => self.subscriptions.push(*ids),
@@ -61,7 +64,8 @@ impl SubscriptionStore {
         let mut line = ids.join(" ");
         line.truncate(MAX_BYTES - 1);
         line.push('\n');
-        // If the write fails, the replacement of a killed guard would not end the subscriptions. Nothing can be done about it here.
+        // A write error is ignored, because there is no remedy. After a write error, a replacement guard does not end
+        // the subscriptions that are missing in the file.
         let _ = self.file.write_all_at(line.as_bytes(), 0);
     }
 }

@@ -1,36 +1,38 @@
-//! The time budget of the UTXO cache trace: limits how long the node waits for the exporter.
+//! The time budget of the UTXO cache trace, which limits the time for which the trace may delay the node.
 //!
-//! The node makes a call for every coin while it holds its main lock. Each call is a round trip of tens of microseconds, most of it thread
-//! switches of the node. The waiting time is measured as the time between two calls of a burst.
+//! The node makes a callback for every coin, and holds `cs_main` while it waits for the response. Each callback takes
+//! tens of microseconds, most of it for thread switches in the node. The waiting time is measured as the time between
+//! two callbacks of a burst.
 
 use std::time::Duration;
 
-/// Period of the budget, the average time between two blocks. Blocks within one period share the budget: a hundred blocks in a minute do
-/// not use it a hundred times.
+/// Period of the budget, equal to the average time between two blocks. All blocks that are connected within one period
+/// share one budget, even a hundred blocks in a minute.
 const BUDGET_PERIOD: Duration = Duration::from_secs(600);
-/// Maximum gap between two calls of a burst. A longer gap is not waiting time of the node.
+/// Maximum gap between two callbacks of a burst. A longer gap does not count as waiting time.
 const MAX_BURST_GAP: Duration = Duration::from_millis(250);
-/// Limit on the waiting time per gap: a longer gap has work of the node, for example script checks, besides the round trip.
+/// Maximum waiting time that is counted for one gap. A longer gap contains other work of the node, for example script
+/// checks.
 const MAX_ROUND_TRIP: Duration = Duration::from_micros(500);
 
-/// Measures how long the node has waited in the present period, and compares it with the budget.
+/// Counter of the time for which the node has waited for the trace in the current period, with the budget as its limit.
 #[derive(Default)]
 pub struct TraceBudget {
     allowed: Option<Duration>,
     began: Duration,
     last: Duration,
     waited: Duration,
-    /// The guard's run delay at the last reading in this burst.
+    /// The guard's run delay at the last reading in this burst; `None` if the burst has no reading yet.
     run_delay: Option<Duration>,
 }
 
 impl TraceBudget {
-    /// `None` sets no limit.
+    /// Creates a counter for the budget `allowed`; `None` sets no limit.
     pub fn new(allowed: Option<Duration>) -> Self {
         TraceBudget { allowed, ..TraceBudget::default() }
     }
 
-    /// Records a call; returns `true` if the node has waited too long.
+    /// Records a callback of the trace. Returns whether the waiting time exceeds the budget.
     pub fn on_call(&mut self, now: Duration) -> bool {
         if now.saturating_sub(self.began) > BUDGET_PERIOD {
             (self.began, self.waited) = (now, Duration::ZERO);
@@ -44,8 +46,9 @@ impl TraceBudget {
         self.allowed.is_some_and(|allowed| self.waited > allowed)
     }
 
-    /// Adds the time that the guard waited for a CPU (because of a quota or other tasks) since the last reading. The node waited meanwhile,
-    /// so this time counts against the budget. `total` is the run delay since the guard was started.
+    /// Adds the time for which the guard waited for a CPU (because of a quota or other tasks) since the last reading.
+    /// The node waited for the guard in that time, so it counts against the budget. `total` is the guard's run delay
+    /// since its start.
     pub fn add_run_delay(&mut self, total: Duration) {
         let before = self.run_delay.replace(total).unwrap_or(total);
         self.waited += total.saturating_sub(before);
@@ -66,10 +69,10 @@ mod tests {
             now += Duration::from_micros(40);
         }
         assert_eq!(budget.waited, Duration::from_millis(40));
-        now += Duration::from_millis(100); // the node checks scripts
+        now += Duration::from_millis(100); // a gap in which the node checks scripts
         budget.on_call(now);
         assert_eq!(budget.waited, Duration::from_millis(40) + MAX_ROUND_TRIP);
-        now += Duration::from_secs(60); // the next block
+        now += Duration::from_secs(60); // a gap until the next block
         budget.on_call(now);
         assert_eq!(budget.waited, Duration::from_millis(40) + MAX_ROUND_TRIP);
         let calls = (1..=1000).map(|i| budget.on_call(now + Duration::from_micros(40) * i));

@@ -1,4 +1,4 @@
-//! The client of JSON-RPC over HTTP. It uses the current credentials, and makes calls only if the node was found usable.
+//! The client of JSON-RPC over HTTP. The client makes a poll's calls only after a check has found HTTP usable.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -25,34 +25,36 @@ pub struct HttpRpc(Rc<ClientState>);
 /// The connection and the state that all clones of an [`HttpRpc`] share.
 struct ClientState {
     config: HttpRpcConfig,
-    /// The only connection. With one connection the node processes at most one request of the exporter, and other clients find a free
-    /// worker.
+    /// The client's only connection, if it is open. With one connection the exporter occupies at most one of the node's
+    /// RPC worker threads, so other RPC clients are not delayed.
     connection: Mutex<Option<PooledConnection>>,
     /// Timeout of one call, including retries.
     deadline: Duration,
-    /// Why no calls are made: a call failed and the next one would fail, too, or no call was made yet. `None` if the node responded, and it
-    /// is the one behind the IPC socket, if there is one.
+    /// The reason why the client makes no calls: no check has been made yet, or a check or a call failed. `None` if a
+    /// check found that the node responds, and that it is the node behind the IPC socket (if there is IPC).
     unusable: watch::Sender<Option<HttpFailure>>,
-    /// The state in the last log line: the reason why HTTP is not used, or empty if it is used. `None` before the first line.
+    /// The state in the last log line: the reason why HTTP is not used, or an empty text if HTTP is used. `None` before
+    /// the first log line.
     last_logged: RefCell<Option<String>>,
     repeats: RepeatLimiter,
-    /// Whether there was a cookie or a password at the last reading.
+    /// Whether the last attempt to read the credentials found a cookie or a password.
     has_credentials: Cell<bool>,
-    /// Whether the collector logs failures instead, as the reason why there is no node.
+    /// Whether this client does not log failures, because the collector logs them as the reason why it has no
+    /// connection to a node.
     quiet: Cell<bool>,
-    /// Whether HTTP should be used: there were credentials once, or HTTP is required.
+    /// Whether the user expects that HTTP is used: HTTP is required, or credentials were found at least once.
     wanted: Cell<bool>,
-    /// Methods that the node did not allow; each was logged.
+    /// Methods that the node rejected with HTTP status 403. The rejection of each of these methods was logged once.
     forbidden: RefCell<BTreeSet<String>>,
-    /// Whether the check for credentials that allow more than reading was made.
+    /// Whether [`check_privileges`](HttpRpc::check_privileges) has been called.
     privileges_checked: Cell<bool>,
-    /// Called with the cause of each failure.
+    /// Function that is called with the cause of each failure, to count it.
     on_failure: Box<dyn Fn(FailureCause)>,
 }
 
 impl HttpRpc {
-    /// Creates a client that connects at the first call. `deadline` is the timeout of one call, including retries. `on_failure` counts
-    /// failures.
+    /// Creates a client that connects at the first call. `deadline` is the timeout of one call, including retries.
+    /// `on_failure` is called with the cause of each failure.
     pub fn new(
         config: HttpRpcConfig,
         deadline: Duration,
@@ -80,22 +82,23 @@ impl HttpRpc {
         }))
     }
 
-    /// The address, the credentials and the other settings.
+    /// The settings of this client.
     pub fn config(&self) -> &HttpRpcConfig {
         &self.0.config
     }
 
-    /// Whether HTTP is usable: the node responded, and it is the right node.
+    /// Whether HTTP is usable: the last check found that the node responds and is the right node, and no call has
+    /// failed since.
     pub fn is_usable(&self) -> bool {
         self.0.unusable.borrow().is_none()
     }
 
-    /// Whether HTTP should be used: it is required, or there were credentials for it.
+    /// Whether the user expects that HTTP is used: HTTP is required, or credentials were found at least once.
     pub fn is_expected(&self) -> bool {
         self.0.wanted.get()
     }
 
-    /// Records that the node responds and is the right node.
+    /// Records that a check found that the node responds and is the right node.
     pub fn mark_usable(&self) {
         self.0.wanted.set(true);
         if !self.is_usable() {
@@ -108,16 +111,17 @@ impl HttpRpc {
         }
     }
 
-    /// Checks whether the credentials allow more than the exporter's methods, and logs how to restrict them. Does this only once. The
-    /// check calls `help`, which changes nothing and is not on the exporter's whitelist.
+    /// Checks, at the first call only, whether the credentials allow methods that the exporter does not need, and logs
+    /// how to restrict them. The check calls `help`, which changes nothing and is not on the whitelist that the
+    /// exporter recommends.
     pub async fn check_privileges(&self) {
-        /// A method that is not on the exporter's whitelist.
+        /// A method that is not on the recommended whitelist.
         const BEYOND_READING: &str = "help";
         if self.0.privileges_checked.replace(true) {
             return;
         }
-        self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // do not log a rejection
-        // A JSON-RPC error in the response is an error here.
+        self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // prevents the log line about a method that the node rejects
+        // `request` returns an error also for a JSON-RPC error in the response.
         if self.request(BEYOND_READING, &Value::from([BEYOND_READING].as_slice())).await.is_ok() {
             let credentials = &self.config().credentials;
             info!(
@@ -135,8 +139,8 @@ impl HttpRpc {
         }
     }
 
-    /// Records that HTTP cannot be used until it is found usable again. Logs the reason when it changes, each reason at most once a
-    /// minute, so that a reason that comes and goes does not fill the log.
+    /// Records that HTTP is unusable until a check finds it usable again. Logs the reason when it changes, but each
+    /// reason at most once a minute, to limit the number of lines if the reason alternates.
     pub fn mark_unusable(&self, failure: HttpFailure) {
         let ClientState { wanted, config, quiet, last_logged, has_credentials, repeats, .. } = &*self.0;
         wanted.set(wanted.get() || has_credentials.get());
@@ -144,7 +148,7 @@ impl HttpRpc {
         if !is_logged && let Some(suppressed) = repeats.admit(&failure.text) {
             let text = format!("JSON-RPC over HTTP is not used: {failure}{suppressed}");
             if quiet.get() {
-                // The collector logs it.
+                // The collector logs the reason.
             } else if config.required || has_credentials.get() {
                 warn!("{text}; retrying until it succeeds");
             } else {
@@ -155,10 +159,10 @@ impl HttpRpc {
         self.0.unusable.send_replace(Some(failure));
     }
 
-    /// Records that HTTP cannot be used, because a call failed.
+    /// Records that HTTP is unusable, because a call failed with this error.
     pub fn on_call_failed(&self, error: &CallError) {
         self.mark_unusable(match error {
-            // The message changes with each step of the node's startup.
+            // The node's message changes with each step of its startup, so a constant text is logged instead.
             error if error.is_warmup() => {
                 HttpFailure::new(FailureCause::Warmup, format!("{}: the node is starting", self.config().url))
             }
@@ -167,31 +171,31 @@ impl HttpRpc {
         });
     }
 
-    /// Records that another node than the right one responds.
+    /// Records that HTTP is unusable, because the wrong node responds.
     pub fn mark_different_node(&self, text: String) {
         (self.0.on_failure)(FailureCause::DifferentNode);
         self.mark_unusable(HttpFailure::new(FailureCause::DifferentNode, text));
     }
 
-    /// Why HTTP is not used.
+    /// The reason why HTTP is not used.
     pub fn unusable_reason(&self) -> HttpFailure {
         self.0.unusable.borrow().clone().unwrap_or_else(not_checked_yet)
     }
 
-    /// Marks HTTP as not checked yet, because the node may be another one than before. Without IPC (`alone`) the collector logs the
-    /// reason.
+    /// Marks HTTP as not checked yet, because a different node may respond from now on. `alone` is true if there is no
+    /// connection over IPC; the collector then logs failures instead of this client.
     pub fn reset_node(&self, alone: bool) {
         self.0.unusable.send_replace(Some(not_checked_yet()));
         self.0.quiet.set(alone);
     }
 
-    /// Resolves when HTTP is no longer usable.
+    /// Waits until HTTP is unusable.
     pub async fn became_unusable(&self) {
-        // Never an error: `self` has the sender.
+        // `wait_for` returns an error only if the sender is dropped, and `self` owns the sender.
         let _ = self.0.unusable.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// Resolves when the node that responded before is gone.
+    /// Waits until a failure shows that the node that responded before no longer runs. Returns that failure.
     pub async fn node_gone(&self) -> HttpFailure {
         let is_gone = |failure: &Option<HttpFailure>| {
             failure.as_ref().is_some_and(|failure| failure.cause.is_node_gone())
@@ -200,13 +204,13 @@ impl HttpRpc {
         self.unusable_reason()
     }
 
-    /// Makes a call, whether or not HTTP was found usable.
+    /// Makes a call even if HTTP is marked as unusable, for checks.
     pub async fn query(&self, method: Method, params: Value) -> Result<Value, CallError> {
         parse(&self.call_and_count(method.name(), &params).await?)
     }
 
-    /// Makes a call if HTTP was found usable. Marks HTTP as unusable if the call fails because of HTTP, or because the node is
-    /// starting.
+    /// Makes a call if HTTP is marked as usable. Marks HTTP as unusable if the call fails because of HTTP, or because
+    /// the node is starting.
     async fn call_if_usable(&self, method: &str, params: &Value) -> Result<String, CallError> {
         if let Some(error) = self.unavailable() {
             return Err(error);
@@ -232,8 +236,8 @@ impl HttpRpc {
     async fn request(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let ClientState { config, connection, deadline, forbidden, .. } = &*self.0;
         let body = Bytes::from(request(method, params));
-        // The time that this call waits for other calls on the connection is not part of its timeout. Each of those calls has a
-        // timeout.
+        // The timeout starts after the wait for the connection. The wait for the connection is limited, because each
+        // earlier call on the connection has a timeout.
         let mut slot = connection.lock().await;
         let answer = match tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await {
             Ok(answer) => answer,
@@ -255,13 +259,13 @@ impl HttpRpc {
         })
     }
 
-    /// Sends a request. If the node's work queue is full, sends it once more after a moment.
+    /// Sends a request. If the node's work queue is full, sends the request a second time after `BUSY_RETRY_INTERVAL`.
     async fn send_with_busy_retry(
         &self,
         slot: &mut Option<PooledConnection>,
         body: Bytes,
     ) -> Result<HttpResponse, HttpFailure> {
-        /// Time until a request is sent again.
+        /// Time between the two attempts to send the request.
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
         let answer = self.send_authorized(slot, body.clone()).await?;
         if answer.status != StatusCode::SERVICE_UNAVAILABLE {
@@ -277,14 +281,16 @@ impl HttpRpc {
         read.map_err(|why| HttpFailure::new(FailureCause::Unauthorized, why))
     }
 
-    /// Sends a request with the credentials that were accepted last, and, if the node rejects them, with the current ones.
+    /// Sends a request with the credentials that the node accepted last. If the node rejects them, reads the
+    /// credentials again and repeats the request if they have changed.
     async fn send_authorized(
         &self,
         slot: &mut Option<PooledConnection>,
         body: Bytes,
     ) -> Result<HttpResponse, HttpFailure> {
         let credentials = &self.config().credentials;
-        // Taken out of the slot: the connection of a cancelled call is closed, because the response may still arrive on it.
+        // The connection is put back into the slot only after the response. If this call is cancelled, the connection
+        // is closed, because the late response could be mistaken for the response to a later call.
         let pooled = slot.take();
         let first = match &pooled {
             Some(pooled) => pooled.authorization.clone(),
@@ -293,7 +299,8 @@ impl HttpRpc {
         let (mut pooled, answer) = match send_request(self.config(), pooled, &first, &body).await {
             Ok(answered) => answered,
             Err(why) => {
-                // A node that has exited has removed its cookie.
+                // Reading the credentials again updates `has_credentials`, because a node that has exited has deleted
+                // its cookie file.
                 let _ = self.read_credentials().await;
                 return Err(why);
             }
@@ -335,7 +342,7 @@ impl Transport for HttpRpc {
     }
 }
 
-/// The reason why HTTP is not used before the first check.
+/// Returns the reason why HTTP is not used before the first check.
 fn not_checked_yet() -> HttpFailure {
     HttpFailure::new(FailureCause::Other, "the node has not been checked yet")
 }
@@ -347,7 +354,8 @@ fn call_error(failure: HttpFailure) -> CallError {
     }
 }
 
-/// The cause under which a failed call is counted. JSON-RPC errors other than warmup are not counted, because they do not concern HTTP.
+/// Returns the cause under which a failed call is counted. `None` for JSON-RPC errors other than warmup, because HTTP
+/// works if the node returns them.
 fn cause(error: &CallError) -> Option<FailureCause> {
     match error {
         CallError::Http(failure) => Some(failure.cause),
@@ -358,8 +366,9 @@ fn cause(error: &CallError) -> Option<FailureCause> {
     }
 }
 
-/// Reads the result in a response. Nodes without JSON-RPC 2.0 report errors of a call with an HTTP error status. The body is a JSON-RPC
-/// response in any case.
+/// Reads the JSON-RPC result from an HTTP response. The HTTP status does not show whether a call failed, because nodes
+/// without JSON-RPC 2.0 return JSON-RPC errors with an HTTP error status; the body is parsed for every status that is
+/// not handled before.
 fn read(answer: HttpResponse) -> Result<String, CallError> {
     let status = answer.status.as_u16();
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {

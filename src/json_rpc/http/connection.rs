@@ -1,4 +1,5 @@
-//! The HTTP connection to a node's JSON-RPC. It is kept open and has one request at a time. Responses are read in full.
+//! The HTTP connection to a node's JSON-RPC. The connection stays open between requests, carries one request at a time,
+//! and reads each response into memory.
 
 use std::sync::Arc;
 
@@ -18,27 +19,28 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{FailureCause, HttpFailure, HttpRpcConfig};
 
-/// Limit on the body of a response. A response to getpeerinfo with 1,000 peers is 2 MB.
+/// Maximum size of a response body in bytes. The response to getpeerinfo with 1,000 peers has 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
-/// Limit on the status line and the headers of a response; those of Core are about 150 bytes.
+/// Maximum size of a response's status line and headers in bytes. Core sends about 150 bytes.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// An HTTP connection to the node that is kept open between requests.
+/// An HTTP connection to the node that stays open between requests.
 pub struct PooledConnection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// The `Authorization` header that the node accepted last.
+    /// The `Authorization` header of the last request on this connection.
     pub authorization: HeaderValue,
     _driver: AbortOnDropHandle<()>,
 }
 
-/// An HTTP response that was read in full.
+/// An HTTP response with its complete body.
 pub struct HttpResponse {
     pub status: StatusCode,
     pub content_type: Option<String>,
     pub body: Bytes,
 }
 
-/// Sends a request and reads the response. Opens a new connection if there is none, or if the node has closed it.
+/// Sends a request and reads the response. Opens a new connection if `pooled` is `None`, or if the node has closed the
+/// connection. Returns the connection for the next request.
 pub async fn send_request(
     config: &HttpRpcConfig,
     pooled: Option<PooledConnection>,
@@ -85,7 +87,7 @@ async fn connect(
             ),
             _ => format!("cannot connect: {error}").into(),
         })?;
-    let _ = stream.set_nodelay(true); // without it a call is only slower
+    let _ = stream.set_nodelay(true); // an error is ignored, because it only makes calls slower
     let stream = match tls.as_ref().filter(|_| url.tls) {
         Some(tls) => Either::Right(tls_connect(stream, &url.host, tls.clone()).await?),
         None => Either::Left(stream),
@@ -94,7 +96,7 @@ async fn connect(
         http1::Builder::new().max_buf_size(MAX_HEADER_BYTES).handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|error| error.to_string())?;
     let driver = AbortOnDropHandle::new(tokio::task::spawn_local(async {
-        let _ = connection.await; // a waiting call gets the error
+        let _ = connection.await; // the request that is under way also returns this error
     }));
     Ok(PooledConnection { sender, authorization: authorization.clone(), _driver: driver })
 }

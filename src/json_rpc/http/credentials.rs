@@ -1,4 +1,4 @@
-//! Credentials for a node's JSON-RPC over HTTP: its cookie, or a user with a password.
+//! Credentials for a node's JSON-RPC over HTTP: the node's cookie, or a user name with a password.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -11,22 +11,23 @@ use nix::unistd::{Uid, User};
 
 use crate::files;
 
-/// Environment variable with the password of `--rpc-user`.
+/// Name of the environment variable that contains the password of `--rpc-user`.
 pub const PASSWORD_VARIABLE: &str = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD";
 
-/// Limit on the size of a cookie file or password file. A cookie is 75 bytes long.
+/// Maximum size of a cookie file or password file, in bytes. A cookie has 75 bytes.
 const MAX_FILE_BYTES: u64 = 4096;
 
-/// The source of the credentials for JSON-RPC over HTTP. It has no secret itself: secrets are read when they are needed.
+/// The source of the credentials for JSON-RPC over HTTP. The value contains no secret; the secret is read from the
+/// source when a request needs it.
 #[derive(Clone, Debug)]
 pub enum Credentials {
-    /// The cookie file, which the node writes at each start.
+    /// Path of the cookie file, which the node writes at each start.
     Cookie(PathBuf),
-    /// A user of the node's `-rpcauth` or `-rpcuser`.
+    /// An RPC user that the node's option `-rpcauth` or `-rpcuser` defines.
     User {
-        /// Name of the user.
+        /// Name of the RPC user.
         name: String,
-        /// Source of the password.
+        /// The source from which the password is read.
         password: Password,
     },
 }
@@ -41,7 +42,7 @@ pub enum Password {
 }
 
 impl Credentials {
-    /// The file from which the secret is read; `None` if it is in the environment.
+    /// Path of the file that contains the secret; `None` if the secret is in an environment variable.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Credentials::Cookie(path) | Credentials::User { password: Password::File(path), .. } => {
@@ -51,10 +52,10 @@ impl Credentials {
         }
     }
 
-    /// Reads the current credentials. Returns them as an `Authorization` header.
+    /// Reads the current credentials. Returns them as the value of an `Authorization` header.
     ///
-    /// # Errors
-    /// The file cannot be read, or has no cookie or password; or the environment variable is not set.
+    /// # Errors The file cannot be read, the file contains no cookie or password, or the environment variable is not
+    /// set.
     pub async fn read(&self) -> Result<HeaderValue, String> {
         let both = match self {
             Credentials::Cookie(path) => {
@@ -80,7 +81,7 @@ impl Credentials {
         Ok(header)
     }
 
-    /// Description of the credentials for messages, without the secret.
+    /// Description of the credentials for log messages, without the secret.
     pub fn describe(&self) -> String {
         match self {
             Credentials::Cookie(path) => format!("the cookie in {}", path.display()),
@@ -93,7 +94,7 @@ impl Credentials {
         }
     }
 
-    /// Advice for the case that the node rejects the credentials.
+    /// Advice for the log if the node rejects the credentials.
     pub fn advice(&self) -> &'static str {
         match self {
             Credentials::Cookie(_) => {

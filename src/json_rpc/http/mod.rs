@@ -1,11 +1,13 @@
-//! JSON-RPC over HTTP, for nodes without JSON-RPC over IPC, or without IPC.
+//! JSON-RPC over HTTP, for nodes that have no JSON-RPC over IPC, or no IPC.
 //!
-//! - `url` is the address of the node's JSON-RPC.
-//! - [`credentials`] has the sources of credentials: a cookie file, or a user with a password.
-//! - `client` makes the calls. `connection` is the HTTP connection, which is kept open and has one request at a time.
-//! - [`tls`] has the certificates that are trusted for https.
+//! - `url` parses the address of the node's JSON-RPC.
+//! - [`credentials`] reads the credentials: a cookie file, or a user name with a password.
+//! - `client` makes the calls. `connection` is the HTTP connection, which stays open between calls and carries one
+//!   request at a time.
+//! - [`tls`] loads the CA certificates that the exporter trusts for https.
 //!
-//! Nothing here checks whether the node is the one behind the IPC socket: [`collect`](crate::collect) does, before it uses HTTP.
+//! This module does not check whether the node that responds over HTTP is the node behind the IPC socket.
+//! [`collect`](crate::collect) makes this check before it uses HTTP.
 
 mod client;
 mod connection;
@@ -22,19 +24,20 @@ pub use client::HttpRpc;
 pub use credentials::{Credentials, Password};
 pub use url::Url;
 
-/// Settings of JSON-RPC over HTTP: the node's address, the credentials, and when to use it.
+/// Settings of JSON-RPC over HTTP: the node's address, the credentials, and when to use HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpRpcConfig {
     /// The address of the node's JSON-RPC.
     pub url: Url,
-    /// TLS settings, for https.
+    /// TLS settings; `None` for an http URL.
     pub tls: Option<Arc<ClientConfig>>,
-    /// The source of the credentials.
+    /// The source from which the credentials are read.
     pub credentials: Credentials,
-    /// The configured chain, if any.
+    /// Name of the configured chain; `None` if the user configured no chain.
     pub chain: Option<String>,
-    /// Whether HTTP was requested. If it is then not usable, a warning is logged, and `--once` and `--check` return an error.
+    /// Whether the user requires HTTP (`--rpc on`). If HTTP is required and not usable, a warning is logged, and
+    /// `--once` and `--check` return an error.
     pub required: bool,
-    /// Whether HTTP is used even without a connection over IPC.
+    /// Whether the exporter polls over HTTP even if there is no connection over IPC.
     pub http_only: bool,
 }

@@ -1,4 +1,4 @@
-//! The certificates that are trusted for https.
+//! The TLS client settings for https: the CA certificates that the exporter trusts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +9,10 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::tls;
 
-/// Creates the TLS settings for https. They trust the authorities in this PEM file, or the authorities of the system if there is no
-/// file.
+/// Creates the TLS settings for https. The exporter then trusts the CA certificates in the PEM file `authorities`, or
+/// the system's CA certificates if `authorities` is `None`.
 ///
-/// # Errors
-/// The file cannot be read, or has no certificate; the system has no authorities.
+/// # Errors The file cannot be read or contains no certificate, or the system has no CA certificates.
 pub fn client_config(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let roots = match authorities {
         Some(path) => {

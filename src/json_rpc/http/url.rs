@@ -9,18 +9,18 @@ use hyper::Uri;
 /// The address of a node's JSON-RPC over HTTP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
-    /// Whether the scheme is https. Bitcoin Core has no TLS, but a proxy in front of it may have TLS.
+    /// Whether the scheme is https. Bitcoin Core does not support TLS, but a proxy in front of the node can.
     pub tls: bool,
-    /// Host name or IP address; an IPv6 address has no brackets.
+    /// Host name or IP address, for an IPv6 address without brackets.
     pub host: String,
-    /// Port.
+    /// TCP port.
     pub port: u16,
-    /// Path of requests. A node without wallets responds on `/`.
+    /// Path of the requests; `/` unless the URL has another path.
     pub path: String,
 }
 
 impl Url {
-    /// The address of this port on this machine.
+    /// Returns the URL `http://127.0.0.1:port/`.
     pub fn on_localhost(port: u16) -> Self {
         Url { tls: false, host: "127.0.0.1".into(), port, path: "/".into() }
     }
@@ -31,7 +31,7 @@ impl Url {
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// Whether requests to this address stay on this machine.
+    /// Whether the host is `localhost` or a loopback address.
     pub fn is_local(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }

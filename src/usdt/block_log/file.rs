@@ -1,6 +1,8 @@
-//! The SQLite file of the block log. Migrates the file to the current version, adds rows, and deletes the oldest rows.
+//! The SQLite file of the block log. This module creates the file, migrates it to the current version, adds rows, and
+//! deletes the oldest rows.
 //!
-//! The file uses SQLite's rollback journal: rows are rare, and with this type of journal, read access to the file is enough to read it.
+//! The file uses SQLite's rollback journal and not WAL. With a rollback journal, a reader needs only read access to the
+//! file, and speed is not critical because rows are rare.
 
 use std::error::Error;
 use std::fs::TryLockError;
@@ -14,11 +16,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, params_from_iter};
 
 use crate::usdt::blocks::BlockReport;
 
-/// `application_id` of the file: "btxb".
+/// SQLite `application_id` of a block log file: "btxb" as a big-endian integer.
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
-/// The versions of the file (`user_version`), each with the migration from the previous version. The first migration starts with an empty
-/// file. A new field of [`BlockReport`] needs a new version with `ALTER TABLE blocks ADD COLUMN …`. Version 1 existed only before the first
-/// release, with other columns, and is not supported.
+/// The versions of the file's schema (`user_version`), each with the SQL statements that migrate from the previous
+/// version. The first statements migrate from an empty file. A new field of [`BlockReport`] needs a new version with
+/// `ALTER TABLE blocks ADD COLUMN …`. Version 1 existed only before the first release, with other columns, and is not
+/// supported.
 const VERSIONS: [(i32, &str); 1] = [(
     2,
     "CREATE TABLE blocks (
@@ -54,7 +57,7 @@ const VERSIONS: [(i32, &str); 1] = [(
     CREATE INDEX blocks_by_height ON blocks (block_height);",
 )];
 const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
-/// Timeout for the lock of another process that uses the file.
+/// Maximum time to wait for a lock on the file that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Size of SQLite's page cache in KiB. SQLite's default is 2 MB.
 const CACHE_KIB: i32 = 256;
@@ -64,7 +67,8 @@ pub fn columns() -> Vec<&'static str> {
     BlockReport::default().columns().into_iter().map(|(name, _)| name).collect()
 }
 
-/// The version of a block log; 0 for an empty database. An error if the file belongs to another program, or its version is not supported.
+/// The version of a block log; 0 for an empty database. Returns an error if the file belongs to another program, or if
+/// its version is not supported.
 fn version(connection: &Connection, path: &Path) -> Result<i32> {
     let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0));
     let read = || -> rusqlite::Result<(i32, i32, i32)> {
@@ -85,7 +89,7 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
     }
 }
 
-/// An error of SQLite, with the path of the file and, if known, the remedy.
+/// An error of SQLite, whose message includes the path of the file and, if known, the remedy.
 #[derive(Debug)]
 pub struct DatabaseError {
     pub code: Option<ErrorCode>,
@@ -114,7 +118,7 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
         }
         _ => "",
     };
-    // Some messages of rusqlite contain the path already.
+    // Remove the path from rusqlite's message, because some messages already contain it.
     let message = error.to_string().replace(&format!(": {}", path.display()), "");
     anyhow::Error::new(DatabaseError { code, text: format!("{}: {message}{advice}", path.display()) })
 }
@@ -123,8 +127,9 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
 pub struct BlockLogFile {
     path: PathBuf,
     connection: Connection,
-    /// The file with its `flock`. It is dropped after the connection, because closing a file releases all record locks that the process has
-    /// on it, including SQLite's.
+    /// The descriptor that holds the `flock`; `None` if the file system does not support `flock`. This field is dropped
+    /// after the connection, because closing any descriptor of a file releases all record locks of the process on that
+    /// file, including SQLite's.
     _lock: Option<fs::File>,
     /// Device and inode of the file.
     identity: (u64, u64),
@@ -133,13 +138,14 @@ pub struct BlockLogFile {
 }
 
 impl BlockLogFile {
-    /// Opens the file, or creates it if there is none. It is an error if another exporter writes to the file, because each block would have
-    /// two rows.
+    /// Opens the file, or creates it if there is none. Returns an error if another exporter writes to the file, because
+    /// each block would then have two rows.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
         Self::open_within(BUSY_TIMEOUT, path, keep)
     }
 
-    /// Like [`BlockLogFile::open`], but waits at most this long for another exporter that is about to exit.
+    /// Like [`BlockLogFile::open`], but waits at most `busy` until another exporter, which may be about to exit,
+    /// releases the file.
     pub(super) fn open_within(busy: Duration, path: &Path, keep: u32) -> Result<Self> {
         check_regular(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -155,7 +161,7 @@ impl BlockLogFile {
         Ok(BlockLogFile { path: path.into(), connection, _lock: lock, identity, keep })
     }
 
-    /// Whether the path still names the open file.
+    /// Whether the path still refers to the open file. The file may have been moved or deleted.
     pub fn is_in_place(&self) -> bool {
         identity(&self.path) == Some(self.identity)
     }
@@ -182,7 +188,7 @@ impl BlockLogFile {
     }
 }
 
-/// An error if the path exists and is not a regular file. A FIFO, for example, never becomes a database.
+/// Returns an error if the path exists and is not a regular file, for example a FIFO.
 fn check_regular(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(file) if !file.is_file() => bail!("{} is not a regular file; choose another path", path.display()),
@@ -190,8 +196,8 @@ fn check_regular(path: &Path) -> Result<()> {
     }
 }
 
-/// Locks the file against other exporters with `flock`. SQLite uses locks of another type, and readers take no `flock`. `None` if the file
-/// system does not support `flock`.
+/// Locks the file against other exporters with `flock`. SQLite uses record locks, which do not conflict with `flock`,
+/// and readers of the block log do not call `flock`. Returns `None` if the file system does not support `flock`.
 fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
     const RETRY_INTERVAL: Duration = Duration::from_millis(50);
     let file = fs::File::open(path).with_context(|| path.display().to_string())?;
@@ -209,7 +215,7 @@ fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
     }
 }
 
-/// Migrates a file from this version to the last one.
+/// Migrates a file from version `from` to the last version.
 pub(super) fn upgrade(connection: &Connection, from: i32, versions: &[(i32, &str)]) -> rusqlite::Result<()> {
     for (version, change) in versions.iter().filter(|(version, _)| *version > from) {
         connection.execute_batch(&format!(
@@ -224,7 +230,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
 }
 
-/// Opens the file for reading. `None` if it has no table yet, because no exporter has written to it.
+/// Opens the file for reading. `None` if the file has no table yet, because no exporter has written to it.
 pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
     if !path.exists() {
         bail!(
@@ -241,7 +247,8 @@ pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
         anyhow::Ok((connection, version))
     };
     let opened = open(OpenFlags::SQLITE_OPEN_READ_ONLY).or_else(|error| match error.downcast_ref() {
-        // An exporter was killed while it wrote to the file. Its unfinished transaction has to be rolled back first.
+        // If an exporter was killed while it wrote to the file, SQLite has to roll back the unfinished transaction
+        // first, which requires write access.
         Some(DatabaseError { code: Some(ErrorCode::ReadOnly), .. }) => open(OpenFlags::SQLITE_OPEN_READ_WRITE).context(
             "an exporter was killed while writing; run this command as a user with write access, or start the exporter, to \
              repair the file",

@@ -1,8 +1,8 @@
 //! The block log: a row for each connected block, in a SQLite file.
 //!
 //! - `file` opens and migrates the file, adds rows, and deletes the oldest.
-//! - `writer` writes rows on a thread of its own, from a bounded queue.
-//! - [`read`] finds rows, even while the exporter writes. [`show`] prints them.
+//! - `writer` writes rows from a bounded queue on a dedicated thread.
+//! - [`read`] reads the rows that match a filter, also while the exporter writes. [`show`] prints the rows.
 
 mod file;
 pub mod read;
@@ -14,7 +14,7 @@ mod writer;
 pub use writer::BlockLogThread;
 pub(super) use writer::ReportQueue;
 
-/// Default path of the block log: that of the shipped systemd units.
+/// Default path of the block log, which the shipped systemd unit also uses.
 pub const DEFAULT_PATH: &str = "/var/lib/bitcoind-usdt-exporter/blocks.sqlite";
-/// Default number of blocks to keep: about two years, 20 MB.
+/// Default number of blocks to keep: blocks of about two years, which take 20 MB.
 pub const DEFAULT_KEEP: u32 = 100_000;

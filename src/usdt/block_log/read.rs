@@ -1,4 +1,4 @@
-//! Finds rows of the block log, even while the exporter writes.
+//! Reads the rows of the block log that match a filter, also while the exporter writes.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use rusqlite::types::Value;
 use super::file;
 use crate::metrics::now;
 
-/// Conditions for the blocks to find. A block has to meet all that are set.
+/// Filter for blocks. A block matches if it meets all conditions that are set.
 #[derive(Default)]
 pub struct BlockFilter {
-    /// Minimum time from the first announcement of the block to its connection. For a block that no peer announced, minimum time to connect
-    /// it.
+    /// Minimum time from the first announcement of the block to its connection. For a block that no peer announced, the
+    /// minimum duration of its connection.
     pub slow: Option<Duration>,
     /// Maximum time since the block was connected.
     pub since: Option<Duration>,
@@ -26,11 +26,12 @@ pub struct BlockFilter {
 pub struct Rows {
     /// The names of the columns.
     pub names: Vec<&'static str>,
-    /// The rows, oldest first. Each has a value for each column.
+    /// The rows, oldest first. Each row has one value for each element of `names`.
     pub rows: Vec<Vec<Value>>,
 }
 
-/// Finds the blocks that meet the filter. Reads all rows into memory first: a slow reader of the output cannot block the exporter.
+/// Reads the blocks that match the filter. Reads all rows into memory, because a lock on the file that is held while
+/// the output is written would block the exporter.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -46,7 +47,7 @@ pub fn find(path: &Path, filter: &BlockFilter) -> Result<Rows> {
         conditions.into_iter().filter_map(|(condition, value)| Some((condition, value?))).unzip();
     let conditions = if conditions.is_empty() { "true".to_string() } else { conditions.join(" AND ") };
     let read = || -> rusqlite::Result<Vec<Vec<Value>>> {
-        // A file of an earlier version has fewer columns.
+        // A file of an earlier version lacks the columns that were added later.
         names.retain(|name| connection.column_exists(None, "blocks", name).unwrap_or(true));
         let query = format!("SELECT {} FROM blocks WHERE {conditions} ORDER BY id", names.join(", "));
         let mut statement = connection.prepare(&query)?;

@@ -15,11 +15,11 @@ pub enum OutputFormat {
     Table,
     /// One JSON object per line and block, with all columns that have a value.
     Json,
-    /// All columns, with a header line; unknown values are empty.
+    /// All columns as comma-separated values with a header line. Unknown values are empty.
     Csv,
 }
 
-/// Prints rows in this format. It is no error if the reader closes the output early.
+/// Prints rows in this format. If the reader of the output closes it early, the result is still `Ok`.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -57,7 +57,8 @@ fn csv(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// A value as text, without quotes: the texts in the block log are hashes and labels of ours, without commas and quotes.
+/// A value as text without quotes. CSV needs no quotes here, because texts in the block log are hashes and label
+/// values, which contain no commas and no quotes.
 fn text(value: &Value) -> String {
     match value {
         Value::Integer(number) => number.to_string(),
@@ -67,7 +68,8 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// A column of the printed table: title, name in the block log, and the function that formats a value.
+/// A column of the printed table: its title, the name of the column in the block log, and the function that formats a
+/// value.
 type Column = (&'static str, &'static str, fn(&Value) -> String);
 
 const TABLE: [Column; 11] = [

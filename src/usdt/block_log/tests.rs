@@ -1,4 +1,5 @@
-//! Tests of the block log: filters and formats, and files that are locked, corrupt, outdated or not ours.
+//! Tests of the block log: filters and formats, and files that are locked, corrupt, of another version, or of another
+//! program.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -51,7 +52,7 @@ fn oldest_rows_are_deleted_and_the_file_stays_small() {
     assert_eq!(heights(&path, &BlockFilter::default()), (1100..1200).collect::<Vec<_>>());
     assert_eq!(path.metadata().unwrap().len(), size);
     drop(file);
-    // From now on, fewer blocks are kept.
+    // Open the file with a lower limit on blocks.
     BlockLogFile::open(&path, 10).unwrap().add([&report(1200)]).unwrap();
     assert_eq!(heights(&path, &BlockFilter::default()), (1191..=1200).collect::<Vec<_>>());
 }
@@ -77,7 +78,7 @@ fn blocks_of_a_stopped_exporter_are_all_kept() {
     let (recorder, queue) = BlockLogThread::start(&path, 10_000).unwrap();
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    // The kernel delivers as many blocks as it holds at once, while the file cannot be written.
+    // While the file cannot be written, add as many blocks at once as the ring buffer in the kernel can hold.
     (0..8000).for_each(|height| queue.push(report(height)));
     reader.execute_batch("COMMIT").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -160,7 +161,8 @@ fn reader_rolls_back_a_killed_exporters_write() {
     let path = dir.path().join("blocks");
     let mut file = BlockLogFile::open(&path, 10).unwrap();
     file.add(&[report(1)]).unwrap();
-    // Copy the file and its journal in the middle of a transaction, when a part of it is in the file already.
+    // Copy the file and its journal in the middle of a transaction, when SQLite has already written a part of the
+    // transaction to the file.
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN IMMEDIATE;").unwrap();
     let rows = "WITH RECURSIVE numbers (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM numbers WHERE value < 500)

@@ -1,4 +1,5 @@
-//! Writes the block log on a thread of its own. While the file cannot be written, no block is lost until the queue is full.
+//! Writes the block log on a dedicated thread. While the file cannot be written, blocks are kept in a queue, and blocks
+//! that do not fit are counted as lost.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -16,25 +17,27 @@ use super::file::{BlockLogFile, DatabaseError};
 use crate::scheduling;
 use crate::usdt::blocks::BlockReport;
 
-/// Limit on the blocks that wait for the thread, and limit on those that wait for the file. The kernel holds about as many blocks for a
-/// stopped exporter, and delivers them at once when the exporter is resumed (validation.bpf.c). Each limit corresponds to 4 MB.
+/// Limit on the blocks in the queue to the thread, and separately on the blocks that the thread keeps until the file
+/// can be written. The ring buffer in the kernel (validation.bpf.c) holds about as many blocks for an exporter that is
+/// stopped (SIGSTOP), and all of them are read at once when the exporter is resumed. A full queue takes 4 MB of memory.
 const MAX_QUEUED: usize = 8192;
-/// Minimum time between two attempts to write, after a failure.
+/// Minimum time between a failed attempt to write and the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// Interval at which the thread checks whether it has to exit.
+/// Interval at which the thread checks whether the exporter exits.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
-/// Timeout for writing the queued blocks when the exporter exits.
+/// Maximum time for writing the queued blocks when the exporter exits.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The sender of block reports to the thread that writes the block log.
+/// The sending side of the queue of block reports to the thread that writes the block log.
 pub struct ReportQueue {
-    /// The reports are boxed, because the channel allocates all its slots at once.
+    /// The reports are boxed because the channel allocates memory for all its slots when it is created.
     sender: SyncSender<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
 }
 
 impl ReportQueue {
-    /// Adds a block to the queue without waiting. If the queue is full, the block is counted as lost.
+    /// Adds the report of a block to the queue without blocking. If the queue is full, the report is dropped and
+    /// counted as lost.
     pub fn push(&self, report: BlockReport) {
         if self.sender.try_send(Box::new(report)).is_err() {
             self.lost.fetch_add(1, Relaxed);
@@ -50,8 +53,9 @@ pub struct BlockLogThread {
 }
 
 impl BlockLogThread {
-    /// Starts the thread. A file that cannot be created, belongs to another program or has an unsupported version is an error. A full disk,
-    /// an I/O error, and a corrupt or locked file are not: the thread tries again.
+    /// Starts the thread. Returns an error if the file cannot be created, belongs to another program or has an
+    /// unsupported version. If the disk is full, the file is corrupt or locked, or an I/O error occurs, the thread
+    /// retries instead.
     pub(in crate::usdt) fn start(path: &Path, keep: u32) -> Result<(Self, ReportQueue)> {
         let (file, error) = match BlockLogFile::open(path, keep) {
             Ok(file) => (Some(file), None),
@@ -80,7 +84,8 @@ impl BlockLogThread {
         Ok((BlockLogThread { ends, thread }, ReportQueue { sender, lost }))
     }
 
-    /// Stops the thread after it has written the queued blocks, if the file can be written. Waits at most `FINISH_TIMEOUT`.
+    /// Stops the thread. If the file can be written, the thread first writes the queued blocks. Waits at most
+    /// `FINISH_TIMEOUT`.
     pub fn finish(self) {
         self.ends.store(true, Relaxed);
         let deadline = Instant::now() + FINISH_TIMEOUT;
@@ -90,7 +95,7 @@ impl BlockLogThread {
     }
 }
 
-/// Whether the error may disappear without a change of the configuration.
+/// Whether a retry may succeed without a change of the configuration.
 fn is_temporary(error: &anyhow::Error) -> bool {
     let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
     matches!(
@@ -112,14 +117,14 @@ struct BlockLogWriter {
     /// Blocks that are not written yet, oldest first.
     pending: VecDeque<Box<BlockReport>>,
     lost: Arc<AtomicU64>,
-    /// The last logged reason why the file cannot be written; `None` after a success.
+    /// The last logged reason why the file cannot be written; `None` after a successful write.
     last_logged: Option<String>,
-    /// Time of the last attempt to write.
+    /// Time of the last attempt to open or write the file.
     tried_at: Instant,
 }
 
 impl BlockLogWriter {
-    /// Writes blocks until the thread has to exit.
+    /// Writes blocks from the queue until the exporter exits.
     fn run(&mut self, reports: &Receiver<Box<BlockReport>>, ends: &AtomicBool) {
         loop {
             let first = reports.recv_timeout(CHECK_INTERVAL);
@@ -159,7 +164,7 @@ impl BlockLogWriter {
         }
     }
 
-    /// Logs why the file cannot be written, unless the same reason was logged last.
+    /// Logs the reason why the file cannot be written, unless it equals the reason that was logged last.
     fn log_once(&mut self, error: &anyhow::Error) {
         let why = error.to_string();
         if self.last_logged.as_ref() != Some(&why) {

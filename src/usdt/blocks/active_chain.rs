@@ -1,27 +1,30 @@
-//! Decides which of the blocks that the node connects belong to its active chain.
+//! Decides which of the blocks that the node connects belong to the node's active chain.
 //!
-//! `validation:block_connected` also fires in two other cases. A check of the database (`verifychain`, `-checklevel=4`) connects the last
-//! blocks once more, in a cache that is dropped afterwards. After a UTXO snapshot was loaded, a second chainstate validates the blocks
-//! below the snapshot and connects them. No argument of the tracepoint distinguishes these cases. The following properties do:
+//! `validation:block_connected` also fires in two other cases. A check of the database (`verifychain`, `-checklevel=4`)
+//! connects the last blocks once more, in a temporary cache. After a UTXO snapshot was loaded, the node connects the
+//! blocks below the snapshot in a second chainstate to validate them. No argument of the tracepoint distinguishes these
+//! cases. The following properties distinguish them:
 //!
-//! - The thread. A check at startup runs on the main thread, which connects no other blocks. The threads that handle messages of peers and
-//!   import files never check the database.
-//! - The height and the hash. A block above the tip is new. If the hash differs from the known one at its height, it is a reorg. If the
-//!   hash is the same, and the thread does not exclude a check, it is a check.
+//! - The thread. A check of the database at startup runs on the main thread, which connects no blocks of the active
+//!   chain. The threads that handle P2P messages and import files never check the database.
+//! - The height and the hash. A block above the tip is new. A block whose hash differs from the known hash at its
+//!   height is part of a reorg. A block with the known hash is part of a check of the database, unless the thread
+//!   excludes that.
 //!
-//! If the exporter does not know the block at a height, because it was started later, the following blocks decide. During a check, the node
-//! holds a lock from one connection to the next: it connects no other block in between.
+//! If the exporter has no hash for a height, because the exporter was started after that block was connected, the block
+//! is undecided until later blocks show which case it is. During a check of the database, the node holds a lock and
+//! connects no other block in between.
 
 use std::collections::VecDeque;
 
 use super::event::{ConnectingThread, RawBlockHash};
 
-/// Limit on blocks whose hash is remembered. A reorg within these blocks is recognized at once.
+/// Limit on blocks whose hash is kept. A reorg of these blocks is recognized at its first block.
 const MAX_REMEMBERED: usize = 1024;
-/// Limit on undecided blocks. A longer sequence of blocks below the known ones is no reorg.
+/// Limit on undecided blocks. A longer sequence of blocks below the lowest known height is not a reorg.
 const MAX_UNDECIDED: usize = 144;
 
-/// The last blocks of the node's active chain, and the undecided blocks, which may turn out to belong to it.
+/// The last blocks of the node's active chain, and the undecided blocks, which may belong to the active chain.
 pub struct ActiveChain<T> {
     /// Height of the last block in `hashes`.
     tip: i32,
@@ -29,9 +32,9 @@ pub struct ActiveChain<T> {
     hashes: VecDeque<RawBlockHash>,
     /// Undecided blocks below `hashes`, at consecutive heights up to `next` - 1.
     undecided: VecDeque<(RawBlockHash, T)>,
-    /// Height of the block that continues the undecided ones.
+    /// Height that the next block must have to continue the sequence of undecided blocks.
     next: i32,
-    /// Whether there were more undecided blocks than the limit. `undecided` is empty then.
+    /// Whether the sequence of undecided blocks exceeded [`MAX_UNDECIDED`]. If so, `undecided` is empty.
     is_long: bool,
 }
 
@@ -55,7 +58,8 @@ impl<T> ActiveChain<T> {
             return Vec::new();
         }
         if self.hashes.is_empty() || height > self.tip {
-            // Not the next height: the known blocks belonged to another chainstate, or a UTXO snapshot was loaded.
+            // If the height is not the next one, the known blocks belonged to another chainstate, or a UTXO snapshot
+            // was loaded.
             if height != self.tip.wrapping_add(1) {
                 self.hashes.clear();
             }
@@ -71,7 +75,8 @@ impl<T> ActiveChain<T> {
             self.forget_undecided();
             return Vec::new();
         }
-        // A reorg. If it began below the known blocks, it has reached them now.
+        // The block is part of a reorg. If the reorg began below the lowest known height, the undecided blocks are its
+        // beginning.
         let mut blocks = Vec::new();
         if self.next == height && (self.is_long || !self.undecided.is_empty()) {
             self.hashes.clear();
@@ -122,12 +127,13 @@ impl<T> ActiveChain<T> {
 mod tests {
     use super::*;
 
-    /// An [`ActiveChain`] for tests. Its blocks are named by their height and a letter for the branch, for example `5a`.
+    /// An [`ActiveChain`] whose blocks are named by their height and a letter for the branch, for example `5a`.
     #[derive(Default)]
     struct Chain(ActiveChain<String>);
 
     impl Chain {
-        /// Connects the blocks of a branch at these heights. Returns the names of the blocks that are counted.
+        /// Connects the blocks of a branch at these heights. Returns the names of the blocks that belong to the active
+        /// chain.
         fn connect(
             &mut self,
             thread: ConnectingThread,
@@ -154,7 +160,7 @@ mod tests {
         assert_eq!(chain.connect(Other, 'a', 5..=6), "");
         assert_eq!(chain.connect(Other, 'a', 1..=6), "", "of blocks that are older than the exporter");
         assert_eq!(chain.connect(Other, 'a', [7]), "7a");
-        // The check is interrupted.
+        // The check of the database is interrupted after block 2.
         assert_eq!(chain.connect(Other, 'a', 1..=2), "");
         assert_eq!(chain.connect(Other, 'a', [8]), "8a");
         assert_eq!(chain.connect(Other, 'a', 1..=8), "");
@@ -167,7 +173,8 @@ mod tests {
             chain.connect(thread, 'a', 1..=6);
             assert_eq!(chain.connect(thread, 'b', 5..=7), "5b 6b 7b");
             assert_eq!(chain.connect(thread, 'a', 5..=8), "5a 6a 7a 8a", "and back");
-            // A reorg to a shorter branch, and back: the old tip is not known any more.
+            // After a reorg to a shorter branch, the hashes above its tip are no longer known. The reorg back is still
+            // counted.
             assert_eq!(chain.connect(thread, 'c', [5]), "5c");
             assert_eq!(chain.connect(thread, 'a', 5..=8), "5a 6a 7a 8a");
         }
@@ -177,7 +184,7 @@ mod tests {
     fn block_connected_again_for_a_peer_is_counted() {
         let mut chain = Chain::default();
         chain.connect(Validation, 'a', 1..=6);
-        // The node connects its own blocks again, after a branch whose first block was invalid.
+        // The node connects blocks 5a and 6a again, after a reorg to a branch whose first block was invalid.
         assert_eq!(chain.connect(Validation, 'a', 5..=6), "5a 6a");
         assert_eq!(chain.connect(Other, 'a', 5..=6), "");
     }
@@ -201,7 +208,8 @@ mod tests {
         assert_eq!(chain.connect(Validation, 'a', [302]), "302a");
         assert_eq!(chain.connect(Validation, 'a', 201..=300), "");
         assert_eq!(chain.connect(Validation, 'b', 302..=303), "302b 303b");
-        // The exporter was started during the background validation. It recognizes this at the next block of the active chain.
+        // The exporter was started during the background validation, and recognizes the validation at the next block of
+        // the active chain.
         let mut chain = Chain::default();
         assert_eq!(chain.connect(Validation, 'a', 20..=21), "20a 21a");
         assert_eq!(chain.connect(Validation, 'a', [301]), "301a");
@@ -217,7 +225,8 @@ mod tests {
         assert!(chain.0.undecided.is_empty());
         chain.connect(Other, 'b', 1..=3000);
         assert!(chain.0.undecided.is_empty() && chain.0.is_long);
-        // The sequence exceeded the limit on undecided blocks: only blocks that replace known ones are counted.
+        // The sequence exceeded the limit on undecided blocks, and therefore only blocks at heights with a known hash
+        // are counted.
         let from = 5001 - MAX_REMEMBERED as i32;
         assert_eq!(chain.connect(Other, 'b', 3001..from), "");
         assert_eq!(chain.connect(Other, 'b', [from]), format!("{from}b"));

@@ -1,4 +1,4 @@
-//! The report of a connected block: its line in the log, its row in the block log, and its entry on the page.
+//! The report of a connected block, which is logged, written to the block log as a row, and shown on the page.
 
 use rusqlite::ToSql;
 use serde::Serialize;
@@ -9,27 +9,28 @@ use super::trace::{ArrivalMethod, BlockArrival, Timeline};
 use crate::usdt::histogram::BlockId;
 use crate::usdt::maps;
 
-/// Generates the report from its fields: the struct, the line in the log, and the columns of the block log.
+/// Generates from a list of fields the struct `BlockReport`, its log line, and its columns of the block log.
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
-        /// The report of a connected block: its contents, and the stages of its arrival.
-        /// `docs/journal.md` describes each field. The times of stages are counted from the first announcement. A stage that did not occur
-        /// is `None`. If no peer announced the block, all fields from `announced_by` on are `None`.
+        /// The report of a connected block: the block's contents, and the stages of its arrival. `docs/journal.md`
+        /// describes each field. Times of stages (`_us`) are measured from the first announcement. The time of a stage
+        /// that did not occur is `None`. If no peer announced the block, all fields from `announced_by` on are `None`.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
-            /// Time of the connection, Unix seconds. It is not in the log line, which has a time of its own.
+            /// Time of the connection, Unix seconds. The log line omits this field, because every log line has a
+            /// timestamp.
             pub time: f64,
             $(pub $field: $type,)*
         }
 
         impl BlockReport {
-            /// Logs the report as one line, with a field for each stage.
+            /// Logs the report as one line with all fields except `time`.
             pub fn log(&self) {
                 info!($($field = self.$field,)* "block connected");
             }
 
-            /// The row in the block log: name and value of each column.
+            /// Name and value of each column of the report's row in the block log.
             pub fn columns(&self) -> Vec<(&'static str, &dyn ToSql)> {
                 vec![("time", &self.time as &dyn ToSql), $((stringify!($field), &self.$field)),*]
             }
@@ -70,18 +71,18 @@ block_report! {
 /// The result of a race between FIBRE/UDP and compact blocks for one block.
 #[derive(Clone, Debug, Serialize)]
 pub struct Race {
-    /// Time at which the result was known, Unix seconds.
+    /// Time at which FIBRE reported the result, Unix seconds.
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// Nanoseconds until FIBRE/UDP had delivered the block; `None` if it took no part.
+    /// Nanoseconds until FIBRE/UDP had delivered the block; `None` if FIBRE/UDP did not deliver it.
     pub udp_ns: Option<i64>,
-    /// Nanoseconds until a compact block had delivered the block; `None` if compact blocks took no part.
+    /// Nanoseconds until a compact block had delivered the block; `None` if no compact block delivered it.
     pub compact_ns: Option<i64>,
 }
 
 impl BlockReport {
-    /// The report of a connected block. `arrival` is `None` if no peer announced the block.
+    /// Creates the report of a connected block. `arrival` is `None` if no peer announced the block.
     pub(super) fn new(
         block: &BlockId,
         connected: &ConnectedBlock,
@@ -122,7 +123,7 @@ impl BlockReport {
             requested_bytes: arrival.requested.map(|(_, bytes)| bytes as i64),
             complete_us: Some(since_first(arrival.start_ns)),
             connected_us: Some(since_first(arrival.connected_ns)),
-            // The tracker sets it: flushes come from another group of tracepoints.
+            // The tracker sets this field, because flushes are events of another tracepoint group.
             flush_us: None,
             race_winner: timeline.race_winner,
             ..report

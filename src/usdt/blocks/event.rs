@@ -1,15 +1,15 @@
-//! The events of a block, from P2P messages and tracepoints.
+//! The events that concern a block, decoded from P2P messages and from the node's tracepoints.
 
 use crate::bitcoin_core::CONNECTION_TYPES;
 
-/// The hash of a block, in the byte order that the node has in memory.
+/// The hash of a block in the internal byte order of Bitcoin Core, the reverse of the printed order.
 pub type RawBlockHash = [u8; 32];
 
 /// An event that concerns a block: a P2P message, or a tracepoint of the node.
 pub struct BlockEvent {
     /// Time of the event on the monotonic clock, in nanoseconds.
     pub time_ns: u64,
-    /// Hash of the block; zeros for an event of no block.
+    /// Hash of the block; zeros for an event that concerns no block.
     pub hash: RawBlockHash,
     pub kind: BlockEventKind,
 }
@@ -18,35 +18,38 @@ pub struct BlockEvent {
 pub enum BlockEventKind {
     /// A peer announced the block with an inv, or with its header in a headers message.
     Announced { peer: i64, by: Announcement },
-    /// A cmpctblock arrived.
+    /// The node received a cmpctblock message.
     Compact { peer: i64, compact: CompactBlock },
-    /// The node sent a getdata for the block, or for its compact block.
+    /// The node sent a getdata message for the block (`is_compact` is false) or its compact block (`is_compact` is
+    /// true).
     Requested { peer: i64, is_compact: bool },
-    /// The node sent a getblocktxn.
+    /// The node sent a getblocktxn message, which requests this number of transactions of a compact block.
     TransactionsRequested { peer: i64, transactions: u64 },
-    /// A blocktxn arrived.
+    /// The node received a blocktxn message with requested transactions of this total size.
     TransactionsReceived { peer: i64, bytes: u64 },
-    /// A block message arrived.
+    /// The node received a block message.
     FullBlock { peer: i64 },
-    /// A peer sent a ping, pong or verack, which shows its connection type. Belongs to no block.
+    /// A peer sent a ping, pong or verack message. The tracepoint passes the peer's connection type. The event concerns
+    /// no block.
     PeerActive { peer: i64, connection: ConnectionType },
-    /// The node reports that it accepted the header from this peer: new, and valid.
+    /// The node reports that it received the block's header from this peer, and that the header is new and valid.
     HeaderAccepted { peer: i64 },
     /// The node reports that it has reconstructed a compact block.
     Reconstructed { peer: i64, from: Reconstruction },
-    /// The node wrote the UTXO cache to disk. Belongs to no block.
+    /// The node wrote the UTXO cache to disk. The event concerns no block.
     Flushed { duration_ns: u64 },
-    /// FIBRE has reconstructed the block. Only newer builds pass the height.
+    /// FIBRE has reconstructed the block. Only newer builds of the node pass the height.
     Fibre { height: Option<i32> },
     /// FIBRE reports which mechanism delivered the block first.
     RaceWon { height: i32, mechanism: &'static str },
-    /// FIBRE reports the time until each mechanism had delivered the block, in nanoseconds; `None` for a mechanism that took no part.
+    /// FIBRE reports the time until each mechanism had delivered the block, in nanoseconds; `None` for a mechanism that
+    /// did not deliver the block.
     RaceFinished { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected the block.
     Connected(ConnectedBlock),
 }
 
-/// The contents of a block that the node connected, with the duration and the thread of the connection.
+/// The height and contents of a block that the node connected, with the duration and the thread of the connection.
 pub struct ConnectedBlock {
     pub height: i32,
     pub transactions: i64,
@@ -56,23 +59,24 @@ pub struct ConnectedBlock {
     pub thread: ConnectingThread,
 }
 
-/// The thread of the node that connected a block. It shows whether the connection can be a check of the database.
+/// The thread of the node that connected a block. The thread shows whether the connection can be part of a check of the
+/// database.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectingThread {
-    /// The main thread. It checks the database at startup, and connects no block of the active chain.
+    /// The main thread, which connects blocks only to check the database at startup.
     Main,
-    /// The thread that handles messages of peers, or the one that imports files. They never check the database.
+    /// The thread that handles P2P messages, or the thread that imports block files. Neither checks the database.
     Validation,
-    /// Another thread, for example one that serves RPC.
+    /// Another thread, for example a thread that serves RPC, which may check the database (`verifychain`).
     Other,
 }
 
 impl ConnectingThread {
-    /// The thread by its name in the kernel, and by whether it is the main thread of its process.
+    /// Classifies a thread by its name, and by whether it is the main thread of its process.
     pub fn from_name(name: &str, is_main: bool) -> Self {
         match name {
             "b-msghand" | "b-initload" => ConnectingThread::Validation,
-            // The thread of bitcoin-qt that starts the node.
+            // In bitcoin-qt, this thread starts the node and checks the database.
             "b-qt-init" => ConnectingThread::Main,
             _ if is_main => ConnectingThread::Main,
             _ => ConnectingThread::Other,
@@ -80,8 +84,8 @@ impl ConnectingThread {
     }
 }
 
-/// The number of a reconstructed compact block's transactions by source, as the node reports them.
-/// `requested_bytes` is the size of the requested transactions in bytes.
+/// The numbers of a reconstructed compact block's transactions by source, as the node reports them. `requested_bytes`
+/// is the size of the requested transactions in bytes.
 #[derive(Clone, Copy)]
 pub struct Reconstruction {
     pub prefilled: u32,
@@ -94,16 +98,16 @@ pub struct Reconstruction {
 /// The message by which a peer announces a block.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Announcement {
-    /// A headers message, with the time in the header, Unix seconds.
+    /// A headers message. The value is the timestamp in the header, Unix seconds.
     Headers(u32),
-    /// An inv, which has only the hash.
+    /// An inv message, which has only the hash of the block.
     Inv,
-    /// A cmpctblock that was not requested, with the time in its header, Unix seconds.
+    /// A cmpctblock message that the node did not request. The value is the timestamp in the header, Unix seconds.
     Compact(u32),
 }
 
 impl Announcement {
-    /// Labels, in the order of the variants.
+    /// Label values, in the order of the variants.
     pub const LABELS: [&'static str; 3] = ["headers", "inv", "cmpctblock"];
 
     /// Index of the label in [`Announcement::LABELS`].
@@ -127,28 +131,30 @@ impl Announcement {
     }
 }
 
-/// A received compact block: the time in its header, and the number of its short IDs.
+/// The properties of a received compact block that the reports use.
 #[derive(Clone, Copy)]
 pub struct CompactBlock {
-    /// Time in its header, Unix seconds.
+    /// Timestamp in the block's header, Unix seconds.
     pub header_time: u32,
-    /// Number of its short IDs.
+    /// Number of short IDs in the compact block.
     pub short_ids: u64,
 }
 
-/// The connection type of a peer, with the names that the node uses.
+/// The connection type of a peer, as an index into [`ConnectionType::LABELS`].
 #[derive(Clone, Copy, PartialEq)]
 pub struct ConnectionType(usize);
 
 impl ConnectionType {
-    /// Labels. Types of later versions of the node are `other`. `unknown` is a peer that has not sent a message that shows its type yet.
+    /// Label values: the node's names of the connection types. `other` is a type that this exporter does not support.
+    /// `unknown` is a peer that has not sent a message from which the exporter reads the type yet.
     pub const LABELS: [&'static str; 9] = {
         let [a, b, c, d, e, f, g] = CONNECTION_TYPES;
         [a, b, c, d, e, f, g, "other", "unknown"]
     };
     pub const UNKNOWN: ConnectionType = ConnectionType(8);
 
-    /// The connection type with this name. An empty name, which could not be read, is `unknown`.
+    /// The connection type with this name. An empty name, which means that the name could not be read, becomes
+    /// `unknown`.
     pub fn from_name(text: &str) -> Self {
         let found = Self::LABELS.iter().position(|label| *label == text);
         ConnectionType(found.unwrap_or(if text.is_empty() { 8 } else { 7 }))

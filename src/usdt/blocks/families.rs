@@ -1,4 +1,4 @@
-//! The metrics about connected blocks and their arrival.
+//! The metrics about connected blocks, and about the arrival of blocks at the node.
 
 use super::event::{Announcement, ConnectedBlock, ConnectionType};
 use super::trace::{ArrivalMethod, BlockArrival, MODES, Timeline};
@@ -24,7 +24,7 @@ const BYTES: Buckets = Buckets::new(1.0, &[
 #[derive(Clone, Copy, Default)]
 pub struct BlockCounts {
     pub connected: u64,
-    /// Height of the block that was connected, raced or reconstructed last.
+    /// Height of the last block that was connected, that took part in a FIBRE race, or that FIBRE reconstructed.
     pub last_height: Option<i32>,
     pub announcements: [u64; Announcement::LABELS.len()],
     pub first_announcements: [u64; ConnectionType::LABELS.len()],
@@ -96,8 +96,8 @@ impl BlockCounts {
     }
 }
 
-/// Tracepoints that feed the metrics about a block's arrival. The metrics need [`REQUIRED_ARRIVAL_SOURCES`]. The other tracepoints make the
-/// metrics more exact, if the node has them.
+/// Tracepoints that feed the metrics about a block's arrival. [`REQUIRED_ARRIVAL_SOURCES`] are required. The others are
+/// optional, and make the metrics more accurate.
 pub const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
@@ -108,7 +108,7 @@ pub const ARRIVAL_SOURCES: &[&str] = &[
 /// The tracepoints that the metrics about a block's arrival need.
 pub const REQUIRED_ARRIVAL_SOURCES: &[&str] = ARRIVAL_SOURCES.split_at(3).0;
 const CONNECTED: &[&str] = &["validation:block_connected"];
-/// Tracepoints that pass a block's height.
+/// Tracepoints that have a block's height among their arguments.
 const HEIGHT: &[&str] = &[
     "udp:block_race_winner",
     "udp:block_race_time",
@@ -116,7 +116,7 @@ const HEIGHT: &[&str] = &[
     "validation:block_connected",
 ];
 
-/// The metrics about blocks, with these values.
+/// The metrics about blocks, with these counts as their values.
 #[rustfmt::skip]
 pub fn families(c: &BlockCounts) -> Vec<Family> {
     vec![
@@ -135,13 +135,10 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
         histogram("bitcoin_block_sigops", "Signature operation cost of a connected block", CONNECTED, SIGOPS.bounds)
             .value(c.sigops.histogram(&SIGOPS)),
         gauge("fibre_last_block_height",
-            "Height of the last block that was connected, raced or (if the node passes its height) reconstructed. No \
-             tracepoint fires when a block is disconnected: after a reorg the value changes when the new tip is \
-             connected", HEIGHT)
+            "Height of the last block that was connected, took part in a FIBRE race or (if the tracepoint has its height) was reconstructed. No tracepoint fires when a block is disconnected, so after a reorg the value changes when the first block of the new branch is connected", HEIGHT)
             .value_if_known(c.last_height.map(f64::from)),
         counter("bitcoin_block_announcements_total",
-            "Announcements of connected blocks, by type of message. The first announcement by each peer is counted, until \
-             a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
+            "Announcements of connected blocks, by message type. Only the first announcement by each peer is counted, and only until a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
             "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` until the \
              peer has sent a ping, pong or verack", ARRIVAL_SOURCES)
@@ -159,8 +156,7 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
              the block", ARRIVAL_SOURCES, ASSEMBLY.bounds)
             .value(c.assembly_ns.histogram(&ASSEMBLY)),
         counter("bitcoin_compact_blocks_received_total",
-            "Compact blocks received for connected blocks, by mode, until a minute after the block was connected: a \
-             `high_bandwidth` compact block arrives as the announcement, a `low_bandwidth` one was requested", ARRIVAL_SOURCES)
+            "Compact blocks received for connected blocks, by mode, until a minute after the block was connected: a `high_bandwidth` compact block is itself the announcement, a `low_bandwidth` compact block was requested by the node", ARRIVAL_SOURCES)
             .by(&["mode"]).samples(by(MODES, c.compact_blocks)),
         histogram("bitcoin_compact_block_requested_transactions",
             "Transactions requested to complete a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES,
@@ -183,7 +179,7 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
     ]
 }
 
-/// Pairs each label with its count.
+/// Pairs each label value with the count at the same index.
 fn by<const N: usize>(
     labels: [&'static str; N],
     counts: [u64; N],

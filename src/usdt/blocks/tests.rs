@@ -1,4 +1,4 @@
-//! Tests of the block tracker with events in an order that peers do not produce on demand.
+//! Tests of the block tracker, with orders of events that a test with real peers cannot produce on demand.
 
 use super::trace::{ArrivalMethod, MAX_DELIVERIES, MAX_PEERS};
 use super::tracker::MAX_BLOCKS;
@@ -7,7 +7,7 @@ use super::*;
 const MS: u64 = 1_000_000;
 const HASH: RawBlockHash = [7; 32];
 
-/// The event of a block at height 1 that the thread of messages has connected.
+/// The event of a block at height 1 that the thread for P2P messages has connected.
 fn connected() -> BlockEventKind {
     connected_at(1, ConnectingThread::Validation)
 }
@@ -31,7 +31,8 @@ fn inv(peer: i64) -> BlockEventKind {
     BlockEventKind::Announced { peer, by: Announcement::Inv }
 }
 
-/// Processes these events, each with its time in milliseconds.
+/// Adds these events to the tracker and processes them. Each event has its time in milliseconds, its block's hash and
+/// its kind.
 fn happen(blocks: &BlockTracker, events: impl IntoIterator<Item = (u64, RawBlockHash, BlockEventKind)>) {
     let events = events.into_iter().map(|(at_ms, hash, kind)| BlockEvent { time_ns: at_ms * MS, hash, kind });
     blocks.add(|queue| queue.extend(events));
@@ -46,7 +47,7 @@ fn arrivals(blocks: &BlockTracker) -> Vec<(&'static str, u64)> {
 #[test]
 fn block_reconstructed_by_fibre_first_is_fibres() {
     let blocks = BlockTracker::default();
-    // The ring buffers are not read in the order in which the events happened.
+    // The order in which the ring buffers are read differs from the order of the events.
     happen(
         &blocks,
         [
@@ -71,7 +72,8 @@ fn block_reconstructed_by_fibre_first_is_fibres() {
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("fibre", 1)]);
 }
 
-/// The node reports that it accepted the header of peer 2 and reconstructed its compact block.
+/// Two reports of the node about peer 2: it accepted the header from this peer at 101 ms, and reconstructed the compact
+/// block from this peer at 103 ms.
 fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind); 2] {
     let from =
         Reconstruction { prefilled: 3, from_mempool: 4, from_extra_pool: 5, requested, requested_bytes: 700 };
@@ -84,7 +86,8 @@ fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind
 #[test]
 fn node_reports_take_precedence_over_messages() {
     for (has, requested, expected) in [
-        // If the node has the tracepoint of reconstructed blocks, messages do not complete a block.
+        // If the node has the tracepoint of reconstructed blocks, a block is completed by the report of that tracepoint
+        // and not by messages.
         (true, None, ("other", 1, None, None, None, 105)),
         (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 3)),
         (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 3)),
@@ -92,7 +95,7 @@ fn node_reports_take_precedence_over_messages() {
     ] {
         let blocks = BlockTracker::default();
         blocks.attached(|name| has && name == "net:compact_block_reconstructed");
-        // The node could not use the header of the first peer.
+        // The node did not accept the header from the first peer.
         happen(
             &blocks,
             [(90, HASH, BlockEventKind::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })],
@@ -125,7 +128,7 @@ fn later_messages_did_not_complete_a_block() {
     blocks.attached(|_| true);
     happen(&blocks, [(100, HASH, compact(2))]);
     happen(&blocks, reports_reconstruction(6));
-    // The parent of the block was missing.
+    // The node did not accept the first header because the parent of the block was missing.
     happen(
         &blocks,
         [
@@ -147,7 +150,7 @@ fn announcements_of_own_blocks_count_as_late() {
     let counts = blocks.counts();
     assert_eq!((counts.announcements, counts.compact_blocks), ([0, 1, 1], [1, 0]));
     assert_eq!(arrivals(&blocks), [("other", 2)]);
-    // Blocks of a sync do not evict blocks that wait to be connected.
+    // Connected blocks of a sync do not evict announced blocks that are not connected yet.
     let hash = |number: u16| -> RawBlockHash { std::array::from_fn(|at| number.to_le_bytes()[at % 2]) };
     happen(&blocks, (1..=MAX_BLOCKS as u16).map(|number| (3000, hash(number), inv(1))));
     happen(
@@ -265,7 +268,8 @@ fn peers_of_a_node_that_has_ended_are_forgotten() {
     assert_eq!(blocks.counts().announcements, [0; 3]);
 }
 
-/// Unix time at which the kernel's clock is 0, in nanoseconds. It is a whole second, because header times are in seconds.
+/// Unix time at which the monotonic clock is 0, in nanoseconds. The value is a whole number of seconds, because header
+/// timestamps are in seconds.
 const EPOCH_NS: i64 = 1_000_000 * 1_000_000_000;
 
 fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
@@ -305,7 +309,7 @@ fn check_of_the_database_leaves_a_block_as_it_was_counted() {
     assert_eq!(arrivals(&blocks), [("compact_complete", 1)]);
     let (last, _) = blocks.last();
     assert_eq!((last.len(), blocks.counts().connected), (1, 1));
-    // Nothing is known about the next node, and it may connect the same block.
+    // The tracker's state of a node is cleared when the node ends, and the next node may connect the same block.
     blocks.node_ended();
     happen(&blocks, [(40, HASH, connected_at(1, ConnectingThread::Other))]);
     assert_eq!(blocks.counts().connected, 2);

@@ -1,4 +1,4 @@
-//! The timeline of one block, and how the block arrived.
+//! The timeline of one block, and the decision by which method the block arrived.
 
 use std::collections::VecDeque;
 
@@ -6,28 +6,28 @@ use super::event::{
     Announcement, BlockEventKind, CompactBlock, ConnectedBlock, RawBlockHash, Reconstruction,
 };
 
-/// Limit on peers that are remembered for one block.
+/// Limit on peers whose activity is recorded for one block.
 pub const MAX_PEERS: usize = 256;
-/// Limit on deliveries that are remembered for one block: messages after which the block may have been complete.
+/// Limit on recorded deliveries of one block. A delivery is a message after which the block may have been complete.
 pub const MAX_DELIVERIES: usize = 32;
 
-/// How a connected block arrived at the node.
+/// The method by which a connected block arrived at the node.
 #[derive(Clone, Copy, PartialEq)]
 pub enum ArrivalMethod {
-    /// As a compact block, without requests for transactions.
+    /// The node reconstructed the block from a compact block without requesting transactions.
     CompactComplete,
-    /// As a compact block whose missing transactions were requested.
+    /// The node reconstructed the block from a compact block after it had requested missing transactions.
     CompactRequested,
-    /// As a block message, in full.
+    /// A peer sent the full block in a block message.
     FullBlock,
-    /// Over FIBRE/UDP.
+    /// FIBRE reconstructed the block from UDP chunks.
     Fibre,
-    /// By other means, for example submitted by RPC, or without an announcement.
+    /// The block arrived by another method, for example `submitblock`, or no peer announced the block.
     Other,
 }
 
 impl ArrivalMethod {
-    /// Labels, in the order of the variants.
+    /// Label values, in the order of the variants.
     pub const LABELS: [&'static str; 5] =
         ["compact_complete", "compact_requested", "full_block", "fibre", "other"];
 
@@ -36,53 +36,54 @@ impl ArrivalMethod {
     }
 }
 
-/// Values of the label `mode` of compact blocks: sent as the announcement, or requested by the node.
+/// Values of the label `mode` of compact blocks: `high_bandwidth` for a compact block sent as the announcement,
+/// `low_bandwidth` for one that the node requested.
 pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 
-/// The messages that the node and one peer have exchanged about one block.
+/// Times and contents of the messages that the node and one peer have exchanged about one block.
 #[derive(Default)]
 pub struct PeerActivity {
     /// The node's ID for the peer.
     pub id: i64,
-    /// Time and message of the peer's announcement.
+    /// Time and message type of the peer's announcement.
     pub announced: Option<(u64, Announcement)>,
-    /// Whether the node has requested a compact block that has not arrived yet.
+    /// Whether the node has requested a compact block from this peer and has not received it yet.
     pub owes_compact: bool,
     /// Arrival time and properties of the peer's first compact block.
     pub compact: Option<(u64, CompactBlock)>,
-    /// Time of the request for transactions (getblocktxn), and their number.
+    /// Time of the request for transactions (getblocktxn), and the number of requested transactions.
     pub asked: Option<(u64, u64)>,
-    /// Arrival time of the requested transactions (blocktxn), and their bytes.
+    /// Arrival time of the requested transactions (blocktxn), and their total size in bytes.
     pub answered: Option<(u64, u64)>,
 }
 
-/// The history of one announced block: its announcements, messages about it, and the node's reports.
-/// Times are nanoseconds on the monotonic clock.
+/// The history of one announced block: announcements, other messages about the block, and the node's reports about it.
+/// Fields that end in `_ns` are times on the monotonic clock, in nanoseconds.
 pub struct Timeline {
     pub hash: RawBlockHash,
     /// Value of `clock::epoch_ns` when the block was announced.
     pub epoch_ns: i64,
-    /// Time, peer and message of the first announcement.
+    /// Time of the first announcement. `first_peer` and `first_by` are its peer and message type.
     pub first_ns: u64,
     pub first_peer: i64,
     pub first_by: Announcement,
-    /// Time in the block's header, Unix seconds.
+    /// Timestamp in the block's header, Unix seconds.
     pub header_time: Option<u32>,
     pub peers: Vec<PeerActivity>,
-    /// Announcements before the connection, by message.
+    /// Number of announcements before the block's connection, by message type.
     pub announcements: [u64; Announcement::LABELS.len()],
-    /// Compact blocks before the connection, by mode.
+    /// Number of compact blocks received before the block's connection, by mode.
     pub compact_blocks: [u64; MODES.len()],
-    /// Messages after which the block may have been complete: time, peer, and method of arrival.
+    /// Messages after which the block may have been complete: for each the time, the peer, and the method of arrival.
     pub deliveries: VecDeque<(u64, i64, ArrivalMethod)>,
-    /// Whether the node has requested the block or parts of it, or has found its header or its chunks valid. A peer cannot have invented
-    /// such a block.
+    /// Whether the node has requested the block or parts of it, has accepted its header, or has reconstructed it. The
+    /// hash of such a block was not invented by a peer.
     pub is_wanted: bool,
-    /// Whether the node has reported from which peer it accepted the header.
+    /// Whether the node has reported the peer from which it accepted the header.
     pub has_header: bool,
     /// Time of the node's report that it has reconstructed a compact block, the peer that sent the compact block, and the report.
     pub reconstructed: Option<(u64, i64, Reconstruction)>,
-    /// Time at which FIBRE had reconstructed the block.
+    /// Time at which FIBRE reconstructed the block.
     pub fibre_ns: Option<u64>,
     pub race_winner: Option<&'static str>,
     /// Time at which the node had connected the block.
@@ -90,7 +91,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// The timeline of a block that this peer is the first to announce.
+    /// A timeline that begins with the announcement of the block by this peer.
     pub fn new(
         hash: RawBlockHash,
         first_ns: u64,
@@ -124,7 +125,8 @@ impl Timeline {
         came.filter(|time| *time >= self.first_ns).min()
     }
 
-    /// The activity of this peer, added if there is none; `None` if [`MAX_PEERS`] other peers are remembered.
+    /// The activity of this peer, added if the timeline has none; `None` if the timeline already has [`MAX_PEERS`]
+    /// other peers.
     pub fn peer(&mut self, id: i64) -> Option<&mut PeerActivity> {
         let position = match self.peers.iter().position(|peer| peer.id == id) {
             Some(position) => position,
@@ -171,7 +173,7 @@ impl Timeline {
                 self.fibre_ns.get_or_insert(time_ns);
             }
             BlockEventKind::RaceWon { mechanism, .. } => self.race_winner = Some(mechanism),
-            // The tracker handles these events, or they belong to no block.
+            // `BlockTracker` handles these events, or they concern no block.
             BlockEventKind::Announced { .. }
             | BlockEventKind::Compact { .. }
             | BlockEventKind::Connected(_)
@@ -181,8 +183,9 @@ impl Timeline {
         }
     }
 
-    /// Applies the node's report that it accepted the header from this peer. Earlier headers from other peers were not usable, and do not
-    /// count as announcements. A peer that announced only the hash before (inv) still counts as the first.
+    /// Applies the node's report that it accepted the header from this peer. Earlier headers from other peers were not
+    /// accepted, and are not eligible as the first announcement. An earlier announcement by inv, which has only the
+    /// hash, remains eligible.
     pub fn header(&mut self, id: i64) {
         if std::mem::replace(&mut self.has_header, true) {
             return;
@@ -194,7 +197,8 @@ impl Timeline {
         }
     }
 
-    /// Remembers a message after which the block may have been complete. The oldest one is dropped if there are too many.
+    /// Records a message after which the block may have been complete. If there are [`MAX_DELIVERIES`], the oldest one
+    /// is dropped.
     pub fn deliver(&mut self, time_ns: u64, peer: i64, arrival: ArrivalMethod) {
         if self.deliveries.len() == MAX_DELIVERIES {
             self.deliveries.pop_front();
@@ -202,14 +206,17 @@ impl Timeline {
         self.deliveries.push_back((time_ns, peer, arrival));
     }
 
-    /// How the block arrived, and from which peer. The last message before the node began to connect the block is the one that completed
-    /// it, because the node handles one message after the other. FIBRE works in parallel, and continues as soon as it has a block.
+    /// The method by which the block arrived, and the peer that sent it. The last delivery before the node began to
+    /// connect the block completed the block, because the node handles one P2P message after the other. FIBRE runs in
+    /// parallel to P2P messages. A block that FIBRE reconstructed before the connection therefore arrived by FIBRE,
+    /// unless a compact block was reconstructed earlier.
     fn arrival(&self, start_ns: u64) -> (ArrivalMethod, Option<i64>) {
         let reconstructed_ns = self.reconstructed.map_or(u64::MAX, |(time, ..)| time);
         if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {
             return (ArrivalMethod::Fibre, None);
         }
-        // After the reconstruction, the node has the block: later messages did not complete it.
+        // The reconstruction of a compact block completes the block. Messages after the reconstruction did not complete
+        // it.
         if let Some((_, id, from)) = self.reconstructed.filter(|_| reconstructed_ns <= start_ns) {
             let by = if from.requested == 0 {
                 ArrivalMethod::CompactComplete
@@ -223,24 +230,26 @@ impl Timeline {
         };
         let was_asked = || self.peers.iter().any(|peer| peer.id == id && peer.asked.is_some());
         if arrival == ArrivalMethod::CompactComplete && was_asked() {
-            // Transactions were missing from the compact block, and the block arrived first by other means, for example submitted by RPC.
+            // The requested transactions had not arrived when the node began to connect the block. The block arrived by
+            // another method, for example `submitblock`.
             return (ArrivalMethod::Other, None);
         }
         (arrival, Some(id))
     }
 }
 
-/// How and when a connected block arrived, derived from its timeline.
+/// The method and the times of a connected block's arrival, derived from its timeline.
 pub struct BlockArrival {
     pub arrival: ArrivalMethod,
-    /// Time at which all transactions had arrived: that of the node's report for a compact block, otherwise the beginning of the
-    /// connection.
+    /// Time at which the block was complete. For a compact block, the time of the node's report of the reconstruction,
+    /// if there is one. In all other cases, the time at which the node began to connect the block.
     pub start_ns: u64,
     /// Time at which the node had connected the block.
     pub connected_ns: u64,
-    /// Age of the header's timestamp at the first announcement. `None` if the timestamp is not known, is in the future, or is too old.
+    /// Age of the header's timestamp at the first announcement. `None` if the timestamp is unknown, in the future, or
+    /// older than the limit `MAX_HEADER_AGE`.
     pub header_age_ns: Option<u64>,
-    /// The compact block that the block was completed from.
+    /// The compact block from which the node reconstructed the block.
     pub compact: Option<CompactBlock>,
     /// Number of transactions that were prefilled in the compact block.
     pub prefilled: Option<u64>,
@@ -276,7 +285,7 @@ impl BlockArrival {
             connected_ns: time_ns,
             header_age_ns,
             compact,
-            // A compact block has all transactions of the block, as short IDs or prefilled.
+            // A compact block lists each transaction of the block as a short ID or includes it (prefilled).
             prefilled: match reconstructed {
                 Some(from) => Some(from.prefilled.into()),
                 None => {

@@ -18,16 +18,17 @@ use crate::usdt::{block_log, clock, maps};
 pub const MAX_BLOCKS: usize = 64;
 /// Limit on peers whose connection type is remembered. A node has up to 125 peers by default.
 const MAX_CONNECTIONS: usize = 2048;
-/// The tracepoint by which the node reports a reconstructed compact block.
+/// Name of the tracepoint that fires when the node has reconstructed a compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// Limit on the last blocks and on the last races that are kept for the page, and on the last flushes.
+/// Number of most recent blocks and of most recent races that are kept for the page. Also the number of most recent
+/// flushes that are kept.
 const LAST_BLOCKS_LIMIT: usize = 20;
-/// Time after a block's connection in which messages about the block still count. Later announcements come from peers that have just
-/// connected, and that announce the blocks they have.
+/// Time after a block's connection during which announcements of the block still count. Announcements after this time
+/// come from peers that have just connected and announce blocks that they already have.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Maximum age of a header's timestamp at the first announcement. A greater age is not a delay of propagation: the block was announced
-/// late, or a clock is wrong.
+/// Maximum age of a header's timestamp at the first announcement. A greater age is omitted, because it does not measure
+/// propagation: the block was announced long after it was found, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and flushes.
@@ -36,28 +37,29 @@ pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
     /// Value of [`clock::epoch_ns`] for the events that are being processed.
     epoch_ns: i64,
-    /// Timelines of blocks, in the order in which the blocks were first seen.
+    /// Timelines of blocks, in the order of the first event of each block.
     pub timelines: VecDeque<Timeline>,
     counts: BlockCounts,
     /// Events that are not processed yet.
     queue: Vec<BlockEvent>,
-    /// Whether the node reports reconstructed compact blocks. If so, its reports and not the messages decide whether a compact block was
-    /// completed.
+    /// Whether the node reports reconstructed compact blocks. If so, these reports decide when a compact block was
+    /// complete. If not, the messages decide.
     reports_reconstruction: bool,
-    /// Reports of blocks that were connected since [`BlockTracker::process_queue`] returned the last ones.
+    /// Reports of blocks that were connected since [`BlockTracker::process_queue`] last returned reports.
     connected: Vec<BlockReport>,
     block_log: Option<block_log::ReportQueue>,
-    /// Connection types of peers, by the node's ID for the peer. The node assigns ascending IDs.
+    /// Connection types of peers, by the node's ID for the peer. If there are too many peers, the lowest IDs are
+    /// removed first, because the node assigns ascending IDs.
     connections: BTreeMap<i64, ConnectionType>,
     /// Begin and end of the last flushes of the UTXO cache, in nanoseconds on the monotonic clock.
     flushes: VecDeque<(u64, u64)>,
     /// Reports of the last connected blocks, newest first.
     last: VecDeque<BlockReport>,
-    /// The last races, newest first.
+    /// The last races between FIBRE and compact blocks, newest first.
     races: VecDeque<Race>,
 }
 
-/// Tracks the arrival of blocks by their events, and counts the blocks that were connected.
+/// Tracker of the arrival of blocks. It processes the events of blocks, and counts the blocks that the node connects.
 #[derive(Default)]
 pub struct BlockTracker(Mutex<TrackerState>);
 
@@ -72,18 +74,18 @@ impl BlockTracker {
         self.state().counts
     }
 
-    /// Adds the events that `read` appends to the queue. [`BlockTracker::process_queue`] processes them.
+    /// Calls `read` with the queue, to which `read` appends events. [`BlockTracker::process_queue`] processes them.
     pub fn add(&self, read: impl FnOnce(&mut Vec<BlockEvent>)) {
         read(&mut self.state().queue);
     }
 
-    /// Processes the queued events in the order of their times. Returns the reports of connected blocks: the caller logs them after the
-    /// lock was released.
+    /// Processes the queued events in the order of their times. Returns the reports of connected blocks, which the
+    /// caller logs after this function has released the lock.
     pub fn process_queue(&self) -> Vec<BlockReport> {
         self.process_queue_at(clock::epoch_ns())
     }
 
-    /// Like [`BlockTracker::process_queue`], with this value of [`clock::epoch_ns`].
+    /// Like [`BlockTracker::process_queue`], but with `epoch_ns` instead of the result of [`clock::epoch_ns`].
     pub fn process_queue_at(&self, epoch_ns: i64) -> Vec<BlockReport> {
         let state = &mut *self.state();
         state.epoch_ns = epoch_ns;
@@ -102,35 +104,36 @@ impl BlockTracker {
         (state.last.iter().cloned().collect(), state.races.iter().cloned().collect())
     }
 
-    /// Records whether the node has the tracepoint of reconstructed compact blocks. `has` returns whether a tracepoint was attached.
+    /// Called after the programs were attached to a node. `has` returns whether a tracepoint is attached. Records
+    /// whether the node reports reconstructed compact blocks.
     pub fn attached(&self, has: impl Fn(&str) -> bool) {
         self.state().reports_reconstruction = has(RECONSTRUCTED);
     }
 
-    /// Sets the queue that gets the report of each connected block.
+    /// Sets the queue of the block log, to which the tracker then adds the report of each connected block.
     pub fn set_block_log(&self, queue: block_log::ReportQueue) {
         self.state().block_log = Some(queue);
     }
 
-    /// Clears the state of a node that has ended. The next node assigns its IDs for peers from the beginning.
+    /// Clears the state of a node that has ended, because the next node assigns its peer IDs from the beginning.
     pub fn node_ended(&self) {
         let mut state = self.state();
         state.timelines.clear();
         state.connections.clear();
         state.queue.clear();
         state.flushes.clear();
-        // The next node may connect its blocks again, or may be one of another chain.
+        // The next node may connect the same blocks again, or may run on another chain.
         state.chain = ActiveChain::default();
     }
 }
 
 impl TrackerState {
-    /// The latest timeline of a block.
+    /// The newest timeline of a block.
     pub fn find(&mut self, hash: &RawBlockHash) -> Option<&mut Timeline> {
         self.timelines.iter_mut().rfind(|it| it.hash == *hash)
     }
 
-    /// The timeline of an announced block, added if there is none.
+    /// The timeline of an announced block, added if the block has none.
     fn open(&mut self, hash: RawBlockHash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
         let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
             Some(position) => position,
@@ -143,9 +146,10 @@ impl TrackerState {
         &mut self.timelines[position]
     }
 
-    /// Evicts a timeline if there are [`MAX_BLOCKS`]. The first connected block is evicted. If no block is connected, the candidates are
-    /// the blocks that are not `is_wanted`, or all blocks if all are wanted. The peer that announced most candidates first loses its first
-    /// one. Invented hashes cost a peer nothing, but they cannot evict the blocks of other peers.
+    /// Evicts a timeline if there are [`MAX_BLOCKS`]. If a timeline of a connected block exists, the oldest of them is
+    /// evicted. Otherwise the candidates are the timelines without `is_wanted`, or all timelines if all have it. Of the
+    /// peer that was the first to announce most of the candidates, the oldest candidate is evicted. A peer that
+    /// announces many invented hashes therefore evicts only its own blocks.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -198,7 +202,7 @@ impl TrackerState {
                     self.counts.last_height = Some(height);
                 }
                 let reports_reconstruction = self.reports_reconstruction;
-                // Only an announcement adds a timeline. During a sync, the node fetches blocks that no peer has announced.
+                // These events add no timeline. During a sync, the node requests blocks that no peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
                     timeline.apply(time_ns, kind, reports_reconstruction);
                 }
@@ -240,7 +244,8 @@ impl TrackerState {
             None => {
                 timeline.compact_blocks[mode] += 1;
                 if let Some(peer) = timeline.peer(id) {
-                    // A node that processes a peer's first compact block ignores another one from that peer.
+                    // Record only the first compact block from a peer, because the node ignores further compact blocks
+                    // of the same block from that peer.
                     peer.compact.get_or_insert((time_ns, compact));
                     if !reports_reconstruction {
                         timeline.deliver(time_ns, id, ArrivalMethod::CompactComplete);
@@ -282,8 +287,8 @@ impl TrackerState {
         }
     }
 
-    /// Adds a timeline for a connected block that no peer had announced. Later announcements of it then count as late. Does not evict
-    /// blocks that wait to be connected.
+    /// Adds a timeline for a connected block that no peer had announced. Announcements of the block after its
+    /// connection are then recognized as such. Never evicts the timeline of a block that is not connected yet.
     fn add_unannounced(&mut self, hash: RawBlockHash, time_ns: u64) {
         const NOBODY: i64 = -1;
         let is_room =
@@ -296,26 +301,26 @@ impl TrackerState {
     }
 }
 
-/// Time in which the node wrote the UTXO cache to disk between a block's first announcement and its connection, in microseconds; `None` if
-/// it did not.
+/// Total time that the node spent on writing the UTXO cache to disk between a block's first announcement and its
+/// connection, in microseconds; `None` if there was no flush.
 fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) -> Option<i64> {
     let within = |&(begin, end): &(u64, u64)| end.min(connected_ns).checked_sub(begin.max(first_ns));
     let times: Vec<u64> = flushes.iter().filter_map(within).filter(|time| *time > 0).collect();
     (!times.is_empty()).then(|| (times.iter().sum::<u64>() / 1000) as i64)
 }
 
-/// Adds an element to the last ones, newest first, and drops those beyond the limit.
+/// Adds an element at the front, and drops elements beyond [`LAST_BLOCKS_LIMIT`] at the back.
 fn push_recent<T>(last: &mut VecDeque<T>, it: T) {
     last.push_front(it);
     last.truncate(LAST_BLOCKS_LIMIT);
 }
 
-/// Whether a message about a connected block comes too late to count.
+/// Whether a message arrived more than [`LATE_LIMIT`] after the block's connection, and is therefore not counted.
 fn is_late(time_ns: u64, connected_ns: u64) -> bool {
     u128::from(time_ns.saturating_sub(connected_ns)) > LATE_LIMIT.as_nanos()
 }
 
-/// Converts a time on the monotonic clock to Unix seconds.
+/// Converts a monotonic time in nanoseconds to Unix seconds.
 fn unix_time(epoch_ns: i64, moment_ns: u64) -> f64 {
     epoch_ns.saturating_add_unsigned(moment_ns) as f64 / 1e9
 }

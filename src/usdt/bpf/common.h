@@ -1,4 +1,5 @@
-/* Code that the BPF programs share. The programs count in the kernel, and user space reads the totals at a scrape. */
+/* Code that all BPF programs share. The programs count events in the kernel, and user space reads the totals at a
+ * scrape. */
 #pragma once
 
 #include <stdbool.h>
@@ -9,11 +10,13 @@
 #include <bpf/bpf_tracing.h>
 #include <bpf/usdt.bpf.h>
 
-/* Number of upper bounds of a histogram. One more bucket has the values above all bounds. */
+/* Number of upper bounds of a histogram. A histogram has BOUNDS + 1 buckets: the last bucket has the values above all
+ * bounds. */
 #define BOUNDS 15
 #define HASH 32
 #define NAME_LEN 16
-/* The longest address that a node prints is that of an onion service with its port: 68 characters. */
+/* Size of a peer's address in bytes. The longest address that a node prints is an onion service with its port, which
+ * has 68 characters. */
 #define ADDRESS 72
 
 struct histogram {
@@ -30,7 +33,8 @@ struct histogram {
 		__type(value, value_type);             \
 	} name SEC(".maps")
 
-/* A BPF map from names to their indexes, which user space assigns from 0 on. `size` is the capacity of the map, a power of two. */
+/* A BPF map from a name of at most `length` bytes to its index. User space assigns the indexes, counted from 0. `size`
+ * is the capacity of the map, a power of two. */
 #define NAMES_MAP(name, size, length)            \
 	struct {                                 \
 		__uint(type, BPF_MAP_TYPE_HASH); \
@@ -39,7 +43,7 @@ struct histogram {
 		__type(value, __u32);            \
 	} name SEC(".maps")
 
-/* The count of a key that peers choose, and the time of its last hit. User space keeps the number of keys small: `TallyMap` in maps.rs. */
+/* The count of a key that peers choose, and the time of its last hit. `TallyMap` in maps.rs limits the number of keys. */
 struct tally {
 	__u64 number;
 	__u64 last_ns; /* monotonic */
@@ -67,13 +71,13 @@ struct errors {
 };
 SINGLE_VALUE_MAP(errors_map, PERCPU_ARRAY, struct errors);
 
-/* A value that is not known until `known` is set. */
+/* A value that is valid only if `known` is not 0. */
 struct gauge {
 	__u64 known;
 	__s64 value;
 };
 
-/* Adds atomically, even to per-CPU values: a program can be preempted by another one on the same CPU. */
+/* Adds atomically. Per-CPU values need this too, because a program can be preempted by another program on the same CPU. */
 static __always_inline void count_up(__u64 *to, __u64 amount)
 {
 	__sync_fetch_and_add(to, amount);
@@ -93,9 +97,10 @@ static __always_inline void *single_value(void *map)
 			count_up(&errors->kind, 1);                  \
 	})
 
-/* Counts a value in a histogram. The bucket is the number of bounds that are smaller than the value. It is computed without branches:
- * with a branch for each bound there would be so many paths that the verifiers of old kernels do not finish. Negative values are
- * omitted: nodes measure some durations with the wall clock, which can be set back. */
+/* Counts a value in a histogram. The index of the bucket is the number of bounds that are smaller than the value. The
+ * index is computed without branches, because with a branch for each bound the verifiers of old kernels have too many
+ * paths to check and reject the program. Negative values are omitted, because nodes measure some durations with the
+ * wall clock, which can be set back. */
 static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __s64 value)
 {
 	__u32 bucket = 0;
@@ -109,14 +114,14 @@ static __always_inline void observe(struct histogram *histogram, const volatile 
 	count_up(&histogram->buckets[bucket & BOUNDS], 1);
 }
 
-/* Sets a value, which is known from now on. */
+/* Sets a value and marks it as known. */
 static __always_inline void set(struct gauge *gauge, __s64 value)
 {
 	gauge->value = value;
 	gauge->known = 1;
 }
 
-/* Adds one to the count of this key; false if the map is full. */
+/* Adds 1 to the count of this key. Returns false if the key is new and the map is full. */
 static __always_inline bool count_key(void *tallies, const void *key)
 {
 	struct tally none = {}, *tally = bpf_map_lookup_elem(tallies, key);
@@ -132,7 +137,7 @@ static __always_inline bool count_key(void *tallies, const void *key)
 	return true;
 }
 
-/* The index of a name; `size` - 1 for a name without an index. */
+/* The index of a name in a NAMES_MAP; `size` - 1 if the map does not contain the name. */
 static __always_inline __u32 lookup_index(void *names, const void *name, __u32 size)
 {
 	__u32 *number = bpf_map_lookup_elem(names, name);
@@ -142,20 +147,21 @@ static __always_inline __u32 lookup_index(void *names, const void *name, __u32 s
 
 #include "fast_paths.h"
 
-/* The value of an argument; 0 if it cannot be fetched. Arguments are counted from 1, as in the documentation of the tracepoints. */
+/* The value of a tracepoint's argument; 0 if the argument cannot be read. Arguments are counted from 1, as in the
+ * node's documentation of its tracepoints. */
 static __noinline long argument(struct pt_regs *ctx, int number)
 {
 	return fetch(ctx, arguments(ctx), number);
 }
 
-/* Copies `size` bytes from the address that an argument contains. */
+/* Copies `size` bytes from the address in an argument. */
 static __always_inline void read_user_bytes(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user(to, size, (void *)argument(ctx, number)))
 		COUNT_ERROR(unreadable);
 }
 
-/* Copies at most `size` bytes of the string whose address an argument contains; `to` must be zeroed. */
+/* Copies at most `size` bytes of the string at the address in an argument. The caller must have zeroed `to`. */
 static __always_inline void read_user_str(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user_str(to, size, (void *)argument(ctx, number)) < 0)
@@ -174,8 +180,9 @@ static __always_inline void read_user_str(struct pt_regs *ctx, int number, void 
 	}                                                                                  \
 	static __always_inline void on_##name(struct pt_regs *ctx, struct counts *counts)
 
-/* Reserves a zeroed event in `events_map`. If the ring buffer is full, the result is NULL and an error is counted. Test the result at
- * once: before about Linux 6.2, the verifier forgets that a reservation was NULL when other code follows first. */
+/* Reserves a zeroed event in `events_map`. If the ring buffer is full, the result is NULL and an error is counted. The
+ * caller has to compare the result with NULL at once: before about Linux 6.2, the verifier rejects a program that runs
+ * other code before the comparison. */
 #define RESERVE()                                                                                \
 	({                                                                                       \
 		struct event *event = bpf_ringbuf_reserve(&events_map, sizeof(struct event), 0); \

@@ -1,22 +1,23 @@
-/* Code that is faster than libbpf's helpers and the kernel's hash maps. Each hit of a tracepoint takes time of the node, and most hits are
- * messages and coins. The table shows how much longer a hit took without each fast path. Measured on x86-64 with Linux 6.18: medians of
- * 500 rounds of 200 hits in one run of `cargo bench --bench tracepoint_overhead`, with programs that each lack one fast path, on a
- * machine where a hit of an empty program took 611 ns.
+/* Code that is faster than libbpf's helpers and the kernel's hash maps. Each hit of a tracepoint delays the node, and most
+ * hits come from P2P messages and coins. The table shows how much longer a hit took without each fast path. It was measured
+ * on x86-64 with Linux 6.18: medians of 500 rounds of 200 hits in one run of `cargo bench --bench tracepoint_overhead`, with
+ * programs that each lack one fast path, on a machine where a hit of an empty program took 611 ns.
  *
  *                      utxocache:add, 748 ns   net:inbound_message: tx, 792 ns   inv, 883 ns   about a block, 1050 ns
  *   1. arguments       46 ns   6.2 %           49 ns    6.2 %                    98 ns 11.1 %  88 to 122 ns  8 to 12 %
  *   2. short texts     -                       91 ns   11.5 %                   109 ns 12.4 %  73 to  98 ns  7 to  9 %
  *   3. numbered texts  -                       62 ns    7.8 %                    68 ns  7.7 %  60 to  77 ns  6 to  7 %
  *
- * A fast path that gains less than 5 % of a hit is not worth its code. Tests check that the results equal those of the helpers and of a
- * hash map: integration-tests/usdt/fast_paths.rs, and the tests of net.rs. */
+ * A fast path that saves less than 5 % of a hit is not worth its code. integration-tests/usdt/fast_paths.rs checks that the
+ * arguments and texts equal the results of libbpf's helpers. The tests of net.rs check the indexes of the texts. */
 #pragma once
 
-/* 1. Arguments. libbpf's bpf_usdt_arg() looks up the description of the arguments again for each argument, and reads registers with a
- * helper. Here the description is looked up once, and a register, which is a word of the context, is loaded directly. The struct with
- * the description is libbpf's own (usdt.bpf.h). If a new libbpf changes the struct, the results of the test change. */
+/* 1. Arguments. libbpf's bpf_usdt_arg() looks up the description of the arguments again for each argument, and reads
+ * registers with a helper. This code looks up the description once, and loads a register directly as a word of the
+ * context. The description is a private struct of libbpf (usdt.bpf.h). If a new version of libbpf changes the struct,
+ * integration-tests/usdt/fast_paths.rs fails. */
 
-/* The description of where the arguments of the current tracepoint are. */
+/* libbpf's description of the locations of the current tracepoint's arguments. */
 static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *ctx)
 {
 	int id = __bpf_usdt_spec_id(ctx);
@@ -24,7 +25,8 @@ static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *c
 	return bpf_map_lookup_elem(&__bpf_usdt_specs, &id);
 }
 
-/* Inline assembly keeps the compiler from merging the loads into one: the verifier rejects a load at an offset that it does not know. */
+/* Inline assembly prevents the compiler from merging the loads into one load at a variable offset, which the verifier
+ * rejects. */
 #define WORD(number)                                                                               \
 	case (number) * 8:                                                                         \
 		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(word) : "r"(ctx), "i"((number) * 8)); \
@@ -48,7 +50,8 @@ static __always_inline unsigned long read_register(struct pt_regs *ctx, short of
 	return word;
 }
 
-/* The value of an argument, counted from 1. If it cannot be fetched, the value is 0 and an error is counted. */
+/* The value of the argument `number`, counted from 1. If the argument cannot be read, the value is 0 and an error is
+ * counted. */
 static __always_inline long fetch(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 number)
 {
 	const struct __bpf_usdt_arg_spec *argument;
@@ -82,8 +85,9 @@ failed:
 	return 0;
 }
 
-/* 2. Short texts of at most NAME_WORDS * 8 - 1 bytes, which libstdc++ stores inside a std::string. If an argument is the pointer in a
- * std::string and is read from memory, the length and the text follow the pointer. One read then replaces two. */
+/* 2. Short texts of at most NAME_WORDS * 8 - 1 bytes, which libstdc++ stores inside a std::string. If an argument is
+ * the pointer in a std::string and is read from memory, the length and the text follow the pointer in memory. One read
+ * then gets the pointer, the length and the text, and no second read is needed. */
 enum { NAME_WORDS = NAME_LEN / 8 };
 
 static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 number, __u64 *text)
@@ -101,7 +105,7 @@ static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_u
 
 		if (!bpf_probe_read_user(&string, sizeof(string), (void *)at) && string.length < NAME_LEN &&
 		    string.pointer == at + __builtin_offsetof(typeof(string), text)) {
-			/* The bytes after the text are undefined. */
+			/* The bytes after the end of the text are undefined; clear them. */
 			__u64 bits = string.length * 8;
 
 			text[0] = bits < 64 ? string.text[0] & ((1ull << bits) - 1) : string.text[0];
@@ -113,8 +117,8 @@ static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_u
 		COUNT_ERROR(unreadable);
 }
 
-/* 3. Indexes of known texts. Each text has a slot, which is computed from the text. User space chooses a multiplier with which no two
- * texts share a slot. Slots without a text have the index of unknown texts. */
+/* 3. Indexes of known texts. The slot of a text is computed from the text and a multiplier. User space chooses a
+ * multiplier for which no two texts share a slot. A slot without a text has the index for unknown texts. */
 struct numbered_text {
 	__u64 text[NAME_WORDS];
 	__u64 number;
@@ -128,7 +132,7 @@ enum { TEXT_SLOTS = 256 };
 		__type(value, struct numbered_text);       \
 	} name SEC(".maps")
 
-/* The index of a text; `other` for an unknown text. */
+/* The index of a text; `other` if the map does not contain the text. */
 static __always_inline __u32 number_of_text(void *texts, __u64 multiplier, const __u64 *text, __u32 other)
 {
 	__u32 slot = ((text[0] ^ text[1]) * multiplier) >> 56;

@@ -3,7 +3,7 @@
 
 /* MECHANISMS is a power of two: the programs can then bound an index with a modulo operation. */
 enum { MECHANISMS = 4, MECHANISM_NAME = 24 };
-/* Size of a hash as 64 hex digits and a NUL. */
+/* Size of a block hash as text: 64 hex digits and a NUL. */
 enum { HASH_TEXT = 65 };
 
 struct counts {
@@ -37,22 +37,22 @@ SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
 NAMES_MAP(mechanisms_map, MECHANISMS, MECHANISM_NAME);
 
-/* A mechanism and a peer that delivered a block first. */
+/* Key of deliveries_map: the relay mechanism and the peer that delivered a block first. */
 struct delivery {
 	__u32 mechanism;
 	__u8 peer[ADDRESS];
 };
 
-/* First deliveries by mechanism and peer. If the map is full, further peers count as `other`. */
+/* Number of first deliveries of blocks by mechanism and peer. If the map is full, further peers count as `other`. */
 TALLIES_MAP(deliveries_map, 1024, struct delivery);
 
-/* An event for user space. Fields that an event of its kind does not have are zero. */
+/* An event for user space. Fields that do not apply to the event's kind are zero. */
 struct event {
 	enum kind { RECONSTRUCTED, WON, RACED, DETAILED } kind;
 	__s32 height;
 	__u32 height_known;
 	__u64 time_ns; /* monotonic */
-	/* The hash as 32 raw bytes or as hex digits: raw_hash() of fibre.rs decides which. */
+	/* The block hash as 32 raw bytes or as hex digits. raw_hash() in fibre.rs distinguishes the two forms. */
 	__u8 hash[HASH_TEXT];
 	__s64 chunks_used;
 	__s64 chunks_received;
@@ -79,7 +79,8 @@ const volatile __u64 missing_tx_bounds[BOUNDS];
 const volatile __u64 byte_bounds[BOUNDS];
 const volatile __u64 stage_us_bounds[BOUNDS];
 
-/* Copies the hash of a block. Some builds pass its 32 bytes, others its hex digits. There may be no memory after the 32 bytes. */
+/* Copies the hash of a block. Some builds of the node pass the 32 raw bytes, other builds pass the hex digits. The
+ * memory after the 32 bytes may not be mapped. */
 static __always_inline void block_hash(struct pt_regs *ctx, struct event *event)
 {
 	const void *hash = (const void *)argument(ctx, 1);
@@ -98,7 +99,7 @@ TRACEPOINT(block_reconstructed)
 {
 	__u64 used = argument(ctx, 3), received = argument(ctx, 4);
 	__u64 duration = argument(ctx, 6);
-	/* Only newer builds pass the height, and only if the previous block is known. */
+	/* Only newer builds of the node pass the height, and only if the node has the previous block. */
 	__s32 height = bpf_usdt_arg_cnt(ctx) >= 7 ? argument(ctx, 7) : 0;
 	bool has_height = height > 0;
 	struct event *event;

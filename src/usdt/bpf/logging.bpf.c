@@ -1,10 +1,11 @@
 /* The tracepoints of the thread that writes debug.log, on nodes that have this thread: provider `logging`.
  *
- * Any thread of the node queues operations, each with a sequence number. The thread takes the operations in order. It writes a line, or
- * reopens the file. */
+ * All threads of the node queue operations, each with a sequence number. The debug.log thread executes the operations in
+ * order. An operation writes a line to debug.log or reopens the file. */
 #include "common.h"
 
-/* More slots than operations wait at once. A power of two: the programs can then bound an index with a modulo operation. */
+/* Number of slots in queued_map, greater than the number of operations that can wait at once. It is a power of two,
+ * because the programs then bound an index with a modulo operation. */
 enum { SLOTS = 256 };
 enum { OTHER, WRITE, REOPEN, KINDS = 4 };
 
@@ -18,13 +19,14 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* An operation, and the time at which it was queued or started, monotonic; 0 if that was not seen. */
+/* An operation's sequence number, and the monotonic time at which the operation was queued or started. The time is 0 if
+ * no program saw that event. */
 struct timestamp {
 	__u64 sequence;
 	__u64 time_ns;
 };
 
-/* Times at which operations were queued, by sequence number modulo SLOTS. */
+/* Time at which each waiting operation was queued, by sequence number modulo SLOTS. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SLOTS);
@@ -32,14 +34,14 @@ struct {
 	__type(value, struct timestamp);
 } queued_map SEC(".maps");
 
-/* The operation that the thread executes at present. */
+/* The operation that the node's debug.log thread is executing. */
 SINGLE_VALUE_MAP(started_map, ARRAY, struct timestamp);
 
 const volatile __u64 depth_bounds[BOUNDS];
 const volatile __u64 wait_ns_bounds[BOUNDS];
 const volatile __u64 operation_ns_bounds[BOUNDS];
 
-/* The time since start_timer() was called for an operation; 0 if it was not. Clears the timer. */
+/* Nanoseconds since start_timer() was called for an operation; 0 if it was not called. Clears the timer. */
 static __always_inline __u64 stop_timer(struct timestamp *started, __u64 sequence)
 {
 	__u64 time_ns;

@@ -2,7 +2,7 @@
 #include "common.h"
 
 enum { REASONS = 8 };
-/* Size of a reason for a rejection; the longest one has 118 characters. */
+/* Size of the reason for a rejection in bytes. The longest reason has 118 characters. */
 enum { REJECTION = 128 };
 
 struct counts {
@@ -14,9 +14,9 @@ struct counts {
 	__u64 rejected_other;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
-NAMES_MAP(reasons_map, REASONS, NAME_LEN); /* reasons for removals */
+NAMES_MAP(reasons_map, REASONS, NAME_LEN); /* reasons for which the node removes a transaction from the mempool */
 
-/* Rejections by reason. If the map is full, further reasons count as `other`. */
+/* Number of rejected transactions by reason. If the map is full, further reasons count as `other`. */
 TALLIES_MAP(rejected_map, 256, char[REJECTION]);
 
 TRACEPOINT(added)

@@ -1,16 +1,17 @@
 /* The tracepoints of P2P messages and connections: provider `net`. */
 #include "common.h"
 
-/* Powers of two: the programs can then bound an index with a modulo operation. */
+/* Both are powers of two, because the programs then bound an index with a modulo operation. */
 enum { TYPES = 64, NETWORKS = 8 };
-/* COPIED bytes of a message are copied. An event then takes two cache lines of 64 bytes, including 8 bytes of the ring buffer. A third
- * cache line would cost as much as reading the message. A node announces up to ANNOUNCED_HEADERS blocks with their headers; more
- * headers in a message belong to a sync. */
+/* COPIED is the maximum number of bytes copied from a message. With this number, an event and the 8-byte header of its
+ * ring buffer record fill two cache lines of 64 bytes. A third cache line would cost as much as reading the message. A
+ * peer announces at most ANNOUNCED_HEADERS blocks in a headers message. A message with more headers belongs to a header
+ * sync. */
 enum { COPIED = 96, HEADER = 80, ANNOUNCED_HEADERS = 8 };
 /* Types of inventory entries. MSG_WITNESS_FLAG is a bit that requests witnesses. */
 enum { MSG_BLOCK = 2, MSG_CMPCT_BLOCK = 4, MSG_WITNESS_FLAG = 1 << 30 };
-/* User space is woken up after this number of events, which take an eighth of the ring buffer. It also reads the ring buffer when a
- * block was connected, and every few seconds. */
+/* Number of events after which user space is woken up; this number of events fills an eighth of the ring buffer. User
+ * space also reads the ring buffer when a block was connected, and every few seconds. */
 enum { WAKEUP = 256 };
 
 struct messages {
@@ -32,17 +33,17 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* Indexes of the message types, by name. */
+/* Index of each message type, by the type's name. */
 NUMBERED_TEXTS_MAP(types_map);
 const volatile __u64 multiplier;
 
-/* The connections of one direction. The number of open ones is `before` + `opened` - `closed`. */
+/* Counts of the connections of one direction. The number of open connections is `before` + `opened` - `closed`. */
 struct open {
 	__u64 opened;
 	__u64 closed;
 	__u64 last_opened_ns; /* monotonic */
 	__u64 last_closed_ns;
-	/* Connections that were open before these counts began. */
+	/* Number of connections that were open before `opened` and `closed` were counted. */
 	struct gauge before;
 };
 struct connections {
@@ -51,16 +52,18 @@ struct connections {
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-/* A node still counts a closed connection as open until its network thread has handled it, every 50 ms. */
+/* Minimum times since the last closed and the last opened connection for a valid `before`. A node counts a closed
+ * connection as open until the node's network thread has handled the close, which happens every 50 ms. */
 enum { CLOSED_COUNTS_NS = 2000000000, OPENS_AT_ONCE_NS = 10000000 };
 
-/* An event for user space: a message about a block, or one header of a headers message. ALIVE is a message that every peer sends at the
- * beginning or periodically. Its `bytes` are the peer's connection type, which the node passes with each message. NEW_HEADER and
- * RECONSTRUCTED come from tracepoints of their own, with the block's hash in `bytes`. */
+/* An event for user space: a message about a block, or one header of a headers message. ALIVE is a message that every
+ * peer sends after connecting or periodically. The `bytes` of an ALIVE event are the peer's connection type, which is
+ * an argument of the tracepoint. NEW_HEADER and RECONSTRUCTED are not messages but have their own tracepoints, and
+ * their `bytes` begin with the block's hash. */
 struct event {
 	__u64 time_ns; /* monotonic */
 	__s64 peer;
-	/* Size of the message in bytes; for HEADERS, the size of the header. */
+	/* Size of the message in bytes; for HEADERS, the size of one header. */
 	__u32 size;
 	enum kind {
 		UNRELATED,
@@ -79,11 +82,12 @@ struct event {
 };
 EVENTS_MAP(256 * 1024);
 
-/* The `enum kind` of each message type, by the index of the type. */
+/* Value of `enum kind` for each message type, by the index of the type. */
 const volatile __u8 inbound_kinds[TYPES];
 const volatile __u8 outbound_kinds[TYPES];
 
-/* Number of submitted events. Two that are submitted at once may count as one: user space is then woken up a little later. */
+/* Number of submitted events. The increment is not atomic: two events that are submitted at the same time may count as
+ * one, and user space is then woken up slightly later. */
 __u32 copied;
 
 /* Submits an event, and wakes up user space after each WAKEUP events. */
@@ -92,15 +96,16 @@ static __always_inline void submit(struct event *event)
 	bpf_ringbuf_submit(event, ++copied % WAKEUP ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
 }
 
-/* Copies a message, at most COPIED bytes. `size` is the size of the message. */
+/* Copies the first bytes of a message, at most COPIED. `size` is the size of the message. */
 static __always_inline void read_message(void *to, const void *from, __u64 size)
 {
 	if (bpf_probe_read_user(to, size < COPIED ? size : COPIED, from))
 		COUNT_ERROR(unreadable);
 }
 
-/* Passes the first bytes of a message to user space. The bytes of an inventory were already read, other messages are read here. The
- * event is not zeroed: the bytes after the message are undefined. */
+/* Passes the first bytes of a message to user space. For inv and getdata messages, `inventory` has the bytes, which the
+ * caller has already read. For other messages, `inventory` is NULL and the bytes are read from `from`. The event is not
+ * zeroed, and its bytes after the end of the message are undefined. */
 static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u32 kind, __u64 size,
 				 const void *from, const __u64 *inventory)
 {
@@ -110,8 +115,8 @@ static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_sp
 		COUNT_ERROR(lost);
 		return;
 	}
-	/* Write to the second cache line first. If the line has to be fetched from the CPU that reads the events, the fetch begins
-	 * early. */
+	/* Write to the second cache line of the event first. If this CPU has to fetch the line from the cache of the
+	 * CPU that reads the events, the fetch then overlaps with the following code. */
 	event->bytes[COPIED - 1] = 0;
 	event->kind = kind;
 	event->time_ns = bpf_ktime_get_ns();
@@ -128,7 +133,8 @@ static __always_inline void copy(struct pt_regs *ctx, const struct __bpf_usdt_sp
 	submit(event);
 }
 
-/* Passes an inventory to user space if its first entry is a block: a node puts blocks before transactions. */
+/* Passes an inv or getdata message to user space if its first entry is a block. Other entries are not examined, because
+ * a node puts blocks before transactions. */
 static __always_inline void copy_inventory(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u32 kind, __u64 size,
 					   const void *from)
 {
@@ -142,8 +148,9 @@ static __always_inline void copy_inventory(struct pt_regs *ctx, const struct __b
 		copy(ctx, spec, kind, size, from, inventory);
 }
 
-/* Passes each header of a headers message to user space, unless there are more than ANNOUNCED_HEADERS. The number of headers is one
- * byte, and each header is followed by its number of transactions, which is 0. */
+/* Passes each header of a headers message to user space, unless there are more than ANNOUNCED_HEADERS. The message
+ * begins with the number of headers in one byte, and each header is followed by a byte for its number of transactions,
+ * which is 0. */
 static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 size,
 					 const void *from)
 {
@@ -158,7 +165,7 @@ static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf
 	}
 }
 
-/* Counts a message, and passes it to user space if its type is one of `kinds`. */
+/* Counts a message, and passes it to user space if `kinds` has a kind for its type. */
 static __always_inline void message(struct pt_regs *ctx, struct direction *direction, const volatile __u8 *kinds)
 {
 	const struct __bpf_usdt_spec *spec = arguments(ctx);
@@ -195,7 +202,7 @@ TRACEPOINT(outbound_message)
 	message(ctx, &counts->outbound, outbound_kinds);
 }
 
-/* The node accepted a header that is new and valid. */
+/* Fires when the node accepts a block header that is new and valid. */
 TRACEPOINT(block_header)
 {
 	struct event *event = RESERVE();
@@ -209,8 +216,9 @@ TRACEPOINT(block_header)
 	submit(event);
 }
 
-/* The node reconstructed a block from a compact block. After the hash, `bytes` has the numbers of transactions that were prefilled,
- * found in the mempool, found in the extra pool, and requested, and the bytes of the requested ones. */
+/* Fires when the node has reconstructed a block from a compact block. After the hash, `bytes` has five u32: the numbers
+ * of transactions that were prefilled, found in the mempool, found in the extra pool, and requested, and the total size
+ * of the requested transactions in bytes. */
 TRACEPOINT(compact_block_reconstructed)
 {
 	struct event *event = RESERVE();
@@ -226,7 +234,7 @@ TRACEPOINT(compact_block_reconstructed)
 	submit(event);
 }
 
-/* The index of the connection's network; the last index for unknown networks. */
+/* Index of the connection's network; the last index for an unknown network. */
 static __always_inline __u32 network(struct pt_regs *ctx)
 {
 	__u32 network = argument(ctx, 4);
@@ -234,9 +242,10 @@ static __always_inline __u32 network(struct pt_regs *ctx)
 	return (network < NETWORKS ? network : NETWORKS - 1) % NETWORKS;
 }
 
-/* Counts an opened connection. The node passes the number of its connections of this direction. That number may be from another moment
- * than the event, and includes connections that have just been closed. `before`, which never changes, is therefore computed only if no
- * other connection was opened or closed recently. Until then, it is not known. */
+/* Counts an opened connection. The tracepoint's fifth argument is the node's number of connections of this direction.
+ * The node may have read this number slightly earlier or later, and the number includes connections that have just been
+ * closed. `before` is therefore computed only if no other connection was opened or closed recently, and is unknown
+ * until the first such moment. */
 static __always_inline void opened(struct pt_regs *ctx, struct open *open)
 {
 	__u64 now = bpf_ktime_get_ns();

@@ -1,5 +1,5 @@
-/* The tracepoints of the UTXO cache: provider `utxocache`. Those of coins (`add`, `spent`, `uncache`) fire tens of thousands of times
- * per block. */
+/* The tracepoints of the UTXO cache: provider `utxocache`. The tracepoints of coins (`add`, `spent`, `uncache`) fire
+ * tens of thousands of times per block. */
 #include "common.h"
 
 struct coins {
@@ -38,7 +38,8 @@ static __always_inline void count(struct pt_regs *ctx, struct coins *coins)
 	__s64 value = argument(ctx, 4);
 
 	count_up(&coins->number, 1);
-	/* A coin that is already spent has the value -1: after a crash, a node spends coins a second time. */
+	/* The value of a coin that was already spent is -1. A node spends coins a second time when it replays blocks
+	 * after a crash. */
 	count_up(&coins->value, value > 0 ? value : 0);
 }
 

@@ -6,7 +6,7 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* A connected block. User space decides whether it belongs to the active chain: active_chain.rs. */
+/* A connected block. active_chain.rs decides in user space whether the block belongs to the active chain. */
 struct event {
 	__u64 time_ns; /* monotonic */
 	__s32 height;
@@ -18,7 +18,7 @@ struct event {
 	__s64 sigops;
 	__s64 duration_ns;
 };
-/* The ring buffer has room for 8,000 blocks: a syncing node connects thousands within seconds. */
+/* The ring buffer holds 8,000 blocks, because a syncing node connects thousands of blocks within seconds. */
 EVENTS_MAP(1024 * 1024);
 
 TRACEPOINT(block_connected)

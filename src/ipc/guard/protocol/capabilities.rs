@@ -1,13 +1,14 @@
-//! The capabilities of the node to which the exporter has references.
+//! Reference counts of the node's capabilities that the exporter has.
 
 use std::collections::{HashMap, HashSet};
 
-/// The node's capabilities that the exporter has, by the node's export IDs.
+/// Table of the node's capabilities that the exporter has, keyed by the node's export IDs.
 #[derive(Default)]
 pub(super) struct NodeCapabilities {
-    /// Number of the exporter's references to each capability.
+    /// Number of references that the exporter has to each capability.
     references: HashMap<u32, u32>,
-    /// The export IDs of threads, which calls may pass to the node. No other capabilities may be passed.
+    /// Export IDs of the node's threads. Threads are the only capabilities of the node that the exporter may pass in
+    /// the parameters of a call.
     threads: HashSet<u32>,
 }
 
@@ -20,12 +21,13 @@ impl NodeCapabilities {
         self.threads.contains(&id)
     }
 
-    /// Adds one reference of the exporter to each capability.
+    /// Records that the exporter got one more reference to each of these capabilities.
     pub fn add_refs(&mut self, ids: &[u32]) {
         ids.iter().for_each(|&id| *self.references.entry(id).or_default() += 1);
     }
 
-    /// Records whether the capabilities in a response are threads. The node may reuse the export ID of a released capability.
+    /// Records whether the capabilities in a response are threads. An ID that was a thread may now be another
+    /// capability, because the node reuses the export IDs of released capabilities.
     pub fn set_threads(&mut self, ids: &[u32], are_threads: bool) {
         for id in ids {
             if are_threads {
@@ -36,7 +38,7 @@ impl NodeCapabilities {
         }
     }
 
-    /// Removes references of the exporter; returns false if it has fewer.
+    /// Removes `count` references of the exporter. Returns false, and removes none, if the exporter has fewer.
     pub fn release(&mut self, id: u32, count: u32) -> bool {
         match self.references.get_mut(&id) {
             Some(references) if *references >= count => {

@@ -1,20 +1,25 @@
-//! The guard's protocol rules: the state of the calls, capabilities and subscriptions of a connection. No I/O, and no clock of its own.
+//! The guard's protocol rules and the state that they need: the calls, capabilities and subscriptions of a connection.
+//! The code in this module does no I/O, and its callers pass the current time.
 //!
-//! A client must not disconnect from a node in the middle of a call or of a subscription. A node disconnects, or aborts, if a client breaks
-//! the protocol. Therefore every message of the node and of the exporter passes through these rules:
+//! A node can crash if a client disconnects in the middle of a call or with an active subscription. A node disconnects
+//! or aborts if a client breaks the protocol. Therefore the guard applies these rules to every message of the node and
+//! of the exporter:
 //!
-//! - A message of the exporter is forwarded only if it is valid in the present state. Otherwise it is dropped, and a clean disconnect
-//!   starts. A call is never cancelled: a `Finish` before the response is kept until the response arrives.
-//! - The guard responds to the node's calls, with or without an exporter.
-//! - A long poll is under way to report the node's shutdown: the exporter's long poll, or the guard's own if the exporter has none.
-//! - A block template of the node has one call at a time, and is released before the connection is closed.
-//! - To drain is to disconnect one subscription after the other, wait until the node has released each callback, and wait for the response
-//!   to each call.
+//! - The guard forwards a message of the exporter only if it is valid in the current state. The guard drops an invalid
+//!   message and starts a clean disconnect. The guard never cancels a call: if the exporter sends `Finish` before the
+//!   node's response, the guard forwards the `Finish` only after the response.
+//! - The guard responds to the node's calls, even if the exporter has exited.
+//! - A long poll (`waitTipChanged`) is always under way, because its response announces the node's shutdown. If the
+//!   exporter has no long poll under way, the guard makes one.
+//! - At most one call on a block template is under way, and the guard releases the template before it closes the
+//!   connection.
+//! - To drain (disconnect cleanly) means: disconnect one subscription after the other, wait until the node has released
+//!   each callback object, and wait for the response to each call.
 //!
-//! The state is split into parts with methods and tests of their own. `questions` has the unfinished calls to the node, `capabilities` the
-//! node's capabilities that the exporter has, `shutdown_watch` the long poll, `template` the state of a block template, and `subscriptions`
-//! the callbacks. `on_node_message` and `on_exporter_message` handle messages. `own_calls` has the guard's own calls, and decides when the
-//! connection may be closed.
+//! The state is divided into modules with their own tests. `questions` contains the unfinished calls to the node,
+//! `capabilities` the references to the node's capabilities, `shutdown_watch` the long poll, `template` the state of a
+//! block template, and `subscriptions` the subscriptions. `on_node_message` and `on_exporter_message` handle messages.
+//! `own_calls` makes the guard's own calls, and decides when the guard may close the connection.
 
 mod capabilities;
 mod on_exporter_message;
@@ -38,47 +43,51 @@ use shutdown_watch::ShutdownWatch;
 use subscriptions::SubscriptionTable;
 use template::TemplateState;
 
-/// First question ID and export ID that the guard allocates. The exporter's IDs start at zero.
+/// First question ID and first export ID that the guard allocates for itself. The exporter allocates its IDs from zero.
 const OWN_NUMBERS: u32 = 0x7000_0000;
-/// First ID that a replacement guard allocates. Responses to the killed guard's calls may still arrive, and must not match a call of the
-/// replacement.
+/// First ID that a replacement guard allocates. The number differs from [`OWN_NUMBERS`], because late responses to the
+/// killed guard's calls must not match a call of the replacement guard.
 const REPLACEMENT_NUMBERS: u32 = OWN_NUMBERS + (1 << 20);
-/// Interval between attempts to unsubscribe while the node's thread is busy with another call.
+/// Interval between the guard's `disconnect` calls while the node's thread is busy with another call.
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
-/// Interval between attempts to repeat a failed call.
+/// Interval after which the guard repeats one of its own calls that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How the relay handles a message of the node.
+/// The relay's action for a message from the node.
 #[derive(Debug, PartialEq)]
 pub enum NodeMessageAction {
-    /// Send an empty response to the callback, and forward the callback to the exporter as an event.
+    /// Send an empty response to the callback, and send the callback to the exporter as an event.
     AnswerCallback,
-    /// Respond to a call of `makeThread`: the question ID, and the export ID of the thread that the guard hosts.
+    /// Respond to a call of `makeThread`. The numbers are the question ID of the call, and the export ID of the thread
+    /// that the guard hosts.
     AnswerThread(u32, u32),
-    /// Respond with an error that the method is not implemented: the question ID.
+    /// Respond with an error that the method is not implemented. The number is the question ID of the call.
     AnswerUnimplemented(u32),
     /// Forward the message to the exporter.
     Forward,
-    /// Do not forward the message: it was for the guard.
+    /// Do not forward the message, because it concerns only the guard.
     Keep,
 }
 
-/// How the relay handles a message of the exporter.
+/// The relay's action for a message from the exporter.
 #[derive(Debug, PartialEq)]
 pub enum ExporterMessageAction {
     /// Forward the message to the node.
     Forward,
-    /// Do not forward the message: the node does not need it, or not yet.
+    /// Do not forward the message, because the node does not need it, or because the guard sends it later.
     Keep,
-    /// Send an empty response in the node's place: the question ID.
+    /// Do not forward the call, and send an empty response to the exporter. The number is the question ID of the call.
     Answer(u32),
-    /// Send an error response in the node's place, because the call is not permitted: the question ID, and the reason.
+    /// Do not forward the call, because it is not permitted, and send an error response to the exporter. The fields are
+    /// the question ID of the call, and the reason.
     Reject(u32, Rejection),
-    /// Drop the message and start to drain, because the message would make the node disconnect. The text is the reason.
+    /// Drop the message and start the clean disconnect, because the message breaks the protocol. The text is the
+    /// reason.
     Violation(&'static str),
 }
 
-/// The protocol state of one connection, which decides how each message is handled and which messages the guard sends.
+/// The protocol state of one connection. The state determines how the guard handles each message, and which messages
+/// the guard itself sends.
 #[derive(Default)]
 pub struct ProtocolState {
     questions: Questions,
@@ -94,19 +103,19 @@ pub struct ProtocolState {
     threads_requested: u32,
     /// Number of calls of the exporter that were rejected.
     rejected: u32,
-    /// `Finish` and `Release` messages to send.
+    /// `Finish` and `Release` messages that the guard has to send to the node.
     finishes: VecDeque<GuardMessage>,
     events: VecDeque<GuardEvent>,
-    /// When draining started, if it has.
+    /// Time at which the clean disconnect started; `None` before it.
     draining_since: Option<Duration>,
-    /// When this guard replaced a killed one, if it is a replacement.
+    /// Time at which this guard was started as a replacement; `None` if this guard is not a replacement.
     replacing_since: Option<Duration>,
     last_message_at: Duration,
     has_answered: bool,
 }
 
 impl ProtocolState {
-    /// The state of a connection without any message.
+    /// Creates the state of a new connection.
     pub fn new(budget: TraceBudget, now: Duration) -> Self {
         ProtocolState {
             subscriptions: SubscriptionTable::new(budget),
@@ -117,7 +126,8 @@ impl ProtocolState {
         }
     }
 
-    /// The state of a connection whose guard was killed. It has the subscriptions, to disconnect cleanly.
+    /// Creates the state of a replacement guard, with the subscriptions of the killed guard, which the replacement has
+    /// to end.
     pub fn replacement(subscriptions: &[SubscriptionIds], now: Duration) -> Self {
         ProtocolState {
             subscriptions: SubscriptionTable::inherited(subscriptions),
@@ -129,7 +139,8 @@ impl ProtocolState {
         }
     }
 
-    /// Records that a call is sent to the node. A call of the exporter has the node's `thread` that runs it, if any.
+    /// Records that the guard sends a call to the node. For a call of the exporter, `thread` is the node's thread that
+    /// runs the call; `None` for calls that run on the node's event loop, and for the guard's own calls.
     fn begin_call(&mut self, number: u32, purpose: CallPurpose, thread: Option<u32>, now: Duration) {
         match purpose {
             CallPurpose::WaitTipChanged(_) => self.shutdown_watch.on_poll_start(),
@@ -146,7 +157,8 @@ impl ProtocolState {
         self.questions.insert(number, purpose, thread, now);
     }
 
-    /// Whether the guard needs this capability of the node. The exporter's references to it are then not released.
+    /// Whether the guard needs this capability of the node for a clean disconnect. The guard does not forward the
+    /// exporter's release of such a capability.
     fn is_pinned(&self, id: u32) -> bool {
         self.shutdown_watch.is_pinned(id)
             || self.template.export() == Some(id)
@@ -162,21 +174,23 @@ impl ProtocolState {
         }
     }
 
-    /// Whether the exporter's messages may be read. They are not read while the node handles a `disconnect` of the guard. Another call for
-    /// the same subscription would run on the same thread in the middle of the disconnect, wait for a lock that the disconnect holds, and
-    /// hang the node.
+    /// Whether the guard may read the exporter's messages. The guard does not read them during the clean disconnect,
+    /// and not while the node handles a `disconnect` call of the guard: another call of the exporter for the same
+    /// subscription would run on the same thread in the middle of the `disconnect`, wait for a lock that the
+    /// `disconnect` holds, and hang the node.
     pub fn reads_exporter(&self) -> bool {
         self.draining_since.is_none() && !self.subscriptions.has_own_disconnect()
     }
 
-    /// Starts the clean disconnect, because the exporter is gone or broke the protocol.
+    /// Starts the clean disconnect. The caller calls this if the exporter has closed its connection or has broken the
+    /// protocol.
     pub fn drain(&mut self, now: Duration) {
         if self.draining_since.is_some() {
             return;
         }
         self.draining_since = Some(now);
-        // The exporter will send no more `Finish` messages. The node keeps the callback of a subscription until the call that subscribed is
-        // finished.
+        // The guard no longer reads `Finish` messages of the exporter, and therefore sends them itself. The node keeps
+        // the callback object of a subscription until the call that created the subscription is finished.
         let answered = self.questions.finish_all().into_iter();
         self.finishes.extend(answered.map(|question| GuardMessage::Finish { question, releases: false }));
         self.release_unused_template();
@@ -194,12 +208,13 @@ impl ProtocolState {
         self.drain(now);
     }
 
-    /// Whether the peer is a node. It is one if it has sent a response, or if a previous guard used the connection.
+    /// Whether the process at the other end is known to be a node: it has sent a response, or this guard is a
+    /// replacement for a guard that used the connection.
     pub fn is_node(&self) -> bool {
         self.has_answered || self.replacing_since.is_some()
     }
 
-    /// Records the guard's run delay since its start. A node that made a callback meanwhile waited for the same time.
+    /// Records the guard's run delay since its start. See [`TraceBudget::add_run_delay`].
     pub fn add_run_delay(&mut self, total: Duration) {
         self.subscriptions.add_run_delay(total);
     }

@@ -1,4 +1,4 @@
-//! Handles messages of the exporter.
+//! Decides how the guard handles each message from the exporter.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use super::{CallPurpose, ExporterMessageAction, GuardEvent, GuardMessage, OWN_NU
 use crate::ipc::guard::allow_list::{self, Rejection};
 use crate::ipc::guard::message::{self, Call, CallTarget, Message, MessageCapabilities};
 
-/// Maximum number of node threads that the exporter may request. It requests five at most.
+/// Maximum number of threads of the node that the exporter may request. The exporter requests at most five threads.
 pub(super) const MAX_THREADS: u32 = 16;
-/// Number of rejected calls after which the guard disconnects. The exporter normally makes none.
+/// Number of rejected calls after which the guard disconnects. The exporter makes such calls only if it has a bug.
 pub(super) const MAX_REJECTED: u32 = 16;
 
 impl ProtocolState {
-    /// Decides how to handle a message of the exporter, and updates the state.
+    /// Returns the action for a message from the exporter, and updates the state.
     pub fn on_exporter(&mut self, message: &Message, now: Duration) -> capnp::Result<ExporterMessageAction> {
         let action = match message {
             Message::Bootstrap { question } => self.start_call(*question, CallPurpose::Handshake, None, now),
@@ -52,8 +52,9 @@ impl ProtocolState {
             .map_or_else(|action| action, |purpose| self.start_call(call.question, purpose, thread, now)))
     }
 
-    /// Checks that the exporter has the capability that the call is made on, and that the capabilities in the parameters may be passed to
-    /// the node. They may be threads of the node, or callbacks if the method takes one.
+    /// Checks that the exporter has the capability whose method it calls, and that it may pass the capabilities in the
+    /// parameters to the node. The exporter may pass threads of the node, and a callback object or thread map of its
+    /// own if the method has such a parameter.
     fn check_capabilities(
         &self,
         call: &Call,
@@ -75,7 +76,8 @@ impl ProtocolState {
         if may_pass { Ok(()) } else { Err("unexpected capability in a call") }
     }
 
-    /// The purpose of a call on a block template; `None` for a call on anything else. The exporter may address templates only by export ID.
+    /// Returns the purpose of a call on a block template; `None` if the target of the call is not a template. The
+    /// exporter may address a template only by its export ID, not as the result of an unanswered `createNewBlock`.
     fn on_template_call(&self, call: &Call) -> Option<Result<CallPurpose, &'static str>> {
         match call.target {
             CallTarget::Export(id) if self.template.export() == Some(id) => {
@@ -91,7 +93,8 @@ impl ProtocolState {
         }
     }
 
-    /// The purpose of a call that may be forwarded, otherwise the action that replaces forwarding.
+    /// Returns the purpose of a call that may be forwarded. For any other call, returns the action instead of
+    /// forwarding.
     fn purpose(
         &mut self,
         call: &Call,
@@ -111,7 +114,8 @@ impl ProtocolState {
             }
             (message::DISCONNECT, CallTarget::Export(handler)) => {
                 let callback = self.subscriptions.disconnectable_callback(handler);
-                // The subscription is disconnected already, or is being disconnected. A second disconnect can hang the node.
+                // `None` means that the subscription is already disconnected, or a `disconnect` is under way. The guard
+                // then responds itself, because a second `disconnect` can hang the node.
                 callback
                     .map(|callback| CallPurpose::Disconnect { callback })
                     .ok_or(ExporterMessageAction::Answer(call.question))
@@ -144,11 +148,11 @@ impl ProtocolState {
         capabilities: &MessageCapabilities,
     ) -> Result<CallPurpose, &'static str> {
         let callback = capabilities.hosted.first().copied();
-        // When the node releases the callback, the guard could not tell which of the two subscriptions is over.
+        // If two subscriptions had the same callback object, its release would not show which subscription has ended.
         if callback.is_some_and(|callback| self.subscriptions.has_callback(callback)) {
             return Err("second subscription of a callback");
         }
-        // The guard could not end the subscription without them.
+        // The guard needs the callback's ID and the thread's ID to end the subscription.
         let (Some(callback), Some(&thread)) = (callback, capabilities.imported.first()) else {
             return Err("subscription without a callback or a thread");
         };
@@ -168,7 +172,8 @@ impl ProtocolState {
         }
     }
 
-    /// Starts a call of the exporter, which runs on `thread` of the node, if any.
+    /// Records a call of the exporter that is to be forwarded. `thread` is the node's thread that runs the call, if the
+    /// parameters name one.
     fn start_call(
         &mut self,
         number: u32,

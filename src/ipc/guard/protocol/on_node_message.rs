@@ -1,4 +1,4 @@
-//! Handles messages of the node.
+//! Decides how the guard handles each message from the node.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{CallPurpose, GuardEvent, GuardMessage, NodeMessageAction, OWN_NUMBER
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
 impl ProtocolState {
-    /// Decides how to handle a message of the node, and updates the state.
+    /// Returns the action for a message from the node, and updates the state.
     pub fn on_node(&mut self, message: &Message, now: Duration) -> capnp::Result<NodeMessageAction> {
         self.last_message_at = now;
         Ok(match message {
@@ -24,7 +24,7 @@ impl ProtocolState {
             }
             Message::Call(call) => NodeMessageAction::AnswerUnimplemented(call.question),
             Message::Bootstrap { question } => NodeMessageAction::AnswerUnimplemented(*question),
-            // All responses to the node's calls are sent by the guard.
+            // A `Finish` of the node refers to a response that the guard sent, so the exporter does not need it.
             Message::Finish { .. } => NodeMessageAction::Keep,
             Message::Return(answer) => self.on_answer(answer, now)?,
             Message::Release { export, .. } if *export >= OWN_NUMBERS => NodeMessageAction::Keep,
@@ -39,7 +39,8 @@ impl ProtocolState {
                 NodeMessageAction::Forward
             }
             Message::Abort => NodeMessageAction::Forward,
-            // The exporter would respond that it does not implement the message.
+            // The exporter is not given this message, because it would respond to the node that it does not implement
+            // the message.
             Message::Other => NodeMessageAction::Keep,
         })
     }
@@ -71,7 +72,7 @@ impl ProtocolState {
         Ok(if own { NodeMessageAction::Keep } else { NodeMessageAction::Forward })
     }
 
-    /// Updates the state for the outcome of a call.
+    /// Updates the state according to the purpose and the outcome of a call.
     fn apply_outcome(
         &mut self,
         answered: AnsweredQuestion,

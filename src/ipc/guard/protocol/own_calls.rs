@@ -1,4 +1,4 @@
-//! The guard's own calls and their timing, and the decision when the connection may be closed.
+//! The calls that the guard itself makes, their timing, and the decision when the guard may close the connection.
 
 use std::time::Duration;
 
@@ -7,26 +7,31 @@ use super::{
     SubscriptionIds,
 };
 
-/// Time from the node's last message to the close. The node's worker thread may still be cleaning up after the last call.
+/// Minimum time between the node's last message and the guard's close of the connection. The node's worker thread may
+/// still be cleaning up after the last call.
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
-/// Silence of the node after which a replacement guard starts to send. If a disconnect of the killed guard was under way, its `destroy`
-/// would have arrived within this time. A second disconnect in the middle of the first one hangs the node.
+/// Time without a message from the node after which a replacement guard starts to send. If the killed guard had a
+/// `disconnect` call under way, the node's `destroy` call for it would have arrived within this time. A second
+/// `disconnect` in the middle of the first one hangs the node.
 pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
-/// Time after which a replacement guard starts to send even if the node is never silent.
+/// Time since the start of a replacement guard after which it starts to send, even if the node is never silent for
+/// [`QUIET_TIME`].
 pub(super) const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
-/// Silence of the node after which a replacement guard closes the connection. It is longer than a long poll, because the replacement does
-/// not know which calls the killed guard had forwarded.
+/// Time without a message from the node after which a replacement guard closes the connection. The time is longer than
+/// a long poll, because the killed guard may have forwarded a long poll that the replacement guard has no record of.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum wait for a peer that has not sent any response. None of its threads can be running a call.
+/// Maximum wait for responses from a process that has not sent any response yet. A process that has not responded to
+/// the handshake cannot have a thread that runs a call, so the guard may close the connection.
 pub(super) const MAX_HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 
 impl ProtocolState {
-    /// Takes the next `Finish` or `Release`, which have to be sent before anything else.
+    /// Takes the next `Finish` or `Release` message from the queue. The guard has to send these messages before any
+    /// other message.
     pub fn next_finish(&mut self) -> Option<GuardMessage> {
         self.finishes.pop_front()
     }
 
-    /// Takes the next message to the node.
+    /// Returns the next message that the guard has to send to the node now.
     pub fn next_call(&mut self, now: Duration) -> Option<GuardMessage> {
         self.next_finish().or_else(|| self.next_disconnect(now)).or_else(|| self.next_watch(now))
     }
@@ -51,14 +56,15 @@ impl ProtocolState {
         Some(call)
     }
 
-    /// Records that the guard sends a call with the next question ID.
+    /// Records that the guard sends a call of its own, which has the next question ID.
     fn begin_own_call(&mut self, purpose: CallPurpose, now: Duration) {
         let number = self.next_question;
         self.next_question = number.checked_add(1).unwrap_or(OWN_NUMBERS);
         self.begin_call(number, purpose, None, now);
     }
 
-    /// Maximum time that the loop may wait for a message.
+    /// Maximum time for which the poll loop may wait for a message, because a call of the guard is due then; `None` for
+    /// no limit.
     pub fn next_wakeup(&self, now: Duration) -> Option<Duration> {
         if self.is_draining() {
             let waits_for_node = self.questions.any_unanswered();
@@ -69,11 +75,12 @@ impl ProtocolState {
         Some(due_at.saturating_sub(now))
     }
 
-    /// Whether the connection to the node may be closed.
+    /// Whether the guard may close the connection to the node.
     pub fn may_close(&self, now: Duration) -> bool {
         let Some(since) = self.draining_since else { return false };
         let no_node = !self.has_answered && now.saturating_sub(since) >= MAX_HANDSHAKE_WAIT;
-        // A replacement guard does not know whether the callback of the killed guard's subscription was released before it started.
+        // A replacement guard does not require the release of the callback objects, because the node may have released
+        // them before the replacement started.
         let (is_over, silence) = if self.replacing_since.is_some() {
             (self.subscriptions.are_disconnected(), SILENCE_TIMEOUT)
         } else {
@@ -86,7 +93,8 @@ impl ProtocolState {
             && now.saturating_sub(self.last_message_at) >= silence
     }
 
-    /// Whether the node has completed the last calls of the killed guard. Always true for a guard that is not a replacement.
+    /// Whether a replacement guard may send, because the node was silent for [`QUIET_TIME`] or the replacement has
+    /// waited for [`MAX_QUIET_WAIT`]. Always true for a guard that is not a replacement.
     fn is_quiet(&self, now: Duration) -> bool {
         let Some(since) = self.replacing_since else { return true };
         now.saturating_sub(self.last_message_at) >= QUIET_TIME || now.saturating_sub(since) >= MAX_QUIET_WAIT

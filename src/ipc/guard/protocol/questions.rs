@@ -1,4 +1,5 @@
-//! The calls to the node that are not finished, the exporter's and the guard's own. Cap'n Proto calls them questions.
+//! The unfinished calls to the node, both the exporter's calls and the guard's own calls. Cap'n Proto's term for an
+//! unfinished call is *question*.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use super::shutdown_watch::LongPoll;
 /// The purpose of a call to the node, which determines how its response changes the state.
 #[derive(Debug)]
 pub(super) enum CallPurpose {
-    /// A call that runs on the node's event loop: bootstrap, `construct`.
+    /// A bootstrap request or a call of `construct`, which run on the node's event loop.
     Handshake,
     MakeThread {
         thread_map: u32,
@@ -30,46 +31,48 @@ pub(super) enum CallPurpose {
     Other,
 }
 
-/// A call to the node that is not finished.
+/// State of a call to the node that is not finished.
 #[derive(Debug)]
 struct Question {
     purpose: CallPurpose,
-    /// The node's thread that runs a call of the exporter.
+    /// Export ID of the node's thread that runs the call; `None` for calls on the node's event loop, and for the
+    /// guard's own calls.
     thread: Option<u32>,
     answered: bool,
     /// Export IDs of the capabilities in the response.
     results: Vec<u32>,
-    /// Set if the exporter sent `Finish` before the response. The value is whether that `Finish` releases the capabilities of the response.
+    /// `Some` if the exporter sent `Finish` before the node's response arrived. The value is whether that `Finish` also
+    /// releases the capabilities in the response.
     finished: Option<bool>,
     asked_at: Duration,
 }
 
-/// A call to the node whose response has just arrived.
+/// State of a call to the node whose response has just arrived.
 pub(super) struct AnsweredQuestion {
     pub purpose: CallPurpose,
-    /// Whether it is a call of the guard itself.
+    /// Whether the guard itself made the call.
     pub own: bool,
-    /// See [`Question::finished`].
+    /// Same meaning as [`Question::finished`].
     pub finished: Option<bool>,
     pub asked_at: Duration,
 }
 
-/// How the guard handles a `Finish` of the exporter.
+/// The guard's action for a `Finish` message of the exporter.
 pub(super) enum FinishAction {
-    /// Send it when the node has responded.
+    /// Send the `Finish` to the node when the node has responded to the call.
     Later,
-    /// Send it now. The response contained the capabilities with these export IDs.
+    /// Send the `Finish` to the node now. The response contained the capabilities with these export IDs.
     Now(Vec<u32>),
-    /// Do not send it, because the node does not need it.
+    /// Do not send the `Finish`, because the node does not need it.
     NotNeeded,
 }
 
-/// All unfinished calls to the node, by question ID.
+/// Table of all unfinished calls to the node, keyed by question ID.
 #[derive(Default)]
 pub(super) struct Questions {
     all: HashMap<u32, Question>,
-    /// Question IDs of the exporter's calls whose response needs no `Finish`. The exporter may have sent `Finish` before it received the
-    /// response.
+    /// Question IDs of the exporter's calls to which the node responded with `noFinishNeeded`. A `Finish` for them is
+    /// still valid, because the exporter may have sent it before it received the response.
     finished_by_node: HashSet<u32>,
 }
 
@@ -85,7 +88,8 @@ impl Questions {
         self.all.insert(number, question);
     }
 
-    /// Whether this is a call of the exporter that it has not finished, so that it can use the response now or later.
+    /// Whether the exporter made this call and has not sent `Finish` for it. The exporter may then use capabilities in
+    /// the response.
     pub fn is_open(&self, number: u32) -> bool {
         number < OWN_NUMBERS && self.all.get(&number).is_some_and(|question| question.finished.is_none())
     }
@@ -94,7 +98,7 @@ impl Questions {
         self.all.values().any(|question| !question.answered)
     }
 
-    /// Whether a call of the exporter is running on this thread of the node.
+    /// Whether this thread of the node runs a call of the exporter that has no response yet.
     pub fn is_running_on(&self, thread: u32) -> bool {
         self.all.values().any(|question| !question.answered && question.thread == Some(thread))
     }
@@ -105,7 +109,8 @@ impl Questions {
             .is_some_and(|question| matches!(question.purpose, CallPurpose::MakeThread { .. }))
     }
 
-    /// Whether the response to this call contains the block template, or may contain one.
+    /// Whether the response to this call contains the block template with export ID `template`, or will contain a
+    /// template.
     pub fn gives_template(&self, number: u32, template: Option<u32>) -> bool {
         self.all.get(&number).is_some_and(|question| {
             matches!(question.purpose, CallPurpose::CreateNewBlock)
@@ -113,8 +118,8 @@ impl Questions {
         })
     }
 
-    /// Records the node's response with its capabilities. `None` if no such call is unanswered: the call is one of a killed guard, or
-    /// unknown.
+    /// Records the node's response, which contains the capabilities `hosted`. Returns `None` if no unanswered call has
+    /// this question ID, for example because a killed guard made the call.
     pub fn answered(
         &mut self,
         number: u32,
@@ -124,8 +129,8 @@ impl Questions {
         let question = self.all.get_mut(&number).filter(|question| !question.answered)?;
         question.answered = true;
         let own = number >= OWN_NUMBERS;
-        // The guard ends a subscription through the handler in the response, and therefore keeps it, whatever the exporter's `Finish`
-        // releases.
+        // The guard needs the handler in the response to end the subscription. An early `Finish` of the exporter
+        // therefore does not release the handler.
         if let CallPurpose::Subscribe { .. } = question.purpose {
             question.finished = question.finished.map(|_| false);
         }
@@ -142,7 +147,7 @@ impl Questions {
         Some(AnsweredQuestion { purpose, own, finished, asked_at })
     }
 
-    /// Records a `Finish` of the exporter. The text is the reason of an error.
+    /// Records a `Finish` of the exporter. The error text is the rule that the `Finish` breaks.
     pub fn finish(&mut self, number: u32, releases: bool) -> Result<FinishAction, &'static str> {
         const NOT_ASKED: &str = "finish of an unknown question";
         if number >= OWN_NUMBERS {
@@ -162,8 +167,9 @@ impl Questions {
         }
     }
 
-    /// Marks all calls of an exporter that is gone, so that each is finished when the node responds. Returns the question IDs of the calls
-    /// to which the node has responded already.
+    /// Marks all calls as finished by the exporter, because the exporter no longer sends `Finish` messages. The guard
+    /// then sends `Finish` for each call when the node responds. Returns the question IDs of calls to which the node
+    /// has already responded, for which the caller has to send `Finish` now.
     pub fn finish_all(&mut self) -> Vec<u32> {
         for question in self.all.values_mut() {
             question.finished.get_or_insert(false);

@@ -1,4 +1,5 @@
-//! The long poll through which a node reports its shutdown: the exporter's, or the guard's own if the exporter has none.
+//! The long poll (`waitTipChanged`) through which a node announces its shutdown. The guard makes this call if the
+//! exporter has no long poll under way.
 
 use std::time::Duration;
 
@@ -7,15 +8,18 @@ use crate::ipc::guard::message::{Call, CallTarget, Outcome};
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::mining;
 
-/// Minimum time between the starts of two long polls, even if the node responds faster. A node that reorganizes its chain responds at once.
+/// Minimum time between the starts of two long polls of the guard. During a reorganization a node responds to a long
+/// poll immediately, so without this minimum the guard would repeat the call in a tight loop.
 pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The same minimum while there are subscriptions. They have to end within a shutdown of the node, which takes 40 to 90 ms on regtest.
+/// Minimum time between the starts of two long polls of the guard while there are subscriptions. The guard has to end
+/// subscriptions before the node has shut down, which takes 40 to 90 ms on regtest.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// Time from the end of the exporter's long poll to the start of the guard's own, if the exporter starts no other. It is shorter than a
-/// shutdown of the node, too.
+/// Time after the end of the exporter's long poll after which the guard starts a long poll, if the exporter has not
+/// started another one. The delay is shorter than a shutdown of the node, so the guard's long poll can still announce
+/// the shutdown.
 pub(super) const TAKEOVER_DELAY: Duration = Duration::from_millis(10);
 
-/// The parameters of the exporter's long poll, which the guard's own long polls reuse.
+/// Parameters of the exporter's last long poll, which the guard uses for its own long polls.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct LongPoll {
     mining: u32,
@@ -23,7 +27,8 @@ pub(super) struct LongPoll {
 }
 
 impl LongPoll {
-    /// Reads the parameters of a call; `None` if the target of the call is in the response to another call.
+    /// Reads the parameters of a `waitTipChanged` call; `None` if the target of the call is not an export ID but a
+    /// result of another call.
     pub fn read(call: &Call) -> capnp::Result<Option<Self>> {
         let CallTarget::Export(mining) = call.target else { return Ok(None) };
         let params: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
@@ -34,9 +39,9 @@ impl LongPoll {
 /// The node's response to a long poll of `waitTipChanged`.
 #[derive(Debug, PartialEq)]
 pub(super) enum LongPollResult {
-    /// The tip, after the timeout or a change.
+    /// Hash of the tip; the node responded because the tip changed or the timeout passed.
     Tip(Vec<u8>),
-    /// No tip: the node is shutting down.
+    /// The response has no tip, which means that the node is shutting down.
     ShutsDown,
     Failed,
 }
@@ -53,7 +58,7 @@ impl LongPollResult {
     }
 }
 
-/// State of the node's thread for the guard's long polls.
+/// State of the thread of the node that runs the guard's long polls.
 #[derive(Debug, Default)]
 enum WatchThread {
     #[default]
@@ -62,32 +67,33 @@ enum WatchThread {
     Made(u32),
 }
 
-/// Keeps a long poll under way. It starts with the first response to a long poll of the exporter: the node has loaded its chain by then.
+/// State of the long polls of a connection. The guard uses it to keep a long poll always under way, from the first
+/// response to a long poll of the exporter on, because that response shows that the node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,
     long_poll: Option<LongPoll>,
     thread: WatchThread,
-    /// The last tip that a long poll returned.
+    /// Hash of the tip that the last successful long poll returned.
     tip: Vec<u8>,
-    /// Number of long polls that the node has not answered, the exporter's and the guard's.
+    /// Number of unanswered long polls of the exporter and of the guard.
     under_way: u32,
-    /// When the guard's own long poll is due, if no long poll is under way.
+    /// Time at which the guard makes a long poll if none is under way.
     due_at: Duration,
 }
 
 impl ShutdownWatch {
-    /// Whether the guard needs this capability of the node.
+    /// Whether the guard needs this capability of the node for its long polls: it is the thread map, or Mining.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.thread_map == Some(id) || self.long_poll.is_some_and(|poll| poll.mining == id)
     }
 
-    /// Records the thread map from which the exporter got a thread.
+    /// Records the node's thread map, with which the exporter created a thread.
     pub fn set_thread_map(&mut self, thread_map: u32) {
         self.thread_map = Some(thread_map);
     }
 
-    /// Records the node's response to the guard's request for a thread.
+    /// Records the node's response to the guard's `makeThread` call; `None` if the call failed.
     pub fn on_thread(&mut self, thread: Option<u32>, now: Duration) {
         match thread {
             Some(thread) => self.thread = WatchThread::Made(thread),
@@ -125,7 +131,7 @@ impl ShutdownWatch {
         }
     }
 
-    /// Time at which [`next_call`](Self::next_call) returns a call.
+    /// Time from which [`next_call`](Self::next_call) returns a call; `None` if the guard has no call to make.
     pub fn due_at(&self) -> Option<Duration> {
         let can_poll = match self.thread {
             WatchThread::None => self.thread_map.is_some(),
@@ -135,7 +141,7 @@ impl ShutdownWatch {
         (self.under_way == 0 && can_poll && self.long_poll.is_some()).then_some(self.due_at)
     }
 
-    /// The call that is due, with this question ID.
+    /// Returns the call that the guard has to make now, with the question ID `question`.
     pub fn next_call(&mut self, question: u32, now: Duration) -> Option<(CallPurpose, GuardMessage)> {
         self.due_at().filter(|due_at| *due_at <= now)?;
         let LongPoll { mining, timeout } = self.long_poll?;
@@ -161,7 +167,7 @@ mod tests {
         LongPollResult::Tip(vec![9; 32])
     }
 
-    /// A watch after the response to the exporter's long poll, with a thread for the guard's own.
+    /// The state after the node's response to a long poll of the exporter, with a thread for the guard's long polls.
     fn ready() -> ShutdownWatch {
         let mut watch = ShutdownWatch::default();
         watch.set_thread_map(1);

@@ -1,7 +1,8 @@
-//! The subscriptions of a connection, from the exporter's request until the node has released the callback.
+//! The subscriptions of a connection, from the exporter's request until the node has released the callback object.
 //!
-//! A subscription is over when the node has responded to its `disconnect` and released its callback. A node rejects two concurrent
-//! disconnects on one thread, and hangs on a second disconnect of the same subscription.
+//! A subscription has ended when the node has responded to `disconnect` and has released the callback object. A node
+//! rejects two concurrent `disconnect` calls on one thread, and hangs on a second `disconnect` of the same
+//! subscription.
 
 use std::time::Duration;
 
@@ -9,40 +10,40 @@ use super::{BUSY_RETRY_INTERVAL, RETRY_INTERVAL, SubscriptionIds};
 use crate::ipc::guard::trace_budget::TraceBudget;
 use crate::ipc::is_thread_busy;
 
-/// A subscription that the exporter requested, before the node's response.
+/// A subscription that the exporter has requested, and to whose request the node has not responded yet.
 #[derive(Debug)]
 struct RequestedSubscription {
     callback: u32,
     thread: u32,
-    /// Whether the node has already released the callback.
+    /// Whether the node has already released the callback object.
     released: bool,
 }
 
-/// A subscription that the node accepted, so that the node may make callbacks.
+/// A subscription that the node has accepted. The node may make callbacks for it.
 #[derive(Debug)]
 struct ActiveSubscription {
     ids: SubscriptionIds,
-    /// Number of the node's references to the callback.
+    /// Number of references that the node has to the callback object.
     references: u32,
     traces: bool,
     disconnected: bool,
 }
 
-/// A `disconnect` that the node has not answered.
+/// A `disconnect` call that the node has not answered.
 #[derive(Debug)]
 struct PendingDisconnect {
     callback: u32,
-    /// Whether the guard made the call itself.
+    /// Whether the guard, not the exporter, made the call.
     own: bool,
 }
 
-/// All subscriptions of a connection, and the time budget of the UTXO cache trace.
+/// Table of all subscriptions of a connection, with the time budget of the UTXO cache trace.
 #[derive(Default)]
 pub(super) struct SubscriptionTable {
     requested: Vec<RequestedSubscription>,
     all: Vec<ActiveSubscription>,
     disconnects: Vec<PendingDisconnect>,
-    /// Time of the next attempt of the guard to disconnect.
+    /// Earliest time of the guard's next `disconnect` call.
     retry_at: Duration,
     budget: TraceBudget,
     over_budget: bool,
@@ -53,13 +54,14 @@ impl SubscriptionTable {
         SubscriptionTable { budget, ..SubscriptionTable::default() }
     }
 
-    /// The subscriptions that a killed guard left behind.
+    /// Creates the table of a replacement guard, with the subscriptions that the killed guard had.
     pub fn inherited(ids: &[SubscriptionIds]) -> Self {
         let inherited = |&ids| ActiveSubscription { ids, references: 1, traces: false, disconnected: false };
         SubscriptionTable { all: ids.iter().map(inherited).collect(), ..SubscriptionTable::default() }
     }
 
-    /// Whether the guard needs this capability of the node.
+    /// Whether the guard needs this capability of the node to end a subscription: it is the handler or the thread of a
+    /// subscription.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.all.iter().any(|subscription| [subscription.ids.handler, subscription.ids.thread].contains(&id))
             || self.requested.iter().any(|requested| requested.thread == id)
@@ -74,7 +76,7 @@ impl SubscriptionTable {
         self.all.iter().all(|subscription| subscription.disconnected)
     }
 
-    /// Whether a subscription, accepted or requested, has this callback.
+    /// Whether an accepted or requested subscription has the callback object with this export ID.
     pub fn has_callback(&self, callback: u32) -> bool {
         self.all.iter().any(|subscription| subscription.ids.callback == callback)
             || self.requested.iter().any(|requested| requested.callback == callback)
@@ -84,8 +86,8 @@ impl SubscriptionTable {
         self.requested.push(RequestedSubscription { callback, thread, released: false });
     }
 
-    /// Records the node's response to a request, with a handler if the node accepted the subscription. Returns the IDs of a subscription
-    /// that began.
+    /// Records the node's response to the request for a subscription. `handler` is `None` if the node rejected the
+    /// request. Returns the IDs of the subscription if it is now active.
     pub fn on_answer(
         &mut self,
         callback: u32,
@@ -94,13 +96,14 @@ impl SubscriptionTable {
     ) -> Option<SubscriptionIds> {
         let at = self.requested.iter().position(|requested| requested.callback == callback)?;
         let RequestedSubscription { thread, released, .. } = self.requested.swap_remove(at);
-        // A subscription whose callback was released already is over.
+        // If the node has already released the callback object, the subscription has already ended.
         let ids = SubscriptionIds { callback, handler: handler.filter(|_| !released)?, thread };
         self.all.push(ActiveSubscription { ids, references: 1, traces, disconnected: false });
         Some(ids)
     }
 
-    /// Drops references of the node to a callback. Returns whether its subscription is over.
+    /// Records that the node released `count` references to a callback object. Returns whether this ends the
+    /// subscription.
     pub fn on_release(&mut self, callback: u32, count: u32) -> bool {
         for requested in self.requested.iter_mut().filter(|requested| requested.callback == callback) {
             requested.released |= count > 0;
@@ -113,7 +116,7 @@ impl SubscriptionTable {
         self.all.len() < before
     }
 
-    /// Records a callback of the UTXO cache trace. Returns whether it exceeds the budget for the first time.
+    /// Records a callback of the UTXO cache trace. Returns whether the budget is now exceeded for the first time.
     pub fn on_trace(&mut self, now: Duration) -> bool {
         self.budget.on_call(now) && !std::mem::replace(&mut self.over_budget, true)
     }
@@ -123,8 +126,9 @@ impl SubscriptionTable {
         self.budget.add_run_delay(total);
     }
 
-    /// The callback of the subscription that the exporter may disconnect through this handler. `None` if the subscription is disconnected
-    /// already, a disconnect is under way, or it never existed.
+    /// Returns the export ID of the callback object of the subscription with this handler, if the exporter may
+    /// disconnect the subscription. `None` if the subscription is already disconnected, if a `disconnect` is under way,
+    /// or if no subscription has this handler.
     pub fn disconnectable_callback(&self, handler: u32) -> Option<u32> {
         let subscription = self.all.iter().find(|subscription| subscription.ids.handler == handler)?;
         let callback = subscription.ids.callback;
@@ -132,7 +136,7 @@ impl SubscriptionTable {
         (!subscription.disconnected && !under_way).then_some(callback)
     }
 
-    /// Whether a disconnect that the guard made itself is under way.
+    /// Whether a `disconnect` call of the guard is under way.
     pub fn has_own_disconnect(&self) -> bool {
         self.disconnects.iter().any(|disconnect| disconnect.own)
     }
@@ -141,7 +145,7 @@ impl SubscriptionTable {
         self.disconnects.push(PendingDisconnect { callback, own });
     }
 
-    /// Records the node's response to a `disconnect`. The text is the reason of a failure.
+    /// Records the node's response to a `disconnect` call. The text is the node's error message if the call failed.
     pub fn on_disconnect_end(&mut self, callback: u32, ended: Result<(), &str>, now: Duration) {
         self.disconnects.retain(|disconnect| disconnect.callback != callback);
         self.retry_at = match ended {
@@ -156,8 +160,9 @@ impl SubscriptionTable {
         };
     }
 
-    /// The subscription that the guard has to disconnect next, and the earliest time for it. If the guard drains (`leaves`), this is any
-    /// subscription that is not disconnected; otherwise it is the trace, if the trace is over budget.
+    /// Returns the subscription that the guard has to disconnect next, and the earliest time for it. During the clean
+    /// disconnect (`leaves`), this is any subscription that is not disconnected. Before the clean disconnect, it is the
+    /// UTXO cache trace if the trace has exceeded its budget.
     pub fn next_disconnect(&self, leaves: bool) -> Option<(SubscriptionIds, Duration)> {
         let is_next = |subscription: &&ActiveSubscription| {
             !subscription.disconnected && (leaves || self.over_budget && subscription.traces)
@@ -173,7 +178,8 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(1);
 
-    /// Two subscriptions: notifications with callback 70 and handler 5, and the trace with callback 71 and handler 6.
+    /// A table with two subscriptions: chain notifications with callback 70 and handler 5, and the UTXO cache trace
+    /// with callback 71 and handler 6.
     fn two() -> SubscriptionTable {
         let mut subscriptions = SubscriptionTable::new(TraceBudget::new(Some(Duration::ZERO)));
         for (callback, handler, traces) in [(70, 5, false), (71, 6, true)] {

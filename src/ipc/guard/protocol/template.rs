@@ -1,14 +1,15 @@
-//! The state of a block template, from the request to the release.
+//! The state of a block template, from the exporter's request to the guard's release.
 //!
-//! The node keeps the transactions of a template in memory until the template is destroyed or released. If it destroys a template while it
-//! handles another call on it, or handles a call after the destroy, it reads freed memory. Therefore the exporter has at most one template,
-//! makes one call on it at a time, and makes none after a destroy. Only the guard releases the template, when the exporter no longer uses
-//! it or is gone, and no call on it is under way. A node destroys a released template on a thread of its own; no response reports the end
-//! of that, and nothing waits for it.
+//! The node keeps the transactions of a template in memory until the template is destroyed or released. A node reads
+//! freed memory if it destroys a template while it handles another call on the template, or if it handles a call after
+//! `destroy`. Therefore the exporter has at most one template, makes one call on it at a time, and makes no call after
+//! `destroy`. Only the guard releases the template, as soon as the exporter has released it or has exited and no call
+//! on the template is under way. The node destroys a released template on a separate thread and sends no message when
+//! that is done; the guard does not wait for it.
 
 use crate::ipc::guard::message::{self, Method};
 
-/// State of the block template that the node holds for the exporter.
+/// State of the exporter's only block template in the node's memory.
 #[derive(Debug, Default, PartialEq)]
 pub(super) enum TemplateState {
     #[default]
@@ -18,14 +19,14 @@ pub(super) enum TemplateState {
     Held {
         /// The node's export ID for the template.
         export: u32,
-        /// Whether a call on the template is under way.
+        /// Whether a call on the template has no response yet.
         called: bool,
         destroyed: bool,
     },
 }
 
 impl TemplateState {
-    /// The node's export ID for the template, if it holds one.
+    /// The node's export ID for the template; `None` if there is no template.
     pub fn export(&self) -> Option<u32> {
         match self {
             TemplateState::Held { export, .. } => Some(*export),
@@ -33,7 +34,7 @@ impl TemplateState {
         }
     }
 
-    /// Checks that the exporter may request a template.
+    /// Checks that the exporter may request a template: it must have none, and no request under way.
     pub fn may_be_created(&self) -> Result<(), &'static str> {
         if *self == TemplateState::None { Ok(()) } else { Err("request for a second block template") }
     }
@@ -42,7 +43,8 @@ impl TemplateState {
         *self = TemplateState::Requested;
     }
 
-    /// Records the end of `createNewBlock`. `None` if the response has no template, or if the exporter's `Finish` releases it.
+    /// Records the response to `createNewBlock`. `export` is `None` if the response has no template, or if an early
+    /// `Finish` of the exporter releases the template.
     pub fn on_create_end(&mut self, export: Option<u32>) {
         *self = export.map_or(TemplateState::None, |export| TemplateState::Held {
             export,
@@ -51,7 +53,7 @@ impl TemplateState {
         });
     }
 
-    /// Checks that the exporter may call this method of the template now. Returns whether the call destroys the template.
+    /// Checks that the exporter may call this method of the template now. Returns whether the method is `destroy`.
     pub fn may_be_called(&self, method: Method) -> Result<bool, &'static str> {
         let destroys = method == message::DESTROY_TEMPLATE;
         match self {
@@ -74,7 +76,8 @@ impl TemplateState {
         }
     }
 
-    /// Takes the template if it has to be released, because the exporter does not use it and no call on it is under way.
+    /// If the exporter no longer uses the template and no call on it is under way, removes it from the state and
+    /// returns its export ID. The caller has to release it.
     pub fn take_unused(&mut self, is_used: impl FnOnce(u32) -> bool) -> Option<u32> {
         match *self {
             TemplateState::Held { export, called: false, .. } if !is_used(export) => {

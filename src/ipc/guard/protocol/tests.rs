@@ -24,7 +24,7 @@ const TRACE_HANDLER: u32 = 6;
 const CALLBACK: u32 = 70;
 const TRACE_CALLBACK: u32 = 71;
 const OWN_THREAD: u32 = 8;
-/// A method without a rule of its own.
+/// A permitted method to which no special rule applies.
 const GET_HEIGHT: Method = (chain::Client::TYPE_ID, 1);
 const TIP: [u8; 32] = [9; 32];
 const OTHER_TIP: [u8; 32] = [8; 32];
@@ -105,7 +105,7 @@ fn release(export: u32, count: u32) -> Vec<u8> {
     })
 }
 
-/// A guard's protocol state without sockets, with a clock that the test advances.
+/// A guard's protocol state without sockets. The test sets the current time.
 struct TestGuard {
     protocol: ProtocolState,
     now: Duration,
@@ -151,14 +151,14 @@ impl TestGuard {
         self.protocol.may_close(self.now)
     }
 
-    /// Whether the connection may be closed after both sides were silent for `SETTLE_TIME`.
+    /// Whether the guard may close the connection after the node was silent for `SETTLE_TIME`.
     fn may_close_soon(&mut self) -> bool {
         assert!(!self.may_close(), "the node's thread may still be busy with the last call");
         self.passes(SETTLE_TIME);
         self.may_close()
     }
 
-    /// Makes a call as the exporter, passes the node's response, and finishes the call.
+    /// Passes a call of the exporter, the node's response, and the exporter's `Finish` to the guard.
     fn asks(&mut self, frame: Vec<u8>, answer: Vec<u8>) {
         let question = match Message::parse(&message::open(&frame).unwrap()).unwrap() {
             Message::Bootstrap { question } => question,
@@ -170,7 +170,7 @@ impl TestGuard {
         assert_eq!(self.exporter(finish(question, false)), ExporterMessageAction::Forward);
     }
 
-    /// A guard after the exporter's handshake, without any further call.
+    /// A guard after the exporter's handshake, before any other call.
     fn connected() -> Self {
         let mut guard = TestGuard::new();
         guard.connect();
@@ -187,7 +187,7 @@ impl TestGuard {
         assert_eq!(self.calls(), []);
     }
 
-    /// A guard whose own long poll is under way, with its question ID.
+    /// Returns a guard that has a long poll of its own under way, and the question ID of the long poll.
     fn watching() -> (Self, u32) {
         let mut guard = TestGuard::connected();
         let question = guard.watch();
@@ -208,7 +208,7 @@ impl TestGuard {
         else {
             panic!()
         };
-        assert_eq!(tip, &TIP, "what the exporter was told");
+        assert_eq!(tip, &TIP, "the tip that the node returned to the exporter");
         assert_eq!(*finished, GuardMessage::Finish { question, releases: false });
         *watch
     }
@@ -236,7 +236,8 @@ impl TestGuard {
         assert_eq!(self.node(call(1000, CALLBACK, method, &[], &[])), NodeMessageAction::AnswerCallback);
     }
 
-    /// Checks that the guard's one call is a disconnect of this handler; returns its question ID.
+    /// Checks that the guard makes exactly one call, a `disconnect` of this handler. Returns the question ID of the
+    /// call.
     fn disconnects(&mut self, expected: u32) -> u32 {
         let [GuardMessage::Disconnect { question, handler, thread: THREAD }] = self.calls()[..] else {
             panic!("no disconnect")
@@ -393,7 +394,7 @@ fn unanswered_subscription_ends_after_its_answer() {
     );
 }
 
-/// An exporter that exits while it subscribes sends `Finish` before its connection closes.
+/// An exporter that exits before the response to its request for a subscription sends `Finish` for the request.
 #[test]
 fn cancelled_subscription_keeps_its_handler() {
     let mut guard = TestGuard::connected();
@@ -441,7 +442,7 @@ fn exporter_is_not_read_during_the_guards_disconnect() {
     assert!(!guard.protocol.reads_exporter(), "a nested disconnect would hang the node");
     guard.node(results(question, &[]));
     assert!(guard.protocol.reads_exporter());
-    // The exporter's own disconnect was already sent.
+    // The guard has already sent a `disconnect` for this handler, so it responds to the exporter's `disconnect` itself.
     assert_eq!(
         guard.exporter(call(20, TRACE_HANDLER, message::DISCONNECT, &[], &[THREAD])),
         ExporterMessageAction::Answer(20)
@@ -461,8 +462,8 @@ fn exporters_disconnect_is_forwarded_once() {
     assert_eq!(guard.calls(), [GuardMessage::Finish { question: 20, releases: false }], "it is done");
 }
 
-/// If the exporter could end the subscription before the node's response, the guard would not know of it and would end the subscription
-/// again. The node would hang.
+/// If the exporter could end the subscription before the node's response to the request, the guard would have no record
+/// of the end and would end the subscription again, which hangs the node.
 #[test]
 fn subscription_cannot_end_before_it_begins() {
     let mut guard = TestGuard::connected();
@@ -536,15 +537,15 @@ fn exporters_long_poll_reports_the_shutdown() {
 #[test]
 fn long_poll_continues_at_an_interval() {
     let (mut guard, watch) = TestGuard::watching();
-    // The node returns another tip: the next poll starts soon, and has that tip.
+    // The node returns another tip. The guard starts the next long poll soon, with that tip as its parameter.
     guard.node(tip_results(watch, Some(OTHER_TIP)));
     assert_eq!(guard.calls(), [GuardMessage::Finish { question: watch, releases: false }]);
     guard.passes(MIN_POLL_INTERVAL);
     let [GuardMessage::WaitTipChanged { question, tip, .. }] = &guard.calls()[..] else { panic!() };
     assert_eq!(tip, &OTHER_TIP);
     let question = *question;
-    // The node returns the same tip at once, as it does while it reorganizes. The next poll starts soon, because a shutdown could be missed
-    // without one.
+    // The node returns the same tip immediately, as during a reorganization. The guard starts the next long poll soon,
+    // because without a long poll it could miss a shutdown.
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
     guard.passes(MIN_POLL_INTERVAL - Duration::from_millis(1));
@@ -552,13 +553,13 @@ fn long_poll_continues_at_an_interval() {
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(Duration::from_millis(1)));
     guard.passes(Duration::from_millis(1));
     let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
-    // The interval is shorter if there is a subscription.
+    // With a subscription, the interval between long polls is shorter.
     guard.subscribe();
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
     guard.passes(MIN_SUBSCRIBED_POLL_INTERVAL);
     let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
-    // The poll fails.
+    // The node responds to the long poll with an error.
     guard.node(failure(question, "no"));
     guard.calls();
     guard.passes(RETRY_INTERVAL - Duration::from_millis(1));
@@ -575,14 +576,15 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.calls();
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
-    // The exporter's poll is answered, and the exporter starts another poll in time.
+    // The node responds to the exporter's long poll, and the exporter starts another one before `TAKEOVER_DELAY` has
+    // passed.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
-    // The exporter's poll is answered, and the exporter starts no other poll.
+    // The node responds to the exporter's long poll, and the exporter does not start another one.
     guard.node(failure(21, "no"));
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(TAKEOVER_DELAY));
     guard.passes(TAKEOVER_DELAY);
@@ -670,7 +672,7 @@ fn question_number_is_free_if_no_finish_is_needed() {
     assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), ExporterMessageAction::Forward);
 }
 
-/// The exporter's `Finish` and the node's response are sent at the same time.
+/// The exporter sends `Finish` and the node sends the response before either has received the other's message.
 #[test]
 fn finish_that_crosses_an_answer_is_tolerated() {
     let mut guard = TestGuard::connected();
@@ -696,7 +698,7 @@ fn pinned_capabilities_are_not_released() {
             "{needed}"
         );
     }
-    // The same for the capabilities of a response that a `Finish` would release.
+    // A `Finish` that releases the capabilities in the response also does not release a pinned capability.
     guard.exporter(call(20, CHAIN, GET_HEIGHT, &[], &[]));
     guard.node(results(20, &[MINING]));
     assert_eq!(guard.exporter(finish(20, true)), ExporterMessageAction::Keep);
@@ -715,7 +717,7 @@ fn node_is_answered_with_and_without_the_exporter() {
         guard.is_called_back(DESTROY);
         let thread = guard.node(call(1001, 50, message::MAKE_THREAD, &[], &[]));
         let NodeMessageAction::AnswerThread(1001, thread) = thread else { panic!("{thread:?}") };
-        assert!(thread >= OWN_NUMBERS, "not a number of the exporter's");
+        assert!(thread >= OWN_NUMBERS, "not an export ID of the exporter");
         assert_eq!(guard.node(release(thread, 1)), NodeMessageAction::Keep);
         assert_eq!(
             guard.node(call(1002, 50, (1, 1), &[], &[])),
@@ -731,7 +733,7 @@ fn unexpected_answer_is_not_forwarded() {
     let mut guard = TestGuard::connected();
     assert_eq!(guard.node(results(99, &[1])), NodeMessageAction::Keep);
     guard.asks(call(5, CHAIN, GET_HEIGHT, &[], &[]), results(5, &[]));
-    assert_eq!(guard.node(results(5, &[])), NodeMessageAction::Keep, "a second one");
+    assert_eq!(guard.node(results(5, &[])), NodeMessageAction::Keep, "a second response to the same call");
 }
 
 #[test]
@@ -743,7 +745,7 @@ fn replacement_waits_until_the_node_is_silent() {
         guard.protocol.drain(now);
         guard
     };
-    // The killed guard's disconnect is under way: the replacement does not repeat it.
+    // Case 1: a `disconnect` of the killed guard is under way. The replacement does not repeat it.
     let mut guard = start();
     guard.passes(QUIET_TIME - Duration::from_millis(1));
     guard.is_called_back(DESTROY);
@@ -755,7 +757,7 @@ fn replacement_waits_until_the_node_is_silent() {
     guard.passes(Duration::from_millis(1));
     assert!(guard.may_close());
 
-    // The killed guard had not sent the disconnect.
+    // Case 2: the killed guard had not sent the `disconnect`.
     let mut guard = start();
     guard.passes(QUIET_TIME);
     let question = guard.disconnects(HANDLER);
@@ -764,9 +766,9 @@ fn replacement_waits_until_the_node_is_silent() {
     guard.node(results(question, &[]));
     guard.calls();
     guard.passes(SILENCE_TIMEOUT);
-    assert!(guard.may_close(), "whether the callback was released before, nobody has heard");
+    assert!(guard.may_close(), "the node may have released the callback before");
 
-    // The node is never silent.
+    // Case 3: the node is never silent.
     let mut guard = start();
     let mut waited = Duration::ZERO;
     while guard.calls().is_empty() {
@@ -788,7 +790,7 @@ fn forbidden_calls_get_an_error_and_are_not_forwarded() {
     };
     assert_eq!(rejection.call, "Mining.9");
     assert!(matches!(&guard.events()[..], [GuardEvent::Rejected { .. }]));
-    // The connection stays open, and the question ID is free again.
+    // After a rejected call the connection stays open, and the exporter may reuse the question ID.
     guard.asks(call(20, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]), tip_results(20, Some(TIP)));
     for question in 21..20 + MAX_REJECTED {
         let verdict = guard.exporter(call(question, MINING, submit_block, &[], &[THREAD]));
@@ -827,7 +829,7 @@ fn threads_of_the_node_are_limited() {
     let mut guard = TestGuard::connected();
     for question in 20..20 + MAX_THREADS {
         let verdict = guard.exporter(call(question, THREAD_MAP, message::MAKE_THREAD, &[], &[]));
-        // The handshake requested one thread.
+        // `MAX_THREADS` is reached one call earlier, because the handshake requested one thread.
         let ends = question == 19 + MAX_THREADS;
         assert_eq!(
             verdict == ExporterMessageAction::Violation("request for too many threads"),
@@ -845,7 +847,7 @@ fn node_thread_has_one_call_at_a_time() {
     assert_eq!(guard.exporter(asked(20)), ExporterMessageAction::Forward);
     let verdict = guard.exporter(asked(21));
     assert_eq!(verdict, ExporterMessageAction::Violation("two concurrent calls on one thread"));
-    // The exporter has given up the call, but the node still runs it.
+    // The exporter sends `Finish` for the first call, but the node still runs the call.
     guard.exporter(finish(20, true));
     assert!(matches!(guard.exporter(asked(22)), ExporterMessageAction::Violation(_)));
     guard.node(results(20, &[]));

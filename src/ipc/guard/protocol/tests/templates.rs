@@ -1,4 +1,4 @@
-//! One test for each rule about block templates.
+//! One test for each of the guard's rules about block templates.
 
 use super::*;
 use crate::schema::mining_capnp::block_template;
@@ -18,7 +18,7 @@ fn on_template(question: u32, method: Method) -> Vec<u8> {
 }
 
 impl TestGuard {
-    /// A guard whose exporter has a template and has made no call on it.
+    /// A guard whose exporter has a block template and has made no call on it.
     fn with_template() -> Self {
         let mut guard = TestGuard::connected();
         guard.asks(create(30), results(30, &[TEMPLATE]));
@@ -141,7 +141,7 @@ fn template_allows_only_reads() {
     guard.is_refused(on_template(31, SUBMIT_SOLUTION), why);
     guard.is_refused(on_template(31, (block_template::Client::TYPE_ID, 8)), why); // waitNext of Core 31
     for other in [(7, 7), message::MAKE_THREAD, message::WAIT_TIP_CHANGED, message::CREATE_NEW_BLOCK] {
-        guard.is_refused(on_template(31, other), why); // methods that are permitted on other capabilities
+        guard.is_refused(on_template(31, other), why); // methods of other interfaces, which the allow-list permits
     }
     assert_eq!(guard.exporter(on_template(31, GET_TX_FEES)), ExporterMessageAction::Forward);
 }
@@ -198,13 +198,14 @@ fn endless_build_delays_no_shutdown_or_unsubscribe() {
     guard.node(release(CALLBACK, 1));
     guard.calls();
     guard.passes(Duration::from_secs(60));
-    assert!(!guard.may_close(), "it is waited for, as each call is");
-    guard.node(results(30, &[])); // interrupted by the shutdown
+    assert!(!guard.may_close(), "the guard waits for the build, as for every call");
+    guard.node(results(30, &[])); // the shutdown of the node interrupted the build
     guard.calls();
     assert!(guard.may_close_soon());
 }
 
-/// The killed guard had a template. The close frees it. A response that arrives late restarts the wait for silence.
+/// The killed guard's exporter had a template. The replacement does not release it, because the node frees the template
+/// when the connection closes. A late response of the node restarts the replacement's wait for silence.
 #[test]
 fn replacement_has_no_template() {
     let now = Duration::from_secs(1);
