@@ -1,4 +1,7 @@
-//! Names of enum values and the hash notation that Bitcoin Core uses over IPC, in JSON and in tracepoints.
+//! Names of enum values and the hash notation that Bitcoin Core uses over IPC, in JSON and in tracepoints, and the
+//! chains of Bitcoin Core.
+
+use std::path::{Path, PathBuf};
 
 /// Names of the values of Bitcoin Core's enum `Network`, in the order of the enum, as getpeerinfo returns them.
 pub const NETWORKS: [&str; 7] =
@@ -24,4 +27,64 @@ pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block",
 /// The usual notation of a hash: its bytes on the wire, in reverse order and in hexadecimal.
 pub fn hash_text(hash: &[u8; 32]) -> String {
     hash.iter().rev().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Parameters of one of Bitcoin Core's chains: its name, its directory, and its default RPC port.
+pub struct ChainParams {
+    /// Name of the chain in `-chain` and in getblockchaininfo.
+    pub name: &'static str,
+    /// Directory of the chain below the data directory; empty for mainnet.
+    pub(crate) folder: &'static str,
+    /// Default port of JSON-RPC over HTTP.
+    pub rpc_port: u16,
+}
+
+impl ChainParams {
+    const fn new(name: &'static str, folder: &'static str, rpc_port: u16) -> Self {
+        ChainParams { name, folder, rpc_port }
+    }
+
+    /// The chain with this name; mainnet if no chain has this name.
+    pub fn from_name(name: &str) -> &'static Self {
+        CHAINS.iter().find(|chain| chain.name == name).unwrap_or(&CHAINS[0])
+    }
+
+    /// The chain whose directory contains this file. Never returns mainnet, because mainnet's files are directly in the
+    /// data directory.
+    pub fn from_path(path: &Path) -> Option<&'static Self> {
+        let folder = path.parent()?.file_name()?;
+        CHAINS.iter().find(|chain| folder == chain.folder)
+    }
+
+    /// The directory in which a node on this chain creates its IPC socket and its RPC cookie.
+    pub fn folder(&self, datadir: &Path) -> PathBuf {
+        datadir.join(self.folder)
+    }
+}
+
+/// The chains of Bitcoin Core; mainnet is first.
+pub static CHAINS: [ChainParams; 5] = [
+    ChainParams::new("main", "", 8332),
+    ChainParams::new("test", "testnet3", 18332),
+    ChainParams::new("testnet4", "testnet4", 48332),
+    ChainParams::new("signet", "signet", 38332),
+    ChainParams::new("regtest", "regtest", 18443),
+];
+
+/// The default data directory of a node: `~/.bitcoin`.
+pub fn default_datadir() -> PathBuf {
+    std::env::home_dir().unwrap_or("/".into()).join(".bitcoin")
+}
+
+#[cfg(test)]
+#[test]
+fn each_chain_has_its_folder() {
+    let datadir = Path::new("/d");
+    let folder = |chain| ChainParams::from_name(chain).folder(datadir);
+    assert_eq!(folder("main"), Path::new("/d/"));
+    assert_eq!(folder("test"), Path::new("/d/testnet3"));
+    assert_eq!(folder("regtest"), Path::new("/d/regtest"));
+    let chain_of = |path: &str| ChainParams::from_path(Path::new(path)).map(|chain| chain.name);
+    assert_eq!(chain_of("/d/testnet3/node.sock"), Some("test"));
+    assert_eq!((chain_of("/d/node.sock"), chain_of("/node.sock"), chain_of("node.sock")), (None, None, None));
 }

@@ -22,8 +22,8 @@
 //! - [`cli`] has the shared command line arguments; [`generate`] prints the files that packages ship with the binaries.
 //! - [`service`] runs a process from startup to shutdown. [`systemd`] takes inherited descriptors and sends
 //!   notifications to systemd.
-//! - [`node_process`] inspects the node's process. `bitcoin_core` has names of enum values and the hash notation of
-//!   Bitcoin Core.
+//! - [`node_process`] inspects the node's process. `own_process` has the metrics about the exporter's own process.
+//!   [`bitcoin_core`] has names of enum values, the hash notation and the chains of Bitcoin Core.
 //! - [`text`] limits the length of untrusted text. [`files`] reads files whose paths the user configures. `tls` parses
 //!   certificates.
 //! - [`logging`] writes the log to stderr or the journal, and optionally to a file. Each log target has its own thread
@@ -51,7 +51,7 @@
     reason = "the documentation is for developers, with private items"
 )]
 
-mod bitcoin_core;
+pub mod bitcoin_core;
 pub mod cli;
 mod collect;
 pub mod files;
@@ -63,6 +63,7 @@ pub mod logging;
 pub mod metrics;
 #[cfg_attr(not(feature = "usdt"), allow(dead_code, reason = "used only by the USDT exporter"))]
 mod node_process;
+mod own_process;
 pub mod sandbox;
 mod scheduling;
 pub mod service;
@@ -87,20 +88,47 @@ pub use json_rpc::http::{Credentials, HttpRpcConfig, Password, Url, tls as http_
 /// The text of `METRICS.md`, from the declarations of both exporters.
 #[cfg(feature = "usdt")]
 pub fn metrics_reference() -> String {
-    metrics::markdown(&[
-        ("bitcoind-ipc-exporter", metrics::Metrics::new().declarations()),
-        ("bitcoind-usdt-exporter", usdt::all_declarations()),
-    ])
+    metrics::markdown(&all_declarations())
+}
+
+/// The declarations of all metrics, by exporter.
+#[cfg(feature = "usdt")]
+fn all_declarations() -> [(&'static str, Vec<metrics::Declaration>); 2] {
+    let of_both = || own_process::families().into_iter().map(|family| family.declaration);
+    [
+        (
+            "bitcoind-ipc-exporter",
+            metrics::Metrics::new().declarations().into_iter().chain(of_both()).collect(),
+        ),
+        ("bitcoind-usdt-exporter", usdt::all_declarations().into_iter().chain(of_both()).collect()),
+    ]
 }
 
 #[cfg(all(test, feature = "usdt"))]
-#[test]
-fn metrics_md_matches_the_registries() {
-    let file = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/METRICS.md")).unwrap();
-    assert!(
-        file == metrics_reference(),
-        "METRICS.md is out of date: cargo run --bin bitcoind-usdt-exporter -- --print-metrics-reference > METRICS.md"
-    );
+mod tests {
+    use super::*;
+    use metrics::{Declaration, Kind};
+
+    #[test]
+    fn metrics_md_matches_the_registries() {
+        let file = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/METRICS.md")).unwrap();
+        assert!(
+            file == metrics_reference(),
+            "METRICS.md is out of date: cargo run --bin bitcoind-usdt-exporter -- --print-metrics-reference > METRICS.md"
+        );
+    }
+
+    #[test]
+    fn declarations_are_as_the_formats_want_them() {
+        for (exporter, declarations) in all_declarations() {
+            let mut names = std::collections::BTreeSet::new();
+            for Declaration { name, kind, help, .. } in declarations {
+                assert!(names.insert(name), "{exporter} declares {name} twice");
+                assert_eq!(kind == Kind::Counter, name.ends_with("_total"), "{name}");
+                assert!(!help.contains(['\n', '\\']) && !help.ends_with('.'), "{name}: {help}");
+            }
+        }
+    }
 }
 
 /// Code generated from `schema/`: one module per schema file.

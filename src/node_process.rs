@@ -9,11 +9,9 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use nix::libc::ESRCH;
-use nix::sys::socket::{getsockopt, sockopt};
 use procfs::process::{Process, Stat};
-use tokio::net::UnixStream;
 
-use crate::supervisor::SupervisorClient;
+use crate::supervisor::{PrivateUsage, SupervisorClient};
 use crate::sys;
 
 /// A process that may be the node, identified by its PID and its start time.
@@ -87,12 +85,6 @@ pub struct SocketPeer {
 }
 
 impl SocketPeer {
-    /// The process that listens at the other end of the socket.
-    pub fn from_stream(stream: &UnixStream) -> Self {
-        let credentials = getsockopt(stream, sockopt::PeerCredentials).ok();
-        Self::from_pid(credentials.map_or(0, |peer| peer.pid()), None)
-    }
-
     /// The process with this PID. The PID is 0 for a process in another PID namespace. Through `supervisor`, the
     /// exporter reads the values that a process in the sandbox may not read.
     pub fn from_pid(pid: i32, supervisor: Option<Rc<SupervisorClient>>) -> Self {
@@ -161,15 +153,6 @@ pub struct ProcessUsage {
     supervisor: Option<Rc<SupervisorClient>>,
 }
 
-/// Resource usage that only a process of the node's user may read, and only if Landlock does not restrict that process.
-#[derive(Default)]
-pub struct PrivateUsage {
-    /// Number of open descriptors.
-    pub open_fds: Option<u64>,
-    /// Bytes that the process has read from disk, and bytes that it has written to disk.
-    pub io: Option<(u64, u64)>,
-}
-
 /// CPU time of one thread of the node.
 pub struct ThreadTime {
     /// Thread ID.
@@ -210,9 +193,10 @@ impl ProcessUsage {
 
     /// Requests from the supervisor the resource usage that this process may not read; empty without a supervisor.
     pub async fn private(&self) -> PrivateUsage {
-        let Some(supervisor) = &self.supervisor else { return PrivateUsage::default() };
-        let (open_fds, io) = supervisor.usage().await;
-        PrivateUsage { open_fds, io }
+        match &self.supervisor {
+            Some(supervisor) => supervisor.usage().await,
+            None => PrivateUsage::default(),
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
-use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{self as signal, SignalKind};
 use tokio::task::LocalSet;
@@ -51,7 +50,7 @@ impl Service {
             (signal::signal(SignalKind::terminate())?, signal::signal(SignalKind::interrupt())?)
         };
         let serving = http::serve_on_thread(listeners, pages, heartbeat.clone())?;
-        systemd::notify(NotifyState::Ready);
+        systemd::notify(systemd::Notification::Ready);
         Ok(Service { listeners: kept, serving, heartbeat, terminate, interrupt })
     }
 
@@ -77,7 +76,7 @@ impl Service {
             let second_signal = async {
                 let (first, since) = (signaled().await, Instant::now());
                 info!("received {first}, exiting");
-                systemd::notify(NotifyState::Stopping);
+                systemd::notify(systemd::Notification::Stopping);
                 shutdown.cancel();
                 loop {
                     let signal = signaled().await;

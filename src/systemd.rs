@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt};
-use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
 
 use crate::supervisor::SupervisorRequest;
 pub use crate::sys::take_over;
@@ -78,6 +78,27 @@ pub fn close_inherited() {
     }
 }
 
+/// A state of this process of which the service manager is notified.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Notification {
+    /// The process serves HTTP requests (READY=1).
+    Ready,
+    /// The event loops of the process do not hang (WATCHDOG=1).
+    Watchdog,
+    /// The process is stopping (STOPPING=1).
+    Stopping,
+}
+
+impl Notification {
+    fn text(self) -> &'static str {
+        match self {
+            Notification::Ready => "READY=1",
+            Notification::Watchdog => "WATCHDOG=1",
+            Notification::Stopping => "STOPPING=1",
+        }
+    }
+}
+
 /// The channel to the supervisor, which sends notifications to the service manager on behalf of this process. Unset in
 /// a process without a supervisor.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
@@ -105,16 +126,10 @@ pub fn notify_through(channel: OwnedFd) {
 
 /// Notifies the service manager, if there is one. A separate thread sends the notification, because a service manager
 /// that does not read its socket would block the caller. If the thread's queue is full, the notification is dropped.
-pub fn notify(state: NotifyState<'static>) {
-    static MESSAGES: LazyLock<Option<SyncSender<NotifyState<'static>>>> = LazyLock::new(start_notifying);
-    let request = match state {
-        NotifyState::Ready => Some(SupervisorRequest::Ready),
-        NotifyState::Watchdog => Some(SupervisorRequest::Watchdog),
-        NotifyState::Stopping => Some(SupervisorRequest::Stopping),
-        _ => None,
-    };
-    if let (Some(supervisor), Some(request)) = (SUPERVISOR.get(), request) {
-        let _ = request.send(supervisor).inspect_err(log_failure);
+pub fn notify(state: Notification) {
+    static MESSAGES: LazyLock<Option<SyncSender<Notification>>> = LazyLock::new(start_notifying);
+    if let Some(supervisor) = SUPERVISOR.get() {
+        let _ = SupervisorRequest::Notify(state).send(supervisor).inspect_err(log_failure);
     } else if MANAGER.is_some()
         && let Some(messages) = &*MESSAGES
     {
@@ -122,13 +137,13 @@ pub fn notify(state: NotifyState<'static>) {
     }
 }
 
-fn start_notifying() -> Option<SyncSender<NotifyState<'static>>> {
+fn start_notifying() -> Option<SyncSender<Notification>> {
     const MAX_WAITING: usize = 4;
     let manager = MANAGER.as_ref()?;
-    let (sender, messages) = sync_channel::<NotifyState>(MAX_WAITING);
+    let (sender, messages) = sync_channel(MAX_WAITING);
     let send = move || {
         for state in messages {
-            let _ = manager.send(state.to_string().as_bytes()).inspect_err(log_failure);
+            let _ = manager.send(Notification::text(state).as_bytes()).inspect_err(log_failure);
         }
     };
     let started = thread::Builder::new().name("notify".into()).spawn(send);
@@ -171,7 +186,7 @@ pub async fn watchdog(other: Heartbeat) {
         tokio::time::sleep((within / 2).max(2 * Heartbeat::BEAT_INTERVAL)).await;
         if seen != other.count() {
             seen = other.count();
-            notify(NotifyState::Watchdog);
+            notify(Notification::Watchdog);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::testing::{TimedEvent, relay};
+use bitcoind_exporter::testing::{OpenFiles, TimedEvent, relay};
 use libfuzzer_sys::fuzz_target;
 
 nix::ioctl_read_bad!(unread_by_the_other, 0x5411 /* TIOCOUTQ */, nix::libc::c_int);
@@ -33,7 +33,13 @@ fuzz_target!(|data: &[u8]| {
         socket.set_nonblocking(true).unwrap();
     }
     let guard = std::thread::spawn(move || {
-        relay(node_theirs, exporter_theirs, events_theirs, Some(Duration::from_millis(50)), None)
+        relay(
+            node_theirs,
+            exporter_theirs,
+            events_theirs,
+            Some(Duration::from_millis(50)),
+            OpenFiles::default(),
+        )
     });
     let (mut rest, mut sink) = (data, [0; 4096]);
     while let [head, low, high, tail @ ..] = rest {

@@ -12,7 +12,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::testing::relay;
 use bitcoind_exporter::testing::schema::chain_capnp::{chain, chain_notifications};
 use bitcoind_exporter::testing::schema::handler_capnp::handler;
 use bitcoind_exporter::testing::schema::init_capnp::init;
@@ -21,6 +20,7 @@ use bitcoind_exporter::testing::schema::node_capnp::node;
 use bitcoind_exporter::testing::schema::proxy_capnp::thread_map;
 use bitcoind_exporter::testing::schema::rpc_capnp::rpc;
 use bitcoind_exporter::testing::schema::tracing_capnp::{tracing, utxo_cache_trace};
+use bitcoind_exporter::testing::{OpenFiles, relay};
 use capnp::message::{Builder, ReaderOptions};
 use capnp::serialize::{read_message_from_flat_slice, write_message_to_words};
 use capnp::traits::HasTypeId;
@@ -348,7 +348,13 @@ fuzz_target!(|data: &[u8]| {
         socket.set_nonblocking(true).unwrap();
     }
     let guard = std::thread::spawn(move || {
-        relay(node_theirs, exporter_theirs, events_theirs, Some(Duration::from_micros(1)), None)
+        relay(
+            node_theirs,
+            exporter_theirs,
+            events_theirs,
+            Some(Duration::from_micros(1)),
+            OpenFiles::default(),
+        )
     });
     let mut node = Node {
         socket: node,

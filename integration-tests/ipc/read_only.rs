@@ -4,12 +4,12 @@
 use std::os::unix::net::UnixStream as Stream;
 use std::path::Path;
 
-use bitcoind_exporter::testing::relay;
 use bitcoind_exporter::testing::schema::init_capnp::init;
 use bitcoind_exporter::testing::schema::mining_capnp::mining;
 use bitcoind_exporter::testing::schema::node_capnp::node;
 use bitcoind_exporter::testing::schema::proxy_capnp::{thread, thread_map};
 use bitcoind_exporter::testing::schema::rpc_capnp::rpc;
+use bitcoind_exporter::testing::{OpenFiles, relay};
 use capnp::capability::{Client, FromClientHook};
 use capnp::traits::HasTypeId;
 use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
@@ -34,7 +34,7 @@ impl Attacker {
         let node = Stream::connect(socket).unwrap();
         let (ours, exporter) = Stream::pair().unwrap();
         let (mut events, written) = Stream::pair().unwrap();
-        std::thread::spawn(move || relay(node, exporter, written, None, None));
+        std::thread::spawn(move || relay(node, exporter, written, None, OpenFiles::default()));
         std::thread::spawn(move || std::io::copy(&mut events, &mut std::io::sink()));
         ours.set_nonblocking(true).unwrap();
         let (read, write) = UnixStream::from_std(ours).unwrap().into_split();

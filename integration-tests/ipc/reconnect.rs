@@ -252,10 +252,10 @@ fn exporter_start_time_needs_no_proc_stat() {
     if !isolated("true").status().is_ok_and(|status| status.success()) {
         return eprintln!("SKIPPED: this machine does not let us mount /proc");
     }
-    let before = bitcoind_exporter::testing::now();
+    let before = bitcoind_exporter::metrics::now();
     let mut command_in_namespace = isolated(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
     let exporter = Exporter::spawn(command_in_namespace.arg("/nonexistent/node.sock"));
     let started = exporter.value("process_start_time_seconds");
-    let now = bitcoind_exporter::testing::now();
+    let now = bitcoind_exporter::metrics::now();
     assert!(started.is_some_and(|started| (before..=now).contains(&started)), "{before} {started:?} {now}");
 }

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bitcoind_exporter::supervisor::{EXPORTER, IN_CONTAINER};
+use bitcoind_exporter::testing::{OpenFiles, relay};
 use capnp::serialize::write_message_to_words;
 use capnp_rpc::rpc_capnp::message;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -132,9 +133,8 @@ fn exporter_messages_never_end_the_connection() {
         let (mut exporter, theirs) = UnixStream::pair().unwrap();
         let (events, events_theirs) = UnixStream::pair().unwrap();
         let socket = UnixStream::connect(node.socket()).unwrap();
-        let guard = std::thread::spawn(move || {
-            bitcoind_exporter::testing::relay(socket, theirs, events_theirs, None, None)
-        });
+        let guard =
+            std::thread::spawn(move || relay(socket, theirs, events_theirs, None, OpenFiles::default()));
         let mut bootstrap = capnp::message::Builder::new_default();
         bootstrap.init_root::<message::Builder>().init_bootstrap().set_question_id(0);
         exporter.write_all(&write_message_to_words(&bootstrap)).unwrap();

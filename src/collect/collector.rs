@@ -11,7 +11,6 @@ use super::handshake;
 use super::http_rpc_verifier::HttpRpcVerifier;
 use super::session::{Session, SessionEnd, show_disconnected};
 use crate::ipc::endpoint::NodeEndpoint;
-use crate::ipc::guard;
 use crate::node_process::SocketPeer;
 use crate::status::ConnectionState;
 use crate::supervisor::GuardedSockets;
@@ -47,7 +46,6 @@ pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Conte
 /// The collector of a node's metrics: connects to the node, runs a session, and reconnects when the session has ended.
 pub struct Collector {
     context: Rc<Context>,
-    guards: guard::GuardPermits,
 }
 
 impl Collector {
@@ -56,7 +54,7 @@ impl Collector {
         for reason in SessionEnd::REASONS {
             context.metrics.exporter.disconnects.inc_by([reason], 0);
         }
-        Collector { context: Rc::new(context), guards: guard::GuardPermits::new() }
+        Collector { context: Rc::new(context) }
     }
 
     /// Collects until shutdown of the exporter is requested. If `--exit-with-node` is set, or there is no socket path
@@ -70,9 +68,6 @@ impl Collector {
         // minute is logged.
         let mut is_logged = true;
         loop {
-            let Some(permit) = shutdown.run_until_cancelled(self.guards.acquire()).await else {
-                return Ok(());
-            };
             let Some(transport) = shutdown.run_until_cancelled(self.connect(&mut source, is_logged)).await
             else {
                 return Ok(());
@@ -81,10 +76,9 @@ impl Collector {
             let (end, node) = match transport {
                 NodeTransport::Ipc(guarded) => {
                     let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
-                    (self.run_over_ipc(guarded, permit, &node).await, Some(node))
+                    (self.run_over_ipc(guarded, &node).await, Some(node))
                 }
                 NodeTransport::Http(verifier, _) => {
-                    drop(permit);
                     let file = source.file();
                     let session = Session::over_http(verifier, &self.context);
                     (session.run_until(|| source.file().is_some_and(|now| file != Some(now))).await, None)
@@ -128,16 +122,11 @@ impl Collector {
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
-    async fn run_over_ipc(
-        &self,
-        guarded: GuardedSockets,
-        permit: guard::GuardPermit,
-        node: &SocketPeer,
-    ) -> SessionEnd {
+    async fn run_over_ipc(&self, guarded: GuardedSockets, node: &SocketPeer) -> SessionEnd {
         if node.is_shutting_down() == Some(true) {
             return SessionEnd::NodeShutDown;
         }
-        match handshake::open_guarded(guarded, permit, node, &self.context).await {
+        match handshake::open_guarded(guarded, node, &self.context).await {
             Ok(session) => session.run().await,
             Err(end) => end,
         }

@@ -128,7 +128,7 @@ impl Context {
         });
         if http_rpc.is_some() {
             let failures = &metrics.exporter.http_rpc_failures;
-            FailureCause::ALL.iter().for_each(|cause| failures.inc_by([cause.name()], 0));
+            FailureCause::NAMES.iter().for_each(|cause| failures.inc_by([cause], 0));
         }
         let (persistent_state, new_tip) = (RefCell::default(), watch::Sender::default());
         let repeats = RepeatLimiter::default();

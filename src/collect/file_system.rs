@@ -1,15 +1,14 @@
-//! Size and free space of the file system that holds the node's data directory.
+//! Metrics of the file system that contains the node's data directory: size and free space.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
-use tokio::sync::oneshot;
 use tracing::debug;
+
+use crate::files;
 
 /// Timeout for reading the size and free space of a file system. For a local file system statvfs(2) takes microseconds;
 /// for a network file system whose server does not respond, statvfs(2) never returns.
@@ -42,14 +41,17 @@ impl DatadirCandidates {
         Path::new(path).parent().filter(|path| path.is_absolute()).map(PathBuf::from)
     }
 
+    fn all(&self) -> impl Iterator<Item = &Path> {
+        self.named.iter().chain(&self.found).chain(&self.of_log).map(PathBuf::as_path)
+    }
+
     /// Returns the first candidate that contains `blocks`. A candidate that the exporter has no permission to check is
     /// accepted if the user configured it, or if it is the directory of the log file and no part of its path is `log`
     /// or `logs` (`-debuglogfile`). The exporter therefore needs no permission for the data directory.
     fn data_directory(&self) -> Option<&Path> {
         let is_of_logs = |path: &Path| path.iter().any(|part| part == "log" || part == "logs");
         let log = self.of_log.as_deref();
-        let all = self.named.iter().chain(&self.found).map(PathBuf::as_path).chain(log);
-        let found = all.into_iter().find(|path| has_blocks(path) == Ok(true));
+        let found = self.all().find(|path| has_blocks(path) == Ok(true));
         let unseen = self.named.as_deref().into_iter().chain(log.filter(|path| !is_of_logs(path)));
         found.or(unseen.into_iter().find(|path| has_blocks(path) == Err(ErrorKind::PermissionDenied)))
     }
@@ -81,38 +83,12 @@ fn space(path: &Path) -> Option<DiskSpace> {
     None
 }
 
-/// Reader of disk space, which runs the system call on a separate thread. If a file system hangs, the thread hangs, but
-/// no poll, and no second thread is started.
-#[derive(Default)]
-pub struct DiskSpaceReader {
-    busy: Arc<AtomicBool>,
-}
-
-impl DiskSpaceReader {
-    /// Reads the size and free space of the data directory's file system. Returns `None` if no candidate is a data
-    /// directory, or if the file system does not respond.
-    pub async fn read(&self, candidates: DatadirCandidates) -> Option<DiskSpace> {
-        self.run(move || space(candidates.data_directory()?)).await
-    }
-
-    async fn run(&self, read: impl FnOnce() -> Option<DiskSpace> + Send + 'static) -> Option<DiskSpace> {
-        if self.busy.swap(true, Ordering::AcqRel) {
-            return None;
-        }
-        let (result, received) = oneshot::channel();
-        let busy = self.busy.clone();
-        let reading = std::thread::Builder::new().name("file-system".into()).spawn(move || {
-            let space = read();
-            busy.store(false, Ordering::Release);
-            let _ = result.send(space); // fails if the caller has timed out
-        });
-        if let Err(error) = reading {
-            debug!("cannot start a thread to read the free disk space: {error}");
-            self.busy.store(false, Ordering::Release);
-            return None;
-        }
-        tokio::time::timeout(READ_TIMEOUT, received).await.ok()?.ok()?
-    }
+/// Reads the size and free space of the data directory's file system. Returns `None` if no candidate is a data
+/// directory, or if the file system does not respond.
+pub async fn read(candidates: DatadirCandidates) -> Option<DiskSpace> {
+    let first = candidates.all().next()?.to_path_buf();
+    let read = files::on_thread(&first, move |_| space(candidates.data_directory()?));
+    tokio::time::timeout(READ_TIMEOUT, read).await.ok()?.ok()?
 }
 
 #[cfg(test)]
@@ -173,33 +149,5 @@ mod tests {
         let directory = |path| DatadirCandidates::directory_of_log(path);
         assert_eq!(directory("/d/regtest/debug.log"), Some("/d/regtest".into()));
         assert_eq!((directory("debug.log"), directory("/"), directory("")), (None, None, None));
-    }
-
-    #[tokio::test]
-    async fn file_system_that_hangs_blocks_no_poll() {
-        let reader = DiskSpaceReader::default();
-        let (release, hang) = std::sync::mpsc::channel::<()>();
-        let hangs = reader.run(move || {
-            let _ = hang.recv();
-            None
-        });
-        assert_eq!(hangs.await, None);
-        // While the first thread hangs, no other thread is started.
-        let space = DiskSpace { free: 1.0, size: 2.0 };
-        assert_eq!(reader.run(move || Some(space)).await, None);
-        drop(release);
-        while reader.busy.load(Ordering::Acquire) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        // On a busy machine one read may exceed its timeout, so the read is repeated.
-        let mut read = None;
-        for _ in 0..1000 {
-            read = read.or(reader.run(move || Some(space)).await);
-            if read.is_some() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert_eq!(read, Some(space));
     }
 }

@@ -12,7 +12,7 @@ use super::http_rpc_verifier::HttpRpcVerifier;
 use super::next_block;
 use super::session::{IpcParts, Session, SessionEnd, disconnect};
 use super::tip::{LONG_POLL, NO_BLOCK};
-use crate::ipc::guard::{Guard, GuardPermit};
+use crate::ipc::guard::Guard;
 use crate::ipc::{Interfaces, IpcConnection, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::node_process::SocketPeer;
@@ -21,11 +21,10 @@ use crate::supervisor::GuardedSockets;
 /// Opens a session on the sockets of a guard. The guard disconnects cleanly from the node even if the exporter fails.
 pub async fn open_guarded(
     guarded: GuardedSockets,
-    permit: GuardPermit,
     node: &SocketPeer,
     context: &Rc<Context>,
 ) -> Result<Session, SessionEnd> {
-    let (stream, guard) = Guard::new(permit, guarded);
+    let (stream, guard) = Guard::new(guarded);
     open(stream, Some(guard), node, context).await
 }
 
@@ -39,30 +38,20 @@ pub async fn open(
 ) -> Result<Session, SessionEnd> {
     let prepared = context.shutdown.run_until_cancelled(handshake(stream, node, context));
     match prepared.await.unwrap_or(Err(SessionEnd::ShutdownRequested)) {
-        Ok(PreparedNode { connection, waiting, subscribing, building, interfaces, http_rpc }) => {
-            let ipc = IpcParts { connection, guard, waiting, subscribing, building };
-            let interfaces = Rc::new(interfaces);
-            Ok(Session::new(Some(ipc), interfaces, http_rpc, node.process(), context))
+        Ok((ipc, interfaces, http_rpc)) => {
+            let ipc = IpcParts { guard, ..ipc };
+            Ok(Session::new(Some(ipc), Rc::new(interfaces), http_rpc, node.process(), context))
         }
         Err(end) => Err(disconnect(guard, end).await),
     }
 }
 
-/// A connection to a node that can be polled, with handles to the node's threads and interfaces.
-struct PreparedNode {
-    connection: IpcConnection,
-    waiting: NodeThread,
-    subscribing: NodeThread,
-    building: Option<NodeThread>,
-    interfaces: Interfaces,
-    http_rpc: Option<HttpRpcVerifier>,
-}
-
+/// Returns the connection, without its guard, and the interfaces of a node that can be polled.
 async fn handshake(
     stream: UnixStream,
     node: &SocketPeer,
     context: &Context,
-) -> Result<PreparedNode, SessionEnd> {
+) -> Result<(IpcParts, Interfaces, Option<HttpRpcVerifier>), SessionEnd> {
     let connection = IpcConnection::new(stream, context.config.call_timeout).await;
     let connection = connection.map_err(|error| match error {
         // The kernel accepts connections for a node that hangs, so a timeout does not mean that the process is not a
@@ -88,7 +77,8 @@ async fn handshake(
     if next_block::is_wanted(&interfaces, context.config.next_block) {
         building = Some(connection.thread("exporter-template").await?);
     }
-    Ok(PreparedNode { connection, waiting, subscribing, building, interfaces, http_rpc })
+    let ipc = IpcParts { connection, guard: None, waiting, subscribing, building };
+    Ok((ipc, interfaces, http_rpc))
 }
 
 /// Adds JSON-RPC over HTTP to the interfaces of a node without JSON-RPC over IPC. The first poll uses HTTP if the check

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::json::number;
 use super::rate_limit::RateLimit;
-use crate::ipc::{BlockRef, Chain, Interfaces, Mining, NodeThread};
+use crate::ipc::{Chain, Interfaces, Mining, NodeThread};
 use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, Method};
 
@@ -98,7 +98,7 @@ impl HttpRpcVerifier {
             return Ok(Some(format!("its chain is {chain:?}, not {configured:?}")));
         }
         if let Some(mining) = &self.mining
-            && let Some(difference) = self.find_tip_difference(async || mining.tip().await).await?
+            && let Some(difference) = self.find_tip_difference(mining).await?
         {
             return Ok(Some(difference));
         }
@@ -111,14 +111,11 @@ impl HttpRpcVerifier {
     /// Compares the block at the height of the tip. Returns a description of the difference if the node behind HTTP has
     /// another block at that height. The tip is read before and after the HTTP call, because the tip may change during
     /// the call.
-    async fn find_tip_difference(
-        &self,
-        tip: impl AsyncFn() -> Result<Option<BlockRef>, CallError>,
-    ) -> Result<Option<String>, CallError> {
+    async fn find_tip_difference(&self, mining: &Mining) -> Result<Option<String>, CallError> {
         /// Maximum number of comparisons that are repeated because the tip changed during the call.
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
-            let Some(before) = tip().await? else { return Ok(None) };
+            let Some(before) = mining.tip().await? else { return Ok(None) };
             let theirs = match self.http.query(Method::GetBlockHash, json!([before.height])).await {
                 Ok(hash) => hash.as_str().unwrap_or_default().to_string(),
                 Err(CallError::JsonRpc { code: OUT_OF_RANGE, .. }) => "none".into(),
@@ -127,7 +124,7 @@ impl HttpRpcVerifier {
             if theirs == before.hash.to_string() {
                 return Ok(None);
             }
-            if tip().await? == Some(before) {
+            if mining.tip().await? == Some(before) {
                 return Ok(Some(format!(
                     "its block at height {} is {theirs:.64}, not {}",
                     before.height, before.hash

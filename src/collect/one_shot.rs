@@ -10,7 +10,6 @@ use super::context::Context;
 use super::handshake::open_guarded;
 use super::session::{Session, show_connected};
 use crate::ipc::endpoint::NodeEndpoint;
-use crate::ipc::guard::GuardPermits;
 use crate::ipc::{Interface, Interfaces};
 use crate::metrics::Metrics;
 use crate::node_process::SocketPeer;
@@ -31,7 +30,7 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
         }
     };
     let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
-    let mut session = open_guarded(guarded, GuardPermits::new().acquire().await, &node, &context)
+    let mut session = open_guarded(guarded, &node, &context)
         .await
         .map_err(|end| anyhow!("{end}"))
         .context(source.describe().to_string())?;
@@ -91,7 +90,7 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
     if let Some(http) = http {
         described.push_str(&format!("{http}\n"));
     }
-    for interface in Interface::ALL {
+    for interface in Interface::all() {
         let offered = if interfaces.offers(interface) { "yes" } else { "no " };
         let (name, description) = (interface.name(), interface.description());
         described.push_str(&format!("interface {name:<9}{offered} {description}\n"));

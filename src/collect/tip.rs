@@ -70,23 +70,17 @@ impl TipWatch {
         context: &Rc<Context>,
         new_tip: Rc<Notify>,
     ) -> Option<Self> {
-        let Some(thread) = thread else {
-            let json_rpc = interfaces.json_rpc()?;
-            let source = TipSource::Http(json_rpc.clone());
-            return Some(Self::follow(source, Some(json_rpc), interfaces, context, new_tip));
+        let (source, json_rpc) = match thread {
+            Some(thread) => {
+                let thread = thread.with_extra_timeout(LONG_POLL);
+                let mining = interfaces.mining.as_ref()?.on_thread(&thread);
+                (TipSource::Mining(mining), interfaces.json_rpc_on(&thread))
+            }
+            None => {
+                let json_rpc = interfaces.json_rpc()?;
+                (TipSource::Http(json_rpc.clone()), Some(json_rpc))
+            }
         };
-        let thread = thread.with_extra_timeout(LONG_POLL);
-        let source = TipSource::Mining(interfaces.mining.as_ref()?.on_thread(&thread));
-        Some(Self::follow(source, interfaces.json_rpc_on(&thread), interfaces, context, new_tip))
-    }
-
-    fn follow(
-        source: TipSource,
-        json_rpc: Option<JsonRpc>,
-        interfaces: &Rc<Interfaces>,
-        context: &Rc<Context>,
-        new_tip: Rc<Notify>,
-    ) -> Self {
         let follower = TipFollower {
             interfaces: interfaces.clone(),
             source,
@@ -101,7 +95,7 @@ impl TipWatch {
         };
         let (first_done, caught_up) = oneshot::channel();
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(follower.run(first_done)));
-        TipWatch { task, caught_up: Some(caught_up) }
+        Some(TipWatch { task, caught_up: Some(caught_up) })
     }
 
     /// Returns a receiver that resolves when all blocks up to the first tip of this connection are counted. After that,

@@ -9,54 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use nix::unistd::{Uid, User};
 
+use crate::bitcoin_core::{ChainParams, default_datadir};
 use crate::supervisor::{ConnectFailure, GuardedSockets, InheritedConnection, SupervisorClient};
-
-/// Parameters of one of Bitcoin Core's chains: its name, its directory, and its default RPC port.
-pub struct ChainParams {
-    /// Name of the chain in `-chain` and in getblockchaininfo.
-    pub name: &'static str,
-    /// Directory of the chain below the data directory; empty for mainnet.
-    folder: &'static str,
-    /// Default port of JSON-RPC over HTTP.
-    pub rpc_port: u16,
-}
-
-impl ChainParams {
-    const fn new(name: &'static str, folder: &'static str, rpc_port: u16) -> Self {
-        ChainParams { name, folder, rpc_port }
-    }
-
-    /// The chain with this name; mainnet if no chain has this name.
-    pub fn from_name(name: &str) -> &'static Self {
-        CHAINS.iter().find(|chain| chain.name == name).unwrap_or(&CHAINS[0])
-    }
-
-    /// The chain whose directory contains this file. Never returns mainnet, because mainnet's files are directly in the
-    /// data directory.
-    pub fn from_path(path: &Path) -> Option<&'static Self> {
-        let folder = path.parent()?.file_name()?;
-        CHAINS.iter().find(|chain| folder == chain.folder)
-    }
-
-    /// The directory in which a node on this chain creates its IPC socket and its RPC cookie.
-    pub fn folder(&self, datadir: &Path) -> PathBuf {
-        datadir.join(self.folder)
-    }
-}
-
-/// The chains of Bitcoin Core; mainnet is first.
-pub static CHAINS: [ChainParams; 5] = [
-    ChainParams::new("main", "", 8332),
-    ChainParams::new("test", "testnet3", 18332),
-    ChainParams::new("testnet4", "testnet4", 48332),
-    ChainParams::new("signet", "signet", 38332),
-    ChainParams::new("regtest", "regtest", 18443),
-];
-
-/// The default data directory of a node: `~/.bitcoin`.
-pub fn default_datadir() -> PathBuf {
-    std::env::home_dir().unwrap_or("/".into()).join(".bitcoin")
-}
 
 /// Default path of the socket of `bitcoin-node -ipcbind=unix`.
 fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
@@ -185,24 +139,5 @@ fn explain(path: &Path, error: Error) -> anyhow::Error {
             )
         }
         _ => anyhow!("cannot connect to {at}: {error}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_chain_has_its_folder() {
-        let datadir = Path::new("/d");
-        assert_eq!(default_socket(datadir, "main"), Path::new("/d/node.sock"));
-        assert_eq!(default_socket(datadir, "test"), Path::new("/d/testnet3/node.sock"));
-        assert_eq!(default_socket(datadir, "regtest"), Path::new("/d/regtest/node.sock"));
-        let chain_of = |path: &str| ChainParams::from_path(Path::new(path)).map(|chain| chain.name);
-        assert_eq!(chain_of("/d/testnet3/node.sock"), Some("test"));
-        assert_eq!(
-            (chain_of("/d/node.sock"), chain_of("/node.sock"), chain_of("node.sock")),
-            (None, None, None)
-        );
     }
 }

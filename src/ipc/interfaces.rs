@@ -27,41 +27,34 @@ pub enum Interface {
     HttpRpc,
 }
 
+/// Each interface, with the value of the `interface` label and the data that the interface provides, in the order of the variants.
+const INTERFACES: [(Interface, &str, &str); 6] = [
+    (Interface::Mining, "mining", "tip changes, the node's shutdown, the next block (see --next-block)"),
+    (
+        Interface::Rpc,
+        "rpc",
+        "JSON-RPC over IPC: chain, mempool, network, fees; blocks connected from tip changes",
+    ),
+    (Interface::Chain, "chain", "notifications, counted when they happen: blocks, mempool, flushes"),
+    (Interface::Node, "node", "state of the node and its peers; JSON-RPC over IPC"),
+    (Interface::Tracing, "tracing", "the UTXO cache trace (see --utxo-trace)"),
+    (Interface::HttpRpc, "http-rpc", "JSON-RPC over HTTP, for nodes without it over IPC (see --rpc)"),
+];
+
 impl Interface {
     /// All interfaces, in the order in which metrics and log messages list them.
-    pub const ALL: [Interface; 6] = [
-        Interface::Mining,
-        Interface::Rpc,
-        Interface::Chain,
-        Interface::Node,
-        Interface::Tracing,
-        Interface::HttpRpc,
-    ];
+    pub fn all() -> impl Iterator<Item = Interface> {
+        INTERFACES.iter().map(|(interface, ..)| *interface)
+    }
 
     /// Value of the metric label `interface`.
     pub fn name(self) -> &'static str {
-        match self {
-            Interface::Mining => "mining",
-            Interface::Rpc => "rpc",
-            Interface::Chain => "chain",
-            Interface::Node => "node",
-            Interface::Tracing => "tracing",
-            Interface::HttpRpc => "http-rpc",
-        }
+        INTERFACES[self as usize].1
     }
 
     /// Description of the data that the interface provides, which `--check` prints.
     pub fn description(self) -> &'static str {
-        match self {
-            Interface::Mining => "tip changes, the node's shutdown, the next block (see --next-block)",
-            Interface::Rpc => {
-                "JSON-RPC over IPC: chain, mempool, network, fees; blocks connected from tip changes"
-            }
-            Interface::Chain => "notifications, counted when they happen: blocks, mempool, flushes",
-            Interface::Node => "state of the node and its peers; JSON-RPC over IPC",
-            Interface::Tracing => "the UTXO cache trace (see --utxo-trace)",
-            Interface::HttpRpc => "JSON-RPC over HTTP, for nodes without it over IPC (see --rpc)",
-        }
+        INTERFACES[self as usize].2
     }
 }
 
@@ -132,17 +125,13 @@ impl Interfaces {
 
     /// The names of the interfaces that the node has.
     pub fn names(&self) -> Vec<&'static str> {
-        self.all(|offered| offered)
+        Interface::all().filter(|it| self.offers(*it)).map(Interface::name).collect()
     }
 
     /// The names of the interfaces that the node does not have over IPC.
     pub fn missing(&self) -> Vec<&'static str> {
-        self.all(|offered| !offered).into_iter().filter(|name| *name != Interface::HttpRpc.name()).collect()
-    }
-
-    fn all(&self, is_included: impl Fn(bool) -> bool) -> Vec<&'static str> {
-        let all = Interface::ALL.into_iter();
-        all.filter(|it| is_included(self.offers(*it))).map(Interface::name).collect()
+        let over_ipc = Interface::all().filter(|it| *it != Interface::HttpRpc);
+        over_ipc.filter(|it| !self.offers(*it)).map(Interface::name).collect()
     }
 
     /// Whether the node has an interface that reports the tip.

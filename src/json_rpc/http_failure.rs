@@ -28,32 +28,22 @@ pub enum FailureCause {
 }
 
 impl FailureCause {
-    /// All causes, in declaration order.
-    pub const ALL: [FailureCause; 9] = [
-        FailureCause::Refused,
-        FailureCause::Timeout,
-        FailureCause::Unauthorized,
-        FailureCause::Forbidden,
-        FailureCause::Busy,
-        FailureCause::Warmup,
-        FailureCause::DifferentNode,
-        FailureCause::TooLarge,
-        FailureCause::Other,
+    /// Values of the `cause` label, in the order of the variants.
+    pub const NAMES: [&'static str; FailureCause::Other as usize + 1] = [
+        "refused",
+        "timeout",
+        "unauthorized",
+        "forbidden",
+        "busy",
+        "warmup",
+        "different_node",
+        "too_large",
+        "other",
     ];
 
     /// Value of the metric label `cause`.
     pub fn name(self) -> &'static str {
-        match self {
-            FailureCause::Refused => "refused",
-            FailureCause::Timeout => "timeout",
-            FailureCause::Unauthorized => "unauthorized",
-            FailureCause::Forbidden => "forbidden",
-            FailureCause::Busy => "busy",
-            FailureCause::Warmup => "warmup",
-            FailureCause::DifferentNode => "different_node",
-            FailureCause::TooLarge => "too_large",
-            FailureCause::Other => "other",
-        }
+        Self::NAMES[self as usize]
     }
 
     /// Whether this cause means that the node that responded before no longer runs: it has exited, it was restarted, or

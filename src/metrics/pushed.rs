@@ -73,18 +73,13 @@ pub(super) struct PushedFamily {
 }
 
 /// The current samples of a pushed family, and their expiry time.
+#[derive(Default)]
 struct SampleState {
     /// Sorted by labels. A scrape clones the `Arc`, and an update therefore does not wait while the scrape writes the
     /// samples.
     samples: Arc<Vec<Sample>>,
-    /// Time at which the samples expire, in milliseconds since boot.
-    hidden_from: u64,
-}
-
-impl Default for SampleState {
-    fn default() -> Self {
-        SampleState { samples: Arc::default(), hidden_from: u64::MAX }
-    }
+    /// Time at which the samples expire, in milliseconds since boot; `None` if they do not expire.
+    hidden_from: Option<u64>,
 }
 
 impl PushedFamily {
@@ -102,7 +97,7 @@ impl PushedFamily {
     /// Locks and returns the state, after removing the samples if they have expired.
     fn state(&self) -> MutexGuard<'_, SampleState> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if state.hidden_from < u64::MAX && state.hidden_from <= since_boot() {
+        if state.hidden_from.is_some_and(|time| time <= since_boot()) {
             *state = SampleState::default();
         }
         state
@@ -194,7 +189,7 @@ impl PushedFamily {
 
 impl SampleState {
     fn show_for(&mut self, time: Duration) {
-        self.hidden_from = since_boot().saturating_add(milliseconds(time));
+        self.hidden_from = since_boot().checked_add(milliseconds(time));
     }
 }
 

@@ -231,10 +231,7 @@ pub fn ipc_exporter() -> Result<SyscallList> {
 /// log, it may also open files for writing.
 #[cfg(feature = "usdt")]
 pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<SyscallList> {
-    let removes: &[i64] = match writes_block_log || removes_socket {
-        true => UNLINK,
-        false => &[],
-    };
+    let removes = if writes_block_log || removes_socket { UNLINK } else { &[] };
     let list = exporter()?
         .any(removes)
         .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])

@@ -77,11 +77,10 @@ impl Confinement {
         } else {
             let filtered = list().and_then(calls::SyscallList::apply).map(|()| None);
             self.add("seccomp", filtered.map_err(|error| error.to_string()));
-            match self.missing.is_empty() {
-                true => debug!("the sandbox is on"),
-                false => {
-                    warn!("the sandbox is incomplete: {}; continuing without", self.missing.join("; "))
-                }
+            if self.missing.is_empty() {
+                debug!("the sandbox is on");
+            } else {
+                warn!("the sandbox is incomplete: {}; continuing without", self.missing.join("; "));
             }
         }
         *PARTS.lock().expect("nobody panics holding it") = self.parts;

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::cli::VERSION;
 use crate::http::Pages;
-use crate::metrics::{Format, Metrics, now};
-use crate::text;
+use crate::metrics::{Format, Metrics, now, render};
+use crate::{own_process, text};
 
 pub use blocks::LastBlocks;
 pub use history::History;
@@ -54,6 +54,7 @@ pub struct Status {
 impl Status {
     /// Creates the data before the first connection to the node.
     pub fn new(metrics: Arc<Metrics>) -> Self {
+        std::sync::LazyLock::force(&own_process::STARTED);
         Status {
             metrics,
             state: Mutex::new(ConnectionState::Disconnected("connecting".into())),
@@ -89,7 +90,8 @@ impl Status {
 
 impl Pages for Status {
     fn metrics(&self, format: Format) -> String {
-        self.metrics.render(format)
+        let families = self.metrics.families().into_iter().chain(own_process::families());
+        render(&families.collect::<Vec<_>>(), &[], format)
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! The messages between the exporter and its supervisor. All messages have a fixed size, and descriptors are passed
+//! The messages between the exporter and its supervisor. The size of a message is limited, and descriptors are passed
 //! with `SCM_RIGHTS`.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -9,84 +9,48 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, sendmsg,
     socketpair,
 };
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::sys;
+use crate::systemd::Notification;
 
-/// A request of the exporter to the supervisor, encoded as two little-endian 64-bit integers: the kind of the request,
-/// and a value.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A request of the exporter to the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SupervisorRequest {
     /// Connect to the node through a new guard.
     Connect {
         /// Time for which the UTXO cache trace may delay the node in ten minutes; `None` for no limit.
         trace_budget: Option<Duration>,
     },
-    /// Notify the service manager that the exporter serves HTTP requests (READY=1).
-    Ready,
-    /// Notify the service manager that the exporter's event loops do not hang (WATCHDOG=1).
-    Watchdog,
-    /// Notify the service manager that the exporter is stopping (STOPPING=1).
-    Stopping,
+    /// Notify the service manager of this state of the exporter.
+    Notify(Notification),
     /// Read the resource usage of the node's process. The supervisor reads it for the exporter, because the kernel
     /// permits this only to a process of the same user that is not sandboxed.
     Usage,
 }
 
-const REQUEST_BYTES: usize = 16;
-const NO_BUDGET: u64 = u64::MAX;
-
 impl SupervisorRequest {
-    fn encode(self) -> [u8; REQUEST_BYTES] {
-        let (kind, value) = match self {
-            SupervisorRequest::Connect { trace_budget } => {
-                (0, trace_budget.map_or(NO_BUDGET, |budget| budget.as_micros() as u64))
-            }
-            SupervisorRequest::Ready => (1u64, 0),
-            SupervisorRequest::Watchdog => (2, 0),
-            SupervisorRequest::Stopping => (3, 0),
-            SupervisorRequest::Usage => (4, 0),
-        };
-        let mut bytes = [0; REQUEST_BYTES];
-        bytes[..8].copy_from_slice(&kind.to_le_bytes());
-        bytes[8..].copy_from_slice(&value.to_le_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (kind, value) = bytes.split_at_checked(8)?;
-        let value = u64::from_le_bytes(value.try_into().ok()?);
-        Some(match u64::from_le_bytes(kind.try_into().ok()?) {
-            0 => SupervisorRequest::Connect {
-                trace_budget: (value != NO_BUDGET).then(|| Duration::from_micros(value)),
-            },
-            1 => SupervisorRequest::Ready,
-            2 => SupervisorRequest::Watchdog,
-            3 => SupervisorRequest::Stopping,
-            4 => SupervisorRequest::Usage,
-            _ => return None,
-        })
-    }
-
     /// Sends the request without blocking. Returns an error if the supervisor has exited or does not read its requests.
     pub fn send(self, channel: &OwnedFd) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        send(channel.as_raw_fd(), &self.encode(), flags)?;
+        send(channel.as_raw_fd(), encode(&self, &mut [0; MAX_BYTES]), flags)?;
         Ok(())
     }
 
     /// Receives the next request without blocking. Returns `Ok(None)` for an invalid message, `WouldBlock` if there is
     /// no message, and `UnexpectedEof` if the exporter has closed its end of the channel.
     pub fn receive(channel: &OwnedFd) -> io::Result<Option<Self>> {
-        let mut bytes = [0; REQUEST_BYTES];
+        let mut bytes = [0; MAX_BYTES];
         match nix::sys::socket::recv(channel.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            read => Ok(SupervisorRequest::decode(&bytes[..read])),
+            read => Ok(decode(&bytes[..read])),
         }
     }
 }
 
 /// The reason why the supervisor could not connect to the node.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ConnectFailure {
     /// The inherited connection has been used already, and no socket path is configured.
     NoPath,
@@ -101,7 +65,7 @@ pub enum ConnectFailure {
 
 /// A response of the supervisor to the exporter. A [`Self::Connected`] message also passes [`CONNECTION_FDS`]
 /// descriptors.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SupervisorReply {
     /// The supervisor has started a guard on a connection to the node.
     Connected {
@@ -114,70 +78,53 @@ pub enum SupervisorReply {
     },
     /// The supervisor could not open the connection or could not start the guard.
     Failed(ConnectFailure),
-    /// Resource usage of the node's process. A value of -1 means that the supervisor could not read it.
-    Usage {
-        /// Number of open file descriptors.
-        fds: i64,
-        /// Bytes read from storage devices.
-        read_bytes: i64,
-        /// Bytes written to storage devices.
-        write_bytes: i64,
-    },
+    /// Resource usage of the node's process.
+    Usage(PrivateUsage),
+}
+
+/// Resource usage that only a process of the node's user may read, and only if Landlock does not restrict that process.
+/// `None` for values that the supervisor could not read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PrivateUsage {
+    /// Number of open file descriptors.
+    pub open_fds: Option<u64>,
+    /// Bytes that the process has read from disk, and bytes that it has written to disk.
+    pub io: Option<(u64, u64)>,
 }
 
 /// Number of descriptors that are passed for a connection: the socket for Cap'n Proto messages, the socket for the
 /// guard's events, and the socket for the supervisor's notices about the guard.
 pub const CONNECTION_FDS: usize = 3;
 
-const REPLY_WORDS: usize = 4;
+/// Limit on the size of an encoded message. The longest one has 33 bytes.
+const MAX_BYTES: usize = 64;
+
+fn encode<'a>(message: &impl Serialize, bytes: &'a mut [u8]) -> &'a [u8] {
+    postcard::to_slice(message, bytes).expect("messages are shorter")
+}
+
+/// Decodes a message; `None` if the bytes are no message.
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (message, rest) = postcard::take_from_bytes(bytes).ok()?;
+    rest.is_empty().then_some(message)
+}
 
 impl SupervisorReply {
-    fn encode(self) -> [u8; REPLY_WORDS * 8] {
-        let words: [i64; REPLY_WORDS] = match self {
-            SupervisorReply::Connected { guard, node, inherited } => {
-                [0, guard.into(), node.into(), inherited.into()]
-            }
-            SupervisorReply::Failed(ConnectFailure::NoPath) => [1, 0, 0, 0],
-            SupervisorReply::Failed(ConnectFailure::Connect(errno)) => [2, errno.into(), 0, 0],
-            SupervisorReply::Failed(ConnectFailure::Guard(errno)) => [3, errno.into(), 0, 0],
-            SupervisorReply::Failed(ConnectFailure::Busy) => [4, 0, 0, 0],
-            SupervisorReply::Usage { fds, read_bytes, write_bytes } => [5, fds, read_bytes, write_bytes],
-        };
-        let mut bytes = [0; REPLY_WORDS * 8];
-        for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
-            slot.copy_from_slice(&word.to_le_bytes());
-        }
-        bytes
-    }
-
-    fn decode(bytes: &[u8; REPLY_WORDS * 8]) -> Option<Self> {
-        let word = |i: usize| i64::from_le_bytes(bytes[i * 8..][..8].try_into().expect("eight bytes"));
-        let small = |i: usize| i32::try_from(word(i)).ok();
-        Some(match word(0) {
-            0 => SupervisorReply::Connected { guard: small(1)?, node: small(2)?, inherited: word(3) != 0 },
-            1 => SupervisorReply::Failed(ConnectFailure::NoPath),
-            2 => SupervisorReply::Failed(ConnectFailure::Connect(small(1)?)),
-            3 => SupervisorReply::Failed(ConnectFailure::Guard(small(1)?)),
-            4 => SupervisorReply::Failed(ConnectFailure::Busy),
-            5 => SupervisorReply::Usage { fds: word(1), read_bytes: word(2), write_bytes: word(3) },
-            _ => return None,
-        })
-    }
-
     /// Sends the response and passes these descriptors, without blocking.
     pub fn send(self, channel: &OwnedFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let bytes = self.encode();
+        let mut bytes = [0; MAX_BYTES];
+        let bytes = encode(&self, &mut bytes);
         let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
         let control = if fds.is_empty() { &[][..] } else { &rights };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None)?;
+        sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None)?;
         Ok(())
     }
 
     /// Receives the next response and its descriptors, without blocking.
     pub fn receive(channel: &OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
-        let mut bytes = [0; REPLY_WORDS * 8];
+        let mut bytes = [0; MAX_BYTES];
         let mut control = nix::cmsg_space!([RawFd; CONNECTION_FDS]);
         let mut vectors = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
@@ -188,11 +135,11 @@ impl SupervisorReply {
             _ => None,
         });
         let fds = fds.flatten().map(sys::received).collect();
-        match SupervisorReply::decode(&bytes) {
-            Some(reply) if received == bytes.len() => Ok((reply, fds)),
-            _ if received == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Err(io::ErrorKind::InvalidData.into()),
+        if received == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let reply = decode(&bytes[..received]).ok_or(io::ErrorKind::InvalidData)?;
+        Ok((reply, fds))
     }
 }
 
@@ -213,9 +160,10 @@ mod tests {
         let requests = [
             SupervisorRequest::Connect { trace_budget: None },
             SupervisorRequest::Connect { trace_budget: Some(Duration::from_millis(50)) },
-            SupervisorRequest::Ready,
-            SupervisorRequest::Watchdog,
-            SupervisorRequest::Stopping,
+            SupervisorRequest::Connect { trace_budget: Some(Duration::MAX) },
+            SupervisorRequest::Notify(Notification::Ready),
+            SupervisorRequest::Notify(Notification::Watchdog),
+            SupervisorRequest::Notify(Notification::Stopping),
             SupervisorRequest::Usage,
         ];
         for request in requests {
@@ -232,7 +180,14 @@ mod tests {
             (SupervisorReply::Failed(ConnectFailure::Connect(111)), vec![]),
             (SupervisorReply::Failed(ConnectFailure::Guard(11)), vec![]),
             (SupervisorReply::Failed(ConnectFailure::Busy), vec![]),
-            (SupervisorReply::Usage { fds: -1, read_bytes: 1 << 40, write_bytes: 0 }, vec![]),
+            (SupervisorReply::Usage(PrivateUsage { open_fds: None, io: Some((1 << 40, 0)) }), vec![]),
+            (
+                SupervisorReply::Usage(PrivateUsage {
+                    open_fds: Some(u64::MAX),
+                    io: Some((u64::MAX, u64::MAX)),
+                }),
+                vec![],
+            ),
         ];
         for (reply, fds) in replies {
             reply.send(&supervisor, &fds).unwrap();
@@ -246,9 +201,7 @@ mod tests {
         let (exporter, supervisor) = pair().unwrap();
         for bytes in [&b"x"[..], &[0; 15], &[9; 16], &[0; 4000]] {
             send(exporter.as_raw_fd(), bytes, MsgFlags::empty()).unwrap();
-            let received = SupervisorRequest::receive(&supervisor).unwrap();
-            // Receiving truncates a longer message to a valid size, so it can be valid.
-            assert!(received.is_none() || bytes.len() > REQUEST_BYTES, "{bytes:?}: {received:?}");
+            assert_eq!(SupervisorRequest::receive(&supervisor).unwrap(), None, "{bytes:?}");
         }
         drop(exporter);
         assert_eq!(SupervisorRequest::receive(&supervisor).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);

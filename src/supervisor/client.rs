@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
-use super::channel::{CONNECTION_FDS, ConnectFailure, SupervisorReply, SupervisorRequest};
+use super::channel::{CONNECTION_FDS, ConnectFailure, PrivateUsage, SupervisorReply, SupervisorRequest};
 use super::process;
 use crate::{sys, systemd};
 
@@ -82,7 +82,7 @@ impl SupervisorClient {
         let (guard, node, inherited) = match reply {
             SupervisorReply::Connected { guard, node, inherited } => (guard, node, inherited),
             SupervisorReply::Failed(failure) => return Ok(Err(failure)),
-            SupervisorReply::Usage { .. } => bail!("the supervisor replied to another request"),
+            SupervisorReply::Usage(_) => bail!("the supervisor replied to another request"),
         };
         let fds: [OwnedFd; CONNECTION_FDS] =
             fds.try_into().map_err(|_| anyhow!("no descriptor is left for a connection to the node"))?;
@@ -102,16 +102,12 @@ impl SupervisorClient {
         }))
     }
 
-    /// Returns the number of open file descriptors of the node's process, and the bytes that the process read from and
-    /// wrote to storage devices. Values that the supervisor cannot read are `None`.
-    pub async fn usage(&self) -> (Option<u64>, Option<(u64, u64)>) {
-        let Ok((SupervisorReply::Usage { fds, read_bytes, write_bytes }, _)) =
-            self.request(SupervisorRequest::Usage).await
-        else {
-            return (None, None);
-        };
-        let number = |value: i64| u64::try_from(value).ok();
-        (number(fds), number(read_bytes).zip(number(write_bytes)))
+    /// Resource usage of the node's process.
+    pub async fn usage(&self) -> PrivateUsage {
+        match self.request(SupervisorRequest::Usage).await {
+            Ok((SupervisorReply::Usage(usage), _)) => usage,
+            _ => PrivateUsage::default(),
+        }
     }
 
     async fn request(&self, request: SupervisorRequest) -> io::Result<(SupervisorReply, Vec<OwnedFd>)> {

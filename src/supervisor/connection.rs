@@ -2,7 +2,7 @@
 //! until the guard has exited. If a guard is killed, the connection therefore stays open, and the supervisor starts a
 //! replacement guard on it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::Pid;
 
-use super::channel::SupervisorReply;
-use super::node_socket::{errno, peer_pid};
+use super::channel::{CONNECTION_FDS, SupervisorReply};
+use super::node_socket::peer_pid;
 use crate::cli;
 use crate::ipc::guard::{self, SubscriptionStore};
 
@@ -29,7 +29,6 @@ pub const STOPPED: u8 = 0x80;
 
 impl GuardNotices {
     fn send(&self, notice: u8) {
-        use std::os::fd::AsRawFd;
         let _ = send(self.0.as_raw_fd(), &[notice], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
     }
 }
@@ -52,7 +51,7 @@ impl GuardedConnection {
         node: OwnedFd,
         inherited: bool,
         trace_budget: Option<Duration>,
-    ) -> Result<(Self, SupervisorReply, [OwnedFd; super::channel::CONNECTION_FDS])> {
+    ) -> Result<(Self, SupervisorReply, [OwnedFd; CONNECTION_FDS])> {
         let store = SubscriptionStore::new()?;
         let (notices, theirs) = std::os::unix::net::UnixStream::pair()?;
         let started = guard::start(&node, &store, trace_budget, false)?;
@@ -135,19 +134,6 @@ impl GuardedConnection {
                 self.retry_at = Instant::now() + RETRY_INTERVAL;
                 Some(self.retry_at)
             }
-        }
-    }
-}
-
-/// Sends the reply to [`SupervisorRequest::Connect`](super::channel::SupervisorRequest::Connect).
-pub fn answer(
-    channel: &OwnedFd,
-    started: Result<(SupervisorReply, [OwnedFd; super::channel::CONNECTION_FDS])>,
-) -> std::io::Result<()> {
-    match started {
-        Ok((reply, fds)) => reply.send(channel, &fds.each_ref().map(OwnedFd::as_fd)),
-        Err(error) => {
-            SupervisorReply::Failed(super::channel::ConnectFailure::Guard(errno(&error))).send(channel, &[])
         }
     }
 }

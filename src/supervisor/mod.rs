@@ -23,7 +23,7 @@ mod container;
 mod node_socket;
 mod process;
 
-pub use channel::{ConnectFailure, SupervisorRequest};
+pub use channel::{ConnectFailure, PrivateUsage, SupervisorRequest};
 pub use client::{ExporterStart, GuardedSockets, InheritedConnection, SupervisorClient};
 pub use connection::{REPLACED, STOPPED};
 pub use container::IN_CONTAINER;

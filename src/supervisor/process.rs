@@ -19,11 +19,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, getppid};
 use procfs::process::Process;
-use sd_notify::NotifyState;
 
-use super::channel::{self, ConnectFailure, SupervisorReply, SupervisorRequest};
-use super::connection::{self, GuardedConnection};
-use super::node_socket::NodeSocket;
+use super::channel::{self, ConnectFailure, PrivateUsage, SupervisorReply, SupervisorRequest};
+use super::connection::GuardedConnection;
+use super::node_socket::{NodeSocket, errno};
 use super::{EXPORTER, EXPORTER_NAME, container};
 use crate::{cli, http, scheduling, sys, systemd};
 
@@ -32,8 +31,9 @@ const REAP_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum time for which the supervisor waits for the guards after the exporter has exited, if the guards survive the
 /// supervisor's exit.
 const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum number of concurrent connections to the node. The exporter limits itself to fewer.
-const MAX_CONNECTIONS: usize = 8;
+/// Maximum number of concurrent connections to the node. The guard of a connection that the exporter has left keeps it open until the node
+/// has responded to all calls.
+const MAX_CONNECTIONS: usize = 4;
 
 /// The configuration of the supervisor.
 pub struct SupervisorConfig {
@@ -166,16 +166,8 @@ impl Supervisor {
         let answered = match SupervisorRequest::receive(&channel) {
             Ok(Some(SupervisorRequest::Connect { trace_budget })) => self.connect(&channel, trace_budget),
             Ok(Some(SupervisorRequest::Usage)) => self.usage().send(&channel, &[]),
-            Ok(Some(SupervisorRequest::Ready)) => {
-                systemd::notify(NotifyState::Ready);
-                Ok(())
-            }
-            Ok(Some(SupervisorRequest::Watchdog)) => {
-                systemd::notify(NotifyState::Watchdog);
-                Ok(())
-            }
-            Ok(Some(SupervisorRequest::Stopping)) => {
-                systemd::notify(NotifyState::Stopping);
+            Ok(Some(SupervisorRequest::Notify(state))) => {
+                systemd::notify(state);
                 Ok(())
             }
             Ok(None) => Err(std::io::ErrorKind::InvalidData.into()),
@@ -199,26 +191,23 @@ impl Supervisor {
             Ok(opened) => opened,
             Err(failure) => return SupervisorReply::Failed(failure).send(channel, &[]),
         };
-        let started =
-            GuardedConnection::start(node, inherited, trace_budget).map(|(connection, reply, fds)| {
+        match GuardedConnection::start(node, inherited, trace_budget) {
+            Ok((connection, reply, fds)) => {
                 self.connections.push(connection);
-                (reply, fds)
-            });
-        connection::answer(channel, started)
+                reply.send(channel, &fds.each_ref().map(OwnedFd::as_fd))
+            }
+            Err(error) => SupervisorReply::Failed(ConnectFailure::Guard(errno(&error))).send(channel, &[]),
+        }
     }
 
     /// Reads the resource usage of the node's process, which is at the other end of the newest connection.
     fn usage(&self) -> SupervisorReply {
         let pid = self.connections.last().map_or(0, GuardedConnection::node);
         let process = Some(pid).filter(|&pid| pid > 0).and_then(|pid| Process::new(pid).ok());
-        let fds = process.as_ref().and_then(|process| process.fd_count().ok());
-        let io = process.as_ref().and_then(|process| process.io().ok());
-        let number = |value: Option<u64>| value.and_then(|value| i64::try_from(value).ok()).unwrap_or(-1);
-        SupervisorReply::Usage {
-            fds: number(fds.map(|fds| fds as u64)),
-            read_bytes: number(io.as_ref().map(|io| io.read_bytes)),
-            write_bytes: number(io.as_ref().map(|io| io.write_bytes)),
-        }
+        SupervisorReply::Usage(process.map_or(PrivateUsage::default(), |process| PrivateUsage {
+            open_fds: process.fd_count().ok().map(|fds| fds as u64),
+            io: process.io().ok().map(|io| (io.read_bytes, io.write_bytes)),
+        }))
     }
 
     /// Reaps child processes that have exited. Records guards that were killed, for a replacement, and resumes guards
@@ -260,9 +249,10 @@ impl Supervisor {
             let has_children = self.reap()?;
             let _ = self.connections.iter_mut().filter_map(GuardedConnection::replace).count();
             let is_unguarded = self.connections.iter().any(GuardedConnection::is_unguarded);
-            let is_done = match survives_none {
-                true => !has_children && !others,
-                false => self.connections.is_empty() || Instant::now() > deadline,
+            let is_done = if survives_none {
+                !has_children && !others
+            } else {
+                self.connections.is_empty() || Instant::now() > deadline
             };
             if is_done && !is_unguarded {
                 return Ok(());

@@ -2,8 +2,8 @@
 
 use super::bpf::validation::types::errors;
 use super::maps::{Maps, PerCpuCounts};
-use crate::metrics::process::STARTED;
 use crate::metrics::{Family, counter, gauge};
+use crate::own_process::STARTED;
 
 // SAFETY: `struct errors` of common.h consists of u64 fields only, and all BPF files include that declaration.
 unsafe impl PerCpuCounts for errors {}

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use nix::sys::stat::{major, minor};
 
+use crate::bitcoin_core::CHAINS;
+
 /// Identity of a file, independent of its path: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileId {
@@ -47,8 +49,9 @@ fn parse(text: &str) -> BTreeMap<i32, BTreeSet<FileId>> {
 /// The `.lock` files of a data directory: the one in the directory itself, and the ones in the directories of the
 /// networks in it. `datadir` can also be the directory of a network. Returns an error if the files cannot be accessed.
 pub fn datadir_lock_files(datadir: &Path) -> io::Result<Vec<FileId>> {
+    // The name of a custom signet's directory begins with `signet`.
     let is_network =
-        |name: &str| matches!(name, "testnet3" | "testnet4" | "regtest") || name.starts_with("signet");
+        |name: &str| name.starts_with("signet") || CHAINS.iter().any(|chain| chain.folder == name);
     let mut folders = vec![datadir.to_path_buf()];
     for entry in std::fs::read_dir(datadir)?.flatten() {
         if entry.file_name().to_str().is_some_and(is_network) {

@@ -19,6 +19,7 @@
 //! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` has the metrics about the exporter itself, and
 //!   [`startup_banner`] prints the text at startup.
 
+pub mod attach_loop;
 pub mod block_log;
 mod blocks;
 mod candidates;
@@ -38,8 +39,6 @@ pub mod page;
 mod privileges;
 pub mod probes;
 mod programs;
-
-pub mod attach_loop;
 pub mod startup_banner;
 pub mod target;
 mod utxocache;
@@ -101,13 +100,12 @@ fn declarations(families: Vec<Family>) -> Vec<Declaration> {
     families.into_iter().map(|family| family.declaration).collect()
 }
 
-/// The declarations of all metrics of the exporter, for METRICS.md.
+/// The declarations of all metrics that only this exporter has, for METRICS.md.
 pub fn all_declarations() -> Vec<Declaration> {
     let groups = TracepointGroup::all().iter().flat_map(|group| group.declarations());
     let blocks = blocks::families(&blocks::BlockCounts::default());
     let exporter = exporter_metrics::families(0, Vec::new(), Vec::new());
-    let others = blocks.into_iter().chain(exporter).chain(crate::metrics::process::families());
-    groups.chain(declarations(others.collect())).collect()
+    groups.chain(declarations(blocks)).chain(declarations(exporter)).collect()
 }
 
 /// Code that `build.rs` generates from `bpf/`: for each BPF file, the Rust types of its maps and its compiled programs.

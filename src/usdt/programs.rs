@@ -10,12 +10,13 @@ use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
 use super::block_log::BlockLogThread;
-use super::blocks::{self, BlockTracker};
+use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REQUIRED_ARRIVAL_SOURCES};
 use super::group::{GroupPrograms, probe_name};
 use super::maps::Maps;
 use super::page::BlockPage;
 use super::{TracepointGroup, exporter_metrics, privileges, validation};
-use crate::metrics::{self, Family};
+use crate::metrics::{Declaration, Family};
+use crate::own_process;
 
 /// The loaded BPF programs of one group, with their maps and their attachments to the node.
 struct LoadedGroup {
@@ -107,7 +108,7 @@ impl Programs {
 
     /// A reader of all metrics. The reader does not borrow the programs, and can move to another thread.
     pub fn reader(&self) -> MetricsReader {
-        std::sync::LazyLock::force(&metrics::process::STARTED);
+        std::sync::LazyLock::force(&own_process::STARTED);
         let groups = self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone()));
         MetricsReader {
             groups: groups.collect(),
@@ -168,11 +169,20 @@ impl MetricsReader {
         };
         let counted = self.groups.iter().flat_map(|(group, maps)| group.families(maps));
         let counted = counted.chain(blocks::families(&self.blocks.counts()));
-        let fed = counted.filter(|family| blocks::is_fed(&family.declaration, |name| ever.contains(name)));
+        let fed = counted.filter(|family| is_fed(&family.declaration, |name| ever.contains(name)));
         let processed = self.groups.iter().flat_map(|(group, maps)| group.events_processed(maps)).collect();
         let errors = exporter_metrics::errors(self.groups.iter().map(|(_, maps)| &**maps));
         let exporter = exporter_metrics::families(now, processed, errors);
-        fed.chain(exporter).chain(metrics::process::families()).collect()
+        fed.chain(exporter).chain(own_process::families()).collect()
+    }
+}
+
+/// Whether a family has data if these tracepoints have been attached. A family needs one of its tracepoints. The
+/// metrics about a block's arrival need [`REQUIRED_ARRIVAL_SOURCES`].
+fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
+    match declaration.sources {
+        ARRIVAL_SOURCES => REQUIRED_ARRIVAL_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
+        sources => sources.iter().any(|tracepoint| attached(tracepoint)),
     }
 }
 

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use bitcoind_exporter::bitcoin_core::{CHAINS, ChainParams, default_datadir};
 use bitcoind_exporter::cli::{self, Cli, CommonArgs};
-use bitcoind_exporter::endpoint::{self, CHAINS, ChainParams, NodeEndpoint, default_datadir};
+use bitcoind_exporter::endpoint::{self, NodeEndpoint};
 use bitcoind_exporter::sandbox::AllowedFiles;
 use bitcoind_exporter::{
     Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, Password, RPC_PASSWORD_VARIABLE,

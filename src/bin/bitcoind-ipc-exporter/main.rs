@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::endpoint::NodeEndpoint;
-use bitcoind_exporter::http::{Address, Listener};
+use bitcoind_exporter::http::{Address, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::sandbox::Confinement;
 use bitcoind_exporter::service::Service;
@@ -51,8 +51,8 @@ fn main() -> ExitCode {
 /// child.
 fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let arguments = Arguments::parse_or_exit(arguments);
-    if let Some(ignore_broken_pipe) = arguments.generate() {
-        return ignore_broken_pipe.map(|()| ExitCode::SUCCESS);
+    if let Some(printed) = arguments.generate() {
+        return printed.map(|()| ExitCode::SUCCESS);
     }
     // Take inherited descriptors before this process opens any descriptor, because the numbers could otherwise refer to
     // other files.
@@ -103,7 +103,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         confined.ipc_exporter();
         if arguments.once {
             LocalSet::new().block_on(&runtime, once(&mut source, context))?;
-            cli::print(&metrics.render(Format::Text))?;
+            cli::print(&status.metrics(Format::Text))?;
         } else {
             cli::print(&LocalSet::new().block_on(&runtime, check(&mut source, context))?)?;
         }

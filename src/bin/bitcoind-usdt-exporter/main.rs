@@ -37,8 +37,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode> {
     let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    if let Some(ignore_broken_pipe) = print(&arguments) {
-        return ignore_broken_pipe.map(|()| ExitCode::SUCCESS);
+    if let Some(printed) = print(&arguments) {
+        return printed.map(|()| ExitCode::SUCCESS);
     }
     let mut inherited = InheritedFds::take()?;
     systemd::close_inherited();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::RateLimitedCalls;
-use crate::collect::file_system::{DatadirCandidates, DiskSpaceReader};
+use crate::collect::file_system::{self, DatadirCandidates};
 use crate::ipc::Interfaces;
 use crate::json_rpc::Method;
 use crate::json_rpc::http::Credentials;
@@ -14,7 +14,6 @@ use crate::json_rpc::http::Credentials;
 pub struct DatadirPoller {
     candidates: DatadirCandidates,
     log_known: bool,
-    reader: DiskSpaceReader,
 }
 
 impl DatadirPoller {
@@ -24,7 +23,7 @@ impl DatadirPoller {
         if interfaces.is_http_only() {
             candidates.found.clear();
         }
-        DatadirPoller { candidates, log_known: false, reader: DiskSpaceReader::default() }
+        DatadirPoller { candidates, log_known: false }
     }
 
     /// Reads and exports the size and free space. This function is called at each poll.
@@ -32,7 +31,7 @@ impl DatadirPoller {
         self.add_log(calls).await;
         let mut candidates = self.candidates.clone();
         candidates.found.extend(directory_of_cookie(calls));
-        let space = self.reader.read(candidates).await;
+        let space = file_system::read(candidates).await;
         let metrics = &calls.metrics().node;
         metrics.file_system_free.set(space.map(|space| space.free));
         metrics.file_system_size.set(space.map(|space| space.size));

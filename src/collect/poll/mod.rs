@@ -34,7 +34,7 @@ use super::rate_limit::RateLimit;
 use crate::ipc::Interfaces;
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::{Metrics, now};
-use crate::node_process::{PrivateUsage, ProcessUsage};
+use crate::node_process::ProcessUsage;
 
 /// The values of a successful poll that other parts of the collector need.
 #[derive(Clone, Debug, Default)]
@@ -289,16 +289,7 @@ impl Poller {
         polled = self.calls.failed.take().map_or(polled, Err);
         self.calls.recovers = polled.as_ref().is_err_and(is_of_costly_call);
         let context = &self.calls.context;
-        let private = match &self.process {
-            Some(process) => process.private().await,
-            None => PrivateUsage::default(),
-        };
-        process::show(
-            self.process.as_ref(),
-            &private,
-            &mut context.persistent_state.borrow_mut(),
-            &context.metrics.node_process,
-        );
+        process::poll(self.process.as_ref(), context).await;
         let took = started.elapsed();
         let exporter = &context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());

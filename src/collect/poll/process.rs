@@ -2,17 +2,18 @@
 
 use procfs::WithCurrentSystemInfo;
 
-use crate::collect::context::PersistentState;
-use crate::metrics::NodeProcessMetrics;
-use crate::node_process::{PrivateUsage, ProcessUsage, cpu_seconds};
+use crate::collect::context::Context;
+use crate::node_process::{ProcessUsage, cpu_seconds};
+use crate::supervisor::PrivateUsage;
 
 /// Exports the resource usage of the process. Exports no values if the process has exited or is not visible in `/proc`.
-pub fn show(
-    process: Option<&ProcessUsage>,
-    private: &PrivateUsage,
-    state: &mut PersistentState,
-    metrics: &NodeProcessMetrics,
-) {
+pub async fn poll(process: Option<&ProcessUsage>, context: &Context) {
+    let private = match process {
+        Some(process) => process.private().await,
+        None => PrivateUsage::default(),
+    };
+    let metrics = &context.metrics.node_process;
+    let state = &mut context.persistent_state.borrow_mut();
     // The CPU times of the threads are read before the CPU time of the process, so their sum cannot exceed it.
     let threads = process.map(ProcessUsage::threads).unwrap_or_default();
     let seen = process.and_then(|process| Some((process, process.stat()?)));
@@ -25,11 +26,10 @@ pub fn show(
     let io = private.io.filter(|_| stat.is_some());
     let io = io.map(|(read, written)| [(["read"], read as f64), (["write"], written as f64)]);
     metrics.io.replace_if_any(io.into_iter().flatten());
-    match seen {
-        Some((process, stat)) if !threads.is_empty() => {
-            let times = state.thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
-            metrics.cpu.replace_if_any(times.map(|(group, seconds)| ([group], seconds)));
-        }
-        _ => metrics.cpu.replace_if_any([]),
+    if let Some((process, stat)) = seen
+        && !threads.is_empty()
+    {
+        let times = state.thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
+        metrics.cpu.replace_if_any(times.map(|(group, seconds)| ([group], seconds)));
     }
 }

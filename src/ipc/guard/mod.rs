@@ -10,8 +10,8 @@
 //!
 //! - `protocol` decides how each message is handled, without I/O; `allow_list` lists the calls that the guard forwards;
 //!   `relay` is the poll loop.
-//! - `message` parses messages, `outgoing` encodes the messages that originate in the guard, and `framed_socket` and
-//!   `frame` implement Cap'n Proto's framing on sockets.
+//! - `message` parses messages, `outgoing` encodes the messages that originate in the guard, and `frame` implements
+//!   Cap'n Proto's framing on sockets.
 //! - `events` defines the events for the exporter. `busy_poll` and `trace_budget` limit the time for which the node
 //!   waits.
 //! - `process` starts and sets up the guard process, on behalf of the [`supervisor`](crate::supervisor).
@@ -23,7 +23,6 @@ mod allow_list;
 mod busy_poll;
 mod events;
 mod frame;
-mod framed_socket;
 mod message;
 mod outgoing;
 mod process;
@@ -34,13 +33,11 @@ mod trace_budget;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
@@ -54,38 +51,8 @@ pub use events::{GuardEvent, TimedEvent};
 pub use outgoing::TOO_LARGE;
 pub(crate) use process::start;
 pub use process::{ARGUMENT, main};
-pub use relay::relay;
+pub use relay::{OpenFiles, relay};
 pub(crate) use subscription_store::SubscriptionStore;
-
-/// The pool of permits to run a guard. Each guard has a permit until it has disconnected from the node. The pool limits
-/// the number of connections to a node that does not respond.
-#[derive(Clone)]
-pub struct GuardPermits(Arc<Semaphore>);
-
-impl GuardPermits {
-    const COUNT: usize = 4;
-
-    /// Creates a pool in which all permits are free.
-    #[allow(clippy::new_without_default, reason = "there is no default number of permits")]
-    pub fn new() -> Self {
-        GuardPermits(Arc::new(Semaphore::new(Self::COUNT)))
-    }
-
-    /// Waits for a free permit.
-    pub async fn acquire(&self) -> GuardPermit {
-        match self.0.clone().try_acquire_owned() {
-            Ok(permit) => return GuardPermit(permit),
-            Err(_) => warn!(
-                "{} guards are waiting for responses of the node; connecting again when one has disconnected",
-                Self::COUNT
-            ),
-        }
-        GuardPermit(self.0.clone().acquire_owned().await.expect("never closed"))
-    }
-}
-
-/// A permit for one guard, which returns to the pool when it is dropped.
-pub struct GuardPermit(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 /// The exporter's handle to the guard process of one connection.
 pub struct Guard {
@@ -99,7 +66,6 @@ pub struct Guard {
     state: Rc<GuardState>,
     /// The guard's total run delay when it was last read.
     run_delay: Duration,
-    permit: GuardPermit,
 }
 
 /// Flags of a connection and its guard, which several tasks of the exporter share.
@@ -113,12 +79,12 @@ struct GuardState {
 impl Guard {
     /// Creates the handle to the guard of this connection. Returns the socket for Cap'n Proto messages to and from the
     /// node, and the handle. Must run in a [`tokio::task::LocalSet`].
-    pub fn new(permit: GuardPermit, guarded: GuardedSockets) -> (UnixStream, Self) {
+    pub fn new(guarded: GuardedSockets) -> (UnixStream, Self) {
         let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();
         let watch = AbortOnDropHandle::new(tokio::task::spawn_local(log_notices(notices, state.clone())));
         let events = Some(events);
-        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO, permit })
+        (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO })
     }
 
     /// The guard's run delay since the last call of this method, which is the time for which the guard was ready to run
@@ -164,7 +130,6 @@ impl Guard {
                 let _ = reader.await;
             }
             let _ = self.watch.await;
-            drop(self.permit);
         });
         while tokio::time::timeout(DISCONNECT_TIMEOUT, &mut disconnected).await.is_err() {
             if !state.is_unguarded.get() {

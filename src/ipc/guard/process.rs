@@ -14,7 +14,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 
-use super::relay::{OpenFiles, relay_with_files};
+use super::relay::{OpenFiles, relay};
 use super::subscription_store::SubscriptionStore;
 use crate::scheduling::RunDelayFile;
 use crate::{sandbox, scheduling, systemd};
@@ -102,11 +102,11 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let store = store.map(systemd::take_over).transpose()?.map(SubscriptionStore::inherited);
     let node = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let exporter = StdUnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let files = OpenFiles { store, run_delay: RunDelayFile::open() };
+    let files = OpenFiles { store, run_delay: RunDelayFile::open(), replaces };
     // Prevents other processes of the same user, for example the exporter, from reading the guard's memory.
     let _ = prctl::set_dumpable(false);
     sandbox::confine_guard();
     // Descriptors 0 and 1 stay open as duplicates of the two sockets, so closing a socket does not end its connection.
     // The relay therefore calls shutdown(2).
-    Ok(relay_with_files(node, exporter, events.into(), budget, files, replaces)?)
+    Ok(relay(node, exporter, events.into(), budget, files)?)
 }

@@ -11,9 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::ClockId;
 
 use super::busy_poll::BusyPoll;
-use super::events::{EventQueue, GuardEvent, SubscriptionIds};
-use super::frame::{MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
-use super::framed_socket::FramedSocket;
+use super::events::{EventQueue, GuardEvent};
+use super::frame::{FramedSocket, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
 use super::message::{self, Message, Return};
 use super::outgoing::{self, EmptyAnswer};
 use super::protocol::{ExporterMessageAction, NodeMessageAction, ProtocolState};
@@ -36,42 +35,28 @@ const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum interval between readings of the guard's run delay, the time for which the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Relays messages until the node closes the connection, or the guard has disconnected cleanly. If `replaces` is set,
-/// it contains the subscriptions of a killed guard: the guard ends these subscriptions, disconnects, and relays
-/// nothing. Returns an error if the process at the other end of `node` does not behave like a node.
-pub fn relay(
-    node: UnixStream,
-    exporter: UnixStream,
-    events: UnixStream,
-    trace_budget: Option<Duration>,
-    replaces: Option<&[SubscriptionIds]>,
-) -> io::Result<()> {
-    let files = OpenFiles { store: None, run_delay: RunDelayFile::open() };
-    relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
-}
-
-/// Files that a guard opens before its sandbox is applied.
+/// Files that a guard opens before its sandbox is applied. The default has none.
+#[derive(Default)]
 pub struct OpenFiles {
     /// The memory file to which the guard writes its subscriptions, for a replacement guard.
     pub store: Option<SubscriptionStore>,
     /// The kernel's statistic of the time for which the guard waited for a CPU.
     pub run_delay: Option<RunDelayFile>,
+    /// Whether the store has the subscriptions of a killed guard, which this guard replaces.
+    pub replaces: bool,
 }
 
-/// Like [`relay`], for a guard process with open files. If `replaces` is true, the guard ends the subscriptions in the
-/// store and disconnects.
-pub fn relay_with_files(
+/// Relays messages until the node closes the connection, or the guard has disconnected cleanly. A guard that replaces a
+/// killed one ends the subscriptions in the store, disconnects, and relays nothing. Returns an error if the process at
+/// the other end of `node` does not behave like a node.
+pub fn relay(
     node: UnixStream,
     exporter: UnixStream,
     events: UnixStream,
     trace_budget: Option<Duration>,
     files: OpenFiles,
-    replaces: bool,
 ) -> io::Result<()> {
-    let left_subscriptions =
-        files.store.as_ref().map(|store| store.subscriptions().to_vec()).unwrap_or_default();
-    let replaces = replaces.then_some(&left_subscriptions[..]);
-    relay_with_log(node, exporter, events, trace_budget, replaces, files, |line| cli::print_error(line))
+    relay_with_log(node, exporter, events, trace_budget, files, |line| cli::print_error(line))
 }
 
 /// Like [`relay`], with a parameter for the log: `log` prints a line immediately.
@@ -80,19 +65,20 @@ fn relay_with_log(
     exporter: UnixStream,
     events: UnixStream,
     trace_budget: Option<Duration>,
-    replaces: Option<&[SubscriptionIds]>,
     files: OpenFiles,
     log: impl FnOnce(&str),
 ) -> io::Result<()> {
+    let subscriptions = files.store.as_ref().filter(|_| files.replaces).map(SubscriptionStore::subscriptions);
+    let protocol = match subscriptions {
+        Some(subscriptions) => ProtocolState::replacement(subscriptions, now()),
+        None => ProtocolState::new(TraceBudget::new(trace_budget), now()),
+    };
     let mut relay = Relay {
         node: FramedSocket::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
         exporter: FramedSocket::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
         events: EventQueue::new(events)?,
         files,
-        protocol: match replaces {
-            Some(subscriptions) => ProtocolState::replacement(subscriptions, now()),
-            None => ProtocolState::new(TraceBudget::new(trace_budget), now()),
-        },
+        protocol,
         answer: EmptyAnswer::new(),
         busy_poll: BusyPoll::default(),
         last_large_at: Duration::ZERO,
@@ -350,18 +336,12 @@ mod tests {
         let [(mut node, node_theirs), (_exporter, exporter_theirs), (_events, events_theirs)] =
             [(); 3].map(|()| UnixStream::pair().unwrap());
         let (send, logged) = mpsc::channel();
-        let subscription = "1,2,3".parse::<SubscriptionIds>().unwrap();
+        let mut store = SubscriptionStore::new().unwrap();
+        store.apply(&GuardEvent::Subscribed("1,2,3".parse().unwrap()));
+        let files = OpenFiles { store: Some(store), replaces: true, ..OpenFiles::default() };
         let guard = std::thread::spawn(move || {
             let log = move |line: &str| send.send(line.to_string()).unwrap();
-            relay_with_log(
-                node_theirs,
-                exporter_theirs,
-                events_theirs,
-                None,
-                Some(&[subscription]),
-                OpenFiles { store: None, run_delay: None },
-                log,
-            )
+            relay_with_log(node_theirs, exporter_theirs, events_theirs, None, files, log)
         });
         node.write_all(&[0xff; 64]).unwrap();
         let line = logged.recv_timeout(Duration::from_secs(60)).expect("a log line while the node is there");

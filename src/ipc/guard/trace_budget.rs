@@ -16,6 +16,7 @@ const MAX_BURST_GAP: Duration = Duration::from_millis(250);
 const MAX_ROUND_TRIP: Duration = Duration::from_micros(500);
 
 /// Counter of the time for which the node has waited for the trace in the current period, with the budget as its limit.
+#[derive(Default)]
 pub struct TraceBudget {
     allowed: Option<Duration>,
     began: Duration,
@@ -28,13 +29,7 @@ pub struct TraceBudget {
 impl TraceBudget {
     /// Creates a counter for the budget `allowed`; `None` sets no limit.
     pub fn new(allowed: Option<Duration>) -> Self {
-        TraceBudget {
-            allowed,
-            began: Duration::ZERO,
-            last: Duration::ZERO,
-            waited: Duration::ZERO,
-            run_delay: None,
-        }
+        TraceBudget { allowed, ..TraceBudget::default() }
     }
 
     /// Records a callback of the trace. Returns whether the waiting time exceeds the budget.

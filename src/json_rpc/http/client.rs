@@ -30,7 +30,9 @@ struct ClientState {
     connection: Mutex<Option<PooledConnection>>,
     /// Timeout of one call, including retries.
     deadline: Duration,
-    state: watch::Sender<Usability>,
+    /// The reason why the client makes no calls: no check has been made yet, or a check or a call failed. `None` if a
+    /// check found that the node responds, and that it is the node behind the IPC socket (if there is IPC).
+    unusable: watch::Sender<Option<HttpFailure>>,
     /// The state in the last log line: the reason why HTTP is not used, or an empty text if HTTP is used. `None` before
     /// the first log line.
     last_logged: RefCell<Option<String>>,
@@ -48,14 +50,6 @@ struct ClientState {
     privileges_checked: Cell<bool>,
     /// Function that is called with the cause of each failure, to count it.
     on_failure: Box<dyn Fn(FailureCause)>,
-}
-
-/// Whether the client makes calls over HTTP.
-enum Usability {
-    /// A check found that the node responds, and that it is the node behind the IPC socket (if there is IPC).
-    Usable,
-    /// No check has been made yet, or a check or a call failed for this reason.
-    Unusable(HttpFailure),
 }
 
 impl HttpRpc {
@@ -77,7 +71,7 @@ impl HttpRpc {
             config,
             connection: Mutex::default(),
             deadline,
-            state: watch::Sender::new(Usability::Unusable(not_checked_yet())),
+            unusable: watch::Sender::new(Some(not_checked_yet())),
             last_logged: RefCell::default(),
             repeats: RepeatLimiter::default(),
             has_credentials: Cell::new(false),
@@ -96,7 +90,7 @@ impl HttpRpc {
     /// Whether HTTP is usable: the last check found that the node responds and is the right node, and no call has
     /// failed since.
     pub fn is_usable(&self) -> bool {
-        matches!(*self.0.state.borrow(), Usability::Usable)
+        self.0.unusable.borrow().is_none()
     }
 
     /// Whether the user expects that HTTP is used: HTTP is required, or credentials were found at least once.
@@ -108,7 +102,7 @@ impl HttpRpc {
     pub fn mark_usable(&self) {
         self.0.wanted.set(true);
         if !self.is_usable() {
-            self.0.state.send_replace(Usability::Usable);
+            self.0.unusable.send_replace(None);
             let before = self.0.last_logged.replace(Some(String::new()));
             if before.is_none_or(|failure| !failure.is_empty()) {
                 let HttpRpcConfig { url, credentials, .. } = self.config();
@@ -162,7 +156,7 @@ impl HttpRpc {
             }
             last_logged.replace(Some(failure.text.clone()));
         }
-        self.0.state.send_replace(Usability::Unusable(failure));
+        self.0.unusable.send_replace(Some(failure));
     }
 
     /// Records that HTTP is unusable, because a call failed with this error.
@@ -185,30 +179,28 @@ impl HttpRpc {
 
     /// The reason why HTTP is not used.
     pub fn unusable_reason(&self) -> HttpFailure {
-        match &*self.0.state.borrow() {
-            Usability::Usable => not_checked_yet(),
-            Usability::Unusable(failure) => failure.clone(),
-        }
+        self.0.unusable.borrow().clone().unwrap_or_else(not_checked_yet)
     }
 
     /// Marks HTTP as not checked yet, because a different node may respond from now on. `alone` is true if there is no
     /// connection over IPC; the collector then logs failures instead of this client.
     pub fn reset_node(&self, alone: bool) {
-        self.0.state.send_replace(Usability::Unusable(not_checked_yet()));
+        self.0.unusable.send_replace(Some(not_checked_yet()));
         self.0.quiet.set(alone);
     }
 
     /// Waits until HTTP is unusable.
     pub async fn became_unusable(&self) {
         // `wait_for` returns an error only if the sender is dropped, and `self` owns the sender.
-        let _ = self.0.state.subscribe().wait_for(|state| matches!(state, Usability::Unusable(_))).await;
+        let _ = self.0.unusable.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Waits until a failure shows that the node that responded before no longer runs. Returns that failure.
     pub async fn node_gone(&self) -> HttpFailure {
-        let is_gone =
-            |state: &Usability| matches!(state, Usability::Unusable(failure) if failure.cause.is_node_gone());
-        let _ = self.0.state.subscribe().wait_for(is_gone).await;
+        let is_gone = |failure: &Option<HttpFailure>| {
+            failure.as_ref().is_some_and(|failure| failure.cause.is_node_gone())
+        };
+        let _ = self.0.unusable.subscribe().wait_for(is_gone).await;
         self.unusable_reason()
     }
 

@@ -20,7 +20,8 @@ use crate::usdt::blocks::BlockReport;
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
 /// The versions of the file's schema (`user_version`), each with the SQL statements that migrate from the previous
 /// version. The first statements migrate from an empty file. A new field of [`BlockReport`] needs a new version with
-/// `ALTER TABLE blocks ADD COLUMN …`.
+/// `ALTER TABLE blocks ADD COLUMN …`. Version 1 existed only before the first release, with other columns, and is not
+/// supported.
 const VERSIONS: [(i32, &str); 1] = [(
     2,
     "CREATE TABLE blocks (

@@ -29,10 +29,7 @@ pub fn print(rows: &Rows, format: OutputFormat, to: &mut impl Write) -> io::Resu
         OutputFormat::Json => json(rows, to),
         OutputFormat::Csv => csv(rows, to),
     };
-    match printed.and_then(|()| to.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed,
-    }
+    printed.and_then(|()| to.flush())
 }
 
 fn json(rows: &Rows, to: &mut impl Write) -> io::Result<()> {

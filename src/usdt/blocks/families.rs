@@ -2,7 +2,7 @@
 
 use super::event::{Announcement, ConnectedBlock, ConnectionType};
 use super::trace::{ArrivalMethod, BlockArrival, MODES, Timeline};
-use crate::metrics::{Declaration, Family, counter, gauge, histogram};
+use crate::metrics::{Family, counter, gauge, histogram};
 use crate::usdt::histogram::{BlockId, Buckets, CountedHistogram, TXS};
 
 const DURATION: Buckets =
@@ -96,16 +96,17 @@ impl BlockCounts {
     }
 }
 
-/// Tracepoints that feed the metrics about a block's arrival. The first [`REQUIRED_SOURCES`] are required. The last two
-/// are optional, and make the metrics more accurate.
-const ARRIVAL_SOURCES: &[&str] = &[
+/// Tracepoints that feed the metrics about a block's arrival. [`REQUIRED_ARRIVAL_SOURCES`] are required. The others are
+/// optional, and make the metrics more accurate.
+pub const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
     "validation:block_connected",
     "net:block_header",
     "net:compact_block_reconstructed",
 ];
-const REQUIRED_SOURCES: usize = 3;
+/// The tracepoints that the metrics about a block's arrival need.
+pub const REQUIRED_ARRIVAL_SOURCES: &[&str] = ARRIVAL_SOURCES.split_at(3).0;
 const CONNECTED: &[&str] = &["validation:block_connected"];
 /// Tracepoints that have a block's height among their arguments.
 const HEIGHT: &[&str] = &[
@@ -114,15 +115,6 @@ const HEIGHT: &[&str] = &[
     "udp:block_reconstructed",
     "validation:block_connected",
 ];
-
-/// Whether a family has data if these tracepoints have been attached. A family needs one of its tracepoints. The
-/// metrics about a block's arrival need the first [`REQUIRED_SOURCES`] of theirs.
-pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
-    match declaration.sources {
-        ARRIVAL_SOURCES => ARRIVAL_SOURCES[..REQUIRED_SOURCES].iter().all(|tracepoint| attached(tracepoint)),
-        sources => sources.iter().any(|tracepoint| attached(tracepoint)),
-    }
-}
 
 /// The metrics about blocks, with these counts as their values.
 #[rustfmt::skip]

@@ -41,6 +41,7 @@ impl ArrivalMethod {
 pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 
 /// Times and contents of the messages that the node and one peer have exchanged about one block.
+#[derive(Default)]
 pub struct PeerActivity {
     /// The node's ID for the peer.
     pub id: i64,
@@ -131,14 +132,7 @@ impl Timeline {
             Some(position) => position,
             None if self.peers.len() >= MAX_PEERS => return None,
             None => {
-                self.peers.push(PeerActivity {
-                    id,
-                    announced: None,
-                    owes_compact: false,
-                    compact: None,
-                    asked: None,
-                    answered: None,
-                });
+                self.peers.push(PeerActivity { id, ..PeerActivity::default() });
                 self.peers.len() - 1
             }
         };

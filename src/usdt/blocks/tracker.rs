@@ -270,16 +270,9 @@ impl TrackerState {
             let connection = self.connections.get(&timeline.first_peer).copied();
             self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
         }
-        self.counts.connected(
-            &block,
-            connected,
-            arrival.as_ref().map(|(arrival, timeline)| (arrival, *timeline)),
-        );
-        let mut report = BlockReport::new(
-            &block,
-            connected,
-            arrival.as_ref().map(|(arrival, timeline)| (arrival, *timeline)),
-        );
+        let arrival = arrival.as_ref().map(|(arrival, timeline)| (arrival, *timeline));
+        self.counts.connected(&block, connected, arrival);
+        let mut report = BlockReport::new(&block, connected, arrival);
         if let Some((_, timeline)) = &arrival {
             report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
         }

@@ -88,6 +88,7 @@ pub enum ExporterMessageAction {
 
 /// The protocol state of one connection. The state determines how the guard handles each message, and which messages
 /// the guard itself sends.
+#[derive(Default)]
 pub struct ProtocolState {
     questions: Questions,
     capabilities: NodeCapabilities,
@@ -117,21 +118,11 @@ impl ProtocolState {
     /// Creates the state of a new connection.
     pub fn new(budget: TraceBudget, now: Duration) -> Self {
         ProtocolState {
-            questions: Questions::default(),
-            capabilities: NodeCapabilities::default(),
-            shutdown_watch: ShutdownWatch::default(),
-            template: TemplateState::default(),
             subscriptions: SubscriptionTable::new(budget),
             next_question: FIRST_GUARD_ID,
             last_thread: FIRST_GUARD_ID,
-            threads_requested: 0,
-            rejected: 0,
-            finishes: VecDeque::new(),
-            events: VecDeque::new(),
-            draining_since: None,
-            replacing_since: None,
             last_message_at: now,
-            has_answered: false,
+            ..ProtocolState::default()
         }
     }
 
@@ -143,7 +134,8 @@ impl ProtocolState {
             next_question: REPLACEMENT_NUMBERS,
             last_thread: REPLACEMENT_NUMBERS,
             replacing_since: Some(now),
-            ..ProtocolState::new(TraceBudget::new(None), now)
+            last_message_at: now,
+            ..ProtocolState::default()
         }
     }
 

@@ -38,6 +38,7 @@ struct PendingDisconnect {
 }
 
 /// Table of all subscriptions of a connection, with the time budget of the UTXO cache trace.
+#[derive(Default)]
 pub(super) struct SubscriptionTable {
     requested: Vec<RequestedSubscription>,
     all: Vec<ActiveSubscription>,
@@ -50,20 +51,13 @@ pub(super) struct SubscriptionTable {
 
 impl SubscriptionTable {
     pub fn new(budget: TraceBudget) -> Self {
-        SubscriptionTable {
-            requested: Vec::new(),
-            all: Vec::new(),
-            disconnects: Vec::new(),
-            retry_at: Duration::ZERO,
-            budget,
-            over_budget: false,
-        }
+        SubscriptionTable { budget, ..SubscriptionTable::default() }
     }
 
     /// Creates the table of a replacement guard, with the subscriptions that the killed guard had.
     pub fn inherited(ids: &[SubscriptionIds]) -> Self {
         let inherited = |&ids| ActiveSubscription { ids, references: 1, traces: false, disconnected: false };
-        SubscriptionTable { all: ids.iter().map(inherited).collect(), ..Self::new(TraceBudget::new(None)) }
+        SubscriptionTable { all: ids.iter().map(inherited).collect(), ..SubscriptionTable::default() }
     }
 
     /// Whether the guard needs this capability of the node to end a subscription: it is the handler or the thread of a

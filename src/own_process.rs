@@ -6,21 +6,20 @@ use std::sync::LazyLock;
 use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
 
-use super::model::{Family, counter, gauge};
-use super::now;
+use crate::metrics::{Family, counter, gauge, now};
 use crate::{logging, sandbox, tls};
 
 const PROC: &[&str] = &["/proc/self"];
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// Time at which the metrics were declared, in Unix seconds. Both exporters declare their metrics at startup, and this
-/// time is therefore exported as the start time. The start time in `/proc` is relative to the boot time in
-/// `/proc/stat`, which a service with `ProcSubset=pid` cannot read.
-pub(crate) static STARTED: LazyLock<f64> = LazyLock::new(now);
+/// Time of the first use of this variable, in Unix seconds. Both exporters use it at startup, and this time is
+/// therefore exported as the start time. The start time in `/proc` is relative to the boot time in `/proc/stat`, which
+/// a service with `ProcSubset=pid` cannot read.
+pub static STARTED: LazyLock<f64> = LazyLock::new(now);
 
 /// The families of the exporter's own process. Families from `/proc/self` are absent if `/proc` cannot be read.
 #[rustfmt::skip]
-pub(crate) fn families() -> Vec<Family> {
+pub fn families() -> Vec<Family> {
     let process = Process::myself().ok();
     let stat = process.as_ref().and_then(|process| process.stat().ok());
     let open_fds = process.as_ref().and_then(|process| process.fd_count().ok());
