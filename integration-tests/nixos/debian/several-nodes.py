@@ -12,7 +12,7 @@ with subtest("each node has its exporter"):
         machine.succeed(
             f"echo PORT={rpc} > /etc/default/bitcoind-{instance}",
             f"echo BITCOIND_IPC_EXPORTER_METRICS_ADDR=127.0.0.1:{port} > /etc/default/bitcoind-ipc-exporter-{instance}",
-            f"systemctl enable bitcoind-ipc-exporter@{instance}.service",
+            f"systemctl enable --now bitcoind-ipc-exporter@{instance}.service",
             f"systemctl start bitcoind@{instance}.service",
         )
         machine.wait_until_succeeds(f"test -S /run/bitcoind-{instance}/node.sock")
@@ -25,10 +25,11 @@ with subtest("they are hardened"):
     exposure = machine.succeed("systemd-analyze security --no-pager bitcoind-ipc-exporter@one.service | tail -n 1")
     assert float(exposure.split(": ")[1].split()[0]) <= 1.5, exposure
 
-with subtest("one node ends, the other's exporter stays"):
+with subtest("one node ends: its exporter waits for it, and the other exporter is not affected"):
     machine.succeed("systemctl stop bitcoind@one.service")
-    machine.wait_until_fails("systemctl is-active bitcoind-ipc-exporter@one.service")
-    machine.succeed(f"{scrape(9402)} | grep -x 'bitcoin_up 1'")
+    machine.wait_until_succeeds(f"{scrape(9401)} | grep -x 'bitcoin_up 0'")
+    machine.succeed(f"{scrape(9402)} | grep -x 'bitcoin_up 1'", "systemctl start bitcoind@one.service")
+    machine.wait_until_succeeds(f"{scrape(9401)} | grep -x 'bitcoin_chain_height 4'")
 
 with subtest("the drop-in for an older systemd uses the path and the node's user, and waits for the node"):
     units = "/usr/lib/systemd/system"
