@@ -1,5 +1,8 @@
 //! Names and notations that Bitcoin Core uses over IPC, in JSON and in tracepoints.
 
+/// File names of the binaries that run a node.
+pub const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-gui"];
+
 /// Names of the values of Core's `Network`, in its order, as in getpeerinfo.
 pub const NETWORKS: [&str; 7] =
     ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal"];

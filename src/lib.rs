@@ -17,6 +17,7 @@
 //!
 //! - [`cli`] has the shared command line arguments; [`generate`] prints the files that packages ship with the binaries.
 //! - [`service`] runs a process from startup to shutdown; [`systemd`] has inherited descriptors and notifications.
+//! - [`setup`] is the subcommand that connects the IPC exporter to a node of this machine.
 //! - [`node_process`] inspects the node's process; `bitcoin_core` has names and notations of Bitcoin Core.
 //! - [`text`] limits the length of untrusted text; [`files`] reads files that users name; `tls` parses the certificates in them.
 //! - [`logging`] writes to stderr or the journal, and to a file, with a thread and a bounded queue for each.
@@ -57,6 +58,7 @@ mod node_process;
 pub mod sandbox;
 mod scheduling;
 pub mod service;
+pub mod setup;
 pub mod status;
 pub mod supervisor;
 mod sys;

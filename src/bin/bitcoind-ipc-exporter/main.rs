@@ -24,9 +24,9 @@ use bitcoind_exporter::supervisor::{self, NodeSocket, SupervisorConfig};
 use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, systemd};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
-use arguments::Arguments;
+use arguments::{Arguments, Command};
 
 /// How long an exporter that systemd started for a scrape keeps running without a node.
 const SCRAPE_LINGER_INTERVAL: Duration = Duration::from_secs(5);
@@ -51,6 +51,9 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let arguments = Arguments::parse_or_exit(arguments);
     if let Some(ignore_broken_pipe) = arguments.generate() {
         return ignore_broken_pipe.map(|()| ExitCode::SUCCESS);
+    }
+    if let Some(Command::Setup(setup)) = &arguments.command {
+        return setup.run();
     }
     // Must be called before anything else opens descriptors.
     let mut inherited = systemd::InheritedFds::take()?;
@@ -89,6 +92,12 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     // Applied before there are threads, which would stay unrestricted.
     let confined = Confinement::new(arguments.common.sandbox).files(&arguments.files(&config));
     let _written_at_the_end = arguments.common.start_logging()?;
+    if let Some(listener) = &listener
+        && started_by_scrape
+        && let Some(why) = listener.unused_address(&arguments.common.metrics_addr, Arguments::METRICS_ADDR)
+    {
+        warn!("{why}");
+    }
 
     let metrics = Metrics::new();
     let status = Arc::new(Status::new(metrics.clone()));
