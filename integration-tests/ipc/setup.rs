@@ -21,7 +21,7 @@ const TARGET: &str = "etc/prometheus/targets/ipc-bitcoind.yml";
 /// A root with Prometheus and with options of the operator.
 fn root() -> TempDir {
     let root = TempDir::new().unwrap();
-    for dir in ["etc/default", "etc/prometheus"] {
+    for dir in ["etc/default", "etc/prometheus", "etc/systemd/system"] {
         fs::create_dir_all(root.path().join(dir)).unwrap();
     }
     fs::write(root.path().join(ENVIRONMENT), "BITCOIND_IPC_EXPORTER_POLL_INTERVAL=1s\n").unwrap();
@@ -186,7 +186,7 @@ fn problems_are_reported_and_nothing_is_written() {
         !good && text.contains("no running node has the PID, unit or data directory /no/such/datadir"),
         "{text}"
     );
-    let no_directory = |root: &Path| fs::write(root.join("etc/systemd"), "").unwrap();
+    let no_directory = |root: &Path| fs::write(root.join(DROP_IN).parent().unwrap(), "").unwrap();
     with_root(&no_directory, Some(&node), "cannot write to");
     let other_chain = |root: &Path| {
         fs::write(root.join(ENVIRONMENT), "BITCOIND_IPC_EXPORTER_CHAIN=signet\n").unwrap();

@@ -175,7 +175,7 @@ impl Machine {
         Ok(Machine {
             root: root.into(),
             systemd: if root == Path::new("/") { systemd_version() } else { Some(u32::MAX) },
-            host: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+            host: std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_string(),
             prometheus,
             usdt_environment: read_split(&etc.join("default/bitcoind-usdt-exporter")).0,
             nodes: processes.flatten().filter_map(|process| Node::inspect(&process, root)).collect(),

@@ -383,7 +383,8 @@ fn drop_in(unit: &Unit, node_binary: Option<&Path>) -> Result<(String, PathBuf),
     let (prefix, rest) =
         command.split_at(command.len() - command.trim_start_matches(['-', ':', '+', '!']).len());
     let (program, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-    let program = match Path::new(program).file_name().and_then(|name| name.to_str()) {
+    let name_of_program = program.rsplit_once('/').filter(|_| program.starts_with('/')).map(|(_, name)| name);
+    let program = match name_of_program {
         Some("bitcoin-node") => program.to_string(),
         Some("bitcoind") => match node_binary {
             Some(binary) => binary.display().to_string(),
