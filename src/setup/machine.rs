@@ -1,6 +1,7 @@
 //! Inspects the machine: the running nodes, with everything that the plan depends on. Changes nothing.
 
 use std::fmt::Write as _;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -104,16 +105,15 @@ impl Exporter {
 
 /// A running node.
 pub struct Node {
-    /// PID of the process.
     pub pid: i32,
-    /// UID of its user.
     pub uid: u32,
-    /// GID of its group.
     pub gid: u32,
     /// Name of its user.
     pub user: String,
     /// Path of the running binary.
     pub binary: PathBuf,
+    /// Whether it is the node that the operator has selected, or none was selected.
+    pub is_selected: bool,
     /// Whether this process has permission to inspect the node. Without it, the fields below are incomplete.
     pub is_accessible: bool,
     /// Whether the node runs in another PID namespace.
@@ -122,9 +122,7 @@ pub struct Node {
     pub unit: Option<Unit>,
     /// Path of the `bitcoin-node` that is installed with the running binary.
     pub node_binary: Option<PathBuf>,
-    /// The node's chain.
     pub chain: &'static ChainParams,
-    /// The data directory.
     pub datadir: PathBuf,
     /// The directory of the chain, which has the cookie.
     pub chain_dir: PathBuf,
@@ -140,7 +138,6 @@ pub struct Node {
     pub wallets: Vec<PathBuf>,
     /// Number of tracepoints in the binary; `None` if the binary cannot be read.
     pub tracepoints: Option<usize>,
-    /// Its exporter.
     pub exporter: Exporter,
     /// The output of `bitcoind-ipc-exporter --check` for this node, or its error.
     pub check: Result<String, String>,
@@ -158,11 +155,12 @@ pub struct Unit {
 }
 
 impl Machine {
-    /// Inspects this machine. Units are read only if `root` is `/`.
+    /// Inspects this machine. Units are read only if `root` is `/`. With `selected` (a PID, unit or data directory), only that node is
+    /// queried.
     ///
     /// # Errors
     /// `/proc` cannot be read.
-    pub fn inspect(root: &Path) -> Result<Self> {
+    pub fn inspect(root: &Path, selected: Option<&str>) -> Result<Self> {
         let processes = all_processes().context("cannot list the processes; is /proc mounted?")?;
         let etc = root.join("etc");
         let targets = || {
@@ -178,7 +176,10 @@ impl Machine {
             host: std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_string(),
             prometheus,
             usdt_environment: read_split(&etc.join("default/bitcoind-usdt-exporter")).0,
-            nodes: processes.flatten().filter_map(|process| Node::inspect(&process, root)).collect(),
+            nodes: processes
+                .flatten()
+                .filter_map(|process| Node::inspect(&process, root, selected))
+                .collect(),
         })
     }
 }
@@ -241,7 +242,7 @@ impl OpenFiles {
 
 impl Node {
     /// The node that this process runs; `None` if the process is no node or has exited.
-    fn inspect(process: &Process, root: &Path) -> Option<Self> {
+    fn inspect(process: &Process, root: &Path, selected: Option<&str>) -> Option<Self> {
         let status = process.status().ok().filter(|status| !status.state.starts_with('Z'))?;
         let binary = process.exe().map_or_else(|_| PathBuf::from(&status.name), |path| without_mark(&path));
         if !BINARIES.iter().any(|name| binary.ends_with(name)) {
@@ -265,6 +266,7 @@ impl Node {
             uid,
             gid: status.egid,
             user: user.map_or_else(|| uid.to_string(), |user| user.name),
+            is_selected: false,
             is_accessible,
             is_in_container: is_in_other_pid_namespace(process.pid),
             exporter: Exporter::inspect(unit.as_ref(), root),
@@ -282,16 +284,29 @@ impl Node {
             conf,
             previous,
         };
-        if is_accessible && !node.is_in_container {
+        node.is_selected = selected.is_none_or(|selected| node.is_named(selected));
+        if is_accessible && node.is_selected && !node.is_in_container {
             node.check = node.run_check();
         }
         Some(node)
     }
 
+    /// Whether this is the node's PID, unit or data directory.
+    pub fn is_named(&self, name: &str) -> bool {
+        let stem = |name: &str| name.trim_end_matches(".service").to_string();
+        self.pid.to_string() == name
+            || self.unit.as_ref().is_some_and(|unit| stem(&unit.name) == stem(name))
+            || [&self.datadir, &self.chain_dir].contains(&&PathBuf::from(name))
+    }
+
+    /// Port of the node's JSON-RPC server.
+    pub fn rpc_port(&self) -> u16 {
+        self.settings.value("rpcport").and_then(|port| port.parse().ok()).unwrap_or(self.chain.rpc_port)
+    }
+
     /// URL of the node's JSON-RPC server.
     pub fn rpc_url(&self) -> String {
-        let default = self.chain.rpc_port.to_string();
-        format!("http://127.0.0.1:{}", self.settings.value("rpcport").unwrap_or(&default))
+        format!("http://127.0.0.1:{}", self.rpc_port())
     }
 
     /// Whether the node has this interface over IPC; `None` if it could not be queried over IPC.
@@ -309,25 +324,22 @@ impl Node {
         label.trim_matches('"').parse().ok()
     }
 
-    /// Runs `--check`, which connects to the node as the exporter does, over IPC and over HTTP with the node's cookie.
+    /// Runs `--check`, which connects to the node as the exporter does, over IPC and over HTTP with the node's cookie. Runs it as the
+    /// node's user, because that user chooses the path of the cookie, which is sent to the node.
     fn run_check(&self) -> Result<String, String> {
         let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
         let mut command = Command::new("/proc/self/exe");
-        for (name, _) in std::env::vars_os() {
-            let is_option =
-                name.to_string_lossy().starts_with("BITCOIN") && name != crate::supervisor::IN_CONTAINER;
-            if is_option || name == "RUST_LOG" || name == "LISTEN_FDS" {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name != crate::supervisor::IN_CONTAINER) {
+            if name.to_string_lossy().starts_with("BITCOIN") || name == "RUST_LOG" || name == "LISTEN_FDS" {
                 command.env_remove(name);
             }
         }
-        command.args(self.sockets.first()).args([
-            "--check",
-            "--chain",
-            self.chain.name,
-            "--rpc-url",
-            &self.rpc_url(),
-        ]);
-        command.arg("--rpc-cookie-file").arg(self.chain_dir.join(cookie));
+        if Uid::effective().is_root() && self.uid != 0 {
+            command.uid(self.uid).gid(self.gid);
+        }
+        let cookie = self.chain_dir.join(cookie);
+        command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
+        command.arg("--rpc-url").arg(self.rpc_url()).arg("--rpc-cookie-file").arg(cookie);
         let output = command.output().map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
         if output.status.success() {
@@ -345,6 +357,8 @@ impl Node {
         };
         if !self.is_accessible {
             fact("not accessible", format!("the node belongs to user {}", self.user));
+        }
+        if !self.is_accessible || !self.is_selected {
             return text;
         }
         let check = self.check.as_deref().unwrap_or_default();

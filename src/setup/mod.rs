@@ -47,7 +47,7 @@ impl SetupCommand {
         if self.undo {
             return self.undo();
         }
-        let machine = Machine::inspect(&self.root)?;
+        let machine = Machine::inspect(&self.root, self.node.as_deref())?;
         let mut plan = Plan::new(&machine, self.node.as_deref(), Secret::random());
         let (mut changes, mut lines) = (Vec::new(), String::new());
         for block in &plan.blocks {
@@ -93,10 +93,9 @@ fn describe(plan: &Plan, lines: &str, is_written: bool) -> String {
     let list = |title: &str, items: &[String]| match items {
         [] => String::new(),
         items => {
-            items
-                .iter()
-                .fold(format!("{title}:\n"), |text, item| text + "- " + &item.replace('\n', "\n  ") + "\n")
-                + "\n"
+            items.iter().fold(format!("{title}:\n"), |text, item| {
+                text + "- " + &item.trim_end().replace('\n', "\n  ") + "\n"
+            }) + "\n"
         }
     };
     let mut text = list("Problems", &plan.problems) + &list("Notes", &plan.notes);

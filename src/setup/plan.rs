@@ -67,8 +67,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Plan {
-    /// The plan for the node that `wanted` identifies by its PID, unit or data directory; for the only node without `wanted`. `secret` is
-    /// used if there is none of an earlier setup.
+    /// The plan for the selected node, which `wanted` names in messages. `secret` is used if there is none of an earlier setup.
     pub fn new(machine: &Machine, wanted: Option<&str>, secret: Secret) -> Self {
         let node = match select(machine, wanted) {
             Ok(node) => node,
@@ -84,16 +83,7 @@ impl Plan {
 }
 
 fn select<'a>(machine: &'a Machine, wanted: Option<&str>) -> Result<&'a Node, String> {
-    let is_wanted = |node: &&Node| {
-        wanted.is_none_or(|wanted| {
-            let by_unit = node.unit.as_ref().is_some_and(|unit| {
-                unit.name.trim_end_matches(".service") == wanted.trim_end_matches(".service")
-            });
-            let by_directory = [&node.datadir, &node.chain_dir].contains(&&PathBuf::from(wanted));
-            node.pid.to_string() == wanted || by_unit || by_directory
-        })
-    };
-    let found: Vec<_> = machine.nodes.iter().filter(is_wanted).collect();
+    let found: Vec<_> = machine.nodes.iter().filter(|node| node.is_selected).collect();
     match (found[..].as_ref(), wanted) {
         (&[node], _) => Ok(node),
         (&[], None) => Err("no node is running; start the node, and run setup again".into()),
@@ -256,8 +246,7 @@ impl Planner<'_> {
     /// The environment file and the drop-in of the exporter.
     fn exporter(&mut self, socket: Option<&Path>, uses_http: bool, secret: &Secret) {
         let (node, exporter) = (self.node, &self.node.exporter);
-        let is_default_port =
-            node.settings.value("rpcport").is_none_or(|port| port == node.chain.rpc_port.to_string());
+        let is_default_port = node.rpc_port() == node.chain.rpc_port;
         // With a URL and without a path, an exporter that starts before the node would stay with HTTP.
         let by_path = exporter.instance.is_some()
             || self.machine.systemd.is_some_and(|version| version < OPEN_FILE)
@@ -466,6 +455,7 @@ mod tests {
             gid: 101,
             user: "bitcoin".into(),
             binary: "/usr/bin/bitcoind".into(),
+            is_selected: true,
             is_accessible: true,
             is_in_container: false,
             unit: Some(Unit::parse("bitcoind.service", UNIT)),
@@ -484,7 +474,10 @@ mod tests {
         }
     }
 
-    fn plan_for(nodes: Vec<Node>, wanted: Option<&str>) -> Plan {
+    fn plan_for(mut nodes: Vec<Node>, wanted: Option<&str>) -> Plan {
+        nodes
+            .iter_mut()
+            .for_each(|node| node.is_selected = wanted.is_none_or(|wanted| node.is_named(wanted)));
         let prometheus = Some(Prometheus { config: "targets/ipc*.yml".into(), targets: String::new() });
         let machine = Machine {
             root: "/".into(),
