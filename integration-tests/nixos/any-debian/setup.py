@@ -98,7 +98,9 @@ with subtest("an address that has no effect under socket activation is logged, a
     machine.wait_until_succeeds("curl -sf http://127.0.0.1:9400/metrics | grep -x 'bitcoin_up 1'")
     machine.fail(SCRAPE)
     machine.succeed("rm -r /etc/systemd/system/bitcoind-ipc-exporter.socket.d",
-                    "sed -i /METRICS_ADDR/d /etc/default/bitcoind-ipc-exporter")
+                    "sed -i /METRICS_ADDR/d /etc/default/bitcoind-ipc-exporter", "systemctl daemon-reload",
+                    "systemctl stop bitcoind-ipc-exporter.service", "systemctl restart bitcoind-ipc-exporter.socket")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
 
 with subtest("undone, everything is as before"):
     print(machine.succeed(f"{SETUP} --undo"))
@@ -107,3 +109,21 @@ with subtest("undone, everything is as before"):
     assert after == before, f"{before}\n{after}"
     machine.succeed("systemctl daemon-reload", "systemctl restart bitcoind.service")
     assert "IPC socket     none" in machine.succeed(SETUP)
+
+with subtest("a node without IPC is polled over HTTP, by a user that may call nothing else"):
+    machine.succeed("sed -i 1inoipcbind=1 /etc/bitcoin/bitcoin.conf", "systemctl restart bitcoind.service")
+    before = digest()
+    print(machine.succeed(f"{SETUP} --write"))
+    assert "Nothing has to be changed." in machine.succeed(f"{SETUP} --write")
+    machine.succeed("systemctl daemon-reload", "systemctl restart bitcoind.service",
+                    "systemctl try-restart bitcoind-ipc-exporter.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+    machine.succeed(f"{SCRAPE} | grep -xF 'bitcoin_exporter_interface{{interface=\"http-rpc\"}} 1'",
+                    "bitcoin-cli generatetodescriptor 3 'raw(51)'")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_chain_height 3'")
+    machine.fail("journalctl -u bitcoind-ipc-exporter | grep rpcwhitelist")
+    password = machine.succeed("sed -n 's/.*RPC_PASSWORD=//p' /etc/default/bitcoind-ipc-exporter").strip()
+    machine.fail(f"bitcoin-cli -rpcuser=exporter -rpcpassword={password} stop", "setpriv --reuid=65534 --clear-groups "
+                 "cat /etc/default/bitcoind-ipc-exporter")
+    machine.succeed(f"{SETUP} --undo")
+    assert digest() == before
