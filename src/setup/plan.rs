@@ -375,6 +375,9 @@ fn drop_in(unit: &Unit, node_binary: Option<&Path>) -> Result<(String, PathBuf),
     let name_of_program = program.rsplit_once('/').filter(|_| program.starts_with('/')).map(|(_, name)| name);
     let program = match name_of_program {
         Some("bitcoin-node") => program.to_string(),
+        // The wrapper of Bitcoin Core 30 and later; with -m it runs bitcoin-node.
+        Some("bitcoin") if arguments.trim_start().starts_with("-m node ") => program.to_string(),
+        Some("bitcoin") if arguments.trim_start().starts_with("node ") => format!("{program} -m"),
         Some("bitcoind") => match node_binary {
             Some(binary) => binary.display().to_string(),
             None => {
@@ -734,6 +737,11 @@ mod tests {
             text.ends_with("ExecStart=-/opt/bitcoin-node -a -ipcbind=unix:/run/bitcoind/node.sock\n"),
             "{text}"
         );
+        for command in ["/usr/bin/bitcoin node -a", "/usr/bin/bitcoin -m node -a"] {
+            let unit = Unit { command: Some(command.into()), ..Unit::parse("bitcoind.service", "") };
+            let (text, _) = drop_in(&unit, None).unwrap();
+            assert!(text.contains("ExecStart=/usr/bin/bitcoin -m node -a -ipcbind=unix:"), "{text}");
+        }
         let two = Unit::parse("x.service", "ExecStart=/a\nExecStart=/b\n");
         assert_eq!(two.command, None);
     }
