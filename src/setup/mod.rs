@@ -64,6 +64,9 @@ impl SetupCommand {
             }
         }
         let is_possible = plan.problems.is_empty();
+        if self.write && !is_possible {
+            lines.clear();
+        }
         let writes = self.write && is_possible && !changes.is_empty();
         if writes {
             block::write(&self.root, changes)?;
@@ -103,7 +106,7 @@ fn describe(plan: &Plan, lines: &str, is_written: bool) -> String {
         let title = if is_written { "Changed files" } else { "Lines to add at the beginning of these files" };
         let _ = writeln!(text, "{title}:\n{lines}");
     }
-    if !plan.commands.is_empty() && !(lines.is_empty() && plan.problems.is_empty()) {
+    if !lines.is_empty() {
         let _ = writeln!(text, "Then run:\n{}", indented(&plan.commands.join("\n")));
     }
     text += match (plan.problems.is_empty(), lines.is_empty(), is_written) {
