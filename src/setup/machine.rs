@@ -276,7 +276,7 @@ impl Node {
             settings: Settings::new(&arguments, &text, chain.name),
             sockets: open.sockets.clone(),
             wallets: open.wallets(),
-            check: Err("not permitted".into()),
+            check: Err("setup does not query this node".into()),
             binary,
             chain,
             datadir,

@@ -127,3 +127,10 @@ with subtest("a node without IPC is polled over HTTP, by a user that may call no
                  "cat /etc/default/bitcoind-ipc-exporter")
     machine.succeed(f"{SETUP} --undo")
     assert digest() == before
+
+with subtest("a node in another PID namespace counts as one in a container"):
+    machine.succeed("systemctl stop bitcoind.service", "mkdir /root/other",
+                    "LD_LIBRARY_PATH=/opt/node/lib setsid unshare --pid --fork --kill-child /usr/local/bin/bitcoind -regtest "
+                    "-datadir=/root/other -connect=0 -listen=0 >/dev/null 2>&1 </dev/null &")
+    machine.wait_until_succeeds(f"{SETUP} --write | grep -F 'the node runs in a container, which setup cannot change'")
+    assert digest() == before
