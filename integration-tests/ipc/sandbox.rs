@@ -118,7 +118,8 @@ fn report<T>(what: &str, result: io::Result<T>) {
     println!("\n{what}: {}", if denied { "denied" } else { "not denied" });
 }
 
-/// Makes all calls that the sandboxes of the exporter and of the guard must deny, and reports the results.
+/// Makes all calls that the sandboxes of the exporter and of the guard must deny, and prints for each call whether it
+/// was denied.
 fn attempt_everything() {
     report("execve", Err::<(), _>(Command::new("/bin/true").exec()));
     report("fork", call(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0]));
@@ -244,8 +245,8 @@ fn confined_guard_is_denied_all_but_its_sockets() {
     }
 }
 
-/// The system calls that install the sandbox fail, as in a container whose filter forbids them, or on a kernel without
-/// seccomp and Landlock.
+/// The system calls that install the sandbox fail, as in a container whose seccomp filter forbids these system calls,
+/// or on a kernel without seccomp and Landlock.
 #[test]
 fn forbidden_sandbox_costs_one_log_line() {
     const TEST: &str = "sandbox::forbidden_sandbox_costs_one_log_line";
