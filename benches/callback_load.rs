@@ -24,7 +24,8 @@ use procfs::process::{Process, all_processes};
 
 /// Number of callbacks in one batch.
 const BATCH: usize = 20_000;
-/// Number of batches without scrapers, and number of batches with scrapers. Both kinds of batches alternate.
+/// Number of batches without scrapers, and number of batches with scrapers. Batches with and without scrapers
+/// alternate.
 const ROUNDS: usize = 25;
 
 /// Resident memory in kB and number of open descriptors of the supervisor, the exporter and the guard.

@@ -115,7 +115,7 @@ pub fn two_tips_of_equal_height_are_a_split() {
         let since = Instant::now();
         fleet.network.hub.mine(1);
         other.cli(&["generatetodescriptor", "1", "raw(52)"]);
-        // Mine until the tip hash suffix of the other node is greater.
+        // The alert fires for the node whose tip hash suffix is lower.
         let suffix = |node: &Node| {
             let hash = node.cli(&["getbestblockhash"]);
             u64::from_str_radix(&hash[hash.len() - 13..], 16).unwrap()

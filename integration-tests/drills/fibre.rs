@@ -98,7 +98,7 @@ pub fn fibre_peers_that_are_silent_are_an_alert() {
     );
     let since = Instant::now();
     let expected = [warning("FibrePeerSilent")];
-    // The peers of the other group keep sending.
+    // The peers of group 1 keep sending; the peers of group 2 are silent.
     let sends = || {
         respond([now(), start]);
         std::thread::sleep(Duration::from_millis(500));

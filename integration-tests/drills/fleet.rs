@@ -126,13 +126,13 @@ impl Plan {
         self
     }
 
-    /// Prometheus stores this chain instead of regtest in the labels on which rules depend.
+    /// A relabel rule of Prometheus replaces regtest with this chain in the labels on which rules depend.
     pub fn chain(mut self, chain: &str) -> Self {
         self.labels[0].2 = chain.into();
         self
     }
 
-    /// Prometheus stores `value` instead of a label value that matches `pattern`.
+    /// A relabel rule of Prometheus replaces values of this label that match `pattern` with `value`.
     pub fn label(mut self, label: &str, pattern: &str, value: &str) -> Self {
         self.labels.push((label.into(), pattern.into(), value.into()));
         self
@@ -208,7 +208,7 @@ pub struct Member {
     real: Option<Node>,
     /// The file system of the node's data directory, which is unmounted after the node has exited.
     pub disk: Option<Disk>,
-    /// Address of the IPC exporter's endpoint. It stays the same after a restart of the exporter.
+    /// Address of the IPC exporter's endpoint, which stays the same after a restart of the exporter.
     address: Option<String>,
     usdt_address: Option<String>,
 }

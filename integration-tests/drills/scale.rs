@@ -144,8 +144,8 @@ fn divided(word: &str, factor: u32) -> Result<String, String> {
     }
 }
 
-/// The operand to the left of the operator at `at`, without spaces. It begins after the enclosing parenthesis or after
-/// an operator between vectors.
+/// The operand to the left of the operator at `at`, without spaces. The operand begins after the enclosing parenthesis
+/// or after an operator between vectors.
 fn left_operand(tokens: &[Token], at: usize) -> String {
     let (mut depth, mut start) = (0, at);
     while start > 0 {

@@ -58,7 +58,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     for mut stream in strangers {
         stream.set_nonblocking(true).unwrap();
         let mut answer = [0; 1024];
-        // The other connections were closed by the exporter or are still waiting.
+        // Connections without a response were closed by the exporter, or still wait for a password check.
         let read = stream.read(&mut answer).unwrap_or(0);
         let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
         if answer.starts_with("http/1.1 429") {

@@ -28,8 +28,8 @@ way 1 2 3 4 500
 standard 8 2 3 4 5000000 block text
 ";
 
-/// Samples that the exporter must export after [`COMMANDS`], without the label `node`. They include a value other than
-/// 0 for each tracepoint.
+/// Samples that the exporter must export after [`COMMANDS`], without the label `node`. The samples include a value
+/// other than 0 for each tracepoint.
 const SAMPLES: &str = r#"
     fibre_exporter_probes_attached 27
     fibre_exporter_errors_total{error_type="argument"} 0

@@ -118,8 +118,8 @@ fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
     let all_logged = |hashes: &[String]| {
         eventually("each block is logged", || hashes.iter().all(|hash| logged(hash) > 0).then_some(()));
     };
-    // Wait until the exporter has logged one new block. It has then also counted the blocks that the node connected
-    // during its start.
+    // Wait until the exporter has logged one new block. The exporter has then also counted the blocks that the node
+    // connected during its start.
     all_logged(&node.mine(1));
     let before = connected(exporter, name);
     let mined = node.mine(3);
