@@ -11,6 +11,7 @@ mod http_abuse;
 mod http_rpc;
 mod next_block;
 mod notifications;
+mod raw_calls;
 mod read_only;
 mod real_node;
 mod reconnect;
