@@ -24,7 +24,7 @@ let
       assertions = defaultsTo [ ] (types.listOf types.raw);
       environment.systemPackages = defaultsTo [ ] (types.listOf types.package);
       networking.hostName = defaultsTo "machine" types.str;
-      # nixpkgs' module has options for a node per name, nix-bitcoin's module has options for one node.
+      # nixpkgs' module has options for each of several named nodes, and nix-bitcoin's module has options for one node.
       services.bitcoind = defaultsTo { } (types.attrsOf types.raw);
       services.prometheus = {
         enable = lib.mkEnableOption "Prometheus";
@@ -57,7 +57,7 @@ let
       users.users = defaultsTo { } (types.attrsOf types.raw);
     };
   };
-  # Like the function in nixos/lib/utils.nix.
+  # Replacement for the function of this name in nixos/lib/utils.nix.
   utils.escapeSystemdExecArgs =
     arguments:
     builtins.concatStringsSep " " (
@@ -76,7 +76,7 @@ let
     packages = map (it: it.name) config.environment.systemPackages;
   };
 
-  # Replacement for nixpkgs, in which a package consists of its name.
+  # Replacement for nixpkgs, in which the value of a package is its name.
   package = name: arguments: {
     type = "derivation";
     inherit name arguments;
@@ -166,7 +166,7 @@ let
       legacyPackages.x86_64-linux = makePkgs [ ];
       legacyPackages.aarch64-linux = makePkgs [ ];
     };
-    # Only the package of the node may use this input.
+    # The evaluation fails if anything except the package of the node uses this input.
     bitcoin-node-src = throw "bitcoin-node-src is fetched";
   };
   inherit (flake.packages.x86_64-linux) default bitcoin-node;
@@ -205,7 +205,7 @@ in
       socketPath = "/var/lib/bitcoind-main/node.sock";
     };
   };
-  # nix-bitcoin's node, once with the socket and once over HTTP.
+  # A node of nix-bitcoin's module, once with the IPC socket and once over HTTP.
   flat-owner = evaluate {
     services.bitcoind = {
       enable = true;
