@@ -21,7 +21,8 @@ use crate::sys::watched;
 /// The sender of the state for the health check: `Ok` if a node is traced, otherwise the reason why not.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// Interval for reading events that do not wake up the reader: events of messages can wait.
+/// Interval for reading events that do not wake up the reader: events of messages can wait. Also the interval at which the programs get the
+/// time of the wall clock.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the processes beside the node are checked.
@@ -311,7 +312,10 @@ pub async fn follow(mut tracer: Tracer, first: Option<TracedNode>, health: Healt
                     let _ = reader.consume();
                     ready.clear_ready();
                 }
-                _ = ticks.tick() => drop(reader.consume()),
+                _ = ticks.tick() => {
+                    reader.update_clock();
+                    let _ = reader.consume();
+                }
             }
         }
     };

@@ -11,6 +11,8 @@ use tracing::info;
 
 use super::Programs;
 use super::blocks::BlockTracker;
+use super::group::GroupPrograms;
+use super::maps::Maps;
 
 /// Limit on log lines of one kind per second. A syncing node connects hundreds of blocks per second.
 const MAX_LINES: u32 = 200;
@@ -52,6 +54,7 @@ impl LineLimit {
 pub struct EventReader {
     buffers: RingBuffer<'static>,
     blocks: Arc<BlockTracker>,
+    groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
     /// Limits for the lines of announced blocks and of other blocks. A sync therefore does not suppress the lines of announced blocks.
     limits: RefCell<(LineLimit, LineLimit)>,
 }
@@ -78,12 +81,20 @@ impl EventReader {
                 0
             })?;
         }
-        Ok(Some(EventReader { buffers: builder.build()?, blocks, limits: RefCell::default() }))
+        let groups = programs.groups();
+        Ok(Some(EventReader { buffers: builder.build()?, blocks, groups, limits: RefCell::default() }))
     }
 
     /// The epoll descriptor of the ring buffers, readable when there are events that must not wait.
     pub fn epoll_fd(&self) -> RawFd {
         self.buffers.epoll_fd()
+    }
+
+    /// Passes the time of the wall clock to the BPF programs.
+    pub fn update_clock(&self) {
+        for (group, maps) in &self.groups {
+            group.update_clock(maps);
+        }
     }
 
     /// Reads all events in the ring buffers, and logs the blocks that were connected.

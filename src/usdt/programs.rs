@@ -108,12 +108,16 @@ impl Programs {
     /// A reader of all metrics. It does not borrow the programs, and can move to another thread.
     pub fn reader(&self) -> MetricsReader {
         std::sync::LazyLock::force(&metrics::process::STARTED);
-        let groups = self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone()));
         MetricsReader {
-            groups: groups.collect(),
+            groups: self.groups(),
             attachments: self.attachments.clone(),
             blocks: self.blocks.clone(),
         }
+    }
+
+    /// The groups, and the maps of each.
+    pub(super) fn groups(&self) -> Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)> {
+        self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone())).collect()
     }
 
     /// The HTML page at `/`, with its data.

@@ -35,6 +35,8 @@ pub struct BlockCounts {
     pub requested_transactions: CountedHistogram,
     pub requested_bytes: CountedHistogram,
     pub prefilled_transactions: CountedHistogram,
+    pub mempool_transactions: CountedHistogram,
+    pub extra_pool_transactions: CountedHistogram,
     pub roundtrip_ns: CountedHistogram,
     pub header_age_ns: CountedHistogram,
     duration_ns: CountedHistogram,
@@ -93,6 +95,10 @@ impl BlockCounts {
         if let Some(prefilled) = arrival.prefilled {
             self.prefilled_transactions.observe(&TXS, prefilled, block);
         }
+        if let Some(from) = arrival.reconstructed {
+            self.mempool_transactions.observe(&TXS, from.from_mempool.into(), block);
+            self.extra_pool_transactions.observe(&TXS, from.from_extra_pool.into(), block);
+        }
     }
 }
 
@@ -106,6 +112,9 @@ const ARRIVAL_SOURCES: &[&str] = &[
     "net:compact_block_reconstructed",
 ];
 const REQUIRED_SOURCES: usize = 3;
+/// Tracepoints that feed the metrics about the node's report of a reconstructed compact block. All are required.
+const REPORT_SOURCES: &[&str] =
+    &["net:compact_block_reconstructed", "net:inbound_message", "validation:block_connected"];
 const CONNECTED: &[&str] = &["validation:block_connected"];
 /// Tracepoints that pass a block's height.
 const HEIGHT: &[&str] = &[
@@ -120,6 +129,7 @@ const HEIGHT: &[&str] = &[
 pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => ARRIVAL_SOURCES[..REQUIRED_SOURCES].iter().all(|tracepoint| attached(tracepoint)),
+        REPORT_SOURCES => REPORT_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
         sources => sources.iter().any(|tracepoint| attached(tracepoint)),
     }
 }
@@ -180,6 +190,14 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
         histogram("bitcoin_compact_block_prefilled_transactions",
             "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES, TXS.bounds)
             .value(c.prefilled_transactions.histogram(&TXS)),
+        histogram("bitcoin_compact_block_mempool_transactions",
+            "Transactions of a compact block that were in the mempool, as the node reports it, for connected blocks that arrived as a \
+             compact block", REPORT_SOURCES, TXS.bounds)
+            .value(c.mempool_transactions.histogram(&TXS)),
+        histogram("bitcoin_compact_block_extra_pool_transactions",
+            "Transactions of a compact block that were in the extra pool (orphan, replaced and rejected transactions), as the node \
+             reports it, for connected blocks that arrived as a compact block", REPORT_SOURCES, TXS.bounds)
+            .value(c.extra_pool_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_roundtrip_seconds",
             "Time from sending a getblocktxn message until receiving the blocktxn response, for connected blocks; \
              responses after the block was connected are omitted", ARRIVAL_SOURCES, ASSEMBLY.bounds)
