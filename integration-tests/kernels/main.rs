@@ -59,8 +59,8 @@ const SAMPLES: &str = r#"
     bitcoin_p2p_message_bytes_total{direction="out",type="block"} 2
     bitcoin_inv_entries_sum{direction="in"} 3.0
     bitcoin_inv_entries_sum{direction="out"} 2.0
-    bitcoin_inv_entries_bucket{direction="in",le="1.0"} 1
-    bitcoin_inv_entries_bucket{direction="in",le="2.0"} 2
+    bitcoin_inv_entries_bucket{le="1.0",direction="in"} 1
+    bitcoin_inv_entries_bucket{le="2.0",direction="in"} 2
     bitcoin_addr_entries_sum{direction="in"} 7.0
     bitcoin_addr_entries_sum{direction="out"} 7.0
     bitcoin_connections_opened_total{direction="in",network="i2p",connection_type="other"} 1
@@ -242,10 +242,7 @@ fn assert_samples(samples: &str, metrics: &str, log: &str) {
 /// Under lockdown a kernel refuses all programs that read an argument.
 fn refused(kernel: &Kernel) {
     let (metrics, log) = kernel.boot(&kernel.fixture(), COMMANDS, &["lockdown=confidentiality"]);
-    for sample in [
-        "fibre_exporter_probes_attached 1",
-        "fibre_blocks_sent_total 1",
-    ] {
+    for sample in ["fibre_exporter_probes_attached 1", "fibre_blocks_sent_total 1"] {
         assert!(metrics.lines().any(|line| line == sample), "{sample} in:\n{metrics}\nlog:\n{log}");
     }
     assert!(!metrics.contains("bitcoin_blocks_connected_total"), "{metrics}");

@@ -9,6 +9,7 @@ use bitcoin::p2p::ServiceFlags;
 use bitcoin::p2p::address::{AddrV2, AddrV2Message, Address};
 use bitcoin::p2p::message::{CommandString, NetworkMessage};
 use bitcoin::p2p::message_blockdata::Inventory;
+use serde_json::json;
 
 use crate::core_tracepoints::sum;
 use crate::harness::eventually;
@@ -31,7 +32,9 @@ fn number(text: &str) -> u64 {
 /// The text with one `N` for each number.
 fn without_numbers(text: &str) -> String {
     let mut result = String::new();
-    for (index, part) in text.split(|it: char| it.is_ascii_digit()).filter(|part| !part.is_empty()).enumerate() {
+    for (index, part) in
+        text.split(|it: char| it.is_ascii_digit()).filter(|part| !part.is_empty()).enumerate()
+    {
         result += if index > 0 { "N" } else { "" };
         result += part;
     }
@@ -103,13 +106,16 @@ pub fn misbehaving_reasons_are_bounded() {
     for label in ["N of N", "N", "aN/:b", "\u{e9}N\u{b0}", &format!("{}N", "r".repeat(127))] {
         assert_eq!(misbehaving(&format!("reason=\"{label}\"")), 1.0, "{label}: {}", exporter.metrics());
     }
-    let letters = |number: u8| format!("reason {}{}", char::from(b'a' + number / 26), char::from(b'a' + number % 26));
+    let letters =
+        |number: u8| format!("reason {}{}", char::from(b'a' + number / 26), char::from(b'a' + number % 26));
     (0..80).for_each(|number| misbehave(&letters(number)));
     let series = || exporter.metrics().matches("\nbitcoin_connections_misbehaving_total{").count();
     assert_eq!((misbehaving(""), misbehaving("\"other\""), series()), (85.0, 21.0, 65));
     assert_eq!((misbehaving(&letters(79)), misbehaving(&letters(15))), (1.0, 0.0));
     // More than the programs have room for.
-    (0..400).for_each(|number| misbehave(&format!("{} {}", letters((number % 200) as u8), letters((number / 200) as u8))));
+    (0..400).for_each(|number| {
+        misbehave(&format!("{} {}", letters((number % 200) as u8), letters((number / 200) as u8)))
+    });
     assert_eq!((misbehaving(""), series()), (485.0, 65));
 }
 
@@ -119,19 +125,33 @@ pub fn connections_are_counted_by_type() {
     let of_other = crate::exporter(other.pid(), &["--tracepoints", "net"]);
     let address = format!("127.0.0.1:{}", other.p2p_port);
     let opened = |exporter, labels: &str| sum(exporter, "bitcoin_connections_opened_total", labels);
+    let closed = |exporter, direction| {
+        let labels = format!("direction=\"{direction}\",end=\"closed\"");
+        sum(exporter, "bitcoin_connection_age_seconds_count", &labels)
+    };
     let types = ["outbound-full-relay", "block-relay-only", "addr-fetch", "feeler"];
     for (before, connection_type) in types.iter().enumerate() {
         node.cli(&["addconnection", &address, connection_type, "false"]);
-        let labels = format!("direction=\"out\",network=\"not_publicly_routable\",connection_type=\"{connection_type}\"");
+        let labels = format!(
+            "direction=\"out\",network=\"not_publicly_routable\",connection_type=\"{connection_type}\""
+        );
         eventually(connection_type, || (opened(&exporter, &labels) == 1.0).then_some(()));
         assert_eq!(opened(&exporter, ""), before as f64 + 1.0);
+        if *connection_type == "feeler" {
+            break; // the node itself closes it
+        }
+        node.cli(&["disconnectnode", &address]);
+        eventually("the connection is closed", || {
+            (closed(&exporter, "out") == before as f64 + 1.0).then_some(())
+        });
     }
     let inbound = "direction=\"in\",network=\"not_publicly_routable\",connection_type=\"inbound\"";
-    eventually("the other node has the same connections", || (opened(&of_other, inbound) == 4.0).then_some(()));
+    eventually("the other node has the same connections", || {
+        (opened(&of_other, inbound) == 4.0).then_some(())
+    });
     assert_eq!(opened(&of_other, ""), 4.0);
-    // The node itself closes a feeler.
-    eventually("the feeler is closed", || {
-        (sum(&exporter, "bitcoin_connection_age_seconds_count", "direction=\"out\",end=\"closed\"") >= 1.0).then_some(())
+    eventually("all are closed", || {
+        (closed(&exporter, "out") == 4.0 && closed(&of_other, "in") == 4.0).then_some(())
     });
 }
 
@@ -145,9 +165,11 @@ fn established(node: &Node) -> f64 {
 pub fn age_of_a_connection_is_counted_at_its_end() {
     let node = Node::start(&["-peertimeout=100000"]);
     let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
-    let age = |what: &str| sum(&exporter, &format!("bitcoin_connection_age_seconds_{what}"), "direction=\"in\",end=\"closed\"");
+    let age = |what: &str| {
+        sum(&exporter, &format!("bitcoin_connection_age_seconds_{what}"), "direction=\"in\",end=\"closed\"")
+    };
     let at_most = |seconds: &str| {
-        let labels = format!("direction=\"in\",end=\"closed\",le=\"{seconds}\"");
+        let labels = format!("le=\"{seconds}\",direction=\"in\",end=\"closed\"");
         sum(&exporter, "bitcoin_connection_age_seconds_bucket", &labels)
     };
     assert_eq!((age("count"), age("sum")), (0.0, 0.0));
@@ -180,7 +202,10 @@ pub fn evicted_connections_end_once() {
     let peers: Vec<_> = (0..40).map(|_| Peer::connect(node.p2p_port)).collect();
     let evicted = logged(&node, "connection for eviction").len() as f64;
     assert!(evicted >= 1.0);
-    assert_eq!((sum(&exporter, "bitcoin_connections_evicted_total", ""), ages("evicted")), (evicted, evicted));
+    assert_eq!(
+        (sum(&exporter, "bitcoin_connections_evicted_total", ""), ages("evicted")),
+        (evicted, evicted)
+    );
     eventually("the node has closed them", || (closed() == evicted).then_some(()));
     assert_eq!(ages("closed"), 0.0);
     drop(peers);
@@ -214,9 +239,12 @@ pub fn inv_entries_are_counted_as_the_node_logs_their_size() {
     assert_eq!(received, (6.0, 5509.0));
     assert_eq!(received, logged_entries(&node, "received: inv (", 36));
     let at_most = |entries: &str| {
-        sum(&exporter, "bitcoin_inv_entries_bucket", &format!("direction=\"in\",le=\"{entries}\""))
+        sum(&exporter, "bitcoin_inv_entries_bucket", &format!("le=\"{entries}\",direction=\"in\""))
     };
-    assert_eq!(["1.0", "2.0", "5.0", "200.0", "500.0", "5000.0", "+Inf"].map(at_most), [2.0, 2.0, 3.0, 3.0, 5.0, 6.0, 6.0]);
+    assert_eq!(
+        ["1.0", "2.0", "5.0", "252.0", "500.0", "5000.0", "+Inf"].map(at_most),
+        [2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 6.0]
+    );
 
     for block in &blocks[..3] {
         let transaction = node.spending_coinbase_of(block, 1000);
@@ -252,7 +280,8 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
         });
         peer.say(NetworkMessage::AddrV2(addresses.collect()));
     }
-    let old = |addr: u32| (unix_time(), Address::new(&(std::net::Ipv4Addr::from(addr), 8333).into(), services));
+    let old =
+        |addr: u32| (unix_time(), Address::new(&(std::net::Ipv4Addr::from(addr), 8333).into(), services));
     peer.say(NetworkMessage::Addr(addresses(10).map(old).collect()));
     peer.until_handled();
     let received = entries(&exporter, "bitcoin_addr_entries", "in");
@@ -267,6 +296,9 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
     peer.until_handled();
     assert_eq!(entries(&exporter, "bitcoin_addr_entries", "in"), (6.0, 1516.0 + 11.0));
 
+    // The node sends a quarter of its addresses at most.
+    let add = |addr: u32| ("addpeeraddress", json!([std::net::Ipv4Addr::from(addr).to_string(), 8333]));
+    node.batch(&addresses(100).map(add).collect::<Vec<_>>());
     // A peer that does not ask for addrv2 gets addr, and another node gets addrv2.
     let next = Node::start(&["-debug=net"]);
     let of_next = crate::exporter(next.pid(), &["--tracepoints", "net"]);
@@ -276,9 +308,11 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
         let getaddr = sum(&exporter, "bitcoin_p2p_messages_total", "direction=\"in\",type=\"getaddr\"");
         (getaddr == 2.0).then_some(())
     });
+    let mut minutes = 0;
     let to_next = eventually("both get addresses", || {
-        // The node sends addresses every half minute, on average.
-        node.cli(&["setmocktime", &(unix_time() + 600).to_string()]);
+        // The node sends addresses every half minute, on average, and closes silent connections after twenty minutes.
+        minutes = (minutes + 1).min(15);
+        node.cli(&["setmocktime", &(unix_time() + minutes * 60).to_string()]);
         let lines = logged(&next, "Received addr: ");
         (entries(&exporter, "bitcoin_addr_entries", "out").0 >= 2.0 && !lines.is_empty()).then_some(lines)
     });

@@ -7,8 +7,8 @@ use super::blocks::{
     Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectionType, RawBlockHash, Reconstruction,
 };
 use super::bpf::net::types::{self, connections, counts, direction, event, kind, messages};
-use super::group::GroupPrograms;
 use super::clock;
+use super::group::GroupPrograms;
 use super::histogram::Buckets;
 use super::maps::{self, Maps, PerCpuCounts, Pod, TallyMap};
 use crate::bitcoin_core::{self, MISBEHAVING_REASONS};
@@ -40,13 +40,18 @@ type MisbehavingReason = [u8; 136];
 /// Limit on reasons that have a series of their own.
 const MAX_REASONS: usize = 64;
 
-/// A node accepts 50,000 entries of an inv, and sends about 35 to 1000.
+/// Bytes of an entry of an inv message: `INV_ENTRY` of net.bpf.c.
+const INV_ENTRY: f64 = 36.0;
+/// The programs count bytes. An inv message begins with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries, and
+/// then three. A node accepts 50,000 entries, and sends at most 1000.
 #[rustfmt::skip]
-const INV_ENTRIES: Buckets = Buckets::new(1.0, &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, 200.0, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
+const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
 ]);
+const MAX_SHORT_INV: f64 = 252.0;
 /// A node accepts and sends 1000 addresses in a message.
-const ADDR_ENTRIES: Buckets = Buckets::new(1.0, &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]);
+const ADDR_ENTRIES: Buckets =
+    Buckets::new(1.0, &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]);
 /// Seconds, up to 30 days.
 #[rustfmt::skip]
 const AGE: Buckets = Buckets::new(1.0, &[
@@ -106,7 +111,11 @@ impl GroupPrograms for NetGroup {
 
     #[rustfmt::skip]
     fn families(&self, maps: &Maps) -> Vec<Family> {
-        let counts: counts = maps.sum("counts_map");
+        let mut counts: counts = maps.sum("counts_map");
+        for counts in [&mut counts.inbound, &mut counts.outbound] {
+            counts.messages[INV].number = counts.inv_sizes.iter().sum();
+        }
+        let counts = counts;
         let connections: connections = maps.single_value("connections_map");
         let directions = [("in", &counts.inbound), ("out", &counts.outbound)];
         vec![
@@ -118,7 +127,7 @@ impl GroupPrograms for NetGroup {
                 .by(&["direction", "type"]).samples(by_type(directions, |messages| messages.bytes)),
             histogram("bitcoin_inv_entries", "Entries of the inv messages received from peers (`in`) and sent to peers (`out`), \
                  computed from the size of the message", MESSAGES, INV_ENTRIES.bounds)
-                .by(&["direction"]).samples(by_direction(directions, |counts| entries(&INV_ENTRIES, counts.inv_entries))),
+                .by(&["direction"]).samples(by_direction(directions, inv_entries)),
             histogram("bitcoin_addr_entries", "Addresses in the addr and addrv2 messages received from peers (`in`) and sent to \
                  peers (`out`)", MESSAGES, ADDR_ENTRIES.bounds)
                 .by(&["direction"]).samples(by_direction(directions, |counts| entries(&ADDR_ENTRIES, counts.addr_entries))),
@@ -196,6 +205,14 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     kinds
 }
 
+/// Index of the message type inv.
+const INV: usize = {
+    let mut index = 0;
+    while !matches!(MESSAGE_TYPES[index].as_bytes(), b"inv") {
+        index += 1;
+    }
+    index
+};
 /// Index of all unknown message types: `TYPES` - 1 of net.bpf.c.
 const OTHER: usize = 63;
 
@@ -377,6 +394,14 @@ fn by_direction(
     value: fn(&direction) -> HistogramValue,
 ) -> [([&'static str; 1], HistogramValue); 2] {
     directions.map(|(direction, counts)| ([direction], value(counts)))
+}
+
+/// Entries of the inv messages of one direction. The sum follows from the bytes of all of them.
+fn inv_entries(counts: &direction) -> HistogramValue {
+    let messages = &counts.messages[INV];
+    let long = INV_ENTRIES.bounds.iter().position(|bound| *bound > MAX_SHORT_INV).unwrap_or_default();
+    let lengths = messages.number + 2 * counts.inv_sizes[long..].iter().sum::<u64>();
+    INV_ENTRIES.to_histogram(messages.bytes.saturating_sub(lengths), counts.inv_sizes)
 }
 
 fn entries(buckets: &Buckets, counts: types::histogram) -> HistogramValue {

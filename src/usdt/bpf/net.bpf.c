@@ -27,7 +27,9 @@ struct messages {
 struct direction {
 	struct messages messages[TYPES];
 	__u64 opened[NETWORKS][CONNECTION_TYPES];
-	struct histogram inv_entries;
+	/* Messages of the type inv by size. They are not counted in `messages[].number`, and the sum of their entries follows from
+	 * `messages[].bytes`: an inv costs as many additions as other messages. */
+	__u64 inv_sizes[BOUNDS + 1];
 	struct histogram addr_entries;
 	struct histogram closed_age_s;
 };
@@ -229,14 +231,14 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 	fetch_text(ctx, spec, 4, type);
 	number = number_of_text(&types_map, multiplier, type, TYPES - 1) % TYPES;
 	messages = &direction->messages[number];
-	count_up(&messages->number, 1);
 	count_up(&messages->bytes, size);
 	kind = kinds[number];
-	if (kind == UNRELATED)
-		return;
 	if (kind == INV || kind == SENT_INV)
-		observe(&direction->inv_entries, inv_bounds, size / INV_ENTRY);
-	if (kind == SENT_INV)
+		/* An inv of N entries has more than N * INV_ENTRY bytes, and fewer than (N + 1) * INV_ENTRY. */
+		count_up(&direction->inv_sizes[bucket_of(inv_bounds, size - (INV_ENTRY - 1))], 1);
+	else
+		count_up(&messages->number, 1);
+	if (kind == UNRELATED || kind == SENT_INV)
 		return;
 	from = (const void *)fetch(ctx, spec, 6);
 	if (kind == ADDR || kind == ADDRV2)
