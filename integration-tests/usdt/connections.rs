@@ -214,12 +214,13 @@ pub fn evicted_connections_end_once() {
     assert_eq!(sum(&exporter, "fibre_exporter_errors_total", ""), 0.0, "{}", exporter.metrics());
 }
 
-/// Number of messages and sum of their entries: as counted, and by the sizes in the node's log, which begin after `text`.
+/// Number of messages and sum of their entries, as the exporter counts them.
 fn entries(exporter: &Exporter, metric: &str, direction: &str) -> (f64, f64) {
     let part = |what: &str| sum(exporter, &format!("{metric}_{what}"), &format!("direction=\"{direction}\""));
     (part("count"), part("sum"))
 }
 
+/// The same by the sizes in the node's log, which begin after `text`. Each entry has `entry` bytes.
 fn logged_entries(node: &Node, text: &str, entry: u64) -> (f64, f64) {
     let sizes = logged(node, text).iter().map(|rest| number(rest)).collect::<Vec<_>>();
     (sizes.len() as f64, sizes.iter().map(|size| size / entry).sum::<u64>() as f64)

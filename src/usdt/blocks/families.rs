@@ -135,8 +135,13 @@ pub fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> boo
 }
 
 /// The metrics about blocks, with these values.
-#[rustfmt::skip]
 pub fn families(c: &BlockCounts) -> Vec<Family> {
+    connection_families(c).into_iter().chain(arrival_families(c)).collect()
+}
+
+/// The metrics about the connection of blocks, and their contents.
+#[rustfmt::skip]
+fn connection_families(c: &BlockCounts) -> Vec<Family> {
     vec![
         counter("bitcoin_blocks_connected_total",
             "Blocks connected to the active chain. Three kinds are not counted: blocks that a check of the database \
@@ -157,6 +162,13 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
              tracepoint fires when a block is disconnected: after a reorg the value changes when the new tip is \
              connected", HEIGHT)
             .value_if_known(c.last_height.map(f64::from)),
+    ]
+}
+
+/// The metrics about the arrival of blocks.
+#[rustfmt::skip]
+fn arrival_families(c: &BlockCounts) -> Vec<Family> {
+    vec![
         counter("bitcoin_block_announcements_total",
             "Announcements of connected blocks, by type of message. The first announcement by each peer is counted, until \
              a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
