@@ -18,6 +18,7 @@ mod reconnect;
 mod relay;
 mod reorgs;
 mod sandbox;
+mod setup;
 mod shutdown;
 mod socket_proxy;
 mod versions;

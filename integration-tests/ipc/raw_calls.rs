@@ -160,7 +160,7 @@ impl RawClient {
     }
 
     /// Reads responses until the guard disconnects.
-    fn is_disconnected(mut self) {
+    fn assert_disconnected(mut self) {
         while self.response().is_ok() {}
         let read = self.stream.read(&mut [0]);
         assert!(
@@ -208,7 +208,7 @@ fn released_template_is_not_destroyed_and_read() {
         client.call_on(thread, Target::Answer(created), method);
         let _ = client.response();
     }
-    client.is_disconnected();
+    client.assert_disconnected();
     lives(node);
 }
 
@@ -231,7 +231,7 @@ fn hidden_thread_does_not_run_two_calls() {
         });
         client.call_on(thread, mining, GET_TIP);
     }
-    client.is_disconnected();
+    client.assert_disconnected();
     lives(node);
 }
 
@@ -249,6 +249,6 @@ fn call_with_an_unknown_recipient_disconnects_no_node() {
         params.reborrow().init_cap_table(1).get(0).set_receiver_hosted(thread);
         run_on(params.get_content(), 0);
     });
-    client.is_disconnected();
+    client.assert_disconnected();
     lives(node);
 }

@@ -955,7 +955,12 @@ fn calls_have_no_options() {
     for (set, forwards) in [
         ((|_| {}) as fn(rpc::call::Builder), true),
         (|call| call.init_send_results_to().set_yourself(()), false),
-        (|mut call| drop(call.reborrow().init_send_results_to().init_third_party()), false),
+        (
+            |call| {
+                call.init_send_results_to().init_third_party();
+            },
+            false,
+        ),
         (|mut call| call.set_allow_third_party_tail_call(true), false),
         (|mut call| call.set_no_promise_pipelining(true), false),
         (|mut call| call.set_only_promise_pipeline(true), false),
