@@ -3,7 +3,8 @@
 //! It has a thread of its own: a slow or hostile scraper, or rendering a large page, cannot delay a response to the node.
 //!
 //! - `address` and `listener` have the addresses and sockets to listen on.
-//! - `server` accepts connections and handles requests; `routes` has the paths and their responses; `negotiate` selects the format.
+//! - `server` accepts connections and handles requests; `routes` has the paths and their responses; `negotiate` selects the format, and
+//!   `compression` compresses.
 //! - `web_config` is `--web.config.file`: TLS and passwords.
 //!
 //! The table lists the attacks that the endpoint defends against, the part that prevents each one, and its test:
@@ -19,6 +20,7 @@
 //! | user names, revealed by the response time | `web_config::basic_auth`: unknown names are checked against another user's hash | `basic_auth::tests` |
 
 mod address;
+mod compression;
 pub(crate) mod connections;
 mod deadline;
 mod host;
