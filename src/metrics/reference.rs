@@ -16,6 +16,7 @@ node is away. Values read from the node expire by these rules:
 - Costly calls are made once a minute, or less often if they take long. For example, a call that took 100 ms is repeated after
   100 s, and a call that took longer than 240 ms after four minutes. Their values are exported for two of these intervals, at most
   for five minutes.
+- Contents of connected blocks are counted at the next poll, or at one of the next polls after many blocks were connected.
 - Values of the last block (`getblockstats`, `getnetworkhashps`, `getdeploymentinfo`) are read once, and are exported as long as
   polls find the same tip.
 - Time during which the machine is suspended counts as elapsed. After a resume, everything is polled within two seconds.
