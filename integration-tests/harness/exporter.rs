@@ -105,13 +105,19 @@ impl Exporter {
         answer.split(' ').nth(1)?.parse().ok()
     }
 
-    /// Status code, headers and body.
-    pub fn request(&self, request: &str) -> (u16, String, String) {
+    /// The whole response.
+    pub fn request_bytes(&self, request: &str) -> Vec<u8> {
         let mut stream = TcpStream::connect(&self.address).expect("the exporter listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer");
+        answer
+    }
+
+    /// Status code, headers and body.
+    pub fn request(&self, request: &str) -> (u16, String, String) {
+        let answer = String::from_utf8(self.request_bytes(request)).expect("UTF-8");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, head.to_lowercase(), body.to_string())
