@@ -33,7 +33,7 @@ interface Chain {
     unused24 @24 ();
     unused25 @25 ();
     unused26 @26 ();
-    unused27 @27 ();
+    relayMinFee @27 (context :Proxy.Context) -> (result :Data);
     unused28 @28 ();
     unused29 @29 ();
     havePruned @30 (context :Proxy.Context) -> (result :Bool);

@@ -60,7 +60,7 @@ struct NodeStats {
     timeConnected @5 :Int64;    # Unix seconds
     addrName @6 :Text;          # address with port; for a peer from -addnode, the name in that option
     version @7 :Int32;
-    unused8 @8 :Text;
+    cleanSubVer @8 :Text;       # user agent without control characters
     inbound @9 :Bool;
     bip152HighbandwidthTo @10 :Bool;
     bip152HighbandwidthFrom @11 :Bool;
@@ -84,15 +84,15 @@ struct NodeStats {
 }
 
 struct NodeStateStats {
-    unused0 @0 :Int32;
+    syncHeight @0 :Int32;       # height of the best header that the peer is known to have; -1 if none is known
     unused1 @1 :Int32;
     unused2 @2 :Int32;
     pingWait @3 :Int64;         # microseconds since the last ping, while its pong is outstanding
     heightInFlight @4 :List(Int32);
-    unused5 @5 :UInt64;
+    addressesProcessed @5 :UInt64;
     addressesRateLimited @6 :UInt64;
     addressRelayEnabled @7 :Bool;
-    unused8 @8 :UInt64;
+    theirServices @8 :UInt64;   # bits of Core's ServiceFlags
     unused9 @9 :Int64;
     timeOffset @10 :Int64;      # seconds
 }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use nix::libc::ESRCH;
+use nix::time::ClockId;
 use procfs::process::{Process, Stat};
 
 use crate::supervisor::{PrivateUsage, SupervisorClient};
@@ -164,6 +165,17 @@ pub struct ThreadTime {
 }
 
 impl ProcessUsage {
+    /// The process with this PID, if its threads show that it is a node, and if it started when a node with this uptime in seconds did.
+    /// The PID can be outdated, or belong to another PID namespace.
+    pub fn of_node(pid: i32, uptime: f64) -> Option<Self> {
+        let process = SocketPeer::from_pid(pid, None).process()?;
+        let age = sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64()
+            - process.started as f64 / procfs::ticks_per_second() as f64;
+        let suspended =
+            sys::clock(ClockId::CLOCK_BOOTTIME).saturating_sub(sys::clock(ClockId::CLOCK_MONOTONIC));
+        is_age_of_uptime(age, suspended.as_secs_f64(), uptime).then_some(process)
+    }
+
     /// PID and start time of the process. No other process since boot has the same pair.
     pub fn id(&self) -> (i32, u64) {
         (self.process.pid, self.started)
@@ -200,6 +212,15 @@ impl ProcessUsage {
     }
 }
 
+/// Whether a process of this age can have this uptime. Since Bitcoin Core 31 the uptime excludes the time for which the machine was
+/// suspended, of which `suspended` is the total since boot. Before that it follows the wall clock, and a process does not match after the
+/// clock was set. All times are in seconds.
+fn is_age_of_uptime(age: f64, suspended: f64, uptime: f64) -> bool {
+    /// The uptime is in whole seconds, and is read up to some seconds before the age.
+    const TOLERANCE: f64 = 3.0;
+    (age - suspended - TOLERANCE..=age + TOLERANCE).contains(&uptime)
+}
+
 /// User plus system CPU time of a process or thread, in seconds.
 pub fn cpu_seconds(stat: &Stat) -> f64 {
     (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
@@ -217,4 +238,13 @@ fn nodes_are_recognized_by_their_threads() {
     assert!(is_node(&["bitcoin-node", "b-capnp-loop", "b-scheduler"]));
     assert!(is_node(&["b-shutoff"]), "it shuts down");
     assert!(!is_node(&["socat"]) && !is_node(&["nginx", "nginx"]) && !is_node(&["bitcoin-node"]));
+}
+
+#[cfg(test)]
+#[test]
+fn uptime_of_another_process_does_not_match() {
+    assert!(is_age_of_uptime(100.4, 0.0, 100.0) && is_age_of_uptime(2.9, 0.0, 0.0));
+    assert!(is_age_of_uptime(5000.0, 3600.0, 1400.0), "the machine was suspended");
+    assert!(!is_age_of_uptime(100.0, 0.0, 50.0) && !is_age_of_uptime(100.0, 0.0, 3700.0));
+    assert!(!is_age_of_uptime(100.0, 0.0, f64::NAN));
 }

@@ -154,11 +154,18 @@ NODE = {
               {"{{node}} p{{percentile}}": "bitcoin_peer_min_ping_seconds{*}"}),
         graph("By protocol version", "none", "Connected peers by protocol version.",
               {"{{node}} {{version}}": "bitcoin_peers_by_version{*}"}, stacked=True),
+        graph("By client", "none", "Connected peers by the software that they claim to run: Bitcoin Core by major version, Knots, others.",
+              {"{{node}} {{client}} {{version}}": "bitcoin_peers_by_client{*}"}, stacked=True),
+        graph("By service", "none", "Connected peers that offer a service; a peer can offer several.",
+              {"{{node}} {{service}}": "bitcoin_peers_by_service{*}"}),
+        graph("Ahead of the node", "none", "Peers that have announced a valid header higher than the node's tip, and added nodes (`-addnode`) "
+              "that are not connected.",
+              {"{{node}} ahead": "bitcoin_peers_ahead{*}", "{{node}} added, {{state}}": "bitcoin_added_nodes{*}"}),
         graph("High-bandwidth peers", "none", "Peers in high-bandwidth mode (BIP152): `to` peers selected by the node, `from` peers that selected the node.",
               {"{{node}} {{direction}}": "bitcoin_peers_high_bandwidth{*}"}),
         graph("Peers by property", "none", "Peers whose clock is off by more than 10 seconds; whose ping is unanswered for more "
               "than 5 seconds; that accept transactions below 1 sat/vB; that take part in address relay.",
-              {"{{node}} clock off": "bitcoin_peers_clock_off{*}",
+              {"{{node}} clock {{direction}}": "bitcoin_peers_clock_off{*}",
                "{{node}} ping overdue": "bitcoin_peers_ping_overdue{*}",
                "{{node}} low fees": "bitcoin_peers_low_fee_relay{*}",
                "{{node}} address relay": "bitcoin_peers_addr_relay{*}"}),
@@ -167,6 +174,10 @@ NODE = {
               {"{{node}} {{direction}} {{by}}": "bitcoin_peers_groups{*}"}),
         graph("Rate-limited addresses", "none", "Peers with rate-limited `addr` messages: the node dropped some of their addresses.",
               {NAME: "bitcoin_peers_addr_rate_limited{*}"}),
+        graph("Gossiped addresses", "cps", "Addresses in `addr` messages per second that the node processed, and that it dropped because the "
+              "peer had sent too many.",
+              {"{{node}} processed": rate("bitcoin_addresses_processed_total"),
+               "{{node}} dropped": rate("bitcoin_addresses_rate_limited_total")}),
         graph("Known addresses", "short", "Peer addresses in the node's address manager, by network and table: `new` were received from peers, `tried` "
               "had a successful connection.", {"{{node}} {{network}} {{table}}": "bitcoin_addrman_addresses{*}"}, stacked=True),
         graph("Networks", "none", "1 for each network that the node opens connections to; `active` is 0 if networking is switched off "
@@ -181,29 +192,47 @@ NODE = {
                "{{node}} bytes": "bitcoin_last_block_size_bytes{*}"}),
         graph("Fees of the tip", "si:sat", "Total fees of the last block.",
               {NAME: "bitcoin_last_block_fees_satoshis{*}"}),
+        graph("Fee rates of the tip", "suffix: sat/vB", "Percentiles of the fee rates in the last block, by weight.",
+              {"{{node}} {{percentile}} %": "bitcoin_last_block_feerate_sat_per_vbyte{*}"}),
+        graph("Value of the tip", "si:sat", "Value of the outputs of the last block without the coinbase, and its subsidy.",
+              {"{{node}} outputs": "bitcoin_last_block_output_value_satoshis{*}",
+               "{{node}} subsidy": "bitcoin_last_block_subsidy_satoshis{*}"}),
+        graph("Segwit share of the tip", "percentunit", "Share of the transactions of the last block that have witness data, without the coinbase.",
+              {NAME: "bitcoin_last_block_segwit_transactions{*} / (bitcoin_last_block_transactions{*} - 1 > 0)"}),
+        graph("UTXO increase of the tip", "none", "Outputs minus inputs of the last block.",
+              {NAME: "bitcoin_last_block_utxo_increase{*}"}, least=None),
         graph("Inputs and outputs of the tip", "none", "Inputs (without the coinbase) and outputs (with the coinbase) of the last block.",
               {"{{node}} inputs": "bitcoin_last_block_inputs{*}",
                "{{node}} outputs": "bitcoin_last_block_outputs{*}"}),
         graph("Connected in an hour", "short", "Transactions, inputs and outputs of the blocks connected within an "
-              "hour, counted in the blocks. Needs the Chain interface.",
+              "hour.",
               {"{{node}} transactions": hourly("bitcoin_connected_transactions_total"),
                "{{node}} inputs": hourly("bitcoin_connected_inputs_total"),
                "{{node}} outputs": hourly("bitcoin_connected_outputs_total")}),
-        graph("Size connected in an hour", "bytes", "Serialized size of the blocks connected within an hour. Needs the "
-              "Chain interface.", {NAME: hourly("bitcoin_connected_bytes_total")}),
+        graph("Size connected in an hour", "bytes", "Serialized size of the transactions in the blocks connected within an hour, without "
+              "the coinbase.", {NAME: hourly("bitcoin_connected_bytes_total")}),
         graph("Historical blocks connected in an hour", "none", "Blocks below the snapshot that an assumeutxo node connected within an hour "
               "to validate it. Needs the Chain interface.", {NAME: hourly("bitcoin_historical_blocks_connected_total")}),
         graph("Tip changes not counted", "none", "Tip changes within an hour whose blocks could not be counted: another chain, pruned "
               "blocks, or a failed call.", {NAME: "round(increase(bitcoin_exporter_uncounted_tip_changes_total{*}[1h]))"}),
-        graph("Weight connected in an hour", "si:WU", "Weight of the blocks connected within an hour; a block has at most "
-              "4 MWU. Needs the Chain interface.", {NAME: hourly("bitcoin_connected_weight_total")}),
-        graph("Value connected in an hour", "si:sat", "Value of the outputs of the blocks connected within an hour. "
-              "Needs the Chain interface.", {NAME: hourly("bitcoin_connected_output_value_satoshis_total")}),
+        graph("Weight connected in an hour", "si:WU", "Weight of the transactions in the blocks connected within an hour, without the "
+              "coinbase; a block has at most 4 MWU.", {NAME: hourly("bitcoin_connected_weight_total")}),
+        graph("Value connected in an hour", "si:sat", "Value of the outputs and fees of the blocks connected within an hour, without the "
+              "coinbase.", {"{{node}} outputs": hourly("bitcoin_connected_output_value_satoshis_total"),
+                            "{{node}} fees": hourly("bitcoin_connected_fees_satoshis_total")}),
+        graph("Blocks not counted", "none", "Connected blocks within an hour whose contents could not be counted, because the node no longer had them.",
+              {NAME: "round(increase(bitcoin_exporter_uncounted_blocks_total{*}[1h]))"}),
     ],
     "Traffic": [
         graph("Bandwidth", "Bps", "Total P2P bytes per second, from the node's own counters.",
               {"{{node}} received": rate("bitcoin_bytes_recv_total"),
                "{{node}} sent": rate("bitcoin_bytes_sent_total")}),
+        graph("Upload target", "bytes", "Bytes that the node may send in 24 hours (`-maxuploadtarget`), and those that are left.",
+              {"{{node}} target": "bitcoin_upload_target_bytes{*}", "{{node}} left": "bitcoin_upload_target_left_bytes{*}"}),
+        graph("RPC server", "none", "JSON-RPC calls that the node is executing for other clients.",
+              {NAME: "bitcoin_rpc_active_commands{*}"}),
+        graph("Longest RPC call", "s", "Time for which the longest of these calls has been running.",
+              {NAME: "bitcoin_rpc_longest_command_seconds{*}"}),
         graph("Received by message", "Bps", "P2P message bytes per second of the connected peers, by message type.",
               {"{{node}} {{type}}": rate("bitcoin_p2p_message_bytes_total", ',direction="in"', "type")},
               stacked=True),
@@ -239,7 +268,7 @@ NODE = {
               {"{{node}} {{state}}": "bitcoin_exporter_utxo_trace{*}"}),
     ],
     "Process": [
-        graph("Resident memory", "bytes", "Resident memory of the node. All panels of this row need IPC.",
+        graph("Resident memory", "bytes", "Resident memory of the node. Panels about the process need IPC, or bitcoind.pid in the data directory.",
               {NAME: "bitcoin_node_process_resident_memory_bytes{*}"}),
         graph("Processor time", "percentunit", "Processor time by group of threads; 100 % is one processor.",
               {"{{node}} {{thread}}": rate("bitcoin_node_process_cpu_seconds_total", by="thread")}, stacked=True),
@@ -264,6 +293,8 @@ NODE = {
               {"{{node}} connects": "round(increase(bitcoin_exporter_connects_total{*}[1h]))",
                "{{node}} {{reason}}": "round(increase(bitcoin_exporter_disconnects_total{*}[1h]))"}, span=8),
         graph("Poll time", "s", "Duration of a poll of the node.", quantiles("bitcoin_exporter_poll_duration_seconds", window="$__rate_interval")),
+        graph("Call time", "s", "Duration of the last call to the node, by call.",
+              {"{{node}} {{call}}": "bitcoin_exporter_call_duration_seconds{*}"}),
         graph("Failed calls", "none", "Calls to the node that failed within an hour, by call.",
               {"{{node}} {{call}}": "round(increase(bitcoin_exporter_poll_failures_total{*}[1h]))"}),
         graph("Failures over HTTP", "none", "JSON-RPC requests over HTTP that failed within an hour, by cause.",

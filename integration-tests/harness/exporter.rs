@@ -108,13 +108,19 @@ impl Exporter {
         answer.split(' ').nth(1)?.parse().ok()
     }
 
-    /// Sends a raw request. Returns the status code, the headers and the body of the response.
-    pub fn request(&self, request: &str) -> (u16, String, String) {
+    /// Sends a raw request. Returns the bytes of the whole response.
+    pub fn request_bytes(&self, request: &str) -> Vec<u8> {
         let mut stream = TcpStream::connect(&self.address).expect("the exporter listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("a response");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("a response");
+        answer
+    }
+
+    /// Sends a raw request. Returns the status code, the headers and the body of the response.
+    pub fn request(&self, request: &str) -> (u16, String, String) {
+        let answer = String::from_utf8(self.request_bytes(request)).expect("UTF-8");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, head.to_lowercase(), body.to_string())

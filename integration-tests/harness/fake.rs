@@ -50,6 +50,8 @@ pub struct Offers {
     pub core30: bool,
     pub rpc: bool,
     pub chain: bool,
+    /// The methods of Chain have other ordinals than in our schema.
+    pub other_chain: bool,
     pub node: bool,
     pub tracing: bool,
     pub ibd: bool,
@@ -71,6 +73,7 @@ impl Offers {
         core30: false,
         rpc: false,
         chain: false,
+        other_chain: false,
         node: false,
         tracing: false,
         ibd: false,
@@ -738,6 +741,12 @@ impl chain::Server for Fake {
         results.get().set_has_result(true);
         results.get().set_result(9);
     });
+    method!(chain::relay_min_fee(_params: RelayMinFeeParams, results: RelayMinFeeResults), |this| {
+        // With other ordinals the method here returns a number.
+        if !this.state.offers.other_chain {
+            results.get().set_result(&1000u64.to_le_bytes());
+        }
+    });
     method!(chain::shutdown_requested(_params: ShutdownRequestedParams, results: ShutdownRequestedResults), |this| {
         results.get().set_result(*this.state.shutting_down.borrow());
     });
@@ -759,6 +768,7 @@ impl node::Server for Fake {
         let absurd = this.state.offers.absurd;
         peer.set_nodeid(3);
         peer.set_version(if absurd { i32::MIN } else { 70016 });
+        peer.set_clean_sub_ver(if absurd { "\u{1f4a9}" } else { "/Satoshi:29.2.0/Knots:20251110/" });
         peer.set_network(if absurd { i32::MAX } else { 2 });
         peer.set_addr_name(if absurd { "no address" } else { "[2a01:4f8::1]:8333" });
         peer.set_mapped_as(if absurd { u32::MAX } else { 64496 });
@@ -771,6 +781,9 @@ impl node::Server for Fake {
         received.set_value(if absurd { u64::MAX } else { 1000 });
         let mut state = peer.init_state_stats();
         state.set_time_offset(if absurd { i64::MIN } else { 11 });
+        state.set_sync_height(if absurd { i32::MIN } else { 43 });
+        state.set_their_services(if absurd { u64::MAX } else { 0x409 });
+        state.set_addresses_processed(if absurd { u64::MAX } else { 50 });
         state.set_addresses_rate_limited(if absurd { u64::MAX } else { 5 });
         state.set_ping_wait(if absurd { i64::MIN } else { 6_000_000 });
         let mut heights = state.reborrow().init_height_in_flight(2);

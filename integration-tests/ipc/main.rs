@@ -2,6 +2,7 @@
 //! interfaces and faults that the real node does not have.
 
 mod bad_input;
+mod block_contents;
 mod failing_calls;
 mod fibre;
 #[path = "../harness/mod.rs"]

@@ -53,9 +53,9 @@ fn every_callback_counts_what_it_must() {
         ("bitcoin_connected_transactions_total", 3.0),
         ("bitcoin_connected_inputs_total", 0.0),
         ("bitcoin_connected_outputs_total", 3.0),
-        ("bitcoin_connected_output_value_satoshis_total", 15_000_000_000.0),
-        ("bitcoin_connected_weight_total", 3.0 * 1140.0),
-        ("bitcoin_connected_bytes_total", 3.0 * 285.0),
+        ("bitcoin_connected_output_value_satoshis_total", 0.0),
+        ("bitcoin_connected_weight_total", 0.0),
+        ("bitcoin_connected_bytes_total", 0.0),
         ("bitcoin_utxo_cache_add_total", 2.0),
         ("bitcoin_utxo_cache_add_value_total", 2_100_000_000_000_001.0),
         ("bitcoin_utxo_cache_spend_total", 1.0),
@@ -79,13 +79,16 @@ fn block_of_four_megabytes_is_counted() {
     let mut block = genesis_block(Network::Bitcoin);
     let filler =
         TxOut { value: Amount::from_sat(3), script_pubkey: ScriptBuf::from_bytes(vec![0x6a; 9_990]) };
-    block.txdata[0].output.extend(vec![filler; 399]);
+    let mut transaction = block.txdata[0].clone();
+    transaction.output.extend(vec![filler; 399]);
+    let (bytes, weight) = (transaction.total_size() as f64, transaction.weight().to_wu() as f64);
+    block.txdata.push(transaction);
     let data = serialize(&block);
     assert!((3_900_000..4_000_000).contains(&data.len()), "{}", data.len());
     assert_eq!(node.fire(vec![Event::Connected { height: 1, data: data.clone() }]), 1);
-    exporter.wait_for("bitcoin_connected_bytes_total", data.len() as f64);
-    exporter.wait_for("bitcoin_connected_weight_total", block.weight().to_wu() as f64);
-    exporter.wait_for("bitcoin_connected_outputs_total", 400.0);
+    exporter.wait_for("bitcoin_connected_bytes_total", bytes);
+    exporter.wait_for("bitcoin_connected_weight_total", weight);
+    exporter.wait_for("bitcoin_connected_outputs_total", 401.0);
     exporter.wait_for("bitcoin_connected_output_value_satoshis_total", 5_000_000_000.0 + 3.0 * 399.0);
 }
 
@@ -139,7 +142,10 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
             |bitcoin_peers_by{network=\"ipv6\",connection_type=\"block-relay-only\",transport=\"v2\"} 1|bitcoin_blocks_in_flight 2\
             |bitcoin_peers_largest_group{by=\"netgroup\",direction=\"out\"} 1|bitcoin_peers_largest_group{by=\"as\",direction=\"out\"} 1\
             |bitcoin_peers_groups{by=\"netgroup\",direction=\"out\"} 1|bitcoin_peers_addr_rate_limited 1\
-            |bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"block\"} 0|bitcoin_peers_clock_off 1|bitcoin_peers_ping_overdue 1",
+            |bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"block\"} 0|bitcoin_peers_clock_off{direction=\"ahead\"} 1|bitcoin_peers_clock_off{direction=\"behind\"} 0\
+            |bitcoin_peers_ping_overdue 1|bitcoin_peers_ahead 1|bitcoin_peers_by_client{client=\"knots\",version=\"\"} 1\
+            |bitcoin_peers_by_service{service=\"network\"} 1|bitcoin_peers_by_service{service=\"p2p_v2\"} 0\
+            |bitcoin_addresses_rate_limited_total 0",
             "bitcoin_peer_min_ping|bitcoin_peers_low_fee_relay|bitcoin_peers_inv_to_send",
         ),
     ] {
@@ -155,6 +161,26 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
             assert!(!text.lines().any(|line| line.starts_with(name)), "{name} in {text}");
         }
     }
+}
+
+#[test]
+fn chain_with_other_ordinals_is_not_used() {
+    let node = FakeNode::start(Offers { other_chain: true, ..TRACING });
+    let output = command().args(["--check"]).arg(node.socket()).output().unwrap();
+    let described = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{described}");
+    assert!(
+        described.contains("schema of chain: unknown ordinals, so the interface is not used"),
+        "{described}"
+    );
+    assert!(described.contains("interface chain    no"), "{described}");
+    let exporter = Exporter::start(&node.socket(), &[]).ready();
+    assert_eq!(exporter.value("bitcoin_exporter_interface{interface=\"chain\"}"), None);
+    assert_eq!(exporter.value("bitcoin_exporter_interface{interface=\"node\"}"), Some(1.0));
+    let known = FakeNode::start(TRACING);
+    let output = command().args(["--check"]).arg(known.socket()).output().unwrap();
+    let described = String::from_utf8(output.stdout).unwrap();
+    assert!(described.contains("schema of chain: ordinals of branch pr/trace"), "{described}");
 }
 
 #[test]
@@ -177,7 +203,7 @@ fn absurd_values_are_shown_or_absent_and_never_wrap() {
         ("bitcoin_peers_by{network=\"other\",connection_type=\"other\",transport=\"other\"}", Some(1.0)),
         ("bitcoin_peers_by_version{version=\"other\"}", Some(1.0)),
         ("bitcoin_peer_ping_seconds{percentile=\"50\"}", None),
-        ("bitcoin_peers_clock_off", Some(1.0)),
+        ("bitcoin_peers_clock_off{direction=\"behind\"}", Some(1.0)),
         ("bitcoin_peers_ping_overdue", Some(0.0)),
         ("bitcoin_peers_largest_group{by=\"netgroup\",direction=\"out\"}", Some(0.0)),
     ] {

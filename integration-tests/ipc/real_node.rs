@@ -240,6 +240,133 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
 }
 
 #[test]
+fn peers_are_counted_by_client_service_and_best_header() {
+    let node = Node::start(&[]);
+    node.mine(3);
+    let peer = Node::start(&["-peerbloomfilters=1", &format!("-connect=127.0.0.1:{}", node.p2p_port)]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
+    let of_client = |client: &str, version: &str| {
+        format!("bitcoin_peers_by_client{{client=\"{client}\",version=\"{version}\"}}")
+    };
+    eventually("the peer has synchronized", || (peer.cli(&["getblockcount"]) == "3").then_some(()));
+    peer.mine(1);
+    let peers = eventually("the node knows the peer's header", || {
+        let peers = node.json(&["getpeerinfo"]);
+        (peers[0]["synced_headers"] == 4).then_some(peers)
+    });
+    let user_agent = peers[0]["subver"].as_str().unwrap();
+    let major = user_agent.strip_prefix("/Satoshi:").unwrap().split('.').next().unwrap();
+    exporter.wait_for(&of_client("core", major), 1.0);
+    let services: Vec<_> = peers[0]["servicesnames"].as_array().unwrap().iter().collect();
+    for service in ["network", "bloom", "witness", "compact_filters", "network_limited", "p2p_v2"] {
+        let offered = services.iter().any(|name| **name == service.to_uppercase());
+        let sample = format!("bitcoin_peers_by_service{{service=\"{service}\"}}");
+        exporter.wait_for(&sample, f64::from(u8::from(offered)));
+    }
+    exporter.wait_for("bitcoin_peers_by_service{service=\"bloom\"}", 1.0);
+    exporter.wait_for("bitcoin_peers_ahead", 0.0);
+    node.cli(&["invalidateblock", &node.cli(&["getbestblockhash"])]);
+    exporter.wait_for("bitcoin_peers_ahead", 1.0);
+    drop(peer);
+    exporter.wait_for("bitcoin_peers_ahead", 0.0);
+    assert_eq!(exporter.value(&of_client("core", major)), None);
+}
+
+#[test]
+fn settings_of_the_operator_are_exported() {
+    let node = Node::start(&["-maxuploadtarget=100", "-prune=550", "-blockmintxfee=0.00002"]);
+    node.mine(1);
+    node.cli(&["addnode", "127.0.0.1:1", "add"]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
+    let [upload, chain, mining, network] =
+        ["getnettotals", "getblockchaininfo", "getmininginfo", "getnetworkinfo"]
+            .map(|method| node.json(&[method]));
+    let upload = &upload["uploadtarget"];
+    for (sample, expected) in [
+        ("bitcoin_upload_target_bytes", upload["target"].as_f64()),
+        ("bitcoin_upload_target_left_bytes", upload["bytes_left_in_cycle"].as_f64()),
+        ("bitcoin_upload_target_reached", Some(0.0)),
+        ("bitcoin_prune_target_bytes", chain["prune_target_size"].as_f64()),
+        ("bitcoin_next_difficulty", mining["next"]["difficulty"].as_f64()),
+        ("bitcoin_block_min_feerate_sat_per_vbyte", mining["blockmintxfee"].as_f64().map(|_| 2.0)),
+        ("bitcoin_node_version", network["version"].as_f64()),
+        ("bitcoin_node_protocol_version", network["protocolversion"].as_f64()),
+        ("bitcoin_added_nodes{state=\"disconnected\"}", Some(1.0)),
+        ("bitcoin_added_nodes{state=\"connected\"}", Some(0.0)),
+    ] {
+        assert_eq!(exporter.value(sample), expected, "{sample}");
+    }
+    assert!(upload["target"].as_f64() > Some(0.0));
+    node.cli(&["addnode", "127.0.0.1:1", "remove"]);
+    eventually("no node is added", || {
+        exporter.value("bitcoin_added_nodes{state=\"disconnected\"}").is_none().then_some(())
+    });
+    // This build has no ZMQ, which is no failure.
+    assert_eq!(
+        exporter.value("bitcoin_exporter_poll_failures_total{call=\"getzmqnotifications\"}"),
+        Some(0.0)
+    );
+    let no_target = Node::start(&[]);
+    let exporter = Exporter::start(&no_target.socket(), &[]).ready();
+    let page = exporter.metrics();
+    for name in ["bitcoin_upload_target", "bitcoin_prune_target", "bitcoin_added_nodes", "bitcoin_zmq"] {
+        assert!(!page.contains(name), "{name}");
+    }
+    assert!(exporter.value("bitcoin_exporter_call_duration_seconds{call=\"getblockchaininfo\"}") > Some(0.0));
+}
+
+#[test]
+fn commands_of_other_clients_are_active() {
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
+    exporter.wait_for("bitcoin_rpc_active_commands", 0.0);
+    assert_eq!(exporter.value("bitcoin_rpc_longest_command_seconds"), Some(0.0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| node.cli(&["waitfornewblock", "600000"]));
+        exporter.wait_for("bitcoin_rpc_active_commands", 1.0);
+        eventually("it runs for a while", || {
+            exporter.value("bitcoin_rpc_longest_command_seconds").filter(|seconds| *seconds > 0.5)
+        });
+        node.mine(1);
+    });
+    exporter.wait_for("bitcoin_rpc_active_commands", 0.0);
+}
+
+#[test]
+fn pages_are_compressed_for_clients_that_accept_it() {
+    let node = Node::start(&[]);
+    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1h"]).ready();
+    let get = |method: &str, path: &str, headers: &str| {
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");
+        let response = exporter.request_bytes(&request);
+        let end = response.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+        let head = String::from_utf8(response[..end].to_vec()).unwrap().to_lowercase();
+        (head, response[end + 4..].to_vec())
+    };
+    let gzip = "Accept-Encoding: gzip\r\n";
+    for path in ["/metrics", "/"] {
+        let (head, plain) = get("GET", path, "");
+        assert!(!head.contains("content-encoding"), "{head}");
+        let (head, compressed) = get("GET", path, gzip);
+        assert!(
+            head.contains("\r\ncontent-encoding: gzip") && head.contains("\r\nvary: accept, accept-encoding"),
+            "{head}"
+        );
+        assert!(head.contains(&format!("\r\ncontent-length: {}", compressed.len())), "{head}");
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&compressed[..]), &mut text).unwrap();
+        assert!(compressed.len() * 2 < plain.len() && text.len() > 1024, "{path}");
+        let (head, body) = get("HEAD", path, gzip);
+        assert!(body.is_empty() && head.contains("\r\ncontent-encoding: gzip"), "{head}");
+    }
+    let (head, body) = get("GET", "/metrics", "Accept-Encoding: gzip;q=0, *;q=0.5\r\n");
+    assert!(!head.contains("content-encoding") && body.starts_with(b"# HELP"), "{head}");
+    let (head, body) = get("GET", "/livez", gzip);
+    assert!(!head.contains("content-encoding") && body == b"ok\n", "small bodies are not compressed: {head}");
+}
+
+#[test]
 fn inherited_connection_is_used_until_the_node_exits() {
     let mut node = Node::start(&[]);
     for spelling in [["--ipc-fd"], ["-ipcfd"]] {
@@ -624,7 +751,7 @@ fn node_process_metrics_are_exported() {
     // The kernel reports CPU times in hundredths of a second.
     assert!(before.0 - 0.02 <= total && total <= after.0 + 0.02, "{before:?} {shown:?} {after:?}");
     assert!(before.1 <= faults && faults <= after.1, "{before:?} {faults} {after:?}");
-    assert!(shown["other"] > 0.0 && shown.len() == 7, "{shown:?}");
+    assert!(shown["other"] > 0.0 && shown.len() == 9, "{shown:?}");
     let resident = exporter.value("bitcoin_node_process_resident_memory_bytes").unwrap();
     assert!((1e7..1e10).contains(&resident), "{resident}");
     assert!(exporter.value("bitcoin_node_process_threads").unwrap() > 5.0);

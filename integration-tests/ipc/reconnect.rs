@@ -226,7 +226,7 @@ fn historical_blocks_are_no_blocks_of_the_active_chain() {
     exporter.wait_for("bitcoin_historical_blocks_connected_total", 2.0);
     exporter.wait_for("bitcoin_connected_transactions_total", 1.0);
     assert_eq!(exporter.value("bitcoin_blocks_connected_total"), Some(1.0));
-    assert_eq!(exporter.value("bitcoin_connected_bytes_total"), Some(285.0));
+    assert_eq!(exporter.value("bitcoin_connected_outputs_total"), Some(1.0));
     assert_eq!(exporter.value("bitcoin_block_height"), Some(100.0));
 }
 

@@ -3,7 +3,8 @@
 //! `integration-tests/answers/core-28.json` has the JSON-RPC results of Bitcoin Core 28 and the expected metrics. The
 //! file of each later version has the changes as a merge patch (RFC 7396: null removes a field; in these files, an
 //! object is also applied to each element of an array). The fields are taken from `src/rpc/*.cpp` at the commits where
-//! the release branches began. The values are invented.
+//! the release branches began. The values are invented. `knots-29.json` has what is
+//! different in Bitcoin Knots 29: its user agent, and its service bit 26.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,6 +21,8 @@ const VERSIONS: [&str; 5] = [
     include_str!("../answers/core-31.json"),
     include_str!("../answers/core-32.json"),
 ];
+
+const KNOTS_29: &str = include_str!("../answers/knots-29.json");
 
 fn merge(target: &mut Value, patch: &Value) {
     match (target, patch) {
@@ -61,21 +64,30 @@ fn each_version_exports_its_metrics_only() {
     let mut version = Value::Object(Default::default());
     for (changes, number) in VERSIONS.into_iter().zip(28..) {
         merge(&mut version, &serde_json::from_str(changes).unwrap());
-        let http = FakeHttp::start(Mode::Answers(version["answers"].clone().into()));
-        let shown = polled(&http);
-        let expected = version["metrics"].as_object().unwrap().iter();
-        let expected: BTreeMap<_, _> =
-            expected.map(|(name, value)| (name.clone(), value.as_f64().unwrap())).collect();
-        let differs = |one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>| {
-            let differs = one.iter().filter(|(name, value)| other.get(*name) != Some(value));
-            differs.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>()
-        };
-        let (wrong, missing) = (differs(&shown, &expected), differs(&expected, &shown));
-        assert!(
-            wrong.is_empty() && missing.is_empty(),
-            "Core {number} shows\n{}\nand not\n{}",
-            wrong.join("\n"),
-            missing.join("\n")
-        );
+        exports_its_metrics_only(&version, &format!("Core {number}"));
+        if number == 29 {
+            let mut knots = version.clone();
+            merge(&mut knots, &serde_json::from_str(KNOTS_29).unwrap());
+            exports_its_metrics_only(&knots, "Knots 29");
+        }
     }
+}
+
+fn exports_its_metrics_only(version: &Value, name: &str) {
+    let http = FakeHttp::start(Mode::Answers(version["answers"].clone().into()));
+    let shown = polled(&http);
+    let expected = version["metrics"].as_object().unwrap().iter();
+    let expected: BTreeMap<_, _> =
+        expected.map(|(name, value)| (name.clone(), value.as_f64().unwrap())).collect();
+    let differs = |one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>| {
+        let differs = one.iter().filter(|(name, value)| other.get(*name) != Some(value));
+        differs.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>()
+    };
+    let (wrong, missing) = (differs(&shown, &expected), differs(&expected, &shown));
+    assert!(
+        wrong.is_empty() && missing.is_empty(),
+        "{name} shows\n{}\nand not\n{}",
+        wrong.join("\n"),
+        missing.join("\n")
+    );
 }

@@ -43,8 +43,9 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     // the blocks that were connected in the meantime.
     node.stop();
     exporter.wait_for("bitcoin_up", 0.0);
+    // A poll may fail before the connection is found to be lost.
+    exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"lost\"}", 1.0);
     assert_eq!(exporter.value("bitcoin_chain_height"), None);
-    assert_eq!(exporter.value("bitcoin_exporter_disconnects_total{reason=\"lost\"}"), Some(1.0));
     let connected = counted("bitcoin_blocks_connected_total");
     node.restart();
     node.mine(3);
@@ -153,4 +154,35 @@ fn missing_node_is_awaited() {
     });
     assert_eq!(exporter.log().matches("cannot connect").count(), 2, "{}", exporter.log());
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
+}
+
+#[test]
+fn process_of_a_node_without_ipc_is_found_by_its_pid_file() {
+    let mut node = Node::start_bitcoind(&[]);
+    let exporter = beside(&node, &["--poll-interval", "200ms"]);
+    exporter.wait_for("bitcoin_exporter_interface{interface=\"http-rpc\"}", 1.0);
+    let threads = "bitcoin_node_process_threads";
+    eventually("the process is found", || exporter.value(threads).filter(|threads| *threads > 5.0));
+    assert!(exporter.value("bitcoin_node_process_resident_memory_bytes") > Some(1e6));
+    eventually("the threads have used time", || {
+        exporter
+            .value("bitcoin_node_process_cpu_seconds_total{thread=\"msghand\"}")
+            .filter(|seconds| *seconds > 0.0)
+    });
+    let started = exporter.value("bitcoin_node_start_time_seconds");
+    // The next process has another PID.
+    node.stop();
+    exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"lost\"}", 1.0);
+    assert_eq!(exporter.value(threads), None);
+    node.restart();
+    exporter.wait_for("bitcoin_up", 1.0);
+    eventually("the next process is found", || exporter.value(threads).filter(|threads| *threads > 5.0));
+    assert!(exporter.value("bitcoin_node_start_time_seconds") >= started);
+    // The PID of a process that is no node.
+    node.stop();
+    node.restart();
+    std::fs::write(node.dir().join("regtest/bitcoind.pid"), "1\n").unwrap();
+    let other = beside(&node, &["--poll-interval", "200ms"]);
+    other.wait_for_polls(3.0);
+    assert_eq!(other.value(threads), None);
 }

@@ -54,7 +54,7 @@ struct Stack {
 
 impl Stack {
     fn start() -> Self {
-        let first = Node::start(&["-txindex"]);
+        let first = Node::start(&["-txindex", "-maxuploadtarget=1000"]);
         let peer = format!("-addnode=127.0.0.1:{}", first.p2p_port);
         let second = Node::start(&[&peer, "-prune=1", "-privatebroadcast", "-onion=127.0.0.1:1"]);
         eventually("the nodes are connected", || (first.cli(&["getconnectioncount"]) == "1").then_some(()));

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::connected_blocks::{BlockRange, ConnectedBlocks};
 use super::file_system::DatadirCandidates;
 use super::node_start::NodeStartTracker;
 use super::peers::PeerTraffic;
@@ -88,6 +89,8 @@ pub(super) struct PersistentState {
     pub last_tip: Option<BlockRef>,
     /// The last counted tip: all blocks up to it are counted.
     pub counted_tip: Option<BlockRef>,
+    /// The connected blocks whose contents are still to be counted.
+    pub connected_blocks: ConnectedBlocks,
     /// Whether the UTXO cache trace has exceeded its budget. The trace then stays off until the exporter is restarted.
     pub trace_over_budget: bool,
 }
@@ -133,6 +136,16 @@ impl Context {
         let (persistent_state, new_tip) = (RefCell::default(), watch::Sender::default());
         let repeats = RepeatLimiter::default();
         Context { config, http_rpc, repeats, metrics, status, shutdown, persistent_state, new_tip }
+    }
+
+    /// Queues connected blocks whose contents are to be counted.
+    pub(super) fn queue_connected(&self, range: BlockRange) {
+        let dropped = self.persistent_state.borrow_mut().connected_blocks.push(range);
+        let uncounted = &self.metrics.blocks.uncounted_blocks;
+        // Without JSON-RPC no block is counted in this way.
+        if dropped > 0 && uncounted.get().is_some() {
+            uncounted.inc_by(dropped);
+        }
     }
 
     /// Logs a warning that may recur. Each text is logged at most once a minute, with the number of suppressed lines.

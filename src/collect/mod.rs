@@ -19,6 +19,7 @@
 mod block_counting;
 mod chain_diff;
 mod collector;
+mod connected_blocks;
 mod context;
 mod file_system;
 mod handshake;

@@ -212,8 +212,13 @@ async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
         return Err(CallError::Malformed("the block template is not a valid block".into()));
     };
     let sum = |values: &[i64]| values.iter().fold(0, |sum: i64, &one| sum.saturating_add(one));
-    let weight = contents.payload_weight();
-    Ok(TemplateContents { parent, transactions: fees.len(), weight, fees: sum(&fees), sigops: sum(&sigops) })
+    Ok(TemplateContents {
+        parent,
+        transactions: fees.len(),
+        weight: contents.weight,
+        fees: sum(&fees),
+        sigops: sum(&sigops),
+    })
 }
 
 #[cfg(test)]

@@ -2,28 +2,21 @@
 
 use tracing::{debug, warn};
 
+use super::connected_blocks::{BlockRange, CountedContents};
+use super::context::Context;
 use crate::bitcoin_core::REMOVAL_REASONS;
-use crate::ipc::ChainEvent;
+use crate::ipc::{BlockHash, BlockRef, ChainEvent};
 use crate::metrics::Metrics;
 
 /// Creates the series of the counters of notifications, with value 0.
 pub fn start(metrics: &Metrics) {
     let blocks = &metrics.blocks;
-    for counter in [
-        &blocks.connected,
-        &blocks.disconnected,
-        &blocks.historical,
-        &blocks.tip_updates,
-        &blocks.flushes,
-        &blocks.connected_transactions,
-        &blocks.connected_inputs,
-        &blocks.connected_outputs,
-        &blocks.connected_output_value,
-        &blocks.connected_weight,
-        &blocks.connected_bytes,
-    ] {
+    for counter in
+        [&blocks.connected, &blocks.disconnected, &blocks.historical, &blocks.tip_updates, &blocks.flushes]
+    {
         counter.start();
     }
+    blocks.start_contents();
     metrics.mempool.added.start();
     REMOVAL_REASONS.iter().for_each(|reason| metrics.mempool.removed.inc_by([reason], 0));
     for event in ["callback", "block_contents"] {
@@ -32,7 +25,8 @@ pub fn start(metrics: &Metrics) {
 }
 
 /// Counts a notification. Returns the name of the notification's method.
-pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
+pub fn count(event: ChainEvent, context: &Context) -> &'static str {
+    let metrics = &context.metrics;
     let blocks = &metrics.blocks;
     match event {
         ChainEvent::AddedToMempool => {
@@ -44,7 +38,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
             metrics.mempool.removed.inc_by([reason.unwrap_or(&"other")], 1);
             "transactionRemovedFromMempool"
         }
-        ChainEvent::BlockConnected { height, historical, bytes, contents } => {
+        ChainEvent::BlockConnected { hash, height, historical, bytes, contents } => {
             debug!(block_height = height, historical, bytes, "block connected");
             if historical {
                 blocks.historical.inc();
@@ -52,6 +46,10 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
             }
             blocks.connected.inc();
             blocks.height.set(Some(height));
+            if let Some(hash) = hash {
+                let last = BlockRef { hash: BlockHash(hash), height };
+                context.queue_connected(BlockRange { last, blocks: 1, contents: CountedContents::Fees });
+            }
             match contents {
                 Some(contents) => {
                     blocks.connected_transactions.inc_by(contents.transactions);
@@ -59,7 +57,7 @@ pub fn count(event: ChainEvent, metrics: &Metrics) -> &'static str {
                     blocks.connected_outputs.inc_by(contents.outputs);
                     blocks.connected_output_value.inc_by(contents.output_value);
                     blocks.connected_weight.inc_by(contents.weight);
-                    blocks.connected_bytes.inc_by(bytes as u64);
+                    blocks.connected_bytes.inc_by(contents.bytes);
                 }
                 None if bytes == 0 => {} // the node omitted the block data
                 None => {

@@ -95,6 +95,11 @@ fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: 
         let (name, description) = (interface.name(), interface.description());
         described.push_str(&format!("interface {name:<9}{offered} {description}\n"));
     }
+    if interfaces.chain.is_some() {
+        described.push_str("schema of chain: ordinals of branch pr/trace, found by relayMinFee @27\n");
+    } else if interfaces.has_unknown_chain {
+        described.push_str("schema of chain: unknown ordinals, so the interface is not used\n");
+    }
     for advice in advice_for(interfaces) {
         described.push_str(&format!("to get more metrics: {advice}\n"));
     }

@@ -13,7 +13,7 @@ use crate::ipc::PeerStats;
 use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
 
 /// Difference in seconds between a peer's clock and the node's clock above which the peer's clock counts as wrong.
-const CLOCK_OFF_SECONDS: u64 = 10;
+const CLOCK_OFF_SECONDS: i64 = 10;
 /// Time without a response after which a ping counts as overdue.
 const PING_OVERDUE: Duration = Duration::from_secs(5);
 /// 1 sat/vB, in BTC/kvB. A peer with a lower fee filter accepts transactions below 1 sat/vB.
@@ -55,13 +55,43 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
     peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
 }
 
+/// A total that the node keeps for each peer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum PeerTotal {
+    /// Bytes by direction and message type.
+    Bytes(&'static str, &'static str),
+    /// Addresses that were processed.
+    AddressesProcessed,
+    /// Addresses that were dropped because the peer sent too many.
+    AddressesRateLimited,
+}
+
+impl PeerTotal {
+    fn count(self, network: &NetworkMetrics, amount: u64) {
+        match self {
+            PeerTotal::Bytes(direction, kind) => network.message_bytes.inc_by([direction, kind], amount),
+            PeerTotal::AddressesProcessed => network.addresses_processed.inc_by(amount),
+            PeerTotal::AddressesRateLimited => network.addresses_rate_limited.inc_by(amount),
+        }
+    }
+}
+
+/// The peers of the node and the values of the node with which they are compared.
+#[derive(Clone, Copy, Default)]
+pub struct NodeState {
+    /// The queue that all inbound or all outbound peers share.
+    pub backlog: AnnouncementBacklog,
+    /// Height of the node's tip.
+    pub height: Option<f64>,
+}
+
 /// The bytes of each peer that are already counted. The bytes are kept between polls and from one connection of the
 /// exporter to the next.
 #[derive(Default)]
 pub struct PeerTraffic {
-    /// Bytes that the node reported at the last poll, by peer, direction and message type; `None` before the first
+    /// Totals that the node reported at the last poll, by peer; `None` before the first
     /// poll.
-    counted: Option<HashMap<(PeerKey, &'static str, &'static str), u64>>,
+    counted: Option<HashMap<(PeerKey, PeerTotal), u64>>,
     /// Time of the last poll, in Unix seconds.
     seen: i64,
     /// Whether the node that reports the next peers is the node that reported the peers in `counted`.
@@ -75,10 +105,13 @@ impl PeerTraffic {
     }
 
     /// Exports the metrics of the connected peers.
-    pub fn show(&mut self, peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
+    pub fn show(&mut self, peers: &[PeerStats], node: NodeState, network: &NetworkMetrics) {
         show_kinds(peers, network);
+        show_software(peers, network);
         show_states(peers, network);
-        show_queues(peers, backlog, network);
+        let is_ahead = |peer: &&PeerStats| peer.best_header.map(|best| best as f64) > node.height;
+        network.ahead.set(node.height.map(|_| peers.iter().filter(is_ahead).count() as f64));
+        show_queues(peers, node.backlog, network);
         show_groups(peers, network);
         self.count_traffic(peers, network, now() as i64);
     }
@@ -98,22 +131,28 @@ impl PeerTraffic {
                     // The label is the string in MESSAGE_TYPES. The node's string, which a peer could have chosen,
                     // never becomes a label.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
-                    let sum: &mut u64 =
-                        present.entry(((peer.id, peer.connected), direction, *kind)).or_insert(0);
+                    let key = ((peer.id, peer.connected), PeerTotal::Bytes(direction, kind));
+                    let sum: &mut u64 = present.entry(key).or_insert(0);
                     *sum = sum.saturating_add(*total);
                 }
+            }
+            for (total, addresses) in [
+                (PeerTotal::AddressesProcessed, peer.addresses_processed),
+                (PeerTotal::AddressesRateLimited, peer.addresses_rate_limited),
+            ] {
+                present.extend(addresses.map(|addresses| (((peer.id, peer.connected), total), addresses)));
             }
         }
         let is_familiar = |counted: &HashMap<_, _>| present.keys().any(|key| counted.contains_key(key));
         let is_other_node = std::mem::take(&mut self.node) == NodeIdentity::Unknown
             && !self.counted.as_ref().is_some_and(is_familiar);
-        for (key @ ((_, connected), direction, kind), total) in &present {
+        for (key @ ((_, connected), counted), total) in &present {
             let before = match self.counted.as_ref().map(|counted| counted.get(key)) {
                 Some(Some(before)) => *before,
                 Some(None) if !is_other_node || *connected >= self.seen => 0,
                 _ => *total,
             };
-            network.message_bytes.inc_by([direction, kind], total.saturating_sub(before));
+            counted.count(network, total.saturating_sub(before));
         }
         self.counted = Some(present);
         self.seen = now;
@@ -136,6 +175,52 @@ fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
 }
 
+/// Services with their bits in Core's `ServiceFlags`, as label values.
+const SERVICES: [(&str, u32); 6] = [
+    ("network", 0),
+    ("bloom", 2),
+    ("witness", 3),
+    ("compact_filters", 6),
+    ("network_limited", 10),
+    ("p2p_v2", 11),
+];
+
+/// Exports the number of peers by the software that they claim to run, and by the services that they offer.
+fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
+    let mut by_client: BTreeMap<_, f64> = BTreeMap::new();
+    for peer in peers.iter().filter(|peer| !peer.subversion.is_empty()) {
+        *by_client.entry(client(&peer.subversion)).or_default() += 1.0;
+    }
+    network
+        .by_client
+        .replace(by_client.iter().map(|((name, major), peers)| ([*name, major.as_str()], *peers)));
+    let services: Vec<u64> = peers.iter().filter_map(|peer| peer.services).collect();
+    let known = SERVICES.iter().fold(0, |known, (_, bit)| known | 1 << bit);
+    let offering = |bits: u64| services.iter().filter(|offered| *offered & bits != 0).count() as f64;
+    let masks = SERVICES.iter().map(|(name, bit)| (*name, 1 << bit)).chain([("other", !known)]);
+    let masks = masks.filter(|_| peers.is_empty() || !services.is_empty());
+    network.by_service.replace(masks.map(|(name, bits)| ([name], offering(bits))));
+}
+
+/// The client that a user agent names, as label values: Bitcoin Core with its major version (before 22: `0.` and the second number),
+/// Bitcoin Knots, or another. A peer can claim anything, so all values are from bounded sets.
+fn client(user_agent: &str) -> (&'static str, String) {
+    let other = ("other", String::new());
+    let Some(rest) = user_agent.strip_prefix("/Satoshi:") else { return other };
+    let Some((version, rest)) = rest.split_once('/') else { return other };
+    if rest.starts_with("Knots:") {
+        return ("knots", String::new());
+    }
+    // Operators can append comments to the version (-uacomment).
+    let version = version.split_once('(').map_or(version, |(version, _)| version);
+    let mut numbers = version.split('.').map(|number| number.parse::<u8>());
+    match (rest, numbers.next(), numbers.next()) {
+        ("", Some(Ok(major @ 22..=99)), Some(Ok(_))) => ("core", major.to_string()),
+        ("", Some(Ok(0)), Some(Ok(minor @ 8..=21))) => ("core", format!("0.{minor}")),
+        _ => other,
+    }
+}
+
 /// Exports percentiles of the ping times, and the numbers of peers with certain properties, for example with an overdue
 /// ping.
 fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
@@ -146,7 +231,9 @@ fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     let from = how_many(&|peer| peer.high_bandwidth_from);
     network.high_bandwidth.replace([(["to"], to), (["from"], from)]);
     network.addr_relay.set(Some(how_many(&|peer| peer.addr_relay)));
-    network.clock_off.set(Some(how_many(&|peer| peer.time_offset.unsigned_abs() > CLOCK_OFF_SECONDS)));
+    let ahead = how_many(&|peer| peer.time_offset > CLOCK_OFF_SECONDS);
+    let behind = how_many(&|peer| peer.time_offset < -CLOCK_OFF_SECONDS);
+    network.clock_off.replace([(["ahead"], ahead), (["behind"], behind)]);
     let is_overdue = |peer: &PeerStats| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE);
     network.ping_overdue.set(Some(how_many(&is_overdue)));
     network.with_blocks_in_flight.set(Some(how_many(&|peer| !peer.blocks_in_flight.is_empty())));
@@ -241,12 +328,16 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
         connection_type: known_name(&CONNECTION_TYPES, &peer["connection_type"]),
         transport: known_name(&TRANSPORTS, &peer["transport_protocol_type"]),
         version: peer["version"].as_i64().unwrap_or(0),
+        subversion: peer["subver"].as_str().unwrap_or_default().to_string(),
+        services: peer["services"].as_str().and_then(|bits| u64::from_str_radix(bits, 16).ok()),
+        best_header: peer["synced_headers"].as_i64().filter(|height| *height >= 0),
         ping: seconds(peer, "pingtime"),
         min_ping: seconds(peer, "minping"),
         ping_wait: seconds(peer, "pingwait"),
         high_bandwidth_to: is(peer, "bip152_hb_to"),
         high_bandwidth_from: is(peer, "bip152_hb_from"),
         addr_relay: is(peer, "addr_relay_enabled"),
+        addresses_processed: count(peer, "addr_processed"),
         addresses_rate_limited: count(peer, "addr_rate_limited"),
         inv_to_send: count(peer, "inv_to_send"),
         time_offset: peer["timeoffset"].as_i64().unwrap_or(0),
@@ -280,10 +371,10 @@ mod tests {
             received: vec![("tx".into(), tx), ("*other*".into(), odd), ("evil\"} 1".into(), odd)],
             ..PeerStats::default()
         };
-        peers.show(&[], AnnouncementBacklog::default(), &metrics.network);
-        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], AnnouncementBacklog::default(), &metrics.network);
-        peers.show(&[peer(2, 70, 3)], AnnouncementBacklog::default(), &metrics.network);
-        peers.show(&[peer(2, 60, 3)], AnnouncementBacklog::default(), &metrics.network); // a decrease is invalid, and the counters keep their values
+        peers.show(&[], NodeState::default(), &metrics.network);
+        peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], NodeState::default(), &metrics.network);
+        peers.show(&[peer(2, 70, 3)], NodeState::default(), &metrics.network);
+        peers.show(&[peer(2, 60, 3)], NodeState::default(), &metrics.network); // a decrease is invalid, and the counters keep their values
         let text = metrics.render(Format::Text);
         assert!(
             text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
@@ -297,6 +388,59 @@ mod tests {
     }
 
     #[test]
+    fn clients_are_few_whatever_peers_claim() {
+        let core = |version: &str| ("core", version.to_string());
+        for (user_agent, expected) in [
+            ("/Satoshi:31.99.0/", core("31")),
+            ("/Satoshi:22.0.0/", core("22")),
+            ("/Satoshi:0.21.1/", core("0.21")),
+            ("/Satoshi:27.1.0(my node; x)/", core("27")),
+            ("/Satoshi:29.2.0/Knots:20251110/", ("knots", String::new())),
+            ("/Satoshi:1.0.0/", ("other", String::new())),
+            ("/Satoshi:200.0.0/", ("other", String::new())),
+            ("/Satoshi:0.99.0/", ("other", String::new())),
+            ("/Satoshi:27/", ("other", String::new())),
+            ("/Satoshi:27.0.0", ("other", String::new())),
+            ("/Satoshi:27.0.0/UASF:1/", ("other", String::new())),
+            ("/btcwire:0.5.0/", ("other", String::new())),
+            ("/Satoshi:x.y/\"} 1", ("other", String::new())),
+        ] {
+            assert_eq!(client(user_agent), expected, "{user_agent}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_departed_peers_stay_counted() {
+        let metrics = Metrics::new();
+        let mut peers = PeerTraffic::default();
+        let peer = |id, processed, limited| PeerStats {
+            id,
+            addresses_processed: Some(processed),
+            addresses_rate_limited: Some(limited),
+            ..PeerStats::default()
+        };
+        peers.show(&[peer(1, 1000, 10)], NodeState::default(), &metrics.network);
+        peers.show(&[peer(1, 1100, 10), peer(2, 40, 5)], NodeState::default(), &metrics.network);
+        peers.show(&[peer(2, 45, 5)], NodeState::default(), &metrics.network);
+        assert_eq!(metrics.network.addresses_processed.get(), Some(145.0));
+        assert_eq!(metrics.network.addresses_rate_limited.get(), Some(5.0));
+    }
+
+    #[test]
+    fn peers_ahead_are_compared_with_the_tip() {
+        let metrics = Metrics::new();
+        let mut peers = PeerTraffic::default();
+        let peer = |best_header| PeerStats { best_header, ..PeerStats::default() };
+        let all = [peer(Some(100)), peer(Some(101)), peer(Some(99)), peer(None)];
+        let at = |height| NodeState { height, ..NodeState::default() };
+        peers.show(&all, at(Some(100.0)), &metrics.network);
+        assert_eq!(metrics.network.ahead.get(), Some(1.0));
+        let metrics = Metrics::new();
+        peers.show(&all, at(None), &metrics.network);
+        assert_eq!(metrics.network.ahead.get(), None, "the height is not known");
+    }
+
+    #[test]
     fn totals_near_the_limit_do_not_overflow() {
         let metrics = Metrics::new();
         let mut peers = PeerTraffic::default();
@@ -304,7 +448,7 @@ mod tests {
             let received = vec![("evil".into(), first), ("other".into(), second), ("tx".into(), first)];
             peers.show(
                 &[PeerStats { received, ..PeerStats::default() }],
-                AnnouncementBacklog::default(),
+                NodeState::default(),
                 &metrics.network,
             );
         };
@@ -331,7 +475,7 @@ mod tests {
             inv_to_send: Some(7),
             ..PeerStats::default()
         };
-        peers.show(&[peer], AnnouncementBacklog::default(), &metrics.network);
+        peers.show(&[peer], NodeState::default(), &metrics.network);
         let families = [
             "bitcoin_peers_by{",
             "bitcoin_peers_by_version{",
@@ -340,7 +484,7 @@ mod tests {
         ];
         let text = metrics.render(Format::Text);
         assert!(families.iter().all(|family| text.contains(family)), "{text}");
-        peers.show(&[], AnnouncementBacklog::default(), &metrics.network);
+        peers.show(&[], NodeState::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         assert!(!families.iter().any(|family| text.contains(family)), "{text}");
     }
@@ -352,7 +496,7 @@ mod tests {
         let mut counts = |id, connected, total| {
             let sent = vec![("tx".into(), total)];
             let peer = PeerStats { id, connected, sent, ..PeerStats::default() };
-            peers.show(&[peer], AnnouncementBacklog::default(), &metrics.network);
+            peers.show(&[peer], NodeState::default(), &metrics.network);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()
@@ -443,7 +587,7 @@ mod tests {
         ];
         let shown = |peers: &[PeerStats]| {
             let metrics = Metrics::new();
-            PeerTraffic::default().show(peers, AnnouncementBacklog::default(), &metrics.network);
+            PeerTraffic::default().show(peers, NodeState::default(), &metrics.network);
             let Metrics { network, .. } = &*metrics;
             [["netgroup", "in"], ["netgroup", "out"], ["as", "in"], ["as", "out"]]
                 .map(|labels| network.largest_group.get(labels).zip(network.groups.get(labels)))
@@ -459,7 +603,7 @@ mod tests {
         let peer = |blocks: &[i64]| PeerStats { blocks_in_flight: blocks.into(), ..PeerStats::default() };
         let metrics = Metrics::new();
         let peers = [peer(&[7, 8]), peer(&[8]), peer(&[])];
-        PeerTraffic::default().show(&peers, AnnouncementBacklog::default(), &metrics.network);
+        PeerTraffic::default().show(&peers, NodeState::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         assert!(text.contains("\nbitcoin_blocks_in_flight 2\n"), "{text}");
         assert!(text.contains("\nbitcoin_peers_with_blocks_in_flight 2\n"), "{text}");
@@ -532,11 +676,13 @@ mod tests {
         assert_eq!(peers.len(), 3);
         assert_eq!(from_json(&json!({"no": "list"})), None);
         let metrics = Metrics::new();
-        PeerTraffic::default().show(&peers, AnnouncementBacklog::default(), &metrics.network);
+        PeerTraffic::default().show(&peers, NodeState::default(), &metrics.network);
         let text = metrics.render(Format::Text);
-        for line in
-            ["bitcoin_peers_clock_off 1", "bitcoin_peers_low_fee_relay 1", "bitcoin_blocks_in_flight 2"]
-        {
+        for line in [
+            "bitcoin_peers_clock_off{direction=\"behind\"} 1",
+            "bitcoin_peers_low_fee_relay 1",
+            "bitcoin_blocks_in_flight 2",
+        ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line} in {text}");
         }
     }

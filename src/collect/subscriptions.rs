@@ -149,7 +149,7 @@ fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEve
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;
         let callback = match event {
-            GuardEvent::Chain(event) => notifications::count(event, metrics),
+            GuardEvent::Chain(event) => notifications::count(event, &context),
             GuardEvent::Coin(event) => coins.count(event),
             GuardEvent::OverBudget => return coins.over_budget(),
             GuardEvent::Dropped(events) => {

@@ -6,9 +6,11 @@ use crate::node_process::ThreadTime;
 
 /// Groups of threads: label value, and prefixes of the names of the group's threads, without the `b-` that Bitcoin Core
 /// puts in front of each name.
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     ("msghand", &["msghand"]),
     ("scriptch", &["scriptch"]),
+    ("prevout", &["prevout"]),
+    ("utxocompact", &["utxocompact"]),
     ("net", &["net", "opencon", "addcon", "dnsseed", "torcontrol", "i2paccept"]),
     ("http", &["http"]),
     ("capnp-loop", &["capnp-loop"]),
@@ -73,6 +75,7 @@ mod tests {
                 .map(|&(id, name, seconds)| ThreadTime { id, name: name.into(), seconds })
                 .collect();
             let totals: HashMap<_, _> = times.by_group((process, 1), &threads, whole).collect();
+            assert_eq!(totals["prevout"], 0.0);
             (totals["http"], totals["scriptch"], totals[OTHER])
         };
         let main = (1, "bitcoin-node", 2.0);
@@ -85,5 +88,29 @@ mod tests {
         assert_eq!(totals(1, &[main], 4.0), (1.5, 0.25, 2.25));
         // The node was restarted as another process.
         assert_eq!(totals(2, &[main], 2.0), (0.0, 0.0, 2.0));
+    }
+
+    #[test]
+    fn threads_of_all_versions_have_their_group() {
+        let mut times = ThreadTimes::default();
+        let names = [
+            ("b-prevout.12", "prevout"),
+            ("b-opencon", "net"),
+            ("b-addcon", "net"),
+            ("b-net", "net"),
+            ("b-utxocompact", "utxocompact"),
+            ("b-qt-init", OTHER),
+        ];
+        let threads = names.iter().zip(1..).map(|((name, _), id)| ThreadTime {
+            id,
+            name: (*name).into(),
+            seconds: 1.0,
+        });
+        let totals: HashMap<_, _> =
+            times.by_group((1, 1), &Vec::from_iter(threads), names.len() as f64).collect();
+        for group in ["prevout", "net", "utxocompact", OTHER] {
+            let expected = names.iter().filter(|(_, of)| *of == group).count();
+            assert_eq!(totals[group], expected as f64, "{group}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use super::block_counting::{CountingAction, CountingConditions, HeaderAccess, ReconnectState, next_action};
 use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
+use super::connected_blocks::{BlockRange, CountedContents};
 use super::context::{Context, NewTip};
 use super::node_start::UptimeReading;
 use crate::ipc::{BlockHash, BlockRef, Interfaces, LONG_POLL, Mining, NodeThread};
@@ -206,6 +207,8 @@ impl TipFollower {
                 Ok(Some(tip)) => {
                     self.on_new_tip(tip, last_seen.replace(tip).is_none());
                     self.count_up_to(tip).await;
+                    // The poll also counts the contents of these blocks.
+                    self.new_tip.notify_one();
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(started_at.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
@@ -244,7 +247,6 @@ impl TipFollower {
             context.new_tip.send_replace(Some(NewTip { hash: tip.hash, at }));
         }
         context.status.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
-        self.new_tip.notify_one();
         let last = context.persistent_state.borrow_mut().last_tip.replace(tip);
         if last.is_some_and(|last| last.hash != tip.hash) {
             debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
@@ -265,7 +267,10 @@ impl TipFollower {
         if !self.notified() {
             blocks.connected.start();
             blocks.disconnected.start();
+            blocks.start_contents();
         }
+        blocks.connected_fees.start();
+        blocks.uncounted_blocks.start();
         blocks.uncounted_tip_changes.start();
     }
 
@@ -341,6 +346,8 @@ impl TipFollower {
                 if connected > 0 {
                     blocks.height.set(Some(tip.height));
                 }
+                let range = BlockRange { last: tip, blocks: connected, contents: CountedContents::All };
+                self.context.queue_connected(range);
                 self.advance(tip);
             }
             // With notifications, the blocks that the node connects again are counted from notifications.

@@ -3,12 +3,13 @@
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue,
-    RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT, ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_SECURITY_POLICY,
+    CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 
+use super::compression::{accepts_gzip, compress};
 use super::negotiate::negotiate;
 use crate::metrics::Format;
 
@@ -91,18 +92,19 @@ pub fn answer(
     }
     match route {
         Route::Metrics => {
-            let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-            let format = negotiate(accept);
-            respond(StatusCode::OK, format.content_type(), pages.metrics(format))
+            let format = negotiate(values(request, &ACCEPT));
+            respond_compressed(request, format.content_type(), pages.metrics(format))
         }
-        Route::Status => respond(StatusCode::OK, "application/json", status.unwrap_or_default().to_string()),
+        Route::Status => {
+            respond_compressed(request, "application/json", status.unwrap_or_default().to_string())
+        }
         Route::Live => respond(StatusCode::OK, TEXT, "ok\n".into()),
         Route::Ready => match pages.ready() {
             Ok(()) => respond(StatusCode::OK, TEXT, "ok\n".into()),
             Err(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
         },
         Route::Index => {
-            let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", pages.index());
+            let mut response = respond_compressed(request, "text/html; charset=utf-8", pages.index());
             response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(ONLY_OURS));
             response
         }
@@ -115,6 +117,23 @@ fn not_found(access: EndpointScope) -> Response<Full<Bytes>> {
         EndpointScope::Health => "not found; this port serves only /health and /ready\n",
     };
     respond(StatusCode::NOT_FOUND, TEXT, text.into())
+}
+
+/// The values of all headers with this name.
+fn values<'a>(request: &'a Request<Incoming>, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    request.headers().get_all(name).iter().filter_map(|value| value.to_str().ok())
+}
+
+/// A response with status 200, in gzip if the client accepts it.
+fn respond_compressed(request: &Request<Incoming>, kind: &str, body: String) -> Response<Full<Bytes>> {
+    let compressed = accepts_gzip(values(request, &ACCEPT_ENCODING)).then(|| compress(&body)).flatten();
+    let mut response = respond(StatusCode::OK, kind, body);
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+    if let Some(compressed) = compressed {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        *response.body_mut() = Full::from(compressed);
+    }
+    response
 }
 
 fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>> {

@@ -6,10 +6,7 @@ use bitcoin_slices::bsl::{Block, Transaction, TxOut};
 use bitcoin_slices::{Visit, Visitor};
 use serde::{Deserialize, Serialize};
 
-/// Weight of one byte of non-witness data, in weight units.
-const WEIGHT_PER_BYTE: u64 = 4;
-
-/// Totals of a block: the numbers of transactions, inputs and outputs, the value of the outputs, and the weights.
+/// Totals of the transactions of a block, counted as `getblockstats` of Bitcoin Core counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockContents {
     /// Number of transactions, including the coinbase.
@@ -18,36 +15,46 @@ pub struct BlockContents {
     pub inputs: u64,
     /// Number of outputs, including the coinbase's outputs.
     pub outputs: u64,
-    /// Total value of the outputs, in satoshis.
+    /// Total value of the outputs, excluding those of the coinbase, in satoshis.
     pub output_value: u64,
-    /// Weight of the block, in weight units.
+    /// Weight of the transactions, excluding the coinbase, in weight units.
     pub weight: u64,
-    /// Weight of the coinbase, in weight units.
-    pub coinbase_weight: u64,
-    /// Weight of the 80-byte header and of the transaction count after it, in weight units.
-    pub header_weight: u64,
+    /// Serialized size of the transactions, excluding the coinbase, in bytes.
+    pub bytes: u64,
 }
 
-impl Visitor for BlockContents {
+/// Counts while the block is parsed.
+#[derive(Default)]
+struct BlockVisitor {
+    contents: BlockContents,
+    /// Number of transactions that are parsed completely.
+    parsed: u64,
+}
+
+impl Visitor for BlockVisitor {
     fn visit_block_begin(&mut self, total_transactions: usize) {
-        self.transactions = total_transactions as u64;
+        self.contents.transactions = total_transactions as u64;
     }
     fn visit_transaction(&mut self, transaction: &Transaction) -> ControlFlow<()> {
-        let weight = transaction.weight();
-        if self.weight == 0 {
-            self.coinbase_weight = weight;
+        if self.parsed > 0 {
+            self.contents.weight += transaction.weight();
+            self.contents.bytes += transaction.as_ref().len() as u64;
         }
-        self.weight += weight;
+        self.parsed += 1;
         ControlFlow::Continue(())
     }
     fn visit_tx_ins(&mut self, total_inputs: usize) {
-        self.inputs = self.inputs.saturating_add(total_inputs as u64); // the count field is not validated yet, so the sum could overflow
+        // The count field is not validated yet, so the sum could overflow.
+        self.contents.inputs = self.contents.inputs.saturating_add(total_inputs as u64);
     }
     fn visit_tx_outs(&mut self, total_outputs: usize) {
-        self.outputs = self.outputs.saturating_add(total_outputs as u64);
+        self.contents.outputs = self.contents.outputs.saturating_add(total_outputs as u64);
     }
     fn visit_tx_out(&mut self, _: usize, output: &TxOut) -> ControlFlow<()> {
-        self.output_value = self.output_value.saturating_add(output.value());
+        // The outputs of a transaction are visited before the transaction is complete.
+        if self.parsed > 0 {
+            self.contents.output_value = self.contents.output_value.saturating_add(output.value());
+        }
         ControlFlow::Continue(())
     }
 }
@@ -55,25 +62,14 @@ impl Visitor for BlockContents {
 impl BlockContents {
     /// Counts the contents of a serialized block. Returns `None` if the bytes are not a block.
     pub fn count(block: &[u8]) -> Option<Self> {
-        let mut contents = BlockContents::default();
-        let parsed = Block::visit(block, &mut contents).ok()?;
+        let mut visitor = BlockVisitor::default();
+        let parsed = Block::visit(block, &mut visitor).ok()?;
+        let mut contents = visitor.contents;
         if !parsed.remaining().is_empty() || contents.transactions == 0 {
             return None;
         }
-        let count_bytes = match contents.transactions {
-            0..=0xfc => 1,
-            0xfd..=0xffff => 3,
-            _ => 5,
-        };
-        contents.header_weight = WEIGHT_PER_BYTE * (80 + count_bytes);
-        contents.weight += contents.header_weight;
         contents.inputs = contents.inputs.saturating_sub(1); // the coinbase's input
         Some(contents)
-    }
-
-    /// Weight of all transactions except the coinbase, in weight units.
-    pub fn payload_weight(&self) -> u64 {
-        self.weight - self.header_weight - self.coinbase_weight
     }
 }
 
@@ -84,24 +80,15 @@ mod tests {
     use bitcoin::{Network, blockdata::constants::genesis_block};
 
     #[test]
-    fn genesis_block_is_counted_to_the_satoshi() {
+    fn coinbase_counts_only_as_a_transaction_with_outputs() {
         let genesis = genesis_block(Network::Bitcoin);
         let contents = BlockContents::count(&serialize(&genesis)).unwrap();
-        let expected = BlockContents {
-            transactions: 1,
-            inputs: 0,
-            outputs: 1,
-            output_value: 5_000_000_000,
-            weight: 1140,
-            coinbase_weight: 816,
-            header_weight: 324,
-        };
+        let expected = BlockContents { transactions: 1, outputs: 1, ..BlockContents::default() };
         assert_eq!(contents, expected);
-        assert_eq!((genesis.weight().to_wu(), contents.payload_weight()), (1140, 0));
     }
 
     #[test]
-    fn payload_weight_is_that_of_transactions_without_the_coinbase() {
+    fn transactions_are_counted_to_the_satoshi() {
         let mut block = genesis_block(Network::Regtest);
         let mut transaction = block.txdata[0].clone();
         transaction.input[0].witness.push([7; 33]);
@@ -109,8 +96,16 @@ mod tests {
             block.txdata.truncate(1);
             block.txdata.extend(vec![transaction.clone(); copies]);
             let contents = BlockContents::count(&serialize(&block)).unwrap();
-            assert_eq!(contents.payload_weight(), copies as u64 * transaction.weight().to_wu());
-            assert_eq!(contents.weight, block.weight().to_wu());
+            let copies = copies as u64;
+            let expected = BlockContents {
+                transactions: copies + 1,
+                inputs: copies,
+                outputs: copies + 1,
+                output_value: copies * 5_000_000_000,
+                weight: copies * transaction.weight().to_wu(),
+                bytes: copies * transaction.total_size() as u64,
+            };
+            assert_eq!(contents, expected);
         }
     }
 

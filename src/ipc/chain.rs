@@ -19,6 +19,8 @@ pub enum ChainEvent {
     RemovedFromMempool(i32),
     /// `blockConnected`: a block was connected to a chainstate.
     BlockConnected {
+        /// The block's hash, in wire byte order; `None` if the node omitted it.
+        hash: Option<[u8; 32]>,
         /// The block's height.
         height: i32,
         /// Whether the block was connected to the background chainstate of an assumeutxo node, far below the tip.
@@ -47,6 +49,17 @@ impl Chain {
     /// Returns a client of the same interface whose calls run on `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         Chain(self.0.on_thread(thread))
+    }
+
+    /// Whether the methods have the ordinals of our schema, which differ between public branches; `None` if the capability is not a
+    /// Chain. The method at this ordinal returns bytes only with our schema. In the other schema of a node with Mining it is
+    /// `estimateMaxBlocks`, which returns a number. Both are safe to call at any time, and change nothing.
+    pub(super) async fn has_our_schema(&self) -> Result<Option<bool>, CallError> {
+        let answer = ok_if_offered(call!(self.0, relay_min_fee_request))?;
+        Ok(answer.map(|answer| {
+            let bytes = answer.get().and_then(|answer| answer.get_result());
+            bytes.is_ok_and(|bytes| !bytes.is_empty())
+        }))
     }
 
     /// Whether the node is shutting down; `None` if the capability is not a Chain. This call is safe even while the

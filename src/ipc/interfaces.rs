@@ -65,6 +65,8 @@ pub struct Interfaces {
     pub mining: Option<Mining>,
     /// Client of [`Interface::Chain`]; `None` if the node does not have it.
     pub chain: Option<Chain>,
+    /// Whether the node has a Chain interface whose methods have other ordinals, so that it is not used.
+    pub has_unknown_chain: bool,
     /// Client of [`Interface::Node`]; `None` if the node does not have it.
     pub node: Option<Node>,
     /// Client of [`Interface::Tracing`]; `None` if the node does not have it.
@@ -159,9 +161,13 @@ impl Interfaces {
                 offered.execute_rpc = Some(rpc);
             } else {
                 let chain = Chain(with_thread(&capability, thread));
-                match chain.shutdown_requested().await? {
-                    Some(true) => return Ok(None),
-                    Some(false) => offered.chain = Some(chain),
+                match chain.has_our_schema().await? {
+                    Some(true) => match chain.shutdown_requested().await? {
+                        Some(true) => return Ok(None),
+                        Some(false) => offered.chain = Some(chain),
+                        None => {}
+                    },
+                    Some(false) => offered.has_unknown_chain = true,
                     None => {}
                 }
             }
@@ -171,7 +177,12 @@ impl Interfaces {
         {
             let client = BoundCapability { client, thread: thread.clone() };
             let rpc = ExecuteRpc::Node(client.clone());
-            if JsonRpc::new(rpc.clone()).is_offered().await? {
+            // With other ordinals the response is no JSON.
+            let is_node = match JsonRpc::new(rpc.clone()).is_offered().await {
+                Err(CallError::Malformed(_)) => false,
+                offered => offered?,
+            };
+            if is_node {
                 offered.execute_rpc.get_or_insert(rpc);
                 offered.node = Some(Node(client));
             }

@@ -27,6 +27,12 @@ pub struct PeerStats {
     pub transport: &'static str,
     /// P2P protocol version; 0 before the peer has sent its `version` message.
     pub version: i64,
+    /// User agent, as the peer claims it; empty before the peer has sent it.
+    pub subversion: String,
+    /// Services that the peer offers: bits of Core's `ServiceFlags`; `None` if the call does not report them.
+    pub services: Option<u64>,
+    /// Height of the best header that the peer is known to have; `None` if none is known.
+    pub best_header: Option<i64>,
     /// Round-trip time of the last ping.
     pub ping: Option<Duration>,
     /// Shortest round-trip time of a ping.
@@ -39,6 +45,8 @@ pub struct PeerStats {
     pub high_bandwidth_from: bool,
     /// Whether the peer takes part in address relay.
     pub addr_relay: bool,
+    /// Number of the peer's addresses that were processed; `None` if the call does not report it.
+    pub addresses_processed: Option<u64>,
     /// Number of addresses from the peer that the node dropped because of its rate limit; `None` if the call that
     /// returned these statistics does not report the number.
     pub addresses_rate_limited: Option<u64>,
@@ -90,6 +98,7 @@ impl PeerStats {
             connection_type: name(&CONNECTION_TYPES, stats.get_conn_type()),
             transport: name(&TRANSPORTS, stats.get_transport_type().into()),
             version: stats.get_version().into(),
+            subversion: stats.get_clean_sub_ver()?.to_string()?,
             ping: microseconds(stats.get_ping_time()),
             min_ping: microseconds(stats.get_min_ping_time()),
             high_bandwidth_to: stats.get_bip152_highbandwidth_to(),
@@ -102,6 +111,9 @@ impl PeerStats {
             let state = stats.get_state_stats()?;
             peer.ping_wait = microseconds(state.get_ping_wait());
             peer.addr_relay = state.get_address_relay_enabled();
+            peer.best_header = Some(i64::from(state.get_sync_height())).filter(|height| *height >= 0);
+            peer.services = Some(state.get_their_services());
+            peer.addresses_processed = Some(state.get_addresses_processed());
             peer.addresses_rate_limited = Some(state.get_addresses_rate_limited());
             peer.time_offset = state.get_time_offset();
             peer.blocks_in_flight = state.get_height_in_flight()?.iter().map(i64::from).collect();

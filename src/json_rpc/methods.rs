@@ -10,6 +10,7 @@ use serde_json::Value;
 #[expect(missing_docs, reason = "they have the names of Bitcoin Core")]
 pub enum Method {
     EstimateSmartFee,
+    GetAddedNodeInfo,
     GetAddrmanInfo,
     GetBestBlockHash,
     GetBlockchainInfo,
@@ -32,6 +33,7 @@ pub enum Method {
     GetPrivateBroadcastInfo,
     GetRpcInfo,
     GetUdpPeerInfo,
+    GetZmqNotifications,
     ListBanned,
     Uptime,
 }
@@ -50,6 +52,7 @@ use Parameter::{Hash, Integer, Names};
 /// Name and parameters of each method, in the order of the variants of [`Method`], which is alphabetical.
 const METHODS: &[(Method, &str, &[Parameter])] = &[
     (Method::EstimateSmartFee, "estimatesmartfee", &[Integer(1, 1008)]),
+    (Method::GetAddedNodeInfo, "getaddednodeinfo", &[]),
     (Method::GetAddrmanInfo, "getaddrmaninfo", &[]),
     (Method::GetBestBlockHash, "getbestblockhash", &[]),
     (Method::GetBlockchainInfo, "getblockchaininfo", &[]),
@@ -72,6 +75,7 @@ const METHODS: &[(Method, &str, &[Parameter])] = &[
     (Method::GetPrivateBroadcastInfo, "getprivatebroadcastinfo", &[]),
     (Method::GetRpcInfo, "getrpcinfo", &[]),
     (Method::GetUdpPeerInfo, "getudppeerinfo", &[]),
+    (Method::GetZmqNotifications, "getzmqnotifications", &[]),
     (Method::ListBanned, "listbanned", &[]),
     (Method::Uptime, "uptime", &[]),
 ];

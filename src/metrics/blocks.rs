@@ -1,9 +1,11 @@
 //! Metrics about blocks: the contents of the tip, and connected and disconnected blocks.
 
 use super::model::{counter, gauge};
-use super::pushed::{Counter, Gauge, area};
+use super::pushed::{Counter, Gauge, GaugeVec, area};
 
-const BLOCK: &[&str] = &["the block in ChainNotifications.blockConnected"];
+const BLOCK: &[&str] = &[
+    "the block in ChainNotifications.blockConnected; else JSON-RPC getblockstats of each connected block, out of initial block download",
+];
 const STATS: &[&str] =
     &["JSON-RPC getblockstats of the tip, once per tip, not during initial block download"];
 
@@ -22,6 +24,16 @@ area! {
             "Transaction inputs in the tip block, without the coinbase", STATS).of_node();
         last_outputs: Gauge = gauge("bitcoin_last_block_outputs",
             "Transaction outputs in the tip block, including the coinbase", STATS).of_node();
+        last_output_value: Gauge = gauge("bitcoin_last_block_output_value_satoshis",
+            "Total value of the transaction outputs in the tip block, without the coinbase, in satoshis", STATS).of_node();
+        last_subsidy: Gauge = gauge("bitcoin_last_block_subsidy_satoshis", "Block subsidy of the tip block, in satoshis", STATS).of_node();
+        last_segwit_transactions: Gauge = gauge("bitcoin_last_block_segwit_transactions",
+            "Transactions with witness data in the tip block, without the coinbase", STATS).of_node();
+        last_utxo_increase: Gauge = gauge("bitcoin_last_block_utxo_increase",
+            "Outputs of the tip block minus its inputs, including outputs that can never be spent; it can be negative", STATS).of_node();
+        last_feerate: GaugeVec<1> = gauge("bitcoin_last_block_feerate_sat_per_vbyte",
+            "Percentiles 10, 25, 50, 75 and 90 of the fee rates in the tip block, by weight, rounded down by the node; absent if the \
+             block has only a coinbase", STATS).by(&["percentile"]).of_node();
         height: Gauge = gauge("bitcoin_block_height",
             "Height of the last block counted as connected",
             &["ChainNotifications.blockConnected; without ChainNotifications, tip changes from Mining.waitTipChanged"]);
@@ -50,8 +62,33 @@ area! {
         connected_outputs: Counter = counter("bitcoin_connected_outputs_total",
             "Transaction outputs in connected blocks, including the coinbase", BLOCK);
         connected_output_value: Counter = counter("bitcoin_connected_output_value_satoshis_total",
-            "Total value of the transaction outputs in connected blocks, including the coinbase, in satoshis", BLOCK);
-        connected_weight: Counter = counter("bitcoin_connected_weight_total", "Weight of connected blocks, in weight units", BLOCK);
-        connected_bytes: Counter = counter("bitcoin_connected_bytes_total", "Serialized size of connected blocks", BLOCK);
+            "Total value of the transaction outputs in connected blocks, without the coinbase, in satoshis", BLOCK);
+        connected_weight: Counter = counter("bitcoin_connected_weight_total",
+            "Weight of the transactions in connected blocks, without the coinbase, in weight units", BLOCK);
+        connected_bytes: Counter = counter("bitcoin_connected_bytes_total",
+            "Serialized size of the transactions in connected blocks, without the coinbase", BLOCK);
+        connected_fees: Counter = counter("bitcoin_connected_fees_satoshis_total",
+            "Total fees of the transactions in connected blocks, in satoshis",
+            &["JSON-RPC getblockstats of each connected block, out of initial block download"]);
+        uncounted_blocks: Counter = counter("bitcoin_exporter_uncounted_blocks_total",
+            "Connected blocks whose contents or fees were not counted, because the node no longer had them when it was called (it prunes \
+             blocks), or because too many were waiting. Blocks of initial block download are neither counted nor included",
+            &["JSON-RPC getblockstats"]);
+    }
+}
+
+impl BlockMetrics {
+    /// Starts the counters of the contents of connected blocks, except the fees, which notifications do not contain.
+    pub fn start_contents(&self) {
+        for counter in [
+            &self.connected_transactions,
+            &self.connected_inputs,
+            &self.connected_outputs,
+            &self.connected_output_value,
+            &self.connected_weight,
+            &self.connected_bytes,
+        ] {
+            counter.start();
+        }
     }
 }

@@ -32,6 +32,12 @@ area! {
         prune_height: Gauge = gauge("bitcoin_prune_height",
             "Height of the first complete block on disk, on a pruned node",
             &["JSON-RPC getblockchaininfo `pruneheight`; without JSON-RPC, Chain.getPruneHeight (the last pruned block) plus one"]).of_node();
+        prune_target: Gauge = gauge("bitcoin_prune_target_bytes",
+            "Size of the block and undo files above which the node prunes old blocks; absent without automatic pruning",
+            &["JSON-RPC getblockchaininfo `prune_target_size`"]).of_node();
+        next_difficulty: Gauge = gauge("bitcoin_next_difficulty",
+            "Proof-of-work difficulty of the next block",
+            &["JSON-RPC getmininginfo `next.difficulty` (Bitcoin Core 29 and later)"]).of_node();
         tips: GaugeVec<1> = gauge("bitcoin_chain_tips",
             "Tips of the block tree by status",
             &["JSON-RPC getchaintips, at most once a minute, not during initial block download"]).by(&["status"]).of_node();

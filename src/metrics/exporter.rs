@@ -28,6 +28,10 @@ area! {
             EXPORTER, &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
         poll_failures: CounterVec<1> = counter("bitcoin_exporter_poll_failures_total",
             "Failed calls to the node, by name of the call", EXPORTER).by(&["call"]);
+        call_duration: GaugeVec<1> = gauge("bitcoin_exporter_call_duration_seconds",
+            "Duration of the last call to the node by name of the call, including failed calls and the wait for other calls of the exporter. Polls \
+             make most calls once, so one scrape per poll gets nearly all durations",
+            EXPORTER).by(&["call"]).of_node();
         last_poll: Gauge = gauge("bitcoin_exporter_last_poll_timestamp_seconds",
             "End time of the last successful poll, Unix seconds", EXPORTER);
         callbacks: CounterVec<1> = counter("bitcoin_exporter_callbacks_total",

@@ -50,6 +50,7 @@ pub use model::{
 pub use network::{MESSAGE_TYPES, NetworkMetrics};
 pub use next_block::NextBlockMetrics;
 pub use node::NodeMetrics;
+pub use node::ZMQ_TYPES;
 pub use node_process::NodeProcessMetrics;
 pub use pushed::{Counter, CounterVec, Gauge, GaugeVec};
 pub use reference::markdown;

@@ -14,6 +14,7 @@ pub const MESSAGE_TYPES: [&str; 36] = [
     "tx", "verack", "version", "wtxidrelay",
 ];
 
+const UPLOAD: &[&str] = &["JSON-RPC getnettotals `uploadtarget`"];
 const PEERS: &[&str] = &["Node.getNodesStats; getpeerinfo"];
 
 area! {
@@ -40,8 +41,9 @@ area! {
              selected the node",
             PEERS).by(&["direction"]).of_node();
         addr_relay: Gauge = gauge("bitcoin_peers_addr_relay", "Peers that take part in address relay", PEERS).of_node();
-        clock_off: Gauge = gauge("bitcoin_peers_clock_off",
-            "Peers whose clock differs from the node's by more than 10 seconds", PEERS).of_node();
+        clock_off: GaugeVec<1> = gauge("bitcoin_peers_clock_off",
+            "Peers whose clock differs from the node's by more than 10 seconds, by its direction: `ahead` or `behind`",
+            PEERS).by(&["direction"]).of_node();
         ping_overdue: Gauge = gauge("bitcoin_peers_ping_overdue",
             "Peers that have not responded to a ping for more than 5 seconds", PEERS).of_node();
         with_blocks_in_flight: Gauge = gauge("bitcoin_peers_with_blocks_in_flight",
@@ -50,6 +52,16 @@ area! {
             "Blocks being downloaded; a block requested from several peers counts once", PEERS).of_node();
         by_version: GaugeVec<1> = gauge("bitcoin_peers_by_version",
             "Peers by protocol version; versions outside 70001 to 70099 are `other`", PEERS).by(&["version"]).of_node();
+        by_client: GaugeVec<2> = gauge("bitcoin_peers_by_client",
+            "Peers by the software that their user agent claims: `core` with the major version of Bitcoin Core, `knots`, or \
+             `other`; without peers that have not sent a user agent",
+            &["Node.getNodesStats; getpeerinfo `subver`"]).by(&["client", "version"]).of_node();
+        by_service: GaugeVec<1> = gauge("bitcoin_peers_by_service",
+            "Peers that offer a service; a peer can offer several. Services that Bitcoin Core does not know are `other`",
+            &["Node.getNodesStats; getpeerinfo `services`"]).by(&["service"]).of_node();
+        ahead: Gauge = gauge("bitcoin_peers_ahead",
+            "Peers that have announced a valid header higher than the node's tip. Blocks of other branches count, too",
+            &["Node.getNodesStats; getpeerinfo `synced_headers`"]).of_node();
         low_fee_relay: Gauge = gauge("bitcoin_peers_low_fee_relay",
             "Peers with transaction relay that have sent a fee filter below 1 sat/vB",
             &["getpeerinfo `relaytxes`, `minfeefilter` (Node.getNodesStats has no such field)"]).of_node();
@@ -82,6 +94,34 @@ area! {
              Bytes of disconnected peers remain counted. If a node was already running when the exporter first polled it, \
              bytes from before that poll are not counted",
             PEERS).by(&["direction", "type"]);
+        addresses_processed: Counter = counter("bitcoin_addresses_processed_total",
+            "Addresses in the addr messages of peers that the node processed, counted like bitcoin_p2p_message_bytes_total",
+            &["Node.getNodesStats; getpeerinfo `addr_processed`"]);
+        addresses_rate_limited: Counter = counter("bitcoin_addresses_rate_limited_total",
+            "Addresses in the addr messages of peers that the node dropped because the peer had sent too many, counted like \
+             bitcoin_p2p_message_bytes_total",
+            &["Node.getNodesStats; getpeerinfo `addr_rate_limited`"]);
+        added_nodes: GaugeVec<1> = gauge("bitcoin_added_nodes",
+            "Nodes that the operator has added (-addnode, addnode), by state: `connected` or `disconnected`; absent without \
+             added nodes",
+            &["JSON-RPC getaddednodeinfo"]).by(&["state"]).of_node();
+        upload_target: Gauge = gauge("bitcoin_upload_target_bytes",
+            "Bytes that the node tries to send at most in 24 hours (-maxuploadtarget); absent without a target",
+            UPLOAD).of_node();
+        upload_left: Gauge = gauge("bitcoin_upload_target_left_bytes",
+            "Bytes that the node may still send in the present 24 hours; absent without a target", UPLOAD).of_node();
+        upload_reached: Gauge = gauge("bitcoin_upload_target_reached",
+            "1 if the upload target is reached, otherwise 0; absent without a target", UPLOAD).of_node();
+        upload_historical: Gauge = gauge("bitcoin_upload_target_serves_historical_blocks",
+            "1 if the node still serves blocks older than a week, 0 if the upload target forbids it; absent without a target",
+            UPLOAD).of_node();
+        tx_send_rate: Gauge = gauge("bitcoin_inv_rate_limit_per_second",
+            "Configured limit on announcements (-txsendrate), in transactions per second",
+            &["JSON-RPC getnetworkinfo `tx_send_rate` (Bitcoin Core 32 and later)"]).of_node();
+        inv_tokens: GaugeVec<2> = gauge("bitcoin_inv_tokens",
+            "Tokens in the buckets that limit announcements, by direction of the peers and unit: `transactions`, or `bytes` \
+             of their size",
+            &["JSON-RPC getnetworkinfo `inv_buckets` (Bitcoin Core 32 and later)"]).by(&["direction", "unit"]).of_node();
         banned: Gauge = gauge("bitcoin_banned", "Banned addresses and subnets", &["JSON-RPC listbanned"]).of_node();
         active: Gauge = gauge("bitcoin_network_active",
             "1 if the node's P2P network is active, 0 if it is switched off (setnetworkactive)",

@@ -31,6 +31,9 @@ area! {
         after_tip: Histogram = histogram("bitcoin_template_after_tip_seconds",
             "Time from the notification of a new tip to the receipt of the first template built on that tip",
             &["Mining.waitTipChanged, Mining.createNewBlock"], &BUCKETS);
+        min_feerate: Gauge = gauge("bitcoin_block_min_feerate_sat_per_vbyte",
+            "Lowest fee rate of transactions that the node puts into block templates (-blockmintxfee)",
+            &["JSON-RPC getmininginfo `blockmintxfee` (Bitcoin Core 30 and later)"]).of_node();
         assembled_transactions: Gauge = gauge("bitcoin_assembled_block_transactions",
             "Transactions in the last block template that the node built, for any client and at any time, without the \
              coinbase; absent before the first template",

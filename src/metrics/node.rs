@@ -3,12 +3,21 @@
 use super::model::gauge;
 use super::pushed::{Gauge, GaugeVec, area};
 
+const RPC: &[&str] = &["JSON-RPC getrpcinfo `active_commands`"];
+
+/// Types of ZMQ notifications that are used as label values; all others are `other`.
+pub const ZMQ_TYPES: [&str; 5] = ["pubhashblock", "pubhashtx", "pubrawblock", "pubrawtx", "pubsequence"];
+
 area! {
     /// Metrics about the node itself.
     pub struct NodeMetrics {
         node_info: GaugeVec<4> = gauge("bitcoin_node_info",
             "Always 1, with the node's versions and chain as labels; without getnetworkinfo, the versions are empty",
             &["JSON-RPC getnetworkinfo, getblockchaininfo"]).by(&["version", "subversion", "protocol_version", "chain"]).of_node();
+        version: Gauge = gauge("bitcoin_node_version",
+            "Version of the node as a number: 310000 for Bitcoin Core 31.0", &["JSON-RPC getnetworkinfo `version`"]).of_node();
+        protocol_version: Gauge = gauge("bitcoin_node_protocol_version",
+            "Version of the P2P protocol that the node speaks", &["JSON-RPC getnetworkinfo `protocolversion`"]).of_node();
         uptime: Gauge = gauge("bitcoin_node_uptime_seconds",
             "Uptime that the node reports, in seconds; Bitcoin Core up to 30 measures it with the wall clock",
             &["JSON-RPC uptime"]).of_node();
@@ -20,6 +29,14 @@ area! {
              the node returns only one warning, and the other kinds are absent. The exporter logs the text of the \
              warnings when it changes",
             &["JSON-RPC getnetworkinfo `warnings`; getblockchaininfo `warnings`"]).by(&["kind"]).of_node();
+        rpc_active: Gauge = gauge("bitcoin_rpc_active_commands",
+            "JSON-RPC calls that the node is executing, over HTTP and IPC, without the exporter's own call", RPC).of_node();
+        rpc_longest: Gauge = gauge("bitcoin_rpc_longest_command_seconds",
+            "Time for which the longest of these calls has been running, in seconds; 0 without calls", RPC).of_node();
+        zmq_publishers: GaugeVec<1> = gauge("bitcoin_zmq_publishers",
+            "ZMQ publishers of the node by type of notification; all types are 0 if none is configured, and absent if the node was built \
+             without ZMQ",
+            &["JSON-RPC getzmqnotifications"]).by(&["type"]).of_node();
         start_time: Gauge = gauge("bitcoin_node_start_time_seconds",
             "Start time of the node, Unix seconds, rounded down. It changes when the node restarts, not when a clock is \
              set. Two exporters that cannot see the node's process can differ by a second",

@@ -3,7 +3,10 @@
 use super::model::{counter, gauge};
 use super::pushed::{CounterVec, Gauge, area};
 
-const PROC: &[&str] = &["`/proc` of the process behind the socket, if it is the node and not a proxy"];
+const PROC: &[&str] = &[
+    "`/proc` of the process behind the socket, if it is the node and not a proxy; without IPC of the process that bitcoind.pid in the data \
+     directory names, if its start time matches the uptime",
+];
 const PROC_OF_USER: &[&str] = &[
     "`/proc` of the process behind the socket, if it is the node and not a proxy, and the exporter runs as the node's user",
 ];
@@ -16,7 +19,8 @@ area! {
         threads: Gauge = gauge("bitcoin_node_process_threads", "Threads of the node's process", PROC).of_node();
         open_fds: Gauge = gauge("bitcoin_node_process_open_fds", "Open file descriptors of the node's process", PROC_OF_USER).of_node();
         cpu: CounterVec<1> = counter("bitcoin_node_process_cpu_seconds_total",
-            "CPU time of the node, user and system, by thread: `msghand`, `scriptch` (script checks), `net`, `http`, \
+            "CPU time of the node, user and system, by thread: `msghand`, `scriptch` (script checks), `prevout` \
+             (prefetch of spent coins, Bitcoin Core 32), `utxocompact` (compaction of the chain state), `net`, `http`, \
              `capnp-loop` (IPC), `scheduler`, and `other` for the remaining threads",
             PROC).by(&["thread"]).of_node();
         io: CounterVec<1> = counter("bitcoin_node_process_io_bytes_total",

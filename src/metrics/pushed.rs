@@ -235,6 +235,11 @@ impl<const N: usize> GaugeVec<N> {
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace(self.0.lifetime(), samples);
     }
+    /// Sets one sample. All samples then expire together.
+    pub fn set(&self, labels: [&str; N], value: f64) {
+        self.0
+            .update(self.0.lifetime(), &labels, Value::Number(value), |shown| *shown = Value::Number(value));
+    }
     /// Like [`Self::replace`], for a call that may have failed: if `samples` is empty, the last samples are kept until
     /// they expire.
     pub fn replace_if_any<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {

@@ -16,6 +16,7 @@ the exporter has no connection to a node. Values read from the node expire by th
 - Calls that are costly for the node are made once a minute, or less often if they take long. For example, a call that took
   100 ms is repeated after 100 s, and a call that took longer than 240 ms after four minutes. The values of a costly call are
   exported for two of its intervals, at most for five minutes.
+- Contents of connected blocks are counted at the next poll, or at one of the next polls after many blocks were connected.
 - Values of the last block (`getblockstats`, `getnetworkhashps`, `getdeploymentinfo`) are read once per tip, and are exported as
   long as polls return the same tip.
 - Time during which the machine is suspended counts as elapsed. After a resume, all calls are repeated within two

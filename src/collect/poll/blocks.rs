@@ -1,20 +1,79 @@
-//! Metrics of the block at the tip, which are read once per tip with getblockstats.
+//! Metrics of the block at the tip, which are read once per tip with getblockstats, and of the contents of connected
+//! blocks.
+
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::RateLimitedCalls;
-use crate::collect::json::number;
-use crate::json_rpc::Method;
+use crate::collect::connected_blocks::{BlockRange, CountedContents};
+use crate::collect::json::{count, number};
+use crate::collect::rate_limit::RateLimit;
+use crate::ipc::{BlockHash, BlockRef};
+use crate::json_rpc::{CallError, Method};
 
+/// The fields of getblockstats that are read. Bitcoin Core has all of them since 0.18.
+const FIELDS: [&str; 11] = [
+    "txs",
+    "ins",
+    "outs",
+    "total_weight",
+    "total_size",
+    "totalfee",
+    "total_out",
+    "subsidy",
+    "swtxs",
+    "utxo_increase",
+    "feerate_percentiles",
+];
+
+/// The percentiles of `feerate_percentiles`, as label values.
+const PERCENTILES: [&str; 5] = ["10", "25", "50", "75", "90"];
+
+/// Whether the node cannot give the statistics of a block, now and at a retry: it has pruned the block, has not downloaded it (assumeutxo),
+/// or does not know it. Up to Bitcoin Core 0.20 it has statistics only of blocks in the active chain.
+fn is_unavailable(error: &CallError) -> bool {
+    /// `RPC_MISC_ERROR`, `RPC_INVALID_ADDRESS_OR_KEY` and `RPC_INVALID_PARAMETER` in Core's rpc/protocol.h.
+    const UNAVAILABLE: [i64; 3] = [-1, -5, -8];
+    matches!(error, CallError::JsonRpc { code, .. } if UNAVAILABLE.contains(code))
+}
+
+/// Reads the statistics of the tip, and counts the contents of the blocks that were connected since the last poll. Both
+/// happen only after initial block download, because the node reads the block and its undo data from disk for each call,
+/// and a syncing node has many new tips per second.
 pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<bool>) {
-    // The call is made only after initial block download, because the node reads the block and its undo data from disk
-    // for it, and a syncing node has many new tips per second.
-    let mut stats = Value::Null;
+    let mut stats = None;
     if let (Some(tip), Some(false)) = (tip, ibd) {
-        let fields = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
-        stats = calls.rpc_once_per_tip(Method::GetBlockStats, json!([tip, fields])).await;
+        stats = block_stats(calls, tip, Some(tip)).await.flatten();
     }
-    let field = |name| number(&stats, name);
+    show_last(calls, tip, &stats.unwrap_or_default());
+    if let Some(ibd) = ibd {
+        calls.context.persistent_state.borrow_mut().connected_blocks.set_ibd(ibd);
+    }
+    if ibd == Some(false) {
+        count_connected(calls, tip).await;
+    }
+}
+
+/// Calls getblockstats once for each block. Returns `None` if there is no response, and `Some(None)` if the node does not have the block.
+/// The response for the tip is kept until the tip changes.
+async fn block_stats(calls: &mut RateLimitedCalls, hash: &str, tip: Option<&str>) -> Option<Option<Value>> {
+    let key = (Method::GetBlockStats, hash.to_string());
+    if let Some(answer) = calls.answers_for_tip.get(&key) {
+        return Some(Some(answer.clone()).filter(|answer| !answer.is_null()));
+    }
+    let answer = calls.rpc_tolerating(Method::GetBlockStats, json!([hash, FIELDS]), is_unavailable).await?;
+    let answer: Option<Value> = answer.ok().flatten();
+    if tip == Some(hash) {
+        calls.answers_for_tip.insert(key, answer.clone().unwrap_or_default());
+    }
+    Some(answer)
+}
+
+/// Exports the statistics of the tip.
+fn show_last(calls: &RateLimitedCalls, tip: Option<&str>, stats: &Value) {
+    let field = |name| number(stats, name);
     let metrics = &calls.metrics().blocks;
     let shown = [
         (&metrics.last_transactions, field("txs")),
@@ -23,6 +82,10 @@ pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<b
         (&metrics.last_fees, field("totalfee")),
         (&metrics.last_inputs, field("ins")),
         (&metrics.last_outputs, field("outs")),
+        (&metrics.last_output_value, field("total_out")),
+        (&metrics.last_subsidy, field("subsidy")),
+        (&metrics.last_segwit_transactions, field("swtxs")),
+        (&metrics.last_utxo_increase, field("utxo_increase")),
     ];
     for (gauge, value) in shown {
         // Without a new value, the exported value would belong to an earlier block.
@@ -31,8 +94,103 @@ pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<b
         }
         gauge.set(value);
     }
+    // A block without transactions has no fee rates; the node returns zeros.
+    let feerates = stats["feerate_percentiles"].as_array().filter(|_| field("txs") > Some(1.0));
+    let feerates = PERCENTILES.iter().zip(feerates.into_iter().flatten());
+    let feerates: Vec<_> =
+        feerates.filter_map(|(percentile, rate)| Some(([*percentile], rate.as_f64()?))).collect();
+    if tip.is_some() {
+        metrics.last_feerate.replace(feerates);
+    }
     if let Some(tip) = tip {
         let blocks = &calls.context.status.last_blocks;
         blocks.describe(tip, field("txs"), field("total_size"), field("totalfee"));
+    }
+}
+
+/// Counts the contents of connected blocks, for at most 1 % of the time. Blocks that are left are counted at the next polls. The tip costs
+/// no call, because its statistics are known.
+async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
+    /// Name of the rate limit.
+    const BLOCKS: &str = "connected blocks";
+    /// Minimum time between the starts of two batches, as a multiple of the duration of the first.
+    const SHARE: u32 = 100;
+    /// Duration after which a batch ends.
+    const BATCH: Duration = Duration::from_millis(150);
+    let is_due = calls.is_due(BLOCKS);
+    let started = Instant::now();
+    while started.elapsed() < BATCH {
+        let next = calls.context.persistent_state.borrow().connected_blocks.next();
+        let Some(range) = next else { break };
+        let is_known = range.blocks == 1 && tip.is_some_and(|tip| tip == range.last.hash.to_string());
+        if !is_due && !is_known {
+            return;
+        }
+        let Some(counted) = count_last(calls, range, tip).await else { break };
+        let queue = &mut calls.context.persistent_state.borrow_mut().connected_blocks;
+        let uncounted = match counted {
+            Some((stats, parent)) => {
+                show_contents(calls, &stats, range.contents);
+                queue.counted(parent)
+            }
+            None => queue.skip(),
+        };
+        calls.metrics().blocks.uncounted_blocks.inc_by(uncounted);
+    }
+    if is_due {
+        let limit = || RateLimit::new(Duration::ZERO, SHARE);
+        calls.limits.entry(BLOCKS).or_insert_with(limit).succeeded(started, Instant::now());
+    }
+}
+
+/// Reads the statistics of the last block of a range, and its parent if the range has more blocks. Returns `None` if there is no response,
+/// and `Some(None)` if the node does not have the block.
+async fn count_last(
+    calls: &mut RateLimitedCalls,
+    range: BlockRange,
+    tip: Option<&str>,
+) -> Option<Option<(Value, Option<BlockRef>)>> {
+    let hash = range.last.hash.to_string();
+    let Some(stats) = block_stats(calls, &hash, tip).await? else { return Some(None) };
+    if range.blocks == 1 {
+        return Some(Some((stats, None)));
+    }
+    let header = calls.rpc_tolerating(Method::GetBlockHeader, json!([hash]), is_unavailable).await?;
+    let header: Value = header.ok().flatten().unwrap_or_default();
+    let parent = header["previousblockhash"].as_str().and_then(|hash| hash.parse::<BlockHash>().ok());
+    let parent = parent.map(|hash| BlockRef { hash, height: range.last.height - 1 });
+    Some(Some((stats, parent)))
+}
+
+/// Adds the contents of a connected block to the counters.
+fn show_contents(calls: &RateLimitedCalls, stats: &Value, contents: CountedContents) {
+    let metrics = &calls.context.metrics.blocks;
+    metrics.connected_fees.inc_by(count(stats, "totalfee").unwrap_or(0));
+    if contents == CountedContents::Fees {
+        return;
+    }
+    for (counter, field) in [
+        (&metrics.connected_transactions, "txs"),
+        (&metrics.connected_inputs, "ins"),
+        (&metrics.connected_outputs, "outs"),
+        (&metrics.connected_output_value, "total_out"),
+        (&metrics.connected_weight, "total_weight"),
+        (&metrics.connected_bytes, "total_size"),
+    ] {
+        counter.inc_by(count(stats, field).unwrap_or(0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pruned_and_unknown_blocks_are_no_failures() {
+        let of_node = |code| CallError::JsonRpc { code, message: "Block not available (pruned data)".into() };
+        assert!([-1, -5, -8].into_iter().all(|code| is_unavailable(&of_node(code))));
+        for error in [of_node(-32601), of_node(-28), CallError::Malformed("null".into())] {
+            assert!(!is_unavailable(&error), "{error}");
+        }
     }
 }

@@ -75,6 +75,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) -> PolledTip {
     metrics.size_on_disk.set(field("size_on_disk"));
     metrics.pruned.set(pruned);
     metrics.prune_height.set(prune_height);
+    metrics.prune_target.set(field("prune_target_size"));
     PolledTip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd }
 }
 

@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::Value;
 
 use super::RateLimitedCalls;
 use crate::collect::file_system::{self, DatadirCandidates};
 use crate::ipc::Interfaces;
-use crate::json_rpc::Method;
 use crate::json_rpc::http::Credentials;
 
 /// Poller of the size and free space of the file system that contains the connected node's data directory.
@@ -27,8 +26,8 @@ impl DatadirPoller {
     }
 
     /// Reads and exports the size and free space. This function is called at each poll.
-    pub async fn poll(&mut self, calls: &mut RateLimitedCalls) {
-        self.add_log(calls).await;
+    pub async fn poll(&mut self, calls: &mut RateLimitedCalls, rpc_info: &Value) {
+        self.add_log(calls, rpc_info);
         let mut candidates = self.candidates.clone();
         candidates.found.extend(directory_of_cookie(calls));
         let space = file_system::read(candidates).await;
@@ -38,9 +37,9 @@ impl DatadirPoller {
     }
 
     /// Adds the directory of the node's log file, which getrpcinfo returns, to the candidates once per connection. Over
-    /// IPC the node runs on this machine. Over HTTP the node can run on another machine, and `-rpcwhitelist` may not
-    /// permit getrpcinfo; getrpcinfo is then called only if the URL is local and no other candidate is known.
-    async fn add_log(&mut self, calls: &mut RateLimitedCalls) {
+    /// IPC the node runs on this machine. Over HTTP the node can run on another machine; the directory is then added
+    /// only if the URL is local and no other candidate is known.
+    fn add_log(&mut self, calls: &RateLimitedCalls, rpc_info: &Value) {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {
             let is_local = calls.context.http_rpc.as_ref().is_some_and(|http| http.config().url.is_local());
@@ -48,12 +47,11 @@ impl DatadirPoller {
                 && self.candidates == DatadirCandidates::default()
                 && directory_of_cookie(calls).is_none()
         };
-        if self.log_known || calls.json_rpc().is_none() || (over_http && !is_needed()) {
+        if self.log_known || rpc_info.is_null() || (over_http && !is_needed()) {
             return;
         }
         self.log_known = true;
-        let info = calls.rpc(Method::GetRpcInfo, json!([])).await;
-        let directory = info["logpath"].as_str().and_then(DatadirCandidates::directory_of_log);
+        let directory = rpc_info["logpath"].as_str().and_then(DatadirCandidates::directory_of_log);
         if over_http {
             self.candidates.found.extend(directory);
         } else {
@@ -63,7 +61,7 @@ impl DatadirPoller {
 }
 
 /// Returns the directory of the cookie file, if the node has accepted the cookie in it.
-fn directory_of_cookie(calls: &RateLimitedCalls) -> Option<PathBuf> {
+pub(super) fn directory_of_cookie(calls: &RateLimitedCalls) -> Option<PathBuf> {
     let http = calls.context.http_rpc.as_ref()?;
     match &http.config().credentials {
         Credentials::Cookie(path) if http.is_usable() && calls.interfaces.uses_http() => {

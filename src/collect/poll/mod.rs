@@ -15,6 +15,7 @@ mod mempool;
 mod network;
 mod next_block;
 mod node;
+mod pid_file;
 mod process;
 mod relay;
 
@@ -137,6 +138,7 @@ impl RateLimitedCalls {
         let answered = call?.await;
         let ended = Instant::now();
         let costly = COSTLY.contains(&name);
+        self.context.metrics.exporter.call_duration.set([name], (ended - started).as_secs_f64());
         let failures = &self.context.metrics.exporter.poll_failures;
         match answered {
             Ok(answer) => {
@@ -201,28 +203,35 @@ impl RateLimitedCalls {
         answer
     }
 
+    /// Makes a JSON-RPC call for which some errors are a normal response, and do not count as failures. Returns `None` if there is no
+    /// response, and `Some(Err)` with such an error.
+    async fn rpc_tolerating<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        params: Value,
+        is_normal: fn(&CallError) -> bool,
+    ) -> Option<Result<Option<T>, CallError>> {
+        let json_rpc = self.json_rpc()?;
+        let call = async {
+            match json_rpc.call_as::<T>(method, params).await {
+                Err(error) if is_normal(&error) => Ok(Err(error)),
+                answer => answer.map(Ok),
+            }
+        };
+        self.call(method.name(), Some(call)).await
+    }
+
     /// Makes a JSON-RPC call of a method that not every node has. If the node does not have the method, this does not
     /// count as a failure, and the call is not repeated. Returns `None` if there is no result.
     async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<T> {
         if self.unknown.contains(&method) {
             return None;
         }
-        let json_rpc = self.json_rpc()?;
-        let mut unknown = false;
-        let call = async {
-            match json_rpc.call_as::<T>(method, params).await {
-                Err(error) if error.is_unknown_method() => {
-                    unknown = true;
-                    Ok(None)
-                }
-                answer => answer,
-            }
-        };
-        let answer = self.call(method.name(), Some(call)).await;
-        if unknown {
+        let answer = self.rpc_tolerating(method, params, CallError::is_unknown_method).await?;
+        if answer.is_err() {
             self.unknown.insert(method);
         }
-        answer.flatten()
+        answer.ok().flatten()
     }
 
     /// Like `rpc_if_known`, for a costly call. Returns the result, and the time for which the values in the result are
@@ -316,10 +325,19 @@ impl Poller {
         relay::poll_orphans(calls).await;
         relay::poll_private_broadcast(calls).await;
         let network_info = calls.rpc(Method::GetNetworkInfo, json!([])).await;
+        // Over HTTP a node can exit and another one can start between two polls.
+        if calls.interfaces.is_http_only() {
+            self.process.take_if(|process| process.stat().is_none());
+        }
         let process = self.process.as_ref().map(ProcessUsage::id);
-        node::poll(calls, process, &chain_info, &network_info).await;
-        self.data_directory.poll(calls).await;
-        network::poll(calls, &network_info).await;
+        let uptime = node::poll(calls, process, &chain_info, &network_info).await;
+        if let (None, Some(uptime)) = (&self.process, uptime) {
+            self.process = pid_file::find(calls, uptime).await;
+        }
+        let rpc_info = node::poll_rpc_server(calls).await;
+        node::poll_zmq(calls).await;
+        self.data_directory.poll(calls, &rpc_info).await;
+        network::poll(calls, height, &network_info).await;
         fibre::poll(calls, &mut self.udp_silence).await;
         mempool::poll_fee_estimates(calls, is_new_tip).await;
         chain::poll_hashrate(calls).await;

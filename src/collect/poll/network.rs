@@ -5,11 +5,13 @@ use serde_json::{Value, json};
 use super::RateLimitedCalls;
 use crate::collect::json::{count, flag, length, number};
 use crate::collect::node_start::NodeIdentity;
-use crate::collect::peers::{self, AnnouncementBacklog};
+use crate::collect::peers::{self, AnnouncementBacklog, NodeState};
 use crate::ipc::{NETWORKS, Node, PeerDirection, PeerStats};
 use crate::json_rpc::Method;
+use crate::metrics::NetworkMetrics;
 
-pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) {
+/// Reads peers and traffic at each poll. `height` is that of the tip, `info` the response to getnetworkinfo.
+pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Value) {
     let interfaces = calls.interfaces.clone();
     let node = interfaces.node.as_ref();
     let mut connections = Vec::new();
@@ -25,21 +27,20 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) {
     let mut received = received.and_then(|total| u64::try_from(total).ok());
     let sent = calls.call("Node.getTotalBytesSent", node.map(Node::total_bytes_sent)).await;
     let mut sent = sent.and_then(|total| u64::try_from(total).ok());
-    if received.is_none() || sent.is_none() {
-        let totals = calls.rpc(Method::GetNetTotals, json!([])).await;
-        received = received.or(count(&totals, "totalbytesrecv"));
-        sent = sent.or(count(&totals, "totalbytessent"));
-    }
+    let totals = calls.rpc(Method::GetNetTotals, json!([])).await;
+    received = received.or(count(&totals, "totalbytesrecv"));
+    sent = sent.or(count(&totals, "totalbytessent"));
     let mut peers = calls.call("Node.getNodesStats", node.map(Node::peer_stats)).await;
     if peers.is_none() {
         peers = peers::from_json(&calls.rpc(Method::GetPeerInfo, json!([])).await);
     }
     let addresses = calls.rpc(Method::GetAddrmanInfo, json!([])).await;
     let banned = calls.rpc(Method::ListBanned, json!([])).await;
+    let added = calls.rpc(Method::GetAddedNodeInfo, json!([])).await;
 
     let backlog = AnnouncementBacklog::from_json(info);
     if let Some(peers) = peers {
-        show_peers(calls, &peers, backlog);
+        show_peers(calls, &peers, NodeState { backlog, height });
     }
     let metrics = &calls.metrics().network;
     metrics.peers.set(connections[0]);
@@ -51,7 +52,15 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) {
     let backlogs = [("in", backlog.inbound), ("out", backlog.outbound)];
     let samples = backlogs.into_iter().filter_map(|(direction, backlog)| Some(([direction], backlog?)));
     metrics.inv_backlog.replace_if_any(samples);
+    metrics.tx_send_rate.set(number(info, "tx_send_rate"));
+    let tokens = [("in", "inbound"), ("out", "outbound")].into_iter().flat_map(|(direction, field)| {
+        [("transactions", "count_tok"), ("bytes", "size_tok")]
+            .map(|(unit, tokens)| Some(([direction, unit], number(&info["inv_buckets"][field], tokens)?)))
+    });
+    metrics.inv_tokens.replace_if_any(tokens.flatten());
     metrics.clock_offset.set(number(info, "timeoffset"));
+    show_upload_target(&totals["uploadtarget"], metrics);
+    show_added_nodes(&added, metrics);
     metrics.banned.set(length(&banned));
     metrics.active.set(flag(info, "networkactive"));
     let reachable = info["networks"].as_array().into_iter().flatten().filter_map(|network| {
@@ -65,12 +74,40 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) {
     metrics.addresses.replace_if_any(samples);
 }
 
-fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], backlog: AnnouncementBacklog) {
+/// Exports the upload target. The node returns a target of 0 if it has none.
+fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
+    let Some(target) = count(upload, "target") else { return };
+    let upload = Some(upload).filter(|_| target > 0);
+    for (gauge, value) in [
+        (&metrics.upload_target, upload.map(|_| target as f64)),
+        (&metrics.upload_left, upload.and_then(|upload| number(upload, "bytes_left_in_cycle"))),
+        (&metrics.upload_reached, upload.and_then(|upload| flag(upload, "target_reached")).map(f64::from)),
+        (
+            &metrics.upload_historical,
+            upload.and_then(|upload| flag(upload, "serve_historical_blocks")).map(f64::from),
+        ),
+    ] {
+        if value.is_none() {
+            gauge.clear();
+        }
+        gauge.set(value);
+    }
+}
+
+/// Exports the number of added nodes by state.
+fn show_added_nodes(added: &Value, metrics: &NetworkMetrics) {
+    let Some(added) = added.as_array() else { return };
+    let connected = added.iter().filter(|node| node["connected"] == true).count();
+    let states = [(["connected"], connected as f64), (["disconnected"], (added.len() - connected) as f64)];
+    metrics.added_nodes.replace(states.into_iter().filter(|_| !added.is_empty()));
+}
+
+fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], node: NodeState) {
     let state = &mut *calls.context.persistent_state.borrow_mut();
     // Over one IPC connection, all responses come from the same node process.
     let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
     let identity = state.node_start.take_identity();
     state.peers.set_node_identity(if is_same { NodeIdentity::Same } else { identity });
-    state.peers.show(peers, backlog, &calls.context.metrics.network);
+    state.peers.show(peers, node, &calls.context.metrics.network);
     calls.showed_peers = true;
 }

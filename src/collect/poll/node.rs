@@ -8,16 +8,17 @@ use super::RateLimitedCalls;
 use crate::collect::json::{count, label, number};
 use crate::collect::node_start::UptimeReading;
 use crate::json_rpc::Method;
+use crate::metrics::ZMQ_TYPES;
 
 /// Reads the uptime and the memory usage, and exports them with the node's versions and warnings. `process` is the PID
 /// and the start time (in clock ticks since boot) of the node's process; `None` if the process is not visible in
-/// `/proc`.
+/// `/proc`. Returns the uptime.
 pub async fn poll(
     calls: &mut RateLimitedCalls,
     process: Option<(i32, u64)>,
     chain_info: &Value,
     network_info: &Value,
-) {
+) -> Option<f64> {
     let called = Instant::now();
     let uptime = calls.rpc(Method::Uptime, json!([])).await.as_f64();
     let read = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
@@ -25,6 +26,8 @@ pub async fn poll(
 
     let metrics = &calls.metrics().node;
     metrics.uptime.set(uptime);
+    metrics.version.set(number(network_info, "version"));
+    metrics.protocol_version.set(number(network_info, "protocolversion"));
     let mut state = calls.context.persistent_state.borrow_mut();
     metrics.start_time.set(state.node_start.update(process, read, SystemTime::now()));
     let warnings = [network_info, chain_info].into_iter().find_map(|info| info.get("warnings"));
@@ -48,5 +51,68 @@ pub async fn poll(
     if let Some(chain) = label(chain_info, "chain") {
         let [version, subversion, protocol] = &calls.versions;
         calls.metrics().node.node_info.replace([([&**version, &**subversion, &**protocol, &*chain], 1.0)]);
+    }
+    uptime
+}
+
+/// Reads the calls that the node's JSON-RPC server is executing. Returns the response.
+pub async fn poll_rpc_server(calls: &mut RateLimitedCalls) -> Value {
+    let info = calls.rpc(Method::GetRpcInfo, json!([])).await;
+    if let Some(commands) = info["active_commands"].as_array() {
+        let (active, longest) = active_commands(commands);
+        let metrics = &calls.metrics().node;
+        metrics.rpc_active.set(Some(active));
+        metrics.rpc_longest.set(Some(longest));
+    }
+    info
+}
+
+/// The number of active commands, without our own, and the duration of the longest one in seconds.
+fn active_commands(commands: &[Value]) -> (f64, f64) {
+    let durations = |own: bool| {
+        let commands =
+            commands.iter().filter(move |command| own == (command["method"] == Method::GetRpcInfo.name()));
+        commands.map(|command| number(command, "duration").unwrap_or(0.0) / 1e6)
+    };
+    // Ours is the youngest call of this method.
+    let mut others: Vec<f64> = durations(true).collect();
+    others.sort_by(f64::total_cmp);
+    let others = others.into_iter().skip(1).chain(durations(false));
+    others.fold((0.0, 0.0), |(active, longest), duration| (active + 1.0, f64::max(longest, duration)))
+}
+
+/// Reads the ZMQ publishers. The node only copies a list for this call.
+pub async fn poll_zmq(calls: &mut RateLimitedCalls) {
+    let Some(publishers) = calls.rpc_if_known::<Value>(Method::GetZmqNotifications, json!([])).await else {
+        return;
+    };
+    let Some(publishers) = publishers.as_array() else { return };
+    let types = || publishers.iter().filter_map(|publisher| publisher["type"].as_str());
+    let other = types().filter(|name| !ZMQ_TYPES.contains(name)).count();
+    let known = ZMQ_TYPES.iter().map(|known| (*known, types().filter(|name| name == known).count()));
+    let by_type = known.chain((other > 0).then_some(("other", other)));
+    calls
+        .metrics()
+        .node
+        .zmq_publishers
+        .replace(by_type.map(|(name, publishers)| ([name], publishers as f64)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_call_is_no_active_command() {
+        let commands = |list: &[(&str, u64)]| {
+            let list: Vec<_> =
+                list.iter().map(|(method, micros)| json!({"method": method, "duration": micros})).collect();
+            active_commands(&list)
+        };
+        assert_eq!(commands(&[("getrpcinfo", 40)]), (0.0, 0.0));
+        assert_eq!(commands(&[]), (0.0, 0.0));
+        let all =
+            [("waitfornewblock", 2_500_000), ("getrpcinfo", 7_000_000), ("getrpcinfo", 40), ("uptime", 10)];
+        assert_eq!(commands(&all), (3.0, 7.0));
     }
 }

@@ -86,6 +86,7 @@ const ALLOWED: &[AllowedInterface] = &[
         name: "Chain",
         methods: &[
             (1, "getHeight", "poll"),
+            (27, "relayMinFee", "shows whether the ordinals are those of our schema"),
             (30, "havePruned", "poll"),
             (31, "getPruneHeight", "poll"),
             (33, "isInitialBlockDownload", "poll"),

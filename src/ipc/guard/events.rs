@@ -19,7 +19,7 @@ use crate::schema::tracing_capnp::utxo_cache_trace;
 /// Maximum size of all queued events in bytes, enough for half a million events of 32 bytes.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
 /// Maximum encoded size of the event for one callback, in bytes.
-const MAX_EVENT_BYTES: usize = 128;
+const MAX_EVENT_BYTES: usize = 160;
 
 /// An event that the guard reports to the exporter: a callback of the node, or a change of the connection's state.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -72,7 +72,8 @@ impl GuardEvent {
                 let data = block.get_data()?;
                 let contents = if historical { None } else { BlockContents::count(data) };
                 let (height, bytes) = (block.get_height(), data.len());
-                GuardEvent::Chain(ChainEvent::BlockConnected { height, historical, bytes, contents })
+                let hash = block.get_hash()?.try_into().ok();
+                GuardEvent::Chain(ChainEvent::BlockConnected { hash, height, historical, bytes, contents })
             }
             message::BLOCK_DISCONNECTED => {
                 let parameters: chain_notifications::block_disconnected_params::Reader =
@@ -251,8 +252,13 @@ mod tests {
 
     #[test]
     fn events_arrive_unchanged_and_complete() {
-        let block =
-            |contents| ChainEvent::BlockConnected { height: -1, historical: true, bytes: 3, contents };
+        let block = |contents| ChainEvent::BlockConnected {
+            hash: None,
+            height: -1,
+            historical: true,
+            bytes: 3,
+            contents,
+        };
         let events = [
             GuardEvent::Chain(ChainEvent::AddedToMempool),
             GuardEvent::Chain(ChainEvent::RemovedFromMempool(i32::MIN)),
@@ -316,12 +322,12 @@ mod tests {
             outputs: max,
             output_value: max,
             weight: max,
-            coinbase_weight: max,
-            header_weight: max,
+            bytes: max,
         };
         let contents = Some(contents);
-        let block =
-            ChainEvent::BlockConnected { height: i32::MIN, historical: true, bytes: usize::MAX, contents };
+        let hash = Some([0xff; 32]);
+        let (height, bytes) = (i32::MIN, usize::MAX);
+        let block = ChainEvent::BlockConnected { hash, height, historical: true, bytes, contents };
         let mut bytes = Vec::new();
         TimedEvent { event: GuardEvent::Chain(block), waited: Duration::MAX }.encode(&mut bytes);
         assert!(bytes.len() <= MAX_EVENT_BYTES, "{}", bytes.len());
