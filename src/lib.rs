@@ -11,6 +11,7 @@
 //!   counted from events.
 //! - [`metrics`] has the metric families and the exposition formats. It does not depend on the source of a value.
 //! - [`status`] is the status page of the IPC exporter.
+//! - [`block_log`] stores a row for each connected block in a local file, and [`block_store`] forwards the rows to a database.
 //! - [`http`] serves metrics and pages to scrapers and browsers. It does not depend on nodes.
 //!
 //! Used by both binaries:
@@ -43,6 +44,8 @@
 )]
 
 mod bitcoin_core;
+pub mod block_log;
+pub mod block_store;
 pub mod cli;
 mod collect;
 pub mod files;

@@ -2,6 +2,7 @@
 //! what the real one does not offer or will not do.
 
 mod bad_input;
+mod block_store;
 mod failing_calls;
 mod fibre;
 #[path = "../harness/mod.rs"]

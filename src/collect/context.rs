@@ -14,6 +14,7 @@ use super::node_start::NodeStartTracker;
 use super::peers::PeerTraffic;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
+use crate::block_log::ReportQueue;
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::FailureCause;
 use crate::json_rpc::http::{self, HttpRpc};
@@ -98,6 +99,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// The state of the connection and the last blocks, for the status page.
     pub status: Arc<Status>,
+    /// The block log, if there is one.
+    pub block_log: Option<ReportQueue>,
     /// Cancelled when the process should exit.
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
@@ -129,7 +132,17 @@ impl Context {
         }
         let (persistent_state, new_tip) = (RefCell::default(), watch::Sender::default());
         let repeats = RepeatLimiter::default();
-        Context { config, http_rpc, repeats, metrics, status, shutdown, persistent_state, new_tip }
+        Context {
+            config,
+            http_rpc,
+            repeats,
+            metrics,
+            status,
+            block_log: None,
+            shutdown,
+            persistent_state,
+            new_tip,
+        }
     }
 
     /// Logs a failure that may recur. Each text is logged at most once a minute, with the number of suppressed repeats.

@@ -15,9 +15,11 @@ use super::block_counting::{CountingAction, CountingConditions, HeaderAccess, Re
 use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
 use super::context::{Context, NewTip};
 use super::node_start::UptimeReading;
+use crate::block_log::BlockReport;
 use crate::ipc::{BlockHash, BlockRef, Interfaces, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::now;
+use crate::sys;
 
 /// Timeout of one long poll. It is short for two reasons: the node's thread is free soon after the exporter has disconnected, and the
 /// exporter can disconnect between two long polls within the stop timeout of a service manager.
@@ -133,6 +135,14 @@ impl TipSource {
         }
     }
 
+    /// Resolution of the time at which a tip is seen. Blocks that follow each other faster have one tip.
+    fn resolution(&self) -> Duration {
+        match self {
+            TipSource::Mining(_) => MIN_INTERVAL,
+            TipSource::Http(_) => HTTP_INTERVAL,
+        }
+    }
+
     /// Waits for a tip other than `last_seen`, for the time of [`wait`](Self::wait), and returns the current tip. `None` means that the
     /// node is shutting down.
     async fn next(&mut self, last_seen: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
@@ -244,6 +254,9 @@ impl TipFollower {
             let at = tokio::time::Instant::now();
             context.new_tip.send_replace(Some(NewTip { hash: tip.hash, at }));
         }
+        if !is_first {
+            self.log_block(tip);
+        }
         context.status.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
         self.new_tip.notify_one();
         let last = context.persistent_state.borrow_mut().last_tip.replace(tip);
@@ -253,6 +266,23 @@ impl TipFollower {
                 context.metrics.blocks.tip_updates.inc();
             }
         }
+    }
+
+    /// Adds the block to the block log, if there is one. During initial block download, tips are not new blocks of the network.
+    fn log_block(&self, tip: BlockRef) {
+        let Some(block_log) = &self.context.block_log else { return };
+        if self.context.metrics.chain.ibd.get() == Some(1.0) {
+            return;
+        }
+        let mut report = BlockReport {
+            time: now(),
+            block_height: tip.height.into(),
+            block_hash: tip.hash.to_string(),
+            resolution_us: Some(self.source.resolution().as_micros() as i64),
+            ..BlockReport::default()
+        };
+        report.set_clock_error(sys::clock_error(), false);
+        block_log.push(report);
     }
 
     /// Starts the block counters once JSON-RPC is available, which over HTTP may be some time after the start.

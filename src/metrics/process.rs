@@ -1,5 +1,5 @@
-//! Metrics about the exporter's own process: those that Prometheus client libraries share, from `/proc/self`, and those about its log and
-//! its TLS certificate. They are read at the scrape.
+//! Metrics about the exporter's own process: those that Prometheus client libraries share, from `/proc/self`, and those about its log,
+//! its TLS certificate, and the block store. They are read at the scrape.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ use procfs::process::Process;
 
 use super::model::{Family, counter, gauge};
 use super::now;
-use crate::{logging, sandbox, tls};
+use crate::{block_store, logging, sandbox, tls};
 
 const PROC: &[&str] = &["/proc/self"];
 const EXPORTER: &[&str] = &["the exporter"];
@@ -23,7 +23,7 @@ pub(crate) fn families() -> Vec<Family> {
     let process = Process::myself().ok();
     let stat = process.as_ref().and_then(|process| process.stat().ok());
     let open_fds = process.as_ref().and_then(|process| process.fd_count().ok());
-    vec![
+    let mut families = vec![
         counter("process_cpu_seconds_total", "CPU time of the exporter, user and system", PROC)
             .value_if_known(stat.as_ref().map(|stat| (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)),
         gauge("process_resident_memory_bytes", "Resident memory of the exporter", PROC)
@@ -39,5 +39,7 @@ pub(crate) fn families() -> Vec<Family> {
         gauge("bitcoin_exporter_sandbox",
             "1 if this part of the sandbox, `seccomp` or `landlock`, is in force, otherwise 0", EXPORTER)
             .by(&["part"]).samples(sandbox::parts().into_iter().map(|(part, on)| ([part], f64::from(u8::from(on))))),
-    ]
+    ];
+    families.extend(block_store::families());
+    families
 }

@@ -173,6 +173,8 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_getgid,
             libc::SYS_getuid,
             libc::SYS_uname,
+            // Reading the error of the clock. Setting the clock needs a capability.
+            libc::SYS_adjtimex,
             // HTTP connections, and descriptors from the supervisor.
             libc::SYS_accept4,
             libc::SYS_getpeername,
@@ -212,32 +214,10 @@ fn reads_files(list: SyscallList) -> Result<SyscallList> {
     Ok(list)
 }
 
-/// Calls of the IPC exporter. It may create TCP and UDP sockets, for JSON-RPC over HTTP and for DNS, but no Unix sockets: it cannot connect
-/// to the node.
-pub fn ipc_exporter() -> Result<SyscallList> {
-    reads_files(exporter()?)?.any(&[libc::SYS_connect, libc::SYS_sendmmsg]).with(
-        libc::SYS_socket,
-        0,
-        &[libc::AF_INET as i64, libc::AF_INET6 as i64],
-    )
-}
-
-/// Calls of the USDT exporter, including those that attach to the next node. With a block log it may open files for writing.
-#[cfg(feature = "usdt")]
-pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<SyscallList> {
-    let removes: &[i64] = match writes_block_log || removes_socket {
-        true => UNLINK,
-        false => &[],
-    };
-    let list = exporter()?
-        .any(removes)
-        .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
-        // Enabling and disabling tracepoint events.
-        .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
-    if !writes_block_log {
-        return reads_files(list);
-    }
+/// Allows what SQLite needs to write the block log. Files may be opened for writing.
+fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
     let list = list
+        .any(UNLINK)
         .any(&[
             libc::SYS_openat,
             libc::SYS_fallocate,
@@ -255,9 +235,52 @@ pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<Sys
     Ok(list)
 }
 
-#[cfg(all(feature = "usdt", target_arch = "x86_64"))]
+/// Calls of the IPC exporter. It may create TCP and UDP sockets, for JSON-RPC over HTTP, the block store and DNS, but no Unix sockets: it
+/// cannot connect to the node.
+pub fn ipc_exporter(has_block_log: bool) -> Result<SyscallList> {
+    let list = exporter()?;
+    let list = if has_block_log { writes_block_log(list)? } else { reads_files(list)? };
+    list.any(CONNECT).with(libc::SYS_socket, 0, &[libc::AF_INET as i64, libc::AF_INET6 as i64])
+}
+
+/// Connecting to a server, and the queries of the C library to DNS.
+const CONNECT: &[i64] = &[libc::SYS_connect, libc::SYS_sendmmsg];
+
+/// What the USDT exporter does beyond tracing and serving.
+#[cfg(feature = "usdt")]
+#[derive(Clone, Copy, Debug)]
+pub struct UsdtNeeds {
+    /// It writes a block log.
+    pub writes_block_log: bool,
+    /// It connects to a block store.
+    pub has_store: bool,
+    /// It removes the file of its own Unix socket.
+    pub removes_socket: bool,
+}
+
+/// Calls of the USDT exporter, including those that attach to the next node. With a block log it may open files for writing.
+#[cfg(feature = "usdt")]
+pub fn usdt_exporter(needs: UsdtNeeds) -> Result<SyscallList> {
+    let removes: &[i64] = if needs.removes_socket { UNLINK } else { &[] };
+    let list = exporter()?
+        .any(removes)
+        .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
+        // Enabling and disabling tracepoint events.
+        .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
+    let list = match needs.has_store {
+        true => list.any(CONNECT).with(
+            libc::SYS_socket,
+            0,
+            &[libc::AF_INET as i64, libc::AF_INET6 as i64, libc::AF_UNIX as i64],
+        )?,
+        false => list,
+    };
+    if needs.writes_block_log { writes_block_log(list) } else { reads_files(list) }
+}
+
+#[cfg(target_arch = "x86_64")]
 const UNLINK: &[i64] = &[libc::SYS_unlink, libc::SYS_unlinkat];
-#[cfg(all(feature = "usdt", not(target_arch = "x86_64")))]
+#[cfg(not(target_arch = "x86_64"))]
 const UNLINK: &[i64] = &[libc::SYS_unlinkat];
 
 /// The ioctl requests PERF_EVENT_IOC_ENABLE, _DISABLE and _SET_BPF.

@@ -11,7 +11,7 @@ use landlock::{
 /// The Landlock ABI of Linux 6.12. It restricts files, TCP ports, and signals and abstract sockets to processes outside the sandbox.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// Files and ports that a process may use. Writing, executing, and listening on other ports are denied.
+/// Files and ports that a process may use. Writing other files, executing, and listening on other ports are denied.
 #[derive(Debug, Default)]
 pub struct AllowedFiles {
     /// Files that are read again while the process runs: certificates, keys, passwords, cookies. Their directories may be read, too,
@@ -19,6 +19,8 @@ pub struct AllowedFiles {
     pub read: Vec<PathBuf>,
     /// Files that are read once, after the process was confined. Files beside them may not be read.
     pub read_once: Vec<PathBuf>,
+    /// Files that are written, created and replaced, with the files beside them: the block log and its journal.
+    pub write: Vec<PathBuf>,
     /// TCP ports to which the process may connect.
     pub connect: Vec<u16>,
     /// Whether the process resolves host names.
@@ -68,6 +70,11 @@ impl AllowedFiles {
             let Ok(fd) = PathFd::new(&path) else { continue };
             let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
+        }
+        let write = read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
+        for folder in self.write.iter().filter_map(|path| std::path::absolute(path).ok()?.parent().map(PathBuf::from)) {
+            let Ok(fd) = PathFd::new(&folder) else { continue };
+            ruleset = ruleset.add_rule(PathBeneath::new(fd, write))?;
         }
         let dns = self.resolves_names.then_some(DNS_PORT);
         for &port in self.connect.iter().chain(&dns) {

@@ -9,12 +9,11 @@
 //! - [`target`] finds the node to trace: `candidates` lists the processes that may be the node, and `choice` selects one by evidence, for
 //!   example by the locks that `file_locks` reads. [`attach_loop`] attaches to the node and watches its process.
 //! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the events of each block.
-//!   [`block_log`] stores a row for each connected block.
+//!   [`crate::block_log`] stores a row for each connected block.
 //! - `clock` converts the kernel's monotonic time to Unix time.
 //! - [`page`] is the HTML page of recent blocks.
 //! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` and [`startup_banner`] describe the exporter itself.
 
-pub mod block_log;
 mod blocks;
 mod candidates;
 mod choice;

@@ -9,12 +9,12 @@ use anyhow::{Result, anyhow};
 use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
-use super::block_log::BlockLogThread;
 use super::blocks::{self, BlockTracker};
 use super::group::{GroupPrograms, probe_name};
 use super::maps::Maps;
 use super::page::BlockPage;
 use super::{TracepointGroup, exporter_metrics, privileges, validation};
+use crate::block_log::{BlockLogThread, Forwarding};
 use crate::metrics::{self, Family};
 
 /// The loaded BPF programs of one group, with their maps and their attachments to the node.
@@ -121,12 +121,18 @@ impl Programs {
         BlockPage::new(self.blocks.clone(), node_name.into())
     }
 
-    /// Starts to write a row for each connected block to this file. The file keeps the last `keep` blocks.
+    /// Starts to write a row for each connected block to this file. The file keeps the last `keep` blocks. With `forwarding`, the rows are
+    /// also forwarded to the block store.
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn start_block_log(&self, file: &Path, keep: u32) -> Result<BlockLogThread> {
-        let (block_log, queue) = BlockLogThread::start(file, keep)?;
+    pub fn start_block_log(
+        &self,
+        file: &Path,
+        keep: u32,
+        forwarding: Option<Forwarding>,
+    ) -> Result<BlockLogThread> {
+        let (block_log, queue) = BlockLogThread::start(file, keep, forwarding)?;
         self.blocks.set_block_log(queue);
         Ok(block_log)
     }

@@ -272,9 +272,9 @@ fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
     let blocks = BlockTracker::default();
     let announced = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(header_time) };
     blocks.add(|queue| queue.push(BlockEvent { time_ns: 5000 * MS, hash: HASH, kind: announced }));
-    blocks.process_queue_at(EPOCH_NS);
+    blocks.process_queue_at(EPOCH_NS, None);
     blocks.add(|queue| queue.push(BlockEvent { time_ns: 6000 * MS, hash: HASH, kind: connected() }));
-    blocks.process_queue_at(EPOCH_NS + steps_ns);
+    blocks.process_queue_at(EPOCH_NS + steps_ns, None);
     let (last, _) = blocks.last();
     assert_eq!(last[0].time, 1_000_006.0 + steps_ns as f64 / 1e9);
     last[0].header_age_ms

@@ -67,6 +67,8 @@ pub struct Timeline {
     pub first_by: Announcement,
     /// Time in the block's header, Unix seconds.
     pub header_time: Option<u32>,
+    /// Time of the first message with the header. It is before the first announcement if the node could not use that header.
+    pub header_ns: Option<u64>,
     pub peers: Vec<PeerActivity>,
     /// Announcements before the connection, by message.
     pub announcements: [u64; Announcement::LABELS.len()],
@@ -104,6 +106,7 @@ impl Timeline {
             first_peer,
             first_by,
             header_time: None,
+            header_ns: None,
             peers: Vec::new(),
             announcements: Default::default(),
             compact_blocks: Default::default(),

@@ -10,9 +10,9 @@ use tempfile::TempDir;
 use super::BlockLogThread;
 use super::file::{self, BlockLogFile};
 use super::read::{self, BlockFilter};
+use super::report::BlockReport;
 use super::show::{self, OutputFormat};
 use crate::metrics::now;
-use crate::usdt::blocks::BlockReport;
 
 fn report(block_height: i64) -> BlockReport {
     BlockReport {
@@ -112,7 +112,7 @@ fn each_format_has_what_is_known() {
     let rows = read::find(&path, &BlockFilter::default()).unwrap();
     let printed = |format| {
         let mut text = Vec::new();
-        show::print(&rows, format, &mut text).unwrap();
+        show::print(&rows, format, show::BLOCK_LOG, &mut text).unwrap();
         String::from_utf8(text).unwrap()
     };
     let table = printed(OutputFormat::Table);
