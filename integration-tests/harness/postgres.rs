@@ -23,7 +23,8 @@ pub fn programs() -> Option<PathBuf> {
         return Some(folder.into());
     }
     let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
-    let folders = versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("initdb").exists());
+    let folders =
+        versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("initdb").exists());
     folders.max()
 }
 
@@ -42,8 +43,9 @@ impl Postgres {
             chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         }
         let mut postgres = Postgres { dir, port: free_port(), server: None };
-        let made = postgres.command("initdb").args(["--auth=trust", "--username=postgres", "--no-sync", "-D"]);
-        let made = made.arg(postgres.data()).stdout(Stdio::null()).output().unwrap();
+        let mut initdb = postgres.command("initdb");
+        initdb.args(["--auth=trust", "--username=postgres", "--no-sync", "-D"]).arg(postgres.data());
+        let made = initdb.output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         postgres.write("pg_hba.conf", "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n");
         postgres.start_again();
@@ -148,7 +150,10 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("PostgreSQL's log:\n{}", std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+            eprintln!(
+                "PostgreSQL's log:\n{}",
+                std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+            );
         }
         self.stop();
     }

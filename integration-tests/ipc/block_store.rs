@@ -24,14 +24,18 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     let (file, password) = (dir.path().join("blocks.sqlite"), postgres.password_file());
     let url = postgres.url("sslmode=prefer");
     let arguments = ["--chain", "regtest", "--node-name", "ipc-node", "--block-log", file.to_str().unwrap()];
-    let arguments = [&arguments[..], &["--block-store", &url, "--block-store-password-file", password.to_str().unwrap()]];
+    let arguments =
+        [&arguments[..], &["--block-store", &url, "--block-store-password-file", password.to_str().unwrap()]];
     let start = || Exporter::start(&node.socket(), &arguments.concat()).ready();
     let mut exporter = start();
     let first = node.mine(1).remove(0);
     let times = "SELECT encode(block_hash, 'hex'), extract(epoch FROM connected_at), resolution_us, source, chain, \
                  transactions, complete_at FROM propagation.blocks ORDER BY block_height";
     let rows = eventually("the row arrives", || postgres.try_rows(times).filter(|rows| !rows.is_empty()));
-    assert_eq!((rows[0][0].as_str(), &rows[0][2..]), (first.as_str(), &["50000", "ipc", "regtest", "", ""].map(String::from)[..]));
+    assert_eq!(
+        (rows[0][0].as_str(), &rows[0][2..]),
+        (first.as_str(), &["50000", "ipc", "regtest", "", ""].map(String::from)[..])
+    );
     let log = std::fs::read_to_string(node.dir().join("regtest/debug.log")).unwrap();
     let tip = log.lines().find(|line| line.contains("UpdateTip") && line.contains(&first)).unwrap();
     let tip = humantime::parse_rfc3339(tip.split(' ').next().unwrap()).unwrap();
@@ -41,7 +45,9 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     // The database is away, and the exporter ends: the row waits in the file.
     postgres.stop();
     let second = node.mine(1).remove(0);
-    eventually("the row waits", || (exporter.value("bitcoin_block_store_rows_waiting")? == 1.0).then_some(()));
+    eventually("the row waits", || {
+        (exporter.value("bitcoin_block_store_rows_waiting")? == 1.0).then_some(())
+    });
     exporter.terminate();
     postgres.start_again();
     exporter = start();

@@ -82,7 +82,10 @@ fn main() -> ExitCode {
     }
     let of_store = [
         trial("propagation_queries_return_data", propagation::every_query_returns_data),
-        trial("views_show_no_difference_without_its_error", propagation::views_show_no_difference_without_its_error),
+        trial(
+            "views_show_no_difference_without_its_error",
+            propagation::views_show_no_difference_without_its_error,
+        ),
     ];
     trials.extend(of_store.map(|trial| trial.with_ignored_flag(no_postgres)));
     // docs/picture makes it.

@@ -54,7 +54,10 @@ pub fn every_query_returns_data() {
     let postgres = store(4, 200);
     let board = board();
     let source = &board["templating"]["list"][0];
-    assert_eq!((&source["name"], &source["query"]), (&"store".into(), &"grafana-postgresql-datasource".into()));
+    assert_eq!(
+        (&source["name"], &source["query"]),
+        (&"store".into(), &"grafana-postgresql-datasource".into())
+    );
     let chains = &board["templating"]["list"][1]["query"];
     assert_eq!(postgres.rows(chains.as_str().unwrap()), [["main"]]);
     for panel in panels(&board) {
@@ -77,14 +80,23 @@ pub fn every_query_returns_data() {
     let last = &shown(&postgres, "Last blocks", "connected")[0];
     assert_eq!(last[1..9], ["200", "n1", "3", "1000", "2000", "802", "n3", "n4"].map(String::from));
     let lateness = shown(&postgres, "Lateness by node", "connected");
-    assert_eq!(lateness, [["n3", "2000", "2000", "2000", "802"], ["n2", "1000", "1000", "1000", "802"], ["n1", "0", "0", "0", "0"]]);
+    assert_eq!(
+        lateness,
+        [
+            ["n3", "2000", "2000", "2000", "802"],
+            ["n2", "1000", "1000", "1000", "802"],
+            ["n1", "0", "0", "0", "0"]
+        ]
+    );
     let distribution = shown(&postgres, "Distribution of the lateness", "connected");
     assert_eq!(distribution, [["≤ 1.0 ms", "144", "0"], ["≤ 2.0 ms", "144", "0"]]);
     // The clocks cannot decide any more.
     postgres.rows("UPDATE propagation.blocks SET clock_max_error_us = 600");
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "0", "144"]]);
     // A node that catches up is not late.
-    postgres.rows("UPDATE propagation.blocks SET connected_at = connected_at + interval '2 hours' WHERE node = 'n3'");
+    postgres.rows(
+        "UPDATE propagation.blocks SET connected_at = connected_at + interval '2 hours' WHERE node = 'n3'",
+    );
     assert_eq!(shown(&postgres, "Last blocks", "connected")[0][3], "2");
 }
 

@@ -115,15 +115,19 @@ fn main() -> ExitCode {
         skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
     }
     let is_root = nix::unistd::Uid::effective().is_root();
-    let with_postgres = with_postgres
-        .into_iter()
-        .map(|test| test.with_ignored_flag(cannot || no_postgres))
-        .chain(as_root_with_postgres.into_iter().map(|test| test.with_ignored_flag(cannot || no_postgres || !is_root)));
-    let as_root = as_root
-        .into_iter()
-        .map(|test| test.with_ignored_flag(cannot || !is_root));
+    let with_postgres =
+        with_postgres.into_iter().map(|test| test.with_ignored_flag(cannot || no_postgres)).chain(
+            as_root_with_postgres
+                .into_iter()
+                .map(|test| test.with_ignored_flag(cannot || no_postgres || !is_root)),
+        );
+    let as_root = as_root.into_iter().map(|test| test.with_ignored_flag(cannot || !is_root));
     let with_bpf = with_bpf.into_iter().map(|test| test.with_ignored_flag(cannot));
-    libtest_mimic::run(&Arguments::from_args(), with_bpf.chain(as_root).chain(with_postgres).chain(without).collect()).exit_code()
+    libtest_mimic::run(
+        &Arguments::from_args(),
+        with_bpf.chain(as_root).chain(with_postgres).chain(without).collect(),
+    )
+    .exit_code()
 }
 
 /// A fixture with or without `udp:block_reconstruction_detail`, and an exporter beside it.

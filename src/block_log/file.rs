@@ -20,7 +20,7 @@ use super::writer::LogEntry;
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
 /// The versions of the file (`user_version`), each with the migration from the previous version. The first migration starts with an empty
 /// file. A new field of [`BlockReport`] needs a new version with `ALTER TABLE blocks ADD COLUMN …`.
-const VERSIONS: [(i32, &str); 2] = [
+pub(super) const VERSIONS: [(i32, &str); 2] = [
     (
         2,
         "CREATE TABLE blocks (
@@ -213,11 +213,12 @@ impl BlockLogFile {
     }
 
     /// Adds or updates these blocks, and deletes the oldest blocks beyond the limit, in one transaction. With an origin, the blocks are also
-    /// added to the outbox. Returns the number of rows that the limit deleted from the outbox.
+    /// added to the outbox. Returns the number of rows that the limit deleted from the outbox, after the ID `under_way`.
     pub fn add<'a>(
         &mut self,
         entries: impl IntoIterator<Item = &'a LogEntry>,
         origin: Option<&RowOrigin>,
+        under_way: i64,
     ) -> Result<u64> {
         let columns = columns();
         let places = vec!["?"; columns.len()].join(", ");
@@ -230,7 +231,9 @@ impl BlockLogFile {
                     if *is_update {
                         update_race(&transaction, report)?;
                     } else {
-                        insert.execute(params_from_iter(report.columns().into_iter().map(|(_, value)| value)))?;
+                        insert.execute(params_from_iter(
+                            report.columns().into_iter().map(|(_, value)| value),
+                        ))?;
                     }
                     if let Some(origin) = origin {
                         outbox::push(&transaction, report, origin)?;
@@ -239,11 +242,18 @@ impl BlockLogFile {
             }
             transaction
                 .execute("DELETE FROM blocks WHERE id <= (SELECT max(id) FROM blocks) - ?", [self.keep])?;
-            let dropped = outbox::limit(&transaction, self.keep)?;
+            let dropped = outbox::limit(&transaction, self.keep, under_way)?;
             transaction.commit()?;
             Ok(dropped)
         };
         add().map_err(|error| explain(error, &self.path))
+    }
+
+    /// Adds new blocks, without an outbox.
+    #[cfg(test)]
+    pub fn add_reports<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<u64> {
+        let entry = |report: &BlockReport| LogEntry { report: report.clone(), is_update: false };
+        self.add(&reports.into_iter().map(entry).collect::<Vec<_>>(), None, 0)
     }
 
     /// The oldest rows of the outbox after this ID, at most `limit`. `None` if there are none.

@@ -38,10 +38,15 @@ pub fn push(connection: &Connection, report: &BlockReport, origin: &RowOrigin) -
     connection.prepare("INSERT INTO outbox (block_height, row) VALUES (?, ?)")?.execute(row).map(drop)
 }
 
-/// Deletes the oldest rows beyond the limit. Returns the number of deleted rows.
-pub fn limit(connection: &Connection, keep: u32) -> rusqlite::Result<u64> {
-    let delete = "DELETE FROM outbox WHERE id <= (SELECT max(id) FROM outbox) - ?";
-    connection.execute(delete, [keep]).map(|deleted| deleted as u64)
+/// Deletes the oldest rows beyond the limit. Returns the number of deleted rows after the ID `under_way`: the rows up to it are in memory, on
+/// their way to the block store.
+pub fn limit(connection: &Connection, keep: u32, under_way: i64) -> rusqlite::Result<u64> {
+    let last: Option<i64> = connection.query_row("SELECT max(id) FROM outbox", [], |row| row.get(0))?;
+    let Some(up_to) = last.map(|last| last - i64::from(keep)) else { return Ok(0) };
+    let dropped = "SELECT count(*) FROM outbox WHERE id > ? AND id <= ?";
+    let dropped: i64 = connection.query_row(dropped, (under_way, up_to), |row| row.get(0))?;
+    delete(connection, up_to)?;
+    Ok(dropped as u64)
 }
 
 /// The oldest rows after this ID.

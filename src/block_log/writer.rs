@@ -236,7 +236,8 @@ impl BlockLogWriter {
             }
         };
         let origin = self.outbox.as_ref().map(|outbox| &outbox.forwarding.origin);
-        let dropped = self.file.insert(file).add(self.pending.iter().map(Box::as_ref), origin)?;
+        let under_way = self.outbox.as_ref().map_or(0, |outbox| outbox.under_way.unwrap_or(outbox.stored));
+        let dropped = self.file.insert(file).add(self.pending.iter().map(Box::as_ref), origin, under_way)?;
         if let Some(outbox) = &mut self.outbox {
             outbox.forwarding.counts.dropped.fetch_add(dropped, Relaxed);
             outbox.has_news = true;
@@ -265,8 +266,8 @@ struct Outbox {
     delete_failed_at: Option<Instant>,
     /// Whether the rows up to `stored` are deleted.
     is_clean: bool,
-    /// Whether a batch is under way.
-    is_under_way: bool,
+    /// ID of the last row of the batch under way.
+    under_way: Option<i64>,
     /// Whether rows were added since the last batch.
     has_news: bool,
 }
@@ -282,7 +283,7 @@ impl Outbox {
             stored: 0,
             delete_failed_at: None,
             is_clean: true,
-            is_under_way: false,
+            under_way: None,
             has_news: true,
         }
     }
@@ -290,14 +291,14 @@ impl Outbox {
     /// Another file may have been opened, whose IDs are different. The batch under way is sent again, which does not change the store.
     fn file_opened(&mut self) {
         (self.generation, self.stored, self.is_clean) = (self.generation + 1, 0, true);
-        (self.is_under_way, self.has_news) = (false, true);
+        (self.under_way, self.has_news) = (None, true);
     }
 
     /// Deletes the rows that the block store has, and hands the next ones to the thread that forwards them.
     fn exchange(&mut self, file: &BlockLogFile) -> Result<()> {
         while let Ok((generation, up_to)) = self.forwarding.stored.try_recv() {
             if generation == self.generation {
-                (self.stored, self.is_clean, self.is_under_way, self.has_news) = (up_to, false, false, true);
+                (self.stored, self.is_clean, self.under_way, self.has_news) = (up_to, false, None, true);
             }
         }
         self.delete_stored(file);
@@ -305,15 +306,16 @@ impl Outbox {
             return Ok(());
         }
         self.forwarding.counts.waiting.store(file.count_unsent(self.stored)?, Relaxed);
-        if self.is_under_way {
+        if self.under_way.is_some() {
             self.has_news = false;
             return Ok(());
         }
         match file.unsent(self.stored, Self::MAX_ROWS)? {
             Some(batch) => {
+                let up_to = batch.up_to;
                 let batch = OutboxBatch { batch, generation: self.generation };
-                self.is_under_way = self.forwarding.batches.try_send(batch).is_ok();
-                self.has_news = !self.is_under_way;
+                self.under_way = self.forwarding.batches.try_send(batch).is_ok().then_some(up_to);
+                self.has_news = self.under_way.is_none();
             }
             None => self.has_news = false,
         }

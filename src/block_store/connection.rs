@@ -170,8 +170,7 @@ impl StoreConnection {
 }
 
 async fn connect(config: Config, settings: &StoreSettings) -> Result<Client> {
-    let (client, connection) =
-        config.connect(settings.tls.clone()).await.map_err(explain)?;
+    let (client, connection) = config.connect(settings.tls.clone()).await.map_err(explain)?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             debug!("block store: {error}");
@@ -250,7 +249,9 @@ fn advice(code: &SqlState) -> &'static str {
         }
         SqlState::INVALID_AUTHORIZATION_SPECIFICATION => "; check pg_hba.conf of the server",
         SqlState::INVALID_CATALOG_NAME => "; create the database first, or correct its name in the URL",
-        SqlState::INSUFFICIENT_PRIVILEGE => "; grant the rights that contrib/postgresql/propagation.sql lists",
+        SqlState::INSUFFICIENT_PRIVILEGE => {
+            "; grant the rights that contrib/postgresql/propagation.sql lists"
+        }
         SqlState::DISK_FULL => "; the disk of the server is full",
         _ => "",
     }

@@ -26,6 +26,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Times after a sent row at which the ranks of the last blocks are read: other nodes may have the block later.
 const RANK_DELAYS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
+/// With more compared nodes, the ranks are not read any more: each exporter would read the rows of all nodes for each block.
+const MAX_RANKED_NODES: i64 = 1000;
+
 /// Starts the thread. It ends when the other side of the returned connection is dropped.
 ///
 /// # Errors
@@ -45,6 +48,7 @@ pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
         last_logged: None,
         failures: 0,
         rank_times: VecDeque::new(),
+        reads_ranks: true,
         last_height: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -71,6 +75,8 @@ struct Forwarder {
     failures: u32,
     /// Times at which the ranks are read.
     rank_times: VecDeque<Instant>,
+    /// Whether the ranks are read.
+    reads_ranks: bool,
     /// Height of the last sent block.
     last_height: Option<i32>,
 }
@@ -108,7 +114,8 @@ impl Forwarder {
         let _ = self.stored.send(batch.id());
         self.last_height = batch.batch.heights.iter().copied().max();
         let now = Instant::now();
-        self.rank_times = RANK_DELAYS.iter().map(|delay| now + *delay).collect();
+        let delays = RANK_DELAYS.iter().filter(|_| self.reads_ranks);
+        self.rank_times = delays.map(|delay| now + *delay).collect();
     }
 
     /// Sends a batch once. Rows that the store rejects are dropped, because they would block all later ones.
@@ -125,7 +132,10 @@ impl Forwarder {
                         Ok(()) => {}
                         Err(StoreError::Unavailable(error)) => return Err(error),
                         Err(StoreError::Rejected(error)) => {
-                            warn!(block_height = height, "the block store rejected a row, which is dropped: {error:#}");
+                            warn!(
+                                block_height = height,
+                                "the block store rejected a row, which is dropped: {error:#}"
+                            );
                             rejected += 1;
                         }
                     }
@@ -155,6 +165,10 @@ impl Forwarder {
             propagation::ranks(connection, &origin.chain, &origin.node, height).await
         };
         match read.await {
+            Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
+                info!("the block store has more than {MAX_RANKED_NODES} nodes: the page shows no rank");
+                self.reads_ranks = false;
+            }
             Ok(ranks) => *self.state.ranks.lock().expect("nobody panics holding it") = ranks,
             Err(error) => self.on_failure(&error).await,
         }

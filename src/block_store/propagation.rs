@@ -129,6 +129,9 @@ async fn only_chain(connection: &StoreConnection) -> Result<String> {
     match &chains[..] {
         [chain] => Ok(chain.clone()),
         [] => bail!("the block store has no rows yet"),
-        _ => bail!("the block store has blocks of several chains: {}; select one with --chain", chains.join(", ")),
+        _ => bail!(
+            "the block store has blocks of several chains: {}; select one with --chain",
+            chains.join(", ")
+        ),
     }
 }

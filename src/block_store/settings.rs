@@ -35,7 +35,9 @@ impl StoreArgs {
     /// The URL or the certificate authorities are invalid.
     pub fn settings(&self, environment: &str) -> Result<Option<StoreSettings>> {
         let Some(url) = &self.block_store else { return Ok(None) };
-        StoreSettings::new(url, self.block_store_password_file.clone(), environment).context("--block-store").map(Some)
+        StoreSettings::new(url, self.block_store_password_file.clone(), environment)
+            .context("--block-store")
+            .map(Some)
     }
 }
 

@@ -71,8 +71,11 @@ impl AllowedFiles {
             let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
         }
-        let write = read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
-        for folder in self.write.iter().filter_map(|path| std::path::absolute(path).ok()?.parent().map(PathBuf::from)) {
+        let write =
+            read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
+        for folder in
+            self.write.iter().filter_map(|path| std::path::absolute(path).ok()?.parent().map(PathBuf::from))
+        {
             let Ok(fd) = PathFd::new(&folder) else { continue };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, write))?;
         }

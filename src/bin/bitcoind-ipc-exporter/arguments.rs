@@ -118,7 +118,13 @@ pub struct Arguments {
     pub block_log_keep: u32,
 
     /// Name of the node in the block store. If bitcoind-usdt-exporter also runs on the node, it must be the same for both
-    #[arg(long, value_name = "NAME", default_value = "", env = "BITCOIND_IPC_EXPORTER_NODE_NAME", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        env = "BITCOIND_IPC_EXPORTER_NODE_NAME",
+        hide_default_value = true
+    )]
     pub node_name: String,
 
     /// Exit with status 0 when the node shuts down, instead of waiting for the next one. Only a node with IPC announces its
@@ -244,13 +250,18 @@ impl Arguments {
         let Some(settings) = self.common.store.settings(Self::ENVIRONMENT)? else { return Ok(None) };
         block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
         if settings.has_unix_socket() {
-            bail!("--block-store: the sandbox of this exporter allows no Unix sockets; use the address 127.0.0.1");
+            bail!(
+                "--block-store: the sandbox of this exporter allows no Unix sockets; use the address 127.0.0.1"
+            );
         }
         Ok(Some(settings))
     }
 
     /// Starts the block log, and forwards it to the store. `None` without a block log.
-    pub fn start_block_log(&self, store: Option<StoreSettings>) -> Result<Option<(BlockLogThread, ReportQueue)>> {
+    pub fn start_block_log(
+        &self,
+        store: Option<StoreSettings>,
+    ) -> Result<Option<(BlockLogThread, ReportQueue)>> {
         let Some(path) = &self.block_log else { return Ok(None) };
         let chain = self.known_chain().unwrap_or(&CHAINS[0]).name.to_string();
         let origin = RowOrigin { chain, node: self.node_name.clone(), source: "ipc" };

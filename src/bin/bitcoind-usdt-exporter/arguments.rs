@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use bitcoind_exporter::block_log::outbox::RowOrigin;
+use bitcoind_exporter::block_log::{DEFAULT_KEEP, Forwarding};
 use bitcoind_exporter::block_store::{self, StoreSettings};
 use bitcoind_exporter::cli::{Cli, CommonArgs};
 use bitcoind_exporter::endpoint::CHAINS;
 use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::logging::{self, LogLevel, Logging};
 use bitcoind_exporter::usdt::TracepointGroup;
-use bitcoind_exporter::block_log::outbox::RowOrigin;
-use bitcoind_exporter::block_log::{DEFAULT_KEEP, Forwarding};
 use bitcoind_exporter::usdt::target::NodeSelector;
 use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};

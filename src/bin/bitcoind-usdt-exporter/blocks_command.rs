@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bitcoind_exporter::block_store::{StoreSettings, propagation};
-use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::block_log::DEFAULT_PATH;
 use bitcoind_exporter::block_log::read::{self, BlockFilter, Rows};
 use bitcoind_exporter::block_log::show::{self, OutputFormat};
+use bitcoind_exporter::block_store::{StoreSettings, propagation};
+use bitcoind_exporter::cli::{self, Cli};
 use clap::Args;
 
 use crate::arguments::Arguments;
@@ -39,7 +39,12 @@ pub struct BlocksCommand {
     store: Option<String>,
 
     /// File with the password of the block store's user in its first line
-    #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BLOCK_STORE_PASSWORD_FILE", requires = "store")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "BITCOIND_USDT_EXPORTER_BLOCK_STORE_PASSWORD_FILE",
+        requires = "store"
+    )]
     store_password_file: Option<PathBuf>,
 
     /// Print when each node of the block store had the blocks of a height, as offsets from the first node
@@ -68,13 +73,16 @@ impl BlocksCommand {
 
     /// Prints when each node had the blocks of a height.
     fn show_propagation(&self) -> Result<()> {
-        let (Some(url), Some(height)) = (&self.store, self.height) else { bail!("--store and --height are missing") };
+        let (Some(url), Some(height)) = (&self.store, self.height) else {
+            bail!("--store and --height are missing")
+        };
         let settings = StoreSettings::new(url, self.store_password_file.clone(), Arguments::ENVIRONMENT);
         let settings = settings.context("--store")?;
         let height = i32::try_from(height).context("--height")?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let read = propagation::at_height(&settings, self.chain.as_deref(), height);
-        let rows = runtime.block_on(read).with_context(|| format!("cannot read the block store {settings}"))?;
+        let rows =
+            runtime.block_on(read).with_context(|| format!("cannot read the block store {settings}"))?;
         self.print(&rows, show::PROPAGATION)?;
         for node in propagation::excluded(&rows) {
             cli::print_error(format_args!("{node} is excluded: its clock was not synchronized"));

@@ -39,9 +39,7 @@ pub fn system_roots() -> Result<RootCertStore> {
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
         let why = found.errors.first().map_or(String::new(), |error| format!(" ({error})"));
-        bail!(
-            "the system has no CA certificates{why}: install ca-certificates, or pass yours in a file"
-        );
+        bail!("the system has no CA certificates{why}: install ca-certificates, or pass yours in a file");
     }
     Ok(roots)
 }
