@@ -107,12 +107,12 @@ PARTS = {
         _bars("First by mechanism", "none", "Number of blocks by the mechanism that completed them at the first node.", """
               SELECT coalesce(arrival, 'unknown') AS mechanism, count(*) FILTER (WHERE is_certain) AS certain,
                   count(*) FILTER (WHERE is_certain IS NOT TRUE) AS uncertain
-              FROM propagation.wins WHERE {won} GROUP BY 1 ORDER BY count(*) DESC"""),
+              FROM propagation.wins WHERE {won} GROUP BY 1 ORDER BY count(*) DESC, 1"""),
         _bars("First by connection type", "none", "Number of blocks by the connection type of the peer that announced them first to the first "
               "node.", """
               SELECT coalesce(announced_connection, 'not announced') AS connection, count(*) FILTER (WHERE is_certain) AS certain,
                   count(*) FILTER (WHERE is_certain IS NOT TRUE) AS uncertain
-              FROM propagation.wins WHERE {won} GROUP BY 1 ORDER BY count(*) DESC"""),
+              FROM propagation.wins WHERE {won} GROUP BY 1 ORDER BY count(*) DESC, 1"""),
         _table("Excluded nodes", "Nodes whose clock was not synchronized when they connected blocks. These blocks are excluded from all "
                "other panels.", """
                SELECT node, count(*) AS blocks, max(connected_at) AS "last time", max(clock_max_error_us) AS "±"

@@ -21,6 +21,7 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     let dir = TempDir::new().unwrap();
     let mut postgres = Postgres::start();
     let node = Node::start(&["-logtimemicros"]);
+    node.mine(1); // ends initial block download, in which tips are not stored
     let (file, password) = (dir.path().join("blocks.sqlite"), postgres.password_file());
     let url = postgres.url("sslmode=prefer");
     let arguments = ["--chain", "regtest", "--node-name", "ipc-node", "--block-log", file.to_str().unwrap()];

@@ -72,7 +72,7 @@ pub fn every_query_returns_data() {
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "144", "0"]]);
     assert_eq!(
         shown(&postgres, "First by mechanism", "connected"),
-        [["fibre", "72", "0"], ["compact_complete", "72", "0"]]
+        [["compact_complete", "72", "0"], ["fibre", "72", "0"]]
     );
     assert_eq!(shown(&postgres, "First by connection type", "complete"), [["block-relay-only", "144", "0"]]);
     let excluded = shown(&postgres, "Excluded nodes", "connected");

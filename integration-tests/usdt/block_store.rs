@@ -370,13 +370,16 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
     has_rows(&postgres, 12 - dropped);
     assert_eq!(postgres.rows("SELECT count(*) FROM propagation.blocks WHERE block_height >= 8")[0], ["5"]);
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 0.0);
-    // A reorganization adds rows, and a block that is connected again keeps its first row.
-    let tip = node.cli(&["getblockhash", "12"]);
+    // To another branch and back: blocks that are connected again keep their first rows.
     let connected = "SELECT connected_at FROM propagation.blocks WHERE block_height = 12";
     let before = postgres.rows(connected);
-    node.cli(&["invalidateblock", &tip]);
-    node.cli(&["reconsiderblock", &tip]);
-    exporter.wait_for("bitcoin_block_store_rows_sent_total{node=\"a\"}", (13 - dropped) as f64);
+    let left = node.cli(&["getblockhash", "11"]);
+    node.cli(&["invalidateblock", &left]);
+    let other = node.json(&["getdescriptorinfo", "raw(53)"])["descriptor"].clone();
+    node.cli(&["generatetodescriptor", "1", other.as_str().unwrap()]);
+    node.cli(&["reconsiderblock", &left]);
+    exporter.wait_for("bitcoin_block_store_rows_sent_total{node=\"a\"}", (12 - dropped + 3) as f64);
+    has_rows(&postgres, 12 - dropped + 1);
     assert_eq!(postgres.rows(connected), before);
 }
 
