@@ -177,7 +177,7 @@ fn propagation(url: &str, postgres: &Postgres, arguments: &[&str]) -> Output {
 
 fn command_shows_offsets_and_names_excluded_nodes(postgres: &Postgres, url: &str, mined: &[String]) {
     let hash = mined.last().unwrap();
-    let height = &postgres.rows(&format!("SELECT max(block_height) FROM propagation.blocks"))[0][0];
+    let height = &postgres.rows("SELECT max(block_height) FROM propagation.blocks")[0][0];
     let show = |arguments: &[&str]| {
         let output = propagation(url, postgres, &[&["--height", height.as_str()], arguments].concat());
         let (text, errors) =
