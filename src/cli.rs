@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Args, Command, Parser};
 
+use crate::block_store::StoreArgs;
 use crate::generate::{self, PackageFile};
 use crate::http::{Address, Endpoint, HostName, WebConfig};
 use crate::logging::{self, LogTarget};
@@ -36,6 +37,10 @@ pub struct CommonArgs {
     /// rebinding; on other addresses, all names are accepted
     #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', env = "WEB_ALLOWED_HOST")]
     pub web_allowed_host: Vec<HostName>,
+
+    /// The block store.
+    #[command(flatten)]
+    pub store: StoreArgs,
 
     /// Log at level debug, including each event. The environment variable RUST_LOG takes precedence
     #[arg(long, env = "DEBUG")]

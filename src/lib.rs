@@ -14,6 +14,7 @@
 //! - [`metrics`] has the metric families and the exposition formats. `metrics` does not depend on the sources of the
 //!   values.
 //! - [`status`] is the status page of the IPC exporter.
+//! - [`block_log`] stores a row for each connected block in a local file, and [`block_store`] forwards the rows to a database.
 //! - [`http`] serves metrics and pages to scrapers and browsers. `http` does not depend on the modules that communicate
 //!   with nodes.
 //!
@@ -53,6 +54,8 @@
 )]
 
 pub mod bitcoin_core;
+pub mod block_log;
+pub mod block_store;
 pub mod cli;
 mod collect;
 pub mod files;

@@ -1,5 +1,5 @@
 //! Metrics about the exporter's own process, whose values are read at the scrape: the `process_*` metrics of Prometheus
-//! client libraries, from `/proc/self`, and metrics about the exporter's log, TLS certificate and sandbox.
+//! client libraries, from `/proc/self`, and metrics about the exporter's log, TLS certificate, sandbox and block store.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
 
 use crate::metrics::{Family, counter, gauge, now};
-use crate::{logging, sandbox, tls};
+use crate::{block_store, logging, sandbox, tls};
 
 const PROC: &[&str] = &["/proc/self"];
 const EXPORTER: &[&str] = &["the exporter"];
@@ -23,7 +23,7 @@ pub fn families() -> Vec<Family> {
     let process = Process::myself().ok();
     let stat = process.as_ref().and_then(|process| process.stat().ok());
     let open_fds = process.as_ref().and_then(|process| process.fd_count().ok());
-    vec![
+    let mut families = vec![
         counter("process_cpu_seconds_total", "CPU time of the exporter, user and system", PROC)
             .value_if_known(stat.as_ref().map(|stat| (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)),
         gauge("process_resident_memory_bytes", "Resident memory of the exporter", PROC)
@@ -39,5 +39,7 @@ pub fn families() -> Vec<Family> {
         gauge("bitcoin_exporter_sandbox",
             "1 if this part of the sandbox, `seccomp` or `landlock`, is in force, otherwise 0", EXPORTER)
             .by(&["part"]).samples(sandbox::parts().into_iter().map(|(part, on)| ([part], f64::from(u8::from(on))))),
-    ]
+    ];
+    families.extend(block_store::families());
+    families
 }

@@ -19,6 +19,30 @@ pub fn clock(id: ClockId) -> Duration {
     clock_gettime(id).map_or(Duration::ZERO, Duration::from)
 }
 
+/// The kernel's estimate of the error of the wall clock (`adjtimex`), in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClockError {
+    /// Whether a time service, for example NTP, keeps the clock synchronized.
+    pub is_synchronized: bool,
+    /// Bound on the error (`maxerror`). It grows between two corrections of the clock.
+    pub max_us: i64,
+    /// Estimate of the error (`esterror`).
+    pub estimated_us: i64,
+}
+
+/// The error of the wall clock at this moment; `None` if the kernel or a sandbox denies the call.
+pub fn clock_error() -> Option<ClockError> {
+    // SAFETY: all fields are numbers. With `modes` 0 the call only reads.
+    let mut clock: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes only into `clock`, which has the layout of the kernel's structure.
+    let state = unsafe { libc::syscall(libc::SYS_adjtimex, &raw mut clock) };
+    (state >= 0).then_some(ClockError {
+        is_synchronized: state != i64::from(libc::TIME_ERROR) && clock.status & libc::STA_UNSYNC == 0,
+        max_us: clock.maxerror,
+        estimated_us: clock.esterror,
+    })
+}
+
 /// Adds to the nice value of the calling thread, up to 19. A thread starts with the nice value of its process.
 pub fn add_nice(by: i32) {
     // SAFETY: the call gets only a number. On Linux, the nice value belongs to the calling thread.

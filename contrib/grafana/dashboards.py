@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 from panels import OUR_ALERTS, bars, build, columns, encoded, graph, heatmap, logs, number, rows, text_of_label
+from propagation import propagation
 
 FOLDER = pathlib.Path(__file__).parent / "dashboards"
 UP = {0: ("down", "red"), 1: ("up", "green")}
@@ -718,6 +719,7 @@ DASHBOARDS = [
     build("bitcoin-internals", "Node internals", "A Bitcoin node from its tracepoints: messages, connections, blocks, "
           "UTXO cache, mempool; and values polled over JSON-RPC.", "bitcoind-usdt|fibre", INTERNALS),
     mining(),
+    propagation(),
 ]
 
 

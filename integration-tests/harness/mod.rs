@@ -9,6 +9,7 @@ pub mod fake_http;
 pub mod fixture;
 pub mod node;
 pub mod peer;
+pub mod postgres;
 pub mod prometheus;
 pub mod proxy;
 pub mod skip;

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod block_contents;
+mod block_store;
 mod failing_calls;
 mod fibre;
 #[path = "../harness/mod.rs"]

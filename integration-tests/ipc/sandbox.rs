@@ -216,7 +216,7 @@ fn confined_exporter_is_denied_unneeded_calls() {
             connect: vec![port],
             ..AllowedFiles::default()
         };
-        Confinement::new(SandboxMode::On).files(&files).ipc_exporter();
+        Confinement::new(SandboxMode::On).files(&files).ipc_exporter(false);
         attempt_everything();
         println!("\nparts: {:?}", sandbox::parts());
         report("open", File::open("other"));

@@ -10,6 +10,7 @@ mod exemplars;
 mod expressions;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod propagation;
 mod rendering;
 mod status_page;
 mod store;
@@ -75,6 +76,18 @@ fn main() -> ExitCode {
         trial("every_expression_returns_data", expressions::every_expression_returns_data)
             .with_ignored_flag(cannot),
     ];
+    let no_postgres = harness::postgres::programs().is_none();
+    if no_postgres {
+        skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
+    }
+    let of_store = [
+        trial("propagation_queries_return_data", propagation::every_query_returns_data),
+        trial(
+            "views_show_no_difference_without_its_error",
+            propagation::views_show_no_difference_without_its_error,
+        ),
+    ];
+    trials.extend(of_store.map(|trial| trial.with_ignored_flag(no_postgres)));
     // `docs/picture` sets SCREENSHOTS to create the picture of the README.
     if std::env::var_os("SCREENSHOTS").is_some() {
         trials.push(trial("picture_of_the_page", status_page::picture_of_the_page));
@@ -103,7 +116,12 @@ fn dashboards_are_up_to_date(python: &std::ffi::OsStr) {
     succeeds(Command::new(python).arg("-B").arg(contrib().join("grafana/dashboards.py")).arg("--check"));
 }
 
+/// The dashboards whose data source is Prometheus.
 fn dashboards() -> Vec<Value> {
+    all_dashboards().into_iter().filter(|board| board["uid"] != propagation::UID).collect()
+}
+
+fn all_dashboards() -> Vec<Value> {
     let files = std::fs::read_dir(contrib().join("grafana/dashboards")).unwrap();
     files.map(|file| serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap()).collect()
 }
@@ -215,7 +233,7 @@ fn dashboards_are_complete() {
 
 /// Checks that no two panels overlap.
 fn panels_do_not_overlap() {
-    for dashboard in dashboards() {
+    for dashboard in all_dashboards() {
         let mut groups = vec![dashboard["panels"].as_array().unwrap().clone()];
         groups
             .extend(groups[0].iter().filter_map(|row| row["panels"].as_array().cloned()).collect::<Vec<_>>());

@@ -229,10 +229,10 @@ pub fn foreign_block_log_file_is_rejected_at_startup() {
 }
 
 /// A mounted file system of 1 MB. The file system is unmounted when this value is dropped.
-struct Disk(PathBuf);
+pub struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(at: &Path) -> Self {
+    pub fn mount(at: &Path) -> Self {
         let mounted =
             Command::new("mount").args(["-t", "tmpfs", "-o", "size=1M", "tmpfs"]).arg(at).status().unwrap();
         assert!(mounted.success(), "mount");

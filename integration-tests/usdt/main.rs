@@ -5,6 +5,7 @@
 //! tests are skipped, and the skip is printed.
 
 mod block_log;
+mod block_store;
 mod blocks;
 mod connections;
 mod core_tracepoints;
@@ -25,6 +26,7 @@ use tempfile::TempDir;
 
 use harness::exporter::Exporter;
 use harness::fixture::{Fixture, cannot_bpf, command, compile, exporter};
+use harness::skip::skip;
 
 fn main() -> ExitCode {
     let cannot = cannot_bpf();
@@ -94,12 +96,18 @@ fn main() -> ExitCode {
         block_log::corrupt_file_is_logged_once_and_replaced,
         block_log::foreign_block_log_file_is_rejected_at_startup,
     ];
+    let with_postgres = tests![
+        block_store::rows_of_two_nodes_arrive_once_through_outages,
+        block_store::wrong_settings_are_logged_and_lose_no_row,
+        block_store::outbox_is_bounded_and_drops_are_counted,
+    ];
     let without = tests![
         lifecycle::several_nodes_are_listed_and_none_is_guessed,
         lifecycle::wrong_input_is_explained,
         lifecycle::failed_output_does_not_end_the_exporter,
         lifecycle::closed_stderr_causes_no_panic,
         settings::wrong_settings_are_explained_with_their_names,
+        block_store::block_store_needs_are_explained,
     ];
     // These tests run only as root, because they start processes without privileges or mount file systems.
     let as_root = tests![
@@ -110,11 +118,25 @@ fn main() -> ExitCode {
         block_log::times_are_right_in_a_time_namespace,
         block_log::full_disk_is_logged_once_and_costs_no_row,
     ];
-    let as_root = as_root
-        .into_iter()
-        .map(|test| test.with_ignored_flag(cannot || !nix::unistd::Uid::effective().is_root()));
+    let as_root_with_postgres = tests![block_store::full_disk_of_the_outbox_costs_no_row];
+    let no_postgres = harness::postgres::programs().is_none();
+    if no_postgres {
+        skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
+    }
+    let is_root = nix::unistd::Uid::effective().is_root();
+    let with_postgres =
+        with_postgres.into_iter().map(|test| test.with_ignored_flag(cannot || no_postgres)).chain(
+            as_root_with_postgres
+                .into_iter()
+                .map(|test| test.with_ignored_flag(cannot || no_postgres || !is_root)),
+        );
+    let as_root = as_root.into_iter().map(|test| test.with_ignored_flag(cannot || !is_root));
     let with_bpf = with_bpf.into_iter().map(|test| test.with_ignored_flag(cannot));
-    libtest_mimic::run(&Arguments::from_args(), with_bpf.chain(as_root).chain(without).collect()).exit_code()
+    libtest_mimic::run(
+        &Arguments::from_args(),
+        with_bpf.chain(as_root).chain(with_postgres).chain(without).collect(),
+    )
+    .exit_code()
 }
 
 /// Starts a fixture that was compiled with these options, and an exporter that is attached to it.

@@ -15,6 +15,7 @@ use super::node_start::NodeStartTracker;
 use super::peers::PeerTraffic;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
+use crate::block_log::ReportQueue;
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::FailureCause;
 use crate::json_rpc::http::{self, HttpRpc};
@@ -103,6 +104,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// The data of the status page: the state of the connection, and the last blocks.
     pub status: Arc<Status>,
+    /// The block log, if there is one.
+    pub block_log: Option<ReportQueue>,
     /// Token that is cancelled when the exporter has to exit.
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
@@ -135,7 +138,17 @@ impl Context {
         }
         let (persistent_state, new_tip) = (RefCell::default(), watch::Sender::default());
         let repeats = RepeatLimiter::default();
-        Context { config, http_rpc, repeats, metrics, status, shutdown, persistent_state, new_tip }
+        Context {
+            config,
+            http_rpc,
+            repeats,
+            metrics,
+            status,
+            block_log: None,
+            shutdown,
+            persistent_state,
+            new_tip,
+        }
     }
 
     /// Queues connected blocks whose contents are to be counted.

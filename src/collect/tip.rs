@@ -17,9 +17,11 @@ use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
 use super::connected_blocks::{BlockRange, CountedContents};
 use super::context::{Context, NewTip};
 use super::node_start::UptimeReading;
+use crate::block_log::BlockReport;
 use crate::ipc::{BlockHash, BlockRef, Interfaces, LONG_POLL, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::now;
+use crate::sys;
 
 /// Interval between two reads of the tip over HTTP. A read takes the node about 0.1 ms, most of it for HTTP.
 const HTTP_INTERVAL: Duration = Duration::from_millis(500);
@@ -126,6 +128,14 @@ impl TipSource {
     fn wait(&self) -> Duration {
         match self {
             TipSource::Mining(_) => LONG_POLL,
+            TipSource::Http(_) => HTTP_INTERVAL,
+        }
+    }
+
+    /// Resolution of the time at which a tip is seen. Blocks that follow each other faster have one tip.
+    fn resolution(&self) -> Duration {
+        match self {
+            TipSource::Mining(_) => MIN_INTERVAL,
             TipSource::Http(_) => HTTP_INTERVAL,
         }
     }
@@ -246,6 +256,9 @@ impl TipFollower {
             let at = tokio::time::Instant::now();
             context.new_tip.send_replace(Some(NewTip { hash: tip.hash, at }));
         }
+        if !is_first {
+            self.log_block(tip);
+        }
         context.status.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
         let last = context.persistent_state.borrow_mut().last_tip.replace(tip);
         if last.is_some_and(|last| last.hash != tip.hash) {
@@ -254,6 +267,23 @@ impl TipFollower {
                 context.metrics.blocks.tip_updates.inc();
             }
         }
+    }
+
+    /// Adds the block to the block log, if there is one. During initial block download, tips are not new blocks of the network.
+    fn log_block(&self, tip: BlockRef) {
+        let Some(block_log) = &self.context.block_log else { return };
+        if self.context.metrics.chain.ibd.get() == Some(1.0) {
+            return;
+        }
+        let mut report = BlockReport {
+            time: now(),
+            block_height: tip.height.into(),
+            block_hash: tip.hash.to_string(),
+            resolution_us: Some(self.source.resolution().as_micros() as i64),
+            ..BlockReport::default()
+        };
+        report.set_clock_error(sys::clock_error(), false);
+        block_log.push(report);
     }
 
     /// Creates the series of the block counters when JSON-RPC is available. Over HTTP it may become available some time

@@ -47,6 +47,11 @@ impl SyscallList {
         Ok(self)
     }
 
+    /// Allows connecting to a server with TCP, and the DNS queries of the C library.
+    fn connects(self) -> Result<Self> {
+        self.any(&[libc::SYS_connect]).masked(libc::SYS_sendmmsg, 3, FAST_OPEN, 0)?.internet_sockets()
+    }
+
     /// Allows TCP and UDP sockets. Landlock restricts only TCP: with MPTCP or SCTP a process could connect to any port.
     fn internet_sockets(mut self) -> Result<Self> {
         /// The bits of the type without SOCK_CLOEXEC and SOCK_NONBLOCK.
@@ -202,6 +207,8 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_getgid,
             libc::SYS_getuid,
             libc::SYS_uname,
+            // Reading the error of the clock. Setting the clock requires a capability.
+            libc::SYS_adjtimex,
             // HTTP connections, and descriptors from the supervisor.
             libc::SYS_accept4,
             libc::SYS_getpeername,
@@ -244,29 +251,10 @@ fn reads_files(list: SyscallList) -> Result<SyscallList> {
     Ok(list)
 }
 
-/// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP and for
-/// DNS, but no Unix sockets, so it cannot connect to the node's IPC socket.
-pub fn ipc_exporter() -> Result<SyscallList> {
-    reads_files(exporter()?)?
-        .any(&[libc::SYS_connect])
-        .masked(libc::SYS_sendmmsg, 3, FAST_OPEN, 0)?
-        .internet_sockets()
-}
-
-/// The system calls of the USDT exporter, including the calls that attach to a restarted node. If it writes a block
-/// log, it may also open files for writing.
-#[cfg(feature = "usdt")]
-pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<SyscallList> {
-    let removes = if writes_block_log || removes_socket { UNLINK } else { &[] };
-    let list = exporter()?
-        .any(removes)
-        .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
-        // The ioctl requests that attach BPF programs to tracepoints, and enable and disable them.
-        .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
-    if !writes_block_log {
-        return reads_files(list);
-    }
+/// Allows the system calls with which SQLite writes the block log. Files may be opened for writing.
+fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
     let list = list
+        .any(UNLINK)
         .any(&[
             libc::SYS_openat,
             libc::SYS_fallocate,
@@ -284,9 +272,47 @@ pub fn usdt_exporter(writes_block_log: bool, removes_socket: bool) -> Result<Sys
     Ok(list)
 }
 
-#[cfg(all(feature = "usdt", target_arch = "x86_64"))]
+/// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP, the block
+/// store and DNS, but no Unix sockets, so it cannot connect to the node's IPC socket.
+pub fn ipc_exporter(has_block_log: bool) -> Result<SyscallList> {
+    let list = exporter()?;
+    let list = if has_block_log { writes_block_log(list)? } else { reads_files(list)? };
+    list.connects()
+}
+
+/// The optional tasks of the USDT exporter, which need further system calls.
+#[cfg(feature = "usdt")]
+#[derive(Clone, Copy, Debug)]
+pub struct UsdtNeeds {
+    /// Whether the exporter writes a block log.
+    pub writes_block_log: bool,
+    /// Whether the exporter connects to a block store.
+    pub has_store: bool,
+    /// Whether the exporter removes the file of its own Unix socket.
+    pub removes_socket: bool,
+}
+
+/// The system calls of the USDT exporter, including the calls that attach to a restarted node. If it writes a block
+/// log, it may also open files for writing. A block store can be behind a Unix socket.
+#[cfg(feature = "usdt")]
+pub fn usdt_exporter(needs: UsdtNeeds) -> Result<SyscallList> {
+    let removes: &[i64] = if needs.removes_socket { UNLINK } else { &[] };
+    let list = exporter()?
+        .any(removes)
+        .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
+        // The ioctl requests that attach BPF programs to tracepoints, and enable and disable them.
+        .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
+    let list = if needs.has_store {
+        list.connects()?.with(libc::SYS_socket, 0, &[libc::AF_UNIX as i64])?
+    } else {
+        list
+    };
+    if needs.writes_block_log { writes_block_log(list) } else { reads_files(list) }
+}
+
+#[cfg(target_arch = "x86_64")]
 const UNLINK: &[i64] = &[libc::SYS_unlink, libc::SYS_unlinkat];
-#[cfg(all(feature = "usdt", not(target_arch = "x86_64")))]
+#[cfg(not(target_arch = "x86_64"))]
 const UNLINK: &[i64] = &[libc::SYS_unlinkat];
 
 /// The ioctl requests PERF_EVENT_IOC_ENABLE, _DISABLE and _SET_BPF.

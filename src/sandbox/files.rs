@@ -12,8 +12,8 @@ use landlock::{
 /// the sandbox, and connections to their abstract Unix sockets.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// The files that a process may read and the TCP ports to which it may connect. Reading other files, writing and
-/// executing files, and listening on further TCP ports are denied.
+/// The files that a process may read, the files that it may write, and the TCP ports to which it may connect. Reading
+/// and writing other files, executing files, and listening on further TCP ports are denied.
 #[derive(Debug, Default)]
 pub struct AllowedFiles {
     /// Files that the process reads repeatedly: certificates, keys, passwords, cookies. The process may read all files
@@ -22,6 +22,8 @@ pub struct AllowedFiles {
     /// Files that the process reads only once, after the rules are applied. The process may not read other files in
     /// their directories.
     pub read_once: Vec<PathBuf>,
+    /// Files that are written, created and replaced, with the files beside them: the block log and its journal.
+    pub write: Vec<PathBuf>,
     /// TCP ports to which the process may connect.
     pub connect: Vec<u16>,
     /// Whether the process resolves host names, for which it needs the resolver's configuration files and the DNS port.
@@ -73,6 +75,14 @@ impl AllowedFiles {
             let Ok(fd) = PathFd::new(&path) else { continue };
             let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
+        }
+        let write =
+            read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
+        for folder in
+            self.write.iter().filter_map(|path| std::path::absolute(path).ok()?.parent().map(PathBuf::from))
+        {
+            let Ok(fd) = PathFd::new(&folder) else { continue };
+            ruleset = ruleset.add_rule(PathBeneath::new(fd, write))?;
         }
         let dns = self.resolves_names.then_some(DNS_PORT);
         for &port in self.connect.iter().chain(&dns) {

@@ -14,6 +14,8 @@ use std::sync::Mutex;
 
 use tracing::{debug, warn};
 
+#[cfg(feature = "usdt")]
+pub use calls::UsdtNeeds;
 pub use files::AllowedFiles;
 
 /// Option that turns the sandbox of a process on or off.
@@ -58,16 +60,15 @@ impl Confinement {
         self
     }
 
-    /// Restricts all threads of the process to the system calls of the IPC exporter.
-    pub fn ipc_exporter(self) {
-        self.filter(calls::ipc_exporter);
+    /// Restricts all threads of the process to the system calls of the IPC exporter, which may write a block log.
+    pub fn ipc_exporter(self, writes_block_log: bool) {
+        self.filter(|| calls::ipc_exporter(writes_block_log));
     }
 
-    /// Restricts all threads of the process to the system calls of the USDT exporter. The parameters are whether the
-    /// exporter writes a block log, and whether it removes the file of its own Unix socket.
+    /// Restricts all threads of the process to the system calls of the USDT exporter.
     #[cfg(feature = "usdt")]
-    pub fn usdt_exporter(self, writes_block_log: bool, removes_socket: bool) {
-        self.filter(|| calls::usdt_exporter(writes_block_log, removes_socket));
+    pub fn usdt_exporter(self, needs: UsdtNeeds) {
+        self.filter(|| calls::usdt_exporter(needs));
     }
 
     fn filter(mut self, list: impl FnOnce() -> calls::Result<calls::SyscallList>) {

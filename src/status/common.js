@@ -32,6 +32,15 @@ function svg(name, attributes) {
   return made;
 }
 
+// Rank of this node for a block among the nodes of the block store; null without a store, or if the store does not have the block yet.
+function rankOf(status, hash) {
+  const found = status.ranks?.find(rank => rank.block_hash === hash);
+  if (!found) return null;
+  if (found.rank == null) return "clock not synchronized";
+  const micros = value => value < 1e5 ? `${(value / 1000).toFixed(1)} ms` : `${(value / 1e6).toFixed(2)} s`;
+  return `${found.rank} of ${found.nodes}, +${micros(found.offset_us)} ± ${micros(found.error_us)}`;
+}
+
 async function get(path) {
   const answer = await fetch(path, { cache: "no-store", headers: { Accept: "text/plain" } });
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);

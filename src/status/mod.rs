@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
+use crate::block_store;
 use crate::cli::VERSION;
 use crate::http::Pages;
 use crate::metrics::{Format, Metrics, now, render};
@@ -121,6 +122,7 @@ impl Pages for Status {
             "state": {"ready": ready, "text": text},
             "node": node,
             "blocks": self.last_blocks.all(),
+            "ranks": block_store::ranks(),
             "history": self.history.json(),
         }))
     }

@@ -13,14 +13,13 @@
 //!   one of these processes by evidence, for example by the file locks that `file_locks` reads. [`attach_loop`]
 //!   attaches to the node and watches its process.
 //! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the events of each block.
-//!   [`block_log`] stores a row for each connected block.
+//!   [`crate::block_log`] stores a row for each connected block.
 //! - `clock` converts the kernel's monotonic time to Unix time.
 //! - [`page`] is the HTML page of recent blocks.
 //! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` has the metrics about the exporter itself, and
 //!   [`startup_banner`] prints the text at startup.
 
 pub mod attach_loop;
-pub mod block_log;
 mod blocks;
 mod candidates;
 mod choice;

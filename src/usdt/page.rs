@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::blocks::BlockTracker;
+use crate::block_store;
 use crate::cli::VERSION;
 use crate::metrics::now;
 use crate::status;
@@ -37,6 +38,7 @@ impl BlockPage {
             "node": self.node_name,
             "blocks": blocks,
             "races": races,
+            "ranks": block_store::ranks(),
         })
     }
 }

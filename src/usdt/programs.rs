@@ -9,12 +9,12 @@ use anyhow::{Result, anyhow};
 use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
-use super::block_log::BlockLogThread;
 use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES};
 use super::group::{GroupPrograms, probe_name};
 use super::maps::Maps;
 use super::page::BlockPage;
 use super::{TracepointGroup, exporter_metrics, privileges, validation};
+use crate::block_log::{BlockLogThread, Forwarding};
 use crate::metrics::{Declaration, Family};
 use crate::own_process;
 
@@ -127,12 +127,18 @@ impl Programs {
     }
 
     /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
-    /// blocks.
+    /// blocks. With `forwarding`, the rows are
+    /// also forwarded to the block store.
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn start_block_log(&self, file: &Path, keep: u32) -> Result<BlockLogThread> {
-        let (block_log, queue) = BlockLogThread::start(file, keep)?;
+    pub fn start_block_log(
+        &self,
+        file: &Path,
+        keep: u32,
+        forwarding: Option<Forwarding>,
+    ) -> Result<BlockLogThread> {
+        let (block_log, queue) = BlockLogThread::start(file, keep, forwarding)?;
         self.blocks.set_block_log(queue);
         Ok(block_log)
     }

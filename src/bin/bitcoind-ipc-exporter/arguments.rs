@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bitcoind_exporter::bitcoin_core::{CHAINS, ChainParams, default_datadir};
+use bitcoind_exporter::block_log::outbox::RowOrigin;
+use bitcoind_exporter::block_log::{BlockLogThread, DEFAULT_KEEP, ReportQueue};
+use bitcoind_exporter::block_store::{self, StoreSettings};
 use bitcoind_exporter::cli::{self, Cli, CommonArgs};
 use bitcoind_exporter::endpoint::{self, NodeEndpoint};
 use bitcoind_exporter::sandbox::AllowedFiles;
@@ -105,6 +108,31 @@ pub struct Arguments {
     /// one at a new tip and at most once per --poll-interval
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_NEXT_BLOCK")]
     pub next_block: NextBlockMode,
+
+    /// SQLite file for the block log: one row per new tip. The subcommand `blocks` of bitcoind-usdt-exporter reads it [default: no
+    /// block log]
+    #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_BLOCK_LOG")]
+    pub block_log: Option<PathBuf>,
+
+    /// Number of most recent blocks to keep in the block log
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = DEFAULT_KEEP,
+        env = "BITCOIND_IPC_EXPORTER_BLOCK_LOG_KEEP",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub block_log_keep: u32,
+
+    /// Name of the node in the block store. If bitcoind-usdt-exporter also runs on the node, it must be the same for both
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        env = "BITCOIND_IPC_EXPORTER_NODE_NAME",
+        hide_default_value = true
+    )]
+    pub node_name: String,
 
     /// Exit with status 0 when the node shuts down, instead of waiting for the next one. Only a node with IPC announces its
     /// shutdown. This is the default if the connection is inherited and no socket path is given
@@ -235,13 +263,43 @@ impl Arguments {
         }
     }
 
+    /// The settings of the block store, if there is one.
+    pub fn store(&self) -> Result<Option<StoreSettings>> {
+        let Some(settings) = self.common.store.settings(Self::ENVIRONMENT)? else { return Ok(None) };
+        block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
+        if settings.has_unix_socket() {
+            bail!(
+                "--block-store: the sandbox of this exporter allows no Unix sockets; use the address 127.0.0.1"
+            );
+        }
+        Ok(Some(settings))
+    }
+
+    /// Starts the block log, and forwards it to the store. `None` without a block log.
+    pub fn start_block_log(
+        &self,
+        store: Option<StoreSettings>,
+    ) -> Result<Option<(BlockLogThread, ReportQueue)>> {
+        let Some(path) = &self.block_log else { return Ok(None) };
+        let chain = self.known_chain().unwrap_or(&CHAINS[0]).name.to_string();
+        let origin = RowOrigin { chain, node: self.node_name.clone(), source: "ipc" };
+        let forwarding = store.map(|store| block_store::start(store, origin)).transpose()?;
+        BlockLogThread::start(path, self.block_log_keep, forwarding).map(Some)
+    }
+
     /// The files and ports that the sandbox has to allow because the exporter uses them while it serves.
-    pub fn files(&self, config: &Config) -> AllowedFiles {
+    pub fn files(&self, config: &Config, store: Option<&StoreSettings>) -> AllowedFiles {
         let mut files = self.common.files();
+        files.write.extend(self.block_log.clone());
+        if let Some(store) = store {
+            files.read.extend(store.password_file().map(PathBuf::from));
+            files.connect.extend(store.ports());
+            files.resolves_names = store.resolves_names();
+        }
         if let Some(http) = &config.http_rpc {
             files.read.extend(http.credentials.file().map(PathBuf::from));
             files.connect.push(http.url.port);
-            files.resolves_names = http.url.host.parse::<IpAddr>().is_err();
+            files.resolves_names |= http.url.host.parse::<IpAddr>().is_err();
         }
         files
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bitcoind_exporter::block_log::BlockLogThread;
 use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::endpoint::NodeEndpoint;
 use bitcoind_exporter::http::{Address, Listener, Pages};
@@ -93,8 +94,10 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         None => None,
     };
     let config = arguments.config(&source)?;
+    let store = if serves { arguments.store()? } else { None };
     // Prepare the sandbox before threads are started, because earlier threads would not be restricted.
-    let confined = Confinement::new(arguments.common.sandbox).files(&arguments.files(&config));
+    let confined =
+        Confinement::new(arguments.common.sandbox).files(&arguments.files(&config, store.as_ref()));
     let _written_at_the_end = arguments.common.start_logging()?;
     if let Some(listener) = &listener
         && started_by_scrape
@@ -102,14 +105,17 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     {
         warn!("{why}");
     }
+    let block_log = if serves { arguments.start_block_log(store)? } else { None };
+    let (block_log, reports) = block_log.unzip();
 
     let metrics = Metrics::new();
     let status = Arc::new(Status::new(metrics.clone()));
     let shutdown = CancellationToken::new();
-    let context = Context::new(config, metrics.clone(), status.clone(), shutdown.clone());
+    let mut context = Context::new(config, metrics.clone(), status.clone(), shutdown.clone());
+    context.block_log = reports;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Some(listener) = listener.filter(|_| serves) else {
-        confined.ipc_exporter();
+        confined.ipc_exporter(false);
         if arguments.once {
             LocalSet::new().block_on(&runtime, once(&mut source, context))?;
             cli::print(&status.metrics(Format::Text))?;
@@ -119,9 +125,9 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let service = Service::start(&runtime, [(listener, arguments.common.endpoint()?)], status.clone())?;
-    confined.ipc_exporter();
+    confined.ipc_exporter(block_log.is_some());
     let collector = Collector::new(context);
-    service.run(&runtime, &shutdown, async {
+    let ended = service.run(&runtime, &shutdown, async {
         spawn_local(async move { status.keep_history().await });
         if without_node {
             let why = "systemd passed no connection to the node: the node is not running, or systemd is older than 253 and \
@@ -137,5 +143,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
             shutdown.run_until_cancelled(tokio::time::sleep(SCRAPE_LINGER_INTERVAL)).await;
         }
         ended
-    })
+    });
+    block_log.into_iter().for_each(BlockLogThread::finish);
+    ended
 }

@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use bitcoind_exporter::bitcoin_core::CHAINS;
+use bitcoind_exporter::block_log::outbox::RowOrigin;
+use bitcoind_exporter::block_log::{DEFAULT_KEEP, Forwarding};
+use bitcoind_exporter::block_store::{self, StoreSettings};
 use bitcoind_exporter::cli::{Cli, CommonArgs};
 use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::logging::{self, LogLevel, Logging};
 use bitcoind_exporter::usdt::TracepointGroup;
-use bitcoind_exporter::usdt::block_log::DEFAULT_KEEP;
 use bitcoind_exporter::usdt::target::NodeSelector;
 use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};
@@ -122,6 +125,15 @@ pub struct Arguments {
     )]
     pub block_log_keep: u32,
 
+    /// Node's chain, for its rows in the block store
+    #[arg(
+        long,
+        default_value = "main",
+        env = "BITCOIND_USDT_EXPORTER_CHAIN",
+        value_parser = CHAINS.each_ref().map(|chain| chain.name)
+    )]
+    pub chain: String,
+
     /// Minimum log level
     #[arg(
         long,
@@ -184,6 +196,18 @@ impl Arguments {
     /// The selected groups of tracepoints; all groups if none was selected.
     pub fn groups(&self) -> &[TracepointGroup] {
         if self.tracepoints.is_empty() { TracepointGroup::all() } else { &self.tracepoints }
+    }
+
+    /// The block log's connection to the block store, if there is one.
+    pub fn forwarding(&self) -> Result<Option<Forwarding>> {
+        let Some(settings) = self.store()? else { return Ok(None) };
+        block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
+        let origin = RowOrigin { chain: self.chain.clone(), node: self.node_name.clone(), source: "usdt" };
+        block_store::start(settings, origin).map(Some)
+    }
+
+    fn store(&self) -> Result<Option<StoreSettings>> {
+        self.common.store.settings(Self::ENVIRONMENT)
     }
 
     /// The selected node.

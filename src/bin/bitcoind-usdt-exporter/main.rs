@@ -14,7 +14,7 @@ use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::http::{Address, Endpoint, Listener, Pages};
 use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{self, Format};
-use bitcoind_exporter::sandbox::Confinement;
+use bitcoind_exporter::sandbox::{Confinement, UsdtNeeds};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, InheritedFds};
 use bitcoind_exporter::usdt::attach_loop::{self, TracedNode, Tracer};
@@ -54,8 +54,11 @@ fn run() -> Result<ExitCode> {
     let metrics = LabelledMetrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
     let page = programs.page(&arguments.node_name);
     let block_log = arguments.block_log.as_deref().filter(|_| !arguments.once);
-    let block_log =
-        block_log.map(|file| programs.start_block_log(file, arguments.block_log_keep)).transpose()?;
+    let forwarding = if arguments.once { None } else { arguments.forwarding()? };
+    let has_store = forwarding.is_some();
+    let block_log = block_log
+        .map(|file| programs.start_block_log(file, arguments.block_log_keep, forwarding))
+        .transpose()?;
     let mut tracer = Tracer::new(programs, search);
     if arguments.once {
         tracer.attach_now()?;
@@ -79,7 +82,8 @@ fn run() -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let service = Service::start(&runtime, listeners, Arc::new(StatusPages { metrics, ready, page }))?;
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
-    Confinement::new(arguments.common.sandbox).usdt_exporter(arguments.block_log.is_some(), removes_socket);
+    let needs = UsdtNeeds { writes_block_log: block_log.is_some(), has_store, removes_socket };
+    Confinement::new(arguments.common.sandbox).usdt_exporter(needs);
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));

@@ -28,15 +28,17 @@ pub fn client_config(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-fn system_roots() -> Result<RootCertStore> {
+/// The certificate authorities of the system.
+///
+/// # Errors
+/// The system has none.
+pub fn system_roots() -> Result<RootCertStore> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
         let why = found.errors.first().map_or(String::new(), |error| format!(" ({error})"));
-        bail!(
-            "the system has no CA certificates{why}: install ca-certificates, or pass yours with --rpc-ca-file"
-        );
+        bail!("the system has no CA certificates{why}: install ca-certificates, or pass yours in a file");
     }
     Ok(roots)
 }

@@ -160,6 +160,10 @@ impl ConnectionType {
         ConnectionType(found.unwrap_or(if text.is_empty() { 8 } else { 7 }))
     }
 
+    pub fn label(self) -> &'static str {
+        Self::LABELS[self.0]
+    }
+
     /// Index of the label in [`ConnectionType::LABELS`].
     pub fn number(self) -> usize {
         self.0

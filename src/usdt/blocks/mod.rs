@@ -8,7 +8,7 @@
 //! - `trace` has the timeline of one block, and decides how the block arrived.
 //! - `active_chain` decides which of the connected blocks belong to the active chain. Only these are counted.
 //! - `tracker` applies the events to the timelines of a bounded number of blocks.
-//! - `block_report` has the report of a connected block, for the log, the block log and the page.
+//! - `block_report` makes the report of a connected block, for the log, the block log and the page.
 //! - `families` has the metrics about blocks, with the last block of each bucket as its exemplar.
 
 mod active_chain;
@@ -20,7 +20,6 @@ mod tests;
 mod trace;
 mod tracker;
 
-pub(super) use block_report::BlockReport;
 pub(super) use event::{
     Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectingThread, ConnectionType,
     RawBlockHash, Reconstruction,

@@ -3,6 +3,7 @@
 use super::trace::{ArrivalMethod, MAX_DELIVERIES, MAX_PEERS};
 use super::tracker::MAX_BLOCKS;
 use super::*;
+use crate::sys::ClockError;
 
 const MS: u64 = 1_000_000;
 const HASH: RawBlockHash = [7; 32];
@@ -111,7 +112,7 @@ fn node_reports_take_precedence_over_messages() {
         let of = &last[0];
         let complete_ms = of.complete_us.unwrap() as u64 / 1000;
         let got = (
-            of.arrival,
+            of.arrival.unwrap(),
             of.announced_peer.unwrap(),
             of.prefilled,
             of.from_extra_pool,
@@ -276,9 +277,9 @@ fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
     let blocks = BlockTracker::default();
     let announced = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(header_time) };
     blocks.add(|queue| queue.push(BlockEvent { time_ns: 5000 * MS, hash: HASH, kind: announced }));
-    blocks.process_queue_at(EPOCH_NS);
+    blocks.process_queue_at(EPOCH_NS, None);
     blocks.add(|queue| queue.push(BlockEvent { time_ns: 6000 * MS, hash: HASH, kind: connected() }));
-    blocks.process_queue_at(EPOCH_NS + steps_ns);
+    blocks.process_queue_at(EPOCH_NS + steps_ns, None);
     let (last, _) = blocks.last();
     assert_eq!(last[0].time, 1_000_006.0 + steps_ns as f64 / 1e9);
     last[0].header_age_ms
@@ -313,4 +314,57 @@ fn check_of_the_database_leaves_a_block_as_it_was_counted() {
     blocks.node_ended();
     happen(&blocks, [(40, HASH, connected_at(1, ConnectingThread::Other))]);
     assert_eq!(blocks.counts().connected, 2);
+}
+
+#[test]
+fn clock_that_was_set_during_the_arrival_is_not_synchronized() {
+    let error = ClockError { is_synchronized: true, max_us: 400, estimated_us: 20 };
+    let synchronized = |step_ns: i64| {
+        let blocks = BlockTracker::default();
+        blocks.add(|queue| queue.push(BlockEvent { time_ns: 5000 * MS, hash: HASH, kind: compact(1) }));
+        blocks.process_queue_at(EPOCH_NS, Some(error));
+        blocks.add(|queue| queue.push(BlockEvent { time_ns: 6000 * MS, hash: HASH, kind: connected() }));
+        let report = blocks.process_queue_at(EPOCH_NS + step_ns, Some(error)).remove(0);
+        assert_eq!((report.clock_max_error_us, report.clock_estimated_error_us), (Some(400), Some(20)));
+        report.clock_synchronized
+    };
+    assert_eq!(synchronized(0), Some(true));
+    assert_eq!(synchronized(500_000), Some(true), "slewed");
+    assert_eq!(synchronized(2_000_000_000), Some(false), "set forward");
+    assert_eq!(synchronized(-6_000_000), Some(false), "set back");
+}
+
+#[test]
+fn block_of_fibre_without_an_earlier_announcement_is_fibres() {
+    let blocks = BlockTracker::default();
+    let race = |winner| BlockEventKind::RaceFinished { height: 1, udp_ns: Some(winner), compact_ns: None };
+    happen(&blocks, [(100, HASH, BlockEventKind::Fibre { height: None }), (110, HASH, connected())]);
+    happen(&blocks, [(120, HASH, race(5))]);
+    let (last, _) = blocks.last();
+    let expected = (Some("fibre"), None, Some(10_000), Some(5));
+    assert_eq!((last[0].arrival, last[0].announced_by, last[0].fibre_us, last[0].race_udp_ns), expected);
+
+    // The announcement comes between FIBRE's block and its connection.
+    let blocks = BlockTracker::default();
+    let announced = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(1) };
+    let events = [
+        (100, HASH, BlockEventKind::Fibre { height: None }),
+        (101, HASH, announced),
+        (110, HASH, connected()),
+    ];
+    happen(&blocks, events);
+    let (last, _) = blocks.last();
+    assert_eq!(
+        (last[0].arrival, last[0].fibre_us, last[0].header_us),
+        (Some("fibre"), Some(10_000), Some(0))
+    );
+}
+
+#[test]
+fn header_after_an_inv_has_its_own_time() {
+    let blocks = BlockTracker::default();
+    let headers = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(1) };
+    happen(&blocks, [(1, HASH, inv(1)), (4, HASH, headers), (10, HASH, connected())]);
+    let (last, _) = blocks.last();
+    assert_eq!((last[0].announced_by, last[0].header_us), (Some("inv"), Some(3000)));
 }

@@ -69,6 +69,8 @@ pub struct Timeline {
     pub first_by: Announcement,
     /// Timestamp in the block's header, Unix seconds.
     pub header_time: Option<u32>,
+    /// Time of the first message with the header. It is before the first announcement if the node could not use that header.
+    pub header_ns: Option<u64>,
     pub peers: Vec<PeerActivity>,
     /// Number of announcements before the block's connection, by message type.
     pub announcements: [u64; Announcement::LABELS.len()],
@@ -106,6 +108,7 @@ impl Timeline {
             first_peer,
             first_by,
             header_time: None,
+            header_ns: None,
             peers: Vec::new(),
             announcements: Default::default(),
             compact_blocks: Default::default(),

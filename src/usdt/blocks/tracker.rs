@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use tracing::warn;
+
 use super::active_chain::ActiveChain;
-use super::block_report::{BlockReport, Race};
+use super::block_report::Race;
 use super::event::{
     Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectionType, RawBlockHash,
 };
 use super::families::BlockCounts;
 use super::trace::{ArrivalMethod, BlockArrival, Timeline};
+use crate::block_log::{self, BlockReport};
+use crate::sys::{self, ClockError};
 use crate::usdt::histogram::BlockId;
-use crate::usdt::{block_log, clock, maps};
+use crate::usdt::{clock, maps};
 
 /// Limit on blocks with a timeline.
 pub const MAX_BLOCKS: usize = 64;
@@ -26,6 +30,9 @@ const LAST_BLOCKS_LIMIT: usize = 20;
 /// Time after a block's connection during which announcements of the block still count. Announcements after this time
 /// come from peers that have just connected and announce blocks that they already have.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
+/// The wall clock counts as set if it moved by more than this against the monotonic clock while a block arrived. Time services adjust it by
+/// at most 500 µs in a second, and the arrival of a block takes seconds.
+const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(5);
 
 /// Maximum age of a header's timestamp at the first announcement. A greater age is omitted, because it does not measure
 /// propagation: the block was announced long after it was found, or a clock is wrong.
@@ -37,6 +44,8 @@ pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
     /// Value of [`clock::epoch_ns`] for the events that are being processed.
     epoch_ns: i64,
+    /// Error of the wall clock when the events are processed.
+    clock_error: Option<ClockError>,
     /// Timelines of blocks, in the order of the first event of each block.
     pub timelines: VecDeque<Timeline>,
     counts: BlockCounts,
@@ -57,6 +66,8 @@ pub struct TrackerState {
     last: VecDeque<BlockReport>,
     /// The last races between FIBRE and compact blocks, newest first.
     races: VecDeque<Race>,
+    /// The last blocks that FIBRE reconstructed, with the times. FIBRE can be faster than all announcements.
+    fibre_blocks: VecDeque<(RawBlockHash, u64)>,
 }
 
 /// Tracker of the arrival of blocks. It processes the events of blocks, and counts the blocks that the node connects.
@@ -82,13 +93,16 @@ impl BlockTracker {
     /// Processes the queued events in the order of their times. Returns the reports of connected blocks, which the
     /// caller logs after this function has released the lock.
     pub fn process_queue(&self) -> Vec<BlockReport> {
-        self.process_queue_at(clock::epoch_ns())
+        let epoch_ns = clock::epoch_ns();
+        log_if_clock_was_set(self.state().epoch_ns, epoch_ns);
+        self.process_queue_at(epoch_ns, sys::clock_error())
     }
 
-    /// Like [`BlockTracker::process_queue`], but with `epoch_ns` instead of the result of [`clock::epoch_ns`].
-    pub fn process_queue_at(&self, epoch_ns: i64) -> Vec<BlockReport> {
+    /// Like [`BlockTracker::process_queue`], but with `epoch_ns` instead of the result of [`clock::epoch_ns`] and this error of the wall clock.
+    pub fn process_queue_at(&self, epoch_ns: i64, clock_error: Option<ClockError>) -> Vec<BlockReport> {
         let state = &mut *self.state();
         state.epoch_ns = epoch_ns;
+        state.clock_error = clock_error;
         let mut queue = std::mem::take(&mut state.queue);
         queue.sort_by_key(|event| event.time_ns);
         for event in queue.drain(..) {
@@ -122,6 +136,7 @@ impl BlockTracker {
         state.connections.clear();
         state.queue.clear();
         state.flushes.clear();
+        state.fibre_blocks.clear();
         // The next node may connect the same blocks again, or may run on another chain.
         state.chain = ActiveChain::default();
     }
@@ -139,7 +154,9 @@ impl TrackerState {
             Some(position) => position,
             None => {
                 self.make_room();
-                self.timelines.push_back(Timeline::new(hash, time_ns, peer, by, self.epoch_ns));
+                let fibre_ns = self.fibre_ns(&hash);
+                let timeline = Timeline::new(hash, time_ns, peer, by, self.epoch_ns);
+                self.timelines.push_back(Timeline { fibre_ns, is_wanted: fibre_ns.is_some(), ..timeline });
                 self.timelines.len() - 1
             }
         };
@@ -190,16 +207,18 @@ impl TrackerState {
             BlockEventKind::RaceFinished { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(self.epoch_ns, time_ns), maps::hash(&hash));
                 self.counts.last_height = Some(height);
-                push_recent(
-                    &mut self.races,
-                    Race { time, block_height: height, block_hash, udp_ns, compact_ns },
-                );
+                let race = Race { time, block_height: height, block_hash, udp_ns, compact_ns };
+                self.add_race_to_report(&race);
+                push_recent(&mut self.races, race);
             }
             _ => {
                 if let BlockEventKind::Fibre { height: Some(height) }
                 | BlockEventKind::RaceWon { height, .. } = kind
                 {
                     self.counts.last_height = Some(height);
+                }
+                if matches!(kind, BlockEventKind::Fibre { .. }) && self.fibre_ns(&hash).is_none() {
+                    push_recent(&mut self.fibre_blocks, (hash, time_ns));
                 }
                 let reports_reconstruction = self.reports_reconstruction;
                 // These events add no timeline. During a sync, the node requests blocks that no peer has announced.
@@ -215,6 +234,7 @@ impl TrackerState {
         let connected_ns = timeline.connected_ns;
         if timeline.header_time.is_none() {
             timeline.header_time = by.header_time();
+            timeline.header_ns = by.header_time().map(|_| time_ns);
         }
         let Some(peer) = timeline.peer(id) else { return };
         if peer.announced.is_some() {
@@ -273,10 +293,17 @@ impl TrackerState {
         let arrival = arrival.as_ref().map(|(arrival, timeline)| (arrival, *timeline));
         self.counts.connected(&block, connected, arrival);
         let mut report = BlockReport::new(&block, connected, arrival);
+        let was_announced = arrival.is_some();
         if let Some((_, timeline)) = &arrival {
             report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
+            let connection = self.connections.get(&timeline.first_peer).copied();
+            report.announced_connection = connection.map(ConnectionType::label);
         }
-        let was_announced = arrival.is_some();
+        let was_set = arrival.is_some_and(|(_, timeline)| {
+            timeline.epoch_ns.abs_diff(self.epoch_ns) > MAX_CLOCK_DRIFT.as_nanos() as u64
+        });
+        report.set_clock_error(self.clock_error, was_set);
+        self.add_fibre_to_report(&mut report, &hash, time_ns);
         push_recent(&mut self.last, report.clone());
         self.connected.push(report.clone());
         if let Some(block_log) = &self.block_log {
@@ -284,6 +311,37 @@ impl TrackerState {
         }
         if !was_announced {
             self.add_unannounced(hash, time_ns);
+        }
+    }
+
+    /// The time at which FIBRE reconstructed one of the last blocks.
+    fn fibre_ns(&self, hash: &RawBlockHash) -> Option<u64> {
+        self.fibre_blocks.iter().find(|(other, _)| other == hash).map(|(_, time_ns)| *time_ns)
+    }
+
+    /// Adds what FIBRE reported about the block. A block that no peer announced has no timeline, but FIBRE may have delivered it.
+    fn add_fibre_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash, connected_ns: u64) {
+        if let Some(fibre_ns) = self.fibre_ns(hash).filter(|time| *time <= connected_ns) {
+            let before_connection_us = ((connected_ns - fibre_ns) / 1000) as i64;
+            report.fibre_us = Some(before_connection_us);
+            let began_us = report.duration_us.unwrap_or(0);
+            if report.announced_by.is_none() && before_connection_us >= began_us {
+                report.arrival = Some(ArrivalMethod::Fibre.label());
+            }
+        }
+        if let Some(race) = self.races.iter().find(|race| race.block_hash == report.block_hash) {
+            (report.race_udp_ns, report.race_compact_ns) = (race.udp_ns, race.compact_ns);
+        }
+    }
+
+    /// Adds the result of a race to the report of its block, if the block is connected already.
+    fn add_race_to_report(&mut self, race: &Race) {
+        let Some(report) = self.last.iter_mut().find(|report| report.block_hash == race.block_hash) else {
+            return;
+        };
+        (report.race_udp_ns, report.race_compact_ns) = (race.udp_ns, race.compact_ns);
+        if let Some(block_log) = &self.block_log {
+            block_log.update(report.clone());
         }
     }
 
@@ -307,6 +365,18 @@ fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) 
     let within = |&(begin, end): &(u64, u64)| end.min(connected_ns).checked_sub(begin.max(first_ns));
     let times: Vec<u64> = flushes.iter().filter_map(within).filter(|time| *time > 0).collect();
     (!times.is_empty()).then(|| (times.iter().sum::<u64>() / 1000) as i64)
+}
+
+/// Logs if the wall clock was set since the last call. The arguments are two values of [`clock::epoch_ns`], the first one 0 before there was
+/// any.
+fn log_if_clock_was_set(before: i64, now: i64) {
+    if before != 0 && before.abs_diff(now) > MAX_CLOCK_DRIFT.as_nanos() as u64 {
+        warn!(
+            seconds = (now - before) as f64 / 1e9,
+            "the wall clock was set, or the machine was suspended; the row of a block that arrived meanwhile counts as one of an \
+             unsynchronized clock"
+        );
+    }
 }
 
 /// Adds an element at the front, and drops elements beyond [`LAST_BLOCKS_LIMIT`] at the back.

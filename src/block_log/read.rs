@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rusqlite::params_from_iter;
-use rusqlite::types::Value;
+pub use rusqlite::types::Value;
 
 use super::file;
 use crate::metrics::now;
@@ -22,7 +22,7 @@ pub struct BlockFilter {
     pub height: Option<u32>,
 }
 
-/// Rows that were read from the block log, with all columns of the file.
+/// Rows that were read from the block log or the block store, with all columns.
 pub struct Rows {
     /// The names of the columns.
     pub names: Vec<&'static str>,

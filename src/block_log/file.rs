@@ -14,7 +14,9 @@ use std::{fmt, fs, thread};
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params_from_iter};
 
-use crate::usdt::blocks::BlockReport;
+use super::outbox::{self, Batch, RowOrigin};
+use super::report::BlockReport;
+use super::writer::LogEntry;
 
 /// SQLite `application_id` of a block log file: "btxb" as a big-endian integer.
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
@@ -22,40 +24,91 @@ const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
 /// version. The first statements migrate from an empty file. A new field of [`BlockReport`] needs a new version with
 /// `ALTER TABLE blocks ADD COLUMN …`. Version 1 existed only before the first release, with other columns, and is not
 /// supported.
-const VERSIONS: [(i32, &str); 1] = [(
-    2,
-    "CREATE TABLE blocks (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        time REAL NOT NULL,
-        block_height INTEGER NOT NULL,
-        block_hash TEXT NOT NULL,
-        transactions INTEGER NOT NULL,
-        inputs INTEGER NOT NULL,
-        sigops INTEGER NOT NULL,
-        duration_us INTEGER NOT NULL,
-        arrival TEXT NOT NULL,
-        announced_by TEXT,
-        announced_peer INTEGER,
-        announcements INTEGER,
-        header_age_ms INTEGER,
-        compact_blocks INTEGER,
-        compact_us INTEGER,
-        short_ids INTEGER,
-        prefilled INTEGER,
-        asked_peers INTEGER,
-        asked_us INTEGER,
-        answered_us INTEGER,
-        from_mempool INTEGER,
-        from_extra_pool INTEGER,
-        requested INTEGER,
-        requested_bytes INTEGER,
-        complete_us INTEGER,
-        connected_us INTEGER,
-        flush_us INTEGER,
-        race_winner TEXT
-    );
-    CREATE INDEX blocks_by_height ON blocks (block_height);",
-)];
+pub(super) const VERSIONS: [(i32, &str); 2] = [
+    (
+        2,
+        "CREATE TABLE blocks (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            time REAL NOT NULL,
+            block_height INTEGER NOT NULL,
+            block_hash TEXT NOT NULL,
+            transactions INTEGER NOT NULL,
+            inputs INTEGER NOT NULL,
+            sigops INTEGER NOT NULL,
+            duration_us INTEGER NOT NULL,
+            arrival TEXT NOT NULL,
+            announced_by TEXT,
+            announced_peer INTEGER,
+            announcements INTEGER,
+            header_age_ms INTEGER,
+            compact_blocks INTEGER,
+            compact_us INTEGER,
+            short_ids INTEGER,
+            prefilled INTEGER,
+            asked_peers INTEGER,
+            asked_us INTEGER,
+            answered_us INTEGER,
+            from_mempool INTEGER,
+            from_extra_pool INTEGER,
+            requested INTEGER,
+            requested_bytes INTEGER,
+            complete_us INTEGER,
+            connected_us INTEGER,
+            flush_us INTEGER,
+            race_winner TEXT
+        );
+        CREATE INDEX blocks_by_height ON blocks (block_height);",
+    ),
+    // bitcoind-ipc-exporter does not know the contents of a block. SQLite cannot drop NOT NULL from a column: the table is copied.
+    (
+        3,
+        "ALTER TABLE blocks RENAME TO old;
+        DROP INDEX blocks_by_height;
+        CREATE TABLE blocks (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            time REAL NOT NULL,
+            block_height INTEGER NOT NULL,
+            block_hash TEXT NOT NULL,
+            transactions INTEGER,
+            inputs INTEGER,
+            sigops INTEGER,
+            duration_us INTEGER,
+            arrival TEXT,
+            announced_by TEXT,
+            announced_peer INTEGER,
+            announcements INTEGER,
+            header_age_ms INTEGER,
+            compact_blocks INTEGER,
+            compact_us INTEGER,
+            short_ids INTEGER,
+            prefilled INTEGER,
+            asked_peers INTEGER,
+            asked_us INTEGER,
+            answered_us INTEGER,
+            from_mempool INTEGER,
+            from_extra_pool INTEGER,
+            requested INTEGER,
+            requested_bytes INTEGER,
+            complete_us INTEGER,
+            connected_us INTEGER,
+            flush_us INTEGER,
+            race_winner TEXT
+        );
+        INSERT INTO blocks SELECT * FROM old;
+        DROP TABLE old;
+        CREATE INDEX blocks_by_height ON blocks (block_height);
+        ALTER TABLE blocks ADD COLUMN announced_connection TEXT;
+        ALTER TABLE blocks ADD COLUMN header_us INTEGER;
+        ALTER TABLE blocks ADD COLUMN fibre_us INTEGER;
+        ALTER TABLE blocks ADD COLUMN race_udp_ns INTEGER;
+        ALTER TABLE blocks ADD COLUMN race_compact_ns INTEGER;
+        ALTER TABLE blocks ADD COLUMN resolution_us INTEGER;
+        ALTER TABLE blocks ADD COLUMN clock_synchronized INTEGER;
+        ALTER TABLE blocks ADD COLUMN clock_max_error_us INTEGER;
+        ALTER TABLE blocks ADD COLUMN clock_estimated_error_us INTEGER;
+        CREATE TABLE outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, block_height INTEGER NOT NULL, row TEXT NOT NULL);",
+    ),
+];
 const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
 /// Maximum time to wait for a lock on the file that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -166,26 +219,72 @@ impl BlockLogFile {
         identity(&self.path) == Some(self.identity)
     }
 
-    /// Adds these blocks, and deletes the oldest blocks beyond the limit, in one transaction.
-    pub fn add<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<()> {
+    /// Adds or updates these blocks, and deletes the oldest blocks beyond the limit, in one transaction. With an origin, the blocks are also
+    /// added to the outbox. Returns the number of rows that the limit deleted from the outbox, after the ID `under_way`.
+    pub fn add<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = &'a LogEntry>,
+        origin: Option<&RowOrigin>,
+        under_way: i64,
+    ) -> Result<u64> {
         let columns = columns();
         let places = vec!["?"; columns.len()].join(", ");
         let insert = format!("INSERT INTO blocks ({}) VALUES ({places})", columns.join(", "));
-        let add = || -> rusqlite::Result<()> {
+        let add = || -> rusqlite::Result<u64> {
             let transaction = self.connection.transaction()?;
             {
                 let mut insert = transaction.prepare(&insert)?;
-                for report in reports {
-                    let values = report.columns().into_iter().map(|(_, value)| value);
-                    insert.execute(params_from_iter(values))?;
+                for LogEntry { report, is_update } in entries {
+                    if *is_update {
+                        update_race(&transaction, report)?;
+                    } else {
+                        insert.execute(params_from_iter(
+                            report.columns().into_iter().map(|(_, value)| value),
+                        ))?;
+                    }
+                    if let Some(origin) = origin {
+                        outbox::push(&transaction, report, origin)?;
+                    }
                 }
             }
             transaction
                 .execute("DELETE FROM blocks WHERE id <= (SELECT max(id) FROM blocks) - ?", [self.keep])?;
-            transaction.commit()
+            let dropped = outbox::limit(&transaction, self.keep, under_way)?;
+            transaction.commit()?;
+            Ok(dropped)
         };
         add().map_err(|error| explain(error, &self.path))
     }
+
+    /// Adds new blocks, without an outbox.
+    #[cfg(test)]
+    pub fn add_reports<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<u64> {
+        let entry = |report: &BlockReport| LogEntry { report: report.clone(), is_update: false };
+        self.add(&reports.into_iter().map(entry).collect::<Vec<_>>(), None, 0)
+    }
+
+    /// The oldest rows of the outbox after this ID, at most `limit`. `None` if there are none.
+    pub fn unsent(&self, after: i64, limit: usize) -> Result<Option<Batch>> {
+        outbox::batch(&self.connection, after, limit).map_err(|error| explain(error, &self.path))
+    }
+
+    /// Deletes the rows of the outbox up to this ID.
+    pub fn delete_sent(&self, up_to: i64) -> Result<()> {
+        outbox::delete(&self.connection, up_to).map_err(|error| explain(error, &self.path))
+    }
+
+    /// Number of rows in the outbox after this ID.
+    pub fn count_unsent(&self, after: i64) -> Result<u64> {
+        outbox::count(&self.connection, after).map_err(|error| explain(error, &self.path))
+    }
+}
+
+/// Adds the result of a race to the last row of its block.
+fn update_race(connection: &Connection, report: &BlockReport) -> rusqlite::Result<()> {
+    let update = "UPDATE blocks SET race_udp_ns = ?, race_compact_ns = ? \
+                  WHERE id = (SELECT max(id) FROM blocks WHERE block_height = ? AND block_hash = ?)";
+    let report = (report.race_udp_ns, report.race_compact_ns, report.block_height, &report.block_hash);
+    connection.execute(update, report).map(drop)
 }
 
 /// Returns an error if the path exists and is not a regular file, for example a FIFO.

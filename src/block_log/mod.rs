@@ -1,18 +1,22 @@
 //! The block log: a row for each connected block, in a SQLite file.
 //!
+//! - `report` has the report of a connected block, for the log, the block log and the page.
 //! - `file` opens and migrates the file, adds rows, and deletes the oldest.
 //! - `writer` writes rows from a bounded queue on a dedicated thread.
+//! - [`outbox`] is the table of the rows that the block store does not have yet.
 //! - [`read`] reads the rows that match a filter, also while the exporter writes. [`show`] prints the rows.
 
 mod file;
+pub mod outbox;
 pub mod read;
+mod report;
 pub mod show;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-pub use writer::BlockLogThread;
-pub(super) use writer::ReportQueue;
+pub use report::BlockReport;
+pub use writer::{BlockLogThread, Forwarding, OutboxBatch, ReportQueue};
 
 /// Default path of the block log, which the shipped systemd unit also uses.
 pub const DEFAULT_PATH: &str = "/var/lib/bitcoind-usdt-exporter/blocks.sqlite";

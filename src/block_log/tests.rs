@@ -10,17 +10,19 @@ use tempfile::TempDir;
 
 use super::BlockLogThread;
 use super::file::{self, BlockLogFile};
+use super::outbox::{self, RowOrigin};
 use super::read::{self, BlockFilter};
+use super::report::BlockReport;
 use super::show::{self, OutputFormat};
+use super::writer::LogEntry;
 use crate::metrics::now;
-use crate::usdt::blocks::BlockReport;
 
 fn report(block_height: i64) -> BlockReport {
     BlockReport {
         time: now(),
         block_height,
         block_hash: "00".repeat(32),
-        arrival: "compact_complete",
+        arrival: Some("compact_complete"),
         announced_by: Some("cmpctblock"),
         announced_peer: Some(3),
         connected_us: Some(block_height * 1000),
@@ -43,17 +45,17 @@ fn oldest_rows_are_deleted_and_the_file_stays_small() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let mut file = BlockLogFile::open(&path, 100).unwrap();
-    file.add(&(0..1000).map(report).collect::<Vec<_>>()).unwrap();
+    file.add_reports(&(0..1000).map(report).collect::<Vec<_>>()).unwrap();
     assert_eq!(heights(&path, &BlockFilter::default()), (900..1000).collect::<Vec<_>>());
     let size = path.metadata().unwrap().len();
     for height in 1000..1200 {
-        file.add([&report(height)]).unwrap();
+        file.add_reports([&report(height)]).unwrap();
     }
     assert_eq!(heights(&path, &BlockFilter::default()), (1100..1200).collect::<Vec<_>>());
     assert_eq!(path.metadata().unwrap().len(), size);
     drop(file);
     // Open the file with a lower limit on blocks.
-    BlockLogFile::open(&path, 10).unwrap().add([&report(1200)]).unwrap();
+    BlockLogFile::open(&path, 10).unwrap().add_reports([&report(1200)]).unwrap();
     assert_eq!(heights(&path, &BlockFilter::default()), (1191..=1200).collect::<Vec<_>>());
 }
 
@@ -64,10 +66,10 @@ fn one_exporter_at_a_time_writes_a_file() {
     let mut file = BlockLogFile::open(&path, 10).unwrap();
     let error = BlockLogFile::open_within(Duration::ZERO, &path, 10).err().unwrap().to_string();
     assert!(error.contains("is written by another exporter: name another file"), "{error}");
-    file.add([&report(1)]).unwrap();
+    file.add_reports([&report(1)]).unwrap();
     assert_eq!(heights(&path, &BlockFilter::default()), [1], "readers are not kept out");
     drop(file);
-    BlockLogFile::open_within(Duration::ZERO, &path, 10).unwrap().add([&report(2)]).unwrap();
+    BlockLogFile::open_within(Duration::ZERO, &path, 10).unwrap().add_reports([&report(2)]).unwrap();
     assert_eq!(heights(&path, &BlockFilter::default()), [1, 2]);
 }
 
@@ -75,7 +77,7 @@ fn one_exporter_at_a_time_writes_a_file() {
 fn blocks_of_a_stopped_exporter_are_all_kept() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    let (recorder, queue) = BlockLogThread::start(&path, 10_000).unwrap();
+    let (recorder, queue) = BlockLogThread::start(&path, 10_000, None).unwrap();
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN EXCLUSIVE").unwrap();
     // While the file cannot be written, add as many blocks at once as the ring buffer in the kernel can hold.
@@ -95,8 +97,11 @@ fn rows_are_found_by_filter() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let old = BlockReport { time: now() - 7200.0, ..report(1) };
-    let unannounced = BlockReport { connected_us: None, duration_us: 150_000, ..report(2) };
-    BlockLogFile::open(&path, 100).unwrap().add(&[old, unannounced, report(100), report(99)]).unwrap();
+    let unannounced = BlockReport { connected_us: None, duration_us: Some(150_000), ..report(2) };
+    BlockLogFile::open(&path, 100)
+        .unwrap()
+        .add_reports(&[old, unannounced, report(100), report(99)])
+        .unwrap();
     let slow = Some(Duration::from_millis(100));
     assert_eq!(heights(&path, &BlockFilter { slow, ..Default::default() }), [2, 100]);
     let since = Some(Duration::from_secs(3600));
@@ -109,11 +114,11 @@ fn rows_are_found_by_filter() {
 fn each_format_has_what_is_known() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    BlockLogFile::open(&path, 100).unwrap().add(&[BlockReport { time: 1e9, ..report(7) }]).unwrap();
+    BlockLogFile::open(&path, 100).unwrap().add_reports(&[BlockReport { time: 1e9, ..report(7) }]).unwrap();
     let rows = read::find(&path, &BlockFilter::default()).unwrap();
     let printed = |format| {
         let mut text = Vec::new();
-        show::print(&rows, format, &mut text).unwrap();
+        show::print(&rows, format, show::BLOCK_LOG, &mut text).unwrap();
         String::from_utf8(text).unwrap()
     };
     let table = printed(OutputFormat::Table);
@@ -149,9 +154,9 @@ fn foreign_or_newer_file_is_left_alone() {
     assert!(refusal(&text).contains("notes: file is not a database; if it was a block log"));
     let newer = dir.path().join("newer");
     BlockLogFile::open(&newer, 10).unwrap();
-    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 3).unwrap();
+    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 4).unwrap();
     assert!(
-        refusal(&newer).contains("newer is a block log of version 3, but this exporter supports version 2")
+        refusal(&newer).contains("newer is a block log of version 4, but this exporter supports version 3")
     );
 }
 
@@ -160,7 +165,7 @@ fn reader_rolls_back_a_killed_exporters_write() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
     let mut file = BlockLogFile::open(&path, 10).unwrap();
-    file.add(&[report(1)]).unwrap();
+    file.add_reports(&[report(1)]).unwrap();
     // Copy the file and its journal in the middle of a transaction, when SQLite has already written a part of the
     // transaction to the file.
     let connection = Connection::open(&path).unwrap();
@@ -191,7 +196,7 @@ fn irregular_block_log_file_is_rejected() {
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     for path in [fifo.as_path(), dir.path()] {
-        let Err(error) = BlockLogThread::start(path, 10) else { panic!("{}", path.display()) };
+        let Err(error) = BlockLogThread::start(path, 10, None) else { panic!("{}", path.display()) };
         assert!(format!("{error:#}").contains("not a regular file; choose another path"), "{error:#}");
         let error = read::find(path, &BlockFilter::default()).err().unwrap().to_string();
         assert!(error.contains("not a regular file"), "{error}");
@@ -202,7 +207,7 @@ fn irregular_block_log_file_is_rejected() {
 fn locked_file_is_reported_with_advice() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    BlockLogFile::open(&path, 10).unwrap().add([&report(1)]).unwrap();
+    BlockLogFile::open(&path, 10).unwrap().add_reports([&report(1)]).unwrap();
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let error = read::find(&path, &BlockFilter::default()).err().unwrap().to_string();
@@ -220,24 +225,112 @@ fn columns_of_a_new_file_are_the_fields_of_a_report() {
     let mut statement = connection.prepare("SELECT name FROM pragma_table_info('blocks')").unwrap();
     let columns: Vec<String> =
         statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    // Later versions of the file add their columns at the end.
+    let sorted =
+        |columns: &[&str]| std::collections::BTreeSet::from_iter(columns.iter().map(|it| it.to_string()));
+    let columns: Vec<_> = columns.iter().map(String::as_str).collect();
     assert_eq!(columns[0], "id");
-    assert_eq!(columns[1..], file::columns());
+    assert_eq!(sorted(&columns[1..]), sorted(&file::columns()));
 }
 
 #[test]
 fn older_file_keeps_its_rows_and_gets_the_new_column() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("blocks");
-    BlockLogFile::open(&path, 10).unwrap().add([&report(1)]).unwrap();
+    BlockLogFile::open(&path, 10).unwrap().add_reports([&report(1)]).unwrap();
     let connection = Connection::open(&path).unwrap();
     let newer =
-        [(2, "CREATE TABLE blocks (id INTEGER);"), (3, "ALTER TABLE blocks ADD COLUMN weight INTEGER;")];
-    file::upgrade(&connection, 2, &newer).unwrap();
+        [(3, "CREATE TABLE blocks (id INTEGER);"), (4, "ALTER TABLE blocks ADD COLUMN weight INTEGER;")];
+    file::upgrade(&connection, 3, &newer).unwrap();
     let row = |column: &str| {
         let query = format!("SELECT {column} FROM blocks");
         connection.query_row(&query, [], |row| row.get::<_, Option<i64>>(0)).unwrap()
     };
     assert_eq!((row("block_height"), row("weight")), (Some(1), None));
     let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
-    assert_eq!(version, 3);
+    assert_eq!(version, 4);
+}
+
+#[test]
+fn file_of_version_2_keeps_its_rows() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let connection = Connection::open(&path).unwrap();
+    file::upgrade(&connection, 0, &file::VERSIONS[..1]).unwrap();
+    let old = "INSERT INTO blocks (id, time, block_height, block_hash, transactions, inputs, sigops, duration_us, arrival, race_winner)
+               VALUES (7, 1.5, 70, 'ab', 1, 2, 3, 4, 'other', 'fibre_udp')";
+    connection.execute(old, []).unwrap();
+    drop(connection);
+    BlockLogFile::open(&path, 10).unwrap().add_reports([&report(71)]).unwrap();
+    assert_eq!(heights(&path, &BlockFilter::default()), [70, 71]);
+    let connection = Connection::open(&path).unwrap();
+    let read = "SELECT max(id), (SELECT race_winner FROM blocks WHERE id = 7) FROM blocks";
+    let row = connection.query_row(read, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)));
+    assert_eq!(row.unwrap(), (8, "fibre_udp".to_string()));
+}
+
+fn origin() -> RowOrigin {
+    RowOrigin { chain: "regtest".into(), node: "a".into(), source: "usdt" }
+}
+
+#[test]
+fn outbox_drops_only_rows_that_were_not_sent() {
+    let dir = TempDir::new().unwrap();
+    let mut file = BlockLogFile::open(&dir.path().join("blocks"), 3).unwrap();
+    let add = |file: &mut BlockLogFile, height, under_way| {
+        let entry = LogEntry { report: report(height), is_update: false };
+        file.add([&entry], Some(&origin()), under_way).unwrap()
+    };
+    assert!(file.unsent(0, 10).unwrap().is_none());
+    assert_eq!([1, 2, 3].map(|height| add(&mut file, height, 0)), [0, 0, 0]);
+    assert_eq!(file.unsent(0, 2).unwrap().unwrap().heights, [1, 2]);
+    assert_eq!(file.unsent(2, 2).unwrap().unwrap().heights, [3]);
+    // The rows 1 and 2 are under way.
+    assert_eq!([4, 5, 6].map(|height| add(&mut file, height, 2)), [0, 0, 1]);
+    assert_eq!((file.count_unsent(2).unwrap(), file.unsent(2, 10).unwrap().unwrap().up_to), (3, 6));
+    file.delete_sent(6).unwrap();
+    assert!(file.unsent(0, 10).unwrap().is_none());
+    // IDs are not used again: a late confirmation of a row concerns no other row.
+    add(&mut file, 7, 0);
+    assert_eq!(file.unsent(0, 10).unwrap().unwrap().up_to, 7);
+}
+
+#[test]
+fn row_of_the_store_has_wall_clock_times() {
+    let report = BlockReport {
+        time: 1_800_000_000.25,
+        connected_us: Some(250_000),
+        header_us: Some(1),
+        compact_us: Some(2000),
+        complete_us: Some(100_000),
+        fibre_us: Some(260_000),
+        ..report(9)
+    };
+    let row = outbox::store_row(&report, &origin());
+    for (column, expected) in [
+        ("announced_at", "2027-01-15T08:00:00.000000Z"),
+        ("header_at", "2027-01-15T08:00:00.000001Z"),
+        ("compact_at", "2027-01-15T08:00:00.002000Z"),
+        ("fibre_at", "2027-01-15T07:59:59.990000Z"),
+        ("complete_at", "2027-01-15T08:00:00.100000Z"),
+        ("connected_at", "2027-01-15T08:00:00.250000Z"),
+    ] {
+        assert_eq!(row[column], expected, "{column}");
+    }
+    let unknown = outbox::store_row(&BlockReport { time: 1e9, ..BlockReport::default() }, &origin());
+    assert!(
+        ["announced_at", "complete_at", "arrival", "transactions", "clock_synchronized"]
+            .iter()
+            .all(|it| unknown[*it].is_null())
+    );
+    // Every column of the schema, and no other.
+    let schema = include_str!("../../contrib/postgresql/propagation.sql");
+    let (_, table) = schema.split_once("CREATE TABLE propagation.blocks (").unwrap();
+    let columns =
+        table.split_once("PRIMARY KEY").unwrap().0.lines().filter_map(|line| line.trim().split(' ').next());
+    let mut columns: Vec<_> = columns.filter(|name| !name.is_empty()).collect();
+    columns.sort_unstable();
+    let mut of_row: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
+    of_row.sort_unstable();
+    assert_eq!(of_row, columns);
 }

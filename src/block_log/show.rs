@@ -3,10 +3,9 @@
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::types::Value;
 use serde_json::{Map, json};
 
-use super::read::Rows;
+use super::read::{Rows, Value};
 
 /// The output format of the subcommand `blocks`.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -19,13 +18,13 @@ pub enum OutputFormat {
     Csv,
 }
 
-/// Prints rows in this format. If the reader of the output closes it early, the result is still `Ok`.
+/// Prints rows in this format, a table with these columns. If the reader of the output closes it early, the result is still `Ok`.
 ///
 /// # Errors
 /// The output cannot be written.
-pub fn print(rows: &Rows, format: OutputFormat, to: &mut impl Write) -> io::Result<()> {
+pub fn print(rows: &Rows, format: OutputFormat, columns: &[Column], to: &mut impl Write) -> io::Result<()> {
     let printed = match format {
-        OutputFormat::Table => table(rows, to),
+        OutputFormat::Table => table(rows, columns, to),
         OutputFormat::Json => json(rows, to),
         OutputFormat::Csv => csv(rows, to),
     };
@@ -70,9 +69,10 @@ fn text(value: &Value) -> String {
 
 /// A column of the printed table: its title, the name of the column in the block log, and the function that formats a
 /// value.
-type Column = (&'static str, &'static str, fn(&Value) -> String);
+pub type Column = (&'static str, &'static str, fn(&Value) -> String);
 
-const TABLE: [Column; 11] = [
+/// The columns of the block log in a table.
+pub const BLOCK_LOG: &[Column] = &[
     ("height", "block_height", text),
     ("connected (UTC)", "time", date),
     ("arrival", "arrival", text),
@@ -83,6 +83,21 @@ const TABLE: [Column; 11] = [
     ("complete ms", "complete_us", milliseconds),
     ("connected ms", "connected_us", milliseconds),
     ("connect ms", "duration_us", milliseconds),
+    ("hash", "block_hash", text),
+];
+
+/// The columns of the block store for one height in a table.
+pub const PROPAGATION: &[Column] = &[
+    ("rank", "rank", text),
+    ("node", "node", text),
+    ("connected ms", "connected_offset_us", milliseconds),
+    ("± ms", "connected_error_us", milliseconds),
+    ("complete ms", "complete_offset_us", milliseconds),
+    ("± ms", "complete_error_us", milliseconds),
+    ("arrival", "arrival", text),
+    ("announced by", "announced_by", text),
+    ("connection", "announced_connection", text),
+    ("exporter", "source", text),
     ("hash", "block_hash", text),
 ];
 
@@ -100,9 +115,9 @@ fn date(value: &Value) -> String {
     time.map_or_else(String::new, |time| humantime::format_rfc3339_seconds(time).to_string())
 }
 
-fn table(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
+fn table(rows: &Rows, columns: &[Column], to: &mut impl Write) -> io::Result<()> {
     let place = |column: &str| rows.names.iter().position(|name| *name == column);
-    let columns = TABLE.iter().filter_map(|(title, column, show)| Some((title, place(column)?, show)));
+    let columns = columns.iter().filter_map(|(title, column, show)| Some((title, place(column)?, show)));
     let columns: Vec<Vec<String>> = columns
         .map(|(title, place, show)| {
             let cells = rows.rows.iter().map(|row| show(&row[place]));
@@ -110,7 +125,7 @@ fn table(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
             std::iter::once(title.to_string()).chain(cells).collect()
         })
         .collect();
-    let width = |cells: &Vec<String>| cells.iter().map(String::len).max().unwrap_or_default();
+    let width = |cells: &Vec<String>| cells.iter().map(|cell| cell.chars().count()).max().unwrap_or_default();
     let widths: Vec<_> = columns.iter().map(width).collect();
     for line in 0..=rows.rows.len() {
         let cells = columns.iter().zip(&widths).map(|(cells, width)| format!("{:<width$}", cells[line]));

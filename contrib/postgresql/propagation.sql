@@ -1,0 +1,132 @@
+-- The schema of the block store (--block-store), version 1. An exporter applies it if its user may create a schema. Otherwise the owner of
+-- the database applies it once:
+--
+--     psql --single-transaction --file propagation.sql 'postgres://owner@host/bitcoin'
+--
+-- and grants the exporters' user these rights:
+--
+--     GRANT USAGE ON SCHEMA propagation TO exporter;
+--     GRANT SELECT ON ALL TABLES IN SCHEMA propagation TO exporter;
+--     GRANT INSERT, UPDATE ON propagation.blocks TO exporter;
+--
+-- Readers, for example Grafana, need only USAGE on the schema and SELECT on its tables.
+
+CREATE SCHEMA propagation;
+
+CREATE TABLE propagation.version (version integer NOT NULL);
+INSERT INTO propagation.version VALUES (1);
+
+-- A row for each block and node. Times are those of the node's wall clock; a stage that did not occur, or that the exporter does not see,
+-- is NULL. docs/fleet.md describes the columns.
+--
+-- The partition key of a unique key must be a part of it. A time would not do: it differs between two exporters of one node, and a block
+-- could get a second row after a reorganization. The hash of a block determines its height. A partition has 4,320 heights, a month of
+-- blocks at ten minutes.
+CREATE TABLE propagation.blocks (
+    chain text NOT NULL,
+    block_height integer NOT NULL,
+    block_hash bytea NOT NULL CHECK (octet_length(block_hash) = 32),
+    node text NOT NULL,
+    source text NOT NULL,
+    resolution_us integer NOT NULL,
+    announced_at timestamptz,
+    header_at timestamptz,
+    compact_at timestamptz,
+    fibre_at timestamptz,
+    complete_at timestamptz,
+    connected_at timestamptz NOT NULL,
+    announced_by text,
+    announced_connection text,
+    announcements integer,
+    arrival text,
+    race_winner text,
+    race_udp_ns bigint,
+    race_compact_ns bigint,
+    transactions integer,
+    inputs integer,
+    requested integer,
+    requested_bytes bigint,
+    duration_us bigint,
+    clock_synchronized boolean,
+    clock_max_error_us bigint,
+    clock_estimated_error_us bigint,
+    PRIMARY KEY (chain, block_height, block_hash, node)
+) PARTITION BY RANGE (block_height);
+
+CREATE INDEX blocks_by_time ON propagation.blocks (chain, connected_at);
+
+-- Creates the partition for a height, if it does not exist. It runs with the rights of the owner: exporters may not create tables.
+CREATE FUNCTION propagation.ensure_partition(height integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    number integer := height / 4320;
+    name text := 'blocks_' || lpad(number::text, 4, '0');
+BEGIN
+    IF height >= 0 AND to_regclass('propagation.' || name) IS NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtext('propagation'));
+        EXECUTE format('CREATE TABLE IF NOT EXISTS propagation.%I PARTITION OF propagation.blocks FOR VALUES FROM (%s) TO (%s)',
+                       name, number * 4320, (number + 1)::bigint * 4320);
+    END IF;
+END $$;
+
+-- The height of the first block that a node connected at this time or later. A condition on the height reads only the blocks of a range
+-- of times; a condition on the time reads all blocks of the views below.
+CREATE FUNCTION propagation.height_at(of_chain text, at timestamptz) RETURNS integer
+LANGUAGE sql STABLE AS $$
+    SELECT block_height FROM propagation.blocks WHERE chain = of_chain AND connected_at >= at ORDER BY connected_at LIMIT 1
+$$;
+
+-- The lateness of each node for each block: offset_us is the time from the first node to this one, and error_us the bound on its error: the
+-- sum of the bounds on the two clocks' errors and of the two resolutions. The order of two nodes is certain only if the offset is greater.
+-- `stage` is the compared moment: `connected`, which all nodes have, or `complete`, which only tracepoints show. Nodes whose clock was not
+-- synchronized are excluded (see the view unsynchronized), and nodes that connected the block more than an hour after the first: they were
+-- catching up.
+CREATE VIEW propagation.lateness AS
+SELECT *, count(*) OVER (PARTITION BY stage, chain, block_height, block_hash) AS nodes FROM (
+    SELECT stage, chain, block_height, block_hash, node, source, at,
+        first_value(at) OVER first AS first_at,
+        first_value(node) OVER first AS first_node,
+        (extract(epoch FROM at - first_value(at) OVER first) * 1000000)::bigint AS offset_us,
+        CASE WHEN node = first_value(node) OVER first THEN 0
+             ELSE clock_us + first_value(clock_us) OVER first END AS error_us,
+        rank() OVER first AS rank,
+        arrival, announced_by, announced_connection, race_winner
+    FROM (
+        SELECT 'connected' AS stage, connected_at AS at, clock_max_error_us + resolution_us AS clock_us, *
+        FROM propagation.blocks WHERE clock_synchronized
+        UNION ALL
+        SELECT 'complete', complete_at, clock_max_error_us + resolution_us, *
+        FROM propagation.blocks WHERE clock_synchronized AND complete_at IS NOT NULL
+    ) AS times
+    WINDOW first AS (PARTITION BY stage, chain, block_height, block_hash ORDER BY at)
+) AS offsets
+WHERE offset_us < 3600000000;
+
+-- The nodes whose clock was not synchronized, with the blocks that the other views therefore exclude.
+CREATE VIEW propagation.unsynchronized AS
+SELECT chain, node, source, block_height, block_hash, connected_at, clock_max_error_us
+FROM propagation.blocks WHERE clock_synchronized IS NOT TRUE;
+
+-- The spread of each block over the nodes: the time from the first node to the median one and to the last one, with the greatest bound on
+-- the error of an offset, and the excluded nodes.
+CREATE VIEW propagation.spread AS
+SELECT stage, chain, block_height, block_hash, min(first_at) AS first_at, min(first_node) AS first_node, count(*) AS nodes,
+    (percentile_cont(0.5) WITHIN GROUP (ORDER BY offset_us))::bigint AS median_us,
+    max(offset_us) AS last_us,
+    max(error_us) AS error_us,
+    (array_agg(node ORDER BY offset_us DESC))[1] AS last_node,
+    (SELECT array_agg(node ORDER BY node) FROM propagation.unsynchronized AS excluded
+     WHERE excluded.chain = lateness.chain AND excluded.block_height = lateness.block_height
+       AND excluded.block_hash = lateness.block_hash) AS excluded
+FROM propagation.lateness GROUP BY stage, chain, block_height, block_hash;
+
+-- The first node for each block, with the mechanism that brought the block, and the lead over the second node. The win is certain if the
+-- lead is greater than the bound on its error.
+CREATE VIEW propagation.wins AS
+SELECT stage, chain, block_height, block_hash, at, node, arrival, announced_by, announced_connection, race_winner, nodes,
+    lead_us, lead_error_us, lead_us > lead_error_us AS is_certain
+FROM (
+    SELECT *, lead(offset_us) OVER one AS lead_us, lead(error_us) OVER one AS lead_error_us, row_number() OVER one AS number
+    FROM propagation.lateness WINDOW one AS (PARTITION BY stage, chain, block_height, block_hash ORDER BY at, node)
+) AS ordered
+WHERE number = 1;

@@ -1,0 +1,160 @@
+//! Runs a real PostgreSQL server with its own cluster in a temporary directory.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use tempfile::TempDir;
+
+use super::eventually;
+use super::node::free_port;
+
+/// The server does not run as root. A test that is run as root runs it as the user nobody.
+const NOBODY: u32 = 65534;
+/// Password of the user `exporter`.
+pub const PASSWORD: &str = "correct horse";
+
+/// The directory of the server's programs: that in POSTGRES_BIN, or that of Debian's newest package; `None` without a server.
+pub fn programs() -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os("POSTGRES_BIN") {
+        return Some(folder.into());
+    }
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
+    let folders =
+        versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("initdb").exists());
+    folders.max()
+}
+
+/// A running server on loopback, with the database `fleet` and its owner `exporter`; stopped when dropped.
+pub struct Postgres {
+    dir: TempDir,
+    pub port: u16,
+    server: Option<Child>,
+}
+
+impl Postgres {
+    pub fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        if geteuid().is_root() {
+            chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let mut postgres = Postgres { dir, port: free_port(), server: None };
+        let mut initdb = postgres.command("initdb");
+        initdb.args(["--auth=trust", "--username=postgres", "--no-sync", "-D"]).arg(postgres.data());
+        let made = initdb.output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        postgres.write("pg_hba.conf", "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n");
+        postgres.start_again();
+        postgres.sql("postgres", &format!("CREATE ROLE exporter LOGIN PASSWORD '{PASSWORD}'"));
+        postgres.sql("postgres", "CREATE DATABASE fleet OWNER exporter");
+        postgres
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let programs = programs().expect("PostgreSQL (Debian: integration-tests/debian-packages postgresql)");
+        let mut command = Command::new(programs.join(program));
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        if geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Writes a file of the cluster; the server reads it at the next start.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.data().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        if geteuid().is_root() {
+            chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        path
+    }
+
+    /// Appends settings to the configuration; they apply from the next start on.
+    pub fn configure(&self, settings: &str) {
+        let before = std::fs::read_to_string(self.data().join("postgresql.conf")).unwrap();
+        self.write("postgresql.conf", &format!("{before}\n{settings}\n"));
+    }
+
+    pub fn start_again(&mut self) {
+        let log = std::fs::File::options().append(true).create(true).open(self.dir.path().join("log"));
+        let mut server = self.command("postgres");
+        server.arg("-D").arg(self.data()).args(["-c", "listen_addresses=127.0.0.1", "-c"]);
+        server.arg(format!("port={}", self.port)).arg("-c");
+        server.arg(format!("unix_socket_directories={}", self.dir.path().display()));
+        server.stdout(Stdio::null()).stderr(log.unwrap());
+        self.server = Some(server.spawn().unwrap());
+        eventually("PostgreSQL answers", || self.try_sql("postgres", "SELECT 1").ok());
+    }
+
+    /// Stops the server at once, and waits until it has ended.
+    pub fn stop(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        kill(Pid::from_raw(server.id() as i32), Signal::SIGINT).expect("the server runs");
+        server.wait().unwrap();
+    }
+
+    /// URL of the database for its owner, without the password. The arguments are options of libpq, for example `sslmode=disable`.
+    pub fn url(&self, options: &str) -> String {
+        format!("postgres://exporter@127.0.0.1:{}/fleet?{options}", self.port)
+    }
+
+    /// A file with the password.
+    pub fn password_file(&self) -> PathBuf {
+        let path = self.dir.path().join("password");
+        std::fs::write(&path, format!("{PASSWORD}\n")).unwrap();
+        path
+    }
+
+    fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
+        let mut psql = self.command("psql");
+        psql.args(["-h"]).arg(self.dir.path()).args(["-p", &self.port.to_string(), "-U", "postgres"]);
+        psql.args(["-v", "ON_ERROR_STOP=1", "-qAtX", "-F", "\t", "-d", database, "-c", sql]);
+        let output = psql.env("PGTZ", "UTC").output().unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Runs SQL as the superuser; returns its output: a line for each row, with tabs between the columns.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        self.try_sql(database, sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Like [`Postgres::sql`], in the database `fleet`. Returns the rows and their columns.
+    pub fn rows(&self, sql: &str) -> Vec<Vec<String>> {
+        self.sql("fleet", sql).lines().map(|line| line.split('\t').map(String::from).collect()).collect()
+    }
+
+    /// The rows of a query that may fail, for example because a table does not exist yet.
+    pub fn try_rows(&self, sql: &str) -> Option<Vec<Vec<String>>> {
+        let rows = self.try_sql("fleet", sql).ok()?;
+        Some(rows.lines().map(|line| line.split('\t').map(String::from).collect()).collect())
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "PostgreSQL's log:\n{}",
+                std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+            );
+        }
+        self.stop();
+    }
+}

@@ -1,0 +1,131 @@
+//! The outbox: a table of the block log with the rows that the block store (`--block-store`) does not have yet.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use super::report::BlockReport;
+
+/// Resolution of the times of tracepoints in the rows.
+const TRACEPOINT_RESOLUTION_US: i64 = 1;
+
+/// The identity of the node and of the exporter, which is a part of each row in the block store.
+#[derive(Clone, Debug)]
+pub struct RowOrigin {
+    /// Chain of the node, for example `main`.
+    pub chain: String,
+    /// Name of the node, unique in the block store.
+    pub node: String,
+    /// The exporter: `usdt` or `ipc`.
+    pub source: &'static str,
+}
+
+/// Rows to send to the block store, oldest first.
+#[derive(Debug, PartialEq)]
+pub struct Batch {
+    /// ID of the last row in the outbox.
+    pub up_to: i64,
+    /// Heights of the blocks.
+    pub heights: Vec<i32>,
+    /// The rows, each a JSON object with the columns of the block store.
+    pub rows: Vec<String>,
+}
+
+/// Adds the row of a block.
+pub fn push(connection: &Connection, report: &BlockReport, origin: &RowOrigin) -> rusqlite::Result<()> {
+    let row = (report.block_height, store_row(report, origin).to_string());
+    connection.prepare("INSERT INTO outbox (block_height, row) VALUES (?, ?)")?.execute(row).map(drop)
+}
+
+/// Deletes the oldest rows beyond the limit. Returns the number of deleted rows after the ID `under_way`: the rows up to it are in memory, on
+/// their way to the block store.
+pub fn limit(connection: &Connection, keep: u32, under_way: i64) -> rusqlite::Result<u64> {
+    let last: Option<i64> = connection.query_row("SELECT max(id) FROM outbox", [], |row| row.get(0))?;
+    let Some(up_to) = last.map(|last| last - i64::from(keep)) else { return Ok(0) };
+    let dropped = "SELECT count(*) FROM outbox WHERE id > ? AND id <= ?";
+    let dropped: i64 = connection.query_row(dropped, (under_way, up_to), |row| row.get(0))?;
+    delete(connection, up_to)?;
+    Ok(dropped as u64)
+}
+
+/// The oldest rows after this ID.
+pub fn batch(connection: &Connection, after: i64, limit: usize) -> rusqlite::Result<Option<Batch>> {
+    let query = "SELECT id, block_height, row FROM outbox WHERE id > ? ORDER BY id LIMIT ?";
+    let mut statement = connection.prepare(query)?;
+    let mut rows = statement.query((after, limit as i64))?;
+    let mut batch = Batch { up_to: after, heights: Vec::new(), rows: Vec::new() };
+    while let Some(row) = rows.next()? {
+        batch.up_to = row.get(0)?;
+        batch.heights.push(row.get(1)?);
+        batch.rows.push(row.get(2)?);
+    }
+    Ok((!batch.rows.is_empty()).then_some(batch))
+}
+
+/// Deletes the rows up to this ID.
+pub fn delete(connection: &Connection, up_to: i64) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM outbox WHERE id <= ?", [up_to]).map(drop)
+}
+
+/// Number of rows after this ID.
+pub fn count(connection: &Connection, after: i64) -> rusqlite::Result<u64> {
+    let count = |row: &rusqlite::Row| row.get::<_, i64>(0);
+    connection.query_row("SELECT count(*) FROM outbox WHERE id > ?", [after], count).map(|count| count as u64)
+}
+
+/// The row of the block store, with the columns of `contrib/postgresql/propagation.sql`.
+pub fn store_row(report: &BlockReport, origin: &RowOrigin) -> Value {
+    let first = report.connected_us.map(|connected_us| report.time - seconds(connected_us));
+    let after_first = |micros: Option<i64>| Some(timestamp(first? + seconds(micros?)));
+    json!({
+        "chain": origin.chain,
+        "block_height": report.block_height,
+        "block_hash": format!("\\x{}", report.block_hash),
+        "node": origin.node,
+        "source": origin.source,
+        "resolution_us": report.resolution_us.unwrap_or(TRACEPOINT_RESOLUTION_US),
+        "announced_at": first.map(timestamp),
+        "header_at": after_first(report.header_us),
+        "compact_at": after_first(report.compact_us),
+        "fibre_at": report.fibre_us.map(|before| timestamp(report.time - seconds(before))),
+        "complete_at": complete(report).map(timestamp),
+        "connected_at": timestamp(report.time),
+        "announced_by": report.announced_by,
+        "announced_connection": report.announced_connection,
+        "announcements": report.announcements,
+        "arrival": report.arrival,
+        "race_winner": report.race_winner,
+        "race_udp_ns": report.race_udp_ns,
+        "race_compact_ns": report.race_compact_ns,
+        "transactions": report.transactions,
+        "inputs": report.inputs,
+        "requested": report.requested,
+        "requested_bytes": report.requested_bytes,
+        "duration_us": report.duration_us,
+        "clock_synchronized": report.clock_synchronized,
+        "clock_max_error_us": report.clock_max_error_us,
+        "clock_estimated_error_us": report.clock_estimated_error_us,
+    })
+}
+
+/// The time at which the node had the whole block, Unix seconds. Without an announcement, it is the time at which FIBRE had it, or else the
+/// beginning of the connection, if known.
+fn complete(report: &BlockReport) -> Option<f64> {
+    let before_connection = match (report.complete_us, report.connected_us) {
+        (Some(complete), Some(connected)) => Some(connected - complete),
+        _ if report.arrival == Some("fibre") => report.fibre_us,
+        _ => report.duration_us,
+    };
+    before_connection.map(|before| report.time - seconds(before))
+}
+
+fn seconds(micros: i64) -> f64 {
+    micros as f64 / 1e6
+}
+
+/// A time as PostgreSQL reads it, with microseconds.
+fn timestamp(unix: f64) -> String {
+    let time = Duration::try_from_secs_f64(unix + 5e-7).ok().and_then(|time| UNIX_EPOCH.checked_add(time));
+    humantime::format_rfc3339_micros(time.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()
+}

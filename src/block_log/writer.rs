@@ -1,0 +1,342 @@
+//! Writes the block log on a dedicated thread. While the file cannot be written, blocks are kept in a queue, and blocks
+//! that do not fit are counted as lost.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rusqlite::ErrorCode;
+use tracing::{debug, info, warn};
+
+use super::file::{BlockLogFile, DatabaseError};
+use super::outbox::{Batch, RowOrigin};
+use super::report::BlockReport;
+use crate::block_store::StoreState;
+use crate::scheduling;
+
+/// Limit on the blocks in the queue to the thread, and separately on the blocks that the thread keeps until the file
+/// can be written. The ring buffer in the kernel (validation.bpf.c) holds about as many blocks for an exporter that is
+/// stopped (SIGSTOP), and all of them are read at once when the exporter is resumed. A full queue takes 4 MB of memory.
+const MAX_QUEUED: usize = 8192;
+/// Minimum time between a failed attempt to write and the next attempt.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval at which the thread checks whether the exporter exits.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
+/// Maximum time for writing the queued blocks when the exporter exits.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A block to write to the block log.
+pub struct LogEntry {
+    /// The report of the block.
+    pub report: BlockReport,
+    /// Whether the block has a row already, and the result of its race was reported later.
+    pub is_update: bool,
+}
+
+/// The sending side of the queue of block reports to the thread that writes the block log.
+pub struct ReportQueue {
+    /// The reports are boxed because the channel allocates memory for all its slots when it is created.
+    sender: SyncSender<Box<LogEntry>>,
+    lost: Arc<AtomicU64>,
+}
+
+impl ReportQueue {
+    /// Adds the report of a block to the queue without blocking. If the queue is full, the report is dropped and
+    /// counted as lost.
+    pub fn push(&self, report: BlockReport) {
+        self.send(LogEntry { report, is_update: false });
+    }
+
+    /// Adds the report of a block that was added before, and whose race has been decided since.
+    pub fn update(&self, report: BlockReport) {
+        self.send(LogEntry { report, is_update: true });
+    }
+
+    fn send(&self, entry: LogEntry) {
+        if self.sender.try_send(Box::new(entry)).is_err() {
+            self.lost.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// A batch of the outbox, on its way to the block store.
+pub struct OutboxBatch {
+    /// The rows.
+    pub batch: Batch,
+    /// Number of times that the file has been opened: the ID in `batch` belongs to that file.
+    generation: u64,
+}
+
+impl OutboxBatch {
+    /// Identifies the batch, for the channel of [`Forwarding::stored`].
+    pub fn id(&self) -> (u64, i64) {
+        (self.generation, self.batch.up_to)
+    }
+}
+
+/// The connection of the block log to the thread that forwards its rows to the block store. At most one batch is under way.
+pub struct Forwarding {
+    /// Identity of the node in the rows.
+    pub origin: RowOrigin,
+    /// The counts for the metrics.
+    pub counts: Arc<StoreState>,
+    /// Batches to forward.
+    pub batches: tokio::sync::mpsc::Sender<OutboxBatch>,
+    /// IDs of the batches that the block store has.
+    pub stored: Receiver<(u64, i64)>,
+}
+
+/// Handle of the thread that writes the block log.
+pub struct BlockLogThread {
+    /// Set when the thread has to exit.
+    ends: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl BlockLogThread {
+    /// Starts the thread. A file that cannot be created, belongs to another program or has an unsupported version is an error. A full disk,
+    /// an I/O error, and a corrupt or locked file are not: the thread tries again. With `forwarding`, the rows are forwarded to the block store.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn start(path: &Path, keep: u32, forwarding: Option<Forwarding>) -> Result<(Self, ReportQueue)> {
+        let (file, error) = match BlockLogFile::open(path, keep) {
+            Ok(file) => (Some(file), None),
+            Err(error) if is_temporary(&error) => (None, Some(error)),
+            Err(error) => return Err(error.context("cannot open the block log (--block-log)")),
+        };
+        let (sender, reports) = sync_channel(MAX_QUEUED);
+        let (ends, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut writer = BlockLogWriter {
+            path: path.into(),
+            keep,
+            file,
+            pending: VecDeque::new(),
+            outbox: forwarding.map(Outbox::new),
+            lost: lost.clone(),
+            last_logged: None,
+            tried_at: Instant::now(),
+        };
+        if let Some(error) = error {
+            writer.log_once(&error);
+        }
+        let end = ends.clone();
+        let thread = thread::Builder::new().name("block-log".into()).spawn(move || {
+            scheduling::lower_priority();
+            writer.run(&reports, &end);
+        })?;
+        Ok((BlockLogThread { ends, thread }, ReportQueue { sender, lost }))
+    }
+
+    /// Stops the thread. If the file can be written, the thread first writes the queued blocks. Waits at most
+    /// `FINISH_TIMEOUT`.
+    pub fn finish(self) {
+        self.ends.store(true, Relaxed);
+        let deadline = Instant::now() + FINISH_TIMEOUT;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Whether a retry may succeed without a change of the configuration.
+fn is_temporary(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
+    matches!(
+        code,
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::SystemIoFailure
+        )
+    )
+}
+
+/// The state of the thread that writes the block log: the open file, and the blocks that are not written yet.
+struct BlockLogWriter {
+    path: PathBuf,
+    keep: u32,
+    file: Option<BlockLogFile>,
+    /// Blocks that are not written yet, oldest first.
+    pending: VecDeque<Box<LogEntry>>,
+    outbox: Option<Outbox>,
+    lost: Arc<AtomicU64>,
+    /// The last logged reason why the file cannot be written; `None` after a successful write.
+    last_logged: Option<String>,
+    /// Time of the last attempt to open or write the file.
+    tried_at: Instant,
+}
+
+impl BlockLogWriter {
+    /// Writes blocks from the queue until the exporter exits.
+    fn run(&mut self, reports: &Receiver<Box<LogEntry>>, ends: &AtomicBool) {
+        loop {
+            let first = reports.recv_timeout(CHECK_INTERVAL);
+            let is_over = ends.load(Relaxed) || matches!(first, Err(RecvTimeoutError::Disconnected));
+            self.pending.extend(first);
+            self.pending.extend(reports.try_iter().take(MAX_QUEUED));
+            let too_many = self.pending.len().saturating_sub(MAX_QUEUED);
+            self.pending.drain(..too_many);
+            self.lost.fetch_add(too_many as u64, Relaxed);
+            let is_time = self.last_logged.is_none() || self.tried_at.elapsed() > RETRY_INTERVAL || is_over;
+            let has_work = !self.pending.is_empty() || (self.outbox.is_some() && self.file.is_none());
+            if has_work && is_time {
+                self.try_to_write();
+            }
+            self.forward();
+            if is_over {
+                return;
+            }
+        }
+    }
+
+    fn try_to_write(&mut self) {
+        self.tried_at = Instant::now();
+        match self.write() {
+            Ok(()) => {
+                self.pending.clear();
+                if self.last_logged.take().is_some() {
+                    info!("writing to the block log {} again", self.path.display());
+                }
+                let lost = self.lost.swap(0, Relaxed);
+                if lost > 0 {
+                    self.outbox.iter().for_each(|outbox| {
+                        outbox.forwarding.counts.dropped.fetch_add(lost, Relaxed);
+                    });
+                    warn!(events = lost, "blocks were not written to the block log: queue full");
+                }
+            }
+            Err(error) => {
+                self.file = None;
+                self.log_once(&error);
+            }
+        }
+    }
+
+    /// Logs the reason why the file cannot be written, unless it equals the reason that was logged last.
+    fn log_once(&mut self, error: &anyhow::Error) {
+        let why = error.to_string();
+        if self.last_logged.as_ref() != Some(&why) {
+            warn!(
+                "cannot write the block log; the last {MAX_QUEUED} blocks are kept in memory until it succeeds: {why}"
+            );
+            self.last_logged = Some(why);
+        }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let file = match self.file.take().filter(BlockLogFile::is_in_place) {
+            Some(file) => file,
+            None => {
+                let file = BlockLogFile::open(&self.path, self.keep)?;
+                self.outbox.iter_mut().for_each(Outbox::file_opened);
+                file
+            }
+        };
+        let origin = self.outbox.as_ref().map(|outbox| &outbox.forwarding.origin);
+        let under_way = self.outbox.as_ref().map_or(0, |outbox| outbox.under_way.unwrap_or(outbox.stored));
+        let dropped = self.file.insert(file).add(self.pending.iter().map(Box::as_ref), origin, under_way)?;
+        if let Some(outbox) = &mut self.outbox {
+            outbox.forwarding.counts.dropped.fetch_add(dropped, Relaxed);
+            outbox.has_news = true;
+        }
+        Ok(())
+    }
+
+    /// Hands the next rows of the outbox to the thread that forwards them, and deletes those that the block store has.
+    fn forward(&mut self) {
+        let (Some(outbox), Some(file)) = (&mut self.outbox, &self.file) else { return };
+        if let Err(error) = outbox.exchange(file) {
+            self.file = None;
+            self.log_once(&error);
+        }
+    }
+}
+
+/// The state of the outbox: the rows that are on their way to the block store.
+struct Outbox {
+    forwarding: Forwarding,
+    /// Number of times that the file has been opened.
+    generation: u64,
+    /// ID of the last row that the block store has.
+    stored: i64,
+    /// Time of the last attempt to delete the stored rows, if it failed.
+    delete_failed_at: Option<Instant>,
+    /// Whether the rows up to `stored` are deleted.
+    is_clean: bool,
+    /// ID of the last row of the batch under way.
+    under_way: Option<i64>,
+    /// Whether rows were added since the last batch.
+    has_news: bool,
+}
+
+impl Outbox {
+    /// Limit on the rows of a batch. A row has about 800 bytes.
+    const MAX_ROWS: usize = 500;
+
+    fn new(forwarding: Forwarding) -> Self {
+        Outbox {
+            forwarding,
+            generation: 0,
+            stored: 0,
+            delete_failed_at: None,
+            is_clean: true,
+            under_way: None,
+            has_news: true,
+        }
+    }
+
+    /// Another file may have been opened, whose IDs are different. The batch under way is sent again, which does not change the store.
+    fn file_opened(&mut self) {
+        (self.generation, self.stored, self.is_clean) = (self.generation + 1, 0, true);
+        (self.under_way, self.has_news) = (None, true);
+    }
+
+    /// Deletes the rows that the block store has, and hands the next ones to the thread that forwards them.
+    fn exchange(&mut self, file: &BlockLogFile) -> Result<()> {
+        while let Ok((generation, up_to)) = self.forwarding.stored.try_recv() {
+            if generation == self.generation {
+                (self.stored, self.is_clean, self.under_way, self.has_news) = (up_to, false, None, true);
+            }
+        }
+        self.delete_stored(file);
+        if !self.has_news {
+            return Ok(());
+        }
+        self.forwarding.counts.waiting.store(file.count_unsent(self.stored)?, Relaxed);
+        if self.under_way.is_some() {
+            self.has_news = false;
+            return Ok(());
+        }
+        match file.unsent(self.stored, Self::MAX_ROWS)? {
+            Some(batch) => {
+                let up_to = batch.up_to;
+                let batch = OutboxBatch { batch, generation: self.generation };
+                self.under_way = self.forwarding.batches.try_send(batch).is_ok().then_some(up_to);
+                self.has_news = self.under_way.is_none();
+            }
+            None => self.has_news = false,
+        }
+        Ok(())
+    }
+
+    /// Deletes the rows that the block store has. On a full disk this fails, too: the rows are deleted later, and not sent again.
+    fn delete_stored(&mut self, file: &BlockLogFile) {
+        if self.is_clean || self.delete_failed_at.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
+            return;
+        }
+        match file.delete_sent(self.stored) {
+            Ok(()) => (self.is_clean, self.delete_failed_at) = (true, None),
+            Err(error) => {
+                debug!("cannot delete sent rows: {error:#}");
+                self.delete_failed_at = Some(Instant::now());
+            }
+        }
+    }
+}

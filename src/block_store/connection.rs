@@ -1,0 +1,258 @@
+//! A connection to the block store: connects, creates or checks the schema, and stores rows.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Config, Row};
+use tracing::{debug, info};
+
+use super::settings::StoreSettings;
+
+/// Version of the schema in `contrib/postgresql/propagation.sql`.
+const VERSION: i32 = 1;
+const SCHEMA: &str = include_str!("../../contrib/postgresql/propagation.sql");
+/// Timeout of a statement. A database that is stopped or overloaded must not block the forwarder forever.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Stores rows, given as a JSON array. A row that is stored already is not changed, except by a more precise exporter of the node, or by
+/// another report of the same connection. A block that was connected again after a reorganization keeps its first times.
+const STORE: &str = "
+    INSERT INTO propagation.blocks AS stored
+    SELECT DISTINCT ON (row.chain, row.block_height, row.block_hash, row.node) row.*
+    FROM json_array_elements($1::text::json) WITH ORDINALITY AS sent (value, number),
+        json_populate_record(NULL::propagation.blocks, sent.value) AS row
+    ORDER BY row.chain, row.block_height, row.block_hash, row.node, row.resolution_us, row.connected_at, sent.number DESC
+    ON CONFLICT (chain, block_height, block_hash, node) DO UPDATE SET
+        source = excluded.source, resolution_us = excluded.resolution_us, announced_at = excluded.announced_at,
+        header_at = excluded.header_at, compact_at = excluded.compact_at, fibre_at = excluded.fibre_at,
+        complete_at = excluded.complete_at, connected_at = excluded.connected_at, announced_by = excluded.announced_by,
+        announced_connection = excluded.announced_connection, announcements = excluded.announcements,
+        arrival = excluded.arrival, race_winner = excluded.race_winner, race_udp_ns = excluded.race_udp_ns,
+        race_compact_ns = excluded.race_compact_ns, transactions = excluded.transactions, inputs = excluded.inputs,
+        requested = excluded.requested, requested_bytes = excluded.requested_bytes, duration_us = excluded.duration_us,
+        clock_synchronized = excluded.clock_synchronized, clock_max_error_us = excluded.clock_max_error_us,
+        clock_estimated_error_us = excluded.clock_estimated_error_us
+    WHERE (excluded.resolution_us, excluded.connected_at) <= (stored.resolution_us, stored.connected_at)";
+
+/// An open connection to the block store.
+pub struct StoreConnection {
+    client: Client,
+}
+
+/// Why rows could not be stored.
+pub enum StoreError {
+    /// A row is invalid. Other rows may be valid.
+    Rejected(anyhow::Error),
+    /// The store could not be reached or lacks something. The rows can be sent later.
+    Unavailable(anyhow::Error),
+}
+
+impl StoreConnection {
+    /// Connects, and creates the schema if it does not exist.
+    ///
+    /// # Errors
+    /// The database cannot be reached or rejects the user, or its schema is of a newer version.
+    pub async fn open(settings: &StoreSettings, application: &str) -> Result<Self> {
+        let mut last = None;
+        for config in settings.attempts(application).await? {
+            match within(connect(config, settings)).await {
+                Ok(client) => {
+                    let mut connection = StoreConnection { client };
+                    connection.check_schema().await?;
+                    return Ok(connection);
+                }
+                Err(error) => {
+                    let is_final = is_final(&error);
+                    last.get_or_insert(error);
+                    if is_final {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow!("no host")))
+    }
+
+    /// Whether the connection is closed.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Runs a query with parameters of these types.
+    ///
+    /// # Errors
+    /// The query fails or takes too long.
+    pub async fn query(
+        &self,
+        sql: &str,
+        parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>> {
+        // `query_typed` uses no named statement, which a connection pooler may not have.
+        within(async { self.client.query_typed(sql, parameters).await.map_err(explain) }).await
+    }
+
+    /// Stores rows of blocks of these heights.
+    pub async fn store(&self, rows: &[String], heights: &[i32]) -> Result<(), StoreError> {
+        let rows = format!("[{}]", rows.join(","));
+        let mut stored = self.query(STORE, &[(&rows, Type::TEXT)]).await;
+        if stored.as_ref().err().and_then(sql_state) == Some(SqlState::CHECK_VIOLATION) {
+            self.ensure_partitions(heights).await.map_err(StoreError::Unavailable)?;
+            stored = self.query(STORE, &[(&rows, Type::TEXT)]).await;
+        }
+        match stored {
+            Ok(_) => Ok(()),
+            Err(error) if is_invalid_row(&error) => Err(StoreError::Rejected(error)),
+            Err(error) => Err(StoreError::Unavailable(error)),
+        }
+    }
+
+    /// Creates the missing partitions. It is not done for each row, because it can lock the table.
+    async fn ensure_partitions(&self, heights: &[i32]) -> Result<()> {
+        const HEIGHTS: i32 = 4320;
+        let mut partitions: Vec<i32> = heights.iter().map(|height| height / HEIGHTS).collect();
+        partitions.sort_unstable();
+        partitions.dedup();
+        for partition in partitions {
+            let height = partition * HEIGHTS;
+            let ensure = "SELECT propagation.ensure_partition($1)";
+            self.query(ensure, &[(&height, Type::INT4)]).await.context("cannot create a partition")?;
+        }
+        Ok(())
+    }
+
+    /// Checks the version of the schema, and creates the schema if it does not exist.
+    async fn check_schema(&mut self) -> Result<()> {
+        if !self.has_schema().await? {
+            self.create_schema().await.context(
+                "the database has no schema `propagation`, and the exporter cannot create it; apply \
+                 contrib/postgresql/propagation.sql as the owner of the database",
+            )?;
+        }
+        let rows = self.query("SELECT max(version) FROM propagation.version", &[]).await?;
+        match rows.first().and_then(|row| row.get::<_, Option<i32>>(0)) {
+            Some(VERSION) => Ok(()),
+            Some(version) if version > VERSION => bail!(
+                "its schema has version {version}, but this exporter supports version {VERSION}; upgrade the exporter"
+            ),
+            version => bail!("its schema has version {version:?}; expected version {VERSION}"),
+        }
+    }
+
+    async fn execute(&self, sql: &str) -> Result<()> {
+        within(async { self.client.batch_execute(sql).await.map_err(explain) }).await
+    }
+
+    async fn has_schema(&self) -> Result<bool> {
+        let rows = self.query("SELECT to_regclass('propagation.version') IS NOT NULL", &[]).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
+    /// Creates the schema, unless another exporter creates it at the same time.
+    async fn create_schema(&mut self) -> Result<()> {
+        // The lock ends with the transaction. A statement after it in the same transaction reads the other exporter's schema.
+        let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtext('propagation'))";
+        self.execute(lock).await?;
+        let created = match self.has_schema().await {
+            Ok(false) => self.execute(SCHEMA).await.map(|()| true),
+            has => has.map(|_| false),
+        };
+        self.execute(if created.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+        if created? {
+            info!("created the schema of the block store");
+        }
+        Ok(())
+    }
+}
+
+async fn connect(config: Config, settings: &StoreSettings) -> Result<Client> {
+    let (client, connection) = config.connect(settings.tls.clone()).await.map_err(explain)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            debug!("block store: {error}");
+        }
+    });
+    Ok(client)
+}
+
+async fn within<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(TIMEOUT, work).await {
+        Ok(result) => result,
+        Err(_) => bail!("no response within {} s", TIMEOUT.as_secs()),
+    }
+}
+
+/// The error code of the server, if it responded with an error.
+fn sql_state(error: &anyhow::Error) -> Option<SqlState> {
+    error.downcast_ref::<DatabaseError>().and_then(|error| error.code.clone())
+}
+
+/// Whether another `sslmode` cannot help: the server has checked the user and the database. A server may reject a user only without TLS
+/// (`hostssl` in `pg_hba.conf`), with INVALID_AUTHORIZATION_SPECIFICATION.
+fn is_final(error: &anyhow::Error) -> bool {
+    sql_state(error).is_some_and(|code| code != SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+}
+
+/// Whether the error is about the data of a row: class 22 (data exception) or 23 (integrity constraint violation).
+fn is_invalid_row(error: &anyhow::Error) -> bool {
+    sql_state(error).is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
+}
+
+/// Adds the reason and, if known, the remedy to an error.
+fn explain(error: tokio_postgres::Error) -> anyhow::Error {
+    let text = match error.as_db_error() {
+        Some(reported) => format!("{}{}", reported.message(), advice(reported.code())),
+        None => {
+            // The text of the crate does not contain the reason.
+            let mut text = error.to_string();
+            let mut source = error.source();
+            while let Some(reason) = source {
+                if !text.contains(&reason.to_string()) {
+                    text += &format!(": {reason}");
+                }
+                source = reason.source();
+            }
+            if text.contains("certificate") {
+                text += "; compare sslrootcert and sslmode in the URL with the server's certificate";
+            }
+            text
+        }
+    };
+    anyhow::Error::new(DatabaseError { text, code: error.code().cloned() })
+}
+
+/// An error of the database or of the connection to it, with the remedy if known.
+#[derive(Debug)]
+struct DatabaseError {
+    text: String,
+    code: Option<SqlState>,
+}
+
+impl fmt::Display for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for DatabaseError {}
+
+/// What to do about an error code.
+fn advice(code: &SqlState) -> &'static str {
+    match *code {
+        SqlState::INVALID_PASSWORD => {
+            "; check the password: --block-store-password-file, the environment variable …_BLOCK_STORE_PASSWORD, or the \
+             systemd credential block-store-password"
+        }
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION => "; check pg_hba.conf of the server",
+        SqlState::INVALID_CATALOG_NAME => "; create the database first, or correct its name in the URL",
+        SqlState::INSUFFICIENT_PRIVILEGE => {
+            "; grant the rights that contrib/postgresql/propagation.sql lists"
+        }
+        SqlState::DISK_FULL => "; the disk of the server is full",
+        _ => "",
+    }
+}

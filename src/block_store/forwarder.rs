@@ -1,0 +1,204 @@
+//! Forwards the rows of the block log's outbox to the block store, on a thread of its own.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
+
+use super::connection::{StoreConnection, StoreError};
+use super::settings::StoreSettings;
+use super::{STATE, StoreState, propagation};
+use crate::block_log::outbox::RowOrigin;
+use crate::block_log::{Forwarding, OutboxBatch};
+use crate::scheduling;
+
+/// Delay before the next attempt after a failure. It doubles with each failure, up to the second value.
+const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Time without rows after which the connection is closed. A server has a limited number of connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Times after a sent row at which the ranks of the last blocks are read: other nodes may have the block later.
+const RANK_DELAYS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
+
+/// With more compared nodes, the ranks are not read any more: each exporter would read the rows of all nodes for each block.
+const MAX_RANKED_NODES: i64 = 1000;
+
+/// Starts the thread. It ends when the other side of the returned connection is dropped.
+///
+/// # Errors
+/// The thread cannot be started.
+pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
+    let state = STATE.get_or_init(Arc::default).clone();
+    let (batches, receiver) = tokio::sync::mpsc::channel(1);
+    let (sender, stored) = channel();
+    let forwarder = Forwarder {
+        application: format!("bitcoind-{}-exporter {}", origin.source, origin.node),
+        settings,
+        origin: origin.clone(),
+        state: state.clone(),
+        batches: receiver,
+        stored: sender,
+        connection: None,
+        last_logged: None,
+        failures: 0,
+        rank_times: VecDeque::new(),
+        reads_ranks: true,
+        last_height: None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("block-store".into()).spawn(move || {
+        scheduling::lower_priority();
+        runtime.block_on(forwarder.run());
+    })?;
+    Ok(Forwarding { origin, counts: state, batches, stored })
+}
+
+/// The state of the thread that forwards rows.
+struct Forwarder {
+    application: String,
+    settings: StoreSettings,
+    origin: RowOrigin,
+    state: Arc<StoreState>,
+    batches: Receiver<OutboxBatch>,
+    /// IDs of the batches that the block store has.
+    stored: Sender<(u64, i64)>,
+    connection: Option<StoreConnection>,
+    /// The last logged failure; `None` after a success.
+    last_logged: Option<String>,
+    /// Number of failures in a row.
+    failures: u32,
+    /// Times at which the ranks are read.
+    rank_times: VecDeque<Instant>,
+    /// Whether the ranks are read.
+    reads_ranks: bool,
+    /// Height of the last sent block.
+    last_height: Option<i32>,
+}
+
+impl Forwarder {
+    async fn run(mut self) {
+        let mut is_first = true;
+        loop {
+            // At the start, wrong settings are logged before there is a row to send. Later, a store that is down is tried again.
+            while std::mem::take(&mut is_first) || self.failures > 0 {
+                match self.connect().await {
+                    Ok(_) => self.on_success(),
+                    Err(error) => self.on_failure(&error).await,
+                }
+            }
+            let next = self.rank_times.front().copied().unwrap_or(Instant::now() + IDLE_TIMEOUT);
+            match timeout_at(next, self.batches.recv()).await {
+                Ok(Some(batch)) => self.forward(&batch).await,
+                Ok(None) => return,
+                Err(_) if self.rank_times.pop_front().is_some() => self.read_ranks().await,
+                Err(_) => self.connection = None,
+            }
+        }
+    }
+
+    /// Sends a batch until the store has it.
+    async fn forward(&mut self, batch: &OutboxBatch) {
+        loop {
+            match self.send(batch).await {
+                Ok(()) => break,
+                Err(error) => self.on_failure(&error).await,
+            }
+        }
+        self.on_success();
+        let _ = self.stored.send(batch.id());
+        self.last_height = batch.batch.heights.iter().copied().max();
+        let now = Instant::now();
+        let delays = RANK_DELAYS.iter().filter(|_| self.reads_ranks);
+        self.rank_times = delays.map(|delay| now + *delay).collect();
+    }
+
+    /// Sends a batch once. Rows that the store rejects are dropped, because they would block all later ones.
+    async fn send(&mut self, batch: &OutboxBatch) -> Result<()> {
+        let connection = self.connect().await?;
+        let (rows, heights) = (&batch.batch.rows, &batch.batch.heights);
+        let rejected = match connection.store(rows, heights).await {
+            Ok(()) => 0,
+            Err(StoreError::Unavailable(error)) => return Err(error),
+            Err(StoreError::Rejected(_)) => {
+                let mut rejected = 0;
+                for (row, height) in rows.iter().zip(heights) {
+                    match connection.store(std::slice::from_ref(row), &[*height]).await {
+                        Ok(()) => {}
+                        Err(StoreError::Unavailable(error)) => return Err(error),
+                        Err(StoreError::Rejected(error)) => {
+                            warn!(
+                                block_height = height,
+                                "the block store rejected a row, which is dropped: {error:#}"
+                            );
+                            rejected += 1;
+                        }
+                    }
+                }
+                rejected
+            }
+        };
+        self.state.sent.fetch_add(rows.len() as u64 - rejected, Relaxed);
+        self.state.rejected.fetch_add(rejected, Relaxed);
+        Ok(())
+    }
+
+    async fn connect(&mut self) -> Result<&StoreConnection> {
+        let open = self.connection.take().filter(|connection| !connection.is_closed());
+        let connection = match open {
+            Some(connection) => connection,
+            None => StoreConnection::open(&self.settings, &self.application).await?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    async fn read_ranks(&mut self) {
+        let Some(height) = self.last_height else { return };
+        let origin = self.origin.clone();
+        let read = async {
+            let connection = self.connect().await?;
+            propagation::ranks(connection, &origin.chain, &origin.node, height).await
+        };
+        match read.await {
+            Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
+                info!("the block store has more than {MAX_RANKED_NODES} nodes: the page shows no rank");
+                self.reads_ranks = false;
+            }
+            Ok(ranks) => *self.state.ranks.lock().expect("nobody panics holding it") = ranks,
+            Err(error) => self.on_failure(&error).await,
+        }
+    }
+
+    fn on_success(&mut self) {
+        self.failures = 0;
+        let was_up = self.state.is_up.swap(true, Relaxed);
+        if self.last_logged.take().is_some() {
+            info!("sending rows to the block store {} again", self.settings);
+        } else if !was_up {
+            info!("connected to the block store {}", self.settings);
+        }
+    }
+
+    /// Logs a failure, unless it was logged last, and waits before the next attempt.
+    async fn on_failure(&mut self, error: &anyhow::Error) {
+        self.state.is_up.store(false, Relaxed);
+        self.connection = None;
+        let why = format!("{error:#}");
+        if self.last_logged.as_ref() != Some(&why) {
+            warn!(
+                "cannot use the block store {}: {why}; rows wait in the block log, retrying until it succeeds",
+                self.settings
+            );
+            self.last_logged = Some(why);
+        }
+        let (first, longest) = RETRY_INTERVAL;
+        let wait = (first * 2u32.saturating_pow(self.failures.min(6))).min(longest);
+        self.failures = self.failures.saturating_add(1);
+        sleep(wait.mul_f64(rand::random_range(0.5..=1.0))).await;
+    }
+}

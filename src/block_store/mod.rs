@@ -1,0 +1,95 @@
+//! The block store (`--block-store`): a PostgreSQL database in which the exporters of many nodes store their rows of the block log, to
+//! compare when each node had a block.
+//!
+//! - [`settings`] parses the URL and finds the password. `tls` implements the levels of verification of `sslmode`.
+//! - `connection` connects, creates or checks the schema, and stores rows. The schema is `contrib/postgresql/propagation.sql`.
+//! - `forwarder` forwards the rows of the block log's outbox on a thread of its own.
+//! - [`propagation`] queries the store: the lateness of each node for a block.
+
+mod connection;
+mod forwarder;
+pub mod propagation;
+pub mod settings;
+mod tls;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use serde::Serialize;
+
+use crate::metrics::{Family, counter, gauge};
+
+pub use forwarder::start;
+pub use settings::{StoreArgs, StoreSettings, check_needs};
+
+/// The rank of this node for a block, for the status page.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rank {
+    /// Hash of the block, in the byte order of `bitcoin-cli`.
+    pub block_hash: String,
+    /// Height of the block.
+    pub block_height: i32,
+    /// Position of the node in the order in which the nodes connected the block; `None` if its clock was not synchronized.
+    pub rank: Option<i64>,
+    /// Number of compared nodes.
+    pub nodes: Option<i64>,
+    /// Time from the first node to this one, in microseconds.
+    pub offset_us: Option<i64>,
+    /// Bound on the error of `offset_us`.
+    pub error_us: Option<i64>,
+}
+
+/// The state of the forwarding, for the metrics and the status page.
+#[derive(Debug, Default)]
+pub struct StoreState {
+    /// Rows that the store has confirmed.
+    pub sent: AtomicU64,
+    /// Rows that were dropped before they were sent, because a limit was reached.
+    pub dropped: AtomicU64,
+    /// Rows that the store rejected.
+    pub rejected: AtomicU64,
+    /// Rows that wait in the outbox.
+    pub waiting: AtomicU64,
+    /// Whether the last attempt to reach the store succeeded.
+    pub is_up: AtomicBool,
+    /// The ranks of this node for its last blocks, newest first.
+    pub ranks: Mutex<Vec<Rank>>,
+}
+
+impl StoreState {
+    /// The ranks of this node for its last blocks, newest first.
+    pub fn ranks(&self) -> Vec<Rank> {
+        self.ranks.lock().expect("nobody panics holding it").clone()
+    }
+}
+
+const EXPORTER: &[&str] = &["the exporter"];
+
+/// The state of the forwarding of this process; `None` without a block store.
+static STATE: OnceLock<Arc<StoreState>> = OnceLock::new();
+
+/// The ranks of this node for its last blocks, newest first; `None` without a block store.
+pub fn ranks() -> Option<Vec<Rank>> {
+    STATE.get().map(|state| state.ranks())
+}
+
+/// The metrics about the block store; without samples if there is none.
+#[rustfmt::skip]
+pub fn families() -> Vec<Family> {
+    let state = STATE.get();
+    let count = |read: fn(&StoreState) -> &AtomicU64| state.map(|state| read(state).load(Relaxed));
+    vec![
+        gauge("bitcoin_block_store_up", "1 if the last attempt to reach the block store (`--block-store`) succeeded, otherwise 0", EXPORTER)
+            .value_if_known(state.map(|state| f64::from(u8::from(state.is_up.load(Relaxed))))),
+        gauge("bitcoin_block_store_rows_waiting", "Rows of the block log that the block store does not have yet", EXPORTER)
+            .value_if_known(count(|state| &state.waiting)),
+        counter("bitcoin_block_store_rows_sent_total", "Rows that the block store has confirmed", EXPORTER)
+            .value_if_known(count(|state| &state.sent)),
+        counter("bitcoin_block_store_rows_dropped_total",
+            "Rows dropped before they were sent to the block store, because a limit of the block log was reached", EXPORTER)
+            .value_if_known(count(|state| &state.dropped)),
+        counter("bitcoin_block_store_rows_rejected_total",
+            "Rows that the block store rejected as invalid; the log has the reason", EXPORTER)
+            .value_if_known(count(|state| &state.rejected)),
+    ]
+}

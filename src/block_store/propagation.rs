@@ -1,0 +1,137 @@
+//! Queries of the block store: when each node had a block.
+
+use anyhow::{Result, bail};
+use tokio_postgres::types::Type;
+
+use super::Rank;
+use super::connection::StoreConnection;
+use super::settings::StoreSettings;
+use crate::block_log::read::{Rows, Value};
+
+/// Number of last blocks whose ranks are read. Each needs the rows of all nodes.
+const RANKED_BLOCKS: i32 = 5;
+
+/// The ranks of a node for its last blocks up to this height, newest first.
+pub(super) async fn ranks(
+    connection: &StoreConnection,
+    chain: &str,
+    node: &str,
+    height: i32,
+) -> Result<Vec<Rank>> {
+    const QUERY: &str = "
+        SELECT encode(own.block_hash, 'hex'), own.block_height, late.rank, late.nodes, late.offset_us, late.error_us
+        FROM propagation.blocks AS own LEFT JOIN (
+            SELECT * FROM propagation.lateness WHERE stage = 'connected' AND chain = $1 AND block_height BETWEEN $3 AND $4
+        ) AS late USING (chain, block_height, block_hash, node)
+        WHERE chain = $1 AND node = $2 AND block_height BETWEEN $3 AND $4
+        ORDER BY own.connected_at DESC";
+    let lowest = height.saturating_sub(RANKED_BLOCKS - 1);
+    let rows = connection
+        .query(
+            QUERY,
+            &[(&chain, Type::TEXT), (&node, Type::TEXT), (&lowest, Type::INT4), (&height, Type::INT4)],
+        )
+        .await?;
+    let rank = |row: &tokio_postgres::Row| Rank {
+        block_hash: row.get(0),
+        block_height: row.get(1),
+        rank: row.get(2),
+        nodes: row.get(3),
+        offset_us: row.get(4),
+        error_us: row.get(5),
+    };
+    Ok(rows.iter().map(rank).collect())
+}
+
+/// The nodes that reported the blocks of a height, in the order in which they connected them. Nodes whose clock was not synchronized come
+/// last, without offsets.
+///
+/// # Errors
+/// The store cannot be queried, or it has several chains and none was selected.
+pub async fn at_height(settings: &StoreSettings, chain: Option<&str>, height: i32) -> Result<Rows> {
+    const QUERY: &str = "
+        SELECT encode(b.block_hash, 'hex'), b.node, b.source, extract(epoch FROM b.connected_at)::float8, late.rank,
+            late.offset_us, late.error_us, complete.offset_us, complete.error_us, b.arrival, b.announced_by,
+            b.announced_connection, b.race_winner, coalesce(b.clock_synchronized, false), b.clock_max_error_us
+        FROM propagation.blocks AS b
+        LEFT JOIN (
+            SELECT * FROM propagation.lateness WHERE stage = 'connected' AND chain = $1 AND block_height = $2
+        ) AS late USING (chain, block_height, block_hash, node)
+        LEFT JOIN (
+            SELECT * FROM propagation.lateness WHERE stage = 'complete' AND chain = $1 AND block_height = $2
+        ) AS complete USING (chain, block_height, block_hash, node)
+        WHERE b.chain = $1 AND b.block_height = $2
+        ORDER BY b.block_hash, late.offset_us NULLS LAST, b.node";
+    let connection = StoreConnection::open(settings, "blocks --propagation").await?;
+    let chain = match chain {
+        Some(chain) => chain.to_string(),
+        None => only_chain(&connection).await?,
+    };
+    let rows = connection.query(QUERY, &[(&chain, Type::TEXT), (&height, Type::INT4)]).await?;
+    Ok(Rows { names: NAMES.to_vec(), rows: rows.iter().map(values).collect() })
+}
+
+/// Names of the columns of [`at_height`].
+const NAMES: [&str; 15] = [
+    "block_hash",
+    "node",
+    "source",
+    "connected_at",
+    "rank",
+    "connected_offset_us",
+    "connected_error_us",
+    "complete_offset_us",
+    "complete_error_us",
+    "arrival",
+    "announced_by",
+    "announced_connection",
+    "race_winner",
+    "clock_synchronized",
+    "clock_max_error_us",
+];
+
+fn values(row: &tokio_postgres::Row) -> Vec<Value> {
+    let text = |column| row.get::<_, Option<String>>(column).map_or(Value::Null, Value::Text);
+    let number = |column| row.get::<_, Option<i64>>(column).map_or(Value::Null, Value::Integer);
+    (0..NAMES.len())
+        .map(|column| match NAMES[column] {
+            "connected_at" => Value::Real(row.get(column)),
+            "clock_synchronized" => Value::Integer(row.get::<_, bool>(column).into()),
+            name if name == "rank" || name.ends_with("_us") => number(column),
+            _ => text(column),
+        })
+        .collect()
+}
+
+/// The nodes among the rows of [`at_height`] whose clock was not synchronized.
+pub fn excluded(rows: &Rows) -> Vec<String> {
+    let column = |name| NAMES.iter().position(|column| *column == name).unwrap_or_default();
+    let (node, synchronized) = (column("node"), column("clock_synchronized"));
+    let excluded = rows.rows.iter().filter(|row| row[synchronized] == Value::Integer(0));
+    let name = |row: &Vec<Value>| match &row[node] {
+        Value::Text(name) => Some(name.clone()),
+        _ => None,
+    };
+    excluded.filter_map(name).collect()
+}
+
+/// The chain of the store's rows, if there is only one.
+async fn only_chain(connection: &StoreConnection) -> Result<String> {
+    // Jumps from one chain to the next in the index.
+    const QUERY: &str = "
+        WITH RECURSIVE chains AS (
+            SELECT min(chain) AS chain FROM propagation.blocks
+            UNION ALL
+            SELECT (SELECT min(chain) FROM propagation.blocks WHERE chain > chains.chain) FROM chains WHERE chain IS NOT NULL
+        ) SELECT chain FROM chains WHERE chain IS NOT NULL";
+    let rows = connection.query(QUERY, &[]).await?;
+    let chains: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    match &chains[..] {
+        [chain] => Ok(chain.clone()),
+        [] => bail!("the block store has no rows yet"),
+        _ => bail!(
+            "the block store has blocks of several chains: {}; select one with --chain",
+            chains.join(", ")
+        ),
+    }
+}

@@ -1,0 +1,288 @@
+//! The settings of the block store: its URL, and the source of the password.
+
+use std::env;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode};
+
+use super::tls::{self, Verification};
+use crate::files;
+
+/// The arguments of the block store. Environment variables are given without the prefix, which [`crate::cli::Cli`] adds.
+#[derive(Args, Debug)]
+pub struct StoreArgs {
+    /// PostgreSQL database for the rows of many nodes' block logs: postgres://USER@HOST:PORT/DATABASE?sslmode=verify-full. Needs
+    /// --block-log, which keeps the rows until they are sent, and --node-name [default: no block store]
+    #[arg(long, value_name = "URL", env = "BLOCK_STORE", hide_env_values = true)]
+    pub block_store: Option<String>,
+
+    /// File with the password of the block store's user in its first line. Alternatives: the environment variable with the suffix
+    /// BLOCK_STORE_PASSWORD, or the systemd credential block-store-password
+    #[arg(long, value_name = "PATH", env = "BLOCK_STORE_PASSWORD_FILE", requires = "block_store")]
+    pub block_store_password_file: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// The settings; `None` without a block store. `environment` is the prefix of the names of environment variables.
+    ///
+    /// # Errors
+    /// The URL or the certificate authorities are invalid.
+    pub fn settings(&self, environment: &str) -> Result<Option<StoreSettings>> {
+        let Some(url) = &self.block_store else { return Ok(None) };
+        StoreSettings::new(url, self.block_store_password_file.clone(), environment)
+            .context("--block-store")
+            .map(Some)
+    }
+}
+
+/// Checks the arguments that a block store needs.
+///
+/// # Errors
+/// There is no block log, or the node has no name of its own.
+pub fn check_needs(block_log: Option<&Path>, node_name: &str) -> Result<()> {
+    if block_log.is_none() {
+        bail!("--block-store needs --block-log, the file that keeps the rows until they are sent");
+    }
+    if node_name.is_empty() || node_name == "localhost" {
+        bail!("--block-store needs --node-name, a name that no other node in the block store has");
+    }
+    Ok(())
+}
+
+/// The source of the password. It is read at each connection: the password may change.
+#[derive(Clone, Debug)]
+enum PasswordSource {
+    File(PathBuf),
+    Environment(String),
+    /// It is in the URL, or there is none.
+    Url,
+}
+
+/// The database, the user, the source of the password, and the TLS settings.
+#[derive(Clone)]
+pub struct StoreSettings {
+    /// Settings of a connection, without the password, for each attempt to connect.
+    attempts: Vec<Config>,
+    password: PasswordSource,
+    /// TLS settings.
+    pub(super) tls: tls::Connector,
+    description: String,
+}
+
+impl fmt::Display for StoreSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.description)
+    }
+}
+
+impl StoreSettings {
+    /// Parses a URL. `environment` is the prefix of the names of environment variables.
+    ///
+    /// # Errors
+    /// The URL or the certificate authorities are invalid. No error contains the password.
+    pub fn new(url: &str, password_file: Option<PathBuf>, environment: &str) -> Result<Self> {
+        const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            bail!("not a URL of PostgreSQL; expected postgres://USER@HOST:PORT/DATABASE");
+        }
+        let (url, ssl_mode, authorities) = split_tls_options(url)?;
+        let mut config: Config = url.parse().context("expected postgres://USER@HOST:PORT/DATABASE")?;
+        if config.get_hosts().is_empty() || config.get_dbname().is_none() || config.get_user().is_none() {
+            bail!("the URL needs a user, a host and a database: postgres://USER@HOST:PORT/DATABASE");
+        }
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        let (modes, verification) = ssl_mode.attempts(authorities.is_some());
+        let attempt = |mode: &SslMode| config.clone().ssl_mode(*mode).clone();
+        Ok(StoreSettings {
+            attempts: modes.iter().map(attempt).collect(),
+            password: password_source(password_file, environment),
+            tls: tls::connector(verification, authorities.as_deref())?,
+            description: describe(&config),
+        })
+    }
+
+    /// The settings of each attempt to connect, with the password.
+    ///
+    /// # Errors
+    /// The password cannot be read.
+    pub(super) async fn attempts(&self, application: &str) -> Result<Vec<Config>> {
+        let password = match &self.password {
+            PasswordSource::File(path) => Some(read_password(path).await?),
+            PasswordSource::Environment(name) => Some(env::var(name).with_context(|| name.clone())?),
+            PasswordSource::Url => None,
+        };
+        let with_password = |config: &Config| {
+            let mut config = config.clone();
+            if let Some(password) = &password {
+                config.password(password);
+            }
+            config.application_name(application).clone()
+        };
+        Ok(self.attempts.iter().map(with_password).collect())
+    }
+
+    /// The file from which the password is read.
+    pub fn password_file(&self) -> Option<&Path> {
+        match &self.password {
+            PasswordSource::File(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// TCP ports to which connections are made.
+    pub fn ports(&self) -> Vec<u16> {
+        const DEFAULT_PORT: u16 = 5432;
+        let ports = self.attempts[0].get_ports();
+        if ports.is_empty() { vec![DEFAULT_PORT] } else { ports.to_vec() }
+    }
+
+    /// Whether a host is a name, which has to be resolved.
+    pub fn resolves_names(&self) -> bool {
+        let is_name = |host: &Host| matches!(host, Host::Tcp(name) if name.parse::<IpAddr>().is_err());
+        self.attempts[0].get_hosts().iter().any(is_name)
+    }
+
+    /// Whether a host is the directory of a Unix socket.
+    pub fn has_unix_socket(&self) -> bool {
+        self.attempts[0].get_hosts().iter().any(|host| matches!(host, Host::Unix(_)))
+    }
+}
+
+/// The levels of `sslmode`, as in libpq.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum LibpqSslMode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+impl LibpqSslMode {
+    fn parse(text: &str) -> Result<Self> {
+        Ok(match text {
+            "disable" => LibpqSslMode::Disable,
+            "allow" => LibpqSslMode::Allow,
+            "prefer" => LibpqSslMode::Prefer,
+            "require" => LibpqSslMode::Require,
+            "verify-ca" => LibpqSslMode::VerifyCa,
+            "verify-full" => LibpqSslMode::VerifyFull,
+            _ => bail!("sslmode={text}: expected disable, allow, prefer, require, verify-ca or verify-full"),
+        })
+    }
+
+    /// The modes to try in this order, and the verification of the server's certificate. As in libpq, `require` verifies the certificate if
+    /// there is a file of authorities.
+    fn attempts(self, has_authorities: bool) -> (&'static [SslMode], Verification) {
+        match self {
+            LibpqSslMode::Disable => (&[SslMode::Disable], Verification::None),
+            LibpqSslMode::Allow => (&[SslMode::Disable, SslMode::Require], Verification::None),
+            LibpqSslMode::Prefer => (&[SslMode::Prefer, SslMode::Disable], Verification::None),
+            LibpqSslMode::Require if has_authorities => (&[SslMode::Require], Verification::Authority),
+            LibpqSslMode::Require => (&[SslMode::Require], Verification::None),
+            LibpqSslMode::VerifyCa => (&[SslMode::Require], Verification::Authority),
+            LibpqSslMode::VerifyFull => (&[SslMode::Require], Verification::Full),
+        }
+    }
+}
+
+/// Removes `sslmode` and `sslrootcert` from a URL. The crate for PostgreSQL does not have all modes.
+fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>)> {
+    let (mut mode, mut authorities) = (LibpqSslMode::Prefer, None);
+    let Some((base, query)) = url.split_once('?') else { return Ok((url.into(), mode, None)) };
+    let mut others = Vec::new();
+    for option in query.split('&').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some(("sslmode", value)) => mode = LibpqSslMode::parse(value)?,
+            Some(("sslrootcert", "system")) => authorities = None,
+            Some(("sslrootcert", path)) => authorities = Some(PathBuf::from(path)),
+            _ => others.push(option),
+        }
+    }
+    let url = if others.is_empty() { base.into() } else { format!("{base}?{}", others.join("&")) };
+    Ok((url, mode, authorities))
+}
+
+/// The source of the password: the file, the environment variable, the systemd credential, or else the URL.
+fn password_source(file: Option<PathBuf>, environment: &str) -> PasswordSource {
+    let variable = format!("{environment}_BLOCK_STORE_PASSWORD");
+    let credential =
+        env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("block-store-password"));
+    match (file, credential.filter(|path| path.exists())) {
+        (Some(path), _) => PasswordSource::File(path),
+        (None, _) if env::var_os(&variable).is_some() => PasswordSource::Environment(variable),
+        (None, Some(path)) => PasswordSource::File(path),
+        (None, None) => PasswordSource::Url,
+    }
+}
+
+async fn read_password(path: &Path) -> Result<String> {
+    const MAX_BYTES: u64 = 4096;
+    let at = || format!("cannot read the password of the block store in {}", path.display());
+    let read = files::on_thread(path, |path| files::read_regular(path, MAX_BYTES)).await;
+    let text = read.and_then(|bytes| bytes).with_context(at)?;
+    let text = String::from_utf8(text).with_context(at)?;
+    match text.lines().next().unwrap_or_default() {
+        "" => bail!("{} has no password in its first line", path.display()),
+        password => Ok(password.into()),
+    }
+}
+
+/// The database without the password, for messages.
+fn describe(config: &Config) -> String {
+    let host = |host: &Host| match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(path) => path.display().to_string(),
+    };
+    let hosts: Vec<_> = config.get_hosts().iter().map(host).collect();
+    let user = config.get_user().unwrap_or_default();
+    format!("{} on {} (user {user})", config.get_dbname().unwrap_or_default(), hosts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ssl_modes_are_those_of_libpq() {
+        let split = |query: &str| split_tls_options(&format!("postgres://u@h/d{query}"));
+        for (query, mode, authorities, rest) in [
+            ("", LibpqSslMode::Prefer, None, ""),
+            ("?sslmode=disable", LibpqSslMode::Disable, None, ""),
+            ("?connect_timeout=3&sslmode=verify-full", LibpqSslMode::VerifyFull, None, "?connect_timeout=3"),
+            ("?sslrootcert=/ca.pem&sslmode=verify-ca", LibpqSslMode::VerifyCa, Some("/ca.pem"), ""),
+            ("?sslrootcert=system&sslmode=require", LibpqSslMode::Require, None, ""),
+        ] {
+            let expected = (format!("postgres://u@h/d{rest}"), mode, authorities.map(PathBuf::from));
+            assert_eq!(split(query).unwrap(), expected);
+        }
+        assert!(split("?sslmode=always").unwrap_err().to_string().contains("expected disable, allow"));
+        assert_eq!(LibpqSslMode::Require.attempts(true).1, Verification::Authority);
+        assert_eq!(LibpqSslMode::Prefer.attempts(true).1, Verification::None);
+    }
+
+    #[test]
+    fn invalid_url_is_rejected_without_its_password() {
+        for url in [
+            "mysql://u:secret@h/d",
+            "postgres://u:secret@h",
+            "postgres://u:secret@h:port/d",
+            "postgres://u:secret@h/d?nothing=1",
+            "postgres://u:secret@h/d?sslmode=no",
+        ] {
+            let error = StoreSettings::new(url, None, "X").err().unwrap();
+            assert!(!format!("{error:#}").contains("secret"), "{url}: {error:#}");
+        }
+        let settings = StoreSettings::new("postgres://u:secret@h1,h2:1/d", None, "X").unwrap();
+        assert_eq!(settings.to_string(), "d on h1, h2 (user u)");
+    }
+}

@@ -1,0 +1,174 @@
+//! TLS to the block store, with the levels of verification of libpq's `sslmode`.
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use anyhow::{Context as _, Result};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring::default_provider;
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::Socket;
+use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::{http_rpc_tls, tls};
+
+/// How the server's certificate is verified.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verification {
+    /// Not at all: the connection is encrypted, but the server may be another one.
+    None,
+    /// An authority has signed it (`verify-ca`).
+    Authority,
+    /// An authority has signed it for this host (`verify-full`).
+    Full,
+}
+
+/// Makes the connector. It trusts the authorities in this file, or those of the system.
+///
+/// # Errors
+/// The file cannot be read or has no certificate; the system has no authorities.
+pub fn connector(verification: Verification, authorities: Option<&Path>) -> Result<Connector> {
+    let provider = Arc::new(default_provider());
+    let builder =
+        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let inner = match verification {
+        Verification::None => None,
+        _ => {
+            let roots = match authorities {
+                Some(path) => tls::authorities(&tls::read_pem(path).context("sslrootcert")?, path)?,
+                None => http_rpc_tls::system_roots().context("sslrootcert")?,
+            };
+            Some(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?)
+        }
+    };
+    let verifier = match (verification, inner) {
+        (Verification::Full, Some(inner)) => inner as Arc<dyn ServerCertVerifier>,
+        (_, authority) => Arc::new(LaxVerifier { authority, provider }),
+    };
+    let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    Ok(Connector(Arc::new(config)))
+}
+
+/// A verifier that ignores the name in the certificate, and without `authority` also who has signed it.
+#[derive(Debug)]
+struct LaxVerifier {
+    authority: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for LaxVerifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Some(authority) = &self.authority else { return Ok(ServerCertVerified::assertion()) };
+        match authority.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Makes TLS connections for `tokio_postgres`.
+#[derive(Clone)]
+pub struct Connector(pub Arc<ClientConfig>);
+
+impl MakeTlsConnect<Socket> for Connector {
+    type Stream = TlsSocket;
+    type TlsConnect = HostConnector;
+    type Error = InvalidDnsNameError;
+
+    fn make_tls_connect(&mut self, host: &str) -> Result<HostConnector, InvalidDnsNameError> {
+        Ok(HostConnector(self.0.clone().into(), ServerName::try_from(host)?.to_owned()))
+    }
+}
+
+/// Makes a TLS connection to a host.
+pub struct HostConnector(TlsConnector, ServerName<'static>);
+
+impl TlsConnect<Socket> for HostConnector {
+    type Stream = TlsSocket;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TlsSocket>> + Send>>;
+
+    fn connect(self, socket: Socket) -> Self::Future {
+        Box::pin(async move { self.0.connect(self.1, socket).await.map(TlsSocket) })
+    }
+}
+
+/// A socket with TLS. The crate for PostgreSQL needs its own trait, which can be implemented only for a type of this crate.
+pub struct TlsSocket(TlsStream<Socket>);
+
+impl tokio_postgres::tls::TlsStream for TlsSocket {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl AsyncRead for TlsSocket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for TlsSocket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
